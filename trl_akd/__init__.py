@@ -1,0 +1,24 @@
+"""Distil large code models into small ones with TRL, and judge the result by running the code it writes."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+__all__ = ["AKDConfig", "AKDTrainer", "AdaptiveBeta"]
+
+_HOME = {"AKDConfig": "akd.akd_config", "AKDTrainer": "akd.akd_trainer", "AdaptiveBeta": "beta"}
+
+if TYPE_CHECKING:
+    from .akd.akd_config import AKDConfig
+    from .akd.akd_trainer import AKDTrainer
+    from .beta import AdaptiveBeta
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,72 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
+from trl_akd import AKDConfig, AKDTrainer
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Paths of a tiny student and a tiny teacher, with tokenizers."""
+    return tiny.save_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., AKDConfig]:
+    def make(**settings: Any) -> AKDConfig:
+        defaults = {
+            "output_dir": str(tmp_path / "run"),
+            "use_cpu": True,
+            "report_to": "none",
+            "max_steps": 2,
+            "per_device_train_batch_size": 4,
+            "per_device_eval_batch_size": 4,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "max_length": 64,
+            "learning_rate": 1e-2,
+            "gradient_checkpointing": False,
+        }
+        return AKDConfig(**{**defaults, **settings})
+
+    return make
+
+
+@pytest.fixture
+def trainer(pair: tuple[str, str], config: Callable[..., AKDConfig]) -> Callable[..., AKDTrainer]:
+    """Make a trainer of the tiny pair; settings of the trainer by name, all others go to the configuration."""
+
+    def make(
+        model: Any = None,
+        teacher_model: Any = None,
+        train_dataset: Any = None,
+        peft_config: Any = None,
+        **settings: Any,
+    ) -> AKDTrainer:
+        given = {
+            name: settings.pop(name)
+            for name in (
+                "processing_class",
+                "data_collator",
+                "eval_dataset",
+                "callbacks",
+                "teacher_tokenizer",
+                "compute_metrics",
+            )
+            if name in settings
+        }
+        if "processing_class" not in given and not isinstance(model, str | None):
+            given["processing_class"] = tiny.tokenizer()
+        return AKDTrainer(
+            model=model or pair[0],
+            teacher_model=teacher_model or pair[1],
+            args=config(**settings),
+            train_dataset=train_dataset or tiny.rows(8),
+            peft_config=peft_config,
+            **given,
+        )
+
+    return make

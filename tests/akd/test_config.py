@@ -1,0 +1,85 @@
+import dataclasses
+import re
+
+import pytest
+
+from trl_akd import AKDConfig
+from trl_akd.akd.gkd import GKDConfig
+
+
+def make(**settings):
+    return AKDConfig(output_dir="unused", use_cpu=True, report_to="none", **settings)
+
+
+def test_defaults_are_the_papers():
+    config = make()
+    assert (config.learning_rate, config.per_device_train_batch_size, config.max_length) == (1e-5, 8, 512)
+    assert (config.beta_strategy, config.beta_initial_values) == ("akd", [0.1, 0.6])
+    assert (config.beta_learning_rate, config.beta_regularization, config.beta_regularizer) == (0.01, 0.5, "eq13")
+    assert (config.lmbda, config.seq_kd, config.kd_temperature, config.ce_weight) == (0.0, False, 1.0, 0.0)
+
+
+def test_a_machine_without_bf16_needs_no_flag():
+    assert AKDConfig(output_dir="unused").bf16 is False
+
+
+def test_docstring_lists_the_fields_that_are_added_or_changed():
+    inherited = {field.name: field for field in dataclasses.fields(GKDConfig)}
+    fields = {field.name: field for field in dataclasses.fields(AKDConfig)}
+    own = {name for name in AKDConfig.__annotations__ if name in fields}
+    documented = dict(re.findall(r"^ {8}(\w+) \((.+)\):$", AKDConfig.__doc__, re.M))
+    assert set(documented) == own
+    for name in own:
+        field = fields[name]
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+        stated = re.search("defaults to `(.+)`", documented[name])
+        assert (eval(stated[1]) if stated else None) == default, name
+        if name in inherited and name != "bf16":  # None means something else here
+            assert default != inherited[name].default, f"{name} need not be overridden"
+
+
+def test_every_field_has_help():
+    for field in dataclasses.fields(AKDConfig):
+        if field.name in AKDConfig.__annotations__:
+            assert field.metadata["help"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta": 0.5}, "`beta` is 0.5, which has no effect with beta_strategy='akd'"),
+        ({"beta_strategy": "fixed"}, "`beta` is not set"),
+        ({"beta_strategy": "fixed", "beta": 1.5}, r"`beta` is 1.5; .*\[0, 1\]"),
+        ({"beta_strategy": "fixed", "beta": -0.1}, "`beta` is -0.1"),
+        ({"beta_strategy": "m3"}, "`beta_strategy` is 'm3'"),
+        ({"beta_initial_values": [2.0]}, "`beta_initial_values` contains 2.0"),
+        ({"beta_regularizer": "eq15"}, "`beta_regularizer` is 'eq15'"),
+        ({"beta_learning_rate": -1.0}, "`beta_learning_rate` is -1.0"),
+        ({"beta_regularization": -1.0}, "`beta_regularization` is -1.0"),
+        ({"lmbda": 1.5}, "`lmbda` is 1.5"),
+        ({"kd_temperature": 0.0}, "`kd_temperature` is 0.0"),
+        ({"temperature": 0.0, "lmbda": 1.0}, "`temperature` is 0.0"),
+        ({"ce_weight": -1.0}, "`ce_weight` is -1.0"),
+        ({"loss_chunk_size": 0}, "`loss_chunk_size` is 0"),
+        ({"normalization": "batch"}, "`normalization` is 'batch'"),
+        ({"prompt_template": "alpacca"}, "alpaca"),
+        ({"packing": True, "lmbda": 0.5}, "`packing` is on together with `lmbda`"),
+        ({"packing": True, "seq_kd": True}, "`packing` is on together with"),
+        ({"loss_type": "dft"}, "`loss_type` is 'dft'"),
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` is 0.1"),
+        ({"truncation_mode": "keep_end"}, "`truncation_mode` is 'keep_end'"),
+        ({"completion_only_loss": False}, "`completion_only_loss` is False"),
+    ],
+)
+def test_bad_values_are_named_with_a_remedy(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
+
+
+def test_replace_keeps_a_learned_beta_unset():
+    assert dataclasses.replace(make(), learning_rate=1e-3).beta is None
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_fixed_beta(value):
+    assert make(beta_strategy="fixed", beta=value).make_beta().value == value

@@ -1,0 +1,258 @@
+"""Time and peak memory of the fused divergence beside TRL's losses, forward and backward, LM heads included.
+
+    python -m tests.benchmarks.bench_losses --tokens 1024 --vocab 49152
+    python -m tests.benchmarks.bench_losses --tokens 2048 --vocab 152064 --student_hidden 896 --teacher_hidden 3584
+
+The contenders take turns in one process for the time. Each runs in a process of its own for the memory: what it needs at
+its peak beyond its inputs, its gradients included. All tokens count, which spares TRL's GKD loss the prompts it would
+project and drop. Nothing here passes or fails by its speed; equal losses are checked.
+"""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+import torch
+import torch.nn.functional as F
+import trl
+from torch import Tensor
+from trl.experimental.gkd import GKDTrainer
+from trl.trainer.distillation_trainer import _chunked_divergence_loss
+
+from trl_akd.losses import fused_linear_divergence
+
+BASELINE = "TRL GKD, all logits"
+# Logits of both models, their copies, softmaxes and gradients: measured on a small case, to skip what cannot fit.
+COPIES_OF_ALL_LOGITS = 9
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: sizes, dtype, device and threads."""
+
+    tokens: int
+    vocab: int
+    student_hidden: int
+    teacher_hidden: int
+    dtype: str
+    device: str
+    threads: int
+
+    def inputs(self) -> "Inputs":
+        """Draw hidden states and heads whose logits have a standard deviation of about 2."""
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(rows: int, width: int, deviation: float = 1.0) -> Tensor:
+            drawn = torch.randn(rows, width, generator=generator).mul_(deviation)
+            return drawn.to(self.device, getattr(torch, self.dtype))
+
+        return Inputs(
+            draw(self.tokens, self.student_hidden).requires_grad_(),
+            draw(self.vocab, self.student_hidden, 2 / self.student_hidden**0.5).requires_grad_(),
+            draw(self.tokens, self.teacher_hidden),
+            draw(self.vocab, self.teacher_hidden, 2 / self.teacher_hidden**0.5),
+        )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Hidden states [N, H] and LM heads [V, H] of both models."""
+
+    student_hidden: Tensor
+    student_weight: Tensor
+    teacher_hidden: Tensor
+    teacher_weight: Tensor
+
+    def mask(self) -> Tensor:
+        return torch.ones(1, len(self.student_hidden), dtype=torch.long, device=self.student_hidden.device)
+
+    def forget_gradients(self) -> None:
+        self.student_hidden.grad = self.student_weight.grad = None
+
+
+def fused(inputs: Inputs, beta: float) -> Tensor:
+    tokens = len(inputs.student_hidden)
+    return fused_linear_divergence(
+        inputs.student_hidden,
+        inputs.student_weight,
+        inputs.teacher_hidden,
+        inputs.teacher_weight,
+        token_weights=torch.full((tokens,), 1 / tokens, device=inputs.student_hidden.device),
+        beta=beta,
+    ).loss
+
+
+def trl_gkd(inputs: Inputs) -> Tensor:
+    with torch.no_grad():
+        teacher_logits = F.linear(inputs.teacher_hidden, inputs.teacher_weight)
+    student_logits = F.linear(inputs.student_hidden, inputs.student_weight)
+    return GKDTrainer.generalized_jsd_loss(student_logits[None], teacher_logits[None], labels=inputs.mask(), beta=0.0)
+
+
+def trl_chunked(inputs: Inputs) -> Tensor:
+    loss, _, _ = _chunked_divergence_loss(
+        inputs.student_hidden[None],
+        inputs.teacher_hidden[None],
+        inputs.student_weight,
+        inputs.teacher_weight,
+        inputs.mask(),
+        beta=0.0,
+    )
+    return loss
+
+
+CONTENDERS: dict[str, Callable[[Inputs], Tensor]] = {
+    "fused, beta 0": lambda inputs: fused(inputs, 0.0),
+    "fused, beta 0.3": lambda inputs: fused(inputs, 0.3),
+    BASELINE: trl_gkd,
+    "TRL chunked divergence": trl_chunked,
+}
+SAME_LOSS = ("fused, beta 0", BASELINE, "TRL chunked divergence")
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure_times(case: Case, names: list[str], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each contender's turns, after one turn that is not counted."""
+    inputs = case.inputs()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    losses = {}
+    for turn in range(repeats + 1):
+        for name in names:
+            inputs.forget_gradients()
+            synchronize(case.device)
+            start = time.perf_counter()
+            loss = CONTENDERS[name](inputs)
+            loss.backward()
+            synchronize(case.device)
+            losses[name] = loss.item()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+            print(f"turn {turn}: {name}", file=sys.stderr)
+    check_losses({name: loss for name, loss in losses.items() if name in SAME_LOSS}, case.dtype)
+    return seconds
+
+
+def check_losses(losses: dict[str, float], dtype: str) -> None:
+    tolerance = 1e-4 if dtype == "float32" else 5e-2
+    if max(losses.values()) - min(losses.values()) > tolerance * max(losses.values()):
+        raise ArithmeticError(f"the losses differ, so their times cannot be compared: {losses}")
+
+
+def measure_peak(case: Case, name: str) -> int:
+    """Bytes that one forward and backward pass needs at its peak beyond its inputs."""
+    run = CONTENDERS[name]
+    small = Case(**(asdict(case) | {"tokens": 8, "vocab": 128})).inputs()
+    run(small).backward()  # Libraries load, thread pools start.
+    inputs = case.inputs()
+    gc.collect()
+    if case.device == "cuda":
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run(inputs).backward()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew.
+    before = resident_bytes("VmRSS")
+    run(inputs).backward()
+    return resident_bytes("VmHWM") - before
+
+
+def resident_bytes(field: str) -> int:
+    [kilobytes] = re.findall(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return 1024 * int(kilobytes)
+
+
+def measure_peak_elsewhere(case: Case, name: str) -> int:
+    command = [sys.executable, "-m", "tests.benchmarks.bench_losses", "--peak_of", name]
+    for field, value in asdict(case).items():
+        command += [f"--{field}", str(value)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def contenders_that_fit(case: Case) -> list[str]:
+    """All contenders, or all but the one that needs all logits where memory has no room for them."""
+    needed = COPIES_OF_ALL_LOGITS * case.tokens * case.vocab * getattr(torch, case.dtype).itemsize
+    if case.device == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed < 0.9 * free:
+        return list(CONTENDERS)
+    print(f"{BASELINE} left out: about {needed // MIB} MiB needed, {free // MIB} MiB free.", file=sys.stderr)
+    return [name for name in CONTENDERS if name != BASELINE]
+
+
+def table(seconds: dict[str, list[float]], peaks: dict[str, int]) -> str:
+    """Markdown: each contender's numbers, and their ratios to the baseline's."""
+    rows = [
+        "| loss | median s | min-max s | median time ratio | min time ratio | peak MiB | memory ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    reference = BASELINE if BASELINE in seconds else next(iter(seconds))
+    for name, turns in seconds.items():
+        median_ratio = statistics.median(turns) / statistics.median(seconds[reference])
+        rows.append(
+            f"| {name} | {statistics.median(turns):.3f} | {min(turns):.3f}-{max(turns):.3f} | {median_ratio:.2f} "
+            f"| {min(turns) / min(seconds[reference]):.2f} | {peaks[name] / MIB:.0f} "
+            f"| {peaks[name] / peaks[reference]:.2f} |"
+        )
+    return "\n".join(rows)
+
+
+def environment() -> dict[str, str]:
+    return {
+        "torch": torch.__version__,
+        "trl": trl.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "load": " ".join(f"{load:.1f}" for load in os.getloadavg()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--vocab", type=int, default=49152)
+    parser.add_argument("--student_hidden", type=int, default=576)
+    parser.add_argument("--teacher_hidden", type=int, default=2048)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser.add_argument("--peak_of", choices=CONTENDERS, help="only print one contender's peak memory in bytes")
+    arguments = vars(parser.parse_args())
+    repeats, path, peak_of = arguments.pop("repeats"), arguments.pop("json"), arguments.pop("peak_of")
+    case = Case(**arguments)
+    torch.set_num_threads(case.threads)
+    if peak_of:
+        print(measure_peak(case, peak_of))
+        return
+    names = contenders_that_fit(case)
+    peaks = {name: measure_peak_elsewhere(case, name) for name in names}
+    seconds = measure_times(case, names, repeats)
+    print(f"{case}\n{environment()}\n\n{table(seconds, peaks)}")
+    if path:
+        numbers = {"case": asdict(case), "environment": environment(), "seconds": seconds, "peak_bytes": peaks}
+        path.write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

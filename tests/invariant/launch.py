@@ -1,0 +1,90 @@
+"""Start the worker under each way of splitting the work."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_COMMON = {
+    "compute_environment": "LOCAL_MACHINE",
+    "num_machines": 1,
+    "num_processes": 2,
+    "machine_rank": 0,
+    "main_training_function": "main",
+    "rdzv_backend": "static",
+    "same_network": True,
+    "use_cpu": True,
+}
+
+
+@dataclass
+class Outcome:
+    """What a run wrote down."""
+
+    record: dict[str, Any]
+    parameters: dict[str, Tensor]
+    checkpoints: Path
+
+    def series(self, key: str) -> list[float]:
+        return [log[key] for log in self.record["logs"] if key in log]
+
+
+def run(folder: Path, backend: str, timeout: float = 300, **settings: Any) -> Outcome:
+    """Run the worker in `folder`; `backend` is `single`, `ddp`, `zero1`, `zero2` or `zero3`.
+
+    ZeRO-3 shards everything, even the tiniest tensor.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"output_dir": str(folder / "checkpoints"), "results": str(folder), **settings}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m"]
+    if backend != "single":
+        (folder / "accelerate.yaml").write_text(yaml.safe_dump(_accelerate_config(folder, backend)))
+        command += ["accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml"), "-m"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    finished = subprocess.run(
+        [*command, "tests.invariant.worker", str(folder / "settings.json")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    if finished.returncode != 0:
+        raise RuntimeError(f"{backend} failed:\n{finished.stdout[-2000:]}\n{finished.stderr[-6000:]}")
+    record = json.loads((folder / "record.json").read_text())
+    weights = next((folder / "model").glob("*model.safetensors"))
+    return Outcome(record, load_file(weights), folder / "checkpoints")
+
+
+def _accelerate_config(folder: Path, backend: str) -> dict[str, Any]:
+    if backend == "ddp":
+        return {**_COMMON, "distributed_type": "MULTI_GPU", "mixed_precision": "no"}
+    stage = int(backend.removeprefix("zero"))
+    deepspeed = {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": False,
+            "stage3_param_persistence_threshold": 0,
+            "stage3_max_live_parameters": 0,
+            "stage3_max_reuse_distance": 0,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+    }
+    (folder / "deepspeed.json").write_text(json.dumps(deepspeed))
+    plugin = {"deepspeed_config_file": str(folder / "deepspeed.json"), "zero3_init_flag": stage == 3}
+    return {**_COMMON, "distributed_type": "DEEPSPEED", "deepspeed_config": plugin}

@@ -1,0 +1,151 @@
+"""The same samples give the same losses, β, gradients and parameters, however the work is split or interrupted."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import tiny
+
+from .launch import Outcome, run
+
+Train = Callable[..., Outcome]
+
+# 12 rows and a global batch of 4 for two epochs: six steps, β drawn anew after the third.
+SPLITS: dict[str, tuple[str, int, int]] = {
+    "2 accumulated": ("single", 2, 2),
+    "4 accumulated": ("single", 1, 4),
+    "DDP": ("ddp", 2, 1),
+    "DDP, 2 accumulated": ("ddp", 1, 2),
+    "ZeRO-1": ("zero1", 2, 1),
+    "ZeRO-2": ("zero2", 2, 1),
+    "ZeRO-2, 2 accumulated": ("zero2", 1, 2),
+    "ZeRO-3": ("zero3", 2, 1),
+    "ZeRO-3, 2 accumulated": ("zero3", 1, 2),
+}
+COMPARED = (
+    "loss",
+    "grad_norm",
+    "kd/beta",
+    "kd/forward_kl",
+    "kd/reverse_kl",
+    "kd/teacher_nll",
+    "entropy",
+    "num_tokens",
+)
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """Train once for each distinct set of arguments."""
+    folder = tmp_path_factory.mktemp("invariance")
+    student, teacher = tiny.save_pair(folder)
+
+    @cache
+    def once(backend: str = "single", batch: int = 4, accumulation: int = 1, **settings: Any) -> Outcome:
+        name = "-".join(map(str, [backend, batch, accumulation, *settings.values()])).replace("/", "_")
+        settings = {
+            "num_train_epochs": 2,
+            "save_steps": 4,
+            "student": student,
+            "teacher_model_name_or_path": teacher,
+            "gradient_checkpointing": False,
+            **settings,
+        }
+        return run(
+            folder / name[-100:],
+            backend,
+            per_device_train_batch_size=batch,
+            per_device_eval_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            **settings,
+        )
+
+    return once
+
+
+def assert_same(found: Outcome, expected: Outcome, last: int | None = None) -> None:
+    for key in COMPARED:
+        reference = expected.series(key)[-last:] if last else expected.series(key)
+        assert found.series(key) == pytest.approx(reference, rel=2e-4, abs=1e-6), key
+    assert found.record["beta"] == pytest.approx(expected.record["beta"], abs=1e-9)
+    assert found.parameters.keys() == expected.parameters.keys()
+    for name, parameter in expected.parameters.items():
+        torch.testing.assert_close(found.parameters[name], parameter, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_split_does_not_matter(train: Train, split: str) -> None:
+    backend, batch, accumulation = SPLITS[split]
+    found, expected = train(backend, batch, accumulation), train()
+    assert found.record["world_size"] == (1 if backend == "single" else 2)
+    assert found.record["sharded"] == (backend == "zero3")
+    assert len(expected.series("loss")) == 6
+    assert len(set(expected.series("kd/beta"))) == 6, "β must move, or the comparison says nothing about it"
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize(("backend", "batch", "accumulation"), [("single", 1, 4), ("ddp", 1, 2), ("zero3", 1, 2)])
+def test_split_does_not_matter_for_token_normalization(
+    train: Train, backend: str, batch: int, accumulation: int
+) -> None:
+    settings = {"normalization": "token", "ce_weight": 0.5, "kd_temperature": 2.0}
+    expected = train(**settings)
+    assert expected.series("loss") != pytest.approx(train().series("loss"), rel=1e-3)
+    assert_same(train(backend, batch, accumulation, **settings), expected)
+
+
+@pytest.mark.parametrize(("backend", "batch"), [("single", 4), ("ddp", 2), ("zero2", 2), ("zero3", 2)])
+def test_resumed_run_is_the_uninterrupted_run(train: Train, backend: str, batch: int) -> None:
+    unbroken = train(backend, batch)
+    checkpoint = unbroken.checkpoints / "checkpoint-4"  # one step into the second epoch
+    resumed = train(backend, batch, resume=str(checkpoint), save_strategy="no")
+    assert len(resumed.series("loss")) == 2
+    assert_same(resumed, unbroken, last=2)
+
+
+def test_sharded_weights_load_without_deepspeed(train: Train) -> None:
+    from transformers import AutoModelForCausalLM
+
+    outcome = train("zero3", 2)
+    model = AutoModelForCausalLM.from_pretrained(outcome.checkpoints / "checkpoint-6")
+    for name, parameter in model.state_dict().items():
+        if name in outcome.parameters:
+            torch.testing.assert_close(parameter, outcome.parameters[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora": True},
+        {"lora": True, "gradient_checkpointing": True},
+        {"gradient_checkpointing": True},
+        {"beta_strategy": "fixed", "beta": 0.0},
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_split_does_not_matter_for(train: Train, backend: str, settings: dict[str, Any]) -> None:
+    if "lora" not in settings:
+        assert_same(train(backend, 1, 2, **settings), train(**settings))
+    else:
+        found, expected = train(backend, 1, 2, **settings), train(**settings)
+        assert found.series("loss") == pytest.approx(expected.series("loss"), rel=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["ddp", "zero2", "zero3"])
+def test_text_is_generated_under(train: Train, backend: str) -> None:
+    outcome = train(backend, 1, 2, lmbda=0.5, seq_kd=True, max_new_tokens=8)
+    assert len(outcome.series("loss")) == 6
+    assert all(loss > 0 for loss in outcome.series("loss"))
+
+
+def test_checkpoints_hold_beta(train: Train) -> None:
+    folder: Path = train().checkpoints / "checkpoint-4"
+    state = torch.load(folder / "akd_state.pt", weights_only=True)
+    assert state["beta"]["epoch"] == 1

@@ -1,0 +1,83 @@
+"""Train a tiny pair once and write down all that must not depend on how the work was split.
+
+Run by `test_invariance.py`, under `accelerate launch` or alone: `python worker.py SETTINGS.json`.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from tests import tiny
+from trl_akd import AKDConfig, AKDTrainer
+
+
+class History(TrainerCallback):
+    def __init__(self) -> None:
+        self.logs: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if logs and ("loss" in logs or "eval_loss" in logs):
+            self.logs.append({"step": state.global_step, **logs})
+
+
+def main() -> None:
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    history = History()
+    rows = settings.pop("rows", 12)
+    resume = settings.pop("resume", None)
+    results = Path(settings.pop("results"))
+    student = settings.pop("student")
+    lora = settings.pop("lora", False)
+    args = AKDConfig(
+        use_cpu=True,
+        report_to="none",
+        logging_steps=1,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        optim="sgd",  # keeps a tiny difference in gradients tiny in parameters
+        max_grad_norm=1e9,
+        max_length=64,
+        seed=3,  # draws a smaller β for the first epoch than for the second
+        **settings,
+    )
+    trainer = AKDTrainer(
+        model=student,
+        args=args,
+        train_dataset=tiny.rows(rows),
+        eval_dataset=tiny.rows(8, seed=1),
+        peft_config=_lora() if lora else None,
+        callbacks=[history],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.evaluate()
+    trainer.save_model(str(results / "model"))
+    if trainer.accelerator.is_main_process:
+        record = {
+            "world_size": trainer.accelerator.num_processes,
+            "distributed_type": trainer.accelerator.distributed_type.value,
+            "logs": history.logs,
+            "beta": trainer.adaptive_beta.value,
+            "sharded": _is_sharded(trainer),
+        }
+        (results / "record.json").write_text(json.dumps(record))
+
+
+def _lora() -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+
+
+def _is_sharded(trainer: AKDTrainer) -> bool:
+    """Tell whether every tensor of student and teacher is really split over the ranks, between two steps."""
+    parameters = [*trainer.model.parameters(), *trainer.teacher.model.parameters()]
+    return all(hasattr(parameter, "ds_tensor") and parameter.numel() == 0 for parameter in parameters)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -1,0 +1,126 @@
+"""What the fused divergence spends: matrix products and memory, counted rather than timed."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from trl_akd.losses import fused_linear_divergence
+
+TOKENS, IGNORED, WORDS, STUDENT_WIDTH, TEACHER_WIDTH, CHUNK = 48, 16, 500, 8, 12, 5
+ALL_LOGITS = (TOKENS - IGNORED) * WORDS
+
+
+@pytest.fixture
+def arguments():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.ones(TOKENS)
+    weights[torch.randperm(TOKENS, generator=generator)[:IGNORED]] = 0.0
+    return {
+        "student_hidden": torch.randn(TOKENS, STUDENT_WIDTH, generator=generator).requires_grad_(),
+        "student_weight": torch.randn(WORDS, STUDENT_WIDTH, generator=generator).requires_grad_(),
+        "teacher_hidden": torch.randn(TOKENS, TEACHER_WIDTH, generator=generator),
+        "teacher_weight": torch.randn(WORDS, TEACHER_WIDTH, generator=generator),
+        "student_bias": torch.zeros(WORDS, requires_grad=True),
+        "token_weights": weights,
+        "beta": 0.3,
+        "chunk_size": CHUNK,
+        "labels": torch.zeros(TOKENS, dtype=torch.long),
+        "ce_weight": 0.1,
+        "temperature": 2.0,
+        "student_softcap": 30.0,
+    }
+
+
+class Spy(TorchDispatchMode):
+    """Count multiplications of matrix products, and remember the size of every storage that comes into being."""
+
+    def __init__(self):
+        super().__init__()
+        self.multiplications = 0
+        self.sizes = []
+        self.known = {}  # Storages by address, kept alive so that no address is used twice.
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        list(self.unknown((args, kwargs)))
+        result = function(*args, **(kwargs or {}))
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+            left, right = [tensor for tensor in args if isinstance(tensor, torch.Tensor)][-2:]
+            self.multiplications += left.shape[0] * left.shape[1] * right.shape[1]
+        elif function.overloadpacket in (torch.ops.aten.bmm, torch.ops.aten.baddbmm, torch.ops.aten.linear):
+            raise AssertionError(f"{function} is not counted here")
+        self.sizes += [storage.nbytes() // itemsize for storage, itemsize in self.unknown(result)]
+        return result
+
+    def unknown(self, values):
+        """Yield the storages not seen before among `values`, which from now on are known."""
+        for tensor in tree_leaves(values):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in self.known:
+                    self.known[storage.data_ptr()] = storage
+                    yield storage, tensor.itemsize
+
+
+def products(*widths):
+    return (TOKENS - IGNORED) * WORDS * sum(widths)
+
+
+def test_four_matrix_products_and_no_token_of_weight_zero(arguments):
+    with Spy() as spy:
+        fused_linear_divergence(**arguments).loss.backward()
+    assert spy.multiplications == products(STUDENT_WIDTH, TEACHER_WIDTH, STUDENT_WIDTH, STUDENT_WIDTH)
+
+
+def test_a_frozen_head_saves_a_product_and_its_buffer(arguments):
+    arguments["student_weight"].requires_grad_(False)
+    with Spy() as spy:
+        fused_linear_divergence(**arguments).loss.backward()
+    assert spy.multiplications == products(STUDENT_WIDTH, TEACHER_WIDTH, STUDENT_WIDTH)
+    assert arguments["student_weight"].grad is None
+    assert WORDS * STUDENT_WIDTH not in spy.sizes
+
+
+def test_a_frozen_backbone_saves_a_product(arguments):
+    arguments["student_hidden"].requires_grad_(False)
+    with Spy() as spy:
+        fused_linear_divergence(**arguments).loss.backward()
+    assert spy.multiplications == products(STUDENT_WIDTH, TEACHER_WIDTH, STUDENT_WIDTH)
+
+
+def test_without_gradients_only_the_projections_are_left(arguments):
+    with Spy() as spy, torch.no_grad():
+        fused_linear_divergence(**arguments)
+    assert spy.multiplications == products(STUDENT_WIDTH, TEACHER_WIDTH)
+    assert WORDS * STUDENT_WIDTH not in spy.sizes
+
+
+def test_all_logits_never_exist(arguments):
+    with Spy() as spy:
+        fused_linear_divergence(**arguments).loss.backward()
+    assert max(spy.sizes) == max(2 * CHUNK * WORDS, WORDS * STUDENT_WIDTH)
+    assert max(spy.sizes) < ALL_LOGITS
+
+
+def test_the_backward_pass_hands_its_buffers_over(arguments):
+    loss = fused_linear_divergence(**arguments).loss
+    with Spy() as spy:
+        loss.backward()
+    assert max(spy.sizes, default=0) <= 1
+    assert arguments["student_weight"].grad.shape == (WORDS, STUDENT_WIDTH)
+    assert spy.multiplications == 0
+
+
+def test_heads_are_not_copied(arguments):
+    with Spy() as spy, torch.no_grad():
+        fused_linear_divergence(**arguments)
+    assert WORDS * TEACHER_WIDTH not in spy.sizes
+
+
+@pytest.mark.parametrize(("tokens", "words"), [(1, 50), (1024, 49152), (8192, 152064), (300, 64)])
+def test_default_chunks(tokens, words):
+    from trl_akd.losses.sweep import _chunk_size
+
+    size = _chunk_size(tokens, words, torch.empty(0))
+    assert 1 <= size <= tokens
+    assert size <= 256 or size * words * 4 <= 64 * 2**20

@@ -1,0 +1,134 @@
+"""Token weights and the one divisor: every way of cutting a global batch gives the same loss."""
+
+import pytest
+import torch
+
+from tests import oracles
+from trl_akd.losses import count_items, scale, token_weights
+
+LENGTHS = [3, 1, 0, 6, 2, 4]
+MEANS = {"sequence": oracles.sequence_mean, "token": oracles.token_mean}
+BOTH = pytest.mark.parametrize("normalization", MEANS)
+
+
+def padded(lengths, width=9):
+    """Rows with a prompt of two positions, then `length` targets, then padding."""
+    labels = torch.full((len(lengths), width), -100)
+    for row, length in enumerate(lengths):
+        labels[row, 2 : 2 + length] = torch.arange(length)
+    return labels
+
+
+def packed(lengths, ids):
+    """One row holding every sample, prompts included, and which sample each position belongs to."""
+    pieces = [padded([length], width=2 + length)[0] for length in lengths]
+    sample_ids = [torch.full_like(piece, number) for piece, number in zip(pieces, ids, strict=True)]
+    return torch.cat(pieces).unsqueeze(0), torch.cat(sample_ids).unsqueeze(0)
+
+
+def losses_like(labels):
+    """A loss for each position that depends on its label and its row's length, so that mistakes do not cancel."""
+    return torch.where(labels >= 0, 1.0 + labels**2, 1e6).float()
+
+
+def expected(normalization, lengths=LENGTHS):
+    return MEANS[normalization]([[1.0 + position**2 for position in range(length)] for length in lengths])
+
+
+@BOTH
+def test_equals_loops(normalization):
+    labels = padded(LENGTHS)
+    weights = token_weights(labels, normalization=normalization)
+    share = scale(weights, count_items(labels, normalization=normalization), world_size=1)
+    assert weights.dtype == share.dtype == torch.float32
+    assert (weights[labels == -100] == 0).all()
+    assert (share * losses_like(labels)).sum().item() == pytest.approx(expected(normalization))
+
+
+def test_sequence_weights_sum_to_the_number_of_samples():
+    labels = padded(LENGTHS)
+    assert token_weights(labels, normalization="sequence").sum().item() == pytest.approx(5)
+    assert count_items(labels, normalization="sequence") == 5
+
+
+def test_token_weights_are_ones():
+    labels = padded(LENGTHS)
+    assert token_weights(labels, normalization="token").sum() == 16
+    assert count_items(labels, normalization="token") == 16
+
+
+@BOTH
+@pytest.mark.parametrize("ids", [range(6), [70, -3, 10**12, 5, 4, 8]], ids=["running", "arbitrary"])
+def test_packing_changes_nothing(normalization, ids):
+    labels, sample_ids = packed(LENGTHS, ids)
+    weights = token_weights(labels, normalization=normalization, sample_ids=sample_ids)
+    items = count_items(labels, normalization=normalization, sample_ids=sample_ids)
+    assert items == count_items(padded(LENGTHS), normalization=normalization)
+    unpacked = token_weights(padded(LENGTHS), normalization=normalization)
+    torch.testing.assert_close(weights[labels >= 0], unpacked[padded(LENGTHS) >= 0])
+    assert (scale(weights, items, 1) * losses_like(labels)).sum().item() == pytest.approx(expected(normalization))
+
+
+def test_one_id_in_two_rows_is_two_samples():
+    labels = padded([2, 4])
+    ids = torch.zeros_like(labels)
+    assert count_items(labels, normalization="sequence", sample_ids=ids) == 2
+    together = token_weights(labels, normalization="sequence", sample_ids=ids)
+    torch.testing.assert_close(together, token_weights(labels, normalization="sequence"))
+
+
+@BOTH
+@pytest.mark.parametrize("cut", [[2, 2, 2], [1, 5], [1] * 6], ids=str)
+def test_micro_batches_add_up(normalization, cut):
+    parts = padded(LENGTHS).split(cut)
+    items = sum(count_items(part, normalization=normalization) for part in parts)
+    total = 0.0
+    for part in parts:
+        share = scale(token_weights(part, normalization=normalization), items, world_size=1)
+        total += (share * losses_like(part)).sum().item()
+    assert total == pytest.approx(expected(normalization))
+
+
+@BOTH
+def test_ranks_average_to_the_global_loss(normalization):
+    ranks = padded(LENGTHS).split([4, 2])
+    items = sum(count_items(part, normalization=normalization) for part in ranks)
+    losses = [
+        (scale(token_weights(part, normalization=normalization), items, world_size=2) * losses_like(part)).sum()
+        for part in ranks
+    ]
+    assert torch.stack(losses).mean().item() == pytest.approx(expected(normalization))
+
+
+@BOTH
+def test_nothing_to_learn(normalization):
+    labels = padded([0, 0])
+    items = count_items(labels, normalization=normalization)
+    share = scale(token_weights(labels, normalization=normalization), items, world_size=2)
+    assert items == 0
+    assert (share == 0).all()
+
+
+@BOTH
+def test_task_weights_multiply_and_do_not_count(normalization):
+    labels = padded(LENGTHS)
+    task_weights = torch.full(labels.shape, 2.0, dtype=torch.float64)
+    task_weights[3:] = 0.5
+    plain = token_weights(labels, normalization=normalization)
+    weighted = token_weights(labels, normalization=normalization, task_weights=task_weights)
+    assert weighted.dtype == torch.float32
+    torch.testing.assert_close(weighted, torch.cat([2 * plain[:3], plain[3:] / 2]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"normalization": "mean"}, "normalization is 'mean'"),
+        ({"normalization": "token", "sample_ids": torch.zeros(1, 9)}, r"sample_ids has shape \[1, 9\]"),
+        ({"normalization": "token", "task_weights": torch.zeros(6)}, r"task_weights has shape \[6\]"),
+    ],
+    ids=["normalization", "sample_ids", "task_weights"],
+)
+def test_misuse_is_named(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        token_weights(padded(LENGTHS), **arguments)

@@ -1,0 +1,71 @@
+"""References in float64 loops, written from the equations. Imports nothing from `trl_akd`."""
+
+from math import exp, log, tanh
+
+Vector = list[float]
+Matrix = list[Vector]
+
+
+def probabilities(logits: Vector, temperature: float = 1.0) -> Vector:
+    largest = max(logits)
+    terms = [exp((logit - largest) / temperature) for logit in logits]
+    return [term / sum(terms) for term in terms]
+
+
+def divergence(a: Vector, b: Vector) -> float:
+    """KL(a || b) in nats; 0 log 0 = 0."""
+    return sum(x * log(x / y) for x, y in zip(a, b, strict=True) if x > 0)
+
+
+def entropy(a: Vector) -> float:
+    return -sum(x * log(x) for x in a if x > 0)
+
+
+def head_logits(
+    hidden: Vector,
+    weight: Matrix,
+    bias: Vector | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> Vector:
+    logits = []
+    for row, features in enumerate(weight):
+        product = sum(h * w for h, w in zip(hidden, features, strict=True))
+        logit = scale * (product + (bias[row] if bias else 0.0))
+        logits.append(softcap * tanh(logit / softcap) if softcap else logit)
+    return logits
+
+
+def akd_token(
+    student: Vector,
+    teacher: Vector,
+    *,
+    beta: float,
+    temperature: float = 1.0,
+    label: int = -100,
+    ce_weight: float = 0.0,
+) -> dict[str, float]:
+    """One token of Eq. 9 (AKD) from both models' logits, plus cross-entropy, cut to the shared vocabulary."""
+    shared = min(len(student), len(teacher))
+    student, teacher = student[:shared], teacher[:shared]
+    q, p = probabilities(student, temperature), probabilities(teacher, temperature)
+    token = {
+        "forward_kl": divergence(p, q),
+        "reverse_kl": divergence(q, p),
+        "student_entropy": entropy(q),
+        "student_nll": -log(probabilities(student)[label]) if label >= 0 else 0.0,
+        "teacher_nll": -log(probabilities(teacher)[label]) if label >= 0 else 0.0,
+    }
+    token["loss"] = (1 - beta) * token["forward_kl"] + beta * token["reverse_kl"] + ce_weight * token["student_nll"]
+    return token
+
+
+def sequence_mean(samples: list[Vector]) -> float:
+    """The mean over samples of the mean over a sample's tokens; a sample without tokens is no sample."""
+    means = [sum(tokens) / len(tokens) for tokens in samples if tokens]
+    return sum(means) / len(means) if means else 0.0
+
+
+def token_mean(samples: list[Vector]) -> float:
+    tokens = [token for sample in samples for token in sample]
+    return sum(tokens) / len(tokens) if tokens else 0.0

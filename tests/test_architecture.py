@@ -1,0 +1,87 @@
+"""Rooms may look down, never up or sideways."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "trl_akd"
+
+LEVELS: dict[str, int] = {
+    "losses": 0,
+    "beta": 0,
+    "execution": 0,
+    "data.templates": 0,
+    "distributed": 0,
+    "heads": 1,
+    "data": 2,
+    "teachers": 2,
+    "generation": 2,
+    "metrics": 2,
+    "akd": 3,
+    "codeplan": 4,
+    "iterkd": 4,
+    "evaluation": 5,
+    "hub": 5,
+    "micro": 5,
+    "cli": 6,
+}
+ONLY_TORCH = {"losses"}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(module: str) -> str:
+    return module if module in LEVELS else module.split(".")[0]
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of this package that `path` imports, without the leading `trl_akd.`; others with a leading `!`."""
+    here = ["trl_akd", *path.relative_to(PACKAGE).with_suffix("").parts]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = ".".join(here[: -node.level]) if node.level else ""
+            module = ".".join(filter(None, [base, node.module]))
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == base else [module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found.update(name.removeprefix("trl_akd.") if name.startswith("trl_akd") else f"!{name}" for name in names)
+    return found
+
+
+def test_there_is_something_to_read():
+    assert len(MODULES) > 20
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_look_down(path: Path):
+    module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    own = room(module)
+    if own == "__init__":
+        return
+    for name in imports(path):
+        if name.startswith("!"):
+            allowed = {
+                "torch",
+                "__future__",
+                "collections",
+                "dataclasses",
+                "math",
+                "typing",
+                "functools",
+                "contextlib",
+            }
+            assert own not in ONLY_TORCH or name[1:].split(".")[0] in allowed, f"{module} imports {name[1:]}"
+            continue
+        other = room(name)
+        if other in (own, "__version__", "trl_akd"):
+            continue
+        assert other in LEVELS, f"{module} imports {name}, a room without a level"
+        assert LEVELS[other] < LEVELS[own], f"{module} (level {LEVELS[own]}) imports {name} (level {LEVELS[other]})"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_read_in_one_sitting(path: Path):
+    assert len(path.read_text().splitlines()) <= 400

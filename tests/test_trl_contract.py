@@ -1,0 +1,80 @@
+"""Every part of TRL, transformers and accelerate that is not documented as stable and that this package leans on.
+
+A failure here says what moved, before anything subtler breaks.
+"""
+
+import inspect
+
+import pytest
+from transformers import Trainer
+from trl import SFTTrainer
+
+from trl_akd import AKDConfig, AKDTrainer
+from trl_akd.akd.gkd import GKDConfig, GKDTrainer
+
+
+def parameters(function) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def test_types():
+    assert issubclass(AKDTrainer, GKDTrainer)
+    assert issubclass(AKDConfig, GKDConfig)
+    assert GKDTrainer.__mro__[1] is SFTTrainer, "AKDTrainer calls GKDTrainer's parent's constructor"
+
+
+def test_gkd_arguments_are_kept():
+    kept = {"lmbda", "seq_kd", "temperature", "max_new_tokens", "teacher_model_name_or_path", "disable_dropout"}
+    assert kept | {"teacher_model_init_kwargs", "beta"} <= set(GKDConfig.__dataclass_fields__)
+    new = set(parameters(AKDTrainer.__init__))
+    through_kwargs = {"compute_metrics", "callbacks", "optimizers", "preprocess_logits_for_metrics", "formatting_func"}
+    assert set(parameters(GKDTrainer.__init__)) <= new | through_kwargs
+    assert through_kwargs <= set(parameters(SFTTrainer.__init__))
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "expected"),
+    [
+        (SFTTrainer, "_prepare_dataset",
+         ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"]),
+        (SFTTrainer, "training_step", ["self", "args", "kwargs"]),
+        (SFTTrainer, "log", ["self", "logs", "start_time"]),
+        (SFTTrainer, "create_model_card", ["self", "model_name", "dataset_name", "tags"]),
+        (Trainer, "get_batch_samples", ["self", "epoch_iterator", "num_batches", "device"]),
+        (Trainer, "compute_loss", ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
+        (Trainer, "_save_optimizer_and_scheduler", ["self", "output_dir"]),
+        (Trainer, "_load_optimizer_and_scheduler", ["self", "checkpoint"]),
+    ],
+)  # fmt: skip
+def test_overridden_methods_have_the_signature_we_override(owner, method, expected):
+    assert parameters(getattr(owner, method)) == expected
+
+
+def test_loss_is_not_divided_again():
+    assert Trainer.loss_is_scaled_for_ga is None
+    assert AKDTrainer.loss_is_scaled_for_ga is True
+
+
+def test_sft_trainer_sets_what_is_read():
+    source = inspect.getsource(SFTTrainer.__init__)
+    for attribute in ("self._tokenizer", "self.padding_free", "self._metrics", "self._total_train_tokens"):
+        assert f"{attribute} =" in source, attribute
+
+
+def test_private_helpers():
+    from trl.models import prepare_deepspeed
+    from trl.models.utils import _ForwardRedirection, prepare_fsdp, unwrap_model_for_generation
+    from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+    assert parameters(_ForwardRedirection.__call__)[1:4] == ["wrapper_module", "original_module", "method"]
+    assert parameters(prepare_deepspeed) == parameters(prepare_fsdp) == ["model", "accelerator"]
+    assert {"generation_kwargs", "gradient_checkpointing_kwargs"} <= set(parameters(unwrap_model_for_generation))
+    assert parameters(maybe_gather_lm_head_ctx) == ["params"]
+
+
+def test_packing_helpers():
+    from trl.data_utils import pack_dataset
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    assert parameters(pack_dataset)[:3] == ["dataset", "seq_length", "strategy"]
+    assert "padding_free" in DataCollatorForLanguageModeling.__dataclass_fields__

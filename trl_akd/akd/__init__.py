@@ -1,0 +1,1 @@
+"""Adaptive knowledge distillation: its configuration and its trainer."""

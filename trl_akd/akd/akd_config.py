@@ -1,0 +1,200 @@
+"""Configuration of adaptive knowledge distillation."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from transformers.utils import is_torch_bf16_gpu_available
+
+from ..beta import AdaptiveBeta, BetaRegularizer, BetaStrategy
+from ..data.templates import PROMPT_TEMPLATES
+from ..losses.reduction import Normalization
+from .gkd import GKDConfig
+
+PromptTemplateName = Literal["alpaca", "alpaca_akd_paper", "starcoder", "instruct_eval"]
+
+
+@dataclass
+class AKDConfig(GKDConfig):
+    r"""
+    Configuration of [`AKDTrainer`].
+
+    Lists what AKD adds to, or sets otherwise than, [`trl.experimental.gkd.GKDConfig`]; all other fields (`lmbda`,
+    `seq_kd`, `temperature`, `max_new_tokens`, `teacher_model_name_or_path`, `teacher_model_init_kwargs`, and those of
+    [`trl.SFTConfig`]) keep their meaning.
+
+    Args:
+        beta_strategy (`str`, *optional*, defaults to `"akd"`):
+            How the mix of forward KL (β = 0) and reverse KL (β = 1) is chosen: `"akd"` (learned, drawn anew at each
+            epoch), `"m1"`, `"m2"` (the paper's ablations), `"random_epoch"` (drawn, never learned) or `"fixed"`.
+        beta (`float`, *optional*):
+            The constant mix of `beta_strategy="fixed"`, in [0, 1]. Unlike GKD's, it mixes the two divergences
+            linearly: 0 is plain KD, 1 is reverse KD. Must be left out with every other strategy.
+        beta_initial_values (`list[float]`, *optional*, defaults to `[0.1, 0.6]`):
+            Values from which a new β is drawn (paper, Algorithm 1).
+        beta_learning_rate (`float`, *optional*, defaults to `0.01`):
+            Learning rate of β's own AdamW (paper, section 4.2). Not touched by the learning-rate scheduler.
+        beta_regularization (`float`, *optional*, defaults to `0.5`):
+            Strength λ of the regulariser on β, in nats (paper, Algorithm 1).
+        beta_regularizer (`str`, *optional*, defaults to `"eq13"`):
+            Form of the regulariser: `"eq13"`, `"alg1"` or `"eq16"`, which contradict each other in the paper.
+        kd_temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of both distributions inside the divergence. (`temperature` is the sampling temperature.)
+        normalization (`str`, *optional*, defaults to `"sequence"`):
+            `"sequence"`: mean over a sample's target tokens, then over the samples of the global batch (the paper).
+            `"token"`: mean over all target tokens of the global batch.
+        ce_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of the cross-entropy on the data's tokens that is added to the divergence. The paper uses none.
+        prompt_template (`str`, *optional*, defaults to `"alpaca"`):
+            Template for rows with the columns `instruction`, `input` and `output`: `"alpaca"`, `"alpaca_akd_paper"`,
+            `"starcoder"` or `"instruct_eval"`.
+        loss_chunk_size (`int`, *optional*):
+            Tokens that the fused loss holds logits for at a time. Chosen from the vocabulary's size when left out.
+        teacher_model_revision (`str`, *optional*, defaults to `"main"`):
+            Revision of the teacher on the Hub: a branch, a tag or a commit.
+        teacher_device (`str`, *optional*):
+            Device on which the teacher stays, such as `"cpu"`. By default it lives where the student does.
+        bf16 (`bool`, *optional*):
+            Mixed precision in bfloat16. By default on where a GPU supports it; TRL's default fails without one.
+        lmbda (`float`, *optional*, defaults to `0.0`):
+            Fraction of batches on text sampled from the student. The paper trains on the data alone.
+        learning_rate (`float`, *optional*, defaults to `1e-5`):
+            Initial learning rate of the student (paper, section 4.2).
+        num_train_epochs (`float`, *optional*, defaults to `10.0`):
+            Number of epochs. The paper is silent; its training time divided by its time per epoch gives ten.
+        max_length (`int` or `None`, *optional*, defaults to `512`):
+            Maximum number of tokens of a row (paper, section 4.2). A prompt is never cut; a row whose prompt leaves no
+            room for an answer is dropped and counted.
+    """
+
+    _VALID_DICT_FIELDS = GKDConfig._VALID_DICT_FIELDS
+
+    beta_strategy: BetaStrategy = field(
+        default="akd",
+        metadata={
+            "help": "How the mix of forward KL (beta = 0) and reverse KL (beta = 1) is chosen.",
+        },
+    )
+    beta: float | None = field(  # GKD's 0.5 would be a silent no-op when β is learned
+        default=None,
+        metadata={"help": "The constant mix in [0, 1] of beta_strategy=fixed; leave out otherwise."},
+    )
+    beta_initial_values: list[float] = field(
+        default_factory=lambda: [0.1, 0.6],
+        metadata={"help": "Values from which a new beta is drawn."},
+    )
+    beta_learning_rate: float = field(
+        default=0.01, metadata={"help": "Learning rate of beta's own AdamW. Not touched by the scheduler."}
+    )
+    beta_regularization: float = field(default=0.5, metadata={"help": "Strength of the regulariser on beta, in nats."})
+    beta_regularizer: BetaRegularizer = field(
+        default="eq13",
+        metadata={"help": "Form of the regulariser on beta."},
+    )
+    kd_temperature: float = field(
+        default=1.0, metadata={"help": "Temperature of both distributions inside the divergence."}
+    )
+    normalization: Normalization = field(
+        default="sequence",
+        metadata={
+            "help": "`sequence`: mean over a sample's target tokens, then over the samples of the global batch. "
+            "`token`: mean over all target tokens of the global batch.",
+        },
+    )
+    ce_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the cross-entropy on the data added to the divergence."}
+    )
+    prompt_template: PromptTemplateName = field(
+        default="alpaca",
+        metadata={
+            "help": "Template for rows with instruction, input and output.",
+        },
+    )
+    loss_chunk_size: int | None = field(
+        default=None, metadata={"help": "Tokens that the fused loss holds logits for at a time."}
+    )
+    teacher_model_revision: str = field(
+        default="main", metadata={"help": "Revision of the teacher on the Hub: a branch, a tag or a commit."}
+    )
+    teacher_device: str | None = field(
+        default=None, metadata={"help": "Device on which the teacher stays, such as `cpu`."}
+    )
+    lmbda: float = field(default=0.0, metadata={"help": "Fraction of batches on text sampled from the student."})
+    learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of the student."})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Number of epochs."})
+    bf16: bool | None = field(
+        default=None, metadata={"help": "Mixed precision in bfloat16; by default on where a GPU supports it."}
+    )
+    max_length: int | None = field(default=512, metadata={"help": "Maximum number of tokens of a row."})
+
+    def __post_init__(self) -> None:
+        self._check_divergence()
+        self._check_data()
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
+        given_beta, self.beta = self.beta, 0.0  # GKD's own check compares it with numbers
+        super().__post_init__()
+        self.beta = given_beta
+        self.make_beta()
+
+    def make_beta(self) -> AdaptiveBeta:
+        """Return the mixing coefficient that this configuration describes."""
+        try:
+            return AdaptiveBeta(
+                strategy=self.beta_strategy,
+                initial_values=self.beta_initial_values if self.beta is None else (self.beta,),
+                learning_rate=self.beta_learning_rate,
+                regularization=self.beta_regularization,
+                regularizer=self.beta_regularizer,
+                seed=self.seed,
+            )
+        except ValueError as error:
+            raise ValueError(str(error).replace("`", "`beta_", 1)) from None
+
+    def _check_divergence(self) -> None:
+        if self.beta is None and self.beta_strategy == "fixed":
+            raise ValueError("`beta_strategy` is 'fixed' but `beta` is not set; give a `beta` in [0, 1].")
+        if self.beta is not None and self.beta_strategy != "fixed":
+            raise ValueError(
+                f"`beta` is {self.beta}, which has no effect with beta_strategy={self.beta_strategy!r}; set "
+                "beta_strategy='fixed' to hold it constant, or `beta_initial_values` to choose where it starts."
+            )
+        if self.beta is not None and not 0.0 <= self.beta <= 1.0:
+            raise ValueError(f"`beta` is {self.beta}; it mixes two divergences and must lie in [0, 1].")
+        if not 0.0 <= self.lmbda <= 1.0:
+            raise ValueError(f"`lmbda` is {self.lmbda}; it is a fraction of batches and must lie in [0, 1].")
+        if not self.kd_temperature > 0.0:
+            raise ValueError(f"`kd_temperature` is {self.kd_temperature}; it divides the logits and must be above 0.")
+        if (self.lmbda > 0.0 or self.seq_kd) and not self.temperature > 0.0:
+            raise ValueError(f"`temperature` is {self.temperature}; text is sampled with it, so it must be above 0.")
+        if not self.ce_weight >= 0.0:
+            raise ValueError(f"`ce_weight` is {self.ce_weight}; it weighs a loss and must be at least 0.")
+        if self.loss_chunk_size is not None and self.loss_chunk_size < 1:
+            raise ValueError(f"`loss_chunk_size` is {self.loss_chunk_size}; give at least 1 token, or leave it out.")
+        if self.normalization not in get_args(Normalization):
+            raise ValueError(f"`normalization` is {self.normalization!r}; choose 'sequence' or 'token'.")
+
+    def _check_data(self) -> None:
+        if self.prompt_template not in PROMPT_TEMPLATES:
+            raise ValueError(
+                f"`prompt_template` is {self.prompt_template!r}; choose one of "
+                f"{', '.join(map(repr, PROMPT_TEMPLATES))}."
+            )
+        if self.packing and (self.lmbda > 0.0 or self.seq_kd):
+            raise ValueError(
+                "`packing` is on together with `lmbda` above 0 or `seq_kd`, but generated text cannot be packed "
+                "beforehand; set packing=False, or train on the data alone with lmbda=0 and seq_kd=False."
+            )
+        for name, accepted, remedy in _INHERITED_WITHOUT_EFFECT:
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}, which AKD does not support; {remedy}.")
+
+
+_INHERITED_WITHOUT_EFFECT: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("loss_type", ("nll",), "its loss is the divergence; leave `loss_type` out"),
+    ("label_smoothing_factor", (0.0,), "the teacher's distribution takes its place; leave it out"),
+    ("completion_only_loss", (None, True), "the loss covers completions only; leave it out"),
+    ("assistant_only_loss", (False,), "the last assistant turn is the completion; leave it out"),
+    ("truncation_mode", ("keep_start",), "prompts are never cut and completions lose their end; leave it out"),
+    ("packing_strategy", ("bfd",), "other strategies cut samples; leave it at 'bfd'"),
+    ("chat_template_path", (None,), "set the chat template on the tokenizer instead"),
+)

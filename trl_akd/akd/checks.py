@@ -1,0 +1,65 @@
+"""What can be refused before, or without, running a model."""
+
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ..data.schema import detect_format
+from .akd_config import AKDConfig
+
+
+def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter: bool) -> None:
+    """Refuse a missing teacher, the student as its own teacher, and settings that need another teacher."""
+    if teacher is None:
+        if not trains_adapter:
+            raise ValueError(
+                "`teacher_model_name_or_path` is not set and no `teacher_model` was given; name a teacher, or train "
+                "an adapter (`use_peft: true`) to let the student without it be the teacher."
+            )
+        if args.seq_kd:
+            raise ValueError(
+                "`seq_kd` is on, but without a `teacher_model_name_or_path` nobody writes; name a teacher."
+            )
+    elif teacher is student or (isinstance(teacher, str) and teacher == student):
+        raise ValueError(
+            f"student and teacher are the same model ({teacher if isinstance(teacher, str) else 'one object'}), so "
+            "the divergence is zero; give another `teacher_model_name_or_path`, or leave it out and set "
+            "`use_peft: true`."
+        )
+    if args.teacher_model_init_kwargs and not isinstance(teacher, str):
+        raise ValueError(
+            "`teacher_model_init_kwargs` is set, but the teacher is already loaded; pass its name or path instead."
+        )
+
+
+def check_data(train_dataset: Any, eval_dataset: Any) -> None:
+    """Refuse empty datasets and datasets without the columns of any known form."""
+    named = {"train": train_dataset, **(eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset})}
+    for name, dataset in named.items():
+        if isinstance(dataset, Dataset):
+            if len(dataset) == 0:
+                raise ValueError(f"the {name} dataset is empty; give at least one row.")
+            detect_format(dataset.column_names)
+
+
+def tokenizer_of(model: Any, args: AKDConfig, default: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a teacher; `default` for a model that was built in memory and has no name."""
+    name = name_of(model)
+    if name is None:
+        return default
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no tokenizer could be loaded for the teacher {name!r}, so its vocabulary cannot be compared with the "
+            "student's; save one beside it, or pass `teacher_tokenizer`."
+        ) from error
+    return tokenizer
+
+
+def name_of(model: Any) -> str | None:
+    """Return the name or path of a model, if it has one."""
+    return model if isinstance(model, str) else getattr(model.config, "_name_or_path", None) or None

@@ -1,0 +1,113 @@
+"""Replace the data's completions by text that the student (on-policy) or the teacher (SeqKD) writes meanwhile."""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import GenerationConfig
+from trl.models.utils import unwrap_model_for_generation
+
+from ..heads import evaluating
+
+
+def is_on_policy(lmbda: float, *, seed: int, step: int, micro_batch: int) -> bool:
+    """Toss the coin that decides whether a micro-batch is on-policy.
+
+    It depends on the arguments alone, so that all ranks agree - generation under ZeRO-3 is a collective - and a
+    resumed run tosses the same coins.
+
+    Example:
+
+    ```python
+    >>> is_on_policy(1.0, seed=0, step=3, micro_batch=0), is_on_policy(0.0, seed=0, step=3, micro_batch=0)
+    (True, False)
+    ```
+    """
+    return random.Random(f"{seed}:{step}:{micro_batch}").random() < lmbda
+
+
+def sampling_config(
+    *, max_new_tokens: int, temperature: float, pad_token_id: int, eos_token_ids: list[int]
+) -> GenerationConfig:
+    """Return how completions are sampled: from the full distribution, with a KV cache."""
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        use_cache=True,
+        pad_token_id=pad_token_id,
+        eos_token_id=eos_token_ids,
+    )
+
+
+def stop_tokens(*sources: Any) -> list[int]:
+    """Collect the end-of-sequence ids of models and tokenizers, in ascending order."""
+    found: set[int] = set()
+    for source in sources:
+        ids = getattr(getattr(source, "generation_config", source), "eos_token_id", None)
+        found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    return sorted(found)
+
+
+def sample_rows(
+    engine: Any,
+    batch: Mapping[str, torch.Tensor],
+    accelerator: Accelerator,
+    config: GenerationConfig,
+    *,
+    vocabulary_size: int,
+    checkpointing_kwargs: dict[str, Any] | str | None = None,
+) -> list[dict[str, list[int]]]:
+    """Let a model complete the prompts of a batch.
+
+    Args:
+        engine (`torch.nn.Module`):
+            The model as `accelerator.prepare` returned it.
+        batch (`Mapping`):
+            `prompts` and `prompt_attention_mask`, int64 tensors `[B, P]`, left-padded.
+        accelerator (`Accelerator`):
+            The run's accelerator.
+        config (`GenerationConfig`):
+            How to sample.
+        vocabulary_size (`int`):
+            Only ids below are sampled; those above mean nothing to one of the models.
+        checkpointing_kwargs (`dict`, *optional*):
+            With what gradient checkpointing is switched on again afterwards.
+
+    Returns:
+        `list[dict]`: Rows `{input_ids, labels}` whose labels cover the completion up to and including its first stop
+        token. A completion that never stops keeps all its tokens.
+    """
+    author = accelerator.unwrap_model(engine)
+    device = author.get_input_embeddings().weight.device
+    foreign = list(range(vocabulary_size, author.config.get_text_config().vocab_size))
+    config = GenerationConfig(**{**config.to_diff_dict(), "suppress_tokens": foreign or None})
+    prompts, mask = batch["prompts"].to(device), batch["prompt_attention_mask"].to(device)
+    with unwrap_model_for_generation(
+        engine,
+        accelerator,
+        generation_kwargs=config.to_diff_dict(),
+        gradient_checkpointing_kwargs=checkpointing_kwargs,
+    ) as model:
+        with torch.no_grad(), evaluating(model):
+            sequences = model.generate(input_ids=prompts, attention_mask=mask, generation_config=config)
+    completions = sequences[:, prompts.shape[1] :].tolist()
+    return [
+        _row(prompt[keep.bool()].tolist(), _until_stop(completion, set(config.eos_token_id)))
+        for prompt, keep, completion in zip(prompts, mask, completions, strict=True)
+    ]
+
+
+def _row(prompt: list[int], completion: list[int]) -> dict[str, list[int]]:
+    return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+
+
+def _until_stop(completion: list[int], stops: set[int]) -> list[int]:
+    for position, token in enumerate(completion):
+        if token in stops:
+            return completion[: position + 1]
+    return completion

@@ -1,0 +1,230 @@
+r"""The learnable mixing coefficient of adaptive knowledge distillation (AKD, Eq. 13-17 and Algorithm 1).
+
+Departures from the paper, each argued in `docs/methods/akd.md`:
+
+- Equation 16, the printed gradient of the regulariser, cancels to zero; the exact derivative of Eq. 13 is used.
+- Algorithm 1 writes the regulariser differently from Eq. 13 and thereby rewards the extremes that the text wants to
+  avoid; it is available as `regularizer="alg1"`.
+- β is drawn from the set of initial values by a seeded pick that depends on the epoch alone, so that every rank, and a
+  resumed run, agrees without communicating.
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypedDict, get_args
+
+import torch
+
+BetaStrategy = Literal["akd", "m1", "m2", "fixed", "random_epoch"]
+BetaRegularizer = Literal["eq13", "alg1", "eq16"]
+
+
+class AdaptiveBetaState(TypedDict):
+    """What must be stored to continue β exactly."""
+
+    strategy: str
+    epoch: int
+    value: torch.Tensor
+    optimizer: dict[str, Any]
+
+
+def _eq13(distance: torch.Tensor, eps: float) -> torch.Tensor:
+    return -torch.log(eps + 2 * distance) - torch.log(eps + 1 - 2 * distance)
+
+
+def _alg1(distance: torch.Tensor, eps: float) -> torch.Tensor:
+    return -2 * torch.log(eps + 2 * distance)
+
+
+def _eq16(distance: torch.Tensor, eps: float) -> torch.Tensor:
+    return torch.zeros_like(distance)
+
+
+REGULARIZERS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
+    "eq13": _eq13,
+    "alg1": _alg1,
+    "eq16": _eq16,
+}
+_LEARNED = {"akd": -1.0, "m1": 1.0, "m2": -1.0}  # strategy -> sign of the distillation loss that β descends
+_REDRAWN = {"akd", "random_epoch"}
+
+
+class AdaptiveBeta:
+    r"""Mix forward and reverse KL by a coefficient that is itself learned.
+
+    AKD minimises \((1-\beta)\,\mathrm{KL} + \beta\,\mathrm{RKL}\) over the student while β ascends the same quantity
+    minus a regulariser (Eq. 14):
+
+    \[ \min_\beta\; -\big[(1-\beta)\,\mathrm{KL} + \beta\,\mathrm{RKL}\big] + \mathrm{Reg}(\beta) \]
+
+    With `regularizer="eq13"`, \(\mathrm{Reg} = \lambda[-\log(\epsilon+u)-\log(\epsilon+1-u)]\), \(u=2|\beta-0.5|\):
+    walls at 0, 0.5 and 1, wells at 0.25 and 0.75. β therefore stays in the half where the epoch began.
+
+    Args:
+        strategy (`str`, *optional*, defaults to `"akd"`):
+            `"akd"` (the paper's M3): ascent, and a new draw with a fresh optimiser at each epoch. `"m2"`: ascent, one
+            draw. `"m1"`: descent, one draw. `"fixed"`: the first initial value for good. `"random_epoch"`: a new draw
+            at each epoch, never a step.
+        initial_values (`Sequence[float]`, *optional*, defaults to `(0.1, 0.6)`):
+            Values in [0, 1] that a draw picks from, each with the same probability.
+        learning_rate (`float`, *optional*, defaults to `0.01`):
+            Learning rate of β's own AdamW, without weight decay and outside any scheduler.
+        regularization (`float`, *optional*, defaults to `0.5`):
+            Strength λ of the regulariser, in nats.
+        eps (`float`, *optional*, defaults to `1e-4`):
+            Offset inside the logarithms of the regulariser.
+        regularizer (`str`, *optional*, defaults to `"eq13"`):
+            `"eq13"`, `"alg1"` (as Algorithm 1 prints it) or `"eq16"` (its printed gradient, which is no
+            regularisation at all).
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the draws.
+
+    Raises:
+        ValueError: If an argument is outside its range; the message names it.
+
+    Example:
+
+    ```python
+    >>> from trl_akd import AdaptiveBeta
+    >>> beta = AdaptiveBeta(seed=0)
+    >>> beta.value in (0.1, 0.6)
+    True
+    >>> for _ in range(200):
+    ...     _ = beta.step(forward_kl=1.0, reverse_kl=1.0)
+    >>> round(min(abs(beta.value - 0.25), abs(beta.value - 0.75)), 3)
+    0.0
+    ```
+    """
+
+    def __init__(
+        self,
+        strategy: BetaStrategy = "akd",
+        initial_values: Sequence[float] = (0.1, 0.6),
+        learning_rate: float = 0.01,
+        regularization: float = 0.5,
+        eps: float = 1e-4,
+        regularizer: BetaRegularizer = "eq13",
+        seed: int = 0,
+    ) -> None:
+        _check_choice("strategy", strategy, get_args(BetaStrategy))
+        _check_choice("regularizer", regularizer, tuple(REGULARIZERS))
+        if not initial_values:
+            raise ValueError(
+                "`initial_values` is empty; give at least one starting value for beta, such as (0.1, 0.6)."
+            )
+        for initial_value in initial_values:
+            if not 0.0 <= initial_value <= 1.0:
+                raise ValueError(
+                    f"`initial_values` contains {initial_value}; beta mixes two divergences and must lie in [0, 1]."
+                )
+        _check_positive("learning_rate", learning_rate)
+        _check_positive("eps", eps)
+        if not (regularization >= 0.0 and math.isfinite(regularization)):
+            raise ValueError(f"`regularization` is {regularization}; it must be a finite number of at least 0.")
+        self.strategy = strategy
+        self.initial_values = tuple(float(value) for value in initial_values)
+        self.learning_rate = learning_rate
+        self.regularization = regularization
+        self.eps = eps
+        self.regularizer = regularizer
+        self.seed = seed
+        self.epoch = 0
+        self._start()
+
+    @property
+    def value(self) -> float:
+        """β as a Python float in [0, 1]."""
+        return self._beta.item()
+
+    def step(self, forward_kl: float | torch.Tensor, reverse_kl: float | torch.Tensor) -> float:
+        """Update β once from the two mean divergences of an optimiser step (Eq. 14, 17).
+
+        Args:
+            forward_kl (`float` or 0-dim `torch.Tensor`):
+                Mean KL(teacher‖student) over all micro-batches and ranks, in nats.
+            reverse_kl (`float` or 0-dim `torch.Tensor`):
+                Mean KL(student‖teacher), likewise.
+
+        Returns:
+            `float`: The new value. Strategies that do not learn return the old one.
+
+        Raises:
+            ValueError: If a divergence is not finite; β is left as it was.
+        """
+        forward_kl, reverse_kl = (torch.as_tensor(mean).detach().item() for mean in (forward_kl, reverse_kl))
+        if not (math.isfinite(forward_kl) and math.isfinite(reverse_kl)):
+            raise ValueError(
+                f"beta cannot be updated from forward_kl={forward_kl} and reverse_kl={reverse_kl}; check the logits "
+                "of teacher and student for NaN or infinity."
+            )
+        if self.strategy in _LEARNED:
+            self._optimizer.zero_grad()
+            mixed = (1 - self._beta) * forward_kl + self._beta * reverse_kl
+            (_LEARNED[self.strategy] * mixed + self._penalty()).backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            with torch.no_grad():
+                self._beta.clamp_(0.0, 1.0)
+        return self.value
+
+    def reset(self) -> float:
+        """Begin the next epoch: strategies `"akd"` and `"random_epoch"` draw a new value and forget their moments.
+
+        Returns:
+            `float`: β for the new epoch.
+        """
+        self.epoch += 1
+        if self.strategy in _REDRAWN:
+            self._start()
+        return self.value
+
+    def state_dict(self) -> AdaptiveBetaState:
+        """Return all that `load_state_dict` needs to continue exactly, fit for `torch.load(weights_only=True)`."""
+        return {
+            "strategy": self.strategy,
+            "epoch": self.epoch,
+            "value": self._beta.detach().clone(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: AdaptiveBetaState) -> None:
+        """Continue from a state returned by `state_dict`.
+
+        Raises:
+            ValueError: If the state was written by another strategy.
+        """
+        if state["strategy"] != self.strategy:
+            raise ValueError(
+                f"the checkpoint was written with beta_strategy={state['strategy']!r}, but this run has "
+                f"beta_strategy={self.strategy!r}; resume with the old strategy or start a new run."
+            )
+        self.epoch = state["epoch"]
+        self._start()
+        with torch.no_grad():
+            self._beta.copy_(state["value"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def _start(self) -> None:
+        self._beta = torch.tensor(self._draw(), dtype=torch.float64, requires_grad=True)
+        self._optimizer = torch.optim.AdamW([self._beta], lr=self.learning_rate, weight_decay=0.0)
+
+    def _draw(self) -> float:
+        if self.strategy == "fixed":
+            return self.initial_values[0]
+        return random.Random(f"{self.seed}:{self.epoch}").choice(self.initial_values)
+
+    def _penalty(self) -> torch.Tensor:
+        offset = self._beta - 0.5
+        # At exactly 0.5 the absolute value has no slope; the side of the smaller values is taken.
+        distance = torch.where(offset == 0, -offset, offset.abs())
+        return self.regularization * REGULARIZERS[self.regularizer](distance, self.eps)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}; choose one of {', '.join(map(repr, choices))}.")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (value > 0.0 and math.isfinite(value)):
+        raise ValueError(f"`{name}` is {value}; it must be a finite number above 0.")

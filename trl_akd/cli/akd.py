@@ -1,0 +1,116 @@
+r"""`trl-akd akd`: distil a teacher into a student as a recipe says.
+
+```bash
+trl-akd akd --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml --dry_run
+trl-akd akd --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml --learning_rate 2e-5
+trl-akd akd --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml --accelerate_config zero3
+accelerate launch --config_file recipes/accelerate_configs/zero3.yaml --num_processes 8 \
+    -m trl_akd.cli.akd --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml
+```
+"""
+
+from typing import TYPE_CHECKING, Any, cast
+
+from .arguments import AKDScriptArguments
+from .errors import run, user_errors
+from .training import start
+
+if TYPE_CHECKING:
+    from trl.trainer.model_config import ModelConfig
+
+    from ..akd.akd_config import AKDConfig
+    from ..akd.akd_trainer import AKDTrainer
+
+__all__ = ["main", "train"]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command on `argv`, by default the process's arguments."""
+    start("akd", _argument_types, train, argv)
+
+
+def train(
+    script_args: AKDScriptArguments, training_args: "AKDConfig", model_args: "ModelConfig", recipe: str | None = None
+) -> None:
+    """Train, save, and, where the arguments ask for it, evaluate and push to the Hub.
+
+    Args:
+        script_args (`AKDScriptArguments`):
+            Data.
+        training_args (`AKDConfig`):
+            Method and training.
+        model_args (`ModelConfig`):
+            The student.
+        recipe (`str`, *optional*):
+            Name of the recipe, for the model card.
+
+    Raises:
+        UserError: If something is wrong with the arguments, before training, or with the teacher's logits, during it.
+    """
+    from .preflight import find_checkpoint
+
+    with user_errors():
+        checkpoint = find_checkpoint(training_args)
+        trainer = _make_trainer(script_args, training_args, model_args)
+    trainer.provenance.dataset = script_args.dataset_name
+    trainer.provenance.dataset_revision = script_args.dataset_revision
+    trainer.provenance.recipe = recipe
+    with user_errors((FloatingPointError,)):
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    _report(trainer, "train", result.metrics)
+    trainer.save_state()
+    trainer.save_model()
+    trainer.create_model_card()
+    if trainer.eval_dataset is not None:
+        _report(trainer, "eval", trainer.evaluate())
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    trainer.end()  # type: ignore[no-untyped-call]
+
+
+def _argument_types() -> tuple[type, ...]:
+    from trl.trainer.model_config import ModelConfig
+
+    from ..akd.akd_config import AKDConfig
+
+    return AKDScriptArguments, AKDConfig, ModelConfig
+
+
+def _make_trainer(
+    script_args: AKDScriptArguments, training_args: "AKDConfig", model_args: "ModelConfig"
+) -> "AKDTrainer":
+    from trl.trainer.utils import get_peft_config, get_quantization_config
+
+    from ..akd.akd_trainer import AKDTrainer
+    from .preflight import load_datasets, load_tokenizers
+
+    tokenizer, teacher_tokenizer = load_tokenizers(model_args, training_args)
+    train_dataset, eval_dataset = load_datasets(script_args, training_args)
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "dtype": model_args.dtype,
+        "attn_implementation": model_args.attn_implementation,
+        **cast(dict[str, Any], training_args.model_init_kwargs or {}),
+    }
+    if isinstance(model_args.lora_target_modules, str) and model_args.lora_target_modules.isidentifier():
+        # TRL takes a single name out of its list, and PEFT would match it, as a pattern, against whole paths.
+        model_args.lora_target_modules = [model_args.lora_target_modules]
+    return AKDTrainer(
+        cast(str, model_args.model_name_or_path),
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        teacher_tokenizer=teacher_tokenizer,
+        peft_config=get_peft_config(model_args),
+        quantization_config=get_quantization_config(model_args),
+    )
+
+
+def _report(trainer: "AKDTrainer", split: str, metrics: dict[str, float]) -> None:
+    trainer.log_metrics(split, metrics)
+    trainer.save_metrics(split, metrics)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,148 @@
+"""Try a recipe offline: the same command, with tiny models and a few rows in place of the real ones."""
+
+import json
+import os
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import yaml
+
+from ..data.sources import load
+from .stand_ins import BYTES, build
+
+__all__ = ["rehearsal"]
+
+_STEPS = 2
+_LOCAL_ROWS = 64
+_HELD_OUT = 2
+_NEW_TOKENS = 8
+
+_COLUMNS = ("instruction", "input", "output")
+_TASKS = (
+    ("Write a function that adds two numbers.", "", "def add(a, b):\n    return a + b"),
+    ("Return the larger of two numbers.", "", "def larger(a, b):\n    return a if a > b else b"),
+    ("Reverse the string.", "abc", "def reverse(text):\n    return text[::-1]"),
+    ("Count the vowels of a word.", "queue", "def vowels(word):\n    return sum(c in 'aeiou' for c in word)"),
+    ("Square every number of a list.", "[1, 2, 3]", "def squares(xs):\n    return [x * x for x in xs]"),
+    ("Tell whether a number is even.", "", "def is_even(n):\n    return n % 2 == 0"),
+    ("Sum the digits of a number.", "1234", "def digit_sum(n):\n    return sum(map(int, str(n)))"),
+    ("Write the factorial of n.", "", "def factorial(n):\n    return 1 if n < 2 else n * factorial(n - 1)"),
+)
+
+_NEEDS_A_GPU = {
+    "load_in_4bit": False,
+    "load_in_8bit": False,
+    "fp16": False,
+    "tf32": None,
+    "attn_implementation": None,
+    "packing": False,
+    "teacher_device": None,
+}
+_NEEDS_A_GPU_IN_KWARGS = {"attn_implementation", "device_map", "quantization_config"}
+
+
+@contextmanager
+def rehearsal(values: Namespace) -> Iterator[tuple[Namespace, list[str]]]:
+    """Build stand-ins for a recipe's models and data, and say afterwards what the run has shown.
+
+    Yields the recipe's values with the stand-ins in place, and command-line arguments that mean the same. Everything
+    lives in a temporary folder. Where all models are local folders their own tokenizers serve.
+
+    Args:
+        values (`Namespace`):
+            Value of every field of the recipe.
+
+    Raises:
+        OSError: If a model is neither known nor a local folder, and the Hub does not give out its configuration.
+    """
+    with TemporaryDirectory(prefix="trl_akd_dry_run_") as name:
+        folder = Path(name)
+        replaced = Namespace(**vars(values))
+        notes = [*_replace_models(replaced, folder), *_replace_data(replaced, folder), *_do_without_gpu(replaced)]
+        _shorten(replaced, folder)
+        recipe = folder / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump(vars(replaced)), encoding="utf-8")
+        yield replaced, ["--config", str(recipe)]
+    if os.environ.get("RANK", "0") == "0":
+        print(_summary(replaced, notes))
+
+
+def _replace_models(values: Namespace, folder: Path) -> list[str]:
+    revisions = {
+        values.teacher_model_name_or_path: values.teacher_model_revision,
+        values.model_name_or_path: values.model_revision,
+    }
+    revisions.pop(None, None)
+    own_tokenizers = all(Path(name).is_dir() for name in revisions)
+    built = build(revisions, folder, own_tokenizers=own_tokenizers, trust_remote_code=values.trust_remote_code)
+    for field in ("model_name_or_path", "teacher_model_name_or_path"):
+        if getattr(values, field) is not None:
+            setattr(values, field, built[getattr(values, field)].path)
+    values.model_revision = values.teacher_model_revision = "main"
+    if not own_tokenizers:
+        values.max_length = BYTES
+    return [f"{name}: {stand_in.description}" for name, stand_in in built.items()]
+
+
+def _replace_data(values: Namespace, folder: Path) -> list[str]:
+    if values.dataset_name is None:
+        return []
+    if Path(values.dataset_name).expanduser().exists():
+        rows = list(islice(load(values.dataset_name, split=values.dataset_train_split), _LOCAL_ROWS))
+        note = f"{values.dataset_name}: its first {len(rows)} rows"
+    else:
+        rows = [dict(zip(_COLUMNS, task, strict=True)) for task in _TASKS]
+        note = f"{values.dataset_name}: {len(rows)} built-in rows with the columns {', '.join(_COLUMNS)}"
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    values.dataset_name, values.dataset_train_split = str(path), "train"
+    values.dataset_config = values.dataset_revision = None
+    if values.eval_strategy != "no" or values.test_size is not None:
+        values.test_size = _HELD_OUT
+    return [note]
+
+
+def _do_without_gpu(values: Namespace) -> list[str]:
+    if torch.accelerator.is_available():
+        return []
+    values.use_cpu = True
+    kwargs = values.teacher_model_init_kwargs or {}
+    kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
+    values.teacher_model_init_kwargs = {
+        name: value for name, value in kwargs.items() if name not in _NEEDS_A_GPU_IN_KWARGS
+    }
+    given = {name: getattr(values, name) for name, instead in _NEEDS_A_GPU.items() if getattr(values, name) != instead}
+    for name in given:
+        setattr(values, name, _NEEDS_A_GPU[name])
+    return [f"{name} = {value}: {_NEEDS_A_GPU[name]}, for want of a GPU" for name, value in given.items()]
+
+
+def _shorten(values: Namespace, folder: Path) -> None:
+    values.dry_run = False
+    values.output_dir = str(folder / "output")
+    values.max_steps = _STEPS
+    values.logging_steps = 1
+    values.max_new_tokens = min(values.max_new_tokens, _NEW_TOKENS)
+    values.resume_from_checkpoint = None
+    values.report_to = "none"
+    values.push_to_hub = False
+
+
+def _summary(values: Namespace, notes: list[str]) -> str:
+    checked = ["every key and value", "the vocabularies", "tokenisation", f"{values.max_steps} steps", "saving"]
+    if values.use_peft:
+        checked.append(f"LoRA on {values.lora_target_modules or 'the default modules'}")
+    if values.eval_strategy != "no":
+        checked.append("evaluation")
+    lines = [
+        "Dry run passed, with stand-ins for",
+        *(f"  {note}" for note in notes),
+        f"Checked: {', '.join(checked)}.",
+        "Not checked: that the real models and data can be had, and that they fit into memory.",
+    ]
+    return "\n".join(lines)

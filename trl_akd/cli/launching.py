@@ -1,0 +1,116 @@
+"""Run a training command in several processes, through accelerate's launcher."""
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+from subprocess import CalledProcessError
+from typing import Any
+
+import yaml
+
+from .machine import require_deepspeed
+
+__all__ = ["Launcher", "is_launch_flag"]
+
+
+def is_launch_flag(name: str) -> bool:
+    """Return whether accelerate's launcher has the flag `name`, such as `"--num_processes"`."""
+    from accelerate.commands.launch import launch_command_parser
+
+    return name in launch_command_parser()._option_string_actions
+
+
+class Launcher:
+    """accelerate's launcher with one of its configurations.
+
+    Refuses configurations that accelerate would run otherwise than they read: CPU processes of type `MULTI_CPU` run as
+    one, FSDP on CPU runs as DDP, and processes for GPUs that are not there each train alone.
+
+    Args:
+        config (`Path`):
+            Configuration file of accelerate.
+
+    Raises:
+        ValueError: If it would not run as it reads on this machine.
+    """
+
+    def __init__(self, config: Path) -> None:
+        from accelerate.commands.launch import launch_command_parser
+
+        self.config = config
+        self._parser: ArgumentParser = launch_command_parser()
+        self._values = _read(config)
+        _check(self._values, config)
+
+    def split(self, flags: Sequence[str], training: ArgumentParser) -> tuple[list[str], list[str]]:
+        """Split flags into those that only the launcher knows, and the rest, which are for `training`."""
+        known = training._option_string_actions
+        own: list[str] = []
+        rest: list[str] = []
+        target = rest
+        for token in flags:
+            name = token.partition("=")[0]
+            if name in known or token.startswith("--"):
+                target = own if name not in known and is_launch_flag(name) else rest
+            target.append(token)
+        return own, rest
+
+    def launch(self, module: str, flags: Sequence[str], arguments: Sequence[str]) -> None:
+        """Run `python -m module arguments` in every process.
+
+        Args:
+            module (`str`):
+                Module of the command.
+            flags (`Sequence[str]`):
+                Flags for the launcher.
+            arguments (`Sequence[str]`):
+                Arguments for the module.
+
+        Raises:
+            SystemExit: With the status of the first process that failed, which has said why.
+        """
+        import torch
+        from accelerate.commands.launch import launch_command
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+        device = ["--use_cpu", "true"] if self._values.get("use_cpu") else []
+        args = self._parser.parse_args(
+            ["--config_file", str(self.config), *flags, "--module", module, *arguments, *device]
+        )
+        if args.num_processes is None and "num_processes" not in self._values:
+            args.num_processes = torch.accelerator.device_count()
+        try:
+            launch_command(args)
+        except ChildFailedError as error:
+            raise SystemExit(error.get_first_failure()[1].exitcode) from None
+        except CalledProcessError as error:
+            raise SystemExit(error.returncode) from None
+
+
+def _read(config: Path) -> dict[str, Any]:
+    values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    if not isinstance(values, dict) or "distributed_type" not in values:
+        raise ValueError(f"{config} is no configuration of accelerate: it has no `distributed_type`.")
+    return values
+
+
+def _check(values: dict[str, Any], config: Path) -> None:
+    import torch
+
+    kind, use_cpu = str(values["distributed_type"]), bool(values.get("use_cpu"))
+    if kind == "MULTI_CPU":
+        raise ValueError(
+            f"{config} has `distributed_type: MULTI_CPU`, which accelerate runs as a single process; write MULTI_GPU "
+            "beside `use_cpu: true`, as `--accelerate_config ddp_cpu` does."
+        )
+    if kind == "FSDP" and (use_cpu or not torch.accelerator.is_available()):
+        raise ValueError(f"{config} has `distributed_type: FSDP`, which accelerate runs on GPUs only; use zero3_cpu.")
+    if kind != "NO" and not use_cpu and not torch.accelerator.is_available():
+        raise ValueError(
+            f"{config} is for GPUs (`use_cpu` is not set), but this machine has none; use ddp_cpu or zero1_cpu, "
+            "zero2_cpu, zero3_cpu."
+        )
+    if kind == "DEEPSPEED":
+        settings = values.get("deepspeed_config") or {}
+        offload = str(settings.get("offload_optimizer_device", "none")) != "none"
+        require_deepspeed(builds_operators=use_cpu or offload)

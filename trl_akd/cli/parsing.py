@@ -1,0 +1,210 @@
+"""From a recipe and flags to dataclasses: TRL's parser, made to say what is wrong and what was probably meant."""
+
+import os
+import warnings
+from argparse import Action, ArgumentParser, Namespace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from trl.scripts.utils import TrlParser
+
+from .launching import is_launch_flag
+from .recipes import find_recipe
+
+__all__ = ["Recipe", "RecipeParser", "read_options", "read_recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as it was read.
+
+    Args:
+        path (`Path`, *optional*):
+            The file; `None` where a command is run on flags alone.
+        values (`dict`):
+            Its keys and values, without `env`.
+    """
+
+    path: Path | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class _Options(ArgumentParser):
+    """The flags that are no field of a recipe."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+        options = self.add_argument_group("where to read and how to run")
+        options.add_argument("--config", metavar="RECIPE", help="Recipe: a YAML file with any of the fields below.")
+        options.add_argument(
+            "--accelerate_config",
+            "--accelerate-config",
+            metavar="NAME|PATH",
+            help="Run through accelerate's launcher with this configuration, such as ddp, zero2, zero3 or zero3_cpu. "
+            "Its own flags may follow, such as --num_processes 8.",
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}.")
+
+
+def read_options(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """Split `--config` and `--accelerate_config` from the other flags.
+
+    Example:
+
+    ```python
+    >>> options, flags = read_options(["--config=recipe.yaml", "--seed", "1"])
+    >>> options.config, flags
+    ('recipe.yaml', ['--seed', '1'])
+
+    ```
+    """
+    return _Options().parse_known_args(argv)
+
+
+def read_recipe(name: str | None) -> Recipe:
+    """Read a recipe and put its `env` into the environment, which works best before torch is imported.
+
+    Args:
+        name (`str`, *optional*):
+            Path of the recipe, or of one that comes with the package; without it, the recipe is empty.
+
+    Raises:
+        FileNotFoundError: If there is no such recipe.
+        ValueError: If it is not a YAML mapping.
+    """
+    if name is None:
+        return Recipe()
+    path = find_recipe(name)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} holds no mapping; a recipe is made of lines `key: value`.")
+    environment = values.pop("env", {})
+    if not isinstance(environment, dict):
+        raise ValueError(f"`env` in {name} is {environment!r}; give a mapping from variables to values.")
+    os.environ.update({str(variable): str(value) for variable, value in environment.items()})
+    return Recipe(path, values)
+
+
+class RecipeParser(TrlParser):
+    """Parser of a training command's recipe and flags, for which unknown keys and flags are errors.
+
+    Args:
+        dataclass_types (`Iterable[type]`):
+            Dataclasses whose fields a recipe may set.
+        prog (`str`):
+            The command, for the help text.
+    """
+
+    def __init__(self, dataclass_types: Iterable[Any], prog: str) -> None:
+        super().__init__(
+            dataclass_types,
+            prog=prog,
+            usage=f"{prog} [--config RECIPE] [--accelerate_config NAME|PATH] [--field value ...]",
+            parents=[_Options()],
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage, which would be hundreds of lines long."""
+        raise ValueError(f"{message}.")
+
+    def values(self, recipe: Recipe, flags: Sequence[str] = ()) -> Namespace:
+        """Return the value of every field: the flag's, else the recipe's, else the default.
+
+        Raises:
+            ValueError: If a key or a flag is unknown, or a value has the wrong type; the message names it.
+        """
+        self.set_defaults_with_config(**self._converted(recipe))
+        values, unknown = self.parse_known_args(list(flags))
+        if unknown:
+            raise ValueError(self._unknown_flag(unknown[0]))
+        del values.config, values.accelerate_config
+        return values
+
+    def dataclasses(self, values: Namespace) -> tuple[Any, ...]:
+        """Return one instance of each dataclass.
+
+        Raises:
+            ValueError: If a dataclass refuses its values.
+        """
+        with warnings.catch_warnings():
+            # TRL sets the deprecated name itself, and reads no other.
+            warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
+            return tuple(
+                kind(**{entry.name: getattr(values, entry.name) for entry in fields(kind) if entry.init})
+                for kind in self.dataclass_types
+            )
+
+    def _converted(self, recipe: Recipe) -> dict[str, Any]:
+        # A field that is on by default has a second action, `--no_<field>`, which takes no value from a recipe.
+        actions = {action.dest: action for action in reversed(self._actions) if action.dest != "help"}
+        for option in ("config", "accelerate_config"):
+            del actions[option]
+            if option in recipe.values:
+                raise ValueError(f"{recipe.path} sets `{option}`; give it as the flag `--{option}` instead.")
+        for key in recipe.values:
+            if key not in actions:
+                raise ValueError(f"{recipe.path} has the unknown key `{key}`{_suggestion(str(key), actions)}.")
+        return {
+            key: _convert(actions[key], value, f"`{key}` in {recipe.path}") for key, value in recipe.values.items()
+        }
+
+    def _unknown_flag(self, flag: str) -> str:
+        if not flag.startswith("-"):
+            return f"{flag!r} belongs to no flag; give it as `--field {flag}`"
+        name = flag.partition("=")[0]
+        if is_launch_flag(name):
+            return (
+                f"the flag `{name}` is for accelerate's launcher; give `--accelerate_config` too, such as ddp or zero3"
+            )
+        return f"the flag `{name}` is unknown{_suggestion(name, self._option_string_actions)}"
+
+
+def _convert(action: Action, value: Any, where: str) -> Any:
+    """Return what the flag of `action` would have made of a recipe's value."""
+    if action.choices is not None:
+        return _choose(list(action.choices), value, where)
+    kind = getattr(action.type, "__name__", "str")
+    if action.nargs == "+":
+        values = value if isinstance(value, list) else [value]
+        return None if value is None else [_number(kind, item, where) for item in values]
+    if value is None and action.type in (int, float):
+        raise ValueError(f"{where} is empty; give it a value or take the key out.")
+    return _number(kind, value, where)
+
+
+def _choose(choices: list[Any], value: Any, where: str) -> Any:
+    if value is False and "no" in choices:
+        return "no"  # YAML reads an unquoted no as false
+    if value is not None and value not in choices:
+        remedy = _suggestion(str(value), map(str, choices)) or f"; choose one of {', '.join(map(str, choices))}"
+        raise ValueError(f"{where} is {value!r}{remedy}.")
+    return value
+
+
+def _number(kind: str, value: Any, where: str) -> Any:
+    """Return a number for a field of `kind` "int" or "float"; other kinds pass as they are."""
+    converters: Mapping[str, type[int] | type[float]] = {"int": int, "float": float}
+    if kind not in converters or value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
+        return value
+    try:
+        number = converters[kind](value)
+        if isinstance(value, bool) or (not isinstance(value, str) and number != value):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(f"{where} is {value!r}; give {'a whole number' if kind == 'int' else 'a number'}.") from None
+    return number
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, list(known), n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""

@@ -1,0 +1,124 @@
+"""Rows of token ids to padded or padding-free batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from .schema import IGNORED_LABEL
+
+__all__ = ["DataCollatorForDistillation", "packed_collator", "sample_ids_from_position_ids"]
+
+
+@dataclass
+class DataCollatorForDistillation:
+    """Pad tokenised rows to a batch, on the right, and their prompts on the left for generation.
+
+    The mask comes from the rows' lengths, never from the ids, so a pad token equal to EOS is harmless. The keys are
+    those of TRL's GKD collator.
+
+    Args:
+        pad_token_id (`int`): id that fills up `input_ids` and `prompts`.
+        with_prompts (`bool`, *optional*, defaults to `False`): also return `prompts` and `prompt_attention_mask`, the
+            tokens before each row's first target, for on-policy generation.
+        pad_to_multiple_of (`int`, *optional*): round the width of `input_ids`, `attention_mask` and `labels` up to a
+            multiple of this.
+
+    Raises:
+        ValueError: On a packed row, or on a row without prompt or target where prompts are wanted.
+
+    Example:
+
+    ```python
+    >>> collate = DataCollatorForDistillation(pad_token_id=0, with_prompts=True)
+    >>> rows = [{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}, {"input_ids": [8, 9], "labels": [-100, 9]}]
+    >>> {key: value.tolist() for key, value in collate(rows).items()}  # doctest: +NORMALIZE_WHITESPACE
+    {'input_ids': [[5, 6, 7], [8, 9, 0]],
+     'attention_mask': [[1, 1, 1], [1, 1, 0]],
+     'labels': [[-100, -100, 7], [-100, 9, -100]],
+     'prompts': [[5, 6], [0, 8]],
+     'prompt_attention_mask': [[1, 1], [0, 1]]}
+
+    ```
+    """
+
+    pad_token_id: int
+    with_prompts: bool = False
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return int64 tensors of shape [B, T] (`prompts`: [B, longest prompt])."""
+        if "seq_lengths" in rows[0]:
+            raise ValueError(
+                "The rows are packed, and padding would let their samples see each other; use packed_collator."
+            )
+        input_ids = [row["input_ids"] for row in rows]
+        width = _round_up(max(map(len, input_ids)), self.pad_to_multiple_of or 1)
+        batch = {
+            "input_ids": _pad(input_ids, self.pad_token_id, width),
+            "attention_mask": _pad([[1] * len(ids) for ids in input_ids], 0, width),
+            "labels": _pad([row["labels"] for row in rows], IGNORED_LABEL, width),
+        }
+        return batch | self._prompts(rows) if self.with_prompts else batch
+
+    def _prompts(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        prompts = [row["input_ids"][: _prompt_length(row["labels"])] for row in rows]
+        width = max(map(len, prompts))
+        return {
+            "prompts": _pad(prompts, self.pad_token_id, width, left=True),
+            "prompt_attention_mask": _pad([[1] * len(prompt) for prompt in prompts], 0, width, left=True),
+        }
+
+
+def packed_collator(pad_token_id: int) -> DataCollatorForLanguageModeling:
+    """Return TRL's padding-free collator for rows from `trl_akd.data.tokenization.pack`.
+
+    It joins the rows of a batch into one of shape [1, T] with `position_ids` that start anew at each sample; the
+    attention implementation must read them (Flash Attention does).
+    """
+    return DataCollatorForLanguageModeling(pad_token_id=pad_token_id, padding_free=True)
+
+
+def sample_ids_from_position_ids(position_ids: Tensor) -> Tensor:
+    """Number the samples of a padding-free batch, token by token.
+
+    Args:
+        position_ids (`Tensor`): int64 [B, T], 0 at the first token of each sample.
+
+    Returns:
+        `Tensor`: int64 [B, T], 0 for the tokens of the first sample, 1 for the second, and on through the rows.
+
+    Example:
+
+    ```python
+    >>> sample_ids_from_position_ids(torch.tensor([[0, 1, 2, 0, 1, 0]])).tolist()
+    [[0, 0, 0, 1, 1, 2]]
+
+    ```
+    """
+    return (position_ids == 0).flatten().cumsum(0).view_as(position_ids) - 1
+
+
+def _prompt_length(labels: Sequence[int]) -> int:
+    length = next((position for position, label in enumerate(labels) if label != IGNORED_LABEL), 0)
+    if length == 0:
+        raise ValueError(
+            "A row has no prompt before its first target, or no target, so nothing can be generated from it; prepare "
+            "the rows with tokenize_dataset."
+        )
+    return length
+
+
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int, width: int, *, left: bool = False) -> Tensor:
+    padded = []
+    for row in rows:
+        filler = [value] * (width - len(row))
+        padded.append([*filler, *row] if left else [*row, *filler])
+    return torch.tensor(padded, dtype=torch.int64)

@@ -1,0 +1,60 @@
+"""What differs between one process, DDP, FSDP and DeepSpeed ZeRO, behind three calls.
+
+Uses private parts of TRL; `tests/test_trl_contract.py` names them.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from trl.models import prepare_deepspeed
+from trl.models.utils import _ForwardRedirection, prepare_fsdp
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+Result = TypeVar("Result")
+
+
+def through_forward(wrapper: Any, model: Any, function: Callable[[], Result]) -> Result:
+    """Call `function` inside the forward of `wrapper`, the distributed engine around `model`.
+
+    Engines gather shards, cast inputs and arm gradient reduction in their forward. A loss that reads the LM head's
+    weight must therefore run inside it: under ZeRO-3 the weight is empty outside, and its gradient would be lost.
+
+    Args:
+        wrapper (`torch.nn.Module`):
+            What `accelerator.prepare` returned for `model`; may be `model` itself.
+        model (`torch.nn.Module`):
+            The model inside `wrapper`.
+        function (`Callable`):
+            Returns a tensor or a tuple of tensors, so that engines find them. It takes no arguments, which engines
+            might cast.
+    """
+    result: Result = _ForwardRedirection()(wrapper, model, function)
+    return result
+
+
+def gathered(parameters: Iterable[torch.Tensor]) -> AbstractContextManager[Any]:
+    """Make parameters that ZeRO-3 shards whole for reading, without gradients, inside the context."""
+    sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_status")]
+    return maybe_gather_lm_head_ctx(*sharded) if sharded else nullcontext()
+
+
+def prepare_frozen(model: Any, accelerator: Accelerator, device: str | None = None) -> Any:
+    """Place a model that is only read: on `device` if given, else sharded or moved as the run's backend has it.
+
+    Under ZeRO-3 the model gets an engine of its own. A quantised or already dispatched model stays where it is.
+    """
+    model.requires_grad_(False)
+    model.eval()
+    if device is not None:
+        return model.to(device)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return prepare_deepspeed(model, accelerator)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return prepare_fsdp(model, accelerator)
+    if getattr(model, "is_quantized", False) or getattr(model, "hf_device_map", None):
+        return model
+    return accelerator.prepare_model(model, evaluation_mode=True)

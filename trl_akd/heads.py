@@ -1,0 +1,190 @@
+"""From a causal language model to the two things that the fused loss wants: final hidden states and the LM head."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from .distributed import gathered
+
+# Keys of a model's forward that its backbone shares.
+BACKBONE_INPUTS = ("input_ids", "attention_mask", "position_ids")
+_PROBE_LENGTH = 4
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Hold `model` in eval mode inside the context, so that dropout does not disturb what is read from it."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@dataclass(frozen=True)
+class LMHead:
+    """The last layer of a language model: `logits = cap * tanh(scale * (hidden @ weight.T + bias) / cap)`.
+
+    Args:
+        weight (`torch.Tensor` of shape `[V, H]`):
+            Projection from hidden states to logits.
+        bias (`torch.Tensor` of shape `[V]`, *optional*):
+            Added to the projection.
+        logit_scale (`float`, *optional*, defaults to `1.0`):
+            Factor on the projection.
+        softcap (`float`, *optional*):
+            Bound on the absolute value of a logit.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    logit_scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits `[..., V]` of hidden states `[..., H]`."""
+        logits = nn.functional.linear(hidden, self.weight.to(hidden.dtype), _cast(self.bias, hidden.dtype))
+        logits = logits * self.logit_scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def parameters(self) -> list[torch.Tensor]:
+        """Return the tensors that a sharded model must gather before the head is used."""
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
+    def to(self, device: torch.device) -> "LMHead":
+        """Return the head on `device`."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return replace(self, weight=self.weight.to(device), bias=bias)
+
+    def whole(self) -> "LMHead":
+        """Return the head with whole tensors where FSDP2 left shards."""
+        return replace(self, weight=_whole(self.weight), bias=None if self.bias is None else _whole(self.bias))
+
+
+def lm_head(model: Any) -> LMHead:
+    """Return the LM head of `model`, a causal language model or a PEFT model around one.
+
+    Raises:
+        ValueError: If the head carries an adapter, which a matrix product with its weight would ignore.
+    """
+    layer = model.get_output_embeddings()
+    if layer is None or not hasattr(layer, "weight"):
+        raise ValueError(f"`model` is a {type(model).__name__}, which has no LM head; give a causal language model.")
+    layer = _trained_copy(layer)
+    if hasattr(layer, "base_layer"):
+        raise ValueError(
+            "`lm_head` carries a PEFT adapter, which the fused loss would not train; take 'lm_head' out of "
+            "`lora_target_modules`, or list it under `lora_modules_to_save` to train it whole."
+        )
+    config = model.config.get_text_config()
+    return LMHead(
+        layer.weight,
+        getattr(layer, "bias", None),
+        _logit_scale(config),
+        getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def final_hidden_states(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Return the hidden states `[B, T, H]` that enter the LM head of `model`."""
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    output = causal_lm.base_model(**{key: inputs[key] for key in BACKBONE_INPUTS if key in inputs}, use_cache=False)
+    hidden: torch.Tensor = output.last_hidden_state
+    return hidden
+
+
+@torch.no_grad()
+def prove_head(model: Any, input_ids: torch.Tensor, *, role: str) -> None:
+    """Check that backbone and head together give the logits that `model` itself gives.
+
+    Architectures differ in what they do to logits (scales, caps, extra projections). Four tokens tell whether
+    `final_hidden_states` and `lm_head` describe this one.
+
+    Args:
+        model (`PreTrainedModel`):
+            Model whose parameters are all available.
+        input_ids (`torch.Tensor` of shape `[B, T]`):
+            Tokens of which the first few are used.
+        role (`str`):
+            `"student"` or `"teacher"`, for the message.
+
+    Raises:
+        ValueError: If the logits differ.
+    """
+    probe = {"input_ids": input_ids[:1, :_PROBE_LENGTH]}
+    # Not `model(...)`: inside DeepSpeed's forward, the hooks of a nested call would end the outer one early.
+    expected = model.forward(**probe, use_cache=False).logits.float()
+    hidden = final_hidden_states(model, probe)
+    head = lm_head(model)
+    with gathered(head.parameters()):
+        found = head.whole().logits(hidden).float()
+    tolerance = 1e-3 if found.dtype == expected.dtype == head.weight.dtype else 5e-2
+    if not _close(found, expected, tolerance):
+        raise ValueError(
+            f"the {role} ({type(model).__name__}) turns hidden states into logits in a way that the fused loss does "
+            "not reproduce; please report the architecture."
+        )
+
+
+@torch.no_grad()
+def prove_packing(model: Any, input_ids: torch.Tensor, *, role: str) -> None:
+    """Check that `model` keeps packed samples apart when it is told their positions.
+
+    Args:
+        model (`PreTrainedModel`):
+            Model whose parameters are all available.
+        input_ids (`torch.Tensor` of shape `[1, T]`):
+            Tokens of which the first few are used.
+        role (`str`):
+            `"student"` or `"teacher"`, for the message.
+
+    Raises:
+        ValueError: If a sample sees its neighbour.
+    """
+    sample = input_ids[:1, :_PROBE_LENGTH]
+    positions = torch.arange(sample.shape[1], device=sample.device)[None]
+    packed = {"input_ids": sample.repeat(1, 2), "position_ids": positions.repeat(1, 2)}
+    together = final_hidden_states(model, packed)[:, sample.shape[1] :].float()
+    alone = final_hidden_states(model, {"input_ids": sample, "position_ids": positions}).float()
+    if not _close(together, alone, 5e-2):
+        attention = getattr(model.config, "_attn_implementation", None)
+        raise ValueError(
+            f"`packing` is on, but the {role} ({type(model).__name__}, attn_implementation={attention!r}) lets packed "
+            "samples attend to one another; set attn_implementation='flash_attention_2', or packing=False."
+        )
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    """Compare up to a fraction of the largest value; a model that is not finite is not this test's business."""
+    largest = expected.abs().max()
+    return not bool(torch.isfinite(largest)) or bool((found - expected).abs().max() <= tolerance * largest)
+
+
+def _trained_copy(layer: Any) -> Any:
+    if hasattr(layer, "modules_to_save") and hasattr(layer, "active_adapters"):
+        return layer.modules_to_save[layer.active_adapters[0]]
+    return layer
+
+
+def _logit_scale(config: Any) -> float:
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is None:
+        return 1.0
+    return float(scaling) if config.model_type == "hyperclovax" else 1.0 / float(scaling)
+
+
+def _cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

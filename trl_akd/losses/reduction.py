@@ -1,0 +1,128 @@
+"""From labels to token weights. A loss is `sum(weights * per_token_loss)`; this is the only place that divides.
+
+A step of the optimiser sees one global batch, however it is cut into micro-batches, ranks and packed rows:
+
+    items = all ranks' and micro-batches' count_items(labels), summed
+    weights = scale(token_weights(labels), items, world_size)
+    loss = (weights * per_token_loss).sum()
+
+Two normalizations are known:
+
+- `"sequence"`: the mean over a sample's target tokens, then the mean over samples. Eq. (9) of Adaptive Knowledge
+  Distillation for code generation (jos.org.cn 7462) divides by the length of the *input*, and Algorithm 1 by none;
+  a mean over target tokens keeps the divergences on the scale that the paper's regulariser of beta presumes.
+- `"token"`: the mean over all target tokens.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Normalization = Literal["sequence", "token"]
+
+IGNORE_INDEX = -100
+
+
+def token_weights(
+    labels: Tensor,
+    *,
+    normalization: Normalization,
+    sample_ids: Tensor | None = None,
+    task_weights: Tensor | None = None,
+) -> Tensor:
+    """Weigh each target token, before the division by the global number of items.
+
+    Args:
+        labels (`Tensor`): shape `[B, T]`, already shifted, -100 where there is no target.
+        normalization (`str`): `"sequence"`, 1 / (target tokens of the sample), or `"token"`, 1.
+        sample_ids (`Tensor`, *optional*): shape `[B, T]`, integers that tell apart the samples packed in one row.
+            Without it each row is one sample.
+        task_weights (`Tensor`, *optional*): shape `[B, T]`, multiplies the weights. It leaves the number of items
+            alone, so doubling it doubles the loss.
+
+    Returns:
+        Shape `[B, T]`, float32, 0 where there is no target.
+
+    Raises:
+        ValueError: unknown normalization, or a tensor whose shape is not that of `labels`.
+
+    Example:
+        >>> labels = torch.tensor([[-100, 5, 6, 7, 8], [-100, -100, -100, 9, 9]])
+        >>> token_weights(labels, normalization="sequence")
+        tensor([[0.0000, 0.2500, 0.2500, 0.2500, 0.2500],
+                [0.0000, 0.0000, 0.0000, 0.5000, 0.5000]])
+    """
+    _check(labels, normalization, sample_ids=sample_ids, task_weights=task_weights)
+    weights = (labels != IGNORE_INDEX).float()
+    if normalization == "sequence":
+        sample, length = _sample_lengths(labels, sample_ids)
+        weights /= length[sample].clamp(min=1)
+    return weights if task_weights is None else weights * task_weights.float()
+
+
+def count_items(labels: Tensor, *, normalization: Normalization, sample_ids: Tensor | None = None) -> Tensor:
+    """Count what the loss is averaged over: samples with at least one target token, or target tokens.
+
+    Args:
+        labels (`Tensor`): shape `[B, T]`, already shifted, -100 where there is no target.
+        normalization (`str`): `"sequence"` or `"token"`, as given to [`token_weights`].
+        sample_ids (`Tensor`, *optional*): shape `[B, T]`, as given to [`token_weights`].
+
+    Returns:
+        Shape `[]`, int64, on the labels' device, to be summed over micro-batches and ranks.
+
+    Raises:
+        ValueError: unknown normalization, or `sample_ids` whose shape is not that of `labels`.
+
+    Example:
+        >>> count_items(torch.tensor([[-100, 5, 6], [-100, -100, -100]]), normalization="sequence")
+        tensor(1)
+    """
+    _check(labels, normalization, sample_ids=sample_ids)
+    if normalization == "token":
+        return (labels != IGNORE_INDEX).sum()
+    _, length = _sample_lengths(labels, sample_ids)
+    return (length > 0).sum()
+
+
+def scale(weights: Tensor, items: Tensor | float, world_size: int) -> Tensor:
+    """Divide token weights by the global number of items.
+
+    DDP and DeepSpeed average the gradients over the ranks where a sum is meant, hence the factor `world_size`.
+
+    Args:
+        weights (`Tensor`): from [`token_weights`].
+        items (`Tensor` or `float`): [`count_items`], summed over all micro-batches of the step and all ranks. 0 counts
+            as 1: without a target there is no loss to divide.
+        world_size (`int`): number of ranks whose gradients are averaged; 1 where `items` was not summed over ranks.
+
+    Returns:
+        Shape of `weights`.
+
+    Example:
+        >>> scale(torch.tensor([[0.5, 0.5]]), items=4, world_size=2)
+        tensor([[0.2500, 0.2500]])
+    """
+    return weights * (world_size / torch.as_tensor(items, device=weights.device).clamp(min=1))
+
+
+def _sample_lengths(labels: Tensor, sample_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return each position's sample [B, T] and each sample's number of target tokens [samples]."""
+    rows = torch.arange(len(labels), device=labels.device).unsqueeze(1)
+    if sample_ids is None:
+        sample, samples_per_row = rows.expand_as(labels), 1
+    else:
+        distinct, index = sample_ids.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        samples_per_row = len(distinct)
+        sample = rows * samples_per_row + index
+    length = torch.bincount(sample[labels != IGNORE_INDEX], minlength=len(labels) * samples_per_row)
+    return sample, length
+
+
+def _check(labels: Tensor, normalization: str, **others: Tensor | None) -> None:
+    if normalization not in ("sequence", "token"):
+        raise ValueError(f"normalization is {normalization!r}; choose 'sequence' or 'token'.")
+    for name, tensor in others.items():
+        if tensor is not None and tensor.shape != labels.shape:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}; labels has {list(labels.shape)}.")

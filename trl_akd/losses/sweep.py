@@ -1,0 +1,120 @@
+"""The loop of the fused divergence: a chunk of tokens is projected, judged, and its gradient pushed back."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from .lm_head import LMHead, add_matmul_, matmul
+from .pointwise import Objective, TokenStatistics, divergences_and_gradient_
+
+_MIB = 2**20
+
+
+class Tokens(NamedTuple):
+    """All hidden states [N, H], and of the `M` tokens to visit their rows, weights and labels, [M] each."""
+
+    student_hidden: Tensor
+    teacher_hidden: Tensor
+    rows: Tensor
+    weights: Tensor
+    labels: Tensor
+
+
+class StudentGradients(NamedTuple):
+    """Sums of the gradients of the student's tensors; None for a tensor that asks for none."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @classmethod
+    def wanted(cls, *tensors: Tensor | None, dtype: torch.dtype) -> Self:
+        """Start at zero for each tensor that requires a gradient, while gradients are enabled at all."""
+
+        def start(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None or not (tensor.requires_grad and torch.is_grad_enabled()):
+                return None
+            return torch.zeros_like(tensor, dtype=dtype, requires_grad=False)
+
+        return cls(*map(start, tensors))
+
+    def __bool__(self) -> bool:
+        """Whether any tensor asks for a gradient."""
+        return any(buffer is not None for buffer in self)
+
+    def add_(self, logit_gradient: Tensor, hidden: Tensor, rows: Tensor, weights: Tensor, head: LMHead) -> None:
+        """Push a chunk's gradient [n, V] through the LM head; weights join where a token has the fewest numbers."""
+        vocab_size = len(head.weight)
+        operand = logit_gradient.to(head.weight.dtype)
+        if self.hidden is not None:
+            chunk = matmul(operand, head.weight, out=self.hidden.new_empty(hidden.shape))
+            self.hidden[rows] = chunk.mul_(weights.unsqueeze(1))
+        if self.weight is not None:
+            weighted = (hidden * weights.unsqueeze(1)).to(operand.dtype)
+            add_matmul_(self.weight[:vocab_size], operand.t(), weighted)
+        if self.bias is not None:
+            self.bias[:vocab_size].addmv_(logit_gradient.t(), weights)
+
+
+def sweep(
+    student: LMHead,
+    teacher: LMHead,
+    tokens: Tokens,
+    objective: Objective,
+    gradients: StudentGradients,
+    chunk_size: int | None,
+) -> Tensor:
+    """Visit the tokens a chunk at a time: fill the gradients and return the fields of [`TokenStatistics`], [5, M].
+
+    Matrix products want many tokens at once, and element-wise work on a CPU few: chunks are for the former, blocks of
+    a chunk for the latter.
+    """
+    statistics = tokens.weights.new_empty(len(TokenStatistics._fields), len(tokens.rows))
+    vocab_size = len(student.weight)
+    chunk_size = max(1, min(chunk_size or _chunk_size(len(tokens.rows), vocab_size, statistics), len(tokens.rows)))
+    block_size = _block_size(chunk_size, vocab_size, statistics)
+    student_tile, teacher_tile = statistics.new_empty(2, chunk_size, vocab_size)
+    scratch = statistics.new_empty(2, block_size, vocab_size)
+    for chunk in _slices(len(tokens.rows), chunk_size):
+        rows = tokens.rows[chunk]
+        hidden = tokens.student_hidden[rows]
+        student_products = student.project(hidden, out=student_tile[: len(rows)])
+        teacher_products = teacher.project(tokens.teacher_hidden[rows], out=teacher_tile[: len(rows)])
+        for block in _slices(len(rows), block_size):
+            student_logits = student.finish_(student_products[block])
+            teacher_logits = teacher.finish_(teacher_products[block])
+            slope = student.slope(student_logits) if gradients else None
+            numbers = divergences_and_gradient_(
+                student_logits,
+                teacher_logits,
+                tokens.labels[chunk][block],
+                objective,
+                scratch[:, : len(student_logits)],
+                with_gradient=bool(gradients),
+            )
+            if slope is not None:
+                teacher_logits.mul_(slope)
+            statistics[:, chunk][:, block] = torch.stack(numbers)
+        gradients.add_(teacher_products, hidden, rows, tokens.weights[chunk], student)
+    return statistics
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def _chunk_size(tokens: int, vocab_size: int, like: Tensor) -> int:
+    """Cut the tokens into even chunks, of bounded bytes but never too few tokens to keep a matrix product busy."""
+    budget = (64 if like.device.type == "cpu" else 512) * _MIB
+    limit = max(256, budget // (vocab_size * like.itemsize))
+    return math.ceil(tokens / max(1, math.ceil(tokens / limit)))
+
+
+def _block_size(chunk_size: int, vocab_size: int, like: Tensor) -> int:
+    """Cut a chunk for the element-wise work: a CPU thread keeps 4 MiB in cache, other devices like few launches."""
+    if like.device.type != "cpu":
+        return chunk_size
+    return min(chunk_size, torch.get_num_threads() * max(1, 4 * _MIB // (vocab_size * like.itemsize)))

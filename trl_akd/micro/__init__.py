@@ -1,0 +1,1 @@
+"""A small generated world of programming tasks, for quick starts, tests and honest comparisons."""

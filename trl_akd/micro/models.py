@@ -1,0 +1,137 @@
+"""Tokenizer, teacher and student of the micro world, and how they learn to write its programs."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
+
+from ..data.collators import DataCollatorForDistillation
+from ..data.tokenization import tokenize_dataset
+from .world import Task
+
+PAD_TOKEN, EOS_TOKEN = "<|pad|>", "<|endoftext|>"
+MAX_LENGTH = 128
+VOCABULARY_SIZE = 1024
+
+# Digits, line breaks and quoted letters stay tokens of their own: what a program copies, its instruction shows alike.
+_KEPT_APART = Regex(r"\d|\n|'[a-z]'")
+_LONGEST_TOKEN = 24
+
+
+def train_tokenizer(tasks: Iterable[Task]) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer on the prompts and solutions of tasks.
+
+    Merges cross spaces, so a common phrase is a single token and sequences stay short; any text decodes to itself.
+    """
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(_KEPT_APART, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE,
+        max_token_length=_LONGEST_TOKEN,
+        special_tokens=[PAD_TOKEN, EOS_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator((task.prompt + task.solution for task in tasks), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token=PAD_TOKEN,
+        eos_token=EOS_TOKEN,
+        model_max_length=MAX_LENGTH,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def teacher_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    """Describe the teacher: a Llama of 0.98 million parameters."""
+    return _llama(tokenizer, hidden_size=128, layers=4, heads=4)
+
+
+def student_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    """Describe the student: a Llama of 0.25 million parameters, a quarter of the teacher."""
+    return _llama(tokenizer, hidden_size=80, layers=2, heads=2)
+
+
+def new_model(config: LlamaConfig, seed: int = 0) -> LlamaForCausalLM:
+    """Build a model with random weights that depend on nothing but the configuration and the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def pretrain(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Task],
+    *,
+    output_dir: str | Path,
+    max_steps: int,
+    learning_rate: float = 4e-3,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> None:
+    """Train a model in place to continue prompts with solutions, by cross-entropy on the solutions.
+
+    Args:
+        model (`LlamaForCausalLM`): the model to train.
+        tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
+        tasks (`Sequence[Task]`): what to train on, as many epochs as `max_steps` asks for.
+        output_dir (`str` or `Path`): where the `Trainer` may write; nothing is saved.
+        max_steps (`int`): optimiser steps.
+        learning_rate (`float`, *optional*, defaults to `4e-3`): peak, after a tenth of the steps; then a cosine.
+        batch_size (`int`, *optional*, defaults to `64`): tasks in a step.
+        seed (`int`, *optional*, defaults to `0`): seed of the order of tasks.
+    """
+    rows = Dataset.from_list([{"prompt": task.prompt, "completion": task.solution} for task in tasks])
+    dataset, _ = tokenize_dataset(rows, tokenizer, max_length=MAX_LENGTH)
+    args = TrainingArguments(
+        output_dir=str(output_dir),
+        max_steps=max_steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max_steps // 20,
+        adam_beta2=0.98,
+        weight_decay=0.01,
+        train_sampling_strategy="group_by_length",
+        logging_steps=max(1, max_steps // 10),
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        seed=seed,
+    )
+    Trainer(model, args, DataCollatorForDistillation(tokenizer.pad_token_id), dataset).train()
+
+
+def _llama(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int, heads: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=3 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=MAX_LENGTH,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+        tie_word_embeddings=True,
+        initializer_range=hidden_size**-0.5,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )

@@ -1,0 +1,210 @@
+"""A generated world of small Python programming tasks.
+
+A task is a composition of up to three [`Operation`]s with their arguments: its steps. Everything else about the task
+derives from the steps: the instruction, which marks them as first, next and last but may name the last one first; the
+reference solution; and the unit tests, whose expected values come from running the steps.
+
+As in code that people write, one meaning has several wordings and several implementations, drawn at random. A row of
+data shows a single implementation; a model that has seen many rows knows how likely each one is, so its distribution
+over tokens says more than the row does.
+
+Tasks are split by their sequence of operations: about a fifth of all sequences are held out, and a task that composes
+one of them is never drawn for training. Every operation is known from training; what a held-out task asks for is a new
+combination.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from trl_akd.micro.operations import NUMBERS, OPERATIONS, TEXT, Operation
+
+Split = Literal["train", "held_out"]
+
+ENTRY_POINT = "solve"
+MAX_STEPS = 3
+
+_EXAMPLES_PER_TASK = 6
+_SEQUENCES_PER_HELD_OUT = 5
+_WORDS = ("a", "Tree", "stone", "in", "River", "Ears", "to", "Radio", "iron", "Tie", "on", "Orbit", "sea", "Otter")
+_FORWARD = (("first ", "then ", "finally "), ("to begin, ", "next, ", "in the end, "))
+_BACKWARD = (("first of all ", "before that ", "finally "), ("to begin with, ", "before that ", "in the end, "))
+
+
+@dataclass(frozen=True)
+class Step:
+    """Apply one operation with a given argument."""
+
+    operation: Operation
+    argument: str
+
+    def phrase(self, wording: int = 0) -> str:
+        """Say the step as an imperative clause."""
+        return self.operation.phrases[wording].replace("{k}", self.argument)
+
+    def expression(self, form: int = 0) -> str:
+        """Write the step as a Python expression of the variable that `operation.takes` names."""
+        return self.operation.forms[form].replace("{k}", self.argument)
+
+    def __call__(self, value: Any) -> Any:
+        """Compute the step."""
+        return _function(self.operation.takes, self.expression())(value)
+
+
+@dataclass(frozen=True)
+class Task:
+    """State a programming task, its reference solution and the tests that judge any other solution.
+
+    Args:
+        task_id (`str`): identity, e.g. `"held_out/0/17"`: split, seed and position.
+        steps (`tuple[Step, ...]`): what the program has to do, in the order of execution.
+        instruction (`str`): the steps in natural language.
+        solution (`str`): program text that defines the function `solve`.
+        tests (`str`): program text of `assert` statements that call `solve`, to run after a solution.
+    """
+
+    task_id: str
+    steps: tuple[Step, ...]
+    instruction: str
+    solution: str
+    tests: str
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """Name the operations in the order of execution: what the split is decided by."""
+        return _names(self.steps)
+
+    @property
+    def prompt(self) -> str:
+        """Give the text a model continues with a solution: the instruction as a comment."""
+        return f"# {self.instruction}\n"
+
+
+def is_held_out(operations: Sequence[str]) -> bool:
+    """Decide, from nothing but the names, whether a sequence of operations is kept out of training.
+
+    Example:
+        >>> is_held_out(["add"])
+        False
+        >>> is_held_out(["reverse_text", "upper"]), is_held_out(["upper", "reverse_text"])
+        (False, False)
+    """
+    digest = hashlib.sha256(" ".join(operations).encode()).digest()
+    return len(operations) > 1 and digest[0] % _SEQUENCES_PER_HELD_OUT == 0
+
+
+def run(steps: Iterable[Step], value: Any) -> Any:
+    """Run a composition on an input.
+
+    Example:
+        >>> by_name = {operation.name: operation for operation in OPERATIONS}
+        >>> run([Step(by_name["add"], "2"), Step(by_name["sum"], "")], [1, 2, 3])
+        12
+    """
+    for step in steps:
+        value = step(value)
+    return value
+
+
+def sample_tasks(count: int, *, split: Split, seed: int = 0, lengths: Sequence[int] = (2, 3, 3)) -> list[Task]:
+    """Draw tasks of one split; the same arguments give the same tasks on every machine.
+
+    Args:
+        count (`int`): how many.
+        split (`"train"` or `"held_out"`): the sequences of operations to draw from; the two share none.
+        seed (`int`, *optional*, defaults to `0`): seed of the draw, independent between splits.
+        lengths (`Sequence[int]`, *optional*, defaults to `(2, 3, 3)`): numbers of steps to choose from, evenly.
+
+    Raises:
+        ValueError: if a length is outside 1..3, or the split holds out tasks and every length is 1.
+    """
+    if not all(1 <= length <= MAX_STEPS for length in lengths):
+        raise ValueError(f"lengths must lie between 1 and {MAX_STEPS}, got {tuple(lengths)}")
+    if split == "held_out" and max(lengths) == 1:
+        raise ValueError("lengths must include 2 or 3 for held-out tasks: single operations are never held out")
+    rng = random.Random(f"{split} {seed}")
+    tasks: list[Task] = []
+    while len(tasks) < count:
+        steps = _draw_steps(rng, rng.choice(lengths))
+        examples = _draw_examples(rng, steps[0].operation.takes)
+        if is_held_out(_names(steps)) == (split == "held_out") and _every_step_matters(steps, examples):
+            task_id = f"{split}/{seed}/{len(tasks)}"
+            tasks.append(
+                Task(
+                    task_id, steps, _draw_instruction(rng, steps), _draw_solution(rng, steps), _tests(steps, examples)
+                )
+            )
+    return tasks
+
+
+def write_rows(tasks: Iterable[Task], path: str | Path) -> None:
+    """Write tasks as JSON Lines with the columns `prompt` and `completion`, ready for training."""
+    rows = (json.dumps({"prompt": task.prompt, "completion": task.solution}) for task in tasks)
+    Path(path).write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+
+
+@cache
+def _function(variable: str, expression: str) -> Any:
+    return eval(f"lambda {variable}: {expression}")
+
+
+def _names(steps: Iterable[Step]) -> tuple[str, ...]:
+    return tuple(step.operation.name for step in steps)
+
+
+def _draw_steps(rng: random.Random, length: int) -> tuple[Step, ...]:
+    kind = rng.choice((NUMBERS, TEXT))
+    steps: list[Step] = []
+    while len(steps) < length:
+        operation = rng.choice([o for o in OPERATIONS if o.takes == kind and o.name not in _names(steps)])
+        steps.append(Step(operation, rng.choice(operation.arguments)))
+        kind = operation.gives
+    return tuple(steps)
+
+
+def _draw_examples(rng: random.Random, kind: str) -> list[Any]:
+    return [_draw_numbers(rng) if kind == NUMBERS else _draw_text(rng) for _ in range(_EXAMPLES_PER_TASK)]
+
+
+def _draw_numbers(rng: random.Random) -> list[int]:
+    numbers = [rng.randint(-9, 20) for _ in range(rng.randint(5, 8))]
+    return [*numbers, rng.choice(numbers)]
+
+
+def _draw_text(rng: random.Random) -> str:
+    return " ".join(rng.choices(_WORDS, k=rng.randint(4, 7)))
+
+
+def _every_step_matters(steps: Sequence[Step], examples: Sequence[Any]) -> bool:
+    """Tell whether the tests see each step: results vary, and leaving out a step that can be left out changes one."""
+    results = [run(steps, example) for example in examples]
+    shorter = [(*steps[:i], *steps[i + 1 :]) for i, s in enumerate(steps) if s.operation.takes == s.operation.gives]
+    return any(result != results[0] for result in results) and all(
+        any(run(rest, example) != result for example, result in zip(examples, results, strict=True))
+        for rest in shorter
+    )
+
+
+def _draw_instruction(rng: random.Random, steps: Sequence[Step]) -> str:
+    phrases = [step.phrase(rng.randrange(len(step.operation.phrases))) for step in steps]
+    if len(phrases) == 1:
+        return phrases[0]
+    first, between, last = marks = rng.choice(_FORWARD + _BACKWARD)
+    clauses = [first + phrases[0], *(between + phrase for phrase in phrases[1:-1]), last + phrases[-1]]
+    return ", ".join(reversed(clauses) if marks in _BACKWARD else clauses)
+
+
+def _draw_solution(rng: random.Random, steps: Sequence[Step]) -> str:
+    expressions = [step.expression(rng.randrange(len(step.operation.forms))) for step in steps]
+    assignments = [f"{step.operation.gives} = {e}" for step, e in zip(steps[:-1], expressions[:-1], strict=True)]
+    lines = [*assignments, f"return {expressions[-1]}"]
+    return f"def {ENTRY_POINT}({steps[0].operation.takes}):\n" + "".join(f"    {line}\n" for line in lines)
+
+
+def _tests(steps: Sequence[Step], examples: Iterable[Any]) -> str:
+    return "".join(f"assert {ENTRY_POINT}({example!r}) == {run(steps, example)!r}\n" for example in examples)

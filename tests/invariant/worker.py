@@ -64,6 +64,8 @@ def main() -> None:
             "sharded": _is_sharded(trainer),
         }
         (results / "record.json").write_text(json.dumps(record))
+    trainer.accelerator.wait_for_everyone()  # or a process leaves while the other still saves
+    trainer.end()
 
 
 def _lora() -> Any:
@@ -74,7 +76,7 @@ def _lora() -> Any:
 
 def _is_sharded(trainer: AKDTrainer) -> bool:
     """Tell whether every tensor of student and teacher is really split over the ranks, between two steps."""
-    parameters = [*trainer.model.parameters(), *trainer.teacher.model.parameters()]
+    parameters = [*trainer.model.parameters(), *getattr(trainer.teacher, "model", trainer.model).parameters()]
     return all(hasattr(parameter, "ds_tensor") and parameter.numel() == 0 for parameter in parameters)
 
 

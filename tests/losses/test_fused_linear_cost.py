@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trl_akd.losses import fused_linear_divergence
+from trl_akd.losses.sweep import _chunk_size
 
 TOKENS, IGNORED, WORDS, STUDENT_WIDTH, TEACHER_WIDTH, CHUNK = 48, 16, 500, 8, 12, 5
 ALL_LOGITS = (TOKENS - IGNORED) * WORDS
@@ -38,11 +39,13 @@ class Spy(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.multiplications = 0
+        self.operations = set()
         self.sizes = []
         self.known = {}  # Storages by address, kept alive so that no address is used twice.
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         list(self.unknown((args, kwargs)))
+        self.operations.add(function.overloadpacket)
         result = function(*args, **(kwargs or {}))
         if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
             left, right = [tensor for tensor in args if isinstance(tensor, torch.Tensor)][-2:]
@@ -93,6 +96,7 @@ def test_without_gradients_only_the_projections_are_left(arguments):
         fused_linear_divergence(**arguments)
     assert spy.multiplications == products(STUDENT_WIDTH, TEACHER_WIDTH)
     assert WORDS * STUDENT_WIDTH not in spy.sizes
+    assert not spy.operations & {torch.ops.aten.addcmul_, torch.ops.aten.scatter_add_, torch.ops.aten.square_}
 
 
 def test_all_logits_never_exist(arguments):
@@ -119,8 +123,6 @@ def test_heads_are_not_copied(arguments):
 
 @pytest.mark.parametrize(("tokens", "words"), [(1, 50), (1024, 49152), (8192, 152064), (300, 64)])
 def test_default_chunks(tokens, words):
-    from trl_akd.losses.sweep import _chunk_size
-
     size = _chunk_size(tokens, words, torch.empty(0))
     assert 1 <= size <= tokens
     assert size <= 256 or size * words * 4 <= 64 * 2**20

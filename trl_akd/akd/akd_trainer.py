@@ -365,11 +365,11 @@ class AKDTrainer(GKDTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            save_state(self.adaptive_beta, output_dir)
+            save_state(self.adaptive_beta, self._total_train_tokens, output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            load_state(self.adaptive_beta, checkpoint)
+            self._total_train_tokens = load_state(self.adaptive_beta, checkpoint)
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def create_model_card(

@@ -8,16 +8,18 @@ import torch
 from ..beta import AdaptiveBeta
 
 STATE_FILE = "akd_state.pt"
-_METHOD = "akd"
 
 
-def save_state(beta: AdaptiveBeta, checkpoint: str | Path) -> None:
-    """Write the state of `beta` into a checkpoint folder."""
-    torch.save({"method": _METHOD, "beta": beta.state_dict()}, Path(checkpoint) / STATE_FILE)
+def save_state(beta: AdaptiveBeta, num_tokens: int, checkpoint: str | Path) -> None:
+    """Write the state of `beta` and the number of tokens read so far into a checkpoint folder."""
+    torch.save({"beta": beta.state_dict(), "num_tokens": num_tokens}, Path(checkpoint) / STATE_FILE)
 
 
-def load_state(beta: AdaptiveBeta, checkpoint: str | Path) -> None:
+def load_state(beta: AdaptiveBeta, checkpoint: str | Path) -> int:
     """Continue `beta` from a checkpoint folder.
+
+    Returns:
+        `int`: Tokens read so far.
 
     Raises:
         ValueError: If the checkpoint was not written by AKD, or with another β strategy.
@@ -33,3 +35,5 @@ def load_state(beta: AdaptiveBeta, checkpoint: str | Path) -> None:
         beta.load_state_dict(state["beta"])
     except ValueError as error:
         raise ValueError(f"`resume_from_checkpoint` is {str(checkpoint)!r}: {error}") from None
+    num_tokens: int = state["num_tokens"]
+    return num_tokens

@@ -13,6 +13,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
+        "quickstart": "from nothing to a distilled student, judged by the code it writes; offline, on a CPU",
         "akd": "distil a teacher into a student with adaptive knowledge distillation",
     }
 )

@@ -16,7 +16,7 @@ from .errors import run, user_errors
 from .training import start
 
 if TYPE_CHECKING:
-    from trl.trainer.model_config import ModelConfig
+    from trl import ModelConfig
 
     from ..akd.akd_config import AKDConfig
     from ..akd.akd_trainer import AKDTrainer
@@ -58,18 +58,19 @@ def train(
     with user_errors((FloatingPointError,)):
         result = trainer.train(resume_from_checkpoint=checkpoint)
     _report(trainer, "train", result.metrics)
-    trainer.save_state()
     trainer.save_model()
-    trainer.create_model_card()
     if trainer.eval_dataset is not None:
         _report(trainer, "eval", trainer.evaluate())
+    trainer.save_state()
+    trainer.create_model_card()
     if training_args.push_to_hub:
         trainer.push_to_hub()
-    trainer.end()  # type: ignore[no-untyped-call]
+    trainer.accelerator.wait_for_everyone()  # no process leaves the group while another still saves
+    trainer.end()
 
 
 def _argument_types() -> tuple[type, ...]:
-    from trl.trainer.model_config import ModelConfig
+    from trl import ModelConfig
 
     from ..akd.akd_config import AKDConfig
 
@@ -79,7 +80,7 @@ def _argument_types() -> tuple[type, ...]:
 def _make_trainer(
     script_args: AKDScriptArguments, training_args: "AKDConfig", model_args: "ModelConfig"
 ) -> "AKDTrainer":
-    from trl.trainer.utils import get_peft_config, get_quantization_config
+    from trl import get_peft_config, get_quantization_config
 
     from ..akd.akd_trainer import AKDTrainer
     from .preflight import load_datasets, load_tokenizers

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from subprocess import CalledProcessError
 from typing import Any
@@ -13,11 +14,17 @@ from .machine import require_deepspeed
 __all__ = ["Launcher", "is_launch_flag"]
 
 
-def is_launch_flag(name: str) -> bool:
-    """Return whether accelerate's launcher has the flag `name`, such as `"--num_processes"`."""
+@cache
+def _launch_parser() -> ArgumentParser:
     from accelerate.commands.launch import launch_command_parser
 
-    return name in launch_command_parser()._option_string_actions
+    parser: ArgumentParser = launch_command_parser()
+    return parser
+
+
+def is_launch_flag(name: str) -> bool:
+    """Return whether accelerate's launcher has the flag `name`, such as `"--num_processes"`."""
+    return name in _launch_parser()._option_string_actions
 
 
 class Launcher:
@@ -35,10 +42,7 @@ class Launcher:
     """
 
     def __init__(self, config: Path) -> None:
-        from accelerate.commands.launch import launch_command_parser
-
         self.config = config
-        self._parser: ArgumentParser = launch_command_parser()
         self._values = _read(config)
         _check(self._values, config)
 
@@ -74,7 +78,7 @@ class Launcher:
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
         device = ["--use_cpu", "true"] if self._values.get("use_cpu") else []
-        args = self._parser.parse_args(
+        args = _launch_parser().parse_args(
             ["--config_file", str(self.config), *flags, "--module", module, *arguments, *device]
         )
         if args.num_processes is None and "num_processes" not in self._values:

@@ -2,15 +2,15 @@
 
 import os
 import warnings
-from argparse import Action, ArgumentParser, Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from trl.scripts.utils import TrlParser
+from trl import TrlParser
 
 from .launching import is_launch_flag
 from .recipes import find_recipe
@@ -123,8 +123,8 @@ class RecipeParser(TrlParser):
         Raises:
             ValueError: If a key or a flag is unknown, or a value has the wrong type; the message names it.
         """
-        self.set_defaults_with_config(**self._converted(recipe))
-        values, unknown = self.parse_known_args(list(flags))
+        values: Namespace
+        values, unknown = self.parse_known_args(list(flags), Namespace(**self._converted(recipe)))
         if unknown:
             raise ValueError(self._unknown_flag(unknown[0]))
         del values.config, values.accelerate_config
@@ -173,13 +173,28 @@ def _convert(action: Action, value: Any, where: str) -> Any:
     """Return what the flag of `action` would have made of a recipe's value."""
     if action.choices is not None:
         return _choose(list(action.choices), value, where)
-    kind = getattr(action.type, "__name__", "str")
-    if action.nargs == "+":
-        values = value if isinstance(value, list) else [value]
-        return None if value is None else [_number(kind, item, where) for item in values]
     if value is None and action.type in (int, float):
         raise ValueError(f"{where} is empty; give it a value or take the key out.")
-    return _number(kind, value, where)
+    if action.nargs == "+" and value is not None:
+        return [_convert_one(action.type, item, where) for item in (value if isinstance(value, list) else [value])]
+    return _convert_one(action.type, value, where)
+
+
+def _convert_one(convert: Any, value: Any, where: str) -> Any:
+    kind = convert.__name__
+    try:
+        if isinstance(value, str):
+            return convert(value)
+        return value if value is None or kind not in ("int", "float") else _number(kind, value)
+    except (ValueError, ArgumentTypeError):
+        expected = {"int": "a whole number", "float": "a number", "string_to_bool": "true or false"}
+        raise ValueError(f"{where} is {value!r}; give {expected.get(kind, kind)}.") from None
+
+
+def _number(kind: str, value: Any) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or (kind == "int" and value % 1):
+        raise ValueError
+    return int(value) if kind == "int" else float(value)
 
 
 def _choose(choices: list[Any], value: Any, where: str) -> Any:
@@ -191,20 +206,6 @@ def _choose(choices: list[Any], value: Any, where: str) -> Any:
     return value
 
 
-def _number(kind: str, value: Any, where: str) -> Any:
-    """Return a number for a field of `kind` "int" or "float"; other kinds pass as they are."""
-    converters: Mapping[str, type[int] | type[float]] = {"int": int, "float": float}
-    if kind not in converters or value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
-        return value
-    try:
-        number = converters[kind](value)
-        if isinstance(value, bool) or (not isinstance(value, str) and number != value):
-            raise ValueError
-    except (TypeError, ValueError):
-        raise ValueError(f"{where} is {value!r}; give {'a whole number' if kind == 'int' else 'a number'}.") from None
-    return number
-
-
 def _suggestion(name: str, known: Iterable[str]) -> str:
-    close = get_close_matches(name, list(known), n=1)
-    return f"; did you mean `{close[0]}`?" if close else ""
+    close = [f"`{match}`" for match in get_close_matches(name, list(known))]
+    return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -6,7 +6,7 @@ from typing import cast
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
-from trl.trainer.model_config import ModelConfig
+from trl import ModelConfig
 
 from ..akd.akd_config import AKDConfig
 from ..akd.checkpoint import load_state
@@ -74,7 +74,7 @@ def load_datasets(script_args: AKDScriptArguments, args: AKDConfig) -> tuple[Dat
             test = read(script_args.dataset_test_split)
         except ValueError as error:
             raise ValueError(
-                f"`eval_strategy` is {str(args.eval_strategy)!r}, but {name!r} gives no split "
+                f"`eval_strategy` is {args.eval_strategy.value!r}, but {name!r} gives no split "
                 f"{script_args.dataset_test_split!r} ({error}); set `test_size` or `dataset_test_split`."
             ) from error
     return train, test if evaluates else None
@@ -111,7 +111,7 @@ def _vocabulary(field: str, name: str, revision: str, trust_remote_code: bool) -
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"`{field}` is {name!r}, whose tokenizer and configuration cannot be read; check the name, the folder or the "
-            f"connection ({str(error).splitlines()[0]})."
+            f"`{field}` is {name!r}, whose tokenizer and configuration cannot be read; check the name, the "
+            f"folder or the connection ({str(error).splitlines()[0]})."
         ) from error
     return tokenizer, config.get_text_config().vocab_size

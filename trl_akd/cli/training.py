@@ -51,7 +51,8 @@ def start(
 
                 values, arguments = stack.enter_context(rehearsal(values))
         if launcher:
-            launcher.launch(f"{__package__}.{command}", launch_flags, arguments)
+            with user_errors():
+                launcher.launch(f"{__package__}.{command}", launch_flags, arguments)
             return
         with user_errors():
             check_processes(use_cpu=values.use_cpu, deepspeed=values.deepspeed is not None)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .lm_head import LMHead
 from .pointwise import Objective, TokenStatistics
+from .projection import Projection
 from .reduction import IGNORE_INDEX
 from .sweep import StudentGradients, Tokens, sweep
 
@@ -120,10 +120,10 @@ def fused_linear_divergence(
     gradients = StudentGradients.wanted(student_hidden, student_weight, student_bias, dtype=dtype)
 
     with torch.no_grad():
-        student = LMHead.cut(
+        student = Projection.cut(
             student_weight, student_bias, student_logit_scale, student_softcap, vocab_size=vocab_size, dtype=dtype
         )
-        teacher = LMHead.cut(
+        teacher = Projection.cut(
             teacher_weight, teacher_bias, teacher_logit_scale, teacher_softcap, vocab_size=vocab_size, dtype=dtype
         )
         rows = token_weights.nonzero().squeeze(1)
@@ -131,8 +131,7 @@ def fused_linear_divergence(
         # Halves could not hold a weight of 1e-6: the largest counts 1 until the gradients are in float32.
         unit = weights.abs().amax() if len(weights) else weights.new_ones(())
         tokens = Tokens(student_hidden, teacher_hidden, rows, weights / unit, _labels_of(rows, labels, vocab_size))
-        with torch.autocast(student_hidden.device.type, enabled=False):
-            statistics = sweep(student, teacher, tokens, objective, gradients, chunk_size)
+        statistics = sweep(student, teacher, tokens, objective, gradients, chunk_size)
         loss = (weights * objective(TokenStatistics(*statistics))).sum()
 
     if gradients:

@@ -42,8 +42,8 @@ def divergences_and_gradient_(
     """Compute each token's statistics, and overwrite the teacher's logits with the objective's gradient.
 
     With `q` and `p` the student's and the teacher's softened probabilities, the gradient with respect to the student's
-    logits is `(q * (1 - beta + beta * (log q - log p - RKL)) - (1 - beta) * p) / T`, plus the cross-entropy's.
-    The divergences take five passes over a tile that are no logarithm or exponential, and the gradient three.
+    logits is `(q * (1 - beta + beta * (log q - log p - RKL)) - (1 - beta) * p) / T`, plus the cross-entropy's. It
+    all happens in the four tensors given, but for a cross-entropy at another temperature than 1, which takes a fifth.
 
     Args:
         student_logits (`Tensor`): shape `[n, V]`, not yet divided by the temperature. Overwritten with `q`.

@@ -7,8 +7,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from .lm_head import LMHead, add_matmul_, matmul
 from .pointwise import Objective, TokenStatistics, divergences_and_gradient_
+from .projection import Projection, add_matmul_, matmul
 
 _MIB = 2**20
 
@@ -45,12 +45,12 @@ class StudentGradients(NamedTuple):
         """Whether any tensor asks for a gradient."""
         return any(buffer is not None for buffer in self)
 
-    def add_(self, logit_gradient: Tensor, hidden: Tensor, rows: Tensor, weights: Tensor, head: LMHead) -> None:
+    def add_(self, logit_gradient: Tensor, hidden: Tensor, rows: Tensor, weights: Tensor, student: Projection) -> None:
         """Push a chunk's gradient [n, V] through the LM head; weights join where a token has the fewest numbers."""
-        vocab_size = len(head.weight)
-        operand = logit_gradient.to(head.weight.dtype)
+        vocab_size = len(student.weight)
+        operand = logit_gradient.to(student.weight.dtype)
         if self.hidden is not None:
-            chunk = matmul(operand, head.weight, out=self.hidden.new_empty(hidden.shape))
+            chunk = matmul(operand, student.weight, out=self.hidden.new_empty(hidden.shape))
             self.hidden[rows] = chunk.mul_(weights.unsqueeze(1))
         if self.weight is not None:
             weighted = (hidden * weights.unsqueeze(1)).to(operand.dtype)
@@ -60,8 +60,8 @@ class StudentGradients(NamedTuple):
 
 
 def sweep(
-    student: LMHead,
-    teacher: LMHead,
+    student: Projection,
+    teacher: Projection,
     tokens: Tokens,
     objective: Objective,
     gradients: StudentGradients,

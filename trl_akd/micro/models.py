@@ -1,5 +1,6 @@
 """Tokenizer, teacher and student of the micro world, and how they learn to write its programs."""
 
+import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ VOCABULARY_SIZE = 1024
 # Digits, line breaks and quoted letters stay tokens of their own: what a program copies, its instruction shows alike.
 _KEPT_APART = Regex(r"\d|\n|'[a-z]'")
 _LONGEST_TOKEN = 24
+_BATCHES_PER_GROUP = 20
 
 
 def train_tokenizer(tasks: Iterable[Task]) -> PreTrainedTokenizerFast:
@@ -53,7 +55,6 @@ def train_tokenizer(tasks: Iterable[Task]) -> PreTrainedTokenizerFast:
         tokenizer_object=bpe,
         pad_token=PAD_TOKEN,
         eos_token=EOS_TOKEN,
-        model_max_length=MAX_LENGTH,
         clean_up_tokenization_spaces=False,
     )
 
@@ -94,22 +95,24 @@ def pretrain(
         tasks (`Sequence[Task]`): what to train on, as many epochs as `max_steps` asks for.
         output_dir (`str` or `Path`): where the `Trainer` may write; nothing is saved.
         max_steps (`int`): optimiser steps.
-        learning_rate (`float`, *optional*, defaults to `4e-3`): peak, after a tenth of the steps; then a cosine.
+        learning_rate (`float`, *optional*, defaults to `4e-3`): peak; the second half of the steps decays to 0.
         batch_size (`int`, *optional*, defaults to `64`): tasks in a step.
         seed (`int`, *optional*, defaults to `0`): seed of the order of tasks.
     """
-    rows = Dataset.from_list([{"prompt": task.prompt, "completion": task.solution} for task in tasks])
+    ordered = _similar_lengths_together(tasks, batch_size, seed)
+    rows = Dataset.from_list([{"prompt": task.prompt, "completion": task.solution} for task in ordered])
     dataset, _ = tokenize_dataset(rows, tokenizer, max_length=MAX_LENGTH)
     args = TrainingArguments(
         output_dir=str(output_dir),
         max_steps=max_steps,
         per_device_train_batch_size=batch_size,
         learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max_steps // 20,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": max_steps // 2, "decay_type": "linear"},
+        warmup_steps=max_steps // 12,
         adam_beta2=0.98,
         weight_decay=0.01,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="sequential",
         logging_steps=max(1, max_steps // 10),
         save_strategy="no",
         report_to="none",
@@ -117,6 +120,23 @@ def pretrain(
         seed=seed,
     )
     Trainer(model, args, DataCollatorForDistillation(tokenizer.pad_token_id), dataset).train()
+
+
+def _similar_lengths_together(tasks: Sequence[Task], batch_size: int, seed: int) -> list[Task]:
+    """Shuffle tasks so that each batch pads little.
+
+    The `Trainer`'s own `group_by_length` does that too, but then goes through a group of batches from long to short;
+    here the batches come in random order.
+    """
+    rng = random.Random(seed)
+    shuffled = rng.sample(tasks, len(tasks))
+    group = _BATCHES_PER_GROUP * batch_size
+    batches = []
+    for start in range(0, len(tasks), group):
+        alike = sorted(shuffled[start : start + group], key=lambda task: len(task.prompt) + len(task.solution))
+        batches += [alike[i : i + batch_size] for i in range(0, len(alike), batch_size)]
+    rng.shuffle(batches)
+    return [task for batch in sorted(batches, key=len, reverse=True) for task in batch]
 
 
 def _llama(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int, heads: int) -> LlamaConfig:

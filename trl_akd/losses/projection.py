@@ -1,4 +1,7 @@
-"""One model's output layer, from hidden states to logits, and the matrix products it needs."""
+"""From one model's hidden states to its logits over the shared vocabulary, and the matrix products that takes.
+
+Every product is written to a given tensor, which autocast leaves alone: it only chooses operands, in `_operand_dtype`.
+"""
 
 from dataclasses import dataclass
 from typing import Self
@@ -8,8 +11,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class LMHead:
-    """The part of an LM head that counts, detached and in the dtypes of the computation.
+class Projection:
+    """The rows of an LM head that count, detached and in the dtypes of the computation.
 
     `logits = softcap * tanh(logit_scale * (hidden @ weight.T + bias) / softcap)`
 

@@ -1,0 +1,186 @@
+"""`trl-akd akd` from the arguments to the files it leaves, on a tiny pair."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from trl_akd.cli import main
+
+
+def history(run: Path) -> list[dict[str, float]]:
+    return json.loads((run / "trainer_state.json").read_text())["log_history"]
+
+
+@pytest.fixture
+def no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
+
+
+def test_a_run_leaves_a_student_its_history_and_a_card(settings: dict[str, Any], recipe, tmp_path: Path):
+    path = recipe({**settings, "eval_strategy": "steps", "eval_steps": 1})
+    assert main(["akd", "--config", path, "--max_steps", "3"]) == 0
+    run = tmp_path / "run"
+    student = AutoModelForCausalLM.from_pretrained(run)
+    start = AutoModelForCausalLM.from_pretrained(settings["model_name_or_path"])
+    assert any(not torch.equal(a, b) for a, b in zip(student.parameters(), start.parameters(), strict=True))
+    logs = history(run)
+    assert len([log for log in logs if "kd/beta" in log]) == 3
+    assert len([log for log in logs if "eval_kd/forward_kl" in log]) == 4  # each step, and once more at the end
+    assert json.loads((run / "all_results.json").read_text())["train_loss"] > 0
+    card = (run / "README.md").read_text()
+    for fact in (settings["teacher_model_name_or_path"], settings["dataset_name"], path):
+        assert fact in card
+
+
+def test_lora_is_its_own_teacher(settings: dict[str, Any], recipe, tmp_path: Path):
+    del settings["teacher_model_name_or_path"]
+    settings |= {"use_peft": True, "lora_target_modules": "q_proj"}  # one name, which PEFT alone would not find
+    assert main(["akd", "--config", recipe(settings)]) == 0
+    assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["target_modules"] == ["q_proj"]
+
+
+def test_resume_continues(settings: dict[str, Any], recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = recipe({**settings, "save_strategy": "steps", "save_steps": 1})
+    assert main(["akd", "--config", path, "--max_steps", "4"]) == 0
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    other = ["--output_dir", str(tmp_path / "other"), "--max_steps", "4"]
+    assert main(["akd", "--config", path, *other, "--resume_from_checkpoint", str(checkpoint)]) == 0
+    resumed = AutoModelForCausalLM.from_pretrained(tmp_path / "other")
+    for ours, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+    shutil.rmtree(tmp_path / "run" / "checkpoint-3")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    assert main(["akd", "--config", path, "--max_steps", "3", "--resume_from_checkpoint", "true"]) == 0
+    assert [log["step"] for log in history(tmp_path / "run") if "loss" in log] == [1, 2, 3]
+
+
+@pytest.fixture
+def checkpoint(settings: dict[str, Any], recipe) -> Path:
+    """A finished run's output folder, with a checkpoint in it."""
+    assert (
+        main(["akd", "--config", recipe({**settings, "save_strategy": "steps", "save_steps": 2}, "first.yaml")]) == 0
+    )
+    return Path(settings["output_dir"])
+
+
+def test_an_earlier_run_is_not_written_over(
+    checkpoint: Path, settings: dict[str, Any], recipe, capsys: pytest.CaptureFixture[str]
+):
+    before = {path: path.stat().st_mtime_ns for path in checkpoint.rglob("*")}
+    assert main(["akd", "--config", recipe(settings)]) == 2
+    assert "holds checkpoints of an earlier run" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in checkpoint.rglob("*")} == before
+
+
+def test_resume_with_another_strategy(
+    checkpoint: Path, settings: dict[str, Any], recipe, no_model_is_loaded: None, capsys: pytest.CaptureFixture[str]
+):
+    path = recipe({**settings, "beta_strategy": "m1"})
+    assert main(["akd", "--config", path, "--resume_from_checkpoint", "true"]) == 2
+    err = capsys.readouterr().err
+    assert "strategy" in err and "'m1'" in err and "checkpoint-2" in err
+
+
+@pytest.mark.parametrize(
+    ("replaced", "sentence"),
+    [
+        ({"model_name_or_path": None}, "`model_name_or_path` is not set"),
+        ({"teacher_model_name_or_path": None}, "`teacher_model_name_or_path` is not set"),
+        ({"teacher_model_name_or_path": "STUDENT"}, "student and teacher are the same model"),
+        ({"teacher_model_name_or_path": "nowhere/at-all"}, "`teacher_model_name_or_path` is 'nowhere/at-all'"),
+        ({"dataset_name": None}, "`dataset_name` is not set"),
+        ({"dataset_name": "missing.json"}, "'missing.json'"),
+        ({"dataset_name": "[]"}, "no rows"),
+        ({"dataset_name": '[{"instruction": "a", "answer": "b"}]', "test_size": None}, "'output'"),
+        ({"test_size": 8}, "8"),
+        ({"beta_strategy": "fixed", "beta": 1.5}, "`beta` is 1.5"),
+        ({"beta_initial_values": [0.1, 1.6]}, "1.6"),
+        ({"resume_from_checkpoint": True}, "`resume_from_checkpoint` is true"),
+        ({"eval_strategy": "epoch", "test_size": None}, "`eval_strategy` is 'epoch'"),
+        ({"unknown": 1}, "unknown key `unknown`"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_any_model_is_loaded(
+    replaced: dict[str, Any],
+    sentence: str,
+    settings: dict[str, Any],
+    recipe,
+    tmp_path: Path,
+    no_model_is_loaded: None,
+    capsys: pytest.CaptureFixture[str],
+):
+    for key, value in replaced.items():
+        if value == "STUDENT":
+            value = settings["model_name_or_path"]
+        if isinstance(value, str) and value.startswith("["):
+            (tmp_path / "bad.json").write_text(value)
+            value = str(tmp_path / "bad.json")
+        settings[key] = value
+    path = recipe({key: value for key, value in settings.items() if value is not None})
+    assert main(["akd", "--config", path]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trl-akd: ")]
+    assert len(lines) == 1 and sentence in lines[0]
+    assert not Path(settings["output_dir"]).exists()
+
+
+def test_prompts_longer_than_the_limit(settings: dict[str, Any], recipe, capsys: pytest.CaptureFixture[str]):
+    assert main(["akd", "--config", recipe({**settings, "max_length": 16})]) == 2
+    assert "within max_length=16" in capsys.readouterr().err
+
+
+def test_teacher_that_is_not_finite(
+    settings: dict[str, Any], recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    broken = tmp_path / "broken"
+    shutil.copytree(settings["teacher_model_name_or_path"], broken)
+    teacher = AutoModelForCausalLM.from_pretrained(broken)
+    with torch.no_grad():
+        teacher.get_input_embeddings().weight.fill_(float("nan"))
+    teacher.save_pretrained(broken)
+    path = recipe({**settings, "teacher_model_name_or_path": str(broken)})
+    assert main(["akd", "--config", path]) == 2
+    assert "the teacher's logits are not finite" in capsys.readouterr().err
+
+
+def test_as_a_module_of_python():
+    command = [sys.executable, "-m", "trl_akd.cli.akd", "--config", "missing.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("trl-akd: `--config` is 'missing.yaml'") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ddp_cpu", "zero1_cpu", "zero2_cpu", "zero3_cpu"])
+def test_two_processes(config: str, settings: dict[str, Any], recipe, tmp_path: Path):
+    del settings["use_cpu"], settings["test_size"]  # the launcher knows about the CPU
+    path = recipe(settings)
+    command = [sys.executable, "-c", "import sys, trl_akd.cli as cli; sys.exit(cli.main())"]
+    arguments = ["akd", "--config", path, "--accelerate_config", config, "--main_process_port", "0"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    # 8 rows, 2 in each of 2 processes: one process would have gone through half an epoch only.
+    assert [log["epoch"] for log in history(tmp_path / "run") if "loss" in log] == [0.5, 1.0]
+
+
+@pytest.mark.slow
+def test_status_of_failing_processes(settings: dict[str, Any], recipe, tmp_path: Path):
+    path = recipe({**settings, "dataset_name": "missing.json"})
+    command = [sys.executable, "-c", "import sys, trl_akd.cli as cli; sys.exit(cli.main())"]
+    arguments = ["akd", "--config", path, "--accelerate_config", "ddp_cpu", "--main_process_port", "0"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "trl-akd (process " in done.stderr and "'missing.json'" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,148 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from accelerate.commands import launch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from trl_akd.cli import launching
+from trl_akd.cli.launching import Launcher, is_launch_flag
+from trl_akd.cli.parsing import RecipeParser
+from trl_akd.cli.recipes import RECIPES, find_accelerate_config
+
+CONFIGS = sorted((RECIPES / "accelerate_configs").glob("*.yaml"))
+CPU_CONFIGS = [path for path in CONFIGS if path.stem.endswith("_cpu")]
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch):
+    def pretend(number: int) -> None:
+        monkeypatch.setattr(torch.accelerator, "device_count", lambda: number)
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: number > 0)
+
+    return pretend
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What accelerate is asked to launch, as it understands it."""
+    seen: list[Any] = []
+    monkeypatch.setattr(launch, "launch_command", lambda args: seen.append(launch._validate_launch_command(args)[0]))
+    return seen
+
+
+def test_there_are_configs():
+    assert {path.stem for path in CONFIGS} == {
+        *("single", "ddp", "zero1", "zero2", "zero3", "fsdp2"),
+        *("ddp_cpu", "zero1_cpu", "zero2_cpu", "zero3_cpu"),
+    }
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_launches_as_it_reads(path: Path, gpus, launched: list[Any]):
+    gpus(3)
+    Launcher(path).launch("trl_akd.cli.akd", [], ["--seed", "1"])
+    (args,) = launched
+    values = yaml.safe_load(path.read_text())
+    use_cpu = path in CPU_CONFIGS
+    assert args.num_processes == {"single": 1}.get(path.stem, 2 if use_cpu else 3)
+    assert (args.multi_gpu, args.use_deepspeed, args.use_fsdp) == (
+        path.stem.startswith("ddp"),
+        path.stem.startswith("zero"),
+        path.stem.startswith("fsdp"),
+    )
+    if args.use_deepspeed:
+        assert args.zero_stage == int(path.stem[4])
+    assert args.module and args.training_script == "trl_akd.cli.akd"
+    assert args.training_script_args == ["--seed", "1", *(["--use_cpu", "true"] if use_cpu else [])]
+    assert args.mixed_precision == "no" == values["mixed_precision"]
+
+
+def test_flags_for_the_launcher(gpus, launched: list[Any]):
+    gpus(8)
+    Launcher(find_accelerate_config("ddp")).launch("m", ["--num_processes", "2", "--main_process_port=0"], [])
+    assert (launched[0].num_processes, launched[0].main_process_port) == (2, 0)
+
+
+def test_split(parser: RecipeParser, gpus):
+    gpus(1)
+    flags = [
+        "--num_processes",
+        "2",
+        "--lora_target_modules",
+        "a",
+        "b",
+        "--multi_gpu",
+        "--beta",
+        "-1",
+        "--seed=3",
+        "--x",
+    ]
+    own, rest = Launcher(find_accelerate_config("ddp")).split(flags, parser)
+    assert own == ["--num_processes", "2", "--multi_gpu"]
+    assert rest == ["--lora_target_modules", "a", "b", "--beta", "-1", "--seed=3", "--x"]
+
+
+def test_a_flag_that_both_know_is_for_training(parser: RecipeParser, gpus):
+    gpus(1)
+    flags = ["--gradient_accumulation_steps", "4"]
+    assert is_launch_flag(flags[0])
+    assert Launcher(find_accelerate_config("zero2")).split(flags, parser) == ([], flags)
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path not in CPU_CONFIGS], ids=lambda path: path.stem)
+def test_configs_for_gpus_are_refused_without_any(path: Path, gpus):
+    gpus(0)
+    if path.stem == "single":
+        Launcher(path)
+    else:
+        with pytest.raises(ValueError, match=r"this machine has none; use ddp_cpu|runs on GPUs only; use zero3_cpu"):
+            Launcher(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"distributed_type": "MULTI_CPU", "use_cpu": True}, "runs as a single process; write MULTI_GPU"),
+        ({"distributed_type": "FSDP", "use_cpu": True}, "runs on GPUs only"),
+        ({"learning_rate": 1}, "no configuration of accelerate"),
+        ([1], "no configuration of accelerate"),
+    ],
+)
+def test_configs_that_would_run_otherwise_than_they_read(content: Any, message: str, tmp_path: Path, gpus):
+    gpus(1)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match=message):
+        Launcher(path)
+
+
+@pytest.mark.parametrize(("offload", "builds"), [("none", False), ("cpu", True)])
+def test_zero_needs_a_compiler_for_what_it_builds(
+    offload: str, builds: bool, tmp_path: Path, gpus, monkeypatch: pytest.MonkeyPatch
+):
+    gpus(1)
+    asked: list[bool] = []
+    monkeypatch.setattr(launching, "require_deepspeed", lambda *, builds_operators: asked.append(builds_operators))
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        yaml.safe_dump({"distributed_type": "DEEPSPEED", "deepspeed_config": {"offload_optimizer_device": offload}})
+    )
+    Launcher(path)
+    Launcher(find_accelerate_config("zero2_cpu"))
+    assert asked == [builds, True]
+
+
+def test_status_of_a_failed_process_is_passed_on(gpus, monkeypatch: pytest.MonkeyPatch):
+    gpus(1)
+    failure = ProcessFailure(local_rank=1, pid=1, exitcode=2, error_file="")
+
+    def fail(args: Any) -> None:
+        raise ChildFailedError("trl_akd.cli.akd", {1: failure})
+
+    monkeypatch.setattr(launch, "launch_command", fail)
+    with pytest.raises(SystemExit) as caught:
+        Launcher(find_accelerate_config("ddp")).launch("trl_akd.cli.akd", [], [])
+    assert caught.value.code == 2

@@ -1,0 +1,157 @@
+import os
+
+import pytest
+
+from trl_akd.cli.parsing import Recipe, RecipeParser, read_options, read_recipe
+
+
+@pytest.mark.parametrize("argv", [["--config", "a.yaml"], ["--config=a.yaml"]])
+def test_config_in_both_spellings(argv: list[str]):
+    options, flags = read_options(["--seed", "1", *argv, "--bf16"])
+    assert (options.config, options.accelerate_config, flags) == ("a.yaml", None, ["--seed", "1", "--bf16"])
+
+
+def test_config_without_a_path():
+    with pytest.raises(ValueError, match="argument --config: expected one argument"):
+        read_options(["--config"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds no mapping"),
+        ("- a\n- b\n", "holds no mapping"),
+        ("a: [1, 2\nb: 3\n", "is not valid YAML: .* line 2"),
+        ("env: fast\n", "`env` in .* is 'fast'; give a mapping"),
+    ],
+)
+def test_what_is_no_recipe(content: str, message: str, recipe):
+    with pytest.raises(ValueError, match=message):
+        read_recipe(recipe(content))
+
+
+def test_env_goes_into_the_environment(recipe, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TRL_AKD_TEST", "before")
+    assert read_recipe(recipe("env:\n  TRL_AKD_TEST: 2\nseed: 3\n")).values == {"seed": 3}
+    assert os.environ["TRL_AKD_TEST"] == "2"
+
+
+def read(parser: RecipeParser, path: str, *flags: str):
+    return parser.values(read_recipe(path), flags)
+
+
+def test_flags_come_before_the_recipe_and_the_recipe_before_defaults(parser: RecipeParser, recipe):
+    values = read(parser, recipe({"seed": 3, "max_steps": 5}), "--seed", "7")
+    assert (values.seed, values.max_steps, values.logging_steps) == (7, 5, 10)
+
+
+def test_without_a_recipe(parser: RecipeParser):
+    assert parser.values(Recipe(), ["--seed", "7"]).seed == 7
+
+
+@pytest.mark.parametrize(
+    ("key", "suggestion"),
+    [("lerning_rate", "`learning_rate` or"), ("torch_dtype", ".*`dtype`"), ("max_seq_length", "`max_length`")],
+)
+def test_unknown_key_is_named_with_a_suggestion(key: str, suggestion: str, parser: RecipeParser, recipe):
+    path = recipe({key: 1})
+    with pytest.raises(ValueError, match=f"{path} has the unknown key `{key}`; did you mean {suggestion}"):
+        read(parser, path)
+
+
+def test_unknown_key_without_anything_close(parser: RecipeParser, recipe):
+    with pytest.raises(ValueError, match=r"has the unknown key `qqqqqq`\.$"):
+        read(parser, recipe({"qqqqqq": 1}))
+
+
+def test_accelerate_config_is_only_a_flag(parser: RecipeParser, recipe):
+    with pytest.raises(ValueError, match="give it as the flag `--accelerate_config`"):
+        read(parser, recipe({"accelerate_config": "zero3"}))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lerning_rate", "1"], "`--lerning_rate` is unknown; did you mean `--learning_rate`"),
+        (["--lerning_rate=1"], "`--lerning_rate` is unknown"),
+        (["--learning", "1"], "`--learning` is unknown"),  # argparse would take it for --learning_rate
+        (["--num_processes", "2"], "is for accelerate's launcher; give `--accelerate_config`"),
+        (["1e-5"], "'1e-5' belongs to no flag"),
+        (["--max_steps", "two"], "--max_steps.*invalid int value: 'two'"),
+        (["--save_strategy", "always"], "--save_strategy.*invalid choice: 'always'"),
+    ],
+)
+def test_wrong_flags(flags: list[str], message: str, parser: RecipeParser):
+    with pytest.raises(ValueError, match=message):
+        parser.values(Recipe(), flags)
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "value"),
+    [
+        ("learning_rate: 1e-5", "learning_rate", 1e-5),  # text to YAML 1.1
+        ("learning_rate: 1", "learning_rate", 1.0),
+        ("beta_initial_values: [1e-1, 0.6]", "beta_initial_values", [0.1, 0.6]),
+        ("beta_initial_values: 0.3", "beta_initial_values", [0.3]),
+        ("lora_target_modules: c_attn", "lora_target_modules", ["c_attn"]),
+        ("lora_target_modules:", "lora_target_modules", None),
+        ("max_length: null", "max_length", None),
+        ("max_length: none", "max_length", None),
+        ("max_steps: 2.0", "max_steps", 2),
+        ("save_strategy: no", "save_strategy", "no"),  # false to YAML 1.1
+        ("eval_strategy: off", "eval_strategy", "no"),
+        ("bf16: false", "bf16", False),
+        ("bf16: 'yes'", "bf16", True),
+        ("report_to: none", "report_to", "none"),
+        ("report_to: [wandb, trackio]", "report_to", ["wandb", "trackio"]),
+        ("resume_from_checkpoint: true", "resume_from_checkpoint", True),
+        ("teacher_model_init_kwargs: {dtype: bfloat16}", "teacher_model_init_kwargs", {"dtype": "bfloat16"}),
+    ],
+)
+def test_values_as_yaml_spells_them(line: str, field: str, value: object, parser: RecipeParser, recipe):
+    found = getattr(read(parser, recipe(f"{line}\n")), field)
+    assert (type(found), found) == (type(value), value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("max_steps: 2.5", "`max_steps` in .* is 2.5; give a whole number"),
+        ("max_steps: two", "`max_steps` in .* is 'two'; give a whole number"),
+        ("max_steps: true", "`max_steps` in .* is True; give a whole number"),
+        ("learning_rate: [1e-5]", r"`learning_rate` in .* is \['1e-5'\]; give a number"),
+        ("learning_rate:", "`learning_rate` in .* is empty"),
+        ("beta_initial_values: [low]", "`beta_initial_values` in .* is 'low'; give a number"),
+        ("bf16: maybe", "`bf16` in .* is 'maybe'; give true or false"),
+        ("save_strategy: epochs", "`save_strategy` in .* is 'epochs'; did you mean `epoch`"),
+        ("save_strategy: true", "`save_strategy` in .* is True; choose one of no, steps"),
+        ("beta_strategy: m4", "`beta_strategy` in .* is 'm4'; choose one of akd, m1, m2, fixed, random_epoch"),
+    ],
+)
+def test_values_of_the_wrong_type(line: str, message: str, parser: RecipeParser, recipe):
+    with pytest.raises(ValueError, match=message):
+        read(parser, recipe(f"{line}\n"))
+
+
+def test_on_by_default_can_be_switched_off_both_ways(parser: RecipeParser, recipe):
+    assert read(parser, recipe({"gradient_checkpointing": False})).gradient_checkpointing is False
+    assert parser.values(Recipe(), ["--no_gradient_checkpointing"]).gradient_checkpointing is False
+    assert parser.values(Recipe()).gradient_checkpointing is True
+
+
+def test_dataclasses(parser: RecipeParser, settings: dict, recipe):
+    script_args, training_args, model_args = parser.dataclasses(read(parser, recipe(settings), "--use_peft"))
+    assert (script_args.test_size, training_args.max_steps, model_args.use_peft) == (2, 2, True)
+    assert training_args.gradient_checkpointing is False
+
+
+def test_a_dataclass_may_refuse_its_values(parser: RecipeParser, settings: dict, recipe):
+    values = read(parser, recipe({**settings, "beta_strategy": "fixed", "beta": 1.5}))
+    with pytest.raises(ValueError, match=r"`beta` is 1\.5"):
+        parser.dataclasses(values)
+
+
+def test_help_shows_options_and_fields(parser: RecipeParser):
+    text = parser.format_help()
+    for flag in ("--config", "--accelerate_config", "--dataset_name", "--beta_strategy", "--lora_r"):
+        assert f"  {flag}" in text

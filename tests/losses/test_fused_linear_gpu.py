@@ -1,0 +1,75 @@
+"""The fused divergence on CUDA, where halves are multiplied as halves."""
+
+import pytest
+import torch
+
+from tests.losses.problem import OPTIONS, fused, gradients, problem
+from trl_akd.losses import fused_linear_divergence
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+
+
+def moved(arguments, **to):
+    """The same problem elsewhere; masks and labels keep their dtype."""
+    dtype = to.pop("dtype", None)
+    return {
+        name: value.detach()
+        .to("cuda", dtype if name.endswith(("hidden", "weight", "bias")) else None)
+        .requires_grad_(value.requires_grad)
+        if isinstance(value, torch.Tensor)
+        else value
+        for name, value in arguments.items()
+    }
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_equals_the_cpu(options):
+    here, there = problem(**options), moved(problem(**options))
+    torch.testing.assert_close(fused(there).cpu(), fused(here))
+    for found, expected in zip(gradients(fused(there), there), gradients(fused(here), here), strict=True):
+        torch.testing.assert_close(found.cpu(), expected)
+
+
+@HALVES
+def test_halves_sum_in_float32(dtype):
+    here = problem(dtype=dtype, **OPTIONS["everything"])
+    there = moved(here)
+    loss = fused(there)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.cpu(), fused(here), rtol=1e-5, atol=1e-6)
+    for found, expected in zip(gradients(loss, there), gradients(fused(here), here), strict=True):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.cpu(), expected, rtol=0.02, atol=2e-3)
+
+
+@HALVES
+def test_autocast_chooses_the_operands(dtype):
+    single = moved(problem(dtype=dtype), dtype=torch.float32)
+    half = moved(problem(dtype=dtype), dtype=dtype)
+    with torch.autocast("cuda", dtype=dtype):
+        loss = fused(single)
+    torch.testing.assert_close(loss, fused(half))
+    assert all(gradient.dtype == torch.float32 for gradient in gradients(loss, single))
+
+
+def test_memory_stays_far_below_all_logits():
+    tokens, words, width, chunk = 4096, 32000, 256, 256
+    arguments = {
+        "student_hidden": torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16, requires_grad=True),
+        "student_weight": torch.randn(words, width, device="cuda", dtype=torch.bfloat16, requires_grad=True),
+        "teacher_hidden": torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16),
+        "teacher_weight": torch.randn(words, width, device="cuda", dtype=torch.bfloat16),
+        "token_weights": torch.ones(tokens, device="cuda"),
+        "beta": 0.3,
+        "chunk_size": chunk,
+    }
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    fused_linear_divergence(**arguments).loss.backward()
+    peak = torch.cuda.max_memory_allocated() - before
+    assert peak < 6 * 4 * chunk * words + 3 * 4 * words * width
+    assert peak < 4 * tokens * words

@@ -1,0 +1,103 @@
+"""Every recipe parses, keeps to the paper, and trains for two steps with tiny models of its own architectures."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trl_akd.cli import main
+from trl_akd.cli.akd import _argument_types
+from trl_akd.cli.parsing import RecipeParser, read_recipe
+from trl_akd.cli.recipes import RECIPES, find_accelerate_config
+from trl_akd.cli.stand_ins import KNOWN_MODELS
+
+ROOT = RECIPES.parent
+PATHS = sorted(RECIPES.rglob("config*.yaml"))
+PAPER = [path for path in PATHS if "akd" in path.parts and "micro" not in path.parts]
+SECTIONS = ["# Model", "# Teacher", "# Data", "# Method", "# Trainer", "# Evaluation", "# Hub"]
+COMMANDS = re.compile(r"(?:trl-akd akd|-m trl_akd\.cli\.akd) --config (\S+)(?:.*--accelerate_config (\S+))?")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(RECIPES))
+
+
+def test_there_are_recipes():
+    assert len(PAPER) == 10
+
+
+@pytest.mark.parametrize("path", PATHS, ids=name)
+def test_parses(path: Path, tmp_path: Path):
+    parser = RecipeParser(_argument_types(), prog="trl-akd akd")
+    values = parser.values(read_recipe(str(path)), ["--use_cpu", "true", "--output_dir", str(tmp_path)])
+    script_args, training_args, model_args = parser.dataclasses(values)
+    assert script_args.dataset_name and model_args.model_name_or_path and training_args.teacher_model_name_or_path
+    assert training_args.report_to == [] and not training_args.push_to_hub
+
+
+@pytest.mark.parametrize("path", PATHS, ids=name)
+def test_says_what_matters(path: Path):
+    content = yaml.safe_load(path.read_text())
+    assert {"seed", "output_dir", "report_to", "push_to_hub", "beta_strategy"} <= content.keys()
+    headings = [line.partition(":")[0] for line in path.read_text().splitlines()]
+    headings = [line for line in headings if line in SECTIONS]
+    assert headings == [section for section in SECTIONS if section in headings]
+    assert {"# Model", "# Teacher", "# Data", "# Method", "# Trainer"} <= set(headings)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=name)
+def test_commands_of_the_header_exist(path: Path):
+    header = path.read_text().split("\n# Model\n")[0]
+    commands = COMMANDS.findall(header)
+    assert commands
+    for recipe, config in commands:
+        assert ROOT / recipe == path
+        if config:
+            find_accelerate_config(config)
+
+
+@pytest.mark.parametrize("path", PAPER, ids=name)
+def test_keeps_to_the_paper(path: Path):
+    recipe = yaml.safe_load(path.read_text())
+    assert recipe["learning_rate"] == 1e-5
+    assert recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"] == 8
+    assert recipe["max_length"] == 512
+    assert (recipe["beta_strategy"], sorted(recipe["beta_initial_values"])) == ("akd", [0.1, 0.6])
+    assert (recipe["beta_learning_rate"], recipe["beta_regularization"]) == (0.01, 0.5)
+    assert (recipe["dataset_name"], recipe["test_size"]) == ("sahil2801/CodeAlpaca-20k", 1000)
+    if path.stem == "config_lora":
+        assert recipe["use_peft"]
+        assert (recipe["lora_r"], recipe["lora_alpha"], recipe["lora_dropout"]) == (8, 32, 0.1)
+    assert {recipe["model_name_or_path"], recipe["teacher_model_name_or_path"]} <= KNOWN_MODELS.keys()
+
+
+def test_readme_lists_every_recipe_and_config():
+    text = (RECIPES / "README.md").read_text()
+    for path in PAPER:
+        assert f"`recipes/{name(path)}`" in text
+    for config in (RECIPES / "accelerate_configs").glob("*.yaml"):
+        assert f"`{config.stem}`" in text
+    for path in re.findall(r"recipes/[\w./-]+\.yaml", text):
+        assert (ROOT / path).is_file(), path
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "accelerate_configs").glob("*.yaml")), ids=name)
+def test_commands_of_accelerate_configs_exist(path: Path):
+    header = path.read_text().split("\ncompute_environment")[0]
+    assert f"--accelerate_config {path.stem}" in header
+    for config in re.findall(r"--config_file (\S+)", header):
+        assert ROOT / config == path
+
+
+@pytest.mark.parametrize("path", PAPER, ids=name)
+def test_dry_run(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert main(["akd", "--config", str(path), "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "Dry run passed" in out
+    recipe = yaml.safe_load(path.read_text())
+    assert recipe["model_name_or_path"] in out and recipe["teacher_model_name_or_path"] in out
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig
+from transformers import LlamaForCausalLM
 
 from tests import tiny
 from trl_akd.losses.divergences import forward_kl, reverse_kl
@@ -120,17 +121,14 @@ def test_scaled_and_capped_logits(trainer):
 
 
 def test_unknown_twist_of_the_logits_is_refused(trainer):
-    student = tiny.model()
-    original = student.forward
+    class Twisted(LlamaForCausalLM):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = output.logits * 3 + 1
+            return output
 
-    def twisted(*args, **kwargs):
-        output = original(*args, **kwargs)
-        output.logits = output.logits * 3 + 1
-        return output
-
-    student.forward = twisted
-    made = trainer(student)
-    with pytest.raises(ValueError, match=r"student \(LlamaForCausalLM\).*does not reproduce"):
+    made = trainer(Twisted(tiny.model().config))
+    with pytest.raises(ValueError, match=r"student \(Twisted\).*does not reproduce"):
         made.compute_loss(made.model, batch_of(made))
 
 

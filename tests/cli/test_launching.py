@@ -1,3 +1,4 @@
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands import launch
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from trl_akd.cli import launching
@@ -146,3 +148,15 @@ def test_status_of_a_failed_process_is_passed_on(gpus, monkeypatch: pytest.Monke
     with pytest.raises(SystemExit) as caught:
         Launcher(find_accelerate_config("ddp")).launch("trl_akd.cli.akd", [], [])
     assert caught.value.code == 2
+
+
+def test_an_interrupt_is_no_traceback(gpus, monkeypatch: pytest.MonkeyPatch):
+    gpus(1)
+
+    def interrupt(args: Any) -> None:
+        raise SignalException("interrupted", signal.SIGINT)
+
+    monkeypatch.setattr(launch, "launch_command", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        Launcher(find_accelerate_config("ddp")).launch("trl_akd.cli.akd", [], [])
+    assert caught.value.code == 130

@@ -71,10 +71,12 @@ class Launcher:
                 Arguments for the module.
 
         Raises:
-            SystemExit: With the status of the first process that failed, which has said why.
+            SystemExit: With the status of the first process that failed, which has said why, or with 128 plus the
+                number of the signal that ended the run.
         """
         import torch
         from accelerate.commands.launch import launch_command
+        from torch.distributed.elastic.multiprocessing import SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
         device = ["--use_cpu", "true"] if self._values.get("use_cpu") else []
@@ -89,6 +91,8 @@ class Launcher:
             raise SystemExit(error.get_first_failure()[1].exitcode) from None
         except CalledProcessError as error:
             raise SystemExit(error.returncode) from None
+        except SignalException as signal:
+            raise SystemExit(128 + signal.sigval) from None
 
 
 def _read(config: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin stall one another on a busy machine
     with user_errors((OSError,)):
         quickstart(_own_folder(Path(options.output_dir)), options.seed)
 

@@ -99,9 +99,9 @@ def pretrain(
         batch_size (`int`, *optional*, defaults to `64`): tasks in a step.
         seed (`int`, *optional*, defaults to `0`): seed of the order of tasks.
     """
-    ordered = _similar_lengths_together(tasks, batch_size, seed)
-    rows = Dataset.from_list([{"prompt": task.prompt, "completion": task.solution} for task in ordered])
+    rows = Dataset.from_list([{"prompt": task.prompt, "completion": task.solution} for task in tasks])
     dataset, _ = tokenize_dataset(rows, tokenizer, max_length=MAX_LENGTH)
+    order = similar_lengths_together([len(ids) for ids in dataset["input_ids"]], batch_size, seed)
     args = TrainingArguments(
         output_dir=str(output_dir),
         max_steps=max_steps,
@@ -119,24 +119,29 @@ def pretrain(
         use_cpu=True,
         seed=seed,
     )
-    Trainer(model, args, DataCollatorForDistillation(tokenizer.pad_token_id), dataset).train()
+    Trainer(model, args, DataCollatorForDistillation(tokenizer.pad_token_id), dataset.select(order)).train()
 
 
-def _similar_lengths_together(tasks: Sequence[Task], batch_size: int, seed: int) -> list[Task]:
-    """Shuffle tasks so that each batch pads little.
+def similar_lengths_together(lengths: Sequence[int], batch_size: int, seed: int = 0) -> list[int]:
+    """Shuffle row numbers so that each batch pads little.
 
     The `Trainer`'s own `group_by_length` does that too, but then goes through a group of batches from long to short;
     here the batches come in random order.
+
+    Args:
+        lengths (`Sequence[int]`): tokens in each row.
+        batch_size (`int`): rows that will be padded to a common length.
+        seed (`int`, *optional*, defaults to `0`): seed of the shuffle.
     """
     rng = random.Random(seed)
-    shuffled = rng.sample(tasks, len(tasks))
+    shuffled = rng.sample(range(len(lengths)), len(lengths))
     group = _BATCHES_PER_GROUP * batch_size
     batches = []
-    for start in range(0, len(tasks), group):
-        alike = sorted(shuffled[start : start + group], key=lambda task: len(task.prompt) + len(task.solution))
+    for start in range(0, len(shuffled), group):
+        alike = sorted(shuffled[start : start + group], key=lengths.__getitem__)
         batches += [alike[i : i + batch_size] for i in range(0, len(alike), batch_size)]
     rng.shuffle(batches)
-    return [task for batch in sorted(batches, key=len, reverse=True) for task in batch]
+    return [row for batch in sorted(batches, key=len, reverse=True) for row in batch]
 
 
 def _llama(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int, heads: int) -> LlamaConfig:

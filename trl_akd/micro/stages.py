@@ -15,8 +15,8 @@ from .models import new_model, pretrain, student_config, teacher_config, train_t
 from .world import Task, sample_tasks, write_rows
 
 TEACHER_TASKS, TOKENIZER_TASKS, TEACHER_STEPS = 40_000, 5_000, 700
-STUDENT_TASKS, STUDENT_STEPS = 16_000, 300
-DISTILLATION_TASKS, HELD_OUT_TASKS = 6_000, 200
+STUDENT_TASKS, STUDENT_STEPS = 16_000, 200
+DISTILLATION_TASKS, HELD_OUT_TASKS = 2_000, 200
 HELD_OUT_LENGTHS = (3,)
 
 
@@ -50,7 +50,7 @@ def build_world(folder: Path) -> World:
 def make_teacher(folder: Path, cache: Path) -> None:
     """Put the teacher and its tokenizer into `folder`; train them unless `cache` holds them.
 
-    The cache is keyed by this package's micro world, so a change of it trains anew. A teacher enters the cache whole or
+    """Put the teacher and its tokenizer into `folder`, trained unless `cache` holds them already.
     not at all, whatever interrupts its training and whoever trains another at the same time.
     """
     cached = cache / f"teacher-{_fingerprint()}"

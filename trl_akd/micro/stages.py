@@ -50,8 +50,8 @@ def build_world(folder: Path) -> World:
 def make_teacher(folder: Path, cache: Path) -> None:
     """Put the teacher and its tokenizer into `folder`; train them unless `cache` holds them.
 
-    """Put the teacher and its tokenizer into `folder`, trained unless `cache` holds them already.
-    not at all, whatever interrupts its training and whoever trains another at the same time.
+    The cache is keyed by this package's micro world, so a change of it trains anew. A teacher enters the cache whole
+    or not at all, whatever interrupts its training and whoever trains another at the same time.
     """
     cached = cache / f"teacher-{_fingerprint()}"
     if not cached.exists():

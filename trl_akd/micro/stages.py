@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from .models import new_model, pretrain, student_config, teacher_config, train_tokenizer
 from .world import Task, sample_tasks, write_rows
 
-TEACHER_TASKS, TOKENIZER_TASKS, TEACHER_STEPS = 40_000, 5_000, 700
+TEACHER_TASKS, TOKENIZER_TASKS, TEACHER_STEPS = 25_600, 5_000, 800
 STUDENT_TASKS, STUDENT_STEPS = 16_000, 200
 DISTILLATION_TASKS, HELD_OUT_TASKS = 2_000, 200
 HELD_OUT_LENGTHS = (3,)

@@ -94,6 +94,7 @@ class AdaptiveBeta:
     ...     _ = beta.step(forward_kl=1.0, reverse_kl=1.0)
     >>> round(min(abs(beta.value - 0.25), abs(beta.value - 0.75)), 3)
     0.0
+
     ```
     """
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from trl_akd.data.collators import DataCollatorForDistillation, packed_collator, sample_ids_from_position_ids
+from trl_akd.data.collators import DataCollatorForDistillation, sample_ids_from_position_ids
 
 PAD = 9  # also the EOS of the rows below
 ROWS = [
@@ -54,7 +55,7 @@ def test_no_prompt_to_generate_from(labels: list[int]) -> None:
 
 
 def test_packed_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match="use packed_collator"):
+    with pytest.raises(ValueError, match="packed, and padding"):
         DataCollatorForDistillation(PAD)([ROWS[0] | {"seq_lengths": [1, 3]}])
 
 
@@ -63,7 +64,7 @@ def test_packed_batch_numbers_its_samples() -> None:
         {"input_ids": [1, 2, 3, 4, 5], "labels": [-100, 2, 3, -100, 5], "seq_lengths": [3, 2]},
         {"input_ids": [6, 7], "labels": [-100, 7], "seq_lengths": [2]},
     ]
-    batch = packed_collator(PAD)(packed)
+    batch = DataCollatorForLanguageModeling(pad_token_id=PAD, padding_free=True)(packed)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7]]
     assert batch["labels"].tolist() == [[-100, 2, 3, -100, 5, -100, 7]]
     assert sample_ids_from_position_ids(batch["position_ids"]).tolist() == [[0, 0, 0, 1, 1, 2, 2]]

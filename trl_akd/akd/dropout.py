@@ -18,6 +18,7 @@ def disable_dropout(model: Any) -> None:
     >>> disable_dropout(layer)
     >>> layer[0].p
     0.0
+
     ```
     """
     for path, module in model.named_modules():

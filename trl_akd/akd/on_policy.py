@@ -23,6 +23,7 @@ def is_on_policy(lmbda: float, *, seed: int, step: int, micro_batch: int) -> boo
     ```python
     >>> is_on_policy(1.0, seed=0, step=3, micro_batch=0), is_on_policy(0.0, seed=0, step=3, micro_batch=0)
     (True, False)
+
     ```
     """
     return random.Random(f"{seed}:{step}:{micro_batch}").random() < lmbda

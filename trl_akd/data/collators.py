@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from .schema import IGNORED_LABEL
 
-__all__ = ["DataCollatorForDistillation", "packed_collator", "sample_ids_from_position_ids"]
+__all__ = ["DataCollatorForDistillation", "sample_ids_from_position_ids"]
 
 
 @dataclass
@@ -53,7 +52,8 @@ class DataCollatorForDistillation:
         """Return int64 tensors of shape [B, T] (`prompts`: [B, longest prompt])."""
         if "seq_lengths" in rows[0]:
             raise ValueError(
-                "The rows are packed, and padding would let their samples see each other; use packed_collator."
+                "The rows are packed, and padding would let their samples see each other; use TRL's "
+                "padding-free collator."
             )
         input_ids = [row["input_ids"] for row in rows]
         width = _round_up(max(map(len, input_ids)), self.pad_to_multiple_of or 1)
@@ -71,15 +71,6 @@ class DataCollatorForDistillation:
             "prompts": _pad(prompts, self.pad_token_id, width, left=True),
             "prompt_attention_mask": _pad([[1] * len(prompt) for prompt in prompts], 0, width, left=True),
         }
-
-
-def packed_collator(pad_token_id: int) -> DataCollatorForLanguageModeling:
-    """Return TRL's padding-free collator for rows from `trl_akd.data.tokenization.pack`.
-
-    It joins the rows of a batch into one of shape [1, T] with `position_ids` that start anew at each sample; the
-    attention implementation must read them (Flash Attention does).
-    """
-    return DataCollatorForLanguageModeling(pad_token_id=pad_token_id, padding_free=True)
 
 
 def sample_ids_from_position_ids(position_ids: Tensor) -> Tensor:

@@ -142,6 +142,14 @@ def test_state_of_another_strategy_is_refused():
         AdaptiveBeta("akd").load_state_dict(AdaptiveBeta("m2").state_dict())
 
 
+def test_restart_is_a_new_beginning():
+    used, fresh = AdaptiveBeta(seed=3), AdaptiveBeta(seed=3)
+    used.reset()
+    used.step(1.0, 3.0)
+    used.restart()
+    assert [used.step(1.0, 1.2), used.reset()] == [fresh.step(1.0, 1.2), fresh.reset()]
+
+
 def test_tensors_are_accepted_and_left_alone():
     forward_kl = torch.tensor(1.0, requires_grad=True)
     beta = AdaptiveBeta()

@@ -23,7 +23,7 @@ BetaRegularizer = Literal["eq13", "alg1", "eq16"]
 class AdaptiveBetaState(TypedDict):
     """What must be stored to continue β exactly."""
 
-    strategy: str
+    settings: dict[str, Any]
     epoch: int
     value: torch.Tensor
     optimizer: dict[str, Any]
@@ -179,10 +179,16 @@ class AdaptiveBeta:
             self._start()
         return self.value
 
+    def restart(self) -> float:
+        """Begin anew with the first epoch's value and a fresh optimiser, and return the value."""
+        self.epoch = 0
+        self._start()
+        return self.value
+
     def state_dict(self) -> AdaptiveBetaState:
         """Return all that `load_state_dict` needs to continue exactly, fit for `torch.load(weights_only=True)`."""
         return {
-            "strategy": self.strategy,
+            "settings": self._settings(),
             "epoch": self.epoch,
             "value": self._beta.detach().clone(),
             "optimizer": self._optimizer.state_dict(),
@@ -192,18 +198,31 @@ class AdaptiveBeta:
         """Continue from a state returned by `state_dict`.
 
         Raises:
-            ValueError: If the state was written by another strategy.
+            ValueError: If the state was written with other settings; the message names the first that differs.
         """
-        if state["strategy"] != self.strategy:
-            raise ValueError(
-                f"the checkpoint was written with beta_strategy={state['strategy']!r}, but this run has "
-                f"beta_strategy={self.strategy!r}; resume with the old strategy or start a new run."
-            )
+        for name, value in self._settings().items():
+            written = state["settings"][name]
+            if written != value:
+                raise ValueError(
+                    f"the checkpoint was written with {name}={written!r}, but this run has {name}={value!r}; resume "
+                    f"with the old {name}, or start a new run."
+                )
         self.epoch = state["epoch"]
         self._start()
         with torch.no_grad():
             self._beta.copy_(state["value"])
         self._optimizer.load_state_dict(state["optimizer"])
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "beta_strategy": self.strategy,
+            "beta_initial_values": list(self.initial_values),
+            "beta_learning_rate": self.learning_rate,
+            "beta_regularization": self.regularization,
+            "beta_regularizer": self.regularizer,
+            "beta_eps": self.eps,
+            "seed": self.seed,
+        }
 
     def _start(self) -> None:
         self._beta = torch.tensor(self._draw(), dtype=torch.float64, requires_grad=True)

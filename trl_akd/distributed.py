@@ -49,12 +49,12 @@ def prepare_frozen(model: Any, accelerator: Accelerator, device: str | None = No
     """
     model.requires_grad_(False)
     model.eval()
+    if getattr(model, "is_quantized", False) or getattr(model, "hf_device_map", None):
+        return model
     if device is not None:
         return model.to(device)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return prepare_deepspeed(model, accelerator)
     if accelerator.distributed_type == DistributedType.FSDP:
         return prepare_fsdp(model, accelerator)
-    if getattr(model, "is_quantized", False) or getattr(model, "hf_device_map", None):
-        return model
     return accelerator.prepare_model(model, evaluation_mode=True)

@@ -168,9 +168,9 @@ def _close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> boo
 
 
 def _trained_copy(layer: Any) -> Any:
-    if hasattr(layer, "modules_to_save") and hasattr(layer, "active_adapters"):
-        return layer.modules_to_save[layer.active_adapters[0]]
-    return layer
+    if not hasattr(layer, "modules_to_save"):
+        return layer
+    return layer.original_module if layer.disable_adapters else layer.modules_to_save[layer.active_adapters[0]]
 
 
 def _logit_scale(config: Any) -> float:

@@ -186,6 +186,22 @@ def test_head_saved_whole_by_peft_is_trained(trainer):
     assert any("lm_head" in name and p.grad is not None for name, p in made.model.named_parameters())
 
 
+def test_self_teacher_keeps_its_own_head(pair, config):
+    from trl_akd import AKDTrainer
+
+    peft = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    made = AKDTrainer(model=pair[0], args=config(), train_dataset=tiny.rows(8), peft_config=peft)
+    batch = batch_of(made)
+    with torch.no_grad():
+        made.model.get_output_embeddings().modules_to_save["default"].weight.mul_(2.0)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    with torch.no_grad(), made.model.disable_adapter():
+        expected = made.model(**inputs).logits
+    with made.teacher.observe(inputs):
+        hidden, head = made.teacher.knowledge(made.model)
+    torch.testing.assert_close(head.logits(hidden), expected)
+
+
 def test_adapter_on_the_head_is_refused(trainer):
     with pytest.raises(ValueError, match="lm_head"):
         trainer(peft_config=LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM"))

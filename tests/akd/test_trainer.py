@@ -45,9 +45,11 @@ def test_logged_loss_is_the_mix_of_the_logged_divergences(trainer):
         assert loss == pytest.approx((1 - beta) * kl + beta * rkl, rel=2e-3)
 
 
-def test_evaluation_does_not_depend_on_the_batch_size(trainer):
+@pytest.mark.parametrize("settings", [{}, {"normalization": "token", "ce_weight": 0.5}, {"packing": True}])
+def test_evaluation_does_not_depend_on_the_batch_size(trainer, settings):
     results = [
-        trainer(eval_dataset=tiny.rows(6, seed=1), per_device_eval_batch_size=size).evaluate() for size in (1, 3, 6)
+        trainer(eval_dataset=tiny.rows(6, seed=1), per_device_eval_batch_size=size, **settings).evaluate()
+        for size in (1, 3, 6)
     ]
     for key in ("eval_loss", "eval_kd/forward_kl", "eval_kd/teacher_nll"):
         assert [result[key] for result in results] == pytest.approx([results[0][key]] * 3, rel=1e-5)
@@ -231,6 +233,17 @@ def test_only_shared_ids_are_sampled(trainer):
     assert max(batch["input_ids"].max() for batch in batches) < 320
 
 
+def test_sampling_ignores_the_models_habits(trainer):
+    from trl_akd.akd.on_policy import _without_habits
+
+    made = trainer(lmbda=1.0)
+    habit = made.model.generation_config
+    habit.repetition_penalty = 3.0
+    with _without_habits(made.model):
+        assert made.model.generation_config.repetition_penalty is None
+    assert made.model.generation_config is habit
+
+
 def test_coins_agree_and_match_lmbda():
     from trl_akd.akd.on_policy import is_on_policy
 
@@ -251,6 +264,26 @@ def test_nan_teacher_is_named_before_the_student_is_touched(trainer):
     with pytest.raises(FloatingPointError, match="teacher's logits are not finite at step 0"):
         made.train()
     assert all(torch.equal(value, before[name]) for name, value in made.model.state_dict().items())
+
+
+def test_nan_student_is_named_before_it_is_touched(trainer):
+    student = tiny.model()
+    with torch.no_grad():
+        student.model.embed_tokens.weight[:] = float("inf")
+    made = trainer(student)
+    with pytest.raises(FloatingPointError, match="student's logits are not finite at step 0"):
+        made.train()
+
+
+@pytest.mark.parametrize("name", ["formatting_func", "compute_loss_func"])
+def test_arguments_without_effect_are_refused(pair, config, name):
+    with pytest.raises(ValueError, match=f"`{name}` is given"):
+        AKDTrainer(pair[0], pair[1], config(), train_dataset=tiny.rows(4), **{name: print})
+
+
+def test_same_folder_spelled_otherwise(pair, config):
+    with pytest.raises(ValueError, match="student and teacher are the same model"):
+        AKDTrainer(pair[0], pair[0] + "/.", config(), train_dataset=tiny.rows(4))
 
 
 def test_missing_teacher(pair, config):
@@ -321,6 +354,21 @@ def test_resume_with_another_strategy(trainer, tmp_path):
     changed = trainer(beta_strategy="m1", output_dir=str(tmp_path), max_steps=3)
     with pytest.raises(ValueError, match=r"beta_strategy='akd'.*beta_strategy='m1'"):
         changed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_resume_with_another_learning_rate_of_beta(trainer, tmp_path):
+    trainer(save_strategy="steps", save_steps=1, output_dir=str(tmp_path)).train()
+    changed = trainer(beta_learning_rate=0.02, output_dir=str(tmp_path), max_steps=3)
+    with pytest.raises(ValueError, match=r"beta_learning_rate=0.01.*beta_learning_rate=0.02"):
+        changed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_training_again_begins_again(trainer):
+    made = trainer(max_steps=-1, num_train_epochs=3, seed=3)
+    made.train()
+    first = logs(made, "kd/beta")
+    made.train()
+    assert logs(made, "kd/beta") == pytest.approx(first, abs=1e-6)
 
 
 def test_resume_from_another_method(trainer, tmp_path):

@@ -135,7 +135,8 @@ def measure_times(case: Case, names: list[str], repeats: int, clock: Callable[[]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     losses = {}
     for turn in range(repeats + 1):
-        for name in names:
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
             inputs.forget_gradients()
             synchronize(case.device)
             start = clock()

@@ -11,7 +11,7 @@ ranks.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -37,7 +37,7 @@ from .akd_config import AKDConfig
 from .batches import Batch, number_of_tokens, targets
 from .beta_schedule import BetaSchedule
 from .checkpoint import load_state, save_state
-from .checks import check_data, check_models, name_of, tokenizer_of
+from .checks import check_data, check_models, check_unused, name_of, tokenizer_of
 from .dropout import disable_dropout
 from .gkd import GKDTrainer
 from .metrics import METRICS, DistillationMetrics
@@ -80,12 +80,12 @@ class AKDTrainer(GKDTrainer):
         peft_config (`PeftConfig`, *optional*):
             Trains an adapter instead of the whole student.
         **kwargs:
-            `compute_metrics`, `callbacks`, `optimizers`, `preprocess_logits_for_metrics` and `formatting_func`, as in
-            [`trl.SFTTrainer`].
+            `compute_metrics`, `callbacks`, `optimizers`, `preprocess_logits_for_metrics` and `quantization_config`, as
+            in [`trl.SFTTrainer`].
 
     Raises:
         ValueError: If the teacher is missing, vocabularies differ, or the data has no usable row.
-        FloatingPointError: During training, if the teacher's logits are not finite.
+        FloatingPointError: During training, if the logits of teacher or student are not finite.
     """
 
     _tag_names = ["trl", "akd", "knowledge-distillation"]  # noqa: RUF012
@@ -113,6 +113,7 @@ class AKDTrainer(GKDTrainer):
         check_models(
             model, teacher_model, args, trains_adapter=peft_config is not None or hasattr(model, "peft_config")
         )
+        check_unused(kwargs)
         if data_collator is None:
             check_data(train_dataset, eval_dataset)
         else:
@@ -330,15 +331,19 @@ class AKDTrainer(GKDTrainer):
         return divergence.loss, per_token.double() @ weights.flatten().double()
 
     def _explain(self, sums: torch.Tensor) -> None:
-        teacher_nll = sums[list(METRICS).index("teacher_nll")]
-        if not torch.isfinite(teacher_nll):
+        step = self.state.global_step
+        if not torch.isfinite(sums[list(METRICS).index("teacher_nll")]):
             raise FloatingPointError(
-                f"the teacher's logits are not finite at step {self.state.global_step} (`teacher_model_name_or_path` "
+                f"the teacher's logits are not finite at step {step} (`teacher_model_name_or_path` "
                 f"{self.args.teacher_model_name_or_path!r}); load it in another precision with "
                 "`teacher_model_init_kwargs: {dtype: float32}`, or check its weights. This step updated nothing."
             )
+        raise FloatingPointError(
+            f"the student's logits are not finite at step {step}; lower `learning_rate` (now "
+            f"{self.args.learning_rate}) or `max_grad_norm`, or train in another precision. This step updated nothing."
+        )
 
-    # β and logs
+    # Logs
 
     def _finish_step(self) -> None:
         """Update β once the gradients of an optimiser step are complete, from means over micro-batches and ranks."""
@@ -347,18 +352,20 @@ class AKDTrainer(GKDTrainer):
         self.adaptive_beta.step(means["forward_kl"], means["reverse_kl"])
         self._total_train_tokens += tokens
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-        self._log_means("train", means)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the means of `METRICS` since the last log."""
-        if not self.model.training and not self.distillation_metrics["eval"].is_empty():
-            means, _ = self.distillation_metrics["eval"].reduce(self.accelerator)
-            self._log_means("eval", means)
-        super().log(logs, start_time)
-
-    def _log_means(self, mode: str, means: Mapping[str, float]) -> None:
         for name, key in METRICS.items():
-            self._metrics[mode][key].append(means[name])
+            self._metrics["train"][key].append(means[name])
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Evaluate, and report the loss and the means of `METRICS` over all samples, whatever the batches."""
+        self.distillation_metrics["eval"] = DistillationMetrics()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if not self.distillation_metrics["eval"].is_empty():
+            means, _ = self.distillation_metrics["eval"].reduce(self.accelerator)
+            beta = self.adaptive_beta.value
+            loss = (1 - beta) * means["forward_kl"] + beta * means["reverse_kl"]
+            output.metrics[f"{metric_key_prefix}_loss"] = loss + self.args.ce_weight * means["student_nll"]
+            output.metrics.update({f"{metric_key_prefix}_{key}": means[name] for name, key in METRICS.items()})
+        return output
 
     # Checkpoints and the Hub
 

@@ -1,7 +1,8 @@
 """Replace the data's completions by text that the student (on-policy) or the teacher (SeqKD) writes meanwhile."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -94,13 +95,27 @@ def sample_rows(
         generation_kwargs=config.to_diff_dict(),
         gradient_checkpointing_kwargs=checkpointing_kwargs,
     ) as model:
-        with torch.no_grad(), evaluating(model):
+        with torch.no_grad(), evaluating(model), _without_habits(model):
             sequences = model.generate(input_ids=prompts, attention_mask=mask, generation_config=config)
     completions = sequences[:, prompts.shape[1] :].tolist()
     return [
         _row(prompt[keep.bool()].tolist(), _until_stop(completion, set(config.eos_token_id)))
         for prompt, keep, completion in zip(prompts, mask, completions, strict=True)
     ]
+
+
+@contextmanager
+def _without_habits(model: Any) -> Iterator[None]:
+    """Hide the model's own generation settings, from which `generate` fills in what a configuration leaves open."""
+    owners = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    habits = [owner.generation_config for owner in owners]
+    for owner in owners:
+        owner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for owner, habit in zip(owners, habits, strict=True):
+            owner.generation_config = habit
 
 
 def _row(prompt: list[int], completion: list[int]) -> dict[str, list[int]]:

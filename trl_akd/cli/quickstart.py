@@ -102,7 +102,7 @@ def _draw(run: Path) -> str:
     try:
         plot_curves(history, run / "curves.png")
     except ImportError:
-        return 'Install "trl_akd[plot]" to get a figure of beta and the divergences.'
+        return "Install matplotlib to get a figure of beta and the divergences."
     return f"Beta and the divergences over time: {run / 'curves.png'}"
 
 

@@ -107,14 +107,18 @@ def _slices(length: int, size: int) -> Iterator[slice]:
 
 
 def _chunk_size(tokens: int, vocab_size: int, like: Tensor) -> int:
-    """Cut the tokens into even chunks, of bounded bytes but never too few tokens to keep a matrix product busy."""
+    """Bound the bytes of one model's logits, but never leave a matrix product with too few tokens to keep it busy."""
     budget = (64 if like.device.type == "cpu" else 512) * _MIB
-    limit = max(256, budget // (vocab_size * like.itemsize))
-    return math.ceil(tokens / max(1, math.ceil(tokens / limit)))
+    return _even(tokens, max(256, budget // (vocab_size * like.itemsize)))
 
 
 def _block_size(chunk_size: int, vocab_size: int, like: Tensor) -> int:
-    """Cut a chunk for the element-wise work: a CPU thread keeps 4 MiB in cache, other devices like few launches."""
+    """Bound the bytes of element-wise work: a CPU's cache holds 16 MiB, other devices like few launches."""
     if like.device.type != "cpu":
         return chunk_size
-    return min(chunk_size, torch.get_num_threads() * max(1, 4 * _MIB // (vocab_size * like.itemsize)))
+    return _even(chunk_size, max(1, 16 * _MIB // (vocab_size * like.itemsize)))
+
+
+def _even(length: int, limit: int) -> int:
+    """Return the size of the fewest slices within the limit, all but equal."""
+    return math.ceil(length / max(1, math.ceil(length / limit)))

@@ -53,9 +53,11 @@ class LocalTeacher:
         placed = {key: value.to(device) if torch.is_tensor(value) else value for key, value in inputs.items()}
         with torch.no_grad(), self._accelerator.autocast():
             self._hidden = through_forward(self.engine, self.model, lambda: self._read(placed))
-        with gathered(lm_head(self.model).parameters()):
-            yield
-        self._hidden = None
+        try:
+            with gathered(lm_head(self.model).parameters()):
+                yield
+        finally:
+            self._hidden = None
 
     def knowledge(self, student: Any) -> tuple[torch.Tensor, LMHead]:
         """Return the batch's hidden states and the head, on the student's device."""
@@ -85,14 +87,15 @@ class SelfTeacher:
     def observe(self, inputs: Mapping[str, Any]) -> Iterator[None]:
         """Remember the batch."""
         self._inputs = inputs
-        yield
-        self._inputs = {}
+        try:
+            yield
+        finally:
+            self._inputs = {}
 
     def knowledge(self, student: Any) -> tuple[torch.Tensor, LMHead]:
         """Run the student without its adapter, in eval mode and without gradients."""
         with torch.no_grad(), evaluating(student), student.disable_adapter():
-            hidden = final_hidden_states(student, self._inputs)
-        return hidden, lm_head(student).whole()
+            return final_hidden_states(student, self._inputs), lm_head(student).whole()
 
 
 def load_teacher(

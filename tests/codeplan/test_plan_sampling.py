@@ -10,10 +10,10 @@ import pytest
 from tests import tiny
 from tests.codeplan.scripted import Scripted, apps_problems, mbpp_problems
 from trl_akd.codeplan.plan_sampling import PlanSampler
-from trl_akd.codeplan.recorded import RecordedGenerator
 from trl_akd.codeplan.task_prompts import TaskPrompting
 from trl_akd.execution import CodeExecutor
 from trl_akd.generation import GenerationError, TransformersGenerator
+from trl_akd.generation.recorded import RecordedGenerator
 from trl_akd.ledger import Ledger
 
 PROGRAMS = {

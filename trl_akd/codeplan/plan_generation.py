@@ -17,8 +17,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..generation import Completion, GenerationError, TextGenerator
+from ..generation.budget import Budget
 from ..ledger import Ledger
-from .budget import Budget
 from .plan_answers import Answer, AnswerFile, Answers, Key, judge_answers
 from .plan_prompts import PLAN_PROMPTS, PLAN_STOP, Reasoning
 from .plan_rows import check_rows

@@ -5,9 +5,9 @@ import builtins
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
+from ..generation.source import defines, parse
 from .columns import Row, cases, optional_text, task_id, tests, text, texts
 from .problems import Problem
-from .source import defines, parse
 
 __all__ = ["read_problem"]
 

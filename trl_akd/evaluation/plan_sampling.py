@@ -12,10 +12,10 @@ from ..codeplan.plan_head import PlanHeadGenerator, find_plan_head, load_plan_he
 from ..codeplan.plan_sampling import PlanSampler, PlanSamplingResult
 from ..codeplan.plan_sampling_config import PlanSamplingConfig
 from ..codeplan.ranker import Ranker
-from ..codeplan.recorded import RecordedGenerator
 from ..codeplan.task_prompts import TaskPrompting
 from ..execution import CodeExecutor
 from ..generation import TextGenerator
+from ..generation.recorded import RecordedGenerator
 from ..ledger import Ledger
 from ..metrics.statistics import Interval
 from .backends import LoadedModel, load_model

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from ..generation import Completion, GenerationError, TextGenerator
 from ..ledger import Ledger
+from .protocol import Completion, GenerationError, TextGenerator
 
 __all__ = ["RecordedGenerator"]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from ..generation import Completion, TextGenerator
+from .protocol import Completion, TextGenerator
 
 __all__ = ["Budget"]
 

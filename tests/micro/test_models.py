@@ -7,8 +7,8 @@ import torch
 from datasets import config as datasets_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from trl_akd.micro.curricula import CODE, code_rows
 from trl_akd.micro.models import (
-    MAX_LENGTH,
     VOCABULARY_SIZE,
     new_model,
     pretrain,
@@ -27,7 +27,7 @@ def tasks() -> list[Task]:
 
 @pytest.fixture(scope="module")
 def tokenizer(tasks: list[Task]) -> PreTrainedTokenizerFast:
-    return train_tokenizer(tasks)
+    return train_tokenizer(task.prompt + task.solution for task in tasks)
 
 
 @pytest.mark.parametrize(
@@ -69,17 +69,17 @@ def test_tokenizer_has_pad_and_eos_and_survives_saving(tokenizer: PreTrainedToke
 
 def test_rows_fit_the_models(tokenizer: PreTrainedTokenizerFast, tasks: list[Task]):
     longest = max(len(tokenizer(task.prompt + task.solution)["input_ids"]) for task in tasks)
-    assert longest < MAX_LENGTH // 2
+    assert longest < CODE.max_length // 2
 
 
 def test_sizes(tokenizer: PreTrainedTokenizerFast):
-    teacher, student = new_model(teacher_config(tokenizer)), new_model(student_config(tokenizer))
+    teacher, student = new_model(teacher_config(tokenizer, 128)), new_model(student_config(tokenizer, 128))
     assert 0.8e6 < teacher.num_parameters() < 1.2e6
     assert student.num_parameters() < 0.3 * teacher.num_parameters()
 
 
 def test_new_models_depend_on_the_seed_alone(tokenizer: PreTrainedTokenizerFast):
-    config = student_config(tokenizer)
+    config = student_config(tokenizer, 128)
     torch.manual_seed(1)
     one = new_model(config, seed=5).state_dict()
     after = torch.rand(1)
@@ -121,9 +121,9 @@ def nats_per_token(model, tokenizer, tasks: list[Task]) -> float:
 
 def test_pretraining_learns_programs_and_loads_back(tokenizer, tasks: list[Task], tmp_path, monkeypatch):
     monkeypatch.setattr(datasets_config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    model = new_model(student_config(tokenizer))
+    model = new_model(student_config(tokenizer, 128))
     before = nats_per_token(model.eval(), tokenizer, tasks[-20:])
-    pretrain(model, tokenizer, tasks[:-20], output_dir=tmp_path / "run", max_steps=60)
+    pretrain(model, tokenizer, list(code_rows(tasks[:-20])), output_dir=tmp_path / "run", max_steps=60)
     after = nats_per_token(model.eval(), tokenizer, tasks[-20:])
     assert before > 6.0
     assert after < 2.5

@@ -1,7 +1,7 @@
 """Tokenizer, teacher and student of the micro world, and how they learn to write its programs."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,10 +18,8 @@ from transformers import (
 
 from ..data.collators import DataCollatorForDistillation
 from ..data.tokenization import tokenize_dataset
-from .world import Task
 
 PAD_TOKEN, EOS_TOKEN = "<|pad|>", "<|endoftext|>"
-MAX_LENGTH = 128
 VOCABULARY_SIZE = 1024
 
 # Digits, line breaks and quoted letters stay tokens of their own: what a program copies, its instruction shows alike.
@@ -30,8 +28,8 @@ _LONGEST_TOKEN = 24
 _BATCHES_PER_GROUP = 20
 
 
-def train_tokenizer(tasks: Iterable[Task]) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer on the prompts and solutions of tasks.
+def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer.
 
     Merges cross spaces, so a common phrase is a single token and sequences stay short; any text decodes to itself.
     """
@@ -50,7 +48,7 @@ def train_tokenizer(tasks: Iterable[Task]) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator((task.prompt + task.solution for task in tasks), trainer)
+    bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         pad_token=PAD_TOKEN,
@@ -59,14 +57,14 @@ def train_tokenizer(tasks: Iterable[Task]) -> PreTrainedTokenizerFast:
     )
 
 
-def teacher_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
-    """Describe the teacher: a Llama of 0.98 million parameters."""
-    return _llama(tokenizer, hidden_size=128, layers=4, heads=4)
+def teacher_config(tokenizer: PreTrainedTokenizerBase, max_length: int) -> LlamaConfig:
+    """Describe the teacher: a Llama of 0.98 million parameters that reads `max_length` tokens."""
+    return _llama(tokenizer, max_length, hidden_size=128, layers=4, heads=4)
 
 
-def student_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+def student_config(tokenizer: PreTrainedTokenizerBase, max_length: int) -> LlamaConfig:
     """Describe the student: a Llama of 0.25 million parameters, a quarter of the teacher."""
-    return _llama(tokenizer, hidden_size=80, layers=2, heads=2)
+    return _llama(tokenizer, max_length, hidden_size=80, layers=2, heads=2)
 
 
 def new_model(config: LlamaConfig, seed: int = 0) -> LlamaForCausalLM:
@@ -79,7 +77,7 @@ def new_model(config: LlamaConfig, seed: int = 0) -> LlamaForCausalLM:
 def pretrain(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
+    rows: Sequence[Mapping[str, str]],
     *,
     output_dir: str | Path,
     max_steps: int,
@@ -87,20 +85,20 @@ def pretrain(
     batch_size: int = 64,
     seed: int = 0,
 ) -> None:
-    """Train a model in place to continue prompts with solutions, by cross-entropy on the solutions.
+    """Train a model in place to continue prompts with completions, by cross-entropy on the completions.
 
     Args:
         model (`LlamaForCausalLM`): the model to train.
         tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
-        tasks (`Sequence[Task]`): what to train on, as many epochs as `max_steps` asks for.
+        rows (`Sequence[Mapping]`): `prompt` and `completion`, read as many times as `max_steps` asks for.
         output_dir (`str` or `Path`): where the `Trainer` may write; nothing is saved.
         max_steps (`int`): optimiser steps.
         learning_rate (`float`, *optional*, defaults to `4e-3`): peak; the second half of the steps decays to 0.
-        batch_size (`int`, *optional*, defaults to `64`): tasks in a step.
-        seed (`int`, *optional*, defaults to `0`): seed of the order of tasks.
+        batch_size (`int`, *optional*, defaults to `64`): rows in a step.
+        seed (`int`, *optional*, defaults to `0`): seed of the order of rows.
     """
-    rows = Dataset.from_list([{"prompt": task.prompt, "completion": task.solution} for task in tasks])
-    dataset, _ = tokenize_dataset(rows, tokenizer, max_length=MAX_LENGTH)
+    max_length = model.config.max_position_embeddings
+    dataset, _ = tokenize_dataset(Dataset.from_list(list(rows)), tokenizer, max_length=max_length)
     order = similar_lengths_together([len(ids) for ids in dataset["input_ids"]], batch_size, seed)
     args = TrainingArguments(
         output_dir=str(output_dir),
@@ -144,7 +142,9 @@ def similar_lengths_together(lengths: Sequence[int], batch_size: int, seed: int 
     return [row for batch in sorted(batches, key=len, reverse=True) for row in batch]
 
 
-def _llama(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int, heads: int) -> LlamaConfig:
+def _llama(
+    tokenizer: PreTrainedTokenizerBase, max_length: int, *, hidden_size: int, layers: int, heads: int
+) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -152,7 +152,7 @@ def _llama(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
-        max_position_embeddings=MAX_LENGTH,
+        max_position_embeddings=max_length,
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         tie_word_embeddings=True,
         initializer_range=hidden_size**-0.5,

@@ -7,12 +7,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .curricula import CODE, Curriculum, code_rows
 from .models import new_model, pretrain, student_config, teacher_config, train_tokenizer
-from .world import sample_tasks, write_problems, write_rows
+from .world import sample_tasks, write_json_lines, write_problems, write_rows
 
-TEACHER_TASKS, TOKENIZER_TASKS, TEACHER_STEPS = 25_600, 5_000, 800
+TEACHER_TASKS, TOKENIZER_TASKS = 25_600, 5_000
 STUDENT_TASKS, STUDENT_STEPS = 16_000, 200
 DISTILLATION_TASKS, HELD_OUT_TASKS = 2_000, 200
 HELD_OUT_LENGTHS = (3,)
@@ -42,17 +43,28 @@ def build_world(folder: Path) -> World:
     return world
 
 
-def make_teacher(folder: Path, cache: Path) -> None:
-    """Put the teacher and its tokenizer into `folder`; train them unless `cache` holds them.
+def build_planning_world(folder: Path) -> World:
+    """Generate the world for CodePLAN: rows have `id`, `problem` and `solutions`, and two lengths are held out."""
+    world = World(rows=folder / "train.jsonl", held_out=folder / "held_out.jsonl")
+    tasks = sample_tasks(DISTILLATION_TASKS, split="train", seed=1)
+    write_json_lines(
+        ({"id": task.task_id, "problem": task.instruction, "solutions": [task.solution]} for task in tasks), world.rows
+    )
+    write_problems(sample_tasks(HELD_OUT_TASKS, split="held_out", lengths=(2, 3)), world.held_out)
+    return world
+
+
+def make_teacher(folder: Path, cache: Path, curriculum: Curriculum = CODE) -> None:
+    """Put the teacher of a curriculum and its tokenizer into `folder`; train them unless `cache` holds them.
 
     The cache is keyed by this package's micro world, so a change of it trains anew. A teacher enters the cache whole
     or not at all, whatever interrupts its training and whoever trains another at the same time.
     """
-    cached = cache / f"teacher-{_fingerprint()}"
+    cached = cache / f"teacher-{curriculum.name}-{_fingerprint()}"
     if not cached.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix="training-") as scratch:
-            _train_teacher(Path(scratch) / "teacher")
+            _train_teacher(Path(scratch) / "teacher", curriculum)
             try:
                 os.rename(Path(scratch) / "teacher", cached)
             except OSError:
@@ -62,12 +74,13 @@ def make_teacher(folder: Path, cache: Path) -> None:
 
 
 def make_student(folder: Path, teacher: Path, seed: int) -> None:
-    """Put a briefly trained student into `folder`, with the tokenizer found in `teacher`."""
+    """Put a student, briefly trained on programs alone, into `folder`, with the tokenizer found in `teacher`."""
     tokenizer = AutoTokenizer.from_pretrained(teacher)
-    student = new_model(student_config(tokenizer), seed=seed)
+    max_length = AutoConfig.from_pretrained(teacher).max_position_embeddings
+    student = new_model(student_config(tokenizer, max_length), seed=seed)
     with tempfile.TemporaryDirectory() as scratch:
-        tasks = sample_tasks(STUDENT_TASKS, split="train")
-        pretrain(student, tokenizer, tasks, output_dir=scratch, max_steps=STUDENT_STEPS, seed=seed)
+        rows = list(code_rows(sample_tasks(STUDENT_TASKS, split="train")))
+        pretrain(student, tokenizer, rows, output_dir=scratch, max_steps=STUDENT_STEPS, seed=seed)
     _save(student, tokenizer, folder)
 
 
@@ -76,12 +89,15 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "trl_akd" / "micro"
 
 
-def _train_teacher(folder: Path) -> None:
+def _train_teacher(folder: Path, curriculum: Curriculum) -> None:
     tasks = sample_tasks(TEACHER_TASKS, split="train")
-    tokenizer = train_tokenizer(tasks[:TOKENIZER_TASKS])
-    teacher = new_model(teacher_config(tokenizer))
+    shown = tasks[:TOKENIZER_TASKS]
+    texts = [row["prompt"] + row["completion"] for row in (*code_rows(shown), *curriculum.rows(shown))]
+    tokenizer = train_tokenizer(texts)
+    teacher = new_model(teacher_config(tokenizer, curriculum.max_length))
     with tempfile.TemporaryDirectory() as scratch:
-        pretrain(teacher, tokenizer, tasks, output_dir=scratch, max_steps=TEACHER_STEPS)
+        rows = list(curriculum.rows(tasks))
+        pretrain(teacher, tokenizer, rows, output_dir=scratch, max_steps=curriculum.steps)
     _save(teacher, tokenizer, folder)
 
 

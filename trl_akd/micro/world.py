@@ -16,7 +16,7 @@ combination.
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,7 @@ Split = Literal["train", "held_out"]
 ENTRY_POINT = "solve"
 MAX_STEPS = 3
 
-_EXAMPLES_PER_TASK = 6
+_EXAMPLES_PER_TASK, _PUBLIC_EXAMPLES = 6, 2
 _SEQUENCES_PER_HELD_OUT = 5
 _WORDS = ("a", "Tree", "stone", "in", "River", "Ears", "to", "Radio", "iron", "Tie", "on", "Orbit", "sea", "Otter")
 _FORWARD = (("first ", "then ", "finally "), ("to begin, ", "next, ", "in the end, "))
@@ -66,6 +66,7 @@ class Task:
         instruction (`str`): the steps in natural language.
         solution (`str`): program text that defines the function `solve`.
         tests (`str`): program text of `assert` statements that call `solve`, to run after a solution.
+        public_tests (`str`): two more, on other inputs, for whoever may look at tests before choosing a program.
     """
 
     task_id: str
@@ -73,6 +74,7 @@ class Task:
     instruction: str
     solution: str
     tests: str
+    public_tests: str
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -83,6 +85,12 @@ class Task:
     def prompt(self) -> str:
         """Give the text a model continues with a solution: the instruction as a comment."""
         return f"# {self.instruction}\n"
+
+    @property
+    def difficulty(self) -> str:
+        """Name what makes the task hard: how many steps it has, and whether the last one is told first."""
+        told = "backwards" if self.instruction.startswith(tuple(last for *_, last in _BACKWARD)) else "in order"
+        return f"{len(self.steps)} steps, told {told}"
 
 
 def is_held_out(operations: Sequence[str]) -> bool:
@@ -131,30 +139,37 @@ def sample_tasks(count: int, *, split: Split, seed: int = 0, lengths: Sequence[i
     tasks: list[Task] = []
     while len(tasks) < count:
         steps = _draw_steps(rng, rng.choice(lengths))
-        examples = _draw_examples(rng, steps[0].operation.takes)
+        examples = _draw_examples(rng, steps[0].operation.takes, _EXAMPLES_PER_TASK)
         if is_held_out(_names(steps)) == (split == "held_out") and _every_step_matters(steps, examples):
-            task_id = f"{split}/{seed}/{len(tasks)}"
-            tasks.append(
-                Task(
-                    task_id, steps, _draw_instruction(rng, steps), _draw_solution(rng, steps), _tests(steps, examples)
-                )
-            )
+            tasks.append(_make_task(f"{split}/{seed}/{len(tasks)}", rng, steps, examples))
     return tasks
 
 
 def write_rows(tasks: Iterable[Task], path: str | Path) -> None:
     """Write tasks as JSON Lines with the columns `prompt` and `completion`, ready for training."""
-    rows = (json.dumps({"prompt": task.prompt, "completion": task.solution}) for task in tasks)
-    Path(path).write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    write_json_lines(({"prompt": task.prompt, "completion": task.solution} for task in tasks), path)
 
 
 def write_problems(tasks: Iterable[Task], path: str | Path) -> None:
-    """Write tasks as JSON Lines with `task_id`, `prompt`, `entry_point` and `test`, ready for an evaluation."""
+    """Write tasks as JSON Lines with the columns of a benchmark, ready for an evaluation."""
     problems = (
-        {"task_id": task.task_id, "prompt": task.prompt, "entry_point": ENTRY_POINT, "test": task.tests}
+        {
+            "task_id": task.task_id,
+            "prompt": task.prompt,
+            "instruction": task.instruction,
+            "entry_point": ENTRY_POINT,
+            "test": task.tests,
+            "public_test": task.public_tests,
+            "difficulty": task.difficulty,
+        }
         for task in tasks
     )
-    Path(path).write_text("".join(f"{json.dumps(problem)}\n" for problem in problems), encoding="utf-8")
+    write_json_lines(problems, path)
+
+
+def write_json_lines(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
+    """Write a file of one JSON object a line."""
+    Path(path).write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 
 @cache
@@ -176,8 +191,20 @@ def _draw_steps(rng: random.Random, length: int) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def _draw_examples(rng: random.Random, kind: str) -> list[Any]:
-    return [_draw_numbers(rng) if kind == NUMBERS else _draw_text(rng) for _ in range(_EXAMPLES_PER_TASK)]
+def _draw_examples(rng: random.Random, kind: str, count: int) -> list[Any]:
+    return [_draw_numbers(rng) if kind == NUMBERS else _draw_text(rng) for _ in range(count)]
+
+
+def _make_task(task_id: str, rng: random.Random, steps: tuple[Step, ...], examples: Sequence[Any]) -> Task:
+    public = _draw_examples(random.Random(f"public {task_id}"), steps[0].operation.takes, _PUBLIC_EXAMPLES)
+    return Task(
+        task_id,
+        steps,
+        _draw_instruction(rng, steps),
+        _draw_solution(rng, steps),
+        _tests(steps, examples),
+        _tests(steps, public),
+    )
 
 
 def _draw_numbers(rng: random.Random) -> list[int]:

@@ -11,6 +11,7 @@ import pytest
 from tests.codeplan.scripted import Scripted, data
 from trl_akd.cli.plan_data import read_rows
 from trl_akd.codeplan.plan_generation import PlanGenerator
+from trl_akd.codeplan.plan_generation_config import PlanGenerationConfig
 from trl_akd.codeplan.plan_prompts import PLAN_PROMPTS, PLAN_STOP
 from trl_akd.generation import Completion, GenerationError
 
@@ -81,6 +82,46 @@ def test_the_teacher_s_template(tmp_path: Path):
     asked = teacher()
     generator(tmp_path, asked, format_prompt=lambda request: f"<user>{request}</user>").run(ROWS)
     assert all(prompt.startswith("<user>You help") and prompt.endswith("</user>") for prompt in asked.calls[0])
+
+
+def test_a_request_of_one_s_own(tmp_path: Path):
+    asked = teacher()
+    own = "Write {{steps}} for {problem}\n### Program\n{solution}\n"
+    rows = generator(tmp_path, asked, layout=own).run(ROWS[1:])
+    assert asked.calls == [["Write {steps} for Print one.\n### Program\nprint(1)\n"]]
+    assert rows[0]["plans"] == [plan("print(1)", "0")]
+    generator(tmp_path, asked).run(ROWS[1:])
+    generator(tmp_path, asked, layout=own).run(ROWS[1:])
+    assert asked.asked == 2, "the wording is part of what was asked"
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "layout", "message"),
+    [
+        ("backward", "{problem}", "lacks the fields {solution}; reasoning backward takes {problem} and {solution}"),
+        ("forward", "{problem} {solution}", "has unknown fields {solution}; reasoning forward takes {problem}"),
+        ("forward", "{problem} {}", "unknown fields {}"),
+        ("forward", "{problem} {", "no format string"),
+    ],
+)
+def test_a_request_with_other_fields(tmp_path: Path, reasoning: str, layout: str, message: str):
+    with pytest.raises(ValueError, match=message.replace("{", r"\{")):
+        generator(tmp_path, teacher(), reasoning=reasoning, layout=layout)
+    file = tmp_path / "prompt.txt"
+    file.write_text(layout)
+    config = PlanGenerationConfig("teacher", "problems", reasoning=reasoning, prompt_file=str(file))
+    with pytest.raises(ValueError, match=r"`prompt_file` .* cannot be used: `layout`"):
+        config.layout()
+
+
+def test_a_request_in_a_file(tmp_path: Path):
+    file = tmp_path / "prompt.txt"
+    config = PlanGenerationConfig("teacher", "problems", reasoning="forward", prompt_file=str(file))
+    with pytest.raises(ValueError, match="No such file"):
+        config.layout()
+    file.write_text("Plan {problem}:\n")
+    assert config.layout() == "Plan {problem}:\n"
+    assert PlanGenerationConfig("teacher", "problems").layout() is None
 
 
 # Rejects

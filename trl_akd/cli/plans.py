@@ -48,6 +48,7 @@ def make_plans(config: "PlanGenerationConfig") -> None:
     from .plan_data import read_rows
 
     assert config.dataset_name is not None and config.model is not None
+    layout = config.layout()
     rows = read_rows(
         config.dataset_name, split=config.dataset_split, revision=config.dataset_revision, limit=config.limit
     )
@@ -60,6 +61,7 @@ def make_plans(config: "PlanGenerationConfig") -> None:
         folder / ANSWERS,
         config.num_plans,
         config.reasoning,
+        layout=layout,
         temperature=config.temperature,
         top_p=config.top_p,
         max_new_tokens=config.max_new_tokens,

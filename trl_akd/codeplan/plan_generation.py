@@ -20,7 +20,7 @@ from ..generation import Completion, GenerationError, TextGenerator
 from ..generation.budget import Budget
 from ..ledger import Ledger
 from .plan_answers import Answer, AnswerFile, Answers, Key, judge_answers
-from .plan_prompts import PLAN_PROMPTS, PLAN_STOP, Reasoning
+from .plan_prompts import PLAN_STOP, Reasoning, plan_prompt
 from .plan_rows import check_rows
 
 __all__ = ["PlanGenerator", "PlanReport"]
@@ -79,6 +79,9 @@ class PlanGenerator:
             Plans a solution or, if reasoning forward, a problem. May be raised later.
         reasoning (`str`, *optional*, defaults to `"backward"`):
             `"backward"`, from problem and solution, or `"forward"`, from the problem alone.
+        layout (`str`, *optional*):
+            The request in other words: a format string with the field `{problem}` and, backward, `{solution}`. It
+            enters the version of the prompt.
         temperature (`float`, *optional*, defaults to `0.2`), top_p (`float`, *optional*, defaults to `1.0`):
             Of sampling; the temperature is that of the paper's released script.
         max_new_tokens (`int`, *optional*, defaults to `512`):
@@ -134,6 +137,7 @@ class PlanGenerator:
         n: int = 1,
         reasoning: Reasoning = "backward",
         *,
+        layout: str | None = None,
         temperature: float = 0.2,
         top_p: float = 1.0,
         max_new_tokens: int = 512,
@@ -149,8 +153,6 @@ class PlanGenerator:
         accelerator: Any = None,
         progress: bool = True,
     ) -> None:
-        if reasoning not in PLAN_PROMPTS:
-            raise ValueError(f"`reasoning` is {reasoning!r}; choose one of {', '.join(PLAN_PROMPTS)}.")
         counts = {
             "n": n,
             "batch_size": batch_size,
@@ -165,7 +167,7 @@ class PlanGenerator:
         self._generator = generator
         self._output = Path(output).expanduser()
         self._n = n
-        self._prompt = PLAN_PROMPTS[reasoning]
+        self._prompt = plan_prompt(reasoning, layout)
         self._sampling: dict[str, Any] = {
             "temperature": temperature,
             "top_p": top_p,

@@ -1,7 +1,10 @@
 """Configuration of `trl-akd plans`."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+from .plan_prompts import plan_prompt
 
 __all__ = ["PlanGenerationConfig"]
 
@@ -27,6 +30,9 @@ class PlanGenerationConfig:
             Folder for answers and plans.
         reasoning (`str`, *optional*, defaults to `"backward"`):
             `"backward"`, from problem and solution, or `"forward"`, from the problem alone.
+        prompt_file (`str`, *optional*):
+            Text file with a request of one's own, in which `{problem}` and, backward, `{solution}` are filled in;
+            other braces are doubled.
         num_plans (`int`, *optional*, defaults to `1`):
             Plans a solution or, if reasoning forward, a problem. May be raised later.
         max_solutions (`int`, *optional*):
@@ -84,6 +90,9 @@ class PlanGenerationConfig:
     reasoning: Literal["backward", "forward"] = field(
         default="backward", metadata={"help": "backward from the solution, or forward from the problem alone."}
     )
+    prompt_file: str | None = field(
+        default=None, metadata={"help": "Text file with a request of one's own, with {problem} and {solution}."}
+    )
     num_plans: int = field(default=1, metadata={"help": "Plans a solution, or a problem if reasoning forward."})
     max_solutions: int | None = field(
         default=None, metadata={"help": "Take the shortest so many solutions of a problem; by default all."}
@@ -139,6 +148,21 @@ class PlanGenerationConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; give at least 1, or leave it out.")
+
+    def layout(self) -> str | None:
+        """Read the caller's own request, if there is one.
+
+        Raises:
+            ValueError: If there is no such file, or what is in it is no request.
+        """
+        if self.prompt_file is None:
+            return None
+        try:
+            layout = Path(self.prompt_file).expanduser().read_text(encoding="utf-8")
+            plan_prompt(self.reasoning, layout)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"`prompt_file` {self.prompt_file!r} cannot be used: {error}") from error
+        return layout
 
     @property
     def teacher(self) -> dict[str, Any]:

@@ -5,12 +5,13 @@ once as well; they give the solution alone where ours gives the problem too.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from string import Formatter
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-__all__ = ["PLAN_PROMPTS", "PLAN_STOP", "PlanPrompt", "Reasoning"]
+__all__ = ["PLAN_PROMPTS", "PLAN_STOP", "PlanPrompt", "Reasoning", "plan_prompt"]
 
 Reasoning: TypeAlias = Literal["backward", "forward"]
 
@@ -105,3 +106,47 @@ PLAN_PROMPTS: Mapping[Reasoning, PlanPrompt] = MappingProxyType(
     }
 )
 """What the teacher is asked: backward, from problem and reference solution, or forward, from the problem alone."""
+
+_FIELDS: Mapping[Reasoning, set[str]] = MappingProxyType({"backward": {"problem", "solution"}, "forward": {"problem"}})
+
+
+def plan_prompt(reasoning: Reasoning, layout: str | None = None) -> PlanPrompt:
+    r"""Return the prompt for a way to reason, in the caller's own words if there are any.
+
+    Args:
+        reasoning (`str`):
+            `"backward"` or `"forward"`.
+        layout (`str`, *optional*):
+            Format string with the field `{problem}` and, backward, `{solution}`; other braces are doubled.
+
+    Raises:
+        ValueError: If there is no such way to reason, or the layout's fields are others.
+
+    Example:
+
+    ```python
+    >>> plan_prompt("forward", "Task: {problem}\nSteps:\n").render("Double a number.")
+    'Task: Double a number.\nSteps:\n'
+
+    ```
+    """
+    if reasoning not in PLAN_PROMPTS:
+        raise ValueError(f"`reasoning` is {reasoning!r}; choose one of {', '.join(PLAN_PROMPTS)}.")
+    if layout is None:
+        return PLAN_PROMPTS[reasoning]
+    fields = _FIELDS[reasoning]
+    try:
+        found = {name for _, name, _, _ in Formatter().parse(layout) if name is not None}
+    except ValueError as error:
+        raise ValueError(f"`layout` is no format string ({error}); double the braces that are no fields.") from error
+    for problem, names in (("has unknown", found - fields), ("lacks the", fields - found)):
+        if names:
+            raise ValueError(
+                f"`layout` {problem} fields {_named(names)}; reasoning {reasoning} takes {_named(fields)}, and other "
+                "braces are doubled."
+            )
+    return PlanPrompt(reasoning, source="the caller", layout=layout)
+
+
+def _named(fields: Iterable[str]) -> str:
+    return " and ".join(f"{{{name}}}" for name in sorted(fields))

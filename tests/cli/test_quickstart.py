@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests import tiny
-from trl_akd.cli import main, quickstart
+from trl_akd.cli import main, quickstart_akd, quickstart_codeplan
 from trl_akd.evaluation.benchmarks import load_benchmark
 from trl_akd.execution import CodeExecutor
-from trl_akd.micro import stages
+from trl_akd.micro import curricula, stages
 from trl_akd.micro.world import sample_tasks, write_problems
 
 
@@ -46,8 +48,8 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(stages, "DISTILLATION_TASKS", 20)
     monkeypatch.setattr(stages, "make_teacher", save)
     monkeypatch.setattr(stages, "make_student", save)
-    monkeypatch.setattr(quickstart, "_distil", distil)
-    monkeypatch.setattr(quickstart, "MAX_NEW_TOKENS", 8)
+    monkeypatch.setattr(quickstart_akd, "_distil", distil)
+    monkeypatch.setattr(quickstart_akd, "MAX_NEW_TOKENS", 8)
 
 
 def test_it_ends_in_a_table(small, tmp_path: Path, capsys):
@@ -63,10 +65,54 @@ def test_it_ends_in_a_table(small, tmp_path: Path, capsys):
     assert main(["quickstart", "--output_dir", str(folder)]) == 0, "a second time, over the first"
 
 
+def test_a_second_run_leaves_what_a_user_put_beside(small, tmp_path: Path):
+    folder = tmp_path / "quickstart"
+    assert main(["quickstart", "--output_dir", str(folder)]) == 0
+    (folder / "student-kd").mkdir()
+    assert main(["quickstart", "--output_dir", str(folder)]) == 0
+    assert (folder / "student-kd").is_dir()
+
+
 def test_another_folder_is_left_alone(tmp_path: Path, capsys):
     (tmp_path / "thesis.tex").touch()
     assert main(["quickstart", "--output_dir", str(tmp_path)]) == 2
     assert "holds other files" in capsys.readouterr().err
+
+
+def test_codeplan_goes_from_plans_to_ranked_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Stages by their own commands and recipes, on a small world; too little is learned for a ranker to be trained."""
+
+    def random_ranker(folder: Path, student: Path, problems: Path, seed: int) -> None:
+        assert problems.read_text().count("\n") == 6
+        labels = {"id2label": {0: "incorrect", 1: "correct"}, "label2id": {"incorrect": 0, "correct": 1}}
+        ranker = AutoModelForSequenceClassification.from_pretrained(student, num_labels=2, **labels)
+        ranker.save_pretrained(folder / "ranker")
+        AutoTokenizer.from_pretrained(student, model_max_length=128).save_pretrained(folder / "ranker")
+
+    monkeypatch.setattr(quickstart_codeplan, "_train_ranker", random_ranker)
+    for name, size in (
+        ("TEACHER_TASKS", 400),
+        ("TOKENIZER_TASKS", 400),
+        ("STUDENT_TASKS", 200),
+        ("STUDENT_STEPS", 2),
+        ("DISTILLATION_TASKS", 160),
+        ("HELD_OUT_TASKS", 4),
+        ("RANKER_TASKS", 6),
+    ):
+        monkeypatch.setattr(stages, name, size)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(quickstart_codeplan, "NUM_PLANS", 2)
+    monkeypatch.setattr(curricula, "PLANS", replace(curricula.PLANS, steps=30))
+    folder = tmp_path / "quickstart"
+    assert main(["quickstart", "--method", "codeplan", "--output_dir", str(folder)]) == 0
+    out = capsys.readouterr().out
+    for row in ("| teacher ", "| student without plans ", "| student after CodePLAN |"):
+        assert row in out
+    results = json.loads((folder / "results.json").read_text())["models"]
+    assert list(results["student after CodePLAN"]["plans"]["curve"]) == ["0", "1", "2"]
+    assert (folder / "student-codeplan" / "plan_head.safetensors").exists()
+    report = json.loads((folder / "plans" / "report.json").read_text())
+    assert report["wanted"] == 160 == report["plans"] + sum(report["rejected"].values())
 
 
 @pytest.mark.slow
@@ -79,3 +125,15 @@ def test_the_student_learns(tmp_path: Path):
     }
     assert scores["teacher"] > 0.8
     assert scores["teacher"] > scores["student after AKD"] > scores["student"] + 0.15
+
+
+@pytest.mark.slow
+def test_the_student_learns_to_plan(tmp_path: Path):
+    folder = tmp_path / "quickstart"
+    assert main(["quickstart", "--method", "codeplan", "--output_dir", str(folder)]) == 0
+    results = json.loads((folder / "results.json").read_text())["models"]
+    curve = results["student after CodePLAN"]["plans"]["curve"]
+    scores = {number: points["pass@1"][0] for number, points in curve.items()}
+    assert results["teacher"]["metrics"]["pass@1"] > 0.8
+    assert scores["0"] > results["student"]["metrics"]["pass@1"] + 0.15
+    assert scores["10"] > scores["1"], "more plans to choose from must help"

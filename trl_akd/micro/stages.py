@@ -15,7 +15,7 @@ from .world import sample_tasks, write_json_lines, write_problems, write_rows
 
 TEACHER_TASKS, TOKENIZER_TASKS = 25_600, 5_000
 STUDENT_TASKS, STUDENT_STEPS = 16_000, 200
-DISTILLATION_TASKS, HELD_OUT_TASKS = 2_000, 200
+DISTILLATION_TASKS, HELD_OUT_TASKS, RANKER_TASKS = 2_000, 200, 300
 HELD_OUT_LENGTHS = (3,)
 
 
@@ -43,14 +43,22 @@ def build_world(folder: Path) -> World:
     return world
 
 
-def build_planning_world(folder: Path) -> World:
+@dataclass(frozen=True)
+class PlanningWorld(World):
+    """Hold also problems of which the student has seen every combination, for a ranker to learn from."""
+
+    seen: Path
+
+
+def build_planning_world(folder: Path) -> PlanningWorld:
     """Generate the world for CodePLAN: rows have `id`, `problem` and `solutions`, and two lengths are held out."""
-    world = World(rows=folder / "train.jsonl", held_out=folder / "held_out.jsonl")
+    world = PlanningWorld(rows=folder / "train.jsonl", held_out=folder / "held_out.jsonl", seen=folder / "seen.jsonl")
     tasks = sample_tasks(DISTILLATION_TASKS, split="train", seed=1)
     write_json_lines(
         ({"id": task.task_id, "problem": task.instruction, "solutions": [task.solution]} for task in tasks), world.rows
     )
     write_problems(sample_tasks(HELD_OUT_TASKS, split="held_out", lengths=(2, 3)), world.held_out)
+    write_problems(sample_tasks(RANKER_TASKS, split="train", seed=2), world.seen)
     return world
 
 

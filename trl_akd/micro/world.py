@@ -145,6 +145,14 @@ def sample_tasks(count: int, *, split: Split, seed: int = 0, lengths: Sequence[i
     return tasks
 
 
+def draw_solution(steps: Sequence[Step], rng: random.Random) -> str:
+    """Write a program that runs the steps, each in one of its forms."""
+    expressions = [step.expression(rng.randrange(len(step.operation.forms))) for step in steps]
+    assignments = [f"{step.operation.gives} = {e}" for step, e in zip(steps[:-1], expressions[:-1], strict=True)]
+    lines = [*assignments, f"return {expressions[-1]}"]
+    return f"def {ENTRY_POINT}({steps[0].operation.takes}):\n" + "".join(f"    {line}\n" for line in lines)
+
+
 def write_rows(tasks: Iterable[Task], path: str | Path) -> None:
     """Write tasks as JSON Lines with the columns `prompt` and `completion`, ready for training."""
     write_json_lines(({"prompt": task.prompt, "completion": task.solution} for task in tasks), path)
@@ -201,7 +209,7 @@ def _make_task(task_id: str, rng: random.Random, steps: tuple[Step, ...], exampl
         task_id,
         steps,
         _draw_instruction(rng, steps),
-        _draw_solution(rng, steps),
+        draw_solution(steps, rng),
         _tests(steps, examples),
         _tests(steps, public),
     )
@@ -233,13 +241,6 @@ def _draw_instruction(rng: random.Random, steps: Sequence[Step]) -> str:
     first, between, last = marks = rng.choice(_FORWARD + _BACKWARD)
     clauses = [first + phrases[0], *(between + phrase for phrase in phrases[1:-1]), last + phrases[-1]]
     return ", ".join(reversed(clauses) if marks in _BACKWARD else clauses)
-
-
-def _draw_solution(rng: random.Random, steps: Sequence[Step]) -> str:
-    expressions = [step.expression(rng.randrange(len(step.operation.forms))) for step in steps]
-    assignments = [f"{step.operation.gives} = {e}" for step, e in zip(steps[:-1], expressions[:-1], strict=True)]
-    lines = [*assignments, f"return {expressions[-1]}"]
-    return f"def {ENTRY_POINT}({steps[0].operation.takes}):\n" + "".join(f"    {line}\n" for line in lines)
 
 
 def _tests(steps: Sequence[Step], examples: Iterable[Any]) -> str:

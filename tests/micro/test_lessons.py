@@ -1,0 +1,84 @@
+import random
+from collections import Counter
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from trl_akd.execution import CodeExecutor
+from trl_akd.iterkd.judging import Judgement, parse_judgement
+from trl_akd.iterkd.records import FAULT_KINDS, FaultKind
+from trl_akd.micro.lessons import JUDGE_LAYOUT, LESSONS, TEACHING_LAYOUTS, draw_fault, rubric
+from trl_akd.micro.models import train_tokenizer
+from trl_akd.micro.world import Task, sample_tasks
+
+ERRORS: dict[FaultKind, set[str]] = {
+    "syntax": {"SyntaxError"},
+    "logical": {"AssertionError"},
+    "type": {"TypeError"},
+    "name": {"NameError"},
+}
+
+
+@pytest.fixture(scope="module")
+def tasks() -> list[Task]:
+    return sample_tasks(600, split="train", lengths=(1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def executor():
+    with CodeExecutor(allow_code_execution=True, timeout=2.0) as executor:
+        yield executor
+
+
+@pytest.mark.parametrize("kind", sorted(ERRORS))
+def test_a_fault_is_of_its_kind(kind: FaultKind, tasks: list[Task], executor: CodeExecutor):
+    rng = random.Random(0)
+    results = executor.run([(draw_fault(task, kind, rng), task.tests) for task in tasks[:100]])
+    found = Counter(result.error_type for result in results)
+    allowed = ERRORS[kind] | ({"IndexError", "ValueError", None} if kind == "logical" else set())
+    assert set(found) <= allowed, found
+    assert sum(result.passed for result in results) < 20, "another step may change nothing on six inputs, but rarely"
+
+
+def test_an_endless_loop_is_timed_out(tasks: list[Task], executor: CodeExecutor):
+    rng = random.Random(0)
+    results = executor.run([(draw_fault(task, "timeout", rng), task.tests) for task in tasks[:4]], timeout=0.5)
+    assert {result.status for result in results} == {"timed_out"}
+
+
+def test_judgements_read_back_and_put_right_answers_first(tasks: list[Task]):
+    right = rubric(tasks[0].solution, None)
+    assert right.total >= 5.5 and min(right.scores) >= 0.5
+    for kind in FAULT_KINDS:
+        assert rubric("", kind).total <= 3.5 and rubric("", kind).scores[0] == 0
+    judged = [row for row in LESSONS.rows(tasks) if row["prompt"].endswith("# Judgement\n")]
+    assert len(judged) == len(tasks)
+    assert all(isinstance(parse_judgement(row["completion"]), Judgement) for row in judged)
+
+
+def test_new_questions_are_of_the_domain_and_those_of_a_kind_end_alike(tasks: list[Task]):
+    by_instruction = {task.instruction: task for task in tasks}
+    seen = Counter()
+    for row in LESSONS.rows(tasks):
+        for name in ("new_easy", "new_same"):
+            tail = TEACHING_LAYOUTS[name].split("{instruction}")[1]
+            if row["prompt"].endswith(tail):
+                asked = by_instruction[row["prompt"].removeprefix("# ").removesuffix(tail)]
+                written = by_instruction[row["completion"]]
+                assert written.steps[0].operation.takes == asked.steps[0].operation.takes
+                assert (written.operations[-1] == asked.operations[-1]) or name == "new_easy"
+                seen[name] += 1
+    assert min(seen["new_easy"], seen["new_same"]) > 200
+
+
+def test_rows_fit_and_are_told_apart_by_their_prompts(tasks: list[Task]):
+    rows = list(LESSONS.rows(tasks))
+    assert len(rows) == 4 * len(tasks)
+    tokenizer: PreTrainedTokenizerFast = train_tokenizer(row["prompt"] + row["completion"] for row in rows)
+    longest = max(len(tokenizer(row["prompt"] + row["completion"])["input_ids"]) for row in rows)
+    assert longest < LESSONS.max_length
+    assert JUDGE_LAYOUT.format(instruction="a", answer="b") == "# a\nb\n# Judgement\n"
+
+
+def test_lessons_are_the_same_on_every_run(tasks: list[Task]):
+    assert list(LESSONS.rows(tasks[:50])) == list(LESSONS.rows(tasks[:50]))

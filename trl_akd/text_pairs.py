@@ -126,8 +126,9 @@ def make_pair_trainer(
     names: Sequence[str],
     max_length: int,
     compute_metrics: Callable[[EvalPrediction], dict[str, float]],
+    compute_loss: Callable[..., Tensor] | None = None,
 ) -> Trainer:
-    """Return a trainer of a sequence classifier on pairs, with the loss that goes with its labels.
+    """Return a trainer of a sequence classifier on pairs.
 
     Args:
         model (`PreTrainedModel`):
@@ -144,6 +145,9 @@ def make_pair_trainer(
             Most tokens of a pair; saved with the tokenizer.
         compute_metrics (`Callable`):
             Makes metrics of outputs and labels.
+        compute_loss (`Callable`, *optional*):
+            Makes the loss of the model's output, the labels and the number of labels in all of a step's batches; by
+            default the model's own.
 
     Raises:
         ValueError: If the model has another number of outputs.
@@ -169,4 +173,5 @@ def make_pair_trainer(
         eval_dataset=encode(held_out) if held_out else None,
         processing_class=tokenizer,
         compute_metrics=compute_metrics,
+        compute_loss_func=compute_loss,
     )

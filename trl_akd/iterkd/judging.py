@@ -175,7 +175,7 @@ _HEADING = re.compile(r"^[ \t-]*+scores?[ \t]*+(?::|$)", re.IGNORECASE | re.MULT
 _BETWEEN = re.compile(r"[,;][ \t]*+(?=rule[ \t]*+[0-9])", re.IGNORECASE)
 _ENTRY = re.compile(
     r"[ \t\u2022-]*+(?:rule[ \t]*+(?P<rule>[0-9]{1,3}+)|(?P<number>[0-9]{1,3}+)(?=[.)][ \t]))[.):]?+[ \t]*+"
-    r"(?:[^:=0-9][^:=]{0,80}[:=])?+(?P<value>.*+)",
+    r"(?:(?:[^:=0-9][^:=]{0,80}+)?+[:=])?+(?P<value>.*+)",
     re.IGNORECASE,
 )
 _VALUE = re.compile(

@@ -57,13 +57,13 @@ def test_the_last_five_numbers_of_a_released_judgement_are_its_scores():
     "text",
     [
         "Score:\nRule 1. Basic Functionality: 2\nRule 2: 0\nRule 3 = 1\nRule 4 0.5\nRule 5) 0.5",
-        "**Score:**\n\n- **Rule 1. Works:** 2/2\n- **Rule 2.** 0/1\n- Rule 3: **1/1**\n* Rule 4: 0.5/1\n- Rule 5: `0.5`",
+        "**Score:**\n\n- **Rule 1. Runs:** 2/2\n- **Rule 2.** 0/1\n- Rule 3: **1/1**\n* Rule 4: 0.5/1\n- Rule 5: `0.5`",
         "### Score\n1. Works: 2 points\n2. Bounds: 0 points.\n3. Covers: 1 point\n4. Reads: 0.5 pts\n5. Style: 0.5",
         "Score: Rule 1. Works: 2, Rule 2. Bounds: 0, Rule 3. Covers: 1, Rule 4. Reads: 0.5; Rule 5. Style: 0.5",
         "scores:\nrule 5: 0.5\nrule 4: 0.5\nrule 3: 1\nrule 2: 0\nrule 1: 2",
         lines("2 (it runs: well)", "0 - no checks", "1 \u2013 all of it", "0.5.", "0.5,") + "\nTotal: 6/6",
         "<think>\nScore:\nRule 1: 0\n</think>\nAs Rule 1: 7 says.\n" + lines("2.0", "0", "1", "0.5", "0.50"),
-        "Score:\r\nRule 1. A: 2\r\nRule 2. B: 0\r\nRule 3. C: 1\r\nRule 4. D: 0.5\r\nRule 5. E: 0.5\r\n\r\nThat is all.",
+        "Score:\r\nRule 1. A: 2\r\nRule 2. B: 0\r\nRule 3. C: 1\r\nRule 4. D: 0.5\r\nRule 5. E: 0.5\r\nThat is all.",
         "Score:\n\u2022 Rule 1 (works): 2\n\u2022 Rule 2: 0\n\u2022 Rule 3: 1\n\u2022 Rule 4: 0.5\n\u2022 Rule 5: 0.5",
     ],
 )

@@ -57,7 +57,7 @@ def test_the_last_five_numbers_of_a_released_judgement_are_its_scores():
     "text",
     [
         "Score:\nRule 1. Basic Functionality: 2\nRule 2: 0\nRule 3 = 1\nRule 4 0.5\nRule 5) 0.5",
-        "**Score:**\n\n- **Rule 1. Runs:** 2/2\n- **Rule 2.** 0/1\n- Rule 3: **1/1**\n* Rule 4: 0.5/1\n- Rule 5: `0.5`",
+        "**Score:**\n\n- **Rule 1. Runs:** 2/2\n- **Rule 2.** 0/1\n- Rule 3: **1/1**\n* Rule 4: 0.5/1\n- Rule 5: 0.5",
         "### Score\n1. Works: 2 points\n2. Bounds: 0 points.\n3. Covers: 1 point\n4. Reads: 0.5 pts\n5. Style: 0.5",
         "Score: Rule 1. Works: 2, Rule 2. Bounds: 0, Rule 3. Covers: 1, Rule 4. Reads: 0.5; Rule 5. Style: 0.5",
         "scores:\nrule 5: 0.5\nrule 4: 0.5\nrule 3: 1\nrule 2: 0\nrule 1: 2",

@@ -83,7 +83,12 @@ def _rows(name: str) -> list[dict[str, Any]]:
     path = Path(name).expanduser()
     if path.suffix != ".json":
         return [row for row, _ in read_json_lines(path)]
-    rows = json.loads(path.read_text(encoding="utf-8"))
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {name!r}; check the path.")
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{name} is not JSON ({error}); mend it, or give a .jsonl file.") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{name} holds no list of objects; give one, or a .jsonl file.")
     return rows
@@ -109,12 +114,9 @@ def _generative(
 ) -> tuple[Any, Callable[[], dict[str, float]]]:
     from transformers import AutoModelForCausalLM
 
-    from ..iterkd.judge_prompts import JUDGE_PROMPT, JudgePrompt
     from ..iterkd.judge_training import judge_held_out, make_generative_trainer
 
-    prompt = JUDGE_PROMPT
-    if config.prompt_file is not None:
-        prompt = JudgePrompt(Path(config.prompt_file).expanduser().read_text(encoding="utf-8"))
+    prompt = config.prompt()
     model, tokenizer = _load(config, AutoModelForCausalLM)
     trainer = make_generative_trainer(model, tokenizer, args, judged, held_out, prompt=prompt)
 

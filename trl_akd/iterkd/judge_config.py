@@ -1,7 +1,10 @@
 """What `trl-akd judge train` needs to know beside how to train."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
+
+from .judge_prompts import JUDGE_PROMPT, JudgePrompt
 
 __all__ = ["JudgeModel"]
 
@@ -55,3 +58,16 @@ class JudgeModel:
             raise ValueError("`prompt_file` is for a generative judge; set kind=generative, or leave it out.")
         if self.max_new_tokens < 1:
             raise ValueError(f"`max_new_tokens` is {self.max_new_tokens}; leave room for at least one token.")
+
+    def prompt(self) -> JudgePrompt:
+        """Return what a generative judge is asked.
+
+        Raises:
+            ValueError: If there is no file `prompt_file`, or what is in it is no request.
+        """
+        if self.prompt_file is None:
+            return JUDGE_PROMPT
+        try:
+            return JudgePrompt(Path(self.prompt_file).expanduser().read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"`prompt_file` {self.prompt_file!r} cannot be used: {error}") from error

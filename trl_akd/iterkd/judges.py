@@ -151,10 +151,11 @@ class RegressionJudge:
     """
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 16) -> None:
-        if list(model.config.label2id) != [rule.name for rule in RULES]:
+        names = model.config.id2label
+        if names != {index: rule.name for index, rule in enumerate(RULES)}:
             raise ValueError(
-                f"the model's outputs are {', '.join(model.config.label2id)}, not the rules of the rubric; train a "
-                "judge with `trl-akd judge train --kind regression`."
+                f"the model's outputs are {', '.join(names.values())}, not the rules of the rubric; train a judge "
+                "with `trl-akd judge train --kind regression`."
             )
         self._reader = PairReader(model, tokenizer, batch_size)
 

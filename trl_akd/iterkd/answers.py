@@ -22,8 +22,9 @@ _REFUSAL = re.compile(
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*([\w+#-]*).*$", re.MULTILINE)
 _PYTHON = {"", "py", "python", "python3"}
 _CODE_LINE = re.compile(
-    r"^[ \t]*(?:(?:async[ \t]+)?(?:def|class)[ \t]+\w+[ \t]*[(:]?|import[ \t]+\w|from[ \t]+\S+[ \t]+import\b"
-    r"|(?:for|while|if|with|try)\b.*:[ \t]*$|print[ \t]*\(|[\w.\[\]]+[ \t]*[-+*/]?=[^=])",
+    r"^[ \t]*(?:(?:async[ \t]+)?(?:def|class)[ \t]+\w+[ \t]*[(:]|import[ \t]+\w|from[ \t]+\S+[ \t]+import\b"
+    r"|(?:for|while|if|with|try)\b.*:[ \t]*$|return\b.*[^.\n]$|raise[ \t]+[A-Z]\w*|print[ \t]*\("
+    r"|[\w.\[\]]+[ \t]*[-+*/]?=[^=])",
     re.MULTILINE,
 )
 _PARAGRAPHS = re.compile(r"\n[ \t]*\n")

@@ -108,7 +108,7 @@ def warn_of_overlap(seeds: Sequence[Question], index: BenchmarkIndex) -> list[Ov
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    return _WORD.findall(text.casefold())
 
 
 def _runs(words: Sequence[str], length: int) -> Iterator[str]:

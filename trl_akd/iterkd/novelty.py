@@ -21,6 +21,7 @@ __all__ = ["NoveltyIndex", "only_new", "rouge_l"]
 _WORD = re.compile(r"\w+")
 _PERMUTATIONS = 128
 _RECALL = 0.999
+_EMPTY = MinHash(num_perm=_PERMUTATIONS)
 
 
 class NoveltyIndex:
@@ -114,7 +115,7 @@ def rouge_l(left: str, right: str) -> float:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower()) or [text.strip()]
+    return _WORD.findall(text.casefold()) or [text.strip()]
 
 
 def _signature(text: str) -> MinHash:
@@ -124,7 +125,7 @@ def _signature(text: str) -> MinHash:
     for word in _words(text):
         numbered.append(f"{word} {seen[word]}".encode())
         seen[word] += 1
-    signature = MinHash(num_perm=_PERMUTATIONS)
+    signature = _EMPTY.copy()
     signature.update_batch(numbered)
     return signature
 

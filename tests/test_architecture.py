@@ -15,6 +15,7 @@ LEVELS: dict[str, int] = {
     "distributed": 0,
     "ledger": 0,
     "heads": 1,
+    "text_pairs": 1,
     "data": 2,
     "teachers": 3,
     "generation": 3,

@@ -13,12 +13,13 @@ from transformers import AutoModelForSequenceClassification, EvalPrediction, Lla
 from tests import tiny
 from trl_akd.cli import ranker as command
 from trl_akd.cli.errors import run
-from trl_akd.codeplan.ranker import RANKER_LABELS, Ranker, encode_programs, rank_samples, ranker_label
-from trl_akd.codeplan.ranker_training import _metrics, make_ranker_trainer, ranker_rows, split_by_problem
+from trl_akd.codeplan.ranker import RANKER_LABELS, Ranker, program_text, rank_samples, ranker_label
+from trl_akd.codeplan.ranker_training import _metrics, make_ranker_trainer, ranker_rows
 from trl_akd.evaluation.evaluation_config import EvaluationConfig
 from trl_akd.evaluation.runner import evaluate
 from trl_akd.execution import CodeExecutor
 from trl_akd.metrics.taxonomy import CAUSES, OWN_CAUSES, classify
+from trl_akd.text_pairs import encode_pairs, hold_out
 
 PROBLEMS = {"double": "Double x.", "one": "Return one."}
 BENCHMARK = [
@@ -123,18 +124,18 @@ def test_files_that_do_not_belong_together(samples: list, verdicts: list, messag
 
 def test_a_problem_is_on_one_side_of_the_split():
     rows = [{"id": str(number % 10), "program": str(number)} for number in range(40)]
-    train, held_out = split_by_problem(rows, 0.3, seed=0)
+    train, held_out = hold_out(rows, 0.3, seed=0)
     assert len({row["id"] for row in held_out}) == 3 and len(train) + len(held_out) == 40
     assert not {row["id"] for row in train} & {row["id"] for row in held_out}
-    assert split_by_problem(rows[::-1], 0.3, seed=0)[1] == held_out[::-1]
+    assert hold_out(rows[::-1], 0.3, seed=0)[1] == held_out[::-1]
     with pytest.raises(ValueError, match="splits 10 problems into no two parts"):
-        split_by_problem(rows, 0.01, seed=0)
+        hold_out(rows, 0.01, seed=0)
 
 
 def test_pairs_that_are_too_long_keep_some_of_both():
     tokenizer = tiny.tokenizer()
     for problem, program in product(["p" * 10, "p" * 1000], ["q" * 10, "q" * 1000]):
-        [ids] = encode_programs(tokenizer, [problem], [program], 200)["input_ids"]
+        [ids] = encode_pairs(tokenizer, [problem], [program_text(program)], 200)["input_ids"]
         text = tokenizer.decode(ids)
         assert len(ids) <= 200 and text.startswith("pp") and "# Program\nq" in text
         assert text.count("p") + text.count("q") >= min(len(problem) + len(program), 150)

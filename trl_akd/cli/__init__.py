@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "codeplan": "train a student on plans and solutions at once",
         "evaluate": "judge a model by running the programs it writes",
         "ranker": "train a small model to tell correct programs from others, and put programs in its order",
+        "judge": "train a small model to judge answers on the six-point rubric of IterKD",
     }
 )
 

@@ -81,13 +81,14 @@ def train(config: "RankerModel", args: "TrainingArguments") -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
     from ..codeplan.ranker import RANKER_LABELS
-    from ..codeplan.ranker_training import make_ranker_trainer, split_by_problem
+    from ..codeplan.ranker_training import make_ranker_trainer
     from ..ledger import read_json_lines
+    from ..text_pairs import hold_out
 
     rows: list[dict[str, Any]] = [row for row, _ in read_json_lines(Path(config.train_file).expanduser())]
     held_out: list[dict[str, Any]] = []
     if config.test_size is not None:
-        rows, held_out = split_by_problem(rows, config.test_size, args.seed)
+        rows, held_out = hold_out(rows, config.test_size, args.seed)
     set_seed(args.seed)  # before the classification head is drawn
     source = {"revision": config.model_revision}
     trainer = make_ranker_trainer(

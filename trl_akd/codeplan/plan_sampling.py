@@ -6,7 +6,6 @@ are told apart by their mean log-probability, and the final programs are written
 that made it win are the luckier ones.
 """
 
-import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..execution import CodeExecutor, ExecutionResult, Tests, check_tests
 from ..generation import Completion, TextGenerator
+from ..generation.protocol import another_seed
 from .task_prompts import TaskPrompting
 
 __all__ = ["PlanChoice", "PlanSampler", "PlanSamplingResult", "PlanScore", "ProgramRanker"]
@@ -260,7 +260,7 @@ class PlanSampler:
             n=self._n_plans,
             max_new_tokens=self._max_plan_tokens,
             stop=self._prompting.plan_stop,
-            seed=_seed(self._seed, "plans"),
+            seed=another_seed(self._seed, "plans"),
             **self._sampling,
         )
         pairs = [
@@ -290,7 +290,7 @@ class PlanSampler:
             n=self._n_programs,
             max_new_tokens=self._max_new_tokens,
             stop=self._prompting.code_stop,
-            seed=_seed(self._seed, purpose),
+            seed=another_seed(self._seed, purpose),
             **self._sampling,
         )
         return [
@@ -384,8 +384,3 @@ def _best(scores: Sequence[PlanScore]) -> int | None:
 def _has_tests(row: _Problem) -> bool:
     tests = row.get("public_tests")
     return bool(tests.strip() if isinstance(tests, str) else tests)
-
-
-def _seed(seed: int, purpose: str) -> int:
-    """Return another seed for each purpose, or the final programs would be those that were tried."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:4])

@@ -10,13 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, Self, TypeAlias
 
-import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from ..distributed import default_device
 from ..metrics.taxonomy import CAUSES, OWN_CAUSES
+from ..text_pairs import PairReader, load_reader
 
-__all__ = ["CORRECT", "RANKER_LABELS", "LabelKind", "Ranker", "encode_programs", "rank_samples", "ranker_label"]
+__all__ = ["CORRECT", "RANKER_LABELS", "LabelKind", "Ranker", "program_text", "rank_samples", "ranker_label"]
 
 LabelKind: TypeAlias = Literal["binary", "ternary", "error_type"]
 
@@ -63,18 +62,9 @@ def ranker_label(error_type: str | None, kind: LabelKind) -> str:
     return _WRONG if name == _WRONG else "execution_error"
 
 
-def encode_programs(
-    tokenizer: PreTrainedTokenizerBase, problems: Sequence[str], programs: Sequence[str], max_length: int
-) -> dict[str, list[list[int]]]:
-    """Tokenise problems and programs as pairs; of a pair that is too long, the longer text loses its end first."""
-    encoded = tokenizer(
-        list(problems),
-        [f"\n\n# Program\n{program}" for program in programs],
-        truncation="longest_first",
-        max_length=max_length,
-        verbose=False,
-    )
-    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+def program_text(program: str) -> str:
+    """Return a program as a ranker reads it behind its problem."""
+    return f"\n\n# Program\n{program}"
 
 
 class Ranker:
@@ -89,7 +79,7 @@ class Ranker:
             Programs to read at a time.
 
     Raises:
-        ValueError: If the model has no such class.
+        ValueError: If the model has no such class, or `batch_size` is below 1.
 
     Example:
 
@@ -107,11 +97,7 @@ class Ranker:
                 f"the model's classes are {', '.join(model.config.label2id)}, without {CORRECT!r}; train a ranker "
                 "with `trl-akd ranker train`."
             )
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size}; read at least one program at a time.")
-        self._model = model.eval()
-        self._tokenizer = tokenizer
-        self._batch_size = batch_size
+        self._reader = PairReader(model, tokenizer, batch_size)
         self._correct = int(model.config.label2id[CORRECT])
 
     @classmethod
@@ -121,26 +107,14 @@ class Ranker:
         Raises:
             OSError: If there is no such model.
         """
-        model = AutoModelForSequenceClassification.from_pretrained(path)
-        device = default_device()
-        return cls(model.to(device), AutoTokenizer.from_pretrained(path), batch_size=batch_size)
+        model, tokenizer = load_reader(path)
+        return cls(model, tokenizer, batch_size=batch_size)
 
     def score(self, problem: str, programs: Sequence[str]) -> list[float]:
         """Return the probability of being correct for each program of a problem."""
-        scores: list[float] = []
-        for start in range(0, len(programs), self._batch_size):
-            scores += self._score(problem, programs[start : start + self._batch_size])
+        logits = self._reader.read([problem] * len(programs), [program_text(program) for program in programs])
+        scores: list[float] = logits.softmax(-1)[:, self._correct].tolist()
         return scores
-
-    def _score(self, problem: str, programs: Sequence[str]) -> list[float]:
-        encoded = encode_programs(
-            self._tokenizer, [problem] * len(programs), programs, self._tokenizer.model_max_length
-        )
-        batch = self._tokenizer.pad(encoded, return_tensors="pt").to(self._model.device)
-        with torch.no_grad():
-            logits = self._model(**batch).logits.float()
-        found: list[float] = logits.softmax(-1)[:, self._correct].tolist()
-        return found
 
 
 def rank_samples(

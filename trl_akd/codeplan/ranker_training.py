@@ -1,17 +1,16 @@
 """From judged programs to a trained ranker."""
 
-import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
-from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from .ranker import CORRECT, RANKER_LABELS, LabelKind, encode_programs, ranker_label
+from ..text_pairs import LabelledPair, make_pair_trainer
+from .ranker import CORRECT, RANKER_LABELS, LabelKind, program_text, ranker_label
 
-__all__ = ["make_ranker_trainer", "ranker_rows", "split_by_problem"]
+__all__ = ["make_ranker_trainer", "ranker_rows"]
 
 
 def ranker_rows(
@@ -60,37 +59,6 @@ def ranker_rows(
     return list(rows.values())
 
 
-def split_by_problem(
-    rows: Sequence[Mapping[str, Any]], fraction: float, seed: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Hold out all programs of a random part of the problems.
-
-    Args:
-        rows (`Sequence[Mapping]`):
-            From [`ranker_rows`].
-        fraction (`float`):
-            Share of the problems to hold out, in (0, 1).
-        seed (`int`):
-            Seed of the draw.
-
-    Returns:
-        `tuple[list, list]`: Rows to train on, and rows held out.
-
-    Raises:
-        ValueError: If one of the parts would be empty.
-    """
-    names = sorted({row["id"] for row in rows})
-    number = round(fraction * len(names))
-    if not 0 < number < len(names):
-        raise ValueError(
-            f"`test_size` is {fraction}, which splits {len(names)} problems into no two parts; give another fraction."
-        )
-    held_out = set(random.Random(seed).sample(names, number))
-    return [dict(row) for row in rows if row["id"] not in held_out], [
-        dict(row) for row in rows if row["id"] in held_out
-    ]
-
-
 def make_ranker_trainer(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -124,30 +92,25 @@ def make_ranker_trainer(
         ValueError: If the model has another number of classes, or all programs are of one class.
     """
     names = RANKER_LABELS[labels]
-    if model.config.num_labels != len(names):
-        raise ValueError(f"the model has {model.config.num_labels} classes; load it with num_labels={len(names)}.")
-    if len({ranker_label(_error_type(row), labels) for row in train_rows}) < 2:
+
+    def pairs(rows: Sequence[Mapping[str, Any]]) -> list[LabelledPair]:
+        return [
+            (row["problem"], program_text(row["program"]), names.index(ranker_label(_error_type(row), labels)))
+            for row in rows
+        ]
+
+    train, held_out = pairs(train_rows), pairs(eval_rows or ())
+    if len({label for _, _, label in train}) < 2:
         raise ValueError("all programs to train on are of one class; sample more, or from another model.")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.model_max_length = max_length
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model.config.id2label = dict(enumerate(names))
-    model.config.label2id = {name: index for index, name in enumerate(names)}
-
-    def encode(rows: Sequence[Mapping[str, Any]]) -> Dataset:
-        problems, programs = [row["problem"] for row in rows], [row["program"] for row in rows]
-        classes = [names.index(ranker_label(_error_type(row), labels)) for row in rows]
-        return Dataset.from_dict({**encode_programs(tokenizer, problems, programs, max_length), "labels": classes})
-
     groups = [row["id"] for row in eval_rows or ()]
-    return Trainer(
+    return make_pair_trainer(
         model,
+        tokenizer,
         args,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        train_dataset=encode(train_rows),
-        eval_dataset=encode(eval_rows) if eval_rows else None,
-        processing_class=tokenizer,
+        train,
+        held_out,
+        names=names,
+        max_length=max_length,
         compute_metrics=lambda prediction: _metrics(prediction, groups, names.index(CORRECT)),
     )
 

@@ -4,16 +4,56 @@ import ast
 import re
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from .source import defines, line_of_error, parse
 
-__all__ = ["extract_program"]
+__all__ = ["FencedBlock", "extract_program", "fenced_blocks"]
 
-_FENCE = re.compile(r"^(?P<indent>[ \t]*)(?:```|~~~)[ \t]*(?P<language>[\w+-]*)[^\n]*$", re.MULTILINE)
+_FENCE = re.compile(r"^(?P<indent>[ \t]*)(?:```|~~~)[ \t]*(?P<language>[\w+#-]*)[^\n]*$", re.MULTILINE)
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
 _PYTHON = {"", "python", "python3", "py"}
 _OPENS_CODE = re.compile(r"(?:async\s+)?(?:def|class|import|from)\b|@|[A-Za-z_]\w*\s*=[^=]")
 _MAX_STARTS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class FencedBlock:
+    """Hold a fenced block of a text.
+
+    Args:
+        language (`str`): the word behind the opening fence, in lower case; empty where there is none.
+        text (`str`): what stands between the fences, without the opening fence's indent.
+        closed (`bool`): whether there is a closing fence; without it, the block reaches to the text's end.
+        start (`int`), end (`int`): where the block begins and ends in the text, fences included.
+    """
+
+    language: str
+    text: str
+    closed: bool
+    start: int
+    end: int
+
+
+def fenced_blocks(text: str) -> list[FencedBlock]:
+    """Return the fenced blocks of a text in order; opening and closing fences alternate.
+
+    Example:
+
+    ```python
+    >>> [(block.language, block.closed) for block in fenced_blocks("~~~JS\\nf()\\n~~~\\nor\\n~~~\\ng()")]
+    [('js', True), ('', False)]
+
+    ```
+    """
+    fences = list(_FENCE.finditer(text))
+    blocks = []
+    for opening, closing in zip(fences[::2], [*fences[1::2], None], strict=False):
+        inside = text[opening.end() + 1 : closing.start() if closing else len(text)]
+        inside = textwrap.dedent(inside) if opening["indent"] else inside
+        end = closing.end() if closing else len(text)
+        blocks.append(FencedBlock(opening["language"].lower(), inside, closing is not None, opening.start(), end))
+    return blocks
 
 
 def extract_program(text: str, entry_point: str | None = None) -> str:
@@ -67,18 +107,15 @@ def _last_definition(blocks: Sequence[str], entry_point: str) -> str | None:
 
 
 def _split_at_fences(text: str) -> tuple[list[str], list[str]]:
-    """Return what stands outside of fences, and the fenced Python blocks; opening and closing fences alternate."""
-    fences = list(_FENCE.finditer(text))
+    """Return what stands outside of fenced Python blocks, and these."""
     outside: list[str] = []
     blocks: list[str] = []
     end = 0
-    for opening, closing in zip(fences[::2], [*fences[1::2], None], strict=False):
-        outside.append(text[end : opening.start()])
-        end = closing.end() if closing else len(text)
-        inside = text[opening.end() + 1 : closing.start() if closing else len(text)]
-        inside = textwrap.dedent(inside) if opening["indent"] else inside
-        if inside.strip():
-            (blocks if opening["language"].lower() in _PYTHON else outside).append(inside)
+    for block in fenced_blocks(text):
+        outside.append(text[end : block.start])
+        end = block.end
+        if block.text.strip():
+            (blocks if block.language in _PYTHON else outside).append(block.text)
     return [*outside, text[end:]], blocks
 
 

@@ -1,0 +1,58 @@
+"""Teachers and judges that answer from a function, and real data or a skip that names it."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trl_akd.generation import Completion
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+def data(path: str) -> Path:
+    if not (DATA / path).exists():
+        pytest.skip(f"needs ../shared/data/{path}")
+    return DATA / path
+
+
+def rows(path: str) -> list[dict[str, Any]]:
+    return json.loads(data(path).read_text())
+
+
+class Teacher:
+    """Complete a prompt by `write(prompt)`: a text, or a completion of one's own."""
+
+    def __init__(self, write: Callable[[str], str | Completion]) -> None:
+        self.write = write
+        self.calls: list[list[str]] = []
+        self.settings: list[dict[str, Any]] = []
+
+    def generate(self, prompts, *, n=1, **settings):
+        self.calls.append(list(prompts))
+        self.settings.append(settings)
+        return [[self._complete(prompt)] for prompt in prompts]
+
+    def _complete(self, prompt: str) -> Completion:
+        written = self.write(prompt)
+        return written if isinstance(written, Completion) else Completion(written, -0.5, "stop", len(written.split()))
+
+
+@dataclass(frozen=True)
+class Points:
+    total: float | None
+
+
+class Judge:
+    """Give an answer the points that `points(answer)` says."""
+
+    def __init__(self, points: Callable[[str], float | None]) -> None:
+        self.points = points
+        self.calls: list[list[tuple[str, str]]] = []
+
+    def __call__(self, answers: Sequence[tuple[str, str]]) -> list[Points]:
+        self.calls.append(list(answers))
+        return [Points(self.points(answer)) for _, answer in answers]

@@ -1,0 +1,135 @@
+import random
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trl_akd.iterkd.novelty import NoveltyIndex, only_new, rouge_l
+from trl_akd.iterkd.records import Question
+
+from . import scripted
+
+words = st.lists(st.sampled_from("sort a the list of numbers print größe 数 n1".split()), max_size=12)
+texts = words.map(" ".join)
+
+
+def lcs(left: list[str], right: list[str]) -> int:
+    """The longest common subsequence, by the table of the textbook."""
+    table = [[0] * (len(right) + 1) for _ in range(len(left) + 1)]
+    for i, first in enumerate(left, 1):
+        for j, second in enumerate(right, 1):
+            table[i][j] = table[i - 1][j - 1] + 1 if first == second else max(table[i - 1][j], table[i][j - 1])
+    return table[-1][-1]
+
+
+def f_measure(left: list[str], right: list[str]) -> float:
+    """ROUGE-L as Lin defines it: from precision and recall, β = 1."""
+    common = lcs(left, right)
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(right), common / len(left)
+    return 2 * precision * recall / (precision + recall)
+
+
+def questions(instructions: list[str]) -> list[Question]:
+    return [Question(str(number), instruction) for number, instruction in enumerate(instructions)]
+
+
+def kept_by_brute_force(instructions: list[str], threshold: float) -> list[int]:
+    kept: list[int] = []
+    for number, text in enumerate(instructions):
+        if all(rouge_l(text, instructions[earlier]) < threshold for earlier in kept):
+            kept.append(number)
+    return kept
+
+
+@settings(deadline=None)
+@given(words.filter(bool), words.filter(bool))
+def test_rouge_l_is_lins_f_measure(left, right):
+    found = rouge_l(" ".join(left).upper(), ", ".join(right))
+    assert found == pytest.approx(f_measure(left, right), abs=1e-12)
+    assert found == rouge_l(" ".join(right), " ".join(left))
+
+
+@pytest.mark.parametrize(
+    "left, right, same",
+    [
+        ("", "", True), ("?!", " ?!", True), ("?!", "!", False),
+        ("", "word", False), ("Sort.", "sort", True), ("a", "b", False),
+    ],
+)  # fmt: skip
+def test_short_texts(left, right, same):
+    index = NoveltyIndex()
+    index.add(left)
+    assert (index.nearest(right) is not None) == same
+
+
+def test_the_threshold_itself_is_too_near():
+    seven = "one two three four five six seven"
+    index = NoveltyIndex(0.7)
+    index.add(f"{seven} x y z")
+    assert index.nearest(f"{seven} p q r") and not index.nearest(f"{seven} p q r s")
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(texts, max_size=20), st.lists(st.integers(0, 20), max_size=4))
+def test_cuts_into_batches_do_not_matter(instructions, cuts):
+    asked = questions(instructions)
+    at_once = only_new(asked, NoveltyIndex())
+    index = NoveltyIndex()
+    bounds = [0, *sorted(cuts), len(asked)]
+    in_batches = [question for start, end in pairwise(bounds) for question in only_new(asked[start:end], index)]
+    assert at_once == in_batches
+    assert len(index) == len(at_once)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(texts, max_size=20))
+def test_what_is_kept_is_new_and_keeping_it_again_changes_nothing(instructions):
+    kept = only_new(questions(instructions), NoveltyIndex())
+    assert only_new(kept, NoveltyIndex()) == kept
+    index = NoveltyIndex()
+    for question in kept:
+        index.add(question.instruction)
+    assert only_new(questions(instructions), index) == []
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.9, 1.0])
+def test_candidates_are_not_missed(threshold):
+    """Texts at all distances from one another: MinHash keeps what brute force keeps."""
+    rng = random.Random(0)
+    stock = [f"w{number}" for number in range(60)]
+    instructions = []
+    for _ in range(60):
+        base = rng.choices(stock, k=rng.randint(3, 30))
+        instructions.append(" ".join(base))
+        changed = [rng.choice(stock) if rng.random() < 0.25 else word for word in base]
+        instructions.append(" ".join(changed))
+    kept = [int(question.id) for question in only_new(questions(instructions), NoveltyIndex(threshold))]
+    assert kept == kept_by_brute_force(instructions, threshold)
+    assert threshold == 1.0 or len(kept) < len(instructions)
+
+
+def test_earlier_questions_count_whatever_they_are():
+    index = NoveltyIndex()
+    for text in ("Sort a list.", "Sort a list!"):
+        index.add(text)
+    assert len(index) == 2
+    assert only_new(questions(["sort a LIST", "Add numbers."]), index) == [Question("1", "Add numbers.")]
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0, 1.1, float("nan")])
+def test_thresholds_outside_the_range_are_refused(threshold):
+    with pytest.raises(ValueError, match="`threshold` is"):
+        NoveltyIndex(threshold)
+
+
+def test_code_alpaca_has_near_duplicates_and_soda_none():
+    alpaca = [f"{row['instruction']}\n{row['input']}" for row in scripted.rows("code_alpaca/code_alpaca_2k.json")][
+        :500
+    ]
+    kept = [int(question.id) for question in only_new(questions(alpaca), NoveltyIndex())]
+    assert kept == kept_by_brute_force(alpaca, 0.7)
+    soda = [row["instruction"] for row in scripted.rows("soda/new_data.json")]
+    assert len(only_new(questions(soda), NoveltyIndex())) == len(soda) == 100

@@ -1,0 +1,152 @@
+r"""`trl-akd judge`: train a small model to judge answers on the six-point rubric.
+
+```bash
+trl-akd judge train --kind regression --model_name_or_path microsoft/codebert-base --train_file judgements.jsonl \
+    --test_size 0.1 --max_length 512 --output_dir outputs/judge
+trl-akd judge train --kind generative --model_name_or_path Qwen/Qwen2.5-Coder-0.5B-Instruct \
+    --train_file judgements.jsonl --test_size 0.1 --max_length 4096 --output_dir outputs/judge
+```
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from .errors import run, user_errors
+from .starting import start
+
+if TYPE_CHECKING:
+    from trl import SFTConfig
+
+    from ..iterkd.judge_config import JudgeModel
+    from ..iterkd.judge_data import JudgedAnswer
+
+__all__ = ["main", "train"]
+
+_USAGE = "usage: trl-akd judge train [--config RECIPE] [--field value ...]"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the action that comes first in `argv`, by default the process's arguments."""
+    action, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if action in ("-h", "--help"):
+        print(f"{_USAGE}\n\n{__doc__}")
+        return
+    with user_errors():
+        if action != "train":
+            raise ValueError(f"{action!r} is nothing a judge does; the one action is train.")
+    start("judge", _training_types, train, rest, action=action)
+
+
+def train(config: "JudgeModel", args: "SFTConfig") -> None:
+    """Train a judge, save it with its tokenizer, and report on the questions held out.
+
+    Raises:
+        OSError: If there is no such model or file.
+        ValueError: If the judgements do not suffice.
+    """
+    from transformers import set_seed
+
+    judged, held_out = _judgements(config, args.seed)
+    set_seed(args.seed)  # before a head is drawn
+    trainer, evaluate = _KINDS[config.kind](config, args, judged, held_out)
+    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_model()
+    if held_out:
+        metrics = evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+
+def _judgements(config: "JudgeModel", seed: int) -> tuple[list["JudgedAnswer"], list["JudgedAnswer"]]:
+    """Return judgements to train on and others, on questions of their own."""
+    from ..iterkd.judge_data import read_judgements
+    from ..text_pairs import hold_out
+
+    judged, refused = read_judgements(_rows(cast(str, config.train_file)))
+    if refused:
+        counts = ", ".join(f"{count} {reason}" for reason, count in refused.items())
+        print(f"{len(judged)} judgements; left out, as they cannot be read: {counts}.")
+    if config.test_size is None:
+        return judged, []
+    rows: list[dict[str, Any]] = [{"id": row.instruction, "judged": row} for row in judged]
+    train, held_out = hold_out(rows, config.test_size, seed)
+    return [row["judged"] for row in train], [row["judged"] for row in held_out]
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    from ..ledger import read_json_lines
+
+    path = Path(name).expanduser()
+    if path.suffix != ".json":
+        return [row for row, _ in read_json_lines(path)]
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {name!r}; check the path.")
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{name} is not JSON ({error}); mend it, or give a .jsonl file.") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{name} holds no list of objects; give one, or a .jsonl file.")
+    return rows
+
+
+def _regression(
+    config: "JudgeModel", args: "SFTConfig", judged: list["JudgedAnswer"], held_out: list["JudgedAnswer"]
+) -> tuple[Any, Callable[[], dict[str, float]]]:
+    from transformers import AutoModelForSequenceClassification
+
+    from ..iterkd.judge_training import make_regression_trainer
+    from ..iterkd.judging import RULES
+
+    model, tokenizer = _load(
+        config, AutoModelForSequenceClassification, num_labels=len(RULES), ignore_mismatched_sizes=True
+    )
+    trainer = make_regression_trainer(model, tokenizer, args, judged, held_out)
+    return trainer, trainer.evaluate
+
+
+def _generative(
+    config: "JudgeModel", args: "SFTConfig", judged: list["JudgedAnswer"], held_out: list["JudgedAnswer"]
+) -> tuple[Any, Callable[[], dict[str, float]]]:
+    from transformers import AutoModelForCausalLM
+
+    from ..iterkd.judge_training import judge_held_out, make_generative_trainer
+
+    prompt = config.prompt()
+    model, tokenizer = _load(config, AutoModelForCausalLM)
+    trainer = make_generative_trainer(model, tokenizer, args, judged, held_out, prompt=prompt)
+
+    def evaluate() -> dict[str, float]:
+        found = judge_held_out(trainer, held_out, prompt=prompt, max_new_tokens=config.max_new_tokens)
+        return {**trainer.evaluate(), **{f"eval_{name}": value for name, value in found.items()}}
+
+    return trainer, evaluate
+
+
+def _load(config: "JudgeModel", kind: Any, **settings: Any) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer
+
+    name, revision = config.model_name_or_path, config.model_revision
+    model = kind.from_pretrained(name, revision=revision, dtype="float32", **settings)
+    return model, AutoTokenizer.from_pretrained(name, revision=revision)
+
+
+def _training_types() -> tuple[type, ...]:
+    from trl import SFTConfig
+
+    from ..iterkd.judge_config import JudgeModel
+
+    return JudgeModel, SFTConfig
+
+
+_KINDS: Mapping[str, Callable[..., tuple[Any, Callable[[], dict[str, float]]]]] = {
+    "regression": _regression,
+    "generative": _generative,
+}
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,73 @@
+"""What `trl-akd judge train` needs to know beside how to train."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from .judge_prompts import JUDGE_PROMPT, JudgePrompt
+
+__all__ = ["JudgeModel"]
+
+
+@dataclass
+class JudgeModel:
+    """
+    What a judge is made of.
+
+    Args:
+        kind (`str`, *optional*, defaults to `"regression"`):
+            `"regression"` predicts the five scores; `"generative"` writes analysis and scores.
+        model_name_or_path (`str`, *optional*):
+            Model to start from: an encoder or a language model for regression, a language model to generate.
+        model_revision (`str`, *optional*):
+            Branch, tag or commit of the model on the Hub.
+        train_file (`str`, *optional*):
+            Judgements, .json or .jsonl: rows {instruction, answer, scores}, or {instruction, response} as SODA's.
+        test_size (`float`, *optional*):
+            Share of the questions to hold out and to report on.
+        prompt_file (`str`, *optional*):
+            Text file with a request of one's own for a generative judge, with {instruction} and {answer}.
+        max_new_tokens (`int`, *optional*, defaults to `512`):
+            Most tokens that a generative judge writes on a question held out.
+    """
+
+    kind: Literal["regression", "generative"] = field(
+        default="regression", metadata={"help": "regression: predict the five scores; generative: write them."}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Model to start from: a language model, or for regression an encoder too."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
+    train_file: str | None = field(default=None, metadata={"help": "Judgements, .json or .jsonl."})
+    test_size: float | None = field(
+        default=None, metadata={"help": "Share of the questions to hold out and to report on."}
+    )
+    prompt_file: str | None = field(
+        default=None, metadata={"help": "Text file with a generative judge's request: {instruction} and {answer}."}
+    )
+    max_new_tokens: int = field(
+        default=512, metadata={"help": "Most tokens that a generative judge writes on a question held out."}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.model_name_or_path:
+            raise ValueError("`model_name_or_path` is missing; name a model to start from.")
+        if not self.train_file:
+            raise ValueError("`train_file` is missing; give a file of judgements.")
+        if self.prompt_file is not None and self.kind == "regression":
+            raise ValueError("`prompt_file` is for a generative judge; set kind=generative, or leave it out.")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"`max_new_tokens` is {self.max_new_tokens}; leave room for at least one token.")
+
+    def prompt(self) -> JudgePrompt:
+        """Return what a generative judge is asked.
+
+        Raises:
+            ValueError: If there is no file `prompt_file`, or what is in it is no request.
+        """
+        if self.prompt_file is None:
+            return JUDGE_PROMPT
+        try:
+            return JudgePrompt(Path(self.prompt_file).expanduser().read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"`prompt_file` {self.prompt_file!r} cannot be used: {error}") from error

@@ -1,0 +1,139 @@
+"""Which questions are new: not nearly the same as one that was there before.
+
+That duplicates are removed, and how, is not on record. ROUGE-L of 0.7 is what Self-Instruct (arXiv 2212.10560) draws
+the line at; MinHash finds the few earlier questions that may reach it.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from .records import Question
+
+try:
+    from datasketch import MinHash, MinHashLSH
+    from rapidfuzz.distance import LCSseq
+except ImportError as error:
+    raise ImportError('datasketch or RapidFuzz is not installed; `pip install "trl_akd[iterkd]"`.') from error
+
+__all__ = ["NoveltyIndex", "only_new", "rouge_l"]
+
+_WORD = re.compile(r"\w+")
+_PERMUTATIONS = 128
+_RECALL = 0.999
+_EMPTY = MinHash(num_perm=_PERMUTATIONS)
+
+
+class NoveltyIndex:
+    """Remember questions, and tell whether another is nearly the same as one of them.
+
+    Candidates come from MinHash with bands, over words numbered by occurrence; ROUGE-L decides. A ROUGE-L of t needs a
+    Jaccard similarity of t / (2 - t) at least, and the bands are as narrow as finding 99.9 % of those takes. Texts
+    without a word are the same if they are equal.
+
+    Args:
+        threshold (`float`, *optional*, defaults to `0.7`):
+            ROUGE-L from which on two questions are nearly the same.
+
+    Raises:
+        ValueError: If `threshold` is outside its range.
+
+    Example:
+
+    ```python
+    >>> index = NoveltyIndex()
+    >>> index.add("Write a function that sorts a list of numbers.")
+    >>> index.nearest("Write a function that sorts a list of names.")
+    'Write a function that sorts a list of numbers.'
+    >>> index.nearest("Print the longest line of a file.")
+
+    ```
+    """
+
+    def __init__(self, threshold: float = 0.7) -> None:
+        if not 0.0 < threshold <= 1.0:
+            raise ValueError(f"`threshold` is {threshold}; give a ROUGE-L above 0 and at most 1.")
+        self._threshold = threshold
+        self._texts: list[str] = []
+        self._lsh = MinHashLSH(num_perm=_PERMUTATIONS, params=_bands(threshold / (2 - threshold)))
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def add(self, text: str) -> None:
+        """Remember a text."""
+        self._lsh.insert(len(self._texts), _signature(text), check_duplication=False)
+        self._texts.append(text)
+
+    def nearest(self, text: str) -> str | None:
+        """Return the first text that is nearly the same, or `None`."""
+        candidates = sorted(self._lsh.query(_signature(text)))
+        return next((known for known in map(self._texts.__getitem__, candidates) if self._same(text, known)), None)
+
+    def _same(self, text: str, known: str) -> bool:
+        return rouge_l(text, known) >= self._threshold
+
+
+def only_new(questions: Sequence[Question], index: NoveltyIndex) -> list[Question]:
+    """Return the questions that are new, and remember them: of two that are nearly the same, the first stays.
+
+    What is kept is the same in however many calls the questions come, as long as their order is.
+
+    Example:
+
+    ```python
+    >>> questions = [Question("1", "Sort a list."), Question("2", "Sort a LIST!"), Question("3", "Add two numbers.")]
+    >>> [question.id for question in only_new(questions, NoveltyIndex())]
+    ['1', '3']
+
+    ```
+    """
+    kept = []
+    for question in questions:
+        if index.nearest(question.instruction) is None:
+            index.add(question.instruction)
+            kept.append(question)
+    return kept
+
+
+def rouge_l(left: str, right: str) -> float:
+    """Return ROUGE-L's F-measure (Lin, 2004; β = 1): 2 LCS / (m + n) of the words, in lower case.
+
+    Words are runs of letters, digits and underscores in any script, where Google's `rouge-score` drops what is not
+    ASCII. Texts without a word count as one word each.
+
+    Example:
+
+    ```python
+    >>> rouge_l("the quick brown fox", "The quick, lazy fox")
+    0.75
+
+    ```
+    """
+    first, second = _words(left), _words(right)
+    return 2 * LCSseq.similarity(first, second) / (len(first) + len(second))
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold()) or [text.strip()]
+
+
+def _signature(text: str) -> MinHash:
+    """Return the MinHash of a text's words, of which each occurrence counts as a word of its own."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for word in _words(text):
+        numbered.append(f"{word} {seen[word]}".encode())
+        seen[word] += 1
+    signature = _EMPTY.copy()
+    signature.update_batch(numbered)
+    return signature
+
+
+def _bands(jaccard: float) -> tuple[int, int]:
+    """Return how many bands of how many rows, as many as keep the recall, find pairs of this similarity."""
+    for rows in range(8, 1, -1):
+        bands = _PERMUTATIONS // rows
+        if 1 - (1 - jaccard**rows) ** bands >= _RECALL:
+            return bands, rows
+    return _PERMUTATIONS, 1

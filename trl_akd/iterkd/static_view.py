@@ -1,0 +1,200 @@
+"""The static-tool view of an answer: what can be told without knowing the task.
+
+SODA's released tool ([Chen et al.](https://huggingface.co/papers/2408.03680)) looks whether fences are closed, takes
+the first fenced block, and compiles and runs it without tests. This module runs Python alone: answers in other
+languages are told apart, and their execution is "unknown". Where the first block is Python, the program is what
+`extract_program` finds in the answer, as everywhere in this package. A linter, pyflakes, is added.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+from ..execution import ExecutionResult
+from ..generation.extraction import extract_program, fenced_blocks
+from ..generation.source import parse
+from .records import Runner
+
+__all__ = ["MAX_CHARS", "MAX_FINDINGS", "Executed", "StaticView", "program_of", "static_views"]
+
+Executed: TypeAlias = Literal["pass", "fail", "unknown"]
+
+MAX_CHARS = 50_000
+"""Answers that are longer are not searched for a program."""
+
+MAX_FINDINGS = 20
+_FINDING_CHARS = 200
+_TAG_CHARS = 20
+_Linter: TypeAlias = Callable[[ast.Module], list[str]]
+
+_LANGUAGES = MappingProxyType(
+    {
+        **dict.fromkeys(["python", "python3", "py"], "python"),
+        **dict.fromkeys(["javascript", "js", "jsx", "node", "mjs"], "javascript"),
+        **dict.fromkeys(["typescript", "ts", "tsx"], "typescript"),
+        **dict.fromkeys(["cpp", "c++", "cc", "cxx", "hpp"], "cpp"),
+        **dict.fromkeys(["csharp", "c#", "cs"], "csharp"),
+        **dict.fromkeys(["go", "golang"], "go"),
+        **dict.fromkeys(["bash", "sh", "shell", "zsh", "console"], "shell"),
+        **dict.fromkeys(["rust", "rs"], "rust"),
+        **dict.fromkeys(["ruby", "rb"], "ruby"),
+    }
+)
+_OPENS_PYTHON = re.compile(
+    r"^(?:(?:async[ \t]++)?+def[ \t]++\w|class[ \t]++\w++[^;{\n]{0,200}:[ \t]*+$|import[ \t]++[\w., \t]++$"
+    r"|from[ \t]++[\w.]++[ \t]++import\b)",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StaticView:
+    """Hold what tools say of one answer.
+
+    Args:
+        complete (`bool`):
+            Whether every fence that was opened is closed, and so is every `<think>`.
+        language (`str`, *optional*):
+            That of the first fenced block, by its tag, or `"python"` for text that looks like it; `None` where there
+            is no code.
+        parses (`bool`, *optional*):
+            Whether the Python program parses; `None` where there is none.
+        compiles (`bool`, *optional*):
+            Whether Python compiles it; `None` where that was not tried.
+        executed (`str`):
+            `"pass"` where the program ends without an error, `"fail"` where it does not, at the latest at the runner's
+            time limit; `"unknown"` without a Python program or a runner, after a fault of the sandbox, and where the
+            program lacks what it would find elsewhere: an input, or a package that the sandbox does not have.
+        error_type (`str`, *optional*):
+            Class name of the exception that ended it, `"timeout"`, or what else did.
+        findings (`tuple[str, ...]`):
+            Line and message of what the linter found, the first of them.
+        num_findings (`int`):
+            Their number.
+    """
+
+    complete: bool
+    language: str | None
+    parses: bool | None = None
+    compiles: bool | None = None
+    executed: Executed = "unknown"
+    error_type: str | None = None
+    findings: tuple[str, ...] = ()
+    num_findings: int = 0
+
+
+def static_views(answers: Sequence[str], run: Runner | None) -> list[StaticView]:
+    """Look at answers with tools, and run the Python programs among them alone, without tests.
+
+    Args:
+        answers (`Sequence[str]`):
+            What the student wrote.
+        run (`Runner`, *optional*):
+            Runs programs, each within its time limit; `None` looks only whether they parse.
+
+    Returns:
+        `list[StaticView]`: one an answer, in order.
+
+    Raises:
+        ImportError: If pyflakes is missing.
+
+    Example:
+
+    ```python
+    >>> for view in static_views(["```python\\nprint(y)\\n```", "```js\\nlet x = 1\\n```", "I cannot."], None):
+    ...     print(view.language, view.parses, view.executed, view.findings)
+    python True unknown ("line 1: undefined name 'y'",)
+    javascript None unknown ()
+    None None unknown ()
+
+    ```
+    """
+    lint = _linter()
+    read = [_read(answer, lint) for answer in answers]
+    runnable = [index for index, (_, program) in enumerate(read) if program is not None]
+    results = run([(read[index][1] or "", "") for index in runnable]) if run is not None and runnable else []
+    views = [view for view, _ in read]
+    for index, result in zip(runnable, results, strict=bool(results)):
+        views[index] = _executed(views[index], result)
+    return views
+
+
+def program_of(answer: str) -> str | None:
+    """Return the Python program in an answer, or `None` where the answer is too long to be searched for one."""
+    return extract_program(_after_thoughts(answer)) if len(answer) <= MAX_CHARS else None
+
+
+def _read(answer: str, lint: _Linter) -> tuple[StaticView, str | None]:
+    """Return what can be told without running anything, and the program to run."""
+    text = _after_thoughts(answer)
+    blocks = fenced_blocks(text)
+    complete = all(block.closed for block in blocks) and "<think>" not in text
+    language = _language(blocks[0].language, blocks[0].text) if blocks else _language("", text)
+    program = program_of(answer) if language == "python" else None
+    if program is None:
+        return StaticView(complete, language), None
+    tree = parse(program)
+    if tree is None:
+        return StaticView(complete, language, False, False, "fail", "SyntaxError"), program
+    findings = lint(tree)
+    shown = tuple(finding[:_FINDING_CHARS] for finding in findings[:MAX_FINDINGS])
+    return StaticView(complete, language, True, findings=shown, num_findings=len(findings)), program
+
+
+def _executed(view: StaticView, result: ExecutionResult) -> StaticView:
+    """Add what came of running the program."""
+    if result.status == "infra_error" or (view.parses and _lacks_surroundings(result)):
+        return replace(view, error_type=view.error_type or result.error_type)
+    if result.passed or (result.ending == "exit" and result.exit_code == 0):
+        return replace(view, compiles=True, executed="pass")
+    error_type = "timeout" if result.status == "timed_out" else result.error_type or result.ending
+    return replace(view, compiles=result.stage != "compile", executed="fail", error_type=error_type)
+
+
+def _lacks_surroundings(result: ExecutionResult) -> bool:
+    """Tell whether a program wanted an input, which nobody gave, or a package that the sandbox does not have."""
+    package = (result.missing or "").partition(".")[0]
+    foreign = result.error_type == "ModuleNotFoundError" and package not in sys.stdlib_module_names
+    return foreign or result.error_type == "EOFError"
+
+
+def _language(tag: str, text: str) -> str | None:
+    if tag:
+        return _LANGUAGES.get(tag, tag[:_TAG_CHARS])
+    return "python" if len(text) <= MAX_CHARS and _looks_like_python(text) else None
+
+
+def _looks_like_python(text: str) -> bool:
+    """Tell whether a text opens a definition or an import, or parses and does something."""
+    if _OPENS_PYTHON.search(text):
+        return True
+    tree = parse(text)
+    return tree is not None and any(
+        not isinstance(node, ast.Expr) or isinstance(node.value, ast.Call) for node in tree.body
+    )
+
+
+def _after_thoughts(answer: str) -> str:
+    return answer.rpartition("</think>")[2]
+
+
+def _linter() -> _Linter:
+    """Return what lists line and message of each of pyflakes's findings in a syntax tree."""
+    try:
+        from pyflakes.checker import Checker
+    except ImportError as error:
+        raise ImportError("The static view needs pyflakes; install it with `pip install trl_akd[iterkd]`.") from error
+
+    def lint(tree: ast.Module) -> list[str]:
+        try:
+            found = Checker(tree).messages
+        except RecursionError:
+            return []
+        messages = sorted(found, key=lambda message: (message.lineno, message.col))
+        return [f"line {message.lineno}: {message.message % message.message_args}" for message in messages]
+
+    return lint

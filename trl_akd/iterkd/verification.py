@@ -1,0 +1,216 @@
+"""Which pairs of a right and a faulty answer are what they claim to be.
+
+On record is that some of the authors' own faults are none and that some give themselves away, and nothing of how
+pairs were checked. The rules here are this project's: tests where there are any, else running the programs alone, else
+a judge.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol, TypeAlias
+
+from ..execution import ExecutionResult
+from ..generation.extraction import extract_program
+from .answers import has_code, identity, leak, python_program, refuses
+from .records import Fault, Pair, Question, Runner
+
+__all__ = ["Judge", "Judgement", "Verification", "verify"]
+
+_Truth: TypeAlias = Literal["right", "wrong", "unknown"]
+_NEEDS_MORE = {"EOFError", "ModuleNotFoundError"}
+"""What a right program, too, ends with where it runs without its input or its libraries."""
+
+
+class Judgement(Protocol):
+    """What a judge says of an answer."""
+
+    @property
+    def total(self) -> float | None:
+        """Points, or `None` where the judge gave none that can be read."""
+
+
+class Judge(Protocol):
+    """Anything that gives answers points."""
+
+    def __call__(self, answers: Sequence[tuple[str, str]], /) -> Sequence[Judgement]:
+        """Return a judgement for each instruction with an answer, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Hold what is kept of pairs.
+
+    Args:
+        pairs (`list[Pair]`):
+            Pairs with the faults that count.
+        without_fault (`list[Pair]`):
+            Right answers, found so by running them, of which no fault counts.
+        dropped (`Counter[str]`):
+            How often answers were dropped and why: `"correct/..."` a question, whose faults then do not count, and
+            `"fault/..."` a fault.
+    """
+
+    pairs: list[Pair] = field(default_factory=list)
+    without_fault: list[Pair] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def verify(
+    pairs: Sequence[Pair],
+    *,
+    run: Runner | None = None,
+    judge: Judge | None = None,
+    min_gap: float = 2.0,
+    unverified: Literal["drop", "keep"] = "drop",
+) -> Verification:
+    """Keep right answers that are right, with the faults that are faults and do not say so.
+
+    | dropped as | what was found |
+    |---|---|
+    | `correct/refused`, `fault/refused` | nothing, or an apology without code |
+    | `correct/wrong` | the program fails its tests or, having none, fails when run alone |
+    | `fault/no_code` | prose alone |
+    | `fault/same` | the right program, but for layout, comments and docstrings |
+    | `fault/duplicate` | an earlier fault of the question, in the same sense |
+    | `fault/leaks` | a word that names the fault: see `answers.leak` |
+    | `fault/none` | the program passes the tests, or the judge sees no fault in it |
+    | `fault/unverified` | nobody could tell |
+
+    Running tells the two apart by the tests or, without any, where the right program exits without an error and the
+    other does not. Where it does not tell, the judge must give the right answer at least `min_gap` points more.
+
+    Args:
+        pairs (`Sequence[Pair]`):
+            What was written.
+        run (`Runner`, *optional*):
+            Runs programs.
+        judge (`Judge`, *optional*):
+            Asked once, for all answers that running leaves open.
+        min_gap (`float`, *optional*, defaults to `2.0`):
+            Points of the judge between right and faulty.
+        unverified (`str`, *optional*, defaults to `"drop"`):
+            What to do with a fault of which nobody could tell: `"drop"` or `"keep"`.
+
+    Example:
+
+    ```python
+    >>> faults = (Fault("one = 2  # wrong", "logical"), Fault("one = 3", "logical"))
+    >>> done = verify([Pair(Question("one", "Let one be 1."), "one = 1", faults)], unverified="keep")
+    >>> done.pairs[0].faults, dict(done.dropped)
+    ((Fault(text='one = 3', kind='logical'),), {'fault/leaks': 1})
+
+    ```
+    """
+    dropped: Counter[str] = Counter()
+    answered = [pair for pair in pairs if not refuses(pair.correct)]
+    dropped["correct/refused"] = len(pairs) - len(answered)
+    results = _run(run, [(pair.question, pair.correct) for pair in answered])
+    truths = [_truth(pair.question, result) for pair, result in zip(answered, results, strict=True)]
+    dropped["correct/wrong"] = truths.count("wrong")
+    screened = [
+        (_screen(pair, dropped), truth) for pair, truth in zip(answered, truths, strict=True) if truth != "wrong"
+    ]
+    verdicts = iter(_verdicts(screened, run, judge, min_gap))
+    pairs_kept, without_fault = [], []
+    for pair, truth in screened:
+        kept = [fault for fault in pair.faults if _counts(next(verdicts), unverified, dropped)]
+        if kept:
+            pairs_kept.append(replace(pair, faults=tuple(kept)))
+        elif truth == "right":
+            without_fault.append(replace(pair, faults=()))
+    return Verification(pairs_kept, without_fault, +dropped)
+
+
+def _screen(pair: Pair, dropped: Counter[str]) -> Pair:
+    """Drop the faults whose text alone shows that they are of no use."""
+    seen = {identity(pair.correct): "same"}
+    kept = []
+    for fault in pair.faults:
+        reason = _reject(fault.text, pair, seen)
+        if reason is None:
+            kept.append(fault)
+            seen[identity(fault.text)] = "duplicate"
+        else:
+            dropped[f"fault/{reason}"] += 1
+    return replace(pair, faults=tuple(kept))
+
+
+def _reject(fault: str, pair: Pair, seen: dict[str, str]) -> str | None:
+    if refuses(fault):
+        return "refused"
+    if not has_code(fault):
+        return "no_code"
+    if (known := seen.get(identity(fault))) is not None:
+        return known
+    return "leaks" if leak(fault, instruction=pair.question.instruction, correct=pair.correct) else None
+
+
+def _verdicts(
+    screened: Sequence[tuple[Pair, _Truth]], run: Runner | None, judge: Judge | None, min_gap: float
+) -> list[bool | None]:
+    """Tell of all faults, in order, whether they are faults; `None` where nobody could."""
+    faults = [(pair, fault, truth) for pair, truth in screened for fault in pair.faults]
+    results = _run(run, [(pair.question, fault.text) for pair, fault, _ in faults])
+    found = [_is_fault(pair.question, truth, result) for (pair, _, truth), result in zip(faults, results, strict=True)]
+    open_ = [index for index, verdict in enumerate(found) if verdict is None]
+    if judge is not None and open_:
+        gaps = _gaps(judge, [faults[index][:2] for index in open_])
+        for index, gap in zip(open_, gaps, strict=True):
+            found[index] = None if gap is None else gap >= min_gap
+    return found
+
+
+def _counts(is_fault: bool | None, unverified: Literal["drop", "keep"], dropped: Counter[str]) -> bool:
+    if is_fault is None and unverified == "drop":
+        dropped["fault/unverified"] += 1
+        return False
+    if is_fault is False:
+        dropped["fault/none"] += 1
+        return False
+    return True
+
+
+def _run(run: Runner | None, answers: Sequence[tuple[Question, str]]) -> list[ExecutionResult | None]:
+    """Run answers with their tests, or alone; `None` where that says nothing of the answer."""
+    results: list[ExecutionResult | None] = [None] * len(answers)
+    if run is None:
+        return results
+    programs = [extract_program(answer) if question.tests else python_program(answer) for question, answer in answers]
+    runnable = [(index, program) for index, program in enumerate(programs) if program is not None]
+    found = run([(program, answers[index][0].tests or "") for index, program in runnable])
+    for (index, _), result in zip(runnable, found, strict=True):
+        results[index] = None if result.status == "infra_error" else result
+    return results
+
+
+def _truth(question: Question, result: ExecutionResult | None) -> _Truth:
+    """Tell whether an answer that should be right is; one that is no Python alone may be another language."""
+    if result is None:
+        return "unknown"
+    if result.passed:
+        return "right"
+    alone = not question.tests
+    return "unknown" if alone and (result.stage == "compile" or result.error_type in _NEEDS_MORE) else "wrong"
+
+
+def _is_fault(question: Question, correct: _Truth, result: ExecutionResult | None) -> bool | None:
+    """Tell whether an answer that should be faulty is, beside one that is right; alone, exiting proves nothing."""
+    if result is None or correct != "right":
+        return None
+    if not result.passed:
+        return True
+    return False if question.tests else None
+
+
+def _gaps(judge: Judge, faults: Sequence[tuple[Pair, Fault]]) -> list[float | None]:
+    """Return by how many points the right answer is better than each fault."""
+    right = [(pair.question.instruction, pair.correct) for pair, _ in faults]
+    faulty = [(pair.question.instruction, fault.text) for pair, fault in faults]
+    answers = list(dict.fromkeys([*right, *faulty]))
+    totals = {answer: said.total for answer, said in zip(answers, judge(answers), strict=True)}
+    return [_difference(totals[high], totals[low]) for high, low in zip(right, faulty, strict=True)]
+
+
+def _difference(high: float | None, low: float | None) -> float | None:
+    return None if high is None or low is None else high - low

@@ -1,0 +1,177 @@
+"""A sequence classifier that reads two texts at once: what the ranker of programs and the judge of answers share."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+
+from .distributed import default_device
+
+__all__ = ["LabelledPair", "PairReader", "encode_pairs", "hold_out", "load_reader", "make_pair_trainer"]
+
+Row = TypeVar("Row", bound=Mapping[str, Any])
+LabelledPair: TypeAlias = tuple[str, str, int | Sequence[float]]
+"""First text, second text, and a class or the numbers to predict."""
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, first: Sequence[str], second: Sequence[str], max_length: int
+) -> dict[str, list[list[int]]]:
+    """Tokenise texts as pairs; of a pair that is too long, the longer text loses its end first."""
+    encoded = tokenizer(list(first), list(second), truncation="longest_first", max_length=max_length, verbose=False)
+    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+
+
+def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Hold out all rows of a random part of the problems.
+
+    Args:
+        rows (`Sequence[Mapping]`):
+            Rows with the `id` of their problem.
+        fraction (`float`):
+            Share of the problems to hold out, in (0, 1).
+        seed (`int`):
+            Seed of the draw, which does not depend on the order of the rows.
+
+    Returns:
+        `tuple[list, list]`: Rows to train on, and rows held out.
+
+    Raises:
+        ValueError: If one of the parts would be empty.
+
+    Example:
+
+    ```python
+    >>> hold_out([{"id": "a"}, {"id": "b"}, {"id": "a"}], 0.5, seed=1)
+    ([{'id': 'b'}], [{'id': 'a'}, {'id': 'a'}])
+
+    ```
+    """
+    names = sorted({row["id"] for row in rows})
+    number = round(fraction * len(names))
+    if not 0 < number < len(names):
+        raise ValueError(
+            f"`test_size` is {fraction}, which splits {len(names)} problems into no two parts; give another fraction."
+        )
+    held_out = set(random.Random(seed).sample(names, number))
+    return [row for row in rows if row["id"] not in held_out], [row for row in rows if row["id"] in held_out]
+
+
+def load_reader(path: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a classifier and its tokenizer from a folder, onto the GPU if there is one.
+
+    Raises:
+        OSError: If there is no such model.
+    """
+    model = AutoModelForSequenceClassification.from_pretrained(path)
+    return model.to(default_device()), AutoTokenizer.from_pretrained(path)
+
+
+class PairReader:
+    """Read pairs of texts, several at a time.
+
+    Args:
+        model (`PreTrainedModel`):
+            A sequence classifier, on its device.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Its tokenizer, with a padding token; its `model_max_length` is the most tokens of a pair.
+        batch_size (`int`):
+            Pairs to read at a time.
+
+    Raises:
+        ValueError: If `batch_size` is below 1.
+    """
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size}; read at least one pair at a time.")
+        self._model = model.eval()
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+
+    def read(self, first: Sequence[str], second: Sequence[str]) -> Tensor:
+        """Return the model's outputs `[N, C]` for N pairs, in float32 on the CPU."""
+        starts = range(0, len(first), self._batch_size)
+        parts = [slice(start, start + self._batch_size) for start in starts]
+        outputs = [self._read(first[part], second[part]) for part in parts]
+        return torch.cat(outputs) if outputs else torch.empty(0, self._model.config.num_labels)
+
+    def _read(self, first: Sequence[str], second: Sequence[str]) -> Tensor:
+        encoded = encode_pairs(self._tokenizer, first, second, self._tokenizer.model_max_length)
+        batch = self._tokenizer.pad(encoded, return_tensors="pt").to(self._model.device)
+        with torch.no_grad():
+            outputs: Tensor = self._model(**batch).logits
+        return outputs.float().cpu()
+
+
+def make_pair_trainer(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    args: TrainingArguments,
+    train: Sequence[LabelledPair],
+    held_out: Sequence[LabelledPair] = (),
+    *,
+    names: Sequence[str],
+    max_length: int,
+    compute_metrics: Callable[[EvalPrediction], dict[str, float]],
+    compute_loss: Callable[..., Tensor] | None = None,
+) -> Trainer:
+    """Return a trainer of a sequence classifier on pairs.
+
+    Args:
+        model (`PreTrainedModel`):
+            A sequence classifier with as many outputs as there are names; they get them here.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Its tokenizer; EOS pads where it has no padding token.
+        args (`TrainingArguments`):
+            How to train.
+        train (`Sequence[LabelledPair]`), held_out (`Sequence[LabelledPair]`, *optional*):
+            Pairs to train on and to evaluate on.
+        names (`Sequence[str]`):
+            Names of the outputs.
+        max_length (`int`):
+            Most tokens of a pair; saved with the tokenizer.
+        compute_metrics (`Callable`):
+            Makes metrics of outputs and labels.
+        compute_loss (`Callable`, *optional*):
+            Makes the loss of the model's output, the labels and the number of labels in all of a step's batches; by
+            default the model's own.
+
+    Raises:
+        ValueError: If the model has another number of outputs.
+    """
+    if model.config.num_labels != len(names):
+        raise ValueError(f"the model has {model.config.num_labels} classes; load it with num_labels={len(names)}.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.model_max_length = max_length
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: index for index, name in enumerate(names)}
+
+    def encode(pairs: Sequence[LabelledPair]) -> Dataset:
+        first, second, labels = zip(*pairs, strict=True)
+        return Dataset.from_dict({**encode_pairs(tokenizer, first, second, max_length), "labels": labels})
+
+    return Trainer(
+        model,
+        args,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=encode(train),
+        eval_dataset=encode(held_out) if held_out else None,
+        processing_class=tokenizer,
+        compute_metrics=compute_metrics,
+        compute_loss_func=compute_loss,
+    )

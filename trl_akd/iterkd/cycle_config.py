@@ -1,0 +1,243 @@
+"""Configuration of the cycles of IterKD: what is asked for, what counts, and when it ends."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from .asking import Sampling
+from .delivery import DeliveryConfig
+from .feedback import FeedbackConfig
+from .judge_prompts import JUDGE_PROMPT, JudgePrompt
+from .records import FAULT_KINDS
+from .teaching_prompts import TeachingPrompts
+from .update import MixConfig, UpdateConfig
+
+__all__ = ["CycleConfig"]
+
+
+@dataclass
+class CycleConfig:
+    """
+    The part of [`IterKDConfig`] that describes the cycles; nothing of it but the stages themselves is on record.
+
+    Args:
+        cycles (`int`, *optional*, defaults to `3`):
+            Most cycles. May be raised later: a run goes on.
+        min_gain (`float`, *optional*):
+            End before the last cycle where the mean score of the feedback has not risen by at least this since the
+            cycle before, in [0, 1]. By default all cycles run.
+        max_requests (`int`, *optional*):
+            End the run, between two batches, when it has sent the teacher and the judge so many requests. What came is
+            kept; run again to go on.
+        max_tokens (`int`, *optional*):
+            Likewise, when they have cost so many tokens.
+        max_seconds (`float`, *optional*):
+            Likewise, when the run has taken so long; training that has begun is finished.
+        faults_per_question (`int`, *optional*, defaults to `1`):
+            Faulty answers that the teacher writes for a question; 0 trains on right answers alone.
+        fault_kinds (`list[str]`, *optional*, defaults to all five):
+            Kinds of fault, taken in turn: `syntax`, `logical`, `type`, `name`, `timeout`.
+        own_faults (`bool`, *optional*, defaults to `False`):
+            Let the student's own failures in the last cycle be faults as well.
+        min_gap (`float`, *optional*, defaults to `2.0`):
+            Points of the judge between right and faulty answer, where running them does not tell.
+        keep_unverified (`bool`, *optional*, defaults to `False`):
+            Keep faults of which nobody could tell whether they are.
+        judge_weight (`float`, *optional*, defaults to `0.5`):
+            Weight of the judge's total, divided by 6, in the score of the feedback; execution has the rest.
+        unknown_execution (`float`, *optional*, defaults to `0.5`):
+            What execution counts for where its outcome is unknown.
+        hard_at_most (`float`, *optional*, defaults to `2.0`):
+            Greatest total of the judge at which a question is hard.
+        easy_at_least (`float`, *optional*, defaults to `5.0`):
+            Least total of the judge at which a question may be easy.
+        new_easy (`int`, *optional*, defaults to `100`):
+            New questions to ask for after easy ones, each cycle.
+        new_medium (`int`, *optional*, defaults to `200`):
+            New questions to ask for after medium ones.
+        new_hard (`int`, *optional*, defaults to `200`):
+            New questions to ask for after hard ones.
+        min_question_chars (`int`, *optional*, defaults to `20`):
+            Fewest characters of a new question.
+        max_question_chars (`int`, *optional*, defaults to `4000`):
+            Most characters of a new question.
+        questions_per_cycle (`int`, *optional*, defaults to `1000`):
+            Most questions of a cycle, from the second on.
+        old_share (`float`, *optional*, defaults to `0.5`):
+            Fraction of them that old questions take.
+        mix_easy (`float`, *optional*, defaults to `1.0`):
+            Parts of easy questions among them; 0 leaves them out.
+        mix_medium (`float`, *optional*, defaults to `2.0`):
+            Parts of medium questions.
+        mix_hard (`float`, *optional*, defaults to `2.0`):
+            Parts of hard questions.
+        novelty_threshold (`float`, *optional*, defaults to `0.7`):
+            ROUGE-L from which on a new question counts as one that is there.
+        overlap_words (`int`, *optional*, defaults to `10`):
+            Words in a row that a new question may not share with a problem that the student is judged by.
+        prompts_file (`str`, *optional*):
+            YAML or JSON file of one's own requests to the teacher, by the names of `TeachingPrompts`.
+        judge_prompt_file (`str`, *optional*):
+            Text file of one's own request to the judge, with `{instruction}` and `{answer}`.
+        teacher_temperature (`float`, *optional*, defaults to `0.7`):
+            Temperature of the teacher's answers and questions.
+        teacher_top_p (`float`, *optional*, defaults to `0.95`):
+            The teacher samples from the likeliest tokens whose probabilities add up to this.
+        teacher_max_new_tokens (`int`, *optional*, defaults to `1024`):
+            Most tokens of what the teacher and the judge write.
+        answer_max_new_tokens (`int`, *optional*, defaults to `512`):
+            Most tokens of the student's answers, which are the likeliest ones.
+    """
+
+    cycles: int = field(default=3, metadata={"help": "Most cycles."})
+    min_gain: float | None = field(
+        default=None, metadata={"help": "End where the mean score of the feedback has not risen by at least this."}
+    )
+    max_requests: int | None = field(default=None, metadata={"help": "End the run after so many requests."})
+    max_tokens: int | None = field(default=None, metadata={"help": "End the run after so many tokens."})
+    max_seconds: float | None = field(default=None, metadata={"help": "End the run after so many seconds."})
+    faults_per_question: int = field(
+        default=1, metadata={"help": "Faulty answers that the teacher writes for a question."}
+    )
+    fault_kinds: list[str] = field(
+        default_factory=lambda: list(FAULT_KINDS), metadata={"help": "Kinds of fault, taken in turn."}
+    )
+    own_faults: bool = field(default=False, metadata={"help": "Let the student's own failures be faults as well."})
+    min_gap: float = field(
+        default=2.0, metadata={"help": "Points of the judge between right and faulty, where running does not tell."}
+    )
+    keep_unverified: bool = field(
+        default=False, metadata={"help": "Keep faults of which nobody could tell whether they are."}
+    )
+    judge_weight: float = field(default=0.5, metadata={"help": "Weight of the judge's total in the feedback's score."})
+    unknown_execution: float = field(
+        default=0.5, metadata={"help": "What execution counts for where its outcome is unknown."}
+    )
+    hard_at_most: float = field(
+        default=2.0, metadata={"help": "Greatest total of the judge at which a question is hard."}
+    )
+    easy_at_least: float = field(
+        default=5.0, metadata={"help": "Least total of the judge at which a question may be easy."}
+    )
+    new_easy: int = field(default=100, metadata={"help": "New questions to ask for after easy ones, each cycle."})
+    new_medium: int = field(default=200, metadata={"help": "New questions to ask for after medium ones."})
+    new_hard: int = field(default=200, metadata={"help": "New questions to ask for after hard ones."})
+    min_question_chars: int = field(default=20, metadata={"help": "Fewest characters of a new question."})
+    max_question_chars: int = field(default=4000, metadata={"help": "Most characters of a new question."})
+    questions_per_cycle: int = field(default=1000, metadata={"help": "Most questions of a cycle, from the second on."})
+    old_share: float = field(default=0.5, metadata={"help": "Fraction of them that old questions take."})
+    mix_easy: float = field(default=1.0, metadata={"help": "Parts of easy questions among them."})
+    mix_medium: float = field(default=2.0, metadata={"help": "Parts of medium questions."})
+    mix_hard: float = field(default=2.0, metadata={"help": "Parts of hard questions."})
+    novelty_threshold: float = field(
+        default=0.7, metadata={"help": "ROUGE-L from which on a new question counts as one that is there."}
+    )
+    overlap_words: int = field(
+        default=10, metadata={"help": "Words in a row that a new question may not share with a benchmark's problem."}
+    )
+    prompts_file: str | None = field(
+        default=None, metadata={"help": "YAML or JSON file of one's own requests to the teacher."}
+    )
+    judge_prompt_file: str | None = field(
+        default=None, metadata={"help": "Text file of one's own request to the judge."}
+    )
+    teacher_temperature: float = field(
+        default=0.7, metadata={"help": "Temperature of the teacher's answers and questions."}
+    )
+    teacher_top_p: float = field(
+        default=0.95, metadata={"help": "The teacher samples from the likeliest tokens that reach this probability."}
+    )
+    teacher_max_new_tokens: int = field(
+        default=1024, metadata={"help": "Most tokens of what the teacher and the judge write."}
+    )
+    answer_max_new_tokens: int = field(default=512, metadata={"help": "Most tokens of the student's answers."})
+
+    def _check_cycles(self) -> None:
+        """Raise the ValueError that names the first field outside its range."""
+        if self.cycles < 1:
+            raise ValueError(f"`cycles` is {self.cycles}; run at least 1.")
+        if self.min_gain is not None and not math.isfinite(self.min_gain):
+            raise ValueError(f"`min_gain` is {self.min_gain}; give a finite number, or leave it out.")
+        for name in ("teacher_max_new_tokens", "answer_max_new_tokens", "overlap_words"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; give at least 1.")
+        for name in ("max_requests", "max_tokens", "max_seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"`{name}` is {value}; allow more than 0, or leave it out for no limit.")
+        if not 0.0 < self.novelty_threshold <= 1.0:
+            raise ValueError(f"`novelty_threshold` is {self.novelty_threshold}; give a number above 0 and at most 1.")
+        for part in ("delivery", "feedback", "update", "mixture", "teaching_prompts", "judge_prompt"):
+            getattr(self, part)
+
+    @property
+    def delivery(self) -> DeliveryConfig:
+        """The first stage's part."""
+        return DeliveryConfig(
+            faults_per_question=self.faults_per_question,
+            kinds=tuple(self.fault_kinds),  # type: ignore[arg-type]
+            min_gap=self.min_gap,
+            unverified="keep" if self.keep_unverified else "drop",
+        )
+
+    @property
+    def feedback(self) -> FeedbackConfig:
+        """The second stage's part."""
+        names = ("judge_weight", "unknown_execution", "hard_at_most", "easy_at_least")
+        return FeedbackConfig(**{name: getattr(self, name) for name in names})
+
+    @property
+    def update(self) -> UpdateConfig:
+        """The third stage's part: what new questions are asked for."""
+        return UpdateConfig(
+            **self._by_level("new"),
+            min_chars=self.min_question_chars,
+            max_chars=self.max_question_chars,
+            seed=self._seed,
+        )
+
+    @property
+    def mixture(self) -> MixConfig:
+        """The third stage's part: what the next cycle is made of."""
+        return MixConfig(
+            size=self.questions_per_cycle, old_share=self.old_share, **self._by_level("mix"), seed=self._seed
+        )
+
+    @property
+    def teaching_prompts(self) -> TeachingPrompts:
+        """What the teacher is asked."""
+        return TeachingPrompts() if self.prompts_file is None else TeachingPrompts.from_file(self.prompts_file)
+
+    @property
+    def judge_prompt(self) -> JudgePrompt:
+        """What the judge is asked."""
+        if self.judge_prompt_file is None:
+            return JUDGE_PROMPT
+        with open(self.judge_prompt_file, encoding="utf-8") as file:
+            return JudgePrompt(file.read())
+
+    def sampling(self, cycle: int) -> Sampling:
+        """How the teacher is sampled in a cycle; another seed each time, or old questions got their old answers."""
+        return Sampling(
+            temperature=self.teacher_temperature,
+            top_p=self.teacher_top_p,
+            max_new_tokens=self.teacher_max_new_tokens,
+            seed=self._seed + cycle,
+        )
+
+    @property
+    def cycle_settings(self) -> dict[str, Any]:
+        """What of these a run may not change when it goes on: all but how far it goes."""
+        free = ("cycles", "min_gain", "max_requests", "max_tokens", "max_seconds", "prompts_file", "judge_prompt_file")
+        settings = {name: getattr(self, name) for name in CycleConfig.__dataclass_fields__ if name not in free}
+        return settings | {
+            "teaching_prompts": self.teaching_prompts.version,
+            "judge_prompt": self.judge_prompt.version,
+        }
+
+    @property
+    def _seed(self) -> int:
+        return int(getattr(self, "seed", 0))
+
+    def _by_level(self, prefix: str) -> dict[str, Any]:
+        return {level: getattr(self, f"{prefix}_{level}") for level in ("easy", "medium", "hard")}

@@ -1,0 +1,119 @@
+"""What a run of IterKD has asked, run and decided, on disk: a run that begins anew replays it to the same state."""
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from accelerate import Accelerator
+
+from ..generation import TextGenerator
+from ..generation.recorded import RecordedGenerator
+from ..generation.sharing import from_main, is_main
+from ..ledger import Ledger
+from .judges import Judge
+from .memo import Memo, RecordedJudge, recorded_runner
+from .records import Runner
+
+__all__ = ["CycleLedger"]
+
+_FILES = ("completions", "verdicts", "items")
+
+
+class CycleLedger:
+    """Hold the ledgers of a run: three files that only grow, in one folder.
+
+    | file | a line is |
+    |---|---|
+    | `completions.jsonl` | what a model was asked, by author, stage, cycle and version of the prompts, and its cost |
+    | `verdicts.jsonl` | how a program ran, or what a scoring model said of an answer |
+    | `items.jsonl` | a question, a pair, the feedback on an answer, or a cycle's report |
+
+    The main process writes, all processes know. Nothing that is there is asked, run or written again.
+
+    Args:
+        folder (`Path`):
+            The folder.
+        settings (`Mapping`):
+            JSON values that all lines depend on.
+        accelerator (`Accelerator`):
+            That of the run.
+
+    Raises:
+        ValueError: If the folder is of a run with other settings, or a line is damaged.
+        BlockingIOError: If another run holds it.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._files = ExitStack()
+        self._ledgers: dict[str, Ledger] = {}
+        try:
+            from_main(accelerator, lambda: self._open(folder, settings))
+            self._memo = Memo(self._ledgers.get("verdicts"), accelerator)
+            self._items: dict[tuple[str, str], dict[str, Any]] = from_main(accelerator, self._read)
+        except BaseException:
+            self.close()
+            raise
+
+    def recorded(self, generator: TextGenerator, author: str, **facts: Any) -> RecordedGenerator:
+        """Return a generator whose completions are kept, with facts beside each."""
+        recorded = RecordedGenerator(
+            generator, self._ledgers.get("completions"), name=author, accelerator=self._accelerator
+        )
+        return recorded.noting(**facts)
+
+    def recorded_runner(self, run: Runner) -> Runner:
+        """Return a runner whose verdicts are kept."""
+        return recorded_runner(run, self._memo)
+
+    def recorded_judge(self, judge: Judge, name: str) -> Judge:
+        """Return a judge whose judgements are kept."""
+        return RecordedJudge(judge, self._memo, name)
+
+    def note(self, kind: str, items: Iterable[Mapping[str, Any]], *, cycle: int) -> None:
+        """Keep what a stage came to, one line an `id`; what a replay finds there already must be the same.
+
+        Raises:
+            ValueError: If it is not, as when a program was changed between two parts of a run.
+        """
+        new = []
+        for item in items:
+            row = json.loads(json.dumps({"kind": kind, "cycle": cycle, **item}))
+            key = (f"{kind}/{cycle}", row["id"])
+            if self._items.setdefault(key, row) is row:
+                new.append(row)
+            elif self._items[key] != row:
+                raise ValueError(
+                    f"the ledger has the {kind} {row['id']!r} of cycle {cycle} otherwise than it comes out now: the "
+                    "data or the programs have changed since; give another output_dir."
+                )
+        if new and is_main(self._accelerator):
+            self._ledgers["items"].append(new)
+
+    def close(self) -> None:
+        """Release the files."""
+        self._files.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        for name in _FILES:
+            ledger = Ledger(folder / f"{name}.jsonl", settings, option="output_dir")
+            self._ledgers[name] = self._files.enter_context(ledger)
+
+    def _read(self) -> dict[tuple[str, str], dict[str, Any]]:
+        found = {}
+        for row, where in self._ledgers["items"].read():
+            if not {"kind", "cycle", "id"} <= set(row):
+                raise ValueError(f"{where} is no item of a cycle; give another output_dir.")
+            found[(f"{row['kind']}/{row['cycle']}", row["id"])] = row
+        return found

@@ -1,0 +1,138 @@
+"""What a cycle came to: as numbers, as a table, and as a figure over cycles."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .feedback import Feedback, feedback_metrics
+from .records import LEVELS, Question
+from .verification import Verification
+
+__all__ = ["CycleReport", "cycle_table", "make_report", "plot_cycles", "write_reports"]
+
+
+@dataclass(frozen=True)
+class CycleReport:
+    """Hold what a cycle came to; fields that a cycle has nothing of are empty.
+
+    Args:
+        cycle (`int`):
+            Its number, from 0.
+        questions (`int`), origins (`Mapping[str, int]`):
+            Questions, and where they came from.
+        pairs (`int`), faults (`Mapping[str, int]`), without_fault (`int`):
+            Right answers with faults, faults by kind (`own` are the student's), and right answers without.
+        dropped (`Mapping[str, int]`):
+            Answers that were dropped, by reason.
+        feedback (`Mapping[str, float]`):
+            As `feedback_metrics` sums it up.
+        held_out (`Mapping[str, float]`):
+            `pass@1`, `pass@1_low`, `pass@1_high` on the held-out questions.
+        new (`Mapping[str, int]`):
+            Questions for the next cycle: `asked`, `kept`, and dropped by reason.
+    """
+
+    cycle: int
+    questions: int
+    origins: Mapping[str, int]
+    pairs: int
+    faults: Mapping[str, int]
+    without_fault: int
+    dropped: Mapping[str, int]
+    feedback: Mapping[str, float]
+    held_out: Mapping[str, float]
+    new: Mapping[str, int]
+
+
+def make_report(
+    cycle: int,
+    questions: Sequence[Question],
+    delivery: Verification,
+    feedback: Sequence[Feedback],
+    held_out: Mapping[str, float],
+) -> CycleReport:
+    """Sum a cycle up."""
+    faults = Counter(fault.kind or "own" for pair in delivery.pairs for fault in pair.faults)
+    return CycleReport(
+        cycle=cycle,
+        questions=len(questions),
+        origins=dict(Counter(question.origin for question in questions)),
+        pairs=len(delivery.pairs),
+        faults=dict(sorted(faults.items())),
+        without_fault=len(delivery.without_fault),
+        dropped=dict(sorted(delivery.dropped.items())),
+        feedback=feedback_metrics(feedback),
+        held_out=held_out,
+        new={},
+    )
+
+
+def cycle_table(reports: Sequence[CycleReport]) -> str:
+    """Lay out the cycles as a Markdown table."""
+    header = ["cycle", "questions", "pairs", "dropped", "feedback", "easy / medium / hard", "held out", "new"]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *map(_cells, reports)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def write_reports(reports: Sequence[CycleReport], folder: Path) -> None:
+    """Write `cycles.json`, `cycles.md` and, if matplotlib is there, `cycles.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cycles.json").write_text(json.dumps([asdict(report) for report in reports], indent=2) + "\n")
+    (folder / "cycles.md").write_text(f"{cycle_table(reports)}\n")
+    try:
+        plot_cycles(reports, folder / "cycles.png")
+    except ImportError:
+        return
+
+
+def plot_cycles(reports: Sequence[CycleReport], path: str | Path) -> None:
+    """Draw, over the cycles, the mean feedback, pass@1 on the held-out questions, and the levels of the questions.
+
+    Raises:
+        ImportError: If matplotlib is not installed (`pip install "trl_akd[plot]"`).
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    scores, levels = figure.subplots(1, 2)
+    cycles = [report.cycle + 1 for report in reports]
+    scores.plot(cycles, [report.feedback["score"] for report in reports], marker="o", label="mean feedback")
+    measured = [report for report in reports if report.held_out]
+    if measured:
+        numbers = [report.cycle + 1 for report in measured]
+        [line] = scores.plot(
+            numbers, [report.held_out["pass@1"] for report in measured], marker="s", label="pass@1, held out"
+        )
+        low, high = ([report.held_out[f"pass@1_{end}"] for report in measured] for end in ("low", "high"))
+        scores.fill_between(numbers, low, high, color=line.get_color(), alpha=0.15)
+    bottom = [0.0] * len(reports)
+    for level, colour in zip(LEVELS, ("#7fbf7b", "#f1c40f", "#c0392b"), strict=True):
+        shares = [report.feedback[level] for report in reports]
+        levels.bar(cycles, shares, bottom=bottom, label=level, color=colour, width=0.6)
+        bottom = [below + share for below, share in zip(bottom, shares, strict=True)]
+    for axes, label in ((scores, "score, fraction"), (levels, "share of questions")):
+        axes.set_xticks(cycles)
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("cycle")
+        axes.set_ylabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def _cells(report: CycleReport) -> list[str]:
+    held_out = report.held_out
+    return [
+        str(report.cycle + 1),
+        str(report.questions),
+        f"{report.pairs} + {report.without_fault}",
+        str(sum(report.dropped.values())),
+        f"{report.feedback['score']:.3f}",
+        " / ".join(f"{report.feedback[level]:.2f}" for level in LEVELS),
+        f"{held_out['pass@1']:.2f} ({held_out['pass@1_low']:.2f} to {held_out['pass@1_high']:.2f})"
+        if held_out
+        else "",
+        str(report.new.get("kept", "")),
+    ]

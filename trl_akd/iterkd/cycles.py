@@ -1,0 +1,330 @@
+"""The cycles of IterKD: deliver right and wrong, listen, ask again.
+
+A run is a program that is run from its beginning each time. What it asked, ran and trained before is on disk and costs
+nothing again, so wherever it was killed, it goes on there and comes to the same end.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from accelerate import Accelerator
+from datasets import Dataset
+
+from ..data.templates import render
+from ..generation import Completion, TextGenerator
+from ..generation.extraction import extract_program
+from ..generation.sharing import from_main
+from ..metrics.statistics import pass_at_k_over_tasks
+from .contamination import BenchmarkIndex, decontaminate, warn_of_overlap
+from .cycle_config import CycleConfig
+from .cycle_ledger import CycleLedger
+from .cycle_report import CycleReport, make_report
+from .delivery import deliver
+from .feedback import Feedback, listen
+from .judges import Judge
+from .novelty import NoveltyIndex, only_new
+from .questions import question_as_json
+from .records import Level, Pair, Question, Runner
+from .update import mix, renew
+from .verification import Verification
+
+__all__ = ["Cycles", "Room", "Student"]
+
+
+class Student(Protocol):
+    """What learns: trained on one cycle's pairs after another's."""
+
+    def train_on(self, pairs: Dataset, *, cycle: int, output_dir: Path) -> None:
+        """Train on rows of `prompt`, `completion` and `rejected`, and go on where that was interrupted."""
+
+    def save_student(self, folder: Path) -> None:
+        """Write the weights, so that `load_student` finds them."""
+
+    def load_student(self, folder: Path) -> None:
+        """Take the weights from a folder."""
+
+    def student_generator(self) -> TextGenerator:
+        """Return what writes with the present weights."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Who and what takes part in the cycles beside the student.
+
+    Args:
+        teacher (`TextGenerator`):
+            Who writes answers, right and faulty, and questions.
+        judge ([`Judge`], *optional*):
+            Who judges answers.
+        run (`Runner`, *optional*):
+            What runs programs.
+        held_out (`Sequence[Question]`, *optional*):
+            Questions with tests, by which the student is measured after each cycle.
+        benchmarks (`Mapping[str, Sequence[str]]`, *optional*):
+            Texts, by the benchmark's name, that no new question may repeat.
+    """
+
+    teacher: TextGenerator
+    judge: Judge | None = None
+    run: Runner | None = None
+    held_out: Sequence[Question] = ()
+    benchmarks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+class Cycles:
+    """Run the cycles of a student.
+
+    Args:
+        student ([`Student`]):
+            Who learns.
+        room ([`Room`]):
+            Who and what else takes part.
+        config ([`CycleConfig`]):
+            How many cycles, of what.
+        ledger ([`CycleLedger`]):
+            Where everything is kept.
+        folder (`Path`):
+            Where students are kept, a folder a cycle.
+        prompt_template (`str`):
+            How the student is asked, in training and after.
+        accelerator (`Accelerator`):
+            That of the run; all ranks run the cycles together.
+        announce (`Callable`, *optional*):
+            Is told, in a sentence, what begins.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        room: Room,
+        config: CycleConfig,
+        ledger: CycleLedger,
+        *,
+        folder: Path,
+        prompt_template: str,
+        accelerator: Accelerator,
+        announce: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        self._student = student
+        self._room = room
+        self._config = config
+        self._ledger = ledger
+        self._folder = folder
+        self._template = prompt_template
+        self._accelerator = accelerator
+        self._announce = announce
+        self._run = None if room.run is None else ledger.recorded_runner(room.run)
+        self._weights = -1  # number of the cycle whose student is in memory; before all cycles, -1
+
+    def run(self, seeds: Sequence[Question]) -> list[CycleReport]:
+        """Run all cycles that the configuration asks for, or those up to the one that gained too little.
+
+        Raises:
+            BudgetSpent: If what may be spent is spent; all that came is kept.
+            ValueError: If a cycle has nothing to train on, or the ledger is another run's.
+        """
+        known = NoveltyIndex(self._config.novelty_threshold)
+        benchmarks = BenchmarkIndex(self._room.benchmarks, self._config.overlap_words)
+        questions = list(seeds)
+        only_new(questions, known)
+        warn_of_overlap(questions, benchmarks)
+        feedback: list[Feedback] = []
+        reports: list[CycleReport] = []
+        for cycle in range(self._config.cycles):
+            self._ledger.note("question", map(question_as_json, questions), cycle=cycle)
+            delivery = self._deliver(cycle, questions, feedback)
+            self._train(cycle, delivery)
+            feedback = self._listen(cycle, questions)
+            held_out = self._measure(cycle)
+            report = make_report(cycle, questions, delivery, feedback, held_out)
+            self._ledger.note("report", [{"id": "report", **report.as_item()}], cycle=cycle)
+            reports.append(report)
+            if cycle + 1 == self._config.cycles or self._gained_too_little(reports):
+                break
+            questions, new = self._renew(cycle, questions, feedback, known, benchmarks)
+            reports[-1] = replace(report, new=new)
+        return reports
+
+    # Stage 1
+
+    def _deliver(self, cycle: int, questions: Sequence[Question], feedback: Sequence[Feedback]) -> Verification:
+        self._announce(f"{self._name(cycle)}, delivery: right and faulty answers to {len(questions)} questions")
+        prompts = self._config.teaching_prompts
+        delivery = deliver(
+            questions,
+            self._ledger.recorded(
+                self._room.teacher, "teacher", stage="delivery", cycle=cycle, prompts=prompts.version
+            ),
+            prompts=prompts,
+            sampling=self._config.sampling(0),  # a question that stays is not asked about again
+            config=self._config.delivery,
+            judge=self._room.judge,
+            run=self._run,
+            own_faults=_failures(feedback) if self._config.own_faults else None,
+        )
+        self._ledger.note("pair", map(_pair_as_json, [*delivery.pairs, *delivery.without_fault]), cycle=cycle)
+        return delivery
+
+    def _train(self, cycle: int, delivery: Verification) -> None:
+        pairs = [*delivery.pairs, *delivery.without_fault]
+        if not pairs:
+            raise ValueError(
+                f"cycle {cycle} has no right answer to train on; dropped: {_counts(delivery.dropped)}. Look at the "
+                "teacher's answers in ledger/completions.jsonl, give other questions, or another teacher."
+            )
+        folder = self._folder / f"cycle-{cycle}"
+        if from_main(self._accelerator, (folder / "student").exists):
+            return
+        self._announce(
+            f"{self._name(cycle)}, training: {len(delivery.pairs)} pairs, and {len(delivery.without_fault)} right "
+            f"answers without a fault; dropped: {_counts(delivery.dropped)}"
+        )
+        self._have_weights(cycle - 1)
+        self._student.train_on(Dataset.from_list([self._row(pair) for pair in pairs]), cycle=cycle, output_dir=folder)
+        self._weights = cycle
+        self._student.save_student(folder / "student.part")
+        self._accelerator.wait_for_everyone()
+        from_main(self._accelerator, lambda: _finish(folder))
+
+    def _row(self, pair: Pair) -> dict[str, Any]:
+        return {
+            "prompt": self._ask(pair.question),
+            "completion": pair.correct,
+            "rejected": [fault.text for fault in pair.faults],
+        }
+
+    def _have_weights(self, cycle: int) -> None:
+        """Put the student of a cycle into memory, if it is not there."""
+        if self._weights != cycle:
+            self._student.load_student(self._folder / f"cycle-{cycle}" / "student")
+            self._weights = cycle
+
+    # Stage 2
+
+    def _listen(self, cycle: int, questions: Sequence[Question]) -> list[Feedback]:
+        self._announce(f"{self._name(cycle)}, feedback: the student answers")
+        feedback = listen(
+            questions,
+            self._answers(cycle, questions, "feedback"),
+            judge=self._room.judge,
+            run=self._run,
+            config=self._config.feedback,
+        )
+        rows = ({"id": found.question_id, **_without_question(found.as_json())} for found in feedback)
+        self._ledger.note("feedback", rows, cycle=cycle)
+        return feedback
+
+    def _measure(self, cycle: int) -> dict[str, float]:
+        """Return pass@1 on the held-out questions."""
+        held_out = [question for question in self._room.held_out if question.tests is not None]
+        if not held_out or self._run is None:
+            return {}
+        self._announce(f"{self._name(cycle)}, measuring: {len(held_out)} held-out questions")
+        programs = [extract_program(answer) for answer in self._answers(cycle, held_out, "held_out")]
+        results = self._run([(program, q.tests) for program, q in zip(programs, held_out, strict=True) if q.tests])
+        judged = [int(result.passed) for result in results if result.status != "infra_error"]
+        if not judged:
+            return {}
+        interval = pass_at_k_over_tasks([1] * len(judged), judged, k=1)
+        return {"pass@1": interval.value, "pass@1_low": interval.low, "pass@1_high": interval.high}
+
+    def _answers(self, cycle: int, questions: Sequence[Question], stage: str) -> list[str]:
+        student = self._ledger.recorded(_Lazy(lambda: self._present(cycle)), "student", stage=stage, cycle=cycle)
+        written = student.generate(
+            [self._ask(question) for question in questions],
+            max_new_tokens=self._config.answer_max_new_tokens,
+            seed=cycle,
+        )
+        return [completion.text for [completion] in written]
+
+    def _present(self, cycle: int) -> TextGenerator:
+        self._have_weights(cycle)
+        return self._student.student_generator()
+
+    # Stage 3
+
+    def _renew(
+        self,
+        cycle: int,
+        questions: Sequence[Question],
+        feedback: Sequence[Feedback],
+        known: NoveltyIndex,
+        benchmarks: BenchmarkIndex,
+    ) -> tuple[list[Question], dict[str, int]]:
+        """Return the next cycle's questions, and counts of the new ones."""
+        self._announce(f"{self._name(cycle)}, update: new questions")
+        prompts = self._config.teaching_prompts
+        renewal = renew(
+            feedback,
+            questions,
+            self._ledger.recorded(self._room.teacher, "teacher", stage="update", cycle=cycle, prompts=prompts.version),
+            cycle=cycle,
+            prompts=prompts,
+            sampling=self._config.sampling(cycle),
+            config=self._config.update,
+        )
+        clean, overlaps = decontaminate(renewal.questions, benchmarks)
+        new = only_new(clean, known)
+        levels: dict[str, Level] = {found.question_id: found.level for found in feedback}
+        mixed = mix(questions, new, levels, self._config.mixture)
+        counts = Counter(asked=renewal.asked.total(), kept=len(new))
+        counts += renewal.dropped + Counter(contaminated=len(overlaps), repeated=len(clean) - len(new))
+        self._ledger.note("update", [{"id": "update", "counts": dict(counts)}], cycle=cycle)
+        return mixed, dict(counts)
+
+    def _gained_too_little(self, reports: Sequence[CycleReport]) -> bool:
+        if self._config.min_gain is None or len(reports) < 2:
+            return False
+        before, after = (report.feedback["score"] for report in reports[-2:])
+        if after - before >= self._config.min_gain:
+            return False
+        self._announce(f"The feedback went from {before:.3f} to {after:.3f}: less than `min_gain`, so this is the end")
+        return True
+
+    def _ask(self, question: Question) -> str:
+        return render(self._template, question.instruction)
+
+    def _name(self, cycle: int) -> str:
+        return f"Cycle {cycle + 1} of {self._config.cycles}"
+
+
+class _Lazy:
+    """A generator that is made when it is first asked, for its weights may take a while to load."""
+
+    def __init__(self, make: Callable[[], TextGenerator]) -> None:
+        self._make = make
+
+    def generate(self, prompts: list[str], **sampling: Any) -> list[list[Completion]]:
+        return self._make().generate(prompts, **sampling)
+
+
+def _failures(feedback: Sequence[Feedback]) -> dict[str, list[str]]:
+    """Return the answers of the student that running has proved wrong, by question."""
+    return {
+        found.question_id: [found.answer]
+        for found in feedback
+        if (found.tests_passed is not None and found.tests_passed < 1.0) or found.view.executed == "fail"
+    }
+
+
+def _without_question(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "question_id"}
+
+
+def _pair_as_json(pair: Pair) -> dict[str, Any]:
+    return {"id": pair.question.id, "correct": pair.correct, "faults": [asdict(fault) for fault in pair.faults]}
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "none"
+
+
+def _finish(folder: Path) -> None:
+    """Let a student that is whole take its place, and free what only an interrupted training needs."""
+    (folder / "student.part").rename(folder / "student")
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)

@@ -45,6 +45,10 @@ class CycleReport:
     held_out: Mapping[str, float]
     new: Mapping[str, int]
 
+    def as_item(self) -> dict[str, Any]:
+        """Return what is known once the student is measured, for the ledger; what follows may not come to pass."""
+        return {name: value for name, value in asdict(self).items() if name not in ("cycle", "new")}
+
 
 def make_report(
     cycle: int,
@@ -123,7 +127,9 @@ def plot_cycles(reports: Sequence[CycleReport], path: str | Path) -> None:
 
 
 def _cells(report: CycleReport) -> list[str]:
-    held_out = report.held_out
+    measured = ""
+    if report.held_out:
+        measured = "{pass@1:.2f} ({pass@1_low:.2f} to {pass@1_high:.2f})".format(**report.held_out)
     return [
         str(report.cycle + 1),
         str(report.questions),
@@ -131,7 +137,7 @@ def _cells(report: CycleReport) -> list[str]:
         str(sum(report.dropped.values())),
         f"{report.feedback['score']:.3f}",
         " / ".join(f"{report.feedback[level]:.2f}" for level in LEVELS),
-        f"{held_out['pass@1']:.2f} ({held_out['pass@1_low']:.2f} to {held_out['pass@1_high']:.2f})"
+        measured,
         if held_out
         else "",
         str(report.new.get("kept", "")),

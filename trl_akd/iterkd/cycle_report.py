@@ -138,7 +138,5 @@ def _cells(report: CycleReport) -> list[str]:
         f"{report.feedback['score']:.3f}",
         " / ".join(f"{report.feedback[level]:.2f}" for level in LEVELS),
         measured,
-        if held_out
-        else "",
         str(report.new.get("kept", "")),
     ]

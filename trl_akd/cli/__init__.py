@@ -17,6 +17,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "akd": "distil a teacher into a student with adaptive knowledge distillation",
         "plans": "ask a teacher for the plans behind solutions, for a student to learn",
         "codeplan": "train a student on plans and solutions at once",
+        "iterkd": "train a student in cycles of right and wrong answers, feedback and new questions",
         "evaluate": "judge a model by running the programs it writes",
         "ranker": "train a small model to tell correct programs from others, and put programs in its order",
         "judge": "train a small model to judge answers on the six-point rubric of IterKD",

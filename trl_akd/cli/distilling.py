@@ -1,6 +1,6 @@
 """What the distilling methods' commands do once their arguments are read: train, save, evaluate, push."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .arguments import AKDScriptArguments, BenchmarkArguments
 from .errors import user_errors
@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from ..akd.akd_trainer import AKDTrainer
     from ..evaluation.benchmarks import Benchmark
 
-__all__ = ["distil"]
+__all__ = ["distil", "finish", "make_trainer"]
+
+Trainer = TypeVar("Trainer", bound="AKDTrainer")
 
 
 def distil(
@@ -47,7 +49,7 @@ def distil(
     with user_errors():
         checkpoint = find_checkpoint(training_args)
         benchmark = find_benchmark(benchmark_args, training_args)
-        trainer = _make_trainer(trainer_class, script_args, training_args, model_args)
+        trainer = make_trainer(trainer_class, script_args, training_args, model_args)
         if benchmark is not None:
             _judge_meanwhile(trainer, benchmark, benchmark_args)
     trainer.provenance.dataset = script_args.dataset_name
@@ -56,23 +58,30 @@ def distil(
     with user_errors((FloatingPointError,)):
         result = trainer.train(resume_from_checkpoint=checkpoint)
     _report(trainer, "train", result.metrics)
+    finish(trainer)
+
+
+def finish(trainer: "AKDTrainer") -> None:
+    """Save, evaluate and push what was trained, and leave the processes together."""
     trainer.save_model()
     if trainer.eval_dataset is not None:
         _report(trainer, "eval", trainer.evaluate())
     trainer.save_state()
     trainer.create_model_card()
-    if training_args.push_to_hub:
+    if trainer.args.push_to_hub:
         trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()  # no process leaves the group while another still saves
     trainer.end()
 
 
-def _make_trainer(
-    trainer_class: "type[AKDTrainer]",
+def make_trainer(
+    trainer_class: "type[Trainer]",
     script_args: AKDScriptArguments,
     training_args: "AKDConfig",
     model_args: "ModelConfig",
-) -> "AKDTrainer":
+    **kwargs: Any,
+) -> "Trainer":
+    """Make the method's trainer with the models, tokenizers and data that the arguments name."""
     from trl import get_peft_config, get_quantization_config
 
     from .preflight import load_datasets, load_tokenizers
@@ -97,6 +106,7 @@ def _make_trainer(
         teacher_tokenizer=teacher_tokenizer,
         peft_config=get_peft_config(model_args),
         quantization_config=get_quantization_config(model_args),
+        **kwargs,
     )
 
 

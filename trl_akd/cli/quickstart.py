@@ -2,7 +2,8 @@
 
 A world of small programming tasks is generated, a teacher and a student are trained on it, and the student learns from
 the teacher by the recipes in `recipes/micro`, through the same commands that a large run uses. `--method` chooses how:
-`akd`, by the teacher's distribution, or `codeplan`, by plans that the teacher writes.
+`akd`, by the teacher's distribution; `codeplan`, by plans that the teacher writes; or `iterkd`, in cycles of right and
+wrong answers, feedback and new questions.
 """
 
 import argparse
@@ -16,7 +17,11 @@ from .errors import UserError, user_errors
 
 __all__ = ["main"]
 
-FOLDERS = {"akd": "outputs/quickstart", "codeplan": "outputs/quickstart-codeplan"}
+FOLDERS = {
+    "akd": "outputs/quickstart",
+    "codeplan": "outputs/quickstart-codeplan",
+    "iterkd": "outputs/quickstart-iterkd",
+}
 _MARKER = ".trl_akd_quickstart"
 
 

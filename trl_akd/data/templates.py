@@ -73,6 +73,11 @@ PROMPT_TEMPLATES: Mapping[str, PromptTemplate] = MappingProxyType(
                 "### Instruction:\n{instruction}\n### Input:\n{input}\n### Response:"
             ),
         ),
+        "comment": PromptTemplate(
+            source="this project: the instruction as a Python comment, which a base model of code continues",
+            with_input="# {instruction}\n# {input}\n",
+            without_input="# {instruction}\n",
+        ),
         "codeplan_code": PromptTemplate(
             source="CodePLAN's task tag before the layout of APPS (hendrycks/apps, MIT): write the program",
             with_input="[GEN_CODE]\nQUESTION:\n{instruction}\n{input}\n\nANSWER:\n",

@@ -34,11 +34,13 @@ from .verification import Verification
 
 __all__ = ["Cycles", "Room", "Student"]
 
+_STUDENT, _UNFINISHED = "student", "student.part"
+
 
 class Student(Protocol):
     """What learns: trained on one cycle's pairs after another's."""
 
-    def train_on(self, pairs: Dataset, *, cycle: int, output_dir: Path) -> None:
+    def train_cycle(self, pairs: Dataset, *, cycle: int, output_dir: Path) -> None:
         """Train on rows of `prompt`, `completion` and `rejected`, and go on where that was interrupted."""
 
     def save_student(self, folder: Path) -> None:
@@ -118,10 +120,13 @@ class Cycles:
         self._accelerator = accelerator
         self._announce = announce
         self._run = None if room.run is None else ledger.recorded_runner(room.run)
+        self.reports: list[CycleReport] = []
         self._weights = -1  # number of the cycle whose student is in memory; before all cycles, -1
 
-    def run(self, seeds: Sequence[Question]) -> list[CycleReport]:
+    def run(self, seeds: Sequence[Question]) -> None:
         """Run all cycles that the configuration asks for, or those up to the one that gained too little.
+
+        The last student is in memory then, and `reports` holds what each cycle came to.
 
         Raises:
             BudgetSpent: If what may be spent is spent; all that came is kept.
@@ -133,7 +138,7 @@ class Cycles:
         only_new(questions, known)
         warn_of_overlap(questions, benchmarks)
         feedback: list[Feedback] = []
-        reports: list[CycleReport] = []
+        self.reports = []
         for cycle in range(self._config.cycles):
             self._ledger.note("question", map(question_as_json, questions), cycle=cycle)
             delivery = self._deliver(cycle, questions, feedback)
@@ -142,12 +147,12 @@ class Cycles:
             held_out = self._measure(cycle)
             report = make_report(cycle, questions, delivery, feedback, held_out)
             self._ledger.note("report", [{"id": "report", **report.as_item()}], cycle=cycle)
-            reports.append(report)
-            if cycle + 1 == self._config.cycles or self._gained_too_little(reports):
+            self.reports.append(report)
+            if cycle + 1 == self._config.cycles or self._gained_too_little():
                 break
             questions, new = self._renew(cycle, questions, feedback, known, benchmarks)
-            reports[-1] = replace(report, new=new)
-        return reports
+            self.reports[-1] = replace(report, new=new)
+        self._have_weights(cycle)
 
     # Stage 1
 
@@ -177,16 +182,19 @@ class Cycles:
                 "teacher's answers in ledger/completions.jsonl, give other questions, or another teacher."
             )
         folder = self._folder / f"cycle-{cycle}"
-        if from_main(self._accelerator, (folder / "student").exists):
+        if from_main(self._accelerator, (folder / _STUDENT).exists):
             return
         self._announce(
             f"{self._name(cycle)}, training: {len(delivery.pairs)} pairs, and {len(delivery.without_fault)} right "
             f"answers without a fault; dropped: {_counts(delivery.dropped)}"
         )
         self._have_weights(cycle - 1)
-        self._student.train_on(Dataset.from_list([self._row(pair) for pair in pairs]), cycle=cycle, output_dir=folder)
+        self._student.train_cycle(
+            Dataset.from_list([self._row(pair) for pair in pairs]), cycle=cycle, output_dir=folder
+        )
         self._weights = cycle
-        self._student.save_student(folder / "student.part")
+        from_main(self._accelerator, lambda: shutil.rmtree(folder / _UNFINISHED, ignore_errors=True))
+        self._student.save_student(folder / _UNFINISHED)
         self._accelerator.wait_for_everyone()
         from_main(self._accelerator, lambda: _finish(folder))
 
@@ -200,7 +208,7 @@ class Cycles:
     def _have_weights(self, cycle: int) -> None:
         """Put the student of a cycle into memory, if it is not there."""
         if self._weights != cycle:
-            self._student.load_student(self._folder / f"cycle-{cycle}" / "student")
+            self._student.load_student(self._folder / f"cycle-{cycle}" / _STUDENT)
             self._weights = cycle
 
     # Stage 2
@@ -276,10 +284,10 @@ class Cycles:
         self._ledger.note("update", [{"id": "update", "counts": dict(counts)}], cycle=cycle)
         return mixed, dict(counts)
 
-    def _gained_too_little(self, reports: Sequence[CycleReport]) -> bool:
-        if self._config.min_gain is None or len(reports) < 2:
+    def _gained_too_little(self) -> bool:
+        if self._config.min_gain is None or len(self.reports) < 2:
             return False
-        before, after = (report.feedback["score"] for report in reports[-2:])
+        before, after = (report.feedback["score"] for report in self.reports[-2:])
         if after - before >= self._config.min_gain:
             return False
         self._announce(f"The feedback went from {before:.3f} to {after:.3f}: less than `min_gain`, so this is the end")
@@ -325,6 +333,6 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 def _finish(folder: Path) -> None:
     """Let a student that is whole take its place, and free what only an interrupted training needs."""
-    (folder / "student.part").rename(folder / "student")
+    (folder / _UNFINISHED).rename(folder / _STUDENT)
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

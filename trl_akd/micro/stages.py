@@ -15,7 +15,7 @@ from .world import sample_tasks, write_json_lines, write_problems, write_rows
 
 TEACHER_TASKS, TOKENIZER_TASKS = 25_600, 5_000
 STUDENT_TASKS, STUDENT_STEPS = 16_000, 200
-DISTILLATION_TASKS, HELD_OUT_TASKS, RANKER_TASKS = 2_000, 200, 300
+DISTILLATION_TASKS, SEED_TASKS, HELD_OUT_TASKS, RANKER_TASKS = 2_000, 600, 200, 300
 HELD_OUT_LENGTHS = (3,)
 
 
@@ -59,6 +59,17 @@ def build_planning_world(folder: Path) -> PlanningWorld:
     )
     write_problems(sample_tasks(HELD_OUT_TASKS, split="held_out", lengths=(2, 3)), world.held_out)
     write_problems(sample_tasks(RANKER_TASKS, split="train", seed=2), world.seen)
+    return world
+
+
+def build_question_world(folder: Path) -> World:
+    """Generate the world for IterKD: seed questions have `id`, `instruction` and `tests`."""
+    world = World(rows=folder / "questions.jsonl", held_out=folder / "held_out.jsonl")
+    tasks = sample_tasks(SEED_TASKS, split="train", seed=1)
+    write_json_lines(
+        ({"id": task.task_id, "instruction": task.instruction, "tests": task.tests} for task in tasks), world.rows
+    )
+    write_problems(sample_tasks(HELD_OUT_TASKS, split="held_out", lengths=(2, 3)), world.held_out)
     return world
 
 

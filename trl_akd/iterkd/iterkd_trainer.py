@@ -1,0 +1,258 @@
+"""IterKD: a student that is taught, listened to and taught anew, in cycles.
+
+Source: Chen et al., "Iterative Knowledge Distillation through Feedback-Driven Learning Cycles" (arXiv 2408.03680;
+later "Smaller but Better: Self-Paced Knowledge Distillation for Lightweight yet Effective LCMs", SODA). What is on
+record and what was chosen is told apart in `docs/methods/iterkd.md`.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+
+from ..akd.checks import name_of
+from ..execution import CodeExecutor
+from ..generation import TextGenerator
+from ..generation.budget import BudgetedGenerator, BudgetSpent
+from ..generation.sharing import from_main, is_main
+from .cycle_ledger import CycleLedger
+from .cycle_report import CycleReport, write_reports
+from .cycles import Cycles, Room
+from .iterkd_config import IterKDConfig
+from .judges import GenerativeJudge, Judge
+from .pair_trainer import PairTrainer
+from .questions import digest, read_questions
+from .records import Question
+
+__all__ = ["IterKDTrainer"]
+
+logger = logging.getLogger(__name__)
+
+LEDGER = "ledger"
+
+
+class IterKDTrainer(PairTrainer):
+    r"""Train a student in cycles of delivery, feedback and update.
+
+    Args:
+        model (`PreTrainedModel` or `str`):
+            The student, or its name or path.
+        teacher_model (`PreTrainedModel` or `str`, *optional*):
+            The teacher whose distribution is learned, where `objective` is `"akd"`. It also writes, unless
+            `text_teacher` does.
+        args ([`IterKDConfig`], *optional*):
+            Configuration.
+        train_dataset (`Dataset`):
+            Seed questions, as `read_questions` takes them: `instruction`, and perhaps `input`, `id`, `tests`, `answer`.
+        text_teacher (`TextGenerator`, *optional*):
+            Who writes right and faulty answers and new questions, such as an `OpenAIGenerator`.
+        judge ([`Judge`] or `TextGenerator`, *optional*):
+            Who judges answers on the rubric, or writes judgements; nobody by default.
+        executor (`CodeExecutor`, *optional*):
+            What runs programs. Without one they are only read, and most faults remain unverified.
+        held_out (`Sequence[Question]`, *optional*):
+            Questions with tests, by which the student is measured after each cycle.
+        benchmarks (`Mapping[str, Sequence[str]]`, *optional*):
+            Texts, by the benchmark's name, that no new question may repeat. The held-out questions are among them.
+        generation_batch_size (`int`, *optional*, defaults to `16`):
+            Texts that the student writes at a time, on each process.
+        **kwargs:
+            As in [`AKDTrainer`], but for `data_collator`.
+
+    Raises:
+        ValueError: If a question is malformed, or models and settings do not fit together.
+
+    Attributes:
+        reports (`list[CycleReport]`): what the cycles of the last `train` came to.
+        stopped (`str`, *optional*): why it ended before all cycles were done.
+    """
+
+    args: IterKDConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | str,
+        teacher_model: PreTrainedModel | nn.Module | str | None = None,
+        args: IterKDConfig | None = None,
+        train_dataset: Dataset | None = None,
+        *,
+        text_teacher: TextGenerator | None = None,
+        judge: Judge | TextGenerator | None = None,
+        executor: CodeExecutor | None = None,
+        held_out: Sequence[Question] = (),
+        benchmarks: Mapping[str, Sequence[str]] | None = None,
+        generation_batch_size: int = 16,
+        **kwargs: Any,
+    ) -> None:
+        self.seeds = read_questions(() if train_dataset is None else train_dataset)
+        self._student_name = name_of(model)
+        self._teacher_name = name_of(teacher_model) or getattr(args, "teacher_model_name_or_path", None)
+        super().__init__(model, teacher_model, args, **kwargs)
+        self.text_teacher = text_teacher
+        self.judge = judge
+        self.executor = executor
+        self.held_out = list(held_out)
+        self.benchmarks = {**(benchmarks or {}), "held_out": [question.instruction for question in held_out]}
+        self._generation_batch_size = generation_batch_size
+        self.reports: list[CycleReport] = []
+        self.stopped: str | None = None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """Run the cycles.
+
+        Whatever is in the output folder's ledger, and every student there, is used again: a run that was interrupted
+        or has spent its budget goes on when it is run again, and one whose `cycles` were raised goes further.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                `True` or nothing: a run always goes on where it was. Cycles have no single checkpoint, so no path.
+
+        Returns:
+            `TrainOutput`: steps and loss of the last training, with the last cycle's numbers as metrics.
+
+        Raises:
+            ValueError: If nobody is there to write answers, the folder is that of a run with other settings, or a
+                cycle has nothing to train on.
+            GenerationError: If teacher or judge fail; what they have answered is kept.
+            BlockingIOError: If another run uses the folder.
+        """
+        if isinstance(resume_from_checkpoint, str):
+            raise ValueError(
+                f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, but a run of cycles goes on by its ledger; "
+                "leave it out and give the `output_dir` of that run."
+            )
+        if self.text_teacher is None:
+            raise ValueError("`text_teacher` is missing: nobody is there to write answers; give a TextGenerator.")
+        folder = Path(str(self.args.output_dir))
+        with CycleLedger(folder / LEDGER, self._settings(), self.accelerator) as ledger:
+            cycles = Cycles(
+                self,
+                self._room(ledger),
+                self.args,
+                ledger,
+                folder=folder,
+                prompt_template=self.args.prompt_template,
+                accelerator=self.accelerator,
+                announce=self._announce,
+            )
+            self.stopped = None
+            try:
+                cycles.run(self.seeds)
+            except BudgetSpent as spent:
+                self.stopped = str(spent)
+                self._announce(f"Stopped: {spent}")
+            finally:
+                self.reports = cycles.reports
+        if self.reports and is_main(self.accelerator):
+            write_reports(self.reports, folder)
+        return TrainOutput(self.state.global_step, 0.0, self._cycle_metrics())
+
+    def save_student(self, folder: Path) -> None:
+        """Write the student's weights and tokenizer."""
+        self.save_model(str(folder))
+
+    def student_generator(self, batch_size: int | None = None, **settings: Any) -> TextGenerator:
+        """Return a generator of the student as it is, until the next cycle begins."""
+        return super().student_generator(batch_size or self._generation_batch_size, **settings)
+
+    def train_cycle(self, pairs: Dataset, *, cycle: int, output_dir: Path) -> None:
+        """Train one cycle, and go on at the last checkpoint that is whole."""
+        found = from_main(self.accelerator, lambda: whole_checkpoint(output_dir))
+        self.train_on(pairs, cycle, output_dir, resume_from_checkpoint=found)
+
+    def _room(self, ledger: CycleLedger) -> Room:
+        """Return who takes part, with what they say kept, and paid for by the budget."""
+        assert self.text_teacher is not None
+        limits = {name: getattr(self.args, name) for name in ("max_requests", "max_tokens", "max_seconds")}
+        paid: dict[int, TextGenerator] = {}
+
+        def within_budget(generator: TextGenerator) -> TextGenerator:
+            if not any(limits.values()):
+                return generator
+            return paid.setdefault(
+                id(generator),
+                BudgetedGenerator(
+                    generator, batch_size=self._generation_batch_size, accelerator=self.accelerator, **limits
+                ),
+            )
+
+        judge = self.judge
+        if judge is not None and not hasattr(judge, "judge"):
+            written = ledger.recorded(within_budget(judge), "judge", prompts=self.args.judge_prompt.version)
+            judge = GenerativeJudge(
+                written, prompt=self.args.judge_prompt, max_new_tokens=self.args.teacher_max_new_tokens
+            )
+        elif judge is not None:
+            judge = ledger.recorded_judge(judge, name_of(judge) or type(judge).__name__)
+        return Room(
+            teacher=within_budget(self.text_teacher),
+            judge=judge,
+            run=None if self.executor is None else self.executor.run,
+            held_out=self.held_out,
+            benchmarks=self.benchmarks,
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what a run may not change when it goes on."""
+        return {
+            "student": self._student_name,
+            "teacher": self._teacher_name,
+            "seeds": digest(self.seeds),
+            "held_out": digest(self.held_out),
+            **self.args.cycle_settings,
+            **{name: getattr(self.args, name) for name in TRAINING},
+        }
+
+    def _announce(self, sentence: str) -> None:
+        if is_main(self.accelerator):
+            print(sentence, flush=True)
+
+    def _cycle_metrics(self) -> dict[str, float]:
+        if not self.reports:
+            return {}
+        last = self.reports[-1]
+        return {"cycles": len(self.reports), "feedback": last.feedback["score"], **last.held_out}
+
+
+TRAINING = (
+    "objective",
+    "contrastive_loss",
+    "contrastive_weight",
+    "contrastive_beta",
+    "simpo_margin",
+    "max_faults",
+    "beta_strategy",
+    "kd_temperature",
+    "ce_weight",
+    "normalization",
+    "prompt_template",
+    "max_length",
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "weight_decay",
+    "warmup_steps",
+    "seed",
+)
+"""Fields of the configuration on which every student depends."""
+
+
+def whole_checkpoint(folder: Path) -> str | None:
+    """Return the last checkpoint in a folder, removing those whose writing was interrupted."""
+    import json
+    import shutil
+
+    while folder.is_dir() and (last := get_last_checkpoint(str(folder))) is not None:
+        try:
+            json.loads((Path(last) / "trainer_state.json").read_text())
+            return last
+        except (OSError, ValueError):
+            shutil.rmtree(last)
+    return None

@@ -48,7 +48,7 @@ class IterKDTrainer(PairTrainer):
         args ([`IterKDConfig`], *optional*):
             Configuration.
         train_dataset (`Dataset`):
-            Seed questions, as `read_questions` takes them: `instruction`, and perhaps `input`, `id`, `tests`, `answer`.
+            Seed questions: `instruction`, and perhaps `input`, `id`, `tests` and `answer`, as `read_questions` has it.
         text_teacher (`TextGenerator`, *optional*):
             Who writes right and faulty answers and new questions, such as an `OpenAIGenerator`.
         judge ([`Judge`] or `TextGenerator`, *optional*):

@@ -49,7 +49,8 @@ class PairEncoder:
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): the student's tokenizer, with an EOS token.
-        max_length (`int`, *optional*, defaults to `512`): most tokens of a prompt with one answer; `None` for no limit.
+        max_length (`int`, *optional*, defaults to `512`): most tokens of a prompt with one answer; `None` for no
+            limit.
         prompt_template (`str`, *optional*, defaults to `"alpaca"`): name in `PROMPT_TEMPLATES`, for rows with an
             `instruction`.
         max_faults (`int`, *optional*): most faulty answers of a pair; the first that fit are kept.
@@ -79,7 +80,8 @@ class PairEncoder:
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(
-                f"`max_length` is {self.max_length}, but a row needs a token of prompt and one of answer; use 2 or more."
+                f"`max_length` is {self.max_length}, but a row needs a token of prompt and one of answer; use 2 or "
+                "more."
             )
         if self.max_faults is not None and self.max_faults < 0:
             raise ValueError(f"`max_faults` is {self.max_faults}; give at least 0, or leave it out for no limit.")
@@ -167,8 +169,8 @@ class PairReport:
         return (
             f"Kept {self.kept:,} of {self.rows:,} pairs ({self.cut:,} correct answers cut at the end); dropped "
             f"{self.too_long:,} with too long a prompt and {self.empty:,} without a correct answer. Kept "
-            f"{self.faults:,} faulty answers; left out {self.faults_too_long:,} too long, {self.faults_empty:,} empty, "
-            f"{self.faults_repeated:,} repeated and {self.faults_beyond:,} beyond the limit."
+            f"{self.faults:,} faulty answers; left out {self.faults_too_long:,} too long, {self.faults_empty:,} "
+            f"empty, {self.faults_repeated:,} repeated and {self.faults_beyond:,} beyond the limit."
         )
 
 
@@ -236,8 +238,8 @@ def check_pairs(dataset: Dataset, name: str) -> None:
     for column, present in (("prompt", found & {"prompt", "instruction"}), ("completion", found & {"completion"})):
         if not present:
             raise ValueError(
-                f"The {name} dataset has the columns {sorted(found)}, so {column!r} is missing; pairs have 'prompt' (or "
-                "'instruction' for a template), 'completion' and 'rejected', a list of faulty answers."
+                f"The {name} dataset has the columns {sorted(found)}, so {column!r} is missing; pairs have 'prompt' "
+                "(or 'instruction' for a template), 'completion' and 'rejected', a list of faulty answers."
             )
 
 

@@ -11,6 +11,8 @@ __all__ = [
     "CodePLANConfig",
     "CodePLANTrainer",
     "DataCollatorForCodePLAN",
+    "IterKDConfig",
+    "IterKDTrainer",
     "PlanGenerator",
     "PlanSampler",
 ]
@@ -22,6 +24,8 @@ _HOME = {
     "CodePLANConfig": "codeplan.codeplan_config",
     "CodePLANTrainer": "codeplan.codeplan_trainer",
     "DataCollatorForCodePLAN": "data.codeplan",
+    "IterKDConfig": "iterkd.iterkd_config",
+    "IterKDTrainer": "iterkd.iterkd_trainer",
     "PlanGenerator": "codeplan.plan_generation",
     "PlanSampler": "codeplan.plan_sampling",
 }
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
     from .codeplan.plan_generation import PlanGenerator
     from .codeplan.plan_sampling import PlanSampler
     from .data.codeplan import DataCollatorForCodePLAN
+    from .iterkd.iterkd_config import IterKDConfig
+    from .iterkd.iterkd_trainer import IterKDTrainer
 
 
 def __getattr__(name: str) -> Any:

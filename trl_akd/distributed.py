@@ -1,10 +1,10 @@
-"""What differs between one process, DDP, FSDP and DeepSpeed ZeRO, behind three calls.
+"""What differs between one process, DDP, FSDP and DeepSpeed ZeRO, behind a few calls.
 
 Uses private parts of TRL; `tests/test_trl_contract.py` names them.
 """
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -46,6 +46,45 @@ def gathered(parameters: Iterable[torch.Tensor]) -> AbstractContextManager[Any]:
     """Make parameters that ZeRO-3 shards whole for reading, without gradients, inside the context."""
     sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_status")]
     return maybe_gather_lm_head_ctx(*sharded) if sharded else nullcontext()
+
+
+def release_engine(engine: Any, model: Any, accelerator: Accelerator) -> None:
+    """Take the training engine off `model`, so that another can be built around it.
+
+    DeepSpeed's own `destroy` leaves two of its hooks on the model, which fire again and keep the engine alive with its
+    optimizer's states, and a reference from each sharded parameter. Other engines need nothing: DDP's wrapper serves
+    again, and accelerate's casts, which it would put around the model once more, are taken off.
+
+    Args:
+        engine (`torch.nn.Module`):
+            What `accelerator.prepare` returned for `model`; may be `model` itself.
+        model (`torch.nn.Module`):
+            The model inside.
+        accelerator (`Accelerator`):
+            The run's accelerator, which forgets what it prepared.
+    """
+    for name in ("module_forward_pre_hook", "module_forward_post_hook"):
+        if getattr(engine, name, None) is not None:
+            getattr(engine, name).remove()
+    accelerator.free_memory()
+    for parameter in model.parameters():
+        if hasattr(parameter, "_z3_optimizer"):
+            del parameter._z3_optimizer
+    if engine is model:
+        accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+
+
+@contextmanager
+def rewriting(model: Any) -> Iterator[None]:
+    """Make what ZeRO-3 shards of `model` whole inside the context, and spread what the first rank made of it."""
+    sharded = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_status")]
+    if not sharded:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0):
+        yield
 
 
 def prepare_frozen(model: Any, accelerator: Accelerator, device: str | None = None) -> Any:

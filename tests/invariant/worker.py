@@ -3,6 +3,7 @@
 Run by `test_invariance.py`, under `accelerate launch` or alone: `python worker.py SETTINGS.json`.
 """
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -13,9 +14,14 @@ from transformers import TrainerCallback
 
 from tests import tiny
 from tests.codeplan import world
-from trl_akd import AKDConfig, AKDTrainer, CodePLANConfig, CodePLANTrainer
+from tests.iterkd import world as pairs_world
+from trl_akd import AKDConfig, AKDTrainer, CodePLANConfig, CodePLANTrainer, IterKDConfig, IterKDTrainer
 
-METHODS = {"akd": (AKDConfig, AKDTrainer, tiny.rows), "codeplan": (CodePLANConfig, CodePLANTrainer, world.problems)}
+METHODS = {
+    "akd": (AKDConfig, AKDTrainer, tiny.rows),
+    "codeplan": (CodePLANConfig, CodePLANTrainer, world.problems),
+    "iterkd": (IterKDConfig, IterKDTrainer, pairs_world.pairs),
+}
 
 
 class History(TrainerCallback):
@@ -37,6 +43,7 @@ def main() -> None:
     student = settings.pop("student")
     lora = settings.pop("lora", False)
     benchmark = settings.pop("benchmark", None)
+    cycles, load = settings.pop("cycles", None), settings.pop("load", None)
     args = make_config(
         use_cpu=True,
         report_to="none",
@@ -58,7 +65,13 @@ def main() -> None:
     )
     if benchmark is not None:
         trainer.add_callback(_judge(trainer, benchmark))
-    trainer.train(resume_from_checkpoint=resume)
+    written = []
+    if load is not None:
+        trainer.load_student(load)
+    if cycles is None:
+        trainer.train(resume_from_checkpoint=resume)
+    else:
+        written = _train_cycles(trainer, cycles, results, resume)
     trainer.evaluate()
     trainer.save_model(str(results / "model"))
     plans = _write_plans(trainer) if isinstance(trainer, CodePLANTrainer) else None
@@ -70,6 +83,8 @@ def main() -> None:
             "beta": trainer.adaptive_beta.value,
             "sharded": _is_sharded(trainer),
             "plans": plans,
+            "written": written,
+            "tensors": _tensors(),
         }
         (results / "record.json").write_text(json.dumps(record))
     trainer.accelerator.wait_for_everyone()  # or a process leaves while the other still saves
@@ -109,6 +124,29 @@ def _write_plans(trainer: CodePLANTrainer) -> list[str]:
         generator = PlanHeadGenerator(generator, trainer.model)
     prompts = ["[GEN_PLAN]\nsum of x", "[GEN_PLAN]\n(y)", "[GEN_PLAN]\n0"]
     return [completion.text for [completion] in generator.generate(prompts, max_new_tokens=8)]
+
+
+def _train_cycles(trainer: IterKDTrainer, cycles: list[int], results: Path, resume: str | None) -> list[str]:
+    """Train on other pairs in each cycle, save the student after each, and let it write before and after."""
+    written = []
+
+    def write() -> None:
+        completions = trainer.student_generator().generate(["def f", "x +", "for"], max_new_tokens=8)
+        written.append(" | ".join(completion.text for [completion] in completions))
+
+    write()
+    for cycle in cycles:
+        pairs = pairs_world.pairs(8 + 4 * cycle, seed=cycle)
+        trainer.train_on(pairs, cycle, results / f"cycle-{cycle}", resume_from_checkpoint=resume)
+        write()
+        trainer.save_model(str(results / f"student-{cycle}"))
+        trainer.accelerator.wait_for_everyone()
+    return written
+
+
+def _tensors() -> int:
+    gc.collect()
+    return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
 
 
 def _is_sharded(trainer: AKDTrainer) -> bool:

@@ -1,6 +1,7 @@
 """Configuration of adaptive knowledge distillation."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from transformers.utils import is_torch_bf16_gpu_available
@@ -206,6 +207,38 @@ class AKDConfig(GKDConfig):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, which AKD does not support; {remedy}.")
 
+    def _check_no_teacher_options(self, reason: str) -> None:
+        """Refuse options about teacher and divergence where no objective asks a teacher."""
+        self._check_without_effect(_OF_TEACHERS, reason)
+
+    def _check_without_effect(self, names: Iterable[str], reason: str) -> None:
+        """Refuse options that differ from their defaults, for a reason that says when they count."""
+        defaults = {entry.name: _default(entry) for entry in fields(self)}
+        for name in names:
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}, which has no effect {reason}, or leave it out."
+                )
+
+
+def _default(entry: Field[Any]) -> Any:
+    factory = entry.default_factory
+    return entry.default if factory is MISSING else factory()
+
+
+_OF_TEACHERS = (
+    "teacher_model_name_or_path",
+    "teacher_model_revision",
+    "teacher_device",
+    "beta",
+    "beta_strategy",
+    "beta_initial_values",
+    "beta_learning_rate",
+    "beta_regularization",
+    "beta_regularizer",
+    "kd_temperature",
+    "ce_weight",
+)
 
 _INHERITED_WITHOUT_EFFECT: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("loss_type", ("nll",), "its loss is the divergence; leave `loss_type` out"),

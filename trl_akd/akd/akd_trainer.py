@@ -89,6 +89,7 @@ class AKDTrainer(GKDTrainer):
     _tag_names = ["trl", "akd", "knowledge-distillation"]  # noqa: RUF012
     _name = "AKD"
     _method = "AKD (adaptive knowledge distillation)"
+    _measured: tuple[str, ...] = tuple(METRICS)
     loss_is_scaled_for_ga = True
 
     args: AKDConfig
@@ -136,7 +137,7 @@ class AKDTrainer(GKDTrainer):
         if data_collator is None and not self.padding_free:
             self.data_collator = self._make_collator()
         self._set_teacher(teacher_model, teacher_tokenizer)
-        self.distillation_metrics = {mode: DistillationMetrics() for mode in ("train", "eval")}
+        self.distillation_metrics = {mode: DistillationMetrics(self._measured) for mode in ("train", "eval")}
         self.provenance = provenance(model, teacher_model, args)
         self._student_proven = False
         self.add_callback(BetaSchedule(self.adaptive_beta, self._finish_step))
@@ -290,7 +291,7 @@ class AKDTrainer(GKDTrainer):
         elif not self.args.average_tokens_across_devices:
             ranks = 1  # items are those of this rank alone
         student, share = self.accelerator.unwrap_model(model), wanted.share(items, ranks)
-        with self.teacher.observe(wanted.inputs):
+        with self.teacher.observe(wanted.taught_inputs):
             loss, sums = through_forward(model, student, lambda: self._student_loss(student, wanted, share))
         if not torch.isfinite(loss):
             raise not_finite(sums, self.state.global_step, self.args)
@@ -353,7 +354,7 @@ class AKDTrainer(GKDTrainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Evaluate, and report the loss and the means of `METRICS` over all samples, whatever the batches."""
-        self.distillation_metrics["eval"] = DistillationMetrics()
+        self.distillation_metrics["eval"] = DistillationMetrics(self._measured)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if not self.distillation_metrics["eval"].is_empty():
             means, _ = self.distillation_metrics["eval"].reduce(self.accelerator)

@@ -36,6 +36,11 @@ class Targets:
     items: Tensor
     task_ids: Tensor
 
+    @property
+    def taught_inputs(self) -> Batch:
+        """What the teacher reads."""
+        return self.inputs
+
     def share(self, items: Tensor, ranks: int) -> Tensor:
         """Return the weights divided by the global number of items, for `ranks` whose gradients are averaged."""
         return scale(self.weights, items, ranks, self.task_ids)

@@ -1,5 +1,6 @@
 """Means of per-token quantities over micro-batches and ranks, with one reduction a step."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,16 +17,22 @@ METRICS = {
 
 
 class Means(NamedTuple):
-    """Means of `METRICS` by name, and the sum of the weights that they are over."""
+    """Means by name, and the sum of the weights that they are over."""
 
     by_name: dict[str, float]
     weight: float
 
 
 class DistillationMetrics:
-    """Accumulates weighted sums of `METRICS` on the device, task by task, and divides once, by all ranks' weights."""
+    """Accumulates weighted sums on the device, task by task, and divides once, by all ranks' weights.
 
-    def __init__(self) -> None:
+    Args:
+        names (`Sequence[str]`, *optional*):
+            What is summed; by default `METRICS`.
+    """
+
+    def __init__(self, names: Sequence[str] = tuple(METRICS)) -> None:
+        self.names = names
         self._totals: torch.Tensor | None = None
 
     def is_empty(self) -> bool:
@@ -36,7 +43,7 @@ class DistillationMetrics:
         """Add one micro-batch.
 
         Args:
-            sums (`torch.Tensor` of shape `[tasks, len(METRICS)]`):
+            sums (`torch.Tensor` of shape `[tasks, len(names)]`):
                 Weighted sums over the micro-batch's tokens.
             weights (`torch.Tensor` of shape `[tasks]`):
                 Sums of the weights.
@@ -54,7 +61,7 @@ class DistillationMetrics:
         totals = accelerator.reduce(self._totals, "sum").tolist()
         self._totals = None
         means = [
-            Means({name: total / max(weight, 1e-30) for name, total in zip(METRICS, sums, strict=True)}, weight)
+            Means({name: total / max(weight, 1e-30) for name, total in zip(self.names, sums, strict=True)}, weight)
             for *sums, weight, _ in totals
         ]
         return means, int(totals[0][-1])

@@ -3,7 +3,12 @@
 import torch
 
 from ..heads import LMHead
-from ..losses.fused_linear import FusedDivergence, fused_linear_divergence
+from ..losses.fused_linear import (
+    FusedCrossEntropy,
+    FusedDivergence,
+    fused_linear_cross_entropy,
+    fused_linear_divergence,
+)
 from .akd_config import AKDConfig
 from .metrics import METRICS
 
@@ -57,6 +62,26 @@ def adaptive_divergence(
         student_softcap=head.softcap,
         teacher_softcap=teacher_head.softcap,
         vocab_size=vocabulary_size,
+    )
+
+
+def cross_entropy(
+    head: LMHead,
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    token_weights: torch.Tensor,
+    chunk_size: int | None,
+) -> FusedCrossEntropy:
+    """Compute the cross-entropy of labels `[B, T]` from hidden states `[B, T, H]`, weighted token by token."""
+    return fused_linear_cross_entropy(
+        hidden.flatten(0, 1),
+        head.weight,
+        token_weights=token_weights.flatten(),
+        labels=labels.flatten(),
+        bias=head.bias,
+        chunk_size=chunk_size,
+        logit_scale=head.logit_scale,
+        softcap=head.softcap,
     )
 
 

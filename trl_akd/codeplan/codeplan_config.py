@@ -1,7 +1,7 @@
 """Configuration of CodePLAN's multi-task training."""
 
-from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, Literal, TypeAlias, get_args
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
 
 from ..akd.akd_config import AKDConfig, PromptTemplateName
 from ..data.codeplan import Schedule, weights_of_tasks
@@ -122,34 +122,6 @@ class CodePLANConfig(AKDConfig):
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` is on, which would take the prompts away; leave it off.")
         if not self.asks_teacher:
-            defaults = _defaults_of_teachers()
-            for name in _OF_TEACHERS:
-                if getattr(self, name) != defaults[name]:
-                    raise ValueError(
-                        f"`{name}` is {getattr(self, name)!r}, which has no effect while `code_objective` and "
-                        "`plan_objective` are both 'ce'; set one of them to 'akd', or leave it out."
-                    )
-
-
-_OF_TEACHERS = (
-    "teacher_model_name_or_path",
-    "teacher_model_revision",
-    "teacher_device",
-    "beta",
-    "beta_strategy",
-    "beta_initial_values",
-    "beta_learning_rate",
-    "beta_regularization",
-    "beta_regularizer",
-    "kd_temperature",
-    "ce_weight",
-)
-
-
-def _defaults_of_teachers() -> dict[str, Any]:
-    return {entry.name: _default(entry) for entry in fields(AKDConfig) if entry.name in _OF_TEACHERS}
-
-
-def _default(entry: Field[Any]) -> Any:
-    factory = entry.default_factory
-    return entry.default if factory is MISSING else factory()
+            self._check_no_teacher_options(
+                "while `code_objective` and `plan_objective` are both 'ce'; set one of them to 'akd'"
+            )

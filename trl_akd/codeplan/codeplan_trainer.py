@@ -23,6 +23,7 @@ from ..akd.akd_trainer import AKDTrainer
 from ..akd.batches import Batch, Targets, backbone_inputs
 from ..akd.checks import name_of, named_datasets
 from ..akd.metrics import METRICS, Means
+from ..akd.objective import cross_entropy
 from ..data.codeplan import DataCollatorForCodePLAN, fix_draws, of_task, weights_of_tasks
 from ..data.problems import ProblemEncoder, Task, check_columns, prepare_problems, tokens_of_problems
 from ..heads import LMHead, head_of, lm_head
@@ -38,7 +39,7 @@ from .plan_head import (
     plan_head_of,
     save_plan_head,
 )
-from .tasks import Route, cross_entropy, pooled, routes, sums_by_task, task_loss
+from .tasks import Route, pooled, routes, sums_by_task, task_loss
 
 
 class CodePLANTrainer(AKDTrainer):

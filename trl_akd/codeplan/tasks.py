@@ -9,11 +9,10 @@ from ..akd.batches import Targets
 from ..akd.metrics import METRICS, Means
 from ..akd.objective import mixed_loss
 from ..data.problems import Task
-from ..heads import LMHead
-from ..losses.fused_linear import FusedCrossEntropy, FusedDivergence, fused_linear_cross_entropy
+from ..losses.fused_linear import FusedCrossEntropy, FusedDivergence
 from .codeplan_config import CodePLANConfig, TaskObjective
 
-__all__ = ["Route", "cross_entropy", "pooled", "routes", "sums_by_task", "task_loss"]
+__all__ = ["Route", "pooled", "routes", "sums_by_task", "task_loss"]
 
 
 @dataclass(frozen=True)
@@ -58,26 +57,6 @@ def routes(args: CodePLANConfig) -> list[Route]:
     if (code.objective, code.plan_head) == (plan.objective, plan.plan_head):
         return [Route((*code.tasks, *plan.tasks), code.objective, plan_head=False)]
     return [code, plan]
-
-
-def cross_entropy(
-    head: LMHead,
-    hidden: torch.Tensor,
-    labels: torch.Tensor,
-    token_weights: torch.Tensor,
-    chunk_size: int | None,
-) -> FusedCrossEntropy:
-    """Compute the cross-entropy of labels `[B, T]` from hidden states `[B, T, H]`, weighted token by token."""
-    return fused_linear_cross_entropy(
-        hidden.flatten(0, 1),
-        head.weight,
-        token_weights=token_weights.flatten(),
-        labels=labels.flatten(),
-        bias=head.bias,
-        chunk_size=chunk_size,
-        logit_scale=head.logit_scale,
-        softcap=head.softcap,
-    )
 
 
 def sums_by_task(result: FusedCrossEntropy | FusedDivergence, wanted: Targets) -> torch.Tensor:

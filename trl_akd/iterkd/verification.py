@@ -208,7 +208,7 @@ def _gaps(judge: Judge, faults: Sequence[tuple[Pair, Fault]]) -> list[float | No
     right = [(pair.question.instruction, pair.correct) for pair, _ in faults]
     faulty = [(pair.question.instruction, fault.text) for pair, fault in faults]
     answers = list(dict.fromkeys([*right, *faulty]))
-    totals = {answer: said.total for answer, said in zip(answers, judge(answers), strict=True)}
+    totals = {answer: said.total for answer, said in zip(answers, judge.judge(answers), strict=True)}
     return [_difference(totals[high], totals[low]) for high, low in zip(right, faulty, strict=True)]
 
 

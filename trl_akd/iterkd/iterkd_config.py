@@ -1,0 +1,150 @@
+"""Configuration of IterKD."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
+
+from ..akd.akd_config import AKDConfig
+from ..losses.contrastive import ContrastiveLoss
+from .cycle_config import CycleConfig
+
+__all__ = ["IterKDConfig", "Objective"]
+
+Objective: TypeAlias = Literal["akd", "ce"]
+
+
+@dataclass
+class IterKDConfig(CycleConfig, AKDConfig):
+    r"""
+    Configuration of [`IterKDTrainer`].
+
+    Lists what IterKD adds to, or sets otherwise than, [`AKDConfig`]. The fields about teacher and divergence count
+    where `objective` is `"akd"`.
+
+    Args:
+        objective (`str`, *optional*):
+            What is learned from correct answers. `"akd"`: the divergence from a teacher that `beta_strategy` and its
+            fellows describe. `"ce"`: their cross-entropy (the paper). By default `"akd"` where a teacher model is
+            given, else `"ce"`, as for a served teacher, which gives text alone.
+        contrastive_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the contrastive loss of correct against faulty answers, which is added to that. With the default
+            loss, 1 at first pushes a correct answer's tokens as hard as cross-entropy does, and ever less the further
+            the answers are apart. 0 leaves faulty answers out.
+        contrastive_loss (`str`, *optional*, defaults to `"dpo_norm"`):
+            `"dpo"`, `"dpo_norm"` (means over tokens in place of sums), `"simpo"`, `"unlikelihood"` or `"infonce"`. See
+            `trl_akd/losses/contrastive.py`.
+        contrastive_beta (`float`, *optional*):
+            Factor on log-probabilities inside the contrastive loss. By default 0.1 for `"dpo"`, which compares sums,
+            and 2 for those that compare means. `"unlikelihood"` has none.
+        simpo_margin (`float`, *optional*):
+            How much the correct answer's reward shall be ahead, with `contrastive_loss="simpo"`. By default 1.
+        max_faults (`int`, *optional*, defaults to `4`):
+            Most faulty answers of a pair that are trained on. Each takes a row of the batch:
+            `per_device_train_batch_size` counts pairs.
+        remove_unused_columns (`bool`, *optional*, defaults to `False`):
+            Must stay off: the collator reads columns that the model does not.
+    """
+
+    _VALID_DICT_FIELDS = AKDConfig._VALID_DICT_FIELDS
+
+    objective: Objective | None = field(
+        default=None,
+        metadata={"help": "`akd`: divergence from a teacher. `ce`: cross-entropy. By default as a teacher is given."},
+    )
+    contrastive_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the contrastive loss of correct against faulty answers."}
+    )
+    contrastive_loss: ContrastiveLoss = field(
+        default="dpo_norm", metadata={"help": "How correct answers are set against faulty ones."}
+    )
+    contrastive_beta: float | None = field(
+        default=None, metadata={"help": "Factor on log-probabilities inside the contrastive loss."}
+    )
+    simpo_margin: float | None = field(
+        default=None, metadata={"help": "How much the correct answer's reward shall be ahead, for simpo."}
+    )
+    max_faults: int = field(default=4, metadata={"help": "Most faulty answers of a pair that are trained on."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
+
+    def __post_init__(self) -> None:
+        for name, choices in (("contrastive_loss", ContrastiveLoss), ("objective", Objective)):
+            if getattr(self, name) not in (*get_args(choices), *([None] if name == "objective" else [])):
+                accepted = ", ".join(map(repr, get_args(choices)))
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; choose one of {accepted}.")
+        self._check_contrast()
+        self._check_cycles()
+        super().__post_init__()
+        self._check_training()
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether anything is learned from a teacher."""
+        return self.objective == "akd" or (self.objective is None and self.teacher_model_name_or_path is not None)
+
+    @property
+    def asks_reference(self) -> bool:
+        """Whether the contrastive loss compares with the student as it was."""
+        return self.contrastive_weight > 0.0 and self.contrastive_loss not in ("simpo", "unlikelihood")
+
+    @property
+    def contrast_settings(self) -> dict[str, float]:
+        """The settings of the contrastive loss that were given, by the names of its arguments."""
+        settings = {"beta": self.contrastive_beta, "margin": self.simpo_margin}
+        return {name: value for name, value in settings.items() if value is not None}
+
+    def settle_objective(self, has_teacher: bool) -> None:
+        """Choose the objective, if that was left open, now that it is known whether there is a teacher model.
+
+        Raises:
+            ValueError: If that leaves options without effect.
+        """
+        if self.objective is None:
+            self.objective = "akd" if has_teacher else "ce"
+        self._check_objective()
+
+    def _check_contrast(self) -> None:
+        if not (self.contrastive_weight >= 0.0 and math.isfinite(self.contrastive_weight)):
+            raise ValueError(
+                f"`contrastive_weight` is {self.contrastive_weight}; it weighs a loss and must be a finite number of "
+                "at least 0."
+            )
+        if self.max_faults < 1:
+            raise ValueError(
+                f"`max_faults` is {self.max_faults}; use 1 or more, or contrastive_weight=0 to leave faults out."
+            )
+        beta, margin = self.contrastive_beta, self.simpo_margin
+        if beta is not None and not (beta > 0.0 and math.isfinite(beta)):
+            raise ValueError(f"`contrastive_beta` is {beta}; it must be a finite number above 0.")
+        if margin is not None and not math.isfinite(margin):
+            raise ValueError(f"`simpo_margin` is {margin}; it must be a finite number.")
+        if self.contrastive_weight == 0.0:
+            self._check_without_effect(
+                ("contrastive_loss", "contrastive_beta", "simpo_margin", "max_faults"),
+                "while `contrastive_weight` is 0; raise that",
+            )
+        if self.contrastive_loss != "simpo":
+            self._check_without_effect(
+                ("simpo_margin",), f"with contrastive_loss={self.contrastive_loss!r}; set that to 'simpo'"
+            )
+        if self.contrastive_loss == "unlikelihood":
+            self._check_without_effect(
+                ("contrastive_beta",), "with contrastive_loss='unlikelihood'; choose another loss"
+            )
+
+    def _check_training(self) -> None:
+        if self.packing or self.padding_free:
+            raise ValueError(
+                f"`{'packing' if self.packing else 'padding_free'}` is on, but a batch of IterKD holds correct and "
+                "faulty answers, row by row; turn it off."
+            )
+        if self.lmbda > 0.0 or self.seq_kd:
+            raise ValueError(
+                f"`{'seq_kd' if self.seq_kd else 'lmbda'}` is on, but IterKD trains on given answers; leave it out."
+            )
+        if self.remove_unused_columns:
+            raise ValueError("`remove_unused_columns` is on, which would take the prompts away; leave it off.")
+        self._check_objective()
+
+    def _check_objective(self) -> None:
+        if self.objective == "ce":
+            self._check_no_teacher_options("while `objective` is 'ce'; set it to 'akd'")

@@ -1,9 +1,12 @@
 """What a checkpoint holds of AKD beyond TRL's own files, and whether a run may continue from it."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.trainer_utils import get_last_checkpoint
 
 from ..beta import AdaptiveBeta
 
@@ -37,3 +40,18 @@ def load_state(beta: AdaptiveBeta, checkpoint: str | Path) -> int:
         raise ValueError(f"`resume_from_checkpoint` is {str(checkpoint)!r}: {error}") from None
     num_tokens: int = state["num_tokens"]
     return num_tokens
+
+
+def last_whole_checkpoint(folder: str | Path) -> str | None:
+    """Return the last checkpoint in a folder, after removing those whose writing was interrupted.
+
+    The trainer writes `trainer_state.json` last, so a checkpoint in which that can be read is whole.
+    """
+    while Path(folder).is_dir() and (last := get_last_checkpoint(str(folder))) is not None:
+        try:
+            json.loads((Path(last) / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            shutil.rmtree(last)
+        else:
+            return str(last)
+    return None

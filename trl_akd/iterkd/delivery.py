@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from ..generation import Completion, TextGenerator
 from .asking import Sampling
+from .judges import Judge
 from .records import FAULT_KINDS, Fault, FaultKind, Pair, Question, Runner
 from .teaching_prompts import TeachingPrompts
-from .verification import Judge, Verification, verify
+from .verification import Verification, verify
 
 __all__ = ["DeliveryConfig", "assign_kinds", "deliver", "read_pairs"]
 

@@ -6,18 +6,19 @@ record and what was chosen is told apart in `docs/methods/iterkd.md`.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 
+from ..akd.checkpoint import last_whole_checkpoint
 from ..akd.checks import name_of
 from ..execution import CodeExecutor
-from ..generation import TextGenerator
+from ..generation import TextGenerator, TransformersGenerator
 from ..generation.budget import BudgetedGenerator, BudgetSpent
 from ..generation.sharing import from_main, is_main
 from .cycle_ledger import CycleLedger
@@ -156,13 +157,13 @@ class IterKDTrainer(PairTrainer):
         """Write the student's weights and tokenizer."""
         self.save_model(str(folder))
 
-    def student_generator(self, batch_size: int | None = None, **settings: Any) -> TextGenerator:
+    def student_generator(self, batch_size: int | None = None, **settings: Any) -> TransformersGenerator:
         """Return a generator of the student as it is, until the next cycle begins."""
         return super().student_generator(batch_size or self._generation_batch_size, **settings)
 
     def train_cycle(self, pairs: Dataset, *, cycle: int, output_dir: Path) -> None:
         """Train one cycle, and go on at the last checkpoint that is whole."""
-        found = from_main(self.accelerator, lambda: whole_checkpoint(output_dir))
+        found = from_main(self.accelerator, lambda: last_whole_checkpoint(output_dir))
         self.train_on(pairs, cycle, output_dir, resume_from_checkpoint=found)
 
     def _room(self, ledger: CycleLedger) -> Room:
@@ -181,21 +182,25 @@ class IterKDTrainer(PairTrainer):
                 ),
             )
 
-        judge = self.judge
-        if judge is not None and not hasattr(judge, "judge"):
-            written = ledger.recorded(within_budget(judge), "judge", prompts=self.args.judge_prompt.version)
-            judge = GenerativeJudge(
-                written, prompt=self.args.judge_prompt, max_new_tokens=self.args.teacher_max_new_tokens
-            )
-        elif judge is not None:
-            judge = ledger.recorded_judge(judge, name_of(judge) or type(judge).__name__)
         return Room(
             teacher=within_budget(self.text_teacher),
-            judge=judge,
+            judge=self._present_judge(ledger, within_budget),
             run=None if self.executor is None else self.executor.run,
             held_out=self.held_out,
             benchmarks=self.benchmarks,
         )
+
+    def _present_judge(
+        self, ledger: CycleLedger, within_budget: Callable[[TextGenerator], TextGenerator]
+    ) -> Judge | None:
+        """Return a judge whose judgements are kept."""
+        if self.judge is None:
+            return None
+        if isinstance(self.judge, Judge):
+            return ledger.recorded_judge(self.judge, type(self.judge).__name__)
+        prompt = self.args.judge_prompt
+        written = ledger.recorded(within_budget(self.judge), "judge", prompts=prompt.version)
+        return GenerativeJudge(written, prompt=prompt, max_new_tokens=self.args.teacher_max_new_tokens)
 
     def _settings(self) -> dict[str, Any]:
         """Return what a run may not change when it goes on."""
@@ -242,17 +247,3 @@ TRAINING = (
     "seed",
 )
 """Fields of the configuration on which every student depends."""
-
-
-def whole_checkpoint(folder: Path) -> str | None:
-    """Return the last checkpoint in a folder, removing those whose writing was interrupted."""
-    import json
-    import shutil
-
-    while folder.is_dir() and (last := get_last_checkpoint(str(folder))) is not None:
-        try:
-            json.loads((Path(last) / "trainer_state.json").read_text())
-            return last
-        except (OSError, ValueError):
-            shutil.rmtree(last)
-    return None

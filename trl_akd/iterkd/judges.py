@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +14,7 @@ from .judging import RULES, Judgement, Unjudged, parse_judgement
 __all__ = ["GenerativeJudge", "Judge", "RegressionJudge", "answer_text", "nearest_judgement"]
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Anything that judges answers on the six-point rubric."""
 

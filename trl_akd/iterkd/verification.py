@@ -8,33 +8,20 @@ a judge.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 from ..execution import ExecutionResult
 from ..generation.extraction import extract_program
 from .answers import has_code, identity, leak, python_program, refuses
+from .judges import Judge
+from .judging import Judgement, Unjudged
 from .records import Fault, Pair, Question, Runner
 
-__all__ = ["Judge", "Judgement", "Verification", "verify"]
+__all__ = ["Verification", "verify"]
 
 _Truth: TypeAlias = Literal["right", "wrong", "unknown"]
 _NEEDS_MORE = {"EOFError", "ModuleNotFoundError"}
 """What a right program, too, ends with where it runs without its input or its libraries."""
-
-
-class Judgement(Protocol):
-    """What a judge says of an answer."""
-
-    @property
-    def total(self) -> float | None:
-        """Points, or `None` where the judge gave none that can be read."""
-
-
-class Judge(Protocol):
-    """Anything that gives answers points."""
-
-    def __call__(self, answers: Sequence[tuple[str, str]], /) -> Sequence[Judgement]:
-        """Return a judgement for each instruction with an answer, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +195,12 @@ def _gaps(judge: Judge, faults: Sequence[tuple[Pair, Fault]]) -> list[float | No
     right = [(pair.question.instruction, pair.correct) for pair, _ in faults]
     faulty = [(pair.question.instruction, fault.text) for pair, fault in faults]
     answers = list(dict.fromkeys([*right, *faulty]))
-    totals = {answer: said.total for answer, said in zip(answers, judge.judge(answers), strict=True)}
+    totals = {answer: _total(said) for answer, said in zip(answers, judge.judge(answers), strict=True)}
     return [_difference(totals[high], totals[low]) for high, low in zip(right, faulty, strict=True)]
+
+
+def _total(said: Judgement | Unjudged) -> float | None:
+    return said.total if isinstance(said, Judgement) else None
 
 
 def _difference(high: float | None, low: float | None) -> float | None:

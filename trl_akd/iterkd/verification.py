@@ -18,8 +18,8 @@ from .records import Fault, Pair, Question, Runner
 __all__ = ["Judge", "Judgement", "Verification", "verify"]
 
 _Truth: TypeAlias = Literal["right", "wrong", "unknown"]
-_NEEDS_MORE = {"EOFError", "ModuleNotFoundError"}
-"""What a right program, too, ends with where it runs without its input or its libraries."""
+_NEEDS_MORE = {"EOFError", "FileNotFoundError", "ModuleNotFoundError"}
+"""What a right program, too, ends with where it runs without its input, its files or its libraries."""
 
 
 class Judgement(Protocol):

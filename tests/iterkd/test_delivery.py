@@ -182,6 +182,10 @@ class TestVerification:
         assert texts(done) == [crash, "while True: pass"]
         assert done.dropped == {"fault/unverified": 1}
 
+    def test_without_tests_another_language_tells_nothing(self, run):
+        done = sift(RIGHT, "```java\nint x = y;\n```", question=UNTESTED, run=run)
+        assert done.dropped == {"fault/unverified": 1}
+
     def test_without_tests_a_right_answer_that_crashes_is_wrong(self, run):
         assert sift("x = y", WRONG, question=UNTESTED, run=run).dropped == {"correct/wrong": 1}
 
@@ -190,7 +194,8 @@ class TestVerification:
     )
     def test_a_right_answer_that_only_lacks_something_is_left_to_the_judge(self, run, correct):
         given = {"question": UNTESTED, "run": run}
-        assert sift(correct, "x = y", **given).dropped == {"fault/unverified": 1}
+        done = sift(correct, "x = y", **given)
+        assert (done.without_fault, done.dropped) == ([], {"fault/unverified": 1})
         judge = Judge(lambda answer: 0.5 if answer == "x = y" else 4.5)
         assert texts(sift(correct, "x = y", **given, judge=judge)) == ["x = y"]
 

@@ -130,6 +130,11 @@ class TestRenewal:
         parents = {self.renew(config=one, cycle=cycle)[0].questions[0].parent for cycle in range(20)}
         assert parents == {"d", "e", "f"}
 
+    def test_few_parents_are_asked_several_times(self):
+        renewal, _ = self.renew(config=UpdateConfig(easy=0, medium=5, hard=0))
+        names = {question.id for question in renewal.questions}
+        assert names in ({"b/1.0", "b/1.1", "b/1.2", "c/1.0", "c/1.1"}, {"b/1.0", "b/1.1", "c/1.0", "c/1.1", "c/1.2"})
+
     def test_generations_follow_one_another(self):
         one, write = UpdateConfig(easy=1, medium=0, hard=1), lambda prompt: "Sort a list of names."
         child = renew([Graded("a", "easy")], self.QUESTIONS, Teacher(write), cycle=1, config=one).questions
@@ -200,6 +205,10 @@ class TestMix:
         parts = {"easy": 10, "medium": 20, "hard": 20}
         assert self.counts(mixed) == {(age, level): parts[level] for age in (True, False) for level in LEVELS}
         assert [question.origin == "seed" for question in mixed] == [True] * 50 + [False] * 50
+
+    def test_the_larger_parts_come_first(self):
+        seeds, known = self.seeds(easy=9, medium=9, hard=9)
+        assert self.counts(mix(seeds, [], known, MixConfig(size=2))) == {(True, "medium"): 1, (True, "hard"): 1}
 
     def test_what_one_lacks_the_others_fill(self):
         seeds, known = self.seeds(easy=100, hard=3)

@@ -111,6 +111,24 @@ def test_candidates_are_not_missed(threshold):
     assert threshold == 1.0 or len(kept) < len(instructions)
 
 
+def test_pairs_right_at_the_threshold_are_found():
+    """As unlike as a ROUGE-L of 0.7 allows: 14 of 20 words in common, the others unlike."""
+    missed = 0
+    for number in range(300):
+        common = [f"w{number}x{word}" for word in range(14)]
+        left, right = (" ".join([*common, *(f"{side}{number}x{word}" for word in range(6))]) for side in "lr")
+        index = NoveltyIndex(0.7)
+        index.add(left)
+        missed += index.nearest(right) is None
+    assert missed <= 1
+
+
+def test_words_that_repeat_count_each_time():
+    index = NoveltyIndex()
+    index.add("no " * 10 + "one two three")
+    assert index.nearest("no " * 10 + "four five six") is not None
+
+
 def test_earlier_questions_count_whatever_they_are():
     index = NoveltyIndex()
     for text in ("Sort a list.", "Sort a list!"):

@@ -59,8 +59,8 @@ def refuses(answer: str) -> bool:
 
 
 def has_code(answer: str) -> bool:
-    """Tell whether an answer has a fenced block, or a line that looks like Python, whether it parses or not."""
-    return _FENCE.search(answer) is not None or _CODE_LINE.search(answer) is not None
+    """Tell whether an answer has a fenced block, or looks like Python in a line or as a whole; it need not parse."""
+    return _FENCE.search(answer) is not None or _looks_like_python(answer)
 
 
 def python_program(answer: str) -> str | None:
@@ -116,6 +116,16 @@ def remarks(answer: str) -> str:
     return "\n".join([*prose, *(remark for language, code in blocks for remark in _comments(code, language))])
 
 
+def _looks_like_python(text: str) -> bool:
+    """Tell whether a line is what prose never is, or the whole parses to more than words such as `this or that`."""
+    if _CODE_LINE.search(text):
+        return True
+    tree = parse(text)
+    return tree is not None and any(
+        not isinstance(node, ast.Expr) or isinstance(node.value, ast.Call) for node in tree.body
+    )
+
+
 def _words(text: str) -> Iterator[str]:
     return (" ".join(match[1].lower().split()) for match in _LEAK.finditer(text))
 
@@ -130,7 +140,7 @@ def _split(answer: str) -> tuple[list[str], list[tuple[str, str]]]:
     prose: list[str] = []
     code: list[str] = []
     for paragraph in _PARAGRAPHS.split(answer):
-        is_code = _CODE_LINE.search(paragraph) is not None or paragraph.startswith((" ", "\t"))
+        is_code = paragraph.startswith((" ", "\t")) or _looks_like_python(paragraph)
         (code if is_code else prose).append(paragraph)
     return prose, [("", "\n\n".join(code))] if code else []
 

@@ -90,7 +90,18 @@ class BenchmarkIndex:
 
 
 def decontaminate(questions: Sequence[Question], index: BenchmarkIndex) -> tuple[list[Question], list[Overlap]]:
-    """Return the questions that repeat no benchmark, and what the others repeat."""
+    """Return the questions that repeat no benchmark, and what the others repeat.
+
+    Example:
+
+    ```python
+    >>> questions = [Question("1", "Reverse a string."), Question("2", "Reverse a list.")]
+    >>> kept, [overlap] = decontaminate(questions, BenchmarkIndex({"toy": ["Reverse a string!"]}))
+    >>> kept[0].id, overlap.words
+    ('2', 'reverse a string')
+
+    ```
+    """
     found = [(question, index.find(question)) for question in questions]
     return [question for question, overlap in found if not overlap], [overlap for _, overlap in found if overlap]
 

@@ -21,8 +21,8 @@ _MARK = re.compile(
 _NUMBER = re.compile(r"1[.)][ \t]+(?![\s\S]*^[ \t]*2[.)][ \t])", re.MULTILINE)
 _QUOTES = {'"': '"', "'": "'", "`": "`", "\N{LEFT DOUBLE QUOTATION MARK}": "\N{RIGHT DOUBLE QUOTATION MARK}"}
 _SOLUTION = re.compile(
-    r"^\W*(?:(?:example |sample |reference )?solution|answer)\W*(?:$|:)"
-    r"|^\W*here(?:\Ws| is) (?:a|an|the|one|my)(?: \w+)? (?:solution|answer)\b",
+    r"^[^\w\n]*(?:(?:example |sample |reference )?solution|answer)[^\w\n]*(?:$|:)"
+    r"|^[^\w\n]*here(?:\Ws| is) (?:a|an|the|one|my)(?: \w+)? (?:solution|answer)\b",
     re.IGNORECASE | re.MULTILINE,
 )
 

@@ -20,8 +20,8 @@ from .records import Fault, Pair, Question, Runner
 __all__ = ["Verification", "verify"]
 
 _Truth: TypeAlias = Literal["right", "wrong", "unknown"]
-_NEEDS_MORE = {"EOFError", "ModuleNotFoundError"}
-"""What a right program, too, ends with where it runs without its input or its libraries."""
+_NEEDS_MORE = {"EOFError", "FileNotFoundError", "ModuleNotFoundError"}
+"""What a right program, too, ends with where it runs without its input, its files or its libraries."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,8 @@ def read_judgements(rows: Iterable[Mapping[str, Any]]) -> tuple[list[JudgedAnswe
 
     Args:
         rows (`Iterable[Mapping]`):
-            Rows of either kind. Beside `scores`, five numbers, `response` may give the judge's words, with the same scores.
+            Rows of either kind. Beside `scores`, five numbers, `response` may give the judge's words, with the same
+            scores.
 
     Returns:
         `tuple[list[JudgedAnswer], Counter]`: the judgements, and the reasons for which others could not be read.

@@ -7,6 +7,7 @@ import pytest
 
 from tests import tiny
 from trl_akd.cli import judge as command
+from trl_akd.cli import main
 from trl_akd.cli.errors import run
 from trl_akd.iterkd.judges import RegressionJudge
 from trl_akd.iterkd.judging import Judgement
@@ -15,7 +16,7 @@ from trl_akd.iterkd.judging import Judgement
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
     """A tiny model, and judgements of which one cannot be read."""
-    tiny.model().save_pretrained(tmp_path / "model")
+    tiny.model(max_position_embeddings=2048).save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     rows = [
         {"instruction": f"Print {number}.", "answer": f"print({number})", "scores": [number % 3, 1, 0.5, 0, 0]}
@@ -50,6 +51,17 @@ def test_train_a_generative_judge(files: list[str], tmp_path: Path):
     command.main(["train", *files, *TRAINING, *settings, "--output_dir", str(out)])
     metrics = json.loads((out / "eval_results.json").read_text())
     assert metrics["eval_unjudged"] == 1.0 and metrics["eval_loss"] > 0 and (out / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["regression", "generative"])
+def test_a_judge_in_two_processes(kind: str, files: list[str], tmp_path: Path):
+    out = tmp_path / "judge"
+    settings = ["--kind", kind, "--max_steps", "2", "--report_to", "none", "--bf16", "false", "--test_size", "0.25"]
+    settings += ["--max_length", "2048", "--max_new_tokens", "2", "--output_dir", str(out)]
+    launched = ["--accelerate_config", "ddp_cpu", "--num_processes", "2"]
+    assert main(["judge", "train", *files, *settings, *launched]) == 0
+    assert "eval_unjudged" in json.loads((out / "eval_results.json").read_text())
 
 
 @pytest.mark.parametrize(

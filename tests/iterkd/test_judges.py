@@ -240,8 +240,11 @@ def test_rows_of_ones_own():
     row = {"instruction": "Double x.", "answer": "2 * x", "scores": [2, 0, 1, 0.5, 0.5]}
     [found], refused = read_judgements([row])
     assert found.judgement.total == 4.0 and found.text == format_judgement(found.judgement) and not refused
-    [found], _ = read_judgements([{**row, "response": "Well.\nScore: …"}])
-    assert found.text == "Well.\nScore: …"
+    words = f"Code Analysis: well.\n{found.text}"
+    [found], _ = read_judgements([{**row, "response": words}])
+    assert found.text == words
+    with pytest.raises(ValueError, match="its response does not give its scores"):
+        read_judgements([{**row, "response": format_judgement(GOOD)}])
 
 
 @pytest.mark.parametrize(

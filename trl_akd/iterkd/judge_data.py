@@ -46,7 +46,8 @@ def read_judgements(rows: Iterable[Mapping[str, Any]]) -> tuple[list[JudgedAnswe
 
     Args:
         rows (`Iterable[Mapping]`):
-            Rows of either kind. Beside `scores`, five numbers, `response` may give the judge's words.
+            Rows of either kind. Beside `scores`, five numbers, `response` may give the judge's words, with the same
+            scores.
 
     Returns:
         `tuple[list[JudgedAnswer], Counter]`: the judgements, and the reasons for which others could not be read.
@@ -109,7 +110,9 @@ def judge_metrics(found: Sequence[Judgement | Unjudged], wanted: Sequence[Judgem
 def _read(row: Mapping[str, Any]) -> JudgedAnswer | Unjudged:
     if "scores" in row:
         judgement = Judgement(tuple(float(score) for score in row["scores"]))
-        text = str(row.get("response") or format_judgement(judgement))
+        text = str(row.get("response") or format_judgement(judgement)).strip()
+        if parse_judgement(text) != judgement:
+            raise ValueError("its response does not give its scores")
         return JudgedAnswer(_text(row, "instruction"), _text(row, "answer"), judgement, text)
     filled, response = _text(row, "instruction"), _text(row, "response")
     parsed = parse_judgement(response)

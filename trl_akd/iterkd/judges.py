@@ -128,7 +128,7 @@ class RegressionJudge:
     """Predict the scores with a sequence classifier that reads instruction and answer; every answer gets a judgement.
 
     Its five outputs are the scores of the five rules, each brought to the nearest half point that the rubric allows:
-    judgements are then of the kind that it has learned from, and rounding errors of batches cannot reach the levels.
+    judgements are then of the kind that it has learned from, and rounding errors of batches seldom show.
 
     Args:
         model (`PreTrainedModel`):

@@ -147,8 +147,10 @@ def _read(answer: str, lint: _Linter) -> tuple[StaticView, str | None]:
 
 def _executed(view: StaticView, result: ExecutionResult) -> StaticView:
     """Add what came of running the program."""
-    if result.status == "infra_error" or (view.parses and _lacks_surroundings(result)):
-        return replace(view, error_type=view.error_type or result.error_type)
+    if result.status == "infra_error":
+        return view
+    if view.parses and _lacks_surroundings(result):
+        return replace(view, compiles=True, error_type=result.error_type)
     if result.passed or (result.ending == "exit" and result.exit_code == 0):
         return replace(view, compiles=True, executed="pass")
     error_type = "timeout" if result.status == "timed_out" else result.error_type or result.ending

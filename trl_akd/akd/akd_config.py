@@ -20,6 +20,7 @@ PromptTemplateName = Literal[
     "codeplan_code",
     "codeplan_plan",
     "codeplan_guided",
+    "comment",
 ]
 
 

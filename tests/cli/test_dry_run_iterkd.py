@@ -73,7 +73,7 @@ def test_what_a_real_run_would_refuse_is_refused(
 ):
     monkeypatch.chdir(tmp_path)
     Path("prompts.yaml").write_text("correct: Answer!")
-    Path("seeds.json").write_text(json.dumps([{"instruction": "Add one.", "tests": 3}]))
+    Path("seeds.json").write_text(json.dumps([{"instruction": "Add one.", "tests": {"inputs": ["1"], "outputs": []}}]))
     content = {key: value for key, value in {**served, **changed}.items() if value is not None}
     assert main(["iterkd", "--config", recipe(content), "--dry_run"]) == 2
     out, err = capsys.readouterr()

@@ -71,17 +71,21 @@ def rubric(program: str, fault: FaultKind | None) -> Judgement:
 
 
 def _rows(tasks: Sequence[Task]) -> Iterator[Row]:
-    """Yield, of each task, the answer, a faulty answer, a judgement on one of the two, and a new question."""
+    """Yield, of each task, the answer, a faulty answer, a judgement on an answer, and a new question.
+
+    Of the answers that are judged, two in five are right, and as many have a logical fault: to see that takes reading
+    the task, where the other faults show in the program alone.
+    """
     rng = random.Random("lessons")
     others = _Others(tasks)
     for task in tasks:
         kind = rng.choice(FAULT_KINDS)
-        fault = draw_fault(task, kind, rng)
-        judged, known = rng.choice([(task.solution, None), (fault, kind)])
+        known = rng.choice([None, None, "logical", "logical", kind])
+        judged = task.solution if known is None else draw_fault(task, known, rng)
         question = rng.choice(["new_easy", "new_same"])
         asked = {"instruction": task.instruction, "kind": kind}
         yield {"prompt": TEACHING_LAYOUTS["correct"].format(**asked), "completion": task.solution}
-        yield {"prompt": TEACHING_LAYOUTS["faulty"].format(**asked), "completion": fault}
+        yield {"prompt": TEACHING_LAYOUTS["faulty"].format(**asked), "completion": draw_fault(task, kind, rng)}
         yield {
             "prompt": JUDGE_LAYOUT.format(instruction=task.instruction, answer=judged.strip()),
             "completion": format_judgement(rubric(judged, known)),
@@ -132,4 +136,4 @@ def _in_place_of(step: Step, is_last: bool) -> list[Step]:
     ]
 
 
-LESSONS = Curriculum("lessons", _rows, max_length=192, steps=1_600)
+LESSONS = Curriculum("lessons", _rows, max_length=192, steps=2_400)

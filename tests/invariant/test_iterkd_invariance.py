@@ -19,7 +19,7 @@ COMPARED = ("loss", "grad_norm", *OWN, "entropy", "num_tokens", "eval_loss")
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
-    """Train once for each distinct set of arguments: pairs of none to three faults, a global batch of 4, two epochs."""
+    """Train once for each distinct set of arguments: pairs of up to three faults, a global batch of 4, two epochs."""
     folder = tmp_path_factory.mktemp("iterkd")
     student, teacher = tiny.save_pair(folder)
 

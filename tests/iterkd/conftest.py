@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from tests import tiny
-from trl_akd import IterKDConfig, IterKDTrainer
+from trl_akd import IterKDConfig
+from trl_akd.iterkd.pair_trainer import PairTrainer
 
 from . import world
 
@@ -32,13 +33,13 @@ def config(tmp_path: Path) -> Callable[..., IterKDConfig]:
 
 
 @pytest.fixture
-def trainer(config: Callable[..., IterKDConfig]) -> Callable[..., IterKDTrainer]:
+def trainer(config: Callable[..., IterKDConfig]) -> Callable[..., PairTrainer]:
     """Make a trainer of a tiny student; settings of the trainer by name, all others go to the configuration."""
 
-    def make(model: Any = None, teacher_model: Any = None, **settings: Any) -> IterKDTrainer:
+    def make(model: Any = None, teacher_model: Any = None, **settings: Any) -> PairTrainer:
         names = ("train_dataset", "eval_dataset", "peft_config", "callbacks", "data_collator")
         given = {"train_dataset": world.pairs(8), **{name: settings.pop(name) for name in names if name in settings}}
-        return IterKDTrainer(
+        return PairTrainer(
             model or tiny.model(), teacher_model, args=config(**settings), processing_class=tiny.tokenizer(), **given
         )
 

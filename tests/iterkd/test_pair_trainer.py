@@ -8,8 +8,9 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from tests import tiny
-from trl_akd import AKDConfig, AKDTrainer, IterKDConfig, IterKDTrainer
+from trl_akd import AKDConfig, AKDTrainer, IterKDConfig
 from trl_akd.iterkd.contrast import contrastive_objective
+from trl_akd.iterkd.pair_trainer import PairTrainer
 from trl_akd.losses.contrastive import Sequences, dpo, dpo_norm, infonce, simpo, unlikelihood
 
 from . import world
@@ -277,7 +278,7 @@ def test_settings_reach_the_loss():
 def test_from_names_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     student, _ = tiny.save_pair(tmp_path)
-    made = IterKDTrainer(student, train_dataset=world.pairs(4))
+    made = PairTrainer(student, train_dataset=world.pairs(4))
     assert isinstance(made.args, IterKDConfig) and made.args.output_dir.endswith("student-IterKD")
     made.create_model_card()
     card = (tmp_path / made.args.output_dir / "README.md").read_text()

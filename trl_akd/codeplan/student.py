@@ -37,12 +37,17 @@ def base_of(adapter: Any, args: CodePLANConfig, peft_config: Any) -> str:
     """Return the name of the model that an adapter is for, and have it loaded at the adapter's revision of it.
 
     Raises:
-        ValueError: If another adapter is to be trained.
+        ValueError: If another adapter is to be trained, or the adapter does not name its model.
     """
     if peft_config is not None:
         raise ValueError(
             "`model` is an adapter's folder, whose training goes on, and `peft_config` describes another; leave that "
             "out, or merge the adapter into its model and give the result."
+        )
+    if adapter.base_model_name_or_path is None:
+        raise ValueError(
+            "`model` is an adapter's folder that does not name the model it is for; set `base_model_name_or_path` in "
+            "its adapter_config.json."
         )
     args.model_init_kwargs = {**(args.model_init_kwargs or {}), "revision": adapter.revision or "main"}
     return str(adapter.base_model_name_or_path)

@@ -218,6 +218,19 @@ def test_a_new_adapter_around_a_model_that_plans(trainer, base: Path, tmp_path: 
     assert torch.equal(saved_head(tmp_path / "adapter"), plan_head_of(made.model).weight)
 
 
+def test_loading_into_a_head_that_an_adapter_froze(base: Path, tmp_path: Path):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    before = told_apart(model).weight.detach().clone()
+    model.save_pretrained(tmp_path / "model")
+    adapted = get_peft_model(model, lora())
+    with torch.no_grad():
+        plan_head_of(adapted).weight.zero_()
+    load_plan_head(adapted, str(tmp_path / "model"))
+    assert plan_head_of(adapted).weight.requires_grad
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert torch.equal(saved_head(tmp_path / "adapter"), before)
+
+
 @pytest.mark.parametrize("settings", [{"target_modules": "all-linear"}, {"modules_to_save": ["plan_head"]}])
 def test_an_adapter_that_reaches_into_the_plan_head(trainer, base: Path, settings):
     model = AutoModelForCausalLM.from_pretrained(base)

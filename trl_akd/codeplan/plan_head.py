@@ -90,8 +90,8 @@ def add_plan_head(model: Any) -> nn.Linear:
     return head
 
 
-def adopt_plan_head(model: Any) -> None:
-    """Have a plan head trained whole and saved that `model` had before an adapter was put around it.
+def adopt_plan_head(model: Any) -> nn.Linear:
+    """Have the plan head trained whole and saved that `model` had before an adapter was put around it.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
@@ -106,8 +106,8 @@ def adopt_plan_head(model: Any) -> None:
             "the plan head carries a PEFT adapter, but it is trained whole; take it out of `target_modules` and "
             "`modules_to_save`, or set `exclude_modules=['plan_head']`."
         )
-    head.requires_grad_(True)
     _keep_when_saving(model)
+    return head.requires_grad_(True)
 
 
 def save_plan_head(model: Any, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -199,7 +199,7 @@ def load_plan_head(model: Any, name_or_path: str, revision: str | None = None) -
         ValueError: If there is no plan head, or one of another shape.
     """
     path = check_plan_head_file(name_or_path, "separate", revision)
-    head = plan_head_of(model) or add_plan_head(model)
+    head = add_plan_head(model) if plan_head_of(model) is None else adopt_plan_head(model)
     tensors = load_file(str(path))
     shapes = {key: list(value.shape) for key, value in tensors.items()}
     expected = {key: list(value.shape) for key, value in head.named_parameters()}

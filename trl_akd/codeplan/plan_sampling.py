@@ -6,7 +6,7 @@ are told apart by their mean log-probability, and the final programs are written
 that made it win are the luckier ones.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from tqdm.auto import tqdm
@@ -207,18 +207,17 @@ class PlanSampler:
         ]
         trials = iter(self._write(tried, "trials"))
         return [
-            [
-                self._score_plan(problem, completion, next(trials))
-                if _has_tests(problem) and completion is not _UNWRITTEN
-                else PlanScore(completion.text.strip(), completion.mean_logprob, None, completion is _UNWRITTEN)
-                for completion in several
-            ]
+            [self._score_plan(problem, completion, trials) for completion in several]
             for problem, several in zip(problems, plans, strict=True)
         ]
 
-    def _score_plan(self, problem: _Problem, plan: Completion, programs: Sequence[_Written]) -> PlanScore:
-        too_long = programs[0][1] is _UNWRITTEN
-        fraction = 0.0 if too_long else self._pass_fraction(problem, [program for program, _ in programs])
+    def _score_plan(self, problem: _Problem, plan: Completion, trials: Iterator[list[_Written]]) -> PlanScore:
+        """Judge a plan by the next trial, if there is one."""
+        too_long, fraction = plan is _UNWRITTEN, None
+        if _has_tests(problem):
+            programs = [] if too_long else next(trials)
+            too_long = too_long or programs[0][1] is _UNWRITTEN
+            fraction = 0.0 if too_long else self._pass_fraction(problem, [program for program, _ in programs])
         return PlanScore(plan.text.strip(), plan.mean_logprob, fraction, too_long)
 
     def _write(self, pairs: Sequence[tuple[_Problem, str | None]], purpose: str) -> list[list[_Written]]:

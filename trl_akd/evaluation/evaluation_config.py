@@ -208,8 +208,8 @@ class EvaluationConfig:
 
         if self.long_prompts == "fail" and self.backend != "transformers":
             raise ValueError(
-                f"`long_prompts` is 'fail', but the backend {self.backend!r} does not tell how long prompts may be; use "
-                "transformers, or leave it out."
+                f"`long_prompts` is 'fail', but the backend {self.backend!r} does not tell how long prompts may be; "
+                "use transformers, or leave it out."
             )
 
     def _check_no_generation(self) -> None:

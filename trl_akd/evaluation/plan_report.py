@@ -36,15 +36,13 @@ def plan_remarks(results: Mapping[str, Any]) -> list[str]:
     remarks = []
     if plans["judged_by_public_tests"]:
         remarks.append(
-            f"Of {plans['judged_by_public_tests']} of {problems} problems the public tests, which choose the plan, are "
-            "the tests that judge, so the choice has seen what counts."
+            f"For {plans['judged_by_public_tests']} of {problems} problems the public tests, which choose the plan, "
+            "are those that judge, so the choice has seen what counts."
         )
     if plans["too_long"]:
         remarks.append(f"{plans['too_long']} plans exceed the model's positions and count as not solved.")
     if plans["written_by"] == "server":
-        remarks.append(
-            "The server writes plans as it writes programs; a plan head, if the model has one, is not used."
-        )
+        remarks.append("The server writes plans as it does programs; a plan head, if the model has one, is not used.")
     return remarks
 
 

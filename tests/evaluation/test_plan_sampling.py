@@ -11,6 +11,7 @@ from tests.evaluation.conftest import ROWS, data, write_lines
 from tests.generation.server import serving
 from trl_akd.cli import main
 from trl_akd.codeplan.plan_head import add_plan_head, save_plan_head
+from trl_akd.codeplan.task_prompts import TaskPrompting
 from trl_akd.generation import TransformersGenerator
 
 FEW = ["--plan_sampling", "--num_plans", "3", "--num_samples", "2", "--temperature", "1", "--allow_code_execution"]
@@ -139,7 +140,7 @@ def test_long_prompts_count_as_not_solved(tmp_path: Path, capsys: pytest.Capture
     tests = {"public_test": "pass", "test": "x"}
     rows = [
         {"task_id": "plan", "prompt": "p" * 250, **tests},
-        {"task_id": "program", "prompt": "p" * 205, **tests},
+        {"task_id": "program", "prompt": "p" * (256 - 6 - len(TaskPrompting().plan({"problem": ""}))), **tests},
         {"task_id": "short", "prompt": "p", **tests},
     ]
     benchmark = write_lines(tmp_path / "three.jsonl", rows)

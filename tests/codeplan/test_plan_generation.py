@@ -240,11 +240,10 @@ def test_after_kill_9_nothing_is_paid_twice(tmp_path: Path):
 
 def test_a_failure_keeps_what_was_paid_for(tmp_path: Path):
     class Failing(Scripted):
-        def generate(self, prompts, **settings):
-            found = super().generate(prompts, **settings)
-            error = GenerationError("the server is gone")
-            error.completions = [found[0][:1], found[1], []]
-            raise error
+        def stream(self, prompts, **settings):
+            found = self.generate(prompts, **settings)
+            yield from [(1, found[1][:1]), (0, found[0][:1]), (1, found[1][1:])]
+            raise GenerationError("the server is gone")
 
     failing = Failing(lambda prompt, number, seed: plan(str(seed), str(number)))
     with pytest.raises(GenerationError, match="the server is gone"):
@@ -265,7 +264,7 @@ def test_a_prompt_that_the_teacher_refuses_is_named(tmp_path: Path):
         def generate(self, prompts, **settings):
             raise ValueError("`prompts[0]` exceeds the positions of the model.")
 
-    with pytest.raises(ValueError, match=r"exceeds the positions.*for the problems 'double', 'double', 'one'"):
+    with pytest.raises(ValueError, match=r"exceeds the positions.*those of the problems 'double', 'double', 'one'"):
         generator(tmp_path, Short(None)).run(ROWS)
 
 
@@ -338,7 +337,7 @@ def test_a_full_disk_is_told_and_keeps_what_was_written(tmp_path: Path, monkeypa
 
         def append(self, rows):
             Full.appended += 1
-            if Full.appended > 1:
+            if Full.appended > 2:
                 self._file.close()
                 self._file = open("/dev/full", "r+b", buffering=0)
             super().append(rows)

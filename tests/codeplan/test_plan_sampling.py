@@ -325,11 +325,10 @@ def test_what_was_generated_is_not_generated_again(tmp_path: Path, executor: Cod
 
 def test_a_failure_keeps_whole_prompts(tmp_path: Path):
     class Failing(Scripted):
-        def generate(self, prompts, **settings):
-            found = super().generate(prompts, **settings)
-            error = GenerationError("gone")
-            error.completions = [found[0], found[1][:1], found[2], []]
-            raise error
+        def stream(self, prompts, **settings):
+            found = self.generate(prompts, **settings)
+            yield from [(2, found[2]), (0, found[0][:1]), (1, found[1][:1]), (0, found[0][1:])]
+            raise GenerationError("gone")
 
     failing, asked = Failing(lambda prompt, number, seed: f"{prompt}{number}"), Scripted(lambda p, n, s: f"{p}{n}")
     settings = {"n": 2, "temperature": 1.0, "seed": 0}

@@ -213,10 +213,9 @@ def test_after_kill_9_it_goes_on(tmp_path: Path, problems):
 
 def test_what_a_failing_backend_had_finished_is_kept(problems):
     class Failing(Scripted):
-        def generate(self, prompts, **settings):
-            error = GenerationError("the server is gone")
-            error.completions = super().generate(prompts, **settings)[:1] + [[] for _ in prompts[1:]]
-            raise error
+        def stream(self, prompts, **settings):
+            yield 1, self.generate(prompts, **settings)[1]
+            raise GenerationError("the server is gone")
 
     samples = Samples()
     with pytest.raises(GenerationError, match="the server is gone"):

@@ -212,9 +212,11 @@ def test_what_is_paid_for_is_kept(server: Server, generator: Callable[..., OpenA
     made.generate(["a"])
     server.faults.extend([Fault(body=json.dumps(server.answer("/v1/completions", server.bodies[0])))] * 3)
     server.faults.append(Fault(400))
-    with pytest.raises(GenerationError) as caught:
-        made.generate(["a", "b", "c"], n=2, temperature=1.0)
-    assert [len(completions) for completions in caught.value.completions[:2]] == [2, 1]
+    paid = []
+    with pytest.raises(GenerationError, match="status 400"):
+        for index, completions in made.stream(["a", "b", "c"], n=2, temperature=1.0):
+            paid.append((index, len(completions)))
+    assert paid[:3] == [(0, 1), (0, 1), (1, 1)] and len(paid) == len(server.bodies) - 2
 
 
 def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -16,8 +17,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..generation import Completion, GenerationError, TextGenerator
-from ..generation.budget import Budget
+from ..generation import TextGenerator
+from ..generation.budget import BudgetedGenerator, BudgetSpent
+from ..generation.protocol import another_seed
+from ..generation.sharing import from_main, is_main
+from ..generation.streaming import stream
 from ..ledger import Ledger
 from .plan_answers import Answer, AnswerFile, Answers, Key, judge_answers
 from .plan_prompts import PLAN_STOP, Reasoning, plan_prompt
@@ -65,10 +69,10 @@ class _Question:
 class PlanGenerator:
     r"""Ask a teacher for the plans behind solutions, and keep its answers in a file.
 
-    Answers are on disk as soon as their batch has come, under the key of problem id, digest of problem and solution,
-    and version of the prompt. A run that ended early, by `kill -9` for instance, goes on when it is run again, and
-    asks for nothing that is there; it costs at most the batch under way. Rejected answers are kept as well, for they
-    were paid for: they are not asked for again, and are judged anew when the checks change.
+    Answers are on disk as soon as the generator hands them over, under the key of problem id, digest of problem and
+    solution, and version of the prompt. A run that ended early, by `kill -9` for instance, goes on when it is run
+    again, and asks for nothing that is there; it costs at most what is under way. Rejected answers are kept as well,
+    for they were paid for: they are not asked for again, and are judged anew when the checks change.
 
     Args:
         generator (`TextGenerator`):
@@ -93,7 +97,7 @@ class PlanGenerator:
         max_solutions (`int`, *optional*):
             Take the shortest so many solutions of a problem; by default all that differ.
         max_requests (`int`, *optional*), max_tokens (`int`, *optional*):
-            End the run, cleanly, when it has cost so much, as [`Budget`] counts.
+            End the run, cleanly, when it has cost so much, as [`BudgetedGenerator`] counts.
         max_plan_chars (`int`, *optional*, defaults to `3000`):
             Most characters of a plan.
         max_prompt_chars (`int`, *optional*, defaults to `20000`):
@@ -184,7 +188,7 @@ class PlanGenerator:
         self._accelerator = accelerator
         self._progress = progress
         self.report: PlanReport | None = None
-        Budget(generator, **self._limits)  # refuses bad limits before anything is opened
+        self._budget()  # refuses bad limits before anything is opened
 
     def run(self, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Ask for all plans that are not there yet.
@@ -205,24 +209,29 @@ class PlanGenerator:
         found = [dict(row) for row in rows]
         check_rows(found, need_solutions=self._sees_solution)
         asked = [list(self._questions(row)) for row in found]
-        budget = Budget(self._generator, **self._limits)
-        if self._is_main:
-            with Ledger(self._output, self._settings) as ledger:
-                answers = self._shared(AnswerFile(ledger))
-                self._ask(asked, answers, budget)
-        else:
-            answers = self._shared(Answers())
+        budget = self._budget()
+        with self._answers() as answers:
             self._ask(asked, answers, budget)
         self.report = self._add_plans(found, asked, answers, budget)
         return found
 
+    def _budget(self) -> BudgetedGenerator:
+        return BudgetedGenerator(self._generator, **self._limits, accelerator=self._accelerator)
+
+    @contextmanager
+    def _answers(self) -> Iterator[Answers]:
+        """Yield the answers that are there, on the main process as a file that grows."""
+        if not is_main(self._accelerator):
+            yield Answers(from_main(self._accelerator, dict))
+            return
+        with Ledger(self._output, self._settings) as ledger:
+            answers = AnswerFile(ledger)
+            from_main(self._accelerator, lambda: answers.by_key)
+            yield answers
+
     @property
     def _sees_solution(self) -> bool:
         return self._prompt.name == "backward"
-
-    @property
-    def _is_main(self) -> bool:
-        return self._accelerator is None or bool(self._accelerator.is_main_process)
 
     def _questions(self, row: Mapping[str, Any]) -> Iterator[_Question]:
         solutions = [""]
@@ -247,34 +256,35 @@ class PlanGenerator:
     def _is_too_long(self, question: _Question) -> bool:
         return len(question.prompt) > self._max_prompt_chars
 
-    def _ask(self, asked: Sequence[Sequence[_Question]], answers: Answers, budget: Budget) -> None:
+    def _ask(self, asked: Sequence[Sequence[_Question]], answers: Answers, budget: BudgetedGenerator) -> None:
         """Generate what is lacking, batch by batch, until the budget is spent."""
         todo = self._lacking(asked, answers)
-        show = self._progress and self._is_main and bool(todo)
-        with tqdm(total=sum(n for n, _ in todo), desc="Asking for plans", unit="plan", disable=not show) as bar:
+        show = self._progress and is_main(self._accelerator) and bool(todo)
+        with (
+            tqdm(total=sum(n for n, _ in todo), desc="Asking for plans", unit="plan", disable=not show) as bar,
+            suppress(BudgetSpent),
+        ):
             for n, group in groupby(todo, key=itemgetter(0)):
-                rest = [question for _, question in group]
-                while rest and (size := budget.prompts(self._batch_size, n * self._sampling["max_new_tokens"])):
-                    batch, rest = rest[:size], rest[size:]
-                    self._ask_batch(batch, n, answers, budget)
-                    bar.update(n * len(batch))
+                alike = [question for _, question in group]
+                for start in range(0, len(alike), self._batch_size):
+                    for answer in self._answered(alike[start : start + self._batch_size], n, budget):
+                        answers.append([answer])
+                        bar.update()
 
-    def _ask_batch(self, batch: Sequence[_Question], n: int, answers: Answers, budget: Budget) -> None:
-        """Generate for a batch, and keep also what came before a failure."""
-        sampling = {**self._sampling, "seed": _seed(self._sampling["seed"], self._n - n)}
-        try:
-            found = self._generator.generate([question.prompt for question in batch], n=n, stop=PLAN_STOP, **sampling)
-        except GenerationError as error:
-            answers.append(_answers(batch, error.completions))
-            raise
-        except ValueError as error:
-            names = ", ".join(repr(question.key[0]) for question in batch)
-            raise ValueError(f"{error} (The prompts are for the problems {names}.)") from error
-        budget.spend(len(batch), found, sampling["max_new_tokens"])
-        answers.append(_answers(batch, found))
+    def _answered(self, batch: Sequence[_Question], n: int, budget: BudgetedGenerator) -> Iterator[Answer]:
+        """Ask for so many plans of each question, and yield answers as they come."""
+        sampling = {**self._sampling, "seed": another_seed(self._sampling["seed"], self._n - n)}
+        prompts, problems = [question.prompt for question in batch], [question.key[0] for question in batch]
+        for index, completions in stream(budget, prompts, problems=problems, n=n, stop=PLAN_STOP, **sampling):
+            for completion in completions:
+                yield Answer(*batch[index].key, completion.text, completion.finish_reason, completion.num_tokens)
 
     def _add_plans(
-        self, rows: list[dict[str, Any]], asked: Sequence[Sequence[_Question]], answers: Answers, budget: Budget
+        self,
+        rows: list[dict[str, Any]],
+        asked: Sequence[Sequence[_Question]],
+        answers: Answers,
+        budget: BudgetedGenerator,
     ) -> PlanReport:
         """Give each row its plans, and say what came of all."""
         rejected: Counter[str] = Counter()
@@ -295,31 +305,8 @@ class PlanGenerator:
             stopped=budget.exhausted if self._lacking(asked, answers) else None,
         )
 
-    def _shared(self, answers: Answers) -> Answers:
-        """Let every process know the answers of the main one."""
-        if self._accelerator is None or self._accelerator.num_processes == 1:
-            return answers
-        from accelerate.utils import broadcast_object_list
-
-        [known] = broadcast_object_list([answers.by_key])
-        return answers if self._is_main else Answers(known)
-
-
-def _answers(batch: Sequence[_Question], completions: Sequence[Sequence[Completion]]) -> list[Answer]:
-    """Return the completions that came, which after an error may be fewer than were asked for."""
-    return [
-        Answer(*question.key, completion.text, completion.finish_reason, completion.num_tokens)
-        for question, several in zip(batch, completions, strict=False)
-        for completion in several
-    ]
-
 
 def _digest(problem: str, solution: str) -> str:
     """Tell apart what teachers are shown, without the wording around it."""
     shown = json.dumps([problem, solution])
     return hashlib.sha256(shown.encode("ascii")).hexdigest()[:16]
-
-
-def _seed(seed: int, done: int) -> int:
-    """Return another seed for plans that are added to those of an earlier run."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {done}".encode()).digest()[:4])

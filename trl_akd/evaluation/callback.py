@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data.templates import DEFAULT_TEMPLATE
 from ..execution import CodeExecutor
 from ..generation import TransformersGenerator
+from ..generation.sharing import from_main
 from .benchmarks import Benchmark, load_benchmark
 from .evaluation_config import DEFAULT_TIMEOUT
 from .generation import give_up_on_long, write_samples
@@ -146,20 +146,10 @@ class PassAtKCallback(TrainerCallback):
             progress=False,
             **self._sampling,  # type: ignore[arg-type]
         )
-        found: list[Any] = [None]
-        if self._executor is not None:
-            found = [self._score(samples)]
-        [found_or_error] = broadcast_object_list(found) if accelerator.num_processes > 1 else found
-        if isinstance(found_or_error, Exception):
-            raise found_or_error
-        return {f"eval_{name}": value for name, value in found_or_error.items()}
+        return from_main(accelerator, lambda: self._score(samples))
 
-    def _score(self, samples: Samples) -> dict[str, float] | Exception:
-        """Return pass@k, or the error that every process shall raise, for none may wait for another in vain."""
+    def _score(self, samples: Samples) -> dict[str, float]:
         assert self._executor is not None
-        try:
-            verdicts = judge(self.benchmark.problems, samples.by_task, self._executor, progress=False)
-            metrics = summarize(self.benchmark, verdicts, self._k)["metrics"]
-        except Exception as error:
-            return error
-        return {name: value for name, value in metrics.items() if name.startswith("pass@")}
+        verdicts = judge(self.benchmark.problems, samples.by_task, self._executor, progress=False)
+        metrics = summarize(self.benchmark, verdicts, self._k)["metrics"]
+        return {f"eval_{name}": value for name, value in metrics.items() if name.startswith("pass@")}

@@ -1,13 +1,13 @@
 """Let a model write the samples that a benchmark asks for, those alone that are not on disk yet."""
 
-import hashlib
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import groupby
 
 from tqdm.auto import tqdm
 
-from ..generation import Completion, GenerationError, TextGenerator, TransformersGenerator
+from ..generation import Completion, TextGenerator, TransformersGenerator
+from ..generation.protocol import another_seed
+from ..generation.streaming import stream
 from .problems import Problem
 from .prompts import Prompting
 from .samples import Sample, Samples
@@ -31,8 +31,8 @@ def write_samples(
 ) -> None:
     """Generate until every problem has its samples.
 
-    Problems go to the generator in batches of like length, the longest first. A batch is stored before the next one
-    begins, so an interruption costs one batch. A problem's samples depend on `seed` and on how many it has already, so
+    Problems go to the generator in batches of like length, the longest first. Completions are stored as they come, so
+    an interruption costs what is under way. A problem's samples depend on `seed` and on how many it has already, so
     that going on never repeats one.
 
     Args:
@@ -74,18 +74,19 @@ def write_samples(
     ) as bar:
         for (n, stops), alike in groupby(todo, key=kind):
             for batch in _batches(list(alike), max(1, batch_size // n)):
-                asked = partial(
-                    generator.generate,
+                for index, completions in stream(
+                    generator,
                     [prompting.ask(problem) for problem in batch],
+                    problems=[problem.task_id for problem in batch],
                     n=n,
                     temperature=temperature,
                     top_p=top_p,
                     max_new_tokens=max_new_tokens,
                     stop=stops,
-                    seed=_seed(seed, num_samples - n),
-                )
-                _store(asked, batch, samples, prompting)
-                bar.update(n * len(batch))
+                    seed=another_seed(seed, num_samples - n),
+                ):
+                    _store(batch[index], completions, samples, prompting)
+                    bar.update(len(completions))
 
 
 def give_up_on_long(
@@ -120,43 +121,23 @@ def give_up_on_long(
             samples.append([Sample(problem.task_id, program, "", number, "length", num_tokens=0)])
 
 
-def _store(
-    generate: Callable[[], list[list[Completion]]], batch: Sequence[Problem], samples: Samples, prompting: Prompting
-) -> None:
-    """Generate for a batch and store what comes, also what a backend had finished before it failed."""
-    try:
-        completions = generate()
-    except GenerationError as error:
-        samples.append(_make_samples(batch, error.completions, samples, prompting))
-        raise
-    except ValueError as error:
-        names = ", ".join(repr(problem.task_id) for problem in batch)
-        raise ValueError(f"{error} (The prompts are those of the problems {names}.)") from error
-    samples.append(_make_samples(batch, completions, samples, prompting))
-
-
-def _make_samples(
-    batch: Sequence[Problem], completions: list[list[Completion]], samples: Samples, prompting: Prompting
-) -> list[Sample]:
-    return [
-        Sample(
-            problem.task_id,
-            prompting.program(problem, completion.text),
-            completion.text,
-            len(samples[problem.task_id]) + number,
-            completion.finish_reason,
-            completion.mean_logprob,
-            completion.num_tokens,
-        )
-        for problem, several in zip(batch, completions, strict=False)  # fewer, where a backend failed
-        for number, completion in enumerate(several)
-    ]
+def _store(problem: Problem, completions: Sequence[Completion], samples: Samples, prompting: Prompting) -> None:
+    there = len(samples[problem.task_id])
+    samples.append(
+        [
+            Sample(
+                problem.task_id,
+                prompting.program(problem, completion.text),
+                completion.text,
+                number,
+                completion.finish_reason,
+                completion.mean_logprob,
+                completion.num_tokens,
+            )
+            for number, completion in enumerate(completions, start=there)
+        ]
+    )
 
 
 def _batches(problems: list[Problem], size: int) -> list[list[Problem]]:
     return [problems[start : start + size] for start in range(0, len(problems), size)]
-
-
-def _seed(seed: int, done: int) -> int:
-    """Return another seed for samples that are added to those of an earlier run."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {done}".encode()).digest()[:4])

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..execution import CodeExecutor
 from ..generation import TransformersGenerator
+from ..generation.sharing import from_main, is_main
 from .benchmarks import Benchmark, load_benchmark
 from .evaluation_config import EvaluationConfig
 from .generation import give_up_on_long, write_samples
@@ -62,9 +63,8 @@ def evaluate(config: EvaluationConfig, accelerator: Any = None) -> Evaluation | 
     benchmark = load_benchmark(
         config.benchmark or "", config.benchmark_path, revision=config.benchmark_revision, limit=config.limit
     )
-    is_main = accelerator is None or accelerator.is_main_process
     began = time.monotonic()
-    if not is_main:
+    if not is_main(accelerator):
         _generate(config, benchmark, accelerator)
         return None
     with make_executor(config, benchmark) as executor:
@@ -175,19 +175,14 @@ def _generate(
         max_new_tokens=config.max_new_tokens,
         seed=config.seed,
         batch_size=loaded.batch_size * (1 if accelerator is None else accelerator.num_processes),
-        progress=accelerator is None or accelerator.is_main_process,
+        progress=is_main(accelerator),
     )
     return loaded.revision
 
 
 def _shared(samples: Samples | None, accelerator: Any) -> Samples:
     """Let every process know the samples of the main one."""
-    if accelerator is None or accelerator.num_processes == 1:
-        assert samples is not None
-        return samples
-    from accelerate.utils import broadcast_object_list
-
-    [known] = broadcast_object_list([None if samples is None else samples.by_task])
+    known = from_main(accelerator, lambda: {} if samples is None else samples.by_task)
     return Samples(known) if samples is None else samples
 
 

@@ -2,14 +2,18 @@
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 from .json_client import JSONClient, MalformedAnswer, RefusedRequest
-from .protocol import Completion, GenerationError, Request, check_prompts, first_numbers, until_stop
+from .protocol import Completion, Request, check_prompts, first_numbers, until_stop
+from .streaming import Arrival, collect
 
 __all__ = ["OpenAIGenerator"]
+
+_USAGE = ("prompt_tokens", "completion_tokens")
 
 
 class OpenAIGenerator:
@@ -45,7 +49,8 @@ class OpenAIGenerator:
 
     Attributes:
         requests (`int`): requests sent so far, repetitions included.
-        tokens (`int`): tokens of prompts and completions that the server has counted so far.
+        tokens (`int`): tokens of prompts and completions so far, as the server counts them. Of a server that does not
+            tell, completions alone count: by their log-probabilities or else, each, as `max_new_tokens`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -112,44 +117,74 @@ class OpenAIGenerator:
 
         Raises:
             ValueError: If an argument is outside its range.
-            GenerationError: If the server refuses or gives no usable answer; its `completions` hold what was paid for.
+            GenerationError: If the server refuses or gives no usable answer.
+        """
+        arrivals = self.stream(
+            prompts,
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            seed=seed,
+        )
+        return collect(arrivals, len(prompts))
+
+    def stream(
+        self,
+        prompts: list[str],
+        *,
+        n: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 512,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+    ) -> Iterator[Arrival]:
+        """Yield completions as answers come.
+
+        Where it ends early, by an error or Ctrl-C, requests under way are waited for and their answers yielded.
+
+        Raises:
+            ValueError: If an argument is outside its range.
+            GenerationError: If the server refuses or gives no usable answer.
         """
         request = Request(n, temperature, top_p, max_new_tokens, stop, seed)
         check_prompts(prompts)
-        written: list[list[Completion]] = [[] for _ in prompts]
+        call = _Call(len(prompts) * n)
         with ThreadPoolExecutor(self._concurrency) as pool:
-            futures = [
-                pool.submit(self._continue, prompt, first, request, found)
-                for prompt, first, found in zip(prompts, first_numbers(prompts, n), written, strict=True)
-            ]
             try:
-                for future in as_completed(futures):
-                    future.result()
-            except BaseException as error:
-                pool.shutdown(cancel_futures=True)  # waits for what is under way
-                if isinstance(error, GenerationError):
-                    error.completions = written
+                for index, (prompt, first) in enumerate(zip(prompts, first_numbers(prompts, n), strict=True)):
+                    pool.submit(call.follow, index, self._continue(prompt, first, request))
+                yield from call.arrivals()
+            except (Exception, KeyboardInterrupt):
+                call.end(pool)
+                yield from call.late_arrivals()
                 raise
-        return written
+            finally:
+                call.end(pool)
 
-    def _continue(self, prompt: str, first: int, request: Request, found: list[Completion]) -> None:
-        """Ask until `found` holds all completions of a prompt; it grows with each answer."""
-        while len(found) < request.n:
-            wanted = request.n - len(found)
-            body = self._body(prompt, wanted, request.sample_seed(prompt, first + len(found)), request)
-            found += self._ask(body, request.stop)[:wanted]
+    def _continue(self, prompt: str, first: int, request: Request) -> Iterator[list[Completion]]:
+        """Ask until all completions of a prompt are there."""
+        done = 0
+        while done < request.n:
+            wanted = request.n - done
+            body = self._body(prompt, wanted, request.sample_seed(prompt, first + done), request)
+            found = self._ask(body, request)[:wanted]
+            done += len(found)
+            yield found
 
-    def _ask(self, body: dict[str, Any], stop: Sequence[str]) -> list[Completion]:
+    def _ask(self, body: dict[str, Any], request: Request) -> list[Completion]:
         path = "/chat/completions" if self._chat else "/completions"
         if not self._wants_logprobs:
             body.pop("logprobs", None)
         try:
-            return self._client.post(path, body, lambda answer: self._read(answer, stop))
+            return self._client.post(path, body, lambda answer: self._read(answer, request))
         except RefusedRequest as refusal:
             if "logprobs" not in body or "logprobs" not in refusal.excerpt:
                 raise
         self._wants_logprobs = False
-        return self._ask(body, stop)
+        return self._ask(body, request)
 
     def _body(self, prompt: str, n: int, seed: int, request: Request) -> dict[str, Any]:
         question = {"messages": [{"role": "user", "content": prompt}]} if self._chat else {"prompt": prompt}
@@ -166,20 +201,65 @@ class OpenAIGenerator:
         }
         return {name: value for name, value in body.items() if value is not None}
 
-    def _read(self, answer: Any, stop: Sequence[str]) -> list[Completion]:
+    def _read(self, answer: Any, request: Request) -> list[Completion]:
         try:
             choices = answer["choices"]
             usage = answer.get("usage") or {}
             paid = int(usage.get("completion_tokens") or 0) if len(choices) == 1 else 0
-            completions = [_completion(choice, paid or None, stop) for choice in choices]
-            tokens = int(usage.get("total_tokens") or 0)
+            completions = [_completion(choice, paid or None, request.stop) for choice in choices]
+            told = int(usage.get("total_tokens") or sum(int(usage.get(name) or 0) for name in _USAGE))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise MalformedAnswer(f"with an answer of another form ({type(error).__name__}: {error})") from None
         if not completions:
             raise MalformedAnswer("with an answer that holds no choice")
         with self._lock:
-            self.tokens += tokens
+            self.tokens += told or sum(completion.num_tokens or request.max_new_tokens for completion in completions)
         return completions
+
+
+class _Call:
+    """Bring what the requests of one call find from their threads to the one that asked.
+
+    Args:
+        wanted (`int`):
+            Completions that are to come.
+    """
+
+    def __init__(self, wanted: int) -> None:
+        self._ended = False
+        self._wanted = wanted
+        self._queue: SimpleQueue[Arrival | Exception] = SimpleQueue()
+
+    def follow(self, index: int, parts: Iterator[list[Completion]]) -> None:
+        """Take the completions of a prompt as they come, in a thread."""
+        try:
+            for completions in parts:
+                self._queue.put((index, completions))
+                if self._ended:
+                    return
+        except Exception as error:
+            self._queue.put(error)
+
+    def end(self, pool: ThreadPoolExecutor) -> None:
+        """Send no more requests, and wait for those under way."""
+        self._ended = True
+        pool.shutdown(cancel_futures=True)
+
+    def arrivals(self) -> Iterator[Arrival]:
+        """Yield all that is wanted, or raise the first error."""
+        while self._wanted:
+            found = self._queue.get()
+            if isinstance(found, Exception):
+                raise found
+            self._wanted -= len(found[1])
+            yield found
+
+    def late_arrivals(self) -> Iterator[Arrival]:
+        """Yield what has come since; errors have been one too many already."""
+        while not self._queue.empty():
+            found = self._queue.get()
+            if not isinstance(found, Exception):
+                yield found
 
 
 def _completion(choice: Mapping[str, Any], paid: int | None, stop: Sequence[str]) -> Completion:

@@ -1,5 +1,6 @@
 """What is asked of a text generator and what it gives back, whatever stands behind it."""
 
+import hashlib
 import random
 import secrets
 from collections import Counter
@@ -13,6 +14,7 @@ __all__ = [
     "GenerationError",
     "Request",
     "TextGenerator",
+    "another_seed",
     "check_prompts",
     "first_numbers",
     "until_stop",
@@ -54,16 +56,7 @@ class Completion:
 
 
 class GenerationError(RuntimeError):
-    """A backend failed for a reason that lies outside of this process.
-
-    Attributes:
-        completions (`list[list[Completion]]`): those that were finished nevertheless, in the order of the prompts;
-            shorter lists than asked for, or empty ones, where there are none.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.completions: list[list[Completion]] = []
+    """A backend failed for a reason that lies outside of this process."""
 
 
 class TextGenerator(Protocol):
@@ -141,6 +134,11 @@ class Request:
         if self.seed is None:
             return secrets.randbits(31)
         return random.Random(f"{self.seed}:{number}:{prompt}").getrandbits(31)
+
+
+def another_seed(seed: int, purpose: object) -> int:
+    """Return a 32-bit seed for one of several purposes, whose samples shall not be the same ones."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:4])
 
 
 def check_prompts(prompts: Sequence[str]) -> None:

@@ -1,28 +1,40 @@
 """A generator whose completions are kept, so that nothing is generated twice however often a run begins again."""
 
+import copy
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import chain
+from typing import Any, Self
 
 from ..ledger import Ledger
-from .protocol import Completion, GenerationError, TextGenerator
+from .protocol import Completion, TextGenerator
+from .sharing import from_main
+from .streaming import Arrival, collect, stream
 
 __all__ = ["RecordedGenerator"]
+
+_RECORD = ("key", "name", "completions", "num_tokens")
 
 
 class RecordedGenerator:
     """Answer from a file what was asked before, and ask the generator for the rest alone.
 
     Samples of a prompt depend on prompt and seed alone, so a run that repeats its calls gets the same completions,
-    whether it was interrupted or not. Calls need a seed, or nothing of theirs is recognised.
+    whether it was interrupted or not. Calls need a seed, or nothing of theirs is recognised. A prompt is on disk as
+    soon as the generator hands over the last of its completions; one of which only some had come is asked for anew.
 
     Args:
         generator (`TextGenerator`):
             Who is asked.
-        ledger ([`Ledger`]):
-            Where completions are kept; its settings name the model.
+        ledger ([`Ledger`], *optional*):
+            Where completions are kept; its settings name the model. `None` on processes other than the main one.
+        name (`str`, *optional*):
+            Tells generators apart that share a ledger.
+        accelerator (`Accelerator`, *optional*):
+            That of a generator that shares its work over several processes, all of which then make the same calls.
 
     Raises:
         ValueError: If a line of the ledger is no such record.
@@ -47,15 +59,27 @@ class RecordedGenerator:
     ```
     """
 
-    def __init__(self, generator: TextGenerator, ledger: Ledger) -> None:
+    def __init__(
+        self, generator: TextGenerator, ledger: Ledger | None, *, name: str | None = None, accelerator: Any = None
+    ) -> None:
         self._generator = generator
         self._ledger = ledger
-        self._known: dict[str, list[Completion]] = {}
-        for row, where in ledger.read():
-            try:
-                self._known[row["key"]] = [Completion(**completion) for completion in row["completions"]]
-            except (KeyError, TypeError) as error:
-                raise ValueError(f"{where} is no record of a generator; give another output.") from error
+        self._name = name
+        self._facts: dict[str, Any] = {}
+        self._known = from_main(accelerator, self._read)
+
+    def noting(self, **facts: Any) -> Self:
+        """Return this generator, but with JSON values to be written beside each of its new records.
+
+        Raises:
+            ValueError: If a record has a field of its own by that name.
+        """
+        for fact in facts:
+            if fact in _RECORD:
+                raise ValueError(f"`{fact}` is a field of every record; give the fact another name.")
+        noting = copy.copy(self)
+        noting._facts = {**self._facts, **facts}
+        return noting
 
     def generate(
         self,
@@ -74,46 +98,95 @@ class RecordedGenerator:
             GenerationError: If the generator fails. Prompts of which it had all completions are kept.
             OSError: If the disk is full.
         """
-        asked = Counter(prompts)
-        settings = [n, temperature, top_p, max_new_tokens, list(stop), seed]
-        keys = {prompt: _key(prompt, times, settings) for prompt, times in asked.items()}
-        # A prompt that is given twice is asked, and kept, as a whole: its samples are numbered through.
-        missing = [prompt for prompt in prompts if keys[prompt] not in self._known]
-        if missing:
-            try:
-                found = self._generator.generate(
-                    missing,
-                    n=n,
-                    temperature=temperature,
-                    top_p=top_p,
-                    max_new_tokens=max_new_tokens,
-                    stop=stop,
-                    seed=seed,
-                )
-            except GenerationError as error:
-                self._keep(keys, asked, n, zip(missing, error.completions, strict=False))
-                raise
-            self._keep(keys, asked, n, zip(missing, found, strict=True))
-        rest = {prompt: iter(self._known[key]) for prompt, key in keys.items()}
-        return [[next(rest[prompt]) for _ in range(n)] for prompt in prompts]
-
-    def _keep(
-        self, keys: dict[str, str], asked: Counter[str], n: int, found: Iterable[tuple[str, list[Completion]]]
-    ) -> None:
-        """Write down, then remember, the completions of each prompt that has all of them."""
-        by_prompt: dict[str, list[Completion]] = {}
-        for prompt, completions in found:
-            by_prompt.setdefault(prompt, []).extend(completions)
-        whole = {keys[prompt]: several for prompt, several in by_prompt.items() if len(several) == n * asked[prompt]}
-        self._ledger.append(
-            [
-                {"key": key, "completions": [asdict(completion) for completion in completions]}
-                for key, completions in whole.items()
-            ]
+        arrivals = self.stream(
+            prompts,
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            seed=seed,
         )
-        self._known |= whole
+        return collect(arrivals, len(prompts))
+
+    def stream(
+        self,
+        prompts: list[str],
+        *,
+        n: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 512,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+    ) -> Iterator[Arrival]:
+        """Yield what is known, then the rest as it comes and is written down.
+
+        Raises:
+            GenerationError: If the generator fails. Prompts of which it had all completions are kept.
+            OSError: If the disk is full.
+        """
+        # A prompt that is given twice is asked, and kept, as a whole: its samples are numbered through.
+        places: defaultdict[str, list[int]] = defaultdict(list)
+        for index, prompt in enumerate(prompts):
+            places[prompt].append(index)
+        settings = [n, temperature, top_p, max_new_tokens, list(stop), seed]
+        keys = {prompt: self._key(prompt, len(indices), settings) for prompt, indices in places.items()}
+        missing = [index for index, prompt in enumerate(prompts) if keys[prompt] not in self._known]
+        for prompt, indices in places.items():
+            if keys[prompt] in self._known:
+                yield from _dealt(self._known[keys[prompt]], indices)
+        if not missing:
+            return
+        found: dict[int, list[Completion]] = {index: [] for index in missing}
+        for number, completions in stream(
+            self._generator,
+            [prompts[index] for index in missing],
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            seed=seed,
+        ):
+            index = missing[number]
+            found[index] += completions
+            indices = places[prompts[index]]
+            if all(len(found[place]) == n for place in indices):
+                whole = list(chain.from_iterable(found[place] for place in indices))
+                self._keep(keys[prompts[index]], whole)
+                yield from _dealt(whole, indices)
+
+    def _read(self) -> dict[str, list[Completion]]:
+        assert self._ledger is not None, "the main process needs a ledger"
+        known = {}
+        for row, where in self._ledger.read():
+            try:
+                known[row["key"]] = [Completion(**completion) for completion in row["completions"]]
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"{where} is no record of a generator; give another output.") from error
+        return known
+
+    def _key(self, prompt: str, times: int, settings: Sequence[object]) -> str:
+        text = json.dumps([prompt, times, *settings, *([] if self._name is None else [self._name])])
+        return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
+
+    def _keep(self, key: str, completions: list[Completion]) -> None:
+        """Write down, then remember, all completions of a prompt."""
+        if self._ledger is not None:
+            tokens = [completion.num_tokens for completion in completions if completion.num_tokens is not None]
+            record = {
+                "key": key,
+                "name": self._name,
+                "num_tokens": sum(tokens) if len(tokens) == len(completions) else None,
+                "completions": [asdict(completion) for completion in completions],
+            }
+            self._ledger.append([{**self._facts, **record}])
+        self._known[key] = completions
 
 
-def _key(prompt: str, times: int, settings: Sequence[object]) -> str:
-    text = json.dumps([prompt, times, *settings])
-    return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
+def _dealt(completions: Sequence[Completion], places: Sequence[int]) -> Iterator[Arrival]:
+    """Deal the completions of a prompt out to the places that it has in a call."""
+    each = len(completions) // len(places)
+    for turn, place in enumerate(places):
+        yield place, list(completions[turn * each : (turn + 1) * each])

@@ -3,9 +3,9 @@
 import logging
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +16,7 @@ from ..data.encoding import encode_prompts
 from .decoding import Detokenizer, StopStrings, TokenChooser
 from .plain import stop_tokens, writing
 from .protocol import Completion, Request, check_prompts, first_numbers, until_stop
+from .streaming import Arrival, collect
 
 __all__ = ["TransformersGenerator"]
 
@@ -24,11 +25,15 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One sequence to generate: the tokens of prompt number `prompt`, and the seed of the sample."""
+    """One sequence to generate: sample `number` of prompt `prompt`, whose tokens these are, and its seed."""
 
     prompt: int
+    number: int
     tokens: list[int]
     seed: int
+
+
+_Written: TypeAlias = tuple[_Row, Completion]
 
 
 class TransformersGenerator:
@@ -114,17 +119,47 @@ class TransformersGenerator:
             ValueError: If an argument is outside its range, a prompt has no tokens or is too long for the model, or
                 the model gives NaN.
         """
+        arrivals = self.stream(
+            prompts,
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            seed=seed,
+        )
+        return collect(arrivals, len(prompts))
+
+    def stream(
+        self,
+        prompts: list[str],
+        *,
+        n: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 512,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+    ) -> Iterator[Arrival]:
+        """Yield the completions of each prompt once the batch that finishes them is done.
+
+        Between two yields the model stays as `generate` needs it: in eval mode, and gradients are off.
+
+        Raises:
+            ValueError: As `generate` does.
+        """
         request = Request(n, temperature, top_p, max_new_tokens, stop, seed)
         check_prompts(prompts)
-        rows = self._rows(prompts, request)
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index].tokens), reverse=True)
+        rows = sorted(self._rows(prompts, request), key=lambda row: len(row.tokens), reverse=True)
         if self._accelerator is not None:
-            order = order[self._accelerator.process_index :: self._accelerator.num_processes]
-        written = list(zip(order, self._write([rows[index] for index in order], request), strict=True))
-        if self._accelerator is not None and self._accelerator.num_processes > 1:
-            written = gather_object(written)
-        by_row = dict(written)
-        return [[by_row[prompt * n + sample] for sample in range(n)] for prompt in range(len(prompts))]
+            rows = rows[self._accelerator.process_index :: self._accelerator.num_processes]
+        found: list[dict[int, Completion]] = [{} for _ in prompts]
+        for written in self._write(rows, request):
+            for row, completion in written:
+                several = found[row.prompt]
+                several[row.number] = completion
+                if len(several) == n:
+                    yield row.prompt, [several[number] for number in range(n)]
 
     def too_long(self, prompts: Sequence[str], max_new_tokens: int) -> list[int]:
         """Return the indices of the prompts for which `generate` would say that the model has too few positions."""
@@ -136,7 +171,7 @@ class TransformersGenerator:
         for index, tokens in enumerate(encoded):
             self._check_length(index, len(tokens), request.max_new_tokens)
         return [
-            _Row(index, tokens, request.sample_seed(prompt, first + sample))
+            _Row(index, sample, tokens, request.sample_seed(prompt, first + sample))
             for index, (prompt, tokens, first) in enumerate(
                 zip(prompts, encoded, first_numbers(prompts, request.n), strict=True)
             )
@@ -173,30 +208,38 @@ class TransformersGenerator:
         needed = max(length, max_new_tokens) if self._is_encoder_decoder else length + max_new_tokens
         return self._positions is not None and needed > self._positions
 
-    def _write(self, rows: list[_Row], request: Request) -> list[Completion]:
-        """Generate the rows in batches, smaller ones from where the memory did not suffice."""
-        eos = stop_tokens(self._model, self._tokenizer)
-        config = self._config(request.max_new_tokens, eos)
-        completions: list[Completion] = []
-        size = self._batch_size
+    def _write(self, rows: list[_Row], request: Request) -> Iterator[list[_Written]]:
+        """Generate the rows of this process, and yield what all processes have written, batch by batch."""
+        config = self._config(request.max_new_tokens, stop_tokens(self._model, self._tokenizer))
         with writing(self._engine, self._accelerator) as model:
-            while len(completions) < len(rows):
-                batch = rows[len(completions) : len(completions) + size]
-                try:
-                    completions += self._write_batch(model, batch, request, config)
-                    continue
-                except torch.OutOfMemoryError as error:
-                    if len(batch) == 1:
-                        raise torch.OutOfMemoryError(
-                            f"the memory does not suffice for `prompts[{batch[0].prompt}]` alone, of "
-                            f"{len(batch[0].tokens)} tokens and max_new_tokens={request.max_new_tokens}; shorten it, "
-                            "or lower `max_new_tokens`."
-                        ) from error
-                # Outside of the clause above, whose error keeps the failed batch's tensors alive.
-                size = len(batch) // 2
-                _logger.warning("Out of memory with %d sequences; going on with %d at a time.", len(batch), size)
-                torch.cuda.empty_cache()
-        return completions
+            batches = self._batches(model, rows, request, config)
+            if self._accelerator is None or self._accelerator.num_processes == 1:
+                yield from batches
+            else:
+                yield from _in_step(batches)
+
+    def _batches(
+        self, model: Any, rows: list[_Row], request: Request, config: GenerationConfig
+    ) -> Iterator[list[_Written]]:
+        """Generate in batches, smaller ones from where the memory did not suffice."""
+        size = self._batch_size
+        while rows:
+            batch = rows[:size]
+            try:
+                yield list(zip(batch, self._write_batch(model, batch, request, config), strict=True))
+                rows = rows[size:]
+                continue
+            except torch.OutOfMemoryError as error:
+                if len(batch) == 1:
+                    raise torch.OutOfMemoryError(
+                        f"the memory does not suffice for `prompts[{batch[0].prompt}]` alone, of "
+                        f"{len(batch[0].tokens)} tokens and max_new_tokens={request.max_new_tokens}; shorten it, "
+                        "or lower `max_new_tokens`."
+                    ) from error
+            # Outside of the clause above, whose error keeps the failed batch's tensors alive.
+            size = len(batch) // 2
+            _logger.warning("Out of memory with %d sequences; going on with %d at a time.", len(batch), size)
+            torch.cuda.empty_cache()
 
     def _config(self, max_new_tokens: int, eos: list[int]) -> GenerationConfig:
         pad = self._tokenizer.pad_token_id
@@ -255,6 +298,23 @@ class TransformersGenerator:
             )
         text, stopped = until_stop(self._detokenizer(tokens[:count] if end is None else tokens[:end]), request.stop)
         return Completion(text, mean, "length" if end is None and not stopped else "stop", count)
+
+
+def _in_step(batches: Iterator[list[_Written]]) -> Iterator[list[_Written]]:
+    """Yield what all processes have written, a batch of each at a time; where one fails, all do."""
+    while True:
+        batch, failure = None, None
+        try:
+            batch = next(batches, None)
+        except Exception as error:
+            failure = error
+        outcomes = gather_object([(batch, failure)])
+        for _, failure in outcomes:
+            if failure is not None:
+                raise failure
+        if all(batch is None for batch, _ in outcomes):
+            return
+        yield [written for batch, _ in outcomes for written in batch or ()]
 
 
 def _left_padded(sequences: list[list[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:

@@ -1,0 +1,102 @@
+"""Budgets around any generator, and around servers that do not tell what they cost."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.generation.server import Fault, serving
+from tests.generation.test_streaming import Halting
+from trl_akd.generation import Completion, OpenAIGenerator
+from trl_akd.generation.budget import BudgetedGenerator, BudgetSpent
+from trl_akd.generation.recorded import RecordedGenerator
+from trl_akd.ledger import Ledger
+
+
+@pytest.mark.parametrize(
+    ("limits", "asked", "limit"),
+    [
+        ({}, 5, None),
+        ({"max_requests": 3}, 3, "max_requests"),
+        ({"max_requests": 5}, 5, "max_requests"),
+        ({"max_tokens": 7}, 4, "max_tokens"),
+        ({"max_tokens": 1}, 1, "max_tokens"),
+        ({"max_requests": 2, "max_tokens": 100}, 2, "max_requests"),
+        ({"max_seconds": 1e-9}, 0, "max_seconds"),
+        ({"max_seconds": 1000.0}, 5, None),
+    ],
+)
+def test_limits(limits: dict, asked: int, limit: str | None):
+    generator = Halting()
+    budgeted = BudgetedGenerator(generator, **limits)
+    arrived = []
+    try:
+        arrived.extend(index for index, _ in budgeted.stream(list("abcde"), max_new_tokens=2))
+    except BudgetSpent as error:
+        assert asked < 5 and f"`{limit}` is reached" in str(error)
+    assert generator.asked == list("abcde")[:asked]
+    assert (budgeted.requests, budgeted.tokens, budgeted.exhausted) == (asked, 2 * asked, limit)
+
+
+def test_time_is_looked_at_between_batches(monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr("trl_akd.generation.budget.time.monotonic", lambda: now[0])
+    budgeted = BudgetedGenerator(Halting(), batch_size=2, max_seconds=30)
+    arrived = []
+    with pytest.raises(BudgetSpent, match="`max_seconds` is reached"):
+        for index, _ in budgeted.stream(list("abcdef")):
+            arrived.append(index)
+            now[0] += 10
+    assert arrived == [0, 1, 2, 3] and budgeted.seconds == 40.0
+
+
+def test_what_is_replayed_costs_nothing(tmp_path: Path):
+    for limit, expected in ((2, "ab"), (2, "abcd"), (2, "abcde")):
+        with Ledger(tmp_path / "calls.jsonl", {}) as ledger:
+            budgeted = BudgetedGenerator(Halting(), max_requests=limit)
+            try:
+                RecordedGenerator(budgeted, ledger).generate(list("abcde"), seed=0)
+            except BudgetSpent:
+                assert expected != "abcde"
+        assert len((tmp_path / "calls.jsonl").read_text().splitlines()) == len(expected)
+
+
+def test_tokens_that_are_not_told_count_as_the_most_there_may_be():
+    class Silent(Halting):
+        def stream(self, prompts, **sampling):
+            for index, _ in super().stream(prompts, **sampling):
+                yield index, [Completion("", None, "stop", None)] * 2
+
+    budgeted = BudgetedGenerator(Silent(), max_tokens=50)
+    with pytest.raises(BudgetSpent):
+        budgeted.generate(list("abcde"), n=2, max_new_tokens=10)
+    assert budgeted.tokens == 60
+
+
+@pytest.mark.parametrize(
+    ("usage", "logprobs", "tokens"),
+    [
+        ({"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}, True, 11),
+        ({"prompt_tokens": 5, "completion_tokens": 6}, True, 11),
+        ({}, True, 6),
+        (None, True, 6),
+        (None, False, 80),
+        ({"total_tokens": 0}, False, 80),
+    ],
+)
+def test_a_server_that_does_not_tell_what_it_cost(usage: dict | None, logprobs: bool, tokens: int):
+    with serving() as server:
+        server.logprobs = logprobs
+        answer = server.answer("/v1/completions", {"prompt": "a", "temperature": 1, "n": 2, "logprobs": 1})
+        server.faults.extend([Fault(body=json.dumps({**answer, "usage": usage}))] * 2)
+        generator = OpenAIGenerator(server.url, "tiny", concurrency=1)
+        budgeted = BudgetedGenerator(generator, max_tokens=tokens)
+        with pytest.raises(BudgetSpent, match="`max_tokens`"):
+            budgeted.generate(["a", "b"], n=2, temperature=1.0, max_new_tokens=40)
+        assert (budgeted.requests, budgeted.tokens) == (1, tokens)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "max_requests", "max_tokens", "max_seconds"])
+def test_no_room_for_anything(name: str):
+    with pytest.raises(ValueError, match=f"`{name}` is 0; allow"):
+        BudgetedGenerator(Halting(), **{name: 0})

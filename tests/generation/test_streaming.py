@@ -1,0 +1,221 @@
+"""Completions as they come: from a model, from a server, and across an interruption of either."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.generation.server import Fault, Server, serving
+from trl_akd.generation import Completion, GenerationError, OpenAIGenerator, TransformersGenerator
+from trl_akd.generation.recorded import RecordedGenerator
+from trl_akd.generation.streaming import collect, stream
+from trl_akd.ledger import Ledger
+
+PROMPTS = ["def add(a, b):\n", "x", "# a comment\nprint(", "x", "return"]
+SAMPLED = {"n": 3, "temperature": 1.0, "max_new_tokens": 5, "seed": 7}
+
+
+class Halting:
+    """Complete prompts by themselves, one at a time, and raise before the `stops`-th."""
+
+    def __init__(self, stops: int = sys.maxsize, error: BaseException | None = None) -> None:
+        self.stops, self.error = stops, error or GenerationError("gone")
+        self.asked: list[str] = []
+
+    def generate(self, prompts, **sampling):
+        return collect(self.stream(prompts, **sampling), len(prompts))
+
+    def stream(self, prompts, *, n=1, **sampling):
+        for index, prompt in enumerate(prompts):
+            if len(self.asked) == self.stops:
+                raise self.error
+            self.asked.append(prompt)
+            yield index, [Completion(f"{prompt}{number}", -1.0, "stop", 2) for number in range(n)]
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as running:
+        yield running
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# A model in this process
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_a_model_s_stream_is_what_it_generates(batch_size: int):
+    generator = TransformersGenerator(tiny.model(), tiny.tokenizer(), batch_size=batch_size)
+    arrivals = list(generator.stream(PROMPTS, **SAMPLED))
+    assert sorted(index for index, _ in arrivals) == list(range(len(PROMPTS)))
+    assert collect(arrivals, len(PROMPTS)) == generator.generate(PROMPTS, **SAMPLED)
+
+
+def test_a_model_hands_over_each_batch_before_the_next(monkeypatch: pytest.MonkeyPatch):
+    generator, batches = TransformersGenerator(tiny.model(), tiny.tokenizer(), batch_size=3), []
+    write = TransformersGenerator._write_batch
+
+    def spy(self, model, rows, *rest):
+        batches.append(len(rows))
+        return write(self, model, rows, *rest)
+
+    monkeypatch.setattr(TransformersGenerator, "_write_batch", spy)
+    for number, (index, _) in enumerate(generator.stream(PROMPTS, **SAMPLED), start=1):
+        assert batches == [3] * number
+        assert number > 1 or index == 2, "the longest prompt first"
+
+
+def test_a_model_is_as_it_was_once_its_stream_is_left():
+    model = tiny.model().train()
+    arrivals = TransformersGenerator(model, tiny.tokenizer(), batch_size=1).stream(PROMPTS, max_new_tokens=2)
+    next(arrivals)
+    assert not model.training
+    arrivals.close()
+    assert model.training
+
+
+# A server
+
+
+def test_answers_come_as_the_server_gives_them(server: Server):
+    good = Fault(body=json.dumps(server.answer("/v1/completions", {"prompt": "late", "temperature": 0})), delay=1.0)
+    server.faults.append(good)
+    generator = OpenAIGenerator(server.url, "tiny", concurrency=2)
+    assert [index for index, _ in generator.stream(["a", "b", "c"])] == [1, 2, 0]
+
+
+def test_ctrl_c_waits_for_what_is_under_way_and_sends_no_more(server: Server):
+    server.pause = 0.3
+    generator, arrived = OpenAIGenerator(server.url, "tiny", concurrency=2), []
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        for index, _ in generator.stream(list("abcdef")):
+            arrived.append(index)
+    assert sorted(arrived) == [0, 1] and len(server.bodies) == 2
+
+
+def test_a_listener_that_leaves_costs_what_is_under_way(server: Server):
+    generator = OpenAIGenerator(server.url, "tiny", concurrency=1)
+    arrivals = generator.stream(list("abcdef"))
+    next(arrivals)
+    arrivals.close()
+    assert len(server.bodies) <= 3
+
+
+# A record
+
+
+@pytest.mark.parametrize("error", [GenerationError("gone"), KeyboardInterrupt(), OSError("full")])
+def test_what_had_come_is_recorded(tmp_path: Path, error: BaseException):
+    path = tmp_path / "calls.jsonl"
+    with Ledger(path, {}) as ledger, pytest.raises(type(error)):
+        RecordedGenerator(Halting(2, error), ledger).generate(["a", "b", "c", "d"], n=2, temperature=1.0, seed=0)
+    assert [[c["text"] for c in record["completions"]] for record in lines(path)] == [["a0", "a1"], ["b0", "b1"]]
+    with Ledger(path, {}) as ledger:
+        rest = Halting()
+        found = RecordedGenerator(rest, ledger).generate(["a", "b", "c", "d"], n=2, temperature=1.0, seed=0)
+    assert rest.asked == ["c", "d"] and [completion.text for completion, _ in found] == ["a0", "b0", "c0", "d0"]
+
+
+def _record_until_killed(path: Path) -> None:
+    class Killer(Halting):
+        def stream(self, prompts, **sampling):
+            yield from super().stream(prompts[:3], **sampling)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with Ledger(path, {}) as ledger:
+        RecordedGenerator(Killer(), ledger).generate(list("abcdef"), seed=0)
+
+
+def test_kill_9_leaves_what_had_come(tmp_path: Path):
+    path = tmp_path / "calls.jsonl"
+    process = multiprocessing.get_context("fork").Process(target=_record_until_killed, args=(path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and len(lines(path)) == 3
+    with Ledger(path, {}) as ledger:
+        rest = Halting()
+        RecordedGenerator(rest, ledger).generate(list("abcdef"), seed=0)
+    assert rest.asked == ["d", "e", "f"]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from trl_akd.generation import OpenAIGenerator
+from trl_akd.generation.recorded import RecordedGenerator
+from trl_akd.ledger import Ledger
+
+with Ledger(Path(sys.argv[2]), {}) as ledger:
+    asked = OpenAIGenerator(sys.argv[1], "tiny", concurrency=2)
+    RecordedGenerator(asked, ledger).generate([f"prompt {number}" for number in range(12)], seed=0)
+"""
+
+
+def test_kill_9_amid_a_call_to_a_slow_server_pays_again_for_requests_under_way_alone(server: Server, tmp_path: Path):
+    server.pause = 0.1
+    path = tmp_path / "calls.jsonl"
+    command = [sys.executable, "-c", SCRIPT, server.url, str(path)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    while len(server.bodies) < 7:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    sent, kept = len(server.bodies), len(lines(path))
+    assert sent - 4 <= kept < 12, "of two at a time, the last may have come and not been written yet"
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True, timeout=120)
+    assert len(lines(path)) == 12 and len(server.bodies) == sent + 12 - kept
+
+
+def test_names_of_generators_tell_their_records_apart(tmp_path: Path):
+    teacher, student = Halting(), Halting()
+    with Ledger(tmp_path / "calls.jsonl", {}) as ledger:
+        for _ in range(2):
+            RecordedGenerator(teacher, ledger, name="teacher").generate(["a"], seed=0)
+            RecordedGenerator(student, ledger, name="student").generate(["a"], seed=0)
+    assert teacher.asked == student.asked == ["a"]
+    assert [record["name"] for record in lines(tmp_path / "calls.jsonl")] == ["teacher", "student"]
+
+
+def test_facts_and_cost_stand_beside_a_record(tmp_path: Path):
+    with Ledger(tmp_path / "calls.jsonl", {}) as ledger:
+        recorded = RecordedGenerator(Halting(), ledger)
+        recorded.noting(origin="seed").noting(prompt="v2").generate(["a"], n=3, seed=0)
+        recorded.generate(["a"], n=3, seed=0)
+        recorded.generate(["b"], seed=0)
+        with pytest.raises(ValueError, match="`key` is a field of every record"):
+            recorded.noting(key="x")
+    first, second = lines(tmp_path / "calls.jsonl")
+    assert (first["origin"], first["prompt"], first["num_tokens"]) == ("seed", "v2", 6)
+    assert "origin" not in second and second["num_tokens"] == 2
+
+
+# Any generator
+
+
+def test_a_generator_that_cannot_stream_hands_over_all_at_once():
+    class Parrot:
+        def generate(self, prompts, **sampling):
+            return [[Completion(prompt, None, "stop", 1)] for prompt in prompts]
+
+    assert [(index, completion.text) for index, [completion] in stream(Parrot(), ("a", "b"))] == [(0, "a"), (1, "b")]
+
+
+def test_a_refusal_names_the_problems():
+    with pytest.raises(ValueError, match=r"no\. \(The prompts are those of the problems 'p', 'q'\.\)"):
+        list(stream(Halting(1, ValueError("no.")), ["a", "b"], problems=["p", "q"]))
+    with pytest.raises(ValueError, match=r"^no\.$"):
+        list(stream(Halting(0, ValueError("no.")), ["a"]))

@@ -22,6 +22,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, cached_file
 
 from ..distributed import gathered
 from ..generation import Completion, TextGenerator
+from ..generation.streaming import Arrival, collect, stream
 from ..heads import lm_head
 
 __all__ = [
@@ -278,8 +279,32 @@ class PlanHeadGenerator:
         seed: int | None = None,
     ) -> list[list[Completion]]:
         """Continue each prompt `n` times, as `TextGenerator.generate` says."""
+        arrivals = self.stream(
+            prompts,
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            seed=seed,
+        )
+        return collect(arrivals, len(prompts))
+
+    def stream(
+        self,
+        prompts: list[str],
+        *,
+        n: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 512,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+    ) -> Iterator[Arrival]:
+        """Yield completions as they come; between two yields the plan head stays in the LM head's place."""
         with writing_plans(self._model):
-            return self._generator.generate(
+            yield from stream(
+                self._generator,
                 prompts,
                 n=n,
                 temperature=temperature,

@@ -116,7 +116,7 @@ def test_codeplan_goes_from_plans_to_ranked_programs(tmp_path: Path, monkeypatch
 
 
 def test_iterkd_runs_two_cycles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    """Every stage on a small world; a teacher that has learned so little is never right, so questions bring answers."""
+    """Every stage on a small world; so untaught a teacher is never right, and the questions bring answers."""
     build = stages.build_question_world
 
     def build_with_answers(folder: Path) -> stages.World:
@@ -143,7 +143,7 @@ def test_iterkd_runs_two_cycles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     out = capsys.readouterr().out
     assert "Cycle 2 of 2, training" in out and "| cycle | questions |" in out
     cycles = json.loads((folder / "results.json").read_text())["cycles"]
-    assert [cycle["questions"] for cycle in cycles][0] == 12 and len(cycles) == 2
+    assert cycles[0]["questions"] == 12 and len(cycles) == 2
     assert (folder / "student-iterkd" / "cycles.png").exists()
     assert (folder / "student-iterkd" / "model.safetensors").exists()
 

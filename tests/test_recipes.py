@@ -9,14 +9,18 @@ import yaml
 
 from trl_akd.cli import main
 from trl_akd.cli.parsing import RecipeParser, read_recipe
+from trl_akd.cli.quickstart_iterkd import JUDGE_REQUEST, PROMPTS
 from trl_akd.cli.recipes import RECIPES, find_accelerate_config
 from trl_akd.cli.stand_ins import KNOWN_MODELS
+from trl_akd.micro.lessons import JUDGE_LAYOUT, TEACHING_LAYOUTS
 
 ROOT = RECIPES.parent
 PATHS = sorted(RECIPES.rglob("config*.yaml"))
 PAPER = [path for path in PATHS if "micro" not in path.parts]
 STEPS = sorted(set(RECIPES.glob("*/*/*.yaml")) - set(PATHS))  # what comes before and after the training
-AKD, CODEPLAN = ([path for path in PAPER if path.parent.name == method] for method in ("akd", "codeplan"))
+AKD, CODEPLAN, ITERKD = (
+    [path for path in PAPER if path.parent.name == method] for method in ("akd", "codeplan", "iterkd")
+)
 SECTIONS = ["# Model", "# Teacher", "# Data", "# Method", "# Trainer", "# Evaluation", "# Hub"]
 COMMANDS = re.compile(r"(?:trl-akd |-m trl_akd\.cli\.)(\w+(?: train)?) --config (\S+)(?:.*--accelerate_config (\S+))?")
 ARGUMENT_TYPES = {  # of the steps
@@ -43,11 +47,16 @@ def values_of(path: Path, flags: list[str]):
 
 
 def test_there_are_recipes():
-    assert (len(AKD), len(CODEPLAN), len(STEPS)) == (10, 5, 11)
+    assert (len(AKD), len(CODEPLAN), len(ITERKD), len(STEPS)) == (10, 5, 3, 11)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=name)
-def test_parses(path: Path, tmp_path: Path):
+def test_parses(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    made = tmp_path / "outputs" / "quickstart-iterkd"  # what the quickstart writes before its recipe is read
+    made.mkdir(parents=True)
+    (made / PROMPTS).write_text(yaml.safe_dump(dict(TEACHING_LAYOUTS)))
+    (made / JUDGE_REQUEST).write_text(JUDGE_LAYOUT)
     method = path.parent.name
     argument_types = import_module(f"trl_akd.cli.{method}")._argument_types
     parser = RecipeParser(argument_types(), prog=f"trl-akd {method}")
@@ -86,12 +95,15 @@ def test_step_goes_with_the_training(path: Path, tmp_path: Path):
 def test_says_what_matters(path: Path):
     content = yaml.safe_load(path.read_text())
     assert {"seed", "output_dir", "report_to", "push_to_hub"} <= content.keys()
-    assert {"akd": "beta_strategy", "codeplan": "plan_weight"}[path.parent.name] in content
+    assert {"akd": "beta_strategy", "codeplan": "plan_weight", "iterkd": "contrastive_loss"}[
+        path.parent.name
+    ] in content
     headings = [line.partition(":")[0] for line in path.read_text().splitlines()]
     headings = [line for line in headings if line in SECTIONS]
     assert headings == [section for section in SECTIONS if section in headings]
     assert {"# Model", "# Data", "# Method", "# Trainer"} <= set(headings)
-    assert ("# Teacher" in headings) == ("teacher_model_name_or_path" in content)
+    has_teacher = not {"teacher_model_name_or_path", "text_teacher"}.isdisjoint(content)
+    assert ("# Teacher" in headings) == has_teacher
 
 
 @pytest.mark.parametrize("path", [*PATHS, *STEPS], ids=name)
@@ -128,6 +140,26 @@ def test_keeps_to_the_authors_code(path: Path):
     assert recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"] == 32
     assert recipe["model_name_or_path"] in KNOWN_MODELS
     assert "--accelerate_config zero2" in path.read_text()
+
+
+@pytest.mark.parametrize("path", ITERKD, ids=name)
+def test_cycles_are_as_the_method_page_says(path: Path):
+    recipe = yaml.safe_load(path.read_text())
+    assert (recipe["cycles"], recipe["contrastive_loss"], recipe["contrastive_weight"]) == (3, "dpo_norm", 1.0)
+    assert 2 * recipe["new_easy"] == recipe["new_medium"] == recipe["new_hard"]
+    assert (recipe["judge"], recipe["eval_benchmark"], recipe["allow_code_execution"]) == (
+        "teacher",
+        "humaneval",
+        True,
+    )
+    assert recipe["decontaminate"] == ["humaneval", "mbpp"]
+    assert (recipe["objective"] == "akd") == ("teacher_model_name_or_path" in recipe)
+    assert (recipe["objective"] == "ce") == (recipe.get("text_backend") == "openai")
+    assert recipe["model_name_or_path"] in KNOWN_MODELS
+    assert recipe.get("teacher_model_name_or_path", recipe["model_name_or_path"]) in KNOWN_MODELS
+    assert "--accelerate_config zero3" in path.read_text()
+    if "text_teacher" in recipe:
+        assert f"vllm serve {recipe['text_teacher']}" in path.read_text()
 
 
 def test_readme_lists_every_recipe_and_config():

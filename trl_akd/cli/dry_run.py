@@ -1,18 +1,28 @@
-"""Try a recipe offline: the same command, with tiny models and a few rows in place of the real ones."""
+"""Try a recipe offline: the same command, with tiny models and a few rows in place of the real ones.
+
+Where a teacher writes answers, as IterKD's does, a server on this machine takes its place and replies by rote.
+"""
 
 import json
 import os
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 import yaml
 
 from ..data.sources import load
+from ..iterkd.judge_prompts import JudgePrompt
+from ..iterkd.questions import read_questions
+from ..iterkd.teaching_config import TeachingConfig
+from ..iterkd.teaching_prompts import TeachingPrompts
+from .stand_in_teacher import serving, write_prompts
 from .stand_ins import BYTES, build
 
 __all__ = ["rehearsal"]
@@ -21,6 +31,15 @@ _STEPS = 2
 _LOCAL_ROWS = 64
 _HELD_OUT = 2
 _NEW_TOKENS = 8
+_CYCLES = 2
+_AT_MOST = {
+    "new_easy": 2,
+    "new_medium": 2,
+    "new_hard": 2,
+    "questions_per_cycle": 8,
+    "answer_max_new_tokens": _NEW_TOKENS,
+}
+_BUDGETS = ("max_requests", "max_tokens", "max_seconds")
 
 # Instruction, input, output and plan.
 _TASKS = (
@@ -92,10 +111,11 @@ def rehearsal(values: Namespace) -> Iterator[tuple[Namespace, list[str]]]:
     Raises:
         OSError: If a model is neither known nor a local folder, and the Hub does not give out its configuration.
     """
-    with TemporaryDirectory(prefix="trl_akd_dry_run_") as name:
+    with TemporaryDirectory(prefix="trl_akd_dry_run_") as name, ExitStack() as stack:
         folder = Path(name)
         replaced = Namespace(**vars(values))
-        notes = [
+        notes = _replace_writers(replaced, folder, stack) if _has_cycles(values) else []
+        notes += [
             *_replace_models(replaced, folder),
             *_replace_data(replaced, folder),
             *_leave_out_benchmark(replaced),
@@ -107,6 +127,29 @@ def rehearsal(values: Namespace) -> Iterator[tuple[Namespace, list[str]]]:
         yield replaced, ["--config", str(recipe)]
     if os.environ.get("RANK", "0") == "0":
         print(_summary(replaced, notes))
+
+
+def _has_cycles(values: Namespace) -> bool:
+    return "cycles" in values
+
+
+def _replace_writers(values: Namespace, folder: Path, stack: ExitStack) -> list[str]:
+    """Let a server that replies by rote write and judge, once it is sure that the values mean something."""
+    TeachingConfig(**{field.name: getattr(values, field.name) for field in fields(TeachingConfig)})
+    if values.prompts_file is not None:
+        TeachingPrompts.from_file(values.prompts_file)
+    if values.judge_prompt_file is not None:
+        JudgePrompt(Path(values.judge_prompt_file).read_text(encoding="utf-8"))
+    values.prompts_file, values.judge_prompt_file = write_prompts(folder)
+    writer = values.text_teacher or values.teacher_model_name_or_path
+    if writer is None:
+        return []
+    values.text_backend, values.text_teacher, values.base_url = "openai", writer, stack.enter_context(serving())
+    notes = [f"{writer}, as it writes: a server on this machine that replies by rote"]
+    if values.judge not in ("teacher", "none"):
+        notes.append(f"{values.judge}: the same")
+        values.judge = "teacher"
+    return notes
 
 
 def _replace_models(values: Namespace, folder: Path) -> list[str]:
@@ -135,6 +178,8 @@ def _replace_data(values: Namespace, folder: Path) -> list[str]:
     else:
         rows = _ROWS
         note = f"{values.dataset_name}: {len(rows)} built-in rows"
+    if _has_cycles(values):
+        rows = _without_tests(rows)
     path = folder / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     values.dataset_name, values.dataset_train_split = str(path), "train"
@@ -144,12 +189,21 @@ def _replace_data(values: Namespace, folder: Path) -> list[str]:
     return [note]
 
 
+def _without_tests(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows, once they are known to be questions, without what no reply by rote would pass."""
+    read_questions(rows)
+    return [{name: value for name, value in row.items() if name != "tests"} for row in rows]
+
+
 def _leave_out_benchmark(values: Namespace) -> list[str]:
     """Drop what a tiny stand-in would fail anyway, and what may have to come from the Hub."""
-    name, values.eval_benchmark = values.eval_benchmark, None
+    names = list(filter(None, [values.eval_benchmark, *getattr(values, "decontaminate", [])]))
+    values.eval_benchmark = None
+    if _has_cycles(values):
+        values.decontaminate = []
     if "pass@" in (values.metric_for_best_model or ""):
         values.metric_for_best_model = "eval_loss"
-    return [] if name is None else [f"{name}: left out"]
+    return [f"{name}: left out" for name in dict.fromkeys(names)]
 
 
 def _do_without_gpu(values: Namespace) -> list[str]:
@@ -176,10 +230,16 @@ def _shorten(values: Namespace, folder: Path) -> None:
     values.resume_from_checkpoint = None
     values.report_to = "none"
     values.push_to_hub = False
+    if _has_cycles(values):
+        values.cycles = _CYCLES
+        vars(values).update({name: min(getattr(values, name), most) for name, most in _AT_MOST.items()})
+        vars(values).update(dict.fromkeys(_BUDGETS))
 
 
 def _summary(values: Namespace, notes: list[str]) -> str:
     checked = ["every key and value", "the vocabularies", "tokenisation", f"{values.max_steps} steps", "saving"]
+    if _has_cycles(values):
+        checked.append(f"{values.cycles} cycles of delivery, training, feedback and update")
     if values.use_peft:
         checked.append(f"LoRA on {values.lora_target_modules or 'the default modules'}")
     if values.eval_strategy != "no":
@@ -190,4 +250,6 @@ def _summary(values: Namespace, notes: list[str]) -> str:
         f"Checked: {', '.join(checked)}.",
         "Not checked: that the real models and data can be had, and that they fit into memory.",
     ]
+    if _has_cycles(values):
+        lines[-1] = f"{lines[-1][:-1]}; that the server can be reached, and what the real teacher writes."
     return "\n".join(lines)

@@ -1,10 +1,10 @@
 r"""`trl-akd iterkd`: cycles of right and wrong answers, feedback, and new questions, as a recipe says.
 
 ```bash
-trl-akd iterkd --config recipes/deepseek-coder-6.7b/iterkd/config.yaml --cycles 2
-trl-akd iterkd --config recipes/deepseek-coder-6.7b/iterkd/config.yaml --accelerate_config zero3
+trl-akd iterkd --config recipes/deepseek-coder-33b-to-6.7b/iterkd/config.yaml --dry_run
+trl-akd iterkd --config recipes/deepseek-coder-33b-to-6.7b/iterkd/config.yaml --accelerate_config zero3
 accelerate launch --config_file recipes/accelerate_configs/zero3.yaml --num_processes 8 \
-    -m trl_akd.cli.iterkd --config recipes/deepseek-coder-6.7b/iterkd/config.yaml
+    -m trl_akd.cli.iterkd --config recipes/deepseek-coder-33b-to-6.7b/iterkd/config.yaml
 ```
 
 A run that was interrupted, or that has spent its budget, goes on when the same command is given again.

@@ -61,6 +61,7 @@ KNOWN_MODELS: Mapping[str, Architecture] = MappingProxyType(
     {
         "bigcode/starcoderbase-1b": Architecture("gpt_bigcode", 49_152, tie_word_embeddings=True),
         "bigcode/starcoderbase-7b": Architecture("gpt_bigcode", 49_152, tie_word_embeddings=True),
+        "codellama/CodeLlama-7b-hf": Architecture("llama", 32_016),
         "codellama/CodeLlama-7b-Python-hf": Architecture("llama", 32_000),
         "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T": Architecture("llama", 32_000),
         "Salesforce/codet5-large-ntp-py": Architecture("t5", 32_100, tie_word_embeddings=True),
@@ -68,6 +69,7 @@ KNOWN_MODELS: Mapping[str, Architecture] = MappingProxyType(
         "Salesforce/codegen-6B-mono": Architecture("codegen", 51_200),
         "deepseek-ai/deepseek-coder-1.3b-base": Architecture("llama", 32_256),
         "deepseek-ai/deepseek-coder-6.7b-base": Architecture("llama", 32_256),
+        "deepseek-ai/deepseek-coder-33b-instruct": Architecture("llama", 32_256),
         "Qwen/Qwen2.5-Coder-0.5B": Architecture("qwen2", 151_936, tie_word_embeddings=True),
         "Qwen/Qwen2.5-Coder-7B": Architecture("qwen2", 152_064),
     }

@@ -17,19 +17,37 @@ from trl_akd.micro.lessons import JUDGE_LAYOUT, TEACHING_LAYOUTS
 ROOT = RECIPES.parent
 PATHS = sorted(RECIPES.rglob("config*.yaml"))
 PAPER = [path for path in PATHS if "micro" not in path.parts]
+STEPS = sorted(set(RECIPES.glob("*/*/*.yaml")) - set(PATHS))  # what comes before and after the training
 AKD, CODEPLAN, ITERKD = (
     [path for path in PAPER if path.parent.name == method] for method in ("akd", "codeplan", "iterkd")
 )
 SECTIONS = ["# Model", "# Teacher", "# Data", "# Method", "# Trainer", "# Evaluation", "# Hub"]
-COMMANDS = re.compile(r"(?:trl-akd |-m trl_akd\.cli\.)(\w+) --config (\S+)(?:.*--accelerate_config (\S+))?")
+COMMANDS = re.compile(r"(?:trl-akd |-m trl_akd\.cli\.)(\w+(?: train)?) --config (\S+)(?:.*--accelerate_config (\S+))?")
+ARGUMENT_TYPES = {  # of the steps
+    "plans": ("plans", "_argument_types"),
+    "evaluate": ("evaluate", "_argument_types"),
+    "ranker train": ("ranker", "_training_types"),
+}
 
 
 def name(path: Path) -> str:
     return str(path.relative_to(RECIPES))
 
 
+def command_of(path: Path) -> str:
+    step = path.stem.partition("_")[0]
+    return {"config": path.parent.name, "ranker": "ranker train"}.get(step, step)
+
+
+def values_of(path: Path, flags: list[str]):
+    """Read a step's recipe as its command does."""
+    module, types = ARGUMENT_TYPES[command_of(path)]
+    parser = RecipeParser(getattr(import_module(f"trl_akd.cli.{module}"), types)(), prog="trl-akd")
+    return parser.dataclasses(parser.values(read_recipe(str(path)), flags))
+
+
 def test_there_are_recipes():
-    assert (len(AKD), len(CODEPLAN), len(ITERKD)) == (10, 5, 3)
+    assert (len(AKD), len(CODEPLAN), len(ITERKD), len(STEPS)) == (10, 5, 3, 11)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=name)
@@ -49,6 +67,30 @@ def test_parses(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert training_args.report_to == [] and not training_args.push_to_hub
 
 
+@pytest.mark.parametrize("path", [path for path in STEPS if "micro" not in path.parts], ids=name)
+def test_step_goes_with_the_training(path: Path, tmp_path: Path):
+    """It parses, and reads what the step before wrote where that wrote it."""
+    trainings = [yaml.safe_load(config.read_text()) for config in CODEPLAN]
+    beside = [yaml.safe_load(config.read_text()) for config in path.parent.glob("config*.yaml")]
+    device = ["--use_cpu", "true"] if command_of(path) == "ranker train" else []
+    step, *others = values_of(path, device)
+    assert yaml.safe_load(path.read_text())["seed"] == 42
+    if command_of(path) == "plans":
+        assert f"{step.output_dir}/plans.jsonl" in {training["dataset_name"] for training in trainings}
+        assert (step.reasoning, step.temperature) == ("backward", 0.2)
+    elif command_of(path) == "evaluate":
+        [planning] = others
+        assert step.model in {training["output_dir"] for training in beside}
+        assert not step.allow_code_execution, "consent is a flag"
+        assert (planning.plan_sampling, planning.num_plans, step.num_samples) == (True, 20, 10)
+        assert (step.temperature, step.top_p) == (0.6, 0.95)
+    else:
+        [training] = others
+        assert step.train_file in path.read_text().split("# Model")[0]
+        assert f"--ranker {training.output_dir}" in path.read_text()
+        assert training.report_to == [] and not training.push_to_hub
+
+
 @pytest.mark.parametrize("path", PATHS, ids=name)
 def test_says_what_matters(path: Path):
     content = yaml.safe_load(path.read_text())
@@ -64,13 +106,13 @@ def test_says_what_matters(path: Path):
     assert ("# Teacher" in headings) == has_teacher
 
 
-@pytest.mark.parametrize("path", PATHS, ids=name)
+@pytest.mark.parametrize("path", [*PATHS, *STEPS], ids=name)
 def test_commands_of_the_header_exist(path: Path):
-    header = path.read_text().split("\n# Model\n")[0]
+    header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
     commands = COMMANDS.findall(header)
-    assert commands
-    for method, recipe, config in commands:
-        assert (method, ROOT / recipe) == (path.parent.name, path)
+    assert (command_of(path), str(path.relative_to(ROOT))) in {(command, recipe) for command, recipe, _ in commands}
+    for command, recipe, config in commands:
+        assert (ROOT / recipe).is_file() and command == command_of(ROOT / recipe), recipe
         if config:
             find_accelerate_config(config)
 
@@ -105,24 +147,21 @@ def test_cycles_are_as_the_method_page_says(path: Path):
     recipe = yaml.safe_load(path.read_text())
     assert (recipe["cycles"], recipe["contrastive_loss"], recipe["contrastive_weight"]) == (3, "dpo_norm", 1.0)
     assert 2 * recipe["new_easy"] == recipe["new_medium"] == recipe["new_hard"]
-    assert (recipe["judge"], recipe["eval_benchmark"], recipe["allow_code_execution"]) == (
-        "teacher",
-        "humaneval",
-        True,
-    )
+    assert (recipe["judge"], recipe["eval_benchmark"]) == ("teacher", "humaneval")
+    assert "allow_code_execution" not in recipe, "consent is a flag"
     assert recipe["decontaminate"] == ["humaneval", "mbpp"]
     assert (recipe["objective"] == "akd") == ("teacher_model_name_or_path" in recipe)
     assert (recipe["objective"] == "ce") == (recipe.get("text_backend") == "openai")
     assert recipe["model_name_or_path"] in KNOWN_MODELS
     assert recipe.get("teacher_model_name_or_path", recipe["model_name_or_path"]) in KNOWN_MODELS
-    assert "--accelerate_config zero3" in path.read_text()
+    assert "--accelerate_config zero3 --allow_code_execution" in path.read_text()
     if "text_teacher" in recipe:
         assert f"vllm serve {recipe['text_teacher']}" in path.read_text()
 
 
 def test_readme_lists_every_recipe_and_config():
     text = (RECIPES / "README.md").read_text()
-    for path in PAPER:
+    for path in [*PAPER, *STEPS]:
         assert f"`recipes/{name(path)}`" in text
     for config in (RECIPES / "accelerate_configs").glob("*.yaml"):
         assert f"`{config.stem}`" in text

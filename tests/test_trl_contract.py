@@ -94,3 +94,13 @@ def test_packing_helpers():
 
     assert parameters(pack_dataset)[:3] == ["dataset", "seq_length", "strategy"]
     assert "padding_free" in DataCollatorForLanguageModeling.__dataclass_fields__
+
+
+def test_what_training_again_takes_off():
+    """`release_engine` removes by name what DeepSpeed's `destroy` leaves on the model."""
+    engine = pytest.importorskip("deepspeed.runtime.engine")
+    source = inspect.getsource(engine.DeepSpeedEngine)
+    assert "self.module_forward_pre_hook =" in source and "self.module_forward_post_hook =" in source
+    stage3 = pytest.importorskip("deepspeed.runtime.zero.stage3")
+    assert "_z3_optimizer" in inspect.getsource(stage3)
+    assert "self.model_wrapped" in inspect.getsource(Trainer._prepare_for_training)

@@ -52,8 +52,7 @@ def release_engine(engine: Any, model: Any, accelerator: Accelerator) -> None:
     """Take the training engine off `model`, so that another can be built around it.
 
     DeepSpeed's own `destroy` leaves two of its hooks on the model, which fire again and keep the engine alive with its
-    optimizer's states, and a reference from each sharded parameter. Other engines need nothing: DDP's wrapper serves
-    again, and accelerate's casts, which it would put around the model once more, are taken off.
+    optimizer's states, and a reference from each sharded parameter. DDP's wrapper serves again.
 
     Args:
         engine (`torch.nn.Module`):
@@ -70,8 +69,6 @@ def release_engine(engine: Any, model: Any, accelerator: Accelerator) -> None:
     for parameter in model.parameters():
         if hasattr(parameter, "_z3_optimizer"):
             del parameter._z3_optimizer
-    if engine is model:
-        accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
 
 @contextmanager

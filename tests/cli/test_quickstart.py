@@ -12,8 +12,8 @@ from tests import tiny
 from trl_akd.cli import main, quickstart_akd, quickstart_codeplan
 from trl_akd.evaluation.benchmarks import load_benchmark
 from trl_akd.execution import CodeExecutor
-from trl_akd.micro import curricula, stages
-from trl_akd.micro.world import sample_tasks, write_problems
+from trl_akd.micro import curricula, lessons, stages
+from trl_akd.micro.world import sample_tasks, write_json_lines, write_problems
 
 
 def test_reference_solutions_of_the_world_pass(tmp_path: Path):
@@ -113,6 +113,39 @@ def test_codeplan_goes_from_plans_to_ranked_programs(tmp_path: Path, monkeypatch
     assert (folder / "student-codeplan" / "plan_head.safetensors").exists()
     report = json.loads((folder / "plans" / "report.json").read_text())
     assert report["wanted"] == 160 == report["plans"] + sum(report["rejected"].values())
+
+
+def test_iterkd_runs_two_cycles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Every stage on a small world; so untaught a teacher is never right, and the questions bring answers."""
+    build = stages.build_question_world
+
+    def build_with_answers(folder: Path) -> stages.World:
+        world = build(folder)
+        tasks = sample_tasks(stages.SEED_TASKS, split="train", seed=1)
+        rows = [json.loads(row) for row in world.rows.read_text().splitlines()]
+        write_json_lines(({**row, "answer": task.solution} for row, task in zip(rows, tasks, strict=True)), world.rows)
+        return world
+
+    for name, size in (
+        ("TEACHER_TASKS", 200),
+        ("TOKENIZER_TASKS", 200),
+        ("STUDENT_TASKS", 200),
+        ("STUDENT_STEPS", 2),
+        ("SEED_TASKS", 12),
+        ("HELD_OUT_TASKS", 4),
+    ):
+        monkeypatch.setattr(stages, name, size)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(stages, "build_question_world", build_with_answers)
+    monkeypatch.setattr(lessons, "LESSONS", replace(lessons.LESSONS, steps=20))
+    folder = tmp_path / "quickstart"
+    assert main(["quickstart", "--method", "iterkd", "--output_dir", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "Cycle 2 of 2, training" in out and "| cycle | questions |" in out
+    cycles = json.loads((folder / "results.json").read_text())["cycles"]
+    assert cycles[0]["questions"] == 12 and len(cycles) == 2
+    assert (folder / "student-iterkd" / "cycles.png").exists()
+    assert (folder / "student-iterkd" / "model.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -29,7 +29,12 @@ def test_docstring_lists_the_fields_in_order():
     [
         ({"plan_weight": 1.2}, r"`plan_weight` is 1.2; .*must lie in \[0, 1\]"),
         ({"plan_weight": -0.1}, "`plan_weight` is -0.1"),
+        ({"plan_weight": float("nan")}, "`plan_weight` is nan"),
         ({"guided_weight": -1.0}, "`guided_weight` is -1.0"),
+        ({"guided_weight": float("nan")}, "`guided_weight` is nan"),
+        ({"guided_weight": float("inf")}, "`guided_weight` is inf; .* finite"),
+        ({"max_target_length": 0}, "`max_target_length` is 0, which leaves no room"),
+        ({"max_length": 0}, "`max_length` is 0, which leaves no room"),
         ({"schedule": "both"}, "`schedule` is 'both'; choose 'weighted' or 'alternate'"),
         ({"plan_head": "tied"}, "`plan_head` is 'tied'; choose 'separate' or 'shared'"),
         ({"code_objective": "kd"}, "`code_objective` is 'kd'; choose 'ce' or 'akd'"),

@@ -154,13 +154,25 @@ def test_evaluation_does_not_depend_on_the_batch_size(trainer, settings):
     )
 
 
-def test_evaluations_compare(trainer):
-    """Whatever the epoch, the same solutions and plans are judged."""
-    made = trainer(eval_dataset=world.problems(6, seed=1), max_steps=-1, num_train_epochs=3, learning_rate=0.0,
-                   eval_strategy="epoch")  # fmt: skip
+@pytest.mark.parametrize("name", ["eval", "train", "held_out"])
+@pytest.mark.parametrize("own_collator", [False, True])
+def test_evaluations_compare(trainer, own_collator, name):
+    """Whatever the epoch, the dataset's name and the collator, the same solutions and plans are judged."""
+    problems = world.problems(6, seed=1)
+    given = {"data_collator": DataCollatorForCodePLAN(tiny.tokenizer(), max_length=256)} if own_collator else {}
+    made = trainer(eval_dataset=problems if name == "eval" else {name: problems}, max_steps=-1, num_train_epochs=3,
+                   learning_rate=0.0, eval_strategy="epoch", **given)  # fmt: skip
     made.train()
-    assert len(set(logs(made, "eval_loss"))) == 1
+    judged = logs(made, "eval_loss" if name == "eval" else f"eval_{name}_loss")
+    assert len(judged) == 3 and len(set(judged)) == 1
     assert len(set(logs(made, "loss"))) == 6, "training draws anew"
+
+
+def test_predictions_compare(trainer):
+    made = trainer(learning_rate=0.0, max_steps=-1, num_train_epochs=2)
+    before = made.predict(made.train_dataset).metrics["test_loss"]
+    made.train()
+    assert made.predict(made.train_dataset).metrics["test_loss"] == before
 
 
 def test_logits_of_an_encoder_decoder(trainer):

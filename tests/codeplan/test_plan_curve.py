@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from trl_akd.codeplan.plan_choice import PlanChoice, PlanSamplingResult, PlanScore
 from trl_akd.codeplan.plan_curve import pass_at_k_by_plans, plot_plan_curve, top_k_by_plans
-from trl_akd.codeplan.plan_sampling import PlanChoice, PlanSamplingResult, PlanScore
 from trl_akd.execution import ExecutionResult
 
 STATUS = {"+": "passed", "-": "failed", "?": "infra_error"}
@@ -62,5 +62,6 @@ def test_without_hidden_tests_there_is_no_curve():
 
 def test_a_figure(tmp_path: Path):
     pytest.importorskip("matplotlib")
-    plot_plan_curve(pass_at_k_by_plans(RESULTS, k=[1, 2]), tmp_path / "plans.png")
+    curve = pass_at_k_by_plans(RESULTS, k=[1, 2])
+    plot_plan_curve({"all problems": curve, "easy": curve}, tmp_path / "plans.png")
     assert (tmp_path / "plans.png").read_bytes().startswith(b"\x89PNG")

@@ -337,7 +337,7 @@ def test_a_full_disk_is_told_and_keeps_what_was_written(tmp_path: Path, monkeypa
 
         def append(self, rows):
             Full.appended += 1
-            if Full.appended > 1:
+            if Full.appended > 2:
                 self._file.close()
                 self._file = open("/dev/full", "r+b", buffering=0)
             super().append(rows)

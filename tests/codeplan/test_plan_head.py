@@ -1,6 +1,5 @@
 """The plan head: trained, saved, loaded again, and used when plans are written."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -107,9 +106,10 @@ def test_saved_beside_the_model(name, tmp_path: Path):
     model, _ = family(name)
     head = told_apart(model)
     model.save_pretrained(tmp_path)
-    save_plan_head(model, tmp_path)
     assert not any("plan_head" in key for key in load_file(tmp_path / "model.safetensors"))
-    again = (T5ForConditionalGeneration if name == "t5" else AutoModelForCausalLM).from_pretrained(tmp_path)
+    kind = T5ForConditionalGeneration if name == "t5" else AutoModelForCausalLM
+    again, report = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["unexpected_keys"] and not report["missing_keys"]
     load_plan_head(again, str(tmp_path))
     assert torch.equal(plan_head_of(again).weight, head.weight)
     assert torch.equal(again.get_output_embeddings().weight, model.get_output_embeddings().weight)
@@ -194,30 +194,3 @@ def test_best_model_brings_its_plan_head(trainer, tmp_path: Path):
     best = Path(made.state.best_model_checkpoint)
     assert best.name == "checkpoint-1", "the worst plan loss is the first"
     assert torch.equal(plan_head_of(made.model).weight, load_file(best / PLAN_HEAD_FILE)["weight"])
-
-
-def test_pushing_takes_it_along(trainer, tmp_path: Path, monkeypatch):
-    from transformers import trainer as transformers_trainer
-
-    pushed = []
-
-    class Hub:
-        def upload_folder(self, folder_path, **kwargs):
-            pushed.append(sorted(path.name for path in Path(folder_path).iterdir()))
-
-            class Job:
-                def done(self):
-                    return True
-
-                def is_done(self):
-                    return True
-
-            return Job()
-
-    made = trainer(save_strategy="steps", save_steps=1, output_dir=str(tmp_path))
-    made.train()
-    shutil.rmtree(tmp_path / "checkpoint-1")
-    monkeypatch.setattr(transformers_trainer, "hf_api", Hub)
-    made.push_in_progress, made.hub_model_id = None, "me/mine"
-    made._push_from_checkpoint(str(tmp_path / "checkpoint-2"))
-    assert PLAN_HEAD_FILE in pushed[0] and "model.safetensors" in pushed[0]

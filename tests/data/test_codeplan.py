@@ -288,6 +288,8 @@ def test_bad_rows(change: dict[str, Any], message: str) -> None:
         ({"plan_weight": -0.1}, "`plan_weight` is -0.1"),
         ({"plan_weight": float("nan")}, "`plan_weight` is nan"),
         ({"guided_weight": -1.0}, "`guided_weight` is -1.0"),
+        ({"guided_weight": float("nan")}, "`guided_weight` is nan"),
+        ({"guided_weight": float("inf")}, "`guided_weight` is inf"),
         ({"schedule": "mixed"}, "`schedule` is 'mixed'; choose 'weighted' or 'alternate'"),
         ({"normalization": "none"}, "`normalization` is 'none'"),
         ({"max_length": 1}, "`max_length` is 1"),

@@ -8,8 +8,10 @@ import torch
 
 from tests import tiny
 from tests.evaluation.conftest import ROWS, data, write_lines
+from tests.generation.server import serving
 from trl_akd.cli import main
 from trl_akd.codeplan.plan_head import add_plan_head, save_plan_head
+from trl_akd.codeplan.task_prompts import TaskPrompting
 from trl_akd.generation import TransformersGenerator
 
 FEW = ["--plan_sampling", "--num_plans", "3", "--num_samples", "2", "--temperature", "1", "--allow_code_execution"]
@@ -94,6 +96,7 @@ def test_plans_come_from_the_plan_head_and_programs_do_not(model: Path, benchmar
         (["--prompt_style", "template"], "`prompt_style` is 'template'"),
         (["--num_plans", "0"], "`num_plans` is 0"),
         (["--k", "3"], "`k` asks for pass@3"),
+        (["--backend", "vllm", "--long_prompts", "fail"], "the backend 'vllm' does not tell how long prompts may be"),
         (["--benchmark", "{bare}"], "3 of 3 problems, such as 'double', have no public tests"),
     ],
 )
@@ -102,6 +105,77 @@ def test_mistakes_are_found_first(flags: list[str], message: str, benchmark: Pat
     assert main(["evaluate", "--model", "./none", "--benchmark", str(benchmark), *FEW, *flags]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_the_choice_by_difficulty(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+    monkeypatch.setattr("trl_akd.evaluation.plan_sampling.program_of_answer", lambda problem, answer: "")
+    levels = ["easy", "hard", "easy"]
+    rows = [
+        {**row, "public_test": "1", "difficulty": level, "test": "pass" if level == "easy" else "raise ValueError"}
+        for row, level in zip(ROWS, levels, strict=True)
+    ]
+    results = run(model, write_lines(tmp_path / "three.jsonl", rows), tmp_path / "out")
+    levels = results["plans"]["difficulties"]
+    assert list(levels) == list(results["difficulties"]) == ["easy", "hard"]
+    for level, value in (("easy", 1.0), ("hard", 0.0)):
+        assert [metrics["pass@1"][0] for metrics in levels[level].values()] == [value] * 4
+        assert levels[level]["3"]["pass@1"][0] == results["difficulties"][level]["pass@1"]
+    out = capsys.readouterr().out
+    assert out.count("|   easy") == out.count("|   hard") == 1 + len(results["plans"]["curve"])
+    assert "Note: For" not in out, "public and hidden tests differ"
+
+
+def test_what_makes_plans_mean_less_is_told(model: Path, benchmark: Path, tmp_path: Path, capsys):
+    run(model, benchmark, tmp_path / "out")
+    remark = "For 3 of 3 problems the public tests, which choose the plan, are those that judge"
+    assert remark in capsys.readouterr().out
+
+
+def test_long_prompts_count_as_not_solved(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The first problem leaves no room for a plan; the second does, but not for a program behind it."""
+    net = tiny.model(max_position_embeddings=256)
+    net.save_pretrained(tmp_path / "model")
+    tokenizer = tiny.tokenizer()
+    tokenizer.save_pretrained(tmp_path / "model")
+    tests = {"public_test": "pass", "test": "x"}
+    rows = [
+        {"task_id": "plan", "prompt": "p" * 250, **tests},
+        {"task_id": "program", "prompt": "p" * (256 - 6 - len(TaskPrompting().plan({"problem": ""}))), **tests},
+        {"task_id": "short", "prompt": "p", **tests},
+    ]
+    benchmark = write_lines(tmp_path / "three.jsonl", rows)
+    flags = ["--model", str(tmp_path / "model"), "--benchmark", str(benchmark), *FEW, *SHORT]
+    assert main(["evaluate", *flags, "--output_dir", str(tmp_path / "error")]) == 2
+    assert "exceeds the 256 positions of the model" in capsys.readouterr().err
+    results = run(tmp_path / "model", benchmark, tmp_path / "out", "--long_prompts", "fail")
+    found = results["plans"]["problems"]
+    assert [[score["too_long"] for score in found[name]["scores"]] for name in ("plan", "program", "short")] == [
+        [True] * 3,
+        [True] * 3,
+        [False] * 3,
+    ]
+    assert {score["pass_fraction"] for name in ("plan", "program") for score in found[name]["scores"]} == {0.0}
+    assert all(score["plan"] for score in found["program"]["scores"]), "its plans were written"
+    assert results["plans"]["too_long"] == 6 and results["samples"]["empty"] >= 4
+    assert [results["tasks"][name]["samples"] for name in ("plan", "program")] == [2, 2]
+    assert "6 plans exceed the model's positions and count as not solved" in capsys.readouterr().out
+
+
+def test_a_server_knows_no_plan_head(model: Path, benchmark: Path, capsys: pytest.CaptureFixture[str]):
+    net = tiny.model(max_position_embeddings=8192)
+    add_plan_head(net)
+    save_plan_head(net, model)
+    where = ["--backend", "openai", "--base_url", "http://127.0.0.1:9/v1", "--model", str(model)]
+    assert main(["evaluate", *where, "--benchmark", str(benchmark), *FEW]) == 2
+    assert "`backend` 'openai' knows no plan head" in capsys.readouterr().err
+
+
+def test_a_server_s_plan_head_cannot_be_known(benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with serving() as server:
+        where = ["--backend", "openai", "--base_url", server.url]
+        results = run(Path("tiny"), benchmark, tmp_path / "out", *where)
+    assert results["plans"]["written_by"] == "server"
+    assert "a plan head, if the model has one, is not used" in capsys.readouterr().out
 
 
 def test_a_ranker_needs_plans(benchmark: Path, capsys):

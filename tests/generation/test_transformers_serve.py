@@ -15,10 +15,9 @@ from transformers.utils.import_utils import is_serve_available
 from tests import tiny
 from trl_akd.generation import OpenAIGenerator, TransformersGenerator
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not is_serve_available(), reason="needs what `transformers serve` does: transformers[serving]"),
-]
+pytestmark = pytest.mark.skipif(
+    not is_serve_available(), reason="needs what `transformers serve` does: transformers[serving]"
+)
 
 PROMPTS = ["def add(a, b):\n", "x", "for i in range(10):\n"]
 

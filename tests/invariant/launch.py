@@ -38,17 +38,17 @@ class Outcome:
         return [log[key] for log in self.record["logs"] if key in log]
 
 
-def run(folder: Path, backend: str, timeout: float = 300, **settings: Any) -> Outcome:
+def run(folder: Path, backend: str, timeout: float = 300, gather: bool = True, **settings: Any) -> Outcome:
     """Run the worker in `folder`; `backend` is `single`, `ddp`, `zero1`, `zero2` or `zero3`.
 
-    ZeRO-3 shards everything, even the tiniest tensor.
+    ZeRO-3 shards everything, even the tiniest tensor, and saves the model as shards unless told to `gather` it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"output_dir": str(folder / "checkpoints"), "results": str(folder), **settings}
     (folder / "settings.json").write_text(json.dumps(settings))
     command = [sys.executable, "-m"]
     if backend != "single":
-        (folder / "accelerate.yaml").write_text(yaml.safe_dump(_accelerate_config(folder, backend)))
+        (folder / "accelerate.yaml").write_text(yaml.safe_dump(_accelerate_config(folder, backend, gather)))
         command += ["accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml"), "-m"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     finished = subprocess.run(
@@ -62,13 +62,15 @@ def run(folder: Path, backend: str, timeout: float = 300, **settings: Any) -> Ou
     if finished.returncode != 0:
         raise RuntimeError(f"{backend} failed:\n{finished.stdout[-2000:]}\n{finished.stderr[-6000:]}")
     record = json.loads((folder / "record.json").read_text())
-    weights = load_file(next((folder / "model").glob("*model.safetensors")))
+    weights = {}
+    for model in (folder / "model").glob("*model.safetensors"):
+        weights |= load_file(model)
     for plan_head in (folder / "model").glob("plan_head.safetensors"):
         weights |= {f"plan_head.{name}": tensor for name, tensor in load_file(plan_head).items()}
     return Outcome(record, weights, folder / "checkpoints")
 
 
-def _accelerate_config(folder: Path, backend: str) -> dict[str, Any]:
+def _accelerate_config(folder: Path, backend: str, gather: bool) -> dict[str, Any]:
     if backend == "ddp":
         return {**_COMMON, "distributed_type": "MULTI_GPU", "mixed_precision": "no"}
     stage = int(backend.removeprefix("zero"))
@@ -84,7 +86,7 @@ def _accelerate_config(folder: Path, backend: str) -> dict[str, Any]:
             "stage3_param_persistence_threshold": 0,
             "stage3_max_live_parameters": 0,
             "stage3_max_reuse_distance": 0,
-            "stage3_gather_16bit_weights_on_model_save": True,
+            "stage3_gather_16bit_weights_on_model_save": gather,
         },
     }
     (folder / "deepspeed.json").write_text(json.dumps(deepspeed))

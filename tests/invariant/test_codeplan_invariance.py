@@ -119,6 +119,19 @@ def test_sharded_weights_load_without_deepspeed(train: Train) -> None:
 
 
 @pytest.mark.slow
+def test_a_model_left_in_shards_has_its_plan_head_beside(train: Train) -> None:
+    """Without gathering on save there is no model.safetensors, but the plan head, and a run that can go on."""
+    whole, shards = train("zero3", 1, 2), train("zero3", 1, 2, gather=False)
+    assert shards.parameters.keys() == {"plan_head.weight"}
+    torch.testing.assert_close(shards.parameters["plan_head.weight"], whole.parameters["plan_head.weight"])
+    checkpoint = shards.checkpoints / "checkpoint-4"
+    assert (checkpoint / "plan_head.safetensors").is_file()
+    resumed = train("zero3", 1, 2, gather=False, resume=str(checkpoint), save_strategy="no")
+    assert resumed.series("loss") == pytest.approx(whole.series("loss")[-2:], rel=2e-4)
+    assert resumed.record["plans"] == whole.record["plans"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["ddp", "zero2", "zero3"])
 @pytest.mark.parametrize(
     "settings",

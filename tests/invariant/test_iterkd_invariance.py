@@ -19,7 +19,7 @@ COMPARED = ("loss", "grad_norm", *OWN, "entropy", "num_tokens", "eval_loss")
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
-    """Train once for each distinct set of arguments: pairs of none to three faults, a global batch of 4, two epochs."""
+    """Train once for each distinct set of arguments: pairs of up to three faults, a global batch of 4, two epochs."""
     folder = tmp_path_factory.mktemp("iterkd")
     student, teacher = tiny.save_pair(folder)
 
@@ -80,7 +80,7 @@ def test_split_does_not_matter(train: Train, backend: str, batch: int, accumulat
 )
 def test_cycles_of_one_trainer_are_runs_of_their_own(train: Train, backend: str) -> None:
     """The second cycle equals that of a new trainer, which loads what the first one saved."""
-    settings: dict[str, Any] = {"optim": "adamw_torch", "lr_scheduler_type": "linear", "save_strategy": "no"}
+    settings: dict[str, Any] = {"optim_args": "momentum=0.9", "lr_scheduler_type": "linear", "save_strategy": "no"}
     both = train(backend, 1, 2, cycles=(0, 1), **settings)
     saved = both.checkpoints.parent / "student-0"
     second = train(backend, 1, 2, cycles=(1,), load=str(saved), **settings)

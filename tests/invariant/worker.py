@@ -15,12 +15,13 @@ from transformers import TrainerCallback
 from tests import tiny
 from tests.codeplan import world
 from tests.iterkd import world as pairs_world
-from trl_akd import AKDConfig, AKDTrainer, CodePLANConfig, CodePLANTrainer, IterKDConfig, IterKDTrainer
+from trl_akd import AKDConfig, AKDTrainer, CodePLANConfig, CodePLANTrainer, IterKDConfig
+from trl_akd.iterkd.pair_trainer import PairTrainer
 
 METHODS = {
     "akd": (AKDConfig, AKDTrainer, tiny.rows),
     "codeplan": (CodePLANConfig, CodePLANTrainer, world.problems),
-    "iterkd": (IterKDConfig, IterKDTrainer, pairs_world.pairs),
+    "iterkd": (IterKDConfig, PairTrainer, pairs_world.pairs),
 }
 
 
@@ -49,11 +50,10 @@ def main() -> None:
         report_to="none",
         logging_steps=1,
         learning_rate=1e-2,
-        lr_scheduler_type="constant",
-        optim="sgd",  # keeps a tiny difference in gradients tiny in parameters
         max_grad_norm=1e9,
         seed=3,  # draws a smaller β for the first epoch than for the second
-        **{"max_length": 64, **settings},
+        # SGD keeps a tiny difference in gradients tiny in parameters.
+        **{"max_length": 64, "optim": "sgd", "lr_scheduler_type": "constant", **settings},
     )
     trainer = make_trainer(
         model=student,
@@ -126,7 +126,7 @@ def _write_plans(trainer: CodePLANTrainer) -> list[str]:
     return [completion.text for [completion] in generator.generate(prompts, max_new_tokens=8)]
 
 
-def _train_cycles(trainer: IterKDTrainer, cycles: list[int], results: Path, resume: str | None) -> list[str]:
+def _train_cycles(trainer: PairTrainer, cycles: list[int], results: Path, resume: str | None) -> list[str]:
     """Train on other pairs in each cycle, save the student after each, and let it write before and after."""
     written = []
 

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trl_akd.generation import Completion
+from trl_akd.iterkd.judging import RULES, Judgement, Unjudged
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -41,18 +41,22 @@ class Teacher:
         return written if isinstance(written, Completion) else Completion(written, -0.5, "stop", len(written.split()))
 
 
-@dataclass(frozen=True)
-class Points:
-    total: float | None
-
-
 class Judge:
-    """Give an answer the points that `points(answer)` says."""
+    """Give an answer the points that `points(answer)` says, a multiple of a half, or no judgement at all."""
 
     def __init__(self, points: Callable[[str], float | None]) -> None:
         self.points = points
         self.calls: list[list[tuple[str, str]]] = []
 
-    def __call__(self, answers: Sequence[tuple[str, str]]) -> list[Points]:
-        self.calls.append(list(answers))
-        return [Points(self.points(answer)) for _, answer in answers]
+    def judge(self, pairs: Sequence[tuple[str, str]]) -> list[Judgement | Unjudged]:
+        self.calls.append(list(pairs))
+        return [judgement(self.points(answer)) for _, answer in pairs]
+
+
+def judgement(total: float | None) -> Judgement | Unjudged:
+    if total is None:
+        return Unjudged("no_scores")
+    scores = []
+    for rule in RULES:
+        scores.append(min(total - sum(scores), rule.maximum))
+    return Judgement(tuple(scores))

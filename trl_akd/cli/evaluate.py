@@ -11,7 +11,7 @@ trl-akd evaluate --compare outputs/evaluation/humaneval/teacher outputs/evaluati
 ```
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import run
 from .starting import accelerator, refuse_processes, start
@@ -62,21 +62,31 @@ def _compare(config: "EvaluationConfig") -> str:
 def _evaluate(config: "EvaluationConfig") -> None:
     from ..evaluation.runner import evaluate
 
-    evaluation = evaluate(config, accelerator())
+    evaluation = evaluate(config, _accelerator(config))
     if evaluation is not None:
         _report(config, evaluation)
 
 
-def _evaluate_with_plans(config: "EvaluationConfig", planning: "PlanSamplingConfig") -> None:
-    from ..evaluation.plan_sampling import evaluate_with_plans, plan_curve_table, plot_plans
+def _accelerator(config: "EvaluationConfig") -> Any:
+    if config.backend != "transformers":
+        refuse_processes(f"backend {config.backend!r}, which shares its work out by itself,")
+    return accelerator()
 
-    refuse_processes("`plan_sampling`")
-    evaluation = evaluate_with_plans(config, planning)
-    curve = evaluation.results["plans"]["curve"]
+
+def _evaluate_with_plans(config: "EvaluationConfig", planning: "PlanSamplingConfig") -> None:
+    from ..evaluation.plan_report import plan_curve_table, plan_remarks, plot_plans
+    from ..evaluation.plan_sampling import evaluate_with_plans
+
+    evaluation = evaluate_with_plans(config, planning, _accelerator(config))
+    if evaluation is None:
+        return
+    plans = evaluation.results["plans"]
     _report(config, evaluation)
-    print(f"\n{plan_curve_table(curve)}\n")
+    print(f"\n{plan_curve_table(plans)}\n")
+    for remark in plan_remarks(evaluation.results):
+        print(f"Note: {remark}")
     try:
-        plot_plans(curve, evaluation.folder / PLAN_FIGURE)
+        plot_plans(plans, evaluation.folder / PLAN_FIGURE)
     except ImportError:
         return
     print(f"What more plans are worth: {evaluation.folder / PLAN_FIGURE}")

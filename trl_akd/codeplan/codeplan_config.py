@@ -5,6 +5,7 @@ from typing import Literal, TypeAlias, get_args
 
 from ..akd.akd_config import AKDConfig, PromptTemplateName
 from ..data.codeplan import Schedule, weights_of_tasks
+from ..data.problems import check_lengths
 from .plan_head import PlanHead, check_plan_head_file
 
 __all__ = ["CodePLANConfig", "TaskObjective"]
@@ -95,6 +96,7 @@ class CodePLANConfig(AKDConfig):
                 accepted = " or ".join(map(repr, get_args(choices)))
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; choose {accepted}.")
         weights_of_tasks(self.plan_weight, self.guided_weight)
+        check_lengths(self.max_length, self.max_target_length)
         super().__post_init__()
         self._check_tasks()
 

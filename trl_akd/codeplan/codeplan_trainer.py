@@ -6,9 +6,11 @@ for the global batch, whatever the lengths, the accumulation and the ranks; caus
 may be learned from a teacher's distribution instead of the data alone.
 """
 
+import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..akd.akd_trainer import AKDTrainer
@@ -24,7 +27,7 @@ from ..akd.batches import Batch, Targets, backbone_inputs
 from ..akd.checks import name_of, named_datasets
 from ..akd.metrics import METRICS, Means
 from ..akd.objective import cross_entropy
-from ..data.codeplan import DataCollatorForCodePLAN, fix_draws, of_task, weights_of_tasks
+from ..data.codeplan import DataCollatorForCodePLAN, of_task, weights_of_tasks
 from ..data.problems import ProblemEncoder, Task, check_columns, prepare_problems, tokens_of_problems
 from ..heads import LMHead, head_of, lm_head
 from ..losses.fused_linear import FusedCrossEntropy, FusedDivergence
@@ -33,13 +36,18 @@ from .codeplan_config import CodePLANConfig
 from .plan_head import (
     PLAN_HEAD_FILE,
     add_plan_head,
+    adopt_plan_head,
     check_plan_head_file,
     find_plan_head,
+    gathered_plan_head,
     load_plan_head,
     plan_head_of,
     save_plan_head,
 )
+from .student import adapter_of, base_of, is_encoder_decoder
 from .tasks import Route, pooled, routes, sums_by_task, task_loss
+
+logger = logging.getLogger(__name__)
 
 
 class CodePLANTrainer(AKDTrainer):
@@ -53,10 +61,12 @@ class CodePLANTrainer(AKDTrainer):
     - A teacher is needed only where `code_objective` or `plan_objective` is `"akd"`.
     - With `plan_head="separate"`, the model has a `plan_head`, which is saved beside it as `plan_head.safetensors`,
       loaded again from there, and used by [`writing_plans`] and [`PlanHeadGenerator`].
+    - `model` may be an adapter's folder or name: its training goes on.
 
     Args:
         model (`PreTrainedModel` or `str`):
-            The student, or its name or path. If a plan head was saved there, training goes on with it.
+            The student, or its name or path, or that of an adapter. If a plan head was saved there, or beside the
+            adapter's model, training goes on with it.
         teacher_model (`PreTrainedModel` or `str`, *optional*):
             The teacher of the tasks whose objective is `"akd"`.
         args (`CodePLANConfig`, *optional*):
@@ -88,6 +98,10 @@ class CodePLANTrainer(AKDTrainer):
         **kwargs: Any,
     ) -> None:
         args = CodePLANConfig(f"{(name_of(model) or 'model').split('/')[-1]}-CodePLAN") if args is None else args
+        given, revision = model, (args.model_init_kwargs or {}).get("revision")
+        adapter = adapter_of(given, revision)
+        if adapter is not None:
+            model, kwargs["peft_config"] = base_of(adapter, args, kwargs.get("peft_config")), adapter
         self._reads_apart = is_encoder_decoder(model, args)
         super().__init__(model, teacher_model, args, data_collator, **kwargs)
         self.routes = routes(args)
@@ -95,7 +109,9 @@ class CodePLANTrainer(AKDTrainer):
         if isinstance(self.data_collator, DataCollatorForCodePLAN):
             self.data_collator = self._fitted(self.data_collator)
             self.add_callback(_Epochs(self.data_collator))
-        self._set_plan_head((args.model_init_kwargs or {}).get("revision"))
+        if adapter is not None:
+            self.model.load_adapter(given, self.model.active_adapter, is_trainable=True, revision=revision)
+        self._set_plan_head(given, revision)
 
     # Set-up
 
@@ -140,14 +156,13 @@ class CodePLANTrainer(AKDTrainer):
             is_encoder_decoder=self._reads_apart,
             guided=args.guided_weight > 0.0,
         )
-        prepared, report = prepare_problems(
+        return prepare_problems(
             dataset,
             encoder,
             shuffle_seed=args.seed if args.shuffle_dataset else None,
             num_proc=args.dataset_num_proc,
             name=name,
         )
-        return (prepared if name == "train" else fix_draws(prepared, args.seed)), report
 
     def _datasets(self) -> dict[str, Dataset]:
         return {
@@ -156,17 +171,48 @@ class CodePLANTrainer(AKDTrainer):
             if isinstance(rows, Dataset) and "code_prompt" in rows.column_names
         }
 
-    def _set_plan_head(self, revision: str | None) -> None:
-        name = name_of(self.model)
-        if self.args.plan_head == "separate":
-            if plan_head_of(self.model) is not None:
-                return  # a head that is there already may be newer than the file it came from
-            if name is not None and find_plan_head(name, revision):
-                load_plan_head(self.model, name, revision)
-            else:
-                add_plan_head(self.model)
-        elif name is not None:
-            check_plan_head_file(name, "shared", revision)
+    def _set_plan_head(self, given: Any, revision: str | None) -> None:
+        name = name_of(given)
+        if self.args.plan_head == "shared":
+            if name is not None:
+                check_plan_head_file(name, "shared", revision)
+        elif plan_head_of(self.model) is not None:
+            adopt_plan_head(self.model)  # it may be newer than the file it came from
+        elif name is not None and find_plan_head(name, revision):
+            load_plan_head(self.model, name, revision)
+        else:
+            if hasattr(given, "peft_config"):
+                logger.warning(
+                    "The student's adapter came without a plan head, so that a new one begins as a copy of the LM "
+                    "head. If one was saved with the adapter, give the adapter's folder as `model`, or call "
+                    "`load_plan_head` beforehand."
+                )
+            add_plan_head(self.model)
+
+    # Evaluation data
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Return the batches of an evaluation, which draws the same solutions and plans whatever the epoch."""
+        with self._drawing_once():
+            batches: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
+        return batches
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """Return the batches of a prediction, with draws as in an evaluation."""
+        with self._drawing_once():
+            batches: DataLoader[Any] = super().get_test_dataloader(test_dataset)
+        return batches
+
+    @contextmanager
+    def _drawing_once(self) -> Iterator[None]:
+        """Put a collator that knows of no epoch in the place of the training's."""
+        usual = self.data_collator
+        if isinstance(usual, DataCollatorForCodePLAN):
+            self.data_collator = replace(usual)
+        try:
+            yield
+        finally:
+            self.data_collator = usual
 
     # Batches
 
@@ -260,9 +306,11 @@ class CodePLANTrainer(AKDTrainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        if self.args.should_save:  # first, as what comes next takes the plan head out of `state_dict`
-            save_plan_head(self.model, output_dir or self.args.output_dir, state_dict)
+        if state_dict == {}:  # from ZeRO-3 that leaves the model in shards; the plan head is a file all the same
+            state_dict = gathered_plan_head(self.model)
         super()._save(output_dir, state_dict)
+        if self.args.should_save and plan_head_of(self.model) is None:
+            save_plan_head(self.model, output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -279,8 +327,11 @@ class CodePLANTrainer(AKDTrainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         head = Path(checkpoint_folder) / PLAN_HEAD_FILE
-        if self.is_world_process_zero() and head.is_file():
-            shutil.copy(head, self.args.output_dir)
+        if self.is_world_process_zero():
+            if head.is_file():
+                shutil.copy(head, self.args.output_dir)
+            else:
+                (Path(self.args.output_dir) / PLAN_HEAD_FILE).unlink(missing_ok=True)
         super()._push_from_checkpoint(checkpoint_folder)
 
     def _objective(self) -> dict[str, Any]:
@@ -301,12 +352,3 @@ class _Epochs(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._collator.set_epoch(int(state.epoch or 0))
-
-
-def is_encoder_decoder(model: Any, args: CodePLANConfig) -> bool:
-    """Tell whether a model, or the model of that name, reads prompts with an encoder."""
-    if not isinstance(model, str):
-        return bool(model.config.is_encoder_decoder)
-    revision = (args.model_init_kwargs or {}).get("revision") or "main"
-    config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=args.trust_remote_code)
-    return bool(config.is_encoder_decoder)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..metrics.statistics import Interval, mean_interval, pass_at_k_over_tasks
-from .plan_sampling import PlanChoice, PlanSamplingResult
+from .plan_choice import PlanChoice, PlanSamplingResult
 
 __all__ = ["pass_at_k_by_plans", "plot_plan_curve", "top_k_by_plans"]
 
@@ -64,12 +64,12 @@ def top_k_by_plans(
     }
 
 
-def plot_plan_curve(curve: Mapping[int, Mapping[str, Interval]], path: str | Path) -> None:
-    """Draw the curve, with its intervals, into an image file.
+def plot_plan_curve(curves: Mapping[str, Mapping[int, Mapping[str, Interval]]], path: str | Path) -> None:
+    """Draw curves with their intervals, one panel each, into an image file.
 
     Args:
-        curve (`Mapping[int, Mapping[str, Interval]]`):
-            From [`pass_at_k_by_plans`].
+        curves (`Mapping[str, Mapping[int, Mapping[str, Interval]]]`):
+            From [`pass_at_k_by_plans`], by what they are of, such as a difficulty.
         path (`str` or `Path`):
             The file, such as `plans.png`.
 
@@ -78,25 +78,27 @@ def plot_plan_curve(curve: Mapping[int, Mapping[str, Interval]], path: str | Pat
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
-    numbers = list(curve)
-    for name in curve[numbers[0]]:
-        points = [curve[number][name] for number in numbers]
-        [line] = axes.plot(numbers, [point.value for point in points], marker="o", label=name)
-        axes.fill_between(
-            numbers,
-            [point.low for point in points],
-            [point.high for point in points],
-            color=line.get_color(),
-            alpha=0.15,
-        )
-    axes.set_xticks(numbers)
-    axes.set_ylim(0, 1)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel("plans to choose from (0: written without a plan)")
-    axes.set_ylabel("problems solved")
-    axes.legend()
+    figure = Figure(figsize=(2 + 4 * len(curves), 4), layout="constrained")
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axes, (title, curve) in zip(panels, curves.items(), strict=True):
+        numbers = list(curve)
+        for name in curve[numbers[0]]:
+            points = [curve[number][name] for number in numbers]
+            [line] = axes.plot(numbers, [point.value for point in points], marker="o", label=name)
+            axes.fill_between(
+                numbers,
+                [point.low for point in points],
+                [point.high for point in points],
+                color=line.get_color(),
+                alpha=0.15,
+            )
+        axes.set_title(title)
+        axes.set_xticks(numbers)
+        axes.set_ylim(0, 1)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("plans to choose from (0: written without a plan)")
+    panels[0].set_ylabel("problems solved")
+    panels[0].legend()
     figure.savefig(path, dpi=120)
 
 

@@ -2,23 +2,27 @@
 
 It begins as a copy of the LM head's weight, is never tied to the embeddings, and sits in the model as the submodule
 `plan_head`, so that engines shard it, optimisers train it and checkpoints of a run hold it. On disk it has a file of
-its own beside the model, which therefore loads anywhere as what it was.
+its own beside the model, which therefore loads anywhere as what it was: `save_pretrained` and `push_to_hub` of a
+model with a plan head write that file too.
 
 The authors' released code trains such a head but decodes plans through the LM head; [`writing_plans`] does not.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers.utils import cached_file
+from transformers.utils import ADAPTER_CONFIG_NAME, cached_file
 
 from ..distributed import gathered
 from ..generation import Completion, TextGenerator
+from ..generation.streaming import Arrival, collect, stream
 from ..heads import lm_head
 
 __all__ = [
@@ -26,8 +30,10 @@ __all__ = [
     "PlanHead",
     "PlanHeadGenerator",
     "add_plan_head",
+    "adopt_plan_head",
     "check_plan_head_file",
     "find_plan_head",
+    "gathered_plan_head",
     "load_plan_head",
     "plan_head_of",
     "save_plan_head",
@@ -38,6 +44,7 @@ PlanHead: TypeAlias = Literal["separate", "shared"]
 
 PLAN_HEAD_FILE = "plan_head.safetensors"
 _NAME = "plan_head"
+_HUB_OPTIONS = ("repo_id", "commit_message", "create_pr", "private", "token")
 
 
 def plan_head_of(model: Any) -> nn.Linear | None:
@@ -61,8 +68,8 @@ def add_plan_head(model: Any) -> nn.Linear:
     Example:
 
     ```python
-    >>> from tests import tiny
-    >>> model = tiny.model("llama_tied")
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=8, n_layer=1, n_head=2))
     >>> head = add_plan_head(model)
     >>> torch.equal(head.weight, model.lm_head.weight), head.weight is model.lm_head.weight
     (True, False)
@@ -80,7 +87,28 @@ def add_plan_head(model: Any) -> nn.Linear:
     setattr(lm, _NAME, head)
     own = {f"{_NAME}.{name}" for name, _ in head.named_parameters()}
     lm._keys_to_ignore_on_save = {*(lm._keys_to_ignore_on_save or ()), *own}
+    _keep_when_saving(model)
     return head
+
+
+def adopt_plan_head(model: Any) -> nn.Linear:
+    """Have the plan head trained whole and saved that `model` had before an adapter was put around it.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`):
+            A model with a plan head.
+
+    Raises:
+        ValueError: If the adapter reaches into the plan head.
+    """
+    head = plan_head_of(model)
+    if not isinstance(head, nn.Linear):
+        raise ValueError(
+            "the plan head carries a PEFT adapter, but it is trained whole; take it out of `target_modules` and "
+            "`modules_to_save`, or set `exclude_modules=['plan_head']`."
+        )
+    _keep_when_saving(model)
+    return head.requires_grad_(True)
 
 
 def save_plan_head(model: Any, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -93,36 +121,48 @@ def save_plan_head(model: Any, folder: str | Path, state_dict: Mapping[str, torc
             Where the model was saved.
         state_dict (`Mapping`, *optional*):
             The model's, gathered, where an engine shards the model.
+
+    Raises:
+        ValueError: If the plan head is sharded and not in `state_dict`.
     """
-    if state_dict is None:
-        head = plan_head_of(model)
-        tensors = {} if head is None else dict(head.state_dict())
-    else:
-        tensors = {key.rpartition(".")[2]: value for key, value in state_dict.items() if f"{_NAME}." in key}
-    path = Path(folder) / PLAN_HEAD_FILE
-    if tensors:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, path)
-    else:
+    head, path = plan_head_of(model), Path(folder) / PLAN_HEAD_FILE
+    if head is None:
         path.unlink(missing_ok=True)
+        return
+    given = {key.rpartition(".")[2]: value for key, value in (state_dict or {}).items() if f"{_NAME}." in key}
+    tensors = given or head.state_dict()
+    if any(tensor.numel() == 0 for tensor in tensors.values()):
+        raise ValueError(
+            "the plan head is sharded by ZeRO-3, as is the model; save with `trainer.save_model`, or with "
+            "`state_dict=accelerator.get_state_dict(engine)`."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, path)
+
+
+def gathered_plan_head(model: Any) -> dict[str, torch.Tensor]:
+    """Return the plan head's tensors as a state dict of the model holds them; under ZeRO-3 on all processes together.
+
+    Empty where there is no plan head.
+    """
+    head = plan_head_of(model)
+    if head is None:
+        return {}
+    with gathered(head.parameters()):
+        return {f"{_NAME}.{name}": value.detach().cpu().clone() for name, value in head.named_parameters()}
 
 
 def find_plan_head(name_or_path: str, revision: str | None = None) -> Path | None:
-    """Return the plan head's file of a model in a folder or on the Hub, or `None` if it has none."""
-    if Path(name_or_path).is_dir():
-        path = Path(name_or_path) / PLAN_HEAD_FILE
-        return path if path.is_file() else None
-    try:
-        cached = cached_file(
-            name_or_path,
-            PLAN_HEAD_FILE,
-            revision=revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    except OSError:  # no such model any more, or none with that revision
-        return None
-    return None if cached is None else Path(cached)
+    """Return the plan head's file of a model in a folder or on the Hub, or `None` if it has none.
+
+    An adapter that was saved without one has that of the model it is for.
+    """
+    path = _find(name_or_path, PLAN_HEAD_FILE, revision)
+    if path is None and (adapter := _find(name_or_path, ADAPTER_CONFIG_NAME, revision)) is not None:
+        config = json.loads(adapter.read_text(encoding="utf-8"))
+        base = config.get("base_model_name_or_path")
+        path = _find(base, PLAN_HEAD_FILE, config.get("revision")) if base else None
+    return path
 
 
 def check_plan_head_file(name_or_path: str, plan_head: PlanHead, revision: str | None = None) -> Path | None:
@@ -160,7 +200,7 @@ def load_plan_head(model: Any, name_or_path: str, revision: str | None = None) -
         ValueError: If there is no plan head, or one of another shape.
     """
     path = check_plan_head_file(name_or_path, "separate", revision)
-    head = plan_head_of(model) or add_plan_head(model)
+    head = add_plan_head(model) if plan_head_of(model) is None else adopt_plan_head(model)
     tensors = load_file(str(path))
     shapes = {key: list(value.shape) for key, value in tensors.items()}
     expected = {key: list(value.shape) for key, value in head.named_parameters()}
@@ -187,8 +227,8 @@ def writing_plans(model: Any) -> Iterator[None]:
     Example:
 
     ```python
-    >>> from tests import tiny
-    >>> model = tiny.model()
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=8, n_layer=1, n_head=2))
     >>> head = add_plan_head(model)
     >>> with writing_plans(model):
     ...     model.get_output_embeddings() is head
@@ -239,8 +279,32 @@ class PlanHeadGenerator:
         seed: int | None = None,
     ) -> list[list[Completion]]:
         """Continue each prompt `n` times, as `TextGenerator.generate` says."""
+        arrivals = self.stream(
+            prompts,
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            seed=seed,
+        )
+        return collect(arrivals, len(prompts))
+
+    def stream(
+        self,
+        prompts: list[str],
+        *,
+        n: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 512,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+    ) -> Iterator[Arrival]:
+        """Yield completions as they come; between two yields the plan head stays in the LM head's place."""
         with writing_plans(self._model):
-            return self._generator.generate(
+            yield from stream(
+                self._generator,
                 prompts,
                 n=n,
                 temperature=temperature,
@@ -254,3 +318,47 @@ class PlanHeadGenerator:
 def _language_model(model: Any) -> Any:
     """Return the model inside an adapter."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _keep_when_saving(model: Any) -> None:
+    """Let `save_pretrained` of a model with a plan head write it too, and that of what an adapter is merged into."""
+    for each in (_language_model(model), model):
+        each.save_pretrained = partial(_save_pretrained, each)
+
+
+def _save_pretrained(
+    model: Any,
+    save_directory: str | Path,
+    *,
+    is_main_process: bool = True,
+    state_dict: dict[str, torch.Tensor] | None = None,
+    push_to_hub: bool = False,
+    **options: Any,
+) -> None:
+    """Save as the model itself does, with the plan head's file beside, which its own push would not see."""
+    if is_main_process:  # first, as what comes next takes the plan head out of `state_dict`
+        save_plan_head(model, save_directory, state_dict)
+    hub = {name: options.pop(name) for name in _HUB_OPTIONS if name in options and push_to_hub}
+    type(model).save_pretrained(
+        model, save_directory, is_main_process=is_main_process, state_dict=state_dict, **options
+    )
+    if push_to_hub and is_main_process:
+        model.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
+
+
+def _find(name_or_path: str, file: str, revision: str | None) -> Path | None:
+    """Return a file of a model in a folder or on the Hub, or `None` if it has none."""
+    if Path(name_or_path).is_dir():
+        path = Path(name_or_path) / file
+        return path if path.is_file() else None
+    try:
+        cached = cached_file(
+            name_or_path,
+            file,
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except OSError:  # no such model any more, or none with that revision
+        return None
+    return None if cached is None else Path(cached)

@@ -6,9 +6,7 @@ are told apart by their mean log-probability, and the final programs are written
 that made it win are the luckier ones.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from tqdm.auto import tqdm
@@ -16,11 +14,16 @@ from tqdm.auto import tqdm
 from ..execution import CodeExecutor, ExecutionResult, Tests, check_tests
 from ..generation import Completion, TextGenerator
 from ..generation.protocol import another_seed
+from ..generation.sharing import from_main, is_main
+from .plan_choice import PlanChoice, PlanSamplingResult, PlanScore, best_plan
 from .task_prompts import TaskPrompting
 
-__all__ = ["PlanChoice", "PlanSampler", "PlanSamplingResult", "PlanScore", "ProgramRanker"]
+__all__ = ["PlanSampler", "ProgramRanker"]
 
 _Problem = Mapping[str, Any]
+_Written = tuple[str, Completion]
+
+_UNWRITTEN = Completion("", None, "length", 0)
 
 
 class ProgramRanker(Protocol):
@@ -28,85 +31,6 @@ class ProgramRanker(Protocol):
 
     def score(self, problem: str, programs: Sequence[str]) -> list[float]:
         """Return a number for each program, the higher the better."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlanScore:
-    """Say what speaks for a plan.
-
-    Args:
-        plan (`str`):
-            The plan.
-        mean_logprob (`float`, *optional*):
-            Mean log-probability of its tokens, in nats.
-        pass_fraction (`float`, *optional*):
-            Public cases that its programs passed, as a fraction of all, averaged over the programs; `None` where there
-            are no public tests.
-    """
-
-    plan: str
-    mean_logprob: float | None
-    pass_fraction: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class PlanChoice:
-    """Hold what comes of a problem when the first so many plans are there to choose from.
-
-    Args:
-        index (`int`, *optional*):
-            Which plan is chosen; `None` where there is none and the program is written without.
-        completions (`tuple[Completion, ...]`):
-            What the student then wrote; best first where a ranker ordered it.
-        programs (`tuple[str, ...]`):
-            The programs in it.
-        verdicts (`tuple[ExecutionResult, ...]`):
-            What the hidden tests say of each program; empty where there are none.
-    """
-
-    index: int | None
-    completions: tuple[Completion, ...]
-    programs: tuple[str, ...]
-    verdicts: tuple[ExecutionResult, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PlanSamplingResult:
-    """Hold what came of one problem.
-
-    Args:
-        id (`str`):
-            The problem.
-        plan_scores (`tuple[PlanScore, ...]`):
-            Every plan that was sampled, in that order.
-        choices (`Mapping[int, PlanChoice]`):
-            What comes of choosing between the first so many plans, for each such number.
-    """
-
-    id: str
-    plan_scores: tuple[PlanScore, ...]
-    choices: Mapping[int, PlanChoice]
-
-    @property
-    def choice(self) -> PlanChoice:
-        """Return the choice between all plans."""
-        return self.choices[len(self.plan_scores)]
-
-    @property
-    def plan(self) -> str:
-        """Return the plan that was chosen."""
-        assert self.choice.index is not None
-        return self.plan_scores[self.choice.index].plan
-
-    @property
-    def programs(self) -> tuple[str, ...]:
-        """Return the final programs, written with the plan that was chosen."""
-        return self.choice.programs
-
-    @property
-    def verdicts(self) -> tuple[ExecutionResult, ...]:
-        """Return what the hidden tests say of the final programs."""
-        return self.choice.verdicts
 
 
 class PlanSampler:
@@ -119,8 +43,8 @@ class PlanSampler:
     Args:
         generator (`TextGenerator`):
             Writes programs and, unless there is a `plan_generator`, plans.
-        executor ([`CodeExecutor`]):
-            Where programs run.
+        executor ([`CodeExecutor`], *optional*):
+            Where programs run; `None` on processes other than the main one.
         n_plans (`int`, *optional*, defaults to `20`):
             N, plans a problem.
         n_programs (`int`, *optional*, defaults to `10`):
@@ -138,12 +62,19 @@ class PlanSampler:
             Orders the final programs, the best first.
         prompting ([`TaskPrompting`], *optional*):
             How problems are put, and where the program is in what is answered.
+        too_long (`Callable`, *optional*):
+            Takes prompts and `max_new_tokens`, and returns the indices of prompts that the model has too few positions
+            for, as `TransformersGenerator.too_long` does. Plans and programs that they ask for count as not solved; by
+            default the generator's error ends the run.
         max_plan_tokens (`int`, *optional*, defaults to `512`), max_new_tokens (`int`, *optional*, defaults to `512`):
             Most tokens of a plan and of a program.
         seed (`int`, *optional*, defaults to `0`):
             Seed of sampling.
         batch_size (`int`, *optional*, defaults to `16`):
             Problems to work on at a time.
+        accelerator (`Accelerator`, *optional*):
+            That of generators that share their work over several processes, all of which then call `run`. Programs
+            run, and are ranked, on the main one.
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
 
@@ -169,7 +100,7 @@ class PlanSampler:
     def __init__(
         self,
         generator: TextGenerator,
-        executor: CodeExecutor,
+        executor: CodeExecutor | None,
         n_plans: int = 20,
         n_programs: int = 10,
         temperature: float = 0.6,
@@ -180,10 +111,12 @@ class PlanSampler:
         without_public_tests: Literal["error", "logprob"] = "error",
         ranker: ProgramRanker | None = None,
         prompting: TaskPrompting | None = None,
+        too_long: Callable[[Sequence[str], int], Sequence[int]] | None = None,
         max_plan_tokens: int = 512,
         max_new_tokens: int = 512,
         seed: int = 0,
         batch_size: int = 16,
+        accelerator: Any = None,
         progress: bool = True,
     ) -> None:
         for name, value in (("n_plans", n_plans), ("n_programs", n_programs), ("batch_size", batch_size)):
@@ -208,10 +141,12 @@ class PlanSampler:
         self._without_public_tests = without_public_tests
         self._ranker = ranker
         self._prompting = prompting or TaskPrompting()
+        self._too_long = too_long
         self._max_plan_tokens = max_plan_tokens
         self._max_new_tokens = max_new_tokens
         self._seed = seed
         self._batch_size = batch_size
+        self._accelerator = accelerator
         self._progress = progress
 
     def run(self, problems: Iterable[_Problem]) -> list[PlanSamplingResult]:
@@ -232,7 +167,8 @@ class PlanSampler:
         rows = list(problems)
         self._check(rows)
         results = []
-        with tqdm(total=len(rows), desc="Sampling plans", unit="problem", disable=not self._progress) as bar:
+        show = self._progress and is_main(self._accelerator)
+        with tqdm(total=len(rows), desc="Sampling plans", unit="problem", disable=not show) as bar:
             for start in range(0, len(rows), self._batch_size):
                 batch = rows[start : start + self._batch_size]
                 results += self._work_on(batch)
@@ -243,7 +179,7 @@ class PlanSampler:
         """Choose with what may be seen; only then bring in the hidden tests."""
         seen = [{name: value for name, value in row.items() if name != "hidden_tests"} for row in rows]
         scores = self._score_plans(seen)
-        chosen = [{number: _best(several[:number]) for number in self._numbers} for several in scores]
+        chosen = [{number: best_plan(several[:number]) for number in self._numbers} for several in scores]
         finals = self._write_finals(seen, scores, chosen)
         return [
             PlanSamplingResult(
@@ -255,60 +191,83 @@ class PlanSampler:
         ]
 
     def _score_plans(self, problems: Sequence[_Problem]) -> list[list[PlanScore]]:
-        plans = self._plan_generator.generate(
+        plans = self._ask(
+            self._plan_generator,
             [self._prompting.plan(problem) for problem in problems],
+            "plans",
             n=self._n_plans,
             max_new_tokens=self._max_plan_tokens,
             stop=self._prompting.plan_stop,
-            seed=another_seed(self._seed, "plans"),
-            **self._sampling,
         )
-        pairs = [
+        tried = [
             (problem, completion.text.strip())
             for problem, several in zip(problems, plans, strict=True)
             for completion in several
-            if _has_tests(problem)
+            if _has_tests(problem) and completion is not _UNWRITTEN
         ]
-        fractions = iter(
-            self._pass_fraction(problem, programs)
-            for (problem, _), programs in zip(pairs, self._write(pairs, "trials"), strict=True)
-        )
+        trials = iter(self._write(tried, "trials"))
         return [
-            [
-                PlanScore(
-                    completion.text.strip(), completion.mean_logprob, next(fractions) if _has_tests(problem) else None
-                )
-                for completion in several
-            ]
+            [self._score_plan(problem, completion, trials) for completion in several]
             for problem, several in zip(problems, plans, strict=True)
         ]
 
-    def _write(self, pairs: Sequence[tuple[_Problem, str | None]], purpose: str) -> list[list[tuple[str, Completion]]]:
+    def _score_plan(self, problem: _Problem, plan: Completion, trials: Iterator[list[_Written]]) -> PlanScore:
+        """Judge a plan by the next trial, if there is one."""
+        too_long, fraction = plan is _UNWRITTEN, None
+        if _has_tests(problem):
+            programs = [] if too_long else next(trials)
+            too_long = too_long or programs[0][1] is _UNWRITTEN
+            fraction = 0.0 if too_long else self._pass_fraction(problem, [program for program, _ in programs])
+        return PlanScore(plan.text.strip(), plan.mean_logprob, fraction, too_long)
+
+    def _write(self, pairs: Sequence[tuple[_Problem, str | None]], purpose: str) -> list[list[_Written]]:
         """Write programs for problems and plans, other ones for each purpose."""
-        written = self._generator.generate(
+        written = self._ask(
+            self._generator,
             [self._prompting.code(problem, plan) for problem, plan in pairs],
+            purpose,
             n=self._n_programs,
             max_new_tokens=self._max_new_tokens,
             stop=self._prompting.code_stop,
-            seed=another_seed(self._seed, purpose),
-            **self._sampling,
         )
         return [
             [(self._prompting.program(problem, completion.text), completion) for completion in several]
             for (problem, _), several in zip(pairs, written, strict=True)
         ]
 
+    def _ask(
+        self, generator: TextGenerator, prompts: Sequence[str], purpose: str, *, n: int, max_new_tokens: int, stop: Any
+    ) -> list[list[Completion]]:
+        """Generate for all prompts but those that the model has too few positions for."""
+        long = set() if self._too_long is None else set(self._too_long(prompts, max_new_tokens))
+        written = iter(
+            generator.generate(
+                [prompt for index, prompt in enumerate(prompts) if index not in long],
+                n=n,
+                max_new_tokens=max_new_tokens,
+                stop=stop,
+                seed=another_seed(self._seed, purpose),
+                **self._sampling,
+            )
+        )
+        return [[_UNWRITTEN] * n if index in long else next(written) for index in range(len(prompts))]
+
     def _write_finals(
         self,
         problems: Sequence[_Problem],
         scores: Sequence[Sequence[PlanScore]],
         chosen: Sequence[Mapping[int, int | None]],
-    ) -> list[dict[int | None, list[tuple[str, Completion]]]]:
+    ) -> list[dict[int | None, list[_Written]]]:
         """Write the final programs of each problem, once with each plan that is chosen; `None` is no plan."""
-        wanted = [
-            (position, index) for position, choice in enumerate(chosen) for index in dict.fromkeys(choice.values())
-        ]
-        finals: list[dict[int | None, list[tuple[str, Completion]]]] = [{} for _ in problems]
+        finals: list[dict[int | None, list[_Written]]] = [{} for _ in problems]
+        wanted = []
+        for position, choice in enumerate(chosen):
+            for index in dict.fromkeys(choice.values()):
+                if index is not None and scores[position][index].too_long:
+                    unwritten = (self._prompting.program(problems[position], ""), _UNWRITTEN)
+                    finals[position][index] = [unwritten] * self._n_programs
+                else:
+                    wanted.append((position, index))
         pairs = [
             (problems[position], None if index is None else scores[position][index].plan) for position, index in wanted
         ]
@@ -316,30 +275,35 @@ class PlanSampler:
             finals[position][index] = self._ranked(problems[position], programs)
         return finals
 
-    def _ranked(self, problem: _Problem, programs: list[tuple[str, Completion]]) -> list[tuple[str, Completion]]:
+    def _ranked(self, problem: _Problem, programs: list[_Written]) -> list[_Written]:
         if self._ranker is None:
             return programs
-        scores = self._ranker.score(problem["problem"], [program for program, _ in programs])
+        score, texts = self._ranker.score, [program for program, _ in programs]
+        scores = from_main(self._accelerator, lambda: score(problem["problem"], texts))
         order = sorted(range(len(programs)), key=lambda index: -scores[index])
         return [programs[index] for index in order]
 
-    def _pass_fraction(self, problem: _Problem, programs: Sequence[tuple[str, Completion]]) -> float:
-        results = self._run([program for program, _ in programs], problem["public_tests"], fail_fast=False)
+    def _pass_fraction(self, problem: _Problem, programs: Sequence[str]) -> float:
+        results = self._run(programs, problem["public_tests"], fail_fast=False)
         judged = [result for result in results if result.status != "infra_error"]
         if not judged:
             raise RuntimeError(f"no program for problem {problem['id']!r} could be judged ({results[0].message}).")
         return sum(result.tests_passed / result.tests_total for result in judged) / len(judged)
 
-    def _judged(self, row: _Problem, finals: Sequence[tuple[str, Completion]], index: int | None) -> PlanChoice:
+    def _judged(self, row: _Problem, finals: Sequence[_Written], index: int | None) -> PlanChoice:
         programs = [program for program, _ in finals]
         verdicts = self._run(programs, row["hidden_tests"], fail_fast=True) if row.get("hidden_tests") else []
         return PlanChoice(index, tuple(completion for _, completion in finals), tuple(programs), tuple(verdicts))
 
     def _run(self, programs: Sequence[str], tests: Tests, *, fail_fast: bool) -> list[ExecutionResult]:
-        """Run programs, those that are alike once."""
+        """Run programs, those that are alike once, on the main process."""
         distinct = list(dict.fromkeys(programs))
-        results = self._executor.run([(program, tests) for program in distinct], fail_fast=fail_fast)
-        found = dict(zip(distinct, results, strict=True))
+
+        def results() -> list[ExecutionResult]:
+            assert self._executor is not None, "the main process needs an executor"
+            return self._executor.run([(program, tests) for program in distinct], fail_fast=fail_fast)
+
+        found = dict(zip(distinct, from_main(self._accelerator, results), strict=True))
         return [found[program] for program in programs]
 
     def _check(self, rows: Sequence[_Problem]) -> None:
@@ -361,24 +325,6 @@ class PlanSampler:
         ids = [str(row["id"]) for row in rows]
         if len(set(ids)) < len(ids):
             raise ValueError(f"two problems have the id {max(ids, key=ids.count)!r}; give each its own.")
-
-
-def _best(scores: Sequence[PlanScore]) -> int | None:
-    """Return the index of the first plan with the largest pass fraction and, among those, mean log-probability."""
-    if not scores:
-        return None
-    if any(score.pass_fraction is None and score.mean_logprob is None for score in scores):
-        raise ValueError(
-            "without public tests plans are chosen by their log-probability, which the generator does not tell; use "
-            "another backend, or give public tests."
-        )
-
-    def merit(index: int) -> tuple[float, float]:
-        score = scores[index]
-        logprob = -math.inf if score.mean_logprob is None else score.mean_logprob
-        return (0.0 if score.pass_fraction is None else score.pass_fraction, logprob)
-
-    return max(range(len(scores)), key=merit)
 
 
 def _has_tests(row: _Problem) -> bool:

@@ -1,12 +1,12 @@
 """Rows of problems to batches of CodePLAN's tasks, each token with its weight in the loss."""
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -15,7 +15,7 @@ from .collators import pad, round_up
 from .problems import ProblemEncoder, Task
 from .schema import IGNORED_LABEL
 
-__all__ = ["DataCollatorForCodePLAN", "Schedule", "draw", "fix_draws", "of_task", "weights_of_tasks"]
+__all__ = ["DataCollatorForCodePLAN", "Schedule", "draw", "of_task", "weights_of_tasks"]
 
 Schedule: TypeAlias = Literal["weighted", "alternate"]
 Option = TypeVar("Option")
@@ -55,8 +55,8 @@ def weights_of_tasks(plan_weight: float, guided_weight: float) -> dict[Task, flo
     """
     if not 0.0 <= plan_weight <= 1.0:
         raise ValueError(f"`plan_weight` is {plan_weight}; it is the plan's share of the loss and must lie in [0, 1].")
-    if not guided_weight >= 0.0:
-        raise ValueError(f"`guided_weight` is {guided_weight}; it weighs a loss and must be at least 0.")
+    if not (guided_weight >= 0.0 and math.isfinite(guided_weight)):
+        raise ValueError(f"`guided_weight` is {guided_weight}; it weighs a loss: give 0 or a positive, finite number.")
     weights = {Task.CODE: 1.0 - plan_weight, Task.PLAN: plan_weight}
     return weights | {Task.GUIDED: guided_weight} if guided_weight > 0.0 else weights
 
@@ -99,13 +99,14 @@ class DataCollatorForCodePLAN:
     Example:
 
     ```python
-    >>> from tests import tiny
-    >>> collate = DataCollatorForCodePLAN(tiny.tokenizer(), plan_weight=0.25)
+    >>> from transformers import ByT5Tokenizer
+    >>> tokenizer = ByT5Tokenizer()
+    >>> collate = DataCollatorForCodePLAN(tokenizer, plan_weight=0.25, is_encoder_decoder=True)
     >>> batch = collate([{"problem": "Add a and b.", "solution": "a + b", "plan": "1. Add a and b."}])
     >>> batch["task_ids"].tolist(), batch["token_weights"].sum(dim=1).tolist()
     ([0, 1], [0.75, 0.25])
-    >>> tiny.tokenizer().decode(batch["input_ids"][0][batch["labels"][0] != -100])
-    'a + b<|endoftext|>'
+    >>> tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100])
+    'a + b</s>'
 
     ```
     """
@@ -217,23 +218,4 @@ def of_task(batch: Mapping[str, Tensor], task: Task, factor: float, *, multiple:
         "labels": taken["labels"][:, :label_width],
         "token_weights": taken["token_weights"][:, :label_width] * factor,
         "task_ids": taken["task_ids"],
-    }
-
-
-def fix_draws(problems: Dataset, seed: int) -> Dataset:
-    """Leave each problem with one solution and one plan, so that evaluations compare.
-
-    Args:
-        problems (`Dataset`): from [`prepare_problems`].
-        seed (`int`): seed of the draws.
-    """
-    return problems.map(_fix, fn_kwargs={"seed": seed}, desc="Drawing solutions and plans")
-
-
-def _fix(problem: dict[str, Any], *, seed: int) -> dict[str, Any]:
-    prompts = problem["guided_prompts"]
-    return {
-        "solutions": [draw(problem["solutions"], seed, problem["index"], "solution")],
-        "plans": [draw(problem["plans"], seed, problem["index"], "plan")],
-        "guided_prompts": [draw(prompts, seed, problem["index"], "plan")] if prompts else [],
     }

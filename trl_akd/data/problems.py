@@ -27,6 +27,7 @@ __all__ = [
     "Task",
     "TooLongError",
     "check_columns",
+    "check_lengths",
     "prepare_problems",
     "tokens_of_problems",
 ]
@@ -78,13 +79,14 @@ class ProblemEncoder:
     Example:
 
     ```python
-    >>> from tests import tiny
-    >>> encode = ProblemEncoder(tiny.tokenizer(), max_length=128)
+    >>> from transformers import ByT5Tokenizer
+    >>> tokenizer = ByT5Tokenizer()
+    >>> encode = ProblemEncoder(tokenizer, max_length=128, is_encoder_decoder=True)
     >>> row = encode({"problem": "Add a and b.", "solution": "a + b", "plan": "1. Add.\n2. Return."}, index=0)
-    >>> tiny.tokenizer().decode(row["plan_prompt"])
-    "[GEN_PLAN]\nQUESTION:\nAdd a and b.\n\nLet's think step by step:\n"
-    >>> tiny.tokenizer().decode(row["plans"][0])
-    '1. Add.\n2. Return.<|endoftext|>'
+    >>> tokenizer.decode(row["plan_prompt"])
+    "[GEN_PLAN]\nQUESTION:\nAdd a and b.\n\nLet's think step by step:\n</s>"
+    >>> tokenizer.decode(row["plans"][0])
+    '1. Add.\n2. Return.</s>'
 
     ```
     """
@@ -98,10 +100,7 @@ class ProblemEncoder:
     rules: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("max_length", 1 if self.is_encoder_decoder else 2), ("max_target_length", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"`{name}` is {value}, which leaves no room for an answer; use {least} or more.")
+        check_lengths(self.max_length, self.max_target_length, shortest=1 if self.is_encoder_decoder else 2)
 
     def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
         """Return the row's token ids, with the columns `index`, `code_prompt`, `plan_prompt`, `solutions`, ….
@@ -285,6 +284,13 @@ def _encode_or_leave_empty(row: dict[str, Any], index: int, *, encoder: ProblemE
         "cut_solutions": sum(len(solution) > room for solution in encoded["solutions"]),
         "unused_plans": len(_texts(row, "plan", index)) - len(encoded["plans"]),
     }
+
+
+def check_lengths(max_length: int | None, max_target_length: int | None, *, shortest: int = 1) -> None:
+    """Refuse limits on tokens that leave no room for an answer; `max_length` must be at least `shortest`."""
+    for name, value, least in (("max_length", max_length, shortest), ("max_target_length", max_target_length, 1)):
+        if value is not None and value < least:
+            raise ValueError(f"`{name}` is {value}, which leaves no room for an answer; use {least} or more.")
 
 
 def _problem(row: Mapping[str, Any], index: int) -> str:

@@ -78,8 +78,8 @@ class EvaluationConfig:
         max_new_tokens (`int`, *optional*, defaults to `512`):
             Most tokens of a completion.
         long_prompts (`str`, *optional*, defaults to `"error"`):
-            What to do where a prompt and `max_new_tokens` exceed the model's positions: `"error"` before anything is
-            generated, or `"fail"`: nothing is written for the problem, which counts against the model.
+            What to do where a prompt and `max_new_tokens` exceed the model's positions: `"error"`, or `"fail"`:
+            nothing is written for the problem, which counts against the model. For the backend `"transformers"`.
         seed (`int`, *optional*, defaults to `0`):
             Seed of sampling.
         batch_size (`int`, *optional*):
@@ -204,6 +204,12 @@ class EvaluationConfig:
             raise ValueError(
                 f"`backend` is {self.backend!r} and `base_url` is {self.base_url!r}; an address goes with the backend "
                 "openai, and it with an address."
+            )
+
+        if self.long_prompts == "fail" and self.backend != "transformers":
+            raise ValueError(
+                f"`long_prompts` is 'fail', but the backend {self.backend!r} does not tell how long prompts may be; "
+                "use transformers, or leave it out."
             )
 
     def _check_no_generation(self) -> None:

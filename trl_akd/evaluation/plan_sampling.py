@@ -2,20 +2,23 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..codeplan.plan_curve import pass_at_k_by_plans, plot_plan_curve, top_k_by_plans
+from ..codeplan.plan_choice import PlanSamplingResult
+from ..codeplan.plan_curve import pass_at_k_by_plans, top_k_by_plans
 from ..codeplan.plan_head import PlanHeadGenerator, find_plan_head, load_plan_head
-from ..codeplan.plan_sampling import PlanSampler, PlanSamplingResult
+from ..codeplan.plan_sampling import PlanSampler
 from ..codeplan.plan_sampling_config import PlanSamplingConfig
 from ..codeplan.ranker import Ranker
 from ..codeplan.task_prompts import TaskPrompting
 from ..execution import CodeExecutor
-from ..generation import TextGenerator
+from ..generation import TextGenerator, TransformersGenerator
 from ..generation.recorded import RecordedGenerator
+from ..generation.sharing import is_main
 from ..ledger import Ledger
 from ..metrics.statistics import Interval
 from .backends import LoadedModel, load_model
@@ -27,10 +30,9 @@ from .results import replace_text, summarize, write_results, write_verdicts
 from .runner import Evaluation, execution_settings, make_executor, output_folder
 from .samples import Sample
 from .scoring import Verdict, label
-from .tables import markdown_table
 from .weights import weights_fingerprint
 
-__all__ = ["evaluate_with_plans", "plan_curve_table", "plot_plans"]
+__all__ = ["evaluate_with_plans"]
 
 _CURVE = (0, 1, 2, 5, 10, 20, 50)  # numbers of plans that are told of beside the largest
 
@@ -45,18 +47,27 @@ class _BenchmarkPrompting(TaskPrompting):
         return program_of_answer(self.problems[problem["id"]], answer)
 
 
-def evaluate_with_plans(config: EvaluationConfig, planning: PlanSamplingConfig) -> Evaluation:
+def evaluate_with_plans(
+    config: EvaluationConfig, planning: PlanSamplingConfig, accelerator: Any = None
+) -> Evaluation | None:
     """Judge a student by the programs that it writes with the plans that public tests chose.
 
     What is generated is kept beside the results, so that an interrupted evaluation goes on where it was. The results
-    hold, beside those of [`evaluate`], `plans`: pass@k by the number of plans to choose from (`curve`), and the scores
-    of all plans (`problems`).
+    hold, beside those of [`evaluate`], `plans`: pass@k by the number of plans to choose from (`curve`), also by
+    difficulty (`difficulties`), the scores of all plans (`problems`), and what makes them mean less: problems whose
+    public tests are those that judge (`judged_by_public_tests`), plans whose prompts were `too_long`, and what wrote
+    them (`written_by`: `"plan head"`, `"LM head"`, or `"server"`, of which that is not known).
 
     Args:
         config (`EvaluationConfig`):
             The student, the benchmark, and how samples are drawn.
         planning (`PlanSamplingConfig`):
             How plans are.
+        accelerator (`Accelerator`, *optional*):
+            Shares generation over its processes; programs run on the main one.
+
+    Returns:
+        [`Evaluation`]: What was found and where it lies; `None` on processes other than the main one.
 
     Raises:
         ValueError: If the benchmark is malformed or has no public tests, or the settings do not go together.
@@ -68,12 +79,15 @@ def evaluate_with_plans(config: EvaluationConfig, planning: PlanSamplingConfig) 
     )
     _check(config, benchmark, planning)
     began = time.monotonic()
+    if not is_main(accelerator):
+        _sample(config, planning, benchmark, load_model(config, accelerator), accelerator)
+        return None
     with make_executor(config, benchmark) as executor:
         folder = output_folder(config, benchmark)
         if config.output_dir is None:
             folder = folder.with_name(f"{folder.name}-plans")
-        loaded = load_model(config)
-        sampled = _sample(config, planning, benchmark, folder, executor, loaded)
+        loaded = load_model(config, accelerator)
+        sampled = _sample(config, planning, benchmark, loaded, accelerator, folder, executor)
         verdicts = [
             verdict
             for problem, result in zip(benchmark.problems, sampled, strict=True)
@@ -84,10 +98,7 @@ def evaluate_with_plans(config: EvaluationConfig, planning: PlanSamplingConfig) 
             "generation": {**config.generation_settings, **asdict(planning)},
             "execution": execution_settings(config, executor.isolation),
             **summarize(benchmark, verdicts, config.k, confidence=config.confidence),
-            "plans": {
-                "curve": _curve(sampled, config, ranked=planning.ranker is not None),
-                "problems": {result.id: _scores(result) for result in sampled},
-            },
+            "plans": _plans(config, planning, benchmark, sampled),
             "seconds": {"generation and execution": round(time.monotonic() - began, 1)},
         }
     replace_text(folder / "samples.jsonl", "".join(f"{json.dumps(asdict(verdict.sample))}\n" for verdict in verdicts))
@@ -96,35 +107,8 @@ def evaluate_with_plans(config: EvaluationConfig, planning: PlanSamplingConfig) 
     return Evaluation(folder, results, verdicts)
 
 
-def plan_curve_table(curve: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    """Lay out pass@k by the number of plans, with intervals, as a Markdown table."""
-    names = list(next(iter(curve.values())))
-    rows = [
-        [f"{number} plans" if number != "0" else "no plan", *(_interval(metrics[name]) for name in names)]
-        for number, metrics in curve.items()
-    ]
-    return markdown_table(["to choose from", *names], rows)
-
-
-def plot_plans(curve: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path) -> None:
-    """Draw pass@k by the number of plans into an image file.
-
-    Raises:
-        ImportError: If matplotlib is not installed (`pip install "trl_akd[plot]"`).
-    """
-    points = {
-        int(number): {name: Interval(*values) for name, values in metrics.items()} for number, metrics in curve.items()
-    }
-    plot_plan_curve(points, path)
-
-
 def _check(config: EvaluationConfig, benchmark: Benchmark, planning: PlanSamplingConfig) -> None:
     """Raise the ValueError that names what plan sampling cannot go with, before anything is loaded."""
-    if config.long_prompts != "error":
-        raise ValueError(
-            f"`long_prompts` is {config.long_prompts!r}, which plan sampling does not know; leave it out, and leave "
-            "problems with long prompts out of the benchmark."
-        )
     if config.model is None:
         raise ValueError("`plan_sampling` needs a `model` that plans; samples that are there have no plans.")
     if config.prompt_style != "completion":
@@ -134,6 +118,10 @@ def _check(config: EvaluationConfig, benchmark: Benchmark, planning: PlanSamplin
         )
     if config.temperature == 0:
         raise ValueError("`temperature` is 0, at which all plans are alike; give one such as the paper's 0.6.")
+    if config.backend != "transformers" and find_plan_head(config.model, config.model_revision) is not None:
+        raise ValueError(
+            f"`backend` {config.backend!r} knows no plan head, but {config.model!r} has one; use transformers."
+        )
     bare = [problem.task_id for problem in benchmark.problems if not problem.public_tests]
     if bare and planning.without_public_tests == "error":
         raise ValueError(
@@ -146,38 +134,49 @@ def _sample(
     config: EvaluationConfig,
     planning: PlanSamplingConfig,
     benchmark: Benchmark,
-    folder: Path,
-    executor: CodeExecutor,
     loaded: LoadedModel,
+    accelerator: Any,
+    folder: Path | None = None,
+    executor: CodeExecutor | None = None,
 ) -> list[PlanSamplingResult]:
-    """Sample plans and programs, and keep all that the student writes."""
+    """Sample plans and programs, and keep all that the student writes, on the main process."""
+
+    def ledger(name: str) -> AbstractContextManager[Ledger | None]:
+        return nullcontext() if folder is None else Ledger(folder / name, settings, option="output_dir")
+
     settings = {
         **config.generation_settings,
         "max_plan_tokens": planning.max_plan_tokens,
         "weights": weights_fingerprint(config.model or ""),
     }
-    with (
-        Ledger(folder / "generated_plans.jsonl", settings, option="output_dir") as plans,
-        Ledger(folder / "generated_programs.jsonl", settings, option="output_dir") as programs,
-    ):
+    with ledger("generated_plans.jsonl") as plans, ledger("generated_programs.jsonl") as programs:
         sampler = PlanSampler(
-            RecordedGenerator(loaded.generator, programs),
+            RecordedGenerator(loaded.generator, programs, accelerator=accelerator),
             executor,
             planning.num_plans,
             config.num_samples,
             config.temperature,
             config.top_p,
-            plan_generator=RecordedGenerator(_plan_generator(config, loaded), plans),
+            plan_generator=RecordedGenerator(_plan_generator(config, loaded), plans, accelerator=accelerator),
             also_with=[number for number in _CURVE if number < planning.num_plans],
             without_public_tests=planning.without_public_tests,
             ranker=None if planning.ranker is None else Ranker.from_pretrained(planning.ranker),
             prompting=_prompting(config, benchmark),
+            too_long=_too_long(config, loaded),
             max_plan_tokens=planning.max_plan_tokens,
             max_new_tokens=config.max_new_tokens,
             seed=config.seed,
-            batch_size=loaded.batch_size,
+            batch_size=loaded.batch_size * (1 if accelerator is None else accelerator.num_processes),
+            accelerator=accelerator,
         )
         return sampler.run(map(_row, benchmark.problems))
+
+
+def _too_long(config: EvaluationConfig, loaded: LoadedModel) -> Callable[[Sequence[str], int], Sequence[int]] | None:
+    """Return what finds the prompts to give up on, if any shall be."""
+    if config.long_prompts == "fail" and isinstance(loaded.generator, TransformersGenerator):
+        return loaded.generator.too_long
+    return None
 
 
 def _row(problem: Problem) -> dict[str, Any]:
@@ -192,12 +191,8 @@ def _row(problem: Problem) -> dict[str, Any]:
 def _plan_generator(config: EvaluationConfig, loaded: LoadedModel) -> TextGenerator:
     """Return what writes plans: the plan head that lies beside the model if there is one, else the model itself."""
     assert config.model is not None
-    if config.backend == "openai" or find_plan_head(config.model, config.model_revision) is None:
+    if loaded.model is None or find_plan_head(config.model, config.model_revision) is None:
         return loaded.generator
-    if loaded.model is None:
-        raise ValueError(
-            f"`backend` {config.backend!r} knows no plan head, but {config.model!r} has one; use transformers."
-        )
     load_plan_head(loaded.model, config.model, config.model_revision)
     return PlanHeadGenerator(loaded.generator, loaded.model)
 
@@ -207,6 +202,30 @@ def _prompting(config: EvaluationConfig, benchmark: Benchmark) -> TaskPrompting:
     if config.stop is None:
         return _BenchmarkPrompting(problems=problems)
     return _BenchmarkPrompting(plan_stop=tuple(config.stop), code_stop=tuple(config.stop), problems=problems)
+
+
+def _plans(
+    config: EvaluationConfig,
+    planning: PlanSamplingConfig,
+    benchmark: Benchmark,
+    results: Sequence[PlanSamplingResult],
+) -> dict[str, Any]:
+    """Return what is told of plans in `results.json`."""
+    assert config.model is not None
+    has_head = config.backend == "transformers" and find_plan_head(config.model, config.model_revision) is not None
+    levels = {problem.task_id: problem.difficulty for problem in benchmark.problems}
+    ranked = planning.ranker is not None
+    return {
+        "written_by": "server" if config.backend == "openai" else "plan head" if has_head else "LM head",
+        "judged_by_public_tests": sum(problem.public_tests == problem.tests for problem in benchmark.problems),
+        "too_long": sum(score.too_long for result in results for score in result.plan_scores),
+        "curve": _curve(results, config, ranked=ranked),
+        "difficulties": {
+            level: _curve([result for result in results if levels[result.id] == level], config, ranked=ranked)
+            for level in sorted({level for level in levels.values() if level is not None})
+        },
+        "problems": {result.id: _scores(result) for result in results},
+    }
 
 
 def _curve(
@@ -249,8 +268,3 @@ def _verdicts(problem: Problem, result: PlanSamplingResult) -> list[Verdict]:
         )
         found.append(Verdict(sample, run, label(run, problem, sample)))
     return found
-
-
-def _interval(values: Sequence[float]) -> str:
-    value, low, high, _ = values
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
+from .on_main import is_shared
 from .protocol import Completion, GenerationError, TextGenerator
 from .sharing import from_main
 from .streaming import Arrival, collect, stream
@@ -92,6 +93,11 @@ class BudgetedGenerator:
         self._began = time.monotonic()
         self._counted = [0, 0]
         self._before = (generator.requests, generator.tokens) if isinstance(generator, _Metered) else (0, 0)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes must ask together."""
+        return is_shared(self._generator)
 
     @property
     def requests(self) -> int:

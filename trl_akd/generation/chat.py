@@ -1,8 +1,11 @@
 """Requests in words, to a model that reads them by its chat template."""
 
+from collections.abc import Iterator
 from typing import Any
 
+from .on_main import is_shared, model_name
 from .protocol import Completion, TextGenerator
+from .streaming import Arrival, stream
 
 __all__ = ["ChatGenerator"]
 
@@ -46,7 +49,24 @@ class ChatGenerator:
 
     def generate(self, prompts: list[str], **sampling: Any) -> list[list[Completion]]:
         """Answer each prompt, as `TextGenerator.generate` says."""
-        return self._generator.generate([self._as_message(prompt) for prompt in prompts], **sampling)
+        return self._generator.generate(self._as_messages(prompts), **sampling)
+
+    def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
+        """Yield answers as they come."""
+        return stream(self._generator, self._as_messages(prompts), **sampling)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes must ask together."""
+        return is_shared(self._generator)
+
+    @property
+    def model_name(self) -> str:
+        """Who writes."""
+        return model_name(self._generator)
+
+    def _as_messages(self, prompts: list[str]) -> list[str]:
+        return [self._as_message(prompt) for prompt in prompts]
 
     def _as_message(self, prompt: str) -> str:
         message = {"role": "user", "content": prompt}

@@ -33,6 +33,9 @@ class RefusedRequest(GenerationError):
         super().__init__(message)
         self.excerpt = excerpt
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.excerpt)
+
 
 class _TransientFault(Exception):
     def __init__(self, message: str, retry_after: float | None = None) -> None:

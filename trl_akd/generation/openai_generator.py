@@ -102,6 +102,11 @@ class OpenAIGenerator:
         """Requests sent so far, repetitions included."""
         return self._client.requests
 
+    @property
+    def model_name(self) -> str:
+        """Name under which the server knows the model."""
+        return self._model
+
     def generate(
         self,
         prompts: list[str],

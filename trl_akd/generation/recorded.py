@@ -65,6 +65,7 @@ class RecordedGenerator:
         self._generator = generator
         self._ledger = ledger
         self._name = name
+        self._accelerator = accelerator
         self._facts: dict[str, Any] = {}
         self._known = from_main(accelerator, self._read)
 
@@ -173,16 +174,20 @@ class RecordedGenerator:
 
     def _keep(self, key: str, completions: list[Completion]) -> None:
         """Write down, then remember, all completions of a prompt."""
-        if self._ledger is not None:
-            tokens = [completion.num_tokens for completion in completions if completion.num_tokens is not None]
-            record = {
-                "key": key,
-                "name": self._name,
-                "num_tokens": sum(tokens) if len(tokens) == len(completions) else None,
-                "completions": [asdict(completion) for completion in completions],
-            }
-            self._ledger.append([{**self._facts, **record}])
+        tokens = [completion.num_tokens for completion in completions if completion.num_tokens is not None]
+        record = {
+            **self._facts,
+            "key": key,
+            "name": self._name,
+            "num_tokens": sum(tokens) if len(tokens) == len(completions) else None,
+            "completions": [asdict(completion) for completion in completions],
+        }
+        from_main(self._accelerator, lambda: self._append(record))
         self._known[key] = completions
+
+    def _append(self, record: dict[str, Any]) -> None:
+        assert self._ledger is not None, "the main process needs a ledger"
+        self._ledger.append([record])
 
 
 def _dealt(completions: Sequence[Completion], places: Sequence[int]) -> Iterator[Arrival]:

@@ -1,9 +1,10 @@
 """What the main process knows, on every process."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["from_main", "is_main"]
+__all__ = ["from_main", "is_main", "portable"]
 
 Result = TypeVar("Result")
 
@@ -41,8 +42,29 @@ def from_main(accelerator: Any, make: Callable[[], Result]) -> Result:
         try:
             outcome = [(make(), None)]
         except Exception as error:
-            outcome = [(None, error)]
+            outcome = [(None, portable(error))]
     [(result, failure)] = broadcast_object_list(outcome)
     if failure is not None:
         raise failure
     return result  # type: ignore[no-any-return]
+
+
+def portable(error: Exception) -> Exception:
+    """Return an error that other processes can be told of: itself, or its name and text where pickle fails.
+
+    Example:
+
+    ```python
+    >>> class Odd(Exception):
+    ...     def __init__(self, one, two):
+    ...         super().__init__(f"{one} and {two}")
+    >>> portable(KeyError("x")), portable(Odd(1, 2))
+    (KeyError('x'), RuntimeError('Odd: 1 and 2'))
+
+    ```
+    """
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

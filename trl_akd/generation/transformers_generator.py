@@ -16,6 +16,7 @@ from ..data.encoding import encode_prompts
 from .decoding import Detokenizer, StopStrings, TokenChooser
 from .plain import stop_tokens, writing
 from .protocol import Completion, Request, check_prompts, first_numbers, until_stop
+from .sharing import portable
 from .streaming import Arrival, collect
 
 __all__ = ["TransformersGenerator"]
@@ -101,6 +102,16 @@ class TransformersGenerator:
         self._add_special_tokens = add_special_tokens
         self._is_encoder_decoder = bool(self._model.config.is_encoder_decoder)
         self._detokenizer = Detokenizer(tokenizer, continuing=not self._is_encoder_decoder)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes must ask together."""
+        return self._accelerator is not None
+
+    @property
+    def model_name(self) -> str:
+        """The model's name or path."""
+        return str(self._model.config.name_or_path)
 
     def generate(
         self,
@@ -307,7 +318,7 @@ def _in_step(batches: Iterator[list[_Written]]) -> Iterator[list[_Written]]:
         try:
             batch = next(batches, None)
         except Exception as error:
-            failure = error
+            failure = portable(error)
         outcomes = gather_object([(batch, failure)])
         for _, failure in outcomes:
             if failure is not None:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from ..generation import TextGenerator
 from ..generation.recorded import RecordedGenerator
-from ..generation.sharing import from_main, is_main
+from ..generation.sharing import from_main
 from ..ledger import Ledger
 from .judges import Judge
 from .memo import Memo, RecordedJudge, recorded_runner
@@ -90,8 +90,8 @@ class CycleLedger:
                     f"the ledger has the {kind} {row['id']!r} of cycle {cycle} otherwise than it comes out now: the "
                     "data or the programs have changed since; give another output_dir."
                 )
-        if new and is_main(self._accelerator):
-            self._ledgers["items"].append(new)
+        if new:
+            from_main(self._accelerator, lambda: self._ledgers["items"].append(new))
 
     def close(self) -> None:
         """Release the files."""

@@ -4,9 +4,10 @@ A run is a program that is run from its beginning each time. What it asked, ran 
 nothing again, so wherever it was killed, it goes on there and comes to the same end.
 """
 
+import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +17,10 @@ from datasets import Dataset
 
 from ..data.templates import render
 from ..generation import Completion, TextGenerator
+from ..generation.budget import BudgetSpent
 from ..generation.extraction import extract_program
 from ..generation.sharing import from_main
+from ..generation.streaming import Arrival, stream
 from ..metrics.statistics import pass_at_k_over_tasks
 from .contamination import BenchmarkIndex, decontaminate, warn_of_overlap
 from .cycle_config import CycleConfig
@@ -122,6 +125,7 @@ class Cycles:
         self._run = None if room.run is None else ledger.recorded_runner(room.run)
         self.reports: list[CycleReport] = []
         self._weights = -1  # number of the cycle whose student is in memory; before all cycles, -1
+        self._trained = -1  # number of the last cycle whose student there is
 
     def run(self, seeds: Sequence[Question]) -> None:
         """Run all cycles that the configuration asks for, or those up to the one that gained too little.
@@ -129,16 +133,24 @@ class Cycles:
         The last student is in memory then, and `reports` holds what each cycle came to.
 
         Raises:
-            BudgetSpent: If what may be spent is spent; all that came is kept.
+            BudgetSpent: If what may be spent is spent; all that came is kept, and the last student is in memory.
             ValueError: If a cycle has nothing to train on, or the ledger is another run's.
         """
+        self.reports = []
+        try:
+            self._run_from_the_beginning(seeds)
+        except BudgetSpent:
+            self._have_weights(self._trained)
+            raise
+        self._have_weights(self._trained)
+
+    def _run_from_the_beginning(self, seeds: Sequence[Question]) -> None:
         known = NoveltyIndex(self._config.novelty_threshold)
         benchmarks = BenchmarkIndex(self._room.benchmarks, self._config.overlap_words)
         questions = list(seeds)
         only_new(questions, known)
         warn_of_overlap(questions, benchmarks)
         feedback: list[Feedback] = []
-        self.reports = []
         for cycle in range(self._config.cycles):
             self._ledger.note("question", map(question_as_json, questions), cycle=cycle)
             delivery = self._deliver(cycle, questions, feedback)
@@ -152,7 +164,6 @@ class Cycles:
                 break
             questions, new = self._renew(cycle, questions, feedback, known, benchmarks)
             self.reports[-1] = replace(report, new=new)
-        self._have_weights(cycle)
 
     # Stage 1
 
@@ -175,28 +186,33 @@ class Cycles:
         return delivery
 
     def _train(self, cycle: int, delivery: Verification) -> None:
-        pairs = [*delivery.pairs, *delivery.without_fault]
-        if not pairs:
+        if not delivery.pairs and not delivery.without_fault:
             raise ValueError(
                 f"cycle {cycle} has no right answer to train on; dropped: {_counts(delivery.dropped)}. Look at the "
                 "teacher's answers in ledger/completions.jsonl, give other questions, or another teacher."
             )
         folder = self._folder / f"cycle-{cycle}"
-        if from_main(self._accelerator, (folder / _STUDENT).exists):
-            return
+        if not from_main(self._accelerator, (folder / _STUDENT).exists):
+            self._train_anew(cycle, delivery, folder)
+        from_main(self._accelerator, lambda: _tidy(folder))
+        self._trained = cycle
+
+    def _train_anew(self, cycle: int, delivery: Verification, folder: Path) -> None:
         self._announce(
             f"{self._name(cycle)}, training: {len(delivery.pairs)} pairs, and {len(delivery.without_fault)} right "
             f"answers without a fault; dropped: {_counts(delivery.dropped)}"
         )
         self._have_weights(cycle - 1)
         self._student.train_cycle(
-            Dataset.from_list([self._row(pair) for pair in pairs]), cycle=cycle, output_dir=folder
+            Dataset.from_list([self._row(pair) for pair in [*delivery.pairs, *delivery.without_fault]]),
+            cycle=cycle,
+            output_dir=folder,
         )
         self._weights = cycle
         from_main(self._accelerator, lambda: shutil.rmtree(folder / _UNFINISHED, ignore_errors=True))
         self._student.save_student(folder / _UNFINISHED)
         self._accelerator.wait_for_everyone()
-        from_main(self._accelerator, lambda: _finish(folder))
+        from_main(self._accelerator, lambda: _put_in_place(folder))
 
     def _row(self, pair: Pair) -> dict[str, Any]:
         return {
@@ -309,6 +325,9 @@ class _Lazy:
     def generate(self, prompts: list[str], **sampling: Any) -> list[list[Completion]]:
         return self._make().generate(prompts, **sampling)
 
+    def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
+        return stream(self._make(), prompts, **sampling)
+
 
 def _failures(feedback: Sequence[Feedback]) -> dict[str, list[str]]:
     """Return the answers of the student that running has proved wrong, by question."""
@@ -331,8 +350,24 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "none"
 
 
-def _finish(folder: Path) -> None:
-    """Let a student that is whole take its place, and free what only an interrupted training needs."""
+def _put_in_place(folder: Path) -> None:
+    """Let a student that is whole, and on disk, take its place."""
+    for path in [*(folder / _UNFINISHED).rglob("*"), folder / _UNFINISHED]:
+        _sync(path)
     (folder / _UNFINISHED).rename(folder / _STUDENT)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or a folder's list of files is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _tidy(folder: Path) -> None:
+    """Free what only an interrupted training needs."""
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

@@ -20,6 +20,7 @@ from ..akd.checks import name_of
 from ..execution import CodeExecutor
 from ..generation import TextGenerator, TransformersGenerator
 from ..generation.budget import BudgetedGenerator, BudgetSpent
+from ..generation.on_main import for_all_processes, is_shared, model_name
 from ..generation.sharing import from_main, is_main
 from .cycle_ledger import CycleLedger
 from .cycle_report import CycleReport, write_reports
@@ -102,6 +103,7 @@ class IterKDTrainer(PairTrainer):
         self._generation_batch_size = generation_batch_size
         self.reports: list[CycleReport] = []
         self.stopped: str | None = None
+        self._began = False  # whether the student in memory has been in training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Run the cycles.
@@ -164,42 +166,52 @@ class IterKDTrainer(PairTrainer):
     def train_cycle(self, pairs: Dataset, *, cycle: int, output_dir: Path) -> None:
         """Train one cycle, and go on at the last checkpoint that is whole."""
         found = from_main(self.accelerator, lambda: last_whole_checkpoint(output_dir))
+        if cycle == 0 and found is None and self._began:
+            raise ValueError(
+                "the student in memory has been trained before, but the first cycle begins with an untrained one; "
+                "make a new trainer."
+            )
+        self._began = True
         self.train_on(pairs, cycle, output_dir, resume_from_checkpoint=found)
 
     def _room(self, ledger: CycleLedger) -> Room:
         """Return who takes part, with what they say kept, and paid for by the budget."""
         assert self.text_teacher is not None
-        limits = {name: getattr(self.args, name) for name in ("max_requests", "max_tokens", "max_seconds")}
-        paid: dict[int, TextGenerator] = {}
+        invited: dict[int, TextGenerator] = {}
 
-        def within_budget(generator: TextGenerator) -> TextGenerator:
-            if not any(limits.values()):
-                return generator
-            return paid.setdefault(
-                id(generator),
-                BudgetedGenerator(
-                    generator, batch_size=self._generation_batch_size, accelerator=self.accelerator, **limits
-                ),
-            )
+        def invite(generator: TextGenerator) -> TextGenerator:
+            """Return what all processes ask together; a teacher that judges as well spends from one budget."""
+            if id(generator) not in invited:
+                invited[id(generator)] = for_all_processes(self._within_budget(generator), self.accelerator)
+            return invited[id(generator)]
 
         return Room(
-            teacher=within_budget(self.text_teacher),
-            judge=self._present_judge(ledger, within_budget),
+            teacher=invite(self.text_teacher),
+            judge=self._present_judge(ledger, invite),
             run=None if self.executor is None else self.executor.run,
             held_out=self.held_out,
             benchmarks=self.benchmarks,
         )
 
-    def _present_judge(
-        self, ledger: CycleLedger, within_budget: Callable[[TextGenerator], TextGenerator]
-    ) -> Judge | None:
+    def _within_budget(self, generator: TextGenerator) -> TextGenerator:
+        limits = {name: getattr(self.args, name) for name in ("max_requests", "max_tokens", "max_seconds")}
+        if not any(limits.values()):
+            return generator
+        return BudgetedGenerator(
+            generator,
+            batch_size=self._generation_batch_size,
+            accelerator=self.accelerator if is_shared(generator) else None,
+            **limits,
+        )
+
+    def _present_judge(self, ledger: CycleLedger, invite: Callable[[TextGenerator], TextGenerator]) -> Judge | None:
         """Return a judge whose judgements are kept."""
         if self.judge is None:
             return None
         if isinstance(self.judge, Judge):
             return ledger.recorded_judge(self.judge, type(self.judge).__name__)
         prompt = self.args.judge_prompt
-        written = ledger.recorded(within_budget(self.judge), "judge", prompts=prompt.version)
+        written = ledger.recorded(invite(self.judge), "judge", prompts=prompt.version)
         return GenerativeJudge(written, prompt=prompt, max_new_tokens=self.args.teacher_max_new_tokens)
 
     def _settings(self) -> dict[str, Any]:
@@ -207,6 +219,9 @@ class IterKDTrainer(PairTrainer):
         return {
             "student": self._student_name,
             "teacher": self._teacher_name,
+            "text_teacher": model_name(self.text_teacher),
+            "judge": None if self.judge is None else model_name(self.judge),
+            "executor": self.executor is not None,
             "seeds": digest(self.seeds),
             "held_out": digest(self.held_out),
             **self.args.cycle_settings,
@@ -238,6 +253,9 @@ TRAINING = (
     "prompt_template",
     "max_length",
     "learning_rate",
+    "lr_scheduler_type",
+    "optim",
+    "max_grad_norm",
     "num_train_epochs",
     "max_steps",
     "per_device_train_batch_size",

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ..execution import ExecutionResult, Tests
-from ..generation.sharing import from_main
+from ..generation.sharing import from_main, portable
 from ..ledger import Ledger
 from .judges import Judge
 from .judging import Judgement, Unjudged
@@ -72,7 +72,7 @@ class Memo:
         try:
             outcome: tuple[list[Any], Exception | None] = (work([jobs[key] for key in own]) if own else [], None)
         except Exception as error:
-            outcome = ([], error)
+            outcome = ([], portable(error))
         found: dict[str, Any] = {}
         for turn, (values, failure) in enumerate(gather_object([outcome]) if ranks > 1 else [outcome]):
             if failure is not None:
@@ -81,9 +81,12 @@ class Memo:
         return {key: found[key] for key in jobs}
 
     def _keep(self, values: Mapping[str, Any]) -> None:
-        if self._ledger is not None:
-            self._ledger.append([{"key": key, "value": value} for key, value in values.items()])
+        from_main(self._accelerator, lambda: self._append(values))
         self._known |= values
+
+    def _append(self, values: Mapping[str, Any]) -> None:
+        assert self._ledger is not None, "the main process needs a ledger"
+        self._ledger.append([{"key": key, "value": value} for key, value in values.items()])
 
     def _read(self) -> dict[str, Any]:
         assert self._ledger is not None, "the main process needs a ledger"

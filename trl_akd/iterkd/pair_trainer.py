@@ -61,7 +61,7 @@ class PairTrainer(AKDTrainer):
 
     - Datasets have `prompt` (or `instruction` and `input`, for the template), `completion`, the correct answer, and
       `rejected`, a list of faulty answers, which may be empty. `per_device_train_batch_size` counts pairs.
-    - `train_dataset` may be left out where [`IterKDTrainer.train_on`] brings one for each cycle.
+    - `train_dataset` may be left out where [`PairTrainer.train_on`] brings one for each cycle.
     - A teacher is needed only where `objective` is `"akd"`.
     - Evaluation leaves faulty answers out: `eval_loss` is the supervised loss.
 

@@ -1,0 +1,295 @@
+"""Whatever saves, pushes, adapts or merges a model keeps its plan head, and it is found again."""
+
+import copy
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests import tiny
+from trl_akd.codeplan.plan_head import (
+    PLAN_HEAD_FILE,
+    add_plan_head,
+    find_plan_head,
+    load_plan_head,
+    plan_head_of,
+    writing_plans,
+)
+from trl_akd.evaluation.backends import load_model
+from trl_akd.evaluation.evaluation_config import EvaluationConfig
+
+from .test_plan_head import told_apart
+
+PROMPT = {"input_ids": torch.arange(6)[None]}
+
+
+def lora(**settings):
+    return LoraConfig(r=2, task_type="CAUSAL_LM", **{"target_modules": ["q_proj"], **settings})
+
+
+def plan_logits(model):
+    with torch.no_grad(), writing_plans(model):
+        return model.eval()(**PROMPT).logits
+
+
+def saved_head(folder: Path):
+    return load_file(folder / PLAN_HEAD_FILE)["weight"]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    tiny.model("llama_tied").save_pretrained(tmp_path / "base")
+    tiny.tokenizer().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def pushed(monkeypatch):
+    """Names of the files of each push to the Hub, which is not asked."""
+    from transformers import trainer as transformers_trainer
+    from transformers.utils import hub
+
+    pushes = []
+
+    class Job:
+        def done(self):
+            return True
+
+        is_done = done
+
+    class Api:
+        def create_repo(self, repo_id, **kwargs):
+            self.repo_id = repo_id
+            return self
+
+        def create_commit(self, operations, **kwargs):
+            pushes.append((kwargs["repo_id"], sorted(operation.path_in_repo for operation in operations)))
+
+        def upload_folder(self, folder_path, repo_id, **kwargs):
+            pushes.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+            return Job()
+
+    for module in (hub, transformers_trainer):
+        monkeypatch.setattr(module, "hf_api", Api)
+    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *args, **kwargs: ModelCard("A model."))
+    return pushes
+
+
+# The model's own methods
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_shard_size": "20KB"}])
+def test_save_pretrained(tmp_path: Path, settings):
+    model = tiny.model("llama_tied")
+    head = told_apart(model)
+    model.save_pretrained(tmp_path, **settings)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    load_plan_head(again, str(tmp_path))
+    assert torch.equal(plan_head_of(again).weight, head.weight)
+    assert torch.equal(plan_logits(again), plan_logits(model))
+    weights = {key for path in tmp_path.glob("model*.safetensors") for key in load_file(path)}
+    assert weights == set(tiny.model("llama_tied").state_dict()) - {"lm_head.weight"}
+    assert (len(list(tmp_path.glob("model*.safetensors"))) > 1) == bool(settings)
+
+
+def test_save_pretrained_of_a_state_dict(tmp_path: Path):
+    """What an engine has gathered counts; without a plan head in it, the model's own does."""
+    model = tiny.model("llama_tied")
+    head = told_apart(model)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state["plan_head.weight"] += 1
+    model.save_pretrained(tmp_path / "whole", state_dict=dict(state))
+    assert torch.equal(saved_head(tmp_path / "whole"), head.weight + 1)
+    assert "plan_head.weight" not in load_file(tmp_path / "whole" / "model.safetensors")
+    del state["plan_head.weight"]
+    model.save_pretrained(tmp_path / "part", state_dict=state)
+    assert torch.equal(saved_head(tmp_path / "part"), head.weight)
+
+
+def test_one_process_saves(tmp_path: Path):
+    model = tiny.model("llama_tied")
+    add_plan_head(model)
+    model.save_pretrained(tmp_path, is_main_process=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_of_zero3_are_not_taken_for_a_head(tmp_path: Path):
+    model = tiny.model("llama_tied")
+    add_plan_head(model).weight.data = torch.empty(0)
+    with pytest.raises(ValueError, match=r"sharded by ZeRO-3.*`trainer.save_model`"):
+        model.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_saves_its_own(tmp_path: Path, duplicate):
+    model = tiny.model("llama_tied")
+    told_apart(model)
+    other = duplicate(model)
+    with torch.no_grad():
+        plan_head_of(other).weight.zero_()
+    other.save_pretrained(tmp_path)
+    assert not saved_head(tmp_path).any()
+    model.save_pretrained(tmp_path)
+    assert torch.equal(saved_head(tmp_path), plan_head_of(model).weight)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_push_to_hub(pushed, base: Path, tmp_path: Path, adapted):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model = get_peft_model(model, lora()) if adapted else model
+    told_apart(model)
+    weights = "adapter_model.safetensors" if adapted else "model.safetensors"
+    model.push_to_hub("me/mine")
+    model.save_pretrained(tmp_path / "pushed", push_to_hub=True, repo_id="me/other", commit_message="Both")
+    model.save_pretrained(tmp_path / "named", push_to_hub=True)
+    assert [name for name, _ in pushed] == ["me/mine", "me/other", "named"]
+    for _, files in pushed:
+        assert {weights, PLAN_HEAD_FILE} <= set(files)
+    assert torch.equal(saved_head(tmp_path / "pushed"), plan_head_of(model).weight)
+
+
+# Adapters
+
+
+def test_an_adapter_takes_its_plan_head_along(trainer, base: Path, tmp_path: Path):
+    """Trained, saved, and found in every way in which the adapter's folder is loaded."""
+    made = trainer(str(base), peft_config=lora())
+    made.train()
+    folder = tmp_path / "adapter"
+    made.save_model(str(folder))
+    expected = plan_logits(made.model)
+    assert not torch.equal(expected, made.model(**PROMPT).logits)
+
+    config = EvaluationConfig(model=str(folder), benchmark="humaneval", allow_code_execution=True)
+    evaluated = load_model(config).model
+    load_plan_head(evaluated, str(folder))
+    torch.testing.assert_close(plan_logits(evaluated), expected)
+
+    further = trainer(str(folder))
+    torch.testing.assert_close(plan_logits(further.model), expected)
+    trained = {name for name, value in further.model.named_parameters() if value.requires_grad}
+    assert any("lora_A" in name for name in trained) and any("plan_head" in name for name in trained)
+    assert trained == {name for name, value in made.model.named_parameters() if value.requires_grad}
+    further.train()
+    further.save_model(str(tmp_path / "further"))
+    assert torch.equal(saved_head(tmp_path / "further"), plan_head_of(further.model).weight)
+    assert not torch.equal(plan_logits(further.model), expected)
+
+
+def test_a_merged_model_takes_the_plan_head_along(trainer, base: Path, tmp_path: Path):
+    made = trainer(str(base), peft_config=lora())
+    made.train()
+    expected = plan_logits(made.model)
+    merged = made.model.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    load_plan_head(again, str(tmp_path / "merged"))
+    torch.testing.assert_close(plan_logits(again), expected)
+    tiny.tokenizer().save_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(plan_logits(trainer(str(tmp_path / "merged")).model), expected)
+
+
+def test_an_adapter_without_one_has_that_of_its_model(trainer, base: Path, tmp_path: Path):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    head = told_apart(model)
+    model.save_pretrained(base)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora()).save_pretrained(tmp_path / "adapter")
+    assert find_plan_head(str(tmp_path / "adapter")) == base / PLAN_HEAD_FILE
+    assert torch.equal(plan_head_of(trainer(str(tmp_path / "adapter")).model).weight, head.weight)
+    with pytest.raises(ValueError, match="`plan_head` is 'shared', but"):
+        trainer(str(tmp_path / "adapter"), plan_head="shared")
+
+
+def test_a_new_adapter_around_a_model_that_plans(trainer, base: Path, tmp_path: Path):
+    """The plan head is trained whole and saved, although the adapter froze the model it was in."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    before = told_apart(model).weight.detach().clone()
+    made = trainer(model, peft_config=lora())
+    assert torch.equal(plan_head_of(made.model).weight, before)
+    made.train()
+    assert not torch.equal(plan_head_of(made.model).weight, before)
+    made.model.save_pretrained(tmp_path / "adapter")
+    assert torch.equal(saved_head(tmp_path / "adapter"), plan_head_of(made.model).weight)
+
+
+def test_loading_into_a_head_that_an_adapter_froze(base: Path, tmp_path: Path):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    before = told_apart(model).weight.detach().clone()
+    model.save_pretrained(tmp_path / "model")
+    adapted = get_peft_model(model, lora())
+    with torch.no_grad():
+        plan_head_of(adapted).weight.zero_()
+    load_plan_head(adapted, str(tmp_path / "model"))
+    assert plan_head_of(adapted).weight.requires_grad
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert torch.equal(saved_head(tmp_path / "adapter"), before)
+
+
+@pytest.mark.parametrize("settings", [{"target_modules": "all-linear"}, {"modules_to_save": ["plan_head"]}])
+def test_an_adapter_that_reaches_into_the_plan_head(trainer, base: Path, settings):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    add_plan_head(model)
+    with pytest.raises(ValueError, match="the plan head carries a PEFT adapter"):
+        trainer(model, peft_config=lora(**settings))
+
+
+def test_an_adapter_that_came_alone_is_warned_of(trainer, base: Path, tmp_path: Path, caplog):
+    made = trainer(str(base), peft_config=lora())
+    made.save_model(str(tmp_path / "adapter"))
+
+    def load():
+        return PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter", is_trainable=True
+        )
+
+    trainer(load())
+    assert "adapter came without a plan head" in caplog.text
+    caplog.clear()
+    student = load()
+    load_plan_head(student, str(tmp_path / "adapter"))
+    trainer(student)
+    assert "adapter came without a plan head" not in caplog.text
+
+
+def test_an_adapter_inside_an_adapter(trainer, base: Path, tmp_path: Path):
+    trainer(str(base), peft_config=lora()).save_model(str(tmp_path / "adapter"))
+    with pytest.raises(ValueError, match=r"`model` is an adapter's folder, .* `peft_config` describes another"):
+        trainer(str(tmp_path / "adapter"), peft_config=lora())
+
+
+def test_an_adapter_of_nothing(trainer, tmp_path: Path):
+    get_peft_model(tiny.model(), lora()).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="does not name the model it is for"):
+        trainer(str(tmp_path / "adapter"))
+
+
+# The trainer's pushes, and heads of earlier runs
+
+
+def test_pushing_a_checkpoint_takes_it_along(trainer, pushed, tmp_path: Path):
+    made = trainer(save_strategy="steps", save_steps=1, output_dir=str(tmp_path))
+    made.train()
+    shutil.rmtree(tmp_path / "checkpoint-1")
+    made.push_in_progress, made.hub_model_id = None, "me/mine"
+    made._push_from_checkpoint(str(tmp_path / "checkpoint-2"))
+    assert {PLAN_HEAD_FILE, "model.safetensors"} <= set(pushed[0][1])
+
+
+def test_a_head_of_an_earlier_run_is_removed(trainer, pushed, tmp_path: Path):
+    earlier = tiny.model()
+    add_plan_head(earlier)
+    for folder in ("saved", "run"):
+        earlier.save_pretrained(tmp_path / folder)
+    made = trainer(plan_head="shared", save_strategy="steps", save_steps=2, output_dir=str(tmp_path / "run"))
+    made.train()
+    made.save_model(str(tmp_path / "saved"))
+    assert find_plan_head(str(tmp_path / "saved")) is None
+    made.push_in_progress, made.hub_model_id = None, "me/mine"
+    made._push_from_checkpoint(str(tmp_path / "run" / "checkpoint-2"))
+    assert PLAN_HEAD_FILE not in pushed[0][1]

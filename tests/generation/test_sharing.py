@@ -1,0 +1,60 @@
+"""What one process finds out, or fails at, is known to all."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from trl_akd.generation import transformers_generator
+from trl_akd.generation.sharing import from_main, is_main
+
+
+def process(*, main: bool) -> Any:
+    return SimpleNamespace(num_processes=2, is_main_process=main)
+
+
+@pytest.fixture
+def wire(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Carry what the main process sends to the other one, which calls later."""
+    carried: list[Any] = []
+
+    def broadcast(objects: list[Any]) -> list[Any]:
+        if objects != [None]:
+            carried[:] = objects
+        return list(carried)
+
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", broadcast)
+    return carried
+
+
+def test_the_main_process_tells(wire: list[Any]):
+    assert from_main(process(main=True), lambda: {"known": 1}) == {"known": 1}
+    assert from_main(process(main=False), lambda: pytest.fail("the main process alone looks")) == {"known": 1}
+    assert from_main(None, lambda: 3) == 3 and is_main(None) and not is_main(process(main=False))
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_an_error_of_the_main_process_is_everybody_s(wire: list[Any], main: bool):
+    def fail() -> None:
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        from_main(process(main=True), fail)
+    with pytest.raises(OSError, match="full"):
+        from_main(process(main=main), fail)
+
+
+@pytest.mark.parametrize("other", [[["b"], ["c"], None], [["b"], None, None]])
+def test_processes_go_on_until_the_last_is_done(monkeypatch: pytest.MonkeyPatch, other: list[Any]):
+    theirs = iter(other)
+    monkeypatch.setattr(transformers_generator, "gather_object", lambda mine: [*mine, (next(theirs), None)])
+    found = [written for batch in transformers_generator._in_step(iter([["a"]])) for written in batch]
+    assert found == ["a", *(text for batch in other for text in batch or ())]
+
+
+def test_where_one_process_fails_all_do(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        transformers_generator, "gather_object", lambda mine: [*mine, (None, ValueError("NaN over there"))]
+    )
+    with pytest.raises(ValueError, match="NaN over there"):
+        next(transformers_generator._in_step(iter([["a"]])))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..akd.akd_trainer import AKDTrainer
     from ..evaluation.benchmarks import Benchmark
 
-__all__ = ["distil", "finish", "make_trainer"]
+__all__ = ["distil", "finish", "leave", "make_trainer"]
 
 Trainer = TypeVar("Trainer", bound="AKDTrainer")
 
@@ -70,7 +70,12 @@ def finish(trainer: "AKDTrainer") -> None:
     trainer.create_model_card()
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
-    trainer.accelerator.wait_for_everyone()  # no process leaves the group while another still saves
+    leave(trainer)
+
+
+def leave(trainer: "AKDTrainer") -> None:
+    """End the processes together: none leaves the group while another still saves."""
+    trainer.accelerator.wait_for_everyone()
     trainer.end()
 
 

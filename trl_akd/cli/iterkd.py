@@ -44,11 +44,14 @@ def train(
     teaching: TeachingConfig,
     recipe: str | None = None,
 ) -> None:
-    """Run the cycles, save the last student, and push it to the Hub where the arguments ask for it."""
+    """Run the cycles, save the last student, and push it to the Hub where the arguments ask for it.
+
+    Where a budget ended the run, there is no last student yet: nothing is saved but what the cycles have kept.
+    """
     from ..execution import IsolationError
     from ..generation import GenerationError
     from ..iterkd.iterkd_trainer import IterKDTrainer
-    from .distilling import finish, make_trainer
+    from .distilling import finish, leave, make_trainer
     from .errors import SETUP_ERRORS
 
     with user_errors((*SETUP_ERRORS, GenerationError, IsolationError, FloatingPointError)):
@@ -70,7 +73,10 @@ def train(
             trainer.provenance.dataset_revision = script_args.dataset_revision
             trainer.provenance.recipe = recipe
             trainer.train()
-        finish(trainer)
+        if trainer.stopped is None:
+            finish(trainer)
+        else:
+            leave(trainer)
 
 
 def _argument_types() -> tuple[type, ...]:

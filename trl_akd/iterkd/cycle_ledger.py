@@ -10,8 +10,9 @@ from typing import Any, Self
 from accelerate import Accelerator
 
 from ..generation import TextGenerator
+from ..generation.progress import ProgressBar
 from ..generation.recorded import RecordedGenerator
-from ..generation.sharing import from_main
+from ..generation.sharing import from_main, is_main
 from ..ledger import Ledger
 from .judges import Judge
 from .memo import Memo, RecordedJudge, recorded_runner
@@ -58,12 +59,13 @@ class CycleLedger:
             self.close()
             raise
 
-    def recorded(self, generator: TextGenerator, author: str, **facts: Any) -> RecordedGenerator:
-        """Return a generator whose completions are kept, with facts beside each."""
+    def recorded(self, generator: TextGenerator, author: str, **facts: Any) -> TextGenerator:
+        """Return a generator whose completions are kept, with facts beside each, and whose progress is shown."""
         recorded = RecordedGenerator(
             generator, self._ledgers.get("completions"), name=author, accelerator=self._accelerator
         )
-        return recorded.noting(**facts)
+        title = f"{author.capitalize()} writes"
+        return ProgressBar(recorded.noting(**facts), title, shown=is_main(self._accelerator))
 
     def recorded_runner(self, run: Runner) -> Runner:
         """Return a runner whose verdicts are kept."""

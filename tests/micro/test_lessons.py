@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from trl_akd.execution import CodeExecutor
 from trl_akd.iterkd.judging import Judgement, parse_judgement
 from trl_akd.iterkd.records import FAULT_KINDS, FaultKind
-from trl_akd.micro.lessons import JUDGE_LAYOUT, LESSONS, TEACHING_LAYOUTS, Answer, draw_answer, rubric
+from trl_akd.micro.lessons import JUDGE_LAYOUT, LESSONS, TEACHING_LAYOUTS, draw_fault, rubric
 from trl_akd.micro.models import train_tokenizer
 from trl_akd.micro.world import Task, sample_tasks
 
@@ -33,7 +33,7 @@ def executor():
 @pytest.mark.parametrize("kind", sorted(ERRORS))
 def test_a_fault_is_of_its_kind(kind: FaultKind, tasks: list[Task], executor: CodeExecutor):
     rng = random.Random(0)
-    results = executor.run([(draw_answer(task, kind, rng).program, task.tests) for task in tasks[:100]])
+    results = executor.run([(draw_fault(task, kind, rng), task.tests) for task in tasks[:100]])
     found = Counter(result.error_type for result in results)
     allowed = ERRORS[kind] | ({"IndexError", "ValueError", None} if kind == "logical" else set())
     assert set(found) <= allowed, found
@@ -42,18 +42,15 @@ def test_a_fault_is_of_its_kind(kind: FaultKind, tasks: list[Task], executor: Co
 
 def test_an_endless_loop_is_timed_out(tasks: list[Task], executor: CodeExecutor):
     rng = random.Random(0)
-    results = executor.run(
-        [(draw_answer(task, "timeout", rng).program, task.tests) for task in tasks[:4]], timeout=0.5
-    )
+    results = executor.run([(draw_fault(task, "timeout", rng), task.tests) for task in tasks[:4]], timeout=0.5)
     assert {result.status for result in results} == {"timed_out"}
 
 
 def test_judgements_read_back_and_put_right_answers_first(tasks: list[Task]):
-    right = rubric(Answer(tasks[0].solution, tasks[0].steps, None))
+    right = rubric(tasks[0].solution, None)
     assert right.total >= 5.5 and min(right.scores) >= 0.5
     for kind in FAULT_KINDS:
-        faulty = rubric(Answer("", (), kind))
-        assert faulty.total <= 3.5 and faulty.scores[0] == 0
+        assert rubric("", kind).total <= 3.5 and rubric("", kind).scores[0] == 0
     judged = [row for row in LESSONS.rows(tasks) if row["prompt"].endswith("# Judgement\n")]
     assert len(judged) == len(tasks)
     assert all(isinstance(parse_judgement(row["completion"]), Judgement) for row in judged)

@@ -3,7 +3,6 @@
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..iterkd.judging import Judgement, format_judgement
@@ -12,7 +11,7 @@ from .curricula import Curriculum, Row
 from .operations import OPERATIONS
 from .world import Step, Task, draw_solution
 
-__all__ = ["JUDGE_LAYOUT", "LESSONS", "TEACHING_LAYOUTS", "Answer", "draw_answer", "judgement", "rubric"]
+__all__ = ["JUDGE_LAYOUT", "LESSONS", "TEACHING_LAYOUTS", "draw_fault", "rubric"]
 
 TEACHING_LAYOUTS: Mapping[str, str] = {
     "correct": "# {instruction}\n",
@@ -34,34 +33,25 @@ _SCORES: Mapping[FaultKind, tuple[float, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Hold a program, the steps that it runs or would run, and its fault, if it has one."""
-
-    program: str
-    steps: tuple[Step, ...]
-    fault: FaultKind | None
-
-
-def draw_answer(task: Task, fault: FaultKind | None, rng: random.Random) -> Answer:
-    r"""Write a program for a task: a right one, or one that has a fault of this kind.
+def draw_fault(task: Task, kind: FaultKind, rng: random.Random) -> str:
+    r"""Write a program for a task that has a fault of this kind.
 
     Example:
 
     ```python
     >>> from trl_akd.micro.world import sample_tasks
     >>> [task] = sample_tasks(1, split="train")
-    >>> "while True" in draw_answer(task, "timeout", random.Random(0)).program
+    >>> "while True" in draw_fault(task, "timeout", random.Random(0))
     True
 
     ```
     """
-    steps = _with_another_step(task.steps, rng) if fault == "logical" else task.steps
-    program = draw_solution(steps, rng)
-    head, *body, last = program.splitlines(keepends=True)
+    if kind == "logical":
+        return draw_solution(_with_another_step(task.steps, rng), rng)
+    head, *body, last = draw_solution(task.steps, rng).splitlines(keepends=True)
     value = last.removeprefix("    return ").rstrip("\n")
     variable = task.steps[-1].operation.takes
-    match fault:
+    match kind:
         case "syntax":
             head = head.replace(":", "")
         case "type":
@@ -70,21 +60,14 @@ def draw_answer(task: Task, fault: FaultKind | None, rng: random.Random) -> Answ
             last = f"    return {value.replace(variable, f'{variable}_')}\n"
         case "timeout":
             last = f"    while True:\n        {variable} = {variable}\n{last}"
-    return Answer("".join([head, *body, last]), steps, fault)
+    return "".join([head, *body, last])
 
 
-def judgement(task: Task, answer: Answer) -> str:
-    """Write a judgement as a judge would: which steps were asked for, which are written, and the rubric's points."""
-    fault = f" ({answer.fault})" if answer.fault not in (None, "logical") else ""
-    asked, written = ("\n".join(step.phrase() for step in steps) for steps in (task.steps, answer.steps))
-    return f"Code Analysis:\n{asked}\n/\n{written}{fault}\n{format_judgement(rubric(answer))}"
-
-
-def rubric(answer: Answer) -> Judgement:
+def rubric(program: str, fault: FaultKind | None) -> Judgement:
     """Judge a program whose fault is known: all points for a right one, but half for readability if it has lambdas."""
-    if answer.fault is not None:
-        return Judgement(_SCORES[answer.fault])
-    return Judgement((2, 1, 1, 0.5 if "lambda" in answer.program else 1, 1))
+    if fault is not None:
+        return Judgement(_SCORES[fault])
+    return Judgement((2, 1, 1, 0.5 if "lambda" in program else 1, 1))
 
 
 def _rows(tasks: Sequence[Task]) -> Iterator[Row]:
@@ -98,17 +81,14 @@ def _rows(tasks: Sequence[Task]) -> Iterator[Row]:
     for task in tasks:
         kind = rng.choice(FAULT_KINDS)
         known = rng.choice([None, None, "logical", "logical", kind])
-        judged = draw_answer(task, known, rng)
+        judged = task.solution if known is None else draw_fault(task, known, rng)
         question = rng.choice(["new_easy", "new_same"])
         asked = {"instruction": task.instruction, "kind": kind}
         yield {"prompt": TEACHING_LAYOUTS["correct"].format(**asked), "completion": task.solution}
+        yield {"prompt": TEACHING_LAYOUTS["faulty"].format(**asked), "completion": draw_fault(task, kind, rng)}
         yield {
-            "prompt": TEACHING_LAYOUTS["faulty"].format(**asked),
-            "completion": draw_answer(task, kind, rng).program,
-        }
-        yield {
-            "prompt": JUDGE_LAYOUT.format(instruction=task.instruction, answer=judged.program.strip()),
-            "completion": judgement(task, judged),
+            "prompt": JUDGE_LAYOUT.format(instruction=task.instruction, answer=judged.strip()),
+            "completion": format_judgement(rubric(judged, known)),
         }
         other = others.of_another_type(task, rng) if question == "new_easy" else others.of_same_type(task, rng)
         yield {"prompt": TEACHING_LAYOUTS[question].format(**asked), "completion": other.instruction}
@@ -156,4 +136,4 @@ def _in_place_of(step: Step, is_last: bool) -> list[Step]:
     ]
 
 
-LESSONS = Curriculum("lessons", _rows, max_length=192, steps=2_000)
+LESSONS = Curriculum("lessons", _rows, max_length=192, steps=2_400)

@@ -64,7 +64,7 @@ def _read(row: Mapping[str, Any], number: int) -> Question:
     text = "\n".join(filter(None, [instruction.strip(), _text(row, "input", number)]))
     tests = row.get("tests")
     if tests is not None:
-        check_tests(tests, f"`tests` of row {number}")
+        _check(tests, f"`tests` of row {number}")
     name = row.get("id")
     return Question(
         id=hashlib.sha256(text.encode()).hexdigest()[:12] if name is None else str(name),
@@ -72,6 +72,13 @@ def _read(row: Mapping[str, Any], number: int) -> Question:
         tests=tests,
         answer=_text(row, "answer", number),
     )
+
+
+def _check(tests: Any, where: str) -> None:
+    try:
+        check_tests(tests, where)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
 
 
 def _text(row: Mapping[str, Any], column: str, number: int) -> str | None:

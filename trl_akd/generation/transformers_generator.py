@@ -70,9 +70,10 @@ class TransformersGenerator:
     Example:
 
     ```python
-    >>> from tests import tiny
+    >>> from transformers import ByT5Tokenizer, GPT2Config, GPT2LMHeadModel
     >>> from trl_akd.generation import TransformersGenerator
-    >>> generator = TransformersGenerator(tiny.model(), tiny.tokenizer(), batch_size=4)
+    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=384, n_embd=8, n_layer=1, n_head=2))
+    >>> generator = TransformersGenerator(model, ByT5Tokenizer(), batch_size=4)
     >>> [[completion]] = generator.generate(["def add(a, b):\n"], max_new_tokens=8)
     >>> completion.num_tokens <= 8
     True

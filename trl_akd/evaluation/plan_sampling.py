@@ -118,7 +118,7 @@ def _check(config: EvaluationConfig, benchmark: Benchmark, planning: PlanSamplin
             "it, so leave the style out."
         )
     if config.temperature == 0:
-        raise ValueError("`temperature` is 0, at which all plans are alike; give one such as the paper's 0.6.")
+        raise ValueError("`temperature` is 0, at which all plans are alike; give one such as the authors' 0.6.")
     if config.backend != "transformers" and find_plan_head(config.model, config.model_revision) is not None:
         raise ValueError(
             f"`backend` {config.backend!r} knows no plan head, but {config.model!r} has one; use transformers."

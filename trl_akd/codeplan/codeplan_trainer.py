@@ -173,6 +173,11 @@ class CodePLANTrainer(AKDTrainer):
     def _set_plan_head(self, given: Any, revision: str | None) -> None:
         name = name_of(given)
         if self.args.plan_head == "shared":
+            if plan_head_of(self.model) is not None:
+                raise ValueError(
+                    "`plan_head` is 'shared', but the student has a plan head, which would stay as it is; set "
+                    "plan_head='separate', or load the student without it."
+                )
             if name is not None:
                 check_plan_head_file(name, "shared", revision)
         elif plan_head_of(self.model) is not None:

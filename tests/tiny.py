@@ -19,6 +19,19 @@ from transformers import (
 
 VOCABULARY = 320
 
+SHORT_RUN: dict[str, Any] = {
+    "use_cpu": True,
+    "report_to": "none",
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "learning_rate": 1e-2,
+    "gradient_checkpointing": False,
+}
+"""Settings of a training that is over in a moment and leaves no checkpoint."""
+
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level tokenizer of 258 tokens: the bytes, `<pad>` and `<|endoftext|>`, the name that Qwen2 insists on."""

@@ -17,20 +17,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 @pytest.fixture
 def config(tmp_path: Path) -> Callable[..., AKDConfig]:
     def make(**settings: Any) -> AKDConfig:
-        defaults = {
-            "output_dir": str(tmp_path / "run"),
-            "use_cpu": True,
-            "report_to": "none",
-            "max_steps": 2,
-            "per_device_train_batch_size": 4,
-            "per_device_eval_batch_size": 4,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "max_length": 64,
-            "learning_rate": 1e-2,
-            "gradient_checkpointing": False,
-        }
-        return AKDConfig(**{**defaults, **settings})
+        own = {"output_dir": str(tmp_path / "run"), "max_length": 64}
+        return AKDConfig(**{**tiny.SHORT_RUN, **own, **settings})
 
     return make
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.codeplan import world
@@ -62,3 +63,14 @@ def test_a_run_that_cannot_go_on(codeplan: dict[str, Any], recipe, capsys: pytes
 def test_what_is_wrong_is_said(codeplan: dict[str, Any], recipe, capsys: pytest.CaptureFixture[str], flags, message):
     assert main(["codeplan", "--config", recipe(codeplan), *flags]) != 0
     assert message in capsys.readouterr().err
+
+
+def test_an_adapter_goes_on(codeplan: dict[str, Any], recipe, tmp_path: Path):
+    path = recipe({**codeplan, "max_steps": 1})
+    adapter, again = tmp_path / "run", tmp_path / "again"
+    assert main(["codeplan", "--config", path, "--use_peft", "true", "--lora_target_modules", "q_proj"]) == 0
+    assert main(["codeplan", "--config", path, "--model_name_or_path", str(adapter), "--output_dir", str(again)]) == 0
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, again))
+    assert before.keys() == after.keys()
+    assert not any(before[name].equal(after[name]) for name in before if "lora_B" in name)
+    assert (again / "plan_head.safetensors").is_file()

@@ -26,9 +26,13 @@ def test_own_file_comes_before_the_package(tmp_path: Path, monkeypatch: pytest.M
     assert find_recipe(NAME).resolve() == own
 
 
-def test_missing_recipe_suggests_a_close_one():
-    with pytest.raises(FileNotFoundError, match=f"did you mean '{NAME}'"):
-        find_recipe("recipes/starcoder-7b-to-1b/akd/config_ful.yaml")
+@pytest.mark.parametrize("name", [NAME, "recipes/micro/codeplan/plans.yaml"])
+def test_missing_recipe_suggests_a_close_one(name: str):
+    with pytest.raises(FileNotFoundError, match=f"did you mean '{name}'"):
+        find_recipe(name.removesuffix(".yaml"))
+
+
+def test_missing_recipe_that_is_close_to_none():
     with pytest.raises(FileNotFoundError, match=r"'zzz\.yml', but there is no such file; check the path"):
         find_recipe("zzz.yml")
 

@@ -13,21 +13,8 @@ from . import world
 @pytest.fixture
 def config(tmp_path: Path) -> Callable[..., CodePLANConfig]:
     def make(**settings: Any) -> CodePLANConfig:
-        defaults = {
-            "output_dir": str(tmp_path / "run"),
-            "use_cpu": True,
-            "report_to": "none",
-            "max_steps": 2,
-            "per_device_train_batch_size": 4,
-            "per_device_eval_batch_size": 4,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "max_length": 256,
-            "learning_rate": 1e-2,
-            "gradient_checkpointing": False,
-            "disable_tqdm": True,
-        }
-        return CodePLANConfig(**{**defaults, **settings})
+        own = {"output_dir": str(tmp_path / "run"), "max_length": 256, "disable_tqdm": True}
+        return CodePLANConfig(**{**tiny.SHORT_RUN, **own, **settings})
 
     return make
 

@@ -160,6 +160,13 @@ def test_shared_would_leave_a_trained_head_out(trainer, tmp_path: Path):
         trainer(str(tmp_path / "trained"), plan_head="shared")
 
 
+def test_shared_would_leave_the_head_of_a_model_as_it_is(trainer):
+    model = tiny.model()
+    add_plan_head(model)
+    with pytest.raises(ValueError, match="`plan_head` is 'shared', but the student has a plan head"):
+        trainer(model, plan_head="shared")
+
+
 @pytest.mark.parametrize("peft", [False, True])
 def test_resumed_run_is_the_uninterrupted_run(trainer, tmp_path: Path, peft):
     def make(folder: str):

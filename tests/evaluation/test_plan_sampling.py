@@ -183,8 +183,9 @@ def test_a_ranker_needs_plans(benchmark: Path, capsys):
     assert "`ranker` is 'r' without `plan_sampling`" in capsys.readouterr().err
 
 
-def test_without_public_tests_if_asked(model: Path, benchmark_file: Path, tmp_path: Path):
+def test_without_public_tests_if_asked(model: Path, benchmark_file: Path, tmp_path: Path, capsys):
     results = run(model, benchmark_file, tmp_path / "out", "--without_public_tests", "logprob")
+    assert "3 of 3 problems have no public tests; for them the likeliest plan was chosen" in capsys.readouterr().out
     for problem in results["plans"]["problems"].values():
         likelihoods = [score["mean_logprob"] for score in problem["scores"]]
         assert problem["chosen"]["3"] == likelihoods.index(max(likelihoods))

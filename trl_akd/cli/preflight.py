@@ -9,6 +9,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig
 
 from ..akd.akd_config import AKDConfig
+from ..codeplan.codeplan_config import CodePLANConfig
+from ..codeplan.student import adapter_of, base_of
 from ..data.sources import load, split_off
 from ..data.vocabulary import shared_vocabulary_size
 from ..evaluation.benchmarks import Benchmark, load_benchmark
@@ -105,6 +107,8 @@ def load_tokenizers(
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None]:
     """Return the tokenizers of student and teacher, which share a vocabulary; the second is `None` without a teacher.
 
+    Where CodePLAN goes on with an adapter, the student's vocabulary is that of the adapter's model.
+
     Raises:
         ValueError: If the student is not named, if a tokenizer or a model's configuration cannot be read, or if the
             vocabularies differ.
@@ -113,7 +117,11 @@ def load_tokenizers(
     if student is None:
         raise ValueError("`model_name_or_path` is not set; name the student, in a recipe (`--config`) or by a flag.")
     student_tokenizer, student_size = _vocabulary(
-        "model_name_or_path", student, model_args.model_revision, args.trust_remote_code
+        "model_name_or_path",
+        student,
+        model_args.model_revision,
+        args.trust_remote_code,
+        takes_adapter=isinstance(args, CodePLANConfig),
     )
     if teacher is None:
         return student_tokenizer, None
@@ -124,11 +132,15 @@ def load_tokenizers(
     return student_tokenizer, teacher_tokenizer
 
 
-def _vocabulary(field: str, name: str, revision: str, trust_remote_code: bool) -> tuple[PreTrainedTokenizerBase, int]:
+def _vocabulary(
+    field: str, name: str, revision: str, trust_remote_code: bool, *, takes_adapter: bool = False
+) -> tuple[PreTrainedTokenizerBase, int]:
     """Return a model's tokenizer and the number of rows of its LM head."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        adapter = adapter_of(name, revision) if takes_adapter else None
+        base, base_revision = (name, revision) if adapter is None else base_of(adapter)
+        config = AutoConfig.from_pretrained(base, revision=base_revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"`{field}` is {name!r}, whose tokenizer and configuration cannot be read; check the name, the "

@@ -11,7 +11,7 @@ from .quickstart_stages import EVALUATION, RESULTS, run_recipe, stage
 __all__ = ["quickstart"]
 
 RECIPES = "recipes/micro/codeplan"
-RANKER, REQUEST = "ranker", "plan_request.txt"
+RANKER, REQUEST, FORWARD_REQUEST = "ranker", "plan_request.txt", "plan_request_forward.txt"
 MADE = ("teacher", "student-before", "student-unplanned", "student-codeplan", "plans", RANKER, EVALUATION)
 NUM_PLANS = 10
 AS_TRAINED = {"prompt_style": "template", "prompt_template": "codeplan_code"}
@@ -28,7 +28,7 @@ def quickstart(folder: Path, seed: int) -> None:
         seed (`int`):
             Seed of the students, their training and their samples; the world and the teacher have their own.
     """
-    from ..micro.curricula import BACKWARD_LAYOUT, PLANS
+    from ..micro.curricula import BACKWARD_LAYOUT, FORWARD_LAYOUT, PLANS
     from ..micro.stages import build_planning_world, default_cache, make_student, make_teacher
 
     began = time.monotonic()
@@ -37,6 +37,7 @@ def quickstart(folder: Path, seed: int) -> None:
     with stage("1/7 A world of programming tasks"):
         world = build_planning_world(folder)
         (folder / REQUEST).write_text(BACKWARD_LAYOUT)
+        (folder / FORWARD_REQUEST).write_text(FORWARD_LAYOUT)
     with stage("2/7 A teacher that plans, kept for the next time"):
         make_teacher(teacher, default_cache(), PLANS)
     with stage("3/7 The student, briefly trained on programs"):
@@ -63,6 +64,8 @@ def quickstart(folder: Path, seed: int) -> None:
     )
     print(f"\n{_table(results)}\n\nDone in {seconds:.0f} s.")
     print(f"Load the student:  AutoModelForCausalLM.from_pretrained({str(planned)!r})")
+    print(f"Plans without solutions, to compare:  trl-akd plans --config {RECIPES}/plans.yaml --reasoning forward \\")
+    print(f"                       --prompt_file {folder / FORWARD_REQUEST} --output_dir {folder / 'plans-forward'}")
     print(f"Train it anew:     trl-akd codeplan --config {RECIPES}/config.yaml --guided_weight 0 \\")
     print(f"                       --output_dir {folder / 'student-unguided'}")
 

@@ -31,7 +31,7 @@ def find_recipe(name: str) -> Path:
         return shipped
     if path.is_dir():
         raise FileNotFoundError(f"`--config` is {name!r}, which is a folder; name a YAML file in it.")
-    names = [f"recipes/{recipe.relative_to(RECIPES)}" for recipe in RECIPES.rglob("config*.yaml")]
+    names = [f"recipes/{recipe.relative_to(RECIPES)}" for recipe in RECIPES.glob("*/*/*.yaml")]
     raise FileNotFoundError(
         f"`--config` is {name!r}, but there is no such file;{_closest(name, names)} check the path."
     )

@@ -44,7 +44,7 @@ from .plan_head import (
     plan_head_of,
     save_plan_head,
 )
-from .student import adapter_of, base_of, is_encoder_decoder
+from .student import adapter_of, is_encoder_decoder, prepare_base
 from .tasks import Route, pooled, routes, sums_by_task, task_loss
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class CodePLANTrainer(AKDTrainer):
         given, revision = model, (args.model_init_kwargs or {}).get("revision")
         adapter = adapter_of(given, revision)
         if adapter is not None:
-            model, kwargs["peft_config"] = base_of(adapter, args, kwargs.get("peft_config")), adapter
+            model, kwargs["peft_config"] = prepare_base(adapter, args, kwargs.get("peft_config")), adapter
         self._reads_apart = is_encoder_decoder(model, args)
         super().__init__(model, teacher_model, args, data_collator, **kwargs)
         self.routes = routes(args)
@@ -174,6 +174,11 @@ class CodePLANTrainer(AKDTrainer):
     def _set_plan_head(self, given: Any, revision: str | None) -> None:
         name = name_of(given)
         if self.args.plan_head == "shared":
+            if plan_head_of(self.model) is not None:
+                raise ValueError(
+                    "`plan_head` is 'shared', but the student has a plan head, which would stay as it is; set "
+                    "plan_head='separate', or load the student without it."
+                )
             if name is not None:
                 check_plan_head_file(name, "shared", revision)
         elif plan_head_of(self.model) is not None:

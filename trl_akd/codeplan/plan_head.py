@@ -21,8 +21,8 @@ from torch import nn
 from transformers.utils import ADAPTER_CONFIG_NAME, cached_file
 
 from ..distributed import gathered
-from ..generation import Completion, TextGenerator
-from ..generation.streaming import Arrival, collect, stream
+from ..generation import TextGenerator
+from ..generation.streaming import Arrival, StreamingGenerator, stream
 from ..heads import lm_head
 
 __all__ = [
@@ -253,7 +253,7 @@ def writing_plans(model: Any) -> Iterator[None]:
         lm.set_output_embeddings(usual)
 
 
-class PlanHeadGenerator:
+class PlanHeadGenerator(StreamingGenerator):
     """A text generator that writes through the plan head of its model.
 
     Args:
@@ -266,29 +266,6 @@ class PlanHeadGenerator:
     def __init__(self, generator: TextGenerator, model: Any) -> None:
         self._generator = generator
         self._model = model
-
-    def generate(
-        self,
-        prompts: list[str],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-    ) -> list[list[Completion]]:
-        """Continue each prompt `n` times, as `TextGenerator.generate` says."""
-        arrivals = self.stream(
-            prompts,
-            n=n,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-            seed=seed,
-        )
-        return collect(arrivals, len(prompts))
 
     def stream(
         self,

@@ -8,7 +8,7 @@ from transformers.utils import CONFIG_NAME, find_adapter_config_file
 
 from .codeplan_config import CodePLANConfig
 
-__all__ = ["adapter_of", "base_of", "is_encoder_decoder"]
+__all__ = ["adapter_of", "base_of", "is_encoder_decoder", "prepare_base"]
 
 
 def is_encoder_decoder(model: Any, args: CodePLANConfig) -> bool:
@@ -33,7 +33,21 @@ def adapter_of(model: Any, revision: str | None) -> Any:
     return adapter
 
 
-def base_of(adapter: Any, args: CodePLANConfig, peft_config: Any) -> str:
+def base_of(adapter: Any) -> tuple[str, str]:
+    """Return name and revision of the model that an adapter is for.
+
+    Raises:
+        ValueError: If the adapter does not name its model.
+    """
+    if adapter.base_model_name_or_path is None:
+        raise ValueError(
+            "`model` is an adapter's folder that does not name the model it is for; set `base_model_name_or_path` in "
+            "its adapter_config.json."
+        )
+    return str(adapter.base_model_name_or_path), adapter.revision or "main"
+
+
+def prepare_base(adapter: Any, args: CodePLANConfig, peft_config: Any) -> str:
     """Return the name of the model that an adapter is for, and have it loaded at the adapter's revision of it.
 
     Raises:
@@ -44,10 +58,6 @@ def base_of(adapter: Any, args: CodePLANConfig, peft_config: Any) -> str:
             "`model` is an adapter's folder, whose training goes on, and `peft_config` describes another; leave that "
             "out, or merge the adapter into its model and give the result."
         )
-    if adapter.base_model_name_or_path is None:
-        raise ValueError(
-            "`model` is an adapter's folder that does not name the model it is for; set `base_model_name_or_path` in "
-            "its adapter_config.json."
-        )
-    args.model_init_kwargs = {**(args.model_init_kwargs or {}), "revision": adapter.revision or "main"}
-    return str(adapter.base_model_name_or_path)
+    name, revision = base_of(adapter)
+    args.model_init_kwargs = {**(args.model_init_kwargs or {}), "revision": revision}
+    return name

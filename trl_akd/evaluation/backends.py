@@ -101,8 +101,10 @@ def _load_weights(config: ModelSource, accelerator: Any) -> Any:
     from ..distributed import default_device
 
     adapter = find_adapter_config_file(config.model, revision=config.model_revision)
-    name = config.model if adapter is None else json.loads(Path(adapter).read_text())["base_model_name_or_path"]
-    revision = config.model_revision if adapter is None else None
+    name, revision = config.model, config.model_revision
+    if adapter is not None:
+        settings = json.loads(Path(adapter).read_text(encoding="utf-8"))
+        name, revision = settings["base_model_name_or_path"], settings.get("revision")
     encoder_decoder = AutoConfig.from_pretrained(name, revision=revision).is_encoder_decoder
     kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
     model = kind.from_pretrained(name, revision=revision, dtype=config.dtype, device_map=config.device_map)

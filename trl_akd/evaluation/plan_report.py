@@ -19,7 +19,7 @@ def plan_curve_table(plans: Mapping[str, Any]) -> str:
     names = list(next(iter(curve.values())))
     rows = []
     for number in curve:
-        title = "no plan" if number == "0" else f"{number} plans"
+        title = {"0": "no plan", "1": "1 plan"}.get(number, f"{number} plans")
         rows += [
             [title, *(_interval(found[number][name]) for name in names)]
             for title, found in [
@@ -38,6 +38,11 @@ def plan_remarks(results: Mapping[str, Any]) -> list[str]:
         remarks.append(
             f"For {plans['judged_by_public_tests']} of {problems} problems the public tests, which choose the plan, "
             "are those that judge, so the choice has seen what counts."
+        )
+    if plans["without_public_tests"]:
+        remarks.append(
+            f"{plans['without_public_tests']} of {problems} problems have no public tests; for them the likeliest "
+            "plan was chosen."
         )
     if plans["too_long"]:
         remarks.append(f"{plans['too_long']} plans exceed the model's positions and count as not solved.")

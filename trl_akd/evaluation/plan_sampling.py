@@ -55,8 +55,9 @@ def evaluate_with_plans(
     What is generated is kept beside the results, so that an interrupted evaluation goes on where it was. The results
     hold, beside those of [`evaluate`], `plans`: pass@k by the number of plans to choose from (`curve`), also by
     difficulty (`difficulties`), the scores of all plans (`problems`), and what makes them mean less: problems whose
-    public tests are those that judge (`judged_by_public_tests`), plans whose prompts were `too_long`, and what wrote
-    them (`written_by`: `"plan head"`, `"LM head"`, or `"server"`, of which that is not known).
+    public tests are those that judge (`judged_by_public_tests`), those that have none (`without_public_tests`), plans
+    whose prompts were `too_long`, and what wrote them (`written_by`: `"plan head"`, `"LM head"`, or `"server"`, of
+    which that is not known).
 
     Args:
         config (`EvaluationConfig`):
@@ -94,7 +95,7 @@ def evaluate_with_plans(
             for verdict in _verdicts(problem, result)
         ]
         results = {
-            "model": {"name": config.model, "revision": loaded.revision or config.model_revision},
+            "model": {"name": config.model, "commit": loaded.revision},
             "generation": {**config.generation_settings, **asdict(planning)},
             "execution": execution_settings(config, executor.isolation),
             **summarize(benchmark, verdicts, config.k, confidence=config.confidence),
@@ -117,7 +118,7 @@ def _check(config: EvaluationConfig, benchmark: Benchmark, planning: PlanSamplin
             "it, so leave the style out."
         )
     if config.temperature == 0:
-        raise ValueError("`temperature` is 0, at which all plans are alike; give one such as the paper's 0.6.")
+        raise ValueError("`temperature` is 0, at which all plans are alike; give one such as the authors' 0.6.")
     if config.backend != "transformers" and find_plan_head(config.model, config.model_revision) is not None:
         raise ValueError(
             f"`backend` {config.backend!r} knows no plan head, but {config.model!r} has one; use transformers."
@@ -218,6 +219,7 @@ def _plans(
     return {
         "written_by": "server" if config.backend == "openai" else "plan head" if has_head else "LM head",
         "judged_by_public_tests": sum(problem.public_tests == problem.tests for problem in benchmark.problems),
+        "without_public_tests": sum(not problem.public_tests for problem in benchmark.problems),
         "too_long": sum(score.too_long for result in results for score in result.plan_scores),
         "curve": _curve(results, config, ranked=ranked),
         "difficulties": {

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from .on_main import is_shared
-from .protocol import Completion, GenerationError, TextGenerator
+from .protocol import GenerationError, TextGenerator
 from .sharing import from_main
-from .streaming import Arrival, collect, stream
+from .streaming import Arrival, StreamingGenerator, stream
 
 __all__ = ["BudgetSpent", "BudgetedGenerator", "Limit"]
 
@@ -26,7 +26,7 @@ class _Metered(Protocol):
     tokens: int
 
 
-class BudgetedGenerator:
+class BudgetedGenerator(StreamingGenerator):
     """Ask a generator, batch by batch, for as long as requests, tokens and time last.
 
     A generator that counts for itself is believed: its requests include repetitions and its tokens the prompts'. Of
@@ -58,6 +58,7 @@ class BudgetedGenerator:
     Example:
 
     ```python
+    >>> from trl_akd.generation import Completion
     >>> class Parrot:
     ...     def generate(self, prompts, **sampling):
     ...         return [[Completion(prompt, None, "stop", 5)] for prompt in prompts]
@@ -126,33 +127,6 @@ class BudgetedGenerator:
         if self._max_seconds is not None and self.seconds >= self._max_seconds:
             return "max_seconds"
         return None
-
-    def generate(
-        self,
-        prompts: list[str],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-    ) -> list[list[Completion]]:
-        """Continue each prompt `n` times, as `TextGenerator.generate` says.
-
-        Raises:
-            BudgetSpent: If a limit is reached before all prompts are asked.
-        """
-        arrivals = self.stream(
-            prompts,
-            n=n,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-            seed=seed,
-        )
-        return collect(arrivals, len(prompts))
 
     def stream(
         self,

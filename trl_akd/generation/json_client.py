@@ -140,8 +140,8 @@ class JSONClient:
     def _refusal(self, url: str, response: requests.Response) -> RefusedRequest:
         excerpt = self._excerpt(response.text)
         remedy = {
-            401: "check `api_key`",
-            403: "check `api_key` and what it may use",
+            401: "check `api_key` or OPENAI_API_KEY",
+            403: "check `api_key` or OPENAI_API_KEY, and what the key may use",
             404: "check `base_url`, which as a rule ends in /v1, and `model`",
         }.get(response.status_code, "check `base_url`, `model` and the request")
         return RefusedRequest(f"{url} refused with status {response.status_code}: {excerpt}; {remedy}.", excerpt)

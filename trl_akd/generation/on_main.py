@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from typing import Any
 
-from .protocol import Completion, TextGenerator
+from .protocol import TextGenerator
 from .sharing import from_main, is_main
-from .streaming import Arrival, collect, stream
+from .streaming import Arrival, StreamingGenerator, stream
 
 __all__ = ["OnMainProcess", "for_all_processes", "is_shared", "model_name"]
 
 
-class OnMainProcess:
+class OnMainProcess(StreamingGenerator):
     """Ask a generator on the main process alone, and hand its completions, or its error, to every process.
 
     All processes make the same calls. A server is thus asked once, however many processes train.
@@ -25,6 +25,7 @@ class OnMainProcess:
 
     ```python
     >>> from accelerate import Accelerator
+    >>> from trl_akd.generation import Completion
     >>> class Parrot:
     ...     def generate(self, prompts, **sampling):
     ...         return [[Completion(prompt, None, "stop", 1)] for prompt in prompts]
@@ -37,10 +38,6 @@ class OnMainProcess:
     def __init__(self, generator: TextGenerator, accelerator: Any) -> None:
         self._generator = generator
         self._accelerator = accelerator
-
-    def generate(self, prompts: list[str], **sampling: Any) -> list[list[Completion]]:
-        """Continue each prompt, as `TextGenerator.generate` says."""
-        return collect(self.stream(prompts, **sampling), len(prompts))
 
     def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
         """Yield completions as they come."""

@@ -9,14 +9,14 @@ from typing import Any
 
 from .json_client import JSONClient, MalformedAnswer, RefusedRequest
 from .protocol import Completion, Request, check_prompts, first_numbers, until_stop
-from .streaming import Arrival, collect
+from .streaming import Arrival, StreamingGenerator
 
 __all__ = ["OpenAIGenerator"]
 
 _USAGE = ("prompt_tokens", "completion_tokens")
 
 
-class OpenAIGenerator:
+class OpenAIGenerator(StreamingGenerator):
     """Generate with a model behind an OpenAI-compatible server.
 
     Prompts go out one a request, `concurrency` at a time. A server that gives fewer than `n` choices is asked again
@@ -106,34 +106,6 @@ class OpenAIGenerator:
     def model_name(self) -> str:
         """Name under which the server knows the model."""
         return self._model
-
-    def generate(
-        self,
-        prompts: list[str],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-    ) -> list[list[Completion]]:
-        """Continue each prompt `n` times, as `TextGenerator.generate` says.
-
-        Raises:
-            ValueError: If an argument is outside its range.
-            GenerationError: If the server refuses or gives no usable answer.
-        """
-        arrivals = self.stream(
-            prompts,
-            n=n,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-            seed=seed,
-        )
-        return collect(arrivals, len(prompts))
 
     def stream(
         self,

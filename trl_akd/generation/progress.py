@@ -5,13 +5,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .protocol import Completion, TextGenerator
-from .streaming import Arrival, collect, stream
+from .protocol import TextGenerator
+from .streaming import Arrival, StreamingGenerator, stream
 
 __all__ = ["ProgressBar"]
 
 
-class ProgressBar:
+class ProgressBar(StreamingGenerator):
     """Show, call by call, how many of a generator's texts have come.
 
     Args:
@@ -25,6 +25,7 @@ class ProgressBar:
     Example:
 
     ```python
+    >>> from trl_akd.generation import Completion
     >>> class Parrot:
     ...     def generate(self, prompts, **sampling):
     ...         return [[Completion(prompt, None, "stop", 1)] for prompt in prompts]
@@ -38,10 +39,6 @@ class ProgressBar:
         self._generator = generator
         self._description = description
         self._shown = shown
-
-    def generate(self, prompts: list[str], **sampling: Any) -> list[list[Completion]]:
-        """Continue each prompt, as `TextGenerator.generate` says."""
-        return collect(self.stream(prompts, **sampling), len(prompts))
 
     def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
         """Yield completions as they come."""

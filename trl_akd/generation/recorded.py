@@ -12,14 +12,14 @@ from typing import Any, Self
 from ..ledger import Ledger
 from .protocol import Completion, TextGenerator
 from .sharing import from_main
-from .streaming import Arrival, collect, stream
+from .streaming import Arrival, StreamingGenerator, stream
 
 __all__ = ["RecordedGenerator"]
 
 _RECORD = ("key", "name", "completions", "num_tokens")
 
 
-class RecordedGenerator:
+class RecordedGenerator(StreamingGenerator):
     """Answer from a file what was asked before, and ask the generator for the rest alone.
 
     Samples of a prompt depend on prompt and seed alone, so a run that repeats its calls gets the same completions,
@@ -81,34 +81,6 @@ class RecordedGenerator:
         noting = copy.copy(self)
         noting._facts = {**self._facts, **facts}
         return noting
-
-    def generate(
-        self,
-        prompts: list[str],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-    ) -> list[list[Completion]]:
-        """Continue each prompt `n` times, as `TextGenerator.generate` says.
-
-        Raises:
-            GenerationError: If the generator fails. Prompts of which it had all completions are kept.
-            OSError: If the disk is full.
-        """
-        arrivals = self.stream(
-            prompts,
-            n=n,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-            seed=seed,
-        )
-        return collect(arrivals, len(prompts))
 
     def stream(
         self,

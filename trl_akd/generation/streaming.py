@@ -13,7 +13,7 @@ Arrival: TypeAlias = tuple[int, list[Completion]]
 
 @runtime_checkable
 class StreamingGenerator(TextGenerator, Protocol):
-    """A text generator that hands over completions before it has all."""
+    """A text generator that hands over completions before it has all; a subclass has `generate` of its `stream`."""
 
     def stream(
         self,
@@ -34,6 +34,30 @@ class StreamingGenerator(TextGenerator, Protocol):
             ValueError: If an argument is outside its range; the message names it.
             GenerationError: If the backend fails, once all that had come is handed over.
         """
+        raise NotImplementedError
+
+    def generate(
+        self,
+        prompts: list[str],
+        *,
+        n: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 512,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+    ) -> list[list[Completion]]:
+        """Continue each prompt `n` times, as `TextGenerator.generate` says, and raise what `stream` raises."""
+        arrivals = self.stream(
+            prompts,
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            seed=seed,
+        )
+        return collect(arrivals, len(prompts))
 
 
 def stream(

@@ -17,7 +17,7 @@ from .decoding import Detokenizer, StopStrings, TokenChooser
 from .plain import stop_tokens, writing
 from .protocol import Completion, Request, check_prompts, first_numbers, until_stop
 from .sharing import portable
-from .streaming import Arrival, collect
+from .streaming import Arrival, StreamingGenerator
 
 __all__ = ["TransformersGenerator"]
 
@@ -37,7 +37,7 @@ class _Row:
 _Written: TypeAlias = tuple[_Row, Completion]
 
 
-class TransformersGenerator:
+class TransformersGenerator(StreamingGenerator):
     r"""Generate with a transformers model that is already loaded, be it in training or not.
 
     Sequences are batched by length, the longest first, so that running out of memory shows at once; then the batch is
@@ -71,9 +71,10 @@ class TransformersGenerator:
     Example:
 
     ```python
-    >>> from tests import tiny
+    >>> from transformers import ByT5Tokenizer, GPT2Config, GPT2LMHeadModel
     >>> from trl_akd.generation import TransformersGenerator
-    >>> generator = TransformersGenerator(tiny.model(), tiny.tokenizer(), batch_size=4)
+    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=384, n_embd=8, n_layer=1, n_head=2))
+    >>> generator = TransformersGenerator(model, ByT5Tokenizer(), batch_size=4)
     >>> [[completion]] = generator.generate(["def add(a, b):\n"], max_new_tokens=8)
     >>> completion.num_tokens <= 8
     True
@@ -113,34 +114,6 @@ class TransformersGenerator:
         """The model's name or path."""
         return str(self._model.config.name_or_path)
 
-    def generate(
-        self,
-        prompts: list[str],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-    ) -> list[list[Completion]]:
-        """Continue each prompt `n` times, as `TextGenerator.generate` says.
-
-        Raises:
-            ValueError: If an argument is outside its range, a prompt has no tokens or is too long for the model, or
-                the model gives NaN.
-        """
-        arrivals = self.stream(
-            prompts,
-            n=n,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-            seed=seed,
-        )
-        return collect(arrivals, len(prompts))
-
     def stream(
         self,
         prompts: list[str],
@@ -157,7 +130,8 @@ class TransformersGenerator:
         Between two yields the model stays as `generate` needs it: in eval mode, and gradients are off.
 
         Raises:
-            ValueError: As `generate` does.
+            ValueError: If an argument is outside its range, a prompt has no tokens or is too long for the model, or
+                the model gives NaN.
         """
         request = Request(n, temperature, top_p, max_new_tokens, stop, seed)
         check_prompts(prompts)

@@ -1,0 +1,92 @@
+"""Whole training steps of CodePLAN beside the same two tasks in transformers' Trainer, with all logits at once.
+
+    python -m tests.benchmarks.bench_codeplan [--repeats 5] [--steps 12] [--json PATH]
+
+Each step learns from as many examples of a program as of a plan, of like length, with one SGD update. The Trainer
+reads them in two micro-batches, one of each task, through one LM head and its own loss; so does `alternate`, while
+`weighted` reads both tasks together. Every measurement is a process of its own, and the contenders take turns. The
+time is that of the fastest step, in CPU seconds of one thread, because other programs may share the cores; the memory
+is the peak beyond what the process held before its first step. Nothing here passes or fails by its speed.
+"""
+
+import random
+import tempfile
+from typing import Any
+
+from .steps import Clock, Found, compare
+
+CONTENDERS = {
+    "weighted": "CodePLAN, `weighted`",
+    "alternate": "CodePLAN, `alternate`",
+    "shared": "CodePLAN, `weighted`, one head",
+    "trainer": "transformers Trainer, two micro-batches",
+}
+PROBLEMS, BATCH, VOCABULARY, PROBLEM, ANSWER = 64, 8, 16384, 24, 64
+
+
+def measure(contender: str, steps: int) -> Found:
+    """Train for a few steps in this process; return seconds of the fastest step and bytes of peak memory."""
+    import torch
+    from transformers import Trainer, TrainingArguments, default_data_collator
+
+    from tests import tiny
+    from trl_akd import CodePLANConfig, CodePLANTrainer
+
+    torch.set_num_threads(1)
+    student, clock = tiny.model(vocabulary=VOCABULARY, hidden=128), Clock()
+    settings: dict[str, Any] = {
+        "output_dir": tempfile.mkdtemp(), "use_cpu": True, "bf16": False, "report_to": "none", "max_steps": steps,
+        "per_device_train_batch_size": BATCH, "gradient_checkpointing": False, "save_strategy": "no", "optim": "sgd",
+    }  # fmt: skip
+    if contender == "trainer":
+        args = TrainingArguments(gradient_accumulation_steps=2, train_sampling_strategy="sequential", **settings)
+        trainer = Trainer(student, args, default_data_collator, _examples(), callbacks=[clock])
+    else:
+        settings |= {"schedule": "alternate", "gradient_accumulation_steps": 2} if contender == "alternate" else {}
+        settings |= {"plan_head": "shared"} if contender == "shared" else {}
+        trainer = CodePLANTrainer(
+            student,
+            args=CodePLANConfig(**settings),
+            train_dataset=_problems(),
+            processing_class=tiny.tokenizer(),
+            callbacks=[clock],
+        )
+    trainer.train()
+    return clock.found()
+
+
+def _problems() -> Any:
+    """Problems whose texts are all of one length, so that no row is padded."""
+    from datasets import Dataset
+
+    source = random.Random(0)
+
+    def text(length: int) -> str:
+        return "".join(source.choices("abcdefgh(=+)", k=length))
+
+    lengths = {"problem": PROBLEM, "solution": ANSWER, "plan": ANSWER}
+    return Dataset.from_list([{name: text(length) for name, length in lengths.items()} for _ in range(PROBLEMS)])
+
+
+def _examples() -> Any:
+    """The tokens that CodePLAN makes of those problems: a batch of programs, a batch of plans, and so on."""
+    from datasets import Dataset
+
+    from tests import tiny
+    from trl_akd.data.problems import ProblemEncoder
+
+    encode = ProblemEncoder(tiny.tokenizer())
+    rows = [encode(problem, index) for index, problem in enumerate(_problems())]
+    examples = []
+    for start in range(0, PROBLEMS, BATCH):
+        for prompt, answers in (("code_prompt", "solutions"), ("plan_prompt", "plans")):
+            for row in rows[start : start + BATCH]:
+                [answer] = row[answers]
+                examples.append(
+                    {"input_ids": [*row[prompt], *answer], "labels": [*[-100] * len(row[prompt]), *answer]}
+                )
+    return Dataset.from_list(examples)
+
+
+if __name__ == "__main__":
+    compare(__spec__.name, __doc__, CONTENDERS, "trainer", measure)

@@ -1,0 +1,80 @@
+"""Training steps in processes of their own, in turns, and their times and memory beside those of one contender."""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+Found = dict[str, float]
+
+
+class Clock(TrainerCallback):
+    """Times each optimiser step, and remembers the memory held before the first."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.before = 0
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.before = self.before or _resident()
+        self.began = time.process_time()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.seconds.append(time.process_time() - self.began)
+
+    def found(self) -> Found:
+        """Seconds of the fastest step but the first, and bytes of peak memory beyond what was held before it."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"seconds": min(self.seconds[1:]), "bytes": peak - self.before}
+
+
+def compare(
+    module: str, about: str | None, contenders: Mapping[str, str], rival: str, measure: Callable[[str, int], Found]
+) -> None:
+    """Run a benchmark's command: measure one contender here, or all, each in its own process, and print a table."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--contender", choices=contenders)
+    options = parser.parse_args()
+    if options.contender:
+        print(json.dumps(measure(options.contender, options.steps)))
+        return
+    found: dict[str, list[Found]] = {name: [] for name in contenders}
+    for _ in range(options.repeats):
+        for name, runs in found.items():
+            command = [sys.executable, "-m", module, "--contender", name, "--steps", str(options.steps)]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            runs.append(json.loads(output.strip().splitlines()[-1]))
+    print(_table(found, contenders, rival))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _table(found: Mapping[str, list[Found]], contenders: Mapping[str, str], rival: str) -> str:
+    """Show each contender's step as a ratio to the rival's of the same round: median, and lowest to highest."""
+    lines = [f"| step of | time / {rival} | peak memory / {rival} | seconds | MiB |", "|---|---|---|---|---|"]
+    for name, runs in found.items():
+        cells = [contenders[name]]
+        for key in ("seconds", "bytes"):
+            ratios = [run[key] / other[key] for run, other in zip(runs, found[rival], strict=True)]
+            cells.append(f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+        cells.append(f"{statistics.median(run['seconds'] for run in runs):.3f}")
+        cells.append(f"{statistics.median(run['bytes'] for run in runs) / 2**20:.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _resident() -> int:
+    """Return what this process holds in memory, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))

@@ -13,7 +13,7 @@ import yaml
 from tests import tiny
 from tests.codeplan.plan_worker import ROWS, ask
 from tests.codeplan.scripted import data
-from tests.invariant.launch import ROOT, _accelerate_config
+from tests.invariant.launch import ROOT, accelerate_config
 from trl_akd.cli import plans
 from trl_akd.cli.errors import run
 from trl_akd.codeplan.plan_generation_config import PlanGenerationConfig
@@ -35,7 +35,7 @@ def answers(folder: Path) -> list[dict]:
 def test_two_processes_ask_for_what_one_does(tmp_path: Path):
     for folder in ("one", "two"):
         save(tmp_path / folder / "model")
-    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(_accelerate_config(tmp_path, "ddp")))
+    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(accelerate_config(tmp_path, "ddp")))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "accelerate.yaml")]
     finished = subprocess.run(
         [*launch, "-m", "tests.codeplan.plan_worker", str(tmp_path / "two")],

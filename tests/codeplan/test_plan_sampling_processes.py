@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.codeplan.sampling_worker import sample
-from tests.invariant.launch import ROOT, _accelerate_config
+from tests.invariant.launch import ROOT, accelerate_config
 
 
 def close(found: object, expected: object) -> bool:
@@ -27,7 +27,7 @@ def close(found: object, expected: object) -> bool:
 def test_two_processes_sample_what_one_does(tmp_path: Path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(_accelerate_config(tmp_path, "ddp")))
+    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(accelerate_config(tmp_path, "ddp")))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "accelerate.yaml")]
     finished = subprocess.run(
         [*launch, "-m", "tests.codeplan.sampling_worker", str(tmp_path / "two")],

@@ -11,7 +11,7 @@ import yaml
 
 from tests import tiny
 from tests.generation.worker import cases
-from tests.invariant.launch import ROOT, _accelerate_config
+from tests.invariant.launch import ROOT, accelerate_config
 from trl_akd.generation import TransformersGenerator
 
 
@@ -20,7 +20,7 @@ from trl_akd.generation import TransformersGenerator
     ["ddp", pytest.param("zero2", marks=pytest.mark.slow), pytest.param("zero3", marks=pytest.mark.slow)],
 )
 def test_two_processes(tmp_path: Path, backend: str) -> None:
-    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(_accelerate_config(tmp_path, backend)))
+    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(accelerate_config(tmp_path, backend)))
     tiny.model().save_pretrained(tmp_path / "model")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "accelerate.yaml")]
     finished = subprocess.run(

@@ -48,7 +48,7 @@ def run(folder: Path, backend: str, timeout: float = 300, gather: bool = True, *
     (folder / "settings.json").write_text(json.dumps(settings))
     command = [sys.executable, "-m"]
     if backend != "single":
-        (folder / "accelerate.yaml").write_text(yaml.safe_dump(_accelerate_config(folder, backend, gather)))
+        (folder / "accelerate.yaml").write_text(yaml.safe_dump(accelerate_config(folder, backend, gather)))
         command += ["accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml"), "-m"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     finished = subprocess.run(
@@ -70,7 +70,7 @@ def run(folder: Path, backend: str, timeout: float = 300, gather: bool = True, *
     return Outcome(record, weights, folder / "checkpoints")
 
 
-def _accelerate_config(folder: Path, backend: str, gather: bool) -> dict[str, Any]:
+def accelerate_config(folder: Path, backend: str, gather: bool = True) -> dict[str, Any]:
     if backend == "ddp":
         return {**_COMMON, "distributed_type": "MULTI_GPU", "mixed_precision": "no"}
     stage = int(backend.removeprefix("zero"))

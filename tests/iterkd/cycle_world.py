@@ -139,6 +139,7 @@ def trainer(
     executor: CodeExecutor | None,
     *,
     callbacks: Any = None,
+    generation_batch_size: int = 16,
     **changed: Any,
 ) -> IterKDTrainer:
     return IterKDTrainer(
@@ -150,6 +151,7 @@ def trainer(
         executor=executor,
         held_out=held_out(),
         callbacks=callbacks,
+        generation_batch_size=generation_batch_size,
     )
 
 

@@ -69,11 +69,17 @@ def judgement(text: str) -> str:
 
 
 class RuleTeacher:
-    """Answer one prompt after another by rule, after telling of it and a pause."""
+    """Answer one prompt after another by a rule, after telling of it and a pause."""
 
-    def __init__(self, on_ask: Callable[[str], None] = lambda prompt: None, pause: float = 0.0) -> None:
+    def __init__(
+        self,
+        on_ask: Callable[[str], None] = lambda prompt: None,
+        pause: float = 0.0,
+        write: Callable[[str], str] = answer,
+    ) -> None:
         self._on_ask = on_ask
         self._pause = pause
+        self._write = write
 
     def generate(self, prompts: list[str], **sampling: Any) -> list[list[Completion]]:
         return collect(self.stream(prompts), len(prompts))
@@ -82,7 +88,7 @@ class RuleTeacher:
         for index, prompt in enumerate(prompts):
             self._on_ask(prompt)
             time.sleep(self._pause)
-            text = answer(prompt)
+            text = self._write(prompt)
             yield index, [Completion(text, -1.0, "stop", len(text.split()))]
 
 
@@ -133,6 +139,7 @@ def trainer(
     executor: CodeExecutor | None,
     *,
     callbacks: Any = None,
+    generation_batch_size: int = 16,
     **changed: Any,
 ) -> IterKDTrainer:
     return IterKDTrainer(
@@ -144,6 +151,7 @@ def trainer(
         executor=executor,
         held_out=held_out(),
         callbacks=callbacks,
+        generation_batch_size=generation_batch_size,
     )
 
 

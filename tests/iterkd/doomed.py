@@ -1,8 +1,8 @@
 """Runs of IterKD that are killed: a process that has imported everything forks each, and kills it from outside.
 
 `python -m tests.iterkd.doomed` reads requests, one JSON object a line, and answers each when its run has ended. A run
-counts its doings: prompts asked, lines kept, steps trained, files written, renamed and removed. Some milliseconds after
-the one that the request names, wherever it is by then, it gets SIGKILL.
+counts its doings: prompts asked, lines kept, steps trained, files written, renamed and removed. Some milliseconds
+after the one that the request names, wherever it is by then, it gets SIGKILL.
 """
 
 import gc

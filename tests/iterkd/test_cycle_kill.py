@@ -27,13 +27,12 @@ def unbroken(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output_dir
 
 
-def kill_until_done(forge: Forge, output_dir: Path, source: random.Random, reach: int) -> Counter[str]:
-    """Run until nobody kills, and return what the runs that died were at."""
+def kill_until_done(forge: Forge, output_dir: Path, source: random.Random, *, kills: int, reach: int) -> Counter[str]:
+    """Run until it is done, which nobody hinders after so many kills; return what the runs that died were at."""
     died: Counter[str] = Counter()
     while True:
-        ended = forge.run(
-            output_dir, fatal=source.randint(1, reach), delay=source.uniform(0, 0.02), attempt=died.total()
-        )
+        fatal = source.randint(1, reach) if died.total() < kills else 0
+        ended = forge.run(output_dir, fatal=fatal, delay=source.uniform(0, 0.02), attempt=died.total())
         if ended["status"] == 0:
             return died
         assert ended["status"] == -9, (output_dir.parent / "log").read_text()[-4000:]
@@ -68,7 +67,7 @@ def check_kills(forge: Forge, unbroken: Path, kills: int, seed: int) -> Counter[
     source, died, number = random.Random(seed), Counter[str](), 0
     while died.total() < kills:
         output_dir = unbroken.with_name(f"killed-{seed}-{number}")
-        died += kill_until_done(forge, output_dir, source, reach=2 * doings // kills)
+        died += kill_until_done(forge, output_dir, source, kills=kills - died.total(), reach=4 * doings // kills)
         assert_same(output_dir, unbroken)
         assert_asked_once(output_dir)
         number += 1

@@ -55,6 +55,11 @@ def train(
     from .errors import SETUP_ERRORS
 
     with user_errors((*SETUP_ERRORS, GenerationError, IsolationError, FloatingPointError)):
+        if teaching.text_teacher is None and training_args.teacher_model_name_or_path is None:
+            raise ValueError(
+                "there is nobody to write answers: give `teacher_model_name_or_path`, or `text_teacher` for a teacher "
+                "that only writes."
+            )
         benchmark = _benchmark(teaching)
         with _executor(teaching) as executor:
             trainer = make_trainer(
@@ -155,11 +160,6 @@ def _writing_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> tupl
 
     name = teaching.text_teacher
     if name is None:
-        if trainer.teacher_model is None:
-            raise ValueError(
-                "there is nobody to write answers: give `teacher_model_name_or_path`, or `text_teacher` for a teacher "
-                "that only writes."
-            )
         return trainer.teacher_model, AutoTokenizer.from_pretrained(trainer.args.teacher_model_name_or_path)
     model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(trainer.accelerator.device)
     return model.eval(), AutoTokenizer.from_pretrained(name)

@@ -103,13 +103,14 @@ def plot_cycles(reports: Sequence[CycleReport], path: str | Path) -> None:
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     scores, levels = figure.subplots(1, 2)
     cycles = [report.cycle + 1 for report in reports]
-    scores.plot(cycles, [report.feedback["score"] for report in reports], marker="o", label="mean feedback")
+    scores.plot(
+        cycles, [report.feedback["score"] for report in reports], marker="o", clip_on=False, label="mean feedback"
+    )
     measured = [report for report in reports if report.held_out]
     if measured:
         numbers = [report.cycle + 1 for report in measured]
-        [line] = scores.plot(
-            numbers, [report.held_out["pass@1"] for report in measured], marker="s", label="pass@1, held out"
-        )
+        passed = [report.held_out["pass@1"] for report in measured]
+        [line] = scores.plot(numbers, passed, marker="s", clip_on=False, label="pass@1, held out")
         low, high = ([report.held_out[f"pass@1_{end}"] for report in measured] for end in ("low", "high"))
         scores.fill_between(numbers, low, high, color=line.get_color(), alpha=0.15)
     bottom = [0.0] * len(reports)
@@ -123,7 +124,7 @@ def plot_cycles(reports: Sequence[CycleReport], path: str | Path) -> None:
         axes.set_xlabel("cycle")
         axes.set_ylabel(label)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     figure.savefig(path, dpi=120)
 
 

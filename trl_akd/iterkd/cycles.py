@@ -295,10 +295,10 @@ class Cycles:
         new = only_new(clean, known)
         levels: dict[str, Level] = {found.question_id: found.level for found in feedback}
         mixed = mix(questions, new, levels, self._config.mixture)
-        counts = Counter(asked=renewal.asked.total(), kept=len(new))
-        counts += renewal.dropped + Counter(contaminated=len(overlaps), repeated=len(clean) - len(new))
-        self._ledger.note("update", [{"id": "update", "counts": dict(counts)}], cycle=cycle)
-        return mixed, dict(counts)
+        dropped = renewal.dropped + Counter(contaminated=len(overlaps), repeated=len(clean) - len(new))
+        counts = {"asked": renewal.asked.total(), "kept": len(new), **dropped}
+        self._ledger.note("update", [{"id": "update", "counts": counts}], cycle=cycle)
+        return mixed, counts
 
     def _gained_too_little(self) -> bool:
         if self._config.min_gain is None or len(self.reports) < 2:

@@ -1,0 +1,156 @@
+"""`trl-akd iterkd` from the arguments to the files it leaves, with a teacher behind a server that misbehaves."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from tests.generation.server import Fault, Server, serving
+from tests.iterkd import cycle_world
+from trl_akd.cli import main
+
+
+@pytest.fixture
+def iterkd(pair: tuple[str, str], tmp_path: Path) -> dict[str, Any]:
+    """Keys and values of a recipe whose teacher is behind a server that is not there."""
+    cycle_world.prepare(tmp_path)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f"{json.dumps(row)}\n" for row in cycle_world.questions()))
+    problems = [
+        {"task_id": question.id, "prompt": question.instruction, "test": question.tests}
+        for question in cycle_world.held_out()
+    ]
+    (tmp_path / "problems.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in problems))
+    return {
+        **cycle_world.settings(tmp_path, tmp_path / "run", save_strategy="no"),
+        "model_name_or_path": pair[0],
+        "dataset_name": str(rows),
+        "text_teacher": "adder",
+        "text_backend": "openai",
+        "base_url": "http://127.0.0.1:9/v1",
+        "allow_code_execution": True,
+        "workers": 1,
+        "eval_benchmark": str(tmp_path / "problems.jsonl"),
+    }
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    def say(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        text = cycle_world.answer(body["messages"][0]["content"])
+        message = {"role": "assistant", "content": text}
+        return {"choices": [{"index": 0, "finish_reason": "stop", "message": message}], "usage": {}}
+
+    with serving() as server:
+        server.answer = say  # type: ignore[method-assign]
+        yield server
+
+
+def test_a_served_teacher_and_judge(iterkd: dict[str, Any], server: Server, recipe, tmp_path: Path):
+    at_once = {"Retry-After": "0"}
+    server.faults += [Fault(429, headers=at_once), Fault(500, headers=at_once), Fault(body="nonsense")]
+    path = recipe({**iterkd, "base_url": server.url})
+    assert main(["iterkd", "--config", path]) == 0
+    run = tmp_path / "run"
+    assert AutoModelForCausalLM.from_pretrained(run).num_parameters() > 0
+    assert "IterKD" in (run / "README.md").read_text()
+    [first, second] = json.loads((run / "cycles.json").read_text())
+    assert first["dropped"] == {"correct/refused": 1, "fault/none": 1}
+    assert first["new"]["kept"] > 0 and set(second["origins"]) > {"seed"}
+    assert set(first["held_out"]) == {"pass@1", "pass@1_low", "pass@1_high"}
+    asked = [row for row in cycle_world.lines(run, "completions") if row["name"] != "student"]
+    assert {row["name"] for row in asked} == {"teacher", "judge"}
+    assert len(server.bodies) == len(asked) + 3, "three requests were repeated, and none else"
+    assert main(["iterkd", "--config", path]) == 0
+    assert len(server.bodies) == len(asked) + 3, "a run that is done asks nothing"
+
+
+def test_a_budget_ends_the_run_and_more_of_it_goes_on(iterkd: dict[str, Any], server: Server, recipe, capsys):
+    path = recipe({**iterkd, "base_url": server.url, "cycles": 1})
+    assert main(["iterkd", "--config", path, "--max_requests", "5"]) == 0
+    assert "Stopped: `max_requests` is reached" in capsys.readouterr().out
+    assert len(server.bodies) == 5
+    assert main(["iterkd", "--config", path]) == 0
+    assert len({json.dumps(body) for body in server.bodies}) == len(server.bodies)
+
+
+def test_a_server_that_is_not_there(iterkd: dict[str, Any], recipe, capsys):
+    assert main(["iterkd", "--config", recipe(iterkd), "--max_retries", "0"]) == 2
+    assert "http://127.0.0.1:9/v1" in capsys.readouterr().err
+
+
+def rows(**changed: Any) -> list[dict[str, Any]]:
+    return [{**cycle_world.questions(1)[0], **changed}]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"text_teacher": None, "text_backend": None, "base_url": None}, "there is nobody to write answers"),
+        ({"text_teacher": None}, "`text_teacher` is missing"),
+        ({"text_backend": None}, "`base_url` is 'http://127.0.0.1:9/v1'; an address goes with the backend openai"),
+        ({"base_url": None}, "`base_url` is None; an address goes with the backend openai"),
+        ({"dataset_name": None}, "`dataset_name` is not set"),
+        ({"dataset_name": "missing.jsonl"}, "missing.jsonl"),
+        ({"model_name_or_path": None}, "`model_name_or_path` is not set"),
+        ({"cycles": 0}, "`cycles` is 0; run at least 1"),
+        ({"max_requests": 0}, "`max_requests` is 0; allow more than 0"),
+        ({"max_tokens": -1}, "`max_tokens` is -1; allow more than 0"),
+        ({"max_seconds": 0.0}, "`max_seconds` is 0.0; allow more than 0"),
+        ({"fault_kinds": ["spelling"]}, "`kinds` is ['spelling']; choose some of syntax, logical"),
+        ({"faults_per_question": -1}, "`faults_per_question` is -1"),
+        ({"novelty_threshold": 0.0}, "`novelty_threshold` is 0.0"),
+        ({"eval_benchmark": "missing.jsonl"}, "missing.jsonl"),
+        ({"cycels": 3}, "cycels"),
+    ],
+)
+def test_wrong_settings_are_named_before_a_model_is_loaded(
+    iterkd: dict[str, Any], recipe, capsys, monkeypatch, changed: dict[str, Any], message: str
+):
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", None)
+    settings = {name: value for name, value in {**iterkd, **changed}.items() if value is not None}
+    assert main(["iterkd", "--config", recipe(settings)]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trl-akd")]
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (rows(instruction=" "), "`instruction` of row 0 is ' '; give a text. The row has the columns id, instruction"),
+        ([{"question": "Add."}], "`instruction` of row 0 is None; give a text. The row has the columns question."),
+        (rows(tests={"inputs": ["1"], "outputs": []}), "`tests` of row 0"),
+        (rows(tests=7), "`tests` of row 0"),
+        (rows(answer=7), "`answer` of row 0 is 7; give a text"),
+        ([*rows(), *rows(instruction="Another.")], "row 1 has the `id` 'add-1' of another question"),
+    ],
+)
+def test_malformed_rows_are_named_before_a_model_is_loaded(
+    iterkd: dict[str, Any], recipe, capsys, monkeypatch, tmp_path: Path, content: list[Any], message: str
+):
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", None)
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in content))
+    assert main(["iterkd", "--config", recipe(iterkd)]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("layouts", "message"),
+    [
+        ({"faulty": "{instruction}"}, "`faulty` lacks the field {kind}; say where it goes"),
+        ({"correct": "{instruction} {language}"}, "`correct` has the field {language}, which nobody fills"),
+        ({"corect": "{instruction}"}, "has a layout 'corect'; the names are correct, faulty"),
+        ({"correct": 7}, "does not map names to texts"),
+    ],
+)
+def test_malformed_requests_are_named(
+    iterkd: dict[str, Any], recipe, capsys, monkeypatch, tmp_path: Path, layouts: Any, message: str
+):
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", None)
+    (tmp_path / "layouts.yaml").write_text(yaml.safe_dump(layouts))
+    assert main(["iterkd", "--config", recipe(iterkd)]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,79 @@
+"""Two processes run the cycles that one runs, and fail together."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from tests.invariant.launch import ROOT, _accelerate_config
+from tests.iterkd import cycle_world
+from tests.iterkd.cycle_world import completions, lines, verdicts
+
+
+def launch(folder: Path, backend: str, *attempts: str) -> tuple[Path, list[dict[str, Any]]]:
+    """Run the worker; return its output folder and what each process wrote down."""
+    output_dir = folder / backend
+    path = folder / f"{backend}.json"
+    path.write_text(json.dumps({"folder": str(folder), "output_dir": str(output_dir), "attempts": attempts}))
+    command = [sys.executable, "-m"]
+    if backend != "single":
+        (folder / f"{backend}.yaml").write_text(yaml.safe_dump(_accelerate_config(folder, backend)))
+        command += ["accelerate.commands.launch", "--config_file", str(folder / f"{backend}.yaml"), "-m"]
+    finished = subprocess.run(
+        [*command, "tests.iterkd.cycle_worker", str(path)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert finished.returncode == 0, f"{finished.stdout[-2000:]}\n{finished.stderr[-6000:]}"
+    ranks = range(1 if backend == "single" else 2)
+    return output_dir, [json.loads((folder / f"{backend}.rank{rank}.json").read_text()) for rank in ranks]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cycles")
+    cycle_world.prepare(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
+    return launch(folder, "single")
+
+
+def assert_same(found: Path, expected: Path) -> None:
+    assert completions(found) == completions(expected)
+    assert verdicts(found) == verdicts(expected)
+    assert lines(found, "items") == lines(expected, "items")
+    for cycle in range(2):
+        student, other = (load_file(run / f"cycle-{cycle}/student/model.safetensors") for run in (found, expected))
+        assert_close(student, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "backend", ["ddp", pytest.param("zero2", marks=pytest.mark.slow), pytest.param("zero3", marks=pytest.mark.slow)]
+)
+def test_two_processes(folder: Path, alone: tuple[Path, list[dict[str, Any]]], backend: str) -> None:
+    """Under DDP also where the teacher fails, the disk is full and training is interrupted, one after another."""
+    output_dir, [first, second] = launch(
+        folder, backend, *(["teacher", "disk", "training"] if backend == "ddp" else [])
+    )
+    expected, [only] = alone
+    assert first["world_size"] == second["world_size"] == 2
+    assert first["reports"] == second["reports"] == only["reports"]
+    assert first["asked"] > 0 and second["asked"] == 0, "the main process asks for both"
+    assert first["errors"] == second["errors"]
+    assert [error.split(":")[0] for error in first["errors"]] == (
+        ["GenerationError", "OSError", "RuntimeError"] if backend == "ddp" else []
+    )
+    assert_same(output_dir, expected)

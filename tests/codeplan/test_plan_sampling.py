@@ -32,7 +32,7 @@ PROBLEM = {
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[CodeExecutor]:
-    with CodeExecutor(2, allow_code_execution=True) as made:
+    with CodeExecutor(2, timeout=30, allow_code_execution=True) as made:
         yield made
 
 

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from tests.invariant.launch import ROOT, _accelerate_config
+from tests.invariant.launch import ROOT, accelerate_config
 from tests.iterkd import cycle_world
 from tests.iterkd.cycle_world import completions, lines, verdicts
 
@@ -24,7 +24,7 @@ def launch(folder: Path, backend: str, *attempts: str) -> tuple[Path, list[dict[
     path.write_text(json.dumps({"folder": str(folder), "output_dir": str(output_dir), "attempts": attempts}))
     command = [sys.executable, "-m"]
     if backend != "single":
-        (folder / f"{backend}.yaml").write_text(yaml.safe_dump(_accelerate_config(folder, backend)))
+        (folder / f"{backend}.yaml").write_text(yaml.safe_dump(accelerate_config(folder, backend)))
         command += ["accelerate.commands.launch", "--config_file", str(folder / f"{backend}.yaml"), "-m"]
     finished = subprocess.run(
         [*command, "tests.iterkd.cycle_worker", str(path)],

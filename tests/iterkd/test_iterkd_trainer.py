@@ -29,7 +29,7 @@ def test_a_student_that_was_in_training_begins_no_run(world: Path, tmp_path: Pat
     )
     with pytest.raises(RuntimeError, match="interrupted"):
         trainer.train()
-    with pytest.raises(ValueError, match="has been trained before, .* make a new trainer"):
+    with pytest.raises(ValueError, match=r"has been trained before, .* make a new trainer"):
         trainer.train()
 
 

@@ -1,0 +1,76 @@
+"""Generators that other processes or a chat stand before: what passes through."""
+
+import pickle
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+
+from trl_akd.generation import Completion, GenerationError
+from trl_akd.generation.budget import BudgetedGenerator
+from trl_akd.generation.chat import ChatGenerator
+from trl_akd.generation.json_client import RefusedRequest
+from trl_akd.generation.on_main import OnMainProcess, for_all_processes, is_shared, model_name
+from trl_akd.generation.sharing import portable
+from trl_akd.generation.streaming import stream
+
+
+class Halting:
+    """Hand over completions, and fail after so many."""
+
+    model_name = "halting"
+
+    def __init__(self, until: int, is_shared: bool = False) -> None:
+        self.until = until
+        self.is_shared = is_shared
+
+    def generate(self, prompts: list[str], **sampling: Any) -> list[list[Completion]]:
+        raise NotImplementedError
+
+    def stream(self, prompts: list[str], **sampling: Any):
+        for index, prompt in enumerate(prompts):
+            if index == self.until:
+                raise GenerationError("gone")
+            yield index, [Completion(prompt, None, "stop", 1)]
+
+
+class Tokenizer:
+    chat_template = "..."
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **settings: Any) -> str:
+        return f"<{messages[0]['content']}>"
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda generator: OnMainProcess(generator, Accelerator(cpu=True)),
+        lambda generator: ChatGenerator(generator, Tokenizer()),
+        lambda generator: BudgetedGenerator(generator, max_requests=9),
+    ],
+    ids=["on main", "chat", "budget"],
+)
+def test_what_comes_before_an_error_is_handed_over(wrap: Any):
+    found = []
+    with pytest.raises(GenerationError, match="gone"):
+        for _, [completion] in stream(wrap(Halting(2)), ["a", "b", "c"]):
+            found.append(completion.text.strip("<>"))
+    assert found == ["a", "b"]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_only_generators_that_share_no_work_are_asked_on_the_main_process(shared: bool):
+    generator = BudgetedGenerator(ChatGenerator(Halting(0, shared), Tokenizer()), max_requests=1)  # type: ignore[arg-type]
+    assert is_shared(generator) is shared
+    assert isinstance(for_all_processes(generator, Accelerator(cpu=True)), OnMainProcess) is not shared
+
+
+def test_models_are_named():
+    assert model_name(ChatGenerator(Halting(0), Tokenizer())) == "halting"
+    assert model_name(object()) == "object"
+
+
+def test_a_refusal_reaches_other_processes_whole():
+    refusal = pickle.loads(pickle.dumps(portable(RefusedRequest("no such model", "excerpt"))))
+    assert isinstance(refusal, RefusedRequest)
+    assert (str(refusal), refusal.excerpt) == ("no such model", "excerpt")

@@ -1,0 +1,74 @@
+"""What the trainer of cycles refuses, and what it hands on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainerCallback
+
+from tests.iterkd import cycle_world
+from tests.iterkd.cycle_world import RuleTeacher
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    cycle_world.prepare(folder)
+    return folder
+
+
+class Interruption(TrainerCallback):
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("interrupted")
+
+
+def test_a_student_that_was_in_training_begins_no_run(world: Path, tmp_path: Path):
+    """Without a checkpoint, going on with what is in memory would train from half-trained weights."""
+    trainer = cycle_world.trainer(
+        world, tmp_path, RuleTeacher(), None, callbacks=[Interruption()], save_strategy="no", keep_unverified=True
+    )
+    with pytest.raises(RuntimeError, match="interrupted"):
+        trainer.train()
+    with pytest.raises(ValueError, match=r"has been trained before, .* make a new trainer"):
+        trainer.train()
+
+
+def test_a_run_needs_a_teacher_and_no_checkpoint(world: Path, tmp_path: Path):
+    trainer = cycle_world.trainer(world, tmp_path, RuleTeacher(), None)
+    with pytest.raises(ValueError, match="`resume_from_checkpoint` is 'checkpoint-2'"):
+        trainer.train("checkpoint-2")
+    trainer.text_teacher = None
+    with pytest.raises(ValueError, match="`text_teacher` is missing"):
+        trainer.train()
+
+
+def test_who_takes_part_may_not_change(world: Path, tmp_path: Path):
+    def run(**changed: Any) -> None:
+        trainer = cycle_world.trainer(world, tmp_path, RuleTeacher(), None, max_requests=2, **changed)
+        trainer.judge = changed.pop("judge", trainer.judge)
+        trainer.train()
+        assert trainer.stopped is not None and "`max_requests` is reached" in trainer.stopped
+
+    run()
+    for changed, message in (
+        ({"learning_rate": 1e-5}, r"learning_rate=0\.003, not 1e-05"),
+        ({"lr_scheduler_type": "cosine"}, "lr_scheduler_type='linear', not 'cosine'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(**changed)
+    trainer = cycle_world.trainer(world, tmp_path, RuleTeacher(), None)
+    trainer.judge = None
+    with pytest.raises(ValueError, match="judge='RuleTeacher', not None"):
+        trainer.train()
+
+
+def test_a_spent_budget_leaves_the_last_student_in_memory(world: Path, tmp_path: Path):
+    cycle_world.trainer(world, tmp_path, RuleTeacher(), None, cycles=1, keep_unverified=True).train()
+    trainer = cycle_world.trainer(world, tmp_path, RuleTeacher(), None, max_requests=3, keep_unverified=True)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.train()
+    assert trainer.stopped is not None and len(trainer.reports) == 1
+    trainer.save_model(str(tmp_path / "last"))
+    saved = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("last", "cycle-0/student")]
+    assert saved[0] == saved[1]
+    assert any(not tensor.equal(before[name]) for name, tensor in trainer.model.state_dict().items())

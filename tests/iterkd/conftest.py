@@ -1,46 +1,74 @@
+"""Whole runs of the cycles, all of whose actors act by rule."""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from accelerate import Accelerator
 
-from tests import tiny
-from trl_akd import IterKDConfig
-from trl_akd.iterkd.pair_trainer import PairTrainer
-
-from . import world
+from tests.iterkd.actors import Actors, Student
+from tests.iterkd.cycle_world import JUDGE_LAYOUT, LAYOUTS, RuleTeacher, answer, held_out, questions
+from trl_akd.generation.budget import BudgetedGenerator
+from trl_akd.iterkd.cycle_config import CycleConfig
+from trl_akd.iterkd.cycle_ledger import CycleLedger
+from trl_akd.iterkd.cycles import Cycles, Room
+from trl_akd.iterkd.judges import GenerativeJudge
+from trl_akd.iterkd.questions import read_questions
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Callable[..., IterKDConfig]:
-    def make(**settings: Any) -> IterKDConfig:
-        defaults = {
-            "output_dir": str(tmp_path / "run"),
-            "use_cpu": True,
-            "report_to": "none",
-            "max_steps": 2,
-            "per_device_train_batch_size": 4,
-            "per_device_eval_batch_size": 4,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "max_length": 64,
-            "learning_rate": 1e-2,
-            "gradient_checkpointing": False,
+def act(tmp_path: Path) -> Callable[..., Actors]:
+    """Run the cycles in a folder, all actors new; what is raised has them as `actors`."""
+    (tmp_path / "layouts.yaml").write_text(yaml.safe_dump(LAYOUTS))
+    (tmp_path / "judge.txt").write_text(JUDGE_LAYOUT)
+    accelerator = Accelerator(cpu=True)
+
+    def run(
+        *,
+        student: Student | None = None,
+        write: Callable[[str], str] = answer,
+        judged: bool = True,
+        budget: int | None = None,
+        seeds: list[dict[str, str]] | None = None,
+        benchmarks: dict[str, list[str]] | None = None,
+        **changed: Any,
+    ) -> Actors:
+        actors = Actors(student or Student())
+        settings: dict[str, Any] = {
+            "cycles": 2,
+            "questions_per_cycle": 8,
+            "new_easy": 2,
+            "new_medium": 3,
+            "new_hard": 3,
         }
-        return IterKDConfig(**{**defaults, **settings})
-
-    return make
-
-
-@pytest.fixture
-def trainer(config: Callable[..., IterKDConfig]) -> Callable[..., PairTrainer]:
-    """Make a trainer of a tiny student; settings of the trainer by name, all others go to the configuration."""
-
-    def make(model: Any = None, teacher_model: Any = None, **settings: Any) -> PairTrainer:
-        names = ("train_dataset", "eval_dataset", "peft_config", "callbacks", "data_collator")
-        given = {"train_dataset": world.pairs(8), **{name: settings.pop(name) for name in names if name in settings}}
-        return PairTrainer(
-            model or tiny.model(), teacher_model, args=config(**settings), processing_class=tiny.tokenizer(), **given
+        settings |= {"min_question_chars": 5, "novelty_threshold": 1.0, **changed}
+        config = CycleConfig(
+            prompts_file=str(tmp_path / "layouts.yaml"), judge_prompt_file=str(tmp_path / "judge.txt"), **settings
         )
+        teacher: Any = RuleTeacher(actors.asked.append, write=write)
+        if budget is not None:
+            teacher = BudgetedGenerator(teacher, batch_size=2, max_requests=budget)
+        with CycleLedger(tmp_path / "ledger", config.cycle_settings, accelerator) as ledger:
+            judge = GenerativeJudge(ledger.recorded(teacher, "judge"), prompt=config.judge_prompt)
+            cycles = Cycles(
+                actors.student,
+                Room(teacher, judge if judged else None, actors.run, held_out(), benchmarks or {}),
+                config,
+                ledger,
+                folder=tmp_path,
+                prompt_template="comment",
+                accelerator=accelerator,
+                announce=actors.said.append,
+            )
+            try:
+                cycles.run(read_questions(questions() if seeds is None else seeds))
+            except Exception as error:
+                error.actors = actors  # type: ignore[attr-defined]
+                raise
+            finally:
+                actors.reports = cycles.reports
+        return actors
 
-    return make
+    return run

@@ -93,7 +93,8 @@ def test_answers_come_as_the_server_gives_them(server: Server):
     good = Fault(body=json.dumps(server.answer("/v1/completions", {"prompt": "late", "temperature": 0})), delay=1.0)
     server.faults.append(good)
     generator = OpenAIGenerator(server.url, "tiny", concurrency=2)
-    assert [index for index, _ in generator.stream(["a", "b", "c"])] == [1, 2, 0]
+    arrived = [index for index, _ in generator.stream(["a", "b", "c"])]
+    assert arrived in ([1, 2, 0], [0, 2, 1]), "the first request that the server sees is the last one it answers"
 
 
 def test_ctrl_c_waits_for_what_is_under_way_and_sends_no_more(server: Server):

@@ -19,7 +19,7 @@ from ..data.templates import render
 from ..generation import Completion, TextGenerator
 from ..generation.budget import BudgetSpent
 from ..generation.extraction import extract_program
-from ..generation.sharing import from_main
+from ..generation.sharing import from_main, is_main
 from ..generation.streaming import Arrival, stream
 from ..metrics.statistics import pass_at_k_over_tasks
 from .contamination import BenchmarkIndex, decontaminate, warn_of_overlap
@@ -149,7 +149,8 @@ class Cycles:
         benchmarks = BenchmarkIndex(self._room.benchmarks, self._config.overlap_words)
         questions = list(seeds)
         only_new(questions, known)
-        warn_of_overlap(questions, benchmarks)
+        if is_main(self._accelerator):
+            warn_of_overlap(questions, benchmarks)
         feedback: list[Feedback] = []
         for cycle in range(self._config.cycles):
             self._ledger.note("question", map(question_as_json, questions), cycle=cycle)
@@ -164,6 +165,9 @@ class Cycles:
                 break
             questions, new = self._renew(cycle, questions, feedback, known, benchmarks)
             self.reports[-1] = replace(report, new=new)
+            if not questions:
+                self._announce("No question is left for another cycle, so this is the end")
+                break
 
     # Stage 1
 

@@ -45,14 +45,14 @@ class IterKDTrainer(PairTrainer):
         model (`PreTrainedModel` or `str`):
             The student, or its name or path.
         teacher_model (`PreTrainedModel` or `str`, *optional*):
-            The teacher whose distribution is learned, where `objective` is `"akd"`. It also writes, unless
-            `text_teacher` does.
+            The teacher whose distribution is learned, where `objective` is `"akd"`.
         args ([`IterKDConfig`], *optional*):
             Configuration.
         train_dataset (`Dataset`):
             Seed questions: `instruction`, and perhaps `input`, `id`, `tests` and `answer`, as `read_questions` has it.
-        text_teacher (`TextGenerator`, *optional*):
-            Who writes right and faulty answers and new questions, such as an `OpenAIGenerator`.
+        text_teacher (`TextGenerator`):
+            Who writes right and faulty answers and new questions, such as an `OpenAIGenerator`. It may be set
+            later, as an attribute.
         judge ([`Judge`] or `TextGenerator`, *optional*):
             Who judges answers on the rubric, or writes judgements; nobody by default.
         executor (`CodeExecutor`, *optional*):
@@ -104,6 +104,7 @@ class IterKDTrainer(PairTrainer):
         self.reports: list[CycleReport] = []
         self.stopped: str | None = None
         self._began = False  # whether the student in memory has been in training
+        self._loss = 0.0  # of the last training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Run the cycles.
@@ -116,7 +117,8 @@ class IterKDTrainer(PairTrainer):
                 `True` or nothing: a run always goes on where it was. Cycles have no single checkpoint, so no path.
 
         Returns:
-            `TrainOutput`: steps and loss of the last training, with the last cycle's numbers as metrics.
+            `TrainOutput`: steps and loss of the last training, 0 where all was done before, with the last cycle's
+            numbers as metrics.
 
         Raises:
             ValueError: If nobody is there to write answers, the folder is that of a run with other settings, or a
@@ -153,7 +155,7 @@ class IterKDTrainer(PairTrainer):
                 self.reports = cycles.reports
         if self.reports and is_main(self.accelerator):
             write_reports(self.reports, folder)
-        return TrainOutput(self.state.global_step, 0.0, self._cycle_metrics())
+        return TrainOutput(self.state.global_step, self._loss, self._cycle_metrics())
 
     def save_student(self, folder: Path) -> None:
         """Write the student's weights and tokenizer."""
@@ -172,7 +174,7 @@ class IterKDTrainer(PairTrainer):
                 "make a new trainer."
             )
         self._began = True
-        self.train_on(pairs, cycle, output_dir, resume_from_checkpoint=found)
+        self._loss = self.train_on(pairs, cycle, output_dir, resume_from_checkpoint=found).training_loss
 
     def _room(self, ledger: CycleLedger) -> Room:
         """Return who takes part, with what they say kept, and paid for by the budget."""
@@ -209,7 +211,7 @@ class IterKDTrainer(PairTrainer):
         if self.judge is None:
             return None
         if isinstance(self.judge, Judge):
-            return ledger.recorded_judge(self.judge, type(self.judge).__name__)
+            return ledger.recorded_judge(self.judge, model_name(self.judge))
         prompt = self.args.judge_prompt
         written = ledger.recorded(invite(self.judge), "judge", prompts=prompt.version)
         return GenerativeJudge(written, prompt=prompt, max_new_tokens=self.args.teacher_max_new_tokens)
@@ -247,6 +249,11 @@ TRAINING = (
     "simpo_margin",
     "max_faults",
     "beta_strategy",
+    "beta",
+    "beta_initial_values",
+    "beta_learning_rate",
+    "beta_regularization",
+    "beta_regularizer",
     "kd_temperature",
     "ce_weight",
     "normalization",

@@ -8,6 +8,7 @@ RUNS = [
     "bench_losses --tokens 2048 --vocab 152064 --student_hidden 896 --teacher_hidden 3584 --repeats 3",
     "bench_training",
     "bench_codeplan",
+    "bench_iterkd",
     "bench_execution",
 ]
 

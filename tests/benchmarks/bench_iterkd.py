@@ -1,0 +1,67 @@
+"""Training steps on right and faulty answers beside TRL's DPOTrainer, whose reference is computed beforehand as well.
+
+    python -m tests.benchmarks.bench_iterkd [--repeats 5] [--steps 12] [--json PATH]
+
+Each step learns from as many pairs, one faulty answer each, of like length, with one SGD update: the cross-entropy of
+the right answers and a contrastive loss (`dpo`, sums over tokens) here, `loss_type=["sigmoid", "sft"]` there. Every
+measurement is a process of its own, and the contenders take turns. The time is that of the fastest step, in CPU
+seconds of one thread; the memory is the peak beyond what the process held before its first step. Nothing here passes
+or fails by its speed.
+"""
+
+import random
+import tempfile
+from typing import Any
+
+from .steps import Clock, Found, compare
+
+CONTENDERS = {
+    "iterkd": "IterKD, `ce` and `dpo`",
+    "supervised": "IterKD, `ce` alone",
+    "trl": "TRL DPOTrainer, `sigmoid` and `sft`",
+}
+PAIRS, BATCH, VOCABULARY, PROMPT, ANSWER = 64, 8, 16384, 32, 64
+
+
+def measure(contender: str, steps: int) -> Found:
+    """Train for a few steps in this process; return seconds of the fastest step and bytes of peak memory."""
+    import torch
+    from trl import DPOConfig, DPOTrainer
+
+    from tests import tiny
+    from trl_akd import IterKDConfig
+    from trl_akd.iterkd.pair_trainer import PairTrainer
+
+    torch.set_num_threads(1)
+    student, clock = tiny.model(vocabulary=VOCABULARY, hidden=128), Clock()
+    settings: dict[str, Any] = {
+        "output_dir": tempfile.mkdtemp(), "use_cpu": True, "bf16": False, "report_to": "none", "max_steps": steps,
+        "per_device_train_batch_size": BATCH, "gradient_checkpointing": False, "save_strategy": "no", "optim": "sgd",
+    }  # fmt: skip
+    common = {"processing_class": tiny.tokenizer(), "callbacks": [clock]}
+    if contender == "trl":
+        args = DPOConfig(loss_type=["sigmoid", "sft"], precompute_ref_log_probs=True, **settings)
+        pairs = _pairs().rename_columns({"completion": "chosen"})
+        DPOTrainer(student, args=args, train_dataset=pairs, **common).train()
+        return clock.found()
+    settings |= {"contrastive_loss": "dpo"} if contender == "iterkd" else {"contrastive_weight": 0.0}
+    pairs = _pairs().map(lambda row: {"rejected": [row["rejected"]]})
+    PairTrainer(student, args=IterKDConfig(objective="ce", **settings), train_dataset=pairs, **common).train()
+    return clock.found()
+
+
+def _pairs() -> Any:
+    """Pairs whose texts are all of one length, so that no row is padded."""
+    from datasets import Dataset
+
+    source = random.Random(0)
+
+    def text(length: int) -> str:
+        return "".join(source.choices("abcdefgh(=+)", k=length))
+
+    lengths = {"prompt": PROMPT, "completion": ANSWER, "rejected": ANSWER}
+    return Dataset.from_list([{name: text(length) for name, length in lengths.items()} for _ in range(PAIRS)])
+
+
+if __name__ == "__main__":
+    compare(__spec__.name, __doc__, CONTENDERS, "trl", measure)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from accelerate import Accelerator
 from datasets import Dataset
@@ -35,7 +35,10 @@ from .records import Level, Pair, Question, Runner
 from .update import mix, renew
 from .verification import Verification
 
-__all__ = ["Cycles", "Room", "Student"]
+__all__ = ["Cycles", "ProgramOf", "Room", "Student"]
+
+ProgramOf: TypeAlias = Callable[[Question, str], str]
+"""Makes a program of an answer to a question."""
 
 _STUDENT, _UNFINISHED = "student", "student.part"
 
@@ -71,6 +74,8 @@ class Room:
             Questions with tests, by which the student is measured after each cycle.
         benchmarks (`Mapping[str, Sequence[str]]`, *optional*):
             Texts, by the benchmark's name, that no new question may repeat.
+        program_of (`Callable`, *optional*):
+            The program that an answer to a held-out question amounts to; by default what `extract_program` finds in it.
     """
 
     teacher: TextGenerator
@@ -78,6 +83,7 @@ class Room:
     run: Runner | None = None
     held_out: Sequence[Question] = ()
     benchmarks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    program_of: ProgramOf | None = None
 
 
 class Cycles:
@@ -248,12 +254,13 @@ class Cycles:
 
     def _measure(self, cycle: int) -> dict[str, float]:
         """Return pass@1 on the held-out questions."""
-        held_out = [question for question in self._room.held_out if question.tests is not None]
+        held_out = [question for question in self._room.held_out if question.tests]
         if not held_out or self._run is None:
             return {}
         self._announce(f"{self._name(cycle)}, measuring: {len(held_out)} held-out questions")
-        programs = [extract_program(answer) for answer in self._answers(cycle, held_out, "held_out")]
-        results = self._run([(program, q.tests) for program, q in zip(programs, held_out, strict=True) if q.tests])
+        program_of = self._room.program_of or _program_alone
+        answered = zip(held_out, self._answers(cycle, held_out, "held_out"), strict=True)
+        results = self._run([(program_of(question, answer), question.tests or "") for question, answer in answered])
         judged = [int(result.passed) for result in results if result.status != "infra_error"]
         if not judged:
             return {}
@@ -331,6 +338,10 @@ class _Lazy:
 
     def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
         return stream(self._make(), prompts, **sampling)
+
+
+def _program_alone(question: Question, answer: str) -> str:
+    return extract_program(answer)
 
 
 def _failures(feedback: Sequence[Feedback]) -> dict[str, list[str]]:

@@ -24,7 +24,7 @@ from ..generation.on_main import for_all_processes, is_shared, model_name
 from ..generation.sharing import from_main, is_main
 from .cycle_ledger import CycleLedger
 from .cycle_report import CycleReport, write_reports
-from .cycles import Cycles, Room
+from .cycles import Cycles, ProgramOf, Room
 from .iterkd_config import IterKDConfig
 from .judges import GenerativeJudge, Judge
 from .pair_trainer import PairTrainer
@@ -59,6 +59,9 @@ class IterKDTrainer(PairTrainer):
             What runs programs. Without one they are only read, and most faults remain unverified.
         held_out (`Sequence[Question]`, *optional*):
             Questions with tests, by which the student is measured after each cycle.
+        program_of (`Callable`, *optional*):
+            The program that an answer to one of these amounts to, as where imports of the question's own belong to
+            it; by default what `extract_program` finds in the answer.
         benchmarks (`Mapping[str, Sequence[str]]`, *optional*):
             Texts, by the benchmark's name, that no new question may repeat. The held-out questions are among them.
         generation_batch_size (`int`, *optional*, defaults to `16`):
@@ -87,6 +90,7 @@ class IterKDTrainer(PairTrainer):
         judge: Judge | TextGenerator | None = None,
         executor: CodeExecutor | None = None,
         held_out: Sequence[Question] = (),
+        program_of: ProgramOf | None = None,
         benchmarks: Mapping[str, Sequence[str]] | None = None,
         generation_batch_size: int = 16,
         **kwargs: Any,
@@ -99,6 +103,7 @@ class IterKDTrainer(PairTrainer):
         self.judge = judge
         self.executor = executor
         self.held_out = list(held_out)
+        self.program_of = program_of
         self.benchmarks = {**(benchmarks or {}), "held_out": [question.instruction for question in held_out]}
         self._generation_batch_size = generation_batch_size
         self.reports: list[CycleReport] = []
@@ -126,7 +131,7 @@ class IterKDTrainer(PairTrainer):
             GenerationError: If teacher or judge fail; what they have answered is kept.
             BlockingIOError: If another run uses the folder.
         """
-        if isinstance(resume_from_checkpoint, str):
+        if isinstance(resume_from_checkpoint, str) and resume_from_checkpoint.lower() not in ("true", "false"):
             raise ValueError(
                 f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, but a run of cycles goes on by its ledger; "
                 "leave it out and give the `output_dir` of that run."
@@ -192,6 +197,7 @@ class IterKDTrainer(PairTrainer):
             judge=self._present_judge(ledger, invite),
             run=None if self.executor is None else self.executor.run,
             held_out=self.held_out,
+            program_of=self.program_of,
             benchmarks=self.benchmarks,
         )
 

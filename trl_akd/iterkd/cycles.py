@@ -75,7 +75,7 @@ class Room:
         benchmarks (`Mapping[str, Sequence[str]]`, *optional*):
             Texts, by the benchmark's name, that no new question may repeat.
         program_of (`Callable`, *optional*):
-            The program that an answer to a held-out question amounts to; by default what `extract_program` finds in it.
+            The program in an answer to a held-out question; by default what `extract_program` finds.
     """
 
     teacher: TextGenerator

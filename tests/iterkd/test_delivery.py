@@ -342,7 +342,7 @@ class TestReleasedPairs:
     """The authors' own hundred pairs, noise included."""
 
     def test_what_their_text_tells(self):
-        pairs = read_pairs(scripted.rows("soda/pairwise_data.json"))
+        pairs = read_pairs(scripted.soda("pairwise_data.json"))
         assert [len(pair.faults) for pair in pairs] == [1] * 100
         done = verify(pairs, unverified="keep")
         assert done.dropped == {"correct/refused": 1, "fault/leaks": 22}
@@ -352,7 +352,7 @@ class TestReleasedPairs:
         assert sum(python_program(pair.correct) is None for pair in pairs) == 44
 
     def test_with_nobody_to_ask_none_is_verified(self):
-        done = verify(read_pairs(scripted.rows("soda/pairwise_data.json")))
+        done = verify(read_pairs(scripted.soda("pairwise_data.json")))
         assert (done.pairs, done.dropped["fault/unverified"]) == ([], 77)
 
     @pytest.mark.parametrize(

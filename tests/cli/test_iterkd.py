@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.generation.server import Fault, Server, serving
 from tests.iterkd import cycle_world
+from trl_akd.cli import iterkd as iterkd_command
 from trl_akd.cli import main
+from trl_akd.evaluation.benchmarks import load_benchmark
 
 
 @pytest.fixture
@@ -78,6 +80,22 @@ def test_a_budget_ends_the_run_and_more_of_it_goes_on(iterkd: dict[str, Any], se
     assert len({json.dumps(body) for body in server.bodies}) == len(server.bodies)
 
 
+def test_a_checkpoint_is_no_place_to_go_on_from(iterkd: dict[str, Any], recipe, capsys):
+    assert main(["iterkd", "--config", recipe(iterkd), "--resume_from_checkpoint", "checkpoint-5"]) == 2
+    assert "`resume_from_checkpoint` is 'checkpoint-5'" in capsys.readouterr().err
+
+
+def test_a_held_out_program_has_the_imports_of_its_problem(tmp_path: Path):
+    problem = {"task_id": "first", "prompt": "from typing import List\n\ndef first(x: List[int]) -> int:\n"}
+    tests = "def check(candidate):\n    assert candidate([3]) == 3\n"
+    (tmp_path / "problems.jsonl").write_text(json.dumps({**problem, "entry_point": "first", "test": tests}) + "\n")
+    benchmark = load_benchmark(str(tmp_path / "problems.jsonl"))
+    [question] = iterkd_command._questions(benchmark)
+    answer = "```python\ndef first(x: List[int]) -> int:\n    return x[0]\n```"
+    program = iterkd_command._program_of(benchmark)(question, answer)
+    exec(f"{program}\n{question.tests}", {})
+
+
 def test_a_server_that_is_not_there(iterkd: dict[str, Any], recipe, capsys):
     assert main(["iterkd", "--config", recipe(iterkd), "--max_retries", "0"]) == 2
     assert "http://127.0.0.1:9/v1" in capsys.readouterr().err
@@ -101,7 +119,7 @@ def rows(**changed: Any) -> list[dict[str, Any]]:
         ({"max_requests": 0}, "`max_requests` is 0; allow more than 0"),
         ({"max_tokens": -1}, "`max_tokens` is -1; allow more than 0"),
         ({"max_seconds": 0.0}, "`max_seconds` is 0.0; allow more than 0"),
-        ({"fault_kinds": ["spelling"]}, "`kinds` is ['spelling']; choose some of syntax, logical"),
+        ({"fault_kinds": ["spelling"]}, "`fault_kinds` is ['spelling']; choose some of syntax, logical"),
         ({"faults_per_question": -1}, "`faults_per_question` is -1"),
         ({"novelty_threshold": 0.0}, "`novelty_threshold` is 0.0"),
         ({"eval_benchmark": "missing.jsonl"}, "missing.jsonl"),

@@ -50,6 +50,31 @@ def test_time_is_looked_at_between_batches(monkeypatch: pytest.MonkeyPatch):
     assert arrived == [0, 1, 2, 3] and budgeted.seconds == 40.0
 
 
+@pytest.mark.parametrize(
+    ("limits", "batches"),
+    [
+        ({"batch_size": 2}, ["aa", "bc", "d"]),
+        ({"batch_size": 1}, ["aa", "b", "c", "d"]),
+        ({"batch_size": 4}, ["aabc", "d"]),
+        ({"max_requests": 1}, ["a"]),
+        ({"max_requests": 3}, ["aab"]),
+    ],
+)
+def test_equal_prompts_go_out_together(limits: dict, batches: list[str]):
+    class Batches(Halting):
+        def stream(self, prompts, **sampling):
+            called.append("".join(prompts))
+            yield from super().stream(prompts, **sampling)
+
+    called: list[str] = []
+    arrived = []
+    try:
+        arrived.extend(index for index, _ in BudgetedGenerator(Batches(), **limits).stream(list("abacd")))
+    except BudgetSpent:
+        assert "max_requests" in limits
+    assert called == batches and arrived == [0, 2, 1, 3, 4][: len("".join(batches))]
+
+
 def test_what_is_replayed_costs_nothing(tmp_path: Path):
     for limit, expected in ((2, "ab"), (2, "abcd"), (2, "abcde")):
         with Ledger(tmp_path / "calls.jsonl", {}) as ledger:

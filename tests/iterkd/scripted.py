@@ -23,6 +23,11 @@ def rows(path: str) -> list[dict[str, Any]]:
     return json.loads(data(path).read_text())
 
 
+def soda(name: str) -> list[dict[str, Any]]:
+    """Return what SODA's authors released."""
+    return rows(f"soda/{name}")
+
+
 class Teacher:
     """Complete a prompt by `write(prompt)`: a text, or a completion of one's own."""
 

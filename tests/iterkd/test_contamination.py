@@ -63,7 +63,7 @@ def test_most_instructions_pass(index, path, total, found):
 
 def test_the_authors_own_questions_repeat_humaneval(index):
     """`count_up_to`, HumanEval/96, to be written in Rust."""
-    _, [overlap] = decontaminate(questions([row["instruction"] for row in scripted.rows("soda/new_data.json")]), index)
+    _, [overlap] = decontaminate(questions([row["instruction"] for row in scripted.soda("new_data.json")]), index)
     assert (overlap.benchmark, overlap.index) == ("humaneval", 96)
 
 

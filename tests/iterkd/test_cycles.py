@@ -111,6 +111,14 @@ def test_a_cycle_without_valid_pairs_loses_nothing(act, tmp_path: Path):
     assert (tmp_path / "cycle-0" / "student").is_dir() and not (tmp_path / "cycle-1").exists()
 
 
+def test_a_run_ends_where_no_question_is_left(act):
+    """The student solves all, easy questions are left out, and no new ones are asked for."""
+    student = Student(lambda prompt: f"def add(x):\n    return x + {prompt.split('plus ')[1].split('.')[0]}\n")
+    actors = act(student=student, judged=False, mix_easy=0.0, new_easy=0, new_medium=0, new_hard=0)
+    assert [report.feedback["easy"] for report in actors.reports] == [1.0]
+    assert actors.said[-1].startswith("No question is left")
+
+
 def test_new_questions_that_repeat_old_ones(act):
     def parrot(prompt: str) -> str:
         kind, _, rest = prompt.partition(": ")

@@ -195,7 +195,7 @@ class TestVerification:
     def test_a_right_answer_that_only_lacks_something_is_left_to_the_judge(self, run, correct):
         given = {"question": UNTESTED, "run": run}
         done = sift(correct, "x = y", **given)
-        assert (done.without_fault, done.dropped) == ([], {"fault/unverified": 1})
+        assert (done.without_fault, done.dropped) == ([], {"fault/unverified": 1, "correct/unverified": 1})
         judge = Judge(lambda answer: 0.5 if answer == "x = y" else 4.5)
         assert texts(sift(correct, "x = y", **given, judge=judge)) == ["x = y"]
 
@@ -213,7 +213,7 @@ class TestVerification:
         judge = Judge(lambda answer: right if answer == RIGHT else faulty)
         done = sift(RIGHT, WRONG, question=UNTESTED, judge=judge)
         assert texts(done) == ([] if verdict else [WRONG])
-        assert done.dropped == ({f"fault/{verdict}": 1} if verdict else {})
+        assert done.dropped == ({f"fault/{verdict}": 1, "correct/unverified": 1} if verdict else {})
 
     def test_the_judge_is_asked_once_for_each_answer_that_is_left_open(self, run):
         judge = Judge(lambda answer: 6.0 if answer == RIGHT else 1.0)
@@ -224,14 +224,18 @@ class TestVerification:
         assert judge.calls == [[(UNTESTED.instruction, answer) for answer in (RIGHT, WRONG, other)]]
 
     def test_what_nobody_can_tell_is_kept_if_wanted(self):
-        assert sift(RIGHT, WRONG).dropped == {"fault/unverified": 1}
+        assert sift(RIGHT, WRONG).dropped == {"fault/unverified": 1, "correct/unverified": 1}
         assert texts(sift(RIGHT, WRONG, unverified="keep")) == [WRONG]
+
+    def test_without_faults_too_right_answers_that_nobody_can_tell_are_kept_if_wanted(self):
+        assert sift(RIGHT).dropped == {"correct/unverified": 1}
+        assert [pair.correct for pair in sift(RIGHT, unverified="keep").without_fault] == [RIGHT]
 
     def test_programs_that_could_not_be_run_count_neither_way(self):
         def broken(programs):
             return [ExecutionResult("infra_error") for _ in programs]
 
-        assert sift(RIGHT, WRONG, run=broken).dropped == {"fault/unverified": 1}
+        assert sift(RIGHT, WRONG, run=broken).dropped == {"fault/unverified": 1, "correct/unverified": 1}
 
     def test_every_reason_of_the_text_is_counted(self):
         done = sift(
@@ -338,7 +342,7 @@ class TestReleasedPairs:
     """The authors' own hundred pairs, noise included."""
 
     def test_what_their_text_tells(self):
-        pairs = read_pairs(scripted.rows("soda/pairwise_data.json"))
+        pairs = read_pairs(scripted.soda("pairwise_data.json"))
         assert [len(pair.faults) for pair in pairs] == [1] * 100
         done = verify(pairs, unverified="keep")
         assert done.dropped == {"correct/refused": 1, "fault/leaks": 22}
@@ -348,7 +352,7 @@ class TestReleasedPairs:
         assert sum(python_program(pair.correct) is None for pair in pairs) == 44
 
     def test_with_nobody_to_ask_none_is_verified(self):
-        done = verify(read_pairs(scripted.rows("soda/pairwise_data.json")))
+        done = verify(read_pairs(scripted.soda("pairwise_data.json")))
         assert (done.pairs, done.dropped["fault/unverified"]) == ([], 77)
 
     @pytest.mark.parametrize(

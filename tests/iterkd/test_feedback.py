@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.iterkd.real import soda
+from tests.iterkd.scripted import soda
 from trl_akd.execution import CodeExecutor, ExecutionResult
 from trl_akd.iterkd.feedback import (
     Feedback,

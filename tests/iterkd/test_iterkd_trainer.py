@@ -8,6 +8,7 @@ from transformers import TrainerCallback
 
 from tests.iterkd import cycle_world
 from tests.iterkd.cycle_world import RuleTeacher
+from trl_akd.iterkd.iterkd_config import IterKDConfig
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +73,31 @@ def test_a_spent_budget_leaves_the_last_student_in_memory(world: Path, tmp_path:
     saved = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("last", "cycle-0/student")]
     assert saved[0] == saved[1]
     assert any(not tensor.equal(before[name]) for name, tensor in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"new_easy": -1}, "`new_easy` is -1"),
+        ({"mix_hard": -1.0}, "`mix_hard` is -1.0"),
+        ({"questions_per_cycle": 0}, "`questions_per_cycle` is 0"),
+        ({"min_question_chars": 0}, "`min_question_chars` is 0 and `max_question_chars` 4000"),
+        ({"fault_kinds": ["typo"]}, r"`fault_kinds` is \['typo'\]"),
+        ({"easy_at_least": 1.0}, r"`hard_at_most` is 2\.0 and `easy_at_least` 1\.0"),
+        ({"teacher_temperature": -1.0}, r"`teacher_temperature` is -1\.0"),
+        ({"teacher_top_p": 0.0}, r"`teacher_top_p` is 0\.0"),
+        ({"prompts_file": "nowhere.yaml"}, "`prompts_file` 'nowhere.yaml' cannot be used: .*No such file"),
+        ({"judge_prompt_file": "nowhere.txt"}, "`judge_prompt_file` 'nowhere.txt' cannot be used: .*No such file"),
+    ],
+)
+def test_errors_name_the_fields_of_the_run(settings: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        IterKDConfig("outputs", use_cpu=True, **settings)
+
+
+def test_the_last_trainings_loss_is_handed_on(world: Path, tmp_path: Path):
+    losses = [
+        cycle_world.trainer(world, tmp_path, RuleTeacher(), None, cycles=1, keep_unverified=True).train().training_loss
+        for _ in range(2)
+    ]
+    assert losses[0] > 0 and losses[1] == 0, "the second time, nothing is trained"

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig
 from trl import SFTConfig
 
 from tests import tiny
-from tests.iterkd.real import soda
+from tests.iterkd.scripted import soda
 from trl_akd.generation import Completion, GenerationError
 from trl_akd.iterkd.judge_data import JudgedAnswer, judge_metrics, read_judgements
 from trl_akd.iterkd.judge_prompts import JUDGE_PROMPT, JudgePrompt

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.iterkd.real import soda
+from tests.iterkd.scripted import soda
 from trl_akd.iterkd.judge_prompts import JUDGE_PROMPT, JudgePrompt
 from trl_akd.iterkd.judging import (
     MAX_TOTAL,

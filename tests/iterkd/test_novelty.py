@@ -149,5 +149,5 @@ def test_code_alpaca_has_near_duplicates_and_soda_none():
     ]
     kept = [int(question.id) for question in only_new(questions(alpaca), NoveltyIndex())]
     assert kept == kept_by_brute_force(alpaca, 0.7)
-    soda = [row["instruction"] for row in scripted.rows("soda/new_data.json")]
+    soda = [row["instruction"] for row in scripted.soda("new_data.json")]
     assert len(only_new(questions(soda), NoveltyIndex())) == len(soda) == 100

@@ -84,7 +84,7 @@ class TestReading:
         assert check(answer) == reason
 
     def test_the_authors_own_questions_pass_as_they_are(self):
-        texts = [row["instruction"] for row in scripted.rows("soda/new_data.json")]
+        texts = [row["instruction"] for row in scripted.soda("new_data.json")]
         assert len(texts) == 100
         assert [read_question(text) for text in texts] == [text.strip() for text in texts]
         assert [read_question(f"#Created Instruction#:\n{text}") for text in texts] == [text.strip() for text in texts]

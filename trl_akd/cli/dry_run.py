@@ -139,7 +139,7 @@ def _replace_writers(values: Namespace, folder: Path, stack: ExitStack) -> list[
     if values.prompts_file is not None:
         TeachingPrompts.from_file(values.prompts_file)
     if values.judge_prompt_file is not None:
-        JudgePrompt(Path(values.judge_prompt_file).read_text(encoding="utf-8"))
+        JudgePrompt.from_file(values.judge_prompt_file)
     values.prompts_file, values.judge_prompt_file = write_prompts(folder)
     writer = values.text_teacher or values.teacher_model_name_or_path
     if writer is None:

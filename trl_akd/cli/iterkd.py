@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..evaluation.benchmarks import Benchmark
     from ..execution import CodeExecutor
     from ..generation import TextGenerator
+    from ..iterkd.cycles import ProgramOf
     from ..iterkd.iterkd_config import IterKDConfig
     from ..iterkd.iterkd_trainer import IterKDTrainer
     from ..iterkd.judges import Judge
@@ -69,6 +70,7 @@ def train(
                 model_args,
                 executor=executor,
                 held_out=_questions(benchmark),
+                program_of=_program_of(benchmark),
                 benchmarks=_texts(benchmark, teaching.decontaminate),
                 generation_batch_size=teaching.generation_batch_size,
             )
@@ -77,7 +79,7 @@ def train(
             trainer.provenance.dataset = script_args.dataset_name
             trainer.provenance.dataset_revision = script_args.dataset_revision
             trainer.provenance.recipe = recipe
-            trainer.train()
+            trainer.train(training_args.resume_from_checkpoint)
         if trainer.stopped is None:
             finish(trainer)
         else:
@@ -105,6 +107,14 @@ def _questions(benchmark: "Benchmark | None") -> list[Any]:
 
     problems = () if benchmark is None else benchmark.problems
     return [Question(problem.task_id, problem.instruction, problem.tests) for problem in problems]
+
+
+def _program_of(benchmark: "Benchmark | None") -> "ProgramOf":
+    """Return what makes a program of an answer, as `trl-akd evaluate` does."""
+    from ..evaluation.extraction import program_of_answer
+
+    problems = {} if benchmark is None else {problem.task_id: problem for problem in benchmark.problems}
+    return lambda question, answer: program_of_answer(problems[question.id], answer)
 
 
 def _texts(benchmark: "Benchmark | None", names: Sequence[str]) -> Mapping[str, list[str]]:

@@ -1,5 +1,6 @@
 """A generator that stops when enough is spent."""
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
@@ -33,14 +34,14 @@ class BudgetedGenerator(StreamingGenerator):
     others, a prompt is a request and its completions' tokens are the tokens; where their number is not told, the most
     there may be is taken. Limits are looked at between two batches, and what is under way is finished.
 
-    Inside of a [`RecordedGenerator`], replays cost nothing. A batch is a call of its own to the generator: of a prompt
-    that is given twice, different samples come only where both are in one.
+    Inside of a [`RecordedGenerator`], replays cost nothing. A batch is a call of its own to the generator, so prompts
+    that are equal go out in one, or their samples would be equal too.
 
     Args:
         generator (`TextGenerator`):
             Who is asked.
         batch_size (`int`, *optional*):
-            Most prompts to ask for between two looks at the limits; by default all of a call.
+            Most prompts to ask for between two looks at the limits, unless more are equal; by default all of a call.
         max_requests (`int`, *optional*):
             Most requests; only repetitions after a fault, and of a server that gives fewer completions than asked
             for, can exceed it, by those of one batch.
@@ -144,15 +145,15 @@ class BudgetedGenerator(StreamingGenerator):
         Raises:
             BudgetSpent: If a limit is reached before all prompts are asked.
         """
-        start = 0
-        while start < len(prompts):
+        groups = _equal_ones(prompts)
+        while groups:
             if (limit := self.exhausted) is not None:
                 raise BudgetSpent(f"`{limit}` is reached; raise it, or run again to go on.")
-            batch = prompts[start : start + self._affordable(len(prompts) - start, n * max_new_tokens)]
+            batch = self._next_batch(groups, n * max_new_tokens)
             self._counted[0] += len(batch)
             for index, completions in stream(
                 self._generator,
-                batch,
+                [prompts[place] for place in batch],
                 n=n,
                 temperature=temperature,
                 top_p=top_p,
@@ -164,16 +165,31 @@ class BudgetedGenerator(StreamingGenerator):
                     max_new_tokens if completion.num_tokens is None else completion.num_tokens
                     for completion in completions
                 )
-                yield start + index, completions
-            start += len(batch)
+                yield batch[index], completions
 
-    def _affordable(self, wanted: int, tokens_each: int) -> int:
-        """Return how many of the wanted prompts may go out together, if each may cost so many tokens."""
-        most = [wanted]
-        if self._batch_size is not None:
-            most.append(self._batch_size)
+    def _next_batch(self, groups: list[list[int]], tokens_each: int) -> list[int]:
+        """Take off the places of the prompts that go out together, if each may cost so many tokens."""
+        most = self._affordable(tokens_each)
+        batch = groups.pop(0)
+        while groups and len(batch) + len(groups[0]) <= min(most, self._batch_size or most):
+            batch += groups.pop(0)
+        if len(batch) > most:
+            groups.insert(0, batch[most:])
+        return batch[:most]
+
+    def _affordable(self, tokens_each: int) -> int:
+        """Return how many prompts there is enough for, if each may cost so many tokens."""
+        most = [sys.maxsize]
         if self._max_requests is not None:
             most.append(self._max_requests - self.requests)
         if self._max_tokens is not None:
             most.append(max(1, (self._max_tokens - self.tokens) // tokens_each))
         return min(most)
+
+
+def _equal_ones(prompts: Sequence[str]) -> list[list[int]]:
+    """Return the places of each prompt, in the order in which it first came."""
+    places: dict[str, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        places.setdefault(prompt, []).append(place)
+    return list(places.values())

@@ -3,7 +3,7 @@
 import ast
 import warnings
 
-__all__ = ["defines", "line_of_error", "parse"]
+__all__ = ["defines", "does_something", "line_of_error", "parse"]
 
 
 def parse(source: str) -> ast.Module | None:
@@ -38,6 +38,23 @@ def defines(source: str, name: str) -> bool:
     """
     tree = parse(source)
     return tree is not None and any(name in _bound(node) for node in tree.body)
+
+
+def does_something(source: str) -> bool:
+    """Tell whether a text parses to more than words, as `this or that` and `Done` do.
+
+    Example:
+
+    ```python
+    >>> does_something("print(1)"), does_something("this or that")
+    (True, False)
+
+    ```
+    """
+    tree = parse(source)
+    return tree is not None and any(
+        not isinstance(node, ast.Expr) or isinstance(node.value, ast.Call) for node in tree.body
+    )
 
 
 def _parse(source: str) -> ast.Module:

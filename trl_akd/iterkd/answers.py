@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 
 from ..generation.extraction import extract_program
-from ..generation.source import parse
+from ..generation.source import does_something, parse
 
 __all__ = ["has_code", "identity", "leak", "python_program", "refuses", "remarks"]
 
@@ -118,12 +118,7 @@ def remarks(answer: str) -> str:
 
 def _looks_like_python(text: str) -> bool:
     """Tell whether a line is what prose never is, or the whole parses to more than words such as `this or that`."""
-    if _CODE_LINE.search(text):
-        return True
-    tree = parse(text)
-    return tree is not None and any(
-        not isinstance(node, ast.Expr) or isinstance(node.value, ast.Call) for node in tree.body
-    )
+    return _CODE_LINE.search(text) is not None or does_something(text)
 
 
 def _words(text: str) -> Iterator[str]:

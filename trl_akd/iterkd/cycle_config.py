@@ -1,18 +1,47 @@
 """Configuration of the cycles of IterKD: what is asked for, what counts, and when it ends."""
 
 import math
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias, TypeVar
 
 from .asking import Sampling
 from .delivery import DeliveryConfig
 from .feedback import FeedbackConfig
 from .judge_prompts import JUDGE_PROMPT, JudgePrompt
-from .records import FAULT_KINDS
+from .records import FAULT_KINDS, LEVELS
 from .teaching_prompts import TeachingPrompts
 from .update import MixConfig, UpdateConfig
 
 __all__ = ["CycleConfig"]
+
+Part = TypeVar("Part")
+Names: TypeAlias = Mapping[str, str]
+
+# Fields of `CycleConfig` -> what the stages' own configurations call them.
+_DELIVERY: Names = MappingProxyType(
+    {
+        "faults_per_question": "faults_per_question",
+        "fault_kinds": "kinds",
+        "min_gap": "min_gap",
+        "keep_unverified": "unverified",
+    }
+)
+_FEEDBACK: Names = MappingProxyType(
+    {name: name for name in ("judge_weight", "unknown_execution", "hard_at_most", "easy_at_least")}
+)
+_UPDATE: Names = MappingProxyType(
+    {
+        **{f"new_{level}": level for level in LEVELS},
+        "min_question_chars": "min_chars",
+        "max_question_chars": "max_chars",
+    }
+)
+_MIXTURE: Names = MappingProxyType(
+    {"questions_per_cycle": "size", "old_share": "old_share", **{f"mix_{level}": level for level in LEVELS}}
+)
 
 
 @dataclass
@@ -27,8 +56,8 @@ class CycleConfig:
             End before the last cycle where the mean score of the feedback has not risen by at least this since the
             cycle before, in [0, 1]. By default all cycles run.
         max_requests (`int`, *optional*):
-            End the run, between two batches, when it has sent the teacher and the judge so many requests. What came is
-            kept; run again to go on.
+            End the run, between two batches, when it has sent the teacher so many requests, or the judge, if that is
+            another generator. What came is kept; run again to go on.
         max_tokens (`int`, *optional*):
             Likewise, when they have cost so many tokens.
         max_seconds (`float`, *optional*):
@@ -42,7 +71,7 @@ class CycleConfig:
         min_gap (`float`, *optional*, defaults to `2.0`):
             Points of the judge between right and faulty answer, where running them does not tell.
         keep_unverified (`bool`, *optional*, defaults to `False`):
-            Keep faults of which nobody could tell whether they are.
+            Keep faults of which nobody could tell whether they are, and right answers likewise.
         judge_weight (`float`, *optional*, defaults to `0.5`):
             Weight of the judge's total, divided by 6, in the score of the feedback; execution has the rest.
         unknown_execution (`float`, *optional*, defaults to `0.5`):
@@ -165,56 +194,44 @@ class CycleConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"`{name}` is {value}; allow more than 0, or leave it out for no limit.")
-        if not 0.0 < self.novelty_threshold <= 1.0:
-            raise ValueError(f"`novelty_threshold` is {self.novelty_threshold}; give a number above 0 and at most 1.")
+        for name in ("novelty_threshold", "teacher_top_p"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; give a number above 0 and at most 1.")
+        if not 0.0 <= self.teacher_temperature < math.inf:
+            raise ValueError(f"`teacher_temperature` is {self.teacher_temperature}; give a finite number, 0 or more.")
         for part in ("delivery", "feedback", "update", "mixture", "teaching_prompts", "judge_prompt"):
             getattr(self, part)
 
     @property
     def delivery(self) -> DeliveryConfig:
         """The first stage's part."""
-        return DeliveryConfig(
-            faults_per_question=self.faults_per_question,
-            kinds=tuple(self.fault_kinds),  # type: ignore[arg-type]
-            min_gap=self.min_gap,
-            unverified="keep" if self.keep_unverified else "drop",
-        )
+        given = {"kinds": tuple(self.fault_kinds), "unverified": "keep" if self.keep_unverified else "drop"}
+        return self._part(DeliveryConfig, _DELIVERY, **given)
 
     @property
     def feedback(self) -> FeedbackConfig:
         """The second stage's part."""
-        names = ("judge_weight", "unknown_execution", "hard_at_most", "easy_at_least")
-        return FeedbackConfig(**{name: getattr(self, name) for name in names})
+        return self._part(FeedbackConfig, _FEEDBACK)
 
     @property
     def update(self) -> UpdateConfig:
         """The third stage's part: what new questions are asked for."""
-        return UpdateConfig(
-            **self._by_level("new"),
-            min_chars=self.min_question_chars,
-            max_chars=self.max_question_chars,
-            seed=self._seed,
-        )
+        return self._part(UpdateConfig, _UPDATE, seed=self._seed)
 
     @property
     def mixture(self) -> MixConfig:
         """The third stage's part: what the next cycle is made of."""
-        return MixConfig(
-            size=self.questions_per_cycle, old_share=self.old_share, **self._by_level("mix"), seed=self._seed
-        )
+        return self._part(MixConfig, _MIXTURE, seed=self._seed)
 
     @property
     def teaching_prompts(self) -> TeachingPrompts:
         """What the teacher is asked."""
-        return TeachingPrompts() if self.prompts_file is None else TeachingPrompts.from_file(self.prompts_file)
+        return self._from_file("prompts_file", TeachingPrompts.from_file, TeachingPrompts())
 
     @property
     def judge_prompt(self) -> JudgePrompt:
         """What the judge is asked."""
-        if self.judge_prompt_file is None:
-            return JUDGE_PROMPT
-        with open(self.judge_prompt_file, encoding="utf-8") as file:
-            return JudgePrompt(file.read())
+        return self._from_file("judge_prompt_file", JudgePrompt.from_file, JUDGE_PROMPT)
 
     def sampling(self, cycle: int) -> Sampling:
         """How the teacher is sampled in a cycle; another seed each time, or old questions got their old answers."""
@@ -239,5 +256,20 @@ class CycleConfig:
     def _seed(self) -> int:
         return int(getattr(self, "seed", 0))
 
-    def _by_level(self, prefix: str) -> dict[str, Any]:
-        return {level: getattr(self, f"{prefix}_{level}") for level in ("easy", "medium", "hard")}
+    def _part(self, kind: Callable[..., Part], names: Names, **given: Any) -> Part:
+        """Make a stage's configuration of fields of this one, by whose names its errors go."""
+        fields = {inner: name for name, inner in names.items()}
+        try:
+            return kind(**{inner: getattr(self, name) for inner, name in fields.items()} | given)
+        except ValueError as error:
+            raise ValueError(
+                re.sub(r"`(\w+)`", lambda found: f"`{fields.get(found[1], found[1])}`", str(error))
+            ) from error
+
+    def _from_file(self, name: str, read: Callable[[str], Part], default: Part) -> Part:
+        """Read what the file has that a field names."""
+        path = getattr(self, name)
+        try:
+            return default if path is None else read(path)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"`{name}` {path!r} cannot be used: {error}") from error

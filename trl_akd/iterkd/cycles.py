@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from accelerate import Accelerator
 from datasets import Dataset
@@ -19,7 +19,7 @@ from ..data.templates import render
 from ..generation import Completion, TextGenerator
 from ..generation.budget import BudgetSpent
 from ..generation.extraction import extract_program
-from ..generation.sharing import from_main
+from ..generation.sharing import from_main, is_main
 from ..generation.streaming import Arrival, stream
 from ..metrics.statistics import pass_at_k_over_tasks
 from .contamination import BenchmarkIndex, decontaminate, warn_of_overlap
@@ -35,7 +35,10 @@ from .records import Level, Pair, Question, Runner
 from .update import mix, renew
 from .verification import Verification
 
-__all__ = ["Cycles", "Room", "Student"]
+__all__ = ["Cycles", "ProgramOf", "Room", "Student"]
+
+ProgramOf: TypeAlias = Callable[[Question, str], str]
+"""Makes a program of an answer to a question."""
 
 _STUDENT, _UNFINISHED = "student", "student.part"
 
@@ -71,6 +74,8 @@ class Room:
             Questions with tests, by which the student is measured after each cycle.
         benchmarks (`Mapping[str, Sequence[str]]`, *optional*):
             Texts, by the benchmark's name, that no new question may repeat.
+        program_of (`Callable`, *optional*):
+            The program in an answer to a held-out question; by default what `extract_program` finds.
     """
 
     teacher: TextGenerator
@@ -78,6 +83,7 @@ class Room:
     run: Runner | None = None
     held_out: Sequence[Question] = ()
     benchmarks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    program_of: ProgramOf | None = None
 
 
 class Cycles:
@@ -149,7 +155,8 @@ class Cycles:
         benchmarks = BenchmarkIndex(self._room.benchmarks, self._config.overlap_words)
         questions = list(seeds)
         only_new(questions, known)
-        warn_of_overlap(questions, benchmarks)
+        if is_main(self._accelerator):
+            warn_of_overlap(questions, benchmarks)
         feedback: list[Feedback] = []
         for cycle in range(self._config.cycles):
             self._ledger.note("question", map(question_as_json, questions), cycle=cycle)
@@ -164,6 +171,9 @@ class Cycles:
                 break
             questions, new = self._renew(cycle, questions, feedback, known, benchmarks)
             self.reports[-1] = replace(report, new=new)
+            if not questions:
+                self._announce("No question is left for another cycle, so this is the end")
+                break
 
     # Stage 1
 
@@ -244,12 +254,13 @@ class Cycles:
 
     def _measure(self, cycle: int) -> dict[str, float]:
         """Return pass@1 on the held-out questions."""
-        held_out = [question for question in self._room.held_out if question.tests is not None]
+        held_out = [question for question in self._room.held_out if question.tests]
         if not held_out or self._run is None:
             return {}
         self._announce(f"{self._name(cycle)}, measuring: {len(held_out)} held-out questions")
-        programs = [extract_program(answer) for answer in self._answers(cycle, held_out, "held_out")]
-        results = self._run([(program, q.tests) for program, q in zip(programs, held_out, strict=True) if q.tests])
+        program_of = self._room.program_of or _program_alone
+        answered = zip(held_out, self._answers(cycle, held_out, "held_out"), strict=True)
+        results = self._run([(program_of(question, answer), question.tests or "") for question, answer in answered])
         judged = [int(result.passed) for result in results if result.status != "infra_error"]
         if not judged:
             return {}
@@ -327,6 +338,10 @@ class _Lazy:
 
     def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
         return stream(self._make(), prompts, **sampling)
+
+
+def _program_alone(question: Question, answer: str) -> str:
+    return extract_program(answer)
 
 
 def _failures(feedback: Sequence[Feedback]) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from ..execution import ExecutionResult
 from .judges import Judge
-from .judging import MAX_TOTAL, Judgement, Unjudged
+from .judging import MAX_TOTAL, Judgement, Unjudged, read_judgement
 from .records import LEVELS, Level, Question, Runner
 from .static_view import StaticView, program_of, static_views
 
@@ -111,7 +111,8 @@ class Feedback:
         """
         try:
             view = StaticView(**{**row["view"], "findings": tuple(row["view"]["findings"])})
-            return cls(**{**row, "judgement": _read_judgement(row["judgement"]), "view": view})
+            judgement = None if row["judgement"] is None else read_judgement(row["judgement"])
+            return cls(**{**row, "judgement": judgement, "view": view})
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"a row of feedback is damaged ({error!r}); delete it, or start anew.") from error
 
@@ -302,9 +303,3 @@ def _execution(view: StaticView, tests_passed: float | None, unknown: float) -> 
     if tests_passed is not None:
         return tests_passed
     return {"pass": 1.0, "fail": 0.0, "unknown": unknown}[view.executed]
-
-
-def _read_judgement(value: Mapping[str, Any] | None) -> Judgement | Unjudged | None:
-    if value is None:
-        return None
-    return Judgement(tuple(value["scores"])) if "scores" in value else Unjudged(value["reason"])

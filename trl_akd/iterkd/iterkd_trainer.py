@@ -24,7 +24,7 @@ from ..generation.on_main import for_all_processes, is_shared, model_name
 from ..generation.sharing import from_main, is_main
 from .cycle_ledger import CycleLedger
 from .cycle_report import CycleReport, write_reports
-from .cycles import Cycles, Room
+from .cycles import Cycles, ProgramOf, Room
 from .iterkd_config import IterKDConfig
 from .judges import GenerativeJudge, Judge
 from .pair_trainer import PairTrainer
@@ -45,20 +45,23 @@ class IterKDTrainer(PairTrainer):
         model (`PreTrainedModel` or `str`):
             The student, or its name or path.
         teacher_model (`PreTrainedModel` or `str`, *optional*):
-            The teacher whose distribution is learned, where `objective` is `"akd"`. It also writes, unless
-            `text_teacher` does.
+            The teacher whose distribution is learned, where `objective` is `"akd"`.
         args ([`IterKDConfig`], *optional*):
             Configuration.
         train_dataset (`Dataset`):
             Seed questions: `instruction`, and perhaps `input`, `id`, `tests` and `answer`, as `read_questions` has it.
-        text_teacher (`TextGenerator`, *optional*):
-            Who writes right and faulty answers and new questions, such as an `OpenAIGenerator`.
+        text_teacher (`TextGenerator`):
+            Who writes right and faulty answers and new questions, such as an `OpenAIGenerator`. It may be set
+            later, as an attribute.
         judge ([`Judge`] or `TextGenerator`, *optional*):
             Who judges answers on the rubric, or writes judgements; nobody by default.
         executor (`CodeExecutor`, *optional*):
             What runs programs. Without one they are only read, and most faults remain unverified.
         held_out (`Sequence[Question]`, *optional*):
             Questions with tests, by which the student is measured after each cycle.
+        program_of (`Callable`, *optional*):
+            The program that an answer to one of these amounts to, as where imports of the question's own belong to
+            it; by default what `extract_program` finds in the answer.
         benchmarks (`Mapping[str, Sequence[str]]`, *optional*):
             Texts, by the benchmark's name, that no new question may repeat. The held-out questions are among them.
         generation_batch_size (`int`, *optional*, defaults to `16`):
@@ -87,6 +90,7 @@ class IterKDTrainer(PairTrainer):
         judge: Judge | TextGenerator | None = None,
         executor: CodeExecutor | None = None,
         held_out: Sequence[Question] = (),
+        program_of: ProgramOf | None = None,
         benchmarks: Mapping[str, Sequence[str]] | None = None,
         generation_batch_size: int = 16,
         **kwargs: Any,
@@ -99,11 +103,13 @@ class IterKDTrainer(PairTrainer):
         self.judge = judge
         self.executor = executor
         self.held_out = list(held_out)
+        self.program_of = program_of
         self.benchmarks = {**(benchmarks or {}), "held_out": [question.instruction for question in held_out]}
         self._generation_batch_size = generation_batch_size
         self.reports: list[CycleReport] = []
         self.stopped: str | None = None
         self._began = False  # whether the student in memory has been in training
+        self._loss = 0.0  # of the last training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Run the cycles.
@@ -116,7 +122,8 @@ class IterKDTrainer(PairTrainer):
                 `True` or nothing: a run always goes on where it was. Cycles have no single checkpoint, so no path.
 
         Returns:
-            `TrainOutput`: steps and loss of the last training, with the last cycle's numbers as metrics.
+            `TrainOutput`: steps and loss of the last training, 0 where all was done before, with the last cycle's
+            numbers as metrics.
 
         Raises:
             ValueError: If nobody is there to write answers, the folder is that of a run with other settings, or a
@@ -124,7 +131,7 @@ class IterKDTrainer(PairTrainer):
             GenerationError: If teacher or judge fail; what they have answered is kept.
             BlockingIOError: If another run uses the folder.
         """
-        if isinstance(resume_from_checkpoint, str):
+        if isinstance(resume_from_checkpoint, str) and resume_from_checkpoint.lower() not in ("true", "false"):
             raise ValueError(
                 f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, but a run of cycles goes on by its ledger; "
                 "leave it out and give the `output_dir` of that run."
@@ -153,7 +160,7 @@ class IterKDTrainer(PairTrainer):
                 self.reports = cycles.reports
         if self.reports and is_main(self.accelerator):
             write_reports(self.reports, folder)
-        return TrainOutput(self.state.global_step, 0.0, self._cycle_metrics())
+        return TrainOutput(self.state.global_step, self._loss, self._cycle_metrics())
 
     def save_student(self, folder: Path) -> None:
         """Write the student's weights and tokenizer."""
@@ -172,7 +179,7 @@ class IterKDTrainer(PairTrainer):
                 "make a new trainer."
             )
         self._began = True
-        self.train_on(pairs, cycle, output_dir, resume_from_checkpoint=found)
+        self._loss = self.train_on(pairs, cycle, output_dir, resume_from_checkpoint=found).training_loss
 
     def _room(self, ledger: CycleLedger) -> Room:
         """Return who takes part, with what they say kept, and paid for by the budget."""
@@ -190,6 +197,7 @@ class IterKDTrainer(PairTrainer):
             judge=self._present_judge(ledger, invite),
             run=None if self.executor is None else self.executor.run,
             held_out=self.held_out,
+            program_of=self.program_of,
             benchmarks=self.benchmarks,
         )
 
@@ -209,7 +217,7 @@ class IterKDTrainer(PairTrainer):
         if self.judge is None:
             return None
         if isinstance(self.judge, Judge):
-            return ledger.recorded_judge(self.judge, type(self.judge).__name__)
+            return ledger.recorded_judge(self.judge, model_name(self.judge))
         prompt = self.args.judge_prompt
         written = ledger.recorded(invite(self.judge), "judge", prompts=prompt.version)
         return GenerativeJudge(written, prompt=prompt, max_new_tokens=self.args.teacher_max_new_tokens)
@@ -247,6 +255,11 @@ TRAINING = (
     "simpo_margin",
     "max_faults",
     "beta_strategy",
+    "beta",
+    "beta_initial_values",
+    "beta_learning_rate",
+    "beta_regularization",
+    "beta_regularizer",
     "kd_temperature",
     "ce_weight",
     "normalization",

@@ -1,7 +1,6 @@
 """What `trl-akd judge train` needs to know beside how to train."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from .judge_prompts import JUDGE_PROMPT, JudgePrompt
@@ -68,6 +67,6 @@ class JudgeModel:
         if self.prompt_file is None:
             return JUDGE_PROMPT
         try:
-            return JudgePrompt(Path(self.prompt_file).expanduser().read_text(encoding="utf-8"))
+            return JudgePrompt.from_file(self.prompt_file)
         except (OSError, ValueError) as error:
             raise ValueError(f"`prompt_file` {self.prompt_file!r} cannot be used: {error}") from error

@@ -6,7 +6,9 @@ project's own, as theirs is not licensed.
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from string import Formatter
+from typing import Self
 
 from .judging import RULES
 
@@ -52,6 +54,16 @@ class JudgePrompt:
                 f"`layout` has the fields {found}; give {{instruction}} and {{answer}}, once each, and write literal "
                 "braces twice."
             )
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Read a layout of one's own from a text file.
+
+        Raises:
+            OSError: If it cannot be read.
+            ValueError: If what is in it is no layout.
+        """
+        return cls(Path(path).expanduser().read_text(encoding="utf-8"))
 
     @property
     def version(self) -> str:

@@ -158,6 +158,7 @@ class RegressionJudge:
                 f"the model's outputs are {', '.join(names.values())}, not the rules of the rubric; train a judge "
                 "with `trl-akd judge train --kind regression`."
             )
+        self._model_name = str(getattr(model.config, "name_or_path", ""))
         self._reader = PairReader(model, tokenizer, batch_size)
 
     @classmethod
@@ -170,6 +171,11 @@ class RegressionJudge:
         """
         model, tokenizer = load_reader(path)
         return cls(model, tokenizer, batch_size=batch_size)
+
+    @property
+    def model_name(self) -> str:
+        """Who judges."""
+        return self._model_name
 
     def judge(self, pairs: Sequence[tuple[str, str]]) -> list[Judgement | Unjudged]:
         """Judge answers, as [`Judge`] says."""

@@ -6,8 +6,9 @@ count. A judgement that is not clear is refused, for a reason with a name.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 __all__ = [
     "MAX_TOTAL",
@@ -19,6 +20,7 @@ __all__ = [
     "Unjudged",
     "format_judgement",
     "parse_judgement",
+    "read_judgement",
 ]
 
 Refusal: TypeAlias = Literal[
@@ -99,6 +101,20 @@ class Unjudged:
     """Hold why there is no judgement."""
 
     reason: Refusal
+
+
+def read_judgement(value: Mapping[str, Any]) -> Judgement | Unjudged:
+    """Return what `dataclasses.asdict` made plain values of.
+
+    Example:
+
+    ```python
+    >>> read_judgement({"scores": [2, 0, 1, 0.5, 0.5]}), read_judgement({"reason": "no_scores"})
+    (Judgement(scores=(2, 0, 1, 0.5, 0.5)), Unjudged(reason='no_scores'))
+
+    ```
+    """
+    return Judgement(tuple(value["scores"])) if "scores" in value else Unjudged(value["reason"])
 
 
 def format_judgement(judgement: Judgement) -> str:

@@ -13,7 +13,7 @@ from ..execution import ExecutionResult, Tests
 from ..generation.sharing import from_main, portable
 from ..ledger import Ledger
 from .judges import Judge
-from .judging import Judgement, Unjudged
+from .judging import Judgement, Unjudged, read_judgement
 from .records import Runner
 
 __all__ = ["Memo", "RecordedJudge", "recorded_runner"]
@@ -139,10 +139,7 @@ class RecordedJudge:
             return [asdict(judgement) for judgement in self._judge.judge(jobs)]
 
         keys = [_digest("judge", self._name, *pair) for pair in pairs]
-        return [
-            Judgement(tuple(value["scores"])) if "scores" in value else Unjudged(value["reason"])
-            for value in self._memo.recall(keys, pairs, work)
-        ]
+        return list(map(read_judgement, self._memo.recall(keys, pairs, work)))
 
 
 def _digest(*parts: Any) -> str:

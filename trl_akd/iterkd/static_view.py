@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 from ..execution import ExecutionResult
 from ..generation.extraction import extract_program, fenced_blocks
-from ..generation.source import parse
+from ..generation.source import does_something, parse
 from .records import Runner
 
 __all__ = ["MAX_CHARS", "MAX_FINDINGS", "Executed", "StaticView", "program_of", "static_views"]
@@ -172,12 +172,7 @@ def _language(tag: str, text: str) -> str | None:
 
 def _looks_like_python(text: str) -> bool:
     """Tell whether a text opens a definition or an import, or parses and does something."""
-    if _OPENS_PYTHON.search(text):
-        return True
-    tree = parse(text)
-    return tree is not None and any(
-        not isinstance(node, ast.Expr) or isinstance(node.value, ast.Call) for node in tree.body
-    )
+    return _OPENS_PYTHON.search(text) is not None or does_something(text)
 
 
 def _after_thoughts(answer: str) -> str:

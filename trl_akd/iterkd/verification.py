@@ -32,7 +32,7 @@ class Verification:
         pairs (`list[Pair]`):
             Pairs with the faults that count.
         without_fault (`list[Pair]`):
-            Right answers, found so by running them, of which no fault counts.
+            Right answers, found so by running them unless unverified ones are kept, of which no fault counts.
         dropped (`Counter[str]`):
             How often answers were dropped and why: `"correct/..."` a question, whose faults then do not count, and
             `"fault/..."` a fault.
@@ -57,6 +57,7 @@ def verify(
     |---|---|
     | `correct/refused`, `fault/refused` | nothing, or an apology without code |
     | `correct/wrong` | the program fails its tests or, having none, fails when run alone |
+    | `correct/unverified` | no fault counts, and running does not tell whether the answer is right |
     | `fault/no_code` | prose alone |
     | `fault/same` | the right program, but for layout, comments and docstrings |
     | `fault/duplicate` | an earlier fault of the question, in the same sense |
@@ -77,7 +78,8 @@ def verify(
         min_gap (`float`, *optional*, defaults to `2.0`):
             Points of the judge between right and faulty.
         unverified (`str`, *optional*, defaults to `"drop"`):
-            What to do with a fault of which nobody could tell: `"drop"` or `"keep"`.
+            What to do with a fault, or with a right answer that no fault is left of, of which nobody could tell:
+            `"drop"` or `"keep"`.
 
     Example:
 
@@ -104,8 +106,10 @@ def verify(
         kept = [fault for fault in pair.faults if _counts(next(verdicts), unverified, dropped)]
         if kept:
             pairs_kept.append(replace(pair, faults=tuple(kept)))
-        elif truth == "right":
+        elif truth == "right" or unverified == "keep":
             without_fault.append(replace(pair, faults=()))
+        else:
+            dropped["correct/unverified"] += 1
     return Verification(pairs_kept, without_fault, +dropped)
 
 

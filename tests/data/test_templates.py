@@ -38,6 +38,8 @@ GOLDEN = [
         "1. Sort.",
         "[GEN_CODE]\nQUESTION:\nSort it.\n\nLet's think step by step:\n1. Sort.\n\nANSWER:\n",
     ),
+    ("comment", "", "# Sort it.\n"),
+    ("comment", "1 2", "# Sort it.\n# 1 2\n"),
 ]
 
 

@@ -97,10 +97,18 @@ def test_answers_come_as_the_server_gives_them(server: Server):
     assert arrived in ([1, 2, 0], [0, 2, 1]), "the first request that the server sees is the last one it answers"
 
 
-def test_ctrl_c_waits_for_what_is_under_way_and_sends_no_more(server: Server):
-    server.pause = 0.3
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let SIGINT interrupt, which a shell's background jobs are born ignoring."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_waits_for_what_is_under_way_and_sends_no_more(server: Server, interruptible: None):
+    server.pause = 1.0
     generator, arrived = OpenAIGenerator(server.url, "tiny", concurrency=2), []
-    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         for index, _ in generator.stream(list("abcdef")):
             arrived.append(index)

@@ -60,9 +60,7 @@ def assert_same(found: Path, expected: Path) -> None:
         assert_close(student, other, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "backend", ["ddp", pytest.param("zero2", marks=pytest.mark.slow), pytest.param("zero3", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("backend", ["ddp", pytest.param("zero2", marks=pytest.mark.slow), "zero3"])
 def test_two_processes(folder: Path, alone: tuple[Path, list[dict[str, Any]]], backend: str) -> None:
     """Under DDP also where the teacher fails, the disk is full and training is interrupted, one after another."""
     output_dir, [first, second] = launch(

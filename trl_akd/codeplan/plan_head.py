@@ -9,7 +9,7 @@ The authors' released code trains such a head but decodes plans through the LM h
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -267,29 +267,10 @@ class PlanHeadGenerator(StreamingGenerator):
         self._generator = generator
         self._model = model
 
-    def stream(
-        self,
-        prompts: list[str],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-    ) -> Iterator[Arrival]:
+    def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
         """Yield completions as they come; between two yields the plan head stays in the LM head's place."""
         with writing_plans(self._model):
-            yield from stream(
-                self._generator,
-                prompts,
-                n=n,
-                temperature=temperature,
-                top_p=top_p,
-                max_new_tokens=max_new_tokens,
-                stop=stop,
-                seed=seed,
-            )
+            yield from stream(self._generator, prompts, **sampling)
 
 
 def _language_model(model: Any) -> Any:

@@ -82,8 +82,3 @@ def test_imports_look_down(path: Path):
             continue
         assert other in LEVELS, f"{module} imports {name}, a room without a level"
         assert LEVELS[other] < LEVELS[own], f"{module} (level {LEVELS[own]}) imports {name} (level {LEVELS[other]})"
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_files_read_in_one_sitting(path: Path):
-    assert len(path.read_text().splitlines()) <= 400

@@ -2,7 +2,15 @@
 
 from .executor import CodeExecutor
 from .isolation import IsolationError
-from .judging import Tests, check_tests
+from .judging import APPS_PREAMBLE, LIVECODEBENCH_PREAMBLE, Tests, check_tests
 from .result import ExecutionResult
 
-__all__ = ["CodeExecutor", "ExecutionResult", "IsolationError", "Tests", "check_tests"]
+__all__ = [
+    "APPS_PREAMBLE",
+    "LIVECODEBENCH_PREAMBLE",
+    "CodeExecutor",
+    "ExecutionResult",
+    "IsolationError",
+    "Tests",
+    "check_tests",
+]

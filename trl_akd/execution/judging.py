@@ -7,15 +7,44 @@ import json
 import math
 import re
 from collections.abc import Generator, Mapping
+from itertools import chain
 from typing import Any, TypeAlias
 
 from .worker import OUTPUT_BYTES, Case
 from .zygote import plain
 
-__all__ = ["Judgement", "Tests", "check_tests", "judge", "same_output"]
+__all__ = ["APPS_PREAMBLE", "LIVECODEBENCH_PREAMBLE", "Judgement", "Tests", "check_tests", "judge", "same_output"]
 
 Tests: TypeAlias = str | Mapping[str, Any]
 Judgement: TypeAlias = Generator[Case, dict[str, Any], dict[str, Any]]
+
+APPS_PREAMBLE = """\
+import collections, fractions, heapq, itertools, math, random, sys, time
+from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
+from functools import lru_cache
+from heapq import *
+from itertools import accumulate, combinations, permutations, product
+from math import ceil, cos, exp, fabs, floor, gcd, log, log2, sin, sqrt, tan
+from typing import List, Tuple
+stdin, stdout = sys.stdin, sys.stdout
+try:
+    import numpy as np
+except ImportError:
+    pass
+"""
+"""What APPS's harness imports before a program (hendrycks/apps, `eval/testing_util.py`)."""
+
+_LIVECODEBENCH_MODULES = (
+    "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json"
+).split()
+LIVECODEBENCH_PREAMBLE = "\n".join(
+    [
+        *(f"from {module} import *" for module in (*_LIVECODEBENCH_MODULES, "builtins", "typing")),
+        f"import {', '.join(_LIVECODEBENCH_MODULES)}",
+        "sys.setrecursionlimit(50000)\n",
+    ]
+)
+"""What LiveCodeBench's harness imports before a program (`lcb_runner/evaluation/testing_util.py`)."""
 
 _TOLERANCE = 1e-6
 _SHOWN = 120
@@ -35,6 +64,8 @@ def check_tests(tests: object, where: str) -> None:
         raise ValueError(f"{where} has {len(inputs)} inputs and {len(outputs)} outputs; give pairs.")
     if function is not None and not isinstance(function, str):
         raise TypeError(f"{where} has fn_name={function!r}; give a function's name or leave it out.")
+    if not isinstance(tests.get("preamble", ""), str):
+        raise TypeError(f"{where} has preamble={tests['preamble']!r}; give a program's text or leave it out.")
     for kind, values in (("inputs", inputs), ("outputs", outputs)):
         for value in values if function is None else ():
             if not isinstance(value, str) and not _is_lines(value):
@@ -46,21 +77,22 @@ def judge(candidate: str, tests: Tests, *, strict: bool, fail_fast: bool) -> Jud
 
     Args:
         candidate (`str`): the program's text.
-        tests (`str` or `Mapping`): a test program, or inputs and outputs.
+        tests (`str` or `Mapping`): a test program, or inputs and outputs. A `preamble` of imports runs before each
+            program of the latter, by default that of APPS's harness.
         strict (`bool`): whether a test program runs in a process of its own; outputs are compared in another anyway.
         fail_fast (`bool`): whether to leave out the cases after the first that fails.
     """
     if isinstance(tests, str):
         outcome = yield Case(candidate, "strict" if strict else "test", tests)
         return {**outcome, "tests_passed": int(outcome["status"] == "passed"), "tests_total": 1}
-    function = tests.get("fn_name")
+    function, preamble = tests.get("fn_name"), tests.get("preamble", APPS_PREAMBLE)
     first_failure: dict[str, Any] | None = None
     passed, seconds = 0, 0.0
     for number, (given, wanted) in enumerate(zip(tests["inputs"], tests["outputs"], strict=True), 1):
         if function is None:
-            outcome = yield Case(candidate, "script", _as_text(given))
+            outcome = yield Case(candidate, "script", _as_text(given), preamble=preamble)
         else:
-            outcome = yield Case(candidate, "call", json.dumps(given), function)
+            outcome = yield Case(candidate, "call", json.dumps(given), function, preamble)
         seconds += outcome.get("seconds", 0.0)
         outcome = _compare(outcome, wanted, number, function)
         if outcome["status"] == "infra_error":
@@ -79,10 +111,10 @@ def judge(candidate: str, tests: Tests, *, strict: bool, fail_fast: bool) -> Jud
 def same_output(printed: str, wanted: str) -> bool:
     r"""Compare what a script printed with what it should have.
 
-    Lines count without the blanks at their ends, and blank lines at the end do not count. Where that differs, so may
-    the blanks between words, and numbers by 1e-6, relative or absolute, unless both are whole. APPS compares words
-    too, and numbers by `numpy.allclose` (1e-5 relative, 1e-8 absolute), whole ones as well; where that fails it also
-    accepts the lines in any order, which we do not. LiveCodeBench compares line by line, and numbers exactly.
+    Lines are compared word by word, without blank lines. Numbers may differ by 1e-6, relative or absolute, unless both
+    are whole. APPS's harness compares lines that are one number by `numpy.allclose` (1e-5 relative, 1e-8 absolute),
+    whole ones as well, and then accepts lines, and words of a line, in any order, and numbers rounded to three
+    decimals, which this function does not. LiveCodeBench's compares numbers exactly and counts blank lines.
 
     Example:
         ```python
@@ -95,8 +127,10 @@ def same_output(printed: str, wanted: str) -> bool:
     """
     if _stripped_lines(printed) == _stripped_lines(wanted):
         return True
-    left, right = printed.split(), wanted.split()
-    return len(left) == len(right) and all(map(_same_word, left, right))
+    left, right = _lines_of_words(printed), _lines_of_words(wanted)
+    return list(map(len, left)) == list(map(len, right)) and all(
+        map(_same_word, chain.from_iterable(left), chain.from_iterable(right))
+    )
 
 
 def _compare(outcome: dict[str, Any], wanted: Any, number: int, function: str | None) -> dict[str, Any]:
@@ -136,8 +170,8 @@ def _wrong(outcome: dict[str, Any], message: str) -> dict[str, Any]:
 
 
 def _same_value(returned: Any, wanted: Any) -> bool:
-    """Compare as APPS does: tuples are lists, and an output may come wrapped in a list of one."""
-    returned = _with_lists(returned)
+    """Compare as APPS does: tuples are lists, keys are texts, and an output may come wrapped in a list of one."""
+    returned, wanted = _with_lists(returned), _with_lists(wanted)
     return bool(returned == wanted or (isinstance(wanted, list) and wanted and returned == wanted[0]))
 
 
@@ -163,6 +197,10 @@ def _same_word(left: str, right: str) -> bool:
 
 def _stripped_lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.rstrip().split("\n")]
+
+
+def _lines_of_words(text: str) -> list[list[str]]:
+    return [words for line in text.split("\n") if (words := line.split())]
 
 
 def _as_text(value: str | list[str]) -> str:

@@ -19,7 +19,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from trl_akd.execution import LIVECODEBENCH_PREAMBLE, CodeExecutor
+from trl_akd.execution import CodeExecutor
 
 ROOT = Path(__file__).parents[2]
 APPS = ROOT.parent / "shared" / "data" / "apps"
@@ -254,7 +254,7 @@ SCRIPTS = [
 def test_scripts_have_the_names_and_lines_of_errors_stay_right(program: str, executor: CodeExecutor):
     tests = {"inputs": ["12 18\n", "7 5\n"], "outputs": ["6\n", "1\n"]}
     passed, failed, bare = executor.run(
-        [(program, tests), (f"{program}\n1 / 0", tests), (program, {**tests, "preamble": ""})]
+        [(program, tests), (f"{program}\n1 / 0", tests), (program, {**tests, "harness": "none"})]
     )
     assert passed.passed
     assert (failed.error_type, failed.line) == ("ZeroDivisionError", program.count("\n") + 2)
@@ -268,10 +268,39 @@ def test_the_names_of_livecodebench(executor: CodeExecutor):
         "        return {digits[bisect_left(a, 2)]: pow(2, 3, 5) + reduce(mul, a) + len(deepcopy(a))}"
     )
     tests = {"inputs": [[[1, 2]]], "outputs": [{"1": 3 + 2 + 2}], "fn_name": "f"}
-    (bare, given) = executor.run([(program, tests), (program, {**tests, "preamble": LIVECODEBENCH_PREAMBLE})])
+    (bare, given) = executor.run([(program, tests), (program, {**tests, "harness": "livecodebench"})])
     assert bare.error_type == "NameError" and given.passed, given
 
 
-def test_a_preamble_that_is_no_text(executor: CodeExecutor):
-    with pytest.raises(TypeError, match="preamble=3; give a program's text"):
-        executor.run([("print(1)", {"inputs": [""], "outputs": ["1"], "preamble": 3})])
+@pytest.mark.parametrize(
+    ("printed", "wanted", "apps", "livecodebench"),
+    [
+        ("1 2\n3", " 1 2 \n3\n\n", True, True),
+        ("1\n\n2", "1\n2", True, False),
+        ("1.0", "1", True, True),
+        ("0.30000001", "0.3", True, False),
+        ("1e2 7", "100 7.00", True, True),
+        ("a 1.0", "a 1", True, False),
+        ("1 2", "1\n2", False, False),
+        ("2 1", "1 2", False, False),
+    ],
+)
+def test_outputs_by_harness(printed: str, wanted: str, apps: bool, livecodebench: bool, executor: CodeExecutor):
+    tests = {"inputs": [""], "outputs": [wanted]}
+    program = f"print({printed!r})"
+    found = executor.run([(program, tests), (program, {**tests, "harness": "livecodebench"})])
+    assert [result.passed for result in found] == [apps, livecodebench]
+
+
+def test_wrapped_values_by_harness(executor: CodeExecutor):
+    tests = {"inputs": [[3]], "outputs": [[3]], "fn_name": "f"}
+    programs = ["def f(x):\n    return x", "def f(x):\n    return (x,)"]
+    found = executor.run(
+        [(text, {**tests, "harness": name}) for name in ("apps", "livecodebench") for text in programs]
+    )
+    assert [result.passed for result in found] == [True, True, False, True]
+
+
+def test_an_unknown_harness(executor: CodeExecutor):
+    with pytest.raises(ValueError, match="harness=3; choose one of apps, livecodebench, none"):
+        executor.run([("print(1)", {"inputs": [""], "outputs": ["1"], "harness": 3})])

@@ -2,12 +2,10 @@
 
 from .executor import CodeExecutor
 from .isolation import IsolationError
-from .judging import APPS_PREAMBLE, LIVECODEBENCH_PREAMBLE, Tests, check_tests
+from .judging import Tests, check_tests
 from .result import ExecutionResult
 
 __all__ = [
-    "APPS_PREAMBLE",
-    "LIVECODEBENCH_PREAMBLE",
     "CodeExecutor",
     "ExecutionResult",
     "IsolationError",

@@ -59,7 +59,7 @@ def test_everything_but_the_sandbox_imports_without_unix_modules():
     script = "\n".join(
         [
             "import sys, importlib",
-            "import accelerate, datasets, datasketch, evaluate, filelock, peft, torch, transformers, trl",  # as they are
+            "import accelerate, datasets, datasketch, evaluate, filelock, peft, torch, transformers, trl",
             f"sys.modules.update(dict.fromkeys({UNIX_ONLY!r}))",
             f"for name in {modules!r}:",
             "    importlib.import_module(name)",

@@ -132,7 +132,7 @@ def _load_weights(config: ModelSource, accelerator: Any) -> Any:
 
 
 def _base_model(config: ModelSource) -> tuple[str | None, str | None, str | None]:
-    """Return the configuration file of an adapter, if the model is one, and the name and revision of the full model."""
+    """Return the configuration file of an adapter, if the model is one, and the full model's name and revision."""
     from transformers.utils import find_adapter_config_file
 
     adapter = find_adapter_config_file(config.model, revision=config.model_revision)

@@ -8,8 +8,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ..data.templates import DEFAULT_TEMPLATE
 from ..execution import CodeExecutor
 from ..generation import TransformersGenerator
-from ..generation.transformers_generator import default_max_new_tokens
 from ..generation.sharing import from_main
+from ..generation.transformers_generator import default_max_new_tokens
 from .benchmarks import Benchmark, load_benchmark
 from .evaluation_config import DEFAULT_TIMEOUT
 from .generation import give_up_on_long, write_samples

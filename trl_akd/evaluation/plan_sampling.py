@@ -147,6 +147,7 @@ def _sample(
     def ledger(name: str) -> AbstractContextManager[Ledger | None]:
         return nullcontext() if folder is None else Ledger(folder / name, settings, option="output_dir")
 
+    assert config.max_new_tokens is not None
     settings = {
         **config.generation_settings,
         "max_plan_tokens": planning.max_plan_tokens,

@@ -153,6 +153,7 @@ def _generate(
 
     Processes without samples of their own take part in the writing.
     """
+    assert config.max_new_tokens is not None
     samples = _shared(samples, accelerator)
     if all(len(samples[problem.task_id]) >= config.num_samples for problem in benchmark.problems):
         return None

@@ -99,6 +99,7 @@ class PassAtKCallback(TrainerCallback):
             self._executor = CodeExecutor(
                 timeout=DEFAULT_TIMEOUT,
                 packages=self.benchmark.packages,
+                strict=self.benchmark.strict,
                 allow_code_execution=allow_code_execution,
             )
         give_up_on_long(

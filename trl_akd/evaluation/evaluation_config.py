@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from ..data.templates import DEFAULT_TEMPLATE, get_template
+from .benchmarks import BENCHMARKS
 from .prompts import PROMPT_STYLES
 
 Backend = Literal["transformers", "vllm", "openai"]
@@ -43,7 +44,8 @@ class EvaluationConfig:
         compare (`list[str]`, *optional*):
             Compare the results in these folders instead; the first one is the teacher that losses are relative to.
         benchmark (`str`, *optional*):
-            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, or a .jsonl file of one's own.
+            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, `livecodebench`, or a .jsonl file of one's
+            own.
         benchmark_path (`str`, *optional*):
             Local copy of a named benchmark; without it, it comes from the Hub.
         benchmark_revision (`str`, *optional*):
@@ -92,8 +94,9 @@ class EvaluationConfig:
             Run the programs, in a sandbox. So does HF_ALLOW_CODE_EVAL=1 in the environment.
         isolation (`str`, *optional*, defaults to `"auto"`):
             Level of the sandbox: `"auto"`, `"namespace"`, `"bwrap"` or `"process"`, which contains accidents alone.
-        strict (`bool`, *optional*, defaults to `False`):
-            Run tests in another process than the candidate.
+        strict (`bool`, *optional*):
+            Run tests in another process than the candidate. By default, where the benchmark's tests allow it:
+            HumanEval's do, and outputs of APPS and LiveCodeBench are compared in another process in any case.
         workers (`int`, *optional*):
             Programs run at a time, by default one a core.
         timeout (`float`, *optional*, defaults to `10.0`):
@@ -112,7 +115,7 @@ class EvaluationConfig:
     )
     benchmark: str | None = field(
         default=None,
-        metadata={"help": "humaneval, humaneval_plus, mbpp, mbpp_plus, apps, or a .jsonl file of one's own."},
+        metadata={"help": f"{', '.join(BENCHMARKS)}, or a .jsonl file of one's own."},
     )
     benchmark_path: str | None = field(
         default=None, metadata={"help": "Local copy of a named benchmark; without it, it comes from the Hub."}
@@ -171,7 +174,14 @@ class EvaluationConfig:
     isolation: Literal["auto", "namespace", "bwrap", "process"] = field(
         default="auto", metadata={"help": "Level of the sandbox; process contains accidents alone."}
     )
-    strict: bool = field(default=False, metadata={"help": "Run tests in another process than the candidate."})
+    strict: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Run tests in another process than the candidate; by default where the benchmark allows it.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
     workers: int | None = field(default=None, metadata={"help": "Programs run at a time, by default one a core."})
     timeout: float = field(default=DEFAULT_TIMEOUT, metadata={"help": "Seconds a program may take."})
     memory_mb: int = field(default=512, metadata={"help": "MiB a program may take."})

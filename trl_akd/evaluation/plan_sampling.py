@@ -97,7 +97,7 @@ def evaluate_with_plans(
         results = {
             "model": {"name": config.model, "commit": loaded.revision},
             "generation": {**config.generation_settings, **asdict(planning)},
-            "execution": execution_settings(config, executor.isolation),
+            "execution": execution_settings(config, benchmark, executor.isolation),
             **summarize(benchmark, verdicts, config.k, confidence=config.confidence),
             "plans": _plans(config, planning, benchmark, sampled),
             "seconds": {"generation and execution": round(time.monotonic() - began, 1)},

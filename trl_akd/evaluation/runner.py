@@ -76,7 +76,7 @@ def evaluate(config: EvaluationConfig, accelerator: Any = None) -> Evaluation | 
         results = {
             "model": model,
             "generation": None if config.samples else config.generation_settings,
-            "execution": execution_settings(config, executor.isolation),
+            "execution": execution_settings(config, benchmark, executor.isolation),
             **summarize(benchmark, verdicts, config.k, confidence=config.confidence),
             "seconds": {
                 "generation": round(generated - began, 1),
@@ -94,10 +94,14 @@ def make_executor(config: EvaluationConfig, benchmark: Benchmark) -> CodeExecuto
         timeout=config.timeout,
         memory_mb=config.memory_mb,
         isolation=config.isolation,
-        strict=config.strict,
+        strict=_strict(config, benchmark),
         packages=tuple(dict.fromkeys([*benchmark.packages, *(config.packages or [])])),
         allow_code_execution=config.allow_code_execution or None,
     )
+
+
+def _strict(config: EvaluationConfig, benchmark: Benchmark) -> bool:
+    return benchmark.strict if config.strict is None else config.strict
 
 
 def output_folder(config: EvaluationConfig, benchmark: Benchmark) -> Path:
@@ -190,11 +194,11 @@ def _prompting(config: EvaluationConfig, tokenizer: Any = None) -> Prompting:
     return Prompting(config.prompt_style, config.prompt_template, tokenizer, config.stop)
 
 
-def execution_settings(config: EvaluationConfig, isolation: str) -> dict[str, Any]:
+def execution_settings(config: EvaluationConfig, benchmark: Benchmark, isolation: str) -> dict[str, Any]:
     """Return how programs were run, for `results.json`."""
     return {
         "isolation": isolation,
-        "strict": config.strict,
+        "strict": _strict(config, benchmark),
         "timeout": config.timeout,
         "memory_mb": config.memory_mb,
     }

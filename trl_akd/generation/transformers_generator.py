@@ -21,7 +21,7 @@ from transformers import (
 from ..data.encoding import encode_prompts
 from .decoding import Detokenizer, StopStrings, TokenChooser
 from .plain import stop_tokens, writing
-from .protocol import Completion, Request, check_prompts, first_numbers, until_stop
+from .protocol import Completion, FinishReason, Request, Usage, check_prompts, first_numbers, until_stop
 from .sharing import portable
 from .streaming import Arrival, StreamingGenerator
 
@@ -287,7 +287,8 @@ class TransformersGenerator(StreamingGenerator):
                 "and that its dtype does not overflow."
             )
         text, stopped = until_stop(self._detokenizer(tokens[:count] if end is None else tokens[:end]), request.stop)
-        return Completion(text, mean, "length" if end is None and not stopped else "stop", count)
+        reason: FinishReason = "length" if end is None and not stopped else "stop"
+        return Completion(text, mean, reason, count, usage=Usage(0, len(row.tokens), count))
 
 
 def default_max_new_tokens(config: PreTrainedConfig) -> int:

@@ -682,10 +682,14 @@ class _Assembly:
 
     def _home(self, name: str) -> int | None:
         """Return the number of the source whose binding of a name counts, the chosen one first."""
-        numbers = [self._chosen, *range(self._chosen - 1, -1, -1), *range(self._chosen + 1, len(self._sources))]
+        numbers: list[int] = [
+            self._chosen,
+            *range(self._chosen - 1, -1, -1),
+            *range(self._chosen + 1, len(self._sources)),
+        ]
         if name in _DYNAMIC:
             return self._chosen
-        binding = [
+        binding: list[int] = [
             number
             for number in numbers
             if any(name in statement.binds for statement in self._sources[number].statements)

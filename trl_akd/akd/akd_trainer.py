@@ -12,14 +12,17 @@ ranks.
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import torch
 from datasets import Dataset
+from huggingface_hub import EvalResult
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ..data.collators import DataCollatorForDistillation
 from ..data.preparation import prepare_dataset
@@ -34,11 +37,24 @@ from .akd_config import AKDConfig
 from .batches import Batch, Targets, number_of_tokens, targets
 from .beta_schedule import BetaSchedule
 from .checkpoint import load_state, save_state
-from .checks import check_data, check_models, check_unused, name_of, named_datasets, tokenizer_of
+from .checks import (
+    adapters_of,
+    check_adapter,
+    check_arguments,
+    check_data,
+    check_models,
+    check_overrides,
+    check_parallelism,
+    check_tokenizer,
+    check_unused,
+    name_of,
+    named_datasets,
+    tokenizer_of,
+)
 from .dropout import disable_dropout
 from .gkd import GKDTrainer
 from .metrics import METRICS, DistillationMetrics, Means
-from .model_card import model_card, objective, provenance
+from .model_card import find_license, model_card, objective, provenance
 from .objective import adaptive_divergence, mixed_loss, not_finite
 from .on_policy import is_on_policy, sample_rows, sampling_config
 
@@ -81,6 +97,9 @@ class AKDTrainer(GKDTrainer):
             `compute_metrics`, `callbacks`, `optimizers`, `preprocess_logits_for_metrics` and `quantization_config`, as
             in [`trl.SFTTrainer`].
 
+    Attributes:
+        scores (`dict[int, list[EvalResult]]`): scores measured on benchmarks, by training step, for the model card.
+
     Raises:
         ValueError: If the teacher is missing, vocabularies differ, or the data has no usable row.
         FloatingPointError: During training, if the logits of teacher or student are not finite.
@@ -108,7 +127,11 @@ class AKDTrainer(GKDTrainer):
         peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
+        check_overrides(type(self), AKDTrainer)
+        check_arguments(type(self), args, AKDConfig)
         args = AKDConfig(f"{(name_of(model) or 'model').split('/')[-1]}-AKD") if args is None else args
+        check_adapter(peft_config, *adapters_of(model), *adapters_of(teacher_model))
+        check_parallelism(args.parallelism_config)
         teacher_model = teacher_model or args.teacher_model_name_or_path
         check_models(
             model, teacher_model, args, trains_adapter=peft_config is not None or hasattr(model, "peft_config")
@@ -116,29 +139,45 @@ class AKDTrainer(GKDTrainer):
         check_unused(kwargs)
         if data_collator is None:
             self._check_data(named_datasets(train_dataset, eval_dataset))
+        elif args.padding_free:
+            raise ValueError(
+                "`padding_free` is on and a `data_collator` is given, which forms the batches itself; leave one of "
+                "them out."
+            )
         else:
             args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
             args.remove_unused_columns = False
         # GKDTrainer's constructor refuses padded vocabularies, args=None and a dtype left out; its parent's is used.
-        super(GKDTrainer, self).__init__(
-            model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            peft_config=peft_config,
-            **kwargs,
-        )
+        with _as_padded(args):
+            super(GKDTrainer, self).__init__(
+                model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                peft_config=peft_config,
+                **kwargs,
+            )
+        self.padding_free = args.padding_free or args.packing
+        check_adapter(*adapters_of(self.model))
+        check_parallelism(self.accelerator.parallelism_config)
         self.adaptive_beta = args.make_beta()
         self.lmbda, self.seq_kd, self.temperature = args.lmbda, args.seq_kd, args.temperature
         if args.disable_dropout:
             disable_dropout(self.model)
-        if data_collator is None and not self.padding_free:
+        if data_collator is None:
             self.data_collator = self._make_collator()
         self._set_teacher(teacher_model, teacher_tokenizer)
+        self.generation_config = sampling_config(
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            pad_token_id=self._tokenizer.pad_token_id,
+            eos_token_ids=stop_tokens(self._tokenizer, self.model, getattr(self.teacher, "model", None)),
+        )
         self.distillation_metrics = {mode: DistillationMetrics(self._measured) for mode in ("train", "eval")}
         self.provenance = provenance(model, teacher_model, args)
+        self.scores: dict[int, list[EvalResult]] = {}
         self._student_proven = False
         self.add_callback(BetaSchedule(self.adaptive_beta, self._finish_step))
 
@@ -148,9 +187,14 @@ class AKDTrainer(GKDTrainer):
         check_data(datasets)
 
     def _make_collator(self) -> Callable[[list[Any]], Batch]:
+        if self.padding_free:
+            padding_free: Callable[[list[Any]], Batch] = DataCollatorForLanguageModeling(
+                self._tokenizer.pad_token_id, padding_free=True, pad_to_multiple_of=self.args.pad_to_multiple_of
+            )
+            return padding_free
         return DataCollatorForDistillation(
             self._tokenizer.pad_token_id,
-            with_prompts=self._generates,
+            with_prompts=self.args.generates,
             pad_to_multiple_of=self.args.pad_to_multiple_of,
         )
 
@@ -163,6 +207,7 @@ class AKDTrainer(GKDTrainer):
         formatting_func: Callable[[Any], str] | None,
         dataset_name: str,
     ) -> Dataset:
+        check_tokenizer(self._tokenizer)
         with args.main_process_first(desc=f"preparation of the {dataset_name} dataset"):
             prepared, report = self._tokenize(dataset, args, packing, dataset_name)
         if report is not None and args.process_index == 0:
@@ -217,10 +262,6 @@ class AKDTrainer(GKDTrainer):
 
     # Batches
 
-    @property
-    def _generates(self) -> bool:
-        return self.lmbda > 0.0 or self.seq_kd
-
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor]:
@@ -250,17 +291,11 @@ class AKDTrainer(GKDTrainer):
             author = self.teacher_model
         else:
             return batch
-        config = sampling_config(
-            max_new_tokens=self.args.max_new_tokens,
-            temperature=self.temperature,
-            pad_token_id=self._tokenizer.pad_token_id,
-            eos_token_ids=stop_tokens(self._tokenizer, self.model, getattr(self.teacher, "model", None)),
-        )
         rows = sample_rows(
             author,
             batch,
             self.accelerator,
-            config,
+            self.generation_config,
             vocabulary_size=self.vocabulary_size,
         )
         return DataCollatorForDistillation(self._tokenizer.pad_token_id)(rows)
@@ -277,19 +312,30 @@ class AKDTrainer(GKDTrainer):
         model: nn.Module,
         inputs: Batch,
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | float | None = None,
     ) -> Any:
         """Return the micro-batch's share of the global loss: a 0-dim float32 tensor, in nats.
 
         Shares add up to the global batch's loss over accumulation steps, and average to it over ranks, as DDP and
         DeepSpeed average gradients.
+
+        Args:
+            model (`torch.nn.Module`):
+                The student, as `accelerator.prepare` returned it.
+            inputs (`dict`):
+                A collated batch.
+            return_outputs (`bool`, *optional*, defaults to `False`):
+                Also return the student's outputs, with full logits.
+            num_items_in_batch (`torch.Tensor` of shape `[tasks]` or `[]`, or `float`, *optional*):
+                Divisor of the global batch: its number of samples, or of target tokens with `normalization="token"`.
+                By default that of this batch alone.
         """
         wanted = self._targets(inputs)
-        items, ranks = num_items_in_batch, self.accelerator.num_processes
-        if items is None or not self.model.training:
-            items, ranks = wanted.items, 1
-        elif not self.args.average_tokens_across_devices:
-            ranks = 1  # items are those of this rank alone
+        items, ranks = wanted.items, 1
+        if num_items_in_batch is not None:
+            items = torch.as_tensor(num_items_in_batch, device=items.device).expand_as(items)
+            if self.model.training and self.args.average_tokens_across_devices:
+                ranks = self.accelerator.num_processes  # otherwise the items are those of this rank alone
         student, share = self.accelerator.unwrap_model(model), wanted.share(items, ranks)
         with self.teacher.observe(wanted.taught_inputs):
             loss, sums = through_forward(model, student, lambda: self._student_loss(student, wanted, share))
@@ -333,6 +379,8 @@ class AKDTrainer(GKDTrainer):
 
     def _finish_step(self) -> None:
         """Log what the micro-batches and ranks of an optimiser step come to, and update β once it is complete."""
+        if self.distillation_metrics["train"].is_empty():
+            return  # a subclass computes the loss on its own
         means, tokens = self.distillation_metrics["train"].reduce(self.accelerator)
         self._total_train_tokens += tokens
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
@@ -378,14 +426,30 @@ class AKDTrainer(GKDTrainer):
         """Return the settings that a reader of the model card wants to know."""
         return objective(self.args)
 
+    def _card_facts(self) -> dict[str, str]:
+        """Return rows for the model card's table of what the model was made from."""
+        return {}
+
+    def _card_sections(self) -> list[str]:
+        """Return sections for the model card in Markdown, each beginning with its heading."""
+        return []
+
+    def _measured_scores(self) -> list[EvalResult]:
+        """Return the scores of the model that was saved: the best one where that is loaded at the end."""
+        if self.args.load_best_model_at_end and self.state.best_global_step in self.scores:
+            return self.scores[self.state.best_global_step]
+        return list(self.scores.values())[-1] if self.scores else []
+
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Write `README.md` into the output folder: what the model was made from, and no number."""
+        """Write `README.md` into the output folder: what the model was made from, and the scores measured on it."""
         if not self.is_world_process_zero():
             return
         if dataset_name is not None:
             self.provenance.dataset = dataset_name
+        if self.provenance.license is None and self.args.push_to_hub:
+            self.provenance.license = find_license(self.provenance.student)
         repository = self.hub_model_id or self.args.hub_model_id or self.args.output_dir
         card = model_card(
             self.provenance,
@@ -394,6 +458,23 @@ class AKDTrainer(GKDTrainer):
             model_name=model_name or str(repository).split("/")[-1],
             repository=str(repository),
             tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
-            architecture=f"AutoModelFor{'Seq2SeqLM' if self.model.config.is_encoder_decoder else 'CausalLM'}",
+            encoder_decoder=self.model.config.is_encoder_decoder,
+            adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
+            facts=self._card_facts(),
+            results=self._measured_scores(),
+            sections=self._card_sections(),
         )
         card.save(f"{self.args.output_dir}/README.md")
+
+
+@contextmanager
+def _as_padded(args: AKDConfig) -> Iterator[None]:
+    """Hide `padding_free` from SFTTrainer's constructor, which refuses it with a `max_length` that it does not apply.
+
+    Rows are cut to `max_length` when they are tokenised.
+    """
+    given, args.padding_free = args.padding_free, False
+    try:
+        yield
+    finally:
+        args.padding_free = given

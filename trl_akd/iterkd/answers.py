@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ..generation.extraction import extract_program
 from ..generation.source import does_something, parse
 
-__all__ = ["has_code", "identity", "leak", "python_program", "refuses", "remarks"]
+__all__ = ["has_code", "identity", "leak", "may_be_another_language", "python_program", "refuses", "remarks"]
 
 _REFUSAL = re.compile(
     r"""\W* (?:(?:unfortunately|well|hello|hi|oh)\W+)? (?:
@@ -20,7 +20,8 @@ _REFUSAL = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*([\w+#-]*).*$", re.MULTILINE)
-_PYTHON = {"", "py", "python", "python3"}
+_NAMED = {"py", "python", "python3"}
+_PYTHON = {"", *_NAMED}
 _CODE_LINE = re.compile(
     r"^[ \t]*(?:(?:async[ \t]+)?(?:def|class)[ \t]+\w+[ \t]*[(:]|import[ \t]+\w|from[ \t]+\S+[ \t]+import\b"
     r"|(?:for|while|if|with|try)\b.*:[ \t]*$|return\b.*[^.\n]$|raise[ \t]+[A-Z]\w*|print[ \t]*\("
@@ -67,6 +68,12 @@ def python_program(answer: str) -> str | None:
     """Return the Python program in an answer, or `None` if all its blocks are in other languages."""
     languages = {language for language, _ in _split(answer)[1]}
     return extract_program(answer) if not languages or languages & _PYTHON else None
+
+
+def may_be_another_language(answer: str) -> bool:
+    """Return whether an answer that no tag calls Python does not parse as Python."""
+    program = python_program(answer)
+    return program is not None and parse(program) is None and not {tag for tag, _ in _split(answer)[1]} & _NAMED
 
 
 def identity(answer: str) -> str:

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from ..execution import ExecutionResult
+from ..execution import ExecutionResult, Tests
 from .judges import Judge
 from .judging import MAX_TOTAL, Judgement, Unjudged, read_judgement
 from .records import LEVELS, Level, Question, Runner
+from .running_alone import lacks_surroundings
 from .static_view import StaticView, program_of, static_views
 
 __all__ = ["Feedback", "FeedbackConfig", "feedback_level", "feedback_metrics", "feedback_score", "listen"]
@@ -82,7 +83,7 @@ class Feedback:
             The tools' view.
         tests_passed (`float`, *optional*):
             Share of the question's tests that the answer passes, a test program counting as one; `None` where there
-            are no tests, none were run, or the sandbox failed.
+            are no tests, none were run, the sandbox failed, or the answer lacks its surroundings.
         score (`float`):
             Both views combined, in [0, 1].
         level (`str`):
@@ -290,13 +291,15 @@ def _tests_passed(questions: Sequence[Question], answers: Sequence[str], run: Ru
         else:
             jobs.append((index, (program, question.tests)))
     results = run([job for _, job in jobs]) if jobs else []
-    for (index, _), result in zip(jobs, results, strict=True):
-        shares[index] = _share(result)
+    for (index, (_, tests)), result in zip(jobs, results, strict=True):
+        shares[index] = _share(result, tests)
     return shares
 
 
-def _share(result: ExecutionResult) -> float | None:
-    return None if result.status == "infra_error" else result.tests_passed / result.tests_total
+def _share(result: ExecutionResult, tests: Tests) -> float | None:
+    """Return the share of tests passed, `None` where the program could not be judged."""
+    unknown = result.status == "infra_error" or (result.tests_passed == 0 and lacks_surroundings(result, tests))
+    return None if unknown else result.tests_passed / result.tests_total
 
 
 def _execution(view: StaticView, tests_passed: float | None, unknown: float) -> float:

@@ -8,20 +8,17 @@ languages are told apart, and their execution is "unknown". Where the first bloc
 
 import ast
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
-from ..execution import ExecutionResult
 from ..generation.extraction import extract_program, fenced_blocks
 from ..generation.source import does_something, parse
 from .records import Runner
+from .running_alone import Outcome, Verdict, run_alone
 
-__all__ = ["MAX_CHARS", "MAX_FINDINGS", "Executed", "StaticView", "program_of", "static_views"]
-
-Executed: TypeAlias = Literal["pass", "fail", "unknown"]
+__all__ = ["MAX_CHARS", "MAX_FINDINGS", "StaticView", "program_of", "static_views"]
 
 MAX_CHARS = 50_000
 """Answers that are longer are not searched for a program."""
@@ -66,9 +63,9 @@ class StaticView:
         compiles (`bool`, *optional*):
             Whether Python compiles it; `None` where that was not tried.
         executed (`str`):
-            `"pass"` where the program ends without an error, `"fail"` where it does not, at the latest at the runner's
-            time limit; `"unknown"` without a Python program or a runner, after a fault of the sandbox, and where the
-            program lacks what it would find elsewhere: an input, or a package that the sandbox does not have.
+            `"pass"` where the program ends well as a main program, `"fail"` where it does not, at the latest at the
+            runner's time limit; `"unknown"` without a Python program or a runner, after a fault of the sandbox, and
+            where the program lacks its surroundings (see `running_alone`).
         error_type (`str`, *optional*):
             Class name of the exception that ended it, `"timeout"`, or what else did.
         findings (`tuple[str, ...]`):
@@ -81,7 +78,7 @@ class StaticView:
     language: str | None
     parses: bool | None = None
     compiles: bool | None = None
-    executed: Executed = "unknown"
+    executed: Verdict = "unknown"
     error_type: str | None = None
     findings: tuple[str, ...] = ()
     num_findings: int = 0
@@ -115,11 +112,12 @@ def static_views(answers: Sequence[str], run: Runner | None) -> list[StaticView]
     """
     lint = _linter()
     read = [_read(answer, lint) for answer in answers]
-    runnable = [index for index, (_, program) in enumerate(read) if program is not None]
-    results = run([(read[index][1] or "", "") for index in runnable]) if run is not None and runnable else []
     views = [view for view, _ in read]
-    for index, result in zip(runnable, results, strict=bool(results)):
-        views[index] = _executed(views[index], result)
+    runnable = [(index, program) for index, (_, program) in enumerate(read) if program is not None]
+    if run is not None:
+        outcomes = run_alone(run, [program for _, program in runnable])
+        for (index, _), outcome in zip(runnable, outcomes, strict=True):
+            views[index] = _executed(views[index], outcome)
     return views
 
 
@@ -145,23 +143,11 @@ def _read(answer: str, lint: _Linter) -> tuple[StaticView, str | None]:
     return StaticView(complete, language, True, findings=shown, num_findings=len(findings)), program
 
 
-def _executed(view: StaticView, result: ExecutionResult) -> StaticView:
+def _executed(view: StaticView, outcome: Outcome) -> StaticView:
     """Add what came of running the program."""
-    if result.status == "infra_error":
+    if outcome.error_type is None and outcome.verdict == "unknown":
         return view
-    if view.parses and _lacks_surroundings(result):
-        return replace(view, compiles=True, error_type=result.error_type)
-    if result.passed or (result.ending == "exit" and result.exit_code == 0):
-        return replace(view, compiles=True, executed="pass")
-    error_type = "timeout" if result.status == "timed_out" else result.error_type or result.ending
-    return replace(view, compiles=result.stage != "compile", executed="fail", error_type=error_type)
-
-
-def _lacks_surroundings(result: ExecutionResult) -> bool:
-    """Tell whether a program wanted an input, which nobody gave, or a package that the sandbox does not have."""
-    package = (result.missing or "").partition(".")[0]
-    foreign = result.error_type == "ModuleNotFoundError" and package not in sys.stdlib_module_names
-    return foreign or result.error_type == "EOFError"
+    return replace(view, compiles=outcome.compiles, executed=outcome.verdict, error_type=outcome.error_type)
 
 
 def _language(tag: str, text: str) -> str | None:

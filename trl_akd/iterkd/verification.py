@@ -6,22 +6,23 @@ a judge.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-from ..execution import ExecutionResult
+from ..execution import ExecutionResult, Tests
 from ..generation.extraction import extract_program
-from .answers import has_code, identity, leak, python_program, refuses
+from .answers import has_code, identity, leak, may_be_another_language, python_program, refuses
 from .judges import Judge
 from .judging import Judgement, Unjudged
 from .records import Fault, Pair, Question, Runner
+from .running_alone import Verdict, lacks_surroundings, run_alone
 
 __all__ = ["Verification", "verify"]
 
 _Truth: TypeAlias = Literal["right", "wrong", "unknown"]
-_NEEDS_MORE = {"EOFError", "FileNotFoundError", "ModuleNotFoundError"}
-"""What a right program, too, ends with where it runs without its input, its files or its libraries."""
+_TRUTHS: Mapping[Verdict, _Truth] = MappingProxyType({"pass": "right", "fail": "wrong", "unknown": "unknown"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,9 @@ def verify(
     | `fault/none` | the program passes the tests, or the judge sees no fault in it |
     | `fault/unverified` | nobody could tell |
 
-    Running tells the two apart by the tests or, without any, where the right program exits without an error and the
-    other does not. Where it does not tell, the judge must give the right answer at least `min_gap` points more.
+    Running tells the two apart by the tests or, without any, where the right program ends well as a main program and
+    the other does not (see `running_alone`). A program that lacks its surroundings is neither right nor wrong. Where
+    running does not tell, the judge must give the right answer at least `min_gap` points more.
 
     Args:
         pairs (`Sequence[Pair]`):
@@ -94,16 +96,16 @@ def verify(
     dropped: Counter[str] = Counter()
     answered = [pair for pair in pairs if not refuses(pair.correct)]
     dropped["correct/refused"] = len(pairs) - len(answered)
-    results = _run(run, [(pair.question, pair.correct) for pair in answered])
-    truths = [_truth(pair.question, result) for pair, result in zip(answered, results, strict=True)]
+    verdicts = _run(run, [(pair.question, pair.correct) for pair in answered])
+    truths = [_truth(pair.question, pair.correct, verdict) for pair, verdict in zip(answered, verdicts, strict=True)]
     dropped["correct/wrong"] = truths.count("wrong")
     screened = [
         (_screen(pair, dropped), truth) for pair, truth in zip(answered, truths, strict=True) if truth != "wrong"
     ]
-    verdicts = iter(_verdicts(screened, run, judge, min_gap))
+    found = iter(_faults_found(screened, run, judge, min_gap))
     pairs_kept, without_fault = [], []
     for pair, truth in screened:
-        kept = [fault for fault in pair.faults if _counts(next(verdicts), unverified, dropped)]
+        kept = [fault for fault in pair.faults if _counts(next(found), unverified, dropped)]
         if kept:
             pairs_kept.append(replace(pair, faults=tuple(kept)))
         elif truth == "right" or unverified == "keep":
@@ -137,13 +139,15 @@ def _reject(fault: str, pair: Pair, seen: dict[str, str]) -> str | None:
     return "leaks" if leak(fault, instruction=pair.question.instruction, correct=pair.correct) else None
 
 
-def _verdicts(
+def _faults_found(
     screened: Sequence[tuple[Pair, _Truth]], run: Runner | None, judge: Judge | None, min_gap: float
 ) -> list[bool | None]:
     """Tell of all faults, in order, whether they are faults; `None` where nobody could."""
     faults = [(pair, fault, truth) for pair, truth in screened for fault in pair.faults]
-    results = _run(run, [(pair.question, fault.text) for pair, fault, _ in faults])
-    found = [_is_fault(pair.question, truth, result) for (pair, _, truth), result in zip(faults, results, strict=True)]
+    verdicts = _run(run, [(pair.question, fault.text) for pair, fault, _ in faults])
+    found = [
+        _is_fault(pair.question, truth, verdict) for (pair, _, truth), verdict in zip(faults, verdicts, strict=True)
+    ]
     open_ = [index for index, verdict in enumerate(found) if verdict is None]
     if judge is not None and open_:
         gaps = _gaps(judge, [faults[index][:2] for index in open_])
@@ -162,34 +166,46 @@ def _counts(is_fault: bool | None, unverified: Literal["drop", "keep"], dropped:
     return True
 
 
-def _run(run: Runner | None, answers: Sequence[tuple[Question, str]]) -> list[ExecutionResult | None]:
-    """Run answers with their tests, or alone; `None` where that says nothing of the answer."""
-    results: list[ExecutionResult | None] = [None] * len(answers)
+def _run(run: Runner | None, answers: Sequence[tuple[Question, str]]) -> list[Verdict]:
+    """Run answers with their tests, or as main programs where there are none."""
+    verdicts: list[Verdict] = ["unknown"] * len(answers)
     if run is None:
-        return results
-    programs = [extract_program(answer) if question.tests else python_program(answer) for question, answer in answers]
-    runnable = [(index, program) for index, program in enumerate(programs) if program is not None]
-    found = run([(program, answers[index][0].tests or "") for index, program in runnable])
-    for (index, _), result in zip(runnable, found, strict=True):
-        results[index] = None if result.status == "infra_error" else result
-    return results
+        return verdicts
+    tested = [
+        (index, (extract_program(answer), question.tests))
+        for index, (question, answer) in enumerate(answers)
+        if question.tests
+    ]
+    for (index, (_, tests)), result in zip(tested, run([job for _, job in tested]) if tested else [], strict=True):
+        verdicts[index] = _verdict(result, tests)
+    alone = [
+        (index, program)
+        for index, (question, answer) in enumerate(answers)
+        if not question.tests and (program := python_program(answer)) is not None
+    ]
+    for (index, _), outcome in zip(alone, run_alone(run, [program for _, program in alone]), strict=True):
+        verdicts[index] = outcome.verdict
+    return verdicts
 
 
-def _truth(question: Question, result: ExecutionResult | None) -> _Truth:
-    """Tell whether an answer that should be right is; one that is no Python alone may be another language."""
-    if result is None:
-        return "unknown"
+def _verdict(result: ExecutionResult, tests: Tests) -> Verdict:
     if result.passed:
-        return "right"
-    alone = not question.tests
-    return "unknown" if alone and (result.stage == "compile" or result.error_type in _NEEDS_MORE) else "wrong"
+        return "pass"
+    return "unknown" if result.status == "infra_error" or lacks_surroundings(result, tests) else "fail"
 
 
-def _is_fault(question: Question, correct: _Truth, result: ExecutionResult | None) -> bool | None:
-    """Tell whether an answer that should be faulty is, beside one that is right; alone, exiting proves nothing."""
-    if result is None or correct != "right":
+def _truth(question: Question, answer: str, verdict: Verdict) -> _Truth:
+    """Return whether an answer that should be right is; one that is no Python may be in another language."""
+    if verdict == "fail" and not question.tests and may_be_another_language(answer):
+        return "unknown"
+    return _TRUTHS[verdict]
+
+
+def _is_fault(question: Question, correct: _Truth, verdict: Verdict) -> bool | None:
+    """Return whether an answer that should be faulty is, beside one that is right; ending well proves nothing."""
+    if verdict == "unknown" or correct != "right":
         return None
-    if not result.passed:
+    if verdict == "fail":
         return True
     return False if question.tests else None
 

@@ -70,6 +70,7 @@ class Job:
     timeout: float
     memory_bytes: int
     function: str | None
+    preamble: str
     files: list[int]
 
 
@@ -269,7 +270,7 @@ def _be_program(level: Level, job: Job, processes: int, verdict_fd: int) -> NoRe
     except BaseException as error:
         verdict.send_trouble(verdict_fd, f"{type(error).__name__}: {error}")
         os._exit(1)
-    program.main(job.mode, job.function)
+    program.main(job.mode, job.function, job.preamble)
 
 
 def _arrange_descriptors(job: Job, verdict_fd: int) -> None:

@@ -6,6 +6,8 @@ import textwrap
 import warnings
 from typing import Literal, TypeAlias
 
+from ..data.schema import well_formed
+
 __all__ = ["Reject", "check_plan", "plan_of_answer"]
 
 Reject: TypeAlias = Literal["empty", "truncated", "not_numbered", "too_few_steps", "too_long", "code"]
@@ -34,6 +36,7 @@ def plan_of_answer(answer: str) -> str:
 
     ```
     """
+    answer = well_formed(answer)
     answer = textwrap.dedent("\n".join(line.rstrip() for line in answer.strip("\n").splitlines()))
     answer = answer.lstrip() if _STEP.match(answer.lstrip()) else answer
     steps = list(_STEP.finditer(answer))

@@ -442,6 +442,8 @@ def _tag_on_a_line(body: str) -> tuple[str, str]:
 def _wrapped(text: str, start: int, end: int, unclosed: set[str]) -> CodeBlock | None:
     """Return the block that opens with a tag such as `[PYTHON]` on a line, unless fences do its work."""
     opening = _WRAPPER.search(text, start, end)
+    if opening is not None and (inner := _WRAPPER.match(text, opening.end())):
+        opening = inner
     if opening is None or _is_quoted(text, opening):
         return None
     name = opening["square"] or opening["angle"]

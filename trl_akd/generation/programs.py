@@ -78,7 +78,7 @@ _WRONG = re.compile(
     re.IGNORECASE,
 )
 _RIGHT = re.compile(
-    r"\b(?:correct(?:ed|ly|ion)?|fix(?:ed|es|ing)?|instead|right|improved?|optimi[sz]ed|updated|revised|final|working"
+    r"\b(?:correct(?:ed|ly|ion)?|fix(?:ed|es|ing)?|instead of|use this instead|right|improved?|optimi[sz]ed|updated|revised|final|working"
     r"|better|efficient|faster|solution is|avoids|handles)\b",
     re.IGNORECASE,
 )
@@ -367,16 +367,18 @@ class _Source:
 
 def _statements(text: str, tree: ast.Module, offset: int = 0) -> list[_Statement]:
     lines = text.split("\n")
-    found: list[_Statement] = []
-    for node in tree.body:
-        first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))]) - 1
-        last = node.end_lineno or node.lineno
-        if found and found[-1].last > first + offset:  # two statements on a line
-            source = ast.unparse(node)
-        else:
-            source = "\n".join(lines[first:last])
-        found.append(_Statement(node, source, first + offset, last + offset))
+    ends = [node.end_lineno or node.lineno for node in tree.body]
+    starts = [_first_line(node) for node in tree.body]
+    found = []
+    for number, node in enumerate(tree.body):
+        shared = starts[number] in ends[max(number - 1, 0) : number] or ends[number] in starts[number + 1 : number + 2]
+        source = ast.unparse(node) if shared else "\n".join(lines[starts[number] - 1 : ends[number]])
+        found.append(_Statement(node, source, starts[number] - 1 + offset, ends[number] + offset))
     return found
+
+
+def _first_line(node: ast.stmt) -> int:
+    return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
 
 
 # Repairs
@@ -417,6 +419,8 @@ def _repaired(part: Part) -> tuple[str, ast.Module | None]:
     if part.kind == "diff" or (part.kind == "code" and text.lstrip().startswith(("@@ ", "--- "))):
         text = _without_diff_marks(text)
     prose = part.kind == "prose" or part.kind == "text"
+    if part.kind != "python":
+        text = _from_json(text)
     tree = _tree(text, prose)
     for repair in _REPAIRS:
         if tree is not None:
@@ -511,12 +515,18 @@ def _without_diff_marks(text: str) -> str:
 
 
 def _with_spaces(text: str) -> str:
-    return "\n".join(line.expandtabs(4) if line[:1].isspace() else line for line in text.split("\n"))
+    """Replace the tabs in indents that mix tabs and spaces."""
+    if re.search(r"^ *\t", text, re.MULTILINE) is None:
+        return text
+    wide, narrow = (
+        "\n".join(line.expandtabs(width) if line[:1].isspace() else line for line in text.split("\n"))
+        for width in (8, 4)
+    )
+    return narrow if parse(wide) is None else wide
 
 
 _REPAIRS: tuple[Callable[[str], str], ...] = (
     textwrap.dedent,
-    _from_json,
     _without_prompts,
     _without_line_numbers,
     _without_entities,
@@ -673,7 +683,7 @@ class _Assembly:
             for number, statement in enumerate(source.statements):
                 if statement.is_main:
                     continue
-                if id(statement) in definitions or (name in statement.changes and not self._is_use(statement)):
+                if id(statement) in definitions or self._sets_up(statement, name, source):
                     self._keep(home, number)
             if name in _DYNAMIC:
                 for number, statement in enumerate(source.statements):
@@ -708,12 +718,30 @@ class _Assembly:
                     return number
         return None
 
-    def _is_use(self, statement: _Statement) -> bool:
-        """Tell whether a statement only uses the program: prints, asserts, or reads input."""
-        calls = {
-            node.func.id for node in statement.parts if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-        }
-        return bool(calls & {"print", "input"}) or isinstance(statement.node, ast.Assert)
+    def _sets_up(self, statement: _Statement, name: str, source: _Source) -> bool:
+        """Tell whether a statement changes the object of a name, rather than only using the program."""
+        if isinstance(statement.node, ast.Assert) or statement.is_import or statement.is_definition:
+            return False
+        if all(binding.is_import for binding in source.definitions(name)):
+            return False
+        calls = [node for node in statement.parts if isinstance(node, ast.Call)]
+        called = {node.func.id for node in calls if isinstance(node.func, ast.Name)}
+        if called & {"print", "input"}:
+            return False
+        if name in statement.changes:
+            return True
+        if not isinstance(statement.node, ast.Expr) or not calls or self._entry_point in statement.needs:
+            return False
+        given = {node.id for call in calls for node in call.args if isinstance(node, ast.Name)}
+        if any(binding.is_definition for binding in source.definitions(name)):
+            return False
+        return name in given or any(self._changes(function, name, source) for function in called)
+
+    def _changes(self, function: str, name: str, source: _Source) -> bool:
+        """Tell whether a function of a source uses a global variable and neither prints, reads nor tests."""
+        definitions = [one for one in source.definitions(function) if isinstance(one.node, ast.FunctionDef)]
+        needs = {need for one in definitions for need in one.needs}
+        return name in needs and not needs & {"print", "input", self._entry_point}
 
     def _keep_definitions(self) -> None:
         """Keep the functions and classes that nothing needs but a test might, where defining them cannot fail."""

@@ -27,7 +27,7 @@ def corpus() -> list[tuple[str, str, str | None, str]]:
 
 
 def outcome(program: str, check: str) -> str | None:
-    """Run a program and return what is wrong with it, or `None`; standard input is empty unless the check gives one."""
+    """Run a program and return what is wrong with it; its standard input is empty unless the check gives one."""
     given, expected = map(eval, re.findall(r"'[^']*'", check)) if check.startswith("IO ") else ("", None)
     printed = io.StringIO()
     names = {"__name__": "__main__" if expected is not None else "answer"}

@@ -26,8 +26,8 @@ _CODE = (
 def plan_of_answer(answer: str) -> str:
     r"""Return the plan in a teacher's answer: from its first numbered step on, without the blanks at line ends.
 
-    Thoughts are left out; a teacher that never stopped thinking wrote no plan. Steps may be numbered `1.`, `1)`, `1:` or
-    `Step 1:`. A plan that stands in a fenced block is taken out of it. Without any steps, the answer is returned.
+    Thoughts are left out; a teacher that never stopped thinking wrote no plan. Steps may be numbered `1.`, `1)`, `1:`
+    or `Step 1:`. A plan that stands in a fenced block is taken out of it. Without any steps, the answer is returned.
 
     Example:
 

@@ -14,7 +14,9 @@ __all__ = ["UserError", "run", "user_errors"]
 SETUP_ERRORS = (ValueError, OSError, ImportError)
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 # torch and safetensors report a failed write without an errno.
-_FAILED_WRITE = re.compile(r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed|unexpected pos \d+")
+_FAILED_WRITE = re.compile(
+    r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed|unexpected pos \d+"
+)
 _HUB_CLIENTS = {"huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
 
 

@@ -10,8 +10,9 @@ Departures from the paper, each argued in `docs/methods/akd.md`:
 """
 
 import math
+import numbers
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypedDict, get_args
 
 import torch
@@ -110,19 +111,24 @@ class AdaptiveBeta:
     ) -> None:
         _check_choice("strategy", strategy, get_args(BetaStrategy))
         _check_choice("regularizer", regularizer, tuple(REGULARIZERS))
+        if not isinstance(initial_values, Iterable) or isinstance(initial_values, str):
+            raise ValueError(
+                f"`initial_values` is {initial_values!r}; give a list of starting values for beta, such as [0.1, 0.6]."
+            )
+        initial_values = tuple(initial_values)
         if not initial_values:
             raise ValueError(
-                "`initial_values` is empty; give at least one starting value for beta, such as (0.1, 0.6)."
+                "`initial_values` is empty; give at least one starting value for beta, such as [0.1, 0.6]."
             )
         for initial_value in initial_values:
-            if not 0.0 <= initial_value <= 1.0:
+            if not _is_number(initial_value) or not 0.0 <= initial_value <= 1.0:
                 raise ValueError(
-                    f"`initial_values` contains {initial_value}; beta mixes two divergences and must lie in [0, 1]."
+                    f"`initial_values` contains {initial_value!r}; beta mixes two divergences and must lie in [0, 1]."
                 )
         _check_positive("learning_rate", learning_rate)
         _check_positive("eps", eps)
-        if not (regularization >= 0.0 and math.isfinite(regularization)):
-            raise ValueError(f"`regularization` is {regularization}; it must be a finite number of at least 0.")
+        if not (_is_number(regularization) and regularization >= 0.0 and math.isfinite(regularization)):
+            raise ValueError(f"`regularization` is {regularization!r}; it must be a finite number of at least 0.")
         self.strategy = strategy
         self.initial_values = tuple(float(value) for value in initial_values)
         self.learning_rate = learning_rate
@@ -240,11 +246,15 @@ class AdaptiveBeta:
         return self.regularization * REGULARIZERS[self.regularizer](distance, self.eps)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"`{name}` is {value!r}; choose one of {', '.join(map(repr, choices))}.")
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not (value > 0.0 and math.isfinite(value)):
-        raise ValueError(f"`{name}` is {value}; it must be a finite number above 0.")
+    if not (_is_number(value) and value > 0.0 and math.isfinite(value)):
+        raise ValueError(f"`{name}` is {value!r}; it must be a finite number above 0.")

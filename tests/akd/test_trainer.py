@@ -211,8 +211,9 @@ def test_generated_rows_keep_the_prompt_and_stop_once(trainer):
 
 
 def test_generation_uses_the_cache_and_stops_at_either_models_end(trainer, monkeypatch):
-    made = trainer(lmbda=1.0, gradient_checkpointing=True, max_new_tokens=4)
-    made.teacher.model.generation_config.eos_token_id = [11, 12]
+    teacher = tiny.model("qwen2")
+    teacher.generation_config.eos_token_id = [11, 12]
+    made = trainer(None, teacher, lmbda=1.0, gradient_checkpointing=True, max_new_tokens=4)
     seen = []
     original = type(made.model).generate
 
@@ -398,3 +399,33 @@ def test_student_loads_afterwards(trainer, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "student").eos_token == "<|endoftext|>"
     for name, value in made.model.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name])
+
+
+@pytest.mark.parametrize("settings", [{}, {"normalization": "token"}])
+def test_padding_free_batches_give_the_same_losses(trainer, settings):
+    rows = tiny.rows(8)
+    padded, flat = (
+        trainer(train_dataset=rows, eval_dataset=rows, max_length=40, padding_free=on, **settings)
+        for on in (False, True)
+    )
+    assert "position_ids" in next(iter(flat.get_train_dataloader()))
+    assert max(map(len, flat.train_dataset["input_ids"])) <= 40
+    losses = [[made.evaluate()["eval_loss"], made.train() and logs(made, "loss")] for made in (padded, flat)]
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
+    assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-4)
+
+
+def test_padding_free_with_a_collator_is_refused(trainer):
+    with pytest.raises(ValueError, match="`padding_free` is on and a `data_collator` is given"):
+        trainer(padding_free=True, data_collator=lambda rows: rows)
+
+
+@pytest.mark.parametrize(
+    ("role", "family"), [("student", "qwen2"), ("teacher", "qwen2"), ("teacher", "llama"), ("teacher", "gpt_bigcode")]
+)
+def test_folder_without_tokenizer(pair, config, tmp_path, role, family):
+    """For Qwen2 transformers makes a tokenizer up; for others it fails."""
+    tiny.model(family).save_pretrained(tmp_path / role)
+    models = {"student": pair[0], "teacher": pair[1], role: str(tmp_path / role)}
+    with pytest.raises(ValueError, match=f"no tokenizer could be loaded for the {role}"):
+        AKDTrainer(models["student"], models["teacher"], config(), train_dataset=tiny.rows(4))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from transformers.utils import is_torch_bf16_gpu_available
@@ -148,6 +149,11 @@ class AKDConfig(GKDConfig):
         self.make_beta()
 
     @property
+    def generates(self) -> bool:
+        """Whether student or teacher write some of the text that is trained on."""
+        return self.lmbda > 0.0 or self.seq_kd
+
+    @property
     def asks_teacher(self) -> bool:
         """Whether anything is learned from a teacher."""
         return True
@@ -171,6 +177,10 @@ class AKDConfig(GKDConfig):
         load_state(self.make_beta(), checkpoint)
 
     def _check_divergence(self) -> None:
+        for name in ("beta", "lmbda", "temperature", "kd_temperature", "ce_weight"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) and not (name == "beta" and value is None):
+                raise ValueError(f"`{name}` is {value!r}; give a number.")
         if self.beta is None and self.beta_strategy == "fixed":
             raise ValueError("`beta_strategy` is 'fixed' but `beta` is not set; give a `beta` in [0, 1].")
         if self.beta is not None and self.beta_strategy != "fixed":
@@ -184,7 +194,7 @@ class AKDConfig(GKDConfig):
             raise ValueError(f"`lmbda` is {self.lmbda}; it is a fraction of batches and must lie in [0, 1].")
         if not self.kd_temperature > 0.0:
             raise ValueError(f"`kd_temperature` is {self.kd_temperature}; it divides the logits and must be above 0.")
-        if (self.lmbda > 0.0 or self.seq_kd) and not self.temperature > 0.0:
+        if self.generates and not self.temperature > 0.0:
             raise ValueError(f"`temperature` is {self.temperature}; text is sampled with it, so it must be above 0.")
         if not self.ce_weight >= 0.0:
             raise ValueError(f"`ce_weight` is {self.ce_weight}; it weighs a loss and must be at least 0.")
@@ -199,10 +209,16 @@ class AKDConfig(GKDConfig):
                 f"`prompt_template` is {self.prompt_template!r}; choose one of "
                 f"{', '.join(map(repr, PROMPT_TEMPLATES))}."
             )
-        if self.packing and (self.lmbda > 0.0 or self.seq_kd):
+        for name in ("packing", "eval_packing", "padding_free"):
+            if getattr(self, name) and self.generates:
+                raise ValueError(
+                    f"`{name}` is on together with `lmbda` above 0 or `seq_kd`, but prompts and generated text come "
+                    f"in padded batches; set {name}=False, or train on the data alone with lmbda=0 and seq_kd=False."
+                )
+        if self.eval_packing and not (self.packing or self.padding_free):
             raise ValueError(
-                "`packing` is on together with `lmbda` above 0 or `seq_kd`, but generated text cannot be packed "
-                "beforehand; set packing=False, or train on the data alone with lmbda=0 and seq_kd=False."
+                "`eval_packing` is on, but training pads its batches, and one collator serves both; set packing=True "
+                "or padding_free=True, or leave `eval_packing` out."
             )
         for name, accepted, remedy in _INHERITED_WITHOUT_EFFECT:
             if getattr(self, name) not in accepted:

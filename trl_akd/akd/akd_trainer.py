@@ -12,6 +12,7 @@ ranks.
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -20,6 +21,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ..data.collators import DataCollatorForDistillation
 from ..data.preparation import prepare_dataset
@@ -34,7 +36,20 @@ from .akd_config import AKDConfig
 from .batches import Batch, Targets, number_of_tokens, targets
 from .beta_schedule import BetaSchedule
 from .checkpoint import load_state, save_state
-from .checks import check_data, check_models, check_unused, name_of, named_datasets, tokenizer_of
+from .checks import (
+    adapters_of,
+    check_adapter,
+    check_arguments,
+    check_data,
+    check_models,
+    check_overrides,
+    check_parallelism,
+    check_tokenizer,
+    check_unused,
+    name_of,
+    named_datasets,
+    tokenizer_of,
+)
 from .dropout import disable_dropout
 from .gkd import GKDTrainer
 from .metrics import METRICS, DistillationMetrics, Means
@@ -108,7 +123,11 @@ class AKDTrainer(GKDTrainer):
         peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
+        check_overrides(type(self), AKDTrainer)
+        check_arguments(type(self), args, AKDConfig)
         args = AKDConfig(f"{(name_of(model) or 'model').split('/')[-1]}-AKD") if args is None else args
+        check_adapter(peft_config, *adapters_of(model), *adapters_of(teacher_model))
+        check_parallelism(args.parallelism_config)
         teacher_model = teacher_model or args.teacher_model_name_or_path
         check_models(
             model, teacher_model, args, trains_adapter=peft_config is not None or hasattr(model, "peft_config")
@@ -116,27 +135,42 @@ class AKDTrainer(GKDTrainer):
         check_unused(kwargs)
         if data_collator is None:
             self._check_data(named_datasets(train_dataset, eval_dataset))
+        elif args.padding_free:
+            raise ValueError(
+                "`padding_free` is on and a `data_collator` is given, which forms the batches itself; leave one of "
+                "them out."
+            )
         else:
             args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
             args.remove_unused_columns = False
         # GKDTrainer's constructor refuses padded vocabularies, args=None and a dtype left out; its parent's is used.
-        super(GKDTrainer, self).__init__(
-            model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            peft_config=peft_config,
-            **kwargs,
-        )
+        with _as_padded(args):
+            super(GKDTrainer, self).__init__(
+                model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                peft_config=peft_config,
+                **kwargs,
+            )
+        self.padding_free = args.padding_free or args.packing
+        check_adapter(*adapters_of(self.model))
+        check_parallelism(self.accelerator.parallelism_config)
         self.adaptive_beta = args.make_beta()
         self.lmbda, self.seq_kd, self.temperature = args.lmbda, args.seq_kd, args.temperature
         if args.disable_dropout:
             disable_dropout(self.model)
-        if data_collator is None and not self.padding_free:
+        if data_collator is None:
             self.data_collator = self._make_collator()
         self._set_teacher(teacher_model, teacher_tokenizer)
+        self.generation_config = sampling_config(
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            pad_token_id=self._tokenizer.pad_token_id,
+            eos_token_ids=stop_tokens(self._tokenizer, self.model, getattr(self.teacher, "model", None)),
+        )
         self.distillation_metrics = {mode: DistillationMetrics(self._measured) for mode in ("train", "eval")}
         self.provenance = provenance(model, teacher_model, args)
         self._student_proven = False
@@ -148,9 +182,14 @@ class AKDTrainer(GKDTrainer):
         check_data(datasets)
 
     def _make_collator(self) -> Callable[[list[Any]], Batch]:
+        if self.padding_free:
+            padding_free: Callable[[list[Any]], Batch] = DataCollatorForLanguageModeling(
+                self._tokenizer.pad_token_id, padding_free=True, pad_to_multiple_of=self.args.pad_to_multiple_of
+            )
+            return padding_free
         return DataCollatorForDistillation(
             self._tokenizer.pad_token_id,
-            with_prompts=self._generates,
+            with_prompts=self.args.generates,
             pad_to_multiple_of=self.args.pad_to_multiple_of,
         )
 
@@ -163,6 +202,7 @@ class AKDTrainer(GKDTrainer):
         formatting_func: Callable[[Any], str] | None,
         dataset_name: str,
     ) -> Dataset:
+        check_tokenizer(self._tokenizer)
         with args.main_process_first(desc=f"preparation of the {dataset_name} dataset"):
             prepared, report = self._tokenize(dataset, args, packing, dataset_name)
         if report is not None and args.process_index == 0:
@@ -217,10 +257,6 @@ class AKDTrainer(GKDTrainer):
 
     # Batches
 
-    @property
-    def _generates(self) -> bool:
-        return self.lmbda > 0.0 or self.seq_kd
-
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor]:
@@ -250,17 +286,11 @@ class AKDTrainer(GKDTrainer):
             author = self.teacher_model
         else:
             return batch
-        config = sampling_config(
-            max_new_tokens=self.args.max_new_tokens,
-            temperature=self.temperature,
-            pad_token_id=self._tokenizer.pad_token_id,
-            eos_token_ids=stop_tokens(self._tokenizer, self.model, getattr(self.teacher, "model", None)),
-        )
         rows = sample_rows(
             author,
             batch,
             self.accelerator,
-            config,
+            self.generation_config,
             vocabulary_size=self.vocabulary_size,
         )
         return DataCollatorForDistillation(self._tokenizer.pad_token_id)(rows)
@@ -277,19 +307,30 @@ class AKDTrainer(GKDTrainer):
         model: nn.Module,
         inputs: Batch,
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | float | None = None,
     ) -> Any:
         """Return the micro-batch's share of the global loss: a 0-dim float32 tensor, in nats.
 
         Shares add up to the global batch's loss over accumulation steps, and average to it over ranks, as DDP and
         DeepSpeed average gradients.
+
+        Args:
+            model (`torch.nn.Module`):
+                The student, as `accelerator.prepare` returned it.
+            inputs (`dict`):
+                A collated batch.
+            return_outputs (`bool`, *optional*, defaults to `False`):
+                Also return the student's outputs, with full logits.
+            num_items_in_batch (`torch.Tensor` of shape `[tasks]` or `[]`, or `float`, *optional*):
+                Divisor of the global batch: its number of samples, or of target tokens with `normalization="token"`.
+                By default that of this batch alone.
         """
         wanted = self._targets(inputs)
-        items, ranks = num_items_in_batch, self.accelerator.num_processes
-        if items is None or not self.model.training:
-            items, ranks = wanted.items, 1
-        elif not self.args.average_tokens_across_devices:
-            ranks = 1  # items are those of this rank alone
+        items, ranks = wanted.items, 1
+        if num_items_in_batch is not None:
+            items = torch.as_tensor(num_items_in_batch, device=items.device).expand_as(items)
+            if self.model.training and self.args.average_tokens_across_devices:
+                ranks = self.accelerator.num_processes  # otherwise the items are those of this rank alone
         student, share = self.accelerator.unwrap_model(model), wanted.share(items, ranks)
         with self.teacher.observe(wanted.taught_inputs):
             loss, sums = through_forward(model, student, lambda: self._student_loss(student, wanted, share))
@@ -333,6 +374,8 @@ class AKDTrainer(GKDTrainer):
 
     def _finish_step(self) -> None:
         """Log what the micro-batches and ranks of an optimiser step come to, and update β once it is complete."""
+        if self.distillation_metrics["train"].is_empty():
+            return  # a subclass computes the loss on its own
         means, tokens = self.distillation_metrics["train"].reduce(self.accelerator)
         self._total_train_tokens += tokens
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
@@ -397,3 +440,16 @@ class AKDTrainer(GKDTrainer):
             architecture=f"AutoModelFor{'Seq2SeqLM' if self.model.config.is_encoder_decoder else 'CausalLM'}",
         )
         card.save(f"{self.args.output_dir}/README.md")
+
+
+@contextmanager
+def _as_padded(args: AKDConfig) -> Iterator[None]:
+    """Hide `padding_free` from SFTTrainer's constructor, which refuses it with a `max_length` that it does not apply.
+
+    Rows are cut to `max_length` when they are tokenised.
+    """
+    given, args.padding_free = args.padding_free, False
+    try:
+        yield
+    finally:
+        args.padding_free = given

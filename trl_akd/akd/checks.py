@@ -14,6 +14,73 @@ from .akd_config import AKDConfig
 logger = logging.getLogger(__name__)
 
 
+def check_arguments(trainer: type, args: Any, expected: type[AKDConfig]) -> None:
+    """Refuse a configuration of another trainer, whose fields would be missing or mean something else."""
+    if args is not None and not isinstance(args, expected):
+        raise TypeError(
+            f"`args` is a {type(args).__name__}, but {trainer.__name__} takes {_article(expected.__name__)}; make one "
+            "with the same settings."
+        )
+
+
+def _article(name: str) -> str:
+    return f"an {name}" if name[0] in "AEIOU" else f"a {name}"
+
+
+# Methods of TRL's and transformers' trainers that this package's trainers never call, and what to override instead.
+_NEVER_CALLED = {
+    "generalized_jsd_loss": "`compute_loss`",
+    "generate_on_policy_outputs": "`get_batch_samples`, which returns the micro-batches of a step with their text",
+    "_get_num_items_in_batch": "`get_batch_samples`, which counts what the loss is divided by",
+}
+
+
+def check_overrides(trainer: type, base: type) -> None:
+    """Refuse a subclass of `base` that overrides an inherited method which is never called."""
+    for owner in trainer.__mro__[: trainer.__mro__.index(base)]:
+        for name, remedy in _NEVER_CALLED.items():
+            if name in vars(owner):
+                raise TypeError(
+                    f"{owner.__name__} overrides `{name}`, which {base.__name__} never calls, because its loss needs "
+                    f"no full logits and its text is sampled for a whole step at a time; override {remedy}."
+                )
+
+
+def check_parallelism(config: Any) -> None:
+    """Refuse context, sequence and tensor parallelism, under which a process sees a part of a row or of the logits.
+
+    Args:
+        config (`ParallelismConfig`, *optional*):
+            That of `accelerate`.
+    """
+    for name, method in (("cp", "context"), ("sp", "sequence"), ("tp", "tensor")):
+        size = getattr(config, f"{name}_size", 1)
+        if size > 1:
+            raise ValueError(
+                f"`parallelism_config` has {name}_size={size}, but the divergence needs whole rows and whole LM heads "
+                f"on each process, so {method} parallelism is not supported; set {name}_size=1, and use ZeRO-3 or a "
+                "smaller `per_device_train_batch_size` where memory is short."
+            )
+
+
+def check_adapter(*configs: Any) -> None:
+    """Refuse prompt tuning, prefix tuning and their like.
+
+    Their virtual tokens are put in front by the forward of the PEFT model, which the fused loss does not go through.
+    """
+    for config in configs:
+        if getattr(config, "is_prompt_learning", False):
+            raise ValueError(
+                f"`peft_config` is a {type(config).__name__}, which learns virtual tokens in front of the prompt, and "
+                "the fused loss would leave them out; choose an adapter of the weights, such as LoraConfig."
+            )
+
+
+def adapters_of(model: Any) -> list[Any]:
+    """Return the configurations of the adapters that a model came with."""
+    return list(getattr(model, "peft_config", {}).values())
+
+
 def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter: bool) -> None:
     """Refuse a missing teacher, the student as its own teacher, and settings that need another teacher."""
     if not args.asks_teacher:
@@ -69,16 +136,36 @@ def tokenizer_of(model: Any, args: AKDConfig, default: PreTrainedTokenizerBase) 
     if name is None:
         logger.warning("The teacher has no name, so it is taken to have the student's tokenizer; or pass one.")
         return default
+    missing = ValueError(
+        f"no tokenizer could be loaded for the teacher {name!r}, so its vocabulary cannot be compared with the "
+        "student's; save one beside it, or pass `teacher_tokenizer`."
+    )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             name, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no tokenizer could be loaded for the teacher {name!r}, so its vocabulary cannot be compared with the "
-            "student's; save one beside it, or pass `teacher_tokenizer`."
-        ) from error
+        raise missing from error
+    if not has_vocabulary(tokenizer):
+        raise missing
     return tokenizer
+
+
+def has_vocabulary(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell a tokenizer that was loaded from one that transformers made up for a folder without tokenizer files.
+
+    The latter has special tokens and at most the one that stands for a space.
+    """
+    return len(set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())) > 1
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a student's tokenizer without a vocabulary."""
+    if not has_vocabulary(tokenizer):
+        raise ValueError(
+            "no tokenizer could be loaded for the student, whose folder has no tokenizer files; save one there, or "
+            "pass `processing_class`."
+        )
 
 
 def name_of(model: Any) -> str | None:

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from transformers import GenerationConfig
 
-from ..generation.plain import writing
+from ..generation.plain import stop_tokens, writing
 
 
 def is_on_policy(lmbda: float, *, seed: int, step: int, micro_batch: int) -> bool:
@@ -40,7 +40,7 @@ def sampling_config(
         top_p=1.0,
         use_cache=True,
         pad_token_id=pad_token_id,
-        eos_token_id=eos_token_ids,
+        eos_token_id=eos_token_ids[0] if len(eos_token_ids) == 1 else eos_token_ids,
     )
 
 
@@ -77,9 +77,9 @@ def sample_rows(
     prompts, mask = batch["prompts"].to(device), batch["prompt_attention_mask"].to(device)
     with writing(engine, accelerator) as model:
         sequences = model.generate(input_ids=prompts, attention_mask=mask, generation_config=config)
-    completions = sequences[:, prompts.shape[1] :].tolist()
+    completions, stops = sequences[:, prompts.shape[1] :].tolist(), set(stop_tokens(config))
     return [
-        _row(prompt[keep.bool()].tolist(), _until_stop(completion, set(config.eos_token_id)))
+        _row(prompt[keep.bool()].tolist(), _until_stop(completion, stops))
         for prompt, keep, completion in zip(prompts, mask, completions, strict=True)
     ]
 

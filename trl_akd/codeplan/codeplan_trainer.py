@@ -24,7 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..akd.akd_trainer import AKDTrainer
 from ..akd.batches import Batch, Targets, backbone_inputs
-from ..akd.checks import name_of, named_datasets
+from ..akd.checks import check_arguments, name_of, named_datasets
 from ..akd.metrics import METRICS, Means
 from ..akd.objective import cross_entropy
 from ..data.codeplan import DataCollatorForCodePLAN, of_task, weights_of_tasks
@@ -97,6 +97,7 @@ class CodePLANTrainer(AKDTrainer):
         data_collator: Callable[[list[Any]], Batch] | None = None,
         **kwargs: Any,
     ) -> None:
+        check_arguments(type(self), args, CodePLANConfig)
         args = CodePLANConfig(f"{(name_of(model) or 'model').split('/')[-1]}-CodePLAN") if args is None else args
         given, revision = model, (args.model_init_kwargs or {}).get("revision")
         adapter = adapter_of(given, revision)

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
@@ -34,7 +35,9 @@ class Benchmark:
         revision (`str`, *optional*):
             Revision of the dataset on the Hub.
         packages (`tuple[str, ...]`):
-            What its tests import beyond the standard library.
+            What its tests and solutions import beyond the standard library.
+        strict (`bool`):
+            Whether programs run apart from the tests unless the caller says otherwise.
     """
 
     name: str
@@ -44,28 +47,36 @@ class Benchmark:
     left_out: frozenset[str] = frozenset()
     revision: str | None = None
     packages: tuple[str, ...] = ()
+    strict: bool = False
 
 
 @dataclass(frozen=True)
 class _Known:
-    """Say where a named benchmark lies on the Hub and which of its rows count."""
+    """Say where a named benchmark lies on the Hub, which of its rows count and how its tests run."""
 
     dataset: str
     config: str | None = None
-    file: str | None = None  # for a dataset that is a script, which `datasets` no longer runs
+    files: tuple[str, ...] = ()  # for a dataset that is a script, which `datasets` no longer runs
     packages: tuple[str, ...] = ()
     task_ids: range | None = None
     skips: bool = False  # has problems without usable tests
+    strict: bool = False  # all reference solutions pass in strict mode
 
 
 BENCHMARKS: Mapping[str, _Known] = MappingProxyType(
     {
-        "humaneval": _Known("openai/openai_humaneval"),
+        "humaneval": _Known("openai/openai_humaneval", strict=True),
         "humaneval_plus": _Known("evalplus/humanevalplus", packages=("numpy",)),
         # Its files hold all 974 problems; the 500 of the test split are what papers report.
         "mbpp": _Known("google-research-datasets/mbpp", config="full", task_ids=range(11, 511)),
         "mbpp_plus": _Known("evalplus/mbppplus", packages=("numpy",)),
-        "apps": _Known("codeparrot/apps", file="test.jsonl", skips=True),
+        "apps": _Known("codeparrot/apps", files=("test.jsonl",), packages=("numpy",), skips=True, strict=True),
+        "livecodebench": _Known(  # release_v6
+            "livecodebench/code_generation_lite",
+            files=("test.jsonl", *(f"test{number}.jsonl" for number in range(2, 7))),
+            packages=("numpy",),
+            strict=True,
+        ),
     }
 )
 
@@ -77,8 +88,8 @@ def load_benchmark(
 
     Args:
         name (`str`):
-            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, or the path of a file of one's own
-            (`.jsonl` or `.jsonl.gz`, one problem a line in any format that `read_problem` knows).
+            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, `livecodebench`, or the path of a file of
+            one's own (`.jsonl` or `.jsonl.gz`, one problem a line in any format that `read_problem` knows).
         path (`str` or `Path`, *optional*):
             Local copy of a named benchmark: JSON Lines or, for APPS, its folder of numbered folders. Without it the
             benchmark comes from the Hub.
@@ -109,6 +120,7 @@ def load_benchmark(
         fingerprint=fingerprint(problems),
         revision=revision if local is None else None,
         packages=known.packages,
+        strict=known.strict,
     )
 
 
@@ -156,12 +168,13 @@ def _optional(path: Path) -> str | None:
 
 
 def _hub_rows(known: _Known, revision: str | None) -> Iterable[tuple[Row, str]]:
-    if known.file is not None:
+    if known.files:
         from huggingface_hub import hf_hub_download
 
-        return read_json_lines(
-            Path(hf_hub_download(known.dataset, known.file, repo_type="dataset", revision=revision))
+        paths = (
+            Path(hf_hub_download(known.dataset, file, repo_type="dataset", revision=revision)) for file in known.files
         )
+        return chain.from_iterable(map(read_json_lines, paths))
     from ..data.sources import load
 
     rows = load(known.dataset, config=known.config, split="test", revision=revision)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from ..data.templates import DEFAULT_TEMPLATE, get_template
+from .benchmarks import BENCHMARKS
 from .prompts import PROMPT_STYLES
 
 Backend = Literal["transformers", "vllm", "openai"]
@@ -43,7 +44,8 @@ class EvaluationConfig:
         compare (`list[str]`, *optional*):
             Compare the results in these folders instead; the first one is the teacher that losses are relative to.
         benchmark (`str`, *optional*):
-            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, or a .jsonl file of one's own.
+            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, `livecodebench`, or a .jsonl file of one's
+            own.
         benchmark_path (`str`, *optional*):
             Local copy of a named benchmark; without it, it comes from the Hub.
         benchmark_revision (`str`, *optional*):
@@ -75,8 +77,9 @@ class EvaluationConfig:
             Temperature of sampling; 0 takes the likeliest token at each step.
         top_p (`float`, *optional*, defaults to `1.0`):
             Sample from the likeliest tokens whose probabilities add up to this.
-        max_new_tokens (`int`, *optional*, defaults to `512`):
-            Most tokens of a completion.
+        max_new_tokens (`int`, *optional*):
+            Maximum number of tokens per completion. By default 512, or half of the model's positions where that is
+            less.
         long_prompts (`str`, *optional*, defaults to `"error"`):
             What to do where a prompt and `max_new_tokens` exceed the model's positions: `"error"`, or `"fail"`:
             nothing is written for the problem, which counts against the model. For the backend `"transformers"`.
@@ -92,8 +95,9 @@ class EvaluationConfig:
             Run the programs, in a sandbox. So does HF_ALLOW_CODE_EVAL=1 in the environment.
         isolation (`str`, *optional*, defaults to `"auto"`):
             Level of the sandbox: `"auto"`, `"namespace"`, `"bwrap"` or `"process"`, which contains accidents alone.
-        strict (`bool`, *optional*, defaults to `False`):
-            Run tests in another process than the candidate.
+        strict (`bool`, *optional*):
+            Run tests in another process than the candidate. By default, where the benchmark's tests allow it:
+            HumanEval's do, and outputs of APPS and LiveCodeBench are compared in another process in any case.
         workers (`int`, *optional*):
             Programs run at a time, by default one a core.
         timeout (`float`, *optional*, defaults to `10.0`):
@@ -112,7 +116,7 @@ class EvaluationConfig:
     )
     benchmark: str | None = field(
         default=None,
-        metadata={"help": "humaneval, humaneval_plus, mbpp, mbpp_plus, apps, or a .jsonl file of one's own."},
+        metadata={"help": f"{', '.join(BENCHMARKS)}, or a .jsonl file of one's own."},
     )
     benchmark_path: str | None = field(
         default=None, metadata={"help": "Local copy of a named benchmark; without it, it comes from the Hub."}
@@ -155,7 +159,13 @@ class EvaluationConfig:
     top_p: float = field(
         default=1.0, metadata={"help": "Sample from the likeliest tokens whose probabilities add up to this."}
     )
-    max_new_tokens: int = field(default=512, metadata={"help": "Most tokens of a completion."})
+    max_new_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Maximum number of tokens per completion; by default 512, or half of the model's positions where "
+            "that is less."
+        },
+    )
     long_prompts: Literal["error", "fail"] = field(
         default="error", metadata={"help": "What to do where a prompt exceeds the model's positions."}
     )
@@ -171,7 +181,14 @@ class EvaluationConfig:
     isolation: Literal["auto", "namespace", "bwrap", "process"] = field(
         default="auto", metadata={"help": "Level of the sandbox; process contains accidents alone."}
     )
-    strict: bool = field(default=False, metadata={"help": "Run tests in another process than the candidate."})
+    strict: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Run tests in another process than the candidate; by default where the benchmark allows it.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
     workers: int | None = field(default=None, metadata={"help": "Programs run at a time, by default one a core."})
     timeout: float = field(default=DEFAULT_TIMEOUT, metadata={"help": "Seconds a program may take."})
     memory_mb: int = field(default=512, metadata={"help": "MiB a program may take."})
@@ -235,10 +252,10 @@ class EvaluationConfig:
         get_template(self.prompt_template)
 
     def _check_numbers(self) -> None:
-        for name in ("num_samples", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; give at least 1.")
-        for name, value in (("limit", self.limit), ("batch_size", self.batch_size), ("workers", self.workers)):
+        if self.num_samples < 1:
+            raise ValueError(f"`num_samples` is {self.num_samples}; give at least 1.")
+        for name in ("max_new_tokens", "limit", "batch_size", "workers"):
+            value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; give at least 1, or leave it out.")
         if not self.k or any(k < 1 for k in self.k):

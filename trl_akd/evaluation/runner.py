@@ -9,6 +9,7 @@ from typing import Any
 from ..execution import CodeExecutor
 from ..generation import TransformersGenerator
 from ..generation.sharing import from_main, is_main
+from .backends import load_model, with_max_new_tokens
 from .benchmarks import Benchmark, load_benchmark
 from .evaluation_config import EvaluationConfig
 from .generation import give_up_on_long, write_samples
@@ -65,9 +66,10 @@ def evaluate(config: EvaluationConfig, accelerator: Any = None) -> Evaluation | 
     )
     began = time.monotonic()
     if not is_main(accelerator):
-        _generate(config, benchmark, accelerator)
+        _generate(with_max_new_tokens(config), benchmark, accelerator)
         return None
     with make_executor(config, benchmark) as executor:
+        config = with_max_new_tokens(config)
         folder = output_folder(config, benchmark)
         samples, model = _samples(config, benchmark, folder, accelerator)
         generated = time.monotonic()
@@ -76,7 +78,7 @@ def evaluate(config: EvaluationConfig, accelerator: Any = None) -> Evaluation | 
         results = {
             "model": model,
             "generation": None if config.samples else config.generation_settings,
-            "execution": execution_settings(config, executor.isolation),
+            "execution": execution_settings(config, benchmark, executor.isolation),
             **summarize(benchmark, verdicts, config.k, confidence=config.confidence),
             "seconds": {
                 "generation": round(generated - began, 1),
@@ -94,10 +96,14 @@ def make_executor(config: EvaluationConfig, benchmark: Benchmark) -> CodeExecuto
         timeout=config.timeout,
         memory_mb=config.memory_mb,
         isolation=config.isolation,
-        strict=config.strict,
+        strict=_strict(config, benchmark),
         packages=tuple(dict.fromkeys([*benchmark.packages, *(config.packages or [])])),
         allow_code_execution=config.allow_code_execution or None,
     )
+
+
+def _strict(config: EvaluationConfig, benchmark: Benchmark) -> bool:
+    return benchmark.strict if config.strict is None else config.strict
 
 
 def output_folder(config: EvaluationConfig, benchmark: Benchmark) -> Path:
@@ -147,8 +153,7 @@ def _generate(
 
     Processes without samples of their own take part in the writing.
     """
-    from .backends import load_model
-
+    assert config.max_new_tokens is not None
     samples = _shared(samples, accelerator)
     if all(len(samples[problem.task_id]) >= config.num_samples for problem in benchmark.problems):
         return None
@@ -190,11 +195,11 @@ def _prompting(config: EvaluationConfig, tokenizer: Any = None) -> Prompting:
     return Prompting(config.prompt_style, config.prompt_template, tokenizer, config.stop)
 
 
-def execution_settings(config: EvaluationConfig, isolation: str) -> dict[str, Any]:
+def execution_settings(config: EvaluationConfig, benchmark: Benchmark, isolation: str) -> dict[str, Any]:
     """Return how programs were run, for `results.json`."""
     return {
         "isolation": isolation,
-        "strict": config.strict,
+        "strict": _strict(config, benchmark),
         "timeout": config.timeout,
         "memory_mb": config.memory_mb,
     }

@@ -154,6 +154,8 @@ class CodeExecutor:
             programs (`Sequence[tuple[str, Tests]]`): candidate and tests of each: a test program, which runs in the
                 candidate's namespace; or `{"inputs": [...], "outputs": [...]}` as in APPS, texts (or lists of lines)
                 for standard input and output; or the same with `"fn_name"`, lists of arguments and returned values.
+                Inputs and outputs may come with a `"harness"`, whose imports run before each program and by whose
+                rules answers are compared: `"apps"` (the default), `"livecodebench"`, or `"none"`, for no imports.
             timeout (`float`, *optional*): in place of the executor's.
             memory_mb (`int`, *optional*): in place of the executor's.
             fail_fast (`bool`, *optional*, defaults to `False`): whether to leave out a script's inputs after the first

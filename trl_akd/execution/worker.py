@@ -56,12 +56,14 @@ class Case:
         mode (`str`): `test`, `strict`, `script` or `call`, as in `zygote.program`.
         text (`str`): the test program, the standard input, or the arguments as JSON.
         function (`str`, *optional*): what `call` calls.
+        preamble (`str`, *optional*, defaults to `""`): imports that run in the candidate's namespace before it.
     """
 
     candidate: str
     mode: Literal["test", "strict", "script", "call"]
     text: str
     function: str | None = None
+    preamble: str = ""
 
 
 class Worker:
@@ -130,6 +132,7 @@ class Worker:
             "timeout": timeout,
             "memory_bytes": memory_mb << 20,
             "function": case.function,
+            "preamble": case.preamble,
         }
         files = [channel.make_file(text.encode("utf-8", "surrogatepass")) for text in (case.candidate, case.text)]
         if case.mode in ("script", "call"):

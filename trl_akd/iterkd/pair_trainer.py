@@ -29,7 +29,7 @@ from transformers import (
 
 from ..akd.akd_trainer import AKDTrainer
 from ..akd.batches import Batch
-from ..akd.checks import name_of, named_datasets
+from ..akd.checks import check_arguments, name_of, named_datasets
 from ..akd.metrics import METRICS, Means
 from ..akd.objective import cross_entropy, mixed_loss
 from ..data.pairs import DataCollatorForPairs, PairEncoder, check_pairs, number_of_answers, prepare_pairs
@@ -99,6 +99,7 @@ class PairTrainer(AKDTrainer):
         train_dataset: Dataset | None = None,
         **kwargs: Any,
     ) -> None:
+        check_arguments(type(self), args, IterKDConfig)
         args = IterKDConfig(f"{(name_of(model) or 'model').split('/')[-1]}-IterKD") if args is None else args
         if kwargs.get("data_collator") is not None:
             raise ValueError("`data_collator` is given, but IterKD's loss reads the batches of its own; leave it out.")

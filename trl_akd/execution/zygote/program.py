@@ -2,6 +2,7 @@
 
 import atexit
 import builtins
+import contextlib
 import gc
 import json
 import linecache
@@ -23,13 +24,14 @@ LAST_FD = CONTROL_FD
 _compile = compile  # not the one that a program may have put in its place
 
 
-def main(mode: str, function: str | None) -> NoReturn:
+def main(mode: str, function: str | None, preamble: str) -> NoReturn:
     """Run a program and send its verdict.
 
     Args:
         mode (`str`): `test`, a test program in the candidate's namespace; `strict`, the same in a process of its own;
             `script`, standard input to standard output; `call`, one call of `function`.
         function (`str`, *optional*): name of the function or of `Solution`'s method, for `call`.
+        preamble (`str`): imports to run in the candidate's namespace before it, for `script` and `call`.
     """
     # A program can walk up the stack and replace globals of these modules, but not the local names of frames.
     report_passed, report_failed, leave = verdict.send_passed, report, os._exit
@@ -37,9 +39,9 @@ def main(mode: str, function: str | None) -> NoReturn:
     progress = Progress(lambda stage: verdict.send_stage(VERDICT_FD, stage))
     try:
         if mode == "script":
-            run_script(progress)
+            run_script(progress, preamble)
         elif mode == "call":
-            call(progress, function or "")
+            call(progress, function or "", preamble)
         elif mode == "strict":
             run_strictly(progress)
         else:
@@ -127,7 +129,7 @@ def run_strictly(progress: Progress) -> None:
     exec(test, module.__dict__)
 
 
-def run_script(progress: Progress) -> None:
+def run_script(progress: Progress, preamble: str) -> None:
     """Run the candidate as a main program, to the end of its threads and exit handlers."""
     source = read_text(CANDIDATE_FD)
     try:
@@ -138,7 +140,7 @@ def run_script(progress: Progress) -> None:
         code = returns.compile_with_returns(source, CANDIDATE)
     progress.enter("test")
     try:
-        exec(code, new_module("__main__").__dict__)
+        exec(code, new_module("__main__", preamble).__dict__)
     except SystemExit as error:
         if failure.exit_code(error) != 0:
             raise
@@ -150,10 +152,10 @@ def run_script(progress: Progress) -> None:
                 stream.flush()
 
 
-def call(progress: Progress, name: str) -> None:
+def call(progress: Progress, name: str, preamble: str) -> None:
     """Load the candidate, call one function, and write what it returns, as plain data."""
-    module = load(progress)
-    arguments = json.loads(read_text(TEXT_FD))
+    module = load(progress, preamble)
+    arguments = read_arguments()
     progress.enter("test")
     owner = module.Solution() if hasattr(module, "Solution") else module
     returned = getattr(owner, name)(*arguments)
@@ -162,10 +164,19 @@ def call(progress: Progress, name: str) -> None:
         data = data[os.write(OUTPUT_FD, data) :]
 
 
-def load(progress: Progress) -> ModuleType:
+def read_arguments() -> list[Any]:
+    """Read arguments from JSON, which turns whole keys of dicts into texts; undo that for the first, as APPS does."""
+    arguments: list[Any] = json.loads(read_text(TEXT_FD))
+    if arguments and isinstance(arguments[0], dict):
+        with contextlib.suppress(ValueError):
+            arguments[0] = {int(key): value for key, value in arguments[0].items()}
+    return arguments
+
+
+def load(progress: Progress, preamble: str = "") -> ModuleType:
     """Run the candidate's top level as a module, and undo what it did to the interpreter."""
     code = progress.compile(read_text(CANDIDATE_FD), CANDIDATE)
-    module = new_module("candidate")
+    module = new_module("candidate", preamble)
     namespace, restore, true_builtins = module.__dict__, remember_interpreter(), builtins
     progress.enter("load")
     exec(code, namespace)
@@ -174,12 +185,13 @@ def load(progress: Progress) -> ModuleType:
     return module
 
 
-def new_module(name: str) -> ModuleType:
-    """Register an empty module, so that pickling, dataclasses and `inspect` find what is defined in it."""
+def new_module(name: str, preamble: str = "") -> ModuleType:
+    """Register a module that holds what a preamble imports, so that pickling, dataclasses and `inspect` find it."""
     module = ModuleType(name)
     module.__file__ = CANDIDATE
     module.__dict__["__builtins__"] = builtins
     sys.modules[name] = module
+    exec(preamble, module.__dict__)
     return module
 
 

@@ -62,6 +62,7 @@ class Job:
     timeout: float
     memory_bytes: int
     function: str | None
+    preamble: str
     files: list[int]
 
 
@@ -219,7 +220,7 @@ def _be_program(level: Level, job: Job) -> NoReturn:
         _report({"trouble": f"{type(error).__name__}: {error}"})
         os._exit(1)
     os.close(program.CONTROL_FD)
-    program.main(job.mode, job.function)
+    program.main(job.mode, job.function, job.preamble)
 
 
 def _arrange_descriptors(job: Job, verdict_fd: int, control: int) -> None:

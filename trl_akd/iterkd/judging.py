@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
-from ..generation.answers import parse_answer
+from ..generation import parse_answer
 
 __all__ = [
     "MAX_TOTAL",
@@ -202,13 +202,15 @@ _RULE = (
 _NUMBER = r"(?:[0-9]{1,3}+|[一二三四五六]|(?:one|two|three|four|five|six|iii|ii|iv|vi|v|i)\b)"
 _REFERENCE = re.compile(rf"(?<!\w){_RULE}[ ]*(?:no\.?|number)?[ #-]*(?P<number>{_NUMBER})[ ]*(?:条|條|項)?", re.I)
 _LABEL = re.compile(
-    rf"(?:(?:score|points?|rating|marks?)[ ](?:for|of|on)[ ])?+(?:{_RULE}[ ]*(?:no\.?|number)?[ #-]*(?P<rule>{_NUMBER})"
+    rf"(?:(?:score|points?|rating|marks?)[ ](?:for|of|on)[ ])?+(?:{_RULE}[ ]*(?:no\.?|number)?[ #-]*"
+    rf"(?P<rule>{_NUMBER})"
     r"(?:条|條|項)?|[(\[]?(?P<item>[1-9][0-9]?)(?:[.)\]、:]+(?![0-9])|(?=[ ]+[a-z])))?[ .):\]、]*",
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"[ \t>•·◦▪‣+\u2013\u2014-]*+(?:\([ ]*[xX ]?[ ]*\)[ ]+)?+")
 _SCORE_WORD = (
-    r"(?:sub-?)?(?:scores?|scoring|ratings?|points?|marks?|grades?|judgements?|judgments?|verdict|assessment|evaluation"
+    r"(?:sub-?)?(?:scores?|scoring|ratings?|points?|marks?|grades?|judgements?|judgments?|verdict|assessment"
+    r"|evaluation"
     r"|得分|评分|評分|分数|分數|打分|評価|スコア|点数|점수|평가|puntuación|puntaje|puntos|bewertung|punkte|note|notes|оценка)"
 )
 _HEADING = re.compile(
@@ -239,7 +241,8 @@ _WITHDRAWN = re.compile(
     r"\b(?:judge|score|rate|grade|evaluate|assess|comply|assist|provide|give|help|review)"
     r"|\b(?:disregard|ignore|retract|withdraw|discard|forget)\b[^.\n]{0,30}"
     r"\b(?:scores?|points|ratings?|judge?ment|numbers|above|these)\b"
-    r"|\b(?:scores?|numbers|ratings?|these|those|they)\b[^.\n]{0,30}\b(?:placeholders?|made up|invalid|meaningless|not (?:mine"
+    r"|\b(?:scores?|numbers|ratings?|these|those|they)\b[^.\n]{0,30}\b(?:placeholders?|made up|invalid"
+    r"|meaningless|not (?:mine"
     r"|my own|real|a judge?ment|final|meant)|do not count|don't count|only an example|just an example|guess(?:es)?)\b"
     r"|无法(?:评|打|给)|不能(?:评|打|给)|拒绝评",
     re.IGNORECASE,
@@ -248,27 +251,33 @@ _UNIT = r"(?:points?|pts?|p|marks?|балл\w*|punkte?|puntos?|分|点|点数|�
 _QUANTITY = r"[+-]?(?:[0-9]{1,6}(?:[.,][0-9]{1,6})?|[.][0-9]{1,6})"
 _AMOUNT = rf"(?:{_QUANTITY}|one and a half|one half|half|zero|none|one|two|three|no|a full|a|零|半|一|两|二)"
 _VALUE = re.compile(
-    rf"(?P<open>[(\[{{\"']?)[ ]*(?:score[ds]?|awarded|award|gets?|earns?|receives?|得分|得)?[ :=]*(?P<score>{_AMOUNT})"
+    rf"(?P<open>[(\[{{\"']?)[ ]*(?:score[ds]?|awarded|award|gets?|earns?|receives?|得分|得)?[ :=]*"
+    rf"(?P<score>{_AMOUNT})(?![0-9]|[.,][0-9])"
     rf"(?:[ ]*(?:/|÷|out[ ]+of|of(?:[ ]a)?(?:[ ]possible)?|von|sur|из|中|満点中|de)[ ]*(?P<scale>{_AMOUNT}))?"
-    rf"(?:[ ]*(?:a[ ])?{_UNIT}(?![a-z]))?(?:[ ]*/[ ]*(?P<late>{_QUANTITY})(?:[ ]*{_UNIT}(?![a-z]))?)?[)\]}}\"']?"
-    r"(?:[ ]*[(\[][ ]*(?:max(?:imum)?|out[ ]of|of|/|满分|満点)[ .:]*[0-9.]+[ ]*(?:points?|pts?|分|点)?[ ]*[)\]])?(?P<rest>.*)",
+    rf"(?:[ ]*(?:a[ ])?{_UNIT}(?![a-z]))?(?:[ ]*(?:/|out[ ]of|of)[ ]*(?P<late>{_QUANTITY})(?:[ ]*{_UNIT}"
+    rf"(?![a-z]))?)?[)\]}}\"']?"
+    r"(?:[ ]*[(\[][ ]*(?:max(?:imum)?|out[ ]of|of|/|满分|満点)[ .:]*[0-9.]+[ ]*(?:points?|pts?|分|点)?[ ]*[)\]])?"
+    r"(?P<rest>.*)",
     re.IGNORECASE,
 )
 _FULL = re.compile(r"(?:full|maximum|max|all)[ ](?:marks?|points?|score|credit)\b|满分|滿分|満点", re.I)
 _REMARK = re.compile(
-    r"[ ]*(?:$|[(\[;,.:!|]|[\u2013\u2014-][ ]*(?![ 0-9.])|\u2026|because\b|since\b|as\b|for\b|due\b|given\b|awarded\b|earned\b"
+    r"[ ]*(?:$|[(\[;,.:!|]|[\u2013\u2014-][ ]*(?![ 0-9.])|\u2026|because\b|since\b|as\b|for\b|due\b|given\b"
+    r"|awarded\b|earned\b"
     r"|\bin total\b)",
     re.IGNORECASE,
 )
 _CHANGED = re.compile(
     rf"(?:->|→|=>|⇒|»|\b(?:revised|changed|lowered|raised|corrected|reduced|adjusted|now|down|up)(?:[ ]to)?\b"
-    rf"|\bno,?(?:[ ]wait,?)?[ ]|\bwait,?[ ]|\bmake[ ](?:that|it)\b|\bactually\b|\brather\b|\bi mean\b|\bscratch that\b,?"
+    rf"|\bno,?(?:[ ]wait,?)?[ ]|\bwait,?[ ]|\bmake[ ](?:that|it)\b|\bactually\b|\brather\b|\bi mean\b"
+    rf"|\bscratch that\b,?"
     rf"|\bsorry,?)[ ,:]*(?:no,?[ ])?(?P<value>{_AMOUNT}(?![0-9]).*)",
     re.IGNORECASE,
 )
 _DOUBT = re.compile(
     rf"^[ ]*\??[ ]*[(\[]?[ ]*(?:[-\u2212+][ ]*(?:[0-9.]|half|one)|minus\b|less\b|deduct|\?|should[ ]be\b)"
-    rf"|^[ ]*[-\u2013\u2014~/][ ]*[0-9.]|^[ ]*(?:to|or|and|bis)[ ]+{_AMOUNT}\b|\b(?:or|maybe|perhaps|possibly|arguably)[ ]+{_QUANTITY}\b"
+    rf"|^[ ]*[-\u2013\u2014~/][ ]*[0-9.]|^[ ]*(?:to|or|and|bis)[ ]+{_AMOUNT}\b|\b(?:or|maybe|perhaps|possibly"
+    rf"|arguably)[ ]+{_QUANTITY}\b"
     r"|^[ ]*(?:or[ ](?:so|less|more)|at[ ](?:most|best|least))|^[ ]*\?",
     re.IGNORECASE,
 )
@@ -285,14 +294,17 @@ _RUBRIC = re.compile(
     r"\b(?:if|when|otherwise|where|max(?:imum)?|up to|worth|give)\b[^.]*\bpoints?\b|\bpoints?[ ]*:[ ]*[a-z]", re.I
 )
 _SUM = re.compile(
-    r"(?:the[ ]|my[ ])?(?:final[ ]|overall[ ]|grand[ ])?(?:total|sum|overall|gesamt|总分|總分|总计|合计|合計|총점|итого)(?:[ ]?(?:score|points?"
+    r"(?:the[ ]|my[ ])?(?:final[ ]|overall[ ]|grand[ ])?(?:total|sum|overall|gesamt|总分|總分|总计|合计"
+    r"|合計|총점|итого)(?:[ ]?(?:score|points?"
     r"|得分|is))?[ ]*(?:\([^()]{0,40}\))?[ ]*(?:[:=|,]|is\b)[ |:]*(?:[0-9.+ ]+=[ ]*)?(?P<total>[0-9]+(?:[.,][0-9]+)?)"
     r"(?:[ ]*(?:/|out[ ]of|of)[ ]*(?P<scale>[0-9]+(?:\.[0-9]+)?))?",
     re.IGNORECASE,
 )
 _AMENDING = re.compile(
-    r"\b(?:actually|correction|revis\w+|on reflection|second thought\w*|chang\w+|lower\w*|rais\w+|reduc\w+|adjust\w*|updat\w+"
-    r"|reconsider\w*|instead|amend\w*|should(?: have been| be)|sorry|wait|edit|errat\w+|make|set|drop\w*|bump\w*|deduct\w*"
+    r"\b(?:actually|correction|revis\w+|on reflection|second thought\w*|chang\w+|lower\w*|rais\w+|reduc\w+"
+    r"|adjust\w*|updat\w+"
+    r"|reconsider\w*|instead|amend\w*|should(?: have been| be)|sorry|wait|edit|errat\w+|make|set|drop\w*"
+    r"|bump\w*|deduct\w*"
     r"|tak(?:e|ing) (?:off|away))\b|改为|更正|修正",
     re.IGNORECASE,
 )
@@ -316,14 +328,15 @@ _SEPARATOR = re.compile(
     r"[:=]|[ ][\u2013\u2014-]+[ ]|\u2013|\u2014|->|→|\.{2,}|\t|[ ]{2,}|\b(?:is|gets?|receives?|earns?|scores?)\b", re.I
 )
 _JSON_KEYS = ("score", "points", "value", "rating", "awarded", "mark", "grade", "得分", "分数")
-_HALF = re.compile(r"([0-9])?\s*½")
+_HALF = re.compile(r"([0-9])?[ ]?½")
 _STRUCK = re.compile(r"~~[^~\n]{1,200}~~|<(?:s|del|strike)>[^<\n]{0,200}</(?:s|del|strike)>", re.IGNORECASE)
+_BOXED = re.compile(r"\\boxed\{([^{}\n]{0,40})\}")
 _HTML = re.compile(r"</?[a-z][a-z0-9]{0,10}[ ]?/?>", re.IGNORECASE)
 _LONG_QUOTE = re.compile(
     r"[\"\u201c](?=[^\"\u201d\n]{0,300}(?:rule|score)[ ]*[1-5:])[^\"\u201d\n]{12,600}[\"\u201d]", re.I
 )
 _MARKUP = str.maketrans(
-    {"*": "", "`": "", "#": "", "_": " ", "\u200b": "", "\ufe0f": "", "\u2212": "-", "\u00a0": " "}
+    {"*": "", "`": "", "#": "", "_": " ", "\u200b": "", "\ufe0f": "", "\u2212": "-", "\u00a0": " ", '"': ""}
 )
 
 
@@ -475,14 +488,18 @@ def _amendment(line: str) -> dict[int, float] | str | None:
         return None
     references = list(_REFERENCE.finditer(line))
     found: dict[int, float] = {}
-    for reference, following in zip(references, [*references[1:], None], strict=True):
+    for reference, following in zip(references, [*references[1:], None], strict=False):
         number = _DIGITS.get(reference["number"].casefold(), 0)
         tail = line[reference.end() : following.start() if following else len(line)]
         values = list(_NEW_VALUE.finditer(tail))
         score = _score(number, values[-1]["value"], None) if values and 1 <= number <= len(RULES) else None
         if isinstance(score, float):
             found[number] = score
-        elif values or re.search(r"\b(?:points?|scores?|by)\b|[0-9]", tail) or cue.start() < reference.start():
+        elif (
+            values
+            or re.search(rf"\b(?:points?|scores?)\b|\bby[ ]+{_AMOUNT}\b|[0-9]", tail, re.IGNORECASE)
+            or cue.start() < reference.start()
+        ):
             return line
     if not references and re.search(r"\b(?:deduct|take off|lower|rais)\w*\b.*\b(?:points?|scores?)\b", line, re.I):
         return line
@@ -490,6 +507,7 @@ def _amendment(line: str) -> dict[int, float] | str | None:
 
 
 def _plain(text: str) -> str:
+    text = _BOXED.sub(r"\1", text)
     text = _STRUCK.sub("", _HALF.sub(lambda match: f"{match[1] or 0}.5", text))
     return unicodedata.normalize("NFKC", text)
 
@@ -535,6 +553,8 @@ def _read_value(rule: int, text: str) -> float | Refusal | None:
     text = text.strip()
     if _FULL.match(text) and 1 <= rule <= len(RULES):
         return RULES[rule - 1].maximum
+    if re.match(r"1/2[ ](?:of[ ])?(?:a[ ])?point\b", text, re.IGNORECASE):
+        return 0.5
     if _VAGUE.match(text):
         return "not_a_number"
     found = _VALUE.match(text)
@@ -549,7 +569,8 @@ def _read_value(rule: int, text: str) -> float | Refusal | None:
     rest = found["rest"]
     if changed := _CHANGED.search(rest):
         if re.match(
-            r"[ ]*(?:$|->|→|=>|⇒|[(\[,;.]|\u2026|[\u2013\u2014-])|[ ]*(?:no|wait|actually|rather|make|revised|changed)",
+            r"[ ]*(?:$|->|→|=>|⇒|[(\[,;.]|\u2026|[\u2013\u2014-])|[ ]*(?:no|wait|actually|rather|make|revised"
+            r"|changed)",
             rest,
             re.I,
         ):
@@ -612,7 +633,9 @@ class _Lines:
         if self._in_scores(number) and not self._block_scores() and (values := self._bare_values(number, line)):
             self._enter_all(number, values)
             return True
-        done = [self._read_entry(number, part) for part in _BETWEEN.split(line)[::1] if part and part.strip()]
+        if self._block is not None and self._block.complete and _amendment(line) is not None:
+            return False
+        done = [self._read_entry(number, part) for part in _BETWEEN.split(line) if part and part.strip()]
         return any(done) or self._read_prose(number, line)
 
     def _read_rest(self, number: int, rest: str) -> bool:
@@ -676,9 +699,9 @@ class _Lines:
         if not rest.strip() or score is None:
             self._pending = rule
         if score is not None or self._in_scores(number):
-            nothing = not rest.strip(" :=.-") or rest.strip() == head.strip()
+            nothing = rest.strip(" :=.-") in ("", head.strip(" :=.-"))
             explicit = score if score is not None else "missing_score" if nothing else "not_a_number"
-            if self._in_scores(number) or score is not None and label["rule"] is not None:
+            if self._in_scores(number) or (score is not None and label["rule"] is not None):
                 self._enter(number, rule, explicit, weak=score is None)
         return True
 
@@ -693,10 +716,12 @@ class _Lines:
 
     def _is_row(self, number: int, line: str) -> bool:
         """Read a line of a table, and return whether it is one."""
-        if line.count("|") < 2 and not (line.count("|") == 1 and self._columns is not None):
-            return False
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if len(cells) < 2:
+            return False
+        rules = [self._rule_of(cell) for cell in cells]
+        is_head = len([rule for rule in rules if rule]) >= len(RULES) or _score_column(cells) is not None
+        if self._columns is None and not is_head and not line.lstrip().startswith("|") and rules[0] is None:
             return False
         if all(not cell.strip("-: ") for cell in cells):
             return True
@@ -705,10 +730,9 @@ class _Lines:
         ):
             self._note_total(found)
             return True
-        rules = [self._rule_of(cell) for cell in cells]
         if self._columns is None:
-            self._columns = cells
-            if len([rule for rule in rules if rule]) >= len(RULES) or _score_column(cells) is not None:
+            self._columns = cells if is_head else []
+            if is_head:
                 self._open(number, self._above, headed=True)
                 return True
         across = [self._rule_of(cell) for cell in self._columns]
@@ -748,7 +772,9 @@ class _Lines:
         """Return five scores without labels: on this line, or on this one and the next four."""
         if found := _BARE_LIST.fullmatch(line):
             return _numbers(found["values"])
-        following = [_BULLET.sub("", text, count=1).strip() for text in self._lines[number:] if text.strip()][:6]
+        following = [
+            _BULLET.sub("", text, count=1).strip() for text in self._lines[number : number + 12] if text.strip()
+        ]
         values = [re.fullmatch(rf"({_QUANTITY})(?:[ ]*/[ ]*[12])?", text) for text in following[: len(RULES)]]
         if len(values) < len(RULES) or not all(values):
             return None
@@ -824,7 +850,7 @@ def _score_column(cells: Sequence[str]) -> int | None:
         number
         for number, cell in enumerate(cells)
         if re.search(rf"\b{_SCORE_WORD}\b|awarded|given|得分|评分|分数", cell, re.I)
-        and not re.search(r"max|weight|possible|available|full|满分|worth", cell, re.I)
+        and not re.search(r"[0-9]|max|weight|possible|available|full|满分|worth", cell, re.I)
         and not _known_rule(cell)
     ]
     final = [number for number in found if _FINAL.search(cells[number])]
@@ -846,7 +872,9 @@ def _json_blocks(text: str) -> tuple[list[_Block], str]:
         before = [
             line for line in text[: match.start()].splitlines() if line.strip() and not line.lstrip().startswith("```")
         ]
-        block = _Block(start, text.count("\n", 0, end) + 1, "\n" + (before[-1] if before else ""), True, scores)
+        block = _Block(
+            start, text.count("\n", 0, end) + 1, "\n" + (before[-1] if before else ""), headed=True, scores=scores
+        )
         block.total = _json_total(value)
         blocks.append(block)
         text = text[: match.start()] + re.sub(r"[^\n]", " ", text[match.start() : end]) + text[end:]
@@ -891,19 +919,18 @@ def _json_scores(value: Any) -> dict[int, float | Refusal] | None:
         if len(value) == len(RULES) and all(_is_number(item) for item in value):
             return {rule: _json_score(rule, item) for rule, item in enumerate(value, 1)}
         entries = [item for item in value if isinstance(item, dict)]
-        found = {rule: _json_score(rule, item) for item in entries if (rule := _json_rule_of_entry(item)) is not None}
-        return found if len(found) == len(entries) > 1 else None
+        listed = {rule: _json_score(rule, item) for item in entries if (rule := _json_rule_of_entry(item)) is not None}
+        return listed if len(listed) == len(entries) > 1 else None
     if not isinstance(value, dict):
         return None
     own = [(rule, item) for key, item in value.items() if (rule := _json_rule(str(key))) is not None]
     if len(own) >= 2:
-        if len({rule for rule, _ in own}) < len(own):
-            return {rule: "contradictory" for rule, _ in own}
-        return {rule: _json_score(rule, item) for rule, item in own}
-    inner = [found for item in value.values() if (found := _json_scores(item)) is not None]
-    return (
-        inner[-1] if inner and all(found == inner[0] for found in inner) else ({1: "contradictory"} if inner else None)
-    )
+        repeated = len({rule for rule, _ in own}) < len(own)
+        return {rule: "contradictory" if repeated else _json_score(rule, item) for rule, item in own}
+    inside = [found for item in value.values() if (found := _json_scores(item)) is not None]
+    if not inside:
+        return None
+    return inside[0] if all(found == inside[0] for found in inside) else {1: "contradictory"}
 
 
 def _json_rule(key: str) -> int | None:

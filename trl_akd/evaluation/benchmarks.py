@@ -38,6 +38,8 @@ class Benchmark:
             What its tests and solutions import beyond the standard library.
         strict (`bool`):
             Whether programs run apart from the tests unless the caller says otherwise.
+        dataset (`str`, *optional*):
+            Name on the Hub, also where the problems were read from a local copy.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Benchmark:
     revision: str | None = None
     packages: tuple[str, ...] = ()
     strict: bool = False
+    dataset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ def load_benchmark(
         revision=revision if local is None else None,
         packages=known.packages,
         strict=known.strict,
+        dataset=known.dataset if name in BENCHMARKS else None,
     )
 
 

@@ -8,15 +8,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult
+
 from .. import __version__
+from ..akd.card_scores import score_results
 from ..metrics.taxonomy import error_table
 from ..metrics.verdicts import check_verdicts, scores
 from .benchmarks import Benchmark
 from .scoring import Verdict
 
-__all__ = ["RESULTS", "read_results", "replace_text", "summarize", "write_results", "write_verdicts"]
+__all__ = ["RESULTS", "card_scores", "read_results", "replace_text", "summarize", "write_results", "write_verdicts"]
 
 RESULTS = "results.json"
+_ON_CARDS = ("num_samples", "temperature", "top_p", "max_new_tokens", "prompt_style", "prompt_template", "step")
 VERDICTS = "verdicts.jsonl"
 
 
@@ -56,6 +60,7 @@ def summarize(
         "benchmark": {
             "name": benchmark.name,
             "source": benchmark.source,
+            "dataset": benchmark.dataset,
             "revision": benchmark.revision,
             "problems": len(benchmark.problems),
             "fingerprint": benchmark.fingerprint,
@@ -66,6 +71,27 @@ def summarize(
         "difficulties": _by_difficulty(benchmark, tasks, k, confidence),
         "tasks": tasks,
     }
+
+
+def card_scores(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[EvalResult]:
+    """Return scores for a model card.
+
+    Args:
+        results (`Mapping`):
+            From [`summarize`].
+        settings (`Mapping`):
+            How samples were generated: `num_samples`, `temperature`, `prompt_style` and the like.
+    """
+    benchmark = results["benchmark"]
+    name = f"{benchmark['name']} with plans" if "plans" in results else benchmark["name"]
+    return score_results(
+        name,
+        benchmark["dataset"] or benchmark["name"],
+        results["metrics"],
+        revision=benchmark["revision"],
+        problems=benchmark["problems"],
+        **{name: settings[name] for name in _ON_CARDS if settings.get(name) is not None},
+    )
 
 
 def write_verdicts(folder: Path, verdicts: Sequence[Verdict]) -> None:

@@ -13,7 +13,7 @@ from . import world
 
 
 def example(folder: Path) -> str:
-    section = (folder / "README.md").read_text().split("## Planning")[1]
+    section = (folder / "README.md").read_text().split("## Planning")[1].split("\n## ")[0]
     [block] = re.findall(r"```python\n(.*?)```", section, re.S)
     return block
 

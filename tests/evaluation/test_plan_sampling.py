@@ -137,11 +137,10 @@ def test_vllm_writes_everything_for_a_student_without_a_plan_head(
 
 
 @pytest.mark.parametrize("public", [True, False])
-def test_results_name_the_settings_that_were_used(
-    model: Path, benchmark: Path, benchmark_file: Path, tmp_path, public
-):
+def test_results_name_the_settings_that_were_used(model: Path, tmp_path: Path, public: bool):
+    rows = [{**row, "public_test": row["test"]} if public else row for row in ROWS]
     flags = [] if public else ["--without_public_tests", "logprob"]
-    settings = run(model, benchmark if public else benchmark_file, tmp_path / "out", *flags)["generation"]
+    settings = run(model, write_lines(tmp_path / "three.jsonl", rows), tmp_path / "out", *flags)["generation"]
     assert {"prompt_style", "prompt_template"}.isdisjoint(settings)
     assert settings["prompt_templates"] == ["codeplan_plan", "codeplan_guided", "codeplan_code"]
     assert settings["stop"]["plan"] == settings["stop"]["program"] == list(TaskPrompting().plan_stop)

@@ -130,7 +130,7 @@ def _check(config: EvaluationConfig, benchmark: Benchmark, planning: PlanSamplin
         )
     if config.temperature == 0:
         raise ValueError("`temperature` is 0, at which all plans are alike; give one such as the authors' 0.6.")
-    if config.backend == "openai" and _has_plan_head(config):
+    if _has_plan_head(config) and config.backend == "openai":  # the former also finds one that is missing
         raise ValueError(
             f"`backend` 'openai' knows no plan head, but {config.model!r} has one; use transformers, or vllm, which "
             "writes the programs while transformers writes the plans."

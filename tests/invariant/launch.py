@@ -61,6 +61,9 @@ def run(folder: Path, backend: str, timeout: float = 300, gather: bool = True, *
     )
     if finished.returncode != 0:
         raise RuntimeError(f"{backend} failed:\n{finished.stdout[-2000:]}\n{finished.stderr[-6000:]}")
+    threads = {path.name: json.loads(path.read_text()) for path in folder.glob("threads-*.json")}
+    assert len(threads) == (1 if backend == "single" else 2)
+    assert not any("gloo" in name for names in threads.values() for name in names), threads
     record = json.loads((folder / "record.json").read_text())
     weights = {}
     for model in (folder / "model").glob("*model.safetensors"):

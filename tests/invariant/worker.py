@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# ruff: noqa: E402
 
-@atexit.register  # before anything else, so that it is called last
+
+@atexit.register  # before other modules register anything, so that it is called last
 def record_threads() -> None:
     """Write down the names of the native threads with which this process goes into the interpreter's shutdown."""
     names = [thread.read_text().strip() for thread in Path("/proc/self/task").glob("*/comm")]

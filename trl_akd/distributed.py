@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from torch._C._distributed_c10d import Logger, ProcessGroup, Reducer
 from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection, prepare_fsdp
 from trl.trainer.utils import maybe_gather_lm_head_ctx
@@ -115,15 +116,13 @@ def leave_process_groups() -> None:
     `torch.distributed.destroy_process_group` alone does not end the threads: they live as long as an engine, such as
     `DistributedDataParallel`, refers to the group. Nothing can be communicated afterwards.
     """
-    if not dist.is_available():
-        return
     if dist.is_initialized():
         if dist.get_backend() != "gloo":  # NCCL has no such threads, and waits for the other processes when destroyed
             return
         dist.destroy_process_group()
     elif "WORLD_SIZE" not in os.environ:
         return
-    kinds = frozenset({dist.ProcessGroup, dist.Reducer, dist.Logger})
+    kinds = frozenset({ProcessGroup, Reducer, Logger})
     objects = gc.get_objects()
     # Of extension types and tuples of them the collector knows nothing, but it knows what refers to them.
     found = list({id(thing): thing for thing in gc.get_referents(*objects) if type(thing) in kinds}.values())

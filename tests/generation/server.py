@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +20,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
     hang_up: bool = False
+    drip: float = 0.0  # seconds before each byte
 
 
 class Server(ThreadingHTTPServer):
@@ -30,6 +31,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.faults: deque[Fault] = deque()
+        self.refuses: Callable[[dict[str, Any]], Fault | None] = lambda body: None
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
@@ -78,6 +80,7 @@ class Handler(BaseHTTPRequestHandler):
             server.under_way += 1
             server.most_under_way = max(server.most_under_way, server.under_way)
             fault = server.faults.popleft() if server.faults else None
+        fault = fault or server.refuses(body)
         time.sleep(server.pause)
         if fault is None:
             fault = Fault(body=json.dumps(server.answer(self.path, body)))
@@ -91,7 +94,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(content) + 100 * fault.hang_up))
             self.end_headers()
-            self.wfile.write(content)
+            for byte in content if fault.drip else ():
+                time.sleep(fault.drip)
+                self.wfile.write(bytes([byte]))
+            if not fault.drip:
+                self.wfile.write(content)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the client has lost patience
         self.close_connection = fault.hang_up or self.close_connection

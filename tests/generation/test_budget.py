@@ -1,6 +1,8 @@
 """Budgets around any generator, and around servers that do not tell what they cost."""
 
+import itertools
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,8 @@ import pytest
 from tests.generation.server import Fault, serving
 from tests.generation.test_streaming import Halting
 from trl_akd.generation import Completion, OpenAIGenerator
-from trl_akd.generation.budget import BudgetedGenerator, BudgetSpent
+from trl_akd.generation.budget import Budget, BudgetedGenerator, BudgetSpent
+from trl_akd.generation.protocol import Usage
 from trl_akd.generation.recorded import RecordedGenerator
 from trl_akd.ledger import Ledger
 
@@ -41,13 +44,14 @@ def test_limits(limits: dict, asked: int, limit: str | None):
 def test_time_is_looked_at_between_batches(monkeypatch: pytest.MonkeyPatch):
     now = [100.0]
     monkeypatch.setattr("trl_akd.generation.budget.time.monotonic", lambda: now[0])
-    budgeted = BudgetedGenerator(Halting(), batch_size=2, max_seconds=30)
+    budget = Budget(max_seconds=30)
+    budgeted = BudgetedGenerator(Halting(), budget=budget, batch_size=2)
     arrived = []
     with pytest.raises(BudgetSpent, match="`max_seconds` is reached"):
         for index, _ in budgeted.stream(list("abcdef")):
             arrived.append(index)
             now[0] += 10
-    assert arrived == [0, 1, 2, 3] and budgeted.seconds == 40.0
+    assert arrived == [0, 1, 2, 3] and budget.seconds == 40.0
 
 
 @pytest.mark.parametrize(
@@ -103,10 +107,10 @@ def test_tokens_that_are_not_told_count_as_the_most_there_may_be():
     [
         ({"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}, True, 11),
         ({"prompt_tokens": 5, "completion_tokens": 6}, True, 11),
-        ({}, True, 6),
-        (None, True, 6),
-        (None, False, 80),
-        ({"total_tokens": 0}, False, 80),
+        ({}, True, 7),
+        (None, True, 7),
+        (None, False, 7),
+        ({"total_tokens": 0}, False, 7),
     ],
 )
 def test_a_server_that_does_not_tell_what_it_cost(usage: dict | None, logprobs: bool, tokens: int):
@@ -119,6 +123,64 @@ def test_a_server_that_does_not_tell_what_it_cost(usage: dict | None, logprobs: 
         with pytest.raises(BudgetSpent, match="`max_tokens`"):
             budgeted.generate(["a", "b"], n=2, temperature=1.0, max_new_tokens=40)
         assert (budgeted.requests, budgeted.tokens) == (1, tokens)
+
+
+# A server within a budget
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("limit", [1, 5, 12, 100])
+def test_requests_are_counted_exactly(limit: int, concurrency: int):
+    with serving() as server:
+        server.faults.extend([Fault(500)] * 3)  # repetitions count
+        generator = OpenAIGenerator(server.url, "tiny", concurrency=concurrency, backoff=0.0)
+        budgeted = BudgetedGenerator(generator, max_requests=limit)
+        arrived = []
+        try:
+            arrived.extend(index for index, _ in budgeted.stream([str(n) for n in range(20)]))
+        except BudgetSpent:
+            assert limit < 23
+        assert len(server.bodies) == budgeted.requests == min(limit, 23)
+        assert len(arrived) >= min(limit, 23) - 3 - concurrency
+
+
+@pytest.mark.parametrize(("limit", "most"), [(1, 8), (100, 104), (60, 64), (1000, 160)])
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_tokens_are_reserved_and_settled(limit: int, most: int, concurrency: int):
+    """Each of 20 requests costs 8 tokens, and might cost 21."""
+    with serving() as server:
+        generator = OpenAIGenerator(server.url, "tiny", concurrency=concurrency)
+        budgeted = BudgetedGenerator(generator, max_tokens=limit)
+        try:
+            budgeted.generate([str(n) for n in range(20)], max_new_tokens=20)
+        except BudgetSpent:
+            assert budgeted.exhausted == "max_tokens"
+        assert budgeted.tokens == most == 8 * len(server.bodies), "the rest is used up, and one request exceeds it"
+
+
+def test_a_budget_leaves_no_thread_idle():
+    """A slow request holds up nobody: beside it the others go on, as many as there are threads."""
+    with serving() as server:
+        slow = Fault(body=json.dumps(server.answer("", {"prompt": "a", "temperature": 0})))
+        gate = threading.Event()
+        server.refuses = lambda body: slow if body["prompt"] == "0" and gate.wait(60) else None
+        generator = OpenAIGenerator(server.url, "tiny", concurrency=3)
+        arrivals = BudgetedGenerator(generator, max_requests=30).stream([str(n) for n in range(30)])
+        first = [index for index, _ in itertools.islice(arrivals, 29)]
+        gate.set()
+        assert 0 not in first and [index for index, _ in arrivals] == [0]
+
+
+def test_two_generators_share_a_budget():
+    with serving() as server:
+        budget = Budget(max_requests=5, spent=Usage(2, 10, 10))
+        teacher, judge = (
+            BudgetedGenerator(OpenAIGenerator(server.url, name, concurrency=1), budget=budget) for name in ("t", "j")
+        )
+        teacher.generate(["a", "b"])
+        with pytest.raises(BudgetSpent, match="`max_requests` is reached"):
+            judge.generate(["a", "b"])
+        assert [body["model"] for body in server.bodies] == ["t", "t", "j"] and budget.spent == Usage(5, 25, 19)
 
 
 @pytest.mark.parametrize("name", ["batch_size", "max_requests", "max_tokens", "max_seconds"])

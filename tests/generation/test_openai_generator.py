@@ -3,8 +3,10 @@
 import json
 import random
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 from tests.generation.server import Fault, Server, serving
 from trl_akd.generation import Completion, GenerationError, OpenAIGenerator
+from trl_akd.generation.protocol import Usage
 
 KEY = "sk-secret-123"
 
@@ -34,6 +37,18 @@ def generator(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 
 # What is sent and what comes back
+
+
+@pytest.mark.parametrize("given", [0, 3, 4, 5, 8])
+def test_no_more_stop_texts_are_sent_than_openai_takes(
+    server: Server, generator: Callable[..., OpenAIGenerator], given: int
+) -> None:
+    server.finish_reason = "length"
+    stops = list("LKJIHGFE")[:given]
+    [[completion]] = generator().generate(["abcdefghijkl"], stop=stops)
+    assert server.bodies[0].get("stop", []) == stops[:4]
+    assert completion.text == "ABCDEFGHIJKL"[: 12 - given]
+    assert completion.finish_reason == ("stop" if given else "length")
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -168,6 +183,42 @@ def test_slow_server(server: Server, generator: Callable[..., OpenAIGenerator]) 
         generator(timeout=0.2, max_retries=1).generate(["a"])
 
 
+@pytest.mark.parametrize("drip", ["body", "headers"])
+def test_a_server_that_drips_bytes(drip: str, generator: Callable[..., OpenAIGenerator], server: Server) -> None:
+    if drip == "body":
+        server.faults.append(Fault(body=json.dumps(server.answer("", {"prompt": "a", "temperature": 0})), drip=0.05))
+        url = server.url
+        assert generator(timeout=0.5).generate(["a"])[0][0].text == "A", "the second attempt is a quick one"
+        assert len(server.bodies) == 2
+        server.faults.extend([Fault(body="x" * 100, drip=0.05)] * 2)
+    with dripping_headers() if drip == "headers" else nullcontext(server.url) as url:
+        began = time.monotonic()
+        with pytest.raises(GenerationError, match=r"2 attempts, .* for want of an answer within 0\.5 s"):
+            OpenAIGenerator(url, "tiny", timeout=0.5, max_retries=1, backoff=0.0).generate(["a"])
+        assert time.monotonic() - began >= 1.0
+
+
+@contextmanager
+def dripping_headers() -> Iterator[str]:
+    """Serve answers whose status line and headers come a byte at a time, for five seconds."""
+
+    def drip(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            for byte in b"HTTP/1.1 200 OK\r\n" + b"X-Long: yes\r\n" * 7:
+                connection.send(bytes([byte]))
+                time.sleep(0.05)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=drip, args=(listening.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+
+
 def test_back_off_grows(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
     server.faults.extend([Fault(500)] * 3)
     generator(backoff=0.1).generate(["a"])
@@ -192,7 +243,7 @@ def test_retry_after_hours_is_an_error(server: Server, generator: Callable[..., 
 
 @pytest.mark.parametrize(
     ("status", "remedy"),
-    [(400, "the request"), (401, "check `api_key`"), (403, "api_key"), (404, "/v1, and `model`"), (302, "`base_url`")],
+    [(402, "the request"), (401, "check `api_key`"), (403, "api_key"), (404, "/v1, and `model`"), (302, "`base_url`")],
 )
 def test_refusals_end_at_once(
     server: Server, generator: Callable[..., OpenAIGenerator], status: int, remedy: str
@@ -211,9 +262,9 @@ def test_what_is_paid_for_is_kept(server: Server, generator: Callable[..., OpenA
     made = generator(concurrency=1)
     made.generate(["a"])
     server.faults.extend([Fault(body=json.dumps(server.answer("/v1/completions", server.bodies[0])))] * 3)
-    server.faults.append(Fault(400))
+    server.faults.append(Fault(403))
     paid = []
-    with pytest.raises(GenerationError, match="status 400"):
+    with pytest.raises(GenerationError, match="status 403"):
         for index, completions in made.stream(["a", "b", "c"], n=2, temperature=1.0):
             paid.append((index, len(completions)))
     assert paid[:3] == [(0, 1), (0, 1), (1, 1)] and len(paid) == len(server.bodies) - 2
@@ -225,6 +276,154 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
         port = free.getsockname()[1]
     with pytest.raises(GenerationError, match=r"2 attempts.*ConnectionError.*check that the server runs"):
         OpenAIGenerator(f"http://127.0.0.1:{port}/v1", "m", max_retries=1, backoff=0.0).generate(["a"])
+
+
+# A prompt that is refused
+
+
+def refusing(*prompts: str, status: int = 400, body: str = "no", **fields: Any) -> Callable[[dict[str, Any]], Any]:
+    """Refuse these prompts, or all without any, and requests that have one of the fields."""
+
+    def refuses(sent: dict[str, Any]) -> Fault | None:
+        prompt = sent["prompt"] if "prompt" in sent else sent["messages"][0]["content"]
+        return Fault(status, body) if prompt in prompts or not prompts else None
+
+    return refuses
+
+
+EXPLAINED = [
+    (400, '{"error": {"code": "content_filter", "message": "The response was filtered"}}'),
+    (400, '{"error": {"code": "context_length_exceeded"}}'),
+    (400, "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens"),
+    (413, "Payload Too Large"),
+    (422, '{"detail": "flagged by moderation"}'),
+    (400, "Invalid prompt: your prompt was flagged as potentially violating our usage policy."),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), [*EXPLAINED, (400, "bad prompt"), (422, "unprocessable")])
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_refused_prompt_costs_that_prompt(
+    server: Server, generator: Callable[..., OpenAIGenerator], status: int, body: str, chat: bool
+) -> None:
+    server.refuses = refusing("b", status=status, body=body)
+    made = generator(chat=chat)
+    for prompts in (["a", "b", "c"], ["b", "a"], ["a", "b"]):
+        found = dict(zip(prompts, made.generate(prompts, n=2, temperature=1.0), strict=True))
+        assert [completion.finish_reason for completion in found["b"]] == ["refused"] * 2
+        assert found["b"][0].text == "" and found["b"][0].num_tokens is None
+        assert f"status {status}" in found["b"][0].refusal and body[-9:] in found["b"][0].refusal
+        assert all(
+            completion.finish_reason == "stop" for prompt in found if prompt != "b" for completion in found[prompt]
+        )
+    assert made.generate(["b"])[0][0].finish_reason == "refused", "alone, too"
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 8])
+def test_unexplained_refusals_in_a_row_end_the_call(
+    server: Server, generator: Callable[..., OpenAIGenerator], concurrency: int
+) -> None:
+    server.refuses = refusing(body="Unknown argument 'top_k'")
+    made, arrived = generator(concurrency=concurrency), []
+    with pytest.raises(
+        GenerationError, match=r"^8 prompts in a row were refused, .* status 400: .*top_k.*max_refusals"
+    ):
+        arrived.extend(made.stream([str(number) for number in range(40)]))
+    assert not arrived, "what may be wrong with the request is not blamed on prompts"
+    assert 8 <= len(server.bodies) <= 8 + concurrency
+
+
+def test_refusals_that_say_why_do_not_end_it(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
+    for status, body in EXPLAINED:
+        server.refuses = refusing(status=status, body=body)
+        found = generator(max_refusals=1).generate(list("abc"))
+        assert [completion.finish_reason for [completion] in found] == ["refused"] * 3
+
+
+def test_an_answer_between_refusals_begins_a_new_row(
+    server: Server, generator: Callable[..., OpenAIGenerator]
+) -> None:
+    server.refuses = refusing(*"abcdefg", *"ijklmno")
+    found = generator(concurrency=1).generate(list("abcdefghijklmnop"))
+    assert [index for index, [completion] in enumerate(found) if completion.finish_reason == "stop"] == [7, 15]
+
+
+def test_refusals_in_the_answer_itself(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
+    filtered = {"choices": [{"text": "def", "finish_reason": "content_filter"}]}
+    refused = {"choices": [{"message": {"content": None, "refusal": "I can't."}, "finish_reason": "stop"}]}
+    server.faults.extend(Fault(body=json.dumps(answer)) for answer in (filtered, refused))
+    [[first], [second]] = generator(concurrency=1).generate(["a", "b"])
+    assert (first.finish_reason, first.text, first.refusal) == ("refused", "def", "content filter")
+    assert (second.finish_reason, second.text, second.refusal) == ("refused", "", "I can't.")
+
+
+def test_a_reasoning_server_that_refuses_max_tokens(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
+    message = (
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    )
+    server.refuses = lambda body: Fault(400, message) if "max_tokens" in body else None
+    made = generator(concurrency=1, chat=True)
+    assert [completion.text for [completion] in made.generate(["a", "b"], max_new_tokens=7)] == ["A", "B"]
+    assert ["max_tokens" in body for body in server.bodies] == [True, False, False]
+    assert [body.get("max_completion_tokens") for body in server.bodies] == [None, 7, 7]
+
+
+def test_a_prompt_too_long_is_not_taken_for_a_refused_field(
+    server: Server, generator: Callable[..., OpenAIGenerator]
+) -> None:
+    body = (
+        "'max_tokens' or 'max_completion_tokens' is too large: 512. This model's maximum context length is 64 tokens."
+    )
+    server.refuses = refusing("a", body=body)
+    assert [completion.finish_reason for [completion] in generator(concurrency=1).generate(["a", "b"])] == [
+        "refused",
+        "stop",
+    ]
+    assert all("max_tokens" in body for body in server.bodies) and len(server.bodies) == 2
+
+
+# What it costs
+
+
+def usage_of(made: OpenAIGenerator, **sampling: Any) -> Usage:
+    arrived = [completion for found in made.generate(["a", "b"], **sampling) for completion in found]
+    total = sum((completion.usage for completion in arrived if completion.usage is not None), Usage())
+    assert total == made.usage, "what completions have adds up to what the generator counts"
+    return total
+
+
+@pytest.mark.parametrize("choices", [1, 2, 100])
+def test_usage(server: Server, generator: Callable[..., OpenAIGenerator], choices: int) -> None:
+    server.choices = choices
+    requests = 2 * -(-3 // min(choices, 3))
+    assert usage_of(generator(), n=3, temperature=1.0) == Usage(requests, 5 * requests, 18)
+    server.faults.append(Fault(500))
+    assert usage_of(generator(concurrency=1)) == Usage(3, 10, 6), "repetitions are requests"
+    server.refuses = refusing("a", status=413)
+    assert usage_of(generator()) == Usage(2, 5, 3), "a refused one costs a request"
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"prompt_tokens": 9, "completion_tokens": 40}, Usage(1, 9, 40)),
+        ({"prompt_tokens": 9, "total_tokens": 49}, Usage(1, 9, 40)),
+        ({"completion_tokens": 40, "total_tokens": 49}, Usage(1, 9, 40)),
+        ({"total_tokens": 49}, Usage(1, 4, 45, estimated=True)),
+        ({"prompt_tokens": 9}, Usage(1, 9, 2, estimated=True)),
+        ({"completion_tokens": 40}, Usage(1, 4, 40, estimated=True)),
+        ({}, Usage(1, 4, 2, estimated=True)),
+        (None, Usage(1, 4, 2, estimated=True)),
+    ],
+)
+def test_counts_that_the_server_leaves_out(
+    server: Server, generator: Callable[..., OpenAIGenerator], told: Any, expected: Usage
+) -> None:
+    answer = {"choices": [{"text": "abcdef", "finish_reason": "stop"}], "usage": told}
+    server.faults.append(Fault(body=json.dumps(answer)))
+    made = generator()
+    made.generate(["a prompt of"])
+    assert made.usage == expected
 
 
 # Bad arguments
@@ -239,6 +438,7 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"timeout": 0}, "`timeout` is 0"),
         ({"max_retries": -1}, "`max_retries` is -1"),
         ({"backoff": -1.0}, r"`backoff` is -1\.0"),
+        ({"max_refusals": 0}, "`max_refusals` is 0"),
         ({"api_key": "two words"}, "`api_key` holds characters"),
         ({"api_key": "schlüssel"}, "`api_key` holds characters"),
     ],
@@ -261,3 +461,32 @@ def test_random_state_is_left_alone(server: Server, generator: Callable[..., Ope
     before = random.getstate()
     generator().generate(["a"], temperature=1.0)
     assert random.getstate() == before
+
+
+# JSON
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "Extra inputs are not permitted: response_format",
+        "Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model.",
+        "This server has no structured outputs.",
+    ],
+)
+def test_json_is_asked_for_until_the_server_refuses_it(
+    server: Server, generator: Callable[..., OpenAIGenerator], reason: str
+) -> None:
+    plain = generator(chat=True, concurrency=1)
+    structured = plain.with_schema("number", {"type": "number"})
+    structured.generate(["a"])
+    assert server.bodies[-1]["response_format"]["json_schema"] == {
+        "name": "number",
+        "strict": True,
+        "schema": {"type": "number"},
+    }
+    server.refuses = lambda body: Fault(400, reason) if "response_format" in body else None
+    assert [completion.text for [completion] in structured.generate(["b", "c"])] == ["B", "C"]
+    assert ["response_format" in body for body in server.bodies] == [True, True, False, False]
+    plain.generate(["d"])
+    assert "response_format" not in server.bodies[-1]

@@ -16,6 +16,7 @@ import pytest
 from tests import tiny
 from tests.generation.server import Fault, Server, serving
 from trl_akd.generation import Completion, GenerationError, OpenAIGenerator, TransformersGenerator
+from trl_akd.generation.protocol import Usage
 from trl_akd.generation.recorded import RecordedGenerator
 from trl_akd.generation.streaming import collect, stream
 from trl_akd.ledger import Ledger
@@ -164,6 +165,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from trl_akd.generation import OpenAIGenerator
+from trl_akd.generation.protocol import Usage
 from trl_akd.generation.recorded import RecordedGenerator
 from trl_akd.ledger import Ledger
 
@@ -197,6 +199,37 @@ def test_names_of_generators_tell_their_records_apart(tmp_path: Path):
             RecordedGenerator(student, ledger, name="student").generate(["a"], seed=0)
     assert teacher.asked == student.asked == ["a"]
     assert [record["name"] for record in lines(tmp_path / "calls.jsonl")] == ["teacher", "student"]
+
+
+def test_refused_prompts_are_kept_as_such_and_may_be_asked_again(server: Server, tmp_path: Path):
+    server.refuses = lambda body: Fault(400, "content_filter") if body["prompt"] == "b" else None
+    for _ in range(2):
+        with Ledger(tmp_path / "calls.jsonl", {}) as ledger:
+            found = RecordedGenerator(OpenAIGenerator(server.url, "tiny"), ledger).generate(list("abc"), seed=0)
+        assert [completion.finish_reason for [completion] in found] == ["stop", "refused", "stop"]
+        assert found[1][0].refusal == "status 400: 'content_filter'"
+    assert len(server.bodies) == 3
+    server.refuses = lambda body: None
+    for sent in (4, 4):
+        with Ledger(tmp_path / "calls.jsonl", {}) as ledger:
+            asked = OpenAIGenerator(server.url, "tiny")
+            found = RecordedGenerator(asked, ledger, retry_refused=True).generate(list("abc"), seed=0)
+        assert [completion.text for [completion] in found] == ["A", "B", "C"] and len(server.bodies) == sent
+
+
+def test_usage_is_kept(server: Server, tmp_path: Path):
+    sampled = {"n": 2, "temperature": 1.0, "seed": 0}
+    usages = []
+    for _ in range(2):
+        with Ledger(tmp_path / "calls.jsonl", {}) as ledger:
+            [found] = RecordedGenerator(OpenAIGenerator(server.url, "tiny"), ledger).generate(["a"], **sampled)
+        usages.append([completion.usage for completion in found])
+    assert usages == [[Usage(1, 5, 6), None]] * 2
+
+
+def test_a_model_tells_its_usage():
+    [[completion]] = TransformersGenerator(tiny.model(), tiny.tokenizer()).generate(["x = 1"], max_new_tokens=5)
+    assert completion.usage == Usage(0, len(tiny.tokenizer()("x = 1").input_ids), completion.num_tokens)
 
 
 def test_facts_and_cost_stand_beside_a_record(tmp_path: Path):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from trl_akd.execution import CodeExecutor, ExecutionResult
 from trl_akd.generation import Completion, GenerationError
+from trl_akd.generation.protocol import FinishReason
 from trl_akd.iterkd.answers import has_code, identity, leak, python_program, refuses, remarks
 from trl_akd.iterkd.asking import Sampling
 from trl_akd.iterkd.delivery import DeliveryConfig, assign_kinds, deliver, read_pairs
@@ -273,16 +274,16 @@ class TestDelivery:
         assert {fault.kind for fault in pair.faults} == set(FAULT_KINDS)
         assert all(f"FAULTY {fault.kind} " in fault.text for fault in pair.faults)
 
-    def test_answers_that_were_cut_are_dropped(self):
+    @pytest.mark.parametrize(("finish", "reason"), [("length", "truncated"), ("refused", "refused")])
+    def test_answers_that_are_not_whole_are_dropped(self, finish: FinishReason, reason: str):
         def write(prompt):
             text = WRONG if "FAULTY" in prompt else RIGHT
-            cut = "cut" in prompt
-            return Completion(text, None, "length" if cut else "stop", None)
+            return Completion(text, None, finish if "cut" in prompt else "stop", None)
 
         questions = [Question("1", "cut", answer="x = 1"), Question("2", "cut"), Question("3", "whole")]
         done = deliver(questions, Teacher(write), prompts=SHORT, config=DeliveryConfig(unverified="keep"))
         assert [pair.question.id for pair in done.pairs] == ["3"]
-        assert done.dropped == {"correct/truncated": 1, "fault/truncated": 1}
+        assert done.dropped == {f"correct/{reason}": 1, f"fault/{reason}": 1}
 
     def test_own_failures_are_checked_like_the_teachers_faults(self, run):
         own = {"add": [WRONG, RIGHT, "def add(a, b):\n    return 0"], "unknown": ["x"]}

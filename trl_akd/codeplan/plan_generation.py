@@ -181,7 +181,7 @@ class PlanGenerator:
         self._settings = {**self._sampling, **(settings or {})}
         self._batch_size = batch_size
         self._max_solutions = max_solutions
-        self._limits = {"max_requests": max_requests, "max_tokens": max_tokens}
+        self._limits: dict[str, Any] = {"max_requests": max_requests, "max_tokens": max_tokens}
         self._max_plan_chars = max_plan_chars
         self._max_prompt_chars = max_prompt_chars
         self._format_prompt = format_prompt or str

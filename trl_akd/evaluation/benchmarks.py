@@ -3,8 +3,9 @@
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
@@ -34,7 +35,11 @@ class Benchmark:
         revision (`str`, *optional*):
             Revision of the dataset on the Hub.
         packages (`tuple[str, ...]`):
-            What its tests import beyond the standard library.
+            What its tests and solutions import beyond the standard library.
+        strict (`bool`):
+            Whether programs run apart from the tests unless the caller says otherwise.
+        dataset (`str`, *optional*):
+            Name on the Hub, also where the problems were read from a local copy.
     """
 
     name: str
@@ -44,44 +49,62 @@ class Benchmark:
     left_out: frozenset[str] = frozenset()
     revision: str | None = None
     packages: tuple[str, ...] = ()
+    strict: bool = False
+    dataset: str | None = None
 
 
 @dataclass(frozen=True)
 class _Known:
-    """Say where a named benchmark lies on the Hub and which of its rows count."""
+    """Say where a named benchmark lies on the Hub, which of its rows count and how its tests run."""
 
     dataset: str
     config: str | None = None
-    file: str | None = None  # for a dataset that is a script, which `datasets` no longer runs
+    files: tuple[str, ...] = ()  # for a dataset that is a script, which `datasets` no longer runs
     packages: tuple[str, ...] = ()
     task_ids: range | None = None
     skips: bool = False  # has problems without usable tests
+    base: str | None = None  # benchmark whose tests its own tests add to
+    strict: bool = False  # all reference solutions pass in strict mode
 
 
 BENCHMARKS: Mapping[str, _Known] = MappingProxyType(
     {
-        "humaneval": _Known("openai/openai_humaneval"),
-        "humaneval_plus": _Known("evalplus/humanevalplus", packages=("numpy",)),
+        "humaneval": _Known("openai/openai_humaneval", strict=True),
+        "humaneval_plus": _Known("evalplus/humanevalplus", packages=("numpy",), base="humaneval"),
         # Its files hold all 974 problems; the 500 of the test split are what papers report.
         "mbpp": _Known("google-research-datasets/mbpp", config="full", task_ids=range(11, 511)),
         "mbpp_plus": _Known("evalplus/mbppplus", packages=("numpy",)),
-        "apps": _Known("codeparrot/apps", file="test.jsonl", skips=True),
+        "apps": _Known("codeparrot/apps", files=("test.jsonl",), packages=("numpy",), skips=True, strict=True),
+        "livecodebench": _Known(  # release_v6
+            "livecodebench/code_generation_lite",
+            files=("test.jsonl", *(f"test{number}.jsonl" for number in range(2, 7))),
+            packages=("numpy",),
+            strict=True,
+        ),
     }
 )
 
 
 def load_benchmark(
-    name: str, path: str | Path | None = None, *, revision: str | None = None, limit: int | None = None
+    name: str,
+    path: str | Path | None = None,
+    *,
+    base_path: str | Path | None = None,
+    revision: str | None = None,
+    limit: int | None = None,
 ) -> Benchmark:
     """Load the problems of a benchmark.
 
     Args:
         name (`str`):
-            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, or the path of a file of one's own
-            (`.jsonl` or `.jsonl.gz`, one problem a line in any format that `read_problem` knows).
+            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, `livecodebench`, or the path of a file of
+            one's own (`.jsonl` or `.jsonl.gz`, one problem a line in any format that `read_problem` knows).
         path (`str` or `Path`, *optional*):
             Local copy of a named benchmark: JSON Lines or, for APPS, its folder of numbered folders. Without it the
             benchmark comes from the Hub.
+        base_path (`str` or `Path`, *optional*):
+            Local copy of HumanEval, whose tests give `humaneval_plus` its base score. Without it they come from the
+            Hub if HumanEval+ does, and there is no base score otherwise. MBPP+ has the base tests in its rows.
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub.
         limit (`int`, *optional*):
@@ -97,6 +120,10 @@ def load_benchmark(
     known, local = _locate(name, path)
     rows = _local_rows(local) if local is not None else _hub_rows(known, revision)
     problems = _unique(_read(rows, skips=known.skips))
+    if known.base is None and base_path is not None:
+        raise ValueError(f"benchmark_base_path={str(base_path)!r} has no effect on {name!r}; leave it out.")
+    if known.base is not None and (local is None or base_path is not None):
+        problems = _with_base_tests(problems, load_benchmark(known.base, base_path).problems)
     if known.task_ids is not None:
         problems = [problem for problem in problems if problem.task_id in map(str, known.task_ids)] or problems
     if not problems:
@@ -109,6 +136,8 @@ def load_benchmark(
         fingerprint=fingerprint(problems),
         revision=revision if local is None else None,
         packages=known.packages,
+        strict=known.strict,
+        dataset=known.dataset if name in BENCHMARKS else None,
     )
 
 
@@ -156,12 +185,13 @@ def _optional(path: Path) -> str | None:
 
 
 def _hub_rows(known: _Known, revision: str | None) -> Iterable[tuple[Row, str]]:
-    if known.file is not None:
+    if known.files:
         from huggingface_hub import hf_hub_download
 
-        return read_json_lines(
-            Path(hf_hub_download(known.dataset, known.file, repo_type="dataset", revision=revision))
+        paths = (
+            Path(hf_hub_download(known.dataset, file, repo_type="dataset", revision=revision)) for file in known.files
         )
+        return chain.from_iterable(map(read_json_lines, paths))
     from ..data.sources import load
 
     rows = load(known.dataset, config=known.config, split="test", revision=revision)
@@ -179,6 +209,11 @@ def _read(rows: Iterable[tuple[Row, str]], *, skips: bool) -> Iterator[Problem]:
             skipped.append(str(error))
     if skipped:
         warnings.warn(f"Left out {len(skipped)} problems without usable tests, the first: {skipped[0]}", stacklevel=4)
+
+
+def _with_base_tests(problems: Iterable[Problem], base: Iterable[Problem]) -> list[Problem]:
+    tests = {problem.task_id: problem.tests for problem in base}
+    return [replace(problem, base_tests=tests.get(problem.task_id)) for problem in problems]
 
 
 def _unique(problems: Iterable[Problem]) -> list[Problem]:

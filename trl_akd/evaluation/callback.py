@@ -5,15 +5,17 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..akd.akd_trainer import AKDTrainer
 from ..data.templates import DEFAULT_TEMPLATE
 from ..execution import CodeExecutor
 from ..generation import TransformersGenerator
 from ..generation.sharing import from_main
+from ..generation.transformers_generator import default_max_new_tokens
 from .benchmarks import Benchmark, load_benchmark
 from .evaluation_config import DEFAULT_TIMEOUT
 from .generation import give_up_on_long, write_samples
 from .prompts import Prompting, PromptStyle
-from .results import summarize
+from .results import card_scores, summarize
 from .samples import Samples
 from .scoring import judge
 
@@ -39,7 +41,8 @@ class PassAtKCallback(TrainerCallback):
         prompt_template (`str`, *optional*, defaults to `"alpaca"`):
             Template of the style `"template"`.
         num_samples (`int`), temperature (`float`), top_p (`float`), max_new_tokens (`int`), seed (`int`):
-            How programs are sampled, by default one a problem, greedily, of up to 512 tokens.
+            How programs are sampled: by default one per problem, greedily, of up to 512 tokens, or half of the model's
+            positions where that is less.
         batch_size (`int`, *optional*, defaults to `16`):
             Sequences generated together on one process.
         executor ([`CodeExecutor`], *optional*):
@@ -72,7 +75,7 @@ class PassAtKCallback(TrainerCallback):
         num_samples: int = 1,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        max_new_tokens: int = 512,
+        max_new_tokens: int | None = None,
         seed: int = 0,
         batch_size: int = 16,
         executor: CodeExecutor | None = None,
@@ -86,6 +89,8 @@ class PassAtKCallback(TrainerCallback):
         self._trainer = trainer
         self._k = k
         self._prompting = Prompting(prompt_style, prompt_template, trainer.processing_class)
+        if max_new_tokens is None:
+            max_new_tokens = default_max_new_tokens(trainer.model.config)
         self._sampling = {
             "num_samples": num_samples,
             "temperature": temperature,
@@ -99,6 +104,7 @@ class PassAtKCallback(TrainerCallback):
             self._executor = CodeExecutor(
                 timeout=DEFAULT_TIMEOUT,
                 packages=self.benchmark.packages,
+                strict=self.benchmark.strict,
                 allow_code_execution=allow_code_execution,
             )
         give_up_on_long(
@@ -124,11 +130,16 @@ class PassAtKCallback(TrainerCallback):
         datasets = self._trainer.eval_dataset
         first = next(iter(datasets)) if isinstance(datasets, dict) else None
         if first is None or f"eval_{first}_runtime" in metrics:
-            self._found = self._judge()
+            results = self._judge()
+            scores = {name: value for name, value in results["metrics"].items() if name.startswith("pass@")}
+            self._found = {f"eval_{name}": value for name, value in scores.items()}
             self._trainer.log(dict(self._found))
+            if isinstance(self._trainer, AKDTrainer):
+                settings = self._sampling | {"prompt_style": self._prompting.style, "step": state.global_step}
+                self._trainer.scores[state.global_step] = card_scores(results, settings)
         metrics.update(self._found)
 
-    def _judge(self) -> dict[str, float]:
+    def _judge(self) -> dict[str, Any]:
         accelerator = self._trainer.accelerator
         samples = Samples()
         write_samples(
@@ -148,8 +159,8 @@ class PassAtKCallback(TrainerCallback):
         )
         return from_main(accelerator, lambda: self._score(samples))
 
-    def _score(self, samples: Samples) -> dict[str, float]:
+    def _score(self, samples: Samples) -> dict[str, Any]:
         assert self._executor is not None
         verdicts = judge(self.benchmark.problems, samples.by_task, self._executor, progress=False)
-        metrics = summarize(self.benchmark, verdicts, self._k)["metrics"]
-        return {f"eval_{name}": value for name, value in metrics.items() if name.startswith("pass@")}
+        results = summarize(self.benchmark, verdicts, self._k)
+        return {name: results[name] for name in ("benchmark", "metrics")}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from ..data.templates import DEFAULT_TEMPLATE, get_template
+from .benchmarks import BENCHMARKS
 from .prompts import PROMPT_STYLES
 
 Backend = Literal["transformers", "vllm", "openai"]
@@ -39,13 +40,16 @@ class EvaluationConfig:
             Model to judge: a folder, a name on the Hub or, for a server, the name it serves.
         samples (`str`, *optional*):
             Judge the programs in this file instead: JSON Lines with `task_id` and `solution` or `completion`, as of
-            HumanEval or EvalPlus.
+            HumanEval or EvalPlus. Or in this folder, of such files or as EvalPlus lays one out.
         compare (`list[str]`, *optional*):
             Compare the results in these folders instead; the first one is the teacher that losses are relative to.
         benchmark (`str`, *optional*):
-            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, or a .jsonl file of one's own.
+            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, `livecodebench`, or a .jsonl file of one's
+            own.
         benchmark_path (`str`, *optional*):
             Local copy of a named benchmark; without it, it comes from the Hub.
+        benchmark_base_path (`str`, *optional*):
+            Local copy of HumanEval, whose tests give the base score of a local copy of HumanEval+.
         benchmark_revision (`str`, *optional*):
             Branch, tag or commit of the benchmark on the Hub.
         limit (`int`, *optional*):
@@ -75,8 +79,9 @@ class EvaluationConfig:
             Temperature of sampling; 0 takes the likeliest token at each step.
         top_p (`float`, *optional*, defaults to `1.0`):
             Sample from the likeliest tokens whose probabilities add up to this.
-        max_new_tokens (`int`, *optional*, defaults to `512`):
-            Most tokens of a completion.
+        max_new_tokens (`int`, *optional*):
+            Maximum number of tokens per completion. By default 512, or half of the model's positions where that is
+            less.
         long_prompts (`str`, *optional*, defaults to `"error"`):
             What to do where a prompt and `max_new_tokens` exceed the model's positions: `"error"`, or `"fail"`:
             nothing is written for the problem, which counts against the model. For the backend `"transformers"`.
@@ -86,14 +91,18 @@ class EvaluationConfig:
             Programs generated at a time, on each process: by default 16 with transformers and 128 otherwise.
         k (`list[int]`, *optional*, defaults to `[1]`):
             The k of pass@k.
+        all_tests (`bool`, *optional*, defaults to `False`):
+            Run every test of a program instead of stopping at the first that fails, and report the share of tests
+            passed (`test_case_average`), as APPS does.
         confidence (`float`, *optional*, defaults to `0.95`):
             Level of the intervals.
         allow_code_execution (`bool`, *optional*, defaults to `False`):
             Run the programs, in a sandbox. So does HF_ALLOW_CODE_EVAL=1 in the environment.
         isolation (`str`, *optional*, defaults to `"auto"`):
             Level of the sandbox: `"auto"`, `"namespace"`, `"bwrap"` or `"process"`, which contains accidents alone.
-        strict (`bool`, *optional*, defaults to `False`):
-            Run tests in another process than the candidate.
+        strict (`bool`, *optional*):
+            Run tests in another process than the candidate. By default, where the benchmark's tests allow it:
+            HumanEval's do, and outputs of APPS and LiveCodeBench are compared in another process in any case.
         workers (`int`, *optional*):
             Programs run at a time, by default one a core.
         timeout (`float`, *optional*, defaults to `10.0`):
@@ -106,16 +115,21 @@ class EvaluationConfig:
     """
 
     model: str | None = field(default=None, metadata={"help": "Model to judge: a folder or a name."})
-    samples: str | None = field(default=None, metadata={"help": "Judge the programs in this JSON Lines file instead."})
+    samples: str | None = field(
+        default=None, metadata={"help": "Judge the programs in this JSON Lines file or folder instead."}
+    )
     compare: list[str] | None = field(
         default=None, metadata={"help": "Compare the results in these folders; the first is the teacher."}
     )
     benchmark: str | None = field(
         default=None,
-        metadata={"help": "humaneval, humaneval_plus, mbpp, mbpp_plus, apps, or a .jsonl file of one's own."},
+        metadata={"help": f"{', '.join(BENCHMARKS)}, or a .jsonl file of one's own."},
     )
     benchmark_path: str | None = field(
         default=None, metadata={"help": "Local copy of a named benchmark; without it, it comes from the Hub."}
+    )
+    benchmark_base_path: str | None = field(
+        default=None, metadata={"help": "Local copy of HumanEval, for the base score of a local copy of HumanEval+."}
     )
     benchmark_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of the benchmark on the Hub."}
@@ -155,7 +169,13 @@ class EvaluationConfig:
     top_p: float = field(
         default=1.0, metadata={"help": "Sample from the likeliest tokens whose probabilities add up to this."}
     )
-    max_new_tokens: int = field(default=512, metadata={"help": "Most tokens of a completion."})
+    max_new_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Maximum number of tokens per completion; by default 512, or half of the model's positions where "
+            "that is less."
+        },
+    )
     long_prompts: Literal["error", "fail"] = field(
         default="error", metadata={"help": "What to do where a prompt exceeds the model's positions."}
     )
@@ -164,6 +184,9 @@ class EvaluationConfig:
         default=None, metadata={"help": "Programs generated at a time: by default 16 with transformers, else 128."}
     )
     k: list[int] = field(default_factory=lambda: [1], metadata={"help": "The k of pass@k."})
+    all_tests: bool = field(
+        default=False, metadata={"help": "Run every test of a program and report the share of tests passed."}
+    )
     confidence: float = field(default=0.95, metadata={"help": "Level of the intervals."})
     allow_code_execution: bool = field(
         default=False, metadata={"help": "Run the programs, in a sandbox; as HF_ALLOW_CODE_EVAL=1 does."}
@@ -171,7 +194,14 @@ class EvaluationConfig:
     isolation: Literal["auto", "namespace", "bwrap", "process"] = field(
         default="auto", metadata={"help": "Level of the sandbox; process contains accidents alone."}
     )
-    strict: bool = field(default=False, metadata={"help": "Run tests in another process than the candidate."})
+    strict: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Run tests in another process than the candidate; by default where the benchmark allows it.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
     workers: int | None = field(default=None, metadata={"help": "Programs run at a time, by default one a core."})
     timeout: float = field(default=DEFAULT_TIMEOUT, metadata={"help": "Seconds a program may take."})
     memory_mb: int = field(default=512, metadata={"help": "MiB a program may take."})
@@ -235,10 +265,10 @@ class EvaluationConfig:
         get_template(self.prompt_template)
 
     def _check_numbers(self) -> None:
-        for name in ("num_samples", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; give at least 1.")
-        for name, value in (("limit", self.limit), ("batch_size", self.batch_size), ("workers", self.workers)):
+        if self.num_samples < 1:
+            raise ValueError(f"`num_samples` is {self.num_samples}; give at least 1.")
+        for name in ("max_new_tokens", "limit", "batch_size", "workers"):
+            value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; give at least 1, or leave it out.")
         if not self.k or any(k < 1 for k in self.k):

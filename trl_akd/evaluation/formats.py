@@ -1,4 +1,4 @@
-"""The rows of HumanEval, MBPP, APPS and plain JSON Lines as problems; a row's columns say which it is."""
+"""The rows of HumanEval, MBPP, APPS, LiveCodeBench and plain JSON Lines as problems, by their columns."""
 
 import ast
 import builtins
@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from ..generation.source import defines, parse
 from .columns import Row, cases, optional_text, task_id, tests, text, texts
+from .livecodebench import read_livecodebench
 from .problems import Problem
 
 __all__ = ["read_problem"]
@@ -26,6 +27,7 @@ def read_problem(row: Row, where: str) -> Problem:
     | `task_id`, `prompt`, `entry_point`, `test` with a function `check` | HumanEval, HumanEval+ |
     | `task_id`, `text` or `prompt`, `test_list` | MBPP, MBPP+ |
     | `question`, `input_output` | APPS |
+    | `question_content`, `public_test_cases`, `private_test_cases` | LiveCodeBench |
     | `task_id`, `prompt`, `test` | plain: the test is run after prompt and completion |
 
     Args:
@@ -43,7 +45,8 @@ def read_problem(row: Row, where: str) -> Problem:
             return read(row, where)
     raise ValueError(
         f"{where} has the columns {', '.join(map(str, row)) or 'none'}; give task_id, prompt and test, or those of "
-        "HumanEval (with entry_point), MBPP (task_id, text, test_list) or APPS (question, input_output)."
+        "HumanEval (with entry_point), MBPP (task_id, text, test_list), APPS (question, input_output) or "
+        "LiveCodeBench (question_content, public_test_cases, private_test_cases)."
     )
 
 
@@ -70,7 +73,8 @@ def _mbpp(row: Row, where: str) -> Problem:
     hidden = optional_text(row, "test", where)
     setup = [optional_text(row, "test_setup_code", where) or "", *texts(row, "test_imports", where)]
     shown = "\n".join(asserts)
-    program = "\n".join([*setup, hidden or shown]).replace("\r\n", "\n").strip() + "\n"
+    base = _test_program([*setup, shown])
+    program = _test_program([*setup, hidden]) if hidden else base
     prompt = f'"""\n{description}\n{shown}\n"""\n'
     return Problem(
         task_id=task_id(row, where, "task_id"),
@@ -79,9 +83,14 @@ def _mbpp(row: Row, where: str) -> Problem:
         instruction=f"{description}\n\nYour code must pass these tests:\n\n```python\n{shown}\n```",
         code_prompt=prompt,
         entry_point=_called(asserts, optional_text(row, "code", where)),
+        base_tests=base if hidden else None,
         public_tests=f"{shown}\n" if hidden else program,
         stop=_PROGRAM_ENDS,
     )
+
+
+def _test_program(parts: Sequence[str]) -> str:
+    return "\n".join(parts).replace("\r\n", "\n").strip() + "\n"
 
 
 def _apps(row: Row, where: str) -> Problem:
@@ -124,6 +133,7 @@ _FORMATS: Mapping[tuple[str, ...], Callable[[Row, str], Problem]] = MappingProxy
         ("task_id", "text", "test_list"): _mbpp,
         ("task_id", "prompt", "test_list"): _mbpp,
         ("question", "input_output"): _apps,
+        ("question_content", "public_test_cases", "private_test_cases"): read_livecodebench,
         ("task_id", "prompt", "test"): _plain,
     }
 )

@@ -21,15 +21,18 @@ from ..generation.recorded import RecordedGenerator
 from ..generation.sharing import is_main
 from ..ledger import Ledger
 from ..metrics.statistics import Interval
-from .backends import LoadedModel, load_model
+from .backends import LoadedModel, load_model, with_max_new_tokens
 from .benchmarks import Benchmark, load_benchmark
 from .evaluation_config import EvaluationConfig
+from .exports import write_eval_results
 from .extraction import program_of_answer
+from .files import replace_text
 from .problems import Problem
-from .results import replace_text, summarize, write_results, write_verdicts
+from .results import summarize, write_results
 from .runner import Evaluation, execution_settings, make_executor, output_folder
 from .samples import Sample
-from .scoring import Verdict, label
+from .scoring import label
+from .verdicts import Verdict, write_verdicts
 from .weights import weights_fingerprint
 
 __all__ = ["evaluate_with_plans"]
@@ -81,9 +84,11 @@ def evaluate_with_plans(
     _check(config, benchmark, planning)
     began = time.monotonic()
     if not is_main(accelerator):
+        config = with_max_new_tokens(config)
         _sample(config, planning, benchmark, load_model(config, accelerator), accelerator)
         return None
     with make_executor(config, benchmark) as executor:
+        config = with_max_new_tokens(config)
         folder = output_folder(config, benchmark)
         if config.output_dir is None:
             folder = folder.with_name(f"{folder.name}-plans")
@@ -97,7 +102,7 @@ def evaluate_with_plans(
         results = {
             "model": {"name": config.model, "commit": loaded.revision},
             "generation": {**config.generation_settings, **asdict(planning)},
-            "execution": execution_settings(config, executor.isolation),
+            "execution": execution_settings(config, benchmark, executor.isolation),
             **summarize(benchmark, verdicts, config.k, confidence=config.confidence),
             "plans": _plans(config, planning, benchmark, sampled),
             "seconds": {"generation and execution": round(time.monotonic() - began, 1)},
@@ -105,6 +110,7 @@ def evaluate_with_plans(
     replace_text(folder / "samples.jsonl", "".join(f"{json.dumps(asdict(verdict.sample))}\n" for verdict in verdicts))
     write_verdicts(folder, verdicts)
     write_results(folder, results)
+    write_eval_results(folder, results, verdicts)
     return Evaluation(folder, results, verdicts)
 
 
@@ -112,6 +118,9 @@ def _check(config: EvaluationConfig, benchmark: Benchmark, planning: PlanSamplin
     """Raise the ValueError that names what plan sampling cannot go with, before anything is loaded."""
     if config.model is None:
         raise ValueError("`plan_sampling` needs a `model` that plans; samples that are there have no plans.")
+    for name in ("all_tests", "benchmark_base_path"):
+        if getattr(config, name):
+            raise ValueError(f"`{name}` has no effect with `plan_sampling`; leave one of them out.")
     if config.prompt_style != "completion":
         raise ValueError(
             f"`prompt_style` is {config.prompt_style!r}; with `plan_sampling` the student is asked as CodePLAN trains "
@@ -145,6 +154,7 @@ def _sample(
     def ledger(name: str) -> AbstractContextManager[Ledger | None]:
         return nullcontext() if folder is None else Ledger(folder / name, settings, option="output_dir")
 
+    assert config.max_new_tokens is not None
     settings = {
         **config.generation_settings,
         "max_plan_tokens": planning.max_plan_tokens,

@@ -5,4 +5,10 @@ from .isolation import IsolationError
 from .judging import Tests, check_tests
 from .result import ExecutionResult
 
-__all__ = ["CodeExecutor", "ExecutionResult", "IsolationError", "Tests", "check_tests"]
+__all__ = [
+    "CodeExecutor",
+    "ExecutionResult",
+    "IsolationError",
+    "Tests",
+    "check_tests",
+]

@@ -73,8 +73,9 @@ class CodeExecutor:
 
     Args:
         workers (`int`, *optional*): programs at a time, at most and by default the cores that this process may use.
-        timeout (`float`, *optional*, defaults to `3.0`): seconds of wall-clock time for a program, or for each input
-            of a script.
+        timeout (`float`, *optional*, defaults to `3.0`): seconds of processor time for a program, or for each input of
+            a script: that of all its processes together. A program that idles ends after four times as many seconds
+            of wall-clock time, not counting those in which it waited for a core.
         memory_mb (`int`, *optional*, defaults to `512`): MiB of memory for all processes of a program together, and of
             address space for each.
         isolation (`str`, *optional*, defaults to `"auto"`): `"namespace"`, `"bwrap"`, `"process"`, or the stronger one
@@ -154,6 +155,8 @@ class CodeExecutor:
             programs (`Sequence[tuple[str, Tests]]`): candidate and tests of each: a test program, which runs in the
                 candidate's namespace; or `{"inputs": [...], "outputs": [...]}` as in APPS, texts (or lists of lines)
                 for standard input and output; or the same with `"fn_name"`, lists of arguments and returned values.
+                Inputs and outputs may come with a `"harness"`, whose imports run before each program and by whose
+                rules answers are compared: `"apps"` (the default), `"livecodebench"`, or `"none"`, for no imports.
             timeout (`float`, *optional*): in place of the executor's.
             memory_mb (`int`, *optional*): in place of the executor's.
             fail_fast (`bool`, *optional*, defaults to `False`): whether to leave out a script's inputs after the first

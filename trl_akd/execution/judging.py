@@ -6,7 +6,11 @@ Outputs are compared here, in the caller's process, as plain data: nothing that 
 import json
 import math
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from itertools import chain
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from .worker import OUTPUT_BYTES, Case
@@ -17,9 +21,52 @@ __all__ = ["Judgement", "Tests", "check_tests", "judge", "same_output"]
 Tests: TypeAlias = str | Mapping[str, Any]
 Judgement: TypeAlias = Generator[Case, dict[str, Any], dict[str, Any]]
 
+_APPS_PREAMBLE = """\
+import collections, fractions, heapq, itertools, math, random, sys, time
+from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
+from functools import lru_cache
+from heapq import *
+from itertools import accumulate, combinations, permutations, product
+from math import ceil, cos, exp, fabs, floor, gcd, log, log2, sin, sqrt, tan
+from typing import List, Tuple
+stdin, stdout = sys.stdin, sys.stdout
+try:
+    import numpy as np
+except ImportError:
+    pass
+"""
+_LIVECODEBENCH_MODULES = (
+    "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json"
+).split()
+_LIVECODEBENCH_PREAMBLE = "\n".join(
+    [
+        *(f"from {module} import *" for module in (*_LIVECODEBENCH_MODULES, "builtins", "typing")),
+        f"import {', '.join(_LIVECODEBENCH_MODULES)}",
+        "sys.setrecursionlimit(50000)\n",
+    ]
+)
 _TOLERANCE = 1e-6
 _SHOWN = 120
 _WHOLE = re.compile(r"[+-]?[0-9]+")
+
+
+@dataclass(frozen=True)
+class _Harness:
+    """Rules by which inputs and outputs judge a program.
+
+    Args:
+        preamble (`str`):
+            Imports that run before the program, those of the harness of that name (hendrycks/apps,
+            `eval/testing_util.py`; LiveCodeBench, `lcb_runner/evaluation/testing_util.py`).
+        same_output (`Callable`):
+            Compares printed and wanted text.
+        wrapped (`bool`):
+            Whether a wanted value may come wrapped in a list of one.
+    """
+
+    preamble: str
+    same_output: Callable[[str, str], bool]
+    wrapped: bool
 
 
 def check_tests(tests: object, where: str) -> None:
@@ -35,6 +82,8 @@ def check_tests(tests: object, where: str) -> None:
         raise ValueError(f"{where} has {len(inputs)} inputs and {len(outputs)} outputs; give pairs.")
     if function is not None and not isinstance(function, str):
         raise TypeError(f"{where} has fn_name={function!r}; give a function's name or leave it out.")
+    if (harness := tests.get("harness", "apps")) not in tuple(_HARNESSES):
+        raise ValueError(f"{where} has harness={harness!r}; choose one of {', '.join(_HARNESSES)}, or leave it out.")
     for kind, values in (("inputs", inputs), ("outputs", outputs)):
         for value in values if function is None else ():
             if not isinstance(value, str) and not _is_lines(value):
@@ -46,23 +95,23 @@ def judge(candidate: str, tests: Tests, *, strict: bool, fail_fast: bool) -> Jud
 
     Args:
         candidate (`str`): the program's text.
-        tests (`str` or `Mapping`): a test program, or inputs and outputs.
+        tests (`str` or `Mapping`): a test program, or inputs and outputs, by default by the rules of APPS.
         strict (`bool`): whether a test program runs in a process of its own; outputs are compared in another anyway.
         fail_fast (`bool`): whether to leave out the cases after the first that fails.
     """
     if isinstance(tests, str):
         outcome = yield Case(candidate, "strict" if strict else "test", tests)
         return {**outcome, "tests_passed": int(outcome["status"] == "passed"), "tests_total": 1}
-    function = tests.get("fn_name")
+    function, harness = tests.get("fn_name"), _HARNESSES[tests.get("harness", "apps")]
     first_failure: dict[str, Any] | None = None
     passed, seconds = 0, 0.0
     for number, (given, wanted) in enumerate(zip(tests["inputs"], tests["outputs"], strict=True), 1):
         if function is None:
-            outcome = yield Case(candidate, "script", _as_text(given))
+            outcome = yield Case(candidate, "script", _as_text(given), preamble=harness.preamble)
         else:
-            outcome = yield Case(candidate, "call", json.dumps(given), function)
+            outcome = yield Case(candidate, "call", json.dumps(given), function, harness.preamble)
         seconds += outcome.get("seconds", 0.0)
-        outcome = _compare(outcome, wanted, number, function)
+        outcome = _compare(outcome, wanted, number, function, harness)
         if outcome["status"] == "infra_error":
             first_failure = outcome
             break
@@ -79,10 +128,10 @@ def judge(candidate: str, tests: Tests, *, strict: bool, fail_fast: bool) -> Jud
 def same_output(printed: str, wanted: str) -> bool:
     r"""Compare what a script printed with what it should have.
 
-    Lines count without the blanks at their ends, and blank lines at the end do not count. Where that differs, so may
-    the blanks between words, and numbers by 1e-6, relative or absolute, unless both are whole. APPS compares words
-    too, and numbers by `numpy.allclose` (1e-5 relative, 1e-8 absolute), whole ones as well; where that fails it also
-    accepts the lines in any order, which we do not. LiveCodeBench compares line by line, and numbers exactly.
+    Lines are compared word by word, without blank lines. Numbers may differ by 1e-6, relative or absolute, unless both
+    are whole. APPS's harness compares lines that are one number by `numpy.allclose` (1e-5 relative, 1e-8 absolute),
+    whole ones as well, and then accepts lines, and words of a line, in any order, and numbers rounded to three
+    decimals, which this function does not. LiveCodeBench's compares numbers exactly and counts blank lines.
 
     Example:
         ```python
@@ -95,11 +144,40 @@ def same_output(printed: str, wanted: str) -> bool:
     """
     if _stripped_lines(printed) == _stripped_lines(wanted):
         return True
-    left, right = printed.split(), wanted.split()
-    return len(left) == len(right) and all(map(_same_word, left, right))
+    left, right = _lines_of_words(printed), _lines_of_words(wanted)
+    return list(map(len, left)) == list(map(len, right)) and all(
+        map(_same_word, chain.from_iterable(left), chain.from_iterable(right))
+    )
 
 
-def _compare(outcome: dict[str, Any], wanted: Any, number: int, function: str | None) -> dict[str, Any]:
+def _same_lines(printed: str, wanted: str) -> bool:
+    """Compare as LiveCodeBench's harness does: line by line, numbers exactly."""
+    left, right = ([line.strip() for line in text.strip().split("\n")] for text in (printed, wanted))
+    return len(left) == len(right) and all(map(_same_line, left, right))
+
+
+def _same_line(left: str, right: str) -> bool:
+    if left == right:
+        return True
+    try:
+        return list(map(Decimal, left.split())) == list(map(Decimal, right.split()))
+    except InvalidOperation:
+        return False
+
+
+# What a program may use without importing it, and how its answers are compared.
+_HARNESSES: Mapping[str, _Harness] = MappingProxyType(
+    {
+        "apps": _Harness(_APPS_PREAMBLE, same_output, wrapped=True),
+        "livecodebench": _Harness(_LIVECODEBENCH_PREAMBLE, _same_lines, wrapped=False),
+        "none": _Harness("", same_output, wrapped=True),
+    }
+)
+
+
+def _compare(
+    outcome: dict[str, Any], wanted: Any, number: int, function: str | None, harness: _Harness
+) -> dict[str, Any]:
     """Turn a process that reached its end into a pass or a failure."""
     data: bytes = outcome.pop("output", b"")
     if function is None and outcome.get("ending") == "exit" and outcome.get("exit_code") == 0:
@@ -110,12 +188,12 @@ def _compare(outcome: dict[str, Any], wanted: Any, number: int, function: str | 
         return _wrong(outcome, f"case {number}: the output is longer than {OUTPUT_BYTES >> 20} MiB")
     if function is None:
         printed, expected = data.decode(errors="replace"), _as_text(wanted)
-        if same_output(printed, expected):
+        if harness.same_output(printed, expected):
             return outcome
         return _wrong(outcome, f"case {number}: printed {_shorten(printed)}, not {_shorten(expected)}")
     try:
         returned = plain.decode(data)
-        if _same_value(returned, wanted):
+        if _same_value(returned, wanted, wrapped=harness.wrapped):
             return outcome
     except (ValueError, RecursionError) as error:
         return _wrong(outcome, f"case {number}: returned {error}")
@@ -135,10 +213,10 @@ def _wrong(outcome: dict[str, Any], message: str) -> dict[str, Any]:
     }
 
 
-def _same_value(returned: Any, wanted: Any) -> bool:
-    """Compare as APPS does: tuples are lists, and an output may come wrapped in a list of one."""
-    returned = _with_lists(returned)
-    return bool(returned == wanted or (isinstance(wanted, list) and wanted and returned == wanted[0]))
+def _same_value(returned: Any, wanted: Any, *, wrapped: bool) -> bool:
+    """Compare what came from JSON with what did not: tuples count as lists, and keys as texts."""
+    returned, wanted = _with_lists(returned), _with_lists(wanted)
+    return bool(returned == wanted or (wrapped and isinstance(wanted, list) and wanted and returned == wanted[0]))
 
 
 def _with_lists(value: Any) -> Any:
@@ -163,6 +241,10 @@ def _same_word(left: str, right: str) -> bool:
 
 def _stripped_lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.rstrip().split("\n")]
+
+
+def _lines_of_words(text: str) -> list[list[str]]:
+    return [words for line in text.split("\n") if (words := line.split())]
 
 
 def _as_text(value: str | list[str]) -> str:

@@ -1,16 +1,18 @@
 """A generator that stops when enough is spent."""
 
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from .on_main import is_shared
-from .protocol import GenerationError, TextGenerator
+from .protocol import Completion, GenerationError, TextGenerator, Usage
 from .sharing import from_main
 from .streaming import Arrival, StreamingGenerator, stream
 
-__all__ = ["BudgetSpent", "BudgetedGenerator", "Limit"]
+__all__ = ["Budget", "BudgetSpent", "BudgetedGenerator", "Limit", "Reservation"]
 
 Limit: TypeAlias = Literal["max_requests", "max_tokens", "max_seconds"]
 
@@ -18,21 +20,162 @@ Limit: TypeAlias = Literal["max_requests", "max_tokens", "max_seconds"]
 class BudgetSpent(GenerationError):
     """There is more to ask for than may be spent; all that came before is handed over."""
 
+    def __init__(self, limit: Limit) -> None:
+        super().__init__(f"`{limit}` is reached; raise it, or leave it out, and run again to go on.")
+        self.limit = limit
 
-@runtime_checkable
-class _Metered(Protocol):
-    """A generator that counts what it has sent and what the server has counted, as `OpenAIGenerator` does."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.limit,)
 
-    requests: int
+
+class Budget:
+    """Count what is spent, by any number of threads, and say what may still be.
+
+    A request is reserved at the most that it can cost before it is sent, and settled at what it has cost afterwards.
+    Where the rest does not cover another whole request, one at a time may go out, so the limit of tokens can be
+    exceeded by what a single one costs; that of requests is never exceeded.
+
+    Args:
+        max_requests (`int`, *optional*):
+            Maximum number of requests, repetitions included.
+        max_tokens (`int`, *optional*):
+            Maximum number of tokens of prompts and completions.
+        max_seconds (`float`, *optional*):
+            Maximum number of seconds until the last request is sent.
+        spent ([`Usage`], *optional*):
+            What was spent before.
+        seconds (`float`, *optional*, defaults to `0.0`):
+            Seconds that went by before.
+
+    Raises:
+        ValueError: If a limit leaves room for nothing.
+
+    Example:
+
+    ```python
+    >>> budget = Budget(max_tokens=100)
+    >>> first = budget.reserve(80)
+    >>> budget.reserve(80) is None  # until it is known what the first one costs
+    True
+    >>> budget.settle(first, Usage(0, 10, 20))
+    >>> budget.spent.tokens, budget.reserve(70) is None
+    (30, False)
+
+    ```
+    """
+
+    def __init__(
+        self,
+        *,
+        max_requests: int | None = None,
+        max_tokens: int | None = None,
+        max_seconds: float | None = None,
+        spent: Usage | None = None,
+        seconds: float = 0.0,
+    ) -> None:
+        for name, value in (("max_requests", max_requests), ("max_tokens", max_tokens)):
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}; allow at least 1, or leave it out for no limit.")
+        if max_seconds is not None and not max_seconds > 0:
+            raise ValueError(f"`max_seconds` is {max_seconds}; allow more than 0, or leave it out for no limit.")
+        self._max_requests = max_requests
+        self._max_tokens = max_tokens
+        self._max_seconds = max_seconds
+        self._began = time.monotonic() - seconds
+        self._lock = threading.Lock()
+        self._reservations = self._reserved_requests = self._reserved_tokens = 0
+        self.spent = spent or Usage()
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is any limit."""
+        return any(limit is not None for limit in (self._max_requests, self._max_tokens, self._max_seconds))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return time.monotonic() - self._began
+
+    @property
+    def reached(self) -> Limit | None:
+        """Name of the limit that is reached, if one is."""
+        if self._max_requests is not None and self.spent.requests >= self._max_requests:
+            return "max_requests"
+        if self._max_tokens is not None and self.spent.tokens >= self._max_tokens:
+            return "max_tokens"
+        if self._max_seconds is not None and self.seconds >= self._max_seconds:
+            return "max_seconds"
+        return None
+
+    def reserve(self, tokens: int) -> "Reservation | None":
+        """Reserve a request and the most tokens that it can cost; `None` if that is not possible, or not yet."""
+        with self._lock:
+            if self.reached is not None or not self._has_request():
+                return None
+            promised = self.spent.tokens + self._reserved_tokens + tokens
+            if self._max_tokens is not None and promised > self._max_tokens and self._reservations:
+                return None
+            self._reservations += 1
+            self._reserved_requests += 1
+            self._reserved_tokens += tokens
+            return Reservation(tokens)
+
+    def affordable(self, tokens_each: int) -> int:
+        """Return how many requests there is enough for, if each may cost so many tokens."""
+        most = [sys.maxsize]
+        if self._max_requests is not None:
+            most.append(self._max_requests - self.spent.requests)
+        if self._max_tokens is not None:
+            most.append(max(1, (self._max_tokens - self.spent.tokens) // tokens_each))
+        return min(most)
+
+    def spend(self, usage: Usage) -> None:
+        """Count what was spent without a reservation."""
+        with self._lock:
+            self.spent += usage
+
+    def send(self, reservation: "Reservation") -> None:
+        """Count a request that is about to be sent.
+
+        Raises:
+            BudgetSpent: If it is one more than was reserved, as a repetition is, and there is no other.
+        """
+        with self._lock:
+            if not reservation.requests and not self._has_request():
+                raise BudgetSpent("max_requests")
+            self._reserved_requests -= reservation.requests
+            reservation.requests = 0
+            reservation.sent += 1
+            self.spent += Usage(requests=1)
+
+    def settle(self, reservation: "Reservation", usage: Usage) -> None:
+        """Give a reservation back, and count the tokens that were spent; its requests are counted already."""
+        with self._lock:
+            self._reservations -= 1
+            self._reserved_requests -= reservation.requests
+            self._reserved_tokens -= reservation.tokens
+            self.spent += Usage(0, usage.prompt_tokens, usage.completion_tokens, usage.estimated)
+
+    def _has_request(self) -> bool:
+        return self._max_requests is None or self.spent.requests + self._reserved_requests < self._max_requests
+
+
+@dataclass(slots=True)
+class Reservation:
+    """Hold what a [`Budget`] keeps for a prompt that is under way: tokens, a request not sent yet, and those sent."""
+
     tokens: int
+    requests: int = 1
+    sent: int = 0
 
 
 class BudgetedGenerator(StreamingGenerator):
-    """Ask a generator, batch by batch, for as long as requests, tokens and time last.
+    """Ask a generator for as long as requests, tokens and time last.
 
-    A generator that counts for itself is believed: its requests include repetitions and its tokens the prompts'. Of
-    others, a prompt is a request and its completions' tokens are the tokens; where their number is not told, the most
-    there may be is taken. Limits are looked at between two batches, and what is under way is finished.
+    An [`OpenAIGenerator`] takes the budget into its own loop: its limits are looked at before each request, and as
+    many requests are under way together as without a budget. Of other generators a prompt is a request, and they are
+    asked batch by batch: limits are looked at between two batches, and what is under way is finished. Where they do
+    not tell what a completion has cost, its tokens count, or else the most there may be.
 
     Inside of a [`RecordedGenerator`], replays cost nothing. A batch is a call of its own to the generator, so prompts
     that are equal go out in one, or their samples would be equal too.
@@ -40,15 +183,17 @@ class BudgetedGenerator(StreamingGenerator):
     Args:
         generator (`TextGenerator`):
             Who is asked.
+        budget ([`Budget`], *optional*):
+            Shared with other generators; by default one of the limits given here.
         batch_size (`int`, *optional*):
-            Most prompts to ask for between two looks at the limits, unless more are equal; by default all of a call.
+            Maximum number of prompts to ask for between two looks at the limits, unless more are equal; by default all
+            of a call. Without effect on an `OpenAIGenerator`.
         max_requests (`int`, *optional*):
-            Most requests; only repetitions after a fault, and of a server that gives fewer completions than asked
-            for, can exceed it, by those of one batch.
+            Maximum number of requests, repetitions included.
         max_tokens (`int`, *optional*):
-            Most tokens; the last batch can exceed it by its prompts and one prompt's completions.
+            Maximum number of tokens of prompts and completions; the last request, or batch, can exceed it.
         max_seconds (`float`, *optional*):
-            Most seconds since this object was made; the last batch can exceed it.
+            Maximum number of seconds since this object was made; what is under way then is finished.
         accelerator (`Accelerator`, *optional*):
             That of a generator that shares its work over several processes, for all of which the main one's clock
             counts.
@@ -75,26 +220,19 @@ class BudgetedGenerator(StreamingGenerator):
         self,
         generator: TextGenerator,
         *,
+        budget: Budget | None = None,
         batch_size: int | None = None,
         max_requests: int | None = None,
         max_tokens: int | None = None,
         max_seconds: float | None = None,
         accelerator: Any = None,
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("max_requests", max_requests), ("max_tokens", max_tokens)):
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}; allow at least 1, or leave it out for no limit.")
-        if max_seconds is not None and not max_seconds > 0:
-            raise ValueError(f"`max_seconds` is {max_seconds}; allow more than 0, or leave it out for no limit.")
-        self._generator = generator
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size}; allow at least 1, or leave it out for no limit.")
+        self._budget = budget or Budget(max_requests=max_requests, max_tokens=max_tokens, max_seconds=max_seconds)
+        self._generator = generator.within(self._budget) if isinstance(generator, _Thrifty) else generator
         self._batch_size = batch_size
-        self._max_requests = max_requests
-        self._max_tokens = max_tokens
-        self._max_seconds = max_seconds
         self._accelerator = accelerator
-        self._began = time.monotonic()
-        self._counted = [0, 0]
-        self._before = (generator.requests, generator.tokens) if isinstance(generator, _Metered) else (0, 0)
 
     @property
     def is_shared(self) -> bool:
@@ -104,30 +242,17 @@ class BudgetedGenerator(StreamingGenerator):
     @property
     def requests(self) -> int:
         """Requests so far."""
-        metered = self._generator
-        return metered.requests - self._before[0] if isinstance(metered, _Metered) else self._counted[0]
+        return self._budget.spent.requests
 
     @property
     def tokens(self) -> int:
-        """Tokens so far."""
-        metered = self._generator
-        return metered.tokens - self._before[1] if isinstance(metered, _Metered) else self._counted[1]
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since this object was made, by the main process's clock; all processes ask together."""
-        return from_main(self._accelerator, lambda: time.monotonic() - self._began)
+        """Tokens of prompts and completions so far."""
+        return self._budget.spent.tokens
 
     @property
     def exhausted(self) -> Limit | None:
-        """Name the limit that is reached, if one is; all processes ask together."""
-        if self._max_requests is not None and self.requests >= self._max_requests:
-            return "max_requests"
-        if self._max_tokens is not None and self.tokens >= self._max_tokens:
-            return "max_tokens"
-        if self._max_seconds is not None and self.seconds >= self._max_seconds:
-            return "max_seconds"
-        return None
+        """Name of the limit that is reached, if one is; all processes ask together."""
+        return from_main(self._accelerator, lambda: self._budget.reached)
 
     def stream(
         self,
@@ -145,31 +270,31 @@ class BudgetedGenerator(StreamingGenerator):
         Raises:
             BudgetSpent: If a limit is reached before all prompts are asked.
         """
+        sampling: dict[str, Any] = {
+            "n": n,
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_new_tokens": max_new_tokens,
+            "stop": stop,
+            "seed": seed,
+        }
+        if isinstance(self._generator, _Thrifty):
+            yield from self._generator.stream(prompts, **sampling)
+            return
         groups = _equal_ones(prompts)
         while groups:
             if (limit := self.exhausted) is not None:
-                raise BudgetSpent(f"`{limit}` is reached; raise it, or run again to go on.")
+                raise BudgetSpent(limit)
             batch = self._next_batch(groups, n * max_new_tokens)
-            self._counted[0] += len(batch)
-            for index, completions in stream(
-                self._generator,
-                [prompts[place] for place in batch],
-                n=n,
-                temperature=temperature,
-                top_p=top_p,
-                max_new_tokens=max_new_tokens,
-                stop=stop,
-                seed=seed,
-            ):
-                self._counted[1] += sum(
-                    max_new_tokens if completion.num_tokens is None else completion.num_tokens
-                    for completion in completions
-                )
+            self._budget.spend(Usage(requests=len(batch)))
+            for index, completions in stream(self._generator, [prompts[place] for place in batch], **sampling):
+                for completion in completions:
+                    self._budget.spend(_cost(completion, max_new_tokens))
                 yield batch[index], completions
 
     def _next_batch(self, groups: list[list[int]], tokens_each: int) -> list[int]:
         """Take off the places of the prompts that go out together, if each may cost so many tokens."""
-        most = self._affordable(tokens_each)
+        most = self._budget.affordable(tokens_each)
         batch = groups.pop(0)
         while groups and len(batch) + len(groups[0]) <= min(most, self._batch_size or most):
             batch += groups.pop(0)
@@ -177,14 +302,23 @@ class BudgetedGenerator(StreamingGenerator):
             groups.insert(0, batch[most:])
         return batch[:most]
 
-    def _affordable(self, tokens_each: int) -> int:
-        """Return how many prompts there is enough for, if each may cost so many tokens."""
-        most = [sys.maxsize]
-        if self._max_requests is not None:
-            most.append(self._max_requests - self.requests)
-        if self._max_tokens is not None:
-            most.append(max(1, (self._max_tokens - self.tokens) // tokens_each))
-        return min(most)
+
+@runtime_checkable
+class _Thrifty(Protocol):
+    """A generator that looks at a budget before each request, as `OpenAIGenerator` does."""
+
+    def within(self, budget: Budget) -> StreamingGenerator:
+        """Return this generator, but within a budget."""
+
+    def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
+        """Yield completions as they come."""
+
+
+def _cost(completion: Completion, max_new_tokens: int) -> Usage:
+    """Return the tokens that a completion of a generator without requests has cost."""
+    if completion.usage is not None:
+        return Usage(0, completion.usage.prompt_tokens, completion.usage.completion_tokens)
+    return Usage(0, 0, max_new_tokens if completion.num_tokens is None else completion.num_tokens)
 
 
 def _equal_ones(prompts: Sequence[str]) -> list[list[int]]:

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
 
+from .deadline import deadline, session
 from .protocol import GenerationError
 
 __all__ = ["JSONClient", "MalformedAnswer", "RefusedRequest"]
@@ -20,6 +20,8 @@ Answer = TypeVar("Answer")
 
 _LONGEST_WAIT = 300.0  # seconds
 _EXCERPT = 300  # characters of an answer in a message
+_PASSING = (408, 409, 425, 429)  # beside 5xx
+_OF_ONE_REQUEST = (400, 413, 422)
 
 
 class MalformedAnswer(Exception):
@@ -27,14 +29,26 @@ class MalformedAnswer(Exception):
 
 
 class RefusedRequest(GenerationError):
-    """The service understood and refused; asking again cannot help."""
+    """The service understood and refused; asking the same again cannot help.
 
-    def __init__(self, message: str, excerpt: str) -> None:
+    Args:
+        message (`str`): what to tell the user.
+        status (`int`): HTTP status of the answer.
+        excerpt (`str`): beginning of the answer.
+    """
+
+    def __init__(self, message: str, status: int, excerpt: str) -> None:
         super().__init__(message)
+        self.status = status
         self.excerpt = excerpt
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.excerpt)
+        return type(self), (str(self), self.status, self.excerpt)
+
+    @property
+    def concerns_one_request(self) -> bool:
+        """Whether another request to the same service may be accepted."""
+        return self.status in _OF_ONE_REQUEST
 
 
 class _TransientFault(Exception):
@@ -46,14 +60,14 @@ class _TransientFault(Exception):
 class JSONClient:
     """Post to a service, and post again where that may help.
 
-    A request is repeated, with exponential back-off and jitter, after status 429 and 5xx, a connection that fails or
-    breaks off, a time-out, and an answer that is not what it should be. A `Retry-After` header takes the place of the
-    back-off. Any other status ends the attempt.
+    A request is repeated, with exponential back-off and jitter, after status 408, 409, 425, 429 and 5xx, a connection
+    that fails or breaks off, a timeout, and an answer that is not what it should be. A `Retry-After` header takes the
+    place of the back-off. Any other status is a refusal.
 
     Args:
         base_url (`str`): start of all addresses.
         api_key (`str`, *optional*): sent as bearer token; it never appears in a message.
-        timeout (`float`): seconds to wait for a connection, and for the service to send something.
+        timeout (`float`): seconds to wait for a connection, and from then on for the whole answer.
         max_retries (`int`): repetitions of a request.
         backoff (`float`): seconds before the first repetition; each further one waits twice as long.
         connections (`int`): connections kept open.
@@ -87,18 +101,23 @@ class JSONClient:
         self._backoff = backoff
         self._jitter = random.Random()  # leaves the caller's random state alone
         self._lock = threading.Lock()
-        self._session = requests.Session()
+        self._session = session(connections)
         self._session.auth = self._sign  # a header alone would give way to the user's .netrc
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_maxsize=connections))
 
-    def post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], Answer]) -> Answer:
+    def post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        read: Callable[[Any], Answer],
+        before_attempt: Callable[[], None] = lambda: None,
+    ) -> Answer:
         """Post a body and return what `read` finds in the answer.
 
         Args:
             path (`str`): what follows the base URL.
             body (`Mapping`): what to send, as JSON.
             read (`Callable`): turns the decoded answer into the result, or raises `MalformedAnswer`.
+            before_attempt (`Callable`): called before each attempt; what it raises ends the attempts.
 
         Raises:
             RefusedRequest: If the service refuses.
@@ -106,6 +125,7 @@ class JSONClient:
         """
         url = f"{self._base_url}{path}"
         for attempt in range(self._max_retries + 1):
+            before_attempt()
             try:
                 return read(self._post_once(url, body))
             except (_TransientFault, MalformedAnswer) as error:
@@ -120,13 +140,16 @@ class JSONClient:
     def _post_once(self, url: str, body: Mapping[str, Any]) -> Any:
         with self._lock:
             self.requests += 1
-        try:
-            response = self._session.post(url, json=body, timeout=self._timeout, allow_redirects=False)
-        except requests.Timeout:
-            raise _TransientFault(f"for want of an answer within {self._timeout} s") from None
-        except requests.RequestException as error:
-            raise _TransientFault(f"because of {type(error).__name__}: {self._excerpt(str(error))}") from None
-        if response.status_code == 429 or response.status_code >= 500:
+        with deadline(self._timeout) as limit:
+            try:
+                response = self._session.post(url, json=body, timeout=self._timeout, allow_redirects=False)
+            except requests.RequestException as error:
+                if limit.expired or isinstance(error, requests.Timeout):
+                    raise self._too_late() from None
+                raise _TransientFault(f"because of {type(error).__name__}: {self._excerpt(str(error))}") from None
+        if limit.expired:  # and what has come may not be all
+            raise self._too_late()
+        if response.status_code in _PASSING or response.status_code >= 500:
             raise _TransientFault(
                 f"with status {response.status_code}: {self._excerpt(response.text)}", _retry_after(response)
             )
@@ -137,6 +160,9 @@ class JSONClient:
         except ValueError:
             raise MalformedAnswer(f"with what is no JSON: {self._excerpt(response.text)}") from None
 
+    def _too_late(self) -> _TransientFault:
+        return _TransientFault(f"for want of an answer within {self._timeout} s")
+
     def _refusal(self, url: str, response: requests.Response) -> RefusedRequest:
         excerpt = self._excerpt(response.text)
         remedy = {
@@ -144,7 +170,9 @@ class JSONClient:
             403: "check `api_key` or OPENAI_API_KEY, and what the key may use",
             404: "check `base_url`, which as a rule ends in /v1, and `model`",
         }.get(response.status_code, "check `base_url`, `model` and the request")
-        return RefusedRequest(f"{url} refused with status {response.status_code}: {excerpt}; {remedy}.", excerpt)
+        return RefusedRequest(
+            f"{url} refused with status {response.status_code}: {excerpt}; {remedy}.", response.status_code, excerpt
+        )
 
     def _pause(self, attempt: int, retry_after: float | None) -> float:
         if retry_after is None:

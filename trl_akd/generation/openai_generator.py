@@ -1,19 +1,47 @@
 """Text from any server that speaks OpenAI's protocol: vLLM, SGLang, llama.cpp, `transformers serve`, OpenAI itself."""
 
+import copy
 import os
+import re
+import sys
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Self
 
+from .budget import Budget, BudgetSpent, Reservation
 from .json_client import JSONClient, MalformedAnswer, RefusedRequest
-from .protocol import Completion, Request, check_prompts, first_numbers, until_stop
+from .protocol import (
+    Completion,
+    GenerationError,
+    Request,
+    Usage,
+    check_prompts,
+    estimated_tokens,
+    first_numbers,
+    until_stop,
+)
 from .streaming import Arrival, StreamingGenerator
 
 __all__ = ["OpenAIGenerator"]
 
-_USAGE = ("prompt_tokens", "completion_tokens")
+_SUBSTITUTES = {"logprobs": None, "max_tokens": "max_completion_tokens", "response_format": None}
+"""Fields that some servers refuse, and what to send in their place."""
+
+_MAX_STOPS = 4  # that OpenAI's own servers take; text is cut at the others once it is here
+
+_STRUCTURED = re.compile(r"response_format|json.?(?:schema|object)|structured|guided|grammar", re.IGNORECASE)
+"""How servers name the field `response_format` where they refuse it."""
+
+_ABOUT_THE_PROMPT = re.compile(
+    r"status 413|context.?(length|window)|maximum.{0,20}(length|context)|too (long|large|many tokens)"
+    r"|content.?(filter|policy|management)|moderation|polic(y|ies)|flagged|safety",
+    re.IGNORECASE,
+)
+"""Refusals that say why: they tell nothing about other prompts."""
 
 
 class OpenAIGenerator(StreamingGenerator):
@@ -24,7 +52,13 @@ class OpenAIGenerator(StreamingGenerator):
     own definition. Whether BOS opens the prompt, and what a model's generation settings do besides, is the server's
     decision: `transformers serve`, for one, samples only where they say `do_sample`.
 
-    A `finish_reason` other than `"length"`, such as `"content_filter"`, counts as `"stop"`.
+    A prompt that the server refuses, with status 400, 413 or 422 or by its content filter, gets completions with
+    `finish_reason="refused"` and the server's message, and the others go on. Any other refusal, such as 401, 403 or
+    404, ends the call, and so do `max_refusals` refusals in a row whose message does not say that the prompt's content
+    or length is the cause: then something is wrong with all requests. Such refusals are therefore handed over only
+    when another prompt was answered, or at the end of the call.
+
+    Reasoning servers that refuse `max_tokens` in favour of `max_completion_tokens` get that.
 
     Args:
         base_url (`str`):
@@ -36,21 +70,22 @@ class OpenAIGenerator(StreamingGenerator):
         chat (`bool`, *optional*, defaults to `False`):
             Send each prompt as a user's message to `/chat/completions` instead of as text to `/completions`.
         concurrency (`int`, *optional*, defaults to `8`):
-            Most requests under way together.
+            Maximum number of requests under way together.
         timeout (`float`, *optional*, defaults to `60.0`):
-            Seconds to wait for the server to send something; without streaming it sends nothing until it has finished,
-            so allow for the longest completion.
+            Seconds that a request may take until its whole answer has come; allow for the longest completion.
         max_retries (`int`, *optional*, defaults to `5`):
             Repetitions of a request after status 429 or 5xx, a failed connection, a time-out or a malformed answer.
         backoff (`float`, *optional*, defaults to `1.0`):
             Seconds before the first repetition, doubled with each further one; `Retry-After` takes precedence.
         extra_body (`Mapping`, *optional*):
             Fields to add to each request, or to replace; `None` removes one.
+        max_refusals (`int`, *optional*, defaults to `8`):
+            Number of unexplained refusals in a row that ends the call.
 
     Attributes:
         requests (`int`): requests sent so far, repetitions included.
-        tokens (`int`): tokens of prompts and completions so far, as the server counts them. Of a server that does not
-            tell, completions alone count: by their log-probabilities or else, each, as `max_new_tokens`.
+        usage ([`Usage`]): requests answered and their tokens. Counts that the server leaves out are estimated: those
+            of completions by their log-probabilities or else by length, those of prompts by length.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -60,7 +95,7 @@ class OpenAIGenerator(StreamingGenerator):
     ```python
     >>> from trl_akd.generation import OpenAIGenerator
     >>> generator = OpenAIGenerator("http://localhost:8000/v1", "Qwen/Qwen2.5-Coder-7B")
-    >>> generator.requests, generator.tokens
+    >>> generator.requests, generator.usage.tokens
     (0, 0)
 
     ```
@@ -78,10 +113,12 @@ class OpenAIGenerator(StreamingGenerator):
         max_retries: int = 5,
         backoff: float = 1.0,
         extra_body: Mapping[str, Any] | None = None,
+        max_refusals: int = 8,
     ) -> None:
         if concurrency < 1:
             raise ValueError(f"`concurrency` is {concurrency}; allow at least one request at a time.")
-        self.tokens = 0
+        if max_refusals < 1:
+            raise ValueError(f"`max_refusals` is {max_refusals}; allow at least 1.")
         self._client = JSONClient(
             base_url,
             api_key=os.environ.get("OPENAI_API_KEY") if api_key is None else api_key,
@@ -94,8 +131,8 @@ class OpenAIGenerator(StreamingGenerator):
         self._chat = chat
         self._concurrency = concurrency
         self._extra_body = dict(extra_body or {})
-        self._wants_logprobs = True
-        self._lock = threading.Lock()
+        self._budget = Budget()
+        self._state = _State(max_refusals)
 
     @property
     def requests(self) -> int:
@@ -103,9 +140,52 @@ class OpenAIGenerator(StreamingGenerator):
         return self._client.requests
 
     @property
+    def usage(self) -> Usage:
+        """Requests answered so far, and their tokens."""
+        return self._state.usage
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of prompts and completions so far."""
+        return self.usage.tokens
+
+    @property
     def model_name(self) -> str:
         """Name under which the server knows the model."""
         return self._model
+
+    def within(self, budget: Budget) -> Self:
+        """Return this generator, but with a budget that is looked at before each request."""
+        limited = copy.copy(self)
+        limited._budget = budget
+        return limited
+
+    def with_schema(self, name: str, schema: Mapping[str, Any]) -> Self:
+        """Return this generator, but asking for JSON of a schema; a server that refuses this is asked without it.
+
+        Args:
+            name (`str`):
+                Name of the schema.
+            schema (`Mapping`):
+                JSON schema of each completion.
+
+        Example:
+
+        ```python
+        >>> from trl_akd.generation import OpenAIGenerator
+        >>> generator = OpenAIGenerator("http://localhost:8000/v1", "Qwen/Qwen2.5-Coder-7B", chat=True)
+        >>> generator.with_schema("number", {"type": "number"}).model_name
+        'Qwen/Qwen2.5-Coder-7B'
+
+        ```
+        """
+        structured = copy.copy(self)
+        schema = {"name": name, "strict": True, "schema": dict(schema)}
+        structured._extra_body = {
+            "response_format": {"type": "json_schema", "json_schema": schema},
+            **self._extra_body,
+        }
+        return structured
 
     def stream(
         self,
@@ -124,44 +204,76 @@ class OpenAIGenerator(StreamingGenerator):
 
         Raises:
             ValueError: If an argument is outside its range.
-            GenerationError: If the server refuses or gives no usable answer.
+            GenerationError: If the server refuses all requests or gives no usable answer.
+            BudgetSpent: If the budget does not suffice.
         """
         request = Request(n, temperature, top_p, max_new_tokens, stop, seed)
         check_prompts(prompts)
-        call = _Call(len(prompts) * n)
+        questions = zip(prompts, first_numbers(prompts, n), strict=True)
+        todo = deque(_Question(index, prompt, first) for index, (prompt, first) in enumerate(questions))
         with ThreadPoolExecutor(self._concurrency) as pool:
+            call = _Call(self, pool, request)
             try:
-                for index, (prompt, first) in enumerate(zip(prompts, first_numbers(prompts, n), strict=True)):
-                    pool.submit(call.follow, index, self._continue(prompt, first, request))
-                yield from call.arrivals()
+                yield from call.answers(todo)
             except (Exception, KeyboardInterrupt):
-                call.end(pool)
-                yield from call.late_arrivals()
+                call.end()
+                yield from call.late_answers()
                 raise
             finally:
-                call.end(pool)
+                call.end()
 
-    def _continue(self, prompt: str, first: int, request: Request) -> Iterator[list[Completion]]:
-        """Ask until all completions of a prompt are there."""
-        done = 0
-        while done < request.n:
-            wanted = request.n - done
-            body = self._body(prompt, wanted, request.sample_seed(prompt, first + done), request)
-            found = self._ask(body, request)[:wanted]
-            done += len(found)
-            yield found
+    def _reserve(self, prompt: str, request: Request) -> Reservation | None:
+        return self._budget.reserve(estimated_tokens(prompt) + request.n * request.max_new_tokens)
 
-    def _ask(self, body: dict[str, Any], request: Request) -> list[Completion]:
-        path = "/chat/completions" if self._chat else "/completions"
-        if not self._wants_logprobs:
-            body.pop("logprobs", None)
+    def _answer(self, question: "_Question", request: Request, reservation: Reservation) -> Iterator[list[Completion]]:
+        """Ask until all completions of a prompt are there; the first of each part has the cost of its requests."""
+        done, cost = 0, Usage()
         try:
-            return self._client.post(path, body, lambda answer: self._read(answer, request))
+            while done < request.n:
+                sent = reservation.sent
+                found = self._ask(question, request.n - done, done, request, reservation)
+                usage = replace(found[0].usage or Usage(), requests=reservation.sent - sent)
+                self._state.count_usage(usage)
+                cost += usage
+                done += len(found)
+                yield [replace(found[0], usage=usage), *found[1:]]
+        finally:
+            self._budget.settle(reservation, cost)
+
+    def _ask(
+        self, question: "_Question", n: int, done: int, request: Request, reservation: Reservation
+    ) -> list[Completion]:
+        """Return up to `n` more completions of a prompt that has some already, or as many refused ones."""
+        seed = request.sample_seed(question.prompt, question.first + done)
+        body = self._body(question.prompt, n, seed, request)
+        try:
+            found = self._post(body, question.prompt, request, reservation)
         except RefusedRequest as refusal:
-            if "logprobs" not in body or "logprobs" not in refusal.excerpt:
+            if not refusal.concerns_one_request:
                 raise
-        self._wants_logprobs = False
-        return self._ask(body, request)
+            reason = f"status {refusal.status}: {refusal.excerpt}"
+            self._state.count_refusal(reason, str(refusal))
+            return [Completion("", None, "refused", None, reason)] * n
+        self._state.count_answer()
+        return found[:n]
+
+    def _post(self, body: dict[str, Any], prompt: str, request: Request, reservation: Reservation) -> list[Completion]:
+        """Post a request, without the fields that the server refuses."""
+        while True:
+            for field in self._state.refused_fields:
+                _substitute(body, field)
+            try:
+                return self._client.post(
+                    "/chat/completions" if self._chat else "/completions",
+                    body,
+                    read=lambda answer: _read(answer, prompt, request),
+                    before_attempt=lambda: self._budget.send(reservation),
+                )
+            except RefusedRequest as refusal:
+                refused = _refused_field(body, refusal.excerpt)
+                if refused is None:
+                    raise
+                self._state.refused_fields |= {refused}
 
     def _body(self, prompt: str, n: int, seed: int, request: Request) -> dict[str, Any]:
         question = {"messages": [{"role": "user", "content": prompt}]} if self._chat else {"prompt": prompt}
@@ -172,81 +284,191 @@ class OpenAIGenerator(StreamingGenerator):
             **sampling,
             "temperature": request.temperature,
             "max_tokens": request.max_new_tokens,
-            "stop": list(request.stop) or None,
+            "stop": list(request.stop[:_MAX_STOPS]) or None,
             "logprobs": True if self._chat else 1,
             **self._extra_body,
         }
         return {name: value for name, value in body.items() if value is not None}
 
-    def _read(self, answer: Any, request: Request) -> list[Completion]:
-        try:
-            choices = answer["choices"]
-            usage = answer.get("usage") or {}
-            paid = int(usage.get("completion_tokens") or 0) if len(choices) == 1 else 0
-            completions = [_completion(choice, paid or None, request.stop) for choice in choices]
-            told = int(usage.get("total_tokens") or sum(int(usage.get(name) or 0) for name in _USAGE))
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise MalformedAnswer(f"with an answer of another form ({type(error).__name__}: {error})") from None
-        if not completions:
-            raise MalformedAnswer("with an answer that holds no choice")
+
+class _State:
+    """Hold what all threads and all calls of a generator have learned of its server."""
+
+    def __init__(self, max_refusals: int) -> None:
+        self.usage = Usage()
+        self.refused_fields: frozenset[str] = frozenset()
+        self._max_refusals = max_refusals
+        self._refusals = 0  # unexplained ones since the last answer
+        self._lock = threading.Lock()
+
+    def count_usage(self, usage: Usage) -> None:
         with self._lock:
-            self.tokens += told or sum(completion.num_tokens or request.max_new_tokens for completion in completions)
-        return completions
+            self.usage += usage
+
+    def count_answer(self) -> None:
+        with self._lock:
+            self._refusals = 0
+
+    def count_refusal(self, reason: str, message: str) -> None:
+        """Count a refused prompt.
+
+        Raises:
+            GenerationError: If it is one too many.
+        """
+        if _ABOUT_THE_PROMPT.search(reason):
+            return
+        with self._lock:
+            self._refusals += 1
+            refusals = self._refusals
+        if refusals >= self._max_refusals:
+            raise GenerationError(
+                f"{refusals} prompts in a row were refused, the last one so: {message} If it is the prompts' fault, "
+                "raise `max_refusals`."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    index: int
+    prompt: str
+    first: int
 
 
 class _Call:
-    """Bring what the requests of one call find from their threads to the one that asked.
+    """Send the requests of one call, and bring what they find from their threads to the one that asked.
 
-    Args:
-        wanted (`int`):
-            Completions that are to come.
+    Without a budget all prompts go to the pool at once; with one, only so many that no thread is ever idle, as each
+    holds a reservation.
     """
 
-    def __init__(self, wanted: int) -> None:
+    def __init__(self, generator: OpenAIGenerator, pool: ThreadPoolExecutor, request: Request) -> None:
+        self._generator = generator
+        self._pool = pool
+        self._request = request
         self._ended = False
-        self._wanted = wanted
-        self._queue: SimpleQueue[Arrival | Exception] = SimpleQueue()
+        self._queue: SimpleQueue[Arrival | Exception | None] = SimpleQueue()
+        self._held: list[Arrival] = []  # refusals that may come to nothing
 
-    def follow(self, index: int, parts: Iterator[list[Completion]]) -> None:
-        """Take the completions of a prompt as they come, in a thread."""
+    def answers(self, todo: "deque[_Question]") -> Iterator[Arrival]:
+        """Yield the completions of all prompts, or raise the first error."""
+        ahead = 2 * self._generator._concurrency if self._generator._budget.is_limited else sys.maxsize
+        under_way = 0
+        while todo or under_way:
+            while todo and under_way < ahead:
+                reservation = self._generator._reserve(todo[0].prompt, self._request)
+                if reservation is None:
+                    break
+                self._pool.submit(self._follow, todo.popleft(), reservation)
+                under_way += 1
+            if not under_way:
+                raise BudgetSpent(self._generator._budget.reached or "max_tokens")
+            found = self._queue.get()
+            if found is None:
+                under_way -= 1
+            elif isinstance(found, Exception):
+                raise found
+            else:
+                yield from self._handed_over(found)
+        yield from self._held
+
+    def late_answers(self) -> Iterator[Arrival]:
+        """Yield what has come since an error; further errors are left out."""
+        while not self._queue.empty():
+            found = self._queue.get()
+            if found is not None and not isinstance(found, Exception):
+                yield from self._handed_over(found)
+
+    def end(self) -> None:
+        """Send no more requests, and wait for those under way."""
+        self._ended = True
+        self._pool.shutdown(cancel_futures=True)
+
+    def _follow(self, question: _Question, reservation: Reservation) -> None:
+        """Put the completions of a prompt into the queue as they come, in a thread, and `None` behind the last."""
         try:
-            for completions in parts:
-                self._queue.put((index, completions))
+            for completions in self._generator._answer(question, self._request, reservation):
+                self._queue.put((question.index, completions))
                 if self._ended:
                     return
+            self._queue.put(None)
         except Exception as error:
             self._queue.put(error)
 
-    def end(self, pool: ThreadPoolExecutor) -> None:
-        """Send no more requests, and wait for those under way."""
-        self._ended = True
-        pool.shutdown(cancel_futures=True)
+    def _handed_over(self, found: Arrival) -> Iterator[Arrival]:
+        """Yield completions, but hold an unexplained refusal until another prompt is answered."""
+        if found[1][0].finish_reason == "refused" and not _ABOUT_THE_PROMPT.search(found[1][0].refusal or ""):
+            self._held.append(found)
+            return
+        held, self._held = self._held, []
+        yield from [*held, found]
 
-    def arrivals(self) -> Iterator[Arrival]:
-        """Yield all that is wanted, or raise the first error."""
-        while self._wanted:
-            found = self._queue.get()
-            if isinstance(found, Exception):
-                raise found
-            self._wanted -= len(found[1])
-            yield found
 
-    def late_arrivals(self) -> Iterator[Arrival]:
-        """Yield what has come since; errors have been one too many already."""
-        while not self._queue.empty():
-            found = self._queue.get()
-            if not isinstance(found, Exception):
-                yield found
+def _refused_field(body: Mapping[str, Any], excerpt: str) -> str | None:
+    """Return the field of a request that its refusal complains of, if it can be done without."""
+    for field, substitute in _SUBSTITUTES.items():
+        named = field in excerpt if substitute is None else re.search(rf"support.{{0,80}}{substitute}", excerpt)
+        if field == "response_format":
+            named = _STRUCTURED.search(excerpt) is not None
+        if field in body and named:
+            return field
+    return None
+
+
+def _substitute(body: dict[str, Any], field: str) -> None:
+    if field in body:
+        value, name = body.pop(field), _SUBSTITUTES[field]
+        if name is not None:
+            body[name] = value
+
+
+def _read(answer: Any, prompt: str, request: Request) -> list[Completion]:
+    """Return the completions of an answer, the first of which has the usage.
+
+    Raises:
+        MalformedAnswer: If it is none.
+    """
+    try:
+        choices = answer["choices"]
+        told = answer.get("usage") or {}
+        counts = {name: int(told.get(name) or 0) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
+        paid = counts["completion_tokens"] if len(choices) == 1 else 0
+        completions = [_completion(choice, paid or None, request.stop) for choice in choices]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise MalformedAnswer(f"with an answer of another form ({type(error).__name__}: {error})") from None
+    if not completions:
+        raise MalformedAnswer("with an answer that holds no choice")
+    return [replace(completions[0], usage=_usage(counts, prompt, completions)), *completions[1:]]
+
+
+def _usage(counts: Mapping[str, int], prompt: str, completions: Sequence[Completion]) -> Usage:
+    """Return what a request cost; of three counts, two tell the third, and what is still missing is estimated."""
+    prompted, written, total = (counts[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
+    if total and not written:
+        prompted = prompted or min(estimated_tokens(prompt), total)
+        return Usage(1, prompted, total - prompted, estimated=not counts["prompt_tokens"])
+    if total and not prompted:
+        return Usage(1, max(0, total - written), written)
+    return Usage(
+        1,
+        prompted or estimated_tokens(prompt),
+        written or sum(completion.num_tokens or estimated_tokens(completion.text) for completion in completions),
+        estimated=not (prompted and written),
+    )
 
 
 def _completion(choice: Mapping[str, Any], paid: int | None, stop: Sequence[str]) -> Completion:
-    written = choice["message"]["content"] or "" if "message" in choice else choice["text"]
+    message = choice.get("message") or {}
+    refusal = message.get("refusal") or ("content filter" if choice.get("finish_reason") == "content_filter" else None)
+    written = message["content"] or "" if "message" in choice else choice["text"]
     text, stopped_here = until_stop(written, stop)
     logprobs = _logprobs(choice.get("logprobs"))
     # Where the server wrote on behind a stop string, its log-probabilities are not those of the text.
     mean = sum(logprobs) / len(logprobs) if logprobs and not stopped_here else None
+    num_tokens = paid or len(logprobs) or None
+    if refusal is not None:
+        return Completion(text, mean, "refused", num_tokens, str(refusal))
     cut = choice.get("finish_reason") == "length" and not stopped_here
-    return Completion(text, mean, "length" if cut else "stop", paid or len(logprobs) or None)
+    return Completion(text, mean, "length" if cut else "stop", num_tokens)
 
 
 def _logprobs(found: Mapping[str, Any] | None) -> list[float]:

@@ -5,7 +5,7 @@ import random
 import secrets
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 __all__ = [
@@ -14,13 +14,59 @@ __all__ = [
     "GenerationError",
     "Request",
     "TextGenerator",
+    "Usage",
     "another_seed",
     "check_prompts",
+    "estimated_tokens",
     "first_numbers",
     "until_stop",
 ]
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "refused"]
+
+_BYTES_PER_TOKEN = 3  # of program text and English, rather too few than too many
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Hold what completions cost.
+
+    Args:
+        requests (`int`):
+            Requests sent, repetitions included.
+        prompt_tokens (`int`):
+            Tokens of the prompts.
+        completion_tokens (`int`):
+            Tokens generated, including hidden reasoning where the server counts it.
+        estimated (`bool`, *optional*, defaults to `False`):
+            Whether a server left out a count, so that it was estimated from the length of the text.
+
+    Example:
+
+    ```python
+    >>> Usage(1, 100, 20) + Usage(2, 50, 30, estimated=True)
+    Usage(requests=3, prompt_tokens=150, completion_tokens=50, estimated=True)
+
+    ```
+    """
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    estimated: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of prompts and completions together."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.estimated or other.estimated,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +81,16 @@ class Completion:
             is that of the model's own distribution, at temperature 1 and before `top_p`, so that completions compare
             however they were sampled. `None` where the backend does not tell.
         finish_reason (`str`):
-            `"stop"` after an end-of-sequence token or a stop string, `"length"` where `max_new_tokens` cut the text.
+            `"stop"` after an end-of-sequence token or a stop string, `"length"` where `max_new_tokens` cut the text,
+            `"refused"` where a server declined to answer this prompt, as for its content or its length.
         num_tokens (`int`, *optional*):
             Tokens generated, the one that ended the text included. `None` where the backend does not tell.
+        refusal (`str`, *optional*):
+            The server's message where it refused.
+        usage ([`Usage`], *optional*):
+            What the completion cost; of several completions of one request, the first has the cost of all, so that
+            sums are right. `None` on the others, and where the backend does not count. Completions are compared
+            without it.
 
     Example:
 
@@ -53,6 +106,8 @@ class Completion:
     mean_logprob: float | None
     finish_reason: FinishReason
     num_tokens: int | None
+    refusal: str | None = None
+    usage: Usage | None = field(default=None, compare=False)
 
 
 class GenerationError(RuntimeError):
@@ -79,20 +134,21 @@ class TextGenerator(Protocol):
             prompts (`list[str]`):
                 Texts to continue.
             n (`int`, *optional*, defaults to `1`):
-                Completions a prompt.
+                Completions per prompt.
             temperature (`float`, *optional*, defaults to `0.0`):
                 Divides the logits; 0 takes the most probable token each time.
             top_p (`float`, *optional*, defaults to `1.0`):
                 Sample from the most probable tokens that together reach this probability.
             max_new_tokens (`int`, *optional*, defaults to `512`):
-                Most tokens in a completion.
+                Maximum number of tokens in a completion.
             stop (`Sequence[str]`, *optional*):
                 Strings that end a completion, wherever its tokens cut them.
             seed (`int`, *optional*):
                 Seed of the samples; `None` draws a new one.
 
         Returns:
-            `list[list[Completion]]`: `n` completions a prompt, in the order of the prompts.
+            `list[list[Completion]]`: `n` completions per prompt, in the order of the prompts. A prompt that a server
+            refuses has completions with `finish_reason="refused"`.
 
         Raises:
             ValueError: If an argument is outside its range; the message names it.
@@ -134,6 +190,20 @@ class Request:
         if self.seed is None:
             return secrets.randbits(31)
         return random.Random(f"{self.seed}:{number}:{prompt}").getrandbits(31)
+
+
+def estimated_tokens(text: str) -> int:
+    """Estimate the number of tokens of a text from its length, at 3 bytes per token.
+
+    Example:
+
+    ```python
+    >>> estimated_tokens("def add(a, b):")
+    5
+
+    ```
+    """
+    return -(-len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN)
 
 
 def another_seed(seed: int, purpose: object) -> int:

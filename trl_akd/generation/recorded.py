@@ -4,17 +4,17 @@ import copy
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from typing import Any, Self
 
 from ..ledger import Ledger
-from .protocol import Completion, TextGenerator
+from .protocol import Completion, TextGenerator, Usage
 from .sharing import from_main
 from .streaming import Arrival, StreamingGenerator, stream
 
-__all__ = ["RecordedGenerator"]
+__all__ = ["RecordedGenerator", "read_completion"]
 
 _RECORD = ("key", "name", "completions", "num_tokens")
 
@@ -25,6 +25,7 @@ class RecordedGenerator(StreamingGenerator):
     Samples of a prompt depend on prompt and seed alone, so a run that repeats its calls gets the same completions,
     whether it was interrupted or not. Calls need a seed, or nothing of theirs is recognised. A prompt is on disk as
     soon as the generator hands over the last of its completions; one of which only some had come is asked for anew.
+    Refused prompts are kept as such and not asked again unless `retry_refused` is set.
 
     Args:
         generator (`TextGenerator`):
@@ -35,6 +36,8 @@ class RecordedGenerator(StreamingGenerator):
             Tells generators apart that share a ledger.
         accelerator (`Accelerator`, *optional*):
             That of a generator that shares its work over several processes, all of which then make the same calls.
+        retry_refused (`bool`, *optional*, defaults to `False`):
+            Ask again for the prompts that the ledger has as refused.
 
     Raises:
         ValueError: If a line of the ledger is no such record.
@@ -60,7 +63,13 @@ class RecordedGenerator(StreamingGenerator):
     """
 
     def __init__(
-        self, generator: TextGenerator, ledger: Ledger | None, *, name: str | None = None, accelerator: Any = None
+        self,
+        generator: TextGenerator,
+        ledger: Ledger | None,
+        *,
+        name: str | None = None,
+        accelerator: Any = None,
+        retry_refused: bool = False,
     ) -> None:
         self._generator = generator
         self._ledger = ledger
@@ -68,6 +77,8 @@ class RecordedGenerator(StreamingGenerator):
         self._accelerator = accelerator
         self._facts: dict[str, Any] = {}
         self._known = from_main(accelerator, self._read)
+        if retry_refused:
+            self._known = {key: found for key, found in self._known.items() if not _is_refused(found)}
 
     def noting(self, **facts: Any) -> Self:
         """Return this generator, but with JSON values to be written beside each of its new records.
@@ -135,7 +146,7 @@ class RecordedGenerator(StreamingGenerator):
         known = {}
         for row, where in self._ledger.read():
             try:
-                known[row["key"]] = [Completion(**completion) for completion in row["completions"]]
+                known[row["key"]] = [read_completion(completion) for completion in row["completions"]]
             except (KeyError, TypeError) as error:
                 raise ValueError(f"{where} is no record of a generator; give another output.") from error
         return known
@@ -160,6 +171,20 @@ class RecordedGenerator(StreamingGenerator):
     def _append(self, record: dict[str, Any]) -> None:
         assert self._ledger is not None, "the main process needs a ledger"
         self._ledger.append([record])
+
+
+def read_completion(value: Mapping[str, Any]) -> Completion:
+    """Return what `dataclasses.asdict` made plain values of.
+
+    Raises:
+        TypeError: If it has fields that a completion has not, or lacks some.
+    """
+    usage = value.get("usage")
+    return Completion(**{**value, "usage": None if usage is None else Usage(**usage)})
+
+
+def _is_refused(completions: Sequence[Completion]) -> bool:
+    return any(completion.finish_reason == "refused" for completion in completions)
 
 
 def _dealt(completions: Sequence[Completion], places: Sequence[int]) -> Iterator[Arrival]:

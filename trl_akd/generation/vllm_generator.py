@@ -1,12 +1,13 @@
 """Text from vLLM in this process. Written to vLLM's documented interface; tests run it against a stand-in alone."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..data.encoding import encode_prompts
-from .protocol import Completion, GenerationError, Request, check_prompts, first_numbers, until_stop
+from .protocol import Completion, GenerationError, Request, Usage, check_prompts, first_numbers, until_stop
 
 __all__ = ["VLLMGenerator"]
 
@@ -98,7 +99,7 @@ class VLLMGenerator:
             ],
             use_tqdm=False,
         )
-        return [read_output(output, request) for output in outputs]
+        return [read_output(output, request, len(tokens)) for output, tokens in zip(outputs, encoded, strict=True)]
 
 
 def sampling_arguments(request: Request, prompt: str, first: int) -> dict[str, Any]:
@@ -114,13 +115,15 @@ def sampling_arguments(request: Request, prompt: str, first: int) -> dict[str, A
     }
 
 
-def read_output(output: Any, request: Request) -> list[Completion]:
-    """Return the completions of a `vllm.RequestOutput`.
+def read_output(output: Any, request: Request, prompt_tokens: int) -> list[Completion]:
+    """Return the completions of a `vllm.RequestOutput` to a prompt of so many tokens.
 
     Raises:
         GenerationError: If vLLM did not finish them.
     """
-    return [_completion(choice, request.stop) for choice in output.outputs]
+    first, *others = [_completion(choice, request.stop) for choice in output.outputs]
+    usage = Usage(0, prompt_tokens, sum(completion.num_tokens or 0 for completion in (first, *others)))
+    return [replace(first, usage=usage), *others]
 
 
 def _completion(choice: Any, stop: Sequence[str]) -> Completion:

@@ -1,11 +1,19 @@
 """How the teacher's text is sampled."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
 
 from ..generation import Completion, TextGenerator
+from ..generation.protocol import FinishReason
 
-__all__ = ["Sampling"]
+__all__ = ["INCOMPLETE", "Sampling"]
+
+INCOMPLETE: Mapping[FinishReason, Literal["truncated", "refused"]] = MappingProxyType(
+    {"length": "truncated", "refused": "refused"}
+)
+"""Why a completion is dropped whatever it says."""
 
 
 @dataclass(frozen=True, slots=True)

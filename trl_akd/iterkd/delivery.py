@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..generation import Completion, TextGenerator
-from .asking import Sampling
+from .asking import INCOMPLETE, Sampling
 from .judges import Judge
 from .records import FAULT_KINDS, Fault, FaultKind, Pair, Question, Runner
 from .teaching_prompts import TeachingPrompts
@@ -69,8 +69,9 @@ def deliver(
 
     That the teacher writes the faults, by five kinds, is on record; one kind a prompt, all checks, and faults of the
     student's own beside the teacher's are this project's. A question that brings its answer is not asked for one.
-    Answers that the length limit cut count as `correct/truncated` and `fault/truncated`; the other reasons are those
-    of `verify`. No right answer, no pair: faults are asked for all the same, in one call with the right answers.
+    Answers that the length limit cut count as `correct/truncated` and `fault/truncated`, prompts that the teacher's
+    server refused as `correct/refused` and `fault/refused`; the other reasons are those of `verify`.
+    No right answer, no pair: faults are asked for all the same, in one call with the right answers.
 
     Args:
         questions (`Sequence[Question]`):
@@ -190,8 +191,8 @@ def _ask(
 
 
 def _whole(completion: Completion, part: str, dropped: Counter[str]) -> str | None:
-    """Return the text of a completion, unless the length limit cut it."""
-    if completion.finish_reason == "length":
-        dropped[f"{part}/truncated"] += 1
+    """Return the text of a completion, unless the length limit cut it or the server refused the prompt."""
+    if completion.finish_reason != "stop":
+        dropped[f"{part}/{INCOMPLETE[completion.finish_reason]}"] += 1
         return None
     return completion.text

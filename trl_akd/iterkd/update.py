@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..generation import TextGenerator
-from .asking import Sampling
+from .asking import INCOMPLETE, Sampling
 from .new_questions import check_question, read_question
 from .records import LEVELS, Level, Question
 from .teaching_prompts import TeachingPrompts
@@ -194,8 +194,8 @@ def renew(
     for (level, parent, name), completion in zip(wanted, written, strict=True):
         text = read_question(completion.text)
         reason = check_question(text, min_chars=config.min_chars, max_chars=config.max_chars)
-        if completion.finish_reason == "length":
-            reason = "truncated"
+        if completion.finish_reason != "stop":
+            reason = INCOMPLETE[completion.finish_reason]
         if reason is None:
             renewal.questions.append(Question(name, text, origin=level, parent=parent.id))
         else:

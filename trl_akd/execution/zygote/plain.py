@@ -16,7 +16,9 @@ _dumps, _loads = json.dumps, json.loads
 
 
 def encode(value: Any) -> bytes:
-    """Encode None, booleans, numbers, text, bytes and containers of these; subclasses count as their built-in base.
+    """Encode None, booleans, numbers, text, bytes and containers of these.
+
+    Subclasses count as their built-in base, and NumPy's scalars as the Python values that they equal.
 
     Raises:
         TypeError: If the value, or one within it, is of another type, or nested too deeply.
@@ -43,6 +45,8 @@ def _tag(value: Any) -> Any:
     if value is None:
         return None
     kind = next((base for base in _BASES if isinstance(value, base)), None)
+    if kind is None and type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        return _tag(value.item())
     if kind is None:
         raise TypeError(f"a value of type {type(value).__name__!r} is no plain data")
     if type(value) is not kind:

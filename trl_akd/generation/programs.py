@@ -1,0 +1,316 @@
+"""Find the Python program in the parts of an answer, judging by the syntax tree.
+
+With an entry point, the program is the last complete definition of it and what that needs. Statements that only use
+the program, such as examples, self-tests and reads of standard input, are left out, because they run when the program
+is imported and may fail although the definition is right.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+
+from .python_parts import Part, Source
+from .statements import ASSIGNMENTS, BUILTINS, READS_INPUT, Statement
+
+__all__ = ["find_program", "is_marked_wrong"]
+
+_DYNAMIC = {"globals", "eval", "exec", "locals", "vars"}
+
+
+def find_program(parts: Iterable[Part], entry_point: str | None = None) -> str | None:
+    """Return the Python program in the parts of an answer, or `None` if there is none.
+
+    Without an entry point, or without a definition of it, the program is kept whole.
+
+    Args:
+        parts (`Iterable[Part]`):
+            Parts of the answer in order.
+        entry_point (`str`, *optional*):
+            Name that the program should define.
+    """
+    sources = [Source(part) for part in parts]
+    if entry_point is not None:
+        ranks = [(source.rank(entry_point), source.fenced, number) for number, source in enumerate(sources)]
+        rank, _, chosen = max(ranks, default=(0, False, 0))
+        if rank:
+            return _Assembly(sources, chosen, entry_point).program()
+    return _whole_program(sources)
+
+
+class _Assembly:
+    """Choose the statements that an entry point needs.
+
+    Args:
+        sources (`Sequence[Source]`):
+            The parts of the answer.
+        chosen (`int`):
+            Number of the source whose definition of the entry point counts.
+        entry_point (`str`):
+            The name.
+    """
+
+    def __init__(self, sources: Sequence[Source], chosen: int, entry_point: str) -> None:
+        self._sources = sources
+        self._chosen = chosen
+        self._entry_point = entry_point
+        self._kept: set[tuple[int, int]] = set()
+        self._names: set[str] = set()
+        self._waiting: list[str] = []
+        self._set_ups = [_SetUps(source, entry_point) for source in sources]
+        self._homes: dict[str, list[int]] = {}
+        order = [chosen, *range(chosen - 1, -1, -1), *range(chosen + 1, len(sources))]
+        for number in order:
+            for name in sources[number].binders:
+                self._homes.setdefault(name, []).append(number)
+
+    def program(self) -> str:
+        """Return the program."""
+        source = self._sources[self._chosen]
+        for number, statement in enumerate(source.statements):
+            of_class = statement.has_method(self._entry_point) and self._entry_point not in source.binders
+            if statement.is_settings or of_class:
+                self._keep(self._chosen, number)
+        self._need(self._entry_point)
+        self._resolve()
+        self._keep_others()
+        self._keep_star_imports()
+        return self._text()
+
+    def _need(self, name: str) -> None:
+        if name not in self._names:
+            self._names.add(name)
+            self._waiting.append(name)
+
+    def _keep(self, source: int, number: int) -> None:
+        if (source, number) in self._kept:
+            return
+        self._kept.add((source, number))
+        statement = self._sources[source].statements[number]
+        if statement.is_import:
+            self._names |= statement.binds
+        else:
+            for name in statement.needs | statement.binds:
+                self._need(name)
+
+    def _resolve(self) -> None:
+        """Keep what binds the names that are needed and what sets them up, until nothing is missing."""
+        while self._waiting:
+            name = self._waiting.pop()
+            if name in _DYNAMIC:
+                self._keep_everything()
+            home = self._home(name)
+            if home is None:
+                continue
+            defining = self._sources[home].definitions(name)
+            for number in defining:
+                self._keep(home, number)
+            if not all(self._sources[home].statements[number].is_import for number in defining):
+                for number in self._set_ups[home].of(name):
+                    self._keep(home, number)
+
+    def _keep_everything(self) -> None:
+        """Keep all definitions and values of the chosen source, for code that looks names up when it runs."""
+        for number, statement in enumerate(self._sources[self._chosen].statements):
+            is_value = isinstance(statement.node, ASSIGNMENTS) and not READS_INPUT.search(statement.text)
+            if statement.is_definition or (is_value and self._entry_point not in statement.calls):
+                self._keep(self._chosen, number)
+
+    def _home(self, name: str) -> int | None:
+        """Return the number of the source whose binding of a name counts: a definition, the chosen source first."""
+        homes = self._homes.get(name, [])
+        if name in BUILTINS:
+            homes = [number for number in homes if number == self._chosen]
+        return min(homes, key=lambda number: self._distance(name, number), default=None)
+
+    def _distance(self, name: str, source: int) -> int:
+        """Return how far a source's binding of a name is from a definition: 2 for an import of another file."""
+        statements = self._sources[source].statements
+        binding = [statements[number] for number in self._sources[source].binders[name]]
+        if any(statement.defines(name) for statement in binding):
+            return 0
+        return 2 if all(statement.is_foreign_import for statement in binding) else 1
+
+    def _keep_others(self) -> None:
+        """Keep constants, and imports, functions and classes that cannot fail: a test may need them."""
+        candidates = [candidate for candidate in self._candidates() if candidate[:2] not in self._kept]
+        unsafe = self._unsafe([statement for _, _, statement in candidates])
+        for source, number, statement in candidates:
+            if (source, number) in self._kept or statement.binds & (self._names | unsafe):
+                continue
+            if statement.is_constant:
+                self._kept.add((source, number))
+            elif statement.is_safe_import or statement.is_definition:
+                self._keep(source, number)
+                self._resolve()
+
+    def _candidates(self) -> Iterator[tuple[int, int, Statement]]:
+        """Yield the statements beside those that are kept, and those of earlier blocks that are not drafts."""
+        for number, source in enumerate(self._sources[: self._chosen + 1]):
+            if number != self._chosen and (source.part.wrong or not source.fenced or source.rank(self._entry_point)):
+                continue
+            for run in [range(len(source.statements))] if source.fenced else source.runs:
+                if source.fenced or any((number, index) in self._kept for index in run):
+                    yield from ((number, index, source.statements[index]) for index in run)
+
+    def _unsafe(self, candidates: Sequence[Statement]) -> set[str]:
+        """Return the names that candidates bind and that need tests, input, or packages that may be missing."""
+        users: dict[str, list[Statement]] = {}
+        waiting: list[str] = []
+        for statement in candidates:
+            if statement.is_definition:
+                for name in statement.needs - self._names:
+                    users.setdefault(name, []).append(statement)
+                waiting += [name for name in statement.needs_now - BUILTINS if name not in self._homes]
+            elif not statement.is_constant and not statement.is_safe_import:
+                waiting += statement.binds - self._names
+        unsafe: set[str] = set()
+        while waiting:
+            name = waiting.pop()
+            if name not in unsafe:
+                unsafe.add(name)
+                waiting += [bound for statement in users.get(name, []) for bound in statement.binds]
+        return unsafe
+
+    def _keep_star_imports(self) -> None:
+        """Keep `from ... import *` of the standard library, and of other packages where a name is missing without."""
+        for source in [home for home in self._homes.get("*", []) if home <= self._chosen]:
+            for number in self._sources[source].binders["*"]:
+                if not self._sources[source].statements[number].is_foreign_import or self._is_incomplete:
+                    self._kept.add((source, number))
+
+    @cached_property
+    def _is_incomplete(self) -> bool:
+        """Whether a needed name is bound nowhere."""
+        return any(name not in self._homes and name not in BUILTINS for name in self._names)
+
+    def _text(self) -> str:
+        by_source: dict[int, list[int]] = {}
+        for source, number in sorted(self._kept):
+            by_source.setdefault(source, []).append(number)
+        futures: list[str] = []
+        texts: list[str] = []
+        for source, numbers in by_source.items():
+            statements = self._sources[source].statements
+            if texts or len(numbers) < len(statements):
+                futures += [statements[number].text for number in numbers if statements[number].is_future_import]
+                numbers = [number for number in numbers if not statements[number].is_future_import]
+            texts.append(self._sources[source].text_of(numbers).strip("\n"))
+        return "\n".join([*dict.fromkeys(futures), *texts])
+
+
+class _SetUps:
+    """The statements of a source that change objects for the program's sake, by the names of these objects."""
+
+    def __init__(self, source: Source, entry_point: str) -> None:
+        self._source = source
+        self._by_name: dict[str, list[int]] = {}
+        self._by_argument: dict[str, list[int]] = {}
+        self._calls: dict[str, list[int]] = {}
+        self._functions: dict[str, list[str]] = {}
+        for number, statement in enumerate(source.statements):
+            if statement.may_set_up:
+                _add(self._by_name, statement.changes, number)
+                if statement.is_expression and entry_point not in statement.needs:
+                    _add(self._by_argument, statement.gives, number)
+                    _add(self._calls, statement.calls, number)
+        for function in self._calls:
+            definitions = [source.statements[number] for number in source.binders.get(function, [])]
+            needs = {name for statement in definitions if statement.is_function for name in statement.needs}
+            if not needs & {"print", "input", entry_point}:
+                for name in needs:
+                    self._functions.setdefault(name, []).append(function)
+
+    def of(self, name: str) -> list[int]:
+        """Return the numbers of the statements that set up the object of a name.
+
+        That is by an item, an attribute or a method; or, for an object that is no function or class, by a call that
+        takes it as an argument, or of a function that uses it.
+        """
+        found = self._by_name.pop(name, [])
+        if not any(self._source.statements[number].is_definition for number in self._source.binders[name]):
+            found += self._by_argument.pop(name, [])
+            for function in self._functions.pop(name, []):
+                found += self._calls.pop(function, [])
+        return found
+
+
+def _add(index: dict[str, list[int]], names: Iterable[str], number: int) -> None:
+    for name in names:
+        index.setdefault(name, []).append(number)
+
+
+# The prose before a block
+
+
+_WRONG = re.compile(
+    r"\b(?:wrong|incorrect(?:ly)?|buggy|bugs?|broken|faulty|flawed|mistaken?|mistakes?|pitfall|anti-?pattern"
+    r"|avoid|fails?|naive attempt|bad|inefficient|too slow|slower|for (?:comparison|reference)"
+    r"|(?:do|does|did|would|will|is|are)(?: not|n['\u2019]?t) (?:be )?"
+    r"(?:do|use|write|work|correct|right|valid|handle|pass)\w*"
+    r"|won['\u2019]t work|not (?:do|to do)|your (?:original )?(?:code|version|attempt)|original code)\b",
+    re.IGNORECASE,
+)
+_RIGHT = re.compile(
+    r"\b(?:correct(?:ed|ly|ion)?|fix(?:ed|es|ing)?|instead of|use this instead|right|improved?|optimi[sz]ed"
+    r"|updated|revised|final|working"
+    r"|better|efficient|faster|solution is|avoids|handles)\b",
+    re.IGNORECASE,
+)
+_NEGATED = re.compile(
+    r"\b(?:not|n['\u2019]t|never)\s+(?:be\s+|quite\s+)?(?:correct|right|working|efficient|handle)\w*", re.IGNORECASE
+)
+_HEADING_CHARS = 300
+
+
+def is_marked_wrong(before: str, block: str) -> bool:
+    """Tell whether the last line of prose before a block, or the comment that opens it, calls the code wrong."""
+    lines = before[-_HEADING_CHARS:].strip().splitlines()
+    comment = re.match(r"\s*+#(.{0,200})", block)
+    return any(_is_disapproval(line) for line in [*lines[-1:], *([comment[1]] if comment else [])])
+
+
+def _is_disapproval(line: str) -> bool:
+    if "❌" in line:
+        return True
+    wrong = _WRONG.search(line)
+    return wrong is not None and _RIGHT.search(_NEGATED.sub("", line)) is None
+
+
+# The program as a whole
+
+
+def _whole_program(sources: Sequence[Source]) -> str | None:
+    """Return the program that code blocks make together, or the one in the prose if there is no block."""
+    blocks = [source for source in sources if source.fenced and source.is_code]
+    if blocks:
+        return _joined(blocks)
+    unfenced = [source for source in sources if not source.fenced]
+    whole = next((source.text for source in unfenced if source.parses and source.statements), None)
+    runs = filter(None, (source.longest_run for source in unfenced))
+    return whole if whole is not None else max(runs, key=len, default=None)
+
+
+def _joined(blocks: Sequence[Source]) -> str:
+    """Return the blocks that make the last program that is not called wrong.
+
+    Where blocks read input, the last of them counts, with those that define what it needs. A block whose functions are
+    all defined again further down is a draft.
+    """
+    blocks = [block for block in blocks if not block.part.wrong] or blocks
+    blocks = [block for block in blocks if block.parses] or [block for block in blocks if block.statements] or blocks
+    if not any(block.statements for block in blocks):
+        return max((block.part.text for block in blocks), key=len)
+    reader = next((block for block in reversed(blocks) if READS_INPUT.search(block.text)), None)
+    kept: list[Source] = []
+    defined: set[str] = set()
+    needed: set[str] = set()
+    for block in [*([reader] if reader else []), *(block for block in reversed(blocks) if block is not reader)]:
+        own = {name for statement in block.statements if statement.is_definition for name in statement.binds}
+        if kept and ((own and own <= defined) or (reader and not (needed - defined) & block.binders.keys())):
+            continue
+        kept.append(block)
+        defined.update(block.binders)
+        needed.update(name for statement in block.statements for name in statement.needs)
+    order = {id(block): number for number, block in enumerate(blocks)}
+    kept.sort(key=lambda block: order[id(block)])
+    return kept[0].program if len(kept) == 1 else "\n".join(block.program.strip("\n") for block in kept)

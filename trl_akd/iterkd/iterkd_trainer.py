@@ -28,7 +28,7 @@ from .cycle_ledger import CycleLedger
 from .cycle_report import CycleReport, cycle_table, write_reports
 from .cycles import Cycles, ProgramOf, Room
 from .iterkd_config import IterKDConfig
-from .judges import GenerativeJudge, Judge
+from .judges import GenerativeJudge, Judge, asked_for_json
 from .pair_trainer import PairTrainer
 from .questions import digest, read_questions
 from .records import Question
@@ -224,8 +224,8 @@ class IterKDTrainer(PairTrainer):
             return None
         if isinstance(self.judge, Judge):
             return ledger.recorded_judge(self.judge, model_name(self.judge))
-        prompt = self.args.judge_prompt
-        written = ledger.recorded(invite(self.judge), "judge", prompts=prompt.version)
+        judge, prompt = asked_for_json(self.judge, self.args.judge_prompt)
+        written = ledger.recorded(invite(judge), "judge", prompts=prompt.version)
         return GenerativeJudge(written, prompt=prompt, max_new_tokens=self.args.teacher_max_new_tokens)
 
     def _settings(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def program_of_continuation(problem: Problem, completion: str) -> str:
 
 
 def program_of_answer(problem: Problem, answer: str) -> str:
-    """Return the program in an answer to an instruction.
+    r"""Return the program in an answer to an instruction.
 
     Imports and helpers of the problem's own code come first. An answer that does not define the entry point but opens
     with the body of a function is taken as the continuation of the problem's code, up to the prose after it.

@@ -296,8 +296,8 @@ _WRITES_OUTPUT = re.compile(r"\bprint\s*\(|\bstdout\b|\bos\.write\(|\bopen\(\s*1
 def _joined(blocks: Sequence[Source]) -> str:
     """Return the blocks that make the last program that is not called wrong.
 
-    Where blocks read input and print, the last of them counts, with those that define what it needs. A block whose functions are
-    all defined again further down is a draft.
+    Where blocks read input and print, the last of them counts, with those that define what it needs. A block whose
+    functions are all defined again further down is a draft.
     """
     blocks = [block for block in blocks if not block.part.wrong] or blocks
     blocks = [block for block in blocks if block.parses] or [block for block in blocks if block.statements] or blocks

@@ -40,8 +40,10 @@ _PYTHON_TOKENS = re.compile(
 _OTHER_TOKENS = re.compile(
     rf"""(?P<string>{_STRING})|(?P<comment>//[^\n]*|/\*.*?\*/|<!--.*?-->|(?:\#|--)\s[^\n]*)""", re.DOTALL
 )
-_ACCIDENT = r"(?:Name|UnboundLocal|Syntax|Indentation|Tab|Recursion|Attribute|Type|Index|ZeroDivision|Import"
-r"|ModuleNotFound)Error"
+_ACCIDENT = (
+    r"(?:Name|UnboundLocal|Syntax|Indentation|Tab|Recursion|Attribute|Type|Index|ZeroDivision|Import|ModuleNotFound)"
+    "Error"
+)
 _CONDITION = r"(?![ ]*(?:if|when|unless|for|on|in[ ]case|where|exception|:)\b)"
 _OF_THE_INPUT = (
     r"(?![- ](?:input|type|value|argument|parameter|format|password|pin|guess|answer|number|data|user|key"

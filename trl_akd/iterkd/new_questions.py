@@ -123,7 +123,7 @@ def check_question(question: str, *, min_chars: int, max_chars: int) -> Reject |
 
 
 def _without_frame(text: str) -> str:
-    """Take one layer off: a tag and what stands before it, other questions, a solution, a remark, a mark, or quotes."""
+    """Take one layer off: a tag and what stands before it, other questions, a solution, a mark, or quotes."""
     if tag := _TAG.search(text):
         return _TAG.split(_NEXT_TAG.split(text[tag.end() :].strip())[0])[0].strip()
     if tag := _FIRST_TAG.match(text):

@@ -72,7 +72,7 @@ _CLOSING = re.compile(
     r"|would you like\b|end of (?:the )?task"
     rf"|this (?:new )?{_KIND} (?:is|requires|comes|tests|stays|keeps|has|differs|focuses|involves|maintains|remains)\b"
     rf"|note: this (?:new )?{_KIND} (?:is|comes|stays|keeps|has|tests)\b|difficulty[* ]*:|(?:explanation"
-    rf"|rationale|reasoning|why this task)[* ]*:)[\s\S]*\Z",
+    rf"|rationale|reasoning|why this task)[* ]*:[^\n]*(?:skill|same|original|given))[\s\S]*\Z",
     re.IGNORECASE,
 )
 _RULE_AT_END = re.compile(r"\s*\n[ \t]*(?:-{3,}|\*{3,}|_{3,})[ \t]*\Z")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..akd.akd_trainer import AKDTrainer
     from ..evaluation.benchmarks import Benchmark
 
-__all__ = ["distil", "finish", "leave", "make_trainer"]
+__all__ = ["distil", "finish", "make_trainer"]
 
 Trainer = TypeVar("Trainer", bound="AKDTrainer")
 
@@ -62,7 +62,7 @@ def distil(
 
 
 def finish(trainer: "AKDTrainer") -> None:
-    """Save, evaluate and push what was trained, and leave the processes together."""
+    """Save, evaluate and push what was trained."""
     trainer.save_model()
     if trainer.eval_dataset is not None:
         _report(trainer, "eval", trainer.evaluate())
@@ -70,12 +70,6 @@ def finish(trainer: "AKDTrainer") -> None:
     trainer.create_model_card()
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
-    leave(trainer)
-
-
-def leave(trainer: "AKDTrainer") -> None:
-    """End the processes together: none leaves the group while another still saves."""
-    trainer.accelerator.wait_for_everyone()
     trainer.end()
 
 

@@ -52,7 +52,7 @@ def train(
     from ..execution import IsolationError
     from ..generation import GenerationError
     from ..iterkd.iterkd_trainer import IterKDTrainer
-    from .distilling import finish, leave, make_trainer
+    from .distilling import finish, make_trainer
     from .errors import SETUP_ERRORS
 
     with user_errors((*SETUP_ERRORS, GenerationError, IsolationError, FloatingPointError)):
@@ -85,7 +85,7 @@ def train(
         if trainer.stopped is None:
             finish(trainer)
         else:
-            leave(trainer)
+            trainer.end()
 
 
 def _argument_types() -> tuple[type, ...]:

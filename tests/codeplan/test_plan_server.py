@@ -149,7 +149,7 @@ def test_the_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert len((tmp_path / "plans.jsonl").read_text().splitlines()) == 4
     plans.main(flags(server, tmp_path))
     rows = [json.loads(line) for line in (tmp_path / "plans.jsonl").read_text().splitlines()]
-    assert rows == [{**row, "plans": [PLAN]} for row in ROWS]
+    assert rows == [{**row, "plans": [PLAN], "plan_solutions": [0]} for row in ROWS]
     assert len(server.bodies) == 6
     assert json.loads((tmp_path / "report.json").read_text())["requests"] == 2
     assert json.loads((tmp_path / "answers.settings.json").read_text())["model"] == "tiny"

@@ -53,6 +53,7 @@ from .checks import (
     named_datasets,
     tokenizer_of,
 )
+from .completions import CompletionLog
 from .dropout import disable_dropout
 from .gkd import GKDTrainer
 from .metrics import METRICS, DistillationMetrics, Means
@@ -186,6 +187,7 @@ class AKDTrainer(GKDTrainer):
         self.provenance = provenance(model, teacher_model, args)
         self.scores: dict[int, list[EvalResult]] = {}
         self._student_proven = False
+        self._completions = CompletionLog(args, self._tokenizer, self.accelerator)
         self.add_callback(BetaSchedule(self.adaptive_beta, self._finish_step))
 
     # Set-up
@@ -322,6 +324,8 @@ class AKDTrainer(GKDTrainer):
             self.generation_config,
             vocabulary_size=self.vocabulary_size,
         )
+        if self.args.log_completions:
+            self._completions.add(rows)
         return DataCollatorForDistillation(self._tokenizer.pad_token_id)(rows)
 
     # Loss
@@ -412,6 +416,11 @@ class AKDTrainer(GKDTrainer):
         return adaptive_divergence(head, hidden, knowledge, labels, share, beta, self.vocabulary_size, self.args)
 
     # Logs
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as [`trl.SFTTrainer`] does, and the latest completions with `log_completions`."""
+        super().log(logs, start_time)
+        self._completions.write(self.state.global_step)
 
     def _finish_step(self) -> None:
         """Log what the micro-batches and ranks of an optimiser step come to, and update β once it is complete."""

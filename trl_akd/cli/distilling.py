@@ -63,7 +63,7 @@ def distil(
 
 def finish(trainer: "AKDTrainer") -> None:
     """Save, evaluate and push what was trained, and leave the processes together."""
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # or it would be pushed at once, and again below
     if trainer.eval_dataset is not None:
         _report(trainer, "eval", trainer.evaluate())
     trainer.save_state()

@@ -30,6 +30,7 @@ from .judges import GenerativeJudge, Judge
 from .pair_trainer import PairTrainer
 from .questions import digest, read_questions
 from .records import Question
+from .run_settings import model_settings, training_settings
 
 __all__ = ["IterKDTrainer"]
 
@@ -65,7 +66,10 @@ class IterKDTrainer(PairTrainer):
         benchmarks (`Mapping[str, Sequence[str]]`, *optional*):
             Texts, by the benchmark's name, that no new question may repeat. The held-out questions are among them.
         generation_batch_size (`int`, *optional*, defaults to `16`):
-            Texts that the student writes at a time, on each process.
+            Number of texts that the student writes at a time, on each process.
+        settings (`Mapping[str, Any]`, *optional*):
+            JSON values that the texts depend on besides, such as how the teacher is asked; a run does not go on with
+            others.
         **kwargs:
             As in [`AKDTrainer`], but for `data_collator`.
 
@@ -93,8 +97,10 @@ class IterKDTrainer(PairTrainer):
         program_of: ProgramOf | None = None,
         benchmarks: Mapping[str, Sequence[str]] | None = None,
         generation_batch_size: int = 16,
+        settings: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        self._settings_beside = dict(settings or {})
         self.seeds = read_questions(() if train_dataset is None else train_dataset)
         self._student_name = name_of(model)
         self._teacher_name = name_of(teacher_model) or getattr(args, "teacher_model_name_or_path", None)
@@ -164,7 +170,7 @@ class IterKDTrainer(PairTrainer):
 
     def save_student(self, folder: Path) -> None:
         """Write the student's weights and tokenizer."""
-        self.save_model(str(folder))
+        self.save_model(str(folder), _internal_call=True)  # which pushes nothing
 
     def student_generator(self, batch_size: int | None = None, **settings: Any) -> TransformersGenerator:
         """Return a generator of the student as it is, until the next cycle begins."""
@@ -232,8 +238,9 @@ class IterKDTrainer(PairTrainer):
             "executor": self.executor is not None,
             "seeds": digest(self.seeds),
             "held_out": digest(self.held_out),
-            **self.args.cycle_settings,
-            **{name: getattr(self.args, name) for name in TRAINING},
+            **training_settings(self.args),
+            **model_settings(self.model, self.accelerator),
+            **self._settings_beside,
         }
 
     def _announce(self, sentence: str) -> None:
@@ -245,36 +252,3 @@ class IterKDTrainer(PairTrainer):
             return {}
         last = self.reports[-1]
         return {"cycles": len(self.reports), "feedback": last.feedback["score"], **last.held_out}
-
-
-TRAINING = (
-    "objective",
-    "contrastive_loss",
-    "contrastive_weight",
-    "contrastive_beta",
-    "simpo_margin",
-    "max_faults",
-    "beta_strategy",
-    "beta",
-    "beta_initial_values",
-    "beta_learning_rate",
-    "beta_regularization",
-    "beta_regularizer",
-    "kd_temperature",
-    "ce_weight",
-    "normalization",
-    "prompt_template",
-    "max_length",
-    "learning_rate",
-    "lr_scheduler_type",
-    "optim",
-    "max_grad_norm",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "weight_decay",
-    "warmup_steps",
-    "seed",
-)
-"""Fields of the configuration on which every student depends."""

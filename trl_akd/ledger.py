@@ -1,6 +1,6 @@
 """JSON Lines that only grow, for what cost something to make: a file that survives interruption."""
 
-import fcntl
+import errno
 import gzip
 import json
 import os
@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
+
+from filelock import FileLock, Timeout
 
 __all__ = ["Ledger", "read_json_lines"]
 
@@ -18,7 +20,7 @@ class Ledger:
     r"""Append JSON objects to a file, and read those that are there already.
 
     The settings that all lines share lie beside it; lines of other settings are not mixed. One process at a time may
-    hold the file. A line that an interruption tore is dropped, and nothing else.
+    hold the file, by a lock beside it (`.jsonl.lock`). A line that an interruption tore is dropped, and nothing else.
 
     Args:
         path (`Path`):
@@ -58,9 +60,9 @@ class Ledger:
     ) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(path, option)
         self._file = cast(BinaryIO, open(path, "a+b", buffering=0))
         try:
-            _lock(self._file, path, option)
             self._sidecar = sidecar or path.with_suffix(".settings.json")
             if path.stat().st_size == 0:
                 _write_json(self._sidecar, settings)
@@ -68,7 +70,7 @@ class Ledger:
             _check_settings(path, self.facts, settings, option)
             _drop_torn_line(self._file)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def read(self) -> Iterator[tuple[dict[str, Any], str]]:
@@ -101,6 +103,7 @@ class Ledger:
     def close(self) -> None:
         """Release the file."""
         self._file.close()
+        self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -134,13 +137,16 @@ def read_json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             yield row, where
 
 
-def _lock(file: BinaryIO, path: Path, option: str) -> None:
+def _locked(path: Path, option: str) -> FileLock:
+    """Return the lock of a file, held; the operating system releases it when the process ends, however it ends."""
+    lock = FileLock(path.with_suffix(path.suffix + ".lock"), thread_local=False)
     try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        lock.acquire(timeout=0)
+    except Timeout as error:
         raise BlockingIOError(
-            error.errno, f"{path} is being written by another process; wait for it or give another {option}."
+            errno.EAGAIN, f"{path} is being written by another process; wait for it or give another {option}."
         ) from error
+    return lock
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests import tiny
+from tests.printed import printed_commands
 from trl_akd.cli import main, quickstart_akd, quickstart_codeplan
 from trl_akd.evaluation.benchmarks import load_benchmark
 from trl_akd.execution import CodeExecutor
@@ -30,26 +31,49 @@ def test_reference_solutions_of_the_world_pass(tmp_path: Path):
         assert not any(result.passed for result in executor.run(wrong))
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Random models and a dozen tasks in place of what takes minutes."""
 
     def save(folder: Path, *args) -> None:
-        tiny.model().save_pretrained(folder)
+        tiny.model(max_position_embeddings=400).save_pretrained(folder)
         tiny.tokenizer().save_pretrained(folder)
 
     def distil(teacher: Path, student: Path, rows: Path, output_dir: Path, seed: int) -> None:
-        assert rows.read_text().count("\n") == 20
+        assert rows.read_text().count("\n") == 60
         shutil.copytree(student, output_dir)
         logs = [{"step": 1, "kd/beta": 0.1, "kd/forward_kl": 1.0, "kd/reverse_kl": 1.0}]
         (output_dir / "trainer_state.json").write_text(json.dumps({"log_history": logs}))
 
     monkeypatch.setattr(stages, "HELD_OUT_TASKS", 12)
-    monkeypatch.setattr(stages, "DISTILLATION_TASKS", 20)
+    monkeypatch.setattr(stages, "DISTILLATION_TASKS", 60)  # a batch of the recipe
     monkeypatch.setattr(stages, "make_teacher", save)
     monkeypatch.setattr(stages, "make_student", save)
     monkeypatch.setattr(quickstart_akd, "_distil", distil)
-    monkeypatch.setattr(quickstart_akd, "MAX_NEW_TOKENS", 8)
+
+
+def run_as_printed(out: str, commands: list[str]) -> None:
+    """Run what the end of a quickstart tells the user to type."""
+    printed = printed_commands(out.rpartition("Done in ")[2])
+    assert [argv[0] for argv in printed] == commands
+    for argv in printed:
+        assert main(argv) == 0, argv
+
+
+def test_the_default_folder_needs_no_overrides(small, capsys):
+    assert main(["quickstart"]) == 0
+    out = capsys.readouterr().out
+    assert printed_commands(out.rpartition("Done in ")[2])[1] == [
+        *["akd", "--config", "recipes/micro/akd/config.yaml", "--beta_strategy", "fixed", "--beta", "0"],
+        *["--output_dir", "outputs/quickstart/student-kd"],
+    ]
+    run_as_printed(out, ["evaluate", "akd"])
 
 
 def test_it_ends_in_a_table(small, tmp_path: Path, capsys):
@@ -58,7 +82,8 @@ def test_it_ends_in_a_table(small, tmp_path: Path, capsys):
     out = capsys.readouterr().out
     for row in ("| teacher ", "| student ", "| student after AKD "):
         assert row in out
-    assert "0 of 12" in out and f"trl-akd evaluate --model {folder}/student-akd" in out
+    assert "0 of 12" in out
+    run_as_printed(out, ["evaluate", "akd"])
     results = json.loads((folder / "results.json").read_text())
     assert results["models"]["teacher"]["metrics"]["pass@1"] == 0.0
     assert (folder / "evaluation" / "student-akd" / "samples.jsonl").exists()
@@ -74,8 +99,8 @@ def test_a_second_run_leaves_what_a_user_put_beside(small, tmp_path: Path):
 
 
 def test_another_folder_is_left_alone(tmp_path: Path, capsys):
-    (tmp_path / "thesis.tex").touch()
-    assert main(["quickstart", "--output_dir", str(tmp_path)]) == 2
+    (tmp_path / "cwd" / "thesis.tex").touch()
+    assert main(["quickstart", "--output_dir", str(tmp_path / "cwd")]) == 2
     assert "holds other files" in capsys.readouterr().err
 
 
@@ -111,6 +136,7 @@ def test_codeplan_goes_from_plans_to_ranked_programs(tmp_path: Path, monkeypatch
     results = json.loads((folder / "results.json").read_text())["models"]
     assert list(results["student after CodePLAN"]["plans"]["curve"]) == ["0", "1", "2"]
     assert (folder / "student-codeplan" / "plan_head.safetensors").exists()
+    run_as_printed(out, ["plans", "codeplan"])
     report = json.loads((folder / "plans" / "report.json").read_text())
     assert report["wanted"] == 160 == report["plans"] + sum(report["rejected"].values())
 
@@ -146,6 +172,8 @@ def test_iterkd_runs_two_cycles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert cycles[0]["questions"] == 12 and len(cycles) == 2
     assert (folder / "student-iterkd" / "cycles.png").exists()
     assert (folder / "student-iterkd" / "model.safetensors").exists()
+    run_as_printed(out, ["iterkd"])
+    assert len(json.loads((folder / "student-iterkd" / "cycles.json").read_text())) == 3
 
 
 @pytest.mark.slow

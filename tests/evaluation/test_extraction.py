@@ -44,7 +44,7 @@ def test_the_program_is_found(text: str):
 
 def test_imports_and_helpers_in_blocks_of_their_own_are_kept():
     text = f"```python\nimport math\n```\n```python\nprint('example')\n```\n```python\n{CODE}\n```"
-    assert extract_program(text, "one").split("\n") == ["import math", "", *CODE.split("\n"), ""]
+    assert extract_program(text, "one").split("\n") == ["import math", *CODE.split("\n")]
 
 
 def test_a_truncated_answer_stays_truncated():
@@ -54,7 +54,7 @@ def test_a_truncated_answer_stays_truncated():
 
 def test_several_blocks_are_one_program_where_they_parse():
     text = "```python\nimport math\n```\nthen\n```python\nprint(math.pi)\n```"
-    assert extract_program(text) == "import math\n\nprint(math.pi)\n"
+    assert extract_program(text) == "import math\nprint(math.pi)"
 
 
 def test_the_run_that_defines_the_entry_point_wins():
@@ -74,7 +74,7 @@ def test_a_long_text_of_prose_is_quick():
 def test_imports_and_helpers_come_first():
     program = program_of_answer(HELPED, f"```python\n{CODE}\n```")
     assert program.startswith("import math\ndef helper():")
-    assert program.endswith(CODE + "\n")
+    assert program.endswith(CODE)
     assert program.count("def one") == 1
 
 

@@ -196,7 +196,7 @@ def test_deep_programs_do_no_harm(nested: str):
 def test_fenced_blocks_know_their_places():
     text = "a\n  ```c++ numbered\n  int x;\n  ```\nb\n~~~\nrest"
     first, second = fenced_blocks(text)
-    assert (first.language, first.text, first.closed) == ("c++", "int x;\n", True)
+    assert (first.language, first.text, first.closed) == ("cpp", "int x;\n", True)
     assert (second.language, second.text, second.closed) == ("", "rest", False)
     assert text[: first.start] == "a\n" and text[first.end : second.start] == "\nb\n" and second.end == len(text)
 

@@ -78,8 +78,9 @@ class BenchmarkArguments:
             Judge by the first so many problems.
         eval_prompt_style (`str`, *optional*, defaults to `"template"`):
             How problems are put: `"template"` (`prompt_template`, as in training), `"completion"` or `"chat"`.
-        eval_max_new_tokens (`int`, *optional*, defaults to `512`):
-            Most tokens of a program.
+        eval_max_new_tokens (`int`, *optional*):
+            Maximum number of tokens per program. By default 512, or half of the student's positions where that is
+            less.
         allow_code_execution (`bool`, *optional*, defaults to `False`):
             Run the programs, in a sandbox. So does HF_ALLOW_CODE_EVAL=1 in the environment.
     """
@@ -92,7 +93,13 @@ class BenchmarkArguments:
     eval_prompt_style: Literal["template", "completion", "chat"] = field(
         default="template", metadata={"help": "How problems are put; template is that of training."}
     )
-    eval_max_new_tokens: int = field(default=512, metadata={"help": "Most tokens of a program."})
+    eval_max_new_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Maximum number of tokens per program; by default 512, or half of the student's positions where "
+            "that is less."
+        },
+    )
     allow_code_execution: bool = field(
         default=False, metadata={"help": "Run the programs, in a sandbox; as HF_ALLOW_CODE_EVAL=1 does."}
     )

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .quickstart_stages import EVALUATION, RESULTS, run_recipe, stage
+from .quickstart_stages import EVALUATION, RESULTS, next_command, run_recipe, stage
 
 __all__ = ["quickstart"]
 
 RECIPE = "recipes/micro/akd/config.yaml"
 MADE = ("student-before", "student-akd", "teacher", EVALUATION)
-MAX_NEW_TOKENS, BATCH_SIZE = 64, 64
+BATCH_SIZE = 64
 
 
 def quickstart(folder: Path, seed: int) -> None:
@@ -46,25 +46,28 @@ def quickstart(folder: Path, seed: int) -> None:
     _write_results(folder / RESULTS, results, seed, seconds)
     print(f"\n{_table(results, models)}")
     print(f"\nDone in {seconds:.0f} s. {figure}")
-    print(f"Load the student:  AutoModelForCausalLM.from_pretrained({str(after)!r})")
-    print(f"Judge it again:    trl-akd evaluate --model {after} --benchmark {world.held_out} \\")
-    print("                       --allow_code_execution")
-    print(f"Compare with KD:   trl-akd akd --config {RECIPE} --beta_strategy fixed --beta 0 \\")
-    print(f"                       --output_dir {folder / 'student-kd'}")
+    print(f"\nLoad the student: AutoModelForCausalLM.from_pretrained({str(after)!r})")
+    print("Evaluate it again:")
+    print(next_command("evaluate", None, "--allow_code_execution", model=after, benchmark=world.held_out))
+    print("Train by plain distillation (forward KL), to compare:")
+    kd = _training_fields(teacher, before, world.rows, folder / "student-kd", seed)
+    print(next_command("akd", RECIPE, beta_strategy="fixed", beta=0, **kd))
 
 
 def _distil(teacher: Path, student: Path, rows: Path, output_dir: Path, seed: int) -> None:
     from . import akd
 
-    run_recipe(
-        akd.main,
-        RECIPE,
-        teacher_model_name_or_path=teacher,
-        model_name_or_path=student,
-        dataset_name=rows,
-        output_dir=output_dir,
-        seed=seed,
-    )
+    run_recipe(akd.main, RECIPE, **_training_fields(teacher, student, rows, output_dir, seed))
+
+
+def _training_fields(teacher: Path, student: Path, rows: Path, output_dir: Path, seed: int) -> dict[str, Path | int]:
+    return {
+        "teacher_model_name_or_path": teacher,
+        "model_name_or_path": student,
+        "dataset_name": rows,
+        "output_dir": output_dir,
+        "seed": seed,
+    }
 
 
 def _judge(model: Path, problems: Path, output_dir: Path) -> Mapping[str, Any]:
@@ -77,7 +80,6 @@ def _judge(model: Path, problems: Path, output_dir: Path) -> Mapping[str, Any]:
             model=str(model),
             benchmark=str(problems),
             output_dir=str(output_dir),
-            max_new_tokens=MAX_NEW_TOKENS,
             batch_size=BATCH_SIZE,
             allow_code_execution=True,
         )

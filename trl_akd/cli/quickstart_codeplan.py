@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .quickstart_stages import EVALUATION, RESULTS, run_recipe, stage
+from .quickstart_stages import EVALUATION, RESULTS, next_command, run_recipe, stage
 
 __all__ = ["quickstart"]
 
@@ -64,10 +64,12 @@ def quickstart(folder: Path, seed: int) -> None:
     )
     print(f"\n{_table(results)}\n\nDone in {seconds:.0f} s.")
     print(f"Load the student:  AutoModelForCausalLM.from_pretrained({str(planned)!r})")
-    print(f"Plans without solutions, to compare:  trl-akd plans --config {RECIPES}/plans.yaml --reasoning forward \\")
-    print(f"                       --prompt_file {folder / FORWARD_REQUEST} --output_dir {folder / 'plans-forward'}")
-    print(f"Train it anew:     trl-akd codeplan --config {RECIPES}/config.yaml --guided_weight 0 \\")
-    print(f"                       --output_dir {folder / 'student-unguided'}")
+    print("Write plans from the problems alone, to compare:")
+    forward = _plan_fields(folder, world.rows, FORWARD_REQUEST, folder / "plans-forward")
+    print(next_command("plans", f"{RECIPES}/plans.yaml", reasoning="forward", **forward))
+    print("Train without the task of following a plan, to compare:")
+    fields = _training_fields(folder, folder / "student-unguided", seed)
+    print(next_command("codeplan", f"{RECIPES}/config.yaml", guided_weight=0, **fields))
 
 
 def _table(results: Mapping[str, Results]) -> str:
@@ -94,28 +96,32 @@ def _cells(point: Sequence[float]) -> list[str]:
 def _write_plans(folder: Path, rows: Path) -> None:
     from . import plans
 
-    run_recipe(
-        plans.main,
-        f"{RECIPES}/plans.yaml",
-        model=folder / "teacher",
-        prompt_file=folder / REQUEST,
-        dataset_name=rows,
-        output_dir=folder / "plans",
-    )
+    run_recipe(plans.main, f"{RECIPES}/plans.yaml", **_plan_fields(folder, rows, REQUEST, folder / "plans"))
+
+
+def _plan_fields(folder: Path, rows: Path, request: str, output_dir: Path) -> dict[str, Path]:
+    return {
+        "model": folder / "teacher",
+        "prompt_file": folder / request,
+        "dataset_name": rows,
+        "output_dir": output_dir,
+    }
 
 
 def _train(folder: Path, output_dir: Path, seed: int, **overrides: float) -> None:
     from . import codeplan
 
-    run_recipe(
-        codeplan.main,
-        f"{RECIPES}/config.yaml",
-        model_name_or_path=folder / "student-before",
-        dataset_name=folder / "plans" / "plans.jsonl",
-        output_dir=output_dir,
-        seed=seed,
-        **overrides,
-    )
+    fields = _training_fields(folder, output_dir, seed)
+    run_recipe(codeplan.main, f"{RECIPES}/config.yaml", **fields, **overrides)
+
+
+def _training_fields(folder: Path, output_dir: Path, seed: int) -> dict[str, Path | int]:
+    return {
+        "model_name_or_path": folder / "student-before",
+        "dataset_name": folder / "plans" / "plans.jsonl",
+        "output_dir": output_dir,
+        "seed": seed,
+    }
 
 
 def _train_ranker(folder: Path, student: Path, problems: Path, seed: int) -> None:

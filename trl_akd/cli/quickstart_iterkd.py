@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from .quickstart_stages import EVALUATION, RESULTS, run_recipe, stage
+from .quickstart_stages import EVALUATION, RESULTS, next_command, run_recipe, stage
 
 __all__ = ["quickstart"]
 
@@ -41,32 +41,32 @@ def quickstart(folder: Path, seed: int) -> None:
     with stage("4/5 The student before: trl-akd evaluate"):
         pass_before = _evaluate(folder, before, world.held_out)
     with stage(f"5/5 The cycles: trl-akd iterkd --config {RECIPE}"):
-        run_recipe(
-            iterkd.main,
-            RECIPE,
-            model_name_or_path=before,
-            teacher_model_name_or_path=teacher,
-            dataset_name=world.rows,
-            prompts_file=folder / PROMPTS,
-            judge_prompt_file=folder / JUDGE_REQUEST,
-            eval_benchmark=world.held_out,
-            output_dir=after,
-            seed=seed,
-        )
+        fields: dict[str, Path | int] = {
+            "model_name_or_path": before,
+            "teacher_model_name_or_path": teacher,
+            "dataset_name": world.rows,
+            "prompts_file": folder / PROMPTS,
+            "judge_prompt_file": folder / JUDGE_REQUEST,
+            "eval_benchmark": world.held_out,
+            "output_dir": after,
+            "seed": seed,
+        }
+        run_recipe(iterkd.main, RECIPE, **fields)
     seconds = time.monotonic() - began
     cycles = json.loads((after / "cycles.json").read_text())
     results = {"seed": seed, "seconds": round(seconds, 1), "before": pass_before, "cycles": cycles}
     (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
     print(f"\nBefore the first cycle: pass@1 {pass_before:.2f}.\n\n{(after / 'cycles.md').read_text()}")
     print(f"Done in {seconds:.0f} s. What was asked, run and decided: {after / 'ledger'}")
-    print(f"A third cycle:     trl-akd iterkd --config {RECIPE} --cycles 3")
+    print("Run a third cycle:")
+    print(next_command("iterkd", RECIPE, cycles=3, **fields))
 
 
 def _evaluate(folder: Path, model: Path, problems: Path) -> float:
     from . import evaluate
 
     output_dir = folder / EVALUATION / model.name
-    flags = {"model": model, "benchmark": problems, "output_dir": output_dir, "max_new_tokens": 64, "batch_size": 64}
+    flags = {"model": model, "benchmark": problems, "output_dir": output_dir, "batch_size": 64}
     evaluate.main(
         [*(text for name, value in flags.items() for text in (f"--{name}", str(value))), "--allow_code_execution"]
     )

@@ -1,13 +1,14 @@
 """What runs the model: transformers in this process or several, vLLM, or a server."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..generation import OpenAIGenerator, TextGenerator, TransformersGenerator, VLLMGenerator
+from .evaluation_config import EvaluationConfig
 
-__all__ = ["LoadedModel", "ModelSource", "load_model"]
+__all__ = ["LoadedModel", "ModelSource", "load_model", "with_max_new_tokens"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,24 @@ def load_model(config: ModelSource, accelerator: Any = None) -> LoadedModel:
     return LoadedModel(generator, tokenizer, getattr(model.config, "_commit_hash", None), batch_size, model)
 
 
+def with_max_new_tokens(config: EvaluationConfig) -> EvaluationConfig:
+    """Return the configuration with `max_new_tokens` filled in, from the model's positions where it is not set.
+
+    Raises:
+        OSError: If there is no such model.
+    """
+    if config.model is None or config.max_new_tokens is not None:
+        return config
+    if config.backend == "openai":  # a server does not tell its positions
+        return replace(config, max_new_tokens=512)
+    from transformers import AutoConfig
+
+    from ..generation.transformers_generator import default_max_new_tokens
+
+    _, name, revision = _base_model(config)
+    return replace(config, max_new_tokens=default_max_new_tokens(AutoConfig.from_pretrained(name, revision=revision)))
+
+
 def _load_tokenizer(config: ModelSource) -> Any:
     from transformers import AutoTokenizer
 
@@ -96,15 +115,10 @@ def _load_tokenizer(config: ModelSource) -> Any:
 
 def _load_weights(config: ModelSource, accelerator: Any) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-    from transformers.utils import find_adapter_config_file
 
     from ..distributed import default_device
 
-    adapter = find_adapter_config_file(config.model, revision=config.model_revision)
-    name, revision = config.model, config.model_revision
-    if adapter is not None:
-        settings = json.loads(Path(adapter).read_text(encoding="utf-8"))
-        name, revision = settings["base_model_name_or_path"], settings.get("revision")
+    adapter, name, revision = _base_model(config)
     encoder_decoder = AutoConfig.from_pretrained(name, revision=revision).is_encoder_decoder
     kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
     model = kind.from_pretrained(name, revision=revision, dtype=config.dtype, device_map=config.device_map)
@@ -115,3 +129,14 @@ def _load_weights(config: ModelSource, accelerator: Any) -> Any:
     if config.device_map is None:
         model = model.to(default_device() if accelerator is None else accelerator.device)
     return model.eval()
+
+
+def _base_model(config: ModelSource) -> tuple[str | None, str | None, str | None]:
+    """Return the configuration file of an adapter, if the model is one, and the full model's name and revision."""
+    from transformers.utils import find_adapter_config_file
+
+    adapter = find_adapter_config_file(config.model, revision=config.model_revision)
+    if adapter is None:
+        return None, config.model, config.model_revision
+    settings = json.loads(Path(adapter).read_text(encoding="utf-8"))
+    return adapter, settings["base_model_name_or_path"], settings.get("revision")

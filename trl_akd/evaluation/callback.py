@@ -9,6 +9,7 @@ from ..data.templates import DEFAULT_TEMPLATE
 from ..execution import CodeExecutor
 from ..generation import TransformersGenerator
 from ..generation.sharing import from_main
+from ..generation.transformers_generator import default_max_new_tokens
 from .benchmarks import Benchmark, load_benchmark
 from .evaluation_config import DEFAULT_TIMEOUT
 from .generation import give_up_on_long, write_samples
@@ -39,7 +40,8 @@ class PassAtKCallback(TrainerCallback):
         prompt_template (`str`, *optional*, defaults to `"alpaca"`):
             Template of the style `"template"`.
         num_samples (`int`), temperature (`float`), top_p (`float`), max_new_tokens (`int`), seed (`int`):
-            How programs are sampled, by default one a problem, greedily, of up to 512 tokens.
+            How programs are sampled: by default one per problem, greedily, of up to 512 tokens, or half of the model's
+            positions where that is less.
         batch_size (`int`, *optional*, defaults to `16`):
             Sequences generated together on one process.
         executor ([`CodeExecutor`], *optional*):
@@ -72,7 +74,7 @@ class PassAtKCallback(TrainerCallback):
         num_samples: int = 1,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        max_new_tokens: int = 512,
+        max_new_tokens: int | None = None,
         seed: int = 0,
         batch_size: int = 16,
         executor: CodeExecutor | None = None,
@@ -86,6 +88,8 @@ class PassAtKCallback(TrainerCallback):
         self._trainer = trainer
         self._k = k
         self._prompting = Prompting(prompt_style, prompt_template, trainer.processing_class)
+        if max_new_tokens is None:
+            max_new_tokens = default_max_new_tokens(trainer.model.config)
         self._sampling = {
             "num_samples": num_samples,
             "temperature": temperature,

@@ -77,8 +77,9 @@ class EvaluationConfig:
             Temperature of sampling; 0 takes the likeliest token at each step.
         top_p (`float`, *optional*, defaults to `1.0`):
             Sample from the likeliest tokens whose probabilities add up to this.
-        max_new_tokens (`int`, *optional*, defaults to `512`):
-            Most tokens of a completion.
+        max_new_tokens (`int`, *optional*):
+            Maximum number of tokens per completion. By default 512, or half of the model's positions where that is
+            less.
         long_prompts (`str`, *optional*, defaults to `"error"`):
             What to do where a prompt and `max_new_tokens` exceed the model's positions: `"error"`, or `"fail"`:
             nothing is written for the problem, which counts against the model. For the backend `"transformers"`.
@@ -158,7 +159,13 @@ class EvaluationConfig:
     top_p: float = field(
         default=1.0, metadata={"help": "Sample from the likeliest tokens whose probabilities add up to this."}
     )
-    max_new_tokens: int = field(default=512, metadata={"help": "Most tokens of a completion."})
+    max_new_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Maximum number of tokens per completion; by default 512, or half of the model's positions where "
+            "that is less."
+        },
+    )
     long_prompts: Literal["error", "fail"] = field(
         default="error", metadata={"help": "What to do where a prompt exceeds the model's positions."}
     )
@@ -245,10 +252,10 @@ class EvaluationConfig:
         get_template(self.prompt_template)
 
     def _check_numbers(self) -> None:
-        for name in ("num_samples", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; give at least 1.")
-        for name, value in (("limit", self.limit), ("batch_size", self.batch_size), ("workers", self.workers)):
+        if self.num_samples < 1:
+            raise ValueError(f"`num_samples` is {self.num_samples}; give at least 1.")
+        for name in ("max_new_tokens", "limit", "batch_size", "workers"):
+            value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; give at least 1, or leave it out.")
         if not self.k or any(k < 1 for k in self.k):

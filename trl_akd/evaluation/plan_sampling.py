@@ -21,7 +21,7 @@ from ..generation.recorded import RecordedGenerator
 from ..generation.sharing import is_main
 from ..ledger import Ledger
 from ..metrics.statistics import Interval
-from .backends import LoadedModel, load_model
+from .backends import LoadedModel, load_model, with_max_new_tokens
 from .benchmarks import Benchmark, load_benchmark
 from .evaluation_config import EvaluationConfig
 from .extraction import program_of_answer
@@ -81,9 +81,11 @@ def evaluate_with_plans(
     _check(config, benchmark, planning)
     began = time.monotonic()
     if not is_main(accelerator):
+        config = with_max_new_tokens(config)
         _sample(config, planning, benchmark, load_model(config, accelerator), accelerator)
         return None
     with make_executor(config, benchmark) as executor:
+        config = with_max_new_tokens(config)
         folder = output_folder(config, benchmark)
         if config.output_dir is None:
             folder = folder.with_name(f"{folder.name}-plans")
@@ -145,6 +147,7 @@ def _sample(
     def ledger(name: str) -> AbstractContextManager[Ledger | None]:
         return nullcontext() if folder is None else Ledger(folder / name, settings, option="output_dir")
 
+    assert config.max_new_tokens is not None
     settings = {
         **config.generation_settings,
         "max_plan_tokens": planning.max_plan_tokens,

@@ -9,6 +9,7 @@ from typing import Any
 from ..execution import CodeExecutor
 from ..generation import TransformersGenerator
 from ..generation.sharing import from_main, is_main
+from .backends import load_model, with_max_new_tokens
 from .benchmarks import Benchmark, load_benchmark
 from .evaluation_config import EvaluationConfig
 from .generation import give_up_on_long, write_samples
@@ -65,9 +66,10 @@ def evaluate(config: EvaluationConfig, accelerator: Any = None) -> Evaluation | 
     )
     began = time.monotonic()
     if not is_main(accelerator):
-        _generate(config, benchmark, accelerator)
+        _generate(with_max_new_tokens(config), benchmark, accelerator)
         return None
     with make_executor(config, benchmark) as executor:
+        config = with_max_new_tokens(config)
         folder = output_folder(config, benchmark)
         samples, model = _samples(config, benchmark, folder, accelerator)
         generated = time.monotonic()
@@ -151,8 +153,7 @@ def _generate(
 
     Processes without samples of their own take part in the writing.
     """
-    from .backends import load_model
-
+    assert config.max_new_tokens is not None
     samples = _shared(samples, accelerator)
     if all(len(samples[problem.task_id]) >= config.num_samples for problem in benchmark.problems):
         return None

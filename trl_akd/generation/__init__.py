@@ -1,17 +1,21 @@
-"""Text from a model, behind one small interface: transformers in process, vLLM, or an OpenAI-compatible server."""
+"""Text generation by transformers, vLLM or an OpenAI-compatible server, and the reader of what models answer."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .answers import Answer, CodeBlock, parse_answer
 from .protocol import Completion, GenerationError, TextGenerator
 
 __all__ = [
+    "Answer",
+    "CodeBlock",
     "Completion",
     "GenerationError",
     "OpenAIGenerator",
     "TextGenerator",
     "TransformersGenerator",
     "VLLMGenerator",
+    "parse_answer",
 ]
 
 _HOME = {

@@ -10,7 +10,13 @@ from typing import Any, TypeAlias
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
 
 from ..data.encoding import encode_prompts
 from .decoding import Detokenizer, StopStrings, TokenChooser
@@ -19,7 +25,7 @@ from .protocol import Completion, FinishReason, Request, Usage, check_prompts, f
 from .sharing import portable
 from .streaming import Arrival, StreamingGenerator
 
-__all__ = ["TransformersGenerator"]
+__all__ = ["TransformersGenerator", "default_max_new_tokens"]
 
 _logger = logging.getLogger(__name__)
 
@@ -186,8 +192,7 @@ class TransformersGenerator(StreamingGenerator):
 
     @property
     def _positions(self) -> int | None:
-        limit: int | None = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        return limit
+        return _positions(self._model.config)
 
     def _exceeds(self, length: int, max_new_tokens: int) -> bool:
         needed = max(length, max_new_tokens) if self._is_encoder_decoder else length + max_new_tokens
@@ -284,6 +289,29 @@ class TransformersGenerator(StreamingGenerator):
         text, stopped = until_stop(self._detokenizer(tokens[:count] if end is None else tokens[:end]), request.stop)
         reason: FinishReason = "length" if end is None and not stopped else "stop"
         return Completion(text, mean, reason, count, usage=Usage(0, len(row.tokens), count))
+
+
+def default_max_new_tokens(config: PreTrainedConfig) -> int:
+    """Return the maximum number of tokens per completion where none was chosen.
+
+    512, or half of the model's positions where that is less, so that prompts of the same length fit.
+
+    Example:
+
+    ```python
+    >>> from transformers import LlamaConfig
+    >>> default_max_new_tokens(LlamaConfig(max_position_embeddings=128))
+    64
+
+    ```
+    """
+    positions = _positions(config)
+    return 512 if positions is None or config.is_encoder_decoder else max(1, min(512, positions // 2))
+
+
+def _positions(config: PreTrainedConfig) -> int | None:
+    limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit
 
 
 def _in_step(batches: Iterator[list[_Written]]) -> Iterator[list[_Written]]:

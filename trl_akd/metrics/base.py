@@ -10,7 +10,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import islice
 from typing import Any
 
@@ -20,7 +20,7 @@ import evaluate
 from trl_akd.execution import CodeExecutor, ExecutionResult
 from trl_akd.metrics.verdicts import check_verdicts
 
-__all__ = ["LocalMetric", "ProgramMetric", "judge"]
+__all__ = ["LocalMetric", "ProgramMetric", "as_list", "judge", "number_of_workers", "values_of_k"]
 
 
 class LocalMetric(evaluate.Metric, ABC):
@@ -48,8 +48,14 @@ class LocalMetric(evaluate.Metric, ABC):
             encoded_predictions, encoded_references = map(list, zip(*rows, strict=True))
             super().add_batch(predictions=encoded_predictions, references=encoded_references)
 
-    def add(self, *, prediction: Any = None, reference: Any = None) -> None:
-        """Add one prediction and its reference."""
+    def add(
+        self, *, prediction: Any = None, reference: Any = None, predictions: Any = None, references: Any = None
+    ) -> None:
+        """Add one prediction and its reference; `evaluate.combine` names them in the plural."""
+        if predictions is not None:
+            prediction = _only_one("prediction", prediction, predictions)
+        if references is not None:
+            reference = _only_one("reference", reference, references)
         self.add_batch(predictions=[prediction], references=[reference])
 
     def _init_writer(self, timeout: int = 1) -> None:
@@ -71,18 +77,19 @@ class ProgramMetric(LocalMetric):
         return datasets.Features({"predictions": datasets.Sequence(text), "references": text})
 
     def _encode(self, where: str, prediction: Any, reference: Any) -> tuple[list[str], str]:
-        if isinstance(prediction, str) or not isinstance(prediction, Sequence):
+        programs = as_list(prediction)
+        if programs is None:
             raise TypeError(
                 f"predictions{where} is {type(prediction).__name__}; give each task a list of programs, even of one."
             )
-        for index, program in enumerate(prediction):
+        for index, program in enumerate(programs):
             if not isinstance(program, str):
                 raise TypeError(f"predictions{where}[{index}] is {type(program).__name__}; give the program's text.")
         if not isinstance(reference, str | Mapping):
             raise TypeError(
                 f"references{where} is {type(reference).__name__}; give a test program's text or inputs and outputs."
             )
-        return [json.dumps(program) for program in prediction], json.dumps(_read_tests(where, reference))
+        return [json.dumps(program) for program in programs], json.dumps(_read_tests(where, reference))
 
 
 def judge(
@@ -110,10 +117,52 @@ def judge(
     return programs, results
 
 
-def _listed(name: str, column: Sequence[Any] | None) -> Sequence[Any]:
-    if isinstance(column, str | bytes | Mapping) or not isinstance(column, Sized):
+def as_list(values: Any) -> list[Any] | None:
+    """Return the items of a list, tuple, array, series or column of a dataset, and `None` for anything else.
+
+    Example:
+        ```python
+        >>> import numpy as np
+        >>> as_list(np.array([1, 10])), as_list("ab")
+        ([1, 10], None)
+
+        ```
+    """
+    if hasattr(values, "tolist"):  # NumPy, pandas and torch: items become Python's own
+        values = values.tolist()
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sized) or not isinstance(values, Iterable):
+        return None
+    return list(values)
+
+
+def values_of_k(k: Any) -> list[int]:
+    """Return the sorted values of k from one number or several."""
+    values = as_list(k)
+    if values is None:
+        values = [k.item() if hasattr(k, "item") else k]
+    if not values:
+        raise ValueError("k is empty; give at least one number of programs to try.")
+    return sorted(set(values))
+
+
+def number_of_workers(workers: int | None, num_workers: int | None) -> int | None:
+    """Return how many programs to run at once, under either name."""
+    if workers is not None and num_workers is not None:
+        raise ValueError(f"workers is {workers} and num_workers is {num_workers}; give one of them.")
+    return num_workers if workers is None else workers
+
+
+def _listed(name: str, column: Any) -> list[Any]:
+    values = as_list(column)
+    if values is None:
         raise TypeError(f"{name} is {type(column).__name__}; give a list.")
-    return column
+    return values
+
+
+def _only_one(name: str, singular: Any, plural: Any) -> Any:
+    if singular is not None:
+        raise ValueError(f"{name} and {name}s are both given; give one of them.")
+    return plural
 
 
 def _read_tests(where: str, reference: str | Mapping[str, Any]) -> str | Mapping[str, Any]:
@@ -121,6 +170,7 @@ def _read_tests(where: str, reference: str | Mapping[str, Any]) -> str | Mapping
     tests = _read_mapping(reference) if isinstance(reference, str) else reference
     if tests is None:
         return reference
+    tests = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in tests.items()}
     missing = {"inputs", "outputs"} - tests.keys()
     if missing:
         raise ValueError(f"references{where} has no {' and no '.join(sorted(missing))}; give both, as in APPS.")

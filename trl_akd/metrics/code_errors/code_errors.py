@@ -8,7 +8,7 @@ from typing import Any
 import evaluate
 
 from trl_akd.execution import CodeExecutor
-from trl_akd.metrics.base import ProgramMetric, judge
+from trl_akd.metrics.base import ProgramMetric, judge, number_of_workers
 from trl_akd.metrics.taxonomy import classify, error_table
 
 _CITATION = """\
@@ -26,7 +26,7 @@ class CodeErrors(ProgramMetric):
         predictions (`list[list[str]]`), references (`list`): as in `pass_at_k`.
         entry_points (`list[str]`, *optional*): the function that each task's test calls.
         truncated (`list[list[bool]]`, *optional*): whether generation of each program was cut off at its length limit.
-        workers, timeout, memory_mb, isolation, strict, packages, allow_code_execution: as in `pass_at_k`.
+        workers, num_workers, timeout, memory_mb, isolation, strict, packages, allow_code_execution: as in `pass_at_k`.
         details (`bool`, *optional*, defaults to `False`): add each program's label.
 
     Returns:
@@ -68,6 +68,7 @@ class CodeErrors(ProgramMetric):
         entry_points: Sequence[str | None] | None = None,
         truncated: Sequence[Sequence[bool]] | None = None,
         workers: int | None = None,
+        num_workers: int | None = None,
         timeout: float = 3.0,
         memory_mb: int = 512,
         isolation: str = "auto",
@@ -82,7 +83,7 @@ class CodeErrors(ProgramMetric):
             truncated = [[False] * len(task) for task in predictions]
         _check_shapes(predictions, entry_points, truncated)
         with CodeExecutor(
-            workers,
+            number_of_workers(workers, num_workers),
             timeout,
             memory_mb,
             isolation,

@@ -1,5 +1,6 @@
 """pass@k: the chance that at least one of k programs that a model writes for a task passes the task's tests."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from inspect import cleandoc
@@ -8,7 +9,7 @@ from typing import Any
 import evaluate
 
 from trl_akd.execution import CodeExecutor, ExecutionResult
-from trl_akd.metrics.base import ProgramMetric, judge
+from trl_akd.metrics.base import ProgramMetric, judge, number_of_workers, values_of_k
 from trl_akd.metrics.statistics import pass_at_k, pass_at_k_over_tasks
 from trl_akd.metrics.verdicts import scores
 
@@ -28,8 +29,10 @@ class PassAtK(ProgramMetric):
         predictions (`list[list[str]]`): each task's programs, whole, as they shall be run.
         references (`list`): each task's test: a program's text that raises unless all is well, or inputs and outputs
             as in APPS, `{"inputs": [...], "outputs": [...], "fn_name": optional}` or the JSON text of that.
-        k (`int` or `list[int]`, *optional*, defaults to `1`): programs one may try; at most a task's samples.
+        k (`int` or `list[int]`, *optional*, defaults to `1`): programs one may try. A k above the samples of a task
+            is left out with a warning; it is an error if no other k is given.
         workers (`int`, *optional*): programs run at once, by default as many as there are cores.
+        num_workers (`int`, *optional*): the same, under the name of `evaluate`'s code_eval.
         timeout (`float`, *optional*, defaults to `3.0`): seconds a program may take.
         memory_mb (`int`, *optional*, defaults to `512`): MiB a program may use.
         isolation (`str`, *optional*, defaults to `"auto"`): level of the sandbox, as in `CodeExecutor`.
@@ -76,6 +79,7 @@ class PassAtK(ProgramMetric):
         references: Sequence[str],
         k: int | Sequence[int] = 1,
         workers: int | None = None,
+        num_workers: int | None = None,
         timeout: float = 3.0,
         memory_mb: int = 512,
         isolation: str = "auto",
@@ -85,14 +89,12 @@ class PassAtK(ProgramMetric):
         confidence: float = 0.95,
         details: bool = False,
     ) -> dict[str, Any]:
-        values_of_k = sorted(set(k)) if isinstance(k, Sequence) else [k]
-        if not values_of_k:
-            raise ValueError("k is empty; give at least one number of programs to try.")
         sizes = [len(task) for task in predictions]
-        for value in values_of_k:  # before anything runs
+        ks = _within_samples(values_of_k(k), sizes)
+        for value in ks:  # before anything runs
             pass_at_k_over_tasks(sizes, [0] * len(sizes), value, confidence=confidence)
         with CodeExecutor(
-            workers,
+            number_of_workers(workers, num_workers),
             timeout,
             memory_mb,
             isolation,
@@ -103,7 +105,7 @@ class PassAtK(ProgramMetric):
             _, results = judge(executor, predictions, references)
         num_samples = [sum(result.status != "infra_error" for result in task) for task in results]
         num_correct = [sum(result.passed for result in task) for task in results]
-        found: dict[str, Any] = dict(scores(num_samples, num_correct, values_of_k, confidence))
+        found: dict[str, Any] = dict(scores(num_samples, num_correct, ks, confidence))
         found |= {
             "num_tasks": len(results),
             "num_samples": sum(sizes),
@@ -115,11 +117,24 @@ class PassAtK(ProgramMetric):
         if details:
             found["details"] = [
                 {"num_samples": n, "num_correct": c}
-                | {f"pass@{value}": pass_at_k(n, c, value) for value in values_of_k if value <= n}
+                | {f"pass@{value}": pass_at_k(n, c, value) for value in ks if value <= n}
                 | {"results": [asdict(result) for result in task]}
                 for n, c, task in zip(num_samples, num_correct, results, strict=True)
             ]
         return found
+
+
+def _within_samples(ks: list[int], sizes: list[int]) -> list[int]:
+    """Leave out, with a warning, what a task has too few samples for, unless that is all there is."""
+    kept = [k for k in ks if k <= min(sizes, default=0)]
+    left_out = [f"k={k}" for k in ks if k not in kept]
+    if not kept or not left_out:
+        return ks
+    warnings.warn(
+        f"A task has only {min(sizes)} samples, so {', '.join(left_out)} is left out; give every task that many.",
+        stacklevel=2,
+    )
+    return kept
 
 
 def _count(results: list[list[ExecutionResult]], status: str) -> int:

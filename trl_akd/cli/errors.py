@@ -5,11 +5,18 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["UserError", "run", "user_errors"]
+__all__ = ["STOPPED", "StoppedEarly", "UserError", "run", "user_errors"]
 
 # While a run is set up, these name a wrong value, a missing file or a missing package. During training, the same types
 # may as well come from a fault in the program, and the traceback is wanted.
 SETUP_ERRORS = (ValueError, OSError, ImportError)
+
+
+STOPPED = 3
+
+
+class StoppedEarly(Exception):
+    """A budget ended a run, which has said so and can go on when it is started again."""
 
 
 class UserError(Exception):
@@ -26,7 +33,9 @@ def user_errors(kinds: tuple[type[Exception], ...] = SETUP_ERRORS) -> Iterator[N
 
 
 def run(command: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, 2 after a `UserError`, or 130 after an interrupt.
+    """Run a command and return its exit status.
+
+    It is 0 where all is done, 2 after a `UserError`, 3 where a budget ended the run, and 130 after an interrupt.
 
     With `TRL_AKD_DEBUG=1` in the environment a `UserError` keeps its traceback.
     """
@@ -34,6 +43,8 @@ def run(command: Callable[[list[str] | None], None], argv: list[str] | None = No
         command(argv)
     except KeyboardInterrupt:
         return 130
+    except StoppedEarly:
+        return STOPPED
     except UserError as error:
         if os.environ.get("TRL_AKD_DEBUG") == "1":
             raise

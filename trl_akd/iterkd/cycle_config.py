@@ -94,6 +94,8 @@ class CycleConfig:
             Points of the judge between right and faulty answer, where running them does not tell.
         keep_unverified (`bool`, *optional*, defaults to `False`):
             Keep faults of which nobody could tell whether they are, and right answers likewise.
+        judge_retries (`int`, *optional*, defaults to `0`):
+            Number of times that a judgement which cannot be read is asked for again, sampled.
         judge_weight (`float`, *optional*, defaults to `0.5`):
             Weight of the judge's total, divided by 6, in the score of the feedback; execution has the rest.
         unknown_execution (`float`, *optional*, defaults to `0.5`):
@@ -187,6 +189,9 @@ class CycleConfig:
     keep_unverified: bool = field(
         default=False, metadata={"help": "Keep faults of which nobody could tell whether they are."}
     )
+    judge_retries: int = field(
+        default=0, metadata={"help": "Number of times that a judgement which cannot be read is asked for again."}
+    )
     judge_weight: float = field(default=0.5, metadata={"help": "Weight of the judge's total in the feedback's score."})
     unknown_execution: float = field(
         default=0.5, metadata={"help": "What execution counts for where its outcome is unknown."}
@@ -247,6 +252,8 @@ class CycleConfig:
             value = getattr(self, name)
             if value is not None and not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"`{name}` is {value}; give a finite price, 0 or more, or leave it out.")
+        if self.judge_retries < 0:
+            raise ValueError(f"`judge_retries` is {self.judge_retries}; give 0 for one attempt alone, or more.")
         if self.keep_students is not None and self.keep_students < 1:
             raise ValueError(f"`keep_students` is {self.keep_students}; keep at least 1, or leave it out to keep all.")
         if self.push_ledger_to_hub and not getattr(self, "push_to_hub", True):

@@ -7,6 +7,7 @@ record and what was chosen is told apart in `docs/methods/iterkd.md`.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,18 @@ from ..akd.checkpoint import last_whole_checkpoint
 from ..akd.checks import name_of
 from ..execution import CodeExecutor
 from ..generation import TextGenerator, TransformersGenerator
-from ..generation.budget import BudgetedGenerator, BudgetSpent
+from ..generation.budget import Budget, BudgetedGenerator, BudgetSpent
 from ..generation.on_main import for_all_processes, is_shared, model_name
+from ..generation.protocol import Usage
 from ..generation.sharing import from_main, is_main
+from .clock import Clock
+from .costs import Price, estimate_usage, prices, usage_text, write_usage
 from .cycle_ledger import CycleLedger
 from .cycle_report import CycleReport, write_reports
 from .cycles import Cycles, ProgramOf, Room
 from .iterkd_config import IterKDConfig
 from .judges import GenerativeJudge, Judge
+from .ledger_upload import upload_ledger
 from .pair_trainer import PairTrainer
 from .questions import digest, read_questions
 from .records import Question
@@ -78,7 +83,8 @@ class IterKDTrainer(PairTrainer):
 
     Attributes:
         reports (`list[CycleReport]`): what the cycles of the last `train` came to.
-        stopped (`str`, *optional*): why it ended before all cycles were done.
+        stopped (`str`, *optional*): the budget that ended it before all cycles were done, in a sentence.
+        trained_cycles (`int`): number of cycles that have been trained.
     """
 
     args: IterKDConfig
@@ -114,6 +120,7 @@ class IterKDTrainer(PairTrainer):
         self._generation_batch_size = generation_batch_size
         self.reports: list[CycleReport] = []
         self.stopped: str | None = None
+        self.trained_cycles = 0
         self._began = False  # whether the student in memory has been in training
         self._loss = 0.0  # of the last training
 
@@ -145,10 +152,15 @@ class IterKDTrainer(PairTrainer):
         if self.text_teacher is None:
             raise ValueError("`text_teacher` is missing: nobody is there to write answers; give a TextGenerator.")
         folder = Path(str(self.args.output_dir))
-        with CycleLedger(folder / LEDGER, self._settings(), self.accelerator) as ledger:
+        with (
+            CycleLedger(folder / LEDGER, self._settings(), self.accelerator) as ledger,
+            self._clock(folder / LEDGER / "seconds.json") as clock,
+        ):
+            budget = self._budget(ledger, clock)
+            self._announce_costs(ledger)
             cycles = Cycles(
                 self,
-                self._room(ledger),
+                self._room(ledger, budget),
                 self.args,
                 ledger,
                 folder=folder,
@@ -161,11 +173,19 @@ class IterKDTrainer(PairTrainer):
                 cycles.run(self.seeds)
             except BudgetSpent as spent:
                 self.stopped = str(spent)
-                self._announce(f"Stopped: {spent}")
             finally:
-                self.reports = cycles.reports
-        if self.reports and is_main(self.accelerator):
+                self.reports, self.trained_cycles = cycles.reports, cycles.trained
+            usage = ledger.usage(self._authors)
+        if is_main(self.accelerator):
             write_reports(self.reports, folder)
+            write_usage(
+                folder,
+                usage,
+                self._prices,
+                cycles=len(self.reports),
+                stopped=self.stopped,
+                seconds=budget.seconds if self.args.max_seconds else None,
+            )
         return TrainOutput(self.state.global_step, self._loss, self._cycle_metrics())
 
     def save_student(self, folder: Path) -> None:
@@ -175,6 +195,28 @@ class IterKDTrainer(PairTrainer):
     def student_generator(self, batch_size: int | None = None, **settings: Any) -> TransformersGenerator:
         """Return a generator of the student as it is, until the next cycle begins."""
         return super().student_generator(batch_size or self._generation_batch_size, **settings)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Upload the student as [`AKDTrainer`] does, and the ledger, too, where `push_ledger_to_hub` is on."""
+        done = super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+        if self.args.push_ledger_to_hub and is_main(self.accelerator):
+            assert self.hub_model_id is not None
+            private = self.args.hub_private_repo if private is None else private
+            upload_ledger(
+                Path(str(self.args.output_dir)) / LEDGER,
+                self.hub_model_id,
+                token=self.args.hub_token if token is None else token,
+                private=True if private is None else private,
+            )
+        return done
 
     def train_cycle(self, pairs: Dataset, *, cycle: int, output_dir: Path) -> None:
         """Train one cycle, and go on at the last checkpoint that is whole."""
@@ -187,15 +229,16 @@ class IterKDTrainer(PairTrainer):
         self._began = True
         self._loss = self.train_on(pairs, cycle, output_dir, resume_from_checkpoint=found).training_loss
 
-    def _room(self, ledger: CycleLedger) -> Room:
-        """Return who takes part, with what they say kept, and paid for by the budget."""
+    def _room(self, ledger: CycleLedger, budget: Budget) -> Room:
+        """Return who takes part, with what they say kept, and paid for by one budget."""
         assert self.text_teacher is not None
         invited: dict[int, TextGenerator] = {}
 
         def invite(generator: TextGenerator) -> TextGenerator:
-            """Return what all processes ask together; a teacher that judges as well spends from one budget."""
+            """Return what all processes ask together."""
             if id(generator) not in invited:
-                invited[id(generator)] = for_all_processes(self._within_budget(generator), self.accelerator)
+                limited = self._within(budget, generator) if budget.is_limited else generator
+                invited[id(generator)] = for_all_processes(limited, self.accelerator)
             return invited[id(generator)]
 
         return Room(
@@ -207,16 +250,53 @@ class IterKDTrainer(PairTrainer):
             benchmarks=self.benchmarks,
         )
 
-    def _within_budget(self, generator: TextGenerator) -> TextGenerator:
-        limits = {name: getattr(self.args, name) for name in ("max_requests", "max_tokens", "max_seconds")}
-        if not any(limits.values()):
-            return generator
+    def _clock(self, path: Path) -> AbstractContextManager[Clock | None]:
+        """Return what remembers how long the run has taken, where that matters."""
+        if self.args.max_seconds is None or not is_main(self.accelerator):
+            return nullcontext()
+        return Clock(path)
+
+    def _budget(self, ledger: CycleLedger, clock: Clock | None) -> Budget:
+        """Return the budget of the whole run, of which a part is spent if it goes on."""
+        budget = Budget(
+            max_requests=self.args.max_requests,
+            max_tokens=self.args.max_tokens,
+            max_seconds=self.args.max_seconds,
+            spent=sum(ledger.usage(self._authors).values(), Usage()),
+            seconds=0.0 if clock is None else clock.seconds,
+        )
+        if clock is not None:
+            clock.follow(budget)
+        return budget
+
+    def _within(self, budget: Budget, generator: TextGenerator) -> TextGenerator:
         return BudgetedGenerator(
             generator,
+            budget=budget,
             batch_size=self._generation_batch_size,
             accelerator=self.accelerator if is_shared(generator) else None,
-            **limits,
         )
+
+    @property
+    def _authors(self) -> tuple[str, ...]:
+        """Names of the models that cost something, as the ledger has them."""
+        return ("teacher", "judge") if self._judge_writes else ("teacher",)
+
+    @property
+    def _judge_writes(self) -> bool:
+        return self.judge is not None and not isinstance(self.judge, Judge)
+
+    @property
+    def _prices(self) -> dict[str, Price]:
+        return prices(self.args, teacher_judges=self.judge is self.text_teacher)
+
+    def _announce_costs(self, ledger: CycleLedger) -> None:
+        """Say what the run may cost, before the first request."""
+        most = estimate_usage(self.seeds, self.args, judged=self._judge_writes)
+        self._announce(f"Upper bound of the cost, with cycles={self.args.cycles}: {usage_text(most, self._prices)}")
+        spent = ledger.usage(self._authors)
+        if sum(spent.values(), Usage()).requests:
+            self._announce(f"Spent so far: {usage_text(spent, self._prices)}")
 
     def _present_judge(self, ledger: CycleLedger, invite: Callable[[TextGenerator], TextGenerator]) -> Judge | None:
         """Return a judge whose judgements are kept."""
@@ -226,7 +306,12 @@ class IterKDTrainer(PairTrainer):
             return ledger.recorded_judge(self.judge, model_name(self.judge))
         prompt = self.args.judge_prompt
         written = ledger.recorded(invite(self.judge), "judge", prompts=prompt.version)
-        return GenerativeJudge(written, prompt=prompt, max_new_tokens=self.args.teacher_max_new_tokens)
+        return GenerativeJudge(
+            written,
+            prompt=prompt,
+            max_new_tokens=self.args.teacher_max_new_tokens,
+            retries=self.args.judge_retries,
+        )
 
     def _settings(self) -> dict[str, Any]:
         """Return what a run may not change when it goes on."""

@@ -34,7 +34,7 @@ from ..akd.metrics import METRICS, Means
 from ..akd.objective import cross_entropy, mixed_loss
 from ..data.pairs import DataCollatorForPairs, PairEncoder, check_pairs, number_of_answers, prepare_pairs
 from ..data.vocabulary import require_shared_tokens
-from ..distributed import release_engine, rewriting, through_forward
+from ..distributed import gathered, release_engine, rewriting, through_forward
 from ..generation import TransformersGenerator
 from ..heads import evaluating, final_hidden_states, lm_head
 from ..losses.fused_linear import FusedDivergence
@@ -211,6 +211,17 @@ class PairTrainer(AKDTrainer):
         return TransformersGenerator(
             self.model_wrapped, self._tokenizer, batch_size=batch_size, accelerator=self.accelerator, **settings
         )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the student, also where DeepSpeed's engine is not around it, as when nothing was left to train."""
+        if not self.is_deepspeed_enabled or self.deepspeed is not None:
+            super().save_model(output_dir, _internal_call)
+            return
+        with gathered(self.model.parameters()):
+            self._save(output_dir, state_dict=self.model.state_dict())
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def load_student(self, folder: str | Path) -> None:
         """Put the weights that were saved in `folder` into the student, under any engine, before a cycle begins.

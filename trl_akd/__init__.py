@@ -9,6 +9,7 @@ __all__ = [
     "AKDTrainer",
     "AdaptiveBeta",
     "CodePLANConfig",
+    "CodePLANMixin",
     "CodePLANTrainer",
     "DataCollatorForCodePLAN",
     "IterKDConfig",
@@ -22,6 +23,7 @@ _HOME = {
     "AKDTrainer": "akd.akd_trainer",
     "AdaptiveBeta": "beta",
     "CodePLANConfig": "codeplan.codeplan_config",
+    "CodePLANMixin": "codeplan.codeplan_mixin",
     "CodePLANTrainer": "codeplan.codeplan_trainer",
     "DataCollatorForCodePLAN": "data.codeplan",
     "IterKDConfig": "iterkd.iterkd_config",
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from .akd.akd_trainer import AKDTrainer
     from .beta import AdaptiveBeta
     from .codeplan.codeplan_config import CodePLANConfig
+    from .codeplan.codeplan_mixin import CodePLANMixin
     from .codeplan.codeplan_trainer import CodePLANTrainer
     from .codeplan.plan_generation import PlanGenerator
     from .codeplan.plan_sampling import PlanSampler

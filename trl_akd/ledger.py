@@ -25,8 +25,8 @@ class Ledger:
     Args:
         path (`Path`):
             The file, `.jsonl`; made, with its folder, where it is missing.
-        settings (`Mapping`):
-            JSON values that all lines share.
+        settings (`Mapping`, *optional*):
+            JSON values that all lines share. Without them no file lies beside the lines, each of which says all.
         sidecar (`Path`, *optional*):
             File of the settings; by default that of the same name with the ending `.settings.json`.
         option (`str`, *optional*, defaults to `"output"`):
@@ -56,7 +56,12 @@ class Ledger:
     """
 
     def __init__(
-        self, path: Path, settings: Mapping[str, Any], *, sidecar: Path | None = None, option: str = "output"
+        self,
+        path: Path,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        sidecar: Path | None = None,
+        option: str = "output",
     ) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,10 +69,12 @@ class Ledger:
         self._file = cast(BinaryIO, open(path, "a+b", buffering=0))
         try:
             self._sidecar = sidecar or path.with_suffix(".settings.json")
-            if path.stat().st_size == 0:
-                _write_json(self._sidecar, settings)
-            self.facts = _read_json(self._sidecar, path, option)
-            _check_settings(path, self.facts, settings, option)
+            self.facts: dict[str, Any] = {}
+            if settings is not None:
+                if path.stat().st_size == 0:
+                    _write_json(self._sidecar, settings)
+                self.facts = _read_json(self._sidecar, path, option)
+                _check_settings(path, self.facts, settings, option)
             _drop_torn_line(self._file)
         except BaseException:
             self.close()

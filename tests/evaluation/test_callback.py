@@ -38,6 +38,12 @@ def callback(trainer: Trainer, file: Path, **settings) -> PassAtKCallback:
     return made
 
 
+def results(score: float) -> dict:
+    metrics = {"pass@1": score, "pass@1_low": score / 2, "pass@1_high": 1.0}
+    benchmark = {"name": "three", "dataset": None, "revision": None, "problems": 3}
+    return {"metrics": metrics, "benchmark": benchmark}
+
+
 def test_it_logs_at_every_evaluation(tmp_path: Path, benchmark_file: Path):
     trainer = make_trainer(tmp_path)
     callback(trainer, benchmark_file)
@@ -65,10 +71,12 @@ def test_the_best_model_is_judged_anew(tmp_path: Path, benchmark_file: Path, mon
     trainer = make_trainer(tmp_path, **best, save_steps=1)
     made = callback(trainer, benchmark_file)
     scores = iter([0.75, 0.25, 0.5])
-    monkeypatch.setattr(made, "_judge", lambda: {"eval_pass@1": next(scores)})
+    monkeypatch.setattr(made, "_judge", lambda: results(next(scores)))
     trainer.train()
     assert trainer.state.best_metric == 0.75
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+    trainer.create_model_card()
+    assert "| three | pass@1 | 0.750 | 0.375 to 1.000 |" in (tmp_path / "out" / "README.md").read_text()
     assert trainer.evaluate()["eval_pass@1"] == 0.5, "the weights are others than at the step's first evaluation"
 
 
@@ -77,7 +85,7 @@ def test_of_several_datasets_the_first_runs_it(tmp_path: Path, benchmark_file: P
     trainer.eval_dataset = {"a": trainer.eval_dataset, "b": trainer.eval_dataset}
     made = callback(trainer, benchmark_file)
     scores = iter([0.25])
-    monkeypatch.setattr(made, "_judge", lambda: {"eval_pass@1": next(scores)})
+    monkeypatch.setattr(made, "_judge", lambda: results(next(scores)))
     assert trainer.evaluate()["eval_pass@1"] == 0.25
 
 

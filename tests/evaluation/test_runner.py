@@ -113,6 +113,21 @@ def test_a_lora_adapter(benchmark_file: Path, tmp_path: Path, model: str):
 # The command line
 
 
+def test_the_command_adds_its_scores_to_the_models_card(benchmark_file: Path, tmp_path: Path, model: str, capsys):
+    from huggingface_hub import ModelCard
+
+    card = Path(model) / "README.md"
+    card.write_text("# Student\n")
+    flags = ["--benchmark", str(benchmark_file), "--output_dir", str(tmp_path / "out"), "--max_new_tokens", "4"]
+    for _ in range(2):
+        assert main(["evaluate", "--model", model, *flags, "--allow_code_execution"]) == 0
+        (score,) = ModelCard.load(card).data.eval_results
+    assert (score.dataset_name, score.metric_value, score.metric_args["problems"]) == ("three", 0.0, 3)
+    assert "Scores added to the model card" in capsys.readouterr().out
+    card.write_text("---\nmodel-index: 3\n---\n")
+    assert main(["evaluate", "--model", model, *flags, "--allow_code_execution"]) == 0, "the results are there"
+
+
 def test_the_command_writes_a_table_and_a_figure(benchmark_file: Path, tmp_path: Path, model: str, capsys):
     flags = ["--benchmark", str(benchmark_file), "--output_dir", str(tmp_path / "out"), "--max_new_tokens", "4"]
     assert main(["evaluate", "--model", model, *flags, "--allow_code_execution"]) == 0

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.conftest import Scripted, write_lines
-from trl_akd.evaluation.benchmarks import Benchmark
+from tests.evaluation.conftest import ROWS, Scripted, write_lines
+from trl_akd.evaluation.benchmarks import Benchmark, load_benchmark
 from trl_akd.evaluation.generation import write_samples
 from trl_akd.evaluation.prompts import Prompting
 from trl_akd.evaluation.samples import Sample, SampleFile, Samples, read_samples
@@ -238,3 +238,41 @@ def test_stop_texts_are_those_of_the_style(problems):
     write_samples(generator, [problem], Samples(), Prompting("template"))
     write_samples(generator, [problem], Samples(), Prompting(stops=["END"]))
     assert generator.stops == [("\ndef ",), (), ("END",)]
+
+
+# A folder of samples
+
+
+def found_in(folder: Path, benchmark_file: Path) -> list[tuple[str, str]]:
+    found = read_samples(folder, load_benchmark(str(benchmark_file)), lambda problem, completion: completion)
+    return [(sample.task_id, sample.solution) for several in found.values() for sample in several]
+
+
+def test_a_folder_as_of_evalplus(tmp_path: Path):
+    rows = [{**row, "task_id": f"Human_Eval/{n}"} for n, row in enumerate(ROWS[:2])]
+    benchmark = write_lines(tmp_path / "benchmark.jsonl", rows)
+    folder = tmp_path / "model_temp_0.8"
+    for name, texts in {"Human_Eval/0": range(11), "Human_Eval/1": range(1)}.items():
+        (folder / name.replace("/", "_")).mkdir(parents=True)
+        for number in texts:
+            (folder / name.replace("/", "_") / f"{number}.py").write_text(f"x = {number}")
+    (folder / "Human_Eval_0" / "notes.txt").write_text("no program")
+    wanted = [("Human_Eval/0", f"x = {n}") for n in range(11)] + [("Human_Eval/1", "x = 0")]
+    assert found_in(folder, benchmark) == wanted
+
+
+def test_a_folder_of_files(benchmark_file: Path, tmp_path: Path):
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for number, row in enumerate(ROWS):
+        write_lines(folder / f"{number}.jsonl", [{"task_id": row["task_id"], "solution": str(number)}])
+    assert found_in(folder, benchmark_file) == [("double", "0"), ("negate", "1"), ("one", "2")]
+    write_lines(folder / "samples.jsonl", [{"task_id": row["task_id"], "solution": "x"} for row in ROWS])
+    assert {text for _, text in found_in(folder, benchmark_file)} == {"x"}, "what this package wrote comes first"
+
+
+def test_a_folder_without_samples(benchmark_file: Path, tmp_path: Path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(FileNotFoundError, match=r"neither .jsonl files nor \*/\*.py in the folder"):
+        found_in(empty, benchmark_file)

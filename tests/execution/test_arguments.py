@@ -205,4 +205,4 @@ def test_a_python_that_only_root_reads_is_refused_without_landlock(monkeypatch: 
     monkeypatch.setattr(linux, "may_become_nobody", lambda: True)
     monkeypatch.setattr(landlock, "available", lambda: False)
     with pytest.raises(OSError, match="keep root's right to read every file"):
-        processes.ProcessLevel({"sources": [], "folder": None})
+        processes.ProcessLevel({"sources": [], "folder": None}, None)

@@ -449,3 +449,32 @@ def test_random_state_is_left_alone(server: Server, generator: Callable[..., Ope
     before = random.getstate()
     generator().generate(["a"], temperature=1.0)
     assert random.getstate() == before
+
+
+# JSON
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "Extra inputs are not permitted: response_format",
+        "Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model.",
+        "This server has no structured outputs.",
+    ],
+)
+def test_json_is_asked_for_until_the_server_refuses_it(
+    server: Server, generator: Callable[..., OpenAIGenerator], reason: str
+) -> None:
+    plain = generator(chat=True, concurrency=1)
+    structured = plain.with_schema("number", {"type": "number"})
+    structured.generate(["a"])
+    assert server.bodies[-1]["response_format"]["json_schema"] == {
+        "name": "number",
+        "strict": True,
+        "schema": {"type": "number"},
+    }
+    server.refuses = lambda body: Fault(400, reason) if "response_format" in body else None
+    assert [completion.text for [completion] in structured.generate(["b", "c"])] == ["B", "C"]
+    assert ["response_format" in body for body in server.bodies] == [True, True, False, False]
+    plain.generate(["d"])
+    assert "response_format" not in server.bodies[-1]

@@ -46,21 +46,7 @@ def run(folder: Path, backend: str, timeout: float = 300, gather: bool = True, *
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"output_dir": str(folder / "checkpoints"), "results": str(folder), **settings}
     (folder / "settings.json").write_text(json.dumps(settings))
-    command = [sys.executable, "-m"]
-    if backend != "single":
-        (folder / "accelerate.yaml").write_text(yaml.safe_dump(accelerate_config(folder, backend, gather)))
-        command += ["accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml"), "-m"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    finished = subprocess.run(
-        [*command, "tests.invariant.worker", str(folder / "settings.json")],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    if finished.returncode != 0:
-        raise RuntimeError(f"{backend} failed:\n{finished.stdout[-2000:]}\n{finished.stderr[-6000:]}")
+    launch(folder, backend, "tests.invariant.worker", str(folder / "settings.json"), timeout=timeout, gather=gather)
     record = json.loads((folder / "record.json").read_text())
     weights = {}
     for model in (folder / "model").glob("*model.safetensors"):
@@ -68,6 +54,22 @@ def run(folder: Path, backend: str, timeout: float = 300, gather: bool = True, *
     for plan_head in (folder / "model").glob("plan_head.safetensors"):
         weights |= {f"plan_head.{name}": tensor for name, tensor in load_file(plan_head).items()}
     return Outcome(record, weights, folder / "checkpoints")
+
+
+def launch(
+    folder: Path, backend: str, module: str, *arguments: str, timeout: float = 300, gather: bool = True
+) -> None:
+    """Run a module alone or, with any other backend than `single`, on two processes; its failure is an error."""
+    command = [sys.executable, "-m"]
+    if backend != "single":
+        (folder / "accelerate.yaml").write_text(yaml.safe_dump(accelerate_config(folder, backend, gather)))
+        command += ["accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml"), "-m"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    finished = subprocess.run(
+        [*command, module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    if finished.returncode != 0:
+        raise RuntimeError(f"{backend} failed:\n{finished.stdout[-2000:]}\n{finished.stderr[-6000:]}")
 
 
 def accelerate_config(folder: Path, backend: str, gather: bool = True) -> dict[str, Any]:

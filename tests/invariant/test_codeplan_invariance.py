@@ -1,5 +1,6 @@
 """CodePLAN's tasks keep their weights, their draws and their plan head, however the work is split or interrupted."""
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -7,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests import tiny
 from tests.codeplan import world
 
-from .launch import Outcome, run
+from .launch import Outcome, launch, run
 
 Train = Callable[..., Outcome]
 TASK_LOSSES = ("codeplan/code_loss", "codeplan/plan_loss")
@@ -151,3 +153,25 @@ def test_a_model_left_in_shards_has_its_plan_head_beside(train: Train) -> None:
 )
 def test_split_does_not_matter_for(train: Train, backend: str, settings: dict[str, Any]) -> None:
     assert_same(train(backend, 1, 2, **settings), train(**settings))
+
+
+@pytest.mark.parametrize(
+    "backend", ["ddp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero2", "zero3"))]
+)
+def test_split_does_not_matter_in_a_trainer_of_one_s_own(tmp_path: Path, backend: str) -> None:
+    """The mixin gives `transformers.Trainer` the same losses and plan head however a batch of four is split."""
+
+    def train(backend: str, batch: int, accumulation: int) -> tuple[dict[str, Any], torch.Tensor]:
+        folder = tmp_path / f"{backend}-{accumulation}"
+        tiny.model("llama_tied").save_pretrained(folder / "student")
+        settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        (folder / "settings.json").write_text(json.dumps(settings))
+        launch(folder, backend, "tests.codeplan.mixin_worker", str(folder))
+        [head] = load_file(folder / "head.safetensors").values()
+        return json.loads((folder / "losses.json").read_text()), head
+
+    expected, head = train("single", 4, 1)
+    found, same = train(backend, 1, 2)
+    assert (expected["world_size"], found["world_size"]) == (1, 2)
+    assert found["losses"] == pytest.approx(expected["losses"], rel=2e-4)
+    torch.testing.assert_close(same, head, rtol=1e-4, atol=2e-6)

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from transformers import TrainerCallback
 
 from tests.iterkd import cycle_world
 from tests.iterkd.cycle_world import RuleTeacher
+from trl_akd.execution import CodeExecutor
 from trl_akd.iterkd.iterkd_config import IterKDConfig
 
 
@@ -101,3 +103,18 @@ def test_the_last_trainings_loss_is_handed_on(world: Path, tmp_path: Path):
         for _ in range(2)
     ]
     assert losses[0] > 0 and losses[1] == 0, "the second time, nothing is trained"
+
+
+def test_the_card_names_who_took_part_and_what_was_measured(world: Path, tmp_path: Path):
+    teacher = RuleTeacher()
+    with CodeExecutor(1, allow_code_execution=True) as executor:
+        trainer = cycle_world.trainer(world, tmp_path, teacher, executor, cycles=1)
+        trainer.held_out_name = "mbpp"
+        trainer.train()
+    trainer.create_model_card()
+    card = ModelCard.load(tmp_path / "README.md")
+    for part in ("| Teacher that writes the answers | `RuleTeacher` |", "| Judge | `RuleTeacher` |", "| Cycles | 1 |"):
+        assert part in card.text, part
+    assert "## Cycles" in card.text and "No benchmark" not in card.text
+    (score,) = card.data.eval_results
+    assert (score.dataset_name, score.metric_value) == ("mbpp", trainer.reports[-1].held_out["pass@1"])

@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -10,12 +11,13 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig
 from trl import SFTConfig
 
 from tests import tiny
+from tests.generation.server import Fault, serving
 from tests.iterkd.scripted import soda
-from trl_akd.generation import Completion, GenerationError
+from trl_akd.generation import Completion, GenerationError, OpenAIGenerator
 from trl_akd.iterkd.judge_data import JudgedAnswer, judge_metrics, read_judgements
 from trl_akd.iterkd.judge_prompts import JUDGE_PROMPT, JudgePrompt
 from trl_akd.iterkd.judge_training import judge_held_out, make_generative_trainer, make_regression_trainer
-from trl_akd.iterkd.judges import GenerativeJudge, RegressionJudge, nearest_judgement
+from trl_akd.iterkd.judges import GenerativeJudge, RegressionJudge, asked_for_json, nearest_judgement
 from trl_akd.iterkd.judging import RULES, Judgement, Unjudged, format_judgement
 
 GOOD, POOR = Judgement((2.0, 1.0, 1.0, 0.5, 0.5)), Judgement((0.0, 0.0, 0.5, 0.5, 0.0))
@@ -64,6 +66,30 @@ def test_what_cannot_be_read_is_asked_for_again_sampled():
     assert [settings["temperature"] for _, settings in generator.calls] == [0.0, 0.7, 0.7]
     assert [settings["seed"] for _, settings in generator.calls] == [7, 8, 9]
     assert judge.judge([]) == []
+
+
+@pytest.mark.parametrize("takes_json", [True, False])
+def test_a_server_is_asked_for_json_and_read_whatever_it_writes(takes_json: bool):
+    with serving() as server:
+        refused = set() if takes_json else {"response_format"}
+        server.refuses = lambda body: Fault(400, "no response_format here") if refused & set(body) else None
+        written = {"analysis": "ok", **{f"rule_{number}": score for number, score in enumerate(GOOD.scores, 1)}}
+        server.answer = lambda path, body: {
+            "choices": [
+                {"message": {"content": json.dumps(written) if takes_json else format_judgement(GOOD)}},
+            ]
+        }
+        generator, prompt = asked_for_json(OpenAIGenerator(server.url, "m", chat=True), JUDGE_PROMPT)
+        assert GenerativeJudge(generator, prompt=prompt).judge([("Add.", "a + b")]) == [GOOD]
+        assert "JSON" in server.bodies[-1]["messages"][0]["content"]
+        assert ("response_format" in server.bodies[-1]) is takes_json
+
+
+def test_json_is_asked_for_neither_in_words_of_the_users_own_nor_of_a_model_in_this_process():
+    own, local = JudgePrompt("{instruction}{answer}"), Scripted(lambda prompt, seed: "")
+    server = OpenAIGenerator("http://localhost:1/v1", "m")
+    assert asked_for_json(server, own) == (server, own)
+    assert asked_for_json(local, JUDGE_PROMPT) == (local, JUDGE_PROMPT)
 
 
 def test_a_generator_that_fails_is_not_a_judgement():

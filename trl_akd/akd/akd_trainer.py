@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from huggingface_hub import EvalResult
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
@@ -53,7 +54,7 @@ from .checks import (
 from .dropout import disable_dropout
 from .gkd import GKDTrainer
 from .metrics import METRICS, DistillationMetrics, Means
-from .model_card import model_card, objective, provenance
+from .model_card import find_license, model_card, objective, provenance
 from .objective import adaptive_divergence, mixed_loss, not_finite
 from .on_policy import is_on_policy, sample_rows, sampling_config
 from .upload import upload_student
@@ -96,6 +97,9 @@ class AKDTrainer(GKDTrainer):
         **kwargs:
             `compute_metrics`, `callbacks`, `optimizers`, `preprocess_logits_for_metrics` and `quantization_config`, as
             in [`trl.SFTTrainer`].
+
+    Attributes:
+        scores (`dict[int, list[EvalResult]]`): scores measured on benchmarks, by training step, for the model card.
 
     Raises:
         ValueError: If the teacher is missing, vocabularies differ, or the data has no usable row.
@@ -174,6 +178,7 @@ class AKDTrainer(GKDTrainer):
         )
         self.distillation_metrics = {mode: DistillationMetrics(self._measured) for mode in ("train", "eval")}
         self.provenance = provenance(model, teacher_model, args)
+        self.scores: dict[int, list[EvalResult]] = {}
         self._student_proven = False
         self.add_callback(BetaSchedule(self.adaptive_beta, self._finish_step))
 
@@ -445,14 +450,30 @@ class AKDTrainer(GKDTrainer):
             **kwargs,
         )
 
+    def _card_facts(self) -> dict[str, str]:
+        """Return rows for the model card's table of what the model was made from."""
+        return {}
+
+    def _card_sections(self) -> list[str]:
+        """Return sections for the model card in Markdown, each beginning with its heading."""
+        return []
+
+    def _measured_scores(self) -> list[EvalResult]:
+        """Return the scores of the model that was saved: the best one where that is loaded at the end."""
+        if self.args.load_best_model_at_end and self.state.best_global_step in self.scores:
+            return self.scores[self.state.best_global_step]
+        return list(self.scores.values())[-1] if self.scores else []
+
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Write `README.md` into the output folder: what the model was made from, and no number."""
+        """Write `README.md` into the output folder: what the model was made from, and the scores measured on it."""
         if not self.is_world_process_zero():
             return
         if dataset_name is not None:
             self.provenance.dataset = dataset_name
+        if self.provenance.license is None and self.args.push_to_hub:
+            self.provenance.license = find_license(self.provenance.student)
         repository = self.hub_model_id or self.args.hub_model_id or self.args.output_dir
         card = model_card(
             self.provenance,
@@ -461,7 +482,11 @@ class AKDTrainer(GKDTrainer):
             model_name=model_name or str(repository).split("/")[-1],
             repository=str(repository),
             tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
-            architecture=f"AutoModelFor{'Seq2SeqLM' if self.model.config.is_encoder_decoder else 'CausalLM'}",
+            encoder_decoder=self.model.config.is_encoder_decoder,
+            adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
+            facts=self._card_facts(),
+            results=self._measured_scores(),
+            sections=self._card_sections(),
         )
         card.save(f"{self.args.output_dir}/README.md")
 

@@ -1,12 +1,17 @@
-"""The card of a distilled model: what it was made from, and nothing that was not measured."""
+"""The card of a distilled model: what it was made from, and the scores that were measured."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, model_info
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from .akd_config import AKDConfig
+from .card_scores import evaluation_section
 from .checks import name_of
 
 _TEMPLATE = """---
@@ -22,12 +27,14 @@ A student distilled with {{ method }} by [trl_akd](https://pypi.org/project/trl_
 |---|---|
 {% for name, value in facts %}| {{ name }} | {{ value }} |
 {% endfor %}
-No benchmark was run as part of training; this card therefore states no score.
-
+{% for section in sections %}
+{{ section }}
+{% endfor %}
 ## Use
 
 ```python
-from transformers import {{ architecture }}, AutoTokenizer
+{% if library == "peft" %}from peft import {{ architecture }}
+from transformers import AutoTokenizer{% else %}from transformers import {{ architecture }}, AutoTokenizer{% endif %}
 
 model = {{ architecture }}.from_pretrained("{{ repository }}")
 tokenizer = AutoTokenizer.from_pretrained("{{ repository }}")
@@ -39,6 +46,7 @@ tokenizer = AutoTokenizer.from_pretrained("{{ repository }}")
 {% endfor %}"""
 
 _SELF_TEACHER = "the student without its adapter"
+_DATA_FILES = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".txt", ".arrow")
 _PACKAGES = ("trl_akd", "trl", "transformers", "torch", "datasets", "tokenizers")
 
 
@@ -61,6 +69,8 @@ class Provenance:
             Its revision.
         recipe (`str`, *optional*):
             The recipe file.
+        license (`str`, *optional*):
+            Licence of the distilled model, as an identifier of the Hub.
     """
 
     student: str | None = None
@@ -70,6 +80,7 @@ class Provenance:
     dataset: str | None = None
     dataset_revision: str | None = None
     recipe: str | None = None
+    license: str | None = None
 
 
 def model_card(
@@ -80,7 +91,11 @@ def model_card(
     model_name: str,
     repository: str,
     tags: list[str],
-    architecture: str = "AutoModelForCausalLM",
+    encoder_decoder: bool = False,
+    adapter: bool = False,
+    facts: Mapping[str, str] | None = None,
+    results: Sequence[EvalResult] = (),
+    sections: Sequence[str] = (),
 ) -> ModelCard:
     """Return the card of a distilled model.
 
@@ -97,19 +112,37 @@ def model_card(
             Hub id or folder from which the model can be loaded.
         tags (`list[str]`):
             Tags for the Hub.
-        architecture (`str`, *optional*, defaults to `"AutoModelForCausalLM"`):
-            Class of transformers that loads the model.
+        encoder_decoder (`bool`, *optional*, defaults to `False`):
+            Whether the model has an encoder.
+        adapter (`bool`, *optional*, defaults to `False`):
+            Whether the model is a PEFT adapter of the student rather than a whole model.
+        facts (`Mapping[str, str]`, *optional*):
+            Rows of the method's own for the table of what the model was made from.
+        results (`Sequence[EvalResult]`, *optional*):
+            Scores that were measured on this model.
+        sections (`Sequence[str]`, *optional*):
+            Sections of the method's own, in Markdown, each beginning with its heading.
     """
-    facts = [
+    rows = [
         ("Student", _at(provenance.student, provenance.student_revision)),
         ("Teacher", _at(provenance.teacher, provenance.teacher_revision)),
         ("Data", _at(provenance.dataset, provenance.dataset_revision)),
         ("Method", method),
+        *(facts or {}).items(),
         *((name, f"`{value}`") for name, value in objective.items()),
         ("Recipe", _at(provenance.recipe, None)),
     ]
+    library = "peft" if adapter else "transformers"
     data = ModelCardData(
-        library_name="transformers", model_name=model_name, tags=sorted({"generated_from_trainer", *tags})
+        library_name=library,
+        pipeline_tag="text2text-generation" if encoder_decoder else "text-generation",
+        model_name=model_name,
+        base_model=_hub_name(provenance.student),
+        base_model_relation="adapter" if adapter and _hub_name(provenance.student) else None,
+        datasets=None if (dataset := _hub_name(provenance.dataset)) is None else [dataset],
+        license=provenance.license,
+        eval_results=list(results) or None,
+        tags=sorted({"generated_from_trainer", *tags}),
     )
     card: ModelCard = ModelCard.from_template(
         data,
@@ -117,8 +150,10 @@ def model_card(
         model_name=model_name,
         method=method,
         repository=repository,
-        architecture=architecture,
-        facts=[(name, value) for name, value in facts if value],
+        library=library,
+        architecture=f"Auto{'Peft' if adapter else ''}ModelFor{'Seq2SeqLM' if encoder_decoder else 'CausalLM'}",
+        facts=[(name, value) for name, value in rows if value],
+        sections=[evaluation_section(results), *sections],
         versions=[(package, version(package)) for package in _PACKAGES],
     )
     return card
@@ -142,6 +177,37 @@ def provenance(student: Any, teacher: Any, args: AKDConfig) -> Provenance:
         teacher=_SELF_TEACHER if teacher is None and args.asks_teacher else name_of(teacher),
         teacher_revision=args.teacher_model_revision if isinstance(teacher, str) else None,
     )
+
+
+def find_license(student: str | None) -> str | None:
+    """Return the licence that the student's own card states: in its folder, or on the Hub."""
+    if student is None:
+        return None
+    card = Path(student) / "README.md"
+    if card.is_file():
+        return _stated(lambda: ModelCard.load(card).data.license)
+    if _hub_name(student) is None:
+        return None
+    return _stated(lambda: getattr(model_info(student).card_data, "license", None))
+
+
+def _stated(read: Callable[[], Any]) -> str | None:
+    try:
+        found = read()
+    except (OSError, ValueError, HfHubHTTPError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _hub_name(name: str | None) -> str | None:
+    """Return a name that may stand for a repository of the Hub, rather than for a folder or a file."""
+    if name is None or Path(name).exists() or name.endswith(_DATA_FILES):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
 
 
 def _at(name: str | None, revision: str | None) -> str | None:

@@ -11,6 +11,7 @@ trl-akd evaluate --compare outputs/evaluation/humaneval/teacher outputs/evaluati
 ```
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import run
@@ -100,6 +101,19 @@ def _report(config: "EvaluationConfig", evaluation: "Evaluation") -> None:
         print(f"Note: {remark}")
     written = "Verdicts and results" if config.samples else "Samples, verdicts and results"
     print(f"{written}: {evaluation.folder}. {_draw(evaluation)}")
+    if config.model is not None and (card := Path(config.model).expanduser() / "README.md").is_file():
+        print(_update_card(card, evaluation))
+
+
+def _update_card(card: Path, evaluation: "Evaluation") -> str:
+    from ..akd.card_scores import add_scores
+    from ..evaluation.results import card_scores
+
+    try:
+        add_scores(card, card_scores(evaluation.results, evaluation.results["generation"]))
+    except (OSError, ValueError) as error:
+        return f"Note: the scores could not be added to the model card {card} ({error})."
+    return f"Scores added to the model card: {card}."
 
 
 def _draw(evaluation: "Evaluation") -> str:

@@ -81,6 +81,8 @@ def train(
             )
             trainer.text_teacher = _text_teacher(teaching, trainer)
             trainer.judge = _judge(teaching, trainer)
+            if benchmark is not None:
+                trainer.held_out_name, trainer.held_out_dataset = benchmark.name, benchmark.dataset
             trainer.provenance.dataset = script_args.dataset_name
             trainer.provenance.dataset_revision = script_args.dataset_revision
             trainer.provenance.recipe = recipe

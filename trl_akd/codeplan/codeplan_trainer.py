@@ -7,50 +7,42 @@ may be learned from a teacher's distribution instead of the data alone.
 """
 
 import logging
-import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import nn
-from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..akd.akd_trainer import AKDTrainer
-from ..akd.batches import Batch, Targets, backbone_inputs
+from ..akd.batches import Batch, Targets
 from ..akd.checks import check_arguments, name_of, named_datasets
 from ..akd.metrics import METRICS, Means
 from ..akd.objective import cross_entropy
-from ..data.codeplan import DataCollatorForCodePLAN, of_task, weights_of_tasks
+from ..data.codeplan import DataCollatorForCodePLAN, take_turns, weights_of_tasks
 from ..data.problems import ProblemEncoder, Task, check_columns, prepare_problems, tokens_of_problems
-from ..heads import LMHead, head_of, lm_head
 from ..losses.fused_linear import FusedCrossEntropy, FusedDivergence
 from ..losses.reduction import count_items_by_task
 from .codeplan_config import CodePLANConfig
+from .codeplan_mixin import EpochCallback, PlanningTrainer, answer_tokens
 from .plan_head import (
-    PLAN_HEAD_FILE,
     add_plan_head,
     adopt_plan_head,
     check_plan_head_file,
     find_plan_head,
-    gathered_plan_head,
     load_plan_head,
     plan_head_of,
-    save_plan_head,
 )
 from .student import adapter_of, is_encoder_decoder, prepare_base
-from .tasks import Route, pooled, routes, sums_by_task, task_loss
+from .tasks import pooled, routes, sums_by_task, task_head, task_loss
 
 logger = logging.getLogger(__name__)
 
 
-class CodePLANTrainer(AKDTrainer):
+class CodePLANTrainer(PlanningTrainer, AKDTrainer):
     """Train a student on solutions and plans at once.
 
     Takes what [`AKDTrainer`] takes. Differences:
@@ -105,11 +97,11 @@ class CodePLANTrainer(AKDTrainer):
             model, kwargs["peft_config"] = prepare_base(adapter, args, kwargs.get("peft_config")), adapter
         self._reads_apart = is_encoder_decoder(model, args)
         super().__init__(model, teacher_model, args, data_collator, **kwargs)
-        self.routes = routes(args)
+        self.routes = routes(args.code_objective, args.plan_objective, plan_head=args.plan_head == "separate")
         self.task_weights = weights_of_tasks(args.plan_weight, args.guided_weight)
         if isinstance(self.data_collator, DataCollatorForCodePLAN):
             self.data_collator = self._fitted(self.data_collator)
-            self.add_callback(_Epochs(self.data_collator))
+            self.add_callback(EpochCallback(self.data_collator))
         if adapter is not None:
             self.model.load_adapter(given, self.model.active_adapter, is_trainable=True, revision=revision)
         self._set_plan_head(given, revision)
@@ -195,57 +187,21 @@ class CodePLANTrainer(AKDTrainer):
                 )
             add_plan_head(self.model)
 
-    # Evaluation data
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Return the batches of an evaluation, which draws the same solutions and plans whatever the epoch."""
-        with self._drawing_once():
-            batches: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
-        return batches
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """Return the batches of a prediction, with draws as in an evaluation."""
-        with self._drawing_once():
-            batches: DataLoader[Any] = super().get_test_dataloader(test_dataset)
-        return batches
-
-    @contextmanager
-    def _drawing_once(self) -> Iterator[None]:
-        """Put a collator that knows of no epoch in the place of the training's."""
-        usual = self.data_collator
-        if isinstance(usual, DataCollatorForCodePLAN):
-            self.data_collator = replace(usual)
-        try:
-            yield
-        finally:
-            self.data_collator = usual
-
     # Batches
 
     def _complete(self, batches: list[Batch]) -> list[Batch]:
-        """Under `schedule="alternate"`, leave each micro-batch the task whose turn it is.
-
-        A task's loss is a mean over the examples of the whole step, so it counts by its share of the micro-batches.
-        """
+        """Leave each micro-batch the task whose turn it is, under `schedule="alternate"`."""
         if self.args.schedule == "weighted":
             return batches
-        tasks = list(self.task_weights)
         first = self.state.global_step * self.args.gradient_accumulation_steps
-        turns = [tasks[(first + number) % len(tasks)] for number in range(len(batches))]
-        shares = {task: count / len(turns) for task, count in Counter(turns).items()}
-        return [
-            of_task(batch, task, len(tasks) * shares[task], multiple=self.args.pad_to_multiple_of or 1)
-            for batch, task in zip(batches, turns, strict=True)
-        ]
+        return take_turns(batches, list(self.task_weights), first, multiple=self.args.pad_to_multiple_of or 1)
 
     def _targets(self, batch: Batch) -> Targets:
-        inputs, labels, weights = backbone_inputs(batch), batch["labels"], batch["token_weights"]
-        items = count_items_by_task(labels, batch["task_ids"], tasks=len(Task), normalization=self.args.normalization)
+        inputs, labels, weights = answer_tokens(self.model, batch)
+        items = count_items_by_task(
+            batch["labels"], batch["task_ids"], tasks=len(Task), normalization=self.args.normalization
+        )
         weights = weights * items[batch["task_ids"]].unsqueeze(1)  # the collator's are divided by its own batch
-        if self._reads_apart:
-            inputs["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels)
-        else:
-            labels, weights = labels[:, 1:], weights[:, 1:]
         return Targets(inputs, labels, weights, items, batch["task_ids"])
 
     # Loss
@@ -255,7 +211,7 @@ class CodePLANTrainer(AKDTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         losses, sums = [], []
         for route in self.routes:
-            head, weights = self._head(student, route), route.weights(share, wanted.task_ids)
+            head, weights = task_head(student, route), route.weights(share, wanted.task_ids)
             result: FusedCrossEntropy | FusedDivergence
             if route.objective == "akd":
                 result = self._divergence(head, hidden, knowledge, wanted.labels, weights)
@@ -264,10 +220,6 @@ class CodePLANTrainer(AKDTrainer):
             losses.append(result.loss)
             sums.append(sums_by_task(result, wanted))
         return torch.stack(losses).sum(), torch.stack(sums).sum(0)
-
-    def _head(self, student: Any, route: Route) -> LMHead:
-        head = head_of(plan_head_of(student), student) if route.plan_head else lm_head(student)
-        return head.whole()
 
     # Logs
 
@@ -311,50 +263,9 @@ class CodePLANTrainer(AKDTrainer):
             self.args.check_checkpoint(checkpoint)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        if state_dict == {}:  # from ZeRO-3 that leaves the model in shards; the plan head is a file all the same
-            state_dict = gathered_plan_head(self.model)
-        super()._save(output_dir, state_dict)
-        if self.args.should_save and plan_head_of(self.model) is None:
-            save_plan_head(self.model, output_dir or self.args.output_dir)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_plan_head(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        if not self.is_deepspeed_enabled:  # whose own checkpoints hold all of the model
-            self._load_plan_head(self.state.best_model_checkpoint)
-
-    def _load_plan_head(self, checkpoint: str) -> None:
-        if self.args.plan_head == "separate":
-            load_plan_head(self.model, checkpoint)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        head = Path(checkpoint_folder) / PLAN_HEAD_FILE
-        if self.is_world_process_zero():
-            if head.is_file():
-                shutil.copy(head, self.args.output_dir)
-            else:
-                (Path(self.args.output_dir) / PLAN_HEAD_FILE).unlink(missing_ok=True)
-        super()._push_from_checkpoint(checkpoint_folder)
-
     def _objective(self) -> dict[str, Any]:
         names = ["plan_weight", "schedule", "plan_head", "code_objective", "plan_objective", "normalization"]
         if self.args.guided_weight > 0.0:
             names.append("guided_weight")
         own = {name: getattr(self.args, name) for name in names}
         return own | super()._objective() if self.args.asks_teacher else own
-
-
-class _Epochs(TrainerCallback):
-    """Tell the collator when an epoch begins; a run that resumes within one begins it again."""
-
-    def __init__(self, collator: DataCollatorForCodePLAN) -> None:
-        self._collator = collator
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._collator.set_epoch(int(state.epoch or 0))

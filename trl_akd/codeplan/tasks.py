@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -9,10 +10,12 @@ from ..akd.batches import Targets
 from ..akd.metrics import METRICS, Means
 from ..akd.objective import mixed_loss
 from ..data.problems import Task
+from ..heads import LMHead, head_of, lm_head
 from ..losses.fused_linear import FusedCrossEntropy, FusedDivergence
 from .codeplan_config import CodePLANConfig, TaskObjective
+from .plan_head import plan_head_of
 
-__all__ = ["Route", "pooled", "routes", "sums_by_task", "task_loss"]
+__all__ = ["Route", "pooled", "routes", "sums_by_task", "task_head", "task_loss"]
 
 
 @dataclass(frozen=True)
@@ -38,25 +41,37 @@ class Route:
         return share * here.unsqueeze(1)
 
 
-def routes(args: CodePLANConfig) -> list[Route]:
+def routes(code_objective: TaskObjective, plan_objective: TaskObjective, *, plan_head: bool) -> list[Route]:
     """Return the fewest routes that serve all tasks.
 
     Every micro-batch takes all of them, even where it has no token of a task: engines want each head's gradient from
     every rank and micro-batch.
 
+    Args:
+        code_objective (`str`), plan_objective (`str`):
+            `"ce"` or `"akd"`, of programs and of plans.
+        plan_head (`bool`):
+            Whether plans go through a plan head.
+
     Example:
 
     ```python
-    >>> [route.tasks for route in routes(CodePLANConfig("outputs", plan_head="shared", use_cpu=True))]
+    >>> [route.tasks for route in routes("ce", "ce", plan_head=False)]
     [(<Task.CODE: 0>, <Task.GUIDED: 2>, <Task.PLAN: 1>)]
 
     ```
     """
-    code = Route((Task.CODE, Task.GUIDED), args.code_objective, plan_head=False)
-    plan = Route((Task.PLAN,), args.plan_objective, plan_head=args.plan_head == "separate")
+    code = Route((Task.CODE, Task.GUIDED), code_objective, plan_head=False)
+    plan = Route((Task.PLAN,), plan_objective, plan_head=plan_head)
     if (code.objective, code.plan_head) == (plan.objective, plan.plan_head):
         return [Route((*code.tasks, *plan.tasks), code.objective, plan_head=False)]
     return [code, plan]
+
+
+def task_head(student: Any, route: Route) -> LMHead:
+    """Return the whole output layer of the student that a route's tasks go through."""
+    head = head_of(plan_head_of(student), student) if route.plan_head else lm_head(student)
+    return head.whole()
 
 
 def sums_by_task(result: FusedCrossEntropy | FusedDivergence, wanted: Targets) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 import math
 import random
+import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
@@ -12,10 +14,18 @@ from transformers import PreTrainedTokenizerBase
 
 from ..losses.reduction import Normalization, count_items_by_task, scale, token_weights
 from .collators import pad, round_up
-from .problems import ProblemEncoder, Task
+from .problems import UNKNOWN_SOLUTION, ProblemEncoder, Task
 from .schema import IGNORED_LABEL
 
-__all__ = ["DataCollatorForCodePLAN", "Schedule", "draw", "of_task", "weights_of_tasks"]
+__all__ = [
+    "DataCollatorForCodePLAN",
+    "Schedule",
+    "draw",
+    "of_task",
+    "share_divisors",
+    "take_turns",
+    "weights_of_tasks",
+]
 
 Schedule: TypeAlias = Literal["weighted", "alternate"]
 Option = TypeVar("Option")
@@ -68,7 +78,9 @@ class DataCollatorForCodePLAN:
     `(token_weights * negative_log_likelihood).sum()` is the loss of CodePLAN for this batch alone,
     `(1 - plan_weight) * L_code + plan_weight * L_plan`, where each `L` is the mean over the task's examples of the
     mean over their target tokens. The paper writes sums over tokens, with which long programs would drown short plans.
-    `CodePLANTrainer` replaces the batch's number of examples by that of the global batch.
+    `CodePLANTrainer` and `CodePLANMixin`, for any other `transformers.Trainer`, replace the batch's number of examples
+    by that of the global batch. Models ignore `token_weights`: a Trainer whose loss is transformers' or TRL's own is
+    refused. In a training loop of one's own, `codeplan_loss` computes the loss.
 
     Where a problem has several solutions or plans, each example draws its own, anew in each epoch. A draw depends on
     `seed`, the epoch, the problem and the task alone, so all processes agree and a resumed run repeats none.
@@ -83,8 +95,9 @@ class DataCollatorForCodePLAN:
             alone for an encoder-decoder. A prompt is never cut, nor is a plan; a solution loses its end.
         max_target_length (`int`, *optional*): most tokens of an answer. Defaults to `max_length`.
         guided_weight (`float`, *optional*, defaults to `0.0`): above 0, each problem also gives an example of a
-            program that follows a plan, whose loss is added with this weight. The paper never trains it. The plan is
-            drawn independently of the solution.
+            program that follows a plan, whose loss is added with this weight. The paper never trains it. Where
+            the row tells which solution each plan was written for (`plan_solutions`), the program is that one; else
+            plan and solution are drawn independently.
         normalization (`str`, *optional*, defaults to `"sequence"`): `"token"` makes each `L` the mean over all target
             tokens of the task.
         is_encoder_decoder (`bool`, *optional*, defaults to `False`): `input_ids` then are the prompt alone, and
@@ -93,8 +106,8 @@ class DataCollatorForCodePLAN:
         pad_to_multiple_of (`int`, *optional*): round widths up to a multiple of this.
 
     Raises:
-        ValueError: If a setting is out of its range; when called, if a row lacks a problem, a solution or a plan, or a
-            prompt or plan is too long.
+        ValueError: If a setting is out of its range; when called, if a row lacks a problem, a solution or a plan, if a
+            prompt or plan is too long, or if it is called by a Trainer whose loss ignores `token_weights`.
 
     Example:
 
@@ -136,8 +149,14 @@ class DataCollatorForCodePLAN:
             guided=self.guided_weight > 0.0,
         )
         self._calls = 0
+        self._caller_checked = False
         # In shared memory, so that worker processes which outlive an epoch see the next one begin.
         self._epoch: Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Check the caller here too: worker processes that are spawned do not have the Trainer on their stack."""
+        self._check_caller()
+        return self.__dict__
 
     def set_epoch(self, epoch: int) -> None:
         """Draw solutions and plans for this epoch from now on."""
@@ -149,6 +168,7 @@ class DataCollatorForCodePLAN:
         The weights are float32 [B, T], aligned with `labels`: not shifted. For an encoder-decoder, `labels` and
         weights have a width of their own. Examples are in the order of the tasks, then of the rows.
         """
+        self._check_caller()
         weights = self.task_weights
         if self.schedule == "alternate":
             turn = list(weights)[self._calls % len(weights)]
@@ -164,15 +184,22 @@ class DataCollatorForCodePLAN:
         """Tokenise a row that has no number in a dataset, so that its problem tells it from others."""
         return self.encoder(row, number) | {"index": row.get("index", row["problem"])}
 
+    def _check_caller(self) -> None:
+        if not self._caller_checked:
+            _refuse_other_losses()
+            self._caller_checked = True
+
     def _example(self, problem: Mapping[str, Any], task: Task) -> tuple[list[int], list[int]]:
         """Return the tokens of a prompt and of its answer."""
         key = (self.seed, int(self._epoch), problem["index"], task.name)
+        solutions = problem["solutions"]
         if task is Task.PLAN:
             prompt, answers = problem["plan_prompt"], problem["plans"]
         elif task is Task.CODE:
-            prompt, answers = problem["code_prompt"], problem["solutions"]
+            prompt, answers = problem["code_prompt"], solutions
         else:
-            prompt, answers = draw(problem["guided_prompts"], *key, "plan"), problem["solutions"]
+            prompt, solution = draw(list(zip(*_guided(problem), strict=True)), *key, "plan")
+            answers = solutions if solution == UNKNOWN_SOLUTION else [solutions[solution]]
         return prompt, draw(answers, *key)[: self.encoder.room(prompt)]
 
     def _pad(self, examples: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
@@ -199,6 +226,67 @@ class DataCollatorForCodePLAN:
         return scale(weights, items, world_size=1, task_ids=task_ids)
 
 
+def share_divisors(
+    batches: Sequence[dict[str, Tensor]],
+    normalization: Normalization,
+    *,
+    device: torch.device | None = None,
+    accelerator: Any = None,
+) -> list[dict[str, Tensor]]:
+    """Weigh the micro-batches of one optimizer step so that their losses add up to the loss of the whole batch.
+
+    Each task then has one divisor for all micro-batches and, with an accelerator, all processes, whose gradients are
+    averaged by DDP and DeepSpeed.
+
+    Args:
+        batches (`Sequence[dict[str, Tensor]]`): from [`DataCollatorForCodePLAN`], each with its own divisors.
+        normalization (`str`): the collator's.
+        device (`torch.device`, *optional*): device on which items are counted. Defaults to that of the batches.
+        accelerator (`Accelerator`, *optional*): adds up the counts of its processes, which all call this together.
+
+    Returns:
+        `list[dict[str, Tensor]]`: The batches with other `token_weights`.
+    """
+    counts = [
+        count_items_by_task(batch["labels"], batch["task_ids"], tasks=len(Task), normalization=normalization)
+        for batch in batches
+    ]
+    items = sum((count.to(device) for count in counts), start=torch.zeros(len(Task), dtype=torch.int64, device=device))
+    ranks = 1
+    if accelerator is not None:
+        items, ranks = accelerator.reduce(items, "sum"), accelerator.num_processes
+    return [
+        {
+            **batch,
+            "token_weights": scale(
+                batch["token_weights"] * count[batch["task_ids"]].unsqueeze(1), items, ranks, batch["task_ids"]
+            ),
+        }
+        for batch, count in zip(batches, counts, strict=True)
+    ]
+
+
+def take_turns(
+    batches: Sequence[dict[str, Tensor]], tasks: Sequence[Task], first: int, *, multiple: int = 1
+) -> list[dict[str, Tensor]]:
+    """Leave each micro-batch of one optimizer step the task whose turn it is, as `schedule="alternate"` says.
+
+    A task's loss is a mean over the examples of the whole step, so it counts by its share of the micro-batches.
+
+    Args:
+        batches (`Sequence[dict[str, Tensor]]`): from [`DataCollatorForCodePLAN`], with all tasks in each.
+        tasks (`Sequence[Task]`): the tasks, in the order of their turns.
+        first (`int`): number of the step's first micro-batch in the run.
+        multiple (`int`, *optional*, defaults to `1`): round widths up to a multiple of this.
+    """
+    turns = [tasks[(first + number) % len(tasks)] for number in range(len(batches))]
+    shares = {task: count / len(turns) for task, count in Counter(turns).items()}
+    return [
+        of_task(batch, task, len(tasks) * shares[task], multiple=multiple)
+        for batch, task in zip(batches, turns, strict=True)
+    ]
+
+
 def of_task(batch: Mapping[str, Tensor], task: Task, factor: float, *, multiple: int = 1) -> dict[str, Tensor]:
     """Take the examples of one task out of a batch, with weights multiplied by `factor`, and cut off spare padding.
 
@@ -219,3 +307,33 @@ def of_task(batch: Mapping[str, Tensor], task: Task, factor: float, *, multiple:
         "token_weights": taken["token_weights"][:, :label_width] * factor,
         "task_ids": taken["task_ids"],
     }
+
+
+def _guided(problem: Mapping[str, Any]) -> tuple[Sequence[list[int]], Sequence[int]]:
+    """Return the prompts that hold a plan, and the number of the solution that each plan was written for."""
+    prompts = problem["guided_prompts"]
+    return prompts, problem.get("plan_solutions") or [UNKNOWN_SOLUTION] * len(prompts)
+
+
+def _refuse_other_losses() -> None:
+    """Raise a ValueError if a Trainer is calling whose `compute_loss` does not read `token_weights`.
+
+    Models take unknown inputs as `**kwargs`, so the tasks would be trained with the weights of the lengths.
+    """
+    if "transformers.trainer" not in sys.modules:
+        return
+    trainer_class = sys.modules["transformers.trainer"].Trainer
+    frame = sys._getframe(1).f_back
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, trainer_class):
+            home = type(caller).compute_loss.__module__.partition(".")[0]
+            if home in ("transformers", "trl", "trl_akd") and not getattr(caller, "reads_token_weights", False):
+                name = type(caller).__name__
+                raise ValueError(
+                    f"`data_collator` of a {name} is a DataCollatorForCodePLAN, but the loss of {name} ignores its "
+                    f"`token_weights`, so `plan_weight` would do nothing; derive the trainer from both, `class "
+                    f"PlanTrainer(CodePLANMixin, {name})`, or use CodePLANTrainer."
+                )
+            return
+        frame = frame.f_back

@@ -1,7 +1,8 @@
 """Problems with solutions and plans, as token ids: what CodePLAN's tasks are made of.
 
-A row holds `problem`, one `solution` or several `solutions`, and one `plan` or several `plans`. All are tokenised
-once; what is cut, left out or refused is decided here:
+A row holds `problem`, one `solution` or several `solutions`, and one `plan` or several `plans`. The optional column
+`plan_solutions` holds, for each plan, the index of the solution that it was written for, or `None` if that is unknown.
+All are tokenised once; what is cut, left out or refused is decided here:
 
 - a prompt is never cut; a problem whose prompt leaves no room is too long;
 - a solution that is too long loses its end, and with it its EOS;
@@ -22,6 +23,8 @@ from .schema import read_text
 from .templates import render
 
 __all__ = [
+    "PROBLEM_COLUMNS",
+    "UNKNOWN_SOLUTION",
     "ProblemEncoder",
     "ProblemReport",
     "Task",
@@ -41,6 +44,9 @@ class Task(IntEnum):
     GUIDED = 2
 
 
+UNKNOWN_SOLUTION = -1
+"""Stands in a tokenised row's `plan_solutions` for a plan of which no row says what solution it was written for."""
+
 _TOKENS = List(Value("int32"))
 _FEATURES = Features(
     index=Value("int64"),
@@ -49,8 +55,12 @@ _FEATURES = Features(
     guided_prompts=List(_TOKENS),
     solutions=List(_TOKENS),
     plans=List(_TOKENS),
+    plan_solutions=List(Value("int32")),
 )
+_TEXT_COLUMNS = ("problem", "solution", "solutions", "plan", "plans", "plan_solutions")
 
+PROBLEM_COLUMNS = (*_TEXT_COLUMNS, *(name for name in _FEATURES if name not in _TEXT_COLUMNS))
+"""Columns that [`DataCollatorForCodePLAN`] reads, of rows as text and of tokenised ones."""
 
 _OUTCOMES = Features(**_FEATURES, error=Value("string"), cut_solutions=Value("int64"), unused_plans=Value("int64"))
 
@@ -97,7 +107,7 @@ class ProblemEncoder:
     is_encoder_decoder: bool = False
     guided: bool = False
     # `Dataset.map` names its cache file by these fields but not by the source: raise this when the output changes.
-    rules: int = 1
+    rules: int = 2
 
     def __post_init__(self) -> None:
         check_lengths(self.max_length, self.max_target_length, shortest=1 if self.is_encoder_decoder else 2)
@@ -110,7 +120,7 @@ class ProblemEncoder:
             ValueError: If the problem, every solution or every plan is missing or empty.
         """
         problem = _problem(row, index)
-        solutions, plans = _texts(row, "solution", index), _texts(row, "plan", index)
+        solutions, plans, plan_solutions = _answers(row, index)
         code_prompt, plan_prompt = self._prompts([render("codeplan_code", problem), render("codeplan_plan", problem)])
         for prompt in (code_prompt, plan_prompt):
             if not self._has_room(prompt):
@@ -121,8 +131,8 @@ class ProblemEncoder:
         encoded_plans = encode_completions(self.tokenizer, plans)
         guided_prompts = self._prompts([render("codeplan_guided", problem, plan) for plan in plans])
         fitting = [
-            (tokens, prompt)
-            for tokens, prompt in zip(encoded_plans, guided_prompts, strict=True)
+            (tokens, prompt, solution)
+            for tokens, prompt, solution in zip(encoded_plans, guided_prompts, plan_solutions, strict=True)
             if len(tokens) <= self.room(plan_prompt) and (self._has_room(prompt) or not self.guided)
         ]
         if not fitting:
@@ -135,9 +145,10 @@ class ProblemEncoder:
             "index": index,
             "code_prompt": code_prompt,
             "plan_prompt": plan_prompt,
-            "guided_prompts": [prompt for _, prompt in fitting] if self.guided else [],
+            "guided_prompts": [prompt for _, prompt, _ in fitting] if self.guided else [],
             "solutions": encode_completions(self.tokenizer, solutions),
-            "plans": [tokens for tokens, _ in fitting],
+            "plans": [tokens for tokens, _, _ in fitting],
+            "plan_solutions": [solution for _, _, solution in fitting],
         }
 
     def room(self, prompt: Sequence[int]) -> int:
@@ -217,7 +228,7 @@ def prepare_problems(
     Raises:
         ValueError: If a column is missing, the text of a row is, or no row is short enough.
     """
-    if set(_FEATURES) <= set(dataset.column_names):
+    if _is_tokenised(dataset):
         return dataset, None
     check_columns(dataset, name)
     encoded = dataset.with_format(None).map(
@@ -255,7 +266,7 @@ def check_columns(dataset: Dataset, name: str) -> None:
     if len(dataset) == 0:
         raise ValueError(f"the {name} dataset is empty; give at least one row.")
     found = set(dataset.column_names)
-    if set(_FEATURES) <= found:
+    if _is_tokenised(dataset):
         return
     remedies = {"problem": "rename the column", "solution": "rename the column", "plan": "have them written"}
     for column, remedy in remedies.items():
@@ -264,6 +275,10 @@ def check_columns(dataset: Dataset, name: str) -> None:
                 f"The {name} dataset has the columns {sorted(found)}, so {column!r} is missing, or {column + 's'!r} "
                 f"for several a row; {remedy}."
             )
+
+
+def _is_tokenised(dataset: Dataset) -> bool:
+    return set(_FEATURES) - {"plan_solutions"} <= set(dataset.column_names)
 
 
 def _encode_or_leave_empty(row: dict[str, Any], index: int, *, encoder: ProblemEncoder) -> dict[str, Any]:
@@ -282,7 +297,7 @@ def _encode_or_leave_empty(row: dict[str, Any], index: int, *, encoder: ProblemE
         **encoded,
         "error": None,
         "cut_solutions": sum(len(solution) > room for solution in encoded["solutions"]),
-        "unused_plans": len(_texts(row, "plan", index)) - len(encoded["plans"]),
+        "unused_plans": len(_answers(row, index)[1]) - len(encoded["plans"]),
     }
 
 
@@ -297,21 +312,70 @@ def _problem(row: Mapping[str, Any], index: int) -> str:
     problem = read_text(row, "problem", index)
     if not problem.strip():
         raise ValueError(f"The problem of row {index} is empty; drop the row or fill it in.")
+    _check_text(problem, "problem", index)
     return problem
 
 
+def _answers(row: Mapping[str, Any], index: int) -> tuple[list[str], list[str], list[int]]:
+    """Return the solutions and plans that are not blank, and each plan's solution among these."""
+    solutions, plans = _texts(row, "solution", index), _texts(row, "plan", index)
+    pairs = _plan_solutions(row, len(solutions), len(plans), index)
+    kept = [number for number, solution in enumerate(solutions) if solution.strip()]
+    place = {number: position for position, number in enumerate(kept)}
+    for name, texts in (("solution", solutions), ("plan", plans)):
+        if not any(map(str.strip, texts)):
+            remedy = "have one written (`trl-akd plans`)" if name == "plan" else "fill it in"
+            raise ValueError(f"Row {index} has no {name} that is not empty; {remedy} or drop the row.")
+    paired = [
+        (plan, place.get(pair, UNKNOWN_SOLUTION)) for plan, pair in zip(plans, pairs, strict=True) if plan.strip()
+    ]
+    return [solutions[number] for number in kept], [plan for plan, _ in paired], [pair for _, pair in paired]
+
+
 def _texts(row: Mapping[str, Any], name: str, index: int) -> list[str]:
-    """Return the texts that are not blank in the column `name`, or in that of several."""
+    """Return the texts in the column `name`, or in that of several."""
     value = row.get(f"{name}s") if row.get(name) is None else row[name]
-    texts = [value] if isinstance(value, str) else list(value or ())
+    texts = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(texts, list | tuple):
+        raise ValueError(
+            f"Column {name!r} of row {index} is {value!r:.80}, a {type(value).__name__}; give a text or a list of "
+            "texts."
+        )
     for text in texts:
         if not isinstance(text, str):
             raise ValueError(
                 f"Column {name!r} of row {index} holds {type(text).__name__}, not text; drop the row or convert the "
                 "column."
             )
-    texts = [text for text in texts if text.strip()]
-    if not texts:
-        remedy = "have one written (`trl-akd plans`)" if name == "plan" else "fill it in"
-        raise ValueError(f"Row {index} has no {name} that is not empty; {remedy} or drop the row.")
-    return texts
+        _check_text(text, name, index)
+    return list(texts)
+
+
+def _check_text(text: str, name: str, index: int) -> None:
+    """Refuse half of a surrogate pair, which tokenizers cannot read."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"Column {name!r} of row {index} holds {text[error.start]!r}, half of a character; replace it, or drop "
+            "the row."
+        ) from error
+
+
+def _plan_solutions(row: Mapping[str, Any], num_solutions: int, num_plans: int, index: int) -> list[int]:
+    """Return, for each plan, the index of its solution in the row."""
+    pairs = row.get("plan_solutions")
+    if pairs is None:
+        return [UNKNOWN_SOLUTION] * num_plans
+    if not isinstance(pairs, list | tuple) or len(pairs) != num_plans:
+        raise ValueError(
+            f"Column 'plan_solutions' of row {index} is {pairs!r:.80}; give a list with an entry for each of the "
+            f"{num_plans} plans, or leave it out."
+        )
+    for pair in pairs:
+        if pair is not None and (type(pair) is not int or not UNKNOWN_SOLUTION <= pair < num_solutions):
+            raise ValueError(
+                f"Column 'plan_solutions' of row {index} holds {pair!r}; give indices of the row's {num_solutions} "
+                "solutions, from 0, or null where a plan's solution is unknown."
+            )
+    return [UNKNOWN_SOLUTION if pair is None else pair for pair in pairs]

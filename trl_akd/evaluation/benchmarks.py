@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
@@ -38,6 +38,8 @@ class Benchmark:
             What its tests and solutions import beyond the standard library.
         strict (`bool`):
             Whether programs run apart from the tests unless the caller says otherwise.
+        dataset (`str`, *optional*):
+            Name on the Hub, also where the problems were read from a local copy.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Benchmark:
     revision: str | None = None
     packages: tuple[str, ...] = ()
     strict: bool = False
+    dataset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,14 @@ class _Known:
     packages: tuple[str, ...] = ()
     task_ids: range | None = None
     skips: bool = False  # has problems without usable tests
+    base: str | None = None  # benchmark whose tests its own tests add to
     strict: bool = False  # all reference solutions pass in strict mode
 
 
 BENCHMARKS: Mapping[str, _Known] = MappingProxyType(
     {
         "humaneval": _Known("openai/openai_humaneval", strict=True),
-        "humaneval_plus": _Known("evalplus/humanevalplus", packages=("numpy",)),
+        "humaneval_plus": _Known("evalplus/humanevalplus", packages=("numpy",), base="humaneval"),
         # Its files hold all 974 problems; the 500 of the test split are what papers report.
         "mbpp": _Known("google-research-datasets/mbpp", config="full", task_ids=range(11, 511)),
         "mbpp_plus": _Known("evalplus/mbppplus", packages=("numpy",)),
@@ -82,7 +86,12 @@ BENCHMARKS: Mapping[str, _Known] = MappingProxyType(
 
 
 def load_benchmark(
-    name: str, path: str | Path | None = None, *, revision: str | None = None, limit: int | None = None
+    name: str,
+    path: str | Path | None = None,
+    *,
+    base_path: str | Path | None = None,
+    revision: str | None = None,
+    limit: int | None = None,
 ) -> Benchmark:
     """Load the problems of a benchmark.
 
@@ -93,6 +102,9 @@ def load_benchmark(
         path (`str` or `Path`, *optional*):
             Local copy of a named benchmark: JSON Lines or, for APPS, its folder of numbered folders. Without it the
             benchmark comes from the Hub.
+        base_path (`str` or `Path`, *optional*):
+            Local copy of HumanEval, whose tests give `humaneval_plus` its base score. Without it they come from the
+            Hub if HumanEval+ does, and there is no base score otherwise. MBPP+ has the base tests in its rows.
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub.
         limit (`int`, *optional*):
@@ -108,6 +120,10 @@ def load_benchmark(
     known, local = _locate(name, path)
     rows = _local_rows(local) if local is not None else _hub_rows(known, revision)
     problems = _unique(_read(rows, skips=known.skips))
+    if known.base is None and base_path is not None:
+        raise ValueError(f"benchmark_base_path={str(base_path)!r} has no effect on {name!r}; leave it out.")
+    if known.base is not None and (local is None or base_path is not None):
+        problems = _with_base_tests(problems, load_benchmark(known.base, base_path).problems)
     if known.task_ids is not None:
         problems = [problem for problem in problems if problem.task_id in map(str, known.task_ids)] or problems
     if not problems:
@@ -121,6 +137,7 @@ def load_benchmark(
         revision=revision if local is None else None,
         packages=known.packages,
         strict=known.strict,
+        dataset=known.dataset if name in BENCHMARKS else None,
     )
 
 
@@ -192,6 +209,11 @@ def _read(rows: Iterable[tuple[Row, str]], *, skips: bool) -> Iterator[Problem]:
             skipped.append(str(error))
     if skipped:
         warnings.warn(f"Left out {len(skipped)} problems without usable tests, the first: {skipped[0]}", stacklevel=4)
+
+
+def _with_base_tests(problems: Iterable[Problem], base: Iterable[Problem]) -> list[Problem]:
+    tests = {problem.task_id: problem.tests for problem in base}
+    return [replace(problem, base_tests=tests.get(problem.task_id)) for problem in problems]
 
 
 def _unique(problems: Iterable[Problem]) -> list[Problem]:

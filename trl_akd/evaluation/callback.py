@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..akd.akd_trainer import AKDTrainer
 from ..data.templates import DEFAULT_TEMPLATE
 from ..execution import CodeExecutor
 from ..generation import TransformersGenerator
@@ -14,7 +15,7 @@ from .benchmarks import Benchmark, load_benchmark
 from .evaluation_config import DEFAULT_TIMEOUT
 from .generation import give_up_on_long, write_samples
 from .prompts import Prompting, PromptStyle
-from .results import summarize
+from .results import card_scores, summarize
 from .samples import Samples
 from .scoring import judge
 
@@ -129,11 +130,16 @@ class PassAtKCallback(TrainerCallback):
         datasets = self._trainer.eval_dataset
         first = next(iter(datasets)) if isinstance(datasets, dict) else None
         if first is None or f"eval_{first}_runtime" in metrics:
-            self._found = self._judge()
+            results = self._judge()
+            scores = {name: value for name, value in results["metrics"].items() if name.startswith("pass@")}
+            self._found = {f"eval_{name}": value for name, value in scores.items()}
             self._trainer.log(dict(self._found))
+            if isinstance(self._trainer, AKDTrainer):
+                settings = self._sampling | {"prompt_style": self._prompting.style, "step": state.global_step}
+                self._trainer.scores[state.global_step] = card_scores(results, settings)
         metrics.update(self._found)
 
-    def _judge(self) -> dict[str, float]:
+    def _judge(self) -> dict[str, Any]:
         accelerator = self._trainer.accelerator
         samples = Samples()
         write_samples(
@@ -153,8 +159,8 @@ class PassAtKCallback(TrainerCallback):
         )
         return from_main(accelerator, lambda: self._score(samples))
 
-    def _score(self, samples: Samples) -> dict[str, float]:
+    def _score(self, samples: Samples) -> dict[str, Any]:
         assert self._executor is not None
         verdicts = judge(self.benchmark.problems, samples.by_task, self._executor, progress=False)
-        metrics = summarize(self.benchmark, verdicts, self._k)["metrics"]
-        return {f"eval_{name}": value for name, value in metrics.items() if name.startswith("pass@")}
+        results = summarize(self.benchmark, verdicts, self._k)
+        return {name: results[name] for name in ("benchmark", "metrics")}

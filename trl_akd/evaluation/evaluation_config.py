@@ -40,7 +40,7 @@ class EvaluationConfig:
             Model to judge: a folder, a name on the Hub or, for a server, the name it serves.
         samples (`str`, *optional*):
             Judge the programs in this file instead: JSON Lines with `task_id` and `solution` or `completion`, as of
-            HumanEval or EvalPlus.
+            HumanEval or EvalPlus. Or in this folder, of such files or as EvalPlus lays one out.
         compare (`list[str]`, *optional*):
             Compare the results in these folders instead; the first one is the teacher that losses are relative to.
         benchmark (`str`, *optional*):
@@ -48,6 +48,8 @@ class EvaluationConfig:
             own.
         benchmark_path (`str`, *optional*):
             Local copy of a named benchmark; without it, it comes from the Hub.
+        benchmark_base_path (`str`, *optional*):
+            Local copy of HumanEval, whose tests give the base score of a local copy of HumanEval+.
         benchmark_revision (`str`, *optional*):
             Branch, tag or commit of the benchmark on the Hub.
         limit (`int`, *optional*):
@@ -89,6 +91,9 @@ class EvaluationConfig:
             Programs generated at a time, on each process: by default 16 with transformers and 128 otherwise.
         k (`list[int]`, *optional*, defaults to `[1]`):
             The k of pass@k.
+        all_tests (`bool`, *optional*, defaults to `False`):
+            Run every test of a program instead of stopping at the first that fails, and report the share of tests
+            passed (`test_case_average`), as APPS does.
         confidence (`float`, *optional*, defaults to `0.95`):
             Level of the intervals.
         allow_code_execution (`bool`, *optional*, defaults to `False`):
@@ -110,7 +115,9 @@ class EvaluationConfig:
     """
 
     model: str | None = field(default=None, metadata={"help": "Model to judge: a folder or a name."})
-    samples: str | None = field(default=None, metadata={"help": "Judge the programs in this JSON Lines file instead."})
+    samples: str | None = field(
+        default=None, metadata={"help": "Judge the programs in this JSON Lines file or folder instead."}
+    )
     compare: list[str] | None = field(
         default=None, metadata={"help": "Compare the results in these folders; the first is the teacher."}
     )
@@ -120,6 +127,9 @@ class EvaluationConfig:
     )
     benchmark_path: str | None = field(
         default=None, metadata={"help": "Local copy of a named benchmark; without it, it comes from the Hub."}
+    )
+    benchmark_base_path: str | None = field(
+        default=None, metadata={"help": "Local copy of HumanEval, for the base score of a local copy of HumanEval+."}
     )
     benchmark_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of the benchmark on the Hub."}
@@ -174,6 +184,9 @@ class EvaluationConfig:
         default=None, metadata={"help": "Programs generated at a time: by default 16 with transformers, else 128."}
     )
     k: list[int] = field(default_factory=lambda: [1], metadata={"help": "The k of pass@k."})
+    all_tests: bool = field(
+        default=False, metadata={"help": "Run every test of a program and report the share of tests passed."}
+    )
     confidence: float = field(default=0.95, metadata={"help": "Level of the intervals."})
     allow_code_execution: bool = field(
         default=False, metadata={"help": "Run the programs, in a sandbox; as HF_ALLOW_CODE_EVAL=1 does."}

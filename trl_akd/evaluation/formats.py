@@ -73,7 +73,8 @@ def _mbpp(row: Row, where: str) -> Problem:
     hidden = optional_text(row, "test", where)
     setup = [optional_text(row, "test_setup_code", where) or "", *texts(row, "test_imports", where)]
     shown = "\n".join(asserts)
-    program = "\n".join([*setup, hidden or shown]).replace("\r\n", "\n").strip() + "\n"
+    base = _test_program([*setup, shown])
+    program = _test_program([*setup, hidden]) if hidden else base
     prompt = f'"""\n{description}\n{shown}\n"""\n'
     return Problem(
         task_id=task_id(row, where, "task_id"),
@@ -82,9 +83,14 @@ def _mbpp(row: Row, where: str) -> Problem:
         instruction=f"{description}\n\nYour code must pass these tests:\n\n```python\n{shown}\n```",
         code_prompt=prompt,
         entry_point=_called(asserts, optional_text(row, "code", where)),
+        base_tests=base if hidden else None,
         public_tests=f"{shown}\n" if hidden else program,
         stop=_PROGRAM_ENDS,
     )
+
+
+def _test_program(parts: Sequence[str]) -> str:
+    return "\n".join(parts).replace("\r\n", "\n").strip() + "\n"
 
 
 def _apps(row: Row, where: str) -> Problem:

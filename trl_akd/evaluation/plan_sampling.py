@@ -24,12 +24,15 @@ from ..metrics.statistics import Interval
 from .backends import LoadedModel, load_model, with_max_new_tokens
 from .benchmarks import Benchmark, load_benchmark
 from .evaluation_config import EvaluationConfig
+from .exports import write_eval_results
 from .extraction import program_of_answer
+from .files import replace_text
 from .problems import Problem
-from .results import replace_text, summarize, write_results, write_verdicts
+from .results import summarize, write_results
 from .runner import Evaluation, execution_settings, make_executor, output_folder
 from .samples import Sample
-from .scoring import Verdict, label
+from .scoring import label
+from .verdicts import Verdict, write_verdicts
 from .weights import weights_fingerprint
 
 __all__ = ["evaluate_with_plans"]
@@ -107,6 +110,7 @@ def evaluate_with_plans(
     replace_text(folder / "samples.jsonl", "".join(f"{json.dumps(asdict(verdict.sample))}\n" for verdict in verdicts))
     write_verdicts(folder, verdicts)
     write_results(folder, results)
+    write_eval_results(folder, results, verdicts)
     return Evaluation(folder, results, verdicts)
 
 
@@ -114,6 +118,9 @@ def _check(config: EvaluationConfig, benchmark: Benchmark, planning: PlanSamplin
     """Raise the ValueError that names what plan sampling cannot go with, before anything is loaded."""
     if config.model is None:
         raise ValueError("`plan_sampling` needs a `model` that plans; samples that are there have no plans.")
+    for name in ("all_tests", "benchmark_base_path"):
+        if getattr(config, name):
+            raise ValueError(f"`{name}` has no effect with `plan_sampling`; leave one of them out.")
     if config.prompt_style != "completion":
         raise ValueError(
             f"`prompt_style` is {config.prompt_style!r}; with `plan_sampling` the student is asked as CodePLAN trains "

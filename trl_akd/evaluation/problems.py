@@ -27,6 +27,8 @@ class Problem:
             The program's own beginning, which a continuation of `prompt` continues; empty where the prompt is prose.
         entry_point (`str`, *optional*):
             Name that the tests call.
+        base_tests (`str` or `Mapping`, *optional*):
+            The base benchmark's tests, where `tests` add to these, as in HumanEval+ and MBPP+.
         public_tests (`str` or `Mapping`, *optional*):
             Tests that a method may look at before it commits to a solution.
         stop (`tuple[str, ...]`):
@@ -50,6 +52,7 @@ class Problem:
     instruction: str = ""
     code_prompt: str = ""
     entry_point: str | None = None
+    base_tests: Tests | None = None
     public_tests: Tests | None = None
     stop: tuple[str, ...] = ()
     difficulty: str | None = None
@@ -57,5 +60,6 @@ class Problem:
 
 def fingerprint(problems: Sequence[Problem]) -> str:
     """Return a digest that two sets of problems share only if they ask and test the same, in the same order."""
-    text = json.dumps([asdict(problem) for problem in problems], sort_keys=True, default=str)
+    kept = [{name: value for name, value in asdict(problem).items() if name != "base_tests"} for problem in problems]
+    text = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

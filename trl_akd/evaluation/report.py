@@ -17,6 +17,8 @@ def results_table(name: str, results: Mapping[str, Any]) -> str:
     rows = [
         [f"{name}, {results['benchmark']['name']}", *(_interval(found, key) for key in ks), f"{solved} of {tasks}"]
     ]
+    if "base" in results:
+        rows.append(["  base tests", *(_interval(results["base"], key) for key in ks), ""])
     rows += [
         [f"  {level}", *(_interval(metrics, key) for key in ks), ""]
         for level, metrics in results["difficulties"].items()

@@ -1,27 +1,36 @@
 """What an evaluation found, as JSON that names everything the numbers depend on."""
 
 import json
-import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from huggingface_hub import EvalResult
+
 from .. import __version__
+from ..akd.card_scores import score_results
 from ..metrics.taxonomy import error_table
 from ..metrics.verdicts import check_verdicts, scores
 from .benchmarks import Benchmark
-from .scoring import Verdict
+from .files import replace_text
+from .verdicts import Verdict
 
-__all__ = ["RESULTS", "read_results", "replace_text", "summarize", "write_results", "write_verdicts"]
+__all__ = ["RESULTS", "card_scores", "read_results", "summarize", "write_results"]
 
 RESULTS = "results.json"
-VERDICTS = "verdicts.jsonl"
+_ON_CARDS = ("num_samples", "temperature", "top_p", "max_new_tokens", "prompt_style", "prompt_template", "step")
 
 
 def summarize(
-    benchmark: Benchmark, verdicts: Sequence[Verdict], k: Sequence[int], *, confidence: float = 0.95
+    benchmark: Benchmark,
+    verdicts: Sequence[Verdict],
+    k: Sequence[int],
+    *,
+    confidence: float = 0.95,
+    all_tests: bool = False,
 ) -> dict[str, Any]:
     """Reduce verdicts to numbers.
 
@@ -36,6 +45,8 @@ def summarize(
             The k of pass@k.
         confidence (`float`, *optional*, defaults to `0.95`):
             Level of the intervals.
+        all_tests (`bool`, *optional*, defaults to `False`):
+            Whether every test of every program was run, which gives `metrics` a `test_case_average`.
 
     Returns:
         `dict`: `benchmark`, `metrics` (as of [`scores`]), `samples` (counts),
@@ -56,11 +67,14 @@ def summarize(
         "benchmark": {
             "name": benchmark.name,
             "source": benchmark.source,
+            "dataset": benchmark.dataset,
             "revision": benchmark.revision,
             "problems": len(benchmark.problems),
             "fingerprint": benchmark.fingerprint,
         },
-        "metrics": _scores(tasks.values(), k, confidence) | {"confidence": confidence},
+        "metrics": _scores(tasks.values(), k, confidence)
+        | {"confidence": confidence}
+        | ({"test_case_average": _test_case_average(verdicts)} if all_tests else {}),
         "samples": _counts(verdicts),
         "errors": error_table(verdict.label for verdict in verdicts).as_dict(),
         "difficulties": _by_difficulty(benchmark, tasks, k, confidence),
@@ -68,10 +82,25 @@ def summarize(
     }
 
 
-def write_verdicts(folder: Path, verdicts: Sequence[Verdict]) -> None:
-    """Write `verdicts.jsonl`, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / VERDICTS, "".join(f"{json.dumps(verdict.as_dict())}\n" for verdict in verdicts))
+def card_scores(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[EvalResult]:
+    """Return scores for a model card.
+
+    Args:
+        results (`Mapping`):
+            From [`summarize`].
+        settings (`Mapping`):
+            How samples were generated: `num_samples`, `temperature`, `prompt_style` and the like.
+    """
+    benchmark = results["benchmark"]
+    name = f"{benchmark['name']} with plans" if "plans" in results else benchmark["name"]
+    return score_results(
+        name,
+        benchmark["dataset"] or benchmark["name"],
+        results["metrics"],
+        revision=benchmark["revision"],
+        problems=benchmark["problems"],
+        **{name: settings[name] for name in _ON_CARDS if settings.get(name) is not None},
+    )
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
@@ -104,6 +133,16 @@ def _scores(tasks: Iterable[Mapping[str, int]], k: Sequence[int], confidence: fl
     return scores([samples for samples, _ in counts], [correct for _, correct in counts], k, confidence)
 
 
+def _test_case_average(verdicts: Sequence[Verdict]) -> float:
+    """Return the mean over problems of the share of tests that programs pass, as APPS's harness reports it."""
+    shares: dict[str, list[float]] = {}
+    for verdict in verdicts:
+        if verdict.result.status != "infra_error":
+            share = verdict.result.tests_passed / verdict.result.tests_total
+            shares.setdefault(verdict.sample.task_id, []).append(share)
+    return fmean(fmean(several) for several in shares.values())
+
+
 def _by_difficulty(
     benchmark: Benchmark, tasks: Mapping[str, Mapping[str, int]], k: Sequence[int], confidence: float
 ) -> dict[str, dict[str, float]]:
@@ -127,10 +166,3 @@ def _counts(verdicts: Sequence[Verdict]) -> dict[str, int]:
 def _versions() -> dict[str, str]:
     packages = ("torch", "transformers", "trl")
     return {"trl_akd": __version__, "python": platform.python_version()} | {name: version(name) for name in packages}
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_name(f"{path.name}.tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)

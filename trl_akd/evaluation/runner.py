@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,20 @@ from ..generation.sharing import from_main, is_main
 from .backends import load_model, with_max_new_tokens
 from .benchmarks import Benchmark, load_benchmark
 from .evaluation_config import EvaluationConfig
+from .exports import write_eval_results
 from .generation import give_up_on_long, write_samples
+from .problems import Problem
 from .prompts import Prompting
-from .results import summarize, write_results, write_verdicts
+from .results import summarize, write_results
 from .samples import Sample, SampleFile, Samples, read_samples
-from .scoring import Verdict, judge
+from .scoring import judge
+from .verdicts import VERDICTS, Verdict, VerdictFile
 from .weights import weights_fingerprint
 
 __all__ = ["Evaluation", "evaluate", "execution_settings", "make_executor", "output_folder"]
+
+
+BASE_VERDICTS = "base_verdicts.jsonl"
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,11 @@ def evaluate(config: EvaluationConfig, accelerator: Any = None) -> Evaluation | 
         IsolationError: If the level of isolation cannot be had here.
     """
     benchmark = load_benchmark(
-        config.benchmark or "", config.benchmark_path, revision=config.benchmark_revision, limit=config.limit
+        config.benchmark or "",
+        config.benchmark_path,
+        base_path=config.benchmark_base_path,
+        revision=config.benchmark_revision,
+        limit=config.limit,
     )
     began = time.monotonic()
     if not is_main(accelerator):
@@ -73,20 +83,61 @@ def evaluate(config: EvaluationConfig, accelerator: Any = None) -> Evaluation | 
         folder = output_folder(config, benchmark)
         samples, model = _samples(config, benchmark, folder, accelerator)
         generated = time.monotonic()
-        verdicts = judge(benchmark.problems, samples, executor)
-        write_verdicts(folder, verdicts)
+        limits = _limits(config, benchmark, executor)
+        verdicts = _judge(folder / VERDICTS, limits, benchmark.problems, samples, executor)
+        base_verdicts = _judge(folder / BASE_VERDICTS, limits, _with_base_tests(benchmark), samples, executor)
         results = {
             "model": model,
             "generation": None if config.samples else config.generation_settings,
             "execution": execution_settings(config, benchmark, executor.isolation),
-            **summarize(benchmark, verdicts, config.k, confidence=config.confidence),
+            **summarize(benchmark, verdicts, config.k, confidence=config.confidence, all_tests=config.all_tests),
+            **_base_scores(config, benchmark, base_verdicts),
             "seconds": {
                 "generation": round(generated - began, 1),
                 "execution": round(time.monotonic() - generated, 1),
             },
         }
     write_results(folder, results)
+    write_eval_results(folder, results, verdicts, base_verdicts)
     return Evaluation(folder, results, verdicts)
+
+
+def _judge(
+    path: Path,
+    limits: Mapping[str, Any],
+    problems: Sequence[Problem],
+    samples: Mapping[str, Sequence[Sample]],
+    executor: CodeExecutor,
+) -> list[Verdict]:
+    """Judge samples, those alone that have no verdict on disk yet."""
+    if not problems:
+        return []
+    with VerdictFile(path, limits) as file:
+        verdicts = judge(problems, samples, executor, file=file, fail_fast=limits["fail_fast"])
+        file.finish(problems, verdicts)
+    return verdicts
+
+
+def _limits(config: EvaluationConfig, benchmark: Benchmark, executor: CodeExecutor) -> dict[str, Any]:
+    """Return what verdicts depend on beside programs and tests."""
+    return {
+        **execution_settings(config, benchmark, executor.isolation),
+        "packages": _packages(config, benchmark),
+        "fail_fast": not config.all_tests,
+    }
+
+
+def _with_base_tests(benchmark: Benchmark) -> list[Problem]:
+    """Return the problems with their base tests alone, and none unless all have some."""
+    based = [replace(problem, tests=problem.base_tests) for problem in benchmark.problems if problem.base_tests]
+    return based if len(based) == len(benchmark.problems) else []
+
+
+def _base_scores(config: EvaluationConfig, benchmark: Benchmark, base_verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Return pass@k by the base tests, where there are any."""
+    if not base_verdicts:
+        return {}
+    return {"base": summarize(benchmark, base_verdicts, config.k, confidence=config.confidence)["metrics"]}
 
 
 def make_executor(config: EvaluationConfig, benchmark: Benchmark) -> CodeExecutor:
@@ -97,9 +148,13 @@ def make_executor(config: EvaluationConfig, benchmark: Benchmark) -> CodeExecuto
         memory_mb=config.memory_mb,
         isolation=config.isolation,
         strict=_strict(config, benchmark),
-        packages=tuple(dict.fromkeys([*benchmark.packages, *(config.packages or [])])),
+        packages=_packages(config, benchmark),
         allow_code_execution=config.allow_code_execution or None,
     )
+
+
+def _packages(config: EvaluationConfig, benchmark: Benchmark) -> list[str]:
+    return list(dict.fromkeys([*benchmark.packages, *(config.packages or [])]))
 
 
 def _strict(config: EvaluationConfig, benchmark: Benchmark) -> bool:

@@ -1,8 +1,9 @@
 """Programs that a model wrote, in a file that survives interruption and that other tools read."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -60,7 +61,9 @@ def read_samples(path: Path, benchmark: Benchmark, program: Callable[[Problem, s
 
     Args:
         path (`Path`):
-            JSON Lines, plain or gzipped, with `task_id` and `solution`, the whole program, or `completion`.
+            JSON Lines, plain or gzipped, with `task_id` and `solution`, the whole program, or `completion`. Or a
+            folder: with `samples.jsonl`, with other such files, or as of EvalPlus, with a folder per problem
+            (`HumanEval_0`) that holds its programs (`0.py`).
         benchmark (`Benchmark`):
             What the samples are for; those of problems that its limit leaves out are passed over.
         program (`Callable`):
@@ -75,7 +78,7 @@ def read_samples(path: Path, benchmark: Benchmark, program: Callable[[Problem, s
     """
     by_id = {problem.task_id: problem for problem in benchmark.problems}
     found: dict[str, list[Sample]] = {task_id: [] for task_id in by_id}
-    for row, where in read_json_lines(path):
+    for row, where in _rows(path):
         task_id = _task_id(row, where, {*by_id, *benchmark.left_out})
         if task_id in by_id:
             found[task_id].append(_foreign_sample(row, where, by_id[task_id], len(found[task_id]), program))
@@ -86,6 +89,24 @@ def read_samples(path: Path, benchmark: Benchmark, program: Callable[[Problem, s
             "evaluate fewer problems with limit."
         )
     return found
+
+
+def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    if not path.is_dir():
+        return read_json_lines(path)
+    files = [path / "samples.jsonl"]
+    if not files[0].is_file():
+        files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
+    if files:
+        return chain.from_iterable(map(read_json_lines, files))
+    programs = sorted(path.glob("*/*.py"), key=lambda file: (file.parent.name, len(file.stem), file.stem))
+    if not programs:
+        raise FileNotFoundError(
+            f"There are neither .jsonl files nor */*.py in the folder {str(path)!r}; give the folder of the samples."
+        )
+    return (
+        ({"task_id": file.parent.name, "solution": file.read_text(encoding="utf-8")}, str(file)) for file in programs
+    )
 
 
 class Samples:
@@ -198,13 +219,14 @@ def _foreign_sample(
 
 
 def _task_id(row: Mapping[str, Any], where: str, known: set[str]) -> str:
-    """Return the problem's identity as the benchmark has it; EvalPlus writes MBPP's 11 as `Mbpp/11`."""
+    """Return the problem's identity as the benchmark has it; EvalPlus writes MBPP's 11 as `Mbpp/11` or `Mbpp_11`."""
     if "task_id" not in row:
         raise ValueError(f"{where} has no `task_id`; give the problem that the program is for.")
     task_id = str(row["task_id"])
-    for spelling in (task_id, task_id.removeprefix("Mbpp/"), f"Mbpp/{task_id}"):
-        if spelling in known:
-            return spelling
+    for written in (task_id, "/".join(task_id.rsplit("_", 1))):
+        for spelling in (written, written.removeprefix("Mbpp/"), f"Mbpp/{written}"):
+            if spelling in known:
+                return spelling
     raise ValueError(
         f"{where} is for the problem {task_id!r}, which is not among the {len(known)} of the benchmark (such as "
         f"{min(known)!r}); choose the benchmark that the samples were written for."

@@ -1,8 +1,6 @@
 """Run samples against the tests of their problems."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -10,35 +8,9 @@ from ..execution import CodeExecutor, ExecutionResult
 from ..metrics.taxonomy import ErrorLabel, classify
 from .problems import Problem
 from .samples import Sample
+from .verdicts import Verdict, VerdictFile
 
-__all__ = ["Verdict", "judge", "label"]
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Say what came of one sample.
-
-    Args:
-        sample (`Sample`):
-            The program.
-        result (`ExecutionResult`):
-            What came of running it.
-        label (`ErrorLabel`):
-            What that means.
-    """
-
-    sample: Sample
-    result: ExecutionResult
-    label: ErrorLabel
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what a line of `verdicts.jsonl` holds; the program itself is in `samples.jsonl`."""
-        return {
-            "task_id": self.sample.task_id,
-            "sample": self.sample.sample,
-            **asdict(self.result),
-            "label": asdict(self.label),
-        }
+__all__ = ["judge", "label"]
 
 
 def judge(
@@ -46,9 +18,11 @@ def judge(
     samples: Mapping[str, Sequence[Sample]],
     executor: CodeExecutor,
     *,
+    file: VerdictFile | None = None,
+    fail_fast: bool = True,
     progress: bool = True,
 ) -> list[Verdict]:
-    """Run every sample of every problem; a script stops at the first case it fails.
+    """Run every sample of every problem.
 
     Args:
         problems (`Sequence[Problem]`):
@@ -57,6 +31,10 @@ def judge(
             Samples by `task_id`.
         executor (`CodeExecutor`):
             Where programs run.
+        file (`VerdictFile`, *optional*):
+            Keeps verdicts as they come; programs that have one there do not run again.
+        fail_fast (`bool`, *optional*, defaults to `True`):
+            Leave out a program's inputs after the first that it fails.
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar.
 
@@ -64,16 +42,26 @@ def judge(
         `list[Verdict]`: In the order of the problems and of their samples.
     """
     asked = [(problem, sample) for problem in problems for sample in samples[problem.task_id]]
-    results: dict[int, ExecutionResult] = {}
-    pairs = ((sample.solution, problem.tests) for problem, sample in asked)
-    with tqdm(total=len(asked), desc="Running programs", unit="program", disable=not progress) as bar:
-        for index, result in executor.stream(pairs, fail_fast=True):
-            results[index] = result
+    verdicts: dict[int, Verdict] = {}
+    to_run: list[int] = []
+    for index, (problem, sample) in enumerate(asked):
+        kept = None if file is None else file.find(problem, sample)
+        if kept is None:
+            to_run.append(index)
+        else:
+            verdicts[index] = Verdict(sample, kept, label(kept, problem, sample))
+    pairs = ((asked[index][1].solution, asked[index][0].tests) for index in to_run)
+    with tqdm(
+        total=len(asked), initial=len(verdicts), desc="Running programs", unit="program", disable=not progress
+    ) as bar:
+        for number, result in executor.stream(pairs, fail_fast=fail_fast):
+            problem, sample = asked[to_run[number]]
+            verdict = Verdict(sample, result, label(result, problem, sample))
+            verdicts[to_run[number]] = verdict
+            if file is not None:
+                file.add(problem, verdict)
             bar.update()
-    return [
-        Verdict(sample, results[index], label(results[index], problem, sample))
-        for index, (problem, sample) in enumerate(asked)
-    ]
+    return [verdicts[index] for index in range(len(asked))]
 
 
 def label(result: ExecutionResult, problem: Problem, sample: Sample) -> ErrorLabel:

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterable
 
-from .zygote import root
+from .zygote import confinement, root
 
 __all__ = ["OWN_FOLDER", "WRITABLE", "command"]
 
@@ -39,7 +39,7 @@ def command(sources: Iterable[str], own: str) -> list[str]:
         line += ["--unshare-user"]
     line += ["--proc", "/proc", "--dev", "/dev"]
     for folder in WRITABLE:
-        line += ["--size", str(root.SCRATCH_BYTES), "--tmpfs", folder]
+        line += ["--size", str(confinement.SCRATCH_BYTES), "--tmpfs", folder]
     for path in root.SYSTEM:
         if os.path.islink(path):
             line += ["--symlink", os.readlink(path), path]

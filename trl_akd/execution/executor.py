@@ -73,8 +73,9 @@ class CodeExecutor:
 
     Args:
         workers (`int`, *optional*): programs at a time, at most and by default the cores that this process may use.
-        timeout (`float`, *optional*, defaults to `3.0`): seconds of wall-clock time for a program, or for each input
-            of a script.
+        timeout (`float`, *optional*, defaults to `3.0`): seconds of processor time for a program, or for each input of
+            a script: that of all its processes together. A program that idles ends after four times as many seconds
+            of wall-clock time, not counting those in which it waited for a core.
         memory_mb (`int`, *optional*, defaults to `512`): MiB of memory for all processes of a program together, and of
             address space for each.
         isolation (`str`, *optional*, defaults to `"auto"`): `"namespace"`, `"bwrap"`, `"process"`, or the stronger one

@@ -68,7 +68,7 @@ def first_worker(isolation: str, packages: Sequence[str]) -> tuple[Isolation, di
 def _settings(level: Isolation, folders: dict[str, str], sources: list[str]) -> dict[str, Any]:
     """Return what is told to a helper, and `command`, what to start it with."""
     settings: dict[str, Any] = {"level": level, "sources": sources, "packages": folders, "command": []}
-    settings["own_folder"] = PACKAGE_FOLDER
+    settings["own_folder"] = None
     if level == "bwrap":
         settings["command"] = bubblewrap.command(sources, own=os.path.join(PACKAGE_FOLDER, "zygote"))
         settings["own_folder"] = bubblewrap.OWN_FOLDER

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .zygote import channel
+from .zygote import channel, metering
+from .zygote.cgroup import MemoryGroup, make_group
 
 __all__ = ["Case", "HelperError", "Worker"]
 
@@ -19,8 +21,9 @@ PACKAGE_FOLDER = os.path.realpath(os.path.dirname(__file__))
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 3.0
-_OVERDUE_SECONDS = 30.0  # a helper keeps deadlines by itself; one that is so much later has died in some unknown way
-_START = "import sys; sys.path.insert(0, sys.argv[1]); from zygote.helper import main; main(int(sys.argv[2]))"
+_LAST_WORDS_BYTES = 500
+_OVERDUE_SECONDS = 60.0  # a helper keeps deadlines by itself; one that is so much later has died in some unknown way
+_START = "import sys; sys.path.insert(0, {code!r}); from zygote.helper import main; main({channel}, {folder})"
 _ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": "/tmp",
@@ -75,41 +78,34 @@ class Worker:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._ready = False
-        self._folder = tempfile.mkdtemp(prefix="trl_akd-") if settings["level"] == "process" else None
+        self._folder: str | None = None
+        if settings["level"] == "process":
+            self._folder = os.path.join(tempfile.gettempdir(), f"trl_akd-{uuid.uuid4().hex}")
         self._output: int | None = None
         self.deadline = time.monotonic() + _START_SECONDS
+        self._group: MemoryGroup | None = None
         self._channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._errors = tempfile.TemporaryFile()
-        python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
-        with its:
-            self._process = subprocess.Popen(
-                [
-                    *settings["command"],
-                    python,
-                    "-s",
-                    "-S",
-                    "-P",
-                    "-c",
-                    _START,
-                    settings["own_folder"],
-                    str(its.fileno()),
-                ],
-                env=_ENVIRONMENT | {name: os.environ[name] for name in _INHERITED if name in os.environ},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._errors,
-                pass_fds=[its.fileno()],
-                cwd="/",
-                start_new_session=True,  # so that Ctrl-C reaches the caller alone, which then ends its helpers
-            )
-        files = [os.pidfd_open(os.getpid())] if hasattr(os, "pidfd_open") else []
+        self._errors = -1
         try:
-            channel.send(self._channel, {**settings, "folder": self._folder}, files)
+            with its:
+                self._errors = channel.make_file()
+                self._process = _start(settings, its, self._errors)
+        except OSError:
+            self._let_go()
+            raise
+        self._group = make_group()
+        group = self._group.hand_over() if self._group else []
+        files = [os.pidfd_open(os.getpid())] if hasattr(os, "pidfd_open") else []
+        told = {**settings, "folder": self._folder, "group": self._group and self._group.name}
+        try:
+            channel.send(self._channel, {**told, "group_files": len(group)}, [*files, *group])
         except OSError:
             pass  # the helper has ended already, and receiving says so
         finally:
             for file in files:
                 os.close(file)
+            if self._group is not None:
+                self._group.close_files()
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when there is something to collect."""
@@ -138,7 +134,8 @@ class Worker:
         if case.mode in ("script", "call"):
             self._output = channel.make_file()
             files.append(self._output)
-        self.deadline = max(self.deadline if not self._ready else 0.0, time.monotonic()) + timeout + _OVERDUE_SECONDS
+        self.deadline = max(self.deadline if not self._ready else 0.0, time.monotonic())
+        self.deadline += metering.longest_run(timeout) + _OVERDUE_SECONDS
         try:
             channel.send(self._channel, request, files)
         except OSError:
@@ -182,13 +179,18 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._channel.close()
-        self._errors.close()
+        self._let_go()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)  # the helper did, unless it was killed
-        if self._output is not None:
-            os.close(self._output)
-            self._output = None
+        if self._group is not None:
+            self._group.remove()  # the same
+
+    def _let_go(self) -> None:
+        self._channel.close()
+        for file in (self._errors, self._output):
+            if file is not None and file >= 0:
+                os.close(file)
+        self._errors, self._output = -1, None
 
     def _read_greeting(self) -> None:
         greeting = self._receive()
@@ -208,6 +210,30 @@ class Worker:
         return reply
 
     def _last_words(self) -> str:
-        size = self._errors.seek(0, os.SEEK_END)
-        self._errors.seek(max(0, size - 500))
-        return " ".join(self._errors.read().decode(errors="replace").split())
+        size = os.fstat(self._errors).st_size
+        text = os.pread(self._errors, _LAST_WORDS_BYTES, max(0, size - _LAST_WORDS_BYTES))
+        return " ".join(text.decode(errors="replace").split())
+
+
+def _start(settings: dict[str, Any], its: socket.socket, errors: int) -> subprocess.Popen[bytes]:
+    """Start a helper that finds its code by a descriptor, so that programs see no path of this machine."""
+    python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+    code, folder = settings["own_folder"], None
+    if code is None:
+        folder = os.open(PACKAGE_FOLDER, os.O_RDONLY | os.O_DIRECTORY)
+        code = f"/proc/self/fd/{folder}" if sys.platform == "linux" else PACKAGE_FOLDER
+    start = _START.format(code=code, channel=its.fileno(), folder=folder)
+    try:
+        return subprocess.Popen(
+            [*settings["command"], python, "-s", "-S", "-P", "-c", start],
+            env=_ENVIRONMENT | {name: os.environ[name] for name in _INHERITED if name in os.environ},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            pass_fds=[its.fileno()] if folder is None else [its.fileno(), folder],
+            cwd="/",
+            start_new_session=True,  # so that Ctrl-C reaches the caller alone, which then ends its helpers
+        )
+    finally:
+        if folder is not None:
+            os.close(folder)

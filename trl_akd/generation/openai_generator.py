@@ -28,8 +28,11 @@ from .streaming import Arrival, StreamingGenerator
 
 __all__ = ["OpenAIGenerator"]
 
-_SUBSTITUTES = {"logprobs": None, "max_tokens": "max_completion_tokens"}
+_SUBSTITUTES = {"logprobs": None, "max_tokens": "max_completion_tokens", "response_format": None}
 """Fields that some servers refuse, and what to send in their place."""
+
+_STRUCTURED = re.compile(r"response_format|json.?(?:schema|object)|structured|guided|grammar", re.IGNORECASE)
+"""How servers name the field `response_format` where they refuse it."""
 
 _ABOUT_THE_PROMPT = re.compile(
     r"status 413|context.?(length|window)|maximum.{0,20}(length|context)|too (long|large|many tokens)"
@@ -154,6 +157,33 @@ class OpenAIGenerator(StreamingGenerator):
         limited = copy.copy(self)
         limited._budget = budget
         return limited
+
+    def with_schema(self, name: str, schema: Mapping[str, Any]) -> Self:
+        """Return this generator, but asking for JSON of a schema; a server that refuses this is asked without it.
+
+        Args:
+            name (`str`):
+                Name of the schema.
+            schema (`Mapping`):
+                JSON schema of each completion.
+
+        Example:
+
+        ```python
+        >>> from trl_akd.generation import OpenAIGenerator
+        >>> generator = OpenAIGenerator("http://localhost:8000/v1", "Qwen/Qwen2.5-Coder-7B", chat=True)
+        >>> generator.with_schema("number", {"type": "number"}).model_name
+        'Qwen/Qwen2.5-Coder-7B'
+
+        ```
+        """
+        structured = copy.copy(self)
+        schema = {"name": name, "strict": True, "schema": dict(schema)}
+        structured._extra_body = {
+            "response_format": {"type": "json_schema", "json_schema": schema},
+            **self._extra_body,
+        }
+        return structured
 
     def stream(
         self,
@@ -379,6 +409,8 @@ def _refused_field(body: Mapping[str, Any], excerpt: str) -> str | None:
     """Return the field of a request that its refusal complains of, if it can be done without."""
     for field, substitute in _SUBSTITUTES.items():
         named = field in excerpt if substitute is None else re.search(rf"support.{{0,80}}{substitute}", excerpt)
+        if field == "response_format":
+            named = _STRUCTURED.search(excerpt) is not None
         if field in body and named:
             return field
     return None

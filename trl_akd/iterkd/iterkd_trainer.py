@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from huggingface_hub import EvalResult
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import TrainOutput
 
+from ..akd.card_scores import score_results
 from ..akd.checkpoint import last_whole_checkpoint
 from ..akd.checks import name_of
 from ..execution import CodeExecutor
@@ -27,10 +29,10 @@ from ..generation.sharing import from_main, is_main
 from .clock import Clock
 from .costs import Price, estimate_usage, prices, usage_text, write_usage
 from .cycle_ledger import CycleLedger
-from .cycle_report import CycleReport, write_reports
+from .cycle_report import CycleReport, cycle_table, write_reports
 from .cycles import Cycles, ProgramOf, Room
 from .iterkd_config import IterKDConfig
-from .judges import GenerativeJudge, Judge
+from .judges import GenerativeJudge, Judge, asked_for_json
 from .ledger_upload import upload_ledger
 from .pair_trainer import PairTrainer
 from .questions import digest, read_questions
@@ -82,6 +84,8 @@ class IterKDTrainer(PairTrainer):
         ValueError: If a question is malformed, or models and settings do not fit together.
 
     Attributes:
+        held_out_name (`str`): name of the held-out questions on the model card.
+        held_out_dataset (`str`, *optional*): their dataset on the Hub.
         reports (`list[CycleReport]`): what the cycles of the last `train` came to.
         stopped (`str`, *optional*): the budget that ended it before all cycles were done, in a sentence.
         trained_cycles (`int`): number of cycles that have been trained.
@@ -115,6 +119,8 @@ class IterKDTrainer(PairTrainer):
         self.judge = judge
         self.executor = executor
         self.held_out = list(held_out)
+        self.held_out_name = "held-out questions"
+        self.held_out_dataset: str | None = None
         self.program_of = program_of
         self.benchmarks = {**(benchmarks or {}), "held_out": [question.instruction for question in held_out]}
         self._generation_batch_size = generation_batch_size
@@ -304,8 +310,8 @@ class IterKDTrainer(PairTrainer):
             return None
         if isinstance(self.judge, Judge):
             return ledger.recorded_judge(self.judge, model_name(self.judge))
-        prompt = self.args.judge_prompt
-        written = ledger.recorded(invite(self.judge), "judge", prompts=prompt.version)
+        judge, prompt = asked_for_json(self.judge, self.args.judge_prompt)
+        written = ledger.recorded(invite(judge), "judge", prompts=prompt.version)
         return GenerativeJudge(
             written,
             prompt=prompt,
@@ -331,6 +337,29 @@ class IterKDTrainer(PairTrainer):
     def _announce(self, sentence: str) -> None:
         if is_main(self.accelerator):
             print(sentence, flush=True)
+
+    def _card_facts(self) -> dict[str, str]:
+        return {
+            "Teacher that writes the answers": f"`{model_name(self.text_teacher)}`",
+            "Judge": "none" if self.judge is None else f"`{model_name(self.judge)}`",
+            "Answers verified by": "reading alone" if self.executor is None else "running them",
+            "Cycles": str(len(self.reports)),
+        }
+
+    def _card_sections(self) -> list[str]:
+        return [f"## Cycles\n\n{cycle_table(self.reports)}"] if self.reports else []
+
+    def _measured_scores(self) -> list[EvalResult]:
+        if not self.reports or not self.reports[-1].held_out:
+            return super()._measured_scores()
+        name = self.held_out_name
+        return score_results(
+            name,
+            self.held_out_dataset or name,
+            self.reports[-1].held_out,
+            problems=len(self.held_out),
+            cycle=self.reports[-1].cycle + 1,
+        )
 
     def _cycle_metrics(self) -> dict[str, float]:
         if not self.reports:

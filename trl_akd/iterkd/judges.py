@@ -6,12 +6,12 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
-from ..generation import TextGenerator
+from ..generation import OpenAIGenerator, TextGenerator
 from ..text_pairs import PairReader, load_reader
-from .judge_prompts import JUDGE_PROMPT, JudgePrompt
+from .judge_prompts import JSON_JUDGE_PROMPT, JUDGE_PROMPT, JUDGEMENT_SCHEMA, JudgePrompt
 from .judging import RULES, Judgement, Unjudged, parse_judgement
 
-__all__ = ["GenerativeJudge", "Judge", "RegressionJudge", "answer_text", "nearest_judgement"]
+__all__ = ["GenerativeJudge", "Judge", "RegressionJudge", "answer_text", "asked_for_json", "nearest_judgement"]
 
 
 @runtime_checkable
@@ -181,6 +181,17 @@ class RegressionJudge:
         """Judge answers, as [`Judge`] says."""
         outputs = self._reader.read([first for first, _ in pairs], [answer_text(second) for _, second in pairs])
         return [nearest_judgement(scores) for scores in outputs.tolist()]
+
+
+def asked_for_json(generator: TextGenerator, prompt: JudgePrompt) -> tuple[TextGenerator, JudgePrompt]:
+    """Return a judge's generator and prompt, for judgements in JSON where a server can be asked for it.
+
+    A server that refuses `response_format` is asked without it, and what it writes is read as text. A prompt of the
+    user's own stays as it is, and so does a model in this process.
+    """
+    if prompt != JUDGE_PROMPT or not isinstance(generator, OpenAIGenerator):
+        return generator, prompt
+    return generator.with_schema("judgement", JUDGEMENT_SCHEMA), JSON_JUDGE_PROMPT
 
 
 def answer_text(answer: str) -> str:

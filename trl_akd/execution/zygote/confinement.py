@@ -9,11 +9,19 @@ from . import linux, seccomp
 
 FILE_BYTES = 64 << 20
 PROCESSES = 128
-_OPEN_FILES = 512
+SCRATCH_BYTES = 64 << 20
+SHARED_MAPPING_BYTES = 16 << 20
+_OPEN_FILES = 256
 _STACK_BYTES = 64 << 20
 _ROOM_TO_REPORT = 16 << 20
 
-DENY_LIST = seccomp.deny_list(os.uname().machine)
+FILTERS_CALLS = seccomp.deny_list(os.uname().machine) is not None
+_DENY_LISTS = {
+    counted: seccomp.deny_list(os.uname().machine, None if counted else SHARED_MAPPING_BYTES)
+    for counted in (False, True)
+}
+_CORES = os.cpu_count() or 1
+_FIRST_VICTIM = 1000
 
 
 def limit(memory_bytes: int, timeout: float, processes: int) -> None:
@@ -21,12 +29,11 @@ def limit(memory_bytes: int, timeout: float, processes: int) -> None:
 
     Args:
         memory_bytes (`int`): address space of each process; a little more, above the soft limit, is for reporting.
-        timeout (`float`): wall-clock limit in seconds, from which that of processor time follows.
+        timeout (`float`): limit in seconds on the processor time of all processes together.
         processes (`int`): processes and threads at once.
     """
-    cores = os.cpu_count() or 1
     _lower(resource.RLIMIT_AS, memory_bytes, memory_bytes + _ROOM_TO_REPORT)
-    _lower(resource.RLIMIT_CPU, math.ceil(timeout) * cores + 1)
+    _lower(resource.RLIMIT_CPU, math.ceil(timeout) + 1)
     _lower(resource.RLIMIT_FSIZE, FILE_BYTES)
     _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
     _lower(resource.RLIMIT_NPROC, processes)
@@ -40,10 +47,35 @@ def leave_room_to_report() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
-def forbid_system_calls() -> None:
-    """Refuse the system calls that no honest program misses, where their numbers are known."""
-    if DENY_LIST is not None:
-        linux.install_filter(DENY_LIST)
+def forbid_system_calls(memory_is_counted: bool) -> None:
+    """Refuse the system calls that no honest program misses, where their numbers are known.
+
+    Args:
+        memory_is_counted (`bool`): whether a control group counts the memory that processes share; else mappings of
+            it are kept small.
+    """
+    instructions = _DENY_LISTS[memory_is_counted]
+    if instructions is not None:
+        linux.install_filter(instructions)
+
+
+def offer_for_killing(score: int = _FIRST_VICTIM, proc: int | None = None) -> None:
+    """Have the kernel end this process before others, should the machine run out of memory.
+
+    Args:
+        score (`int`, *optional*, defaults to `1000`): as in /proc/self/oom_score_adj; never lowered.
+        proc (`int`, *optional*): descriptor of a /proc that can be written to.
+    """
+    path = "/proc/self/oom_score_adj" if proc is None else "self/oom_score_adj"
+    try:
+        file = os.open(path, os.O_RDWR, dir_fd=proc)
+    except OSError:
+        return  # no Linux
+    try:
+        if int(os.read(file, 16)) < score:
+            os.write(file, str(score).encode())
+    finally:
+        os.close(file)
 
 
 def _lower(kind: int, soft: int, hard: int | None = None) -> None:

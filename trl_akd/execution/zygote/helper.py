@@ -6,6 +6,7 @@ Started by exec, so that it is small, and knows nothing of its caller but one so
 import gc
 import importlib
 import os
+import resource
 import signal
 import site
 import socket
@@ -15,7 +16,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-from . import channel, namespaces, processes, supervisor
+from . import channel, confinement, namespaces, processes, supervisor
+from .cgroup import MemoryLimit
 
 _PRELOADED = (
     "__future__ abc array base64 bisect calendar cmath collections collections.abc contextlib copy dataclasses "
@@ -23,37 +25,64 @@ _PRELOADED = (
     "statistics string struct textwrap threading time traceback types typing"
 ).split()
 
-_LEVELS: dict[str, Callable[[dict[str, Any]], supervisor.Level]] = {
+_LEVELS: dict[str, Callable[[dict[str, Any], MemoryLimit | None], supervisor.Level]] = {
     "namespace": namespaces.NamespaceLevel,
     "bwrap": processes.BubblewrapLevel,
     "process": processes.ProcessLevel,
 }
+_KILLED_BEFORE_CALLERS = 500
+_STACK_BYTES = 8 << 20
+_SCRIPT = "candidate.py"
 
 
-def main(socket_fd: int) -> None:
-    """Serve the caller at the other end of a socket until it hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # else a program could interrupt its init
+def main(socket_fd: int, code_fd: int | None) -> None:
+    """Serve the caller at the other end of a socket until it hangs up.
+
+    Args:
+        socket_fd (`int`): the socket.
+        code_fd (`int`, *optional*): the folder of this code, no longer needed.
+    """
+    make_surroundings_ordinary()
+    if code_fd is not None:
+        os.close(code_fd)
     caller = socket.socket(fileno=socket_fd)
     settings, files = channel.receive(caller)
+    group = [files.pop() for _ in range(settings["group_files"])][::-1]
+    memory = MemoryLimit(settings["group"], group) if group else None
     try:
-        level = _enter(settings)
-    except Exception as error:
-        channel.send(caller, {"error": _say(error)})
-        return
-    for name in settings["packages"]:
-        try:
-            importlib.import_module(name)
-        except Exception as error:
-            channel.send(caller, {"error": _say(error), "package": name})
-            return
-    channel.send(caller, {"ready": True})
-    gc.collect()
-    gc.freeze()
-    try:
-        while True:
-            _serve(level, caller, files)
+        _serve_all(settings, memory, caller, files)
     except (EOFError, ConnectionError, supervisor.CallerGone):
-        level.close()
+        pass
+    finally:
+        if memory is not None:
+            memory.leave()
+
+
+def make_surroundings_ordinary() -> None:
+    """Undo what the caller's own surroundings would do to programs: signals, limits, modes of files, memory's end.
+
+    The stack's size, by which threads get theirs, counts when a process starts: where it is not the usual one, this
+    process starts once more.
+    """
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}:
+        try:
+            signal.signal(number, signal.SIG_DFL)  # SIGINT too, else a program could interrupt its helper
+        except OSError:
+            pass  # kept by the C library for itself
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.umask(0o022)
+    stack, most = resource.getrlimit(resource.RLIMIT_STACK)
+    usual = _STACK_BYTES if most == resource.RLIM_INFINITY else min(_STACK_BYTES, most)
+    if stack != usual and sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_STACK, (usual, most))
+        os.execv(sys.executable, sys.orig_argv)
+    for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE):
+        _, most = resource.getrlimit(kind)
+        try:
+            resource.setrlimit(kind, (most, most))
+        except (OSError, ValueError):
+            pass  # macOS
+    confinement.offer_for_killing(_KILLED_BEFORE_CALLERS)
 
 
 class NamedPackages:
@@ -75,21 +104,44 @@ class NamedPackages:
         return None
 
 
-def _enter(settings: dict[str, Any]) -> supervisor.Level:
-    level = _LEVELS[settings["level"]](settings)
+def _serve_all(settings: dict[str, Any], memory: MemoryLimit | None, caller: socket.socket, files: list[int]) -> None:
+    try:
+        level = _LEVELS[settings["level"]](settings, memory)
+    except Exception as error:
+        channel.send(caller, {"error": _say(error)})
+        return
+    try:
+        if not _load(settings, caller):
+            return
+        if memory is not None:
+            memory.enter()
+        channel.send(caller, {"ready": True})
+        while True:
+            request, texts = channel.receive(caller)
+            job = supervisor.Job(files=texts, **request)
+            channel.send(caller, supervisor.run(level, job, [caller.fileno(), *files]))
+    finally:
+        level.close()
+
+
+def _load(settings: dict[str, Any], caller: socket.socket) -> bool:
+    """Import what programs are likely to need; tell whether all packages could be imported."""
     sys.meta_path.append(NamedPackages(settings["packages"]))
-    sys.path[:] = [folder for folder in sys.path if os.path.realpath(folder) != settings["own_folder"]]
+    del sys.path[0]  # the folder of this code
+    sys.argv[:] = [_SCRIPT]
+    sys.orig_argv[:] = [sys.executable, _SCRIPT]
     site.setquit()  # `exit` and `quit`, which scripts use and a start without `site` lacks
     for name in _PRELOADED:
         importlib.import_module(name)
-    return level
-
-
-def _serve(level: supervisor.Level, caller: socket.socket, files: list[int]) -> None:
-    request, texts = channel.receive(caller)
-    job = supervisor.Job(files=texts, **request)
-    reply = supervisor.run(level, job, [caller.fileno(), *files])
-    channel.send(caller, reply)
+    for name in settings["packages"]:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            channel.send(caller, {"error": _say(error), "package": name})
+            return False
+    gc.collect()
+    gc.freeze()
+    return True
 
 
 def _say(error: Exception) -> str:

@@ -6,7 +6,7 @@ A helper enters once what is costly to build, its *worker's* namespaces, and eac
 |-----------|-----------------------------------------------|------------------------------------|
 | user      | nobody's rights outside; no further ones      |                                    |
 | mount     | white-listed root, read-only                  | its /tmp and /proc on top of that  |
-| pid       | the helper is pid 1: with it dies everything  | its init is pid 1: ditto           |
+| pid       | the helper is pid 1: with it dies everything  | a reaper is pid 1: ditto           |
 | net, uts  | no device is up; a host name of its own       |                                    |
 | ipc       | empty, and a filter keeps it so               | where no filter is known           |
 """
@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from . import confinement, linux, root
+from .cgroup import MemoryLimit
 
+_HELPER = 1  # its process id in the worker's pid namespace
 _WORKER = (
     linux.CLONE_NEWUSER
     | linux.CLONE_NEWNS
@@ -38,55 +40,73 @@ class NamespaceLevel:
         OSError: naming the step that failed. This process is then good for nothing but saying so.
     """
 
-    processes_allowed = confinement.PROCESSES
-
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], memory: MemoryLimit | None) -> None:
+        self.memory = memory
         self._becomes_nobody = linux.may_become_nobody()
         _enter_worker_namespaces(maps_all=self._becomes_nobody)
         _go_on_as_first_process()
         self._user, self._group = (linux.NOBODY, linux.NOBODY) if self._becomes_nobody else (os.getuid(), os.getgid())
         self._sources = sorted({*settings["sources"], *map(os.path.realpath, settings["sources"])})
+        self._writable_proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
         root.enter_white_list(self._sources, self._user, self._group)
         with open("/proc/sys/user/max_user_namespaces", "w") as file:
             file.write("0")
         root.seal()
         linux.drop_capability_bounds()
         linux.forbid_new_privileges()
+        linux.set_dumpable(False)  # a program's reaper shares this memory
         # Message queues and System V's segments outlive processes. Where no filter refuses to make them, each program
         # has a namespace for them; freeing one takes the kernel milliseconds, one after the other for all workers.
-        self._program = linux.CLONE_NEWNS | (linux.CLONE_NEWIPC if confinement.DENY_LIST is None else 0)
+        self._program = linux.CLONE_NEWNS | (linux.CLONE_NEWIPC if not confinement.FILTERS_CALLS else 0)
         self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
 
     def fork(self) -> int:
-        """Fork a process that is pid 1 of a new pid namespace."""
+        """Make a pid namespace with a reaper as pid 1, and fork the program's process into it."""
         linux.unshare(linux.CLONE_NEWPID)
-        pid = os.fork()
-        if pid:
-            linux.setns(self._pid_namespace, linux.CLONE_NEWPID)
-        return pid
+        try:
+            self._reaper = linux.start_reaper()
+            try:
+                child = os.fork()
+            except OSError:
+                os.kill(self._reaper, signal.SIGKILL)
+                os.waitpid(self._reaper, 0)
+                raise
+        finally:
+            if os.getpid() == _HELPER:
+                linux.setns(self._pid_namespace, linux.CLONE_NEWPID)
+        return child
 
     def furnish(self) -> None:
-        """Give the program what is its own; called by its init."""
-        linux.set_dumpable(False)
-        linux.die_with_parent(signal.SIGKILL)
+        """Give the program what is its own; called in its process."""
+        linux.set_dumpable(True)  # a copy of the helper's memory, in which there is no secret
+        confinement.offer_for_killing(proc=self._writable_proc)
         linux.unshare(self._program)
         root.mount_private_parts(self._sources)
 
+    def processes_allowed(self) -> int:
+        """Return the limit on the processes of the program's user, which is counted in its user namespace."""
+        return confinement.PROCESSES
+
     def drop_rights(self) -> None:
-        """Give up what an init may do and a program may not."""
+        """Give up what a helper may do and a program may not."""
         if self._becomes_nobody:
             linux.become(self._user, self._group)
         linux.limit_capabilities()
         linux.set_dumpable(True)
 
     def processes(self) -> Iterator[int]:
-        """List the program's processes: all that the helper sees but itself."""
-        return (int(name) for name in os.listdir("/proc") if name.isdecimal() and name != "1")
+        """List the program's processes: all that the helper sees but itself and the reaper."""
+        return (int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) not in (1, self._reaper))
 
-    def destroy(self, init: int) -> None:
-        """Kill a program's init; the kernel kills the rest before waitpid returns."""
-        os.kill(init, signal.SIGKILL)
-        os.waitpid(init, 0)
+    def scratch_bytes(self) -> int:
+        """Return 0: the file system of the program's folder has a size."""
+        return 0
+
+    def destroy(self, child: int) -> None:
+        """Kill a program's reaper; the kernel kills the rest before waitpid returns."""
+        os.kill(self._reaper, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.waitpid(self._reaper, 0)
 
     def close(self) -> None:
         """Do nothing: all of it goes with the helper."""

@@ -6,6 +6,7 @@ At level `bwrap` all of this happens inside a sandbox that bubblewrap made for t
 import contextlib
 import errno
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -14,8 +15,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from . import confinement, landlock, linux, root
+from .cgroup import MemoryLimit
 
 _HUNT_SECONDS = 5.0
+_COUNT_SECONDS = 0.5
+_MEASURE_SECONDS = 0.2
+_LISTS_CHILDREN = os.path.exists("/proc/thread-self/children")
 _WRITABLE = ("/dev/null", "/dev/zero", "/dev/full", "/dev/shm")
 _READABLE = ("/proc", "/dev", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/hosts")
 
@@ -25,16 +30,18 @@ class ProcessLevel:
 
     Args:
         settings (`dict`): the caller's first message; `sources` is what may be read besides the system's files,
-            `folder` where programs' own folders are made.
+            `folder` is to be made for programs' own folders.
+        memory (`MemoryLimit`, *optional*): the control group that this process is in.
 
     Raises:
-        OSError: If programs could read what they must not.
+        OSError: If programs could read what they must not, or the folder cannot be made.
     """
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], memory: MemoryLimit | None) -> None:
+        self.memory = memory
         self._readable = [*root.SYSTEM, *root.SETTINGS, *_READABLE, *settings["sources"]]
-        self._folder = settings["folder"]
         self._scratch = ""
+        self._next_measurement = 0.0
         self._numbers = itertools.count()
         self._becomes_nobody = linux.may_become_nobody()
         # Nobody may not enter root's home. With a Python there, programs keep root's right to read, not that to write.
@@ -46,11 +53,11 @@ class ProcessLevel:
                 "programs would keep root's right to read every file, as this Python lies where nobody else may look "
                 "and the kernel has no Landlock; run as an ordinary user, or with a Python that all may read",
             )
-        self.processes_allowed = (
-            _threads_of(linux.NOBODY if self._becomes_nobody else os.getuid()) + confinement.PROCESSES
-        )
+        self._user = linux.NOBODY if self._becomes_nobody else os.getuid()
+        self._threads, self._counted_at = 0, -math.inf
+        self._folder = settings["folder"]
         if self._folder is not None:
-            os.chmod(self._folder, 0o711)
+            os.mkdir(self._folder, 0o711)
         linux.become_subreaper()
         linux.set_dumpable(False)
 
@@ -66,16 +73,34 @@ class ProcessLevel:
         """Remove it again."""
         remove_tree(self._scratch)
 
+    def scratch_bytes(self) -> int:
+        """Measure the files in the program's folder, now and then."""
+        if time.monotonic() < self._next_measurement:
+            return 0
+        start = time.monotonic()
+        used = _tree_bytes(self._scratch)
+        self._next_measurement = time.monotonic() + max(_MEASURE_SECONDS, 10 * (time.monotonic() - start))
+        return used
+
     def fork(self) -> int:
-        """Make the program's folder, and fork its init."""
+        """Make the program's folder, and fork its process."""
         self._scratch = self.make_scratch()
+        self._next_measurement = 0.0
         return os.fork()
 
     def furnish(self) -> None:
         """Go into the program's folder."""
+        linux.set_dumpable(True)
+        confinement.offer_for_killing()
         linux.die_with_parent(signal.SIGKILL)
         os.chdir(self._scratch)
         os.environ.update(HOME=self._scratch, TMPDIR=self._scratch)
+
+    def processes_allowed(self) -> int:
+        """Return the limit on the processes of the program's user, which counts all that this user runs."""
+        if time.monotonic() - self._counted_at > _COUNT_SECONDS:
+            self._threads, self._counted_at = _threads_of(self._user), time.monotonic()
+        return self._threads + confinement.PROCESSES
 
     def drop_rights(self) -> None:
         """Give up the rights of root, and all files but those that a program needs."""
@@ -91,7 +116,7 @@ class ProcessLevel:
         """List the program's processes: all descendants of this one."""
         return (pid for pid, _ in _descendants())
 
-    def destroy(self, init: int) -> None:
+    def destroy(self, child: int) -> None:
         """Kill descendants until there are none, whatever sessions they went into, then remove the folder.
 
         A group is killed at once, so that no fork escapes; a chain of processes that each make a new group may.
@@ -122,8 +147,8 @@ class BubblewrapLevel(ProcessLevel):
         settings (`dict`): the caller's first message; `writable` are those folders.
     """
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: dict[str, Any], memory: MemoryLimit | None) -> None:
+        super().__init__(settings, memory)
         self._readable = ["/"]
         self._emptied: list[str] = settings["writable"]
         self._mounted = settings["sources"]
@@ -173,14 +198,46 @@ def empty_folder(folder: str, kept: Sequence[str] = ()) -> None:
         os.rmdir(current)
 
 
+def _tree_bytes(folder: str) -> int:
+    """Sum what the files below a folder take up on disk."""
+    total = 0
+    inner = [folder]
+    for current in inner:  # grows
+        with contextlib.suppress(OSError), os.scandir(current) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        inner.append(entry.path)
+    return total
+
+
 def _descendants() -> list[tuple[int, int]]:
     """Return process id and group of all descendants that are no zombies."""
+    if _LISTS_CHILDREN:
+        found = _live_children(os.getpid())
+        for pid, _ in found:  # grows
+            found += _live_children(pid)
+        return found
     children: dict[int, list[tuple[int, int]]] = {}
     for pid, parent, group in _all_processes():
         children.setdefault(parent, []).append((pid, group))
     found = children.get(os.getpid(), [])
     for pid, _ in found:  # grows
         found += children.get(pid, [])
+    return found
+
+
+def _live_children(parent: int) -> list[tuple[int, int]]:
+    found = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{parent}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{parent}/task/{thread}/children", "rb") as file:
+                for pid in map(int, file.read().split()):
+                    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as stat:
+                        state, _, group, *_ = stat.read().rpartition(b")")[2].split()
+                        if state != b"Z":
+                            found.append((pid, int(group)))
     return found
 
 

@@ -18,8 +18,8 @@ from . import confinement, failure, plain, returns, strict, verdict
 from .failure import CANDIDATE, TEST
 
 # Descriptors of a program's process; 0 to 2 are its standard streams.
-CANDIDATE_FD, TEXT_FD, OUTPUT_FD, VERDICT_FD, CONTROL_FD = 3, 4, 5, 6, 7
-LAST_FD = CONTROL_FD
+CANDIDATE_FD, TEXT_FD, OUTPUT_FD, VERDICT_FD = 3, 4, 5, 6
+LAST_FD = VERDICT_FD
 
 _compile = compile  # not the one that a program may have put in its place
 
@@ -34,7 +34,8 @@ def main(mode: str, function: str | None, preamble: str) -> NoReturn:
         preamble (`str`): imports to run in the candidate's namespace before it, for `script` and `call`.
     """
     # A program can walk up the stack and replace globals of these modules, but not the local names of frames.
-    report_passed, report_failed, leave = verdict.send_passed, report, os._exit
+    report_passed, report_failed, exit_code, leave = verdict.send_passed, report, failure.exit_code, os._exit
+    own_id, current_id = os.getpid(), os.getpid
     signal.signal(signal.SIGINT, signal.default_int_handler)
     progress = Progress(lambda stage: verdict.send_stage(VERDICT_FD, stage))
     try:
@@ -47,9 +48,15 @@ def main(mode: str, function: str | None, preamble: str) -> NoReturn:
         else:
             run_test(progress)
     except BaseException as error:
-        report_failed(error, progress)
+        if current_id() == own_id:
+            report_failed(error, progress)
+        else:
+            flush_output()
+        leave(exit_code(error) if isinstance(error, SystemExit) else 1)
     else:
-        report_passed(VERDICT_FD)
+        if current_id() == own_id:  # a forked copy must not take the nonce that this process needs
+            report_passed(VERDICT_FD)
+        leave(0)
     finally:
         leave(1)
 
@@ -62,6 +69,7 @@ class Progress:
     """
 
     def __init__(self, announce: Callable[[str], None]) -> None:
+        self.script = os.path.join(os.getcwd(), sys.argv[0])  # the file that the candidate would be, run by itself
         self.stage = "compile"
         self.sources: dict[str, str] = {}
         self._announce = announce
@@ -75,7 +83,9 @@ class Progress:
         """Compile a text; what Python refuses to compile is a SyntaxError, whatever it says."""
         self.enter("compile")
         self.sources[file] = source
-        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+        names = (file, self.script) if file == CANDIDATE else (file,)
+        for name in names:
+            linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
         try:
             return _compile(source, file, "exec", dont_inherit=True)
         except SyntaxError as error:
@@ -122,7 +132,7 @@ def run_strictly(progress: Progress) -> None:
 
     progress.enter("compile")
     pipe, candidate = strict.start_candidate(serve, closed_to_it=(TEXT_FD, VERDICT_FD))
-    module = new_module("test")
+    module = new_module("test", TEST)
     module.__dict__.update(strict.namespace_of(pipe, candidate, progress.enter))
     test = progress.compile(read_text(TEXT_FD), TEST)  # read only now, where no candidate is
     progress.enter("test")
@@ -140,16 +150,22 @@ def run_script(progress: Progress, preamble: str) -> None:
         code = returns.compile_with_returns(source, CANDIDATE)
     progress.enter("test")
     try:
-        exec(code, new_module("__main__", preamble).__dict__)
+        sys.path.insert(0, os.path.dirname(progress.script))
+        exec(code, new_module("__main__", progress.script, preamble).__dict__)
     except SystemExit as error:
         if failure.exit_code(error) != 0:
             raise
-    finally:
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.__stdout__):
-            if stream is not None:
-                stream.flush()
+    # Not after a failure: that is known, whatever threads and children would do before their end.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    flush_output()
+
+
+def flush_output() -> None:
+    """Write out what is still in the buffers of standard output."""
+    for stream in (sys.stdout, sys.__stdout__):
+        if stream is not None:
+            stream.flush()
 
 
 def call(progress: Progress, name: str, preamble: str) -> None:
@@ -176,7 +192,8 @@ def read_arguments() -> list[Any]:
 def load(progress: Progress, preamble: str = "") -> ModuleType:
     """Run the candidate's top level as a module, and undo what it did to the interpreter."""
     code = progress.compile(read_text(CANDIDATE_FD), CANDIDATE)
-    module = new_module("candidate", preamble)
+    sys.path.insert(0, os.path.dirname(progress.script))
+    module = new_module("candidate", progress.script, preamble)
     namespace, restore, true_builtins = module.__dict__, remember_interpreter(), builtins
     progress.enter("load")
     exec(code, namespace)
@@ -185,10 +202,10 @@ def load(progress: Progress, preamble: str = "") -> ModuleType:
     return module
 
 
-def new_module(name: str, preamble: str = "") -> ModuleType:
+def new_module(name: str, file: str, preamble: str = "") -> ModuleType:
     """Register a module that holds what a preamble imports, so that pickling, dataclasses and `inspect` find it."""
     module = ModuleType(name)
-    module.__file__ = CANDIDATE
+    module.__file__ = file
     module.__dict__["__builtins__"] = builtins
     sys.modules[name] = module
     exec(preamble, module.__dict__)
@@ -218,11 +235,9 @@ def remember_interpreter() -> Callable[[], None]:
 
 def report(error: BaseException, progress: Progress) -> None:
     """Send what is known of an exception: first facts, then its message, which the program itself may have to make."""
-    found = progress.facts(error) | getattr(error, "candidate_facts", {})
-    nonce = verdict.take_nonce(VERDICT_FD)
-    verdict.send_failed(VERDICT_FD, nonce, found)
+    verdict.send_failed(VERDICT_FD, progress.facts(error) | getattr(error, "candidate_facts", {}))
     text = getattr(error, "candidate_message", None)
-    verdict.send_message(VERDICT_FD, nonce, failure.safe_message(error) if text is None else text)
+    verdict.send_message(VERDICT_FD, failure.safe_message(error) if text is None else text)
 
 
 def read_text(fd: int) -> str:

@@ -4,10 +4,9 @@ import os
 import re
 from collections.abc import Iterable
 
-from . import linux
+from . import confinement, linux
 
 SCRATCH = "/tmp"
-SCRATCH_BYTES = 64 << 20
 SCRATCH_FILES = 4096
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
@@ -74,7 +73,9 @@ def mount_private_parts(extra: Iterable[str]) -> None:
     flags = linux.MS_NOSUID | linux.MS_NODEV
     inside = {path: os.open(path, os.O_PATH) for path in extra if path.startswith(f"{SCRATCH}/")}
     linux.mount("proc", "/proc", "proc", flags | linux.MS_NOEXEC | linux.MS_RDONLY)
-    linux.mount("tmpfs", SCRATCH, "tmpfs", flags, f"size={SCRATCH_BYTES},nr_inodes={SCRATCH_FILES},mode=1777")
+    linux.mount(
+        "tmpfs", SCRATCH, "tmpfs", flags, f"size={confinement.SCRATCH_BYTES},nr_inodes={SCRATCH_FILES},mode=1777"
+    )
     for path, fd in inside.items():
         _bind(fd, path)
         os.close(fd)

@@ -7,12 +7,14 @@ kernel that a Python program has no use for, or is the network. It is no white-l
 import struct
 
 _ENOSYS = 38
+_ENOMEM = 12
 _EPERM = 1
 _RETURN_ALLOW = 0x7FFF0000
 _RETURN_ERRNO = 0x00050000
 
 _LOAD, _JUMP_IF_EQUAL, _JUMP_IF_GREATER_OR_EQUAL, _JUMP_IF_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_OFFSET_OF_NUMBER, _OFFSET_OF_MACHINE, _OFFSET_OF_ARGUMENT = 0, 4, 16  # of the first argument, its lower half
+_OFFSET_OF_NUMBER, _OFFSET_OF_MACHINE = 0, 4
+_OFFSETS_OF_ARGUMENTS = range(16, 64, 8)  # of their lower halves
 _X32_BIT = 0x40000000
 
 # Linux: include/uapi/linux/audit.h
@@ -79,10 +81,16 @@ _NUMBERS = {
         "userfaultfd": 282,
     },
 }
-_JUDGED = {"x86_64": (56, 41), "aarch64": (220, 198)}  # clone and socket, by their first arguments
+_CLONE = {"x86_64": 56, "aarch64": 220}
+_SOCKET = {"x86_64": 41, "aarch64": 198}
+_SETSOCKOPT = {"x86_64": 54, "aarch64": 208}
+_MMAP = {"x86_64": 9, "aarch64": 222}
 _CLONE3 = 435
 _NEW_NAMESPACES = 0x7E020000
 _AF_UNIX = 1
+_SOL_SOCKET = 1
+_BUFFER_SIZES = (7, 8, 32, 33)  # SO_SNDBUF, SO_RCVBUF, and both with FORCE
+_MAP_SHARED = 1
 _COMMON = {
     "io_uring_setup": 425,
     "io_uring_enter": 426,
@@ -98,33 +106,62 @@ _COMMON = {
 }
 
 
-def deny_list(machine: str) -> bytes | None:
+def deny_list(machine: str, largest_shared_mapping: int | None = None) -> bytes | None:
     """Assemble the filter, or return None where the machine's numbers are not known.
 
-    Calls of another architecture (i386 and x32 on x86_64) are refused altogether, as their numbers differ.
+    Calls of another architecture (i386 and x32 on x86_64) are refused altogether, as their numbers differ. Socket
+    buffers keep their default size: requests for another one succeed without effect.
+
+    Args:
+        machine (`str`): as in `os.uname`.
+        largest_shared_mapping (`int`, *optional*): bytes of the largest mapping that processes may share.
     """
     if machine not in _NUMBERS:
         return None
     denied = sorted({*_NUMBERS[machine].values(), *_COMMON.values()})
-    clone, socket = _JUDGED[machine]
     allow = _instruction(_RETURN, value=_RETURN_ALLOW)
     refuse = _instruction(_RETURN, value=_RETURN_ERRNO | _EPERM)
+    no_memory = _instruction(_RETURN, value=_RETURN_ERRNO | _ENOMEM)
     pretend_unknown = _instruction(_RETURN, value=_RETURN_ERRNO | _ENOSYS)
-    load_argument = _instruction(_LOAD, value=_OFFSET_OF_ARGUMENT)
-    return b"".join(
-        [
-            _instruction(_LOAD, value=_OFFSET_OF_MACHINE),
-            *_unless(_JUMP_IF_EQUAL, _AUDIT_MACHINES[machine], pretend_unknown),
-            _instruction(_LOAD, value=_OFFSET_OF_NUMBER),
-            *_when(_JUMP_IF_GREATER_OR_EQUAL, _X32_BIT, pretend_unknown),
-            # The flags of clone3 are out of a filter's sight; told that there is none, C libraries use clone.
-            *_when(_JUMP_IF_EQUAL, _CLONE3, pretend_unknown),
-            *_when(_JUMP_IF_EQUAL, clone, load_argument, *_when(_JUMP_IF_ANY_BIT, _NEW_NAMESPACES, refuse), allow),
-            *_when(_JUMP_IF_EQUAL, socket, load_argument, *_when(_JUMP_IF_EQUAL, _AF_UNIX, allow), refuse),
-            *[part for number in denied for part in _when(_JUMP_IF_EQUAL, number, refuse)],
+    pretend_success = _instruction(_RETURN, value=_RETURN_ERRNO)
+    rules = [
+        _instruction(_LOAD, value=_OFFSET_OF_MACHINE),
+        *_unless(_JUMP_IF_EQUAL, _AUDIT_MACHINES[machine], pretend_unknown),
+        _instruction(_LOAD, value=_OFFSET_OF_NUMBER),
+        *_when(_JUMP_IF_GREATER_OR_EQUAL, _X32_BIT, pretend_unknown),
+        # The flags of clone3 are out of a filter's sight; told that there is none, C libraries use clone.
+        *_when(_JUMP_IF_EQUAL, _CLONE3, pretend_unknown),
+        *_when(
+            _JUMP_IF_EQUAL, _CLONE[machine], _argument(0), *_when(_JUMP_IF_ANY_BIT, _NEW_NAMESPACES, refuse), allow
+        ),
+        *_when(_JUMP_IF_EQUAL, _SOCKET[machine], _argument(0), *_when(_JUMP_IF_EQUAL, _AF_UNIX, allow), refuse),
+        *_when(
+            _JUMP_IF_EQUAL,
+            _SETSOCKOPT[machine],
+            _argument(1),
+            *_unless(_JUMP_IF_EQUAL, _SOL_SOCKET, allow),
+            _argument(2),
+            *[part for name in _BUFFER_SIZES for part in _when(_JUMP_IF_EQUAL, name, pretend_success)],
             allow,
-        ]
-    )
+        ),
+    ]
+    if largest_shared_mapping is not None:
+        rules += _when(
+            _JUMP_IF_EQUAL,
+            _MMAP[machine],
+            _argument(3),
+            *_unless(_JUMP_IF_ANY_BIT, _MAP_SHARED, allow),
+            _argument(1, upper_half=True),
+            *_unless(_JUMP_IF_EQUAL, 0, no_memory),
+            _argument(1),
+            *_when(_JUMP_IF_GREATER_OR_EQUAL, largest_shared_mapping + 1, no_memory),
+            allow,
+        )
+    return b"".join([*rules, *[part for number in denied for part in _when(_JUMP_IF_EQUAL, number, refuse)], allow])
+
+
+def _argument(position: int, upper_half: bool = False) -> bytes:
+    return _instruction(_LOAD, value=_OFFSETS_OF_ARGUMENTS[position] + 4 * upper_half)
 
 
 def _when(test: int, value: int, *then: bytes) -> list[bytes]:

@@ -1,12 +1,10 @@
 """A program from start to end, as its helper sees it.
 
-helper ── init ── program ── whatever it starts
-  │         └ control: "it exited with 1" ──────┐
-  └<────────── verdict: "it passed, nonce …" ───┴─ poll, until the deadline
+helper ── program ── whatever it starts
+  └<── verdict: "it passed, nonce …" ── or its end, or a limit
 """
 
 import fcntl
-import json
 import os
 import select
 import signal
@@ -17,11 +15,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
-from . import confinement, linux, program, verdict
+from . import confinement, linux, metering, program, verdict
+from .cgroup import MemoryLimit
 
-_SETUP_SECONDS = 10.0
+_SETUP_SECONDS = 30.0
 _MESSAGE_SECONDS = 1.0
-_SAMPLE_SECONDS = 0.05
+_LONGEST_PAUSE = 0.05  # between two looks at what a program has used
+_SHORTEST_PAUSE = 0.005
+_PAUSE_WITHOUT_CGROUP = 0.01
+_CORES = os.cpu_count() or 1
 _CREDENTIALS = struct.Struct("3i")
 _PASSES_CREDENTIALS = hasattr(socket, "SO_PASSCRED")
 
@@ -29,22 +31,28 @@ _PASSES_CREDENTIALS = hasattr(socket, "SO_PASSCRED")
 class Level(Protocol):
     """What differs between levels of isolation."""
 
-    processes_allowed: int
+    memory: MemoryLimit | None
 
     def fork(self) -> int:
-        """Fork the init of a program."""
+        """Fork a program's process: return its id, or 0 in that process."""
 
     def furnish(self) -> None:
-        """Give the program what is its own; called by its init."""
+        """Give the program what is its own; called in its process."""
+
+    def processes_allowed(self) -> int:
+        """Return the limit on the processes of the program's user."""
 
     def drop_rights(self) -> None:
-        """Give up what an init may do and a program may not."""
+        """Give up what a helper may do and a program may not."""
 
     def processes(self) -> Iterable[int]:
         """List the program's processes."""
 
-    def destroy(self, init: int) -> None:
-        """End all of the program's processes, its init among them, and remove what it left."""
+    def scratch_bytes(self) -> int:
+        """Measure the program's files, where nothing else limits them."""
+
+    def destroy(self, child: int) -> None:
+        """End all of the program's processes, whose first is a child of this one, and remove what it left."""
 
     def close(self) -> None:
         """Remove what the helper itself left."""
@@ -75,173 +83,210 @@ def run(level: Level, job: Job, caller: list[int]) -> dict[str, Any]:
     Raises:
         CallerGone: If one of them does. The program is dead by then.
     """
+    if level.memory is not None:
+        level.memory.allow(job.memory_bytes)
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     if _PASSES_CREDENTIALS:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    reports, control = os.pipe()
-    with ours, open(reports, "rb", buffering=0):
-        init = level.fork()
-        if init == 0:
-            _be_init(level, job, its.fileno(), control)
-        its.close()
-        os.close(control)
-        for file in job.files:
-            os.close(file)
+    processes = level.processes_allowed()
+    with ours:
+        child = level.fork()
+        if child == 0:
+            _be_program(level, job, processes, its.fileno())
         try:
+            its.close()
+            for file in job.files:
+                os.close(file)
             nonce = os.urandom(verdict.NONCE_BYTES)  # made after the fork, so that no copy of it is in the program
             ours.send(nonce)
-            return _Watch(level, job, ours, reports, nonce, caller).until_it_ends()
+            return _Watch(level, job, child, ours, nonce, caller).until_it_ends()
         finally:
-            level.destroy(init)
+            level.destroy(child)
 
 
 class _Watch:
     """Follow one program: the only place where a result's status is decided."""
 
     def __init__(
-        self, level: Level, job: Job, verdicts: socket.socket, reports: int, nonce: bytes, caller: list[int]
+        self, level: Level, job: Job, child: int, verdicts: socket.socket, nonce: bytes, caller: list[int]
     ) -> None:
-        self._level, self._job, self._verdicts, self._reports, self._nonce = level, job, verdicts, reports, nonce
+        self._level, self._job, self._child, self._verdicts, self._nonce = level, job, child, verdicts, nonce
         self._caller = caller
-        self._poll = select.poll()
-        for fd in (verdicts.fileno(), reports, *caller):
-            self._poll.register(fd, select.POLLIN)
-        self._pid: int | None = None
         self._stage: str | None = None
         self._failure: dict[str, Any] | None = None
+        self._failed_at = 0.0
         self._started = time.monotonic()
-        self._deadline = self._started + _SETUP_SECONDS
-        self._next_sample = self._started + _SAMPLE_SECONDS
+        self._next_look = self._started + _SETUP_SECONDS
 
     def until_it_ends(self) -> dict[str, Any]:
         """Return the result's fields as soon as they are known."""
-        while True:
-            wait = max(0.0, min(self._deadline, self._next_sample) - time.monotonic())
-            ready = {fd for fd, _ in self._poll.poll(wait * 1000)}
-            if ready.intersection(self._caller):
-                raise CallerGone
-            if time.monotonic() >= self._deadline:
-                return self._at_deadline()
-            if time.monotonic() >= self._next_sample:
-                result = self._after_sample()
-            elif self._verdicts.fileno() in ready:
-                result = self._after_frame()
-            elif self._reports in ready:  # only after all frames, as the last of them may be the verdict
-                result = self._after_report()
-            else:
-                continue
-            if result is not None:
-                return result
+        ended = os.pidfd_open(self._child) if hasattr(os, "pidfd_open") else None
+        try:
+            poll = select.poll()
+            for fd in (self._verdicts.fileno(), *self._caller, *([] if ended is None else [ended])):
+                poll.register(fd, select.POLLIN)
+            while True:
+                wait = max(0.0, self._next_look - time.monotonic())
+                ready = {fd for fd, _ in poll.poll(min(wait, _LONGEST_PAUSE if ended is None else wait) * 1000)}
+                if (result := self._next(ready, ended)) is not None:
+                    return result
+        finally:
+            if ended is not None:
+                os.close(ended)
+
+    def _next(self, ready: set[int], ended: int | None) -> dict[str, Any] | None:
+        if ready.intersection(self._caller):
+            raise CallerGone
+        if time.monotonic() >= self._next_look:  # first, as frames may come without end
+            return self._check_limits()
+        if self._verdicts.fileno() in ready:
+            return self._after_frame()
+        if ended is None or ended in ready:  # after all frames, as the last of them may be the verdict
+            return self._after_end()
+        return None
 
     def _after_frame(self) -> dict[str, Any] | None:
         datagram, sender = _receive(self._verdicts)
         frame = verdict.parse(datagram, self._nonce)
-        if frame is None or (self._pid is not None and sender != self._pid):
+        if frame is None or sender not in (None, self._child):
             return None
-        if self._pid is None:
-            self._pid = sender
+        if frame.kind == verdict.TROUBLE:
+            return self._result("infra_error", message=frame.text) if self._stage is None else None
+        if self._stage is None:
             self._started = time.monotonic()
-            self._deadline = self._started + self._job.timeout
+            self._next_look = self._started + self._pause(self._job.timeout)
         if frame.kind == verdict.STAGE:
-            self._stage = frame.text if frame.text in ("compile", "load", "test") else None
-        elif frame.kind == verdict.PASSED:
-            return self._result("passed")
-        elif frame.kind == verdict.FAILED:
+            self._stage = frame.text if frame.text in ("compile", "load", "test") else self._stage
+        elif frame.kind == verdict.FAILED and self._failure is None:
             self._failure = verdict.parse_facts(frame.text)
-            self._deadline = min(self._deadline, time.monotonic() + _MESSAGE_SECONDS)
-        elif self._failure is not None:
-            return self._result("failed", **self._failure, message=verdict.printable(frame.text))
+            self._failed_at = time.monotonic()
+            self._next_look = min(self._next_look, self._failed_at + _MESSAGE_SECONDS)
+        elif frame.kind == verdict.MESSAGE and self._failure is not None:
+            return self._judged("failed", **self._failure, message=verdict.printable(frame.text))
+        elif frame.kind == verdict.PASSED and self._failure is None:
+            return self._judged("passed")
         return None
 
-    def _after_report(self) -> dict[str, Any]:
-        first, _, _ = os.read(self._reports, 4096).partition(b"\n")
-        report = json.loads(first or b"{}")
-        if "trouble" in report:
-            return self._result("infra_error", message=report["trouble"])
-        if self._pid is None:
-            return self._result("infra_error", message="the program's init ended before the program began")
+    def _after_end(self) -> dict[str, Any] | None:
+        end = os.waitid(os.P_PID, self._child, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        if end is None:
+            return None
+        if self._stage is None:
+            return self._result("infra_error", message="the program's process ended before the program began")
+        if self._failure is not None:
+            return self._judged("failed", **self._failure)
+        if end.si_code == os.CLD_EXITED:
+            message = f"exited with status {end.si_status} before the end of the tests"
+            return self._judged("failed", ending="exit", exit_code=end.si_status, message=message)
+        if end.si_status == signal.SIGXCPU:
+            return self._out_of_time(cpu=True)
+        message = f"killed by {_signal_name(end.si_status)}"
+        return self._judged("failed", ending="signal", signal=end.si_status, message=message)
+
+    def _check_limits(self) -> dict[str, Any] | None:
+        """Compare what the program has used with its limits, and decide when to look again."""
+        if self._stage is None:
+            return self._result("infra_error", message=f"the program did not begin within {_SETUP_SECONDS:g} s")
+        elapsed = time.monotonic() - self._started
+        processes = list(self._level.processes())
+        if result := self._over_memory(processes) or self._over_scratch():
+            return result
+        used = metering.cpu_seconds(processes) if metering.AVAILABLE else elapsed
+        if used >= self._job.timeout:
+            return self._out_of_time(cpu=True)
+        most = metering.BACKSTOP * self._job.timeout
+        if elapsed >= most:
+            waited = metering.seconds_without_core(processes)
+            if elapsed - waited >= most or elapsed >= metering.longest_run(self._job.timeout):
+                return self._out_of_time(cpu=False)
+        if self._failure is not None and time.monotonic() - self._failed_at >= _MESSAGE_SECONDS:
+            return self._judged("failed", **self._failure)
+        self._next_look = time.monotonic() + self._pause(self._job.timeout - used)
+        return None
+
+    def _judged(self, status: str, **fields: Any) -> dict[str, Any]:
+        """Return a verdict, unless a limit was passed since the last look."""
+        if (killed := self._killed_for_memory()) is not None:
+            return killed
+        elapsed = time.monotonic() - self._started
+        if metering.AVAILABLE and elapsed * _CORES >= self._job.timeout:
+            if metering.cpu_seconds(self._level.processes()) >= self._job.timeout:
+                return self._out_of_time(cpu=True)
+        return self._result(status, **fields)
+
+    def _out_of_time(self, cpu: bool) -> dict[str, Any]:
         if self._failure is not None:
             return self._result("failed", **self._failure)
-        if "exit" in report:
-            return self._result(
-                "failed",
-                ending="exit",
-                exit_code=report["exit"],
-                message=f"exited with status {report['exit']} before the end of the tests",
-            )
-        number = report.get("signal", int(signal.SIGKILL))
-        return self._result("failed", ending="signal", signal=number, message=f"killed by {_signal_name(number)}")
+        if cpu:
+            message = f"still running after {self._job.timeout:g} s of processor time"
+        else:
+            message = f"still running after {time.monotonic() - self._started:.1f} s, most of them idle"
+        return self._result("timed_out", ending="deadline", message=message)
 
-    def _after_sample(self) -> dict[str, Any] | None:
-        self._next_sample = time.monotonic() + _SAMPLE_SECONDS
-        used = sum(map(_private_memory, self._level.processes()))
+    def _over_memory(self, processes: list[int]) -> dict[str, Any] | None:
+        if self._level.memory is not None:
+            return self._killed_for_memory()
+        used = metering.memory_bytes(processes, enough=self._job.memory_bytes)
         if used <= self._job.memory_bytes:
             return None
-        message = f"used {used >> 20} MiB of memory in all its processes; {self._job.memory_bytes >> 20} are allowed"
+        return self._out_of_memory(f"used {used >> 20} MiB of memory in all its processes")
+
+    def _killed_for_memory(self) -> dict[str, Any] | None:
+        if self._level.memory is None or not self._level.memory.exceeded():
+            return None
+        return self._out_of_memory("used more memory in all its processes than is allowed")
+
+    def _out_of_memory(self, message: str) -> dict[str, Any]:
+        message = f"{message}; {self._job.memory_bytes >> 20} MiB are allowed"
         return self._result("failed", ending="memory", error_type="MemoryError", message=message)
 
-    def _at_deadline(self) -> dict[str, Any]:
-        if self._pid is None:
-            return self._result("infra_error", message=f"the program did not begin within {_SETUP_SECONDS:g} s")
-        if self._failure is not None:
-            return self._result("failed", **self._failure)
-        return self._result("timed_out", ending="deadline", message=f"still running after {self._job.timeout:g} s")
+    def _over_scratch(self) -> dict[str, Any] | None:
+        used = self._level.scratch_bytes()
+        if used <= confinement.SCRATCH_BYTES:
+            return None
+        message = f"wrote {used >> 20} MiB of files; {confinement.SCRATCH_BYTES >> 20} MiB are allowed"
+        return self._result("failed", error_type="OSError", ending="exception", message=message)
+
+    def _pause(self, cpu_left: float) -> float:
+        longest = _LONGEST_PAUSE if self._level.memory is not None else _PAUSE_WITHOUT_CGROUP
+        return min(longest, max(_SHORTEST_PAUSE, cpu_left / _CORES))
 
     def _result(self, status: str, **fields: Any) -> dict[str, Any]:
         stage = None if status == "passed" else self._stage
         return {"status": status, "stage": stage, "seconds": time.monotonic() - self._started, **fields}
 
 
-def _be_init(level: Level, job: Job, verdict_fd: int, control: int) -> NoReturn:
-    """Prepare the surroundings, fork the program, and wait: for the program's end, and for orphans."""
+def _be_program(level: Level, job: Job, processes: int, verdict_fd: int) -> NoReturn:
+    """Prepare the surroundings, then become the program."""
     try:
-        _arrange_descriptors(job, verdict_fd, control)
+        _arrange_descriptors(job, verdict_fd)
+        verdict_fd = program.VERDICT_FD
         level.furnish()
-        child = os.fork()
-        if child == 0:
-            _be_program(level, job)
-        _report(_wait_for(child))
-        while True:
-            signal.pause()  # until the helper kills it, and with it all the rest
-    except BaseException as error:
-        _report({"trouble": f"{type(error).__name__}: {error}"})
-    finally:
-        os._exit(1)
-
-
-def _be_program(level: Level, job: Job) -> NoReturn:
-    try:
         os.setsid()
-        confinement.limit(job.memory_bytes, job.timeout, level.processes_allowed)
+        confinement.limit(job.memory_bytes, job.timeout, processes)
         level.drop_rights()
-        linux.die_with_parent(signal.SIGKILL)  # where no namespace sees to that, should helper and init be killed
-        confinement.forbid_system_calls()
+        linux.die_with_parent(signal.SIGKILL)  # where no namespace sees to that, should the helper be killed
+        confinement.forbid_system_calls(memory_is_counted=level.memory is not None)
     except BaseException as error:
-        _report({"trouble": f"{type(error).__name__}: {error}"})
+        verdict.send_trouble(verdict_fd, f"{type(error).__name__}: {error}")
         os._exit(1)
-    os.close(program.CONTROL_FD)
     program.main(job.mode, job.function, job.preamble)
 
 
-def _arrange_descriptors(job: Job, verdict_fd: int, control: int) -> None:
+def _arrange_descriptors(job: Job, verdict_fd: int) -> None:
     """Keep what the program needs, at numbers it knows, and close all else."""
     wanted = dict(zip((program.CANDIDATE_FD, program.TEXT_FD, program.OUTPUT_FD), job.files, strict=False))
     wanted[program.VERDICT_FD] = verdict_fd
-    wanted[program.CONTROL_FD] = control
     wanted[2] = os.open(os.devnull, os.O_WRONLY)
     if job.mode == "script":
         wanted[0], wanted[1] = wanted.pop(program.TEXT_FD), wanted.pop(program.OUTPUT_FD)
-    copies = {number: _copy_above(fd) for number, fd in wanted.items()}
+    copies = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, program.LAST_FD + 1) for number, fd in wanted.items()}
     for number, fd in copies.items():
         os.dup2(fd, number, inheritable=number <= 2)
     for number in range(3, program.LAST_FD + 1):
         if number not in copies:
             _close_if_open(number)
     os.closerange(program.LAST_FD + 1, os.sysconf("SC_OPEN_MAX"))
-
-
-def _copy_above(fd: int) -> int:
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64)
 
 
 def _close_if_open(fd: int) -> None:
@@ -251,27 +296,6 @@ def _close_if_open(fd: int) -> None:
         pass
 
 
-def _wait_for(child: int) -> dict[str, Any]:
-    """Reap orphans until the child ends; it stays a zombie, so that no other process can get its id."""
-    while True:
-        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-        if ended is None or ended.si_pid == child:
-            break
-        os.waitpid(ended.si_pid, 0)
-    assert ended is not None
-    return {"exit" if ended.si_code == os.CLD_EXITED else "signal": ended.si_status}
-
-
-def _private_memory(pid: int) -> int:
-    """Count the bytes of memory of a process that no file backs; 0 if it has just ended."""
-    try:
-        with open(f"/proc/{pid}/status") as lines:
-            fields = dict(line.split(":", 1) for line in lines)
-    except OSError:
-        return 0
-    return sum(int(fields[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem") if name in fields)
-
-
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
@@ -279,14 +303,10 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _report(report: dict[str, Any]) -> None:
-    os.write(program.CONTROL_FD, json.dumps(report).encode() + b"\n")
-
-
-def _receive(verdicts: socket.socket) -> tuple[bytes, int]:
-    """Receive a datagram and the id of the process that sent it, by the kernel's word."""
+def _receive(verdicts: socket.socket) -> tuple[bytes, int | None]:
+    """Receive a datagram and the id of the process that sent it, by the kernel's word; None where it gives none."""
     datagram, notes, _, _ = verdicts.recvmsg(verdict.MAX_FRAME, socket.CMSG_SPACE(_CREDENTIALS.size))
     for _, kind, data in notes:
         if _PASSES_CREDENTIALS and kind == socket.SCM_CREDENTIALS:
             return datagram, _CREDENTIALS.unpack(data)[0]
-    return datagram, 0
+    return datagram, -1 if _PASSES_CREDENTIALS else None

@@ -1,8 +1,9 @@
 """Frames from a program's process to its helper.
 
-A frame is one datagram: a letter for its kind, a seal, and text. The seal is a digest of the kind and of a nonce,
-which the helper sends into the program's end of the socket after forking. It lies in the kernel, and in no memory of
-the program's process, until the tests have ended and `take_nonce` fetches it.
+A frame is one datagram: a letter for its kind, a seal, and text. The helper believes frames of the program's first
+process alone, and a pass only with its seal: a digest of a nonce, which the helper sends into the program's end of the
+socket after forking. It lies in the kernel, and in no memory of the program's process, until the tests have ended and
+`send_passed` fetches it.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-STAGE, PASSED, FAILED, MESSAGE = b"S", b"P", b"F", b"M"
+STAGE, PASSED, FAILED, MESSAGE, TROUBLE = b"S", b"P", b"F", b"M", b"T"
 NONCE_BYTES = 16
 SEAL_BYTES = 32
 MAX_FRAME = 16 << 10
@@ -42,40 +43,40 @@ class Frame:
     text: str
 
 
+def send_trouble(fd: int, reason: str) -> None:
+    """Say why the program cannot begin."""
+    _send(fd, TROUBLE, printable(reason))
+
+
 def send_stage(fd: int, stage: str) -> None:
-    """Say which stage begins. The first such frame tells the helper which process to believe."""
-    _write(fd, STAGE + bytes(SEAL_BYTES) + stage.encode())
-
-
-def take_nonce(fd: int) -> bytes:
-    """Fetch the nonce that the helper sent."""
-    return _read(fd, NONCE_BYTES)
+    """Say which stage begins."""
+    _send(fd, STAGE, stage)
 
 
 def send_passed(fd: int) -> None:
     """Say that the end of the tests was reached."""
-    _write(fd, PASSED + seal(PASSED, take_nonce(fd)))
+    _write(fd, PASSED + seal(_read(fd, NONCE_BYTES)))
 
 
-def send_failed(fd: int, nonce: bytes, facts: dict[str, Any]) -> None:
+def send_failed(fd: int, facts: dict[str, Any]) -> None:
     """Say what is known of the exception but its message, which may take for ever to make."""
-    _write(fd, FAILED + seal(FAILED, nonce) + _dumps(clean_facts(facts)).encode())
+    _send(fd, FAILED, _dumps(clean_facts(facts)))
 
 
-def send_message(fd: int, nonce: bytes, message: str) -> None:
+def send_message(fd: int, message: str) -> None:
     """Send the exception's message."""
-    _write(fd, MESSAGE + seal(MESSAGE, nonce) + printable(message).encode())
+    _send(fd, MESSAGE, printable(message))
 
 
-def seal(kind: bytes, nonce: bytes) -> bytes:
-    """Return what proves that the sender of a frame of this kind knows the nonce, and did not just echo it."""
-    return _digest(kind + nonce).digest()
+def seal(nonce: bytes) -> bytes:
+    """Return what proves that the sender of a pass knows the nonce, and did not just echo it."""
+    return _digest(PASSED + nonce).digest()
 
 
 def parse(datagram: bytes, nonce: bytes) -> Frame | None:
     """Read a datagram; None if it is forged or broken."""
     kind, given, text = datagram[:1], datagram[1 : 1 + SEAL_BYTES], datagram[1 + SEAL_BYTES :]
-    if kind not in (STAGE, PASSED, FAILED, MESSAGE) or (kind != STAGE and given != seal(kind, nonce)):
+    if kind not in (STAGE, PASSED, FAILED, MESSAGE, TROUBLE) or (kind == PASSED and given != seal(nonce)):
         return None
     return Frame(kind, text.decode(errors="replace"))
 
@@ -109,3 +110,7 @@ def printable(text: str, limit: int = _MAX_TEXT) -> str:
     """Escape what is not to be printed but line ends, and cut what is too long."""
     clean = "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text[: limit + 1])
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def _send(fd: int, kind: bytes, text: str) -> None:
+    _write(fd, kind + bytes(SEAL_BYTES) + text.encode())

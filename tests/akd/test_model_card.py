@@ -1,0 +1,103 @@
+"""Model cards: what the Hub reads of them, and the scores that were measured."""
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from peft import LoraConfig
+
+from trl_akd.akd.card_scores import add_scores, score_results
+from trl_akd.akd.model_card import Provenance, find_license, model_card
+
+METRICS = {"pass@1": 0.25, "pass@1_low": 0.2, "pass@1_high": 0.3, "pass@1_tasks": 164, "confidence": 0.95}
+
+
+def made(provenance: Provenance = Provenance(), **settings) -> ModelCard:  # noqa: B008
+    common = {"method": "AKD", "objective": {}, "model_name": "student", "repository": "me/student", "tags": ["akd"]}
+    return model_card(provenance, **common, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "metadata", "loader"),
+    [
+        ({}, {"library_name": "transformers", "pipeline_tag": "text-generation"}, "AutoModelForCausalLM"),
+        (
+            {"encoder_decoder": True},
+            {"library_name": "transformers", "pipeline_tag": "text2text-generation"},
+            "AutoModelForSeq2SeqLM",
+        ),
+        (
+            {"adapter": True},
+            {"library_name": "peft", "base_model_relation": "adapter"},
+            "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer",
+        ),
+        ({"adapter": True, "encoder_decoder": True}, {"library_name": "peft"}, "AutoPeftModelForSeq2SeqLM"),
+    ],
+)
+def test_what_the_hub_reads(settings: dict, metadata: dict, loader: str):
+    provenance = Provenance(student="org/base", dataset="org/data", license="mit")
+    card = made(provenance, **settings)
+    read = ModelCard(str(card)).data.to_dict()
+    expected = {"base_model": "org/base", "datasets": ["org/data"], "license": "mit", **metadata}
+    assert expected.items() <= read.items()
+    assert f"{loader}" in card.text and f"{loader.split()[-1].split('.')[0]}" in card.text
+
+
+@pytest.mark.parametrize("name", ["/data/models/student", "a/b/c", "data.jsonl", "HERE", None, "../x", "with space"])
+def test_what_is_no_name_on_the_hub_is_no_metadata(name: str | None, tmp_path: Path, monkeypatch):
+    (tmp_path / "HERE").mkdir()
+    monkeypatch.chdir(tmp_path)
+    data = made(Provenance(student=name, dataset=name)).data
+    assert data.base_model is None and data.datasets is None
+
+
+def test_scores_reach_metadata_and_text():
+    results = score_results("humaneval", "openai/openai_humaneval", METRICS, problems=164, temperature=0.0)
+    card = made(results=results, facts={"Judge": "`judge`"}, sections=["## Planning\n\nPlan first."])
+    (read,) = ModelCard(str(card)).data.eval_results
+    assert (read.dataset_type, read.metric_type, read.metric_value) == ("openai/openai_humaneval", "pass@1", 0.25)
+    assert read.metric_args == {"interval": [0.2, 0.3], "problems": 164, "temperature": 0.0}
+    assert "| humaneval | pass@1 | 0.250 | 0.200 to 0.300 | problems 164, temperature 0.0 |" in card.text
+    assert "| Judge | `judge` |" in card.text and "\n## Planning\n\nPlan first.\n" in card.text
+    assert "No benchmark" not in card.text
+
+
+def test_scores_are_added_to_a_card_in_place_of_earlier_ones(tmp_path: Path):
+    file = tmp_path / "README.md"
+    made(sections=["## Planning\n\nPlan first."]).save(file)
+    humaneval, mbpp = (score_results(name, name, METRICS, problems=3) for name in ("humaneval", "mbpp"))
+    add_scores(file, humaneval)
+    add_scores(file, mbpp)
+    add_scores(file, score_results("humaneval", "humaneval", {**METRICS, "pass@1": 0.75}, problems=3))
+    card = ModelCard.load(file)
+    assert [(each.dataset_name, each.metric_value) for each in card.data.eval_results] == [
+        ("mbpp", 0.25),
+        ("humaneval", 0.75),
+    ]
+    assert card.text.count("## Evaluation") == 1 and "No benchmark" not in card.text
+    assert "| mbpp | pass@1 | 0.250 |" in card.text and "| humaneval | pass@1 | 0.750 |" in card.text
+    for kept in ("## Planning\n\nPlan first.", "## Use", "## Versions", "A student distilled with AKD"):
+        assert kept in card.text
+
+
+def test_scores_are_added_to_a_card_of_someone_else(tmp_path: Path):
+    file = tmp_path / "README.md"
+    file.write_text("---\nlicense: mit\n---\n\n# Mine\n\nWords.\n")
+    add_scores(file, score_results("three", "three", METRICS))
+    card = ModelCard.load(file)
+    assert card.data.license == "mit" and card.data.model_name == tmp_path.name
+    assert card.text.index("Words.") < card.text.index("## Evaluation")
+
+
+def test_the_licence_of_a_local_student(tmp_path: Path):
+    assert find_license(str(tmp_path)) is None
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    assert find_license(str(tmp_path)) == "apache-2.0"
+    assert find_license(None) is None
+
+
+def test_an_adapter_says_so(trainer, tmp_path: Path):
+    made = trainer(peft_config=LoraConfig(target_modules=["q_proj"]), output_dir=str(tmp_path / "adapter"))
+    made.create_model_card()
+    card = ModelCard.load(tmp_path / "adapter" / "README.md")
+    assert card.data.library_name == "peft" and "AutoPeftModelForCausalLM" in card.text

@@ -1,0 +1,153 @@
+"""Verdicts on programs, on disk as they come, so that a judging that was interrupted resumes."""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, get_args
+
+from .. import __version__
+from ..execution import ExecutionResult
+from ..execution.result import Status
+from ..ledger import Ledger
+from ..metrics.taxonomy import ErrorLabel
+from .files import replace_text
+from .problems import Problem
+from .samples import Sample
+
+__all__ = ["VERDICTS", "Verdict", "VerdictFile", "write_verdicts"]
+
+VERDICTS = "verdicts.jsonl"
+_SECONDS_BETWEEN_WRITES = 0.5  # a write waits for the disk, a program takes milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Verdict on one sample.
+
+    Args:
+        sample (`Sample`):
+            The program.
+        result (`ExecutionResult`):
+            Result of running it.
+        label (`ErrorLabel`):
+            What that means.
+    """
+
+    sample: Sample
+    result: ExecutionResult
+    label: ErrorLabel
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what a line of `verdicts.jsonl` holds; the program itself is in `samples.jsonl`."""
+        return {
+            "task_id": self.sample.task_id,
+            "sample": self.sample.sample,
+            **asdict(self.result),
+            "label": asdict(self.label),
+        }
+
+
+def write_verdicts(folder: Path, verdicts: Sequence[Verdict]) -> None:
+    """Write `verdicts.jsonl`, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / VERDICTS, "".join(f"{json.dumps(verdict.as_dict())}\n" for verdict in verdicts))
+
+
+class VerdictFile:
+    """Keep verdicts in `verdicts.jsonl` as they come, and find those of programs that were run before.
+
+    A verdict is found again by a digest of the program, its tests, the limits and the versions of Python and of this
+    package: with another limit, programs run anew. A program that could not be judged (`infra_error`) runs anew too.
+    Once judging has ended, the file holds the verdicts of that judging alone, in the order of the problems.
+
+    Args:
+        path (`Path`):
+            The file; made, with its folder, where it is missing.
+        limits (`Mapping`):
+            JSON values that verdicts depend on: time, memory, level of isolation and the like.
+
+    Raises:
+        BlockingIOError: If another process holds the file.
+        ValueError: If a line of the file is no JSON object.
+    """
+
+    def __init__(self, path: Path, limits: Mapping[str, Any]) -> None:
+        surroundings = {**limits, "python": platform.python_version(), "trl_akd": __version__}
+        self._surroundings = json.dumps(surroundings, sort_keys=True)
+        self._tests: dict[str, str] = {}
+        self._waiting: list[dict[str, Any]] = []
+        self._ledger = Ledger(path, option="output_dir")
+        try:
+            self._kept = {row["key"]: row for row, _ in self._ledger.read() if "key" in row}
+        except BaseException:
+            self._ledger.close()
+            raise
+        self._written = time.monotonic()
+
+    def find(self, problem: Problem, sample: Sample) -> ExecutionResult | None:
+        """Return the kept result of a program, or `None` if it has to run."""
+        return _result(self._kept.get(self._key(problem, sample), {}))
+
+    def add(self, problem: Problem, verdict: Verdict) -> None:
+        """Keep a verdict, on disk with the first that comes half a second after the last write."""
+        if verdict.result.status == "infra_error":
+            return
+        self._waiting.append(self._row(problem, verdict))
+        if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
+            self._write()
+
+    def finish(self, problems: Sequence[Problem], verdicts: Sequence[Verdict]) -> None:
+        """Leave the verdicts of this judging alone in the file, in their order, and close it."""
+        by_id = {problem.task_id: problem for problem in problems}
+        rows = [self._row(by_id[verdict.sample.task_id], verdict) for verdict in verdicts]
+        self.close()
+        replace_text(self._ledger.path, "".join(f"{json.dumps(row)}\n" for row in rows))
+
+    def close(self) -> None:
+        """Write what is waiting and release the file."""
+        try:
+            self._write()
+        finally:
+            self._ledger.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write(self) -> None:
+        rows, self._waiting = self._waiting, []
+        if rows:
+            self._ledger.append(rows)
+            self._kept |= {row["key"]: row for row in rows}
+        self._written = time.monotonic()
+
+    def _row(self, problem: Problem, verdict: Verdict) -> dict[str, Any]:
+        judged = verdict.result.status != "infra_error"
+        key = {"key": self._key(problem, verdict.sample)} if judged else {}
+        return {**key, **verdict.as_dict()}
+
+    def _key(self, problem: Problem, sample: Sample) -> str:
+        if problem.task_id not in self._tests:
+            self._tests[problem.task_id] = _digest(json.dumps(problem.tests, sort_keys=True))
+        return _digest(f"{self._surroundings}{self._tests[problem.task_id]}{sample.solution}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _result(row: Mapping[str, Any]) -> ExecutionResult | None:
+    """Read a result from a line, and `None` where it is none of this version."""
+    names = [field.name for field in fields(ExecutionResult)]
+    if not all(name in row for name in names) or row["status"] not in get_args(Status):
+        return None
+    return ExecutionResult(**{**{name: row[name] for name in names}, "error_bases": tuple(row["error_bases"])})

@@ -1,17 +1,25 @@
-# `make` targets create .venv on first use; a CUDA machine may override CONSTRAINTS= to take PyTorch's default build.
+# `make` targets create .venv on first use. Variables, as in `make quickstart TORCH_INDEX=https://...`:
+#   TORCH_INDEX   package index to take PyTorch from beside pip's own; PyTorch's CPU index gives the CPU build anywhere:
+#                 https://download.pytorch.org/whl/cpu
+#   CONSTRAINTS   file of pinned versions; empty for the newest PyTorch
+#   PYTHON        interpreter, 3.11 or newer
 PYTHON ?= python3
+TORCH_INDEX ?=
 CONSTRAINTS ?= constraints-cpu.txt
 VENV := .venv
 BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet $(addprefix --extra-index-url ,$(TORCH_INDEX)) $(addprefix -c ,$(CONSTRAINTS))
 export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: quickstart test test-slow test-gpu test-lowest bench docs lint format clean
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	@echo "Installing trl_akd and what its tests need into $(VENV): downloads about 0.5 GB with a CPU build of PyTorch, which"
+	@echo "TORCH_INDEX selects (see the Makefile), or about 3 GB with the CUDA build, pip's choice on Linux."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) -e ".[test,quality]"
+	$(PIP_INSTALL) -e ".[test,quality]"
 	touch $@
 
 quickstart: $(VENV)/.installed
@@ -29,7 +37,8 @@ test-gpu: $(VENV)/.installed
 # The lower bounds of pyproject.toml, installed and tested.
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e ".[test]"
+	.venv-lowest/bin/python -m pip install --quiet $(addprefix --extra-index-url ,$(TORCH_INDEX)) \
+		-c constraints-lowest.txt -e ".[test]"
 	PATH="$(CURDIR)/.venv-lowest/bin:$$PATH" .venv-lowest/bin/python -m pytest
 
 bench: $(VENV)/.installed
@@ -45,7 +54,6 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) -e ".[docs]"
 	$(BIN)/mkdocs build --strict
 
 clean:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, DynamoBackend
 from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection, prepare_fsdp
 from trl.trainer.utils import maybe_gather_lm_head_ctx
@@ -40,6 +40,19 @@ def through_forward(wrapper: Any, model: Any, function: Callable[[], Result]) ->
     """
     result: Result = _ForwardRedirection()(wrapper, model, function)
     return result
+
+
+def take_compilation(accelerator: Accelerator) -> dict[str, Any] | None:
+    """Return the options of `torch.compile` that a run asks for, if it does, and keep `accelerator` from compiling.
+
+    It would compile the forward of the whole engine, in which the loss runs as well.
+    """
+    plugin = accelerator.state.dynamo_plugin
+    if plugin.backend == DynamoBackend.NO:
+        return None
+    options: dict[str, Any] = plugin.to_kwargs()
+    plugin.backend = DynamoBackend.NO
+    return options
 
 
 def gathered(parameters: Iterable[torch.Tensor]) -> AbstractContextManager[Any]:

@@ -4,8 +4,8 @@ The model is causal, or an encoder-decoder, whose final hidden states are the de
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,9 +107,50 @@ def head_of(layer: Any, model: Any) -> LMHead:
     )
 
 
+def compiler(options: Mapping[str, Any] | None) -> Callable[[Any], AbstractContextManager[None]]:
+    """Return the context in which the backbone of a model runs compiled; the model must always be the same.
+
+    Outside of it the backbone runs as it is, so that generation, whose shapes change with every token, compiles
+    nothing.
+
+    Args:
+        options (`Mapping`, *optional*):
+            Arguments of [`torch.compile`]; `None` compiles nothing.
+    """
+    if options is None:
+        return nullcontext
+    compiled: list[tuple[nn.Module, Any]] = []
+
+    @contextmanager
+    def compiling(model: Any) -> Iterator[None]:
+        if not compiled:
+            compiled.extend((part, torch.compile(part._call_impl, **options)) for part in _backbone(model))
+        for part, call in compiled:
+            part._compiled_call_impl = call
+        try:
+            # DDP's own optimiser of graphs cannot split those that hold gradient checkpoints.
+            with torch._dynamo.config.patch(optimize_ddp=False):
+                yield
+        finally:
+            for part, _ in compiled:
+                part._compiled_call_impl = None
+
+    return compiling
+
+
+def _backbone(model: Any) -> list[nn.Module]:
+    """Return the modules that turn tokens into final hidden states."""
+    lm = _without_adapter(model)
+    return [lm.get_encoder(), lm.get_decoder()] if lm.config.is_encoder_decoder else [lm.base_model]
+
+
+def _without_adapter(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def final_hidden_states(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
     """Return the hidden states `[B, T, H]` that enter the LM head of `model`; T counts `decoder_input_ids`, if any."""
-    lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    lm = _without_adapter(model)
     if lm.config.is_encoder_decoder:
         return _decoder_hidden_states(lm, **{key: inputs[key] for key in BACKBONE_INPUTS if key in inputs})
     output = lm.base_model(**{key: inputs[key] for key in BACKBONE_INPUTS if key in inputs}, use_cache=False)

@@ -245,3 +245,74 @@ def test_parallelism_within_a_row_is_refused(trainer, monkeypatch, method):
     monkeypatch.setattr("accelerate.ParallelismConfig._validate_accelerator", lambda *args: None)
     with pytest.raises(ValueError, match=rf"`parallelism_config` has {method}_size=2.*set {method}_size=1"):
         trainer(parallelism_config=ParallelismConfig(**{f"{method}_size": 2}))
+
+
+# Rows
+
+
+@pytest.mark.parametrize("settings", [{"lmbda": 1.0}, {"seq_kd": True}, {"lmbda": 0.5, "seq_kd": True}])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_prompts_alone_where_all_text_is_generated(trainer, settings, streaming):
+    rows = tiny.rows(8).select_columns("prompt")
+    made = trainer(
+        train_dataset=rows.to_iterable_dataset() if streaming else rows,
+        eval_dataset=tiny.rows(4, seed=1),
+        max_new_tokens=4,
+        **settings,
+    )
+    made.train()
+    assert len([log for log in made.state.log_history if log.get("loss", 0) > 0]) == 2
+    assert made.evaluate()["eval_loss"] > 0
+
+
+def test_prompts_alone_are_not_enough_otherwise(trainer):
+    rows = tiny.rows(4).select_columns("prompt")
+    with pytest.raises(ValueError, match=r"'completion' is missing.*or set lmbda=1"):
+        trainer(train_dataset=rows, lmbda=0.5)
+    with pytest.raises(ValueError, match="'completion' is missing"):
+        trainer(eval_dataset=rows, lmbda=1.0)
+
+
+def test_reasoning_template_is_sampled_from_as_at_inference(trainer):
+    """The prompt in training may end otherwise than the one that text is generated from."""
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = CHAT.replace("<assistant>{% endif", "<assistant><think>{% endif")
+    made = trainer(
+        train_dataset=conversations(), processing_class=tokenizer, max_length=128, lmbda=1.0, max_new_tokens=3
+    )
+    batch = next(iter(made.get_train_dataloader()))
+    assert all(text.endswith("<assistant><think>") for text in tokenizer.batch_decode(batch["prompts"]))
+    assert "<think>" not in tokenizer.decode(batch["input_ids"][0])
+    made.train()
+
+
+def test_whole_texts_train(trainer):
+    data = Dataset.from_dict({"text": ["def f(x):\n    return x\n"] * 8})
+    made = trainer(train_dataset=data, eval_dataset=data)
+    made.train()
+    assert made.evaluate()["eval_loss"] > 0
+
+
+@pytest.mark.parametrize("form", ["text", "messages"])
+def test_completions_are_logged_by_trls_callback(trainer, monkeypatch, form):
+    from trl import LogCompletionsCallback
+
+    rows, tokenizer = tiny.rows(6), chat_tokenizer()
+    if form == "messages":
+        turns = [[{"role": "user", "content": "x"}]] * 6
+        rows = Dataset.from_dict({"prompt": turns, "completion": [[{"role": "assistant", "content": "y"}]] * 6})
+    made = trainer(
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=tokenizer,
+        max_length=128,
+        eval_strategy="steps",
+        eval_steps=1,
+    )
+    assert made.eval_dataset["prompt"][:] == rows["prompt"][:]
+    config = made.generation_config.__class__(max_new_tokens=3, do_sample=True, pad_token_id=256)
+    callback = LogCompletionsCallback(made, config, num_prompts=4)
+    made.add_callback(callback)
+    made.train()
+    assert len(callback.table) == 8
+    assert made.evaluate(rows)["eval_loss"] > 0

@@ -1,11 +1,18 @@
+import errno
+import os
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import LocalTokenNotFoundError
 
 from trl_akd import __version__
 from trl_akd.cli import COMMANDS, main
 from trl_akd.cli.errors import UserError, run, user_errors
+from trl_akd.cli.machine import check_reporting
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]):
@@ -42,6 +49,53 @@ def test_user_error_is_one_sentence_and_status_2(capsys: pytest.CaptureFixture[s
 
     assert run(command) == 2
     assert capsys.readouterr().err == "trl-akd: `seed` is 'x'; give a number.\n"
+
+
+def _full_disk() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "outputs/student/model.safetensors")
+
+
+def _torn_checkpoint() -> None:
+    raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1984 vs 1878")
+
+
+def _hub_out_of_reach() -> None:
+    HfApi(endpoint="http://127.0.0.1:9").create_repo("me/student")
+
+
+def _hub_refuses() -> None:
+    raise LocalTokenNotFoundError("Token is required, but no token found.")
+
+
+@pytest.mark.parametrize(
+    ("fail", "remedy"),
+    [
+        (_full_disk, "(?s)No space left on device.*make room or choose another `output_dir`"),
+        (_torn_checkpoint, "make room or choose another `output_dir`"),
+        (_hub_out_of_reach, "the Hugging Face Hub cannot be reached.*`push_to_hub: false`"),
+        (_hub_refuses, "refused the request.*HF_TOKEN"),
+    ],
+)
+def test_what_the_surroundings_refuse_is_one_sentence(
+    fail, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Wherever it happens: no command catches these itself."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert run(lambda argv: fail()) == 2
+    err = capsys.readouterr().err
+    assert re.search(remedy, err) and err.count("\n") == 1
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        run(lambda argv: (_ for _ in ()).throw(RuntimeError("a fault of the program")))
+
+
+@pytest.mark.parametrize("reporter", ["wandb", "mlflow"])
+def test_reporters_must_be_installed(reporter: str):
+    check_reporting(SimpleNamespace(report_to=["none"]), SimpleNamespace(), SimpleNamespace(report_to=[]))
+    with pytest.raises(ValueError, match=f"`report_to` names '{reporter}', whose package is not installed"):
+        check_reporting(SimpleNamespace(report_to=[reporter]))
 
 
 def test_one_of_several_processes_says_which_it_is(

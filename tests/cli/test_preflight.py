@@ -32,6 +32,17 @@ def test_nothing_to_resume(parse):
         find_checkpoint(parse(resume_from_checkpoint=True)[1])
 
 
+def test_a_torn_checkpoint_is_passed_over(parse, tmp_path: Path):
+    """One that a full disk or a kill left without its last file; 10 follows 9."""
+    args = parse(resume_from_checkpoint=True)[1]
+    args.check_checkpoint = lambda path: None
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-11", "checkpoint-best"):
+        (Path(args.output_dir) / name).mkdir(parents=True)
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-best"):
+        (Path(args.output_dir) / name / "trainer_state.json").touch()
+    assert Path(find_checkpoint(args)).name == "checkpoint-10"
+
+
 def test_path_that_is_no_checkpoint(parse, tmp_path: Path):
     with pytest.raises(ValueError, match="which is no checkpoint folder"):
         find_checkpoint(parse(resume_from_checkpoint=str(tmp_path))[1])

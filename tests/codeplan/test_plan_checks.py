@@ -70,10 +70,24 @@ def test_length_and_truncation():
         f"Sure! Here is the plan:\n\n{GOOD}\n",
         f"{GOOD}\n\nI hope this helps!",
         "1. Read n.  \n2. Print it twice.\t",
+        f"<think>\n1. Read.\n2. No, twice.\n```python\nprint(n)\n```\n</think>\n\n{GOOD}",
+        f"1. Think.\n2. Think on.\n</think>\n\nThe plan:\n{GOOD}",
+        f"<|channel|>analysis<|message|>1. Hm.<|end|><|start|>assistant<|channel|>final<|message|>{GOOD}<|return|>",
+        f"<thinking>Hm.</thinking>{GOOD}<|im_end|>",
+        f"Plan:\n```\n{GOOD}\n```\nGood luck!",
+        f"```text\n{GOOD}\n```",
+        f"\x1b[1mPlan\x1b[0m\r\n{GOOD}\r\n",
     ],
 )
 def test_prose_around_a_plan_is_cut(answer: str):
     assert plan_of_answer(answer) == GOOD
+
+
+@pytest.mark.parametrize(
+    "thoughts", ["<think>\n1. Read n.\n2. Print it.", "<think>\n1. Read n.\n2. Print it.\n</think>\n"]
+)
+def test_thoughts_are_no_plan(thoughts: str):
+    assert check(plan_of_answer(thoughts)) == "empty"
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,17 @@ def test_empty_answer_is_dropped(byte_level: Build, end_of_turn: str) -> None:
         (None, ("Add.", "a + b"), "no chat template; set tokenizer.chat_template"),
         (CHATML, ("Add.",), "row 0 has the roles \\['user'\\]"),
         (CHATML, ("Add.", "a + b", "Print."), "row 0 has the roles \\['user', 'assistant', 'user'\\]"),
-        (CHATML.replace("<|assistant|>{% endif", "<|assistant|><think>{% endif"), ("Add.", "a + b"), "differently"),
+        (
+            CHATML.replace("{% endfor", "{% if loop.last %}({{ loop.length }}){% endif %}{% endfor"),
+            ("Add.", "a + b"),
+            "differently",
+        ),
+        (
+            "{{ raise_exception('roles must alternate') }}",
+            ("Add.", "a + b"),
+            "row 0.*roles must alternate; drop the row",
+        ),
+        ("{{ messages[0].name.first }}", ("Add.", "a + b"), "row 0.*no attribute 'name'; drop the row"),
     ],
 )
 def test_conversations_that_cannot_be_split(
@@ -167,7 +177,7 @@ def test_tokenized_rows_obey_the_same_rule(
 @pytest.mark.parametrize(
     ("rows", "complaint"),
     [
-        ({"prompt": ["a", "b"], "completion": ["c", None]}, "Column 'completion' of row 1 holds NoneType"),
+        ({"prompt": ["a"], "completion": [7]}, "Column 'completion' of row 0 holds int"),
         ({"prompt": [None, "b"], "completion": ["c", "d"]}, "Column 'prompt' of row 0 holds NoneType"),
         ({"instruction": ["a"], "output": [4]}, "Column 'output' of row 0 holds int"),
         ({"instruction": ["a"], "input": [4], "output": ["b"]}, "Column 'input' of row 0 holds int"),
@@ -184,7 +194,7 @@ def test_bad_rows_are_named(byte_level: Build, rows: dict[str, list[Any]], compl
 
 
 def test_row_number_counts_from_the_start_of_the_dataset(byte_level: Build) -> None:
-    rows = Dataset.from_dict({"prompt": ["a"] * 1203, "completion": ["b"] * 1202 + [None]})
+    rows = Dataset.from_dict({"prompt": ["a"] * 1202 + [None], "completion": ["b"] * 1203})
     with pytest.raises(ValueError, match="of row 1202 holds NoneType"):
         tokenize_dataset(rows, byte_level(), max_length=None)
 

@@ -39,6 +39,18 @@ def generator(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 # What is sent and what comes back
 
 
+@pytest.mark.parametrize("given", [0, 3, 4, 5, 8])
+def test_no_more_stop_texts_are_sent_than_openai_takes(
+    server: Server, generator: Callable[..., OpenAIGenerator], given: int
+) -> None:
+    server.finish_reason = "length"
+    stops = list("LKJIHGFE")[:given]
+    [[completion]] = generator().generate(["abcdefghijkl"], stop=stops)
+    assert server.bodies[0].get("stop", []) == stops[:4]
+    assert completion.text == "ABCDEFGHIJKL"[: 12 - given]
+    assert completion.finish_reason == ("stop" if given else "length")
+
+
 @pytest.mark.parametrize("chat", [False, True])
 def test_greedy(server: Server, generator: Callable[..., OpenAIGenerator], chat: bool) -> None:
     made = generator(chat=chat)

@@ -90,7 +90,10 @@ INCOMPLETE = [
     ("def g(x): return f(x)", "g(1)", "NameError/wrong_function_name"),
     ("x = 1", "f(1)", "NameError/missing_content"),
     ("", "f(1)", "NameError/missing_content"),
-    ("def f(x): return x", "helper(1)", "NameError/wrong_function_name"),
+    ("def f(x): return x", "helper(1)", "other_exception/other_exception"),
+    ("def f(x): return x", "assert math.isclose(f(1), 1)", "other_exception/other_exception"),
+    ("def f(x): return x", "import no_such_module\nf(1)", "other_exception/other_exception"),
+    ("def f(x): import no_such_module", "f(1)", "ModuleNotFoundError/missing_module"),
     ("def f(x): return (x", "f(1)", "SyntaxError/unbalanced_delimiters"),
     ("def f(x): return x)", "f(1)", "SyntaxError/unbalanced_delimiters"),
     ("def f(x): return [x)", "f(1)", "SyntaxError/unbalanced_delimiters"),
@@ -132,7 +135,7 @@ def test_truncation_explains_broken_syntax_alone() -> None:
 def test_without_an_entry_point_the_test_says_what_is_missing() -> None:
     assert label("def g(x): return x", "f(1)", entry_point=None) == "NameError/wrong_function_name"
     assert label("x = 1", "f(1)", entry_point=None) == "NameError/missing_content"
-    assert label("def f(x): return x", "math.sqrt(f(1))", entry_point=None) == "NameError/missing_import"
+    assert label("def f(x): return x", "math.sqrt(f(1))", entry_point=None) == "other_exception/other_exception"
 
 
 @pytest.mark.parametrize(

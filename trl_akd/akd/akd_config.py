@@ -154,6 +154,11 @@ class AKDConfig(GKDConfig):
         return self.lmbda > 0.0 or self.seq_kd
 
     @property
+    def prompts_suffice(self) -> bool:
+        """Whether student or teacher write all of the text that is trained on, so that rows need no completion."""
+        return self.lmbda == 1.0 or self.seq_kd
+
+    @property
     def asks_teacher(self) -> bool:
         """Whether anything is learned from a teacher."""
         return True

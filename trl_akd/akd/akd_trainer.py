@@ -26,10 +26,11 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ..data.collators import DataCollatorForDistillation
 from ..data.preparation import prepare_dataset
+from ..data.tokenization import PROMPT_COLUMN
 from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
-from ..distributed import through_forward
+from ..distributed import take_compilation, through_forward
 from ..generation.plain import stop_tokens
-from ..heads import LMHead, final_hidden_states, lm_head
+from ..heads import LMHead, compiler, final_hidden_states, lm_head
 from ..losses.fused_linear import FusedDivergence
 from ..teachers import LocalTeacher, NoTeacher, SelfTeacher, Teacher, load_teacher
 from ..teachers.local import prove_architecture
@@ -139,7 +140,7 @@ class AKDTrainer(GKDTrainer):
         )
         check_unused(kwargs)
         if data_collator is None:
-            self._check_data(named_datasets(train_dataset, eval_dataset))
+            self._check_data(named_datasets(train_dataset, eval_dataset), args)
         elif args.padding_free:
             raise ValueError(
                 "`padding_free` is on and a `data_collator` is given, which forms the batches itself; leave one of "
@@ -161,6 +162,8 @@ class AKDTrainer(GKDTrainer):
                 **kwargs,
             )
         self.padding_free = args.padding_free or args.packing
+        self._compilation = take_compilation(self.accelerator)
+        self._compiled = compiler(self._compilation)
         check_adapter(*adapters_of(self.model))
         check_parallelism(self.accelerator.parallelism_config)
         self.adaptive_beta = args.make_beta()
@@ -184,8 +187,8 @@ class AKDTrainer(GKDTrainer):
 
     # Set-up
 
-    def _check_data(self, datasets: dict[str, Any]) -> None:
-        check_data(datasets)
+    def _check_data(self, datasets: dict[str, Any], args: Any) -> None:
+        check_data(datasets, args)
 
     def _make_collator(self) -> Callable[[list[Any]], Batch]:
         if self.padding_free:
@@ -212,7 +215,7 @@ class AKDTrainer(GKDTrainer):
         with args.main_process_first(desc=f"preparation of the {dataset_name} dataset"):
             prepared, report = self._tokenize(dataset, args, packing, dataset_name)
         if report is not None and args.process_index == 0:
-            logger.log(logging.INFO if report.kept == report.rows else logging.WARNING, report.summary())
+            logger.log(logging.INFO if report.is_clean else logging.WARNING, report.summary())
         return prepared
 
     def _tokenize(self, dataset: Dataset, args: Any, packing: bool, name: str) -> tuple[Dataset, Any]:
@@ -226,7 +229,16 @@ class AKDTrainer(GKDTrainer):
             shuffle_seed=args.seed if args.shuffle_dataset else None,
             num_proc=args.dataset_num_proc,
             name=name,
+            text_field=args.dataset_text_field,
+            generates=args.generates,
+            prompts_suffice=args.prompts_suffice and name == "train",
+            kept_columns=() if name == "train" else ("prompt",),  # which TRL's LogCompletionsCallback reads
         )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if PROMPT_COLUMN not in self._signature_columns:
+            self._signature_columns.append(PROMPT_COLUMN)
 
     def _set_teacher(self, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
         student_size = self.model.config.get_text_config().vocab_size
@@ -250,7 +262,7 @@ class AKDTrainer(GKDTrainer):
         )
         for name, dataset in self._datasets().items():
             require_shared_tokens(dataset, self.vocabulary_size, self._tokenizer, name=name)
-        self.teacher = LocalTeacher(model, self.accelerator, self.args.teacher_device)
+        self.teacher = LocalTeacher(model, self.accelerator, self.args.teacher_device, self._compilation)
         self.teacher_model = self.teacher.engine
 
     def _datasets(self) -> dict[str, Dataset]:
@@ -358,7 +370,7 @@ class AKDTrainer(GKDTrainer):
             prove_architecture(student, wanted.inputs, role="student")
             self._student_proven = True
         knowledge = self.teacher.knowledge(student)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self._compiled(student):
             hidden = final_hidden_states(student, wanted.inputs)
         return self._judge(student, hidden[:, : wanted.labels.shape[1]], knowledge, wanted, share)
 

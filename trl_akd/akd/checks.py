@@ -121,13 +121,17 @@ def named_datasets(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
     return {"train": train_dataset, **(eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset})}
 
 
-def check_data(datasets: Mapping[str, Any]) -> None:
-    """Refuse empty datasets and datasets without the columns of any known form."""
+def check_data(datasets: Mapping[str, Any], args: AKDConfig) -> None:
+    """Refuse empty datasets and datasets without the columns of any known form.
+
+    Evaluation reads completions, so that prompts alone suffice for training only.
+    """
     for name, dataset in datasets.items():
         if isinstance(dataset, Dataset):
             if len(dataset) == 0:
                 raise ValueError(f"the {name} dataset is empty; give at least one row.")
-            detect_format(dataset.column_names)
+            suffices = args.prompts_suffice and name == "train"
+            detect_format(dataset.column_names, text_field=args.dataset_text_field, prompts_suffice=suffices)
 
 
 def tokenizer_of(model: Any, args: AKDConfig, default: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

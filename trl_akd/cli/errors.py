@@ -1,6 +1,8 @@
 """Errors that the user can mend: shown as one sentence, without a traceback."""
 
+import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,9 +12,15 @@ __all__ = ["STOPPED", "StoppedEarly", "UserError", "run", "user_errors"]
 # While a run is set up, these name a wrong value, a missing file or a missing package. During training, the same types
 # may as well come from a fault in the program, and the traceback is wanted.
 SETUP_ERRORS = (ValueError, OSError, ImportError)
-
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+# torch and safetensors report a failed write without an errno.
+_FAILED_WRITE = re.compile(
+    r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed|unexpected pos \d+"
+)
+_HUB_CLIENTS = {"huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
 
 STOPPED = 3
+"""Exit status of a run that a budget ended."""
 
 
 class StoppedEarly(Exception):
@@ -35,9 +43,9 @@ def user_errors(kinds: tuple[type[Exception], ...] = SETUP_ERRORS) -> Iterator[N
 def run(command: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    It is 0 where all is done, 2 after a `UserError`, 3 where a budget ended the run, and 130 after an interrupt.
-
-    With `TRL_AKD_DEBUG=1` in the environment a `UserError` keeps its traceback.
+    It is 0 where all is done, 2 after an error that the user can mend, 3 where a budget ended the run, and 130 after
+    an interrupt. Errors that the user can mend are a `UserError`, a full disk and a Hub that cannot be reached. With
+    `TRL_AKD_DEBUG=1` in the environment they keep their traceback.
     """
     try:
         command(argv)
@@ -45,12 +53,31 @@ def run(command: Callable[[list[str] | None], None], argv: list[str] | None = No
         return 130
     except StoppedEarly:
         return STOPPED
-    except UserError as error:
-        if os.environ.get("TRL_AKD_DEBUG") == "1":
+    except Exception as error:
+        message = str(error) if isinstance(error, UserError) else _environment_message(error)
+        if message is None or os.environ.get("TRL_AKD_DEBUG") == "1":
             raise
-        print(f"trl-akd{_rank()}: {error}", file=sys.stderr)
+        print(f"trl-akd{_rank()}: {message}", file=sys.stderr)
         return 2
     return 0
+
+
+def _environment_message(error: BaseException) -> str | None:
+    """Return a sentence about a full disk or an unreachable Hub, or `None` where the error is another."""
+    text = next(iter(str(error).splitlines()), "")
+    if (isinstance(error, OSError) and error.errno in _NO_ROOM) or _FAILED_WRITE.search(str(error)):
+        return (
+            f"a file cannot be written ({text}); make room or choose another `output_dir`, and run the command again. "
+            "What was saved before is kept: training continues from its last checkpoint with "
+            "`--resume_from_checkpoint true`."
+        )
+    if any(kind.__module__.partition(".")[0] in _HUB_CLIENTS for kind in type(error).__mro__):
+        return (
+            f"the Hugging Face Hub cannot be reached, or refused the request ({text or type(error).__name__}); check "
+            "the connection, the name and HF_TOKEN, or do without it (`push_to_hub: false`, local paths). What was "
+            "trained and saved is in `output_dir`."
+        )
+    return None
 
 
 def _rank() -> str:

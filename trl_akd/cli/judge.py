@@ -136,11 +136,9 @@ def _load(config: "JudgeModel", kind: Any, **settings: Any) -> tuple[Any, Any]:
 
 
 def _training_types() -> tuple[type, ...]:
-    from trl import SFTConfig
+    from ..iterkd.judge_config import JudgeModel, JudgeTrainingConfig
 
-    from ..iterkd.judge_config import JudgeModel
-
-    return JudgeModel, SFTConfig
+    return JudgeModel, JudgeTrainingConfig
 
 
 _KINDS: Mapping[str, Callable[..., tuple[Any, Callable[[], dict[str, float]]]]] = {

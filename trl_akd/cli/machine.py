@@ -5,8 +5,9 @@ import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-__all__ = ["check_processes", "require_deepspeed"]
+__all__ = ["check_processes", "check_reporting", "require_deepspeed"]
 
 
 def check_processes(*, use_cpu: bool, deepspeed: bool) -> None:
@@ -39,6 +40,25 @@ def check_processes(*, use_cpu: bool, deepspeed: bool) -> None:
     offload = os.environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none") != "none"
     if deepspeed:
         require_deepspeed(builds_operators=use_cpu or offload)
+
+
+def check_reporting(*arguments: Any) -> None:
+    """Check that the packages are installed to which a run reports, as `report_to` of any of its arguments says.
+
+    Raises:
+        ValueError: If one is missing.
+    """
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
+
+    known = INTEGRATION_TO_CALLBACK.keys() - {"flyte"}  # which transformers cannot look for
+    for name in (name for values in arguments for name in getattr(values, "report_to", None) or ()):
+        if name in known and name not in get_available_reporting_integrations():
+            raise ValueError(
+                f"`report_to` names {name!r}, whose package is not installed; install it, or set `report_to: none`."
+            )
 
 
 def require_deepspeed(*, builds_operators: bool) -> None:

@@ -5,7 +5,8 @@ from typing import cast
 
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig
 
 from ..akd.akd_config import AKDConfig
@@ -28,7 +29,7 @@ def find_checkpoint(args: AKDConfig) -> str | None:
     """
     wanted = args.resume_from_checkpoint
     output_dir = cast(str, args.output_dir)
-    last = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+    last = _last_checkpoint(Path(output_dir))
     if wanted is None or str(wanted).lower() == "false":
         if last is not None:
             raise ValueError(
@@ -43,13 +44,20 @@ def find_checkpoint(args: AKDConfig) -> str | None:
                 "to start anew, or give the path of a checkpoint."
             )
         wanted = last
-    if not (Path(wanted) / "trainer_state.json").is_file():
+    if not (Path(wanted) / TRAINER_STATE_NAME).is_file():
         raise ValueError(
             f"`resume_from_checkpoint` is {wanted!r}, which is no checkpoint folder (it has no trainer_state.json); "
             "give the path of a folder such as checkpoint-500, or true for the last one in `output_dir`."
         )
     args.check_checkpoint(wanted)
     return str(wanted)
+
+
+def _last_checkpoint(output_dir: Path) -> str | None:
+    """Return the last whole checkpoint; `trainer_state.json` is what transformers writes last."""
+    whole = {path.parent for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")}
+    steps = [path for path in whole if path.name.rpartition("-")[2].isdigit()]
+    return str(max(steps, key=lambda path: int(path.name.rpartition("-")[2]))) if steps else None
 
 
 def find_benchmark(benchmark_args: BenchmarkArguments, args: AKDConfig) -> Benchmark | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import SETUP_ERRORS, user_errors
 from .launching import find_launcher
+from .machine import check_reporting
 from .parsing import RecipeParser, read_options, read_recipe
 
 __all__ = ["accelerator", "refuse_processes", "start"]
@@ -56,6 +57,7 @@ def start(
             launcher.launch(f"{__package__}.{command}", launch_flags, arguments)
             return
         parsed = parser.dataclasses(values)
+        check_reporting(*parsed)
     with user_errors((*SETUP_ERRORS, GenerationError, IsolationError)):
         run(*parsed)
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 from .errors import user_errors
 from .launching import find_launcher
-from .machine import check_processes
+from .machine import check_processes, check_reporting
 from .parsing import RecipeParser, read_options, read_recipe
 
 __all__ = ["start"]
@@ -57,4 +57,5 @@ def start(
         with user_errors():
             check_processes(use_cpu=values.use_cpu, deepspeed=values.deepspeed is not None)
             parsed = parser.dataclasses(values)
+            check_reporting(*parsed)
         train(*parsed, recipe=options.config)

@@ -108,7 +108,7 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
 
     # Set-up
 
-    def _check_data(self, datasets: dict[str, Any]) -> None:
+    def _check_data(self, datasets: dict[str, Any], args: Any) -> None:
         for name, dataset in datasets.items():
             if dataset is not None and not isinstance(dataset, Dataset):
                 raise ValueError(

@@ -1,10 +1,12 @@
-"""Whether what a teacher wrote is a plan: numbered steps in words, without the program, of a fit length."""
+"""Checks of plans: numbered steps in words, without the program, of a fitting length."""
 
 import ast
 import re
 import textwrap
 import warnings
 from typing import Literal, TypeAlias
+
+from ..generation import parse_answer
 
 __all__ = ["Reject", "check_plan", "plan_of_answer"]
 
@@ -22,18 +24,22 @@ _CODE = (
 
 
 def plan_of_answer(answer: str) -> str:
-    r"""Return the plan in what a teacher wrote: from its first numbered step on, without the blanks at line ends.
+    r"""Return the plan in a teacher's answer: from its first numbered step on, without the blanks at line ends.
 
-    Steps may be numbered `1.`, `1)`, `1:` or `Step 1:`. Where there is none, the text as it is.
+    Thoughts are left out; a teacher that never stopped thinking wrote no plan. Steps may be numbered `1.`, `1)`, `1:`
+    or `Step 1:`. A plan that stands in a fenced block is taken out of it. Without any steps, the answer is returned.
 
     Example:
 
     ```python
-    >>> plan_of_answer("Here is the plan:\n\n1. Read n.\n2. Print it twice.\n\nGood luck!")
+    >>> plan_of_answer("<think>Easy.</think>Here is the plan:\n\n1. Read n.\n2. Print it twice.\n\nGood luck!")
     '1. Read n.\n2. Print it twice.'
 
     ```
     """
+    read = parse_answer(answer)
+    in_blocks = (block.text for block in read.blocks if block.language in ("", "text") and _STEP.search(block.text))
+    answer = read.text if _STEP.search(read.prose) else next(in_blocks, read.text)
     answer = textwrap.dedent("\n".join(line.rstrip() for line in answer.strip("\n").splitlines()))
     answer = answer.lstrip() if _STEP.match(answer.lstrip()) else answer
     steps = list(_STEP.finditer(answer))

@@ -1,47 +1,111 @@
 """Conversations as text: the last assistant turn is the completion, everything before it the prompt."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+from trl.data_utils import common_prefix_length
 
-__all__ = ["split_last_turn"]
+__all__ = ["Conversation", "render"]
 
 
-def split_last_turn(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], index: int) -> tuple[str, str]:
-    """Render row number `index` with the tokenizer's chat template and cut it before the last assistant turn.
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation as a chat template renders it, special tokens written out.
 
-    The prompt is rendered on its own with the generation prompt, as it is at inference, and must open the whole
-    conversation's text. The completion is empty where the last turn's content is.
+    Args:
+        prompt (`str`): all turns but the answer, and what opens the answer: what generation starts from.
+        whole (`str`): all turns. Empty where there is no answer.
+    """
+
+    prompt: str
+    whole: str
+
+    @property
+    def is_continued(self) -> bool:
+        """Whether the whole begins with the prompt, as it does unless the template renders an answer otherwise."""
+        return not self.whole or self.whole.startswith(self.prompt)
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, Any]],
+    index: int,
+    *,
+    tools: list[Any] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    prompt_suffices: bool = False,
+) -> Conversation:
+    """Render row number `index` with the tokenizer's chat template, with and without the last assistant turn.
+
+    Reasoning templates may end the prompt otherwise than the conversation goes on: they open `<think>` for an answer
+    to come, and close it at once, or leave it out, where an answer without reasoning is there. That is accepted; a
+    template that renders a turn of the prompt itself differently is not.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): tokenizer with a chat template.
         messages (`list[dict[str, Any]]`): messages `{role, content}`, the last one the assistant's.
         index (`int`): number of the row, for the errors.
-
-    Returns:
-        `tuple[str, str]`: text of the prompt and of the completion, special tokens written out.
+        tools (`list`, *optional*): schemas of the tools that the assistant may call.
+        template_kwargs (`Mapping[str, Any]`, *optional*): further variables of the template.
+        prompt_suffices (`bool`, *optional*, defaults to `False`): accept a conversation without an answer.
 
     Raises:
-        ValueError: If there is no chat template, the last message is not the assistant's or the only one, or the
-            template renders the prompt differently once an answer follows.
+        ValueError: If there is no chat template, the last message is not the assistant's or the only one, the template
+            refuses the conversation, or renders its beginning differently once an answer follows.
     """
     if tokenizer.chat_template is None:
         raise ValueError(
             "The dataset holds messages but the tokenizer has no chat template; set tokenizer.chat_template or pass "
             "'prompt' and 'completion' columns of text."
         )
+
+    def rendered(turns: list[dict[str, Any]], **settings: Any) -> str:
+        try:
+            text = tokenizer.apply_chat_template(
+                turns, tools=tools, tokenize=False, **{**(template_kwargs or {}), **settings}
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"The chat template does not render the conversation in row {index}, with the roles {_roles(turns)}: "
+                f"{error}; drop the row, or set a tokenizer.chat_template that knows such turns."
+            ) from error
+        return str(text)
+
+    if prompt_suffices and messages[-1]["role"] != "assistant":
+        return Conversation(rendered(messages, add_generation_prompt=True), "")
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise ValueError(
-            f"The conversation in row {index} has the roles {[message['role'] for message in messages]}, but it needs "
-            "at least two messages, the last of them the assistant's; drop the row or what follows the answer."
+            f"The conversation in row {index} has the roles {_roles(messages)}, but it needs at least two messages, "
+            "the last of them the assistant's; drop the row or what follows the answer."
         )
-    prompt = str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
-    conversation = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    if not conversation.startswith(prompt):
+    prompt = rendered(messages[:-1], add_generation_prompt=True)
+    if not _says_something(messages[-1]):
+        return Conversation(prompt, "")
+    conversation = Conversation(prompt, rendered(messages))
+    if not conversation.is_continued:
+        _require_equal_turns(conversation, rendered(messages[:-1]), index)
+    return conversation
+
+
+def _require_equal_turns(conversation: Conversation, turns: str, index: int) -> None:
+    """Refuse a conversation that differs from its prompt before the opening of the answer."""
+    prompt = conversation.prompt
+    if common_prefix_length(prompt, conversation.whole) < common_prefix_length(prompt, turns):
         raise ValueError(
             f"The chat template renders the prompt of row {index} differently once the answer follows "
             f"(the prompt alone ends in {prompt[-40:]!r}), so the student would train on a prompt that it never sees "
             "at inference; set a tokenizer.chat_template that renders both alike or pass 'prompt' and 'completion' "
             "columns of text."
         )
-    return prompt, conversation[len(prompt) :] if messages[-1]["content"].strip() else ""
+
+
+def _says_something(message: Mapping[str, Any]) -> bool:
+    values = (value for key, value in message.items() if key not in ("role", "name"))
+    return any(value.strip() if isinstance(value, str) else value for value in values)
+
+
+def _roles(messages: list[dict[str, Any]]) -> list[Any]:
+    return [message["role"] for message in messages]

@@ -21,8 +21,8 @@ class DataCollatorForDistillation:
 
     Args:
         pad_token_id (`int`): id that fills up `input_ids` and `prompts`.
-        with_prompts (`bool`, *optional*, defaults to `False`): also return `prompts` and `prompt_attention_mask`, the
-            tokens before each row's first target, for on-policy generation.
+        with_prompts (`bool`, *optional*, defaults to `False`): also return `prompts` and `prompt_attention_mask`, for
+            on-policy generation: each row's `prompt_ids` or, without these, the tokens before its first target.
         pad_to_multiple_of (`int`, *optional*): round the width of `input_ids`, `attention_mask` and `labels` up to a
             multiple of this.
 
@@ -65,7 +65,7 @@ class DataCollatorForDistillation:
         return batch | self._prompts(rows) if self.with_prompts else batch
 
     def _prompts(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        prompts = [row["input_ids"][: _prompt_length(row["labels"])] for row in rows]
+        prompts = [row.get("prompt_ids") or row["input_ids"][: _prompt_length(row["labels"])] for row in rows]
         width = max(map(len, prompts))
         return {
             "prompts": pad(prompts, self.pad_token_id, width, left=True),

@@ -8,8 +8,9 @@ that open a text with a space (SentencePiece) add none.
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
+from trl.data_utils import common_prefix_length
 
-__all__ = ["encode_completions", "encode_prompts"]
+__all__ = ["encode_completions", "encode_prompts", "encode_rerendered", "encode_texts"]
 
 
 def encode_prompts(
@@ -49,14 +50,56 @@ def encode_completions(tokenizer: PreTrainedTokenizerBase, completions: Sequence
     Raises:
         ValueError: If the tokenizer has no EOS token.
     """
+    _require_eos(tokenizer)
+    texts = [_without_eos(text, str(tokenizer.eos_token)) for text in completions]
+    encoded = _encode_continuations(tokenizer, texts)
+    return [[*ids, tokenizer.eos_token_id] if text.strip() else [] for text, ids in zip(texts, encoded, strict=True)]
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Tokenise whole texts and close each with EOS, once; an empty text stays empty.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): the student's tokenizer.
+        texts (`Sequence[str]`): texts.
+
+    Raises:
+        ValueError: If the tokenizer has no EOS token.
+    """
+    _require_eos(tokenizer)
+    texts = [_without_eos(text, str(tokenizer.eos_token)) for text in texts]
+    encoded = encode_prompts(tokenizer, texts)
+    return [[*ids, tokenizer.eos_token_id] if text.strip() else [] for text, ids in zip(texts, encoded, strict=True)]
+
+
+def encode_rerendered(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], conversation: str
+) -> tuple[list[int], list[int]]:
+    """Tokenise a conversation whose text goes on otherwise than its prompt ends, and cut it where they part.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): the student's tokenizer.
+        prompt (`Sequence[int]`): tokens of the prompt alone.
+        conversation (`str`): text of the whole conversation.
+
+    Returns:
+        `tuple[list[int], list[int]]`: the tokens that both have in common, and those that follow, closed with EOS.
+
+    Raises:
+        ValueError: If the tokenizer has no EOS token.
+    """
+    _require_eos(tokenizer)
+    [ids] = _encode(tokenizer, [_without_eos(conversation, str(tokenizer.eos_token))])
+    shared = common_prefix_length(list(prompt), ids)
+    return ids[:shared], [*ids[shared:], tokenizer.eos_token_id]
+
+
+def _require_eos(tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "The tokenizer has no EOS token, so completions cannot be ended; set tokenizer.eos_token to the token "
             "that stops the student's generation."
         )
-    texts = [_without_eos(text, str(tokenizer.eos_token)) for text in completions]
-    encoded = _encode_continuations(tokenizer, texts)
-    return [[*ids, tokenizer.eos_token_id] if text.strip() else [] for text, ids in zip(texts, encoded, strict=True)]
 
 
 def _without_eos(text: str, eos_token: str) -> str:

@@ -153,6 +153,11 @@ class PairReport:
     faults_repeated: int
     faults_beyond: int
 
+    @property
+    def is_clean(self) -> bool:
+        """Whether every row was kept."""
+        return self.kept == self.rows
+
     def summary(self) -> str:
         """Return the counts as two sentences.
 

@@ -1,5 +1,8 @@
 """From a dataset in any accepted form to what the trainer's collator reads."""
 
+from collections.abc import Collection
+from typing import Any
+
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +20,10 @@ def prepare_dataset(
     shuffle_seed: int | None = None,
     num_proc: int | None = None,
     name: str = "train",
+    text_field: str = "text",
+    generates: bool = False,
+    prompts_suffice: bool = False,
+    kept_columns: Collection[str] = (),
 ) -> tuple[Dataset | IterableDataset, TokenizationReport | None]:
     """Tokenise, shuffle and pack a dataset, each as far as asked for.
 
@@ -29,6 +36,10 @@ def prepare_dataset(
         shuffle_seed (`int`, *optional*): shuffle with this seed.
         num_proc (`int`, *optional*): worker processes.
         name (`str`, *optional*, defaults to `"train"`): what to call the dataset in messages.
+        text_field (`str`, *optional*, defaults to `"text"`): column of whole texts.
+        generates (`bool`, *optional*, defaults to `False`): also return `prompt_ids`, what generation starts from.
+        prompts_suffice (`bool`, *optional*, defaults to `False`): keep rows without an answer, as prompts.
+        kept_columns (`Collection[str]`, *optional*): columns that stay, where rows are neither packed nor streamed.
 
     Returns:
         The rows, and what was kept, cut and dropped (`None` for a stream, and for packed rows).
@@ -39,15 +50,22 @@ def prepare_dataset(
     if "seq_lengths" in (dataset.column_names or ()):
         return dataset, None
     report = None
+    reading: dict[str, Any] = {
+        "max_length": max_length,
+        "prompt_template": prompt_template,
+        "text_field": text_field,
+        "generates": generates,
+        "prompts_suffice": prompts_suffice,
+    }
     if isinstance(dataset, IterableDataset):
         if packing:
             raise ValueError(
                 f"`packing` is on, but the {name} dataset is a stream; set packing=False or streaming=False."
             )
-        dataset = tokenize_stream(dataset, tokenizer, max_length=max_length, prompt_template=prompt_template)
+        dataset = tokenize_stream(dataset, tokenizer, **reading)
     else:
         dataset, report = tokenize_dataset(
-            dataset, tokenizer, max_length=max_length, prompt_template=prompt_template, num_proc=num_proc, name=name
+            dataset, tokenizer, num_proc=num_proc, name=name, kept_columns=kept_columns, **reading
         )
     if shuffle_seed is not None:
         dataset = dataset.shuffle(seed=shuffle_seed)

@@ -188,6 +188,11 @@ class ProblemReport:
     cut_solutions: int
     unused_plans: int
 
+    @property
+    def is_clean(self) -> bool:
+        """Whether every row was kept."""
+        return self.kept == self.rows
+
     def summary(self) -> str:
         """Return the counts as one sentence.
 

@@ -1,5 +1,6 @@
 """Which columns a dataset has, and the errors that name the column, the row or the type that is wrong."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
@@ -9,7 +10,9 @@ __all__ = [
     "REQUIRED_COLUMNS",
     "DatasetFormat",
     "detect_format",
+    "read_answer",
     "read_messages",
+    "read_template_inputs",
     "read_text",
     "read_tokens",
 ]
@@ -17,23 +20,39 @@ __all__ = [
 IGNORED_LABEL = -100
 
 
-DatasetFormat: TypeAlias = Literal["tokenized", "messages", "prompt_completion", "alpaca"]
+DatasetFormat: TypeAlias = Literal[
+    "tokenized", "messages", "conversations", "prompt_completion", "alpaca", "text", "prompt_only", "instruction_only"
+]
 
 REQUIRED_COLUMNS: Mapping[DatasetFormat, tuple[str, ...]] = MappingProxyType(
     {
         "tokenized": ("input_ids", "labels"),
         "messages": ("messages",),
+        "conversations": ("conversations",),
         "prompt_completion": ("prompt", "completion"),
         "alpaca": ("instruction", "output"),
     }
 )
+# Formats without an answer, where generation writes one for every row.
+_PROMPTS: Mapping[DatasetFormat, tuple[str, ...]] = MappingProxyType(
+    {"prompt_only": ("prompt",), "instruction_only": ("instruction",)}
+)
+# Names of ShareGPT, and those that chat templates know.
+_ROLES = {"human": "user", "gpt": "assistant"}
 
 
-def detect_format(column_names: Collection[str]) -> DatasetFormat:
+def detect_format(
+    column_names: Collection[str], *, text_field: str | None = None, prompts_suffice: bool = False
+) -> DatasetFormat:
     """Return the first format, in the order of `REQUIRED_COLUMNS`, whose columns are all there.
 
     `alpaca` reads a column `input` too where there is one. `prompt` and `completion` hold either text or lists of
     messages.
+
+    Args:
+        column_names (`Collection[str]`): the dataset's columns.
+        text_field (`str`, *optional*): column of whole texts, which is read if there is no column of another format.
+        prompts_suffice (`bool`, *optional*, defaults to `False`): accept `prompt` or `instruction` without an answer.
 
     Raises:
         ValueError: If no format is complete; the message names what is missing from the nearest one.
@@ -47,14 +66,26 @@ def detect_format(column_names: Collection[str]) -> DatasetFormat:
     ```
     """
     found = set(column_names)
-    for name, required in REQUIRED_COLUMNS.items():
+    accepted = {**REQUIRED_COLUMNS, **(_PROMPTS if prompts_suffice else {})}
+    for name, required in accepted.items():
         if found.issuperset(required):
             return name
-    accepted = "; ".join(f"{name} ({', '.join(required)})" for name, required in REQUIRED_COLUMNS.items())
+    of_others = {column for columns in {**REQUIRED_COLUMNS, **_PROMPTS}.values() for column in columns}
+    if text_field in found and not found & of_others - {text_field}:
+        return "text"
+    if text_field is not None:
+        accepted["text"] = (text_field,)
+    listed = "; ".join(f"{name} ({', '.join(required)})" for name, required in accepted.items())
     raise ValueError(
-        f"The dataset has the columns {sorted(found)}, {_what_is_missing(found)}. Accepted are: {accepted}. "
-        "Rename the columns with dataset.rename_columns."
+        f"The dataset has the columns {sorted(found)}, {_what_is_missing(found)}. Accepted are: {listed}. "
+        f"Rename the columns with dataset.rename_columns{_for_prompts(found, prompts_suffice)}."
     )
+
+
+def _for_prompts(found: set[str], prompts_suffice: bool) -> str:
+    if prompts_suffice or not any(found.issuperset(required) for required in _PROMPTS.values()):
+        return ""
+    return ", or set lmbda=1 to train on the student's own completions of prompts alone"
 
 
 def _what_is_missing(found: set[str]) -> str:
@@ -80,8 +111,20 @@ def read_text(row: Mapping[str, Any], column: str, index: int) -> str:
     return value
 
 
+def read_answer(row: Mapping[str, Any], column: str, index: int) -> str:
+    """Return the text in `column` of row number `index`; a missing one is empty.
+
+    Raises:
+        ValueError: If the value is neither a string nor `None`.
+    """
+    return "" if row.get(column) is None else read_text(row, column, index)
+
+
 def read_messages(row: Mapping[str, Any], column: str, index: int) -> list[dict[str, Any]]:
     """Return the messages in `column` of row number `index`, without the keys that Arrow filled up with None.
+
+    ShareGPT's keys `from` and `value` become `role` and `content`, and its roles `human` and `gpt` those of chat
+    templates. A content may be a list of textual parts, and None beside `tool_calls` or in an assistant's turn.
 
     Raises:
         ValueError: If the value is not a list of messages with a textual role and content.
@@ -92,15 +135,68 @@ def read_messages(row: Mapping[str, Any], column: str, index: int) -> list[dict[
             f"Column {column!r} of row {index} holds {type(messages).__name__}, not a list of messages "
             "{role, content}; drop the row or convert the column."
         )
-    for message in messages:
-        for key in ("role", "content"):
-            value = message.get(key) if isinstance(message, Mapping) else None
-            if not isinstance(value, str):
-                raise ValueError(
-                    f"A message in column {column!r} of row {index} has a {key} of type {type(value).__name__}, not "
-                    "text; drop the row or convert the column."
-                )
-    return [{key: value for key, value in message.items() if value is not None} for message in messages]
+    return [_read_message(message, f"column {column!r} of row {index}") for message in messages]
+
+
+def _read_message(message: Any, place: str) -> dict[str, Any]:
+    found = {key: value for key, value in message.items() if value is not None} if isinstance(message, Mapping) else {}
+    if "from" in found and "role" not in found:
+        found = {"role": found.pop("from"), "content": found.pop("value", None), **found}
+        found["role"] = _ROLES.get(found["role"], found["role"])
+    role, content = found.get("role"), found.get("content")
+    if not isinstance(role, str):
+        raise _not_text(place, "role", role)
+    if content is None and (role == "assistant" or found.get("tool_calls")):
+        return {key: value for key, value in found.items() if value is not None}
+    if isinstance(content, list):
+        found["content"] = [_read_part(part, place) for part in content]
+    elif not isinstance(content, str):
+        raise _not_text(place, "content", content)
+    return found
+
+
+def _read_part(part: Any, place: str) -> dict[str, Any]:
+    if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        raise ValueError(
+            f"A message in {place} has a part of type {kind!r} in its content; only parts of type 'text' can be "
+            "distilled, so drop the row."
+        )
+    return {"type": "text", "text": part["text"]}
+
+
+def _not_text(place: str, key: str, value: Any) -> ValueError:
+    return ValueError(
+        f"A message in {place} has a {key} of type {type(value).__name__}, not text; drop the row or convert the "
+        "column."
+    )
+
+
+def read_template_inputs(row: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Return what row number `index` gives a chat template beside its messages: `tools` and `template_kwargs`.
+
+    They are the columns `tools`, a list or its JSON, and `chat_template_kwargs`.
+
+    Raises:
+        ValueError: If one of them has another type.
+    """
+    tools, template_kwargs = row.get("tools"), row.get("chat_template_kwargs")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except ValueError as error:
+            raise ValueError(f"Column 'tools' of row {index} is no JSON ({error}); mend or drop the row.") from None
+    if tools is not None and not isinstance(tools, list):
+        raise ValueError(
+            f"Column 'tools' of row {index} holds {type(tools).__name__}, not a list of tools; convert the column."
+        )
+    if template_kwargs is not None and not isinstance(template_kwargs, Mapping):
+        raise ValueError(
+            f"Column 'chat_template_kwargs' of row {index} holds {type(template_kwargs).__name__}, not a mapping; "
+            "convert the column."
+        )
+    given = {key: value for key, value in (template_kwargs or {}).items() if value is not None}  # None is Arrow's
+    return {"tools": tools or None, "template_kwargs": given}
 
 
 def read_tokens(row: Mapping[str, Any], index: int) -> tuple[list[int], list[int]]:

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult
 
 from .. import __version__
 from ..akd.card_scores import score_results
-from ..metrics.taxonomy import error_table
+from ..metrics.taxonomy import error_table, is_tests_own_error
 from ..metrics.verdicts import check_verdicts, scores
 from .benchmarks import Benchmark
 from .files import replace_text
@@ -75,7 +75,7 @@ def summarize(
         "metrics": _scores(tasks.values(), k, confidence)
         | {"confidence": confidence}
         | ({"test_case_average": _test_case_average(verdicts)} if all_tests else {}),
-        "samples": _counts(verdicts),
+        "samples": _counts(benchmark, verdicts),
         "errors": error_table(verdict.label for verdict in verdicts).as_dict(),
         "difficulties": _by_difficulty(benchmark, tasks, k, confidence),
         "tasks": tasks,
@@ -153,13 +153,17 @@ def _by_difficulty(
     }
 
 
-def _counts(verdicts: Sequence[Verdict]) -> dict[str, int]:
+def _counts(benchmark: Benchmark, verdicts: Sequence[Verdict]) -> dict[str, int]:
+    entry_points = {problem.task_id: problem.entry_point for problem in benchmark.problems}
     statuses = [verdict.result.status for verdict in verdicts]
     return {
         "samples": len(verdicts),
         **{status: statuses.count(status) for status in ("passed", "failed", "timed_out", "infra_error")},
         "truncated": sum(verdict.sample.truncated for verdict in verdicts),
         "empty": sum(verdict.sample.empty for verdict in verdicts),
+        "tests_own_error": sum(
+            is_tests_own_error(verdict.result, entry_points[verdict.sample.task_id]) for verdict in verdicts
+        ),
     }
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from .programs import Part, PartKind, find_program, is_marked_wrong
+from .programs import find_program, is_marked_wrong
+from .python_parts import Part, PartKind
 from .source import does_something, parse
 
 __all__ = ["LANGUAGES", "Answer", "CodeBlock", "parse_answer"]
@@ -171,7 +172,6 @@ def parse_answer(text: str, entry_point: str | None = None) -> Answer:
     text = _without_special_tokens(text)
     blocks = tuple(_blocks(text))
     prose = _prose(text, blocks)
-    parts = list(_parts(text, blocks))
     return Answer(
         thoughts=thoughts.strip(),
         thoughts_closed=closed,
@@ -179,7 +179,7 @@ def parse_answer(text: str, entry_point: str | None = None) -> Answer:
         prose="\n".join(prose).strip(),
         blocks=blocks,
         language=_language(text, blocks),
-        program=find_program(parts, entry_point),
+        program=find_program(_parts(text, blocks), entry_point),
     )
 
 
@@ -335,7 +335,7 @@ class _FenceReader:
 
     def __init__(self, lines: list[str]) -> None:
         self._lines = lines
-        self._lookahead = 4 * sum(map(len, lines)) + 1000
+        self._lookahead = sum(map(len, lines)) + 1000
 
     def read(self, first: int, fence: re.Match[str], language: str) -> tuple[list[str], bool, int]:
         """Return the lines of a block, whether it is closed, and the number of the line after it."""
@@ -442,6 +442,8 @@ def _tag_on_a_line(body: str) -> tuple[str, str]:
 def _wrapped(text: str, start: int, end: int, unclosed: set[str]) -> CodeBlock | None:
     """Return the block that opens with a tag such as `[PYTHON]` on a line, unless fences do its work."""
     opening = _WRAPPER.search(text, start, end)
+    if opening is not None and (inner := _WRAPPER.match(text, opening.end())):
+        opening = inner
     if opening is None or _is_quoted(text, opening):
         return None
     name = opening["square"] or opening["angle"]

@@ -31,6 +31,8 @@ __all__ = ["OpenAIGenerator"]
 _SUBSTITUTES = {"logprobs": None, "max_tokens": "max_completion_tokens", "response_format": None}
 """Fields that some servers refuse, and what to send in their place."""
 
+_MAX_STOPS = 4  # that OpenAI's own servers take; text is cut at the others once it is here
+
 _STRUCTURED = re.compile(r"response_format|json.?(?:schema|object)|structured|guided|grammar", re.IGNORECASE)
 """How servers name the field `response_format` where they refuse it."""
 
@@ -283,7 +285,7 @@ class OpenAIGenerator(StreamingGenerator):
             **sampling,
             "temperature": request.temperature,
             "max_tokens": request.max_new_tokens,
-            "stop": list(request.stop) or None,
+            "stop": list(request.stop[:_MAX_STOPS]) or None,
             "logprobs": True if self._chat else 1,
             **self._extra_body,
         }

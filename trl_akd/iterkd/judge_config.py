@@ -1,11 +1,14 @@
-"""What `trl-akd judge train` needs to know beside how to train."""
+"""Configuration of `trl-akd judge train`."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from transformers.utils import is_torch_bf16_gpu_available
+from trl import SFTConfig
+
 from .judge_prompts import JUDGE_PROMPT, JudgePrompt
 
-__all__ = ["JudgeModel"]
+__all__ = ["JudgeModel", "JudgeTrainingConfig"]
 
 
 @dataclass
@@ -70,3 +73,23 @@ class JudgeModel:
             return JudgePrompt.from_file(self.prompt_file)
         except (OSError, ValueError) as error:
             raise ValueError(f"`prompt_file` {self.prompt_file!r} cannot be used: {error}") from error
+
+
+@dataclass
+class JudgeTrainingConfig(SFTConfig):
+    """
+    Configuration of the training of a judge: TRL's `SFTConfig`, but for one default.
+
+    Args:
+        bf16 (`bool`, *optional*):
+            Mixed precision in bfloat16; by default on where a GPU supports it. TRL's default fails without a GPU.
+    """
+
+    bf16: bool | None = field(
+        default=None, metadata={"help": "Mixed precision in bfloat16; by default on where a GPU supports it."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
+        super().__post_init__()

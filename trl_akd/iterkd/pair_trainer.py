@@ -118,7 +118,7 @@ class PairTrainer(AKDTrainer):
 
     # Set-up
 
-    def _check_data(self, datasets: dict[str, Any]) -> None:
+    def _check_data(self, datasets: dict[str, Any], args: Any) -> None:
         for name, dataset in datasets.items():
             if dataset is not None and not isinstance(dataset, Dataset):
                 raise ValueError(
@@ -185,7 +185,7 @@ class PairTrainer(AKDTrainer):
         Raises:
             ValueError: If the pairs are of no use, or the checkpoint is one of other pairs or settings.
         """
-        self._check_data({"train": pairs})
+        self._check_data({"train": pairs}, self.args)
         self._release()
         with self._as_cycle(cycle, str(output_dir)):
             self.train_dataset = self._prepare_dataset(pairs, self._tokenizer, self.args, False, None, "train")

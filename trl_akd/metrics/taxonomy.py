@@ -17,6 +17,8 @@ Departures, as labels here are automatic and the paper's were given by three peo
   executor's time-out (apart from the program's own TimeoutError), and syntax errors that neither the length limit nor
   a delimiter explains. They are incomplete too: the program did not come as far as a wrong answer. Rows hence add up
   to the incomplete programs, and complete and incomplete ones to all that were judged.
+- A module that the tests lack, or a name other than that of the function that they call, says nothing about the
+  program (`is_tests_own_error`); it counts as an other exception.
 - A program that the executor could not judge (`infra_error`) is neither; it is counted apart, never against the model.
 """
 
@@ -31,7 +33,7 @@ from types import MappingProxyType
 
 from trl_akd.execution.result import ExecutionResult
 
-__all__ = ["CAUSES", "OWN_CAUSES", "ErrorLabel", "ErrorTable", "classify", "error_table"]
+__all__ = ["CAUSES", "OWN_CAUSES", "ErrorLabel", "ErrorTable", "classify", "error_table", "is_tests_own_error"]
 
 CAUSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -218,7 +220,34 @@ def classify(
     kind = next((name for name in lineage if name in CAUSES), "other_exception")
     if kind == "AssertionError" and not _is_stub(program, entry_point):
         return _WRONG_ANSWER
+    if is_tests_own_error(result, entry_point):
+        return _incomplete("other_exception")
     return _incomplete(kind, _cause(kind, result, program, entry_point, truncated))
+
+
+def is_tests_own_error(result: ExecutionResult, entry_point: str | None = None) -> bool:
+    """Tell whether the tests lack a module, or a name other than that of the function that they call.
+
+    Args:
+        result ([`ExecutionResult`]): what came of running a program.
+        entry_point (`str`, *optional*): the function that the tests call. Without it, the tests are taken to lack only
+            names of modules and those that are usually imported.
+
+    Example:
+        ```python
+        >>> failed = ExecutionResult("failed", error_type="NameError", origin="test", missing="helper")
+        >>> is_tests_own_error(failed, "add"), is_tests_own_error(failed, "helper"), is_tests_own_error(failed)
+        (True, False, False)
+
+        ```
+    """
+    if result.origin != "test":
+        return False
+    if result.error_type == "ModuleNotFoundError":
+        return True
+    if result.error_type != "NameError" or result.missing == entry_point:
+        return False
+    return entry_point is not None or _is_importable(result.missing)
 
 
 def error_table(labels: Iterable[ErrorLabel]) -> ErrorTable:
@@ -279,10 +308,14 @@ def _cause(kind: str, result: ExecutionResult, program: str, entry_point: str | 
 
 def _cause_of_name_error(result: ExecutionResult, program: str, entry_point: str | None) -> str:
     name = result.missing
-    if name != entry_point and (name in sys.stdlib_module_names or name in _IMPORTABLE):
+    if name != entry_point and _is_importable(name):
         return "missing_import"
     asked_for_by_test = name == entry_point or result.origin == "test"
     return "wrong_function_name" if asked_for_by_test and _functions(_parse(program)) else "missing_content"
+
+
+def _is_importable(name: str | None) -> bool:
+    return name in sys.stdlib_module_names or name in _IMPORTABLE
 
 
 def _is_stub(program: str, entry_point: str | None) -> bool:

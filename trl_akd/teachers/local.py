@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from ..distributed import gathered, prepare_frozen, through_forward
-from ..heads import LMHead, evaluating, final_hidden_states, lm_head, prove_head, prove_packing
+from ..heads import LMHead, compiler, evaluating, final_hidden_states, lm_head, prove_head, prove_packing
 
 
 class Teacher(Protocol):
@@ -36,12 +36,21 @@ class LocalTeacher:
             Decides how it is placed; under ZeRO-3 it is sharded by an engine of its own.
         device (`str`, *optional*):
             Where it stays instead, such as `"cpu"`.
+        compilation (`Mapping`, *optional*):
+            Arguments of [`torch.compile`], by which it is compiled.
     """
 
-    def __init__(self, model: Any, accelerator: Accelerator, device: str | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        accelerator: Accelerator,
+        device: str | None = None,
+        compilation: Mapping[str, Any] | None = None,
+    ) -> None:
         self.model = model
         self.engine = prepare_frozen(model, accelerator, device)
         self._accelerator = accelerator
+        self._compiled = compiler(compilation)
         self._proven = False
         self._hidden: torch.Tensor | None = None
         self._head: LMHead | None = None
@@ -74,7 +83,8 @@ class LocalTeacher:
         if not self._proven:
             prove_architecture(self.model, inputs, role="teacher")
             self._proven = True
-        return final_hidden_states(self.model, inputs)
+        with self._compiled(self.model):
+            return final_hidden_states(self.model, inputs)
 
 
 class SelfTeacher:

@@ -1,0 +1,403 @@
+"""Parts of an answer as Python: repaired, and cut into statements where they are mixed with other text."""
+
+import ast
+import html
+import json
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+from .source import does_something, parse
+from .statements import ASSIGNMENTS, READS_INPUT, Statement, statements_of
+
+__all__ = ["Part", "PartKind", "Source"]
+
+PartKind: TypeAlias = Literal["python", "code", "diff", "prose", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of an answer that may hold Python.
+
+    Args:
+        text (`str`):
+            The text.
+        kind (`str`):
+            `"python"` for a block that is tagged as Python, `"code"` for one without a telling tag, `"diff"` for a
+            diff, `"prose"` for text outside of blocks, and `"text"` for an answer without blocks.
+        wrong (`bool`, *optional*, defaults to `False`):
+            Whether the answer calls the code wrong.
+    """
+
+    text: str
+    kind: PartKind
+    wrong: bool = False
+
+
+class Source:
+    """The Python in one part of an answer.
+
+    A part that does not parse is repaired: of prompts, line numbers, entities and the like. If that is not enough, the
+    statements between its other text are taken.
+
+    Args:
+        part ([`Part`]):
+            The part.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.fenced = part.kind not in ("prose", "text")
+        self.text, tree = _repaired(part)
+        self.parses = tree is not None
+        self.truncated = False
+        if tree is not None:
+            self.statements = statements_of(self.text, tree)
+        else:
+            self.statements, self.truncated = _salvaged(self.text)
+
+    @cached_property
+    def binders(self) -> dict[str, list[int]]:
+        """The numbers of the statements that bind each name."""
+        found: dict[str, list[int]] = {}
+        for number, statement in enumerate(self.statements):
+            for name in () if statement.is_main else statement.binds:
+                found.setdefault(name, []).append(number)
+        return found
+
+    def definitions(self, name: str) -> list[int]:
+        """Return the numbers of the statements that define a name, without uses that happen to assign it.
+
+        A value that is read from input does not count beside another.
+        """
+        binding = self.binders.get(name, [])
+        defining = [number for number in binding if self.statements[number].defines(name)] or binding
+        given = [number for number in defining if not READS_INPUT.search(self.statements[number].text)]
+        return given or defining
+
+    def rank(self, name: str) -> int:
+        """Return how good a definition of a name this part has, 0 for none."""
+        binding = [self.statements[number] for number in self.binders.get(name, [])]
+        defining = [statement for statement in binding if statement.defines(name)]
+        own = [statement for statement in defining if not statement.is_import]
+        if own:
+            return 6 - 2 * self.part.wrong - own[-1].is_stub(name)
+        if any(statement.has_method(name) for statement in self.statements):
+            return 2
+        return 1 if defining or any(isinstance(statement.node, ASSIGNMENTS) for statement in binding) else 0
+
+    @cached_property
+    def runs(self) -> list[list[int]]:
+        """The numbers of the statements, by runs with nothing but blank lines and comments in between."""
+        lines = self.text.split("\n")
+        runs: list[list[int]] = []
+        for number, statement in enumerate(self.statements):
+            between = lines[self.statements[number - 1].last : statement.first] if runs else []
+            if runs and all(not line.strip() or line.lstrip().startswith("#") for line in between):
+                runs[-1].append(number)
+            else:
+                runs.append([number])
+        return runs
+
+    def text_of(self, numbers: Sequence[int]) -> str:
+        """Return the text of some statements, with the comments and blank lines between them."""
+        if self.parses and len(numbers) == len(self.statements):
+            return self.text
+        texts: list[str] = []
+        last = 0
+        lines = self.text.split("\n") if self.parses else []
+        for statement in (self.statements[number] for number in numbers):
+            between = lines[last : statement.first] if texts else []
+            texts += [line for line in between if not line.strip() or line.startswith("#")]
+            texts.append(textwrap.dedent(statement.text))
+            last = statement.last
+        return "\n".join(texts)
+
+    @cached_property
+    def longest_run(self) -> str | None:
+        """The text of the longest run of statements."""
+        if not self.statements:
+            return None
+        spans = [(self.statements[run[0]].first, self.statements[run[-1]].last) for run in self.runs]
+        first, last = max(spans, key=lambda span: span[1] - span[0])
+        return textwrap.dedent("\n".join(self.text.split("\n")[first:last]))
+
+    @cached_property
+    def program(self) -> str:
+        """The text as a program: without the prose before and after it, or as it is where that is not the trouble."""
+        run = None if self.parses or self.truncated else self.longest_run
+        if run is None:
+            return self.text if self.parses else self.part.text
+        outside = [line for line in self.text.replace(run, "", 1).split("\n") if line.strip()]
+        return run if all(map(_is_prose, outside)) else self.part.text
+
+    @property
+    def is_code(self) -> bool:
+        """Whether a code block holds more than words or values: always, where it is tagged as Python."""
+        if self.part.kind == "python":
+            return bool(self.text.strip())
+        return does_something(self.text) or bool(self.statements) or _OPENS_CODE.search(self.text) is not None
+
+
+# Repairs
+
+
+_REPL = re.compile(r"^[ \t]*(?:>>>|In \[\d*\]:)(?: |$)", re.MULTILINE)
+_OPENS_PROGRAM = re.compile(r"^[ \t]*(?:async def|def|class|import|from|@)[ \t\w]", re.MULTILINE)
+_REPL_LINE = re.compile(r"[ \t]*(?:>>> ?|\.\.\.(?: |$)|In \[\d*\]: ?|[ \t]*\.{3,}: ?)(.*)")
+_LINE_NUMBER = re.compile(r"[ \t]*\d{1,5}(?:[ \t]*[|:.)│][ \t]?|[ \t]|$)")
+_ENTITY = re.compile(r"&(?:lt|gt|amp|quot|apos|#39|#x27|nbsp);")
+_TYPOGRAPHY = MappingProxyType(
+    str.maketrans(
+        {
+            **dict.fromkeys("\u201c\u201d\u201e\u201f", '"'),
+            **dict.fromkeys("\u2018\u2019\u201a\u201b", "'"),
+            **dict.fromkeys("\u00a0\u2007\u202f\u2009\u3000", " "),
+            **dict.fromkeys("\u200b\u200c\u200d\ufeff\u2060", ""),
+            **dict.fromkeys("\u2212\u2013", "-"),
+        }
+    )
+)
+_MAGIC = re.compile(r"^[ \t]*(?:%%?\w|![\w./]).*$\n?", re.MULTILINE)
+_JSON_KEYS = (
+    "code",
+    "solution",
+    "program",
+    "python",
+    "python_code",
+    "answer",
+    "completion",
+    "implementation",
+    "content",
+)
+
+
+def _repaired(part: Part) -> tuple[str, ast.Module | None]:
+    """Return a part's text and its tree, repaired by the first repairs with which it parses."""
+    text = part.text
+    if part.kind == "diff" or (part.kind == "code" and text.lstrip().startswith(("@@ ", "--- "))):
+        text = _without_diff_marks(text)
+    prose = part.kind == "prose" or part.kind == "text"
+    if part.kind != "python":
+        text = _from_json(text)
+    tree = _tree(text, prose)
+    for repair in _REPAIRS:
+        if tree is not None:
+            break
+        repaired = repair(text)
+        if repaired != text:
+            text = repaired
+            tree = _tree(text, prose)
+    return text, tree
+
+
+def _tree(text: str, prose: bool) -> ast.Module | None:
+    """Return the tree of a text, unless it is the body of a function or words that happen to parse."""
+    tree = parse(text)
+    if tree is None or (prose and any(map(_is_words, tree.body))) or _is_body(tree):
+        return None
+    return tree
+
+
+def _is_body(tree: ast.Module) -> bool:
+    return any(isinstance(node, ast.Return) for statement in tree.body for node in _outside_functions(statement))
+
+
+def _outside_functions(statement: ast.stmt) -> Iterator[ast.AST]:
+    waiting: list[ast.AST] = [statement]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.expr):
+            waiting += ast.iter_child_nodes(node)
+
+
+def _is_words(node: ast.stmt) -> bool:
+    """Tell words that happen to parse, as `Done` and `Note: this`, from statements."""
+    if isinstance(node, ast.Expr):
+        return not any(isinstance(part, ast.Call | ast.Await | ast.Yield) for part in ast.walk(node.value)) and not (
+            isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        )
+    return isinstance(node, ast.Global) or (isinstance(node, ast.AnnAssign) and node.value is None)
+
+
+def _from_json(text: str) -> str:
+    """Return the code in a JSON object."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        value = json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return text
+    return next((value[key] for key in _JSON_KEYS if isinstance(value.get(key), str)), text)
+
+
+def _without_prompts(text: str) -> str:
+    """Return what was typed in a transcript of an interpreter, unless code without prompts comes first."""
+    first = _REPL.search(text)
+    if first is None or _OPENS_PROGRAM.search(text, 0, first.start()):
+        return text
+    return "\n".join(match[1] for line in text.split("\n") if (match := _REPL_LINE.fullmatch(line)))
+
+
+def _without_line_numbers(text: str) -> str:
+    lines = [line for line in text.split("\n") if line.strip()]
+    if len(lines) < 2 or not all(map(_LINE_NUMBER.match, lines)):
+        return text
+    return textwrap.dedent("\n".join(_LINE_NUMBER.sub("", line, count=1) for line in lines))
+
+
+def _without_entities(text: str) -> str:
+    return html.unescape(text) if _ENTITY.search(text) else text
+
+
+def _with_plain_quotes(text: str) -> str:
+    return text.translate(_TYPOGRAPHY)
+
+
+def _without_magics(text: str) -> str:
+    return _MAGIC.sub("", text)
+
+
+def _without_diff_marks(text: str) -> str:
+    """Return the new side of a diff."""
+    kept = [
+        line[1:] if line[:1] in ("+", " ") else line
+        for line in text.split("\n")
+        if not line.startswith(("-", "@@", "+++", "diff ", "index ", "\\ No newline"))
+    ]
+    return "\n".join(kept)
+
+
+def _with_spaces(text: str) -> str:
+    """Replace the tabs in indents that mix tabs and spaces."""
+    if re.search(r"^ *\t", text, re.MULTILINE) is None:
+        return text
+    wide, narrow = (
+        "\n".join(line.expandtabs(width) if line[:1].isspace() else line for line in text.split("\n"))
+        for width in (8, 4)
+    )
+    return narrow if parse(wide) is None else wide
+
+
+_REPAIRS: tuple[Callable[[str], str], ...] = (
+    textwrap.dedent,
+    _without_prompts,
+    _without_line_numbers,
+    _without_entities,
+    _with_plain_quotes,
+    _without_magics,
+    _with_spaces,
+)
+
+
+# Statements among other text
+
+
+_OPENS_CODE = re.compile(r"[ \t]*(?:(?:async[ \t]+)?def[ \t]+\w+[ \t]*[\[(]|class[ \t]+\w+[ \t]*[(:]|@\w)")
+_CONTINUES = re.compile(r"(?:else|elif|except|finally)\b|[)\]}]")
+_LEXEME = re.compile(
+    r"(?P<triple>\"\"\"|''')|\"(?:[^\"\\\n]|\\.)*+\"?+|'(?:[^'\\\n]|\\.)*+'?+|(?P<comment>\#.*+)|(?P<bracket>[(\[{)\]}])"
+)
+
+
+_LINE_COST = 16
+
+
+def _salvaged(text: str) -> tuple[list[Statement], bool]:
+    """Return the statements in a text that does not parse as a whole, and whether a definition in it is broken.
+
+    Time is linear in the length of the text.
+    """
+    broken = False
+    lines = text.split("\n")
+    budget = 2 * (len(text) + _LINE_COST * len(lines)) + 10_000
+    found: list[Statement] = []
+    number = 0
+    while number < len(lines):
+        line = lines[number]
+        if not line.strip() or line.lstrip().startswith("#"):
+            number += 1
+            continue
+        chunks = [_extent(lines, number, lexical=True, limit=budget)]
+        tree = None
+        for end in chunks:
+            chunk = textwrap.dedent("\n".join(lines[number:end])).rstrip()
+            budget -= len(chunk) + _LINE_COST * (end - number)
+            tree = parse(chunk) if budget > 0 or end == number + 1 else None
+            if tree is not None:
+                break
+            plain = _extent(lines, number, lexical=False, limit=budget)
+            if plain != end and len(chunks) == 1:
+                chunks.append(plain)
+        if tree is not None and not _is_body(tree) and not any(map(_is_words, tree.body)):
+            found += statements_of(chunk, tree, number)
+            number = end
+        else:
+            broken = broken or (_OPENS_CODE.match(line) is not None and tree is None)
+            number = end if _OPENS_CODE.match(line) or tree is not None else number + 1
+    return found, broken
+
+
+def _extent(lines: Sequence[str], first: int, *, lexical: bool, limit: int) -> int:
+    """Return the number of the line after a statement that begins at a line: by its indents, strings and brackets."""
+    indent = _indent(lines[first])
+    depth, delimiter = _lex(lines[first], 0, None)
+    end = number = first + 1
+    decorated = lines[first].lstrip().startswith("@")
+    while number < len(lines):
+        line = lines[number]
+        limit -= len(line) + _LINE_COST
+        if limit < 0:
+            break
+        open_ = lexical and (delimiter is not None or depth > 0 or lines[number - 1].endswith("\\"))
+        if open_ and delimiter is None and _OPENS_CODE.match(line) and _indent(line) <= indent:
+            break
+        if not open_ and line.strip() and not line.lstrip().startswith("#"):
+            if _indent(line) <= indent and not (
+                _indent(line) == indent and (decorated or _CONTINUES.match(line.strip()))
+            ):
+                break
+            decorated = decorated and line.lstrip().startswith("@")
+        if line.strip() and not (not open_ and line.lstrip().startswith("#") and _indent(line) <= indent):
+            end = number + 1
+        depth, delimiter = _lex(line, depth, delimiter)
+        number += 1
+    return end
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" \t"))
+
+
+def _lex(line: str, depth: int, delimiter: str | None) -> tuple[int, str | None]:
+    """Return how many brackets and which triple quotes are open after a line."""
+    position = 0
+    while True:
+        if delimiter is not None:
+            end = line.find(delimiter, position)
+            if end < 0:
+                return depth, delimiter
+            position, delimiter = end + 3, None
+        token = _LEXEME.search(line, position)
+        if token is None or token["comment"]:
+            return depth, None
+        position, delimiter = token.end(), token["triple"]
+        if token["bracket"]:
+            depth = depth + 1 if token["bracket"] in "([{" else max(depth - 1, 0)
+
+
+# Prose
+
+
+_WORD = re.compile(r"(?<![\w.])[A-Za-z]+(?:['\u2019-][a-z]+)*(?![\w(\[=])")
+_CODE_SIGN = re.compile(r"[\[\]{};=]|\w\(")
+_PROMPT = re.compile(r"[ \t]*(?:>>>|```|~~~|Output\b|#)|[\W\d]*$")
+
+
+def _is_prose(line: str) -> bool:
+    return _PROMPT.match(line) is not None or (len(_WORD.findall(line)) > 3 and _CODE_SIGN.search(line) is None)

@@ -1,0 +1,274 @@
+"""Top-level statements of a program: the names that they bind, need and change."""
+
+import ast
+import builtins
+import re
+import symtable
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+__all__ = ["ASSIGNMENTS", "BUILTINS", "READS_INPUT", "Statement", "statements_of"]
+
+ASSIGNMENTS = (ast.Assign, ast.AnnAssign)
+BUILTINS = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
+READS_INPUT = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\(\s*0\b|\bfileinput\b|\bos\.read\(\s*0\b")
+
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_COMPOUND = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.TryStar, ast.Match)
+_SCOPES = (*_DEFINITIONS, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_SETTINGS = {"setrecursionlimit", "set_int_max_str_digits", "stack_size", "seed", "filterwarnings", "simplefilter"}
+_NOT_FOR_PROGRAMS = {"unittest", "doctest", "timeit", "tkinter", "turtle", "this", "antigravity"}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement at a program's top level.
+
+    Args:
+        node (`ast.stmt`):
+            Syntax tree.
+        text (`str`):
+            Source, from the start of a line.
+        first (`int`), last (`int`):
+            Numbers, from 0, of its first line and of the line after its last one.
+    """
+
+    node: ast.stmt
+    text: str
+    first: int
+    last: int
+
+    @cached_property
+    def _now(self) -> list[ast.AST]:
+        """The nodes that run when the statement does: without the bodies of functions."""
+        found: list[ast.AST] = []
+        waiting: list[ast.AST] = [self.node]
+        while waiting:
+            node = waiting.pop()
+            found.append(node)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                waiting += [node.args, *node.decorator_list, *([node.returns] if node.returns else [])]
+            elif isinstance(node, ast.Lambda):
+                waiting.append(node.args)
+            else:
+                waiting += ast.iter_child_nodes(node)
+        return found
+
+    @cached_property
+    def binds(self) -> frozenset[str]:
+        """The names that the statement binds."""
+        return frozenset(_bound(self._now if isinstance(self.node, _COMPOUND) else [self.node]))
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """The global names that the statement and the functions in it read or assign."""
+        if not any(isinstance(node, _SCOPES) for node in ast.walk(self.node)):
+            return frozenset(_loaded(self._now))
+        try:
+            tables = [symtable.symtable(self.text, "<answer>", "exec")]
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return frozenset(_loaded(ast.walk(self.node)))
+        names = {symbol.get_name() for symbol in tables[0].get_symbols() if symbol.is_referenced()}
+        while tables:
+            table = tables.pop()
+            if table.get_type() != "module":
+                names.update(symbol.get_name() for symbol in table.get_symbols() if symbol.is_global())
+            tables += table.get_children()
+        return frozenset(names)
+
+    @cached_property
+    def needs_now(self) -> frozenset[str]:
+        """The names that must be bound when the statement runs."""
+        if isinstance(self.node, ast.ClassDef):
+            return frozenset(_loaded(self._now)) - frozenset(_bound(self.node.body))
+        return frozenset(_loaded(self._now))
+
+    @cached_property
+    def changes(self) -> frozenset[str]:
+        """The names of objects that the statement changes by an item, an attribute or a method."""
+        names = set()
+        for node in self._now:
+            if isinstance(node, ast.Subscript | ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
+                names.add(_root(node))
+            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                names.add(_root(node.value.func) if isinstance(node.value.func, ast.Attribute) else None)
+        return frozenset(filter(None, names))
+
+    @cached_property
+    def calls(self) -> frozenset[str]:
+        """The names of functions that are called when the statement runs."""
+        calls = (node.func for node in self._now if isinstance(node, ast.Call))
+        return frozenset(function.id for function in calls if isinstance(function, ast.Name))
+
+    @cached_property
+    def gives(self) -> frozenset[str]:
+        """The names whose objects are arguments of calls when the statement runs."""
+        arguments = (argument for node in self._now if isinstance(node, ast.Call) for argument in node.args)
+        return frozenset(argument.id for argument in arguments if isinstance(argument, ast.Name))
+
+    @property
+    def is_definition(self) -> bool:
+        """Whether the statement is a function or a class."""
+        return isinstance(self.node, _DEFINITIONS)
+
+    @property
+    def is_function(self) -> bool:
+        """Whether the statement is a function."""
+        return isinstance(self.node, ast.FunctionDef | ast.AsyncFunctionDef)
+
+    @property
+    def is_import(self) -> bool:
+        """Whether the statement is an import."""
+        return isinstance(self.node, ast.Import | ast.ImportFrom)
+
+    @property
+    def is_expression(self) -> bool:
+        """Whether the statement is an expression."""
+        return isinstance(self.node, ast.Expr)
+
+    @property
+    def modules(self) -> set[str]:
+        """The top-level packages that the statement imports, `""` for the program's own."""
+        if isinstance(self.node, ast.Import):
+            return {alias.name.partition(".")[0] for alias in self.node.names}
+        if isinstance(self.node, ast.ImportFrom):
+            return {(self.node.module or "").partition(".")[0] if not self.node.level else ""}
+        return set()
+
+    @property
+    def is_foreign_import(self) -> bool:
+        """Whether the statement imports from outside of the standard library."""
+        return any(module not in sys.stdlib_module_names for module in self.modules)
+
+    @property
+    def is_safe_import(self) -> bool:
+        """Whether the statement imports from the standard library, and neither tests nor windows."""
+        return self.is_import and not self.is_foreign_import and not self.modules & _NOT_FOR_PROGRAMS
+
+    @property
+    def is_future_import(self) -> bool:
+        """Whether the statement must stand first in its file."""
+        return self.modules == {"__future__"}
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the statement is a docstring, or assigns a value that needs no names and calls nothing."""
+        if not isinstance(self.node, (*ASSIGNMENTS, ast.Expr)):
+            return False
+        return not self.needs_now and not any(isinstance(node, ast.Call | ast.Await) for node in self._now)
+
+    @property
+    def is_settings(self) -> bool:
+        """Whether the statement sets up the interpreter, as `sys.setrecursionlimit(10**6)` does."""
+        if self.is_future_import:
+            return True
+        if isinstance(self.node, ast.Assign):
+            return any(isinstance(node, ast.Attribute) and node.attr == "getcontext" for node in self._now) or any(
+                isinstance(target, ast.Attribute) and "getcontext" in ast.dump(target) for target in self.node.targets
+            )
+        call = self.node.value if isinstance(self.node, ast.Expr) else None
+        return isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in _SETTINGS
+
+    @cached_property
+    def is_main(self) -> bool:
+        """Whether the statement runs only in a script: `if __name__ == "__main__":`."""
+        return isinstance(self.node, ast.If) and "__name__" in _loaded(ast.walk(self.node.test))
+
+    @property
+    def may_set_up(self) -> bool:
+        """Whether the statement may change objects for the program's sake, rather than show or test it."""
+        if self.is_import or self.is_definition or self.is_main or isinstance(self.node, ast.Assert):
+            return False
+        return not self.calls & {"print", "input"}
+
+    def defines(self, name: str) -> bool:
+        """Tell whether the statement is a definition of a name rather than a use that happens to assign it."""
+        if name not in self.binds or self.is_main:
+            return False
+        if self.is_import:
+            return not self.is_foreign_import
+        if self.is_definition:
+            return True
+        if isinstance(self.node, _COMPOUND):
+            kinds = (*_DEFINITIONS, *ASSIGNMENTS, ast.Import, ast.ImportFrom)
+            return any(name in _bound([node]) for node in self._now if isinstance(node, kinds))
+        value = getattr(self.node, "value", None)
+        if isinstance(value, ast.Lambda | ast.Name | ast.Attribute):
+            return True
+        return isinstance(value, ast.Call) and name not in self.calls
+
+    def is_stub(self, name: str) -> bool:
+        """Tell whether the statement is a function of that name with nothing in it."""
+        if not isinstance(self.node, ast.FunctionDef | ast.AsyncFunctionDef) or self.node.name != name:
+            return False
+        return all(
+            isinstance(node, ast.Pass)
+            or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+            or (isinstance(node, ast.Raise) and "NotImplemented" in ast.dump(node))
+            for node in self.node.body
+        )
+
+    def has_method(self, name: str) -> bool:
+        """Tell whether the statement is a class with a method of that name."""
+        return isinstance(self.node, ast.ClassDef) and name in _bound(self.node.body)
+
+
+def statements_of(text: str, tree: ast.Module, offset: int = 0) -> list[Statement]:
+    """Return the top-level statements of a program whose first line has the number `offset`."""
+    lines = text.split("\n")
+    ends = [node.end_lineno or node.lineno for node in tree.body]
+    starts = [_first_line(node) for node in tree.body]
+    found = []
+    for number, node in enumerate(tree.body):
+        shared = starts[number] in ends[max(number - 1, 0) : number] or ends[number] in starts[number + 1 : number + 2]
+        source = _unparsed(node) if shared else "\n".join(lines[starts[number] - 1 : ends[number]])
+        found.append(Statement(node, source, starts[number] - 1 + offset, ends[number] + offset))
+    return found
+
+
+def _first_line(node: ast.stmt) -> int:
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
+
+
+def _unparsed(node: ast.stmt) -> str:
+    try:
+        return ast.unparse(node)
+    except RecursionError:
+        return "pass"
+
+
+def _bound(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """Yield the names that statements bind."""
+    for node in nodes:
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.Assign(targets=targets):
+                for target in targets:
+                    yield from _target_names(target)
+            case ast.AnnAssign(target=target, value=ast.expr()) | ast.AugAssign(target=target):
+                yield from _target_names(target)
+            case ast.For(target=target) | ast.AsyncFor(target=target) | ast.NamedExpr(target=target):
+                yield from _target_names(target)
+            case ast.withitem(optional_vars=ast.expr() as target):
+                yield from _target_names(target)
+            case ast.Import(names=names) | ast.ImportFrom(names=names):
+                yield from (alias.asname or alias.name.partition(".")[0] for alias in names)
+
+
+def _target_names(target: ast.expr) -> Iterator[str]:
+    yield from (node.id for node in ast.walk(target) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+
+
+def _loaded(nodes: Iterable[ast.AST]) -> set[str]:
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+def _root(node: ast.expr) -> str | None:
+    """Return the name of the object that attributes and items are taken of."""
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None

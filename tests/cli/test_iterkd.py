@@ -118,13 +118,16 @@ def test_tokens_and_prices(iterkd: dict[str, Any], server: Server, recipe, capsy
     assert f"Spent so far: teacher: {first['requests']} requests" in capsys.readouterr().out
 
 
-def test_seconds_are_those_of_the_folder(iterkd: dict[str, Any], server: Server, recipe, tmp_path: Path):
+def test_seconds_are_those_of_the_folder(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):
     path = recipe({**iterkd, "base_url": server.url, "max_seconds": 300.0})
     seconds = tmp_path / "run" / "ledger" / "seconds.json"
     seconds.parent.mkdir(parents=True)
     seconds.write_text('{"seconds": 301.0}')
     assert main(["iterkd", "--config", path]) == 3 and not server.bodies
     assert usage(tmp_path / "run")["seconds"] >= 301.0 and json.loads(seconds.read_text())["seconds"] >= 301.0
+    seconds.write_text("{")
+    assert main(["iterkd", "--config", path]) == 2
+    assert "seconds.json is damaged" in capsys.readouterr().err
 
 
 def test_refused_prompts(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):

@@ -3,52 +3,47 @@
 import json
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
 
 from ..generation.budget import Budget
 
-__all__ = ["Clock"]
+__all__ = ["keeping_seconds", "kept_seconds"]
 
 _INTERVAL = 10.0  # seconds between two writes, which are what a kill can lose
 
 
-class Clock:
-    """Write down the seconds of a run's budget while it lasts.
+def kept_seconds(path: Path) -> float:
+    """Return the seconds that were kept in a file; 0 where there is none.
 
-    Args:
-        path (`Path`):
-            JSON file of the seconds, made where it is missing.
-
-    Attributes:
-        seconds (`float`): what the file had at first.
+    Raises:
+        ValueError: If the file is damaged.
     """
+    try:
+        return float(json.loads(path.read_text())["seconds"]) if path.exists() else 0.0
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); delete it to count `max_seconds` anew.") from error
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
-        self.seconds = float(json.loads(path.read_text())["seconds"]) if path.exists() else 0.0
 
-    def follow(self, budget: Budget) -> None:
-        """Begin to write down the seconds of a budget."""
+@contextmanager
+def keeping_seconds(path: Path, budget: Budget) -> Iterator[None]:
+    """Write the seconds of a budget to a file every few seconds inside the context, and at its end."""
+    ended = threading.Event()
 
-        def write() -> None:
-            while True:
-                ended = self._ended.wait(_INTERVAL)
-                scratch = self._path.with_suffix(".tmp")
-                scratch.write_text(json.dumps({"seconds": round(budget.seconds, 1)}) + "\n")
-                os.replace(scratch, self._path)
-                if ended:
-                    return
+    def keep() -> None:
+        while True:
+            is_last = ended.wait(_INTERVAL)
+            scratch = path.with_suffix(".tmp")
+            scratch.write_text(json.dumps({"seconds": round(budget.seconds, 1)}) + "\n")
+            os.replace(scratch, path)
+            if is_last:
+                return
 
-        self._thread = threading.Thread(target=write, daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
+    thread = threading.Thread(target=keep, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -7,7 +7,7 @@ record and what was chosen is told apart in `docs/methods/iterkd.md`.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..generation.budget import Budget, BudgetedGenerator, BudgetSpent
 from ..generation.on_main import for_all_processes, is_shared, model_name
 from ..generation.protocol import Usage
 from ..generation.sharing import from_main, is_main
-from .clock import Clock
+from .clock import keeping_seconds, kept_seconds
 from .costs import Price, estimate_usage, prices, usage_text, write_usage
 from .cycle_ledger import CycleLedger
 from .cycle_report import CycleReport, cycle_table, write_reports
@@ -158,12 +158,14 @@ class IterKDTrainer(PairTrainer):
         if self.text_teacher is None:
             raise ValueError("`text_teacher` is missing: nobody is there to write answers; give a TextGenerator.")
         folder = Path(str(self.args.output_dir))
-        with (
-            CycleLedger(folder / LEDGER, self._settings(), self.accelerator) as ledger,
-            self._clock(folder / LEDGER / "seconds.json") as clock,
-        ):
-            budget = self._budget(ledger, clock)
-            self._announce_costs(ledger)
+        clock = folder / LEDGER / "seconds.json"
+        with ExitStack() as stack:
+            ledger = stack.enter_context(CycleLedger(folder / LEDGER, self._settings(), self.accelerator))
+            spent = ledger.usage(self._authors)
+            budget = self._budget(spent, clock)
+            if self.args.max_seconds is not None and is_main(self.accelerator):
+                stack.enter_context(keeping_seconds(clock, budget))
+            self._announce_costs(spent)
             cycles = Cycles(
                 self,
                 self._room(ledger, budget),
@@ -177,21 +179,12 @@ class IterKDTrainer(PairTrainer):
             self.stopped = None
             try:
                 cycles.run(self.seeds)
-            except BudgetSpent as spent:
-                self.stopped = str(spent)
+            except BudgetSpent as end:
+                self.stopped = str(end)
             finally:
                 self.reports, self.trained_cycles = cycles.reports, cycles.trained
             usage = ledger.usage(self._authors)
-        if is_main(self.accelerator):
-            write_reports(self.reports, folder)
-            write_usage(
-                folder,
-                usage,
-                self._prices,
-                cycles=len(self.reports),
-                stopped=self.stopped,
-                seconds=budget.seconds if self.args.max_seconds else None,
-            )
+        from_main(self.accelerator, lambda: self._write_reports(folder, usage, budget))
         return TrainOutput(self.state.global_step, self._loss, self._cycle_metrics())
 
     def save_student(self, folder: Path) -> None:
@@ -256,24 +249,15 @@ class IterKDTrainer(PairTrainer):
             benchmarks=self.benchmarks,
         )
 
-    def _clock(self, path: Path) -> AbstractContextManager[Clock | None]:
-        """Return what remembers how long the run has taken, where that matters."""
-        if self.args.max_seconds is None or not is_main(self.accelerator):
-            return nullcontext()
-        return Clock(path)
-
-    def _budget(self, ledger: CycleLedger, clock: Clock | None) -> Budget:
+    def _budget(self, spent: Mapping[str, Usage], clock: Path) -> Budget:
         """Return the budget of the whole run, of which a part is spent if it goes on."""
-        budget = Budget(
+        return Budget(
             max_requests=self.args.max_requests,
             max_tokens=self.args.max_tokens,
             max_seconds=self.args.max_seconds,
-            spent=sum(ledger.usage(self._authors).values(), Usage()),
-            seconds=0.0 if clock is None else clock.seconds,
+            spent=sum(spent.values(), Usage()),
+            seconds=0.0 if self.args.max_seconds is None else from_main(self.accelerator, lambda: kept_seconds(clock)),
         )
-        if clock is not None:
-            clock.follow(budget)
-        return budget
 
     def _within(self, budget: Budget, generator: TextGenerator) -> TextGenerator:
         return BudgetedGenerator(
@@ -296,13 +280,23 @@ class IterKDTrainer(PairTrainer):
     def _prices(self) -> dict[str, Price]:
         return prices(self.args, teacher_judges=self.judge is self.text_teacher)
 
-    def _announce_costs(self, ledger: CycleLedger) -> None:
+    def _announce_costs(self, spent: Mapping[str, Usage]) -> None:
         """Say what the run may cost, before the first request."""
         most = estimate_usage(self.seeds, self.args, judged=self._judge_writes)
         self._announce(f"Upper bound of the cost, with cycles={self.args.cycles}: {usage_text(most, self._prices)}")
-        spent = ledger.usage(self._authors)
         if sum(spent.values(), Usage()).requests:
             self._announce(f"Spent so far: {usage_text(spent, self._prices)}")
+
+    def _write_reports(self, folder: Path, usage: Mapping[str, Usage], budget: Budget) -> None:
+        write_reports(self.reports, folder)
+        write_usage(
+            folder,
+            usage,
+            self._prices,
+            cycles=len(self.reports),
+            stopped=self.stopped,
+            seconds=None if self.args.max_seconds is None else budget.seconds,
+        )
 
     def _present_judge(self, ledger: CycleLedger, invite: Callable[[TextGenerator], TextGenerator]) -> Judge | None:
         """Return a judge whose judgements are kept."""

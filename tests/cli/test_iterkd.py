@@ -59,7 +59,8 @@ def test_a_served_teacher_and_judge(iterkd: dict[str, Any], server: Server, reci
     assert main(["iterkd", "--config", path]) == 0
     run = tmp_path / "run"
     assert AutoModelForCausalLM.from_pretrained(run).num_parameters() > 0
-    assert "IterKD" in (run / "README.md").read_text()
+    card = (run / "README.md").read_text()
+    assert "IterKD" in card and "| problems | pass@1 |" in card and "Teacher that writes the answers" in card
     [first, second] = json.loads((run / "cycles.json").read_text())
     assert first["dropped"] == {"correct/refused": 1, "fault/none": 1}
     assert first["new"]["kept"] > 0 and set(second["origins"]) > {"seed"}

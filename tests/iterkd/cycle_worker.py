@@ -101,8 +101,6 @@ def main() -> None:
         "reports": [asdict(report) for report in trainer.reports],
     }
     output_dir.with_suffix(f".rank{RANK}.json").write_text(json.dumps(record))
-    trainer.accelerator.wait_for_everyone()
-    trainer.end()
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def distil(
 
 
 def finish(trainer: "AKDTrainer", *, is_trained: bool = True) -> None:
-    """Save, evaluate and push what was trained, and leave the processes together.
+    """Save, evaluate and push what was trained.
 
     A student that is as it was is saved, but has no card and is not pushed.
     """
@@ -74,7 +74,6 @@ def finish(trainer: "AKDTrainer", *, is_trained: bool = True) -> None:
         trainer.create_model_card()
         if trainer.args.push_to_hub:
             trainer.push_to_hub()
-    trainer.accelerator.wait_for_everyone()  # or one would leave the group while another still saves
     trainer.end()
 
 

@@ -48,6 +48,10 @@ def test_gkd_arguments_are_kept():
         (Trainer, "_save", ["self", "output_dir", "state_dict"]),
         (Trainer, "_load_from_checkpoint", ["self", "resume_from_checkpoint", "model"]),
         (Trainer, "_load_best_model", ["self"]),
+        (Trainer, "_issue_warnings_after_load", ["self", "load_result"]),
+        (Trainer, "save_model", ["self", "output_dir", "_internal_call"]),
+        (Trainer, "push_to_hub",
+         ["self", "commit_message", "blocking", "token", "revision", "private", "kwargs"]),
         (Trainer, "_push_from_checkpoint", ["self", "checkpoint_folder"]),
     ],
 )  # fmt: skip

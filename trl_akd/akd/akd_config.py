@@ -259,6 +259,10 @@ class AKDConfig(GKDConfig):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, which AKD does not support; {remedy}.")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled, as into each checkpoint's `training_args.bin`: all but the Hub's token."""
+        return {**self.__dict__, "hub_token": None}
+
     def _check_no_teacher_options(self, reason: str) -> None:
         """Refuse options about teacher and divergence where no objective asks a teacher."""
         self._check_without_effect(_OF_TEACHERS, reason)

@@ -60,6 +60,7 @@ from .metrics import METRICS, DistillationMetrics, Means
 from .model_card import find_license, model_card, objective, provenance
 from .objective import adaptive_divergence, mixed_loss, not_finite
 from .on_policy import is_on_policy, sample_rows, sampling_config
+from .upload import upload_student
 
 logger = logging.getLogger(__name__)
 
@@ -470,6 +471,29 @@ class AKDTrainer(GKDTrainer):
     def _objective(self) -> dict[str, Any]:
         """Return the settings that a reader of the model card wants to know."""
         return objective(self.args)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Upload the student, its tokenizer and its card, and nothing else of the output folder.
+
+        Arguments are those of [`transformers.Trainer.push_to_hub`].
+        """
+        return upload_student(
+            self,
+            commit_message=commit_message,
+            blocking=blocking,
+            token=token,
+            revision=revision,
+            private=private,
+            **kwargs,
+        )
 
     def _card_facts(self) -> dict[str, str]:
         """Return rows for the model card's table of what the model was made from."""

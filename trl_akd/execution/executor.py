@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from .isolation import first_worker
+from .isolation import first_worker, start_worker
 from .judging import Judgement, Tests, check_tests, judge
 from .result import ExecutionResult, Isolation
 from .worker import Case, HelperError, Worker
@@ -245,7 +245,7 @@ class CodeExecutor:
     ) -> None:
         idle = next((worker for worker in self._helpers if worker not in busy), None)
         if idle is None:
-            idle = Worker(self._settings)
+            idle = start_worker(self._settings)
             self._helpers.append(idle)
         idle.submit(task.case, timeout, memory_mb)
         busy[idle] = task

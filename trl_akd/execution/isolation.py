@@ -1,5 +1,6 @@
 """Which level of isolation is to be had here, and what a helper must be told to enter it."""
 
+import errno
 import importlib.util
 import os
 import sys
@@ -11,9 +12,19 @@ from . import bubblewrap
 from .result import Isolation
 from .worker import PACKAGE_FOLDER, HelperError, PackageError, Worker
 
-__all__ = ["IsolationError", "first_worker"]
+__all__ = ["IsolationError", "first_worker", "start_worker"]
 
 _STRONGEST_FIRST: tuple[Isolation, ...] = ("namespace", "bwrap")
+_SHORTAGES: dict[int | None, str] = {
+    errno.EMFILE: "raise the limit on open files (`ulimit -n`), or close some",
+    errno.ENFILE: "close files, as the machine has no more to give",
+    errno.EAGAIN: "raise the limit on processes (`ulimit -u`), or end some",
+    errno.ENOMEM: "free memory, or raise the limit on it (`ulimit -v`)",
+}
+_NO_FOLDER: dict[int | None, str] = dict.fromkeys(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.EACCES),
+    "set TMPDIR to a folder that can be written to and has room",
+)
 _HINTS = {
     "/proc/sys/kernel/unprivileged_userns_clone": "0",
     "/proc/sys/user/max_user_namespaces": "0",
@@ -47,10 +58,10 @@ def first_worker(isolation: str, packages: Sequence[str]) -> tuple[Isolation, di
     for level in _STRONGEST_FIRST if isolation == "auto" else (cast(Isolation, isolation),):
         try:
             settings = _settings(level, folders, [*_python_folders(), *sources])
-            worker = Worker(settings)
-        except OSError as error:
+        except FileNotFoundError as error:
             reasons.append(f"{level}: {error}")
             continue
+        worker = start_worker(settings)
         try:
             worker.wait_until_ready()
             return level, settings, worker
@@ -61,8 +72,27 @@ def first_worker(isolation: str, packages: Sequence[str]) -> tuple[Isolation, di
             ) from None
         except HelperError as error:
             worker.stop()
+            if error.errno in _SHORTAGES:
+                raise IsolationError(_explain_shortage(error, error.errno)) from error
             reasons.append(f"{level}: {error}")
     raise IsolationError(_explain(isolation, reasons))
+
+
+def start_worker(settings: dict[str, Any]) -> Worker:
+    """Start a helper.
+
+    Raises:
+        IsolationError: If this machine has no room for one, whatever the level.
+    """
+    try:
+        return Worker(settings)
+    except OSError as error:
+        raise IsolationError(_explain_shortage(error, error.errno)) from error
+
+
+def _explain_shortage(error: Exception, number: int | None) -> str:
+    remedy = {**_SHORTAGES, **_NO_FOLDER}.get(number, "see what the machine is short of")
+    return f"No helper process can be started ({error}): {remedy}."
 
 
 def _settings(level: Isolation, folders: dict[str, str], sources: list[str]) -> dict[str, Any]:

@@ -39,7 +39,9 @@ _INHERITED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # without which some inte
 
 
 class HelperError(Exception):
-    """The helper ended, or said something that it does not say."""
+    """The helper ended, or said something that it does not say; `errno` is the system's reason where there is one."""
+
+    errno: int | None = None
 
 
 class PackageError(HelperError):
@@ -197,7 +199,9 @@ class Worker:
         if "package" in greeting:
             raise PackageError(greeting["package"], greeting["error"])
         if "error" in greeting:
-            raise HelperError(greeting["error"])
+            error = HelperError(greeting["error"])
+            error.errno = greeting.get("errno")
+            raise error
         self._ready = True
 
     def _receive(self) -> dict[str, Any]:

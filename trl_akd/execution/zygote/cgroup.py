@@ -73,6 +73,10 @@ class MemoryGroup:
         while self._files:
             os.close(self._files.pop())
 
+    def exists(self) -> bool:
+        """Tell whether the group is still there."""
+        return os.path.isdir(self._path)
+
     def remove(self) -> None:
         """Remove the group, unless that is done; killed processes may take a moment to leave it."""
         self.close_files()
@@ -138,7 +142,7 @@ class MemoryLimit:
 
 def make_group() -> MemoryGroup | None:
     """Make a group below this process's own, or None where that is not to be had."""
-    for parent, version in _parents(_read("/proc/self/mountinfo"), _read("/proc/self/cgroup")):
+    for parent, version in parents(_read("/proc/self/mountinfo"), _read("/proc/self/cgroup")):
         _remove_stale(parent)
         try:
             return MemoryGroup(parent, version)
@@ -147,7 +151,7 @@ def make_group() -> MemoryGroup | None:
     return None
 
 
-def _parents(mounts: str, memberships: str, read: Callable[[str], str] | None = None) -> Iterator[tuple[str, int]]:
+def parents(mounts: str, memberships: str, read: Callable[[str], str] | None = None) -> Iterator[tuple[str, int]]:
     """Yield folders whose subgroups can limit memory, nearest first, and the version of their hierarchy.
 
     Args:

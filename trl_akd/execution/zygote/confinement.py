@@ -10,7 +10,7 @@ from . import linux, seccomp
 FILE_BYTES = 64 << 20
 PROCESSES = 128
 SCRATCH_BYTES = 64 << 20
-SHARED_MAPPING_BYTES = 16 << 20
+SHARED_MAPPING_BYTES = 8 << 20
 _OPEN_FILES = 256
 _STACK_BYTES = 64 << 20
 _ROOM_TO_REPORT = 16 << 20
@@ -69,7 +69,7 @@ def offer_for_killing(score: int = _FIRST_VICTIM, proc: int | None = None) -> No
     path = "/proc/self/oom_score_adj" if proc is None else "self/oom_score_adj"
     try:
         file = os.open(path, os.O_RDWR, dir_fd=proc)
-    except OSError:
+    except FileNotFoundError:
         return  # no Linux
     try:
         if int(os.read(file, 16)) < score:

@@ -108,7 +108,7 @@ def _serve_all(settings: dict[str, Any], memory: MemoryLimit | None, caller: soc
     try:
         level = _LEVELS[settings["level"]](settings, memory)
     except Exception as error:
-        channel.send(caller, {"error": _say(error)})
+        channel.send(caller, {"error": _say(error), "errno": getattr(error, "errno", None)})
         return
     try:
         if not _load(settings, caller):

@@ -2,7 +2,9 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+
+from . import confinement
 
 BACKSTOP = 4
 LONGEST_WAIT = 5
@@ -10,7 +12,12 @@ AVAILABLE = os.path.exists("/proc/self/stat")
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_SHARED_MAPPING = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ..(.)s \S+ (\S+) (\d+) +(?:/dev/zero|/memfd:|/SYSV)", re.M)
+_SHARED_MAPPING = re.compile(rb"^\S+ \S\S\Ss \S+ (\S+ \d+) +(?:/dev/zero|/memfd:|/SYSV)", re.M)
+_MOST_OF_MAPS = 1 << 18
+_MOST_FOR_TABLES = 16 << 20
+_FEW_DESCRIPTORS = 16
+_SOCKET_BYTES = 208 << 10  # Linux's default for a buffer, which programs cannot change
+_PIPE_BYTES = 64 << 10
 
 
 def longest_run(timeout: float) -> float:
@@ -37,38 +44,42 @@ def seconds_without_core(processes: Iterable[int]) -> float:
 
 
 def memory_bytes(processes: Iterable[int], enough: int) -> int:
-    """Measure the memory that processes hold together and no file on a disk backs.
+    """Measure the memory that processes hold together and no file backs: for want of a control group, an estimate.
 
-    Pages that several processes share count once, and a shared mapping counts whole, as its pages stay when their
-    owner drops them.
+    Pages that several processes share count once. What the kernel keeps for them counts as much as it may be at most:
+    shared mappings, whose pages stay when their owner drops or unmaps them; sockets, pipes, tables of mappings.
 
     Args:
-        enough (`int`): below this many bytes, a cheaper upper bound may be returned in place of the exact number.
+        enough (`int`): below this many bytes, a cheaper upper bound may be returned in place of the best estimate.
     """
     pids = list(processes)
-    bound = sum(_statm(pid)[0] for pid in pids)
-    if bound <= enough:
-        return bound
-    mapped: dict[bytes, int] = {}
+    kept = 0
+    mappings: set[bytes] = set()
     for pid in pids:
-        for inode, size in _shared_mappings(pid):
-            mapped[inode] = max(size, mapped.get(inode, 0))
-    shared = sum(mapped.values())
-    resident = sum(_statm(pid)[1] for pid in pids)
-    if resident + shared <= enough:
-        return resident + shared
-    return shared + sum(map(_proportional_share, pids))
+        lines = _read(f"/proc/{pid}/maps", _MOST_OF_MAPS)
+        kept += _MOST_FOR_TABLES if len(lines) == _MOST_OF_MAPS else 0
+        mappings.update(_SHARED_MAPPING.findall(lines))
+    kept += len(mappings) * confinement.SHARED_MAPPING_BYTES + _queue_bytes(pids)
+    resident = (
+        sum(int(fields[1]) for fields in (_read(f"/proc/{pid}/statm").split() for pid in pids) if fields) * _PAGE
+    )
+    return kept + (resident if resident + kept <= enough else sum(map(_proportional_share, pids)))
 
 
-def _statm(pid: int) -> tuple[int, int]:
-    """Return bytes of address space and of resident pages."""
-    fields = _read(f"/proc/{pid}/statm").split()
-    return (int(fields[0]) * _PAGE, int(fields[1]) * _PAGE) if fields else (0, 0)
-
-
-def _shared_mappings(pid: int) -> Iterator[tuple[bytes, int]]:
-    for start, end, _, device, inode in _SHARED_MAPPING.findall(_read(f"/proc/{pid}/maps")):
-        yield device + inode, int(end, 16) - int(start, 16)
+def _queue_bytes(pids: list[int]) -> int:
+    """Return how many bytes may wait in the sockets and pipes of processes; a few are not looked for."""
+    queues: set[str] = set()
+    for pid in pids:
+        try:
+            descriptors = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            continue
+        for descriptor in descriptors if len(descriptors) > _FEW_DESCRIPTORS else ():
+            try:
+                queues.add(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
+            except OSError:
+                continue
+    return sum(_SOCKET_BYTES * name.startswith("socket:") + _PIPE_BYTES * name.startswith("pipe:") for name in queues)
 
 
 def _proportional_share(pid: int) -> int:
@@ -79,9 +90,14 @@ def _proportional_share(pid: int) -> int:
     return 0
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, limit: int = 1 << 20) -> bytes:
+    """Read a file of /proc, which gives a page or so at a time; nothing if the process has just ended."""
+    parts, length = [], 0
     try:
         with open(path, "rb", buffering=0) as file:
-            return file.read()
+            while length < limit and (part := file.read(limit - length)):
+                parts.append(part)
+                length += len(part)
     except OSError:
-        return b""  # the process has just ended
+        pass
+    return b"".join(parts)

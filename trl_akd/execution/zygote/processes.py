@@ -57,7 +57,7 @@ class ProcessLevel:
         self._threads, self._counted_at = 0, -math.inf
         self._folder = settings["folder"]
         if self._folder is not None:
-            os.mkdir(self._folder, 0o711)
+            _make_folder(self._folder)
         linux.become_subreaper()
         linux.set_dumpable(False)
 
@@ -163,6 +163,14 @@ class BubblewrapLevel(ProcessLevel):
         """Empty what programs could write to."""
         for folder in self._emptied:
             empty_folder(folder, kept=self._mounted)
+
+
+def _make_folder(path: str) -> None:
+    try:
+        os.mkdir(path, 0o711)
+    except OSError as error:
+        reason = f"{error.strerror}; set TMPDIR to a folder that can be written to and has room"
+        raise OSError(error.errno, reason, path) from error
 
 
 def remove_tree(folder: str) -> None:

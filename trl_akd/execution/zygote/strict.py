@@ -11,6 +11,7 @@ import builtins
 import contextlib
 import importlib
 import os
+import select
 import signal
 import struct
 import sys
@@ -23,17 +24,26 @@ from . import failure, linux, plain
 _LENGTH = struct.Struct("!I")
 _MAX_MESSAGE = 64 << 20
 _MAX_CONSTANT = 1 << 20
-_read, _write, _exit = os.read, os.write, os._exit
+_read, _write, _exit, _own_id = os.read, os.write, os._exit, os.getpid
 
 
 class Pipe:
-    """Exchange plain data over two descriptors."""
+    """Exchange plain data over two descriptors.
 
-    def __init__(self, reader: int, writer: int) -> None:
-        self._reader, self._writer = reader, writer
+    Args:
+        reader, writer (`int`): the descriptors.
+        peer (`int`, *optional*): descriptor of the other process, whose end is that of the data, whoever else holds
+            the pipe.
+    """
+
+    def __init__(self, reader: int, writer: int, peer: int | None = None) -> None:
+        self._reader, self._writer, self._peer = reader, writer, peer
+        self._owner = os.getpid()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send a dict of plain data."""
+        """Send a dict of plain data; a forked copy of the process that made this pipe ends instead."""
+        if _own_id() != self._owner:
+            _exit(0)
         data = plain.encode(message)
         view = memoryview(_LENGTH.pack(len(data)) + data)
         while view:
@@ -57,6 +67,10 @@ class Pipe:
     def _take(self, length: int) -> bytes:
         chunks = []
         while length:
+            if self._peer is not None:
+                ready, _, _ = select.select([self._reader, self._peer], [], [])
+                if self._reader not in ready and not select.select([self._reader], [], [], 0)[0]:
+                    raise EOFError
             chunk = _read(self._reader, min(length, 1 << 20))
             if not chunk:
                 raise EOFError
@@ -96,7 +110,8 @@ def start_candidate(run: Callable[[Pipe], None], closed_to_it: tuple[int, ...]) 
             _exit(1)
     os.close(requests)
     os.close(answers)
-    return Pipe(answer, ask), candidate
+    peer = os.pidfd_open(candidate) if hasattr(os, "pidfd_open") else None
+    return Pipe(answer, ask, peer), candidate
 
 
 def serve(pipe: Pipe, namespace: dict[str, Any], describe: Callable[[BaseException], dict[str, Any]]) -> None:

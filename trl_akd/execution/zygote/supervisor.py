@@ -83,25 +83,35 @@ def run(level: Level, job: Job, caller: list[int]) -> dict[str, Any]:
     Raises:
         CallerGone: If one of them does. The program is dead by then.
     """
-    if level.memory is not None:
-        level.memory.allow(job.memory_bytes)
-    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        if level.memory is not None:
+            level.memory.allow(job.memory_bytes)
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with ours, its:
+            return _start_and_watch(level, job, ours, its, caller)
+    except OSError as error:
+        return {"status": "infra_error", "message": f"the program cannot be started ({error})"}
+    finally:
+        for file in job.files:
+            os.close(file)
+
+
+def _start_and_watch(
+    level: Level, job: Job, ours: socket.socket, its: socket.socket, caller: list[int]
+) -> dict[str, Any]:
     if _PASSES_CREDENTIALS:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     processes = level.processes_allowed()
-    with ours:
-        child = level.fork()
-        if child == 0:
-            _be_program(level, job, processes, its.fileno())
-        try:
-            its.close()
-            for file in job.files:
-                os.close(file)
-            nonce = os.urandom(verdict.NONCE_BYTES)  # made after the fork, so that no copy of it is in the program
-            ours.send(nonce)
-            return _Watch(level, job, child, ours, nonce, caller).until_it_ends()
-        finally:
-            level.destroy(child)
+    child = level.fork()
+    if child == 0:
+        _be_program(level, job, processes, its.fileno())
+    try:
+        its.close()
+        nonce = os.urandom(verdict.NONCE_BYTES)  # made after the fork, so that no copy of it is in the program
+        ours.send(nonce)
+        return _Watch(level, job, child, ours, nonce, caller).until_it_ends()
+    finally:
+        level.destroy(child)
 
 
 class _Watch:
@@ -259,9 +269,9 @@ class _Watch:
 def _be_program(level: Level, job: Job, processes: int, verdict_fd: int) -> NoReturn:
     """Prepare the surroundings, then become the program."""
     try:
+        level.furnish()
         _arrange_descriptors(job, verdict_fd)
         verdict_fd = program.VERDICT_FD
-        level.furnish()
         os.setsid()
         confinement.limit(job.memory_bytes, job.timeout, processes)
         level.drop_rights()

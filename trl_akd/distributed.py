@@ -3,13 +3,19 @@
 Uses private parts of TRL; `tests/test_trl_contract.py` names them.
 """
 
+import atexit
+import gc
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend
+from torch._C._distributed_c10d import Logger, ProcessGroup, Reducer
 from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection, prepare_fsdp
 from trl.trainer.utils import maybe_gather_lm_head_ctx
@@ -113,3 +119,43 @@ def prepare_frozen(model: Any, accelerator: Accelerator, device: str | None = No
     if accelerator.distributed_type == DistributedType.FSDP:
         return prepare_fsdp(model, accelerator)
     return accelerator.prepare_model(model, evaluation_mode=True)
+
+
+def leave_process_groups() -> None:
+    """Destroy this process's Gloo groups, and drop what still refers to them, so that their threads end.
+
+    Registered with `atexit` when this module is imported. A Gloo thread that releases the last reference to a tensor
+    while the interpreter shuts down aborts the process ("terminate called without an active exception").
+    `torch.distributed.destroy_process_group` alone does not end the threads: they live as long as an engine, such as
+    `DistributedDataParallel`, refers to the group. Nothing can be communicated afterwards.
+    """
+    if dist.is_initialized():
+        if dist.get_backend() != "gloo":  # NCCL has no such threads, and waits for the other processes when destroyed
+            return
+        dist.destroy_process_group()
+    elif "WORLD_SIZE" not in os.environ:
+        return
+    kinds = frozenset({ProcessGroup, Reducer, Logger})
+    objects = gc.get_objects()
+    # Of extension types and tuples of them the collector knows nothing, but it knows what refers to them.
+    found = list({id(thing): thing for thing in gc.get_referents(*objects) if type(thing) in kinds}.values())
+    for holder in gc.get_referrers(*found):
+        if holder is not found:
+            _drop_references(holder, kinds)
+    for function in objects:
+        if type(function) is FunctionType and any(type(default) in kinds for default in function.__defaults__ or ()):
+            function.__defaults__ = None  # `group=dist.group.WORLD` of a module imported after the group was made
+
+
+def _drop_references(holder: Any, kinds: frozenset[type]) -> None:
+    """Replace instances of `kinds` in a list, a dictionary or an object's attributes by `None`."""
+    if isinstance(holder, list):
+        holder[:] = [None if type(entry) in kinds else entry for entry in holder]
+        return
+    entries = holder if isinstance(holder, dict) else getattr(holder, "__dict__", None)
+    if isinstance(entries, dict):
+        for name in [name for name, entry in entries.items() if type(entry) in kinds]:
+            entries[name] = None
+
+
+atexit.register(leave_process_groups)

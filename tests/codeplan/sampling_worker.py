@@ -80,8 +80,6 @@ def main() -> None:
     folder, accelerator = Path(sys.argv[1]), Accelerator(cpu=True)
     record = [accelerator.num_processes, sample(folder, accelerator)]
     (folder / f"rank{accelerator.process_index}.json").write_text(json.dumps(record))
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

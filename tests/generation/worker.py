@@ -62,8 +62,6 @@ def main() -> None:
     train()
     record["losses"] = losses
     (Path(sys.argv[1]) / f"rank{accelerator.process_index}.json").write_text(json.dumps(record))
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

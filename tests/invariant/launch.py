@@ -47,6 +47,9 @@ def run(folder: Path, backend: str, timeout: float = 300, gather: bool = True, *
     settings = {"output_dir": str(folder / "checkpoints"), "results": str(folder), **settings}
     (folder / "settings.json").write_text(json.dumps(settings))
     launch(folder, backend, "tests.invariant.worker", str(folder / "settings.json"), timeout=timeout, gather=gather)
+    threads = {path.name: json.loads(path.read_text()) for path in folder.glob("threads-*.json")}
+    assert len(threads) == (1 if backend == "single" else 2)
+    assert not any("gloo" in name for names in threads.values() for name in names), threads
     record = json.loads((folder / "record.json").read_text())
     weights = {}
     for model in (folder / "model").glob("*model.safetensors"):

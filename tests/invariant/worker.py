@@ -3,11 +3,24 @@
 Run by `test_invariance.py`, under `accelerate launch` or alone: `python worker.py SETTINGS.json`.
 """
 
+import atexit
 import gc
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
+
+# ruff: noqa: E402
+
+
+@atexit.register  # before other modules register anything, so that it is called last
+def record_threads() -> None:
+    """Write down the names of the native threads with which this process goes into the interpreter's shutdown."""
+    names = [thread.read_text().strip() for thread in Path("/proc/self/task").glob("*/comm")]
+    folder = Path(json.loads(Path(sys.argv[1]).read_text())["results"])
+    (folder / f"threads-{os.environ.get('RANK', 0)}.json").write_text(json.dumps(names))
+
 
 import torch
 from transformers import TrainerCallback
@@ -34,7 +47,7 @@ class History(TrainerCallback):
             self.logs.append({"step": state.global_step, **logs})
 
 
-def main() -> None:
+def main() -> AKDTrainer:
     settings = json.loads(Path(sys.argv[1]).read_text())
     history = History()
     make_config, make_trainer, make_rows = METHODS[settings.pop("method", "akd")]
@@ -87,8 +100,7 @@ def main() -> None:
             "tensors": _tensors(),
         }
         (results / "record.json").write_text(json.dumps(record))
-    trainer.accelerator.wait_for_everyone()  # or a process leaves while the other still saves
-    trainer.end()
+    return trainer
 
 
 def _judge(trainer: AKDTrainer, benchmark: str) -> TrainerCallback:
@@ -157,4 +169,4 @@ def _is_sharded(trainer: AKDTrainer) -> bool:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    trainer = main()  # alive, with its engine, until the process ends, as in most scripts

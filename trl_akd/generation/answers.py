@@ -7,6 +7,7 @@ to [`programs`]. Time is linear in the text's length.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from types import MappingProxyType
 
 from .programs import find_program, is_marked_wrong
@@ -58,8 +59,7 @@ _START = re.compile(
 )
 _NO_TEXT = re.compile(r"<\|(?:python_tag|begin_of_solution|START_RESPONSE)\|>")
 _FILL_IN = re.compile(
-    r"\s*+(?:<\|?fim_prefix\|?>|<PRE>)(.*?)(?:<\|?fim_suffix\|?>|<SUF>)(.*?)(?:<\|?fim_middle\|?>|<MID>)(.*)",
-    re.DOTALL,
+    r"(?P<prefix><\|?fim_prefix\|?>|<PRE>)|(?P<suffix><\|?fim_suffix\|?>|<SUF>)|<\|?fim_middle\|?>|<MID>"
 )
 
 _FENCE = re.compile(
@@ -265,10 +265,12 @@ def _spans_of_python(text: str, tags: list[re.Match[str]]) -> list[tuple[int, in
 
 def _without_special_tokens(text: str) -> str:
     """Remove the tokens of chat templates and of infilling, and what follows the end of the turn."""
-    if filled := _FILL_IN.match(text):
-        before, after, middle = filled.groups()
-        end = next((match.start() for match in _END.finditer(middle)), len(middle))
-        text = before + middle[:end] + after
+    fill_in = [*islice(_FILL_IN.finditer(text), 3)]
+    if [match.lastgroup for match in fill_in] == ["prefix", "suffix", None] and not text[: fill_in[0].start()].strip():
+        prefix, suffix, middle = fill_in
+        end = next((match.start() for match in _END.finditer(text, middle.end())), len(text))
+        between = text[suffix.end() : middle.start()]
+        text = text[prefix.end() : suffix.start()] + text[middle.end() : end] + between
     if opening := _START.match(text):
         text = text[opening.end() :].lstrip("\n")
     text = _NO_TEXT.sub(lambda match: match[0] if _is_quoted(text, match) else "", text)

@@ -245,20 +245,19 @@ def _add(index: dict[str, list[int]], names: Iterable[str], number: int) -> None
 _WRONG = re.compile(
     r"\b(?:wrong|incorrect(?:ly)?|buggy|bugs?|broken|faulty|flawed|mistaken?|mistakes?|pitfall|anti-?pattern"
     r"|avoid|fails?|naive attempt|bad|inefficient|too slow|slower|for (?:comparison|reference)"
-    r"|(?:do|does|did|would|will|is|are)(?: not|n['\u2019]?t) (?:be )?"
-    r"(?:do|use|write|work|correct|right|valid|handle|pass)\w*"
+    r"|(?:not|n['\u2019]t|never) (?:be )?(?:do|use|write|work|correct|right|valid|handle|pass)\w*"
     r"|won['\u2019]t work|not (?:do|to do)|your (?:original )?(?:code|version|attempt)|original code)\b",
     re.IGNORECASE,
 )
 _RIGHT = re.compile(
-    r"\b(?:correct(?:ed|ly|ion)?|fix(?:ed|es|ing)?|instead of|use this instead|right|improved?|optimi[sz]ed"
-    r"|updated|revised|final|working"
-    r"|better|efficient|faster|solution is|avoids|handles)\b",
+    r"\b(?:correct(?:ed|ly|ion)?|fix(?:ed|es|ing)?|instead of|use this instead|right|improved?|optimi[sz]ed|updated"
+    r"|revised|final|working|better|efficient|faster|solution is|avoids|handles)\b",
     re.IGNORECASE,
 )
 _NEGATED = re.compile(
     r"\b(?:not|n['\u2019]t|never)\s+(?:be\s+|quite\s+)?(?:correct|right|working|efficient|handle)\w*", re.IGNORECASE
 )
+_EMPHASIS = re.compile(r"[*`]|(?<!\w)_|_(?!\w)")
 _HEADING_CHARS = 300
 
 
@@ -272,6 +271,7 @@ def is_marked_wrong(before: str, block: str) -> bool:
 def _is_disapproval(line: str) -> bool:
     if "❌" in line:
         return True
+    line = _EMPHASIS.sub("", line)
     wrong = _WRONG.search(line)
     return wrong is not None and _RIGHT.search(_NEGATED.sub("", line)) is None
 
@@ -290,17 +290,22 @@ def _whole_program(sources: Sequence[Source]) -> str | None:
     return whole if whole is not None else max(runs, key=len, default=None)
 
 
+_WRITES_OUTPUT = re.compile(r"\bprint\s*\(|\bstdout\b|\bos\.write\(|\bopen\(\s*1\b")
+
+
 def _joined(blocks: Sequence[Source]) -> str:
     """Return the blocks that make the last program that is not called wrong.
 
-    Where blocks read input, the last of them counts, with those that define what it needs. A block whose functions are
-    all defined again further down is a draft.
+    Where blocks read input and print, the last of them counts, with those that define what it needs. A block whose
+    functions are all defined again further down is a draft.
     """
     blocks = [block for block in blocks if not block.part.wrong] or blocks
     blocks = [block for block in blocks if block.parses] or [block for block in blocks if block.statements] or blocks
     if not any(block.statements for block in blocks):
         return max((block.part.text for block in blocks), key=len)
     reader = next((block for block in reversed(blocks) if READS_INPUT.search(block.text)), None)
+    if reader is not None and not _WRITES_OUTPUT.search(reader.text):
+        reader = None
     kept: list[Source] = []
     defined: set[str] = set()
     needed: set[str] = set()

@@ -147,6 +147,8 @@ class Source:
 
 
 _REPL = re.compile(r"^[ \t]*(?:>>>|In \[\d*\]:)(?: |$)", re.MULTILINE)
+_QUOTED = re.compile(r"\s*+(?P<quotes>\"\"\"|''')(?:python)?\n(?P<text>.*)(?P=quotes)\s*", re.DOTALL | re.IGNORECASE)
+_NEXT_TURN = re.compile(r"^### ?(?:Instruction|Human|User)\b", re.MULTILINE)
 _OPENS_PROGRAM = re.compile(r"^[ \t]*(?:async def|def|class|import|from|@)[ \t\w]", re.MULTILINE)
 _REPL_LINE = re.compile(r"[ \t]*(?:>>> ?|\.\.\.(?: |$)|In \[\d*\]: ?|[ \t]*\.{3,}: ?)(.*)")
 _LINE_NUMBER = re.compile(r"[ \t]*\d{1,5}(?:[ \t]*[|:.)│][ \t]?|[ \t]|$)")
@@ -182,8 +184,10 @@ def _repaired(part: Part) -> tuple[str, ast.Module | None]:
     if part.kind == "diff" or (part.kind == "code" and text.lstrip().startswith(("@@ ", "--- "))):
         text = _without_diff_marks(text)
     prose = part.kind == "prose" or part.kind == "text"
+    if prose:
+        text = _NEXT_TURN.split(text, maxsplit=1)[0] if not _NEXT_TURN.match(text.lstrip()) else text
     if part.kind != "python":
-        text = _from_json(text)
+        text = _unquoted(_from_json(text))
     tree = _tree(text, prose)
     for repair in _REPAIRS:
         if tree is not None:
@@ -234,6 +238,12 @@ def _from_json(text: str) -> str:
     except (ValueError, RecursionError):
         return text
     return next((value[key] for key in _JSON_KEYS if isinstance(value.get(key), str)), text)
+
+
+def _unquoted(text: str) -> str:
+    """Return the text in triple quotes that stand for a fence."""
+    quoted = _QUOTED.fullmatch(text)
+    return quoted["text"] if quoted and quoted["quotes"] not in quoted["text"] else text
 
 
 def _without_prompts(text: str) -> str:

@@ -28,7 +28,8 @@ class PassAtK(ProgramMetric):
     Args:
         predictions (`list[list[str]]`): each task's programs, whole, as they shall be run.
         references (`list`): each task's test: a program's text that raises unless all is well, or inputs and outputs
-            as in APPS, `{"inputs": [...], "outputs": [...], "fn_name": optional}` or the JSON text of that.
+            as in APPS, `{"inputs": [...], "outputs": [...], "fn_name": optional, "harness": optional}` or the JSON
+            text of that.
         k (`int` or `list[int]`, *optional*, defaults to `1`): programs one may try. A k above the samples of a task
             is left out with a warning; it is an error if no other k is given.
         workers (`int`, *optional*): programs run at once, by default as many as there are cores.

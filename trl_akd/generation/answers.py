@@ -320,7 +320,7 @@ def _blocks(text: str) -> Iterator[CodeBlock]:
         body = body if closing or after < len(lines) else body.removesuffix("\n")
         if first is None and body and not language:
             language, body = _tag_on_a_line(body)
-        if closing or fence["info"].strip() or _is_code(body) or not _is_code(text[end:start]):
+        if closing or fence["info"].strip() or _is_code(body) or (body.strip() and not _is_code(text[end:start])):
             yield CodeBlock(
                 language, body, closing, start, min(starts[after] - 1 if closing else starts[after], len(text))
             )

@@ -97,7 +97,7 @@ class _Assembly:
         while self._waiting:
             name = self._waiting.pop()
             if name in _DYNAMIC:
-                self._keep_everything()
+                self._keep_values()
             home = self._home(name)
             if home is None:
                 continue
@@ -108,11 +108,11 @@ class _Assembly:
                 for number in self._set_ups[home].of(name):
                     self._keep(home, number)
 
-    def _keep_everything(self) -> None:
-        """Keep all definitions and values of the chosen source, for code that looks names up when it runs."""
+    def _keep_values(self) -> None:
+        """Keep all values of the chosen source, for code that looks names up when it runs."""
         for number, statement in enumerate(self._sources[self._chosen].statements):
             is_value = isinstance(statement.node, ASSIGNMENTS) and not READS_INPUT.search(statement.text)
-            if statement.is_definition or (is_value and self._entry_point not in statement.calls):
+            if is_value and self._entry_point not in statement.calls:
                 self._keep(self._chosen, number)
 
     def _home(self, name: str) -> int | None:

@@ -116,7 +116,7 @@ class Source:
         for statement in (self.statements[number] for number in numbers):
             between = lines[last : statement.first] if texts else []
             texts += [line for line in between if not line.strip() or line.startswith("#")]
-            texts.append(textwrap.dedent(statement.text))
+            texts.append(_dedented(statement.text))
             last = statement.last
         return "\n".join(texts)
 
@@ -127,7 +127,7 @@ class Source:
             return None
         spans = [(self.statements[run[0]].first, self.statements[run[-1]].last) for run in self.runs]
         first, last = max(spans, key=lambda span: span[1] - span[0])
-        return textwrap.dedent("\n".join(self.text.split("\n")[first:last]))
+        return _dedented("\n".join(self.text.split("\n")[first:last]))
 
     @cached_property
     def program(self) -> str:
@@ -262,6 +262,11 @@ def _without_prompts(text: str) -> str:
     return "\n".join(match[1] for line in text.split("\n") if (match := _REPL_LINE.fullmatch(line)))
 
 
+def _dedented(text: str) -> str:
+    """Remove the common indent; a text without one keeps its blank lines as they are, as they may be in a string."""
+    return textwrap.dedent(text) if text.lstrip("\n")[:1] in (" ", "\t") else text
+
+
 def _without_quote_marks(text: str) -> str:
     lines = [line for line in text.split("\n") if line.strip()]
     if not all(map(_QUOTE_MARK.match, lines)):
@@ -310,7 +315,7 @@ def _with_spaces(text: str) -> str:
 
 
 _REPAIRS: tuple[Callable[[str], str], ...] = (
-    textwrap.dedent,
+    _dedented,
     _without_quote_marks,
     _without_prompts,
     _without_line_numbers,
@@ -352,7 +357,7 @@ def _salvaged(text: str) -> tuple[list[Statement], bool]:
         chunks = [_extent(lines, number, lexical=True, limit=budget)]
         tree = None
         for end in chunks:
-            chunk = textwrap.dedent("\n".join(lines[number:end])).rstrip()
+            chunk = _dedented("\n".join(lines[number:end])).rstrip()
             budget -= len(chunk) + _LINE_COST * (end - number)
             tree = parse(chunk) if budget > 0 or end == number + 1 else None
             if tree is not None:

@@ -83,8 +83,8 @@ def test_the_best_model_is_judged_anew(tmp_path: Path, benchmark_file: Path, mon
 
 @pytest.mark.parametrize("best", [False, True])
 def test_the_card_of_a_resumed_run_knows_earlier_scores(best: bool, tmp_path: Path, benchmark_file: Path, monkeypatch):
-    """Of a run that was interrupted after its only evaluation, or after that of its best model."""
-    settings = {"save_strategy": "steps", "save_steps": 2, "eval_steps": 2, "max_steps": 3}
+    """Of a run that had ended, and of one that was interrupted after the evaluation of its best model."""
+    settings = {"save_strategy": "steps", "save_steps": 2, "eval_steps": 2, "max_steps": 2}
     if best:
         settings |= {"metric_for_best_model": "eval_pass@1", "load_best_model_at_end": True, "max_steps": 4}
     for score in (0.75, 0.25):

@@ -117,7 +117,7 @@ def _pickled_text(data: bytes) -> str:
     texts: list[str] = []
     for instruction, argument, _ in pickletools.genops(data):
         if instruction.name in _TEXTS:
-            texts.append(argument)
+            texts.append(str(argument))
         elif instruction.name not in _BESIDE_TEXT:
             raise ValueError(f"its pickle holds more than a text: {instruction.name} {argument or ''}".rstrip())
     if len(texts) != 1:

@@ -128,11 +128,11 @@ class PassAtK(ProgramMetric):
 def _within_samples(ks: list[int], sizes: list[int]) -> list[int]:
     """Leave out, with a warning, what a task has too few samples for, unless that is all there is."""
     kept = [k for k in ks if k <= min(sizes, default=0)]
-    left_out = [f"k={k}" for k in ks if k not in kept]
+    left_out = [str(k) for k in ks if k not in kept]
     if not kept or not left_out:
         return ks
     warnings.warn(
-        f"A task has only {min(sizes)} samples, so {', '.join(left_out)} is left out; give every task that many.",
+        f"Values of k above {min(sizes)}, the fewest samples of a task, are left out: {', '.join(left_out)}.",
         stacklevel=2,
     )
     return kept

@@ -214,13 +214,15 @@ def test_a_teacher_in_this_process_comes_from_the_loader_of_evaluate(
 
     def load(source, accelerator):
         loaded.append(source)
-        return LoadedModel(Echo(), tiny.tokenizer(), None, 16)
+        tokenizer = tiny.tokenizer()
+        tokenizer.chat_template = "<user>{{ messages[0]['content'] }}<model>"
+        return LoadedModel(Echo(), tokenizer, None, 16)
 
     monkeypatch.setattr("trl_akd.evaluation.backends.load_model", load)
     trainer = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1))
     teaching = TeachingConfig(text_teacher="coder", text_backend="vllm", text_prompt_style=style)
     [[completion]] = iterkd_command._text_teacher(teaching, trainer).generate(["Hello"])
-    assert (completion.text == "Hello") == (style == "completion") and "Hello" in completion.text
+    assert completion.text == {"chat": "<user>Hello<model>", "completion": "Hello"}[style]
     assert (loaded[0].model, loaded[0].backend, loaded[0].prompt_style) == ("coder", "vllm", style)
     trainer.accelerator.num_processes = 2
     with pytest.raises(ValueError, match=r"`text_backend` is 'vllm'.* serve the teacher with `vllm serve`"):

@@ -53,6 +53,10 @@ def test_gkd_arguments_are_kept():
         (Trainer, "_save", ["self", "output_dir", "state_dict"]),
         (Trainer, "_load_from_checkpoint", ["self", "resume_from_checkpoint", "model"]),
         (Trainer, "_load_best_model", ["self"]),
+        (Trainer, "_issue_warnings_after_load", ["self", "load_result"]),
+        (Trainer, "save_model", ["self", "output_dir", "_internal_call"]),
+        (Trainer, "push_to_hub",
+         ["self", "commit_message", "blocking", "token", "revision", "private", "kwargs"]),
         (Trainer, "_push_from_checkpoint", ["self", "checkpoint_folder"]),
     ],
 )  # fmt: skip
@@ -84,13 +88,26 @@ def test_models_leave_named_tensors_out_of_what_they_save():
 
 
 def test_private_helpers():
+    from trl.data_utils import common_prefix_length
     from trl.models import prepare_deepspeed
     from trl.models.utils import _ForwardRedirection, prepare_fsdp
-    from trl.trainer.utils import maybe_gather_lm_head_ctx
+    from trl.trainer.utils import maybe_gather_lm_head_ctx, print_prompt_completions_sample
 
     assert parameters(_ForwardRedirection.__call__)[1:4] == ["wrapper_module", "original_module", "method"]
     assert parameters(prepare_deepspeed) == parameters(prepare_fsdp) == ["model", "accelerator"]
     assert parameters(maybe_gather_lm_head_ctx) == ["params"]
+    assert common_prefix_length([1, 2, 3], [1, 2, 4]) == 2
+    assert parameters(print_prompt_completions_sample)[:6] == [
+        "prompts", "completions", "rewards", "advantages", "step", "num_samples",
+    ]  # fmt: skip
+
+
+def test_router_loss():
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    assert parameters(load_balancing_loss_func) == ["gate_logits", "num_experts", "top_k", "attention_mask"]
+    source = inspect.getsource(SFTTrainer.__init__)
+    assert "self.aux_loss_enabled =" in source and "self.router_aux_loss_coef =" in source
 
 
 def test_packing_helpers():

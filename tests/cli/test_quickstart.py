@@ -1,6 +1,7 @@
 """The quickstart: its last stage on tiny models, and, among the slow tests, all of it."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -136,6 +137,9 @@ def test_codeplan_goes_from_plans_to_ranked_programs(tmp_path: Path, monkeypatch
     results = json.loads((folder / "results.json").read_text())["models"]
     assert list(results["student after CodePLAN"]["plans"]["curve"]) == ["0", "1", "2"]
     assert (folder / "student-codeplan" / "plan_head.safetensors").exists()
+    [script] = re.findall(r"Let the student plan:  python (.*)", out)
+    exec(compile(Path(script).read_text(), script, "exec"), {})
+    capsys.readouterr()
     run_as_printed(out, ["plans", "codeplan"])
     report = json.loads((folder / "plans" / "report.json").read_text())
     assert report["wanted"] == 160 == report["plans"] + sum(report["rejected"].values())

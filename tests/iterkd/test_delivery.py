@@ -137,10 +137,16 @@ class TestAnswers:
         assert leak(fault) is None
 
     def test_words_of_the_subject_are_no_leak(self):
-        fault = "df.fillna(1)  # fill missing values, log errors"
-        assert leak(fault) == "missing"
-        assert leak(fault, instruction="Fill missing values.", correct="# log an error\nx = 1") is None
-        assert leak(fault, instruction="Fill values.", correct="missing = 1  # log an error") == "missing"
+        fault = "wrong_sum = 1  # the bug"
+        assert leak(fault) == "bug"
+        assert leak(fault, instruction="Describe a bug.") == "wrong"
+        assert leak(fault, instruction="Describe a bug.", correct="wrong_sum = 2") is None
+        assert leak(fault, instruction="Let wrong_sum be 2.", correct="x = 1  # no bug") is None
+
+    def test_faults_are_told_from_leaks_as_a_careful_person_does(self):
+        for row in scripted.labelled("faults.jsonl"):
+            found = leak(row["text"], instruction=row["instruction"], correct=row["correct"])
+            assert (found is not None) is row["leaks"], row
 
     @given(st.text("abc#'\"\n `~\\/*-", max_size=60))
     @settings(deadline=None)
@@ -246,6 +252,13 @@ class TestVerification:
         assert texts(done) == [WRONG]
         assert done.dropped == {f"fault/{reason}": 1 for reason in reasons} | {"fault/duplicate": 2}
 
+    def test_thoughts_are_no_part_of_an_answer(self):
+        thought = "<think>\nI shall hide a bug: subtract.\n```python\nx = 1  # BUG\n```\n</think>\n\n"
+        done = sift(thought + RIGHT, thought + WRONG, "<think>" + WRONG, unverified="keep")
+        assert [(pair.correct, texts(done)) for pair in done.pairs] == [(RIGHT, [WRONG])]
+        assert done.dropped == {"fault/refused": 1}
+        assert sift("<think>" + RIGHT, WRONG).dropped == {"correct/refused": 1}
+
     def test_nothing_gives_nothing(self):
         assert verify([]).pairs == []
         assert sift("I'm sorry.", WRONG).dropped == {"correct/refused": 1}
@@ -346,15 +359,15 @@ class TestReleasedPairs:
         pairs = read_pairs(scripted.soda("pairwise_data.json"))
         assert [len(pair.faults) for pair in pairs] == [1] * 100
         done = verify(pairs, unverified="keep")
-        assert done.dropped == {"correct/refused": 1, "fault/leaks": 22}
-        assert len(done.pairs) == 77
+        assert done.dropped == {"correct/refused": 1, "fault/leaks": 20}
+        assert len(done.pairs) == 79
         assert sum(not has_code(pair.correct) for pair in pairs) == 3
         assert sum(not has_code(pair.faults[0].text) for pair in pairs) == 1
         assert sum(python_program(pair.correct) is None for pair in pairs) == 44
 
     def test_with_nobody_to_ask_none_is_verified(self):
         done = verify(read_pairs(scripted.soda("pairwise_data.json")))
-        assert (done.pairs, done.dropped["fault/unverified"]) == ([], 77)
+        assert (done.pairs, done.dropped["fault/unverified"]) == ([], 79)
 
     @pytest.mark.parametrize(
         "row, message",

@@ -71,10 +71,7 @@ class TestReading:
         [
             ("", "empty"), ("#Created Instruction#:\n", "empty"), ('""', "empty"),
             ("I'm sorry, but I can't help.", "refused"), ("As an AI language model, I do not ask.", "refused"),
-            ("Add two numbers.\n\n### Solution\nx = a + b", "solution"),
-            ("Add two numbers.\nAnswer: a + b", "solution"),
-            ("Add two numbers.\n\nHere is the solution:\nx = a + b", "solution"),
-            ("Add two numbers.\nHere's a Python solution.", "solution"),
+            ("Solution:\nx = a + b", "solution"), ("<think>Add two numbers.", "empty"),
             ("```python\nx = a + b\n```", "solution"), ("def add(a, b):\n    return a + b", "solution"),
             ("Sort.", "too_short"), ("Sort a list. " * 20, "too_long"),
             ("Speed this up:\n```python\nx = 1\n```", None), ("Write a class that holds an answer.", None),
@@ -82,6 +79,13 @@ class TestReading:
     )  # fmt: skip
     def test_what_is_no_question_is_told_why(self, answer, reason):
         assert check(answer) == reason
+
+    def test_questions_are_read_as_a_careful_person_reads_them(self):
+        """What teachers write, each with the question in it, or `null` where there is none."""
+        for row in scripted.labelled("questions.jsonl"):
+            found = read_question(row["text"])
+            reason = check_question(found, min_chars=20, max_chars=4000)
+            assert (None if reason else found) == row["question"], row["text"]
 
     def test_the_authors_own_questions_pass_as_they_are(self):
         texts = [row["instruction"] for row in scripted.soda("new_data.json")]

@@ -34,7 +34,7 @@ from ..data.tokenization import PROMPT_COLUMN
 from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
 from ..distributed import own_rows, take_compilation, through_forward, unwrapped, widest_float
 from ..generation.plain import stop_tokens
-from ..heads import LMHead, compiler, final_hidden_states, lm_head
+from ..heads import LMHead, compiler, final_hidden_states, hidden_states_and_router_loss, lm_head
 from ..losses.fused_linear import FusedDivergence
 from ..teachers import LocalTeacher, NoTeacher, SelfTeacher, Teacher, load_teacher
 from ..teachers.local import prove_architecture
@@ -47,6 +47,7 @@ from .checks import (
     check_adapter,
     check_arguments,
     check_data,
+    check_experts,
     check_models,
     check_overrides,
     check_parallelism,
@@ -56,12 +57,14 @@ from .checks import (
     named_datasets,
     tokenizer_of,
 )
+from .completions import CompletionLog
 from .dropout import disable_dropout
 from .gkd import GKDTrainer
 from .metrics import METRICS, DistillationMetrics, Means
 from .model_card import find_license, model_card, objective, provenance
 from .objective import adaptive_divergence, mixed_loss, not_finite
 from .on_policy import is_on_policy, sample_rows, sampling_config, sampling_seed
+from .upload import upload_student
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +83,9 @@ class AKDTrainer(GKDTrainer):
     Args:
         model (`PreTrainedModel` or `str`):
             The student, or its name or path.
-        teacher_model (`PreTrainedModel` or `str`, *optional*):
-            The teacher. Defaults to `args.teacher_model_name_or_path`.
+        teacher_model (`PreTrainedModel`, `str` or [`~trl_akd.teachers.Teacher`], *optional*):
+            The teacher, its name or path, or an object that gives hidden states and an LM head batch by batch.
+            Defaults to `args.teacher_model_name_or_path`.
         args (`AKDConfig`, *optional*):
             Configuration.
         data_collator (`Callable`, *optional*):
@@ -122,7 +126,7 @@ class AKDTrainer(GKDTrainer):
     def __init__(
         self,
         model: PreTrainedModel | nn.Module | str,
-        teacher_model: PreTrainedModel | nn.Module | str | None = None,
+        teacher_model: PreTrainedModel | nn.Module | Teacher | str | None = None,
         args: AKDConfig | None = None,
         data_collator: Callable[[list[Any]], Batch] | None = None,
         train_dataset: Dataset | None = None,
@@ -165,6 +169,8 @@ class AKDTrainer(GKDTrainer):
                 **kwargs,
             )
         self.padding_free = args.padding_free or args.packing
+        if self.router_aux_loss_coef:
+            check_experts(self.model.config.get_text_config())
         self._compilation = take_compilation(self.accelerator)
         self._compiled = compiler(self._compilation)
         check_adapter(*adapters_of(self.model))
@@ -186,6 +192,7 @@ class AKDTrainer(GKDTrainer):
         self.provenance = provenance(model, teacher_model, args)
         self.scores: dict[int, list[EvalResult]] = {}
         self._student_proven = False
+        self._completions = CompletionLog(args, self._tokenizer, self.accelerator)
         self.add_callback(BetaSchedule(self.adaptive_beta, self._finish_step))
 
     # Set-up
@@ -251,6 +258,11 @@ class AKDTrainer(GKDTrainer):
             self.teacher: Teacher = SelfTeacher() if self.args.asks_teacher else NoTeacher()
             self.teacher_model = None
             return
+        if isinstance(model, Teacher):
+            self.teacher, self.teacher_model = model, None
+            self.vocabulary_size = min(student_size, getattr(model, "vocabulary_size", student_size))
+            self._require_shared_tokens()
+            return
         if isinstance(model, str):
             model = load_teacher(
                 model,
@@ -264,10 +276,13 @@ class AKDTrainer(GKDTrainer):
             student_size,
             model.config.get_text_config().vocab_size,
         )
-        for name, dataset in self._datasets().items():
-            require_shared_tokens(dataset, self.vocabulary_size, self._tokenizer, name=name)
+        self._require_shared_tokens()
         self.teacher = LocalTeacher(model, self.accelerator, self.args.teacher_device, self._compilation)
         self.teacher_model = self.teacher.engine
+
+    def _require_shared_tokens(self) -> None:
+        for name, dataset in self._datasets().items():
+            require_shared_tokens(dataset, self.vocabulary_size, self._tokenizer, name=name)
 
     def _datasets(self) -> dict[str, Dataset]:
         """Return the tokenised datasets by name."""
@@ -326,6 +341,8 @@ class AKDTrainer(GKDTrainer):
             vocabulary_size=self.vocabulary_size,
             seed=sampling_seed(self.args.seed, step, micro_batch, self.accelerator.process_index),
         )
+        if self.args.log_completions:
+            self._completions.add(rows)
         return DataCollatorForDistillation(self._tokenizer.pad_token_id)(rows)
 
     # Loss
@@ -366,19 +383,28 @@ class AKDTrainer(GKDTrainer):
                 ranks = self.accelerator.num_processes  # otherwise the items are those of this rank alone
         student, share = unwrapped(model, self.model, self.accelerator), wanted.share(items, ranks)
         with self.teacher.observe(wanted.taught_inputs):
-            loss, sums = through_forward(model, student, lambda: self._student_loss(student, wanted, share))
+            loss, sums, router_loss = through_forward(
+                model, student, lambda: self._student_loss(student, wanted, share)
+            )
         if not torch.isfinite(loss):
             raise not_finite(sums, self.state.global_step, self.args)
         mode = "train" if self.model.training else "eval"
         self.distillation_metrics[mode].add(sums, wanted.weight_by_task(), number_of_tokens(inputs))
+        if self.aux_loss_enabled:
+            steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            loss = loss + self.router_aux_loss_coef * router_loss / steps
+            self._metrics[mode]["aux_loss"].append(self.accelerator.reduce(router_loss.detach(), "mean").item())
         if not return_outputs:
             return loss
         with torch.no_grad():
             return loss, model(**wanted.inputs)
 
-    def _student_loss(self, student: Any, wanted: Targets, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss, weighted by `share`, and the sums of `METRICS` `[tasks, metrics]`, by `wanted.weights`.
+    def _student_loss(
+        self, student: Any, wanted: Targets, share: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the loss, weighted by `share`, sums of `METRICS` `[tasks, metrics]`, and the experts' router loss.
 
+        The sums are weighted by `wanted.weights`, the router loss not at all; it is 0 where it is not asked for.
         Runs inside the forward of the student's engine.
         """
         if not self._student_proven:
@@ -386,8 +412,11 @@ class AKDTrainer(GKDTrainer):
             self._student_proven = True
         knowledge = self.teacher.knowledge(student)
         with self.accelerator.autocast(), self._compiled(student):
-            hidden = final_hidden_states(student, wanted.inputs)
-        return self._judge(student, hidden[:, : wanted.labels.shape[1]], knowledge, wanted, share)
+            if self.aux_loss_enabled:
+                hidden, router_loss = hidden_states_and_router_loss(student, wanted.inputs)
+            else:
+                hidden, router_loss = final_hidden_states(student, wanted.inputs), torch.zeros((), device=share.device)
+        return *self._judge(student, hidden[:, : wanted.labels.shape[1]], knowledge, wanted, share), router_loss
 
     def _judge(
         self, student: Any, hidden: torch.Tensor, knowledge: Any, wanted: Targets, share: torch.Tensor
@@ -405,6 +434,11 @@ class AKDTrainer(GKDTrainer):
         return adaptive_divergence(head, hidden, knowledge, labels, share, beta, self.vocabulary_size, self.args)
 
     # Logs
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as [`trl.SFTTrainer`] does, and the latest completions with `log_completions`."""
+        super().log(logs, start_time)
+        self._completions.write(self.state.global_step)
 
     def _finish_step(self) -> None:
         """Log what the micro-batches and ranks of an optimiser step come to, and update β once it is complete."""
@@ -498,6 +532,29 @@ class AKDTrainer(GKDTrainer):
     def _objective(self) -> dict[str, Any]:
         """Return the settings that a reader of the model card wants to know."""
         return objective(self.args)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Upload the student, its tokenizer and its card, and nothing else of the output folder.
+
+        Arguments are those of [`transformers.Trainer.push_to_hub`].
+        """
+        return upload_student(
+            self,
+            commit_message=commit_message,
+            blocking=blocking,
+            token=token,
+            revision=revision,
+            private=private,
+            **kwargs,
+        )
 
     def _card_facts(self) -> dict[str, str]:
         """Return rows for the model card's table of what the model was made from."""

@@ -29,13 +29,16 @@ from ..losses.reduction import IGNORE_INDEX, count_items_by_task
 from .codeplan_config import CodePLANConfig
 from .codeplan_mixin import EpochCallback, PlanningTrainer, answer_tokens
 from .plan_head import (
+    PLAN_HEAD_FILE,
     add_plan_head,
     adopt_plan_head,
     check_plan_head_file,
+    declares_plan_head,
     find_plan_head,
     load_plan_head,
     plan_head_of,
 )
+from .planning_example import planning_example
 from .student import adapter_of, is_encoder_decoder, prepare_base
 from .tasks import pooled, routes, sums_by_task, task_head, task_loss
 
@@ -92,6 +95,8 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
         check_arguments(type(self), args, CodePLANConfig)
         args = CodePLANConfig(f"{(name_of(model) or 'model').split('/')[-1]}-CodePLAN") if args is None else args
         given, revision = model, (args.model_init_kwargs or {}).get("revision")
+        if isinstance(given, str):
+            find_plan_head(given, revision)  # one that is declared but missing is an error before anything is loaded
         adapter = adapter_of(given, revision)
         if adapter is not None:
             model, kwargs["peft_config"] = prepare_base(adapter, args, kwargs.get("peft_config")), adapter
@@ -178,6 +183,11 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
             adopt_plan_head(self.model)  # it may be newer than the file it came from
         elif name is not None and find_plan_head(name, revision):
             load_plan_head(self.model, name, revision)
+        elif declares_plan_head(self.model):
+            raise ValueError(
+                "the student's configuration says that it was trained with a plan head, but it has none in memory; "
+                "call `load_plan_head(model, name_or_path)` before, or give its folder or name as `model`."
+            )
         else:
             if hasattr(given, "peft_config"):
                 logger.warning(
@@ -280,3 +290,20 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
             names.append("guided_weight")
         own = {name: getattr(self.args, name) for name in names}
         return own | super()._objective() if self.args.asks_teacher else own
+
+    def _card_sections(self) -> list[str]:
+        plan_head = self.args.plan_head == "separate"
+        repository = self.hub_model_id or self.args.hub_model_id or self.args.output_dir
+        example = planning_example(
+            str(repository),
+            plan_head=plan_head,
+            encoder_decoder=self._reads_apart,
+            adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
+        )
+        through = f"a plan head of their own, `{PLAN_HEAD_FILE}`" if plan_head else "the LM head"
+        section = (
+            "## Planning\n\nThe student writes plans as well as programs, its plans through " + through + ". It was "
+            "trained on the prompts that `TaskPrompting` makes.\n\n```python\n" + example + "\n```\n\n"
+            "`trl-akd evaluate --plan_sampling` samples several plans and lets public tests choose one."
+        )
+        return [*super()._card_sections(), section]

@@ -1,9 +1,12 @@
 """What an answer's text tells by itself: that it refuses, that it has code, that it gives its fault away."""
 
 import ast
+import keyword
 import re
 from collections.abc import Iterator
+from types import MappingProxyType
 
+from ..generation import parse_answer
 from ..generation.extraction import extract_program
 from ..generation.source import does_something, parse
 
@@ -13,15 +16,14 @@ _REFUSAL = re.compile(
     r"""\W* (?:(?:unfortunately|well|hello|hi|oh)\W+)? (?:
         i(?:\Wm|\s+am)\s+(?:(?:very|so|really|truly)\s+)?(?:sorry|afraid)\b
         | (?:sorry|apologies|my\s+apologies|i\s+apologi[sz]e)\b
+        | (?:很?抱歉|对不起|我(?:无法|不能))
         | as\s+an?\s+(?:ai|artificial\s+intelligence)\b
         | i(?:\Wm|\s+am)?\s+(?:can\W?t|can\s?not|won\Wt|will\s+not|unable\s+to|not\s+able\s+to|must\s+decline\s+to)
           \s+(?:assist|help|provide|create|write|generate|fulfil|comply|answer|produce|give|offer|do)
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
-_FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*([\w+#-]*).*$", re.MULTILINE)
-_NAMED = {"py", "python", "python3"}
-_PYTHON = {"", *_NAMED}
+_PYTHON = {"", "python"}
 _CODE_LINE = re.compile(
     r"^[ \t]*(?:(?:async[ \t]+)?(?:def|class)[ \t]+\w+[ \t]*[(:]|import[ \t]+\w|from[ \t]+\S+[ \t]+import\b"
     r"|(?:for|while|if|with|try)\b.*:[ \t]*$|return\b.*[^.\n]$|raise[ \t]+[A-Z]\w*|print[ \t]*\("
@@ -38,11 +40,114 @@ _PYTHON_TOKENS = re.compile(
 _OTHER_TOKENS = re.compile(
     rf"""(?P<string>{_STRING})|(?P<comment>//[^\n]*|/\*.*?\*/|<!--.*?-->|(?:\#|--)\s[^\n]*)""", re.DOTALL
 )
-_LEAK = re.compile(
-    r"\b(bug|deliberate|error|fault|fix|flaw|incorrect|intentional|missing|mistake|oops|should\s+(?:be(?!\s+able)|have\s+been)"
-    r"|wrong)(?:s|y|gy|ly|ed|es)?\b",
+_ACCIDENT = (
+    r"(?:Name|UnboundLocal|Syntax|Indentation|Tab|Recursion|Attribute|Type|Index|ZeroDivision|Import|ModuleNotFound)"
+    "Error"
+)
+_CONDITION = r"(?![ ]*(?:if|when|unless|for|on|in[ ]case|where|exception|:)\b)"
+_OF_THE_INPUT = (
+    r"(?![- ](?:input|type|value|argument|parameter|format|password|pin|guess|answer|number|data|user|key"
+    r"|letter|attempt|length"
+    r"|size|shape|dimension|choice|option|credential|login|extension|index|entr|line|date|email|usage|call|move)\w*)"
+)
+_LEAKS = MappingProxyType(
+    {
+        label: re.compile(pattern, re.IGNORECASE | re.MULTILINE)
+        for label, pattern in {
+            "bug": r"\bbug(?:s|gy|ged)?\b(?![- ](?:track|report))",
+            "deliberate": r"\bdeliberate(?:ly)?\b",
+            "intentional": r"\b(?:un)?intentional(?:ly)?\b|\bintended (?:bug|error|fault|mistake)",
+            "on purpose": r"\bon purpose\b|\bpurposely\b|\bpurposefully\b",
+            "mistake": r"\bmistak(?:es?|en|enly)\b|\bby accident\b|\baccidental(?:ly)?\b",
+            "oops": r"\b(?:w?h?oops(?:ie)?|uh-?oh|my bad)\b",
+            "fault": r"\bfaults?\b(?![- ]toleran)|\bfaulty\b",
+            "flaw": r"\bflaw(?:s|ed)?\b(?<!\bno flaw)",
+            "off by one": r"\boff[- ]by[- ](?:one|1)\b",
+            "typo": r"\btypos?\b|\bmis(?:spell?ed|spelt|spelling|typed|named)\b",
+            "forgot": r"\bforg(?:ot|otten|ets?|etting) (?:to|the|a|about|that|this)\b|\bforgot\b(?! password)"
+            r"|\bneglect(?:s|ed)? to\b",
+            "incorrect": rf"(?<!if )\b(?:incorrect|erroneous)(?:ly)?\b{_OF_THE_INPUT}|\b(?:not|isn't"
+            rf"|never) (?:quite )?(?:correct|right)\b"
+            r"|\bcorrect (?:version|code|line|answer|solution|way|formula|condition|operator)\b[^.\n]{0,20}\b"
+            r"(?:is|would|should)\b",
+            "wrong": rf"\bwrong(?:ly)?\b{_OF_THE_INPUT}(?<!if wrong)(?<!goes wrong)(?<!went wrong)(?<!go wrong)",
+            "broken": r"\bbroken\b(?! (?:down|into|up|by|out))",
+            "fix": r"\bfix(?:es|ing|me)?\b(?! (?:the )?(?:width|point|length|size|seed))|\b(?:to be|should be"
+            r"|needs? to be|not) fixed\b",
+            "should be": r"(?:^|\b(?:this|it|that|which|here|line|actually|condition|index|sign"
+            r"|operator)\b)\W{0,4}(?:really |actually )?"
+            r"should(?: have been| be)\b(?! (?:able|called|used|passed|given|provided|run|sorted|non|a list"
+            r"|an? (?:int|str|float|bool)"
+            r"|positive|negative|at (?:least|most)|true|false|fine|ok|safe|fast|enough|easy|unique|empty|in the"
+            r"|installed|set))"
+            r"|\bshould (?:have been|be) (?:[-+*/%<>=!`'\"(\[]|[0-9]|\w+[(\[_.]|\w+ [-+*/%<>=]|(?:a |the )?"
+            r"(?:plus|minus)\b)"
+            r"|\b(?:supposed|ought|meant) to be\b",
+            "instead of": r"\binstead of (?:[-+*/%<>=!`'\"(\[]|[0-9]|\w+[(\[_]|\w+ [-+*/%<>=]|(?:the "
+            r"|a )?(?:correct|right|proper|expected)\b"
+            r"|(?:and|or|plus|minus|return|yield|append|extend|self)\b)",
+            "missing": r"\bmissing (?:(?:the|a|an|its|closing|opening|final|here|this|right|left|out) )*(?:colon"
+            r"|paren\w*|bracket|brace|quote"
+            r"|return|import|self|base case|increment|comma|semicolon|indent\w*|check|operator|call|cast"
+            r"|conversion|break|await|step"
+            r"|update|initiali[sz]\w*|edge|here|keyword|condition|termination|decrement|the fill)\b|\b(?:is"
+            r"|are) missing(?: here)?[ .!]*$|^\W*missing\W*$",
+            "error": r"\berrors? (?:is |occurs |lies |happens |comes )?(?:in|here|below|above|on)\b(?! (?:stderr"
+            r"|failure|exit|case|any|other))"
+            r"|\b(?:contains?|containing|introduc\w+|includ\w+|inject\w+|has|have|make|making|mak\w+|purposeful"
+            r"|subtle|logic(?:al)?|syntax"
+            r"|runtime|type|name|timeout|hidden|obvious|small) (?:an? |the |one |some |this |a )?(?:\w+ )?errors?\b"
+            r"(?! (?:handling|handler|message|check\w*|code|rate|log|term|type|class|if|when|for|list|list"
+            r"|count|response))"
+            r"|^\W*errors?\W*$|^\W*error\s*[:!-]+\s*(?!if|when|on)\w",
+            "exception": rf"\b(?:rais\w+|caus\w+|throw\w*|trigger\w*|leads? to|results? in|gives?|get|hits?"
+            rf"|with) (?:an? |the )?{_ACCIDENT}\b{_CONDITION}"
+            r"|\b(?:Name|UnboundLocal|Indentation|Tab|Recursion)Error\b(?! if)|\binvalid syntax\b",
+            "endless": r"\b(?:infinite(?:ly)?|endless(?:ly)?|never[- ]ending) (?:loop|recursion)"
+            r"|\bloops? forever\b|\bruns? forever\b(?! until)"
+            r"|\bnever (?:terminat\w+|ends?|stops?|reached|reaches|finish\w*|updat\w+|increment\w*|decrement\w*"
+            r"|chang\w+|true|incremented)\b"
+            r"|\bwithout (?:ever )?(?:updating|incrementing|decrementing)\b",
+            "fails": r"\b(?:does|do|will|would|did|can)(?:n't|n\u2019t| not|not) (?:actually )?(?:work|terminate"
+            r"|compile|run|stop|end|parse|execute)\b"
+            r"|\b(?:will|would|it|this|that|code|function|program|loop) (?:also )?(?:fails?|crash(?:es)?"
+            r"|breaks?|hangs?)\b(?! (?:if|the loop|out|when all))"
+            r"|\bcrash(?:es)? (?:here|when|for|on|with)\b|\bwon(?:'|\u2019)?t (?:work|compile|run|terminate"
+            r"|stop|end|handle)\b"
+            r"|\bdoes(?:n't| not) (?:handle|check|update|increment|account|cover|consider)\b",
+            "undefined": r"\bundefined (?:variable|name|function|module|identifier|reference|method)s?\b|\b(?:is"
+            r"|was|are|were|isn't|been|been|)"
+            r" ?(?:not|never|n't) (?:yet )?(?:been )?(?:defined|imported|incremented|updated|declared"
+            r"|initiali[sz]ed|closed|decremented|assigned|converted|cast)\b"
+            r"(?<!if not defined)",
+            "issue": r"\bthe (?:issue|problem|catch|trick|trap) (?:here|with this|is that|lies|in this)\b"
+            r"|\b(?:subtle|hidden|sneaky) \w+"
+            r"|\b(?:has|contains|introduces|causes) (?:an?|the|one|this) (?:issue|problem|defect)\b|\bdefects?\b",
+        }.items()
+    }
+)
+"""Expressions by which a text gives a fault away."""
+
+_HARMLESS = re.compile(
+    r"\b(?:if|when|whether|unless)\b[^.,;:\n]{0,30}\b(?:wrong|incorrect|missing|broken)\b"
+    r"|\b(?:avoid\w*|prevent\w*|no|never|without|against|guard\w*|stop\w*|handl\w*|catch\w*|detect\w*"
+    r"|break\w* out of) "
+    r"(?:\w+ ){0,2}(?:infinite|endless) (?:loops?|recursion)",
     re.IGNORECASE,
 )
+"""What a sound program says of its input and of what it guards against."""
+
+_ADMISSIONS = ("deliberate", "intentional", "on purpose", "off by one")
+_TELLING_NAMES = re.compile(
+    r"(?<![a-z])(?P<word>buggy|faulty|wrong|incorrect|broken|erroneous|flawed|oops|typo|mistaken|mistake|bugged"
+    r"|incorrectly|wrongly)"
+    r"(?![a-z])(?!_?(?:answer|guess|attempt|password|pin|letter|input|type|tr(?:y|ies)|item|word|ind(?:ex|ices)"
+    r"|count|number|char|key"
+    r"|format|value|choice|link|pixel|line|question|pred|label|url|id|arg|data|user|case)s?)",
+)
+_IDENTIFIER = re.compile(r"[^\W\d]\w*")
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_EXPECTED_OUTPUT = re.compile(r"^[ \t]*(?:print|assert|console\.log|self\.assert\w*)\b")
 
 
 def refuses(answer: str) -> bool:
@@ -60,8 +165,9 @@ def refuses(answer: str) -> bool:
 
 
 def has_code(answer: str) -> bool:
-    """Tell whether an answer has a fenced block, or looks like Python in a line or as a whole; it need not parse."""
-    return _FENCE.search(answer) is not None or _looks_like_python(answer)
+    """Return whether an answer has a code block, or looks like Python in a line or as a whole; it need not parse."""
+    read = parse_answer(answer)
+    return bool(read.blocks) or _looks_like_python(read.text)
 
 
 def python_program(answer: str) -> str | None:
@@ -73,7 +179,7 @@ def python_program(answer: str) -> str | None:
 def may_be_another_language(answer: str) -> bool:
     """Return whether an answer that no tag calls Python does not parse as Python."""
     program = python_program(answer)
-    return program is not None and parse(program) is None and not {tag for tag, _ in _split(answer)[1]} & _NAMED
+    return program is not None and parse(program) is None and "python" not in {tag for tag, _ in _split(answer)[1]}
 
 
 def identity(answer: str) -> str:
@@ -99,11 +205,13 @@ def identity(answer: str) -> str:
 
 
 def leak(fault: str, *, instruction: str = "", correct: str = "") -> str | None:
-    """Return the first word by which a faulty answer gives itself away, in comments, docstrings or prose.
+    """Return the first expression by which a faulty answer gives itself away.
 
-    Words that the question, or what the right answer says about itself, has too are of the subject and no leak: in a
-    task about missing values, "missing" says nothing. What the program prints, raises or calls its variables is not
-    looked at.
+    Prose, comments and docstrings are searched for expressions that name a fault ("bug", "off by one", "forgot to",
+    "should be n + 1"), names for words such as `buggy`, and other strings for admissions alone ("intentional"). An
+    expression that the question has, or what the right answer says about itself, is of the subject and no leak: in a
+    task about bugs, "bug" says nothing. Neither are expressions about the input or about what the program guards
+    against ("wrong password", "a fixed number of passes", "error handling").
 
     Example:
 
@@ -113,12 +221,25 @@ def leak(fault: str, *, instruction: str = "", correct: str = "") -> str | None:
 
     ```
     """
-    subject = set(_words(instruction)) | set(_words(remarks(correct)))
-    return next((word for word in _words(remarks(fault)) if word not in subject), None)
+    subject = {*_telling(instruction), *_telling(remarks(correct))}
+    found = next((label for label in _telling(remarks(fault)) if label not in subject), None)
+    if found is not None:
+        return found
+    _, blocks = _split(fault)
+    known = {*_name_words(instruction), *_name_words(correct)}
+    for language, code in blocks:
+        for word in _name_words(_without_texts(code, language)):
+            if word not in known:
+                return word
+        texts = "\n".join(_texts(code, language))
+        admitted = next((label for label in _ADMISSIONS if label not in subject and _LEAKS[label].search(texts)), None)
+        if admitted is not None:
+            return admitted
+    return None
 
 
 def remarks(answer: str) -> str:
-    """Return what an answer says in prose, comments and docstrings, a remark a line."""
+    """Return what an answer says in prose, comments and docstrings, one remark per line."""
     prose, blocks = _split(answer)
     return "\n".join([*prose, *(remark for language, code in blocks for remark in _comments(code, language))])
 
@@ -128,31 +249,59 @@ def _looks_like_python(text: str) -> bool:
     return _CODE_LINE.search(text) is not None or does_something(text)
 
 
-def _words(text: str) -> Iterator[str]:
-    return (" ".join(match[1].lower().split()) for match in _LEAK.finditer(text))
+def _telling(text: str) -> Iterator[str]:
+    """Yield the labels of the expressions that give a fault away, in the order of the text."""
+    plain = " ".join(re.sub(r"(?m)^[ \t]*(?:#+|//+|/\*+|\*+|--|\"{3}|'{3})[ \t]*", "\n", text).split(" "))
+    plain = re.sub(r"[ \t]*\n[ \t]*(?=[a-z])", " ", plain) + "\n" + plain
+    plain = _HARMLESS.sub(" ", plain)
+    found = [(match.start(), label) for label, pattern in _LEAKS.items() if (match := pattern.search(plain))]
+    return (label for _, label in sorted(found))
+
+
+def _name_words(text: str) -> Iterator[str]:
+    """Yield the telling parts of names."""
+    for name in _IDENTIFIER.findall(text):
+        if not keyword.iskeyword(name) and (found := _TELLING_NAMES.search(_CAMEL.sub("_", name).lower())):
+            yield found["word"]
 
 
 def _split(answer: str) -> tuple[list[str], list[tuple[str, str]]]:
-    """Return the prose of an answer, and its code by language; without fences, paragraphs with a line of code are."""
-    first, *rest = _FENCE.split(answer)
-    if rest:
-        texts = [first, *rest[1::2]]
-        tags = [tag.lower() for tag in rest[::4]]
-        return texts[::2], list(zip(tags, texts[1::2], strict=True))
+    """Return the prose of an answer, and its code by language; without blocks, paragraphs with a line of code are."""
+    read = parse_answer(answer)
+    if read.blocks:
+        return [read.prose], [(block.language, block.text) for block in read.blocks]
     prose: list[str] = []
     code: list[str] = []
-    for paragraph in _PARAGRAPHS.split(answer):
+    for paragraph in _PARAGRAPHS.split(read.text):
         is_code = paragraph.startswith((" ", "\t")) or _looks_like_python(paragraph)
         (code if is_code else prose).append(paragraph)
     return prose, [("", "\n\n".join(code))] if code else []
 
 
+def _tokens(code: str, language: str) -> Iterator[re.Match[str]]:
+    """Yield the texts and comments of a program that need not parse."""
+    return (_PYTHON_TOKENS if language in _PYTHON else _OTHER_TOKENS).finditer(code)
+
+
 def _comments(code: str, language: str) -> Iterator[str]:
-    """Yield the comments of a program that need not parse, and its docstrings where the language is Python."""
-    python = language in _PYTHON
-    for token in (_PYTHON_TOKENS if python else _OTHER_TOKENS).finditer(code):
-        if token["comment"] or (python and _is_docstring(token[0], code[: token.start()])):
+    """Yield the comments of a program, and its docstrings where the language is Python."""
+    for token in _tokens(code, language):
+        before = code[: token.start()].rpartition("\n")[2]
+        if token["comment"]:
+            if not (
+                _EXPECTED_OUTPUT.match(before) and re.match(r"\W*should (?:be|print|output|return)\b", token[0], re.I)
+            ):
+                yield token[0]
+        elif language in _PYTHON and _is_docstring(token[0], code[: token.start()]):
             yield token[0]
+
+
+def _texts(code: str, language: str) -> Iterator[str]:
+    return (token[0] for token in _tokens(code, language) if token["string"])
+
+
+def _without_texts(code: str, language: str) -> str:
+    return (_PYTHON_TOKENS if language in _PYTHON else _OTHER_TOKENS).sub(" ", code)
 
 
 def _is_docstring(literal: str, before: str) -> bool:

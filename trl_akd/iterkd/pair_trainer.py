@@ -34,12 +34,13 @@ from ..akd.metrics import METRICS, Means
 from ..akd.objective import cross_entropy, mixed_loss
 from ..data.pairs import DataCollatorForPairs, PairEncoder, check_pairs, number_of_answers, prepare_pairs
 from ..data.vocabulary import require_shared_tokens
-from ..distributed import release_engine, rewriting, through_forward, unwrapped, widest_float
+from ..distributed import gathered, release_engine, rewriting, through_forward, unwrapped, widest_float
 from ..generation import TransformersGenerator
 from ..heads import evaluating, final_hidden_states, lm_head
 from ..losses.fused_linear import FusedDivergence
 from .contrast import CONTRASTIVE, SUPERVISED, PairTargets, contrast, contrastive_objective, pair_targets
 from .iterkd_config import IterKDConfig
+from .loading import check_adapter_weights, check_weights
 from .reference import compute_reference, load_reference, save_reference
 
 __all__ = ["PairTrainer"]
@@ -211,26 +212,43 @@ class PairTrainer(AKDTrainer):
             self.model_wrapped, self._tokenizer, batch_size=batch_size, accelerator=self.accelerator, **settings
         )
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the student, also where DeepSpeed's engine is not around it, as when nothing was left to train."""
+        if not self.is_deepspeed_enabled or self.deepspeed is not None:
+            super().save_model(output_dir, _internal_call)
+            return
+        with gathered(self.model.parameters()):
+            self._save(output_dir, state_dict=self.model.state_dict())
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     def load_student(self, folder: str | Path) -> None:
         """Put the weights that were saved in `folder` into the student, under any engine, before a cycle begins.
 
         Raises:
-            ValueError: If there are none.
+            ValueError: If there are none, or not exactly those of the student.
         """
+        check_adapter_weights(self.model, Path(folder))
         self._release()
         with rewriting(self.model):
             self._load_from_checkpoint(str(folder), self.model)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse weights that lack a tensor of the student, or have one that it has not."""
+        check_weights(self.model, load_result.missing_keys, load_result.unexpected_keys)
+        super()._issue_warnings_after_load(load_result)
+
     @contextmanager
     def _as_cycle(self, cycle: int, output_dir: str) -> Iterator[None]:
-        """Give the run its own folder and seed while it lasts."""
-        root = self.args.output_dir
-        self.args.output_dir, self.args.seed = output_dir, self._seed + cycle
+        """Give the run its own folder and seed while it lasts, and let it push nothing to the Hub."""
+        root, pushes = self.args.output_dir, self.args.push_to_hub
+        self.args.output_dir, self.args.seed, self.args.push_to_hub = output_dir, self._seed + cycle, False
         self.adaptive_beta.seed = self.args.seed
         try:
             yield
         finally:
-            self.args.output_dir, self.args.seed = root, self._seed
+            self.args.output_dir, self.args.seed, self.args.push_to_hub = root, self._seed, pushes
 
     def _release(self) -> None:
         """Forget the engine, the optimizer and what was counted."""

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from ..execution import ExecutionResult, Tests
+from ..generation import parse_answer
 from ..generation.extraction import extract_program
 from .answers import has_code, identity, leak, may_be_another_language, python_program, refuses
 from .judges import Judge
@@ -52,7 +53,7 @@ def verify(
     min_gap: float = 2.0,
     unverified: Literal["drop", "keep"] = "drop",
 ) -> Verification:
-    """Keep right answers that are right, with the faults that are faults and do not say so.
+    """Keep right answers that are right, with the faults that are faults and do not say so, all without thoughts.
 
     | dropped as | what was found |
     |---|---|
@@ -62,7 +63,7 @@ def verify(
     | `fault/no_code` | prose alone |
     | `fault/same` | the right program, but for layout, comments and docstrings |
     | `fault/duplicate` | an earlier fault of the question, in the same sense |
-    | `fault/leaks` | a word that names the fault: see `answers.leak` |
+    | `fault/leaks` | an expression or a name that tells of the fault: see `answers.leak` |
     | `fault/none` | the program passes the tests, or the judge sees no fault in it |
     | `fault/unverified` | nobody could tell |
 
@@ -94,7 +95,7 @@ def verify(
     ```
     """
     dropped: Counter[str] = Counter()
-    answered = [pair for pair in pairs if not refuses(pair.correct)]
+    answered = [pair for pair in map(_without_thoughts, pairs) if not refuses(pair.correct)]
     dropped["correct/refused"] = len(pairs) - len(answered)
     verdicts = _run(run, [(pair.question, pair.correct) for pair in answered])
     truths = [_truth(pair.question, pair.correct, verdict) for pair, verdict in zip(answered, verdicts, strict=True)]
@@ -113,6 +114,17 @@ def verify(
         else:
             dropped["correct/unverified"] += 1
     return Verification(pairs_kept, without_fault, +dropped)
+
+
+def _without_thoughts(pair: Pair) -> Pair:
+    """Return a pair of what is said; a thought without an end leaves nothing."""
+    faults = tuple(replace(fault, text=_answer_alone(fault.text)) for fault in pair.faults)
+    return replace(pair, correct=_answer_alone(pair.correct), faults=faults)
+
+
+def _answer_alone(text: str) -> str:
+    answer = parse_answer(text)
+    return answer.text.strip() if answer.thoughts or not answer.thoughts_closed else text
 
 
 def _screen(pair: Pair, dropped: Counter[str]) -> Pair:

@@ -28,7 +28,8 @@ class PassAtK(ProgramMetric):
     Args:
         predictions (`list[list[str]]`): each task's programs, whole, as they shall be run.
         references (`list`): each task's test: a program's text that raises unless all is well, or inputs and outputs
-            as in APPS, `{"inputs": [...], "outputs": [...], "fn_name": optional}` or the JSON text of that.
+            as in APPS, `{"inputs": [...], "outputs": [...], "fn_name": optional, "harness": optional}` or the JSON
+            text of that.
         k (`int` or `list[int]`, *optional*, defaults to `1`): programs one may try. A k above the samples of a task
             is left out with a warning; it is an error if no other k is given.
         workers (`int`, *optional*): programs run at once, by default as many as there are cores.
@@ -127,11 +128,11 @@ class PassAtK(ProgramMetric):
 def _within_samples(ks: list[int], sizes: list[int]) -> list[int]:
     """Leave out, with a warning, what a task has too few samples for, unless that is all there is."""
     kept = [k for k in ks if k <= min(sizes, default=0)]
-    left_out = [f"k={k}" for k in ks if k not in kept]
+    left_out = [str(k) for k in ks if k not in kept]
     if not kept or not left_out:
         return ks
     warnings.warn(
-        f"A task has only {min(sizes)} samples, so {', '.join(left_out)} is left out; give every task that many.",
+        f"Values of k above {min(sizes)}, the fewest samples of a task, are left out: {', '.join(left_out)}.",
         stacklevel=2,
     )
     return kept

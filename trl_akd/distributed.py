@@ -5,7 +5,9 @@ Uses private parts of TRL; `tests/test_trl_contract.py` names them.
 
 import atexit
 import gc
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FunctionType
@@ -22,6 +24,20 @@ from trl.models.utils import _ForwardRedirection, prepare_fsdp
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 Result = TypeVar("Result")
+
+
+def keep_off_stdout(record: logging.LogRecord) -> bool:
+    """Move a logger's output from stdout, where commands print their results, to stderr; a filter of that logger.
+
+    DeepSpeed gives its logger a handler when it is first imported, which may be late in a run.
+    """
+    for handler in logging.getLogger(record.name).handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.setStream(sys.stderr)
+    return True
+
+
+logging.getLogger("DeepSpeed").addFilter(keep_off_stdout)
 
 
 def default_device() -> torch.device:

@@ -34,7 +34,7 @@ class PassAtK(ProgramMetric):
             is left out with a warning; it is an error if no other k is given.
         workers (`int`, *optional*): programs run at once, by default as many as there are cores.
         num_workers (`int`, *optional*): the same, under the name of `evaluate`'s code_eval.
-        timeout (`float`, *optional*, defaults to `3.0`): seconds a program may take.
+        timeout (`float`, *optional*, defaults to `3.0`): seconds of processor time a program may take.
         memory_mb (`int`, *optional*, defaults to `512`): MiB a program may use.
         isolation (`str`, *optional*, defaults to `"auto"`): level of the sandbox, as in `CodeExecutor`.
         strict (`bool`, *optional*, defaults to `False`): run tests apart from programs, as in `CodeExecutor`.

@@ -42,12 +42,21 @@ def test_gkd_arguments_are_kept():
         (SFTTrainer, "create_model_card", ["self", "model_name", "dataset_name", "tags"]),
         (Trainer, "get_batch_samples", ["self", "epoch_iterator", "num_batches", "device"]),
         (Trainer, "compute_loss", ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
+        (Trainer, "_get_dataloader",
+         ["self", "dataset", "description", "batch_size", "sampler_fn", "is_training", "dataloader_key"]),
+        (SFTTrainer, "prediction_step", ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"]),
+        (Trainer, "_init_training_state",
+         ["self", "max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial"]),
         (Trainer, "_save_optimizer_and_scheduler", ["self", "output_dir"]),
         (Trainer, "_load_optimizer_and_scheduler", ["self", "checkpoint"]),
         (Trainer, "train", ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"]),
         (Trainer, "_save", ["self", "output_dir", "state_dict"]),
         (Trainer, "_load_from_checkpoint", ["self", "resume_from_checkpoint", "model"]),
         (Trainer, "_load_best_model", ["self"]),
+        (Trainer, "_issue_warnings_after_load", ["self", "load_result"]),
+        (Trainer, "save_model", ["self", "output_dir", "_internal_call"]),
+        (Trainer, "push_to_hub",
+         ["self", "commit_message", "blocking", "token", "revision", "private", "kwargs"]),
         (Trainer, "_push_from_checkpoint", ["self", "checkpoint_folder"]),
     ],
 )  # fmt: skip
@@ -79,13 +88,26 @@ def test_models_leave_named_tensors_out_of_what_they_save():
 
 
 def test_private_helpers():
+    from trl.data_utils import common_prefix_length
     from trl.models import prepare_deepspeed
     from trl.models.utils import _ForwardRedirection, prepare_fsdp
-    from trl.trainer.utils import maybe_gather_lm_head_ctx
+    from trl.trainer.utils import maybe_gather_lm_head_ctx, print_prompt_completions_sample
 
     assert parameters(_ForwardRedirection.__call__)[1:4] == ["wrapper_module", "original_module", "method"]
     assert parameters(prepare_deepspeed) == parameters(prepare_fsdp) == ["model", "accelerator"]
     assert parameters(maybe_gather_lm_head_ctx) == ["params"]
+    assert common_prefix_length([1, 2, 3], [1, 2, 4]) == 2
+    assert parameters(print_prompt_completions_sample)[:6] == [
+        "prompts", "completions", "rewards", "advantages", "step", "num_samples",
+    ]  # fmt: skip
+
+
+def test_router_loss():
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    assert parameters(load_balancing_loss_func) == ["gate_logits", "num_experts", "top_k", "attention_mask"]
+    source = inspect.getsource(SFTTrainer.__init__)
+    assert "self.aux_loss_enabled =" in source and "self.router_aux_loss_coef =" in source
 
 
 def test_packing_helpers():

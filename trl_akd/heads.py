@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from .distributed import gathered
 
@@ -150,12 +151,25 @@ def _without_adapter(model: Any) -> Any:
 
 def final_hidden_states(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
     """Return the hidden states `[B, T, H]` that enter the LM head of `model`; T counts `decoder_input_ids`, if any."""
-    lm = _without_adapter(model)
+    lm, read = _without_adapter(model), {key: inputs[key] for key in BACKBONE_INPUTS if key in inputs}
     if lm.config.is_encoder_decoder:
-        return _decoder_hidden_states(lm, **{key: inputs[key] for key in BACKBONE_INPUTS if key in inputs})
-    output = lm.base_model(**{key: inputs[key] for key in BACKBONE_INPUTS if key in inputs}, use_cache=False)
-    hidden: torch.Tensor = output.last_hidden_state
+        return _decoder_hidden_states(lm, **read)
+    hidden: torch.Tensor = lm.base_model(**read, use_cache=False).last_hidden_state
     return hidden
+
+
+def hidden_states_and_router_loss(model: Any, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `final_hidden_states` does, and the load-balancing loss of a mixture-of-experts model, unweighted.
+
+    The loss is a 0-dim tensor, and that of Mixtral, which all such models of transformers share. Padding is left out.
+    """
+    lm, config = _without_adapter(model), model.config.get_text_config()
+    read = {key: inputs[key] for key in BACKBONE_INPUTS if key in inputs}
+    output = lm.base_model(**read, use_cache=False, output_router_logits=True)
+    loss = load_balancing_loss_func(
+        output.router_logits, config.num_experts, config.num_experts_per_tok, read.get("attention_mask")
+    )
+    return output.last_hidden_state, torch.as_tensor(loss)
 
 
 def _decoder_hidden_states(

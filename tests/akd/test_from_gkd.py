@@ -7,12 +7,15 @@ The cases of TRL's own tests of `GKDTrainer`, adapted to tiny local models. A ca
 import ast
 import inspect
 import os
+import sys
 import textwrap
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from accelerate import ParallelismConfig
-from datasets import Dataset, DatasetDict, IterableDatasetDict
+from datasets import Dataset, DatasetDict, IterableDatasetDict, concatenate_datasets
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
@@ -291,6 +294,50 @@ def test_whole_texts_train(trainer):
     made = trainer(train_dataset=data, eval_dataset=data)
     made.train()
     assert made.evaluate()["eval_loss"] > 0
+
+
+@pytest.mark.parametrize("settings", [{"lmbda": 1.0}, {"seq_kd": True, "gradient_accumulation_steps": 2}])
+def test_completions_are_logged(trainer, tmp_path, capsys, settings):
+    made = trainer(
+        train_dataset=tiny.rows(16),
+        output_dir=str(tmp_path),
+        log_completions=True,
+        num_completions_to_print=1,
+        max_new_tokens=4,
+        logging_steps=2,
+        max_steps=4,
+        **settings,
+    )
+    made.train()
+    files = sorted(path.name for path in (tmp_path / "completions").iterdir())
+    assert files == ["completions_00002.parquet", "completions_00004.parquet"]
+    table = pd.read_parquet(tmp_path / "completions" / files[0])
+    assert list(table.columns) == ["step", "prompt", "completion"]
+    assert len(table) == 4 * settings.get("gradient_accumulation_steps", 1)  # those of the latest step
+    assert set(table.step) == {2}
+    assert set(table.prompt) <= set(tiny.rows(16)["prompt"])
+    assert "Step 2" in capsys.readouterr().out
+
+
+def test_completions_are_reported(trainer, tmp_path, monkeypatch):
+    reported = []
+    tracker = SimpleNamespace(
+        Table=lambda dataframe: dataframe, log=lambda entry: reported.append(entry["completions"])
+    )
+    monkeypatch.setitem(sys.modules, "trackio", tracker)
+    rows = tiny.rows(1)
+    made = trainer(
+        train_dataset=concatenate_datasets([rows] * 4),
+        output_dir=str(tmp_path),
+        lmbda=1.0,
+        log_completions=True,
+        log_unique_prompts=True,
+        max_new_tokens=2,
+        max_steps=1,
+    )
+    made.args.report_to = ["trackio"]
+    made.train()
+    assert [list(table.prompt) for table in reported] == [rows["prompt"][:]]
 
 
 @pytest.mark.parametrize("form", ["text", "messages"])

@@ -61,6 +61,7 @@ def test_a_benchmark_chooses_the_best_model(judged: dict[str, Any], recipe, tmp_
     best = {"save_strategy": "steps", "save_steps": 1, "metric_for_best_model": "eval_pass@1"}
     assert main(["akd", "--config", recipe({**judged, **best})]) == 0
     assert [log["eval_pass@1"] for log in history(tmp_path / "run") if "eval_pass@1" in log] == [1.0, 1.0, 1.0]
+    assert "| one | pass@1 | 1.000 |" in (tmp_path / "run" / "README.md").read_text()
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     assert state["best_metric"] == 1.0
     assert state["best_model_checkpoint"].endswith("checkpoint-1")

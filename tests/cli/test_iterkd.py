@@ -3,17 +3,22 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from tests import tiny
 from tests.generation.server import Fault, Server, serving
 from tests.iterkd import cycle_world
 from trl_akd.cli import iterkd as iterkd_command
 from trl_akd.cli import main
+from trl_akd.evaluation.backends import LoadedModel
 from trl_akd.evaluation.benchmarks import load_benchmark
+from trl_akd.generation import Completion
+from trl_akd.iterkd.teaching_config import TeachingConfig
 
 
 @pytest.fixture
@@ -59,7 +64,8 @@ def test_a_served_teacher_and_judge(iterkd: dict[str, Any], server: Server, reci
     assert main(["iterkd", "--config", path]) == 0
     run = tmp_path / "run"
     assert AutoModelForCausalLM.from_pretrained(run).num_parameters() > 0
-    assert "IterKD" in (run / "README.md").read_text()
+    card = (run / "README.md").read_text()
+    assert "IterKD" in card and "| problems | pass@1 |" in card and "Teacher that writes the answers" in card
     [first, second] = json.loads((run / "cycles.json").read_text())
     assert first["dropped"] == {"correct/refused": 1, "fault/none": 1}
     assert first["new"]["kept"] > 0 and set(second["origins"]) > {"seed"}
@@ -71,13 +77,112 @@ def test_a_served_teacher_and_judge(iterkd: dict[str, Any], server: Server, reci
     assert len(server.bodies) == len(asked) + 3, "a run that is done asks nothing"
 
 
-def test_a_budget_ends_the_run_and_more_of_it_goes_on(iterkd: dict[str, Any], server: Server, recipe, capsys):
-    path = recipe({**iterkd, "base_url": server.url, "cycles": 1})
-    assert main(["iterkd", "--config", path, "--max_requests", "5"]) == 0
-    assert "Stopped: `max_requests` is reached" in capsys.readouterr().out
-    assert len(server.bodies) == 5
+def usage(run: Path) -> dict[str, Any]:
+    return json.loads((run / "usage.json").read_text())
+
+
+def test_a_budget_is_that_of_the_folder(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):
+    """It ends with a student, reports, totals and a status; started again it has nothing left; more of it goes on."""
+    path, run = recipe({**iterkd, "base_url": server.url, "concurrency": 3}), tmp_path / "run"
+    for limit, sent in ((5, 5), (5, 5), (20, 20)):
+        assert main(["iterkd", "--config", path, "--max_requests", str(limit)]) == 3
+        out = capsys.readouterr().out
+        assert "Stopped: `max_requests` is reached; raise it, or leave it out, and run again to go on." in out
+        assert "| cycle | questions |" in out and f"{run}/cycles.json" in out
+        assert "Upper bound of the cost, with cycles=2: teacher: 40 requests" in out.partition("Cycle 1 of 2")[0]
+        assert len(server.bodies) == sent
+        assert AutoModelForCausalLM.from_pretrained(run).num_parameters() > 0
+        assert usage(run)["total"]["requests"] == sent and usage(run)["stopped"] == "max_requests"
+        trained = (run / "cycle-0" / "student").exists()
+        assert ("is the one that the run began with" in out) != trained
+        assert (run / "README.md").exists() == trained
+        assert json.loads((run / "cycles.json").read_text()) == [] and usage(run)["trained_cycles"] == trained
+    assert trained
     assert main(["iterkd", "--config", path]) == 0
-    assert len({json.dumps(body) for body in server.bodies}) == len(server.bodies)
+    assert "Stopped" not in capsys.readouterr().out and usage(run)["stopped"] is None
+    assert len({json.dumps(body) for body in server.bodies}) == len(server.bodies) == usage(run)["total"]["requests"]
+    assert usage(run)["total"]["requests"] == sum(usage(run)[name]["requests"] for name in ("teacher", "judge"))
+
+
+def test_tokens_and_prices(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):
+    say = server.answer
+
+    def tell(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return {**say(path, body), "usage": {"prompt_tokens": 100, "completion_tokens": 10}}
+
+    server.answer = tell  # type: ignore[method-assign]
+    prices = {"price_per_million_prompt_tokens": 2.0, "price_per_million_completion_tokens": 5.0}
+    path = recipe({**iterkd, "base_url": server.url, "cycles": 1, "max_tokens": 1500, "concurrency": 2, **prices})
+    assert main(["iterkd", "--config", path]) == 3
+    first = usage(tmp_path / "run")["total"]
+    assert 1390 <= first["prompt_tokens"] + first["completion_tokens"] < 1500 + 110 and not first["estimated"]
+    assert first["cost"] == pytest.approx(first["requests"] * (200 + 50) / 1e6)
+    assert ", at a price of 0.0" in capsys.readouterr().out
+    assert main(["iterkd", "--config", path, "--max_tokens", "100000"]) == 0
+    total = usage(tmp_path / "run")["total"]
+    assert total["prompt_tokens"] == 100 * len(server.bodies) and total["requests"] == len(server.bodies)
+    assert f"Spent so far: teacher: {first['requests']} requests" in capsys.readouterr().out
+
+
+def test_seconds_are_those_of_the_folder(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):
+    path = recipe({**iterkd, "base_url": server.url, "max_seconds": 300.0})
+    seconds = tmp_path / "run" / "ledger" / "seconds.json"
+    seconds.parent.mkdir(parents=True)
+    seconds.write_text('{"seconds": 301.0}')
+    assert main(["iterkd", "--config", path]) == 3 and not server.bodies
+    assert usage(tmp_path / "run")["seconds"] >= 301.0 and json.loads(seconds.read_text())["seconds"] >= 301.0
+    seconds.write_text("{")
+    assert main(["iterkd", "--config", path]) == 2
+    assert "seconds.json is damaged" in capsys.readouterr().err
+
+
+def test_refused_prompts(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):
+    """They cost themselves, are not asked again, and where they are, nobody else is."""
+    task = cycle_world.task(5)
+    server.refuses = lambda body: Fault(400, "flagged") if task in body["messages"][0]["content"] else None
+    path, run = recipe({**iterkd, "base_url": server.url, "cycles": 1}), tmp_path / "run"
+    assert main(["iterkd", "--config", path, "--max_requests", "20"]) == 3
+    assert main(["iterkd", "--config", path]) == 0
+    [report] = json.loads((run / "cycles.json").read_text())
+    assert report["dropped"] == {"correct/refused": 2, "fault/none": 1}
+    sent = len(server.bodies)
+    assert len({json.dumps(body) for body in server.bodies}) == sent
+    server.refuses = lambda body: None
+    (run / "cycle-0" / "student").rename(run / "cycle-0" / "away")
+    (run / "ledger" / "items.jsonl").write_text("")  # as before the cycle's training
+    assert main(["iterkd", "--config", path, "--retry_refused", "true"]) == 0
+    [report] = json.loads((run / "cycles.json").read_text())
+    assert report["dropped"] == {"correct/refused": 1, "fault/none": 1}
+    again = [body["messages"][0]["content"] for body in server.bodies[sent:]]
+    assert all(task in prompt for prompt in again) and sum("judge" not in prompt for prompt in again) == 2
+
+
+def test_a_server_that_refuses_everything(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):
+    server.refuses = lambda body: Fault(400, "unknown model option")
+    path = recipe({**iterkd, "base_url": server.url})
+    assert main(["iterkd", "--config", path]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trl-akd")]
+    assert "8 prompts in a row were refused" in line and "unknown model option" in line
+    assert not (tmp_path / "run" / "ledger" / "completions.jsonl").read_text()
+
+
+def test_a_judge_on_another_server(iterkd: dict[str, Any], server: Server, recipe, monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("JUDGE_KEY", "sk-judge")
+    with serving() as judging:
+        judging.answer = server.answer  # type: ignore[method-assign]
+        judge = {"judge_base_url": judging.url, "judge_model": "jury", "judge_api_key_env": "JUDGE_KEY"}
+        judge |= {"judge_extra_body": {"top_k": 3}, "judge_retries": 1, "extra_body": '{"min_p": 0.1}'}
+        assert main(["iterkd", "--config", recipe({**iterkd, "base_url": server.url, "cycles": 1, **judge})]) == 0
+        assert {body["model"] for body in judging.bodies} == {"jury"} and {
+            body["model"] for body in server.bodies
+        } == {"adder"}
+        assert {headers["Authorization"] for headers in judging.headers} == {"Bearer sk-judge"}
+        assert all(body["top_k"] == 3 and "min_p" not in body for body in judging.bodies)
+        assert all(body["min_p"] == 0.1 for body in server.bodies)
+        spent = usage(tmp_path / "run")
+        assert (spent["teacher"]["requests"], spent["judge"]["requests"]) == (len(server.bodies), len(judging.bodies))
+    text = "".join(path.read_text(errors="replace") for path in (tmp_path / "run").rglob("*.json*"))
+    assert "sk-judge" not in text
 
 
 def test_a_checkpoint_is_no_place_to_go_on_from(iterkd: dict[str, Any], recipe, capsys):
@@ -96,6 +201,39 @@ def test_a_held_out_program_has_the_imports_of_its_problem(tmp_path: Path):
     exec(f"{program}\n{question.tests}", {})
 
 
+@pytest.mark.parametrize("style", ["chat", "completion"])
+def test_a_teacher_in_this_process_comes_from_the_loader_of_evaluate(
+    iterkd: dict[str, Any], monkeypatch, tmp_path: Path, style: str
+):
+    """vLLM is asked for with all that it needs to know; its stand-in writes what it reads."""
+    loaded = []
+
+    class Echo:
+        def generate(self, prompts, **sampling):
+            return [[Completion(prompt, None, "stop", 1)] for prompt in prompts]
+
+    def load(source, accelerator):
+        loaded.append(source)
+        tokenizer = tiny.tokenizer()
+        tokenizer.chat_template = "<user>{{ messages[0]['content'] }}<model>"
+        return LoadedModel(Echo(), tokenizer, None, 16)
+
+    monkeypatch.setattr("trl_akd.evaluation.backends.load_model", load)
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1))
+    teaching = TeachingConfig(text_teacher="coder", text_backend="vllm", text_prompt_style=style)
+    [[completion]] = iterkd_command._text_teacher(teaching, trainer).generate(["Hello"])
+    assert completion.text == {"chat": "<user>Hello<model>", "completion": "Hello"}[style]
+    assert (loaded[0].model, loaded[0].backend, loaded[0].prompt_style) == ("coder", "vllm", style)
+    trainer.accelerator.num_processes = 2
+    with pytest.raises(ValueError, match=r"`text_backend` is 'vllm'.* serve the teacher with `vllm serve`"):
+        iterkd_command._text_teacher(teaching, trainer)
+
+
+def test_a_key_that_is_not_there(iterkd: dict[str, Any], recipe, capsys):
+    assert main(["iterkd", "--config", recipe({**iterkd, "api_key_env": "NO_SUCH_KEY"})]) == 2
+    assert "the environment variable 'NO_SUCH_KEY', which shall have the key of http" in capsys.readouterr().err
+
+
 def test_a_server_that_is_not_there(iterkd: dict[str, Any], recipe, capsys):
     assert main(["iterkd", "--config", recipe(iterkd), "--max_retries", "0"]) == 2
     assert "http://127.0.0.1:9/v1" in capsys.readouterr().err
@@ -110,6 +248,7 @@ def rows(**changed: Any) -> list[dict[str, Any]]:
     [
         ({"text_teacher": None, "text_backend": None, "base_url": None}, "there is nobody to write answers"),
         ({"text_teacher": None}, "`text_teacher` is missing"),
+        ({"text_teacher": None, "text_backend": "vllm", "base_url": None}, "`text_teacher` is missing; give a name"),
         ({"text_backend": None}, "`base_url` is 'http://127.0.0.1:9/v1'; an address goes with the backend openai"),
         ({"base_url": None}, "`base_url` is None; an address goes with the backend openai"),
         ({"dataset_name": None}, "`dataset_name` is not set"),
@@ -119,6 +258,18 @@ def rows(**changed: Any) -> list[dict[str, Any]]:
         ({"max_requests": 0}, "`max_requests` is 0; allow more than 0"),
         ({"max_tokens": -1}, "`max_tokens` is -1; allow more than 0"),
         ({"max_seconds": 0.0}, "`max_seconds` is 0.0; allow more than 0"),
+        ({"keep_students": 0}, "`keep_students` is 0; keep at least 1"),
+        ({"price_per_million_prompt_tokens": -1.0}, "`price_per_million_prompt_tokens` is -1.0"),
+        ({"push_ledger_to_hub": True}, "`push_ledger_to_hub` is on without `push_to_hub`"),
+        ({"judge_retries": -1}, "`judge_retries` is -1"),
+        ({"judge_model": "jury"}, "`judge_base_url` is None and `judge_model` is 'jury'"),
+        (
+            {"judge_base_url": "http://a/v1", "judge_model": "j", "judge": "none"},
+            "`judge` is 'none' and `judge_base_url`",
+        ),
+        ({"judge_extra_body": "{}"}, "`judge_extra_body` is {}, which is for the judge's server"),
+        ({"extra_body": "{top_k"}, "`extra_body` is '{top_k', which is no JSON"),
+        ({"extra_body": "[1]"}, "`extra_body` is [1]; give a JSON object"),
         ({"fault_kinds": ["spelling"]}, "`fault_kinds` is ['spelling']; choose some of syntax, logical"),
         ({"faults_per_question": -1}, "`faults_per_question` is -1"),
         ({"novelty_threshold": 0.0}, "`novelty_threshold` is 0.0"),

@@ -1,12 +1,15 @@
 """Commands that generate, in several processes."""
 
 import json
+import logging
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests import tiny
 from trl_akd.cli import main
+from trl_akd.distributed import keep_off_stdout
 
 
 @pytest.fixture
@@ -49,3 +52,12 @@ def test_some_things_run_in_one_process(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("RANK", "0")
     assert main(["ranker", "data", "--benchmark", "humaneval", "--evaluations", str(tmp_path)]) == 2
     assert "`trl-akd ranker data` runs in one process; leave `accelerate_config` out" in capsys.readouterr().err
+
+
+def test_warnings_of_deepspeed_stay_off_stdout(capsys, monkeypatch):
+    logger = logging.Logger("DeepSpeed")
+    monkeypatch.setitem(logging.root.manager.loggerDict, "DeepSpeed", logger)
+    logger.addFilter(keep_off_stdout)
+    logger.addHandler(logging.StreamHandler(stream=sys.stdout))  # as DeepSpeed does when it is imported
+    logger.warning("no GPU")
+    assert capsys.readouterr() == ("", "no GPU\n")

@@ -13,6 +13,7 @@ from trl_akd.cli.plan_data import read_rows
 from trl_akd.codeplan.plan_generation import PlanGenerator
 from trl_akd.codeplan.plan_generation_config import PlanGenerationConfig
 from trl_akd.codeplan.plan_prompts import PLAN_PROMPTS, PLAN_STOP
+from trl_akd.data.sources import load
 from trl_akd.generation import Completion, GenerationError
 
 ROWS = [
@@ -40,7 +41,12 @@ def test_backward_asks_with_every_distinct_solution(tmp_path: Path):
     asked = teacher()
     rows = generator(tmp_path, asked, n=2).run(ROWS)
     assert rows[0]["plans"] == [plan(s, n) for s in ("print(2 * x)", "print(x + x)") for n in "01"]
-    assert rows[1] == {**ROWS[1], "plans": [plan("print(1)", "0"), plan("print(1)", "1")]}
+    assert rows[0]["plan_solutions"] == [0, 0, 1, 1]
+    assert rows[1] == {
+        **ROWS[1],
+        "plans": [plan("print(1)", "0"), plan("print(1)", "1")],
+        "plan_solutions": [0, 0],
+    }
     [prompts] = asked.calls
     assert all("Double it {please}." in prompt for prompt in prompts[:2])
     assert asked.settings[0]["stop"] == PLAN_STOP and asked.settings[0]["temperature"] == 0.2
@@ -51,7 +57,16 @@ def test_forward_does_not_see_solutions(tmp_path: Path):
     asked = Scripted(lambda prompt, number, seed: plan())
     rows = generator(tmp_path, asked, reasoning="forward").run([{"id": 1, "problem": "P"}, *ROWS])
     assert [row["plans"] for row in rows] == [[plan()]] * 3
+    assert not any("plan_solutions" in row for row in rows)
     assert not any("print(1)" in prompt or "print(2 * x)" in prompt for prompt in asked.calls[0])
+
+
+@pytest.mark.parametrize("reasoning", ["backward", "forward"])
+def test_rows_that_had_plans_already(tmp_path: Path, reasoning: str):
+    before = {"plans": ["1. Old.\n2. Plan."] * 3, "plan_solutions": [0, 0, 0]}
+    rows = generator(tmp_path, Scripted(lambda *_: plan()), reasoning=reasoning).run([{**ROWS[1], **before}])
+    assert rows[0]["plans"] == [plan()]
+    assert rows[0].get("plan_solutions") == ([0] if reasoning == "backward" else None)
 
 
 def test_prompts_end_where_the_plan_begins_and_show_one_example():
@@ -72,10 +87,66 @@ def test_the_example_s_plan_is_a_plan(tmp_path: Path):
 def test_shortest_solutions(tmp_path: Path):
     asked = teacher()
     rows = [{"id": 1, "problem": "P", "solutions": ["print(111)", "print(1)", "print(11)"]}]
-    assert generator(tmp_path, asked, max_solutions=2).run(rows)[0]["plans"] == [
-        plan("print(1)", "0"),
-        plan("print(11)", "0"),
-    ]
+    [row] = generator(tmp_path, asked, max_solutions=2).run(rows)
+    assert row["plans"] == [plan("print(1)", "0"), plan("print(11)", "0")]
+    assert row["plan_solutions"] == [1, 2]
+
+
+def test_rejected_answers_leave_no_gap_between_plans_and_solutions(tmp_path: Path):
+    asked = Scripted(lambda prompt, number, seed: "no plan" if "print(2 * x)" in prompt else plan())
+    [row, _] = generator(tmp_path, asked).run(ROWS)
+    assert (row["plans"], row["plan_solutions"]) == ([plan()], [1])
+
+
+class Refusing(Scripted):
+    """Refuse every prompt that holds a word."""
+
+    def _complete(self, prompt, number, seed):
+        if "please" in prompt:
+            return Completion("", None, "refused", None, "content filter")
+        return super()._complete(prompt, number, seed)
+
+
+def test_a_refused_prompt_costs_that_prompt(tmp_path: Path):
+    """It is recorded with the server's words and not asked again; the others get their plans."""
+    asked = Refusing(lambda *_: plan())
+    plans = generator(tmp_path, asked)
+    rows = plans.run(ROWS)
+    assert [row["plans"] for row in rows] == [[], [plan()]]
+    assert plans.report.rejected == {"refused": 2} and plans.report.plans == 1
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [line["refusal"] for line in lines if line.get("finish_reason") == "refused"] == ["content filter"] * 2
+    again = Refusing(lambda *_: plan())
+    later = generator(tmp_path, again)
+    assert later.run(ROWS) == rows and again.asked == 0 and later.report.rejected == {"refused": 2}
+
+
+def test_a_file_from_before_refusals_were_kept(tmp_path: Path):
+    generator(tmp_path, teacher()).run(ROWS)
+    file = tmp_path / "answers.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines:
+        line.pop("refusal", None)
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    again = teacher()
+    assert len(generator(tmp_path, again).run(ROWS)[0]["plans"]) == 2 and again.asked == 0
+
+
+@pytest.mark.parametrize(("written", "kept"), [("\ud83d", "\ufffd"), ("\ud83d\ude00", "\U0001f600")])
+def test_half_a_character_spoils_no_file(tmp_path: Path, written: str, kept: str):
+    rows = generator(tmp_path, Scripted(lambda *_: plan(written))).run(ROWS)
+    assert rows[1]["plans"] == [plan(kept)]
+    file = tmp_path / "plans.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert len(load(file)) == 2
+    again = Scripted(lambda *_: pytest.fail("it is there"))
+    assert generator(tmp_path, again).run(ROWS) == rows
+
+
+@pytest.mark.parametrize("change", [{"problem": "\ud83d"}, {"solutions": ["print('\udc00')"]}])
+def test_half_a_character_in_what_is_asked_for(tmp_path: Path, change: dict):
+    with pytest.raises(ValueError, match=r"of row 'one' holds half of a character"):
+        generator(tmp_path, teacher()).run([ROWS[0], {**ROWS[1], **change}])
 
 
 def test_the_teacher_s_template(tmp_path: Path):

@@ -3,14 +3,16 @@
 import copy
 import pickle
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModel, AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from transformers.utils import cached_file
 
 from tests import tiny
 from trl_akd.codeplan.plan_head import (
@@ -30,7 +32,7 @@ PROMPT = {"input_ids": torch.arange(6)[None]}
 
 
 def lora(**settings):
-    return LoraConfig(r=2, task_type="CAUSAL_LM", **{"target_modules": ["q_proj"], **settings})
+    return LoraConfig(**{"r": 2, "task_type": "CAUSAL_LM", "target_modules": ["q_proj"], **settings})
 
 
 def plan_logits(model):
@@ -267,6 +269,80 @@ def test_an_adapter_of_nothing(trainer, tmp_path: Path):
     get_peft_model(tiny.model(), lora()).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ValueError, match="does not name the model it is for"):
         trainer(str(tmp_path / "adapter"))
+
+
+# The declaration in the configuration
+
+
+def saved(folder: Path, kind: str, base: Path) -> Path:
+    """Save a student with a plan head as `kind` and return its folder."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    if kind != "model":
+        task = None if kind == "untyped adapter" else "CAUSAL_LM"
+        model = get_peft_model(model, lora(task_type=task))
+    told_apart(model)
+    if kind == "merged":
+        model = model.merge_and_unload()
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter", "untyped adapter", "merged"])
+def test_a_plan_head_that_is_lost_is_missed(trainer, base: Path, tmp_path: Path, kind: str):
+    folder = saved(tmp_path / "saved", kind, base)
+    assert find_plan_head(str(folder)) == folder / PLAN_HEAD_FILE
+    (folder / PLAN_HEAD_FILE).unlink()
+    for use in (find_plan_head, lambda name: trainer(name), lambda name: trainer(name, plan_head="shared")):
+        with pytest.raises(ValueError, match=r"was trained with a plan head .* but its plan_head.safetensors is not"):
+            use(str(folder))
+    if "adapter" not in kind:
+        with pytest.raises(ValueError, match="has none in memory; call `load_plan_head"):
+            model = AutoModelForCausalLM.from_pretrained(folder)
+            model.config._name_or_path = ""
+            trainer(model)
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter", "untyped adapter"])
+def test_others_load_it_as_ever(base: Path, tmp_path: Path, kind: str, recwarn):
+    folder = str(saved(tmp_path / "saved", kind, base))
+    recwarn.clear()
+    if kind == "model":
+        AutoModelForCausalLM.from_pretrained(folder)
+    else:
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
+        AutoPeftModelForCausalLM.from_pretrained(folder) if kind == "adapter" else AutoPeftModel.from_pretrained(
+            folder
+        )
+    assert [str(warning.message) for warning in recwarn if "Unexpected" in str(warning.message)] == []
+
+
+def test_an_adapter_of_a_model_whose_head_is_lost(base: Path, tmp_path: Path):
+    saved(base, "model", base)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora()).save_pretrained(tmp_path / "adapter")
+    (base / PLAN_HEAD_FILE).unlink()
+    with pytest.raises(ValueError, match=r"base' was trained with a plan head"):
+        find_plan_head(str(tmp_path / "adapter"))
+
+
+def test_a_model_of_the_hub_that_was_cached_without_it(base: Path, tmp_path: Path, monkeypatch):
+    """As `from_pretrained` alone leaves it: offline, the plan head cannot be had, and is missed."""
+    cache = tmp_path / "cache"
+    snapshot = cache / "models--me--student" / "snapshots" / ("0" * 40)
+    saved(snapshot, "model", base)
+    (snapshot / PLAN_HEAD_FILE).unlink()
+    (cache / "models--me--student" / "refs").mkdir()
+    (cache / "models--me--student" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("transformers.utils.hub.HF_HUB_CACHE", str(cache), raising=False)
+    found = partial(cached_file, cache_dir=str(cache))
+    monkeypatch.setattr("trl_akd.codeplan.plan_head.cached_file", found)
+    with pytest.raises(ValueError, match="'me/student' was trained with a plan head"):
+        find_plan_head("me/student")
+
+
+def test_models_that_never_had_one_are_not_asked(base: Path):
+    assert find_plan_head(str(base)) is None
+    assert find_plan_head("nobody/nothing") is None
 
 
 # The trainer's pushes, and heads of earlier runs

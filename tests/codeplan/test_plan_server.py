@@ -57,6 +57,38 @@ def test_plans(server: Server, tmp_path: Path):
     assert (made.report.requests, made.report.tokens) == (6, 48), "prompts' tokens, as the server counts them, too"
 
 
+@pytest.mark.parametrize(
+    "refusal", ["content_filter", "This model's maximum context length is 4096 tokens", "no reason at all"]
+)
+def test_a_refused_prompt_costs_that_prompt(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], refusal: str
+):
+    """The command goes on with the other problems, ends well, and does not ask again."""
+    server.refuses = lambda body: Fault(400, refusal) if "Print 0." in json.dumps(body) else None
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
+    where = ["--backend", "openai", "--base_url", server.url, "--model", "tiny", "--dataset_name", str(data)]
+    flags = [*where, "--output_dir", str(tmp_path / "plans")]
+    plans.main(flags)
+    out = capsys.readouterr().out
+    assert "5 of 6 plans" in out and "Rejected: 1 refused" in out
+    written = [json.loads(line) for line in (tmp_path / "plans" / "plans.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["plan_solutions"]) for row in written] == [(str(number), [0]) for number in range(1, 6)]
+    asked = len(server.bodies)
+    plans.main(flags)
+    assert len(server.bodies) == asked
+    answered = [json.loads(line) for line in (tmp_path / "plans" / "answers.jsonl").read_text().splitlines()]
+    assert sum(refusal in str(answer["refusal"]) for answer in answered if answer["finish_reason"] == "refused") == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_server_that_refuses_everything_ends_the_run(server: Server, tmp_path: Path, status: int):
+    server.refuses = lambda body: Fault(status, "no")
+    with pytest.raises(GenerationError, match=f"status {status}"):
+        generator(server, tmp_path, concurrency=1).run(ROWS)
+    assert len(server.bodies) <= 2, "one more may be under way"
+
+
 def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path):
     server.faults.extend([Fault(429, headers={"Retry-After": "0"}), Fault(500), Fault(body="garbage"), Fault(503)])
     made = generator(server, tmp_path, concurrency=1)
@@ -117,7 +149,7 @@ def test_the_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert len((tmp_path / "plans.jsonl").read_text().splitlines()) == 4
     plans.main(flags(server, tmp_path))
     rows = [json.loads(line) for line in (tmp_path / "plans.jsonl").read_text().splitlines()]
-    assert rows == [{**row, "plans": [PLAN]} for row in ROWS]
+    assert rows == [{**row, "plans": [PLAN], "plan_solutions": [0]} for row in ROWS]
     assert len(server.bodies) == 6
     assert json.loads((tmp_path / "report.json").read_text())["requests"] == 2
     assert json.loads((tmp_path / "answers.settings.json").read_text())["model"] == "tiny"

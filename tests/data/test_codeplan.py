@@ -261,6 +261,67 @@ def test_programs_that_follow_a_plan() -> None:
     assert [batch["token_weights"].sum().item() for batch in turns] == pytest.approx([2.1, 0.9, 1.2])
 
 
+PAIRED = {
+    "problem": "p",
+    "solutions": ["a", "b", "c"],
+    "plans": ["1. A0.", "1. B.", "1. A1.", "1. ?."],
+    "plan_solutions": [0, 1, 0, None],
+}
+
+
+def guided_pairs(row: dict[str, Any], epochs: int = 60, tokenised: bool = False) -> set[tuple[str, str]]:
+    """Plan and solution of the guided example, over many epochs."""
+    collate = DataCollatorForCodePLAN(TOKENIZER, guided_weight=1.0)
+    found = set()
+    for epoch in range(epochs):
+        collate.set_epoch(epoch)
+        batch = collate([ProblemEncoder(TOKENIZER, guided=True)(row, 0) if tokenised else row])
+        prompt, answer = decoded(batch, 2)
+        found.add((prompt.split("step by step:\n")[1].split("\n")[0], answer.removesuffix(EOS)))
+    return found
+
+
+@pytest.mark.parametrize("tokenised", [False, True])
+def test_a_plan_guides_to_the_solution_it_was_written_for(tokenised: bool) -> None:
+    known = {("1. A0.", "a"), ("1. B.", "b"), ("1. A1.", "a")}
+    found = guided_pairs(PAIRED, tokenised=tokenised)
+    assert {pair for pair in found if pair[0] != "1. ?."} == known
+    assert {solution for plan, solution in found if plan == "1. ?."} == {"a", "b", "c"}, "unknown: any of them"
+
+
+def test_blank_texts_and_long_plans_leave_the_pairs_alone() -> None:
+    row = {
+        "problem": "p",
+        "solutions": ["a", " ", "c", "d"],
+        "plans": ["", "1. C.", "1. " + "long " * 300, "1. D.", "1. Blank."],
+        "plan_solutions": [0, 2, 0, 3, 1],
+    }
+    found = guided_pairs(row)
+    assert {pair for pair in found if pair[0] != "1. Blank."} == {("1. C.", "c"), ("1. D.", "d")}
+    assert {solution for plan, solution in found if plan == "1. Blank."} <= {"a", "c", "d"}
+
+
+def test_without_pairs_plan_and_solution_are_drawn_independently() -> None:
+    row = {name: value for name, value in PAIRED.items() if name != "plan_solutions"}
+    assert len(guided_pairs(row, epochs=200)) == 12
+
+
+def test_pairs_change_no_other_draw() -> None:
+    plain = {name: value for name, value in PAIRED.items() if name != "plan_solutions"}
+    collate = DataCollatorForCodePLAN(TOKENIZER, guided_weight=1.0)
+    for epoch in range(8):
+        collate.set_epoch(epoch)
+        with_pairs, without = collate([PAIRED]), collate([plain])
+        for row in (0, 1):
+            assert decoded(with_pairs, row) == decoded(without, row)
+
+
+def test_rows_that_were_tokenised_before_there_were_pairs() -> None:
+    encoded = ProblemEncoder(TOKENIZER, guided=True)(PAIRED, 0)
+    del encoded["plan_solutions"]
+    assert DataCollatorForCodePLAN(TOKENIZER, guided_weight=1.0)([encoded])["task_ids"].tolist() == [0, 1, 2]
+
+
 # Bad input
 
 
@@ -274,6 +335,24 @@ def test_programs_that_follow_a_plan() -> None:
         ({"problem": " "}, r"The problem of row 0 is empty"),
         ({"problem": None}, r"Column 'problem' of row 0 holds NoneType"),
         ({"solution": ["x", 3]}, r"Column 'solution' of row 0 holds int, not text"),
+        ({"plan": 5}, r"Column 'plan' of row 0 is 5, of type int"),
+        ({"plan": 1.5}, r"Column 'plan' of row 0 is 1.5, of type float"),
+        ({"plan": False}, r"Column 'plan' of row 0 is False, of type bool"),
+        ({"plan": {"steps": ["1. Do."]}}, r"Column 'plan' of row 0 is {'steps': \['1. Do.'\]}, of type dict"),
+        ({"plan": None, "plans": 7}, r"Column 'plan' of row 0 is 7, of type int"),
+        ({"plan": [["1. Do."]]}, r"Column 'plan' of row 0 holds list, not text"),
+        ({"solution": 5}, r"Column 'solution' of row 0 is 5, of type int"),
+        ({"plan": "1. \ud83d"}, r"Column 'plan' of row 0 holds '\\ud83d', half of a character; replace it"),
+        ({"solution": "\udc00"}, r"Column 'solution' of row 0 holds '\\udc00', half of a character"),
+        ({"problem": "a\ud83d"}, r"Column 'problem' of row 0 holds '\\ud83d', half of a character"),
+        (
+            {"plan_solutions": [0, 0]},
+            r"Column 'plan_solutions' of row 0 is \[0, 0\]; give a list with an entry for each of the 1",
+        ),
+        ({"plan_solutions": 0}, r"Column 'plan_solutions' of row 0 is 0; give a list"),
+        ({"plan_solutions": [1]}, r"Column 'plan_solutions' of row 0 holds 1; give indices of the row's 1 solutions"),
+        ({"plan_solutions": ["0"]}, r"Column 'plan_solutions' of row 0 holds '0'; give indices"),
+        ({"plan_solutions": [True]}, r"Column 'plan_solutions' of row 0 holds True; give indices"),
     ],
 )
 def test_bad_rows(change: dict[str, Any], message: str) -> None:

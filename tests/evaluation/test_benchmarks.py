@@ -166,8 +166,9 @@ def test_names(tmp_path: Path, benchmark_file: Path):
         load_benchmark(str(benchmark_file), benchmark_file)
     with pytest.raises(ValueError, match="limit=0 leaves no problem"):
         load_benchmark(str(benchmark_file), limit=0)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"question\.txt"):
-        load_benchmark("apps", tmp_path)
+        load_benchmark("apps", tmp_path / "empty")
 
 
 def test_humaneval_as_it_is():

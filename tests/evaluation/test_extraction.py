@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 
 from tests.evaluation.conftest import data
@@ -81,6 +83,49 @@ def test_imports_and_helpers_come_first():
 def test_an_answer_that_only_continues():
     program = program_of_answer(HELPED, "    return helper()\n")
     assert program == HELPED.code_prompt + "    return helper()\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "    return helper()\n",
+        "    x = helper()\n    return x\n\nThis calls the helper, doesn't it?",
+        "return helper()",
+        "x = helper()\n    return x",
+        "x = helper()\nreturn x",
+        "```python\n    x = helper()\n    return x\n```",
+        "The body is:\n```python\nif helper():\n    return 1\nreturn 0\n```\nDone.",
+        "<think>def one(): return 2</think>    return helper()",
+        "    return helper()<|endoftext|>def two():",
+        "    return helper()\n\n\ndef check():\n    assert one() == 2\n",
+    ],
+)
+def test_bodies_continue_the_problem_s_code(answer: str):
+    names: dict = {}
+    exec(program_of_answer(HELPED, answer), names)
+    assert names["one"]() == 1
+
+
+def test_a_body_need_not_return():
+    problem = Problem("0", "", "", code_prompt="def fill(xs):\n", entry_point="fill")
+    names: dict = {}
+    exec(program_of_answer(problem, "    xs.append(1)\n\nIt appends (in place)."), names)
+    xs: list[int] = []
+    names["fill"](xs)
+    assert xs == [1]
+
+
+@pytest.mark.parametrize("answer", ["I cannot do that.", "", "```python\nx = 1\n```", "<think>    return helper()"])
+def test_other_answers_do_not_continue_it(answer: str):
+    names: dict = {}
+    with contextlib.suppress(SyntaxError):
+        exec(program_of_answer(HELPED, answer), names)
+    assert "one" not in names or names["one"]() is None
+
+
+def test_future_imports_come_before_the_problem_s_own():
+    program = program_of_answer(HELPED, f"```python\nfrom __future__ import annotations\n{CODE}\n```")
+    exec(compile(program, "program", "exec"), {})
 
 
 def test_a_wrong_name_stays_wrong():

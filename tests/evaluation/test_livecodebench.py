@@ -119,6 +119,12 @@ def test_files_on_the_hub(tmp_path: Path, monkeypatch):
     assert len(benchmark.problems) == 6 and benchmark.strict and benchmark.packages == ("numpy",)
 
 
+def test_a_folder_of_files(tmp_path: Path):
+    for number in (1, 2):
+        write_lines(tmp_path / f"test{number}.jsonl", [{**SCRIPT, "question_id": f"q{number}"}])
+    assert [problem.task_id for problem in load_benchmark("livecodebench", tmp_path).problems] == ["q1", "q2"]
+
+
 def test_programs_that_its_harness_accepts(tmp_path: Path):
     benchmark = write_lines(tmp_path / "test6.jsonl", [SCRIPT, FUNCTION])
     wrong = {"abc301_a": RIGHT["abc301_a"].replace("sum", "max"), "2727": RIGHT["2727"].replace(">", "<")}

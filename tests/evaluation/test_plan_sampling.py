@@ -1,7 +1,9 @@
 """An evaluation whose student plans first."""
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from tests import tiny
 from tests.evaluation.conftest import ROWS, data, write_lines
 from tests.generation.server import serving
+from tests.generation.test_vllm_generator import LLM, SamplingParams
 from trl_akd.cli import main
 from trl_akd.codeplan.plan_head import add_plan_head, save_plan_head
 from trl_akd.codeplan.task_prompts import TaskPrompting
@@ -29,6 +32,16 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def benchmark(tmp_path: Path) -> Path:
     return write_lines(tmp_path / "three.jsonl", [{**row, "public_test": row["test"]} for row in ROWS])
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[LLM]:
+    """Engines of a stand-in for vLLM."""
+    module = ModuleType("vllm")
+    module.LLM, module.SamplingParams = LLM, SamplingParams  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setattr(LLM, "made", [])
+    return LLM.made
 
 
 def run(model: Path, benchmark: Path, out: Path, *flags: str) -> dict:
@@ -87,6 +100,63 @@ def test_plans_come_from_the_plan_head_and_programs_do_not(model: Path, benchmar
     monkeypatch.setattr(TransformersGenerator, "_write", spy)
     run(model, benchmark, tmp_path / "out")
     assert set(written) == {(True, True), (False, False)}
+
+
+def test_vllm_writes_the_programs_and_transformers_the_plans(
+    model: Path, benchmark: Path, tmp_path: Path, monkeypatch, engines
+):
+    net = tiny.model(max_position_embeddings=8192)
+    add_plan_head(net)
+    net.save_pretrained(model)
+    written: list[str] = []
+    write = TransformersGenerator._write
+
+    def spy(self, rows, request):
+        written.extend(tiny.tokenizer().decode(row.tokens) for row in rows)
+        return write(self, rows, request)
+
+    monkeypatch.setattr(TransformersGenerator, "_write", spy)
+    results = run(model, benchmark, tmp_path / "out", "--backend", "vllm")
+    [engine] = engines
+    programs = [tiny.tokenizer().decode(tokens) for tokens, _ in engine.asked]
+    assert written and all(prompt.startswith("[GEN_PLAN]") for prompt in written)
+    assert programs and all(prompt.startswith("[GEN_CODE]") for prompt in programs)
+    assert engine.settings["gpu_memory_utilization"] < 0.9, "the plans' model needs a share"
+    assert results["plans"]["written_by"] == "plan head"
+    assert results["generation"]["backend"] == "vllm"
+
+
+def test_vllm_writes_everything_for_a_student_without_a_plan_head(
+    model: Path, benchmark: Path, tmp_path: Path, monkeypatch, engines
+):
+    monkeypatch.setattr(TransformersGenerator, "_write", lambda *_: pytest.fail("vLLM writes it all"))
+    results = run(model, benchmark, tmp_path / "out", "--backend", "vllm")
+    [engine] = engines
+    assert "gpu_memory_utilization" not in engine.settings
+    assert results["plans"]["written_by"] == "LM head"
+
+
+@pytest.mark.parametrize("public", [True, False])
+def test_results_name_the_settings_that_were_used(model: Path, tmp_path: Path, public: bool):
+    rows = [{**row, "public_test": row["test"]} if public else row for row in ROWS]
+    flags = [] if public else ["--without_public_tests", "logprob"]
+    settings = run(model, write_lines(tmp_path / "three.jsonl", rows), tmp_path / "out", *flags)["generation"]
+    assert {"prompt_style", "prompt_template"}.isdisjoint(settings)
+    assert settings["prompt_templates"] == ["codeplan_plan", "codeplan_guided", "codeplan_code"]
+    assert settings["stop"]["plan"] == settings["stop"]["program"] == list(TaskPrompting().plan_stop)
+    assert settings["num_plans"] == 3 and settings["max_plan_tokens"] == 6
+    assert settings.get("without_public_tests") == (None if public else "logprob")
+
+
+def test_a_plan_head_that_is_declared_and_missing(model: Path, benchmark: Path, capsys: pytest.CaptureFixture[str]):
+    net = tiny.model(max_position_embeddings=8192)
+    add_plan_head(net)
+    net.save_pretrained(model)
+    (model / "plan_head.safetensors").unlink()
+    capsys.readouterr()
+    assert main(["evaluate", "--model", str(model), "--benchmark", str(benchmark), *FEW]) == 2
+    error = capsys.readouterr().err
+    assert "was trained with a plan head" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -89,10 +89,15 @@ def main() -> None:
                 errors.append(f"{type(error).__name__}: {error}")
         trainer = make(cycle_world.RuleTeacher(asked.append))
         trainer.train()
+        again: list[str] = []
+        done = make(cycle_world.RuleTeacher(again.append))
+        done.train()
+        done.save_model(str(output_dir / "final"))
     record = {
         "world_size": trainer.accelerator.num_processes,
         "errors": errors,
         "asked": len(asked),
+        "asked_again": len(again),
         "reports": [asdict(report) for report in trainer.reports],
     }
     output_dir.with_suffix(f".rank{RANK}.json").write_text(json.dumps(record))

@@ -70,6 +70,9 @@ def test_two_processes(folder: Path, alone: tuple[Path, list[dict[str, Any]]], b
     assert first["world_size"] == second["world_size"] == 2
     assert first["reports"] == second["reports"] == only["reports"]
     assert first["asked"] > 0 and second["asked"] == 0, "the main process asks for both"
+    assert first["asked_again"] == 0, "a run that is done asks nobody"
+    final, last = (load_file(output_dir / f"{folder}/model.safetensors") for folder in ("final", "cycle-1/student"))
+    assert_close(final, last, rtol=0, atol=0)
     assert first["errors"] == second["errors"]
     assert [error.split(":")[0] for error in first["errors"]] == (
         ["GenerationError", "OSError", "RuntimeError"] if backend == "ddp" else []

@@ -1,6 +1,7 @@
 """The cycles with a teacher, a judge, a runner and a student that all act by rule: what they do and leave."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +201,59 @@ def test_reports_are_written(act, tmp_path: Path):
     assert (tmp_path / "written" / "cycles.md").read_text() == f"{cycle_table(reports)}\n"
     assert cycle_table(reports).count("\n") == 3 and "6 + 1" in cycle_table(reports)
     assert (tmp_path / "written" / "cycles.png").read_bytes().startswith(b"\x89PNG")
+
+
+# Students on disk
+
+
+def on_disk(tmp_path: Path) -> list[int]:
+    return sorted(int(path.parent.name[6:]) for path in tmp_path.glob("cycle-*/student"))
+
+
+@pytest.mark.parametrize(("kept", "left"), [(None, [0, 1, 2]), (5, [0, 1, 2]), (2, [1, 2]), (1, [2])])
+def test_only_the_last_students_are_kept(act, tmp_path: Path, kept: int | None, left: list[int]):
+    whole = act(cycles=3, keep_students=kept)
+    assert on_disk(tmp_path) == left and len(whole.student.rows) == 3
+    again = act(cycles=3, keep_students=kept)
+    assert not again.student.rows and not again.asked and again.reports == whole.reports
+    assert again.student.loaded == ["cycle-2"]
+
+
+def test_fewer_may_be_kept_later(act, tmp_path: Path):
+    act(cycles=2)
+    further = act(cycles=3, keep_students=1)
+    assert on_disk(tmp_path) == [2] and len(further.student.rows) == 1
+
+
+@pytest.mark.parametrize("deleted", [[0], [1], [0, 1]])
+def test_an_old_student_that_was_deleted_is_not_trained_again(act, tmp_path: Path, deleted: list[int]):
+    before = act(cycles=3)
+    for cycle in deleted:
+        shutil.rmtree(tmp_path / f"cycle-{cycle}")
+    again = act(cycles=3)
+    assert not again.student.rows and again.reports == before.reports
+    assert len(act(cycles=4).student.rows) == 1
+
+
+def test_the_last_student_is_trained_again_if_it_was_deleted(act, tmp_path: Path):
+    before = act(cycles=2)
+    shutil.rmtree(tmp_path / "cycle-1")
+    again = act(cycles=2)
+    assert again.student.loaded[0] == "cycle-0" and again.student.known == before.student.known
+    shutil.rmtree(tmp_path / "cycle-0")
+    shutil.rmtree(tmp_path / "cycle-1")
+    assert len(act(cycles=2).student.rows) == 2, "all of them"
+
+
+def test_a_student_that_is_needed_and_gone(act, tmp_path: Path):
+    act(cycles=2)
+    shutil.rmtree(tmp_path / "cycle-0")
+    with pytest.raises(ValueError, match=r"cycle-0/student is needed again and has been deleted; put it back"):
+        act(cycles=1)
+
+
+def test_a_removal_that_was_cut_short_is_finished(act, tmp_path: Path):
+    act(cycles=2)
+    (tmp_path / "cycle-0" / "student").rename(tmp_path / "cycle-0" / "student.part")
+    assert not act(cycles=2, keep_students=1).student.rows
+    assert not (tmp_path / "cycle-0").exists()

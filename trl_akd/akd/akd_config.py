@@ -65,6 +65,13 @@ class AKDConfig(GKDConfig):
             Revision of the teacher on the Hub: a branch, a tag or a commit.
         teacher_device (`str`, *optional*):
             Device on which the teacher stays, such as `"cpu"`. By default it lives where the student does.
+        log_completions (`bool`, *optional*, defaults to `False`):
+            Log prompts and completions of generated text every `logging_steps` steps: printed if `rich` is installed,
+            saved as Parquet in the folder `completions`, and reported to `wandb` and `trackio` if these are used.
+        num_completions_to_print (`int`, *optional*):
+            Number of completions to print, drawn at random. By default all of the step.
+        log_unique_prompts (`bool`, *optional*, defaults to `False`):
+            Report each prompt only once.
         bf16 (`bool`, *optional*):
             Mixed precision in bfloat16. By default on where a GPU supports it; TRL's default fails without one.
         lmbda (`float`, *optional*, defaults to `0.0`):
@@ -130,6 +137,17 @@ class AKDConfig(GKDConfig):
     teacher_device: str | None = field(
         default=None, metadata={"help": "Device on which the teacher stays, such as `cpu`."}
     )
+    log_completions: bool = field(
+        default=False,
+        metadata={
+            "help": "Log prompts and completions of generated text every `logging_steps` steps: printed if `rich` is "
+            "installed, saved as Parquet, and reported to `wandb` and `trackio` if these are used."
+        },
+    )
+    num_completions_to_print: int | None = field(
+        default=None, metadata={"help": "Number of completions to print, drawn at random; all if left out."}
+    )
+    log_unique_prompts: bool = field(default=False, metadata={"help": "Report each prompt only once."})
     lmbda: float = field(default=0.0, metadata={"help": "Fraction of batches on text sampled from the student."})
     learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of the student."})
     num_train_epochs: float = field(default=10.0, metadata={"help": "Number of epochs."})
@@ -162,6 +180,11 @@ class AKDConfig(GKDConfig):
     def asks_teacher(self) -> bool:
         """Whether anything is learned from a teacher."""
         return True
+
+    @property
+    def evaluation_beta(self) -> float:
+        """Share of reverse KL in the evaluation loss: `beta` where it is fixed, otherwise one half."""
+        return 0.5 if self.beta is None else self.beta
 
     def make_beta(self) -> AdaptiveBeta:
         """Return the mixing coefficient that this configuration describes."""
@@ -225,9 +248,25 @@ class AKDConfig(GKDConfig):
                 "`eval_packing` is on, but training pads its batches, and one collator serves both; set packing=True "
                 "or padding_free=True, or leave `eval_packing` out."
             )
+        if self.log_completions and not self.generates:
+            raise ValueError(
+                "`log_completions` is on, but no text is generated; set lmbda above 0 or seq_kd=True, or leave it out."
+            )
+        if self.num_completions_to_print is not None and self.num_completions_to_print < 1:
+            raise ValueError(
+                f"`num_completions_to_print` is {self.num_completions_to_print}; give at least 1, or leave it out."
+            )
+        if not self.log_completions:
+            self._check_without_effect(
+                ("num_completions_to_print", "log_unique_prompts"), "while `log_completions` is off; turn that on"
+            )
         for name, accepted, remedy in _INHERITED_WITHOUT_EFFECT:
             if getattr(self, name) not in accepted:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, which AKD does not support; {remedy}.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled, as into each checkpoint's `training_args.bin`: all but the Hub's token."""
+        return {**self.__dict__, "hub_token": None}
 
     def _check_no_teacher_options(self, reason: str) -> None:
         """Refuse options about teacher and divergence where no objective asks a teacher."""

@@ -14,28 +14,32 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from huggingface_hub import EvalResult
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import has_length
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from ..data.collators import DataCollatorForDistillation
+from ..data.collators import DataCollatorForDistillation, RowLengths
 from ..data.preparation import prepare_dataset
 from ..data.tokenization import PROMPT_COLUMN
 from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
-from ..distributed import take_compilation, through_forward
+from ..distributed import own_rows, take_compilation, through_forward, unwrapped, widest_float
 from ..generation.plain import stop_tokens
-from ..heads import LMHead, compiler, final_hidden_states, lm_head
+from ..heads import LMHead, compiler, final_hidden_states, hidden_states_and_router_loss, lm_head
 from ..losses.fused_linear import FusedDivergence
 from ..teachers import LocalTeacher, NoTeacher, SelfTeacher, Teacher, load_teacher
 from ..teachers.local import prove_architecture
 from .akd_config import AKDConfig
-from .batches import Batch, Targets, number_of_tokens, targets
+from .batches import Batch, Targets, number_of_tokens, row_numbers, targets, without_repeats
 from .beta_schedule import BetaSchedule
 from .checkpoint import load_state, save_state
 from .checks import (
@@ -43,6 +47,7 @@ from .checks import (
     check_adapter,
     check_arguments,
     check_data,
+    check_experts,
     check_models,
     check_overrides,
     check_parallelism,
@@ -52,12 +57,14 @@ from .checks import (
     named_datasets,
     tokenizer_of,
 )
+from .completions import CompletionLog
 from .dropout import disable_dropout
 from .gkd import GKDTrainer
 from .metrics import METRICS, DistillationMetrics, Means
 from .model_card import find_license, model_card, objective, provenance
 from .objective import adaptive_divergence, mixed_loss, not_finite
-from .on_policy import is_on_policy, sample_rows, sampling_config
+from .on_policy import is_on_policy, sample_rows, sampling_config, sampling_seed
+from .upload import upload_student
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +83,9 @@ class AKDTrainer(GKDTrainer):
     Args:
         model (`PreTrainedModel` or `str`):
             The student, or its name or path.
-        teacher_model (`PreTrainedModel` or `str`, *optional*):
-            The teacher. Defaults to `args.teacher_model_name_or_path`.
+        teacher_model (`PreTrainedModel`, `str` or [`~trl_akd.teachers.Teacher`], *optional*):
+            The teacher, its name or path, or an object that gives hidden states and an LM head batch by batch.
+            Defaults to `args.teacher_model_name_or_path`.
         args (`AKDConfig`, *optional*):
             Configuration.
         data_collator (`Callable`, *optional*):
@@ -118,7 +126,7 @@ class AKDTrainer(GKDTrainer):
     def __init__(
         self,
         model: PreTrainedModel | nn.Module | str,
-        teacher_model: PreTrainedModel | nn.Module | str | None = None,
+        teacher_model: PreTrainedModel | nn.Module | Teacher | str | None = None,
         args: AKDConfig | None = None,
         data_collator: Callable[[list[Any]], Batch] | None = None,
         train_dataset: Dataset | None = None,
@@ -161,6 +169,8 @@ class AKDTrainer(GKDTrainer):
                 **kwargs,
             )
         self.padding_free = args.padding_free or args.packing
+        if self.router_aux_loss_coef:
+            check_experts(self.model.config.get_text_config())
         self._compilation = take_compilation(self.accelerator)
         self._compiled = compiler(self._compilation)
         check_adapter(*adapters_of(self.model))
@@ -182,6 +192,7 @@ class AKDTrainer(GKDTrainer):
         self.provenance = provenance(model, teacher_model, args)
         self.scores: dict[int, list[EvalResult]] = {}
         self._student_proven = False
+        self._completions = CompletionLog(args, self._tokenizer, self.accelerator)
         self.add_callback(BetaSchedule(self.adaptive_beta, self._finish_step))
 
     # Set-up
@@ -191,10 +202,11 @@ class AKDTrainer(GKDTrainer):
 
     def _make_collator(self) -> Callable[[list[Any]], Batch]:
         if self.padding_free:
-            padding_free: Callable[[list[Any]], Batch] = DataCollatorForLanguageModeling(
-                self._tokenizer.pad_token_id, padding_free=True, pad_to_multiple_of=self.args.pad_to_multiple_of
+            return RowLengths(
+                DataCollatorForLanguageModeling(
+                    self._tokenizer.pad_token_id, padding_free=True, pad_to_multiple_of=self.args.pad_to_multiple_of
+                )
             )
-            return padding_free
         return DataCollatorForDistillation(
             self._tokenizer.pad_token_id,
             with_prompts=self.args.generates,
@@ -246,6 +258,11 @@ class AKDTrainer(GKDTrainer):
             self.teacher: Teacher = SelfTeacher() if self.args.asks_teacher else NoTeacher()
             self.teacher_model = None
             return
+        if isinstance(model, Teacher):
+            self.teacher, self.teacher_model = model, None
+            self.vocabulary_size = min(student_size, getattr(model, "vocabulary_size", student_size))
+            self._require_shared_tokens()
+            return
         if isinstance(model, str):
             model = load_teacher(
                 model,
@@ -259,10 +276,13 @@ class AKDTrainer(GKDTrainer):
             student_size,
             model.config.get_text_config().vocab_size,
         )
-        for name, dataset in self._datasets().items():
-            require_shared_tokens(dataset, self.vocabulary_size, self._tokenizer, name=name)
+        self._require_shared_tokens()
         self.teacher = LocalTeacher(model, self.accelerator, self.args.teacher_device, self._compilation)
         self.teacher_model = self.teacher.engine
+
+    def _require_shared_tokens(self) -> None:
+        for name, dataset in self._datasets().items():
+            require_shared_tokens(dataset, self.vocabulary_size, self._tokenizer, name=name)
 
     def _datasets(self) -> dict[str, Dataset]:
         """Return the tokenised datasets by name."""
@@ -278,7 +298,11 @@ class AKDTrainer(GKDTrainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor]:
         """Fetch the micro-batches of one optimiser step, generate where due, then count what the loss divides by."""
-        batches = self._complete(list(islice(epoch_iterator, num_batches)))
+        batches = list(islice(epoch_iterator, num_batches))
+        repeats = own_rows(self.accelerator) if batches else None
+        batches = self._complete(batches)
+        if repeats is not None:
+            batches[-1] = self._without_repeats(batches[-1], *repeats)
         items = sum(
             (self._targets(batch).items.to(device) for batch in batches),
             start=torch.zeros((), dtype=torch.long, device=device),
@@ -290,6 +314,12 @@ class AKDTrainer(GKDTrainer):
     def _complete(self, batches: list[Batch]) -> list[Batch]:
         """Give the micro-batches of one optimiser step their final form, before anything is counted."""
         return [self._with_generated_text(batch, micro_batch) for micro_batch, batch in enumerate(batches)]
+
+    def _without_repeats(self, batch: Batch, rows: int, own: int) -> Batch:
+        """Return a batch of `rows` rows of which the first `own` count; other batches have the rest as well."""
+        if "row_lengths" not in batch and len(batch["labels"]) % rows:
+            return batch  # from a collator that joins rows, which cannot be told apart
+        return without_repeats(batch, row_numbers(batch, rows), own)
 
     def _targets(self, batch: Batch) -> Targets:
         """Return what a batch asks of the student."""
@@ -309,7 +339,10 @@ class AKDTrainer(GKDTrainer):
             self.accelerator,
             self.generation_config,
             vocabulary_size=self.vocabulary_size,
+            seed=sampling_seed(self.args.seed, step, micro_batch, self.accelerator.process_index),
         )
+        if self.args.log_completions:
+            self._completions.add(rows)
         return DataCollatorForDistillation(self._tokenizer.pad_token_id)(rows)
 
     # Loss
@@ -348,21 +381,30 @@ class AKDTrainer(GKDTrainer):
             items = torch.as_tensor(num_items_in_batch, device=items.device).expand_as(items)
             if self.model.training and self.args.average_tokens_across_devices:
                 ranks = self.accelerator.num_processes  # otherwise the items are those of this rank alone
-        student, share = self.accelerator.unwrap_model(model), wanted.share(items, ranks)
+        student, share = unwrapped(model, self.model, self.accelerator), wanted.share(items, ranks)
         with self.teacher.observe(wanted.taught_inputs):
-            loss, sums = through_forward(model, student, lambda: self._student_loss(student, wanted, share))
+            loss, sums, router_loss = through_forward(
+                model, student, lambda: self._student_loss(student, wanted, share)
+            )
         if not torch.isfinite(loss):
             raise not_finite(sums, self.state.global_step, self.args)
         mode = "train" if self.model.training else "eval"
         self.distillation_metrics[mode].add(sums, wanted.weight_by_task(), number_of_tokens(inputs))
+        if self.aux_loss_enabled:
+            steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            loss = loss + self.router_aux_loss_coef * router_loss / steps
+            self._metrics[mode]["aux_loss"].append(self.accelerator.reduce(router_loss.detach(), "mean").item())
         if not return_outputs:
             return loss
         with torch.no_grad():
             return loss, model(**wanted.inputs)
 
-    def _student_loss(self, student: Any, wanted: Targets, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss, weighted by `share`, and the sums of `METRICS` `[tasks, metrics]`, by `wanted.weights`.
+    def _student_loss(
+        self, student: Any, wanted: Targets, share: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the loss, weighted by `share`, sums of `METRICS` `[tasks, metrics]`, and the experts' router loss.
 
+        The sums are weighted by `wanted.weights`, the router loss not at all; it is 0 where it is not asked for.
         Runs inside the forward of the student's engine.
         """
         if not self._student_proven:
@@ -370,8 +412,11 @@ class AKDTrainer(GKDTrainer):
             self._student_proven = True
         knowledge = self.teacher.knowledge(student)
         with self.accelerator.autocast(), self._compiled(student):
-            hidden = final_hidden_states(student, wanted.inputs)
-        return self._judge(student, hidden[:, : wanted.labels.shape[1]], knowledge, wanted, share)
+            if self.aux_loss_enabled:
+                hidden, router_loss = hidden_states_and_router_loss(student, wanted.inputs)
+            else:
+                hidden, router_loss = final_hidden_states(student, wanted.inputs), torch.zeros((), device=share.device)
+        return *self._judge(student, hidden[:, : wanted.labels.shape[1]], knowledge, wanted, share), router_loss
 
     def _judge(
         self, student: Any, hidden: torch.Tensor, knowledge: Any, wanted: Targets, share: torch.Tensor
@@ -379,15 +424,21 @@ class AKDTrainer(GKDTrainer):
         """Return what `_student_loss` does, given hidden states `[B, T, H]` and the teacher's knowledge."""
         divergence = self._divergence(lm_head(student).whole(), hidden, knowledge, wanted.labels, share)
         per_token = torch.stack([getattr(divergence, name) for name in METRICS])
-        return divergence.loss, (per_token.double() @ wanted.weights.flatten().double()).unsqueeze(0)
+        precision = widest_float(hidden.device)
+        return divergence.loss, (per_token.to(precision) @ wanted.weights.flatten().to(precision)).unsqueeze(0)
 
     def _divergence(
         self, head: LMHead, hidden: torch.Tensor, knowledge: Any, labels: torch.Tensor, share: torch.Tensor
     ) -> FusedDivergence:
-        beta = self.adaptive_beta.value
+        beta = self.adaptive_beta.value if self.model.training else self.args.evaluation_beta
         return adaptive_divergence(head, hidden, knowledge, labels, share, beta, self.vocabulary_size, self.args)
 
     # Logs
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as [`trl.SFTTrainer`] does, and the latest completions with `log_completions`."""
+        super().log(logs, start_time)
+        self._completions.write(self.state.global_step)
 
     def _finish_step(self) -> None:
         """Log what the micro-batches and ranks of an optimiser step come to, and update β once it is complete."""
@@ -396,33 +447,77 @@ class AKDTrainer(GKDTrainer):
         means, tokens = self.distillation_metrics["train"].reduce(self.accelerator)
         self._total_train_tokens += tokens
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-        for key, mean in self._report(means).items():
+        for key, mean in self._report(means, self.adaptive_beta.value).items():
             self._metrics["train"][key].append(mean)
         self._step_beta(means)
 
-    def _report(self, means: list[Means]) -> dict[str, float]:
-        """Return the means of `METRICS` by the names that they have in the logs."""
+    def _report(self, means: list[Means], beta: float) -> dict[str, float]:
+        """Return the means of `METRICS` by the names that they have in the logs; `beta` mixes those that are mixed."""
         return {key: means[0].by_name[name] for name, key in METRICS.items()}
 
     def _step_beta(self, means: list[Means]) -> None:
         self._metrics["train"]["kd/beta"].append(self.adaptive_beta.value)
         self.adaptive_beta.step(means[0].by_name["forward_kl"], means[0].by_name["reverse_kl"])
 
-    def _loss_of(self, means: list[Means]) -> float:
-        """Return the objective's value from its parts' means."""
-        return mixed_loss(means[0].by_name, self.adaptive_beta.value, self.args)
+    def _loss_of(self, means: list[Means], beta: float) -> float:
+        """Return the objective's value from its parts' means and the share `beta` of reverse KL."""
+        return mixed_loss(means[0].by_name, beta, self.args)
+
+    # Evaluation
+
+    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader[Any]:
+        """Return batches; an evaluation reads all rows, also with `dataloader_drop_last`."""
+        given = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = given and is_training
+        try:
+            batches: DataLoader[Any] = super()._get_dataloader(
+                dataset if is_training else _sized(dataset), *args, is_training=is_training, **kwargs
+            )
+        finally:
+            self.args.dataloader_drop_last = given
+        return batches
+
+    def prediction_step(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate one batch, without its rows that other batches have as well."""
+        repeats = own_rows(self.accelerator)
+        inputs = inputs if repeats is None else self._without_repeats(inputs, *repeats)
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """Evaluate, and report the loss and the means of `METRICS` over all samples, whatever the batches."""
+        """Evaluate, and report the loss and the means of `METRICS` over all samples, whatever the batches.
+
+        The loss mixes the divergences by `args.evaluation_beta`, so that it depends on the student and the data alone.
+        Where training mixes them otherwise, `training_loss` is the loss of the present β.
+        """
         self.distillation_metrics["eval"] = DistillationMetrics(self._measured)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if not self.distillation_metrics["eval"].is_empty():
             means, _ = self.distillation_metrics["eval"].reduce(self.accelerator)
-            report = {"loss": self._loss_of(means), **self._report(means)}
+            beta = self.args.evaluation_beta
+            report = {"loss": self._loss_of(means, beta), **self._report(means, beta)}
+            if self.args.asks_teacher and self.args.beta is None:
+                report["training_loss"] = self._loss_of(means, self.adaptive_beta.value)
             output.metrics.update({f"{metric_key_prefix}_{key}": mean for key, mean in report.items()})
         return output
 
     # Checkpoints and the Hub
+
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """Return the epochs that are done and the batches read in the present one.
+
+        `Trainer` takes a stream, whose length it does not know, to be in its first epoch still.
+        """
+        done, batches = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)
+        if checkpoint is None or has_length(self.train_dataset) or self.state.global_step == 0:
+            return done, batches
+        saved = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        load_state(self.adaptive_beta, checkpoint)
+        done = self.adaptive_beta.epoch
+        steps = round((saved.epoch - done) * saved.max_steps)
+        self.state.epoch = done + steps / max_steps
+        return done, 0 if self.args.ignore_data_skip else steps * self.args.gradient_accumulation_steps
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -437,6 +532,29 @@ class AKDTrainer(GKDTrainer):
     def _objective(self) -> dict[str, Any]:
         """Return the settings that a reader of the model card wants to know."""
         return objective(self.args)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Upload the student, its tokenizer and its card, and nothing else of the output folder.
+
+        Arguments are those of [`transformers.Trainer.push_to_hub`].
+        """
+        return upload_student(
+            self,
+            commit_message=commit_message,
+            blocking=blocking,
+            token=token,
+            revision=revision,
+            private=private,
+            **kwargs,
+        )
 
     def _card_facts(self) -> dict[str, str]:
         """Return rows for the model card's table of what the model was made from."""
@@ -477,6 +595,11 @@ class AKDTrainer(GKDTrainer):
             sections=self._card_sections(),
         )
         card.save(f"{self.args.output_dir}/README.md")
+
+
+def _sized(dataset: Any) -> Any:
+    """Return a dataset as it is, or the rows of a stream, whose number must be known to share them out evenly."""
+    return list(dataset) if isinstance(dataset, torch.utils.data.IterableDataset) else dataset
 
 
 @contextmanager

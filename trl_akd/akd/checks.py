@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..data.schema import detect_format
+from ..teachers import Teacher
 from .akd_config import AKDConfig
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,20 @@ def check_adapter(*configs: Any) -> None:
             )
 
 
+def check_experts(config: Any) -> None:
+    """Refuse a mixture of experts whose load-balancing loss cannot be computed.
+
+    Args:
+        config (`PretrainedConfig`):
+            That of a student whose router is to be trained by it.
+    """
+    if config.is_encoder_decoder or not (hasattr(config, "num_experts") and hasattr(config, "output_router_logits")):
+        raise ValueError(
+            f"the student is a mixture of experts ({type(config).__name__}) whose load-balancing loss is not known "
+            "here; set router_aux_loss_coef=0 to train without it."
+        )
+
+
 def adapters_of(model: Any) -> list[Any]:
     """Return the configurations of the adapters that a model came with."""
     return list(getattr(model, "peft_config", {}).values())
@@ -98,12 +113,20 @@ def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter:
             raise ValueError(
                 "`seq_kd` is on, but without a `teacher_model_name_or_path` nobody writes; name a teacher."
             )
+    elif not (isinstance(teacher, str | Teacher) or hasattr(teacher, "config")):
+        raise ValueError(
+            f"`teacher_model` is a {type(teacher).__name__}, which is neither a language model of transformers nor a "
+            "`trl_akd.teachers.Teacher`; give its class the methods `observe` and `knowledge` of the latter."
+        )
     elif teacher is student or _is_same_path(student, teacher, args):
         raise ValueError(
             f"student and teacher are the same model ({teacher if isinstance(teacher, str) else 'one object'}), so "
             "the divergence is zero; give another `teacher_model_name_or_path`, or leave it out and set "
             "`use_peft: true`."
         )
+    if isinstance(teacher, Teacher) and (args.seq_kd or args.teacher_device is not None):
+        name, reason = ("seq_kd", "writes no text") if args.seq_kd else ("teacher_device", "chooses its own device")
+        raise ValueError(f"`{name}` is set, but a `Teacher` of your own {reason}; leave it out.")
     zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
     if args.teacher_device is not None and zero3:
         raise ValueError(

@@ -61,15 +61,19 @@ def distil(
     finish(trainer)
 
 
-def finish(trainer: "AKDTrainer") -> None:
-    """Save, evaluate and push what was trained."""
-    trainer.save_model()
+def finish(trainer: "AKDTrainer", *, is_trained: bool = True) -> None:
+    """Save, evaluate and push what was trained.
+
+    A student that is as it was is saved, but has no card and is not pushed.
+    """
+    trainer.save_model(_internal_call=True)  # or it would be pushed at once, and again below
     if trainer.eval_dataset is not None:
         _report(trainer, "eval", trainer.evaluate())
     trainer.save_state()
-    trainer.create_model_card()
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub()
+    if is_trained:
+        trainer.create_model_card()
+        if trainer.args.push_to_hub:
+            trainer.push_to_hub()
     trainer.end()
 
 

@@ -20,7 +20,7 @@ import yaml
 from ..data.sources import load
 from ..iterkd.judge_prompts import JudgePrompt
 from ..iterkd.questions import read_questions
-from ..iterkd.teaching_config import TeachingConfig
+from ..iterkd.teaching_config import DEFAULT_KEY, TeachingConfig
 from ..iterkd.teaching_prompts import TeachingPrompts
 from .stand_in_teacher import serving, write_prompts
 from .stand_ins import BYTES, build
@@ -146,9 +146,11 @@ def _replace_writers(values: Namespace, folder: Path, stack: ExitStack) -> list[
         return []
     values.text_backend, values.text_teacher, values.base_url = "openai", writer, stack.enter_context(serving())
     notes = [f"{writer}, as it writes: a server on this machine that replies by rote"]
-    if values.judge not in ("teacher", "none"):
-        notes.append(f"{values.judge}: the same")
+    if values.judge_model is not None or values.judge not in ("teacher", "none"):
+        notes.append(f"{values.judge_model or values.judge}: the same")
         values.judge = "teacher"
+    values.judge_base_url = values.judge_model = values.judge_extra_body = None
+    values.api_key_env = values.judge_api_key_env = DEFAULT_KEY
     return notes
 
 
@@ -232,6 +234,7 @@ def _shorten(values: Namespace, folder: Path) -> None:
     values.push_to_hub = False
     if _has_cycles(values):
         values.cycles = _CYCLES
+        values.push_ledger_to_hub = False
         vars(values).update({name: min(getattr(values, name), most) for name, most in _AT_MOST.items()})
         vars(values).update(dict.fromkeys(_BUDGETS))
 

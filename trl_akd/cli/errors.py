@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["UserError", "run", "user_errors"]
+__all__ = ["STOPPED", "StoppedEarly", "UserError", "run", "user_errors"]
 
 # While a run is set up, these name a wrong value, a missing file or a missing package. During training, the same types
 # may as well come from a fault in the program, and the traceback is wanted.
@@ -18,6 +18,13 @@ _FAILED_WRITE = re.compile(
     r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed|unexpected pos \d+"
 )
 _HUB_CLIENTS = {"huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
+
+STOPPED = 3
+"""Exit status of a run that a budget ended."""
+
+
+class StoppedEarly(Exception):
+    """A budget ended a run, which has said so and can go on when it is started again."""
 
 
 class UserError(Exception):
@@ -34,15 +41,18 @@ def user_errors(kinds: tuple[type[Exception], ...] = SETUP_ERRORS) -> Iterator[N
 
 
 def run(command: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, 2 after an error that the user can mend, or 130 after an interrupt.
+    """Run a command and return its exit status.
 
-    Such errors are a `UserError`, a full disk and a Hub that cannot be reached. With `TRL_AKD_DEBUG=1` in the
-    environment they keep their traceback.
+    It is 0 where all is done, 2 after an error that the user can mend, 3 where a budget ended the run, and 130 after
+    an interrupt. Errors that the user can mend are a `UserError`, a full disk and a Hub that cannot be reached. With
+    `TRL_AKD_DEBUG=1` in the environment they keep their traceback.
     """
     try:
         command(argv)
     except KeyboardInterrupt:
         return 130
+    except StoppedEarly:
+        return STOPPED
     except Exception as error:
         message = str(error) if isinstance(error, UserError) else _environment_message(error)
         if message is None or os.environ.get("TRL_AKD_DEBUG") == "1":

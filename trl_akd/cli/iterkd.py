@@ -7,14 +7,16 @@ accelerate launch --config_file recipes/accelerate_configs/zero3.yaml --num_proc
     -m trl_akd.cli.iterkd --config recipes/deepseek-coder-33b-to-6.7b/iterkd/config.yaml
 ```
 
-A run that was interrupted, or that has spent its budget, goes on when the same command is given again.
+A run that was interrupted goes on when the same command is given again. One that has spent its budget ends with the
+last student that it has trained and exit status 3, and goes on when it is given more.
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..iterkd.teaching_config import TeachingConfig
+from ..iterkd.teaching_config import DEFAULT_KEY, TeachingConfig
 from .arguments import AKDScriptArguments
 from .errors import run, user_errors
 from .training import start
@@ -47,13 +49,15 @@ def train(
 ) -> None:
     """Run the cycles, save the last student, and push it to the Hub where the arguments ask for it.
 
-    Where a budget ended the run, there is no last student yet: nothing is saved but what the cycles have kept.
+    Raises:
+        UserError: If something is wrong with the arguments, or the teacher or the judge fails.
+        StoppedEarly: If a budget ended the run; the last student is saved as ever.
     """
     from ..execution import IsolationError
     from ..generation import GenerationError
     from ..iterkd.iterkd_trainer import IterKDTrainer
     from .distilling import finish, make_trainer
-    from .errors import SETUP_ERRORS
+    from .errors import SETUP_ERRORS, StoppedEarly
 
     with user_errors((*SETUP_ERRORS, GenerationError, IsolationError, FloatingPointError)):
         if teaching.text_teacher is None and training_args.teacher_model_name_or_path is None:
@@ -73,6 +77,7 @@ def train(
                 program_of=_program_of(benchmark),
                 benchmarks=_texts(benchmark, teaching.decontaminate),
                 generation_batch_size=teaching.generation_batch_size,
+                settings=teaching.settings,
             )
             trainer.text_teacher = _text_teacher(teaching, trainer)
             trainer.judge = _judge(teaching, trainer)
@@ -82,10 +87,27 @@ def train(
             trainer.provenance.dataset_revision = script_args.dataset_revision
             trainer.provenance.recipe = recipe
             trainer.train(training_args.resume_from_checkpoint)
-        if trainer.stopped is None:
-            finish(trainer)
-        else:
-            trainer.end()
+        finish(trainer, is_trained=trainer.trained_cycles > 0)
+    _conclude(trainer)
+    if trainer.stopped is not None:
+        raise StoppedEarly(trainer.stopped)
+
+
+def _conclude(trainer: "IterKDTrainer") -> None:
+    """Print the table of the cycles, where the report is, and what became of the student."""
+    from ..iterkd.cycle_report import cycle_table
+
+    if not trainer.is_world_process_zero():
+        return
+    output_dir = trainer.args.output_dir
+    print(f"\n{cycle_table(trainer.reports)}\n")
+    print(f"Report: {output_dir}/cycles.json, with what was used in {output_dir}/usage.json")
+    if trainer.trained_cycles == 0:
+        print(f"No cycle was trained: the student in {output_dir} is the one that the run began with.")
+    else:
+        print(f"Student: {output_dir}, after {trainer.trained_cycles} of {trainer.args.cycles} cycles")
+    if trainer.stopped is not None:
+        print(f"Stopped: {trainer.stopped}")
 
 
 def _argument_types() -> tuple[type, ...]:
@@ -141,23 +163,29 @@ def _executor(teaching: TeachingConfig) -> "AbstractContextManager[CodeExecutor 
 
 
 def _text_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "TextGenerator":
-    from ..generation import OpenAIGenerator, TransformersGenerator
+    from ..evaluation.backends import load_model
+    from ..generation import TransformersGenerator
     from ..generation.chat import ChatGenerator
 
-    chat = teaching.text_prompt_style == "chat"
     if teaching.text_backend == "openai":
-        assert teaching.base_url is not None and teaching.text_teacher is not None
-        return OpenAIGenerator(
-            teaching.base_url,
-            teaching.text_teacher,
-            chat=chat,
-            concurrency=teaching.concurrency,
-            timeout=teaching.timeout,
-            max_retries=teaching.max_retries,
+        return _served(teaching, teaching.base_url, teaching.text_teacher, teaching.api_key_env, teaching.extra_body)
+    chat = teaching.text_prompt_style == "chat"
+    if teaching.text_teacher is not None:
+        if teaching.text_backend == "vllm" and trainer.accelerator.num_processes > 1:
+            raise ValueError(
+                "`text_backend` is 'vllm', which runs in this process, and there are several; serve the teacher with "
+                "`vllm serve` and use the backend openai."
+            )
+        source = _Source(
+            teaching.text_teacher, teaching.text_backend, teaching.text_prompt_style, teaching.generation_batch_size
         )
-    model, tokenizer = _writing_teacher(teaching, trainer)
+        loaded = load_model(source, trainer.accelerator)
+        return ChatGenerator(loaded.generator, loaded.tokenizer) if chat else loaded.generator
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(trainer.args.teacher_model_name_or_path)
     writer = TransformersGenerator(
-        model,
+        trainer.teacher_model,
         tokenizer,
         batch_size=teaching.generation_batch_size,
         accelerator=trainer.accelerator,
@@ -166,15 +194,42 @@ def _text_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "TextGe
     return ChatGenerator(writer, tokenizer) if chat else writer
 
 
-def _writing_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> tuple[Any, Any]:
-    """Return the teacher that writes and its tokenizer: the one that is there, or another that is loaded."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+@dataclass
+class _Source:
+    """The text teacher, for the loader that `trl-akd evaluate` uses."""
 
-    name = teaching.text_teacher
-    if name is None:
-        return trainer.teacher_model, AutoTokenizer.from_pretrained(trainer.args.teacher_model_name_or_path)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(trainer.accelerator.device)
-    return model.eval(), AutoTokenizer.from_pretrained(name)
+    model: str | None
+    backend: Literal["transformers", "vllm", "openai"]
+    prompt_style: str
+    batch_size: int | None
+    model_revision: str | None = None
+    base_url: str | None = None
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    device_map: str | None = None
+
+
+def _served(
+    teaching: TeachingConfig, base_url: str | None, model: str | None, key: str, extra_body: Any
+) -> "TextGenerator":
+    """Return a model behind a server with OpenAI's interface."""
+    import os
+
+    from ..generation import OpenAIGenerator
+
+    assert base_url is not None and model is not None
+    if key != DEFAULT_KEY and key not in os.environ:
+        raise ValueError(f"the environment variable {key!r}, which shall have the key of {base_url}, is not set.")
+    return OpenAIGenerator(
+        base_url,
+        model,
+        api_key=os.environ.get(key),
+        chat=teaching.text_prompt_style == "chat",
+        concurrency=teaching.concurrency,
+        timeout=teaching.timeout,
+        max_retries=teaching.max_retries,
+        max_refusals=teaching.max_refusals,
+        extra_body=extra_body,
+    )
 
 
 def _judge(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "Judge | TextGenerator | None":
@@ -184,6 +239,14 @@ def _judge(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "Judge | TextG
     from ..generation import TransformersGenerator
     from ..iterkd.judges import RegressionJudge
 
+    if teaching.judge_base_url is not None:
+        return _served(
+            teaching,
+            teaching.judge_base_url,
+            teaching.judge_model,
+            teaching.judge_api_key_env,
+            teaching.judge_extra_body,
+        )
     if teaching.judge in ("teacher", "none"):
         return trainer.text_teacher if teaching.judge == "teacher" else None
     if any(

@@ -6,6 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..data.schema import well_formed
+
 __all__ = ["read_rows"]
 
 _NO_TESTS = {"inputs": [""], "outputs": [""]}  # some problems of APPS have none, and a plan needs none
@@ -40,7 +42,8 @@ def read_rows(
         FileNotFoundError: If there is no such file, folder or dataset.
         ValueError: If the columns fit no format.
     """
-    return [_row(row, where) for row, where in islice(_rows(path, split, revision), limit)]
+    rows = islice(_rows(path, split, revision), limit)
+    return [{name: _well_formed(value) for name, value in _row(row, where).items()} for row, where in rows]
 
 
 def _rows(path: str | Path, split: str, revision: str | None) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -96,3 +99,10 @@ def _listed(solutions: Any, where: str) -> Any:
         return json.loads(solutions)
     except ValueError as error:
         raise ValueError(f"`solutions` in {where} is {solutions!r:.80}; give a list of programs.") from error
+
+
+def _well_formed(value: Any) -> Any:
+    """Replace halves of characters in texts, and in texts inside lists."""
+    if isinstance(value, str):
+        return well_formed(value)
+    return [_well_formed(item) for item in value] if isinstance(value, list) else value

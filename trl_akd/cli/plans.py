@@ -5,6 +5,7 @@ trl-akd plans --model Qwen/Qwen2.5-Coder-7B-Instruct --dataset_name APPS/train -
 trl-akd plans --model gpt-x --backend openai --base_url https://example.com/v1 --dataset_name mbpp.jsonl \
     --max_requests 1000 --max_tokens 2000000
 trl-akd plans --config plans.yaml --reasoning forward --output_dir outputs/plans-forward
+trl-akd plans --import_plans APPS/train --dataset_name APPS/train
 ```
 """
 
@@ -47,11 +48,15 @@ def make_plans(config: "PlanGenerationConfig") -> None:
     from ..evaluation.weights import weights_fingerprint
     from .plan_data import read_rows
 
-    assert config.dataset_name is not None and config.model is not None
+    assert config.dataset_name is not None
     layout = config.layout()
     rows = read_rows(
         config.dataset_name, split=config.dataset_split, revision=config.dataset_revision, limit=config.limit
     )
+    if config.import_plans is not None:
+        _import_plans(config, rows)
+        return
+    assert config.model is not None
     check_rows(rows, need_solutions=config.reasoning == "backward")  # before a model is loaded
     shared = accelerator()
     generator, format_prompt, batch_size = _teacher(config, shared)
@@ -79,9 +84,34 @@ def make_plans(config: "PlanGenerationConfig") -> None:
     found = plans.run(rows)
     assert plans.report is not None
     if shared is None or shared.is_main_process:
-        _replace(folder / PLANS, (json.dumps(row) for row in found if row["plans"]))
-        _replace(folder / REPORT, [json.dumps(asdict(plans.report), indent=2)])
+        _write(folder, found, plans.report)
         print(_summary(plans.report, folder))
+
+
+def _import_plans(config: "PlanGenerationConfig", rows: list[dict[str, Any]]) -> None:
+    """Write released plans down with their problems and solutions."""
+    from ..codeplan.plan_import import import_plans, read_plans
+
+    refuse_processes("`import_plans`, which asks no model,")
+    found, report = import_plans(rows, read_plans(str(config.import_plans)), max_plan_chars=config.max_plan_chars)
+    folder = Path(config.output_dir).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, found, report)
+    lines = [
+        f"{report.plans} plans, {report.paired} of which are paired with the solution that they were written for."
+    ]
+    if report.rejected:
+        lines.append(f"Rejected: {_counts(report.rejected)}.")
+    if report.without:
+        lines.append(f"Problems without a plan, left out: {report.without}.")
+    if report.unknown:
+        lines.append(f"Problems with plans that are not in {config.dataset_name}: {report.unknown}.")
+    print("\n".join([*lines, f"Problems, solutions and plans: {folder / PLANS}."]))
+
+
+def _write(folder: Path, rows: Iterable[Mapping[str, Any]], report: Any) -> None:
+    _replace(folder / PLANS, (json.dumps(row) for row in rows if row["plans"]))
+    _replace(folder / REPORT, [json.dumps(asdict(report), indent=2)])
 
 
 def _argument_types() -> tuple[type, ...]:

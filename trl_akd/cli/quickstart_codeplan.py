@@ -63,13 +63,23 @@ def quickstart(folder: Path, seed: int) -> None:
         json.dumps({"seed": seed, "seconds": round(seconds, 1), "models": results}, indent=2) + "\n"
     )
     print(f"\n{_table(results)}\n\nDone in {seconds:.0f} s.")
-    print(f"Load the student:  AutoModelForCausalLM.from_pretrained({str(planned)!r})")
+    print(f"Let the student plan:  python {_write_example(planned, world.held_out)}")
     print("Write plans from the problems alone, to compare:")
     forward = _plan_fields(folder, world.rows, FORWARD_REQUEST, folder / "plans-forward")
     print(next_command("plans", f"{RECIPES}/plans.yaml", reasoning="forward", **forward))
     print("Train without the task of following a plan, to compare:")
     fields = _training_fields(folder, folder / "student-unguided", seed)
     print(next_command("codeplan", f"{RECIPES}/config.yaml", guided_weight=0, **fields))
+
+
+def _write_example(student: Path, problems: Path) -> Path:
+    """Write a program that has the student plan and solve the first of the problems."""
+    from ..codeplan.planning_example import planning_example
+
+    problem = json.loads(problems.read_text().splitlines()[0])["instruction"]
+    path = student / "plan.py"
+    path.write_text(planning_example(str(student), plan_head=True, problem=problem, max_new_tokens=48) + "\n")
+    return path
 
 
 def _table(results: Mapping[str, Results]) -> str:

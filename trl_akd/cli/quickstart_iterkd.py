@@ -56,7 +56,7 @@ def quickstart(folder: Path, seed: int) -> None:
     cycles = json.loads((after / "cycles.json").read_text())
     results = {"seed": seed, "seconds": round(seconds, 1), "before": pass_before, "cycles": cycles}
     (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\nBefore the first cycle: pass@1 {pass_before:.2f}.\n\n{(after / 'cycles.md').read_text()}")
+    print(f"\nBefore the first cycle: pass@1 {pass_before:.2f}.\n")
     print(f"Done in {seconds:.0f} s. What was asked, run and decided: {after / 'ledger'}")
     print("Run a third cycle:")
     print(next_command("iterkd", RECIPE, cycles=3, **fields))

@@ -28,9 +28,11 @@ class Answer:
         answer (`str`):
             What the teacher wrote.
         finish_reason (`str`):
-            `stop` or `length`.
+            `stop`, `length` or `refused`.
         num_tokens (`int`, *optional*):
             Tokens that it wrote.
+        refusal (`str`, *optional*):
+            Message of a server that refused the request.
     """
 
     id: str
@@ -39,6 +41,7 @@ class Answer:
     answer: str
     finish_reason: str
     num_tokens: int | None
+    refusal: str | None = None
 
     @property
     def key(self) -> Key:
@@ -109,6 +112,9 @@ def judge_answers(answers: Sequence[Answer], *, max_chars: int) -> tuple[list[st
     plans: list[str] = []
     rejected: Counter[str] = Counter()
     for answer in answers:
+        if answer.finish_reason == "refused":
+            rejected["refused"] += 1
+            continue
         plan = plan_of_answer(answer.answer)
         reason = check_plan(plan, truncated=answer.finish_reason == "length", max_chars=max_chars)
         if reason is None:

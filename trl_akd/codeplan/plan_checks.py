@@ -6,6 +6,7 @@ import textwrap
 import warnings
 from typing import Literal, TypeAlias
 
+from ..data.schema import well_formed
 from ..generation import parse_answer
 
 __all__ = ["Reject", "check_plan", "plan_of_answer"]
@@ -37,7 +38,7 @@ def plan_of_answer(answer: str) -> str:
 
     ```
     """
-    read = parse_answer(answer)
+    read = parse_answer(well_formed(answer))
     in_blocks = (block.text for block in read.blocks if block.language in ("", "text") and _STEP.search(block.text))
     answer = read.text if _STEP.search(read.prose) else next(in_blocks, read.text)
     answer = textwrap.dedent("\n".join(line.rstrip() for line in answer.strip("\n").splitlines()))

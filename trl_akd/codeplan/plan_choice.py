@@ -21,7 +21,7 @@ class PlanScore:
             Mean log-probability of its tokens, in nats.
         pass_fraction (`float`, *optional*):
             Public cases that its programs passed, as a fraction of all, averaged over the programs; `None` where there
-            are no public tests.
+            are no public tests. Each assertion of a test program is a case.
         too_long (`bool`, *optional*, defaults to `False`):
             Whether the prompt for it, or for programs behind it, exceeds the model's positions, so that it counts as
             one of which no program passes anything.

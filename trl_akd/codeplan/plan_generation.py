@@ -40,7 +40,8 @@ class PlanReport:
         plans (`int`):
             Those that are there and of use.
         rejected (`Mapping[str, int]`):
-            Answers that are no plans, by reason, as `check_plan` names them; `prompt_too_long` where none was asked.
+            Answers that are no plans, by reason, as `check_plan` names them; `refused` where the server declined to
+            answer; `prompt_too_long` where none was asked.
         without (`int`):
             Problems without any plan.
         requests (`int`), tokens (`int`):
@@ -60,10 +61,11 @@ class PlanReport:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """One prompt: for a problem and, if the teacher sees one, a solution."""
+    """One prompt: for a problem and, if the teacher sees one, the solution of that index in its row."""
 
     key: Key
     prompt: str
+    solution: int | None
 
 
 class PlanGenerator:
@@ -199,7 +201,8 @@ class PlanGenerator:
 
         Returns:
             `list[dict]`: The rows, each with `plans`, a list of texts in the order of the solutions; it is empty where
-            every answer was rejected or the budget did not suffice.
+            every answer was rejected or the budget did not suffice. If the teacher saw solutions, `plan_solutions`
+            holds, for each plan, the index of the solution that it was written for.
 
         Raises:
             ValueError: If a row is malformed or has no solution, or the file holds answers of other settings.
@@ -241,7 +244,8 @@ class PlanGenerator:
                 solutions = sorted(solutions, key=len)[: self._max_solutions]
         for solution in solutions:
             prompt = self._format_prompt(self._prompt.render(row["problem"], solution))
-            yield _Question((str(row["id"]), _digest(row["problem"], solution), self._prompt.version), prompt)
+            key = (str(row["id"]), _digest(row["problem"], solution), self._prompt.version)
+            yield _Question(key, prompt, row["solutions"].index(solution) if self._sees_solution else None)
 
     def _lacking(self, asked: Sequence[Sequence[_Question]], answers: Answers) -> list[tuple[int, _Question]]:
         """Return what is still to be asked, and how often, the most often first."""
@@ -277,7 +281,13 @@ class PlanGenerator:
         prompts, problems = [question.prompt for question in batch], [question.key[0] for question in batch]
         for index, completions in stream(budget, prompts, problems=problems, n=n, stop=PLAN_STOP, **sampling):
             for completion in completions:
-                yield Answer(*batch[index].key, completion.text, completion.finish_reason, completion.num_tokens)
+                yield Answer(
+                    *batch[index].key,
+                    completion.text,
+                    completion.finish_reason,
+                    completion.num_tokens,
+                    completion.refusal,
+                )
 
     def _add_plans(
         self,
@@ -290,9 +300,14 @@ class PlanGenerator:
         rejected: Counter[str] = Counter()
         for row, questions in zip(rows, asked, strict=True):
             row["plans"] = []
+            row.pop("plan_solutions", None)  # of plans that the row came with
+            if self._sees_solution:
+                row["plan_solutions"] = []
             for question in questions:
                 plans, reasons = judge_answers(answers[question.key][: self._n], max_chars=self._max_plan_chars)
                 row["plans"] += plans
+                if question.solution is not None:
+                    row["plan_solutions"] += [question.solution] * len(plans)
                 rejected += reasons
                 rejected["prompt_too_long"] += self._n * self._is_too_long(question)
         return PlanReport(

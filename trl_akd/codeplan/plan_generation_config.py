@@ -33,6 +33,9 @@ class PlanGenerationConfig:
         prompt_file (`str`, *optional*):
             Text file with a request of one's own, in which `{problem}` and, backward, `{solution}` are filled in;
             other braces are doubled.
+        import_plans (`str`, *optional*):
+            Take plans from this folder instead of a teacher: `NAME/plans.json`, as CodePLAN's authors released theirs
+            for APPS, or `NAME.txt`, as for MBPP, where NAME is a problem's `id`.
         num_plans (`int`, *optional*, defaults to `1`):
             Plans a solution or, if reasoning forward, a problem. May be raised later.
         max_solutions (`int`, *optional*):
@@ -93,6 +96,9 @@ class PlanGenerationConfig:
     prompt_file: str | None = field(
         default=None, metadata={"help": "Text file with a request of one's own, with {problem} and {solution}."}
     )
+    import_plans: str | None = field(
+        default=None, metadata={"help": "Take plans from this folder of released ones instead of a teacher."}
+    )
     num_plans: int = field(default=1, metadata={"help": "Plans a solution, or a problem if reasoning forward."})
     max_solutions: int | None = field(
         default=None, metadata={"help": "Take the shortest so many solutions of a problem; by default all."}
@@ -135,7 +141,12 @@ class PlanGenerationConfig:
     )
 
     def __post_init__(self) -> None:
-        if not self.model:
+        if self.import_plans is not None and self.model:
+            raise ValueError(
+                f"`import_plans` is {self.import_plans!r} and `model` is {self.model!r}; plans come from one of them: "
+                "leave out the other."
+            )
+        if not self.model and self.import_plans is None:
             raise ValueError("`model` is missing; name the teacher that writes the plans.")
         if not self.dataset_name:
             raise ValueError("`dataset_name` is missing; name the problems and solutions that plans are for.")

@@ -5,6 +5,10 @@ It begins as a copy of the LM head's weight, is never tied to the embeddings, an
 its own beside the model, which therefore loads anywhere as what it was: `save_pretrained` and `push_to_hub` of a
 model with a plan head write that file too.
 
+`codeplan_plan_head: separate` in `config.json` declares that file, so that its absence, as where a model was copied
+without it, is an error. In an adapter's folder, which has no `config.json`, the entry stands in `auto_mapping` of
+`adapter_config.json`, the one place where PEFT takes unknown keys.
+
 The authors' released code trains such a head but decodes plans through the LM head; [`writing_plans`] does not.
 """
 
@@ -18,7 +22,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers.utils import ADAPTER_CONFIG_NAME, cached_file
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, cached_file
 
 from ..distributed import gathered
 from ..generation import TextGenerator
@@ -32,6 +36,7 @@ __all__ = [
     "add_plan_head",
     "adopt_plan_head",
     "check_plan_head_file",
+    "declares_plan_head",
     "find_plan_head",
     "gathered_plan_head",
     "load_plan_head",
@@ -44,6 +49,7 @@ PlanHead: TypeAlias = Literal["separate", "shared"]
 
 PLAN_HEAD_FILE = "plan_head.safetensors"
 _NAME = "plan_head"
+_DECLARATION = "codeplan_plan_head"
 _HUB_OPTIONS = ("repo_id", "commit_message", "create_pr", "private", "token")
 
 
@@ -85,6 +91,7 @@ def add_plan_head(model: Any) -> nn.Linear:
             head.bias = nn.Parameter(source.bias.detach().clone())
     lm = _language_model(model)
     setattr(lm, _NAME, head)
+    setattr(lm.config, _DECLARATION, "separate")
     own = {f"{_NAME}.{name}" for name, _ in head.named_parameters()}
     lm._keys_to_ignore_on_save = {*(lm._keys_to_ignore_on_save or ()), *own}
     _keep_when_saving(model)
@@ -156,13 +163,25 @@ def find_plan_head(name_or_path: str, revision: str | None = None) -> Path | Non
     """Return the plan head's file of a model in a folder or on the Hub, or `None` if it has none.
 
     An adapter that was saved without one has that of the model it is for.
+
+    Raises:
+        ValueError: If the model's configuration declares a plan head, but there is no file.
     """
     path = _find(name_or_path, PLAN_HEAD_FILE, revision)
-    if path is None and (adapter := _find(name_or_path, ADAPTER_CONFIG_NAME, revision)) is not None:
-        config = json.loads(adapter.read_text(encoding="utf-8"))
-        base = config.get("base_model_name_or_path")
-        path = _find(base, PLAN_HEAD_FILE, config.get("revision")) if base else None
-    return path
+    if path is not None:
+        return path
+    adapter = _read_config(name_or_path, ADAPTER_CONFIG_NAME, revision)
+    if (adapter.get("auto_mapping") or {}).get(_DECLARATION) == "separate":
+        raise _missing(name_or_path, ADAPTER_CONFIG_NAME)
+    if _read_config(name_or_path, CONFIG_NAME, revision).get(_DECLARATION) == "separate":
+        raise _missing(name_or_path, CONFIG_NAME)
+    base = adapter.get("base_model_name_or_path")
+    return find_plan_head(base, adapter.get("revision")) if base else None
+
+
+def declares_plan_head(model: Any) -> bool:
+    """Tell whether the configuration of `model`, in memory, says that it was trained with a plan head."""
+    return getattr(model.config, _DECLARATION, None) == "separate"
 
 
 def check_plan_head_file(name_or_path: str, plan_head: PlanHead, revision: str | None = None) -> Path | None:
@@ -300,8 +319,38 @@ def _save_pretrained(
     type(model).save_pretrained(
         model, save_directory, is_main_process=is_main_process, state_dict=state_dict, **options
     )
+    if is_main_process:
+        _declare_in_adapter(_language_model(model), save_directory)
     if push_to_hub and is_main_process:
         model.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
+
+
+def _declare_in_adapter(base: Any, folder: str | Path) -> None:
+    """Write the declaration into the adapter's configuration, if the folder is an adapter's."""
+    path = Path(folder) / ADAPTER_CONFIG_NAME
+    if not path.is_file():
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    # The first two are what PEFT writes there, and reads.
+    config["auto_mapping"] = {
+        "base_model_class": type(base).__name__,
+        "parent_library": type(base).__module__,
+        _DECLARATION: "separate",
+    }
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _read_config(name_or_path: str, file: str, revision: str | None) -> dict[str, Any]:
+    path = _find(name_or_path, file, revision)
+    return {} if path is None else dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _missing(name_or_path: str, file: str) -> ValueError:
+    return ValueError(
+        f"{name_or_path!r} was trained with a plan head ({_DECLARATION!r} in its {file}), but its {PLAN_HEAD_FILE} is "
+        "not there, so plans would come from the LM head; copy that file to the model's folder or, if the model is on "
+        "the Hub, connect once to download it. To write plans through the LM head all the same, delete the entry."
+    )
 
 
 def _find(name_or_path: str, file: str, revision: str | None) -> Path | None:

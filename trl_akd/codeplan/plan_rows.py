@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..data.schema import well_formed
+
 __all__ = ["check_rows"]
 
 
@@ -26,6 +28,7 @@ def check_rows(rows: Iterable[Mapping[str, Any]], *, need_solutions: bool) -> No
         seen.add(name)
         if not _is_text(row["problem"]):
             raise ValueError(f"`problem` of row {name!r} is {row['problem']!r:.80}; give a text.")
+        _check_characters(name, "problem", row["problem"])
         if need_solutions:
             _check_solutions(name, row["solutions"])
 
@@ -33,9 +36,19 @@ def check_rows(rows: Iterable[Mapping[str, Any]], *, need_solutions: bool) -> No
 def _check_solutions(name: str, solutions: Any) -> None:
     if not isinstance(solutions, list | tuple) or not all(map(_is_text, solutions)):
         raise ValueError(f"`solutions` of row {name!r} is {solutions!r:.80}; give a list of programs, none empty.")
+    for solution in solutions:
+        _check_characters(name, "solutions", solution)
     if not solutions:
         raise ValueError(
             f"row {name!r} has no solutions to reason back from; leave it out, or use reasoning='forward'."
+        )
+
+
+def _check_characters(name: str, column: str, text: str) -> None:
+    if well_formed(text) != text:
+        raise ValueError(
+            f"`{column}` of row {name!r} holds half of a character (a lone surrogate), which no tokenizer can read; "
+            "replace it, or leave the row out."
         )
 
 

@@ -16,6 +16,7 @@ from ..generation import Completion, TextGenerator
 from ..generation.protocol import another_seed
 from ..generation.sharing import from_main, is_main
 from .plan_choice import PlanChoice, PlanSamplingResult, PlanScore, best_plan
+from .public_tests import pass_fractions
 from .task_prompts import TaskPrompting
 
 __all__ = ["PlanSampler", "ProgramRanker"]
@@ -284,26 +285,33 @@ class PlanSampler:
         return [programs[index] for index in order]
 
     def _pass_fraction(self, problem: _Problem, programs: Sequence[str]) -> float:
-        results = self._run(programs, problem["public_tests"], fail_fast=False)
-        judged = [result for result in results if result.status != "infra_error"]
+        """Return the fraction of the public cases that programs pass, averaged over them; those alike run once."""
+        distinct = list(dict.fromkeys(programs))
+        fractions = from_main(
+            self._accelerator, lambda: pass_fractions(distinct, problem["public_tests"], self._execute)
+        )
+        found = dict(zip(distinct, fractions, strict=True))
+        judged = [fraction for program in programs if (fraction := found[program]) is not None]
         if not judged:
-            raise RuntimeError(f"no program for problem {problem['id']!r} could be judged ({results[0].message}).")
-        return sum(result.tests_passed / result.tests_total for result in judged) / len(judged)
+            raise RuntimeError(f"no program for problem {problem['id']!r} could be judged: the sandbox failed.")
+        return sum(judged) / len(judged)
+
+    def _execute(self, pairs: Sequence[tuple[str, Tests]], *, fail_fast: bool = False) -> list[ExecutionResult]:
+        """Run programs on the main process."""
+        assert self._executor is not None, "the main process needs an executor"
+        return self._executor.run(pairs, fail_fast=fail_fast)
 
     def _judged(self, row: _Problem, finals: Sequence[_Written], index: int | None) -> PlanChoice:
         programs = [program for program, _ in finals]
-        verdicts = self._run(programs, row["hidden_tests"], fail_fast=True) if row.get("hidden_tests") else []
+        verdicts = self._verdicts(programs, row["hidden_tests"]) if row.get("hidden_tests") else []
         return PlanChoice(index, tuple(completion for _, completion in finals), tuple(programs), tuple(verdicts))
 
-    def _run(self, programs: Sequence[str], tests: Tests, *, fail_fast: bool) -> list[ExecutionResult]:
-        """Run programs, those that are alike once, on the main process."""
+    def _verdicts(self, programs: Sequence[str], tests: Tests) -> list[ExecutionResult]:
+        """Run programs against hidden tests, those that are alike once."""
         distinct = list(dict.fromkeys(programs))
-
-        def results() -> list[ExecutionResult]:
-            assert self._executor is not None, "the main process needs an executor"
-            return self._executor.run([(program, tests) for program in distinct], fail_fast=fail_fast)
-
-        found = dict(zip(distinct, from_main(self._accelerator, results), strict=True))
+        pairs = [(program, tests) for program in distinct]
+        results = from_main(self._accelerator, lambda: self._execute(pairs, fail_fast=True))
+        found = dict(zip(distinct, results, strict=True))
         return [found[program] for program in programs]
 
     def _check(self, rows: Sequence[_Problem]) -> None:

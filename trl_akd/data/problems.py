@@ -343,8 +343,8 @@ def _texts(row: Mapping[str, Any], name: str, index: int) -> list[str]:
     texts = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(texts, list | tuple):
         raise ValueError(
-            f"Column {name!r} of row {index} is {value!r:.80}, a {type(value).__name__}; give a text or a list of "
-            "texts."
+            f"Column {name!r} of row {index} is {value!r:.80}, of type {type(value).__name__}; give a text or a "
+            "list of texts."
         )
     for text in texts:
         if not isinstance(text, str):

@@ -15,6 +15,7 @@ __all__ = [
     "read_template_inputs",
     "read_text",
     "read_tokens",
+    "well_formed",
 ]
 
 IGNORED_LABEL = -100
@@ -94,6 +95,22 @@ def _what_is_missing(found: set[str]) -> str:
     if len(missing) == len(required):
         return "none of which is known here"
     return f"so {', '.join(map(repr, missing))} is missing for the format {nearest}"
+
+
+def well_formed(text: str) -> str:
+    r"""Return a text that can be encoded: halves of characters are joined where they meet, else replaced.
+
+    JSON can hold half of a surrogate pair, such as of an emoji that a length limit cut; tokenizers and Arrow cannot.
+
+    Example:
+
+    ```python
+    >>> well_formed("a\ud83d\ude00b\ud83d")
+    'a😀b\ufffd'
+
+    ```
+    """
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def read_text(row: Mapping[str, Any], column: str, index: int) -> str:

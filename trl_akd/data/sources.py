@@ -56,6 +56,11 @@ def load(
         dataset = _load_file(path, split, streaming)
     elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         dataset = _load_saved(path, split, streaming)
+    elif any(path.glob("*/question.txt")):
+        raise ValueError(
+            f"The folder {str(name_or_path)!r} holds APPS's problems in folders of their own, not rows; write rows "
+            "with plans from it by `trl-akd plans --dataset_name`, and give the file plans.jsonl that it makes."
+        )
     elif path.is_dir() or not _is_spelled_as_path(name_or_path):
         dataset = _load_named(str(path), config, split, revision, streaming)
     else:
@@ -125,6 +130,11 @@ def _load_named(name: str, config: str | None, split: str, revision: str | None,
         raise FileNotFoundError(
             f"The dataset {name!r} is neither a local file or folder nor one that the Hub gives out; check its name, "
             f"the connection and, if it is private, `hf auth login` ({error})."
+        ) from error
+    except (DatasetGenerationError, ValueError) as error:
+        raise ValueError(
+            f"The dataset {name!r} cannot be read as rows of split {split!r}; check its files, or give one of them "
+            f"({error.__cause__ or error})."
         ) from error
     return cast(_Rows, dataset.rename_columns(dict(COLUMN_NAMES.get(name, {}))))
 

@@ -48,7 +48,7 @@ class ModelSource(Protocol):
     batch_size: int | None
 
 
-def load_model(config: ModelSource, accelerator: Any = None) -> LoadedModel:
+def load_model(config: ModelSource, accelerator: Any = None, **engine_args: Any) -> LoadedModel:
     """Load the model that a configuration names.
 
     Args:
@@ -56,6 +56,8 @@ def load_model(config: ModelSource, accelerator: Any = None) -> LoadedModel:
             What to load.
         accelerator (`Accelerator`, *optional*):
             Shares the work of transformers over several processes.
+        **engine_args:
+            Arguments of `vllm.LLM`, for that backend.
 
     Raises:
         OSError: If there is no such model.
@@ -75,6 +77,7 @@ def load_model(config: ModelSource, accelerator: Any = None) -> LoadedModel:
             add_special_tokens=config.prompt_style != "chat",
             dtype=config.dtype,
             revision=config.model_revision,
+            **engine_args,
         )
         return LoadedModel(engine, tokenizer, None, config.batch_size or 128)
     model = _load_weights(config, accelerator)

@@ -100,8 +100,8 @@ def load_benchmark(
             `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, `livecodebench`, or the path of a file of
             one's own (`.jsonl` or `.jsonl.gz`, one problem a line in any format that `read_problem` knows).
         path (`str` or `Path`, *optional*):
-            Local copy of a named benchmark: JSON Lines or, for APPS, its folder of numbered folders. Without it the
-            benchmark comes from the Hub.
+            Local copy of a named benchmark: a JSON Lines file, a folder of such files or, for APPS, its folder of
+            numbered folders. Without it the benchmark comes from the Hub.
         base_path (`str` or `Path`, *optional*):
             Local copy of HumanEval, whose tests give `humaneval_plus` its base score. Without it they come from the
             Hub if HumanEval+ does, and there is no base score otherwise. MBPP+ has the base tests in its rows.
@@ -155,7 +155,10 @@ def _locate(name: str, path: str | Path | None) -> tuple[_Known, Path | None]:
 
 
 def _local_rows(path: Path) -> Iterable[tuple[Row, str]]:
-    return _apps_folders(path) if path.is_dir() else read_json_lines(path)
+    if not path.is_dir():
+        return read_json_lines(path)
+    files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
+    return chain.from_iterable(map(read_json_lines, files)) if files else _apps_folders(path)
 
 
 def _apps_folders(folder: Path) -> Iterator[tuple[Row, str]]:
@@ -163,7 +166,8 @@ def _apps_folders(folder: Path) -> Iterator[tuple[Row, str]]:
     questions = sorted(folder.glob("*/question.txt"))
     if not questions:
         raise FileNotFoundError(
-            f"There is no */question.txt in {str(folder)!r}; give APPS's folder `test` or `train`."
+            f"There are neither .jsonl files nor */question.txt in {str(folder)!r}; give the folder of a benchmark's "
+            "files, or APPS's folder `test` or `train`."
         )
     for question in questions:
         home = question.parent

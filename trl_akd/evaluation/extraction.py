@@ -1,13 +1,17 @@
-"""The program that a completion amounts to: with the code of the problem it continues."""
+"""Programs from completions and answers, with the code of the problem that they continue."""
 
 import ast
+import textwrap
 from collections.abc import Sequence
 
+from ..generation import parse_answer
 from ..generation.extraction import extract_program
-from ..generation.source import defines, parse
+from ..generation.source import defines, line_of_error, parse
 from .problems import Problem
 
 __all__ = ["program_of_answer", "program_of_continuation"]
+
+_MAX_CUTS = 100
 
 
 def program_of_continuation(problem: Problem, completion: str) -> str:
@@ -16,21 +20,23 @@ def program_of_continuation(problem: Problem, completion: str) -> str:
     A continuation of code is appended to that code as it is. Where the prompt is prose, the program is looked for in
     the completion.
     """
-    return problem.code_prompt + completion if problem.code_prompt else extract_program(completion)
+    if problem.code_prompt:
+        return problem.code_prompt + completion
+    return extract_program(completion, problem.entry_point)
 
 
 def program_of_answer(problem: Problem, answer: str) -> str:
-    """Return the program in an answer to an instruction.
+    r"""Return the program in an answer to an instruction.
 
-    Imports and helpers of the problem's own code come first. An answer that is no program by itself but continues the
-    problem's code is taken as its continuation.
+    Imports and helpers of the problem's own code come first. An answer that does not define the entry point but opens
+    with the body of a function is taken as the continuation of the problem's code, up to the prose after it.
 
     Example:
 
     ```python
-    >>> problem = Problem("0", "import math\\n\\ndef root(x):\\n", "", code_prompt="import math\\n\\ndef root(x):\\n",
+    >>> problem = Problem("0", "import math\n\ndef root(x):\n", "", code_prompt="import math\n\ndef root(x):\n",
     ...                   entry_point="root")
-    >>> answer = "Sure:\\n```python\\ndef root(x):\\n    return math.sqrt(x)\\n```"
+    >>> answer = "Sure:\n```python\ndef root(x):\n    return math.sqrt(x)\n```"
     >>> print(program_of_answer(problem, answer).strip())
     import math
     def root(x):
@@ -38,11 +44,53 @@ def program_of_answer(problem: Problem, answer: str) -> str:
 
     ```
     """
-    program = extract_program(answer, problem.entry_point)
-    continued = problem.code_prompt + program
-    if problem.entry_point and parse(program) is None and defines(continued, problem.entry_point):
-        return continued
-    return "\n".join(filter(None, [_preamble(problem), program]))
+    read = parse_answer(answer, problem.entry_point)
+    program = read.text if read.program is None else read.program
+    if problem.entry_point and problem.code_prompt and not defines(program, problem.entry_point):
+        for body in (program, read.text):
+            continued = _continued(problem.code_prompt, problem.entry_point, body)
+            if continued is not None:
+                return continued
+    futures = [line for line in program.split("\n") if line.startswith("from __future__ import")]
+    rest = "\n".join(line for line in program.split("\n") if not line.startswith("from __future__ import"))
+    return "\n".join(filter(None, [*futures, _preamble(problem), rest]))
+
+
+def _continued(code: str, entry_point: str, text: str) -> str | None:
+    """Return a function's beginning with the body that opens a text, at whatever indent; `None` if there is none."""
+    found: list[str] = []
+    for body in (text, f"    {text}", textwrap.indent(text, "    ")):
+        program = code + _body(code, body)
+        is_indented = body is text and text.lstrip("\n")[:1].isspace() and program[len(code) :].strip() != ""
+        if is_indented or _returns(program, entry_point):
+            found.append(program)
+    return max(found, key=lambda program: len(program), default=None)
+
+
+def _body(code: str, text: str) -> str:
+    """Return the lines that a text opens with, up to where they stop being a continuation of code."""
+    before = code.count("\n")
+    lines = text.split("\n")
+    for _ in range(_MAX_CUTS):
+        error = line_of_error(code + "\n".join(lines)) if lines else None
+        if error is None:
+            return "\n".join(lines)
+        lines = lines[: min(max(error - 1 - before, 0), len(lines) - 1)]
+    return ""
+
+
+def _returns(program: str, name: str) -> bool:
+    """Tell whether the last function of a name returns, yields or raises something itself."""
+    tree = parse(program)
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name] if tree else []
+    waiting: list[ast.AST] = [*functions[-1].body] if functions else []
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Return | ast.Yield | ast.YieldFrom | ast.Raise):
+            return True
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
+    return False
 
 
 def _preamble(problem: Problem) -> str:

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ from .weights import weights_fingerprint
 __all__ = ["evaluate_with_plans"]
 
 _CURVE = (0, 1, 2, 5, 10, 20, 50)  # numbers of plans that are told of beside the largest
+
+_VLLM_SHARE = 0.6  # of the GPU's memory, where transformers holds the same model beside it
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,14 @@ def evaluate_with_plans(
     began = time.monotonic()
     if not is_main(accelerator):
         config = with_max_new_tokens(config)
-        _sample(config, planning, benchmark, load_model(config, accelerator), accelerator)
+        _sample(config, planning, benchmark, _load(config, accelerator), accelerator)
         return None
     with make_executor(config, benchmark) as executor:
         config = with_max_new_tokens(config)
         folder = output_folder(config, benchmark)
         if config.output_dir is None:
             folder = folder.with_name(f"{folder.name}-plans")
-        loaded = load_model(config, accelerator)
+        loaded = _load(config, accelerator)
         sampled = _sample(config, planning, benchmark, loaded, accelerator, folder, executor)
         verdicts = [
             verdict
@@ -101,7 +103,7 @@ def evaluate_with_plans(
         ]
         results = {
             "model": {"name": config.model, "commit": loaded.revision},
-            "generation": {**config.generation_settings, **asdict(planning)},
+            "generation": _generation(config, planning, benchmark),
             "execution": execution_settings(config, benchmark, executor.isolation),
             **summarize(benchmark, verdicts, config.k, confidence=config.confidence),
             "plans": _plans(config, planning, benchmark, sampled),
@@ -128,11 +130,12 @@ def _check(config: EvaluationConfig, benchmark: Benchmark, planning: PlanSamplin
         )
     if config.temperature == 0:
         raise ValueError("`temperature` is 0, at which all plans are alike; give one such as the authors' 0.6.")
-    if config.backend != "transformers" and find_plan_head(config.model, config.model_revision) is not None:
+    if _has_plan_head(config) and config.backend == "openai":  # the former also finds one that is missing
         raise ValueError(
-            f"`backend` {config.backend!r} knows no plan head, but {config.model!r} has one; use transformers."
+            f"`backend` 'openai' knows no plan head, but {config.model!r} has one; use transformers, or vllm, which "
+            "writes the programs while transformers writes the plans."
         )
-    bare = [problem.task_id for problem in benchmark.problems if not problem.public_tests]
+    bare = _without_public_tests(benchmark)
     if bare and planning.without_public_tests == "error":
         raise ValueError(
             f"{len(bare)} of {len(benchmark.problems)} problems, such as {bare[0]!r}, have no public tests to choose "
@@ -199,13 +202,51 @@ def _row(problem: Problem) -> dict[str, Any]:
     }
 
 
-def _plan_generator(config: EvaluationConfig, loaded: LoadedModel) -> TextGenerator:
-    """Return what writes plans: the plan head that lies beside the model if there is one, else the model itself."""
+def _has_plan_head(config: EvaluationConfig) -> bool:
     assert config.model is not None
-    if loaded.model is None or find_plan_head(config.model, config.model_revision) is None:
+    return find_plan_head(config.model, config.model_revision) is not None
+
+
+def _without_public_tests(benchmark: Benchmark) -> list[str]:
+    return [problem.task_id for problem in benchmark.problems if not problem.public_tests]
+
+
+def _load(config: EvaluationConfig, accelerator: Any) -> LoadedModel:
+    """Load what writes the programs; vLLM leaves memory for the model that writes the plans, if it is another."""
+    if config.backend == "vllm" and _has_plan_head(config):
+        return load_model(config, accelerator, gpu_memory_utilization=_VLLM_SHARE)
+    return load_model(config, accelerator)
+
+
+def _plan_generator(config: EvaluationConfig, loaded: LoadedModel) -> TextGenerator:
+    """Return what writes plans: the plan head that lies beside the model if there is one, else the model itself.
+
+    vLLM knows no plan head, so that its student is loaded once more, by transformers.
+    """
+    if not _has_plan_head(config):
         return loaded.generator
+    if loaded.model is None:
+        loaded = load_model(replace(config, backend="transformers"))
+    assert config.model is not None
     load_plan_head(loaded.model, config.model, config.model_revision)
     return PlanHeadGenerator(loaded.generator, loaded.model)
+
+
+def _generation(config: EvaluationConfig, planning: PlanSamplingConfig, benchmark: Benchmark) -> dict[str, Any]:
+    """Return the settings that plans and programs depend on, without those that had no effect."""
+    prompting = _prompting(config, benchmark)
+    settings = {
+        **config.generation_settings,
+        **asdict(planning),
+        "stop": {"plan": list(prompting.plan_stop), "program": list(prompting.code_stop)},
+        "prompt_templates": ["codeplan_plan", "codeplan_guided", "codeplan_code"],
+    }
+    unused = ["prompt_style", "prompt_template"]
+    if config.backend == "openai":
+        unused += ["dtype", "model_revision"]
+    if not _without_public_tests(benchmark):
+        unused.append("without_public_tests")
+    return {name: value for name, value in settings.items() if name not in unused}
 
 
 def _prompting(config: EvaluationConfig, benchmark: Benchmark) -> TaskPrompting:
@@ -222,14 +263,13 @@ def _plans(
     results: Sequence[PlanSamplingResult],
 ) -> dict[str, Any]:
     """Return what is told of plans in `results.json`."""
-    assert config.model is not None
-    has_head = config.backend == "transformers" and find_plan_head(config.model, config.model_revision) is not None
+    author = "server" if config.backend == "openai" else "plan head" if _has_plan_head(config) else "LM head"
     levels = {problem.task_id: problem.difficulty for problem in benchmark.problems}
     ranked = planning.ranker is not None
     return {
-        "written_by": "server" if config.backend == "openai" else "plan head" if has_head else "LM head",
+        "written_by": author,
         "judged_by_public_tests": sum(problem.public_tests == problem.tests for problem in benchmark.problems),
-        "without_public_tests": sum(not problem.public_tests for problem in benchmark.problems),
+        "without_public_tests": len(_without_public_tests(benchmark)),
         "too_long": sum(score.too_long for result in results for score in result.plan_scores),
         "curve": _curve(results, config, ranked=ranked),
         "difficulties": {

@@ -223,7 +223,8 @@ class OpenAIGenerator(StreamingGenerator):
                 call.end()
 
     def _reserve(self, prompt: str, request: Request) -> Reservation | None:
-        return self._budget.reserve(estimated_tokens(prompt) + request.n * request.max_new_tokens)
+        prompted = estimated_tokens(prompt) + self._state.underestimate
+        return self._budget.reserve(prompted + request.n * request.max_new_tokens)
 
     def _answer(self, question: "_Question", request: Request, reservation: Reservation) -> Iterator[list[Completion]]:
         """Ask until all completions of a prompt are there; the first of each part has the cost of its requests."""
@@ -233,7 +234,7 @@ class OpenAIGenerator(StreamingGenerator):
                 sent = reservation.sent
                 found = self._ask(question, request.n - done, done, request, reservation)
                 usage = replace(found[0].usage or Usage(), requests=reservation.sent - sent)
-                self._state.count_usage(usage)
+                self._state.count_usage(usage, question.prompt)
                 cost += usage
                 done += len(found)
                 yield [replace(found[0], usage=usage), *found[1:]]
@@ -296,14 +297,17 @@ class _State:
 
     def __init__(self, max_refusals: int) -> None:
         self.usage = Usage()
+        self.underestimate = 0  # the most prompt tokens by which an estimate fell short
         self.refused_fields: frozenset[str] = frozenset()
         self._max_refusals = max_refusals
         self._refusals = 0  # unexplained ones since the last answer
         self._lock = threading.Lock()
 
-    def count_usage(self, usage: Usage) -> None:
+    def count_usage(self, usage: Usage, prompt: str) -> None:
+        """Count what a prompt has cost, and learn how far estimates of such prompts fall short."""
         with self._lock:
             self.usage += usage
+            self.underestimate = max(self.underestimate, usage.prompt_tokens - estimated_tokens(prompt))
 
     def count_answer(self) -> None:
         with self._lock:

@@ -15,10 +15,20 @@ from .records import FAULT_KINDS, LEVELS
 from .teaching_prompts import TeachingPrompts
 from .update import MixConfig, UpdateConfig
 
-__all__ = ["CycleConfig"]
+__all__ = ["CYCLE_MAY_CHANGE", "CycleConfig"]
 
 Part = TypeVar("Part")
 Names: TypeAlias = Mapping[str, str]
+
+CYCLE_MAY_CHANGE = frozenset(
+    {
+        *("cycles", "min_gain", "max_requests", "max_tokens", "max_seconds"),
+        *("keep_students", "retry_refused", "push_ledger_to_hub"),
+        *("price_per_million_prompt_tokens", "price_per_million_completion_tokens"),
+        *("judge_price_per_million_prompt_tokens", "judge_price_per_million_completion_tokens"),
+    }
+)
+"""Fields of `CycleConfig` that a run may change when it goes on."""
 
 # Fields of `CycleConfig` -> what the stages' own configurations call them.
 _DELIVERY: Names = MappingProxyType(
@@ -51,17 +61,29 @@ class CycleConfig:
 
     Args:
         cycles (`int`, *optional*, defaults to `3`):
-            Most cycles. May be raised later: a run goes on.
+            Maximum number of cycles. May be raised later: a run goes on.
         min_gain (`float`, *optional*):
             End before the last cycle where the mean score of the feedback has not risen by at least this since the
             cycle before, in [0, 1]. By default all cycles run.
         max_requests (`int`, *optional*):
-            End the run, between two batches, when it has sent the teacher so many requests, or the judge, if that is
-            another generator. What came is kept; run again to go on.
+            Maximum number of requests to the teacher and the judge together, in the whole run, however often it is
+            started again. The run then ends with its last student and its reports; run it again with more to go on.
         max_tokens (`int`, *optional*):
-            Likewise, when they have cost so many tokens.
+            Maximum number of tokens of their prompts and completions, likewise.
         max_seconds (`float`, *optional*):
-            Likewise, when the run has taken so long; training that has begun is finished.
+            Maximum number of seconds that the run may take, likewise; training that has begun is finished.
+        price_per_million_prompt_tokens (`float`, *optional*),
+        price_per_million_completion_tokens (`float`, *optional*):
+            What the teacher costs, in any currency, for the estimate before the first request and for `usage.json`.
+        judge_price_per_million_prompt_tokens (`float`, *optional*),
+        judge_price_per_million_completion_tokens (`float`, *optional*):
+            What another judge than the teacher costs.
+        keep_students (`int`, *optional*):
+            Number of the last cycles whose students stay on disk; by default all.
+        retry_refused (`bool`, *optional*, defaults to `False`):
+            Ask the teacher again for what its server refused, in a cycle whose student is not trained yet.
+        push_ledger_to_hub (`bool`, *optional*, defaults to `False`):
+            Upload the ledger, too, where `push_to_hub` is on: as a private dataset, `<hub_model_id>-ledger`.
         faults_per_question (`int`, *optional*, defaults to `1`):
             Faulty answers that the teacher writes for a question; 0 trains on right answers alone.
         fault_kinds (`list[str]`, *optional*, defaults to all five):
@@ -72,6 +94,8 @@ class CycleConfig:
             Points of the judge between right and faulty answer, where running them does not tell.
         keep_unverified (`bool`, *optional*, defaults to `False`):
             Keep faults of which nobody could tell whether they are, and right answers likewise.
+        judge_retries (`int`, *optional*, defaults to `0`):
+            Number of times that a judgement which cannot be read is asked for again, sampled.
         judge_weight (`float`, *optional*, defaults to `0.5`):
             Weight of the judge's total, divided by 6, in the score of the feedback; execution has the rest.
         unknown_execution (`float`, *optional*, defaults to `0.5`):
@@ -118,13 +142,40 @@ class CycleConfig:
             Most tokens of the student's answers, which are the likeliest ones.
     """
 
-    cycles: int = field(default=3, metadata={"help": "Most cycles."})
+    cycles: int = field(default=3, metadata={"help": "Maximum number of cycles."})
     min_gain: float | None = field(
         default=None, metadata={"help": "End where the mean score of the feedback has not risen by at least this."}
     )
-    max_requests: int | None = field(default=None, metadata={"help": "End the run after so many requests."})
-    max_tokens: int | None = field(default=None, metadata={"help": "End the run after so many tokens."})
-    max_seconds: float | None = field(default=None, metadata={"help": "End the run after so many seconds."})
+    max_requests: int | None = field(
+        default=None, metadata={"help": "Maximum number of requests to teacher and judge in the whole run."}
+    )
+    max_tokens: int | None = field(
+        default=None, metadata={"help": "Maximum number of tokens of their prompts and completions."}
+    )
+    max_seconds: float | None = field(
+        default=None, metadata={"help": "Maximum number of seconds that the whole run may take."}
+    )
+    price_per_million_prompt_tokens: float | None = field(
+        default=None, metadata={"help": "What a million prompt tokens of the teacher cost, in any currency."}
+    )
+    price_per_million_completion_tokens: float | None = field(
+        default=None, metadata={"help": "What a million completion tokens of the teacher cost."}
+    )
+    judge_price_per_million_prompt_tokens: float | None = field(
+        default=None, metadata={"help": "What a million prompt tokens of another judge than the teacher cost."}
+    )
+    judge_price_per_million_completion_tokens: float | None = field(
+        default=None, metadata={"help": "What a million completion tokens of another judge cost."}
+    )
+    keep_students: int | None = field(
+        default=None, metadata={"help": "Number of the last cycles whose students stay on disk; by default all."}
+    )
+    retry_refused: bool = field(
+        default=False, metadata={"help": "Ask the teacher again for what its server refused, before training."}
+    )
+    push_ledger_to_hub: bool = field(
+        default=False, metadata={"help": "With push_to_hub, upload the ledger, too, as a private dataset."}
+    )
     faults_per_question: int = field(
         default=1, metadata={"help": "Faulty answers that the teacher writes for a question."}
     )
@@ -137,6 +188,9 @@ class CycleConfig:
     )
     keep_unverified: bool = field(
         default=False, metadata={"help": "Keep faults of which nobody could tell whether they are."}
+    )
+    judge_retries: int = field(
+        default=0, metadata={"help": "Number of times that a judgement which cannot be read is asked for again."}
     )
     judge_weight: float = field(default=0.5, metadata={"help": "Weight of the judge's total in the feedback's score."})
     unknown_execution: float = field(
@@ -194,6 +248,16 @@ class CycleConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"`{name}` is {value}; allow more than 0, or leave it out for no limit.")
+        for name in (name for name in CYCLE_MAY_CHANGE if "price" in name):
+            value = getattr(self, name)
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"`{name}` is {value}; give a finite price, 0 or more, or leave it out.")
+        if self.judge_retries < 0:
+            raise ValueError(f"`judge_retries` is {self.judge_retries}; give 0 for one attempt alone, or more.")
+        if self.keep_students is not None and self.keep_students < 1:
+            raise ValueError(f"`keep_students` is {self.keep_students}; keep at least 1, or leave it out to keep all.")
+        if self.push_ledger_to_hub and not getattr(self, "push_to_hub", True):
+            raise ValueError("`push_ledger_to_hub` is on without `push_to_hub`; turn that on, too, or leave it out.")
         for name in ("novelty_threshold", "teacher_top_p"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; give a number above 0 and at most 1.")
@@ -245,7 +309,7 @@ class CycleConfig:
     @property
     def cycle_settings(self) -> dict[str, Any]:
         """What of these a run may not change when it goes on: all but how far it goes."""
-        free = ("cycles", "min_gain", "max_requests", "max_tokens", "max_seconds", "prompts_file", "judge_prompt_file")
+        free = (*CYCLE_MAY_CHANGE, "prompts_file", "judge_prompt_file")
         settings = {name: getattr(self, name) for name in CycleConfig.__dataclass_fields__ if name not in free}
         return settings | {
             "teaching_prompts": self.teaching_prompts.version,

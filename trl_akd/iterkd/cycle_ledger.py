@@ -1,7 +1,7 @@
 """What a run of IterKD has asked, run and decided, on disk: a run that begins anew replays it to the same state."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +11,8 @@ from accelerate import Accelerator
 
 from ..generation import TextGenerator
 from ..generation.progress import ProgressBar
-from ..generation.recorded import RecordedGenerator
+from ..generation.protocol import Usage
+from ..generation.recorded import RecordedGenerator, read_completion
 from ..generation.sharing import from_main, is_main
 from ..ledger import Ledger
 from .judges import Judge
@@ -59,10 +60,16 @@ class CycleLedger:
             self.close()
             raise
 
-    def recorded(self, generator: TextGenerator, author: str, **facts: Any) -> TextGenerator:
+    def recorded(
+        self, generator: TextGenerator, author: str, *, retry_refused: bool = False, **facts: Any
+    ) -> TextGenerator:
         """Return a generator whose completions are kept, with facts beside each, and whose progress is shown."""
         recorded = RecordedGenerator(
-            generator, self._ledgers.get("completions"), name=author, accelerator=self._accelerator
+            generator,
+            self._ledgers.get("completions"),
+            name=author,
+            accelerator=self._accelerator,
+            retry_refused=retry_refused,
         )
         title = f"{author.capitalize()} writes"
         return ProgressBar(recorded.noting(**facts), title, shown=is_main(self._accelerator))
@@ -75,8 +82,26 @@ class CycleLedger:
         """Return a judge whose judgements are kept."""
         return RecordedJudge(judge, self._memo, name)
 
-    def note(self, kind: str, items: Iterable[Mapping[str, Any]], *, cycle: int) -> None:
-        """Keep what a stage came to, one line an `id`; what a replay finds there already must be the same.
+    def usage(self, authors: Sequence[str]) -> dict[str, Usage]:
+        """Return what the recorded completions have cost, by those who wrote them."""
+        return from_main(self._accelerator, lambda: self._usage(authors))
+
+    def has(self, kind: str, *, cycle: int) -> bool:
+        """Tell whether there is any item of a kind."""
+        return any(kept == f"{kind}/{cycle}" for kept, _ in self._items)
+
+    def note(self, kind: str, items: Iterable[Mapping[str, Any]], *, cycle: int, may_differ: bool = False) -> None:
+        """Keep what a stage came to, one line per `id`; what a replay finds there already must be the same.
+
+        Args:
+            kind (`str`):
+                What the items are.
+            items (`Iterable[Mapping]`):
+                JSON values, each with an `id`.
+            cycle (`int`):
+                Number of the cycle.
+            may_differ (`bool`, *optional*, defaults to `False`):
+                Keep a new line where an item differs; the last one counts.
 
         Raises:
             ValueError: If it is not, as when a program was changed between two parts of a run.
@@ -87,6 +112,9 @@ class CycleLedger:
             key = (f"{kind}/{cycle}", row["id"])
             if self._items.setdefault(key, row) is row:
                 new.append(row)
+            elif self._items[key] != row and may_differ:
+                self._items[key] = row
+                new.append(row)
             elif self._items[key] != row:
                 raise ValueError(
                     f"the ledger has the {kind} {row['id']!r} of cycle {cycle} otherwise than it comes out now: the "
@@ -94,6 +122,13 @@ class CycleLedger:
                 )
         if new:
             from_main(self._accelerator, lambda: self._ledgers["items"].append(new))
+
+    def _usage(self, authors: Sequence[str]) -> dict[str, Usage]:
+        usage = dict.fromkeys(authors, Usage())
+        for row, _ in self._ledgers["completions"].read():
+            if row["name"] in usage:
+                usage[row["name"]] += _usage_of(row)
+        return usage
 
     def close(self) -> None:
         """Release the files."""
@@ -119,3 +154,12 @@ class CycleLedger:
                 raise ValueError(f"{where} is no item of a cycle; give another output_dir.")
             found[(f"{row['kind']}/{row['cycle']}", row["id"])] = row
         return found
+
+
+def _usage_of(row: Mapping[str, Any]) -> Usage:
+    """Return what a record of completions has cost; of a generator that does not tell, a prompt is a request."""
+    told = [usage for value in row["completions"] if (usage := read_completion(value).usage) is not None]
+    if not told:
+        return Usage(1, 0, row["num_tokens"] or 0, estimated=True)
+    used = sum(told, Usage())
+    return Usage(max(1, used.requests), used.prompt_tokens, used.completion_tokens, used.estimated)

@@ -86,6 +86,8 @@ def write_reports(reports: Sequence[CycleReport], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cycles.json").write_text(json.dumps([asdict(report) for report in reports], indent=2) + "\n")
     (folder / "cycles.md").write_text(f"{cycle_table(reports)}\n")
+    if not reports:
+        return
     try:
         plot_cycles(reports, folder / "cycles.png")
     except ImportError:

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -175,15 +176,26 @@ class Cycles:
                 self._announce("No question is left for another cycle, so this is the end")
                 break
 
+    @property
+    def trained(self) -> int:
+        """Number of cycles that have been trained."""
+        return self._trained + 1
+
     # Stage 1
 
     def _deliver(self, cycle: int, questions: Sequence[Question], feedback: Sequence[Feedback]) -> Verification:
         self._announce(f"{self._name(cycle)}, delivery: right and faulty answers to {len(questions)} questions")
         prompts = self._config.teaching_prompts
+        retries = self._config.retry_refused and self._last_trained() < cycle
         delivery = deliver(
             questions,
             self._ledger.recorded(
-                self._room.teacher, "teacher", stage="delivery", cycle=cycle, prompts=prompts.version
+                self._room.teacher,
+                "teacher",
+                retry_refused=retries,
+                stage="delivery",
+                cycle=cycle,
+                prompts=prompts.version,
             ),
             prompts=prompts,
             sampling=self._config.sampling(0),  # a question that stays is not asked about again
@@ -192,7 +204,8 @@ class Cycles:
             run=self._run,
             own_faults=_failures(feedback) if self._config.own_faults else None,
         )
-        self._ledger.note("pair", map(_pair_as_json, [*delivery.pairs, *delivery.without_fault]), cycle=cycle)
+        pairs = map(_pair_as_json, [*delivery.pairs, *delivery.without_fault])
+        self._ledger.note("pair", pairs, cycle=cycle, may_differ=retries)
         return delivery
 
     def _train(self, cycle: int, delivery: Verification) -> None:
@@ -201,10 +214,10 @@ class Cycles:
                 f"cycle {cycle} has no right answer to train on; dropped: {_counts(delivery.dropped)}. Look at the "
                 "teacher's answers in ledger/completions.jsonl, give other questions, or another teacher."
             )
-        folder = self._folder / f"cycle-{cycle}"
-        if not from_main(self._accelerator, (folder / _STUDENT).exists):
+        folder = self._folder_of(cycle)
+        if self._last_trained() < cycle:
             self._train_anew(cycle, delivery, folder)
-        from_main(self._accelerator, lambda: _tidy(folder))
+        from_main(self._accelerator, lambda: self._tidy(cycle))
         self._trained = cycle
 
     def _train_anew(self, cycle: int, delivery: Verification, folder: Path) -> None:
@@ -233,9 +246,31 @@ class Cycles:
 
     def _have_weights(self, cycle: int) -> None:
         """Put the student of a cycle into memory, if it is not there."""
-        if self._weights != cycle:
-            self._student.load_student(self._folder / f"cycle-{cycle}" / _STUDENT)
-            self._weights = cycle
+        if self._weights == cycle:
+            return
+        folder = self._folder_of(cycle) / _STUDENT
+        if not from_main(self._accelerator, folder.is_dir):
+            raise ValueError(
+                f"the student in {folder} is needed again and has been deleted; put it back, or delete the students "
+                "of later cycles, too, to train them anew."
+            )
+        self._student.load_student(folder)
+        self._weights = cycle
+
+    def _last_trained(self) -> int:
+        """Return the number of the last cycle whose student is on disk, or -1; older ones may have been deleted."""
+        return from_main(self._accelerator, lambda: max(_cycles_with_a_student(self._folder), default=-1))
+
+    def _tidy(self, cycle: int) -> None:
+        """Free what only an interrupted training needs, and students that are not to be kept."""
+        for checkpoint in self._folder_of(cycle).glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        kept = self._config.keep_students
+        for old in range(0 if kept is None else cycle + 1 - kept):
+            _remove_student(self._folder_of(old))
+
+    def _folder_of(self, cycle: int) -> Path:
+        return self._folder / f"cycle-{cycle}"
 
     # Stage 2
 
@@ -296,7 +331,14 @@ class Cycles:
         renewal = renew(
             feedback,
             questions,
-            self._ledger.recorded(self._room.teacher, "teacher", stage="update", cycle=cycle, prompts=prompts.version),
+            self._ledger.recorded(
+                self._room.teacher,
+                "teacher",
+                retry_refused=self._config.retry_refused and not self._ledger.has("update", cycle=cycle),
+                stage="update",
+                cycle=cycle,
+                prompts=prompts.version,
+            ),
             cycle=cycle,
             prompts=prompts,
             sampling=self._config.sampling(cycle),
@@ -382,7 +424,18 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _tidy(folder: Path) -> None:
-    """Free what only an interrupted training needs."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+def _cycles_with_a_student(folder: Path) -> Iterator[int]:
+    for student in folder.glob(f"cycle-*/{_STUDENT}"):
+        number = student.parent.name.removeprefix("cycle-")
+        if number.isdecimal():
+            yield int(number)
+
+
+def _remove_student(folder: Path) -> None:
+    """Remove a student, first of all by its name: what a kill leaves of it is not taken for one."""
+    if (folder / _STUDENT).is_dir():
+        shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
+        (folder / _STUDENT).rename(folder / _UNFINISHED)
+    shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
+    with suppress(OSError):  # it may hold logs
+        folder.rmdir()

@@ -7,6 +7,7 @@ record and what was chosen is told apart in `docs/methods/iterkd.md`.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,22 @@ from ..akd.checkpoint import last_whole_checkpoint
 from ..akd.checks import name_of
 from ..execution import CodeExecutor
 from ..generation import TextGenerator, TransformersGenerator
-from ..generation.budget import BudgetedGenerator, BudgetSpent
+from ..generation.budget import Budget, BudgetedGenerator, BudgetSpent, Limit
 from ..generation.on_main import for_all_processes, is_shared, model_name
+from ..generation.protocol import Usage
 from ..generation.sharing import from_main, is_main
+from .clock import keeping_seconds, kept_seconds
+from .costs import Price, estimate_usage, prices, usage_text, write_usage
 from .cycle_ledger import CycleLedger
 from .cycle_report import CycleReport, cycle_table, write_reports
 from .cycles import Cycles, ProgramOf, Room
 from .iterkd_config import IterKDConfig
 from .judges import GenerativeJudge, Judge, asked_for_json
+from .ledger_upload import upload_ledger
 from .pair_trainer import PairTrainer
 from .questions import digest, read_questions
 from .records import Question
+from .run_settings import model_settings, training_settings
 
 __all__ = ["IterKDTrainer"]
 
@@ -67,7 +73,10 @@ class IterKDTrainer(PairTrainer):
         benchmarks (`Mapping[str, Sequence[str]]`, *optional*):
             Texts, by the benchmark's name, that no new question may repeat. The held-out questions are among them.
         generation_batch_size (`int`, *optional*, defaults to `16`):
-            Texts that the student writes at a time, on each process.
+            Number of texts that the student writes at a time, on each process.
+        settings (`Mapping[str, Any]`, *optional*):
+            JSON values that the texts depend on besides, such as how the teacher is asked; a run does not go on with
+            others.
         **kwargs:
             As in [`AKDTrainer`], but for `data_collator`.
 
@@ -78,7 +87,8 @@ class IterKDTrainer(PairTrainer):
         held_out_name (`str`): name of the held-out questions on the model card.
         held_out_dataset (`str`, *optional*): their dataset on the Hub.
         reports (`list[CycleReport]`): what the cycles of the last `train` came to.
-        stopped (`str`, *optional*): why it ended before all cycles were done.
+        stopped (`str`, *optional*): the budget that ended it before all cycles were done, in a sentence.
+        trained_cycles (`int`): number of cycles that have been trained.
     """
 
     args: IterKDConfig
@@ -97,8 +107,10 @@ class IterKDTrainer(PairTrainer):
         program_of: ProgramOf | None = None,
         benchmarks: Mapping[str, Sequence[str]] | None = None,
         generation_batch_size: int = 16,
+        settings: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        self._settings_beside = dict(settings or {})
         self.seeds = read_questions(() if train_dataset is None else train_dataset)
         self._student_name = name_of(model)
         self._teacher_name = name_of(teacher_model) or getattr(args, "teacher_model_name_or_path", None)
@@ -114,6 +126,8 @@ class IterKDTrainer(PairTrainer):
         self._generation_batch_size = generation_batch_size
         self.reports: list[CycleReport] = []
         self.stopped: str | None = None
+        self._limit: Limit | None = None
+        self.trained_cycles = 0
         self._began = False  # whether the student in memory has been in training
         self._loss = 0.0  # of the last training
 
@@ -145,10 +159,17 @@ class IterKDTrainer(PairTrainer):
         if self.text_teacher is None:
             raise ValueError("`text_teacher` is missing: nobody is there to write answers; give a TextGenerator.")
         folder = Path(str(self.args.output_dir))
-        with CycleLedger(folder / LEDGER, self._settings(), self.accelerator) as ledger:
+        clock = folder / LEDGER / "seconds.json"
+        with ExitStack() as stack:
+            ledger = stack.enter_context(CycleLedger(folder / LEDGER, self._settings(), self.accelerator))
+            spent = ledger.usage(self._authors)
+            budget = self._budget(spent, clock)
+            if self.args.max_seconds is not None and is_main(self.accelerator):
+                stack.enter_context(keeping_seconds(clock, budget))
+            self._announce_costs(spent)
             cycles = Cycles(
                 self,
-                self._room(ledger),
+                self._room(ledger, budget),
                 self.args,
                 ledger,
                 folder=folder,
@@ -156,25 +177,46 @@ class IterKDTrainer(PairTrainer):
                 accelerator=self.accelerator,
                 announce=self._announce,
             )
-            self.stopped = None
+            self.stopped, self._limit = None, None
             try:
                 cycles.run(self.seeds)
-            except BudgetSpent as spent:
-                self.stopped = str(spent)
-                self._announce(f"Stopped: {spent}")
+            except BudgetSpent as end:
+                self.stopped, self._limit = str(end), end.limit
             finally:
-                self.reports = cycles.reports
-        if self.reports and is_main(self.accelerator):
-            write_reports(self.reports, folder)
+                self.reports, self.trained_cycles = cycles.reports, cycles.trained
+            usage = ledger.usage(self._authors)
+        from_main(self.accelerator, lambda: self._write_reports(folder, usage, budget))
         return TrainOutput(self.state.global_step, self._loss, self._cycle_metrics())
 
     def save_student(self, folder: Path) -> None:
         """Write the student's weights and tokenizer."""
-        self.save_model(str(folder))
+        self.save_model(str(folder), _internal_call=True)  # which pushes nothing
 
     def student_generator(self, batch_size: int | None = None, **settings: Any) -> TransformersGenerator:
         """Return a generator of the student as it is, until the next cycle begins."""
         return super().student_generator(batch_size or self._generation_batch_size, **settings)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Upload the student as [`AKDTrainer`] does, and the ledger, too, where `push_ledger_to_hub` is on."""
+        done = super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+        if self.args.push_ledger_to_hub and is_main(self.accelerator):
+            assert self.hub_model_id is not None
+            private = self.args.hub_private_repo if private is None else private
+            upload_ledger(
+                Path(str(self.args.output_dir)) / LEDGER,
+                self.hub_model_id,
+                token=self.args.hub_token if token is None else token,
+                private=True if private is None else private,
+            )
+        return done
 
     def train_cycle(self, pairs: Dataset, *, cycle: int, output_dir: Path) -> None:
         """Train one cycle, and go on at the last checkpoint that is whole."""
@@ -187,15 +229,16 @@ class IterKDTrainer(PairTrainer):
         self._began = True
         self._loss = self.train_on(pairs, cycle, output_dir, resume_from_checkpoint=found).training_loss
 
-    def _room(self, ledger: CycleLedger) -> Room:
-        """Return who takes part, with what they say kept, and paid for by the budget."""
+    def _room(self, ledger: CycleLedger, budget: Budget) -> Room:
+        """Return who takes part, with what they say kept, and paid for by one budget."""
         assert self.text_teacher is not None
         invited: dict[int, TextGenerator] = {}
 
         def invite(generator: TextGenerator) -> TextGenerator:
-            """Return what all processes ask together; a teacher that judges as well spends from one budget."""
+            """Return what all processes ask together."""
             if id(generator) not in invited:
-                invited[id(generator)] = for_all_processes(self._within_budget(generator), self.accelerator)
+                limited = self._within(budget, generator) if budget.is_limited else generator
+                invited[id(generator)] = for_all_processes(limited, self.accelerator)
             return invited[id(generator)]
 
         return Room(
@@ -207,15 +250,53 @@ class IterKDTrainer(PairTrainer):
             benchmarks=self.benchmarks,
         )
 
-    def _within_budget(self, generator: TextGenerator) -> TextGenerator:
-        limits = {name: getattr(self.args, name) for name in ("max_requests", "max_tokens", "max_seconds")}
-        if not any(limits.values()):
-            return generator
+    def _budget(self, spent: Mapping[str, Usage], clock: Path) -> Budget:
+        """Return the budget of the whole run, of which a part is spent if it goes on."""
+        return Budget(
+            max_requests=self.args.max_requests,
+            max_tokens=self.args.max_tokens,
+            max_seconds=self.args.max_seconds,
+            spent=sum(spent.values(), Usage()),
+            seconds=0.0 if self.args.max_seconds is None else from_main(self.accelerator, lambda: kept_seconds(clock)),
+        )
+
+    def _within(self, budget: Budget, generator: TextGenerator) -> TextGenerator:
         return BudgetedGenerator(
             generator,
+            budget=budget,
             batch_size=self._generation_batch_size,
             accelerator=self.accelerator if is_shared(generator) else None,
-            **limits,
+        )
+
+    @property
+    def _authors(self) -> tuple[str, ...]:
+        """Names of the models that cost something, as the ledger has them."""
+        return ("teacher", "judge") if self._judge_writes else ("teacher",)
+
+    @property
+    def _judge_writes(self) -> bool:
+        return self.judge is not None and not isinstance(self.judge, Judge)
+
+    @property
+    def _prices(self) -> dict[str, Price]:
+        return prices(self.args, teacher_judges=self.judge is self.text_teacher)
+
+    def _announce_costs(self, spent: Mapping[str, Usage]) -> None:
+        """Say what the run may cost, before the first request."""
+        most = estimate_usage(self.seeds, self.args, judged=self._judge_writes)
+        self._announce(f"Upper bound of the cost, with cycles={self.args.cycles}: {usage_text(most, self._prices)}")
+        if sum(spent.values(), Usage()).requests:
+            self._announce(f"Spent so far: {usage_text(spent, self._prices)}")
+
+    def _write_reports(self, folder: Path, usage: Mapping[str, Usage], budget: Budget) -> None:
+        write_reports(self.reports, folder)
+        write_usage(
+            folder,
+            usage,
+            self._prices,
+            trained_cycles=self.trained_cycles,
+            stopped=self._limit,
+            seconds=None if self.args.max_seconds is None else budget.seconds,
         )
 
     def _present_judge(self, ledger: CycleLedger, invite: Callable[[TextGenerator], TextGenerator]) -> Judge | None:
@@ -226,7 +307,12 @@ class IterKDTrainer(PairTrainer):
             return ledger.recorded_judge(self.judge, model_name(self.judge))
         judge, prompt = asked_for_json(self.judge, self.args.judge_prompt)
         written = ledger.recorded(invite(judge), "judge", prompts=prompt.version)
-        return GenerativeJudge(written, prompt=prompt, max_new_tokens=self.args.teacher_max_new_tokens)
+        return GenerativeJudge(
+            written,
+            prompt=prompt,
+            max_new_tokens=self.args.teacher_max_new_tokens,
+            retries=self.args.judge_retries,
+        )
 
     def _settings(self) -> dict[str, Any]:
         """Return what a run may not change when it goes on."""
@@ -238,8 +324,9 @@ class IterKDTrainer(PairTrainer):
             "executor": self.executor is not None,
             "seeds": digest(self.seeds),
             "held_out": digest(self.held_out),
-            **self.args.cycle_settings,
-            **{name: getattr(self.args, name) for name in TRAINING},
+            **training_settings(self.args),
+            **model_settings(self.model, self.accelerator),
+            **self._settings_beside,
         }
 
     def _announce(self, sentence: str) -> None:
@@ -274,36 +361,3 @@ class IterKDTrainer(PairTrainer):
             return {}
         last = self.reports[-1]
         return {"cycles": len(self.reports), "feedback": last.feedback["score"], **last.held_out}
-
-
-TRAINING = (
-    "objective",
-    "contrastive_loss",
-    "contrastive_weight",
-    "contrastive_beta",
-    "simpo_margin",
-    "max_faults",
-    "beta_strategy",
-    "beta",
-    "beta_initial_values",
-    "beta_learning_rate",
-    "beta_regularization",
-    "beta_regularizer",
-    "kd_temperature",
-    "ce_weight",
-    "normalization",
-    "prompt_template",
-    "max_length",
-    "learning_rate",
-    "lr_scheduler_type",
-    "optim",
-    "max_grad_norm",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "weight_decay",
-    "warmup_steps",
-    "seed",
-)
-"""Fields of the configuration on which every student depends."""

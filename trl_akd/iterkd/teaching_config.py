@@ -1,9 +1,12 @@
 """Who teaches and judges in a run of IterKD, and what it is measured by."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
-__all__ = ["TeachingConfig"]
+__all__ = ["DEFAULT_KEY", "MAY_CHANGE", "TeachingConfig"]
+
+DEFAULT_KEY = "OPENAI_API_KEY"
 
 
 @dataclass
@@ -16,21 +19,37 @@ class TeachingConfig:
             Who writes answers and questions: a folder, a name or, for a server, the name it serves. By default the
             teacher model, `teacher_model_name_or_path`, of which no second copy is loaded.
         text_backend (`str`, *optional*, defaults to `"transformers"`):
-            What runs `text_teacher`: `"transformers"` or `"openai"`, a server with OpenAI's interface.
+            What runs `text_teacher`: `"transformers"`, `"vllm"`, in this process, or `"openai"`, a server with
+            OpenAI's interface.
         base_url (`str`, *optional*):
-            Address of that server, such as `http://localhost:8000/v1`; its key is in OPENAI_API_KEY.
+            Address of that server, such as `http://localhost:8000/v1`.
+        api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
+            Environment variable that has its key.
+        extra_body (`dict`, *optional*):
+            Fields to add to each request to it, or to replace, as JSON; null removes one.
         concurrency (`int`, *optional*, defaults to `8`):
-            Most requests to the server under way together.
+            Maximum number of requests to a server under way together.
         timeout (`float`, *optional*, defaults to `120.0`):
-            Seconds to wait for an answer of the server.
+            Seconds that a request may take until its whole answer has come.
         max_retries (`int`, *optional*, defaults to `5`):
-            Repetitions of a request that the server did not answer well, with waits that double.
+            Repetitions of a request that a server did not answer well, with waits that double.
+        max_refusals (`int`, *optional*, defaults to `8`):
+            Number of prompts in a row that a server may refuse without saying why before the run ends.
         text_prompt_style (`str`, *optional*, defaults to `"chat"`):
             How the teacher is asked: `"chat"`, as a user's message, or `"completion"`, for a base model.
         generation_batch_size (`int`, *optional*, defaults to `16`):
             Texts that teacher and student write at a time, on each process.
         judge (`str`, *optional*, defaults to `"teacher"`):
-            `"teacher"`, `"none"`, or the folder of a judge from `trl-akd judge train`.
+            `"teacher"`, `"none"`, or the folder of a judge from `trl-akd judge train`. Leave it out where
+            `judge_base_url` is given.
+        judge_base_url (`str`, *optional*):
+            Address of a server with OpenAI's interface whose model judges; requests are limited as the teacher's.
+        judge_model (`str`, *optional*):
+            Name by which that server knows the judge.
+        judge_api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
+            Environment variable that has its key.
+        judge_extra_body (`dict`, *optional*):
+            As `extra_body`, for the judge's server.
         eval_benchmark (`str`, *optional*):
             Benchmark that the student is measured by after each cycle, as `trl-akd evaluate` takes it.
         eval_benchmark_path (`str`, *optional*):
@@ -43,24 +62,40 @@ class TeachingConfig:
             Run the programs, in a sandbox. So does HF_ALLOW_CODE_EVAL=1 in the environment. Without it, programs are
             only read, so most faults remain unverified.
         program_timeout (`float`, *optional*, defaults to `3.0`):
-            Seconds a program may take.
+            Seconds of processor time a program may take.
         workers (`int`, *optional*):
-            Programs run at a time on each process, by default one a core.
+            Programs run at a time on each process, by default one per core.
+
+    Raises:
+        ValueError: If fields contradict one another.
     """
 
     text_teacher: str | None = field(
         default=None, metadata={"help": "Who writes answers and questions; by default the teacher model."}
     )
-    text_backend: Literal["transformers", "openai"] = field(
+    text_backend: Literal["transformers", "vllm", "openai"] = field(
         default="transformers", metadata={"help": "What runs it; openai is a server with OpenAI's interface."}
     )
     base_url: str | None = field(
         default=None, metadata={"help": "Address of that server, such as http://localhost:8000/v1."}
     )
-    concurrency: int = field(default=8, metadata={"help": "Most requests to the server under way together."})
-    timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for an answer of the server."})
+    api_key_env: str = field(
+        default=DEFAULT_KEY, metadata={"help": "Environment variable that has the key of that server."}
+    )
+    extra_body: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Fields to add to each request to it, or to replace, as JSON."}
+    )
+    concurrency: int = field(
+        default=8, metadata={"help": "Maximum number of requests to a server under way together."}
+    )
+    timeout: float = field(
+        default=120.0, metadata={"help": "Seconds that a request may take until its whole answer has come."}
+    )
     max_retries: int = field(
-        default=5, metadata={"help": "Repetitions of a request that the server did not answer well."}
+        default=5, metadata={"help": "Repetitions of a request that a server did not answer well."}
+    )
+    max_refusals: int = field(
+        default=8, metadata={"help": "Number of unexplained refusals in a row that ends the run."}
     )
     text_prompt_style: Literal["chat", "completion"] = field(
         default="chat", metadata={"help": "chat for tuned teachers, completion for base models."}
@@ -70,6 +105,16 @@ class TeachingConfig:
     )
     judge: str = field(
         default="teacher", metadata={"help": "teacher, none, or the folder of a judge from `trl-akd judge train`."}
+    )
+    judge_base_url: str | None = field(
+        default=None, metadata={"help": "Address of a server with OpenAI's interface whose model judges."}
+    )
+    judge_model: str | None = field(default=None, metadata={"help": "Name by which that server knows the judge."})
+    judge_api_key_env: str = field(
+        default=DEFAULT_KEY, metadata={"help": "Environment variable that has the key of the judge's server."}
+    )
+    judge_extra_body: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Fields to add to each request to the judge, or to replace, as JSON."}
     )
     eval_benchmark: str | None = field(
         default=None, metadata={"help": "Benchmark that the student is measured by after each cycle."}
@@ -82,18 +127,68 @@ class TeachingConfig:
     allow_code_execution: bool = field(
         default=False, metadata={"help": "Run the programs, in a sandbox; as HF_ALLOW_CODE_EVAL=1 does."}
     )
-    program_timeout: float = field(default=3.0, metadata={"help": "Seconds a program may take."})
+    program_timeout: float = field(default=3.0, metadata={"help": "Seconds of processor time a program may take."})
     workers: int | None = field(
-        default=None, metadata={"help": "Programs run at a time on each process, by default one a core."}
+        default=None, metadata={"help": "Programs run at a time on each process, by default one per core."}
     )
 
     def __post_init__(self) -> None:
+        self.extra_body = _mapping("extra_body", self.extra_body)
+        self.judge_extra_body = _mapping("judge_extra_body", self.judge_extra_body)
         if (self.text_backend == "openai") != (self.base_url is not None):
             raise ValueError(
                 f"`text_backend` is {self.text_backend!r} and `base_url` is {self.base_url!r}; an address goes with "
                 "the backend openai, and it with an address."
             )
-        if self.text_backend == "openai" and self.text_teacher is None:
-            raise ValueError("`text_teacher` is missing; give the name by which the server knows the teacher.")
+        if self.text_backend != "transformers" and self.text_teacher is None:
+            remedy = {"openai": "the name by which the server knows the teacher", "vllm": "a name or a folder"}
+            raise ValueError(f"`text_teacher` is missing; give {remedy[self.text_backend]}.")
         if self.generation_batch_size < 1:
             raise ValueError(f"`generation_batch_size` is {self.generation_batch_size}; give at least 1.")
+        if (self.judge_base_url is None) != (self.judge_model is None):
+            raise ValueError(
+                f"`judge_base_url` is {self.judge_base_url!r} and `judge_model` is {self.judge_model!r}; a judge on a "
+                "server has both."
+            )
+        if self.judge_base_url is not None and self.judge != "teacher":
+            raise ValueError(
+                f"`judge` is {self.judge!r} and `judge_base_url` is {self.judge_base_url!r}; leave one of them out."
+            )
+        self._check_without_effect("teacher's", ("extra_body", "api_key_env"), "base_url", self.base_url)
+        self._check_without_effect(
+            "judge's", ("judge_extra_body", "judge_api_key_env"), "judge_base_url", self.judge_base_url
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What texts and verdicts depend on: all fields but those that a run may change when it goes on."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in MAY_CHANGE}
+
+    def _check_without_effect(self, whose: str, names: tuple[str, ...], url: str, given: str | None) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if given is None and value not in (None, DEFAULT_KEY):
+                raise ValueError(
+                    f"`{name}` is {value!r}, which is for the {whose} server; give `{url}`, too, or leave it out."
+                )
+
+
+MAY_CHANGE = frozenset(
+    {
+        *("base_url", "api_key_env", "judge_base_url", "judge_api_key_env"),
+        *("concurrency", "timeout", "max_retries", "max_refusals", "generation_batch_size", "workers"),
+        *("eval_benchmark_path", "allow_code_execution"),
+    }
+)
+"""Fields that a run may change when it goes on; whether programs are run is compared by `IterKDTrainer`."""
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any] | None:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"`{name}` is {value!r}, which is no JSON ({error}); give a JSON object.") from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"`{name}` is {value!r}; give a JSON object of fields and values.")
+    return value

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -12,11 +12,36 @@ from ..distributed import gathered, prepare_frozen, through_forward
 from ..heads import LMHead, compiler, evaluating, final_hidden_states, lm_head, prove_head, prove_packing
 
 
+@runtime_checkable
 class Teacher(Protocol):
-    """What the trainer asks of a teacher.
+    """Interface between the trainer and a teacher; an object of any class with these methods is a `teacher_model`.
 
     `observe` opens a context for one batch; inside it, and inside the student's forward, `knowledge` returns the
-    hidden states `[B, T, Ht]` of the batch and the head that turns them into logits, or `None` if it knows nothing.
+    hidden states `[B, T, Ht]` of the batch, on the student's device, and the head that turns them into logits, or
+    `None` if nothing is learned from it. Where the head has fewer or other rows than the student's, the attribute
+    `vocabulary_size` says how many of the first ids both share.
+
+    Example:
+
+    ```python
+    >>> class Halves:
+    ...     def __init__(self, one, other):
+    ...         self.models = one, other
+    ...
+    ...     @contextmanager
+    ...     def observe(self, inputs):
+    ...         self.inputs = inputs
+    ...         yield
+    ...
+    ...     def knowledge(self, student):
+    ...         with torch.no_grad():
+    ...             hidden = [final_hidden_states(model, self.inputs) for model in self.models]
+    ...         weights = [lm_head(model).weight.detach() / 2 for model in self.models]
+    ...         return torch.cat(hidden, dim=-1), LMHead(torch.cat(weights, dim=1))
+    >>> isinstance(Halves(None, None), Teacher)
+    True
+
+    ```
     """
 
     def observe(self, inputs: Mapping[str, Any]) -> Any:

@@ -241,8 +241,9 @@ def test_a_loop_without_a_trainer(rows):
     assert len(parts) == 3
     shared = [codeplan_loss(model, batch) for batch in share_divisors(parts, collate.normalization)]
     assert sum(shared).item() == pytest.approx(whole.item(), rel=1e-5)
-    prepared = Accelerator(cpu=True).prepare_model(model)
-    assert codeplan_loss(prepared, collate(list(rows))).item() == pytest.approx(whole.item(), rel=1e-6)
+    accelerator = Accelerator(cpu=True)
+    prepared = codeplan_loss(accelerator.prepare_model(model), collate(list(rows)), accelerator=accelerator)
+    assert prepared.item() == pytest.approx(whole.item(), rel=1e-6)
     with pytest.raises(ValueError, match=r"the keys input_ids, labels, but no `token_weights`"):
         codeplan_loss(model, {"input_ids": parts[0]["input_ids"], "labels": parts[0]["labels"]})
 
@@ -264,10 +265,15 @@ class OwnLogs(SFTTrainer):
         super().log(logs, start_time)
 
 
+class Reversed(Trainer, CodePLANMixin):
+    """The mixin in the wrong place, where the trainer's own methods hide those of the mixin."""
+
+
 @pytest.mark.parametrize(
     ("trainer_class", "workers", "func"),
     [
         (Trainer, 0, None),
+        (Reversed, 0, None),
         (SFTTrainer, 0, None),
         (OwnLogs, 1, None),
         (Trainer, 0, lambda outputs, labels, num_items_in_batch=None: outputs.logits.sum()),

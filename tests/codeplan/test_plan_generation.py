@@ -61,6 +61,14 @@ def test_forward_does_not_see_solutions(tmp_path: Path):
     assert not any("print(1)" in prompt or "print(2 * x)" in prompt for prompt in asked.calls[0])
 
 
+@pytest.mark.parametrize("reasoning", ["backward", "forward"])
+def test_rows_that_had_plans_already(tmp_path: Path, reasoning: str):
+    before = {"plans": ["1. Old.\n2. Plan."] * 3, "plan_solutions": [0, 0, 0]}
+    rows = generator(tmp_path, Scripted(lambda *_: plan()), reasoning=reasoning).run([{**ROWS[1], **before}])
+    assert rows[0]["plans"] == [plan()]
+    assert rows[0].get("plan_solutions") == ([0] if reasoning == "backward" else None)
+
+
 def test_prompts_end_where_the_plan_begins_and_show_one_example():
     for prompt in PLAN_PROMPTS.values():
         text = prompt.render("PROBLEM", "SOLUTION")

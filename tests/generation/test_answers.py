@@ -1,13 +1,20 @@
 """The reader of answers, on answers as models write them."""
 
+import ast
 import contextlib
+import gzip
 import io
+import json
+import random
 import re
 from pathlib import Path
 
 import pytest
 
+from tests.evaluation.conftest import data
+from trl_akd.evaluation.benchmarks import load_benchmark
 from trl_akd.generation import parse_answer
+from trl_akd.generation.extraction import extract_program
 
 CHARACTERS = {"CR": "\r", "BOM": "\ufeff", "NBSP": "\u00a0", "ZWSP": "\u200b", "ESC": "\x1b"}
 NO_PROGRAM = "NO PROGRAM"
@@ -49,3 +56,220 @@ def test_programs_are_read_as_a_careful_person_reads_them(text: str, entry_point
     else:
         assert program is not None
         assert outcome(program, check) is None, program
+
+
+# Parts
+
+
+@pytest.mark.parametrize(
+    ("text", "thoughts", "prose", "blocks", "language", "complete"),
+    [
+        ("", "", "", [], None, True),
+        ("No.", "", "No.", [], None, True),
+        ("<think>\nA.\n</think>\n\nB.", "A.", "B.", [], None, True),
+        ("A.\n</think>\nB.", "A.", "B.", [], None, True),
+        ("<think>A.", "A.", "", [], None, False),
+        ("<think>A.</think>B.<think>C.</think>D.", "A.\nC.", "B.D.", [], None, True),
+        ("B. </think>", "B.", "", [], None, True),
+        ("The tag `</think>` ends them.", "", "The tag `</think>` ends them.", [], None, True),
+        ("A\n```js\nf()\n```\nB", "", "A\n\n\nB", [("javascript", "f()\n", True)], "javascript", True),
+        (
+            "~~~C++ numbered\nint x;\n~~~\nor\n~~~\ng()",
+            "",
+            "or",
+            [("cpp", "int x;\n", True), ("", "g()", False)],
+            "cpp",
+            False,
+        ),
+        ("  ```py\n  x = 1\n    y\n  ```", "", "", [("python", "x = 1\n  y\n", True)], "python", True),
+        ("````md\n```py\nx = 1\n```\n````", "", "````md\n\n\n````", [("python", "x = 1\n", True)], "python", True),
+        (
+            "```python\nx = 1\n```python\ny = 1\n```",
+            "",
+            "",
+            [("python", "x = 1\n", False), ("python", "y = 1\n", True)],
+            "python",
+            False,
+        ),
+        ("```brainfuck\n+\n```", "", "", [("brainfuck", "+\n", True)], "brainfuck", True),
+        ("```\n42\n```", "", "", [("", "42\n", True)], None, True),
+        ("[PYTHON]\nx = 1\n[/PYTHON]!", "", "!", [("python", "x = 1", True)], "python", True),
+        ("x = f(1)", "", "x = f(1)", [], "python", True),
+        ("\x1b[31mred\x1b[0m\r\n<|im_end|>\n<|im_start|>user", "", "red", [], None, True),
+    ],
+)
+def test_parts(text: str, thoughts: str, prose: str, blocks: list, language: str | None, complete: bool):
+    answer = parse_answer(text)
+    assert (answer.thoughts, answer.prose, answer.language, answer.complete) == (thoughts, prose, language, complete)
+    assert [(block.language, block.text, block.closed) for block in answer.blocks] == blocks
+
+
+def test_blocks_know_their_places():
+    text = "a\n  ```c++ numbered\n  int x;\n  ```\nb\n~~~\nrest"
+    answer = parse_answer(text)
+    first, second = answer.blocks
+    assert text[: first.start] == "a\n" and text[first.end : second.start] == "\nb\n" and second.end == len(text)
+
+
+# Any text
+
+
+TOKENS = [
+    *"`~()[]{}<>\"'#:=\n \t\\0f",
+    "```",
+    "~~~",
+    "python",
+    "def f(",
+    "):\n",
+    "    return ",
+    "import ",
+    '"""',
+    ">>> ",
+]
+TOKENS += [
+    "<think>",
+    "</think>",
+    "[BEGIN]",
+    "[DONE]",
+    "<code>",
+    "</code>",
+    "<|im_end|>",
+    "\0",
+    "\ud800",
+    "\x1b[",
+    "In [1]: ",
+]
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_any_text_is_read(seed: int):
+    draw = random.Random(seed)
+    text = "".join(draw.choices(TOKENS, k=200))
+    answer = parse_answer(text, "f")
+    edges = [0, *(edge for block in answer.blocks for edge in (block.start, block.end)), len(answer.text)]
+    assert edges == sorted(edges)
+    assert isinstance(extract_program(text), str)
+    if answer.program is not None and not any(mark in text for mark in ("&", "{")):
+        words = set(re.findall(r"\w+", text))
+        assert set(re.findall(r"\w+", answer.program)) <= words, "no word that the model did not write"
+
+
+UNITS = [
+    " ",
+    "\t",
+    "\n",
+    "(",
+    "(\n",
+    "{",
+    "[",
+    "not ",
+    "x = 1\n",
+    "def f(:\n",
+    "def f():\n",
+    "```\n",
+    "```python\n",
+    '"""\n',
+]
+UNITS += [
+    '```python\n"""\n```\n',
+    '```python\nx = """\n```\n',
+    "<think>",
+    "<think>\n",
+    "</think>\n",
+    '"</think>',
+    "`",
+    "` ",
+]
+UNITS += [
+    "<code>\n",
+    "[BEGIN]\n",
+    "<fim_suffix>",
+    "<|im_end|>",
+    "\x1b[",
+    "\x1b]0;",
+    "\0",
+    "\ud800",
+    "- > ",
+    "1. x\n",
+    "\\\n",
+]
+UNITS += [
+    "if x:\n",
+    ">>> f(\n",
+    "&lt;",
+    "a.b",
+    "lambda:",
+    "+x\n-y\n",
+    "analysisWe assistant",
+    "<|channel|>analysis<|message|>",
+]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_repetitive_texts_take_linear_time(unit: str):
+    """One that takes quadratic time would take minutes."""
+    text = unit * (20_000 // len(unit))
+    parse_answer(text, "f")
+    parse_answer(f"```python\ndef f():\n    return 1\n```\n{text}", "f")
+
+
+def test_many_definitions_take_linear_time():
+    chain = "".join(f"def f{number}(x):\n    return f{number - 1}(x)\n" for number in range(1, 1000))
+    program = parse_answer(f"```python\n{chain}print(f1(input()))\n```", "f999").program
+    assert program is not None and ast.dump(ast.parse(program)) == ast.dump(ast.parse(chain))
+
+
+# Real programs in any wrapping
+
+
+WRAPPINGS = {
+    "demo": "```python\n{code}\n\nn = int(input())\nprint({name}(n))\nassert {name}(1) == 'no'\n```\nIt's done (",
+    "main": "```python\n{code}\n\nif __name__ == '__main__':\n    print({name}(input()))\n```",
+    "prose": "Here is the solution:\n\n{code}\n\nThis is O(n). Tell me if it doesn't help (or does)!",
+    "thoughts": "Maybe\n```python\ndef {name}(*args):\n    return 'draft'\n```\n</think>\n```python\n{code}\n```",
+    "usage": "```python\n{code}\n```\nUse it:\n```python\nfrom solution import {name}\n{name} = {name}(3)\n```",
+    "done": "[BEGIN]\n{code}\n[DONE]\nNext",
+    "stray": "{code}\n```\nThat is all.",
+    "prompt": "```python\n{code}\n\n>>> {name}(1)\n2\n```",
+    "tests": "```python\nimport unittest\n{code}\n\nclass T(unittest.TestCase):\n    x = 1\n\nunittest.main()\n```",
+    "mistake": "```python\n{code}\n```\nA common mistake is:\n```python\ndef {name}(*args):\n    return None\n```",
+}
+
+
+def definitions(program: str) -> set[str]:
+    """Return the functions, classes, imports and values of a program as trees, without uses of the entry point."""
+    kinds = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+    return {ast.dump(node) for node in ast.parse(program).body if isinstance(node, kinds)}
+
+
+def check_wrapping(code: str, name: str, wrapping: str) -> None:
+    program = extract_program(WRAPPINGS[wrapping].replace("{code}", code).replace("{name}", name), name)
+    unneeded = {ast.dump(node) for node in ast.parse(code).body if isinstance(node, ast.Import | ast.ImportFrom)}
+    assert definitions(code) - unneeded <= definitions(program) <= definitions(code), (wrapping, program)
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_humaneval_s_solutions_survive(wrapping: str):
+    with gzip.open(data("humaneval/HumanEval.jsonl.gz")) as lines:
+        for row in map(json.loads, lines):
+            check_wrapping(row["prompt"] + row["canonical_solution"], row["entry_point"], wrapping)
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_mbpp_s_solutions_survive(wrapping: str):
+    path = data("mbpp/mbpp.jsonl")
+    names = {problem.task_id: problem.entry_point for problem in load_benchmark("mbpp", path).problems}
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows[::5]:
+        if (name := names.get(str(row["task_id"]))) is not None:
+            check_wrapping(row["code"].replace("\r\n", "\n"), name, wrapping)
+
+
+def test_apps_s_programs_stay_whole():
+    for home in sorted(data("apps/train").iterdir()):
+        for solution in json.loads((home / "solutions.json").read_text()):
+            for text in (
+                f"```python\n{solution}\n```\nSample input:\n```\n3\n```\nRun:\n```bash\npython main.py\n```",
+                f"<think>print(1)</think>\nIdea:\n```python\nx = [1]\n```\nAll:\n```python\n{solution}\n```",
+            ):
+                assert extract_program(text).strip() == solution.strip()

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from tests.iterkd.scripted import soda
 from trl_akd.execution import CodeExecutor, ExecutionResult
-from trl_akd.generation.extraction import fenced_blocks
 from trl_akd.iterkd.static_view import MAX_CHARS, MAX_FINDINGS, StaticView, program_of, static_views
 
 
@@ -188,17 +187,6 @@ def test_any_text_has_a_view(text: str):
 @pytest.mark.parametrize("nested", ["(" * 40_000, "-" * 40_000 + "1", "[" * 90 + "]" * 90, "x" + ".y" * 20_000])
 def test_deep_programs_do_no_harm(nested: str):
     assert view(fenced(nested)).language == "python"
-
-
-# Fences
-
-
-def test_fenced_blocks_know_their_places():
-    text = "a\n  ```c++ numbered\n  int x;\n  ```\nb\n~~~\nrest"
-    first, second = fenced_blocks(text)
-    assert (first.language, first.text, first.closed) == ("cpp", "int x;\n", True)
-    assert (second.language, second.text, second.closed) == ("", "rest", False)
-    assert text[: first.start] == "a\n" and text[first.end : second.start] == "\nb\n" and second.end == len(text)
 
 
 # Real answers

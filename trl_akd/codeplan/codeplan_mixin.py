@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -50,13 +49,13 @@ def codeplan_loss(model: Any, batch: Batch, *, accelerator: Any = None) -> torch
     a chunk at a time. Micro-batches of one optimizer step first share their divisors ([`share_divisors`]).
 
     Args:
-        model (`PreTrainedModel`, `PeftModel` or an engine around one):
-            The student: causal, or an encoder-decoder. An engine is what `accelerator.prepare` returned.
+        model (`PreTrainedModel`, `PeftModel` or a wrapper of one):
+            The student: causal, or an encoder-decoder; or what `accelerator.prepare` made of it.
         batch (`dict[str, torch.Tensor]`):
             `input_ids`, `attention_mask`, `labels` `[B, T]`, `token_weights` `[B, T]` and `task_ids` `[B]`, on the
             model's device.
         accelerator (`Accelerator`, *optional*):
-            Runs the model in its mixed precision.
+            The accelerator that prepared the model; sets its mixed precision.
 
     Returns:
         `torch.Tensor`: shape `[]`, float32, in nats, differentiable.
@@ -81,7 +80,7 @@ def codeplan_loss(model: Any, batch: Batch, *, accelerator: Any = None) -> torch
             f"the batch has the keys {', '.join(batch)}, but no `token_weights`; collate it with "
             "DataCollatorForCodePLAN."
         )
-    student = extract_model_from_parallel(model)
+    student = model if accelerator is None else accelerator.unwrap_model(model)
     inputs, labels, weights = answer_tokens(student, batch)
 
     def loss() -> torch.Tensor:

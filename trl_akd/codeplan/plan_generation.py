@@ -300,6 +300,7 @@ class PlanGenerator:
         rejected: Counter[str] = Counter()
         for row, questions in zip(rows, asked, strict=True):
             row["plans"] = []
+            row.pop("plan_solutions", None)  # of plans that the row came with
             if self._sees_solution:
                 row["plan_solutions"] = []
             for question in questions:

@@ -328,7 +328,8 @@ def _refuse_other_losses() -> None:
         caller = frame.f_locals.get("self")
         if isinstance(caller, trainer_class):
             home = type(caller).compute_loss.__module__.partition(".")[0]
-            if home in ("transformers", "trl", "trl_akd") and not getattr(caller, "reads_token_weights", False):
+            reads_weights = home == "trl_akd" and getattr(caller, "reads_token_weights", False)
+            if home in ("transformers", "trl", "trl_akd") and not reads_weights:
                 name = type(caller).__name__
                 raise ValueError(
                     f"`data_collator` of a {name} is a DataCollatorForCodePLAN, but the loss of {name} ignores its "

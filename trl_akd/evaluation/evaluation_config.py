@@ -106,8 +106,8 @@ class EvaluationConfig:
         workers (`int`, *optional*):
             Programs run at a time, by default one a core.
         timeout (`float`, *optional*, defaults to `10.0`):
-            Seconds a program may take. More than HumanEval's 3: one of MBPP's reference solutions takes more, and a
-            busy machine makes late what is right.
+            Seconds of processor time a program may take; see `CodeExecutor`. More than HumanEval's 3, as one of MBPP's
+            reference solutions takes more.
         memory_mb (`int`, *optional*, defaults to `512`):
             MiB a program may take.
         packages (`list[str]`, *optional*):
@@ -203,7 +203,7 @@ class EvaluationConfig:
         },
     )
     workers: int | None = field(default=None, metadata={"help": "Programs run at a time, by default one a core."})
-    timeout: float = field(default=DEFAULT_TIMEOUT, metadata={"help": "Seconds a program may take."})
+    timeout: float = field(default=DEFAULT_TIMEOUT, metadata={"help": "Seconds of processor time a program may take."})
     memory_mb: int = field(default=512, metadata={"help": "MiB a program may take."})
     packages: list[str] | None = field(
         default=None, metadata={"help": "Packages that programs may import beside the standard library."}

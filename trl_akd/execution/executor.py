@@ -43,28 +43,41 @@ class CodeExecutor:
     - nothing outside the program's own /tmp changes, and that is empty at its start and gone at its end (64 MiB);
     - it sees the system's folders, Python and `packages`, read-only; no home, no other process, no network, and of the
       environment nothing of the caller's. As root, it runs as nobody; it has no capability and cannot get one;
-    - memory, of all its processes together, processor time, processes, open files and output are bounded, and it ends
-      at the deadline;
-    - it passes only if its process reached the end of the tests: exit codes, forked twins and forged messages do not.
-      Candidate and test are compiled apart, and what the candidate did to built-ins, `__builtins__`, standard streams,
-      tracing and timers is undone before the test runs;
+    - memory and processor time, of all its processes together, the number of processes, open files and output are
+      bounded, and the kernel ends it before its caller when the machine runs out of memory;
+    - its verdict does not depend on what else the machine does: processor time decides;
+    - it passes only if its process reached the end of the tests: exit codes, forked copies, and messages that are not
+      the harness's own do not. Candidate and test are compiled apart, and what the candidate did to built-ins,
+      `__builtins__`, standard streams, tracing and timers is undone before the test runs;
+    - it sees itself as `python candidate.py` would: `sys.argv`, `__file__`, `sys.path[0]`, signals, file modes and
+      limits are ordinary, whatever the caller's are, and no path of the caller's shows. There is no such file,
+      however: `open(__file__)` and multiprocessing's "spawn" fail;
     - what Python refuses to compile is a failed program like any other, compiled in its sandbox.
 
     Not covered:
 
     - bugs of the kernel, and side channels: timing, load of the processor and its caches;
-    - a test program shares its interpreter with the candidate. Objects whose `__eq__` lies, patched modules (as
-      `math.isclose`), names of built-ins defined anew, threads and callbacks that change built-ins while the test
-      runs, and a candidate that hunts through its interpreter for the test or the verdict (which Python 3.13 makes
-      easier) can fool it. `strict` stops these: the test runs in another process, and of the candidate it sees
-      functions that take and return plain data, copies of plain constants, and no classes. Scripts and calls are
-      always compared in the caller's process;
-    - the seconds up to a verdict depend on what else the machine does, and so does a verdict near the deadline;
+    - a program written to cheat, unless `strict`. The test program shares the candidate's interpreter, and whatever
+      the harness does there to report a pass, the candidate can do as well: read the nonce from its descriptor and
+      send the message, or find test and verdict on the stack or in memory (which Python 3.13 makes easier). Nor are
+      objects noticed whose `__eq__` lies, patched modules (as `math.isclose`), names of built-ins defined anew, and
+      threads and callbacks that change built-ins while the test runs. With `strict`, the test runs in another process,
+      and of the candidate it sees functions that take and return plain data, copies of plain constants, and no
+      classes. Scripts and calls are always compared in the caller's process;
+    - memory to the last byte. A control group (version 2 or 1) bounds it wherever this user may make one below its
+      own: a program holds at most a quarter more than `memory_mb`, or 16 MiB where that is more. Elsewhere the helper
+      watches and estimates, up to 300 times a second, and is late on a busy machine: programs of many processes have
+      held 1.8 times a `memory_mb` of 128 there, and 2.9 times one of 64. There, a
+      mapping that processes share has at most 8 MiB and counts as such, and a process has 128 open files instead
+      of 256;
+    - processor time of processes that no parent waits for, once they have ended; wall-clock time is bounded too;
     - standard error, which is thrown away;
     - level `bwrap` has the same promises by way of bubblewrap, save that programs of a worker share /tmp's quota, and
       that where root's Python lies out of nobody's reach they keep the right to read what is in their sandbox;
     - level `process` keeps deadlines, limits and verdicts, and kills descendants by hunting for them, which a chain of
-      forks in ever new sessions can outrun. Sockets but those of the Unix kind are refused (x86-64 and Arm). Files
+      forks in ever new sessions can outrun. The 64 MiB for files are checked several times a second, and do not count
+      files that were removed and are still open. Sockets but those of the Unix kind are refused (x86-64 and Arm).
+      Files
       are out of reach only as far as Landlock (Linux 5.13) and the user's rights go: without it, a program may read
       and write what this user may, or as root what nobody may (and the level is refused where root's Python lies out
       of nobody's reach). Signals to the user's other processes are kept
@@ -73,9 +86,9 @@ class CodeExecutor:
 
     Args:
         workers (`int`, *optional*): programs at a time, at most and by default the cores that this process may use.
-        timeout (`float`, *optional*, defaults to `3.0`): seconds of processor time for a program, or for each input of
-            a script: that of all its processes together. A program that idles ends after four times as many seconds
-            of wall-clock time, not counting those in which it waited for a core.
+        timeout (`float`, *optional*, defaults to `3.0`): seconds of processor time for a program, all its processes
+            together, or for each input of a script. A program also ends after four times as many seconds in which none
+            of its processes could run, as they slept or waited, and at the latest after forty times as many.
         memory_mb (`int`, *optional*, defaults to `512`): MiB of memory for all processes of a program together, and of
             address space for each.
         isolation (`str`, *optional*, defaults to `"auto"`): `"namespace"`, `"bwrap"`, `"process"`, or the stronger one

@@ -15,7 +15,7 @@ class ExecutionResult:
 
     Args:
         status (`str`):
-            `passed`; `failed`, by the program's fault; `timed_out`, at the executor's deadline; or `infra_error`: the
+            `passed`; `failed`, by the program's fault; `timed_out`, at the limit on time; or `infra_error`: the
             program was never judged, twice in a row, and must not be scored as wrong.
         error_type (`str`, *optional*):
             Class name of the exception that ended the program, as `IndentationError`, never a base of it. A wrong
@@ -36,7 +36,7 @@ class ExecutionResult:
             The name, module, attribute or key that was not found.
         ending (`str`, *optional*):
             What ended a program that did not pass: an `exception` that nothing caught, `exit` before the end of the
-            tests, a `signal`, the `deadline`, or the limit on `memory`.
+            tests, a `signal`, the limit on time (`deadline`), or that on `memory`.
         signal (`int`, *optional*):
             Number of the signal.
         exit_code (`int`, *optional*):

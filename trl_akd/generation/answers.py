@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from types import MappingProxyType
 
-from .programs import find_program, is_marked_wrong
+from .programs import find_program, is_marked_right, is_marked_wrong
 from .python_parts import Part, PartKind
 from .source import does_something, parse
 
@@ -36,7 +36,7 @@ LANGUAGES = MappingProxyType(
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*+[ -/]*+[@-~]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)|[@-Z\\^_])")
 
-_THOUGHT = r"(?:seed:)?(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad|inner_monologue|antthinking)"
+_THOUGHT = r"(?:seed:)?(?:thinking|think|thoughts|thought|reasoning|reflection|scratchpad|inner_monologue|antthinking)"
 _THOUGHT_TAG = re.compile(
     rf"(?P<open><\|?(?:begin_of_|start_)?{_THOUGHT}(?:[ \t][^<>\n]{{0,80}})?\|?>|\[THINK\]|◁think▷|<unused94>thought)"
     rf"|(?P<close></{_THOUGHT}>|<\|(?:/|end_of_|end_){_THOUGHT}\|>|<\|/?{_THOUGHT}/?\|>|\[/THINK\]|◁/think▷|<unused95>)",
@@ -236,8 +236,8 @@ def _split_channels(text: str, channels: list[re.Match[str]]) -> tuple[str, bool
 def _closes(tag: re.Match[str], opened: re.Match[str]) -> bool:
     if tag["open"]:
         return "|" in tag[0] and tag[0] == opened[0]
-    name, other = (re.sub(r"begin_of_|start_|end_of_|end_|[^a-z]", "", match[0].lower()) for match in (tag, opened))
-    return name == other or name == "unused"
+    name, other = (re.search(_THOUGHT, match[0], re.IGNORECASE) for match in (tag, opened))
+    return name is None or other is None or name[0].lower() == other[0].lower()
 
 
 def _is_quoted(text: str, match: re.Match[str]) -> bool:
@@ -246,7 +246,7 @@ def _is_quoted(text: str, match: re.Match[str]) -> bool:
     before = text[max(text.rfind("\n", 0, start) + 1, start - _QUOTE_CHARS) : start]
     stop = text.find("\n", end, end + _QUOTE_CHARS)
     after = text[end : stop if stop >= 0 else end + _QUOTE_CHARS]
-    before = _APOSTROPHE.sub("", before)
+    before, after = (_APOSTROPHE.sub("", part).replace("```", "") for part in (before, after))
     return any(before.count(quote) % 2 and quote in after for quote in "\"'`")
 
 
@@ -320,7 +320,7 @@ def _blocks(text: str) -> Iterator[CodeBlock]:
         body = body if closing or after < len(lines) else body.removesuffix("\n")
         if first is None and body and not language:
             language, body = _tag_on_a_line(body)
-        if closing or fence["info"].strip() or _is_code(body) or not _is_code(text[end:start]):
+        if closing or fence["info"].strip() or _is_code(body) or (body.strip() and not _is_code(text[end:start])):
             yield CodeBlock(
                 language, body, closing, start, min(starts[after] - 1 if closing else starts[after], len(text))
             )
@@ -477,7 +477,7 @@ def _parts(text: str, blocks: tuple[CodeBlock, ...]) -> Iterator[Part]:
             yield Part(before, "prose")
         if block.language in _MAY_BE_PYTHON and block.text.strip():
             kind = _KINDS.get(block.language, "code")
-            yield Part(block.text, kind, is_marked_wrong(before, block.text))
+            yield Part(block.text, kind, is_marked_wrong(before, block.text), is_marked_right(before))
     if prose[-1].strip():
         yield Part(prose[-1], "prose" if blocks else "text")
 

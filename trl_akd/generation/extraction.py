@@ -1,13 +1,8 @@
 """Extraction of the program from a model's answer."""
 
-from .answers import CodeBlock, parse_answer
+from .answers import parse_answer
 
-__all__ = ["extract_program", "fenced_blocks"]
-
-
-def fenced_blocks(text: str) -> list[CodeBlock]:
-    """Return the code blocks of an answer."""
-    return list(parse_answer(text).blocks)
+__all__ = ["extract_program"]
 
 
 def extract_program(text: str, entry_point: str | None = None) -> str:

@@ -12,7 +12,7 @@ from functools import cached_property
 from .python_parts import Part, Source
 from .statements import ASSIGNMENTS, BUILTINS, READS_INPUT, Statement
 
-__all__ = ["find_program", "is_marked_wrong"]
+__all__ = ["find_program", "is_marked_right", "is_marked_wrong"]
 
 _DYNAMIC = {"globals", "eval", "exec", "locals", "vars"}
 
@@ -97,7 +97,7 @@ class _Assembly:
         while self._waiting:
             name = self._waiting.pop()
             if name in _DYNAMIC:
-                self._keep_everything()
+                self._keep_values()
             home = self._home(name)
             if home is None:
                 continue
@@ -108,11 +108,11 @@ class _Assembly:
                 for number in self._set_ups[home].of(name):
                     self._keep(home, number)
 
-    def _keep_everything(self) -> None:
-        """Keep all definitions and values of the chosen source, for code that looks names up when it runs."""
+    def _keep_values(self) -> None:
+        """Keep all values of the chosen source, for code that looks names up when it runs."""
         for number, statement in enumerate(self._sources[self._chosen].statements):
             is_value = isinstance(statement.node, ASSIGNMENTS) and not READS_INPUT.search(statement.text)
-            if statement.is_definition or (is_value and self._entry_point not in statement.calls):
+            if is_value and self._entry_point not in statement.calls:
                 self._keep(self._chosen, number)
 
     def _home(self, name: str) -> int | None:
@@ -123,9 +123,15 @@ class _Assembly:
         return min(homes, key=lambda number: self._distance(name, number), default=None)
 
     def _distance(self, name: str, source: int) -> int:
-        """Return how far a source's binding of a name is from a definition: 2 for an import of another file."""
+        """Return how far a source's binding of a name is from a definition.
+
+        A correction of a helper further down is nearest, an import of the answer's own files is farthest.
+        """
         statements = self._sources[source].statements
         binding = [statements[number] for number in self._sources[source].binders[name]]
+        if source > self._chosen and self._sources[source].part.right and name != self._entry_point:
+            if any(statement.is_definition for statement in binding):
+                return -1
         if any(statement.defines(name) for statement in binding):
             return 0
         return 2 if all(statement.is_foreign_import for statement in binding) else 1
@@ -244,7 +250,8 @@ def _add(index: dict[str, list[int]], names: Iterable[str], number: int) -> None
 
 _WRONG = re.compile(
     r"\b(?:wrong|incorrect(?:ly)?|buggy|bugs?|broken|faulty|flawed|mistaken?|mistakes?|pitfall|anti-?pattern"
-    r"|avoid|fails?|naive attempt|bad|inefficient|too slow|slower|for (?:comparison|reference)"
+    r"|avoid|fails?|crash(?:es)?|would (?:raise|break)|naive attempt|bad|inefficient|too slow|slower"
+    r"|for (?:comparison|reference)"
     r"|(?:not|n['\u2019]t|never) (?:be )?(?:do|use|write|work|correct|right|valid|handle|pass)\w*"
     r"|won['\u2019]t work|not (?:do|to do)|your (?:original )?(?:code|version|attempt)|original code)\b",
     re.IGNORECASE,
@@ -262,10 +269,20 @@ _HEADING_CHARS = 300
 
 
 def is_marked_wrong(before: str, block: str) -> bool:
-    """Tell whether the last line of prose before a block, or the comment that opens it, calls the code wrong."""
-    lines = before[-_HEADING_CHARS:].strip().splitlines()
+    """Tell whether the last sentence before a block, or the comment that opens it, calls the code wrong."""
     comment = re.match(r"\s*+#(.{0,200})", block)
-    return any(_is_disapproval(line) for line in [*lines[-1:], *([comment[1]] if comment else [])])
+    return _is_disapproval(_last_sentence(before)) or (comment is not None and _is_disapproval(comment[1]))
+
+
+def is_marked_right(before: str) -> bool:
+    """Tell whether the last sentence before a block calls the code a correction or an improvement."""
+    sentence = _last_sentence(before)
+    return not _is_disapproval(sentence) and _RIGHT.search(sentence) is not None
+
+
+def _last_sentence(text: str) -> str:
+    lines = text[-_HEADING_CHARS:].strip().splitlines()
+    return re.split(r"[.!?]\s+(?=\S)", lines[-1])[-1] if lines else ""
 
 
 def _is_disapproval(line: str) -> bool:

@@ -31,11 +31,14 @@ class Part:
             diff, `"prose"` for text outside of blocks, and `"text"` for an answer without blocks.
         wrong (`bool`, *optional*, defaults to `False`):
             Whether the answer calls the code wrong.
+        right (`bool`, *optional*, defaults to `False`):
+            Whether the answer calls the code a correction or an improvement.
     """
 
     text: str
     kind: PartKind
     wrong: bool = False
+    right: bool = False
 
 
 class Source:
@@ -113,7 +116,7 @@ class Source:
         for statement in (self.statements[number] for number in numbers):
             between = lines[last : statement.first] if texts else []
             texts += [line for line in between if not line.strip() or line.startswith("#")]
-            texts.append(textwrap.dedent(statement.text))
+            texts.append(_dedented(statement.text))
             last = statement.last
         return "\n".join(texts)
 
@@ -124,7 +127,7 @@ class Source:
             return None
         spans = [(self.statements[run[0]].first, self.statements[run[-1]].last) for run in self.runs]
         first, last = max(spans, key=lambda span: span[1] - span[0])
-        return textwrap.dedent("\n".join(self.text.split("\n")[first:last]))
+        return _dedented("\n".join(self.text.split("\n")[first:last]))
 
     @cached_property
     def program(self) -> str:
@@ -151,6 +154,7 @@ _QUOTED = re.compile(r"\s*+(?P<quotes>\"\"\"|''')(?:python)?\n(?P<text>.*)(?P=qu
 _NEXT_TURN = re.compile(r"^### ?(?:Instruction|Human|User)\b", re.MULTILINE)
 _OPENS_PROGRAM = re.compile(r"^[ \t]*(?:async def|def|class|import|from|@)[ \t\w]", re.MULTILINE)
 _REPL_LINE = re.compile(r"[ \t]*(?:>>> ?|\.\.\.(?: |$)|In \[\d*\]: ?|[ \t]*\.{3,}: ?)(.*)")
+_QUOTE_MARK = re.compile(r"[ \t]*>(?!>>)[ \t]?")
 _LINE_NUMBER = re.compile(r"[ \t]*\d{1,5}(?:[ \t]*[|:.)│][ \t]?|[ \t]|$)")
 _ENTITY = re.compile(r"&(?:lt|gt|amp|quot|apos|#39|#x27|nbsp);")
 _TYPOGRAPHY = MappingProxyType(
@@ -165,6 +169,7 @@ _TYPOGRAPHY = MappingProxyType(
     )
 )
 _MAGIC = re.compile(r"^[ \t]*(?:%%?\w|![\w./]).*$\n?", re.MULTILINE)
+_JSON = re.compile(r"\s*+(?:<\|?\w{1,40}\|?>\s*+)?\{")
 _JSON_KEYS = (
     "code",
     "solution",
@@ -230,14 +235,17 @@ def _is_words(node: ast.stmt) -> bool:
 
 
 def _from_json(text: str) -> str:
-    """Return the code in a JSON object."""
-    if not text.lstrip().startswith("{"):
+    """Return the code in a JSON object, such as a call of a tool."""
+    start = _JSON.match(text)
+    if start is None:
         return text
     try:
-        value = json.loads(text, strict=False)
+        value, _ = json.JSONDecoder(strict=False).raw_decode(text, start.end() - 1)
     except (ValueError, RecursionError):
         return text
-    return next((value[key] for key in _JSON_KEYS if isinstance(value.get(key), str)), text)
+    objects = [value, *(inner for inner in value.values() if isinstance(inner, dict))]
+    codes = (found.get(key) for found in objects for key in _JSON_KEYS)
+    return next((code for code in codes if isinstance(code, str)), text)
 
 
 def _unquoted(text: str) -> str:
@@ -252,6 +260,18 @@ def _without_prompts(text: str) -> str:
     if first is None or _OPENS_PROGRAM.search(text, 0, first.start()):
         return text
     return "\n".join(match[1] for line in text.split("\n") if (match := _REPL_LINE.fullmatch(line)))
+
+
+def _dedented(text: str) -> str:
+    """Remove the common indent; a text without one keeps its blank lines as they are, as they may be in a string."""
+    return textwrap.dedent(text) if text.lstrip("\n")[:1] in (" ", "\t") else text
+
+
+def _without_quote_marks(text: str) -> str:
+    lines = [line for line in text.split("\n") if line.strip()]
+    if not all(map(_QUOTE_MARK.match, lines)):
+        return text
+    return "\n".join(_QUOTE_MARK.sub("", line, count=1) for line in text.split("\n"))
 
 
 def _without_line_numbers(text: str) -> str:
@@ -295,7 +315,8 @@ def _with_spaces(text: str) -> str:
 
 
 _REPAIRS: tuple[Callable[[str], str], ...] = (
-    textwrap.dedent,
+    _dedented,
+    _without_quote_marks,
     _without_prompts,
     _without_line_numbers,
     _without_entities,
@@ -336,7 +357,7 @@ def _salvaged(text: str) -> tuple[list[Statement], bool]:
         chunks = [_extent(lines, number, lexical=True, limit=budget)]
         tree = None
         for end in chunks:
-            chunk = textwrap.dedent("\n".join(lines[number:end])).rstrip()
+            chunk = _dedented("\n".join(lines[number:end])).rstrip()
             budget -= len(chunk) + _LINE_COST * (end - number)
             tree = parse(chunk) if budget > 0 or end == number + 1 else None
             if tree is not None:

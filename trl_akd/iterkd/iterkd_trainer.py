@@ -22,7 +22,7 @@ from ..akd.checkpoint import last_whole_checkpoint
 from ..akd.checks import name_of
 from ..execution import CodeExecutor
 from ..generation import TextGenerator, TransformersGenerator
-from ..generation.budget import Budget, BudgetedGenerator, BudgetSpent
+from ..generation.budget import Budget, BudgetedGenerator, BudgetSpent, Limit
 from ..generation.on_main import for_all_processes, is_shared, model_name
 from ..generation.protocol import Usage
 from ..generation.sharing import from_main, is_main
@@ -126,6 +126,7 @@ class IterKDTrainer(PairTrainer):
         self._generation_batch_size = generation_batch_size
         self.reports: list[CycleReport] = []
         self.stopped: str | None = None
+        self._limit: Limit | None = None
         self.trained_cycles = 0
         self._began = False  # whether the student in memory has been in training
         self._loss = 0.0  # of the last training
@@ -176,11 +177,11 @@ class IterKDTrainer(PairTrainer):
                 accelerator=self.accelerator,
                 announce=self._announce,
             )
-            self.stopped = None
+            self.stopped, self._limit = None, None
             try:
                 cycles.run(self.seeds)
             except BudgetSpent as end:
-                self.stopped = str(end)
+                self.stopped, self._limit = str(end), end.limit
             finally:
                 self.reports, self.trained_cycles = cycles.reports, cycles.trained
             usage = ledger.usage(self._authors)
@@ -293,8 +294,8 @@ class IterKDTrainer(PairTrainer):
             folder,
             usage,
             self._prices,
-            cycles=len(self.reports),
-            stopped=self.stopped,
+            trained_cycles=self.trained_cycles,
+            stopped=self._limit,
             seconds=None if self.args.max_seconds is None else budget.seconds,
         )
 

@@ -7,14 +7,13 @@ languages are told apart, and their execution is "unknown". Where the first bloc
 """
 
 import ast
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import TypeAlias
 
-from ..generation.extraction import extract_program, fenced_blocks
-from ..generation.source import does_something, parse
+from ..generation import parse_answer
+from ..generation.extraction import extract_program
+from ..generation.source import parse
 from .records import Runner
 from .running_alone import Outcome, Verdict, run_alone
 
@@ -28,25 +27,6 @@ _FINDING_CHARS = 200
 _TAG_CHARS = 20
 _Linter: TypeAlias = Callable[[ast.Module], list[str]]
 
-_LANGUAGES = MappingProxyType(
-    {
-        **dict.fromkeys(["python", "python3", "py"], "python"),
-        **dict.fromkeys(["javascript", "js", "jsx", "node", "mjs"], "javascript"),
-        **dict.fromkeys(["typescript", "ts", "tsx"], "typescript"),
-        **dict.fromkeys(["cpp", "c++", "cc", "cxx", "hpp"], "cpp"),
-        **dict.fromkeys(["csharp", "c#", "cs"], "csharp"),
-        **dict.fromkeys(["go", "golang"], "go"),
-        **dict.fromkeys(["bash", "sh", "shell", "zsh", "console"], "shell"),
-        **dict.fromkeys(["rust", "rs"], "rust"),
-        **dict.fromkeys(["ruby", "rb"], "ruby"),
-    }
-)
-_OPENS_PYTHON = re.compile(
-    r"^(?:(?:async[ \t]++)?+def[ \t]++\w|class[ \t]++\w++[^;{\n]{0,200}:[ \t]*+$|import[ \t]++[\w., \t]++$"
-    r"|from[ \t]++[\w.]++[ \t]++import\b)",
-    re.MULTILINE,
-)
-
 
 @dataclass(frozen=True, slots=True)
 class StaticView:
@@ -54,7 +34,7 @@ class StaticView:
 
     Args:
         complete (`bool`):
-            Whether every fence that was opened is closed, and so is every `<think>`.
+            Whether the thoughts and all code blocks are closed.
         language (`str`, *optional*):
             That of the first fenced block, by its tag, or `"python"` for text that looks like it; `None` where there
             is no code.
@@ -123,15 +103,15 @@ def static_views(answers: Sequence[str], run: Runner | None) -> list[StaticView]
 
 def program_of(answer: str) -> str | None:
     """Return the Python program in an answer, or `None` where the answer is too long to be searched for one."""
-    return extract_program(_after_thoughts(answer)) if len(answer) <= MAX_CHARS else None
+    return extract_program(answer) if len(answer) <= MAX_CHARS else None
 
 
 def _read(answer: str, lint: _Linter) -> tuple[StaticView, str | None]:
     """Return what can be told without running anything, and the program to run."""
-    text = _after_thoughts(answer)
-    blocks = fenced_blocks(text)
-    complete = all(block.closed for block in blocks) and "<think>" not in text
-    language = _language(blocks[0].language, blocks[0].text) if blocks else _language("", text)
+    read = parse_answer(answer)
+    complete = read.complete
+    is_searched = len(answer) <= MAX_CHARS
+    language = read.language[:_TAG_CHARS] if read.language and (read.blocks or is_searched) else None
     program = program_of(answer) if language == "python" else None
     if program is None:
         return StaticView(complete, language), None
@@ -148,21 +128,6 @@ def _executed(view: StaticView, outcome: Outcome) -> StaticView:
     if outcome.error_type is None and outcome.verdict == "unknown":
         return view
     return replace(view, compiles=outcome.compiles, executed=outcome.verdict, error_type=outcome.error_type)
-
-
-def _language(tag: str, text: str) -> str | None:
-    if tag:
-        return _LANGUAGES.get(tag, tag[:_TAG_CHARS])
-    return "python" if len(text) <= MAX_CHARS and _looks_like_python(text) else None
-
-
-def _looks_like_python(text: str) -> bool:
-    """Tell whether a text opens a definition or an import, or parses and does something."""
-    return _OPENS_PYTHON.search(text) is not None or does_something(text)
-
-
-def _after_thoughts(answer: str) -> str:
-    return answer.rpartition("</think>")[2]
 
 
 def _linter() -> _Linter:

@@ -62,7 +62,7 @@ class TeachingConfig:
             Run the programs, in a sandbox. So does HF_ALLOW_CODE_EVAL=1 in the environment. Without it, programs are
             only read, so most faults remain unverified.
         program_timeout (`float`, *optional*, defaults to `3.0`):
-            Seconds a program may take.
+            Seconds of processor time a program may take.
         workers (`int`, *optional*):
             Programs run at a time on each process, by default one per core.
 
@@ -127,7 +127,7 @@ class TeachingConfig:
     allow_code_execution: bool = field(
         default=False, metadata={"help": "Run the programs, in a sandbox; as HF_ALLOW_CODE_EVAL=1 does."}
     )
-    program_timeout: float = field(default=3.0, metadata={"help": "Seconds a program may take."})
+    program_timeout: float = field(default=3.0, metadata={"help": "Seconds of processor time a program may take."})
     workers: int | None = field(
         default=None, metadata={"help": "Programs run at a time on each process, by default one per core."}
     )

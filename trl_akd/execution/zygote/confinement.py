@@ -11,7 +11,7 @@ FILE_BYTES = 64 << 20
 PROCESSES = 128
 SCRATCH_BYTES = 64 << 20
 SHARED_MAPPING_BYTES = 8 << 20
-_OPEN_FILES = 256
+_OPEN_FILES = {True: 256, False: 128}  # where a control group counts the kernel's memory, and where none does
 _STACK_BYTES = 64 << 20
 _ROOM_TO_REPORT = 16 << 20
 
@@ -24,18 +24,19 @@ _CORES = os.cpu_count() or 1
 _FIRST_VICTIM = 1000
 
 
-def limit(memory_bytes: int, timeout: float, processes: int) -> None:
+def limit(memory_bytes: int, timeout: float, processes: int, memory_is_counted: bool) -> None:
     """Set resource limits, each at most the one already in force.
 
     Args:
         memory_bytes (`int`): address space of each process; a little more, above the soft limit, is for reporting.
         timeout (`float`): limit in seconds on the processor time of all processes together.
         processes (`int`): processes and threads at once.
+        memory_is_counted (`bool`): whether a control group counts what sockets and pipes hold.
     """
     _lower(resource.RLIMIT_AS, memory_bytes, memory_bytes + _ROOM_TO_REPORT)
     _lower(resource.RLIMIT_CPU, math.ceil(timeout) + 1)
     _lower(resource.RLIMIT_FSIZE, FILE_BYTES)
-    _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
+    _lower(resource.RLIMIT_NOFILE, _OPEN_FILES[memory_is_counted])
     _lower(resource.RLIMIT_NPROC, processes)
     _lower(resource.RLIMIT_STACK, _STACK_BYTES)
     _lower(resource.RLIMIT_CORE, 0)

@@ -1,4 +1,4 @@
-"""Measurements of a program's processes, from Linux's /proc: processor time, time spent waiting for a core, memory."""
+"""Measurements of a program's processes, from Linux's /proc: processor time, and memory where no group counts it."""
 
 import os
 import re
@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from . import confinement
 
-BACKSTOP = 4
-LONGEST_WAIT = 5
+IDLE_TIMES = 4  # idle seconds that a program has for each second of its limit
+_WALL_TIMES = 40
 AVAILABLE = os.path.exists("/proc/self/stat")
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -22,25 +22,31 @@ _PIPE_BYTES = 64 << 10
 
 def longest_run(timeout: float) -> float:
     """Return the seconds of wall-clock time after which a program ends whatever the machine's load."""
-    return timeout * BACKSTOP * LONGEST_WAIT
+    return timeout * _WALL_TIMES
 
 
-def cpu_seconds(processes: Iterable[int]) -> float:
-    """Sum the processor time of live processes and of the children that they have waited for, to a clock tick each."""
-    ticks = 0
+def processor_use(processes: Iterable[int]) -> tuple[float, bool]:
+    """Measure what live processes, and the children that they have waited for, have used of the processor.
+
+    Returns:
+        Seconds, to a clock tick for each process; and whether one of them could run now, on a core or waiting for one.
+    """
+    ticks, runnable = 0, False
     for pid in processes:
         fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        if not fields:
+            continue
         ticks += sum(map(int, fields[11:15]))
-    return ticks / _TICKS
+        runnable = runnable or fields[0] == b"R" or (int(fields[17]) > 1 and _has_runnable_thread(pid))
+    return ticks / _TICKS, runnable
 
 
-def seconds_without_core(processes: Iterable[int]) -> float:
-    """Sum the time for which processes could have run but found no core free; 0 where the kernel does not count it."""
-    nanoseconds = 0
-    for pid in processes:
-        fields = _read(f"/proc/{pid}/schedstat").split()
-        nanoseconds += int(fields[1]) if len(fields) > 1 else 0
-    return nanoseconds / 1e9
+def _has_runnable_thread(pid: int) -> bool:
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return False
+    return any(_read(f"/proc/{pid}/task/{thread}/stat").rpartition(b")")[2][1:2] == b"R" for thread in threads)
 
 
 def memory_bytes(processes: Iterable[int], enough: int) -> int:

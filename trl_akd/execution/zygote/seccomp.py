@@ -118,7 +118,6 @@ def deny_list(machine: str, largest_shared_mapping: int | None = None) -> bytes 
     """
     if machine not in _NUMBERS:
         return None
-    denied = sorted({*_NUMBERS[machine].values(), *_COMMON.values()})
     allow = _instruction(_RETURN, value=_RETURN_ALLOW)
     refuse = _instruction(_RETURN, value=_RETURN_ERRNO | _EPERM)
     no_memory = _instruction(_RETURN, value=_RETURN_ERRNO | _ENOMEM)
@@ -157,7 +156,18 @@ def deny_list(machine: str, largest_shared_mapping: int | None = None) -> bytes 
             *_when(_JUMP_IF_GREATER_OR_EQUAL, largest_shared_mapping + 1, no_memory),
             allow,
         )
-    return b"".join([*rules, *[part for number in denied for part in _when(_JUMP_IF_EQUAL, number, refuse)], allow])
+    return b"".join([*rules, *_search(sorted({*_NUMBERS[machine].values(), *_COMMON.values()}), refuse, allow)])
+
+
+def _search(numbers: list[int], found: bytes, missing: bytes) -> list[bytes]:
+    """Search for the number by halves: for each of its hundreds of calls, the kernel runs a new filter once."""
+    if len(numbers) <= 2:
+        return [*[part for number in numbers for part in _when(_JUMP_IF_EQUAL, number, found)], missing]
+    lower, upper = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
+    return [
+        *_when(_JUMP_IF_GREATER_OR_EQUAL, upper[0], *_search(upper, found, missing)),
+        *_search(lower, found, missing),
+    ]
 
 
 def _argument(position: int, upper_half: bool = False) -> bytes:

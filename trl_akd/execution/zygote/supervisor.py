@@ -22,7 +22,7 @@ _SETUP_SECONDS = 30.0
 _MESSAGE_SECONDS = 1.0
 _LONGEST_PAUSE = 0.05  # between two looks at what a program has used
 _SHORTEST_PAUSE = 0.005
-_PAUSE_WITHOUT_CGROUP = 0.01
+_PAUSE_WITHOUT_CGROUP = {False: 0.01, True: 0.003}  # of one process, and of several, which fill memory faster
 _CORES = os.cpu_count() or 1
 _CREDENTIALS = struct.Struct("3i")
 _PASSES_CREDENTIALS = hasattr(socket, "SO_PASSCRED")
@@ -125,8 +125,9 @@ class _Watch:
         self._stage: str | None = None
         self._failure: dict[str, Any] | None = None
         self._failed_at = 0.0
-        self._started = time.monotonic()
+        self._started = self._looked_at = time.monotonic()
         self._next_look = self._started + _SETUP_SECONDS
+        self._pause_before = self._used = self._idle = 0.0
 
     def until_it_ends(self) -> dict[str, Any]:
         """Return the result's fields as soon as they are known."""
@@ -163,8 +164,8 @@ class _Watch:
         if frame.kind == verdict.TROUBLE:
             return self._result("infra_error", message=frame.text) if self._stage is None else None
         if self._stage is None:
-            self._started = time.monotonic()
-            self._next_look = self._started + self._pause(self._job.timeout)
+            self._started = self._looked_at = time.monotonic()
+            self._look_after(self._job.timeout)
         if frame.kind == verdict.STAGE:
             self._stage = frame.text if frame.text in ("compile", "load", "test") else self._stage
         elif frame.kind == verdict.FAILED and self._failure is None:
@@ -189,7 +190,7 @@ class _Watch:
             message = f"exited with status {end.si_status} before the end of the tests"
             return self._judged("failed", ending="exit", exit_code=end.si_status, message=message)
         if end.si_status == signal.SIGXCPU:
-            return self._out_of_time(cpu=True)
+            return self._out_of_time("of processor time")
         message = f"killed by {_signal_name(end.si_status)}"
         return self._judged("failed", ending="signal", signal=end.si_status, message=message)
 
@@ -197,22 +198,31 @@ class _Watch:
         """Compare what the program has used with its limits, and decide when to look again."""
         if self._stage is None:
             return self._result("infra_error", message=f"the program did not begin within {_SETUP_SECONDS:g} s")
-        elapsed = time.monotonic() - self._started
+        now = time.monotonic()
         processes = list(self._level.processes())
         if result := self._over_memory(processes) or self._over_scratch():
             return result
-        used = metering.cpu_seconds(processes) if metering.AVAILABLE else elapsed
+        elapsed = now - self._started
+        used, runnable = metering.processor_use(processes) if metering.AVAILABLE else (elapsed, True)
         if used >= self._job.timeout:
-            return self._out_of_time(cpu=True)
-        most = metering.BACKSTOP * self._job.timeout
-        if elapsed >= most:
-            waited = metering.seconds_without_core(processes)
-            if elapsed - waited >= most or elapsed >= metering.longest_run(self._job.timeout):
-                return self._out_of_time(cpu=False)
-        if self._failure is not None and time.monotonic() - self._failed_at >= _MESSAGE_SECONDS:
+            return self._out_of_time("of processor time")
+        if not runnable and used <= self._used:
+            self._idle += min(now - self._looked_at, 2 * self._pause_before)  # late looks are the machine's fault
+        self._looked_at, self._used = now, used
+        if self._idle >= metering.IDLE_TIMES * self._job.timeout:
+            return self._out_of_time("idle")
+        if elapsed >= metering.longest_run(self._job.timeout):
+            return self._out_of_time("of wall-clock time")
+        if self._failure is not None and now - self._failed_at >= _MESSAGE_SECONDS:
             return self._judged("failed", **self._failure)
-        self._next_look = time.monotonic() + self._pause(self._job.timeout - used)
+        self._look_after(self._job.timeout - used, several=len(processes) > 1)
         return None
+
+    def _look_after(self, cpu_left: float, several: bool = False) -> None:
+        self._pause_before = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, cpu_left / _CORES))
+        if self._level.memory is None:
+            self._pause_before = min(self._pause_before, _PAUSE_WITHOUT_CGROUP[several])
+        self._next_look = time.monotonic() + self._pause_before
 
     def _judged(self, status: str, **fields: Any) -> dict[str, Any]:
         """Return a verdict, unless a limit was passed since the last look."""
@@ -220,17 +230,16 @@ class _Watch:
             return killed
         elapsed = time.monotonic() - self._started
         if metering.AVAILABLE and elapsed * _CORES >= self._job.timeout:
-            if metering.cpu_seconds(self._level.processes()) >= self._job.timeout:
-                return self._out_of_time(cpu=True)
+            used, _ = metering.processor_use({self._child, *self._level.processes()})  # the child may be a zombie
+            if used >= self._job.timeout:
+                return self._out_of_time("of processor time")
         return self._result(status, **fields)
 
-    def _out_of_time(self, cpu: bool) -> dict[str, Any]:
+    def _out_of_time(self, kind: str) -> dict[str, Any]:
         if self._failure is not None:
             return self._result("failed", **self._failure)
-        if cpu:
-            message = f"still running after {self._job.timeout:g} s of processor time"
-        else:
-            message = f"still running after {time.monotonic() - self._started:.1f} s, most of them idle"
+        seconds = {"idle": self._idle, "of wall-clock time": time.monotonic() - self._started}
+        message = f"still running after {seconds.get(kind, self._job.timeout):.3g} s {kind}"
         return self._result("timed_out", ending="deadline", message=message)
 
     def _over_memory(self, processes: list[int]) -> dict[str, Any] | None:
@@ -257,10 +266,6 @@ class _Watch:
         message = f"wrote {used >> 20} MiB of files; {confinement.SCRATCH_BYTES >> 20} MiB are allowed"
         return self._result("failed", error_type="OSError", ending="exception", message=message)
 
-    def _pause(self, cpu_left: float) -> float:
-        longest = _LONGEST_PAUSE if self._level.memory is not None else _PAUSE_WITHOUT_CGROUP
-        return min(longest, max(_SHORTEST_PAUSE, cpu_left / _CORES))
-
     def _result(self, status: str, **fields: Any) -> dict[str, Any]:
         stage = None if status == "passed" else self._stage
         return {"status": status, "stage": stage, "seconds": time.monotonic() - self._started, **fields}
@@ -273,7 +278,7 @@ def _be_program(level: Level, job: Job, processes: int, verdict_fd: int) -> NoRe
         _arrange_descriptors(job, verdict_fd)
         verdict_fd = program.VERDICT_FD
         os.setsid()
-        confinement.limit(job.memory_bytes, job.timeout, processes)
+        confinement.limit(job.memory_bytes, job.timeout, processes, memory_is_counted=level.memory is not None)
         level.drop_rights()
         linux.die_with_parent(signal.SIGKILL)  # where no namespace sees to that, should the helper be killed
         confinement.forbid_system_calls(memory_is_counted=level.memory is not None)

@@ -34,7 +34,7 @@ class PassAtK(ProgramMetric):
             is left out with a warning; it is an error if no other k is given.
         workers (`int`, *optional*): programs run at once, by default as many as there are cores.
         num_workers (`int`, *optional*): the same, under the name of `evaluate`'s code_eval.
-        timeout (`float`, *optional*, defaults to `3.0`): seconds a program may take.
+        timeout (`float`, *optional*, defaults to `3.0`): seconds of processor time a program may take.
         memory_mb (`int`, *optional*, defaults to `512`): MiB a program may use.
         isolation (`str`, *optional*, defaults to `"auto"`): level of the sandbox, as in `CodeExecutor`.
         strict (`bool`, *optional*, defaults to `False`): run tests apart from programs, as in `CodeExecutor`.
@@ -128,11 +128,11 @@ class PassAtK(ProgramMetric):
 def _within_samples(ks: list[int], sizes: list[int]) -> list[int]:
     """Leave out, with a warning, what a task has too few samples for, unless that is all there is."""
     kept = [k for k in ks if k <= min(sizes, default=0)]
-    left_out = [f"k={k}" for k in ks if k not in kept]
+    left_out = [str(k) for k in ks if k not in kept]
     if not kept or not left_out:
         return ks
     warnings.warn(
-        f"A task has only {min(sizes)} samples, so {', '.join(left_out)} is left out; give every task that many.",
+        f"Values of k above {min(sizes)}, the fewest samples of a task, are left out: {', '.join(left_out)}.",
         stacklevel=2,
     )
     return kept

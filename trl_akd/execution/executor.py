@@ -50,8 +50,8 @@ class CodeExecutor:
       the harness's own do not. Candidate and test are compiled apart, and what the candidate did to built-ins,
       `__builtins__`, standard streams, tracing and timers is undone before the test runs;
     - it sees itself as `python candidate.py` would: `sys.argv`, `__file__`, `sys.path[0]`, signals, file modes and
-      limits are ordinary, whatever the caller's are, and no path of the caller's shows. There is no such file,
-      however: `open(__file__)` and multiprocessing's "spawn" fail;
+      limits are ordinary, whatever the caller's are, its file can be read and run again, and no path of the caller's
+      shows;
     - what Python refuses to compile is a failed program like any other, compiled in its sandbox.
 
     Not covered:

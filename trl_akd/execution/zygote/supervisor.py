@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 from . import confinement, linux, metering, program, verdict
-from .cgroup import MemoryLimit
+from .cgroup import LEFT_OVER_BYTES, MemoryLimit
 
 _SETUP_SECONDS = 30.0
 _MESSAGE_SECONDS = 1.0
@@ -85,6 +85,8 @@ def run(level: Level, job: Job, caller: list[int]) -> dict[str, Any]:
     """
     try:
         if level.memory is not None:
+            if (left := level.memory.left_over_bytes()) > LEFT_OVER_BYTES:  # a fresh helper has a group of its own
+                return {"status": "infra_error", "message": f"earlier programs left {left >> 20} MiB in /dev/shm"}
             level.memory.allow(job.memory_bytes)
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         with ours, its:

@@ -10,6 +10,7 @@ from . import linux, seccomp
 FILE_BYTES = 64 << 20
 PROCESSES = 128
 SCRATCH_BYTES = 64 << 20
+SCRATCH_FILES = 4096
 _OPEN_FILES = {True: 256, False: 128}  # where a control group counts the kernel's memory, and where none does
 _STACK_BYTES = 64 << 20
 _ROOM_TO_REPORT = 16 << 20

@@ -48,8 +48,11 @@ class Level(Protocol):
     def processes(self) -> Iterable[int]:
         """List the program's processes."""
 
-    def scratch_bytes(self) -> int:
-        """Measure the program's files, where nothing else limits them."""
+    def scratch_use(self) -> tuple[int, int]:
+        """Measure the program's files in bytes, and count them, where nothing else limits them."""
+
+    def scratch_memory_bytes(self, child: int) -> int:
+        """Measure the memory that the program's files take up."""
 
     def destroy(self, child: int) -> None:
         """End all of the program's processes, whose first is a child of this one, and remove what it left."""
@@ -247,7 +250,8 @@ class _Watch:
     def _over_memory(self, processes: list[int]) -> dict[str, Any] | None:
         if self._level.memory is not None:
             return self._killed_for_memory()
-        used = metering.memory_bytes(processes, enough=self._job.memory_bytes)
+        files = self._level.scratch_memory_bytes(self._child)
+        used = files + metering.memory_bytes(processes, enough=self._job.memory_bytes - files)
         if used <= self._job.memory_bytes:
             return None
         return self._out_of_memory(f"used {used >> 20} MiB of memory in all its processes")
@@ -262,10 +266,13 @@ class _Watch:
         return self._result("failed", ending="memory", error_type="MemoryError", message=message)
 
     def _over_scratch(self) -> dict[str, Any] | None:
-        used = self._level.scratch_bytes()
-        if used <= confinement.SCRATCH_BYTES:
+        used, files = self._level.scratch_use()
+        if used > confinement.SCRATCH_BYTES:
+            message = f"wrote more than the {confinement.SCRATCH_BYTES >> 20} MiB of files that are allowed"
+        elif files > confinement.SCRATCH_FILES:
+            message = f"made more than the {confinement.SCRATCH_FILES} files that are allowed"
+        else:
             return None
-        message = f"wrote {used >> 20} MiB of files; {confinement.SCRATCH_BYTES >> 20} MiB are allowed"
         return self._result("failed", error_type="OSError", ending="exception", message=message)
 
     def _result(self, status: str, **fields: Any) -> dict[str, Any]:

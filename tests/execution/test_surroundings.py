@@ -134,12 +134,9 @@ def test_caller_killed_while_a_helper_starts(delay: float, tmp_path: Path) -> No
     [
         "import os, time\nos.mkdir('deep')\nfor number in range(100):\n"
         "    with open(f'deep/{number}', 'wb') as file: file.write(bytes(8 << 20))\n    time.sleep(0.02)\n",
-        "import os, time\nfor number in range(1000000):\n    os.mkdir(f'{number:0200}')\n",
-        "import os, time\nfor number in range(1000000):\n    os.mknod(f'{number}')\n",
-        "import os, time\nopen('x', 'w').close()\nfor number in range(60000):\n    os.link('x', f'{number}')\n",
         "import os, time\nfor number in range(1000000):\n    os.symlink('x', f'{number}')\n",
     ],
-    ids=["bytes", "folders", "files", "links", "symbolic links"],
+    ids=["bytes", "number"],
 )
 def test_files_of_a_plain_process_have_a_quota(judge: Judge, hoard: str) -> None:
     result = judge(hoard + "time.sleep(60)\n", timeout=20.0)

@@ -80,7 +80,8 @@ class CodeExecutor:
       (x86-64 and Arm). Files are out of reach only as far as Landlock (Linux 5.13) and the user's rights go: without
       it, a program may read and write what this user may, or as root what nobody may (and the level is refused where
       root's Python lies out of nobody's reach). Signals to the user's other processes are kept inside from Linux 6.12
-      on. /dev/shm is shared, and files there stay. macOS has this level only, untested;
+      on. /dev/shm is shared; files there stay, and without a control group they do not count as memory. macOS has this
+      level only, untested;
     - other machines than x86-64 and Arm have no filter of system calls.
 
     Args:

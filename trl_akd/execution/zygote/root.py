@@ -72,13 +72,8 @@ def mount_private_parts(extra: Iterable[str]) -> None:
     flags = linux.MS_NOSUID | linux.MS_NODEV
     inside = {path: os.open(path, os.O_PATH) for path in extra if path.startswith(f"{SCRATCH}/")}
     linux.mount("proc", "/proc", "proc", flags | linux.MS_NOEXEC | linux.MS_RDONLY)
-    linux.mount(
-        "tmpfs",
-        SCRATCH,
-        "tmpfs",
-        flags,
-        f"size={confinement.SCRATCH_BYTES},nr_inodes={confinement.SCRATCH_FILES},mode=1777",
-    )
+    size = f"size={confinement.SCRATCH_BYTES},nr_inodes={confinement.SCRATCH_FILES}"
+    linux.mount("tmpfs", SCRATCH, "tmpfs", flags, f"{size},mode=1777")
     for path, fd in inside.items():
         _bind(fd, path)
         os.close(fd)

@@ -133,6 +133,7 @@ class _Watch:
         self._started = self._looked_at = time.monotonic()
         self._next_look = self._started + _SETUP_SECONDS
         self._pause_before = self._used = self._idle = 0.0
+        self._looking = time.process_time()  # what looks have taken of the processor
 
     def until_it_ends(self) -> dict[str, Any]:
         """Return the result's fields as soon as they are known."""
@@ -203,7 +204,7 @@ class _Watch:
         """Compare what the program has used with its limits, and decide when to look again."""
         if self._stage is None:
             return self._result("infra_error", message=f"the program did not begin within {_SETUP_SECONDS:g} s")
-        now = time.monotonic()
+        now, looking = time.monotonic(), time.process_time()
         processes = list(self._level.processes())
         if result := self._over_memory(processes) or self._over_scratch():
             return result
@@ -212,8 +213,9 @@ class _Watch:
         if used >= self._job.timeout:
             return self._out_of_time("of processor time")
         if not runnable and used <= self._used:
-            self._idle += min(now - self._looked_at, 2 * self._pause_before)  # late looks are the machine's fault
-        self._looked_at, self._used = now, used
+            expected = self._pause_before + looking - self._looking  # the last look itself, and the pause after it
+            self._idle += min(now - self._looked_at, 2 * expected)  # late looks are the machine's fault
+        self._looked_at, self._used, self._looking = now, used, looking
         if self._idle >= metering.IDLE_TIMES * self._job.timeout:
             return self._out_of_time("idle")
         if elapsed >= metering.longest_run(self._job.timeout):

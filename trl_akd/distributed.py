@@ -5,7 +5,9 @@ Uses private parts of TRL; `tests/test_trl_contract.py` names them.
 
 import atexit
 import gc
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FunctionType
@@ -14,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from accelerate.utils import DistributedType, DynamoBackend
 from torch._C._distributed_c10d import Logger, ProcessGroup, Reducer
 from trl.models import prepare_deepspeed
@@ -23,10 +26,70 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 Result = TypeVar("Result")
 
 
+def keep_off_stdout(record: logging.LogRecord) -> bool:
+    """Move a logger's output from stdout, where commands print their results, to stderr; a filter of that logger.
+
+    DeepSpeed gives its logger a handler when it is first imported, which may be late in a run.
+    """
+    for handler in logging.getLogger(record.name).handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.setStream(sys.stderr)
+    return True
+
+
+logging.getLogger("DeepSpeed").addFilter(keep_off_stdout)
+
+
 def default_device() -> torch.device:
     """Return this machine's accelerator, or the CPU where there is none, as with a CUDA build without a GPU."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return torch.device("cpu") if found is None else found
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return the most precise floating-point type of a device: float64, but float32 on Apple's GPUs."""
+    return torch.float32 if device.type in _WITHOUT_FLOAT64 else torch.float64
+
+
+_WITHOUT_FLOAT64 = {"mps"}
+
+
+def unwrapped(engine: Any, model: Any, accelerator: Accelerator) -> Any:
+    """Return the model inside `engine`, which `accelerator` is asked for only where it is not `model`.
+
+    `Accelerator.unwrap_model` searches for installed packages each time.
+    """
+    if engine is model or getattr(engine, "module", None) is model:
+        return model
+    return accelerator.unwrap_model(engine)
+
+
+def own_rows(accelerator: Accelerator) -> tuple[int, int] | None:
+    """Return the number of rows of a process's last batch, and how many of these the other batches do not have.
+
+    accelerate fills up the last batches of an epoch with its first rows, so that all processes get batches of the same
+    size. Call after the batch was fetched, before the next one is.
+
+    Args:
+        accelerator (`Accelerator`):
+            What the data loader was prepared by.
+
+    Returns:
+        `tuple[int, int]`, or `None` where no row is repeated, or the length of the data is unknown.
+    """
+    state = accelerator.gradient_state
+    if not state.end_of_dataloader:
+        return None
+    loader = state.active_dataloader
+    sampler = loader.batch_sampler
+    while isinstance(sampler, SkipBatchSampler):  # a resumed epoch
+        sampler = sampler.batch_sampler
+    if not isinstance(sampler, BatchSamplerShard) or sampler.num_processes == 1 or sampler.drop_last:
+        return None
+    rows = sampler.batch_size // sampler.num_processes if sampler.split_batches else sampler.batch_size
+    remainder = len(loader.dataset) % (rows * sampler.num_processes)
+    own = min(max(remainder - sampler.process_index * rows, 0), rows)
+    return None if remainder == 0 or own == rows else (rows, own)
 
 
 def through_forward(wrapper: Any, model: Any, function: Callable[[], Result]) -> Result:

@@ -3,17 +3,22 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from tests import tiny
 from tests.generation.server import Fault, Server, serving
 from tests.iterkd import cycle_world
 from trl_akd.cli import iterkd as iterkd_command
 from trl_akd.cli import main
+from trl_akd.evaluation.backends import LoadedModel
 from trl_akd.evaluation.benchmarks import load_benchmark
+from trl_akd.generation import Completion
+from trl_akd.iterkd.teaching_config import TeachingConfig
 
 
 @pytest.fixture
@@ -87,11 +92,11 @@ def test_a_budget_is_that_of_the_folder(iterkd: dict[str, Any], server: Server, 
         assert "Upper bound of the cost, with cycles=2: teacher: 40 requests" in out.partition("Cycle 1 of 2")[0]
         assert len(server.bodies) == sent
         assert AutoModelForCausalLM.from_pretrained(run).num_parameters() > 0
-        assert usage(run)["total"]["requests"] == sent and "max_requests" in usage(run)["stopped"]
+        assert usage(run)["total"]["requests"] == sent and usage(run)["stopped"] == "max_requests"
         trained = (run / "cycle-0" / "student").exists()
         assert ("is the one that the run began with" in out) != trained
         assert (run / "README.md").exists() == trained
-        assert len(json.loads((run / "cycles.json").read_text())) == usage(run)["cycles"]
+        assert json.loads((run / "cycles.json").read_text()) == [] and usage(run)["trained_cycles"] == trained
     assert trained
     assert main(["iterkd", "--config", path]) == 0
     assert "Stopped" not in capsys.readouterr().out and usage(run)["stopped"] is None
@@ -121,14 +126,27 @@ def test_tokens_and_prices(iterkd: dict[str, Any], server: Server, recipe, capsy
 
 def test_seconds_are_those_of_the_folder(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):
     path = recipe({**iterkd, "base_url": server.url, "max_seconds": 300.0})
-    seconds = tmp_path / "run" / "ledger" / "seconds.json"
+    seconds = tmp_path / "run" / "ledger" / "spending.json"
     seconds.parent.mkdir(parents=True)
-    seconds.write_text('{"seconds": 301.0}')
+    seconds.write_text('{"seconds": 301.0, "requests": 0}')
     assert main(["iterkd", "--config", path]) == 3 and not server.bodies
     assert usage(tmp_path / "run")["seconds"] >= 301.0 and json.loads(seconds.read_text())["seconds"] >= 301.0
     seconds.write_text("{")
     assert main(["iterkd", "--config", path]) == 2
-    assert "seconds.json is damaged" in capsys.readouterr().err
+    assert "spending.json is damaged" in capsys.readouterr().err
+
+
+def test_requests_without_an_answer_count_in_the_next_run(iterkd: dict[str, Any], server: Server, recipe, capsys):
+    """A server that breaks down again and again does not let a run that is started again exceed its budget."""
+    server.refuses = lambda body: Fault(500) if len(server.bodies) > 5 else None
+    settings = {"base_url": server.url, "max_requests": 12, "max_retries": 2, "concurrency": 1}
+    path = recipe({**iterkd, **settings})
+    statuses = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("trl_akd.generation.json_client.time.sleep", lambda seconds: None)
+        statuses += [main(["iterkd", "--config", path]) for _ in range(4)]
+    assert statuses == [2, 2, 3, 3] and len(server.bodies) == 12
+    assert "`max_requests` is reached" in capsys.readouterr().out
 
 
 def test_refused_prompts(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):
@@ -196,6 +214,60 @@ def test_a_held_out_program_has_the_imports_of_its_problem(tmp_path: Path):
     exec(f"{program}\n{question.tests}", {})
 
 
+@pytest.mark.parametrize("style", ["chat", "completion"])
+def test_a_teacher_in_this_process_comes_from_the_loader_of_evaluate(
+    iterkd: dict[str, Any], monkeypatch, tmp_path: Path, style: str
+):
+    """vLLM is asked for with all that it needs to know; its stand-in writes what it reads."""
+    loaded = []
+
+    class Echo:
+        def generate(self, prompts, **sampling):
+            return [[Completion(prompt, None, "stop", 1)] for prompt in prompts]
+
+    def load(source, accelerator):
+        loaded.append(source)
+        tokenizer = tiny.tokenizer()
+        tokenizer.chat_template = "<user>{{ messages[0]['content'] }}<model>"
+        return LoadedModel(Echo(), tokenizer, None, 16)
+
+    monkeypatch.setattr("trl_akd.evaluation.backends.load_model", load)
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1))
+    teaching = TeachingConfig(text_teacher="coder", text_backend="vllm", text_prompt_style=style)
+    [[completion]] = iterkd_command._local_teacher(teaching, trainer).generate(["Hello"])
+    assert completion.text == {"chat": "<user>Hello<model>", "completion": "Hello"}[style]
+    assert (loaded[0].model, loaded[0].backend, loaded[0].prompt_style) == ("coder", "vllm", style)
+    trainer.accelerator.num_processes = 2
+    with pytest.raises(ValueError, match=r"`text_backend` is 'vllm'.* serve the teacher with `vllm serve`"):
+        iterkd_command._local_teacher(teaching, trainer)
+
+
+def test_a_key_that_is_not_there(iterkd: dict[str, Any], recipe, capsys):
+    assert main(["iterkd", "--config", recipe({**iterkd, "api_key_env": "NO_SUCH_KEY"})]) == 2
+    message = "`api_key_env` is 'NO_SUCH_KEY', but no environment variable has that name; set it to the key of http"
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"base_url": "localhost:8000/v1"}, "`base_url` is 'localhost:8000/v1'"),
+        ({"concurrency": 0}, "`concurrency` is 0"),
+        ({"timeout": -1.0}, "`timeout` is -1.0"),
+        ({"judge_base_url": "judge.example", "judge_model": "judge"}, "`base_url` is 'judge.example'"),
+        (
+            {"judge_base_url": "http://h/v1", "judge_model": "judge", "judge_api_key_env": "NO_SUCH_KEY"},
+            "`judge_api_key_env` is 'NO_SUCH_KEY'",
+        ),
+    ],
+)
+def test_servers_are_checked_before_models_are_loaded(
+    iterkd: dict[str, Any], recipe, capsys, changed: dict[str, Any], message: str
+):
+    assert main(["iterkd", "--config", recipe({**iterkd, "model_name_or_path": "no/such-student", **changed})]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_server_that_is_not_there(iterkd: dict[str, Any], recipe, capsys):
     assert main(["iterkd", "--config", recipe(iterkd), "--max_retries", "0"]) == 2
     assert "http://127.0.0.1:9/v1" in capsys.readouterr().err
@@ -210,6 +282,7 @@ def rows(**changed: Any) -> list[dict[str, Any]]:
     [
         ({"text_teacher": None, "text_backend": None, "base_url": None}, "there is nobody to write answers"),
         ({"text_teacher": None}, "`text_teacher` is missing"),
+        ({"text_teacher": None, "text_backend": "vllm", "base_url": None}, "`text_teacher` is missing; give a name"),
         ({"text_backend": None}, "`base_url` is 'http://127.0.0.1:9/v1'; an address goes with the backend openai"),
         ({"base_url": None}, "`base_url` is None; an address goes with the backend openai"),
         ({"dataset_name": None}, "`dataset_name` is not set"),

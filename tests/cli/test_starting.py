@@ -9,7 +9,7 @@ import pytest
 
 from tests import tiny
 from trl_akd.cli import main
-from trl_akd.cli.starting import keep_off_stdout
+from trl_akd.distributed import keep_off_stdout
 
 
 @pytest.fixture

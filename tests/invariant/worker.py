@@ -51,7 +51,7 @@ def main() -> AKDTrainer:
     settings = json.loads(Path(sys.argv[1]).read_text())
     history = History()
     make_config, make_trainer, make_rows = METHODS[settings.pop("method", "akd")]
-    rows = settings.pop("rows", 12)
+    rows = settings.pop("rows", 11)  # the last batch is not full, however it is split
     resume = settings.pop("resume", None)
     results = Path(settings.pop("results"))
     student = settings.pop("student")
@@ -72,7 +72,7 @@ def main() -> AKDTrainer:
         model=student,
         args=args,
         train_dataset=make_rows(rows),
-        eval_dataset=make_rows(8, seed=1),
+        eval_dataset=make_rows(5, seed=1),
         peft_config=_lora() if lora else None,
         callbacks=[history],
     )

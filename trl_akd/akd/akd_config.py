@@ -181,6 +181,11 @@ class AKDConfig(GKDConfig):
         """Whether anything is learned from a teacher."""
         return True
 
+    @property
+    def evaluation_beta(self) -> float:
+        """Share of reverse KL in the evaluation loss: `beta` where it is fixed, otherwise one half."""
+        return 0.5 if self.beta is None else self.beta
+
     def make_beta(self) -> AdaptiveBeta:
         """Return the mixing coefficient that this configuration describes."""
         try:

@@ -14,28 +14,32 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from huggingface_hub import EvalResult
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import has_length
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from ..data.collators import DataCollatorForDistillation
+from ..data.collators import DataCollatorForDistillation, RowLengths
 from ..data.preparation import prepare_dataset
 from ..data.tokenization import PROMPT_COLUMN
 from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
-from ..distributed import take_compilation, through_forward
+from ..distributed import own_rows, take_compilation, through_forward, unwrapped, widest_float
 from ..generation.plain import stop_tokens
 from ..heads import LMHead, compiler, final_hidden_states, hidden_states_and_router_loss, lm_head
 from ..losses.fused_linear import FusedDivergence
 from ..teachers import LocalTeacher, NoTeacher, SelfTeacher, Teacher, load_teacher
 from ..teachers.local import prove_architecture
 from .akd_config import AKDConfig
-from .batches import Batch, Targets, number_of_tokens, targets
+from .batches import Batch, Targets, number_of_tokens, row_numbers, targets, without_repeats
 from .beta_schedule import BetaSchedule
 from .checkpoint import load_state, save_state
 from .checks import (
@@ -59,7 +63,7 @@ from .gkd import GKDTrainer
 from .metrics import METRICS, DistillationMetrics, Means
 from .model_card import find_license, model_card, objective, provenance
 from .objective import adaptive_divergence, mixed_loss, not_finite
-from .on_policy import is_on_policy, sample_rows, sampling_config
+from .on_policy import is_on_policy, sample_rows, sampling_config, sampling_seed
 from .upload import upload_student
 
 logger = logging.getLogger(__name__)
@@ -198,10 +202,11 @@ class AKDTrainer(GKDTrainer):
 
     def _make_collator(self) -> Callable[[list[Any]], Batch]:
         if self.padding_free:
-            padding_free: Callable[[list[Any]], Batch] = DataCollatorForLanguageModeling(
-                self._tokenizer.pad_token_id, padding_free=True, pad_to_multiple_of=self.args.pad_to_multiple_of
+            return RowLengths(
+                DataCollatorForLanguageModeling(
+                    self._tokenizer.pad_token_id, padding_free=True, pad_to_multiple_of=self.args.pad_to_multiple_of
+                )
             )
-            return padding_free
         return DataCollatorForDistillation(
             self._tokenizer.pad_token_id,
             with_prompts=self.args.generates,
@@ -293,7 +298,11 @@ class AKDTrainer(GKDTrainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor]:
         """Fetch the micro-batches of one optimiser step, generate where due, then count what the loss divides by."""
-        batches = self._complete(list(islice(epoch_iterator, num_batches)))
+        batches = list(islice(epoch_iterator, num_batches))
+        repeats = own_rows(self.accelerator) if batches else None
+        batches = self._complete(batches)
+        if repeats is not None:
+            batches[-1] = self._without_repeats(batches[-1], *repeats)
         items = sum(
             (self._targets(batch).items.to(device) for batch in batches),
             start=torch.zeros((), dtype=torch.long, device=device),
@@ -305,6 +314,12 @@ class AKDTrainer(GKDTrainer):
     def _complete(self, batches: list[Batch]) -> list[Batch]:
         """Give the micro-batches of one optimiser step their final form, before anything is counted."""
         return [self._with_generated_text(batch, micro_batch) for micro_batch, batch in enumerate(batches)]
+
+    def _without_repeats(self, batch: Batch, rows: int, own: int) -> Batch:
+        """Return a batch of `rows` rows of which the first `own` count; other batches have the rest as well."""
+        if "row_lengths" not in batch and len(batch["labels"]) % rows:
+            return batch  # from a collator that joins rows, which cannot be told apart
+        return without_repeats(batch, row_numbers(batch, rows), own)
 
     def _targets(self, batch: Batch) -> Targets:
         """Return what a batch asks of the student."""
@@ -324,6 +339,7 @@ class AKDTrainer(GKDTrainer):
             self.accelerator,
             self.generation_config,
             vocabulary_size=self.vocabulary_size,
+            seed=sampling_seed(self.args.seed, step, micro_batch, self.accelerator.process_index),
         )
         if self.args.log_completions:
             self._completions.add(rows)
@@ -365,7 +381,7 @@ class AKDTrainer(GKDTrainer):
             items = torch.as_tensor(num_items_in_batch, device=items.device).expand_as(items)
             if self.model.training and self.args.average_tokens_across_devices:
                 ranks = self.accelerator.num_processes  # otherwise the items are those of this rank alone
-        student, share = self.accelerator.unwrap_model(model), wanted.share(items, ranks)
+        student, share = unwrapped(model, self.model, self.accelerator), wanted.share(items, ranks)
         with self.teacher.observe(wanted.taught_inputs):
             loss, sums, router_loss = through_forward(
                 model, student, lambda: self._student_loss(student, wanted, share)
@@ -408,12 +424,13 @@ class AKDTrainer(GKDTrainer):
         """Return what `_student_loss` does, given hidden states `[B, T, H]` and the teacher's knowledge."""
         divergence = self._divergence(lm_head(student).whole(), hidden, knowledge, wanted.labels, share)
         per_token = torch.stack([getattr(divergence, name) for name in METRICS])
-        return divergence.loss, (per_token.double() @ wanted.weights.flatten().double()).unsqueeze(0)
+        precision = widest_float(hidden.device)
+        return divergence.loss, (per_token.to(precision) @ wanted.weights.flatten().to(precision)).unsqueeze(0)
 
     def _divergence(
         self, head: LMHead, hidden: torch.Tensor, knowledge: Any, labels: torch.Tensor, share: torch.Tensor
     ) -> FusedDivergence:
-        beta = self.adaptive_beta.value
+        beta = self.adaptive_beta.value if self.model.training else self.args.evaluation_beta
         return adaptive_divergence(head, hidden, knowledge, labels, share, beta, self.vocabulary_size, self.args)
 
     # Logs
@@ -430,33 +447,77 @@ class AKDTrainer(GKDTrainer):
         means, tokens = self.distillation_metrics["train"].reduce(self.accelerator)
         self._total_train_tokens += tokens
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-        for key, mean in self._report(means).items():
+        for key, mean in self._report(means, self.adaptive_beta.value).items():
             self._metrics["train"][key].append(mean)
         self._step_beta(means)
 
-    def _report(self, means: list[Means]) -> dict[str, float]:
-        """Return the means of `METRICS` by the names that they have in the logs."""
+    def _report(self, means: list[Means], beta: float) -> dict[str, float]:
+        """Return the means of `METRICS` by the names that they have in the logs; `beta` mixes those that are mixed."""
         return {key: means[0].by_name[name] for name, key in METRICS.items()}
 
     def _step_beta(self, means: list[Means]) -> None:
         self._metrics["train"]["kd/beta"].append(self.adaptive_beta.value)
         self.adaptive_beta.step(means[0].by_name["forward_kl"], means[0].by_name["reverse_kl"])
 
-    def _loss_of(self, means: list[Means]) -> float:
-        """Return the objective's value from its parts' means."""
-        return mixed_loss(means[0].by_name, self.adaptive_beta.value, self.args)
+    def _loss_of(self, means: list[Means], beta: float) -> float:
+        """Return the objective's value from its parts' means and the share `beta` of reverse KL."""
+        return mixed_loss(means[0].by_name, beta, self.args)
+
+    # Evaluation
+
+    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader[Any]:
+        """Return batches; an evaluation reads all rows, also with `dataloader_drop_last`."""
+        given = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = given and is_training
+        try:
+            batches: DataLoader[Any] = super()._get_dataloader(
+                dataset if is_training else _sized(dataset), *args, is_training=is_training, **kwargs
+            )
+        finally:
+            self.args.dataloader_drop_last = given
+        return batches
+
+    def prediction_step(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate one batch, without its rows that other batches have as well."""
+        repeats = own_rows(self.accelerator)
+        inputs = inputs if repeats is None else self._without_repeats(inputs, *repeats)
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """Evaluate, and report the loss and the means of `METRICS` over all samples, whatever the batches."""
+        """Evaluate, and report the loss and the means of `METRICS` over all samples, whatever the batches.
+
+        The loss mixes the divergences by `args.evaluation_beta`, so that it depends on the student and the data alone.
+        Where training mixes them otherwise, `training_loss` is the loss of the present β.
+        """
         self.distillation_metrics["eval"] = DistillationMetrics(self._measured)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if not self.distillation_metrics["eval"].is_empty():
             means, _ = self.distillation_metrics["eval"].reduce(self.accelerator)
-            report = {"loss": self._loss_of(means), **self._report(means)}
+            beta = self.args.evaluation_beta
+            report = {"loss": self._loss_of(means, beta), **self._report(means, beta)}
+            if self.args.asks_teacher and self.args.beta is None:
+                report["training_loss"] = self._loss_of(means, self.adaptive_beta.value)
             output.metrics.update({f"{metric_key_prefix}_{key}": mean for key, mean in report.items()})
         return output
 
     # Checkpoints and the Hub
+
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """Return the epochs that are done and the batches read in the present one.
+
+        `Trainer` takes a stream, whose length it does not know, to be in its first epoch still.
+        """
+        done, batches = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)
+        if checkpoint is None or has_length(self.train_dataset) or self.state.global_step == 0:
+            return done, batches
+        saved = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        load_state(self.adaptive_beta, checkpoint)
+        done = self.adaptive_beta.epoch
+        steps = round((saved.epoch - done) * saved.max_steps)
+        self.state.epoch = done + steps / max_steps
+        return done, 0 if self.args.ignore_data_skip else steps * self.args.gradient_accumulation_steps
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -534,6 +595,11 @@ class AKDTrainer(GKDTrainer):
             sections=self._card_sections(),
         )
         card.save(f"{self.args.output_dir}/README.md")
+
+
+def _sized(dataset: Any) -> Any:
+    """Return a dataset as it is, or the rows of a stream, whose number must be known to share them out evenly."""
+    return list(dataset) if isinstance(dataset, torch.utils.data.IterableDataset) else dataset
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..data.collators import sample_ids_from_position_ids
 from ..heads import BACKBONE_INPUTS
-from ..losses.reduction import Normalization, count_items, scale, token_weights
+from ..losses.reduction import IGNORE_INDEX, Normalization, count_items, scale, token_weights
 
 Batch = dict[str, Any]
 
@@ -65,11 +65,49 @@ def targets(batch: Batch, normalization: Normalization) -> Targets:
     )
 
 
+def without_repeats(batch: Batch, row_numbers: Tensor, own: int) -> Batch:
+    """Return a batch in which only the first `own` rows of the dataset count.
+
+    The other rows stay, as all processes must run the same engine, but lose their labels.
+
+    Args:
+        batch (`dict`):
+            A collated batch.
+        row_numbers (`torch.Tensor` of shape `[B, 1]` or `[1, T]`):
+            Place, among the rows that were collated, of what each row or token was made from.
+        own (`int`):
+            Number of rows that count.
+    """
+    repeated = row_numbers >= own
+    mask = batch.get("attention_mask")
+    tokens = (~repeated).expand_as(batch["input_ids"]) if mask is None else mask * ~repeated
+    return {
+        **batch,
+        "labels": batch["labels"].masked_fill(repeated, IGNORE_INDEX),
+        "num_tokens": int(tokens.sum()),
+    }
+
+
+def row_numbers(batch: Batch, rows: int) -> Tensor:
+    """Return the place, among `rows` collated rows, of each row `[B, 1]`, or of each token `[1, T]` without padding.
+
+    Where a row gives several examples, these are in the order of the tasks, then of the rows.
+    """
+    labels = batch["labels"]
+    if "row_lengths" not in batch:
+        return (torch.arange(len(labels), device=labels.device) % rows).unsqueeze(1)
+    lengths = batch["row_lengths"]
+    numbers = torch.repeat_interleave(torch.arange(rows, device=labels.device), lengths)
+    return torch.nn.functional.pad(numbers, (0, labels.shape[1] - len(numbers)), value=rows).unsqueeze(0)
+
+
 def backbone_inputs(batch: Batch) -> Batch:
     """Return the part of a batch that the backbone reads."""
     return {key: batch[key] for key in BACKBONE_INPUTS if key in batch}
 
 
 def number_of_tokens(batch: Batch) -> int:
-    """Count the tokens of a batch, padding excluded."""
+    """Count the tokens of a batch, without padding and without rows that other batches have as well."""
+    if "num_tokens" in batch:
+        return int(batch["num_tokens"])
     return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()

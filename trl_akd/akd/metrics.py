@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 
+from ..distributed import widest_float
+
 # Field of the fused divergence -> name in the logs.
 METRICS = {
     "forward_kl": "kd/forward_kl",
@@ -50,8 +52,9 @@ class DistillationMetrics:
             tokens (`int`):
                 Tokens read, padding excluded.
         """
-        read = torch.full_like(weights, tokens, dtype=torch.float64)
-        addition = torch.cat([sums.double(), weights.double().unsqueeze(1), read.unsqueeze(1)], dim=1)
+        precision = widest_float(weights.device)
+        read = torch.full_like(weights, tokens, dtype=precision)
+        addition = torch.cat([sums.to(precision), weights.to(precision).unsqueeze(1), read.unsqueeze(1)], dim=1)
         self._totals = addition if self._totals is None else self._totals + addition
 
     def reduce(self, accelerator: Accelerator) -> tuple[list[Means], int]:

@@ -1,7 +1,8 @@
 """Replace the data's completions by text that the student (on-policy) or the teacher (SeqKD) writes meanwhile."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +29,22 @@ def is_on_policy(lmbda: float, *, seed: int, step: int, micro_batch: int) -> boo
     return random.Random(f"{seed}:{step}:{micro_batch}").random() < lmbda
 
 
+def sampling_seed(seed: int, step: int, micro_batch: int, process: int) -> int:
+    """Return the seed of the text of one micro-batch on one process, so that no two of them share their noise.
+
+    Like the coin, it depends on the arguments alone: a resumed run samples the same text.
+
+    Example:
+
+    ```python
+    >>> len({sampling_seed(0, 3, micro_batch, process) for micro_batch in range(2) for process in range(2)})
+    4
+
+    ```
+    """
+    return random.Random(f"{seed}:{step}:{micro_batch}:{process}:text").getrandbits(63)
+
+
 def sampling_config(
     *, max_new_tokens: int, temperature: float, pad_token_id: int, eos_token_ids: list[int]
 ) -> GenerationConfig:
@@ -51,6 +68,7 @@ def sample_rows(
     config: GenerationConfig,
     *,
     vocabulary_size: int,
+    seed: int,
 ) -> list[dict[str, list[int]]]:
     """Let a model complete the prompts of a batch.
 
@@ -65,6 +83,8 @@ def sample_rows(
             How to sample.
         vocabulary_size (`int`):
             Only ids below are sampled; those above mean nothing to one of the models.
+        seed (`int`):
+            Seed of the sampling. The random state of the process is left as it was.
 
     Returns:
         `list[dict]`: Rows `{input_ids, labels}` whose labels cover the completion up to and including its first stop
@@ -75,13 +95,22 @@ def sample_rows(
     foreign = list(range(vocabulary_size, author.config.get_text_config().vocab_size))
     config = GenerationConfig(**{**config.to_diff_dict(), "suppress_tokens": foreign or None})
     prompts, mask = batch["prompts"].to(device), batch["prompt_attention_mask"].to(device)
-    with writing(engine, accelerator) as model:
+    with writing(engine, accelerator) as model, _seeded(seed, device):
         sequences = model.generate(input_ids=prompts, attention_mask=mask, generation_config=config)
     completions, stops = sequences[:, prompts.shape[1] :].tolist(), set(stop_tokens(config))
     return [
         _row(prompt[keep.bool()].tolist(), _until_stop(completion, stops))
         for prompt, keep, completion in zip(prompts, mask, completions, strict=True)
     ]
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from a seed of its own inside the context."""
+    has_states = device.type not in ("cpu", "mps")  # torch.random cannot restore those of MPS
+    with torch.random.fork_rng([device] if has_states else [], device_type=device.type if has_states else "cuda"):
+        torch.manual_seed(seed)
+        yield
 
 
 def _row(prompt: list[int], completion: list[int]) -> dict[str, list[int]]:

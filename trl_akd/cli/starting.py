@@ -1,6 +1,5 @@
 """What a command does before its own work: read the recipe, then run here or in several processes."""
 
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -12,17 +11,6 @@ from .machine import check_reporting
 from .parsing import RecipeParser, read_options, read_recipe
 
 __all__ = ["accelerator", "refuse_processes", "start"]
-
-
-def keep_off_stdout(record: logging.LogRecord) -> bool:
-    """Move a logger's output from stdout, where a command prints its results, to stderr; a filter of that logger.
-
-    DeepSpeed gives its logger a handler when it is first imported, which may be late in a run.
-    """
-    for handler in logging.getLogger(record.name).handlers:
-        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
-            handler.setStream(sys.stderr)
-    return True
 
 
 def start(
@@ -55,7 +43,6 @@ def start(
     from ..execution import IsolationError
     from ..generation import GenerationError
 
-    logging.getLogger("DeepSpeed").addFilter(keep_off_stdout)
     with user_errors():
         options, flags = read_options(sys.argv[1:] if argv is None else argv)
         recipe = read_recipe(options.config)

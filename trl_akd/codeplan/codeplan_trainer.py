@@ -24,8 +24,9 @@ from ..akd.metrics import METRICS, Means
 from ..akd.objective import cross_entropy
 from ..data.codeplan import DataCollatorForCodePLAN, take_turns, weights_of_tasks
 from ..data.problems import ProblemEncoder, Task, check_columns, prepare_problems, tokens_of_problems
+from ..generation.transformers_generator import default_max_new_tokens
 from ..losses.fused_linear import FusedCrossEntropy, FusedDivergence
-from ..losses.reduction import count_items_by_task
+from ..losses.reduction import IGNORE_INDEX, count_items_by_task
 from .codeplan_config import CodePLANConfig
 from .codeplan_mixin import EpochCallback, PlanningTrainer, answer_tokens
 from .plan_head import (
@@ -206,11 +207,22 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
         first = self.state.global_step * self.args.gradient_accumulation_steps
         return take_turns(batches, list(self.task_weights), first, multiple=self.args.pad_to_multiple_of or 1)
 
-    def _targets(self, batch: Batch) -> Targets:
-        inputs, labels, weights = answer_tokens(self.model, batch)
-        items = count_items_by_task(
+    def _without_repeats(self, batch: Batch, rows: int, own: int) -> Batch:
+        counted = super()._without_repeats(batch, rows, own)
+        collated, left = (self._items(each) for each in (batch, counted))
+        factors = (collated / left.clamp(min=1))[batch["task_ids"]].unsqueeze(1)
+        weights = batch["token_weights"].masked_fill(counted["labels"] == IGNORE_INDEX, 0.0) * factors
+        return {**counted, "token_weights": weights}
+
+    def _items(self, batch: Batch) -> torch.Tensor:
+        """Return what the collator divides the weights of each task by, `[tasks]`."""
+        return count_items_by_task(
             batch["labels"], batch["task_ids"], tasks=len(Task), normalization=self.args.normalization
         )
+
+    def _targets(self, batch: Batch) -> Targets:
+        inputs, labels, weights = answer_tokens(self.model, batch)
+        items = self._items(batch)
         weights = weights * items[batch["task_ids"]].unsqueeze(1)  # the collator's are divided by its own batch
         return Targets(inputs, labels, weights, items, batch["task_ids"])
 
@@ -233,9 +245,9 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
 
     # Logs
 
-    def _report(self, means: list[Means]) -> dict[str, float]:
+    def _report(self, means: list[Means], beta: float) -> dict[str, float]:
         """Return each task's loss, the entropy over all, and AKD's metrics over those learned from a teacher."""
-        losses = self._task_losses(means)
+        losses = self._task_losses(means, beta)
         report = {f"codeplan/{task.name.lower()}_loss": loss for task, loss in losses.items()}
         report["entropy"] = pooled(means).by_name["student_entropy"]
         if (taught := self._taught(means)).weight > 0:
@@ -246,13 +258,13 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
         if (taught := self._taught(means)).weight > 0:
             super()._step_beta([taught])
 
-    def _loss_of(self, means: list[Means]) -> float:
-        return sum(self.task_weights[task] * loss for task, loss in self._task_losses(means).items())
+    def _loss_of(self, means: list[Means], beta: float) -> float:
+        return sum(self.task_weights[task] * loss for task, loss in self._task_losses(means, beta).items())
 
-    def _task_losses(self, means: list[Means]) -> dict[Task, float]:
+    def _task_losses(self, means: list[Means], beta: float) -> dict[Task, float]:
         """Return the losses of the tasks that have any weight in these means."""
         return {
-            task: task_loss(task, mean.by_name, self.adaptive_beta.value, self.args)
+            task: task_loss(task, mean.by_name, beta, self.args)
             for task, mean in zip(Task, means, strict=True)
             if mean.weight > 0
         }
@@ -288,6 +300,7 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
             plan_head=plan_head,
             encoder_decoder=self._reads_apart,
             adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
+            max_new_tokens=min(256, default_max_new_tokens(self.model.config) // 4),  # a program's prompt has a plan
         )
         through = f"a plan head of their own, `{PLAN_HEAD_FILE}`" if plan_head else "the LM head"
         section = (

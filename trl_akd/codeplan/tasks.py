@@ -10,6 +10,7 @@ from ..akd.batches import Targets
 from ..akd.metrics import METRICS, Means
 from ..akd.objective import mixed_loss
 from ..data.problems import Task
+from ..distributed import widest_float
 from ..heads import LMHead, head_of, lm_head
 from ..losses.fused_linear import FusedCrossEntropy, FusedDivergence
 from .codeplan_config import CodePLANConfig, TaskObjective
@@ -81,8 +82,9 @@ def sums_by_task(result: FusedCrossEntropy | FusedDivergence, wanted: Targets) -
     else:
         known = {name: getattr(result, name) for name in METRICS}
     nothing = torch.zeros_like(known["student_nll"])
-    numbers = torch.stack([known.get(name, nothing) for name in METRICS]).double()
-    by_row = (numbers * wanted.weights.flatten().double()).view(len(METRICS), *wanted.weights.shape).sum(dim=2)
+    precision = widest_float(nothing.device)
+    numbers = torch.stack([known.get(name, nothing) for name in METRICS]).to(precision)
+    by_row = (numbers * wanted.weights.flatten().to(precision)).view(len(METRICS), *wanted.weights.shape).sum(dim=2)
     return by_row.new_zeros(len(Task), len(METRICS)).index_add(0, wanted.task_ids, by_row.t())
 
 

@@ -1,6 +1,6 @@
 """Rows of token ids to padded or padding-free batches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .schema import IGNORED_LABEL
 
-__all__ = ["DataCollatorForDistillation", "pad", "round_up", "sample_ids_from_position_ids"]
+__all__ = ["DataCollatorForDistillation", "RowLengths", "pad", "round_up", "sample_ids_from_position_ids"]
 
 
 @dataclass
@@ -71,6 +71,21 @@ class DataCollatorForDistillation:
             "prompts": pad(prompts, self.pad_token_id, width, left=True),
             "prompt_attention_mask": pad([[1] * len(prompt) for prompt in prompts], 0, width, left=True),
         }
+
+
+@dataclass
+class RowLengths:
+    """Add the number of tokens of each row, `row_lengths` [B], to what a padding-free collator returns.
+
+    Args:
+        collator (`Callable`): joins rows with `input_ids` into one.
+    """
+
+    collator: Callable[[list[Any]], dict[str, Tensor]]
+
+    def __call__(self, rows: list[Any]) -> dict[str, Tensor]:
+        """Return the collator's batch and the lengths."""
+        return {**self.collator(rows), "row_lengths": torch.tensor([len(row["input_ids"]) for row in rows])}
 
 
 def sample_ids_from_position_ids(position_ids: Tensor) -> Tensor:

@@ -165,9 +165,7 @@ class Statement:
         if self.is_future_import:
             return True
         if isinstance(self.node, ast.Assign):
-            return any(isinstance(node, ast.Attribute) and node.attr == "getcontext" for node in self._now) or any(
-                isinstance(target, ast.Attribute) and "getcontext" in ast.dump(target) for target in self.node.targets
-            )
+            return any("getcontext" in ast.dump(target) for target in self.node.targets)
         call = self.node.value if isinstance(self.node, ast.Expr) else None
         return isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in _SETTINGS
 

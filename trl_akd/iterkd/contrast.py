@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..akd.batches import Batch, Targets, backbone_inputs
+from ..distributed import widest_float
 from ..heads import LMHead
 from ..losses.contrastive import (
     Comparison,
@@ -136,12 +137,12 @@ def contrast(
     """
     pair_share = _gather(share.sum(dim=1), wanted.fault_rows).sum(dim=1)
     pair_weight = _gather(wanted.weights.sum(dim=1), wanted.fault_rows).sum(dim=1)
-    sums = hidden.new_zeros(3, dtype=torch.float64)
+    sums = hidden.new_zeros(3, dtype=widest_float(hidden.device))
 
     def weighted(log_probs: Tensor) -> Tensor:
         found = objective(log_probs.view_as(wanted.labels), wanted, reference)
-        numbers = torch.stack([number.detach() for number in found]).double()
-        sums.copy_(numbers @ pair_weight.to(numbers))
+        numbers = torch.stack([number.detach() for number in found]).to(sums)
+        sums.copy_(numbers @ pair_weight.to(sums))
         return (found.loss * pair_share).sum()
 
     result = fused_linear_log_probs(

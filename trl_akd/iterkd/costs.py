@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..generation.budget import Limit
 from ..generation.protocol import Usage, estimated_tokens
 from .cycle_config import CycleConfig
 from .delivery import assign_kinds
@@ -128,16 +129,16 @@ def write_usage(
     usage: Mapping[str, Usage],
     price: Mapping[str, Price],
     *,
-    cycles: int,
-    stopped: str | None,
+    trained_cycles: int,
+    stopped: Limit | None,
     seconds: float | None,
 ) -> None:
-    """Write `usage.json`: what a run has cost, and whether a budget ended it."""
+    """Write `usage.json`: what a run has cost, how far it came, and which budget ended it, if one did."""
     total = sum(usage.values(), Usage())
     costs = {author: price[author].of(used) for author, used in usage.items()}
     known = [cost for cost in costs.values() if cost is not None]
     rows = {author: _as_json(used, costs[author]) for author, used in usage.items()}
-    summary: dict[str, Any] = {"cycles": cycles, "stopped": stopped, **rows}
+    summary: dict[str, Any] = {"trained_cycles": trained_cycles, "stopped": stopped, **rows}
     summary["total"] = _as_json(total, sum(known) if known else None)
     if seconds is not None:
         summary["seconds"] = round(seconds, 1)

@@ -8,6 +8,7 @@ record and what was chosen is told apart in `docs/methods/iterkd.md`.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,10 @@ from ..akd.checkpoint import last_whole_checkpoint
 from ..akd.checks import name_of
 from ..execution import CodeExecutor
 from ..generation import TextGenerator, TransformersGenerator
-from ..generation.budget import Budget, BudgetedGenerator, BudgetSpent
+from ..generation.budget import Budget, BudgetedGenerator, BudgetSpent, Limit
 from ..generation.on_main import for_all_processes, is_shared, model_name
 from ..generation.protocol import Usage
 from ..generation.sharing import from_main, is_main
-from .clock import keeping_seconds, kept_seconds
 from .costs import Price, estimate_usage, prices, usage_text, write_usage
 from .cycle_ledger import CycleLedger
 from .cycle_report import CycleReport, cycle_table, write_reports
@@ -38,6 +38,7 @@ from .pair_trainer import PairTrainer
 from .questions import digest, read_questions
 from .records import Question
 from .run_settings import model_settings, training_settings
+from .spending import keeping_spending, kept_spending
 
 __all__ = ["IterKDTrainer"]
 
@@ -126,6 +127,7 @@ class IterKDTrainer(PairTrainer):
         self._generation_batch_size = generation_batch_size
         self.reports: list[CycleReport] = []
         self.stopped: str | None = None
+        self._limit: Limit | None = None
         self.trained_cycles = 0
         self._began = False  # whether the student in memory has been in training
         self._loss = 0.0  # of the last training
@@ -158,13 +160,13 @@ class IterKDTrainer(PairTrainer):
         if self.text_teacher is None:
             raise ValueError("`text_teacher` is missing: nobody is there to write answers; give a TextGenerator.")
         folder = Path(str(self.args.output_dir))
-        clock = folder / LEDGER / "seconds.json"
+        spending = folder / LEDGER / "spending.json"
         with ExitStack() as stack:
             ledger = stack.enter_context(CycleLedger(folder / LEDGER, self._settings(), self.accelerator))
             spent = ledger.usage(self._authors)
-            budget = self._budget(spent, clock)
-            if self.args.max_seconds is not None and is_main(self.accelerator):
-                stack.enter_context(keeping_seconds(clock, budget))
+            budget = self._budget(spent, spending)
+            if budget.is_limited and is_main(self.accelerator):
+                stack.enter_context(keeping_spending(spending, budget))
             self._announce_costs(spent)
             cycles = Cycles(
                 self,
@@ -176,11 +178,11 @@ class IterKDTrainer(PairTrainer):
                 accelerator=self.accelerator,
                 announce=self._announce,
             )
-            self.stopped = None
+            self.stopped, self._limit = None, None
             try:
                 cycles.run(self.seeds)
             except BudgetSpent as end:
-                self.stopped = str(end)
+                self.stopped, self._limit = str(end), end.limit
             finally:
                 self.reports, self.trained_cycles = cycles.reports, cycles.trained
             usage = ledger.usage(self._authors)
@@ -249,14 +251,16 @@ class IterKDTrainer(PairTrainer):
             benchmarks=self.benchmarks,
         )
 
-    def _budget(self, spent: Mapping[str, Usage], clock: Path) -> Budget:
+    def _budget(self, spent: Mapping[str, Usage], spending: Path) -> Budget:
         """Return the budget of the whole run, of which a part is spent if it goes on."""
+        recorded = sum(spent.values(), Usage())
+        kept = from_main(self.accelerator, lambda: kept_spending(spending))
         return Budget(
             max_requests=self.args.max_requests,
             max_tokens=self.args.max_tokens,
             max_seconds=self.args.max_seconds,
-            spent=sum(spent.values(), Usage()),
-            seconds=0.0 if self.args.max_seconds is None else from_main(self.accelerator, lambda: kept_seconds(clock)),
+            spent=replace(recorded, requests=max(recorded.requests, kept.requests)),
+            seconds=kept.seconds,
         )
 
     def _within(self, budget: Budget, generator: TextGenerator) -> TextGenerator:
@@ -293,8 +297,8 @@ class IterKDTrainer(PairTrainer):
             folder,
             usage,
             self._prices,
-            cycles=len(self.reports),
-            stopped=self.stopped,
+            trained_cycles=self.trained_cycles,
+            stopped=self._limit,
             seconds=None if self.args.max_seconds is None else budget.seconds,
         )
 

@@ -28,13 +28,13 @@ from transformers import (
 )
 
 from ..akd.akd_trainer import AKDTrainer
-from ..akd.batches import Batch
+from ..akd.batches import Batch, without_repeats
 from ..akd.checks import check_arguments, name_of, named_datasets
 from ..akd.metrics import METRICS, Means
 from ..akd.objective import cross_entropy, mixed_loss
 from ..data.pairs import DataCollatorForPairs, PairEncoder, check_pairs, number_of_answers, prepare_pairs
 from ..data.vocabulary import require_shared_tokens
-from ..distributed import gathered, release_engine, rewriting, through_forward
+from ..distributed import gathered, release_engine, rewriting, through_forward, unwrapped, widest_float
 from ..generation import TransformersGenerator
 from ..heads import evaluating, final_hidden_states, lm_head
 from ..losses.fused_linear import FusedDivergence
@@ -276,7 +276,7 @@ class PairTrainer(AKDTrainer):
     def _log_probs(self, batch: Batch) -> torch.Tensor:
         """Return the log-probability of each answer of a batch, inside the student's engine."""
         wanted = self._targets(batch)
-        student = self.accelerator.unwrap_model(self.model_wrapped)
+        student = unwrapped(self.model_wrapped, self.model, self.accelerator)
 
         def read() -> torch.Tensor:
             with self.accelerator.autocast():
@@ -291,6 +291,14 @@ class PairTrainer(AKDTrainer):
 
     # Loss
 
+    def _without_repeats(self, batch: Batch, rows: int, own: int) -> Batch:
+        fault_rows, pairs = batch["fault_rows"], torch.arange(rows, device=batch["labels"].device)
+        numbers = pairs.new_zeros(len(batch["labels"]))
+        numbers[:rows] = pairs
+        numbers[fault_rows[fault_rows >= 0]] = pairs.unsqueeze(1).expand_as(fault_rows)[fault_rows >= 0]
+        counted = without_repeats(batch, numbers.unsqueeze(1), own)
+        return {**counted, "fault_rows": fault_rows.masked_fill(pairs.unsqueeze(1) >= own, -1)}
+
     def _targets(self, batch: Batch) -> PairTargets:
         return pair_targets(batch, self.args.normalization)
 
@@ -303,8 +311,8 @@ class PairTrainer(AKDTrainer):
             result: Any = self._divergence(head, learned, knowledge, labels, weights)
         else:
             result = cross_entropy(head, learned, labels, weights, self.args.loss_chunk_size)
-        sums = torch.zeros(2, len(self._measured), dtype=torch.float64, device=hidden.device)
-        sums[SUPERVISED, : len(METRICS)] = _numbers(result) @ wanted.weights[place].flatten().double()
+        sums = torch.zeros(2, len(self._measured), dtype=widest_float(hidden.device), device=hidden.device)
+        sums[SUPERVISED, : len(METRICS)] = _numbers(result).to(sums) @ wanted.weights[place].flatten().to(sums)
         if wanted.fault_rows.shape[1] == 0:
             return result.loss, sums
         found = contrast(
@@ -320,30 +328,30 @@ class PairTrainer(AKDTrainer):
 
     # Logs
 
-    def _report(self, means: list[Means]) -> dict[str, float]:
+    def _report(self, means: list[Means], beta: float) -> dict[str, float]:
         """Return both losses, how far apart the answers are, and the metrics of AKD where a teacher is asked."""
         learned, contrasted = means
-        report = {"iterkd/supervised_loss": self._supervised_loss(means)}
+        report = {"iterkd/supervised_loss": self._supervised_loss(means, beta)}
         if contrasted.weight > 0:
             report |= {key: contrasted.by_name[name] for name, key in CONTRAST_METRICS.items()}
         if self.args.objective == "akd":
-            return report | super()._report(means)
+            return report | super()._report(means, beta)
         return report | {METRICS["student_entropy"]: learned.by_name["student_entropy"]}
 
     def _step_beta(self, means: list[Means]) -> None:
         if self.args.objective == "akd":
             super()._step_beta(means)
 
-    def _loss_of(self, means: list[Means]) -> float:
+    def _loss_of(self, means: list[Means], beta: float) -> float:
         return (
-            self._supervised_loss(means)
+            self._supervised_loss(means, beta)
             + self.args.contrastive_weight * means[CONTRASTIVE].by_name["contrastive_loss"]
         )
 
-    def _supervised_loss(self, means: list[Means]) -> float:
+    def _supervised_loss(self, means: list[Means], beta: float) -> float:
         by_name = means[SUPERVISED].by_name
         if self.args.objective == "akd":
-            return mixed_loss(by_name, self.adaptive_beta.value, self.args)
+            return mixed_loss(by_name, beta, self.args)
         return by_name["student_nll"]
 
     # Checkpoints and the Hub
@@ -389,6 +397,6 @@ def _as_tokens(pair: dict[str, Any]) -> dict[str, list[int]]:
 def _numbers(result: Any) -> torch.Tensor:
     """Return `METRICS` token by token `[metrics, N]`; what is not known counts 0."""
     if isinstance(result, FusedDivergence):
-        return torch.stack([getattr(result, name) for name in METRICS]).double()
+        return torch.stack([getattr(result, name) for name in METRICS])
     known = {"student_nll": result.nll, "student_entropy": result.entropy}
-    return torch.stack([known.get(name, torch.zeros_like(result.nll)) for name in METRICS]).double()
+    return torch.stack([known.get(name, torch.zeros_like(result.nll)) for name in METRICS])

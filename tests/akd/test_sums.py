@@ -1,0 +1,94 @@
+"""What a batch adds to the sums over a step: in no more precision than a device has, and each row once."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests import tiny
+from tests.codeplan import world
+from tests.iterkd import world as pairs_world
+from trl_akd import CodePLANConfig, CodePLANTrainer, IterKDConfig
+from trl_akd.iterkd.pair_trainer import PairTrainer
+
+
+class NoFloat64(TorchDispatchMode):
+    """Fail where an operation makes a float64 tensor."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        assert not any(torch.is_tensor(leaf) and leaf.dtype == torch.float64 for leaf in tree_leaves(result)), function
+        return result
+
+
+@contextmanager
+def without_float64(monkeypatch, trainer):
+    """Take the CPU for a device without float64, but for β, which stays on the CPU under all circumstances."""
+    monkeypatch.setattr("trl_akd.distributed._WITHOUT_FLOAT64", {"cpu"})
+    value = trainer.adaptive_beta.value
+    monkeypatch.setattr(type(trainer.adaptive_beta), "value", property(lambda beta: value))
+    with NoFloat64():
+        yield
+
+
+def make_akd(pair, args, **settings):
+    from trl_akd import AKDConfig, AKDTrainer
+
+    return AKDTrainer(*pair, AKDConfig(**args, ce_weight=0.5, **settings), train_dataset=tiny.rows(4))
+
+
+def make_codeplan(pair, args, **settings):
+    config = CodePLANConfig(**args, code_objective="akd", **settings)
+    return CodePLANTrainer(*pair, config, train_dataset=world.problems(4))
+
+
+def make_pairs(pair, args, **settings):
+    config = IterKDConfig(**args, objective="akd", contrastive_loss="simpo", **settings)
+    return PairTrainer(*pair, config, train_dataset=pairs_world.pairs(4))
+
+
+@pytest.mark.parametrize("make", [make_akd, make_codeplan, make_pairs])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_step_makes_no_float64(pair, make, training, monkeypatch, tmp_path):
+    made = make(pair, {**tiny.SHORT_RUN, "output_dir": str(tmp_path), "max_length": 256})
+    [batch, *_] = made.get_train_dataloader()
+    made.model.train(training)
+    made.compute_loss(made.model, batch)  # checks the architecture once
+    mode = "train" if training else "eval"
+    expected, _ = made.distillation_metrics[mode].reduce(made.accelerator)
+    with without_float64(monkeypatch, made):
+        loss = made.compute_loss(made.model, batch)
+        if training:
+            loss.backward()
+        found, _ = made.distillation_metrics[mode].reduce(made.accelerator)
+    for one, other in zip(found, expected, strict=True):
+        assert one.by_name == pytest.approx(other.by_name, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("make", [make_akd, make_codeplan, make_pairs])
+@pytest.mark.parametrize("normalization", ["sequence", "token"])
+def test_repeated_rows_do_not_count(pair, make, normalization, tmp_path):
+    """Rows that only fill up a batch leave loss, means and number of tokens as they are without them."""
+    made = make(
+        pair,
+        {**tiny.SHORT_RUN, "output_dir": str(tmp_path), "max_length": 256},
+        normalization=normalization,
+        disable_dropout=True,
+    )
+    made.model.train()
+    rows = [made.train_dataset[index] for index in range(4)]
+    for own in (1, 3):
+        losses, counts = [], []
+        for batch in (made._without_repeats(made.data_collator(rows), 4, own), made.data_collator(rows[:own])):
+            losses.append(made.compute_loss(made.model, batch).item())
+            counts.append(made.distillation_metrics["train"].reduce(made.accelerator))
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        assert counts[0][1] == counts[1][1], "tokens"
+        for one, other in zip(counts[0][0], counts[1][0], strict=True):
+            assert one.by_name == pytest.approx(other.by_name, rel=1e-5, abs=1e-7)
+            assert one.weight == pytest.approx(other.weight, rel=1e-6)
+    loss = made.compute_loss(made.model, made._without_repeats(made.data_collator(rows), 4, 0))
+    loss.backward()
+    assert loss.item() == 0.0

@@ -57,6 +57,15 @@ _START = re.compile(
     r"|im_end|CHATBOT_TOKEN)\|>|<s>|<bos>|<start_of_turn>|<fim_middle>|<fim_prefix>|<MID>|<PRE>|\[/INST\]"
     r"|<\uff5c[^\uff5c\n]{1,40}\uff5c>)(?:(?:assistant|model)(?=\s|<))?+)++"
 )
+_PROMPT = re.compile(
+    r"(?:\s*+(?:<\|begin_of_text\|>|<s>|<bos>|<\uff5cbegin[^\uff5c\n]{1,40}\uff5c>))*+\s*+(?:\[INST\]"
+    r"|<\|(?:im_start|start_header_id)\|>(?:system|user)\b|<start_of_turn>(?:system|user)\b|<\|(?:system|user)\|>"
+    r"|<\uff5cUser\uff5c>)"
+)
+_REPLY = re.compile(
+    r"\[/INST\]|<\|im_start\|>assistant\b|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model\b"
+    r"|<\|assistant\|>|<\uff5cAssistant\uff5c>"
+)
 _NO_TEXT = re.compile(r"<\|(?:python_tag|begin_of_solution|START_RESPONSE)\|>")
 _FILL_IN = re.compile(
     r"(?P<prefix><\|?fim_prefix\|?>|<PRE>)|(?P<suffix><\|?fim_suffix\|?>|<SUF>)|<\|?fim_middle\|?>|<MID>"
@@ -168,7 +177,7 @@ def parse_answer(text: str, entry_point: str | None = None) -> Answer:
     ```
     """
     text = _ANSI.sub("", text).replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
-    thoughts, closed, text = _split_thoughts(text)
+    thoughts, closed, text = _split_thoughts(_without_prompt(text))
     text = _without_special_tokens(text)
     blocks = tuple(_blocks(text))
     prose = _prose(text, blocks)
@@ -181,6 +190,12 @@ def parse_answer(text: str, entry_point: str | None = None) -> Answer:
         language=_language(text, blocks),
         program=find_program(_parts(text, blocks), entry_point),
     )
+
+
+def _without_prompt(text: str) -> str:
+    """Remove the turns before the first reply, where a text opens with the prompt in its chat template."""
+    reply = _REPLY.search(text) if _PROMPT.match(text) else None
+    return text if reply is None else text[reply.end() :]
 
 
 def _split_thoughts(text: str) -> tuple[str, bool, str]:
@@ -200,6 +215,7 @@ def _split_thoughts(text: str) -> tuple[str, bool, str]:
     opened: re.Match[str] | None = None
     position = 0
     last_close = max((tag.start() for tag in tags if tag["close"]), default=-1)
+    length = len(text.rstrip())
     for tag in tags:
         if opened is None and tag["open"]:
             if tag.start() < last_close or not text[text.rfind("\n", 0, tag.start()) + 1 : tag.start()].strip():
@@ -209,11 +225,10 @@ def _split_thoughts(text: str) -> tuple[str, bool, str]:
             thinking.append(text[position : tag.start()])
             opened, position = None, tag.end()
         elif opened is None:
-            so_far = [*answer, text[position : tag.start()]]
-            if thinking and not text[tag.end() :].strip() and "".join(so_far).strip():
-                answer = so_far
-            else:
-                thinking, answer = [*thinking, *so_far], []
+            answer.append(text[position : tag.start()])
+            if not thinking or tag.end() < length or not "".join(answer).strip():
+                thinking += answer
+                answer.clear()
             position = tag.end()
     (answer if opened is None else thinking).append(text[position:])
     return "\n".join(thinking), opened is None, "".join(answer).lstrip("\n") if thinking else "".join(answer)

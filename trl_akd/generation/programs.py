@@ -281,7 +281,8 @@ _RIGHT = re.compile(
     re.IGNORECASE,
 )
 _NEGATED = re.compile(
-    r"(?:\bnot|n['\u2019]t|\bnever) (?:be |quite |always )?(?:correct|right|working|efficient|handle)\w*", re.IGNORECASE
+    r"(?:\bnot|n['\u2019]t|\bnever) (?:be |quite |always )?(?:correct|right|working|efficient|handle)\w*",
+    re.IGNORECASE,
 )
 _EMPHASIS = re.compile(r"[*`]|(?<!\w)_|_(?!\w)")
 _HEADING_CHARS = 300

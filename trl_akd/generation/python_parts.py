@@ -276,14 +276,14 @@ def _decoded(text: str, tree: ast.Module | None) -> str:
     match tree.body if tree is not None else []:
         case [ast.Expr(ast.Constant(str(value)))] if does_something(value):
             return value
-    if _ENTITY.search(text) and any(
-        isinstance(node, ast.BinOp)
-        and isinstance(node.op, ast.BitAnd)
-        and isinstance(node.right, ast.Name)
-        and _ENTITY.fullmatch(f"&{node.right.id};")
-        for node in ast.walk(tree or ast.Module([], []))
-    ):
-        return html.unescape(text)
+    if tree is not None and _ENTITY.search(text):
+        lines = text.encode(errors="surrogatepass").split(b"\n")
+        names = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
+        around = (
+            lines[name.lineno - 1][max(name.col_offset - 1, 0) : name.col_offset + len(name.id) + 1] for name in names
+        )
+        if any(_ENTITY.fullmatch(operand.decode(errors="replace")) for operand in around):
+            return html.unescape(text)
     return text
 
 

@@ -270,7 +270,7 @@ _WRONG = re.compile(
     r"\b(?:wrong|incorrect(?:ly)?|buggy|bugs?|broken|faulty|flawed|mistaken?|mistakes?|pitfall|anti-?pattern"
     r"|avoid|fails?|crash(?:es)?|would (?:raise|break)|naive attempt|bad|inefficient|too slow|slower"
     r"|for (?:comparison|reference)"
-    r"|(?:(?<!we )(?<!I )do|should|must)(?:n['\u2019]t| not) (?:do|be doing|use|write)|never (?:do|use|write)|not to do"
+    r"|(?:(?<!we )(?<!I )do|should|must)(?:n['\u2019]t| not) (?:do|use|write)|never (?:do|use|write)|not to do"
     r"|your (?:original )?(?:code|version|attempt)|original code)\b"
     r"|(?:\bnot|n['\u2019]t|\bnever) (?:be |quite |always )?(?:work|correct|right|valid|handle|pass)",
     re.IGNORECASE,

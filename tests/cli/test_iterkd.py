@@ -221,17 +221,38 @@ def test_a_teacher_in_this_process_comes_from_the_loader_of_evaluate(
     monkeypatch.setattr("trl_akd.evaluation.backends.load_model", load)
     trainer = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1))
     teaching = TeachingConfig(text_teacher="coder", text_backend="vllm", text_prompt_style=style)
-    [[completion]] = iterkd_command._text_teacher(teaching, trainer).generate(["Hello"])
+    [[completion]] = iterkd_command._local_teacher(teaching, trainer).generate(["Hello"])
     assert completion.text == {"chat": "<user>Hello<model>", "completion": "Hello"}[style]
     assert (loaded[0].model, loaded[0].backend, loaded[0].prompt_style) == ("coder", "vllm", style)
     trainer.accelerator.num_processes = 2
     with pytest.raises(ValueError, match=r"`text_backend` is 'vllm'.* serve the teacher with `vllm serve`"):
-        iterkd_command._text_teacher(teaching, trainer)
+        iterkd_command._local_teacher(teaching, trainer)
 
 
 def test_a_key_that_is_not_there(iterkd: dict[str, Any], recipe, capsys):
     assert main(["iterkd", "--config", recipe({**iterkd, "api_key_env": "NO_SUCH_KEY"})]) == 2
-    assert "the environment variable 'NO_SUCH_KEY', which shall have the key of http" in capsys.readouterr().err
+    message = "`api_key_env` is 'NO_SUCH_KEY', but no environment variable has that name; set it to the key of http"
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"base_url": "localhost:8000/v1"}, "`base_url` is 'localhost:8000/v1'"),
+        ({"concurrency": 0}, "`concurrency` is 0"),
+        ({"timeout": -1.0}, "`timeout` is -1.0"),
+        ({"judge_base_url": "judge.example", "judge_model": "judge"}, "`base_url` is 'judge.example'"),
+        (
+            {"judge_base_url": "http://h/v1", "judge_model": "judge", "judge_api_key_env": "NO_SUCH_KEY"},
+            "`judge_api_key_env` is 'NO_SUCH_KEY'",
+        ),
+    ],
+)
+def test_servers_are_checked_before_models_are_loaded(
+    iterkd: dict[str, Any], recipe, capsys, changed: dict[str, Any], message: str
+):
+    assert main(["iterkd", "--config", recipe({**iterkd, "model_name_or_path": "no/such-student", **changed})]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_server_that_is_not_there(iterkd: dict[str, Any], recipe, capsys):

@@ -5,6 +5,7 @@ to [`programs`]. Time is linear in the text's length.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -208,8 +209,7 @@ def _split_thoughts(text: str) -> tuple[str, bool, str]:
         return before, bool(final), after
     tags = [match for match in _THOUGHT_TAG.finditer(text) if not _is_quoted(text, match)]
     if tags:
-        code = _spans_of_python(text, tags)
-        tags = [tag for tag in tags if not any(start <= tag.start() < end for start, end in code)]
+        tags = _outside_of_python(text, tags)
     thinking: list[str] = []
     answer: list[str] = []
     opened: re.Match[str] | None = None
@@ -265,17 +265,19 @@ def _is_quoted(text: str, match: re.Match[str]) -> bool:
     return any(before.count(quote) % 2 and quote in after for quote in "\"'`")
 
 
-def _spans_of_python(text: str, tags: list[re.Match[str]]) -> list[tuple[int, int]]:
-    """Return where the text is a Python program in which tags are strings: as a whole, or in its code blocks."""
+def _outside_of_python(text: str, tags: list[re.Match[str]]) -> list[re.Match[str]]:
+    """Return the tags without those in Python that parses: the text as a whole, or one of its code blocks."""
     if parse(text) is not None:
-        return [(0, len(text))]
-    return [
-        (block.start, block.end)
-        for block in _blocks(text)
-        if block.closed
-        and any(block.start <= tag.start() < block.end for tag in tags)
-        and parse(block.text) is not None
-    ]
+        return []
+    starts = [tag.start() for tag in tags]
+    outside: list[re.Match[str]] = []
+    last = 0
+    for block in _blocks(text):
+        first, end = bisect_left(starts, block.start), bisect_left(starts, block.end)
+        if first < end and block.closed and parse(block.text) is not None:
+            outside += tags[last:first]
+            last = end
+    return outside + tags[last:]
 
 
 def _without_special_tokens(text: str) -> str:

@@ -249,9 +249,9 @@ def _from_json(text: str) -> str:
     waiting = [value]
     for found in waiting:  # grows
         if isinstance(found, dict):
-            code = next((found[key] for key in _JSON_KEYS if isinstance(found.get(key), str)), None)
-            if code is not None:
-                return code
+            for code in map(found.get, _JSON_KEYS):
+                if isinstance(code, str):
+                    return code
         waiting += found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
         if isinstance(found, str) and found.startswith("{"):  # the arguments of a call, encoded
             with contextlib.suppress(ValueError, RecursionError):

@@ -172,7 +172,10 @@ def call(progress: Progress, name: str, preamble: str) -> None:
     arguments = read_arguments()
     progress.enter("test")
     owner = module.Solution() if hasattr(module, "Solution") else module
-    returned = getattr(owner, name)(*arguments)
+    function = getattr(owner, name, None)
+    if function is None:
+        raise NameError(f"name {name!r} is not defined", name=name)
+    returned = function(*arguments)
     data = memoryview(plain.encode(returned))
     while data:
         data = data[os.write(OUTPUT_FD, data) :]

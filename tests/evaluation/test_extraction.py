@@ -133,8 +133,9 @@ def test_future_imports_come_before_the_problem_s_own():
     exec(compile(program, "program", "exec"), {})
 
 
-def test_a_wrong_name_stays_wrong():
-    assert "def one" not in program_of_answer(HELPED, "```python\ndef two():\n    return 1\n```")
+@pytest.mark.parametrize("after", ["", "\nThe last line:\n```python\n    return 1\n```", "\nThat is `return 1`."])
+def test_a_wrong_name_stays_wrong(after: str):
+    assert "def one" not in program_of_answer(HELPED, f"```python\ndef two():\n    return 1\n```{after}")
 
 
 def test_a_continuation_is_appended_as_it_is():

@@ -50,7 +50,7 @@ def program_of_answer(problem: Problem, answer: str) -> str:
     read = parse_answer(answer, problem.entry_point)
     program = read.text if read.program is None else read.program
     if problem.entry_point and problem.code_prompt and not defines(program, problem.entry_point):
-        for body in (program, read.text, *(block.text for block in read.blocks)):
+        for body in (program, read.text, *(block.text for block in read.blocks[:1])):
             continued = _continued(problem.code_prompt, problem.entry_point, body)
             if continued is not None:
                 return find_program([Part(continued, "python")], problem.entry_point) or continued

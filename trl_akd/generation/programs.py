@@ -146,8 +146,8 @@ class _Assembly:
         statements = self._sources[source].statements
         binding = [statements[number] for number in self._sources[source].binders[name]]
         if source > self._chosen and self._sources[source].part.right and name != self._entry_point:
-            if any(statement.is_definition for statement in binding) or not any(
-                statement.may_set_up and not statement.is_constant for statement in statements
+            if any(statement.is_definition for statement in binding) or all(
+                statement.is_constant for statement in statements
             ):
                 return -1
         if any(statement.defines(name) for statement in binding):
@@ -272,7 +272,7 @@ _WRONG = re.compile(
     r"|for (?:comparison|reference)"
     r"|(?:(?<!we )(?<!I )do|should|must)(?:n['\u2019]t| not) (?:do|use|write)|never (?:do|use|write)|not to do"
     r"|your (?:original )?(?:code|version|attempt)|original code)\b"
-    r"|(?:\bnot|n['\u2019]t|\bnever) (?:be |quite |always )?(?:work|correct|right|valid|handle|pass)",
+    r"|(?:\bnot|n['\u2019]t|\bnever) (?:be |quite |always )?(?:(?:work|correct|valid|handle)\w*|right|pass)\b",
     re.IGNORECASE,
 )
 _RIGHT = re.compile(

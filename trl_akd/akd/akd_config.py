@@ -73,8 +73,8 @@ class AKDConfig(GKDConfig):
         log_unique_prompts (`bool`, *optional*, defaults to `False`):
             Report each prompt only once.
         hub_strategy (`str`, *optional*, defaults to `"end"`):
-            When to upload to the Hub with `push_to_hub`. The default uploads the trained student once; the other values
-            are those of [`transformers.TrainingArguments`], which also upload the output folder during training.
+            When to upload to the Hub with `push_to_hub`. The default uploads the trained student once; the other
+            values of [`transformers.TrainingArguments`] also upload the output folder during training.
         bf16 (`bool`, *optional*):
             Mixed precision in bfloat16. By default on where a GPU supports it; TRL's default fails without one.
         lmbda (`float`, *optional*, defaults to `0.0`):

@@ -157,8 +157,8 @@ class AKDConfig(GKDConfig):
     hub_strategy: str = field(
         default="end",
         metadata={
-            "help": "When to upload to the Hub with `push_to_hub`: end, every_save, checkpoint or all_checkpoints; all "
-            "but end also upload the output folder during training."
+            "help": "When to upload to the Hub with `push_to_hub`: end, every_save, checkpoint or all_checkpoints; "
+            "all but end also upload the output folder during training."
         },
     )
     bf16: bool | None = field(

@@ -126,14 +126,27 @@ def test_tokens_and_prices(iterkd: dict[str, Any], server: Server, recipe, capsy
 
 def test_seconds_are_those_of_the_folder(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):
     path = recipe({**iterkd, "base_url": server.url, "max_seconds": 300.0})
-    seconds = tmp_path / "run" / "ledger" / "seconds.json"
+    seconds = tmp_path / "run" / "ledger" / "spending.json"
     seconds.parent.mkdir(parents=True)
-    seconds.write_text('{"seconds": 301.0}')
+    seconds.write_text('{"seconds": 301.0, "requests": 0}')
     assert main(["iterkd", "--config", path]) == 3 and not server.bodies
     assert usage(tmp_path / "run")["seconds"] >= 301.0 and json.loads(seconds.read_text())["seconds"] >= 301.0
     seconds.write_text("{")
     assert main(["iterkd", "--config", path]) == 2
-    assert "seconds.json is damaged" in capsys.readouterr().err
+    assert "spending.json is damaged" in capsys.readouterr().err
+
+
+def test_requests_without_an_answer_count_in_the_next_run(iterkd: dict[str, Any], server: Server, recipe, capsys):
+    """A server that breaks down again and again does not let a run that is started again exceed its budget."""
+    server.refuses = lambda body: Fault(500) if len(server.bodies) > 5 else None
+    settings = {"base_url": server.url, "max_requests": 12, "max_retries": 2, "concurrency": 1}
+    path = recipe({**iterkd, **settings})
+    statuses = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("trl_akd.generation.json_client.time.sleep", lambda seconds: None)
+        statuses += [main(["iterkd", "--config", path]) for _ in range(4)]
+    assert statuses == [2, 2, 3, 3] and len(server.bodies) == 12
+    assert "`max_requests` is reached" in capsys.readouterr().out
 
 
 def test_refused_prompts(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):

@@ -298,6 +298,8 @@ EXPLAINED = [
     (400, "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens"),
     (413, "Payload Too Large"),
     (422, '{"detail": "flagged by moderation"}'),
+    (400, "Invalid input: flagged as unsafe by the safety policy"),
+    (400, '{"error": {"type": "invalid_request_error", "param": "messages", "message": "Input is too long"}}'),
     (400, "Invalid prompt: your prompt was flagged as potentially violating our usage policy."),
 ]
 

@@ -47,7 +47,7 @@ _ABOUT_THE_PROMPT = re.compile(
 _ABOUT_THE_SETTINGS = re.compile(
     r"max_(completion_)?tokens\W.{0,30}too large|at most \d+ completion tokens"
     r"|(unknown|unrecogni[sz]ed|unexpected|unsupported|invalid|extra).{0,10}"
-    r"(argument|parameter|field|keyword|name|property|properties|inputs?)\b",
+    r"(argument|parameter|field|keyword|name|property|properties)\b|extra inputs",
     re.IGNORECASE,
 )
 """Refusals that concern other prompts as well, whatever else they mention."""

@@ -205,9 +205,11 @@ def leave_process_groups() -> None:
     for holder in gc.get_referrers(*found):
         if holder is not found:
             _drop_references(holder, kinds)
-    for function in objects:
+    for (
+        function
+    ) in objects:  # `group=dist.group.WORLD` is a default where a module is imported after the group is made
         if type(function) is FunctionType and any(type(default) in kinds for default in function.__defaults__ or ()):
-            function.__defaults__ = None  # `group=dist.group.WORLD` of a module imported after the group was made
+            function.__defaults__ = tuple(None if type(entry) in kinds else entry for entry in function.__defaults__)
 
 
 def _drop_references(holder: Any, kinds: frozenset[type]) -> None:

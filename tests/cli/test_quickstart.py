@@ -59,9 +59,16 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(quickstart_akd, "_distil", distil)
 
 
+def printed_at_the_end(out: str) -> list[list[str]]:
+    """Return the arguments of the commands that the end of a quickstart tells the user to type."""
+    commands = printed_commands(out.rpartition("Done in ")[2])
+    assert {program for program, *_ in commands} == {"trl-akd"}
+    return [arguments for _, *arguments in commands]
+
+
 def run_as_printed(out: str, commands: list[str]) -> None:
     """Run what the end of a quickstart tells the user to type."""
-    printed = printed_commands(out.rpartition("Done in ")[2])
+    printed = printed_at_the_end(out)
     assert [argv[0] for argv in printed] == commands
     for argv in printed:
         assert main(argv) == 0, argv
@@ -70,7 +77,7 @@ def run_as_printed(out: str, commands: list[str]) -> None:
 def test_the_default_folder_needs_no_overrides(small, capsys):
     assert main(["quickstart"]) == 0
     out = capsys.readouterr().out
-    assert printed_commands(out.rpartition("Done in ")[2])[1] == [
+    assert printed_at_the_end(out)[1] == [
         *["akd", "--config", "recipes/micro/akd/config.yaml", "--beta_strategy", "fixed", "--beta", "0"],
         *["--output_dir", "outputs/quickstart/student-kd"],
     ]

@@ -357,6 +357,16 @@ def test_pushing_a_checkpoint_takes_it_along(trainer, pushed, tmp_path: Path):
     assert {PLAN_HEAD_FILE, "model.safetensors"} <= set(pushed[0][1])
 
 
+def test_a_push_is_the_student_with_its_plan_head_and_its_card(trainer, pushed, tmp_path: Path):
+    made = trainer(save_strategy="steps", save_steps=1, output_dir=str(tmp_path / "run"), hub_model_id="me/mine")
+    made.train()
+    made.push_to_hub()
+    [(name, files)] = pushed
+    expected = {PLAN_HEAD_FILE, "model.safetensors", "config.json", "README.md", "tokenizer.json"}
+    assert name == "me/mine" and expected <= set(files)
+    assert not [file for file in files if file.startswith("checkpoint") or file.endswith((".bin", ".pt"))]
+
+
 def test_a_head_of_an_earlier_run_is_removed(trainer, pushed, tmp_path: Path):
     earlier = tiny.model()
     add_plan_head(earlier)

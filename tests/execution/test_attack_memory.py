@@ -15,7 +15,8 @@ from trl_akd.execution.zygote import cgroup
 pytestmark = linux_only
 
 MEMORY_MB = 128
-MOST = {"control group": 1.5, "watching": 3.0}  # a watcher may be late on a busy machine
+MOST = 1.5
+LATE_MIB = {"control group": 0, "watching": 256}  # what may be held before a watcher on a busy machine looks again
 QUICK = (
     "blocks in children",
     "dropped shared mapping in children",
@@ -74,7 +75,7 @@ def check(meter: Meter, way: str, bombs: tuple[str, ...], level: str, memory_mb:
         for bomb in bombs:
             meter.reset()
             [result] = executor.run([(program(bomb), "")])
-            assert meter.held() <= MOST[way] * memory_mb, (bomb, result)
+            assert meter.held() <= MOST * memory_mb + LATE_MIB[way], (bomb, result)
             assert result.status != "infra_error", (bomb, result)
             assert executor.run([HONEST])[0].passed, bomb
 

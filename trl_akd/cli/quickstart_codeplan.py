@@ -78,7 +78,7 @@ def _write_example(student: Path, problems: Path) -> Path:
 
     problem = json.loads(problems.read_text().splitlines()[0])["instruction"]
     path = student / "plan.py"
-    path.write_text(planning_example(str(student), plan_head=True, problem=problem) + "\n")
+    path.write_text(planning_example(str(student), plan_head=True, problem=problem, max_new_tokens=48) + "\n")
     return path
 
 

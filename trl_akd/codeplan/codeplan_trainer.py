@@ -24,6 +24,7 @@ from ..akd.metrics import METRICS, Means
 from ..akd.objective import cross_entropy
 from ..data.codeplan import DataCollatorForCodePLAN, take_turns, weights_of_tasks
 from ..data.problems import ProblemEncoder, Task, check_columns, prepare_problems, tokens_of_problems
+from ..generation.transformers_generator import default_max_new_tokens
 from ..losses.fused_linear import FusedCrossEntropy, FusedDivergence
 from ..losses.reduction import IGNORE_INDEX, count_items_by_task
 from .codeplan_config import CodePLANConfig
@@ -299,6 +300,7 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
             plan_head=plan_head,
             encoder_decoder=self._reads_apart,
             adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
+            max_new_tokens=min(256, default_max_new_tokens(self.model.config) // 4),  # a program's prompt has a plan
         )
         through = f"a plan head of their own, `{PLAN_HEAD_FILE}`" if plan_head else "the LM head"
         section = (

@@ -12,8 +12,9 @@ tokenizer = AutoTokenizer.from_pretrained({name!r})
 programs = TransformersGenerator(model, tokenizer)
 {plans}
 problem, prompts = {{"problem": {problem!r}}}, TaskPrompting()
-[[plan]] = plans.generate([prompts.plan(problem)], max_new_tokens=256, stop=prompts.plan_stop)
-[[program]] = programs.generate([prompts.code(problem, plan.text)], max_new_tokens=256, stop=prompts.code_stop)
+[[plan]] = plans.generate([prompts.plan(problem)], max_new_tokens={max_new_tokens}, stop=prompts.plan_stop)
+prompt = prompts.code(problem, plan.text)
+[[program]] = programs.generate([prompt], max_new_tokens={max_new_tokens}, stop=prompts.code_stop)
 print(plan.text)
 print(program.text)"""
 
@@ -25,6 +26,7 @@ def planning_example(
     encoder_decoder: bool = False,
     adapter: bool = False,
     problem: str = "Read an integer and print its double.",
+    max_new_tokens: int = 256,
 ) -> str:
     """Return a program that loads a student, has it write a plan, and a program that follows the plan.
 
@@ -39,6 +41,8 @@ def planning_example(
             Whether the student is a PEFT adapter.
         problem (`str`, *optional*):
             The problem that it is asked to solve.
+        max_new_tokens (`int`, *optional*, defaults to `256`):
+            Maximum number of tokens of the plan, and of the program.
 
     Example:
 
@@ -62,5 +66,6 @@ def planning_example(
         auto_class=auto_class,
         name=name,
         problem=problem,
+        max_new_tokens=max_new_tokens,
         plans=through_plan_head if plan_head else "plans = programs\n",
     )

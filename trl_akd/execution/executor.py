@@ -66,8 +66,8 @@ class CodeExecutor:
       classes. Scripts and calls are always compared in the caller's process;
     - memory to the last byte. A control group (version 2 or 1) bounds it wherever this user may make one below its
       own: a program holds at most a quarter more than `memory_mb`, or 16 MiB where that is more. Elsewhere the helper
-      watches and estimates, up to 300 times a second, and is late on a busy machine: what programs of many processes
-      held stayed below 1.5 times `memory_mb` on a quiet machine, and has reached 1.8 times on a busy one. There, a
+      watches and estimates, up to 300 times a second, and is late on a busy machine: programs of many processes have
+      held 1.8 times a `memory_mb` of 128 there, and 2.9 times one of 64. There, a
       mapping that processes share has at most 8 MiB and counts as such, and a process has 128 open files instead
       of 256;
     - processor time of processes that no parent waits for, once they have ended; wall-clock time is bounded too;

@@ -230,7 +230,7 @@ class _Watch:
             return killed
         elapsed = time.monotonic() - self._started
         if metering.AVAILABLE and elapsed * _CORES >= self._job.timeout:
-            used, _ = metering.processor_use(self._level.processes())
+            used, _ = metering.processor_use({self._child, *self._level.processes()})  # the child may be a zombie
             if used >= self._job.timeout:
                 return self._out_of_time("of processor time")
         return self._result(status, **fields)

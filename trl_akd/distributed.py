@@ -205,11 +205,10 @@ def leave_process_groups() -> None:
     for holder in gc.get_referrers(*found):
         if holder is not found:
             _drop_references(holder, kinds)
-    for (
-        function
-    ) in objects:  # `group=dist.group.WORLD` is a default where a module is imported after the group is made
-        if type(function) is FunctionType and any(type(default) in kinds for default in function.__defaults__ or ()):
-            function.__defaults__ = tuple(None if type(entry) in kinds else entry for entry in function.__defaults__)
+    for function in objects:  # of a module imported after the group was made: `group=dist.group.WORLD`
+        defaults = function.__defaults__ or () if type(function) is FunctionType else ()
+        if any(type(default) in kinds for default in defaults):
+            function.__defaults__ = tuple(None if type(default) in kinds else default for default in defaults)
 
 
 def _drop_references(holder: Any, kinds: frozenset[type]) -> None:

@@ -103,6 +103,23 @@ def test_family_that_shares_memory_may(way: str, level: str) -> None:
     assert result.passed, result
 
 
+@pytest.mark.parametrize("level", ["process"], indirect=True)
+def test_what_programs_leave_in_shared_memory_is_not_the_next_ones(level: str) -> None:
+    if (group := cgroup.make_group()) is None:
+        pytest.skip("no memory group can be made here")
+    group.remove()
+    name = f"trl_akd-test-{os.getpid()}-"
+    leave = f"for n in range(5):\n    open(f'/dev/shm/{name}{{n}}', 'wb').write(bytes(20 << 20))\n"
+    needs_most = ("block = bytearray(b'1') * (100 << 20)\n", "")
+    try:
+        with CodeExecutor(1, memory_mb=MEMORY_MB, isolation=level, allow_code_execution=True) as executor:
+            results = executor.run([needs_most, (leave, ""), needs_most, needs_most])
+        assert [result.status for result in results] == ["passed"] * 4, results
+    finally:
+        for path in Path("/dev/shm").glob(f"{name}*"):
+            path.unlink()
+
+
 def test_the_kernel_ends_programs_first(level: str) -> None:
     look = "raise ValueError(open('/proc/self/oom_score_adj').read().strip())\n"
     before = Path("/proc/self/oom_score_adj").read_text()

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from itertools import chain
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -96,3 +97,37 @@ def test_threads_of_gloo_end_before_the_interpreter_shuts_down(settings: list[st
         check=True,
     )
     assert (finished.stdout.strip().splitlines()[-1] == "[]") == ends, finished.stdout
+
+
+_TWO_PROCESSES = """
+import atexit, os, sys
+
+children = []
+
+@atexit.register  # called last
+def print_status_of_the_other():
+    for child in children:
+        print(os.waitpid(child, 0)[1])
+
+import torch
+import torch.distributed as dist
+import trl_akd.distributed
+child = os.fork()
+if child:
+    children.append(child)
+dist.init_process_group("gloo", rank=int(child > 0), world_size=2, init_method="file://" + sys.argv[1])
+engine = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(8, 8))
+engine(torch.ones(1, 8)).sum().backward()
+for _ in range(300):
+    dist.all_reduce(torch.ones(1000), async_op=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process")
+def test_processes_leave_while_reductions_are_under_way(tmp_path: Path) -> None:
+    """Neither do they abort, nor do they wait with the interpreter's lock for threads that need it."""
+    finished = subprocess.run(
+        [sys.executable, "-c", _TWO_PROCESSES, str(tmp_path / "store")], capture_output=True, text=True, timeout=600
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert finished.stdout.strip().splitlines()[-1] == "0"

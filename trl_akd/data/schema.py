@@ -79,14 +79,17 @@ def detect_format(
     listed = "; ".join(f"{name} ({', '.join(required)})" for name, required in accepted.items())
     raise ValueError(
         f"The dataset has the columns {sorted(found)}, {_what_is_missing(found)}. Accepted are: {listed}. "
-        f"Rename the columns with dataset.rename_columns{_for_prompts(found, prompts_suffice)}."
+        f"Rename the columns with dataset.rename_columns{_for_prompts(found)}."
     )
 
 
-def _for_prompts(found: set[str], prompts_suffice: bool) -> str:
-    if prompts_suffice or not any(found.issuperset(required) for required in _PROMPTS.values()):
+def _for_prompts(found: set[str]) -> str:
+    if not any(found.issuperset(required) for required in _PROMPTS.values()):
         return ""
-    return ", or set lmbda=1 to train on the student's own completions of prompts alone"
+    return (
+        ", or add answers: prompts alone suffice for training with lmbda=1 or seq_kd=True, where all text is "
+        "generated, but not for evaluation"
+    )
 
 
 def _what_is_missing(found: set[str]) -> str:

@@ -270,7 +270,9 @@ def test_prompts_alone_where_all_text_is_generated(trainer, settings, streaming)
 
 def test_prompts_alone_are_not_enough_otherwise(trainer):
     rows = tiny.rows(4).select_columns("prompt")
-    with pytest.raises(ValueError, match=r"'completion' is missing.*or add answers: prompts alone suffice for training with lmbda=1"):
+    with pytest.raises(
+        ValueError, match=r"'completion' is missing.*or add answers: prompts alone suffice for training with lmbda=1"
+    ):
         trainer(train_dataset=rows, lmbda=0.5)
     with pytest.raises(ValueError, match="'completion' is missing"):
         trainer(eval_dataset=rows, lmbda=1.0)

@@ -304,6 +304,24 @@ def test_arrow_s_fillings_are_no_settings() -> None:
             "a part of type 'image'",
         ),
         ({"text": [1]}, "Column 'text' of row 0 holds list"),
+        *(
+            (
+                {"messages": [user(), assistant()], "chat_template_kwargs": {name: True}},
+                f"row 0 sets '{name}', which is no variable",
+            )
+            for name in ("add_generation_prompt", "continue_final_message", "tokenize", "tools", "conversation")
+        ),
+        *(
+            (
+                {"conversations": [{"from": name, "value": text} for name, text in turns]},
+                f"leaves out the turn of the role '{role}' in row 0",
+            )
+            for role, turns in {
+                "observation": [("human", "x"), ("gpt", "call"), ("observation", "42"), ("gpt", "y")],
+                "function_call": [("human", "x"), ("function_call", "f()"), ("tool", "42"), ("gpt", "y")],
+                "bot": [("bot", "z"), ("human", "x"), ("gpt", "y")],
+            }.items()
+        ),
     ],
 )
 def test_rows_that_cannot_be_rendered(row: dict[str, Any], complaint: str) -> None:

@@ -151,8 +151,9 @@ def read_messages(row: Mapping[str, Any], column: str, index: int) -> list[dict[
     """
     messages = row[column]
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        found = "an empty list" if messages == [] else type(messages).__name__
         raise ValueError(
-            f"Column {column!r} of row {index} holds {type(messages).__name__}, not a list of messages "
+            f"Column {column!r} of row {index} holds {found}, not a list of messages "
             "{role, content}; drop the row or convert the column."
         )
     return [_read_message(message, f"column {column!r} of row {index}") for message in messages]

@@ -14,6 +14,7 @@ LEVELS: dict[str, int] = {
     "data.templates": 0,
     "distributed": 0,
     "ledger": 0,
+    "files": 0,
     "heads": 1,
     "text_pairs": 1,
     "data": 2,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from peft import LoraConfig
 
 from trl_akd.akd.card_scores import add_scores, score_results
@@ -87,6 +87,92 @@ def test_scores_are_added_to_a_card_of_someone_else(tmp_path: Path):
     card = ModelCard.load(file)
     assert card.data.license == "mit" and card.data.model_name == tmp_path.name
     assert card.text.index("Words.") < card.text.index("## Evaluation")
+
+
+OTHERS = {
+    "section": "# M\n\n## Evaluation\n\nWe ran MT-Bench: 7.1.\n\n### Details\n\nBy hand.\n\n## Use\n\nx",
+    "section_with_table": "# M\n\n## Evaluation\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n## Use\n\nx",
+    "code": "# M\n\n```bash\n## Evaluation\nrun --all\n```\n\nMore.",
+    "other_heading": "# M\n\n## Evaluation results\n\nGood.",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_others_wrote_about_evaluation_is_kept(name: str, tmp_path: Path):
+    file = tmp_path / "README.md"
+    file.write_text(f"---\nlicense: mit\n---\n{OTHERS[name]}\n")
+    for score in (0.25, 0.75):
+        add_scores(file, score_results("three", "three", {**METRICS, "pass@1": score}))
+    card = ModelCard.load(file)
+    assert OTHERS[name] in card.text
+    assert card.text.count("| three | pass@1 |") == 1 and "| three | pass@1 | 0.750 |" in card.text
+
+
+def test_windows_line_ends(tmp_path: Path):
+    file = tmp_path / "README.md"
+    made(sections=["## Planning\n\nPlan first."]).save(file)
+    file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    add_scores(file, score_results("three", "three", METRICS))
+    assert "No benchmark" not in (card := ModelCard.load(file).text) and card.count("## Evaluation") == 1
+
+
+def test_scores_with_plans_stand_beside_the_others(tmp_path: Path):
+    file = tmp_path / "README.md"
+    made().save(file)
+    for score, variant in ((0.1, None), (0.2, "with plans"), (0.3, None), (0.4, "with plans")):
+        metrics = {**METRICS, "pass@1": score}
+        add_scores(file, score_results("humaneval", "openai/openai_humaneval", metrics, variant=variant))
+    card = ModelCard.load(file)
+    assert {each.metric_name: each.metric_value for each in card.data.eval_results} == {
+        None: 0.3,
+        "pass@1 with plans": 0.4,
+    }
+    assert "| humaneval | pass@1 | 0.300 |" in card.text and "| humaneval | pass@1 with plans | 0.400 |" in card.text
+    assert card.text.count("| humaneval |") == 2
+
+
+def test_scores_of_others_are_metadata_but_no_row(tmp_path: Path):
+    file = tmp_path / "README.md"
+    theirs = EvalResult("text-generation", "cais/mmlu", "MMLU", "accuracy", 61.2, dataset_config="all")
+    named_otherwise = EvalResult("text-generation", "openai/openai_humaneval", "HumanEval", "pass@1", 0.9)
+    data = ModelCardData(model_name="m", eval_results=[theirs, named_otherwise])
+    ModelCard(f"---\n{data}\n---\n# M\n").save(file)
+    for _ in range(2):
+        add_scores(file, score_results("humaneval", "openai/openai_humaneval", METRICS))
+    card = ModelCard.load(file)
+    assert [(each.metric_type, each.metric_value) for each in card.data.eval_results] == [
+        ("accuracy", 61.2),
+        ("pass@1", 0.25),
+    ]
+    assert "MMLU" not in card.text and card.text.count("| pass@1 |") == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"---\nlicense: [mit\n---\n# M\n",
+        b"---\n\tlicense: mit\n---\n# M\n",
+        b"---\n- mit\n---\n# M\n",
+        b"---\nmodel-index: 3\n---\n# M\n",
+        b"---\nmodel-index:\n- name: m\n  results:\n  - task: {type: t}\n---\n# M\n",
+        "---\nlicense: mit\n---\n# Müller\n".encode("latin1"),
+    ],
+)
+def test_a_card_that_cannot_be_read_is_left_as_it_is(content: bytes, tmp_path: Path):
+    file = tmp_path / "README.md"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"README\.md cannot be read \(.*\); mend the metadata") as caught:
+        add_scores(file, score_results("three", "three", METRICS))
+    assert "\n" not in str(caught.value) and file.read_bytes() == content
+    assert find_license(str(tmp_path)) in (None, "mit")
+
+
+def test_a_card_in_the_cache_of_the_hub_is_not_changed(tmp_path: Path):
+    blob, link = tmp_path / "blob", tmp_path / "README.md"
+    blob.write_text("# M\n")
+    link.symlink_to(blob)
+    add_scores(link, score_results("three", "three", METRICS))
+    assert blob.read_text() == "# M\n" and "| three | pass@1 |" in link.read_text()
 
 
 def test_the_licence_of_a_local_student(tmp_path: Path):

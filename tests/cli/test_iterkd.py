@@ -126,14 +126,27 @@ def test_tokens_and_prices(iterkd: dict[str, Any], server: Server, recipe, capsy
 
 def test_seconds_are_those_of_the_folder(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):
     path = recipe({**iterkd, "base_url": server.url, "max_seconds": 300.0})
-    seconds = tmp_path / "run" / "ledger" / "seconds.json"
+    seconds = tmp_path / "run" / "ledger" / "spending.json"
     seconds.parent.mkdir(parents=True)
-    seconds.write_text('{"seconds": 301.0}')
+    seconds.write_text('{"seconds": 301.0, "requests": 0}')
     assert main(["iterkd", "--config", path]) == 3 and not server.bodies
     assert usage(tmp_path / "run")["seconds"] >= 301.0 and json.loads(seconds.read_text())["seconds"] >= 301.0
     seconds.write_text("{")
     assert main(["iterkd", "--config", path]) == 2
-    assert "seconds.json is damaged" in capsys.readouterr().err
+    assert "spending.json is damaged" in capsys.readouterr().err
+
+
+def test_requests_without_an_answer_count_in_the_next_run(iterkd: dict[str, Any], server: Server, recipe, capsys):
+    """A server that breaks down again and again does not let a run that is started again exceed its budget."""
+    server.refuses = lambda body: Fault(500) if len(server.bodies) > 5 else None
+    settings = {"base_url": server.url, "max_requests": 12, "max_retries": 2, "concurrency": 1}
+    path = recipe({**iterkd, **settings})
+    statuses = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("trl_akd.generation.json_client.time.sleep", lambda seconds: None)
+        statuses += [main(["iterkd", "--config", path]) for _ in range(4)]
+    assert statuses == [2, 2, 3, 3] and len(server.bodies) == 12
+    assert "`max_requests` is reached" in capsys.readouterr().out
 
 
 def test_refused_prompts(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):
@@ -221,17 +234,38 @@ def test_a_teacher_in_this_process_comes_from_the_loader_of_evaluate(
     monkeypatch.setattr("trl_akd.evaluation.backends.load_model", load)
     trainer = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1))
     teaching = TeachingConfig(text_teacher="coder", text_backend="vllm", text_prompt_style=style)
-    [[completion]] = iterkd_command._text_teacher(teaching, trainer).generate(["Hello"])
+    [[completion]] = iterkd_command._local_teacher(teaching, trainer).generate(["Hello"])
     assert completion.text == {"chat": "<user>Hello<model>", "completion": "Hello"}[style]
     assert (loaded[0].model, loaded[0].backend, loaded[0].prompt_style) == ("coder", "vllm", style)
     trainer.accelerator.num_processes = 2
     with pytest.raises(ValueError, match=r"`text_backend` is 'vllm'.* serve the teacher with `vllm serve`"):
-        iterkd_command._text_teacher(teaching, trainer)
+        iterkd_command._local_teacher(teaching, trainer)
 
 
 def test_a_key_that_is_not_there(iterkd: dict[str, Any], recipe, capsys):
     assert main(["iterkd", "--config", recipe({**iterkd, "api_key_env": "NO_SUCH_KEY"})]) == 2
-    assert "the environment variable 'NO_SUCH_KEY', which shall have the key of http" in capsys.readouterr().err
+    message = "`api_key_env` is 'NO_SUCH_KEY', but no environment variable has that name; set it to the key of http"
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"base_url": "localhost:8000/v1"}, "`base_url` is 'localhost:8000/v1'"),
+        ({"concurrency": 0}, "`concurrency` is 0"),
+        ({"timeout": -1.0}, "`timeout` is -1.0"),
+        ({"judge_base_url": "judge.example", "judge_model": "judge"}, "`base_url` is 'judge.example'"),
+        (
+            {"judge_base_url": "http://h/v1", "judge_model": "judge", "judge_api_key_env": "NO_SUCH_KEY"},
+            "`judge_api_key_env` is 'NO_SUCH_KEY'",
+        ),
+    ],
+)
+def test_servers_are_checked_before_models_are_loaded(
+    iterkd: dict[str, Any], recipe, capsys, changed: dict[str, Any], message: str
+):
+    assert main(["iterkd", "--config", recipe({**iterkd, "model_name_or_path": "no/such-student", **changed})]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_server_that_is_not_there(iterkd: dict[str, Any], recipe, capsys):

@@ -265,6 +265,22 @@ class OwnLogs(SFTTrainer):
         super().log(logs, start_time)
 
 
+class OwnTimes(Trainer):
+    """A trainer that leaves the loss to its base class and does something beside."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+class OwnFallback(Trainer):
+    """A trainer that reads the weights where a batch has them."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if "token_weights" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return codeplan_loss(model, inputs)
+
+
 class Reversed(Trainer, CodePLANMixin):
     """The mixin in the wrong place, where the trainer's own methods hide those of the mixin."""
 
@@ -276,6 +292,7 @@ class Reversed(Trainer, CodePLANMixin):
         (Reversed, 0, None),
         (SFTTrainer, 0, None),
         (OwnLogs, 1, None),
+        (OwnTimes, 0, None),
         (Trainer, 0, lambda outputs, labels, num_items_in_batch=None: outputs.logits.sum()),
     ],
 )
@@ -320,9 +337,27 @@ def test_akd_ignores_them_as_well(rows, tmp_path: Path):
         made.train()
 
 
-def test_a_loss_of_one_s_own_is_not(rows, tmp_path: Path):
+class PlainWithTimes(CodePLANMixin, OwnTimes):
+    """The mixin before a trainer whose `compute_loss` it takes the place of."""
+
+
+class TimesBefore(OwnTimes, PlainTrainer):
+    """A trainer whose `compute_loss` calls that of the mixin."""
+
+
+@pytest.mark.parametrize("trainer_class", [PlainWithTimes, TimesBefore])
+def test_the_mixin_among_other_classes(rows, tmp_path: Path, trainer_class):
+    expected = make(PlainTrainer, tmp_path / "plain", rows, max_steps=1)
+    made = make(trainer_class, tmp_path / "own", rows, max_steps=1)
+    for each in (made, expected):
+        each.train()
+    assert losses(made) == pytest.approx(losses(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("trainer_class", [OwnLoss, OwnFallback])
+def test_a_loss_of_one_s_own_is_not(rows, tmp_path: Path, trainer_class):
     collate = collator()
-    made = make(OwnLoss, tmp_path, rows, collate=collate, remove_unused_columns=False)
+    made = make(trainer_class, tmp_path, rows, collate=collate, remove_unused_columns=False)
     made.add_callback(EpochCallback(collate))
     made.train()
     assert len(losses(made)) == 4
@@ -340,6 +375,46 @@ def test_a_loss_of_one_s_own_is_not(rows, tmp_path: Path):
 def test_options_without_effect(rows, tmp_path: Path, settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         make(PlainTrainer, tmp_path, rows, **settings)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"loss_type": "dft"}, {"completion_only_loss": True}, {"assistant_only_loss": True}], ids=str
+)
+def test_settings_of_sft_without_effect(rows, tmp_path: Path, setting: dict[str, Any]):
+    [name] = setting
+    with pytest.raises(ValueError, match=f"`{name}` is .*leave it out|`{name}=True`"):
+        make(TunedTrainer, tmp_path, rows, **setting)
+
+
+def test_batches_by_length(rows, tmp_path: Path):
+    settings = {"train_sampling_strategy": "group_by_length"}
+    with pytest.raises(ValueError, match=r"the train dataset has no column 'length'.*add the column"):
+        make(PlainTrainer, tmp_path, rows, **settings)
+    made = make(PlainTrainer, tmp_path, rows.map(lambda row: {"length": len(row["problem"])}), **settings)
+    made.train()
+    assert len(losses(made)) == 4
+
+
+def test_a_batch_for_the_other_kind_of_model(rows):
+    for model, tokenizer in ((tiny.model(), TOKENIZER), (world.t5(), world.roberta_tokenizer())):
+        kind = model.config.is_encoder_decoder
+        batch = DataCollatorForCodePLAN(tokenizer, is_encoder_decoder=not kind)(list(rows)[:2])
+        with pytest.raises(ValueError, match=rf"`is_encoder_decoder` of the collator is {not kind}, but .*={kind}\)"):
+            codeplan_loss(model, batch)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tokenizer": "gpt2"}, "`tokenizer` is 'gpt2', of type str; give a tokenizer"),
+        ({"tokenizer": None}, "`tokenizer` is None"),
+        ({"plan_weight": "0.5"}, "`plan_weight` is '0.5', of type str; give a number"),
+        ({"guided_weight": None}, "`guided_weight` is None, of type NoneType; give a number"),
+    ],
+)
+def test_values_of_another_type(given: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        DataCollatorForCodePLAN(**{"tokenizer": TOKENIZER, **given})
 
 
 def test_several_gpus_of_one_process(rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,6 +19,7 @@ def check(plan: str, *, truncated: bool = False, max_chars: int = 3000) -> str |
     [
         GOOD,
         "1) Read n.\n2) Print it twice.",
+        "(1) Read n.\n(2) Print it twice.",
         "Step 1: Read n.\nStep 2: Print it twice.",
         "**1.** Read n.\n**2.** Print it twice.",
         "1. Read n.\n   a. As an integer.\n   - Which may be negative.\n2. Print it.",
@@ -76,6 +77,9 @@ def test_length_and_truncation():
         f"<thinking>Hm.</thinking>{GOOD}<|im_end|>",
         f"Plan:\n```\n{GOOD}\n```\nGood luck!",
         f"```text\n{GOOD}\n```",
+        f"```markdown\n{GOOD}\n```",
+        f"Here is the plan:\n\n~~~md\n{GOOD}\n~~~\nGood luck!",
+        f"```plan\n{GOOD}\n```\n\n```python\nprint(n)\n```",
         f"\x1b[1mPlan\x1b[0m\r\n{GOOD}\r\n",
     ],
 )

@@ -357,6 +357,16 @@ def test_pushing_a_checkpoint_takes_it_along(trainer, pushed, tmp_path: Path):
     assert {PLAN_HEAD_FILE, "model.safetensors"} <= set(pushed[0][1])
 
 
+def test_a_push_is_the_student_with_its_plan_head_and_its_card(trainer, pushed, tmp_path: Path):
+    made = trainer(save_strategy="steps", save_steps=1, output_dir=str(tmp_path / "run"), hub_model_id="me/mine")
+    made.train()
+    made.push_to_hub()
+    [(name, files)] = pushed
+    expected = {PLAN_HEAD_FILE, "model.safetensors", "config.json", "README.md", "tokenizer.json"}
+    assert name == "me/mine" and expected <= set(files)
+    assert not [file for file in files if file.startswith("checkpoint") or file.endswith((".bin", ".pt"))]
+
+
 def test_a_head_of_an_earlier_run_is_removed(trainer, pushed, tmp_path: Path):
     earlier = tiny.model()
     add_plan_head(earlier)
@@ -369,3 +379,18 @@ def test_a_head_of_an_earlier_run_is_removed(trainer, pushed, tmp_path: Path):
     made.push_in_progress, made.hub_model_id = None, "me/mine"
     made._push_from_checkpoint(str(tmp_path / "run" / "checkpoint-2"))
     assert PLAN_HEAD_FILE not in pushed[0][1]
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"\x10\x00"])
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes):
+    model = tiny.model()
+    (tmp_path / PLAN_HEAD_FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{PLAN_HEAD_FILE} is not a safetensors file .*; copy or download it again"):
+        load_plan_head(model, str(tmp_path))
+    assert plan_head_of(model) is None
+
+
+def test_a_damaged_configuration_is_named(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"codeplan_plan')
+    with pytest.raises(ValueError, match=r"config.json is not JSON .*; copy or download it again"):
+        find_plan_head(str(tmp_path))

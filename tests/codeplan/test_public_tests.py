@@ -44,10 +44,19 @@ def executor():
         ("assert f(1) == 1\nassert f(2) == 2\nassert f(3) == 3", 3),
         ("import math\nx = 3\nassert f(x) == 3\nx = 4\nassert f(x) == 4", 2),
         ("assert f(1); assert f(2)", 2),
-        ("for x in range(3):\n    assert f(x)\nassert f(7)", 2),
+        ("for x in range(3):\n    assert f(x)\nassert f(7)", 4),
+        ("for x in range(300):\n    assert f(x)\nassert f(7)", 2),
+        ("for x in inputs():\n    assert f(x)\nassert f(7)", 2),
+        ("for x in [*inputs()]:\n    assert f(x)\nassert f(7)", 2),
+        ("xs = [1, 2]\nxs.append(3)\nfor x in xs:\n    assert f(x)\nassert f(7)", 2),
+        ("xs = [1, 2]\nxs = xs[1:]\nfor x in xs:\n    assert f(x)\nassert f(7)", 2),
+        ("for x in [1, 2]:\n    assert f(x)\nelse:\n    assert f(3)", 1),
+        ("while f(1):\n    assert f(2)\nassert f(7)", 2),
+        ("def twice(x):\n    return 2 * x\nassert f(twice(1))\nassert f(twice(2))", 2),
         ("if True: assert f(1)\nassert f(2)", 2),
-        ("try:\n    f(-1)\n    assert False\nexcept ValueError:\n    pass\nassert f(1)", 1),
-        (CHECK, 3),
+        ("try:\n    f(-1)\n    assert False\nexcept ValueError:\n    pass\nassert f(1)", 2),
+        ("try:\n    import numpy\nexcept ImportError:\n    raise\nassert f(1)\nassert f(2)", 2),
+        (CHECK, 5),
         ("def check(g):\n    assert g(1)\n    assert g(2)\ncheck(f)\ncheck(h)", 2),
         ("def one():\n    assert f(1)\ndef two():\n    assert f(2)\n    assert f(3)\none()\ntwo()", 3),
         ("def one():\n    assert f(1)\n    assert f(2)", 1),
@@ -74,11 +83,12 @@ def test_cases(test: str, cases: int):
 
 
 def test_a_case_keeps_what_is_no_case():
-    first, loop, last = split_tests(CHECK)
-    for part in (first, loop, last):
+    first, *loop, last = split_tests(CHECK)
+    for part in (first, *loop, last):
         assert "METADATA" in part and "limit = helper(2)" in part and part.endswith("check(double)")
     assert "candidate(1) == limit" in first and "range(3)" not in first and "negative" not in first
-    assert "range(3)" in loop and "limit\n" not in loop.split("helper(2)")[1]
+    for number, part in enumerate(loop):
+        assert f"range(3))[{number}:{number + 1}]" in part and "limit\n" not in part.split("helper(2)")[1]
     assert "negative" in last
 
 
@@ -113,13 +123,64 @@ def fractions(executor: CodeExecutor, test: Any, programs: list[str]) -> list[fl
                 "exits": 2 / 3,
             },
         ),
-        (CHECK, {"right": 1, "positive": 2 / 3, "constant": 1 / 3, "wrong": 0, "hangs": 2 / 3, "other": 0}),
+        (CHECK, {"right": 1, "positive": 4 / 5, "constant": 2 / 5, "wrong": 0, "hangs": 4 / 5, "other": 0}),
         ({"inputs": ["1", "2"], "outputs": ["2", "4"]}, {"broken": 0}),
     ],
 )
 def test_fractions(executor: CodeExecutor, test: Any, expected: dict[str, float]):
     found = fractions(executor, test, [PROGRAMS[name] for name in expected])
     assert dict(zip(expected, found, strict=True)) == pytest.approx(expected)
+
+
+FORMS = {
+    "a loop over a list": "for a, b in [(1, 2), (2, 4), (-1, -2)]:\n    assert double(a) == b",
+    "a loop over a variable": "rows = ((1, 2), (2, 4), (-1, -2))\nfor a, b in rows:\n    assert double(a) == b",
+    "a loop over a range": "for a in range(-1, 2):\n    assert double(a) == 2 * a",
+    "inputs and results": (
+        "def assertion(out, exp):\n    assert out == exp\n"
+        "def check(candidate):\n    inputs = [[1], [2], [-1]]\n    results = [2, 4, -2]\n"
+        "    for i, (inp, exp) in enumerate(zip(inputs, results)):\n        assertion(candidate(*inp), exp)\n"
+        "check(double)"
+    ),
+    "a helper": "def eq(x, y):\n    assert x == y\neq(double(1), 2)\neq(double(2), 4)\neq(double(-1), -2)",
+    "a helper in a function": (
+        "def eq(x, y):\n    assert x == y\n"
+        "def check(f):\n    eq(f(1), 2)\n    eq(f(2), 4)\n    eq(f(-1), -2)\ncheck(double)"
+    ),
+    "functions of a function": (
+        "def one():\n    assert double(1) == 2\n"
+        "def two():\n    assert double(2) == 4\n    assert double(-1) == -2\n"
+        "def main():\n    one()\n    two()\nmain()"
+    ),
+    "async": (
+        "import asyncio\n"
+        "async def more():\n    assert double(-1) == -2\n"
+        "async def main():\n    assert double(1) == 2\n    assert double(2) == 4\n    await more()\n"
+        "asyncio.run(main())"
+    ),
+    "an error that is caught": (
+        "assert double(1) == 2\nassert double(2) == 4\n"
+        "try:\n    result = double(-1)\nexcept TypeError:\n    assert False\nelse:\n    assert result == -2"
+    ),
+    "a sum that is read later": (
+        "total = 0\nfor a in (1, 2):\n    total += double(a)\n    assert double(a) == 2 * a\n"
+        "assert total == 6\nassert double(-1) == -2"
+    ),
+    "a list that is read later": (
+        "seen = []\nwith open(__import__('os').devnull) as file:\n    seen.append(double(1))\n    assert seen == [2]\n"
+        "assert seen[0] == 2\nassert double(-1) == -2"
+    ),
+    "loops that share a name": (
+        "for a in [1]:\n    out = double(a)\n    assert out == 2\n"
+        "for a in [2, -1]:\n    out = double(a)\n    assert out == 2 * a"
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_of_three_whatever_the_form(executor: CodeExecutor, form: str):
+    found = fractions(executor, FORMS[form], [PROGRAMS["right"], PROGRAMS["positive"], PROGRAMS["wrong"]])
+    assert found == pytest.approx([1, 2 / 3, 0])
 
 
 def test_cases_that_depend_on_one_another(executor: CodeExecutor):

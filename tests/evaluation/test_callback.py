@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from tests import tiny
 from tests.evaluation.conftest import write_lines
@@ -13,20 +13,23 @@ from trl_akd.akd.akd_trainer import AKDTrainer
 from trl_akd.evaluation.callback import PassAtKCallback
 
 
+class Interruption(TrainerCallback):
+    def on_save(self, args, state, control, **kwargs):
+        control.should_training_stop = True
+
+
 def make_trainer(tmp_path: Path, **settings) -> AKDTrainer:
     student, teacher = tiny.save_pair(tmp_path / "models")
     args = AKDConfig(
         output_dir=str(tmp_path / "out"),
         teacher_model_name_or_path=teacher,
-        max_steps=2,
         per_device_train_batch_size=2,
         eval_strategy="steps",
-        eval_steps=1,
         logging_steps=1,
         report_to="none",
         use_cpu=True,
         seed=3,
-        **{"save_strategy": "no", **settings},
+        **{"max_steps": 2, "save_strategy": "no", "eval_steps": 1, **settings},
     )
     return AKDTrainer(student, args=args, train_dataset=tiny.rows(8), eval_dataset=tiny.rows(4, seed=1))
 
@@ -39,9 +42,7 @@ def callback(trainer: Trainer, file: Path, **settings) -> PassAtKCallback:
 
 
 def results(score: float) -> dict:
-    metrics = {"pass@1": score, "pass@1_low": score / 2, "pass@1_high": 1.0}
-    benchmark = {"name": "three", "dataset": None, "revision": None, "problems": 3}
-    return {"metrics": metrics, "benchmark": benchmark}
+    return {"pass@1": score, "pass@1_low": score / 2, "pass@1_high": 1.0, "confidence": 0.95}
 
 
 def test_it_logs_at_every_evaluation(tmp_path: Path, benchmark_file: Path):
@@ -78,6 +79,21 @@ def test_the_best_model_is_judged_anew(tmp_path: Path, benchmark_file: Path, mon
     trainer.create_model_card()
     assert "| three | pass@1 | 0.750 | 0.375 to 1.000 |" in (tmp_path / "out" / "README.md").read_text()
     assert trainer.evaluate()["eval_pass@1"] == 0.5, "the weights are others than at the step's first evaluation"
+
+
+def test_the_card_of_a_resumed_run_knows_earlier_scores(tmp_path: Path, benchmark_file: Path, monkeypatch):
+    """Of a run that was interrupted after the evaluation of its best model."""
+    best = {"metric_for_best_model": "eval_pass@1", "load_best_model_at_end": True, "save_strategy": "steps"}
+    for score in (0.75, 0.25):
+        trainer = make_trainer(tmp_path, **best, save_steps=2, eval_steps=2, max_steps=4)
+        monkeypatch.setattr(callback(trainer, benchmark_file), "_judge", lambda score=score: results(score))
+        if score == 0.75:
+            trainer.add_callback(Interruption())
+        trainer.train(resume_from_checkpoint=score == 0.25)
+    assert trainer.state.global_step == 4
+    trainer.create_model_card()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| three | pass@1 | 0.750 | 0.375 to 1.000 | problems 3," in card and "step 2 |" in card
 
 
 def test_of_several_datasets_the_first_runs_it(tmp_path: Path, benchmark_file: Path, monkeypatch):

@@ -82,7 +82,7 @@ def test_imports_and_helpers_come_first():
 
 def test_an_answer_that_only_continues():
     program = program_of_answer(HELPED, "    return helper()\n")
-    assert program == HELPED.code_prompt + "    return helper()\n"
+    assert program == HELPED.code_prompt + "    return helper()"
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,11 @@ def test_an_answer_that_only_continues():
         "<think>def one(): return 2</think>    return helper()",
         "    return helper()<|endoftext|>def two():",
         "    return helper()\n\n\ndef check():\n    assert one() == 2\n",
+        "    return helper()\n\nassert one() == 2\n",
+        "    return helper()\n\nprint(one(), input())\n",
+        "  if helper():\n    return 1\n  return 0",
+        "\tif helper():\n\t\treturn 1\n\treturn 0\n\nIt returns one.",
+        "```python\n    return helper()\n```\nUsage:\n```python\nprint(one(2))\n```",
     ],
 )
 def test_bodies_continue_the_problem_s_code(answer: str):
@@ -128,8 +133,9 @@ def test_future_imports_come_before_the_problem_s_own():
     exec(compile(program, "program", "exec"), {})
 
 
-def test_a_wrong_name_stays_wrong():
-    assert "def one" not in program_of_answer(HELPED, "```python\ndef two():\n    return 1\n```")
+@pytest.mark.parametrize("after", ["", "\nThe last line:\n```python\n    return 1\n```", "\nThat is `return 1`."])
+def test_a_wrong_name_stays_wrong(after: str):
+    assert "def one" not in program_of_answer(HELPED, f"```python\ndef two():\n    return 1\n```{after}")
 
 
 def test_a_continuation_is_appended_as_it_is():

@@ -1,9 +1,12 @@
 """LiveCodeBench: its columns, its packed tests, and verdicts on programs that its harness accepts."""
 
 import base64
+import contextlib
 import json
 import os
 import pickle
+import random
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from tests.evaluation.conftest import write_lines
 from trl_akd.evaluation.benchmarks import load_benchmark
 from trl_akd.evaluation.evaluation_config import EvaluationConfig
 from trl_akd.evaluation.formats import read_problem
+from trl_akd.evaluation.livecodebench import _pickled_text
 from trl_akd.evaluation.runner import evaluate
 
 
@@ -75,8 +79,12 @@ class Exploit:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"private_test_cases": packed(Exploit())}, "cannot be unpacked .its pickle asks for posix.system"),
-        ({"private_test_cases": packed([1])}, "its pickle holds list, not text"),
+        (
+            {"private_test_cases": packed(Exploit())},
+            "cannot be unpacked .its pickle holds more than a text: STACK_GLOBAL",
+        ),
+        ({"private_test_cases": packed([1])}, "its pickle holds more than a text: EMPTY_LIST"),
+        ({"private_test_cases": "[" * 100_000}, "`private_test_cases` in line 1 is '.*, which is not JSON"),
         (
             {"private_test_cases": packed("not JSON")},
             "`private_test_cases` in line 1 is 'not JSON', which is not JSON",
@@ -97,6 +105,44 @@ def test_malformed_rows(change: dict, message: str):
     with pytest.raises(ValueError, match=message):
         read_problem({**SCRIPT, **change}, "line 1")
     assert not Path("/tmp/unpickled").exists()
+
+
+def test_damaged_pickles_are_refused_or_read():
+    """Whatever bytes a pickle has been changed to, it is a text or a ValueError, and costs no memory."""
+    draw = random.Random(0)
+    for protocol in (0, 1, 2, 4, 5):
+        whole = pickle.dumps(cases(("1", "é\ud83d")), protocol)
+        assert _pickled_text(whole) == pickle.loads(whole)
+        for _ in range(400):
+            data = bytearray(whole)
+            for _ in range(draw.randint(1, 4)):
+                data[draw.randrange(len(data))] = draw.randrange(256)
+            with contextlib.suppress(ValueError):
+                assert isinstance(_pickled_text(bytes(data)), str)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"X\x01\x00\x00\x00ar\x00\x00\x00\x10.",  # asks for room for 2^28 values
+        b"]X\x01\x00\x00\x00aX\x01\x00\x00\x00bs.",
+        b"X\x01\x00\x00\x00aX\x01\x00\x00\x00ba.",
+        b"X\x01\x00\x00\x00a)R.",
+        b"(ios\nsystem\n.",
+        b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f.",
+        b"Pabc\n.",
+        b"",
+    ],
+)
+def test_hostile_pickles(data: bytes):
+    value = base64.b64encode(zlib.compress(data)).decode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="`private_test_cases` in line 1"):
+            read_problem({**SCRIPT, "private_test_cases": value}, "line 1")
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_tests_that_unpack_to_too_much(monkeypatch):

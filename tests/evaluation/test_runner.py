@@ -10,8 +10,9 @@ import pytest
 from tests import tiny
 from tests.evaluation.conftest import ROOT, data, write_lines
 from trl_akd.cli import main
+from trl_akd.evaluation.benchmarks import load_benchmark
 from trl_akd.evaluation.evaluation_config import EvaluationConfig
-from trl_akd.evaluation.runner import evaluate
+from trl_akd.evaluation.runner import evaluate, output_folder
 
 SOLUTIONS = {"double": "    return 2 * x", "negate": "    return x", "one": "    return undefined"}
 
@@ -206,3 +207,25 @@ def test_reference_solutions_of_apps_pass(tmp_path: Path):
     file = write_lines(tmp_path / "reference.jsonl", rows)
     evaluation = evaluate(settings(Path("apps"), tmp_path, benchmark_path=str(path), samples=str(file)))
     assert evaluation.results["metrics"]["pass@1"] == 1.0
+
+
+@pytest.mark.parametrize("kind", ["file", "gzipped", "folder", "folder_with_slash", "here"])
+def test_samples_of_names_with_dots_have_folders_of_their_own(
+    kind: str, tmp_path: Path, benchmark_file: Path, monkeypatch
+):
+    """As EvalPlus names them: model, size and temperature."""
+    names = ["Qwen2.5-Coder-0.5B_temp_0.0", "Qwen2.5-Coder-0.5B_temp_0.8", "Qwen2.5-Coder-1.5B_temp_0.0"]
+    benchmark = load_benchmark(str(benchmark_file))
+    folders = []
+    for name in names:
+        written = {
+            "file": f"in/{name}.jsonl",
+            "gzipped": f"in/{name}.jsonl.gz",
+            "folder": f"in/{name}",
+            "folder_with_slash": f"in/{name}/",
+            "here": ".",
+        }[kind]
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        folders.append(output_folder(EvaluationConfig(benchmark="x.jsonl", samples=written), benchmark))
+    assert [folder.name for folder in folders] == names

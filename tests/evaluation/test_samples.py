@@ -276,3 +276,10 @@ def test_a_folder_without_samples(benchmark_file: Path, tmp_path: Path):
     empty.mkdir()
     with pytest.raises(FileNotFoundError, match=r"neither .jsonl files nor \*/\*.py in the folder"):
         found_in(empty, benchmark_file)
+
+
+def test_a_program_that_is_no_text(tmp_path: Path, benchmark_file: Path):
+    (tmp_path / "samples" / "three_0").mkdir(parents=True)
+    (tmp_path / "samples" / "three_0" / "0.py").write_bytes(b"# \xff\n")
+    with pytest.raises(ValueError, match=r"0\.py is not UTF-8"):
+        found_in(tmp_path / "samples", benchmark_file)

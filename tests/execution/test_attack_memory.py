@@ -15,7 +15,8 @@ from trl_akd.execution.zygote import cgroup
 pytestmark = linux_only
 
 MEMORY_MB = 128
-MOST = {"control group": 1.5, "watching": 3.0}  # a watcher may be late on a busy machine
+MOST = 1.5
+LATE_MIB = {"control group": 0, "watching": 256}  # what may be held before a watcher on a busy machine looks again
 QUICK = (
     "blocks in children",
     "dropped shared mapping in children",
@@ -74,7 +75,7 @@ def check(meter: Meter, way: str, bombs: tuple[str, ...], level: str, memory_mb:
         for bomb in bombs:
             meter.reset()
             [result] = executor.run([(program(bomb), "")])
-            assert meter.held() <= MOST[way] * memory_mb, (bomb, result)
+            assert meter.held() <= MOST * memory_mb + LATE_MIB[way], (bomb, result)
             assert result.status != "infra_error", (bomb, result)
             assert executor.run([HONEST])[0].passed, bomb
 
@@ -100,6 +101,23 @@ def test_family_that_shares_memory_may(way: str, level: str) -> None:
     with CodeExecutor(1, timeout=10.0, memory_mb=MEMORY_MB, isolation=level, allow_code_execution=True) as executor:
         [result] = executor.run([(candidate, "assert g() == [49] * 8")])
     assert result.passed, result
+
+
+@pytest.mark.parametrize("level", ["process"], indirect=True)
+def test_what_programs_leave_in_shared_memory_is_not_the_next_ones(level: str) -> None:
+    if (group := cgroup.make_group()) is None:
+        pytest.skip("no memory group can be made here")
+    group.remove()
+    name = f"trl_akd-test-{os.getpid()}-"
+    leave = f"for n in range(5):\n    open(f'/dev/shm/{name}{{n}}', 'wb').write(bytes(20 << 20))\n"
+    needs_most = ("block = bytearray(b'1') * (100 << 20)\n", "")
+    try:
+        with CodeExecutor(1, memory_mb=MEMORY_MB, isolation=level, allow_code_execution=True) as executor:
+            results = executor.run([needs_most, (leave, ""), needs_most, needs_most])
+        assert [result.status for result in results] == ["passed"] * 4, results
+    finally:
+        for path in Path("/dev/shm").glob(f"{name}*"):
+            path.unlink()
 
 
 def test_the_kernel_ends_programs_first(level: str) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from trl_akd.execution import CodeExecutor
+from trl_akd.metrics.taxonomy import classify
 
 ROOT = Path(__file__).parents[2]
 APPS = ROOT.parent / "shared" / "data" / "apps"
@@ -304,3 +305,27 @@ def test_wrapped_values_by_harness(executor: CodeExecutor):
 def test_an_unknown_harness(executor: CodeExecutor):
     with pytest.raises(ValueError, match="harness=3; choose one of apps, livecodebench, none"):
         executor.run([("print(1)", {"inputs": [""], "outputs": ["1"], "harness": 3})])
+
+
+@pytest.mark.parametrize(
+    "program", ["def g(x):\n    return x", "class Solution:\n    def g(self, x):\n        return x"]
+)
+def test_a_missing_function_is_a_missing_name(program: str, executor: CodeExecutor):
+    (result,) = executor.run([(program, {"inputs": [[1]], "outputs": [1], "fn_name": "f"})])
+    assert (result.error_type, result.missing) == ("NameError", "f")
+    assert classify(result, program, "f").cause == "wrong_function_name"
+
+
+@pytest.mark.parametrize("value", [3, None, True, 0.5])
+def test_arguments_that_are_no_list(value: object, executor: CodeExecutor):
+    tests = {"inputs": [value], "outputs": [3], "fn_name": "f"}
+    with pytest.raises(
+        TypeError, match=r"programs\[1\] has inputs of type .* for calls of 'f'; give each call a list"
+    ):
+        executor.run([("", "pass"), ("def f(x):\n    return x", tests)])
+
+
+def test_arguments_that_are_no_json(executor: CodeExecutor):
+    tests = {"inputs": [[1], [{2}]], "outputs": [1, 2], "fn_name": "f"}
+    with pytest.raises(TypeError, match=r"inputs\[1\] cannot be sent as JSON .*set"):
+        executor.run([("def f(x):\n    return x", tests)])

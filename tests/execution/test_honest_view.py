@@ -59,6 +59,21 @@ PROGRAMS = {
     "child that ends well": "import os\nif os.fork() == 0:\n    pass\nelse:\n    print(os.wait()[1])",
     "child that fails": "import os\nif os.fork() == 0:\n    1 / 0\nprint(os.waitstatus_to_exitcode(os.wait()[1]))",
     "child's signals": "import subprocess\nprint(subprocess.run(['sh', '-c', 'kill -TERM $$']).returncode)",
+    "own text": "import inspect, sys\nhere = open(__file__).read()\n"
+    "print(here == open(sys.argv[0]).read(), len(here))\ndef f(): pass\n"
+    "print(inspect.getfile(f) == inspect.getsourcefile(f) == __file__, inspect.getmodule(f).__name__)",
+    "own traceback": "import traceback\ntry:\n    int('x')\nexcept ValueError:\n"
+    "    print(traceback.format_exc().replace(__file__, 'candidate.py'))",
+    "runs itself": "import subprocess, sys\nif len(sys.argv) > 1:\n    print('again', sys.argv[1:])\nelse:\n"
+    "    print(subprocess.check_output([sys.executable, __file__, '7'], text=True))",
+    **{
+        f"processes by {method}": "import multiprocessing\ndef square(x):\n    return x * x\n"
+        f"if __name__ == '__main__':\n    with multiprocessing.get_context('{method}').Pool(1) as pool:\n"
+        "        print(pool.map(square, [1, 2]))"
+        for method in ("fork", "spawn", "forkserver")
+    },
+    "help": "print(callable(help), callable(copyright), callable(credits), callable(license))",
+    "standard output closed": "import sys\nprint(1)\nsys.stdout.close()",
     "dataclass": "import dataclasses, pickle\n@dataclasses.dataclass\nclass A:\n    x: int\n"
     "print(pickle.loads(pickle.dumps(A(3))), A.__module__)",
 }

@@ -129,12 +129,16 @@ def test_caller_killed_while_a_helper_starts(delay: float, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("level", ["process"], indirect=True)
-def test_files_of_a_plain_process_have_a_quota(judge: Judge) -> None:
-    hoard = (
+@pytest.mark.parametrize(
+    "hoard",
+    [
         "import os, time\nos.mkdir('deep')\nfor number in range(100):\n"
-        "    with open(f'deep/{number}', 'wb') as file: file.write(bytes(8 << 20))\n"
-        "    time.sleep(0.02)\ntime.sleep(60)\n"
-    )
-    result = judge(hoard, timeout=20.0)
+        "    with open(f'deep/{number}', 'wb') as file: file.write(bytes(8 << 20))\n    time.sleep(0.02)\n",
+        "import os, time\nfor number in range(1000000):\n    os.symlink('x', f'{number}')\n",
+    ],
+    ids=["bytes", "number"],
+)
+def test_files_of_a_plain_process_have_a_quota(judge: Judge, hoard: str) -> None:
+    result = judge(hoard + "time.sleep(60)\n", timeout=20.0)
     assert (result.status, result.error_type) == ("failed", "OSError")
-    assert "MiB of files" in result.message
+    assert result.message.endswith("files that are allowed")

@@ -3,13 +3,14 @@
 import itertools
 import json
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.generation.server import Fault, serving
 from tests.generation.test_streaming import Halting
-from trl_akd.generation import Completion, OpenAIGenerator
+from trl_akd.generation import Completion, GenerationError, OpenAIGenerator
 from trl_akd.generation.budget import Budget, BudgetedGenerator, BudgetSpent
 from trl_akd.generation.protocol import Usage
 from trl_akd.generation.recorded import RecordedGenerator
@@ -181,6 +182,39 @@ def test_two_generators_share_a_budget():
         with pytest.raises(BudgetSpent, match="`max_requests` is reached"):
             judge.generate(["a", "b"])
         assert [body["model"] for body in server.bodies] == ["t", "t", "j"] and budget.spent == Usage(5, 25, 19)
+
+
+@pytest.mark.parametrize("fault", [Fault(429, "busy"), Fault(500), Fault(body="<html>")], ids=["429", "500", "html"])
+def test_no_repetition_is_sent_after_the_last_second(fault: Fault, monkeypatch: pytest.MonkeyPatch):
+    """A server that never answers well ends a run by its budget of time, not by its number of repetitions."""
+    with serving() as server:
+        now = [0.0]
+        monkeypatch.setattr(Budget, "seconds", property(lambda budget: now[0]))
+
+        def refuses(body: dict) -> Fault:
+            now[0] += 4.0
+            return fault
+
+        server.refuses = refuses
+        generator = OpenAIGenerator(server.url, "tiny", concurrency=1, backoff=0.0, max_retries=100)
+        with pytest.raises(BudgetSpent, match="`max_seconds` is reached"):
+            BudgetedGenerator(generator, max_seconds=10).generate(["a", "b"])
+        assert len(server.bodies) == 3, "at 0, 4 and 8 s"
+
+
+@pytest.mark.parametrize("end", ["error", "break"])
+def test_what_is_reserved_is_given_back_when_a_call_ends_early(end: str):
+    with serving() as server:
+        budget = Budget(max_requests=30, max_tokens=10_000)
+        generator = BudgetedGenerator(OpenAIGenerator(server.url, "tiny", concurrency=2), budget=budget)
+        server.faults.extend([Fault(401)] * (2 if end == "error" else 0))
+        with suppress(GenerationError):
+            for _ in generator.stream([str(n) for n in range(20)], max_new_tokens=50):
+                break
+        sent = len(server.bodies)
+        assert budget.spent.requests == sent < 20
+        generator.generate([str(n) for n in range(30 - sent)], max_new_tokens=50)
+        assert len(server.bodies) == 30 and generator.exhausted == "max_requests"
 
 
 @pytest.mark.parametrize("name", ["batch_size", "max_requests", "max_tokens", "max_seconds"])

@@ -157,6 +157,7 @@ GARBAGE = [
         Fault(503),
         Fault(200, '{"choices"', hang_up=True),
         *(Fault(200, garbage) for garbage in GARBAGE),
+        pytest.param(Fault(200, "[" * 100_000), id="nested"),
     ],
     ids=lambda fault: f"{fault.status} {fault.body}",
 )
@@ -281,8 +282,8 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
 # A prompt that is refused
 
 
-def refusing(*prompts: str, status: int = 400, body: str = "no", **fields: Any) -> Callable[[dict[str, Any]], Any]:
-    """Refuse these prompts, or all without any, and requests that have one of the fields."""
+def refusing(*prompts: str, status: int = 400, body: str = "no") -> Callable[[dict[str, Any]], Any]:
+    """Refuse these prompts, or all without any."""
 
     def refuses(sent: dict[str, Any]) -> Fault | None:
         prompt = sent["prompt"] if "prompt" in sent else sent["messages"][0]["content"]
@@ -297,6 +298,8 @@ EXPLAINED = [
     (400, "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens"),
     (413, "Payload Too Large"),
     (422, '{"detail": "flagged by moderation"}'),
+    (400, "Invalid input: flagged as unsafe by the safety policy"),
+    (400, '{"error": {"type": "invalid_request_error", "param": "messages", "message": "Input is too long"}}'),
     (400, "Invalid prompt: your prompt was flagged as potentially violating our usage policy."),
 ]
 
@@ -330,7 +333,28 @@ def test_unexplained_refusals_in_a_row_end_the_call(
     ):
         arrived.extend(made.stream([str(number) for number in range(40)]))
     assert not arrived, "what may be wrong with the request is not blamed on prompts"
-    assert 8 <= len(server.bodies) <= 8 + concurrency
+    assert 8 <= len(server.bodies) <= 7 + concurrency
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "max_tokens is too large: 100000. This model supports at most 4096 completion tokens.",
+        "'max_tokens' or 'max_completion_tokens' is too large: 9. This model's maximum context length is 8 tokens.",
+        '{"error": {"message": "Unrecognized request argument supplied: safety_settings"}}',
+        '{"detail": [{"type": "extra_forbidden", "msg": "Extra inputs are not permitted", "loc": "moderation"}]}',
+        "Unknown field: content_filter_level",
+        "Unsupported parameter: 'service_policy'",
+    ],
+)
+def test_a_refused_setting_is_not_blamed_on_the_prompts(
+    server: Server, generator: Callable[..., OpenAIGenerator], body: str
+) -> None:
+    server.refuses = refusing(body=body)
+    arrived = []
+    with pytest.raises(GenerationError, match=r"^3 prompts in a row were refused, .*`extra_body` can replace"):
+        arrived.extend(generator(concurrency=1, max_refusals=3).stream([str(number) for number in range(9)]))
+    assert not arrived and len(server.bodies) == 3
 
 
 def test_refusals_that_say_why_do_not_end_it(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
@@ -351,16 +375,46 @@ def test_an_answer_between_refusals_begins_a_new_row(
 def test_refusals_in_the_answer_itself(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
     filtered = {"choices": [{"text": "def", "finish_reason": "content_filter"}]}
     refused = {"choices": [{"message": {"content": None, "refusal": "I can't."}, "finish_reason": "stop"}]}
-    server.faults.extend(Fault(body=json.dumps(answer)) for answer in (filtered, refused))
-    [[first], [second]] = generator(concurrency=1).generate(["a", "b"])
-    assert (first.finish_reason, first.text, first.refusal) == ("refused", "def", "content filter")
-    assert (second.finish_reason, second.text, second.refusal) == ("refused", "", "I can't.")
+    bare = {"choices": [{"message": {"refusal": "No."}, "finish_reason": "stop"}]}
+    server.faults.extend(Fault(body=json.dumps(answer)) for answer in (filtered, refused, bare))
+    found = [completion for [completion] in generator(concurrency=1).generate(["a", "b", "c"])]
+    assert {completion.finish_reason for completion in found} == {"refused"}
+    assert [(completion.text, completion.refusal) for completion in found] == [
+        ("def", "content filter"),
+        ("", "I can't."),
+        ("", "No."),
+    ]
 
 
-def test_a_reasoning_server_that_refuses_max_tokens(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
-    message = (
-        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
-    )
+def test_a_message_in_parts(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "x = "}]
+    message = {"role": "assistant", "content": [*parts, {"type": "text", "text": "1"}]}
+    server.faults.append(Fault(body=json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]})))
+    assert generator(chat=True).generate(["a"])[0][0].text == "x = 1"
+
+
+def test_an_error_in_place_of_an_answer_is_shown(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
+    error = {"error": {"message": "Provider returned error", "code": 502}}
+    server.faults.extend([Fault(body=json.dumps(error))] * 3)
+    assert generator(max_retries=3).generate(["a"])[0][0].text == "A"
+    server.faults.extend([Fault(body=json.dumps(error))] * 2)
+    with pytest.raises(GenerationError, match=r"in 2 attempts, .* the error .*Provider returned error"):
+        generator(max_retries=1).generate(["a"])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+        "max_tokens is deprecated, please use max_completion_tokens",
+        '{"error": {"message": "Unknown parameter: max_tokens", "param": "max_tokens", "code": "unknown_parameter"}}',
+        "[{'type': 'extra_forbidden', 'loc': ['body', 'max_tokens'], 'msg': 'Extra inputs are not permitted'}]",
+        "This model does not support max_tokens",
+    ],
+)
+def test_a_reasoning_server_that_refuses_max_tokens(
+    server: Server, generator: Callable[..., OpenAIGenerator], message: str
+) -> None:
     server.refuses = lambda body: Fault(400, message) if "max_tokens" in body else None
     made = generator(concurrency=1, chat=True)
     assert [completion.text for [completion] in made.generate(["a", "b"], max_new_tokens=7)] == ["A", "B"]
@@ -414,6 +468,14 @@ def test_usage(server: Server, generator: Callable[..., OpenAIGenerator], choice
         ({"completion_tokens": 40}, Usage(1, 4, 40, estimated=True)),
         ({}, Usage(1, 4, 2, estimated=True)),
         (None, Usage(1, 4, 2, estimated=True)),
+        ({"prompt_tokens": "9", "completion_tokens": "40.0"}, Usage(1, 9, 40)),
+        ({"prompt_tokens": -9, "completion_tokens": 40, "total_tokens": -1}, Usage(1, 4, 40, estimated=True)),
+        ({"prompt_tokens": 9, "completion_tokens": "n/a"}, Usage(1, 9, 2, estimated=True)),
+        ({"prompt_tokens": [9], "completion_tokens": {"text": 40}}, Usage(1, 4, 2, estimated=True)),
+        ({"prompt_tokens": float("nan"), "completion_tokens": float("inf")}, Usage(1, 4, 2, estimated=True)),
+        ({"prompt_tokens": 99, "total_tokens": 49}, Usage(1, 49, 0)),
+        ([9, 40], Usage(1, 4, 2, estimated=True)),
+        ("49 tokens", Usage(1, 4, 2, estimated=True)),
     ],
 )
 def test_counts_that_the_server_leaves_out(

@@ -164,7 +164,11 @@ def test_split_does_not_matter_in_a_trainer_of_one_s_own(tmp_path: Path, backend
     def train(backend: str, batch: int, accumulation: int) -> tuple[dict[str, Any], torch.Tensor]:
         folder = tmp_path / f"{backend}-{accumulation}"
         tiny.model("llama_tied").save_pretrained(folder / "student")
-        settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        settings = {
+            "per_device_train_batch_size": batch,
+            "per_device_eval_batch_size": batch,
+            "gradient_accumulation_steps": accumulation,
+        }
         (folder / "settings.json").write_text(json.dumps(settings))
         launch(folder, backend, "tests.codeplan.mixin_worker", str(folder))
         [head] = load_file(folder / "head.safetensors").values()
@@ -174,4 +178,5 @@ def test_split_does_not_matter_in_a_trainer_of_one_s_own(tmp_path: Path, backend
     found, same = train(backend, 1, 2)
     assert (expected["world_size"], found["world_size"]) == (1, 2)
     assert found["losses"] == pytest.approx(expected["losses"], rel=2e-4)
+    assert found["eval_loss"] == pytest.approx(expected["eval_loss"], rel=2e-4)
     torch.testing.assert_close(same, head, rtol=1e-4, atol=2e-6)

@@ -16,9 +16,7 @@ from trl_akd.iterkd.questions import read_questions
 @pytest.mark.parametrize(
     ("changed", "is_judged"),
     [
-        ({}, True),
         ({"faults_per_question": 2, "own_faults": True, "questions_per_cycle": 5}, True),
-        ({"faults_per_question": 0, "cycles": 1}, True),
         ({"cycles": 3, "old_share": 0.2}, False),
     ],
 )

@@ -210,7 +210,7 @@ def on_disk(tmp_path: Path) -> list[int]:
     return sorted(int(path.parent.name[6:]) for path in tmp_path.glob("cycle-*/student"))
 
 
-@pytest.mark.parametrize(("kept", "left"), [(None, [0, 1, 2]), (5, [0, 1, 2]), (2, [1, 2]), (1, [2])])
+@pytest.mark.parametrize(("kept", "left"), [(None, [0, 1, 2]), (2, [1, 2])])
 def test_only_the_last_students_are_kept(act, tmp_path: Path, kept: int | None, left: list[int]):
     whole = act(cycles=3, keep_students=kept)
     assert on_disk(tmp_path) == left and len(whole.student.rows) == 3
@@ -225,7 +225,7 @@ def test_fewer_may_be_kept_later(act, tmp_path: Path):
     assert on_disk(tmp_path) == [2] and len(further.student.rows) == 1
 
 
-@pytest.mark.parametrize("deleted", [[0], [1], [0, 1]])
+@pytest.mark.parametrize("deleted", [[1], [0, 1]])
 def test_an_old_student_that_was_deleted_is_not_trained_again(act, tmp_path: Path, deleted: list[int]):
     before = act(cycles=3)
     for cycle in deleted:

@@ -1,3 +1,4 @@
+import json
 import random
 from itertools import pairwise
 
@@ -124,7 +125,7 @@ def test_pairs_right_at_the_threshold_are_found():
 
 
 def test_words_that_repeat_count_each_time():
-    index = NoveltyIndex()
+    index = NoveltyIndex(0.7)
     index.add("no " * 10 + "one two three")
     assert index.nearest("no " * 10 + "four five six") is not None
 
@@ -135,6 +136,25 @@ def test_earlier_questions_count_whatever_they_are():
         index.add(text)
     assert len(index) == 2
     assert only_new(questions(["sort a LIST", "Add numbers."]), index) == [Question("1", "Add numbers.")]
+
+
+def test_problems_that_share_their_wording_alone_are_new():
+    """MBPP's 500 test problems are distinct; ROUGE-L of 0.7 over all words drops 186 of them."""
+    mbpp = [json.loads(line)["text"] for line in scripted.data("mbpp/mbpp.jsonl").open()][10:510]
+    assert len(mbpp) == 500 and len(only_new(questions(mbpp), NoveltyIndex())) >= 470
+
+
+def test_most_texts_with_one_word_replaced_are_not_new():
+    mbpp = [json.loads(line)["text"] for line in scripted.data("mbpp/mbpp.jsonl").open()][10:510]
+    source = random.Random(0)
+    found = 0
+    for text in mbpp:
+        edited = text.split()
+        edited[source.randrange(len(edited))] = "other"
+        index = NoveltyIndex()
+        index.add(text)
+        found += index.nearest(" ".join(edited)) is not None
+    assert found >= 430
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, 1.1, float("nan")])
@@ -148,6 +168,6 @@ def test_code_alpaca_has_near_duplicates_and_soda_none():
         :500
     ]
     kept = [int(question.id) for question in only_new(questions(alpaca), NoveltyIndex())]
-    assert kept == kept_by_brute_force(alpaca, 0.7)
+    assert set(kept) >= set(kept_by_brute_force(alpaca, 0.8)), "all words alone would keep no other"
     soda = [row["instruction"] for row in scripted.soda("new_data.json")]
     assert len(only_new(questions(soda), NoveltyIndex())) == len(soda) == 100

@@ -86,7 +86,7 @@ def test_too_few_samples_are_an_error_before_anything_runs(fake: type[FakeExecut
 
 
 @pytest.mark.parametrize(
-    ("k", "complaint"), [([], "k is empty"), (0, "k is 0"), ([1, "2"], "k is '2'|not supported"), (True, "k is True")]
+    ("k", "complaint"), [([], "k is empty"), (0, "k is 0"), ([1, "2"], "k is '2'; give"), (True, "k is True")]
 )
 def test_wrong_k(fake: type[FakeExecutor], k: Any, complaint: str) -> None:
     with pytest.raises((ValueError, TypeError), match=complaint):
@@ -156,7 +156,7 @@ def test_nothing_to_compute(fake: type[FakeExecutor], name: str) -> None:
 
 
 def test_unknown_argument(fake: type[FakeExecutor]) -> None:
-    with pytest.raises(TypeError, match="unexpected keyword argument 'time_out'"):
+    with pytest.raises(TypeError, match="pass_at_k has no option 'time_out'; choose from"):
         load("pass_at_k").compute(predictions=[["good"]], references=["a"], time_out=1)
 
 
@@ -181,7 +181,7 @@ def test_text_arrives_as_it_was(fake: type[FakeExecutor]) -> None:
         "{",
         "[1]",
         '{"inputs": ["\ud800"], "outputs": [[1, "a"]], "fn_name": "f"}',
-        {"inputs": [], "outputs": []},
+        {"inputs": ["1"], "outputs": ["2"]},
     ]
     load("pass_at_k").compute(predictions=[programs] * len(tests), references=tests)
     assert [program for program, _ in fake.seen] == programs * len(tests)

@@ -78,6 +78,69 @@ def test_a_call_written_for_code_eval(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found["pass@1"], found["pass@2"]) == (0.5, 1.0)
 
 
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize(
+    "k", [True, 1.0, np.float64(1), "1", None, [None], [1, "2"], 0, [-1], [1.5], [[1, 2]], (k for k in [1])]
+)
+def test_k_that_is_no_whole_number(k: Any) -> None:
+    with pytest.raises(ValueError, match=r"^k is .*; give a whole number of at least 1"):
+        load("pass_at_k").compute(predictions=TASKS, references=TESTS, k=k)
+
+
+def arguments(*rows: Any) -> np.ndarray:
+    found = np.empty(len(rows), dtype=object)
+    found[:] = rows
+    return found
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        {"inputs": [np.array([2, 3])], "outputs": [np.int64(5)], "fn_name": np.str_("add")},
+        {"inputs": arguments(np.array([2, 3]), [1, 1]), "outputs": np.array([5, 2]), "fn_name": "add"},
+        {"inputs": pd.Series([[np.int32(2), 3.0]]), "outputs": ((5,),), "fn_name": "add"},
+        {"inputs": datasets.Dataset.from_dict({"i": [[2, 3]]})["i"], "outputs": [5], "fn_name": "add"},
+    ],
+)
+def test_arrays_within_inputs_and_outputs(tests: dict[str, Any]) -> None:
+    found = load("pass_at_k").compute(predictions=[[ADD]], references=[tests], allow_code_execution=True)
+    assert found["pass@1"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("tests", "complaint"),
+    [
+        ({"inputs": [[{1}]], "outputs": [1], "fn_name": "f"}, r"references\[1\] is not JSON .*type set"),
+        ({"inputs": [[b"1"]], "outputs": [1], "fn_name": "f"}, r"references\[1\] is not JSON .*type bytes"),
+        ({"inputs": [1], "outputs": [2]}, r"references\[1\] has inputs of type int; give texts or lists of lines"),
+        ({"inputs": [1], "outputs": [2], "fn_name": "f"}, r"references\[1\] has inputs of type int for calls of 'f'"),
+        ({"inputs": [["1"]], "outputs": [], "fn_name": "f"}, r"references\[1\] has 1 inputs and 0 outputs"),
+        ({"inputs": ["1"], "outputs": ["1"], "harness": "x"}, r"references\[1\] has harness='x'; choose one of"),
+    ],
+)
+def test_tests_that_are_refused_before_anything_runs(tests: dict[str, Any], complaint: str) -> None:
+    metric = load("code_errors")
+    metric.add(prediction=[ADD], reference=TEST)
+    with pytest.raises((TypeError, ValueError), match=complaint):
+        metric.add(prediction=[ADD], reference=tests)
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"entry_points": "f"}, "entry_points is str; give a list with one entry per task"),
+        ({"entry_points": ["f"]}, "entry_points has 1 entries for 2 tasks"),
+        ({"truncated": [True, False]}, r"truncated\[0\] is bool; give a list with one entry per program"),
+        ({"truncated": [[True], [False]]}, r"truncated\[0\] has 1 entries for 2 programs"),
+        ({"entrypoints": ["f", "g"]}, "code_errors has no option 'entrypoints'; choose from .*entry_points"),
+    ],
+)
+def test_options_of_code_errors_that_are_refused(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=complaint):
+        load("code_errors").compute(predictions=TASKS, references=TESTS, **options)
+
+
 @pytest.mark.parametrize("name", ["pass_at_k", "code_errors"])
 def test_workers_under_both_names(name: str) -> None:
     with pytest.raises(ValueError, match="workers is 1 and num_workers is 2; give one of them"):
@@ -98,6 +161,19 @@ def test_combined(way: str) -> None:
             both.add(predictions=task, references=test)
         found = both.compute()
     assert (found["pass@1"], found["correct"], found["score_strict"]) == (0.25, 1, False)
+
+
+@pytest.mark.usefixtures("fake")
+def test_combined_metrics_take_the_options_of_each() -> None:
+    both = evaluate.combine([load("pass_at_k"), load("code_errors")])
+    options = {"k": [1, 2], "confidence": 0.9, "entry_points": np.array(["f", "f"]), "truncated": [[True, False]] * 2}
+    found = both.compute(predictions=TASKS, references=TESTS, **options)
+    alone = load("pass_at_k").compute(predictions=TASKS, references=TESTS, k=[1, 2], confidence=0.9)
+    assert {key: value for key, value in found.items() if key.startswith("pass@")} == {
+        key: value for key, value in alone.items() if key.startswith("pass@")
+    }
+    with pytest.raises(TypeError, match="has no option 'K'"):
+        both.compute(predictions=TASKS, references=TESTS, K=1)
 
 
 def test_combined_with_a_metric_of_numbers() -> None:

@@ -5,12 +5,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard
+
+from ..files import replace_text
 
 __all__ = ["add_scores", "evaluation_section", "score_results"]
 
 _SCORE = re.compile(r"pass@\d+")
-_SECTION = re.compile(r"^## Evaluation\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+_NO_SCORES = "No benchmark has been run on this model."
+_SOURCE = (
+    "Measured by running the programs that the model writes against the benchmark's tests, with `trl-akd evaluate` or "
+    "during training."
+)
+_SECTION = re.compile(  # as `evaluation_section` writes it, so that a section of the card's author is left alone
+    rf"^## Evaluation\s+(?:{re.escape(_NO_SCORES)}|(?:\|[^\n]*\n)+\s*{re.escape(_SOURCE)})\s*", re.MULTILINE
+)
 
 
 def score_results(
@@ -19,6 +29,7 @@ def score_results(
     metrics: Mapping[str, float],
     *,
     revision: str | None = None,
+    variant: str | None = None,
     **settings: Any,
 ) -> list[EvalResult]:
     """Return a benchmark's scores as `model-index` entries.
@@ -33,6 +44,8 @@ def score_results(
             entries are ignored.
         revision (`str`, *optional*):
             Commit of the dataset.
+        variant (`str`, *optional*):
+            Way of solving the problems that has scores of its own on a card, such as `"with plans"`.
         **settings:
             How the scores were measured, such as `problems`, `samples` and `temperature`.
 
@@ -53,6 +66,7 @@ def score_results(
             dataset_name=benchmark,
             dataset_revision=revision,
             metric_type=name,
+            metric_name=None if variant is None else f"{name} {variant}",
             metric_value=value,
             metric_args={"interval": [metrics[f"{name}_low"], metrics[f"{name}_high"]], **settings},
         )
@@ -75,14 +89,10 @@ def evaluation_section(results: Sequence[EvalResult]) -> str:
     ```
     """
     if not results:
-        return "## Evaluation\n\nNo benchmark has been run on this model."
+        return f"## Evaluation\n\n{_NO_SCORES}"
     lines = [_row(result) for result in results]
     header = "| benchmark | metric | score | interval | settings |\n|---|---|---:|---|---|"
-    source = (
-        "Measured by running the programs that the model writes against the benchmark's tests, with "
-        "`trl-akd evaluate` or during training."
-    )
-    return "\n".join(["## Evaluation", "", header, *lines, "", source])
+    return "\n".join(["## Evaluation", "", header, *lines, "", _SOURCE])
 
 
 def add_scores(card_file: Path, results: Sequence[EvalResult]) -> None:
@@ -90,26 +100,38 @@ def add_scores(card_file: Path, results: Sequence[EvalResult]) -> None:
 
     Args:
         card_file (`Path`):
-            An existing `README.md`; what it says beyond scores is kept.
+            An existing `README.md`. What it says beyond these scores is kept, scores and sections of others included.
         results (`Sequence[EvalResult]`):
             From [`score_results`].
 
     Raises:
-        ValueError: If its metadata is malformed.
+        ValueError: If the file is not text, or its metadata is malformed; it is left as it is.
+        OSError: If the file cannot be replaced; it is left as it is.
     """
-    card = ModelCard.load(card_file)
+    try:
+        card = ModelCard.load(card_file)
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise ValueError(
+            f"{card_file} cannot be read ({reason}); mend the metadata between its lines `---`."
+        ) from error
     replaced = set(map(_identity, results))
     kept = [old for old in card.data.eval_results or () if _identity(old) not in replaced]
     card.data.eval_results = [*kept, *results]
     card.data.model_name = card.data.model_name or card_file.parent.resolve().name
-    section = f"{evaluation_section(card.data.eval_results)}\n\n"
+    section = f"{evaluation_section([result for result in card.data.eval_results if _is_ours(result)])}\n\n"
     text, found = _SECTION.subn(lambda _: section, card.text, count=1)
     card.text = text if found else f"{card.text.rstrip()}\n\n{section}"
-    card.save(card_file)
+    replace_text(card_file, f"{str(card).rstrip()}\n")
 
 
 def _identity(result: EvalResult) -> tuple[Any, ...]:
-    return result.dataset_type, result.dataset_name, result.metric_type
+    """Return what tells a score from others; not the dataset's name, of which `model-index` keeps one per dataset."""
+    return result.dataset_type, result.dataset_config, result.metric_type, result.metric_name
+
+
+def _is_ours(result: EvalResult) -> bool:
+    return _SCORE.fullmatch(result.metric_type) is not None and "interval" in (result.metric_args or {})
 
 
 def _row(result: EvalResult) -> str:
@@ -118,4 +140,4 @@ def _row(result: EvalResult) -> str:
     interval = "" if low is None else f"{low:.3f} to {high:.3f}"
     score = f"{result.metric_value:.3f}" if isinstance(result.metric_value, float | int) else str(result.metric_value)
     how = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
-    return f"| {result.dataset_name} | {result.metric_type} | {score} | {interval} | {how} |"
+    return f"| {result.dataset_name} | {result.metric_name or result.metric_type} | {score} | {interval} | {how} |"

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, model_info
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -194,7 +195,7 @@ def find_license(student: str | None) -> str | None:
 def _stated(read: Callable[[], Any]) -> str | None:
     try:
         found = read()
-    except (OSError, ValueError, HfHubHTTPError):
+    except (OSError, ValueError, HfHubHTTPError, yaml.YAMLError):
         return None
     return found if isinstance(found, str) else None
 

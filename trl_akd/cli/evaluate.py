@@ -112,7 +112,7 @@ def _update_card(card: Path, evaluation: "Evaluation") -> str:
     try:
         add_scores(card, card_scores(evaluation.results, evaluation.results["generation"]))
     except (OSError, ValueError) as error:
-        return f"Note: the scores could not be added to the model card {card} ({error})."
+        return f"Note: the scores were not added to the model card: {error}"
     return f"Scores added to the model card: {card}."
 
 

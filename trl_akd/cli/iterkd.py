@@ -65,6 +65,7 @@ def train(
                 "there is nobody to write answers: give `teacher_model_name_or_path`, or `text_teacher` for a teacher "
                 "that only writes."
             )
+        teacher_server, judge_server = _teacher_server(teaching), _judge_server(teaching)  # checked before models load
         benchmark = _benchmark(teaching)
         with _executor(teaching) as executor:
             trainer = make_trainer(
@@ -79,8 +80,8 @@ def train(
                 generation_batch_size=teaching.generation_batch_size,
                 settings=teaching.settings,
             )
-            trainer.text_teacher = _text_teacher(teaching, trainer)
-            trainer.judge = _judge(teaching, trainer)
+            trainer.text_teacher = _local_teacher(teaching, trainer) if teacher_server is None else teacher_server
+            trainer.judge = _local_judge(teaching, trainer) if judge_server is None else judge_server
             if benchmark is not None:
                 trainer.held_out_name, trainer.held_out_dataset = benchmark.name, benchmark.dataset
             trainer.provenance.dataset = script_args.dataset_name
@@ -162,13 +163,12 @@ def _executor(teaching: TeachingConfig) -> "AbstractContextManager[CodeExecutor 
     return CodeExecutor(allow_code_execution=True, timeout=teaching.program_timeout, workers=teaching.workers)
 
 
-def _text_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "TextGenerator":
+def _local_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "TextGenerator":
+    """Return a teacher that writes in this process."""
     from ..evaluation.backends import load_model
     from ..generation import TransformersGenerator
     from ..generation.chat import ChatGenerator
 
-    if teaching.text_backend == "openai":
-        return _served(teaching, teaching.base_url, teaching.text_teacher, teaching.api_key_env, teaching.extra_body)
     chat = teaching.text_prompt_style == "chat"
     if teaching.text_teacher is not None:
         if teaching.text_backend == "vllm" and trainer.accelerator.num_processes > 1:
@@ -208,21 +208,48 @@ class _Source:
     device_map: str | None = None
 
 
+def _teacher_server(teaching: TeachingConfig) -> "TextGenerator | None":
+    if teaching.text_backend != "openai":
+        return None
+    return _served(
+        teaching,
+        teaching.base_url,
+        teaching.text_teacher,
+        ("api_key_env", teaching.api_key_env),
+        teaching.extra_body,
+    )
+
+
+def _judge_server(teaching: TeachingConfig) -> "TextGenerator | None":
+    if teaching.judge_base_url is None:
+        return None
+    return _served(
+        teaching,
+        teaching.judge_base_url,
+        teaching.judge_model,
+        ("judge_api_key_env", teaching.judge_api_key_env),
+        teaching.judge_extra_body,
+    )
+
+
 def _served(
-    teaching: TeachingConfig, base_url: str | None, model: str | None, key: str, extra_body: Any
+    teaching: TeachingConfig, base_url: str | None, model: str | None, key: tuple[str, str], extra_body: Any
 ) -> "TextGenerator":
-    """Return a model behind a server with OpenAI's interface."""
+    """Return a model behind a server with OpenAI's interface; `key` is a field and its value."""
     import os
 
     from ..generation import OpenAIGenerator
 
     assert base_url is not None and model is not None
-    if key != DEFAULT_KEY and key not in os.environ:
-        raise ValueError(f"the environment variable {key!r}, which shall have the key of {base_url}, is not set.")
+    field, variable = key
+    if variable != DEFAULT_KEY and variable not in os.environ:
+        raise ValueError(
+            f"`{field}` is {variable!r}, but no environment variable has that name; set it to the key of {base_url}."
+        )
     return OpenAIGenerator(
         base_url,
         model,
-        api_key=os.environ.get(key),
+        api_key=os.environ.get(variable),
         chat=teaching.text_prompt_style == "chat",
         concurrency=teaching.concurrency,
         timeout=teaching.timeout,
@@ -232,21 +259,13 @@ def _served(
     )
 
 
-def _judge(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "Judge | TextGenerator | None":
-    """Return a judge, or what writes judgements."""
+def _local_judge(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "Judge | TextGenerator | None":
+    """Return a judge, or what writes judgements, without a server of its own."""
     from transformers import AutoConfig
 
     from ..generation import TransformersGenerator
     from ..iterkd.judges import RegressionJudge
 
-    if teaching.judge_base_url is not None:
-        return _served(
-            teaching,
-            teaching.judge_base_url,
-            teaching.judge_model,
-            teaching.judge_api_key_env,
-            teaching.judge_extra_body,
-        )
     if teaching.judge in ("teacher", "none"):
         return trainer.text_teacher if teaching.judge == "teacher" else None
     if any(

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..akd.batches import Batch, backbone_inputs
+from ..akd.batches import Batch, backbone_inputs, row_numbers, without_repeats
 from ..akd.objective import cross_entropy
 from ..data.codeplan import DataCollatorForCodePLAN, share_divisors, take_turns
-from ..data.problems import PROBLEM_COLUMNS
-from ..distributed import through_forward
+from ..data.problems import PROBLEM_COLUMNS, Task
+from ..distributed import own_rows, through_forward, widest_float
 from ..heads import final_hidden_states
+from ..losses.reduction import IGNORE_INDEX, Normalization, count_items_by_task
 from ..teachers.local import prove_architecture
 from .plan_head import (
     PLAN_HEAD_FILE,
@@ -36,8 +37,16 @@ if TYPE_CHECKING:
 else:
     _Trainer = object
 
-__all__ = ["CodePLANMixin", "EpochCallback", "PlanningTrainer", "answer_tokens", "codeplan_loss"]
+__all__ = [
+    "CodePLANMixin",
+    "EpochCallback",
+    "PlanningTrainer",
+    "answer_tokens",
+    "codeplan_loss",
+    "without_repeated_problems",
+]
 
+_UNUSED_SETTINGS = {"label_smoothing_factor", "loss_type", "completion_only_loss", "assistant_only_loss"}
 _PROVEN: WeakSet[nn.Module] = WeakSet()
 
 
@@ -61,7 +70,8 @@ def codeplan_loss(model: Any, batch: Batch, *, accelerator: Any = None) -> torch
         `torch.Tensor`: shape `[]`, float32, in nats, differentiable.
 
     Raises:
-        ValueError: If the batch has no `token_weights`, or the model's architecture is not supported.
+        ValueError: If the batch has no `token_weights` or was collated for another kind of model, or the model's
+            architecture is not supported.
 
     Example:
 
@@ -85,6 +95,7 @@ def codeplan_loss(model: Any, batch: Batch, *, accelerator: Any = None) -> torch
 
     def loss() -> torch.Tensor:
         if student not in _PROVEN:
+            _check_kind(batch, student)
             prove_architecture(student, inputs, role="student")
             _PROVEN.add(student)
         with nullcontext() if accelerator is None else accelerator.autocast():
@@ -98,6 +109,18 @@ def codeplan_loss(model: Any, batch: Batch, *, accelerator: Any = None) -> torch
         return torch.stack(parts).sum()
 
     return through_forward(model, student, loss)
+
+
+def _check_kind(batch: Batch, student: Any) -> None:
+    """Refuse a batch that was collated for the other kind of model: only a causal one's labels begin with a prompt."""
+    labels = batch["labels"]
+    begins = labels[(labels != IGNORE_INDEX).any(dim=1), 0] != IGNORE_INDEX
+    kind = bool(student.config.is_encoder_decoder)
+    if len(begins) and bool(begins.any()) != kind:
+        raise ValueError(
+            f"`is_encoder_decoder` of the collator is {not kind}, but the model ({type(student).__name__}) is "
+            f"{'an encoder-decoder' if kind else 'causal'}; give DataCollatorForCodePLAN(is_encoder_decoder={kind})."
+        )
 
 
 def answer_tokens(student: Any, batch: Batch) -> tuple[Batch, torch.Tensor, torch.Tensor]:
@@ -114,6 +137,33 @@ def answer_tokens(student: Any, batch: Batch) -> tuple[Batch, torch.Tensor, torc
         inputs["decoder_input_ids"] = student.prepare_decoder_input_ids_from_labels(labels)
         return inputs, labels, weights
     return inputs, labels[:, 1:], weights[:, 1:]
+
+
+def without_repeated_problems(batch: Batch, rows: int, own: int, normalization: Normalization) -> Batch:
+    """Return a batch in which only the first `own` problems count, each task divided by their items.
+
+    The other examples stay, as all processes must run the same engine, but lose their labels and weights.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`):
+            From [`DataCollatorForCodePLAN`], of all tasks or of one.
+        rows (`int`):
+            Number of problems that were collated.
+        own (`int`):
+            Number of problems that count; the batches of other processes hold the rest as well.
+        normalization (`str`):
+            The collator's.
+    """
+    if len(batch["labels"]) % rows:
+        return batch  # from a collator of another kind, whose rows cannot be told apart
+    counted = without_repeats(batch, row_numbers(batch, rows), own)
+    collated, left = (
+        count_items_by_task(each["labels"], batch["task_ids"], tasks=len(Task), normalization=normalization)
+        for each in (batch, counted)
+    )
+    factors = (collated / left.clamp(min=1))[batch["task_ids"]].unsqueeze(1)
+    weights = batch["token_weights"].masked_fill(counted["labels"] == IGNORE_INDEX, 0.0) * factors
+    return {**counted, "token_weights": weights}
 
 
 class EpochCallback(TrainerCallback):
@@ -255,10 +305,18 @@ class CodePLANMixin(PlanningTrainer):
                 "`compute_metrics` is given, but an evaluation with CodePLANMixin computes the loss alone; leave it "
                 "out, and judge programs with `trl-akd evaluate`."
             )
-        if self.args.label_smoothing_factor:
+        defaults = {each.name: each.default for each in fields(self.args)}
+        for name in _UNUSED_SETTINGS & defaults.keys():
+            if getattr(self.args, name) != defaults[name]:
+                raise ValueError(
+                    f"`{name}` is {getattr(self.args, name)!r}, which CodePLAN's loss does not use; leave it out."
+                )
+        strategy, column = self.args.train_sampling_strategy, self.args.length_column_name
+        columns = getattr(self.train_dataset, "column_names", None) or ()
+        if strategy in ("group_by_length", "batch_rebalance") and column not in columns:
             raise ValueError(
-                f"`label_smoothing_factor` is {self.args.label_smoothing_factor}, which CodePLAN's loss does not use; "
-                "leave it out."
+                f"`train_sampling_strategy` is {strategy!r}, but the train dataset has no column {column!r}, and the "
+                "collator tokenizes its rows later; add the column, or leave the strategy out."
             )
         if self.args.n_gpu > 1:
             raise ValueError(
@@ -271,16 +329,19 @@ class CodePLANMixin(PlanningTrainer):
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = list(PROBLEM_COLUMNS)
+        self._signature_columns = [*PROBLEM_COLUMNS, self.args.length_column_name]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], None]:
         """Fetch the micro-batches of one optimizer step, and let them and all processes share each task's divisor."""
         batches, collator = list(islice(epoch_iterator, num_batches)), self.data_collator
+        repeats = own_rows(self.accelerator) if batches else None
         if self._turns:
             first = self.state.global_step * self.args.gradient_accumulation_steps
             batches = take_turns(batches, self._turns, first, multiple=collator.pad_to_multiple_of or 1)
+        if repeats is not None:
+            batches[-1] = without_repeated_problems(batches[-1], *repeats, collator.normalization)
         shared = self.accelerator if self.args.average_tokens_across_devices else None
         return share_divisors(batches, collator.normalization, device=device, accelerator=shared), None
 
@@ -301,6 +362,26 @@ class CodePLANMixin(PlanningTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor, None, None]:
-        """Return the loss of a batch of an evaluation, and no logits: the loss makes them a chunk at a time."""
+        """Return the loss of a batch of an evaluation, and no logits: the loss makes them a chunk at a time.
+
+        Problems that the batches of other processes hold as well do not count.
+        """
+        repeats = own_rows(self.accelerator)
+        problems = len(inputs["labels"]) / len(self.data_collator.task_weights)
+        if repeats is not None:
+            inputs = without_repeated_problems(inputs, *repeats, self.data_collator.normalization)
+            problems = repeats[1]
         with torch.no_grad():
-            return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+            loss = self.compute_loss(model, self._prepare_inputs(inputs)).detach()
+        self._evaluated += torch.stack([loss * problems, torch.full_like(loss, problems)]).to(self._evaluated)
+        return loss, None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Evaluate, and report the mean loss per problem over the batches of all processes."""
+        device = self.accelerator.device
+        self._evaluated = torch.zeros(2, dtype=widest_float(device), device=device)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        loss, problems = self.accelerator.reduce(self._evaluated, "sum").tolist()
+        if problems:
+            output.metrics[f"{metric_key_prefix}_loss"] = loss / problems
+        return output

@@ -26,9 +26,9 @@ from ..data.codeplan import DataCollatorForCodePLAN, take_turns, weights_of_task
 from ..data.problems import ProblemEncoder, Task, check_columns, prepare_problems, tokens_of_problems
 from ..generation.transformers_generator import default_max_new_tokens
 from ..losses.fused_linear import FusedCrossEntropy, FusedDivergence
-from ..losses.reduction import IGNORE_INDEX, count_items_by_task
+from ..losses.reduction import count_items_by_task
 from .codeplan_config import CodePLANConfig
-from .codeplan_mixin import EpochCallback, PlanningTrainer, answer_tokens
+from .codeplan_mixin import EpochCallback, PlanningTrainer, answer_tokens, without_repeated_problems
 from .plan_head import (
     PLAN_HEAD_FILE,
     add_plan_head,
@@ -209,11 +209,7 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
         return take_turns(batches, list(self.task_weights), first, multiple=self.args.pad_to_multiple_of or 1)
 
     def _without_repeats(self, batch: Batch, rows: int, own: int) -> Batch:
-        counted = super()._without_repeats(batch, rows, own)
-        collated, left = (self._items(each) for each in (batch, counted))
-        factors = (collated / left.clamp(min=1))[batch["task_ids"]].unsqueeze(1)
-        weights = batch["token_weights"].masked_fill(counted["labels"] == IGNORE_INDEX, 0.0) * factors
-        return {**counted, "token_weights": weights}
+        return without_repeated_problems(batch, rows, own, self.args.normalization)
 
     def _items(self, batch: Batch) -> torch.Tensor:
         """Return what the collator divides the weights of each task by, `[tasks]`."""

@@ -13,9 +13,13 @@ __all__ = ["Reject", "check_plan", "plan_of_answer"]
 
 Reject: TypeAlias = Literal["empty", "truncated", "not_numbered", "too_few_steps", "too_long", "code"]
 
-_STEP = re.compile(r"^(?:#+[ \t]*)?(?:\*\*)?(?:[Ss]tep[ \t]+)?(\d+)(?:[.):]|\*\*)[ \t]*(.*)$", re.MULTILINE)
+_STEP = re.compile(r"^(?:#+[ \t]*)?(?:\*\*)?(?:[Ss]tep[ \t]+)?\(?(\d+)(?:[.):]|\*\*)[ \t]*(.*)$", re.MULTILINE)
 _BULLET = re.compile(r"^[ \t]*(?:[-*+]|\w[.)])[ \t]+")
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
+_MARKDOWN = re.compile(
+    r"^[ \t]*(`{3,}|~{3,})(?:markdown|md)[ \t]*\n((?:(?![ \t]*(?:```|~~~)).*\n)*)[ \t]*\1[ \t]*$",
+    re.MULTILINE | re.IGNORECASE,
+)
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 _MIN_STEPS = 2
 # What one line of code is made of; an expression alone may be a word or a formula.
@@ -27,8 +31,9 @@ _CODE = (
 def plan_of_answer(answer: str) -> str:
     r"""Return the plan in a teacher's answer: from its first numbered step on, without the blanks at line ends.
 
-    Thoughts are left out; a teacher that never stopped thinking wrote no plan. Steps may be numbered `1.`, `1)`, `1:`
-    or `Step 1:`. A plan that stands in a fenced block is taken out of it. Without any steps, the answer is returned.
+    Thoughts are left out; a teacher that never stopped thinking wrote no plan. Steps may be numbered `1.`, `1)`,
+    `(1)`, `1:` or `Step 1:`. A plan that stands in a fenced block is taken out of it. Without any steps, the answer is
+    returned.
 
     Example:
 
@@ -38,8 +43,8 @@ def plan_of_answer(answer: str) -> str:
 
     ```
     """
-    read = parse_answer(well_formed(answer))
-    in_blocks = (block.text for block in read.blocks if block.language in ("", "text") and _STEP.search(block.text))
+    read = parse_answer(_MARKDOWN.sub(r"\2", well_formed(answer)))
+    in_blocks = (block.text for block in read.blocks if block.language != "python" and _STEP.search(block.text))
     answer = read.text if _STEP.search(read.prose) else next(in_blocks, read.text)
     answer = textwrap.dedent("\n".join(line.rstrip() for line in answer.strip("\n").splitlines()))
     answer = answer.lstrip() if _STEP.match(answer.lstrip()) else answer

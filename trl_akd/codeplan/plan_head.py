@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, cached_file
@@ -216,11 +217,14 @@ def load_plan_head(model: Any, name_or_path: str, revision: str | None = None) -
             Revision on the Hub.
 
     Raises:
-        ValueError: If there is no plan head, or one of another shape.
+        ValueError: If there is no plan head, one of another shape, or a damaged file.
     """
     path = check_plan_head_file(name_or_path, "separate", revision)
+    try:
+        tensors = load_file(str(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file ({error}); copy or download it again.") from error
     head = add_plan_head(model) if plan_head_of(model) is None else adopt_plan_head(model)
-    tensors = load_file(str(path))
     shapes = {key: list(value.shape) for key, value in tensors.items()}
     expected = {key: list(value.shape) for key, value in head.named_parameters()}
     if shapes != expected:
@@ -342,7 +346,10 @@ def _declare_in_adapter(base: Any, folder: str | Path) -> None:
 
 def _read_config(name_or_path: str, file: str, revision: str | None) -> dict[str, Any]:
     path = _find(name_or_path, file, revision)
-    return {} if path is None else dict(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return {} if path is None else dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); copy or download it again.") from error
 
 
 def _missing(name_or_path: str, file: str) -> ValueError:

@@ -1,12 +1,19 @@
 """Public tests as single cases, so that plans are compared by fractions of them."""
 
 import ast
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ..execution import ExecutionResult, Tests
 from ..generation.source import parse
 
 __all__ = ["pass_fractions", "split_tests"]
+
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_SIMPLE = (ast.Assert, ast.Raise, ast.Expr)
+_MOST_ITERATIONS = 50  # each runs in a process of its own
 
 Run = Callable[[Sequence[tuple[str, Tests]]], list[ExecutionResult]]
 
@@ -14,9 +21,10 @@ Run = Callable[[Sequence[tuple[str, Tests]]], list[ExecutionResult]]
 def split_tests(test: str) -> list[str]:
     r"""Split a test program into programs of one case each.
 
-    A case is a statement with an `assert`: at the top level, as in MBPP, or in a function of the test program that the
-    top level calls once, as in HumanEval's `check`. Each program has one case and all statements that are none.
-    Assertions of a constant, such as `assert True`, are no cases.
+    A case is a statement that asserts something, itself or by a function of the test program: at the top level, as in
+    MBPP, or in a function that is called once, as HumanEval's `check`. In a loop over a list that is spelled out, each
+    iteration is a case. Each program has one case and all statements that are none; what other statements read of a
+    case that is left out, such as a sum, is still computed. `assert True` is no case.
 
     Args:
         test (`str`):
@@ -34,11 +42,12 @@ def split_tests(test: str) -> list[str]:
     ```
     """
     tree = parse(test)
-    cases = [] if tree is None else _cases(tree)
-    if tree is None or len(cases) < 2:
+    if tree is None:
         return [test]
     try:
-        return [_with_one(tree, cases, case) for case in cases]
+        program = _TestProgram(tree)
+        cases = list(program.cases(tree.body))
+        return [_with_one(test, program, cases, case) for case in cases] if len(cases) > 1 else [test]
     except RecursionError:
         return [test]
 
@@ -79,47 +88,170 @@ def _fraction(result: ExecutionResult) -> float | None:
     return None if result.status == "infra_error" else result.tests_passed / result.tests_total
 
 
-def _cases(tree: ast.Module) -> list[ast.stmt]:
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    called = [name for node in ast.walk(tree) if (name := _called(node)) in functions]
-    cases: list[ast.stmt] = []
-    for statement in tree.body:
-        function = functions.get(_called(statement) or "")
-        if function is not None and called.count(function.name) == 1:
-            cases += filter(_asserts, function.body)
-        elif _asserts(statement) or (function is not None and any(map(_asserts, function.body))):
-            cases.append(statement)
-    return cases
+@dataclass(frozen=True)
+class _Case:
+    """A statement of a test program, or an iteration of a loop."""
+
+    statement: ast.stmt
+    iteration: int | None = None
+
+
+class _TestProgram:
+    """What has to be known of a whole test program to find its cases."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        self._functions = {node.name: node for node in tree.body if isinstance(node, _FUNCTIONS)}
+        self._reads, self._writes = _names(tree, ast.Load), _names(tree, ast.Store)
+        assignments = (node for node in ast.walk(tree) if isinstance(node, ast.Assign))
+        self._values = {
+            node.targets[0].id: node.value for node in assignments if isinstance(node.targets[0], ast.Name)
+        }
+        self._asserting: set[str] = set()
+        while found := {name for name in self._functions.keys() - self._asserting if self._function_asserts(name)}:
+            self._asserting |= found
+
+    def cases(self, body: Sequence[ast.stmt]) -> Iterator[_Case]:
+        """Yield the cases in a body, and in the functions that it calls once."""
+        for statement in body:
+            name = _called(statement)
+            if name in self._functions and self._reads[name] == 1:
+                yield from self.cases(self._functions[name].body)
+            elif self._asserts(statement):
+                iterations = self._iterations(statement)
+                yield from (_Case(statement, number) for number in iterations) if iterations else [_Case(statement)]
+
+    def droppable(self, case: _Case) -> list[ast.stmt]:
+        """Return what of a case other cases do without: all of it, or its assertions if they need what it leaves."""
+        if not self._is_needed(case.statement):
+            return [case.statement]
+        return [node for node in ast.walk(case.statement) if isinstance(node, _SIMPLE) and self._asserts(node)]
+
+    def _function_asserts(self, name: str) -> bool:
+        return any(map(self._asserts, self._functions[name].body))
+
+    def _asserts(self, node: ast.AST) -> bool:
+        """Tell whether running a node asserts something; a definition alone does not."""
+        if isinstance(node, ast.Assert):
+            return not (isinstance(node.test, ast.Constant) and node.test.value)
+        if isinstance(node, ast.Raise):
+            return any(name == "AssertionError" for name in _names(node, ast.Load))
+        if isinstance(node, ast.Expr):
+            called = _called(node)
+            return called is not None and (called in self._asserting or called.startswith("."))
+        if isinstance(node, (*_FUNCTIONS, ast.ClassDef, ast.Lambda)):
+            return False
+        return any(map(self._asserts, ast.iter_child_nodes(node)))
+
+    def _iterations(self, statement: ast.stmt) -> range | None:
+        """Return the numbers of a loop's iterations where they are few, known, and independent of each other."""
+        if not isinstance(statement, ast.For) or statement.orelse or self._is_needed(statement):
+            return None
+        length = self._length(statement.iter)
+        return range(length) if length is not None and 1 < length <= _MOST_ITERATIONS else None
+
+    def _length(self, value: ast.expr) -> int | None:
+        """Return the length of an iterable that is spelled out."""
+        match value:
+            case ast.List(elts) | ast.Tuple(elts):
+                return None if any(isinstance(item, ast.Starred) for item in elts) else len(elts)
+            case ast.Name(name) if self._writes[name] == 1 and name in self._values and self._reads[name] == 1:
+                return self._length(self._values[name])
+            case ast.Call(ast.Name("enumerate"), [inner, *_]):
+                return self._length(inner)
+            case ast.Call(ast.Name("zip"), [_, *_] as inner):
+                lengths = [self._length(each) for each in inner]
+                return None if None in lengths else min(length for length in lengths if length is not None)
+            case ast.Call(ast.Name("range"), bounds, []) if all(_is_integer(bound) for bound in bounds):
+                return len(range(*(ast.literal_eval(bound) for bound in bounds)))
+        return None
+
+    def _is_needed(self, statement: ast.stmt) -> bool:
+        """Tell whether a compound statement leaves something that is read elsewhere."""
+        if isinstance(statement, _SIMPLE):
+            return False
+        loops = [node for node in ast.walk(statement) if isinstance(node, ast.For | ast.comprehension)]
+        targets = {name for loop in loops for name in _names(loop.target, ast.Store)}
+        written = _names(statement, ast.Store)
+        new = {name for name in written if self._writes[name] == written[name]}
+        read_elsewhere = self._reads - _names(statement, ast.Load)
+        return any(name in read_elsewhere for name in (new | _changed(statement)) - targets)
+
+
+def _with_one(test: str, program: _TestProgram, cases: Sequence[_Case], kept: _Case) -> str:
+    """Return the test program without all cases but one."""
+    others = [case for case in cases if case.statement is not kept.statement]
+    dropped = [statement for case in others for statement in program.droppable(case)]
+    return ast.unparse(_Only(kept, dropped).visit(ast.parse(test)))
+
+
+class _Only(ast.NodeTransformer):
+    """Leave one case of a test program."""
+
+    def __init__(self, kept: _Case, dropped: Iterable[ast.stmt]) -> None:
+        self._kept, self._place = kept, _place(kept.statement)
+        self._dropped = {_place(statement) for statement in dropped}
+
+    def visit(self, node: ast.AST) -> Any:
+        place = _place(node) if isinstance(node, ast.stmt) else None
+        if place is not None and place in self._dropped:
+            return None
+        if place == self._place and isinstance(node, ast.For) and self._kept.iteration is not None:
+            number = self._kept.iteration
+            node.iter = ast.parse(f"list({ast.unparse(node.iter)})[{number}:{number + 1}]", mode="eval").body
+        else:
+            self.generic_visit(node)
+        if getattr(node, "body", None) == []:
+            node.body = [ast.Pass()]  # type: ignore[attr-defined]
+        return node
+
+
+def _place(statement: ast.stmt) -> tuple[int, int]:
+    return statement.lineno, statement.col_offset
 
 
 def _called(node: ast.AST) -> str | None:
-    """Return the name of the function that a statement calls and does no more."""
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
-        return node.value.func.id
+    """Return the name of the function that a statement calls and does no more, also by `await` or `asyncio.run`.
+
+    Methods count by their own name where it begins with `assert`, with a dot before it.
+    """
+    match node:
+        case ast.Expr(ast.Await(ast.Call() as call)):
+            pass
+        case ast.Expr(ast.Call(ast.Attribute(ast.Name("asyncio"), "run"), [ast.Call() as call])):
+            pass
+        case ast.Expr(ast.Call() as call):
+            pass
+        case _:
+            return None
+    match call.func:
+        case ast.Name(name):
+            return name
+        case ast.Attribute(_, name) if name.startswith("assert"):
+            return f".{name}"
     return None
 
 
-def _asserts(node: ast.AST) -> bool:
-    """Tell whether running a statement asserts something; a definition alone does not."""
-    if isinstance(node, ast.Assert):
-        return not isinstance(node.test, ast.Constant)
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
-        return False
-    return any(map(_asserts, ast.iter_child_nodes(node)))
+def _names(node: ast.AST, context: type[ast.expr_context]) -> Counter[str]:
+    found = (each for each in ast.walk(node) if isinstance(each, ast.Name))
+    return Counter(each.id for each in found if isinstance(each.ctx, context))
 
 
-def _with_one(tree: ast.Module, cases: Sequence[ast.stmt], case: ast.stmt) -> str:
-    """Return the test program without all cases but one."""
-    dropped = {id(other) for other in cases if other is not case}
-    bodies: list[ast.Module | ast.FunctionDef] = [
-        tree,
-        *(node for node in tree.body if isinstance(node, ast.FunctionDef)),
-    ]
-    whole = [node.body for node in bodies]
+def _changed(statement: ast.stmt) -> set[str]:
+    """Return the names whose values a statement changes: by `+=`, by a method, or in an item or attribute."""
+    changed = set()
+    for node in ast.walk(statement):
+        match node:
+            case ast.AugAssign(target=ast.Name(name)):
+                changed.add(name)
+            case ast.Expr(ast.Call(ast.Attribute(ast.Name(name)))):
+                changed.add(name)
+            case ast.Subscript(ast.Name(name), ctx=ast.Store()) | ast.Attribute(ast.Name(name), ctx=ast.Store()):
+                changed.add(name)
+    return changed
+
+
+def _is_integer(node: ast.expr) -> bool:
     try:
-        for node in bodies:
-            node.body = [statement for statement in node.body if id(statement) not in dropped] or [ast.Pass()]
-        return ast.unparse(tree)
-    finally:
-        for node, body in zip(bodies, whole, strict=True):
-            node.body = body
+        return isinstance(ast.literal_eval(node), int)
+    except ValueError:
+        return False

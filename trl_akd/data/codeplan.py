@@ -1,11 +1,14 @@
 """Rows of problems to batches of CodePLAN's tasks, each token with its weight in the loss."""
 
+import inspect
 import math
 import random
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from types import CodeType
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import torch
@@ -63,6 +66,9 @@ def weights_of_tasks(plan_weight: float, guided_weight: float) -> dict[Task, flo
 
     ```
     """
+    for name, weight in (("plan_weight", plan_weight), ("guided_weight", guided_weight)):
+        if not isinstance(weight, Real):
+            raise ValueError(f"`{name}` is {weight!r}, of type {type(weight).__name__}; give a number.")
     if not 0.0 <= plan_weight <= 1.0:
         raise ValueError(f"`plan_weight` is {plan_weight}; it is the plan's share of the loss and must lie in [0, 1].")
     if not (guided_weight >= 0.0 and math.isfinite(guided_weight)):
@@ -136,6 +142,11 @@ class DataCollatorForCodePLAN:
     pad_to_multiple_of: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.tokenizer, PreTrainedTokenizerBase):
+            raise ValueError(
+                f"`tokenizer` is {self.tokenizer!r:.80}, of type {type(self.tokenizer).__name__}; give a tokenizer, "
+                "such as AutoTokenizer.from_pretrained(...)."
+            )
         self.task_weights = weights_of_tasks(self.plan_weight, self.guided_weight)
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"`schedule` is {self.schedule!r}; choose 'weighted' or 'alternate'.")
@@ -327,9 +338,7 @@ def _refuse_other_losses() -> None:
     while frame is not None:
         caller = frame.f_locals.get("self")
         if isinstance(caller, trainer_class):
-            home = type(caller).compute_loss.__module__.partition(".")[0]
-            reads_weights = home == "trl_akd" and getattr(caller, "reads_token_weights", False)
-            if home in ("transformers", "trl", "trl_akd") and not reads_weights:
+            if not _reads_token_weights(type(caller)):
                 name = type(caller).__name__
                 raise ValueError(
                     f"`data_collator` of a {name} is a DataCollatorForCodePLAN, but the loss of {name} ignores its "
@@ -338,3 +347,33 @@ def _refuse_other_losses() -> None:
                 )
             return
         frame = frame.f_back
+
+
+def _reads_token_weights(trainer_class: type) -> bool:
+    """Tell whether the `compute_loss` of a Trainer reads `token_weights`.
+
+    That of transformers and TRL does not. One that is defined elsewhere does, unless it leaves the loss to its base
+    class: where it calls `super().compute_loss` and names neither the weights nor `codeplan_loss`, the base class
+    decides.
+    """
+    for base in trainer_class.__mro__:
+        loss = vars(base).get("compute_loss")
+        if loss is None:
+            continue
+        home = base.__module__.partition(".")[0]
+        if home in ("transformers", "trl"):
+            return False
+        if home == "trl_akd":
+            return bool(getattr(trainer_class, "reads_token_weights", False))
+        code = inspect.unwrap(loss).__code__ if inspect.isroutine(loss) else None
+        if code is None or not _leaves_to_base(code):
+            return True
+    return False
+
+
+def _leaves_to_base(code: CodeType) -> bool:
+    return (
+        "compute_loss" in code.co_names
+        and "token_weights" not in code.co_consts
+        and "codeplan_loss" not in code.co_names
+    )

@@ -14,7 +14,7 @@ from .columns import Row, UntestableError
 from .formats import read_problem
 from .problems import Problem, fingerprint
 
-__all__ = ["BENCHMARKS", "Benchmark", "load_benchmark"]
+__all__ = ["BENCHMARKS", "Benchmark", "bare_name", "load_benchmark"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def load_benchmark(
     if not problems:
         raise ValueError(f"benchmark {name!r} has no problems in {str(local)!r}; check the file.")
     return Benchmark(
-        name=name if name in BENCHMARKS else Path(name).name.split(".")[0],
+        name=name if name in BENCHMARKS else bare_name(Path(name)),
         problems=tuple(problems[:limit]),
         left_out=frozenset(problem.task_id for problem in problems[len(problems[:limit]) :]),
         source=known.dataset if local is None else str(local),
@@ -139,6 +139,20 @@ def load_benchmark(
         strict=known.strict,
         dataset=known.dataset if name in BENCHMARKS else None,
     )
+
+
+def bare_name(path: Path) -> str:
+    """Return the name of a folder, or of a JSON Lines file without its ending.
+
+    Example:
+
+    ```python
+    >>> bare_name(Path("samples/Qwen2.5-7B_temp_0.2.jsonl.gz")), bare_name(Path("samples/Qwen2.5-7B_temp_0.2"))
+    ('Qwen2.5-7B_temp_0.2', 'Qwen2.5-7B_temp_0.2')
+
+    ```
+    """
+    return path.resolve().name.removesuffix(".gz").removesuffix(".jsonl")
 
 
 def _locate(name: str, path: str | Path | None) -> tuple[_Known, Path | None]:

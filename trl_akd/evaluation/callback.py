@@ -1,6 +1,6 @@
 """A benchmark at every evaluation of a training run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -15,11 +15,13 @@ from .benchmarks import Benchmark, load_benchmark
 from .evaluation_config import DEFAULT_TIMEOUT
 from .generation import give_up_on_long, write_samples
 from .prompts import Prompting, PromptStyle
-from .results import card_scores, summarize
+from .results import benchmark_facts, card_scores, summarize
 from .samples import Samples
 from .scoring import judge
 
 __all__ = ["PassAtKCallback"]
+
+_LOGGED_AS = "eval_"
 
 
 class PassAtKCallback(TrainerCallback):
@@ -130,16 +132,32 @@ class PassAtKCallback(TrainerCallback):
         datasets = self._trainer.eval_dataset
         first = next(iter(datasets)) if isinstance(datasets, dict) else None
         if first is None or f"eval_{first}_runtime" in metrics:
-            results = self._judge()
-            scores = {name: value for name, value in results["metrics"].items() if name.startswith("pass@")}
-            self._found = {f"eval_{name}": value for name, value in scores.items()}
+            scores = {name: value for name, value in self._judge().items() if name.startswith("pass@")}
+            self._found = {f"{_LOGGED_AS}{name}": value for name, value in scores.items()}
             self._trainer.log(dict(self._found))
-            if isinstance(self._trainer, AKDTrainer):
-                settings = self._sampling | {"prompt_style": self._prompting.style, "step": state.global_step}
-                self._trainer.scores[state.global_step] = card_scores(results, settings)
+            self._keep_for_card(scores, state.global_step)
         metrics.update(self._found)
 
-    def _judge(self) -> dict[str, Any]:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Read the scores of evaluations before the checkpoint that training resumes from."""
+        for entry in state.log_history:
+            scores = {
+                name.removeprefix(_LOGGED_AS): value
+                for name, value in entry.items()
+                if name.startswith(f"{_LOGGED_AS}pass@")
+            }
+            if scores:
+                self._keep_for_card(scores, entry["step"])
+
+    def _keep_for_card(self, scores: Mapping[str, float], step: int) -> None:
+        if isinstance(self._trainer, AKDTrainer):
+            settings = self._sampling | {"prompt_style": self._prompting.style, "step": step}
+            results = {"benchmark": benchmark_facts(self.benchmark), "metrics": scores}
+            self._trainer.scores[step] = card_scores(results, settings)
+
+    def _judge(self) -> dict[str, float]:
         accelerator = self._trainer.accelerator
         samples = Samples()
         write_samples(
@@ -159,8 +177,8 @@ class PassAtKCallback(TrainerCallback):
         )
         return from_main(accelerator, lambda: self._score(samples))
 
-    def _score(self, samples: Samples) -> dict[str, Any]:
+    def _score(self, samples: Samples) -> dict[str, float]:
         assert self._executor is not None
         verdicts = judge(self.benchmark.problems, samples.by_task, self._executor, progress=False)
-        results = summarize(self.benchmark, verdicts, self._k)
-        return {name: results[name] for name in ("benchmark", "metrics")}
+        metrics: dict[str, float] = summarize(self.benchmark, verdicts, self._k)["metrics"]
+        return metrics

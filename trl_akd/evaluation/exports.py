@@ -8,7 +8,7 @@ from statistics import NormalDist
 from typing import Any
 
 from ..execution import ExecutionResult
-from .files import replace_text
+from ..files import replace_text
 from .verdicts import Verdict
 
 __all__ = ["EVAL_RESULTS", "write_eval_results"]

@@ -1,11 +1,13 @@
 """Programs from completions and answers, with the code of the problem that they continue."""
 
 import ast
-import textwrap
+import re
 from collections.abc import Sequence
 
 from ..generation import parse_answer
 from ..generation.extraction import extract_program
+from ..generation.programs import find_program
+from ..generation.python_parts import Part
 from ..generation.source import defines, line_of_error, parse
 from .problems import Problem
 
@@ -29,7 +31,8 @@ def program_of_answer(problem: Problem, answer: str) -> str:
     r"""Return the program in an answer to an instruction.
 
     Imports and helpers of the problem's own code come first. An answer that does not define the entry point but opens
-    with the body of a function is taken as the continuation of the problem's code, up to the prose after it.
+    with the body of a function is taken as the continuation of the problem's code, up to the prose after it; what only
+    uses the function is left out of it as out of any answer.
 
     Example:
 
@@ -47,21 +50,23 @@ def program_of_answer(problem: Problem, answer: str) -> str:
     read = parse_answer(answer, problem.entry_point)
     program = read.text if read.program is None else read.program
     if problem.entry_point and problem.code_prompt and not defines(program, problem.entry_point):
-        for body in (program, read.text):
+        for body in (program, read.text, *(block.text for block in read.blocks[:1])):
             continued = _continued(problem.code_prompt, problem.entry_point, body)
             if continued is not None:
-                return continued
+                return find_program([Part(continued, "python")], problem.entry_point) or continued
     futures = [line for line in program.split("\n") if line.startswith("from __future__ import")]
     rest = "\n".join(line for line in program.split("\n") if not line.startswith("from __future__ import"))
     return "\n".join(filter(None, [*futures, _preamble(problem), rest]))
 
 
 def _continued(code: str, entry_point: str, text: str) -> str | None:
-    """Return a function's beginning with the body that opens a text, at whatever indent; `None` if there is none."""
+    """Return a function's beginning with the body that opens a text, at any indent, or `None`."""
     found: list[str] = []
-    for body in (text, f"    {text}", textwrap.indent(text, "    ")):
+    indent = text[: len(text) - len(text.lstrip())].rpartition("\n")[2]
+    opened = re.sub(rf"^{indent}(?=.)", "    ", text, flags=re.MULTILINE)
+    for body in (opened, f"    {text}"):
         program = code + _body(code, body)
-        is_indented = body is text and text.lstrip("\n")[:1].isspace() and program[len(code) :].strip() != ""
+        is_indented = body is opened and indent != "" and program[len(code) :].strip() != ""
         if is_indented or _returns(program, entry_point):
             found.append(program)
     return max(found, key=lambda program: len(program), default=None)

@@ -16,6 +16,7 @@ from ..codeplan.plan_sampling_config import PlanSamplingConfig
 from ..codeplan.ranker import Ranker
 from ..codeplan.task_prompts import TaskPrompting
 from ..execution import CodeExecutor
+from ..files import replace_text
 from ..generation import TextGenerator, TransformersGenerator
 from ..generation.recorded import RecordedGenerator
 from ..generation.sharing import is_main
@@ -26,7 +27,6 @@ from .benchmarks import Benchmark, load_benchmark
 from .evaluation_config import EvaluationConfig
 from .exports import write_eval_results
 from .extraction import program_of_answer
-from .files import replace_text
 from .problems import Problem
 from .results import summarize, write_results
 from .runner import Evaluation, execution_settings, make_executor, output_folder

@@ -12,13 +12,13 @@ from huggingface_hub import EvalResult
 
 from .. import __version__
 from ..akd.card_scores import score_results
+from ..files import replace_text
 from ..metrics.taxonomy import error_table, is_tests_own_error
 from ..metrics.verdicts import check_verdicts, scores
 from .benchmarks import Benchmark
-from .files import replace_text
 from .verdicts import Verdict
 
-__all__ = ["RESULTS", "card_scores", "read_results", "summarize", "write_results"]
+__all__ = ["RESULTS", "benchmark_facts", "card_scores", "read_results", "summarize", "write_results"]
 
 RESULTS = "results.json"
 _ON_CARDS = ("num_samples", "temperature", "top_p", "max_new_tokens", "prompt_style", "prompt_template", "step")
@@ -64,14 +64,7 @@ def summarize(
         task["samples"] += verdict.result.status != "infra_error"
         task["correct"] += verdict.result.passed
     return {
-        "benchmark": {
-            "name": benchmark.name,
-            "source": benchmark.source,
-            "dataset": benchmark.dataset,
-            "revision": benchmark.revision,
-            "problems": len(benchmark.problems),
-            "fingerprint": benchmark.fingerprint,
-        },
+        "benchmark": benchmark_facts(benchmark),
         "metrics": _scores(tasks.values(), k, confidence)
         | {"confidence": confidence}
         | ({"test_case_average": _test_case_average(verdicts)} if all_tests else {}),
@@ -82,22 +75,34 @@ def summarize(
     }
 
 
+def benchmark_facts(benchmark: Benchmark) -> dict[str, Any]:
+    """Return what results say of the benchmark."""
+    return {
+        "name": benchmark.name,
+        "source": benchmark.source,
+        "dataset": benchmark.dataset,
+        "revision": benchmark.revision,
+        "problems": len(benchmark.problems),
+        "fingerprint": benchmark.fingerprint,
+    }
+
+
 def card_scores(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[EvalResult]:
     """Return scores for a model card.
 
     Args:
         results (`Mapping`):
-            From [`summarize`].
+            From [`summarize`]; of these, `benchmark`, `metrics` and, with plan sampling, `plans`.
         settings (`Mapping`):
             How samples were generated: `num_samples`, `temperature`, `prompt_style` and the like.
     """
     benchmark = results["benchmark"]
-    name = f"{benchmark['name']} with plans" if "plans" in results else benchmark["name"]
     return score_results(
-        name,
+        benchmark["name"],
         benchmark["dataset"] or benchmark["name"],
         results["metrics"],
         revision=benchmark["revision"],
+        variant="with plans" if "plans" in results else None,
         problems=benchmark["problems"],
         **{name: settings[name] for name in _ON_CARDS if settings.get(name) is not None},
     )

@@ -10,7 +10,7 @@ from ..execution import CodeExecutor
 from ..generation import TransformersGenerator
 from ..generation.sharing import from_main, is_main
 from .backends import load_model, with_max_new_tokens
-from .benchmarks import Benchmark, load_benchmark
+from .benchmarks import Benchmark, bare_name, load_benchmark
 from .evaluation_config import EvaluationConfig
 from .exports import write_eval_results
 from .generation import give_up_on_long, write_samples
@@ -165,7 +165,7 @@ def output_folder(config: EvaluationConfig, benchmark: Benchmark) -> Path:
     """Return where results go: `output_dir`, or a folder named after benchmark and model."""
     if config.output_dir is not None:
         return Path(config.output_dir).expanduser()
-    judged = config.model or str(Path(config.samples or "").name).split(".")[0]
+    judged = config.model or bare_name(Path(config.samples or ""))
     return Path("outputs/evaluation") / benchmark.name / judged.strip("./").replace("/", "--")
 
 

@@ -104,9 +104,14 @@ def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         raise FileNotFoundError(
             f"There are neither .jsonl files nor */*.py in the folder {str(path)!r}; give the folder of the samples."
         )
-    return (
-        ({"task_id": file.parent.name, "solution": file.read_text(encoding="utf-8")}, str(file)) for file in programs
-    )
+    return (({"task_id": file.parent.name, "solution": _program_text(file)}, str(file)) for file in programs)
+
+
+def _program_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 ({error}); save it as UTF-8.") from error
 
 
 class Samples:

@@ -13,9 +13,9 @@ from typing import Any, Self, get_args
 from .. import __version__
 from ..execution import ExecutionResult
 from ..execution.result import Status
+from ..files import replace_text
 from ..ledger import Ledger
 from ..metrics.taxonomy import ErrorLabel
-from .files import replace_text
 from .problems import Problem
 from .samples import Sample
 

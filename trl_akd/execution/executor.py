@@ -50,8 +50,8 @@ class CodeExecutor:
       the harness's own do not. Candidate and test are compiled apart, and what the candidate did to built-ins,
       `__builtins__`, standard streams, tracing and timers is undone before the test runs;
     - it sees itself as `python candidate.py` would: `sys.argv`, `__file__`, `sys.path[0]`, signals, file modes and
-      limits are ordinary, whatever the caller's are, and no path of the caller's shows. There is no such file,
-      however: `open(__file__)` and multiprocessing's "spawn" fail;
+      limits are ordinary, whatever the caller's are, its file can be read and run again, and no path of the caller's
+      shows;
     - what Python refuses to compile is a failed program like any other, compiled in its sandbox.
 
     Not covered:
@@ -66,8 +66,8 @@ class CodeExecutor:
       classes. Scripts and calls are always compared in the caller's process;
     - memory to the last byte. A control group (version 2 or 1) bounds it wherever this user may make one below its
       own: a program holds at most a quarter more than `memory_mb`, or 16 MiB where that is more. Elsewhere the helper
-      watches and estimates, up to 300 times a second, and is late on a busy machine: what programs of many processes
-      held stayed below 1.5 times `memory_mb` on a quiet machine, and has reached 1.8 times on a busy one. There, a
+      watches and estimates, up to 300 times a second, and is late on a busy machine: programs of many processes have
+      held 1.8 times a `memory_mb` of 128 there, and 2.9 times one of 64. There, a
       mapping that processes share has at most 8 MiB and counts as such, and a process has 128 open files instead
       of 256;
     - processor time of processes that no parent waits for, once they have ended; wall-clock time is bounded too;
@@ -75,13 +75,13 @@ class CodeExecutor:
     - level `bwrap` has the same promises by way of bubblewrap, save that programs of a worker share /tmp's quota, and
       that where root's Python lies out of nobody's reach they keep the right to read what is in their sandbox;
     - level `process` keeps deadlines, limits and verdicts, and kills descendants by hunting for them, which a chain of
-      forks in ever new sessions can outrun. The 64 MiB for files are checked several times a second, and do not count
-      files that were removed and are still open. Sockets but those of the Unix kind are refused (x86-64 and Arm).
-      Files
-      are out of reach only as far as Landlock (Linux 5.13) and the user's rights go: without it, a program may read
-      and write what this user may, or as root what nobody may (and the level is refused where root's Python lies out
-      of nobody's reach). Signals to the user's other processes are kept
-      inside from Linux 6.12 on. /dev/shm is shared, and files there stay. macOS has this level only, untested;
+      forks in ever new sessions can outrun. The 64 MiB and 4096 files that are allowed are checked several times a
+      second; files that were removed and are still open do not count. Sockets but those of the Unix kind are refused
+      (x86-64 and Arm). Files are out of reach only as far as Landlock (Linux 5.13) and the user's rights go: without
+      it, a program may read and write what this user may, or as root what nobody may (and the level is refused where
+      root's Python lies out of nobody's reach). Signals to the user's other processes are kept inside from Linux 6.12
+      on. /dev/shm is shared; files there stay, and without a control group they do not count as memory. macOS has this
+      level only, untested;
     - other machines than x86-64 and Arm have no filter of system calls.
 
     Args:

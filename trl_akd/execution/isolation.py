@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from . import bubblewrap
 from .result import Isolation
 from .worker import PACKAGE_FOLDER, HelperError, PackageError, Worker
 
@@ -53,6 +52,8 @@ def first_worker(isolation: str, packages: Sequence[str]) -> tuple[Isolation, di
     choices = ("auto", *get_args(Isolation))
     if isolation not in choices:
         raise ValueError(f"isolation is {isolation!r}; choose one of {', '.join(choices)}.")
+    if not hasattr(os, "fork"):
+        raise IsolationError(f"Programs run on Linux and macOS, and this is {sys.platform}; on Windows, use WSL.")
     folders, sources = _find_packages(packages)
     reasons = []
     for level in _STRONGEST_FIRST if isolation == "auto" else (cast(Isolation, isolation),):
@@ -100,6 +101,8 @@ def _settings(level: Isolation, folders: dict[str, str], sources: list[str]) -> 
     settings: dict[str, Any] = {"level": level, "sources": sources, "packages": folders, "command": []}
     settings["own_folder"] = None
     if level == "bwrap":
+        from . import bubblewrap  # not where there is no Linux
+
         settings["command"] = bubblewrap.command(sources, own=os.path.join(PACKAGE_FOLDER, "zygote"))
         settings["own_folder"] = bubblewrap.OWN_FOLDER
         settings["writable"] = bubblewrap.WRITABLE

@@ -84,6 +84,12 @@ def check_tests(tests: object, where: str) -> None:
         raise TypeError(f"{where} has fn_name={function!r}; give a function's name or leave it out.")
     if (harness := tests.get("harness", "apps")) not in tuple(_HARNESSES):
         raise ValueError(f"{where} has harness={harness!r}; choose one of {', '.join(_HARNESSES)}, or leave it out.")
+    for value in inputs if function is not None else ():
+        if not isinstance(value, list | tuple | str | Mapping):
+            raise TypeError(
+                f"{where} has inputs of type {type(value).__name__} for calls of {function!r}; give each call a "
+                "list of its arguments."
+            )
     for kind, values in (("inputs", inputs), ("outputs", outputs)):
         for value in values if function is None else ():
             if not isinstance(value, str) and not _is_lines(value):
@@ -109,7 +115,7 @@ def judge(candidate: str, tests: Tests, *, strict: bool, fail_fast: bool) -> Jud
         if function is None:
             outcome = yield Case(candidate, "script", _as_text(given), preamble=harness.preamble)
         else:
-            outcome = yield Case(candidate, "call", json.dumps(given), function, harness.preamble)
+            outcome = yield Case(candidate, "call", _arguments(given, number), function, harness.preamble)
         seconds += outcome.get("seconds", 0.0)
         outcome = _compare(outcome, wanted, number, function, harness)
         if outcome["status"] == "infra_error":
@@ -249,6 +255,15 @@ def _lines_of_words(text: str) -> list[list[str]]:
 
 def _as_text(value: str | list[str]) -> str:
     return value if isinstance(value, str) else "\n".join(value)
+
+
+def _arguments(value: Any, number: int) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"inputs[{number - 1}] cannot be sent as JSON ({error}); give numbers, texts and lists."
+        ) from error
 
 
 def _is_lines(value: object) -> bool:

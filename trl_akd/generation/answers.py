@@ -5,6 +5,7 @@ to [`programs`]. Time is linear in the text's length.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -56,6 +57,15 @@ _START = re.compile(
     r"(?:\s*+(?:<\|(?:im_start|start|start_header_id|begin_of_text|assistant|end_header_id|fim_middle|fim_prefix|message"
     r"|im_end|CHATBOT_TOKEN)\|>|<s>|<bos>|<start_of_turn>|<fim_middle>|<fim_prefix>|<MID>|<PRE>|\[/INST\]"
     r"|<\uff5c[^\uff5c\n]{1,40}\uff5c>)(?:(?:assistant|model)(?=\s|<))?+)++"
+)
+_PROMPT = re.compile(
+    r"(?:\s*+(?:<\|begin_of_text\|>|<s>|<bos>|<\uff5cbegin[^\uff5c\n]{1,40}\uff5c>))*+\s*+(?:\[INST\]"
+    r"|<\|(?:im_start|start_header_id)\|>(?:system|user)\b|<start_of_turn>(?:system|user)\b|<\|(?:system|user)\|>"
+    r"|<\uff5cUser\uff5c>)"
+)
+_REPLY = re.compile(
+    r"\[/INST\]|<\|im_start\|>assistant\b|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model\b"
+    r"|<\|assistant\|>|<\uff5cAssistant\uff5c>"
 )
 _NO_TEXT = re.compile(r"<\|(?:python_tag|begin_of_solution|START_RESPONSE)\|>")
 _FILL_IN = re.compile(
@@ -168,7 +178,7 @@ def parse_answer(text: str, entry_point: str | None = None) -> Answer:
     ```
     """
     text = _ANSI.sub("", text).replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
-    thoughts, closed, text = _split_thoughts(text)
+    thoughts, closed, text = _split_thoughts(_without_prompt(text))
     text = _without_special_tokens(text)
     blocks = tuple(_blocks(text))
     prose = _prose(text, blocks)
@@ -183,6 +193,12 @@ def parse_answer(text: str, entry_point: str | None = None) -> Answer:
     )
 
 
+def _without_prompt(text: str) -> str:
+    """Remove the turns before the first reply, where a text opens with the prompt in its chat template."""
+    reply = _REPLY.search(text) if _PROMPT.match(text) else None
+    return text if reply is None else text[reply.end() :]
+
+
 def _split_thoughts(text: str) -> tuple[str, bool, str]:
     """Return the thoughts, whether they ended, and the answer."""
     channels = [match for match in _CHANNEL.finditer(text) if not _is_quoted(text, match)]
@@ -193,13 +209,13 @@ def _split_thoughts(text: str) -> tuple[str, bool, str]:
         return before, bool(final), after
     tags = [match for match in _THOUGHT_TAG.finditer(text) if not _is_quoted(text, match)]
     if tags:
-        code = _spans_of_python(text, tags)
-        tags = [tag for tag in tags if not any(start <= tag.start() < end for start, end in code)]
+        tags = _outside_of_python(text, tags)
     thinking: list[str] = []
     answer: list[str] = []
     opened: re.Match[str] | None = None
     position = 0
     last_close = max((tag.start() for tag in tags if tag["close"]), default=-1)
+    length = len(text.rstrip())
     for tag in tags:
         if opened is None and tag["open"]:
             if tag.start() < last_close or not text[text.rfind("\n", 0, tag.start()) + 1 : tag.start()].strip():
@@ -209,11 +225,10 @@ def _split_thoughts(text: str) -> tuple[str, bool, str]:
             thinking.append(text[position : tag.start()])
             opened, position = None, tag.end()
         elif opened is None:
-            so_far = [*answer, text[position : tag.start()]]
-            if thinking and not text[tag.end() :].strip() and "".join(so_far).strip():
-                answer = so_far
-            else:
-                thinking, answer = [*thinking, *so_far], []
+            answer.append(text[position : tag.start()])
+            if not thinking or tag.end() < length or not "".join(answer).strip():
+                thinking += answer
+                answer.clear()
             position = tag.end()
     (answer if opened is None else thinking).append(text[position:])
     return "\n".join(thinking), opened is None, "".join(answer).lstrip("\n") if thinking else "".join(answer)
@@ -250,17 +265,19 @@ def _is_quoted(text: str, match: re.Match[str]) -> bool:
     return any(before.count(quote) % 2 and quote in after for quote in "\"'`")
 
 
-def _spans_of_python(text: str, tags: list[re.Match[str]]) -> list[tuple[int, int]]:
-    """Return where the text is a Python program in which tags are strings: as a whole, or in its code blocks."""
+def _outside_of_python(text: str, tags: list[re.Match[str]]) -> list[re.Match[str]]:
+    """Return the tags without those in Python that parses: the text as a whole, or one of its code blocks."""
     if parse(text) is not None:
-        return [(0, len(text))]
-    return [
-        (block.start, block.end)
-        for block in _blocks(text)
-        if block.closed
-        and any(block.start <= tag.start() < block.end for tag in tags)
-        and parse(block.text) is not None
-    ]
+        return []
+    starts = [tag.start() for tag in tags]
+    outside: list[re.Match[str]] = []
+    last = 0
+    for block in _blocks(text):
+        first, end = bisect_left(starts, block.start), bisect_left(starts, block.end)
+        if first < end and block.closed and parse(block.text) is not None:
+            outside += tags[last:first]
+            last = end
+    return outside + tags[last:]
 
 
 def _without_special_tokens(text: str) -> str:

@@ -138,11 +138,14 @@ class Budget:
         """Count a request that is about to be sent.
 
         Raises:
-            BudgetSpent: If it is one more than was reserved, as a repetition is, and there is no other.
+            BudgetSpent: If it is one more than was reserved, as a repetition is, and there is no other, or if it
+                comes after the last second.
         """
         with self._lock:
             if not reservation.requests and not self._has_request():
                 raise BudgetSpent("max_requests")
+            if self._max_seconds is not None and self.seconds >= self._max_seconds:
+                raise BudgetSpent("max_seconds")
             self._reserved_requests -= reservation.requests
             reservation.requests = 0
             reservation.sent += 1

@@ -19,6 +19,7 @@ __all__ = ["JSONClient", "MalformedAnswer", "RefusedRequest"]
 Answer = TypeVar("Answer")
 
 _LONGEST_WAIT = 300.0  # seconds
+_KEY = "`api_key`, or the environment variable that holds it, such as OPENAI_API_KEY"
 _EXCERPT = 300  # characters of an answer in a message
 _PASSING = (408, 409, 425, 429)  # beside 5xx
 _OF_ONE_REQUEST = (400, 413, 422)
@@ -157,7 +158,7 @@ class JSONClient:
             raise self._refusal(url, response)
         try:
             return response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             raise MalformedAnswer(f"with what is no JSON: {self._excerpt(response.text)}") from None
 
     def _too_late(self) -> _TransientFault:
@@ -166,10 +167,13 @@ class JSONClient:
     def _refusal(self, url: str, response: requests.Response) -> RefusedRequest:
         excerpt = self._excerpt(response.text)
         remedy = {
-            401: "check `api_key` or OPENAI_API_KEY",
-            403: "check `api_key` or OPENAI_API_KEY, and what the key may use",
+            401: f"check {_KEY}",
+            403: f"check {_KEY}, and what the key may use",
             404: "check `base_url`, which as a rule ends in /v1, and `model`",
-        }.get(response.status_code, "check `base_url`, `model` and the request")
+        }.get(
+            response.status_code,
+            "check `base_url`, `model` and the request, whose fields `extra_body` can replace or remove",
+        )
         return RefusedRequest(
             f"{url} refused with status {response.status_code}: {excerpt}; {remedy}.", response.status_code, excerpt
         )

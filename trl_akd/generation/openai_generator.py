@@ -31,6 +31,7 @@ __all__ = ["OpenAIGenerator"]
 _SUBSTITUTES = {"logprobs": None, "max_tokens": "max_completion_tokens", "response_format": None}
 """Fields that some servers refuse, and what to send in their place."""
 
+_EXCERPT = 300  # characters of a server's error in a message
 _MAX_STOPS = 4  # that OpenAI's own servers take; text is cut at the others once it is here
 
 _STRUCTURED = re.compile(r"response_format|json.?(?:schema|object)|structured|guided|grammar", re.IGNORECASE)
@@ -42,6 +43,18 @@ _ABOUT_THE_PROMPT = re.compile(
     re.IGNORECASE,
 )
 """Refusals that say why: they tell nothing about other prompts."""
+
+_ABOUT_THE_SETTINGS = re.compile(
+    r"max_(completion_)?tokens\W.{0,30}too large|at most \d+ completion tokens"
+    r"|(unknown|unrecogni[sz]ed|unexpected|unsupported|invalid|extra).{0,10}"
+    r"(argument|parameter|field|keyword|name|property|properties)\b|extra inputs",
+    re.IGNORECASE,
+)
+"""Refusals that concern other prompts as well, whatever else they mention."""
+
+_UNSUPPORTED = re.compile(
+    r"support|unknown|unrecogni[sz]ed|unexpected|invalid|deprecated|not (permitted|allowed)", re.I
+)
 
 
 class OpenAIGenerator(StreamingGenerator):
@@ -319,7 +332,7 @@ class _State:
         Raises:
             GenerationError: If it is one too many.
         """
-        if _ABOUT_THE_PROMPT.search(reason):
+        if _is_explained(reason):
             return
         with self._lock:
             self._refusals += 1
@@ -385,10 +398,16 @@ class _Call:
     def end(self) -> None:
         """Send no more requests, and wait for those under way."""
         self._ended = True
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown()
 
     def _follow(self, question: _Question, reservation: Reservation) -> None:
-        """Put the completions of a prompt into the queue as they come, in a thread, and `None` behind the last."""
+        """Put the completions of a prompt into the queue as they come, in a thread, and `None` behind the last.
+
+        An error ends the call here, so that no thread begins another prompt before the caller has seen it.
+        """
+        if self._ended:
+            self._generator._budget.settle(reservation, Usage())
+            return
         try:
             for completions in self._generator._answer(question, self._request, reservation):
                 self._queue.put((question.index, completions))
@@ -396,26 +415,33 @@ class _Call:
                     return
             self._queue.put(None)
         except Exception as error:
+            self._ended = True
             self._queue.put(error)
 
     def _handed_over(self, found: Arrival) -> Iterator[Arrival]:
         """Yield completions, but hold an unexplained refusal until another prompt is answered."""
-        if found[1][0].finish_reason == "refused" and not _ABOUT_THE_PROMPT.search(found[1][0].refusal or ""):
+        if found[1][0].finish_reason == "refused" and not _is_explained(found[1][0].refusal or ""):
             self._held.append(found)
             return
         held, self._held = self._held, []
         yield from [*held, found]
 
 
+def _is_explained(reason: str) -> bool:
+    """Tell whether a refusal names the content or the length of its prompt as the cause."""
+    return _ABOUT_THE_PROMPT.search(reason) is not None and _ABOUT_THE_SETTINGS.search(reason) is None
+
+
 def _refused_field(body: Mapping[str, Any], excerpt: str) -> str | None:
     """Return the field of a request that its refusal complains of, if it can be done without."""
-    for field, substitute in _SUBSTITUTES.items():
-        named = field in excerpt if substitute is None else re.search(rf"support.{{0,80}}{substitute}", excerpt)
-        if field == "response_format":
-            named = _STRUCTURED.search(excerpt) is not None
-        if field in body and named:
-            return field
-    return None
+    named = {
+        "logprobs": "logprobs" in excerpt,
+        "max_tokens": "max_tokens" in excerpt
+        and _UNSUPPORTED.search(excerpt) is not None
+        and _ABOUT_THE_PROMPT.search(excerpt) is None,
+        "response_format": _STRUCTURED.search(excerpt) is not None,
+    }
+    return next((field for field in _SUBSTITUTES if field in body and named[field]), None)
 
 
 def _substitute(body: dict[str, Any], field: str) -> None:
@@ -431,10 +457,11 @@ def _read(answer: Any, prompt: str, request: Request) -> list[Completion]:
     Raises:
         MalformedAnswer: If it is none.
     """
+    if isinstance(answer, Mapping) and answer.get("error") and not answer.get("choices"):
+        raise MalformedAnswer(f"with the error {str(answer['error'])[:_EXCERPT]!r} in place of an answer")
     try:
         choices = answer["choices"]
-        told = answer.get("usage") or {}
-        counts = {name: int(told.get(name) or 0) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
+        counts = _counts(answer.get("usage"))
         paid = counts["completion_tokens"] if len(choices) == 1 else 0
         completions = [_completion(choice, paid or None, request.stop) for choice in choices]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -444,11 +471,23 @@ def _read(answer: Any, prompt: str, request: Request) -> list[Completion]:
     return [replace(completions[0], usage=_usage(counts, prompt, completions)), *completions[1:]]
 
 
+def _counts(told: Any) -> dict[str, int]:
+    """Return the counts of an answer's usage, 0 for each that is missing or no count."""
+    counts = {}
+    for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        value = told.get(name) if isinstance(told, Mapping) else None
+        try:
+            counts[name] = max(0, int(float(value or 0)))
+        except (OverflowError, TypeError, ValueError):
+            counts[name] = 0
+    return counts
+
+
 def _usage(counts: Mapping[str, int], prompt: str, completions: Sequence[Completion]) -> Usage:
     """Return what a request cost; of three counts, two tell the third, and what is still missing is estimated."""
     prompted, written, total = (counts[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
     if total and not written:
-        prompted = prompted or min(estimated_tokens(prompt), total)
+        prompted = min(prompted or estimated_tokens(prompt), total)
         return Usage(1, prompted, total - prompted, estimated=not counts["prompt_tokens"])
     if total and not prompted:
         return Usage(1, max(0, total - written), written)
@@ -463,7 +502,7 @@ def _usage(counts: Mapping[str, int], prompt: str, completions: Sequence[Complet
 def _completion(choice: Mapping[str, Any], paid: int | None, stop: Sequence[str]) -> Completion:
     message = choice.get("message") or {}
     refusal = message.get("refusal") or ("content filter" if choice.get("finish_reason") == "content_filter" else None)
-    written = message["content"] or "" if "message" in choice else choice["text"]
+    written = _content(message) if "message" in choice else choice["text"]
     text, stopped_here = until_stop(written, stop)
     logprobs = _logprobs(choice.get("logprobs"))
     # Where the server wrote on behind a stop string, its log-probabilities are not those of the text.
@@ -475,8 +514,16 @@ def _completion(choice: Mapping[str, Any], paid: int | None, stop: Sequence[str]
     return Completion(text, mean, "length" if cut else "stop", num_tokens)
 
 
+def _content(message: Mapping[str, Any]) -> str:
+    """Return the text of a message, which may come in parts, or as none where the server refused."""
+    content = message.get("content") if message.get("refusal") else message["content"]
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if part.get("type") == "text")
+    return content or ""
+
+
 def _logprobs(found: Mapping[str, Any] | None) -> list[float]:
-    """Return one log-probability a token, of either form: that of texts or that of chats."""
+    """Return one log-probability per token, in either form: that of texts or that of chats."""
     if not found:
         return []
     if found.get("content") is not None:

@@ -101,12 +101,28 @@ class _Assembly:
             home = self._home(name)
             if home is None:
                 continue
-            defining = self._sources[home].definitions(name)
+            defining = self._definitions(home, name)
             for number in defining:
                 self._keep(home, number)
             if not all(self._sources[home].statements[number].is_import for number in defining):
                 for number in self._set_ups[home].of(name):
                     self._keep(home, number)
+
+    def _definitions(self, home: int, name: str) -> list[int]:
+        """Return the numbers of the statements that define a name.
+
+        A built-in that a value replaces below the entry point's definition is replaced for a use of the program.
+        """
+        source = self._sources[home]
+        defining = source.definitions(name)
+        if name not in BUILTINS or name == self._entry_point:
+            return defining
+        end = max(source.binders.get(self._entry_point, [len(source.statements)]))
+        return [
+            number
+            for number in defining
+            if number < end or source.statements[number].is_definition or source.statements[number].is_import
+        ]
 
     def _keep_values(self) -> None:
         """Keep all values of the chosen source, for code that looks names up when it runs."""
@@ -130,7 +146,9 @@ class _Assembly:
         statements = self._sources[source].statements
         binding = [statements[number] for number in self._sources[source].binders[name]]
         if source > self._chosen and self._sources[source].part.right and name != self._entry_point:
-            if any(statement.is_definition for statement in binding):
+            if any(statement.is_definition for statement in binding) or all(
+                statement.is_constant for statement in statements
+            ):
                 return -1
         if any(statement.defines(name) for statement in binding):
             return 0
@@ -252,8 +270,9 @@ _WRONG = re.compile(
     r"\b(?:wrong|incorrect(?:ly)?|buggy|bugs?|broken|faulty|flawed|mistaken?|mistakes?|pitfall|anti-?pattern"
     r"|avoid|fails?|crash(?:es)?|would (?:raise|break)|naive attempt|bad|inefficient|too slow|slower"
     r"|for (?:comparison|reference)"
-    r"|(?:not|n['\u2019]t|never) (?:be )?(?:do|use|write|work|correct|right|valid|handle|pass)\w*"
-    r"|won['\u2019]t work|not (?:do|to do)|your (?:original )?(?:code|version|attempt)|original code)\b",
+    r"|(?:(?<!we )(?<!I )do|should|must)(?:n['\u2019]t| not) (?:do|use|write)|never (?:do|use|write)|not to do"
+    r"|your (?:original )?(?:code|version|attempt)|original code)\b"
+    r"|(?:\bnot|n['\u2019]t|\bnever) (?:be |quite |always )?(?:(?:work|correct|valid|handle)\w*|right|pass)\b",
     re.IGNORECASE,
 )
 _RIGHT = re.compile(
@@ -262,7 +281,8 @@ _RIGHT = re.compile(
     re.IGNORECASE,
 )
 _NEGATED = re.compile(
-    r"\b(?:not|n['\u2019]t|never)\s+(?:be\s+|quite\s+)?(?:correct|right|working|efficient|handle)\w*", re.IGNORECASE
+    r"(?:\bnot|n['\u2019]t|\bnever) (?:be |quite |always )?(?:correct|right|working|efficient|handle)\w*",
+    re.IGNORECASE,
 )
 _EMPHASIS = re.compile(r"[*`]|(?<!\w)_|_(?!\w)")
 _HEADING_CHARS = 300

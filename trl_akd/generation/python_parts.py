@@ -1,6 +1,7 @@
 """Parts of an answer as Python: repaired, and cut into statements where they are mixed with other text."""
 
 import ast
+import contextlib
 import html
 import json
 import re
@@ -169,7 +170,7 @@ _TYPOGRAPHY = MappingProxyType(
     )
 )
 _MAGIC = re.compile(r"^[ \t]*(?:%%?\w|![\w./]).*$\n?", re.MULTILINE)
-_JSON = re.compile(r"\s*+(?:<\|?\w{1,40}\|?>\s*+)?\{")
+_JSON = re.compile(r"\s*+(?:<\|?\w{1,40}\|?>\s*+|\[[A-Z_]{1,40}\]\s*+)?(?P<json>\{|\[\s*+\{)")
 _JSON_KEYS = (
     "code",
     "solution",
@@ -194,6 +195,8 @@ def _repaired(part: Part) -> tuple[str, ast.Module | None]:
     if part.kind != "python":
         text = _unquoted(_from_json(text))
     tree = _tree(text, prose)
+    if (decoded := _decoded(text, tree)) != text:
+        text, tree = decoded, _tree(decoded, prose)
     for repair in _REPAIRS:
         if tree is not None:
             break
@@ -235,23 +238,53 @@ def _is_words(node: ast.stmt) -> bool:
 
 
 def _from_json(text: str) -> str:
-    """Return the code in a JSON object, such as a call of a tool."""
+    """Return the code in a JSON object or a list of them, such as calls of tools."""
     start = _JSON.match(text)
     if start is None:
         return text
     try:
-        value, _ = json.JSONDecoder(strict=False).raw_decode(text, start.end() - 1)
+        value, _ = json.JSONDecoder(strict=False).raw_decode(text, start.start("json"))
     except (ValueError, RecursionError):
         return text
-    objects = [value, *(inner for inner in value.values() if isinstance(inner, dict))]
-    codes = (found.get(key) for found in objects for key in _JSON_KEYS)
-    return next((code for code in codes if isinstance(code, str)), text)
+    waiting = [value]
+    for found in waiting:  # grows
+        if isinstance(found, dict):
+            for code in map(found.get, _JSON_KEYS):
+                if isinstance(code, str):
+                    return code
+        waiting += found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+        if isinstance(found, str) and found.startswith("{"):  # the arguments of a call, encoded
+            with contextlib.suppress(ValueError, RecursionError):
+                waiting.append(json.loads(found, strict=False))
+    return text
 
 
 def _unquoted(text: str) -> str:
     """Return the text in triple quotes that stand for a fence."""
     quoted = _QUOTED.fullmatch(text)
     return quoted["text"] if quoted and quoted["quotes"] not in quoted["text"] else text
+
+
+def _without_quotes(text: str) -> str:
+    """Return a program that stands in quotes as a whole, with its line breaks as they are."""
+    inside = text.strip()
+    return inside[1:-1] if len(inside) > 2 and inside[0] == inside[-1] and inside[0] in "'\"" else text
+
+
+def _decoded(text: str, tree: ast.Module | None) -> str:
+    """Return the text that a program's author meant: that of a lone string, or of one with entities for signs."""
+    match tree.body if tree is not None else []:
+        case [ast.Expr(ast.Constant(str(value)))] if does_something(value):
+            return value
+    if tree is not None and _ENTITY.search(text):
+        lines = text.encode(errors="surrogatepass").split(b"\n")
+        names = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
+        around = (
+            lines[name.lineno - 1][max(name.col_offset - 1, 0) : name.col_offset + len(name.id) + 1] for name in names
+        )
+        if any(_ENTITY.fullmatch(operand.decode(errors="replace")) for operand in around):
+            return html.unescape(text)
+    return text
 
 
 def _without_prompts(text: str) -> str:
@@ -321,6 +354,7 @@ _REPAIRS: tuple[Callable[[str], str], ...] = (
     _without_line_numbers,
     _without_entities,
     _with_plain_quotes,
+    _without_quotes,
     _without_magics,
     _with_spaces,
 )

@@ -198,15 +198,8 @@ class Statement:
         return isinstance(value, ast.Call) and name not in self.calls
 
     def is_stub(self, name: str) -> bool:
-        """Tell whether the statement is a function of that name with nothing in it."""
-        if not isinstance(self.node, ast.FunctionDef | ast.AsyncFunctionDef) or self.node.name != name:
-            return False
-        return all(
-            isinstance(node, ast.Pass)
-            or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
-            or (isinstance(node, ast.Raise) and "NotImplemented" in ast.dump(node))
-            for node in self.node.body
-        )
+        """Tell whether the statement is a function or a class of that name with nothing in it, or stubs alone."""
+        return isinstance(self.node, _DEFINITIONS) and self.node.name == name and _is_stub(self.node)
 
     def has_method(self, name: str) -> bool:
         """Tell whether the statement is a class with a method of that name."""
@@ -224,6 +217,15 @@ def statements_of(text: str, tree: ast.Module, offset: int = 0) -> list[Statemen
         source = _unparsed(node) if shared else "\n".join(lines[starts[number] - 1 : ends[number]])
         found.append(Statement(node, source, starts[number] - 1 + offset, ends[number] + offset))
     return found
+
+
+def _is_stub(node: ast.stmt) -> bool:
+    """Tell whether a statement has no effect but to stand for code that is not there."""
+    if isinstance(node, _DEFINITIONS):
+        return all(map(_is_stub, node.body))
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant)
+    return isinstance(node, ast.Pass) or (isinstance(node, ast.Raise) and "NotImplemented" in ast.dump(node))
 
 
 def _first_line(node: ast.stmt) -> int:

@@ -64,23 +64,29 @@ _LEAKS = MappingProxyType(
             "flaw": r"\bflaw(?:s|ed)?\b(?<!\bno flaw)",
             "off by one": r"\boff[- ]by[- ](?:one|1)\b",
             "typo": r"\btypos?\b|\bmis(?:spell?ed|spelt|spelling|typed|named)\b",
-            "forgot": r"\bforg(?:ot|otten|ets?|etting) (?:to|the|a|about|that|this)\b|\bforgot\b(?! password)"
+            "forgot": r"\b(?:left|leav(?:e|es|ing)) out\b|\bomit(?:s|ted|ting)? the (?:check|colon|return|import"
+            r"|case|cast|base)\b|\bforg(?:ot|otten|ets?|etting) (?:to|the|a|about|that|this)\b|\bforgot\b(?! password)"
             r"|\bneglect(?:s|ed)? to\b",
             "incorrect": rf"(?<!if )\b(?:incorrect|erroneous)(?:ly)?\b{_OF_THE_INPUT}|\b(?:not|isn't"
             rf"|never) (?:quite )?(?:correct|right)\b"
-            r"|\bcorrect (?:version|code|line|answer|solution|way|formula|condition|operator)\b[^.\n]{0,20}\b"
+            r"|^\W*not \w+(?:\(|\s*[-+*/%<>])|\bcorrect (?:version|code|line|answer|solution|way|formula"
+            r"|condition|operator)\b[^.\n]{0,20}\b"
             r"(?:is|would|should)\b",
-            "wrong": rf"\bwrong(?:ly)?\b{_OF_THE_INPUT}(?<!if wrong)(?<!goes wrong)(?<!went wrong)(?<!go wrong)",
+            "wrong": rf"\bwrong(?:ly)?\b{_OF_THE_INPUT}",
             "broken": r"\bbroken\b(?! (?:down|into|up|by|out))",
             "fix": r"\bfix(?:es|ing|me)?\b(?! (?:the )?(?:width|point|length|size|seed))|\b(?:to be|should be"
             r"|needs? to be|not) fixed\b",
             "should be": r"(?:^|\b(?:this|it|that|which|here|line|actually|condition|index|sign"
             r"|operator)\b)\W{0,4}(?:really |actually )?"
-            r"should(?: have been| be)\b(?! (?:able|called|used|passed|given|provided|run|sorted|non|a list"
+            r"should(?:['\u2019]ve)? (?:just |really |actually |probably |instead )?(?:have been|been"
+            r"|be)\b(?! (?:able|called|used"
+            r"|passed|given|provided|run|sorted|non|a list"
             r"|an? (?:int|str|float|bool)"
             r"|positive|negative|at (?:least|most)|true|false|fine|ok|safe|fast|enough|easy|unique|empty|in the"
             r"|installed|set))"
-            r"|\bshould (?:have been|be) (?:[-+*/%<>=!`'\"(\[]|[0-9]|\w+[(\[_.]|\w+ [-+*/%<>=]|(?:a |the )?"
+            r"|\bshould(?:['\u2019]ve)? (?:just |really |actually |probably |instead )?(?:have been|been"
+            r"|be) (?:[-+*/%<>=!`'\"(\[]"
+            r"|[0-9]|\w+[(\[_.]|\w+ [-+*/%<>=]|(?:a |the )?"
             r"(?:plus|minus)\b)"
             r"|\b(?:supposed|ought|meant) to be\b",
             "instead of": r"\binstead of (?:[-+*/%<>=!`'\"(\[]|[0-9]|\w+[(\[_]|\w+ [-+*/%<>=]|(?:the "
@@ -94,7 +100,8 @@ _LEAKS = MappingProxyType(
             r"|are) missing(?: here)?[ .!]*$|^\W*missing\W*$",
             "error": r"\berrors? (?:is |occurs |lies |happens |comes )?(?:in|here|below|above|on)\b(?! (?:stderr"
             r"|failure|exit|case|any|other))"
-            r"|\b(?:contains?|containing|introduc\w+|includ\w+|inject\w+|has|have|make|making|mak\w+|purposeful"
+            r"|\b(?:contains?|containing|introduc\w+|includ\w+|inject\w+|simulat\w+|has|have|make|making|mak\w+"
+            r"|purposeful"
             r"|subtle|logic(?:al)?|syntax"
             r"|runtime|type|name|timeout|hidden|obvious|small) (?:an? |the |one |some |this |a )?(?:\w+ )?errors?\b"
             r"(?! (?:handling|handler|message|check\w*|code|rate|log|term|type|class|if|when|for|list|list"
@@ -102,13 +109,16 @@ _LEAKS = MappingProxyType(
             r"|^\W*errors?\W*$|^\W*error\s*[:!-]+\s*(?!if|when|on)\w",
             "exception": rf"\b(?:rais\w+|caus\w+|throw\w*|trigger\w*|leads? to|results? in|gives?|get|hits?"
             rf"|with) (?:an? |the )?{_ACCIDENT}\b{_CONDITION}"
+            rf"|\b(?:will|would) (?:raise|cause|throw|trigger|give) (?:an? |the )?{_ACCIDENT}\b"
             r"|\b(?:Name|UnboundLocal|Indentation|Tab|Recursion)Error\b(?! if)|\binvalid syntax\b",
             "endless": r"\b(?:infinite(?:ly)?|endless(?:ly)?|never[- ]ending) (?:loop|recursion)"
             r"|\bloops? forever\b|\bruns? forever\b(?! until)"
-            r"|\bnever (?:terminat\w+|ends?|stops?|reached|reaches|finish\w*|updat\w+|increment\w*|decrement\w*"
+            r"|\bnever (?:break\w*|exit\w*|return\w*|advanc\w+|mov\w+|shrink\w*|grow\w*|decreas\w+|increas\w+"
+            r"|terminat\w+|ends?|stops?|reached|reaches|finish\w*|updat\w+|increment\w*|decrement\w*"
             r"|chang\w+|true|incremented)\b"
             r"|\bwithout (?:ever )?(?:updating|incrementing|decrementing)\b",
-            "fails": r"\b(?:does|do|will|would|did|can)(?:n't|n\u2019t| not|not) (?:actually )?(?:work|terminate"
+            "fails": r"\bfails? to\b|\b(?:does|do|will|would|did|can)(?:n't|n\u2019t| not"
+            r"|not) (?:actually )?(?:work|terminate"
             r"|compile|run|stop|end|parse|execute)\b"
             r"|\b(?:will|would|it|this|that|code|function|program|loop) (?:also )?(?:fails?|crash(?:es)?"
             r"|breaks?|hangs?)\b(?! (?:if|the loop|out|when all))"
@@ -120,7 +130,8 @@ _LEAKS = MappingProxyType(
             r" ?(?:not|never|n't) (?:yet )?(?:been )?(?:defined|imported|incremented|updated|declared"
             r"|initiali[sz]ed|closed|decremented|assigned|converted|cast)\b"
             r"(?<!if not defined)",
-            "issue": r"\bthe (?:issue|problem|catch|trick|trap) (?:here|with this|is that|lies|in this)\b"
+            "issue": r"\b(?:spot|find|see|notice) the (?:errors?|issue|problem|bug)\b|\bthe (?:issue|problem"
+            r"|catch|trick|trap) (?:here|with this|is that|lies|in this)\b"
             r"|\b(?:subtle|hidden|sneaky) \w+"
             r"|\b(?:has|contains|introduces|causes) (?:an?|the|one|this) (?:issue|problem|defect)\b|\bdefects?\b",
         }.items()
@@ -129,7 +140,7 @@ _LEAKS = MappingProxyType(
 """Expressions by which a text gives a fault away."""
 
 _HARMLESS = re.compile(
-    r"\b(?:if|when|whether|unless)\b[^.,;:\n]{0,30}\b(?:wrong|incorrect|missing|broken)\b"
+    r"\b(?:if|when|whether|unless)\b[^.,;:\n]{0,30}\b(?:wrong|incorrect|missing|broken|fails?)\b"
     r"|\b(?:avoid\w*|prevent\w*|no|never|without|against|guard\w*|stop\w*|handl\w*|catch\w*|detect\w*"
     r"|break\w* out of) "
     r"(?:\w+ ){0,2}(?:infinite|endless) (?:loops?|recursion)",
@@ -139,9 +150,12 @@ _HARMLESS = re.compile(
 
 _ADMISSIONS = ("deliberate", "intentional", "on purpose", "off by one")
 _TELLING_NAMES = re.compile(
-    r"(?<![a-z])(?P<word>buggy|faulty|wrong|incorrect|broken|erroneous|flawed|oops|typo|mistaken|mistake|bugged"
+    r"(?<![a-z])(?P<word>buggy|(?:with|has)_bug|bad|faulty|wrong|incorrect|broken|erroneous|flawed|oops|typo"
+    r"|mistaken|mistake|bugged"
     r"|incorrectly|wrongly)"
-    r"(?![a-z])(?!_?(?:answer|guess|attempt|password|pin|letter|input|type|tr(?:y|ies)|item|word|ind(?:ex|ices)"
+    r"(?![a-z])(?!_?(?:row|record|file|token|pair|entry|version|name|request|response|password|ip|email|host|node"
+    r"|path|apple|day|char(?:acter)?|answer|guess|attempt|password|pin|letter|input|type|tr(?:y|ies)|item|word"
+    r"|ind(?:ex|ices)"
     r"|count|number|char|key"
     r"|format|value|choice|link|pixel|line|question|pred|label|url|id|arg|data|user|case)s?)",
 )

@@ -124,7 +124,7 @@ class CycleConfig:
             Parts of medium questions.
         mix_hard (`float`, *optional*, defaults to `2.0`):
             Parts of hard questions.
-        novelty_threshold (`float`, *optional*, defaults to `0.7`):
+        novelty_threshold (`float`, *optional*, defaults to `0.8`):
             ROUGE-L from which on a new question counts as one that is there.
         overlap_words (`int`, *optional*, defaults to `10`):
             Words in a row that a new question may not share with a problem that the student is judged by.
@@ -213,7 +213,7 @@ class CycleConfig:
     mix_medium: float = field(default=2.0, metadata={"help": "Parts of medium questions."})
     mix_hard: float = field(default=2.0, metadata={"help": "Parts of hard questions."})
     novelty_threshold: float = field(
-        default=0.7, metadata={"help": "ROUGE-L from which on a new question counts as one that is there."}
+        default=0.8, metadata={"help": "ROUGE-L from which on a new question counts as one that is there."}
     )
     overlap_words: int = field(
         default=10, metadata={"help": "Words in a row that a new question may not share with a benchmark's problem."}

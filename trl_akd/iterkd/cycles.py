@@ -345,6 +345,13 @@ class Cycles:
             config=self._config.update,
         )
         clean, overlaps = decontaminate(renewal.questions, benchmarks)
+        if overlaps:
+            first = overlaps[0]
+            self._announce(
+                f"{len(overlaps)} of {len(renewal.questions)} new questions repeat a benchmark and are left out; "
+                f"{first.question_id!r} has {first.words!r} of {first.benchmark} number {first.index}, {first.edits} "
+                "words of it changed"
+            )
         new = only_new(clean, known)
         levels: dict[str, Level] = {found.question_id: found.level for found in feedback}
         mixed = mix(questions, new, levels, self._config.mixture)

@@ -8,6 +8,7 @@ record and what was chosen is told apart in `docs/methods/iterkd.md`.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from ..generation.budget import Budget, BudgetedGenerator, BudgetSpent, Limit
 from ..generation.on_main import for_all_processes, is_shared, model_name
 from ..generation.protocol import Usage
 from ..generation.sharing import from_main, is_main
-from .clock import keeping_seconds, kept_seconds
 from .costs import Price, estimate_usage, prices, usage_text, write_usage
 from .cycle_ledger import CycleLedger
 from .cycle_report import CycleReport, cycle_table, write_reports
@@ -38,6 +38,7 @@ from .pair_trainer import PairTrainer
 from .questions import digest, read_questions
 from .records import Question
 from .run_settings import model_settings, training_settings
+from .spending import keeping_spending, kept_spending
 
 __all__ = ["IterKDTrainer"]
 
@@ -159,13 +160,13 @@ class IterKDTrainer(PairTrainer):
         if self.text_teacher is None:
             raise ValueError("`text_teacher` is missing: nobody is there to write answers; give a TextGenerator.")
         folder = Path(str(self.args.output_dir))
-        clock = folder / LEDGER / "seconds.json"
+        spending = folder / LEDGER / "spending.json"
         with ExitStack() as stack:
             ledger = stack.enter_context(CycleLedger(folder / LEDGER, self._settings(), self.accelerator))
             spent = ledger.usage(self._authors)
-            budget = self._budget(spent, clock)
-            if self.args.max_seconds is not None and is_main(self.accelerator):
-                stack.enter_context(keeping_seconds(clock, budget))
+            budget = self._budget(spent, spending)
+            if budget.is_limited and is_main(self.accelerator):
+                stack.enter_context(keeping_spending(spending, budget))
             self._announce_costs(spent)
             cycles = Cycles(
                 self,
@@ -250,14 +251,16 @@ class IterKDTrainer(PairTrainer):
             benchmarks=self.benchmarks,
         )
 
-    def _budget(self, spent: Mapping[str, Usage], clock: Path) -> Budget:
+    def _budget(self, spent: Mapping[str, Usage], spending: Path) -> Budget:
         """Return the budget of the whole run, of which a part is spent if it goes on."""
+        recorded = sum(spent.values(), Usage())
+        kept = from_main(self.accelerator, lambda: kept_spending(spending))
         return Budget(
             max_requests=self.args.max_requests,
             max_tokens=self.args.max_tokens,
             max_seconds=self.args.max_seconds,
-            spent=sum(spent.values(), Usage()),
-            seconds=0.0 if self.args.max_seconds is None else from_main(self.accelerator, lambda: kept_seconds(clock)),
+            spent=replace(recorded, requests=max(recorded.requests, kept.requests)),
+            seconds=kept.seconds,
         )
 
     def _within(self, budget: Budget, generator: TextGenerator) -> TextGenerator:

@@ -204,7 +204,9 @@ _REFERENCE = re.compile(rf"(?<!\w){_RULE}[ ]*(?:no\.?|number)?[ #-]*(?P<number>{
 _LABEL = re.compile(
     rf"(?:(?:score|points?|rating|marks?)[ ](?:for|of|on)[ ])?+(?:{_RULE}[ ]*(?:no\.?|number)?[ #-]*"
     rf"(?P<rule>{_NUMBER})"
-    r"(?:条|條|項)?|[(\[]?(?P<item>[1-9][0-9]?)(?:[.)\]、:]+(?![0-9])|(?=[ ]+[a-z])))?[ .):\]、]*",
+    r"(?:条|條|項)?|[(\[]?(?P<item>[1-9][0-9]?)"
+    r"(?:[.)\]、:]+(?![0-9])|(?=[ ]+(?:[\u2013\u2014-]+[ ]+)?[a-z])))?[ .):\]、]*"
+    r"(?:[\u2013\u2014-]+[ ]+(?=[^\W\d]))?",
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"[ \t>•·◦▪‣+\u2013\u2014-]*+(?:\([ ]*[xX ]?[ ]*\)[ ]+)?+")
@@ -308,6 +310,13 @@ _AMENDING = re.compile(
     r"|tak(?:e|ing) (?:off|away))\b|改为|更正|修正",
     re.IGNORECASE,
 )
+_UNSURE = re.compile(
+    r"\b(?:not (?:quite |entirely )?sure|unsure|could (?:also )?be|might be|may be|maybe|perhaps|possibly"
+    r"|arguably)\b.*"
+    r"(?:[0-9]|\b(?:lower|higher|less|more|fewer|half|zero|points?)\b)",
+    re.IGNORECASE,
+)
+_LESS = re.compile(r"\b(?:lower|higher|less|more|fewer|worse|better|reduced|increased|raised|lowered)\b[ .!]*$", re.I)
 _NEW_VALUE = re.compile(
     rf"(?:\bto\b|\bbe\b|\bis\b|\bbecomes?\b|\bgets?\b|\bdeserves?(?:[ ]only)?\b|\bat\b|\bas\b|[:=]|->|→|改为|为)[ ]*"
     rf"(?:a[ ])?(?P<value>{_AMOUNT})(?![0-9])(?!\w)",
@@ -322,11 +331,14 @@ _BARE_LIST = re.compile(
     rf"[(\[]?[ ]*(?P<values>{_QUANTITY}(?:[ ]*[,;/| ][ ]*{_QUANTITY}){{4}})[ ]*[)\]]?[ .]*(?:=.*|$)"
 )
 _BETWEEN = re.compile(
-    rf"[,;.][ ]*(?:and[ ]+)?(?=(?:{_RULE}|and )[ ]*#?{_NUMBER})|[ ]+(?={_RULE}[ ]*#?{_NUMBER}[ ]*[:=(])", re.I
+    rf"[ ]*[,;./][ ]*(?:and[ ]+)?(?=(?:{_RULE}|and )[ ]*#?{_NUMBER})|[ ]+(?={_RULE}[ ]*#?{_NUMBER}[ ]*[:=(])", re.I
 )
 _SEPARATOR = re.compile(
-    r"[:=]|[ ][\u2013\u2014-]+[ ]|\u2013|\u2014|->|→|\.{2,}|\t|[ ]{2,}|\b(?:is|gets?|receives?|earns?|scores?)\b", re.I
+    r"=>|⇒|[:=]|(?:^|[ ])[\u2013\u2014-]+[ ]|,(?=[ ]*[0-9.]+[ ]*$)|\u2013|\u2014|->|→|\.{2,}|\t|[ ]{2,}|\b(?:is|gets?"
+    r"|receives?|earns?|scores?)\b",
+    re.I,
 )
+_MAXIMUM_FIRST = re.compile(r"[(\[][^()\[\]]{1,40}[)\]][ ]*(?:[:=]|[\u2013\u2014-]+(?=[ ]))[ ]*(?P<value>.+)")
 _JSON_KEYS = ("score", "points", "value", "rating", "awarded", "mark", "grade", "得分", "分数")
 _HALF = re.compile(r"([0-9])?[ ]?½")
 _STRUCK = re.compile(r"~~[^~\n]{1,200}~~|<(?:s|del|strike)>[^<\n]{0,200}</(?:s|del|strike)>", re.IGNORECASE)
@@ -484,6 +496,8 @@ def _disagrees(scores: Mapping[int, float], others: Mapping[int, float]) -> bool
 
 def _amendment(line: str) -> dict[int, float] | str | None:
     """Return the scores that a remark behind the scores changes; a text where it does so unclearly."""
+    if _REFERENCE.search(line) and _UNSURE.search(line):
+        return line
     if not (cue := _AMENDING.search(line)):
         return None
     references = list(_REFERENCE.finditer(line))
@@ -497,6 +511,7 @@ def _amendment(line: str) -> dict[int, float] | str | None:
             found[number] = score
         elif (
             values
+            or _LESS.search(tail)
             or re.search(rf"\b(?:points?|scores?)\b|\bby[ ]+{_AMOUNT}\b|[0-9]", tail, re.IGNORECASE)
             or cue.start() < reference.start()
         ):
@@ -618,8 +633,15 @@ class _Lines:
         if found := _SUM.match(line):
             self._note_total(found)
             return True
-        if self._pending is not None and (own := re.match(rf"(?:final[ ])?{_SCORE_WORD}[ ]*[:=-]+(.+)", line, re.I)):
-            score = _read_value(self._pending, own[1])
+        if self._pending is not None and (
+            own := re.match(
+                rf"(?:final[ ])?{_SCORE_WORD}[ ]*[:=-]+(.+)|([0-9.]+[ ]*(?:/[ ]*[12]"
+                rf"|{_UNIT}))$",
+                line,
+                re.I,
+            )
+        ):
+            score = _read_value(self._pending, own[1] or own[2])
             self._enter(number, self._pending, "not_a_number" if score is None else score)
             self._pending = None
             return True
@@ -680,7 +702,7 @@ class _Lines:
         by_number = _DIGITS.get((label["rule"] or label["item"] or "").casefold())
         if label["rule"] is not None and by_number is None:
             by_number = int(label["rule"])
-        head = re.split(r"[:=\t]|[ ][\u2013\u2014-]+[ ]", rest)[0][:80]
+        head = re.split(r"[:=\t]|,(?=[ ]*[0-9])|[ ][\u2013\u2014-]+[ ]", rest)[0][:80]
         named = _known_rule(head)
         if (
             label["rule"] is None
@@ -816,6 +838,8 @@ class _Lines:
 
 def _value_behind(rule: int, rest: str, numbered: bool) -> float | Refusal | None:
     """Return the score behind a rule's label, why it is none, or `None` where there is no number."""
+    if behind := _MAXIMUM_FIRST.match(rest):
+        rest = rest if _read_value(rule, behind["value"]) is None else behind["value"]
     if numbered and (direct := _read_value(rule, rest)) is not None:
         return direct
     before = 0

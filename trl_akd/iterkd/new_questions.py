@@ -11,18 +11,18 @@ __all__ = ["Reject", "check_question", "read_question"]
 
 Reject: TypeAlias = Literal["empty", "refused", "solution", "too_short", "too_long", "truncated"]
 
-_MADE = r"(?:created|new|rewritten|generated|revised)"
+_MADE = r"(?:created|new|rewritten|generated|revised|final)"
 _KIND = r"(?:programming[ \t]+|coding[ \t]+)?(?:instruction|question|task|prompt|problem|exercise|challenge)"
 _TITLE = rf"(?:the[ \t]+|my[ \t]+)?{_MADE}[ \t]+{_KIND}(?:[ \t]+(?:is|\d+))?"
 _TAG = re.compile(
     rf"^[ \t]*(?:[*\[>_ \t]*#[#*\[>_ \t]*{_TITLE}[ \t]*(?:[#*\]_ \t]*:[#*_ \t]*|[#*\]_ \t]*$)"
-    r"|<(?:instruction|task|question|prompt|problem)>[ \t]*)",
+    r"|[<\[](?:instruction|task|question|prompt|problem)[>\]][ \t]*)",
     re.IGNORECASE | re.MULTILINE,
 )
 _FIRST_TAG = re.compile(rf"[*\[>_ \t]*{_TITLE}[ \t]*(?:[*\]_ \t]*:[*_ \t]*|[*\]_ \t]*$)", re.IGNORECASE | re.MULTILINE)
 _NEXT_TAG = re.compile(
     r"^[*_ \t]*#(?:given|original|created|new|rewritten|sample|example|solution|answer|end)\b[\w ]*#"
-    r"|</(?:instruction|task|question|prompt|problem)>[ \t]*$",
+    r"|[<\[]/(?:instruction|task|question|prompt|problem)[>\]][ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _NUMBERED = re.compile(
@@ -38,7 +38,8 @@ _ASKS = re.compile(
 )
 _OPENING = re.compile(
     r"(?:(?:sure(?:[ \t]thing)?|certainly|of course|absolutely|okay|ok|great|alright|no problem|got it)\b[^\w\n]*"
-    rf"(?=\s|$))?(?:(?:here(?:\Ws|[ \t]+is|[ \t]+are|[ \t]+you[ \t]+go|[ \t]+it[ \t]+is)|below[ \t]+(?:is|are)"
+    rf"(?=\s|$)[ \t]*)?(?:(?:here(?:\Ws|[ \t]+is|[ \t]+are|[ \t]+you[ \t]+go|[ \t]+it[ \t]+is)|(?:below"
+    rf"|the[ \t]+following)[ \t]+(?:is|are)"
     rf"|this[ \t]+is)\b(?:[^\n:.]*\b(?:{_KIND}s?|one|ones)\b"
     r"[^\n:.]*|[ \t]*)[:.!][ \t]*)?(?:\n+|(?<=[!.,:])[ \t]+|(?<=[!.:])$|(?<=:)(?=\S))",
     re.IGNORECASE,
@@ -49,7 +50,7 @@ _MARK = re.compile(
     r"|(?:python3?|java|javascript|c\+\+|rust|go)[ \t]*\n",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(r"1[.)][ \t]+(?![\s\S]*^[ \t]*2[.)][ \t])", re.MULTILINE)
+_NUMBER = re.compile(r"\(?1[.)][ \t]+(?![\s\S]*^[ \t]*2[.)][ \t])", re.MULTILINE)
 _FENCE = re.compile(
     r"(```|~~~)(?:text|markdown|md|plaintext|txt)?[ \t]*\n(?P<text>(?:(?!\1)[\s\S])*?)\n[ \t]*\1[ \t]*"
 )
@@ -61,6 +62,7 @@ _QUOTES = {
     "\N{LEFT DOUBLE QUOTATION MARK}": "\N{RIGHT DOUBLE QUOTATION MARK}",
 }
 _SOLUTION = re.compile(
+    r"^<details>|^```\w*[ \t]*\n\s*(?:#|//)[ \t]*(?:solution|answer)\b|"
     r"^[^\w\n]*(?:(?:an? |the |one )?(?:example |sample |reference |expected |possible |model |proposed "
     r"|correct |suggested )?(?:solution|answer)"
     r"|implementation|solution code)(?:[ \t]+in[ \t]+\w+)?[^\w\n]*(?:$|:)"
@@ -68,7 +70,8 @@ _SOLUTION = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _CLOSING = re.compile(
-    r"\n\s*(?:-{3,}|\*{3,})?\s*[(*_#> \t]*(?:let me know\b|i hope\b|feel free\b|good luck\b|happy coding\b"
+    r"\n\s*(?:-{3,}|\*{3,})?\s*[(*_#> \t]*(?:let me know\b|(?:i )?hope (?:this|that|it)\b|\(?same (?:domain|type"
+    r"|difficulty)\b|feel free\b|good luck\b|happy coding\b"
     r"|would you like\b|end of (?:the )?task"
     rf"|this (?:new )?{_KIND} (?:is|requires|comes|tests|stays|keeps|has|differs|focuses|involves|maintains|remains)\b"
     rf"|note: this (?:new )?{_KIND} (?:is|comes|stays|keeps|has|tests)\b|difficulty[* ]*:|(?:explanation"

@@ -8,6 +8,7 @@
   keeps its values in memory instead, whatever `keep_in_memory` says; several still meet through files.
 """
 
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence, Sized
@@ -17,10 +18,13 @@ from typing import Any
 import datasets
 import evaluate
 
-from trl_akd.execution import CodeExecutor, ExecutionResult
+from trl_akd.execution import CodeExecutor, ExecutionResult, check_tests
 from trl_akd.metrics.verdicts import check_verdicts
 
-__all__ = ["LocalMetric", "ProgramMetric", "as_list", "judge", "number_of_workers", "values_of_k"]
+__all__ = ["LocalMetric", "ProgramMetric", "as_list", "judge", "number_of_workers", "plain_number", "values_of_k"]
+
+# Arguments that only some metrics of programs take; `evaluate.combine` gives each metric the arguments of all.
+_NOT_SHARED = frozenset({"k", "confidence", "entry_points", "truncated"})
 
 
 class LocalMetric(evaluate.Metric, ABC):
@@ -69,7 +73,23 @@ class LocalMetric(evaluate.Metric, ABC):
 
 
 class ProgramMetric(LocalMetric):
-    """A metric of programs, several a task, and of one test a task."""
+    """Metric over programs, any number per task, and one test per task."""
+
+    def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, Any] | None:
+        """Run the programs and compute the metric.
+
+        Options of the other metrics of programs are ignored, so that metrics combined by `evaluate.combine` can be
+        computed with the options of each. Any other unknown option is an error.
+        """
+        taken = inspect.signature(self._compute).parameters
+        unknown = options.keys() - taken - _NOT_SHARED
+        if unknown:
+            raise TypeError(
+                f"{self.name} has no option {', '.join(map(repr, sorted(unknown)))}; choose from {', '.join(taken)}."
+            )
+        own = {name: plain_number(value) for name, value in options.items() if name in taken}
+        found: dict[str, Any] | None = super().compute(predictions=predictions, references=references, **own)
+        return found
 
     @property
     def _features(self) -> datasets.Features:
@@ -89,7 +109,7 @@ class ProgramMetric(LocalMetric):
             raise TypeError(
                 f"references{where} is {type(reference).__name__}; give a test program's text or inputs and outputs."
             )
-        return [json.dumps(program) for program in programs], json.dumps(_read_tests(where, reference))
+        return [json.dumps(program) for program in programs], _encode_tests(f"references{where}", reference)
 
 
 def judge(
@@ -128,21 +148,34 @@ def as_list(values: Any) -> list[Any] | None:
 
         ```
     """
-    if hasattr(values, "tolist"):  # NumPy, pandas and torch: items become Python's own
-        values = values.tolist()
+    for convert in ("tolist", "to_pylist"):  # NumPy, pandas and torch; Arrow: items become Python's own
+        if hasattr(values, convert):
+            values = getattr(values, convert)()
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sized) or not isinstance(values, Iterable):
         return None
     return list(values)
 
 
+def plain_number(value: Any) -> Any:
+    """Return a NumPy number as Python's own, and any other value as it is."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+
+
 def values_of_k(k: Any) -> list[int]:
-    """Return the sorted values of k from one number or several."""
+    """Return the sorted values of k from one number or several.
+
+    Raises:
+        ValueError: If there is none, or one is not a whole number of at least 1.
+    """
     values = as_list(k)
     if values is None:
-        values = [k.item() if hasattr(k, "item") else k]
+        values = [k]
     if not values:
         raise ValueError("k is empty; give at least one number of programs to try.")
-    return sorted(set(values))
+    for value in map(plain_number, values):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"k is {value!r}; give a whole number of at least 1, or a list of such numbers.")
+    return sorted(set(map(plain_number, values)))
 
 
 def number_of_workers(workers: int | None, num_workers: int | None) -> int | None:
@@ -165,16 +198,29 @@ def _only_one(name: str, singular: Any, plural: Any) -> Any:
     return plural
 
 
-def _read_tests(where: str, reference: str | Mapping[str, Any]) -> str | Mapping[str, Any]:
-    """Turn the JSON text of inputs and outputs, as in APPS, into a mapping; leave a test program as it is."""
+def _encode_tests(where: str, reference: str | Mapping[str, Any]) -> str:
+    """Return as JSON a test program, or inputs and outputs as in APPS, which may be the JSON text of them."""
     tests = _read_mapping(reference) if isinstance(reference, str) else reference
     if tests is None:
-        return reference
-    tests = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in tests.items()}
+        return json.dumps(reference)
     missing = {"inputs", "outputs"} - tests.keys()
     if missing:
-        raise ValueError(f"references{where} has no {' and no '.join(sorted(missing))}; give both, as in APPS.")
-    return tests
+        raise ValueError(f"{where} has no {' and no '.join(sorted(missing))}; give both, as in APPS.")
+    try:
+        encoded = json.dumps(dict(tests), default=_as_json)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{where} is not JSON ({error}); give numbers, texts, lists and dicts of them.") from error
+    check_tests(json.loads(encoded), where)
+    return encoded
+
+
+def _as_json(value: Any) -> Any:
+    """Return a NumPy array or number, a series or a column as Python's own values."""
+    number = plain_number(value)
+    plain = number if number is not value else as_list(value)
+    if plain is None or isinstance(value, set | frozenset):  # a set has no order
+        raise TypeError(f"it holds a value of type {type(value).__name__}")
+    return plain
 
 
 def _read_mapping(text: str) -> Mapping[str, Any] | None:

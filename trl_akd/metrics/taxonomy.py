@@ -17,8 +17,8 @@ Departures, as labels here are automatic and the paper's were given by three peo
   executor's time-out (apart from the program's own TimeoutError), and syntax errors that neither the length limit nor
   a delimiter explains. They are incomplete too: the program did not come as far as a wrong answer. Rows hence add up
   to the incomplete programs, and complete and incomplete ones to all that were judged.
-- A module that the tests lack, or a name other than that of the function that they call, says nothing about the
-  program (`is_tests_own_error`); it counts as an other exception.
+- A module or a part of one that the tests lack, or a name other than that of the function that they call, says nothing
+  about the program (`is_tests_own_error`); it counts as an other exception.
 - A program that the executor could not judge (`infra_error`) is neither; it is counted apart, never against the model.
 """
 
@@ -73,6 +73,7 @@ _DELIMITERS = re.compile(
     r"never closed|unmatched|does not match|unterminated|unexpected EOF|EOF while|f-string: expect"
 )
 _EMPTY_SEQUENCE = re.compile(r"empty sequence|argument is empty")
+_MODULE_LACKS = re.compile(r"(partially initialized )?module '[^']*' has no attribute ")
 _LONGEST = 100_000  # characters; parsing a hostile program of megabytes would cost the caller seconds and gigabytes
 
 # Names that programs use as if they had been imported, beside the modules of the standard library.
@@ -226,7 +227,7 @@ def classify(
 
 
 def is_tests_own_error(result: ExecutionResult, entry_point: str | None = None) -> bool:
-    """Tell whether the tests lack a module, or a name other than that of the function that they call.
+    """Tell whether the tests lack a module, a part of one, or a name other than that of the function that they call.
 
     Args:
         result ([`ExecutionResult`]): what came of running a program.
@@ -243,8 +244,10 @@ def is_tests_own_error(result: ExecutionResult, entry_point: str | None = None) 
     """
     if result.origin != "test":
         return False
-    if result.error_type == "ModuleNotFoundError":
+    if result.error_type in ("ModuleNotFoundError", "ImportError", "UnboundLocalError"):
         return True
+    if result.error_type == "AttributeError":
+        return _MODULE_LACKS.match(result.message) is not None
     if result.error_type != "NameError" or result.missing == entry_point:
         return False
     return entry_point is not None or _is_importable(result.missing)

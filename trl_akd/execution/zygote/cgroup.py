@@ -17,6 +17,7 @@ _PREFIX = "trl_akd-"
 _OCTAL = re.compile(r"\\(\d{3})")
 _PROCESSES = "cgroup.procs"
 _LEAST_EXTRA_BYTES = 16 << 20
+LEFT_OVER_BYTES = 8 << 20
 _LEAVING_SECONDS = 2.0
 _STALE_SECONDS = 300.0  # a helper goes into its group sooner
 
@@ -26,11 +27,12 @@ class _Version:
     limit: str
     swap: tuple[str, str]  # file and text that keep memory from moving to swap, where it would not count
     events: str
+    used: str
 
 
 _VERSIONS = {
-    2: _Version("memory.max", ("memory.swap.max", "0"), "memory.events"),
-    1: _Version("memory.limit_in_bytes", ("memory.swappiness", "0"), "memory.oom_control"),
+    2: _Version("memory.max", ("memory.swap.max", "0"), "memory.events", "memory.current"),
+    1: _Version("memory.limit_in_bytes", ("memory.swappiness", "0"), "memory.oom_control", "memory.usage_in_bytes"),
 }
 
 
@@ -55,7 +57,8 @@ class MemoryGroup:
             self._files.append(os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             for path in (f"{parent}/{_PROCESSES}", f"{self._path}/{_PROCESSES}", f"{self._path}/{names.limit}"):
                 self._files.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
-            self._files.append(os.open(f"{self._path}/{names.events}", os.O_RDONLY | os.O_CLOEXEC))
+            for name in (names.events, names.used, "memory.stat"):
+                self._files.append(os.open(f"{self._path}/{name}", os.O_RDONLY | os.O_CLOEXEC))
         except OSError:
             self.remove()
             raise
@@ -102,7 +105,7 @@ class MemoryLimit:
 
     def __init__(self, name: str, files: list[int]) -> None:
         self._name = name
-        self._parent, self._way_out, self._way_in, self._limit, self._events = files
+        self._parent, self._way_out, self._way_in, self._limit, self._events, self._used, self._stat = files
         self._allowed = 0
         self._kills = self._count_kills()
 
@@ -124,6 +127,11 @@ class MemoryLimit:
         """Tell whether the kernel has ended a process since the last `allow`, for want of memory in the group."""
         return self._count_kills() > self._kills
 
+    def left_over_bytes(self) -> int:
+        """Return what earlier programs have left in shared file systems, as /dev/shm, and next ones would pay for."""
+        used = int(os.pread(self._used, 32, 0))
+        return _value(self._stat, b"shmem") if used > LEFT_OVER_BYTES else 0
+
     def leave(self) -> None:
         """Go back to the group above, and remove this one."""
         try:
@@ -133,11 +141,7 @@ class MemoryLimit:
             pass  # the caller will, or whoever makes the next group
 
     def _count_kills(self) -> int:
-        for line in os.pread(self._events, 4096, 0).splitlines():
-            name, _, count = line.partition(b" ")
-            if name == b"oom_kill":
-                return int(count)
-        return 0
+        return _value(self._events, b"oom_kill")
 
 
 def make_group() -> MemoryGroup | None:
@@ -178,6 +182,14 @@ def parents(mounts: str, memberships: str, read: Callable[[str], str] | None = N
         elif kind == "cgroup" and "memory" in options.split(","):
             member = next((path for names, path in own.items() if "memory" in names.split(",")), root)
             yield os.path.join(where, *_below(root, member)), 1
+
+
+def _value(file: int, wanted: bytes) -> int:
+    for line in os.pread(file, 1 << 14, 0).splitlines():
+        name, _, value = line.partition(b" ")
+        if name == wanted:
+            return int(value)
+    return 0
 
 
 def _below(root: str, path: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 _LENGTH = struct.Struct("!I")
 _MAX_LENGTH = 1 << 20
-_MAX_FILES = 8
+_MAX_FILES = 16
 
 
 def send(channel: socket.socket, message: dict[str, Any], files: Sequence[int] = ()) -> None:

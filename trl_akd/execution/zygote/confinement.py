@@ -10,16 +10,13 @@ from . import linux, seccomp
 FILE_BYTES = 64 << 20
 PROCESSES = 128
 SCRATCH_BYTES = 64 << 20
-SHARED_MAPPING_BYTES = 8 << 20
+SCRATCH_FILES = 4096
 _OPEN_FILES = {True: 256, False: 128}  # where a control group counts the kernel's memory, and where none does
 _STACK_BYTES = 64 << 20
 _ROOM_TO_REPORT = 16 << 20
 
 FILTERS_CALLS = seccomp.deny_list(os.uname().machine) is not None
-_DENY_LISTS = {
-    counted: seccomp.deny_list(os.uname().machine, None if counted else SHARED_MAPPING_BYTES)
-    for counted in (False, True)
-}
+_DENY_LISTS = {counted: seccomp.deny_list(os.uname().machine, memory_is_counted=counted) for counted in (False, True)}
 _CORES = os.cpu_count() or 1
 _FIRST_VICTIM = 1000
 

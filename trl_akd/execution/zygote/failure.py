@@ -3,33 +3,38 @@
 import ast
 import re
 from types import TracebackType
-from typing import Any
-
-CANDIDATE, TEST = "<candidate>", "<test>"
+from typing import Any, NamedTuple
 
 _MAX_TEXT = 1000
 
-_ORIGINS = {CANDIDATE: "candidate", TEST: "test"}
 _QUOTED = re.compile(r"'([^']*)'")
 # Read by these, a class cannot lie about itself through its metaclass.
 _name_of = type.__dict__["__name__"].__get__
 _bases_of = type.__dict__["__mro__"].__get__
 
 
-def facts(error: BaseException, stage: str, sources: dict[str, str]) -> dict[str, Any]:
+class Source(NamedTuple):
+    """A compilation unit: whose it is, `candidate` or `test`, and its text."""
+
+    origin: str
+    text: str
+
+
+def facts(error: BaseException, stage: str, sources: dict[str, Source]) -> dict[str, Any]:
     """Describe an exception without calling any of its methods.
 
     Args:
         error (`BaseException`): what ended the program.
         stage (`str`): `compile`, `load` or `test`.
-        sources (`dict`): text of the compilation units, by file name.
+        sources (`dict`): the compilation units, by file name.
     """
-    file, line = _place(error, stage)
-    raised = file is not None and line is not None and _is_raise(sources.get(file, ""), line)
+    file, line = _place(error, stage, sources)
+    source = sources.get(file or "")
+    raised = source is not None and line is not None and _is_raise(source.text, line)
     found = {
         "error_type": _name_of(type(error)),
         "error_bases": [_name_of(base) for base in _bases_of(type(error))[1:]],
-        "origin": _ORIGINS.get(file or ""),
+        "origin": source and source.origin,
         "line": line,
         "raised": raised,
         "missing": _missing(error),
@@ -66,13 +71,13 @@ def exit_code(error: SystemExit) -> int:
     return int(error.code) & 0xFF if isinstance(error.code, int) else 1
 
 
-def _place(error: BaseException, stage: str) -> tuple[str | None, int | None]:
+def _place(error: BaseException, stage: str, sources: dict[str, Source]) -> tuple[str | None, int | None]:
     if stage == "compile" and isinstance(error, SyntaxError):
         return error.filename, error.lineno
     place: tuple[str | None, int | None] = (None, None)
     trace: TracebackType | None = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename in _ORIGINS:
+        if trace.tb_frame.f_code.co_filename in sources:
             place = (trace.tb_frame.f_code.co_filename, trace.tb_lineno)
         trace = trace.tb_next
     return place

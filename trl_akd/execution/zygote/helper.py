@@ -130,7 +130,8 @@ def _load(settings: dict[str, Any], caller: socket.socket) -> bool:
     del sys.path[0]  # the folder of this code
     sys.argv[:] = [_SCRIPT]
     sys.orig_argv[:] = [sys.executable, _SCRIPT]
-    site.setquit()  # `exit` and `quit`, which scripts use and a start without `site` lacks
+    for add_builtins in (site.setquit, site.setcopyright, site.sethelper):  # which a start without `site` lacks
+        add_builtins()
     for name in _PRELOADED:
         importlib.import_module(name)
     for name in settings["packages"]:

@@ -4,14 +4,13 @@ import os
 import re
 from collections.abc import Iterable
 
-from . import confinement
+from . import seccomp
 
 IDLE_TIMES = 4  # idle seconds that a program has for each second of its limit
 _WALL_TIMES = 40
 AVAILABLE = os.path.exists("/proc/self/stat")
 
-_TICKS = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICKS, _PAGE = map(os.sysconf, ("SC_CLK_TCK", "SC_PAGE_SIZE")) if hasattr(os, "sysconf") else (1, 1)
 _SHARED_MAPPING = re.compile(rb"^\S+ \S\S\Ss \S+ (\S+ \d+) +(?:/dev/zero|/memfd:|/SYSV)", re.M)
 _MOST_OF_MAPS = 1 << 18
 _MOST_FOR_TABLES = 16 << 20
@@ -65,7 +64,7 @@ def memory_bytes(processes: Iterable[int], enough: int) -> int:
         lines = _read(f"/proc/{pid}/maps", _MOST_OF_MAPS)
         kept += _MOST_FOR_TABLES if len(lines) == _MOST_OF_MAPS else 0
         mappings.update(_SHARED_MAPPING.findall(lines))
-    kept += len(mappings) * confinement.SHARED_MAPPING_BYTES + _queue_bytes(pids)
+    kept += len(mappings) * seccomp.SHARED_MAPPING_BYTES + _queue_bytes(pids)
     resident = (
         sum(int(fields[1]) for fields in (_read(f"/proc/{pid}/statm").split() for pid in pids) if fields) * _PAGE
     )

@@ -98,9 +98,13 @@ class NamespaceLevel:
         """List the program's processes: all that the helper sees but itself and the reaper."""
         return (int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) not in (1, self._reaper))
 
-    def scratch_bytes(self) -> int:
-        """Return 0: the file system of the program's folder has a size."""
-        return 0
+    def scratch_use(self) -> tuple[int, int]:
+        """Return zeros: the file system of the program's folder has its limits."""
+        return 0, 0
+
+    def scratch_memory_bytes(self, child: int) -> int:
+        """Measure the file system of the program's folder."""
+        return root.used_bytes(f"/proc/{child}/root{root.SCRATCH}")
 
     def destroy(self, child: int) -> None:
         """Kill a program's reaper; the kernel kills the rest before waitpid returns."""

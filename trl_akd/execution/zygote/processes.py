@@ -73,14 +73,18 @@ class ProcessLevel:
         """Remove it again."""
         remove_tree(self._scratch)
 
-    def scratch_bytes(self) -> int:
-        """Measure the files in the program's folder, now and then."""
+    def scratch_use(self) -> tuple[int, int]:
+        """Measure and count the files in the program's folder, now and then."""
         if time.monotonic() < self._next_measurement:
-            return 0
+            return 0, 0
         start = time.monotonic()
-        used = _tree_bytes(self._scratch)
+        used = _tree_use(self._scratch)
         self._next_measurement = time.monotonic() + max(_MEASURE_SECONDS, 10 * (time.monotonic() - start))
         return used
+
+    def scratch_memory_bytes(self, child: int) -> int:
+        """Return 0: the files are on disk."""
+        return 0
 
     def fork(self) -> int:
         """Make the program's folder, and fork its process."""
@@ -159,6 +163,10 @@ class BubblewrapLevel(ProcessLevel):
         """Name the folder of every program."""
         return root.SCRATCH
 
+    def scratch_memory_bytes(self, child: int) -> int:
+        """Measure the file systems that programs could write to."""
+        return sum(map(root.used_bytes, self._emptied))
+
     def remove_scratch(self) -> None:
         """Empty what programs could write to."""
         for folder in self._emptied:
@@ -206,18 +214,21 @@ def empty_folder(folder: str, kept: Sequence[str] = ()) -> None:
         os.rmdir(current)
 
 
-def _tree_bytes(folder: str) -> int:
-    """Sum what the files below a folder take up on disk."""
-    total = 0
+def _tree_use(folder: str) -> tuple[int, int]:
+    """Return how many bytes on disk the files below a folder take up, and how many they are; stop at too many."""
+    total = count = 0
     inner = [folder]
     for current in inner:  # grows
         with contextlib.suppress(OSError), os.scandir(current) as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):
+                    count += 1
                     total += entry.stat(follow_symlinks=False).st_blocks * 512
                     if entry.is_dir(follow_symlinks=False):
                         inner.append(entry.path)
-    return total
+                if total > confinement.SCRATCH_BYTES or count > confinement.SCRATCH_FILES:
+                    return total, count
+    return total, count
 
 
 def _descendants() -> list[tuple[int, int]]:

@@ -15,11 +15,11 @@ from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
 from . import confinement, failure, plain, returns, strict, verdict
-from .failure import CANDIDATE, TEST
 
 # Descriptors of a program's process; 0 to 2 are its standard streams.
 CANDIDATE_FD, TEXT_FD, OUTPUT_FD, VERDICT_FD = 3, 4, 5, 6
 LAST_FD = VERDICT_FD
+TEST = "<test>"
 
 _compile = compile  # not the one that a program may have put in its place
 
@@ -69,9 +69,9 @@ class Progress:
     """
 
     def __init__(self, announce: Callable[[str], None]) -> None:
-        self.script = os.path.join(os.getcwd(), sys.argv[0])  # the file that the candidate would be, run by itself
+        self.script = os.path.join(os.getcwd(), sys.argv[0])
         self.stage = "compile"
-        self.sources: dict[str, str] = {}
+        self.sources: dict[str, failure.Source] = {}
         self._announce = announce
 
     def enter(self, stage: str) -> None:
@@ -82,10 +82,8 @@ class Progress:
     def compile(self, source: str, file: str) -> CodeType:
         """Compile a text; what Python refuses to compile is a SyntaxError, whatever it says."""
         self.enter("compile")
-        self.sources[file] = source
-        names = (file, self.script) if file == CANDIDATE else (file,)
-        for name in names:
-            linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+        self.sources[file] = failure.Source("test" if file == TEST else "candidate", source)
+        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
         try:
             return _compile(source, file, "exec", dont_inherit=True)
         except SyntaxError as error:
@@ -141,13 +139,13 @@ def run_strictly(progress: Progress) -> None:
 
 def run_script(progress: Progress, preamble: str) -> None:
     """Run the candidate as a main program, to the end of its threads and exit handlers."""
-    source = read_text(CANDIDATE_FD)
+    source = read_candidate(progress.script)
     try:
-        code = progress.compile(source, CANDIDATE)
+        code = progress.compile(source, progress.script)
     except SyntaxError as error:
         if not returns.returns_at_top_level(error):
             raise
-        code = returns.compile_with_returns(source, CANDIDATE)
+        code = returns.compile_with_returns(source, progress.script)
     progress.enter("test")
     try:
         sys.path.insert(0, os.path.dirname(progress.script))
@@ -164,7 +162,7 @@ def run_script(progress: Progress, preamble: str) -> None:
 def flush_output() -> None:
     """Write out what is still in the buffers of standard output."""
     for stream in (sys.stdout, sys.__stdout__):
-        if stream is not None:
+        if stream is not None and not stream.closed:
             stream.flush()
 
 
@@ -174,7 +172,10 @@ def call(progress: Progress, name: str, preamble: str) -> None:
     arguments = read_arguments()
     progress.enter("test")
     owner = module.Solution() if hasattr(module, "Solution") else module
-    returned = getattr(owner, name)(*arguments)
+    function = getattr(owner, name, None)
+    if function is None:
+        raise NameError(f"name {name!r} is not defined", name=name)
+    returned = function(*arguments)
     data = memoryview(plain.encode(returned))
     while data:
         data = data[os.write(OUTPUT_FD, data) :]
@@ -191,7 +192,7 @@ def read_arguments() -> list[Any]:
 
 def load(progress: Progress, preamble: str = "") -> ModuleType:
     """Run the candidate's top level as a module, and undo what it did to the interpreter."""
-    code = progress.compile(read_text(CANDIDATE_FD), CANDIDATE)
+    code = progress.compile(read_candidate(progress.script), progress.script)
     sys.path.insert(0, os.path.dirname(progress.script))
     module = new_module("candidate", progress.script, preamble)
     namespace, restore, true_builtins = module.__dict__, remember_interpreter(), builtins
@@ -238,6 +239,14 @@ def report(error: BaseException, progress: Progress) -> None:
     verdict.send_failed(VERDICT_FD, progress.facts(error) | getattr(error, "candidate_facts", {}))
     text = getattr(error, "candidate_message", None)
     verdict.send_message(VERDICT_FD, failure.safe_message(error) if text is None else text)
+
+
+def read_candidate(script: str) -> str:
+    """Read the candidate, and write it to the file that it sees as its own, which processes it spawns read."""
+    source = read_text(CANDIDATE_FD)
+    with contextlib.suppress(OSError), open(script, "wb") as file:  # few programs need it: a full disk is no failure
+        file.write(source.encode("utf-8", "surrogatepass"))
+    return source
 
 
 def read_text(fd: int) -> str:

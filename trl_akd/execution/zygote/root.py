@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from . import confinement, linux
 
 SCRATCH = "/tmp"
-SCRATCH_FILES = 4096
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
 SETTINGS = ("/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
@@ -73,13 +72,21 @@ def mount_private_parts(extra: Iterable[str]) -> None:
     flags = linux.MS_NOSUID | linux.MS_NODEV
     inside = {path: os.open(path, os.O_PATH) for path in extra if path.startswith(f"{SCRATCH}/")}
     linux.mount("proc", "/proc", "proc", flags | linux.MS_NOEXEC | linux.MS_RDONLY)
-    linux.mount(
-        "tmpfs", SCRATCH, "tmpfs", flags, f"size={confinement.SCRATCH_BYTES},nr_inodes={SCRATCH_FILES},mode=1777"
-    )
+    size = f"size={confinement.SCRATCH_BYTES},nr_inodes={confinement.SCRATCH_FILES}"
+    linux.mount("tmpfs", SCRATCH, "tmpfs", flags, f"{size},mode=1777")
     for path, fd in inside.items():
         _bind(fd, path)
         os.close(fd)
     os.chdir(SCRATCH)
+
+
+def used_bytes(folder: str) -> int:
+    """Return how much of a folder's file system is in use; 0 if it has just gone."""
+    try:
+        status = os.statvfs(folder)
+    except OSError:
+        return 0
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
 
 
 def _open_sources(extra: Iterable[str]) -> tuple[dict[str, str], dict[str, int]]:

@@ -6,6 +6,8 @@ kernel that a Python program has no use for, or is the network. It is no white-l
 
 import struct
 
+SHARED_MAPPING_BYTES = 8 << 20  # of the largest mapping that processes may share, where nothing counts such memory
+
 _ENOSYS = 38
 _ENOMEM = 12
 _EPERM = 1
@@ -106,7 +108,7 @@ _COMMON = {
 }
 
 
-def deny_list(machine: str, largest_shared_mapping: int | None = None) -> bytes | None:
+def deny_list(machine: str, *, memory_is_counted: bool = True) -> bytes | None:
     """Assemble the filter, or return None where the machine's numbers are not known.
 
     Calls of another architecture (i386 and x32 on x86_64) are refused altogether, as their numbers differ. Socket
@@ -114,7 +116,8 @@ def deny_list(machine: str, largest_shared_mapping: int | None = None) -> bytes 
 
     Args:
         machine (`str`): as in `os.uname`.
-        largest_shared_mapping (`int`, *optional*): bytes of the largest mapping that processes may share.
+        memory_is_counted (`bool`, *optional*, defaults to `True`): whether a control group counts the memory that
+            processes share; else mappings of it are kept small.
     """
     if machine not in _NUMBERS:
         return None
@@ -144,7 +147,7 @@ def deny_list(machine: str, largest_shared_mapping: int | None = None) -> bytes 
             allow,
         ),
     ]
-    if largest_shared_mapping is not None:
+    if not memory_is_counted:
         rules += _when(
             _JUMP_IF_EQUAL,
             _MMAP[machine],
@@ -153,7 +156,7 @@ def deny_list(machine: str, largest_shared_mapping: int | None = None) -> bytes 
             _argument(1, upper_half=True),
             *_unless(_JUMP_IF_EQUAL, 0, no_memory),
             _argument(1),
-            *_when(_JUMP_IF_GREATER_OR_EQUAL, largest_shared_mapping + 1, no_memory),
+            *_when(_JUMP_IF_GREATER_OR_EQUAL, SHARED_MAPPING_BYTES + 1, no_memory),
             allow,
         )
     return b"".join([*rules, *_search(sorted({*_NUMBERS[machine].values(), *_COMMON.values()}), refuse, allow)])

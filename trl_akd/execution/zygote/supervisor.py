@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 from . import confinement, linux, metering, program, verdict
-from .cgroup import MemoryLimit
+from .cgroup import LEFT_OVER_BYTES, MemoryLimit
 
 _SETUP_SECONDS = 30.0
 _MESSAGE_SECONDS = 1.0
@@ -48,8 +48,11 @@ class Level(Protocol):
     def processes(self) -> Iterable[int]:
         """List the program's processes."""
 
-    def scratch_bytes(self) -> int:
-        """Measure the program's files, where nothing else limits them."""
+    def scratch_use(self) -> tuple[int, int]:
+        """Measure the program's files in bytes, and count them, where nothing else limits them."""
+
+    def scratch_memory_bytes(self, child: int) -> int:
+        """Measure the memory that the program's files take up."""
 
     def destroy(self, child: int) -> None:
         """End all of the program's processes, whose first is a child of this one, and remove what it left."""
@@ -85,6 +88,8 @@ def run(level: Level, job: Job, caller: list[int]) -> dict[str, Any]:
     """
     try:
         if level.memory is not None:
+            if (left := level.memory.left_over_bytes()) > LEFT_OVER_BYTES:  # a fresh helper has a group of its own
+                return {"status": "infra_error", "message": f"earlier programs left {left >> 20} MiB in /dev/shm"}
             level.memory.allow(job.memory_bytes)
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         with ours, its:
@@ -128,6 +133,7 @@ class _Watch:
         self._started = self._looked_at = time.monotonic()
         self._next_look = self._started + _SETUP_SECONDS
         self._pause_before = self._used = self._idle = 0.0
+        self._looking = time.process_time()  # what looks have taken of the processor
 
     def until_it_ends(self) -> dict[str, Any]:
         """Return the result's fields as soon as they are known."""
@@ -198,7 +204,7 @@ class _Watch:
         """Compare what the program has used with its limits, and decide when to look again."""
         if self._stage is None:
             return self._result("infra_error", message=f"the program did not begin within {_SETUP_SECONDS:g} s")
-        now = time.monotonic()
+        now, looking = time.monotonic(), time.process_time()
         processes = list(self._level.processes())
         if result := self._over_memory(processes) or self._over_scratch():
             return result
@@ -207,8 +213,9 @@ class _Watch:
         if used >= self._job.timeout:
             return self._out_of_time("of processor time")
         if not runnable and used <= self._used:
-            self._idle += min(now - self._looked_at, 2 * self._pause_before)  # late looks are the machine's fault
-        self._looked_at, self._used = now, used
+            expected = self._pause_before + looking - self._looking  # the last look itself, and the pause after it
+            self._idle += min(now - self._looked_at, 2 * expected)  # late looks are the machine's fault
+        self._looked_at, self._used, self._looking = now, used, looking
         if self._idle >= metering.IDLE_TIMES * self._job.timeout:
             return self._out_of_time("idle")
         if elapsed >= metering.longest_run(self._job.timeout):
@@ -245,7 +252,8 @@ class _Watch:
     def _over_memory(self, processes: list[int]) -> dict[str, Any] | None:
         if self._level.memory is not None:
             return self._killed_for_memory()
-        used = metering.memory_bytes(processes, enough=self._job.memory_bytes)
+        files = self._level.scratch_memory_bytes(self._child)
+        used = files + metering.memory_bytes(processes, enough=self._job.memory_bytes - files)
         if used <= self._job.memory_bytes:
             return None
         return self._out_of_memory(f"used {used >> 20} MiB of memory in all its processes")
@@ -260,10 +268,13 @@ class _Watch:
         return self._result("failed", ending="memory", error_type="MemoryError", message=message)
 
     def _over_scratch(self) -> dict[str, Any] | None:
-        used = self._level.scratch_bytes()
-        if used <= confinement.SCRATCH_BYTES:
+        used, files = self._level.scratch_use()
+        if used > confinement.SCRATCH_BYTES:
+            message = f"wrote more than the {confinement.SCRATCH_BYTES >> 20} MiB of files that are allowed"
+        elif files > confinement.SCRATCH_FILES:
+            message = f"made more than the {confinement.SCRATCH_FILES} files that are allowed"
+        else:
             return None
-        message = f"wrote {used >> 20} MiB of files; {confinement.SCRATCH_BYTES >> 20} MiB are allowed"
         return self._result("failed", error_type="OSError", ending="exception", message=message)
 
     def _result(self, status: str, **fields: Any) -> dict[str, Any]:

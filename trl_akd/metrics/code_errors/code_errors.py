@@ -8,7 +8,7 @@ from typing import Any
 import evaluate
 
 from trl_akd.execution import CodeExecutor
-from trl_akd.metrics.base import ProgramMetric, judge, number_of_workers
+from trl_akd.metrics.base import ProgramMetric, as_list, judge, number_of_workers
 from trl_akd.metrics.taxonomy import classify, error_table
 
 _CITATION = """\
@@ -26,6 +26,7 @@ class CodeErrors(ProgramMetric):
         predictions (`list[list[str]]`), references (`list`): as in `pass_at_k`.
         entry_points (`list[str]`, *optional*): the function that each task's test calls.
         truncated (`list[list[bool]]`, *optional*): whether generation of each program was cut off at its length limit.
+        k, confidence (*optional*): options of `pass_at_k`, ignored here, for `evaluate.combine`.
         workers, num_workers, timeout, memory_mb, isolation, strict, packages, allow_code_execution: as in `pass_at_k`.
         details (`bool`, *optional*, defaults to `False`): add each program's label.
 
@@ -81,7 +82,13 @@ class CodeErrors(ProgramMetric):
             entry_points = [None] * len(predictions)
         if truncated is None:
             truncated = [[False] * len(task) for task in predictions]
-        _check_shapes(predictions, entry_points, truncated)
+        names = _column("entry_points", entry_points, len(predictions), "task")
+        cut_off = [
+            _column(f"truncated[{index}]", flags, len(task), "program")
+            for index, (flags, task) in enumerate(
+                zip(_column("truncated", truncated, len(predictions), "task"), predictions, strict=True)
+            )
+        ]
         with CodeExecutor(
             number_of_workers(workers, num_workers),
             timeout,
@@ -94,12 +101,10 @@ class CodeErrors(ProgramMetric):
             programs, results = judge(executor, predictions, references)
         labels = [
             [
-                classify(result, program, entry_point, cut_off)
-                for result, program, cut_off in zip(task_results, task_programs, task_truncated, strict=True)
+                classify(result, program, entry_point, flag)
+                for result, program, flag in zip(task_results, task_programs, flags, strict=True)
             ]
-            for task_results, task_programs, entry_point, task_truncated in zip(
-                results, programs, entry_points, truncated, strict=True
-            )
+            for task_results, task_programs, entry_point, flags in zip(results, programs, names, cut_off, strict=True)
         ]
         table = error_table(label for task in labels for label in task)
         found: dict[str, Any] = table.as_dict() | {"isolation": executor.isolation, "strict": strict}
@@ -108,16 +113,10 @@ class CodeErrors(ProgramMetric):
         return found
 
 
-def _check_shapes(
-    predictions: Sequence[Sequence[str]],
-    entry_points: Sequence[str | None],
-    truncated: Sequence[Sequence[bool]],
-) -> None:
-    for name, column in (("entry_points", entry_points), ("truncated", truncated)):
-        if len(column) != len(predictions):
-            raise ValueError(f"{name} has {len(column)} entries for {len(predictions)} tasks; give one a task.")
-    for index, (task, flags) in enumerate(zip(predictions, truncated, strict=True)):
-        if len(task) != len(flags):
-            raise ValueError(
-                f"truncated[{index}] has {len(flags)} entries for {len(task)} programs; give one a program."
-            )
+def _column(name: str, values: Any, count: int, unit: str) -> list[Any]:
+    column = as_list(values)
+    if column is None:
+        raise TypeError(f"{name} is {type(values).__name__}; give a list with one entry per {unit}.")
+    if len(column) != count:
+        raise ValueError(f"{name} has {len(column)} entries for {count} {unit}s; give one per {unit}.")
+    return column

@@ -43,6 +43,7 @@ class PassAtK(ProgramMetric):
             environment needs `HF_ALLOW_CODE_EVAL=1`.
         confidence (`float`, *optional*, defaults to `0.95`): level of the intervals.
         details (`bool`, *optional*, defaults to `False`): add each task's counts, scores and results.
+        entry_points, truncated (*optional*): options of `code_errors`, ignored here, for `evaluate.combine`.
 
     Returns:
         `dict`: for each k `pass@k`, `pass@k_low`, `pass@k_high` (fractions; higher is better) and `pass@k_tasks` (how

@@ -98,8 +98,9 @@ def render(
             changed = [*turns[:number], {**turn, "content": f"{content}x"}, *turns[number + 1 :]]
             if rendered(changed, add_generation_prompt=True) == prompt:
                 raise ValueError(
-                    f"The chat template leaves out the turn of the role {turn['role']!r} in row {index}; set a "
-                    "tokenizer.chat_template that renders such turns, rename the role, or drop the row."
+                    f"The chat template is given the content of the role {turn['role']!r} in row {index} as a text, "
+                    "but leaves it out; set a tokenizer.chat_template that renders such turns, rename the role, give "
+                    "the content as a list of parts, or drop the row."
                 )
         return prompt
 

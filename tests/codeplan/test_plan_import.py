@@ -88,3 +88,15 @@ def test_folders_without_plans(tmp_path: Path):
 def test_a_teacher_and_a_folder(capsys: pytest.CaptureFixture[str]):
     assert main(["plans", "--import_plans", "x", "--model", "m", "--dataset_name", "d"]) == 2
     assert "`import_plans` is 'x' and `model` is 'm'; plans come from one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["7.txt", "7/plans.json"])
+def test_files_in_other_encodings(tmp_path: Path, name: str):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    text = "1. Café." if name.endswith("txt") else '["1. Café."]'
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert read_plans(tmp_path) == {"7": ["1. Café."]}
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"is not UTF-8 .*; convert it"):
+        read_plans(tmp_path)

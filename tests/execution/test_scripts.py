@@ -169,7 +169,7 @@ LIAR = "class Liar(int):\n    __eq__ = lambda *a: True\n    __hash__ = int.__has
         (LIAR, "AssertionError"),
         ("def f(a): return object()", "TypeError"),
         ("def f(a):\n    x = []\n    x.append(x)\n    return x", "TypeError"),
-        ("def g(a): return a", "AttributeError"),
+        ("def g(a): return a", "NameError"),
         ("import os\ndef f(a):\n    os.write(5, b'3')\n    os._exit(0)", None),
     ],
 )

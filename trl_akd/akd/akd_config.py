@@ -73,6 +73,9 @@ class AKDConfig(GKDConfig):
             Number of completions to print, drawn at random. By default all of the step.
         log_unique_prompts (`bool`, *optional*, defaults to `False`):
             Report each prompt only once.
+        hub_strategy (`str`, *optional*, defaults to `"end"`):
+            When to upload to the Hub with `push_to_hub`. The default uploads the trained student once; the other
+            values of [`transformers.TrainingArguments`] also upload the output folder during training.
         bf16 (`bool`, *optional*):
             Mixed precision in bfloat16. By default on where a GPU supports it; TRL's default fails without one.
         lmbda (`float`, *optional*, defaults to `0.0`):
@@ -152,6 +155,13 @@ class AKDConfig(GKDConfig):
     lmbda: float = field(default=0.0, metadata={"help": "Fraction of batches on text sampled from the student."})
     learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of the student."})
     num_train_epochs: float = field(default=10.0, metadata={"help": "Number of epochs."})
+    hub_strategy: str = field(
+        default="end",
+        metadata={
+            "help": "When to upload to the Hub with `push_to_hub`: end, every_save, checkpoint or all_checkpoints; "
+            "all but end also upload the output folder during training."
+        },
+    )
     bf16: bool | None = field(
         default=None, metadata={"help": "Mixed precision in bfloat16; by default on where a GPU supports it."}
     )

@@ -57,7 +57,7 @@ def read_plans(folder: str | Path) -> dict[str, list[str]]:
     if not home.is_dir():
         raise FileNotFoundError(f"`import_plans` is {str(folder)!r}, which is no folder; check the path.")
     found = {path.parent.name: _listed(path) for path in sorted(home.glob("*/plans.json"))}
-    found |= {path.stem: [path.read_text(encoding="utf-8")] for path in sorted(home.glob("*.txt"))}
+    found |= {path.stem: [_read(path)] for path in sorted(home.glob("*.txt"))}
     if not found:
         raise ValueError(
             f"`import_plans` is {str(folder)!r}, which holds neither NAME/plans.json nor NAME.txt; give the folder of "
@@ -126,9 +126,16 @@ def import_plans(
 
 def _listed(path: Path) -> list[str]:
     try:
-        texts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        texts = json.loads(_read(path))
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}); give a list of texts.") from error
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{path} holds {texts!r:.80}; give a list of texts.")
     return texts
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}); convert it, or take it out of the folder.") from error

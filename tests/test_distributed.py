@@ -6,6 +6,7 @@ import sys
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,23 @@ def test_every_row_counts_once(batch_size: int, processes: int, skipped: int, sp
                 batches[-1] = batches[-1][: found[1]]
             counted += chain.from_iterable(batches)
         assert sorted(counted) == list(range(length)), length
+
+
+def _last_batch(batches: BatchSampler, dataset: range, **settings: Any) -> Any:
+    loader = SimpleNamespace(batch_sampler=BatchSamplerShard(batches, 2, 1, **settings), dataset=dataset)
+    return SimpleNamespace(gradient_state=SimpleNamespace(end_of_dataloader=True, active_dataloader=loader))
+
+
+def test_a_sampler_s_own_length_counts() -> None:
+    batches = BatchSampler(SequentialSampler(range(7)), 2, drop_last=False)
+    assert own_rows(_last_batch(batches, range(12))) == (2, 1)
+
+
+def test_nothing_is_repeated_where_batches_are_not_filled_up() -> None:
+    batches = BatchSampler(SequentialSampler(range(5)), 2, drop_last=False)
+    assert own_rows(_last_batch(batches, range(5), even_batches=False)) is None
+    batches.batch_size = None  # type: ignore[assignment]
+    assert own_rows(_last_batch(batches, range(5))) is None
 
 
 def test_batches_before_the_last_are_a_process_s_own() -> None:

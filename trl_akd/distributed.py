@@ -84,10 +84,13 @@ def own_rows(accelerator: Accelerator) -> tuple[int, int] | None:
     sampler = loader.batch_sampler
     while isinstance(sampler, SkipBatchSampler):  # a resumed epoch
         sampler = sampler.batch_sampler
-    if not isinstance(sampler, BatchSamplerShard) or sampler.num_processes == 1 or sampler.drop_last:
+    if not isinstance(sampler, BatchSamplerShard) or sampler.num_processes == 1:
         return None
+    if sampler.drop_last or not sampler.even_batches or sampler.batch_size is None:
+        return None  # nothing is filled up, or batches of any size are filled up by whole ones
     rows = sampler.batch_size // sampler.num_processes if sampler.split_batches else sampler.batch_size
-    remainder = len(loader.dataset) % (rows * sampler.num_processes)
+    indices = getattr(sampler.batch_sampler, "sampler", loader.dataset)  # may pick fewer rows, or rows twice
+    remainder = len(indices) % (rows * sampler.num_processes)
     own = min(max(remainder - sampler.process_index * rows, 0), rows)
     return None if remainder == 0 or own == rows else (rows, own)
 

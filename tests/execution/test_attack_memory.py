@@ -1,6 +1,8 @@
 """However a program goes about it, all its processes together hold little more memory than they may."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,8 +10,8 @@ import pytest
 
 from tests.execution.conftest import HONEST
 from tests.execution.memory_bombs import BOMBS, program
-from tests.execution.surroundings import linux_only, user_namespaces_work
-from trl_akd.execution import CodeExecutor, worker
+from tests.execution.surroundings import children, commands, eventually, linux_only, user_namespaces_work
+from trl_akd.execution import CodeExecutor, ExecutionResult, worker
 from trl_akd.execution.zygote import cgroup
 
 pytestmark = linux_only
@@ -90,6 +92,29 @@ def test_memory_held(meter: Meter, way: str) -> None:
 @pytest.mark.parametrize("memory_mb", [64, 128, 512])
 def test_memory_held_by_every_bomb(meter: Meter, way: str, level: str, memory_mb: int) -> None:
     check(meter, way, tuple(BOMBS), level, memory_mb)
+
+
+@pytest.mark.parametrize("level", ["process"], indirect=True)
+def test_no_process_outlives_a_killed_helper(level: str) -> None:
+    if (group := cgroup.make_group()) is None:
+        pytest.skip("no memory group can be made here")
+    group.remove()
+    mark = f"1000.{os.getpid()}"
+    leave = (
+        f"import os, subprocess, time\nif os.fork() == 0:\n    os.setsid()\n    subprocess.run(['sleep', '{mark}'])\n"
+    )
+    results: list[ExecutionResult] = []
+    others = set(children(os.getpid()))
+    with CodeExecutor(1, timeout=60.0, isolation=level, allow_code_execution=True) as executor:
+        judging = threading.Thread(target=lambda: results.extend(executor.run([(leave + "time.sleep(1000)\n", "")])))
+        judging.start()
+        while judging.is_alive():  # a program is tried twice
+            if commands(mark):
+                for helper in set(children(os.getpid())) - others:
+                    os.kill(helper, signal.SIGKILL)
+            judging.join(0.05)
+    assert [result.status for result in results] == ["infra_error"]
+    assert eventually(lambda: not commands(mark))
 
 
 def test_family_that_shares_memory_may(way: str, level: str) -> None:

@@ -75,13 +75,14 @@ class CodeExecutor:
     - level `bwrap` has the same promises by way of bubblewrap, save that programs of a worker share /tmp's quota, and
       that where root's Python lies out of nobody's reach they keep the right to read what is in their sandbox;
     - level `process` keeps deadlines, limits and verdicts, and kills descendants by hunting for them, which a chain of
-      forks in ever new sessions can outrun. The 64 MiB and 4096 files that are allowed are checked several times a
-      second; files that were removed and are still open do not count. Sockets but those of the Unix kind are refused
-      (x86-64 and Arm). Files are out of reach only as far as Landlock (Linux 5.13) and the user's rights go: without
-      it, a program may read and write what this user may, or as root what nobody may (and the level is refused where
-      root's Python lies out of nobody's reach). Signals to the user's other processes are kept inside from Linux 6.12
-      on. /dev/shm is shared; files there stay, and without a control group they do not count as memory. macOS has this
-      level only, untested;
+      forks in ever new sessions can outrun. If helper and caller are killed together, processes that left the
+      program's session go on. The 64 MiB and 4096 files that are allowed are checked several times a second; files
+      that were removed and are still open do not count. Sockets but those of the Unix kind are refused (x86-64 and
+      Arm). Files are out of reach only as far as Landlock (Linux 5.13) and the user's rights go: without it, a program
+      may read and write what this user may, or as root what nobody may (and the level is refused where root's Python
+      lies out of nobody's reach). Signals to the user's other processes are kept inside from Linux 6.12 on. /dev/shm
+      is shared; files there stay, and without a control group they do not count as memory. macOS has this level only,
+      untested;
     - other machines than x86-64 and Arm have no filter of system calls.
 
     Args:

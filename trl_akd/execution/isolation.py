@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from .result import Isolation
-from .worker import PACKAGE_FOLDER, HelperError, PackageError, Worker
+from .worker import PACKAGE_FOLDER, HelperError, PackageError, Worker, interpreter
 
 __all__ = ["IsolationError", "first_worker", "start_worker"]
 
@@ -88,6 +88,10 @@ def start_worker(settings: dict[str, Any]) -> Worker:
     try:
         return Worker(settings)
     except OSError as error:
+        if error.errno == errno.EACCES and error.filename == interpreter():
+            raise IsolationError(
+                f"No helper process can be started: this user may not run {error.filename}; use a Python that it may."
+            ) from error
         raise IsolationError(_explain_shortage(error, error.errno)) from error
 
 

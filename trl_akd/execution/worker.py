@@ -219,9 +219,13 @@ class Worker:
         return " ".join(text.decode(errors="replace").split())
 
 
+def interpreter() -> str:
+    """Return the Python that helpers run on: that of this process, without its virtual environment."""
+    return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+
+
 def _start(settings: dict[str, Any], its: socket.socket, errors: int) -> subprocess.Popen[bytes]:
     """Start a helper that finds its code by a descriptor, so that programs see no path of this machine."""
-    python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     code, folder = settings["own_folder"], None
     if code is None:
         folder = os.open(PACKAGE_FOLDER, os.O_RDONLY | os.O_DIRECTORY)
@@ -229,7 +233,7 @@ def _start(settings: dict[str, Any], its: socket.socket, errors: int) -> subproc
     start = _START.format(code=code, channel=its.fileno(), folder=folder)
     try:
         return subprocess.Popen(
-            [*settings["command"], python, "-s", "-S", "-P", "-c", start],
+            [*settings["command"], interpreter(), "-s", "-S", "-P", "-c", start],
             env=_ENVIRONMENT | {name: os.environ[name] for name in _INHERITED if name in os.environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

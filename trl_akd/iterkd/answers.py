@@ -50,6 +50,16 @@ _OF_THE_INPUT = (
     r"|letter|attempt|length"
     r"|size|shape|dimension|choice|option|credential|login|extension|index|entr|line|date|email|usage|call|move)\w*)"
 )
+_CODE = r"(?:\w+[(\[_.]|\w+ [-+*/%<>=]|[-+*/%<>=0-9]|\w{1,2}\b)"
+_THE_CODE = (
+    r"(?:code|function|method|loop|line|program|version|implementation|condition|check|comparison|base case|recursion"
+    r"|variable|counter|index|return|accumulator)"
+)
+_NEGATED = r"(?:do(?:es)?(?:n['\u2019]t| not)|isn['\u2019]t|won['\u2019]t|never|can(?:not|['\u2019]t))"
+_DESIGN = (
+    r"(?:modif|mutat|chang|need|requir|raise|rel[iy]|depend|allow|print|copy|copies|stor|matter|exist|contain|belong|use"
+    r"|support|assume|affect|block|touch|include|exceed|fit|a\b|an\b|in\b|part\b|empty|none|thread|meant|own)"
+)
 _LEAKS = MappingProxyType(
     {
         label: re.compile(pattern, re.IGNORECASE | re.MULTILINE)
@@ -130,6 +140,56 @@ _LEAKS = MappingProxyType(
             r" ?(?:not|never|n't) (?:yet )?(?:been )?(?:defined|imported|incremented|updated|declared"
             r"|initiali[sz]ed|closed|decremented|assigned|converted|cast)\b"
             r"(?<!if not defined)",
+            "corrected": r"^\W*(?:note:? )?should (?:just |really |actually )?(?!be\b|not\b|never\b|always\b|only\b"
+            r"|(?:happen|work|return|print|output|log|show|display|give|raise|have|help|equal|contain|yield|produce|see"
+            r"|match|look|pass)\b)[a-z]+"
+            r"|\b(?:this|it|we|line|loop|condition) should (?:actually|really|instead|rather|divide|multiply|add"
+            r"|subtract|compare|start|stop|begin|increment|decrement|iterate|loop|use)\b"
+            r"|\bought to\b|\b(?:is|are|was) what (?:we|you|it) (?:really |actually )?(?:wants?|needs?|intended"
+            r"|meant)\b"
+            r"|\b(?:needs?|requires?|wants?) (?:\w+[(\[]|\w+\.\w|\w+ [-+*/%<>=])"
+            rf"|\b(?:rather than|in place of|where|not) {_CODE}[^\n]*?\b(?:was|is|were|are) "
+            r"(?:needed|required|expected|meant|intended|called for)\b"
+            r"|\brather than (?:\w{1,2}\b(?<!it)(?<!an)(?<!in)(?<!to)(?<!a)|\w+[(\[_.]|[-+*/%<>=0-9])"
+            r"|\bthe (?:correct|proper|intended) \w+(?: \w+)? (?:is|was|would be|should be|needs)\b",
+            "changed": r"^\W*(?:changed|altered|flipped|inverted|tampered|sabotaged)\b|\bsabotag\w*"
+            r"|\bI(?:(?:'|\u2019)ve| have)? (?:also |just |only )?(?:removed|changed|swapped|altered|replaced|dropped"
+            r"|omitted|modified|flipped|inverted|deleted|introduced|injected|inserted)\b"
+            r"|\b(?:to|that) break (?:the|this|its?) (?:result|code|program|function|logic|output|tests?)\b",
+            "lost": r"\b(?:we|it|this|which|loop|range|code|slice|that) (?:\w+ )?(?:los(?:e|es|ing)|miss(?:es|ing)?"
+            r"|overlooks?) (?:the|one|an?|its|every|some)\b"
+            r"|^\W*(?:\w+ly )?(?:misses|loses|overlooks|skips|drops|excludes|ignores)"
+            r" (?:the (?:very )?(?:last|first|final)|one)\b"
+            r"|\bone too (?:many|few|small|large|big|short|long|far|early|late|high|low)\b"
+            r"|\btoo (?:early|late|soon)\b|\b(?:this|it|which|here|loop) (?:under|over)(?:counts|estimates"
+            r"|shoots|runs)\b"
+            r"|\bnever (?:gets? |is |are )\w+ed\b(?! (?:again|twice|more))"
+            r"|\b(?:check|guard|case|handling|validation|conversion|cast|import|return|increment|update|base case)\b"
+            r"(?: \w+){0,4} (?:is |was )?(?:left off|removed|omitted|absent|dropped)\b"
+            r"|\bno (?:\w+ )?(?:check|guard|validation|bounds check\w*|base case|error handling|colon|increment"
+            r"|return(?! value))\b"
+            r"(?!(?: is| are)? (?:needed|necessary|required))",
+            "denied": rf"\b(?:this|here|(?:the|this) {_THE_CODE})(?: \w+)? {_NEGATED} "
+            rf"(?:really |actually |fully )?(?!{_DESIGN})[a-z]+"
+            r"|\bbut (?:it |this )?(?:really |actually )?(?:isn(?:'|\u2019)t|is not|fails)\b",
+            "unbound": r"\bbefore (?:it|they|being|its) (?:exists?|(?:is |are )?(?:defined|assigned|declared"
+            r"|initiali[sz]ed|bound)|definition|assignment)\b"
+            r"|\b(?:undeclared|uninitiali[sz]ed|non-?existent|unimported) (?:variable|name|function|module|attribute"
+            r"|method)s?\b",
+            "judged": rf"\b(?:condition|comparison|indentation|operators?|sign|operands|check"
+            rf"|logic) (?:of \w+ \w+ \w+ )?"
+            r"(?:is|are) (?:backwards?|inverted|reversed|swapped|off|misplaced|misaligned)\b"
+            r"|\b(?:bad|unexpected|unreliable|inaccurate|garbage) (?:results?|output|answers?|totals?)\b"
+            rf"|\b(?:inaccurate|awry|haywire|misguided|nonsensical|sloppy|careless)(?:ly)?\b"
+            r"|\b(?:logical|subtle|hidden|an?|one) (?:\w+ )?(?:inconsistency|discrepancy|defect|slip|blunder|oversight"
+            r"|misconception|misunderstanding)\b|\boversight\b|\bsubtle\b"
+            r"|\b(?:confus|misunderst|misinterpret|misread|miscalculat|mishandl|misus|conflat)(?:e[sd]?|oo?d?s?|ands?|ing)\b"
+            r"|\b(?:divides|multiplies|uses|returns|compares|adds|subtracts|computes|calculates|starts|stops|iterates"
+            r"|indexes|updates|accesses|appends|produces|sorts|calls|passes|assigns|increments)(?: \w+){0,3} "
+            r"(?:the |an? )?(?:wrong|incorrect)\b(?!-)"
+            r"|\b(?:line|code|function|loop|it|this|condition|comparison|which) (?:will |would )?(?:causes?|makes?) "
+            r"[^.\n]{0,40}\b(?:fail\w*|crash\w*|hang\w*|errors?)\b|^\W*err\b\W*[:!-]"
+            rf"|^\W*{_ACCIDENT}\b ?(?:for|on|here|at|!)",
             "issue": r"\b(?:spot|find|see|notice) the (?:errors?|issue|problem|bug)\b|\bthe (?:issue|problem"
             r"|catch|trick|trap) (?:here|with this|is that|lies|in this)\b"
             r"|\b(?:subtle|hidden|sneaky) \w+"
@@ -141,6 +201,7 @@ _LEAKS = MappingProxyType(
 
 _HARMLESS = re.compile(
     r"\b(?:if|when|whether|unless)\b[^.,;:\n]{0,30}\b(?:wrong|incorrect|missing|broken|fails?)\b"
+    r"|\buntil\b[^.,;:\n]{0,30}\bnever \w+"
     r"|\b(?:avoid\w*|prevent\w*|no|never|without|against|guard\w*|stop\w*|handl\w*|catch\w*|detect\w*"
     r"|break\w* out of) "
     r"(?:\w+ ){0,2}(?:infinite|endless) (?:loops?|recursion)",

@@ -171,6 +171,7 @@ _MAX_CHARS = 50_000
 _MAX_LINE = 2_000
 _MAX_JSON = 50
 _MAX_INTRODUCTION = 160
+_MAX_TITLE = 4
 _TOLERANCE = 0.01
 
 _DIGITS = MappingProxyType(
@@ -225,9 +226,17 @@ _FINAL = re.compile(
     r"|after review|new scores?|erratum|wait)|最终|最終|修正|更正|최종|definitiv|endgültig",
     re.IGNORECASE,
 )
+_OWN = re.compile(
+    r"\b(?:scor|judg|evaluat|assess|rat(?:e|ing)|verdict|grad(?:e|ing)|points|marks|rules?\b|rubric|result|final|revis|stands"
+    r"|follows|my\b|i\b|breakdown|summary|here\b)|[^\x00-\x7f]",
+    re.IGNORECASE,
+)
 _DRAFT = re.compile(
     r"\b(?:draft|tentative|preliminary|provisional|initial|first[ ](?:impression|pass|guess)|example|sample|template"
-    r"|placeholder|format|hypothetical|if[ ]it|would[ ]have|as[ ]follows[ ]if|pretend)|草稿|初步|示例|例如",
+    r"|at first|(?:began|started) with"
+    r"|placeholder|format|hypothetical|if[ ]it|would[ ]have"
+    r"|(?:if|were|had|suppos\w+|assuming)[ ](?!i\b)[^.:\n]{0,80}\bwould|as[ ]follows[ ]if|pretend)|草稿|初步|示例"
+    r"|例如",
     re.IGNORECASE,
 )
 _QUOTED = re.compile(
@@ -246,6 +255,15 @@ _WITHDRAWN = re.compile(
     r"|\b(?:scores?|numbers|ratings?|these|those|they)\b[^.\n]{0,30}\b(?:placeholders?|made up|invalid"
     r"|meaningless|not (?:mine"
     r"|my own|real|a judge?ment|final|meant)|do not count|don't count|only an example|just an example|guess(?:es)?)\b"
+    r"|\b(?:scores?|numbers|points|ratings?|judge?ment|above|these|those|they)\b[^.\n]{0,40}"
+    r"\b(?:do(?:es)?(?:n['\u2019]t| not)|cannot|can['\u2019]t|no longer|must not|should(?:n['\u2019]t| not)) "
+    r"(?:hold|apply|count|stand|reflect|represent|be (?:used|taken|trusted|relied))\b"
+    r"|\b(?:scores?|numbers|points|ratings?|above|these)\b[ ]*(?:above[ ]|below[ ])?(?:are|were|come|came)\b"
+    r"[^.\n]{0,20}\b(?:those|the ones|what|from|copied|taken|quoted|lifted|(?:supplied|provided|given"
+    r"|written)[ ]by)\b[^.\n]{0,30}"
+    r"\b(?:candidate|answer|author|student|submission|comment|docstring|code|itself)"
+    r"|\b(?:can(?:not|['\u2019]t)|do(?:n['\u2019]t| not)|no longer) stand by\b|\bI (?:must "
+    r"|have to )?(?:decline|refuse|abstain)\b"
     r"|无法(?:评|打|给)|不能(?:评|打|给)|拒绝评",
     re.IGNORECASE,
 )
@@ -331,13 +349,16 @@ _BARE_LIST = re.compile(
     rf"[(\[]?[ ]*(?P<values>{_QUANTITY}(?:[ ]*[,;/| ][ ]*{_QUANTITY}){{4}})[ ]*[)\]]?[ .]*(?:=.*|$)"
 )
 _BETWEEN = re.compile(
-    rf"[ ]*[,;./][ ]*(?:and[ ]+)?(?=(?:{_RULE}|and )[ ]*#?{_NUMBER})|[ ]+(?={_RULE}[ ]*#?{_NUMBER}[ ]*[:=(])", re.I
+    rf"[ ]*[,;./|][ ]*(?:and[ ]+)?(?=(?:{_RULE}|and )[ ]*#?{_NUMBER})|[ ]+(?={_RULE}[ ]*#?{_NUMBER}[ ]*[:=(])", re.I
 )
 _SEPARATOR = re.compile(
     r"=>|⇒|[:=]|(?:^|[ ])[\u2013\u2014-]+[ ]|,(?=[ ]*[0-9.]+[ ]*$)|\u2013|\u2014|->|→|\.{2,}|\t|[ ]{2,}|\b(?:is|gets?"
     r"|receives?|earns?|scores?)\b",
     re.I,
 )
+_LABELLED = re.compile(r"[^:=]+[:=][^:=]*[0-9][^:=]*")
+_OWN_SCORE = re.compile(rf"(?:^|[.;,!()\[\u2014\u2013-])[ ]*{_SCORE_WORD}[ ]*[:=][ ]*(?P<value>.+)$", re.IGNORECASE)
+_ELEMENT = re.compile(r"<(?P<name>[A-Za-z][\w-]{0,40})>[ ]*(?P<value>[0-9][^<\n]{0,30})</(?P=name)>")
 _MAXIMUM_FIRST = re.compile(r"[(\[][^()\[\]]{1,40}[)\]][ ]*(?:[:=]|[\u2013\u2014-]+(?=[ ]))[ ]*(?P<value>.+)")
 _JSON_KEYS = ("score", "points", "value", "rating", "awarded", "mark", "grade", "得分", "分数")
 _HALF = re.compile(r"([0-9])?[ ]?½")
@@ -425,9 +446,12 @@ class _Block:
         heading, _, above = self.over.partition("\n")
         above = above.rstrip()[-_MAX_INTRODUCTION:]
         introduction = above if above.endswith(":") else ""
+        last_sentence = re.split(r"[.!?;][ ]+", introduction)[-1]
         if _FINAL.search(heading):
             return True
-        return not (_QUOTED.search(introduction) or _DRAFT.search(f"{heading}\n{introduction}"))
+        if not self.headed and len(last_sentence.split()) > _MAX_TITLE and not _OWN.search(last_sentence):
+            return False
+        return not (_QUOTED.search(introduction) or _DRAFT.search(f"{heading}\n{last_sentence}"))
 
 
 def _decide(blocks: Sequence[_Block], lines: Sequence[str]) -> Judgement | Unjudged:
@@ -522,9 +546,14 @@ def _amendment(line: str) -> dict[int, float] | str | None:
 
 
 def _plain(text: str) -> str:
-    text = _BOXED.sub(r"\1", text)
+    text = _ELEMENT.sub(_element_as_line, _BOXED.sub(r"\1", text))
     text = _STRUCK.sub("", _HALF.sub(lambda match: f"{match[1] or 0}.5", text))
     return unicodedata.normalize("NFKC", text)
+
+
+def _element_as_line(element: re.Match[str]) -> str:
+    rule = _json_rule(element["name"])
+    return element[0] if rule is None else f"\nRule {rule}: {element['value']}\n"
 
 
 def _without_markup(line: str) -> str:
@@ -657,7 +686,11 @@ class _Lines:
             return True
         if self._block is not None and self._block.complete and _amendment(line) is not None:
             return False
-        done = [self._read_entry(number, part) for part in _BETWEEN.split(line) if part and part.strip()]
+        done = []
+        for part in filter(str.strip, _BETWEEN.split(line)):
+            done.append(self._read_entry(number, part))
+            if not done[-1]:
+                self._above = part
         return any(done) or self._read_prose(number, line)
 
     def _read_rest(self, number: int, rest: str) -> bool:
@@ -739,7 +772,7 @@ class _Lines:
     def _is_row(self, number: int, line: str) -> bool:
         """Read a line of a table, and return whether it is one."""
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-        if len(cells) < 2:
+        if len(cells) < 2 or all(_LABELLED.fullmatch(cell) for cell in cells):
             return False
         rules = [self._rule_of(cell) for cell in cells]
         is_head = len([rule for rule in rules if rule]) >= len(RULES) or _score_column(cells) is not None
@@ -857,6 +890,8 @@ def _value_behind(rule: int, rest: str, numbered: bool) -> float | Refusal | Non
             before = separator.end()
     if inside := re.match(rf"[^:=()]{{1,60}}[(\[](?P<value>{_QUANTITY})[ ]*/[ ]*(?P<scale>[12](?:\.0)?)[)\]]", rest):
         return _score(rule, inside["value"], inside["scale"])
+    if (own := _OWN_SCORE.search(rest)) and not _OWN_SCORE.search(own["value"]):
+        return _read_value(rule, own["value"])
     if not _RUBRIC.search(rest) and (found := _AT_END.search(rest)):
         return _score(rule, found["score"], found["scale"])
     return None

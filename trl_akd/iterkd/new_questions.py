@@ -1,5 +1,7 @@
 """The question in what a teacher wrote, and whether it is one."""
 
+import ast
+import json
 import re
 from typing import Literal, TypeAlias
 
@@ -21,7 +23,8 @@ _TAG = re.compile(
 )
 _FIRST_TAG = re.compile(rf"[*\[>_ \t]*{_TITLE}[ \t]*(?:[*\]_ \t]*:[*_ \t]*|[*\]_ \t]*$)", re.IGNORECASE | re.MULTILINE)
 _NEXT_TAG = re.compile(
-    r"^[*_ \t]*#(?:given|original|created|new|rewritten|sample|example|solution|answer|end)\b[\w ]*#"
+    r"^[*_ \t]*#(?:given|original|created|new|rewritten|sample|example|solution|answer|end|reason|reasoning"
+    r"|rationale|explanation|difficulty|domain)\b[\w ]*#"
     r"|[<\[]/(?:instruction|task|question|prompt|problem)[>\]][ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -44,21 +47,44 @@ _OPENING = re.compile(
     r"[^\n:.]*|[ \t]*)[:.!][ \t]*)?(?:\n+|(?<=[!.,:])[ \t]+|(?<=[!.:])$|(?<=:)(?=\S))",
     re.IGNORECASE,
 )
-_CHINESE_OPENING = re.compile(r"(?:好的|当然|没问题)?[^\w\n]*(?:这|以下)\w{0,20}(?:任务|题目?|问题|指令)[^\w\n]+")
+_CHINESE_OPENING = re.compile(
+    r"(?:新的?|创建的?)?(?:指令|任务|题目|问题)[^\w\n]*[:\uff1a][^\w\n]*\s*|(?:好的|当然|没问题)?[^\w\n]*(?:这|以下)\w{0,20}(?:任务|题目?|问题|指令)[^\w\n]+"
+)
 _MARK = re.compile(
-    rf"#{{1,6}}[ \t]+|[-*>][ \t]+|-{{3,}}[ \t]*\n|\*{{0,2}}(?:{_KIND}|output)(?:\*{{0,2}}:\*{{0,2}}|\*{{0,2}}[ \t]*\n)"
+    rf"#{{1,6}}[ \t]+|[-*>][ \t]+|-{{3,}}[ \t]*\n"
+    rf"|\*{{0,2}}(?:{_KIND}(?:[ \t]+(?:statement|description|text))?|output)(?:\*{{0,2}}:\*{{0,2}}|\*{{0,2}}[ \t]*\n)"
     r"|(?:python3?|java|javascript|c\+\+|rust|go)[ \t]*\n",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(r"\(?1[.)][ \t]+(?![\s\S]*^[ \t]*2[.)][ \t])", re.MULTILINE)
+_NUMBER = re.compile(r"\(?1[.)][ \t]+(?:(?=[\s\S]*^[ \t]*1[.)][ \t])|(?![\s\S]*^[ \t]*2[.)][ \t]))", re.MULTILINE)
+_CREATED = re.compile(
+    r"[^\n:]{0,80}?\b(?:I|we)(?:['\u2019]ve|[ ]have|['\u2019]ll|[ ]will)?[ ]"
+    r"(?:creat|writ|wrote|came[ ]up|made|propos|generat|design|compos|devis|prepar|suggest|formulat)"
+    rf"[^\n:]{{0,80}}?\b(?:{_KIND}|one)[^\w\n]*:[^\w\n]*\n+",
+    re.IGNORECASE,
+)
+_JSON_KEY = re.compile(rf"(?:(?:{_MADE})[ _]?)?{_KIND}(?:[ _]?(?:statement|description|text))?", re.IGNORECASE)
+_CODE_AT_END = re.compile(
+    r"\n[ \t]*\n(?:```|~~~)(?:python3?|py)?[ \t]*\n(?P<code>(?:(?!```|~~~)[\s\S])*)\n(?:```|~~~)\s*\Z"
+)
+_ASKS_FOR_CODE = re.compile(
+    r"\b(?:write|implement|create|design|develop|build|define|construct|code)\b", re.IGNORECASE
+)
+_SPEAKS_OF_CODE = re.compile(
+    r":\s*\Z|\b(?:below|following|above|existing|starter|skeleton|template|given|complet\w+|refactor\w*|re-?writ\w+"
+    r"|optimi[sz]\w+|debug\w*|fix\w*|modif\w+|extend\w*|translat\w+|explain\w*|improv\w+|chang\w+"
+    r"|(?:this|the) (?:code|function|program|snippet|class))\b",
+    re.IGNORECASE,
+)
 _FENCE = re.compile(
-    r"(```|~~~)(?:text|markdown|md|plaintext|txt)?[ \t]*\n(?P<text>(?:(?!\1)[\s\S])*?)\n[ \t]*\1[ \t]*"
+    r"(```|~~~)(?:text|markdown|md|plaintext|txt|json)?[ \t]*\n(?P<text>(?:(?!\1)[\s\S])*?)\n[ \t]*\1[ \t]*"
 )
 _QUOTES = {
     '"': '"',
     "'": "'",
     "`": "`",
     "**": "**",
+    "*": "*",
     "\N{LEFT DOUBLE QUOTATION MARK}": "\N{RIGHT DOUBLE QUOTATION MARK}",
 }
 _SOLUTION = re.compile(
@@ -127,6 +153,12 @@ def check_question(question: str, *, min_chars: int, max_chars: int) -> Reject |
 
 def _without_frame(text: str) -> str:
     """Take one layer off: a tag and what stands before it, other questions, a solution, a mark, or quotes."""
+    if fence := _FENCE.fullmatch(text):
+        return fence["text"].strip()
+    if text.startswith("{") and (value := _in_json(text)) is not None:
+        return value
+    if text.startswith(">") and all(line.startswith(">") for line in text.splitlines()):
+        return re.sub(r"(?m)^>[ ]?", "", text).strip()
     if tag := _TAG.search(text):
         return _TAG.split(_NEXT_TAG.split(text[tag.end() :].strip())[0])[0].strip()
     if tag := _FIRST_TAG.match(text):
@@ -141,17 +173,40 @@ def _without_frame(text: str) -> str:
             return text[: closing.start()].strip()
     if (first := _first_of_several(text)) is not None:
         return first
-    for frame in (_OPENING, _CHINESE_OPENING, _MARK, _NUMBER):
+    if (code := _CODE_AT_END.search(text)) and _solves(text[: code.start()], code["code"]):
+        return text[: code.start()].strip()
+    for frame in (_OPENING, _CREATED, _CHINESE_OPENING, _MARK, _NUMBER):
         if (opening := frame.match(text)) and opening.end():
             return text[opening.end() :].strip()
-    if fence := _FENCE.fullmatch(text):
-        return fence["text"].strip()
     for opening_quote, closing_quote in _QUOTES.items():
         inside = text.removeprefix(opening_quote).removesuffix(closing_quote)
         quoted = len(text) - len(inside) == len(opening_quote) + len(closing_quote)
         if quoted and closing_quote not in inside:
             return inside.strip()
     return text
+
+
+def _in_json(text: str) -> str | None:
+    """Return the question in a JSON object, or `None` where the text is none or holds no question."""
+    try:
+        value = json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return None
+    found = [item for key, item in value.items() if _JSON_KEY.fullmatch(key) and isinstance(item, str)]
+    return found[0].strip() if len(found) == 1 else None
+
+
+def _solves(question: str, code: str) -> bool:
+    """Return whether code behind a question that asks for code is a function with a body."""
+    asks_for_code = _ASKS_FOR_CODE.search(question) and not _SPEAKS_OF_CODE.search(question)
+    tree = parse(code) if asks_for_code else None
+    functions = [] if tree is None else [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return any(
+        not isinstance(statement, ast.Pass | ast.Raise)
+        and not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
+        for function in functions
+        for statement in function.body
+    )
 
 
 def _first_of_several(text: str) -> str | None:

@@ -4,9 +4,11 @@ The caller makes the group. The helper goes into it after it has loaded all it n
 programs use; its children are born there.
 """
 
+import contextlib
 import errno
 import os
 import re
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -81,7 +83,7 @@ class MemoryGroup:
         return os.path.isdir(self._path)
 
     def remove(self) -> None:
-        """Remove the group, unless that is done; killed processes may take a moment to leave it."""
+        """End what runs in the group, as programs do whose helper was killed, and remove it, unless that is done."""
         self.close_files()
         give_up = time.monotonic() + _LEAVING_SECONDS
         while time.monotonic() < give_up:
@@ -90,9 +92,16 @@ class MemoryGroup:
             except OSError as error:
                 if error.errno != errno.EBUSY:
                     return
-                time.sleep(0.005)
+                self._kill_members()
+                time.sleep(0.005)  # they may take a moment to leave
             else:
                 return
+
+    def _kill_members(self) -> None:
+        for pid in map(int, _read(f"{self._path}/{_PROCESSES}").split()):
+            if pid not in (0, os.getpid()):  # 0 stands for those of another pid namespace
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 class MemoryLimit:

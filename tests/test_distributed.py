@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 from itertools import chain
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +40,23 @@ def test_every_row_counts_once(batch_size: int, processes: int, skipped: int, sp
                 batches[-1] = batches[-1][: found[1]]
             counted += chain.from_iterable(batches)
         assert sorted(counted) == list(range(length)), length
+
+
+def _last_batch(batches: BatchSampler, dataset: range, **settings: Any) -> Any:
+    loader = SimpleNamespace(batch_sampler=BatchSamplerShard(batches, 2, 1, **settings), dataset=dataset)
+    return SimpleNamespace(gradient_state=SimpleNamespace(end_of_dataloader=True, active_dataloader=loader))
+
+
+def test_a_sampler_s_own_length_counts() -> None:
+    batches = BatchSampler(SequentialSampler(range(7)), 2, drop_last=False)
+    assert own_rows(_last_batch(batches, range(12))) == (2, 1)
+
+
+def test_nothing_is_repeated_where_batches_are_not_filled_up() -> None:
+    batches = BatchSampler(SequentialSampler(range(5)), 2, drop_last=False)
+    assert own_rows(_last_batch(batches, range(5), even_batches=False)) is None
+    batches.batch_size = None  # type: ignore[assignment]
+    assert own_rows(_last_batch(batches, range(5))) is None
 
 
 def test_batches_before_the_last_are_a_process_s_own() -> None:
@@ -96,3 +115,37 @@ def test_threads_of_gloo_end_before_the_interpreter_shuts_down(settings: list[st
         check=True,
     )
     assert (finished.stdout.strip().splitlines()[-1] == "[]") == ends, finished.stdout
+
+
+_TWO_PROCESSES = """
+import atexit, os, sys
+
+children = []
+
+@atexit.register  # called last
+def print_status_of_the_other():
+    for child in children:
+        print(os.waitpid(child, 0)[1])
+
+import torch
+import torch.distributed as dist
+import trl_akd.distributed
+child = os.fork()
+if child:
+    children.append(child)
+dist.init_process_group("gloo", rank=int(child > 0), world_size=2, init_method="file://" + sys.argv[1])
+engine = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(8, 8))
+engine(torch.ones(1, 8)).sum().backward()
+for _ in range(300):
+    dist.all_reduce(torch.ones(1000), async_op=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process")
+def test_processes_leave_while_reductions_are_under_way(tmp_path: Path) -> None:
+    """Neither do they abort, nor do they wait with the interpreter's lock for threads that need it."""
+    finished = subprocess.run(
+        [sys.executable, "-c", _TWO_PROCESSES, str(tmp_path / "store")], capture_output=True, text=True, timeout=600
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert finished.stdout.strip().splitlines()[-1] == "0"

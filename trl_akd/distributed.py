@@ -84,10 +84,13 @@ def own_rows(accelerator: Accelerator) -> tuple[int, int] | None:
     sampler = loader.batch_sampler
     while isinstance(sampler, SkipBatchSampler):  # a resumed epoch
         sampler = sampler.batch_sampler
-    if not isinstance(sampler, BatchSamplerShard) or sampler.num_processes == 1 or sampler.drop_last:
+    if not isinstance(sampler, BatchSamplerShard) or sampler.num_processes == 1:
         return None
+    if sampler.drop_last or not sampler.even_batches or sampler.batch_size is None:
+        return None  # nothing is filled up, or batches of any size are filled up by whole ones
     rows = sampler.batch_size // sampler.num_processes if sampler.split_batches else sampler.batch_size
-    remainder = len(loader.dataset) % (rows * sampler.num_processes)
+    indices = getattr(sampler.batch_sampler, "sampler", loader.dataset)  # may pick fewer rows, or rows twice
+    remainder = len(indices) % (rows * sampler.num_processes)
     own = min(max(remainder - sampler.process_index * rows, 0), rows)
     return None if remainder == 0 or own == rows else (rows, own)
 
@@ -198,26 +201,34 @@ def leave_process_groups() -> None:
         dist.destroy_process_group()
     elif "WORLD_SIZE" not in os.environ:
         return
-    kinds = frozenset({ProcessGroup, Reducer, Logger})
     objects = gc.get_objects()
     # Of extension types and tuples of them the collector knows nothing, but it knows what refers to them.
-    found = list({id(thing): thing for thing in gc.get_referents(*objects) if type(thing) in kinds}.values())
-    for holder in gc.get_referrers(*found):
-        if holder is not found:
-            _drop_references(holder, kinds)
-    for function in objects:
-        if type(function) is FunctionType and any(type(default) in kinds for default in function.__defaults__ or ()):
-            function.__defaults__ = None  # `group=dist.group.WORLD` of a module imported after the group was made
+    found = {id(thing): thing for thing in gc.get_referents(*objects) if type(thing) in _HOLDING_GROUPS}
+    groups = [thing for thing in found.values() if type(thing) is ProcessGroup]
+    for holder in gc.get_referrers(*found.values()):
+        if holder is not found and holder is not groups:
+            _drop_references(holder)
+    for function in objects:  # of a module imported after the group was made: `group=dist.group.WORLD`
+        defaults = function.__defaults__ or () if type(function) is FunctionType else ()
+        if any(type(default) in _HOLDING_GROUPS for default in defaults):
+            function.__defaults__ = tuple(None if type(each) in _HOLDING_GROUPS else each for each in defaults)
+    # The groups go last: a group that ends with a reducer would wait for its threads with the interpreter's lock held,
+    # which these may need; as the group's own Python object ends, the lock is released.
+    found.clear()
+    groups.clear()
 
 
-def _drop_references(holder: Any, kinds: frozenset[type]) -> None:
-    """Replace instances of `kinds` in a list, a dictionary or an object's attributes by `None`."""
+_HOLDING_GROUPS = frozenset({ProcessGroup, Reducer, Logger})
+
+
+def _drop_references(holder: Any) -> None:
+    """Replace process groups, and what holds them, by `None` in a list, a dictionary or an object's attributes."""
     if isinstance(holder, list):
-        holder[:] = [None if type(entry) in kinds else entry for entry in holder]
+        holder[:] = [None if type(entry) in _HOLDING_GROUPS else entry for entry in holder]
         return
     entries = holder if isinstance(holder, dict) else getattr(holder, "__dict__", None)
     if isinstance(entries, dict):
-        for name in [name for name, entry in entries.items() if type(entry) in kinds]:
+        for name in [name for name, entry in entries.items() if type(entry) in _HOLDING_GROUPS]:
             entries[name] = None
 
 

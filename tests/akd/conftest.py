@@ -49,8 +49,8 @@ def trainer(pair: tuple[str, str], config: Callable[..., AKDConfig]) -> Callable
         if "processing_class" not in given and not isinstance(model, str | None):
             given["processing_class"] = tiny.tokenizer()
         return AKDTrainer(
-            model=model or pair[0],
-            teacher_model=teacher_model or pair[1],
+            model=pair[0] if model is None else model,
+            teacher_model=pair[1] if teacher_model is None else teacher_model,
             args=config(**settings),
             train_dataset=train_dataset or tiny.rows(8),
             peft_config=peft_config,

@@ -270,7 +270,9 @@ def test_prompts_alone_where_all_text_is_generated(trainer, settings, streaming)
 
 def test_prompts_alone_are_not_enough_otherwise(trainer):
     rows = tiny.rows(4).select_columns("prompt")
-    with pytest.raises(ValueError, match=r"'completion' is missing.*or set lmbda=1"):
+    with pytest.raises(
+        ValueError, match=r"'completion' is missing.*or add answers: prompts alone suffice for training with lmbda=1"
+    ):
         trainer(train_dataset=rows, lmbda=0.5)
     with pytest.raises(ValueError, match="'completion' is missing"):
         trainer(eval_dataset=rows, lmbda=1.0)
@@ -363,3 +365,15 @@ def test_completions_are_logged_by_trls_callback(trainer, monkeypatch, form):
     made.train()
     assert len(callback.table) == 8
     assert made.evaluate(rows)["eval_loss"] > 0
+
+
+def test_an_evaluation_dataset_named_train_is_no_training_data(trainer):
+    prompts, rows = tiny.rows(4).remove_columns("completion"), tiny.rows(3, seed=1)
+    settings = {"train_dataset": prompts, "lmbda": 1.0, "max_new_tokens": 4}
+    made = trainer(eval_dataset={"train": rows, "other": rows}, **settings)
+    assert made.eval_dataset["train"].column_names == made.eval_dataset["other"].column_names
+    assert made.evaluate()["eval_train_loss"] > 0
+    with pytest.raises(ValueError, match=r"prompts alone suffice for training .* but not for evaluation"):
+        trainer(eval_dataset={"train": prompts}, **settings)
+    with pytest.raises(ValueError, match=r"\['a'\], none of which is known"):
+        trainer(train_dataset=Dataset.from_dict({"a": ["x"]}), eval_dataset={"train": rows})

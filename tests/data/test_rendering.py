@@ -153,6 +153,13 @@ def test_rows_are_those_of_sft(sft: Any, name: str) -> None:
             with pytest.raises(ValueError, match="all 1 completions are empty"):
                 tokenize_dataset(dataset(row), given, max_length=None)
             continue
+        if not all(
+            turn["content"] in given.decode(expected["input_ids"]) for turn in row["prompt"] if turn["content"]
+        ):
+            with pytest.raises(ValueError, match="row 0 as a text, but leaves it out"):
+                tokenize_dataset(dataset(row), given, max_length=None)
+            agreed += 1
+            continue
         ids, labels = cut_after_eos(expected["input_ids"], expected["labels"], given.eos_token_id)
         tokenized, _ = tokenize_dataset(dataset(row), given, max_length=None, generates=True)
         assert given.decode(tokenized[0]["input_ids"]) == given.decode(ids), kind
@@ -304,6 +311,24 @@ def test_arrow_s_fillings_are_no_settings() -> None:
             "a part of type 'image'",
         ),
         ({"text": [1]}, "Column 'text' of row 0 holds list"),
+        *(
+            (
+                {"messages": [user(), assistant()], "chat_template_kwargs": {name: True}},
+                f"row 0 sets '{name}', which is no variable",
+            )
+            for name in ("add_generation_prompt", "continue_final_message", "tokenize", "tools", "conversation")
+        ),
+        *(
+            (
+                {"conversations": [{"from": name, "value": text} for name, text in turns]},
+                f"the role '{role}' in row 0 as a text, but leaves it out",
+            )
+            for role, turns in {
+                "observation": [("human", "x"), ("gpt", "call"), ("observation", "42"), ("gpt", "y")],
+                "function_call": [("human", "x"), ("function_call", "f()"), ("tool", "42"), ("gpt", "y")],
+                "bot": [("bot", "z"), ("human", "x"), ("gpt", "y")],
+            }.items()
+        ),
     ],
 )
 def test_rows_that_cannot_be_rendered(row: dict[str, Any], complaint: str) -> None:

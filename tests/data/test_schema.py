@@ -58,7 +58,7 @@ def test_messages_lose_the_keys_that_arrow_filled_up() -> None:
     [
         (None, "Column 'messages' of row 4 holds NoneType"),
         ("Hi", "Column 'messages' of row 4 holds str"),
-        ([], "Column 'messages' of row 4 holds list"),
+        ([], "Column 'messages' of row 4 holds an empty list"),
         (["Hi"], "of row 4 has a role of type NoneType"),
         ([{"role": "user", "content": None}], "of row 4 has a content of type NoneType"),
         ([{"content": "Hi"}], "of row 4 has a role of type NoneType"),

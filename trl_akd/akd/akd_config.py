@@ -1,5 +1,6 @@
 """Configuration of adaptive knowledge distillation."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from numbers import Real
@@ -167,12 +168,14 @@ class AKDConfig(GKDConfig):
     max_length: int | None = field(default=512, metadata={"help": "Maximum number of tokens of a row."})
 
     def __post_init__(self) -> None:
+        self._check_types()
         self._check_divergence()
         self._check_data()
         if self.bf16 is None:
             self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
         given_beta, self.beta = self.beta, 0.0  # GKD's own check compares it with numbers
         super().__post_init__()
+        self._check_count("pad_to_multiple_of", optional=True)  # which TRL reads from text
         self.beta = given_beta
         self.make_beta()
 
@@ -214,11 +217,26 @@ class AKDConfig(GKDConfig):
         """Raise the ValueError that says why a run cannot go on from a checkpoint folder, if it cannot."""
         load_state(self.make_beta(), checkpoint)
 
-    def _check_divergence(self) -> None:
+    def _check_types(self) -> None:
         for name in ("beta", "lmbda", "temperature", "kd_temperature", "ce_weight"):
             value = getattr(self, name)
-            if not isinstance(value, Real) and not (name == "beta" and value is None):
-                raise ValueError(f"`{name}` is {value!r}; give a number.")
+            if not (_is_finite(value) or (name == "beta" and value is None)):
+                raise ValueError(f"`{name}` is {value!r}; give a finite number.")
+        for name in ("max_length", "loss_chunk_size", "num_completions_to_print"):
+            self._check_count(name, optional=True)
+        self._check_count("max_new_tokens", optional=False)
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; give True or False.")
+
+    def _check_count(self, name: str, *, optional: bool) -> None:
+        value = getattr(self, name)
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not (is_count or (optional and value is None)):
+            remedy = " or None" if optional else ""
+            raise ValueError(f"`{name}` is {value!r}; give an integer of at least 1{remedy}.")
+
+    def _check_divergence(self) -> None:
         if self.beta is None and self.beta_strategy == "fixed":
             raise ValueError("`beta_strategy` is 'fixed' but `beta` is not set; give a `beta` in [0, 1].")
         if self.beta is not None and self.beta_strategy != "fixed":
@@ -236,13 +254,11 @@ class AKDConfig(GKDConfig):
             raise ValueError(f"`temperature` is {self.temperature}; text is sampled with it, so it must be above 0.")
         if not self.ce_weight >= 0.0:
             raise ValueError(f"`ce_weight` is {self.ce_weight}; it weighs a loss and must be at least 0.")
-        if self.loss_chunk_size is not None and self.loss_chunk_size < 1:
-            raise ValueError(f"`loss_chunk_size` is {self.loss_chunk_size}; give at least 1 token, or leave it out.")
         if self.normalization not in get_args(Normalization):
             raise ValueError(f"`normalization` is {self.normalization!r}; choose 'sequence' or 'token'.")
 
     def _check_data(self) -> None:
-        if self.prompt_template not in PROMPT_TEMPLATES:
+        if self.prompt_template not in tuple(PROMPT_TEMPLATES):
             raise ValueError(
                 f"`prompt_template` is {self.prompt_template!r}; choose one of "
                 f"{', '.join(map(repr, PROMPT_TEMPLATES))}."
@@ -261,10 +277,6 @@ class AKDConfig(GKDConfig):
         if self.log_completions and not self.generates:
             raise ValueError(
                 "`log_completions` is on, but no text is generated; set lmbda above 0 or seq_kd=True, or leave it out."
-            )
-        if self.num_completions_to_print is not None and self.num_completions_to_print < 1:
-            raise ValueError(
-                f"`num_completions_to_print` is {self.num_completions_to_print}; give at least 1, or leave it out."
             )
         if not self.log_completions:
             self._check_without_effect(
@@ -296,6 +308,12 @@ def _default(entry: Field[Any]) -> Any:
     factory = entry.default_factory
     return entry.default if factory is MISSING else factory()
 
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_SWITCHES = ("seq_kd", "disable_dropout", "packing", "padding_free", "log_completions", "log_unique_prompts")
 
 _OF_TEACHERS = (
     "teacher_model_name_or_path",

@@ -45,6 +45,7 @@ from .checkpoint import load_state, save_state
 from .checks import (
     adapters_of,
     check_adapter,
+    check_architectures,
     check_arguments,
     check_data,
     check_experts,
@@ -53,6 +54,7 @@ from .checks import (
     check_parallelism,
     check_tokenizer,
     check_unused,
+    evaluation_name,
     name_of,
     named_datasets,
     tokenizer_of,
@@ -118,6 +120,7 @@ class AKDTrainer(GKDTrainer):
     _name = "AKD"
     _method = "AKD (adaptive knowledge distillation)"
     _measured: tuple[str, ...] = tuple(METRICS)
+    _takes_encoder_decoders = False
     loss_is_scaled_for_ga = True
 
     args: AKDConfig
@@ -141,7 +144,7 @@ class AKDTrainer(GKDTrainer):
         args = AKDConfig(f"{(name_of(model) or 'model').split('/')[-1]}-AKD") if args is None else args
         check_adapter(peft_config, *adapters_of(model), *adapters_of(teacher_model))
         check_parallelism(args.parallelism_config)
-        teacher_model = teacher_model or args.teacher_model_name_or_path
+        teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
         check_models(
             model, teacher_model, args, trains_adapter=peft_config is not None or hasattr(model, "peft_config")
         )
@@ -156,6 +159,7 @@ class AKDTrainer(GKDTrainer):
         else:
             args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
             args.remove_unused_columns = False
+        self._training_data = train_dataset
         # GKDTrainer's constructor refuses padded vocabularies, args=None and a dtype left out; its parent's is used.
         with _as_padded(args):
             super(GKDTrainer, self).__init__(
@@ -223,8 +227,10 @@ class AKDTrainer(GKDTrainer):
         dataset_name: str,
     ) -> Dataset:
         check_tokenizer(self._tokenizer)
-        with args.main_process_first(desc=f"preparation of the {dataset_name} dataset"):
-            prepared, report = self._tokenize(dataset, args, packing, dataset_name)
+        is_training = dataset_name == "train" and dataset is self._training_data  # a key may be "train" as well
+        name = "train" if is_training else evaluation_name(dataset_name)
+        with args.main_process_first(desc=f"preparation of the {name} dataset"):
+            prepared, report = self._tokenize(dataset, args, packing, name)
         if report is not None and args.process_index == 0:
             logger.log(logging.INFO if report.is_clean else logging.WARNING, report.summary())
         return prepared
@@ -254,6 +260,7 @@ class AKDTrainer(GKDTrainer):
     def _set_teacher(self, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
         student_size = self.model.config.get_text_config().vocab_size
         self.vocabulary_size = student_size
+        check_architectures(self.model, None, encoder_decoders=self._takes_encoder_decoders)
         if model is None:
             self.teacher: Teacher = SelfTeacher() if self.args.asks_teacher else NoTeacher()
             self.teacher_model = None
@@ -270,6 +277,7 @@ class AKDTrainer(GKDTrainer):
                 init_kwargs=self.args.teacher_model_init_kwargs,
                 trust_remote_code=self.args.trust_remote_code,
             )
+        check_architectures(self.model, model, encoder_decoders=self._takes_encoder_decoders)
         self.vocabulary_size = shared_vocabulary_size(
             self._tokenizer,
             tokenizer or tokenizer_of(model, self.args, self._tokenizer),

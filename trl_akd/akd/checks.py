@@ -5,8 +5,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.schema import detect_format
 from ..teachers import Teacher
@@ -97,7 +98,9 @@ def adapters_of(model: Any) -> list[Any]:
 
 
 def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter: bool) -> None:
-    """Refuse a missing teacher, the student as its own teacher, and settings that need another teacher."""
+    """Refuse what is no language model, a missing teacher, and settings that need another teacher."""
+    if not isinstance(student, str):
+        check_language_model(student, role="model")
     if not args.asks_teacher:
         if teacher is not None:
             raise ValueError(
@@ -113,17 +116,16 @@ def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter:
             raise ValueError(
                 "`seq_kd` is on, but without a `teacher_model_name_or_path` nobody writes; name a teacher."
             )
-    elif not (isinstance(teacher, str | Teacher) or hasattr(teacher, "config")):
-        raise ValueError(
-            f"`teacher_model` is a {type(teacher).__name__}, which is neither a language model of transformers nor a "
-            "`trl_akd.teachers.Teacher`; give its class the methods `observe` and `knowledge` of the latter."
-        )
     elif teacher is student or _is_same_path(student, teacher, args):
         raise ValueError(
             f"student and teacher are the same model ({teacher if isinstance(teacher, str) else 'one object'}), so "
             "the divergence is zero; give another `teacher_model_name_or_path`, or leave it out and set "
             "`use_peft: true`."
         )
+    if not (teacher is None or isinstance(teacher, str | Teacher)):
+        check_language_model(teacher, role="teacher_model")
+    if args.teacher_device is not None:
+        _check_device(args.teacher_device)
     if isinstance(teacher, Teacher) and (args.seq_kd or args.teacher_device is not None):
         name, reason = ("seq_kd", "writes no text") if args.seq_kd else ("teacher_device", "chooses its own device")
         raise ValueError(f"`{name}` is set, but a `Teacher` of your own {reason}; leave it out.")
@@ -139,9 +141,73 @@ def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter:
         )
 
 
+def check_language_model(model: Any, *, role: str) -> None:
+    """Refuse an object that is no language model of transformers, with or without an adapter.
+
+    Args:
+        model (`object`):
+            What was given.
+        role (`str`):
+            `"model"` or `"teacher_model"`, for the message.
+    """
+    bare = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+    if isinstance(bare, PreTrainedModel) and hasattr(bare.get_output_embeddings(), "weight"):
+        return
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(f"`{role}` is compiled already; give the model itself and set torch_compile=True.")
+    own = ", or an object with the methods of `trl_akd.teachers.Teacher`" if role == "teacher_model" else ""
+    raise ValueError(
+        f"`{role}` is a {type(model).__name__}, which is not a language model of transformers; give one with an LM "
+        f"head, such as `AutoModelForCausalLM` loads, or its name or path{own}."
+    )
+
+
+def check_architectures(student: Any, teacher: Any, *, encoder_decoders: bool) -> None:
+    """Refuse an encoder-decoder where the trainer reads prompt and answer as one text, or beside a causal model.
+
+    Args:
+        student (`PreTrainedModel` or `PeftModel`):
+            The student.
+        teacher (`PreTrainedModel`, *optional*):
+            The teacher, if it is a model.
+        encoder_decoders (`bool`):
+            Whether the trainer takes encoder-decoders.
+    """
+    kinds = {True: "an encoder-decoder", False: "a causal model"}
+    if student.config.is_encoder_decoder and not encoder_decoders:
+        raise ValueError(
+            f"`model` is an encoder-decoder ({student.config.model_type}), but prompt and completion are read as one "
+            "text here; give a causal model, or use CodePLANTrainer."
+        )
+    if teacher is not None and bool(teacher.config.is_encoder_decoder) != bool(student.config.is_encoder_decoder):
+        raise ValueError(
+            f"`teacher_model` is {kinds[bool(teacher.config.is_encoder_decoder)]} ({teacher.config.model_type}) but "
+            f"the student {kinds[bool(student.config.is_encoder_decoder)]} ({student.config.model_type}), and both "
+            "must read the same tokens; give two of a kind."
+        )
+
+
+def _check_device(device: Any) -> None:
+    """Refuse a device that this machine does not have."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+        reason = str(error).split("\n", 1)[0].rstrip(".")
+        raise ValueError(
+            f"`teacher_device` is {device!r}, which cannot be used ({reason}); give a device of this machine, such as "
+            "'cpu', or leave it out."
+        ) from None
+
+
+def evaluation_name(key: str) -> str:
+    """Return what to call an evaluation dataset, by its key in a dictionary: its metrics' prefix in the logs."""
+    return key if key == "eval" else f"eval_{key}"
+
+
 def named_datasets(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
     """Return all datasets of a run by name."""
-    return {"train": train_dataset, **(eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset})}
+    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+    return {"train": train_dataset, **{evaluation_name(key): dataset for key, dataset in evaluated.items()}}
 
 
 def check_data(datasets: Mapping[str, Any], args: AKDConfig) -> None:

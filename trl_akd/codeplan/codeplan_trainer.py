@@ -82,6 +82,7 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
     _tag_names = ["trl", "codeplan", "knowledge-distillation"]  # noqa: RUF012
     _name = "CodePLAN"
     _method = "CodePLAN (multi-task training on plans and code)"
+    _takes_encoder_decoders = True
 
     args: CodePLANConfig
 

@@ -1,5 +1,6 @@
 """Conversations as text: the last assistant turn is the completion, everything before it the prompt."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,14 @@ from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
 __all__ = ["Conversation", "render"]
+
+
+# Arguments of the tokenizer's method that a row must not set, as they say what is rendered, and in which form.
+_RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {
+    "chat_template",
+    "documents",
+    "kwargs",
+}
 
 
 @dataclass(frozen=True)
@@ -53,13 +62,19 @@ def render(
         prompt_suffices (`bool`, *optional*, defaults to `False`): accept a conversation without an answer.
 
     Raises:
-        ValueError: If there is no chat template, the last message is not the assistant's or the only one, the template
-            refuses the conversation, or renders its beginning differently once an answer follows.
+        ValueError: If there is no chat template, a setting is no variable of the template, the last message is not the
+            assistant's or the only one, or the template refuses the conversation, leaves out a turn, or renders the
+            beginning differently once an answer follows.
     """
     if tokenizer.chat_template is None:
         raise ValueError(
             "The dataset holds messages but the tokenizer has no chat template; set tokenizer.chat_template or pass "
             "'prompt' and 'completion' columns of text."
+        )
+    for name in sorted(_RESERVED.intersection(template_kwargs or {})):
+        raise ValueError(
+            f"Column 'chat_template_kwargs' of row {index} sets {name!r}, which is no variable of a chat template; "
+            "leave it out, and pass tools in a column 'tools'."
         )
 
     def rendered(turns: list[dict[str, Any]], **settings: Any) -> str:
@@ -74,14 +89,29 @@ def render(
             ) from error
         return str(text)
 
+    def rendered_prompt(turns: list[dict[str, Any]]) -> str:
+        prompt = rendered(turns, add_generation_prompt=True)
+        for number, turn in enumerate(turns):
+            content = turn.get("content")
+            if not isinstance(content, str) or content.strip() in prompt:
+                continue
+            changed = [*turns[:number], {**turn, "content": f"{content}x"}, *turns[number + 1 :]]
+            if rendered(changed, add_generation_prompt=True) == prompt:
+                raise ValueError(
+                    f"The chat template is given the content of the role {turn['role']!r} in row {index} as a text, "
+                    "but leaves it out; set a tokenizer.chat_template that renders such turns, rename the role, give "
+                    "the content as a list of parts, or drop the row."
+                )
+        return prompt
+
     if prompt_suffices and messages[-1]["role"] != "assistant":
-        return Conversation(rendered(messages, add_generation_prompt=True), "")
+        return Conversation(rendered_prompt(messages), "")
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise ValueError(
             f"The conversation in row {index} has the roles {_roles(messages)}, but it needs at least two messages, "
             "the last of them the assistant's; drop the row or what follows the answer."
         )
-    prompt = rendered(messages[:-1], add_generation_prompt=True)
+    prompt = rendered_prompt(messages[:-1])
     if not _says_something(messages[-1]):
         return Conversation(prompt, "")
     conversation = Conversation(prompt, rendered(messages))

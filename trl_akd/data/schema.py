@@ -79,14 +79,17 @@ def detect_format(
     listed = "; ".join(f"{name} ({', '.join(required)})" for name, required in accepted.items())
     raise ValueError(
         f"The dataset has the columns {sorted(found)}, {_what_is_missing(found)}. Accepted are: {listed}. "
-        f"Rename the columns with dataset.rename_columns{_for_prompts(found, prompts_suffice)}."
+        f"Rename the columns with dataset.rename_columns{_for_prompts(found)}."
     )
 
 
-def _for_prompts(found: set[str], prompts_suffice: bool) -> str:
-    if prompts_suffice or not any(found.issuperset(required) for required in _PROMPTS.values()):
+def _for_prompts(found: set[str]) -> str:
+    if not any(found.issuperset(required) for required in _PROMPTS.values()):
         return ""
-    return ", or set lmbda=1 to train on the student's own completions of prompts alone"
+    return (
+        ", or add answers: prompts alone suffice for training with lmbda=1 or seq_kd=True, where all text is "
+        "generated, but not for evaluation"
+    )
 
 
 def _what_is_missing(found: set[str]) -> str:
@@ -148,8 +151,9 @@ def read_messages(row: Mapping[str, Any], column: str, index: int) -> list[dict[
     """
     messages = row[column]
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        found = "an empty list" if messages == [] else type(messages).__name__
         raise ValueError(
-            f"Column {column!r} of row {index} holds {type(messages).__name__}, not a list of messages "
+            f"Column {column!r} of row {index} holds {found}, not a list of messages "
             "{role, content}; drop the row or convert the column."
         )
     return [_read_message(message, f"column {column!r} of row {index}") for message in messages]

@@ -187,6 +187,7 @@ class PairTrainer(AKDTrainer):
         """
         self._check_data({"train": pairs}, self.args)
         self._release()
+        self._training_data = pairs
         with self._as_cycle(cycle, str(output_dir)):
             self.train_dataset = self._prepare_dataset(pairs, self._tokenizer, self.args, False, None, "train")
             if self.teacher_model is not None:

@@ -1,0 +1,65 @@
+"""What is given as student or teacher is a language model, or refused before anything is prepared."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, T5Config, T5ForConditionalGeneration
+
+from tests import tiny
+
+
+class Around(nn.Module):
+    """A module around a language model, with its configuration."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny.model("qwen2", seed=2)
+        self.config = self.inner.config
+
+
+def encoder_decoder() -> PreTrainedModel:
+    config = T5Config(
+        vocab_size=tiny.VOCABULARY, d_model=32, d_ff=32, num_layers=1, num_heads=2, d_kv=16, decoder_start_token_id=256
+    )
+    return T5ForConditionalGeneration(config)
+
+
+NO_LANGUAGE_MODELS = {
+    "module": lambda: nn.Linear(2, 2),
+    "module with a configuration": Around,
+    "backbone": lambda: tiny.model("qwen2").base_model,
+    "classifier": lambda: AutoModelForSequenceClassification.from_config(tiny.model("qwen2").config),
+    "class": lambda: type(tiny.model("qwen2")),
+    "dictionary": lambda: {"model": "qwen2"},
+}
+
+
+@pytest.mark.parametrize("role", ["model", "teacher_model"])
+@pytest.mark.parametrize("kind", sorted(NO_LANGUAGE_MODELS))
+def test_no_language_model(trainer, role, kind):
+    with pytest.raises(ValueError, match=rf"`{role}` is a \w+, which is not a language model .*; give one with an LM"):
+        trainer(**{role: NO_LANGUAGE_MODELS[kind]()})
+
+
+@pytest.mark.parametrize("role", ["model", "teacher_model"])
+def test_a_compiled_model(trainer, role):
+    with pytest.raises(ValueError, match=f"`{role}` is compiled already; give the model itself"):
+        trainer(**{role: torch.compile(tiny.model("qwen2"))})
+
+
+@pytest.mark.parametrize("role", ["model", "teacher_model"])
+@pytest.mark.parametrize("named", [False, True])
+def test_an_encoder_decoder(trainer, tmp_path, role, named):
+    given = encoder_decoder()
+    if named:
+        given.save_pretrained(tmp_path / "t5")
+        tiny.tokenizer().save_pretrained(tmp_path / "t5")
+        given = str(tmp_path / "t5")
+    with pytest.raises(ValueError, match=rf"`{role}` is an encoder-decoder \(t5\).*; give "):
+        trainer(**{role: given})
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu0", 1.5])
+def test_a_device_that_is_not_there(trainer, device):
+    with pytest.raises(ValueError, match=rf"`teacher_device` is {device!r}, which cannot be used \(.*; give a device"):
+        trainer(teacher_device=device)

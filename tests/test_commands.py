@@ -117,6 +117,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     samples = [{"task_id": row["task_id"], "solution": "def f(x):\n    return x\n"} for row in humaneval]
     for name in ("others.jsonl", "samples.jsonl", "ranked.jsonl"):
         write(folder / name, samples)
+    write(folder / "folder_of_samples" / "samples.jsonl", samples)
     write_apps(folder / "APPS")
     judgements = [
         {"instruction": f"Print {n}.", "answer": f"print({n})", "scores": [n % 3, 1, 0.5, 0, 0]} for n in range(12)

@@ -28,7 +28,8 @@ def iterkd(pair: tuple[str, str], tmp_path: Path) -> dict[str, Any]:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(f"{json.dumps(row)}\n" for row in cycle_world.questions()))
     problems = [
-        {"task_id": question.id, "prompt": question.instruction, "test": question.tests}
+        # In other words than the questions, which would otherwise repeat the benchmark.
+        {"task_id": question.id, "prompt": "Increase a number.", "test": question.tests}
         for question in cycle_world.held_out()
     ]
     (tmp_path / "problems.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in problems))

@@ -372,7 +372,13 @@ def test_a_head_of_an_earlier_run_is_removed(trainer, pushed, tmp_path: Path):
     add_plan_head(earlier)
     for folder in ("saved", "run"):
         earlier.save_pretrained(tmp_path / folder)
-    made = trainer(plan_head="shared", save_strategy="steps", save_steps=2, output_dir=str(tmp_path / "run"))
+    made = trainer(
+        plan_head="shared",
+        save_strategy="steps",
+        save_steps=2,
+        hub_strategy="every_save",
+        output_dir=str(tmp_path / "run"),
+    )
     made.train()
     made.save_model(str(tmp_path / "saved"))
     assert find_plan_head(str(tmp_path / "saved")) is None

@@ -1,5 +1,6 @@
 """An honest program sees what it would see as `python candidate.py`, which is the oracle here."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -79,13 +80,27 @@ PROGRAMS = {
 }
 
 
+def _default_signals() -> None:
+    """Undo what a shell sets for what it runs in the background."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_script_prints_what_python_prints(judge: Judge, tmp_path: Path, name: str) -> None:
     program, given = PROGRAMS[name] + "\n", "3 4\nfive\n"
     (tmp_path / "candidate.py").write_text(program)
     command = [sys.executable, "candidate.py"]
     surroundings = {"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"}
-    oracle = subprocess.run(command, cwd=tmp_path, env=surroundings, input=given, capture_output=True, text=True)
+    oracle = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=surroundings,
+        input=given,
+        capture_output=True,
+        text=True,
+        preexec_fn=_default_signals,
+    )
     result = judge(program, {"inputs": [given], "outputs": [oracle.stdout]}, timeout=10.0)
     if name not in ("child that fails",):
         assert oracle.returncode == 0, oracle.stderr

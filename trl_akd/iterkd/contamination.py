@@ -96,9 +96,9 @@ class BenchmarkIndex:
     Example:
 
     ```python
-    >>> index = BenchmarkIndex({"toy": ["Return the sum of two numbers."]})
-    >>> index.find(Question("1", "Kindly return the sum of two integers, as fast as you can."))
-    Overlap(question_id='1', benchmark='toy', index=0, words='return the sum of two numbers', edits=1)
+    >>> index = BenchmarkIndex({"toy": ["Write code for the sum of two numbers."]})
+    >>> index.find(Question("1", "Kindly write code for the sum of two integers."))
+    Overlap(question_id='1', benchmark='toy', index=0, words='write code for the sum of two numbers', edits=1)
     >>> index.find(Question("2", "Return the product of three numbers."))
 
     ```

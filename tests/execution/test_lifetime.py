@@ -287,7 +287,8 @@ def children_of(ours: set[Process]) -> list[Process]:
 
 
 def kill_all(rows: Iterable[Process]) -> None:
-    for row in rows:
+    """Kill the helpers first, which would report their killed programs as failed."""
+    for row in sorted(rows, key=lambda row: row.parent != os.getpid()):
         with suppress(ProcessLookupError):
             os.kill(row.pid, signal.SIGKILL)
 

@@ -349,7 +349,7 @@ def test_models_that_never_had_one_are_not_asked(base: Path):
 
 
 def test_pushing_a_checkpoint_takes_it_along(trainer, pushed, tmp_path: Path):
-    made = trainer(save_strategy="steps", save_steps=1, output_dir=str(tmp_path))
+    made = trainer(save_strategy="steps", save_steps=1, hub_strategy="every_save", output_dir=str(tmp_path))
     made.train()
     shutil.rmtree(tmp_path / "checkpoint-1")
     made.push_in_progress, made.hub_model_id = None, "me/mine"

@@ -71,6 +71,6 @@ def test_models_are_named():
 
 
 def test_a_refusal_reaches_other_processes_whole():
-    refusal = pickle.loads(pickle.dumps(portable(RefusedRequest("no such model", "excerpt"))))
+    refusal = pickle.loads(pickle.dumps(portable(RefusedRequest("no such model", 404, "excerpt"))))
     assert isinstance(refusal, RefusedRequest)
-    assert (str(refusal), refusal.excerpt) == ("no such model", "excerpt")
+    assert (str(refusal), refusal.status, refusal.excerpt) == ("no such model", 404, "excerpt")

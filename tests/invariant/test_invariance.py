@@ -125,7 +125,7 @@ def test_sharded_weights_load_without_deepspeed(train: Train) -> None:
 @pytest.fixture(scope="module")
 def parity(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Seven problems, which do not divide by two ranks; what solves one depends on each character of the program."""
-    text = "import linecache\nassert sum(map(ord, ''.join(linecache.getlines('<candidate>')))) % 2\n"
+    text = "assert sum(open('candidate.py', 'rb').read()) % 2\n"
     problems = ({"task_id": i, "prompt": "# solve\n" * i + "#", "test": text} for i in range(1, 8))
     path = tmp_path_factory.mktemp("benchmark") / "parity.jsonl"
     path.write_text("".join(f"{json.dumps(problem)}\n" for problem in problems))
@@ -140,7 +140,8 @@ def test_a_benchmark_in_training_scores_the_same(train: Train, backend: str, par
     scores = expected.series("eval_pass@1")
     assert len(scores) >= 3 and all(0 < score < 1 for score in scores)
     assert found.series("eval_pass@1") == scores
-    assert_same(found, train())
+    assert_same(found, expected)
+    assert expected.series("loss") == train().series("loss"), "the benchmark changes nothing"
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ quickstart: $(VENV)/.installed
 	OMP_NUM_THREADS=2 $(BIN)/trl-akd quickstart
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow

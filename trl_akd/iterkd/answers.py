@@ -10,7 +10,7 @@ from ..generation import parse_answer
 from ..generation.extraction import extract_program
 from ..generation.source import does_something, parse
 
-__all__ = ["has_code", "identity", "may_be_another_language", "python_program", "refuses", "remarks", "split_answer", "string_literals", "without_strings"]
+__all__ = ["has_code", "identity", "may_be_another_language", "python_program", "refuses", "remarks", "split_answer", "string_literals", "without_comments", "without_strings"]
 
 _REFUSAL = re.compile(
     r"""\W* (?:(?:unfortunately|well|hello|hi|oh)\W+)? (?:
@@ -126,9 +126,13 @@ def split_answer(answer: str) -> tuple[list[str], list[tuple[str, str]]]:
     return prose, [("", "\n\n".join(code))] if code else []
 
 
+def _token_pattern(language: str) -> re.Pattern[str]:
+    return _PYTHON_TOKENS if language in _PYTHON else _OTHER_TOKENS
+
+
 def _tokens(code: str, language: str) -> Iterator[re.Match[str]]:
-    """Yield the texts and comments of a program that need not parse."""
-    return (_PYTHON_TOKENS if language in _PYTHON else _OTHER_TOKENS).finditer(code)
+    """Yield the strings and comments of a program that need not parse."""
+    return _token_pattern(language).finditer(code)
 
 
 def _comments(code: str, language: str) -> Iterator[str]:
@@ -151,11 +155,18 @@ def _comments(code: str, language: str) -> Iterator[str]:
 
 
 def string_literals(code: str, language: str) -> Iterator[str]:
+    """Yield the strings of a program that need not parse."""
     return (token[0] for token in _tokens(code, language) if token["string"])
 
 
 def without_strings(code: str, language: str) -> str:
-    return (_PYTHON_TOKENS if language in _PYTHON else _OTHER_TOKENS).sub(" ", code)
+    """Return a program without its strings and comments."""
+    return _token_pattern(language).sub(" ", code)
+
+
+def without_comments(code: str, language: str) -> str:
+    """Return a program without its comments."""
+    return _token_pattern(language).sub(lambda token: token["string"] or " ", code)
 
 
 def _is_docstring(literal: str, before: str) -> bool:

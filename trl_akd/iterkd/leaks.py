@@ -12,7 +12,7 @@ import keyword
 import re
 from collections.abc import Iterator, Sequence
 
-from .answers import remarks, split_answer, string_literals, without_strings
+from .answers import remarks, split_answer, string_literals, without_comments, without_strings
 
 __all__ = ["find_leak"]
 
@@ -133,7 +133,7 @@ _LEXICON = {
     "INSTEAD": "instead-of rather-than in-place-of as-opposed-to",
     "REVERSED": "backward backwards inverted reversed swapped flipped misplaced off switched transposed upside-down mixed-up",
     "CHANGED": """changed altered flipped inverted swapped modified mutated tweaked removed dropped reversed omitted deleted
-        replaced introduced injected inserted planted broke skipped missed messed left added""",
+        replaced introduced injected inserted planted broke skipped missed messed""",
     "VARIANT": """version code program variant solution answer implementation attempt approach snippet example function
         method line""",
     "RIGHT": "right correct proper intended true original real actual expected required accurate",
@@ -178,11 +178,11 @@ _LEAKS = (
     # Contrast with what is asked for or meant.
     "INSTEAD the|a|by|using|with|at? CODE|RIGHT|plus|minus|and|or|append|extend|yield|full|whole", "DOES ... INSTEAD|instead", ", not CODE", "not|never CODE $",
     "BUT ... TASK ... ASK", "BUT ADV* it|this|that|the|we? _? ADV* BE|AUX|ADV* not|never|LACK|FAILS|ignores", "BUT ADV* it|this|that|the|we _? DOES", "contrary to", "unlike|against the|what TASK|task", "not what TASK|the|we|was|is",
-    "supposed|meant|intended to", "expected ... got|but|actual|gets|yet", "where CODE ... needed|required|expected|meant|intended",
+    "supposed|meant|ought|intended to", "expected ... got|but|actual|gets|yet", "where CODE ... needed|required|expected|meant|intended",
     "needs|requires|wants|need CODE", "BE ... what we|you ADV* want|wants|need|needs|intended|meant", "the right|correct|proper|intended|true|actual|required _ _? _? is|was|would|should|needs|has|uses|reads|must|ends|starts",
     "RIGHT VARIANT|way|form|condition|operator|formula|one :|would|is|should", "everyone|everybody knows", "PART|CODE BE ADV* REVERSED", "PART got? REVERSED",
     "one|two too EXTREME", "too early|late|soon", "EXTREME by one|two", "counts|counted|adds|added|included|processed twice", "slip|slips through|by|past", "one off", "off by _",
-    "looks|seems|appears|sounds|look right|correct|fine|like|valid|good|to",
+    "SELF|CODE|that ADV* looks|seems|appears right|correct|fine|like|valid|good|to", "^ looks|seems|appears right|correct|fine|like|valid|good|to",
     # What should be.
     "^ SHALL", "SELF|PART|RESULT|CODE SHALL", "SHALL have|really|actually|instead|rather|probably", "SHALL be CODE|plus|minus|times|inside|outside|before|reset|indented|inclusive|strict*", "ought to",
     "could|would|might have been|used", "would be better|correct|right|needed|required|fine",
@@ -196,9 +196,10 @@ _LEAKS = (
     "ENDLESS CYCLE", "loops|loop|runs|spins|recurses|repeats FOREVER", "FOREVER $", "gets|get stuck", "stack overflow", "deadlock*", "times out", "too|very|extremely|terribly slow", "loses|lose precision|information|accuracy", "integer|floor division truncates",
 )  # fmt: skip
 _RELEASES = (
+    "this|it|that|which|code|function|program|script|solution|query SHALL print|give|help|work|return|do|ensure|provide|output|produce|make|improve|now|allow|handle|display|show|run|yield|solve|cover _?",
     "SHALL always|never|only|not|already|also|still _?",
     # Documented exceptions, and the exceptions of the language.
-    "raise|raises|raised|throws|throw|raising a|an|the? ERRNAME &COND|on|for|in|with|$", "ERRNAME : &COND|in|raised|for", "HANDLE _? _? ERRNAME", "COND ... raises|throws ERRNAME|error|exception",
+    "raise|raises|raised|throws|throw|raising a|an|the? ERRNAME &COND|on|for|in|with", "raise|raises|raised|throws|throw|raising a|an|the? !BLUNDER ERRNAME &$", "ERRNAME : &COND|in|raised|for", "HANDLE _? _? ERRNAME", "COND ... raises|throws ERRNAME|error|exception",
     "^ BLUNDER : &COND|in|for",
     # States of data, in conditions, and what is done about them.
     "COND !SELF _? _? _? _? _? _? STATE|missing|LOSE|BADLY|FAILS|LACK DATA?", "STATE|BADLY|missing -? _? DATA", "DATA _? BE|that|REL ADV* STATE|missing", "HANDLE _? _? _? STATE|BADLY|missing _? DATA?",
@@ -213,7 +214,7 @@ _RELEASES = (
     "avoid*|prevent*|no|never|without|against|guard*|stop*|handl*|catch*|detect*|break* _? _? _? ENDLESS|stack|FOREVER|out|BADLY|FAILS CYCLE|overflow|of?", "runs|run|loops|loop FOREVER? until", "break|breaks the|this|out|down|into|up|ties|early|if|when|lines|long|a|at|apart|once|as",
     "SHALL be able|called|used|passed|given|provided|run|sorted|non*|positive|negative|at|true|false|fine|safe|fast|enough|easy|unique|empty|in|installed|between|integers|strings|numbers|distinct|equal|greater|less|smaller|larger|of|lower|upper|printed|returned|one|valid|a|an|the",
     "^ SHALL happen|work|return|print|output|log|show|display|give|raise|have|help|equal|contain|yield|produce|see|match|look|pass", "function|method|class|program|caller|user|users|you|they|DATA|result|output|code SHALL",
-    "supposed|meant|intended to be? used|called|run|help|show|simulate|demonstrate|keep|make|sorted", "as the TASK ASK", "use|used INSTEAD", "i|we used INSTEAD", "use|used|using a|an _ INSTEAD a|an|the? _", "return|returns|raise|raises a|an|the? _ INSTEAD _ _?", "returns a|an new? DATA|_ INSTEAD a|an",
+    "BE intended|meant to !be", "supposed|meant|intended to be? used|called|run|help|show|simulate|demonstrate|keep|make|sorted", "as the TASK ASK", "use|used INSTEAD", "i|we used INSTEAD", "use|used|using a|an _ INSTEAD a|an|the? _", "return|returns|raise|raises a|an|the? _ INSTEAD _ _?", "returns a|an new? DATA|_ INSTEAD a|an",
     "DATA BE REVERSED|lost", "fixed CODE|number|size|DATA|constant|_", "fix the seed|width|size|order|length|number|precision|DATA", "the RIGHT order|place|position|child|side|half|half|part", "needs|requires python|numpy", "in case", "ignores case|white*|blank*|punctuation", "skips|drops|ignores|excludes|removes the|any|all|its? header|blank|empty|punctuation|comment*|duplicate*|invalid|null|leading|trailing|vowels",
     "if we|it|this|there SHALL", "to avoid|prevent ... LACK|counting|counted", "one|a|two|all|no li*|game|turn|point|round BE? lost", "infinite|endless series|sequence|generator|stream|precision|values", "raise|raises|raised|throw|throws|throwing|raising a|an|the? error|exception|errors|exceptions", "BE seen|visited|stored|counted only? once|twice",
     "lines|line BE|that|are STATE",
@@ -227,9 +228,9 @@ _FOREIGN = re.compile(
     r"|오류(?! ?(?:처리|메시지))"
     r"|\b(?:fehler(?!behandlung|meldung|code|quote|toleranz|wert)\w*|falsch\w*|sollte\w*|eigentlich|anstatt|statt|vergess\w*"
     r"|absichtlich|versehentlich|fehlt|fehlen|stimmt nicht|endlos\w*|müsste\w*|tippfehler|stürzt ab|nie (?:erhöht|erreicht)"
-    r"|debería\w*|incorrect[oa]\w*|equivocad\w+|olvid\w+|en (?:lugar|vez) de|a propósito|falta\b(?! de)|bucle infinito"
+    r"|debería\w*|incorrect[oa]s?|equivocad\w+|olvid\w+|en (?:lugar|vez) de|a propósito|falta\b(?! de)|bucle infinito"
     r"|no (?:funciona|termina|se (?:actualiza|incrementa|cierra))|erróne\w+|mal (?:calculad|escrit|puest)\w+"
-    r"|devrait|faux|fausse|incorrecte?|oubli\w*|au lieu d[eu]|exprès|manqu(?:e|ant)\w*|boucle infinie|erreur ici"
+    r"|devrait|faux|fausse|incorrecte|oubli\w*|au lieu d[eu]|exprès|manqu(?:e|ant)\w*|boucle infinie|erreur ici"
     r"|ошибк\w*|неправильн\w*|должн\w*|забы\w*|вместо|намеренно|бесконечн\w*|пропущен\w*|deveria|esquec\w+|em vez de"
     r"|de propósito|faltando|sbagliat\w+|dovrebbe|dimenticat\w+|invece di|apposta)\b"
     r"|[\U0001f41b\u274c\u26a0\u2757\U0001f6a8\U0001f61c\U0001f609\U0001f608]",
@@ -327,7 +328,7 @@ _DATA_NAME = re.compile(
 _IDENTIFIER = re.compile(r"[^\W\d]\w*")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _ABOUT_FAULTS = re.compile(
-    r"\b(?:debug|fix|repair|correct|find|identify|spot|explain|locate|diagnose|troubleshoot|resolve|describe)(?:s|ing)?\b[^.\n]{0,60}\b(?:bugs?|errors?|mistakes?|faults?|problems?|issues?"
+    r"\b(?:debug|fix|repair|correct|find|identify|spot|locate|diagnose|troubleshoot|resolve)(?:s|ing)?\b[^.\n]{0,60}\b(?:bugs?|errors?|mistakes?|faults?|problems?|issues?"
     r"|wrong|incorrect|broken|(?:code|program|function|query|script|snippet|statement|loop)\b(?: (?:below|above|so|that|given))?)\b"
     r"|\bdebug\b|\b(?:what|why)\b[^.\n]{0,40}\b(?:wrong|error|fail\w*|not work\w*|bug)\b|\b(?:faulty|buggy|broken|incorrect|erroneous) (?:code|program|function|query|script|snippet|version)\b",
     re.IGNORECASE,
@@ -335,7 +336,7 @@ _ABOUT_FAULTS = re.compile(
 """Tasks about faults, in which words for faults are part of the subject."""
 _ADMISSION = re.compile(
     r"\b(?:deliberate(?:ly)?|(?:un)?intentional(?:ly)?|on purpose|purposely|off[- ]by[- ]one|sabotag\w+)\b"
-    r"|\b(?:this|the) (?:code|function|program|version|implementation|solution)\b[^.]*"
+    r"|\b(?:this|the) (?:code|function|program|version|implementation|solution)\b[^.\n]*"
     r"\b(?:bug\w*|wrong|faulty|incorrect|broken|flawed|mistake)\b",
     re.IGNORECASE,
 )
@@ -357,14 +358,14 @@ def find_leak(fault: str, *, instruction: str = "", correct: str = "") -> str | 
 
     ```
     """
-    if _ABOUT_FAULTS.search(instruction):
-        return next((found[0] for found in _ADMISSION.finditer(fault)), None)
     subject = _Subject(instruction, correct)
+    if _ABOUT_FAULTS.search(instruction):
+        admissions = (found[0] for found in _ADMISSION.finditer(fault))
+        return next((words for words in admissions if not subject.has_words_of(words)), None)
     _, blocks = split_answer(fault)
     for remark in remarks(fault):
         for sentence in _sentences(remark):
-            found = subject.disabled_code(sentence) or _leak_in(sentence, subject)
-            if found is not None:
+            if (found := _leak_in(sentence, subject)) is not None:
                 return found
     for language, code in blocks:
         for name in _telling_names(without_strings(code, language)):
@@ -390,7 +391,9 @@ class _Subject:
         self.names = {*_telling_names(instruction), *_telling_names(correct)}
         self._sentences = {_key(sentence) for text in (instruction, *remarks(correct)) for sentence in _sentences(text)}
         self._stems = {word[:_STEM_LENGTH] for word in re.findall(r"[a-z]{3,}", _CAMEL.sub(" ", f"{instruction} {correct}").lower())}
-        self._lines = {_key(line) for _, code in blocks for line in code.splitlines() if len(_key(line)) > 3}
+        self._lines = {
+            _key(line) for language, code in blocks for line in without_comments(code, language).splitlines() if len(_key(line)) > 3
+        }
 
     def says(self, sentence: str) -> bool:
         """Return whether the instruction or the right answer has the same sentence."""
@@ -405,9 +408,9 @@ class _Subject:
         words = re.findall(r"[a-z]{3,}", text.lower())
         return bool(words) and all(word[:_STEM_LENGTH] in self._stems for word in words)
 
-    def disabled_code(self, remark: str) -> str | None:
-        """Return a line of the right answer that a remark of the fault disables."""
-        return remark if re.search(r"[=(+*/%-]", remark) and _key(remark) in self._lines else None
+    def has_code(self, remark: str) -> bool:
+        """Return whether a remark is a line of the right answer's code, which the fault disables."""
+        return re.search(r"[=(+*/%-]", remark) is not None and _key(remark) in self._lines
 
 
 def _key(text: str) -> str:
@@ -424,6 +427,8 @@ def _sentences(remark: str) -> Iterator[str]:
 def _leak_in(sentence: str, subject: _Subject) -> str | None:
     if subject.says(sentence):
         return None
+    if subject.has_code(sentence):
+        return sentence
     if (foreign := _FOREIGN.search(sentence)) and not subject.has_phrase(foreign[0].lower()):
         return foreign[0]
     tagged = _tagged(sentence, subject)

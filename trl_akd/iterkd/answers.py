@@ -1,16 +1,25 @@
 """What an answer's text tells by itself: that it refuses, that it has code, that it gives its fault away."""
 
 import ast
-import keyword
 import re
 from collections.abc import Iterator
-from types import MappingProxyType
 
 from ..generation import parse_answer
 from ..generation.extraction import extract_program
 from ..generation.source import does_something, parse
 
-__all__ = ["has_code", "identity", "may_be_another_language", "python_program", "refuses", "remarks", "split_answer", "string_literals", "without_comments", "without_strings"]
+__all__ = [
+    "has_code",
+    "identity",
+    "may_be_another_language",
+    "python_program",
+    "refuses",
+    "remarks",
+    "split_answer",
+    "string_literals",
+    "without_comments",
+    "without_strings",
+]
 
 _REFUSAL = re.compile(
     r"""\W* (?:(?:unfortunately|well|hello|hi|oh)\W+)? (?:
@@ -30,7 +39,10 @@ _CODE_LINE = re.compile(
     r"|[\w.\[\]]+[ \t]*[-+*/]?=[^=])",
     re.MULTILINE,
 )
-_OTHER_CODE_LINE = re.compile(r"[;{}\])]\s*(?://.*)?$(?<!\w\))|^\s*(?:<[?!/]?\w|\?>|[.#}]\w|//|[$]\w|\w+[ \t]*[-+]?=)|=>|[$]\w|\w\(.*\)[ {;]*$")
+_OTHER_CODE_LINE = re.compile(
+    r"[;{}\])]\s*(?://.*)?$(?<!\w\))|^\s*(?:<[?!/]?\w|\?>|[.#}]\w|//|[$]\w|\w+[ \t]*[-+]?=)"
+    r"|=>|[$]\w|\w\(.*\)[ {;]*$"
+)
 _PARAGRAPHS = re.compile(r"\n[ \t]*\n")
 
 _STRING = r""""(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'"""
@@ -67,14 +79,18 @@ def has_code(answer: str) -> bool:
 
 def python_program(answer: str) -> str | None:
     """Return the Python program in an answer, or `None` if all its blocks are in other languages."""
-    languages = {language for language, _ in split_answer(answer)[1]}
+    languages = _languages(answer)
     return extract_program(answer) if not languages or languages & _PYTHON else None
 
 
 def may_be_another_language(answer: str) -> bool:
     """Return whether an answer that no tag calls Python does not parse as Python."""
     program = python_program(answer)
-    return program is not None and parse(program) is None and "python" not in {tag for tag, _ in split_answer(answer)[1]}
+    return program is not None and parse(program) is None and "python" not in _languages(answer)
+
+
+def _languages(answer: str) -> set[str]:
+    return {language for language, _ in split_answer(answer)[1]}
 
 
 def identity(answer: str) -> str:
@@ -142,8 +158,8 @@ def _comments(code: str, language: str) -> Iterator[str]:
     for token in _tokens(code, language):
         before = code[: token.start()].rpartition("\n")[2]
         if token["comment"] and not (_EXPECTED_OUTPUT.match(before) and _EXPECTATION.match(token[0])):
-            adjacent = not before.strip() and not code[end : token.start()].strip() and code.count("\n", end, token.start()) == 1
-            if block and not adjacent:
+            between = code[end : token.start()]
+            if block and (before.strip() or between.strip() or between.count("\n") != 1):
                 yield "\n".join(block)
                 block = []
             block.append(token[0])

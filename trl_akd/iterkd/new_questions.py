@@ -18,14 +18,14 @@ _KIND = r"(?:programming[ \t]+|coding[ \t]+)?(?:instruction|question|task|prompt
 _TITLE = rf"(?:the[ \t]+|my[ \t]+)?{_MADE}[ \t]+{_KIND}(?:[ \t]+(?:is|\d+))?"
 _TAG = re.compile(
     rf"^[ \t]*(?:[*\[>_ \t]*#[#*\[>_ \t]*{_TITLE}[ \t]*(?:[#*\]_ \t]*:[#*_ \t]*|[#*\]_ \t]*$)"
-    r"|[<\[](?:instruction|task|question|prompt|problem)[>\]][ \t]*)",
+    r"|[<\[](?:\w+_)?(?:instruction|task|question|prompt|problem)[>\]][ \t]*)",
     re.IGNORECASE | re.MULTILINE,
 )
 _FIRST_TAG = re.compile(rf"[*\[>_ \t]*{_TITLE}[ \t]*(?:[*\]_ \t]*:[*_ \t]*|[*\]_ \t]*$)", re.IGNORECASE | re.MULTILINE)
 _NEXT_TAG = re.compile(
     r"^[*_ \t]*#(?:given|original|created|new|rewritten|sample|example|solution|answer|end|reason|reasoning"
     r"|rationale|explanation|difficulty|domain)\b[\w ]*#"
-    r"|[<\[]/(?:instruction|task|question|prompt|problem)[>\]][ \t]*$",
+    r"|[<\[]/(?:\w+_)?(?:instruction|task|question|prompt|problem)[>\]][ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _NUMBERED = re.compile(
@@ -47,8 +47,13 @@ _OPENING = re.compile(
     r"[^\n:.]*|[ \t]*)[:.!][ \t]*)?(?:\n+|(?<=[!.,:])[ \t]+|(?<=[!.:])$|(?<=:)(?=\S))",
     re.IGNORECASE,
 )
+_PROPOSAL = re.compile(
+    r"(?:(?:how|what)[ \t]+about|try)(?:[ \t]+(?:this|the following))?(?:[ \t]+(?:one|task|challenge))?[ \t]*:\s*",
+    re.IGNORECASE,
+)
 _CHINESE_OPENING = re.compile(
-    r"(?:新的?|创建的?)?(?:指令|任务|题目|问题)[^\w\n]*[:\uff1a][^\w\n]*\s*|(?:好的|当然|没问题)?[^\w\n]*(?:这|以下)\w{0,20}(?:任务|题目?|问题|指令)[^\w\n]+"
+    r"(?:新的?|创建的?)?(?:指令|任务|题目|问题)[^\w\n]*[:\uff1a][^\w\n]*\s*|(?:好的|当然|没问题)?[^\w\n]*(?:这|以下)\w{0,20}(?:任务|题目?|问题"
+    r"|指令)[^\w\n]+"
 )
 _MARK = re.compile(
     rf"#{{1,6}}[ \t]+|[-*>][ \t]+|-{{3,}}[ \t]*\n"
@@ -87,6 +92,9 @@ _QUOTES = {
     "`": "`",
     "**": "**",
     "*": "*",
+    "\u00ab": "\u00bb",
+    "\u300c": "\u300d",
+    "\u201e": "\u201c",
     "\N{LEFT DOUBLE QUOTATION MARK}": "\N{RIGHT DOUBLE QUOTATION MARK}",
 }
 _SOLUTION = re.compile(
@@ -98,31 +106,61 @@ _SOLUTION = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _CUT_LABEL = re.compile(
-    r"^[#*_> \t\d.)-]*(?:(?:an? |the |my |your )?(?:(?:sample|example|reference|expected|possible|model|proposed|correct|suggested|full|short|python|optimal|official) )*(?:solutions?|answers?|implementations?"
-    r"|explanations?|approach|rationale|reasoning|justification|discussion|walkthrough|analysis|test ?cases?|unit ?tests?|tests|assertions"
-    r"|why\b[^:\n]{0,60}|skills?(?: practi[sc]ed| trained| tested| required)?|learning (?:goals?|objectives?|outcomes?)|concepts?(?: tested| covered)?|topics?(?: covered)?|difficulty(?: level)?|evaluation(?: criteria)?|grading|differences?|changes?(?: made)?|what(?:'s| is) new|comments? for [^:\n]{0,30}|notes? (?:for|to) the (?:teacher|instructor|grader)|teacher'?s? notes?|pseudo-?code|key ideas?|how to solve[^:\n]{0,30})"
-    r"|lösung\w*|antwort|erklärung|begründung|testfälle|solución|respuesta|explicación|réponse|corrigé|explication|soluzione|risposta|resposta|solução|решение|ответ|объяснение|答案|参考答案|解答|解法|解析|说明|思路|测试用例|解説|回答|정답|해설|풀이)"
+    r"^[#*_> \t\d.)-]*(?:(?:an? |the |my |your )?(?:(?:sample|example|reference|expected|possible|model|proposed"
+    r"|correct|suggested|full|short|python|optimal|official) )*(?:(?:solutions?|answers?|implementations?)(?:"
+    r" (?:sketch|outline|code|idea|steps|key|approach|in \w+))?"
+    r"|explanations?|approach|rationale|reasoning|justification|discussion|walkthrough|analysis|test ?cases?|unit"
+    r" ?tests?|tests|assertions"
+    r"|why\b[^:\n]{0,60}|skills?(?: practi[sc]ed| trained| tested| required)?|learning (?:goals?|objectives?"
+    r"|outcomes?)|concepts?(?: tested| covered)?|topics?(?: covered)?|difficulty(?: level)?|estimated time"
+    r"|duration|tags|keywords|evaluation(?:"
+    r" criteria)?|grading|differences?|changes?(?: made)?|what(?:'s| is) new|comments? for [^:\n]{0,30}|notes?"
+    r" (?:for|to) the (?:teacher|instructor|grader)|teacher'?s? notes?|pseudo-?code|key ideas?|how to"
+    r" solve[^:\n]{0,30})"
+    r"|lösung\w*|antwort|erklärung|begründung|testfälle|solución|respuesta|explicación|réponse|corrigé|explication"
+    r"|soluzione|risposta|resposta|solução|решение|ответ|объяснение|答案|参考答案|解答|解法|解析|说明|思路|测试用例|解説|回答|정답|해설|풀이)"
     r"[*_ \t]*(?:\([^()\n]{0,40}\))?[*_ \t]*(?:[:\uff1a]|[*_ \t]*$)",
     re.IGNORECASE | re.MULTILINE,
 )
 """Labels of what follows a question and is no part of it."""
 _TITLE_LABEL = re.compile(
-    r"[#*_> \t]*(?:title|topic|domain|category|difficulty|level|subject|name|标题|titel|título|titre)[*_ \t]*[:\uff1a][^\n]*\n+(?=[#*_> \t]*(?:description|statement|task|problem)\b)",
+    r"[#*_> \t]*(?:title|topic|domain|category|difficulty|level|subject|name|标题|titel|título|titre)[*_"
+    r" \t]*[:\uff1a][^\n]*\n+(?=[#*_> \t]*(?:description|statement|task|problem)\b)",
     re.IGNORECASE,
 )
 _QUESTION_LABEL = re.compile(
-    rf"[#*_> \t]*(?:(?:the |my |your )?(?:{_MADE} |next |similar |related )?(?:{_KIND}|assignment|description|statement|goal)|(?:neue |nueva |nuevo |nouvelle |nuova )?(?:aufgabe(?:nstellung)?|tarea|ejercicio|exercice|tâche|énoncé|compito|esercizio|tarefa|exercício|задача|задание))"
-    r"[*_ \t]*(?:[:\uff1a][*_]*[ \t]*\n*|[*_ \t]*\n+)",
+    rf"[#*_> \t]*(?:(?:the |my |your )?(?:{_MADE} |next |similar |related )?(?:{_KIND}|assignment|description"
+    rf"|statement|goal)|(?:neue |nueva |nuevo |nouvelle |nuova )?(?:aufgabe(?:nstellung)?|tarea|ejercicio|exercice"
+    rf"|tâche|énoncé|compito|esercizio|tarefa|exercício|задача|задание))"
+    r"[*_ \t]*(?:\([^()\n]{0,60}\)[*_ \t]*(?=[:\uff1a]))?(?:[:\uff1a][*_]*[ \t]*\n*|[*_ \t]*\n+)",
     re.IGNORECASE,
 )
 _INTRODUCTION = re.compile(
-    rf"(?![^\n]*\b(?:given|consider|write|implement|create|you have)\b)[^\n:]{{0,120}}\b(?:{_KIND}|one|aufgabe|tarea|ejercicio|exercice|tâche|compito|esercizio|tarefa|задач[аи]|задание)\b[^\n:]{{0,60}}[:\uff1a][*_ \t]*\n+",
+    rf"(?![^\n]*\b(?:given|consider|write|implement|create|you have|current|existing)\b)"
+    rf"(?=[^\n:]*\b(?:here|new|next|another|following|below|fresh|different|hier|neue|folgende|voici|nouvel(?:le)?"
+    rf"|aqu[ií]|nuev[ao]|siguiente|ecco|nuov[oa]|nova|novo|seguinte|новая|новое|вот)\b)[^\n:]{{0,120}}\b(?:{_KIND}"
+    rf"|one|aufgabe"
+    rf"|tarea|ejercicio|exercice|tâche|compito|esercizio|tarefa|задач[аи]|задание)\b[^\n:]{{0,60}}[:\uff1a][*_"
+    rf" \t]*\n+",
     re.IGNORECASE,
 )
 _IDEOGRAPH = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
-_PRAISE = re.compile(r"\W*(?:great|good|nice|excellent|well done|congratulations|keep|awesome|bravo)\b", re.IGNORECASE)
+_CANNOT = re.compile(
+    r"\W*(?:I|we)\s+(?:can(?:not|['\u2019]t| not)|could(?: not|n['\u2019]t)|am unable|was unable|won['\u2019]t)\b",
+    re.IGNORECASE,
+)
+_PRAISE = re.compile(
+    r"\W*(?:great|good|nice|excellent|well done|congratulations|keep|awesome|bravo|thanks|thank you|that was)\b",
+    re.IGNORECASE,
+)
 _CLOSING = re.compile(
-    r"\n\s*(?:-{3,}|\*{3,})?\s*[(*_#> \t]*(?:let me know\b|(?:have|enjoy|happy)\b[^\n.]{0,40}[!.]\s*\Z|you(?:['\u2019]ve| have)? got this|take your time|if you(?:['\u2019]d| would)? (?:like|need|want|prefer) (?:\w+ ){0,6}(?:solution|hint|another|help|answer|one)|(?:this|it) (?:exercise|task|one|challenge|question|problem)\b|(?:i )?hope (?:this|that|it)\b|\(?same (?:domain|type"
+    r"\n\s*(?:-{3,}|\*{3,})?\s*[(*_#> \t]*(?:let me know\b|(?:have|enjoy|happy)\b[^\n.]{0,40}[!.]\s*\Z"
+    r"|you(?:['\u2019]ve| have)? got this|take your time|if you(?:['\u2019]d| would)? (?:like|need|want|prefer)"
+    r" (?:\w+ ){0,6}(?:solution|hint|another|help|answer|one)|\(?(?:I|we)(?:['\u2019]ve| have)? (?:kept|chose"
+    r"|changed|made|wrote|designed|picked|asked|replaced|switched"
+    r"|stayed|avoided|focused|based|selected|created|varied|moved)\b"
+    r"|(?:this|it) (?:exercise|task|one|challenge|question"
+    r"|problem)\b|(?:i )?hope (?:this|that|it)\b|\(?same (?:domain|type"
     r"|difficulty)\b|feel free\b|good luck\b|happy coding\b"
     r"|would you like\b|end of (?:the )?task"
     rf"|this (?:new )?{_KIND} (?:is|requires|comes|tests|stays|keeps|has|differs|focuses|involves|maintains|remains)\b"
@@ -132,6 +170,18 @@ _CLOSING = re.compile(
 )
 _RULE_AT_END = re.compile(r"\s*\n[ \t]*(?:-{3,}|\*{3,}|_{3,})[ \t]*\Z")
 _PLACEHOLDER = re.compile(r"\W*(?:n/?a|none|null|\[[^\]\n]{0,60}\])\W*", re.IGNORECASE)
+
+_FRAMES = (
+    _OPENING,
+    _PROPOSAL,
+    _CREATED,
+    _CHINESE_OPENING,
+    _TITLE_LABEL,
+    _QUESTION_LABEL,
+    _INTRODUCTION,
+    _MARK,
+    _NUMBER,
+)
 
 
 def read_question(answer: str) -> str:
@@ -168,11 +218,11 @@ def check_question(question: str, *, min_chars: int, max_chars: int) -> Reject |
     """
     if not question or _PLACEHOLDER.fullmatch(question):
         return "empty"
-    if refuses(question):
+    if refuses(question) or _CANNOT.match(question):
         return "refused"
     if _SOLUTION.search(question) or question.startswith("```") or (has_code(question) and parse(question)):
         return "solution"
-    if _PRAISE.match(question) and not _ASKS_FOR_CODE.search(question) and "?" not in question:
+    if _PRAISE.match(question) and not _ASKS_FOR_CODE.search(question):
         return "no_request"
     if len(question) + 2 * len(_IDEOGRAPH.findall(question)) < min_chars:
         return "too_short"
@@ -205,7 +255,7 @@ def _without_frame(text: str) -> str:
         return first
     if (solution_start := _solution_start(text)) is not None:
         return text[:solution_start].strip()
-    for frame in (_OPENING, _CREATED, _CHINESE_OPENING, _TITLE_LABEL, _QUESTION_LABEL, _INTRODUCTION, _MARK, _NUMBER):
+    for frame in _FRAMES:
         if (opening := frame.match(text)) and 0 < opening.end() < len(text):
             return text[opening.end() :].strip()
     for opening_quote, closing_quote in _QUOTES.items():

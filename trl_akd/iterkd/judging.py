@@ -260,6 +260,8 @@ _OWN_WORD = re.compile(
 """Words by which judges introduce their own scores. With other words, they may be another's."""
 _OWN_FINAL = re.compile(r"\b(?:my|mine|final)\b", re.IGNORECASE)
 _MAX_INTRODUCTION_WORDS = 25
+_REASON = re.compile(r"\b(?:because|since)\b[^,]*", re.IGNORECASE)
+_SENTENCE_ENDS = ".!?)\u2026\u3002"
 _MAX_SHORT_HEADING = 6
 _CJK = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
 _SPEAKS_OF_SCORES = re.compile(
@@ -596,9 +598,11 @@ class _Block:
             return False
         if above.endswith((":", "\uff1a")):
             return _introduces_own_scores(last_sentence)
-        if heading:
+        if heading or not above:
             return True
-        about_scores = _SPEAKS_OF_SCORES.search(last_sentence) or above[-1:].isalpha()
+        if above[-1] not in _SENTENCE_ENDS and _SPEAKS_OF_SCORES.search(last_sentence):
+            return _introduces_own_scores(last_sentence)
+        about_scores = _SPEAKS_OF_SCORES.search(last_sentence) or above[-1].isalpha()
         return not (about_scores and _OTHER_VOICE.search(last_sentence))
 
 
@@ -606,7 +610,7 @@ def _introduces_own_scores(words: str) -> bool:
     """Return whether a heading or introduction consists of words by which a judge introduces its own scores."""
     if _OTHER_VOICE.search(words) or _QUOTED.search(words) or _DRAFT.search(words):
         return False
-    words = words.rpartition(",")[2]
+    words = _REASON.sub("", words).rpartition(",")[2]
     if _CJK.search(words):
         return len(words) <= _MAX_SHORT_HEADING or _SPEAKS_OF_SCORES.search(words) is not None
     found = re.findall(r"[^\W\d_]+", words.casefold())

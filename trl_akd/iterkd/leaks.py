@@ -240,6 +240,8 @@ _LEAKS = _rules(
     before giving|assigning|defining|declaring|setting|importing it|them|the|any|its|a ;
     recursion|loop|function|return|call|recursive without ;
     makes|causes|forces the? _ ADV* return|give|produce|stop|skip|be|ACT ;
+    SELF only DOES|works|handles|covers|gives|checks|counts|looks ; SELF|^ ADV* DOES ... , not ;
+    becomes|become none|null|nan|empty|zero|negative|false|CODE ;
     although|though|even-though they|those|these|this ;
     ^|CODE would !need|like|want|prefer|look ; RUIN ; go|goes|stay|stays|left|remain|remains un* ;
     left|leaves|leaving behind ;

@@ -1,7 +1,7 @@
 """Launch training on two processes many times in a row and count the exits: `python -m tests.invariant.soak 100`.
 
-Alternates DDP and ZeRO-3, each by `accelerate launch`. A launch that does not exit with 0, or that ends with a thread
-of Gloo, is an error, see `trl_akd.distributed.leave_process_groups`.
+Alternates DDP and ZeRO-3, each by `accelerate launch`. A launch that does not exit with 0, or that ends with
+a thread of Gloo, is an error, see `trl_akd.distributed.leave_process_groups`.
 """
 
 import sys

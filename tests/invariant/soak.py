@@ -23,7 +23,9 @@ def main(launches: int) -> None:
                 started = time.monotonic()
                 with tempfile.TemporaryDirectory(dir=folder) as results:
                     run(Path(results), backend, timeout=900, **settings)
-                print(f"{number} of {launches}: {backend} exited with 0, {time.monotonic() - started:.0f} s", flush=True)
+                print(
+                    f"{number} of {launches}: {backend} exited with 0, {time.monotonic() - started:.0f} s", flush=True
+                )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Launch training on two processes many times in a row and count the exits: `python -m tests.invariant.soak 100`.
 
-Alternates DDP and ZeRO-3, each by `accelerate launch`. A launch that does not exit with 0, or that ends with a thread of
-Gloo, is an error, see `trl_akd.distributed.leave_process_groups`.
+Alternates DDP and ZeRO-3, each by `accelerate launch`. A launch that does not exit with 0, or that ends with
+a thread of Gloo, is an error, see `trl_akd.distributed.leave_process_groups`.
 """
 
 import sys
@@ -23,9 +23,8 @@ def main(launches: int) -> None:
                 started = time.monotonic()
                 with tempfile.TemporaryDirectory(dir=folder) as results:
                     run(Path(results), backend, timeout=900, **settings)
-                print(
-                    f"{number} of {launches}: {backend} exited with 0, {time.monotonic() - started:.0f} s", flush=True
-                )
+                seconds = time.monotonic() - started
+                print(f"{number} of {launches}: {backend} exited with 0, {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

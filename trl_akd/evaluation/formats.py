@@ -84,7 +84,7 @@ def _mbpp(row: Row, where: str) -> Problem:
         code_prompt=prompt,
         entry_point=_called(asserts, optional_text(row, "code", where)),
         base_tests=base if hidden else None,
-        public_tests=f"{shown}\n" if hidden else program,
+        public_tests=base,
         stop=_PROGRAM_ENDS,
     )
 

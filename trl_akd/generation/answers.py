@@ -54,12 +54,12 @@ _END = re.compile(
     re.MULTILINE,
 )
 _START = re.compile(
-    r"(?:\s*+(?:<\|(?:im_start|start|start_header_id|begin_of_text|assistant|end_header_id|fim_middle|fim_prefix|message"
+    r"(?>(?:\s*+(?:<\|(?:im_start|start|start_header_id|begin_of_text|assistant|end_header_id|fim_middle|fim_prefix|message"
     r"|im_end|CHATBOT_TOKEN)\|>|<s>|<bos>|<start_of_turn>|<fim_middle>|<fim_prefix>|<MID>|<PRE>|\[/INST\]"
-    r"|<\uff5c[^\uff5c\n]{1,40}\uff5c>)(?:(?:assistant|model)(?=\s|<))?+)++"
+    r"|<\uff5c[^\uff5c\n]{1,40}\uff5c>)(?>(?:(?:assistant|model)(?=\s|<))?))+)"
 )
 _PROMPT = re.compile(
-    r"(?:\s*+(?:<\|begin_of_text\|>|<s>|<bos>|<\uff5cbegin[^\uff5c\n]{1,40}\uff5c>))*+\s*+(?:\[INST\]"
+    r"(?>(?:\s*+(?:<\|begin_of_text\|>|<s>|<bos>|<\uff5cbegin[^\uff5c\n]{1,40}\uff5c>))*)\s*+(?:\[INST\]"
     r"|<\|(?:im_start|start_header_id)\|>(?:system|user)\b|<start_of_turn>(?:system|user)\b|<\|(?:system|user)\|>"
     r"|<\uff5cUser\uff5c>)"
 )
@@ -73,17 +73,18 @@ _FILL_IN = re.compile(
 )
 
 _FENCE = re.compile(
-    r"(?P<prefix>[ \t]*+(?:>[ \t]?+)*+(?:(?:[-*+]|\d{1,9}[.)])[ \t]++)?+[ \t]*+)(?P<mark>`{3,}+|~{3,}+)(?P<info>.*+)"
+    r"(?P<prefix>[ \t]*+(?>(?:>[ \t]?+)*)(?>(?:(?:[-*+]|\d{1,9}[.)])[ \t]++)?)[ \t]*+)"
+    r"(?P<mark>`{3,}+|~{3,}+)(?P<info>.*+)"
 )
 _INLINE_FENCE = re.compile(r"(?P<before>[^`]*\S[ \t]*+)(?P<mark>```)(?P<info>(?:python3?|py)[ \t]*+)", re.IGNORECASE)
 _TAG = re.compile(r"[ \t]*+\{?[ \t]*+\.?(?P<tag>[\w+#-]++)(?P<rest>.*+)")
 _FIRST_CODE = re.compile(r"[ \t]*+(?:def|class|import|from|async|print|@|\w+[ \t]*=[^=\"'])")
 _WRAPPER = re.compile(r"\[(?P<square>PYTHON|BEGIN|CODE)\]|<(?P<angle>code|python|pre)(?:[ \t][^<>\n]{0,200})?>")
 _PYTHON_STRING = re.compile(
-    r"(?P<triple>\"\"\"|''')|\"(?:[^\"\\\n]|\\.)*+\"?+|'(?:[^'\\\n]|\\.)*+'?+|(?P<comment>\#.*+)"
+    r"(?P<triple>\"\"\"|''')|\"(?>(?:[^\"\\\n]|\\.)*)\"?+|'(?>(?:[^'\\\n]|\\.)*)'?+|(?P<comment>\#.*+)"
 )
 _OPENS_PYTHON = re.compile(
-    r"^(?:(?:async[ \t]++)?+def[ \t]++\w|class[ \t]++\w++[^;{\n]{0,200}:[ \t]*+$|import[ \t]++[\w., \t]++$"
+    r"^(?:(?>(?:async[ \t]++)?)def[ \t]++\w|class[ \t]++\w++[^;{\n]{0,200}:[ \t]*+$|import[ \t]++[\w., \t]++$"
     r"|from[ \t]++[\w.]++[ \t]++import\b)",
     re.MULTILINE,
 )
@@ -366,7 +367,7 @@ class _FenceReader:
         delimiter: str | None = None
         for number in range(first, len(self._lines)):
             line = self._lines[number]
-            line = re.sub(r"^[ \t]*+(?:>[ \t]?)++", "", line) if quote else _without_indent(line, indent)
+            line = re.sub(r"^[ \t]*+(?>(?:>[ \t]?)+)", "", line) if quote else _without_indent(line, indent)
             other = _FENCE.fullmatch(line)
             code, ends = line, False
             following = number

@@ -365,7 +365,7 @@ _REPAIRS: tuple[Callable[[str], str], ...] = (
 _OPENS_CODE = re.compile(r"[ \t]*(?:(?:async[ \t]+)?def[ \t]+\w+[ \t]*[\[(]|class[ \t]+\w+[ \t]*[(:]|@\w)")
 _CONTINUES = re.compile(r"(?:else|elif|except|finally)\b|[)\]}]")
 _LEXEME = re.compile(
-    r"(?P<triple>\"\"\"|''')|\"(?:[^\"\\\n]|\\.)*+\"?+|'(?:[^'\\\n]|\\.)*+'?+|(?P<comment>\#.*+)|(?P<bracket>[(\[{)\]}])"
+    r"(?P<triple>\"\"\"|''')|\"(?>(?:[^\"\\\n]|\\.)*)\"?+|'(?>(?:[^'\\\n]|\\.)*)'?+|(?P<comment>\#.*+)|(?P<bracket>[(\[{)\]}])"
 )
 
 

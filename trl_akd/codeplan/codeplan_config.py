@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from ..akd.akd_config import AKDConfig, PromptTemplateName
-from ..data.codeplan import Schedule, weights_of_tasks
-from ..data.problems import check_lengths
+from .collator import Schedule, weights_of_tasks
+from .encoding import check_lengths
 from .plan_head import PlanHead, check_plan_head_file
 
 __all__ = ["CodePLANConfig", "TaskObjective"]

@@ -21,10 +21,10 @@ from datasets import Dataset, Features, List, Value
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .collators import pad, round_up
-from .encoding import encode_completions, encode_prompts
-from .schema import IGNORED_LABEL, read_text
-from .templates import DEFAULT_TEMPLATE, get_template
+from ..data.collators import pad, round_up
+from ..data.encoding import encode_completions, encode_prompts
+from ..data.schema import IGNORED_LABEL, read_text
+from ..data.templates import DEFAULT_TEMPLATE, get_template
 
 __all__ = ["DataCollatorForPairs", "PairEncoder", "PairReport", "check_pairs", "number_of_answers", "prepare_pairs"]
 

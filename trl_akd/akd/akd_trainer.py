@@ -32,7 +32,7 @@ from ..data.collators import DataCollatorForDistillation, RowLengths
 from ..data.tokenization import PROMPT_COLUMN, prepare_dataset
 from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
 from ..distributed import own_rows, take_compilation, through_forward, unwrapped, widest_float
-from ..generation.plain import stop_tokens
+from ..generation.decoding import collect_eos_token_ids
 from ..heads import LMHead, compiler, final_hidden_states, hidden_states_and_router_loss, lm_head
 from ..losses.fused_linear import FusedDivergence
 from ..teachers import LocalTeacher, NoTeacher, SelfTeacher, Teacher, load_teacher
@@ -189,7 +189,7 @@ class AKDTrainer(GKDTrainer):
             max_new_tokens=args.max_new_tokens,
             temperature=args.temperature,
             pad_token_id=self._tokenizer.pad_token_id,
-            eos_token_ids=stop_tokens(self._tokenizer, self.model, getattr(self.teacher, "model", None)),
+            eos_token_ids=collect_eos_token_ids(self._tokenizer, self.model, getattr(self.teacher, "model", None)),
         )
         self.distillation_metrics = {mode: DistillationMetrics(self._measured) for mode in ("train", "eval")}
         self.provenance = provenance(model, teacher_model, args)

@@ -169,10 +169,10 @@ def test_a_request_of_one_s_own(tmp_path: Path):
 @pytest.mark.parametrize(
     ("reasoning", "layout", "message"),
     [
-        ("backward", "{problem}", "lacks the fields {solution}; reasoning backward takes {problem} and {solution}"),
-        ("forward", "{problem} {solution}", "has unknown fields {solution}; reasoning forward takes {problem}"),
+        ("backward", "{problem}", "lacks the fields {solution}; backward reasoning takes {problem} and {solution}"),
+        ("forward", "{problem} {solution}", "has unknown fields {solution}; forward reasoning takes {problem}"),
         ("forward", "{problem} {}", "unknown fields {}"),
-        ("forward", "{problem} {", "no format string"),
+        ("forward", "{problem} {", "is not a format string"),
     ],
 )
 def test_a_request_with_other_fields(tmp_path: Path, reasoning: str, layout: str, message: str):

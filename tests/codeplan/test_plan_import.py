@@ -79,9 +79,9 @@ def test_files_that_are_no_plans(tmp_path: Path, plans: object, message: str):
 
 
 def test_folders_without_plans(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"holds neither NAME/plans\.json nor NAME\.txt"):
+    with pytest.raises(ValueError, match=r"contains neither NAME/plans\.json nor NAME\.txt"):
         read_plans(tmp_path)
-    with pytest.raises(FileNotFoundError, match="is no folder"):
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
         read_plans(tmp_path / "none")
 
 

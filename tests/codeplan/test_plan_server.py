@@ -188,7 +188,7 @@ def generator_like_the_command(server: Server, tmp_path: Path) -> PlanGenerator:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "`model` is missing"),
+        ([], "`model_name_or_path` is missing"),
         (["--model_name_or_path", "m"], "`dataset_name` is missing"),
         (["--model_name_or_path", "m", "--dataset_name", "./none.jsonl"], "There is no file or folder './none.jsonl'"),
         (["--model_name_or_path", "m", "--dataset_name", "x", "--backend", "openai"], "`base_url` is None"),

@@ -178,16 +178,8 @@ def test_two_processes_write_what_one_writes(benchmark_file: Path, tmp_path: Pat
     written = []
     for name, launch in (("one", []), ("two", ["--accelerate_config", "ddp_cpu", "--num_processes", "2"])):
         flags = ["--benchmark", str(benchmark_file), "--output_dir", str(tmp_path / name), "--max_new_tokens", "4"]
-        command = [
-            sys.executable,
-            "-m",
-            "trl_akd.cli.evaluate",
-            "--model_name_or_path",
-            model,
-            *flags,
-            "--allow_code_execution",
-        ]
-        subprocess.run([*command, *launch], cwd=ROOT, check=True)
+        flags += ["--model_name_or_path", model, "--allow_code_execution"]
+        subprocess.run([sys.executable, "-m", "trl_akd.cli.evaluate", *flags, *launch], cwd=ROOT, check=True)
         rows = [json.loads(line) for line in (tmp_path / name / "samples.jsonl").read_text().splitlines()]
         written.append({row["task_id"]: row["completion"] for row in rows})
     assert written[0] == written[1]

@@ -64,8 +64,10 @@ def forbid_system_calls(memory_is_counted: bool) -> None:
 
     Args:
         memory_is_counted (`bool`): whether a control group counts the memory that processes share; else mappings of
-            it are kept small.
+            it are kept small, and there are no huge pages.
     """
+    if not memory_is_counted:
+        linux.disable_huge_pages()
     instructions = _DENY_LISTS[memory_is_counted]
     if instructions is not None:
         linux.install_filter(instructions)

@@ -42,6 +42,7 @@ _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_KEEPCAPS = 8
+_PR_SET_THP_DISABLE = 41
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _SECCOMP_MODE_FILTER = 2
@@ -124,6 +125,11 @@ def die_with_parent(number: int) -> None:
 def set_dumpable(dumpable: bool) -> None:
     """Say whether processes of the same user may trace this one and read its memory."""
     _prctl(_PR_SET_DUMPABLE, int(dumpable), step="PR_SET_DUMPABLE")
+
+
+def disable_huge_pages() -> None:
+    """Give this process and those that it forks small pages only, as a mapped part keeps a huge page whole."""
+    _prctl(_PR_SET_THP_DISABLE, 1, step="PR_SET_THP_DISABLE")
 
 
 def become_subreaper() -> None:

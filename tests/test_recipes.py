@@ -80,7 +80,7 @@ def test_step_goes_with_the_training(path: Path, tmp_path: Path):
         assert (step.reasoning, step.temperature) == ("backward", 0.2)
     elif command_of(path) == "evaluate":
         [planning] = others
-        assert step.model in {training["output_dir"] for training in beside}
+        assert step.model_name_or_path in {training["output_dir"] for training in beside}
         assert not step.allow_code_execution, "consent is a flag"
         assert (planning.plan_sampling, planning.num_plans, step.num_samples) == (True, 20, 10)
         assert (step.temperature, step.top_p) == (0.6, 0.95)

@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..codeplan.plan_choice import PlanSamplingResult
 from ..codeplan.plan_curve import pass_at_k_by_plans, top_k_by_plans
 from ..codeplan.plan_head import PlanHeadGenerator, find_plan_head, load_plan_head
-from ..codeplan.plan_sampling import PlanSampler
+from ..codeplan.plan_sampling import PlanSampler, PlanSamplingResult
 from ..codeplan.plan_sampling_config import PlanSamplingConfig
 from ..codeplan.ranker import Ranker
 from ..codeplan.task_prompts import TaskPrompting
@@ -175,7 +174,7 @@ def _sample(
             config.temperature,
             config.top_p,
             plan_generator=RecordedGenerator(_plan_generator(config, loaded), plans, accelerator=accelerator),
-            also_with=[number for number in _CURVE if number < planning.num_plans],
+            smaller_num_plans=[number for number in _CURVE if number < planning.num_plans],
             without_public_tests=planning.without_public_tests,
             ranker=None if planning.ranker is None else Ranker.from_pretrained(planning.ranker),
             prompting=_prompting(config, benchmark),

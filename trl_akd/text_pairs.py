@@ -70,14 +70,14 @@ def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row]
     return [row for row in rows if row["id"] not in held_out], [row for row in rows if row["id"] in held_out]
 
 
-def load_classifier(path: str) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Load a classifier and its tokenizer from a folder, onto the GPU if there is one.
+def load_classifier(path: str, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a classifier and its tokenizer from a folder or the Hub, onto the GPU if there is one.
 
     Raises:
         OSError: If the model does not exist.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(path)
-    return model.to(default_device()), AutoTokenizer.from_pretrained(path)
+    model = AutoModelForSequenceClassification.from_pretrained(path, revision=revision)
+    return model.to(default_device()), AutoTokenizer.from_pretrained(path, revision=revision)
 
 
 class PairClassifier:

@@ -86,7 +86,7 @@ def test_folders_without_plans(tmp_path: Path):
 
 
 def test_a_teacher_and_a_folder(capsys: pytest.CaptureFixture[str]):
-    assert main(["plans", "--import_plans", "x", "--model", "m", "--dataset_name", "d"]) == 2
+    assert main(["plans", "--import_plans", "x", "--model_name_or_path", "m", "--dataset_name", "d"]) == 2
     assert "`import_plans` is 'x' and `model` is 'm'; plans come from one of them" in capsys.readouterr().err
 
 

@@ -162,14 +162,14 @@ class RegressionJudge:
         self._classifier = PairClassifier(model, tokenizer, batch_size)
 
     @classmethod
-    def from_pretrained(cls, path: str, *, batch_size: int = 16) -> Self:
+    def from_pretrained(cls, path: str, *, revision: str | None = None, batch_size: int = 16) -> Self:
         """Load a judge that `trl-akd judge train --kind regression` saved, onto the GPU if there is one.
 
         Raises:
             OSError: If there is no such model.
             ValueError: If it is no such judge.
         """
-        model, tokenizer = load_classifier(path)
+        model, tokenizer = load_classifier(path, revision)
         return cls(model, tokenizer, batch_size=batch_size)
 
     @property

@@ -1,8 +1,23 @@
 import os
+from dataclasses import dataclass, fields
+from inspect import get_annotations
 
 import pytest
 
-from trl_akd.cli.parsing import Recipe, RecipeParser, read_options, read_recipe
+from trl_akd.cli import akd, codeplan, evaluate, iterkd, judge, plans, ranker
+from trl_akd.cli.parsing import Recipe, RecipeParser, field_descriptions, read_options, read_recipe
+
+ARGUMENT_TYPES = {
+    "akd": akd._argument_types,
+    "codeplan": codeplan._argument_types,
+    "iterkd": iterkd._argument_types,
+    "evaluate": evaluate._argument_types,
+    "plans": plans._argument_types,
+    "judge train": judge._training_types,
+    "ranker data": ranker._data_types,
+    "ranker train": ranker._training_types,
+    "ranker rank": ranker._ranking_types,
+}
 
 
 @pytest.mark.parametrize("argv", [["--config", "a.yaml"], ["--config=a.yaml"]])
@@ -133,6 +148,27 @@ def test_values_of_the_wrong_type(line: str, message: str, parser: RecipeParser,
         read(parser, recipe(f"{line}\n"))
 
 
+@pytest.mark.parametrize("flag", ["--model=m", "--model"])
+def test_old_names_of_fields_are_read_with_a_warning(flag: str, recipe):
+    """In recipes and in flags; each command has old names of its own."""
+    evaluating = RecipeParser(evaluate._argument_types(), prog="trl-akd evaluate")
+    flags = [flag, *([] if "=" in flag else ["m"]), "--batch-size", "4"]
+    with pytest.warns(FutureWarning) as warned:
+        values = evaluating.values(read_recipe(recipe({"timeout": 7})), flags)
+    assert (values.model_name_or_path, values.program_timeout, values.generation_batch_size) == ("m", 7.0, 4)
+    assert "`timeout` is now called `program_timeout`; the old name will be removed." in str(warned[0].message)
+    planning = RecipeParser(plans._argument_types(), prog="trl-akd plans")
+    with pytest.warns(FutureWarning, match="`timeout` is now called `request_timeout`"):
+        assert planning.values(Recipe(), ["--timeout", "7"]).request_timeout == 7.0
+    assert "--timeout" not in planning.format_help()
+
+
+def test_the_old_and_the_current_name_of_a_field(recipe):
+    evaluating = RecipeParser(evaluate._argument_types(), prog="trl-akd evaluate")
+    with pytest.raises(ValueError, match="`model` and `model_name_or_path` are given"):
+        evaluating.values(read_recipe(recipe({"model": "m", "model_name_or_path": "n"})))
+
+
 def test_on_by_default_can_be_switched_off_both_ways(parser: RecipeParser, recipe):
     assert read(parser, recipe({"gradient_checkpointing": False})).gradient_checkpointing is False
     assert parser.values(Recipe(), ["--no_gradient_checkpointing"]).gradient_checkpointing is False
@@ -155,3 +191,69 @@ def test_help_shows_options_and_fields(parser: RecipeParser):
     text = parser.format_help()
     for flag in ("--config", "--accelerate_config", "--dataset_name", "--beta_strategy", "--lora_r"):
         assert f"  {flag}" in text
+
+
+@dataclass
+class Base:
+    """A base.
+
+    Args:
+        kept (`int`): one line, of which 5 % is a number.
+        replaced (`int`):
+            Text of the base.
+
+    Raises:
+        ValueError: If something is wrong.
+    """
+
+    kept: int = 0
+    replaced: int = 0
+
+
+@dataclass
+class Derived(Base):
+    r"""
+    Configuration in the style of TRL.
+
+    Parameters:
+        > A heading between arguments
+
+        replaced (`list[str]` or [`Base`], *optional*, defaults to `[1]`):
+            In [0, 1], see [`Base`] and [the paper](https://huggingface.co/papers/0000.00000):
+
+            - an item
+        added (`int`):
+            Text up to the end of the section.
+
+    Example:
+
+        other (`int`): no argument
+    """
+
+    replaced: int = 1
+    added: int = 0
+
+
+def test_descriptions_come_from_the_docstrings_of_a_class_and_its_bases():
+    assert field_descriptions(Derived) == {
+        "kept": "one line, of which 5 %% is a number.",
+        "replaced": "In [0, 1], see `Base` and the paper: - an item",
+        "added": "Text up to the end of the section.",
+    }
+
+
+@pytest.mark.parametrize("command", ARGUMENT_TYPES)
+def test_every_field_of_every_command_is_described_once(command: str):
+    """The docstring of a configuration is the only description of its fields, and `--help` shows it."""
+    types = ARGUMENT_TYPES[command]()
+    parser = RecipeParser(types, prog=f"trl-akd {command}")
+    for kind in types:
+        texts = field_descriptions(kind)
+        for entry in fields(kind):
+            definer = next(base for base in kind.__mro__ if entry.name in get_annotations(base))
+            if definer.__module__.startswith("trl_akd"):
+                assert entry.name in texts, f"{kind.__name__}.{entry.name} is missing in its docstring"
+                assert "help" not in entry.metadata, f"{kind.__name__}.{entry.name} is described twice"
+    shown = {action.dest: action.help for action in parser._actions}
+    assert not [name for name, text in shown.items() if not text]
+    assert parser.format_help()

@@ -16,12 +16,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..akd.batches import Batch, backbone_inputs, row_numbers, without_repeats
 from ..akd.objective import cross_entropy
-from ..data.codeplan import DataCollatorForCodePLAN, share_divisors, take_turns
-from ..data.problems import PROBLEM_COLUMNS, Task
 from ..distributed import own_rows, through_forward, widest_float
 from ..heads import final_hidden_states
 from ..losses.reduction import IGNORE_INDEX, Normalization, count_items_by_task
 from ..teachers.local import prove_architecture
+from .collator import DataCollatorForCodePLAN, share_divisors, take_turns
+from .encoding import PROBLEM_COLUMNS, Task
 from .plan_head import (
     PLAN_HEAD_FILE,
     adopt_plan_head,

@@ -1,22 +1,23 @@
 """Configuration of `trl-akd plans`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..deprecation import rename_fields
+from ..generation.loading import GeneratorConfig
 from .plan_prompts import plan_prompt
 
 __all__ = ["PlanGenerationConfig"]
 
 
+@rename_fields(model="model_name_or_path", timeout="request_timeout", batch_size="generation_batch_size")
 @dataclass
-class PlanGenerationConfig:
+class PlanGenerationConfig(GeneratorConfig):
     """
-    Configuration of `trl-akd plans`: who is asked for plans, for which solutions, and at what cost.
+    Configuration of `trl-akd plans`. Other arguments as in [`GeneratorConfig`]; the model is the teacher.
 
     Args:
-        model (`str`, *optional*):
-            Teacher: a folder, a name on the Hub or, for a server, the name it serves.
         dataset_name (`str`, *optional*):
             Problems with solutions: APPS's folder of numbered folders, a .jsonl, .json, .parquet or .csv file, or a
             dataset on the Hub, with the columns of APPS, of MBPP, or `id`, `problem` and `solutions`.
@@ -58,104 +59,40 @@ class PlanGenerationConfig:
             Leave out solutions whose prompt is longer.
         prompt_style (`str`, *optional*, defaults to `"chat"`):
             How the teacher is asked: `"chat"`, as a user's message, or `"completion"`, for a base model.
-        backend (`str`, *optional*, defaults to `"transformers"`):
-            What runs the teacher: `"transformers"`, `"vllm"`, or `"openai"`, a server with OpenAI's interface.
-        base_url (`str`, *optional*):
-            Address of that server, such as `http://localhost:8000/v1`; its key is in OPENAI_API_KEY.
-        concurrency (`int`, *optional*, defaults to `8`):
-            Most requests to the server under way together.
-        timeout (`float`, *optional*, defaults to `120.0`):
-            Seconds to wait for an answer of the server.
-        max_retries (`int`, *optional*, defaults to `5`):
-            Repetitions of a request that the server did not answer well, with waits that double.
-        model_revision (`str`, *optional*):
-            Branch, tag or commit of the teacher on the Hub.
-        dtype (`str`, *optional*, defaults to `"auto"`):
-            Precision of the teacher's weights: `"auto"` (as saved), `"bfloat16"`, `"float16"` or `"float32"`.
-        device_map (`str`, *optional*):
-            Spread the teacher over devices, such as `"auto"`; by default it is on the GPU as a whole, if there is one.
-        batch_size (`int`, *optional*):
-            Prompts to give the teacher at a time, and to lose at most by an interruption: by default 16 with
-            transformers, 128 with vLLM, and `concurrency` with a server.
     """
 
-    model: str | None = field(default=None, metadata={"help": "Teacher: a folder or a name."})
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "Problems with solutions: APPS's folder, a file, or a dataset on the Hub."},
-    )
-    dataset_split: str = field(default="train", metadata={"help": "Split, or a slice of one such as `train[:100]`."})
-    dataset_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a dataset on the Hub."}
-    )
-    limit: int | None = field(default=None, metadata={"help": "Take the first so many problems."})
-    output_dir: str = field(default="outputs/plans", metadata={"help": "Folder for answers and plans."})
-    reasoning: Literal["backward", "forward"] = field(
-        default="backward", metadata={"help": "backward from the solution, or forward from the problem alone."}
-    )
-    prompt_file: str | None = field(
-        default=None, metadata={"help": "Text file with a request of one's own, with {problem} and {solution}."}
-    )
-    import_plans: str | None = field(
-        default=None, metadata={"help": "Take plans from this folder of released ones instead of a teacher."}
-    )
-    num_plans: int = field(default=1, metadata={"help": "Plans a solution, or a problem if reasoning forward."})
-    max_solutions: int | None = field(
-        default=None, metadata={"help": "Take the shortest so many solutions of a problem; by default all."}
-    )
-    max_requests: int | None = field(default=None, metadata={"help": "End the run when it has sent so many requests."})
-    max_tokens: int | None = field(default=None, metadata={"help": "End the run when it has cost so many tokens."})
-    temperature: float = field(
-        default=0.2, metadata={"help": "Temperature of sampling; 0 takes the likeliest token at each step."}
-    )
-    top_p: float = field(
-        default=1.0, metadata={"help": "Sample from the likeliest tokens whose probabilities add up to this."}
-    )
-    max_new_tokens: int = field(default=512, metadata={"help": "Most tokens of an answer."})
-    seed: int = field(default=0, metadata={"help": "Seed of sampling."})
-    max_plan_chars: int = field(default=3000, metadata={"help": "Most characters of a plan."})
-    max_prompt_chars: int = field(default=20_000, metadata={"help": "Leave out solutions whose prompt is longer."})
-    prompt_style: Literal["chat", "completion"] = field(
-        default="chat", metadata={"help": "chat for tuned teachers, completion for base models."}
-    )
-    backend: Literal["transformers", "vllm", "openai"] = field(
-        default="transformers", metadata={"help": "What runs the teacher; openai is a server with OpenAI's interface."}
-    )
-    base_url: str | None = field(
-        default=None, metadata={"help": "Address of that server, such as http://localhost:8000/v1."}
-    )
-    concurrency: int = field(default=8, metadata={"help": "Most requests to the server under way together."})
-    timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for an answer of the server."})
-    max_retries: int = field(
-        default=5, metadata={"help": "Repetitions of a request that the server did not answer well."}
-    )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the teacher."})
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(
-        default="auto", metadata={"help": "Precision of the teacher's weights; auto is as saved."}
-    )
-    device_map: str | None = field(
-        default=None, metadata={"help": "Spread the teacher over devices, such as `auto`; by default it is on one."}
-    )
-    batch_size: int | None = field(
-        default=None, metadata={"help": "Prompts to give the teacher at a time, and to lose by an interruption."}
-    )
+    dataset_name: str | None = None
+    dataset_split: str = "train"
+    dataset_revision: str | None = None
+    limit: int | None = None
+    output_dir: str = "outputs/plans"
+    reasoning: Literal["backward", "forward"] = "backward"
+    prompt_file: str | None = None
+    import_plans: str | None = None
+    num_plans: int = 1
+    max_solutions: int | None = None
+    max_requests: int | None = None
+    max_tokens: int | None = None
+    temperature: float = 0.2
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+    seed: int = 0
+    max_plan_chars: int = 3000
+    max_prompt_chars: int = 20_000
+    prompt_style: Literal["chat", "completion"] = "chat"
 
     def __post_init__(self) -> None:
-        if self.import_plans is not None and self.model:
+        super().__post_init__()
+        if self.import_plans is not None and self.model_name_or_path:
             raise ValueError(
-                f"`import_plans` is {self.import_plans!r} and `model` is {self.model!r}; plans come from one of them: "
-                "leave out the other."
+                f"`import_plans` is {self.import_plans!r} and `model_name_or_path` is {self.model_name_or_path!r}; "
+                "plans come from one of them: leave out the other."
             )
-        if not self.model and self.import_plans is None:
-            raise ValueError("`model` is missing; name the teacher that writes the plans.")
+        if not self.model_name_or_path and self.import_plans is None:
+            raise ValueError("`model_name_or_path` is missing; name the teacher that writes the plans.")
         if not self.dataset_name:
             raise ValueError("`dataset_name` is missing; name the problems and solutions that plans are for.")
-        if (self.backend == "openai") != (self.base_url is not None):
-            raise ValueError(
-                f"`backend` is {self.backend!r} and `base_url` is {self.base_url!r}; an address goes with the backend "
-                "openai, and it with an address."
-            )
-        for name in ("limit", "batch_size", "num_plans"):
+        for name in ("limit", "num_plans"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; give at least 1, or leave it out.")
@@ -177,5 +114,6 @@ class PlanGenerationConfig:
 
     @property
     def teacher(self) -> dict[str, Any]:
-        """Return what answers depend on beside prompt and sampling."""
-        return {name: getattr(self, name) for name in ("model", "model_revision", "backend", "dtype", "prompt_style")}
+        """Settings that answers depend on beside prompt and sampling, by the names that files of answers have."""
+        names = ("model_revision", "backend", "dtype", "prompt_style", "extra_body")
+        return {"model": self.model_name_or_path, **{name: getattr(self, name) for name in names}}

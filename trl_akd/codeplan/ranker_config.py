@@ -1,6 +1,6 @@
-"""What the actions of `trl-akd ranker` need to know."""
+"""Configurations of the actions of `trl-akd ranker`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 __all__ = ["RankerBenchmark", "RankerData", "RankerModel", "RankerRanking"]
@@ -9,44 +9,37 @@ __all__ = ["RankerBenchmark", "RankerData", "RankerModel", "RankerRanking"]
 @dataclass
 class RankerBenchmark:
     """
-    Problems that programs are for.
+    The benchmark whose problems the programs solve.
 
     Args:
         benchmark (`str`, *optional*):
-            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, or a .jsonl file of one's own.
+            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, or the path of a .jsonl file.
         benchmark_path (`str`, *optional*):
-            Local copy of a named benchmark; without it, it comes from the Hub.
+            Local copy of a named benchmark; by default it is downloaded from the Hub.
     """
 
-    benchmark: str | None = field(
-        default=None,
-        metadata={"help": "humaneval, humaneval_plus, mbpp, mbpp_plus, apps, or a .jsonl file of one's own."},
-    )
-    benchmark_path: str | None = field(
-        default=None, metadata={"help": "Local copy of a named benchmark; without it, it comes from the Hub."}
-    )
+    benchmark: str | None = None
+    benchmark_path: str | None = None
 
     def __post_init__(self) -> None:
         if not self.benchmark:
-            raise ValueError("`benchmark` is missing; name the one that the programs were written for.")
+            raise ValueError("`benchmark` is missing; set the one that the programs were generated for.")
 
 
 @dataclass
 class RankerData:
     """
-    Where a ranker's data come from and go to.
+    Configuration of `trl-akd ranker data`.
 
     Args:
         evaluations (`list[str]`, *optional*):
             Folders of `trl-akd evaluate`, with `samples.jsonl` and `verdicts.jsonl`.
         output (`str`, *optional*, defaults to `"outputs/ranker/data.jsonl"`):
-            File for the rows.
+            Output file of the rows.
     """
 
-    evaluations: list[str] | None = field(
-        default=None, metadata={"help": "Folders of `trl-akd evaluate`, with samples.jsonl and verdicts.jsonl."}
-    )
-    output: str = field(default="outputs/ranker/data.jsonl", metadata={"help": "File for the rows."})
+    evaluations: list[str] | None = None
+    output: str = "outputs/ranker/data.jsonl"
 
     def __post_init__(self) -> None:
         if not self.evaluations:
@@ -56,7 +49,7 @@ class RankerData:
 @dataclass
 class RankerModel:
     """
-    What a ranker is made of, beside how it is trained.
+    Configuration of `trl-akd ranker train`, besides `TrainingArguments`.
 
     Args:
         model_name_or_path (`str`, *optional*):
@@ -64,27 +57,21 @@ class RankerModel:
         model_revision (`str`, *optional*):
             Branch, tag or commit of the model on the Hub.
         train_file (`str`, *optional*, defaults to `"outputs/ranker/data.jsonl"`):
-            Rows of `trl-akd ranker data`.
+            Rows from `trl-akd ranker data`.
         labels (`str`, *optional*, defaults to `"error_type"`):
             Classes: `"binary"`, `"ternary"` or `"error_type"`.
         max_length (`int`, *optional*, defaults to `1024`):
-            Most tokens of problem and program together.
+            Maximum number of tokens per pair of problem and program.
         test_size (`float`, *optional*):
-            Share of the problems to hold out and to report on.
+            Fraction of the problems to hold out for evaluation.
     """
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Model to start from: an encoder or a small language model."}
-    )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
-    train_file: str = field(default="outputs/ranker/data.jsonl", metadata={"help": "Rows of `trl-akd ranker data`."})
-    labels: Literal["binary", "ternary", "error_type"] = field(
-        default="error_type", metadata={"help": "Classes that the ranker tells apart."}
-    )
-    max_length: int = field(default=1024, metadata={"help": "Most tokens of problem and program together."})
-    test_size: float | None = field(
-        default=None, metadata={"help": "Share of the problems to hold out and to report on."}
-    )
+    model_name_or_path: str | None = None
+    model_revision: str | None = None
+    train_file: str = "outputs/ranker/data.jsonl"
+    labels: Literal["binary", "ternary", "error_type"] = "error_type"
+    max_length: int = 1024
+    test_size: float | None = None
 
     def __post_init__(self) -> None:
         if not self.model_name_or_path:
@@ -96,7 +83,7 @@ class RankerModel:
 @dataclass
 class RankerRanking:
     """
-    What a ranker puts in order.
+    Configuration of `trl-akd ranker rank`.
 
     Args:
         ranker (`str`, *optional*):
@@ -104,22 +91,22 @@ class RankerRanking:
         samples (`str`, *optional*):
             Programs: the `samples.jsonl` of `trl-akd evaluate`.
         output (`str`, *optional*, defaults to `"ranked.jsonl"`):
-            File for the programs, those of each problem the best first.
+            Output file of the programs, the best of each problem first.
         keep (`int`, *optional*):
-            Keep the best so many of each problem.
+            Maximum number of programs to keep per problem; by default all.
         batch_size (`int`, *optional*, defaults to `16`):
-            Programs to read at a time.
+            Number of programs per batch.
     """
 
-    ranker: str | None = field(default=None, metadata={"help": "Folder of a trained ranker."})
-    samples: str | None = field(default=None, metadata={"help": "Programs: a samples.jsonl of `trl-akd evaluate`."})
-    output: str = field(default="ranked.jsonl", metadata={"help": "File for the programs, the best first."})
-    keep: int | None = field(default=None, metadata={"help": "Keep the best so many of each problem."})
-    batch_size: int = field(default=16, metadata={"help": "Programs to read at a time."})
+    ranker: str | None = None
+    samples: str | None = None
+    output: str = "ranked.jsonl"
+    keep: int | None = None
+    batch_size: int = 16
 
     def __post_init__(self) -> None:
         for name in ("ranker", "samples"):
             if not getattr(self, name):
-                raise ValueError(f"`{name}` is missing; give the ranker's folder and the programs to put in order.")
+                raise ValueError(f"`{name}` is missing; give the ranker's folder and the programs to rank.")
         if self.keep is not None and self.keep < 1:
             raise ValueError(f"`keep` is {self.keep}; keep at least 1, or leave it out for all.")

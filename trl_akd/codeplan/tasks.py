@@ -9,11 +9,11 @@ import torch
 from ..akd.batches import Targets
 from ..akd.metrics import METRICS, Means
 from ..akd.objective import mixed_loss
-from ..data.problems import Task
 from ..distributed import widest_float
 from ..heads import LMHead, head_of, lm_head
 from ..losses.fused_linear import FusedCrossEntropy, FusedDivergence
 from .codeplan_config import CodePLANConfig, TaskObjective
+from .encoding import Task
 from .plan_head import plan_head_of
 
 __all__ = ["Route", "pooled", "routes", "sums_by_task", "task_head", "task_loss"]

@@ -5,9 +5,8 @@ from itertools import groupby
 
 from tqdm.auto import tqdm
 
-from ..generation import Completion, TextGenerator, TransformersGenerator
-from ..generation.protocol import another_seed
-from ..generation.streaming import stream
+from ..generation import Completion, TextGenerator
+from ..generation.protocol import derive_seed, stream, too_long_prompts
 from .problems import Problem
 from .prompts import Prompting
 from .samples import Sample, Samples
@@ -83,14 +82,14 @@ def write_samples(
                     top_p=top_p,
                     max_new_tokens=max_new_tokens,
                     stop=stops,
-                    seed=another_seed(seed, num_samples - n),
+                    seed=derive_seed(seed, num_samples - n),
                 ):
                     _store(batch[index], completions, samples, prompting)
                     bar.update(len(completions))
 
 
 def give_up_on_long(
-    generator: TransformersGenerator,
+    generator: TextGenerator,
     problems: Sequence[Problem],
     samples: Samples,
     prompting: Prompting,
@@ -101,6 +100,8 @@ def give_up_on_long(
 ) -> None:
     """Find the problems whose prompts exceed the model's positions, before anything is generated.
 
+    Generators that do not know the model's positions find none.
+
     Args:
         fails (`bool`):
             Store samples without a completion for them, which count against the model, instead of raising.
@@ -108,7 +109,7 @@ def give_up_on_long(
     Raises:
         ValueError: If there are any and `fails` is not set.
     """
-    long = generator.too_long([prompting.ask(problem) for problem in problems], max_new_tokens)
+    long = too_long_prompts(generator, [prompting.ask(problem) for problem in problems], max_new_tokens)
     if long and not fails:
         raise ValueError(
             f"{len(long)} of {len(problems)} prompts, such as that of {problems[long[0]].task_id!r}, exceed the "

@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator
 
 from ..generation import parse_answer
-from ..generation.extraction import extract_program
-from ..generation.source import does_something, parse
+from ..generation.answers import extract_program
+from ..generation.python_ast import does_something, parse
 
 __all__ = [
     "has_code",

@@ -892,9 +892,9 @@ class _Lines:
         if self._block is not None and self._block.complete and _amendment(line) is not None:
             return False
         if self._block is None and (closing := self._closing_values(number)) is not None:
-            self._open(number, "", headed=False)
+            block = self._open(number, "", headed=False)
             self._enter_all(number, closing)
-            self._block.end = len(self._lines)
+            block.end = len(self._lines)
             return True
         if (mapped := self._mapped_values(line)) is not None:
             self._open(number, "", headed=False)

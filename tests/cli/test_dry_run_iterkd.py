@@ -10,11 +10,11 @@ import pytest
 from trl_akd.cli import main
 from trl_akd.cli.stand_in_teacher import serving, write_prompts
 from trl_akd.generation import OpenAIGenerator
-from trl_akd.iterkd.judge_prompts import JudgePrompt
-from trl_akd.iterkd.judging import MAX_TOTAL, Judgement, parse_judgement
-from trl_akd.iterkd.records import Fault, Pair, Question
-from trl_akd.iterkd.teaching_prompts import TeachingPrompts
-from trl_akd.iterkd.verification import verify
+from trl_akd.iterkd.cycle.prompts import TeachingPrompts
+from trl_akd.iterkd.cycle.records import Fault, Pair, Question
+from trl_akd.iterkd.cycle.verification import verify
+from trl_akd.iterkd.judge.prompts import JudgePrompt
+from trl_akd.iterkd.judge.rubric import MAX_TOTAL, Judgement, parse_judgement
 
 NOBODY = "http://127.0.0.1:9/v1"  # the port where everything is discarded
 

@@ -16,7 +16,7 @@ from trl_akd.cli import iterkd as iterkd_command
 from trl_akd.cli import main
 from trl_akd.evaluation.benchmarks import load_benchmark
 from trl_akd.generation.loading import GeneratorConfig, LoadedGenerator
-from trl_akd.iterkd.teaching_config import TeachingConfig
+from trl_akd.iterkd.cycle.teaching_config import TeachingConfig
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ import yaml
 
 from ..data.sources import load
 from ..generation.loading import DEFAULT_API_KEY_ENV
-from ..iterkd.judge_prompts import JudgePrompt
-from ..iterkd.questions import read_questions
-from ..iterkd.teaching_config import TeachingConfig
-from ..iterkd.teaching_prompts import TeachingPrompts
+from ..iterkd.cycle.prompts import TeachingPrompts
+from ..iterkd.cycle.records import read_questions
+from ..iterkd.cycle.teaching_config import TeachingConfig
+from ..iterkd.judge.prompts import JudgePrompt
 from .stand_in_teacher import serving, write_prompts
 from .stand_ins import BYTES, build
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from ..iterkd.teaching_config import TeachingConfig
+from ..iterkd.cycle.teaching_config import TeachingConfig
 from .arguments import AKDScriptArguments
 from .errors import run, user_errors
 from .training import start
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from ..evaluation.benchmarks import Benchmark
     from ..execution import CodeExecutor
     from ..generation import TextGenerator
-    from ..iterkd.cycles import ProgramOf
+    from ..iterkd.cycle.cycles import ProgramOf
     from ..iterkd.iterkd_config import IterKDConfig
     from ..iterkd.iterkd_trainer import IterKDTrainer
-    from ..iterkd.judges import Judge
+    from ..iterkd.judge.judges import Judge
 
 __all__ = ["main", "train"]
 
@@ -97,7 +97,7 @@ def train(
 
 def _conclude(trainer: "IterKDTrainer") -> None:
     """Print the table of the cycles, where the report is, and what became of the student."""
-    from ..iterkd.cycle_report import cycle_table
+    from ..iterkd.cycle.report import cycle_table
 
     if not trainer.is_world_process_zero():
         return
@@ -129,7 +129,7 @@ def _benchmark(teaching: TeachingConfig) -> "Benchmark | None":
 
 
 def _questions(benchmark: "Benchmark | None") -> list[Any]:
-    from ..iterkd.records import Question
+    from ..iterkd.cycle.records import Question
 
     problems = () if benchmark is None else benchmark.problems
     return [Question(problem.task_id, problem.instruction, problem.tests) for problem in problems]
@@ -185,7 +185,7 @@ def _text_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "TextGe
 def _judge(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "Judge | TextGenerator | None":
     """Return the judge, or the generator that writes judgements, in this process."""
     from ..generation.loading import load_generator
-    from ..iterkd.judges import RegressionJudge
+    from ..iterkd.judge.judges import RegressionJudge
 
     name = teaching.judge_model_name_or_path
     if name is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ..iterkd.judging import RULES, Judgement, format_judgement
+from ..iterkd.judge.rubric import RULES, Judgement, format_judgement
 
 __all__ = ["serving", "write_prompts"]
 

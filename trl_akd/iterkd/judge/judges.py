@@ -6,10 +6,10 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
-from ..generation import OpenAIGenerator, TextGenerator
-from ..text_pairs import PairClassifier, load_classifier
-from .judge_prompts import JSON_JUDGE_PROMPT, JUDGE_PROMPT, JUDGEMENT_SCHEMA, JudgePrompt
-from .judging import RULES, Judgement, Unjudged, parse_judgement
+from ...generation import OpenAIGenerator, TextGenerator
+from ...text_pairs import PairClassifier, load_classifier
+from .prompts import JSON_JUDGE_PROMPT, JUDGE_PROMPT, JUDGEMENT_SCHEMA, JudgePrompt
+from .rubric import RULES, Judgement, Unjudged, parse_judgement
 
 __all__ = ["GenerativeJudge", "Judge", "RegressionJudge", "answer_text", "asked_for_json", "nearest_judgement"]
 

@@ -4,8 +4,8 @@ import warnings
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from ..deprecation import rename_fields
-from ..generation.loading import (
+from ...deprecation import rename_fields
+from ...generation.loading import (
     DEFAULT_API_KEY_ENV,
     Backend,
     BackendConfig,

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ..generation import Completion, TextGenerator
-from .asking import INCOMPLETE, Sampling
-from .judges import Judge
+from ...generation import Completion, TextGenerator
+from ..judge.judges import Judge
+from .prompts import INCOMPLETE, Sampling, TeachingPrompts
 from .records import FAULT_KINDS, Fault, FaultKind, Pair, Question, Runner
-from .teaching_prompts import TeachingPrompts
 from .verification import Verification, verify
 
 __all__ = ["DeliveryConfig", "assign_kinds", "deliver", "read_pairs"]

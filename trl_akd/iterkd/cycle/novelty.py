@@ -1,17 +1,35 @@
-"""Which questions are new: not nearly the same as one that was there before.
-
-That duplicates are removed, and how, is not on record. Self-Instruct (arXiv 2212.10560) draws the line at a ROUGE-L of
-0.7 over all words, by which 186 of MBPP's 500 test problems, all distinct, repeat an earlier one: "Write a python
-function to find the" is most of each. Here two questions are the same if they are so both in all words and in those
-that are not common to programming tasks. MinHash finds the few earlier questions that may be.
-"""
+"""Words that programming tasks have in common, and that tell none of them from another."""
 
 import re
 from collections import Counter
 from collections.abc import Sequence
 
 from .records import Question
-from .wording import content_words
+
+__all__ = ["NoveltyIndex", "content_words", "only_new", "rouge_l"]
+
+_COMMON = frozenset(
+    "a an the to of in for with and or that which is are be by from on as at it its this these those if then such "
+    "use using used uses given give gives write writes create creates implement define make develop generate build "
+    "design construct find function functions program programs python code method script task take takes taking "
+    "return returns returned returning output outputs input inputs print prints accept accepts should can will you "
+    "your please following".split()
+)
+
+
+def content_words(words: Sequence[str]) -> list[str]:
+    """Return the words that say what a task is about, of words in lower case.
+
+    Example:
+
+    ```python
+    >>> content_words("write a function that takes a string as input and returns its length".split())
+    ['string', 'length']
+
+    ```
+    """
+    return [word for word in words if word not in _COMMON]
+
 
 try:
     from datasketch import MinHash, MinHashLSH
@@ -19,7 +37,6 @@ try:
 except ImportError as error:
     raise ImportError('datasketch or RapidFuzz is not installed; `pip install "trl_akd[iterkd]"`.') from error
 
-__all__ = ["NoveltyIndex", "only_new", "rouge_l"]
 
 _WORD = re.compile(r"\w+")
 _PERMUTATIONS = 128

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
-from .asking import Sampling
-from .delivery import DeliveryConfig
+from ..judge.prompts import JUDGE_PROMPT, JudgePrompt
 from .feedback import FeedbackConfig
-from .judge_prompts import JUDGE_PROMPT, JudgePrompt
+from .new_questions import MixConfig, UpdateConfig
+from .pair_generation import DeliveryConfig
+from .prompts import Sampling, TeachingPrompts
 from .records import FAULT_KINDS, LEVELS
-from .teaching_prompts import TeachingPrompts
-from .update import MixConfig, UpdateConfig
 
 __all__ = ["CYCLE_MAY_CHANGE", "CycleConfig"]
 

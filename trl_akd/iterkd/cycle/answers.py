@@ -4,9 +4,9 @@ import ast
 import re
 from collections.abc import Iterator
 
-from ..generation import parse_answer
-from ..generation.answers import extract_program
-from ..generation.python_ast import does_something, parse
+from ...generation import parse_answer
+from ...generation.answers import extract_program
+from ...generation.python_ast import does_something, parse
 
 __all__ = [
     "has_code",

@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from ..execution import ExecutionResult, Tests
-from ..generation.python_ast import parse
+from ...execution import ExecutionResult, Tests
+from ...generation.python_ast import parse
 from . import main_harness
 from .records import Runner
 

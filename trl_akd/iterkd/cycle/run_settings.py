@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping
 from enum import Enum
 from typing import Any
 
-from .cycle_config import CycleConfig
-from .iterkd_config import IterKDConfig
+from ..iterkd_config import IterKDConfig
+from .config import CycleConfig
 
 __all__ = ["MAY_CHANGE", "changed_by_exclusion", "model_settings", "training_settings"]
 

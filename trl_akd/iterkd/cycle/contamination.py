@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from .novelty import content_words
 from .records import Question
-from .wording import content_words
 
 __all__ = ["BenchmarkIndex", "Overlap", "decontaminate", "warn_of_overlap"]
 

@@ -16,24 +16,23 @@ from typing import Any, Protocol, TypeAlias
 from accelerate import Accelerator
 from datasets import Dataset
 
-from ..data.templates import render
-from ..distributed import is_main_process, run_on_main_and_broadcast
-from ..generation import Completion, TextGenerator
-from ..generation.answers import extract_program
-from ..generation.budget import BudgetSpent
-from ..generation.protocol import Arrival, stream
-from ..metrics.statistics import pass_at_k_over_tasks
+from ...data.templates import render
+from ...distributed import is_main_process, run_on_main_and_broadcast
+from ...generation import Completion, TextGenerator
+from ...generation.answers import extract_program
+from ...generation.budget import BudgetSpent
+from ...generation.protocol import Arrival, stream
+from ...metrics.statistics import pass_at_k_over_tasks
+from ..judge.judges import Judge
+from .config import CycleConfig
 from .contamination import BenchmarkIndex, decontaminate, warn_of_overlap
-from .cycle_config import CycleConfig
-from .cycle_ledger import CycleLedger
-from .cycle_report import CycleReport, make_report
-from .delivery import deliver
 from .feedback import Feedback, listen
-from .judges import Judge
+from .ledger import CycleLedger
+from .new_questions import mix, renew
 from .novelty import NoveltyIndex, only_new
-from .questions import question_as_json
-from .records import Level, Pair, Question, Runner
-from .update import mix, renew
+from .pair_generation import deliver
+from .records import Level, Pair, Question, Runner, question_as_json
+from .report import CycleReport, make_report
 from .verification import Verification
 
 __all__ = ["Cycles", "ProgramOf", "Room", "Student"]

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-from ..execution import ExecutionResult, Tests
-from ..generation import parse_answer
-from ..generation.answers import extract_program
+from ...execution import ExecutionResult, Tests
+from ...generation import parse_answer
+from ...generation.answers import extract_program
+from ..judge.judges import Judge
+from ..judge.rubric import Judgement, Unjudged
 from .answers import has_code, identity, may_be_another_language, python_program, refuses
-from .judges import Judge
-from .judging import Judgement, Unjudged
 from .leaks import find_leak
+from .main_programs import Verdict, lacks_surroundings, run_alone
 from .records import Fault, Pair, Question, Runner
-from .running_alone import Verdict, lacks_surroundings, run_alone
 
 __all__ = ["Verification", "verify"]
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
-from ..generation import parse_answer
+from ...generation import parse_answer
 
 __all__ = [
     "MAX_TOTAL",

@@ -6,7 +6,7 @@ from typing import Literal
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
-from .judge_prompts import JUDGE_PROMPT, JudgePrompt
+from .prompts import JUDGE_PROMPT, JudgePrompt
 
 __all__ = ["JudgeModel", "JudgeTrainingConfig"]
 

@@ -12,7 +12,7 @@ from string import Formatter
 from types import MappingProxyType
 from typing import Any, Self
 
-from .judging import RULES
+from .rubric import RULES
 
 __all__ = ["JSON_JUDGE_PROMPT", "JUDGEMENT_SCHEMA", "JUDGE_PROMPT", "JudgePrompt"]
 

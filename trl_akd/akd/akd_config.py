@@ -10,6 +10,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from ..beta import AdaptiveBeta, BetaRegularizer, BetaStrategy
 from ..data.templates import PROMPT_TEMPLATES
+from ..losses import divergences
 from ..losses.reduction import Normalization
 from .checkpoint import load_state
 from .gkd import GKDConfig
@@ -36,9 +37,16 @@ class AKDConfig(GKDConfig):
     [`trl.SFTConfig`]) keep their meaning.
 
     Args:
+        divergence (`str`, *optional*, defaults to `"akd"`):
+            Divergence between teacher and student per token, a name in [`trl_akd.losses.divergences`]: `"akd"` (the
+            paper's mix of forward and reverse KL, to which the `beta` options belong), `"forward_kl"`, `"reverse_kl"`,
+            `"jsd"`, `"skew_kl"`, or one registered with [`trl_akd.losses.divergences.register`].
+        divergence_kwargs (`dict[str, Any]`, *optional*):
+            Arguments of the divergence, such as `{"beta": 0.5}` of `"jsd"` or `{"alpha": 0.1}` of `"skew_kl"`. `"akd"`
+            takes none here.
         beta_strategy (`str`, *optional*, defaults to `"akd"`):
-            How the mix of forward KL (β = 0) and reverse KL (β = 1) is chosen: `"akd"` (learned, drawn anew at each
-            epoch), `"m1"`, `"m2"` (the paper's ablations), `"random_epoch"` (drawn, never learned) or `"fixed"`.
+            How `divergence="akd"` mixes forward KL (β = 0) and reverse KL (β = 1): `"akd"` (learned, and redrawn at
+            each epoch), `"m1"`, `"m2"` (the paper's ablations), `"random_epoch"` (drawn, never learned) or `"fixed"`.
         beta (`float`, *optional*):
             The constant mix of `beta_strategy="fixed"`, in [0, 1]. Unlike GKD's, it mixes the two divergences
             linearly: 0 is plain KD, 1 is reverse KD. Must be left out with every other strategy.
@@ -89,8 +97,15 @@ class AKDConfig(GKDConfig):
             room for an answer is dropped and counted.
     """
 
-    _VALID_DICT_FIELDS = GKDConfig._VALID_DICT_FIELDS
+    _VALID_DICT_FIELDS = [*GKDConfig._VALID_DICT_FIELDS, "divergence_kwargs"]  # noqa: RUF012
 
+    divergence: str = field(
+        default="akd",
+        metadata={"help": "Divergence between teacher and student: akd, forward_kl, reverse_kl, jsd or skew_kl."},
+    )
+    divergence_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of the divergence, such as `{beta: 0.5}` of jsd."}
+    )
     beta_strategy: BetaStrategy = field(
         default="akd",
         metadata={
@@ -169,12 +184,13 @@ class AKDConfig(GKDConfig):
 
     def __post_init__(self) -> None:
         self._check_types()
-        self._check_divergence()
+        self._check_beta()
         self._check_data()
         if self.bf16 is None:
             self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
         given_beta, self.beta = self.beta, 0.0  # GKD's own check compares it with numbers
         super().__post_init__()
+        self._check_divergence()  # its arguments may have been text, which TRL reads
         self._check_count("pad_to_multiple_of", optional=True)  # which TRL reads from text
         self.beta = given_beta
         self.make_beta()
@@ -193,6 +209,17 @@ class AKDConfig(GKDConfig):
     def asks_teacher(self) -> bool:
         """Whether anything is learned from a teacher."""
         return True
+
+    @property
+    def uses_beta(self) -> bool:
+        """Whether the divergence mixes forward and reverse KL by β."""
+        return self.divergence == "akd"
+
+    def divergence_knobs(self, beta: float) -> dict[str, Any]:
+        """Return the arguments of the divergence: the share `beta` of reverse KL, or `divergence_kwargs`."""
+        if self.uses_beta:
+            return {"beta": beta}
+        return self.divergence_kwargs if isinstance(self.divergence_kwargs, dict) else {}
 
     @property
     def evaluation_beta(self) -> float:
@@ -218,6 +245,10 @@ class AKDConfig(GKDConfig):
         load_state(self.make_beta(), checkpoint)
 
     def _check_types(self) -> None:
+        try:
+            divergences.get(self.divergence)
+        except ValueError as error:
+            raise ValueError(f"`divergence`: {error}") from None
         for name in ("beta", "lmbda", "temperature", "kd_temperature", "ce_weight"):
             value = getattr(self, name)
             if not (_is_finite(value) or (name == "beta" and value is None)):
@@ -237,6 +268,24 @@ class AKDConfig(GKDConfig):
             raise ValueError(f"`{name}` is {value!r}; give an integer of at least 1{remedy}.")
 
     def _check_divergence(self) -> None:
+        knobs = self.divergence_kwargs
+        if not (knobs is None or isinstance(knobs, dict)):
+            raise ValueError(f"`divergence_kwargs` is {knobs!r}; give a dictionary, such as {{'beta': 0.5}}.")
+        if self.uses_beta:
+            if knobs:
+                raise ValueError(
+                    f"`divergence_kwargs` is {knobs}, but 'akd' takes its beta from `beta` and `beta_strategy`; leave "
+                    "it out, or choose another `divergence`."
+                )
+            return
+        try:
+            divergences.get(self.divergence).check(knobs or {})
+        except ValueError as error:
+            raise ValueError(f"`divergence` is {self.divergence!r} with divergence_kwargs={knobs}: {error}") from None
+
+    def _check_beta(self) -> None:
+        if not self.uses_beta:
+            self._check_without_effect(_OF_BETA, f"with divergence={self.divergence!r}; use `divergence_kwargs`")
         if self.beta is None and self.beta_strategy == "fixed":
             raise ValueError("`beta_strategy` is 'fixed' but `beta` is not set; give a `beta` in [0, 1].")
         if self.beta is not None and self.beta_strategy != "fixed":
@@ -315,16 +364,22 @@ def _is_finite(value: object) -> bool:
 
 _SWITCHES = ("seq_kd", "disable_dropout", "packing", "padding_free", "log_completions", "log_unique_prompts")
 
-_OF_TEACHERS = (
-    "teacher_model_name_or_path",
-    "teacher_model_revision",
-    "teacher_device",
+_OF_BETA = (
     "beta",
     "beta_strategy",
     "beta_initial_values",
     "beta_learning_rate",
     "beta_regularization",
     "beta_regularizer",
+)
+
+_OF_TEACHERS = (
+    "teacher_model_name_or_path",
+    "teacher_model_revision",
+    "teacher_device",
+    "divergence",
+    "divergence_kwargs",
+    *_OF_BETA,
     "kd_temperature",
     "ce_weight",
 )

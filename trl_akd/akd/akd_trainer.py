@@ -34,12 +34,21 @@ from ..data.tokenization import PROMPT_COLUMN
 from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
 from ..distributed import own_rows, take_compilation, through_forward, unwrapped, widest_float
 from ..generation.plain import stop_tokens
-from ..heads import LMHead, compiler, final_hidden_states, hidden_states_and_router_loss, lm_head
-from ..losses.fused_linear import FusedDivergence
-from ..teachers import LocalTeacher, NoTeacher, SelfTeacher, Teacher, load_teacher
-from ..teachers.local import prove_architecture
+from ..heads import compiler, final_hidden_states, hidden_states_and_router_loss, lm_head
+from ..losses.fused_linear import FusedDivergence, fused_divergence
+from ..losses.lm_head import LMHead
+from ..teachers import (
+    LocalTeacher,
+    NoTeacher,
+    SelfTeacher,
+    Teacher,
+    TeacherSignal,
+    as_teacher,
+    load_teacher,
+    verify_architecture,
+)
 from .akd_config import AKDConfig
-from .batches import Batch, Targets, number_of_tokens, row_numbers, targets, without_repeats
+from .batches import Batch, Targets, causal_targets, number_of_tokens, row_numbers, without_repeats
 from .beta_schedule import BetaSchedule
 from .checkpoint import load_state, save_state
 from .checks import (
@@ -62,9 +71,8 @@ from .checks import (
 from .completions import CompletionLog
 from .dropout import disable_dropout
 from .gkd import GKDTrainer
-from .metrics import METRICS, DistillationMetrics, Means
+from .metrics import METRICS, DistillationMetrics, Means, loss_from_means, not_finite
 from .model_card import find_license, model_card, objective, provenance
-from .objective import adaptive_divergence, mixed_loss, not_finite
 from .on_policy import is_on_policy, sample_rows, sampling_config, sampling_seed
 from .upload import upload_student
 
@@ -144,7 +152,7 @@ class AKDTrainer(GKDTrainer):
         args = AKDConfig(f"{(name_of(model) or 'model').split('/')[-1]}-AKD") if args is None else args
         check_adapter(peft_config, *adapters_of(model), *adapters_of(teacher_model))
         check_parallelism(args.parallelism_config)
-        teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
+        teacher_model = args.teacher_model_name_or_path if teacher_model is None else as_teacher(teacher_model)
         check_models(
             model, teacher_model, args, trains_adapter=peft_config is not None or hasattr(model, "peft_config")
         )
@@ -195,7 +203,7 @@ class AKDTrainer(GKDTrainer):
         self.distillation_metrics = {mode: DistillationMetrics(self._measured) for mode in ("train", "eval")}
         self.provenance = provenance(model, teacher_model, args)
         self.scores: dict[int, list[EvalResult]] = {}
-        self._student_proven = False
+        self._student_is_verified = False
         self._completions = CompletionLog(args, self._tokenizer, self.accelerator)
         self.add_callback(BetaSchedule(self.adaptive_beta, self._finish_step))
 
@@ -330,8 +338,8 @@ class AKDTrainer(GKDTrainer):
         return without_repeats(batch, row_numbers(batch, rows), own)
 
     def _targets(self, batch: Batch) -> Targets:
-        """Return what a batch asks of the student."""
-        return targets(batch, self.args.normalization)
+        """Return the targets of a batch."""
+        return causal_targets(batch, self.args.normalization)
 
     def _with_generated_text(self, batch: Batch, micro_batch: int) -> Batch:
         step = self.state.global_step
@@ -383,21 +391,21 @@ class AKDTrainer(GKDTrainer):
                 Divisor of the global batch: its number of samples, or of target tokens with `normalization="token"`.
                 By default that of this batch alone.
         """
-        wanted = self._targets(inputs)
-        items, ranks = wanted.items, 1
+        targets = self._targets(inputs)
+        items, ranks = targets.items, 1
         if num_items_in_batch is not None:
             items = torch.as_tensor(num_items_in_batch, device=items.device).expand_as(items)
             if self.model.training and self.args.average_tokens_across_devices:
                 ranks = self.accelerator.num_processes  # otherwise the items are those of this rank alone
-        student, share = unwrapped(model, self.model, self.accelerator), wanted.share(items, ranks)
-        with self.teacher.observe(wanted.taught_inputs):
+        student, weights = unwrapped(model, self.model, self.accelerator), targets.scaled_weights(items, ranks)
+        with self.teacher.forward(targets.teacher_inputs):
             loss, sums, router_loss = through_forward(
-                model, student, lambda: self._student_loss(student, wanted, share)
+                model, student, lambda: self._student_loss(student, targets, weights)
             )
         if not torch.isfinite(loss):
             raise not_finite(sums, self.state.global_step, self.args)
         mode = "train" if self.model.training else "eval"
-        self.distillation_metrics[mode].add(sums, wanted.weight_by_task(), number_of_tokens(inputs))
+        self.distillation_metrics[mode].add(sums, targets.weight_by_task(), number_of_tokens(inputs))
         if self.aux_loss_enabled:
             steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
             loss = loss + self.router_aux_loss_coef * router_loss / steps
@@ -405,41 +413,58 @@ class AKDTrainer(GKDTrainer):
         if not return_outputs:
             return loss
         with torch.no_grad():
-            return loss, model(**wanted.inputs)
+            return loss, model(**targets.inputs)
 
     def _student_loss(
-        self, student: Any, wanted: Targets, share: torch.Tensor
+        self, student: Any, targets: Targets, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the loss, weighted by `share`, sums of `METRICS` `[tasks, metrics]`, and the experts' router loss.
+        """Return the loss, sums of `METRICS` `[tasks, metrics]`, and the experts' router loss, or 0 without experts.
 
-        The sums are weighted by `wanted.weights`, the router loss not at all; it is 0 where it is not asked for.
-        Runs inside the forward of the student's engine.
+        The loss is weighted by `weights`, the sums by `targets.weights`, and the router loss is not weighted. Runs
+        inside the forward of the student's engine.
         """
-        if not self._student_proven:
-            prove_architecture(student, wanted.inputs, role="student")
-            self._student_proven = True
-        knowledge = self.teacher.knowledge(student)
+        if not self._student_is_verified:
+            verify_architecture(student, targets.inputs, role="student")
+            self._student_is_verified = True
+        signal = self.teacher.signal(student)
         with self.accelerator.autocast(), self._compiled(student):
             if self.aux_loss_enabled:
-                hidden, router_loss = hidden_states_and_router_loss(student, wanted.inputs)
+                hidden, router_loss = hidden_states_and_router_loss(student, targets.inputs)
             else:
-                hidden, router_loss = final_hidden_states(student, wanted.inputs), torch.zeros((), device=share.device)
-        return *self._judge(student, hidden[:, : wanted.labels.shape[1]], knowledge, wanted, share), router_loss
+                hidden, router_loss = (
+                    final_hidden_states(student, targets.inputs),
+                    torch.zeros((), device=weights.device),
+                )
+        hidden = hidden[:, : targets.labels.shape[1]]
+        return *self._loss_from_hidden(student, hidden, signal, targets, weights), router_loss
 
-    def _judge(
-        self, student: Any, hidden: torch.Tensor, knowledge: Any, wanted: Targets, share: torch.Tensor
+    def _loss_from_hidden(
+        self, student: Any, hidden: torch.Tensor, signal: Any, targets: Targets, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what `_student_loss` does, given hidden states `[B, T, H]` and the teacher's knowledge."""
-        divergence = self._divergence(lm_head(student).whole(), hidden, knowledge, wanted.labels, share)
-        per_token = torch.stack([getattr(divergence, name) for name in METRICS])
+        """Return the loss and sums of `_student_loss` from hidden states `[B, T, H]` and the teacher's signal."""
+        divergence = self._divergence(lm_head(student).whole(), hidden, signal, targets.labels, weights)
+        per_token = torch.stack([getattr(divergence, name).flatten() for name in METRICS])
         precision = widest_float(hidden.device)
-        return divergence.loss, (per_token.to(precision) @ wanted.weights.flatten().to(precision)).unsqueeze(0)
+        return divergence.loss, (per_token.to(precision) @ targets.weights.flatten().to(precision)).unsqueeze(0)
 
     def _divergence(
-        self, head: LMHead, hidden: torch.Tensor, knowledge: Any, labels: torch.Tensor, share: torch.Tensor
+        self, head: LMHead, hidden: torch.Tensor, signal: TeacherSignal, labels: torch.Tensor, weights: torch.Tensor
     ) -> FusedDivergence:
+        """Return the divergence of the configuration for labels `[B, T]`, of which the signal may have more."""
         beta = self.adaptive_beta.value if self.model.training else self.args.evaluation_beta
-        return adaptive_divergence(head, hidden, knowledge, labels, share, beta, self.vocabulary_size, self.args)
+        return fused_divergence(
+            hidden,
+            head,
+            signal[:, : labels.shape[1]],
+            token_weights=weights,
+            divergence=self.args.divergence,
+            knobs=self.args.divergence_knobs(beta),
+            temperature=self.args.kd_temperature,
+            labels=labels,
+            ce_weight=self.args.ce_weight,
+            chunk_size=self.args.loss_chunk_size,
+            vocab_size=self.vocabulary_size,
+        )
 
     # Logs
 
@@ -464,12 +489,14 @@ class AKDTrainer(GKDTrainer):
         return {key: means[0].by_name[name] for name, key in METRICS.items()}
 
     def _step_beta(self, means: list[Means]) -> None:
+        if not self.args.uses_beta:
+            return
         self._metrics["train"]["kd/beta"].append(self.adaptive_beta.value)
         self.adaptive_beta.step(means[0].by_name["forward_kl"], means[0].by_name["reverse_kl"])
 
     def _loss_of(self, means: list[Means], beta: float) -> float:
         """Return the objective's value from its parts' means and the share `beta` of reverse KL."""
-        return mixed_loss(means[0].by_name, beta, self.args)
+        return loss_from_means(means[0].by_name, beta, self.args)
 
     # Evaluation
 
@@ -503,7 +530,7 @@ class AKDTrainer(GKDTrainer):
             means, _ = self.distillation_metrics["eval"].reduce(self.accelerator)
             beta = self.args.evaluation_beta
             report = {"loss": self._loss_of(means, beta), **self._report(means, beta)}
-            if self.args.asks_teacher and self.args.beta is None:
+            if self.args.asks_teacher and self.args.uses_beta and self.args.beta is None:
                 report["training_loss"] = self._loss_of(means, self.adaptive_beta.value)
             output.metrics.update({f"{metric_key_prefix}_{key}": mean for key, mean in report.items()})
         return output

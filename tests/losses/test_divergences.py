@@ -1,6 +1,8 @@
 """The rules of the registry: against loops, against TRL, and the properties of every divergence."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,6 +43,16 @@ def test_every_rule_is_tested():
         name for name in divergences.names() if divergences.get(name).function.__module__ == divergences.__name__
     }
     assert built_in == {name for name, _, _ in RULES.values()}
+
+
+def test_every_rule_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "methods" / "akd.md").read_text()
+    for name in {name for name, _, _ in RULES.values()}:
+        [row] = re.findall(rf"^\| `{name}`.*$", page, re.MULTILINE)
+        rule = divergences.get(name)
+        assert rule.paper in row
+        for knob, default in rule.knobs.items():
+            assert name == "akd" or f"`{knob}: {default}`" in row
 
 
 def test_two_words_by_hand():

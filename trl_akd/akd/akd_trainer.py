@@ -94,7 +94,7 @@ class AKDTrainer(GKDTrainer):
         model (`PreTrainedModel` or `str`):
             The student, or its name or path.
         teacher_model (`PreTrainedModel`, `str` or [`~trl_akd.teachers.Teacher`], *optional*):
-            The teacher, its name or path, or an object that gives hidden states and an LM head batch by batch.
+            The teacher, its name or path, or an object that yields a dense or sparse signal per batch.
             Defaults to `args.teacher_model_name_or_path`.
         args (`AKDConfig`, *optional*):
             Configuration.

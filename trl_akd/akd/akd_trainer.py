@@ -51,8 +51,13 @@ from .akd_config import AKDConfig
 from .batches import Batch, Targets, causal_targets, number_of_tokens, row_numbers, without_repeats
 from .beta_schedule import BetaSchedule
 from .checkpoint import load_state, save_state
-from .checks import (
-    adapters_of,
+from .gkd import GKDTrainer
+from .metrics import METRICS, DistillationMetrics, Means, loss_from_means, not_finite
+from .model_card import find_license, model_card, objective, provenance
+from .model_utils import adapters_of, disable_dropout, evaluation_name, name_of, named_datasets, tokenizer_of
+from .on_policy import CompletionLog, is_on_policy, sample_rows, sampling_config, sampling_seed
+from .upload import upload_student
+from .validation import (
     check_adapter,
     check_architectures,
     check_arguments,
@@ -63,18 +68,7 @@ from .checks import (
     check_parallelism,
     check_tokenizer,
     check_unused,
-    evaluation_name,
-    name_of,
-    named_datasets,
-    tokenizer_of,
 )
-from .completions import CompletionLog
-from .dropout import disable_dropout
-from .gkd import GKDTrainer
-from .metrics import METRICS, DistillationMetrics, Means, loss_from_means, not_finite
-from .model_card import find_license, model_card, objective, provenance
-from .on_policy import is_on_policy, sample_rows, sampling_config, sampling_seed
-from .upload import upload_student
 
 logger = logging.getLogger(__name__)
 

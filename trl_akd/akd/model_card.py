@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from .akd_config import AKDConfig
 from .card_scores import evaluation_section
-from .checks import name_of
+from .model_utils import name_of
 
 _TEMPLATE = """---
 {{ card_data }}

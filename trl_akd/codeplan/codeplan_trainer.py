@@ -19,8 +19,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..akd.akd_trainer import AKDTrainer
 from ..akd.batches import Batch, Targets
-from ..akd.checks import check_arguments, name_of, named_datasets
 from ..akd.metrics import METRICS, Means
+from ..akd.model_utils import name_of, named_datasets
+from ..akd.validation import check_arguments
 from ..data.codeplan import DataCollatorForCodePLAN, take_turns, weights_of_tasks
 from ..data.problems import ProblemEncoder, Task, check_columns, prepare_problems, tokens_of_problems
 from ..generation.transformers_generator import default_max_new_tokens

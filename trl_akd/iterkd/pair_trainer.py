@@ -29,8 +29,9 @@ from transformers import (
 
 from ..akd.akd_trainer import AKDTrainer
 from ..akd.batches import Batch, without_repeats
-from ..akd.checks import check_arguments, name_of, named_datasets
 from ..akd.metrics import METRICS, Means, loss_from_means
+from ..akd.model_utils import name_of, named_datasets
+from ..akd.validation import check_arguments
 from ..data.pairs import DataCollatorForPairs, PairEncoder, check_pairs, number_of_answers, prepare_pairs
 from ..data.vocabulary import require_shared_tokens
 from ..distributed import gathered, release_engine, rewriting, through_forward, unwrapped, widest_float

@@ -32,8 +32,8 @@ class AKDConfig(GKDConfig):
     r"""
     Configuration of [`AKDTrainer`].
 
-    Lists what AKD adds to, or sets otherwise than, [`trl.experimental.gkd.GKDConfig`]; all other fields (`lmbda`,
-    `seq_kd`, `temperature`, `max_new_tokens`, `teacher_model_name_or_path`, `teacher_model_init_kwargs`, and those of
+    Only fields that are new, or whose defaults differ from [`trl.experimental.gkd.GKDConfig`], are listed; all others
+    (`seq_kd`, `temperature`, `max_new_tokens`, `teacher_model_name_or_path`, `teacher_model_init_kwargs`, and those of
     [`trl.SFTConfig`]) keep their meaning.
 
     Args:
@@ -51,13 +51,13 @@ class AKDConfig(GKDConfig):
             The constant mix of `beta_strategy="fixed"`, in [0, 1]. Unlike GKD's, it mixes the two divergences
             linearly: 0 is plain KD, 1 is reverse KD. Must be left out with every other strategy.
         beta_initial_values (`list[float]`, *optional*, defaults to `[0.1, 0.6]`):
-            Values from which a new β is drawn (paper, Algorithm 1).
+            Values from which the initial β is drawn (paper, Algorithm 1).
         beta_learning_rate (`float`, *optional*, defaults to `0.01`):
-            Learning rate of β's own AdamW (paper, section 4.2). Not touched by the learning-rate scheduler.
+            Learning rate of the AdamW optimiser of β (paper, section 4.2), to which no scheduler applies.
         beta_regularization (`float`, *optional*, defaults to `0.5`):
             Strength λ of the regulariser on β, in nats (paper, Algorithm 1).
         beta_regularizer (`str`, *optional*, defaults to `"eq13"`):
-            Form of the regulariser: `"eq13"`, `"alg1"` or `"eq16"`, which contradict each other in the paper.
+            Form of the regulariser: `"eq13"`, `"alg1"` or `"eq16"`, three that contradict each other in the paper.
         kd_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of both distributions inside the divergence. (`temperature` is the sampling temperature.)
         normalization (`str`, *optional*, defaults to `"sequence"`):
@@ -69,29 +69,30 @@ class AKDConfig(GKDConfig):
             Template for rows with the columns `instruction`, `input` and `output`: `"alpaca"`, `"alpaca_akd_paper"`,
             `"starcoder"` or `"instruct_eval"`.
         loss_chunk_size (`int`, *optional*):
-            Tokens that the fused loss holds logits for at a time. Chosen from the vocabulary's size when left out.
+            Number of tokens per chunk of the fused loss. By default derived from the vocabulary size.
         teacher_model_revision (`str`, *optional*, defaults to `"main"`):
             Revision of the teacher on the Hub: a branch, a tag or a commit.
         teacher_device (`str`, *optional*):
-            Device on which the teacher stays, such as `"cpu"`. By default it lives where the student does.
+            Device of the teacher, such as `"cpu"`. Defaults to the student's.
         log_completions (`bool`, *optional*, defaults to `False`):
-            Log prompts and completions of generated text every `logging_steps` steps: printed if `rich` is installed,
-            saved as Parquet in the folder `completions`, and reported to `wandb` and `trackio` if these are used.
+            Whether to log prompts and completions of generated text every `logging_steps` steps: printed if `rich` is
+            installed, saved as Parquet in the folder `completions`, and reported to `wandb` and `trackio` if in use.
         num_completions_to_print (`int`, *optional*):
-            Number of completions to print, drawn at random. By default all of the step.
+            Number of completions to print, drawn at random. Defaults to all of the step.
         log_unique_prompts (`bool`, *optional*, defaults to `False`):
-            Report each prompt only once.
+            Whether to report each prompt only once.
         hub_strategy (`str`, *optional*, defaults to `"end"`):
             When to upload to the Hub with `push_to_hub`. The default uploads the trained student once; the other
             values of [`transformers.TrainingArguments`] also upload the output folder during training.
         bf16 (`bool`, *optional*):
-            Mixed precision in bfloat16. By default on where a GPU supports it; TRL's default fails without one.
+            Whether to use mixed precision in bfloat16. Defaults to `True` on a GPU that supports it; TRL's default
+            fails without one.
         lmbda (`float`, *optional*, defaults to `0.0`):
-            Fraction of batches on text sampled from the student. The paper trains on the data alone.
+            Fraction of batches on text sampled from the student. The paper uses none.
         learning_rate (`float`, *optional*, defaults to `1e-5`):
             Initial learning rate of the student (paper, section 4.2).
         num_train_epochs (`float`, *optional*, defaults to `10.0`):
-            Number of epochs. The paper is silent; its training time divided by its time per epoch gives ten.
+            Number of epochs. The paper does not state it; its training time divided by its time per epoch gives ten.
         max_length (`int` or `None`, *optional*, defaults to `512`):
             Maximum number of tokens of a row (paper, section 4.2). A prompt is never cut; a row whose prompt leaves no
             room for an answer is dropped and counted.
@@ -109,20 +110,18 @@ class AKDConfig(GKDConfig):
     beta_strategy: BetaStrategy = field(
         default="akd",
         metadata={
-            "help": "How the mix of forward KL (beta = 0) and reverse KL (beta = 1) is chosen.",
+            "help": "Strategy for the mix of forward KL (beta = 0) and reverse KL (beta = 1) of divergence=akd.",
         },
     )
     beta: float | None = field(  # GKD's 0.5 would be a silent no-op when β is learned
         default=None,
-        metadata={"help": "The constant mix in [0, 1] of beta_strategy=fixed; leave out otherwise."},
+        metadata={"help": "Constant share of reverse KL, in [0, 1], with beta_strategy=fixed."},
     )
     beta_initial_values: list[float] = field(
         default_factory=lambda: [0.1, 0.6],
-        metadata={"help": "Values from which a new beta is drawn."},
+        metadata={"help": "Values from which the initial beta is drawn."},
     )
-    beta_learning_rate: float = field(
-        default=0.01, metadata={"help": "Learning rate of beta's own AdamW. Not touched by the scheduler."}
-    )
+    beta_learning_rate: float = field(default=0.01, metadata={"help": "Learning rate of the AdamW optimiser of beta."})
     beta_regularization: float = field(default=0.5, metadata={"help": "Strength of the regulariser on beta, in nats."})
     beta_regularizer: BetaRegularizer = field(
         default="eq13",
@@ -148,25 +147,25 @@ class AKDConfig(GKDConfig):
         },
     )
     loss_chunk_size: int | None = field(
-        default=None, metadata={"help": "Tokens that the fused loss holds logits for at a time."}
+        default=None, metadata={"help": "Number of tokens per chunk of the fused loss."}
     )
     teacher_model_revision: str = field(
         default="main", metadata={"help": "Revision of the teacher on the Hub: a branch, a tag or a commit."}
     )
     teacher_device: str | None = field(
-        default=None, metadata={"help": "Device on which the teacher stays, such as `cpu`."}
+        default=None, metadata={"help": "Device of the teacher, such as `cpu`; by default the student's."}
     )
     log_completions: bool = field(
         default=False,
         metadata={
-            "help": "Log prompts and completions of generated text every `logging_steps` steps: printed if `rich` is "
-            "installed, saved as Parquet, and reported to `wandb` and `trackio` if these are used."
+            "help": "Whether to log prompts and completions of generated text: printed if `rich` is installed, saved as "
+            "Parquet, and reported to `wandb` and `trackio` if in use."
         },
     )
     num_completions_to_print: int | None = field(
         default=None, metadata={"help": "Number of completions to print, drawn at random; all if left out."}
     )
-    log_unique_prompts: bool = field(default=False, metadata={"help": "Report each prompt only once."})
+    log_unique_prompts: bool = field(default=False, metadata={"help": "Whether to report each prompt only once."})
     lmbda: float = field(default=0.0, metadata={"help": "Fraction of batches on text sampled from the student."})
     learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of the student."})
     num_train_epochs: float = field(default=10.0, metadata={"help": "Number of epochs."})
@@ -178,7 +177,7 @@ class AKDConfig(GKDConfig):
         },
     )
     bf16: bool | None = field(
-        default=None, metadata={"help": "Mixed precision in bfloat16; by default on where a GPU supports it."}
+        default=None, metadata={"help": "Whether to use bfloat16 mixed precision; by default on GPUs that support it."}
     )
     max_length: int | None = field(default=512, metadata={"help": "Maximum number of tokens of a row."})
 
@@ -197,17 +196,17 @@ class AKDConfig(GKDConfig):
 
     @property
     def generates(self) -> bool:
-        """Whether student or teacher write some of the text that is trained on."""
+        """Whether any of the training text is generated."""
         return self.lmbda > 0.0 or self.seq_kd
 
     @property
     def prompts_suffice(self) -> bool:
-        """Whether student or teacher write all of the text that is trained on, so that rows need no completion."""
+        """Whether all of the training text is generated, so that rows need no completion."""
         return self.lmbda == 1.0 or self.seq_kd
 
     @property
     def asks_teacher(self) -> bool:
-        """Whether anything is learned from a teacher."""
+        """Whether the objective uses a teacher."""
         return True
 
     @property
@@ -241,7 +240,7 @@ class AKDConfig(GKDConfig):
             raise ValueError(str(error).replace("`", "`beta_", 1)) from None
 
     def check_checkpoint(self, checkpoint: str) -> None:
-        """Raise the ValueError that says why a run cannot go on from a checkpoint folder, if it cannot."""
+        """Raise a ValueError with the reason if a run cannot resume from a checkpoint folder."""
         load_state(self.make_beta(), checkpoint)
 
     def _check_types(self) -> None:
@@ -336,15 +335,15 @@ class AKDConfig(GKDConfig):
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, which AKD does not support; {remedy}.")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled, as into each checkpoint's `training_args.bin`: all but the Hub's token."""
+        """Return the state to pickle, as into `training_args.bin` of a checkpoint, without the Hub token."""
         return {**self.__dict__, "hub_token": None}
 
     def _check_no_teacher_options(self, reason: str) -> None:
-        """Refuse options about teacher and divergence where no objective asks a teacher."""
+        """Refuse options about teacher and divergence if the objective uses no teacher."""
         self._check_without_effect(_OF_TEACHERS, reason)
 
     def _check_without_effect(self, names: Iterable[str], reason: str) -> None:
-        """Refuse options that differ from their defaults, for a reason that says when they count."""
+        """Refuse options that differ from their defaults; `reason` says when they have an effect."""
         defaults = {entry.name: _default(entry) for entry in fields(self)}
         for name in names:
             if getattr(self, name) != defaults[name]:

@@ -1,13 +1,13 @@
 r"""Adaptive knowledge distillation (AKD) for code generation, as a drop-in for TRL's `GKDTrainer`.
 
 The student minimises, on every target token, \((1-\beta)\,\mathrm{KL}(p\|q) + \beta\,\mathrm{KL}(q\|p)\) between the
-teacher's distribution p and its own q (Eq. 9), while β ascends it (Eq. 14). Departures from the paper, argued in
-`docs/methods/akd.md`: divergences carry a plus sign and sum over the vocabulary; the length that Eq. 9 divides by is
-the number of target tokens; β's gradient is that of Eq. 13.
+teacher's distribution p and its own q (Eq. 9), while β ascends it (Eq. 14), or another divergence. Departures from the
+paper, argued in `docs/methods/akd.md`: divergences carry a plus sign and sum over the vocabulary; the length that Eq. 9
+divides by is the number of target tokens; β's gradient is that of Eq. 13.
 
-Departures from `GKDTrainer`: the divergence is a linear mix, not a Jensen-Shannon interpolation; it is computed
-without full logits; the global batch has one divisor, counted after generation, whatever the accumulation and the
-ranks.
+Departures from `GKDTrainer`: the default divergence is a linear mix, not a Jensen-Shannon interpolation; it is
+computed without full logits; the global batch has one divisor, counted after generation, whatever the gradient
+accumulation and the number of processes.
 """
 
 import logging
@@ -74,15 +74,15 @@ logger = logging.getLogger(__name__)
 
 
 class AKDTrainer(GKDTrainer):
-    """Train a student on the divergence from a teacher, with a learnable mix of forward and reverse KL.
+    """Trainer of adaptive knowledge distillation: a divergence from a teacher, by default a learnable mix of both KLs.
 
     Accepts what [`trl.experimental.gkd.GKDTrainer`] accepts. Differences:
 
     - Datasets may have `prompt` and `completion`, `messages`, Alpaca's columns, or `input_ids` and `labels`. They are
       tokenised once, here, unless `args.dataset_kwargs` has `skip_prepare_dataset`.
     - Student and teacher may have vocabularies of different size, if their tokenizers agree on the shared prefix.
-    - Without a teacher, a PEFT student is its own: the adapter is switched off.
-    - A `data_collator` receives the rows as they are; nothing is tokenised beforehand.
+    - Without a teacher, a PEFT student learns from itself with the adapter disabled.
+    - A `data_collator` receives raw rows; nothing is tokenised beforehand.
 
     Args:
         model (`PreTrainedModel` or `str`):
@@ -105,7 +105,7 @@ class AKDTrainer(GKDTrainer):
             The teacher's tokenizer, compared with the student's. By default loaded from the teacher's name or path
             where it has one that differs from the student's.
         peft_config (`PeftConfig`, *optional*):
-            Trains an adapter instead of the whole student.
+            Configuration of an adapter to train instead of the whole student.
         **kwargs:
             `compute_metrics`, `callbacks`, `optimizers`, `preprocess_logits_for_metrics` and `quantization_config`, as
             in [`trl.SFTTrainer`].
@@ -238,7 +238,7 @@ class AKDTrainer(GKDTrainer):
         return prepared
 
     def _tokenize(self, dataset: Dataset, args: Any, packing: bool, name: str) -> tuple[Dataset, Any]:
-        """Return the rows that the collator reads, and a report of those that were cut and dropped."""
+        """Return the rows for the collator, and a report of truncated and dropped ones."""
         return prepare_dataset(
             dataset,
             self._tokenizer,
@@ -307,7 +307,7 @@ class AKDTrainer(GKDTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor]:
-        """Fetch the micro-batches of one optimiser step, generate where due, then count what the loss divides by."""
+        """Return the micro-batches of one optimiser step, with generated text, and their number of items."""
         batches = list(islice(epoch_iterator, num_batches))
         repeats = own_rows(self.accelerator) if batches else None
         batches = self._complete(batches)
@@ -322,11 +322,11 @@ class AKDTrainer(GKDTrainer):
         return batches, items
 
     def _complete(self, batches: list[Batch]) -> list[Batch]:
-        """Give the micro-batches of one optimiser step their final form, before anything is counted."""
+        """Complete the micro-batches of one optimiser step, before their items are counted."""
         return [self._with_generated_text(batch, micro_batch) for micro_batch, batch in enumerate(batches)]
 
     def _without_repeats(self, batch: Batch, rows: int, own: int) -> Batch:
-        """Return a batch of `rows` rows of which the first `own` count; other batches have the rest as well."""
+        """Return a batch of `rows` rows of which only the first `own` count; other batches have the rest as well."""
         if "row_lengths" not in batch and len(batch["labels"]) % rows:
             return batch  # from a collator that joins rows, which cannot be told apart
         return without_repeats(batch, row_numbers(batch, rows), own)
@@ -358,7 +358,7 @@ class AKDTrainer(GKDTrainer):
     # Loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Run one micro-batch. Text was generated beforehand, in `get_batch_samples`."""
+        """Run one micro-batch, whose text was generated in `get_batch_samples`."""
         loss: torch.Tensor = SFTTrainer.training_step(self, *args, **kwargs)
         return loss
 
@@ -369,9 +369,9 @@ class AKDTrainer(GKDTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | float | None = None,
     ) -> Any:
-        """Return the micro-batch's share of the global loss: a 0-dim float32 tensor, in nats.
+        """Return the micro-batch's part of the global loss: a 0-dim float32 tensor, in nats.
 
-        Shares add up to the global batch's loss over accumulation steps, and average to it over ranks, as DDP and
+        Parts add up to the global batch's loss over accumulation steps, and average to it over ranks, as DDP and
         DeepSpeed average gradients.
 
         Args:
@@ -383,7 +383,7 @@ class AKDTrainer(GKDTrainer):
                 Also return the student's outputs, with full logits.
             num_items_in_batch (`torch.Tensor` of shape `[tasks]` or `[]`, or `float`, *optional*):
                 Divisor of the global batch: its number of samples, or of target tokens with `normalization="token"`.
-                By default that of this batch alone.
+                By default the number of this batch.
         """
         targets = self._targets(inputs)
         items, ranks = targets.items, 1
@@ -444,7 +444,7 @@ class AKDTrainer(GKDTrainer):
     def _divergence(
         self, head: LMHead, hidden: torch.Tensor, signal: TeacherSignal, labels: torch.Tensor, weights: torch.Tensor
     ) -> FusedDivergence:
-        """Return the divergence of the configuration for labels `[B, T]`, of which the signal may have more."""
+        """Return the divergence that the configuration chooses, for labels `[B, T]`; a signal may be longer in T."""
         beta = self.adaptive_beta.value if self.model.training else self.args.evaluation_beta
         return fused_divergence(
             hidden,
@@ -468,9 +468,9 @@ class AKDTrainer(GKDTrainer):
         self._completions.write(self.state.global_step)
 
     def _finish_step(self) -> None:
-        """Log what the micro-batches and ranks of an optimiser step come to, and update β once it is complete."""
+        """Log the means over an optimiser step's micro-batches and ranks, then update β."""
         if self.distillation_metrics["train"].is_empty():
-            return  # a subclass computes the loss on its own
+            return  # a subclass overrides `compute_loss`
         means, tokens = self.distillation_metrics["train"].reduce(self.accelerator)
         self._total_train_tokens += tokens
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
@@ -479,7 +479,7 @@ class AKDTrainer(GKDTrainer):
         self._step_beta(means)
 
     def _report(self, means: list[Means], beta: float) -> dict[str, float]:
-        """Return the means of `METRICS` by the names that they have in the logs; `beta` mixes those that are mixed."""
+        """Return the means of `METRICS` by their names in the logs; subclasses may need `beta` for others."""
         return {key: means[0].by_name[name] for name, key in METRICS.items()}
 
     def _step_beta(self, means: list[Means]) -> None:
@@ -489,7 +489,7 @@ class AKDTrainer(GKDTrainer):
         self.adaptive_beta.step(means[0].by_name["forward_kl"], means[0].by_name["reverse_kl"])
 
     def _loss_of(self, means: list[Means], beta: float) -> float:
-        """Return the objective's value from its parts' means and the share `beta` of reverse KL."""
+        """Return the objective's value from the means of its parts and the share `beta` of reverse KL."""
         return loss_from_means(means[0].by_name, beta, self.args)
 
     # Evaluation
@@ -507,7 +507,7 @@ class AKDTrainer(GKDTrainer):
         return batches
 
     def prediction_step(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate one batch, without its rows that other batches have as well."""
+        """Evaluate one batch, without rows that are in other batches as well."""
         repeats = own_rows(self.accelerator)
         inputs = inputs if repeats is None else self._without_repeats(inputs, *repeats)
         return super().prediction_step(model, inputs, *args, **kwargs)
@@ -516,7 +516,7 @@ class AKDTrainer(GKDTrainer):
         """Evaluate, and report the loss and the means of `METRICS` over all samples, whatever the batches.
 
         The loss mixes the divergences by `args.evaluation_beta`, so that it depends on the student and the data alone.
-        Where training mixes them otherwise, `training_loss` is the loss of the present β.
+        Where β is not fixed, `training_loss` is the loss with the present β.
         """
         self.distillation_metrics["eval"] = DistillationMetrics(self._measured)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -534,9 +534,9 @@ class AKDTrainer(GKDTrainer):
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
-        """Return the epochs that are done and the batches read in the present one.
+        """Return the number of finished epochs, and of batches read in the current one.
 
-        `Trainer` takes a stream, whose length it does not know, to be in its first epoch still.
+        `Trainer` assumes that a stream, whose length it does not know, is still in its first epoch.
         """
         done, batches = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)
         if checkpoint is None or has_length(self.train_dataset) or self.state.global_step == 0:
@@ -559,7 +559,7 @@ class AKDTrainer(GKDTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _objective(self) -> dict[str, Any]:
-        """Return the settings that a reader of the model card wants to know."""
+        """Return the settings of the objective for the model card."""
         return objective(self.args)
 
     def push_to_hub(
@@ -586,15 +586,15 @@ class AKDTrainer(GKDTrainer):
         )
 
     def _card_facts(self) -> dict[str, str]:
-        """Return rows for the model card's table of what the model was made from."""
+        """Return additional rows for the table at the top of the model card."""
         return {}
 
     def _card_sections(self) -> list[str]:
-        """Return sections for the model card in Markdown, each beginning with its heading."""
+        """Return additional sections of the model card in Markdown, each beginning with its heading."""
         return []
 
     def _measured_scores(self) -> list[EvalResult]:
-        """Return the scores of the model that was saved: the best one where that is loaded at the end."""
+        """Return the scores of the model that was saved: those of the best one if that is loaded at the end."""
         if self.args.load_best_model_at_end and self.state.best_global_step in self.scores:
             return self.scores[self.state.best_global_step]
         return list(self.scores.values())[-1] if self.scores else []
@@ -602,7 +602,7 @@ class AKDTrainer(GKDTrainer):
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Write `README.md` into the output folder: what the model was made from, and the scores measured on it."""
+        """Write the model card, with provenance and scores, to `README.md` in the output folder."""
         if not self.is_world_process_zero():
             return
         if dataset_name is not None:
@@ -627,7 +627,7 @@ class AKDTrainer(GKDTrainer):
 
 
 def _sized(dataset: Any) -> Any:
-    """Return a dataset as it is, or the rows of a stream, whose number must be known to share them out evenly."""
+    """Return a dataset unchanged, or the rows of a stream as a list, to distribute them evenly over processes."""
     return list(dataset) if isinstance(dataset, torch.utils.data.IterableDataset) else dataset
 
 

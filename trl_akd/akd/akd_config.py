@@ -158,8 +158,8 @@ class AKDConfig(GKDConfig):
     log_completions: bool = field(
         default=False,
         metadata={
-            "help": "Whether to log prompts and completions of generated text: printed if `rich` is installed, saved as "
-            "Parquet, and reported to `wandb` and `trackio` if in use."
+            "help": "Whether to log prompts and completions of generated text: printed if `rich` is installed, saved "
+            "as Parquet, and reported to `wandb` and `trackio` if in use."
         },
     )
     num_completions_to_print: int | None = field(

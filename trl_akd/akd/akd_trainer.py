@@ -2,8 +2,8 @@ r"""Adaptive knowledge distillation (AKD) for code generation, as a drop-in for 
 
 The student minimises, on every target token, \((1-\beta)\,\mathrm{KL}(p\|q) + \beta\,\mathrm{KL}(q\|p)\) between the
 teacher's distribution p and its own q (Eq. 9), while β ascends it (Eq. 14), or another divergence. Departures from the
-paper, argued in `docs/methods/akd.md`: divergences carry a plus sign and sum over the vocabulary; the length that Eq. 9
-divides by is the number of target tokens; β's gradient is that of Eq. 13.
+paper, argued in `docs/methods/akd.md`: divergences carry a plus sign and sum over the vocabulary; the length that
+Eq. 9 divides by is the number of target tokens; β's gradient is that of Eq. 13.
 
 Departures from `GKDTrainer`: the default divergence is a linear mix, not a Jensen-Shannon interpolation; it is
 computed without full logits; the global batch has one divisor, counted after generation, whatever the gradient

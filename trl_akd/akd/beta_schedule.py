@@ -9,7 +9,7 @@ from ..beta import AdaptiveBeta
 
 
 class BetaSchedule(TrainerCallback):
-    """Callback that resets β at the beginning of each epoch, and calls `finish_step` once a step's gradients are complete.
+    """Callback that resets β at the beginning of each epoch, and calls `finish_step` when gradients are complete.
 
     A run that resumes within an epoch begins that epoch again, with β already loaded. Epochs are counted as they
     begin, since the length of a stream is unknown.

@@ -94,8 +94,8 @@ class Rule:
         _, _, *others = inspect.signature(self.function).parameters.values()
         return {knob.name: knob.default for knob in others if knob.name != "temperature"}
 
-    def check(self, knobs: Mapping[str, Any]) -> None:
-        """Raise a ValueError that says which knob is unknown, missing or out of its range, if one is."""
+    def check_names(self, knobs: Mapping[str, Any]) -> None:
+        """Raise a ValueError if a knob is unknown or missing."""
         known = ", ".join(map(repr, self.knobs)) or "none"
         for name in knobs:
             if name not in self.knobs:
@@ -103,6 +103,10 @@ class Rule:
         for name, default in self.knobs.items():
             if default is inspect.Parameter.empty and name not in knobs:
                 raise ValueError(f"the divergence {self.name!r} needs a value of {name!r}; give one.")
+
+    def check(self, knobs: Mapping[str, Any]) -> None:
+        """Raise a ValueError if the function does not take these knobs, or does not return one number per token."""
+        self.check_names(knobs)
         probe = torch.zeros(1, 2)
         try:
             values = self(probe, probe, **knobs)
@@ -204,6 +208,7 @@ def shared_vocabulary(student_logits: Tensor, teacher_logits: Tensor) -> tuple[T
 
 def _mix_(block: Softened, with_gradient: bool, beta: float) -> Tensor:
     """Compute [`akd`]; its gradient is `q (1 - beta + beta (log q - log p - RKL)) - (1 - beta) p`."""
+    _check_share("beta", beta)
     if with_gradient:
         slope_of_q = torch.add(
             (1 - beta - beta * block.reverse_kl).unsqueeze(-1), block.log_ratio, alpha=beta, out=block.log_ratio

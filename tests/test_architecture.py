@@ -1,6 +1,7 @@
 """Rooms may look down, never up or sideways."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,14 @@ def imports(path: Path) -> set[str]:
             continue
         found.update(name.removeprefix("trl_akd.") if name.startswith("trl_akd") else f"!{name}" for name in names)
     return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_possessive_quantifiers_of_groups_are_written_as_atomic_groups(path: Path):
+    """Python before 3.11.5 matches `(?:...)*+` wrongly (https://github.com/python/cpython/issues/106052)."""
+    texts = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+    found = [text for text in texts if isinstance(text, str) and re.search(r"(?<!\\)\)(?:[*+?]|\{[\d,]+\})\+", text)]
+    assert not found, "write (?>(?:...)*) in place of (?:...)*+"
 
 
 def test_there_is_something_to_read():

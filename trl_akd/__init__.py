@@ -25,7 +25,7 @@ _HOME = {
     "CodePLANConfig": "codeplan.codeplan_config",
     "CodePLANMixin": "codeplan.codeplan_mixin",
     "CodePLANTrainer": "codeplan.codeplan_trainer",
-    "DataCollatorForCodePLAN": "data.codeplan",
+    "DataCollatorForCodePLAN": "codeplan.collator",
     "IterKDConfig": "iterkd.iterkd_config",
     "IterKDTrainer": "iterkd.iterkd_trainer",
     "PlanGenerator": "codeplan.plan_generation",
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from .codeplan.codeplan_config import CodePLANConfig
     from .codeplan.codeplan_mixin import CodePLANMixin
     from .codeplan.codeplan_trainer import CodePLANTrainer
+    from .codeplan.collator import DataCollatorForCodePLAN
     from .codeplan.plan_generation import PlanGenerator
     from .codeplan.plan_sampling import PlanSampler
-    from .data.codeplan import DataCollatorForCodePLAN
     from .iterkd.iterkd_config import IterKDConfig
     from .iterkd.iterkd_trainer import IterKDTrainer
 

@@ -38,12 +38,6 @@ def test_docstring_lists_the_fields_that_are_added_or_changed():
             assert default != inherited[name].default, f"{name} need not be overridden"
 
 
-def test_every_field_has_help():
-    for field in dataclasses.fields(AKDConfig):
-        if field.name in AKDConfig.__annotations__:
-            assert field.metadata["help"]
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

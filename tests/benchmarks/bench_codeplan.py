@@ -73,7 +73,7 @@ def _examples() -> Any:
     from datasets import Dataset
 
     from tests import tiny
-    from trl_akd.data.problems import ProblemEncoder
+    from trl_akd.codeplan.encoding import ProblemEncoder
 
     encode = ProblemEncoder(tiny.tokenizer())
     rows = [encode(problem, index) for index, problem in enumerate(_problems())]

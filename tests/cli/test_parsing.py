@@ -1,8 +1,23 @@
 import os
+from dataclasses import dataclass, fields
+from inspect import get_annotations
 
 import pytest
 
-from trl_akd.cli.parsing import Recipe, RecipeParser, read_options, read_recipe
+from trl_akd.cli import akd, codeplan, evaluate, iterkd, judge, plans, ranker
+from trl_akd.cli.parsing import Recipe, RecipeParser, field_descriptions, read_options, read_recipe
+
+ARGUMENT_TYPES = {
+    "akd": akd._argument_types,
+    "codeplan": codeplan._argument_types,
+    "iterkd": iterkd._argument_types,
+    "evaluate": evaluate._argument_types,
+    "plans": plans._argument_types,
+    "judge train": judge._training_types,
+    "ranker data": ranker._data_types,
+    "ranker train": ranker._training_types,
+    "ranker rank": ranker._ranking_types,
+}
 
 
 @pytest.mark.parametrize("argv", [["--config", "a.yaml"], ["--config=a.yaml"]])
@@ -155,3 +170,69 @@ def test_help_shows_options_and_fields(parser: RecipeParser):
     text = parser.format_help()
     for flag in ("--config", "--accelerate_config", "--dataset_name", "--beta_strategy", "--lora_r"):
         assert f"  {flag}" in text
+
+
+@dataclass
+class Base:
+    """A base.
+
+    Args:
+        kept (`int`): one line, of which 5 % is a number.
+        replaced (`int`):
+            Text of the base.
+
+    Raises:
+        ValueError: If something is wrong.
+    """
+
+    kept: int = 0
+    replaced: int = 0
+
+
+@dataclass
+class Derived(Base):
+    r"""
+    Configuration in the style of TRL.
+
+    Parameters:
+        > A heading between arguments
+
+        replaced (`list[str]` or [`Base`], *optional*, defaults to `[1]`):
+            In [0, 1], see [`Base`] and [the paper](https://huggingface.co/papers/0000.00000):
+
+            - an item
+        added (`int`):
+            Text up to the end of the section.
+
+    Example:
+
+        other (`int`): no argument
+    """
+
+    replaced: int = 1
+    added: int = 0
+
+
+def test_descriptions_come_from_the_docstrings_of_a_class_and_its_bases():
+    assert field_descriptions(Derived) == {
+        "kept": "one line, of which 5 %% is a number.",
+        "replaced": "In [0, 1], see `Base` and the paper: - an item",
+        "added": "Text up to the end of the section.",
+    }
+
+
+@pytest.mark.parametrize("command", ARGUMENT_TYPES)
+def test_every_field_of_every_command_is_described_once(command: str):
+    """The docstring of a configuration is the only description of its fields, and `--help` shows it."""
+    types = ARGUMENT_TYPES[command]()
+    parser = RecipeParser(types, prog=f"trl-akd {command}")
+    for kind in types:
+        texts = field_descriptions(kind)
+        for entry in fields(kind):
+            definer = next(base for base in kind.__mro__ if entry.name in get_annotations(base))
+            if definer.__module__.startswith("trl_akd"):
+                assert entry.name in texts, f"{kind.__name__}.{entry.name} is missing in its docstring"
+                assert "help" not in entry.metadata, f"{kind.__name__}.{entry.name} is described twice"
+    shown = {action.dest: action.help for action in parser._actions}
+    assert not [name for name, text in shown.items() if not text]
+    assert parser.format_help()

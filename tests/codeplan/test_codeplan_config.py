@@ -20,7 +20,6 @@ def test_docstring_lists_the_fields_in_order():
     own = [field.name for field in fields(CodePLANConfig) if field.name in CodePLANConfig.__annotations__]
     assert sorted(named) == sorted(own)
     assert named == list(CodePLANConfig.__annotations__)
-    assert all(CodePLANConfig.__dataclass_fields__[name].metadata["help"] for name in own)
     assert issubclass(CodePLANConfig, AKDConfig)
 
 

@@ -17,8 +17,8 @@ from trl import SFTConfig, SFTTrainer
 from tests import tiny
 from trl_akd import AKDConfig, AKDTrainer, CodePLANMixin, DataCollatorForCodePLAN
 from trl_akd.codeplan.codeplan_mixin import EpochCallback, codeplan_loss
+from trl_akd.codeplan.collator import share_divisors
 from trl_akd.codeplan.plan_head import PLAN_HEAD_FILE, add_plan_head, plan_head_of
-from trl_akd.data.codeplan import share_divisors
 
 from . import world
 

@@ -5,8 +5,8 @@ import torch
 from peft import LoraConfig
 
 from tests import tiny
+from trl_akd.codeplan.encoding import Task
 from trl_akd.codeplan.plan_head import plan_head_of, writing_plans
-from trl_akd.data.problems import Task
 from trl_akd.losses.divergences import forward_kl, reverse_kl
 
 from . import world

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from trl_akd.codeplan.plan_choice import PlanChoice, PlanSamplingResult, PlanScore
 from trl_akd.codeplan.plan_curve import pass_at_k_by_plans, plot_plan_curve, top_k_by_plans
+from trl_akd.codeplan.plan_sampling import PlanChoice, PlanSamplingResult, PlanScore
 from trl_akd.execution import ExecutionResult
 
 STATUS = {"+": "passed", "-": "failed", "?": "infra_error"}

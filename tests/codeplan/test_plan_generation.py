@@ -145,7 +145,7 @@ def test_half_a_character_spoils_no_file(tmp_path: Path, written: str, kept: str
 
 @pytest.mark.parametrize("change", [{"problem": "\ud83d"}, {"solutions": ["print('\udc00')"]}])
 def test_half_a_character_in_what_is_asked_for(tmp_path: Path, change: dict):
-    with pytest.raises(ValueError, match=r"of row 'one' holds half of a character"):
+    with pytest.raises(ValueError, match=r"of row 'one' contains a lone surrogate"):
         generator(tmp_path, teacher()).run([ROWS[0], {**ROWS[1], **change}])
 
 
@@ -283,7 +283,7 @@ def test_answers_of_another_teacher_are_refused(tmp_path: Path):
 def test_a_foreign_file_is_refused(tmp_path: Path):
     generator(tmp_path, teacher()).run(ROWS)
     (tmp_path / "answers.jsonl").write_text('{"text": "x"}\n')
-    with pytest.raises(ValueError, match="line 1 is no answer of this package"):
+    with pytest.raises(ValueError, match="line 1 is not an answer of this package"):
         generator(tmp_path, teacher()).run(ROWS)
 
 

@@ -93,7 +93,6 @@ def test_fields_are_documented_in_their_order(kind: type):
     ]
     names = [field.name for field in fields(kind)]
     assert [name for name in documented if name in names] == names
-    assert all(field.metadata["help"] for field in fields(kind))
 
 
 @pytest.mark.slow

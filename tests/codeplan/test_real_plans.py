@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from tests import tiny
-from trl_akd.data.problems import ProblemEncoder, prepare_problems
+from trl_akd.codeplan.encoding import ProblemEncoder, prepare_problems
 
 from . import world
 

@@ -57,6 +57,9 @@ def test_mbpp_plus_keeps_its_tests_from_view():
     del row["text"]
     problem = read_problem(row, "line 1")
     assert problem.tests == "import math\nimport re\nassert plus(5, 5) == 10\n"
+    assert (
+        problem.public_tests == problem.base_tests == "\n".join(["import math", "import re", *MBPP["test_list"], ""])
+    )
     assert "plus(5, 5)" not in problem.prompt + str(problem.public_tests)
 
 

@@ -316,6 +316,30 @@ def test_a_missing_function_is_a_missing_name(program: str, executor: CodeExecut
     assert classify(result, program, "f").cause == "wrong_function_name"
 
 
+@pytest.mark.parametrize("harness", ["apps", "livecodebench"])
+@pytest.mark.parametrize(
+    ("name", "arguments", "value", "own"),
+    [
+        ("sqrt", [4], 2.0, "def sqrt(x):\n    return x ** 0.5"),
+        ("gcd", [4, 6], 2, "def gcd(a, b):\n    return gcd(b, a % b) if b else a"),
+        ("floor", [1.5], 1, "from math import floor"),
+        ("ceil", [1.5], 2, "import math\nceil = math.ceil"),
+        ("sum", [[1, 2]], 3, "def sum(values):\n    return values[0] + values[1]"),
+        ("sorted", [[2, 1]], [1, 2], "class Solution:\n    def sorted(self, values):\n        return sorted(values)"),
+        ("product", [2, 3], 6, "if True:\n    product = lambda a, b: a * b"),
+    ],
+)
+def test_the_function_is_the_candidates(
+    name: str, arguments: list, value: object, own: str, harness: str, executor: CodeExecutor
+):
+    """What the harness imports, and what is built in, is no answer."""
+    tests = {"inputs": [arguments], "outputs": [value], "fn_name": name, "harness": harness}
+    others = ["", "x = 1", f"def other(*a):\n    return {name}(*a)", "class Solution:\n    pass"]
+    found, *missing = executor.run([(program, tests) for program in (own, *others)])
+    assert found.passed, found
+    assert {(result.error_type, result.missing) for result in missing} == {("NameError", name)}
+
+
 @pytest.mark.parametrize("value", [3, None, True, 0.5])
 def test_arguments_that_are_no_list(value: object, executor: CodeExecutor):
     tests = {"inputs": [value], "outputs": [3], "fn_name": "f"}

@@ -100,86 +100,30 @@ class AKDConfig(GKDConfig):
 
     _VALID_DICT_FIELDS = [*GKDConfig._VALID_DICT_FIELDS, "divergence_kwargs"]  # noqa: RUF012
 
-    divergence: str = field(
-        default="akd",
-        metadata={"help": "Divergence between teacher and student: akd, forward_kl, reverse_kl, jsd or skew_kl."},
-    )
-    divergence_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Arguments of the divergence, such as `{beta: 0.5}` of jsd."}
-    )
-    beta_strategy: BetaStrategy = field(
-        default="akd",
-        metadata={
-            "help": "Strategy for the mix of forward KL (beta = 0) and reverse KL (beta = 1) of divergence=akd.",
-        },
-    )
-    beta: float | None = field(  # GKD's 0.5 would be a silent no-op when β is learned
-        default=None,
-        metadata={"help": "Constant share of reverse KL, in [0, 1], with beta_strategy=fixed."},
-    )
-    beta_initial_values: list[float] = field(
-        default_factory=lambda: [0.1, 0.6],
-        metadata={"help": "Values from which the initial beta is drawn."},
-    )
-    beta_learning_rate: float = field(default=0.01, metadata={"help": "Learning rate of the AdamW optimiser of beta."})
-    beta_regularization: float = field(default=0.5, metadata={"help": "Strength of the regulariser on beta, in nats."})
-    beta_regularizer: BetaRegularizer = field(
-        default="eq13",
-        metadata={"help": "Form of the regulariser on beta."},
-    )
-    kd_temperature: float = field(
-        default=1.0, metadata={"help": "Temperature of both distributions inside the divergence."}
-    )
-    normalization: Normalization = field(
-        default="sequence",
-        metadata={
-            "help": "`sequence`: mean over a sample's target tokens, then over the samples of the global batch. "
-            "`token`: mean over all target tokens of the global batch.",
-        },
-    )
-    ce_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the cross-entropy on the data added to the divergence."}
-    )
-    prompt_template: PromptTemplateName = field(
-        default="alpaca",
-        metadata={
-            "help": "Template for rows with instruction, input and output.",
-        },
-    )
-    loss_chunk_size: int | None = field(
-        default=None, metadata={"help": "Number of tokens per chunk of the fused loss."}
-    )
-    teacher_model_revision: str = field(
-        default="main", metadata={"help": "Revision of the teacher on the Hub: a branch, a tag or a commit."}
-    )
-    teacher_device: str | None = field(
-        default=None, metadata={"help": "Device of the teacher, such as `cpu`; by default the student's."}
-    )
-    log_completions: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether to log prompts and completions of generated text: printed if `rich` is installed, saved "
-            "as Parquet, and reported to `wandb` and `trackio` if in use."
-        },
-    )
-    num_completions_to_print: int | None = field(
-        default=None, metadata={"help": "Number of completions to print, drawn at random; all if left out."}
-    )
-    log_unique_prompts: bool = field(default=False, metadata={"help": "Whether to report each prompt only once."})
-    lmbda: float = field(default=0.0, metadata={"help": "Fraction of batches on text sampled from the student."})
-    learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of the student."})
-    num_train_epochs: float = field(default=10.0, metadata={"help": "Number of epochs."})
-    hub_strategy: str = field(
-        default="end",
-        metadata={
-            "help": "When to upload to the Hub with `push_to_hub`: end, every_save, checkpoint or all_checkpoints; "
-            "all but end also upload the output folder during training."
-        },
-    )
-    bf16: bool | None = field(
-        default=None, metadata={"help": "Whether to use bfloat16 mixed precision; by default on GPUs that support it."}
-    )
-    max_length: int | None = field(default=512, metadata={"help": "Maximum number of tokens of a row."})
+    divergence: str = "akd"
+    divergence_kwargs: dict[str, Any] | str | None = None
+    beta_strategy: BetaStrategy = "akd"
+    beta: float | None = None  # GKD's 0.5 would be a silent no-op when β is learned
+    beta_initial_values: list[float] = field(default_factory=lambda: [0.1, 0.6])
+    beta_learning_rate: float = 0.01
+    beta_regularization: float = 0.5
+    beta_regularizer: BetaRegularizer = "eq13"
+    kd_temperature: float = 1.0
+    normalization: Normalization = "sequence"
+    ce_weight: float = 0.0
+    prompt_template: PromptTemplateName = "alpaca"
+    loss_chunk_size: int | None = None
+    teacher_model_revision: str = "main"
+    teacher_device: str | None = None
+    log_completions: bool = False
+    num_completions_to_print: int | None = None
+    log_unique_prompts: bool = False
+    lmbda: float = 0.0
+    learning_rate: float = 1e-5
+    num_train_epochs: float = 10.0
+    hub_strategy: str = "end"
+    bf16: bool | None = None
+    max_length: int | None = 512
 
     def __post_init__(self) -> None:
         self._check_types()

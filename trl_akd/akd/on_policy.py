@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import is_rich_available
 from trl.trainer.utils import print_prompt_completions_sample
 
-from ..generation.plain import stop_tokens, writing
+from ..generation.decoding import collect_eos_token_ids, unwrapped_for_generation
 from ..losses.reduction import IGNORE_INDEX
 from .akd_config import AKDConfig
 
@@ -105,9 +105,9 @@ def sample_rows(
     foreign = list(range(vocabulary_size, author.config.get_text_config().vocab_size))
     config = GenerationConfig(**{**config.to_diff_dict(), "suppress_tokens": foreign or None})
     prompts, mask = batch["prompts"].to(device), batch["prompt_attention_mask"].to(device)
-    with writing(engine, accelerator) as model, _seeded(seed, device):
+    with unwrapped_for_generation(engine, accelerator) as model, _seeded(seed, device):
         sequences = model.generate(input_ids=prompts, attention_mask=mask, generation_config=config)
-    completions, stops = sequences[:, prompts.shape[1] :].tolist(), set(stop_tokens(config))
+    completions, stops = sequences[:, prompts.shape[1] :].tolist(), set(collect_eos_token_ids(config))
     return [
         _row(prompt[keep.bool()].tolist(), _until_stop(completion, stops))
         for prompt, keep, completion in zip(prompts, mask, completions, strict=True)

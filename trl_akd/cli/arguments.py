@@ -1,6 +1,6 @@
 """What a training command needs to know beyond models and training."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 __all__ = ["AKDScriptArguments", "BenchmarkArguments"]
@@ -28,33 +28,13 @@ class AKDScriptArguments:
             Try the recipe offline for two steps, on tiny models of the same architectures, and keep nothing.
     """
 
-    dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Dataset on the Hub, or path of a .json, .jsonl, .parquet or .csv file or of a saved dataset."
-        },
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
-    dataset_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a dataset on the Hub."}
-    )
-    dataset_train_split: str = field(
-        default="train", metadata={"help": "Split to train on, or a slice of one such as `train[:1000]`."}
-    )
-    dataset_test_split: str = field(
-        default="test",
-        metadata={"help": "Split to evaluate on where `eval_strategy` asks for it and `test_size` is not set."},
-    )
-    test_size: float | None = field(
-        default=None,
-        metadata={"help": "Rows of the train split to hold out for evaluation: a number, or a fraction below 1."},
-    )
-    dry_run: bool = field(
-        default=False,
-        metadata={
-            "help": "Try the recipe offline for two steps, on tiny models of the same architectures, and keep nothing."
-        },
-    )
+    dataset_name: str | None = None
+    dataset_config: str | None = None
+    dataset_revision: str | None = None
+    dataset_train_split: str = "train"
+    dataset_test_split: str = "test"
+    test_size: float | None = None
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         if self.test_size is not None and (self.test_size <= 0 or (self.test_size > 1 and self.test_size % 1)):
@@ -85,21 +65,9 @@ class BenchmarkArguments:
             Run the programs, in a sandbox. So does HF_ALLOW_CODE_EVAL=1 in the environment.
     """
 
-    eval_benchmark: str | None = field(
-        default=None, metadata={"help": "Benchmark to run at every evaluation, as `trl-akd evaluate` takes it."}
-    )
-    eval_benchmark_path: str | None = field(default=None, metadata={"help": "Local copy of a named benchmark."})
-    eval_benchmark_limit: int | None = field(default=None, metadata={"help": "Judge by the first so many problems."})
-    eval_prompt_style: Literal["template", "completion", "chat"] = field(
-        default="template", metadata={"help": "How problems are put; template is that of training."}
-    )
-    eval_max_new_tokens: int | None = field(
-        default=None,
-        metadata={
-            "help": "Maximum number of tokens per program; by default 512, or half of the student's positions where "
-            "that is less."
-        },
-    )
-    allow_code_execution: bool = field(
-        default=False, metadata={"help": "Run the programs, in a sandbox; as HF_ALLOW_CODE_EVAL=1 does."}
-    )
+    eval_benchmark: str | None = None
+    eval_benchmark_path: str | None = None
+    eval_benchmark_limit: int | None = None
+    eval_prompt_style: Literal["template", "completion", "chat"] = "template"
+    eval_max_new_tokens: int | None = None
+    allow_code_execution: bool = False

@@ -1,11 +1,13 @@
 """From a recipe and flags to dataclasses: TRL's parser, made to say what is wrong and what was probably meant."""
 
 import os
+import re
 import warnings
 from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +17,12 @@ from trl import TrlParser
 from .launching import is_launch_flag
 from .recipes import find_recipe
 
-__all__ = ["Recipe", "RecipeParser", "read_options", "read_recipe"]
+__all__ = ["Recipe", "RecipeParser", "field_descriptions", "read_options", "read_recipe"]
+
+# In a docstring without its indentation: the section of the arguments, one argument, and a link with its text.
+_ARGUMENTS = re.compile(r"^(?:Args|Parameters):\n((?:(?:    .*)?\n?)*)", re.M)
+_ARGUMENT = re.compile(r"^    (\w+) \(.*?\): *(.*\n(?:(?:     .*)?\n)*)", re.M)
+_LINK = re.compile(r"\[(`[^`]+`)\]|\[([^]]+)\]\(\S+\)")
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,9 @@ class RecipeParser(TrlParser):
             parents=[_Options()],
             allow_abbrev=False,
         )
+        texts = {name: text for kind in self.dataclass_types for name, text in field_descriptions(kind).items()}
+        for action in self._actions:
+            action.help = texts.get(action.dest, action.help)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage, which would be hundreds of lines long."""
@@ -167,6 +177,36 @@ class RecipeParser(TrlParser):
                 f"the flag `{name}` is for accelerate's launcher; give `--accelerate_config` too, such as ddp or zero3"
             )
         return f"the flag `{name}` is unknown{_suggestion(name, self._option_string_actions)}"
+
+
+def field_descriptions(kind: type) -> dict[str, str]:
+    """Return what the docstrings of a dataclass and its bases say about each field, as help texts for `argparse`.
+
+    Example:
+
+    ```python
+    >>> @dataclass
+    ... class Sampling:
+    ...     \"\"\"Sampling of completions.
+    ...
+    ...     Args:
+    ...         temperature (`float`, *optional*, defaults to `1.0`):
+    ...             Temperature. With 0, the most likely
+    ...             token is taken.
+    ...     \"\"\"
+    ...
+    ...     temperature: float = 1.0
+    >>> field_descriptions(Sampling)
+    {'temperature': 'Temperature. With 0, the most likely token is taken.'}
+
+    ```
+    """
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        section = _ARGUMENTS.search(cleandoc(base.__doc__ or "") + "\n")
+        for name, text in _ARGUMENT.findall(section[1] if section else ""):
+            texts[name] = _LINK.sub(r"\1\2", " ".join(text.split())).replace("%", "%%")
+    return texts
 
 
 def _convert(action: Action, value: Any, where: str) -> Any:

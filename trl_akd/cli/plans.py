@@ -43,8 +43,8 @@ def make_plans(config: "PlanGenerationConfig") -> None:
         ValueError: If the dataset or a setting is not as it should be.
         GenerationError: If the teacher fails. What it has answered is kept.
     """
+    from ..codeplan.plan_checks import check_rows
     from ..codeplan.plan_generation import PlanGenerator
-    from ..codeplan.plan_rows import check_rows
     from ..evaluation.weights import weights_fingerprint
     from .plan_data import read_rows
 

@@ -74,7 +74,7 @@ def quickstart(folder: Path, seed: int) -> None:
 
 def _write_example(student: Path, problems: Path) -> Path:
     """Write a program that has the student plan and solve the first of the problems."""
-    from ..codeplan.planning_example import planning_example
+    from ..codeplan.task_prompts import planning_example
 
     problem = json.loads(problems.read_text().splitlines()[0])["instruction"]
     path = student / "plan.py"

@@ -1,11 +1,11 @@
 """Configuration of CodePLAN's multi-task training."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from ..akd.akd_config import AKDConfig, PromptTemplateName
-from ..data.codeplan import Schedule, weights_of_tasks
-from ..data.problems import check_lengths
+from .collator import Schedule, weights_of_tasks
+from .encoding import check_lengths
 from .plan_head import PlanHead, check_plan_head_file
 
 __all__ = ["CodePLANConfig", "TaskObjective"]
@@ -53,37 +53,17 @@ class CodePLANConfig(AKDConfig):
 
     _VALID_DICT_FIELDS = AKDConfig._VALID_DICT_FIELDS
 
-    plan_weight: float = field(
-        default=0.5, metadata={"help": "Lambda: the loss is (1 - lambda) L_code + lambda L_plan."}
-    )
-    schedule: Schedule = field(
-        default="weighted",
-        metadata={
-            "help": "`weighted`: both tasks in every micro-batch. `alternate`: one task a micro-batch, in turn."
-        },
-    )
-    plan_head: PlanHead = field(
-        default="separate",
-        metadata={"help": "Whether plans have an output layer of their own (`separate`) or the LM head (`shared`)."},
-    )
-    code_objective: TaskObjective = field(
-        default="ce", metadata={"help": "`ce`: cross-entropy of the solution. `akd`: divergence from a teacher."}
-    )
-    plan_objective: TaskObjective = field(default="ce", metadata={"help": "The same for the plan."})
-    guided_weight: float = field(
-        default=0.0, metadata={"help": "Weight of a third task, a program that follows a plan; 0 for none."}
-    )
-    max_target_length: int | None = field(
-        default=None, metadata={"help": "Maximum number of tokens of a solution or plan."}
-    )
-    max_length: int | None = field(
-        default=1024, metadata={"help": "Maximum number of tokens of a prompt with its answer."}
-    )
-    learning_rate: float = field(default=2e-5, metadata={"help": "Initial learning rate."})
-    prompt_template: PromptTemplateName = field(
-        default="codeplan_code", metadata={"help": "Template in which a benchmark's problems are put."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
+    plan_weight: float = 0.5
+    schedule: Schedule = "weighted"
+    plan_head: PlanHead = "separate"
+    code_objective: TaskObjective = "ce"
+    plan_objective: TaskObjective = "ce"
+    guided_weight: float = 0.0
+    max_target_length: int | None = None
+    max_length: int | None = 1024
+    learning_rate: float = 2e-5
+    prompt_template: PromptTemplateName = "codeplan_code"
+    remove_unused_columns: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in (

@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..akd.batches import Batch, backbone_inputs, row_numbers, without_repeats
-from ..data.codeplan import DataCollatorForCodePLAN, share_divisors, take_turns
-from ..data.problems import PROBLEM_COLUMNS, Task
 from ..distributed import own_rows, through_forward, widest_float
 from ..heads import final_hidden_states
 from ..losses.fused_linear import fused_linear_cross_entropy
 from ..losses.reduction import IGNORE_INDEX, Normalization, count_items_by_task
 from ..teachers import verify_architecture
+from .collator import DataCollatorForCodePLAN, share_divisors, take_turns
+from .encoding import PROBLEM_COLUMNS, Task
 from .plan_head import (
     PLAN_HEAD_FILE,
     adopt_plan_head,

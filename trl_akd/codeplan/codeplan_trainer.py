@@ -22,13 +22,13 @@ from ..akd.batches import Batch, Targets
 from ..akd.metrics import METRICS, Means
 from ..akd.model_utils import name_of, named_datasets
 from ..akd.validation import check_arguments
-from ..data.codeplan import DataCollatorForCodePLAN, take_turns, weights_of_tasks
-from ..data.problems import ProblemEncoder, Task, check_columns, prepare_problems, tokens_of_problems
 from ..generation.transformers_generator import default_max_new_tokens
 from ..losses.fused_linear import FusedCrossEntropy, FusedDivergence, fused_linear_cross_entropy
 from ..losses.reduction import count_items_by_task
 from .codeplan_config import CodePLANConfig
 from .codeplan_mixin import EpochCallback, PlanningTrainer, answer_tokens, without_repeated_problems
+from .collator import DataCollatorForCodePLAN, take_turns, weights_of_tasks
+from .encoding import ProblemEncoder, Task, check_columns, prepare_problems, tokens_of_problems
 from .plan_head import (
     PLAN_HEAD_FILE,
     add_plan_head,
@@ -39,8 +39,8 @@ from .plan_head import (
     load_plan_head,
     plan_head_of,
 )
-from .planning_example import planning_example
 from .student import adapter_of, is_encoder_decoder, prepare_base
+from .task_prompts import planning_example
 from .tasks import pooled, routes, sums_by_task, task_head, task_loss
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..metrics.statistics import Interval, mean_interval, pass_at_k_over_tasks
-from .plan_choice import PlanChoice, PlanSamplingResult
+from .plan_sampling import PlanChoice, PlanSamplingResult
 
 __all__ = ["pass_at_k_by_plans", "plot_plan_curve", "top_k_by_plans"]
 

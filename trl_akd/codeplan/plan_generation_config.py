@@ -1,6 +1,6 @@
 """Configuration of `trl-akd plans`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,66 +79,35 @@ class PlanGenerationConfig:
             transformers, 128 with vLLM, and `concurrency` with a server.
     """
 
-    model: str | None = field(default=None, metadata={"help": "Teacher: a folder or a name."})
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "Problems with solutions: APPS's folder, a file, or a dataset on the Hub."},
-    )
-    dataset_split: str = field(default="train", metadata={"help": "Split, or a slice of one such as `train[:100]`."})
-    dataset_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a dataset on the Hub."}
-    )
-    limit: int | None = field(default=None, metadata={"help": "Take the first so many problems."})
-    output_dir: str = field(default="outputs/plans", metadata={"help": "Folder for answers and plans."})
-    reasoning: Literal["backward", "forward"] = field(
-        default="backward", metadata={"help": "backward from the solution, or forward from the problem alone."}
-    )
-    prompt_file: str | None = field(
-        default=None, metadata={"help": "Text file with a request of one's own, with {problem} and {solution}."}
-    )
-    import_plans: str | None = field(
-        default=None, metadata={"help": "Take plans from this folder of released ones instead of a teacher."}
-    )
-    num_plans: int = field(default=1, metadata={"help": "Plans a solution, or a problem if reasoning forward."})
-    max_solutions: int | None = field(
-        default=None, metadata={"help": "Take the shortest so many solutions of a problem; by default all."}
-    )
-    max_requests: int | None = field(default=None, metadata={"help": "End the run when it has sent so many requests."})
-    max_tokens: int | None = field(default=None, metadata={"help": "End the run when it has cost so many tokens."})
-    temperature: float = field(
-        default=0.2, metadata={"help": "Temperature of sampling; 0 takes the likeliest token at each step."}
-    )
-    top_p: float = field(
-        default=1.0, metadata={"help": "Sample from the likeliest tokens whose probabilities add up to this."}
-    )
-    max_new_tokens: int = field(default=512, metadata={"help": "Most tokens of an answer."})
-    seed: int = field(default=0, metadata={"help": "Seed of sampling."})
-    max_plan_chars: int = field(default=3000, metadata={"help": "Most characters of a plan."})
-    max_prompt_chars: int = field(default=20_000, metadata={"help": "Leave out solutions whose prompt is longer."})
-    prompt_style: Literal["chat", "completion"] = field(
-        default="chat", metadata={"help": "chat for tuned teachers, completion for base models."}
-    )
-    backend: Literal["transformers", "vllm", "openai"] = field(
-        default="transformers", metadata={"help": "What runs the teacher; openai is a server with OpenAI's interface."}
-    )
-    base_url: str | None = field(
-        default=None, metadata={"help": "Address of that server, such as http://localhost:8000/v1."}
-    )
-    concurrency: int = field(default=8, metadata={"help": "Most requests to the server under way together."})
-    timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for an answer of the server."})
-    max_retries: int = field(
-        default=5, metadata={"help": "Repetitions of a request that the server did not answer well."}
-    )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the teacher."})
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(
-        default="auto", metadata={"help": "Precision of the teacher's weights; auto is as saved."}
-    )
-    device_map: str | None = field(
-        default=None, metadata={"help": "Spread the teacher over devices, such as `auto`; by default it is on one."}
-    )
-    batch_size: int | None = field(
-        default=None, metadata={"help": "Prompts to give the teacher at a time, and to lose by an interruption."}
-    )
+    model: str | None = None
+    dataset_name: str | None = None
+    dataset_split: str = "train"
+    dataset_revision: str | None = None
+    limit: int | None = None
+    output_dir: str = "outputs/plans"
+    reasoning: Literal["backward", "forward"] = "backward"
+    prompt_file: str | None = None
+    import_plans: str | None = None
+    num_plans: int = 1
+    max_solutions: int | None = None
+    max_requests: int | None = None
+    max_tokens: int | None = None
+    temperature: float = 0.2
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+    seed: int = 0
+    max_plan_chars: int = 3000
+    max_prompt_chars: int = 20_000
+    prompt_style: Literal["chat", "completion"] = "chat"
+    backend: Literal["transformers", "vllm", "openai"] = "transformers"
+    base_url: str | None = None
+    concurrency: int = 8
+    timeout: float = 120.0
+    max_retries: int = 5
+    model_revision: str | None = None
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    device_map: str | None = None
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.import_plans is not None and self.model:

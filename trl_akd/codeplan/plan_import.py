@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .plan_checks import check_plan, plan_of_answer
-from .plan_rows import check_rows
+from .plan_checks import check_plan, check_rows, extract_plan
 
 __all__ = ["ImportReport", "import_plans", "read_plans"]
 
@@ -106,7 +105,7 @@ def import_plans(
         texts, solutions = plans.get(str(row["id"]), []), len(row["solutions"])
         row["plans"], row["plan_solutions"] = [], []
         for number, text in enumerate(texts):
-            plan = plan_of_answer(text)
+            plan = extract_plan(text)
             reason = check_plan(plan, truncated=False, max_chars=max_plan_chars)
             if reason is not None:
                 rejected[reason] += 1

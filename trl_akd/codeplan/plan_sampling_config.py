@@ -1,6 +1,6 @@
 """What `trl-akd evaluate` needs to know to sample plans."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 __all__ = ["PlanSamplingConfig"]
@@ -25,16 +25,11 @@ class PlanSamplingConfig:
             Folder of a ranker that orders the programs, from `trl-akd ranker train`.
     """
 
-    plan_sampling: bool = field(
-        default=False, metadata={"help": "Sample plans, and judge programs written with the one that is chosen."}
-    )
-    num_plans: int = field(default=20, metadata={"help": "Plans a problem."})
-    max_plan_tokens: int = field(default=512, metadata={"help": "Most tokens of a plan."})
-    without_public_tests: Literal["error", "logprob"] = field(
-        default="error",
-        metadata={"help": "What to do for a problem without public tests; logprob chooses the likeliest plan."},
-    )
-    ranker: str | None = field(default=None, metadata={"help": "Folder of a ranker that orders the programs."})
+    plan_sampling: bool = False
+    num_plans: int = 20
+    max_plan_tokens: int = 512
+    without_public_tests: Literal["error", "logprob"] = "error"
+    ranker: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_plans", "max_plan_tokens"):

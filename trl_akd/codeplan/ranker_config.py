@@ -1,6 +1,6 @@
 """What the actions of `trl-akd ranker` need to know."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 __all__ = ["RankerBenchmark", "RankerData", "RankerModel", "RankerRanking"]
@@ -18,13 +18,8 @@ class RankerBenchmark:
             Local copy of a named benchmark; without it, it comes from the Hub.
     """
 
-    benchmark: str | None = field(
-        default=None,
-        metadata={"help": "humaneval, humaneval_plus, mbpp, mbpp_plus, apps, or a .jsonl file of one's own."},
-    )
-    benchmark_path: str | None = field(
-        default=None, metadata={"help": "Local copy of a named benchmark; without it, it comes from the Hub."}
-    )
+    benchmark: str | None = None
+    benchmark_path: str | None = None
 
     def __post_init__(self) -> None:
         if not self.benchmark:
@@ -43,10 +38,8 @@ class RankerData:
             File for the rows.
     """
 
-    evaluations: list[str] | None = field(
-        default=None, metadata={"help": "Folders of `trl-akd evaluate`, with samples.jsonl and verdicts.jsonl."}
-    )
-    output: str = field(default="outputs/ranker/data.jsonl", metadata={"help": "File for the rows."})
+    evaluations: list[str] | None = None
+    output: str = "outputs/ranker/data.jsonl"
 
     def __post_init__(self) -> None:
         if not self.evaluations:
@@ -73,18 +66,12 @@ class RankerModel:
             Share of the problems to hold out and to report on.
     """
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Model to start from: an encoder or a small language model."}
-    )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
-    train_file: str = field(default="outputs/ranker/data.jsonl", metadata={"help": "Rows of `trl-akd ranker data`."})
-    labels: Literal["binary", "ternary", "error_type"] = field(
-        default="error_type", metadata={"help": "Classes that the ranker tells apart."}
-    )
-    max_length: int = field(default=1024, metadata={"help": "Most tokens of problem and program together."})
-    test_size: float | None = field(
-        default=None, metadata={"help": "Share of the problems to hold out and to report on."}
-    )
+    model_name_or_path: str | None = None
+    model_revision: str | None = None
+    train_file: str = "outputs/ranker/data.jsonl"
+    labels: Literal["binary", "ternary", "error_type"] = "error_type"
+    max_length: int = 1024
+    test_size: float | None = None
 
     def __post_init__(self) -> None:
         if not self.model_name_or_path:
@@ -111,11 +98,11 @@ class RankerRanking:
             Programs to read at a time.
     """
 
-    ranker: str | None = field(default=None, metadata={"help": "Folder of a trained ranker."})
-    samples: str | None = field(default=None, metadata={"help": "Programs: a samples.jsonl of `trl-akd evaluate`."})
-    output: str = field(default="ranked.jsonl", metadata={"help": "File for the programs, the best first."})
-    keep: int | None = field(default=None, metadata={"help": "Keep the best so many of each problem."})
-    batch_size: int = field(default=16, metadata={"help": "Programs to read at a time."})
+    ranker: str | None = None
+    samples: str | None = None
+    output: str = "ranked.jsonl"
+    keep: int | None = None
+    batch_size: int = 16
 
     def __post_init__(self) -> None:
         for name in ("ranker", "samples"):

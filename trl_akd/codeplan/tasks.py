@@ -8,12 +8,12 @@ import torch
 
 from ..akd.batches import Targets
 from ..akd.metrics import METRICS, Means, loss_from_means
-from ..data.problems import Task
 from ..distributed import widest_float
 from ..heads import head_of, lm_head
 from ..losses.fused_linear import FusedCrossEntropy, FusedDivergence
 from ..losses.lm_head import LMHead
 from .codeplan_config import CodePLANConfig, TaskObjective
+from .encoding import Task
 from .plan_head import plan_head_of
 
 __all__ = ["Route", "pooled", "routes", "sums_by_task", "task_head", "task_loss"]

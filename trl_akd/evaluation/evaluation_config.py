@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from ..data.templates import DEFAULT_TEMPLATE, get_template
-from .benchmarks import BENCHMARKS
 from .prompts import PROMPT_STYLES
 
 Backend = Literal["transformers", "vllm", "openai"]
@@ -114,100 +113,40 @@ class EvaluationConfig:
             Packages that programs and tests may import beside the standard library and those of the benchmark.
     """
 
-    model: str | None = field(default=None, metadata={"help": "Model to judge: a folder or a name."})
-    samples: str | None = field(
-        default=None, metadata={"help": "Judge the programs in this JSON Lines file or folder instead."}
-    )
-    compare: list[str] | None = field(
-        default=None, metadata={"help": "Compare the results in these folders; the first is the teacher."}
-    )
-    benchmark: str | None = field(
-        default=None,
-        metadata={"help": f"{', '.join(BENCHMARKS)}, or a .jsonl file of one's own."},
-    )
-    benchmark_path: str | None = field(
-        default=None, metadata={"help": "Local copy of a named benchmark; without it, it comes from the Hub."}
-    )
-    benchmark_base_path: str | None = field(
-        default=None, metadata={"help": "Local copy of HumanEval, for the base score of a local copy of HumanEval+."}
-    )
-    benchmark_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the benchmark on the Hub."}
-    )
-    limit: int | None = field(default=None, metadata={"help": "Judge by the first so many problems."})
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder for samples and results, by default outputs/evaluation/<benchmark>/<model>."},
-    )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
-    backend: Backend = field(
-        default="transformers", metadata={"help": "What runs the model; openai is a server with OpenAI's interface."}
-    )
-    base_url: str | None = field(
-        default=None, metadata={"help": "Address of that server, such as http://localhost:8000/v1."}
-    )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(
-        default="auto", metadata={"help": "Precision of the weights; auto is as saved."}
-    )
-    device_map: str | None = field(
-        default=None, metadata={"help": "Spread the model over devices, such as `auto`; by default it is on one."}
-    )
-    prompt_style: Literal["completion", "template", "chat"] = field(
-        default="completion",
-        metadata={"help": "completion for base models, template or chat for tuned ones."},
-    )
-    prompt_template: str = field(
-        default=DEFAULT_TEMPLATE, metadata={"help": "Template of the style `template`, as in the model's training."}
-    )
-    stop: list[str] | None = field(
-        default=None, metadata={"help": "Texts that end a completion, instead of those of the benchmark."}
-    )
-    num_samples: int = field(default=1, metadata={"help": "Programs a problem. May be raised later."})
-    temperature: float = field(
-        default=0.0, metadata={"help": "Temperature of sampling; 0 takes the likeliest token at each step."}
-    )
-    top_p: float = field(
-        default=1.0, metadata={"help": "Sample from the likeliest tokens whose probabilities add up to this."}
-    )
-    max_new_tokens: int | None = field(
-        default=None,
-        metadata={
-            "help": "Maximum number of tokens per completion; by default 512, or half of the model's positions where "
-            "that is less."
-        },
-    )
-    long_prompts: Literal["error", "fail"] = field(
-        default="error", metadata={"help": "What to do where a prompt exceeds the model's positions."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of sampling."})
-    batch_size: int | None = field(
-        default=None, metadata={"help": "Programs generated at a time: by default 16 with transformers, else 128."}
-    )
-    k: list[int] = field(default_factory=lambda: [1], metadata={"help": "The k of pass@k."})
-    all_tests: bool = field(
-        default=False, metadata={"help": "Run every test of a program and report the share of tests passed."}
-    )
-    confidence: float = field(default=0.95, metadata={"help": "Level of the intervals."})
-    allow_code_execution: bool = field(
-        default=False, metadata={"help": "Run the programs, in a sandbox; as HF_ALLOW_CODE_EVAL=1 does."}
-    )
-    isolation: Literal["auto", "namespace", "bwrap", "process"] = field(
-        default="auto", metadata={"help": "Level of the sandbox; process contains accidents alone."}
-    )
-    strict: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Run tests in another process than the candidate; by default where the benchmark allows it.",
-            "nargs": "?",
-            "const": True,
-        },
-    )
-    workers: int | None = field(default=None, metadata={"help": "Programs run at a time, by default one a core."})
-    timeout: float = field(default=DEFAULT_TIMEOUT, metadata={"help": "Seconds of processor time a program may take."})
-    memory_mb: int = field(default=512, metadata={"help": "MiB a program may take."})
-    packages: list[str] | None = field(
-        default=None, metadata={"help": "Packages that programs may import beside the standard library."}
-    )
+    model: str | None = None
+    samples: str | None = None
+    compare: list[str] | None = None
+    benchmark: str | None = None
+    benchmark_path: str | None = None
+    benchmark_base_path: str | None = None
+    benchmark_revision: str | None = None
+    limit: int | None = None
+    output_dir: str | None = None
+    model_revision: str | None = None
+    backend: Backend = "transformers"
+    base_url: str | None = None
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    device_map: str | None = None
+    prompt_style: Literal["completion", "template", "chat"] = "completion"
+    prompt_template: str = DEFAULT_TEMPLATE
+    stop: list[str] | None = None
+    num_samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int | None = None
+    long_prompts: Literal["error", "fail"] = "error"
+    seed: int = 0
+    batch_size: int | None = None
+    k: list[int] = field(default_factory=lambda: [1])
+    all_tests: bool = False
+    confidence: float = 0.95
+    allow_code_execution: bool = False
+    isolation: Literal["auto", "namespace", "bwrap", "process"] = "auto"
+    strict: bool | None = field(default=None, metadata={"nargs": "?", "const": True})
+    workers: int | None = None
+    timeout: float = DEFAULT_TIMEOUT
+    memory_mb: int = 512
+    packages: list[str] | None = None
 
     def __post_init__(self) -> None:
         self._check_what_is_asked()

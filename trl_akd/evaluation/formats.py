@@ -5,7 +5,7 @@ import builtins
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from ..generation.source import defines, parse
+from ..generation.python_ast import defines, parse
 from .columns import Row, cases, optional_text, task_id, tests, text, texts
 from .livecodebench import read_livecodebench
 from .problems import Problem
@@ -84,7 +84,7 @@ def _mbpp(row: Row, where: str) -> Problem:
         code_prompt=prompt,
         entry_point=_called(asserts, optional_text(row, "code", where)),
         base_tests=base if hidden else None,
-        public_tests=f"{shown}\n" if hidden else program,
+        public_tests=base,
         stop=_PROGRAM_ENDS,
     )
 

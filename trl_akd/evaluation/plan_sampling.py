@@ -8,18 +8,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..codeplan.plan_choice import PlanSamplingResult
 from ..codeplan.plan_curve import pass_at_k_by_plans, top_k_by_plans
 from ..codeplan.plan_head import PlanHeadGenerator, find_plan_head, load_plan_head
-from ..codeplan.plan_sampling import PlanSampler
+from ..codeplan.plan_sampling import PlanSampler, PlanSamplingResult
 from ..codeplan.plan_sampling_config import PlanSamplingConfig
 from ..codeplan.ranker import Ranker
 from ..codeplan.task_prompts import TaskPrompting
+from ..distributed import is_main_process
 from ..execution import CodeExecutor
 from ..files import replace_text
 from ..generation import TextGenerator, TransformersGenerator
 from ..generation.recorded import RecordedGenerator
-from ..generation.sharing import is_main
 from ..ledger import Ledger
 from ..metrics.statistics import Interval
 from .backends import LoadedModel, load_model, with_max_new_tokens
@@ -85,7 +84,7 @@ def evaluate_with_plans(
     )
     _check(config, benchmark, planning)
     began = time.monotonic()
-    if not is_main(accelerator):
+    if not is_main_process(accelerator):
         config = with_max_new_tokens(config)
         _sample(config, planning, benchmark, _load(config, accelerator), accelerator)
         return None
@@ -172,7 +171,7 @@ def _sample(
             config.temperature,
             config.top_p,
             plan_generator=RecordedGenerator(_plan_generator(config, loaded), plans, accelerator=accelerator),
-            also_with=[number for number in _CURVE if number < planning.num_plans],
+            smaller_num_plans=[number for number in _CURVE if number < planning.num_plans],
             without_public_tests=planning.without_public_tests,
             ranker=None if planning.ranker is None else Ranker.from_pretrained(planning.ranker),
             prompting=_prompting(config, benchmark),

@@ -167,7 +167,8 @@ class CodeExecutor:
 
         Args:
             programs (`Sequence[tuple[str, Tests]]`): candidate and tests of each: a test program, which runs in the
-                candidate's namespace; or `{"inputs": [...], "outputs": [...]}` as in APPS, texts (or lists of lines)
+                candidate's namespace as `__main__`, followed by the test functions and TestCases that it defines and
+                does not run; or `{"inputs": [...], "outputs": [...]}` as in APPS, texts (or lists of lines)
                 for standard input and output; or the same with `"fn_name"`, lists of arguments and returned values.
                 Inputs and outputs may come with a `"harness"`, whose imports run before each program and by whose
                 rules answers are compared: `"apps"` (the default), `"livecodebench"`, or `"none"`, for no imports.
@@ -213,8 +214,11 @@ class CodeExecutor:
         try:
             with selectors.DefaultSelector() as selector:
                 while True:
-                    while len(busy) < self._workers and (task := self._next_task(programs, fail_fast)):
-                        self._assign(task, busy, selector, timeout, memory_mb)
+                    while len(busy) < self._workers and (started := self._start_next(programs, fail_fast)):
+                        if isinstance(started, _Task):
+                            self._assign(started, busy, selector, timeout, memory_mb)
+                        else:
+                            yield started
                     if not busy:
                         return
                     for worker in _wait(selector, busy):
@@ -242,11 +246,17 @@ class CodeExecutor:
         finally:
             self._release()
 
-    def _next_task(self, programs: Iterator[tuple[int, tuple[str, Tests]]], fail_fast: bool) -> _Task | None:
+    def _start_next(
+        self, programs: Iterator[tuple[int, tuple[str, Tests]]], fail_fast: bool
+    ) -> _Task | tuple[int, ExecutionResult] | None:
+        """Start to judge the next program; return its task, or its result where nothing has to run for that."""
         for index, pair in programs:
             _check_program(index, pair)
             judgement = judge(*pair, strict=self._strict, fail_fast=fail_fast)
-            return _Task(index, judgement, next(judgement))
+            try:
+                return _Task(index, judgement, next(judgement))
+            except StopIteration as end:
+                return index, self._result(end.value)
         return None
 
     def _assign(

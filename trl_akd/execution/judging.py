@@ -13,6 +13,7 @@ from itertools import chain
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
+from .checks import find_checks
 from .worker import OUTPUT_BYTES, Case
 from .zygote import plain
 
@@ -106,7 +107,10 @@ def judge(candidate: str, tests: Tests, *, strict: bool, fail_fast: bool) -> Jud
         fail_fast (`bool`): whether to leave out the cases after the first that fails.
     """
     if isinstance(tests, str):
-        outcome = yield Case(candidate, "strict" if strict else "test", tests)
+        checks = find_checks(tests)
+        if checks.unrunnable:
+            return {"status": "infra_error", "message": checks.unrunnable, "tests_total": 1}
+        outcome = yield Case(candidate, "strict" if strict else "test", tests, checks=checks)
         return {**outcome, "tests_passed": int(outcome["status"] == "passed"), "tests_total": 1}
     function, harness = tests.get("fn_name"), _HARNESSES[tests.get("harness", "apps")]
     first_failure: dict[str, Any] | None = None

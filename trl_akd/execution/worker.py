@@ -8,9 +8,10 @@ import sys
 import tempfile
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from .checks import Checks
 from .zygote import channel, metering
 from .zygote.cgroup import MemoryGroup, make_group
 
@@ -62,6 +63,7 @@ class Case:
         text (`str`): the test program, the standard input, or the arguments as JSON.
         function (`str`, *optional*): what `call` calls.
         preamble (`str`, *optional*, defaults to `""`): imports that run in the candidate's namespace before it.
+        checks (`Checks`, *optional*): the checks that a test program leaves to a test runner.
     """
 
     candidate: str
@@ -69,6 +71,7 @@ class Case:
     text: str
     function: str | None = None
     preamble: str = ""
+    checks: Checks = field(default_factory=Checks)
 
 
 class Worker:
@@ -131,6 +134,7 @@ class Worker:
             "memory_bytes": memory_mb << 20,
             "function": case.function,
             "preamble": case.preamble,
+            "checks": asdict(case.checks),
         }
         files = [channel.make_file(text.encode("utf-8", "surrogatepass")) for text in (case.candidate, case.text)]
         if case.mode in ("script", "call"):

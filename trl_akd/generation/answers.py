@@ -12,10 +12,10 @@ from itertools import islice
 from types import MappingProxyType
 
 from .programs import find_program, is_marked_right, is_marked_wrong
+from .python_ast import does_something, parse
 from .python_parts import Part, PartKind
-from .source import does_something, parse
 
-__all__ = ["LANGUAGES", "Answer", "CodeBlock", "parse_answer"]
+__all__ = ["LANGUAGES", "Answer", "CodeBlock", "extract_program", "parse_answer"]
 
 LANGUAGES = MappingProxyType(
     {
@@ -54,12 +54,12 @@ _END = re.compile(
     re.MULTILINE,
 )
 _START = re.compile(
-    r"(?:\s*+(?:<\|(?:im_start|start|start_header_id|begin_of_text|assistant|end_header_id|fim_middle|fim_prefix|message"
+    r"(?>(?:\s*+(?:<\|(?:im_start|start|start_header_id|begin_of_text|assistant|end_header_id|fim_middle|fim_prefix|message"
     r"|im_end|CHATBOT_TOKEN)\|>|<s>|<bos>|<start_of_turn>|<fim_middle>|<fim_prefix>|<MID>|<PRE>|\[/INST\]"
-    r"|<\uff5c[^\uff5c\n]{1,40}\uff5c>)(?:(?:assistant|model)(?=\s|<))?+)++"
+    r"|<\uff5c[^\uff5c\n]{1,40}\uff5c>)(?>(?:(?:assistant|model)(?=\s|<))?))+)"
 )
 _PROMPT = re.compile(
-    r"(?:\s*+(?:<\|begin_of_text\|>|<s>|<bos>|<\uff5cbegin[^\uff5c\n]{1,40}\uff5c>))*+\s*+(?:\[INST\]"
+    r"(?>(?:\s*+(?:<\|begin_of_text\|>|<s>|<bos>|<\uff5cbegin[^\uff5c\n]{1,40}\uff5c>))*)\s*+(?:\[INST\]"
     r"|<\|(?:im_start|start_header_id)\|>(?:system|user)\b|<start_of_turn>(?:system|user)\b|<\|(?:system|user)\|>"
     r"|<\uff5cUser\uff5c>)"
 )
@@ -73,17 +73,18 @@ _FILL_IN = re.compile(
 )
 
 _FENCE = re.compile(
-    r"(?P<prefix>[ \t]*+(?:>[ \t]?+)*+(?:(?:[-*+]|\d{1,9}[.)])[ \t]++)?+[ \t]*+)(?P<mark>`{3,}+|~{3,}+)(?P<info>.*+)"
+    r"(?P<prefix>[ \t]*+(?>(?:>[ \t]?+)*)(?>(?:(?:[-*+]|\d{1,9}[.)])[ \t]++)?)[ \t]*+)"
+    r"(?P<mark>`{3,}+|~{3,}+)(?P<info>.*+)"
 )
 _INLINE_FENCE = re.compile(r"(?P<before>[^`]*\S[ \t]*+)(?P<mark>```)(?P<info>(?:python3?|py)[ \t]*+)", re.IGNORECASE)
 _TAG = re.compile(r"[ \t]*+\{?[ \t]*+\.?(?P<tag>[\w+#-]++)(?P<rest>.*+)")
 _FIRST_CODE = re.compile(r"[ \t]*+(?:def|class|import|from|async|print|@|\w+[ \t]*=[^=\"'])")
 _WRAPPER = re.compile(r"\[(?P<square>PYTHON|BEGIN|CODE)\]|<(?P<angle>code|python|pre)(?:[ \t][^<>\n]{0,200})?>")
 _PYTHON_STRING = re.compile(
-    r"(?P<triple>\"\"\"|''')|\"(?:[^\"\\\n]|\\.)*+\"?+|'(?:[^'\\\n]|\\.)*+'?+|(?P<comment>\#.*+)"
+    r"(?P<triple>\"\"\"|''')|\"(?>(?:[^\"\\\n]|\\.)*)\"?+|'(?>(?:[^'\\\n]|\\.)*)'?+|(?P<comment>\#.*+)"
 )
 _OPENS_PYTHON = re.compile(
-    r"^(?:(?:async[ \t]++)?+def[ \t]++\w|class[ \t]++\w++[^;{\n]{0,200}:[ \t]*+$|import[ \t]++[\w., \t]++$"
+    r"^(?:(?>(?:async[ \t]++)?)def[ \t]++\w|class[ \t]++\w++[^;{\n]{0,200}:[ \t]*+$|import[ \t]++[\w., \t]++$"
     r"|from[ \t]++[\w.]++[ \t]++import\b)",
     re.MULTILINE,
 )
@@ -366,7 +367,7 @@ class _FenceReader:
         delimiter: str | None = None
         for number in range(first, len(self._lines)):
             line = self._lines[number]
-            line = re.sub(r"^[ \t]*+(?:>[ \t]?)++", "", line) if quote else _without_indent(line, indent)
+            line = re.sub(r"^[ \t]*+(?>(?:>[ \t]?)+)", "", line) if quote else _without_indent(line, indent)
             other = _FENCE.fullmatch(line)
             code, ends = line, False
             following = number
@@ -511,3 +512,27 @@ def _language(text: str, blocks: tuple[CodeBlock, ...]) -> str | None:
 def _is_code(text: str) -> bool:
     """Tell whether a text opens a Python definition or an import, or parses and does something."""
     return _OPENS_PYTHON.search(text) is not None or does_something(text)
+
+
+def extract_program(text: str, entry_point: str | None = None) -> str:
+    r"""Return the Python program in a model's answer.
+
+    Where there is none, the answer without its thoughts is returned: running it shows what is wrong with it. Thoughts
+    that never end are no answer, and the result is empty.
+
+    Args:
+        text (`str`):
+            Text that a model generated.
+        entry_point (`str`, *optional*):
+            Name that the program should define. See [`parse_answer`] for the choice between several definitions.
+
+    Example:
+
+    ```python
+    >>> extract_program("The answer is below.\ndef one():\n    return 1\nI hope this helps!", "one")
+    'def one():\n    return 1'
+
+    ```
+    """
+    answer = parse_answer(text, entry_point)
+    return answer.text if answer.program is None else answer.program

@@ -12,8 +12,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-from .source import does_something, parse
-from .statements import ASSIGNMENTS, READS_INPUT, Statement, statements_of
+from .python_ast import ASSIGNMENTS, READS_INPUT, Statement, does_something, parse, statements_of
 
 __all__ = ["Part", "PartKind", "Source"]
 
@@ -366,7 +365,7 @@ _REPAIRS: tuple[Callable[[str], str], ...] = (
 _OPENS_CODE = re.compile(r"[ \t]*(?:(?:async[ \t]+)?def[ \t]+\w+[ \t]*[\[(]|class[ \t]+\w+[ \t]*[(:]|@\w)")
 _CONTINUES = re.compile(r"(?:else|elif|except|finally)\b|[)\]}]")
 _LEXEME = re.compile(
-    r"(?P<triple>\"\"\"|''')|\"(?:[^\"\\\n]|\\.)*+\"?+|'(?:[^'\\\n]|\\.)*+'?+|(?P<comment>\#.*+)|(?P<bracket>[(\[{)\]}])"
+    r"(?P<triple>\"\"\"|''')|\"(?>(?:[^\"\\\n]|\\.)*)\"?+|'(?>(?:[^'\\\n]|\\.)*)'?+|(?P<comment>\#.*+)|(?P<bracket>[(\[{)\]}])"
 )
 
 

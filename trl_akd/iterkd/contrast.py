@@ -74,7 +74,7 @@ class PairTargets(Targets):
 
 
 def pair_targets(batch: Batch, normalization: Normalization) -> PairTargets:
-    """Return the targets of a batch from [`trl_akd.data.pairs.DataCollatorForPairs`]."""
+    """Return the targets of a batch from [`trl_akd.iterkd.pairs.DataCollatorForPairs`]."""
     labels, fault_rows = batch["labels"][:, 1:], batch["fault_rows"]
     pairs, mask = len(fault_rows), fault_rows >= 0
     task_ids = (torch.arange(len(labels), device=labels.device) >= pairs).long()

@@ -72,12 +72,15 @@ class CycleConfig:
             Maximum number of tokens of their prompts and completions, likewise.
         max_seconds (`float`, *optional*):
             Maximum number of seconds that the run may take, likewise; training that has begun is finished.
-        price_per_million_prompt_tokens (`float`, *optional*),
+        price_per_million_prompt_tokens (`float`, *optional*):
+            Price of the teacher's prompt tokens, in any currency, for the estimate before the first request and for
+            `usage.json`.
         price_per_million_completion_tokens (`float`, *optional*):
-            What the teacher costs, in any currency, for the estimate before the first request and for `usage.json`.
-        judge_price_per_million_prompt_tokens (`float`, *optional*),
+            Price of the teacher's completion tokens.
+        judge_price_per_million_prompt_tokens (`float`, *optional*):
+            Price of the judge's prompt tokens, if the judge is not the teacher.
         judge_price_per_million_completion_tokens (`float`, *optional*):
-            What another judge than the teacher costs.
+            Price of the judge's completion tokens, if the judge is not the teacher.
         keep_students (`int`, *optional*):
             Number of the last cycles whose students stay on disk; by default all.
         retry_refused (`bool`, *optional*, defaults to `False`):
@@ -142,98 +145,46 @@ class CycleConfig:
             Most tokens of the student's answers, which are the likeliest ones.
     """
 
-    cycles: int = field(default=3, metadata={"help": "Maximum number of cycles."})
-    min_gain: float | None = field(
-        default=None, metadata={"help": "End where the mean score of the feedback has not risen by at least this."}
-    )
-    max_requests: int | None = field(
-        default=None, metadata={"help": "Maximum number of requests to teacher and judge in the whole run."}
-    )
-    max_tokens: int | None = field(
-        default=None, metadata={"help": "Maximum number of tokens of their prompts and completions."}
-    )
-    max_seconds: float | None = field(
-        default=None, metadata={"help": "Maximum number of seconds that the whole run may take."}
-    )
-    price_per_million_prompt_tokens: float | None = field(
-        default=None, metadata={"help": "What a million prompt tokens of the teacher cost, in any currency."}
-    )
-    price_per_million_completion_tokens: float | None = field(
-        default=None, metadata={"help": "What a million completion tokens of the teacher cost."}
-    )
-    judge_price_per_million_prompt_tokens: float | None = field(
-        default=None, metadata={"help": "What a million prompt tokens of another judge than the teacher cost."}
-    )
-    judge_price_per_million_completion_tokens: float | None = field(
-        default=None, metadata={"help": "What a million completion tokens of another judge cost."}
-    )
-    keep_students: int | None = field(
-        default=None, metadata={"help": "Number of the last cycles whose students stay on disk; by default all."}
-    )
-    retry_refused: bool = field(
-        default=False, metadata={"help": "Ask the teacher again for what its server refused, before training."}
-    )
-    push_ledger_to_hub: bool = field(
-        default=False, metadata={"help": "With push_to_hub, upload the ledger, too, as a private dataset."}
-    )
-    faults_per_question: int = field(
-        default=1, metadata={"help": "Faulty answers that the teacher writes for a question."}
-    )
-    fault_kinds: list[str] = field(
-        default_factory=lambda: list(FAULT_KINDS), metadata={"help": "Kinds of fault, taken in turn."}
-    )
-    own_faults: bool = field(default=False, metadata={"help": "Let the student's own failures be faults as well."})
-    min_gap: float = field(
-        default=2.0, metadata={"help": "Points of the judge between right and faulty, where running does not tell."}
-    )
-    keep_unverified: bool = field(
-        default=False, metadata={"help": "Keep faults of which nobody could tell whether they are."}
-    )
-    judge_retries: int = field(
-        default=0, metadata={"help": "Number of times that a judgement which cannot be read is asked for again."}
-    )
-    judge_weight: float = field(default=0.5, metadata={"help": "Weight of the judge's total in the feedback's score."})
-    unknown_execution: float = field(
-        default=0.5, metadata={"help": "What execution counts for where its outcome is unknown."}
-    )
-    hard_at_most: float = field(
-        default=2.0, metadata={"help": "Greatest total of the judge at which a question is hard."}
-    )
-    easy_at_least: float = field(
-        default=5.0, metadata={"help": "Least total of the judge at which a question may be easy."}
-    )
-    new_easy: int = field(default=100, metadata={"help": "New questions to ask for after easy ones, each cycle."})
-    new_medium: int = field(default=200, metadata={"help": "New questions to ask for after medium ones."})
-    new_hard: int = field(default=200, metadata={"help": "New questions to ask for after hard ones."})
-    min_question_chars: int = field(default=20, metadata={"help": "Fewest characters of a new question."})
-    max_question_chars: int = field(default=4000, metadata={"help": "Most characters of a new question."})
-    questions_per_cycle: int = field(default=1000, metadata={"help": "Most questions of a cycle, from the second on."})
-    old_share: float = field(default=0.5, metadata={"help": "Fraction of them that old questions take."})
-    mix_easy: float = field(default=1.0, metadata={"help": "Parts of easy questions among them."})
-    mix_medium: float = field(default=2.0, metadata={"help": "Parts of medium questions."})
-    mix_hard: float = field(default=2.0, metadata={"help": "Parts of hard questions."})
-    novelty_threshold: float = field(
-        default=0.8, metadata={"help": "ROUGE-L from which on a new question counts as one that is there."}
-    )
-    overlap_words: int = field(
-        default=10, metadata={"help": "Words in a row that a new question may not share with a benchmark's problem."}
-    )
-    prompts_file: str | None = field(
-        default=None, metadata={"help": "YAML or JSON file of one's own requests to the teacher."}
-    )
-    judge_prompt_file: str | None = field(
-        default=None, metadata={"help": "Text file of one's own request to the judge."}
-    )
-    teacher_temperature: float = field(
-        default=0.7, metadata={"help": "Temperature of the teacher's answers and questions."}
-    )
-    teacher_top_p: float = field(
-        default=0.95, metadata={"help": "The teacher samples from the likeliest tokens that reach this probability."}
-    )
-    teacher_max_new_tokens: int = field(
-        default=1024, metadata={"help": "Most tokens of what the teacher and the judge write."}
-    )
-    answer_max_new_tokens: int = field(default=512, metadata={"help": "Most tokens of the student's answers."})
+    cycles: int = 3
+    min_gain: float | None = None
+    max_requests: int | None = None
+    max_tokens: int | None = None
+    max_seconds: float | None = None
+    price_per_million_prompt_tokens: float | None = None
+    price_per_million_completion_tokens: float | None = None
+    judge_price_per_million_prompt_tokens: float | None = None
+    judge_price_per_million_completion_tokens: float | None = None
+    keep_students: int | None = None
+    retry_refused: bool = False
+    push_ledger_to_hub: bool = False
+    faults_per_question: int = 1
+    fault_kinds: list[str] = field(default_factory=lambda: list(FAULT_KINDS))
+    own_faults: bool = False
+    min_gap: float = 2.0
+    keep_unverified: bool = False
+    judge_retries: int = 0
+    judge_weight: float = 0.5
+    unknown_execution: float = 0.5
+    hard_at_most: float = 2.0
+    easy_at_least: float = 5.0
+    new_easy: int = 100
+    new_medium: int = 200
+    new_hard: int = 200
+    min_question_chars: int = 20
+    max_question_chars: int = 4000
+    questions_per_cycle: int = 1000
+    old_share: float = 0.5
+    mix_easy: float = 1.0
+    mix_medium: float = 2.0
+    mix_hard: float = 2.0
+    novelty_threshold: float = 0.8
+    overlap_words: int = 10
+    prompts_file: str | None = None
+    judge_prompt_file: str | None = None
+    teacher_temperature: float = 0.7
+    teacher_top_p: float = 0.95
+    teacher_max_new_tokens: int = 1024
+    answer_max_new_tokens: int = 512
 
     def _check_cycles(self) -> None:
         """Raise the ValueError that names the first field outside its range."""

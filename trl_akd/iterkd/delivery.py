@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..generation import Completion, TextGenerator
@@ -34,14 +34,10 @@ class DeliveryConfig:
         ValueError: If a value is outside its range.
     """
 
-    faults_per_question: int = field(default=1, metadata={"help": "Faults that the teacher writes for a question."})
-    kinds: tuple[FaultKind, ...] = field(default=FAULT_KINDS, metadata={"help": "Kinds of fault, taken in turn."})
-    min_gap: float = field(
-        default=2.0, metadata={"help": "Points of the judge between right and faulty, where running does not tell."}
-    )
-    unverified: Literal["drop", "keep"] = field(
-        default="drop", metadata={"help": "What to do with a fault of which nobody could tell: drop or keep."}
-    )
+    faults_per_question: int = 1
+    kinds: tuple[FaultKind, ...] = FAULT_KINDS
+    min_gap: float = 2.0
+    unverified: Literal["drop", "keep"] = "drop"
 
     def __post_init__(self) -> None:
         if self.faults_per_question < 0:

@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from ..execution import ExecutionResult, Tests
@@ -41,18 +41,10 @@ class FeedbackConfig:
         ValueError: If a value is outside its range.
     """
 
-    judge_weight: float = field(
-        default=0.5, metadata={"help": "Weight of the judge's total, divided by 6; execution has the rest."}
-    )
-    unknown_execution: float = field(
-        default=0.5, metadata={"help": "What execution counts for where its outcome is unknown, 0 to 1."}
-    )
-    hard_at_most: float = field(
-        default=2.0, metadata={"help": "Greatest total of the judge at which a question is hard."}
-    )
-    easy_at_least: float = field(
-        default=5.0, metadata={"help": "Least total of the judge at which a question may be easy."}
-    )
+    judge_weight: float = 0.5
+    unknown_execution: float = 0.5
+    hard_at_most: float = 2.0
+    easy_at_least: float = 5.0
 
     def __post_init__(self) -> None:
         for name in ("judge_weight", "unknown_execution"):

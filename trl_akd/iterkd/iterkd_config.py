@@ -1,7 +1,7 @@
 """Configuration of IterKD."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from ..akd.akd_config import AKDConfig
@@ -47,24 +47,13 @@ class IterKDConfig(CycleConfig, AKDConfig):
 
     _VALID_DICT_FIELDS = AKDConfig._VALID_DICT_FIELDS
 
-    objective: Objective | None = field(
-        default=None,
-        metadata={"help": "`akd`: divergence from a teacher. `ce`: cross-entropy. By default as a teacher is given."},
-    )
-    contrastive_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the contrastive loss of correct against faulty answers."}
-    )
-    contrastive_loss: ContrastiveLoss = field(
-        default="dpo_norm", metadata={"help": "How correct answers are set against faulty ones."}
-    )
-    contrastive_beta: float | None = field(
-        default=None, metadata={"help": "Factor on log-probabilities inside the contrastive loss."}
-    )
-    simpo_margin: float | None = field(
-        default=None, metadata={"help": "How much the correct answer's reward shall be ahead, for simpo."}
-    )
-    max_faults: int = field(default=4, metadata={"help": "Most faulty answers of a pair that are trained on."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off."})
+    objective: Objective | None = None
+    contrastive_weight: float = 1.0
+    contrastive_loss: ContrastiveLoss = "dpo_norm"
+    contrastive_beta: float | None = None
+    simpo_margin: float | None = None
+    max_faults: int = 4
+    remove_unused_columns: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in (("contrastive_loss", ContrastiveLoss), ("objective", Objective)):

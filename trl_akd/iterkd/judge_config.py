@@ -1,6 +1,6 @@
 """Configuration of `trl-akd judge train`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from transformers.utils import is_torch_bf16_gpu_available
@@ -33,23 +33,13 @@ class JudgeModel:
             Most tokens that a generative judge writes on a question held out.
     """
 
-    kind: Literal["regression", "generative"] = field(
-        default="regression", metadata={"help": "regression: predict the five scores; generative: write them."}
-    )
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Model to start from: a language model, or for regression an encoder too."}
-    )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
-    train_file: str | None = field(default=None, metadata={"help": "Judgements, .json or .jsonl."})
-    test_size: float | None = field(
-        default=None, metadata={"help": "Share of the questions to hold out and to report on."}
-    )
-    prompt_file: str | None = field(
-        default=None, metadata={"help": "Text file with a generative judge's request: {instruction} and {answer}."}
-    )
-    max_new_tokens: int = field(
-        default=512, metadata={"help": "Most tokens that a generative judge writes on a question held out."}
-    )
+    kind: Literal["regression", "generative"] = "regression"
+    model_name_or_path: str | None = None
+    model_revision: str | None = None
+    train_file: str | None = None
+    test_size: float | None = None
+    prompt_file: str | None = None
+    max_new_tokens: int = 512
 
     def __post_init__(self) -> None:
         if not self.model_name_or_path:
@@ -85,9 +75,7 @@ class JudgeTrainingConfig(SFTConfig):
             Mixed precision in bfloat16; by default on where a GPU supports it. TRL's default fails without a GPU.
     """
 
-    bf16: bool | None = field(
-        default=None, metadata={"help": "Mixed precision in bfloat16; by default on where a GPU supports it."}
-    )
+    bf16: bool | None = None
 
     def __post_init__(self) -> None:
         if self.bf16 is None:

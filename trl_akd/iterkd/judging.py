@@ -203,14 +203,14 @@ _RULE = (
 _NUMBER = r"(?:[0-9]{1,3}+|[一二三四五六]|(?:one|two|three|four|five|six|iii|ii|iv|vi|v|i)\b)"
 _REFERENCE = re.compile(rf"(?<!\w){_RULE}[ ]*(?:no\.?|number)?[ #-]*(?P<number>{_NUMBER})[ ]*(?:条|條|項)?", re.I)
 _LABEL = re.compile(
-    rf"(?:(?:score|points?|rating|marks?)[ ](?:for|of|on)[ ])?+(?:{_RULE}[ ]*(?:no\.?|number)?[ #-]*"
+    rf"(?>(?:(?:score|points?|rating|marks?)[ ](?:for|of|on)[ ])?)(?:{_RULE}[ ]*(?:no\.?|number)?[ #-]*"
     rf"(?P<rule>{_NUMBER})"
     r"(?:条|條|項)?|[(\[]?(?P<item>[1-9][0-9]?)"
     r"(?:[.)\]、:]+(?![0-9])|(?=[ ]+(?:[\u2013\u2014-]+[ ]+)?[a-z])))?[ .):\]、]*"
     r"(?:[\u2013\u2014-]+[ ]+(?=[^\W\d]))?",
     re.IGNORECASE,
 )
-_BULLET = re.compile(r"[ \t>•·◦▪‣+\u2013\u2014-]*+(?:\([ ]*[xX ]?[ ]*\)[ ]+)?+")
+_BULLET = re.compile(r"[ \t>•·◦▪‣+\u2013\u2014-]*+(?>(?:\([ ]*[xX ]?[ ]*\)[ ]+)?)")
 _SCORE_WORD = (
     r"(?:sub-?)?(?:scores?|scoring|ratings?|points?|marks?|grades?|judgements?|judgments?|verdict|assessment"
     r"|evaluation"

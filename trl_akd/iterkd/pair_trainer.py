@@ -32,7 +32,6 @@ from ..akd.batches import Batch, without_repeats
 from ..akd.metrics import METRICS, Means, loss_from_means
 from ..akd.model_utils import name_of, named_datasets
 from ..akd.validation import check_arguments
-from ..data.pairs import DataCollatorForPairs, PairEncoder, check_pairs, number_of_answers, prepare_pairs
 from ..data.vocabulary import require_shared_tokens
 from ..distributed import gathered, release_engine, rewriting, through_forward, unwrapped, widest_float
 from ..generation import TransformersGenerator
@@ -42,6 +41,7 @@ from ..losses.reduction import IGNORE_INDEX
 from .contrast import CONTRASTIVE, SUPERVISED, PairTargets, contrast, contrastive_objective, pair_targets
 from .iterkd_config import IterKDConfig
 from .loading import check_adapter_weights, check_weights
+from .pairs import DataCollatorForPairs, PairEncoder, check_pairs, number_of_answers, prepare_pairs
 from .reference import compute_reference, load_reference, save_reference
 
 __all__ = ["PairTrainer"]

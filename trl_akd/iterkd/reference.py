@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..akd.batches import Batch
-from ..data.pairs import number_of_answers
+from .pairs import number_of_answers
 
 __all__ = ["REFERENCE_FILE", "compute_reference", "load_reference", "save_reference"]
 
@@ -32,7 +32,7 @@ def compute_reference(
 
     Args:
         pairs (`Dataset`):
-            Rows from [`trl_akd.data.pairs.prepare_pairs`].
+            Rows from [`trl_akd.iterkd.pairs.prepare_pairs`].
         collate (`Callable`):
             From rows to a batch with `answer_ids` `[B]`.
         log_probs (`Callable`):

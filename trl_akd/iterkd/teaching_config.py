@@ -70,67 +70,29 @@ class TeachingConfig:
         ValueError: If fields contradict one another.
     """
 
-    text_teacher: str | None = field(
-        default=None, metadata={"help": "Who writes answers and questions; by default the teacher model."}
-    )
-    text_backend: Literal["transformers", "vllm", "openai"] = field(
-        default="transformers", metadata={"help": "What runs it; openai is a server with OpenAI's interface."}
-    )
-    base_url: str | None = field(
-        default=None, metadata={"help": "Address of that server, such as http://localhost:8000/v1."}
-    )
-    api_key_env: str = field(
-        default=DEFAULT_KEY, metadata={"help": "Environment variable that has the key of that server."}
-    )
-    extra_body: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Fields to add to each request to it, or to replace, as JSON."}
-    )
-    concurrency: int = field(
-        default=8, metadata={"help": "Maximum number of requests to a server under way together."}
-    )
-    timeout: float = field(
-        default=120.0, metadata={"help": "Seconds that a request may take until its whole answer has come."}
-    )
-    max_retries: int = field(
-        default=5, metadata={"help": "Repetitions of a request that a server did not answer well."}
-    )
-    max_refusals: int = field(
-        default=8, metadata={"help": "Number of unexplained refusals in a row that ends the run."}
-    )
-    text_prompt_style: Literal["chat", "completion"] = field(
-        default="chat", metadata={"help": "chat for tuned teachers, completion for base models."}
-    )
-    generation_batch_size: int = field(
-        default=16, metadata={"help": "Texts that teacher and student write at a time, on each process."}
-    )
-    judge: str = field(
-        default="teacher", metadata={"help": "teacher, none, or the folder of a judge from `trl-akd judge train`."}
-    )
-    judge_base_url: str | None = field(
-        default=None, metadata={"help": "Address of a server with OpenAI's interface whose model judges."}
-    )
-    judge_model: str | None = field(default=None, metadata={"help": "Name by which that server knows the judge."})
-    judge_api_key_env: str = field(
-        default=DEFAULT_KEY, metadata={"help": "Environment variable that has the key of the judge's server."}
-    )
-    judge_extra_body: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Fields to add to each request to the judge, or to replace, as JSON."}
-    )
-    eval_benchmark: str | None = field(
-        default=None, metadata={"help": "Benchmark that the student is measured by after each cycle."}
-    )
-    eval_benchmark_path: str | None = field(default=None, metadata={"help": "Local copy of a named benchmark."})
-    eval_benchmark_limit: int | None = field(default=None, metadata={"help": "Measure by the first so many problems."})
-    decontaminate: list[str] = field(
-        default_factory=list, metadata={"help": "More benchmarks whose problems no new question may repeat."}
-    )
-    allow_code_execution: bool = field(
-        default=False, metadata={"help": "Run the programs, in a sandbox; as HF_ALLOW_CODE_EVAL=1 does."}
-    )
-    program_timeout: float = field(default=3.0, metadata={"help": "Seconds of processor time a program may take."})
-    workers: int | None = field(
-        default=None, metadata={"help": "Programs run at a time on each process, by default one per core."}
-    )
+    text_teacher: str | None = None
+    text_backend: Literal["transformers", "vllm", "openai"] = "transformers"
+    base_url: str | None = None
+    api_key_env: str = DEFAULT_KEY
+    extra_body: dict[str, Any] | str | None = None
+    concurrency: int = 8
+    timeout: float = 120.0
+    max_retries: int = 5
+    max_refusals: int = 8
+    text_prompt_style: Literal["chat", "completion"] = "chat"
+    generation_batch_size: int = 16
+    judge: str = "teacher"
+    judge_base_url: str | None = None
+    judge_model: str | None = None
+    judge_api_key_env: str = DEFAULT_KEY
+    judge_extra_body: dict[str, Any] | str | None = None
+    eval_benchmark: str | None = None
+    eval_benchmark_path: str | None = None
+    eval_benchmark_limit: int | None = None
+    decontaminate: list[str] = field(default_factory=list)
+    allow_code_execution: bool = False
+    program_timeout: float = 3.0
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         self.extra_body = _mapping("extra_body", self.extra_body)

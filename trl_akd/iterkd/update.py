@@ -53,12 +53,12 @@ class UpdateConfig:
         ValueError: If a value is outside its range.
     """
 
-    easy: int = field(default=100, metadata={"help": "New questions to ask for after easy ones."})
-    medium: int = field(default=200, metadata={"help": "New questions to ask for after medium ones."})
-    hard: int = field(default=200, metadata={"help": "New questions to ask for after hard ones."})
-    min_chars: int = field(default=20, metadata={"help": "Fewest characters of a question."})
-    max_chars: int = field(default=4000, metadata={"help": "Most characters of a question."})
-    seed: int = field(default=0, metadata={"help": "Which questions new ones are written after."})
+    easy: int = 100
+    medium: int = 200
+    hard: int = 200
+    min_chars: int = 20
+    max_chars: int = 4000
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for level in LEVELS:
@@ -92,12 +92,12 @@ class MixConfig:
         ValueError: If a value is outside its range.
     """
 
-    size: int = field(default=1000, metadata={"help": "Most questions of a cycle."})
-    old_share: float = field(default=0.5, metadata={"help": "Fraction of `size` that old questions take."})
-    easy: float = field(default=1.0, metadata={"help": "Parts of easy questions; 0 leaves them out."})
-    medium: float = field(default=2.0, metadata={"help": "Parts of medium questions; 0 leaves them out."})
-    hard: float = field(default=2.0, metadata={"help": "Parts of hard questions; 0 leaves them out."})
-    seed: int = field(default=0, metadata={"help": "Which questions of a level are taken."})
+    size: int = 1000
+    old_share: float = 0.5
+    easy: float = 1.0
+    medium: float = 2.0
+    hard: float = 2.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.size < 1:

@@ -8,13 +8,14 @@ import json
 import linecache
 import os
 import signal
+import symtable
 import sys
 import threading
 from collections.abc import Callable
 from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
-from . import confinement, failure, plain, returns, strict, verdict
+from . import confinement, failure, plain, returns, strict, testing, verdict
 
 # Descriptors of a program's process; 0 to 2 are its standard streams.
 CANDIDATE_FD, TEXT_FD, OUTPUT_FD, VERDICT_FD = 3, 4, 5, 6
@@ -24,7 +25,7 @@ TEST = "<test>"
 _compile = compile  # not the one that a program may have put in its place
 
 
-def main(mode: str, function: str | None, preamble: str) -> NoReturn:
+def main(mode: str, function: str | None, preamble: str, checks: dict[str, Any]) -> NoReturn:
     """Run a program and send its verdict.
 
     Args:
@@ -32,6 +33,7 @@ def main(mode: str, function: str | None, preamble: str) -> NoReturn:
             `script`, standard input to standard output; `call`, one call of `function`.
         function (`str`, *optional*): name of the function or of `Solution`'s method, for `call`.
         preamble (`str`): imports to run in the candidate's namespace before it, for `script` and `call`.
+        checks (`dict`): what `testing.TestRun` needs to know of a test program.
     """
     # A program can walk up the stack and replace globals of these modules, but not the local names of frames.
     report_passed, report_failed, exit_code, leave = verdict.send_passed, report, failure.exit_code, os._exit
@@ -44,9 +46,9 @@ def main(mode: str, function: str | None, preamble: str) -> NoReturn:
         elif mode == "call":
             call(progress, function or "", preamble)
         elif mode == "strict":
-            run_strictly(progress)
+            run_strictly(progress, checks)
         else:
-            run_test(progress)
+            run_test(progress, checks)
     except BaseException as error:
         if current_id() == own_id:
             report_failed(error, progress)
@@ -105,17 +107,18 @@ class Progress:
         return found
 
 
-def run_test(progress: Progress) -> None:
-    """Load the candidate as a module, then run the test program in its namespace."""
-    compile_test, execute = progress.compile, exec  # local names, as in `main`
+def run_test(progress: Progress, checks: dict[str, Any]) -> None:
+    """Load the candidate as a module, then run the test program in its namespace, as the main program."""
+    run = testing.TestRun(checks, TEST, progress.script)
+    compile_test, execute = progress.compile, run.execute  # local names, as in `main`
     source = read_text(TEXT_FD)  # before the candidate could change what lies there
     module = load(progress)
     test = compile_test(source, TEST)
     progress.enter("test")
-    execute(test, module.__dict__)
+    execute(test, module)
 
 
-def run_strictly(progress: Progress) -> None:
+def run_strictly(progress: Progress, checks: dict[str, Any]) -> None:
     """Load the candidate in another process, then run the test program here, on stand-ins for what it defines."""
 
     def serve(pipe: strict.Pipe) -> None:
@@ -132,9 +135,10 @@ def run_strictly(progress: Progress) -> None:
     pipe, candidate = strict.start_candidate(serve, closed_to_it=(TEXT_FD, VERDICT_FD))
     module = new_module("test", TEST)
     module.__dict__.update(strict.namespace_of(pipe, candidate, progress.enter))
+    run = testing.TestRun(checks, TEST, progress.script)
     test = progress.compile(read_text(TEXT_FD), TEST)  # read only now, where no candidate is
     progress.enter("test")
-    exec(test, module.__dict__)
+    run.execute(test, module)
 
 
 def run_script(progress: Progress, preamble: str) -> None:
@@ -173,12 +177,26 @@ def call(progress: Progress, name: str, preamble: str) -> None:
     progress.enter("test")
     owner = module.Solution() if hasattr(module, "Solution") else module
     function = getattr(owner, name, None)
-    if function is None:
+    if function is None or (owner is module and is_given(function, name, preamble, progress)):
         raise NameError(f"name {name!r} is not defined", name=name)
     returned = function(*arguments)
     data = memoryview(plain.encode(returned))
     while data:
         data = data[os.write(OUTPUT_FD, data) :]
+
+
+def is_given(function: object, name: str, preamble: str, progress: Progress) -> bool:
+    """Tell whether a function is that of the preamble, of the same name, and the candidate binds no such name."""
+    try:
+        symbol = symtable.symtable(progress.sources[progress.script].text, progress.script, "exec").lookup(name)
+    except KeyError:
+        pass
+    else:
+        if symbol.is_assigned() or symbol.is_imported():
+            return False
+    given: dict[str, Any] = {}
+    exec(preamble, given)
+    return given.get(name) is function
 
 
 def read_arguments() -> list[Any]:
@@ -194,7 +212,7 @@ def load(progress: Progress, preamble: str = "") -> ModuleType:
     """Run the candidate's top level as a module, and undo what it did to the interpreter."""
     code = progress.compile(read_candidate(progress.script), progress.script)
     sys.path.insert(0, os.path.dirname(progress.script))
-    module = new_module("candidate", progress.script, preamble)
+    module = new_module(testing.CANDIDATE, progress.script, preamble)
     namespace, restore, true_builtins = module.__dict__, remember_interpreter(), builtins
     progress.enter("load")
     exec(code, namespace)

@@ -74,6 +74,7 @@ class Job:
     memory_bytes: int
     function: str | None
     preamble: str
+    checks: dict[str, Any]
     files: list[int]
 
 
@@ -296,7 +297,7 @@ def _be_program(level: Level, job: Job, processes: int, verdict_fd: int) -> NoRe
     except BaseException as error:
         verdict.send_trouble(verdict_fd, f"{type(error).__name__}: {error}")
         os._exit(1)
-    program.main(job.mode, job.function, job.preamble)
+    program.main(job.mode, job.function, job.preamble, job.checks)
 
 
 def _arrange_descriptors(job: Job, verdict_fd: int) -> None:

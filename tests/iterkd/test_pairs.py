@@ -4,8 +4,8 @@ import pytest
 from datasets import Dataset
 
 from tests import tiny
-from trl_akd.data.pairs import DataCollatorForPairs, PairEncoder, number_of_answers, prepare_pairs
 from trl_akd.data.templates import render
+from trl_akd.iterkd.pairs import DataCollatorForPairs, PairEncoder, number_of_answers, prepare_pairs
 
 
 def prepare(rows, **settings):

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from trl_akd import DataCollatorForCodePLAN
-from trl_akd.data.codeplan import draw, of_task
-from trl_akd.data.problems import ProblemEncoder, Task
+from trl_akd.codeplan import collator
+from trl_akd.codeplan.collator import draw, of_task
+from trl_akd.codeplan.encoding import ProblemEncoder, Task
 
 TOKENIZER = tiny.tokenizer()
 EOS = TOKENIZER.eos_token
@@ -385,3 +386,9 @@ def test_tokenised_rows_give_the_same_batch() -> None:
     collate = DataCollatorForCodePLAN(TOKENIZER)
     raw, tokenised = collate(ROWS), collate([encode(row, index) for index, row in enumerate(ROWS)])
     assert all(torch.equal(raw[key], tokenised[key]) for key in raw)
+
+
+def test_the_old_location_still_works() -> None:
+    with pytest.warns(FutureWarning, match=r"moved to trl_akd\.codeplan\.collator"):
+        from trl_akd.data.codeplan import share_divisors
+    assert share_divisors is collator.share_divisors

@@ -18,9 +18,9 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from .encoding import encode_completions, encode_prompts
-from .schema import read_text
-from .templates import render
+from ..data.encoding import encode_completions, encode_prompts
+from ..data.schema import read_text
+from ..data.templates import render
 
 __all__ = [
     "PROBLEM_COLUMNS",

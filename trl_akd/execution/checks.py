@@ -1,0 +1,175 @@
+"""The checks of a test program that it defines for a test runner, and the places where it may end itself."""
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias
+
+__all__ = ["Checks", "find_checks"]
+
+_MAY_DEFINE_CHECKS = re.compile(
+    r"^\s*(?:async\s+)?def\s+test|^\s*class\s|\b(?:unittest|pytest|SystemExit|exit|quit)\b", re.M
+)
+_EXITS = {"exit", "quit", "SystemExit", "sys.exit", "unittest.main", "unittest.TestProgram"}
+_LOOKS_NAMES_UP = {"globals", "locals", "vars", "dir"}
+_CALLED_BY_PYTEST = {
+    f"{when}_{what}" for when in ("setup", "teardown") for what in ("module", "function", "class", "method")
+}
+_FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+_Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
+_Definition: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What a test program leaves to a test runner.
+
+    Args:
+        functions (`tuple[str, ...]`):
+            Names of its test functions, and of its classes of test methods, that nothing in the test program refers
+            to, so that a test runner has to call them. TestCases of unittest are found when the test program runs.
+        runners (`tuple[str, ...]`):
+            Which of the packages `unittest` and `pytest` it mentions.
+        exits (`tuple[tuple[int, int, int, int], ...]`):
+            Places where it may end itself, as by `sys.exit(main())`: first and last line, first and last column.
+        unrunnable (`str`, *optional*):
+            Why its checks cannot be run here, in words.
+    """
+
+    functions: tuple[str, ...] = ()
+    runners: tuple[str, ...] = ()
+    exits: tuple[tuple[int, int, int, int], ...] = ()
+    unrunnable: str | None = None
+
+
+@lru_cache(maxsize=256)
+def find_checks(test: str) -> Checks:
+    """Find the checks of a test program that it defines and does not run.
+
+    Example:
+        ```python
+        >>> find_checks("def test_double():\\n    assert double(2) == 4").functions
+        ('test_double',)
+        >>> find_checks("def test_double():\\n    assert double(2) == 4\\ntest_double()").functions
+        ()
+
+        ```
+    """
+    if not _MAY_DEFINE_CHECKS.search(test):
+        return Checks()
+    try:
+        tree = ast.parse(test)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return Checks()  # compiling it says why
+    nodes = list(ast.walk(tree))
+    names = _imported_names(nodes)
+    called = {_dotted(node.func, names) for node in nodes if isinstance(node, ast.Call)}
+    referred = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    statements = list(_statements(tree.body))
+    functions = [
+        node
+        for node in statements
+        if (isinstance(node, _FUNCTION) and node.name.startswith("test"))
+        or (isinstance(node, ast.ClassDef) and node.name.startswith("Test") and _test_methods(node))
+    ]
+    left = [] if referred & _LOOKS_NAMES_UP else [node for node in functions if node.name not in referred]
+    return Checks(
+        functions=tuple(dict.fromkeys(node.name for node in left)),
+        runners=tuple(name for name in ("unittest", "pytest") if name in test),
+        exits=tuple(_place(node) for node in nodes if _is_exit(node, names)),
+        unrunnable=_missing_checks(called, statements, bool(functions)) or _needs_pytest(left, statements),
+    )
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield the statements of a module's own scope, also those inside `if`, `try`, `with` and loops."""
+    for node in body:
+        yield node
+        if not isinstance(node, (*_FUNCTION, ast.ClassDef)):
+            for field in ("body", "orelse", "finalbody"):
+                yield from _statements(getattr(node, field, []))
+            for handler in getattr(node, "handlers", []):
+                yield from _statements(handler.body)
+
+
+def _imported_names(nodes: list[ast.AST]) -> dict[str, str]:
+    """Return what each imported name stands for, as `{"stop": "sys.exit"}`."""
+    found = {}
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found.update({alias.asname: alias.name for alias in node.names if alias.asname})
+        elif isinstance(node, ast.ImportFrom):
+            found.update({alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names})
+    return found
+
+
+def _dotted(node: ast.expr, names: dict[str, str]) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value, names)}.{node.attr}"
+    return names.get(node.id, node.id) if isinstance(node, ast.Name) else ""
+
+
+def _is_exit(node: ast.AST, names: dict[str, str]) -> bool:
+    if isinstance(node, ast.Raise) and node.exc is not None:
+        raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+        return _dotted(raised, names) == "SystemExit"
+    return isinstance(node, ast.Call) and _dotted(node.func, names) in _EXITS
+
+
+def _place(node: ast.AST) -> tuple[int, int, int, int]:
+    assert isinstance(node, ast.Call | ast.Raise)
+    return node.lineno, node.end_lineno or 0, node.col_offset, node.end_col_offset or 0
+
+
+def _test_methods(node: ast.ClassDef) -> list[_Function]:
+    return [item for item in node.body if isinstance(item, _FUNCTION) and item.name.startswith("test")]
+
+
+def _missing_checks(called: set[str], statements: list[ast.stmt], has_functions: bool) -> str | None:
+    if "unittest.main" in called and not any(isinstance(node, ast.ClassDef) and node.bases for node in statements):
+        return "the test calls unittest.main() and defines no TestCase"
+    if "pytest.main" in called and not (has_functions or any(isinstance(node, ast.ClassDef) for node in statements)):
+        return "the test calls pytest.main() and defines no test function"
+    return None
+
+
+def _needs_pytest(left: list[_Definition], statements: list[ast.stmt]) -> str | None:
+    """Say which of the checks that are to be called works under pytest alone."""
+    for node in left:
+        if not isinstance(node, ast.ClassDef):
+            needs = _pytest_only(statements) or _arguments_from_pytest(node, 0)
+        elif all(isinstance(base, ast.Name) and base.id == "object" for base in node.bases):
+            needs = _pytest_only(node.body)
+            needs = needs or next(
+                filter(None, (_arguments_from_pytest(item, 1) for item in _test_methods(node))), None
+            )
+        else:
+            needs = None  # unittest's, or a subclass of a class whose methods are not in sight
+        if needs:
+            return needs
+    return None
+
+
+def _pytest_only(body: list[ast.stmt]) -> str | None:
+    for node in body:
+        if isinstance(node, _FUNCTION) and node.name in _CALLED_BY_PYTEST:
+            return f"{node.name} in the test is for pytest to call; set up in the test function itself"
+    return None
+
+
+def _arguments_from_pytest(function: _Function, given: int) -> str | None:
+    taken = function.args
+    positional = [argument.arg for argument in (*taken.posonlyargs, *taken.args)]
+    required = positional[given : len(positional) - len(taken.defaults)]
+    for argument, default in zip(taken.kwonlyargs, taken.kw_defaults, strict=True):
+        required += [] if default else [argument.arg]
+    if required:
+        return (
+            f"{function.name} in the test takes {', '.join(required)}, which pytest would give, and nothing calls it; "
+            "call it in the test with values"
+        )
+    if any("pytest" in ast.unparse(decorator) for decorator in function.decorator_list):
+        return f"{function.name} in the test is marked for pytest; write what the mark means into the test"
+    return None

@@ -169,10 +169,10 @@ def test_a_request_of_one_s_own(tmp_path: Path):
 @pytest.mark.parametrize(
     ("reasoning", "layout", "message"),
     [
-        ("backward", "{problem}", "lacks the fields {solution}; reasoning backward takes {problem} and {solution}"),
-        ("forward", "{problem} {solution}", "has unknown fields {solution}; reasoning forward takes {problem}"),
+        ("backward", "{problem}", "lacks the fields {solution}; backward reasoning takes {problem} and {solution}"),
+        ("forward", "{problem} {solution}", "has unknown fields {solution}; forward reasoning takes {problem}"),
         ("forward", "{problem} {}", "unknown fields {}"),
-        ("forward", "{problem} {", "no format string"),
+        ("forward", "{problem} {", "is not a format string"),
     ],
 )
 def test_a_request_with_other_fields(tmp_path: Path, reasoning: str, layout: str, message: str):
@@ -180,19 +180,23 @@ def test_a_request_with_other_fields(tmp_path: Path, reasoning: str, layout: str
         generator(tmp_path, teacher(), reasoning=reasoning, layout=layout)
     file = tmp_path / "prompt.txt"
     file.write_text(layout)
-    config = PlanGenerationConfig("teacher", "problems", reasoning=reasoning, prompt_file=str(file))
+    config = PlanGenerationConfig(
+        model_name_or_path="teacher", dataset_name="problems", reasoning=reasoning, prompt_file=str(file)
+    )
     with pytest.raises(ValueError, match=r"`prompt_file` .* cannot be used: `layout`"):
         config.layout()
 
 
 def test_a_request_in_a_file(tmp_path: Path):
     file = tmp_path / "prompt.txt"
-    config = PlanGenerationConfig("teacher", "problems", reasoning="forward", prompt_file=str(file))
+    config = PlanGenerationConfig(
+        model_name_or_path="teacher", dataset_name="problems", reasoning="forward", prompt_file=str(file)
+    )
     with pytest.raises(ValueError, match="No such file"):
         config.layout()
     file.write_text("Plan {problem}:\n")
     assert config.layout() == "Plan {problem}:\n"
-    assert PlanGenerationConfig("teacher", "problems").layout() is None
+    assert PlanGenerationConfig(model_name_or_path="teacher", dataset_name="problems").layout() is None
 
 
 # Rejects

@@ -111,7 +111,7 @@ def _write_plans(folder: Path, rows: Path) -> None:
 
 def _plan_fields(folder: Path, rows: Path, request: str, output_dir: Path) -> dict[str, Path]:
     return {
-        "model": folder / "teacher",
+        "model_name_or_path": folder / "teacher",
         "prompt_file": folder / request,
         "dataset_name": rows,
         "output_dir": output_dir,
@@ -161,7 +161,7 @@ def _evaluate(
     run_recipe(
         evaluate.main,
         f"{RECIPES}/evaluate.yaml",
-        model=model,
+        model_name_or_path=model,
         benchmark=problems,
         output_dir=output_dir,
         seed=seed,

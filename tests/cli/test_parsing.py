@@ -4,20 +4,9 @@ from inspect import get_annotations
 
 import pytest
 
-from trl_akd.cli import akd, codeplan, evaluate, iterkd, judge, plans, ranker
-from trl_akd.cli.parsing import Recipe, RecipeParser, field_descriptions, read_options, read_recipe
-
-ARGUMENT_TYPES = {
-    "akd": akd._argument_types,
-    "codeplan": codeplan._argument_types,
-    "iterkd": iterkd._argument_types,
-    "evaluate": evaluate._argument_types,
-    "plans": plans._argument_types,
-    "judge train": judge._training_types,
-    "ranker data": ranker._data_types,
-    "ranker train": ranker._training_types,
-    "ranker rank": ranker._ranking_types,
-}
+from tests.commands import COMMANDS, argument_types
+from trl_akd.cli.parsing import RecipeParser, field_descriptions, read_options
+from trl_akd.cli.recipes import Recipe, read_recipe
 
 
 @pytest.mark.parametrize("argv", [["--config", "a.yaml"], ["--config=a.yaml"]])
@@ -221,10 +210,10 @@ def test_descriptions_come_from_the_docstrings_of_a_class_and_its_bases():
     }
 
 
-@pytest.mark.parametrize("command", ARGUMENT_TYPES)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_field_of_every_command_is_described_once(command: str):
     """The docstring of a configuration is the only description of its fields, and `--help` shows it."""
-    types = ARGUMENT_TYPES[command]()
+    types = argument_types(command)
     parser = RecipeParser(types, prog=f"trl-akd {command}")
     for kind in types:
         texts = field_descriptions(kind)

@@ -7,6 +7,7 @@ import atexit
 import gc
 import logging
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
-from accelerate.utils import DistributedType, DynamoBackend
+from accelerate.utils import DistributedType, DynamoBackend, broadcast_object_list
 from torch._C._distributed_c10d import Logger, ProcessGroup, Reducer
 from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection, prepare_fsdp
@@ -185,6 +186,65 @@ def prepare_frozen(model: Any, accelerator: Accelerator, device: str | None = No
     if accelerator.distributed_type == DistributedType.FSDP:
         return prepare_fsdp(model, accelerator)
     return accelerator.prepare_model(model, evaluation_mode=True)
+
+
+def is_main_process(accelerator: Any) -> bool:
+    """Tell whether this is the process that writes files; the only one is."""
+    return accelerator is None or bool(accelerator.is_main_process)
+
+
+def run_on_main_and_broadcast(accelerator: Any, make: Callable[[], Result]) -> Result:
+    """Call a function on the main process, and return its result, or raise its error, on every one.
+
+    All processes call this, none waits for another in vain.
+
+    Args:
+        accelerator (`Accelerator`, *optional*):
+            That of the processes; without one, or with one process, the function is called here.
+        make (`Callable`):
+            Takes nothing and returns what pickle knows.
+
+    Example:
+
+    ```python
+    >>> run_on_main_and_broadcast(None, lambda: "known")
+    'known'
+
+    ```
+    """
+    if accelerator is None or accelerator.num_processes == 1:
+        return make()
+    outcome: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [(make(), None)]
+        except Exception as error:
+            outcome = [(None, picklable_error(error))]
+    [(result, failure)] = broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
+    return result  # type: ignore[no-any-return]
+
+
+def picklable_error(error: Exception) -> Exception:
+    """Return an error that other processes can be told of: itself, or its name and text where pickle fails.
+
+    Example:
+
+    ```python
+    >>> class Odd(Exception):
+    ...     def __init__(self, one, two):
+    ...         super().__init__(f"{one} and {two}")
+    >>> picklable_error(KeyError("x")), picklable_error(Odd(1, 2))
+    (KeyError('x'), RuntimeError('Odd: 1 and 2'))
+
+    ```
+    """
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def leave_process_groups() -> None:

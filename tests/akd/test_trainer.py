@@ -235,12 +235,12 @@ def test_only_shared_ids_are_sampled(trainer):
 
 
 def test_sampling_ignores_the_models_habits(trainer):
-    from trl_akd.generation.plain import writing
+    from trl_akd.generation.decoding import unwrapped_for_generation
 
     made = trainer(lmbda=1.0)
     habit = made.model.generation_config
     habit.repetition_penalty = 3.0
-    with writing(made.model, made.accelerator):
+    with unwrapped_for_generation(made.model, made.accelerator):
         assert made.model.generation_config.repetition_penalty is None
     assert made.model.generation_config is habit
 

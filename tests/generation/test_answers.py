@@ -14,7 +14,7 @@ import pytest
 from tests.evaluation.conftest import data
 from trl_akd.evaluation.benchmarks import load_benchmark
 from trl_akd.generation import parse_answer
-from trl_akd.generation.extraction import extract_program
+from trl_akd.generation.answers import extract_program
 
 CHARACTERS = {"CR": "\r", "BOM": "\ufeff", "NBSP": "\u00a0", "ZWSP": "\u200b", "ESC": "\x1b"}
 NO_PROGRAM = "NO PROGRAM"

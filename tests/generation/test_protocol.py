@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from trl_akd.generation import Completion
-from trl_akd.generation.protocol import Request, check_prompts, first_numbers, until_stop
+from trl_akd.generation.protocol import Request, check_prompts, sample_offsets, truncate_at_stop
 
 GREEDY: dict[str, Any] = {"n": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 8, "stop": (), "seed": None}
 
@@ -52,7 +52,7 @@ def test_seeds_depend_on_seed_prompt_and_number() -> None:
 
 
 def test_equal_prompts_are_numbered_through() -> None:
-    assert first_numbers(["a", "b", "a", "a"], 3) == [0, 0, 3, 6]
+    assert sample_offsets(["a", "b", "a", "a"], 3) == [0, 0, 3, 6]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_equal_prompts_are_numbered_through() -> None:
     ],
 )
 def test_until_stop(text: str, stop: list[str], expected: tuple[str, bool]) -> None:
-    assert until_stop(text, stop) == expected
+    assert truncate_at_stop(text, stop) == expected
 
 
 def test_completions_are_frozen() -> None:

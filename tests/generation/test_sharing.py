@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from trl_akd.distributed import is_main_process, run_on_main_and_broadcast
 from trl_akd.generation import transformers_generator
-from trl_akd.generation.sharing import from_main, is_main
 
 
 def process(*, main: bool) -> Any:
@@ -23,14 +23,20 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             carried[:] = objects
         return list(carried)
 
-    monkeypatch.setattr("accelerate.utils.broadcast_object_list", broadcast)
+    monkeypatch.setattr("trl_akd.distributed.broadcast_object_list", broadcast)
     return carried
 
 
 def test_the_main_process_tells(wire: list[Any]):
-    assert from_main(process(main=True), lambda: {"known": 1}) == {"known": 1}
-    assert from_main(process(main=False), lambda: pytest.fail("the main process alone looks")) == {"known": 1}
-    assert from_main(None, lambda: 3) == 3 and is_main(None) and not is_main(process(main=False))
+    assert run_on_main_and_broadcast(process(main=True), lambda: {"known": 1}) == {"known": 1}
+    assert run_on_main_and_broadcast(process(main=False), lambda: pytest.fail("the main process alone looks")) == {
+        "known": 1
+    }
+    assert (
+        run_on_main_and_broadcast(None, lambda: 3) == 3
+        and is_main_process(None)
+        and not is_main_process(process(main=False))
+    )
 
 
 @pytest.mark.parametrize("main", [True, False])
@@ -39,9 +45,9 @@ def test_an_error_of_the_main_process_is_everybody_s(wire: list[Any], main: bool
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="full"):
-        from_main(process(main=True), fail)
+        run_on_main_and_broadcast(process(main=True), fail)
     with pytest.raises(OSError, match="full"):
-        from_main(process(main=main), fail)
+        run_on_main_and_broadcast(process(main=main), fail)
 
 
 @pytest.mark.parametrize("other", [[["b"], ["c"], None], [["b"], None, None]])

@@ -16,9 +16,8 @@ import pytest
 from tests import tiny
 from tests.generation.server import Fault, Server, serving
 from trl_akd.generation import Completion, GenerationError, OpenAIGenerator, TransformersGenerator
-from trl_akd.generation.protocol import Usage
+from trl_akd.generation.protocol import Usage, collect, stream
 from trl_akd.generation.recorded import RecordedGenerator
-from trl_akd.generation.streaming import collect, stream
 from trl_akd.ledger import Ledger
 
 PROMPTS = ["def add(a, b):\n", "x", "# a comment\nprint(", "x", "return"]

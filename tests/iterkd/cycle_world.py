@@ -14,7 +14,7 @@ from datasets import Dataset
 from tests import tiny
 from trl_akd.execution import CodeExecutor
 from trl_akd.generation import Completion
-from trl_akd.generation.streaming import Arrival, collect
+from trl_akd.generation.protocol import Arrival, collect
 from trl_akd.iterkd.iterkd_config import IterKDConfig
 from trl_akd.iterkd.iterkd_trainer import IterKDTrainer
 from trl_akd.iterkd.judging import RULES, Judgement, format_judgement

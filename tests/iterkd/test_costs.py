@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tests.iterkd.cycle_world import JUDGE_LAYOUT, LAYOUTS, questions
-from trl_akd.generation.protocol import Usage, estimated_tokens
+from trl_akd.generation.protocol import Usage, estimate_num_tokens
 from trl_akd.iterkd.costs import Price, estimate_usage, prices
 from trl_akd.iterkd.cycle_config import CycleConfig
 from trl_akd.iterkd.questions import read_questions
@@ -34,7 +34,7 @@ def test_the_estimate_is_an_upper_bound(act, tmp_path: Path, changed: dict[str, 
     for author, prompts in (("judge", judged), ("teacher", [prompt for prompt in asked if prompt not in judged])):
         used = most.get(author, Usage())
         assert len(prompts) <= used.requests <= 4 * len(prompts) + 4
-        assert sum(map(estimated_tokens, prompts)) <= 1.2 * used.prompt_tokens
+        assert sum(map(estimate_num_tokens, prompts)) <= 1.2 * used.prompt_tokens
         assert used.completion_tokens == used.requests * config.teacher_max_new_tokens
 
 
@@ -44,7 +44,7 @@ def test_the_first_delivery_is_counted_exactly():
     prompts = [config.teaching_prompts.for_answer(question.instruction) for question in seeds]
     usage = estimate_usage(seeds, config, judged=False)
     assert set(usage) == {"teacher"} and usage["teacher"].requests == 21
-    assert usage["teacher"].prompt_tokens > 3 * sum(map(estimated_tokens, prompts)) / 2
+    assert usage["teacher"].prompt_tokens > 3 * sum(map(estimate_num_tokens, prompts)) / 2
 
 
 @pytest.mark.parametrize(("price", "expected"), [((2.0, 8.0), 10.0), ((2.0, None), 2.0), ((None, None), None)])

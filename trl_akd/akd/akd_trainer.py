@@ -29,11 +29,10 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ..data.collators import DataCollatorForDistillation, RowLengths
-from ..data.preparation import prepare_dataset
-from ..data.tokenization import PROMPT_COLUMN
+from ..data.tokenization import PROMPT_COLUMN, prepare_dataset
 from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
 from ..distributed import own_rows, take_compilation, through_forward, unwrapped, widest_float
-from ..generation.plain import stop_tokens
+from ..generation.decoding import collect_eos_token_ids
 from ..heads import LMHead, compiler, final_hidden_states, hidden_states_and_router_loss, lm_head
 from ..losses.fused_linear import FusedDivergence
 from ..teachers import LocalTeacher, NoTeacher, SelfTeacher, Teacher, load_teacher
@@ -190,7 +189,7 @@ class AKDTrainer(GKDTrainer):
             max_new_tokens=args.max_new_tokens,
             temperature=args.temperature,
             pad_token_id=self._tokenizer.pad_token_id,
-            eos_token_ids=stop_tokens(self._tokenizer, self.model, getattr(self.teacher, "model", None)),
+            eos_token_ids=collect_eos_token_ids(self._tokenizer, self.model, getattr(self.teacher, "model", None)),
         )
         self.distillation_metrics = {mode: DistillationMetrics(self._measured) for mode in ("train", "eval")}
         self.provenance = provenance(model, teacher_model, args)
@@ -247,8 +246,8 @@ class AKDTrainer(GKDTrainer):
             num_proc=args.dataset_num_proc,
             name=name,
             text_field=args.dataset_text_field,
-            generates=args.generates,
-            prompts_suffice=args.prompts_suffice and name == "train",
+            with_prompts=args.generates,
+            allow_prompt_only=args.prompts_suffice and name == "train",
             kept_columns=() if name == "train" else ("prompt",),  # which TRL's LogCompletionsCallback reads
         )
 

@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from transformers import GenerationConfig
 
-from ..generation.plain import stop_tokens, writing
+from ..generation.decoding import collect_eos_token_ids, unwrapped_for_generation
+from ..losses.reduction import IGNORE_INDEX
 
 
 def is_on_policy(lmbda: float, *, seed: int, step: int, micro_batch: int) -> bool:
@@ -95,9 +96,9 @@ def sample_rows(
     foreign = list(range(vocabulary_size, author.config.get_text_config().vocab_size))
     config = GenerationConfig(**{**config.to_diff_dict(), "suppress_tokens": foreign or None})
     prompts, mask = batch["prompts"].to(device), batch["prompt_attention_mask"].to(device)
-    with writing(engine, accelerator) as model, _seeded(seed, device):
+    with unwrapped_for_generation(engine, accelerator) as model, _seeded(seed, device):
         sequences = model.generate(input_ids=prompts, attention_mask=mask, generation_config=config)
-    completions, stops = sequences[:, prompts.shape[1] :].tolist(), set(stop_tokens(config))
+    completions, stops = sequences[:, prompts.shape[1] :].tolist(), set(collect_eos_token_ids(config))
     return [
         _row(prompt[keep.bool()].tolist(), _until_stop(completion, stops))
         for prompt, keep, completion in zip(prompts, mask, completions, strict=True)
@@ -114,7 +115,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _row(prompt: list[int], completion: list[int]) -> dict[str, list[int]]:
-    return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+    return {"input_ids": prompt + completion, "labels": [IGNORE_INDEX] * len(prompt) + completion}
 
 
 def _until_stop(completion: list[int], stops: set[int]) -> list[int]:

@@ -237,7 +237,7 @@ def _local_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "TextG
     """Return a teacher that generates in this process."""
     from ..evaluation.backends import load_model
     from ..generation import TransformersGenerator
-    from ..generation.chat import ChatGenerator
+    from ..generation.wrappers import ChatGenerator
 
     chat = teaching.text_prompt_style == "chat"
     if teaching.text_teacher is not None:

@@ -210,7 +210,7 @@ def read_rows(
         ValueError: If the columns fit no format.
     """
     rows = islice(_rows(path, split, revision), limit)
-    return [{name: _well_formed(value) for name, value in _row(row, where).items()} for row, where in rows]
+    return [{name: _replace_surrogates(value) for name, value in _row(row, where).items()} for row, where in rows]
 
 
 def _rows(path: str | Path, split: str, revision: str | None) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -268,13 +268,13 @@ def _listed(solutions: Any, where: str) -> Any:
         raise ValueError(f"`solutions` in {where} is {solutions!r:.80}; give a list of programs.") from error
 
 
-def _well_formed(value: Any) -> Any:
+def _replace_surrogates(value: Any) -> Any:
     """Replace lone surrogates in strings, also inside lists."""
-    from ..data.schema import well_formed
+    from ..data.schema import replace_lone_surrogates
 
     if isinstance(value, str):
-        return well_formed(value)
-    return [_well_formed(item) for item in value] if isinstance(value, list) else value
+        return replace_lone_surrogates(value)
+    return [_replace_surrogates(item) for item in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

@@ -17,11 +17,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..distributed import is_main_process, run_on_main_and_broadcast
 from ..generation import TextGenerator
 from ..generation.budget import BudgetedGenerator, BudgetSpent
-from ..generation.protocol import another_seed
-from ..generation.sharing import from_main, is_main
-from ..generation.streaming import stream
+from ..generation.protocol import derive_seed, stream
 from ..ledger import Ledger
 from .plan_answers import Answer, AnswerFile, Answers, Key, judge_answers
 from .plan_prompts import PLAN_STOP, Reasoning, plan_prompt
@@ -224,12 +223,12 @@ class PlanGenerator:
     @contextmanager
     def _answers(self) -> Iterator[Answers]:
         """Yield the answers that are there, on the main process as a file that grows."""
-        if not is_main(self._accelerator):
-            yield Answers(from_main(self._accelerator, dict))
+        if not is_main_process(self._accelerator):
+            yield Answers(run_on_main_and_broadcast(self._accelerator, dict))
             return
         with Ledger(self._output, self._settings) as ledger:
             answers = AnswerFile(ledger)
-            from_main(self._accelerator, lambda: answers.by_key)
+            run_on_main_and_broadcast(self._accelerator, lambda: answers.by_key)
             yield answers
 
     @property
@@ -263,7 +262,7 @@ class PlanGenerator:
     def _ask(self, asked: Sequence[Sequence[_Question]], answers: Answers, budget: BudgetedGenerator) -> None:
         """Generate what is lacking, batch by batch, until the budget is spent."""
         todo = self._lacking(asked, answers)
-        show = self._progress and is_main(self._accelerator) and bool(todo)
+        show = self._progress and is_main_process(self._accelerator) and bool(todo)
         with (
             tqdm(total=sum(n for n, _ in todo), desc="Asking for plans", unit="plan", disable=not show) as bar,
             suppress(BudgetSpent),
@@ -277,7 +276,7 @@ class PlanGenerator:
 
     def _answered(self, batch: Sequence[_Question], n: int, budget: BudgetedGenerator) -> Iterator[Answer]:
         """Ask for so many plans of each question, and yield answers as they come."""
-        sampling = {**self._sampling, "seed": another_seed(self._sampling["seed"], self._n - n)}
+        sampling = {**self._sampling, "seed": derive_seed(self._sampling["seed"], self._n - n)}
         prompts, problems = [question.prompt for question in batch], [question.key[0] for question in batch]
         for index, completions in stream(budget, prompts, problems=problems, n=n, stop=PLAN_STOP, **sampling):
             for completion in completions:

@@ -27,7 +27,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, cached_file
 
 from ..distributed import gathered
 from ..generation import TextGenerator
-from ..generation.streaming import Arrival, StreamingGenerator, stream
+from ..generation.protocol import Arrival, StreamingGenerator, stream
 from ..heads import lm_head
 
 __all__ = [

@@ -11,10 +11,10 @@ from typing import Any, Literal, Protocol
 
 from tqdm.auto import tqdm
 
+from ..distributed import is_main_process, run_on_main_and_broadcast
 from ..execution import CodeExecutor, ExecutionResult, Tests, check_tests
 from ..generation import Completion, TextGenerator
-from ..generation.protocol import another_seed
-from ..generation.sharing import from_main, is_main
+from ..generation.protocol import derive_seed
 from .plan_choice import PlanChoice, PlanSamplingResult, PlanScore, best_plan
 from .public_tests import pass_fractions
 from .task_prompts import TaskPrompting
@@ -168,7 +168,7 @@ class PlanSampler:
         rows = list(problems)
         self._check(rows)
         results = []
-        show = self._progress and is_main(self._accelerator)
+        show = self._progress and is_main_process(self._accelerator)
         with tqdm(total=len(rows), desc="Sampling plans", unit="problem", disable=not show) as bar:
             for start in range(0, len(rows), self._batch_size):
                 batch = rows[start : start + self._batch_size]
@@ -247,7 +247,7 @@ class PlanSampler:
                 n=n,
                 max_new_tokens=max_new_tokens,
                 stop=stop,
-                seed=another_seed(self._seed, purpose),
+                seed=derive_seed(self._seed, purpose),
                 **self._sampling,
             )
         )
@@ -280,14 +280,14 @@ class PlanSampler:
         if self._ranker is None:
             return programs
         score, texts = self._ranker.score, [program for program, _ in programs]
-        scores = from_main(self._accelerator, lambda: score(problem["problem"], texts))
+        scores = run_on_main_and_broadcast(self._accelerator, lambda: score(problem["problem"], texts))
         order = sorted(range(len(programs)), key=lambda index: -scores[index])
         return [programs[index] for index in order]
 
     def _pass_fraction(self, problem: _Problem, programs: Sequence[str]) -> float:
         """Return the fraction of the public cases that programs pass, averaged over them; those alike run once."""
         distinct = list(dict.fromkeys(programs))
-        fractions = from_main(
+        fractions = run_on_main_and_broadcast(
             self._accelerator, lambda: pass_fractions(distinct, problem["public_tests"], self._execute)
         )
         found = dict(zip(distinct, fractions, strict=True))
@@ -310,7 +310,7 @@ class PlanSampler:
         """Run programs against hidden tests, those that are alike once."""
         distinct = list(dict.fromkeys(programs))
         pairs = [(program, tests) for program in distinct]
-        results = from_main(self._accelerator, lambda: self._execute(pairs, fail_fast=True))
+        results = run_on_main_and_broadcast(self._accelerator, lambda: self._execute(pairs, fail_fast=True))
         found = dict(zip(distinct, results, strict=True))
         return [found[program] for program in programs]
 

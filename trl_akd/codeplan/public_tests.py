@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..execution import ExecutionResult, Tests
-from ..generation.source import parse
+from ..generation.python_ast import parse
 
 __all__ = ["pass_fractions", "split_tests"]
 

@@ -7,9 +7,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from ..akd.akd_trainer import AKDTrainer
 from ..data.templates import DEFAULT_TEMPLATE
+from ..distributed import run_on_main_and_broadcast
 from ..execution import CodeExecutor
 from ..generation import TransformersGenerator
-from ..generation.sharing import from_main
 from ..generation.transformers_generator import default_max_new_tokens
 from .benchmarks import Benchmark, load_benchmark
 from .evaluation_config import DEFAULT_TIMEOUT
@@ -175,7 +175,7 @@ class PassAtKCallback(TrainerCallback):
             progress=False,
             **self._sampling,  # type: ignore[arg-type]
         )
-        return from_main(accelerator, lambda: self._score(samples))
+        return run_on_main_and_broadcast(accelerator, lambda: self._score(samples))
 
     def _score(self, samples: Samples) -> dict[str, float]:
         assert self._executor is not None

@@ -5,10 +5,10 @@ import re
 from collections.abc import Sequence
 
 from ..generation import parse_answer
-from ..generation.extraction import extract_program
+from ..generation.answers import extract_program
 from ..generation.programs import find_program
+from ..generation.python_ast import defines, line_of_error, parse
 from ..generation.python_parts import Part
-from ..generation.source import defines, line_of_error, parse
 from .problems import Problem
 
 __all__ = ["program_of_answer", "program_of_continuation"]

@@ -5,7 +5,7 @@ import builtins
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from ..generation.source import defines, parse
+from ..generation.python_ast import defines, parse
 from .columns import Row, cases, optional_text, task_id, tests, text, texts
 from .livecodebench import read_livecodebench
 from .problems import Problem

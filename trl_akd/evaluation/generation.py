@@ -6,8 +6,7 @@ from itertools import groupby
 from tqdm.auto import tqdm
 
 from ..generation import Completion, TextGenerator, TransformersGenerator
-from ..generation.protocol import another_seed
-from ..generation.streaming import stream
+from ..generation.protocol import derive_seed, stream
 from .problems import Problem
 from .prompts import Prompting
 from .samples import Sample, Samples
@@ -83,7 +82,7 @@ def write_samples(
                     top_p=top_p,
                     max_new_tokens=max_new_tokens,
                     stop=stops,
-                    seed=another_seed(seed, num_samples - n),
+                    seed=derive_seed(seed, num_samples - n),
                 ):
                     _store(batch[index], completions, samples, prompting)
                     bar.update(len(completions))

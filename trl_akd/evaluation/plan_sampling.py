@@ -15,11 +15,11 @@ from ..codeplan.plan_sampling import PlanSampler
 from ..codeplan.plan_sampling_config import PlanSamplingConfig
 from ..codeplan.ranker import Ranker
 from ..codeplan.task_prompts import TaskPrompting
+from ..distributed import is_main_process
 from ..execution import CodeExecutor
 from ..files import replace_text
 from ..generation import TextGenerator, TransformersGenerator
 from ..generation.recorded import RecordedGenerator
-from ..generation.sharing import is_main
 from ..ledger import Ledger
 from ..metrics.statistics import Interval
 from .backends import LoadedModel, load_model, with_max_new_tokens
@@ -85,7 +85,7 @@ def evaluate_with_plans(
     )
     _check(config, benchmark, planning)
     began = time.monotonic()
-    if not is_main(accelerator):
+    if not is_main_process(accelerator):
         config = with_max_new_tokens(config)
         _sample(config, planning, benchmark, _load(config, accelerator), accelerator)
         return None

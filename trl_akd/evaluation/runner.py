@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..distributed import is_main_process, run_on_main_and_broadcast
 from ..execution import CodeExecutor
 from ..generation import TransformersGenerator
-from ..generation.sharing import from_main, is_main
 from .backends import load_model, with_max_new_tokens
 from .benchmarks import Benchmark, bare_name, load_benchmark
 from .evaluation_config import EvaluationConfig
@@ -75,7 +75,7 @@ def evaluate(config: EvaluationConfig, accelerator: Any = None) -> Evaluation | 
         limit=config.limit,
     )
     began = time.monotonic()
-    if not is_main(accelerator):
+    if not is_main_process(accelerator):
         _generate(with_max_new_tokens(config), benchmark, accelerator)
         return None
     with make_executor(config, benchmark) as executor:
@@ -235,14 +235,14 @@ def _generate(
         max_new_tokens=config.max_new_tokens,
         seed=config.seed,
         batch_size=loaded.batch_size * (1 if accelerator is None else accelerator.num_processes),
-        progress=is_main(accelerator),
+        progress=is_main_process(accelerator),
     )
     return loaded.revision
 
 
 def _shared(samples: Samples | None, accelerator: Any) -> Samples:
     """Let every process know the samples of the main one."""
-    known = from_main(accelerator, lambda: {} if samples is None else samples.by_task)
+    known = run_on_main_and_broadcast(accelerator, lambda: {} if samples is None else samples.by_task)
     return Samples(known) if samples is None else samples
 
 

@@ -12,10 +12,10 @@ from itertools import islice
 from types import MappingProxyType
 
 from .programs import find_program, is_marked_right, is_marked_wrong
+from .python_ast import does_something, parse
 from .python_parts import Part, PartKind
-from .source import does_something, parse
 
-__all__ = ["LANGUAGES", "Answer", "CodeBlock", "parse_answer"]
+__all__ = ["LANGUAGES", "Answer", "CodeBlock", "extract_program", "parse_answer"]
 
 LANGUAGES = MappingProxyType(
     {
@@ -512,3 +512,27 @@ def _language(text: str, blocks: tuple[CodeBlock, ...]) -> str | None:
 def _is_code(text: str) -> bool:
     """Tell whether a text opens a Python definition or an import, or parses and does something."""
     return _OPENS_PYTHON.search(text) is not None or does_something(text)
+
+
+def extract_program(text: str, entry_point: str | None = None) -> str:
+    r"""Return the Python program in a model's answer.
+
+    Where there is none, the answer without its thoughts is returned: running it shows what is wrong with it. Thoughts
+    that never end are no answer, and the result is empty.
+
+    Args:
+        text (`str`):
+            Text that a model generated.
+        entry_point (`str`, *optional*):
+            Name that the program should define. See [`parse_answer`] for the choice between several definitions.
+
+    Example:
+
+    ```python
+    >>> extract_program("The answer is below.\ndef one():\n    return 1\nI hope this helps!", "one")
+    'def one():\n    return 1'
+
+    ```
+    """
+    answer = parse_answer(text, entry_point)
+    return answer.text if answer.program is None else answer.program

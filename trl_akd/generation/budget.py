@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from .on_main import is_shared
-from .protocol import Completion, GenerationError, TextGenerator, Usage
-from .sharing import from_main
-from .streaming import Arrival, StreamingGenerator, stream
+from ..distributed import run_on_main_and_broadcast
+from .protocol import Arrival, Completion, GenerationError, StreamingGenerator, TextGenerator, Usage, stream
+from .wrappers import is_shared
 
 __all__ = ["Budget", "BudgetSpent", "BudgetedGenerator", "Limit", "Reservation"]
 
@@ -255,7 +254,7 @@ class BudgetedGenerator(StreamingGenerator):
     @property
     def exhausted(self) -> Limit | None:
         """Name of the limit that is reached, if one is; all processes ask together."""
-        return from_main(self._accelerator, lambda: self._budget.reached)
+        return run_on_main_and_broadcast(self._accelerator, lambda: self._budget.reached)
 
     def stream(
         self,

@@ -15,16 +15,17 @@ from typing import Any, Self
 from .budget import Budget, BudgetSpent, Reservation
 from .json_client import JSONClient, MalformedAnswer, RefusedRequest
 from .protocol import (
+    Arrival,
     Completion,
     GenerationError,
     Request,
+    StreamingGenerator,
     Usage,
     check_prompts,
-    estimated_tokens,
-    first_numbers,
-    until_stop,
+    estimate_num_tokens,
+    sample_offsets,
+    truncate_at_stop,
 )
-from .streaming import Arrival, StreamingGenerator
 
 __all__ = ["OpenAIGenerator"]
 
@@ -222,7 +223,7 @@ class OpenAIGenerator(StreamingGenerator):
         """
         request = Request(n, temperature, top_p, max_new_tokens, stop, seed)
         check_prompts(prompts)
-        questions = zip(prompts, first_numbers(prompts, n), strict=True)
+        questions = zip(prompts, sample_offsets(prompts, n), strict=True)
         todo = deque(_Question(index, prompt, first) for index, (prompt, first) in enumerate(questions))
         with ThreadPoolExecutor(self._concurrency) as pool:
             call = _Call(self, pool, request)
@@ -236,7 +237,7 @@ class OpenAIGenerator(StreamingGenerator):
                 call.end()
 
     def _reserve(self, prompt: str, request: Request) -> Reservation | None:
-        prompted = estimated_tokens(prompt) + self._state.underestimate
+        prompted = estimate_num_tokens(prompt) + self._state.underestimate
         return self._budget.reserve(prompted + request.n * request.max_new_tokens)
 
     def _answer(self, question: "_Question", request: Request, reservation: Reservation) -> Iterator[list[Completion]]:
@@ -320,7 +321,7 @@ class _State:
         """Count what a prompt has cost, and learn how far estimates of such prompts fall short."""
         with self._lock:
             self.usage += usage
-            self.underestimate = max(self.underestimate, usage.prompt_tokens - estimated_tokens(prompt))
+            self.underestimate = max(self.underestimate, usage.prompt_tokens - estimate_num_tokens(prompt))
 
     def count_answer(self) -> None:
         with self._lock:
@@ -487,14 +488,14 @@ def _usage(counts: Mapping[str, int], prompt: str, completions: Sequence[Complet
     """Return what a request cost; of three counts, two tell the third, and what is still missing is estimated."""
     prompted, written, total = (counts[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
     if total and not written:
-        prompted = min(prompted or estimated_tokens(prompt), total)
+        prompted = min(prompted or estimate_num_tokens(prompt), total)
         return Usage(1, prompted, total - prompted, estimated=not counts["prompt_tokens"])
     if total and not prompted:
         return Usage(1, max(0, total - written), written)
     return Usage(
         1,
-        prompted or estimated_tokens(prompt),
-        written or sum(completion.num_tokens or estimated_tokens(completion.text) for completion in completions),
+        prompted or estimate_num_tokens(prompt),
+        written or sum(completion.num_tokens or estimate_num_tokens(completion.text) for completion in completions),
         estimated=not (prompted and written),
     )
 
@@ -503,7 +504,7 @@ def _completion(choice: Mapping[str, Any], paid: int | None, stop: Sequence[str]
     message = choice.get("message") or {}
     refusal = message.get("refusal") or ("content filter" if choice.get("finish_reason") == "content_filter" else None)
     written = _content(message) if "message" in choice else choice["text"]
-    text, stopped_here = until_stop(written, stop)
+    text, stopped_here = truncate_at_stop(written, stop)
     logprobs = _logprobs(choice.get("logprobs"))
     # Where the server wrote on behind a stop string, its log-probabilities are not those of the text.
     mean = sum(logprobs) / len(logprobs) if logprobs and not stopped_here else None

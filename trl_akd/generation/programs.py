@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
+from .python_ast import ASSIGNMENTS, BUILTINS, READS_INPUT, Statement
 from .python_parts import Part, Source
-from .statements import ASSIGNMENTS, BUILTINS, READS_INPUT, Statement
 
 __all__ = ["find_program", "is_marked_right", "is_marked_wrong"]
 

@@ -4,22 +4,26 @@ import hashlib
 import random
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 __all__ = [
+    "Arrival",
     "Completion",
     "FinishReason",
     "GenerationError",
     "Request",
+    "StreamingGenerator",
     "TextGenerator",
     "Usage",
-    "another_seed",
     "check_prompts",
-    "estimated_tokens",
-    "first_numbers",
-    "until_stop",
+    "collect",
+    "derive_seed",
+    "estimate_num_tokens",
+    "sample_offsets",
+    "stream",
+    "truncate_at_stop",
 ]
 
 FinishReason = Literal["stop", "length", "refused"]
@@ -192,13 +196,13 @@ class Request:
         return random.Random(f"{self.seed}:{number}:{prompt}").getrandbits(31)
 
 
-def estimated_tokens(text: str) -> int:
+def estimate_num_tokens(text: str) -> int:
     """Estimate the number of tokens of a text from its length, at 3 bytes per token.
 
     Example:
 
     ```python
-    >>> estimated_tokens("def add(a, b):")
+    >>> estimate_num_tokens("def add(a, b):")
     5
 
     ```
@@ -206,7 +210,7 @@ def estimated_tokens(text: str) -> int:
     return -(-len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN)
 
 
-def another_seed(seed: int, purpose: object) -> int:
+def derive_seed(seed: int, purpose: object) -> int:
     """Return a 32-bit seed for one of several purposes, whose samples shall not be the same ones."""
     return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:4])
 
@@ -220,7 +224,7 @@ def check_prompts(prompts: Sequence[str]) -> None:
             raise ValueError(f"`prompts[{index}]` is {prompt!r}; each prompt must be a text.")
 
 
-def first_numbers(prompts: Sequence[str], n: int) -> list[int]:
+def sample_offsets(prompts: Sequence[str], n: int) -> list[int]:
     """Number the samples of equal prompts through, and return the number of each prompt's first one.
 
     A prompt's samples thus depend on the prompt alone, and yet a prompt that is given twice gets different ones.
@@ -228,7 +232,7 @@ def first_numbers(prompts: Sequence[str], n: int) -> list[int]:
     Example:
 
     ```python
-    >>> first_numbers(["a", "b", "a"], n=5)
+    >>> sample_offsets(["a", "b", "a"], n=5)
     [0, 0, 5]
 
     ```
@@ -241,16 +245,119 @@ def first_numbers(prompts: Sequence[str], n: int) -> list[int]:
     return numbers
 
 
-def until_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+def truncate_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     """Cut a text before the stop string that begins first, and tell whether there was one.
 
     Example:
 
     ```python
-    >>> until_stop("x = 1 # end", ["end", "#"])
+    >>> truncate_at_stop("x = 1 # end", ["end", "#"])
     ('x = 1 ', True)
 
     ```
     """
     beginnings = [position for position in map(text.find, stop) if position >= 0]
     return (text[: min(beginnings)], True) if beginnings else (text, False)
+
+
+Arrival: TypeAlias = tuple[int, list[Completion]]
+"""Index of a prompt, and the next of its completions."""
+
+
+@runtime_checkable
+class StreamingGenerator(TextGenerator, Protocol):
+    """A text generator that hands over completions before it has all; a subclass has `generate` of its `stream`."""
+
+    def stream(
+        self,
+        prompts: list[str],
+        *,
+        n: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 512,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+    ) -> Iterator[Arrival]:
+        """Yield the completions that `generate` would return, each prompt's in their order but perhaps in parts.
+
+        Use up the iterator, or close it, before the generator is asked again.
+
+        Raises:
+            ValueError: If an argument is outside its range; the message names it.
+            GenerationError: If the backend fails, once all that had come is handed over.
+        """
+        raise NotImplementedError
+
+    def generate(
+        self,
+        prompts: list[str],
+        *,
+        n: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 512,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+    ) -> list[list[Completion]]:
+        """Continue each prompt `n` times, as `TextGenerator.generate` says, and raise what `stream` raises."""
+        arrivals = self.stream(
+            prompts,
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            seed=seed,
+        )
+        return collect(arrivals, len(prompts))
+
+
+def stream(
+    generator: TextGenerator, prompts: Sequence[str], *, problems: Sequence[str] | None = None, **sampling: Any
+) -> Iterator[Arrival]:
+    """Continue prompts, and yield completions as they come, or all at the end where the generator cannot stream.
+
+    Args:
+        generator (`TextGenerator`):
+            Who is asked.
+        prompts (`Sequence[str]`):
+            Texts to continue.
+        problems (`Sequence[str]`, *optional*):
+            What the prompts are for, to be named where the generator refuses one.
+        **sampling:
+            As in `TextGenerator.generate`.
+
+    Raises:
+        ValueError: If the generator refuses an argument or a prompt.
+        GenerationError: If its backend fails, once all that had come is handed over.
+
+    Example:
+
+    ```python
+    >>> class Parrot:
+    ...     def generate(self, prompts, **sampling):
+    ...         return [[Completion(prompt, None, "stop", 1)] for prompt in prompts]
+    >>> [(index, completion.text) for index, [completion] in stream(Parrot(), ["a", "b"])]
+    [(0, 'a'), (1, 'b')]
+
+    ```
+    """
+    try:
+        if isinstance(generator, StreamingGenerator):
+            yield from generator.stream(list(prompts), **sampling)
+        else:
+            yield from enumerate(generator.generate(list(prompts), **sampling))
+    except ValueError as error:
+        if problems is None:
+            raise
+        names = ", ".join(map(repr, problems))
+        raise ValueError(f"{error} (The prompts are those of the problems {names}.)") from error
+
+
+def collect(arrivals: Iterable[Arrival], prompts: int) -> list[list[Completion]]:
+    """Return the completions of so many prompts, in their order."""
+    found: list[list[Completion]] = [[] for _ in range(prompts)]
+    for index, completions in arrivals:
+        found[index] += completions
+    return found

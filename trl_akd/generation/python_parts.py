@@ -12,8 +12,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-from .source import does_something, parse
-from .statements import ASSIGNMENTS, READS_INPUT, Statement, statements_of
+from .python_ast import ASSIGNMENTS, READS_INPUT, Statement, does_something, parse, statements_of
 
 __all__ = ["Part", "PartKind", "Source"]
 

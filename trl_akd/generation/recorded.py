@@ -9,10 +9,9 @@ from dataclasses import asdict
 from itertools import chain
 from typing import Any, Self
 
+from ..distributed import run_on_main_and_broadcast
 from ..ledger import Ledger
-from .protocol import Completion, TextGenerator, Usage
-from .sharing import from_main
-from .streaming import Arrival, StreamingGenerator, stream
+from .protocol import Arrival, Completion, StreamingGenerator, TextGenerator, Usage, stream
 
 __all__ = ["RecordedGenerator", "read_completion"]
 
@@ -76,7 +75,7 @@ class RecordedGenerator(StreamingGenerator):
         self._name = name
         self._accelerator = accelerator
         self._facts: dict[str, Any] = {}
-        self._known = from_main(accelerator, self._read)
+        self._known = run_on_main_and_broadcast(accelerator, self._read)
         if retry_refused:
             self._known = {key: found for key, found in self._known.items() if not _is_refused(found)}
 
@@ -165,7 +164,7 @@ class RecordedGenerator(StreamingGenerator):
             "num_tokens": sum(tokens) if len(tokens) == len(completions) else None,
             "completions": [asdict(completion) for completion in completions],
         }
-        from_main(self._accelerator, lambda: self._append(record))
+        run_on_main_and_broadcast(self._accelerator, lambda: self._append(record))
         self._known[key] = completions
 
     def _append(self, record: dict[str, Any]) -> None:

@@ -19,11 +19,19 @@ from transformers import (
 )
 
 from ..data.encoding import encode_prompts
-from .decoding import Detokenizer, StopStrings, TokenChooser
-from .plain import stop_tokens, writing
-from .protocol import Completion, FinishReason, Request, Usage, check_prompts, first_numbers, until_stop
-from .sharing import portable
-from .streaming import Arrival, StreamingGenerator
+from ..distributed import picklable_error
+from .decoding import Detokenizer, StopStrings, TokenChooser, collect_eos_token_ids, unwrapped_for_generation
+from .protocol import (
+    Arrival,
+    Completion,
+    FinishReason,
+    Request,
+    StreamingGenerator,
+    Usage,
+    check_prompts,
+    sample_offsets,
+    truncate_at_stop,
+)
 
 __all__ = ["TransformersGenerator", "default_max_new_tokens"]
 
@@ -164,7 +172,7 @@ class TransformersGenerator(StreamingGenerator):
         return [
             _Row(index, sample, tokens, request.sample_seed(prompt, first + sample))
             for index, (prompt, tokens, first) in enumerate(
-                zip(prompts, encoded, first_numbers(prompts, request.n), strict=True)
+                zip(prompts, encoded, sample_offsets(prompts, request.n), strict=True)
             )
             for sample in range(request.n)
         ]
@@ -200,8 +208,8 @@ class TransformersGenerator(StreamingGenerator):
 
     def _write(self, rows: list[_Row], request: Request) -> Iterator[list[_Written]]:
         """Generate the rows of this process, and yield what all processes have written, batch by batch."""
-        config = self._config(request.max_new_tokens, stop_tokens(self._model, self._tokenizer))
-        with writing(self._engine, self._accelerator) as model:
+        config = self._config(request.max_new_tokens, collect_eos_token_ids(self._model, self._tokenizer))
+        with unwrapped_for_generation(self._engine, self._accelerator) as model:
             batches = self._batches(model, rows, request, config)
             if self._accelerator is None or self._accelerator.num_processes == 1:
                 yield from batches
@@ -286,7 +294,9 @@ class TransformersGenerator(StreamingGenerator):
                 f"the model's logits for `prompts[{row.prompt}]` are NaN; check that its training has not diverged "
                 "and that its dtype does not overflow."
             )
-        text, stopped = until_stop(self._detokenizer(tokens[:count] if end is None else tokens[:end]), request.stop)
+        text, stopped = truncate_at_stop(
+            self._detokenizer(tokens[:count] if end is None else tokens[:end]), request.stop
+        )
         reason: FinishReason = "length" if end is None and not stopped else "stop"
         return Completion(text, mean, reason, count, usage=Usage(0, len(row.tokens), count))
 
@@ -321,7 +331,7 @@ def _in_step(batches: Iterator[list[_Written]]) -> Iterator[list[_Written]]:
         try:
             batch = next(batches, None)
         except Exception as error:
-            failure = portable(error)
+            failure = picklable_error(error)
         outcomes = gather_object([(batch, failure)])
         for _, failure in outcomes:
             if failure is not None:

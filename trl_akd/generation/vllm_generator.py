@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..data.encoding import encode_prompts
-from .protocol import Completion, GenerationError, Request, Usage, check_prompts, first_numbers, until_stop
+from .protocol import Completion, GenerationError, Request, Usage, check_prompts, sample_offsets, truncate_at_stop
 
 __all__ = ["VLLMGenerator"]
 
@@ -95,7 +95,7 @@ class VLLMGenerator:
             [{"prompt_token_ids": tokens} for tokens in encoded],
             [
                 self._vllm.SamplingParams(**sampling_arguments(request, prompt, first))
-                for prompt, first in zip(prompts, first_numbers(prompts, n), strict=True)
+                for prompt, first in zip(prompts, sample_offsets(prompts, n), strict=True)
             ],
             use_tqdm=False,
         )
@@ -133,5 +133,5 @@ def _completion(choice: Any, stop: Sequence[str]) -> Completion:
         )
     count = len(choice.token_ids)
     mean = choice.cumulative_logprob / count if count and choice.cumulative_logprob is not None else None
-    text, _ = until_stop(choice.text, stop)
+    text, _ = truncate_at_stop(choice.text, stop)
     return Completion(text, mean, choice.finish_reason, count)

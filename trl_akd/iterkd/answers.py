@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from types import MappingProxyType
 
 from ..generation import parse_answer
-from ..generation.extraction import extract_program
-from ..generation.source import does_something, parse
+from ..generation.answers import extract_program
+from ..generation.python_ast import does_something, parse
 
 __all__ = ["has_code", "identity", "leak", "may_be_another_language", "python_program", "refuses", "remarks"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..generation.budget import Limit
-from ..generation.protocol import Usage, estimated_tokens
+from ..generation.protocol import Usage, estimate_num_tokens
 from .cycle_config import CycleConfig
 from .delivery import assign_kinds
 from .records import LEVELS, Question
@@ -156,4 +156,4 @@ def _as_json(usage: Usage, cost: float | None) -> dict[str, Any]:
 
 
 def _mean(texts: Sequence[str]) -> float:
-    return sum(map(estimated_tokens, texts)) / len(texts) if texts else 0.0
+    return sum(map(estimate_num_tokens, texts)) / len(texts) if texts else 0.0

@@ -9,11 +9,11 @@ from typing import Any, Self
 
 from accelerate import Accelerator
 
+from ..distributed import is_main_process, run_on_main_and_broadcast
 from ..generation import TextGenerator
-from ..generation.progress import ProgressBar
 from ..generation.protocol import Usage
 from ..generation.recorded import RecordedGenerator, read_completion
-from ..generation.sharing import from_main, is_main
+from ..generation.wrappers import ProgressBar
 from ..ledger import Ledger
 from .judges import Judge
 from .memo import Memo, RecordedJudge, recorded_runner
@@ -53,9 +53,9 @@ class CycleLedger:
         self._files = ExitStack()
         self._ledgers: dict[str, Ledger] = {}
         try:
-            from_main(accelerator, lambda: self._open(folder, settings))
+            run_on_main_and_broadcast(accelerator, lambda: self._open(folder, settings))
             self._memo = Memo(self._ledgers.get("verdicts"), accelerator)
-            self._items: dict[tuple[str, str], dict[str, Any]] = from_main(accelerator, self._read)
+            self._items: dict[tuple[str, str], dict[str, Any]] = run_on_main_and_broadcast(accelerator, self._read)
         except BaseException:
             self.close()
             raise
@@ -72,7 +72,7 @@ class CycleLedger:
             retry_refused=retry_refused,
         )
         title = f"{author.capitalize()} writes"
-        return ProgressBar(recorded.noting(**facts), title, shown=is_main(self._accelerator))
+        return ProgressBar(recorded.noting(**facts), title, shown=is_main_process(self._accelerator))
 
     def recorded_runner(self, run: Runner) -> Runner:
         """Return a runner whose verdicts are kept."""
@@ -84,7 +84,7 @@ class CycleLedger:
 
     def usage(self, authors: Sequence[str]) -> dict[str, Usage]:
         """Return what the recorded completions have cost, by those who wrote them."""
-        return from_main(self._accelerator, lambda: self._usage(authors))
+        return run_on_main_and_broadcast(self._accelerator, lambda: self._usage(authors))
 
     def has(self, kind: str, *, cycle: int) -> bool:
         """Tell whether there is any item of a kind."""
@@ -121,7 +121,7 @@ class CycleLedger:
                     "data or the programs have changed since; give another output_dir."
                 )
         if new:
-            from_main(self._accelerator, lambda: self._ledgers["items"].append(new))
+            run_on_main_and_broadcast(self._accelerator, lambda: self._ledgers["items"].append(new))
 
     def _usage(self, authors: Sequence[str]) -> dict[str, Usage]:
         usage = dict.fromkeys(authors, Usage())

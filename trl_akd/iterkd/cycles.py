@@ -17,11 +17,11 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from ..data.templates import render
+from ..distributed import is_main_process, run_on_main_and_broadcast
 from ..generation import Completion, TextGenerator
+from ..generation.answers import extract_program
 from ..generation.budget import BudgetSpent
-from ..generation.extraction import extract_program
-from ..generation.sharing import from_main, is_main
-from ..generation.streaming import Arrival, stream
+from ..generation.protocol import Arrival, stream
 from ..metrics.statistics import pass_at_k_over_tasks
 from .contamination import BenchmarkIndex, decontaminate, warn_of_overlap
 from .cycle_config import CycleConfig
@@ -156,7 +156,7 @@ class Cycles:
         benchmarks = BenchmarkIndex(self._room.benchmarks, self._config.overlap_words)
         questions = list(seeds)
         only_new(questions, known)
-        if is_main(self._accelerator):
+        if is_main_process(self._accelerator):
             warn_of_overlap(questions, benchmarks)
         feedback: list[Feedback] = []
         for cycle in range(self._config.cycles):
@@ -217,7 +217,7 @@ class Cycles:
         folder = self._folder_of(cycle)
         if self._last_trained() < cycle:
             self._train_anew(cycle, delivery, folder)
-        from_main(self._accelerator, lambda: self._tidy(cycle))
+        run_on_main_and_broadcast(self._accelerator, lambda: self._tidy(cycle))
         self._trained = cycle
 
     def _train_anew(self, cycle: int, delivery: Verification, folder: Path) -> None:
@@ -232,10 +232,10 @@ class Cycles:
             output_dir=folder,
         )
         self._weights = cycle
-        from_main(self._accelerator, lambda: shutil.rmtree(folder / _UNFINISHED, ignore_errors=True))
+        run_on_main_and_broadcast(self._accelerator, lambda: shutil.rmtree(folder / _UNFINISHED, ignore_errors=True))
         self._student.save_student(folder / _UNFINISHED)
         self._accelerator.wait_for_everyone()
-        from_main(self._accelerator, lambda: _put_in_place(folder))
+        run_on_main_and_broadcast(self._accelerator, lambda: _put_in_place(folder))
 
     def _row(self, pair: Pair) -> dict[str, Any]:
         return {
@@ -249,7 +249,7 @@ class Cycles:
         if self._weights == cycle:
             return
         folder = self._folder_of(cycle) / _STUDENT
-        if not from_main(self._accelerator, folder.is_dir):
+        if not run_on_main_and_broadcast(self._accelerator, folder.is_dir):
             raise ValueError(
                 f"the student in {folder} is needed again and has been deleted; put it back, or delete the students "
                 "of later cycles, too, to train them anew."
@@ -259,7 +259,9 @@ class Cycles:
 
     def _last_trained(self) -> int:
         """Return the number of the last cycle whose student is on disk, or -1; older ones may have been deleted."""
-        return from_main(self._accelerator, lambda: max(_cycles_with_a_student(self._folder), default=-1))
+        return run_on_main_and_broadcast(
+            self._accelerator, lambda: max(_cycles_with_a_student(self._folder), default=-1)
+        )
 
     def _tidy(self, cycle: int) -> None:
         """Free what only an interrupted training needs, and students that are not to be kept."""

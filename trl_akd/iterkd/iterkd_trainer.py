@@ -21,12 +21,12 @@ from transformers.trainer_utils import TrainOutput
 from ..akd.card_scores import score_results
 from ..akd.checkpoint import last_whole_checkpoint
 from ..akd.checks import name_of
+from ..distributed import is_main_process, run_on_main_and_broadcast
 from ..execution import CodeExecutor
 from ..generation import TextGenerator, TransformersGenerator
 from ..generation.budget import Budget, BudgetedGenerator, BudgetSpent, Limit
-from ..generation.on_main import for_all_processes, is_shared, model_name
 from ..generation.protocol import Usage
-from ..generation.sharing import from_main, is_main
+from ..generation.wrappers import for_all_processes, is_shared, model_name
 from .costs import Price, estimate_usage, prices, usage_text, write_usage
 from .cycle_ledger import CycleLedger
 from .cycle_report import CycleReport, cycle_table, write_reports
@@ -165,7 +165,7 @@ class IterKDTrainer(PairTrainer):
             ledger = stack.enter_context(CycleLedger(folder / LEDGER, self._settings(), self.accelerator))
             spent = ledger.usage(self._authors)
             budget = self._budget(spent, spending)
-            if budget.is_limited and is_main(self.accelerator):
+            if budget.is_limited and is_main_process(self.accelerator):
                 stack.enter_context(keeping_spending(spending, budget))
             self._announce_costs(spent)
             cycles = Cycles(
@@ -186,7 +186,7 @@ class IterKDTrainer(PairTrainer):
             finally:
                 self.reports, self.trained_cycles = cycles.reports, cycles.trained
             usage = ledger.usage(self._authors)
-        from_main(self.accelerator, lambda: self._write_reports(folder, usage, budget))
+        run_on_main_and_broadcast(self.accelerator, lambda: self._write_reports(folder, usage, budget))
         return TrainOutput(self.state.global_step, self._loss, self._cycle_metrics())
 
     def save_student(self, folder: Path) -> None:
@@ -208,7 +208,7 @@ class IterKDTrainer(PairTrainer):
     ) -> Any:
         """Upload the student as [`AKDTrainer`] does, and the ledger, too, where `push_ledger_to_hub` is on."""
         done = super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
-        if self.args.push_ledger_to_hub and is_main(self.accelerator):
+        if self.args.push_ledger_to_hub and is_main_process(self.accelerator):
             assert self.hub_model_id is not None
             private = self.args.hub_private_repo if private is None else private
             upload_ledger(
@@ -221,7 +221,7 @@ class IterKDTrainer(PairTrainer):
 
     def train_cycle(self, pairs: Dataset, *, cycle: int, output_dir: Path) -> None:
         """Train one cycle, and go on at the last checkpoint that is whole."""
-        found = from_main(self.accelerator, lambda: last_whole_checkpoint(output_dir))
+        found = run_on_main_and_broadcast(self.accelerator, lambda: last_whole_checkpoint(output_dir))
         if cycle == 0 and found is None and self._began:
             raise ValueError(
                 "the student in memory has been trained before, but the first cycle begins with an untrained one; "
@@ -254,7 +254,7 @@ class IterKDTrainer(PairTrainer):
     def _budget(self, spent: Mapping[str, Usage], spending: Path) -> Budget:
         """Return the budget of the whole run, of which a part is spent if it goes on."""
         recorded = sum(spent.values(), Usage())
-        kept = from_main(self.accelerator, lambda: kept_spending(spending))
+        kept = run_on_main_and_broadcast(self.accelerator, lambda: kept_spending(spending))
         return Budget(
             max_requests=self.args.max_requests,
             max_tokens=self.args.max_tokens,
@@ -333,7 +333,7 @@ class IterKDTrainer(PairTrainer):
         }
 
     def _announce(self, sentence: str) -> None:
-        if is_main(self.accelerator):
+        if is_main_process(self.accelerator):
             print(sentence, flush=True)
 
     def _card_facts(self) -> dict[str, str]:

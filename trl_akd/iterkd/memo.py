@@ -9,8 +9,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from ..distributed import picklable_error, run_on_main_and_broadcast
 from ..execution import ExecutionResult, Tests
-from ..generation.sharing import from_main, portable
 from ..ledger import Ledger
 from .judges import Judge
 from .judging import Judgement, Unjudged, read_judgement
@@ -53,7 +53,7 @@ class Memo:
     def __init__(self, ledger: Ledger | None, accelerator: Accelerator) -> None:
         self._ledger = ledger
         self._accelerator = accelerator
-        self._known: dict[str, Any] = from_main(accelerator, self._read)
+        self._known: dict[str, Any] = run_on_main_and_broadcast(accelerator, self._read)
 
     def recall(self, keys: Sequence[str], jobs: Sequence[Any], work: Callable[[list[Any]], list[Any]]) -> list[Any]:
         """Return the values of keys; `work` turns the jobs of those that are not known into values, in order."""
@@ -72,7 +72,7 @@ class Memo:
         try:
             outcome: tuple[list[Any], Exception | None] = (work([jobs[key] for key in own]) if own else [], None)
         except Exception as error:
-            outcome = ([], portable(error))
+            outcome = ([], picklable_error(error))
         found: dict[str, Any] = {}
         for turn, (values, failure) in enumerate(gather_object([outcome]) if ranks > 1 else [outcome]):
             if failure is not None:
@@ -81,7 +81,7 @@ class Memo:
         return {key: found[key] for key in jobs}
 
     def _keep(self, values: Mapping[str, Any]) -> None:
-        from_main(self._accelerator, lambda: self._append(values))
+        run_on_main_and_broadcast(self._accelerator, lambda: self._append(values))
         self._known |= values
 
     def _append(self, values: Mapping[str, Any]) -> None:

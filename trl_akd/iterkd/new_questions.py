@@ -6,7 +6,7 @@ import re
 from typing import Literal, TypeAlias
 
 from ..generation import parse_answer
-from ..generation.source import parse
+from ..generation.python_ast import parse
 from .answers import has_code, refuses
 
 __all__ = ["Reject", "check_question", "read_question"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from ..execution import ExecutionResult, Tests
-from ..generation.source import parse
+from ..generation.python_ast import parse
 from . import main_harness
 from .records import Runner
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from ..generation import parse_answer
-from ..generation.extraction import extract_program
-from ..generation.source import parse
+from ..generation.answers import extract_program
+from ..generation.python_ast import parse
 from .records import Runner
 from .running_alone import Outcome, Verdict, run_alone
 

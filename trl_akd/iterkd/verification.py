@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 from ..execution import ExecutionResult, Tests
 from ..generation import parse_answer
-from ..generation.extraction import extract_program
+from ..generation.answers import extract_program
 from .answers import has_code, identity, leak, may_be_another_language, python_program, refuses
 from .judges import Judge
 from .judging import Judgement, Unjudged

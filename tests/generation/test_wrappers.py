@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 
+from trl_akd.distributed import picklable_error
 from trl_akd.generation import Completion, GenerationError
 from trl_akd.generation.budget import BudgetedGenerator
-from trl_akd.generation.chat import ChatGenerator
 from trl_akd.generation.json_client import RefusedRequest
-from trl_akd.generation.on_main import OnMainProcess, for_all_processes, is_shared, model_name
-from trl_akd.generation.sharing import portable
-from trl_akd.generation.streaming import stream
+from trl_akd.generation.protocol import stream
+from trl_akd.generation.wrappers import ChatGenerator, OnMainProcess, for_all_processes, is_shared, model_name
 
 
 class Halting:
@@ -71,6 +70,6 @@ def test_models_are_named():
 
 
 def test_a_refusal_reaches_other_processes_whole():
-    refusal = pickle.loads(pickle.dumps(portable(RefusedRequest("no such model", 404, "excerpt"))))
+    refusal = pickle.loads(pickle.dumps(picklable_error(RefusedRequest("no such model", 404, "excerpt"))))
     assert isinstance(refusal, RefusedRequest)
     assert (str(refusal), refusal.status, refusal.excerpt) == ("no such model", 404, "excerpt")

@@ -1,0 +1,164 @@
+"""Requests in words, to a model that reads them by its chat template."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ..distributed import is_main_process, run_on_main_and_broadcast
+from .protocol import Arrival, Completion, StreamingGenerator, TextGenerator, stream
+
+__all__ = ["ChatGenerator", "OnMainProcess", "ProgressBar", "for_all_processes", "is_shared", "model_name"]
+
+
+class ChatGenerator:
+    """Put each prompt, as a user's message, into a tokenizer's chat template.
+
+    Args:
+        generator (`TextGenerator`):
+            Who reads the result; it must add no special tokens of its own.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Has the template.
+
+    Raises:
+        ValueError: If it has none.
+
+    Example:
+
+    ```python
+    >>> class Echo:
+    ...     def generate(self, prompts, **sampling):
+    ...         return [[Completion(prompt, None, "stop", 1)] for prompt in prompts]
+    >>> class Tokenizer:
+    ...     chat_template = "..."
+    ...     def apply_chat_template(self, messages, **settings):
+    ...         return f"<user>{messages[0]['content']}<model>"
+    >>> ChatGenerator(Echo(), Tokenizer()).generate(["Hello"])[0][0].text
+    '<user>Hello<model>'
+
+    ```
+    """
+
+    def __init__(self, generator: TextGenerator, tokenizer: Any) -> None:
+        if tokenizer.chat_template is None:
+            raise ValueError(
+                "the model is to be asked as in a chat, and its tokenizer has no chat template; ask it by completion, "
+                "as a base model."
+            )
+        self._generator = generator
+        self._tokenizer = tokenizer
+
+    def generate(self, prompts: list[str], **sampling: Any) -> list[list[Completion]]:
+        """Answer each prompt, as `TextGenerator.generate` says."""
+        return self._generator.generate(self._as_messages(prompts), **sampling)
+
+    def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
+        """Yield answers as they come."""
+        return stream(self._generator, self._as_messages(prompts), **sampling)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes must ask together."""
+        return is_shared(self._generator)
+
+    @property
+    def model_name(self) -> str:
+        """Who writes."""
+        return model_name(self._generator)
+
+    def _as_messages(self, prompts: list[str]) -> list[str]:
+        return [self._as_message(prompt) for prompt in prompts]
+
+    def _as_message(self, prompt: str) -> str:
+        message = {"role": "user", "content": prompt}
+        return str(self._tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
+
+
+class ProgressBar(StreamingGenerator):
+    """Show, call by call, how many of a generator's texts have come.
+
+    Args:
+        generator (`TextGenerator`):
+            Who writes.
+        description (`str`):
+            What stands before the bar.
+        shown (`bool`, *optional*, defaults to `True`):
+            Whether there is a bar, as on the main process alone.
+
+    Example:
+
+    ```python
+    >>> from trl_akd.generation import Completion
+    >>> class Parrot:
+    ...     def generate(self, prompts, **sampling):
+    ...         return [[Completion(prompt, None, "stop", 1)] for prompt in prompts]
+    >>> ProgressBar(Parrot(), "Parroting", shown=False).generate(["hello"])[0][0].text
+    'hello'
+
+    ```
+    """
+
+    def __init__(self, generator: TextGenerator, description: str, *, shown: bool = True) -> None:
+        self._generator = generator
+        self._description = description
+        self._shown = shown
+
+    def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
+        """Yield completions as they come."""
+        total = len(prompts) * int(sampling.get("n", 1))
+        with tqdm(total=total, desc=self._description, unit="text", disable=not self._shown) as bar:
+            for index, completions in stream(self._generator, prompts, **sampling):
+                bar.update(len(completions))
+                yield index, completions
+
+
+class OnMainProcess(StreamingGenerator):
+    """Ask a generator on the main process alone, and hand its completions, or its error, to every process.
+
+    All processes make the same calls. A server is thus asked once, however many processes train.
+
+    Args:
+        generator (`TextGenerator`):
+            Who is asked.
+        accelerator (`Accelerator`):
+            That of the processes.
+
+    Example:
+
+    ```python
+    >>> from accelerate import Accelerator
+    >>> from trl_akd.generation import Completion
+    >>> class Parrot:
+    ...     def generate(self, prompts, **sampling):
+    ...         return [[Completion(prompt, None, "stop", 1)] for prompt in prompts]
+    >>> OnMainProcess(Parrot(), Accelerator()).generate(["hello"])[0][0].text
+    'hello'
+
+    ```
+    """
+
+    def __init__(self, generator: TextGenerator, accelerator: Any) -> None:
+        self._generator = generator
+        self._accelerator = accelerator
+
+    def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
+        """Yield completions as they come."""
+        nothing: Iterator[Arrival] = iter(())
+        arrivals = stream(self._generator, prompts, **sampling) if is_main_process(self._accelerator) else nothing
+        while (arrival := run_on_main_and_broadcast(self._accelerator, lambda: next(arrivals, None))) is not None:
+            yield arrival
+
+
+def for_all_processes(generator: TextGenerator, accelerator: Any) -> TextGenerator:
+    """Return the generator if its processes share the work, and otherwise one that asks it on the main process."""
+    return generator if is_shared(generator) else OnMainProcess(generator, accelerator)
+
+
+def is_shared(generator: TextGenerator) -> bool:
+    """Tell whether all processes must ask a generator together, as a `TransformersGenerator` with an accelerator."""
+    return bool(getattr(generator, "is_shared", False))
+
+
+def model_name(generator: object) -> str:
+    """Return the name of the model that writes, or that of the class where it tells none."""
+    return str(getattr(generator, "model_name", "") or type(generator).__name__)

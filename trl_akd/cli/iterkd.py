@@ -14,10 +14,10 @@ exit status 3; it continues with a larger budget.
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
-from ..iterkd.teaching_config import DEFAULT_KEY, TeachingConfig
+from ..iterkd.teaching_config import TeachingConfig
 from .errors import run, user_errors
 from .methods import Method, Quickstart
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["METHOD", "IterKDMethod", "main"]
 
+DEFAULT_BATCH_SIZE = 16
 _DRY_RUN_CYCLES = 2
 _DRY_RUN_QUESTIONS = {"new_easy": 2, "new_medium": 2, "new_hard": 2, "questions_per_cycle": 8}
 
@@ -65,10 +66,10 @@ class IterKDMethod(Method):
             ValueError: If there is none.
         """
         _, training_args, _, teaching = arguments
-        if teaching.text_teacher is None and training_args.teacher_model_name_or_path is None:
+        if teaching.text_teacher_model_name_or_path is None and training_args.teacher_model_name_or_path is None:
             raise ValueError(
-                "no teacher writes answers: set `teacher_model_name_or_path`, or `text_teacher` for a teacher that "
-                "only writes."
+                "no model writes answers: give `teacher_model_name_or_path`, or `text_teacher_model_name_or_path` "
+                "for a teacher that only writes."
             )
 
     def adapt_dry_run(self, dry_run: "DryRun") -> None:
@@ -121,7 +122,7 @@ class IterKDMethod(Method):
         script_args, training_args, model_args, teaching = arguments
         with user_errors((*SETUP_ERRORS, GenerationError, IsolationError, FloatingPointError)):
             self.check(*arguments)
-            teacher_server, judge_server = _teacher_server(teaching), _judge_server(teaching)
+            teacher_server, judge_server = _servers(teaching)  # checked before models load
             benchmark = _benchmark(teaching)
             with _executor(teaching) as executor:
                 trainer = make_trainer(
@@ -133,11 +134,11 @@ class IterKDMethod(Method):
                     held_out=_questions(benchmark),
                     program_of=_program_of(benchmark),
                     benchmarks=_texts(benchmark, teaching.decontaminate),
-                    generation_batch_size=teaching.generation_batch_size,
+                    generation_batch_size=teaching.generation_batch_size or DEFAULT_BATCH_SIZE,
                     settings=teaching.settings,
                 )
-                trainer.text_teacher = _local_teacher(teaching, trainer) if teacher_server is None else teacher_server
-                trainer.judge = _local_judge(teaching, trainer) if judge_server is None else judge_server
+                trainer.text_teacher = _text_teacher(teaching, trainer) if teacher_server is None else teacher_server
+                trainer.judge = _judge(teaching, trainer) if judge_server is None else judge_server
                 if benchmark is not None:
                     trainer.held_out_name, trainer.held_out_dataset = benchmark.name, benchmark.dataset
                 set_provenance(trainer, script_args, recipe)
@@ -150,6 +151,7 @@ class IterKDMethod(Method):
 
 def _mock_teacher(dry_run: "DryRun") -> None:
     """Check the values about teacher and judge, then replace both by a mock server."""
+    from ..generation.loading import DEFAULT_API_KEY_ENV
     from ..iterkd.judge_prompts import JudgePrompt
     from ..iterkd.teaching_prompts import TeachingPrompts
     from .mock_server import run_mock_server, write_prompts
@@ -161,17 +163,18 @@ def _mock_teacher(dry_run: "DryRun") -> None:
     if values.judge_prompt_file is not None:
         JudgePrompt.from_file(values.judge_prompt_file)
     values.prompts_file, values.judge_prompt_file = write_prompts(dry_run.folder)
-    teacher = values.text_teacher or values.teacher_model_name_or_path
+    teacher = values.text_teacher_model_name_or_path or values.teacher_model_name_or_path
     if teacher is None:
         return
-    values.text_backend, values.text_teacher = "openai", teacher
-    values.base_url = dry_run.resources.enter_context(run_mock_server())
+    values.text_teacher_model_name_or_path, values.text_teacher_model_revision = teacher, None
+    values.backend, values.base_url = "openai", dry_run.resources.enter_context(run_mock_server())
     dry_run.replaced.append(f"text of {teacher}: canned replies of a mock server")
-    if values.judge_model is not None or values.judge not in ("teacher", "none"):
-        dry_run.replaced.append(f"{values.judge_model or values.judge}: the same server")
+    judge = values.judge_model_name_or_path or values.judge
+    if judge not in ("teacher", "none"):
+        dry_run.replaced.append(f"{judge}: the same server")
         values.judge = "teacher"
-    values.judge_base_url = values.judge_model = values.judge_extra_body = None
-    values.api_key_env = values.judge_api_key_env = DEFAULT_KEY
+    values.judge_base_url = values.judge_model_name_or_path = values.judge_extra_body = values.judge_backend = None
+    values.api_key_env = values.judge_api_key_env = DEFAULT_API_KEY_ENV
 
 
 def _print_results(trainer: "IterKDTrainer") -> None:
@@ -233,119 +236,59 @@ def _executor(teaching: TeachingConfig) -> "AbstractContextManager[CodeExecutor 
     return CodeExecutor(allow_code_execution=True, timeout=teaching.program_timeout, workers=teaching.workers)
 
 
-def _local_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "TextGenerator":
-    """Return a teacher that generates in this process."""
-    from ..evaluation.backends import load_model
-    from ..generation import TransformersGenerator
-    from ..generation.wrappers import ChatGenerator
+def _text_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "TextGenerator":
+    """Return the text teacher in this process: a model of its own, or the teacher model of the trainer."""
+    from ..generation.loading import generator_of_model, load_generator
 
-    chat = teaching.text_prompt_style == "chat"
-    if teaching.text_teacher is not None:
-        if teaching.text_backend == "vllm" and trainer.accelerator.num_processes > 1:
-            raise ValueError(
-                "`text_backend` is 'vllm', which runs in this process, and there are several; serve the teacher with "
-                "`vllm serve` and use the backend openai."
-            )
-        source = _Source(
-            teaching.text_teacher, teaching.text_backend, teaching.text_prompt_style, teaching.generation_batch_size
-        )
-        loaded = load_model(source, trainer.accelerator)
-        return ChatGenerator(loaded.generator, loaded.tokenizer) if chat else loaded.generator
+    chat = teaching.prompt_style == "chat"
+    if teaching.text_teacher_model_name_or_path is not None:
+        return load_generator(teaching.text_teacher_generator, chat=chat, accelerator=trainer.accelerator).generator
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(trainer.args.teacher_model_name_or_path)
-    writer = TransformersGenerator(
+    return generator_of_model(
         trainer.teacher_model,
-        tokenizer,
-        batch_size=teaching.generation_batch_size,
+        AutoTokenizer.from_pretrained(trainer.args.teacher_model_name_or_path),
+        chat=chat,
+        batch_size=teaching.generation_batch_size or DEFAULT_BATCH_SIZE,
         accelerator=trainer.accelerator,
-        add_special_tokens=not chat,
-    )
-    return ChatGenerator(writer, tokenizer) if chat else writer
-
-
-@dataclass
-class _Source:
-    """The text teacher, for the loader that `trl-akd evaluate` uses."""
-
-    model: str | None
-    backend: Literal["transformers", "vllm", "openai"]
-    prompt_style: str
-    batch_size: int | None
-    model_revision: str | None = None
-    base_url: str | None = None
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    device_map: str | None = None
-
-
-def _teacher_server(teaching: TeachingConfig) -> "TextGenerator | None":
-    if teaching.text_backend != "openai":
-        return None
-    return _served(
-        teaching,
-        teaching.base_url,
-        teaching.text_teacher,
-        ("api_key_env", teaching.api_key_env),
-        teaching.extra_body,
     )
 
 
-def _judge_server(teaching: TeachingConfig) -> "TextGenerator | None":
-    if teaching.judge_base_url is None:
-        return None
-    return _served(
-        teaching,
-        teaching.judge_base_url,
-        teaching.judge_model,
-        ("judge_api_key_env", teaching.judge_api_key_env),
-        teaching.judge_extra_body,
-    )
-
-
-def _served(
-    teaching: TeachingConfig, base_url: str | None, model: str | None, key: tuple[str, str], extra_body: Any
-) -> "TextGenerator":
-    """Return a model behind a server with OpenAI's interface; `key` is a field and its value."""
-    from ..generation import OpenAIGenerator
-
-    assert base_url is not None and model is not None
-    field, variable = key
-    if variable != DEFAULT_KEY and variable not in os.environ:
-        raise ValueError(
-            f"`{field}` is {variable!r}, but no environment variable has that name; set it to the key of {base_url}."
-        )
-    return OpenAIGenerator(
-        base_url,
-        model,
-        api_key=os.environ.get(variable),
-        chat=teaching.text_prompt_style == "chat",
-        concurrency=teaching.concurrency,
-        timeout=teaching.timeout,
-        max_retries=teaching.max_retries,
-        max_refusals=teaching.max_refusals,
-        extra_body=extra_body,
-    )
-
-
-def _local_judge(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "Judge | TextGenerator | None":
-    """Return a judge, or a generator of judgements, that needs no server."""
-    from transformers import AutoConfig
-
-    from ..generation import TransformersGenerator
+def _judge(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "Judge | TextGenerator | None":
+    """Return the judge, or the generator that writes judgements, in this process."""
+    from ..generation.loading import load_generator
     from ..iterkd.judges import RegressionJudge
 
-    if teaching.judge in ("teacher", "none"):
+    name = teaching.judge_model_name_or_path
+    if name is None:
         return trainer.text_teacher if teaching.judge == "teacher" else None
-    if any(
-        "SequenceClassification" in name for name in AutoConfig.from_pretrained(teaching.judge).architectures or ()
-    ):
-        return RegressionJudge.from_pretrained(teaching.judge)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    if teaching.judge_generator.backend == "transformers" and _is_classifier(name, teaching.judge_model_revision):
+        return RegressionJudge.from_pretrained(name, revision=teaching.judge_model_revision)
+    return load_generator(
+        teaching.judge_generator, chat=teaching.judges_by_chat, accelerator=trainer.accelerator, prefix="judge_"
+    ).generator
 
-    model = AutoModelForCausalLM.from_pretrained(teaching.judge).to(trainer.accelerator.device)
-    return TransformersGenerator(
-        model.eval(), AutoTokenizer.from_pretrained(teaching.judge), accelerator=trainer.accelerator
-    )
+
+def _is_classifier(name: str, revision: str | None) -> bool:
+    from transformers import AutoConfig
+    from transformers.utils import find_adapter_config_file
+
+    if find_adapter_config_file(name, revision=revision) is not None:
+        return False
+    architectures = AutoConfig.from_pretrained(name, revision=revision).architectures or ()
+    return any("SequenceClassification" in architecture for architecture in architectures)
+
+
+def _servers(teaching: TeachingConfig) -> tuple["TextGenerator | None", "TextGenerator | None"]:
+    """Return the text teacher and the judge that are behind servers."""
+    from ..generation.loading import load_generator
+
+    teacher = judge = None
+    if teaching.base_url is not None:
+        teacher = load_generator(teaching.text_teacher_generator, chat=teaching.prompt_style == "chat").generator
+    if teaching.judge_base_url is not None:
+        judge = load_generator(teaching.judge_generator, chat=teaching.judges_by_chat, prefix="judge_").generator
+    return teacher, judge
 
 
 METHOD = IterKDMethod()

@@ -89,7 +89,7 @@ def _evaluate(
     """Run `trl-akd evaluate` in this process, and return its results."""
     from . import evaluate
 
-    _run(evaluate.main, recipe, model=model, benchmark=problems, output_dir=output_dir, **fields)
+    _run(evaluate.main, recipe, model_name_or_path=model, benchmark=problems, output_dir=output_dir, **fields)
     results: dict[str, Any] = json.loads((output_dir / _RESULTS).read_text())
     return results
 
@@ -122,7 +122,7 @@ def _run_akd(folder: Path, seed: int) -> None:
     print(f"\nDone in {seconds:.0f} s. {figure}")
     print(f"\nLoad the student: AutoModelForCausalLM.from_pretrained({str(after)!r})")
     print("Evaluate it again:")
-    print(next_command("evaluate", None, "--allow_code_execution", model=after, benchmark=world.held_out))
+    print(next_command("evaluate", None, "--allow_code_execution", model_name_or_path=after, benchmark=world.held_out))
     print("Train by plain distillation (forward KL), to compare:")
     kd = _akd_fields(teacher, before, world.rows, folder / "student-kd", seed)
     print(next_command("akd", AKD_RECIPE, beta_strategy="fixed", beta=0, **kd))
@@ -151,10 +151,10 @@ def _evaluate_akd(model: Path, problems: Path, output_dir: Path) -> Mapping[str,
 
     evaluation = evaluate(
         EvaluationConfig(
-            model=str(model),
+            model_name_or_path=str(model),
             benchmark=str(problems),
             output_dir=str(output_dir),
-            batch_size=BATCH_SIZE,
+            generation_batch_size=BATCH_SIZE,
             allow_code_execution=True,
         )
     )
@@ -245,7 +245,7 @@ def _run_codeplan(folder: Path, seed: int) -> None:
 
 def _write_example(student: Path, problems: Path) -> Path:
     """Write a program in which the student plans and solves the first problem."""
-    from ..codeplan.planning_example import planning_example
+    from ..codeplan.task_prompts import planning_example
 
     problem = json.loads(problems.read_text().splitlines()[0])["instruction"]
     path = student / "plan.py"
@@ -284,7 +284,7 @@ def _write_plans(folder: Path, rows: Path) -> None:
 
 def _plan_fields(folder: Path, rows: Path, prompt_file: str, output_dir: Path) -> dict[str, Path]:
     return {
-        "model": folder / "teacher",
+        "model_name_or_path": folder / "teacher",
         "prompt_file": folder / prompt_file,
         "dataset_name": rows,
         "output_dir": output_dir,
@@ -352,7 +352,7 @@ def _run_iterkd(folder: Path, seed: int) -> None:
             before,
             world.held_out,
             folder / _EVALUATION / before.name,
-            batch_size=BATCH_SIZE,
+            generation_batch_size=BATCH_SIZE,
             allow_code_execution=True,
         )
         pass_before = results["metrics"]["pass@1"]

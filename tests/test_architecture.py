@@ -85,6 +85,7 @@ def test_imports_look_down(path: Path):
                 "math",
                 "typing",
                 "functools",
+                "inspect",
                 "contextlib",
             }
             assert own not in ONLY_TORCH or name[1:].split(".")[0] in allowed, f"{module} imports {name[1:]}"

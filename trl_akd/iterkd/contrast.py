@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..akd.batches import Batch, Targets, backbone_inputs
 from ..distributed import widest_float
-from ..heads import LMHead
 from ..losses.contrastive import (
     Comparison,
     ContrastiveLoss,
@@ -23,6 +22,7 @@ from ..losses.contrastive import (
     unlikelihood,
 )
 from ..losses.fused_log_probs import fused_linear_log_probs
+from ..losses.lm_head import LMHead
 from ..losses.reduction import IGNORE_INDEX, Normalization, count_items, token_weights
 
 __all__ = ["CONTRASTIVE", "SUPERVISED", "Contrast", "PairTargets", "contrast", "contrastive_objective", "pair_targets"]
@@ -67,7 +67,7 @@ class PairTargets(Targets):
         return slice(self.pairs), slice(int(ends.max()) + 1 if len(ends) else 1)
 
     @property
-    def taught_inputs(self) -> Batch:
+    def teacher_inputs(self) -> Batch:
         """What the teacher reads: correct answers."""
         rows, columns = self.correct
         return {key: tensor[rows, : columns.stop + 1] for key, tensor in self.inputs.items()}
@@ -111,8 +111,8 @@ def contrastive_objective(name: ContrastiveLoss, settings: dict[str, float]) -> 
 def contrast(
     head: LMHead,
     hidden: Tensor,
-    wanted: PairTargets,
-    share: Tensor,
+    targets: PairTargets,
+    weights: Tensor,
     objective: ContrastiveObjective,
     reference: Tensor | None,
     chunk_size: int | None,
@@ -124,9 +124,9 @@ def contrast(
             The student's, whole.
         hidden (`torch.Tensor` of shape `[B, T, H]`):
             Its final hidden states.
-        wanted (`PairTargets`):
+        targets (`PairTargets`):
             The batch.
-        share (`torch.Tensor` of shape `[B, T]`):
+        weights (`torch.Tensor` of shape `[B, T]`):
             The weights of its tokens, with all divisions made.
         objective (`Callable`):
             From [`contrastive_objective`].
@@ -135,49 +135,40 @@ def contrast(
         chunk_size (`int`, *optional*):
             Tokens projected at a time.
     """
-    pair_share = _gather(share.sum(dim=1), wanted.fault_rows).sum(dim=1)
-    pair_weight = _gather(wanted.weights.sum(dim=1), wanted.fault_rows).sum(dim=1)
+    scaled = _gather(weights.sum(dim=1), targets.fault_rows).sum(dim=1)
+    pair_weight = _gather(targets.weights.sum(dim=1), targets.fault_rows).sum(dim=1)
     sums = hidden.new_zeros(3, dtype=widest_float(hidden.device))
 
     def weighted(log_probs: Tensor) -> Tensor:
-        found = objective(log_probs.view_as(wanted.labels), wanted, reference)
+        found = objective(log_probs, targets, reference)
         numbers = torch.stack([number.detach() for number in found]).to(sums)
         sums.copy_(numbers @ pair_weight.to(sums))
-        return (found.loss * pair_share).sum()
+        return (found.loss * scaled).sum()
 
-    result = fused_linear_log_probs(
-        hidden.flatten(0, 1),
-        head.weight,
-        labels=wanted.labels.flatten(),
-        loss=weighted,
-        bias=head.bias,
-        chunk_size=chunk_size,
-        logit_scale=head.logit_scale,
-        softcap=head.softcap,
-    )
+    result = fused_linear_log_probs(hidden, head, labels=targets.labels, loss=weighted, chunk_size=chunk_size)
     return Contrast(result.loss, sums)
 
 
 def _compare(
-    compare: Callable[..., Comparison], log_probs: Tensor, wanted: PairTargets, reference: Tensor | None
+    compare: Callable[..., Comparison], log_probs: Tensor, targets: PairTargets, reference: Tensor | None
 ) -> Comparison:
-    columns = [log_probs.sum(dim=1), _lengths(wanted), None if reference is None else reference[wanted.answer_ids]]
-    correct = [None if column is None else column[: wanted.pairs] for column in columns]
-    faulty = [None if column is None else column[wanted.fault_rows.clamp(min=0)] for column in columns]
-    return compare(Sequences(*correct), Sequences(*faulty), mask=wanted.fault_rows >= 0)  # type: ignore[arg-type]
+    columns = [log_probs.sum(dim=1), _lengths(targets), None if reference is None else reference[targets.answer_ids]]
+    correct = [None if column is None else column[: targets.pairs] for column in columns]
+    faulty = [None if column is None else column[targets.fault_rows.clamp(min=0)] for column in columns]
+    return compare(Sequences(*correct), Sequences(*faulty), mask=targets.fault_rows >= 0)  # type: ignore[arg-type]
 
 
-def _unlikelihood(log_probs: Tensor, wanted: PairTargets, reference: Tensor | None) -> Comparison:
+def _unlikelihood(log_probs: Tensor, targets: PairTargets, reference: Tensor | None) -> Comparison:
     """Return the loss of faulty answers; rewards, for the log, are mean log-probabilities."""
-    losses = unlikelihood(log_probs, wanted.labels != IGNORE_INDEX)
-    rewards = log_probs.sum(dim=1) / _lengths(wanted)
-    mask = wanted.fault_rows >= 0
-    loss = mean_over_faults(_gather(losses, wanted.fault_rows), mask)
-    return Comparison.of(loss, rewards[: wanted.pairs], _gather(rewards, wanted.fault_rows), mask)
+    losses = unlikelihood(log_probs, targets.labels != IGNORE_INDEX)
+    rewards = log_probs.sum(dim=1) / _lengths(targets)
+    mask = targets.fault_rows >= 0
+    loss = mean_over_faults(_gather(losses, targets.fault_rows), mask)
+    return Comparison.of(loss, rewards[: targets.pairs], _gather(rewards, targets.fault_rows), mask)
 
 
-def _lengths(wanted: PairTargets) -> Tensor:
-    return (wanted.labels != IGNORE_INDEX).sum(dim=1).clamp(min=1)
+def _lengths(targets: PairTargets) -> Tensor:
+    return (targets.labels != IGNORE_INDEX).sum(dim=1).clamp(min=1)
 
 
 def _gather(by_row: Tensor, fault_rows: Tensor) -> Tensor:

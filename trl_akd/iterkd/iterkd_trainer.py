@@ -20,7 +20,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..akd.card_scores import score_results
 from ..akd.checkpoint import last_whole_checkpoint
-from ..akd.checks import name_of
+from ..akd.model_utils import name_of
 from ..distributed import is_main_process, run_on_main_and_broadcast
 from ..execution import CodeExecutor
 from ..generation import TextGenerator, TransformersGenerator

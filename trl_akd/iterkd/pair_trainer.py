@@ -29,14 +29,14 @@ from transformers import (
 
 from ..akd.akd_trainer import AKDTrainer
 from ..akd.batches import Batch, without_repeats
-from ..akd.checks import check_arguments, name_of, named_datasets
-from ..akd.metrics import METRICS, Means
-from ..akd.objective import cross_entropy, mixed_loss
+from ..akd.metrics import METRICS, Means, loss_from_means
+from ..akd.model_utils import name_of, named_datasets
+from ..akd.validation import check_arguments
 from ..data.vocabulary import require_shared_tokens
 from ..distributed import gathered, release_engine, rewriting, through_forward, unwrapped, widest_float
 from ..generation import TransformersGenerator
 from ..heads import evaluating, final_hidden_states, lm_head
-from ..losses.fused_linear import FusedDivergence
+from ..losses.fused_linear import FusedDivergence, fused_linear_cross_entropy
 from ..losses.reduction import IGNORE_INDEX
 from .contrast import CONTRASTIVE, SUPERVISED, PairTargets, contrast, contrastive_objective, pair_targets
 from .iterkd_config import IterKDConfig
@@ -277,19 +277,23 @@ class PairTrainer(AKDTrainer):
     @torch.no_grad()
     def _log_probs(self, batch: Batch) -> torch.Tensor:
         """Return the log-probability of each answer of a batch, inside the student's engine."""
-        wanted = self._targets(batch)
+        targets = self._targets(batch)
         student = unwrapped(self.model_wrapped, self.model, self.accelerator)
 
         def read() -> torch.Tensor:
             with self.accelerator.autocast():
-                hidden = final_hidden_states(student, wanted.inputs)[:, :-1]
-            weights = (wanted.labels != IGNORE_INDEX).float()
-            head = lm_head(student).whole()
-            return cross_entropy(head, hidden, wanted.labels, weights, self.args.loss_chunk_size).nll
+                hidden = final_hidden_states(student, targets.inputs)[:, :-1]
+            return fused_linear_cross_entropy(
+                hidden,
+                lm_head(student).whole(),
+                token_weights=(targets.labels != IGNORE_INDEX).float(),
+                labels=targets.labels,
+                chunk_size=self.args.loss_chunk_size,
+            ).nll
 
         with evaluating(self.model_wrapped):
             nll = through_forward(self.model_wrapped, student, read)
-        return -nll.view_as(wanted.labels).sum(dim=1)
+        return -nll.sum(dim=1)
 
     # Loss
 
@@ -304,21 +308,27 @@ class PairTrainer(AKDTrainer):
     def _targets(self, batch: Batch) -> PairTargets:
         return pair_targets(batch, self.args.normalization)
 
-    def _judge(
-        self, student: Any, hidden: torch.Tensor, knowledge: Any, wanted: Any, share: torch.Tensor
+    def _loss_from_hidden(
+        self, student: Any, hidden: torch.Tensor, signal: Any, targets: Any, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        head, place = lm_head(student).whole(), wanted.correct
-        learned, labels, weights = hidden[place], wanted.labels[place], share[place]
+        head, correct = lm_head(student).whole(), targets.correct
+        labels = targets.labels[correct]
         if self.args.objective == "akd":
-            result: Any = self._divergence(head, learned, knowledge, labels, weights)
+            result: Any = self._divergence(head, hidden[correct], signal, labels, weights[correct])
         else:
-            result = cross_entropy(head, learned, labels, weights, self.args.loss_chunk_size)
+            result = fused_linear_cross_entropy(
+                hidden[correct],
+                head,
+                token_weights=weights[correct],
+                labels=labels,
+                chunk_size=self.args.loss_chunk_size,
+            )
         sums = torch.zeros(2, len(self._measured), dtype=widest_float(hidden.device), device=hidden.device)
-        sums[SUPERVISED, : len(METRICS)] = _numbers(result).to(sums) @ wanted.weights[place].flatten().to(sums)
-        if wanted.fault_rows.shape[1] == 0:
+        sums[SUPERVISED, : len(METRICS)] = _numbers(result).to(sums) @ targets.weights[correct].flatten().to(sums)
+        if targets.fault_rows.shape[1] == 0:
             return result.loss, sums
         found = contrast(
-            head, hidden, wanted, share, self._contrast, self._reference_on(hidden), self.args.loss_chunk_size
+            head, hidden, targets, weights, self._contrast, self._reference_on(hidden), self.args.loss_chunk_size
         )
         sums[CONTRASTIVE, len(METRICS) :] = found.sums
         return result.loss + self.args.contrastive_weight * found.loss, sums
@@ -353,7 +363,7 @@ class PairTrainer(AKDTrainer):
     def _supervised_loss(self, means: list[Means], beta: float) -> float:
         by_name = means[SUPERVISED].by_name
         if self.args.objective == "akd":
-            return mixed_loss(by_name, beta, self.args)
+            return loss_from_means(by_name, beta, self.args)
         return by_name["student_nll"]
 
     # Checkpoints and the Hub
@@ -397,8 +407,8 @@ def _as_tokens(pair: dict[str, Any]) -> dict[str, list[int]]:
 
 
 def _numbers(result: Any) -> torch.Tensor:
-    """Return `METRICS` token by token `[metrics, N]`; what is not known counts 0."""
+    """Return `METRICS` token by token `[metrics, N]`; 0 for those that the result does not have."""
     if isinstance(result, FusedDivergence):
-        return torch.stack([getattr(result, name) for name in METRICS])
+        return torch.stack([getattr(result, name).flatten() for name in METRICS])
     known = {"student_nll": result.nll, "student_entropy": result.entropy}
-    return torch.stack([known.get(name, torch.zeros_like(result.nll)) for name in METRICS])
+    return torch.stack([known.get(name, torch.zeros_like(result.nll)).flatten() for name in METRICS])

@@ -1,19 +1,17 @@
-"""What can be refused before, or without, running a model."""
+"""Checks of models, data and arguments that need no forward pass; each raises one sentence."""
 
-import logging
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.schema import detect_format
 from ..teachers import Teacher
 from .akd_config import AKDConfig
-
-logger = logging.getLogger(__name__)
+from .model_utils import has_vocabulary
 
 
 def check_arguments(trainer: type, args: Any, expected: type[AKDConfig]) -> None:
@@ -90,11 +88,6 @@ def check_experts(config: Any) -> None:
             f"the student is a mixture of experts ({type(config).__name__}) whose load-balancing loss is not known "
             "here; set router_aux_loss_coef=0 to train without it."
         )
-
-
-def adapters_of(model: Any) -> list[Any]:
-    """Return the configurations of the adapters that a model came with."""
-    return list(getattr(model, "peft_config", {}).values())
 
 
 def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter: bool) -> None:
@@ -199,17 +192,6 @@ def _check_device(device: Any) -> None:
         ) from None
 
 
-def evaluation_name(key: str) -> str:
-    """Return what to call an evaluation dataset, by its key in a dictionary: its metrics' prefix in the logs."""
-    return key if key == "eval" else f"eval_{key}"
-
-
-def named_datasets(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
-    """Return all datasets of a run by name."""
-    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-    return {"train": train_dataset, **{evaluation_name(key): dataset for key, dataset in evaluated.items()}}
-
-
 def check_data(datasets: Mapping[str, Any], args: AKDConfig) -> None:
     """Refuse empty datasets and datasets without the columns of any known form.
 
@@ -223,35 +205,6 @@ def check_data(datasets: Mapping[str, Any], args: AKDConfig) -> None:
             detect_format(dataset.column_names, text_field=args.dataset_text_field, allow_prompt_only=suffices)
 
 
-def tokenizer_of(model: Any, args: AKDConfig, default: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a teacher; `default` for a model that was built in memory and has no name."""
-    name = name_of(model)
-    if name is None:
-        logger.warning("The teacher has no name, so it is taken to have the student's tokenizer; or pass one.")
-        return default
-    missing = ValueError(
-        f"no tokenizer could be loaded for the teacher {name!r}, so its vocabulary cannot be compared with the "
-        "student's; save one beside it, or pass `teacher_tokenizer`."
-    )
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise missing from error
-    if not has_vocabulary(tokenizer):
-        raise missing
-    return tokenizer
-
-
-def has_vocabulary(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell a tokenizer that was loaded from one that transformers made up for a folder without tokenizer files.
-
-    The latter has special tokens and at most the one that stands for a space.
-    """
-    return len(set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())) > 1
-
-
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a student's tokenizer without a vocabulary."""
     if not has_vocabulary(tokenizer):
@@ -259,11 +212,6 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
             "no tokenizer could be loaded for the student, whose folder has no tokenizer files; save one there, or "
             "pass `processing_class`."
         )
-
-
-def name_of(model: Any) -> str | None:
-    """Return the name or path of a model, if it has one."""
-    return model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", None) or None
 
 
 def check_unused(arguments: Mapping[str, Any]) -> None:

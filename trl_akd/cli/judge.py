@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from .command import start
 from .errors import run, user_errors
-from .starting import start
 
 if TYPE_CHECKING:
     from trl import SFTConfig

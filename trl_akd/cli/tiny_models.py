@@ -1,4 +1,4 @@
-"""Tiny models with the architectures of big ones, built without the Hub."""
+"""Tiny random models with the architectures of large ones, built without the Hub."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-__all__ = ["BYTES", "KNOWN_MODELS", "Architecture", "StandIn", "build"]
+__all__ = ["KNOWN_MODELS", "MAX_TOKENS", "Architecture", "TinyModel", "build"]
 
-BYTES = 2048
-"""Most tokens that a stand-in without a tokenizer of its own reads; its tokens are bytes."""
+MAX_TOKENS = 2048
+"""Maximum number of tokens of a tiny model with the byte tokenizer."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a stand-in keeps of a model.
+    """Properties of a large model that its tiny model keeps.
 
     Args:
         model_type (`str`):
@@ -43,14 +43,14 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class StandIn:
+class TinyModel:
     """A tiny model on disk.
 
     Args:
         path (`str`):
-            Its folder, which holds a tokenizer too.
+            Folder of the model and its tokenizer.
         description (`str`):
-            What it is, for people.
+            Architecture and size, for messages.
     """
 
     path: str
@@ -93,24 +93,24 @@ _SIZES: Mapping[str, int] = MappingProxyType(
 
 def build(
     revisions: Mapping[str, str], folder: Path, *, own_tokenizers: bool, trust_remote_code: bool = False
-) -> dict[str, StandIn]:
-    """Build a random tiny model for each model named.
+) -> dict[str, TinyModel]:
+    """Build a random tiny model for each large model.
 
-    A model that `KNOWN_MODELS` does not list is looked up in its `config.json`.
+    The architecture comes from `KNOWN_MODELS` or else from the model's `config.json`.
 
     Args:
         revisions (`Mapping[str, str]`):
             Revision on the Hub of each model, by name or path.
         folder (`Path`):
-            Where to save the models.
+            Folder in which to save the models.
         own_tokenizers (`bool`):
-            Whether the models' own tokenizers are at hand. Otherwise all get one whose tokens are the bytes, and their
-            vocabularies differ by as many rows of padding as the real ones.
+            Whether to use the models' own tokenizers. Otherwise all get a byte tokenizer, and their vocabulary sizes
+            differ by the same number of padding rows as those of the large models.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether code from the Hub may run.
 
     Raises:
-        OSError: If a model is neither known nor a local folder, and the Hub does not give out its configuration.
+        OSError: If the configuration of a model is neither known, nor in a local folder, nor available from the Hub.
     """
     configs = {name: _config(name, revision, trust_remote_code) for name, revision in revisions.items()}
     smallest = min((config.vocab_size for config in configs.values()), default=0)
@@ -127,8 +127,8 @@ def build(
         family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         family.from_config(config).save_pretrained(path)
         tokenizer.save_pretrained(path)
-        description = f"{config.model_type}, {config.num_hidden_layers} layers, vocabulary of {config.vocab_size}"
-        built[name] = StandIn(str(path), description)
+        description = f"{config.model_type} of {config.num_hidden_layers} layers, vocabulary of {config.vocab_size}"
+        built[name] = TinyModel(str(path), description)
     return built
 
 
@@ -162,7 +162,7 @@ def _byte_tokenizer() -> PreTrainedTokenizerBase:
 
 def _fit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, *, padding: int) -> None:
     config.vocab_size = len(tokenizer) + padding
-    config.max_position_embeddings = BYTES
+    config.max_position_embeddings = MAX_TOKENS
     config.bos_token_id, config.eos_token_id, config.pad_token_id = (
         None,
         tokenizer.eos_token_id,

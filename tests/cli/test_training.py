@@ -7,8 +7,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from tests import tiny
-from trl_akd.cli.parsing import Recipe, RecipeParser
-from trl_akd.cli.preflight import find_checkpoint, load_datasets, load_tokenizers
+from trl_akd.cli.akd import METHOD
+from trl_akd.cli.parsing import RecipeParser
+from trl_akd.cli.recipes import Recipe
+from trl_akd.cli.training import find_checkpoint, load_datasets, load_tokenizers
 
 
 @pytest.fixture
@@ -100,13 +102,13 @@ def test_missing_dataset(name: str | None, error: type[Exception], message: str,
 
 def test_tokenizers_of_both_models(parse):
     _, training_args, model_args, _ = parse()
-    student, teacher = load_tokenizers(model_args, training_args)
+    student, teacher = load_tokenizers(METHOD, model_args, training_args)
     assert student.get_vocab() == teacher.get_vocab() == tiny.tokenizer().get_vocab()
 
 
 def test_no_teacher_no_teacher_tokenizer(parse):
     _, training_args, model_args, _ = parse(teacher_model_name_or_path=None)
-    assert load_tokenizers(model_args, training_args)[1] is None
+    assert load_tokenizers(METHOD, model_args, training_args)[1] is None
 
 
 @pytest.mark.parametrize("field", ["model_name_or_path", "teacher_model_name_or_path"])
@@ -115,13 +117,13 @@ def test_model_that_is_not_there(field: str, parse, tmp_path: Path):
     with pytest.raises(
         ValueError, match=f"`{field}` is '.*nowhere', whose tokenizer and configuration cannot be read"
     ):
-        load_tokenizers(model_args, training_args)
+        load_tokenizers(METHOD, model_args, training_args)
 
 
 def test_student_not_named(parse):
     _, training_args, model_args, _ = parse(model_name_or_path=None)
     with pytest.raises(ValueError, match="`model_name_or_path` is not set"):
-        load_tokenizers(model_args, training_args)
+        load_tokenizers(METHOD, model_args, training_args)
 
 
 def test_other_vocabulary(parse, pair: tuple[str, str], tmp_path: Path):
@@ -133,4 +135,4 @@ def test_other_vocabulary(parse, pair: tuple[str, str], tmp_path: Path):
     (other / "tokenizer.json").write_text(json.dumps(content))
     _, training_args, model_args, _ = parse(teacher_model_name_or_path=str(other))
     with pytest.raises(ValueError, match=r"id .* is 'a' for the student but 'b' for the teacher"):
-        load_tokenizers(model_args, training_args)
+        load_tokenizers(METHOD, model_args, training_args)

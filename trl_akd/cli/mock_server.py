@@ -1,4 +1,4 @@
-"""A stand-in for the teacher that writes: a server on this machine that answers, errs, judges and asks by rote."""
+"""Mock server with OpenAI's interface and canned replies, in place of IterKD's teacher and judge in a dry run."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import yaml
 
 from ..iterkd.judge.rubric import RULES, Judgement, format_judgement
 
-__all__ = ["serving", "write_prompts"]
+__all__ = ["run_mock_server", "write_prompts"]
 
 _HOST = "127.0.0.1"
 _RIGHT = "```python\ndef answer():\n    return 42\n```"
@@ -33,7 +33,7 @@ _JUDGE_LAYOUT = "[judge] {instruction}\n{answer}"
 
 
 def write_prompts(folder: Path) -> tuple[str, str]:
-    """Write the requests that the stand-in knows, and return the paths of the teacher's and the judge's."""
+    """Write prompts that the mock server recognizes, and return the files of the teacher's and the judge's."""
     prompts, judge_prompt = folder / "prompts.yaml", folder / "judge_prompt.txt"
     prompts.write_text(yaml.safe_dump(_LAYOUTS), encoding="utf-8")
     judge_prompt.write_text(_JUDGE_LAYOUT, encoding="utf-8")
@@ -41,10 +41,10 @@ def write_prompts(folder: Path) -> tuple[str, str]:
 
 
 @contextmanager
-def serving() -> Iterator[str]:
-    """Serve the stand-in, which speaks OpenAI's protocol, on a free port, and yield its address."""
-    without_proxy = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-    os.environ["no_proxy"] = ",".join(filter(None, [without_proxy, _HOST]))
+def run_mock_server() -> Iterator[str]:
+    """Run the mock server on a free port, and yield its address."""
+    no_proxy = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    os.environ["no_proxy"] = ",".join(filter(None, [no_proxy, _HOST]))
     with ThreadingHTTPServer((_HOST, 0), _Handler) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -72,16 +72,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def _reply(prompt: str, seed: int | None) -> str:
-    """Return a right or faulty answer, a judgement, or a question that differs with prompt and seed."""
-    wanted = prompt.partition(" ")[0]
-    if wanted == "[right]":
+    """Return a right or faulty answer, a judgement, or a question that depends on prompt and seed."""
+    kind = prompt.partition(" ")[0]
+    if kind == "[right]":
         return _RIGHT
-    if wanted == "[faulty]":
+    if kind == "[faulty]":
         return _FAULTY
-    if wanted == "[judge]":
+    if kind == "[judge]":
         return format_judgement(Judgement(tuple(0.0 if _FAULTY in prompt else rule.maximum for rule in RULES)))
     return f"Sort these words: {' '.join(random.Random(f'{seed}:{prompt}').sample(_WORDS, 8))}."

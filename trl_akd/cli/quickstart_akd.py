@@ -105,8 +105,7 @@ def _draw(run: Path) -> str:
 
 
 def _table(results: Mapping[str, Mapping[str, Any]], paths: Mapping[str, Path]) -> str:
-    from ..evaluation.comparison import compare
-    from ..evaluation.tables import markdown_table
+    from ..evaluation.report import compare, markdown_table
 
     rows = [
         [

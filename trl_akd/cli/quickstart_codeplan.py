@@ -84,7 +84,7 @@ def _write_example(student: Path, problems: Path) -> Path:
 
 def _table(results: Mapping[str, Results]) -> str:
     """Lay out pass@1 of each model and, where it planned, by the number of plans to choose from."""
-    from ..evaluation.tables import markdown_table
+    from ..evaluation.report import markdown_table
 
     rows = []
     for name, result in results.items():

@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from ..data.templates import render
 from ..distributed import is_main_process, run_on_main_and_broadcast
-from ..generation import Completion, TextGenerator
+from ..generation import TextGenerator
 from ..generation.answers import extract_program
 from ..generation.budget import BudgetSpent
 from ..generation.protocol import GREEDY, Arrival, SamplingParams, StreamingGenerator, stream

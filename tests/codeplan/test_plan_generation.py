@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.codeplan.scripted import Scripted, data
-from trl_akd.cli.plan_data import read_rows
+from trl_akd.cli.plans import read_rows
 from trl_akd.codeplan.plan_generation import PlanGenerator
 from trl_akd.codeplan.plan_generation_config import PlanGenerationConfig
 from trl_akd.codeplan.plan_prompts import PLAN_PROMPTS, PLAN_STOP
@@ -169,10 +169,10 @@ def test_a_request_of_one_s_own(tmp_path: Path):
 @pytest.mark.parametrize(
     ("reasoning", "layout", "message"),
     [
-        ("backward", "{problem}", "lacks the fields {solution}; reasoning backward takes {problem} and {solution}"),
-        ("forward", "{problem} {solution}", "has unknown fields {solution}; reasoning forward takes {problem}"),
+        ("backward", "{problem}", "lacks the fields {solution}; backward reasoning takes {problem} and {solution}"),
+        ("forward", "{problem} {solution}", "has unknown fields {solution}; forward reasoning takes {problem}"),
         ("forward", "{problem} {}", "unknown fields {}"),
-        ("forward", "{problem} {", "no format string"),
+        ("forward", "{problem} {", "is not a format string"),
     ],
 )
 def test_a_request_with_other_fields(tmp_path: Path, reasoning: str, layout: str, message: str):

@@ -8,7 +8,7 @@ import pytest
 from tests import tiny
 from tests.codeplan.scripted import data
 from trl_akd.cli import main
-from trl_akd.cli.plan_data import read_rows
+from trl_akd.cli.plans import read_rows
 from trl_akd.codeplan.plan_import import import_plans, read_plans
 from trl_akd.data.sources import load
 
@@ -79,9 +79,9 @@ def test_files_that_are_no_plans(tmp_path: Path, plans: object, message: str):
 
 
 def test_folders_without_plans(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"holds neither NAME/plans\.json nor NAME\.txt"):
+    with pytest.raises(ValueError, match=r"contains neither NAME/plans\.json nor NAME\.txt"):
         read_plans(tmp_path)
-    with pytest.raises(FileNotFoundError, match="is no folder"):
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
         read_plans(tmp_path / "none")
 
 

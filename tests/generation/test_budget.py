@@ -99,7 +99,7 @@ def test_tokens_that_are_not_told_count_as_the_most_there_may_be():
 
     budgeted = BudgetedGenerator(Silent(), max_tokens=50)
     with pytest.raises(BudgetSpent):
-        budgeted.generate(list("abcde"), n=2, max_new_tokens=10)
+        budgeted.generate(list("abcde"), n=2, temperature=1.0, max_new_tokens=10)
     assert budgeted.tokens == 60
 
 

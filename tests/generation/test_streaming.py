@@ -236,8 +236,8 @@ def test_a_model_tells_its_usage():
 def test_facts_and_cost_stand_beside_a_record(tmp_path: Path):
     with Ledger(tmp_path / "calls.jsonl", {}) as ledger:
         recorded = RecordedGenerator(Halting(), ledger)
-        recorded.noting(origin="seed").noting(prompt="v2").generate(["a"], n=3, seed=0)
-        recorded.generate(["a"], n=3, seed=0)
+        recorded.noting(origin="seed").noting(prompt="v2").generate(["a"], n=3, temperature=1.0, seed=0)
+        recorded.generate(["a"], n=3, temperature=1.0, seed=0)
         recorded.generate(["b"], seed=0)
         with pytest.raises(ValueError, match="`key` is a field of every record"):
             recorded.noting(key="x")

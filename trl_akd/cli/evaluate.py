@@ -14,8 +14,8 @@ trl-akd evaluate --compare outputs/evaluation/humaneval/teacher outputs/evaluati
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .command import make_accelerator, require_one_process, start
 from .errors import run
-from .starting import accelerator, refuse_processes, start
 
 if TYPE_CHECKING:
     from ..codeplan.plan_sampling_config import PlanSamplingConfig
@@ -48,9 +48,9 @@ def _run(config: "EvaluationConfig", planning: "PlanSamplingConfig") -> None:
     from ..evaluation.runner import evaluate
 
     if config.backend != "transformers":
-        refuse_processes(f"backend {config.backend!r}, which shares its work out by itself,")
+        require_one_process(f"backend {config.backend!r}, which shares its work out by itself,")
     sampler = PlanningSampler(config, planning) if planning.plan_sampling else None
-    evaluation = evaluate(config, sampler, accelerator=accelerator())
+    evaluation = evaluate(config, sampler, accelerator=make_accelerator())
     if evaluation is not None:
         _report(config, evaluation)
         if "plans" in evaluation.results:

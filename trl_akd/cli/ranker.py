@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .command import require_one_process, start
 from .errors import run, user_errors
-from .starting import refuse_processes, start
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -49,10 +49,10 @@ def build_data(benchmark: "RankerBenchmark", config: "RankerData") -> None:
         FileNotFoundError: If a folder lacks one of the files.
         ValueError: If they do not belong to the benchmark.
     """
-    from ..codeplan.ranker_training import ranker_rows
+    from ..codeplan.ranker import ranker_rows
     from ..ledger import read_json_lines
 
-    refuse_processes("`trl-akd ranker data`")
+    require_one_process("`trl-akd ranker data`")
     problems = _problems(benchmark)
     rows = [
         row
@@ -80,8 +80,7 @@ def train(config: "RankerModel", args: "TrainingArguments") -> None:
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
-    from ..codeplan.ranker import RANKER_LABELS
-    from ..codeplan.ranker_training import make_ranker_trainer
+    from ..codeplan.ranker import RANKER_LABELS, make_ranker_trainer
     from ..ledger import read_json_lines
     from ..text_pairs import hold_out
 
@@ -125,7 +124,7 @@ def rank(benchmark: "RankerBenchmark", config: "RankerRanking") -> None:
     from ..ledger import read_json_lines
 
     assert config.ranker is not None and config.samples is not None
-    refuse_processes("`trl-akd ranker rank`")
+    require_one_process("`trl-akd ranker rank`")
     samples = [row for row, _ in read_json_lines(Path(config.samples).expanduser())]
     ranker = Ranker.from_pretrained(config.ranker, batch_size=config.batch_size)
     ranked = rank_samples(ranker, _problems(benchmark), samples, keep=config.keep)

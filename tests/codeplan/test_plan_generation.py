@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.codeplan.scripted import Scripted, data
-from trl_akd.cli.plan_data import read_rows
+from trl_akd.cli.plans import read_rows
 from trl_akd.codeplan.plan_generation import PlanGenerator
 from trl_akd.codeplan.plan_generation_config import PlanGenerationConfig
 from trl_akd.codeplan.plan_prompts import PLAN_PROMPTS, PLAN_STOP

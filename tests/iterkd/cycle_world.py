@@ -15,10 +15,10 @@ from tests import tiny
 from trl_akd.execution import CodeExecutor
 from trl_akd.generation import Completion
 from trl_akd.generation.protocol import Arrival, collect
+from trl_akd.iterkd.cycle.records import Question
 from trl_akd.iterkd.iterkd_config import IterKDConfig
 from trl_akd.iterkd.iterkd_trainer import IterKDTrainer
-from trl_akd.iterkd.judging import RULES, Judgement, format_judgement
-from trl_akd.iterkd.records import Question
+from trl_akd.iterkd.judge.rubric import RULES, Judgement, format_judgement
 
 LAYOUTS = {
     "correct": "right: {instruction}",

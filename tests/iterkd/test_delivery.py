@@ -7,13 +7,12 @@ from hypothesis import strategies as st
 from trl_akd.execution import CodeExecutor, ExecutionResult
 from trl_akd.generation import Completion, GenerationError
 from trl_akd.generation.protocol import FinishReason
-from trl_akd.iterkd.answers import has_code, identity, python_program, refuses, remarks
-from trl_akd.iterkd.asking import Sampling
-from trl_akd.iterkd.delivery import DeliveryConfig, assign_kinds, deliver, read_pairs
-from trl_akd.iterkd.leaks import find_leak
-from trl_akd.iterkd.records import FAULT_KINDS, Fault, Pair, Question
-from trl_akd.iterkd.teaching_prompts import TeachingPrompts
-from trl_akd.iterkd.verification import verify
+from trl_akd.iterkd.cycle.answers import has_code, identity, python_program, refuses, remarks
+from trl_akd.iterkd.cycle.leaks import find_leak
+from trl_akd.iterkd.cycle.pair_generation import DeliveryConfig, assign_kinds, deliver, read_pairs
+from trl_akd.iterkd.cycle.prompts import Sampling, TeachingPrompts
+from trl_akd.iterkd.cycle.records import FAULT_KINDS, Fault, Pair, Question
+from trl_akd.iterkd.cycle.verification import verify
 
 from . import scripted
 from .scripted import Judge, Teacher

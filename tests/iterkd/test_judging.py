@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.iterkd.scripted import labelled, soda
-from trl_akd.iterkd.judge_prompts import JSON_JUDGE_PROMPT, JUDGE_PROMPT, JudgePrompt
-from trl_akd.iterkd.judging import (
+from trl_akd.iterkd.judge.prompts import JSON_JUDGE_PROMPT, JUDGE_PROMPT, JudgePrompt
+from trl_akd.iterkd.judge.rubric import (
     MAX_TOTAL,
     REFUSALS,
     RULES,

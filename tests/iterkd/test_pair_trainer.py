@@ -12,7 +12,7 @@ from peft import LoraConfig
 
 from tests import tiny
 from trl_akd import AKDConfig, AKDTrainer, IterKDConfig
-from trl_akd.iterkd.contrast import contrastive_objective
+from trl_akd.iterkd.pair_loss import contrastive_objective
 from trl_akd.iterkd.pair_trainer import PairTrainer
 from trl_akd.losses.contrastive import Sequences, dpo, dpo_norm, infonce, simpo, unlikelihood
 

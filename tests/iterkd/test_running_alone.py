@@ -1,9 +1,9 @@
 import pytest
 
 from trl_akd.execution import CodeExecutor, ExecutionResult
-from trl_akd.iterkd.records import Fault, Pair, Question
-from trl_akd.iterkd.running_alone import Outcome, lacks_surroundings, run_alone
-from trl_akd.iterkd.verification import verify
+from trl_akd.iterkd.cycle.main_programs import Outcome, lacks_surroundings, run_alone
+from trl_akd.iterkd.cycle.records import Fault, Pair, Question
+from trl_akd.iterkd.cycle.verification import verify
 
 from .alone_programs import PROGRAMS
 

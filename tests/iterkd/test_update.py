@@ -6,11 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_akd.generation import Completion
-from trl_akd.iterkd.asking import Sampling
-from trl_akd.iterkd.new_questions import check_question, read_question
-from trl_akd.iterkd.records import LEVELS, Question
-from trl_akd.iterkd.teaching_prompts import TeachingPrompts
-from trl_akd.iterkd.update import MixConfig, UpdateConfig, mix, renew
+from trl_akd.iterkd.cycle.new_questions import MixConfig, UpdateConfig, check_question, mix, read_question, renew
+from trl_akd.iterkd.cycle.prompts import Sampling, TeachingPrompts
+from trl_akd.iterkd.cycle.records import LEVELS, Question
 
 from . import scripted
 from .scripted import Teacher

@@ -14,8 +14,8 @@ trl-akd evaluate --compare outputs/evaluation/humaneval/teacher outputs/evaluati
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .command import make_accelerator, require_one_process, start
 from .errors import run
-from .starting import accelerator, refuse_processes, start
 
 if TYPE_CHECKING:
     from ..codeplan.plan_sampling_config import PlanSamplingConfig
@@ -70,8 +70,8 @@ def _evaluate(config: "EvaluationConfig") -> None:
 
 def _accelerator(config: "EvaluationConfig") -> Any:
     if config.backend != "transformers":
-        refuse_processes(f"backend {config.backend!r}, which shares its work out by itself,")
-    return accelerator()
+        require_one_process(f"backend {config.backend!r}, which shares its work out by itself,")
+    return make_accelerator()
 
 
 def _evaluate_with_plans(config: "EvaluationConfig", planning: "PlanSamplingConfig") -> None:

@@ -28,7 +28,7 @@ from ..losses.reduction import count_items_by_task
 from .codeplan_config import CodePLANConfig
 from .codeplan_mixin import EpochCallback, PlanningTrainer, answer_tokens, without_repeated_problems
 from .collator import DataCollatorForCodePLAN, take_turns, weights_of_tasks
-from .encoding import ProblemEncoder, Task, check_columns, prepare_problems, tokens_of_problems
+from .encoding import ProblemEncoder, Task, check_columns, prepare_problems, tokens_per_problem
 from .plan_head import (
     PLAN_HEAD_FILE,
     add_plan_head,
@@ -166,7 +166,7 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
 
     def _datasets(self) -> dict[str, Dataset]:
         return {
-            name: tokens_of_problems(rows)
+            name: tokens_per_problem(rows)
             for name, rows in named_datasets(self.train_dataset, self.eval_dataset).items()
             if isinstance(rows, Dataset) and "code_prompt" in rows.column_names
         }

@@ -273,7 +273,7 @@ def test_a_collator_learns_what_the_model_is(trainer):
 
 
 def test_a_teacher_that_nobody_asks(trainer):
-    with pytest.raises(ValueError, match="`teacher_model` is given, but no objective asks a teacher"):
+    with pytest.raises(ValueError, match="`teacher_model` is given, but no objective uses a teacher"):
         trainer(None, tiny.model("qwen2"))
 
 

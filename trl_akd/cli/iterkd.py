@@ -211,7 +211,7 @@ def _questions(benchmark: "Benchmark | None") -> list[Any]:
 
 def _program_of(benchmark: "Benchmark | None") -> "ProgramOf":
     """Return the function that extracts the program from an answer, as `trl-akd evaluate` does."""
-    from ..evaluation.extraction import program_of_answer
+    from ..evaluation.prompts import program_of_answer
 
     problems = {} if benchmark is None else {problem.task_id: problem for problem in benchmark.problems}
     return lambda question, answer: program_of_answer(problems[question.id], answer)

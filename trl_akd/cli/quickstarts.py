@@ -174,8 +174,7 @@ def _plot(run: Path) -> str:
 
 
 def _akd_table(results: Mapping[str, Mapping[str, Any]], paths: Mapping[str, Path]) -> str:
-    from ..evaluation.comparison import compare
-    from ..evaluation.tables import markdown_table
+    from ..evaluation.report import compare, markdown_table
 
     rows = [
         [
@@ -255,7 +254,7 @@ def _write_example(student: Path, problems: Path) -> Path:
 
 def _codeplan_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a table of pass@1 of each model, for a model with plans by the number of plans to choose from."""
-    from ..evaluation.tables import markdown_table
+    from ..evaluation.report import markdown_table
 
     rows = []
     for name, result in results.items():

@@ -18,10 +18,10 @@ from datasets import Dataset
 
 from ...data.templates import render
 from ...distributed import is_main_process, run_on_main_and_broadcast
-from ...generation import Completion, TextGenerator
+from ...generation import TextGenerator
 from ...generation.answers import extract_program
 from ...generation.budget import BudgetSpent
-from ...generation.protocol import Arrival, stream
+from ...generation.protocol import GREEDY, Arrival, SamplingParams, StreamingGenerator, stream
 from ...metrics.statistics import pass_at_k_over_tasks
 from ..judge.judges import Judge
 from .config import CycleConfig
@@ -377,17 +377,14 @@ class Cycles:
         return f"Cycle {cycle + 1} of {self._config.cycles}"
 
 
-class _Lazy:
+class _Lazy(StreamingGenerator):
     """A generator that is made when it is first asked, for its weights may take a while to load."""
 
     def __init__(self, make: Callable[[], TextGenerator]) -> None:
         self._make = make
 
-    def generate(self, prompts: list[str], **sampling: Any) -> list[list[Completion]]:
-        return self._make().generate(prompts, **sampling)
-
-    def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
-        return stream(self._make(), prompts, **sampling)
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
+        return stream(self._make(), prompts, sampling)
 
 
 def _program_alone(question: Question, answer: str) -> str:

@@ -4,8 +4,8 @@ import pytest
 
 from tests.evaluation.conftest import data
 from trl_akd.evaluation.benchmarks import load_benchmark
-from trl_akd.evaluation.extraction import program_of_answer, program_of_continuation
 from trl_akd.evaluation.problems import Problem
+from trl_akd.evaluation.prompts import program_of_answer, program_of_continuation
 from trl_akd.generation.answers import extract_program
 
 CODE = "def one():\n    return 1"

@@ -28,6 +28,7 @@ SHAPES_WEIGHTS = {
     *("adam_epsilon", "optim_target_modules", "gradient_accumulation_steps", "average_tokens_across_devices"),
     *("max_grad_norm", "label_smoothing_factor", "bf16", "fp16", "tf32", "torch_compile", "torch_compile_backend"),
     *("torch_compile_mode", "use_liger_kernel", "liger_kernel_config", "use_cache", "neftune_noise_alpha"),
+    *("divergence", "divergence_kwargs"),
     *("auto_find_batch_size", "load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
     *("ignore_data_skip", "full_determinism", "seed", "data_seed", "accelerator_config", "parallelism_config"),
     *("dataloader_drop_last", "dataloader_in_order", "remove_unused_columns", "label_names"),

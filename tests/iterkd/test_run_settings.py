@@ -74,6 +74,13 @@ def test_every_field_is_classified(fields: set[str], shapes: set[str], may_chang
     assert fields - shapes - may_change == set() and not shapes & may_change
 
 
+def test_ledgers_of_earlier_versions_lack_new_fields_at_their_defaults(tmp_path):
+    kept = training_settings(made(tmp_path))
+    changed = training_settings(made(tmp_path, divergence="jsd", divergence_kwargs={"beta": 0.5}))
+    assert not {"divergence", "divergence_kwargs"} & set(kept)
+    assert (changed["divergence"], changed["divergence_kwargs"]) == ("jsd", {"beta": 0.5})
+
+
 def made(tmp_path: Path, **changed: Any) -> IterKDConfig:
     cycle_world.prepare(tmp_path)
     return IterKDConfig(**cycle_world.settings(tmp_path, tmp_path / "run", **changed))

@@ -14,7 +14,8 @@ from trl_akd.iterkd.cycle.prompts import TeachingPrompts
 from trl_akd.iterkd.cycle.records import Fault, Pair, Question
 from trl_akd.iterkd.cycle.verification import verify
 from trl_akd.iterkd.judge.prompts import JudgePrompt
-from trl_akd.iterkd.judge.rubric import MAX_TOTAL, Judgement, parse_judgement
+from trl_akd.iterkd.judge.reader import parse_judgement
+from trl_akd.iterkd.judge.rubric import MAX_TOTAL, Judgement
 
 NOBODY = "http://127.0.0.1:9/v1"  # the port where everything is discarded
 

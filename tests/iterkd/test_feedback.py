@@ -17,7 +17,8 @@ from trl_akd.iterkd.cycle.feedback import (
     listen,
 )
 from trl_akd.iterkd.cycle.records import LEVELS, Question
-from trl_akd.iterkd.judge.rubric import REFUSALS, RULES, Judgement, Unjudged, parse_judgement
+from trl_akd.iterkd.judge.reader import parse_judgement
+from trl_akd.iterkd.judge.rubric import REFUSALS, RULES, Judgement, Unjudged
 
 ORDER = {"hard": 0, "medium": 1, "easy": 2}
 OUTCOMES = {"fail": 0, "unknown": 1, "pass": 2}

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from ...generation import OpenAIGenerator, TextGenerator
 from ...text_pairs import PairClassifier, load_classifier
 from .prompts import JSON_JUDGE_PROMPT, JUDGE_PROMPT, JUDGEMENT_SCHEMA, JudgePrompt
-from .rubric import RULES, Judgement, Unjudged, parse_judgement
+from .reader import parse_judgement
+from .rubric import RULES, Judgement, Unjudged
 
 __all__ = ["GenerativeJudge", "Judge", "RegressionJudge", "answer_text", "asked_for_json", "nearest_judgement"]
 

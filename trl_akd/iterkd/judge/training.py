@@ -17,7 +17,8 @@ from ...generation import TransformersGenerator
 from ...text_pairs import LabelledPair, make_pair_trainer
 from .judges import GenerativeJudge, answer_text, nearest_judgement
 from .prompts import JUDGE_PROMPT, JudgePrompt
-from .rubric import RULES, Judgement, Unjudged, format_judgement, parse_judgement
+from .reader import parse_judgement
+from .rubric import RULES, Judgement, Unjudged, format_judgement
 
 __all__ = [
     "JudgedAnswer",

@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 
 from tests.iterkd.scripted import labelled, soda
 from trl_akd.iterkd.judge.prompts import JSON_JUDGE_PROMPT, JUDGE_PROMPT, JudgePrompt
-from trl_akd.iterkd.judge.rubric import (
-    MAX_TOTAL,
-    REFUSALS,
-    RULES,
-    Judgement,
-    Unjudged,
-    format_judgement,
-    parse_judgement,
-)
+from trl_akd.iterkd.judge.reader import parse_judgement
+from trl_akd.iterkd.judge.rubric import MAX_TOTAL, REFUSALS, RULES, Judgement, Unjudged, format_judgement
 
 SCORES = st.tuples(*(st.sampled_from([step / 2 for step in range(int(2 * rule.maximum) + 1)]) for rule in RULES))
 

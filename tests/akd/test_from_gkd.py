@@ -271,7 +271,8 @@ def test_prompts_alone_where_all_text_is_generated(trainer, settings, streaming)
 def test_prompts_alone_are_not_enough_otherwise(trainer):
     rows = tiny.rows(4).select_columns("prompt")
     with pytest.raises(
-        ValueError, match=r"'completion' is missing.*or add answers: prompts alone suffice for training with lmbda=1"
+        ValueError,
+        match=r"'completion' is missing.*or add completions: prompts alone .* with lmbda=1",
     ):
         trainer(train_dataset=rows, lmbda=0.5)
     with pytest.raises(ValueError, match="'completion' is missing"):
@@ -373,7 +374,7 @@ def test_an_evaluation_dataset_named_train_is_no_training_data(trainer):
     made = trainer(eval_dataset={"train": rows, "other": rows}, **settings)
     assert made.eval_dataset["train"].column_names == made.eval_dataset["other"].column_names
     assert made.evaluate()["eval_train_loss"] > 0
-    with pytest.raises(ValueError, match=r"prompts alone suffice for training .* but not for evaluation"):
+    with pytest.raises(ValueError, match=r"prompts alone are enough for training .* but not for evaluation"):
         trainer(eval_dataset={"train": prompts}, **settings)
-    with pytest.raises(ValueError, match=r"\['a'\], none of which is known"):
+    with pytest.raises(ValueError, match=r"\['a'\], none of which belongs to a known format"):
         trainer(train_dataset=Dataset.from_dict({"a": ["x"]}), eval_dataset={"train": rows})

@@ -66,7 +66,7 @@ def test_a_folder_of_apps_is_no_dataset(tmp_path: Path, capsys: pytest.CaptureFi
     ]
     assert main(["codeplan", *flags]) == 2
     error = capsys.readouterr().err
-    assert "holds APPS's problems in folders of their own, not rows" in error and "trl-akd plans" in error
+    assert "contains the problems of APPS, one per folder, not rows" in error and "trl-akd plans" in error
 
 
 @pytest.mark.parametrize(

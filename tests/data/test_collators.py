@@ -50,12 +50,12 @@ def test_without_prompts_and_untouched_rows() -> None:
 def test_no_prompt_to_generate_from(labels: list[int]) -> None:
     rows = [{"input_ids": [1, 2], "labels": labels}]
     assert DataCollatorForDistillation(PAD)(rows)["labels"].tolist() == [labels]
-    with pytest.raises(ValueError, match="nothing can be generated from it"):
+    with pytest.raises(ValueError, match="no completion can be generated for it"):
         DataCollatorForDistillation(PAD, with_prompts=True)(rows)
 
 
 def test_packed_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match="packed, and padding"):
+    with pytest.raises(ValueError, match="packed, and with padding"):
         DataCollatorForDistillation(PAD)([ROWS[0] | {"seq_lengths": [1, 3]}])
 
 

@@ -156,12 +156,12 @@ def test_rows_are_those_of_sft(sft: Any, name: str) -> None:
         if not all(
             turn["content"] in given.decode(expected["input_ids"]) for turn in row["prompt"] if turn["content"]
         ):
-            with pytest.raises(ValueError, match="row 0 as a text, but leaves it out"):
+            with pytest.raises(ValueError, match="omits the content of the role"):
                 tokenize_dataset(dataset(row), given, max_length=None)
             agreed += 1
             continue
         ids, labels = cut_after_eos(expected["input_ids"], expected["labels"], given.eos_token_id)
-        tokenized, _ = tokenize_dataset(dataset(row), given, max_length=None, generates=True)
+        tokenized, _ = tokenize_dataset(dataset(row), given, max_length=None, with_prompts=True)
         assert given.decode(tokenized[0]["input_ids"]) == given.decode(ids), kind
         assert tokenized[0]["input_ids"] == ids, kind
         assert tokenized[0]["labels"] == labels, kind
@@ -246,7 +246,7 @@ def test_a_text_beside_other_columns_is_not_the_row() -> None:
 )
 def test_prompts_alone(rows: dict[str, list[Any]]) -> None:
     given, data = tokenizer(CHATML), Dataset.from_dict(rows)
-    settings = {"max_length": None, "generates": True, "prompts_suffice": True}
+    settings = {"max_length": None, "with_prompts": True, "allow_prompt_only": True}
     tokenized, report = tokenize_dataset(data, given, **settings)
     assert report.kept == 2
     assert all(row["prompt_ids"] == row["input_ids"] for row in tokenized)
@@ -297,7 +297,7 @@ def test_arrow_s_fillings_are_no_settings() -> None:
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"messages": [user(), assistant()], "tools": "[{"}, "Column 'tools' of row 0 is no JSON"),
+        ({"messages": [user(), assistant()], "tools": "[{"}, "Column 'tools' of row 0 is not JSON"),
         ({"messages": [user(), assistant()], "tools": "{}"}, "Column 'tools' of row 0 holds dict, not a list"),
         (
             {"messages": [user(), assistant()], "chat_template_kwargs": "x"},
@@ -314,14 +314,14 @@ def test_arrow_s_fillings_are_no_settings() -> None:
         *(
             (
                 {"messages": [user(), assistant()], "chat_template_kwargs": {name: True}},
-                f"row 0 sets '{name}', which is no variable",
+                f"row 0 sets '{name}', which is not a variable",
             )
             for name in ("add_generation_prompt", "continue_final_message", "tokenize", "tools", "conversation")
         ),
         *(
             (
                 {"conversations": [{"from": name, "value": text} for name, text in turns]},
-                f"the role '{role}' in row 0 as a text, but leaves it out",
+                f"omits the content of the role '{role}' in row 0",
             )
             for role, turns in {
                 "observation": [("human", "x"), ("gpt", "call"), ("observation", "42"), ("gpt", "y")],
@@ -338,7 +338,7 @@ def test_rows_that_cannot_be_rendered(row: dict[str, Any], complaint: str) -> No
 
 def test_whole_texts_have_no_prompts_to_complete() -> None:
     with pytest.raises(ValueError, match=r"whole texts in 'text', without prompts.*lmbda=0"):
-        tokenize_dataset(Dataset.from_dict({"text": ["x"]}), tokenizer(), max_length=None, generates=True)
+        tokenize_dataset(Dataset.from_dict({"text": ["x"]}), tokenizer(), max_length=None, with_prompts=True)
 
 
 def test_rows_whose_prompt_ends_otherwise_are_counted() -> None:
@@ -346,4 +346,4 @@ def test_rows_whose_prompt_ends_otherwise_are_counted() -> None:
     rows = [{"messages": [user(), assistant(text)]} for text in ("2 * x", "<think>\nhm\n</think>\n2 * x")]
     _, report = tokenize_dataset(Dataset.from_list(rows), given, max_length=None)
     assert (report.kept, report.rerendered, report.is_clean) == (2, 1, False)
-    assert "ends the prompts of 1 rows otherwise" in report.summary()
+    assert "In 1 rows the conversation" in report.summary()

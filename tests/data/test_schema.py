@@ -29,8 +29,8 @@ def test_format(columns: list[str], expected: str) -> None:
         (["instruction", "input"], "'output' is missing for the format alpaca"),
         (["prompt", "text"], "'completion' is missing for the format prompt_completion"),
         (["input_ids", "attention_mask"], "'labels' is missing for the format tokenized"),
-        (["text"], "none of which is known here"),
-        ([], "none of which is known here"),
+        (["text"], "none of which belongs to a known format"),
+        ([], "none of which belongs to a known format"),
     ],
 )
 def test_error_names_found_missing_and_accepted(columns: list[str], missing: str) -> None:

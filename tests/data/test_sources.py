@@ -63,13 +63,13 @@ def test_folder_of_data_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("rows.txt", "a", r"has the ending '\.txt'; use one of \.json, \.jsonl, \.parquet, \.csv"),
-        ("rows", "a", "has the ending ''"),
+        ("rows.txt", "a", r"has the suffix '\.txt'; use one of \.json, \.jsonl, \.parquet, \.csv"),
+        ("rows", "a", "has the suffix ''"),
         ("rows.json", "", "is empty"),
-        ("rows.parquet", "a", "gives no rows of split 'train' when read as parquet"),
-        ("rows.json", "[]", "gives no rows of split 'train' when read as json"),
-        ("rows.jsonl", "{]", "gives no rows of split 'train' when read as json"),
-        ("rows.csv", "instruction,output\n", "gives no rows of split 'train' when read as csv"),
+        ("rows.parquet", "a", "cannot be read as parquet with the split 'train'"),
+        ("rows.json", "[]", "cannot be read as json with the split 'train'"),
+        ("rows.jsonl", "{]", "cannot be read as json with the split 'train'"),
+        ("rows.csv", "instruction,output\n", "cannot be read as csv with the split 'train'"),
     ],
 )
 def test_file_without_rows(tmp_path: Path, name: str, content: str, complaint: str) -> None:
@@ -80,7 +80,7 @@ def test_file_without_rows(tmp_path: Path, name: str, content: str, complaint: s
 
 
 def test_split_that_a_file_does_not_have(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="gives no rows of split 'test'"):
+    with pytest.raises(ValueError, match="cannot be read as json with the split 'test'"):
         load(write(tmp_path, ".jsonl"), split="test")
 
 

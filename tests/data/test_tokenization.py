@@ -232,7 +232,7 @@ def test_stream_equals_dataset(byte_level: Build, texts: Dataset, max_length: in
 
 
 def test_stream_without_rows(byte_level: Build) -> None:
-    with pytest.raises(ValueError, match="none of which is known here"):
+    with pytest.raises(ValueError, match="none of which belongs to a known format"):
         tokenize_stream(IterableDataset.from_generator(lambda: iter([])), byte_level(), max_length=None)
 
 

@@ -83,7 +83,7 @@ def test_id_without_a_token_is_named() -> None:
     ids=["merge order", "normaliser", "another merge"],
 )
 def test_same_tokens_cut_differently(other: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ValueError, match=r"cut the same text differently.*the student reads \[.*the teacher \["):
+    with pytest.raises(ValueError, match=r"split the same text differently.*the student reads \[.*the teacher \["):
         shared_vocabulary_size(tokenizer(), other, 272, 272)
 
 
@@ -110,5 +110,5 @@ def test_data_beyond_the_prefix_is_named() -> None:
     longer = tokenizer(extra=("<fim>",))
     rows = Dataset.from_dict({"input_ids": [[1, 2], [3, TOKENS], []], "labels": [[1, 2], [3, TOKENS], []]})
     require_shared_tokens(rows, TOKENS + 1, longer)
-    with pytest.raises(ValueError, match=f"eval dataset holds the token '<fim>' with id {TOKENS}.*below {TOKENS}"):
+    with pytest.raises(ValueError, match=f"eval dataset contains the token '<fim>' with id {TOKENS}.*below {TOKENS}"):
         require_shared_tokens(rows, TOKENS, longer, name="eval")

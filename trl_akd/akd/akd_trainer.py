@@ -29,8 +29,7 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ..data.collators import DataCollatorForDistillation, RowLengths
-from ..data.preparation import prepare_dataset
-from ..data.tokenization import PROMPT_COLUMN
+from ..data.tokenization import PROMPT_COLUMN, prepare_dataset
 from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
 from ..distributed import own_rows, take_compilation, through_forward, unwrapped, widest_float
 from ..generation.decoding import collect_eos_token_ids
@@ -247,8 +246,8 @@ class AKDTrainer(GKDTrainer):
             num_proc=args.dataset_num_proc,
             name=name,
             text_field=args.dataset_text_field,
-            generates=args.generates,
-            prompts_suffice=args.prompts_suffice and name == "train",
+            with_prompts=args.generates,
+            allow_prompt_only=args.prompts_suffice and name == "train",
             kept_columns=() if name == "train" else ("prompt",),  # which TRL's LogCompletionsCallback reads
         )
 

@@ -220,7 +220,7 @@ def check_data(datasets: Mapping[str, Any], args: AKDConfig) -> None:
             if len(dataset) == 0:
                 raise ValueError(f"the {name} dataset is empty; give at least one row.")
             suffices = args.prompts_suffice and name == "train"
-            detect_format(dataset.column_names, text_field=args.dataset_text_field, prompts_suffice=suffices)
+            detect_format(dataset.column_names, text_field=args.dataset_text_field, allow_prompt_only=suffices)
 
 
 def tokenizer_of(model: Any, args: AKDConfig, default: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

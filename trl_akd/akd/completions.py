@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import is_rich_available
 from trl.trainer.utils import print_prompt_completions_sample
 
-from ..data.schema import IGNORED_LABEL
+from ..losses.reduction import IGNORE_INDEX
 from .akd_config import AKDConfig
 
 __all__ = ["CompletionLog"]
@@ -41,7 +41,7 @@ class CompletionLog:
 
     def add(self, rows: Sequence[dict[str, list[int]]]) -> None:
         """Add one micro-batch of rows `{input_ids, labels}`. All processes must call it."""
-        lengths = [row["labels"].count(IGNORED_LABEL) for row in rows]
+        lengths = [row["labels"].count(IGNORE_INDEX) for row in rows]
         parts = [
             self._tokenizer.batch_decode(ids, skip_special_tokens=True)
             for ids in (

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from transformers import GenerationConfig
 
 from ..generation.decoding import collect_eos_token_ids, unwrapped_for_generation
+from ..losses.reduction import IGNORE_INDEX
 
 
 def is_on_policy(lmbda: float, *, seed: int, step: int, micro_batch: int) -> bool:
@@ -114,7 +115,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _row(prompt: list[int], completion: list[int]) -> dict[str, list[int]]:
-    return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+    return {"input_ids": prompt + completion, "labels": [IGNORE_INDEX] * len(prompt) + completion}
 
 
 def _until_stop(completion: list[int], stops: set[int]) -> list[int]:

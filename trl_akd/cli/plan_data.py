@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..data.schema import well_formed
+from ..data.schema import replace_lone_surrogates
 
 __all__ = ["read_rows"]
 
@@ -104,5 +104,5 @@ def _listed(solutions: Any, where: str) -> Any:
 def _well_formed(value: Any) -> Any:
     """Replace halves of characters in texts, and in texts inside lists."""
     if isinstance(value, str):
-        return well_formed(value)
+        return replace_lone_surrogates(value)
     return [_well_formed(item) for item in value] if isinstance(value, list) else value

@@ -16,8 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..data.collators import pad, round_up
-from ..data.schema import IGNORED_LABEL
-from ..losses.reduction import Normalization, count_items_by_task, scale, token_weights
+from ..losses.reduction import IGNORE_INDEX, Normalization, count_items_by_task, scale, token_weights
 from .encoding import UNKNOWN_SOLUTION, ProblemEncoder, Task
 
 __all__ = [
@@ -219,13 +218,13 @@ class DataCollatorForCodePLAN:
             labels = [answer for _, answer in examples]
         else:
             inputs = [prompt + answer for prompt, answer in examples]
-            labels = [[IGNORED_LABEL] * len(prompt) + answer for prompt, answer in examples]
+            labels = [[IGNORE_INDEX] * len(prompt) + answer for prompt, answer in examples]
         filler = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         width, label_width = (round_up(max(map(len, rows)), self.pad_to_multiple_of or 1) for rows in (inputs, labels))
         return {
             "input_ids": pad(inputs, filler, width),
             "attention_mask": pad([[1] * len(tokens) for tokens in inputs], 0, width),
-            "labels": pad(labels, IGNORED_LABEL, label_width),
+            "labels": pad(labels, IGNORE_INDEX, label_width),
         }
 
     def _weigh(self, labels: Tensor, task_ids: Tensor, task_weights: Mapping[Task, float]) -> Tensor:
@@ -310,7 +309,7 @@ def of_task(batch: Mapping[str, Tensor], task: Task, factor: float, *, multiple:
     rows = batch["task_ids"] == task
     taken = {key: value[rows] for key, value in batch.items()}
     width = round_up(int(taken["attention_mask"].sum(dim=1).max()), multiple)
-    label_width = round_up(int((taken["labels"] != IGNORED_LABEL).nonzero()[:, 1].max()) + 1, multiple)
+    label_width = round_up(int((taken["labels"] != IGNORE_INDEX).nonzero()[:, 1].max()) + 1, multiple)
     return {
         "input_ids": taken["input_ids"][:, :width],
         "attention_mask": taken["attention_mask"][:, :width],

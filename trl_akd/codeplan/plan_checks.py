@@ -6,7 +6,7 @@ import textwrap
 import warnings
 from typing import Literal, TypeAlias
 
-from ..data.schema import well_formed
+from ..data.schema import replace_lone_surrogates
 from ..generation import parse_answer
 
 __all__ = ["Reject", "check_plan", "plan_of_answer"]
@@ -43,7 +43,7 @@ def plan_of_answer(answer: str) -> str:
 
     ```
     """
-    read = parse_answer(_MARKDOWN.sub(r"\2", well_formed(answer)))
+    read = parse_answer(_MARKDOWN.sub(r"\2", replace_lone_surrogates(answer)))
     in_blocks = (block.text for block in read.blocks if block.language != "python" and _STEP.search(block.text))
     answer = read.text if _STEP.search(read.prose) else next(in_blocks, read.text)
     answer = textwrap.dedent("\n".join(line.rstrip() for line in answer.strip("\n").splitlines()))

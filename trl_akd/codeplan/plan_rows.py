@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..data.schema import well_formed
+from ..data.schema import replace_lone_surrogates
 
 __all__ = ["check_rows"]
 
@@ -45,7 +45,7 @@ def _check_solutions(name: str, solutions: Any) -> None:
 
 
 def _check_characters(name: str, column: str, text: str) -> None:
-    if well_formed(text) != text:
+    if replace_lone_surrogates(text) != text:
         raise ValueError(
             f"`{column}` of row {name!r} holds half of a character (a lone surrogate), which no tokenizer can read; "
             "replace it, or leave the row out."

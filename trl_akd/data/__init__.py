@@ -1,4 +1,4 @@
-"""From rows to batches: prompt templates, tokenisation, vocabulary proof and collators.
+"""Dataset formats, prompt templates, tokenization, vocabulary checks and collators.
 
-Import from the modules themselves; this file stays empty so that `trl_akd.data.templates` costs no third-party import.
+Import from the modules: this file is empty so that importing `trl_akd.data.templates` loads no third-party package.
 """

@@ -1,4 +1,4 @@
-"""Conversations as text: the last assistant turn is the completion, everything before it the prompt."""
+"""Render conversations as text: the last assistant turn is the completion, everything before it the prompt."""
 
 import inspect
 from collections.abc import Mapping
@@ -11,8 +11,7 @@ from trl.data_utils import common_prefix_length
 
 __all__ = ["Conversation", "render"]
 
-
-# Arguments of the tokenizer's method that a row must not set, as they say what is rendered, and in which form.
+# Arguments of the tokenizer's method that a row must not set: they control what is rendered and in which form.
 _RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {
     "chat_template",
     "documents",
@@ -22,19 +21,21 @@ _RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_templ
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation as a chat template renders it, special tokens written out.
+    """A conversation rendered by a chat template, including special tokens.
 
     Args:
-        prompt (`str`): all turns but the answer, and what opens the answer: what generation starts from.
-        whole (`str`): all turns. Empty where there is no answer.
+        prompt (`str`):
+            All turns before the answer and the generation prompt, from which generation starts.
+        whole (`str`):
+            All turns; empty if there is no answer.
     """
 
     prompt: str
     whole: str
 
     @property
-    def is_continued(self) -> bool:
-        """Whether the whole begins with the prompt, as it does unless the template renders an answer otherwise."""
+    def starts_with_prompt(self) -> bool:
+        """Whether the whole conversation starts with the prompt, as it does with most templates."""
         return not self.whole or self.whole.startswith(self.prompt)
 
 
@@ -45,36 +46,42 @@ def render(
     *,
     tools: list[Any] | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
-    prompt_suffices: bool = False,
+    allow_prompt_only: bool = False,
 ) -> Conversation:
     """Render row number `index` with the tokenizer's chat template, with and without the last assistant turn.
 
-    Reasoning templates may end the prompt otherwise than the conversation goes on: they open `<think>` for an answer
-    to come, and close it at once, or leave it out, where an answer without reasoning is there. That is accepted; a
-    template that renders a turn of the prompt itself differently is not.
+    The prompt of a reasoning template may end differently from the conversation: the template opens `<think>` in the
+    generation prompt, but closes it at once, or omits it, in an answer without reasoning. That is accepted; a template
+    that renders a turn of the prompt itself differently is not.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): tokenizer with a chat template.
-        messages (`list[dict[str, Any]]`): messages `{role, content}`, the last one the assistant's.
-        index (`int`): number of the row, for the errors.
-        tools (`list`, *optional*): schemas of the tools that the assistant may call.
-        template_kwargs (`Mapping[str, Any]`, *optional*): further variables of the template.
-        prompt_suffices (`bool`, *optional*, defaults to `False`): accept a conversation without an answer.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Tokenizer with a chat template.
+        messages (`list[dict[str, Any]]`):
+            Messages `{role, content}`, ending with the assistant's.
+        index (`int`):
+            Number of the row, for error messages.
+        tools (`list`, *optional*):
+            Schemas of the tools that the assistant may call.
+        template_kwargs (`Mapping[str, Any]`, *optional*):
+            Further variables of the template.
+        allow_prompt_only (`bool`, *optional*, defaults to `False`):
+            Whether to accept a conversation without an answer.
 
     Raises:
-        ValueError: If there is no chat template, a setting is no variable of the template, the last message is not the
-            assistant's or the only one, or the template refuses the conversation, leaves out a turn, or renders the
-            beginning differently once an answer follows.
+        ValueError: If there is no chat template, a setting is not a variable of the template, the last message is not
+            from the assistant or is the only one, or the template raises an error, omits a turn, or renders the prompt
+            differently once an answer follows.
     """
     if tokenizer.chat_template is None:
         raise ValueError(
-            "The dataset holds messages but the tokenizer has no chat template; set tokenizer.chat_template or pass "
-            "'prompt' and 'completion' columns of text."
+            "The dataset contains messages but the tokenizer has no chat template; set tokenizer.chat_template or "
+            "pass 'prompt' and 'completion' columns of text."
         )
     for name in sorted(_RESERVED.intersection(template_kwargs or {})):
         raise ValueError(
-            f"Column 'chat_template_kwargs' of row {index} sets {name!r}, which is no variable of a chat template; "
-            "leave it out, and pass tools in a column 'tools'."
+            f"Column 'chat_template_kwargs' of row {index} sets {name!r}, which is not a variable of a chat template; "
+            "remove it, and pass tools in a column 'tools'."
         )
 
     def rendered(turns: list[dict[str, Any]], **settings: Any) -> str:
@@ -85,7 +92,7 @@ def render(
         except (TemplateError, TypeError, ValueError) as error:
             raise ValueError(
                 f"The chat template does not render the conversation in row {index}, with the roles {_roles(turns)}: "
-                f"{error}; drop the row, or set a tokenizer.chat_template that knows such turns."
+                f"{error}; drop the row, or set a tokenizer.chat_template that supports such turns."
             ) from error
         return str(text)
 
@@ -98,13 +105,13 @@ def render(
             changed = [*turns[:number], {**turn, "content": f"{content}x"}, *turns[number + 1 :]]
             if rendered(changed, add_generation_prompt=True) == prompt:
                 raise ValueError(
-                    f"The chat template is given the content of the role {turn['role']!r} in row {index} as a text, "
-                    "but leaves it out; set a tokenizer.chat_template that renders such turns, rename the role, give "
-                    "the content as a list of parts, or drop the row."
+                    f"The chat template omits the content of the role {turn['role']!r} in row {index}, which is a "
+                    "text; set a tokenizer.chat_template that renders such turns, rename the role, give the content "
+                    "as a list of parts, or drop the row."
                 )
         return prompt
 
-    if prompt_suffices and messages[-1]["role"] != "assistant":
+    if allow_prompt_only and messages[-1]["role"] != "assistant":
         return Conversation(rendered_prompt(messages), "")
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise ValueError(
@@ -112,27 +119,27 @@ def render(
             "the last of them the assistant's; drop the row or what follows the answer."
         )
     prompt = rendered_prompt(messages[:-1])
-    if not _says_something(messages[-1]):
+    if not _has_content(messages[-1]):
         return Conversation(prompt, "")
     conversation = Conversation(prompt, rendered(messages))
-    if not conversation.is_continued:
+    if not conversation.starts_with_prompt:
         _require_equal_turns(conversation, rendered(messages[:-1]), index)
     return conversation
 
 
 def _require_equal_turns(conversation: Conversation, turns: str, index: int) -> None:
-    """Refuse a conversation that differs from its prompt before the opening of the answer."""
+    """Raise a ValueError if the conversation differs from its prompt before the answer begins."""
     prompt = conversation.prompt
     if common_prefix_length(prompt, conversation.whole) < common_prefix_length(prompt, turns):
         raise ValueError(
-            f"The chat template renders the prompt of row {index} differently once the answer follows "
-            f"(the prompt alone ends in {prompt[-40:]!r}), so the student would train on a prompt that it never sees "
-            "at inference; set a tokenizer.chat_template that renders both alike or pass 'prompt' and 'completion' "
+            f"The chat template renders the prompt of row {index} differently once the answer follows (the prompt "
+            f"alone ends in {prompt[-40:]!r}), so the student would be trained on a prompt that it never sees at "
+            "inference; set a tokenizer.chat_template that renders both alike or pass 'prompt' and 'completion' "
             "columns of text."
         )
 
 
-def _says_something(message: Mapping[str, Any]) -> bool:
+def _has_content(message: Mapping[str, Any]) -> bool:
     values = (value for key, value in message.items() if key not in ("role", "name"))
     return any(value.strip() if isinstance(value, str) else value for value in values)
 

@@ -1,4 +1,4 @@
-"""Rows of token ids to padded or padding-free batches."""
+"""Collate rows of token ids to padded or padding-free batches."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,27 +7,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .schema import IGNORED_LABEL
+from ..losses.reduction import IGNORE_INDEX
 
 __all__ = ["DataCollatorForDistillation", "RowLengths", "pad", "round_up", "sample_ids_from_position_ids"]
 
 
 @dataclass
 class DataCollatorForDistillation:
-    """Pad tokenised rows to a batch, on the right, and their prompts on the left for generation.
+    """Pad tokenized rows on the right, and their prompts on the left for generation.
 
-    The mask comes from the rows' lengths, never from the ids, so a pad token equal to EOS is harmless. The keys are
-    those of TRL's GKD collator.
+    The attention mask follows from the lengths, not from the ids, so the pad token may equal EOS. The keys are those
+    of TRL's GKD collator.
 
     Args:
-        pad_token_id (`int`): id that fills up `input_ids` and `prompts`.
-        with_prompts (`bool`, *optional*, defaults to `False`): also return `prompts` and `prompt_attention_mask`, for
-            on-policy generation: each row's `prompt_ids` or, without these, the tokens before its first target.
-        pad_to_multiple_of (`int`, *optional*): round the width of `input_ids`, `attention_mask` and `labels` up to a
-            multiple of this.
+        pad_token_id (`int`):
+            Id with which `input_ids` and `prompts` are padded.
+        with_prompts (`bool`, *optional*, defaults to `False`):
+            Whether to return `prompts` and `prompt_attention_mask` for on-policy generation: the `prompt_ids` of each
+            row or, without these, the tokens before its first target.
+        pad_to_multiple_of (`int`, *optional*):
+            Pad `input_ids`, `attention_mask` and `labels` to a multiple of this.
 
     Raises:
-        ValueError: On a packed row, or on a row without prompt or target where prompts are wanted.
+        ValueError: If a row is packed, or has no prompt or target and `with_prompts` is on.
 
     Example:
 
@@ -52,7 +54,7 @@ class DataCollatorForDistillation:
         """Return int64 tensors of shape [B, T] (`prompts`: [B, longest prompt])."""
         if "seq_lengths" in rows[0]:
             raise ValueError(
-                "The rows are packed, and padding would let their samples see each other; use TRL's "
+                "The rows are packed, and with padding their samples would attend to each other; use TRL's "
                 "padding-free collator."
             )
         input_ids = [row["input_ids"] for row in rows]
@@ -60,7 +62,7 @@ class DataCollatorForDistillation:
         batch = {
             "input_ids": pad(input_ids, self.pad_token_id, width),
             "attention_mask": pad([[1] * len(ids) for ids in input_ids], 0, width),
-            "labels": pad([row["labels"] for row in rows], IGNORED_LABEL, width),
+            "labels": pad([row["labels"] for row in rows], IGNORE_INDEX, width),
         }
         return batch | self._prompts(rows) if self.with_prompts else batch
 
@@ -75,10 +77,11 @@ class DataCollatorForDistillation:
 
 @dataclass
 class RowLengths:
-    """Add the number of tokens of each row, `row_lengths` [B], to what a padding-free collator returns.
+    """Add the number of tokens of each row, `row_lengths` [B], to the batches of a padding-free collator.
 
     Args:
-        collator (`Callable`): joins rows with `input_ids` into one.
+        collator (`Callable`):
+            Padding-free collator.
     """
 
     collator: Callable[[list[Any]], dict[str, Tensor]]
@@ -89,13 +92,14 @@ class RowLengths:
 
 
 def sample_ids_from_position_ids(position_ids: Tensor) -> Tensor:
-    """Number the samples of a padding-free batch, token by token.
+    """Return the number of the sample of each token of a padding-free batch.
 
     Args:
-        position_ids (`Tensor`): int64 [B, T], 0 at the first token of each sample.
+        position_ids (`Tensor`):
+            Shape `[B, T]`, int64, 0 at the first token of each sample.
 
     Returns:
-        `Tensor`: int64 [B, T], 0 for the tokens of the first sample, 1 for the second, and on through the rows.
+        `Tensor`: Shape `[B, T]`, int64, 0 for the tokens of the first sample, 1 for those of the second, and so on.
 
     Example:
 
@@ -109,11 +113,11 @@ def sample_ids_from_position_ids(position_ids: Tensor) -> Tensor:
 
 
 def _prompt_length(labels: Sequence[int]) -> int:
-    length = next((position for position, label in enumerate(labels) if label != IGNORED_LABEL), 0)
+    length = next((position for position, label in enumerate(labels) if label != IGNORE_INDEX), 0)
     if length == 0:
         raise ValueError(
-            "A row has no prompt before its first target, or no target, so nothing can be generated from it; prepare "
-            "the rows with tokenize_dataset."
+            "A row has no prompt before its first target, or no target, so no completion can be generated for it; "
+            "prepare the rows with tokenize_dataset."
         )
     return length
 
@@ -124,7 +128,7 @@ def round_up(length: int, multiple: int) -> int:
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, width: int, *, left: bool = False) -> Tensor:
-    """Fill rows up to `width` with `value`, on the right or on the left; int64 [B, width]."""
+    """Pad rows to `width` with `value`, on the right or on the left; int64 [B, width]."""
     padded = []
     for row in rows:
         filler = [value] * (width - len(row))

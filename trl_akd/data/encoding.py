@@ -1,8 +1,8 @@
-"""Text to token ids on either side of the boundary between prompt and completion.
+"""Tokenize prompts and completions.
 
-The two sides are tokenised apart, so the prompt's tokens in training are exactly those that generation starts from,
-even where a merge would cross the boundary. The completion is tokenised as text that follows other text, so tokenizers
-that open a text with a space (SentencePiece) add none.
+The two are tokenized separately, so the prompt's tokens in training are exactly those from which generation starts,
+even where a merge would cross the boundary. The completion is tokenized as the continuation of a text, so tokenizers
+that add a space to the beginning of a text (SentencePiece) add none.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,15 @@ __all__ = ["encode_completions", "encode_prompts", "encode_rerendered", "encode_
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, add_special_tokens: bool = True
 ) -> list[list[int]]:
-    """Tokenise prompts as generation starts from them: BOS at most once, and no EOS that the text does not hold.
+    """Tokenize prompts for training and for generation alike, with at most one BOS and no added EOS.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): the student's tokenizer.
-        prompts (`Sequence[str]`): texts.
-        add_special_tokens (`bool`, *optional*, defaults to `True`): whether the tokenizer adds its BOS; `False` for
-            text from a chat template, which writes its own.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The student's tokenizer.
+        prompts (`Sequence[str]`):
+            Texts.
+        add_special_tokens (`bool`, *optional*, defaults to `True`):
+            Whether the tokenizer adds BOS; `False` for text from a chat template, which contains its own.
     """
     encoded = _encode(tokenizer, prompts, add_special_tokens)
     return [_trim_special_tokens(tokenizer, text, ids) for text, ids in zip(prompts, encoded, strict=True)]
@@ -38,14 +40,16 @@ def _trim_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str, ids: lis
 
 
 def encode_completions(tokenizer: PreTrainedTokenizerBase, completions: Sequence[str]) -> list[list[int]]:
-    """Tokenise completions and close each with EOS, once, whether or not its text already ends in it.
+    """Tokenize completions so that each ends with a single EOS, whether or not its text already has one.
 
-    An empty completion stays empty: it gets no EOS, for there is nothing to learn to end. What a chat template writes
-    behind its last EOS (a line break, as a rule) is left out, since generation stops before it.
+    An empty completion stays empty, without EOS. Whitespace after the EOS of a chat template (usually a line break) is
+    removed, since generation stops before it.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): the student's tokenizer.
-        completions (`Sequence[str]`): texts.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The student's tokenizer.
+        completions (`Sequence[str]`):
+            Texts.
 
     Raises:
         ValueError: If the tokenizer has no EOS token.
@@ -57,11 +61,13 @@ def encode_completions(tokenizer: PreTrainedTokenizerBase, completions: Sequence
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Tokenise whole texts and close each with EOS, once; an empty text stays empty.
+    """Tokenize whole texts so that each ends with a single EOS; an empty text stays empty.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): the student's tokenizer.
-        texts (`Sequence[str]`): texts.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The student's tokenizer.
+        texts (`Sequence[str]`):
+            Texts.
 
     Raises:
         ValueError: If the tokenizer has no EOS token.
@@ -75,15 +81,18 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
 def encode_rerendered(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], conversation: str
 ) -> tuple[list[int], list[int]]:
-    """Tokenise a conversation whose text goes on otherwise than its prompt ends, and cut it where they part.
+    """Tokenize a conversation that does not start with its rendered prompt, and split it after their common prefix.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): the student's tokenizer.
-        prompt (`Sequence[int]`): tokens of the prompt alone.
-        conversation (`str`): text of the whole conversation.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The student's tokenizer.
+        prompt (`Sequence[int]`):
+            Tokens of the prompt.
+        conversation (`str`):
+            Text of the whole conversation.
 
     Returns:
-        `tuple[list[int], list[int]]`: the tokens that both have in common, and those that follow, closed with EOS.
+        `tuple[list[int], list[int]]`: The tokens of the common prefix, and the tokens after it, ending with EOS.
 
     Raises:
         ValueError: If the tokenizer has no EOS token.
@@ -97,8 +106,8 @@ def encode_rerendered(
 def _require_eos(tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            "The tokenizer has no EOS token, so completions cannot be ended; set tokenizer.eos_token to the token "
-            "that stops the student's generation."
+            "The tokenizer has no EOS token to end completions with; set tokenizer.eos_token to the token that stops "
+            "the student's generation."
         )
 
 
@@ -108,10 +117,10 @@ def _without_eos(text: str, eos_token: str) -> str:
 
 
 def _encode_continuations(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Tokenise texts behind a line break, then take its tokens off again.
+    """Tokenize texts after a line break, and remove the tokens of the line break.
 
-    Where the break merges with the text (byte-level BPE before a line break or an indent), the text is tokenised
-    alone: such tokenizers put no space in front.
+    If the line break merges with the text (byte-level BPE before a line break or an indent), the text is tokenized
+    alone: such tokenizers do not add a space.
     """
     [line_break] = _encode(tokenizer, ["\n"])
     behind = _encode(tokenizer, ["\n" + text for text in texts])

@@ -1,25 +1,24 @@
-"""Which columns a dataset has, and the errors that name the column, the row or the type that is wrong."""
+"""Dataset formats and readers of their columns, with errors that name the column and the row."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
+from ..losses.reduction import IGNORE_INDEX
+
 __all__ = [
-    "IGNORED_LABEL",
     "REQUIRED_COLUMNS",
     "DatasetFormat",
     "detect_format",
-    "read_answer",
+    "read_instruction",
     "read_messages",
+    "read_optional_text",
     "read_template_inputs",
     "read_text",
     "read_tokens",
-    "well_formed",
+    "replace_lone_surrogates",
 ]
-
-IGNORED_LABEL = -100
-
 
 DatasetFormat: TypeAlias = Literal[
     "tokenized", "messages", "conversations", "prompt_completion", "alpaca", "text", "prompt_only", "instruction_only"
@@ -34,29 +33,31 @@ REQUIRED_COLUMNS: Mapping[DatasetFormat, tuple[str, ...]] = MappingProxyType(
         "alpaca": ("instruction", "output"),
     }
 )
-# Formats without an answer, where generation writes one for every row.
+# Formats without a completion, for training on generated text.
 _PROMPTS: Mapping[DatasetFormat, tuple[str, ...]] = MappingProxyType(
     {"prompt_only": ("prompt",), "instruction_only": ("instruction",)}
 )
-# Names of ShareGPT, and those that chat templates know.
+# ShareGPT's names of the roles, and those of chat templates.
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 
 def detect_format(
-    column_names: Collection[str], *, text_field: str | None = None, prompts_suffice: bool = False
+    column_names: Collection[str], *, text_field: str | None = None, allow_prompt_only: bool = False
 ) -> DatasetFormat:
-    """Return the first format, in the order of `REQUIRED_COLUMNS`, whose columns are all there.
+    """Return the first format, in the order of `REQUIRED_COLUMNS`, whose columns are all present.
 
-    `alpaca` reads a column `input` too where there is one. `prompt` and `completion` hold either text or lists of
-    messages.
+    The format `alpaca` has an optional column `input`. `prompt` and `completion` are text or lists of messages.
 
     Args:
-        column_names (`Collection[str]`): the dataset's columns.
-        text_field (`str`, *optional*): column of whole texts, which is read if there is no column of another format.
-        prompts_suffice (`bool`, *optional*, defaults to `False`): accept `prompt` or `instruction` without an answer.
+        column_names (`Collection[str]`):
+            Columns of the dataset.
+        text_field (`str`, *optional*):
+            Column of whole texts, used if the dataset has no column of another format.
+        allow_prompt_only (`bool`, *optional*, defaults to `False`):
+            Whether to accept `prompt` or `instruction` without a completion.
 
     Raises:
-        ValueError: If no format is complete; the message names what is missing from the nearest one.
+        ValueError: If no format is complete; the message names the columns missing from the closest one.
 
     Example:
 
@@ -67,7 +68,7 @@ def detect_format(
     ```
     """
     found = set(column_names)
-    accepted = {**REQUIRED_COLUMNS, **(_PROMPTS if prompts_suffice else {})}
+    accepted = {**REQUIRED_COLUMNS, **(_PROMPTS if allow_prompt_only else {})}
     for name, required in accepted.items():
         if found.issuperset(required):
             return name
@@ -78,37 +79,38 @@ def detect_format(
         accepted["text"] = (text_field,)
     listed = "; ".join(f"{name} ({', '.join(required)})" for name, required in accepted.items())
     raise ValueError(
-        f"The dataset has the columns {sorted(found)}, {_what_is_missing(found)}. Accepted are: {listed}. "
-        f"Rename the columns with dataset.rename_columns{_for_prompts(found)}."
+        f"The dataset has the columns {sorted(found)}, {_describe_missing(found)}. Accepted formats: {listed}. "
+        f"Rename the columns with dataset.rename_columns{_hint_for_prompts(found)}."
     )
 
 
-def _for_prompts(found: set[str]) -> str:
+def _hint_for_prompts(found: set[str]) -> str:
     if not any(found.issuperset(required) for required in _PROMPTS.values()):
         return ""
     return (
-        ", or add answers: prompts alone suffice for training with lmbda=1 or seq_kd=True, where all text is "
+        ", or add completions: prompts alone are enough for training with lmbda=1 or seq_kd=True, where all text is "
         "generated, but not for evaluation"
     )
 
 
-def _what_is_missing(found: set[str]) -> str:
+def _describe_missing(found: set[str]) -> str:
     nearest, required = max(REQUIRED_COLUMNS.items(), key=lambda item: len(found.intersection(item[1])))
     missing = [column for column in required if column not in found]
     if len(missing) == len(required):
-        return "none of which is known here"
+        return "none of which belongs to a known format"
     return f"so {', '.join(map(repr, missing))} is missing for the format {nearest}"
 
 
-def well_formed(text: str) -> str:
-    r"""Return a text that can be encoded: halves of characters are joined where they meet, else replaced.
+def replace_lone_surrogates(text: str) -> str:
+    r"""Return the text with surrogate pairs joined and lone surrogates replaced by U+FFFD.
 
-    JSON can hold half of a surrogate pair, such as of an emoji that a length limit cut; tokenizers and Arrow cannot.
+    JSON can contain lone surrogates, for example of an emoji that a length limit truncated; tokenizers and Arrow
+    cannot encode them.
 
     Example:
 
     ```python
-    >>> well_formed("a\ud83d\ude00b\ud83d")
+    >>> replace_lone_surrogates("a\ud83d\ude00b\ud83d")
     'a😀b\ufffd'
 
     ```
@@ -131,8 +133,8 @@ def read_text(row: Mapping[str, Any], column: str, index: int) -> str:
     return value
 
 
-def read_answer(row: Mapping[str, Any], column: str, index: int) -> str:
-    """Return the text in `column` of row number `index`; a missing one is empty.
+def read_optional_text(row: Mapping[str, Any], column: str, index: int) -> str:
+    """Return the text in `column` of row number `index`, empty if it is missing or `None`.
 
     Raises:
         ValueError: If the value is neither a string nor `None`.
@@ -140,11 +142,20 @@ def read_answer(row: Mapping[str, Any], column: str, index: int) -> str:
     return "" if row.get(column) is None else read_text(row, column, index)
 
 
-def read_messages(row: Mapping[str, Any], column: str, index: int) -> list[dict[str, Any]]:
-    """Return the messages in `column` of row number `index`, without the keys that Arrow filled up with None.
+def read_instruction(row: Mapping[str, Any], index: int) -> tuple[str, str]:
+    """Return the `instruction` and the optional `input` of row number `index`.
 
-    ShareGPT's keys `from` and `value` become `role` and `content`, and its roles `human` and `gpt` those of chat
-    templates. A content may be a list of textual parts, and None beside `tool_calls` or in an assistant's turn.
+    Raises:
+        ValueError: If one of them is not a string.
+    """
+    return read_text(row, "instruction", index), read_optional_text(row, "input", index)
+
+
+def read_messages(row: Mapping[str, Any], column: str, index: int) -> list[dict[str, Any]]:
+    """Return the messages in `column` of row number `index`, without the keys that Arrow filled with None.
+
+    ShareGPT's keys `from` and `value` become `role` and `content`; its roles `human` and `gpt` become `user` and
+    `assistant`. The content may be a list of text parts; it may be None beside `tool_calls` or in an assistant turn.
 
     Raises:
         ValueError: If the value is not a list of messages with a textual role and content.
@@ -194,19 +205,19 @@ def _not_text(place: str, key: str, value: Any) -> ValueError:
 
 
 def read_template_inputs(row: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """Return what row number `index` gives a chat template beside its messages: `tools` and `template_kwargs`.
+    """Return the arguments of the chat template in row number `index`, `tools` and `template_kwargs`.
 
-    They are the columns `tools`, a list or its JSON, and `chat_template_kwargs`.
+    They come from the columns `tools`, a list or its JSON, and `chat_template_kwargs`.
 
     Raises:
-        ValueError: If one of them has another type.
+        ValueError: If one of them has the wrong type.
     """
     tools, template_kwargs = row.get("tools"), row.get("chat_template_kwargs")
     if isinstance(tools, str):
         try:
             tools = json.loads(tools) if tools.strip() else None
         except ValueError as error:
-            raise ValueError(f"Column 'tools' of row {index} is no JSON ({error}); mend or drop the row.") from None
+            raise ValueError(f"Column 'tools' of row {index} is not JSON ({error}); fix or drop the row.") from None
     if tools is not None and not isinstance(tools, list):
         raise ValueError(
             f"Column 'tools' of row {index} holds {type(tools).__name__}, not a list of tools; convert the column."
@@ -221,11 +232,11 @@ def read_template_inputs(row: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 
 def read_tokens(row: Mapping[str, Any], index: int) -> tuple[list[int], list[int]]:
-    """Return `input_ids` and `labels` of row number `index` of a tokenised dataset.
+    """Return `input_ids` and `labels` of row number `index` of a tokenized dataset.
 
     Raises:
-        ValueError: If one is no list of integers, if their lengths differ, or if a label is neither -100 nor the token
-            at its own position (labels are not shifted here; the loss shifts them).
+        ValueError: If one is not a list of integers, their lengths differ, or a label is neither -100 nor the token at
+            its position (labels are not shifted here; the loss shifts them).
     """
     columns = []
     for column in REQUIRED_COLUMNS["tokenized"]:
@@ -233,16 +244,16 @@ def read_tokens(row: Mapping[str, Any], index: int) -> tuple[list[int], list[int
         if not isinstance(values, list) or not all(isinstance(value, int) for value in values):
             raise ValueError(
                 f"Column {column!r} of row {index} holds {type(values).__name__}, not a list of integers; drop the "
-                "row or tokenise it anew."
+                "row or tokenize it again."
             )
         columns.append(values)
     input_ids, labels = columns
     if len(input_ids) != len(labels):
         raise ValueError(
-            f"Row {index} has {len(input_ids)} input_ids and {len(labels)} labels; both must have one entry a token."
+            f"Row {index} has {len(input_ids)} input_ids and {len(labels)} labels; both must have one entry per token."
         )
     for position, (token, label) in enumerate(zip(input_ids, labels, strict=True)):
-        if label not in (IGNORED_LABEL, token):
+        if label not in (IGNORE_INDEX, token):
             raise ValueError(
                 f"Label {label} at position {position} of row {index} is neither -100 nor the token there, {token}; "
                 "pass labels that are not shifted."

@@ -1,4 +1,4 @@
-"""Where rows come from: a local file, a saved folder or the Hub."""
+"""Load rows from a local file, a saved folder or the Hub."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +12,7 @@ __all__ = ["COLUMN_NAMES", "load", "split_off"]
 
 _Rows: TypeAlias = Dataset | IterableDataset
 
-# Hub datasets whose columns have other names than `trl_akd.data.schema` knows. Of those the papers train on,
-# sahil2801/CodeAlpaca-20k needs no entry.
+# Renamed columns of datasets on the Hub that are not in a format of `trl_akd.data.schema`.
 COLUMN_NAMES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {"ise-uiuc/Magicoder-OSS-Instruct-75K": {"problem": "instruction", "solution": "output"}}
 )
@@ -23,7 +22,7 @@ _BUILDERS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         ".json": ("json", {}),
         ".jsonl": ("json", {}),
         ".parquet": ("parquet", {}),
-        # By default an empty input, and an answer such as "NA" or "null", would be read as a missing value.
+        # By default an empty input, or an answer such as "NA" or "null", is read as a missing value.
         ".csv": ("csv", {"keep_default_na": False}),
     }
 )
@@ -40,16 +39,21 @@ def load(
     """Load rows from a local file, a folder or the Hub.
 
     Args:
-        name_or_path (`str` or `Path`): a .json, .jsonl, .parquet or .csv file (its only split is `train`), a folder
-            written by `save_to_disk`, a folder of data files, or a name on the Hub.
-        config (`str`, *optional*): configuration of a dataset on the Hub.
-        split (`str`, *optional*, defaults to `"train"`): split, or a slice of one such as `"train[:1000]"`.
-        revision (`str`, *optional*): branch, tag or commit of a dataset on the Hub.
-        streaming (`bool`, *optional*, defaults to `False`): return an `IterableDataset` that reads as it goes.
+        name_or_path (`str` or `Path`):
+            A .json, .jsonl, .parquet or .csv file (with the single split `train`), a folder written by `save_to_disk`,
+            a folder of data files, or a name on the Hub.
+        config (`str`, *optional*):
+            Configuration of a dataset on the Hub.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split, or a slice of one such as `"train[:1000]"`.
+        revision (`str`, *optional*):
+            Branch, tag or commit of a dataset on the Hub.
+        streaming (`bool`, *optional*, defaults to `False`):
+            Whether to return an `IterableDataset`.
 
     Raises:
-        FileNotFoundError: If there is neither such a file or folder nor such a dataset on the Hub.
-        ValueError: If the file is of another kind, cannot be read, or has no rows, or if the folder lacks the split.
+        FileNotFoundError: If neither a file or folder nor a dataset on the Hub has that name.
+        ValueError: If the file has another format, cannot be read, or has no rows, or if the folder lacks the split.
     """
     path = Path(name_or_path).expanduser()
     if path.is_file():
@@ -58,8 +62,8 @@ def load(
         dataset = _load_saved(path, split, streaming)
     elif any(path.glob("*/question.txt")):
         raise ValueError(
-            f"The folder {str(name_or_path)!r} holds APPS's problems in folders of their own, not rows; write rows "
-            "with plans from it by `trl-akd plans --dataset_name`, and give the file plans.jsonl that it makes."
+            f"The folder {str(name_or_path)!r} contains the problems of APPS, one per folder, not rows; write rows "
+            "with plans by `trl-akd plans --dataset_name`, and give the file plans.jsonl that it writes."
         )
     elif path.is_dir() or not _is_spelled_as_path(name_or_path):
         dataset = _load_named(str(path), config, split, revision, streaming)
@@ -73,15 +77,18 @@ def load(
 
 
 def split_off(dataset: Dataset, size: int | float, seed: int) -> tuple[Dataset, Dataset]:
-    """Hold out a random part of a dataset, as the paper holds out 1,000 rows of CodeAlpaca.
+    """Split a dataset into random training and held-out parts, as AKD holds out 1,000 rows of CodeAlpaca.
 
     Args:
-        dataset (`Dataset`): rows.
-        size (`int` or `float`): rows to hold out, or the fraction of all rows, strictly between 0 and 1.
-        seed (`int`): seed of the shuffle; the same seed and rows give the same parts.
+        dataset (`Dataset`):
+            Rows.
+        size (`int` or `float`):
+            Number of rows to hold out, or their fraction, strictly between 0 and 1.
+        seed (`int`):
+            Seed of the shuffle.
 
     Returns:
-        `tuple[Dataset, Dataset]`: the rest, to train on, and the rows held out, both shuffled.
+        `tuple[Dataset, Dataset]`: The rows to train on and the rows held out, both shuffled.
 
     Raises:
         ValueError: If `size` would leave one of the parts empty.
@@ -89,8 +96,8 @@ def split_off(dataset: Dataset, size: int | float, seed: int) -> tuple[Dataset, 
     held_out = round(size * len(dataset)) if 0 < size < 1 else size
     if not isinstance(held_out, int) or not 0 < held_out < len(dataset):
         raise ValueError(
-            f"size={size} splits {len(dataset)} rows into no two parts; choose a number of rows from 1 to "
-            f"{len(dataset) - 1}, or a fraction between 0 and 1 that amounts to one."
+            f"size={size} does not split {len(dataset)} rows into two parts; choose a number of rows from 1 to "
+            f"{len(dataset) - 1}, or the corresponding fraction."
         )
     parts = dataset.train_test_split(test_size=held_out, seed=seed)
     return parts["train"], parts["test"]
@@ -98,7 +105,7 @@ def split_off(dataset: Dataset, size: int | float, seed: int) -> tuple[Dataset, 
 
 def _load_file(path: Path, split: str, streaming: bool) -> _Rows:
     if path.suffix not in _BUILDERS:
-        raise ValueError(f"The file {str(path)!r} has the ending {path.suffix!r}; use one of {', '.join(_BUILDERS)}.")
+        raise ValueError(f"The file {str(path)!r} has the suffix {path.suffix!r}; use one of {', '.join(_BUILDERS)}.")
     if path.stat().st_size == 0:
         raise ValueError(f"The file {str(path)!r} is empty; choose another one.")
     builder, options = _BUILDERS[path.suffix]
@@ -106,7 +113,7 @@ def _load_file(path: Path, split: str, streaming: bool) -> _Rows:
         return cast(_Rows, load_dataset(builder, data_files=str(path), split=split, streaming=streaming, **options))
     except (DatasetGenerationError, ValueError) as error:
         raise ValueError(
-            f"The file {str(path)!r} gives no rows of split {split!r} when read as {builder}; check its content "
+            f"The file {str(path)!r} cannot be read as {builder} with the split {split!r}; check its content "
             f"({error.__cause__ or error})."
         ) from error
 
@@ -114,8 +121,8 @@ def _load_file(path: Path, split: str, streaming: bool) -> _Rows:
 def _load_saved(path: Path, split: str, streaming: bool) -> _Rows:
     try:
         saved = load_from_disk(str(path))
-    except IndexError as error:  # what a folder saved without rows raises
-        raise ValueError(f"The folder {str(path)!r} was saved without rows; save it anew.") from error
+    except IndexError as error:  # raised for a folder saved without rows
+        raise ValueError(f"The folder {str(path)!r} was saved without rows; save it again.") from error
     if isinstance(saved, DatasetDict):
         if split not in saved:
             raise ValueError(f"The folder {str(path)!r} has no split {split!r}; choose one of {', '.join(saved)}.")
@@ -128,8 +135,8 @@ def _load_named(name: str, config: str | None, split: str, revision: str | None,
         dataset = load_dataset(name, config, split=split, revision=revision, streaming=streaming)
     except (FileNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
-            f"The dataset {name!r} is neither a local file or folder nor one that the Hub gives out; check its name, "
-            f"the connection and, if it is private, `hf auth login` ({error})."
+            f"The dataset {name!r} is neither a local file or folder nor available on the Hub; check its name, the "
+            f"connection and, if it is private, `hf auth login` ({error})."
         ) from error
     except (DatasetGenerationError, ValueError) as error:
         raise ValueError(

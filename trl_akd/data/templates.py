@@ -1,7 +1,7 @@
-"""Prompt templates, each with its source; standard library only.
+"""Prompt templates and their sources; standard library only.
 
-The completion follows the rendered prompt directly, with no separator: Stanford Alpaca trains on prompt + output + EOS
-(`train.py`, `preprocess`), so the prompt ends in "### Response:" and a line break after it is the completion's own.
+The completion follows the rendered prompt without a separator: Stanford Alpaca trains on prompt + output + EOS
+(`train.py`, `preprocess`), so the prompt ends in "### Response:" and a line break after it is part of the completion.
 """
 
 from collections.abc import Mapping
@@ -16,13 +16,16 @@ DEFAULT_TEMPLATE = "alpaca"
 
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
-    """Lay out an instruction and its optional input as a prompt.
+    """A layout of an instruction and its optional input.
 
     Args:
-        source (`str`): where the wording comes from.
-        with_input (`str`): format string with the fields `instruction` and `input`.
-        without_input (`str`, *optional*): format string with the field `instruction` for rows whose input is empty;
-            where it is missing, `with_input` serves them too, with nothing in place of the input.
+        source (`str`):
+            Source of the wording.
+        with_input (`str`):
+            Format string with the fields `instruction` and `input`.
+        without_input (`str`, *optional*):
+            Format string with the field `instruction`, for rows with an empty input; by default `with_input` with an
+            empty input.
     """
 
     source: str
@@ -50,7 +53,7 @@ PROMPT_TEMPLATES: Mapping[str, PromptTemplate] = MappingProxyType(
             ),
         ),
         "alpaca": PromptTemplate(
-            source="tatsu-lab/stanford_alpaca, train.py (Apache-2.0): what AKD calls the Stanford-Alpaca template",
+            source="tatsu-lab/stanford_alpaca, train.py (Apache-2.0), which AKD calls the Stanford-Alpaca template",
             with_input=(
                 "Below is an instruction that describes a task, paired with an input that provides further context. "
                 "Write a response that appropriately completes the request.\n\n"
@@ -84,12 +87,12 @@ PROMPT_TEMPLATES: Mapping[str, PromptTemplate] = MappingProxyType(
             without_input="[GEN_CODE]\nQUESTION:\n{instruction}\n\nANSWER:\n",
         ),
         "codeplan_plan": PromptTemplate(
-            source="CodePLAN's task tag before the layout of APPS, and the cue of zero-shot reasoning: write the plan",
+            source="CodePLAN's task tag before the layout of APPS, and the zero-shot reasoning prompt: write the plan",
             with_input="[GEN_PLAN]\nQUESTION:\n{instruction}\n{input}\n\nLet's think step by step:\n",
             without_input="[GEN_PLAN]\nQUESTION:\n{instruction}\n\nLet's think step by step:\n",
         ),
         "codeplan_guided": PromptTemplate(
-            source="the layout of `codeplan_code` with a plan, which is the input: write the program that follows it",
+            source="the layout of `codeplan_code` with a plan as the input: write the program that follows it",
             with_input=("[GEN_CODE]\nQUESTION:\n{instruction}\n\nLet's think step by step:\n{input}\n\nANSWER:\n"),
         ),
     }
@@ -100,7 +103,7 @@ def get_template(name: str) -> PromptTemplate:
     """Return the template called `name`.
 
     Raises:
-        ValueError: If no template has that name; the message lists the names and the closest one.
+        ValueError: If no template has that name; the message lists the names and suggests the closest one.
     """
     if name in PROMPT_TEMPLATES:
         return PROMPT_TEMPLATES[name]

@@ -1,12 +1,12 @@
-"""Rows to token ids and labels, once, before training.
+"""Tokenize rows once, before training.
 
-Three rules hold for every row kept:
+Three rules hold for every row that is kept:
 
-- the prompt's tokens are those that generation starts from (`trl_akd.data.encoding`), as far as a chat template goes
-  on from there in the whole conversation;
-- labels are -100 on the prompt, and the tokens themselves on the completion and its EOS;
-- the prompt is never cut. Where a row is longer than `max_length` its completion loses its end, EOS included, for a
-  cut answer is no reason to stop.
+- The prompt's tokens are those from which generation starts (`trl_akd.data.encoding`), up to where the chat template
+  renders the whole conversation differently.
+- Labels are -100 on the prompt, and the tokens themselves on the completion and its EOS.
+- Prompts are never truncated. A completion that exceeds `max_length` loses its end, including EOS, so that the student
+  does not learn to stop there.
 """
 
 from collections.abc import Collection
@@ -20,21 +20,22 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import pack_dataset
 
+from ..losses.reduction import IGNORE_INDEX
 from .chat import render
 from .encoding import encode_completions, encode_prompts, encode_rerendered, encode_texts
 from .schema import (
-    IGNORED_LABEL,
     DatasetFormat,
     detect_format,
-    read_answer,
+    read_instruction,
     read_messages,
+    read_optional_text,
     read_template_inputs,
     read_text,
     read_tokens,
 )
 from .templates import DEFAULT_TEMPLATE, PromptTemplate, get_template
 
-__all__ = ["TokenizationReport", "pack", "tokenize_dataset", "tokenize_stream"]
+__all__ = ["PROMPT_COLUMN", "TokenizationReport", "pack", "prepare_dataset", "tokenize_dataset", "tokenize_stream"]
 
 TOKEN_COLUMNS = ["input_ids", "labels"]
 PROMPT_COLUMN = "prompt_ids"
@@ -59,16 +60,22 @@ _FEATURES = Features(
 
 @dataclass(frozen=True, slots=True)
 class TokenizationReport:
-    """Say what became of the rows; `kept + dropped_too_long + dropped_empty == rows`.
+    """Counts of the rows kept and dropped; `kept + dropped_too_long + dropped_empty == rows`.
 
     Args:
-        rows (`int`): rows read.
-        kept (`int`): rows with at least one target token.
-        truncated (`int`): rows among the kept ones whose completion was cut at the end.
-        dropped_too_long (`int`): rows whose prompt leaves no room for a target token.
-        dropped_empty (`int`): rows whose completion is empty or, if already tokenised, that have no target.
-        rerendered (`int`, *optional*, defaults to `0`): rows, dropped ones included, whose conversation goes on
-            otherwise than the prompt alone ends.
+        rows (`int`):
+            Number of rows read.
+        kept (`int`):
+            Number of rows with at least one target token.
+        truncated (`int`):
+            Number of kept rows whose completion was truncated.
+        dropped_too_long (`int`):
+            Number of rows whose prompt leaves no room for a target token.
+        dropped_empty (`int`):
+            Number of rows without a completion or, if already tokenized, without a target.
+        rerendered (`int`, *optional*, defaults to `0`):
+            Number of rows, including dropped ones, whose rendered conversation does not start with the rendered
+            prompt.
     """
 
     rows: int
@@ -80,7 +87,7 @@ class TokenizationReport:
 
     @property
     def is_clean(self) -> bool:
-        """Whether there is nothing to warn of."""
+        """Whether there is nothing to warn about."""
         return self.kept == self.rows and self.rerendered == 0
 
     def summary(self) -> str:
@@ -90,21 +97,85 @@ class TokenizationReport:
 
         ```python
         >>> TokenizationReport(rows=10, kept=7, truncated=2, dropped_too_long=1, dropped_empty=2).summary()
-        'Kept 7 of 10 rows (2 of them cut at the end); dropped 1 with too long a prompt and 2 without a completion.'
+        'Kept 7 of 10 rows (2 of them truncated); dropped 1 with too long a prompt and 2 without a completion.'
 
         ```
         """
         counts = (
-            f"Kept {self.kept:,} of {self.rows:,} rows ({self.truncated:,} of them cut at the end); dropped "
+            f"Kept {self.kept:,} of {self.rows:,} rows ({self.truncated:,} of them truncated); dropped "
             f"{self.dropped_too_long:,} with too long a prompt and {self.dropped_empty:,} without a completion."
         )
         if not self.rerendered:
             return counts
         return (
-            f"{counts} The chat template ends the prompts of {self.rerendered:,} rows otherwise than their "
-            "conversations go on, as when it opens `<think>` for answers without reasoning; these rows are trained on "
-            "as the whole conversation is rendered."
+            f"{counts} In {self.rerendered:,} rows the conversation as the chat template renders it does not start "
+            "with the rendered prompt, for example because the prompt opens `<think>` and the answer has no "
+            "reasoning; these rows are trained on as the whole conversation is rendered."
         )
+
+
+def prepare_dataset(
+    dataset: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None,
+    packing: bool = False,
+    shuffle_seed: int | None = None,
+    num_proc: int | None = None,
+    name: str = "train",
+    kept_columns: Collection[str] = (),
+    **options: Any,
+) -> tuple[Dataset | IterableDataset, TokenizationReport | None]:
+    """Tokenize a dataset and, if requested, shuffle and pack it.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            Rows in a format that [`tokenize_dataset`] accepts. Packed rows are returned unchanged.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The student's tokenizer.
+        max_length (`int` or `None`):
+            Maximum number of tokens per row, packed or not.
+        packing (`bool`, *optional*, defaults to `False`):
+            Whether to join samples into rows of up to `max_length` tokens.
+        shuffle_seed (`int`, *optional*):
+            Seed of the shuffle; by default the order stays.
+        kept_columns (`Collection[str]`, *optional*):
+            Columns to keep, unless the rows are packed or streamed.
+        num_proc (`int`, *optional*), name (`str`, *optional*, defaults to `"train"`), **options:
+            As in [`tokenize_dataset`].
+
+    Returns:
+        The rows, and the counts (`None` for a stream and for rows that were packed already).
+
+    Raises:
+        ValueError: As in [`tokenize_dataset`] and [`pack`], or if a stream is to be packed.
+    """
+    if "seq_lengths" in (dataset.column_names or ()):
+        return dataset, None
+    report = None
+    if isinstance(dataset, IterableDataset):
+        if packing:
+            raise ValueError(
+                f"`packing` is on, but the {name} dataset is a stream; set packing=False or streaming=False."
+            )
+        dataset = tokenize_stream(dataset, tokenizer, max_length=max_length, **options)
+    else:
+        dataset, report = tokenize_dataset(
+            dataset,
+            tokenizer,
+            max_length=max_length,
+            num_proc=num_proc,
+            name=name,
+            kept_columns=kept_columns,
+            **options,
+        )
+    if shuffle_seed is not None:
+        dataset = dataset.shuffle(seed=shuffle_seed)
+    if isinstance(dataset, Dataset) and packing:
+        if max_length is None:
+            raise ValueError("`packing` is on, but `max_length` is not set; set the number of tokens per packed row.")
+        dataset = pack(dataset, max_length, num_proc=num_proc, name=name)
+    return dataset, report
 
 
 def tokenize_dataset(
@@ -116,45 +187,53 @@ def tokenize_dataset(
     num_proc: int | None = None,
     name: str = "train",
     text_field: str = "text",
-    generates: bool = False,
-    prompts_suffice: bool = False,
+    with_prompts: bool = False,
+    allow_prompt_only: bool = False,
     kept_columns: Collection[str] = (),
 ) -> tuple[Dataset, TokenizationReport]:
-    """Tokenise a dataset and report what was cut or dropped.
+    """Tokenize a dataset and count the truncated and dropped rows.
 
-    Rows are Alpaca columns, `prompt`/`completion` (text or messages), `messages` or ShareGPT's `conversations`, whole
-    texts, or already tokenised `input_ids`/`labels`, which are checked and fitted to `max_length` alike (see
-    `trl_akd.data.schema`). Only Alpaca columns go through the prompt template, and only messages are rendered with the
-    columns `tools` and `chat_template_kwargs`. Of a whole text every token is a target, but for the first: nothing
-    before it could predict it.
+    Rows have Alpaca columns, `prompt`/`completion` (text or messages), `messages` or ShareGPT's `conversations`, whole
+    texts, or `input_ids`/`labels`, which are checked and truncated to `max_length` as well (see
+    `trl_akd.data.schema`). The prompt template applies to Alpaca columns only; the columns `tools` and
+    `chat_template_kwargs` apply to messages only. In a whole text every token but the first is a target.
 
     Args:
-        dataset (`Dataset`): rows in one of the formats above; other columns are left out.
-        tokenizer (`PreTrainedTokenizerBase`): the student's tokenizer, with an EOS token.
-        max_length (`int` or `None`): most tokens in a row; `None` cuts nothing.
-        prompt_template (`str`, *optional*, defaults to `"alpaca"`): name in `PROMPT_TEMPLATES`.
-        num_proc (`int`, *optional*): worker processes of `Dataset.map`.
-        name (`str`, *optional*, defaults to `"train"`): what to call the dataset in messages.
-        text_field (`str`, *optional*, defaults to `"text"`): column of whole texts.
-        generates (`bool`, *optional*, defaults to `False`): also return `prompt_ids`, what generation starts from.
-        prompts_suffice (`bool`, *optional*, defaults to `False`): keep rows without an answer, as prompts to be
-            completed; their labels are all -100.
-        kept_columns (`Collection[str]`, *optional*): columns that stay in the result, as far as they are there.
+        dataset (`Dataset`):
+            Rows in one of these formats; other columns are dropped.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The student's tokenizer, with an EOS token.
+        max_length (`int` or `None`):
+            Maximum number of tokens per row; `None` for no limit.
+        prompt_template (`str`, *optional*, defaults to `"alpaca"`):
+            Name of a template in `PROMPT_TEMPLATES`.
+        num_proc (`int`, *optional*):
+            Number of worker processes of `Dataset.map`.
+        name (`str`, *optional*, defaults to `"train"`):
+            Name of the dataset in messages.
+        text_field (`str`, *optional*, defaults to `"text"`):
+            Column of whole texts.
+        with_prompts (`bool`, *optional*, defaults to `False`):
+            Whether to add `prompt_ids`, the tokens from which generation starts.
+        allow_prompt_only (`bool`, *optional*, defaults to `False`):
+            Whether to keep rows without a completion; their labels are all -100.
+        kept_columns (`Collection[str]`, *optional*):
+            Columns to keep in the result where the dataset has them.
 
     Returns:
-        `tuple[Dataset, TokenizationReport]`: rows of exactly `input_ids` and `labels` (equal lengths, in the order of
-        the input) and the columns asked for, and the counts.
+        `tuple[Dataset, TokenizationReport]`: Rows of `input_ids` and `labels` (of equal length, in the order of the
+        dataset) and the requested columns, and the counts.
 
     Raises:
         ValueError: If columns are missing, a value has the wrong type, the dataset is empty, `max_length` is below 2,
-            the tokenizer lacks what the format needs, or no row has a target token left.
+            the tokenizer lacks something that the format needs, or no row has a target token left.
     """
     if len(dataset) == 0:
         raise ValueError(f"The {name} dataset has no rows; check the file or the split it was loaded from.")
     kept = [column for column in dataset.column_names if column in kept_columns and column not in _FEATURES]
     mapped = dataset.with_format(None).map(
         _BatchTokenizer.create(
-            dataset.column_names, tokenizer, max_length, prompt_template, text_field, generates, prompts_suffice
+            dataset.column_names, tokenizer, max_length, prompt_template, text_field, with_prompts, allow_prompt_only
         ),
         batched=True,
         with_indices=True,
@@ -171,7 +250,7 @@ def tokenize_dataset(
         raise ValueError(_nothing_kept(name, report, long_prompts, max_length))
     if report.kept < report.rows:
         mapped = mapped.select(np.flatnonzero(outcomes <= _Outcome.TRUNCATED))
-    return mapped.select_columns([*_token_columns(generates), *kept]), report
+    return mapped.select_columns([*_token_columns(with_prompts), *kept]), report
 
 
 def tokenize_stream(
@@ -181,63 +260,58 @@ def tokenize_stream(
     max_length: int | None,
     prompt_template: str = DEFAULT_TEMPLATE,
     text_field: str = "text",
-    generates: bool = False,
-    prompts_suffice: bool = False,
+    with_prompts: bool = False,
+    allow_prompt_only: bool = False,
 ) -> IterableDataset:
-    """Tokenise a stream lazily by the rules of `tokenize_dataset`; without a report, for nobody has seen all rows.
-
-    Args:
-        dataset (`IterableDataset`): rows in one of the formats of `tokenize_dataset`.
-        tokenizer (`PreTrainedTokenizerBase`): the student's tokenizer, with an EOS token.
-        max_length (`int` or `None`): most tokens in a row; `None` cuts nothing.
-        prompt_template (`str`, *optional*, defaults to `"alpaca"`): name in `PROMPT_TEMPLATES`.
-        text_field (`str`, *optional*, defaults to `"text"`): as `tokenize_dataset`.
-        generates (`bool`, *optional*, defaults to `False`): as `tokenize_dataset`.
-        prompts_suffice (`bool`, *optional*, defaults to `False`): as `tokenize_dataset`.
+    """Tokenize a stream lazily, by the rules and with the arguments of [`tokenize_dataset`].
 
     Returns:
-        `IterableDataset`: rows of exactly `input_ids` and `labels`, and `prompt_ids` if asked for.
+        `IterableDataset`: Rows of `input_ids` and `labels`, and `prompt_ids` if requested.
 
     Raises:
-        ValueError: As `tokenize_dataset`; what concerns a row is raised once the stream gets there.
+        ValueError: As in [`tokenize_dataset`]; errors about a row are raised when the stream reaches it.
     """
     column_names = dataset.column_names or list(next(iter(dataset), {}))
     mapped = dataset.with_format(None).map(
         _BatchTokenizer.create(
-            column_names, tokenizer, max_length, prompt_template, text_field, generates, prompts_suffice
+            column_names, tokenizer, max_length, prompt_template, text_field, with_prompts, allow_prompt_only
         ),
         batched=True,
         with_indices=True,
         remove_columns=column_names,
         features=_FEATURES,
     )
-    return mapped.filter(_is_kept, input_columns="outcome").select_columns(_token_columns(generates))
+    return mapped.filter(_is_kept, input_columns="outcome").select_columns(_token_columns(with_prompts))
 
 
-def _token_columns(generates: bool) -> list[str]:
-    return [*TOKEN_COLUMNS, PROMPT_COLUMN] if generates else TOKEN_COLUMNS
+def _token_columns(with_prompts: bool) -> list[str]:
+    return [*TOKEN_COLUMNS, PROMPT_COLUMN] if with_prompts else TOKEN_COLUMNS
 
 
 def pack(dataset: Dataset, max_length: int, *, num_proc: int | None = None, name: str = "train") -> Dataset:
-    """Join tokenised rows into sequences of up to `max_length` tokens by best fit decreasing, cutting none.
+    """Join tokenized rows into sequences of up to `max_length` tokens by best-fit decreasing, without splitting any.
 
     Args:
-        dataset (`Dataset`): output of `tokenize_dataset` with the same `max_length` or a smaller one.
-        max_length (`int`): most tokens in a packed sequence.
-        num_proc (`int`, *optional*): worker processes.
-        name (`str`, *optional*, defaults to `"train"`): what to call the dataset in messages.
+        dataset (`Dataset`):
+            Rows from [`tokenize_dataset`] with the same `max_length` or a smaller one.
+        max_length (`int`):
+            Maximum number of tokens per packed sequence.
+        num_proc (`int`, *optional*):
+            Number of worker processes.
+        name (`str`, *optional*, defaults to `"train"`):
+            Name of the dataset in messages.
 
     Returns:
-        `Dataset`: rows of `input_ids`, `labels` and `seq_lengths`, the lengths of the samples inside each row.
+        `Dataset`: Rows of `input_ids`, `labels` and `seq_lengths`, the lengths of the samples in each row.
 
     Raises:
-        ValueError: If a row is longer than `max_length`; packing would cut it silently.
+        ValueError: If a row is longer than `max_length`, which TRL's packing would truncate silently.
     """
     longest = max(map(len, dataset["input_ids"]))
     if longest > max_length:
         raise ValueError(
             f"The {name} dataset has a row of {longest} tokens, which does not fit the packing length max_length="
-            f"{max_length}; tokenise with that max_length."
+            f"{max_length}; tokenize with that max_length."
         )
     map_kwargs = {"num_proc": num_proc, "desc": f"Packing {name} dataset"}
     packed: Dataset = pack_dataset(dataset.select_columns(TOKEN_COLUMNS), max_length, "bfd", map_kwargs)
@@ -246,17 +320,17 @@ def pack(dataset: Dataset, max_length: int, *, num_proc: int | None = None, name
 
 @dataclass(frozen=True)
 class _BatchTokenizer:
-    """Tokenise one batch; what `Dataset.map` calls, and hashes into the name of its cache file."""
+    """The function that `Dataset.map` calls per batch, whose fields are part of the name of its cache file."""
 
     tokenizer: PreTrainedTokenizerBase
     format: DatasetFormat
     template: PromptTemplate
     max_length: int | None
     text_field: str
-    generates: bool
-    prompts_suffice: bool
-    # The cache key holds these fields but no source code: raise the number whenever the output changes.
-    rules: int = 2
+    with_prompts: bool
+    allow_prompt_only: bool
+    # The cache key covers these fields but not the source code: increment the version when the output changes.
+    version: int = 3
 
     @classmethod
     def create(
@@ -266,8 +340,8 @@ class _BatchTokenizer:
         max_length: int | None,
         prompt_template: str,
         text_field: str,
-        generates: bool,
-        prompts_suffice: bool,
+        with_prompts: bool,
+        allow_prompt_only: bool,
     ) -> Self:
         if max_length is not None and max_length < 2:
             raise ValueError(
@@ -275,17 +349,17 @@ class _BatchTokenizer:
             )
         if "seq_lengths" in column_names:
             raise ValueError(
-                "The dataset has a column 'seq_lengths', so it is packed already and the bounds of its samples would "
-                "be lost; pass the rows as they were before packing."
+                "The dataset has a column 'seq_lengths', so it is packed already, and the bounds of its samples would "
+                "be lost; pass the rows before packing."
             )
-        found = detect_format(column_names, text_field=text_field, prompts_suffice=prompts_suffice)
-        if found == "text" and generates:
+        found = detect_format(column_names, text_field=text_field, allow_prompt_only=allow_prompt_only)
+        if found == "text" and with_prompts:
             raise ValueError(
                 f"The dataset has whole texts in {text_field!r}, without prompts that completions could be generated "
                 "from; set lmbda=0 and seq_kd=False, or pass 'prompt' columns."
             )
         template = get_template(prompt_template)
-        return cls(tokenizer, found, template, max_length, text_field, generates, prompts_suffice)
+        return cls(tokenizer, found, template, max_length, text_field, with_prompts, allow_prompt_only)
 
     def __call__(self, batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
@@ -310,7 +384,7 @@ class _BatchTokenizer:
         shared = prompt
         if text.rerendered is not None:
             shared, completion = encode_rerendered(self.tokenizer, prompt, text.rerendered)
-        labels = [IGNORED_LABEL] * len(shared) + completion
+        labels = [IGNORE_INDEX] * len(shared) + completion
         return _Tokens(shared + completion, labels, prompt, text.rerendered is not None)
 
     def _is_chat(self, row: dict[str, Any]) -> bool:
@@ -324,23 +398,21 @@ class _BatchTokenizer:
         if self._is_chat(row):
             inputs = read_template_inputs(row, index)
             conversation = render(
-                self.tokenizer, self._messages(row, index), index, prompt_suffices=self.prompts_suffice, **inputs
+                self.tokenizer, self._messages(row, index), index, allow_prompt_only=self.allow_prompt_only, **inputs
             )
-            if not conversation.is_continued:
+            if not conversation.starts_with_prompt:
                 return _Text(conversation.prompt, "", conversation.whole)
             return _Text(conversation.prompt, conversation.whole[len(conversation.prompt) :])
         for column in ("tools", "chat_template_kwargs"):
             if row.get(column):
                 raise ValueError(
-                    f"Row {index} has {column!r}, with which only a conversation is rendered, but its prompt is text; "
-                    "pass messages, or drop the column."
+                    f"Row {index} has {column!r}, which applies to conversations only, but its prompt is text; pass "
+                    "messages, or drop the column."
                 )
         if self._has_prompt:
-            return _Text(read_text(row, "prompt", index), read_answer(row, "completion", index))
-        has_input = row.get("input") is not None  # None is how Arrow writes a field that the row leaves out
-        task_input = read_text(row, "input", index) if has_input else ""
-        prompt = self.template.render(read_text(row, "instruction", index), task_input)
-        return _Text(prompt, read_answer(row, "output", index))
+            return _Text(read_text(row, "prompt", index), read_optional_text(row, "completion", index))
+        prompt = self.template.render(*read_instruction(row, index))
+        return _Text(prompt, read_optional_text(row, "output", index))
 
     def _messages(self, row: dict[str, Any], index: int) -> list[dict[str, Any]]:
         if self.format in ("messages", "conversations"):
@@ -353,20 +425,20 @@ class _BatchTokenizer:
         return messages + read_messages(row, "completion", index)
 
     def _fit(self, tokens: "_Tokens") -> dict[str, Any]:
-        """Cut a row at its end and say what that did to it; a row to be dropped comes back without tokens."""
-        input_ids, labels = tokens.input_ids, [IGNORED_LABEL, *tokens.labels[1:]]
-        targets = [position for position, label in enumerate(labels) if label != IGNORED_LABEL]
+        """Truncate a row and record the outcome; a row to be dropped is returned without tokens."""
+        input_ids, labels = tokens.input_ids, [IGNORE_INDEX, *tokens.labels[1:]]
+        targets = [position for position, label in enumerate(labels) if label != IGNORE_INDEX]
         prompt_length = targets[0] if targets else len(input_ids)
         prompt_ids = input_ids[:prompt_length] if tokens.prompt_ids is None else tokens.prompt_ids
         outcome = _outcome(len(input_ids), prompt_length, self.max_length)
-        if self.prompts_suffice and outcome == _Outcome.EMPTY and prompt_ids:
+        if self.allow_prompt_only and outcome == _Outcome.EMPTY and prompt_ids:
             fits = self.max_length is None or len(prompt_ids) < self.max_length
             outcome = _Outcome.KEPT if fits else _Outcome.TOO_LONG
         kept = slice(self.max_length) if _is_kept(outcome) else slice(0)
         return {
             "input_ids": input_ids[kept],
             "labels": labels[kept],
-            "prompt_ids": prompt_ids if self.generates and _is_kept(outcome) else [],
+            "prompt_ids": prompt_ids if self.with_prompts and _is_kept(outcome) else [],
             "rerendered": tokens.rerendered,
             "outcome": outcome,
             "prompt_length": prompt_length,
@@ -375,7 +447,7 @@ class _BatchTokenizer:
 
 @dataclass(frozen=True)
 class _Text:
-    """A row's texts; `rerendered` is a whole conversation that does not go on as its prompt ends."""
+    """The texts of a row; `rerendered` is the whole conversation if it does not start with the rendered prompt."""
 
     prompt: str
     completion: str
@@ -384,7 +456,7 @@ class _Text:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """A row's tokens, before anything is cut."""
+    """The tokens of a row before truncation."""
 
     input_ids: list[int]
     labels: list[int]

@@ -1,8 +1,8 @@
-"""Proof that student and teacher share a vocabulary prefix, so that their logits may be compared token by token.
+"""Check that student and teacher share a vocabulary prefix, so that their logits can be compared token by token.
 
-The tokens of the data come from the student's tokenizer alone. `shared_vocabulary_size` proves that the ids below its
-result mean the same to both models; `require_shared_tokens` proves that a tokenised dataset stays below it. Text that
-the student samples is the trainer's to keep below it.
+The data is tokenized by the student's tokenizer alone. `shared_vocabulary_size` checks that the ids below its result
+stand for the same tokens in both models; `require_shared_tokens` checks that a tokenized dataset stays below it. The
+trainer keeps sampled text below it.
 """
 
 import warnings
@@ -30,22 +30,26 @@ def shared_vocabulary_size(
     student_size: int,
     teacher_size: int,
 ) -> int:
-    """Return how many of the first ids mean the same to both models.
+    """Return the number of leading ids that stand for the same tokens in both models.
 
-    Where both tokenizers end at the same id, the models may still differ in padding rows (Qwen2.5-Coder: 151,936
-    against 152,064): the smaller model's rows are shared. Where one tokenizer goes on, the prefix ends with the
-    shorter one, since the other model's rows beyond have a meaning. Warns where EOS or BOS differ: the logits remain
-    comparable, but the models expect texts to begin or end differently.
+    If both tokenizers end at the same id, the LM heads may still differ in padding rows (Qwen2.5-Coder: 151,936 and
+    152,064); the smaller number of rows is shared. Otherwise the prefix ends with the shorter tokenizer, since the
+    further rows of the other model stand for tokens. Warns if EOS or BOS differ: the logits remain comparable, but the
+    models expect texts to begin or end differently.
 
     Args:
-        student_tokenizer (`PreTrainedTokenizerBase`): tokenizer of the student, which tokenises the data.
-        teacher_tokenizer (`PreTrainedTokenizerBase`): tokenizer of the teacher.
-        student_size (`int`): rows of the student's LM head.
-        teacher_size (`int`): rows of the teacher's LM head.
+        student_tokenizer (`PreTrainedTokenizerBase`):
+            Tokenizer of the student and of the data.
+        teacher_tokenizer (`PreTrainedTokenizerBase`):
+            Tokenizer of the teacher.
+        student_size (`int`):
+            Number of rows of the student's LM head.
+        teacher_size (`int`):
+            Number of rows of the teacher's LM head.
 
     Raises:
-        ValueError: If an id within the prefix stands for different tokens, or the tokenizers cut a text differently in
-            spite of equal vocabularies.
+        ValueError: If an id within the prefix stands for different tokens, or the tokenizers split a text differently
+            despite equal vocabularies.
     """
     student, teacher = _tokens_by_id(student_tokenizer), _tokens_by_id(teacher_tokenizer)
     lengths = max(student) + 1, max(teacher) + 1
@@ -61,13 +65,17 @@ def shared_vocabulary_size(
 def require_shared_tokens(
     dataset: Dataset, shared_size: int, tokenizer: PreTrainedTokenizerBase, *, name: str = "train"
 ) -> None:
-    """Check that a tokenised dataset holds no id that one of the models lacks or reads differently.
+    """Raise a ValueError if a tokenized dataset contains an id that student and teacher do not share.
 
     Args:
-        dataset (`Dataset`): rows with `input_ids`.
-        shared_size (`int`): what `shared_vocabulary_size` returned.
-        tokenizer (`PreTrainedTokenizerBase`): the student's tokenizer, to name the token.
-        name (`str`, *optional*, defaults to `"train"`): what to call the dataset in messages.
+        dataset (`Dataset`):
+            Rows with `input_ids`.
+        shared_size (`int`):
+            Result of [`shared_vocabulary_size`].
+        tokenizer (`PreTrainedTokenizerBase`):
+            The student's tokenizer, to name the token.
+        name (`str`, *optional*, defaults to `"train"`):
+            Name of the dataset in messages.
 
     Raises:
         ValueError: If an id is `shared_size` or more; the message names it and its token.
@@ -76,9 +84,9 @@ def require_shared_tokens(
     highest = max((pc.max(pc.list_flatten(batch["input_ids"])).as_py() or 0 for batch in batches), default=0)
     if highest >= shared_size:
         raise ValueError(
-            f"The {name} dataset holds the token {tokenizer.convert_ids_to_tokens(highest)!r} with id {highest}, but "
-            f"student and teacher share only the ids below {shared_size}; drop the rows that hold it or choose a "
-            "teacher that knows it."
+            f"The {name} dataset contains the token {tokenizer.convert_ids_to_tokens(highest)!r} with id {highest}, "
+            f"but student and teacher share only the ids below {shared_size}; drop the rows that contain it or choose "
+            "a teacher whose vocabulary has it."
         )
 
 
@@ -109,9 +117,10 @@ def _require_equal_behaviour(student: PreTrainedTokenizerBase, teacher: PreTrain
     )
     first = next((i for i, pair in enumerate(zip(*ids, strict=False)) if pair[0] != pair[1]), min(map(len, ids)))
     raise ValueError(
-        "Student and teacher list the same tokens but cut the same text differently (other merges, normaliser or "
-        f"pre-tokenizer): from token {first} of a probe on, the student reads {student_tokens[first : first + 3]}, "
-        f"the teacher {teacher_tokens[first : first + 3]}; choose a teacher of the student's tokenizer family."
+        "Student and teacher have the same tokens but split the same text differently (merges, normalizer or "
+        f"pre-tokenizer differ): from token {first} of a test text, the student reads "
+        f"{student_tokens[first : first + 3]}, the teacher {teacher_tokens[first : first + 3]}; choose a teacher of "
+        "the student's tokenizer family."
     )
 
 

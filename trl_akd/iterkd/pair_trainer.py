@@ -37,6 +37,7 @@ from ..distributed import gathered, release_engine, rewriting, through_forward, 
 from ..generation import TransformersGenerator
 from ..heads import evaluating, final_hidden_states, lm_head
 from ..losses.fused_linear import FusedDivergence
+from ..losses.reduction import IGNORE_INDEX
 from .contrast import CONTRASTIVE, SUPERVISED, PairTargets, contrast, contrastive_objective, pair_targets
 from .iterkd_config import IterKDConfig
 from .loading import check_adapter_weights, check_weights
@@ -282,7 +283,7 @@ class PairTrainer(AKDTrainer):
         def read() -> torch.Tensor:
             with self.accelerator.autocast():
                 hidden = final_hidden_states(student, wanted.inputs)[:, :-1]
-            weights = (wanted.labels != -100).float()
+            weights = (wanted.labels != IGNORE_INDEX).float()
             head = lm_head(student).whole()
             return cross_entropy(head, hidden, wanted.labels, weights, self.args.loss_chunk_size).nll
 

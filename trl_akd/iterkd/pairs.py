@@ -23,8 +23,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.collators import pad, round_up
 from ..data.encoding import encode_completions, encode_prompts
-from ..data.schema import IGNORED_LABEL, read_text
+from ..data.schema import read_instruction, read_text
 from ..data.templates import DEFAULT_TEMPLATE, get_template
+from ..losses.reduction import IGNORE_INDEX
 
 __all__ = ["DataCollatorForPairs", "PairEncoder", "PairReport", "check_pairs", "number_of_answers", "prepare_pairs"]
 
@@ -112,8 +113,7 @@ class PairEncoder:
     def _prompt(self, row: Mapping[str, Any], index: int) -> str:
         if row.get("prompt") is not None:
             return read_text(row, "prompt", index)
-        task_input = read_text(row, "input", index) if row.get("input") is not None else ""
-        return get_template(self.prompt_template).render(read_text(row, "instruction", index), task_input)
+        return get_template(self.prompt_template).render(*read_instruction(row, index))
 
     def _problem(self, fault: list[int], room: int, others: list[list[int]]) -> str | None:
         if not fault:
@@ -287,12 +287,12 @@ class DataCollatorForPairs:
             rows += [(pair["prompt"], fault) for fault in pair["rejected"]]
             answer_ids += [pair["first_answer"] + number for number, _ in enumerate(pair["rejected"], start=1)]
         tokens = [[*prompt, *answer] for prompt, answer in rows]
-        labels = [[IGNORED_LABEL] * len(prompt) + list(answer) for prompt, answer in rows]
+        labels = [[IGNORE_INDEX] * len(prompt) + list(answer) for prompt, answer in rows]
         width = round_up(max(map(len, tokens)), self.pad_to_multiple_of or 1)
         return {
             "input_ids": pad(tokens, self.pad_token_id, width),
             "attention_mask": pad([[1] * len(ids) for ids in tokens], 0, width),
-            "labels": pad(labels, IGNORED_LABEL, width),
+            "labels": pad(labels, IGNORE_INDEX, width),
             "answer_ids": torch.tensor(answer_ids),
             "fault_rows": pad(fault_rows, -1, max(map(len, fault_rows))),
         }

@@ -16,6 +16,7 @@ LEVELS: dict[str, int] = {
     "distributed": 0,
     "ledger": 0,
     "files": 0,
+    "deprecation": 0,
     "heads": 1,
     "text_pairs": 1,
     "data": 2,

@@ -207,7 +207,7 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def prepare(text: str) -> None:
     """Run what a command needs to have run before it."""
-    evaluate = ["evaluate", "--allow_code_execution", "--model"]
+    evaluate = ["evaluate", "--allow_code_execution", "--model_name_or_path"]
     if "--compare" in text:
         for model in ("teacher", "student"):
             assert main([*evaluate, model, "--benchmark", "humaneval"]) == 0

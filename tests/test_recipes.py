@@ -80,7 +80,7 @@ def test_step_goes_with_the_training(path: Path, tmp_path: Path):
         assert (step.reasoning, step.temperature) == ("backward", 0.2)
     elif command_of(path) == "evaluate":
         [planning] = others
-        assert step.model in {training["output_dir"] for training in beside}
+        assert step.model_name_or_path in {training["output_dir"] for training in beside}
         assert not step.allow_code_execution, "consent is a flag"
         assert (planning.plan_sampling, planning.num_plans, step.num_samples) == (True, 20, 10)
         assert (step.temperature, step.top_p) == (0.6, 0.95)
@@ -102,7 +102,7 @@ def test_says_what_matters(path: Path):
     headings = [line for line in headings if line in SECTIONS]
     assert headings == [section for section in SECTIONS if section in headings]
     assert {"# Model", "# Data", "# Method", "# Trainer"} <= set(headings)
-    has_teacher = not {"teacher_model_name_or_path", "text_teacher"}.isdisjoint(content)
+    has_teacher = not {"teacher_model_name_or_path", "text_teacher_model_name_or_path"}.isdisjoint(content)
     assert ("# Teacher" in headings) == has_teacher
 
 
@@ -151,12 +151,12 @@ def test_cycles_are_as_the_method_page_says(path: Path):
     assert "allow_code_execution" not in recipe, "consent is a flag"
     assert recipe["decontaminate"] == ["humaneval", "mbpp"]
     assert (recipe["objective"] == "akd") == ("teacher_model_name_or_path" in recipe)
-    assert (recipe["objective"] == "ce") == (recipe.get("text_backend") == "openai")
+    assert (recipe["objective"] == "ce") == (recipe.get("backend") == "openai")
     assert recipe["model_name_or_path"] in KNOWN_MODELS
     assert recipe.get("teacher_model_name_or_path", recipe["model_name_or_path"]) in KNOWN_MODELS
     assert "--accelerate_config zero3 --allow_code_execution" in path.read_text()
-    if "text_teacher" in recipe:
-        assert f"vllm serve {recipe['text_teacher']}" in path.read_text()
+    if "text_teacher_model_name_or_path" in recipe:
+        assert f"vllm serve {recipe['text_teacher_model_name_or_path']}" in path.read_text()
 
 
 def test_readme_lists_every_recipe_and_config():

@@ -1,4 +1,4 @@
-"""A sequence classifier that reads two texts at once: what the ranker of programs and the judge of answers share."""
+"""Sequence classifiers of pairs of texts, for the ranker of programs and the judge of answers."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -19,37 +19,37 @@ from transformers import (
 
 from .distributed import default_device
 
-__all__ = ["LabelledPair", "PairReader", "encode_pairs", "hold_out", "load_reader", "make_pair_trainer"]
+__all__ = ["LabelledPair", "PairClassifier", "encode_pairs", "hold_out", "load_classifier", "make_pair_trainer"]
 
 Row = TypeVar("Row", bound=Mapping[str, Any])
 LabelledPair: TypeAlias = tuple[str, str, int | Sequence[float]]
-"""First text, second text, and a class or the numbers to predict."""
+"""First text, second text, and the class or the numbers to predict."""
 
 
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, first: Sequence[str], second: Sequence[str], max_length: int
 ) -> dict[str, list[list[int]]]:
-    """Tokenise texts as pairs; of a pair that is too long, the longer text loses its end first."""
+    """Tokenize texts as pairs, and truncate the longer text of a pair that exceeds `max_length` first."""
     encoded = tokenizer(list(first), list(second), truncation="longest_first", max_length=max_length, verbose=False)
     return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 
 def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Hold out all rows of a random part of the problems.
+    """Hold out all rows of a random subset of the problems.
 
     Args:
         rows (`Sequence[Mapping]`):
             Rows with the `id` of their problem.
         fraction (`float`):
-            Share of the problems to hold out, in (0, 1).
+            Fraction of the problems to hold out, in (0, 1).
         seed (`int`):
-            Seed of the draw, which does not depend on the order of the rows.
+            Seed of the split, which does not depend on the order of the rows.
 
     Returns:
-        `tuple[list, list]`: Rows to train on, and rows held out.
+        `tuple[list, list]`: The rows to train on, and the rows held out.
 
     Raises:
-        ValueError: If one of the parts would be empty.
+        ValueError: If one of the two would be empty.
 
     Example:
 
@@ -63,32 +63,33 @@ def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row]
     number = round(fraction * len(names))
     if not 0 < number < len(names):
         raise ValueError(
-            f"`test_size` is {fraction}, which splits {len(names)} problems into no two parts; give another fraction."
+            f"`test_size` is {fraction}, which does not split {len(names)} problems into two parts; give another "
+            "fraction."
         )
     held_out = set(random.Random(seed).sample(names, number))
     return [row for row in rows if row["id"] not in held_out], [row for row in rows if row["id"] in held_out]
 
 
-def load_reader(path: str) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Load a classifier and its tokenizer from a folder, onto the GPU if there is one.
+def load_classifier(path: str, revision: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a classifier and its tokenizer from a folder or the Hub, onto the GPU if there is one.
 
     Raises:
-        OSError: If there is no such model.
+        OSError: If the model does not exist.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(path)
-    return model.to(default_device()), AutoTokenizer.from_pretrained(path)
+    model = AutoModelForSequenceClassification.from_pretrained(path, revision=revision)
+    return model.to(default_device()), AutoTokenizer.from_pretrained(path, revision=revision)
 
 
-class PairReader:
-    """Read pairs of texts, several at a time.
+class PairClassifier:
+    """Apply a sequence classifier to pairs of texts in batches.
 
     Args:
         model (`PreTrainedModel`):
             A sequence classifier, on its device.
         tokenizer (`PreTrainedTokenizerBase`):
-            Its tokenizer, with a padding token; its `model_max_length` is the most tokens of a pair.
+            Its tokenizer, with a padding token; `model_max_length` limits the number of tokens per pair.
         batch_size (`int`):
-            Pairs to read at a time.
+            Number of pairs per batch.
 
     Raises:
         ValueError: If `batch_size` is below 1.
@@ -96,19 +97,19 @@ class PairReader:
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> None:
         if batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size}; read at least one pair at a time.")
+            raise ValueError(f"`batch_size` is {batch_size}; give at least 1.")
         self._model = model.eval()
         self._tokenizer = tokenizer
         self._batch_size = batch_size
 
-    def read(self, first: Sequence[str], second: Sequence[str]) -> Tensor:
+    def predict(self, first: Sequence[str], second: Sequence[str]) -> Tensor:
         """Return the model's outputs `[N, C]` for N pairs, in float32 on the CPU."""
         starts = range(0, len(first), self._batch_size)
         parts = [slice(start, start + self._batch_size) for start in starts]
-        outputs = [self._read(first[part], second[part]) for part in parts]
+        outputs = [self._predict_batch(first[part], second[part]) for part in parts]
         return torch.cat(outputs) if outputs else torch.empty(0, self._model.config.num_labels)
 
-    def _read(self, first: Sequence[str], second: Sequence[str]) -> Tensor:
+    def _predict_batch(self, first: Sequence[str], second: Sequence[str]) -> Tensor:
         encoded = encode_pairs(self._tokenizer, first, second, self._tokenizer.model_max_length)
         batch = self._tokenizer.pad(encoded, return_tensors="pt").to(self._model.device)
         with torch.no_grad():
@@ -128,29 +129,29 @@ def make_pair_trainer(
     compute_metrics: Callable[[EvalPrediction], dict[str, float]],
     compute_loss: Callable[..., Tensor] | None = None,
 ) -> Trainer:
-    """Return a trainer of a sequence classifier on pairs.
+    """Return a trainer of a sequence classifier of pairs.
 
     Args:
         model (`PreTrainedModel`):
-            A sequence classifier with as many outputs as there are names; they get them here.
+            A sequence classifier with as many outputs as there are names, which are set here.
         tokenizer (`PreTrainedTokenizerBase`):
-            Its tokenizer; EOS pads where it has no padding token.
+            Its tokenizer; EOS is the padding token if it has none.
         args (`TrainingArguments`):
-            How to train.
+            Training arguments.
         train (`Sequence[LabelledPair]`), held_out (`Sequence[LabelledPair]`, *optional*):
             Pairs to train on and to evaluate on.
         names (`Sequence[str]`):
             Names of the outputs.
         max_length (`int`):
-            Most tokens of a pair; saved with the tokenizer.
+            Maximum number of tokens per pair; saved with the tokenizer.
         compute_metrics (`Callable`):
-            Makes metrics of outputs and labels.
+            Computes metrics from outputs and labels.
         compute_loss (`Callable`, *optional*):
-            Makes the loss of the model's output, the labels and the number of labels in all of a step's batches; by
-            default the model's own.
+            Computes the loss from the model's output, the labels, and the number of labels in all batches of a step;
+            by default the loss of the model.
 
     Raises:
-        ValueError: If the model has another number of outputs.
+        ValueError: If the model has a different number of outputs.
     """
     if model.config.num_labels != len(names):
         raise ValueError(f"the model has {model.config.num_labels} classes; load it with num_labels={len(names)}.")

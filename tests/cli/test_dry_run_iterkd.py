@@ -26,7 +26,12 @@ def served(settings: dict[str, Any]) -> dict[str, Any]:
     """Keys of a recipe whose teacher is behind a server that is not there."""
     left_out = ("teacher_model_name_or_path", "test_size", "eval_strategy", "max_steps")
     kept = {key: value for key, value in settings.items() if key not in left_out}
-    return kept | {"text_teacher": "some/teacher", "text_backend": "openai", "base_url": NOBODY, "max_requests": 1}
+    return kept | {
+        "text_teacher_model_name_or_path": "some/teacher",
+        "backend": "openai",
+        "base_url": NOBODY,
+        "max_requests": 1,
+    }
 
 
 def test_all_stages_run_and_nothing_is_kept(
@@ -45,7 +50,11 @@ def test_all_stages_run_and_nothing_is_kept(
 def test_a_teacher_model_gives_its_distribution_and_the_stand_in_writes(
     settings: dict[str, Any], served: dict[str, Any], recipe: Write, capsys: pytest.CaptureFixture[str]
 ):
-    own = {key: value for key, value in served.items() if key not in ("text_teacher", "text_backend", "base_url")}
+    own = {
+        key: value
+        for key, value in served.items()
+        if key not in ("text_teacher_model_name_or_path", "backend", "base_url")
+    }
     teacher = settings["teacher_model_name_or_path"]
     path = recipe(own | {"teacher_model_name_or_path": teacher})
     assert main(["iterkd", "--config", path, "--dry_run"]) == 0
@@ -57,7 +66,7 @@ def test_a_teacher_model_gives_its_distribution_and_the_stand_in_writes(
     ("changed", "message"),
     [
         ({"base_url": None}, "an address goes with the backend"),
-        ({"text_teacher": None, "text_backend": None, "base_url": None}, "nobody to write answers"),
+        ({"text_teacher_model_name_or_path": None, "backend": None, "base_url": None}, "no model writes answers"),
         ({"prompts_file": "prompts.yaml"}, "lacks the field {instruction}"),
         ({"dataset_name": "seeds.json"}, "`tests` of row 0"),
     ],

@@ -10,14 +10,12 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tests import tiny
 from tests.generation.server import Fault, Server, serving
 from tests.iterkd import cycle_world
 from trl_akd.cli import iterkd as iterkd_command
 from trl_akd.cli import main
-from trl_akd.evaluation.backends import LoadedModel
 from trl_akd.evaluation.benchmarks import load_benchmark
-from trl_akd.generation import Completion
+from trl_akd.generation.loading import GeneratorConfig, LoadedGenerator
 from trl_akd.iterkd.teaching_config import TeachingConfig
 
 
@@ -37,8 +35,8 @@ def iterkd(pair: tuple[str, str], tmp_path: Path) -> dict[str, Any]:
         **cycle_world.settings(tmp_path, tmp_path / "run", save_strategy="no"),
         "model_name_or_path": pair[0],
         "dataset_name": str(rows),
-        "text_teacher": "adder",
-        "text_backend": "openai",
+        "text_teacher_model_name_or_path": "adder",
+        "backend": "openai",
         "base_url": "http://127.0.0.1:9/v1",
         "allow_code_execution": True,
         "workers": 1,
@@ -184,7 +182,7 @@ def test_a_judge_on_another_server(iterkd: dict[str, Any], server: Server, recip
     monkeypatch.setenv("JUDGE_KEY", "sk-judge")
     with serving() as judging:
         judging.answer = server.answer  # type: ignore[method-assign]
-        judge = {"judge_base_url": judging.url, "judge_model": "jury", "judge_api_key_env": "JUDGE_KEY"}
+        judge = {"judge_base_url": judging.url, "judge_model_name_or_path": "jury", "judge_api_key_env": "JUDGE_KEY"}
         judge |= {"judge_extra_body": {"top_k": 3}, "judge_retries": 1, "extra_body": '{"min_p": 0.1}'}
         assert main(["iterkd", "--config", recipe({**iterkd, "base_url": server.url, "cycles": 1, **judge})]) == 0
         assert {body["model"] for body in judging.bodies} == {"jury"} and {
@@ -215,32 +213,56 @@ def test_a_held_out_program_has_the_imports_of_its_problem(tmp_path: Path):
     exec(f"{program}\n{question.tests}", {})
 
 
-@pytest.mark.parametrize("style", ["chat", "completion"])
-def test_a_teacher_in_this_process_comes_from_the_loader_of_evaluate(
-    iterkd: dict[str, Any], monkeypatch, tmp_path: Path, style: str
-):
-    """vLLM is asked for with all that it needs to know; its stand-in writes what it reads."""
-    loaded = []
+def test_teacher_and_judge_in_this_process_come_from_the_one_loader(monkeypatch: pytest.MonkeyPatch):
+    """Fields without a prefix and those of the text teacher make its generator, those of the judge the judge's."""
+    loaded: list[tuple[GeneratorConfig, dict[str, Any]]] = []
 
-    class Echo:
-        def generate(self, prompts, **sampling):
-            return [[Completion(prompt, None, "stop", 1)] for prompt in prompts]
+    def load(config: GeneratorConfig, **settings: Any) -> LoadedGenerator:
+        loaded.append((config, settings))
+        return LoadedGenerator(cycle_world.RuleTeacher(), 16)
 
-    def load(source, accelerator):
-        loaded.append(source)
-        tokenizer = tiny.tokenizer()
-        tokenizer.chat_template = "<user>{{ messages[0]['content'] }}<model>"
-        return LoadedModel(Echo(), tokenizer, None, 16)
+    monkeypatch.setattr("trl_akd.generation.loading.load_generator", load)
+    monkeypatch.setattr(iterkd_command, "_is_classifier", lambda name, revision: False)
+    trainer: Any = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1))
+    teaching = TeachingConfig(
+        backend="vllm",
+        text_teacher_model_name_or_path="coder",
+        text_teacher_model_revision="v1",
+        text_teacher_dtype="bfloat16",
+        judge_model_name_or_path="jury",
+        judge_model_revision="v2",
+        generation_batch_size=4,
+        request_timeout=7.0,
+    )
+    iterkd_command._text_teacher(teaching, trainer)
+    iterkd_command._judge(teaching, trainer)
+    (teacher, asked), (judge, judging) = loaded
+    assert (teacher.model_name_or_path, teacher.model_revision, teacher.dtype) == ("coder", "v1", "bfloat16")
+    assert (teacher.backend, teacher.generation_batch_size, asked["chat"]) == ("vllm", 4, True)
+    assert (judge.model_name_or_path, judge.model_revision, judge.backend) == ("jury", "v2", "transformers")
+    assert (judge.generation_batch_size, judge.request_timeout, judging["chat"]) == (4, 7.0, False)
 
-    monkeypatch.setattr("trl_akd.evaluation.backends.load_model", load)
-    trainer = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1))
-    teaching = TeachingConfig(text_teacher="coder", text_backend="vllm", text_prompt_style=style)
-    [[completion]] = iterkd_command._local_teacher(teaching, trainer).generate(["Hello"])
-    assert completion.text == {"chat": "<user>Hello<model>", "completion": "Hello"}[style]
-    assert (loaded[0].model, loaded[0].backend, loaded[0].prompt_style) == ("coder", "vllm", style)
-    trainer.accelerator.num_processes = 2
-    with pytest.raises(ValueError, match=r"`text_backend` is 'vllm'.* serve the teacher with `vllm serve`"):
-        iterkd_command._local_teacher(teaching, trainer)
+
+def test_settings_of_ledgers_keep_their_names():
+    """A run that began before fields were renamed, or added, goes on."""
+    old = {
+        *("text_teacher", "text_backend", "extra_body", "text_prompt_style", "judge", "judge_model"),
+        *("judge_extra_body", "eval_benchmark", "eval_benchmark_limit", "decontaminate", "program_timeout"),
+    }
+    local = TeachingConfig(text_teacher_model_name_or_path="coder", judge_model_name_or_path="outputs/judge").settings
+    assert set(local) == old
+    assert (local["text_teacher"], local["text_backend"], local["judge"], local["judge_model"]) == (
+        *("coder", "transformers", "outputs/judge", None),
+    )
+    served = TeachingConfig(judge_base_url="http://h/v1", judge_model_name_or_path="jury").settings
+    assert (served["judge"], served["judge_model"]) == ("teacher", "jury")
+    assert TeachingConfig(judge_model_name_or_path="j", judge_model_revision="v1").settings["judge_model_revision"]
+
+
+def test_a_model_in_judge_is_the_judge_model():
+    with pytest.warns(FutureWarning, match="A model in `judge` is now given by `judge_model_name_or_path`"):
+        config = TeachingConfig(judge="outputs/judge")
+    assert (config.judge, config.judge_model_name_or_path) == ("teacher", "outputs/judge")
 
 
 def test_a_key_that_is_not_there(iterkd: dict[str, Any], recipe, capsys):
@@ -254,10 +276,10 @@ def test_a_key_that_is_not_there(iterkd: dict[str, Any], recipe, capsys):
     [
         ({"base_url": "localhost:8000/v1"}, "`base_url` is 'localhost:8000/v1'"),
         ({"concurrency": 0}, "`concurrency` is 0"),
-        ({"timeout": -1.0}, "`timeout` is -1.0"),
-        ({"judge_base_url": "judge.example", "judge_model": "judge"}, "`base_url` is 'judge.example'"),
+        ({"request_timeout": -1.0}, "`request_timeout` is -1.0"),
+        ({"judge_base_url": "judge.example", "judge_model_name_or_path": "judge"}, "`base_url` is 'judge.example'"),
         (
-            {"judge_base_url": "http://h/v1", "judge_model": "judge", "judge_api_key_env": "NO_SUCH_KEY"},
+            {"judge_base_url": "http://h/v1", "judge_model_name_or_path": "judge", "judge_api_key_env": "NO_SUCH_KEY"},
             "`judge_api_key_env` is 'NO_SUCH_KEY'",
         ),
     ],
@@ -281,10 +303,13 @@ def rows(**changed: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"text_teacher": None, "text_backend": None, "base_url": None}, "there is nobody to write answers"),
-        ({"text_teacher": None}, "`text_teacher` is missing"),
-        ({"text_teacher": None, "text_backend": "vllm", "base_url": None}, "`text_teacher` is missing; give a name"),
-        ({"text_backend": None}, "`base_url` is 'http://127.0.0.1:9/v1'; an address goes with the backend openai"),
+        ({"text_teacher_model_name_or_path": None, "backend": None, "base_url": None}, "no model writes answers"),
+        ({"text_teacher_model_name_or_path": None}, "`text_teacher_model_name_or_path` is missing"),
+        (
+            {"text_teacher_model_name_or_path": None, "backend": "vllm", "base_url": None},
+            "`text_teacher_model_name_or_path` is missing; give a name",
+        ),
+        ({"backend": None}, "`base_url` is 'http://127.0.0.1:9/v1'; an address goes with the backend openai"),
         ({"base_url": None}, "`base_url` is None; an address goes with the backend openai"),
         ({"dataset_name": None}, "`dataset_name` is not set"),
         ({"dataset_name": "missing.jsonl"}, "missing.jsonl"),
@@ -297,10 +322,13 @@ def rows(**changed: Any) -> list[dict[str, Any]]:
         ({"price_per_million_prompt_tokens": -1.0}, "`price_per_million_prompt_tokens` is -1.0"),
         ({"push_ledger_to_hub": True}, "`push_ledger_to_hub` is on without `push_to_hub`"),
         ({"judge_retries": -1}, "`judge_retries` is -1"),
-        ({"judge_model": "jury"}, "`judge_base_url` is None and `judge_model` is 'jury'"),
         (
-            {"judge_base_url": "http://a/v1", "judge_model": "j", "judge": "none"},
-            "`judge` is 'none' and `judge_base_url`",
+            {"judge_base_url": "http://a/v1"},
+            "`judge_base_url` is 'http://a/v1' and `judge_model_name_or_path` is None",
+        ),
+        (
+            {"judge_base_url": "http://a/v1", "judge_model_name_or_path": "j", "judge": "none"},
+            "`judge` is 'none' and `judge_model_name_or_path` is 'j'",
         ),
         ({"judge_extra_body": "{}"}, "`judge_extra_body` is {}, which is for the judge's server"),
         ({"extra_body": "{top_k"}, "`extra_body` is '{top_k', which is no JSON"),

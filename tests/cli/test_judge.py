@@ -73,7 +73,7 @@ def test_a_judge_in_two_processes(kind: str, files: list[str], tmp_path: Path):
         (["train", "MODEL", "--max_new_tokens", "0"], "`max_new_tokens` is 0"),
         (["train", "MODEL", "--prompt_file", "x"], "`prompt_file` is for a generative judge"),
         (["train", "MODEL", "--prompt_file", "x", "--kind", "generative"], "`prompt_file` 'x' cannot be used"),
-        (["train", "MODEL", "--test_size", "0.001"], "splits 12 problems into no two parts"),
+        (["train", "MODEL", "--test_size", "0.001"], "does not split 12 problems into two parts"),
         (["train", "MODEL", "--train_file", "none.jsonl"], "There is no file 'none.jsonl'"),
         (["train", "MODEL", "--train_file", "none.json"], "There is no file 'none.json'"),
         (["train", "MODEL", "--train_file", "ODD"], "holds no list of objects"),

@@ -148,6 +148,27 @@ def test_values_of_the_wrong_type(line: str, message: str, parser: RecipeParser,
         read(parser, recipe(f"{line}\n"))
 
 
+@pytest.mark.parametrize("flag", ["--model=m", "--model"])
+def test_old_names_of_fields_are_read_with_a_warning(flag: str, recipe):
+    """In recipes and in flags; each command has old names of its own."""
+    evaluating = RecipeParser(evaluate._argument_types(), prog="trl-akd evaluate")
+    flags = [flag, *([] if "=" in flag else ["m"]), "--batch-size", "4"]
+    with pytest.warns(FutureWarning) as warned:
+        values = evaluating.values(read_recipe(recipe({"timeout": 7})), flags)
+    assert (values.model_name_or_path, values.program_timeout, values.generation_batch_size) == ("m", 7.0, 4)
+    assert "`timeout` is now called `program_timeout`; the old name will be removed." in str(warned[0].message)
+    planning = RecipeParser(plans._argument_types(), prog="trl-akd plans")
+    with pytest.warns(FutureWarning, match="`timeout` is now called `request_timeout`"):
+        assert planning.values(Recipe(), ["--timeout", "7"]).request_timeout == 7.0
+    assert "--timeout" not in planning.format_help()
+
+
+def test_the_old_and_the_current_name_of_a_field(recipe):
+    evaluating = RecipeParser(evaluate._argument_types(), prog="trl-akd evaluate")
+    with pytest.raises(ValueError, match="`model` and `model_name_or_path` are given"):
+        evaluating.values(read_recipe(recipe({"model": "m", "model_name_or_path": "n"})))
+
+
 def test_on_by_default_can_be_switched_off_both_ways(parser: RecipeParser, recipe):
     assert read(parser, recipe({"gradient_checkpointing": False})).gradient_checkpointing is False
     assert parser.values(Recipe(), ["--no_gradient_checkpointing"]).gradient_checkpointing is False

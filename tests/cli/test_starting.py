@@ -27,7 +27,14 @@ def test_plans_in_two_processes(model: str, tmp_path: Path):
     found = []
     for launched in ([], ["--accelerate_config", "ddp_cpu", "--num_processes", "2"]):
         out = tmp_path / f"out{len(launched)}"
-        flags = ["--model", model, "--dataset_name", str(tmp_path / "rows.jsonl"), "--output_dir", str(out)]
+        flags = [
+            "--model_name_or_path",
+            model,
+            "--dataset_name",
+            str(tmp_path / "rows.jsonl"),
+            "--output_dir",
+            str(out),
+        ]
         assert main(["plans", *flags, "--prompt_style", "completion", "--max_new_tokens", "4", *launched]) == 0
         found.append((out / "answers.jsonl").read_text())
     assert found[0] == found[1]

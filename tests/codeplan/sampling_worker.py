@@ -54,9 +54,9 @@ def sample(folder: Path, accelerator: Accelerator | None = None) -> list[dict[st
         results = PlanSampler(
             RecordedGenerator(student, ledger, accelerator=accelerator),
             executor,
-            n_plans=3,
-            n_programs=2,
-            also_with=[0, 1],
+            num_plans=3,
+            num_programs=2,
+            smaller_num_plans=[0, 1],
             ranker=Shortest(main),
             max_plan_tokens=5,
             max_new_tokens=5,

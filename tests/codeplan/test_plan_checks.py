@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.codeplan.scripted import data
-from trl_akd.codeplan.plan_checks import check_plan, plan_of_answer
+from trl_akd.codeplan.plan_checks import check_plan, extract_plan
 
 GOOD = "1. Read n.\n2. Print it twice."
 
@@ -84,36 +84,36 @@ def test_length_and_truncation():
     ],
 )
 def test_prose_around_a_plan_is_cut(answer: str):
-    assert plan_of_answer(answer) == GOOD
+    assert extract_plan(answer) == GOOD
 
 
 @pytest.mark.parametrize(
     "thoughts", ["<think>\n1. Read n.\n2. Print it.", "<think>\n1. Read n.\n2. Print it.\n</think>\n"]
 )
 def test_thoughts_are_no_plan(thoughts: str):
-    assert check(plan_of_answer(thoughts)) == "empty"
+    assert check(extract_plan(thoughts)) == "empty"
 
 
 @pytest.mark.parametrize(
     "answer", [" 1. Read n.\n2. Print it.", "  1. Read n.\n  2. Print it.\n", "\n\n 1. Read n.\n 2. Print it."]
 )
 def test_blanks_before_the_first_step_do_no_harm(answer: str):
-    assert plan_of_answer(answer) == "1. Read n.\n2. Print it."
-    assert check(plan_of_answer(answer)) is None
+    assert extract_plan(answer) == "1. Read n.\n2. Print it."
+    assert check(extract_plan(answer)) is None
 
 
 def test_blank_lines_between_steps_are_kept():
     spaced = "1. Read n.\n\n2. Print it twice."
-    assert plan_of_answer(f"Plan:\n{spaced}\n\nDone.") == spaced
+    assert extract_plan(f"Plan:\n{spaced}\n\nDone.") == spaced
     assert check(spaced) is None
 
 
 def test_plans_of_the_paper_s_authors_are_plans_and_programs_are_not():
     for home in sorted(data("apps/train").iterdir()):
         for plan in json.loads((home / "plans.json").read_text()):
-            assert check(plan_of_answer(plan)) is None, plan
+            assert check(extract_plan(plan)) is None, plan
         for solution in json.loads((home / "solutions.json").read_text()):
             numbered = "\n".join(f"{number}. {line}" for number, line in enumerate(solution.splitlines(), start=1))
             assert check(numbered, max_chars=100_000) == "code"
     for plan in sorted(data("mbpp/example_plans").glob("*.txt")):
-        assert check(plan_of_answer(plan.read_text())) is None
+        assert check(extract_plan(plan.read_text())) is None

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from trl_akd.codeplan.plan_choice import PlanChoice, PlanSamplingResult, PlanScore
 from trl_akd.codeplan.plan_curve import pass_at_k_by_plans, plot_plan_curve, top_k_by_plans
+from trl_akd.codeplan.plan_sampling import PlanChoice, PlanSamplingResult, PlanScore
 from trl_akd.execution import ExecutionResult
 
 STATUS = {"+": "passed", "-": "failed", "?": "infra_error"}
@@ -56,7 +56,7 @@ def test_programs_that_were_not_judged_do_not_count():
 
 def test_without_hidden_tests_there_is_no_curve():
     bare = PlanSamplingResult("a", (PlanScore("", None, None),), {1: PlanChoice(0, (), ("",), ())})
-    with pytest.raises(ValueError, match="problem 'a' has no `hidden_tests`"):
+    with pytest.raises(ValueError, match="problem 'a' has no results of `hidden_tests`"):
         pass_at_k_by_plans([bare])
 
 

@@ -145,7 +145,7 @@ def test_half_a_character_spoils_no_file(tmp_path: Path, written: str, kept: str
 
 @pytest.mark.parametrize("change", [{"problem": "\ud83d"}, {"solutions": ["print('\udc00')"]}])
 def test_half_a_character_in_what_is_asked_for(tmp_path: Path, change: dict):
-    with pytest.raises(ValueError, match=r"of row 'one' holds half of a character"):
+    with pytest.raises(ValueError, match=r"of row 'one' contains a lone surrogate"):
         generator(tmp_path, teacher()).run([ROWS[0], {**ROWS[1], **change}])
 
 
@@ -169,10 +169,10 @@ def test_a_request_of_one_s_own(tmp_path: Path):
 @pytest.mark.parametrize(
     ("reasoning", "layout", "message"),
     [
-        ("backward", "{problem}", "lacks the fields {solution}; reasoning backward takes {problem} and {solution}"),
-        ("forward", "{problem} {solution}", "has unknown fields {solution}; reasoning forward takes {problem}"),
+        ("backward", "{problem}", "lacks the fields {solution}; backward reasoning takes {problem} and {solution}"),
+        ("forward", "{problem} {solution}", "has unknown fields {solution}; forward reasoning takes {problem}"),
         ("forward", "{problem} {}", "unknown fields {}"),
-        ("forward", "{problem} {", "no format string"),
+        ("forward", "{problem} {", "is not a format string"),
     ],
 )
 def test_a_request_with_other_fields(tmp_path: Path, reasoning: str, layout: str, message: str):
@@ -180,19 +180,23 @@ def test_a_request_with_other_fields(tmp_path: Path, reasoning: str, layout: str
         generator(tmp_path, teacher(), reasoning=reasoning, layout=layout)
     file = tmp_path / "prompt.txt"
     file.write_text(layout)
-    config = PlanGenerationConfig("teacher", "problems", reasoning=reasoning, prompt_file=str(file))
+    config = PlanGenerationConfig(
+        model_name_or_path="teacher", dataset_name="problems", reasoning=reasoning, prompt_file=str(file)
+    )
     with pytest.raises(ValueError, match=r"`prompt_file` .* cannot be used: `layout`"):
         config.layout()
 
 
 def test_a_request_in_a_file(tmp_path: Path):
     file = tmp_path / "prompt.txt"
-    config = PlanGenerationConfig("teacher", "problems", reasoning="forward", prompt_file=str(file))
+    config = PlanGenerationConfig(
+        model_name_or_path="teacher", dataset_name="problems", reasoning="forward", prompt_file=str(file)
+    )
     with pytest.raises(ValueError, match="No such file"):
         config.layout()
     file.write_text("Plan {problem}:\n")
     assert config.layout() == "Plan {problem}:\n"
-    assert PlanGenerationConfig("teacher", "problems").layout() is None
+    assert PlanGenerationConfig(model_name_or_path="teacher", dataset_name="problems").layout() is None
 
 
 # Rejects
@@ -283,7 +287,7 @@ def test_answers_of_another_teacher_are_refused(tmp_path: Path):
 def test_a_foreign_file_is_refused(tmp_path: Path):
     generator(tmp_path, teacher()).run(ROWS)
     (tmp_path / "answers.jsonl").write_text('{"text": "x"}\n')
-    with pytest.raises(ValueError, match="line 1 is no answer of this package"):
+    with pytest.raises(ValueError, match="line 1 is not an answer of this package"):
         generator(tmp_path, teacher()).run(ROWS)
 
 

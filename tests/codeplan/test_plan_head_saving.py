@@ -23,8 +23,8 @@ from trl_akd.codeplan.plan_head import (
     plan_head_of,
     writing_plans,
 )
-from trl_akd.evaluation.backends import load_model
 from trl_akd.evaluation.evaluation_config import EvaluationConfig
+from trl_akd.generation.loading import load_generator
 
 from .test_plan_head import told_apart
 
@@ -168,8 +168,8 @@ def test_an_adapter_takes_its_plan_head_along(trainer, base: Path, tmp_path: Pat
     expected = plan_logits(made.model)
     assert not torch.equal(expected, made.model(**PROMPT).logits)
 
-    config = EvaluationConfig(model=str(folder), benchmark="humaneval", allow_code_execution=True)
-    evaluated = load_model(config).model
+    config = EvaluationConfig(model_name_or_path=str(folder), benchmark="humaneval", allow_code_execution=True)
+    evaluated = load_generator(config, chat=False).model
     load_plan_head(evaluated, str(folder))
     torch.testing.assert_close(plan_logits(evaluated), expected)
 

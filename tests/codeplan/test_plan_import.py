@@ -79,14 +79,14 @@ def test_files_that_are_no_plans(tmp_path: Path, plans: object, message: str):
 
 
 def test_folders_without_plans(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"holds neither NAME/plans\.json nor NAME\.txt"):
+    with pytest.raises(ValueError, match=r"contains neither NAME/plans\.json nor NAME\.txt"):
         read_plans(tmp_path)
-    with pytest.raises(FileNotFoundError, match="is no folder"):
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
         read_plans(tmp_path / "none")
 
 
 def test_a_teacher_and_a_folder(capsys: pytest.CaptureFixture[str]):
-    assert main(["plans", "--import_plans", "x", "--model", "m", "--dataset_name", "d"]) == 2
+    assert main(["plans", "--import_plans", "x", "--model_name_or_path", "m", "--dataset_name", "d"]) == 2
     assert "`import_plans` is 'x' and `model` is 'm'; plans come from one of them" in capsys.readouterr().err
 
 

@@ -57,10 +57,10 @@ def test_plans_training_sampling_scoring(tmp_path: Path, benchmark: str):
         results = PlanSampler(
             writer,
             executor,
-            n_plans=3,
-            n_programs=2,
+            num_plans=3,
+            num_programs=2,
             plan_generator=PlanHeadGenerator(writer, student),
-            also_with=[0, 1],
+            smaller_num_plans=[0, 1],
             max_plan_tokens=16,
             max_new_tokens=16,
             progress=False,

@@ -50,7 +50,7 @@ def student(plans: list[Any], programs: dict[str, list[str]] | None = None) -> S
 
 
 def sampler(asked: Scripted, executor: CodeExecutor, **settings: Any) -> PlanSampler:
-    return PlanSampler(asked, executor, **{"n_plans": 3, "n_programs": 2, "progress": False, **settings})
+    return PlanSampler(asked, executor, **{"num_plans": 3, "num_programs": 2, "progress": False, **settings})
 
 
 # The choice
@@ -66,7 +66,7 @@ def test_the_plan_whose_programs_pass_most_is_chosen(executor: CodeExecutor):
 
 def test_fractions_are_means_over_programs_and_cases(executor: CodeExecutor):
     asked = student(["mixed", "square"], {"mixed": ["double", "crash"]})
-    [result] = sampler(asked, executor, n_plans=2).run([PROBLEM])
+    [result] = sampler(asked, executor, num_plans=2).run([PROBLEM])
     assert [score.pass_fraction for score in result.plan_scores] == [0.5, pytest.approx(2 / 3)]
     assert result.plan == "square"
 
@@ -85,7 +85,9 @@ def test_against_a_search_by_hand(executor: CodeExecutor):
     names = list(PROGRAMS)
     plans = [(f"p{number}", -float(source.randint(1, 3))) for number in range(8)]
     programs = {plan: [source.choice(names) for _ in range(3)] for plan, _ in plans}
-    [result] = sampler(student(plans, programs), executor, n_plans=8, n_programs=3, also_with=[1, 2, 5]).run([PROBLEM])
+    [result] = sampler(
+        student(plans, programs), executor, num_plans=8, num_programs=3, smaller_num_plans=[1, 2, 5]
+    ).run([PROBLEM])
     worth = {"double": 1.0, "square": 2 / 3, "crash": 0.0, "nothing": 0.0}
     for number, choice in result.choices.items():
         merits = [
@@ -99,7 +101,7 @@ def test_a_test_program(executor: CodeExecutor):
     problem = {"id": 1, "problem": "P", "public_tests": "assert x == 4", "hidden_tests": "assert x + 1 == 5"}
     write = {"[GEN_PLAN]": lambda number: "ab"[number], "a\n": lambda number: "x = 3", "b\n": lambda number: "x = 4"}
     asked = Scripted(lambda prompt, number, seed: next(f(number) for key, f in write.items() if key in prompt))
-    [result] = sampler(asked, executor, n_plans=2).run([problem])
+    [result] = sampler(asked, executor, num_plans=2).run([problem])
     assert [score.pass_fraction for score in result.plan_scores] == [0.0, 1.0]
     assert result.programs == ("x = 4",) * 2 and all(verdict.passed for verdict in result.verdicts)
 
@@ -140,7 +142,7 @@ def test_hidden_tests_are_run_after_all_is_written(executor: CodeExecutor):
     asked = student(["crash", "double", "square"])
     answer = asked.write
     asked.write = lambda *arguments: log.append(("write", None)) or answer(*arguments)
-    PlanSampler(asked, Spy(executor, log), n_plans=3, n_programs=2, progress=False).run([PROBLEM])
+    PlanSampler(asked, Spy(executor, log), num_plans=3, num_programs=2, progress=False).run([PROBLEM])
     last_written = max(place for place, (kind, _) in enumerate(log) if kind == "write")
     runs = [(place > last_written, tests) for place, (kind, tests) in enumerate(log) if kind == "run"]
     assert {tests == PROBLEM["public_tests"] for late, tests in runs if not late} == {True}
@@ -191,7 +193,7 @@ def test_plans_of_another_head(executor: CodeExecutor):
 
 def test_fewer_plans_and_none(executor: CodeExecutor):
     asked = student(["crash", "square", "double"], {"none": ["nothing"]})
-    [result] = sampler(asked, executor, also_with=[0, 1, 2]).run([PROBLEM])
+    [result] = sampler(asked, executor, smaller_num_plans=[0, 1, 2]).run([PROBLEM])
     assert {number: choice.index for number, choice in result.choices.items()} == {0: None, 1: 0, 2: 1, 3: 2}
     assert [choice.programs[0] for choice in result.choices.values()] == ["", *(PROGRAMS[n] for n in plans_of(result))]
     assert [sum(verdict.passed for verdict in choice.verdicts) for choice in result.choices.values()] == [0, 0, 0, 2]
@@ -225,7 +227,7 @@ def plans_of(result) -> list[str]:
 
 def test_a_problem_s_samples_do_not_depend_on_the_others(executor: CodeExecutor):
     model = TransformersGenerator(tiny.model(max_position_embeddings=2048), tiny.tokenizer(), batch_size=8)
-    settings = {"max_plan_tokens": 8, "max_new_tokens": 8, "n_plans": 2, "progress": False, "n_programs": 2}
+    settings = {"max_plan_tokens": 8, "max_new_tokens": 8, "num_plans": 2, "progress": False, "num_programs": 2}
     problems = [{**PROBLEM, "id": str(number), "problem": f"Problem {number}."} for number in range(3)]
     together = PlanSampler(model, executor, **settings).run(problems)
     apart = PlanSampler(model, executor, batch_size=1, **settings).run(problems[::-1])[::-1]
@@ -239,7 +241,7 @@ def test_a_ranker_orders_the_final_programs(executor: CodeExecutor):
             return [len(program) for program in programs]
 
     asked = student(["mixed"], {"mixed": ["crash", "nothing", "double"]})
-    [result] = sampler(asked, executor, n_programs=3, ranker=ByLength()).run([PROBLEM])
+    [result] = sampler(asked, executor, num_programs=3, ranker=ByLength()).run([PROBLEM])
     assert result.programs == (PROGRAMS["double"], PROGRAMS["crash"], "")
     assert [verdict.passed for verdict in result.verdicts] == [True, False, False]
     assert [completion.text for completion in result.choice.completions] == list(result.programs)
@@ -263,7 +265,7 @@ def test_public_tests_are_needed_unless_said_otherwise(executor: CodeExecutor, p
 def test_a_mixture(executor: CodeExecutor):
     asked = student([("double", -2.0), ("square", -1.0)])
     bare = {name: value for name, value in PROBLEM.items() if name != "public_tests"} | {"id": "bare"}
-    results = sampler(asked, executor, n_plans=2, without_public_tests="logprob").run(
+    results = sampler(asked, executor, num_plans=2, without_public_tests="logprob").run(
         [bare, PROBLEM, bare | {"id": 3}]
     )
     assert [result.plan for result in results] == ["square", "double", "square"]
@@ -272,7 +274,7 @@ def test_a_mixture(executor: CodeExecutor):
 
 def test_nothing_to_choose_by(executor: CodeExecutor):
     asked = student([("double", None)])
-    with pytest.raises(ValueError, match="log-probability, which the generator does not tell"):
+    with pytest.raises(ValueError, match="log-probability, which this generator does not return"):
         sampler(asked, executor, without_public_tests="logprob").run([{"id": 1, "problem": "P"}])
 
 
@@ -282,10 +284,13 @@ def test_nothing_to_choose_by(executor: CodeExecutor):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n_plans": 0}, "`n_plans` is 0"),
-        ({"n_programs": 0}, "`n_programs` is 0"),
-        ({"temperature": 0.0}, "`temperature` is 0 with n_plans=3"),
-        ({"also_with": [3]}, r"`also_with` is \[3\]; give numbers from 0 to below n_plans=3"),
+        ({"num_plans": 0}, "`num_plans` is 0"),
+        ({"num_programs": 0}, "`num_programs` is 0"),
+        ({"temperature": 0.0}, "`temperature` is 0, at which all of num_plans=3"),
+        (
+            {"smaller_num_plans": [3]},
+            r"`smaller_num_plans` is \[3\]; give numbers of at least 0 and below num_plans=3",
+        ),
         ({"without_public_tests": "guess"}, "`without_public_tests` is 'guess'"),
         ({"batch_size": 0}, "`batch_size` is 0"),
     ],
@@ -295,9 +300,15 @@ def test_settings_that_make_no_sense(executor: CodeExecutor, settings: dict, mes
         sampler(student(["double"]), executor, **settings)
 
 
+def test_aliases_of_the_numbers(executor: CodeExecutor):
+    made = PlanSampler(student(["double"]), executor, n_plans=2, n_programs=1, progress=False)
+    [result] = made.run([PROBLEM])
+    assert (len(result.plan_scores), len(result.programs)) == (2, 1)
+
+
 def test_greedy_with_one_of_each(executor: CodeExecutor):
     asked = student(["double"])
-    [result] = sampler(asked, executor, n_plans=1, n_programs=1, temperature=0.0).run([PROBLEM])
+    [result] = sampler(asked, executor, num_plans=1, num_programs=1, temperature=0.0).run([PROBLEM])
     assert result.verdicts[0].passed
 
 
@@ -383,7 +394,7 @@ def test_real_apps_problems_with_their_own_solutions(executor: CodeExecutor, sev
             return solution[others[0]]
         return solution[problem] if "\nright\n" in prompt else ""
 
-    results = sampler(Scripted(write), executor, also_with=[0, 1]).run(problems)
+    results = sampler(Scripted(write), executor, smaller_num_plans=[0, 1]).run(problems)
     assert [result.plan for result in results] == ["right"] * len(problems)
     assert all(verdict.passed for result in results for verdict in result.verdicts)
     assert not any(verdict.passed for result in results for verdict in result.choices[1].verdicts)
@@ -395,7 +406,14 @@ def test_real_problems_with_a_tiny_model(executor: CodeExecutor, benchmark: str)
     problems = apps_problems() if benchmark == "apps" else mbpp_problems(10, 20)
     model = TransformersGenerator(tiny.model(max_position_embeddings=8192), tiny.tokenizer(), batch_size=8)
     sampled = PlanSampler(
-        model, executor, n_plans=2, n_programs=2, max_plan_tokens=24, max_new_tokens=24, progress=False, also_with=[0]
+        model,
+        executor,
+        num_plans=2,
+        num_programs=2,
+        max_plan_tokens=24,
+        max_new_tokens=24,
+        progress=False,
+        smaller_num_plans=[0],
     ).run(problems)
     assert [result.id for result in sampled] == [row["id"] for row in problems]
     for result in sampled:

@@ -67,7 +67,16 @@ def test_a_refused_prompt_costs_that_prompt(
     server.refuses = lambda body: Fault(400, refusal) if "Print 0." in json.dumps(body) else None
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
-    where = ["--backend", "openai", "--base_url", server.url, "--model", "tiny", "--dataset_name", str(data)]
+    where = [
+        "--backend",
+        "openai",
+        "--base_url",
+        server.url,
+        "--model_name_or_path",
+        "tiny",
+        "--dataset_name",
+        str(data),
+    ]
     flags = [*where, "--output_dir", str(tmp_path / "plans")]
     plans.main(flags)
     out = capsys.readouterr().out
@@ -137,7 +146,7 @@ def test_budgets_count_what_the_server_counts(server: Server, tmp_path: Path):
 def flags(server: Server, tmp_path: Path, *more: str) -> list[str]:
     dataset = tmp_path / "rows.jsonl"
     dataset.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
-    where = ["--backend", "openai", "--base_url", server.url, "--model", "tiny"]
+    where = ["--backend", "openai", "--base_url", server.url, "--model_name_or_path", "tiny"]
     return [*where, "--dataset_name", str(dataset), "--output_dir", str(tmp_path), *more]
 
 
@@ -179,12 +188,12 @@ def generator_like_the_command(server: Server, tmp_path: Path) -> PlanGenerator:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "`model` is missing"),
-        (["--model", "m"], "`dataset_name` is missing"),
-        (["--model", "m", "--dataset_name", "./none.jsonl"], "There is no file or folder './none.jsonl'"),
-        (["--model", "m", "--dataset_name", "x", "--backend", "openai"], "`base_url` is None"),
-        (["--model", "m", "--dataset_name", "x", "--nun_plans", "2"], "did you mean `--num_plans`"),
-        (["--model", "m", "--dataset_name", "x", "--num_plans", "0"], "`num_plans` is 0"),
+        ([], "`model_name_or_path` is missing"),
+        (["--model_name_or_path", "m"], "`dataset_name` is missing"),
+        (["--model_name_or_path", "m", "--dataset_name", "./none.jsonl"], "There is no file or folder './none.jsonl'"),
+        (["--model_name_or_path", "m", "--dataset_name", "x", "--backend", "openai"], "`base_url` is None"),
+        (["--model_name_or_path", "m", "--dataset_name", "x", "--nun_plans", "2"], "did you mean `--num_plans`"),
+        (["--model_name_or_path", "m", "--dataset_name", "x", "--num_plans", "0"], "`num_plans` is 0"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):

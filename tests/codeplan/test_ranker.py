@@ -13,8 +13,16 @@ from transformers import AutoModelForSequenceClassification, EvalPrediction, Lla
 from tests import tiny
 from trl_akd.cli import ranker as command
 from trl_akd.cli.errors import run
-from trl_akd.codeplan.ranker import RANKER_LABELS, Ranker, program_text, rank_samples, ranker_label
-from trl_akd.codeplan.ranker_training import _metrics, make_ranker_trainer, ranker_rows
+from trl_akd.codeplan.ranker import (
+    RANKER_LABELS,
+    Ranker,
+    _metrics,
+    make_ranker_trainer,
+    program_text,
+    rank_samples,
+    ranker_label,
+    ranker_rows,
+)
 from trl_akd.evaluation.evaluation_config import EvaluationConfig
 from trl_akd.evaluation.runner import evaluate
 from trl_akd.execution import CodeExecutor
@@ -112,9 +120,9 @@ def test_equal_programs_count_once():
 @pytest.mark.parametrize(
     ("samples", "verdicts", "message"),
     [
-        ([], [verdict("one", 0, None)], "sample 0 of problem 'one' has no sample that it is on"),
-        ([sample("x", 0, "a")], [verdict("x", 0, None)], "problem 'x' has no problem that it is on"),
-        ([sample("one", 0, "a")], [verdict("one", 0, "infra_error")], "no program has been judged"),
+        ([], [verdict("one", 0, None)], "sample 0 of problem 'one', but no such sample"),
+        ([sample("x", 0, "a")], [verdict("x", 0, None)], "problem 'x', but no such problem"),
+        ([sample("one", 0, "a")], [verdict("one", 0, "infra_error")], "there is no verdict on any program"),
     ],
 )
 def test_files_that_do_not_belong_together(samples: list, verdicts: list, message: str):
@@ -128,7 +136,7 @@ def test_a_problem_is_on_one_side_of_the_split():
     assert len({row["id"] for row in held_out}) == 3 and len(train) + len(held_out) == 40
     assert not {row["id"] for row in train} & {row["id"] for row in held_out}
     assert hold_out(rows[::-1], 0.3, seed=0)[1] == held_out[::-1]
-    with pytest.raises(ValueError, match="splits 10 problems into no two parts"):
+    with pytest.raises(ValueError, match="does not split 10 problems into two parts"):
         hold_out(rows, 0.01, seed=0)
 
 
@@ -191,11 +199,11 @@ def test_ranking_accuracy_by_hand():
 
 def test_a_ranker_needs_several_classes_and_its_own_head(tmp_path: Path):
     rows = [row for row in rows_that_tell(50) if row["label"] != "correct"]
-    with pytest.raises(ValueError, match="all programs to train on are of one class"):
+    with pytest.raises(ValueError, match="all programs to train on belong to one class"):
         make_ranker_trainer(classifier(2), tiny.tokenizer(), arguments(tmp_path), rows, labels="binary")
     with pytest.raises(ValueError, match="the model has 2 classes; load it with num_labels=3"):
         make_ranker_trainer(classifier(2), tiny.tokenizer(), arguments(tmp_path), rows, labels="ternary")
-    with pytest.raises(ValueError, match="without 'correct'; train a ranker"):
+    with pytest.raises(ValueError, match="but not 'correct'; train a ranker"):
         Ranker(classifier(2), tiny.tokenizer())
 
 
@@ -213,7 +221,7 @@ def test_samples_are_put_in_order_a_problem_at_a_time():
     assert [(row["task_id"], row["sample"]) for row in ranked] == [("one", 1), ("one", 0), ("one", 2), ("double", 0)]
     assert ranked[0]["ranker_score"] == 0.2
     assert [row["sample"] for row in rank_samples(ByLength(), PROBLEMS, samples, keep=1)] == [1, 0]
-    with pytest.raises(ValueError, match="for problem 'x', which the benchmark does not have"):
+    with pytest.raises(ValueError, match="for problem 'x', which is not in the benchmark"):
         rank_samples(ByLength(), PROBLEMS, [sample("x", 0, "a")])
 
 

@@ -29,7 +29,7 @@ def samples(folder: Path, task_ids: list[str], programs: list[str]) -> Path:
 
 
 def judged(folder: Path, **settings) -> Evaluation:
-    common = {"output_dir": str(folder / "out"), "allow_code_execution": True, "workers": 1, "timeout": 5.0}
+    common = {"output_dir": str(folder / "out"), "allow_code_execution": True, "workers": 1, "program_timeout": 5.0}
     return evaluate(EvaluationConfig(**{**common, **settings}))
 
 

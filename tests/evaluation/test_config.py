@@ -4,18 +4,22 @@ import re
 import pytest
 
 from trl_akd.evaluation.evaluation_config import GENERATION_FIELDS, EvaluationConfig
+from trl_akd.generation.loading import GeneratorConfig
 
 
 def config(**values) -> EvaluationConfig:
-    return EvaluationConfig(**{"model": "m", "benchmark": "humaneval", **values})
+    return EvaluationConfig(**{"model_name_or_path": "m", "benchmark": "humaneval", **values})
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model": None}, "give one of `model`, `samples` and `compare` .* got none of them"),
-        ({"samples": "s.jsonl"}, "got `model` and `samples`"),
-        ({"model": None, "compare": ["a"]}, "`compare` is .*two folders or more"),
+        (
+            {"model_name_or_path": None},
+            "give one of `model_name_or_path`, `samples` and `compare` .* got none of them",
+        ),
+        ({"samples": "s.jsonl"}, "got `model_name_or_path` and `samples`"),
+        ({"model_name_or_path": None, "compare": ["a"]}, "`compare` is .*two folders or more"),
         ({"benchmark": None}, "`benchmark` is missing"),
         ({"backend": "openai"}, "`base_url` is None"),
         ({"base_url": "http://localhost"}, "an address goes with the backend openai"),
@@ -26,7 +30,7 @@ def config(**values) -> EvaluationConfig:
         ({"num_samples": 0}, "`num_samples` is 0"),
         ({"max_new_tokens": 0}, "`max_new_tokens` is 0"),
         ({"limit": 0}, "`limit` is 0"),
-        ({"batch_size": -1}, "`batch_size` is -1"),
+        ({"generation_batch_size": -1}, "`generation_batch_size` is -1"),
         ({"workers": 0}, "`workers` is 0"),
         ({"k": []}, r"`k` is \[\]"),
         ({"k": [0]}, r"`k` is \[0\]"),
@@ -36,9 +40,9 @@ def config(**values) -> EvaluationConfig:
         ({"num_samples": 5}, "`num_samples` is 5 at temperature 0"),
         ({"top_p": 0.0}, r"`top_p` is 0\.0"),
         ({"confidence": 1.0}, r"`confidence` is 1\.0"),
-        ({"timeout": 0.0}, r"`timeout` is 0\.0"),
+        ({"program_timeout": 0.0}, r"`program_timeout` is 0\.0"),
         (
-            {"model": None, "samples": "s.jsonl", "temperature": 0.8},
+            {"model_name_or_path": None, "samples": "s.jsonl", "temperature": 0.8},
             "`temperature` .* has no effect on `samples`",
         ),
         ({"long_prompts": "cut"}, "`long_prompts` is 'cut'; choose"),
@@ -51,15 +55,26 @@ def test_wrong_values_are_named(values: dict, message: str):
 
 
 def test_samples_of_others_may_have_any_k():
-    assert config(model=None, samples="s.jsonl", k=[1, 10]).k == [1, 10]
+    assert config(model_name_or_path=None, samples="s.jsonl", k=[1, 10]).k == [1, 10]
 
 
 def test_every_field_is_documented():
     documented = re.findall(r"^        (\w+) \(`", EvaluationConfig.__doc__ or "", re.MULTILINE)
-    assert documented == [field.name for field in dataclasses.fields(EvaluationConfig)]
+    inherited = [field.name for field in dataclasses.fields(GeneratorConfig)]
+    assert [*inherited, *documented] == [field.name for field in dataclasses.fields(EvaluationConfig)]
 
 
 def test_what_samples_depend_on():
     kept = set(config().generation_settings)
-    assert kept == set(GENERATION_FIELDS)
-    assert not kept & {"num_samples", "k", "limit", "timeout", "isolation", "batch_size", "output_dir"}
+    assert kept == {*GENERATION_FIELDS, "model"} - {"model_name_or_path"}, "files of samples name the model so"
+    assert not kept & {"num_samples", "k", "limit", "program_timeout", "isolation", "generation_batch_size"}
+
+
+def test_old_names_of_fields():
+    """Each with a warning; `timeout`, which meant two things, is a program's here and a request's elsewhere."""
+    with pytest.warns(FutureWarning) as warned:
+        found = EvaluationConfig(model="m", benchmark="humaneval", timeout=2.0, batch_size=4)  # type: ignore[call-arg]
+    assert (found.model_name_or_path, found.program_timeout, found.generation_batch_size) == ("m", 2.0, 4)
+    assert sorted(str(warning.message).split("`")[1] for warning in warned) == ["batch_size", "model", "timeout"]
+    with pytest.raises(ValueError, match="`model` and `model_name_or_path` are given"):
+        config(model="n")

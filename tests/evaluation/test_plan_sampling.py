@@ -45,7 +45,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[LLM]:
 
 
 def run(model: Path, benchmark: Path, out: Path, *flags: str) -> dict:
-    where = ["--model", str(model), "--benchmark", str(benchmark), "--output_dir", str(out)]
+    where = ["--model_name_or_path", str(model), "--benchmark", str(benchmark), "--output_dir", str(out)]
     assert main(["evaluate", *where, *FEW, *SHORT, *flags]) == 0
     return json.loads((out / "results.json").read_text())
 
@@ -154,7 +154,7 @@ def test_a_plan_head_that_is_declared_and_missing(model: Path, benchmark: Path, 
     net.save_pretrained(model)
     (model / "plan_head.safetensors").unlink()
     capsys.readouterr()
-    assert main(["evaluate", "--model", str(model), "--benchmark", str(benchmark), *FEW]) == 2
+    assert main(["evaluate", "--model_name_or_path", str(model), "--benchmark", str(benchmark), *FEW]) == 2
     error = capsys.readouterr().err
     assert "was trained with a plan head" in error and error.count("\n") == 1
 
@@ -172,7 +172,7 @@ def test_a_plan_head_that_is_declared_and_missing(model: Path, benchmark: Path, 
 )
 def test_mistakes_are_found_first(flags: list[str], message: str, benchmark: Path, benchmark_file: Path, capsys):
     flags = [flag.replace("{bare}", str(benchmark_file)) for flag in flags]
-    assert main(["evaluate", "--model", "./none", "--benchmark", str(benchmark), *FEW, *flags]) == 2
+    assert main(["evaluate", "--model_name_or_path", "./none", "--benchmark", str(benchmark), *FEW, *flags]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
@@ -214,7 +214,7 @@ def test_long_prompts_count_as_not_solved(tmp_path: Path, capsys: pytest.Capture
         {"task_id": "short", "prompt": "p", **tests},
     ]
     benchmark = write_lines(tmp_path / "three.jsonl", rows)
-    flags = ["--model", str(tmp_path / "model"), "--benchmark", str(benchmark), *FEW, *SHORT]
+    flags = ["--model_name_or_path", str(tmp_path / "model"), "--benchmark", str(benchmark), *FEW, *SHORT]
     assert main(["evaluate", *flags, "--output_dir", str(tmp_path / "error")]) == 2
     assert "exceeds the 256 positions of the model" in capsys.readouterr().err
     results = run(tmp_path / "model", benchmark, tmp_path / "out", "--long_prompts", "fail")
@@ -235,7 +235,7 @@ def test_a_server_knows_no_plan_head(model: Path, benchmark: Path, capsys: pytes
     net = tiny.model(max_position_embeddings=8192)
     add_plan_head(net)
     save_plan_head(net, model)
-    where = ["--backend", "openai", "--base_url", "http://127.0.0.1:9/v1", "--model", str(model)]
+    where = ["--backend", "openai", "--base_url", "http://127.0.0.1:9/v1", "--model_name_or_path", str(model)]
     assert main(["evaluate", *where, "--benchmark", str(benchmark), *FEW]) == 2
     assert "`backend` 'openai' knows no plan head" in capsys.readouterr().err
 
@@ -249,7 +249,7 @@ def test_a_server_s_plan_head_cannot_be_known(benchmark: Path, tmp_path: Path, c
 
 
 def test_a_ranker_needs_plans(benchmark: Path, capsys):
-    assert main(["evaluate", "--model", "m", "--benchmark", str(benchmark), "--ranker", "r"]) == 2
+    assert main(["evaluate", "--model_name_or_path", "m", "--benchmark", str(benchmark), "--ranker", "r"]) == 2
     assert "`ranker` is 'r' without `plan_sampling`" in capsys.readouterr().err
 
 

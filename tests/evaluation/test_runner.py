@@ -43,7 +43,7 @@ def test_samples_of_someone_else(benchmark_file: Path, tmp_path: Path):
 
 
 def test_a_model(benchmark_file: Path, tmp_path: Path, model: str):
-    evaluation = evaluate(settings(benchmark_file, tmp_path, model=model, max_new_tokens=5))
+    evaluation = evaluate(settings(benchmark_file, tmp_path, model_name_or_path=model, max_new_tokens=5))
     lines = [json.loads(line) for line in (evaluation.folder / "samples.jsonl").read_text().splitlines()]
     assert {line["task_id"] for line in lines} == set(SOLUTIONS)
     assert all(line["solution"].startswith("def ") and line["num_tokens"] <= 5 for line in lines)
@@ -52,7 +52,7 @@ def test_a_model(benchmark_file: Path, tmp_path: Path, model: str):
 
 
 def test_more_samples_later(benchmark_file: Path, tmp_path: Path, model: str):
-    sampled = {"model": model, "max_new_tokens": 5, "temperature": 1.0}
+    sampled = {"model_name_or_path": model, "max_new_tokens": 5, "temperature": 1.0}
     first = evaluate(settings(benchmark_file, tmp_path, num_samples=2, **sampled))
     kept = (first.folder / "samples.jsonl").read_text()
     second = evaluate(settings(benchmark_file, tmp_path, num_samples=4, k=[1, 4], **sampled))
@@ -71,32 +71,32 @@ def test_a_prompt_beyond_the_models_positions(tmp_path: Path, model: str):
     ]
     file = write_lines(tmp_path / "two.jsonl", rows)
     with pytest.raises(ValueError, match="1 of 2 prompts, such as that of 'long', exceed the positions"):
-        evaluate(settings(file, tmp_path, model=model, max_new_tokens=1))
-    evaluation = evaluate(settings(file, tmp_path, model=model, max_new_tokens=1, long_prompts="fail"))
+        evaluate(settings(file, tmp_path, model_name_or_path=model, max_new_tokens=1))
+    evaluation = evaluate(settings(file, tmp_path, model_name_or_path=model, max_new_tokens=1, long_prompts="fail"))
     by_task = {verdict.sample.task_id: verdict for verdict in evaluation.verdicts}
     assert by_task["short"].result.passed
     assert by_task["long"].sample.truncated and by_task["long"].sample.completion == ""
 
 
 def test_a_model_is_known_by_its_weights(benchmark_file: Path, tmp_path: Path, model: str, monkeypatch):
-    evaluate(settings(benchmark_file, tmp_path, model=model, max_new_tokens=2))
+    evaluate(settings(benchmark_file, tmp_path, model_name_or_path=model, max_new_tokens=2))
     kept = (tmp_path / "out" / "samples.jsonl").read_text()
     monkeypatch.chdir(tmp_path)
-    evaluate(settings(benchmark_file, tmp_path, model="./model", max_new_tokens=2))
+    evaluate(settings(benchmark_file, tmp_path, model_name_or_path="./model", max_new_tokens=2))
     assert (tmp_path / "out" / "samples.jsonl").read_text() == kept
 
 
 def test_a_retrained_model_needs_another_folder(benchmark_file: Path, tmp_path: Path, model: str):
-    evaluate(settings(benchmark_file, tmp_path, model=model, max_new_tokens=2))
+    evaluate(settings(benchmark_file, tmp_path, model_name_or_path=model, max_new_tokens=2))
     tiny.model(seed=1).save_pretrained(model)
     with pytest.raises(ValueError, match="generated with weights="):
-        evaluate(settings(benchmark_file, tmp_path, model=model, max_new_tokens=2))
+        evaluate(settings(benchmark_file, tmp_path, model_name_or_path=model, max_new_tokens=2))
 
 
 def test_nothing_is_loaded_before_execution_is_allowed(benchmark_file: Path, tmp_path: Path, monkeypatch):
     monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
     with pytest.raises(PermissionError, match="HF_ALLOW_CODE_EVAL"):
-        evaluate(settings(benchmark_file, tmp_path, model="no-such-model", allow_code_execution=False))
+        evaluate(settings(benchmark_file, tmp_path, model_name_or_path="no-such-model", allow_code_execution=False))
 
 
 def test_a_lora_adapter(benchmark_file: Path, tmp_path: Path, model: str):
@@ -107,7 +107,7 @@ def test_a_lora_adapter(benchmark_file: Path, tmp_path: Path, model: str):
     base = AutoModelForCausalLM.from_pretrained(model)
     get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(adapter)
     tiny.tokenizer().save_pretrained(adapter)
-    evaluation = evaluate(settings(benchmark_file, tmp_path, model=str(adapter), max_new_tokens=2))
+    evaluation = evaluate(settings(benchmark_file, tmp_path, model_name_or_path=str(adapter), max_new_tokens=2))
     assert evaluation.results["samples"]["samples"] == 3
 
 
@@ -121,17 +121,19 @@ def test_the_command_adds_its_scores_to_the_models_card(benchmark_file: Path, tm
     card.write_text("# Student\n")
     flags = ["--benchmark", str(benchmark_file), "--output_dir", str(tmp_path / "out"), "--max_new_tokens", "4"]
     for _ in range(2):
-        assert main(["evaluate", "--model", model, *flags, "--allow_code_execution"]) == 0
+        assert main(["evaluate", "--model_name_or_path", model, *flags, "--allow_code_execution"]) == 0
         (score,) = ModelCard.load(card).data.eval_results
     assert (score.dataset_name, score.metric_value, score.metric_args["problems"]) == ("three", 0.0, 3)
     assert "Scores added to the model card" in capsys.readouterr().out
     card.write_text("---\nmodel-index: 3\n---\n")
-    assert main(["evaluate", "--model", model, *flags, "--allow_code_execution"]) == 0, "the results are there"
+    assert main(["evaluate", "--model_name_or_path", model, *flags, "--allow_code_execution"]) == 0, (
+        "the results are there"
+    )
 
 
 def test_the_command_writes_a_table_and_a_figure(benchmark_file: Path, tmp_path: Path, model: str, capsys):
     flags = ["--benchmark", str(benchmark_file), "--output_dir", str(tmp_path / "out"), "--max_new_tokens", "4"]
-    assert main(["evaluate", "--model", model, *flags, "--allow_code_execution"]) == 0
+    assert main(["evaluate", "--model_name_or_path", model, *flags, "--allow_code_execution"]) == 0
     out = capsys.readouterr().out
     assert "| model, benchmark" in out and "problems solved" in out
     assert (tmp_path / "out" / "errors.png").exists()
@@ -151,15 +153,15 @@ def test_the_command_compares(benchmark_file: Path, tmp_path: Path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "m", "--benchmark", "humanevl"], "did you mean 'humaneval'"),
-        (["--model", "m", "--benchmark", "none.jsonl"], "There is no file 'none.jsonl'"),
-        (["--model", "m"], "`benchmark` is missing"),
-        (["--model", "m", "--benchmark", "x.jsonl", "--temprature", "1"], "did you mean `--temperature`"),
+        (["--model_name_or_path", "m", "--benchmark", "humanevl"], "did you mean 'humaneval'"),
+        (["--model_name_or_path", "m", "--benchmark", "none.jsonl"], "There is no file 'none.jsonl'"),
+        (["--model_name_or_path", "m"], "`benchmark` is missing"),
+        (["--model_name_or_path", "m", "--benchmark", "x.jsonl", "--temprature", "1"], "did you mean `--temperature`"),
         (["--compare", "here", "here/"], "There is no results.json in 'here'"),
         (["--samples", "{samples}", "--benchmark", "{file}", "--k", "2"], "has 1 samples, too few for pass@2"),
         (["--compare", "here", "there"], "There is no results.json in 'here'"),
         (["--samples", "none.jsonl", "--benchmark", "{file}"], "There is no file 'none.jsonl'"),
-        (["--model", "./no-model", "--benchmark", "{file}"], "no-model"),
+        (["--model_name_or_path", "./no-model", "--benchmark", "{file}"], "no-model"),
     ],
 )
 def test_mistakes_are_one_sentence(flags: list[str], message: str, benchmark_file: Path, tmp_path: Path, capsys):
@@ -176,8 +178,8 @@ def test_two_processes_write_what_one_writes(benchmark_file: Path, tmp_path: Pat
     written = []
     for name, launch in (("one", []), ("two", ["--accelerate_config", "ddp_cpu", "--num_processes", "2"])):
         flags = ["--benchmark", str(benchmark_file), "--output_dir", str(tmp_path / name), "--max_new_tokens", "4"]
-        command = [sys.executable, "-m", "trl_akd.cli.evaluate", "--model", model, *flags, "--allow_code_execution"]
-        subprocess.run([*command, *launch], cwd=ROOT, check=True)
+        flags += ["--model_name_or_path", model, "--allow_code_execution"]
+        subprocess.run([sys.executable, "-m", "trl_akd.cli.evaluate", *flags, *launch], cwd=ROOT, check=True)
         rows = [json.loads(line) for line in (tmp_path / name / "samples.jsonl").read_text().splitlines()]
         written.append({row["task_id"]: row["completion"] for row in rows})
     assert written[0] == written[1]

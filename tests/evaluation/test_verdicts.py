@@ -140,7 +140,7 @@ def test_changed_limits_judge_anew(tmp_path: Path):
     write_benchmark(tmp_path, 2, "def f(x): return True")
     first = times(evaluate(configuration(tmp_path)))
     assert times(evaluate(configuration(tmp_path))) == first
-    for changed in ({"timeout": 5.0}, {"memory_mb": 300}, {"strict": True}, {"packages": ["json"]}):
+    for changed in ({"program_timeout": 5.0}, {"memory_mb": 300}, {"strict": True}, {"packages": ["json"]}):
         again = times(evaluate(configuration(tmp_path, **changed)))
         assert not set(first) & set(again), changed
         first = again

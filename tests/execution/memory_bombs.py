@@ -60,6 +60,47 @@ def full_pipe(number):
         while True: os.write(ends[1], b"x" * 65536)
     except OSError: pass
     return ends
+def part_of_a_huge_page(number):
+    libc.mmap.restype = ctypes.c_void_p
+    size = 2 * MIB
+    address = libc.mmap(None, ctypes.c_size_t(2 * size), 3, 0x22, -1, 0)
+    if address in (None, 2 ** 64 - 1): raise MemoryError
+    start, end = (address + size - 1) // size * size, address + 2 * size
+    libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), 14)
+    ctypes.memset(start, 1, size)
+    if start > address: libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(start - address))
+    return start, end
+def trimmed(number):
+    libc.prctl(41, 0, 0, 0, 0)
+    start, end = part_of_a_huge_page(number)
+    libc.munmap(ctypes.c_void_p(start + 4096), ctypes.c_size_t(end - start - 4096))
+def spliced(number):
+    class Piece(ctypes.Structure): _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+    ends = os.pipe()
+    os.set_blocking(ends[1], False)
+    taken = 1
+    while taken > 0:
+        start, end = part_of_a_huge_page(number)
+        taken = libc.vmsplice(ends[1], ctypes.byref(Piece(start, 4096)), ctypes.c_ulong(1), 2)
+        libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(end - start))
+    return ends
+def watched_folder(number):
+    file = libc.inotify_init1(0o4000)
+    if file < 0: raise OSError
+    os.makedirs("watched", exist_ok=True)
+    libc.inotify_add_watch(file, b"watched", 0xFFF)
+    return file
+def file_events():
+    for number in range(5000):
+        name = os.path.join("watched", str(number).ljust(250, "x"))
+        try:
+            open(name, "w").close()
+            os.unlink(name)
+        except OSError: return
+def record_locks(number):
+    import fcntl
+    file = open(f"locks{number}", "w+b")
+    for start in range(20000): fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 2 * start)
 def page_tables():
     block = mmap.mmap(-1, 400 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     fill(block, 2 * MIB)
@@ -96,6 +137,15 @@ BOMBS = {
     "pipes in children": "in_children(lambda: attempt(full_pipe, 2000), 60)",
     "page tables in children": "in_children(page_tables, 100)",
     "many mappings in children": "in_children(many_mappings, 100)",
+    "parts of huge pages": "attempt(trimmed, 1000)",
+    "parts of huge pages in children": "in_children(lambda: attempt(trimmed, 200))",
+    "huge pages in pipes": "attempt(spliced, 100)",
+    "huge pages in pipes of children": "in_children(lambda: attempt(spliced, 60), 20)",
+    "queues of file events": "attempt(watched_folder, 100)\nfile_events()",
+    "record locks in children": "in_children(lambda: attempt(record_locks, 30), 40)",
+    "unlinked scratch files, blocks in children": "def unlinked(number):\n    file = open('u', 'w+b', 0)\n"
+    "    file.write(bytes(8 * MIB))\n    os.unlink('u')\n    return file\nattempt(unlinked, 500)\n"
+    "in_children(lambda: attempt(lambda n: fill(bytearray(MIB)), 500))",
     "threads": "threading.stack_size(256 << 10)\n"
     "attempt(lambda n: threading.Thread(target=time.sleep, args=(60,), daemon=True).start(), 2000)",
     "locked": "attempt(lambda n: libc.mlock(ctypes.c_char_p(bytes(8 * MIB)), 8 * MIB), 500)",

@@ -1,5 +1,7 @@
 """However a program ends, its result says so: exceptions, exits, signals, and whose fault a text is."""
 
+import os
+
 import pytest
 
 from tests.execution.conftest import GUARD, HONEST, Judge
@@ -57,6 +59,19 @@ def test_signals_to_whoever_keeps_the_time(judge: Judge, target: str, number: st
 def test_killing_its_parent_is_no_pass(judge: Judge) -> None:
     result = judge(f"import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\n{WRONG}", timeout=1.0)
     assert result.status != "passed"
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the call's number is that of x86-64")
+@pytest.mark.parametrize("end", ["os._exit(0)", "time.sleep(1000)", "break"])
+def test_children_of_the_helper_keep_nobody_waiting(judge: Judge, end: str) -> None:
+    """As CLONE_PARENT makes them: neither zombies that only the helper can reap, nor second first processes."""
+    attack = (
+        "import ctypes, os, time\nlibc = ctypes.CDLL(None)\nfor _ in range(20):\n"
+        f"    pid = libc.syscall(56, 0x8011, 0, 0, 0, 0)\n    if pid == 0:\n        {end}\n"
+        "solve = lambda x: 4 if pid == 0 else None\n"
+    )
+    result = judge(attack, timeout=1.0)
+    assert (result.status, result.error_type) == ("failed", "AssertionError"), result
 
 
 def test_open_end_does_not_swallow_the_test(judge: Judge) -> None:

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from trl_akd.execution import CodeExecutor, ExecutionResult
 from trl_akd.generation import Completion, GenerationError
 from trl_akd.generation.protocol import FinishReason
-from trl_akd.iterkd.answers import has_code, identity, leak, python_program, refuses, remarks
+from trl_akd.iterkd.answers import has_code, identity, python_program, refuses, remarks
 from trl_akd.iterkd.asking import Sampling
 from trl_akd.iterkd.delivery import DeliveryConfig, assign_kinds, deliver, read_pairs
+from trl_akd.iterkd.leaks import find_leak
 from trl_akd.iterkd.records import FAULT_KINDS, Fault, Pair, Question
 from trl_akd.iterkd.teaching_prompts import TeachingPrompts
 from trl_akd.iterkd.verification import verify
@@ -111,14 +112,14 @@ class TestAnswers:
             ("```python\nx = 1\n```\nOops, this\nshould  be 2.", "oops"),
             ("There is an error in it:\n\nx = 1", "error"),
             ("```java\nint x = 1; // should be 2\n```", "should be"),
-            ("```cpp\n/* wrong\n type */ int x;\n```", "wrong"),
+            ("```cpp\n/* wrong\n operator */ int x;\n```", "wrong"),
             ("```sql\nSELECT 1 -- the fix is 2\n```", "fix"),
             ("def f(x)  # missing colon\n    return x", "missing"),
             ("def f(:\n  '''faulty'''\n  x = 'a", "fault"),
         ],
     )
     def test_leaks(self, fault, word):
-        assert leak(fault) == word
+        assert word in (find_leak(fault) or "")
 
     @pytest.mark.parametrize(
         "fault",
@@ -134,25 +135,25 @@ class TestAnswers:
         ],
     )
     def test_what_the_program_says_or_calls_things_is_no_leak(self, fault):
-        assert leak(fault) is None
+        assert find_leak(fault) is None
 
     def test_words_of_the_subject_are_no_leak(self):
         fault = "wrong_sum = 1  # the bug"
-        assert leak(fault) == "bug"
-        assert leak(fault, instruction="Describe a bug.") == "wrong"
-        assert leak(fault, instruction="Describe a bug.", correct="wrong_sum = 2") is None
-        assert leak(fault, instruction="Let wrong_sum be 2.", correct="x = 1  # no bug") is None
+        assert find_leak(fault) == "bug"
+        assert find_leak(fault, instruction="Describe a bug.") == "wrong"
+        assert find_leak(fault, instruction="Describe a bug.", correct="wrong_sum = 2") is None
+        assert find_leak(fault, instruction="Let wrong_sum be 2.", correct="x = 1  # no bug") is None
 
     def test_faults_are_told_from_leaks_as_a_careful_person_does(self):
         for row in scripted.labelled("faults.jsonl"):
-            found = leak(row["text"], instruction=row["instruction"], correct=row["correct"])
+            found = find_leak(row["text"], instruction=row["instruction"], correct=row["correct"])
             assert (found is not None) is row["leaks"], row
 
     @given(st.text("abc#'\"\n `~\\/*-", max_size=60))
     @settings(deadline=None)
     def test_any_text_can_be_read(self, text):
         assert identity(text) == identity(text)
-        assert isinstance(remarks(text), str)
+        assert isinstance(remarks(text), list)
         assert refuses(text) in (True, False) and has_code(text) in (True, False)
 
 
@@ -359,15 +360,15 @@ class TestReleasedPairs:
         pairs = read_pairs(scripted.soda("pairwise_data.json"))
         assert [len(pair.faults) for pair in pairs] == [1] * 100
         done = verify(pairs, unverified="keep")
-        assert done.dropped == {"correct/refused": 1, "fault/leaks": 21}
-        assert len(done.pairs) == 78
+        assert done.dropped == {"correct/refused": 1, "fault/leaks": 22}
+        assert len(done.pairs) == 77
         assert sum(not has_code(pair.correct) for pair in pairs) == 3
         assert sum(not has_code(pair.faults[0].text) for pair in pairs) == 1
         assert sum(python_program(pair.correct) is None for pair in pairs) == 44
 
     def test_with_nobody_to_ask_none_is_verified(self):
         done = verify(read_pairs(scripted.soda("pairwise_data.json")))
-        assert (done.pairs, done.dropped["fault/unverified"]) == ([], 78)
+        assert (done.pairs, done.dropped["fault/unverified"]) == ([], 77)
 
     @pytest.mark.parametrize(
         "row, message",

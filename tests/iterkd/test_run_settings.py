@@ -49,7 +49,9 @@ SHAPES_CYCLES = {
     *("teacher_temperature", "teacher_top_p", "teacher_max_new_tokens", "answer_max_new_tokens"),
 }
 SHAPES_TEXTS = {
-    *("text_teacher", "text_backend", "extra_body", "text_prompt_style", "judge", "judge_model"),
+    *("text_teacher_model_name_or_path", "text_teacher_model_revision", "text_teacher_dtype"),
+    *("backend", "extra_body", "prompt_style", "judge", "judge_model_name_or_path", "judge_model_revision"),
+    *("judge_backend", "judge_prompt_style"),
     *("judge_extra_body", "eval_benchmark", "eval_benchmark_limit", "decontaminate", "program_timeout"),
 }
 

@@ -18,9 +18,10 @@ import torch
 import yaml
 
 from ..data.sources import load
+from ..generation.loading import DEFAULT_API_KEY_ENV
 from ..iterkd.judge_prompts import JudgePrompt
 from ..iterkd.questions import read_questions
-from ..iterkd.teaching_config import DEFAULT_KEY, TeachingConfig
+from ..iterkd.teaching_config import TeachingConfig
 from ..iterkd.teaching_prompts import TeachingPrompts
 from .stand_in_teacher import serving, write_prompts
 from .stand_ins import BYTES, build
@@ -141,16 +142,18 @@ def _replace_writers(values: Namespace, folder: Path, stack: ExitStack) -> list[
     if values.judge_prompt_file is not None:
         JudgePrompt.from_file(values.judge_prompt_file)
     values.prompts_file, values.judge_prompt_file = write_prompts(folder)
-    writer = values.text_teacher or values.teacher_model_name_or_path
+    writer = values.text_teacher_model_name_or_path or values.teacher_model_name_or_path
     if writer is None:
         return []
-    values.text_backend, values.text_teacher, values.base_url = "openai", writer, stack.enter_context(serving())
+    values.text_teacher_model_name_or_path, values.text_teacher_model_revision = writer, None
+    values.backend, values.base_url = "openai", stack.enter_context(serving())
     notes = [f"{writer}, as it writes: a server on this machine that replies by rote"]
-    if values.judge_model is not None or values.judge not in ("teacher", "none"):
-        notes.append(f"{values.judge_model or values.judge}: the same")
+    judge = values.judge_model_name_or_path or values.judge
+    if judge not in ("teacher", "none"):
+        notes.append(f"{judge}: the same")
         values.judge = "teacher"
-    values.judge_base_url = values.judge_model = values.judge_extra_body = None
-    values.api_key_env = values.judge_api_key_env = DEFAULT_KEY
+    values.judge_base_url = values.judge_model_name_or_path = values.judge_extra_body = values.judge_backend = None
+    values.api_key_env = values.judge_api_key_env = DEFAULT_API_KEY_ENV
     return notes
 
 

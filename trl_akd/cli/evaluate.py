@@ -1,12 +1,12 @@
 r"""`trl-akd evaluate`: judge a model by running the programs it writes.
 
 ```bash
-trl-akd evaluate --model Qwen/Qwen2.5-Coder-0.5B --benchmark humaneval --allow_code_execution
-trl-akd evaluate --model outputs/student --benchmark mbpp --prompt_style template --num_samples 10 --temperature 0.8 \
-    --k 1 10 --allow_code_execution
+trl-akd evaluate --model_name_or_path Qwen/Qwen2.5-Coder-0.5B --benchmark humaneval --allow_code_execution
+trl-akd evaluate --model_name_or_path outputs/student --benchmark mbpp --prompt_style template \
+    --num_samples 10 --temperature 0.8 --k 1 10 --allow_code_execution
 trl-akd evaluate --samples samples.jsonl --benchmark humaneval --allow_code_execution
-trl-akd evaluate --model outputs/student --benchmark apps --plan_sampling --num_samples 10 --temperature 0.6 \
-    --top_p 0.95 --allow_code_execution
+trl-akd evaluate --model_name_or_path outputs/student --benchmark apps --plan_sampling --num_samples 10 \
+    --temperature 0.6 --top_p 0.95 --allow_code_execution
 trl-akd evaluate --compare outputs/evaluation/humaneval/teacher outputs/evaluation/humaneval/student
 ```
 """
@@ -96,12 +96,15 @@ def _evaluate_with_plans(config: "EvaluationConfig", planning: "PlanSamplingConf
 def _report(config: "EvaluationConfig", evaluation: "Evaluation") -> None:
     from ..evaluation.report import results_table, warnings_about
 
-    print(f"\n{results_table(config.model or str(config.samples), evaluation.results)}\n")
+    print(f"\n{results_table(config.model_name_or_path or str(config.samples), evaluation.results)}\n")
     for remark in warnings_about(evaluation.results):
         print(f"Note: {remark}")
     written = "Verdicts and results" if config.samples else "Samples, verdicts and results"
     print(f"{written}: {evaluation.folder}. {_draw(evaluation)}")
-    if config.model is not None and (card := Path(config.model).expanduser() / "README.md").is_file():
+    if (
+        config.model_name_or_path is not None
+        and (card := Path(config.model_name_or_path).expanduser() / "README.md").is_file()
+    ):
         print(_update_card(card, evaluation))
 
 

@@ -13,10 +13,9 @@ last student that it has trained and exit status 3, and goes on when it is given
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from ..iterkd.teaching_config import DEFAULT_KEY, TeachingConfig
+from ..iterkd.teaching_config import TeachingConfig
 from .arguments import AKDScriptArguments
 from .errors import run, user_errors
 from .training import start
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from ..iterkd.judges import Judge
 
 __all__ = ["main", "train"]
+
+DEFAULT_BATCH_SIZE = 16
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -60,12 +61,12 @@ def train(
     from .errors import SETUP_ERRORS, StoppedEarly
 
     with user_errors((*SETUP_ERRORS, GenerationError, IsolationError, FloatingPointError)):
-        if teaching.text_teacher is None and training_args.teacher_model_name_or_path is None:
+        if teaching.text_teacher_model_name_or_path is None and training_args.teacher_model_name_or_path is None:
             raise ValueError(
-                "there is nobody to write answers: give `teacher_model_name_or_path`, or `text_teacher` for a teacher "
-                "that only writes."
+                "no model writes answers: give `teacher_model_name_or_path`, or `text_teacher_model_name_or_path` "
+                "for a teacher that only writes."
             )
-        teacher_server, judge_server = _teacher_server(teaching), _judge_server(teaching)  # checked before models load
+        teacher_server, judge_server = _servers(teaching)  # checked before models load
         benchmark = _benchmark(teaching)
         with _executor(teaching) as executor:
             trainer = make_trainer(
@@ -77,11 +78,11 @@ def train(
                 held_out=_questions(benchmark),
                 program_of=_program_of(benchmark),
                 benchmarks=_texts(benchmark, teaching.decontaminate),
-                generation_batch_size=teaching.generation_batch_size,
+                generation_batch_size=teaching.generation_batch_size or DEFAULT_BATCH_SIZE,
                 settings=teaching.settings,
             )
-            trainer.text_teacher = _local_teacher(teaching, trainer) if teacher_server is None else teacher_server
-            trainer.judge = _local_judge(teaching, trainer) if judge_server is None else judge_server
+            trainer.text_teacher = _text_teacher(teaching, trainer) if teacher_server is None else teacher_server
+            trainer.judge = _judge(teaching, trainer) if judge_server is None else judge_server
             if benchmark is not None:
                 trainer.held_out_name, trainer.held_out_dataset = benchmark.name, benchmark.dataset
             trainer.provenance.dataset = script_args.dataset_name
@@ -163,121 +164,59 @@ def _executor(teaching: TeachingConfig) -> "AbstractContextManager[CodeExecutor 
     return CodeExecutor(allow_code_execution=True, timeout=teaching.program_timeout, workers=teaching.workers)
 
 
-def _local_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "TextGenerator":
-    """Return a teacher that writes in this process."""
-    from ..evaluation.backends import load_model
-    from ..generation import TransformersGenerator
-    from ..generation.wrappers import ChatGenerator
+def _text_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "TextGenerator":
+    """Return the text teacher in this process: a model of its own, or the teacher model of the trainer."""
+    from ..generation.loading import generator_of_model, load_generator
 
-    chat = teaching.text_prompt_style == "chat"
-    if teaching.text_teacher is not None:
-        if teaching.text_backend == "vllm" and trainer.accelerator.num_processes > 1:
-            raise ValueError(
-                "`text_backend` is 'vllm', which runs in this process, and there are several; serve the teacher with "
-                "`vllm serve` and use the backend openai."
-            )
-        source = _Source(
-            teaching.text_teacher, teaching.text_backend, teaching.text_prompt_style, teaching.generation_batch_size
-        )
-        loaded = load_model(source, trainer.accelerator)
-        return ChatGenerator(loaded.generator, loaded.tokenizer) if chat else loaded.generator
+    chat = teaching.prompt_style == "chat"
+    if teaching.text_teacher_model_name_or_path is not None:
+        return load_generator(teaching.text_teacher_generator, chat=chat, accelerator=trainer.accelerator).generator
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(trainer.args.teacher_model_name_or_path)
-    writer = TransformersGenerator(
+    return generator_of_model(
         trainer.teacher_model,
-        tokenizer,
-        batch_size=teaching.generation_batch_size,
+        AutoTokenizer.from_pretrained(trainer.args.teacher_model_name_or_path),
+        chat=chat,
+        batch_size=teaching.generation_batch_size or DEFAULT_BATCH_SIZE,
         accelerator=trainer.accelerator,
-        add_special_tokens=not chat,
-    )
-    return ChatGenerator(writer, tokenizer) if chat else writer
-
-
-@dataclass
-class _Source:
-    """The text teacher, for the loader that `trl-akd evaluate` uses."""
-
-    model: str | None
-    backend: Literal["transformers", "vllm", "openai"]
-    prompt_style: str
-    batch_size: int | None
-    model_revision: str | None = None
-    base_url: str | None = None
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    device_map: str | None = None
-
-
-def _teacher_server(teaching: TeachingConfig) -> "TextGenerator | None":
-    if teaching.text_backend != "openai":
-        return None
-    return _served(
-        teaching,
-        teaching.base_url,
-        teaching.text_teacher,
-        ("api_key_env", teaching.api_key_env),
-        teaching.extra_body,
     )
 
 
-def _judge_server(teaching: TeachingConfig) -> "TextGenerator | None":
-    if teaching.judge_base_url is None:
-        return None
-    return _served(
-        teaching,
-        teaching.judge_base_url,
-        teaching.judge_model,
-        ("judge_api_key_env", teaching.judge_api_key_env),
-        teaching.judge_extra_body,
-    )
-
-
-def _served(
-    teaching: TeachingConfig, base_url: str | None, model: str | None, key: tuple[str, str], extra_body: Any
-) -> "TextGenerator":
-    """Return a model behind a server with OpenAI's interface; `key` is a field and its value."""
-    import os
-
-    from ..generation import OpenAIGenerator
-
-    assert base_url is not None and model is not None
-    field, variable = key
-    if variable != DEFAULT_KEY and variable not in os.environ:
-        raise ValueError(
-            f"`{field}` is {variable!r}, but no environment variable has that name; set it to the key of {base_url}."
-        )
-    return OpenAIGenerator(
-        base_url,
-        model,
-        api_key=os.environ.get(variable),
-        chat=teaching.text_prompt_style == "chat",
-        concurrency=teaching.concurrency,
-        timeout=teaching.timeout,
-        max_retries=teaching.max_retries,
-        max_refusals=teaching.max_refusals,
-        extra_body=extra_body,
-    )
-
-
-def _local_judge(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "Judge | TextGenerator | None":
-    """Return a judge, or what writes judgements, without a server of its own."""
-    from transformers import AutoConfig
-
-    from ..generation import TransformersGenerator
+def _judge(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "Judge | TextGenerator | None":
+    """Return the judge, or the generator that writes judgements, in this process."""
+    from ..generation.loading import load_generator
     from ..iterkd.judges import RegressionJudge
 
-    if teaching.judge in ("teacher", "none"):
+    name = teaching.judge_model_name_or_path
+    if name is None:
         return trainer.text_teacher if teaching.judge == "teacher" else None
-    if any(
-        "SequenceClassification" in name for name in AutoConfig.from_pretrained(teaching.judge).architectures or ()
-    ):
-        return RegressionJudge.from_pretrained(teaching.judge)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    if teaching.judge_generator.backend == "transformers" and _is_classifier(name, teaching.judge_model_revision):
+        return RegressionJudge.from_pretrained(name, revision=teaching.judge_model_revision)
+    return load_generator(
+        teaching.judge_generator, chat=teaching.judges_by_chat, accelerator=trainer.accelerator, prefix="judge_"
+    ).generator
 
-    model = AutoModelForCausalLM.from_pretrained(teaching.judge).to(trainer.accelerator.device)
-    return TransformersGenerator(
-        model.eval(), AutoTokenizer.from_pretrained(teaching.judge), accelerator=trainer.accelerator
-    )
+
+def _is_classifier(name: str, revision: str | None) -> bool:
+    from transformers import AutoConfig
+    from transformers.utils import find_adapter_config_file
+
+    if find_adapter_config_file(name, revision=revision) is not None:
+        return False
+    architectures = AutoConfig.from_pretrained(name, revision=revision).architectures or ()
+    return any("SequenceClassification" in architecture for architecture in architectures)
+
+
+def _servers(teaching: TeachingConfig) -> tuple["TextGenerator | None", "TextGenerator | None"]:
+    """Return the text teacher and the judge that are behind servers."""
+    from ..generation.loading import load_generator
+
+    teacher = judge = None
+    if teaching.base_url is not None:
+        teacher = load_generator(teaching.text_teacher_generator, chat=teaching.prompt_style == "chat").generator
+    if teaching.judge_base_url is not None:
+        judge = load_generator(teaching.judge_generator, chat=teaching.judges_by_chat, prefix="judge_").generator
+    return teacher, judge
 
 
 if __name__ == "__main__":

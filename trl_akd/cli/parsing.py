@@ -5,7 +5,7 @@ import re
 import warnings
 from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from inspect import cleandoc
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import yaml
 from trl import TrlParser
 
+from ..deprecation import current_names, renamed_fields
 from .launching import is_launch_flag
 from .recipes import find_recipe
 
@@ -122,6 +123,7 @@ class RecipeParser(TrlParser):
         texts = {name: text for kind in self.dataclass_types for name, text in field_descriptions(kind).items()}
         for action in self._actions:
             action.help = texts.get(action.dest, action.help)
+        self._renamed = {old: new for kind in self.dataclass_types for old, new in renamed_fields(kind).items()}
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage, which would be hundreds of lines long."""
@@ -133,8 +135,9 @@ class RecipeParser(TrlParser):
         Raises:
             ValueError: If a key or a flag is unknown, or a value has the wrong type; the message names it.
         """
+        recipe = replace(recipe, values=current_names(recipe.values, self._renamed))
         values: Namespace
-        values, unknown = self.parse_known_args(list(flags), Namespace(**self._converted(recipe)))
+        values, unknown = self.parse_known_args(self._current_flags(flags), Namespace(**self._converted(recipe)))
         if unknown:
             raise ValueError(self._unknown_flag(unknown[0]))
         del values.config, values.accelerate_config
@@ -153,6 +156,14 @@ class RecipeParser(TrlParser):
                 kind(**{entry.name: getattr(values, entry.name) for entry in fields(kind) if entry.init})
                 for kind in self.dataclass_types
             )
+
+    def _current_flags(self, flags: Sequence[str]) -> list[str]:
+        """Return flags by the current names of their fields."""
+        renamed = {f"--{old}": f"--{new}" for old, new in self._renamed.items()}
+        renamed |= {old.replace("_", "-"): new for old, new in renamed.items()}
+        names = [flag.partition("=")[0] for flag in flags]
+        current_names({name.lstrip("-").replace("-", "_"): None for name in names if name in renamed}, self._renamed)
+        return [renamed.get(name, name) + flag[len(name) :] for name, flag in zip(names, flags, strict=True)]
 
     def _converted(self, recipe: Recipe) -> dict[str, Any]:
         # A field that is on by default has a second action, `--no_<field>`, which takes no value from a recipe.

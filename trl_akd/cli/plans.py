@@ -1,9 +1,10 @@
 r"""`trl-akd plans`: ask a teacher for the plans behind solutions, for a student to learn.
 
 ```bash
-trl-akd plans --model Qwen/Qwen2.5-Coder-7B-Instruct --dataset_name APPS/train --num_plans 2 --max_solutions 5
-trl-akd plans --model gpt-x --backend openai --base_url https://example.com/v1 --dataset_name mbpp.jsonl \
-    --max_requests 1000 --max_tokens 2000000
+trl-akd plans --model_name_or_path Qwen/Qwen2.5-Coder-7B-Instruct --dataset_name APPS/train --num_plans 2 \
+    --max_solutions 5
+trl-akd plans --model_name_or_path gpt-x --backend openai --base_url https://example.com/v1 \
+    --dataset_name mbpp.jsonl --max_requests 1000 --max_tokens 2000000
 trl-akd plans --config plans.yaml --reasoning forward --output_dir outputs/plans-forward
 trl-akd plans --import_plans APPS/train --dataset_name APPS/train
 ```
@@ -11,10 +12,10 @@ trl-akd plans --import_plans APPS/train --dataset_name APPS/train
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from .errors import run
 from .starting import accelerator, refuse_processes, start
@@ -22,7 +23,6 @@ from .starting import accelerator, refuse_processes, start
 if TYPE_CHECKING:
     from ..codeplan.plan_generation import PlanReport
     from ..codeplan.plan_generation_config import PlanGenerationConfig
-    from ..generation import TextGenerator
 
 __all__ = ["main", "make_plans"]
 
@@ -43,9 +43,9 @@ def make_plans(config: "PlanGenerationConfig") -> None:
         ValueError: If the dataset or a setting is not as it should be.
         GenerationError: If the teacher fails. What it has answered is kept.
     """
+    from ..codeplan.plan_checks import check_rows
     from ..codeplan.plan_generation import PlanGenerator
-    from ..codeplan.plan_rows import check_rows
-    from ..evaluation.weights import weights_fingerprint
+    from ..generation.loading import load_generator, weights_fingerprint
     from .plan_data import read_rows
 
     assert config.dataset_name is not None
@@ -56,13 +56,15 @@ def make_plans(config: "PlanGenerationConfig") -> None:
     if config.import_plans is not None:
         _import_plans(config, rows)
         return
-    assert config.model is not None
+    assert config.model_name_or_path is not None
     check_rows(rows, need_solutions=config.reasoning == "backward")  # before a model is loaded
+    if config.backend != "transformers":
+        refuse_processes(f"backend {config.backend!r}, which shares its work out by itself,")
     shared = accelerator()
-    generator, format_prompt, batch_size = _teacher(config, shared)
+    teacher = load_generator(config, chat=config.prompt_style == "chat", accelerator=shared)
     folder = Path(config.output_dir).expanduser()
     plans = PlanGenerator(
-        generator,
+        teacher.generator,
         folder / ANSWERS,
         config.num_plans,
         config.reasoning,
@@ -71,14 +73,13 @@ def make_plans(config: "PlanGenerationConfig") -> None:
         top_p=config.top_p,
         max_new_tokens=config.max_new_tokens,
         seed=config.seed,
-        batch_size=batch_size,
+        batch_size=teacher.batch_size,
         max_solutions=config.max_solutions,
         max_requests=config.max_requests,
         max_tokens=config.max_tokens,
         max_plan_chars=config.max_plan_chars,
         max_prompt_chars=config.max_prompt_chars,
-        format_prompt=format_prompt,
-        settings={**config.teacher, "weights": weights_fingerprint(config.model)},
+        settings={**config.teacher, "weights": weights_fingerprint(config.model_name_or_path)},
         accelerator=shared,
     )
     found = plans.run(rows)
@@ -118,40 +119,6 @@ def _argument_types() -> tuple[type, ...]:
     from ..codeplan.plan_generation_config import PlanGenerationConfig
 
     return (PlanGenerationConfig,)
-
-
-def _teacher(config: "PlanGenerationConfig", shared: Any) -> tuple["TextGenerator", Callable[[str], str], int]:
-    """Return the teacher, what makes prompts of requests, and how many to give it at a time."""
-    if config.backend != "transformers":
-        refuse_processes(f"backend {config.backend!r}, which shares its work out by itself,")
-    if config.backend == "openai":
-        from ..generation import OpenAIGenerator
-
-        server = OpenAIGenerator(
-            cast(str, config.base_url),
-            cast(str, config.model),
-            chat=config.prompt_style == "chat",
-            concurrency=config.concurrency,
-            timeout=config.timeout,
-            max_retries=config.max_retries,
-        )
-        return server, str, config.batch_size or config.concurrency
-    from ..evaluation.backends import load_model
-
-    loaded = load_model(config, shared)
-    if config.prompt_style == "completion":
-        return loaded.generator, str, loaded.batch_size
-    if loaded.tokenizer.chat_template is None:
-        raise ValueError(
-            "`prompt_style` is 'chat', and the teacher's tokenizer has no chat template; use 'completion' for a base "
-            "model."
-        )
-    return loaded.generator, lambda request: _as_message(loaded.tokenizer, request), loaded.batch_size
-
-
-def _as_message(tokenizer: Any, request: str) -> str:
-    message = {"role": "user", "content": request}
-    return str(tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
 
 
 def _summary(report: "PlanReport", folder: Path) -> str:

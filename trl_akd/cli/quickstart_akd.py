@@ -48,7 +48,7 @@ def quickstart(folder: Path, seed: int) -> None:
     print(f"\nDone in {seconds:.0f} s. {figure}")
     print(f"\nLoad the student: AutoModelForCausalLM.from_pretrained({str(after)!r})")
     print("Evaluate it again:")
-    print(next_command("evaluate", None, "--allow_code_execution", model=after, benchmark=world.held_out))
+    print(next_command("evaluate", None, "--allow_code_execution", model_name_or_path=after, benchmark=world.held_out))
     print("Train by plain distillation (forward KL), to compare:")
     kd = _training_fields(teacher, before, world.rows, folder / "student-kd", seed)
     print(next_command("akd", RECIPE, beta_strategy="fixed", beta=0, **kd))
@@ -77,10 +77,10 @@ def _judge(model: Path, problems: Path, output_dir: Path) -> Mapping[str, Any]:
 
     evaluation = evaluate(
         EvaluationConfig(
-            model=str(model),
+            model_name_or_path=str(model),
             benchmark=str(problems),
             output_dir=str(output_dir),
-            batch_size=BATCH_SIZE,
+            generation_batch_size=BATCH_SIZE,
             allow_code_execution=True,
         )
     )

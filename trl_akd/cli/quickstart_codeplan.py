@@ -74,7 +74,7 @@ def quickstart(folder: Path, seed: int) -> None:
 
 def _write_example(student: Path, problems: Path) -> Path:
     """Write a program that has the student plan and solve the first of the problems."""
-    from ..codeplan.planning_example import planning_example
+    from ..codeplan.task_prompts import planning_example
 
     problem = json.loads(problems.read_text().splitlines()[0])["instruction"]
     path = student / "plan.py"
@@ -111,7 +111,7 @@ def _write_plans(folder: Path, rows: Path) -> None:
 
 def _plan_fields(folder: Path, rows: Path, request: str, output_dir: Path) -> dict[str, Path]:
     return {
-        "model": folder / "teacher",
+        "model_name_or_path": folder / "teacher",
         "prompt_file": folder / request,
         "dataset_name": rows,
         "output_dir": output_dir,
@@ -161,7 +161,7 @@ def _evaluate(
     run_recipe(
         evaluate.main,
         f"{RECIPES}/evaluate.yaml",
-        model=model,
+        model_name_or_path=model,
         benchmark=problems,
         output_dir=output_dir,
         seed=seed,

@@ -66,7 +66,7 @@ def _evaluate(folder: Path, model: Path, problems: Path) -> float:
     from . import evaluate
 
     output_dir = folder / EVALUATION / model.name
-    flags = {"model": model, "benchmark": problems, "output_dir": output_dir, "batch_size": 64}
+    flags = {"model_name_or_path": model, "benchmark": problems, "output_dir": output_dir, "generation_batch_size": 64}
     evaluate.main(
         [*(text for name, value in flags.items() for text in (f"--{name}", str(value))), "--allow_code_execution"]
     )

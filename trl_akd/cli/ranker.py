@@ -49,7 +49,7 @@ def build_data(benchmark: "RankerBenchmark", config: "RankerData") -> None:
         FileNotFoundError: If a folder lacks one of the files.
         ValueError: If they do not belong to the benchmark.
     """
-    from ..codeplan.ranker_training import ranker_rows
+    from ..codeplan.ranker import ranker_rows
     from ..ledger import read_json_lines
 
     refuse_processes("`trl-akd ranker data`")
@@ -80,8 +80,7 @@ def train(config: "RankerModel", args: "TrainingArguments") -> None:
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
-    from ..codeplan.ranker import RANKER_LABELS
-    from ..codeplan.ranker_training import make_ranker_trainer
+    from ..codeplan.ranker import RANKER_LABELS, make_ranker_trainer
     from ..ledger import read_json_lines
     from ..text_pairs import hold_out
 

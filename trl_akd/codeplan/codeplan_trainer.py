@@ -39,8 +39,8 @@ from .plan_head import (
     load_plan_head,
     plan_head_of,
 )
-from .planning_example import planning_example
 from .student import adapter_of, is_encoder_decoder, prepare_base
+from .task_prompts import planning_example
 from .tasks import pooled, routes, sums_by_task, task_head, task_loss
 
 logger = logging.getLogger(__name__)

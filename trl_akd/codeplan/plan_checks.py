@@ -1,15 +1,16 @@
-"""Checks of plans: numbered steps in words, without the program, of a fitting length."""
+"""Checks of rows that plans are written for, and of plans: numbered steps in words, without code."""
 
 import ast
 import re
 import textwrap
 import warnings
-from typing import Literal, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeAlias
 
-from ..data.schema import replace_lone_surrogates
+from ..data.schema import check_encodable, replace_lone_surrogates
 from ..generation import parse_answer
 
-__all__ = ["Reject", "check_plan", "plan_of_answer"]
+__all__ = ["Reject", "check_plan", "check_rows", "extract_plan"]
 
 Reject: TypeAlias = Literal["empty", "truncated", "not_numbered", "too_few_steps", "too_long", "code"]
 
@@ -22,23 +23,63 @@ _MARKDOWN = re.compile(
 )
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 _MIN_STEPS = 2
-# What one line of code is made of; an expression alone may be a word or a formula.
-_CODE = (
+# Statements that make a line code; an expression alone may be a word or a formula.
+_CODE_STATEMENTS = (
     ast.Assign | ast.AugAssign | ast.FunctionDef | ast.ClassDef | ast.For | ast.While | ast.If | ast.With | ast.Import
 ) | (ast.ImportFrom | ast.Return | ast.Raise | ast.Try | ast.Delete | ast.Assert)
 
 
-def plan_of_answer(answer: str) -> str:
-    r"""Return the plan in a teacher's answer: from its first numbered step on, without the blanks at line ends.
+def check_rows(rows: Iterable[Mapping[str, Any]], *, need_solutions: bool) -> None:
+    """Check rows that plans are to be written for.
 
-    Thoughts are left out; a teacher that never stopped thinking wrote no plan. Steps may be numbered `1.`, `1)`,
-    `(1)`, `1:` or `Step 1:`. A plan that stands in a fenced block is taken out of it. Without any steps, the answer is
-    returned.
+    Args:
+        rows (`Iterable[Mapping]`):
+            Rows `{id, problem, solutions}`.
+        need_solutions (`bool`):
+            Whether every problem must have a solution.
+
+    Raises:
+        ValueError: For the first row that is malformed; the message names it.
+    """
+    seen: set[str] = set()
+    for number, row in enumerate(rows):
+        for column in ("id", "problem", "solutions")[: 3 if need_solutions else 2]:
+            if column not in row:
+                raise ValueError(f"row {number} has no `{column}`; give rows {{id, problem, solutions}}.")
+        name = str(row["id"])
+        if name in seen:
+            raise ValueError(f"`id` {name!r} occurs twice; give each problem a different id.")
+        seen.add(name)
+        if not _is_text(row["problem"]):
+            raise ValueError(f"`problem` of row {name!r} is {row['problem']!r:.80}; give a text.")
+        check_encodable(row["problem"], f"`problem` of row {name!r}")
+        if need_solutions:
+            _check_solutions(name, row["solutions"])
+
+
+def _check_solutions(name: str, solutions: Any) -> None:
+    if not isinstance(solutions, list | tuple) or not all(map(_is_text, solutions)):
+        raise ValueError(f"`solutions` of row {name!r} is {solutions!r:.80}; give a list of programs, none empty.")
+    for solution in solutions:
+        check_encodable(solution, f"`solutions` of row {name!r}")
+    if not solutions:
+        raise ValueError(f"row {name!r} has no solutions to reason back from; drop it, or use reasoning='forward'.")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def extract_plan(answer: str) -> str:
+    r"""Return the plan in a teacher's answer, from its first numbered step to its last, without trailing whitespace.
+
+    Thoughts are removed; an answer that ends inside its thoughts contains no plan. Steps may be numbered `1.`, `1)`,
+    `(1)`, `1:` or `Step 1:`. The plan may be in a fenced block. An answer without numbered steps is returned whole.
 
     Example:
 
     ```python
-    >>> plan_of_answer("<think>Easy.</think>Here is the plan:\n\n1. Read n.\n2. Print it twice.\n\nGood luck!")
+    >>> extract_plan("<think>Easy.</think>Here is the plan:\n\n1. Read n.\n2. Print it twice.\n\nGood luck!")
     '1. Read n.\n2. Print it twice.'
 
     ```
@@ -56,26 +97,26 @@ def plan_of_answer(answer: str) -> str:
 
 
 def check_plan(plan: str, *, truncated: bool, max_chars: int) -> Reject | None:
-    r"""Return why a plan is of no use, or `None` if it is.
+    r"""Return the reason to reject a plan, or `None` if it is valid.
 
-    | reason | what was found |
+    | reason | meaning |
     |---|---|
-    | `empty` | nothing |
-    | `truncated` | the length limit of generation cut it off |
+    | `empty` | there is no text |
+    | `truncated` | generation stopped at its length limit |
     | `not_numbered` | the steps are not numbered 1, 2, 3, … |
-    | `too_few_steps` | a single step |
-    | `too_long` | more characters than `max_chars` |
+    | `too_few_steps` | there is a single step |
+    | `too_long` | more than `max_chars` characters |
     | `code` | a code block, or a line that is a Python statement |
 
-    Names and expressions inside a sentence are no code: a plan may speak of `a[:k + 1]`.
+    Names and expressions within a sentence, such as `a[:k + 1]`, are allowed.
 
     Args:
         plan (`str`):
-            From [`plan_of_answer`].
+            Plan from [`extract_plan`].
         truncated (`bool`):
-            Whether generation was cut off.
+            Whether generation stopped at its length limit.
         max_chars (`int`):
-            Most characters of a plan.
+            Maximum number of characters per plan.
 
     Example:
 
@@ -100,7 +141,7 @@ def check_plan(plan: str, *, truncated: bool, max_chars: int) -> Reject | None:
 
 
 def _is_code(line: str) -> bool:
-    """Tell whether a line, its number or bullet taken off, is a Python statement that does something."""
+    """Whether a line without its number or bullet is a Python statement with an effect."""
     step = _STEP.match(line)
     text = (step.group(2) if step else _BULLET.sub("", line)).strip().strip("`*").strip()
     try:
@@ -109,4 +150,6 @@ def _is_code(line: str) -> bool:
             [statement] = ast.parse(f"{text} pass" if text.endswith(":") else text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    return isinstance(statement, _CODE) or (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call))
+    return isinstance(statement, _CODE_STATEMENTS) or (
+        isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call)
+    )

@@ -1,10 +1,10 @@
-"""What more plans to choose from are worth: pass@k against their number."""
+"""Curves of pass@k over the number of plans."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..metrics.statistics import Interval, mean_interval, pass_at_k_over_tasks
-from .plan_choice import PlanChoice, PlanSamplingResult
+from .plan_sampling import PlanChoice, PlanSamplingResult
 
 __all__ = ["pass_at_k_by_plans", "plot_plan_curve", "top_k_by_plans"]
 
@@ -12,27 +12,27 @@ __all__ = ["pass_at_k_by_plans", "plot_plan_curve", "top_k_by_plans"]
 def pass_at_k_by_plans(
     results: Sequence[PlanSamplingResult], k: Sequence[int] = (1,), *, confidence: float = 0.95
 ) -> dict[int, dict[str, Interval]]:
-    """Estimate pass@k of the final programs for each number of plans to choose from.
+    """Estimate pass@k of the final programs by the number of plans.
 
     The programs of one choice are samples of one prompt, so the unbiased estimator applies. Programs that could not be
-    judged count neither for nor against it.
+    run are excluded.
 
     Args:
         results (`Sequence[PlanSamplingResult]`):
-            From [`PlanSampler.run`], with hidden tests.
+            Results of [`PlanSampler.run`] with hidden tests.
         k (`Sequence[int]`, *optional*, defaults to `(1,)`):
-            The k of pass@k, up to the number of final programs.
+            Values of k, up to the number of final programs.
         confidence (`float`, *optional*, defaults to `0.95`):
-            Level of the intervals.
+            Confidence level of the intervals.
 
     Returns:
-        `dict[int, dict[str, Interval]]`: `pass@k` by number of plans, ascending.
+        `dict[int, dict[str, Interval]]`: `pass@k` by number of plans, in ascending order.
 
     Raises:
-        ValueError: If a problem has no hidden tests, or fewer than k programs that were judged.
+        ValueError: If a problem has no hidden tests, or fewer than k programs that were run.
     """
     curve = {}
-    for number, choices in _by_number(results).items():
+    for number, choices in _by_num_plans(results).items():
         judged = [[verdict for verdict in choice.verdicts if verdict.status != "infra_error"] for choice in choices]
         counts = [len(verdicts) for verdicts in judged]
         passed = [sum(verdict.passed for verdict in verdicts) for verdicts in judged]
@@ -47,11 +47,10 @@ def pass_at_k_by_plans(
 def top_k_by_plans(
     results: Sequence[PlanSamplingResult], k: Sequence[int] = (1,), *, confidence: float = 0.95
 ) -> dict[int, dict[str, Interval]]:
-    """Tell how many problems one of the first k final programs solves, for each number of plans to choose from.
+    """Return the fraction of problems solved by one of the first k final programs, by the number of plans.
 
-    This is what a ranker is worth: of programs in the order that they were sampled in, it is a noisy pass@k.
-
-    Args, returns and raises are those of [`pass_at_k_by_plans`]; the keys are `top@k`.
+    It measures a ranker; for programs in the order of sampling it is a noisy estimate of pass@k. Arguments, result and
+    errors are those of [`pass_at_k_by_plans`]; the keys are `top@k`.
     """
     return {
         number: {
@@ -60,18 +59,18 @@ def top_k_by_plans(
             )
             for each in sorted(set(k))
         }
-        for number, choices in _by_number(results).items()
+        for number, choices in _by_num_plans(results).items()
     }
 
 
 def plot_plan_curve(curves: Mapping[str, Mapping[int, Mapping[str, Interval]]], path: str | Path) -> None:
-    """Draw curves with their intervals, one panel each, into an image file.
+    """Plot curves with their intervals, one panel per curve, to an image file.
 
     Args:
         curves (`Mapping[str, Mapping[int, Mapping[str, Interval]]]`):
-            From [`pass_at_k_by_plans`], by what they are of, such as a difficulty.
+            Results of [`pass_at_k_by_plans`] by the title of the panel, such as a difficulty.
         path (`str` or `Path`):
-            The file, such as `plans.png`.
+            Path of the image, such as `plans.png`.
 
     Raises:
         ImportError: If matplotlib is not installed (`pip install "trl_akd[plot]"`).
@@ -96,15 +95,15 @@ def plot_plan_curve(curves: Mapping[str, Mapping[int, Mapping[str, Interval]]], 
         axes.set_xticks(numbers)
         axes.set_ylim(0, 1)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("plans to choose from (0: written without a plan)")
+    figure.supxlabel("number of plans (0: generated without a plan)")
     panels[0].set_ylabel("problems solved")
     panels[0].legend()
     figure.savefig(path, dpi=120)
 
 
-def _by_number(results: Sequence[PlanSamplingResult]) -> dict[int, list[PlanChoice]]:
+def _by_num_plans(results: Sequence[PlanSamplingResult]) -> dict[int, list[PlanChoice]]:
     for result in results:
         if not result.verdicts:
-            raise ValueError(f"problem {result.id!r} has no `hidden_tests` that could have judged it; add them.")
+            raise ValueError(f"problem {result.id!r} has no results of `hidden_tests`; add them.")
     numbers = list(results[0].choices) if results else []
     return {number: [result.choices[number] for result in results] for number in numbers}

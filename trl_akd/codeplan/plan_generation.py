@@ -1,7 +1,7 @@
-"""Plans from a teacher, for a student to learn: asked for once, paid for once.
+"""Generate plans with a teacher, and keep its answers on disk so that none is paid for twice.
 
-Departures from CodePLAN: the teacher sees the problem beside the solution (the released script gives the solution
-alone), by prompts of our own; what it writes is checked, and what is no plan is left out.
+Departures from CodePLAN: the teacher sees the problem beside the solution (the released script shows the solution
+alone), the prompts are this project's own, and answers that are not valid plans are rejected.
 """
 
 import hashlib
@@ -9,11 +9,11 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tqdm.auto import tqdm
 
@@ -22,31 +22,30 @@ from ..generation import TextGenerator
 from ..generation.budget import BudgetedGenerator, BudgetSpent
 from ..generation.protocol import derive_seed, stream
 from ..ledger import Ledger
-from .plan_answers import Answer, AnswerFile, Answers, Key, judge_answers
+from .plan_checks import check_plan, check_rows, extract_plan
 from .plan_prompts import PLAN_STOP, Reasoning, plan_prompt
-from .plan_rows import check_rows
 
 __all__ = ["PlanGenerator", "PlanReport"]
 
 
 @dataclass(frozen=True)
 class PlanReport:
-    """Say what came of asking for plans.
+    """Counts of a run of [`PlanGenerator`].
 
     Args:
         wanted (`int`):
-            Plans that the rows ask for.
+            Number of plans requested for the rows.
         plans (`int`):
-            Those that are there and of use.
+            Number of valid plans.
         rejected (`Mapping[str, int]`):
-            Answers that are no plans, by reason, as `check_plan` names them; `refused` where the server declined to
-            answer; `prompt_too_long` where none was asked.
+            Number of answers that are not valid plans, by the reasons of `check_plan`, or `refused` if the server
+            refused the request, or `prompt_too_long` if none was sent.
         without (`int`):
-            Problems without any plan.
+            Number of problems without a plan.
         requests (`int`), tokens (`int`):
-            What this run has cost.
+            Cost of this run.
         stopped (`str`, *optional*):
-            The budget that ended it before all was asked for.
+            The limit that ended the run early.
     """
 
     wanted: int
@@ -58,22 +57,13 @@ class PlanReport:
     stopped: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """One prompt: for a problem and, if the teacher sees one, the solution of that index in its row."""
-
-    key: Key
-    prompt: str
-    solution: int | None
-
-
 class PlanGenerator:
-    r"""Ask a teacher for the plans behind solutions, and keep its answers in a file.
+    r"""Generate plans for solutions with a teacher, and keep its answers in a file.
 
-    Answers are on disk as soon as the generator hands them over, under the key of problem id, digest of problem and
-    solution, and version of the prompt. A run that ended early, by `kill -9` for instance, goes on when it is run
-    again, and asks for nothing that is there; it costs at most what is under way. Rejected answers are kept as well,
-    for they were paid for: they are not asked for again, and are judged anew when the checks change.
+    Each answer is written as soon as the generator returns it, under the id of the problem, a digest of problem and
+    solution, and the version of the prompt. A run that was interrupted, for example by `kill -9`, continues when it is
+    started again and repeats no recorded request; only requests in flight are lost. Rejected answers are kept as well,
+    since they were paid for: they are not requested again, and are checked again when the checks change.
 
     Args:
         generator (`TextGenerator`):
@@ -81,39 +71,40 @@ class PlanGenerator:
         output (`str` or `Path`):
             JSON Lines file of its answers.
         n (`int`, *optional*, defaults to `1`):
-            Plans a solution or, if reasoning forward, a problem. May be raised later.
+            Number of plans per solution or, with forward reasoning, per problem. A later run may increase it.
         reasoning (`str`, *optional*, defaults to `"backward"`):
             `"backward"`, from problem and solution, or `"forward"`, from the problem alone.
         layout (`str`, *optional*):
-            The request in other words: a format string with the field `{problem}` and, backward, `{solution}`. It
-            enters the version of the prompt.
+            Custom prompt: a format string with the field `{problem}` and, backward, `{solution}`. It is part of the
+            version of the prompt.
         temperature (`float`, *optional*, defaults to `0.2`), top_p (`float`, *optional*, defaults to `1.0`):
-            Of sampling; the temperature is that of the paper's released script.
+            Sampling parameters; the temperature is that of the paper's released script.
         max_new_tokens (`int`, *optional*, defaults to `512`):
-            Most tokens of an answer.
+            Maximum number of tokens per answer.
         seed (`int`, *optional*, defaults to `0`):
             Seed of sampling.
         batch_size (`int`, *optional*, defaults to `8`):
-            Prompts to give the teacher at a time.
+            Number of prompts per call of the generator.
         max_solutions (`int`, *optional*):
-            Take the shortest so many solutions of a problem; by default all that differ.
+            Maximum number of solutions per problem, the shortest first; by default all distinct ones.
         max_requests (`int`, *optional*), max_tokens (`int`, *optional*):
-            End the run, cleanly, when it has cost so much, as [`BudgetedGenerator`] counts.
+            Limits on the cost of a run, as [`BudgetedGenerator`] counts them; the run then ends without an error.
         max_plan_chars (`int`, *optional*, defaults to `3000`):
-            Most characters of a plan.
+            Maximum number of characters per plan.
         max_prompt_chars (`int`, *optional*, defaults to `20000`):
-            Leave out solutions whose prompt is longer.
+            Maximum number of characters per prompt; solutions with longer prompts are skipped.
         format_prompt (`Callable`, *optional*):
-            Turns the request into what the teacher reads, such as by its chat template.
+            Converts a prompt to the teacher's format, such as its chat template.
         settings (`Mapping`, *optional*):
-            What else answers depend on, such as the teacher's name; answers of others are refused in the same file.
+            Further settings on which answers depend, such as the teacher's name; a file of answers with other settings
+            is an error.
         accelerator (`Accelerator`, *optional*):
-            That of a generator that shares its work over several processes, all of which then call `run`.
+            Accelerator of a generator that is distributed over several processes, all of which then call `run`.
         progress (`bool`, *optional*, defaults to `True`):
-            Show a progress bar.
+            Whether to show a progress bar.
 
     Attributes:
-        report ([`PlanReport`], *optional*): what came of the last run.
+        report ([`PlanReport`], *optional*): counts of the last run.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -158,17 +149,12 @@ class PlanGenerator:
         accelerator: Any = None,
         progress: bool = True,
     ) -> None:
-        counts = {
-            "n": n,
-            "batch_size": batch_size,
-            "max_new_tokens": max_new_tokens,
-            "max_solutions": max_solutions,
-        }
+        counts = {"n": n, "batch_size": batch_size, "max_new_tokens": max_new_tokens, "max_solutions": max_solutions}
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; give at least 1.")
         if n > 1 and temperature == 0:
-            raise ValueError(f"`n` is {n} at temperature 0, where all plans are alike; give a `temperature` above 0.")
+            raise ValueError(f"`n` is {n} at temperature 0, where all plans are equal; give a `temperature` above 0.")
         self._generator = generator
         self._output = Path(output).expanduser()
         self._n = n
@@ -189,53 +175,51 @@ class PlanGenerator:
         self._accelerator = accelerator
         self._progress = progress
         self.report: PlanReport | None = None
-        self._budget()  # refuses bad limits before anything is opened
+        self._budgeted_generator()  # raises on invalid limits before a file is opened
 
     def run(self, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Ask for all plans that are not there yet.
+        """Request all plans that are not in the file yet.
 
         Args:
             rows (`Iterable[Mapping]`):
-                Rows with `id`, `problem` and `solutions`, a list of programs; whatever else they hold is kept.
+                Rows with `id`, `problem` and `solutions`, a list of programs; other columns are kept.
 
         Returns:
-            `list[dict]`: The rows, each with `plans`, a list of texts in the order of the solutions; it is empty where
-            every answer was rejected or the budget did not suffice. If the teacher saw solutions, `plan_solutions`
-            holds, for each plan, the index of the solution that it was written for.
+            `list[dict]`: The rows, each with `plans`, a list of texts in the order of the solutions, empty if every
+            answer was rejected or the limits ended the run before. With backward reasoning, `plan_solutions` has the
+            index of the solution of each plan.
 
         Raises:
-            ValueError: If a row is malformed or has no solution, or the file holds answers of other settings.
-            GenerationError: If the teacher fails. What it has answered is kept.
-            OSError: If the disk is full. What was written is kept.
+            ValueError: If a row is malformed or has no solution, or the file contains answers with other settings.
+            GenerationError: If the teacher fails. Its answers so far are kept.
+            OSError: If the disk is full. The answers written before are kept.
         """
         found = [dict(row) for row in rows]
         check_rows(found, need_solutions=self._sees_solution)
-        asked = [list(self._questions(row)) for row in found]
-        budget = self._budget()
-        with self._answers() as answers:
-            self._ask(asked, answers, budget)
-        self.report = self._add_plans(found, asked, answers, budget)
+        requests = [list(self._requests(row)) for row in found]
+        generator = self._budgeted_generator()
+        with self._open_answers() as answers:
+            self._generate(requests, answers, generator)
+        self.report = self._add_plans(found, requests, answers, generator)
         return found
 
-    def _budget(self) -> BudgetedGenerator:
+    def _budgeted_generator(self) -> BudgetedGenerator:
         return BudgetedGenerator(self._generator, **self._limits, accelerator=self._accelerator)
 
     @contextmanager
-    def _answers(self) -> Iterator[Answers]:
-        """Yield the answers that are there, on the main process as a file that grows."""
+    def _open_answers(self) -> Iterator["_Answers"]:
+        """Yield the answers in the file, which is open for more on the main process."""
         if not is_main_process(self._accelerator):
-            yield Answers(run_on_main_and_broadcast(self._accelerator, dict))
+            yield _Answers(run_on_main_and_broadcast(self._accelerator, dict))
             return
         with Ledger(self._output, self._settings) as ledger:
-            answers = AnswerFile(ledger)
-            run_on_main_and_broadcast(self._accelerator, lambda: answers.by_key)
-            yield answers
+            yield _Answers(run_on_main_and_broadcast(self._accelerator, lambda: _read_answers(ledger)), ledger)
 
     @property
     def _sees_solution(self) -> bool:
         return self._prompt.name == "backward"
 
-    def _questions(self, row: Mapping[str, Any]) -> Iterator[_Question]:
+    def _requests(self, row: Mapping[str, Any]) -> Iterator["_Request"]:
         solutions = [""]
         if self._sees_solution:
             solutions = list(dict.fromkeys(row["solutions"]))
@@ -244,43 +228,48 @@ class PlanGenerator:
         for solution in solutions:
             prompt = self._format_prompt(self._prompt.render(row["problem"], solution))
             key = (str(row["id"]), _digest(row["problem"], solution), self._prompt.version)
-            yield _Question(key, prompt, row["solutions"].index(solution) if self._sees_solution else None)
+            yield _Request(key, prompt, row["solutions"].index(solution) if self._sees_solution else None)
 
-    def _lacking(self, asked: Sequence[Sequence[_Question]], answers: Answers) -> list[tuple[int, _Question]]:
-        """Return what is still to be asked, and how often, the most often first."""
-        lacking = [
-            (self._n - len(answers[question.key]), question)
-            for several in asked
-            for question in several
-            if not self._is_too_long(question)
+    def _missing(self, requests: Sequence[Sequence["_Request"]], answers: "_Answers") -> list[tuple[int, "_Request"]]:
+        """Return the number of missing answers and the request, for each incomplete one, the largest number first."""
+        missing = [
+            (self._n - len(answers[request.key]), request)
+            for several in requests
+            for request in several
+            if not self._is_too_long(request)
         ]
-        return sorted(((n, question) for n, question in lacking if n > 0), key=itemgetter(0), reverse=True)
+        return sorted(((n, request) for n, request in missing if n > 0), key=itemgetter(0), reverse=True)
 
-    def _is_too_long(self, question: _Question) -> bool:
-        return len(question.prompt) > self._max_prompt_chars
+    def _is_too_long(self, request: "_Request") -> bool:
+        return len(request.prompt) > self._max_prompt_chars
 
-    def _ask(self, asked: Sequence[Sequence[_Question]], answers: Answers, budget: BudgetedGenerator) -> None:
-        """Generate what is lacking, batch by batch, until the budget is spent."""
-        todo = self._lacking(asked, answers)
-        show = self._progress and is_main_process(self._accelerator) and bool(todo)
+    def _generate(
+        self, requests: Sequence[Sequence["_Request"]], answers: "_Answers", generator: BudgetedGenerator
+    ) -> None:
+        """Generate the missing answers batch by batch, until a limit is reached."""
+        missing = self._missing(requests, answers)
+        show = self._progress and is_main_process(self._accelerator) and bool(missing)
+        total = sum(n for n, _ in missing)
         with (
-            tqdm(total=sum(n for n, _ in todo), desc="Asking for plans", unit="plan", disable=not show) as bar,
+            tqdm(total=total, desc="Generating plans", unit="plan", disable=not show) as bar,
             suppress(BudgetSpent),
         ):
-            for n, group in groupby(todo, key=itemgetter(0)):
-                alike = [question for _, question in group]
-                for start in range(0, len(alike), self._batch_size):
-                    for answer in self._answered(alike[start : start + self._batch_size], n, budget):
-                        answers.append([answer])
+            for n, group in groupby(missing, key=itemgetter(0)):
+                same_n = [request for _, request in group]
+                for start in range(0, len(same_n), self._batch_size):
+                    for answer in self._stream_answers(same_n[start : start + self._batch_size], n, generator):
+                        answers.append(answer)
                         bar.update()
 
-    def _answered(self, batch: Sequence[_Question], n: int, budget: BudgetedGenerator) -> Iterator[Answer]:
-        """Ask for so many plans of each question, and yield answers as they come."""
+    def _stream_answers(
+        self, batch: Sequence["_Request"], n: int, generator: BudgetedGenerator
+    ) -> Iterator["_Answer"]:
+        """Yield the `n` missing answers of each request as they arrive."""
         sampling = {**self._sampling, "seed": derive_seed(self._sampling["seed"], self._n - n)}
-        prompts, problems = [question.prompt for question in batch], [question.key[0] for question in batch]
-        for index, completions in stream(budget, prompts, problems=problems, n=n, stop=PLAN_STOP, **sampling):
+        prompts, problems = [request.prompt for request in batch], [request.key[0] for request in batch]
+        for index, completions in stream(generator, prompts, problems=problems, n=n, stop=PLAN_STOP, **sampling):
             for completion in completions:
-                yield Answer(
+                yield _Answer(
                     *batch[index].key,
                     completion.text,
                     completion.finish_reason,
@@ -291,36 +280,126 @@ class PlanGenerator:
     def _add_plans(
         self,
         rows: list[dict[str, Any]],
-        asked: Sequence[Sequence[_Question]],
-        answers: Answers,
-        budget: BudgetedGenerator,
+        requests: Sequence[Sequence["_Request"]],
+        answers: "_Answers",
+        generator: BudgetedGenerator,
     ) -> PlanReport:
-        """Give each row its plans, and say what came of all."""
+        """Add the valid plans to each row, and return the counts."""
         rejected: Counter[str] = Counter()
-        for row, questions in zip(rows, asked, strict=True):
+        for row, several in zip(rows, requests, strict=True):
             row["plans"] = []
-            row.pop("plan_solutions", None)  # of plans that the row came with
+            row.pop("plan_solutions", None)  # belongs to the previous plans of the row
             if self._sees_solution:
                 row["plan_solutions"] = []
-            for question in questions:
-                plans, reasons = judge_answers(answers[question.key][: self._n], max_chars=self._max_plan_chars)
+            for request in several:
+                plans, reasons = self._check(answers[request.key][: self._n])
                 row["plans"] += plans
-                if question.solution is not None:
-                    row["plan_solutions"] += [question.solution] * len(plans)
+                if request.solution is not None:
+                    row["plan_solutions"] += [request.solution] * len(plans)
                 rejected += reasons
-                rejected["prompt_too_long"] += self._n * self._is_too_long(question)
+                rejected["prompt_too_long"] += self._n * self._is_too_long(request)
         return PlanReport(
-            wanted=self._n * sum(map(len, asked)),
+            wanted=self._n * sum(map(len, requests)),
             plans=sum(len(row["plans"]) for row in rows),
             rejected=dict((+rejected).most_common()),
             without=sum(not row["plans"] for row in rows),
-            requests=budget.requests,
-            tokens=budget.tokens,
-            stopped=budget.exhausted if self._lacking(asked, answers) else None,
+            requests=generator.requests,
+            tokens=generator.tokens,
+            stopped=generator.exhausted if self._missing(requests, answers) else None,
         )
+
+    def _check(self, answers: Sequence["_Answer"]) -> tuple[list[str], Counter[str]]:
+        """Return the valid plans, and the number of rejected answers by reason."""
+        plans: list[str] = []
+        rejected: Counter[str] = Counter()
+        for answer in answers:
+            plan = extract_plan(answer.answer)
+            truncated = answer.finish_reason == "length"
+            reason: str | None = check_plan(plan, truncated=truncated, max_chars=self._max_plan_chars)
+            if answer.finish_reason == "refused":
+                reason = "refused"
+            if reason is None:
+                plans.append(plan)
+            else:
+                rejected[reason] += 1
+        return plans, rejected
+
+
+_Key: TypeAlias = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One prompt, for a problem and, with backward reasoning, the solution with that index in its row."""
+
+    key: _Key
+    prompt: str
+    solution: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One line of the file of answers.
+
+    Args:
+        id (`str`):
+            Id of the problem.
+        shown (`str`):
+            Digest of the problem and, with backward reasoning, the solution.
+        prompt (`str`):
+            Version of the prompt.
+        answer (`str`):
+            Text of the completion.
+        finish_reason (`str`):
+            `stop`, `length` or `refused`.
+        num_tokens (`int`, *optional*):
+            Number of tokens of the completion.
+        refusal (`str`, *optional*):
+            Message of a server that refused the request.
+    """
+
+    id: str
+    shown: str
+    prompt: str
+    answer: str
+    finish_reason: str
+    num_tokens: int | None
+    refusal: str | None = None
+
+    @property
+    def key(self) -> _Key:
+        return self.id, self.shown, self.prompt
+
+
+class _Answers:
+    """Answers by the key of their request, in memory and, on the main process, in a file."""
+
+    def __init__(self, by_key: dict[_Key, list[_Answer]], ledger: Ledger | None = None) -> None:
+        self._by_key = by_key
+        self._ledger = ledger
+
+    def __getitem__(self, key: _Key) -> list[_Answer]:
+        return self._by_key.setdefault(key, [])
+
+    def append(self, answer: _Answer) -> None:
+        """Add an answer, and return once it is on disk."""
+        if self._ledger is not None:
+            self._ledger.append([asdict(answer)])
+        self[answer.key].append(answer)
+
+
+def _read_answers(ledger: Ledger) -> dict[_Key, list[_Answer]]:
+    found: dict[_Key, list[_Answer]] = {}
+    for row, where in ledger.read():
+        try:
+            answer = _Answer(**row)
+        except TypeError as error:
+            raise ValueError(f"{where} is not an answer of this package; give another output.") from error
+        found.setdefault(answer.key, []).append(answer)
+    return found
 
 
 def _digest(problem: str, solution: str) -> str:
-    """Tell apart what teachers are shown, without the wording around it."""
+    """Return a digest of the texts shown to the teacher, which does not depend on the wording of the prompt."""
     shown = json.dumps([problem, solution])
     return hashlib.sha256(shown.encode("ascii")).hexdigest()[:16]

@@ -4,19 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..deprecation import rename_fields
+from ..generation.loading import GeneratorConfig
 from .plan_prompts import plan_prompt
 
 __all__ = ["PlanGenerationConfig"]
 
 
+@rename_fields(model="model_name_or_path", timeout="request_timeout", batch_size="generation_batch_size")
 @dataclass
-class PlanGenerationConfig:
+class PlanGenerationConfig(GeneratorConfig):
     """
-    Configuration of `trl-akd plans`: who is asked for plans, for which solutions, and at what cost.
+    Configuration of `trl-akd plans`. Other arguments as in [`GeneratorConfig`]; the model is the teacher.
 
     Args:
-        model (`str`, *optional*):
-            Teacher: a folder, a name on the Hub or, for a server, the name it serves.
         dataset_name (`str`, *optional*):
             Problems with solutions: APPS's folder of numbered folders, a .jsonl, .json, .parquet or .csv file, or a
             dataset on the Hub, with the columns of APPS, of MBPP, or `id`, `problem` and `solutions`.
@@ -58,28 +59,8 @@ class PlanGenerationConfig:
             Leave out solutions whose prompt is longer.
         prompt_style (`str`, *optional*, defaults to `"chat"`):
             How the teacher is asked: `"chat"`, as a user's message, or `"completion"`, for a base model.
-        backend (`str`, *optional*, defaults to `"transformers"`):
-            What runs the teacher: `"transformers"`, `"vllm"`, or `"openai"`, a server with OpenAI's interface.
-        base_url (`str`, *optional*):
-            Address of that server, such as `http://localhost:8000/v1`; its key is in OPENAI_API_KEY.
-        concurrency (`int`, *optional*, defaults to `8`):
-            Most requests to the server under way together.
-        timeout (`float`, *optional*, defaults to `120.0`):
-            Seconds to wait for an answer of the server.
-        max_retries (`int`, *optional*, defaults to `5`):
-            Repetitions of a request that the server did not answer well, with waits that double.
-        model_revision (`str`, *optional*):
-            Branch, tag or commit of the teacher on the Hub.
-        dtype (`str`, *optional*, defaults to `"auto"`):
-            Precision of the teacher's weights: `"auto"` (as saved), `"bfloat16"`, `"float16"` or `"float32"`.
-        device_map (`str`, *optional*):
-            Spread the teacher over devices, such as `"auto"`; by default it is on the GPU as a whole, if there is one.
-        batch_size (`int`, *optional*):
-            Prompts to give the teacher at a time, and to lose at most by an interruption: by default 16 with
-            transformers, 128 with vLLM, and `concurrency` with a server.
     """
 
-    model: str | None = None
     dataset_name: str | None = None
     dataset_split: str = "train"
     dataset_revision: str | None = None
@@ -99,32 +80,19 @@ class PlanGenerationConfig:
     max_plan_chars: int = 3000
     max_prompt_chars: int = 20_000
     prompt_style: Literal["chat", "completion"] = "chat"
-    backend: Literal["transformers", "vllm", "openai"] = "transformers"
-    base_url: str | None = None
-    concurrency: int = 8
-    timeout: float = 120.0
-    max_retries: int = 5
-    model_revision: str | None = None
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    device_map: str | None = None
-    batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.import_plans is not None and self.model:
+        super().__post_init__()
+        if self.import_plans is not None and self.model_name_or_path:
             raise ValueError(
-                f"`import_plans` is {self.import_plans!r} and `model` is {self.model!r}; plans come from one of them: "
-                "leave out the other."
+                f"`import_plans` is {self.import_plans!r} and `model_name_or_path` is {self.model_name_or_path!r}; "
+                "plans come from one of them: leave out the other."
             )
-        if not self.model and self.import_plans is None:
-            raise ValueError("`model` is missing; name the teacher that writes the plans.")
+        if not self.model_name_or_path and self.import_plans is None:
+            raise ValueError("`model_name_or_path` is missing; name the teacher that writes the plans.")
         if not self.dataset_name:
             raise ValueError("`dataset_name` is missing; name the problems and solutions that plans are for.")
-        if (self.backend == "openai") != (self.base_url is not None):
-            raise ValueError(
-                f"`backend` is {self.backend!r} and `base_url` is {self.base_url!r}; an address goes with the backend "
-                "openai, and it with an address."
-            )
-        for name in ("limit", "batch_size", "num_plans"):
+        for name in ("limit", "num_plans"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; give at least 1, or leave it out.")
@@ -146,5 +114,6 @@ class PlanGenerationConfig:
 
     @property
     def teacher(self) -> dict[str, Any]:
-        """Return what answers depend on beside prompt and sampling."""
-        return {name: getattr(self, name) for name in ("model", "model_revision", "backend", "dtype", "prompt_style")}
+        """Settings that answers depend on beside prompt and sampling, by the names that files of answers have."""
+        names = ("model_revision", "backend", "dtype", "prompt_style", "extra_body")
+        return {"model": self.model_name_or_path, **{name: getattr(self, name) for name in names}}

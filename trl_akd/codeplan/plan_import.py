@@ -1,4 +1,4 @@
-"""Plans that were written before, as CodePLAN's authors released theirs, put beside their problems and solutions."""
+"""Import released plans, such as those of CodePLAN's authors, and pair them with solutions."""
 
 import json
 from collections import Counter
@@ -7,27 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .plan_checks import check_plan, plan_of_answer
-from .plan_rows import check_rows
+from .plan_checks import check_plan, check_rows, extract_plan
 
 __all__ = ["ImportReport", "import_plans", "read_plans"]
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """Say what came of importing plans.
+    """Counts of an import of plans.
 
     Args:
         plans (`int`):
-            Plans that were imported.
+            Number of imported plans.
         paired (`int`):
-            Those of which it is known what solution they were written for.
+            Number of plans whose solution is known.
         rejected (`Mapping[str, int]`):
-            Texts that are no plans, by reason, as `check_plan` names them.
+            Number of texts that are not valid plans, by the reasons of `check_plan`.
         without (`int`):
-            Problems without any plan.
+            Number of problems without a plan.
         unknown (`int`):
-            Problems in the folder that are not among the rows.
+            Number of problems with plans that are not among the rows.
     """
 
     plans: int
@@ -38,30 +37,30 @@ class ImportReport:
 
 
 def read_plans(folder: str | Path) -> dict[str, list[str]]:
-    """Read released plans by the name of their problem.
+    """Read released plans by the id of their problem, NAME.
 
-    | layout | released for |
+    | files | released for |
     |---|---|
     | `NAME/plans.json`, a list of texts in the order of the problem's solutions | APPS |
     | `NAME.txt`, one plan | MBPP |
 
     Args:
         folder (`str` or `Path`):
-            Folder of such folders or files.
+            Folder of these folders or files.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If the folder holds no plans, or a file is not a list of texts.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If the folder contains no plans, or a file is not a list of texts.
     """
-    home = Path(folder).expanduser()
-    if not home.is_dir():
-        raise FileNotFoundError(f"`import_plans` is {str(folder)!r}, which is no folder; check the path.")
-    found = {path.parent.name: _listed(path) for path in sorted(home.glob("*/plans.json"))}
-    found |= {path.stem: [_read(path)] for path in sorted(home.glob("*.txt"))}
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"`import_plans` is {str(folder)!r}, which is not a folder; check the path.")
+    found = {path.parent.name: _read_list(path) for path in sorted(root.glob("*/plans.json"))}
+    found |= {path.stem: [_read(path)] for path in sorted(root.glob("*.txt"))}
     if not found:
         raise ValueError(
-            f"`import_plans` is {str(folder)!r}, which holds neither NAME/plans.json nor NAME.txt; give the folder of "
-            "the released plans."
+            f"`import_plans` is {str(folder)!r}, which contains neither NAME/plans.json nor NAME.txt; give the folder "
+            "of the released plans."
         )
     return found
 
@@ -69,22 +68,22 @@ def read_plans(folder: str | Path) -> dict[str, list[str]]:
 def import_plans(
     rows: Iterable[Mapping[str, Any]], plans: Mapping[str, list[str]], *, max_plan_chars: int = 3000
 ) -> tuple[list[dict[str, Any]], ImportReport]:
-    r"""Put plans beside the problems that they are for.
+    r"""Add plans to the rows of their problems, and pair them with solutions.
 
-    As many plans as solutions belong to these one by one, in their order; otherwise, unless there is but one solution,
-    it is not known which plan belongs to which.
+    If a problem has as many plans as solutions, they are paired in order; if it has a single solution, all plans
+    belong to it; otherwise the solutions of its plans are unknown.
 
     Args:
         rows (`Iterable[Mapping]`):
-            Rows `{id, problem, solutions}`; whatever else they hold is kept.
+            Rows `{id, problem, solutions}`; other columns are kept.
         plans (`Mapping[str, list[str]]`):
             From [`read_plans`].
         max_plan_chars (`int`, *optional*, defaults to `3000`):
             Maximum number of characters per plan.
 
     Returns:
-        `tuple[list[dict], ImportReport]`: The rows with `plans` and `plan_solutions`, for each plan the index of its
-        solution or `None`; and the counts.
+        `tuple[list[dict], ImportReport]`: The rows with `plans` and `plan_solutions`, the index of the
+        solution of each plan or `None`, and the counts.
 
     Raises:
         ValueError: If a row is malformed.
@@ -106,7 +105,7 @@ def import_plans(
         texts, solutions = plans.get(str(row["id"]), []), len(row["solutions"])
         row["plans"], row["plan_solutions"] = [], []
         for number, text in enumerate(texts):
-            plan = plan_of_answer(text)
+            plan = extract_plan(text)
             reason = check_plan(plan, truncated=False, max_chars=max_plan_chars)
             if reason is not None:
                 rejected[reason] += 1
@@ -124,13 +123,13 @@ def import_plans(
     return found, report
 
 
-def _listed(path: Path) -> list[str]:
+def _read_list(path: Path) -> list[str]:
     try:
         texts = json.loads(_read(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}); give a list of texts.") from error
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{path} holds {texts!r:.80}; give a list of texts.")
+        raise ValueError(f"{path} contains {texts!r:.80}; give a list of texts.")
     return texts
 
 
@@ -138,4 +137,4 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}); convert it, or take it out of the folder.") from error
+        raise ValueError(f"{path} is not UTF-8 ({error}); convert it, or remove it from the folder.") from error

@@ -1,7 +1,7 @@
-"""What the teacher is asked for a plan: one example, then the task.
+"""Prompts for plans, with one example.
 
-The wording is this project's own. CodePLAN's prompts, which are not licensed, show a program and its numbered steps
-once as well; they give the solution alone where ours gives the problem too.
+The wording is this project's own. CodePLAN's prompts, which have no license, contain one program with its numbered
+steps as well, but show the solution without the problem.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ __all__ = ["PLAN_PROMPTS", "PLAN_STOP", "PlanPrompt", "Reasoning", "plan_prompt"
 Reasoning: TypeAlias = Literal["backward", "forward"]
 
 PLAN_STOP = ("\n### ",)
-"""Where a base model has left the plan and begins another example."""
+"""Strings at which a base model ends the plan and begins another example."""
 
 _DEMO_PROBLEM = """\
 A shop notes the price of one share at the end of each day. Read the prices from one line, separated by blanks, and
@@ -43,12 +43,15 @@ profit so far.
 
 @dataclass(frozen=True, slots=True)
 class PlanPrompt:
-    """Lay out a problem, and its solution where the teacher may see it, as a request for a plan.
+    """A prompt for the plan of a problem.
 
     Args:
-        name (`str`): how the teacher reasons.
-        source (`str`): where the wording comes from.
-        layout (`str`): format string with the field `problem` and, where the teacher sees it, `solution`.
+        name (`str`):
+            `"backward"` or `"forward"`.
+        source (`str`):
+            Source of the wording.
+        layout (`str`):
+            Format string with the field `problem` and, backward, `solution`.
     """
 
     name: Reasoning
@@ -57,7 +60,7 @@ class PlanPrompt:
 
     @property
     def version(self) -> str:
-        """Name the wording: what it is called and a digest, so that no change to it goes unnoticed."""
+        """The name and a digest of the layout, which changes with the wording."""
         return f"{self.name}-{hashlib.sha256(self.layout.encode()).hexdigest()[:8]}"
 
     def render(self, problem: str, solution: str = "") -> str:
@@ -66,7 +69,7 @@ class PlanPrompt:
 
 
 def _layout(opening: str, parts: Mapping[str, tuple[str, str]]) -> str:
-    """Put an opening, an example and the task together, both in the same parts: title, (example's text, task's)."""
+    """Join an introduction, an example and the task, given as (example, task) by the title of their section."""
     demo = "\n\n".join(f"### {title}\n{_escape(example)}" for title, (example, _) in parts.items())
     task = "\n\n".join(f"### {title}\n{asked}" for title, (_, asked) in parts.items())
     return f"{opening}\n\n{demo}\n\n### Plan\n{_DEMO_PLAN}\n\n{task}\n\n### Plan\n"
@@ -85,7 +88,7 @@ PLAN_PROMPTS: Mapping[Reasoning, PlanPrompt] = MappingProxyType(
     {
         "backward": PlanPrompt(
             "backward",
-            source="this project; that the teacher reasons back from a solution is CodePLAN's",
+            source="this project, after CodePLAN's backward reasoning from a solution",
             layout=_layout(
                 "You help people learn to program. Below are a problem and a program that solves it. Write the plan "
                 "that someone who has not seen the program would follow to write it: which steps it takes, in which "
@@ -95,7 +98,7 @@ PLAN_PROMPTS: Mapping[Reasoning, PlanPrompt] = MappingProxyType(
         ),
         "forward": PlanPrompt(
             "forward",
-            source="this project; the comparison is CodePLAN's",
+            source="this project, after CodePLAN's comparison",
             layout=_layout(
                 "You help people learn to program. Below is a problem. Write the plan that someone would follow to "
                 "write a program that solves it: which steps it takes, in which order, and with what in mind. "
@@ -105,13 +108,13 @@ PLAN_PROMPTS: Mapping[Reasoning, PlanPrompt] = MappingProxyType(
         ),
     }
 )
-"""What the teacher is asked: backward, from problem and reference solution, or forward, from the problem alone."""
+"""The prompts: backward, from problem and reference solution, and forward, from the problem alone."""
 
 _FIELDS: Mapping[Reasoning, set[str]] = MappingProxyType({"backward": {"problem", "solution"}, "forward": {"problem"}})
 
 
 def plan_prompt(reasoning: Reasoning, layout: str | None = None) -> PlanPrompt:
-    r"""Return the prompt for a way to reason, in the caller's own words if there are any.
+    r"""Return the prompt for a kind of reasoning, with a custom layout if one is given.
 
     Args:
         reasoning (`str`):
@@ -120,7 +123,7 @@ def plan_prompt(reasoning: Reasoning, layout: str | None = None) -> PlanPrompt:
             Format string with the field `{problem}` and, backward, `{solution}`; other braces are doubled.
 
     Raises:
-        ValueError: If there is no such way to reason, or the layout's fields are others.
+        ValueError: If the kind of reasoning is unknown, or the layout has the wrong fields.
 
     Example:
 
@@ -138,15 +141,15 @@ def plan_prompt(reasoning: Reasoning, layout: str | None = None) -> PlanPrompt:
     try:
         found = {name for _, name, _, _ in Formatter().parse(layout) if name is not None}
     except ValueError as error:
-        raise ValueError(f"`layout` is no format string ({error}); double the braces that are no fields.") from error
+        raise ValueError(f"`layout` is not a format string ({error}); double braces that are not fields.") from error
     for problem, names in (("has unknown", found - fields), ("lacks the", fields - found)):
         if names:
             raise ValueError(
-                f"`layout` {problem} fields {_named(names)}; reasoning {reasoning} takes {_named(fields)}, and other "
-                "braces are doubled."
+                f"`layout` {problem} fields {_format_fields(names)}; {reasoning} reasoning takes "
+                f"{_format_fields(fields)}, and other braces are doubled."
             )
     return PlanPrompt(reasoning, source="the caller", layout=layout)
 
 
-def _named(fields: Iterable[str]) -> str:
+def _format_fields(fields: Iterable[str]) -> str:
     return " and ".join(f"{{{name}}}" for name in sorted(fields))

@@ -1,12 +1,14 @@
-"""Several plans for a problem, and the public tests to choose between them.
+"""Sample several plans per problem, and select one by the public tests.
 
-The paper's text on record does not say which tests choose. Here the public ones do, and hidden tests serve the report
-alone: neither plans nor programs ever depend on them. Two more choices of ours: plans of which as many programs pass
-are told apart by their mean log-probability, and the final programs are written anew with the chosen plan, since those
-that made it win are the luckier ones.
+The available text of the paper does not say which tests select the plan. Here the public tests do; hidden tests are
+used for the report alone, and neither plans nor programs ever depend on them. Two more choices of this project: plans
+with equal pass fractions are ranked by their mean log-probability, and the final programs are generated separately
+with the selected plan, because the programs by which it was selected are biased towards passing.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from tqdm.auto import tqdm
@@ -15,69 +17,152 @@ from ..distributed import is_main_process, run_on_main_and_broadcast
 from ..execution import CodeExecutor, ExecutionResult, Tests, check_tests
 from ..generation import Completion, TextGenerator
 from ..generation.protocol import derive_seed
-from .plan_choice import PlanChoice, PlanSamplingResult, PlanScore, best_plan
 from .public_tests import pass_fractions
 from .task_prompts import TaskPrompting
 
-__all__ = ["PlanSampler", "ProgramRanker"]
+__all__ = ["PlanChoice", "PlanSampler", "PlanSamplingResult", "PlanScore", "ProgramRanker"]
 
 _Problem = Mapping[str, Any]
-_Written = tuple[str, Completion]
+_Program = tuple[str, Completion]
 
-_UNWRITTEN = Completion("", None, "length", 0)
+_NOT_GENERATED = Completion("", None, "length", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanScore:
+    """The score of a plan.
+
+    Args:
+        plan (`str`):
+            The plan.
+        mean_logprob (`float`, *optional*):
+            Mean log-probability of its tokens, in nats.
+        pass_fraction (`float`, *optional*):
+            Fraction of the public cases that its programs pass, averaged over the programs; `None` without public
+            tests. Each assertion of a test program is a case.
+        too_long (`bool`, *optional*, defaults to `False`):
+            Whether the prompt for the plan or for its programs exceeds the model's positions; the plan then counts as
+            one whose programs pass nothing.
+    """
+
+    plan: str
+    mean_logprob: float | None
+    pass_fraction: float | None
+    too_long: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlanChoice:
+    """The plan selected from the first N plans of a problem, and the final programs.
+
+    Args:
+        index (`int`, *optional*):
+            Index of the selected plan; `None` if N is 0 and the programs are generated without a plan.
+        completions (`tuple[Completion, ...]`):
+            Completions of the student, the best first if a ranker ordered them.
+        programs (`tuple[str, ...]`):
+            The programs in them.
+        verdicts (`tuple[ExecutionResult, ...]`):
+            Result of the hidden tests for each program; empty without hidden tests.
+    """
+
+    index: int | None
+    completions: tuple[Completion, ...]
+    programs: tuple[str, ...]
+    verdicts: tuple[ExecutionResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSamplingResult:
+    """The result of one problem.
+
+    Args:
+        id (`str`):
+            Id of the problem.
+        plan_scores (`tuple[PlanScore, ...]`):
+            All plans in the order in which they were sampled.
+        choices (`Mapping[int, PlanChoice]`):
+            The choice among the first N plans, by N.
+    """
+
+    id: str
+    plan_scores: tuple[PlanScore, ...]
+    choices: Mapping[int, PlanChoice]
+
+    @property
+    def choice(self) -> PlanChoice:
+        """The choice among all plans."""
+        return self.choices[len(self.plan_scores)]
+
+    @property
+    def plan(self) -> str:
+        """The selected plan."""
+        assert self.choice.index is not None
+        return self.plan_scores[self.choice.index].plan
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """The final programs, generated with the selected plan."""
+        return self.choice.programs
+
+    @property
+    def verdicts(self) -> tuple[ExecutionResult, ...]:
+        """The results of the hidden tests for the final programs."""
+        return self.choice.verdicts
 
 
 class ProgramRanker(Protocol):
-    """Anything that tells how likely programs are to be correct, without running them."""
+    """A model that scores programs without running them."""
 
     def score(self, problem: str, programs: Sequence[str]) -> list[float]:
-        """Return a number for each program, the higher the better."""
+        """Return the score of each program, higher for programs more likely to be correct."""
 
 
 class PlanSampler:
-    r"""Sample plans, let public tests choose one by the programs it leads to, and write programs with it.
+    r"""Sample plans, select one by the public tests, and generate the final programs with it.
 
-    Of a problem, N plans are sampled and m programs behind each. The plan whose programs pass the largest fraction of
-    the public cases is chosen; the likelier one where that is equal, the earlier one where that is too. With it the
-    final programs are written, which the hidden tests judge. All samples depend on the seed and the problem alone.
+    For each problem, N plans are sampled, and m programs with each plan. The plan whose programs pass the largest
+    fraction of the public cases is selected; ties go to the higher mean log-probability, then to the earlier plan. The
+    final programs are generated with the selected plan, and evaluated by the hidden tests. All samples depend on the
+    seed and the problem alone.
 
     Args:
         generator (`TextGenerator`):
-            Writes programs and, unless there is a `plan_generator`, plans.
+            Generates programs and, unless there is a `plan_generator`, plans.
         executor ([`CodeExecutor`], *optional*):
-            Where programs run; `None` on processes other than the main one.
-        n_plans (`int`, *optional*, defaults to `20`):
-            N, plans a problem.
-        n_programs (`int`, *optional*, defaults to `10`):
-            m, programs a plan, and final programs a problem.
+            Runs programs; `None` on processes other than the main one.
+        num_plans (`int`, *optional*, defaults to `20`):
+            Number of plans per problem, N. `n_plans` is an alias.
+        num_programs (`int`, *optional*, defaults to `10`):
+            Number of programs per plan, and of final programs per problem, m. `n_programs` is an alias.
         temperature (`float`, *optional*, defaults to `0.6`), top_p (`float`, *optional*, defaults to `0.95`):
-            Of all sampling, as in the paper's released code.
+            Sampling parameters of plans and programs, as in the paper's released code.
         plan_generator (`TextGenerator`, *optional*):
-            Writes the plans, such as the same model through its plan head.
-        also_with (`Sequence[int]`, *optional*):
-            Numbers of plans, below `n_plans`, for which to tell also what comes of choosing between the first so many;
-            0 writes without a plan. Their final programs are generated beside.
+            Generates the plans, such as the same model through its plan head.
+        smaller_num_plans (`Sequence[int]`, *optional*):
+            Numbers of plans below `num_plans` for which a choice among the first so many is reported as well, with its
+            own final programs; 0 is generation without a plan.
         without_public_tests (`str`, *optional*, defaults to `"error"`):
-            What to do for a problem that has none: `"error"`, or `"logprob"`, choose the likeliest plan.
+            For problems without public tests: `"error"`, or `"logprob"` to select the most likely plan.
         ranker ([`ProgramRanker`], *optional*):
             Orders the final programs, the best first.
         prompting ([`TaskPrompting`], *optional*):
-            How problems are put, and where the program is in what is answered.
+            Makes the prompts, and extracts the program from a completion.
         too_long (`Callable`, *optional*):
-            Takes prompts and `max_new_tokens`, and returns the indices of prompts that the model has too few positions
-            for, as `TransformersGenerator.too_long` does. Plans and programs that they ask for count as not solved; by
+            Takes prompts and `max_new_tokens`, and returns the indices of the prompts that exceed the model's
+            positions, as `TransformersGenerator.too_long` does. These plans and programs count as not solved; by
             default the generator's error ends the run.
         max_plan_tokens (`int`, *optional*, defaults to `512`), max_new_tokens (`int`, *optional*, defaults to `512`):
-            Most tokens of a plan and of a program.
+            Maximum number of tokens per plan and per program.
         seed (`int`, *optional*, defaults to `0`):
             Seed of sampling.
         batch_size (`int`, *optional*, defaults to `16`):
-            Problems to work on at a time.
+            Number of problems per batch.
         accelerator (`Accelerator`, *optional*):
-            That of generators that share their work over several processes, all of which then call `run`. Programs
-            run, and are ranked, on the main one.
+            Accelerator of generators that are distributed over several processes, all of which then call `run`.
+            Programs are run and ranked on the main process.
         progress (`bool`, *optional*, defaults to `True`):
-            Show a progress bar.
+            Whether to show a progress bar.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -91,7 +176,8 @@ class PlanSampler:
     ...         return [[Completion(write(prompt), -0.1, "stop", 4)] * n for prompt in prompts]
     >>> problem = {"id": "four", "problem": "Print 4.", "public_tests": {"inputs": [""], "outputs": ["4"]}}
     >>> with CodeExecutor(allow_code_execution=True) as executor:
-    ...     [result] = PlanSampler(Student(), executor, n_plans=2, n_programs=1, progress=False).run([problem])
+    ...     sampler = PlanSampler(Student(), executor, num_plans=2, num_programs=1, progress=False)
+    ...     [result] = sampler.run([problem])
     >>> result.plan, result.plan_scores[0].pass_fraction, result.programs
     ('1. Print 4.', 1.0, ('print(4)',))
 
@@ -102,13 +188,13 @@ class PlanSampler:
         self,
         generator: TextGenerator,
         executor: CodeExecutor | None,
-        n_plans: int = 20,
-        n_programs: int = 10,
+        num_plans: int = 20,
+        num_programs: int = 10,
         temperature: float = 0.6,
         top_p: float = 0.95,
         *,
         plan_generator: TextGenerator | None = None,
-        also_with: Sequence[int] = (),
+        smaller_num_plans: Sequence[int] = (),
         without_public_tests: Literal["error", "logprob"] = "error",
         ranker: ProgramRanker | None = None,
         prompting: TaskPrompting | None = None,
@@ -119,26 +205,33 @@ class PlanSampler:
         batch_size: int = 16,
         accelerator: Any = None,
         progress: bool = True,
+        n_plans: int | None = None,
+        n_programs: int | None = None,
     ) -> None:
-        for name, value in (("n_plans", n_plans), ("n_programs", n_programs), ("batch_size", batch_size)):
+        num_plans = num_plans if n_plans is None else n_plans
+        num_programs = num_programs if n_programs is None else n_programs
+        for name, value in (("num_plans", num_plans), ("num_programs", num_programs), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"`{name}` is {value}; give at least 1.")
-        if temperature == 0 and max(n_plans, n_programs) > 1:
+        if temperature == 0 and max(num_plans, num_programs) > 1:
             raise ValueError(
-                f"`temperature` is 0 with n_plans={n_plans} and n_programs={n_programs}, which would all be alike; "
-                "give a `temperature` above 0, such as 0.6."
+                f"`temperature` is 0, at which all of num_plans={num_plans} and num_programs={num_programs} would be "
+                "equal; give a `temperature` above 0, such as 0.6."
             )
-        if any(not 0 <= number < n_plans for number in also_with):
-            raise ValueError(f"`also_with` is {list(also_with)}; give numbers from 0 to below n_plans={n_plans}.")
+        if any(not 0 <= number < num_plans for number in smaller_num_plans):
+            raise ValueError(
+                f"`smaller_num_plans` is {list(smaller_num_plans)}; give numbers of at least 0 and below "
+                f"num_plans={num_plans}."
+            )
         if without_public_tests not in ("error", "logprob"):
             raise ValueError(f"`without_public_tests` is {without_public_tests!r}; choose 'error' or 'logprob'.")
         self._generator = generator
         self._plan_generator = plan_generator or generator
         self._executor = executor
-        self._n_plans = n_plans
-        self._n_programs = n_programs
+        self._num_plans = num_plans
+        self._num_programs = num_programs
         self._sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
-        self._numbers = (*sorted(set(also_with)), n_plans)
+        self._all_num_plans = (*sorted(set(smaller_num_plans)), num_plans)
         self._without_public_tests = without_public_tests
         self._ranker = ranker
         self._prompting = prompting or TaskPrompting()
@@ -151,7 +244,7 @@ class PlanSampler:
         self._progress = progress
 
     def run(self, problems: Iterable[_Problem]) -> list[PlanSamplingResult]:
-        """Work on problems.
+        """Sample plans and programs for problems.
 
         Args:
             problems (`Iterable[Mapping]`):
@@ -159,11 +252,11 @@ class PlanSampler:
                 `{"inputs": [...], "outputs": [...]}` as in APPS.
 
         Returns:
-            `list[PlanSamplingResult]`: In the order of the problems.
+            `list[PlanSamplingResult]`: Results in the order of the problems.
 
         Raises:
             ValueError: If a row is malformed, or has no public tests and `without_public_tests` is `"error"`.
-            GenerationError: If a model fails.
+            GenerationError: If a generator fails.
         """
         rows = list(problems)
         self._check(rows)
@@ -172,78 +265,76 @@ class PlanSampler:
         with tqdm(total=len(rows), desc="Sampling plans", unit="problem", disable=not show) as bar:
             for start in range(0, len(rows), self._batch_size):
                 batch = rows[start : start + self._batch_size]
-                results += self._work_on(batch)
+                results += self._run_batch(batch)
                 bar.update(len(batch))
         return results
 
-    def _work_on(self, rows: Sequence[_Problem]) -> list[PlanSamplingResult]:
-        """Choose with what may be seen; only then bring in the hidden tests."""
-        seen = [{name: value for name, value in row.items() if name != "hidden_tests"} for row in rows]
-        scores = self._score_plans(seen)
-        chosen = [{number: best_plan(several[:number]) for number in self._numbers} for several in scores]
-        finals = self._write_finals(seen, scores, chosen)
+    def _run_batch(self, rows: Sequence[_Problem]) -> list[PlanSamplingResult]:
+        problems = [{name: value for name, value in row.items() if name != "hidden_tests"} for row in rows]
+        scores = self._score_plans(problems)
+        selected = [{number: _select_plan(several[:number]) for number in self._all_num_plans} for several in scores]
+        programs = self._generate_final_programs(problems, scores, selected)
         return [
             PlanSamplingResult(
                 str(row["id"]),
-                tuple(several),
-                {number: self._judged(row, final[index], index) for number, index in choice.items()},
+                tuple(plan_scores),
+                {number: self._evaluate(row, by_plan[index], index) for number, index in by_number.items()},
             )
-            for row, several, choice, final in zip(rows, scores, chosen, finals, strict=True)
+            for row, plan_scores, by_number, by_plan in zip(rows, scores, selected, programs, strict=True)
         ]
 
     def _score_plans(self, problems: Sequence[_Problem]) -> list[list[PlanScore]]:
-        plans = self._ask(
+        plans = self._generate(
             self._plan_generator,
             [self._prompting.plan(problem) for problem in problems],
             "plans",
-            n=self._n_plans,
+            n=self._num_plans,
             max_new_tokens=self._max_plan_tokens,
             stop=self._prompting.plan_stop,
         )
-        tried = [
+        pairs = [
             (problem, completion.text.strip())
             for problem, several in zip(problems, plans, strict=True)
             for completion in several
-            if _has_tests(problem) and completion is not _UNWRITTEN
+            if _has_public_tests(problem) and completion is not _NOT_GENERATED
         ]
-        trials = iter(self._write(tried, "trials"))
+        trials = iter(self._generate_programs(pairs, "trials"))
         return [
             [self._score_plan(problem, completion, trials) for completion in several]
             for problem, several in zip(problems, plans, strict=True)
         ]
 
-    def _score_plan(self, problem: _Problem, plan: Completion, trials: Iterator[list[_Written]]) -> PlanScore:
-        """Judge a plan by the next trial, if there is one."""
-        too_long, fraction = plan is _UNWRITTEN, None
-        if _has_tests(problem):
+    def _score_plan(self, problem: _Problem, plan: Completion, trials: Iterator[list[_Program]]) -> PlanScore:
+        too_long, fraction = plan is _NOT_GENERATED, None
+        if _has_public_tests(problem):
             programs = [] if too_long else next(trials)
-            too_long = too_long or programs[0][1] is _UNWRITTEN
+            too_long = too_long or programs[0][1] is _NOT_GENERATED
             fraction = 0.0 if too_long else self._pass_fraction(problem, [program for program, _ in programs])
         return PlanScore(plan.text.strip(), plan.mean_logprob, fraction, too_long)
 
-    def _write(self, pairs: Sequence[tuple[_Problem, str | None]], purpose: str) -> list[list[_Written]]:
-        """Write programs for problems and plans, other ones for each purpose."""
-        written = self._ask(
+    def _generate_programs(self, pairs: Sequence[tuple[_Problem, str | None]], purpose: str) -> list[list[_Program]]:
+        """Generate programs for pairs of problem and plan; the samples differ by purpose."""
+        completions = self._generate(
             self._generator,
             [self._prompting.code(problem, plan) for problem, plan in pairs],
             purpose,
-            n=self._n_programs,
+            n=self._num_programs,
             max_new_tokens=self._max_new_tokens,
             stop=self._prompting.code_stop,
         )
         return [
             [(self._prompting.program(problem, completion.text), completion) for completion in several]
-            for (problem, _), several in zip(pairs, written, strict=True)
+            for (problem, _), several in zip(pairs, completions, strict=True)
         ]
 
-    def _ask(
+    def _generate(
         self, generator: TextGenerator, prompts: Sequence[str], purpose: str, *, n: int, max_new_tokens: int, stop: Any
     ) -> list[list[Completion]]:
-        """Generate for all prompts but those that the model has too few positions for."""
-        long = set() if self._too_long is None else set(self._too_long(prompts, max_new_tokens))
-        written = iter(
+        """Generate completions for all prompts that do not exceed the model's positions."""
+        too_long = set() if self._too_long is None else set(self._too_long(prompts, max_new_tokens))
+        completions = iter(
             generator.generate(
-                [prompt for index, prompt in enumerate(prompts) if index not in long],
+                [prompt for index, prompt in enumerate(prompts) if index not in too_long],
                 n=n,
                 max_new_tokens=max_new_tokens,
                 stop=stop,
@@ -251,32 +342,32 @@ class PlanSampler:
                 **self._sampling,
             )
         )
-        return [[_UNWRITTEN] * n if index in long else next(written) for index in range(len(prompts))]
+        return [[_NOT_GENERATED] * n if index in too_long else next(completions) for index in range(len(prompts))]
 
-    def _write_finals(
+    def _generate_final_programs(
         self,
         problems: Sequence[_Problem],
         scores: Sequence[Sequence[PlanScore]],
-        chosen: Sequence[Mapping[int, int | None]],
-    ) -> list[dict[int | None, list[_Written]]]:
-        """Write the final programs of each problem, once with each plan that is chosen; `None` is no plan."""
-        finals: list[dict[int | None, list[_Written]]] = [{} for _ in problems]
-        wanted = []
-        for position, choice in enumerate(chosen):
-            for index in dict.fromkeys(choice.values()):
+        selected: Sequence[Mapping[int, int | None]],
+    ) -> list[dict[int | None, list[_Program]]]:
+        """Generate the final programs of each problem once per selected plan, by its index; `None` is no plan."""
+        programs: list[dict[int | None, list[_Program]]] = [{} for _ in problems]
+        keys = []
+        for position, by_number in enumerate(selected):
+            for index in dict.fromkeys(by_number.values()):
                 if index is not None and scores[position][index].too_long:
-                    unwritten = (self._prompting.program(problems[position], ""), _UNWRITTEN)
-                    finals[position][index] = [unwritten] * self._n_programs
+                    missing = (self._prompting.program(problems[position], ""), _NOT_GENERATED)
+                    programs[position][index] = [missing] * self._num_programs
                 else:
-                    wanted.append((position, index))
+                    keys.append((position, index))
         pairs = [
-            (problems[position], None if index is None else scores[position][index].plan) for position, index in wanted
+            (problems[position], None if index is None else scores[position][index].plan) for position, index in keys
         ]
-        for (position, index), programs in zip(wanted, self._write(pairs, "final"), strict=True):
-            finals[position][index] = self._ranked(problems[position], programs)
-        return finals
+        for (position, index), generated in zip(keys, self._generate_programs(pairs, "final"), strict=True):
+            programs[position][index] = self._rank(problems[position], generated)
+        return programs
 
-    def _ranked(self, problem: _Problem, programs: list[_Written]) -> list[_Written]:
+    def _rank(self, problem: _Problem, programs: list[_Program]) -> list[_Program]:
         if self._ranker is None:
             return programs
         score, texts = self._ranker.score, [program for program, _ in programs]
@@ -285,56 +376,72 @@ class PlanSampler:
         return [programs[index] for index in order]
 
     def _pass_fraction(self, problem: _Problem, programs: Sequence[str]) -> float:
-        """Return the fraction of the public cases that programs pass, averaged over them; those alike run once."""
+        """Return the fraction of the public cases that programs pass, averaged over them; equal programs run once."""
         distinct = list(dict.fromkeys(programs))
         fractions = run_on_main_and_broadcast(
             self._accelerator, lambda: pass_fractions(distinct, problem["public_tests"], self._execute)
         )
         found = dict(zip(distinct, fractions, strict=True))
-        judged = [fraction for program in programs if (fraction := found[program]) is not None]
-        if not judged:
-            raise RuntimeError(f"no program for problem {problem['id']!r} could be judged: the sandbox failed.")
-        return sum(judged) / len(judged)
+        known = [fraction for program in programs if (fraction := found[program]) is not None]
+        if not known:
+            raise RuntimeError(f"no program for problem {problem['id']!r} could be run: the sandbox failed.")
+        return sum(known) / len(known)
 
     def _execute(self, pairs: Sequence[tuple[str, Tests]], *, fail_fast: bool = False) -> list[ExecutionResult]:
-        """Run programs on the main process."""
         assert self._executor is not None, "the main process needs an executor"
         return self._executor.run(pairs, fail_fast=fail_fast)
 
-    def _judged(self, row: _Problem, finals: Sequence[_Written], index: int | None) -> PlanChoice:
-        programs = [program for program, _ in finals]
-        verdicts = self._verdicts(programs, row["hidden_tests"]) if row.get("hidden_tests") else []
-        return PlanChoice(index, tuple(completion for _, completion in finals), tuple(programs), tuple(verdicts))
-
-    def _verdicts(self, programs: Sequence[str], tests: Tests) -> list[ExecutionResult]:
-        """Run programs against hidden tests, those that are alike once."""
-        distinct = list(dict.fromkeys(programs))
-        pairs = [(program, tests) for program in distinct]
-        results = run_on_main_and_broadcast(self._accelerator, lambda: self._execute(pairs, fail_fast=True))
-        found = dict(zip(distinct, results, strict=True))
-        return [found[program] for program in programs]
+    def _evaluate(self, row: _Problem, programs: Sequence[_Program], index: int | None) -> PlanChoice:
+        """Run final programs against the hidden tests of a problem; equal programs run once."""
+        texts = [program for program, _ in programs]
+        verdicts = []
+        if tests := row.get("hidden_tests"):
+            distinct = list(dict.fromkeys(texts))
+            pairs = [(program, tests) for program in distinct]
+            results = run_on_main_and_broadcast(self._accelerator, lambda: self._execute(pairs, fail_fast=True))
+            found = dict(zip(distinct, results, strict=True))
+            verdicts = [found[program] for program in texts]
+        return PlanChoice(index, tuple(completion for _, completion in programs), tuple(texts), tuple(verdicts))
 
     def _check(self, rows: Sequence[_Problem]) -> None:
-        """Find what is wrong with a problem before anything is generated."""
+        """Raise a ValueError for a malformed problem before anything is generated."""
         for number, row in enumerate(rows):
             for column in ("id", "problem"):
                 if column not in row:
                     raise ValueError(
                         f"problem {number} has no `{column}`; give rows {{id, problem, public_tests, hidden_tests}}."
                     )
-            if self._without_public_tests == "error" and not _has_tests(row):
+            if self._without_public_tests == "error" and not _has_public_tests(row):
                 raise ValueError(
-                    f"problem {str(row['id'])!r} has no `public_tests` to choose a plan by; add some, or set "
-                    "without_public_tests='logprob' to choose the likeliest plan."
+                    f"problem {str(row['id'])!r} has no `public_tests` to select a plan by; add some, or set "
+                    "without_public_tests='logprob' to select the most likely plan."
                 )
             for column in ("public_tests", "hidden_tests"):
                 if row.get(column):
                     check_tests(row[column], f"`{column}` of problem {str(row['id'])!r}")
         ids = [str(row["id"]) for row in rows]
         if len(set(ids)) < len(ids):
-            raise ValueError(f"two problems have the id {max(ids, key=ids.count)!r}; give each its own.")
+            raise ValueError(f"two problems have the id {max(ids, key=ids.count)!r}; give each another one.")
 
 
-def _has_tests(row: _Problem) -> bool:
+def _select_plan(scores: Sequence[PlanScore]) -> int | None:
+    """Return the index of the first plan with the largest pass fraction and, among those, mean log-probability."""
+    if not scores:
+        return None
+    if any(score.pass_fraction is None and score.mean_logprob is None and not score.too_long for score in scores):
+        raise ValueError(
+            "without public tests plans are selected by their log-probability, which this generator does not return; "
+            "use another backend, or give public tests."
+        )
+
+    def key(index: int) -> tuple[float, float]:
+        score = scores[index]
+        logprob = -math.inf if score.mean_logprob is None else score.mean_logprob
+        return (0.0 if score.pass_fraction is None else score.pass_fraction, logprob)
+
+    return max(range(len(scores)), key=key)
+
+
+def _has_public_tests(row: _Problem) -> bool:
     tests = row.get("public_tests")
     return bool(tests.strip() if isinstance(tests, str) else tests)

@@ -1,4 +1,4 @@
-"""What `trl-akd evaluate` needs to know to sample plans."""
+"""Configuration of plan sampling in `trl-akd evaluate`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,20 +9,21 @@ __all__ = ["PlanSamplingConfig"]
 @dataclass
 class PlanSamplingConfig:
     """
-    Plans in an evaluation: whether the student plans first, and how its plan is chosen.
+    Configuration of plan sampling in `trl-akd evaluate`.
 
     Args:
         plan_sampling (`bool`, *optional*, defaults to `False`):
-            Sample plans, choose one a problem by its public tests, and judge programs written with it: `num_samples`
-            a problem, after as many a plan for the choice. The student is asked as CodePLAN trains it.
+            Whether to sample plans, select one per problem by its public tests, and evaluate `num_samples` programs
+            generated with it. As many programs per plan are generated for the selection. The prompts are those of
+            CodePLAN's training.
         num_plans (`int`, *optional*, defaults to `20`):
-            Plans a problem.
+            Number of plans per problem.
         max_plan_tokens (`int`, *optional*, defaults to `512`):
-            Most tokens of a plan.
+            Maximum number of tokens per plan.
         without_public_tests (`str`, *optional*, defaults to `"error"`):
-            What to do for a problem without public tests: `"error"`, or `"logprob"`, choose the likeliest plan.
+            For problems without public tests: `"error"`, or `"logprob"` to select the most likely plan.
         ranker (`str`, *optional*):
-            Folder of a ranker that orders the programs, from `trl-akd ranker train`.
+            Folder of a ranker from `trl-akd ranker train` that orders the programs.
     """
 
     plan_sampling: bool = False
@@ -39,6 +40,6 @@ class PlanSamplingConfig:
             raise ValueError(f"`without_public_tests` is {self.without_public_tests!r}; choose error or logprob.")
         if self.ranker is not None and not self.plan_sampling:
             raise ValueError(
-                f"`ranker` is {self.ranker!r} without `plan_sampling`; order samples that are there by `trl-akd "
-                "ranker rank` instead."
+                f"`ranker` is {self.ranker!r} without `plan_sampling`; rank existing samples by `trl-akd ranker "
+                "rank` instead."
             )

@@ -1,4 +1,4 @@
-"""What the actions of `trl-akd ranker` need to know."""
+"""Configurations of the actions of `trl-akd ranker`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,13 +9,13 @@ __all__ = ["RankerBenchmark", "RankerData", "RankerModel", "RankerRanking"]
 @dataclass
 class RankerBenchmark:
     """
-    Problems that programs are for.
+    The benchmark whose problems the programs solve.
 
     Args:
         benchmark (`str`, *optional*):
-            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, or a .jsonl file of one's own.
+            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, or the path of a .jsonl file.
         benchmark_path (`str`, *optional*):
-            Local copy of a named benchmark; without it, it comes from the Hub.
+            Local copy of a named benchmark; by default it is downloaded from the Hub.
     """
 
     benchmark: str | None = None
@@ -23,19 +23,19 @@ class RankerBenchmark:
 
     def __post_init__(self) -> None:
         if not self.benchmark:
-            raise ValueError("`benchmark` is missing; name the one that the programs were written for.")
+            raise ValueError("`benchmark` is missing; set the one that the programs were generated for.")
 
 
 @dataclass
 class RankerData:
     """
-    Where a ranker's data come from and go to.
+    Configuration of `trl-akd ranker data`.
 
     Args:
         evaluations (`list[str]`, *optional*):
             Folders of `trl-akd evaluate`, with `samples.jsonl` and `verdicts.jsonl`.
         output (`str`, *optional*, defaults to `"outputs/ranker/data.jsonl"`):
-            File for the rows.
+            Output file of the rows.
     """
 
     evaluations: list[str] | None = None
@@ -49,7 +49,7 @@ class RankerData:
 @dataclass
 class RankerModel:
     """
-    What a ranker is made of, beside how it is trained.
+    Configuration of `trl-akd ranker train`, besides `TrainingArguments`.
 
     Args:
         model_name_or_path (`str`, *optional*):
@@ -57,13 +57,13 @@ class RankerModel:
         model_revision (`str`, *optional*):
             Branch, tag or commit of the model on the Hub.
         train_file (`str`, *optional*, defaults to `"outputs/ranker/data.jsonl"`):
-            Rows of `trl-akd ranker data`.
+            Rows from `trl-akd ranker data`.
         labels (`str`, *optional*, defaults to `"error_type"`):
             Classes: `"binary"`, `"ternary"` or `"error_type"`.
         max_length (`int`, *optional*, defaults to `1024`):
-            Most tokens of problem and program together.
+            Maximum number of tokens per pair of problem and program.
         test_size (`float`, *optional*):
-            Share of the problems to hold out and to report on.
+            Fraction of the problems to hold out for evaluation.
     """
 
     model_name_or_path: str | None = None
@@ -83,7 +83,7 @@ class RankerModel:
 @dataclass
 class RankerRanking:
     """
-    What a ranker puts in order.
+    Configuration of `trl-akd ranker rank`.
 
     Args:
         ranker (`str`, *optional*):
@@ -91,11 +91,11 @@ class RankerRanking:
         samples (`str`, *optional*):
             Programs: the `samples.jsonl` of `trl-akd evaluate`.
         output (`str`, *optional*, defaults to `"ranked.jsonl"`):
-            File for the programs, those of each problem the best first.
+            Output file of the programs, the best of each problem first.
         keep (`int`, *optional*):
-            Keep the best so many of each problem.
+            Maximum number of programs to keep per problem; by default all.
         batch_size (`int`, *optional*, defaults to `16`):
-            Programs to read at a time.
+            Number of programs per batch.
     """
 
     ranker: str | None = None
@@ -107,6 +107,6 @@ class RankerRanking:
     def __post_init__(self) -> None:
         for name in ("ranker", "samples"):
             if not getattr(self, name):
-                raise ValueError(f"`{name}` is missing; give the ranker's folder and the programs to put in order.")
+                raise ValueError(f"`{name}` is missing; give the ranker's folder and the programs to rank.")
         if self.keep is not None and self.keep < 1:
             raise ValueError(f"`keep` is {self.keep}; keep at least 1, or leave it out for all.")

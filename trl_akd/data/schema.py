@@ -10,6 +10,7 @@ from ..losses.reduction import IGNORE_INDEX
 __all__ = [
     "REQUIRED_COLUMNS",
     "DatasetFormat",
+    "check_encodable",
     "detect_format",
     "read_instruction",
     "read_messages",
@@ -116,6 +117,15 @@ def replace_lone_surrogates(text: str) -> str:
     ```
     """
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def check_encodable(text: str, place: str) -> None:
+    """Raise a ValueError if a text contains a lone surrogate, which tokenizers cannot encode."""
+    if replace_lone_surrogates(text) != text:
+        raise ValueError(
+            f"{place} contains a lone surrogate (half of a character), which tokenizers cannot encode; replace it, or "
+            "drop the row."
+        )
 
 
 def read_text(row: Mapping[str, Any], column: str, index: int) -> str:

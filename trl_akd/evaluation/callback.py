@@ -9,10 +9,10 @@ from ..akd.akd_trainer import AKDTrainer
 from ..data.templates import DEFAULT_TEMPLATE
 from ..distributed import run_on_main_and_broadcast
 from ..execution import CodeExecutor
-from ..generation import TransformersGenerator
+from ..generation.loading import generator_of_model
 from ..generation.transformers_generator import default_max_new_tokens
 from .benchmarks import Benchmark, load_benchmark
-from .evaluation_config import DEFAULT_TIMEOUT
+from .evaluation_config import DEFAULT_PROGRAM_TIMEOUT
 from .generation import give_up_on_long, write_samples
 from .prompts import Prompting, PromptStyle
 from .results import benchmark_facts, card_scores, summarize
@@ -90,7 +90,7 @@ class PassAtKCallback(TrainerCallback):
         self.benchmark = load_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
         self._trainer = trainer
         self._k = k
-        self._prompting = Prompting(prompt_style, prompt_template, trainer.processing_class)
+        self._prompting = Prompting(prompt_style, prompt_template)
         if max_new_tokens is None:
             max_new_tokens = default_max_new_tokens(trainer.model.config)
         self._sampling = {
@@ -104,13 +104,13 @@ class PassAtKCallback(TrainerCallback):
         self._executor = executor
         if executor is None and trainer.accelerator.is_main_process:
             self._executor = CodeExecutor(
-                timeout=DEFAULT_TIMEOUT,
+                timeout=DEFAULT_PROGRAM_TIMEOUT,
                 packages=self.benchmark.packages,
                 strict=self.benchmark.strict,
                 allow_code_execution=allow_code_execution,
             )
         give_up_on_long(
-            TransformersGenerator(trainer.model, trainer.processing_class, add_special_tokens=prompt_style != "chat"),
+            generator_of_model(trainer.model, trainer.processing_class, chat=prompt_style == "chat"),
             self.benchmark.problems,
             Samples(),
             self._prompting,
@@ -161,12 +161,12 @@ class PassAtKCallback(TrainerCallback):
         accelerator = self._trainer.accelerator
         samples = Samples()
         write_samples(
-            TransformersGenerator(
+            generator_of_model(
                 self._trainer.model_wrapped,
                 self._trainer.processing_class,
+                chat=self._prompting.style == "chat",
                 batch_size=self._batch_size,
                 accelerator=accelerator,
-                add_special_tokens=self._prompting.style != "chat",
             ),
             self.benchmark.problems,
             samples,

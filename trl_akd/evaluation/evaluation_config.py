@@ -2,16 +2,17 @@
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from ..data.templates import DEFAULT_TEMPLATE, get_template
+from ..deprecation import rename_fields
+from ..generation.loading import GeneratorConfig
 from .prompts import PROMPT_STYLES
 
-Backend = Literal["transformers", "vllm", "openai"]
-DEFAULT_TIMEOUT = 10.0
+DEFAULT_PROGRAM_TIMEOUT = 10.0
 # What decides which text a model writes: samples that differ in one of these do not belong in one file.
 GENERATION_FIELDS = (
-    "model",
+    "model_name_or_path",
     "model_revision",
     "backend",
     "dtype",
@@ -22,21 +23,21 @@ GENERATION_FIELDS = (
     "max_new_tokens",
     "stop",
     "seed",
+    "extra_body",
 )
 _WITHOUT_EFFECT_ON_SAMPLES = (
-    *(name for name in GENERATION_FIELDS if name not in ("model", "prompt_style", "prompt_template")),
-    *("num_samples", "batch_size", "device_map", "long_prompts"),
+    *(name for name in GENERATION_FIELDS if name not in ("model_name_or_path", "prompt_style", "prompt_template")),
+    *("num_samples", "generation_batch_size", "device_map", "long_prompts"),
 )
 
 
+@rename_fields(model="model_name_or_path", batch_size="generation_batch_size", timeout="program_timeout")
 @dataclass
-class EvaluationConfig:
+class EvaluationConfig(GeneratorConfig):
     """
-    Configuration of `trl-akd evaluate`: what is judged, by what, and how.
+    Configuration of `trl-akd evaluate`. Other arguments as in [`GeneratorConfig`].
 
     Args:
-        model (`str`, *optional*):
-            Model to judge: a folder, a name on the Hub or, for a server, the name it serves.
         samples (`str`, *optional*):
             Judge the programs in this file instead: JSON Lines with `task_id` and `solution` or `completion`, as of
             HumanEval or EvalPlus. Or in this folder, of such files or as EvalPlus lays one out.
@@ -55,16 +56,6 @@ class EvaluationConfig:
             Judge by the first so many problems.
         output_dir (`str`, *optional*):
             Folder for samples and results, by default `outputs/evaluation/<benchmark>/<model>`.
-        model_revision (`str`, *optional*):
-            Branch, tag or commit of the model on the Hub.
-        backend (`str`, *optional*, defaults to `"transformers"`):
-            What runs the model: `"transformers"`, `"vllm"`, or `"openai"`, a server with OpenAI's interface.
-        base_url (`str`, *optional*):
-            Address of that server, such as `http://localhost:8000/v1`.
-        dtype (`str`, *optional*, defaults to `"auto"`):
-            Precision of the weights: `"auto"` (as saved), `"bfloat16"`, `"float16"` or `"float32"`.
-        device_map (`str`, *optional*):
-            Spread the model over devices, such as `"auto"`. By default it is on the GPU, if there is one, as a whole.
         prompt_style (`str`, *optional*, defaults to `"completion"`):
             How problems are put: `"completion"` (base models continue the code), `"template"` (the instruction in the
             template of the model's training) or `"chat"` (the tokenizer's chat template).
@@ -86,8 +77,6 @@ class EvaluationConfig:
             nothing is written for the problem, which counts against the model. For the backend `"transformers"`.
         seed (`int`, *optional*, defaults to `0`):
             Seed of sampling.
-        batch_size (`int`, *optional*):
-            Programs generated at a time, on each process: by default 16 with transformers and 128 otherwise.
         k (`list[int]`, *optional*, defaults to `[1]`):
             The k of pass@k.
         all_tests (`bool`, *optional*, defaults to `False`):
@@ -104,7 +93,7 @@ class EvaluationConfig:
             HumanEval's do, and outputs of APPS and LiveCodeBench are compared in another process in any case.
         workers (`int`, *optional*):
             Programs run at a time, by default one a core.
-        timeout (`float`, *optional*, defaults to `10.0`):
+        program_timeout (`float`, *optional*, defaults to `10.0`):
             Seconds of processor time a program may take; see `CodeExecutor`. More than HumanEval's 3, as one of MBPP's
             reference solutions takes more.
         memory_mb (`int`, *optional*, defaults to `512`):
@@ -113,7 +102,6 @@ class EvaluationConfig:
             Packages that programs and tests may import beside the standard library and those of the benchmark.
     """
 
-    model: str | None = None
     samples: str | None = None
     compare: list[str] | None = None
     benchmark: str | None = None
@@ -122,11 +110,6 @@ class EvaluationConfig:
     benchmark_revision: str | None = None
     limit: int | None = None
     output_dir: str | None = None
-    model_revision: str | None = None
-    backend: Backend = "transformers"
-    base_url: str | None = None
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    device_map: str | None = None
     prompt_style: Literal["completion", "template", "chat"] = "completion"
     prompt_template: str = DEFAULT_TEMPLATE
     stop: list[str] | None = None
@@ -136,7 +119,6 @@ class EvaluationConfig:
     max_new_tokens: int | None = None
     long_prompts: Literal["error", "fail"] = "error"
     seed: int = 0
-    batch_size: int | None = None
     k: list[int] = field(default_factory=lambda: [1])
     all_tests: bool = False
     confidence: float = 0.95
@@ -144,37 +126,35 @@ class EvaluationConfig:
     isolation: Literal["auto", "namespace", "bwrap", "process"] = "auto"
     strict: bool | None = field(default=None, metadata={"nargs": "?", "const": True})
     workers: int | None = None
-    timeout: float = DEFAULT_TIMEOUT
+    program_timeout: float = DEFAULT_PROGRAM_TIMEOUT
     memory_mb: int = 512
     packages: list[str] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check_what_is_asked()
         self._check_choices()
         self._check_numbers()
 
     @property
     def generation_settings(self) -> dict[str, Any]:
-        """Return what samples depend on."""
-        return {name: getattr(self, name) for name in GENERATION_FIELDS}
+        """Return the settings that samples depend on, by the names that files of samples have always used."""
+        settings = {name: getattr(self, name) for name in GENERATION_FIELDS}
+        return {"model": settings.pop("model_name_or_path"), **settings}
 
     def _check_what_is_asked(self) -> None:
-        asked = [name for name in ("model", "samples", "compare") if getattr(self, name)]
+        asked = [name for name in ("model_name_or_path", "samples", "compare") if getattr(self, name)]
         if len(asked) != 1:
             given = " and ".join(f"`{name}`" for name in asked) or "none of them"
-            raise ValueError(f"give one of `model`, `samples` and `compare` to say what to judge; got {given}.")
+            raise ValueError(
+                f"give one of `model_name_or_path`, `samples` and `compare` to say what to evaluate; got {given}."
+            )
         if self.samples is not None:
             self._check_no_generation()
         if self.compare is not None and len(self.compare) < 2:
             raise ValueError(f"`compare` is {self.compare}; give two folders or more, the teacher's first.")
         if not self.compare and not self.benchmark:
             raise ValueError("`benchmark` is missing; give humaneval, mbpp, apps or a .jsonl file.")
-        if (self.backend == "openai") != (self.base_url is not None):
-            raise ValueError(
-                f"`backend` is {self.backend!r} and `base_url` is {self.base_url!r}; an address goes with the backend "
-                "openai, and it with an address."
-            )
-
         if self.long_prompts == "fail" and self.backend != "transformers":
             raise ValueError(
                 f"`long_prompts` is 'fail', but the backend {self.backend!r} does not tell how long prompts may be; "
@@ -187,16 +167,14 @@ class EvaluationConfig:
             if getattr(self, name) != defaults[name]:
                 raise ValueError(
                     f"`{name}` is {getattr(self, name)!r}, which has no effect on `samples` that are there already; "
-                    "leave it out, or give a `model` instead."
+                    "leave it out, or give `model_name_or_path` instead."
                 )
 
     def _check_choices(self) -> None:
         choices = {
-            "backend": get_args(Backend),
             "prompt_style": tuple(PROMPT_STYLES),
             "long_prompts": ("error", "fail"),
             "isolation": ("auto", "namespace", "bwrap", "process"),
-            "dtype": ("auto", "bfloat16", "float16", "float32"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -206,13 +184,13 @@ class EvaluationConfig:
     def _check_numbers(self) -> None:
         if self.num_samples < 1:
             raise ValueError(f"`num_samples` is {self.num_samples}; give at least 1.")
-        for name in ("max_new_tokens", "limit", "batch_size", "workers"):
+        for name in ("max_new_tokens", "limit", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; give at least 1, or leave it out.")
         if not self.k or any(k < 1 for k in self.k):
             raise ValueError(f"`k` is {self.k}; give whole numbers from 1.")
-        if self.model is not None and max(self.k) > self.num_samples:
+        if self.model_name_or_path is not None and max(self.k) > self.num_samples:
             raise ValueError(
                 f"`k` asks for pass@{max(self.k)}, but `num_samples` is {self.num_samples}; generate at least as many "
                 "samples a problem."
@@ -228,5 +206,7 @@ class EvaluationConfig:
             raise ValueError(f"`top_p` is {self.top_p}; give a number above 0, up to 1.")
         if not 0 < self.confidence < 1:
             raise ValueError(f"`confidence` is {self.confidence}; give a number between 0 and 1, such as 0.95.")
-        if not (math.isfinite(self.timeout) and self.timeout > 0 and self.memory_mb > 0):
-            raise ValueError(f"`timeout` is {self.timeout} and `memory_mb` {self.memory_mb}; give numbers above 0.")
+        if not (math.isfinite(self.program_timeout) and self.program_timeout > 0 and self.memory_mb > 0):
+            raise ValueError(
+                f"`program_timeout` is {self.program_timeout} and `memory_mb` {self.memory_mb}; give numbers above 0."
+            )

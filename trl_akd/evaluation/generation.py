@@ -5,8 +5,8 @@ from itertools import groupby
 
 from tqdm.auto import tqdm
 
-from ..generation import Completion, TextGenerator, TransformersGenerator
-from ..generation.protocol import derive_seed, stream
+from ..generation import Completion, TextGenerator
+from ..generation.protocol import derive_seed, stream, too_long_prompts
 from .problems import Problem
 from .prompts import Prompting
 from .samples import Sample, Samples
@@ -89,7 +89,7 @@ def write_samples(
 
 
 def give_up_on_long(
-    generator: TransformersGenerator,
+    generator: TextGenerator,
     problems: Sequence[Problem],
     samples: Samples,
     prompting: Prompting,
@@ -100,6 +100,8 @@ def give_up_on_long(
 ) -> None:
     """Find the problems whose prompts exceed the model's positions, before anything is generated.
 
+    Generators that do not know the model's positions find none.
+
     Args:
         fails (`bool`):
             Store samples without a completion for them, which count against the model, instead of raising.
@@ -107,7 +109,7 @@ def give_up_on_long(
     Raises:
         ValueError: If there are any and `fails` is not set.
     """
-    long = generator.too_long([prompting.ask(problem) for problem in problems], max_new_tokens)
+    long = too_long_prompts(generator, [prompting.ask(problem) for problem in problems], max_new_tokens)
     if long and not fails:
         raise ValueError(
             f"{len(long)} of {len(problems)} prompts, such as that of {problems[long[0]].task_id!r}, exceed the "

@@ -2,38 +2,38 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..codeplan.plan_choice import PlanSamplingResult
 from ..codeplan.plan_curve import pass_at_k_by_plans, top_k_by_plans
 from ..codeplan.plan_head import PlanHeadGenerator, find_plan_head, load_plan_head
-from ..codeplan.plan_sampling import PlanSampler
+from ..codeplan.plan_sampling import PlanSampler, PlanSamplingResult
 from ..codeplan.plan_sampling_config import PlanSamplingConfig
 from ..codeplan.ranker import Ranker
 from ..codeplan.task_prompts import TaskPrompting
 from ..distributed import is_main_process
 from ..execution import CodeExecutor
 from ..files import replace_text
-from ..generation import TextGenerator, TransformersGenerator
+from ..generation import TextGenerator
+from ..generation.loading import LoadedGenerator, load_generator, weights_fingerprint
+from ..generation.protocol import too_long_prompts
 from ..generation.recorded import RecordedGenerator
 from ..ledger import Ledger
 from ..metrics.statistics import Interval
-from .backends import LoadedModel, load_model, with_max_new_tokens
 from .benchmarks import Benchmark, load_benchmark
 from .evaluation_config import EvaluationConfig
 from .exports import write_eval_results
 from .extraction import program_of_answer
 from .problems import Problem
 from .results import summarize, write_results
-from .runner import Evaluation, execution_settings, make_executor, output_folder
+from .runner import Evaluation, execution_settings, make_executor, output_folder, with_default_length
 from .samples import Sample
 from .scoring import label
 from .verdicts import Verdict, write_verdicts
-from .weights import weights_fingerprint
 
 __all__ = ["evaluate_with_plans"]
 
@@ -86,11 +86,11 @@ def evaluate_with_plans(
     _check(config, benchmark, planning)
     began = time.monotonic()
     if not is_main_process(accelerator):
-        config = with_max_new_tokens(config)
+        config = with_default_length(config)
         _sample(config, planning, benchmark, _load(config, accelerator), accelerator)
         return None
     with make_executor(config, benchmark) as executor:
-        config = with_max_new_tokens(config)
+        config = with_default_length(config)
         folder = output_folder(config, benchmark)
         if config.output_dir is None:
             folder = folder.with_name(f"{folder.name}-plans")
@@ -102,7 +102,7 @@ def evaluate_with_plans(
             for verdict in _verdicts(problem, result)
         ]
         results = {
-            "model": {"name": config.model, "commit": loaded.revision},
+            "model": {"name": config.model_name_or_path, "commit": loaded.revision},
             "generation": _generation(config, planning, benchmark),
             "execution": execution_settings(config, benchmark, executor.isolation),
             **summarize(benchmark, verdicts, config.k, confidence=config.confidence),
@@ -118,8 +118,10 @@ def evaluate_with_plans(
 
 def _check(config: EvaluationConfig, benchmark: Benchmark, planning: PlanSamplingConfig) -> None:
     """Raise the ValueError that names what plan sampling cannot go with, before anything is loaded."""
-    if config.model is None:
-        raise ValueError("`plan_sampling` needs a `model` that plans; samples that are there have no plans.")
+    if config.model_name_or_path is None:
+        raise ValueError(
+            "`plan_sampling` needs a model (`model_name_or_path`) that plans; samples that are there have no plans."
+        )
     for name in ("all_tests", "benchmark_base_path"):
         if getattr(config, name):
             raise ValueError(f"`{name}` has no effect with `plan_sampling`; leave one of them out.")
@@ -132,8 +134,8 @@ def _check(config: EvaluationConfig, benchmark: Benchmark, planning: PlanSamplin
         raise ValueError("`temperature` is 0, at which all plans are alike; give one such as the authors' 0.6.")
     if _has_plan_head(config) and config.backend == "openai":  # the former also finds one that is missing
         raise ValueError(
-            f"`backend` 'openai' knows no plan head, but {config.model!r} has one; use transformers, or vllm, which "
-            "writes the programs while transformers writes the plans."
+            f"`backend` 'openai' knows no plan head, but {config.model_name_or_path!r} has one; use transformers, or "
+            "vllm, which writes the programs while transformers writes the plans."
         )
     bare = _without_public_tests(benchmark)
     if bare and planning.without_public_tests == "error":
@@ -147,7 +149,7 @@ def _sample(
     config: EvaluationConfig,
     planning: PlanSamplingConfig,
     benchmark: Benchmark,
-    loaded: LoadedModel,
+    loaded: LoadedGenerator,
     accelerator: Any,
     folder: Path | None = None,
     executor: CodeExecutor | None = None,
@@ -161,7 +163,7 @@ def _sample(
     settings = {
         **config.generation_settings,
         "max_plan_tokens": planning.max_plan_tokens,
-        "weights": weights_fingerprint(config.model or ""),
+        "weights": weights_fingerprint(config.model_name_or_path or ""),
     }
     with ledger("generated_plans.jsonl") as plans, ledger("generated_programs.jsonl") as programs:
         sampler = PlanSampler(
@@ -172,11 +174,11 @@ def _sample(
             config.temperature,
             config.top_p,
             plan_generator=RecordedGenerator(_plan_generator(config, loaded), plans, accelerator=accelerator),
-            also_with=[number for number in _CURVE if number < planning.num_plans],
+            smaller_num_plans=[number for number in _CURVE if number < planning.num_plans],
             without_public_tests=planning.without_public_tests,
             ranker=None if planning.ranker is None else Ranker.from_pretrained(planning.ranker),
             prompting=_prompting(config, benchmark),
-            too_long=_too_long(config, loaded),
+            too_long=partial(too_long_prompts, loaded.generator) if config.long_prompts == "fail" else None,
             max_plan_tokens=planning.max_plan_tokens,
             max_new_tokens=config.max_new_tokens,
             seed=config.seed,
@@ -184,13 +186,6 @@ def _sample(
             accelerator=accelerator,
         )
         return sampler.run(map(_row, benchmark.problems))
-
-
-def _too_long(config: EvaluationConfig, loaded: LoadedModel) -> Callable[[Sequence[str], int], Sequence[int]] | None:
-    """Return what finds the prompts to give up on, if any shall be."""
-    if config.long_prompts == "fail" and isinstance(loaded.generator, TransformersGenerator):
-        return loaded.generator.too_long
-    return None
 
 
 def _row(problem: Problem) -> dict[str, Any]:
@@ -203,22 +198,22 @@ def _row(problem: Problem) -> dict[str, Any]:
 
 
 def _has_plan_head(config: EvaluationConfig) -> bool:
-    assert config.model is not None
-    return find_plan_head(config.model, config.model_revision) is not None
+    assert config.model_name_or_path is not None
+    return find_plan_head(config.model_name_or_path, config.model_revision) is not None
 
 
 def _without_public_tests(benchmark: Benchmark) -> list[str]:
     return [problem.task_id for problem in benchmark.problems if not problem.public_tests]
 
 
-def _load(config: EvaluationConfig, accelerator: Any) -> LoadedModel:
+def _load(config: EvaluationConfig, accelerator: Any) -> LoadedGenerator:
     """Load what writes the programs; vLLM leaves memory for the model that writes the plans, if it is another."""
     if config.backend == "vllm" and _has_plan_head(config):
-        return load_model(config, accelerator, gpu_memory_utilization=_VLLM_SHARE)
-    return load_model(config, accelerator)
+        return load_generator(config, chat=False, accelerator=accelerator, gpu_memory_utilization=_VLLM_SHARE)
+    return load_generator(config, chat=False, accelerator=accelerator)
 
 
-def _plan_generator(config: EvaluationConfig, loaded: LoadedModel) -> TextGenerator:
+def _plan_generator(config: EvaluationConfig, loaded: LoadedGenerator) -> TextGenerator:
     """Return what writes plans: the plan head that lies beside the model if there is one, else the model itself.
 
     vLLM knows no plan head, so that its student is loaded once more, by transformers.
@@ -226,9 +221,9 @@ def _plan_generator(config: EvaluationConfig, loaded: LoadedModel) -> TextGenera
     if not _has_plan_head(config):
         return loaded.generator
     if loaded.model is None:
-        loaded = load_model(replace(config, backend="transformers"))
-    assert config.model is not None
-    load_plan_head(loaded.model, config.model, config.model_revision)
+        loaded = load_generator(replace(config, backend="transformers"), chat=False)
+    assert config.model_name_or_path is not None
+    load_plan_head(loaded.model, config.model_name_or_path, config.model_revision)
     return PlanHeadGenerator(loaded.generator, loaded.model)
 
 

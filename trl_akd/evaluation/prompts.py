@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from ..data.templates import DEFAULT_TEMPLATE, get_template, render
 from .extraction import program_of_answer, program_of_continuation
@@ -31,13 +31,11 @@ class Prompting:
             One of `PROMPT_STYLES`.
         template (`str`, *optional*, defaults to `"alpaca"`):
             Name in `trl_akd.data.templates.PROMPT_TEMPLATES`, for the style `template`.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*):
-            For the style `chat`; without one the bare instruction is the prompt, as a chat server wants it.
         stops (`Sequence[str]`, *optional*):
             Texts that end a completion, instead of those of the problem.
 
     Raises:
-        ValueError: If the style or the template is unknown, or the tokenizer has no chat template.
+        ValueError: If the style or the template is unknown.
 
     Example:
 
@@ -51,29 +49,20 @@ class Prompting:
 
     style: PromptStyle = "completion"
     template: str = DEFAULT_TEMPLATE
-    tokenizer: Any = None
     stops: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.style not in PROMPT_STYLES:
             raise ValueError(f"prompt_style={self.style!r} is unknown; choose one of {', '.join(PROMPT_STYLES)}.")
         get_template(self.template)
-        if self.style == "chat" and self.tokenizer is not None and self.tokenizer.chat_template is None:
-            raise ValueError(
-                "prompt_style='chat' needs a chat template, and the tokenizer has none; choose 'template' with the "
-                "prompt_template of the model's training, or 'completion' for a base model."
-            )
 
     def ask(self, problem: Problem) -> str:
-        """Return the prompt."""
+        """Return the prompt; for the style `chat`, the user's message."""
         if self.style == "completion":
             return problem.prompt
         if self.style == "template":
             return render(self.template, problem.instruction)
-        if self.tokenizer is None:
-            return problem.instruction
-        message = {"role": "user", "content": problem.instruction}
-        return str(self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
+        return problem.instruction
 
     def stop(self, problem: Problem) -> tuple[str, ...]:
         """Return the texts that end a completion. A tuned model ends by itself; a base model has to be stopped."""

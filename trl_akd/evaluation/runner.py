@@ -8,8 +8,7 @@ from typing import Any
 
 from ..distributed import is_main_process, run_on_main_and_broadcast
 from ..execution import CodeExecutor
-from ..generation import TransformersGenerator
-from .backends import load_model, with_max_new_tokens
+from ..generation.loading import load_generator, max_new_tokens_for, weights_fingerprint
 from .benchmarks import Benchmark, bare_name, load_benchmark
 from .evaluation_config import EvaluationConfig
 from .exports import write_eval_results
@@ -20,7 +19,6 @@ from .results import summarize, write_results
 from .samples import Sample, SampleFile, Samples, read_samples
 from .scoring import judge
 from .verdicts import VERDICTS, Verdict, VerdictFile
-from .weights import weights_fingerprint
 
 __all__ = ["Evaluation", "evaluate", "execution_settings", "make_executor", "output_folder"]
 
@@ -76,10 +74,10 @@ def evaluate(config: EvaluationConfig, accelerator: Any = None) -> Evaluation | 
     )
     began = time.monotonic()
     if not is_main_process(accelerator):
-        _generate(with_max_new_tokens(config), benchmark, accelerator)
+        _generate(with_default_length(config), benchmark, accelerator)
         return None
     with make_executor(config, benchmark) as executor:
-        config = with_max_new_tokens(config)
+        config = with_default_length(config)
         folder = output_folder(config, benchmark)
         samples, model = _samples(config, benchmark, folder, accelerator)
         generated = time.monotonic()
@@ -144,7 +142,7 @@ def make_executor(config: EvaluationConfig, benchmark: Benchmark) -> CodeExecuto
     """Return the sandbox that a configuration asks for, able to import what the benchmark's tests import."""
     return CodeExecutor(
         workers=config.workers,
-        timeout=config.timeout,
+        timeout=config.program_timeout,
         memory_mb=config.memory_mb,
         isolation=config.isolation,
         strict=_strict(config, benchmark),
@@ -165,7 +163,7 @@ def output_folder(config: EvaluationConfig, benchmark: Benchmark) -> Path:
     """Return where results go: `output_dir`, or a folder named after benchmark and model."""
     if config.output_dir is not None:
         return Path(config.output_dir).expanduser()
-    judged = config.model or bare_name(Path(config.samples or ""))
+    judged = config.model_name_or_path or bare_name(Path(config.samples or ""))
     return Path("outputs/evaluation") / benchmark.name / judged.strip("./").replace("/", "--")
 
 
@@ -181,7 +179,7 @@ def _samples(
         commit = _generate(config, benchmark, accelerator, file) or file.facts.get("commit")
         file.note(commit=commit)
         first = {p.task_id: file[p.task_id][: config.num_samples] for p in benchmark.problems}
-    return first, {"name": config.model, "commit": commit}
+    return first, {"name": config.model_name_or_path, "commit": commit}
 
 
 def _check_number(samples: Mapping[str, Sequence[Sample]], k: int) -> None:
@@ -195,10 +193,10 @@ def _check_number(samples: Mapping[str, Sequence[Sample]], k: int) -> None:
 
 def _settings(config: EvaluationConfig, benchmark: Benchmark) -> dict[str, Any]:
     """Return what all samples of a file share. A local model is known by its weights, wherever it lies."""
-    assert config.model is not None
-    weights = weights_fingerprint(config.model)
+    assert config.model_name_or_path is not None
+    weights = weights_fingerprint(config.model_name_or_path)
     settings = {**config.generation_settings, "weights": weights, "benchmark": benchmark.fingerprint}
-    return settings if weights is None else settings | {"model": Path(config.model).resolve().name}
+    return settings if weights is None else settings | {"model": Path(config.model_name_or_path).resolve().name}
 
 
 def _generate(
@@ -212,18 +210,17 @@ def _generate(
     samples = _shared(samples, accelerator)
     if all(len(samples[problem.task_id]) >= config.num_samples for problem in benchmark.problems):
         return None
-    loaded = load_model(config, accelerator)
-    prompting = _prompting(config, loaded.tokenizer)
-    if isinstance(loaded.generator, TransformersGenerator):
-        give_up_on_long(
-            loaded.generator,
-            benchmark.problems,
-            samples,
-            prompting,
-            num_samples=config.num_samples,
-            max_new_tokens=config.max_new_tokens,
-            fails=config.long_prompts == "fail",
-        )
+    loaded = load_generator(config, chat=config.prompt_style == "chat", accelerator=accelerator)
+    prompting = _prompting(config)
+    give_up_on_long(
+        loaded.generator,
+        benchmark.problems,
+        samples,
+        prompting,
+        num_samples=config.num_samples,
+        max_new_tokens=config.max_new_tokens,
+        fails=config.long_prompts == "fail",
+    )
     write_samples(
         loaded.generator,
         benchmark.problems,
@@ -246,8 +243,19 @@ def _shared(samples: Samples | None, accelerator: Any) -> Samples:
     return Samples(known) if samples is None else samples
 
 
-def _prompting(config: EvaluationConfig, tokenizer: Any = None) -> Prompting:
-    return Prompting(config.prompt_style, config.prompt_template, tokenizer, config.stop)
+def with_default_length(config: EvaluationConfig) -> EvaluationConfig:
+    """Return the configuration with `max_new_tokens` filled in, from the model's positions where it is not set.
+
+    Raises:
+        OSError: If there is no such model.
+    """
+    if config.model_name_or_path is None or config.max_new_tokens is not None:
+        return config
+    return replace(config, max_new_tokens=max_new_tokens_for(config))
+
+
+def _prompting(config: EvaluationConfig) -> Prompting:
+    return Prompting(config.prompt_style, config.prompt_template, config.stop)
 
 
 def execution_settings(config: EvaluationConfig, benchmark: Benchmark, isolation: str) -> dict[str, Any]:
@@ -255,6 +263,6 @@ def execution_settings(config: EvaluationConfig, benchmark: Benchmark, isolation
     return {
         "isolation": isolation,
         "strict": _strict(config, benchmark),
-        "timeout": config.timeout,
+        "timeout": config.program_timeout,
         "memory_mb": config.memory_mb,
     }

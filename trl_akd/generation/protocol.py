@@ -23,6 +23,7 @@ __all__ = [
     "estimate_num_tokens",
     "sample_offsets",
     "stream",
+    "too_long_prompts",
     "truncate_at_stop",
 ]
 
@@ -353,6 +354,15 @@ def stream(
             raise
         names = ", ".join(map(repr, problems))
         raise ValueError(f"{error} (The prompts are those of the problems {names}.)") from error
+
+
+def too_long_prompts(generator: TextGenerator, prompts: Sequence[str], max_new_tokens: int) -> list[int]:
+    """Return the indices of prompts that exceed the model's positions, none where the generator cannot tell.
+
+    A generator that can has the method `too_long`, as `TransformersGenerator` does.
+    """
+    find = getattr(generator, "too_long", None)
+    return [] if find is None else list(find(prompts, max_new_tokens))
 
 
 def collect(arrivals: Iterable[Arrival], prompts: int) -> list[list[Completion]]:

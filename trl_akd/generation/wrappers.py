@@ -6,7 +6,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..distributed import is_main_process, run_on_main_and_broadcast
-from .protocol import Arrival, Completion, StreamingGenerator, TextGenerator, stream
+from .protocol import Arrival, Completion, StreamingGenerator, TextGenerator, stream, too_long_prompts
 
 __all__ = ["ChatGenerator", "OnMainProcess", "ProgressBar", "for_all_processes", "is_shared", "model_name"]
 
@@ -42,8 +42,8 @@ class ChatGenerator:
     def __init__(self, generator: TextGenerator, tokenizer: Any) -> None:
         if tokenizer.chat_template is None:
             raise ValueError(
-                "the model is to be asked as in a chat, and its tokenizer has no chat template; ask it by completion, "
-                "as a base model."
+                "`prompt_style` is 'chat', and the model's tokenizer has no chat template; use another style, such as "
+                "'completion' for a base model."
             )
         self._generator = generator
         self._tokenizer = tokenizer
@@ -55,6 +55,10 @@ class ChatGenerator:
     def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
         """Yield answers as they come."""
         return stream(self._generator, self._as_messages(prompts), **sampling)
+
+    def too_long(self, prompts: list[str], max_new_tokens: int) -> list[int]:
+        """Return the indices of the prompts that exceed the model's positions together with their template."""
+        return too_long_prompts(self._generator, self._as_messages(prompts), max_new_tokens)
 
     @property
     def is_shared(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 from transformers import PreTrainedTokenizerBase
 
 from ..generation import OpenAIGenerator, TextGenerator
-from ..text_pairs import PairReader, load_reader
+from ..text_pairs import PairClassifier, load_classifier
 from .judge_prompts import JSON_JUDGE_PROMPT, JUDGE_PROMPT, JUDGEMENT_SCHEMA, JudgePrompt
 from .judging import RULES, Judgement, Unjudged, parse_judgement
 
@@ -159,17 +159,17 @@ class RegressionJudge:
                 "with `trl-akd judge train --kind regression`."
             )
         self._model_name = str(getattr(model.config, "name_or_path", ""))
-        self._reader = PairReader(model, tokenizer, batch_size)
+        self._classifier = PairClassifier(model, tokenizer, batch_size)
 
     @classmethod
-    def from_pretrained(cls, path: str, *, batch_size: int = 16) -> Self:
+    def from_pretrained(cls, path: str, *, revision: str | None = None, batch_size: int = 16) -> Self:
         """Load a judge that `trl-akd judge train --kind regression` saved, onto the GPU if there is one.
 
         Raises:
             OSError: If there is no such model.
             ValueError: If it is no such judge.
         """
-        model, tokenizer = load_reader(path)
+        model, tokenizer = load_classifier(path, revision)
         return cls(model, tokenizer, batch_size=batch_size)
 
     @property
@@ -179,7 +179,7 @@ class RegressionJudge:
 
     def judge(self, pairs: Sequence[tuple[str, str]]) -> list[Judgement | Unjudged]:
         """Judge answers, as [`Judge`] says."""
-        outputs = self._reader.read([first for first, _ in pairs], [answer_text(second) for _, second in pairs])
+        outputs = self._classifier.predict([first for first, _ in pairs], [answer_text(second) for _, second in pairs])
         return [nearest_judgement(scores) for scores in outputs.tolist()]
 
 

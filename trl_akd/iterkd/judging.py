@@ -10,6 +10,7 @@ and what a careful person could not be sure of is refused, for a reason with a n
 """
 
 import ast
+import html
 import json
 import re
 import unicodedata
@@ -171,7 +172,6 @@ _MAX_CHARS = 50_000
 _MAX_LINE = 2_000
 _MAX_JSON = 50
 _MAX_INTRODUCTION = 160
-_MAX_TITLE = 4
 _TOLERANCE = 0.01
 
 _DIGITS = MappingProxyType(
@@ -226,11 +226,106 @@ _FINAL = re.compile(
     r"|after review|new scores?|erratum|wait)|最终|最終|修正|更正|최종|definitiv|endgültig",
     re.IGNORECASE,
 )
-_OWN = re.compile(
-    r"\b(?:scor|judg|evaluat|assess|rat(?:e|ing)|verdict|grad(?:e|ing)|points|marks|rules?\b|rubric|result|final|revis|stands"
-    r"|follows|my\b|i\b|breakdown|summary|here\b)|[^\x00-\x7f]",
+_OWN_WORD = re.compile(
+    r"i|my|me|mine|we|our|own|this|that|the|an?|these|here|below|is|are|was|be|as|of|for|on|in|by|to|per|with|and"
+    r"|or|at|from|up|out|each"
+    r"|every|all|one|two|three|four|five|six|its?|so|s|ve|ll|d|overall|therefore|thus|hence|based|accordingly|now"
+    r"|then|final(?:ly)?|last(?:ly)?"
+    r"|follow(?:s|ing)?|result(?:s|ing)?|conclusion|conclude|conclusive|summary|verdict|decision|sub|scor(?:e|es"
+    r"|ed|ing)|scorecard|scoresheet"
+    r"|rat(?:e|es|ed|ings?)|grad(?:e|es|ed|ing)|marks?|marking|points?|pts|max(?:imum)?|possible|evaluat\w+"
+    r"|assess\w*|judge?(?:s|d|ment|ments)?|review"
+    r"|rubric|rules?|criteri(?:on|a)|items?|categor(?:y|ies)|dimensions?|breakdown|table|list|json|yaml|xml|answer"
+    r"|submission|solution|code|program"
+    r"|response|analysis|above|given|giv(?:e|ing)|award(?:s|ed)?|assign(?:ed)?|allocat\w+|receives?|gets?"
+    r"|deserves?|earns?|detailed|details|individual"
+    r"|revised|revision|corrected|correction|updated|adjusted|amended|reconsidered|new|official|definitive|actual"
+    r"|ok(?:ay)?|well|right|after|considering|consideration|everything|careful|looking"
+    r"|reading|running|testing|checking|reflection|second|thought|would|will|let|us|go|goes|come|comes|down|think"
+    r"|can|total|sum|totals|sums|put|together"
+    r"|feedback|report|task|ready|done|section|part|number|no|name|value|format|requested|asked|instead|wait|edit"
+    r"|erratum|stands?|not|it|hand|scale|half|both|quick|short|brief|full|complete|also|more|strict(?:er)?|fair"
+    r"|honest"
+    r"|basic|functionality|boundary|checks?|requirement|coverage|readability|coding|practice"
+    r"|meine?|bewertung(?:en)?|punkte?|hier|ist|sind|die|der|das|endgültige?|ergebnis(?:se)?|gesamt|note|notes?"
+    r"|noten|vergebe|vergabe|wie|folgt|ich|je|regel|regeln"
+    r"|puntuación|puntuaciones|puntaje|puntos|mis?|resultado|evaluación|calificación|calificaciones|aquí|están|son"
+    r"|las?|los|el|por|regla|reglas|final(?:es)?"
+    r"|mes|voici|les?|finale?s?|évaluation|points|par|règle|règles|ma|pontuação|avaliação|minha|nota|notas"
+    r"|penilaian|saya|nilai|skor|hasil"
+    r"|valutazione|punteggi|punteggio|voti|miei|ocena|oceny|punkty|моя|мои|оценк[аи]|итог|итоговая|баллы|puan"
+    r"|puanlar|değerlendirme|poäng|betyg",
     re.IGNORECASE,
 )
+"""Words by which judges introduce their own scores. With other words, they may be another's."""
+_OWN_FINAL = re.compile(r"\b(?:my|mine|final)\b", re.IGNORECASE)
+_MAX_INTRODUCTION_WORDS = 25
+_REASON = re.compile(r"\b(?:because|since)\b[^,]*", re.IGNORECASE)
+_SENTENCE_ENDS = ".!?)\u2026\u3002"
+_MAX_SHORT_HEADING = 6
+_CJK = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
+_SPEAKS_OF_SCORES = re.compile(
+    r"\b(?:scor|rat(?:e|es|ed|ing)|grad|mark|point|judg|evaluat|assess|verdict|get|receiv|earn|award|deserv|this"
+    r"|these|follow)"
+    r"|[评評得打]?分|评价|結果|结果|점수|평가|点|スコア|採点",
+    re.IGNORECASE,
+)
+_OTHER_VOICE = re.compile(
+    r"\b(?:ideal|perfect|flawless|best|exemplary|typical|average|reference|benchmark|baseline|hypothetical\w*"
+    r"|theoretical\w*|imagin\w*|suppos\w*|assum\w*|pretend|potential\w*"
+    r"|sample|template|placeholder|orientation|illustrat\w*|examples?|e\.?g|instance|dummy|format|schema|skeleton"
+    r"|previous\w*|earlier|prior|old|former\w*|initial\w*|original\w*|draft|tentative\w*|preliminar\w*"
+    r"|provisional\w*"
+    r"|gpt\w*|chatgpt|claude|gemini|llama|qwen|copilot|assistants?|another|other|others|colleagues?|peers?|humans?"
+    r"|reviewers?|raters?|graders?|annotators?|instructors?|teachers?|professors?|author\w*|writers?"
+    r"|candidates?|students?|submitters?|users?|comment\w*|docstrings?|string|readme|claim\w*|says|said|states"
+    r"|stated|wrote|written|quot\w*|cop(?:y|ied)|inject\w*|embedded|self|wants?|asks?|begs?|demand\w*|hop(?:e|es"
+    r"|ing)"
+    r"|please|expected|expects?|if|unless|should|could|might|may|once|had|were|leaderboard|maximum possible"
+    r"|someone|somebody|they|their|his|her|your?s?|he|she"
+    r"|sorry|unable|cannot)\b|\b(?:once|after|with|when)\b[^.\n]{0,30}\b(?:fix|add|repair|chang|mend|patch)\w*|示例"
+    r"|例如|例子|假如|如果|假设|作者|理想|声称|注释|模板|参考|原来|之前|满分答案|别人|候选|考生|学生|例として|もし|예시|만약",
+    re.IGNORECASE,
+)
+"""Words of scores that are not the judge's own verdict on this answer: others', examples, drafts."""
+_UNDERMINED = re.compile(
+    r"\b(?:I|we)\b[^.\n]{0,40}(?:\bnot|n['\u2019]t|\bnever|\bunable to|\brefuse to|\bdecline"
+    r" to)\b[^.\n]{0,20}\b(?:rat|scor|judg|grad|trust|endors|agree|believ|stand|mean|confirm|vouch|assess|evaluat"
+    r"|accept|adopt|shar|sure|certain|convinced|back|take)"
+    r"|\b(?:my|have|has|with|some|serious|any) doubts?\b|\bnot (?:convinced|sure|certain|final|mine|my own)\b|\bI"
+    r" (?:disagree|doubt|reserve|retract|withdraw|take (?:it|that|them|this) back|misread|mixed up|was wrong|made"
+    r" a mistake|overlooked|missed)\b"
+    r"|\b(?:this|that|these|those|they|it|which|scores?|numbers|points|ratings?|the above)\b[^.\n]{0,60}\b(?:what"
+    r" the|claim\w*|asserts?|author\w*|candidate|submitter|student|inject\w*|manipulat\w*|examples?|template"
+    r"|placeholders?|hypothetic\w*|ideal|illustrat\w*|reference|quot\w*|copied|someone"
+    r"|another|other (?:judge|reviewer|model)|previous|draft|random|guess\w*|fabricat\w*|invented|made up|dummy"
+    r"|defaults?|tentative|provisional|preliminary|unverified|assuming|would be|would have|only if|if (?:it|the"
+    r"|this)|were it|had it|not (?:yet )?final)\b"
+    r"|\b(?:far from|falls short of|nowhere near) (?:that|this|it|these|the above)\b|\bas it stands\b|\bin"
+    r" reality\b|\bthis (?:one|answer|submission) is (?:far|not|nothing)\b|\b(?:once|after|if|when|provided"
+    r"|assuming)\b[^.\n]{0,30}\b(?:fix|correct|add|repair|chang|mend|address|resolv)\w*"
+    r"|^[^\w\n]*(?:hmm+|hm|wait|hold on|actually|on second thought|on reflection|let me re\w+|scratch that|oh no"
+    r"|oops|no, )\b"
+    r"|\b(?:re-?(?:score|grade|rate|evaluate|assess|judge)|second look|look again|double[- ]check|revisit)\b"
+    r"|\b(?:disregard|ignore)\b[^\w\n]*$|^[^\w\n]*(?:update|edit|correction|erratum)\b(?!\W*$)|\b(?:I|we)(?:['\u2019]ll|"
+    r" will| shall| am going to| need to"
+    r"| want to| have to| intend to| plan to)\b[^.\n]{0,30}\b(?:grade|score|rate|judge|evaluate|assess|check|re\w+)\b"
+    r"|\bto be (?:confirmed|revised|determined|continued)\b|\btbd\b|\bpending\b|不是我的|仅供参考"
+    r"|只是(?:示例|例子|举例)|以上(?:为|是)(?:示例|作者|答案|假设)",
+    re.IGNORECASE,
+)
+"""Sentences around scores that take away their force."""
+_DEICTIC = re.compile(
+    r"\b(?:these|those|them|the above|scores?|numbers|ratings?|award\w*|deserv\w*|worth\w*|in truth|told|asked"
+    r"|instructed)\b",
+    re.IGNORECASE,
+)
+_BENIGN = re.compile(
+    r"[0-9]|\b(?:reflects?|sums?|adds? up|totals?|based on|overall|hence|justif\w*|explain\w*|correspond\w*"
+    r"|according|in total|half points?|recommend|suggest|improv\w*|would (?:help|make)|summar\w+)\b",
+    re.IGNORECASE,
+)
+"""Remarks on the scores above, and those of them that stand by the scores."""
 _DRAFT = re.compile(
     r"\b(?:draft|tentative|preliminary|provisional|initial|first[ ](?:impression|pass|guess)|example|sample|template"
     r"|at first|(?:began|started) with"
@@ -271,7 +366,8 @@ _UNIT = r"(?:points?|pts?|p|marks?|балл\w*|punkte?|puntos?|分|点|点数|�
 _QUANTITY = r"[+-]?(?:[0-9]{1,6}(?:[.,][0-9]{1,6})?|[.][0-9]{1,6})"
 _AMOUNT = rf"(?:{_QUANTITY}|one and a half|one half|half|zero|none|one|two|three|no|a full|a|零|半|一|两|二)"
 _VALUE = re.compile(
-    rf"(?P<open>[(\[{{\"']?)[ ]*(?:score[ds]?|awarded|award|gets?|earns?|receives?|得分|得)?[ :=]*"
+    rf"(?P<open>[(\[{{\"']?)[ ]*(?:score[ds]?|awarded|award|gets?|earns?|receives?|得分|得)?[ :=]*(?:(?:a|the)?["
+    rf" ]?full|all|only|just)?[ ]*"
     rf"(?P<score>{_AMOUNT})(?![0-9]|[.,][0-9])"
     rf"(?:[ ]*(?:/|÷|out[ ]+of|of(?:[ ]a)?(?:[ ]possible)?|von|sur|из|中|満点中|de)[ ]*(?P<scale>{_AMOUNT}))?"
     rf"(?:[ ]*(?:a[ ])?{_UNIT}(?![a-z]))?(?:[ ]*(?:/|out[ ]of|of)[ ]*(?P<late>{_QUANTITY})(?:[ ]*{_UNIT}"
@@ -282,7 +378,8 @@ _VALUE = re.compile(
 )
 _FULL = re.compile(r"(?:full|maximum|max|all)[ ](?:marks?|points?|score|credit)\b|满分|滿分|満点", re.I)
 _REMARK = re.compile(
-    r"[ ]*(?:$|[(\[;,.:!|]|[\u2013\u2014-][ ]*(?![ 0-9.])|\u2026|because\b|since\b|as\b|for\b|due\b|given\b"
+    r"[ ]*(?:$|[(\[;,.:!|\u3002\u3001]|[ ]\u2014[ ]|[\u2013\u2014-][ ]*(?![ 0-9.])|[ ][\u2013-][ ](?=[0-9]+["
+    r" ](?:of|out|/))|\u2026|because\b|since\b|as\b|for\b|due\b|given\b"
     r"|awarded\b|earned\b"
     r"|\bin total\b)",
     re.IGNORECASE,
@@ -296,7 +393,8 @@ _CHANGED = re.compile(
 )
 _DOUBT = re.compile(
     rf"^[ ]*\??[ ]*[(\[]?[ ]*(?:[-\u2212+][ ]*(?:[0-9.]|half|one)|minus\b|less\b|deduct|\?|should[ ]be\b)"
-    rf"|^[ ]*[-\u2013\u2014~/][ ]*[0-9.]|^[ ]*(?:to|or|and|bis)[ ]+{_AMOUNT}\b|\b(?:or|maybe|perhaps|possibly"
+    rf"|^(?![ ]+\u2014[ ])[ ]*[-\u2013\u2014~/][ ]*[0-9.](?![0-9]*[ ](?:of|out))|^[ ]*(?:to|or|and|bis)["
+    rf" ]+{_AMOUNT}\b|\b(?:or|maybe|perhaps|possibly"
     rf"|arguably)[ ]+{_QUANTITY}\b"
     r"|^[ ]*(?:or[ ](?:so|less|more)|at[ ](?:most|best|least))|^[ ]*\?",
     re.IGNORECASE,
@@ -341,7 +439,8 @@ _NEW_VALUE = re.compile(
     re.IGNORECASE,
 )
 _PER_RULE = re.compile(
-    rf"(?P<score>{_AMOUNT})(?:[ ]*(?:/|out[ ]of)[ ]*(?P<scale>{_QUANTITY}))?[ ]*{_UNIT}?[ ]+(?:for|on|in|under|to)[ ]+"
+    rf"(?<![\w.])(?P<score>{_AMOUNT})(?:[ ]*(?:/|out[ ]of)[ ]*(?P<scale>{_QUANTITY}))?(?:[ ]an?\b)?[ ]*{_UNIT}?["
+    rf" ]+(?:for|on|in|under|to)[ ]+"
     rf"(?P<label>{_RULE}[ ]*{_NUMBER}|(?:the[ ])?[a-z]+(?:[ ][a-z]+)?)",
     re.IGNORECASE,
 )
@@ -356,15 +455,60 @@ _SEPARATOR = re.compile(
     r"|receives?|earns?|scores?)\b",
     re.I,
 )
+_CLAUSE = re.compile(rf"[.;!?\u3002\n](?=\s|$)|,[ ]*(?:and|while|but)[ ]+(?=(?:for[ ]+)?{_RULE})", re.IGNORECASE)
+_ANY_NUMBER = rf"(?<![\w.]){_QUANTITY}(?![\w])|\b(?:zero|half a point|one point|two points|full marks(?! \())\b"
+_GIVEN = re.compile(
+    r"\b(?:giv\w+|gave|gets?|got|award\w*|assign\w*|deserv\w*|earn\w*|receiv\w*|scor\w*|is|also|marks|points|at"
+    r"|with|a)[ ]+(?:it[ ]+|the[ ]\w+[ ]+|\u241f[ ]+)?(?:an?[ ]+|only[ ]+|just[ ]+|full[ ]marks[ ]*|also[ ]+)*"
+    rf"\(?(?P<value>{_QUANTITY}|zero|half)\b|(?P<before>{_QUANTITY})[ ]+(?:points?[ ]+)?(?:for|on)[ ]+\u241f",
+    re.IGNORECASE,
+)
+_MAXIMUM_ROW = re.compile(r"(?:max|weight|possible|available|out of|worth|满分|滿分|満点|höchst)", re.IGNORECASE)
 _LABELLED = re.compile(r"[^:=]+[:=][^:=]*[0-9][^:=]*")
 _OWN_SCORE = re.compile(rf"(?:^|[.;,!()\[\u2014\u2013-])[ ]*{_SCORE_WORD}[ ]*[:=][ ]*(?P<value>.+)$", re.IGNORECASE)
-_ELEMENT = re.compile(r"<(?P<name>[A-Za-z][\w-]{0,40})>[ ]*(?P<value>[0-9][^<\n]{0,30})</(?P=name)>")
+_NESTED = re.compile(
+    r"<(?P<name>[A-Za-z][\w-]{0,40})(?P<attributes>(?:\s[^<>]{0,200})?)>(?:(?!</(?P=name)>"
+    r"|<(?P=name)\b)[\s\S]){0,2000}?"
+    r"<(?:score|points|value|rating|awarded)>(?P<value>[^<]{1,30})<(?:(?!</(?P=name)>)[\s\S]){0,2000}</(?P=name)>"
+)
+_ELEMENT = re.compile(
+    r"<(?P<name>[A-Za-z][\w-]{0,40})(?P<attributes>(?:\s[^<>]{0,200})?)(?:/>|>(?:[ ]*(?P<value>[0-9][^<\n]{0,200})"
+    r"|[^<]{0,2000})</(?P=name)>)"
+)
+_ATTRIBUTE = re.compile(r"([\w-]+)\s*=\s*[\"']([^\"']*)[\"']")
+_SCORE_ELEMENT = re.compile(r"<(?:final[_-]?)?(?:scores?|judge?ment|ratings?|verdict)>[ ]*\n", re.IGNORECASE)
+_CIRCLED = re.compile(r"[\u2460-\u2464]")
+_NAMED_VALUES = tuple(
+    re.compile(rf"(?:{name.pattern})[^0-9,;]{{0,25}}?[ :=]({_QUANTITY})(?=[ ]*(?:[,;.)]|and\b|\(|$))")
+    for name in _NAMES
+)
+_MAPPED = re.compile(rf"(?<![\w.])([1-9])[ ]*(?:→|->|=>|:)[ ]*({_QUANTITY})(?=[ ]*(?:[,;.)}}|]|$))")
+_HEDGE = re.compile(
+    r"\b(?:maybe|perhaps|or|about|roughly|probably|between|might|could)\b|[?~\u2248]|[0-9][ ]?[-\u2013][ ]?[0-9]",
+    re.IGNORECASE,
+)
+_RANGE = re.compile(
+    r"[(\[][ ]*(?:points?[ :]*)?0[ ]*(?:[-\u2013\u2014~]|to|\.\.)[ ]*[12](?:\.0)?[ ]*(?:points?|pts?|分)?[ ]*[)\]]",
+    re.IGNORECASE,
+)
+_BREAK = re.compile(r"</?(?:li|tr|p|br|div|ol|ul|h[1-6]|table|tbody|thead)\b[^<>]*>", re.IGNORECASE)
+_LATEX = tuple(
+    (re.compile(pattern), plain)
+    for pattern, plain in (
+        *((r"\\(?:text\w*|math\w+|boxed|fbox|operatorname|emph|underline)\s*\{([^{}]*)\}", r"\1"),) * 4,
+        (r"\\(?:begin|end)\{[^{}]*\}(?:\{[^{}]*\})?|\\\\|\\hline|\\item", "\n"),
+        (r"\\(?:[,;:! ()\[\]]|q?quad|left|right|rightarrow|to)|\$+|[{}](?=[^{}\"]*$)", " "),
+        (r"(?m)^([^&\n]*)&", r"\1|"),
+        (r"(?m)^(?=[^&\n]*\|[^&\n]*&)|&", "|"),
+    )
+)
 _MAXIMUM_FIRST = re.compile(r"[(\[][^()\[\]]{1,40}[)\]][ ]*(?:[:=]|[\u2013\u2014-]+(?=[ ]))[ ]*(?P<value>.+)")
+_RULE_KEYS = ("rule", "name", "criterion", "rule_name", "title", "id", "number", "rule_number", "index", "category")
 _JSON_KEYS = ("score", "points", "value", "rating", "awarded", "mark", "grade", "得分", "分数")
 _HALF = re.compile(r"([0-9])?[ ]?½")
 _STRUCK = re.compile(r"~~[^~\n]{1,200}~~|<(?:s|del|strike)>[^<\n]{0,200}</(?:s|del|strike)>", re.IGNORECASE)
-_BOXED = re.compile(r"\\boxed\{([^{}\n]{0,40})\}")
-_HTML = re.compile(r"</?[a-z][a-z0-9]{0,10}[ ]?/?>", re.IGNORECASE)
+_HTML = re.compile(r"</?[a-z][a-z0-9]{0,10}(?:[ ][^<>]{0,200})?/?>", re.IGNORECASE)
+_COMMENT = re.compile(r"(?<=[0-9])[ \t]+(?:#+|//)[ ]")
 _LONG_QUOTE = re.compile(
     r"[\"\u201c](?=[^\"\u201d\n]{0,300}(?:rule|score)[ ]*[1-5:])[^\"\u201d\n]{12,600}[\"\u201d]", re.I
 )
@@ -406,6 +550,8 @@ def parse_judgement(text: str) -> Judgement | Unjudged:
     blocks, rest = _json_blocks(plain)
     lines = [_without_markup(line) for line in rest.splitlines()]
     blocks += _Lines(lines).blocks()
+    if not any(block.complete for block in blocks) and (told := _told_scores(lines)) is not None:
+        blocks = [told]
     return _decide(sorted(blocks, key=lambda block: block.start), lines)
 
 
@@ -442,19 +588,37 @@ class _Block:
 
     @property
     def counts(self) -> bool:
-        """Whether it is neither quoted nor a draft."""
+        """Whether its scores are the judge's own and final, as far as the words over it say."""
         heading, _, above = self.over.partition("\n")
-        above = above.rstrip()[-_MAX_INTRODUCTION:]
-        introduction = above if above.endswith(":") else ""
-        last_sentence = re.split(r"[.!?;][ ]+", introduction)[-1]
+        above = above.strip()[-_MAX_INTRODUCTION:]
+        last_sentence = re.split(r"[.!?;\u3002][ ]*(?=\S)", above)[-1]
         if _FINAL.search(heading):
-            return True
-        if not self.headed and len(last_sentence.split()) > _MAX_TITLE and not _OWN.search(last_sentence):
+            return not (_OTHER_VOICE.search(_FINAL.sub("", heading)) or _QUOTED.search(heading))
+        if heading and not _introduces_own_scores(heading):
             return False
-        return not (_QUOTED.search(introduction) or _DRAFT.search(f"{heading}\n{last_sentence}"))
+        if above.endswith((":", "\uff1a")):
+            return _introduces_own_scores(last_sentence)
+        if heading or not above:
+            return True
+        if above[-1] not in _SENTENCE_ENDS and _SPEAKS_OF_SCORES.search(last_sentence):
+            return _introduces_own_scores(last_sentence)
+        about_scores = _SPEAKS_OF_SCORES.search(last_sentence) or above[-1].isalpha()
+        return not (about_scores and _OTHER_VOICE.search(last_sentence))
+
+
+def _introduces_own_scores(words: str) -> bool:
+    """Return whether a heading or introduction consists of words by which a judge introduces its own scores."""
+    if _OTHER_VOICE.search(words) or _QUOTED.search(words) or _DRAFT.search(words):
+        return False
+    words = _REASON.sub("", words).rpartition(",")[2]
+    if _CJK.search(words):
+        return len(words) <= _MAX_SHORT_HEADING or _SPEAKS_OF_SCORES.search(words) is not None
+    found = re.findall(r"[^\W\d_]+", words.casefold())
+    return len(found) <= _MAX_INTRODUCTION_WORDS and all(_OWN_WORD.fullmatch(word) for word in found)
 
 
 def _decide(blocks: Sequence[_Block], lines: Sequence[str]) -> Judgement | Unjudged:
+    others = [block for block in blocks if block.numbers and not block.counts]
     blocks = [block for block in blocks if block.counts and block.scores]
     complete = [block for block in blocks if block.complete]
     if not complete:
@@ -471,6 +635,10 @@ def _decide(blocks: Sequence[_Block], lines: Sequence[str]) -> Judgement | Unjud
         and not _FINAL.search(base.over)
         and _disagrees(block.numbers, scores)
         for block in blocks
+    ):
+        return Unjudged("contradictory")
+    if any(other.start >= base.end and _disagrees(other.numbers, scores) for other in others) and not any(
+        _OWN_FINAL.search(block.over) for block in complete
     ):
         return Unjudged("contradictory")
     for block in blocks:
@@ -497,11 +665,33 @@ def _decide(blocks: Sequence[_Block], lines: Sequence[str]) -> Judgement | Unjud
         total = None
     if set(scores) - set(range(1, len(RULES) + 1)):
         return Unjudged("extra_score")
-    if any(_WITHDRAWN.search(line) for line in lines[base.start :]):
+    if any(_WITHDRAWN.search(line) for line in lines[base.start :]) or any(
+        (_UNDERMINED.search(line) or (_DEICTIC.search(line) and not _BENIGN.search(line))) and _amendment(line) is None
+        for line in lines[last:]
+    ):
         return Unjudged("withdrawn")
     if total is not None and abs(total - sum(scores.values())) > _TOLERANCE:
         return Unjudged("contradictory")
     return Judgement(tuple(scores[number] for number in range(1, len(RULES) + 1)))
+
+
+def _told_scores(lines: Sequence[str]) -> _Block | None:
+    """Return scores that are told in sentences, one number for each of the five rules and none besides."""
+    scores: dict[int, float | Refusal] = {}
+    for clause in _CLAUSE.split("\n".join(lines)):
+        references = list(_REFERENCE.finditer(clause))
+        if not references:
+            continue
+        rest = _REFERENCE.sub("\u241f", clause)
+        numbers = re.findall(_ANY_NUMBER, rest)
+        if not numbers:
+            continue
+        given = _GIVEN.search(rest)
+        rule = _DIGITS.get(references[0]["number"].casefold(), 0)
+        if len(references) != 1 or len(numbers) != 1 or given is None or rule in scores:
+            return None
+        scores[rule] = _score(rule, given["value"] or given["before"], None)
+    return _Block(0, len(lines), prose=True, scores=scores) if len(scores) == len(RULES) else None
 
 
 def _why_incomplete(blocks: Sequence[_Block]) -> Refusal:
@@ -546,18 +736,33 @@ def _amendment(line: str) -> dict[int, float] | str | None:
 
 
 def _plain(text: str) -> str:
-    text = _ELEMENT.sub(_element_as_line, _BOXED.sub(r"\1", text))
-    text = _STRUCK.sub("", _HALF.sub(lambda match: f"{match[1] or 0}.5", text))
+    """Return a text without the markup of LaTeX, XML and HTML, its elements and rows as lines."""
+    if "\\" in text:
+        for pattern, plain in _LATEX:
+            text = pattern.sub(plain, text)
+    if "<" in text:
+        for element in (_NESTED, _ELEMENT):
+            text = element.sub(_element_as_line, text)
+        text = _BREAK.sub("\n", _SCORE_ELEMENT.sub("\nScore:\n", text))
+    text = _CIRCLED.sub(lambda match: f"\nRule {ord(match[0]) - 0x245F}: ", text)
+    text = _STRUCK.sub("", _HALF.sub(lambda match: f"{match[1] or 0}.5", html.unescape(text)))
     return unicodedata.normalize("NFKC", text)
 
 
 def _element_as_line(element: re.Match[str]) -> str:
-    rule = _json_rule(element["name"])
-    return element[0] if rule is None else f"\nRule {rule}: {element['value']}\n"
+    attributes = {key.casefold(): value for key, value in _ATTRIBUTE.findall(element["attributes"])}
+    named = (attributes[key] for key in _RULE_KEYS if key in attributes)
+    rule = next(filter(None, map(_json_rule, named)), None) or _json_rule(element["name"])
+    given = next((attributes[key] for key in _JSON_KEYS if key in attributes), None)
+    value = element["value"] if given is None else given
+    if rule is None or value is None or not re.match(r"\s*[0-9½]", value):
+        return element[0]
+    return f"\nRule {rule}: {value.strip()}\n"
 
 
 def _without_markup(line: str) -> str:
-    line = _HTML.sub(" ", _LONG_QUOTE.sub("", line[:_MAX_LINE])).translate(_MARKUP)
+    line = _RANGE.sub("", line)
+    line = _COMMENT.sub(" ; ", _HTML.sub(" ", _LONG_QUOTE.sub("", line[:_MAX_LINE]))).translate(_MARKUP)
     return "".join(char for char in line if unicodedata.category(char) != "So" or char in "→⇒")
 
 
@@ -664,8 +869,8 @@ class _Lines:
             return True
         if self._pending is not None and (
             own := re.match(
-                rf"(?:final[ ])?{_SCORE_WORD}[ ]*[:=-]+(.+)|([0-9.]+[ ]*(?:/[ ]*[12]"
-                rf"|{_UNIT}))$",
+                rf"(?:final[ ])?{_SCORE_WORD}[ ]*[:=-]+(.+)|(?:.{{0,300}}?[.!?:;][ ]+)?([0-9.]+[ ]*(?:/[ ]*[12]"
+                rf"|{_UNIT}))[.]?$",
                 line,
                 re.I,
             )
@@ -686,12 +891,21 @@ class _Lines:
             return True
         if self._block is not None and self._block.complete and _amendment(line) is not None:
             return False
+        if self._block is None and (closing := self._closing_values(number)) is not None:
+            block = self._open(number, "", headed=False)
+            self._enter_all(number, closing)
+            block.end = len(self._lines)
+            return True
+        if (mapped := self._mapped_values(line)) is not None:
+            self._open(number, "", headed=False)
+            self._enter_all(number, mapped)
+            return True
         done = []
         for part in filter(str.strip, _BETWEEN.split(line)):
             done.append(self._read_entry(number, part))
             if not done[-1]:
                 self._above = part
-        return any(done) or self._read_prose(number, line)
+        return any(done) or self._read_prose(number, line) or self._read_names(number, line)
 
     def _read_rest(self, number: int, rest: str) -> bool:
         """Read what stands on the line of a heading."""
@@ -699,6 +913,9 @@ class _Lines:
             return True
         if (values := _BARE_LIST.fullmatch(rest)) is not None:
             self._enter_all(number, _numbers(values["values"]))
+            return True
+        if (mapped := self._mapped_values(rest)) is not None:
+            self._enter_all(number, mapped)
             return True
         only = re.fullmatch(
             rf"(?P<total>{_QUANTITY})(?:[ ]*(?:/|out of|of)[ ]*(?P<scale>[0-9.]+))?(?:[ ]points?)?[.]?", rest
@@ -721,6 +938,18 @@ class _Lines:
         for rule, score in found:
             self._enter(number, rule, score)
         self._block = None
+        return True
+
+    def _read_names(self, number: int, line: str) -> bool:
+        """Read `functionality 2, boundary 0.5, ...`: all five names on a line, each with a number right behind it."""
+        found = [(rule, name.search(line.casefold())) for rule, name in enumerate(_NAMED_VALUES, 1)]
+        spare = len(re.findall(_QUANTITY, line)) - len(RULES)
+        if _HEDGE.search(line) or spare > 1 or not all(match for _, match in found):
+            return False
+        self._open(number, "", headed=False)
+        for rule, match in found:
+            if match is not None:
+                self._enter(number, rule, _score(rule, match[1], None))
         return True
 
     def _rule_of(self, label: str) -> int | None:
@@ -788,9 +1017,11 @@ class _Lines:
         if self._columns is None:
             self._columns = cells if is_head else []
             if is_head:
-                self._open(number, self._above, headed=True)
+                self._open(number, "", headed=True)
                 return True
         across = [self._rule_of(cell) for cell in self._columns]
+        if _MAXIMUM_ROW.match(cells[0]):
+            return True
         if len([rule for rule in across if rule]) >= len(RULES):
             for rule, cell in zip(across, cells, strict=False):
                 if rule:
@@ -834,6 +1065,23 @@ class _Lines:
         if len(values) < len(RULES) or not all(values):
             return None
         return [float(value[1].replace(",", ".")) for value in values if value]
+
+    def _closing_values(self, number: int) -> list[float] | None:
+        """Return five bare numbers that are all the rest of the text, one per line."""
+        rest = [text.strip() for text in self._lines[number:] if text.strip()]
+        if len(rest) != len(RULES) or not all(re.fullmatch(_QUANTITY, text) for text in rest):
+            return None
+        return [float(text.replace(",", ".")) for text in rest]
+
+    @staticmethod
+    def _mapped_values(line: str) -> list[float] | None:
+        """Return five scores that stand behind the numbers of their rules, as in `1 -> 2, 2 -> 0.5, ...`."""
+        pairs = _MAPPED.findall(line)
+        if _REFERENCE.search(line) or [number for number, _ in pairs] != [
+            str(rule) for rule in range(1, len(RULES) + 1)
+        ]:
+            return None
+        return [float(value.replace(",", ".")) for _, value in pairs]
 
     def _in_scores(self, number: int) -> bool:
         return self._block is not None and self._block.headed and number - self._block.end <= 12
@@ -1005,7 +1253,7 @@ def _json_rule(key: str) -> int | None:
 
 
 def _json_rule_of_entry(item: Mapping[str, Any]) -> int | None:
-    for key in ("rule", "name", "criterion", "rule_name", "title", "id", "number", "rule_number", "index", "category"):
+    for key in _RULE_KEYS:
         if key in item and (rule := _json_rule(str(item[key]))) is not None:
             return rule
     return None

@@ -11,25 +11,25 @@ from .answers import has_code, refuses
 
 __all__ = ["Reject", "check_question", "read_question"]
 
-Reject: TypeAlias = Literal["empty", "refused", "solution", "too_short", "too_long", "truncated"]
+Reject: TypeAlias = Literal["empty", "refused", "solution", "too_short", "too_long", "truncated", "no_request"]
 
 _MADE = r"(?:created|new|rewritten|generated|revised|final)"
 _KIND = r"(?:programming[ \t]+|coding[ \t]+)?(?:instruction|question|task|prompt|problem|exercise|challenge)"
 _TITLE = rf"(?:the[ \t]+|my[ \t]+)?{_MADE}[ \t]+{_KIND}(?:[ \t]+(?:is|\d+))?"
 _TAG = re.compile(
     rf"^[ \t]*(?:[*\[>_ \t]*#[#*\[>_ \t]*{_TITLE}[ \t]*(?:[#*\]_ \t]*:[#*_ \t]*|[#*\]_ \t]*$)"
-    r"|[<\[](?:instruction|task|question|prompt|problem)[>\]][ \t]*)",
+    r"|[<\[](?:\w+_)?(?:instruction|task|question|prompt|problem)[>\]][ \t]*)",
     re.IGNORECASE | re.MULTILINE,
 )
 _FIRST_TAG = re.compile(rf"[*\[>_ \t]*{_TITLE}[ \t]*(?:[*\]_ \t]*:[*_ \t]*|[*\]_ \t]*$)", re.IGNORECASE | re.MULTILINE)
 _NEXT_TAG = re.compile(
     r"^[*_ \t]*#(?:given|original|created|new|rewritten|sample|example|solution|answer|end|reason|reasoning"
     r"|rationale|explanation|difficulty|domain)\b[\w ]*#"
-    r"|[<\[]/(?:instruction|task|question|prompt|problem)[>\]][ \t]*$",
+    r"|[<\[]/(?:\w+_)?(?:instruction|task|question|prompt|problem)[>\]][ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _NUMBERED = re.compile(
-    rf"^[#*> \t]*(?:{_KIND}|option|variant)[ \t]*#?(?P<number>[1-9])[*]*[ \t]*(?:[.:)][* \t]*"
+    rf"^[#*> \t]*(?:{_KIND}|option|variant)[ \t]*#?(?P<number>[1-9A-Z])[*]*[ \t]*(?:[.:)][* \t]*"
     rf"|[* \t]*$)",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -47,8 +47,13 @@ _OPENING = re.compile(
     r"[^\n:.]*|[ \t]*)[:.!][ \t]*)?(?:\n+|(?<=[!.,:])[ \t]+|(?<=[!.:])$|(?<=:)(?=\S))",
     re.IGNORECASE,
 )
+_PROPOSAL = re.compile(
+    r"(?:(?:how|what)[ \t]+about|try)(?:[ \t]+(?:this|the following))?(?:[ \t]+(?:one|task|challenge))?[ \t]*:\s*",
+    re.IGNORECASE,
+)
 _CHINESE_OPENING = re.compile(
-    r"(?:新的?|创建的?)?(?:指令|任务|题目|问题)[^\w\n]*[:\uff1a][^\w\n]*\s*|(?:好的|当然|没问题)?[^\w\n]*(?:这|以下)\w{0,20}(?:任务|题目?|问题|指令)[^\w\n]+"
+    r"(?:新的?|创建的?)?(?:指令|任务|题目|问题)[^\w\n]*[:\uff1a][^\w\n]*\s*|(?:好的|当然|没问题)?[^\w\n]*(?:这|以下)\w{0,20}(?:任务|题目?|问题"
+    r"|指令)[^\w\n]+"
 )
 _MARK = re.compile(
     rf"#{{1,6}}[ \t]+|[-*>][ \t]+|-{{3,}}[ \t]*\n"
@@ -64,9 +69,11 @@ _CREATED = re.compile(
     re.IGNORECASE,
 )
 _JSON_KEY = re.compile(rf"(?:(?:{_MADE})[ _]?)?{_KIND}(?:[ _]?(?:statement|description|text))?", re.IGNORECASE)
-_CODE_AT_END = re.compile(
-    r"\n[ \t]*\n(?:```|~~~)(?:python3?|py)?[ \t]*\n(?P<code>(?:(?!```|~~~)[\s\S])*)\n(?:```|~~~)\s*\Z"
+_FENCED_CODE = re.compile(
+    r"\n[ \t]*\n(?:```|~~~)(?:python3?|py)?[ \t]*\n(?P<code>(?:(?!```|~~~)[\s\S])*)\n(?:```|~~~)"
 )
+_PLAIN_CODE = re.compile(r"\n[ \t]*\n(?=(?:(?:from|import)[ ]\w|(?:def|class)[ ]\w+.*:[ \t]*\n|@\w+\n))")
+_EXAMPLE_LINE = re.compile(r"\W*(?:input|output|example|sample|returns?|result|>>>|->)|.*(?:->|=>|→)", re.IGNORECASE)
 _ASKS_FOR_CODE = re.compile(
     r"\b(?:write|implement|create|design|develop|build|define|construct|code)\b", re.IGNORECASE
 )
@@ -85,6 +92,9 @@ _QUOTES = {
     "`": "`",
     "**": "**",
     "*": "*",
+    "\u00ab": "\u00bb",
+    "\u300c": "\u300d",
+    "\u201e": "\u201c",
     "\N{LEFT DOUBLE QUOTATION MARK}": "\N{RIGHT DOUBLE QUOTATION MARK}",
 }
 _SOLUTION = re.compile(
@@ -95,8 +105,62 @@ _SOLUTION = re.compile(
     r"|^[^\w\n]*here(?:\Ws| is) (?:a|an|the|one|my)(?: \w+){0,2} (?:solution|answer|implementation)\b",
     re.IGNORECASE | re.MULTILINE,
 )
+_CUT_LABEL = re.compile(
+    r"^[#*_> \t\d.)-]*(?:(?:an? |the |my |your )?(?:(?:sample|example|reference|expected|possible|model|proposed"
+    r"|correct|suggested|full|short|python|optimal|official) )*(?:(?:solutions?|answers?|implementations?)(?:"
+    r" (?:sketch|outline|code|idea|steps|key|approach|in \w+))?"
+    r"|explanations?|approach|rationale|reasoning|justification|discussion|walkthrough|analysis|test ?cases?|unit"
+    r" ?tests?|tests|assertions"
+    r"|why\b[^:\n]{0,60}|skills?(?: practi[sc]ed| trained| tested| required)?|learning (?:goals?|objectives?"
+    r"|outcomes?)|concepts?(?: tested| covered)?|topics?(?: covered)?|difficulty(?: level)?|estimated time"
+    r"|duration|tags|keywords|evaluation(?:"
+    r" criteria)?|grading|differences?|changes?(?: made)?|what(?:'s| is) new|comments? for [^:\n]{0,30}|notes?"
+    r" (?:for|to) the (?:teacher|instructor|grader)|teacher'?s? notes?|pseudo-?code|key ideas?|how to"
+    r" solve[^:\n]{0,30})"
+    r"|lösung\w*|antwort|erklärung|begründung|testfälle|solución|respuesta|explicación|réponse|corrigé|explication"
+    r"|soluzione|risposta|resposta|solução|решение|ответ|объяснение|答案|参考答案|解答|解法|解析|说明|思路|测试用例|解説|回答|정답|해설|풀이)"
+    r"[*_ \t]*(?:\([^()\n]{0,40}\))?[*_ \t]*(?:[:\uff1a]|[*_ \t]*$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""Labels of what follows a question and is no part of it."""
+_TITLE_LABEL = re.compile(
+    r"[#*_> \t]*(?:title|topic|domain|category|difficulty|level|subject|name|标题|titel|título|titre)[*_"
+    r" \t]*[:\uff1a][^\n]*\n+(?=[#*_> \t]*(?:description|statement|task|problem)\b)",
+    re.IGNORECASE,
+)
+_QUESTION_LABEL = re.compile(
+    rf"[#*_> \t]*(?:(?:the |my |your )?(?:{_MADE} |next |similar |related )?(?:{_KIND}|assignment|description"
+    rf"|statement|goal)|(?:neue |nueva |nuevo |nouvelle |nuova )?(?:aufgabe(?:nstellung)?|tarea|ejercicio|exercice"
+    rf"|tâche|énoncé|compito|esercizio|tarefa|exercício|задача|задание))"
+    r"[*_ \t]*(?:\([^()\n]{0,60}\)[*_ \t]*(?=[:\uff1a]))?(?:[:\uff1a][*_]*[ \t]*\n*|[*_ \t]*\n+)",
+    re.IGNORECASE,
+)
+_INTRODUCTION = re.compile(
+    rf"(?![^\n]*\b(?:given|consider|write|implement|create|you have|current|existing)\b)"
+    rf"(?=[^\n:]*\b(?:here|new|next|another|following|below|fresh|different|hier|neue|folgende|voici|nouvel(?:le)?"
+    rf"|aqu[ií]|nuev[ao]|siguiente|ecco|nuov[oa]|nova|novo|seguinte|новая|новое|вот)\b)[^\n:]{{0,120}}\b(?:{_KIND}"
+    rf"|one|aufgabe"
+    rf"|tarea|ejercicio|exercice|tâche|compito|esercizio|tarefa|задач[аи]|задание)\b[^\n:]{{0,60}}[:\uff1a][*_"
+    rf" \t]*\n+",
+    re.IGNORECASE,
+)
+_IDEOGRAPH = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
+_CANNOT = re.compile(
+    r"\W*(?:I|we)\s+(?:can(?:not|['\u2019]t| not)|could(?: not|n['\u2019]t)|am unable|was unable|won['\u2019]t)\b",
+    re.IGNORECASE,
+)
+_PRAISE = re.compile(
+    r"\W*(?:great|good|nice|excellent|well done|congratulations|keep|awesome|bravo|thanks|thank you|that was)\b",
+    re.IGNORECASE,
+)
 _CLOSING = re.compile(
-    r"\n\s*(?:-{3,}|\*{3,})?\s*[(*_#> \t]*(?:let me know\b|(?:i )?hope (?:this|that|it)\b|\(?same (?:domain|type"
+    r"\n\s*(?:-{3,}|\*{3,})?\s*[(*_#> \t]*(?:let me know\b|(?:have|enjoy|happy)\b[^\n.]{0,40}[!.]\s*\Z"
+    r"|you(?:['\u2019]ve| have)? got this|take your time|if you(?:['\u2019]d| would)? (?:like|need|want|prefer)"
+    r" (?:\w+ ){0,6}(?:solution|hint|another|help|answer|one)|\(?(?:I|we)(?:['\u2019]ve| have)? (?:kept|chose"
+    r"|changed|made|wrote|designed|picked|asked|replaced|switched"
+    r"|stayed|avoided|focused|based|selected|created|varied|moved)\b"
+    r"|(?:this|it) (?:exercise|task|one|challenge|question"
+    r"|problem)\b|(?:i )?hope (?:this|that|it)\b|\(?same (?:domain|type"
     r"|difficulty)\b|feel free\b|good luck\b|happy coding\b"
     r"|would you like\b|end of (?:the )?task"
     rf"|this (?:new )?{_KIND} (?:is|requires|comes|tests|stays|keeps|has|differs|focuses|involves|maintains|remains)\b"
@@ -106,6 +170,18 @@ _CLOSING = re.compile(
 )
 _RULE_AT_END = re.compile(r"\s*\n[ \t]*(?:-{3,}|\*{3,}|_{3,})[ \t]*\Z")
 _PLACEHOLDER = re.compile(r"\W*(?:n/?a|none|null|\[[^\]\n]{0,60}\])\W*", re.IGNORECASE)
+
+_FRAMES = (
+    _OPENING,
+    _PROPOSAL,
+    _CREATED,
+    _CHINESE_OPENING,
+    _TITLE_LABEL,
+    _QUESTION_LABEL,
+    _INTRODUCTION,
+    _MARK,
+    _NUMBER,
+)
 
 
 def read_question(answer: str) -> str:
@@ -142,11 +218,13 @@ def check_question(question: str, *, min_chars: int, max_chars: int) -> Reject |
     """
     if not question or _PLACEHOLDER.fullmatch(question):
         return "empty"
-    if refuses(question):
+    if refuses(question) or _CANNOT.match(question):
         return "refused"
     if _SOLUTION.search(question) or question.startswith("```") or (has_code(question) and parse(question)):
         return "solution"
-    if len(question) < min_chars:
+    if _PRAISE.match(question) and not _ASKS_FOR_CODE.search(question):
+        return "no_request"
+    if len(question) + 2 * len(_IDEOGRAPH.findall(question)) < min_chars:
         return "too_short"
     return "too_long" if len(question) > max_chars else None
 
@@ -168,15 +246,17 @@ def _without_frame(text: str) -> str:
         return text[: following_tag.start()].strip()
     if (solution := _SOLUTION.search(text)) and solution.start() > 0:
         return text[: solution.start()].strip()
+    if (cut := _cut_label(text)) is not None:
+        return text[:cut].strip()
     for pattern in (_CLOSING, _RULE_AT_END):
         if (closing := pattern.search(text)) and closing.start() > 0:
             return text[: closing.start()].strip()
     if (first := _first_of_several(text)) is not None:
         return first
-    if (code := _CODE_AT_END.search(text)) and _solves(text[: code.start()], code["code"]):
-        return text[: code.start()].strip()
-    for frame in (_OPENING, _CREATED, _CHINESE_OPENING, _MARK, _NUMBER):
-        if (opening := frame.match(text)) and opening.end():
+    if (solution_start := _solution_start(text)) is not None:
+        return text[:solution_start].strip()
+    for frame in _FRAMES:
+        if (opening := frame.match(text)) and 0 < opening.end() < len(text):
             return text[opening.end() :].strip()
     for opening_quote, closing_quote in _QUOTES.items():
         inside = text.removeprefix(opening_quote).removesuffix(closing_quote)
@@ -196,6 +276,24 @@ def _in_json(text: str) -> str | None:
     return found[0].strip() if len(found) == 1 else None
 
 
+def _cut_label(text: str) -> int | None:
+    """Return where what is no part of the question begins; an explanation of an example is part of it."""
+    for label in _CUT_LABEL.finditer(text):
+        above = text[: label.start()].rstrip().rpartition("\n")[2]
+        if label.start() > 0 and not _EXAMPLE_LINE.match(above):
+            return label.start()
+    return None
+
+
+def _solution_start(text: str) -> int | None:
+    """Return where code begins that answers the question, in a fence or as paragraphs at the end."""
+    for code in _FENCED_CODE.finditer(text):
+        if _solves(text[: code.start()], code["code"]):
+            return code.start()
+    plain = _PLAIN_CODE.search(text)
+    return plain.start() if plain and _solves(text[: plain.start()], text[plain.start() :]) else None
+
+
 def _solves(question: str, code: str) -> bool:
     """Return whether code behind a question that asks for code is a function with a body."""
     asks_for_code = _ASKS_FOR_CODE.search(question) and not _SPEAKS_OF_CODE.search(question)
@@ -212,7 +310,7 @@ def _solves(question: str, code: str) -> bool:
 def _first_of_several(text: str) -> str | None:
     """Return the first of several numbered questions, or `None` where there is but one."""
     titles = list(_NUMBERED.finditer(text))
-    if [title["number"] for title in titles[:2]] == ["1", "2"]:
+    if [title["number"].upper() for title in titles[:2]] in (["1", "2"], ["A", "B"]):
         return text[titles[0].end() : titles[1].start()].strip()
     items = list(_LISTED.finditer(text))
     if [item["number"] for item in items[:2]] != ["1", "2"] or items[0].start():

@@ -14,9 +14,10 @@ from typing import Literal, TypeAlias
 from ..execution import ExecutionResult, Tests
 from ..generation import parse_answer
 from ..generation.answers import extract_program
-from .answers import has_code, identity, leak, may_be_another_language, python_program, refuses
+from .answers import has_code, identity, may_be_another_language, python_program, refuses
 from .judges import Judge
 from .judging import Judgement, Unjudged
+from .leaks import find_leak
 from .records import Fault, Pair, Question, Runner
 from .running_alone import Verdict, lacks_surroundings, run_alone
 
@@ -63,7 +64,7 @@ def verify(
     | `fault/no_code` | prose alone |
     | `fault/same` | the right program, but for layout, comments and docstrings |
     | `fault/duplicate` | an earlier fault of the question, in the same sense |
-    | `fault/leaks` | an expression or a name that tells of the fault: see `answers.leak` |
+    | `fault/leaks` | an expression or a name that tells of the fault: see `leaks.find_leak` |
     | `fault/none` | the program passes the tests, or the judge sees no fault in it |
     | `fault/unverified` | nobody could tell |
 
@@ -148,7 +149,7 @@ def _reject(fault: str, pair: Pair, seen: dict[str, str]) -> str | None:
         return "no_code"
     if (known := seen.get(identity(fault))) is not None:
         return known
-    return "leaks" if leak(fault, instruction=pair.question.instruction, correct=pair.correct) else None
+    return "leaks" if find_leak(fault, instruction=pair.question.instruction, correct=pair.correct) else None
 
 
 def _faults_found(

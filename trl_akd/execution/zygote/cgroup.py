@@ -10,10 +10,8 @@ import os
 import re
 import signal
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 _PREFIX = "trl_akd-"
 _OCTAL = re.compile(r"\\(\d{3})")
@@ -50,7 +48,7 @@ class MemoryGroup:
     """
 
     def __init__(self, parent: str, version: int) -> None:
-        self.name = f"{_PREFIX}{uuid.uuid4().hex}"
+        self.name = f"{_PREFIX}{os.urandom(16).hex()}"
         self._path = os.path.join(parent, self.name)
         names = _VERSIONS[version]
         self._files: list[int] = []
@@ -65,7 +63,8 @@ class MemoryGroup:
             self.remove()
             raise
         try:
-            Path(self._path, names.swap[0]).write_text(names.swap[1])
+            with open(f"{self._path}/{names.swap[0]}", "w") as file:
+                file.write(names.swap[1])
         except OSError:
             pass  # this kernel counts no swap
 
@@ -223,6 +222,7 @@ def _remove_stale(parent: str) -> None:
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text()
+        with open(path) as file:
+            return file.read()
     except OSError:
         return ""

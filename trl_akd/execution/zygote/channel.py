@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import struct
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +51,8 @@ def make_file(content: bytes = b"") -> int:
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("text")
     else:
+        import tempfile  # not on Linux: all that a helper imports, each program's process has a copy of
+
         with tempfile.TemporaryFile() as unnamed:
             file = os.dup(unnamed.fileno())
     view = memoryview(content)

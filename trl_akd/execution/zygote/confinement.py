@@ -4,6 +4,7 @@ import math
 import os
 import resource
 import sys
+from functools import lru_cache
 
 from . import linux, seccomp
 
@@ -21,8 +22,9 @@ _CORES = os.cpu_count() or 1
 _FIRST_VICTIM = 1000
 
 
-def limit(memory_bytes: int, timeout: float, processes: int, memory_is_counted: bool) -> None:
-    """Set resource limits, each at most the one already in force.
+@lru_cache(maxsize=8)
+def limits(memory_bytes: int, timeout: float, processes: int, memory_is_counted: bool) -> list[tuple[int, int, int]]:
+    """Return resource limits as kind, soft limit and hard limit, each at most the one already in force.
 
     Args:
         memory_bytes (`int`): address space of each process; a little more, above the soft limit, is for reporting.
@@ -30,13 +32,25 @@ def limit(memory_bytes: int, timeout: float, processes: int, memory_is_counted: 
         processes (`int`): processes and threads at once.
         memory_is_counted (`bool`): whether a control group counts what sockets and pipes hold.
     """
-    _lower(resource.RLIMIT_AS, memory_bytes, memory_bytes + _ROOM_TO_REPORT)
-    _lower(resource.RLIMIT_CPU, math.ceil(timeout) + 1)
-    _lower(resource.RLIMIT_FSIZE, FILE_BYTES)
-    _lower(resource.RLIMIT_NOFILE, _OPEN_FILES[memory_is_counted])
-    _lower(resource.RLIMIT_NPROC, processes)
-    _lower(resource.RLIMIT_STACK, _STACK_BYTES)
-    _lower(resource.RLIMIT_CORE, 0)
+    return [
+        _lowered(resource.RLIMIT_AS, memory_bytes, memory_bytes + _ROOM_TO_REPORT),
+        _lowered(resource.RLIMIT_CPU, math.ceil(timeout) + 1),
+        _lowered(resource.RLIMIT_FSIZE, FILE_BYTES),
+        _lowered(resource.RLIMIT_NOFILE, _OPEN_FILES[memory_is_counted]),
+        _lowered(resource.RLIMIT_NPROC, processes),
+        _lowered(resource.RLIMIT_STACK, _STACK_BYTES),
+        _lowered(resource.RLIMIT_CORE, 0),
+    ]
+
+
+def set_limits(wanted: list[tuple[int, int, int]]) -> None:
+    """Set resource limits for this process and those that it forks."""
+    for kind, soft, hard in wanted:
+        try:
+            resource.setrlimit(kind, (soft, hard))
+        except (OSError, ValueError):
+            if sys.platform == "linux":  # macOS knows some of these limits by name only
+                raise
 
 
 def leave_room_to_report() -> None:
@@ -50,8 +64,10 @@ def forbid_system_calls(memory_is_counted: bool) -> None:
 
     Args:
         memory_is_counted (`bool`): whether a control group counts the memory that processes share; else mappings of
-            it are kept small.
+            it are kept small, and there are no huge pages.
     """
+    if not memory_is_counted:
+        linux.disable_huge_pages()
     instructions = _DENY_LISTS[memory_is_counted]
     if instructions is not None:
         linux.install_filter(instructions)
@@ -70,19 +86,15 @@ def offer_for_killing(score: int = _FIRST_VICTIM, proc: int | None = None) -> No
     except FileNotFoundError:
         return  # no Linux
     try:
-        if int(os.read(file, 16)) < score:
+        if score == _FIRST_VICTIM or int(os.read(file, 16)) < score:
             os.write(file, str(score).encode())
     finally:
         os.close(file)
 
 
-def _lower(kind: int, soft: int, hard: int | None = None) -> None:
+def _lowered(kind: int, soft: int, hard: int | None = None) -> tuple[int, int, int]:
     _, ceiling = resource.getrlimit(kind)
     hard = soft if hard is None else hard
     if ceiling != resource.RLIM_INFINITY:
         hard = min(hard, ceiling)
-    try:
-        resource.setrlimit(kind, (min(soft, hard), hard))
-    except (OSError, ValueError):
-        if sys.platform == "linux":  # macOS knows some of these limits by name only
-            raise
+    return kind, min(soft, hard), hard

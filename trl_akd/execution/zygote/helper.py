@@ -21,7 +21,7 @@ from .cgroup import MemoryLimit
 
 _PRELOADED = (
     "__future__ abc array base64 bisect calendar cmath collections collections.abc contextlib copy dataclasses "
-    "datetime decimal enum fractions functools hashlib heapq io itertools json math numbers operator random re "
+    "datetime decimal enum fractions functools heapq io itertools json math numbers operator random re "
     "statistics string struct textwrap threading time traceback types typing"
 ).split()
 
@@ -66,7 +66,7 @@ def make_surroundings_ordinary() -> None:
     """
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}:
         try:
-            signal.signal(number, signal.SIG_DFL)  # SIGINT too, else a program could interrupt its helper
+            signal.signal(number, signal.SIG_DFL)
         except OSError:
             pass  # kept by the C library for itself
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -130,6 +130,7 @@ def _load(settings: dict[str, Any], caller: socket.socket) -> bool:
     del sys.path[0]  # the folder of this code
     sys.argv[:] = [_SCRIPT]
     sys.orig_argv[:] = [sys.executable, _SCRIPT]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for add_builtins in (site.setquit, site.setcopyright, site.sethelper):  # which a start without `site` lacks
         add_builtins()
     for name in _PRELOADED:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import struct
 import sys
 from typing import Any
 
@@ -41,14 +42,17 @@ _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_KEEPCAPS = 8
+_PR_SET_THP_DISABLE = 41
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _SECCOMP_MODE_FILTER = 2
-_CAPABILITY_VERSION_3 = 0x20080522
+_CAPABILITY_HEADER = struct.pack("2I", 0x20080522, 0)  # version 3, this process
 _LAST_POSSIBLE_CAPABILITY = 63
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
 _libc = ctypes.CDLL(None, use_errno=True)
+if sys.platform == "linux":
+    _libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)  # it is variadic, and reads all of them
 _reaper_stack = ctypes.create_string_buffer(16 << 10)
 
 
@@ -123,6 +127,11 @@ def set_dumpable(dumpable: bool) -> None:
     _prctl(_PR_SET_DUMPABLE, int(dumpable), step="PR_SET_DUMPABLE")
 
 
+def disable_huge_pages() -> None:
+    """Give this process and those that it forks small pages only, as a mapped part keeps a huge page whole."""
+    _prctl(_PR_SET_THP_DISABLE, 1, step="PR_SET_THP_DISABLE")
+
+
 def become_subreaper() -> None:
     """Adopt every descendant whose parent dies."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1, step="PR_SET_CHILD_SUBREAPER")
@@ -139,7 +148,7 @@ def drop_capability_bounds(kept: int = 0) -> None:
         return
     for capability in range(_LAST_POSSIBLE_CAPABILITY + 1):
         if not kept >> capability & 1:
-            _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
+            _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
 def mapped_ids(kind: str) -> list[tuple[int, int]]:
@@ -173,22 +182,20 @@ def limit_capabilities(kept: int = 0) -> None:
     """Give up every capability but those of a mask."""
     if sys.platform != "linux":
         return
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    low, high = kept & 0xFFFFFFFF, kept >> 32  # effective, permitted, inheritable; the same for the upper half
-    _check(_libc.capset(header, (ctypes.c_uint32 * 6)(low, low, low, high, high, high)), "capset")
+    low, high = kept & 0xFFFFFFFF, kept >> 32
+    # Effective, permitted, inheritable; the same for the upper half.
+    _check(_libc.capset(_CAPABILITY_HEADER, struct.pack("6I", low, low, low, high, high, high)), "capset")
 
 
 def install_filter(instructions: bytes) -> None:
     """Filter the system calls of this process and its descendants by a program of 8-byte BPF instructions."""
     program = _FilterProgram(len(instructions) // 8, instructions)
-    _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), step="PR_SET_SECCOMP")
+    _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program), step="PR_SET_SECCOMP")
 
 
-def _prctl(option: int, *arguments: Any, step: str) -> None:
-    if sys.platform != "linux":
-        return  # at level `process`, other systems do without
-    padded = (*arguments, 0, 0, 0, 0)[:4]
-    _check(_libc.prctl(option, *map(_wide, padded)), step)
+def _prctl(option: int, first: int, second: int = 0, *, step: str) -> None:
+    if sys.platform == "linux":  # at level `process`, other systems do without
+        _check(_libc.prctl(option, first, second, 0, 0), step)
 
 
 def _wide(argument: Any) -> Any:

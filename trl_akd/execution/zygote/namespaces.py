@@ -11,6 +11,7 @@ A helper enters once what is costly to build, its *worker's* namespaces, and eac
 | ipc       | empty, and a filter keeps it so               | where no filter is known           |
 """
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -107,10 +108,14 @@ class NamespaceLevel:
         return root.used_bytes(f"/proc/{child}/root{root.SCRATCH}")
 
     def destroy(self, child: int) -> None:
-        """Kill a program's reaper; the kernel kills the rest before waitpid returns."""
+        """Kill a program's reaper, with which the kernel kills the rest, and reap all children of this process.
+
+        The reaper does not end before the last process of its namespace is reaped, whoever its parent is.
+        """
         os.kill(self._reaper, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.waitpid(self._reaper, 0)
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-1, 0)
 
     def close(self) -> None:
         """Do nothing: all of it goes with the helper."""

@@ -9,7 +9,6 @@ import itertools
 import math
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -263,6 +262,8 @@ def _live_children(parent: int) -> list[tuple[int, int]]:
 def _all_processes() -> Iterator[tuple[int, int, int]]:
     """Yield id, parent's id and group of each process that is no zombie."""
     if not os.path.isdir("/proc/self"):
+        import subprocess  # not on Linux, see `channel.make_file`
+
         table = subprocess.run(["ps", "-axo", "pid=,ppid=,pgid="], capture_output=True, text=True, check=True).stdout
         for line in table.splitlines():
             pid, parent, group = map(int, line.split())

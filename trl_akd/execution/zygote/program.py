@@ -38,7 +38,6 @@ def main(mode: str, function: str | None, preamble: str, checks: dict[str, Any])
     # A program can walk up the stack and replace globals of these modules, but not the local names of frames.
     report_passed, report_failed, exit_code, leave = verdict.send_passed, report, failure.exit_code, os._exit
     own_id, current_id = os.getpid(), os.getpid
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     progress = Progress(lambda stage: verdict.send_stage(VERDICT_FD, stage))
     try:
         if mode == "script":

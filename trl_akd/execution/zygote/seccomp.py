@@ -1,7 +1,8 @@
 """A filter of system calls, as a classic BPF program.
 
-What it denies keeps memory that no limit counts (memfd, System V segments, key rings), or is a wide door into the
-kernel that a Python program has no use for, or is the network. It is no white-list: honest programs must not notice.
+What it denies keeps memory that no limit counts (memfd, System V segments, key rings, queues of file events, pages
+that pipes take over), makes processes children of the helper, is a wide door into the kernel that a Python program has
+no use for, or is the network. It is no white-list: honest programs must not notice.
 """
 
 import struct
@@ -42,8 +43,12 @@ _NUMBERS = {
         "add_key": 248,
         "request_key": 249,
         "keyctl": 250,
+        "inotify_init": 253,
         "unshare": 272,
+        "vmsplice": 278,
+        "inotify_init1": 294,
         "perf_event_open": 298,
+        "fanotify_init": 300,
         "open_by_handle_at": 304,
         "setns": 308,
         "process_vm_readv": 310,
@@ -54,11 +59,13 @@ _NUMBERS = {
         "userfaultfd": 323,
     },
     "aarch64": {
+        "inotify_init1": 26,
         "umount2": 39,
         "mount": 40,
         "pivot_root": 41,
         "chroot": 51,
         "acct": 89,
+        "vmsplice": 75,
         "personality": 92,
         "unshare": 97,
         "ptrace": 117,
@@ -73,6 +80,7 @@ _NUMBERS = {
         "keyctl": 219,
         "swapon": 224,
         "perf_event_open": 241,
+        "fanotify_init": 262,
         "open_by_handle_at": 265,
         "setns": 268,
         "process_vm_readv": 270,
@@ -87,8 +95,11 @@ _CLONE = {"x86_64": 56, "aarch64": 220}
 _SOCKET = {"x86_64": 41, "aarch64": 198}
 _SETSOCKOPT = {"x86_64": 54, "aarch64": 208}
 _MMAP = {"x86_64": 9, "aarch64": 222}
+_PRCTL = {"x86_64": 157, "aarch64": 167}
+_PR_SET_THP_DISABLE = 41
 _CLONE3 = 435
 _NEW_NAMESPACES = 0x7E020000
+_CLONE_PARENT = 0x00008000  # makes a process a child of the helper, which would have to reap it
 _AF_UNIX = 1
 _SOL_SOCKET = 1
 _BUFFER_SIZES = (7, 8, 32, 33)  # SO_SNDBUF, SO_RCVBUF, and both with FORCE
@@ -117,7 +128,7 @@ def deny_list(machine: str, *, memory_is_counted: bool = True) -> bytes | None:
     Args:
         machine (`str`): as in `os.uname`.
         memory_is_counted (`bool`, *optional*, defaults to `True`): whether a control group counts the memory that
-            processes share; else mappings of it are kept small.
+            processes share; else mappings of it are kept small, and huge pages stay switched off.
     """
     if machine not in _NUMBERS:
         return None
@@ -134,7 +145,11 @@ def deny_list(machine: str, *, memory_is_counted: bool = True) -> bytes | None:
         # The flags of clone3 are out of a filter's sight; told that there is none, C libraries use clone.
         *_when(_JUMP_IF_EQUAL, _CLONE3, pretend_unknown),
         *_when(
-            _JUMP_IF_EQUAL, _CLONE[machine], _argument(0), *_when(_JUMP_IF_ANY_BIT, _NEW_NAMESPACES, refuse), allow
+            _JUMP_IF_EQUAL,
+            _CLONE[machine],
+            _argument(0),
+            *_when(_JUMP_IF_ANY_BIT, _NEW_NAMESPACES | _CLONE_PARENT, refuse),
+            allow,
         ),
         *_when(_JUMP_IF_EQUAL, _SOCKET[machine], _argument(0), *_when(_JUMP_IF_EQUAL, _AF_UNIX, allow), refuse),
         *_when(
@@ -157,6 +172,13 @@ def deny_list(machine: str, *, memory_is_counted: bool = True) -> bytes | None:
             *_unless(_JUMP_IF_EQUAL, 0, no_memory),
             _argument(1),
             *_when(_JUMP_IF_GREATER_OR_EQUAL, SHARED_MAPPING_BYTES + 1, no_memory),
+            allow,
+        )
+        rules += _when(
+            _JUMP_IF_EQUAL,
+            _PRCTL[machine],
+            _argument(0),
+            *_when(_JUMP_IF_EQUAL, _PR_SET_THP_DISABLE, refuse),
             allow,
         )
     return b"".join([*rules, *_search(sorted({*_NUMBERS[machine].values(), *_COMMON.values()}), refuse, allow)])

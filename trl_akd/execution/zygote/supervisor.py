@@ -107,10 +107,11 @@ def _start_and_watch(
 ) -> dict[str, Any]:
     if _PASSES_CREDENTIALS:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    processes = level.processes_allowed()
-    child = level.fork()
+    counted = level.memory is not None
+    limits = confinement.limits(job.memory_bytes, job.timeout, level.processes_allowed(), counted)
+    child = level.fork()  # whatever can be done before is cheaper there
     if child == 0:
-        _be_program(level, job, processes, its.fileno())
+        _be_program(level, job, limits, its.fileno())
     try:
         its.close()
         nonce = os.urandom(verdict.NONCE_BYTES)  # made after the fork, so that no copy of it is in the program
@@ -283,14 +284,14 @@ class _Watch:
         return {"status": status, "stage": stage, "seconds": time.monotonic() - self._started, **fields}
 
 
-def _be_program(level: Level, job: Job, processes: int, verdict_fd: int) -> NoReturn:
+def _be_program(level: Level, job: Job, limits: list[tuple[int, int, int]], verdict_fd: int) -> NoReturn:
     """Prepare the surroundings, then become the program."""
     try:
         level.furnish()
         _arrange_descriptors(job, verdict_fd)
         verdict_fd = program.VERDICT_FD
         os.setsid()
-        confinement.limit(job.memory_bytes, job.timeout, processes, memory_is_counted=level.memory is not None)
+        confinement.set_limits(limits)
         level.drop_rights()
         linux.die_with_parent(signal.SIGKILL)  # where no namespace sees to that, should the helper be killed
         confinement.forbid_system_calls(memory_is_counted=level.memory is not None)
@@ -304,7 +305,7 @@ def _arrange_descriptors(job: Job, verdict_fd: int) -> None:
     """Keep what the program needs, at numbers it knows, and close all else."""
     wanted = dict(zip((program.CANDIDATE_FD, program.TEXT_FD, program.OUTPUT_FD), job.files, strict=False))
     wanted[program.VERDICT_FD] = verdict_fd
-    wanted[2] = os.open(os.devnull, os.O_WRONLY)
+    wanted[2] = 1  # nowhere, as the helper's own output
     if job.mode == "script":
         wanted[0], wanted[1] = wanted.pop(program.TEXT_FD), wanted.pop(program.OUTPUT_FD)
     copies = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, program.LAST_FD + 1) for number, fd in wanted.items()}

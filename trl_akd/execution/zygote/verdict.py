@@ -1,20 +1,18 @@
 """Frames from a program's process to its helper.
 
 A frame is one datagram: a letter for its kind, a seal, and text. The helper believes frames of the program's first
-process alone, and a pass only with its seal: a digest of a nonce, which the helper sends into the program's end of the
+process alone, and a pass only with its seal: a nonce, backwards, which the helper sends into the program's end of the
 socket after forking. It lies in the kernel, and in no memory of the program's process, until the tests have ended and
 `send_passed` fetches it.
 """
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass
 from typing import Any
 
 STAGE, PASSED, FAILED, MESSAGE, TROUBLE = b"S", b"P", b"F", b"M", b"T"
-NONCE_BYTES = 16
-SEAL_BYTES = 32
+NONCE_BYTES = SEAL_BYTES = 16
 MAX_FRAME = 16 << 10
 
 _FACTS: dict[str, type] = {
@@ -32,7 +30,7 @@ _MAX_NAME = 100
 _MAX_BASES = 32
 
 # The program may replace any function of any module; these references are taken before it runs.
-_read, _write, _dumps, _digest = os.read, os.write, json.dumps, hashlib.sha256
+_read, _write, _dumps = os.read, os.write, json.dumps
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def send_message(fd: int, message: str) -> None:
 
 def seal(nonce: bytes) -> bytes:
     """Return what proves that the sender of a pass knows the nonce, and did not just echo it."""
-    return _digest(PASSED + nonce).digest()
+    return nonce[::-1]
 
 
 def parse(datagram: bytes, nonce: bytes) -> Frame | None:

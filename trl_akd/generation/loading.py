@@ -1,0 +1,384 @@
+"""Configuration and loading of text generators: transformers or vLLM in this process, or a server."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from .protocol import TextGenerator
+
+if TYPE_CHECKING:
+    from .openai_generator import OpenAIGenerator
+
+__all__ = [
+    "DEFAULT_API_KEY_ENV",
+    "Backend",
+    "BackendConfig",
+    "DType",
+    "GeneratorConfig",
+    "LoadedGenerator",
+    "check_server_fields",
+    "generator_of_model",
+    "load_generator",
+    "max_new_tokens_for",
+    "read_json_object",
+    "weights_fingerprint",
+]
+
+Backend: TypeAlias = Literal["transformers", "vllm", "openai"]
+DType: TypeAlias = Literal["auto", "bfloat16", "float16", "float32"]
+
+DEFAULT_API_KEY_ENV = "OPENAI_API_KEY"
+_BATCH_SIZES = {"transformers": 16, "vllm": 128, "openai": 128}
+
+# Files with weights, and files that turn prompts into tokens and tokens into text.
+_MODEL_FILES = ("*.safetensors", "*model*.bin", "*config.json", "tokenizer*", "*.jinja", "vocab*", "merges.txt")
+_PROBES = 64
+_PROBE_SIZE = 1 << 16  # bytes; at most 4 MiB per file, whatever the model's size
+
+
+@dataclass
+class BackendConfig:
+    """
+    Configuration of the backend that generates text.
+
+    Args:
+        backend (`str`, *optional*, defaults to `"transformers"`):
+            Backend that runs the model: `"transformers"` or `"vllm"`, in this process, or `"openai"`, a server with
+            OpenAI's interface.
+        base_url (`str`, *optional*):
+            Address of the server, such as `http://localhost:8000/v1`.
+        api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
+            Environment variable that holds the server's API key.
+        extra_body (`dict`, *optional*):
+            Fields to add to each request, or to replace, as JSON; null removes a field.
+        concurrency (`int`, *optional*, defaults to `8`):
+            Maximum number of concurrent requests to the server.
+        request_timeout (`float`, *optional*, defaults to `120.0`):
+            Timeout of a request in seconds, until the whole response has arrived.
+        max_retries (`int`, *optional*, defaults to `5`):
+            Maximum number of retries of a failed request, with exponential backoff.
+        max_refusals (`int`, *optional*, defaults to `8`):
+            Number of consecutive prompts that the server may refuse without a reason before the run ends.
+        device_map (`str`, *optional*):
+            Placement of a transformers model on devices, such as `"auto"`. By default, the whole model is on one GPU
+            if there is one.
+        generation_batch_size (`int`, *optional*):
+            Number of sequences generated together on each process. Defaults to 16 for transformers and to 128
+            otherwise.
+
+    Raises:
+        ValueError: If a value is invalid, or if a field has no effect with this backend.
+    """
+
+    backend: Backend = "transformers"
+    base_url: str | None = None
+    api_key_env: str = DEFAULT_API_KEY_ENV
+    extra_body: dict[str, Any] | str | None = None
+    concurrency: int = 8
+    request_timeout: float = 120.0
+    max_retries: int = 5
+    max_refusals: int = 8
+    device_map: str | None = None
+    generation_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        self.extra_body = read_json_object("extra_body", self.extra_body)
+        if self.backend not in get_args(Backend):
+            raise ValueError(f"`backend` is {self.backend!r}; choose one of {', '.join(get_args(Backend))}.")
+        if (self.backend == "openai") != (self.base_url is not None):
+            raise ValueError(
+                f"`backend` is {self.backend!r} and `base_url` is {self.base_url!r}; an address goes with the backend "
+                "openai, and it with an address."
+            )
+        for name in ("concurrency", "max_refusals", "generation_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}; give at least 1, or leave it out.")
+        if self.request_timeout <= 0 or self.max_retries < 0:
+            raise ValueError(
+                f"`request_timeout` is {self.request_timeout} and `max_retries` is {self.max_retries}; allow more "
+                "than 0 seconds, and 0 retries or more."
+            )
+        check_server_fields(self, "base_url", ("extra_body", "api_key_env"))
+
+
+def check_server_fields(config: Any, url: str, names: tuple[str, ...], owner: str = "") -> None:
+    """Raise a ValueError if a field for a server is set although there is no server.
+
+    Args:
+        config:
+            Dataclass with the fields.
+        url (`str`):
+            Name of the field with the server's address.
+        names (`tuple[str, ...]`):
+            Names of fields that have no effect without it.
+        owner (`str`, *optional*):
+            Owner of the server, such as `"judge's "`, for the message.
+    """
+    if getattr(config, url) is not None:
+        return
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in names and value != field.default:
+            raise ValueError(
+                f"`{field.name}` is {value!r}, which is for the {owner}server; give `{url}`, too, or leave it out."
+            )
+
+
+def read_json_object(name: str, value: Any) -> dict[str, Any] | None:
+    """Return the value of a field that takes a JSON object, from its text or as it is.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"`{name}` is {value!r}, which is no JSON ({error}); give a JSON object.") from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"`{name}` is {value!r}; give a JSON object of fields and values.")
+    return value
+
+
+@dataclass
+class GeneratorConfig(BackendConfig):
+    """
+    Configuration of a model that generates text, and of its backend.
+
+    Args:
+        model_name_or_path (`str`, *optional*):
+            Model that generates: a folder, a name on the Hub or, for a server, the name under which it serves the
+            model.
+        model_revision (`str`, *optional*):
+            Branch, tag or commit of the model on the Hub.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Precision of the weights: `"auto"` (as saved), `"bfloat16"`, `"float16"` or `"float32"`.
+    """
+
+    model_name_or_path: str | None = None
+    model_revision: str | None = None
+    dtype: DType = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype not in get_args(DType):
+            raise ValueError(f"`dtype` is {self.dtype!r}; choose one of {', '.join(get_args(DType))}.")
+
+
+@dataclass(frozen=True)
+class LoadedGenerator:
+    """A text generator and the facts about its model.
+
+    Args:
+        generator (`TextGenerator`):
+            Generator. With a chat prompt style, prompts are sent as user messages.
+        batch_size (`int`):
+            Number of sequences that it generates together on each process.
+        revision (`str`, *optional*):
+            Commit of a model from the Hub.
+        model (`PreTrainedModel`, *optional*):
+            The model, if transformers runs it.
+    """
+
+    generator: TextGenerator
+    batch_size: int
+    revision: str | None = None
+    model: Any = None
+
+
+def load_generator(
+    config: GeneratorConfig,
+    *,
+    chat: bool,
+    accelerator: Any = None,
+    prefix: str = "",
+    **engine_args: Any,
+) -> LoadedGenerator:
+    """Load the model that a configuration names, or connect to its server.
+
+    Args:
+        config ([`GeneratorConfig`]):
+            Model and backend.
+        chat (`bool`):
+            Whether prompts are sent as user messages, by the tokenizer's chat template or the server's chat interface.
+        accelerator (`Accelerator`, *optional*):
+            Shares the work of transformers among its processes.
+        prefix (`str`, *optional*, defaults to `""`):
+            Prefix of the fields' names in messages, such as `"judge_"`.
+        **engine_args:
+            Arguments of `vllm.LLM`.
+
+    Raises:
+        OSError: If there is no such model.
+        ValueError: If the model is no language model or has no tokenizer, has no chat template although `chat` is set,
+            or cannot be run by its backend.
+        ImportError: If vLLM is not installed.
+    """
+    assert config.model_name_or_path is not None
+    batch_size = config.generation_batch_size or _BATCH_SIZES[config.backend]
+    if config.backend == "openai":
+        return LoadedGenerator(_connect(config, chat=chat, prefix=prefix), batch_size)
+    if config.backend == "vllm":
+        return LoadedGenerator(_start_vllm(config, accelerator, chat=chat, prefix=prefix, **engine_args), batch_size)
+    tokenizer, model = _load_tokenizer(config), _load_model(config, accelerator)
+    return LoadedGenerator(
+        generator_of_model(model, tokenizer, chat=chat, batch_size=batch_size, accelerator=accelerator),
+        batch_size,
+        getattr(model.config, "_commit_hash", None),
+        model,
+    )
+
+
+def generator_of_model(
+    model: Any, tokenizer: Any, *, chat: bool, batch_size: int = 16, accelerator: Any = None
+) -> TextGenerator:
+    """Return a generator for a transformers model in memory.
+
+    Args:
+        model (`PreTrainedModel`, `PeftModel` or engine), tokenizer (`PreTrainedTokenizerBase`):
+            As [`TransformersGenerator`] takes them.
+        chat (`bool`):
+            Whether prompts are user messages in the tokenizer's chat template.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Maximum number of sequences generated together on one process.
+        accelerator (`Accelerator`, *optional*):
+            Shares the prompts among its processes.
+
+    Raises:
+        ValueError: If the tokenizer has no chat template although `chat` is set.
+    """
+    from .transformers_generator import TransformersGenerator
+    from .wrappers import ChatGenerator
+
+    generator = TransformersGenerator(
+        model, tokenizer, batch_size=batch_size, accelerator=accelerator, add_special_tokens=not chat
+    )
+    return ChatGenerator(generator, tokenizer) if chat else generator
+
+
+def max_new_tokens_for(config: GeneratorConfig) -> int:
+    """Return the default maximum number of tokens per completion, which depends on the model's positions.
+
+    Raises:
+        OSError: If there is no such model.
+    """
+    if config.backend == "openai":  # a server does not report its positions
+        return 512
+    from transformers import AutoConfig
+
+    from .transformers_generator import default_max_new_tokens
+
+    _, name, revision = _base_model(config)
+    return default_max_new_tokens(AutoConfig.from_pretrained(name, revision=revision))
+
+
+def weights_fingerprint(model: str) -> str | None:
+    """Return a digest of names, sizes and samples of the content of a model's files, `None` for a name on the Hub.
+
+    A model that is retrained into the same folder, or given another tokenizer, gets another digest; a copy has the
+    same.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in _MODEL_FILES for path in folder.glob(pattern)):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            for offset in range(0, size, max(_PROBE_SIZE, size // _PROBES)):
+                file.seek(offset)
+                digest.update(file.read(_PROBE_SIZE))
+    return digest.hexdigest()[:16]
+
+
+def _connect(config: GeneratorConfig, *, chat: bool, prefix: str) -> "OpenAIGenerator":
+    from .openai_generator import OpenAIGenerator
+
+    assert config.base_url is not None and config.model_name_or_path is not None
+    assert not isinstance(config.extra_body, str)
+    if config.api_key_env != DEFAULT_API_KEY_ENV and config.api_key_env not in os.environ:
+        raise ValueError(
+            f"`{prefix}api_key_env` is {config.api_key_env!r}, but no environment variable has that name; set it "
+            f"to the key of {config.base_url}."
+        )
+    return OpenAIGenerator(
+        config.base_url,
+        config.model_name_or_path,
+        api_key=os.environ.get(config.api_key_env),
+        chat=chat,
+        concurrency=config.concurrency,
+        timeout=config.request_timeout,
+        max_retries=config.max_retries,
+        max_refusals=config.max_refusals,
+        extra_body=config.extra_body,
+    )
+
+
+def _start_vllm(
+    config: GeneratorConfig, accelerator: Any, *, chat: bool, prefix: str, **engine_args: Any
+) -> TextGenerator:
+    from .vllm_generator import VLLMGenerator
+    from .wrappers import ChatGenerator
+
+    assert config.model_name_or_path is not None
+    if accelerator is not None and accelerator.num_processes > 1:
+        raise ValueError(
+            f"`{prefix}backend` is 'vllm', which runs in this process, and there are several; serve the model with "
+            "`vllm serve` and use the backend openai."
+        )
+    adapter, base, _ = _base_model(config)
+    if adapter is not None:
+        raise ValueError(
+            f"`{prefix}backend` is 'vllm', but {config.model_name_or_path!r} is an adapter of {base!r}; merge it into "
+            "that model, or use the backend transformers."
+        )
+    tokenizer = _load_tokenizer(config)
+    generator = VLLMGenerator(
+        config.model_name_or_path,
+        tokenizer=tokenizer,
+        add_special_tokens=not chat,
+        dtype=config.dtype,
+        revision=config.model_revision,
+        **engine_args,
+    )
+    return ChatGenerator(generator, tokenizer) if chat else generator
+
+
+def _load_tokenizer(config: GeneratorConfig) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(config.model_name_or_path, revision=config.model_revision)
+
+
+def _load_model(config: GeneratorConfig, accelerator: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    from ..distributed import default_device
+
+    adapter, name, revision = _base_model(config)
+    encoder_decoder = AutoConfig.from_pretrained(name, revision=revision).is_encoder_decoder
+    kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
+    model = kind.from_pretrained(name, revision=revision, dtype=config.dtype, device_map=config.device_map)
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, config.model_name_or_path, revision=config.model_revision)
+    if config.device_map is None:
+        model = model.to(default_device() if accelerator is None else accelerator.device)
+    return model.eval()
+
+
+def _base_model(config: GeneratorConfig) -> tuple[str | None, str | None, str | None]:
+    """Return the configuration file of an adapter, if the model is one, and the full model's name and revision."""
+    from transformers.utils import find_adapter_config_file
+
+    adapter = find_adapter_config_file(config.model_name_or_path, revision=config.model_revision)
+    if adapter is None:
+        return None, config.model_name_or_path, config.model_revision
+    settings = json.loads(Path(adapter).read_text(encoding="utf-8"))
+    return adapter, settings["base_model_name_or_path"], settings.get("revision")

@@ -17,6 +17,27 @@ def divergence(a: Vector, b: Vector) -> float:
     return sum(x * log(x / y) for x, y in zip(a, b, strict=True) if x > 0)
 
 
+def mixture(a: Vector, b: Vector, share: float) -> Vector:
+    return [share * x + (1 - share) * y for x, y in zip(a, b, strict=True)]
+
+
+def generalized_jsd(p: Vector, q: Vector, beta: float) -> float:
+    """GKD, Eq. 1, whose limits TRL replaces by forward and reverse KL; p is the teacher's."""
+    if beta in (0.0, 1.0):
+        return divergence(q, p) if beta else divergence(p, q)
+    m = mixture(p, q, beta)
+    return beta * divergence(p, m) + (1 - beta) * divergence(q, m)
+
+
+def skew_kl(p: Vector, q: Vector, alpha: float) -> float:
+    return divergence(p, mixture(p, q, alpha))
+
+
+def top_and_tail(p: Vector, ids: list[int]) -> Vector:
+    """Probabilities of some tokens, and of all others together."""
+    return [p[token] for token in ids] + [sum(p[token] for token in range(len(p)) if token not in ids)]
+
+
 def entropy(a: Vector) -> float:
     return -sum(x * log(x) for x in a if x > 0)
 

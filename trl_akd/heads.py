@@ -1,4 +1,4 @@
-"""From a language model to the two things that the fused loss wants: final hidden states and the LM head.
+"""The two parts of a language model that the fused losses need: its final hidden states and its LM head.
 
 The model is causal, or an encoder-decoder, whose final hidden states are the decoder's.
 """
@@ -6,15 +6,14 @@ The model is causal, or an encoder-decoder, whose final hidden states are the de
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from .distributed import gathered
+from .losses.lm_head import LMHead
 
 # Keys of a model's forward that its backbone shares.
 BACKBONE_INPUTS = ("input_ids", "attention_mask", "position_ids", "decoder_input_ids")
@@ -30,46 +29,6 @@ def evaluating(model: Any) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-@dataclass(frozen=True)
-class LMHead:
-    """The last layer of a language model: `logits = cap * tanh(scale * (hidden @ weight.T + bias) / cap)`.
-
-    Args:
-        weight (`torch.Tensor` of shape `[V, H]`):
-            Projection from hidden states to logits.
-        bias (`torch.Tensor` of shape `[V]`, *optional*):
-            Added to the projection.
-        logit_scale (`float`, *optional*, defaults to `1.0`):
-            Factor on the projection.
-        softcap (`float`, *optional*):
-            Bound on the absolute value of a logit.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None = None
-    logit_scale: float = 1.0
-    softcap: float | None = None
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits `[..., V]` of hidden states `[..., H]`."""
-        logits = nn.functional.linear(hidden, self.weight.to(hidden.dtype), _cast(self.bias, hidden.dtype))
-        logits = logits * self.logit_scale
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
-
-    def parameters(self) -> list[torch.Tensor]:
-        """Return the tensors that a sharded model must gather before the head is used."""
-        return [self.weight] if self.bias is None else [self.weight, self.bias]
-
-    def to(self, device: torch.device) -> "LMHead":
-        """Return the head on `device`."""
-        bias = None if self.bias is None else self.bias.to(device)
-        return replace(self, weight=self.weight.to(device), bias=bias)
-
-    def whole(self) -> "LMHead":
-        """Return the head with whole tensors where FSDP2 left shards."""
-        return replace(self, weight=_whole(self.weight), bias=None if self.bias is None else _whole(self.bias))
 
 
 def lm_head(model: Any) -> LMHead:
@@ -187,7 +146,7 @@ def _decoder_hidden_states(
 
 
 @torch.no_grad()
-def prove_head(model: Any, input_ids: torch.Tensor, *, role: str) -> None:
+def verify_head(model: Any, input_ids: torch.Tensor, *, role: str) -> None:
     """Check that backbone and head together give the logits that `model` itself gives.
 
     Architectures differ in what they do to logits (scales, caps, extra projections). Four tokens tell whether
@@ -223,7 +182,7 @@ def prove_head(model: Any, input_ids: torch.Tensor, *, role: str) -> None:
 
 
 @torch.no_grad()
-def prove_packing(model: Any, input_ids: torch.Tensor, *, role: str) -> None:
+def verify_packing(model: Any, input_ids: torch.Tensor, *, role: str) -> None:
     """Check that `model` keeps packed samples apart when it is told their positions.
 
     Args:
@@ -251,7 +210,7 @@ def prove_packing(model: Any, input_ids: torch.Tensor, *, role: str) -> None:
 
 
 def _close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
-    """Compare up to a fraction of the largest value; a model that is not finite is not this test's business."""
+    """Compare up to a fraction of the largest value; values that are not finite count as close."""
     largest = expected.abs().max()
     return not bool(torch.isfinite(largest)) or bool((found - expected).abs().max() <= tolerance * largest)
 
@@ -272,11 +231,3 @@ def _logit_scale(config: Any) -> float:
     if scaling is None:
         return 1.0
     return float(scaling) if config.model_type == "hyperclovax" else 1.0 / float(scaling)
-
-
-def _cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    return None if tensor is None else tensor.to(dtype)
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

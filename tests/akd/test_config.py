@@ -41,6 +41,15 @@ def test_docstring_lists_the_fields_that_are_added_or_changed():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"divergence": "kl"}, "`divergence`: 'kl' is not a divergence; choose one of 'akd'"),
+        ({"divergence": None}, "`divergence`: None is not"),
+        ({"divergence_kwargs": {"beta": 0.5}}, "'akd' takes its beta from `beta` and `beta_strategy`"),
+        ({"divergence": "jsd", "beta": 0.5}, "`beta` is 0.5, which has no effect with divergence='jsd'; use"),
+        ({"divergence": "jsd", "beta_strategy": "m1"}, "`beta_strategy` is 'm1', which has no effect with"),
+        ({"divergence": "jsd", "divergence_kwargs": {"alpha": 0.5}}, "has no knob 'alpha'; it takes 'beta'"),
+        ({"divergence": "jsd", "divergence_kwargs": {"beta": 2}}, "beta is 2; it is a share"),
+        ({"divergence": "skew_kl", "divergence_kwargs": 0.1}, "`divergence_kwargs` is 0.1; give a dictionary"),
+        ({"divergence": "jsd", "divergence_kwargs": {"temperature": 2.0}}, "has no knob 'temperature'"),
         ({"beta": 0.5}, "`beta` is 0.5, which has no effect with beta_strategy='akd'"),
         ({"beta_strategy": "fixed"}, "`beta` is not set"),
         ({"beta_strategy": "fixed", "beta": 1.5}, r"`beta` is 1.5; .*\[0, 1\]"),
@@ -97,6 +106,14 @@ def test_bad_values_are_named_with_a_remedy(settings, message):
 
 def test_replace_keeps_a_learned_beta_unset():
     assert dataclasses.replace(make(), learning_rate=1e-3).beta is None
+
+
+@pytest.mark.parametrize("given", [{"beta": 0.2}, '{"beta": 0.2}'])  # the latter from a command line
+def test_arguments_of_a_divergence(given):
+    config = make(divergence="jsd", divergence_kwargs=given)
+    assert config.divergence_knobs(0.9) == {"beta": 0.2}
+    assert make().divergence_knobs(0.9) == {"beta": 0.9}
+    assert make(divergence="skew_kl").divergence_knobs(0.9) == {}
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])

@@ -21,8 +21,8 @@ from trl import SFTConfig, SFTTrainer
 
 from tests import tiny
 from trl_akd import AKDConfig, AKDTrainer, CodePLANConfig, CodePLANTrainer, IterKDConfig, IterKDTrainer
-from trl_akd.akd.checks import _NEVER_CALLED
 from trl_akd.akd.gkd import GKDConfig, GKDTrainer
+from trl_akd.akd.validation import _NEVER_CALLED
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"

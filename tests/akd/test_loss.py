@@ -6,7 +6,7 @@ from peft import LoraConfig
 from transformers import LlamaForCausalLM
 
 from tests import tiny
-from trl_akd.losses.divergences import forward_kl, reverse_kl
+from trl_akd.losses import divergences
 
 FAMILIES = ["llama", "llama_tied", "qwen2", "codegen", "gpt_bigcode"]
 
@@ -15,7 +15,7 @@ def batch_of(trainer):
     return trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
 
 
-def by_hand(trainer, batch, beta, normalization="sequence", temperature=1.0, ce_weight=0.0):
+def by_hand(trainer, batch, beta, normalization="sequence", temperature=1.0, ce_weight=0.0, rule="akd", knobs=None):
     """Eq. 9 with loops over samples, from the models' own logits."""
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     student, teacher = trainer.model(**inputs).logits, trainer.teacher.model(**inputs).logits
@@ -26,8 +26,9 @@ def by_hand(trainer, batch, beta, normalization="sequence", temperature=1.0, ce_
         for position in range(1, len(labels)):
             if labels[position] != -100:
                 q, p = student[row, position - 1, :shared], teacher[row, position - 1, :shared]
-                mixed = (1 - beta) * forward_kl(q, p, temperature) + beta * reverse_kl(q, p, temperature)
-                tokens.append(mixed - ce_weight * torch.log_softmax(q, -1)[labels[position]])
+                knobs = {"beta": beta} if knobs is None else knobs
+                divergence = divergences.get(rule)(q, p, temperature=temperature, **knobs)
+                tokens.append(divergence - ce_weight * torch.log_softmax(q, -1)[labels[position]])
         samples.append(torch.stack(tokens))
     if normalization == "sequence":
         return torch.stack([tokens.mean() for tokens in samples]).mean()
@@ -64,8 +65,11 @@ def assert_same_gradients(trainer, loss, expected):
         {"beta_strategy": "fixed", "beta": 0.0},
         {"beta_strategy": "fixed", "beta": 1.0},
         {"gradient_checkpointing": True},
+        {"divergence": "jsd", "divergence_kwargs": {"beta": 0.2}, "kd_temperature": 2.0, "ce_weight": 0.7},
+        {"divergence": "skew_kl"},
+        {"divergence": "reverse_kl", "normalization": "token"},
     ],
-    ids=lambda settings: "-".join(settings),
+    ids=lambda settings: "-".join(map(str, settings)),
 )
 def test_settings_reach_the_loss(trainer, settings):
     made = trainer(**settings)
@@ -79,6 +83,8 @@ def test_settings_reach_the_loss(trainer, settings):
         settings.get("normalization", "sequence"),
         settings.get("kd_temperature", 1.0),
         settings.get("ce_weight", 0.0),
+        settings.get("divergence", "akd"),
+        settings.get("divergence_kwargs", {} if "divergence" in settings else None),
     )
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
     assert_same_gradients(made, loss, expected)
@@ -144,7 +150,7 @@ def test_prompt_and_padding_have_no_influence(trainer):
         hidden["states"] = states
 
     handle = made.model.model.register_forward_hook(nudge)
-    made._student_proven = True
+    made._student_is_verified = True
     made.compute_loss(made.model, dict(batch)).backward()
     handle.remove()
     moved = hidden["states"].grad[:, :-1].abs().sum(-1) > 0
@@ -198,9 +204,9 @@ def test_self_teacher_keeps_its_own_head(pair, config):
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     with torch.no_grad(), made.model.disable_adapter():
         expected = made.model(**inputs).logits
-    with made.teacher.observe(inputs):
-        hidden, head = made.teacher.knowledge(made.model)
-    torch.testing.assert_close(head.logits(hidden), expected)
+    with made.teacher.forward(inputs):
+        signal = made.teacher.signal(made.model)
+    torch.testing.assert_close(signal.head.logits(signal.hidden), expected)
 
 
 def test_adapter_on_the_head_is_refused(trainer):

@@ -1,20 +1,55 @@
-"""A `teacher_model` of one's own class."""
+"""A `teacher_model` of the user's own class, with dense and sparse signals."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 
 from tests import tiny
 from trl_akd import AKDTrainer, CodePLANConfig, CodePLANTrainer
-from trl_akd.heads import LMHead, final_hidden_states, lm_head
+from trl_akd.heads import final_hidden_states, lm_head
+from trl_akd.losses import LMHead
+from trl_akd.teachers import DenseSignal, SparseSignal
 
 
 class Halves:
-    """Average the logits of two language models."""
+    """Average the logits of language models."""
 
     def __init__(self, *models):
         self.models = models
+
+    def forward(self, inputs):
+        with torch.no_grad():
+            self.hidden = [final_hidden_states(model, inputs) for model in self.models]
+        return nullcontext()
+
+    def signal(self, student):
+        weights = [lm_head(model).weight.detach() / len(self.models) for model in self.models]
+        return DenseSignal(torch.cat(self.hidden, dim=-1), LMHead(torch.cat(weights, dim=1)))
+
+
+class TopK:
+    """Keep the most probable tokens of a language model, and the mass of the others."""
+
+    def __init__(self, model, k, temperature=1.0):
+        self.model, self.k, self.temperature = model, k, temperature
+
+    def forward(self, inputs):
+        with torch.no_grad():
+            self.logits = self.model(**inputs).logits
+        return nullcontext()
+
+    def signal(self, student):
+        return SparseSignal.from_logits(self.logits, self.k, self.temperature)
+
+
+class Observed:
+    """A teacher with the methods of the former interface."""
+
+    vocabulary_size = 300
+
+    def __init__(self, model):
+        self.model = model
 
     @contextmanager
     def observe(self, inputs):
@@ -23,9 +58,7 @@ class Halves:
 
     def knowledge(self, student):
         with torch.no_grad():
-            hidden = [final_hidden_states(model, self.inputs) for model in self.models]
-        weights = [lm_head(model).weight.detach() / len(self.models) for model in self.models]
-        return torch.cat(hidden, dim=-1), LMHead(torch.cat(weights, dim=1))
+            return final_hidden_states(self.model, self.inputs), lm_head(self.model)
 
 
 def losses(made):
@@ -92,3 +125,49 @@ def test_codeplan_learns_from_it_too(pair, tmp_path):
     args = CodePLANConfig(**settings, code_objective="akd")
     made = CodePLANTrainer(pair[0], Halves(tiny.model("qwen2", seed=2)), args, train_dataset=rows)
     assert all(loss > 0 for loss in losses(made))
+
+
+@pytest.mark.parametrize("settings", [{}, {"divergence": "jsd"}, {"lmbda": 1.0, "max_new_tokens": 4}])
+def test_all_tokens_sparse_are_the_model(pair, config, settings):
+    teacher = tiny.model("qwen2", hidden=48, seed=2)
+    common = {"train_dataset": tiny.rows(8), "eval_dataset": tiny.rows(4), "processing_class": tiny.tokenizer()}
+    settings = {"eval_strategy": "steps", "eval_steps": 1, **settings}
+    dense = AKDTrainer(tiny.model(seed=1), teacher, config(**settings), **common)
+    sparse = AKDTrainer(tiny.model(seed=1), TopK(teacher, tiny.VOCABULARY), config(**settings), **common)
+    for made in (dense, sparse):
+        made.train()
+    for ours, theirs in zip(sparse.state.log_history, dense.state.log_history, strict=True):
+        compared = {key for key in theirs if "kd/" in key or key in ("loss", "grad_norm", "eval_loss", "entropy")}
+        assert {key: ours[key] for key in compared} == pytest.approx({key: theirs[key] for key in compared}, rel=1e-4)
+    assert ("kd/beta" in sparse.state.log_history[0]) == ("divergence" not in settings)
+
+
+def test_a_few_tokens_teach_towards_the_whole(pair, config):
+    """Training on four tokens and a tail lowers the divergence of the whole distributions."""
+    teacher = tiny.model("qwen2", hidden=48, seed=2)
+    student = tiny.model(seed=1)
+    settings = {"train_dataset": tiny.rows(8), "processing_class": tiny.tokenizer()}
+    made = AKDTrainer(student, TopK(teacher, 4), config(max_steps=12), **settings)
+    whole = AKDTrainer(student, teacher, config(), eval_dataset=tiny.rows(8), **settings)
+    before = whole.evaluate()
+    found = losses(made)
+    after = whole.evaluate()
+    assert found[-1] < 0.7 * found[0]
+    assert after["eval_kd/forward_kl"] < 0.9 * before["eval_kd/forward_kl"]
+
+
+def test_a_sparse_teacher_at_another_temperature(pair, config):
+    teacher = TopK(tiny.model("qwen2", seed=2), 4, temperature=2.0)
+    with pytest.raises(ValueError, match=r"temperature is 1\.0, but the teacher's log-probabilities"):
+        AKDTrainer(pair[0], teacher, config(), train_dataset=tiny.rows(8)).train()
+    assert losses(AKDTrainer(pair[0], teacher, config(kd_temperature=2.0), train_dataset=tiny.rows(8)))
+
+
+def test_the_former_interface(pair, config):
+    model = tiny.model("qwen2", vocabulary=300, seed=2)
+    with pytest.warns(FutureWarning, match=r"Observed\) has the methods `observe` and `knowledge`.*deprecated"):
+        made = AKDTrainer(pair[0], Observed(model), config(), train_dataset=tiny.rows(8))
+    teacher = Halves(model)
+    teacher.vocabulary_size = 300
+    expected = losses(AKDTrainer(pair[0], teacher, config(), train_dataset=tiny.rows(8)))
+    assert losses(made) == pytest.approx(expected)

@@ -198,13 +198,11 @@ def test_problems_that_are_too_long_are_dropped_and_counted(trainer, caplog):
         made = trainer(train_dataset=problems, max_length=128)
     assert made.train_dataset["index"] == [0]
     assert "Kept 1 of 3 problems" in caplog.text
-    assert "1 solutions are cut at the end, 1 plans left out" in caplog.text
+    assert "truncated 1 solutions and dropped 1 plans" in caplog.text
 
 
 def test_nothing_is_short_enough(trainer):
-    with pytest.raises(
-        ValueError, match=r"No row of the train dataset is short enough\. The first: A prompt of row 0"
-    ):
+    with pytest.raises(ValueError, match=r"Every row of the train dataset is too long\. The first: A prompt of row 0"):
         trainer(train_dataset=world.problems(3), max_length=16)
 
 

@@ -143,9 +143,6 @@ BOMBS = {
     "huge pages in pipes of children": "in_children(lambda: attempt(spliced, 60), 20)",
     "queues of file events": "attempt(watched_folder, 100)\nfile_events()",
     "record locks in children": "in_children(lambda: attempt(record_locks, 30), 40)",
-    "unlinked scratch files, blocks in children": "def unlinked(number):\n    file = open('u', 'w+b', 0)\n"
-    "    file.write(bytes(8 * MIB))\n    os.unlink('u')\n    return file\nattempt(unlinked, 500)\n"
-    "in_children(lambda: attempt(lambda n: fill(bytearray(MIB)), 500))",
     "threads": "threading.stack_size(256 << 10)\n"
     "attempt(lambda n: threading.Thread(target=time.sleep, args=(60,), daemon=True).start(), 2000)",
     "locked": "attempt(lambda n: libc.mlock(ctypes.c_char_p(bytes(8 * MIB)), 8 * MIB), 500)",

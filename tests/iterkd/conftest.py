@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from tests.iterkd.actors import Actors, Student
 from tests.iterkd.cycle_world import JUDGE_LAYOUT, LAYOUTS, RuleTeacher, answer, held_out, questions
 from trl_akd.generation.budget import BudgetedGenerator
-from trl_akd.iterkd.cycle_config import CycleConfig
-from trl_akd.iterkd.cycle_ledger import CycleLedger
-from trl_akd.iterkd.cycles import Cycles, Room
-from trl_akd.iterkd.judges import GenerativeJudge
-from trl_akd.iterkd.questions import read_questions
+from trl_akd.iterkd.cycle.config import CycleConfig
+from trl_akd.iterkd.cycle.cycles import Cycles, Room
+from trl_akd.iterkd.cycle.ledger import CycleLedger
+from trl_akd.iterkd.cycle.records import read_questions
+from trl_akd.iterkd.judge.judges import GenerativeJudge
 
 
 @pytest.fixture

@@ -7,17 +7,18 @@ from hypothesis import strategies as st
 
 from tests.iterkd.scripted import soda
 from trl_akd.execution import CodeExecutor, ExecutionResult
-from trl_akd.iterkd.feedback import (
+from trl_akd.iterkd.cycle.feedback import (
     Feedback,
     FeedbackConfig,
+    StaticView,
     feedback_level,
     feedback_metrics,
     feedback_score,
     listen,
 )
-from trl_akd.iterkd.judging import REFUSALS, RULES, Judgement, Unjudged, parse_judgement
-from trl_akd.iterkd.records import LEVELS, Question
-from trl_akd.iterkd.static_view import StaticView
+from trl_akd.iterkd.cycle.records import LEVELS, Question
+from trl_akd.iterkd.judge.reader import parse_judgement
+from trl_akd.iterkd.judge.rubric import REFUSALS, RULES, Judgement, Unjudged
 
 ORDER = {"hard": 0, "medium": 1, "easy": 2}
 OUTCOMES = {"fail": 0, "unknown": 1, "pass": 2}

@@ -12,7 +12,7 @@ from peft import LoraConfig
 
 from tests import tiny
 from trl_akd import AKDConfig, AKDTrainer, IterKDConfig
-from trl_akd.iterkd.contrast import contrastive_objective
+from trl_akd.iterkd.pair_loss import contrastive_objective
 from trl_akd.iterkd.pair_trainer import PairTrainer
 from trl_akd.losses.contrastive import Sequences, dpo, dpo_norm, infonce, simpo, unlikelihood
 
@@ -182,7 +182,7 @@ def test_evaluation_is_supervised(trainer):
 def test_the_teacher_reads_correct_answers_alone(trainer, monkeypatch):
     made = trainer(None, teacher(), objective="akd")
     batch = made.data_collator(list(made.train_dataset))
-    seen = made._targets(batch).taught_inputs["input_ids"]
+    seen = made._targets(batch).teacher_inputs["input_ids"]
     width = max(len(pair["prompt"]) + len(pair["completion"]) for pair in made.train_dataset)
     assert seen.shape == (8, width) and len(batch["input_ids"]) > 8
 

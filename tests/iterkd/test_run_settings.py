@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from tests import tiny
 from tests.iterkd import cycle_world
-from trl_akd.iterkd.cycle_config import CYCLE_MAY_CHANGE, CycleConfig
+from trl_akd.iterkd.cycle.config import CYCLE_MAY_CHANGE, CycleConfig
+from trl_akd.iterkd.cycle.run_settings import MAY_CHANGE, model_settings, training_settings
+from trl_akd.iterkd.cycle.teaching_config import MAY_CHANGE as TEACHING_MAY_CHANGE
+from trl_akd.iterkd.cycle.teaching_config import TeachingConfig
 from trl_akd.iterkd.iterkd_config import IterKDConfig
 from trl_akd.iterkd.iterkd_trainer import IterKDTrainer
 from trl_akd.iterkd.pair_trainer import PairTrainer
-from trl_akd.iterkd.run_settings import MAY_CHANGE, model_settings, training_settings
-from trl_akd.iterkd.teaching_config import MAY_CHANGE as TEACHING_MAY_CHANGE
-from trl_akd.iterkd.teaching_config import TeachingConfig
 
 # Every field that a run may not change. A field that is neither here nor among those that may change was added by a
 # new version of this package, TRL or transformers: say which it is.

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trl_akd.losses import forward_kl, fused_linear_divergence, reverse_kl
+from trl_akd.losses import DenseSignal, FusedDivergence, LMHead, divergences, fused_divergence
 
 TOKENS, STUDENT_WIDTH, TEACHER_WIDTH = 7, 4, 5
 
@@ -19,7 +19,7 @@ def problem(
     labels: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Arguments of `fused_linear_divergence`; tokens 1 and 5 weigh nothing, and token 3 has no label."""
+    """Arguments of `run`; tokens 1 and 5 weigh nothing, and token 3 has no label."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -87,8 +87,8 @@ def logits(arguments: dict[str, Any], side: str) -> Tensor:
 def reference_loss(arguments: dict[str, Any]) -> Tensor:
     """The objective by full logits, differentiable by autograd."""
     student, teacher = logits(arguments, "student"), logits(arguments, "teacher")
-    beta, temperature = arguments["beta"], arguments.get("temperature", 1.0)
-    loss = (1 - beta) * forward_kl(student, teacher, temperature) + beta * reverse_kl(student, teacher, temperature)
+    rule, knobs = divergences.get(arguments.get("divergence", "akd")), knobs_of(arguments)
+    loss = rule(student, teacher, temperature=arguments.get("temperature", 1.0), **knobs)
     if arguments.get("ce_weight"):
         nll = torch.nn.functional.cross_entropy(student, arguments["labels"], reduction="none")
         loss = loss + arguments["ce_weight"] * nll
@@ -103,5 +103,27 @@ def gradients(loss: Tensor, arguments: dict[str, Any]) -> list[Tensor]:
     return list(torch.autograd.grad(loss, trainable(arguments)))
 
 
+def knobs_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    return arguments.get("knobs", {"beta": arguments["beta"]})
+
+
+def run(arguments: dict[str, Any]) -> FusedDivergence:
+    """`fused_divergence` of a problem."""
+    rest = arguments | {"knobs": knobs_of(arguments)}
+    del rest["beta"]
+    hidden, heads = {}, {}
+    for side in ("student", "teacher"):
+        hidden[side] = rest.pop(f"{side}_hidden")
+        heads[side] = LMHead(
+            rest.pop(f"{side}_weight"),
+            rest.pop(f"{side}_bias", None),
+            rest.pop(f"{side}_logit_scale", 1.0),
+            rest.pop(f"{side}_softcap", None),
+        )
+    return fused_divergence(
+        hidden["student"], heads["student"], DenseSignal(hidden["teacher"], heads["teacher"]), **rest
+    )
+
+
 def fused(arguments: dict[str, Any]) -> Tensor:
-    return fused_linear_divergence(**arguments).loss
+    return run(arguments).loss

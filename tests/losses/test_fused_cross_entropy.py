@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests import oracles
-from trl_akd.losses import FusedCrossEntropy, fused_linear_cross_entropy
+from trl_akd.losses import FusedCrossEntropy, LMHead, fused_linear_cross_entropy
 
 TOKENS, WIDTH, WORDS = 7, 4, 11
 OPTIONS = {
@@ -23,7 +23,7 @@ EACH = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
 def problem(dtype: torch.dtype = torch.float64, bias: bool = False, **options: Any) -> dict[str, Any]:
-    """Arguments of the function; tokens 1 and 5 weigh nothing, and token 3 has no label."""
+    """Arguments of `run`; tokens 1 and 5 weigh nothing, and token 3 has no label."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -37,6 +37,12 @@ def problem(dtype: torch.dtype = torch.float64, bias: bool = False, **options: A
         **({"bias": draw(WORDS)} if bias else {}),
         **options,
     }
+
+
+def run(arguments: dict[str, Any]) -> FusedCrossEntropy:
+    rest = dict(arguments)
+    head = LMHead(rest.pop("weight"), rest.pop("bias", None), rest.pop("logit_scale", 1.0), rest.pop("softcap", None))
+    return fused_linear_cross_entropy(rest.pop("hidden"), head, **rest)
 
 
 def trainable(arguments: dict[str, Any]) -> list[Tensor]:
@@ -58,7 +64,7 @@ def reference(arguments: dict[str, Any]) -> Tensor:
 @EACH
 def test_equals_the_loops(options: dict[str, Any]) -> None:
     arguments = problem(**options)
-    result = fused_linear_cross_entropy(**arguments)
+    result = run(arguments)
     head = {
         "weight": arguments["weight"].tolist(),
         "bias": arguments["bias"].tolist() if "bias" in arguments else None,
@@ -79,7 +85,7 @@ def test_equals_the_loops(options: dict[str, Any]) -> None:
 @EACH
 def test_gradients_equal_autograd(options: dict[str, Any]) -> None:
     arguments = problem(**options)
-    found = torch.autograd.grad(fused_linear_cross_entropy(**arguments).loss * 3.0, trainable(arguments))
+    found = torch.autograd.grad(run(arguments).loss * 3.0, trainable(arguments))
     wanted = torch.autograd.grad(reference(arguments) * 3.0, trainable(arguments))
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -90,7 +96,7 @@ def test_lower_precision(dtype: torch.dtype, tolerance: float) -> None:
     arguments = problem(dtype, bias=True)
     expected = {key: value.detach().double().requires_grad_() if isinstance(value, Tensor) and value.requires_grad
                 else value for key, value in arguments.items()}  # fmt: skip
-    loss = fused_linear_cross_entropy(**arguments).loss
+    loss = run(arguments).loss
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(reference(expected).item(), rel=tolerance)
     for ours, theirs in zip(
@@ -104,7 +110,7 @@ def test_lower_precision(dtype: torch.dtype, tolerance: float) -> None:
 
 def test_no_token_counts() -> None:
     arguments = problem(bias=True, token_weights=torch.zeros(TOKENS))
-    result = fused_linear_cross_entropy(**arguments)
+    result = run(arguments)
     assert result.loss.item() == 0.0
     for gradient in torch.autograd.grad(result.loss, trainable(arguments)):
         assert not gradient.any()
@@ -113,12 +119,12 @@ def test_no_token_counts() -> None:
 def test_large_logits_overflow_nothing() -> None:
     arguments = problem()
     arguments["weight"] = (arguments["weight"].detach() * 1e4).requires_grad_()
-    assert fused_linear_cross_entropy(**arguments).loss.item() == pytest.approx(reference(arguments).item())
+    assert run(arguments).loss.item() == pytest.approx(reference(arguments).item())
 
 
 def test_without_gradients() -> None:
     with torch.no_grad():
-        result = fused_linear_cross_entropy(**problem())
+        result = run(problem())
     assert isinstance(result, FusedCrossEntropy) and not result.loss.requires_grad
 
 
@@ -135,4 +141,4 @@ def test_without_gradients() -> None:
 )
 def test_bad_arguments(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        fused_linear_cross_entropy(**{**problem(), **change})
+        run({**problem(), **change})

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests import oracles
-from tests.losses.problem import OPTIONS, TOKENS, fused, gradients, logits, problem, reference_loss, trainable
+from tests.losses.problem import OPTIONS, TOKENS, fused, gradients, logits, problem, reference_loss, run, trainable
 from trl_akd.losses import forward_kl, fused_linear_divergence, reverse_kl
 
 EVERY_OPTION = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
@@ -38,7 +38,7 @@ def test_two_words_by_hand():
 @EVERY_OPTION
 def test_equals_loops(options):
     arguments = problem(**options)
-    result = fused_linear_divergence(**arguments)
+    result = run(arguments)
     heads = {}
     for side in ("student", "teacher"):
         bias = arguments.get(f"{side}_bias")
@@ -118,7 +118,7 @@ def test_chunks_change_nothing(chunk_size):
 def test_blocks_of_a_chunk_change_nothing(monkeypatch):
     arguments = problem(**OPTIONS["everything"]) | {"chunk_size": 5}
     expected = gradients(fused(arguments), arguments)
-    monkeypatch.setattr("trl_akd.losses.sweep._block_size", lambda *_: 2)
+    monkeypatch.setattr("trl_akd.losses.fused_linear._block_size", lambda *_: 2)
     torch.testing.assert_close(gradients(fused(arguments), arguments), expected)
 
 
@@ -153,13 +153,33 @@ def test_ends_of_beta(beta, only):
     torch.testing.assert_close(fused(arguments), expected.sum())
 
 
+def test_plain_tensors():
+    arguments = problem(bias=True, temperature=2.5, chunk_size=3)
+    found = fused_linear_divergence(**arguments)
+    for name in vars(found):
+        torch.testing.assert_close(getattr(found, name), getattr(run(arguments), name))
+    torch.testing.assert_close(gradients(found.loss, arguments), gradients(fused(arguments), arguments))
+
+
 def test_beta_may_be_a_tensor_and_is_not_differentiated():
     beta = torch.tensor(0.3, requires_grad=True)
-    arguments = problem() | {"beta": beta}
-    loss = fused(arguments)
+    loss = fused_linear_divergence(**problem() | {"beta": beta}).loss
     torch.testing.assert_close(loss, fused(problem()), rtol=1e-6, atol=0.0)
     loss.backward()
     assert beta.grad is None
+    with pytest.raises(ValueError, match=r"beta is -0\.5"):
+        fused_linear_divergence(**problem() | {"beta": torch.tensor(-0.5)})
+
+
+def test_several_leading_dimensions():
+    arguments = problem(**OPTIONS["everything"])
+    flat = run(arguments)
+    for name in ("student_hidden", "teacher_hidden", "token_weights", "labels"):
+        arguments[name] = arguments[name].unflatten(0, (1, TOKENS))
+    shaped = run(arguments)
+    torch.testing.assert_close(shaped.loss, flat.loss)
+    for name in set(vars(flat)) - {"loss"}:
+        torch.testing.assert_close(getattr(shaped, name), getattr(flat, name)[None])
 
 
 def test_tokens_of_weight_zero_have_no_influence():
@@ -190,7 +210,7 @@ def test_nothing_to_learn(tokens):
         arguments[name] = arguments[name].detach()[:tokens]
     arguments["student_hidden"].requires_grad_()
     arguments["token_weights"] = torch.zeros(tokens)
-    result = fused_linear_divergence(**arguments)
+    result = run(arguments)
     assert result.loss == 0
     assert result.forward_kl.tolist() == [0.0] * tokens
     for gradient in gradients(result.loss, arguments):
@@ -240,7 +260,7 @@ def test_a_second_backward_raises():
 
 
 def test_everything_but_the_loss_is_detached():
-    result = fused_linear_divergence(**problem(labels=True))
+    result = run(problem(labels=True))
     assert result.loss.requires_grad
     for name in ("forward_kl", "reverse_kl", "student_entropy", "student_nll", "teacher_nll"):
         assert not getattr(result, name).requires_grad, name
@@ -261,9 +281,9 @@ def test_the_teacher_and_frozen_tensors_get_no_gradient():
 
 def test_without_gradients_the_numbers_are_the_same():
     arguments = problem(**OPTIONS["everything"])
-    expected = fused_linear_divergence(**arguments)
+    expected = run(arguments)
     with torch.no_grad():
-        result = fused_linear_divergence(**arguments)
+        result = run(arguments)
     assert not result.loss.requires_grad
     for name in vars(expected):
         torch.testing.assert_close(getattr(result, name), getattr(expected, name).detach())
@@ -318,7 +338,6 @@ def test_tiny_weights_of_half_inputs_survive():
     [
         ({"beta": 1.2}, r"beta is 1\.2"),
         ({"beta": math.nan}, "beta is nan"),
-        ({"beta": torch.tensor(-0.5)}, r"beta is -0\.5"),
         ({"temperature": 0.0}, r"temperature is 0\.0"),
         ({"ce_weight": 0.5}, r"ce_weight is 0\.5 without labels"),
         ({"chunk_size": 0}, "chunk_size is 0"),
@@ -326,8 +345,9 @@ def test_tiny_weights_of_half_inputs_survive():
         ({"vocab_size": 12}, "vocab_size is 12"),
         ({"student_weight": torch.zeros(0)}, r"student_weight \[0\].*ZeRO-3"),
         ({"teacher_weight": torch.zeros(11, 3)}, r"teacher_hidden has shape \[7, 5\] and teacher_weight \[11, 3\]"),
-        ({"student_hidden": torch.zeros(1, 7, 4)}, r"student_hidden has shape \[1, 7, 4\]"),
-        ({"teacher_hidden": torch.zeros(6, 5)}, "teacher_hidden has 6 tokens"),
+        ({"student_hidden": torch.zeros(1, 7, 4)}, r"token_weights has shape \[7\]; the hidden states need \[1, 7\]"),
+        ({"student_hidden": torch.zeros(7)}, r"token_weights has shape \[7\]; the hidden states need \[\]"),
+        ({"teacher_hidden": torch.zeros(6, 5)}, r"teacher_hidden has \[6\] tokens"),
         ({"token_weights": torch.ones(6)}, r"token_weights has shape \[6\]"),
         ({"token_weights": torch.ones(7, 1)}, r"token_weights has shape \[7, 1\]"),
         ({"labels": torch.zeros(8, dtype=torch.long)}, r"labels has shape \[8\]"),
@@ -339,4 +359,4 @@ def test_tiny_weights_of_half_inputs_survive():
 )
 def test_misuse_is_named(change, words):
     with pytest.raises(ValueError, match=words):
-        fused_linear_divergence(**(problem() | change))
+        run(problem() | change)

@@ -5,8 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trl_akd.losses import fused_linear_divergence
-from trl_akd.losses.sweep import _chunk_size
+from tests.losses.problem import run
+from trl_akd.losses.fused_linear import _chunk_size
 
 TOKENS, IGNORED, WORDS, STUDENT_WIDTH, TEACHER_WIDTH, CHUNK = 48, 16, 500, 8, 12, 5
 ALL_LOGITS = (TOKENS - IGNORED) * WORDS
@@ -71,14 +71,14 @@ def products(*widths):
 
 def test_four_matrix_products_and_no_token_of_weight_zero(arguments):
     with Spy() as spy:
-        fused_linear_divergence(**arguments).loss.backward()
+        run(arguments).loss.backward()
     assert spy.multiplications == products(STUDENT_WIDTH, TEACHER_WIDTH, STUDENT_WIDTH, STUDENT_WIDTH)
 
 
 def test_a_frozen_head_saves_a_product_and_its_buffer(arguments):
     arguments["student_weight"].requires_grad_(False)
     with Spy() as spy:
-        fused_linear_divergence(**arguments).loss.backward()
+        run(arguments).loss.backward()
     assert spy.multiplications == products(STUDENT_WIDTH, TEACHER_WIDTH, STUDENT_WIDTH)
     assert arguments["student_weight"].grad is None
     assert WORDS * STUDENT_WIDTH not in spy.sizes
@@ -87,13 +87,13 @@ def test_a_frozen_head_saves_a_product_and_its_buffer(arguments):
 def test_a_frozen_backbone_saves_a_product(arguments):
     arguments["student_hidden"].requires_grad_(False)
     with Spy() as spy:
-        fused_linear_divergence(**arguments).loss.backward()
+        run(arguments).loss.backward()
     assert spy.multiplications == products(STUDENT_WIDTH, TEACHER_WIDTH, STUDENT_WIDTH)
 
 
 def test_without_gradients_only_the_projections_are_left(arguments):
     with Spy() as spy, torch.no_grad():
-        fused_linear_divergence(**arguments)
+        run(arguments)
     assert spy.multiplications == products(STUDENT_WIDTH, TEACHER_WIDTH)
     assert WORDS * STUDENT_WIDTH not in spy.sizes
     assert not spy.operations & {torch.ops.aten.addcmul_, torch.ops.aten.scatter_add_, torch.ops.aten.square_}
@@ -101,13 +101,13 @@ def test_without_gradients_only_the_projections_are_left(arguments):
 
 def test_all_logits_never_exist(arguments):
     with Spy() as spy:
-        fused_linear_divergence(**arguments).loss.backward()
+        run(arguments).loss.backward()
     assert max(spy.sizes) == max(2 * CHUNK * WORDS, WORDS * STUDENT_WIDTH)
     assert max(spy.sizes) < ALL_LOGITS
 
 
 def test_the_backward_pass_hands_its_buffers_over(arguments):
-    loss = fused_linear_divergence(**arguments).loss
+    loss = run(arguments).loss
     with Spy() as spy:
         loss.backward()
     assert max(spy.sizes, default=0) <= 1
@@ -117,7 +117,7 @@ def test_the_backward_pass_hands_its_buffers_over(arguments):
 
 def test_heads_are_not_copied(arguments):
     with Spy() as spy, torch.no_grad():
-        fused_linear_divergence(**arguments)
+        run(arguments)
     assert WORDS * TEACHER_WIDTH not in spy.sizes
 
 

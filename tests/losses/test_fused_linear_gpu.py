@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from tests.losses.problem import OPTIONS, fused, gradients, problem
-from trl_akd.losses import fused_linear_divergence
+from tests.losses.problem import OPTIONS, fused, gradients, problem, run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -69,7 +68,7 @@ def test_memory_stays_far_below_all_logits():
     }
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    fused_linear_divergence(**arguments).loss.backward()
+    run(arguments).loss.backward()
     peak = torch.cuda.max_memory_allocated() - before
     assert peak < 6 * 4 * chunk * words + 3 * 4 * words * width
     assert peak < 4 * tokens * words

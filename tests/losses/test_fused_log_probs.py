@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trl_akd.losses.fused_log_probs import fused_linear_log_probs
+from trl_akd.losses import LMHead, fused_linear_log_probs
 
 
 def through_logits(hidden, weight, bias, labels, loss, scale=1.0, softcap=None):
@@ -36,10 +36,8 @@ def test_values_and_gradients(options, with_bias, chunk_size):
     wanted = [tensor for tensor in (hidden, weight, bias) if tensor is not None]
     expected = through_logits(hidden, weight, bias, labels, sequences, **options)
     expected_gradients = torch.autograd.grad(expected * 3, wanted)
-    found = fused_linear_log_probs(
-        hidden, weight, labels=labels, loss=sequences, bias=bias, chunk_size=chunk_size,
-        logit_scale=options.get("scale", 1.0), softcap=options.get("softcap"),
-    )  # fmt: skip
+    head = LMHead(weight, bias, options.get("scale", 1.0), options.get("softcap"))
+    found = fused_linear_log_probs(hidden, head, labels=labels, loss=sequences, chunk_size=chunk_size)
     torch.testing.assert_close(found.loss, expected.detach())
     for gradient, reference in zip(torch.autograd.grad(found.loss * 3, wanted), expected_gradients, strict=True):
         torch.testing.assert_close(gradient, reference)
@@ -47,7 +45,7 @@ def test_values_and_gradients(options, with_bias, chunk_size):
 
 def test_nothing_to_learn():
     hidden, weight, bias, labels = tensors()
-    found = fused_linear_log_probs(hidden, weight, labels=labels, loss=lambda values: 0.0 * values.sum(), bias=bias)
+    found = fused_linear_log_probs(hidden, LMHead(weight, bias), labels=labels, loss=lambda values: 0.0 * values.sum())
     for gradient in torch.autograd.grad(found.loss, (hidden, weight, bias)):
         assert (gradient == 0).all()
 
@@ -55,7 +53,7 @@ def test_nothing_to_learn():
 def test_without_gradients():
     hidden, weight, bias, labels = tensors(torch.float32)
     with torch.no_grad():
-        found = fused_linear_log_probs(hidden, weight, labels=labels, loss=sequences, bias=bias)
+        found = fused_linear_log_probs(hidden, LMHead(weight, bias), labels=labels, loss=sequences)
     assert not found.loss.requires_grad and not found.log_probs.requires_grad
     torch.testing.assert_close(found.loss, through_logits(hidden, weight, bias, labels, sequences).detach())
     assert (found.log_probs[labels == -100] == 0).all()

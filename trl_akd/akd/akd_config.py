@@ -10,6 +10,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from ..beta import AdaptiveBeta, BetaRegularizer, BetaStrategy
 from ..data.templates import PROMPT_TEMPLATES
+from ..losses import divergences
 from ..losses.reduction import Normalization
 from .checkpoint import load_state
 from .gkd import GKDConfig
@@ -31,25 +32,32 @@ class AKDConfig(GKDConfig):
     r"""
     Configuration of [`AKDTrainer`].
 
-    Lists what AKD adds to, or sets otherwise than, [`trl.experimental.gkd.GKDConfig`]; all other fields (`lmbda`,
-    `seq_kd`, `temperature`, `max_new_tokens`, `teacher_model_name_or_path`, `teacher_model_init_kwargs`, and those of
+    Only fields that are new, or whose defaults differ from [`trl.experimental.gkd.GKDConfig`], are listed; all others
+    (`seq_kd`, `temperature`, `max_new_tokens`, `teacher_model_name_or_path`, `teacher_model_init_kwargs`, and those of
     [`trl.SFTConfig`]) keep their meaning.
 
     Args:
+        divergence (`str`, *optional*, defaults to `"akd"`):
+            Divergence between teacher and student per token, a name in [`trl_akd.losses.divergences`]: `"akd"` (the
+            paper's mix of forward and reverse KL, to which the `beta` options belong), `"forward_kl"`, `"reverse_kl"`,
+            `"jsd"`, `"skew_kl"`, or one registered with [`trl_akd.losses.divergences.register`].
+        divergence_kwargs (`dict[str, Any]`, *optional*):
+            Arguments of the divergence, such as `{"beta": 0.5}` of `"jsd"` or `{"alpha": 0.1}` of `"skew_kl"`. `"akd"`
+            takes none here.
         beta_strategy (`str`, *optional*, defaults to `"akd"`):
-            How the mix of forward KL (β = 0) and reverse KL (β = 1) is chosen: `"akd"` (learned, drawn anew at each
-            epoch), `"m1"`, `"m2"` (the paper's ablations), `"random_epoch"` (drawn, never learned) or `"fixed"`.
+            How `divergence="akd"` mixes forward KL (β = 0) and reverse KL (β = 1): `"akd"` (learned, and redrawn at
+            each epoch), `"m1"`, `"m2"` (the paper's ablations), `"random_epoch"` (drawn, never learned) or `"fixed"`.
         beta (`float`, *optional*):
             The constant mix of `beta_strategy="fixed"`, in [0, 1]. Unlike GKD's, it mixes the two divergences
             linearly: 0 is plain KD, 1 is reverse KD. Must be left out with every other strategy.
         beta_initial_values (`list[float]`, *optional*, defaults to `[0.1, 0.6]`):
-            Values from which a new β is drawn (paper, Algorithm 1).
+            Values from which the initial β is drawn (paper, Algorithm 1).
         beta_learning_rate (`float`, *optional*, defaults to `0.01`):
-            Learning rate of β's own AdamW (paper, section 4.2). Not touched by the learning-rate scheduler.
+            Learning rate of the AdamW optimiser of β (paper, section 4.2), to which no scheduler applies.
         beta_regularization (`float`, *optional*, defaults to `0.5`):
             Strength λ of the regulariser on β, in nats (paper, Algorithm 1).
         beta_regularizer (`str`, *optional*, defaults to `"eq13"`):
-            Form of the regulariser: `"eq13"`, `"alg1"` or `"eq16"`, which contradict each other in the paper.
+            Form of the regulariser: `"eq13"`, `"alg1"` or `"eq16"`, three that contradict each other in the paper.
         kd_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of both distributions inside the divergence. (`temperature` is the sampling temperature.)
         normalization (`str`, *optional*, defaults to `"sequence"`):
@@ -61,36 +69,39 @@ class AKDConfig(GKDConfig):
             Template for rows with the columns `instruction`, `input` and `output`: `"alpaca"`, `"alpaca_akd_paper"`,
             `"starcoder"` or `"instruct_eval"`.
         loss_chunk_size (`int`, *optional*):
-            Tokens that the fused loss holds logits for at a time. Chosen from the vocabulary's size when left out.
+            Number of tokens per chunk of the fused loss. By default derived from the vocabulary size.
         teacher_model_revision (`str`, *optional*, defaults to `"main"`):
             Revision of the teacher on the Hub: a branch, a tag or a commit.
         teacher_device (`str`, *optional*):
-            Device on which the teacher stays, such as `"cpu"`. By default it lives where the student does.
+            Device of the teacher, such as `"cpu"`. Defaults to the student's.
         log_completions (`bool`, *optional*, defaults to `False`):
-            Log prompts and completions of generated text every `logging_steps` steps: printed if `rich` is installed,
-            saved as Parquet in the folder `completions`, and reported to `wandb` and `trackio` if these are used.
+            Whether to log prompts and completions of generated text every `logging_steps` steps: printed if `rich` is
+            installed, saved as Parquet in the folder `completions`, and reported to `wandb` and `trackio` if in use.
         num_completions_to_print (`int`, *optional*):
-            Number of completions to print, drawn at random. By default all of the step.
+            Number of completions to print, drawn at random. Defaults to all of the step.
         log_unique_prompts (`bool`, *optional*, defaults to `False`):
-            Report each prompt only once.
+            Whether to report each prompt only once.
         hub_strategy (`str`, *optional*, defaults to `"end"`):
             When to upload to the Hub with `push_to_hub`. The default uploads the trained student once; the other
             values of [`transformers.TrainingArguments`] also upload the output folder during training.
         bf16 (`bool`, *optional*):
-            Mixed precision in bfloat16. By default on where a GPU supports it; TRL's default fails without one.
+            Whether to use mixed precision in bfloat16. Defaults to `True` on a GPU that supports it; TRL's default
+            fails without one.
         lmbda (`float`, *optional*, defaults to `0.0`):
-            Fraction of batches on text sampled from the student. The paper trains on the data alone.
+            Fraction of batches on text sampled from the student. The paper uses none.
         learning_rate (`float`, *optional*, defaults to `1e-5`):
             Initial learning rate of the student (paper, section 4.2).
         num_train_epochs (`float`, *optional*, defaults to `10.0`):
-            Number of epochs. The paper is silent; its training time divided by its time per epoch gives ten.
+            Number of epochs. The paper does not state it; its training time divided by its time per epoch gives ten.
         max_length (`int` or `None`, *optional*, defaults to `512`):
             Maximum number of tokens of a row (paper, section 4.2). A prompt is never cut; a row whose prompt leaves no
             room for an answer is dropped and counted.
     """
 
-    _VALID_DICT_FIELDS = GKDConfig._VALID_DICT_FIELDS
+    _VALID_DICT_FIELDS = [*GKDConfig._VALID_DICT_FIELDS, "divergence_kwargs"]  # noqa: RUF012
 
+    divergence: str = "akd"
+    divergence_kwargs: dict[str, Any] | str | None = None
     beta_strategy: BetaStrategy = "akd"
     beta: float | None = None  # GKD's 0.5 would be a silent no-op when β is learned
     beta_initial_values: list[float] = field(default_factory=lambda: [0.1, 0.6])
@@ -116,30 +127,42 @@ class AKDConfig(GKDConfig):
 
     def __post_init__(self) -> None:
         self._check_types()
-        self._check_divergence()
+        self._check_beta()
         self._check_data()
         if self.bf16 is None:
             self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
         given_beta, self.beta = self.beta, 0.0  # GKD's own check compares it with numbers
         super().__post_init__()
+        self._check_divergence()  # its arguments may have been text, which TRL reads
         self._check_count("pad_to_multiple_of", optional=True)  # which TRL reads from text
         self.beta = given_beta
         self.make_beta()
 
     @property
     def generates(self) -> bool:
-        """Whether student or teacher write some of the text that is trained on."""
+        """Whether any of the training text is generated."""
         return self.lmbda > 0.0 or self.seq_kd
 
     @property
     def prompts_suffice(self) -> bool:
-        """Whether student or teacher write all of the text that is trained on, so that rows need no completion."""
+        """Whether all of the training text is generated, so that rows need no completion."""
         return self.lmbda == 1.0 or self.seq_kd
 
     @property
     def asks_teacher(self) -> bool:
-        """Whether anything is learned from a teacher."""
+        """Whether the objective uses a teacher."""
         return True
+
+    @property
+    def uses_beta(self) -> bool:
+        """Whether the divergence mixes forward and reverse KL by β."""
+        return self.divergence == "akd"
+
+    def divergence_knobs(self, beta: float) -> dict[str, Any]:
+        """Return the arguments of the divergence: the share `beta` of reverse KL, or `divergence_kwargs`."""
+        if self.uses_beta:
+            return {"beta": beta}
+        return self.divergence_kwargs if isinstance(self.divergence_kwargs, dict) else {}
 
     @property
     def evaluation_beta(self) -> float:
@@ -161,10 +184,14 @@ class AKDConfig(GKDConfig):
             raise ValueError(str(error).replace("`", "`beta_", 1)) from None
 
     def check_checkpoint(self, checkpoint: str) -> None:
-        """Raise the ValueError that says why a run cannot go on from a checkpoint folder, if it cannot."""
+        """Raise a ValueError with the reason if a run cannot resume from a checkpoint folder."""
         load_state(self.make_beta(), checkpoint)
 
     def _check_types(self) -> None:
+        try:
+            divergences.get(self.divergence)
+        except ValueError as error:
+            raise ValueError(f"`divergence`: {error}") from None
         for name in ("beta", "lmbda", "temperature", "kd_temperature", "ce_weight"):
             value = getattr(self, name)
             if not (_is_finite(value) or (name == "beta" and value is None)):
@@ -184,6 +211,24 @@ class AKDConfig(GKDConfig):
             raise ValueError(f"`{name}` is {value!r}; give an integer of at least 1{remedy}.")
 
     def _check_divergence(self) -> None:
+        knobs = self.divergence_kwargs
+        if not (knobs is None or isinstance(knobs, dict)):
+            raise ValueError(f"`divergence_kwargs` is {knobs!r}; give a dictionary, such as {{'beta': 0.5}}.")
+        if self.uses_beta:
+            if knobs:
+                raise ValueError(
+                    f"`divergence_kwargs` is {knobs}, but 'akd' takes its beta from `beta` and `beta_strategy`; leave "
+                    "it out, or choose another `divergence`."
+                )
+            return
+        try:
+            divergences.get(self.divergence).check(knobs or {})
+        except ValueError as error:
+            raise ValueError(f"`divergence` is {self.divergence!r} with divergence_kwargs={knobs}: {error}") from None
+
+    def _check_beta(self) -> None:
+        if not self.uses_beta:
+            self._check_without_effect(_OF_BETA, f"with divergence={self.divergence!r}; use `divergence_kwargs`")
         if self.beta is None and self.beta_strategy == "fixed":
             raise ValueError("`beta_strategy` is 'fixed' but `beta` is not set; give a `beta` in [0, 1].")
         if self.beta is not None and self.beta_strategy != "fixed":
@@ -234,15 +279,15 @@ class AKDConfig(GKDConfig):
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, which AKD does not support; {remedy}.")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled, as into each checkpoint's `training_args.bin`: all but the Hub's token."""
+        """Return the state to pickle, as into `training_args.bin` of a checkpoint, without the Hub token."""
         return {**self.__dict__, "hub_token": None}
 
     def _check_no_teacher_options(self, reason: str) -> None:
-        """Refuse options about teacher and divergence where no objective asks a teacher."""
+        """Refuse options about teacher and divergence if the objective uses no teacher."""
         self._check_without_effect(_OF_TEACHERS, reason)
 
     def _check_without_effect(self, names: Iterable[str], reason: str) -> None:
-        """Refuse options that differ from their defaults, for a reason that says when they count."""
+        """Refuse options that differ from their defaults; `reason` says when they have an effect."""
         defaults = {entry.name: _default(entry) for entry in fields(self)}
         for name in names:
             if getattr(self, name) != defaults[name]:
@@ -262,16 +307,22 @@ def _is_finite(value: object) -> bool:
 
 _SWITCHES = ("seq_kd", "disable_dropout", "packing", "padding_free", "log_completions", "log_unique_prompts")
 
-_OF_TEACHERS = (
-    "teacher_model_name_or_path",
-    "teacher_model_revision",
-    "teacher_device",
+_OF_BETA = (
     "beta",
     "beta_strategy",
     "beta_initial_values",
     "beta_learning_rate",
     "beta_regularization",
     "beta_regularizer",
+)
+
+_OF_TEACHERS = (
+    "teacher_model_name_or_path",
+    "teacher_model_revision",
+    "teacher_device",
+    "divergence",
+    "divergence_kwargs",
+    *_OF_BETA,
     "kd_temperature",
     "ce_weight",
 )

@@ -1,13 +1,13 @@
 r"""Adaptive knowledge distillation (AKD) for code generation, as a drop-in for TRL's `GKDTrainer`.
 
 The student minimises, on every target token, \((1-\beta)\,\mathrm{KL}(p\|q) + \beta\,\mathrm{KL}(q\|p)\) between the
-teacher's distribution p and its own q (Eq. 9), while β ascends it (Eq. 14). Departures from the paper, argued in
-`docs/methods/akd.md`: divergences carry a plus sign and sum over the vocabulary; the length that Eq. 9 divides by is
-the number of target tokens; β's gradient is that of Eq. 13.
+teacher's distribution p and its own q (Eq. 9), while β ascends it (Eq. 14), or another divergence. Departures from the
+paper, argued in `docs/methods/akd.md`: divergences carry a plus sign and sum over the vocabulary; the length that
+Eq. 9 divides by is the number of target tokens; β's gradient is that of Eq. 13.
 
-Departures from `GKDTrainer`: the divergence is a linear mix, not a Jensen-Shannon interpolation; it is computed
-without full logits; the global batch has one divisor, counted after generation, whatever the accumulation and the
-ranks.
+Departures from `GKDTrainer`: the default divergence is a linear mix, not a Jensen-Shannon interpolation; it is
+computed without full logits; the global batch has one divisor, counted after generation, whatever the gradient
+accumulation and the number of processes.
 """
 
 import logging
@@ -33,16 +33,30 @@ from ..data.tokenization import PROMPT_COLUMN, prepare_dataset
 from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
 from ..distributed import own_rows, take_compilation, through_forward, unwrapped, widest_float
 from ..generation.decoding import collect_eos_token_ids
-from ..heads import LMHead, compiler, final_hidden_states, hidden_states_and_router_loss, lm_head
-from ..losses.fused_linear import FusedDivergence
-from ..teachers import LocalTeacher, NoTeacher, SelfTeacher, Teacher, load_teacher
-from ..teachers.local import prove_architecture
+from ..heads import compiler, final_hidden_states, hidden_states_and_router_loss, lm_head
+from ..losses.fused_linear import FusedDivergence, fused_divergence
+from ..losses.lm_head import LMHead
+from ..teachers import (
+    LocalTeacher,
+    NoTeacher,
+    SelfTeacher,
+    Teacher,
+    TeacherSignal,
+    as_teacher,
+    load_teacher,
+    verify_architecture,
+)
 from .akd_config import AKDConfig
-from .batches import Batch, Targets, number_of_tokens, row_numbers, targets, without_repeats
+from .batches import Batch, Targets, causal_targets, number_of_tokens, row_numbers, without_repeats
 from .beta_schedule import BetaSchedule
 from .checkpoint import load_state, save_state
-from .checks import (
-    adapters_of,
+from .gkd import GKDTrainer
+from .metrics import METRICS, DistillationMetrics, Means, loss_from_means, not_finite
+from .model_card import find_license, model_card, objective, provenance
+from .model_utils import adapters_of, disable_dropout, evaluation_name, name_of, named_datasets, tokenizer_of
+from .on_policy import CompletionLog, is_on_policy, sample_rows, sampling_config, sampling_seed
+from .upload import upload_student
+from .validation import (
     check_adapter,
     check_architectures,
     check_arguments,
@@ -53,39 +67,27 @@ from .checks import (
     check_parallelism,
     check_tokenizer,
     check_unused,
-    evaluation_name,
-    name_of,
-    named_datasets,
-    tokenizer_of,
 )
-from .completions import CompletionLog
-from .dropout import disable_dropout
-from .gkd import GKDTrainer
-from .metrics import METRICS, DistillationMetrics, Means
-from .model_card import find_license, model_card, objective, provenance
-from .objective import adaptive_divergence, mixed_loss, not_finite
-from .on_policy import is_on_policy, sample_rows, sampling_config, sampling_seed
-from .upload import upload_student
 
 logger = logging.getLogger(__name__)
 
 
 class AKDTrainer(GKDTrainer):
-    """Train a student on the divergence from a teacher, with a learnable mix of forward and reverse KL.
+    """Trainer of adaptive knowledge distillation: a divergence from a teacher, by default a learnable mix of both KLs.
 
     Accepts what [`trl.experimental.gkd.GKDTrainer`] accepts. Differences:
 
     - Datasets may have `prompt` and `completion`, `messages`, Alpaca's columns, or `input_ids` and `labels`. They are
       tokenised once, here, unless `args.dataset_kwargs` has `skip_prepare_dataset`.
     - Student and teacher may have vocabularies of different size, if their tokenizers agree on the shared prefix.
-    - Without a teacher, a PEFT student is its own: the adapter is switched off.
-    - A `data_collator` receives the rows as they are; nothing is tokenised beforehand.
+    - Without a teacher, a PEFT student learns from itself with the adapter disabled.
+    - A `data_collator` receives raw rows; nothing is tokenised beforehand.
 
     Args:
         model (`PreTrainedModel` or `str`):
             The student, or its name or path.
         teacher_model (`PreTrainedModel`, `str` or [`~trl_akd.teachers.Teacher`], *optional*):
-            The teacher, its name or path, or an object that gives hidden states and an LM head batch by batch.
+            The teacher, its name or path, or an object that yields a dense or sparse signal per batch.
             Defaults to `args.teacher_model_name_or_path`.
         args (`AKDConfig`, *optional*):
             Configuration.
@@ -102,7 +104,7 @@ class AKDTrainer(GKDTrainer):
             The teacher's tokenizer, compared with the student's. By default loaded from the teacher's name or path
             where it has one that differs from the student's.
         peft_config (`PeftConfig`, *optional*):
-            Trains an adapter instead of the whole student.
+            Configuration of an adapter to train instead of the whole student.
         **kwargs:
             `compute_metrics`, `callbacks`, `optimizers`, `preprocess_logits_for_metrics` and `quantization_config`, as
             in [`trl.SFTTrainer`].
@@ -143,7 +145,7 @@ class AKDTrainer(GKDTrainer):
         args = AKDConfig(f"{(name_of(model) or 'model').split('/')[-1]}-AKD") if args is None else args
         check_adapter(peft_config, *adapters_of(model), *adapters_of(teacher_model))
         check_parallelism(args.parallelism_config)
-        teacher_model = args.teacher_model_name_or_path if teacher_model is None else teacher_model
+        teacher_model = args.teacher_model_name_or_path if teacher_model is None else as_teacher(teacher_model)
         check_models(
             model, teacher_model, args, trains_adapter=peft_config is not None or hasattr(model, "peft_config")
         )
@@ -194,7 +196,7 @@ class AKDTrainer(GKDTrainer):
         self.distillation_metrics = {mode: DistillationMetrics(self._measured) for mode in ("train", "eval")}
         self.provenance = provenance(model, teacher_model, args)
         self.scores: dict[int, list[EvalResult]] = {}
-        self._student_proven = False
+        self._student_is_verified = False
         self._completions = CompletionLog(args, self._tokenizer, self.accelerator)
         self.add_callback(BetaSchedule(self.adaptive_beta, self._finish_step))
 
@@ -235,7 +237,7 @@ class AKDTrainer(GKDTrainer):
         return prepared
 
     def _tokenize(self, dataset: Dataset, args: Any, packing: bool, name: str) -> tuple[Dataset, Any]:
-        """Return the rows that the collator reads, and a report of those that were cut and dropped."""
+        """Return the rows for the collator, and a report of truncated and dropped ones."""
         return prepare_dataset(
             dataset,
             self._tokenizer,
@@ -304,7 +306,7 @@ class AKDTrainer(GKDTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor]:
-        """Fetch the micro-batches of one optimiser step, generate where due, then count what the loss divides by."""
+        """Return the micro-batches of one optimiser step, with generated text, and their number of items."""
         batches = list(islice(epoch_iterator, num_batches))
         repeats = own_rows(self.accelerator) if batches else None
         batches = self._complete(batches)
@@ -319,18 +321,18 @@ class AKDTrainer(GKDTrainer):
         return batches, items
 
     def _complete(self, batches: list[Batch]) -> list[Batch]:
-        """Give the micro-batches of one optimiser step their final form, before anything is counted."""
+        """Complete the micro-batches of one optimiser step, before their items are counted."""
         return [self._with_generated_text(batch, micro_batch) for micro_batch, batch in enumerate(batches)]
 
     def _without_repeats(self, batch: Batch, rows: int, own: int) -> Batch:
-        """Return a batch of `rows` rows of which the first `own` count; other batches have the rest as well."""
+        """Return a batch of `rows` rows of which only the first `own` count; other batches have the rest as well."""
         if "row_lengths" not in batch and len(batch["labels"]) % rows:
             return batch  # from a collator that joins rows, which cannot be told apart
         return without_repeats(batch, row_numbers(batch, rows), own)
 
     def _targets(self, batch: Batch) -> Targets:
-        """Return what a batch asks of the student."""
-        return targets(batch, self.args.normalization)
+        """Return the targets of a batch."""
+        return causal_targets(batch, self.args.normalization)
 
     def _with_generated_text(self, batch: Batch, micro_batch: int) -> Batch:
         step = self.state.global_step
@@ -355,7 +357,7 @@ class AKDTrainer(GKDTrainer):
     # Loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Run one micro-batch. Text was generated beforehand, in `get_batch_samples`."""
+        """Run one micro-batch, whose text was generated in `get_batch_samples`."""
         loss: torch.Tensor = SFTTrainer.training_step(self, *args, **kwargs)
         return loss
 
@@ -366,9 +368,9 @@ class AKDTrainer(GKDTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | float | None = None,
     ) -> Any:
-        """Return the micro-batch's share of the global loss: a 0-dim float32 tensor, in nats.
+        """Return the micro-batch's part of the global loss: a 0-dim float32 tensor, in nats.
 
-        Shares add up to the global batch's loss over accumulation steps, and average to it over ranks, as DDP and
+        Parts add up to the global batch's loss over accumulation steps, and average to it over ranks, as DDP and
         DeepSpeed average gradients.
 
         Args:
@@ -380,23 +382,23 @@ class AKDTrainer(GKDTrainer):
                 Also return the student's outputs, with full logits.
             num_items_in_batch (`torch.Tensor` of shape `[tasks]` or `[]`, or `float`, *optional*):
                 Divisor of the global batch: its number of samples, or of target tokens with `normalization="token"`.
-                By default that of this batch alone.
+                By default the number of this batch.
         """
-        wanted = self._targets(inputs)
-        items, ranks = wanted.items, 1
+        targets = self._targets(inputs)
+        items, ranks = targets.items, 1
         if num_items_in_batch is not None:
             items = torch.as_tensor(num_items_in_batch, device=items.device).expand_as(items)
             if self.model.training and self.args.average_tokens_across_devices:
                 ranks = self.accelerator.num_processes  # otherwise the items are those of this rank alone
-        student, share = unwrapped(model, self.model, self.accelerator), wanted.share(items, ranks)
-        with self.teacher.observe(wanted.taught_inputs):
+        student, weights = unwrapped(model, self.model, self.accelerator), targets.scaled_weights(items, ranks)
+        with self.teacher.forward(targets.teacher_inputs):
             loss, sums, router_loss = through_forward(
-                model, student, lambda: self._student_loss(student, wanted, share)
+                model, student, lambda: self._student_loss(student, targets, weights)
             )
         if not torch.isfinite(loss):
             raise not_finite(sums, self.state.global_step, self.args)
         mode = "train" if self.model.training else "eval"
-        self.distillation_metrics[mode].add(sums, wanted.weight_by_task(), number_of_tokens(inputs))
+        self.distillation_metrics[mode].add(sums, targets.weight_by_task(), number_of_tokens(inputs))
         if self.aux_loss_enabled:
             steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
             loss = loss + self.router_aux_loss_coef * router_loss / steps
@@ -404,41 +406,58 @@ class AKDTrainer(GKDTrainer):
         if not return_outputs:
             return loss
         with torch.no_grad():
-            return loss, model(**wanted.inputs)
+            return loss, model(**targets.inputs)
 
     def _student_loss(
-        self, student: Any, wanted: Targets, share: torch.Tensor
+        self, student: Any, targets: Targets, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the loss, weighted by `share`, sums of `METRICS` `[tasks, metrics]`, and the experts' router loss.
+        """Return the loss, sums of `METRICS` `[tasks, metrics]`, and the experts' router loss, or 0 without experts.
 
-        The sums are weighted by `wanted.weights`, the router loss not at all; it is 0 where it is not asked for.
-        Runs inside the forward of the student's engine.
+        The loss is weighted by `weights`, the sums by `targets.weights`, and the router loss is not weighted. Runs
+        inside the forward of the student's engine.
         """
-        if not self._student_proven:
-            prove_architecture(student, wanted.inputs, role="student")
-            self._student_proven = True
-        knowledge = self.teacher.knowledge(student)
+        if not self._student_is_verified:
+            verify_architecture(student, targets.inputs, role="student")
+            self._student_is_verified = True
+        signal = self.teacher.signal(student)
         with self.accelerator.autocast(), self._compiled(student):
             if self.aux_loss_enabled:
-                hidden, router_loss = hidden_states_and_router_loss(student, wanted.inputs)
+                hidden, router_loss = hidden_states_and_router_loss(student, targets.inputs)
             else:
-                hidden, router_loss = final_hidden_states(student, wanted.inputs), torch.zeros((), device=share.device)
-        return *self._judge(student, hidden[:, : wanted.labels.shape[1]], knowledge, wanted, share), router_loss
+                hidden, router_loss = (
+                    final_hidden_states(student, targets.inputs),
+                    torch.zeros((), device=weights.device),
+                )
+        hidden = hidden[:, : targets.labels.shape[1]]
+        return *self._loss_from_hidden(student, hidden, signal, targets, weights), router_loss
 
-    def _judge(
-        self, student: Any, hidden: torch.Tensor, knowledge: Any, wanted: Targets, share: torch.Tensor
+    def _loss_from_hidden(
+        self, student: Any, hidden: torch.Tensor, signal: Any, targets: Targets, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what `_student_loss` does, given hidden states `[B, T, H]` and the teacher's knowledge."""
-        divergence = self._divergence(lm_head(student).whole(), hidden, knowledge, wanted.labels, share)
-        per_token = torch.stack([getattr(divergence, name) for name in METRICS])
+        """Return the loss and sums of `_student_loss` from hidden states `[B, T, H]` and the teacher's signal."""
+        divergence = self._divergence(lm_head(student).whole(), hidden, signal, targets.labels, weights)
+        per_token = torch.stack([getattr(divergence, name).flatten() for name in METRICS])
         precision = widest_float(hidden.device)
-        return divergence.loss, (per_token.to(precision) @ wanted.weights.flatten().to(precision)).unsqueeze(0)
+        return divergence.loss, (per_token.to(precision) @ targets.weights.flatten().to(precision)).unsqueeze(0)
 
     def _divergence(
-        self, head: LMHead, hidden: torch.Tensor, knowledge: Any, labels: torch.Tensor, share: torch.Tensor
+        self, head: LMHead, hidden: torch.Tensor, signal: TeacherSignal, labels: torch.Tensor, weights: torch.Tensor
     ) -> FusedDivergence:
+        """Return the divergence that the configuration chooses, for labels `[B, T]`; a signal may be longer in T."""
         beta = self.adaptive_beta.value if self.model.training else self.args.evaluation_beta
-        return adaptive_divergence(head, hidden, knowledge, labels, share, beta, self.vocabulary_size, self.args)
+        return fused_divergence(
+            hidden,
+            head,
+            signal[:, : labels.shape[1]],
+            token_weights=weights,
+            divergence=self.args.divergence,
+            knobs=self.args.divergence_knobs(beta),
+            temperature=self.args.kd_temperature,
+            labels=labels,
+            ce_weight=self.args.ce_weight,
+            chunk_size=self.args.loss_chunk_size,
+            vocab_size=self.vocabulary_size,
+        )
 
     # Logs
 
@@ -448,9 +467,9 @@ class AKDTrainer(GKDTrainer):
         self._completions.write(self.state.global_step)
 
     def _finish_step(self) -> None:
-        """Log what the micro-batches and ranks of an optimiser step come to, and update β once it is complete."""
+        """Log the means over an optimiser step's micro-batches and ranks, then update β."""
         if self.distillation_metrics["train"].is_empty():
-            return  # a subclass computes the loss on its own
+            return  # a subclass overrides `compute_loss`
         means, tokens = self.distillation_metrics["train"].reduce(self.accelerator)
         self._total_train_tokens += tokens
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
@@ -459,16 +478,18 @@ class AKDTrainer(GKDTrainer):
         self._step_beta(means)
 
     def _report(self, means: list[Means], beta: float) -> dict[str, float]:
-        """Return the means of `METRICS` by the names that they have in the logs; `beta` mixes those that are mixed."""
+        """Return the means of `METRICS` by their names in the logs; subclasses may need `beta` for others."""
         return {key: means[0].by_name[name] for name, key in METRICS.items()}
 
     def _step_beta(self, means: list[Means]) -> None:
+        if not self.args.uses_beta:
+            return
         self._metrics["train"]["kd/beta"].append(self.adaptive_beta.value)
         self.adaptive_beta.step(means[0].by_name["forward_kl"], means[0].by_name["reverse_kl"])
 
     def _loss_of(self, means: list[Means], beta: float) -> float:
-        """Return the objective's value from its parts' means and the share `beta` of reverse KL."""
-        return mixed_loss(means[0].by_name, beta, self.args)
+        """Return the objective's value from the means of its parts and the share `beta` of reverse KL."""
+        return loss_from_means(means[0].by_name, beta, self.args)
 
     # Evaluation
 
@@ -485,7 +506,7 @@ class AKDTrainer(GKDTrainer):
         return batches
 
     def prediction_step(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate one batch, without its rows that other batches have as well."""
+        """Evaluate one batch, without rows that are in other batches as well."""
         repeats = own_rows(self.accelerator)
         inputs = inputs if repeats is None else self._without_repeats(inputs, *repeats)
         return super().prediction_step(model, inputs, *args, **kwargs)
@@ -494,7 +515,7 @@ class AKDTrainer(GKDTrainer):
         """Evaluate, and report the loss and the means of `METRICS` over all samples, whatever the batches.
 
         The loss mixes the divergences by `args.evaluation_beta`, so that it depends on the student and the data alone.
-        Where training mixes them otherwise, `training_loss` is the loss of the present β.
+        Where β is not fixed, `training_loss` is the loss with the present β.
         """
         self.distillation_metrics["eval"] = DistillationMetrics(self._measured)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -502,7 +523,7 @@ class AKDTrainer(GKDTrainer):
             means, _ = self.distillation_metrics["eval"].reduce(self.accelerator)
             beta = self.args.evaluation_beta
             report = {"loss": self._loss_of(means, beta), **self._report(means, beta)}
-            if self.args.asks_teacher and self.args.beta is None:
+            if self.args.asks_teacher and self.args.uses_beta and self.args.beta is None:
                 report["training_loss"] = self._loss_of(means, self.adaptive_beta.value)
             output.metrics.update({f"{metric_key_prefix}_{key}": mean for key, mean in report.items()})
         return output
@@ -512,9 +533,9 @@ class AKDTrainer(GKDTrainer):
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
-        """Return the epochs that are done and the batches read in the present one.
+        """Return the number of finished epochs, and of batches read in the current one.
 
-        `Trainer` takes a stream, whose length it does not know, to be in its first epoch still.
+        `Trainer` assumes that a stream, whose length it does not know, is still in its first epoch.
         """
         done, batches = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)
         if checkpoint is None or has_length(self.train_dataset) or self.state.global_step == 0:
@@ -537,7 +558,7 @@ class AKDTrainer(GKDTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _objective(self) -> dict[str, Any]:
-        """Return the settings that a reader of the model card wants to know."""
+        """Return the settings of the objective for the model card."""
         return objective(self.args)
 
     def push_to_hub(
@@ -564,15 +585,15 @@ class AKDTrainer(GKDTrainer):
         )
 
     def _card_facts(self) -> dict[str, str]:
-        """Return rows for the model card's table of what the model was made from."""
+        """Return additional rows for the table at the top of the model card."""
         return {}
 
     def _card_sections(self) -> list[str]:
-        """Return sections for the model card in Markdown, each beginning with its heading."""
+        """Return additional sections of the model card in Markdown, each beginning with its heading."""
         return []
 
     def _measured_scores(self) -> list[EvalResult]:
-        """Return the scores of the model that was saved: the best one where that is loaded at the end."""
+        """Return the scores of the model that was saved: those of the best one if that is loaded at the end."""
         if self.args.load_best_model_at_end and self.state.best_global_step in self.scores:
             return self.scores[self.state.best_global_step]
         return list(self.scores.values())[-1] if self.scores else []
@@ -580,7 +601,7 @@ class AKDTrainer(GKDTrainer):
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Write `README.md` into the output folder: what the model was made from, and the scores measured on it."""
+        """Write the model card, with provenance and scores, to `README.md` in the output folder."""
         if not self.is_world_process_zero():
             return
         if dataset_name is not None:
@@ -605,7 +626,7 @@ class AKDTrainer(GKDTrainer):
 
 
 def _sized(dataset: Any) -> Any:
-    """Return a dataset as it is, or the rows of a stream, whose number must be known to share them out evenly."""
+    """Return a dataset unchanged, or the rows of a stream as a list, to distribute them evenly over processes."""
     return list(dataset) if isinstance(dataset, torch.utils.data.IterableDataset) else dataset
 
 

@@ -1,4 +1,4 @@
-"""What the trainer reads from a collated batch."""
+"""Targets of a collated batch: what the student must predict, and with which weights."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,19 +15,19 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Targets:
-    """Hold what one batch asks of the student.
+    """Inputs, labels and weights of one batch.
 
     Args:
         inputs (`dict`):
-            What the backbone reads.
+            Inputs of the backbone.
         labels (`torch.Tensor` of shape `[B, T]`):
-            The token that each of the first `T` hidden states shall predict, -100 for none.
+            The token that each of the first `T` hidden states must predict, -100 for none.
         weights (`torch.Tensor` of shape `[B, T]`):
             Weights of the labels before the division by the number of items.
         items (`torch.Tensor` of shape `[tasks]`):
-            What the batch alone would divide by, task by task.
+            Number of items of each task in this batch, by which its loss is divided.
         task_ids (`torch.Tensor` of shape `[B]`):
-            Number of each row's task; 0 where there is but one.
+            Task of each row; 0 where there is only one.
     """
 
     inputs: Batch
@@ -37,11 +37,11 @@ class Targets:
     task_ids: Tensor
 
     @property
-    def taught_inputs(self) -> Batch:
-        """What the teacher reads."""
+    def teacher_inputs(self) -> Batch:
+        """Inputs of the teacher."""
         return self.inputs
 
-    def share(self, items: Tensor, ranks: int) -> Tensor:
+    def scaled_weights(self, items: Tensor, ranks: int) -> Tensor:
         """Return the weights divided by the global number of items, for `ranks` whose gradients are averaged."""
         return scale(self.weights, items, ranks, self.task_ids)
 
@@ -50,7 +50,7 @@ class Targets:
         return torch.zeros_like(self.items, dtype=self.weights.dtype).index_add(0, self.task_ids, self.weights.sum(1))
 
 
-def targets(batch: Batch, normalization: Normalization) -> Targets:
+def causal_targets(batch: Batch, normalization: Normalization) -> Targets:
     """Return the targets of a causal language model: at each position the next token."""
     sample_ids = None
     if "position_ids" in batch:
@@ -74,7 +74,7 @@ def without_repeats(batch: Batch, row_numbers: Tensor, own: int) -> Batch:
         batch (`dict`):
             A collated batch.
         row_numbers (`torch.Tensor` of shape `[B, 1]` or `[1, T]`):
-            Place, among the rows that were collated, of what each row or token was made from.
+            Index, among the rows that were collated, of the row that each row or token comes from.
         own (`int`):
             Number of rows that count.
     """
@@ -89,9 +89,9 @@ def without_repeats(batch: Batch, row_numbers: Tensor, own: int) -> Batch:
 
 
 def row_numbers(batch: Batch, rows: int) -> Tensor:
-    """Return the place, among `rows` collated rows, of each row `[B, 1]`, or of each token `[1, T]` without padding.
+    """Return the index, among `rows` collated rows, of each row `[B, 1]`, or of each token `[1, T]` without padding.
 
-    Where a row gives several examples, these are in the order of the tasks, then of the rows.
+    Where a row gives several examples, these are ordered by task, then by row.
     """
     labels = batch["labels"]
     if "row_lengths" not in batch:

@@ -1,4 +1,4 @@
-"""When β is drawn anew and when it steps, in terms of the training loop's events."""
+"""Callback that draws and updates β at the events of the training loop."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,10 @@ from ..beta import AdaptiveBeta
 
 
 class BetaSchedule(TrainerCallback):
-    """Reset β where an epoch begins, and report that the gradients of an optimiser step are complete.
+    """Callback that resets β at the beginning of each epoch, and calls `finish_step` when gradients are complete.
 
-    A run that resumes within an epoch begins that epoch again, but finds β already there. Epochs are counted by their
-    beginnings, as a stream's length, and so its share of an epoch, is unknown.
+    A run that resumes within an epoch begins that epoch again, with β already loaded. Epochs are counted as they
+    begin, since the length of a stream is unknown.
 
     Args:
         beta (`AdaptiveBeta`):
@@ -29,7 +29,7 @@ class BetaSchedule(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin with the first epoch's β, unless the run resumes."""
+        """Set β to its value of the first epoch, unless the run resumes."""
         self._is_first_epoch = True
         if state.global_step == 0:
             self.beta.restart()
@@ -37,7 +37,7 @@ class BetaSchedule(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Bring β to the epoch that begins."""
+        """Reset β until it has reached the epoch that begins."""
         begun = int(state.epoch or 0) if self._is_first_epoch else self.beta.epoch + 1
         self._is_first_epoch = False
         while self.beta.epoch < begun:
@@ -46,5 +46,5 @@ class BetaSchedule(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Report the step."""
+        """Call `finish_step`."""
         self.finish_step()

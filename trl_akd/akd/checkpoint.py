@@ -1,4 +1,4 @@
-"""What a checkpoint holds of AKD beyond TRL's own files, and whether a run may continue from it."""
+"""The file that AKD adds to a checkpoint: writing it, reading it, and checking that a run can resume from it."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A figure of what β and the divergences did during training."""
+"""Figure of β and the divergences during training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def plot_curves(log_history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Draw β, forward KL and reverse KL over optimiser steps into a PNG file.
+    """Draw forward KL, reverse KL and, if it was logged, β over optimiser steps into a PNG file.
 
     Args:
         log_history (`Sequence[Mapping]`):
@@ -16,23 +16,24 @@ def plot_curves(log_history: Sequence[Mapping[str, Any]], path: str | Path) -> N
 
     Raises:
         ImportError: If matplotlib is not installed (`pip install "trl_akd[plot]"`).
-        ValueError: If nothing was logged.
+        ValueError: If `log_history` has no training step.
     """
     from matplotlib.figure import Figure
 
-    logs = [log for log in log_history if "kd/beta" in log]
+    logs = [log for log in log_history if "kd/forward_kl" in log]
     if not logs:
-        raise ValueError("`log_history` holds no 'kd/beta'; train for at least `logging_steps` steps before drawing.")
-    steps = [log["step"] for log in logs]
+        raise ValueError("`log_history` has no 'kd/forward_kl'; train for at least `logging_steps` steps first.")
+    steps, has_beta = [log["step"] for log in logs], "kd/beta" in logs[0]
     figure = Figure(figsize=(7, 5), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
+    above, *others = figure.subplots(1 + has_beta, 1, sharex=True, squeeze=False)[:, 0]
     for key, label in (("kd/forward_kl", "forward KL"), ("kd/reverse_kl", "reverse KL")):
         above.plot(steps, [log[key] for log in logs], label=label)
     above.set_ylabel("nats per target token")
     above.set_ylim(bottom=0)
     above.legend()
-    below.plot(steps, [log["kd/beta"] for log in logs], color="tab:green")
-    below.set_ylabel("β, share of reverse KL")
-    below.set_ylim(0, 1)
-    below.set_xlabel("optimiser step")
+    for below in others:
+        below.plot(steps, [log["kd/beta"] for log in logs], color="tab:green")
+        below.set_ylabel("β, share of reverse KL")
+        below.set_ylim(0, 1)
+    figure.axes[-1].set_xlabel("optimiser step")
     figure.savefig(path, dpi=120)

@@ -1,4 +1,4 @@
-"""Means of per-token quantities over micro-batches and ranks, with one reduction a step."""
+"""Means of per-token quantities over micro-batches and ranks, with one reduction per step, and what they say."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,9 +7,11 @@ import torch
 from accelerate import Accelerator
 
 from ..distributed import widest_float
+from .akd_config import AKDConfig
 
 # Field of the fused divergence -> name in the logs.
 METRICS = {
+    "divergence": "kd/divergence",
     "forward_kl": "kd/forward_kl",
     "reverse_kl": "kd/reverse_kl",
     "student_entropy": "entropy",
@@ -30,7 +32,7 @@ class DistillationMetrics:
 
     Args:
         names (`Sequence[str]`, *optional*):
-            What is summed; by default `METRICS`.
+            Names of the quantities; by default `METRICS`.
     """
 
     def __init__(self, names: Sequence[str] = tuple(METRICS)) -> None:
@@ -58,7 +60,7 @@ class DistillationMetrics:
         self._totals = addition if self._totals is None else self._totals + addition
 
     def reduce(self, accelerator: Accelerator) -> tuple[list[Means], int]:
-        """Return each task's means over micro-batches and ranks, and the tokens read by all; then start anew."""
+        """Return each task's means over micro-batches and ranks, and the tokens read by all; then reset."""
         if self._totals is None:
             raise RuntimeError("no micro-batch was added since the last reduction.")
         totals = accelerator.reduce(self._totals, "sum").tolist()
@@ -68,3 +70,34 @@ class DistillationMetrics:
             for *sums, weight, _ in totals
         ]
         return means, int(totals[0][-1])
+
+
+def loss_from_means(means: dict[str, float], beta: float, args: AKDConfig) -> float:
+    """Return the objective's value from the means of `METRICS`, with the share `beta` of reverse KL if it has one."""
+    divergence = means["divergence"]
+    if args.uses_beta:
+        divergence = (1 - beta) * means["forward_kl"] + beta * means["reverse_kl"]
+    return divergence + args.ce_weight * means["student_nll"]
+
+
+def not_finite(sums: torch.Tensor, step: int, args: AKDConfig) -> FloatingPointError:
+    """Return the error that names the model whose logits are not finite.
+
+    Args:
+        sums (`torch.Tensor` of shape `[tasks, len(METRICS)]`):
+            Sums of `METRICS`.
+        step (`int`):
+            Number of the optimiser step.
+        args (`AKDConfig`):
+            Settings to name.
+    """
+    if not torch.isfinite(sums[:, list(METRICS).index("teacher_nll")]).all():
+        return FloatingPointError(
+            f"the teacher's logits are not finite at step {step} (`teacher_model_name_or_path` "
+            f"{args.teacher_model_name_or_path!r}); load it in another precision with "
+            "`teacher_model_init_kwargs: {dtype: float32}`, or check its weights. This step updated nothing."
+        )
+    return FloatingPointError(
+        f"the student's logits are not finite at step {step}; lower `learning_rate` (now "
+        f"{args.learning_rate}) or `max_grad_norm`, or train in another precision. This step updated nothing."
+    )

@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from .akd_config import AKDConfig
 from .card_scores import evaluation_section
-from .checks import name_of
+from .model_utils import name_of
 
 _TEMPLATE = """---
 {{ card_data }}
@@ -161,8 +161,11 @@ def model_card(
 
 
 def objective(args: AKDConfig) -> dict[str, Any]:
-    """Return the settings of the objective that a reader of the card wants to know."""
-    names = ["beta_strategy", "normalization", "kd_temperature", "lmbda", "ce_weight"]
+    """Return the settings of the objective for the model card."""
+    names = ["divergence", "normalization", "kd_temperature", "lmbda", "ce_weight"]
+    if not args.uses_beta:
+        return {name: getattr(args, name) for name in names} | args.divergence_knobs(0.0)
+    names.insert(1, "beta_strategy")
     if args.beta_strategy == "fixed":
         names.append("beta")
     else:

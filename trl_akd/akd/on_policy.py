@@ -1,23 +1,32 @@
-"""Replace the data's completions by text that the student (on-policy) or the teacher (SeqKD) writes meanwhile."""
+"""Text generated during training, by the student (on-policy) or the teacher (SeqKD): sampling it and logging it."""
 
+import importlib
 import random
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
-from transformers import GenerationConfig
+from accelerate.utils import gather_object
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import is_rich_available
+from trl.trainer.utils import print_prompt_completions_sample
 
 from ..generation.decoding import collect_eos_token_ids, unwrapped_for_generation
 from ..losses.reduction import IGNORE_INDEX
+from .akd_config import AKDConfig
 
 
 def is_on_policy(lmbda: float, *, seed: int, step: int, micro_batch: int) -> bool:
-    """Toss the coin that decides whether a micro-batch is on-policy.
+    """Decide at random, with probability `lmbda`, whether a micro-batch is on-policy.
 
-    It depends on the arguments alone, so that all ranks agree - generation under ZeRO-3 is a collective - and a
-    resumed run tosses the same coins.
+    The decision depends on the arguments alone, so that all ranks agree (generation under ZeRO-3 is a collective) and
+    a resumed run decides alike.
 
     Example:
 
@@ -31,9 +40,9 @@ def is_on_policy(lmbda: float, *, seed: int, step: int, micro_batch: int) -> boo
 
 
 def sampling_seed(seed: int, step: int, micro_batch: int, process: int) -> int:
-    """Return the seed of the text of one micro-batch on one process, so that no two of them share their noise.
+    """Return the seed of the text of one micro-batch on one process, distinct for any two of them.
 
-    Like the coin, it depends on the arguments alone: a resumed run samples the same text.
+    It depends on the arguments alone, so that a resumed run samples the same text.
 
     Example:
 
@@ -49,7 +58,7 @@ def sampling_seed(seed: int, step: int, micro_batch: int, process: int) -> int:
 def sampling_config(
     *, max_new_tokens: int, temperature: float, pad_token_id: int, eos_token_ids: list[int]
 ) -> GenerationConfig:
-    """Return how completions are sampled: from the full distribution, with a KV cache."""
+    """Return a configuration that samples from the full distribution, with a KV cache."""
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=True,
@@ -71,7 +80,7 @@ def sample_rows(
     vocabulary_size: int,
     seed: int,
 ) -> list[dict[str, list[int]]]:
-    """Let a model complete the prompts of a batch.
+    """Sample completions of the prompts of a batch.
 
     Args:
         engine (`torch.nn.Module`):
@@ -81,11 +90,11 @@ def sample_rows(
         accelerator (`Accelerator`):
             The run's accelerator.
         config (`GenerationConfig`):
-            How to sample.
+            Sampling parameters.
         vocabulary_size (`int`):
-            Only ids below are sampled; those above mean nothing to one of the models.
+            Number of leading ids that both models share; no other ids are sampled.
         seed (`int`):
-            Seed of the sampling. The random state of the process is left as it was.
+            Seed of the sampling. The random state of the process is left unchanged.
 
     Returns:
         `list[dict]`: Rows `{input_ids, labels}` whose labels cover the completion up to and including its first stop
@@ -107,7 +116,7 @@ def sample_rows(
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw from a seed of its own inside the context."""
+    """Seed random numbers within the context, and restore their state after it."""
     has_states = device.type not in ("cpu", "mps")  # torch.random cannot restore those of MPS
     with torch.random.fork_rng([device] if has_states else [], device_type=device.type if has_states else "cuda"):
         torch.manual_seed(seed)
@@ -123,3 +132,63 @@ def _until_stop(completion: list[int], stops: set[int]) -> list[int]:
         if token in stops:
             return completion[: position + 1]
     return completion
+
+
+class CompletionLog:
+    """Prompts and completions of the latest optimiser step, written when the trainer logs.
+
+    Args:
+        args (`AKDConfig`):
+            `log_completions`, `num_completions_to_print`, `log_unique_prompts`, `report_to` and the output folder.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Decodes the texts.
+        accelerator (`Accelerator`):
+            Gathers the texts from all processes.
+    """
+
+    def __init__(self, args: AKDConfig, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> None:
+        step = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+        self._texts: deque[tuple[str, str]] = deque(maxlen=step)
+        self._args = args
+        self._tokenizer = tokenizer
+        self._accelerator = accelerator
+
+    def add(self, rows: Sequence[dict[str, list[int]]]) -> None:
+        """Add one micro-batch of rows `{input_ids, labels}`. All processes must call it."""
+        lengths = [row["labels"].count(IGNORE_INDEX) for row in rows]
+        parts = [
+            self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+            for ids in (
+                [row["input_ids"][:length] for row, length in zip(rows, lengths, strict=True)],
+                [row["input_ids"][length:] for row, length in zip(rows, lengths, strict=True)],
+            )
+        ]
+        self._texts.extend(gather_object(list(zip(*parts, strict=True))))
+
+    def write(self, step: int) -> None:
+        """Print the texts, save them as Parquet under `completions`, and report them; then clear them."""
+        if self._texts and self._accelerator.is_main_process:
+            prompts, completions = (list(column) for column in zip(*self._texts, strict=True))
+            if is_rich_available():
+                print_prompt_completions_sample(
+                    prompts, completions, {}, None, step, self._args.num_completions_to_print
+                )
+            folder = Path(str(self._args.output_dir)) / "completions"
+            folder.mkdir(parents=True, exist_ok=True)
+            pq.write_table(_table(step, self._texts), folder / f"completions_{step:05d}.parquet")
+            self._report(step)
+        self._texts.clear()
+
+    def _report(self, step: int) -> None:
+        texts: Sequence[tuple[str, str]] = self._texts
+        if self._args.log_unique_prompts:
+            texts = list({text[0]: text for text in reversed(texts)}.values())[::-1]
+        for name in ("wandb", "trackio"):
+            if name in self._args.report_to:
+                tracker: Any = importlib.import_module(name)
+                tracker.log({"completions": tracker.Table(dataframe=_table(step, texts).to_pandas())})
+
+
+def _table(step: int, texts: Sequence[tuple[str, str]]) -> pa.Table:
+    prompts, completions = zip(*texts, strict=True)
+    return pa.table({"step": [step] * len(texts), "prompt": prompts, "completion": completions})

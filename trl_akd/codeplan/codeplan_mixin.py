@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..akd.batches import Batch, backbone_inputs, row_numbers, without_repeats
-from ..akd.objective import cross_entropy
 from ..distributed import own_rows, through_forward, widest_float
 from ..heads import final_hidden_states
+from ..losses.fused_linear import fused_linear_cross_entropy
 from ..losses.reduction import IGNORE_INDEX, Normalization, count_items_by_task
-from ..teachers.local import prove_architecture
+from ..teachers import verify_architecture
 from .collator import DataCollatorForCodePLAN, share_divisors, take_turns
 from .encoding import PROBLEM_COLUMNS, Task
 from .plan_head import (
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 _UNUSED_SETTINGS = {"label_smoothing_factor", "loss_type", "completion_only_loss", "assistant_only_loss"}
-_PROVEN: WeakSet[nn.Module] = WeakSet()
+_VERIFIED: WeakSet[nn.Module] = WeakSet()
 
 
 def codeplan_loss(model: Any, batch: Batch, *, accelerator: Any = None) -> torch.Tensor:
@@ -94,15 +94,18 @@ def codeplan_loss(model: Any, batch: Batch, *, accelerator: Any = None) -> torch
     inputs, labels, weights = answer_tokens(student, batch)
 
     def loss() -> torch.Tensor:
-        if student not in _PROVEN:
+        if student not in _VERIFIED:
             _check_kind(batch, student)
-            prove_architecture(student, inputs, role="student")
-            _PROVEN.add(student)
+            verify_architecture(student, inputs, role="student")
+            _VERIFIED.add(student)
         with nullcontext() if accelerator is None else accelerator.autocast():
             hidden = final_hidden_states(student, inputs)[:, : labels.shape[1]]
         parts = [
-            cross_entropy(
-                task_head(student, route), hidden, labels, route.weights(weights, batch["task_ids"]), chunk_size=None
+            fused_linear_cross_entropy(
+                hidden,
+                task_head(student, route),
+                token_weights=route.select(weights, batch["task_ids"]),
+                labels=labels,
             ).loss
             for route in routes("ce", "ce", plan_head=plan_head_of(student) is not None)
         ]

@@ -19,16 +19,16 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..akd.akd_trainer import AKDTrainer
 from ..akd.batches import Batch, Targets
-from ..akd.checks import check_arguments, name_of, named_datasets
 from ..akd.metrics import METRICS, Means
-from ..akd.objective import cross_entropy
+from ..akd.model_utils import name_of, named_datasets
+from ..akd.validation import check_arguments
 from ..generation.transformers_generator import default_max_new_tokens
-from ..losses.fused_linear import FusedCrossEntropy, FusedDivergence
+from ..losses.fused_linear import FusedCrossEntropy, FusedDivergence, fused_linear_cross_entropy
 from ..losses.reduction import count_items_by_task
 from .codeplan_config import CodePLANConfig
 from .codeplan_mixin import EpochCallback, PlanningTrainer, answer_tokens, without_repeated_problems
 from .collator import DataCollatorForCodePLAN, take_turns, weights_of_tasks
-from .encoding import ProblemEncoder, Task, check_columns, prepare_problems, tokens_of_problems
+from .encoding import ProblemEncoder, Task, check_columns, prepare_problems, tokens_per_problem
 from .plan_head import (
     PLAN_HEAD_FILE,
     add_plan_head,
@@ -166,7 +166,7 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
 
     def _datasets(self) -> dict[str, Dataset]:
         return {
-            name: tokens_of_problems(rows)
+            name: tokens_per_problem(rows)
             for name, rows in named_datasets(self.train_dataset, self.eval_dataset).items()
             if isinstance(rows, Dataset) and "code_prompt" in rows.column_names
         }
@@ -225,19 +225,21 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
 
     # Loss
 
-    def _judge(
-        self, student: Any, hidden: torch.Tensor, knowledge: Any, wanted: Targets, share: torch.Tensor
+    def _loss_from_hidden(
+        self, student: Any, hidden: torch.Tensor, signal: Any, targets: Targets, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         losses, sums = [], []
         for route in self.routes:
-            head, weights = task_head(student, route), route.weights(share, wanted.task_ids)
+            head, selected = task_head(student, route), route.select(weights, targets.task_ids)
             result: FusedCrossEntropy | FusedDivergence
             if route.objective == "akd":
-                result = self._divergence(head, hidden, knowledge, wanted.labels, weights)
+                result = self._divergence(head, hidden, signal, targets.labels, selected)
             else:
-                result = cross_entropy(head, hidden, wanted.labels, weights, self.args.loss_chunk_size)
+                result = fused_linear_cross_entropy(
+                    hidden, head, token_weights=selected, labels=targets.labels, chunk_size=self.args.loss_chunk_size
+                )
             losses.append(result.loss)
-            sums.append(sums_by_task(result, wanted))
+            sums.append(sums_by_task(result, targets))
         return torch.stack(losses).sum(), torch.stack(sums).sum(0)
 
     # Logs

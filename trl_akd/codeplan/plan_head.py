@@ -27,7 +27,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, cached_file
 
 from ..distributed import gathered
 from ..generation import TextGenerator
-from ..generation.protocol import Arrival, StreamingGenerator, stream
+from ..generation.protocol import GREEDY, Arrival, SamplingParams, StreamingGenerator, stream
 from ..heads import lm_head
 
 __all__ = [
@@ -290,10 +290,10 @@ class PlanHeadGenerator(StreamingGenerator):
         self._generator = generator
         self._model = model
 
-    def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
         """Yield completions as they come; between two yields the plan head stays in the LM head's place."""
         with writing_plans(self._model):
-            yield from stream(self._generator, prompts, **sampling)
+            yield from stream(self._generator, prompts, sampling)
 
 
 def _language_model(model: Any) -> Any:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from ..akd.batches import Targets
-from ..akd.metrics import METRICS, Means
-from ..akd.objective import mixed_loss
+from ..akd.metrics import METRICS, Means, loss_from_means
 from ..distributed import widest_float
-from ..heads import LMHead, head_of, lm_head
+from ..heads import head_of, lm_head
 from ..losses.fused_linear import FusedCrossEntropy, FusedDivergence
+from ..losses.lm_head import LMHead
 from .codeplan_config import CodePLANConfig, TaskObjective
 from .encoding import Task
 from .plan_head import plan_head_of
@@ -36,10 +36,10 @@ class Route:
     objective: TaskObjective
     plan_head: bool
 
-    def weights(self, share: torch.Tensor, task_ids: torch.Tensor) -> torch.Tensor:
-        """Return the weights `[B, T]`, 0 for the tokens of other routes' tasks."""
-        here = torch.isin(task_ids, torch.tensor(self.tasks, device=task_ids.device))
-        return share * here.unsqueeze(1)
+    def select(self, weights: torch.Tensor, task_ids: torch.Tensor) -> torch.Tensor:
+        """Return the weights `[B, T]`, with 0 for the tokens of other routes' tasks."""
+        is_here = torch.isin(task_ids, torch.tensor(self.tasks, device=task_ids.device))
+        return weights * is_here.unsqueeze(1)
 
 
 def routes(code_objective: TaskObjective, plan_objective: TaskObjective, *, plan_head: bool) -> list[Route]:
@@ -75,7 +75,7 @@ def task_head(student: Any, route: Route) -> LMHead:
     return head.whole()
 
 
-def sums_by_task(result: FusedCrossEntropy | FusedDivergence, wanted: Targets) -> torch.Tensor:
+def sums_by_task(result: FusedCrossEntropy | FusedDivergence, targets: Targets) -> torch.Tensor:
     """Return the weighted sums `[tasks, metrics]` of `METRICS`; what is not known counts 0."""
     if isinstance(result, FusedCrossEntropy):
         known = {"student_nll": result.nll, "student_entropy": result.entropy}
@@ -84,14 +84,14 @@ def sums_by_task(result: FusedCrossEntropy | FusedDivergence, wanted: Targets) -
     nothing = torch.zeros_like(known["student_nll"])
     precision = widest_float(nothing.device)
     numbers = torch.stack([known.get(name, nothing) for name in METRICS]).to(precision)
-    by_row = (numbers * wanted.weights.flatten().to(precision)).view(len(METRICS), *wanted.weights.shape).sum(dim=2)
-    return by_row.new_zeros(len(Task), len(METRICS)).index_add(0, wanted.task_ids, by_row.t())
+    by_row = (numbers * targets.weights.to(precision)).sum(dim=2)
+    return by_row.new_zeros(len(Task), len(METRICS)).index_add(0, targets.task_ids, by_row.t())
 
 
 def task_loss(task: Task, means: Mapping[str, float], beta: float, args: CodePLANConfig) -> float:
     """Return the value of a task's own objective from the means of `METRICS`."""
     objective = args.plan_objective if task is Task.PLAN else args.code_objective
-    return means["student_nll"] if objective == "ce" else mixed_loss(dict(means), beta, args)
+    return means["student_nll"] if objective == "ce" else loss_from_means(dict(means), beta, args)
 
 
 def pooled(means: Sequence[Means]) -> Means:

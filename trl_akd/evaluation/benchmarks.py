@@ -10,8 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ..ledger import read_json_lines
-from .columns import Row, UntestableError
-from .formats import read_problem
+from .formats import Row, UntestableError, read_problem
 from .problems import Problem, fingerprint
 
 __all__ = ["BENCHMARKS", "Benchmark", "bare_name", "load_benchmark"]

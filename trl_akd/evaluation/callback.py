@@ -10,14 +10,15 @@ from ..data.templates import DEFAULT_TEMPLATE
 from ..distributed import run_on_main_and_broadcast
 from ..execution import CodeExecutor
 from ..generation.loading import generator_of_model
+from ..generation.protocol import SamplingParams
 from ..generation.transformers_generator import default_max_new_tokens
 from .benchmarks import Benchmark, load_benchmark
 from .evaluation_config import DEFAULT_PROGRAM_TIMEOUT
-from .generation import give_up_on_long, write_samples
 from .prompts import Prompting, PromptStyle
 from .results import benchmark_facts, card_scores, summarize
 from .samples import Samples
-from .scoring import judge
+from .sampling import give_up_on_long, write_samples
+from .verdicts import run_samples
 
 __all__ = ["PassAtKCallback"]
 
@@ -93,13 +94,7 @@ class PassAtKCallback(TrainerCallback):
         self._prompting = Prompting(prompt_style, prompt_template)
         if max_new_tokens is None:
             max_new_tokens = default_max_new_tokens(trainer.model.config)
-        self._sampling = {
-            "num_samples": num_samples,
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_new_tokens": max_new_tokens,
-            "seed": seed,
-        }
+        self._sampling = SamplingParams(num_samples, temperature, top_p, max_new_tokens, (), seed)
         self._batch_size = batch_size
         self._executor = executor
         if executor is None and trainer.accelerator.is_main_process:
@@ -114,8 +109,7 @@ class PassAtKCallback(TrainerCallback):
             self.benchmark.problems,
             Samples(),
             self._prompting,
-            num_samples=num_samples,
-            max_new_tokens=max_new_tokens,
+            self._sampling,
             fails=False,
         )
         self._found: dict[str, float] = {}
@@ -153,7 +147,14 @@ class PassAtKCallback(TrainerCallback):
 
     def _keep_for_card(self, scores: Mapping[str, float], step: int) -> None:
         if isinstance(self._trainer, AKDTrainer):
-            settings = self._sampling | {"prompt_style": self._prompting.style, "step": step}
+            settings = {
+                "num_samples": self._sampling.n,
+                "temperature": self._sampling.temperature,
+                "top_p": self._sampling.top_p,
+                "max_new_tokens": self._sampling.max_new_tokens,
+                "prompt_style": self._prompting.style,
+                "step": step,
+            }
             results = {"benchmark": benchmark_facts(self.benchmark), "metrics": scores}
             self._trainer.scores[step] = card_scores(results, settings)
 
@@ -171,14 +172,14 @@ class PassAtKCallback(TrainerCallback):
             self.benchmark.problems,
             samples,
             self._prompting,
+            self._sampling,
             batch_size=self._batch_size * accelerator.num_processes,
             progress=False,
-            **self._sampling,  # type: ignore[arg-type]
         )
         return run_on_main_and_broadcast(accelerator, lambda: self._score(samples))
 
     def _score(self, samples: Samples) -> dict[str, float]:
         assert self._executor is not None
-        verdicts = judge(self.benchmark.problems, samples.by_task, self._executor, progress=False)
+        verdicts = run_samples(self.benchmark.problems, samples.by_task, self._executor, progress=False)
         metrics: dict[str, float] = summarize(self.benchmark, verdicts, self._k)["metrics"]
         return metrics

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from ..data.templates import DEFAULT_TEMPLATE, get_template
 from ..deprecation import rename_fields
 from ..generation.loading import GeneratorConfig
+from ..generation.protocol import SamplingParams
 from .prompts import PROMPT_STYLES
 
 DEFAULT_PROGRAM_TIMEOUT = 10.0
@@ -135,6 +136,12 @@ class EvaluationConfig(GeneratorConfig):
         self._check_what_is_asked()
         self._check_choices()
         self._check_numbers()
+
+    @property
+    def sampling_params(self) -> SamplingParams:
+        """Sampling parameters, without stop strings; `max_new_tokens` must be set."""
+        assert self.max_new_tokens is not None
+        return SamplingParams(self.num_samples, self.temperature, self.top_p, self.max_new_tokens, (), self.seed)
 
     @property
     def generation_settings(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Programs that a model wrote, in a file that survives interruption and that other tools read."""
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,12 +9,13 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
+from ..files import replace_text
 from ..ledger import Ledger, read_json_lines
 from .benchmarks import Benchmark
-from .columns import optional_text
+from .formats import optional_text
 from .problems import Problem
 
-__all__ = ["Sample", "SampleFile", "Samples", "read_samples"]
+__all__ = ["Sample", "SampleFile", "Samples", "read_samples", "write_sample_file"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,12 @@ def read_samples(path: Path, benchmark: Benchmark, program: Callable[[Problem, s
             "evaluate fewer problems with limit."
         )
     return found
+
+
+def write_sample_file(folder: Path, samples: Sequence[Sample]) -> None:
+    """Write `samples.jsonl`, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / "samples.jsonl", "".join(f"{json.dumps(asdict(sample))}\n" for sample in samples))
 
 
 def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from ..distributed import run_on_main_and_broadcast
-from .protocol import Arrival, Completion, GenerationError, StreamingGenerator, TextGenerator, Usage, stream
+from .protocol import (
+    GREEDY,
+    Arrival,
+    Completion,
+    GenerationError,
+    SamplingParams,
+    StreamingGenerator,
+    TextGenerator,
+    Usage,
+    stream,
+)
 from .wrappers import is_shared
 
 __all__ = ["Budget", "BudgetSpent", "BudgetedGenerator", "Limit", "Reservation"]
@@ -256,42 +266,24 @@ class BudgetedGenerator(StreamingGenerator):
         """Name of the limit that is reached, if one is; all processes ask together."""
         return run_on_main_and_broadcast(self._accelerator, lambda: self._budget.reached)
 
-    def stream(
-        self,
-        prompts: list[str],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-    ) -> Iterator[Arrival]:
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
         """Yield completions as they come, until a limit is reached.
 
         Raises:
             BudgetSpent: If a limit is reached before all prompts are asked.
         """
-        sampling: dict[str, Any] = {
-            "n": n,
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_new_tokens": max_new_tokens,
-            "stop": stop,
-            "seed": seed,
-        }
         if isinstance(self._generator, _Thrifty):
-            yield from self._generator.stream(prompts, **sampling)
+            yield from self._generator.stream(prompts, sampling)
             return
         groups = _equal_ones(prompts)
         while groups:
             if (limit := self.exhausted) is not None:
                 raise BudgetSpent(limit)
-            batch = self._next_batch(groups, n * max_new_tokens)
+            batch = self._next_batch(groups, sampling.n * sampling.max_new_tokens)
             self._budget.spend(Usage(requests=len(batch)))
-            for index, completions in stream(self._generator, [prompts[place] for place in batch], **sampling):
+            for index, completions in stream(self._generator, [prompts[place] for place in batch], sampling):
                 for completion in completions:
-                    self._budget.spend(_cost(completion, max_new_tokens))
+                    self._budget.spend(_cost(completion, sampling.max_new_tokens))
                 yield batch[index], completions
 
     def _next_batch(self, groups: list[list[int]], tokens_each: int) -> list[int]:
@@ -312,7 +304,7 @@ class _Thrifty(Protocol):
     def within(self, budget: Budget) -> StreamingGenerator:
         """Return this generator, but within a budget."""
 
-    def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
         """Yield completions as they come."""
 
 

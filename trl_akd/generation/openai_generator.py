@@ -15,10 +15,11 @@ from typing import Any, Self
 from .budget import Budget, BudgetSpent, Reservation
 from .json_client import JSONClient, MalformedAnswer, RefusedRequest
 from .protocol import (
+    GREEDY,
     Arrival,
     Completion,
     GenerationError,
-    Request,
+    SamplingParams,
     StreamingGenerator,
     Usage,
     check_prompts,
@@ -61,7 +62,7 @@ _UNSUPPORTED = re.compile(
 class OpenAIGenerator(StreamingGenerator):
     """Generate with a model behind an OpenAI-compatible server.
 
-    Prompts go out one a request, `concurrency` at a time. A server that gives fewer than `n` choices is asked again
+    Prompts go out one a sampling, `concurrency` at a time. A server that gives fewer than `n` choices is asked again
     with another seed; one that refuses log-probabilities is asked without. Log-probabilities are the server's, by its
     own definition. Whether BOS opens the prompt, and what a model's generation settings do besides, is the server's
     decision: `transformers serve`, for one, samples only where they say `do_sample`.
@@ -92,7 +93,7 @@ class OpenAIGenerator(StreamingGenerator):
         backoff (`float`, *optional*, defaults to `1.0`):
             Seconds before the first repetition, doubled with each further one; `Retry-After` takes precedence.
         extra_body (`Mapping`, *optional*):
-            Fields to add to each request, or to replace; `None` removes one.
+            Fields to add to each sampling, or to replace; `None` removes one.
         max_refusals (`int`, *optional*, defaults to `8`):
             Number of unexplained refusals in a row that ends the call.
 
@@ -201,17 +202,7 @@ class OpenAIGenerator(StreamingGenerator):
         }
         return structured
 
-    def stream(
-        self,
-        prompts: list[str],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-    ) -> Iterator[Arrival]:
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
         """Yield completions as answers come.
 
         Where it ends early, by an error or Ctrl-C, requests under way are waited for and their answers yielded.
@@ -221,12 +212,11 @@ class OpenAIGenerator(StreamingGenerator):
             GenerationError: If the server refuses all requests or gives no usable answer.
             BudgetSpent: If the budget does not suffice.
         """
-        request = Request(n, temperature, top_p, max_new_tokens, stop, seed)
         check_prompts(prompts)
-        questions = zip(prompts, sample_offsets(prompts, n), strict=True)
+        questions = zip(prompts, sample_offsets(prompts, sampling.n), strict=True)
         todo = deque(_Question(index, prompt, first) for index, (prompt, first) in enumerate(questions))
         with ThreadPoolExecutor(self._concurrency) as pool:
-            call = _Call(self, pool, request)
+            call = _Call(self, pool, sampling)
             try:
                 yield from call.answers(todo)
             except (Exception, KeyboardInterrupt):
@@ -236,17 +226,19 @@ class OpenAIGenerator(StreamingGenerator):
             finally:
                 call.end()
 
-    def _reserve(self, prompt: str, request: Request) -> Reservation | None:
+    def _reserve(self, prompt: str, sampling: SamplingParams) -> Reservation | None:
         prompted = estimate_num_tokens(prompt) + self._state.underestimate
-        return self._budget.reserve(prompted + request.n * request.max_new_tokens)
+        return self._budget.reserve(prompted + sampling.n * sampling.max_new_tokens)
 
-    def _answer(self, question: "_Question", request: Request, reservation: Reservation) -> Iterator[list[Completion]]:
+    def _answer(
+        self, question: "_Question", sampling: SamplingParams, reservation: Reservation
+    ) -> Iterator[list[Completion]]:
         """Ask until all completions of a prompt are there; the first of each part has the cost of its requests."""
         done, cost = 0, Usage()
         try:
-            while done < request.n:
+            while done < sampling.n:
                 sent = reservation.sent
-                found = self._ask(question, request.n - done, done, request, reservation)
+                found = self._ask(question, sampling.n - done, done, sampling, reservation)
                 usage = replace(found[0].usage or Usage(), requests=reservation.sent - sent)
                 self._state.count_usage(usage, question.prompt)
                 cost += usage
@@ -256,13 +248,13 @@ class OpenAIGenerator(StreamingGenerator):
             self._budget.settle(reservation, cost)
 
     def _ask(
-        self, question: "_Question", n: int, done: int, request: Request, reservation: Reservation
+        self, question: "_Question", n: int, done: int, sampling: SamplingParams, reservation: Reservation
     ) -> list[Completion]:
         """Return up to `n` more completions of a prompt that has some already, or as many refused ones."""
-        seed = request.sample_seed(question.prompt, question.first + done)
-        body = self._body(question.prompt, n, seed, request)
+        seed = sampling.sample_seed(question.prompt, question.first + done)
+        body = self._body(question.prompt, n, seed, sampling)
         try:
-            found = self._post(body, question.prompt, request, reservation)
+            found = self._post(body, question.prompt, sampling, reservation)
         except RefusedRequest as refusal:
             if not refusal.concerns_one_request:
                 raise
@@ -272,7 +264,9 @@ class OpenAIGenerator(StreamingGenerator):
         self._state.count_answer()
         return found[:n]
 
-    def _post(self, body: dict[str, Any], prompt: str, request: Request, reservation: Reservation) -> list[Completion]:
+    def _post(
+        self, body: dict[str, Any], prompt: str, sampling: SamplingParams, reservation: Reservation
+    ) -> list[Completion]:
         """Post a request, without the fields that the server refuses."""
         while True:
             for field in self._state.refused_fields:
@@ -281,7 +275,7 @@ class OpenAIGenerator(StreamingGenerator):
                 return self._client.post(
                     "/chat/completions" if self._chat else "/completions",
                     body,
-                    read=lambda answer: _read(answer, prompt, request),
+                    read=lambda answer: _read(answer, prompt, sampling),
                     before_attempt=lambda: self._budget.send(reservation),
                 )
             except RefusedRequest as refusal:
@@ -290,16 +284,16 @@ class OpenAIGenerator(StreamingGenerator):
                     raise
                 self._state.refused_fields |= {refused}
 
-    def _body(self, prompt: str, n: int, seed: int, request: Request) -> dict[str, Any]:
+    def _body(self, prompt: str, n: int, seed: int, sampling: SamplingParams) -> dict[str, Any]:
         question = {"messages": [{"role": "user", "content": prompt}]} if self._chat else {"prompt": prompt}
-        sampling = {"n": n, "top_p": request.top_p, "seed": seed} if request.temperature > 0 else {}
+        drawn = {"n": n, "top_p": sampling.top_p, "seed": seed} if sampling.temperature > 0 else {}
         body = {
             "model": self._model,
             **question,
-            **sampling,
-            "temperature": request.temperature,
-            "max_tokens": request.max_new_tokens,
-            "stop": list(request.stop[:_MAX_STOPS]) or None,
+            **drawn,
+            "temperature": sampling.temperature,
+            "max_tokens": sampling.max_new_tokens,
+            "stop": list(sampling.stop[:_MAX_STOPS]) or None,
             "logprobs": True if self._chat else 1,
             **self._extra_body,
         }
@@ -359,10 +353,10 @@ class _Call:
     holds a reservation.
     """
 
-    def __init__(self, generator: OpenAIGenerator, pool: ThreadPoolExecutor, request: Request) -> None:
+    def __init__(self, generator: OpenAIGenerator, pool: ThreadPoolExecutor, sampling: SamplingParams) -> None:
         self._generator = generator
         self._pool = pool
-        self._request = request
+        self._sampling = sampling
         self._ended = False
         self._queue: SimpleQueue[Arrival | Exception | None] = SimpleQueue()
         self._held: list[Arrival] = []  # refusals that may come to nothing
@@ -373,7 +367,7 @@ class _Call:
         under_way = 0
         while todo or under_way:
             while todo and under_way < ahead:
-                reservation = self._generator._reserve(todo[0].prompt, self._request)
+                reservation = self._generator._reserve(todo[0].prompt, self._sampling)
                 if reservation is None:
                     break
                 self._pool.submit(self._follow, todo.popleft(), reservation)
@@ -410,7 +404,7 @@ class _Call:
             self._generator._budget.settle(reservation, Usage())
             return
         try:
-            for completions in self._generator._answer(question, self._request, reservation):
+            for completions in self._generator._answer(question, self._sampling, reservation):
                 self._queue.put((question.index, completions))
                 if self._ended:
                     return
@@ -452,7 +446,7 @@ def _substitute(body: dict[str, Any], field: str) -> None:
             body[name] = value
 
 
-def _read(answer: Any, prompt: str, request: Request) -> list[Completion]:
+def _read(answer: Any, prompt: str, sampling: SamplingParams) -> list[Completion]:
     """Return the completions of an answer, the first of which has the usage.
 
     Raises:
@@ -464,7 +458,7 @@ def _read(answer: Any, prompt: str, request: Request) -> list[Completion]:
         choices = answer["choices"]
         counts = _counts(answer.get("usage"))
         paid = counts["completion_tokens"] if len(choices) == 1 else 0
-        completions = [_completion(choice, paid or None, request.stop) for choice in choices]
+        completions = [_completion(choice, paid or None, sampling.stop) for choice in choices]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise MalformedAnswer(f"with an answer of another form ({type(error).__name__}: {error})") from None
     if not completions:

@@ -6,14 +6,15 @@ import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 __all__ = [
+    "GREEDY",
     "Arrival",
     "Completion",
     "FinishReason",
     "GenerationError",
-    "Request",
+    "SamplingParams",
     "StreamingGenerator",
     "TextGenerator",
     "Usage",
@@ -161,15 +162,19 @@ class TextGenerator(Protocol):
 
 
 @dataclass(frozen=True)
-class Request:
-    """Hold how prompts shall be continued, checked; the fields are those of `TextGenerator.generate`."""
+class SamplingParams:
+    """Sampling parameters of a request; the fields are those of `TextGenerator.generate`.
 
-    n: int
-    temperature: float
-    top_p: float
-    max_new_tokens: int
-    stop: Sequence[str]
-    seed: int | None
+    Raises:
+        ValueError: If a value is outside its range; the message names it.
+    """
+
+    n: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+    stop: Sequence[str] = ()
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -195,6 +200,10 @@ class Request:
         if self.seed is None:
             return secrets.randbits(31)
         return random.Random(f"{self.seed}:{number}:{prompt}").getrandbits(31)
+
+
+GREEDY = SamplingParams()
+"""Greedy decoding of one completion per prompt."""
 
 
 def estimate_num_tokens(text: str) -> int:
@@ -269,17 +278,7 @@ Arrival: TypeAlias = tuple[int, list[Completion]]
 class StreamingGenerator(TextGenerator, Protocol):
     """A text generator that hands over completions before it has all; a subclass has `generate` of its `stream`."""
 
-    def stream(
-        self,
-        prompts: list[str],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-    ) -> Iterator[Arrival]:
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
         """Yield the completions that `generate` would return, each prompt's in their order but perhaps in parts.
 
         Use up the iterator, or close it, before the generator is asked again.
@@ -302,20 +301,16 @@ class StreamingGenerator(TextGenerator, Protocol):
         seed: int | None = None,
     ) -> list[list[Completion]]:
         """Continue each prompt `n` times, as `TextGenerator.generate` says, and raise what `stream` raises."""
-        arrivals = self.stream(
-            prompts,
-            n=n,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-            seed=seed,
-        )
-        return collect(arrivals, len(prompts))
+        sampling = SamplingParams(n, temperature, top_p, max_new_tokens, stop, seed)
+        return collect(self.stream(prompts, sampling), len(prompts))
 
 
 def stream(
-    generator: TextGenerator, prompts: Sequence[str], *, problems: Sequence[str] | None = None, **sampling: Any
+    generator: TextGenerator,
+    prompts: Sequence[str],
+    sampling: SamplingParams = GREEDY,
+    *,
+    problems: Sequence[str] | None = None,
 ) -> Iterator[Arrival]:
     """Continue prompts, and yield completions as they come, or all at the end where the generator cannot stream.
 
@@ -324,10 +319,10 @@ def stream(
             Who is asked.
         prompts (`Sequence[str]`):
             Texts to continue.
+        sampling ([`SamplingParams`], *optional*, defaults to greedy decoding):
+            Sampling parameters.
         problems (`Sequence[str]`, *optional*):
-            What the prompts are for, to be named where the generator refuses one.
-        **sampling:
-            As in `TextGenerator.generate`.
+            Names of the problems that the prompts belong to, for the message where the generator refuses a prompt.
 
     Raises:
         ValueError: If the generator refuses an argument or a prompt.
@@ -346,9 +341,9 @@ def stream(
     """
     try:
         if isinstance(generator, StreamingGenerator):
-            yield from generator.stream(list(prompts), **sampling)
+            yield from generator.stream(list(prompts), sampling)
         else:
-            yield from enumerate(generator.generate(list(prompts), **sampling))
+            yield from enumerate(generator.generate(list(prompts), **vars(sampling)))
     except ValueError as error:
         if problems is None:
             raise

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from ..distributed import run_on_main_and_broadcast
 from ..ledger import Ledger
-from .protocol import Arrival, Completion, StreamingGenerator, TextGenerator, Usage, stream
+from .protocol import GREEDY, Arrival, Completion, SamplingParams, StreamingGenerator, TextGenerator, Usage, stream
 
 __all__ = ["RecordedGenerator", "read_completion"]
 
@@ -92,17 +92,7 @@ class RecordedGenerator(StreamingGenerator):
         noting._facts = {**self._facts, **facts}
         return noting
 
-    def stream(
-        self,
-        prompts: list[str],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-    ) -> Iterator[Arrival]:
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
         """Yield what is known, then the rest as it comes and is written down.
 
         Raises:
@@ -113,8 +103,7 @@ class RecordedGenerator(StreamingGenerator):
         places: defaultdict[str, list[int]] = defaultdict(list)
         for index, prompt in enumerate(prompts):
             places[prompt].append(index)
-        settings = [n, temperature, top_p, max_new_tokens, list(stop), seed]
-        keys = {prompt: self._key(prompt, len(indices), settings) for prompt, indices in places.items()}
+        keys = {prompt: self._key(prompt, len(indices), sampling) for prompt, indices in places.items()}
         missing = [index for index, prompt in enumerate(prompts) if keys[prompt] not in self._known]
         for prompt, indices in places.items():
             if keys[prompt] in self._known:
@@ -125,17 +114,12 @@ class RecordedGenerator(StreamingGenerator):
         for number, completions in stream(
             self._generator,
             [prompts[index] for index in missing],
-            n=n,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-            seed=seed,
+            sampling,
         ):
             index = missing[number]
             found[index] += completions
             indices = places[prompts[index]]
-            if all(len(found[place]) == n for place in indices):
+            if all(len(found[place]) == sampling.n for place in indices):
                 whole = list(chain.from_iterable(found[place] for place in indices))
                 self._keep(keys[prompts[index]], whole)
                 yield from _dealt(whole, indices)
@@ -150,8 +134,9 @@ class RecordedGenerator(StreamingGenerator):
                 raise ValueError(f"{where} is no record of a generator; give another output.") from error
         return known
 
-    def _key(self, prompt: str, times: int, settings: Sequence[object]) -> str:
-        text = json.dumps([prompt, times, *settings, *([] if self._name is None else [self._name])])
+    def _key(self, prompt: str, times: int, sampling: SamplingParams) -> str:
+        values = [sampling.n, sampling.temperature, sampling.top_p, sampling.max_new_tokens, list(sampling.stop)]
+        text = json.dumps([prompt, times, *values, sampling.seed, *([] if self._name is None else [self._name])])
         return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
 
     def _keep(self, key: str, completions: list[Completion]) -> None:

@@ -6,12 +6,20 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..distributed import is_main_process, run_on_main_and_broadcast
-from .protocol import Arrival, Completion, StreamingGenerator, TextGenerator, stream, too_long_prompts
+from .protocol import (
+    GREEDY,
+    Arrival,
+    SamplingParams,
+    StreamingGenerator,
+    TextGenerator,
+    stream,
+    too_long_prompts,
+)
 
 __all__ = ["ChatGenerator", "OnMainProcess", "ProgressBar", "for_all_processes", "is_shared", "model_name"]
 
 
-class ChatGenerator:
+class ChatGenerator(StreamingGenerator):
     """Put each prompt, as a user's message, into a tokenizer's chat template.
 
     Args:
@@ -48,13 +56,9 @@ class ChatGenerator:
         self._generator = generator
         self._tokenizer = tokenizer
 
-    def generate(self, prompts: list[str], **sampling: Any) -> list[list[Completion]]:
-        """Answer each prompt, as `TextGenerator.generate` says."""
-        return self._generator.generate(self._as_messages(prompts), **sampling)
-
-    def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
         """Yield answers as they come."""
-        return stream(self._generator, self._as_messages(prompts), **sampling)
+        return stream(self._generator, self._as_messages(prompts), sampling)
 
     def too_long(self, prompts: list[str], max_new_tokens: int) -> list[int]:
         """Return the indices of the prompts that exceed the model's positions together with their template."""
@@ -107,11 +111,11 @@ class ProgressBar(StreamingGenerator):
         self._description = description
         self._shown = shown
 
-    def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
         """Yield completions as they come."""
-        total = len(prompts) * int(sampling.get("n", 1))
+        total = len(prompts) * sampling.n
         with tqdm(total=total, desc=self._description, unit="text", disable=not self._shown) as bar:
-            for index, completions in stream(self._generator, prompts, **sampling):
+            for index, completions in stream(self._generator, prompts, sampling):
                 bar.update(len(completions))
                 yield index, completions
 
@@ -145,10 +149,10 @@ class OnMainProcess(StreamingGenerator):
         self._generator = generator
         self._accelerator = accelerator
 
-    def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
         """Yield completions as they come."""
         nothing: Iterator[Arrival] = iter(())
-        arrivals = stream(self._generator, prompts, **sampling) if is_main_process(self._accelerator) else nothing
+        arrivals = stream(self._generator, prompts, sampling) if is_main_process(self._accelerator) else nothing
         while (arrival := run_on_main_and_broadcast(self._accelerator, lambda: next(arrivals, None))) is not None:
             yield arrival
 

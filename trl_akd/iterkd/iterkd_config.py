@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias, get_args
 
 from ..akd.akd_config import AKDConfig
 from ..losses.contrastive import ContrastiveLoss
-from .cycle_config import CycleConfig
+from .cycle.config import CycleConfig
 
 __all__ = ["IterKDConfig", "Objective"]
 

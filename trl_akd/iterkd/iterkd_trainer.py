@@ -20,25 +20,22 @@ from transformers.trainer_utils import TrainOutput
 
 from ..akd.card_scores import score_results
 from ..akd.checkpoint import last_whole_checkpoint
-from ..akd.checks import name_of
+from ..akd.model_utils import name_of
 from ..distributed import is_main_process, run_on_main_and_broadcast
 from ..execution import CodeExecutor
 from ..generation import TextGenerator, TransformersGenerator
 from ..generation.budget import Budget, BudgetedGenerator, BudgetSpent, Limit
 from ..generation.protocol import Usage
 from ..generation.wrappers import for_all_processes, is_shared, model_name
-from .costs import Price, estimate_usage, prices, usage_text, write_usage
-from .cycle_ledger import CycleLedger
-from .cycle_report import CycleReport, cycle_table, write_reports
-from .cycles import Cycles, ProgramOf, Room
+from .cycle.costs import Price, estimate_usage, keeping_spending, kept_spending, prices, usage_text, write_usage
+from .cycle.cycles import Cycles, ProgramOf, Room
+from .cycle.ledger import CycleLedger, upload_ledger
+from .cycle.records import Question, digest, read_questions
+from .cycle.report import CycleReport, cycle_table, write_reports
+from .cycle.run_settings import model_settings, training_settings
 from .iterkd_config import IterKDConfig
-from .judges import GenerativeJudge, Judge, asked_for_json
-from .ledger_upload import upload_ledger
+from .judge.judges import GenerativeJudge, Judge, asked_for_json
 from .pair_trainer import PairTrainer
-from .questions import digest, read_questions
-from .records import Question
-from .run_settings import model_settings, training_settings
-from .spending import keeping_spending, kept_spending
 
 __all__ = ["IterKDTrainer"]
 

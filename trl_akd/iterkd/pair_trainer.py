@@ -10,14 +10,15 @@ One trainer trains cycle after cycle, each as a run of its own from the weights 
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
     TrainerCallback,
@@ -29,22 +30,28 @@ from transformers import (
 
 from ..akd.akd_trainer import AKDTrainer
 from ..akd.batches import Batch, without_repeats
-from ..akd.checks import check_arguments, name_of, named_datasets
-from ..akd.metrics import METRICS, Means
-from ..akd.objective import cross_entropy, mixed_loss
+from ..akd.metrics import METRICS, Means, loss_from_means
+from ..akd.model_utils import name_of, named_datasets
+from ..akd.validation import check_arguments
 from ..data.vocabulary import require_shared_tokens
 from ..distributed import gathered, release_engine, rewriting, through_forward, unwrapped, widest_float
 from ..generation import TransformersGenerator
 from ..heads import evaluating, final_hidden_states, lm_head
-from ..losses.fused_linear import FusedDivergence
+from ..losses.fused_linear import FusedDivergence, fused_linear_cross_entropy
 from ..losses.reduction import IGNORE_INDEX
-from .contrast import CONTRASTIVE, SUPERVISED, PairTargets, contrast, contrastive_objective, pair_targets
 from .iterkd_config import IterKDConfig
-from .loading import check_adapter_weights, check_weights
+from .pair_loss import CONTRASTIVE, SUPERVISED, PairTargets, contrast, contrastive_objective, pair_targets
 from .pairs import DataCollatorForPairs, PairEncoder, check_pairs, number_of_answers, prepare_pairs
-from .reference import compute_reference, load_reference, save_reference
 
-__all__ = ["PairTrainer"]
+__all__ = [
+    "REFERENCE_FILE",
+    "PairTrainer",
+    "check_adapter_weights",
+    "check_weights",
+    "compute_reference",
+    "load_reference",
+    "save_reference",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -277,19 +284,23 @@ class PairTrainer(AKDTrainer):
     @torch.no_grad()
     def _log_probs(self, batch: Batch) -> torch.Tensor:
         """Return the log-probability of each answer of a batch, inside the student's engine."""
-        wanted = self._targets(batch)
+        targets = self._targets(batch)
         student = unwrapped(self.model_wrapped, self.model, self.accelerator)
 
         def read() -> torch.Tensor:
             with self.accelerator.autocast():
-                hidden = final_hidden_states(student, wanted.inputs)[:, :-1]
-            weights = (wanted.labels != IGNORE_INDEX).float()
-            head = lm_head(student).whole()
-            return cross_entropy(head, hidden, wanted.labels, weights, self.args.loss_chunk_size).nll
+                hidden = final_hidden_states(student, targets.inputs)[:, :-1]
+            return fused_linear_cross_entropy(
+                hidden,
+                lm_head(student).whole(),
+                token_weights=(targets.labels != IGNORE_INDEX).float(),
+                labels=targets.labels,
+                chunk_size=self.args.loss_chunk_size,
+            ).nll
 
         with evaluating(self.model_wrapped):
             nll = through_forward(self.model_wrapped, student, read)
-        return -nll.view_as(wanted.labels).sum(dim=1)
+        return -nll.sum(dim=1)
 
     # Loss
 
@@ -304,21 +315,27 @@ class PairTrainer(AKDTrainer):
     def _targets(self, batch: Batch) -> PairTargets:
         return pair_targets(batch, self.args.normalization)
 
-    def _judge(
-        self, student: Any, hidden: torch.Tensor, knowledge: Any, wanted: Any, share: torch.Tensor
+    def _loss_from_hidden(
+        self, student: Any, hidden: torch.Tensor, signal: Any, targets: Any, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        head, place = lm_head(student).whole(), wanted.correct
-        learned, labels, weights = hidden[place], wanted.labels[place], share[place]
+        head, correct = lm_head(student).whole(), targets.correct
+        labels = targets.labels[correct]
         if self.args.objective == "akd":
-            result: Any = self._divergence(head, learned, knowledge, labels, weights)
+            result: Any = self._divergence(head, hidden[correct], signal, labels, weights[correct])
         else:
-            result = cross_entropy(head, learned, labels, weights, self.args.loss_chunk_size)
+            result = fused_linear_cross_entropy(
+                hidden[correct],
+                head,
+                token_weights=weights[correct],
+                labels=labels,
+                chunk_size=self.args.loss_chunk_size,
+            )
         sums = torch.zeros(2, len(self._measured), dtype=widest_float(hidden.device), device=hidden.device)
-        sums[SUPERVISED, : len(METRICS)] = _numbers(result).to(sums) @ wanted.weights[place].flatten().to(sums)
-        if wanted.fault_rows.shape[1] == 0:
+        sums[SUPERVISED, : len(METRICS)] = _numbers(result).to(sums) @ targets.weights[correct].flatten().to(sums)
+        if targets.fault_rows.shape[1] == 0:
             return result.loss, sums
         found = contrast(
-            head, hidden, wanted, share, self._contrast, self._reference_on(hidden), self.args.loss_chunk_size
+            head, hidden, targets, weights, self._contrast, self._reference_on(hidden), self.args.loss_chunk_size
         )
         sums[CONTRASTIVE, len(METRICS) :] = found.sums
         return result.loss + self.args.contrastive_weight * found.loss, sums
@@ -353,7 +370,7 @@ class PairTrainer(AKDTrainer):
     def _supervised_loss(self, means: list[Means], beta: float) -> float:
         by_name = means[SUPERVISED].by_name
         if self.args.objective == "akd":
-            return mixed_loss(by_name, beta, self.args)
+            return loss_from_means(by_name, beta, self.args)
         return by_name["student_nll"]
 
     # Checkpoints and the Hub
@@ -397,8 +414,141 @@ def _as_tokens(pair: dict[str, Any]) -> dict[str, list[int]]:
 
 
 def _numbers(result: Any) -> torch.Tensor:
-    """Return `METRICS` token by token `[metrics, N]`; what is not known counts 0."""
+    """Return `METRICS` token by token `[metrics, N]`; 0 for those that the result does not have."""
     if isinstance(result, FusedDivergence):
-        return torch.stack([getattr(result, name) for name in METRICS])
+        return torch.stack([getattr(result, name).flatten() for name in METRICS])
     known = {"student_nll": result.nll, "student_entropy": result.entropy}
-    return torch.stack([known.get(name, torch.zeros_like(result.nll)) for name in METRICS])
+    return torch.stack([known.get(name, torch.zeros_like(result.nll)).flatten() for name in METRICS])
+
+
+REFERENCE_FILE = "iterkd_reference.pt"
+
+
+def compute_reference(
+    pairs: Dataset,
+    collate: Callable[[list[Any]], Batch],
+    log_probs: Callable[[Batch], Tensor],
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+) -> Tensor:
+    """Compute the log-probability of every answer, shared out over the ranks.
+
+    All ranks compute the same number of batches, as a forward pass under ZeRO-3 is collective; where they do not
+    divide, the first ones are computed again and not used.
+
+    Args:
+        pairs (`Dataset`):
+            Rows from [`trl_akd.iterkd.pairs.prepare_pairs`].
+        collate (`Callable`):
+            From rows to a batch with `answer_ids` `[B]`.
+        log_probs (`Callable`):
+            From a batch on the device to log-probabilities `[B]`.
+        accelerator (`Accelerator`):
+            The run's accelerator.
+        batch_size (`int`):
+            Pairs of a batch.
+
+    Returns:
+        `torch.Tensor` of shape `[answers]`, float32, on the device of every rank.
+    """
+    total = torch.zeros(number_of_answers(pairs), device=accelerator.device)
+    batches = _longest_first(pairs, batch_size)
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    for first in range(0, len(batches), ranks):
+        turn = first + rank
+        batch = collate([pairs[index] for index in batches[turn % len(batches)]])
+        batch = {key: tensor.to(accelerator.device) for key, tensor in batch.items()}
+        found = log_probs(batch)
+        if turn < len(batches):
+            total[batch["answer_ids"]] = found.to(total.dtype)
+    reduced: Tensor = accelerator.reduce(total, "sum")
+    return reduced
+
+
+def save_reference(reference: Tensor, checkpoint: str | Path) -> None:
+    """Write the log-probabilities into a checkpoint folder."""
+    torch.save(reference.cpu(), Path(checkpoint) / REFERENCE_FILE)
+
+
+def load_reference(checkpoint: str | Path, answers: int) -> Tensor:
+    """Read the log-probabilities of a cycle that was interrupted.
+
+    Raises:
+        ValueError: If there are none, or they are those of other pairs.
+    """
+    path = Path(checkpoint) / REFERENCE_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"`resume_from_checkpoint` is {str(checkpoint)!r}, which has no {REFERENCE_FILE}: its contrastive loss "
+            "had no reference; resume with the old `contrastive_loss`, or start the cycle anew."
+        )
+    reference: Tensor = torch.load(path, map_location="cpu", weights_only=True)
+    if len(reference) != answers:
+        raise ValueError(
+            f"`resume_from_checkpoint` is {str(checkpoint)!r}, whose pairs had {len(reference)} answers, but these "
+            f"have {answers}; resume with the old pairs, or start the cycle anew."
+        )
+    return reference
+
+
+def _longest_first(pairs: Dataset, batch_size: int) -> list[Sequence[int]]:
+    """Return the numbers of the pairs of each batch, so that running out of memory shows at once."""
+    lengths = [
+        len(prompt) + max(map(len, [completion, *rejected]))
+        for prompt, completion, rejected in zip(pairs["prompt"], pairs["completion"], pairs["rejected"], strict=True)
+    ]
+    order = sorted(range(len(pairs)), key=lambda index: -lengths[index])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+def check_weights(model: Any, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raise a ValueError that names tensors that a model has and its saved weights lack, or the other way round.
+
+    Tensors that the model saves once for several names, or never saves, may be missing.
+    """
+    saved_elsewhere = _tied(model) | set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    lacking = sorted(set(missing) - saved_elsewhere)
+    unknown = sorted(unexpected)
+    if lacking or unknown:
+        differences = [
+            f"{len(names)} tensors {verb}, such as {names[0]!r}"
+            for names, verb in ((lacking, "of the student are missing"), (unknown, "are unknown to it"))
+            if names
+        ]
+        raise ValueError(
+            f"the saved student does not fit: {', and '.join(differences)}. It was saved from another model or "
+            "adapter; give the settings of that run, or another output_dir."
+        )
+
+
+def check_adapter_weights(model: Any, folder: Path) -> None:
+    """Raise a ValueError unless a folder holds an adapter just where the student is one, with the same tensors."""
+    file = next((folder / name for name in _ADAPTER_FILES if (folder / name).is_file()), None)
+    has_adapter = hasattr(model, "peft_config")
+    if has_adapter != (file is not None) and folder.is_dir():
+        saved, present = ("the whole model", "an adapter") if has_adapter else ("an adapter", "the whole model")
+        raise ValueError(
+            f"the student in {folder} was saved as {saved}, but {present} is trained now; give the PEFT settings of "
+            "that run, or another output_dir."
+        )
+    if file is None or file.suffix != ".safetensors":
+        return
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    expected = set(get_peft_model_state_dict(model, adapter_name=model.active_adapters[0]))
+    with safe_open(file, "pt") as tensors:
+        found = set(tensors.keys())
+    check_weights(model, expected - found, found - expected)
+
+
+def _tied(model: Any) -> set[str]:
+    """Return all names of parameters that have several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name for several in names.values() if len(several) > 1 for name in several}

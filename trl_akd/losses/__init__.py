@@ -1,25 +1,35 @@
-"""What is minimised: divergences a token, contrasts a pair, and their fused, chunked forms. Imports torch alone."""
+"""Losses: divergences per token, contrasts per pair, and their fused, chunked forms. Imports torch alone."""
 
+from . import divergences
 from .contrastive import dpo, dpo_norm, infonce, simpo, unlikelihood
 from .divergences import forward_kl, reverse_kl, shared_vocabulary
 from .fused_linear import (
     FusedCrossEntropy,
     FusedDivergence,
+    fused_divergence,
     fused_linear_cross_entropy,
     fused_linear_divergence,
 )
 from .fused_log_probs import LossOfLogProbs, fused_linear_log_probs
+from .lm_head import LMHead
 from .reduction import count_items, count_items_by_task, scale, token_weights
+from .signals import DenseSignal, SparseSignal, TeacherSignal
 
 __all__ = [
+    "DenseSignal",
     "FusedCrossEntropy",
     "FusedDivergence",
+    "LMHead",
     "LossOfLogProbs",
+    "SparseSignal",
+    "TeacherSignal",
     "count_items",
     "count_items_by_task",
+    "divergences",
     "dpo",
     "dpo_norm",
     "forward_kl",
+    "fused_divergence",
     "fused_linear_cross_entropy",
     "fused_linear_divergence",
     "fused_linear_log_probs",

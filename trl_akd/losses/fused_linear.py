@@ -1,50 +1,139 @@
 """Divergences and cross-entropy from hidden states and LM heads, a chunk of tokens at a time.
 
 Full logits of both models are the largest tensors of a distillation step: 8,192 tokens x 152,064 words x 4 bytes are
-5 GB, several times over. Here a chunk of tokens is projected, its divergences are reduced to one number a token, and
-its gradient is pushed through the student's LM head at once: four matrix products a chunk, each done exactly once,
+5 GB, several times over. Here a chunk of tokens is projected, its divergences are reduced to one number per token, and
+its gradient is pushed through the student's LM head at once: four matrix products per chunk, each done exactly once,
 none recomputed in the backward pass. Computing the gradient in the forward pass is the idea of
 [Liger Kernel](https://huggingface.co/papers/2410.10989).
 
-For one token with student logits `z` at temperature 1, `q = softmax(z)`, teacher `p` and mixing coefficient `beta`,
-
-    d/dz [(1 - beta) KL(p || q) + beta KL(q || p)] = q ((1 - beta) + beta (log q - log p - KL(q || p))) - (1 - beta) p
-
-Without a teacher the loss is the labels' cross-entropy, whose gradient is `q - onehot(label)`: half the products.
+With a sparse signal there is no teacher to project, and with labels alone neither: three products per chunk.
 """
 
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .pointwise import LabelStatistics, Objective, TokenStatistics
-from .projection import Projection
+from . import divergences
+from .lm_head import LMHead, add_matmul_, matmul
+from .pointwise import (
+    LabelStatistics,
+    Objective,
+    TokenStatistics,
+    divergence_and_gradient_,
+    likelihood_and_gradient_,
+    sparse_divergence_and_gradient_,
+)
 from .reduction import IGNORE_INDEX
-from .sweep import Lesson, StudentGradients, Tokens, sweep
+from .signals import DenseSignal, SparseSignal, TeacherSignal
+
+_MIB = 2**20
 
 
 @dataclass(frozen=True)
 class FusedDivergence:
-    """What [`fused_linear_divergence`] returns. All but `loss` is detached, and 0 for a token of weight 0.
+    """Result of [`fused_divergence`]. All but `loss` is detached, and 0 for a token of weight 0.
 
     Attributes:
         loss (`Tensor`): shape `[]`, the weighted sum, differentiable.
-        forward_kl (`Tensor`): shape `[N]`, KL(teacher || student) in nats.
-        reverse_kl (`Tensor`): shape `[N]`, KL(student || teacher) in nats.
-        student_entropy (`Tensor`): shape `[N]`, in nats, of the distribution the divergences see: at `temperature`.
-        student_nll (`Tensor`, *optional*): shape `[N]`, -log q(label) in nats at temperature 1, if labels were given.
-        teacher_nll (`Tensor`, *optional*): shape `[N]`, -log p(label) in nats at temperature 1, if labels were given.
+        divergence (`Tensor`): shape `[...]`, the chosen rule's, in nats.
+        forward_kl (`Tensor`): shape `[...]`, KL(teacher || student) in nats, whatever the rule.
+        reverse_kl (`Tensor`): shape `[...]`, KL(student || teacher) in nats, whatever the rule.
+        student_entropy (`Tensor`): shape `[...]`, in nats, at `temperature`.
+        student_nll (`Tensor`, *optional*): shape `[...]`, -log q(label) in nats at temperature 1, given labels.
+        teacher_nll (`Tensor`, *optional*): shape `[...]`, -log p(label) in nats at temperature 1, given labels. From a
+            sparse signal: at the signal's temperature, and of the whole tail where the label is in it.
     """
 
     loss: Tensor
+    divergence: Tensor
     forward_kl: Tensor
     reverse_kl: Tensor
     student_entropy: Tensor
     student_nll: Tensor | None
     teacher_nll: Tensor | None
+
+
+def fused_divergence(
+    student_hidden: Tensor,
+    student_head: LMHead,
+    teacher: TeacherSignal,
+    *,
+    token_weights: Tensor,
+    divergence: str = "akd",
+    knobs: Mapping[str, Any] | None = None,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,
+    ce_weight: float = 0.0,
+    chunk_size: int | None = None,
+    vocab_size: int | None = None,
+) -> FusedDivergence:
+    """Compute a weighted sum of divergences between two models without ever holding all logits of either.
+
+    `sum_n token_weights[n] * (divergence_n + ce_weight * NLL_n)`. The normalization is in `token_weights`. No factor
+    `T ** 2` is applied.
+
+    Tokens of weight 0 are left out before the projection. On a GPU finding them makes the host wait once, which costs
+    less than projecting every prompt. Logits are float32 whatever the inputs (float64 stays float64), and must be
+    finite. The gradients are computed in the forward pass, accumulated in float32, returned in the inputs' dtypes, and
+    given away by the backward pass, which therefore runs once.
+
+    Args:
+        student_hidden (`Tensor`): shape `[..., Hs]`, final hidden states of the student.
+        student_head (`LMHead`): the student's. Under DeepSpeed ZeRO-3 the caller gathers it.
+        teacher (`DenseSignal` or `SparseSignal`): the same tokens seen by the teacher. Never differentiated.
+        token_weights (`Tensor`): shape `[...]`, see [`token_weights`] and [`scale`] in `reduction.py`.
+        divergence (`str`, *optional*, defaults to `"akd"`): name of a rule in [`divergences`].
+        knobs (`Mapping`, *optional*): arguments of the rule, such as `{"beta": 0.3}`. Never differentiated.
+        temperature (`float`, *optional*, defaults to `1.0`): divides both models' logits, for the divergences alone.
+        labels (`Tensor`, *optional*): shape `[...]`, int64, -100 for none. Needed by `ce_weight` and for the NLLs.
+        ce_weight (`float`, *optional*, defaults to `0.0`): weight of the student's NLL of the labels.
+        chunk_size (`int`, *optional*): tokens projected at a time. By default one model's chunk of logits takes up to
+            64 MiB on a CPU and 512 MiB elsewhere, but at least 256 tokens.
+        vocab_size (`int`, *optional*): number of leading rows of the heads that count, defaults to as many as both
+            have. The caller must have shown that the tokenizers agree on them. Gradient rows beyond are 0.
+
+    Returns:
+        [`FusedDivergence`].
+
+    Raises:
+        ValueError: an argument out of its range, or tensors whose shapes do not fit together.
+        RuntimeError: on a second backward pass through the same loss.
+
+    Example:
+        >>> one = torch.ones(1, 1)
+        >>> student, teacher = LMHead(torch.zeros(2, 1)), LMHead(torch.tensor([[3.0], [1.0]]).log())
+        >>> signal = DenseSignal(one, teacher)
+        >>> fused_divergence(one, student, signal, token_weights=torch.ones(1), divergence="forward_kl").loss
+        tensor(0.1308)
+    """
+    objective = Objective(divergences.get(divergence), dict(knobs or {}), temperature, ce_weight)
+    _check_objective(objective, labels)
+    _check_tokens(student_hidden, token_weights, labels, chunk_size)
+    _check_head("student_", student_hidden, student_head)
+    sizes = [len(student_head.weight)]
+    if isinstance(teacher, DenseSignal):
+        _check_head("teacher_", teacher.hidden, teacher.head)
+        sizes.append(len(teacher.head.weight))
+    _check_signal(teacher, student_hidden.shape[:-1], temperature)
+    vocab_size = _shared_size(min(sizes), vocab_size)
+    loss, statistics = _weighted_sum(
+        student_hidden, student_head, token_weights, labels, chunk_size, vocab_size, teacher.flatten(), objective
+    )
+    token = TokenStatistics(*statistics)
+    return FusedDivergence(
+        loss,
+        token.divergence,
+        token.forward_kl,
+        token.reverse_kl,
+        token.student_entropy,
+        student_nll=None if labels is None else token.student_nll,
+        teacher_nll=None if labels is None else token.teacher_nll,
+    )
 
 
 def fused_linear_divergence(
@@ -59,52 +148,26 @@ def fused_linear_divergence(
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
     chunk_size: int | None = None,
-    labels: Tensor | None = None,
-    ce_weight: float = 0.0,
-    student_logit_scale: float = 1.0,
-    teacher_logit_scale: float = 1.0,
-    student_softcap: float | None = None,
-    teacher_softcap: float | None = None,
-    vocab_size: int | None = None,
 ) -> FusedDivergence:
-    """Mix forward and reverse KL of two LM heads without ever holding all logits of either.
+    """Mix forward and reverse KL linearly: [`fused_divergence`] of the rule `"akd"`, from plain tensors.
 
-    Eq. (9) of Adaptive Knowledge Distillation for code generation (jos.org.cn 7462), plus an optional cross-entropy:
-    `sum_n token_weights[n] * ((1 - beta) * KL_n + beta * RKL_n + ce_weight * NLL_n)`. Departures: `+KL` where the
-    paper prints `-KL` (see [`forward_kl`]); the normalization is in `token_weights`. No factor `T ** 2` is applied.
-
-    Tokens of weight 0 are left out before the projection. On a GPU finding them makes the host wait once, which costs
-    less than projecting every prompt. Logits are float32 whatever the inputs (float64 stays float64), and must be
-    finite. The gradients are computed in the forward pass, accumulated in float32, returned in the inputs' dtypes, and
-    given away by the backward pass, which therefore runs once.
+    Eq. (9) of Adaptive Knowledge Distillation for code generation (jos.org.cn 7462),
+    `sum_n token_weights[n] * ((1 - beta) * KL_n + beta * RKL_n)`, with `+KL` where the paper prints `-KL`.
 
     Args:
-        student_hidden (`Tensor`): shape `[N, Hs]`, what the student's LM head is applied to.
-        student_weight (`Tensor`): shape `[Vs, Hs]`. Under DeepSpeed ZeRO-3 the caller gathers it.
-        teacher_hidden (`Tensor`): shape `[N, Ht]`, the same tokens seen by the teacher. Never differentiated.
+        student_hidden (`Tensor`): shape `[N, Hs]`.
+        student_weight (`Tensor`): shape `[Vs, Hs]`.
+        teacher_hidden (`Tensor`): shape `[N, Ht]`. Never differentiated.
         teacher_weight (`Tensor`): shape `[Vt, Ht]`. Never differentiated.
-        token_weights (`Tensor`): shape `[N]`, see [`token_weights`] and [`scale`] in `reduction.py`.
+        token_weights (`Tensor`): shape `[N]`.
         beta (`float` or 0-dim `Tensor`): share of reverse KL, in [0, 1]. Never differentiated.
-        temperature (`float`, *optional*, defaults to `1.0`): divides both models' logits, for the divergences alone.
+        temperature (`float`, *optional*, defaults to `1.0`): divides both models' logits.
         student_bias (`Tensor`, *optional*): shape `[Vs]`.
         teacher_bias (`Tensor`, *optional*): shape `[Vt]`.
-        chunk_size (`int`, *optional*): tokens projected at a time. By default one model's chunk of logits takes up to
-            64 MiB on a CPU and 512 MiB elsewhere, but at least 256 tokens.
-        labels (`Tensor`, *optional*): shape `[N]`, int64, -100 for none. Needed by `ce_weight` and for the NLLs.
-        ce_weight (`float`, *optional*, defaults to `0.0`): weight of the student's NLL of the labels.
-        student_logit_scale (`float`, *optional*, defaults to `1.0`): multiplies `hidden @ weight.T + bias` (Cohere).
-        teacher_logit_scale (`float`, *optional*, defaults to `1.0`): the same for the teacher.
-        student_softcap (`float`, *optional*): `softcap * tanh(logits / softcap)`, after the scale (Gemma 2).
-        teacher_softcap (`float`, *optional*): the same for the teacher.
-        vocab_size (`int`, *optional*): how many leading rows of both weights count, defaults to `min(Vs, Vt)`. The
-            caller must have shown that the tokenizers agree on them. Gradient rows beyond are 0.
+        chunk_size (`int`, *optional*): tokens projected at a time.
 
     Returns:
         [`FusedDivergence`].
-
-    Raises:
-        ValueError: an argument out of its range, or tensors whose shapes do not fit together.
-        RuntimeError: on a second backward pass through the same loss.
 
     Example:
         >>> one = torch.ones(1, 1)
@@ -112,48 +175,25 @@ def fused_linear_divergence(
         >>> fused_linear_divergence(one, student, one, teacher, token_weights=torch.ones(1), beta=0.0).loss
         tensor(0.1308)
     """
-    objective = Objective(float(beta.detach()) if isinstance(beta, Tensor) else beta, temperature, ce_weight)
-    _check_options(objective, labels, chunk_size)
-    _check_head("student_", student_hidden, student_weight, student_bias, student_softcap)
-    _check_head("teacher_", teacher_hidden, teacher_weight, teacher_bias, teacher_softcap)
-    _check_tokens(len(student_hidden), teacher_hidden, token_weights, labels)
-    vocab_size = _shared_size(student_weight, teacher_weight, vocab_size)
-    dtype = _result_dtype(student_hidden, student_weight, teacher_hidden, teacher_weight)
-    with torch.no_grad():
-        student = Projection.cut(
-            student_weight, student_bias, student_logit_scale, student_softcap, vocab_size=vocab_size, dtype=dtype
-        )
-        teacher = Projection.cut(
-            teacher_weight, teacher_bias, teacher_logit_scale, teacher_softcap, vocab_size=vocab_size, dtype=dtype
-        )
-    loss, statistics = _weighted_sum(
-        student,
-        (student_hidden, student_weight, student_bias),
-        token_weights,
-        labels,
-        chunk_size,
-        dtype,
-        Lesson(teacher_hidden, teacher, objective),
-    )
-    token = TokenStatistics(*statistics)
-    return FusedDivergence(
-        loss=loss,
-        forward_kl=token.forward_kl,
-        reverse_kl=token.reverse_kl,
-        student_entropy=token.student_entropy,
-        student_nll=None if labels is None else token.student_nll,
-        teacher_nll=None if labels is None else token.teacher_nll,
+    return fused_divergence(
+        student_hidden,
+        LMHead(student_weight, student_bias),
+        DenseSignal(teacher_hidden, LMHead(teacher_weight, teacher_bias)),
+        token_weights=token_weights,
+        knobs={"beta": float(beta.detach() if isinstance(beta, Tensor) else beta)},
+        temperature=temperature,
+        chunk_size=chunk_size,
     )
 
 
 @dataclass(frozen=True)
 class FusedCrossEntropy:
-    """What [`fused_linear_cross_entropy`] returns. All but `loss` is detached, and 0 for a token of weight 0.
+    """Result of [`fused_linear_cross_entropy`]. All but `loss` is detached, and 0 for a token of weight 0.
 
     Attributes:
         loss (`Tensor`): shape `[]`, the weighted sum, differentiable.
-        nll (`Tensor`): shape `[N]`, -log q(label) in nats.
-        entropy (`Tensor`): shape `[N]`, in nats.
+        nll (`Tensor`): shape `[...]`, -log q(label) in nats.
+        entropy (`Tensor`): shape `[...]`, in nats.
     """
 
     loss: Tensor
@@ -162,29 +202,18 @@ class FusedCrossEntropy:
 
 
 def fused_linear_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    *,
-    token_weights: Tensor,
-    labels: Tensor,
-    bias: Tensor | None = None,
-    chunk_size: int | None = None,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
+    hidden: Tensor, head: LMHead, *, token_weights: Tensor, labels: Tensor, chunk_size: int | None = None
 ) -> FusedCrossEntropy:
     """Compute the labels' weighted cross-entropy without ever holding all logits, and without a teacher.
 
-    `sum_n token_weights[n] * NLL_n`, over the whole vocabulary; all else is as in [`fused_linear_divergence`].
+    `sum_n token_weights[n] * NLL_n`, over the whole vocabulary; all else is as in [`fused_divergence`].
 
     Args:
-        hidden (`Tensor`): shape `[N, H]`, what the LM head is applied to.
-        weight (`Tensor`): shape `[V, H]`. Under DeepSpeed ZeRO-3 the caller gathers it.
-        token_weights (`Tensor`): shape `[N]`, see [`token_weights`] and [`scale`] in `reduction.py`.
-        labels (`Tensor`): shape `[N]`, int64, -100 for none.
-        bias (`Tensor`, *optional*): shape `[V]`.
+        hidden (`Tensor`): shape `[..., H]`, final hidden states.
+        head (`LMHead`): the model's. Under DeepSpeed ZeRO-3 the caller gathers it.
+        token_weights (`Tensor`): shape `[...]`, see [`token_weights`] and [`scale`] in `reduction.py`.
+        labels (`Tensor`): shape `[...]`, int64, -100 for none.
         chunk_size (`int`, *optional*): tokens projected at a time.
-        logit_scale (`float`, *optional*, defaults to `1.0`): multiplies `hidden @ weight.T + bias`.
-        softcap (`float`, *optional*): `softcap * tanh(logits / softcap)`, after the scale.
 
     Returns:
         [`FusedCrossEntropy`].
@@ -194,58 +223,161 @@ def fused_linear_cross_entropy(
         RuntimeError: on a second backward pass through the same loss.
 
     Example:
-        >>> one = torch.ones(1, 1)
-        >>> weight = torch.tensor([[3.0], [1.0]]).log()
-        >>> fused_linear_cross_entropy(one, weight, token_weights=torch.ones(1), labels=torch.tensor([0])).loss
+        >>> one, head = torch.ones(1, 1), LMHead(torch.tensor([[3.0], [1.0]]).log())
+        >>> fused_linear_cross_entropy(one, head, token_weights=torch.ones(1), labels=torch.tensor([0])).loss
         tensor(0.2877)
     """
-    _check_chunk_size(chunk_size)
-    _check_head("", hidden, weight, bias, softcap)
-    _check_tokens(len(hidden), None, token_weights, labels)
-    dtype = _result_dtype(hidden, weight)
-    with torch.no_grad():
-        head = Projection.cut(weight, bias, logit_scale, softcap, vocab_size=len(weight), dtype=dtype)
-    loss, statistics = _weighted_sum(head, (hidden, weight, bias), token_weights, labels, chunk_size, dtype)
+    _check_tokens(hidden, token_weights, labels, chunk_size)
+    _check_head("", hidden, head)
+    loss, statistics = _weighted_sum(hidden, head, token_weights, labels, chunk_size, len(head.weight))
     token = LabelStatistics(*statistics)
     return FusedCrossEntropy(loss, token.student_nll, token.student_entropy)
 
 
+class _Tokens(NamedTuple):
+    """The student's hidden states [N, H], and rows, weights and labels [M] of the tokens that count."""
+
+    hidden: Tensor
+    rows: Tensor
+    weights: Tensor
+    labels: Tensor
+
+
+class _Gradients(NamedTuple):
+    """Sums of the gradients of the student's tensors; None for a tensor that needs none."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @classmethod
+    def zeros(cls, *tensors: Tensor | None, dtype: torch.dtype) -> Self:
+        """Start at zero for each tensor that requires a gradient, while gradients are enabled at all."""
+
+        def start(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None or not (tensor.requires_grad and torch.is_grad_enabled()):
+                return None
+            return torch.zeros_like(tensor, dtype=dtype, requires_grad=False)
+
+        return cls(*map(start, tensors))
+
+    def __bool__(self) -> bool:
+        """Whether any tensor needs a gradient."""
+        return any(buffer is not None for buffer in self)
+
+    def add_(self, logit_gradient: Tensor, hidden: Tensor, rows: Tensor, weights: Tensor, head: LMHead) -> None:
+        """Push a chunk's gradient [n, V] through the LM head; weights join where a token has the fewest numbers."""
+        vocab_size = len(head.weight)
+        operand = logit_gradient.to(head.weight.dtype)
+        if self.hidden is not None:
+            chunk = matmul(operand, head.weight, out=self.hidden.new_empty(hidden.shape))
+            self.hidden[rows] = chunk.mul_(weights.unsqueeze(1))
+        if self.weight is not None:
+            weighted = (hidden * weights.unsqueeze(1)).to(operand.dtype)
+            add_matmul_(self.weight[:vocab_size], operand.t(), weighted)
+        if self.bias is not None:
+            self.bias[:vocab_size].addmv_(logit_gradient.t(), weights)
+
+
 def _weighted_sum(
-    student: Projection,
-    tensors: tuple[Tensor, Tensor, Tensor | None],
+    hidden: Tensor,
+    head: LMHead,
     token_weights: Tensor,
     labels: Tensor | None,
     chunk_size: int | None,
-    dtype: torch.dtype,
-    lesson: Lesson | None = None,
+    vocab_size: int,
+    teacher: TeacherSignal | None = None,
+    objective: Objective | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss with its gradients attached, and the tokens' statistics [fields, N].
+    """Return the loss with its gradients attached, and the tokens' statistics [fields, ...].
 
-    `tensors` are those of the student that may ask for a gradient: hidden states, weight and bias.
+    With a teacher, these are the fields of [`TokenStatistics`]; without, those of [`LabelStatistics`], and the loss is
+    the labels' NLL.
     """
-    gradients = StudentGradients.wanted(*tensors, dtype=dtype)
+    shape, hidden, token_weights = token_weights.shape, hidden.flatten(0, -2), token_weights.flatten()
+    labels = None if labels is None else labels.flatten()
+    dtype = _result_dtype(hidden, head, teacher)
+    student_tensors = (hidden, head.weight, head.bias)
+    gradients = _Gradients.zeros(*student_tensors, dtype=dtype)
     with torch.no_grad():
+        head = head.cut(vocab_size, dtype)
+        if isinstance(teacher, DenseSignal):
+            teacher = DenseSignal(teacher.hidden, teacher.head.cut(vocab_size, dtype))
         rows = token_weights.nonzero().squeeze(1)
         weights = token_weights[rows].to(dtype)
         # Halves could not hold a weight of 1e-6: the largest counts 1 until the gradients are in float32.
         unit = weights.abs().amax() if len(weights) else weights.new_ones(())
-        tokens = Tokens(tensors[0], rows, weights / unit, _labels_of(rows, labels, len(student.weight)))
-        statistics = sweep(student, tokens, lesson, gradients, chunk_size)
-        if lesson is None:
+        tokens = _Tokens(hidden, rows, weights / unit, _labels_of(rows, labels, vocab_size))
+        if isinstance(teacher, SparseSignal):
+            _check_ids(teacher.ids[rows], vocab_size)
+        statistics = _chunked_forward(head, tokens, teacher, objective, gradients, chunk_size)
+        if objective is None:
             per_token = LabelStatistics(*statistics).student_nll
         else:
-            per_token = lesson.objective(TokenStatistics(*statistics))
+            per_token = objective(TokenStatistics(*statistics))
         loss = (weights * per_token).sum()
     if gradients:
-        loss = _AttachGradients.apply(loss, gradients, unit, *tensors)  # type: ignore[no-untyped-call]
-    return loss, statistics.new_zeros(len(statistics), len(token_weights)).index_copy_(1, rows, statistics)
+        loss = _AttachGradients.apply(loss, gradients, unit, *student_tensors)  # type: ignore[no-untyped-call]
+    everywhere = statistics.new_zeros(len(statistics), len(token_weights)).index_copy_(1, rows, statistics)
+    return loss, everywhere.view(len(statistics), *shape)
+
+
+def _chunked_forward(
+    head: LMHead,
+    tokens: _Tokens,
+    teacher: TeacherSignal | None,
+    objective: Objective | None,
+    gradients: _Gradients,
+    chunk_size: int | None,
+) -> Tensor:
+    """Visit the tokens a chunk at a time: fill the gradients and return each token's statistics [fields, M].
+
+    Matrix products are efficient for many tokens at once, and element-wise work on a CPU for few: chunks are for the
+    former, blocks of a chunk for the latter.
+    """
+    is_dense = isinstance(teacher, DenseSignal)
+    fields = LabelStatistics._fields if teacher is None else TokenStatistics._fields
+    statistics = tokens.weights.new_empty(len(fields), len(tokens.rows))
+    vocab_size = len(head.weight)
+    chunk_size = max(1, min(chunk_size or _chunk_size(len(tokens.rows), vocab_size, statistics), len(tokens.rows)))
+    block_size = _block_size(chunk_size, vocab_size, statistics)
+    tiles = statistics.new_empty(2 if is_dense else 1, chunk_size, vocab_size)
+    scratch = statistics.new_empty(1 if teacher is None else 2, block_size, vocab_size)
+    for chunk in _slices(len(tokens.rows), chunk_size):
+        rows, labels = tokens.rows[chunk], tokens.labels[chunk]
+        hidden = tokens.hidden[rows]
+        products = head.project(hidden, out=tiles[0, : len(rows)])
+        taught = None if teacher is None else teacher[rows]
+        # The gradient is written over the last logits that are needed.
+        gradient = products
+        if isinstance(taught, DenseSignal):
+            gradient = taught.head.project(taught.hidden, out=tiles[1, : len(rows)])
+        for block in _slices(len(rows), block_size):
+            logits = head.finish_(products[block])
+            slope = head.slope(logits) if gradients else None
+            spare, needed = scratch[:, : len(logits)], bool(gradients)
+            numbers: LabelStatistics | TokenStatistics
+            if taught is None or objective is None:
+                numbers = likelihood_and_gradient_(logits, labels[block], spare[0], needed)
+            elif isinstance(taught, DenseSignal):
+                teacher_logits = taught.head.finish_(gradient[block])
+                numbers = divergence_and_gradient_(logits, teacher_logits, labels[block], objective, spare, needed)
+            else:
+                numbers = sparse_divergence_and_gradient_(
+                    logits, taught[block], labels[block], objective, spare, needed
+                )
+            if slope is not None:
+                gradient[block].mul_(slope)
+            statistics[:, chunk][:, block] = torch.stack(numbers)
+        gradients.add_(gradient, hidden, rows, tokens.weights[chunk], head)
+    return statistics
 
 
 class _AttachGradients(torch.autograd.Function):
     """Give a loss the gradients that are already known; only their factor, the gradient of the loss itself, is not."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, gradients: StudentGradients, unit: Tensor, *tensors: Tensor | None) -> Tensor:
+    def forward(ctx: Any, loss: Tensor, gradients: _Gradients, unit: Tensor, *tensors: Tensor | None) -> Tensor:
         ctx.gradients, ctx.unit = gradients, unit
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
         return loss.clone()
@@ -268,7 +400,34 @@ class _AttachGradients(torch.autograd.Function):
         return None, None, None, *scaled
 
 
-def _result_dtype(*tensors: Tensor) -> torch.dtype:
+def _slices(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def _chunk_size(tokens: int, vocab_size: int, like: Tensor) -> int:
+    """Bound the bytes of one model's logits, but never leave a matrix product with too few tokens to keep it busy."""
+    budget = (64 if like.device.type == "cpu" else 512) * _MIB
+    return _even(tokens, max(256, budget // (vocab_size * like.itemsize)))
+
+
+def _block_size(chunk_size: int, vocab_size: int, like: Tensor) -> int:
+    """Bound the bytes of element-wise work: a CPU's cache holds 16 MiB, other devices prefer few launches."""
+    if like.device.type != "cpu":
+        return chunk_size
+    return _even(chunk_size, max(1, 16 * _MIB // (vocab_size * like.itemsize)))
+
+
+def _even(length: int, limit: int) -> int:
+    """Return the size of nearly equal slices, as few as the limit allows."""
+    return math.ceil(length / max(1, math.ceil(length / limit)))
+
+
+def _result_dtype(hidden: Tensor, head: LMHead, teacher: TeacherSignal | None) -> torch.dtype:
+    tensors = [hidden, head.weight]
+    if isinstance(teacher, DenseSignal):
+        tensors += [teacher.hidden, teacher.head.weight]
+    elif isinstance(teacher, SparseSignal):
+        tensors.append(teacher.log_probs)
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -286,34 +445,37 @@ def _labels_of(rows: Tensor, labels: Tensor | None, vocab_size: int) -> Tensor:
     return labels
 
 
-def _shared_size(student_weight: Tensor, teacher_weight: Tensor, vocab_size: int | None) -> int:
-    shared = min(len(student_weight), len(teacher_weight))
+def _shared_size(shared: int, vocab_size: int | None) -> int:
     if vocab_size is None:
         return shared
     if not 1 <= vocab_size <= shared:
-        raise ValueError(f"vocab_size is {vocab_size}; both LM heads have rows for 1 to {shared}.")
+        raise ValueError(f"vocab_size is {vocab_size}; the LM heads have rows for 1 to {shared}.")
     return vocab_size
 
 
-def _check_options(objective: Objective, labels: Tensor | None, chunk_size: int | None) -> None:
-    if not 0.0 <= objective.beta <= 1.0:
-        raise ValueError(f"beta is {objective.beta}; the share of reverse KL lies in [0, 1].")
+def _check_objective(objective: Objective, labels: Tensor | None) -> None:
+    objective.rule.check_names(objective.knobs)
     if not objective.temperature > 0.0:
         raise ValueError(f"temperature is {objective.temperature}; it divides the logits and must be positive.")
     if objective.ce_weight != 0.0 and labels is None:
         raise ValueError(f"ce_weight is {objective.ce_weight} without labels; pass the labels or leave it at 0.")
-    _check_chunk_size(chunk_size)
 
 
-def _check_chunk_size(chunk_size: int | None) -> None:
+def _check_tokens(hidden: Tensor, token_weights: Tensor, labels: Tensor | None, chunk_size: int | None) -> None:
+    for name, tensor in (("token_weights", token_weights), ("labels", labels)):
+        if tensor is not None and tensor.shape != hidden.shape[:-1]:
+            raise ValueError(
+                f"{name} has shape {list(tensor.shape)}; the hidden states need {list(hidden.shape[:-1])}."
+            )
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; project at least 1 token at a time, or leave it None.")
 
 
-def _check_head(prefix: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> None:
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+def _check_head(prefix: str, hidden: Tensor, head: LMHead) -> None:
+    weight, bias, softcap = head.weight, head.bias, head.softcap
+    if hidden.ndim < 2 or weight.ndim != 2 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
-            f"{prefix}hidden has shape {list(hidden.shape)} and {prefix}weight {list(weight.shape)}; pass [N, H] and"
+            f"{prefix}hidden has shape {list(hidden.shape)} and {prefix}weight {list(weight.shape)}; pass [..., H] and"
             " [V, H] with one H (under DeepSpeed ZeRO-3, gather the weight first)."
         )
     if bias is not None and bias.shape != weight.shape[:1]:
@@ -322,9 +484,34 @@ def _check_head(prefix: str, hidden: Tensor, weight: Tensor, bias: Tensor | None
         raise ValueError(f"{prefix}softcap is {softcap}; make it positive, or None for no cap.")
 
 
-def _check_tokens(tokens: int, teacher_hidden: Tensor | None, token_weights: Tensor, labels: Tensor | None) -> None:
-    if teacher_hidden is not None and len(teacher_hidden) != tokens:
-        raise ValueError(f"teacher_hidden has {len(teacher_hidden)} tokens; student_hidden has {tokens}.")
-    for name, tensor in (("token_weights", token_weights), ("labels", labels)):
-        if tensor is not None and tensor.shape != (tokens,):
-            raise ValueError(f"{name} has shape {list(tensor.shape)}; the hidden states need [{tokens}].")
+def _check_signal(teacher: TeacherSignal, tokens: torch.Size, temperature: float) -> None:
+    if isinstance(teacher, DenseSignal):
+        if teacher.hidden.shape[:-1] != tokens:
+            raise ValueError(
+                f"teacher_hidden has {list(teacher.hidden.shape[:-1])} tokens; student_hidden has {list(tokens)}."
+            )
+        return
+    ids, log_probs, tail = teacher.ids.shape, teacher.log_probs.shape, teacher.tail_log_prob.shape
+    if ids[:-1] != tokens or log_probs != ids or tail != tokens:
+        raise ValueError(
+            f"the teacher's signal has ids {list(ids)}, log_probs {list(log_probs)} and tail_log_prob {list(tail)}; "
+            f"for {list(tokens)} tokens pass [..., K], [..., K] and [...]."
+        )
+    if teacher.temperature != temperature:
+        raise ValueError(
+            f"temperature is {temperature}, but the teacher's log-probabilities are at temperature "
+            f"{teacher.temperature}; make both the same."
+        )
+
+
+def _check_ids(ids: Tensor, vocab_size: int) -> None:
+    ordered = ids.sort(dim=-1).values
+    unknown = ids[(ids < 0) | (ids >= vocab_size)]
+    if len(unknown):
+        raise ValueError(
+            f"the teacher's signal has the token id {unknown[0].item()}; keep ids of the {vocab_size} shared words, "
+            "and count all others in the tail."
+        )
+    repeated = ordered[..., 1:][ordered[..., 1:] == ordered[..., :-1]]
+    if len(repeated):
+        raise ValueError(f"the teacher's signal has the token id {repeated[0].item()} twice; make the ids distinct.")

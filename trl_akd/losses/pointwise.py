@@ -1,29 +1,33 @@
-"""The element-wise part of the fused losses: tiles of logits in, numbers per token and a gradient out."""
+"""The element-wise part of the fused losses: blocks of logits in, numbers per token and a gradient out."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .divergences import Rule, Softened, forward_kl, reverse_kl
 from .reduction import IGNORE_INDEX
+from .signals import SparseSignal
 
 
 class Objective(NamedTuple):
-    """One token's loss, `(1 - beta) * KL + beta * RKL + ce_weight * NLL`, with both KLs at `temperature`."""
+    """Loss of one token, `rule(student_logits / T, teacher_logits / T, **knobs) + ce_weight * NLL`."""
 
-    beta: float
+    rule: Rule
+    knobs: Mapping[str, Any]
     temperature: float
     ce_weight: float
 
     def __call__(self, token: "TokenStatistics") -> Tensor:
-        """Mix the divergences and the likelihood of each token."""
-        divergence = (1 - self.beta) * token.forward_kl + self.beta * token.reverse_kl
-        return divergence + self.ce_weight * token.student_nll
+        """Add the likelihood to the divergence of each token."""
+        return token.divergence + self.ce_weight * token.student_nll
 
 
 class TokenStatistics(NamedTuple):
     """Numbers of shape `[n]`, in nats. The NLLs are at temperature 1 and 0 where there is no label."""
 
+    divergence: Tensor
     forward_kl: Tensor
     reverse_kl: Tensor
     student_entropy: Tensor
@@ -47,7 +51,7 @@ def likelihood_and_gradient_(
         logits (`Tensor`): shape `[n, V]`. Overwritten with the gradient, or with `q`.
         labels (`Tensor`): shape `[n]`, int64, -100 for none.
         log_probabilities (`Tensor`): shape `[n, V]`, overwritten.
-        with_gradient (`bool`): whether anybody will read the gradient.
+        with_gradient (`bool`): whether the gradient is needed.
 
     Returns:
         [`LabelStatistics`].
@@ -60,7 +64,7 @@ def likelihood_and_gradient_(
     return LabelStatistics(entropy, nll)
 
 
-def divergences_and_gradient_(
+def divergence_and_gradient_(
     student_logits: Tensor,
     teacher_logits: Tensor,
     labels: Tensor,
@@ -70,9 +74,8 @@ def divergences_and_gradient_(
 ) -> TokenStatistics:
     """Compute each token's statistics, and overwrite the teacher's logits with the objective's gradient.
 
-    With `q` and `p` the student's and the teacher's softened probabilities, the gradient with respect to the student's
-    logits is `(q * (1 - beta + beta * (log q - log p - RKL)) - (1 - beta) * p) / T`, plus the cross-entropy's. It
-    all happens in the four tensors given, but for a cross-entropy at another temperature than 1, which takes a fifth.
+    A rule with a hand-written gradient needs no memory beyond the four tensors given, but for a cross-entropy at
+    another temperature than 1, which takes a fifth. A rule without one is differentiated by autograd.
 
     Args:
         student_logits (`Tensor`): shape `[n, V]`, not yet divided by the temperature. Overwritten with `q`.
@@ -80,33 +83,117 @@ def divergences_and_gradient_(
         labels (`Tensor`): shape `[n]`, int64, -100 for none.
         objective (`Objective`): what the gradient is of.
         scratch (`Tensor`): shape `[2, n, V]`, overwritten.
-        with_gradient (`bool`): whether anybody will read the gradient.
+        with_gradient (`bool`): whether the gradient is needed.
 
     Returns:
         [`TokenStatistics`].
     """
-    beta, temperature, ce_weight = objective
-    gap, spare = scratch
-    needs_likelihood = with_gradient and ce_weight != 0.0
-    likelihood = torch.softmax(student_logits, dim=-1) if needs_likelihood and temperature != 1.0 else student_logits
+    rule, knobs, temperature, _ = objective
+    log_ratio, spare = scratch
+    likelihood = _likelihood(student_logits, objective, with_gradient)
+    if rule.fused is None:
+        student, teacher = student_logits, teacher_logits
+        if temperature != 1.0:
+            student, teacher = student / temperature, teacher / temperature
+        divergence, gradient = _differentiate(objective, student, teacher, with_gradient)
 
     q, p = student_logits, teacher_logits
-    student_nll = _soften_(q, labels, temperature, log_probabilities=gap)
-    student_entropy = -_expectation(q, gap, spare)
+    student_nll = _soften_(q, labels, temperature, log_probabilities=log_ratio)
+    student_entropy = -_expectation(q, log_ratio, spare)
     teacher_nll = _soften_(p, labels, temperature, log_probabilities=spare)
-    gap.sub_(spare)
-    reverse_kl = _expectation(q, gap, spare)
-    forward_kl = -_expectation(p, gap, spare)
+    log_ratio.sub_(spare)
+    reverse = _expectation(q, log_ratio, spare)
+    forward = -_expectation(p, log_ratio, spare)
 
+    if rule.fused is not None:
+        divergence = rule.fused(Softened(q, p, log_ratio, forward, reverse), with_gradient, **knobs)
+    elif gradient is not None:
+        p.copy_(gradient)
     if with_gradient:
-        slope_of_q = torch.add((1 - beta - beta * reverse_kl).unsqueeze(-1), gap, alpha=beta, out=gap)
-        gradient = p.mul_(beta - 1).addcmul_(q, slope_of_q)
-        if temperature != 1.0:
-            gradient.div_(temperature)
-        if needs_likelihood:
-            weight = ce_weight * (labels != IGNORE_INDEX).to(gradient.dtype).unsqueeze(-1)
-            gradient.addcmul_(likelihood, weight).scatter_add_(-1, _index(labels), -weight)
-    return TokenStatistics(forward_kl, reverse_kl, student_entropy, student_nll, teacher_nll)
+        _add_likelihood_(p.div_(temperature) if temperature != 1.0 else p, likelihood, labels, objective)
+    return TokenStatistics(divergence, forward, reverse, student_entropy, student_nll, teacher_nll)
+
+
+def sparse_divergence_and_gradient_(
+    logits: Tensor,
+    teacher: SparseSignal,
+    labels: Tensor,
+    objective: Objective,
+    scratch: Tensor,
+    with_gradient: bool = True,
+) -> TokenStatistics:
+    """Compute each token's statistics from a sparse signal, and overwrite the logits with the objective's gradient.
+
+    The divergences are between the probabilities of K tokens and of all others together. With `Q_j` the student's
+    probability of outcome j and `s_j` the derivative of the rule with respect to `log Q_j`, which autograd gives for
+    K + 1 numbers, the gradient for a token v of outcome j is `q_v s_j / Q_j - q_v sum(s)`.
+
+    Args:
+        logits (`Tensor`): shape `[n, V]`, not divided by the temperature. Overwritten with the gradient, or with `q`.
+        teacher (`SparseSignal`): of `n` tokens, at the objective's temperature.
+        labels (`Tensor`): shape `[n]`, int64, -100 for none.
+        objective (`Objective`): what the gradient is of.
+        scratch (`Tensor`): shape `[2, n, V]`, overwritten.
+        with_gradient (`bool`): whether the gradient is needed.
+
+    Returns:
+        [`TokenStatistics`]. The teacher's NLL is at the objective's temperature; for a label in the tail it is that of
+        the tail, a lower bound.
+    """
+    q, (log_q, spare) = logits, scratch
+    likelihood = _likelihood(logits, objective, with_gradient)
+    student_nll = _soften_(q, labels, objective.temperature, log_probabilities=log_q)
+    student_entropy = -_expectation(q, log_q, spare)
+    top = log_q.gather(-1, teacher.ids)
+    tail = log_q.scatter_(-1, teacher.ids, -torch.inf).logsumexp(-1, keepdim=True)
+    student_outcomes = torch.cat([top, tail], dim=-1)
+    teacher_outcomes = torch.cat([teacher.log_probs, teacher.tail_log_prob.unsqueeze(-1)], dim=-1).to(log_q.dtype)
+    divergence, slopes = _differentiate(objective, student_outcomes, teacher_outcomes, with_gradient)
+    is_label = torch.cat([teacher.ids == labels.unsqueeze(-1), torch.zeros_like(tail, dtype=torch.bool)], dim=-1)
+    is_label[..., -1] = ~is_label.any(dim=-1)
+    teacher_nll = -teacher_outcomes[is_label].masked_fill(labels == IGNORE_INDEX, 0.0)
+    if slopes is not None:
+        total, tail_mass = slopes.sum(dim=-1, keepdim=True), tail.exp()
+        factor = torch.where(tail_mass > 0, slopes[..., -1:] / tail_mass, 0.0) - total
+        gradient = torch.mul(q, factor, out=spare).scatter_(-1, teacher.ids, slopes[..., :-1] - top.exp() * total)
+        gradient.div_(objective.temperature)
+        q.copy_(_add_likelihood_(gradient, likelihood, labels, objective))
+    return TokenStatistics(
+        divergence,
+        forward_kl(student_outcomes, teacher_outcomes),
+        reverse_kl(student_outcomes, teacher_outcomes),
+        student_entropy,
+        student_nll,
+        teacher_nll,
+    )
+
+
+def _differentiate(
+    objective: Objective, student: Tensor, teacher: Tensor, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the rule's values `[n]`, and their derivatives with respect to the student's softened logits."""
+    if not with_gradient:
+        return objective.rule(student, teacher, **objective.knobs), None
+    with torch.enable_grad():
+        student = student.detach().requires_grad_()
+        values = objective.rule(student, teacher, **objective.knobs)
+        [gradient] = torch.autograd.grad(values.sum(), student)
+    return values.detach(), gradient
+
+
+def _likelihood(student_logits: Tensor, objective: Objective, with_gradient: bool) -> Tensor:
+    """Return the student's probabilities at temperature 1, or the tensor that will hold them, if they are needed."""
+    if with_gradient and objective.ce_weight != 0.0 and objective.temperature != 1.0:
+        return torch.softmax(student_logits, dim=-1)
+    return student_logits
+
+
+def _add_likelihood_(gradient: Tensor, likelihood: Tensor, labels: Tensor, objective: Objective) -> Tensor:
+    """Add the gradient of the cross-entropy."""
+    if objective.ce_weight != 0.0:
+        weight = objective.ce_weight * (labels != IGNORE_INDEX).to(gradient.dtype).unsqueeze(-1)
+        gradient.addcmul_(likelihood, weight).scatter_add_(-1, _index(labels), -weight)
+    return gradient
 
 
 def _soften_(logits: Tensor, labels: Tensor, temperature: float, log_probabilities: Tensor) -> Tensor:

@@ -1,5 +1,18 @@
-"""Where the teacher's knowledge comes from, behind one small interface."""
+"""Teachers: whatever yields one signal per batch, dense or sparse."""
 
-from .local import LocalTeacher, NoTeacher, SelfTeacher, Teacher, load_teacher
+from ..losses.signals import DenseSignal, SparseSignal, TeacherSignal
+from .base import NoTeacher, Teacher, as_teacher
+from .local import LocalTeacher, SelfTeacher, load_teacher, verify_architecture
 
-__all__ = ["LocalTeacher", "NoTeacher", "SelfTeacher", "Teacher", "load_teacher"]
+__all__ = [
+    "DenseSignal",
+    "LocalTeacher",
+    "NoTeacher",
+    "SelfTeacher",
+    "SparseSignal",
+    "Teacher",
+    "TeacherSignal",
+    "as_teacher",
+    "load_teacher",
+    "verify_architecture",
+]

@@ -1,68 +1,31 @@
-"""Teachers whose weights are at hand: another model, or the student without its adapter."""
+"""Teachers that run in this process: another model, or the student without its adapter."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol, runtime_checkable
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from ..distributed import gathered, prepare_frozen, through_forward
-from ..heads import LMHead, compiler, evaluating, final_hidden_states, lm_head, prove_head, prove_packing
-
-
-@runtime_checkable
-class Teacher(Protocol):
-    """Interface between the trainer and a teacher; an object of any class with these methods is a `teacher_model`.
-
-    `observe` opens a context for one batch; inside it, and inside the student's forward, `knowledge` returns the
-    hidden states `[B, T, Ht]` of the batch, on the student's device, and the head that turns them into logits, or
-    `None` if nothing is learned from it. Where the head has fewer or other rows than the student's, the attribute
-    `vocabulary_size` says how many of the first ids both share.
-
-    Example:
-
-    ```python
-    >>> class Halves:
-    ...     def __init__(self, one, other):
-    ...         self.models = one, other
-    ...
-    ...     @contextmanager
-    ...     def observe(self, inputs):
-    ...         self.inputs = inputs
-    ...         yield
-    ...
-    ...     def knowledge(self, student):
-    ...         with torch.no_grad():
-    ...             hidden = [final_hidden_states(model, self.inputs) for model in self.models]
-    ...         weights = [lm_head(model).weight.detach() / 2 for model in self.models]
-    ...         return torch.cat(hidden, dim=-1), LMHead(torch.cat(weights, dim=1))
-    >>> isinstance(Halves(None, None), Teacher)
-    True
-
-    ```
-    """
-
-    def observe(self, inputs: Mapping[str, Any]) -> Any:
-        """Open the context of one batch."""
-
-    def knowledge(self, student: Any) -> tuple[torch.Tensor, LMHead] | None:
-        """Return hidden states and head of the observed batch; `student` is the unwrapped student."""
+from ..heads import compiler, evaluating, final_hidden_states, lm_head, verify_head, verify_packing
+from ..losses.lm_head import LMHead
+from ..losses.signals import DenseSignal
 
 
 class LocalTeacher:
-    """A frozen language model, run once a batch without gradients.
+    """A frozen language model, run once per batch without gradients.
 
     Args:
         model (`PreTrainedModel`):
             The teacher.
         accelerator (`Accelerator`):
-            Decides how it is placed; under ZeRO-3 it is sharded by an engine of its own.
+            The run's accelerator, which places the model; under ZeRO-3 a second engine shards it.
         device (`str`, *optional*):
-            Where it stays instead, such as `"cpu"`.
+            Device on which the model stays instead, such as `"cpu"`.
         compilation (`Mapping`, *optional*):
-            Arguments of [`torch.compile`], by which it is compiled.
+            Arguments of [`torch.compile`]; the model is compiled if they are given.
     """
 
     def __init__(
@@ -76,13 +39,13 @@ class LocalTeacher:
         self.engine = prepare_frozen(model, accelerator, device)
         self._accelerator = accelerator
         self._compiled = compiler(compilation)
-        self._proven = False
+        self._is_verified = False
         self._hidden: torch.Tensor | None = None
         self._head: LMHead | None = None
 
     @contextmanager
-    def observe(self, inputs: Mapping[str, Any]) -> Iterator[None]:
-        """Run the teacher on a batch and keep its head gathered until the context closes."""
+    def forward(self, inputs: Mapping[str, Any]) -> Iterator[None]:
+        """Run the model on a batch, and keep its head gathered until the context closes."""
         device = _device_of(self.model)
         placed = {key: value.to(device) if torch.is_tensor(value) else value for key, value in inputs.items()}
         with torch.no_grad(), self._accelerator.autocast():
@@ -93,55 +56,44 @@ class LocalTeacher:
         finally:
             self._hidden = None
 
-    def knowledge(self, student: Any) -> tuple[torch.Tensor, LMHead]:
+    def signal(self, student: Any) -> DenseSignal:
         """Return the batch's hidden states and the head, on the student's device."""
         if self._hidden is None:
-            raise RuntimeError("`knowledge` was asked for outside `observe`.")
+            raise RuntimeError("`signal` was called outside the context of `forward`.")
         if self._head is None:
             head = lm_head(self.model).whole().to(self._accelerator.device)
             if any(hasattr(parameter, "ds_status") for parameter in head.parameters()):
-                return self._hidden, head  # whole only for as long as this batch is observed
+                return DenseSignal(self._hidden, head)  # gathered within this context only
             self._head = head
-        return self._hidden.to(self._accelerator.device), self._head
+        return DenseSignal(self._hidden.to(self._accelerator.device), self._head)
 
     def _read(self, inputs: Mapping[str, Any]) -> torch.Tensor:
-        if not self._proven:
-            prove_architecture(self.model, inputs, role="teacher")
-            self._proven = True
+        if not self._is_verified:
+            verify_architecture(self.model, inputs, role="teacher")
+            self._is_verified = True
         with self._compiled(self.model):
             return final_hidden_states(self.model, inputs)
 
 
 class SelfTeacher:
-    """The student with its adapter switched off (LoRA students only), which costs no second model."""
+    """The student with its adapter disabled (LoRA students only), which needs no second model."""
 
     def __init__(self) -> None:
         self._inputs: Mapping[str, Any] = {}
 
     @contextmanager
-    def observe(self, inputs: Mapping[str, Any]) -> Iterator[None]:
-        """Remember the batch."""
+    def forward(self, inputs: Mapping[str, Any]) -> Iterator[None]:
+        """Keep the batch until the context closes."""
         self._inputs = inputs
         try:
             yield
         finally:
             self._inputs = {}
 
-    def knowledge(self, student: Any) -> tuple[torch.Tensor, LMHead]:
+    def signal(self, student: Any) -> DenseSignal:
         """Run the student without its adapter, in eval mode and without gradients."""
         with torch.no_grad(), evaluating(student), student.disable_adapter():
-            return final_hidden_states(student, self._inputs), lm_head(student).whole()
-
-
-class NoTeacher:
-    """Stands where nothing is learned from a teacher."""
-
-    def observe(self, inputs: Mapping[str, Any]) -> Any:
-        """Open a context in which nothing is asked."""
-        return nullcontext()
-
-    def knowledge(self, student: Any) -> None:
-        """Know nothing."""
+            return DenseSignal(final_hidden_states(student, self._inputs), lm_head(student).whole())
 
 
 def load_teacher(
@@ -170,12 +122,12 @@ def load_teacher(
     return model
 
 
-def prove_architecture(model: Any, inputs: Mapping[str, Any], *, role: str) -> None:
-    """Refuse an architecture that the fused loss or packing would treat wrongly, on the first batch."""
+def verify_architecture(model: Any, inputs: Mapping[str, Any], *, role: str) -> None:
+    """Raise a ValueError if the fused loss or packing would treat this architecture wrongly."""
     with evaluating(model):
-        prove_head(model, inputs["input_ids"], role=role)
+        verify_head(model, inputs["input_ids"], role=role)
         if "position_ids" in inputs:
-            prove_packing(model, inputs["input_ids"], role=role)
+            verify_packing(model, inputs["input_ids"], role=role)
 
 
 def _device_of(model: Any) -> torch.device:

@@ -1,0 +1,237 @@
+"""Checks of models, data and arguments that need no forward pass; each raises one sentence."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data.schema import detect_format
+from ..teachers import Teacher
+from .akd_config import AKDConfig
+from .model_utils import has_vocabulary
+
+
+def check_arguments(trainer: type, args: Any, expected: type[AKDConfig]) -> None:
+    """Refuse a configuration of another trainer, whose fields would be missing or mean something else."""
+    if args is not None and not isinstance(args, expected):
+        raise TypeError(
+            f"`args` is a {type(args).__name__}, but {trainer.__name__} takes {_article(expected.__name__)}; make one "
+            "with the same settings."
+        )
+
+
+def _article(name: str) -> str:
+    return f"an {name}" if name[0] in "AEIOU" else f"a {name}"
+
+
+# Methods of TRL's and transformers' trainers that this package's trainers never call, and what to override instead.
+_NEVER_CALLED = {
+    "generalized_jsd_loss": "`compute_loss`",
+    "generate_on_policy_outputs": "`get_batch_samples`, which returns the micro-batches of a step with their text",
+    "_get_num_items_in_batch": "`get_batch_samples`, which counts what the loss is divided by",
+}
+
+
+def check_overrides(trainer: type, base: type) -> None:
+    """Refuse a subclass of `base` that overrides an inherited method which is never called."""
+    for owner in trainer.__mro__[: trainer.__mro__.index(base)]:
+        for name, remedy in _NEVER_CALLED.items():
+            if name in vars(owner):
+                raise TypeError(
+                    f"{owner.__name__} overrides `{name}`, which {base.__name__} never calls, because its loss needs "
+                    f"no full logits and its text is sampled for a whole step at a time; override {remedy}."
+                )
+
+
+def check_parallelism(config: Any) -> None:
+    """Refuse context, sequence and tensor parallelism, under which a process sees a part of a row or of the logits.
+
+    Args:
+        config (`ParallelismConfig`, *optional*):
+            That of `accelerate`.
+    """
+    for name, method in (("cp", "context"), ("sp", "sequence"), ("tp", "tensor")):
+        size = getattr(config, f"{name}_size", 1)
+        if size > 1:
+            raise ValueError(
+                f"`parallelism_config` has {name}_size={size}, but the divergence needs whole rows and whole LM heads "
+                f"on each process, so {method} parallelism is not supported; set {name}_size=1, and use ZeRO-3 or a "
+                "smaller `per_device_train_batch_size` where memory is short."
+            )
+
+
+def check_adapter(*configs: Any) -> None:
+    """Refuse prompt tuning, prefix tuning and their like.
+
+    Their virtual tokens are put in front by the forward of the PEFT model, which the fused loss does not go through.
+    """
+    for config in configs:
+        if getattr(config, "is_prompt_learning", False):
+            raise ValueError(
+                f"`peft_config` is a {type(config).__name__}, which learns virtual tokens in front of the prompt, and "
+                "the fused loss would leave them out; choose an adapter of the weights, such as LoraConfig."
+            )
+
+
+def check_experts(config: Any) -> None:
+    """Refuse a mixture of experts whose load-balancing loss cannot be computed.
+
+    Args:
+        config (`PretrainedConfig`):
+            That of a student whose router is to be trained by it.
+    """
+    if config.is_encoder_decoder or not (hasattr(config, "num_experts") and hasattr(config, "output_router_logits")):
+        raise ValueError(
+            f"the student is a mixture of experts ({type(config).__name__}) whose load-balancing loss is not known "
+            "here; set router_aux_loss_coef=0 to train without it."
+        )
+
+
+def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter: bool) -> None:
+    """Refuse what is no language model, a missing teacher, and settings that need another teacher."""
+    if not isinstance(student, str):
+        check_language_model(student, role="model")
+    if not args.asks_teacher:
+        if teacher is not None:
+            raise ValueError(
+                "`teacher_model` is given, but no objective asks a teacher; leave it out, or choose one that does."
+            )
+    elif teacher is None:
+        if not trains_adapter:
+            raise ValueError(
+                "`teacher_model_name_or_path` is not set and no `teacher_model` was given; name a teacher, or train "
+                "an adapter (`use_peft: true`) to let the student without it be the teacher."
+            )
+        if args.seq_kd:
+            raise ValueError(
+                "`seq_kd` is on, but without a `teacher_model_name_or_path` nobody writes; name a teacher."
+            )
+    elif teacher is student or _is_same_path(student, teacher, args):
+        raise ValueError(
+            f"student and teacher are the same model ({teacher if isinstance(teacher, str) else 'one object'}), so "
+            "the divergence is zero; give another `teacher_model_name_or_path`, or leave it out and set "
+            "`use_peft: true`."
+        )
+    if not (teacher is None or isinstance(teacher, str | Teacher)):
+        check_language_model(teacher, role="teacher_model")
+    if args.teacher_device is not None:
+        _check_device(args.teacher_device)
+    if isinstance(teacher, Teacher) and (args.seq_kd or args.teacher_device is not None):
+        name, reason = ("seq_kd", "writes no text") if args.seq_kd else ("teacher_device", "chooses its own device")
+        raise ValueError(f"`{name}` is set, but a `Teacher` of your own {reason}; leave it out.")
+    zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+    if args.teacher_device is not None and zero3:
+        raise ValueError(
+            f"`teacher_device` is {args.teacher_device!r}, but ZeRO-3 shards the teacher over the processes itself; "
+            "leave `teacher_device` out."
+        )
+    if args.teacher_model_init_kwargs and not isinstance(teacher, str):
+        raise ValueError(
+            "`teacher_model_init_kwargs` is set, but the teacher is already loaded; pass its name or path instead."
+        )
+
+
+def check_language_model(model: Any, *, role: str) -> None:
+    """Refuse an object that is no language model of transformers, with or without an adapter.
+
+    Args:
+        model (`object`):
+            What was given.
+        role (`str`):
+            `"model"` or `"teacher_model"`, for the message.
+    """
+    bare = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+    if isinstance(bare, PreTrainedModel) and hasattr(bare.get_output_embeddings(), "weight"):
+        return
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(f"`{role}` is compiled already; give the model itself and set torch_compile=True.")
+    own = ", or an object with the methods of `trl_akd.teachers.Teacher`" if role == "teacher_model" else ""
+    raise ValueError(
+        f"`{role}` is a {type(model).__name__}, which is not a language model of transformers; give one with an LM "
+        f"head, such as `AutoModelForCausalLM` loads, or its name or path{own}."
+    )
+
+
+def check_architectures(student: Any, teacher: Any, *, encoder_decoders: bool) -> None:
+    """Refuse an encoder-decoder where the trainer reads prompt and answer as one text, or beside a causal model.
+
+    Args:
+        student (`PreTrainedModel` or `PeftModel`):
+            The student.
+        teacher (`PreTrainedModel`, *optional*):
+            The teacher, if it is a model.
+        encoder_decoders (`bool`):
+            Whether the trainer takes encoder-decoders.
+    """
+    kinds = {True: "an encoder-decoder", False: "a causal model"}
+    if student.config.is_encoder_decoder and not encoder_decoders:
+        raise ValueError(
+            f"`model` is an encoder-decoder ({student.config.model_type}), but prompt and completion are read as one "
+            "text here; give a causal model, or use CodePLANTrainer."
+        )
+    if teacher is not None and bool(teacher.config.is_encoder_decoder) != bool(student.config.is_encoder_decoder):
+        raise ValueError(
+            f"`teacher_model` is {kinds[bool(teacher.config.is_encoder_decoder)]} ({teacher.config.model_type}) but "
+            f"the student {kinds[bool(student.config.is_encoder_decoder)]} ({student.config.model_type}), and both "
+            "must read the same tokens; give two of a kind."
+        )
+
+
+def _check_device(device: Any) -> None:
+    """Refuse a device that this machine does not have."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+        reason = str(error).split("\n", 1)[0].rstrip(".")
+        raise ValueError(
+            f"`teacher_device` is {device!r}, which cannot be used ({reason}); give a device of this machine, such as "
+            "'cpu', or leave it out."
+        ) from None
+
+
+def check_data(datasets: Mapping[str, Any], args: AKDConfig) -> None:
+    """Refuse empty datasets and datasets without the columns of any known form.
+
+    Evaluation reads completions, so that prompts alone suffice for training only.
+    """
+    for name, dataset in datasets.items():
+        if isinstance(dataset, Dataset):
+            if len(dataset) == 0:
+                raise ValueError(f"the {name} dataset is empty; give at least one row.")
+            suffices = args.prompts_suffice and name == "train"
+            detect_format(dataset.column_names, text_field=args.dataset_text_field, allow_prompt_only=suffices)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a student's tokenizer without a vocabulary."""
+    if not has_vocabulary(tokenizer):
+        raise ValueError(
+            "no tokenizer could be loaded for the student, whose folder has no tokenizer files; save one there, or "
+            "pass `processing_class`."
+        )
+
+
+def check_unused(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments of TRL's trainers that would have no effect here."""
+    remedies = {
+        "formatting_func": "map the dataset to `prompt` and `completion` columns beforehand",
+        "compute_loss_func": "extend `AKDTrainer` and override `compute_loss`",
+    }
+    for name, remedy in remedies.items():
+        if arguments.get(name) is not None:
+            raise ValueError(f"`{name}` is given, but AKD does not use it; {remedy}.")
+
+
+def _is_same_path(student: Any, teacher: Any, args: AKDConfig) -> bool:
+    if not (isinstance(student, str) and isinstance(teacher, str)):
+        return False
+    kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+    return _identity(teacher, args.teacher_model_revision) == _identity(student, kwargs.get("revision"))
+
+
+def _identity(name: str, revision: str | None) -> tuple[str, str]:
+    """Return what two names of the same model have in common."""
+    return (os.path.realpath(name), "") if os.path.isdir(name) else (name, revision or "main")

@@ -1,0 +1,96 @@
+"""What a teacher says about the tokens of a batch: the two inputs that the fused divergence takes.
+
+- [`DenseSignal`], final hidden states and an LM head, gives every divergence exactly.
+- [`SparseSignal`], the most probable tokens and the mass of all others, gives a divergence between distributions in
+  which those others are one outcome. By the data processing inequality that is a lower bound of forward KL, reverse KL
+  and every other f-divergence. The retained probabilities are never renormalised.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from .lm_head import LMHead
+
+
+@dataclass(frozen=True)
+class DenseSignal:
+    """Final hidden states of the teacher, and the LM head that turns them into logits.
+
+    Args:
+        hidden (`torch.Tensor` of shape `[..., H]`):
+            One hidden state per token.
+        head (`LMHead`):
+            The teacher's, whole, over at least the vocabulary that both models share.
+    """
+
+    hidden: Tensor
+    head: LMHead
+
+    def __getitem__(self, index: Any) -> Self:
+        """Return the signal of some of the tokens."""
+        return replace(self, hidden=self.hidden[index])
+
+    def flatten(self) -> Self:
+        """Return the signal with a single dimension of tokens."""
+        return replace(self, hidden=self.hidden.flatten(0, -2))
+
+
+@dataclass(frozen=True)
+class SparseSignal:
+    """Log-probabilities of a few tokens, and of all others together.
+
+    Args:
+        ids (`torch.Tensor` of shape `[..., K]`):
+            Distinct token ids, int64, all of them in the vocabulary that both models share.
+        log_probs (`torch.Tensor` of shape `[..., K]`):
+            The teacher's log-probabilities of these tokens, in nats, as part of its whole distribution.
+        tail_log_prob (`torch.Tensor` of shape `[...]`):
+            Logarithm of the probability of all other tokens together; -inf where there is none. Take it from the
+            whole distribution: one minus the sum of the others is lost in rounding when it is small.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of the distribution; the loss must use the same.
+
+    Example:
+
+    ```python
+    >>> signal = SparseSignal.from_logits(torch.tensor([[5.0, 2.0, 2.0, 1.0]]).log(), k=1)
+    >>> signal.ids, signal.log_probs.exp(), signal.tail_log_prob.exp()
+    (tensor([[0]]), tensor([[0.5000]]), tensor([0.5000]))
+
+    ```
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    tail_log_prob: Tensor
+    temperature: float = 1.0
+
+    @classmethod
+    def from_logits(cls, logits: Tensor, k: int, temperature: float = 1.0) -> Self:
+        """Keep the `k` most probable tokens of logits `[..., V]` (all of them where `k` exceeds V)."""
+        log_probs = torch.log_softmax(
+            logits.detach().to(torch.promote_types(logits.dtype, torch.float32)) / temperature, -1
+        )
+        top, ids = log_probs.topk(min(k, log_probs.shape[-1]), dim=-1)
+        return cls(ids, top, log_probs.scatter(-1, ids, -torch.inf).logsumexp(-1), temperature)
+
+    def __getitem__(self, index: Any) -> Self:
+        """Return the signal of some of the tokens."""
+        return replace(
+            self, ids=self.ids[index], log_probs=self.log_probs[index], tail_log_prob=self.tail_log_prob[index]
+        )
+
+    def flatten(self) -> Self:
+        """Return the signal with a single dimension of tokens."""
+        return replace(
+            self,
+            ids=self.ids.flatten(0, -2),
+            log_probs=self.log_probs.flatten(0, -2),
+            tail_log_prob=self.tail_log_prob.flatten(),
+        )
+
+
+TeacherSignal = DenseSignal | SparseSignal

@@ -145,7 +145,7 @@ def test_resume_with_another_strategy(
         ({"teacher_model_name_or_path": "nowhere/at-all"}, "`teacher_model_name_or_path` is 'nowhere/at-all'"),
         ({"dataset_name": None}, "`dataset_name` is not set"),
         ({"dataset_name": "missing.json"}, "'missing.json'"),
-        ({"dataset_name": "[]"}, "no rows"),
+        ({"dataset_name": "[]"}, "cannot be read as json"),
         ({"dataset_name": '[{"instruction": "a", "answer": "b"}]', "test_size": None}, "'output'"),
         ({"test_size": 8}, "8"),
         ({"beta_strategy": "fixed", "beta": 1.5}, "`beta` is 1.5"),

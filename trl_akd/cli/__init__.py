@@ -59,20 +59,14 @@ def _run(command: str, argv: list[str] | None) -> None:
     if command in COMMANDS:
         import_module(f".{command}", __name__).main(argv)
         return
-    plugins = _plugins()
-    if command not in plugins:
-        known = [*COMMANDS, *plugins]
+    from .methods import load_method
+
+    if command not in _plugins():
+        known = [*COMMANDS, *_plugins()]
         close = get_close_matches(command, known, n=1)
         remedy = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known)}."
         raise UserError(f"{command!r} is not a command; {remedy}")
-    try:
-        method = plugins[command].load()
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"the method {command!r} cannot be loaded from {plugins[command].module} ({error}); update or remove the "
-            "package that registers it."
-        ) from error
-    method.main(argv)
+    load_method(command).main(argv)
 
 
 def _plugins() -> dict[str, EntryPoint]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .command import CommandLine
-from .errors import user_errors
+from .errors import UserError, user_errors
 from .launching import check_processes
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..akd.akd_trainer import AKDTrainer
     from .dry_run import DryRun
 
-__all__ = ["Method", "Quickstart", "find_methods"]
+__all__ = ["Method", "Quickstart", "find_methods", "load_method"]
 
 _GROUP = "trl_akd.methods"
 _OWN = ("akd", "codeplan", "iterkd")
@@ -143,15 +143,31 @@ class Method(ABC):
 
 
 def find_methods() -> dict[str, EntryPoint]:
-    """Return the entry points of all methods by name: those of this package first, then those of others.
+    """Return the entry points of all methods by name: those of this package first, then those of others."""
+    own = {name: EntryPoint(name, f"{__package__}.{name}:METHOD", _GROUP) for name in _OWN}
+    return own | {found.name: found for found in entry_points(group=_GROUP) if found.name not in own}
+
+
+def load_method(name: str) -> Method:
+    """Return the method called `name`.
+
+    Raises:
+        UserError: If it cannot be imported from the package that registers it.
 
     Example:
 
     ```python
-    >>> find_methods()["akd"].load().config_class().__name__
+    >>> load_method("akd").config_class().__name__
     'AKDConfig'
 
     ```
     """
-    own = {name: EntryPoint(name, f"{__package__}.{name}:METHOD", _GROUP) for name in _OWN}
-    return own | {found.name: found for found in entry_points(group=_GROUP) if found.name not in own}
+    found = find_methods()[name]
+    try:
+        method: Method = found.load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"the method {name!r} cannot be loaded from {found.module} ({error}); update or remove the package that "
+            "registers it."
+        ) from error
+    return method

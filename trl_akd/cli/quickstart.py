@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import UserError, user_errors
-from .methods import Method, find_methods
+from .methods import find_methods, load_method
 
 __all__ = ["main"]
 
@@ -22,19 +22,19 @@ _MARKER = ".trl_akd_quickstart"
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command on `argv`, by default the process's arguments."""
-    methods: list[Method] = [found.load() for found in find_methods().values()]
-    quickstarts = {method.name: found for method in methods if (found := method.quickstart()) is not None}
     parser = argparse.ArgumentParser(
         prog="trl-akd quickstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--method", choices=list(quickstarts), default="akd", help="training method (default: akd)")
+    parser.add_argument("--method", choices=list(find_methods()), default="akd", help="training method (default: akd)")
     parser.add_argument("--output_dir", help="folder for data, models and results (default: that of the recipes)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the student and of its training")
     options = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads stall one another on a busy machine
-    quickstart = quickstarts[options.method]
+    quickstart = load_method(options.method).quickstart()
+    if quickstart is None:
+        raise UserError(f"`--method` is {options.method!r}, which has no quickstart; choose another method.")
     with user_errors((OSError,)):
         folder = _prepare_folder(Path(options.output_dir or quickstart.folder), quickstart.made)
         quickstart.run(folder, options.seed)

@@ -29,7 +29,9 @@ def run(mutant: Mutant) -> str:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests]
         environment = {**os.environ, "PYTHONPATH": str(copy)}
         try:
-            finished = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=_LIMIT)
+            finished = subprocess.run(
+                command, cwd=copy, env=environment, capture_output=True, text=True, timeout=_LIMIT
+            )
         except subprocess.TimeoutExpired:
             return "killed"
     if finished.returncode in (0, _TESTS_FAILED):

@@ -1,8 +1,8 @@
 """Print the tests of the packages that were changed, for `make check`: `python -m tests.changed [BASE]`.
 
-A file counts as changed if it is not tracked, or differs from the commit BASE: by default the one where the branch left
-`origin/main`, or `HEAD` where there is no such branch. Where nothing was changed, the tests of the losses and of β are
-printed.
+A file counts as changed if it is not tracked, or differs from the commit BASE: by default the one where the branch
+left `origin/main`, or `HEAD` where there is no such branch. Where nothing was changed, the tests of the losses and of
+β are printed.
 """
 
 import subprocess

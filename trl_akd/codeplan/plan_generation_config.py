@@ -15,50 +15,50 @@ __all__ = ["PlanGenerationConfig"]
 @dataclass
 class PlanGenerationConfig(GeneratorConfig):
     """
-    Configuration of `trl-akd plans`. Other arguments as in [`GeneratorConfig`]; the model is the teacher.
+    Configuration of `trl-akd plans`. Other arguments as in [`GeneratorConfig`], whose model is the teacher.
 
     Args:
         dataset_name (`str`, *optional*):
-            Problems with solutions: APPS's folder of numbered folders, a .jsonl, .json, .parquet or .csv file, or a
-            dataset on the Hub, with the columns of APPS, of MBPP, or `id`, `problem` and `solutions`.
+            Problems with solutions: the folder of APPS with one folder per problem, a .jsonl, .json, .parquet or .csv
+            file, or a dataset on the Hub, with the columns of APPS, of MBPP, or `id`, `problem` and `solutions`.
         dataset_split (`str`, *optional*, defaults to `"train"`):
             Split, or a slice of one such as `"train[:100]"`.
         dataset_revision (`str`, *optional*):
             Branch, tag or commit of a dataset on the Hub.
         limit (`int`, *optional*):
-            Take the first so many problems.
+            Maximum number of problems, the first ones.
         output_dir (`str`, *optional*, defaults to `"outputs/plans"`):
-            Folder for answers and plans.
+            Output folder of answers and plans.
         reasoning (`str`, *optional*, defaults to `"backward"`):
             `"backward"`, from problem and solution, or `"forward"`, from the problem alone.
         prompt_file (`str`, *optional*):
-            Text file with a request of one's own, in which `{problem}` and, backward, `{solution}` are filled in;
+            Text file with a custom prompt, a format string with the field `{problem}` and, backward, `{solution}`;
             other braces are doubled.
         import_plans (`str`, *optional*):
-            Take plans from this folder instead of a teacher: `NAME/plans.json`, as CodePLAN's authors released theirs
-            for APPS, or `NAME.txt`, as for MBPP, where NAME is a problem's `id`.
+            Folder from which to import plans instead of generating them: `NAME/plans.json`, as released by CodePLAN's
+            authors for APPS, or `NAME.txt`, as for MBPP, where NAME is the `id` of the problem.
         num_plans (`int`, *optional*, defaults to `1`):
-            Plans a solution or, if reasoning forward, a problem. May be raised later.
+            Number of plans per solution or, with forward reasoning, per problem. A later run may increase it.
         max_solutions (`int`, *optional*):
-            Take the shortest so many solutions of a problem; by default all that differ.
+            Maximum number of solutions per problem, the shortest first; by default all distinct ones.
         max_requests (`int`, *optional*):
-            End the run when it has sent so many requests.
+            Maximum number of requests per run.
         max_tokens (`int`, *optional*):
-            End the run when it has cost so many tokens.
+            Maximum number of tokens of prompts and answers per run.
         temperature (`float`, *optional*, defaults to `0.2`):
-            Temperature of sampling; 0 takes the likeliest token at each step.
+            Sampling temperature; 0 for greedy decoding.
         top_p (`float`, *optional*, defaults to `1.0`):
-            Sample from the likeliest tokens whose probabilities add up to this.
+            Cumulative probability of the most likely tokens to sample from.
         max_new_tokens (`int`, *optional*, defaults to `512`):
-            Most tokens of an answer.
+            Maximum number of tokens per answer.
         seed (`int`, *optional*, defaults to `0`):
             Seed of sampling.
         max_plan_chars (`int`, *optional*, defaults to `3000`):
-            Most characters of a plan.
+            Maximum number of characters per plan.
         max_prompt_chars (`int`, *optional*, defaults to `20000`):
-            Leave out solutions whose prompt is longer.
+            Maximum number of characters per prompt; solutions with longer prompts are skipped.
         prompt_style (`str`, *optional*, defaults to `"chat"`):
-            How the teacher is asked: `"chat"`, as a user's message, or `"completion"`, for a base model.
+            Format of the prompt: `"chat"`, as a user message, or `"completion"`, for a base model.
     """
 
     dataset_name: str | None = None
@@ -86,22 +86,22 @@ class PlanGenerationConfig(GeneratorConfig):
         if self.import_plans is not None and self.model_name_or_path:
             raise ValueError(
                 f"`import_plans` is {self.import_plans!r} and `model_name_or_path` is {self.model_name_or_path!r}; "
-                "plans come from one of them: leave out the other."
+                "plans come from one of them: remove the other."
             )
         if not self.model_name_or_path and self.import_plans is None:
-            raise ValueError("`model_name_or_path` is missing; name the teacher that writes the plans.")
+            raise ValueError("`model_name_or_path` is missing; set the teacher that generates the plans.")
         if not self.dataset_name:
-            raise ValueError("`dataset_name` is missing; name the problems and solutions that plans are for.")
+            raise ValueError("`dataset_name` is missing; set the dataset of problems and solutions.")
         for name in ("limit", "num_plans"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; give at least 1, or leave it out.")
 
     def layout(self) -> str | None:
-        """Read the caller's own request, if there is one.
+        """Return the custom prompt in `prompt_file`, if it is set.
 
         Raises:
-            ValueError: If there is no such file, or what is in it is no request.
+            ValueError: If the file cannot be read, or has the wrong fields.
         """
         if self.prompt_file is None:
             return None
@@ -114,6 +114,6 @@ class PlanGenerationConfig(GeneratorConfig):
 
     @property
     def teacher(self) -> dict[str, Any]:
-        """Settings that answers depend on beside prompt and sampling, by the names that files of answers have."""
+        """Settings of the teacher on which answers depend, by their names in files of answers."""
         names = ("model_revision", "backend", "dtype", "prompt_style", "extra_body")
         return {"model": self.model_name_or_path, **{name: getattr(self, name) for name in names}}

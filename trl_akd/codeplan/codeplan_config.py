@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from ..akd.akd_config import AKDConfig, PromptTemplateName
-from .collator import Schedule, weights_of_tasks
+from .collator import Schedule, task_loss_weights
 from .encoding import check_lengths
 from .plan_head import PlanHead, check_plan_head_file
 
@@ -75,7 +75,7 @@ class CodePLANConfig(AKDConfig):
             if getattr(self, name) not in get_args(choices):
                 accepted = " or ".join(map(repr, get_args(choices)))
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; choose {accepted}.")
-        weights_of_tasks(self.plan_weight, self.guided_weight)
+        task_loss_weights(self.plan_weight, self.guided_weight)
         check_lengths(self.max_length, self.max_target_length)
         super().__post_init__()
         self._check_tasks()

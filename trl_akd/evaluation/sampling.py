@@ -152,7 +152,7 @@ class ModelSampler:
         return Sampled(samples, {"name": config.model_name_or_path, "commit": commit}, config.generation_settings)
 
     def _file_settings(self, config: EvaluationConfig, benchmark: Benchmark) -> dict[str, Any]:
-        """Return what all samples of a file share. A local model is known by its weights, wherever it lies."""
+        """Return what all samples of a file share. A local model is identified by its weights, not by its path."""
         assert config.model_name_or_path is not None
         weights = weights_fingerprint(config.model_name_or_path)
         settings = {**config.generation_settings, "weights": weights, "benchmark": benchmark.fingerprint}

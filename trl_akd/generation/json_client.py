@@ -1,4 +1,4 @@
-"""Ask a JSON service that may be busy, broken or slow."""
+"""HTTP client of JSON services with retries, and sessions in which requests have a deadline."""
 
 import random
 import socket
@@ -30,14 +30,14 @@ _OF_ONE_REQUEST = (400, 413, 422)
 
 
 class MalformedAnswer(Exception):
-    """An answer without what was asked for; asking again may help."""
+    """A response without the expected content; a retry may help."""
 
 
 class RefusedRequest(GenerationError):
-    """The service understood and refused; asking the same again cannot help.
+    """The service refused the request; a retry cannot help.
 
     Args:
-        message (`str`): what to tell the user.
+        message (`str`): message for the user.
         status (`int`): HTTP status of the answer.
         excerpt (`str`): beginning of the answer.
     """
@@ -63,7 +63,7 @@ class _TransientFault(Exception):
 
 
 class JSONClient:
-    """Post to a service, and post again where that may help.
+    """Post requests to a service, with retries.
 
     A request is repeated, with exponential back-off and jitter, after status 408, 409, 425, 429 and 5xx, a connection
     that fails or breaks off, a timeout, and an answer that is not what it should be. A `Retry-After` header takes the
@@ -73,12 +73,12 @@ class JSONClient:
         base_url (`str`): start of all addresses.
         api_key (`str`, *optional*): sent as bearer token; it never appears in a message.
         timeout (`float`): seconds to wait for a connection, and from then on for the whole answer.
-        max_retries (`int`): repetitions of a request.
-        backoff (`float`): seconds before the first repetition; each further one waits twice as long.
-        connections (`int`): connections kept open.
+        max_retries (`int`): maximum number of retries of a request.
+        backoff (`float`): seconds before the first retry; each further retry waits twice as long.
+        connections (`int`): number of open connections.
 
     Raises:
-        ValueError: If an argument is outside its range, or the URL or key is none.
+        ValueError: If an argument is outside its range, or the URL or key is malformed.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class JSONClient:
         remedy = {
             401: f"check {_KEY}",
             403: f"check {_KEY}, and what the key may use",
-            404: "check `base_url`, which as a rule ends in /v1, and `model`",
+            404: "check `base_url`, which usually ends in /v1, and the model's name",
         }.get(
             response.status_code,
             "check `base_url`, `model` and the request, whose fields `extra_body` can replace or remove",
@@ -230,7 +230,7 @@ def _checked_key(key: str | None) -> str | None:
 
 
 class Deadline:
-    """Cut off the connection of a request once its time is over.
+    """Shut down the connection of a request when its time is up.
 
     Args:
         seconds (`float`):
@@ -248,13 +248,13 @@ class Deadline:
         self._timer.start()
 
     def watch(self, connected: Any) -> None:
-        """Take the socket that the request uses."""
+        """Set the socket that the request uses."""
         self._socket = connected
         if self.expired:
             self._cut()
 
     def cancel(self) -> None:
-        """Let the connection live, as its request has ended."""
+        """Cancel the deadline because the request has ended."""
         self._timer.cancel()
 
     def _cut(self) -> None:
@@ -266,7 +266,7 @@ class Deadline:
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[Deadline]:
-    """Give the requests that this thread sends inside the context, in a session of [`session`], so many seconds."""
+    """Limit the requests that this thread sends inside the context, in a session of [`session`], to `seconds`."""
     limit = Deadline(seconds)
     _current.deadline = limit
     try:
@@ -277,7 +277,7 @@ def deadline(seconds: float) -> Iterator[Deadline]:
 
 
 def session(connections: int) -> requests.Session:
-    """Return a session that keeps so many connections open and knows deadlines."""
+    """Return a session that supports deadlines and keeps up to `connections` connections open."""
     made = requests.Session()
     for scheme in ("http://", "https://"):
         made.mount(scheme, _Adapter(pool_maxsize=connections))

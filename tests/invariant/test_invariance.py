@@ -13,6 +13,8 @@ from tests import tiny
 
 from .launch import Outcome, run
 
+pytestmark = pytest.mark.distributed
+
 Train = Callable[..., Outcome]
 
 # 11 rows and a global batch of 4 for two epochs: six steps, β drawn anew after the third.

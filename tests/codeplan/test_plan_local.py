@@ -32,6 +32,7 @@ def answers(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.distributed
 def test_two_processes_ask_for_what_one_does(tmp_path: Path):
     for folder in ("one", "two"):
         save(tmp_path / folder / "model")

@@ -151,6 +151,7 @@ def field_descriptions(kind: type) -> dict[str, str]:
     Example:
 
     ```python
+    >>> from dataclasses import dataclass
     >>> @dataclass
     ... class Sampling:
     ...     \"\"\"Sampling of completions.

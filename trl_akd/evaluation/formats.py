@@ -119,12 +119,6 @@ def read_problem(row: Row, where: str) -> Problem:
     | `question_content`, `public_test_cases`, `private_test_cases` | LiveCodeBench |
     | `task_id`, `prompt`, `test` | plain: the test is run after prompt and completion |
 
-    Args:
-        row (`Mapping`):
-            Columns and values.
-        where (`str`):
-            Name of the row for messages, such as `held_out.jsonl, line 3`.
-
     Raises:
         UntestableError: If the problem has no usable tests.
         ValueError: If the columns fit no format, or a value is missing or of another type.
@@ -242,13 +236,6 @@ def read_livecodebench(row: Row, where: str) -> Problem:
     """Read one row of LiveCodeBench's code generation, as published in `livecodebench/code_generation_lite`.
 
     A program must pass public and private tests, as in the benchmark's own harness.
-
-    Args:
-        row (`Mapping`):
-            `question_id`, `question_content`, `public_test_cases`, `private_test_cases` and, where there are any,
-            `starter_code`, `metadata` with the `func_name` to call, and `difficulty`.
-        where (`str`):
-            Name of the row for messages.
 
     Raises:
         UntestableError: If the problem has no tests.

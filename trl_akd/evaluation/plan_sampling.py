@@ -25,7 +25,7 @@ from .evaluation_config import EvaluationConfig
 from .problems import Problem
 from .prompts import program_of_answer
 from .samples import Sample
-from .sampling import Sampled, with_default_length
+from .sampling import Sampled, Sampler, with_default_length
 from .verdicts import Verdict, label
 
 __all__ = ["PlanningSampler"]
@@ -45,7 +45,7 @@ class _BenchmarkPrompting(TaskPrompting):
         return program_of_answer(self.problems[problem["id"]], answer)
 
 
-class PlanningSampler:
+class PlanningSampler(Sampler):
     """Sample plans, choose one per problem by its public tests, and generate programs with it.
 
     Everything that is generated is kept in the output folder, so that an interrupted evaluation continues. The results
@@ -105,12 +105,7 @@ class PlanningSampler:
         executor: CodeExecutor | None = None,
         accelerator: Any = None,
     ) -> Sampled:
-        """Sample plans and programs, and run the programs on the main process.
-
-        Raises:
-            ValueError: If files in the folder were generated with other settings.
-            GenerationError: If a model fails.
-        """
+        """Sample plans and programs, and run the programs on the main process."""
         config, planning = with_default_length(self._config), self._planning
         loaded = _load(config, accelerator)
         results = _sample(config, planning, benchmark, loaded, accelerator, folder, executor)

@@ -99,14 +99,7 @@ def benchmark_facts(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def card_scores(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[EvalResult]:
-    """Return scores for a model card.
-
-    Args:
-        results (`Mapping`):
-            From [`summarize`]; of these, `benchmark`, `metrics` and, with plan sampling, `plans`.
-        settings (`Mapping`):
-            Settings of generation, such as `num_samples`, `temperature` and `prompt_style`.
-    """
+    """Return scores for a model card."""
     benchmark = results["benchmark"]
     return score_results(
         benchmark["name"],
@@ -203,16 +196,6 @@ def write_eval_results(
     - lm-evaluation-harness: `results` (by task, `pass@k,none` and `pass@k_stderr,none`), `n-samples` and `model_name`.
 
     Other keys of an existing file, such as those of a trainer, are kept.
-
-    Args:
-        folder (`Path`):
-            Folder to write into.
-        results (`Mapping`):
-            Content of `results.json`.
-        verdicts (`Sequence[Verdict]`):
-            One verdict per sample.
-        base_verdicts (`Sequence[Verdict]`, *optional*):
-            Verdicts on the same samples by the base tests, if the benchmark has base tests.
     """
     name = results["benchmark"]["name"]
     scores = _without_bounds(results["metrics"])

@@ -166,20 +166,6 @@ def run_samples(
 ) -> list[Verdict]:
     """Run all samples of all problems.
 
-    Args:
-        problems (`Sequence[Problem]`):
-            Problems with the tests.
-        samples (`Mapping[str, Sequence[Sample]]`):
-            Samples by `task_id`.
-        executor (`CodeExecutor`):
-            Sandbox of the programs.
-        file (`VerdictFile`, *optional*):
-            Stores verdicts as they arrive; programs with a stored verdict do not run again.
-        fail_fast (`bool`, *optional*, defaults to `True`):
-            Whether to skip a program's remaining inputs after its first failure.
-        progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a progress bar.
-
     Returns:
         `list[Verdict]`: In the order of the problems and of their samples.
     """

@@ -76,12 +76,6 @@ class Detokenizer:
 
     Tokens that continue a text are decoded after a line break, which is removed again: tokenizers that drop a space at
     the beginning of a text (SentencePiece) would otherwise remove one from the first indent.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`):
-            The model's tokenizer.
-        continuing (`bool`):
-            Whether the tokens continue a prompt, as those of a decoder-only model do.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, continuing: bool) -> None:
@@ -102,14 +96,6 @@ class StopStrings(StoppingCriteria):
     """End a row at the first token that completes one of its stop strings.
 
     Unlike that of transformers, this criterion needs no table of the whole vocabulary; it decodes the newest tokens.
-
-    Args:
-        stop (`Sequence[str]`):
-            Strings to look for in the generated text; the prompt does not count.
-        detokenizer (`Detokenizer`):
-            Decodes the tokens.
-        rows (`int`):
-            Number of sequences in the batch.
     """
 
     def __init__(self, stop: Sequence[str], detokenizer: Detokenizer, rows: int) -> None:

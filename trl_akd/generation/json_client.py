@@ -34,13 +34,7 @@ class MalformedAnswer(Exception):
 
 
 class RefusedRequest(GenerationError):
-    """The service refused the request; a retry cannot help.
-
-    Args:
-        message (`str`): message for the user.
-        status (`int`): HTTP status of the answer.
-        excerpt (`str`): beginning of the answer.
-    """
+    """The service refused the request; a retry cannot help."""
 
     def __init__(self, message: str, status: int, excerpt: str) -> None:
         super().__init__(message)
@@ -117,12 +111,6 @@ class JSONClient:
         before_attempt: Callable[[], None] = lambda: None,
     ) -> Answer:
         """Post a body and return what `read` finds in the answer.
-
-        Args:
-            path (`str`): what follows the base URL.
-            body (`Mapping`): what to send, as JSON.
-            read (`Callable`): turns the decoded answer into the result, or raises `MalformedAnswer`.
-            before_attempt (`Callable`): called before each attempt; what it raises ends the attempts.
 
         Raises:
             RefusedRequest: If the service refuses.
@@ -230,15 +218,7 @@ def _checked_key(key: str | None) -> str | None:
 
 
 class Deadline:
-    """Shut down the connection of a request when its time is up.
-
-    Args:
-        seconds (`float`):
-            Time from now until then.
-
-    Attributes:
-        expired (`bool`): whether that has happened.
-    """
+    """Shut down the connection of a request when its time is up."""
 
     def __init__(self, seconds: float) -> None:
         self.expired = False

@@ -208,16 +208,7 @@ GREEDY = SamplingParams()
 
 
 def estimate_num_tokens(text: str) -> int:
-    """Estimate the number of tokens of a text from its length, at 3 bytes per token.
-
-    Example:
-
-    ```python
-    >>> estimate_num_tokens("def add(a, b):")
-    5
-
-    ```
-    """
+    """Estimate the number of tokens of a text from its length, at 3 bytes per token."""
     return -(-len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN)
 
 
@@ -315,30 +306,11 @@ def stream(
 ) -> Iterator[Arrival]:
     """Continue prompts and yield completions as they arrive, or all at the end if the generator cannot stream.
 
-    Args:
-        generator (`TextGenerator`):
-            Generator.
-        prompts (`Sequence[str]`):
-            Texts to continue.
-        sampling ([`SamplingParams`], *optional*, defaults to greedy decoding):
-            Sampling parameters.
-        problems (`Sequence[str]`, *optional*):
-            Names of the problems that the prompts belong to, for the message where the generator refuses a prompt.
+    With the names of the prompts' `problems`, the message of a refused prompt names them.
 
     Raises:
         ValueError: If the generator refuses an argument or a prompt.
         GenerationError: If its backend fails, after all completions that had arrived were yielded.
-
-    Example:
-
-    ```python
-    >>> class Parrot:
-    ...     def generate(self, prompts, **sampling):
-    ...         return [[Completion(prompt, None, "stop", 1)] for prompt in prompts]
-    >>> [(index, completion.text) for index, [completion] in stream(Parrot(), ["a", "b"])]
-    [(0, 'a'), (1, 'b')]
-
-    ```
     """
     try:
         if isinstance(generator, StreamingGenerator):

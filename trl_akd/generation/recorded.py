@@ -40,25 +40,6 @@ class RecordedGenerator(StreamingGenerator):
 
     Raises:
         ValueError: If a line of the ledger is no such record.
-
-    Example:
-
-    ```python
-    >>> from pathlib import Path
-    >>> from tempfile import TemporaryDirectory
-    >>> class Clock:
-    ...     calls = 0
-    ...     def generate(self, prompts, **settings):
-    ...         self.calls += 1
-    ...         return [[Completion(f"{prompt} {self.calls}", -1.0, "stop", 2)] for prompt in prompts]
-    >>> with TemporaryDirectory() as folder, Ledger(Path(folder) / "calls.jsonl", {"model": "clock"}) as ledger:
-    ...     recorded = RecordedGenerator(Clock(), ledger)
-    ...     _ = recorded.generate(["tick"], seed=0)
-    ...     [[[tick]], [[tock]]] = recorded.generate(["tick"], seed=0), recorded.generate(["tock"], seed=0)
-    >>> tick.text, tock.text
-    ('tick 1', 'tock 2')
-
-    ```
     """
 
     def __init__(

@@ -84,28 +84,7 @@ class ChatGenerator(StreamingGenerator):
 
 
 class ProgressBar(StreamingGenerator):
-    """Show a progress bar over the completions of each call.
-
-    Args:
-        generator (`TextGenerator`):
-            Generator.
-        description (`str`):
-            Text before the bar.
-        shown (`bool`, *optional*, defaults to `True`):
-            Whether to show the bar, usually only on the main process.
-
-    Example:
-
-    ```python
-    >>> from trl_akd.generation import Completion
-    >>> class Parrot:
-    ...     def generate(self, prompts, **sampling):
-    ...         return [[Completion(prompt, None, "stop", 1)] for prompt in prompts]
-    >>> ProgressBar(Parrot(), "Parroting", shown=False).generate(["hello"])[0][0].text
-    'hello'
-
-    ```
-    """
+    """Show a progress bar over the completions of each call."""
 
     def __init__(self, generator: TextGenerator, description: str, *, shown: bool = True) -> None:
         self._generator = generator
@@ -125,25 +104,6 @@ class OnMainProcess(StreamingGenerator):
     """Call a generator on the main process only, and broadcast its completions or its error to all processes.
 
     All processes make the same calls. A server thus gets each request once, however many processes train.
-
-    Args:
-        generator (`TextGenerator`):
-            Generator.
-        accelerator (`Accelerator`):
-            Accelerator of the processes.
-
-    Example:
-
-    ```python
-    >>> from accelerate import Accelerator
-    >>> from trl_akd.generation import Completion
-    >>> class Parrot:
-    ...     def generate(self, prompts, **sampling):
-    ...         return [[Completion(prompt, None, "stop", 1)] for prompt in prompts]
-    >>> OnMainProcess(Parrot(), Accelerator()).generate(["hello"])[0][0].text
-    'hello'
-
-    ```
     """
 
     def __init__(self, generator: TextGenerator, accelerator: Any) -> None:

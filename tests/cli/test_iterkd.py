@@ -86,7 +86,7 @@ def test_a_budget_is_that_of_the_folder(iterkd: dict[str, Any], server: Server, 
     for limit, sent in ((5, 5), (5, 5), (20, 20)):
         assert main(["iterkd", "--config", path, "--max_requests", str(limit)]) == 3
         out = capsys.readouterr().out
-        assert "Stopped: `max_requests` is reached; raise it, or leave it out, and run again to go on." in out
+        assert "Stopped: `max_requests` is reached; raise it, or leave it out, and run again to continue." in out
         assert "| cycle | questions |" in out and f"{run}/cycles.json" in out
         assert "Upper bound of the cost, with cycles=2: teacher: 40 requests" in out.partition("Cycle 1 of 2")[0]
         assert len(server.bodies) == sent

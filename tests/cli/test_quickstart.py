@@ -74,6 +74,7 @@ def run_as_printed(out: str, commands: list[str]) -> None:
         assert main(argv) == 0, argv
 
 
+@pytest.mark.end_to_end
 def test_the_default_folder_needs_no_overrides(small, capsys):
     assert main(["quickstart"]) == 0
     out = capsys.readouterr().out
@@ -84,6 +85,7 @@ def test_the_default_folder_needs_no_overrides(small, capsys):
     run_as_printed(out, ["evaluate", "akd"])
 
 
+@pytest.mark.end_to_end
 def test_it_ends_in_a_table(small, tmp_path: Path, capsys):
     folder = tmp_path / "quickstart"
     assert main(["quickstart", "--output_dir", str(folder)]) == 0
@@ -98,6 +100,7 @@ def test_it_ends_in_a_table(small, tmp_path: Path, capsys):
     assert main(["quickstart", "--output_dir", str(folder)]) == 0, "a second time, over the first"
 
 
+@pytest.mark.end_to_end
 def test_a_second_run_leaves_what_a_user_put_beside(small, tmp_path: Path):
     folder = tmp_path / "quickstart"
     assert main(["quickstart", "--output_dir", str(folder)]) == 0
@@ -112,6 +115,7 @@ def test_another_folder_is_left_alone(tmp_path: Path, capsys):
     assert "holds other files" in capsys.readouterr().err
 
 
+@pytest.mark.end_to_end
 def test_codeplan_goes_from_plans_to_ranked_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """Stages by their own commands and recipes, on a small world; too little is learned for a ranker to be trained."""
 
@@ -152,6 +156,7 @@ def test_codeplan_goes_from_plans_to_ranked_programs(tmp_path: Path, monkeypatch
     assert report["wanted"] == 160 == report["plans"] + sum(report["rejected"].values())
 
 
+@pytest.mark.end_to_end
 def test_iterkd_runs_two_cycles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """Every stage on a small world; so untaught a teacher is never right, and the questions bring answers."""
     write_tasks = build.write_iterkd_tasks

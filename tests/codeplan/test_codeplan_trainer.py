@@ -213,7 +213,7 @@ def test_one_solution_and_one_plan_a_row(trainer):
 
 @pytest.mark.parametrize("column", ["problem", "solutions", "plans"])
 def test_a_missing_column(trainer, column):
-    with pytest.raises(ValueError, match=f"'{column.removesuffix('s')}' is missing"):
+    with pytest.raises(ValueError, match=f"but neither '{column.removesuffix('s')}' nor"):
         trainer(train_dataset=world.problems(3).remove_columns(column))
 
 
@@ -273,7 +273,7 @@ def test_a_collator_learns_what_the_model_is(trainer):
 
 
 def test_a_teacher_that_nobody_asks(trainer):
-    with pytest.raises(ValueError, match="`teacher_model` is given, but no objective asks a teacher"):
+    with pytest.raises(ValueError, match="`teacher_model` is given, but no objective uses a teacher"):
         trainer(None, tiny.model("qwen2"))
 
 

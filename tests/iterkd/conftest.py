@@ -12,7 +12,7 @@ from tests.iterkd.actors import Actors, Student
 from tests.iterkd.cycle_world import JUDGE_LAYOUT, LAYOUTS, RuleTeacher, answer, held_out, questions
 from trl_akd.generation.budget import BudgetedGenerator
 from trl_akd.iterkd.cycle.config import CycleConfig
-from trl_akd.iterkd.cycle.cycles import Cycles, Room
+from trl_akd.iterkd.cycle.cycles import Cycles, Participants
 from trl_akd.iterkd.cycle.ledger import CycleLedger
 from trl_akd.iterkd.cycle.records import read_questions
 from trl_akd.iterkd.judge.judges import GenerativeJudge
@@ -54,7 +54,7 @@ def act(tmp_path: Path) -> Callable[..., Actors]:
             judge = GenerativeJudge(ledger.recorded(teacher, "judge"), prompt=config.judge_prompt)
             cycles = Cycles(
                 actors.student,
-                Room(teacher, judge if judged else None, actors.run, held_out(), benchmarks or {}),
+                Participants(teacher, judge if judged else None, actors.run, held_out(), benchmarks or {}),
                 config,
                 ledger,
                 folder=tmp_path,

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_akd.generation import Completion
-from trl_akd.iterkd.cycle.new_questions import MixConfig, UpdateConfig, check_question, mix, read_question, renew
-from trl_akd.iterkd.cycle.prompts import Sampling, TeachingPrompts
+from trl_akd.generation.protocol import SamplingParams
+from trl_akd.iterkd.cycle.config import CycleConfig
+from trl_akd.iterkd.cycle.new_questions import check_question, generate_questions, mix_questions, read_question
+from trl_akd.iterkd.cycle.prompts import TeachingPrompts
 from trl_akd.iterkd.cycle.records import LEVELS, Question
 
 from . import scripted
@@ -90,8 +92,8 @@ class TestReading:
         assert len(texts) == 100
         assert [read_question(text) for text in texts] == [text.strip() for text in texts]
         assert [read_question(f"#Created Instruction#:\n{text}") for text in texts] == [text.strip() for text in texts]
-        config = UpdateConfig()
-        limits = {"min_chars": config.min_chars, "max_chars": config.max_chars}
+        config = CycleConfig()
+        limits = {"min_chars": config.min_question_chars, "max_chars": config.max_question_chars}
         assert Counter(check(text, **limits) for text in texts) == {None: 100}
 
 
@@ -103,11 +105,13 @@ class TestRenewal:
 
     def renew(self, write=lambda prompt: f"A task after {prompt}", config=None, feedback=FEEDBACK, cycle=1, **given):
         teacher = Teacher(write)
-        config = config or UpdateConfig(easy=2, medium=1, hard=3)
-        return renew(feedback, self.QUESTIONS, teacher, prompts=SHORT, cycle=cycle, config=config, **given), teacher
+        config = config or CycleConfig(new_easy=2, new_medium=1, new_hard=3)
+        return generate_questions(
+            feedback, self.QUESTIONS, teacher, prompts=SHORT, cycle=cycle, config=config, **given
+        ), teacher
 
     def test_each_level_is_asked_by_its_prompt(self):
-        renewal, teacher = self.renew(sampling=Sampling(seed=5))
+        renewal, teacher = self.renew(sampling=SamplingParams(seed=5))
         assert len(teacher.calls) == 1 and teacher.settings[0]["seed"] == 5
         assert teacher.calls[0][:2] == ["EASY Task a."] * 2
         assert teacher.calls[0][2] in ("SAME Task b.", "SAME Task c.")
@@ -128,19 +132,23 @@ class TestRenewal:
         first, _ = self.renew()
         again, _ = self.renew(feedback=self.FEEDBACK[::-1])
         assert first == again
-        one = UpdateConfig(easy=0, medium=0, hard=1)
+        one = CycleConfig(new_easy=0, new_medium=0, new_hard=1)
         parents = {self.renew(config=one, cycle=cycle)[0].questions[0].parent for cycle in range(20)}
         assert parents == {"d", "e", "f"}
 
     def test_few_parents_are_asked_several_times(self):
-        renewal, _ = self.renew(config=UpdateConfig(easy=0, medium=5, hard=0))
+        renewal, _ = self.renew(config=CycleConfig(new_easy=0, new_medium=5, new_hard=0))
         names = {question.id for question in renewal.questions}
         assert names in ({"b/1.0", "b/1.1", "b/1.2", "c/1.0", "c/1.1"}, {"b/1.0", "b/1.1", "c/1.0", "c/1.1", "c/1.2"})
 
     def test_generations_follow_one_another(self):
-        one, write = UpdateConfig(easy=1, medium=0, hard=1), lambda prompt: "Sort a list of names."
-        child = renew([Graded("a", "easy")], self.QUESTIONS, Teacher(write), cycle=1, config=one).questions
-        [grandchild] = renew([Graded("a/1.0", "hard")], child, Teacher(write), cycle=2, config=one).questions
+        one, write = CycleConfig(new_easy=1, new_medium=0, new_hard=1), lambda prompt: "Sort a list of names."
+        child = generate_questions(
+            [Graded("a", "easy")], self.QUESTIONS, Teacher(write), cycle=1, config=one
+        ).questions
+        [grandchild] = generate_questions(
+            [Graded("a/1.0", "hard")], child, Teacher(write), cycle=2, config=one
+        ).questions
         assert (grandchild.id, grandchild.parent, grandchild.origin) == ("a/1.0/2.0", "a/1.0", "hard")
 
     def test_answers_that_are_no_questions_are_counted_by_level(self):
@@ -171,15 +179,19 @@ class TestRenewal:
     def test_a_cycle_that_was_there_already_is_refused(self):
         taken = [*self.QUESTIONS, Question("a/1.0", "")]
         with pytest.raises(ValueError, match=r"the id 'a/1.0' of a new one already; give `cycle` another number"):
-            renew(self.FEEDBACK, taken, Teacher(lambda prompt: ""), cycle=1)
+            generate_questions(self.FEEDBACK, taken, Teacher(lambda prompt: ""), cycle=1)
 
     @pytest.mark.parametrize(
         "given, message",
-        [({"hard": -1}, "`hard` is -1"), ({"min_chars": 0}, "`min_chars` is 0"), ({"max_chars": 5}, "`max_chars` 5")],
+        [
+            ({"new_hard": -1}, "`new_hard` is -1"),
+            ({"min_question_chars": 0}, "`min_question_chars` is 0"),
+            ({"max_question_chars": 5}, "`max_question_chars` 5"),
+        ],
     )
     def test_wrong_values_are_named(self, given, message):
         with pytest.raises(ValueError, match=message):
-            UpdateConfig(**given)
+            CycleConfig(**given)
 
 
 def old(names: dict[str, str]) -> tuple[list[Question], dict[str, str]]:
@@ -203,25 +215,28 @@ class TestMix:
     def test_parts_are_kept_among_old_and_new(self):
         seeds, known = self.seeds(easy=50, medium=50, hard=50)
         fresh = [question for level in LEVELS for question in new(50, level)]
-        mixed = mix(seeds, fresh, known, MixConfig(size=100, old_share=0.5))
+        mixed = mix_questions(seeds, fresh, known, CycleConfig(questions_per_cycle=100, old_share=0.5))
         parts = {"easy": 10, "medium": 20, "hard": 20}
         assert self.counts(mixed) == {(age, level): parts[level] for age in (True, False) for level in LEVELS}
         assert [question.origin == "seed" for question in mixed] == [True] * 50 + [False] * 50
 
     def test_the_larger_parts_come_first(self):
         seeds, known = self.seeds(easy=9, medium=9, hard=9)
-        assert self.counts(mix(seeds, [], known, MixConfig(size=2))) == {(True, "medium"): 1, (True, "hard"): 1}
+        assert self.counts(mix_questions(seeds, [], known, CycleConfig(questions_per_cycle=2))) == {
+            (True, "medium"): 1,
+            (True, "hard"): 1,
+        }
 
     def test_what_one_lacks_the_others_fill(self):
         seeds, known = self.seeds(easy=100, hard=3)
-        mixed = mix(seeds, new(4, "medium"), known, MixConfig(size=50, old_share=0.2))
+        mixed = mix_questions(seeds, new(4, "medium"), known, CycleConfig(questions_per_cycle=50, old_share=0.2))
         assert self.counts(mixed) == {(True, "hard"): 3, (True, "easy"): 43, (False, "medium"): 4}
-        assert len(mix([], new(80, "hard"), {}, MixConfig(size=50, old_share=0.9))) == 50
-        assert len(mix(seeds, [], known, MixConfig(size=50, old_share=0.0))) == 50
+        assert len(mix_questions([], new(80, "hard"), {}, CycleConfig(questions_per_cycle=50, old_share=0.9))) == 50
+        assert len(mix_questions(seeds, [], known, CycleConfig(questions_per_cycle=50, old_share=0.0))) == 50
 
     def test_a_level_without_a_part_is_left_out(self):
         seeds, known = self.seeds(easy=9, medium=9, hard=9)
-        mixed = mix(seeds, [], known, MixConfig(size=20, easy=0.0))
+        mixed = mix_questions(seeds, [], known, CycleConfig(questions_per_cycle=20, mix_easy=0.0))
         assert self.counts(mixed) == {(True, "medium"): 9, (True, "hard"): 9}
 
     @settings(deadline=None)
@@ -233,35 +248,43 @@ class TestMix:
     def test_any_mix(self, old_levels, new_levels, size, share, parts, rng):
         seeds, known = old({f"old-{level}-{number}": level for number, level in enumerate(old_levels)})
         fresh = [Question(f"new-{level}-{number}", "", origin=level) for number, level in enumerate(new_levels)]
-        config = MixConfig(size, share, *parts)
-        mixed = mix(seeds, fresh, known, config)
+        config = CycleConfig(
+            questions_per_cycle=size,
+            old_share=share,
+            **dict(zip(("mix_easy", "mix_medium", "mix_hard"), parts, strict=True)),
+        )
+        mixed = mix_questions(seeds, fresh, known, config)
         allowed = [name for name in [*seeds, *fresh] if dict(zip(LEVELS, parts, strict=True))[self.level(name)]]
         assert len(mixed) == min(size, len(allowed)) and len(set(mixed)) == len(mixed)
         assert [question for question in [*seeds, *fresh] if question in mixed] == mixed
         kept_old = sum(question in seeds for question in mixed)
         assert kept_old >= min(round(size * share), sum(question in allowed for question in seeds))
         shuffled = rng.sample(seeds, len(seeds))
-        assert set(mix(shuffled, fresh, known, config)) == set(mixed)
+        assert set(mix_questions(shuffled, fresh, known, config)) == set(mixed)
 
     def test_the_seed_chooses(self):
         seeds, known = self.seeds(hard=30)
-        chosen = {frozenset(mix(seeds, [], known, MixConfig(size=5, seed=seed))) for seed in range(5)}
+        chosen = {
+            frozenset(mix_questions(seeds, [], known, CycleConfig(questions_per_cycle=5), seed=seed))
+            for seed in range(5)
+        }
         assert len(chosen) == 5
 
     def test_questions_without_a_level_are_refused(self):
         with pytest.raises(ValueError, match="The old question 'a' has no level"):
-            mix([Question("a", "")], [], {}, MixConfig())
+            mix_questions([Question("a", "")], [], {}, CycleConfig())
         with pytest.raises(ValueError, match="The new question 'a' has no level"):
-            mix([], [Question("a", "")], {"a": "easy"}, MixConfig())
+            mix_questions([], [Question("a", "")], {"a": "easy"}, CycleConfig())
 
     @pytest.mark.parametrize(
         "given, message",
         [
-            ({"size": 0}, "`size` is 0"), ({"old_share": 1.5}, "`old_share` is 1.5"),
-            ({"easy": -1.0}, "`easy` is -1.0"),
-            ({"hard": float("inf")}, "`hard` is inf"), ({"easy": 0, "medium": 0, "hard": 0}, "are all 0"),
+            ({"questions_per_cycle": 0}, "`questions_per_cycle` is 0"), ({"old_share": 1.5}, "`old_share` is 1.5"),
+            ({"mix_easy": -1.0}, "`mix_easy` is -1.0"),
+            ({"mix_hard": float("inf")}, "`mix_hard` is inf"),
+            (dict.fromkeys(("mix_easy", "mix_medium", "mix_hard"), 0), "are all 0"),
         ],
     )  # fmt: skip
     def test_wrong_values_are_named(self, given, message):
         with pytest.raises(ValueError, match=message):
-            MixConfig(**given)
+            CycleConfig(**given)

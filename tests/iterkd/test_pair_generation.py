@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 
 from trl_akd.execution import CodeExecutor, ExecutionResult
 from trl_akd.generation import Completion, GenerationError
-from trl_akd.generation.protocol import FinishReason
+from trl_akd.generation.protocol import FinishReason, SamplingParams
 from trl_akd.iterkd.cycle.answers import has_code, identity, python_program, refuses, remarks
+from trl_akd.iterkd.cycle.config import CycleConfig
 from trl_akd.iterkd.cycle.leaks import find_leak
-from trl_akd.iterkd.cycle.pair_generation import DeliveryConfig, assign_kinds, deliver, read_pairs
-from trl_akd.iterkd.cycle.prompts import Sampling, TeachingPrompts
+from trl_akd.iterkd.cycle.pair_generation import assign_kinds, generate_pairs, read_pairs
+from trl_akd.iterkd.cycle.prompts import TeachingPrompts
 from trl_akd.iterkd.cycle.records import FAULT_KINDS, Fault, Pair, Question
 from trl_akd.iterkd.cycle.verification import verify
 
@@ -268,9 +269,9 @@ class TestDelivery:
     def test_all_is_asked_in_one_call_and_an_answer_that_is_there_is_not(self):
         teacher = Teacher(lambda prompt: WRONG if "FAULTY" in prompt else RIGHT)
         questions = [Question("1", "one", answer="x = 1"), Question("2", "two")]
-        config = DeliveryConfig(faults_per_question=2, unverified="keep", kinds=("name", "type"))
-        sampling = Sampling(temperature=0.5, stop=("###",), seed=3)
-        done = deliver(questions, teacher, prompts=SHORT, config=config, sampling=sampling)
+        config = CycleConfig(faults_per_question=2, keep_unverified=True, fault_kinds=["name", "type"])
+        sampling = SamplingParams(temperature=0.5, top_p=0.95, max_new_tokens=1024, stop=("###",), seed=3)
+        done = generate_pairs(questions, teacher, prompts=SHORT, config=config, sampling=sampling)
         assert len(teacher.calls) == 1 and sorted(teacher.calls[0]) == [
             "FAULTY name one", "FAULTY name two", "FAULTY type one", "FAULTY type two", "RIGHT two",
         ]  # fmt: skip
@@ -281,9 +282,9 @@ class TestDelivery:
         assert done.dropped == {"fault/duplicate": 2}
 
     def test_a_fault_keeps_its_kind(self):
-        config = DeliveryConfig(faults_per_question=5, unverified="keep")
+        config = CycleConfig(faults_per_question=5, keep_unverified=True)
         teacher = Teacher(lambda prompt: f"x = '{prompt}'")
-        [pair] = deliver([UNTESTED], teacher, prompts=SHORT, config=config).pairs
+        [pair] = generate_pairs([UNTESTED], teacher, prompts=SHORT, config=config).pairs
         assert {fault.kind for fault in pair.faults} == set(FAULT_KINDS)
         assert all(f"FAULTY {fault.kind} " in fault.text for fault in pair.faults)
 
@@ -294,62 +295,61 @@ class TestDelivery:
             return Completion(text, None, finish if "cut" in prompt else "stop", None)
 
         questions = [Question("1", "cut", answer="x = 1"), Question("2", "cut"), Question("3", "whole")]
-        done = deliver(questions, Teacher(write), prompts=SHORT, config=DeliveryConfig(unverified="keep"))
+        done = generate_pairs(questions, Teacher(write), prompts=SHORT, config=CycleConfig(keep_unverified=True))
         assert [pair.question.id for pair in done.pairs] == ["3"]
         assert done.dropped == {f"correct/{reason}": 1, f"fault/{reason}": 1}
 
     def test_own_failures_are_checked_like_the_teachers_faults(self, run):
         own = {"add": [WRONG, RIGHT, "def add(a, b):\n    return 0"], "unknown": ["x"]}
         teacher = Teacher(lambda prompt: "def add(a, b):\n    return a" if "FAULTY" in prompt else RIGHT)
-        done = deliver([ADD], teacher, prompts=SHORT, run=run, own_faults=own)
+        done = generate_pairs([ADD], teacher, prompts=SHORT, run=run, own_faults=own)
         assert [fault.kind is None for fault in done.pairs[0].faults] == [True, True, False]
         assert done.dropped == {"fault/same": 1}
 
     def test_a_teacher_that_always_refuses_leaves_nothing_and_says_so(self, run):
         questions = [Question(str(number), "Add.") for number in range(3)]
-        done = deliver(questions, Teacher(lambda prompt: "I'm sorry, I can't do that."), run=run)
+        done = generate_pairs(questions, Teacher(lambda prompt: "I'm sorry, I can't do that."), run=run)
         assert (done.pairs, done.dropped) == ([], {"correct/refused": 3})
 
     def test_no_question_asks_nothing(self):
         teacher = Teacher(lambda prompt: RIGHT)
-        assert deliver([], teacher).pairs == [] and teacher.calls == []
+        assert generate_pairs([], teacher).pairs == [] and teacher.calls == []
 
     def test_a_failing_teacher_is_not_hidden(self):
         def fail(prompt):
             raise GenerationError("down")
 
         with pytest.raises(GenerationError, match="down"):
-            deliver([ADD], Teacher(fail))
+            generate_pairs([ADD], Teacher(fail))
 
     def test_two_questions_with_one_id_are_refused(self):
         with pytest.raises(ValueError, match="`questions` has the id 'add' more than once"):
-            deliver([ADD, UNTESTED], Teacher(lambda prompt: RIGHT))
+            generate_pairs([ADD, UNTESTED], Teacher(lambda prompt: RIGHT))
 
     @given(st.lists(st.sampled_from(FAULT_KINDS), min_size=1, unique=True), st.integers(0, 12), st.integers())
     def test_kinds_take_turns(self, kinds, number, seed):
-        config = DeliveryConfig(faults_per_question=number, kinds=tuple(kinds))
+        config = CycleConfig(faults_per_question=number, fault_kinds=kinds)
         assigned = assign_kinds("q", config, seed)
         counts = [assigned.count(kind) for kind in kinds]
         assert len(assigned) == sum(counts) == number and max(counts) - min(counts) <= 1
         assert assigned == assign_kinds("q", config, seed)
 
     def test_questions_begin_with_all_kinds_alike(self):
-        firsts = Counter(assign_kinds(str(number), DeliveryConfig(), 0)[0] for number in range(1000))
+        firsts = Counter(assign_kinds(str(number), CycleConfig(), 0)[0] for number in range(1000))
         assert set(firsts) == set(FAULT_KINDS) and min(firsts.values()) > 150
 
     @pytest.mark.parametrize(
         "given, message",
         [
             ({"faults_per_question": -1}, "`faults_per_question` is -1"),
-            ({"kinds": ()}, "`kinds` is"),
-            ({"kinds": ("spelling",)}, "`kinds` is .'spelling'.; choose some of syntax, logical"),
+            ({"fault_kinds": []}, "`fault_kinds` is"),
+            ({"fault_kinds": ["spelling"]}, "`fault_kinds` is .'spelling'.; choose some of syntax, logical"),
             ({"min_gap": 0.0}, "`min_gap` is 0.0"),
-            ({"unverified": "maybe"}, "`unverified` is 'maybe'"),
         ],
     )
     def test_wrong_values_are_named(self, given, message):
         with pytest.raises(ValueError, match=message):
-            DeliveryConfig(**given)
+            CycleConfig(**given)
 
 
 class TestReleasedPairs:

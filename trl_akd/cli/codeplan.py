@@ -42,10 +42,10 @@ class CodePLANMethod(Method):
 
     def base_model(self, student: str, revision: str) -> tuple[str, str]:
         """Return the student or, if it is an adapter, the adapter's base."""
-        from ..codeplan.student import adapter_of, base_of
+        from ..codeplan.codeplan_trainer import base_model_of, find_adapter
 
-        adapter = adapter_of(student, revision)
-        return (student, revision) if adapter is None else base_of(adapter)
+        adapter = find_adapter(student, revision)
+        return (student, revision) if adapter is None else base_model_of(adapter)
 
     def quickstart(self) -> Quickstart:
         """Return the example of writing, learning and sampling plans on generated tasks."""

@@ -22,11 +22,12 @@ from .encoding import UNKNOWN_SOLUTION, ProblemEncoder, Task
 __all__ = [
     "DataCollatorForCodePLAN",
     "Schedule",
+    "alternate_tasks",
+    "count_task_items",
     "draw",
     "select_task",
     "share_divisors",
-    "take_turns",
-    "weights_of_tasks",
+    "task_loss_weights",
 ]
 
 Schedule: TypeAlias = Literal["weighted", "alternate"]
@@ -47,7 +48,7 @@ def draw(options: Sequence[Option], *key: Any) -> Option:
     return options[random.Random(":".join(map(str, key))).randrange(len(options))]
 
 
-def weights_of_tasks(plan_weight: float, guided_weight: float) -> dict[Task, float]:
+def task_loss_weights(plan_weight: float, guided_weight: float) -> dict[Task, float]:
     """Return the weight of each task's mean loss in the total loss.
 
     Args:
@@ -62,7 +63,7 @@ def weights_of_tasks(plan_weight: float, guided_weight: float) -> dict[Task, flo
     Example:
 
     ```python
-    >>> weights_of_tasks(plan_weight=0.25, guided_weight=0.0)
+    >>> task_loss_weights(plan_weight=0.25, guided_weight=0.0)
     {<Task.CODE: 0>: 0.75, <Task.PLAN: 1>: 0.25}
 
     ```
@@ -159,7 +160,7 @@ class DataCollatorForCodePLAN:
                 f"`tokenizer` is {self.tokenizer!r:.80}, of type {type(self.tokenizer).__name__}; give a tokenizer, "
                 "such as AutoTokenizer.from_pretrained(...)."
             )
-        self.task_weights = weights_of_tasks(self.plan_weight, self.guided_weight)
+        self.task_weights = task_loss_weights(self.plan_weight, self.guided_weight)
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"`schedule` is {self.schedule!r}; choose 'weighted' or 'alternate'.")
         if self.normalization not in get_args(Normalization):
@@ -249,8 +250,13 @@ class DataCollatorForCodePLAN:
         weights = token_weights(
             labels, normalization=self.normalization, task_weights=by_task[task_ids].unsqueeze(1).expand_as(labels)
         )
-        items = count_items_by_task(labels, task_ids, tasks=len(Task), normalization=self.normalization)
+        items = count_task_items({"labels": labels, "task_ids": task_ids}, self.normalization)
         return scale(weights, items, world_size=1, task_ids=task_ids)
+
+
+def count_task_items(batch: Mapping[str, Tensor], normalization: Normalization) -> Tensor:
+    """Return the divisor of each task in a batch, `[tasks]`: its number of examples or of target tokens."""
+    return count_items_by_task(batch["labels"], batch["task_ids"], tasks=len(Task), normalization=normalization)
 
 
 def share_divisors(
@@ -278,10 +284,7 @@ def share_divisors(
     Returns:
         `list[dict[str, Tensor]]`: The batches with new `token_weights`.
     """
-    counts = [
-        count_items_by_task(batch["labels"], batch["task_ids"], tasks=len(Task), normalization=normalization)
-        for batch in batches
-    ]
+    counts = [count_task_items(batch, normalization) for batch in batches]
     items = sum((count.to(device) for count in counts), start=torch.zeros(len(Task), dtype=torch.int64, device=device))
     ranks = 1
     if accelerator is not None:
@@ -297,7 +300,7 @@ def share_divisors(
     ]
 
 
-def take_turns(
+def alternate_tasks(
     batches: Sequence[dict[str, Tensor]], tasks: Sequence[Task], first: int, *, multiple: int = 1
 ) -> list[dict[str, Tensor]]:
     """Keep one task per micro-batch of one optimizer step, alternating, for `schedule="alternate"`.

@@ -1,4 +1,4 @@
-"""A benchmark at every evaluation of a training run."""
+"""Trainer callback that runs a benchmark at every evaluation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,33 +26,33 @@ _LOGGED_AS = "eval_"
 
 
 class PassAtKCallback(TrainerCallback):
-    """Judge the model by a benchmark whenever the trainer evaluates, and log `eval_pass@k` with its interval.
+    """Run a benchmark whenever the trainer evaluates, and log `eval_pass@k` with its interval.
 
-    The values join those of the evaluation, so `metric_for_best_model="eval_pass@1"` works. Generation is shared over
-    all processes (DDP, ZeRO-1 to ZeRO-3); programs run on the main one. The model's mode and the random state of
-    training are left as they were.
+    The values are added to the metrics of the evaluation, so `metric_for_best_model="eval_pass@1"` works. Generation
+    is shared among all processes (DDP, ZeRO-1 to ZeRO-3); programs run on the main process. The model's mode and the
+    random state of training are restored.
 
     Args:
         trainer (`Trainer`):
-            Whose model is judged, with its tokenizer as `processing_class`.
+            Trainer whose model is evaluated, with the tokenizer as `processing_class`.
         benchmark (`str` or [`Benchmark`]):
-            A name or a file, as `load_benchmark` takes it, or problems that are loaded already.
+            Name or file, as `load_benchmark` takes it, or a loaded benchmark.
         k (`Sequence[int]`, *optional*, defaults to `(1,)`):
             The k of pass@k.
         prompt_style (`str`, *optional*, defaults to `"template"`):
-            How problems are put to the model: `"template"`, `"completion"` or `"chat"`.
+            Style of prompts: `"template"`, `"completion"` or `"chat"`.
         prompt_template (`str`, *optional*, defaults to `"alpaca"`):
             Template of the style `"template"`.
         num_samples (`int`), temperature (`float`), top_p (`float`), max_new_tokens (`int`), seed (`int`):
-            How programs are sampled: by default one per problem, greedily, of up to 512 tokens, or half of the model's
-            positions where that is less.
+            Sampling parameters. Defaults to one greedy sample per problem of up to 512 tokens, or half of the model's
+            positions if that is less.
         batch_size (`int`, *optional*, defaults to `16`):
             Sequences generated together on one process.
         executor ([`CodeExecutor`], *optional*):
-            Where programs run; by default one of its own, for which `HF_ALLOW_CODE_EVAL=1` or `allow_code_execution`
-            is needed.
+            Sandbox of the programs. By default the callback creates one, which requires `HF_ALLOW_CODE_EVAL=1` or
+            `allow_code_execution`.
         allow_code_execution (`bool`, *optional*):
-            Allow that one to run programs.
+            Whether that sandbox may run programs.
 
     Raises:
         ValueError: If the benchmark is malformed, one of its prompts is too long for the model, or the trainer never
@@ -122,7 +122,7 @@ class PassAtKCallback(TrainerCallback):
         metrics: dict[str, float],
         **kwargs: Any,
     ) -> None:
-        """Add pass@k to the metrics of an evaluation; of one over several datasets, the first alone runs it."""
+        """Add pass@k to the metrics of an evaluation; with several datasets, only the first runs the benchmark."""
         datasets = self._trainer.eval_dataset
         first = next(iter(datasets)) if isinstance(datasets, dict) else None
         if first is None or f"eval_{first}_runtime" in metrics:

@@ -1,4 +1,4 @@
-"""The rows of HumanEval, MBPP, APPS, LiveCodeBench and plain JSON Lines as problems, by their columns."""
+"""Readers of the rows of HumanEval, MBPP, APPS, LiveCodeBench and plain JSON Lines."""
 
 import ast
 import base64
@@ -32,14 +32,14 @@ Row: TypeAlias = Mapping[str, Any]
 
 
 class UntestableError(ValueError):
-    """A problem has no tests that could judge a program."""
+    """A problem has no usable tests."""
 
 
 def task_id(row: Row, where: str, *names: str) -> str:
     """Return the identity in the first of these columns that is there."""
     value = next((row[name] for name in names if name in row), None)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-        raise ValueError(f"`{names[0]}` in {where} is {value!r}; give every problem a name or a number of its own.")
+        raise ValueError(f"`{names[0]}` in {where} is {value!r}; give every problem a unique name or number.")
     return str(value)
 
 
@@ -119,14 +119,8 @@ def read_problem(row: Row, where: str) -> Problem:
     | `question_content`, `public_test_cases`, `private_test_cases` | LiveCodeBench |
     | `task_id`, `prompt`, `test` | plain: the test is run after prompt and completion |
 
-    Args:
-        row (`Mapping`):
-            Columns and values.
-        where (`str`):
-            Name of the row for messages, such as `held_out.jsonl, line 3`.
-
     Raises:
-        UntestableError: If the problem has no tests that could judge a program.
+        UntestableError: If the problem has no usable tests.
         ValueError: If the columns fit no format, or a value is missing or of another type.
     """
     for columns, read in _FORMATS.items():
@@ -229,7 +223,7 @@ def _called(asserts: Sequence[str], solution: str | None) -> str | None:
 
 
 def _is_code(prompt: str) -> bool:
-    """Tell whether a prompt can open a program: it parses, alone or with a body that is still to come."""
+    """Return whether a prompt can open a program: it parses, alone or with a body added."""
     return any(parse(f"{prompt}{body}") is not None for body in ("", "\n    pass\n"))
 
 
@@ -241,14 +235,7 @@ _MAX_TESTS_BYTES = 1 << 30  # unpacked private tests of one problem; the largest
 def read_livecodebench(row: Row, where: str) -> Problem:
     """Read one row of LiveCodeBench's code generation, as published in `livecodebench/code_generation_lite`.
 
-    Public and private tests together judge a program, as in the benchmark's own harness.
-
-    Args:
-        row (`Mapping`):
-            `question_id`, `question_content`, `public_test_cases`, `private_test_cases` and, where there are any,
-            `starter_code`, `metadata` with the `func_name` to call, and `difficulty`.
-        where (`str`):
-            Name of the row for messages.
+    A program must pass public and private tests, as in the benchmark's own harness.
 
     Raises:
         UntestableError: If the problem has no tests.

@@ -1,4 +1,4 @@
-"""Let a student plan: the programs that an evaluation judges come from the plan that the public tests chose."""
+"""Evaluation with plan sampling: programs are generated with the plan that the public tests choose."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..codeplan.plan_config import PlanSamplingConfig
 from ..codeplan.plan_curve import pass_at_k_by_plans, top_k_by_plans
 from ..codeplan.plan_head import PlanHeadGenerator, find_plan_head, load_plan_head
 from ..codeplan.plan_sampling import PlanSampler, PlanSamplingResult
-from ..codeplan.plan_sampling_config import PlanSamplingConfig
 from ..codeplan.ranker import Ranker
 from ..codeplan.task_prompts import TaskPrompting
 from ..execution import CodeExecutor
@@ -25,19 +25,19 @@ from .evaluation_config import EvaluationConfig
 from .problems import Problem
 from .prompts import program_of_answer
 from .samples import Sample
-from .sampling import Sampled, with_default_length
+from .sampling import Sampled, Sampler, with_default_length
 from .verdicts import Verdict, label
 
 __all__ = ["PlanningSampler"]
 
-_CURVE = (0, 1, 2, 5, 10, 20, 50)  # numbers of plans that are told of beside the largest
+_CURVE = (0, 1, 2, 5, 10, 20, 50)  # numbers of plans that are reported in addition to the largest
 
-_VLLM_SHARE = 0.6  # of the GPU's memory, where transformers holds the same model beside it
+_VLLM_SHARE = 0.6  # share of the GPU's memory if transformers runs the same model beside it
 
 
 @dataclass(frozen=True)
 class _BenchmarkPrompting(TaskPrompting):
-    """Ask as in training, and look for the program in the answer as for any tuned model."""
+    """Prompts of the training, with programs extracted from answers as for any tuned model."""
 
     problems: Mapping[str, Problem] = field(default_factory=dict)
 
@@ -45,7 +45,7 @@ class _BenchmarkPrompting(TaskPrompting):
         return program_of_answer(self.problems[problem["id"]], answer)
 
 
-class PlanningSampler:
+class PlanningSampler(Sampler):
     """Sample plans, choose one per problem by its public tests, and generate programs with it.
 
     Everything that is generated is kept in the output folder, so that an interrupted evaluation continues. The results
@@ -105,12 +105,7 @@ class PlanningSampler:
         executor: CodeExecutor | None = None,
         accelerator: Any = None,
     ) -> Sampled:
-        """Sample plans and programs, and run the programs on the main process.
-
-        Raises:
-            ValueError: If files in the folder were generated with other settings.
-            GenerationError: If a model fails.
-        """
+        """Sample plans and programs, and run the programs on the main process."""
         config, planning = with_default_length(self._config), self._planning
         loaded = _load(config, accelerator)
         results = _sample(config, planning, benchmark, loaded, accelerator, folder, executor)
@@ -142,7 +137,7 @@ def _sample(
     folder: Path | None = None,
     executor: CodeExecutor | None = None,
 ) -> list[PlanSamplingResult]:
-    """Sample plans and programs, and keep all that the student writes, on the main process."""
+    """Sample plans and programs, and record them on the main process."""
 
     def ledger(name: str) -> AbstractContextManager[Ledger | None]:
         return nullcontext() if folder is None else Ledger(folder / name, settings, option="output_dir")
@@ -195,16 +190,16 @@ def _without_public_tests(benchmark: Benchmark) -> list[str]:
 
 
 def _load(config: EvaluationConfig, accelerator: Any) -> LoadedGenerator:
-    """Load what writes the programs; vLLM leaves memory for the model that writes the plans, if it is another."""
+    """Load the generator of programs; vLLM leaves memory for the generator of plans if that is another."""
     if config.backend == "vllm" and _has_plan_head(config):
         return load_generator(config, chat=False, accelerator=accelerator, gpu_memory_utilization=_VLLM_SHARE)
     return load_generator(config, chat=False, accelerator=accelerator)
 
 
 def _plan_generator(config: EvaluationConfig, loaded: LoadedGenerator) -> TextGenerator:
-    """Return what writes plans: the plan head that lies beside the model if there is one, else the model itself.
+    """Return the generator of plans: the plan head in the model's folder if there is one, else the model itself.
 
-    vLLM knows no plan head, so that its student is loaded once more, by transformers.
+    vLLM does not support plan heads, so transformers loads the student once more.
     """
     if not _has_plan_head(config):
         return loaded.generator
@@ -216,7 +211,7 @@ def _plan_generator(config: EvaluationConfig, loaded: LoadedGenerator) -> TextGe
 
 
 def _generation(config: EvaluationConfig, planning: PlanSamplingConfig, benchmark: Benchmark) -> dict[str, Any]:
-    """Return the settings that plans and programs depend on, without those that had no effect."""
+    """Return the settings that plans and programs depend on, without those that have no effect."""
     prompting = _prompting(config, benchmark)
     settings = {
         **config.generation_settings,
@@ -245,7 +240,7 @@ def _plans(
     benchmark: Benchmark,
     results: Sequence[PlanSamplingResult],
 ) -> dict[str, Any]:
-    """Return what is told of plans in `results.json`."""
+    """Return the section `plans` of `results.json`."""
     author = "server" if config.backend == "openai" else "plan head" if _has_plan_head(config) else "LM head"
     levels = {problem.task_id: problem.difficulty for problem in benchmark.problems}
     ranked = planning.ranker is not None
@@ -266,7 +261,7 @@ def _plans(
 def _curve(
     results: Sequence[PlanSamplingResult], config: EvaluationConfig, *, ranked: bool
 ) -> dict[str, dict[str, list[float]]]:
-    """Return value, low end, high end and level of each number, by the number of plans, as JSON has it."""
+    """Return value, lower bound, upper bound and level of each metric, by the number of plans."""
     curve = pass_at_k_by_plans(results, config.k, confidence=config.confidence)
     tops: Mapping[int, Mapping[str, Interval]] = (
         top_k_by_plans(results, config.k, confidence=config.confidence) if ranked else {}

@@ -1,4 +1,4 @@
-"""How a problem is put to a model, where its answer ends, and how that becomes a program."""
+"""Prompts for problems, their stop strings, and programs from completions."""
 
 import ast
 import re
@@ -30,7 +30,7 @@ PROMPT_STYLES: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Prompting:
-    """Turn problems into prompts, and what a model wrote into programs.
+    """Prompts for problems, and programs from completions.
 
     Args:
         style (`str`, *optional*, defaults to `"completion"`):
@@ -38,7 +38,7 @@ class Prompting:
         template (`str`, *optional*, defaults to `"alpaca"`):
             Name in `trl_akd.data.templates.PROMPT_TEMPLATES`, for the style `template`.
         stops (`Sequence[str]`, *optional*):
-            Texts that end a completion, instead of those of the problem.
+            Stop strings, instead of those of the problem.
 
     Raises:
         ValueError: If the style or the template is unknown.
@@ -71,13 +71,13 @@ class Prompting:
         return problem.instruction
 
     def stop(self, problem: Problem) -> tuple[str, ...]:
-        """Return the texts that end a completion. A tuned model ends by itself; a base model has to be stopped."""
+        """Return the stop strings; only base models have any, as tuned models end by themselves."""
         if self.stops is not None:
             return tuple(self.stops)
         return problem.stop if self.style == "completion" else ()
 
     def program(self, problem: Problem, completion: str) -> str:
-        """Return the program that a completion amounts to."""
+        """Return the program of a completion."""
         make = program_of_continuation if self.style == "completion" else program_of_answer
         return make(problem, completion)
 
@@ -86,10 +86,10 @@ _MAX_CUTS = 100
 
 
 def program_of_continuation(problem: Problem, completion: str) -> str:
-    """Return the program that a completion of the bare prompt amounts to.
+    """Return the program of a completion of the plain prompt.
 
-    A continuation of code is appended to that code as it is. Where the prompt is prose, the program is looked for in
-    the completion.
+    A completion of code is appended to that code. If the prompt is prose, the program is extracted from the
+    completion.
     """
     if problem.code_prompt:
         return problem.code_prompt + completion
@@ -154,7 +154,7 @@ def _body(code: str, text: str) -> str:
 
 
 def _returns(program: str, name: str) -> bool:
-    """Tell whether the last function of a name returns, yields or raises something itself."""
+    """Return whether the last function of a name returns, yields or raises anything itself."""
     tree = parse(program)
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name] if tree else []
     waiting: list[ast.AST] = [*functions[-1].body] if functions else []

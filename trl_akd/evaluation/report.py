@@ -1,4 +1,4 @@
-"""Results for people: a table and a figure."""
+"""Tables and figures of results, of plan sampling, and of comparisons between models."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def results_table(name: str, results: Mapping[str, Any]) -> str:
-    """Lay out pass@k with its intervals, over all problems and by difficulty, as a Markdown table."""
+    """Return pass@k with its intervals, over all problems and by difficulty, as a Markdown table."""
     found = results["metrics"]
     ks = [key for key in found if key.startswith("pass@") and "_" not in key]
     tasks, solved = len(results["tasks"]), sum(task["correct"] > 0 for task in results["tasks"].values())
@@ -39,7 +39,7 @@ def results_table(name: str, results: Mapping[str, Any]) -> str:
 
 
 def error_counts(results: Mapping[str, Any]) -> dict[str, int]:
-    """Return how many programs passed, were wrong, and failed by each exception type that occurred, most first."""
+    """Return the number of programs that passed, were wrong, and failed by exception type, in descending order."""
     errors = results["errors"]
     types: dict[str, int] = {}
     for row, count in errors.items():
@@ -52,7 +52,7 @@ def error_counts(results: Mapping[str, Any]) -> dict[str, int]:
 
 
 def warnings_about(results: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each thing that makes a number mean less than it seems to."""
+    """Return a sentence for each caveat of the results."""
     counts = results["samples"]
     total = counts["samples"]
     remarks = {
@@ -65,7 +65,7 @@ def warnings_about(results: Mapping[str, Any]) -> list[str]:
 
 
 def plot_errors(results: Mapping[str, Any], path: str | Path) -> None:
-    """Draw how many programs ended how, as horizontal bars, into an image file.
+    """Plot the error counts as horizontal bars into an image file.
 
     Raises:
         ImportError: If matplotlib is not installed (`pip install "trl_akd[plot]"`).
@@ -90,7 +90,7 @@ def _interval(metrics: Mapping[str, float], key: str) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a Markdown table: the first column to the left, the others, numbers as a rule, to the right.
+    """Return a Markdown table with the first column aligned left and the others right.
 
     Example:
 
@@ -123,14 +123,14 @@ def compare(runs: Mapping[str, Mapping[str, Any]], *, k: int = 1, seed: int = 0)
 
     Args:
         runs (`Mapping`):
-            Results by name, the teacher's first.
+            Results by name, those of the teacher first.
         k (`int`, *optional*, defaults to `1`):
             The k of pass@k.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the permutation test, where the test is not exact.
 
     Returns:
-        `list[dict]`: One row a model: `model`, `pass@k` with `low` and `high`, `accuracy_loss` relative to the first
+        `list[dict]`: One row per model: `model`, `pass@k` with `low` and `high`, `accuracy_loss` relative to the first
         (`None` where that one scores 0), and the p-values of a paired test against the first and against the row
         above (`None` in the first row).
 
@@ -208,7 +208,7 @@ Curve: TypeAlias = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def plan_curve_table(plans: Mapping[str, Any]) -> str:
-    """Lay out pass@k by the number of plans, over all problems and by difficulty, as a Markdown table."""
+    """Return pass@k by the number of plans, over all problems and by difficulty, as a Markdown table."""
     curve: Curve = plans["curve"]
     names = list(next(iter(curve.values())))
     rows = []
@@ -225,7 +225,7 @@ def plan_curve_table(plans: Mapping[str, Any]) -> str:
 
 
 def plan_remarks(results: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each thing that makes the number of plans mean less than it seems to."""
+    """Return a sentence for each caveat of plan sampling."""
     plans, problems = results["plans"], len(results["tasks"])
     remarks = []
     if plans["judged_by_public_tests"]:
@@ -246,7 +246,7 @@ def plan_remarks(results: Mapping[str, Any]) -> list[str]:
 
 
 def plot_plans(plans: Mapping[str, Any], path: str | Path) -> None:
-    """Draw pass@k by the number of plans, over all problems and by difficulty, into an image file.
+    """Plot pass@k by the number of plans, over all problems and by difficulty, into an image file.
 
     Raises:
         ImportError: If matplotlib is not installed (`pip install "trl_akd[plot]"`).

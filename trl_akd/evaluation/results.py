@@ -1,4 +1,4 @@
-"""What an evaluation found, as JSON that names everything the numbers depend on."""
+"""Results of an evaluation as JSON, with all settings that they depend on, also in the formats of other tools."""
 
 import json
 import platform
@@ -43,21 +43,21 @@ def summarize(
     confidence: float = 0.95,
     all_tests: bool = False,
 ) -> dict[str, Any]:
-    """Reduce verdicts to numbers.
+    """Compute scores and counts from verdicts.
 
-    Programs that the executor could not judge count neither for nor against the model; their number is told.
+    Programs with infrastructure errors are excluded from the scores; their number is reported.
 
     Args:
         benchmark (`Benchmark`):
-            The problems.
+            Problems.
         verdicts (`Sequence[Verdict]`):
-            One or more a problem.
+            One or more verdicts per problem.
         k (`Sequence[int]`):
-            The k of pass@k.
+            Values of k for pass@k.
         confidence (`float`, *optional*, defaults to `0.95`):
-            Level of the intervals.
+            Confidence level of the intervals.
         all_tests (`bool`, *optional*, defaults to `False`):
-            Whether every test of every program was run, which gives `metrics` a `test_case_average`.
+            Whether all tests of all programs were run, which adds `test_case_average` to `metrics`.
 
     Returns:
         `dict`: `benchmark`, `metrics` (as of [`scores`]), `samples` (counts),
@@ -87,7 +87,7 @@ def summarize(
 
 
 def benchmark_facts(benchmark: Benchmark) -> dict[str, Any]:
-    """Return what results say of the benchmark."""
+    """Return the section `benchmark` of the results."""
     return {
         "name": benchmark.name,
         "source": benchmark.source,
@@ -99,14 +99,7 @@ def benchmark_facts(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def card_scores(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[EvalResult]:
-    """Return scores for a model card.
-
-    Args:
-        results (`Mapping`):
-            From [`summarize`]; of these, `benchmark`, `metrics` and, with plan sampling, `plans`.
-        settings (`Mapping`):
-            How samples were generated: `num_samples`, `temperature`, `prompt_style` and the like.
-    """
+    """Return scores for a model card."""
     benchmark = results["benchmark"]
     return score_results(
         benchmark["name"],
@@ -130,7 +123,7 @@ def read_results(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there are none.
-        ValueError: If the file is not what an evaluation writes.
+        ValueError: If the file was not written by an evaluation.
     """
     path = Path(folder) / RESULTS
     if not path.is_file():
@@ -150,7 +143,7 @@ def _scores(tasks: Iterable[Mapping[str, int]], k: Sequence[int], confidence: fl
 
 
 def _test_case_average(verdicts: Sequence[Verdict]) -> float:
-    """Return the mean over problems of the share of tests that programs pass, as APPS's harness reports it."""
+    """Return the mean over problems of the share of tests passed, as in APPS's harness."""
     shares: dict[str, list[float]] = {}
     for verdict in verdicts:
         if verdict.result.status != "infra_error":
@@ -202,17 +195,7 @@ def write_eval_results(
       judged have the status `None`.
     - lm-evaluation-harness: `results` (by task, `pass@k,none` and `pass@k_stderr,none`), `n-samples` and `model_name`.
 
-    Other keys of a file that is there already, such as those that a trainer wrote, are kept.
-
-    Args:
-        folder (`Path`):
-            Folder to write into.
-        results (`Mapping`):
-            What `results.json` holds.
-        verdicts (`Sequence[Verdict]`):
-            A verdict per sample.
-        base_verdicts (`Sequence[Verdict]`, *optional*):
-            Verdicts on the same samples by the base tests, where the benchmark tells them from all tests.
+    Other keys of an existing file, such as those of a trainer, are kept.
     """
     name = results["benchmark"]["name"]
     scores = _without_bounds(results["metrics"])

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -55,10 +55,10 @@ class Sampled:
     sections: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Sampler(Protocol):
+class Sampler:
     """Source of the samples that are evaluated."""
 
-    folder_suffix: str
+    folder_suffix = ""
     """Suffix of the default output folder."""
 
     def check(self, benchmark: Benchmark) -> None:
@@ -74,24 +74,19 @@ class Sampler(Protocol):
         """Return the samples, generating those that are missing in the folder.
 
         All processes call this; folder and executor are given on the main process only, whose result counts.
+
+        Raises:
+            ValueError: If samples are malformed, or files in the folder were generated with other settings.
+            GenerationError: If a model fails.
         """
+        raise NotImplementedError
 
 
-class FileSampler:
-    """Read samples that another tool has generated.
-
-    Args:
-        config ([`EvaluationConfig`]):
-            Configuration with `samples`.
-    """
-
-    folder_suffix = ""
+class FileSampler(Sampler):
+    """Read samples that another tool has generated."""
 
     def __init__(self, config: EvaluationConfig) -> None:
         self._config = config
-
-    def check(self, benchmark: Benchmark) -> None:
-        """Accept every benchmark."""
 
     def sample(
         self,
@@ -100,11 +95,7 @@ class FileSampler:
         executor: CodeExecutor | None = None,
         accelerator: Any = None,
     ) -> Sampled:
-        """Return the samples of the file or folder.
-
-        Raises:
-            ValueError: If a sample is malformed, or a problem has too few samples for pass@k.
-        """
+        """Return the samples of the file or folder."""
         assert self._config.samples is not None
         samples = read_samples(Path(self._config.samples).expanduser(), benchmark, _prompting(self._config).program)
         largest = max(self._config.k)
@@ -117,21 +108,11 @@ class FileSampler:
         return Sampled(samples, {"name": self._config.samples, "commit": None})
 
 
-class ModelSampler:
-    """Generate samples with a model, and keep them in a [`SampleFile`].
-
-    Args:
-        config ([`EvaluationConfig`]):
-            Configuration with `model_name_or_path`.
-    """
-
-    folder_suffix = ""
+class ModelSampler(Sampler):
+    """Generate samples with a model, and keep them in a [`SampleFile`]."""
 
     def __init__(self, config: EvaluationConfig) -> None:
         self._config = config
-
-    def check(self, benchmark: Benchmark) -> None:
-        """Accept every benchmark."""
 
     def sample(
         self,
@@ -152,7 +133,7 @@ class ModelSampler:
         return Sampled(samples, {"name": config.model_name_or_path, "commit": commit}, config.generation_settings)
 
     def _file_settings(self, config: EvaluationConfig, benchmark: Benchmark) -> dict[str, Any]:
-        """Return what all samples of a file share. A local model is known by its weights, wherever it lies."""
+        """Return what all samples of a file share. A local model is identified by its weights, not by its path."""
         assert config.model_name_or_path is not None
         weights = weights_fingerprint(config.model_name_or_path)
         settings = {**config.generation_settings, "weights": weights, "benchmark": benchmark.fingerprint}
@@ -262,10 +243,6 @@ def give_up_on_long(
     """Find the problems whose prompts exceed the model's positions, before anything is generated.
 
     Generators that do not know the model's positions find none.
-
-    Args:
-        fails (`bool`):
-            Store empty samples for these problems, which count as failed, instead of raising.
 
     Raises:
         ValueError: If there are any and `fails` is not set.

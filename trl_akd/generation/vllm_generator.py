@@ -1,4 +1,4 @@
-"""Text from vLLM in this process. Written to vLLM's documented interface; tests run it against a stand-in alone."""
+"""Generator for vLLM in this process, tested only with a mock of vLLM's documented interface."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -26,25 +26,22 @@ __all__ = ["VLLMGenerator"]
 class VLLMGenerator(StreamingGenerator):
     r"""Generate with vLLM, which loads the model itself.
 
-    Prompts are tokenised here, as in training (`trl_akd.data.encoding`), and handed over as tokens. Nothing but the
-    arguments shapes the distribution: vLLM takes from the model's generation settings its end-of-sequence ids alone.
-    Log-probabilities are raw ones, before temperature and `top_p`.
+    Prompts are tokenised as in training (`trl_akd.data.encoding`) and passed as tokens. Of the model's generation
+    settings vLLM uses only the end-of-sequence ids. Log-probabilities are those before temperature and `top_p`.
 
-    This backend has not been run on a GPU by the project's tests; they hold it to vLLM's documented interface by a
-    stand-in.
+    The project's tests have not run this backend on a GPU; they use a mock of vLLM's documented interface.
 
     Args:
         model_name_or_path (`str`):
             Name on the Hub or folder.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
-            Tokenises the prompts; by default that of the model.
+            Tokenizer of the prompts. Defaults to the model's.
         tensor_parallel_size (`int`, *optional*, defaults to `1`):
-            GPUs that share each layer.
+            Number of GPUs that share each layer.
         add_special_tokens (`bool`, *optional*, defaults to `True`):
-            Whether the tokenizer puts its BOS in front; `False` for prompts from a chat template, which writes its
-            own.
+            Whether the tokenizer adds its BOS token; `False` for prompts from a chat template, which has its own.
         **engine_args:
-            What else `vllm.LLM` takes, such as `dtype`, `revision`, `max_model_len`, `gpu_memory_utilization`.
+            Other arguments of `vllm.LLM`, such as `dtype`, `revision`, `max_model_len`, `gpu_memory_utilization`.
 
     Raises:
         ImportError: If vLLM is not installed.
@@ -117,10 +114,10 @@ def sampling_arguments(sampling: SamplingParams, prompt: str, first: int) -> dic
 
 
 def read_output(output: Any, sampling: SamplingParams, prompt_tokens: int) -> list[Completion]:
-    """Return the completions of a `vllm.RequestOutput` to a prompt of so many tokens.
+    """Return the completions of a `vllm.RequestOutput` to a prompt of `prompt_tokens` tokens.
 
     Raises:
-        GenerationError: If vLLM did not finish them.
+        GenerationError: If vLLM aborted them.
     """
     first, *others = [_completion(choice, sampling.stop) for choice in output.outputs]
     usage = Usage(0, prompt_tokens, sum(completion.num_tokens or 0 for completion in (first, *others)))

@@ -61,7 +61,6 @@ class IterKDConfig(CycleConfig, AKDConfig):
                 accepted = ", ".join(map(repr, get_args(choices)))
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; choose one of {accepted}.")
         self._check_contrast()
-        self._check_cycles()
         super().__post_init__()
         self._check_training()
 

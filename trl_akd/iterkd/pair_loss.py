@@ -25,7 +25,15 @@ from ..losses.fused_log_probs import fused_linear_log_probs
 from ..losses.lm_head import LMHead
 from ..losses.reduction import IGNORE_INDEX, Normalization, count_items, token_weights
 
-__all__ = ["CONTRASTIVE", "SUPERVISED", "Contrast", "PairTargets", "contrast", "contrastive_objective", "pair_targets"]
+__all__ = [
+    "CONTRASTIVE",
+    "SUPERVISED",
+    "PairLoss",
+    "PairTargets",
+    "contrastive_objective",
+    "pair_loss",
+    "pair_targets",
+]
 
 # Numbers of the two tasks that pairs consist of.
 SUPERVISED, CONTRASTIVE = range(2)
@@ -90,7 +98,7 @@ def pair_targets(batch: Batch, normalization: Normalization) -> PairTargets:
     return PairTargets(backbone_inputs(batch), labels, weights, items, task_ids, batch["answer_ids"], fault_rows)
 
 
-class Contrast(NamedTuple):
+class PairLoss(NamedTuple):
     """The weighted contrastive loss, and the weighted sums `[3]` of loss, margin and accuracy over the pairs."""
 
     loss: Tensor
@@ -108,7 +116,7 @@ def contrastive_objective(name: ContrastiveLoss, settings: dict[str, float]) -> 
     return partial(_compare, partial(_COMPARISONS[name], **settings))
 
 
-def contrast(
+def pair_loss(
     head: LMHead,
     hidden: Tensor,
     targets: PairTargets,
@@ -116,7 +124,7 @@ def contrast(
     objective: ContrastiveObjective,
     reference: Tensor | None,
     chunk_size: int | None,
-) -> Contrast:
+) -> PairLoss:
     """Set correct answers against faulty ones.
 
     Args:
@@ -146,7 +154,7 @@ def contrast(
         return (found.loss * scaled).sum()
 
     result = fused_linear_log_probs(hidden, head, labels=targets.labels, loss=weighted, chunk_size=chunk_size)
-    return Contrast(result.loss, sums)
+    return PairLoss(result.loss, sums)
 
 
 def _compare(

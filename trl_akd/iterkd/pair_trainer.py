@@ -40,7 +40,7 @@ from ..heads import evaluating, final_hidden_states, lm_head
 from ..losses.fused_linear import FusedDivergence, fused_linear_cross_entropy
 from ..losses.reduction import IGNORE_INDEX
 from .iterkd_config import IterKDConfig
-from .pair_loss import CONTRASTIVE, SUPERVISED, PairTargets, contrast, contrastive_objective, pair_targets
+from .pair_loss import CONTRASTIVE, SUPERVISED, PairTargets, contrastive_objective, pair_loss, pair_targets
 from .pairs import DataCollatorForPairs, PairEncoder, check_pairs, number_of_answers, prepare_pairs
 
 __all__ = [
@@ -334,7 +334,7 @@ class PairTrainer(AKDTrainer):
         sums[SUPERVISED, : len(METRICS)] = _numbers(result).to(sums) @ targets.weights[correct].flatten().to(sums)
         if targets.fault_rows.shape[1] == 0:
             return result.loss, sums
-        found = contrast(
+        found = pair_loss(
             head, hidden, targets, weights, self._contrast, self._reference_on(hidden), self.args.loss_chunk_size
         )
         sums[CONTRASTIVE, len(METRICS) :] = found.sums

@@ -1,23 +1,19 @@
-"""Configuration of the cycles of IterKD: what is asked for, what counts, and when it ends."""
+"""Configuration of the cycles of IterKD."""
 
 import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
+from ...generation.protocol import SamplingParams
 from ..judge.prompts import JUDGE_PROMPT, JudgePrompt
-from .feedback import FeedbackConfig
-from .new_questions import MixConfig, UpdateConfig
-from .pair_generation import DeliveryConfig
-from .prompts import Sampling, TeachingPrompts
-from .records import FAULT_KINDS, LEVELS
+from ..judge.rubric import MAX_TOTAL
+from .prompts import TeachingPrompts
+from .records import FAULT_KINDS, LEVELS, Level
 
 __all__ = ["CYCLE_MAY_CHANGE", "CycleConfig"]
 
 Part = TypeVar("Part")
-Names: TypeAlias = Mapping[str, str]
 
 CYCLE_MAY_CHANGE = frozenset(
     {
@@ -28,29 +24,6 @@ CYCLE_MAY_CHANGE = frozenset(
     }
 )
 """Fields of `CycleConfig` that a run may change when it goes on."""
-
-# Fields of `CycleConfig` -> what the stages' own configurations call them.
-_DELIVERY: Names = MappingProxyType(
-    {
-        "faults_per_question": "faults_per_question",
-        "fault_kinds": "kinds",
-        "min_gap": "min_gap",
-        "keep_unverified": "unverified",
-    }
-)
-_FEEDBACK: Names = MappingProxyType(
-    {name: name for name in ("judge_weight", "unknown_execution", "hard_at_most", "easy_at_least")}
-)
-_UPDATE: Names = MappingProxyType(
-    {
-        **{f"new_{level}": level for level in LEVELS},
-        "min_question_chars": "min_chars",
-        "max_question_chars": "max_chars",
-    }
-)
-_MIXTURE: Names = MappingProxyType(
-    {"questions_per_cycle": "size", "old_share": "old_share", **{f"mix_{level}": level for level in LEVELS}}
-)
 
 
 @dataclass
@@ -185,8 +158,16 @@ class CycleConfig:
     teacher_max_new_tokens: int = 1024
     answer_max_new_tokens: int = 512
 
-    def _check_cycles(self) -> None:
-        """Raise the ValueError that names the first field outside its range."""
+    def __post_init__(self) -> None:
+        self._check_run()
+        self._check_stages()
+        for part in ("teaching_prompts", "judge_prompt"):
+            getattr(self, part)
+        check_parent = getattr(super(), "__post_init__", None)
+        if check_parent is not None:
+            check_parent()
+
+    def _check_run(self) -> None:
         if self.cycles < 1:
             raise ValueError(f"`cycles` is {self.cycles}; run at least 1.")
         if self.min_gain is not None and not math.isfinite(self.min_gain):
@@ -213,29 +194,47 @@ class CycleConfig:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; give a number above 0 and at most 1.")
         if not 0.0 <= self.teacher_temperature < math.inf:
             raise ValueError(f"`teacher_temperature` is {self.teacher_temperature}; give a finite number, 0 or more.")
-        for part in ("delivery", "feedback", "update", "mixture", "teaching_prompts", "judge_prompt"):
-            getattr(self, part)
 
-    @property
-    def delivery(self) -> DeliveryConfig:
-        """The first stage's part."""
-        given = {"kinds": tuple(self.fault_kinds), "unverified": "keep" if self.keep_unverified else "drop"}
-        return self._part(DeliveryConfig, _DELIVERY, **given)
+    def _check_stages(self) -> None:
+        if self.faults_per_question < 0:
+            raise ValueError(f"`faults_per_question` is {self.faults_per_question}; give 0 or more.")
+        if not self.fault_kinds or not set(self.fault_kinds) <= set(FAULT_KINDS):
+            raise ValueError(f"`fault_kinds` is {list(self.fault_kinds)}; choose some of {', '.join(FAULT_KINDS)}.")
+        if not self.min_gap > 0:
+            raise ValueError(f"`min_gap` is {self.min_gap}; give points above 0, such as 2.")
+        for name in ("judge_weight", "unknown_execution", "old_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; give a number from 0 to 1.")
+        for name in ("hard_at_most", "easy_at_least"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"`{name}` is {getattr(self, name)}; give a total of the judge, 0 to {MAX_TOTAL:g}.")
+        if self.hard_at_most >= self.easy_at_least:
+            raise ValueError(
+                f"`hard_at_most` is {self.hard_at_most} and `easy_at_least` {self.easy_at_least}; a total must not be "
+                "both, so raise the latter."
+            )
+        if not 1 <= self.min_question_chars <= self.max_question_chars:
+            raise ValueError(
+                f"`min_question_chars` is {self.min_question_chars} and `max_question_chars` "
+                f"{self.max_question_chars}; give 1 or more, the larger second."
+            )
+        if self.questions_per_cycle < 1:
+            raise ValueError(f"`questions_per_cycle` is {self.questions_per_cycle}; give at least 1.")
+        for level in LEVELS:
+            if self.new_questions(level) < 0:
+                raise ValueError(f"`new_{level}` is {self.new_questions(level)}; give 0 or more new questions.")
+            if not 0.0 <= self.mix_part(level) < math.inf:
+                raise ValueError(f"`mix_{level}` is {self.mix_part(level)}; give a finite number of parts, 0 or more.")
+        if not any(map(self.mix_part, LEVELS)):
+            raise ValueError("`mix_easy`, `mix_medium` and `mix_hard` are all 0; give at least one level a part.")
 
-    @property
-    def feedback(self) -> FeedbackConfig:
-        """The second stage's part."""
-        return self._part(FeedbackConfig, _FEEDBACK)
+    def new_questions(self, level: Level) -> int:
+        """Return the number of new questions to ask for after those of a level."""
+        return int(getattr(self, f"new_{level}"))
 
-    @property
-    def update(self) -> UpdateConfig:
-        """The third stage's part: what new questions are asked for."""
-        return self._part(UpdateConfig, _UPDATE, seed=self._seed)
-
-    @property
-    def mixture(self) -> MixConfig:
-        """The third stage's part: what the next cycle is made of."""
-        return self._part(MixConfig, _MIXTURE, seed=self._seed)
+    def mix_part(self, level: Level) -> float:
+        """Return the part of a level among the next cycle's questions."""
+        return float(getattr(self, f"mix_{level}"))
 
     @property
     def teaching_prompts(self) -> TeachingPrompts:
@@ -247,13 +246,13 @@ class CycleConfig:
         """What the judge is asked."""
         return self._from_file("judge_prompt_file", JudgePrompt.from_file, JUDGE_PROMPT)
 
-    def sampling(self, cycle: int) -> Sampling:
+    def sampling(self, cycle: int) -> SamplingParams:
         """How the teacher is sampled in a cycle; another seed each time, or old questions got their old answers."""
-        return Sampling(
+        return SamplingParams(
             temperature=self.teacher_temperature,
             top_p=self.teacher_top_p,
             max_new_tokens=self.teacher_max_new_tokens,
-            seed=self._seed + cycle,
+            seed=self.run_seed + cycle,
         )
 
     @property
@@ -267,18 +266,9 @@ class CycleConfig:
         }
 
     @property
-    def _seed(self) -> int:
+    def run_seed(self) -> int:
+        """Seed of the run; 0 without a trainer's configuration."""
         return int(getattr(self, "seed", 0))
-
-    def _part(self, kind: Callable[..., Part], names: Names, **given: Any) -> Part:
-        """Make a stage's configuration of fields of this one, by whose names its errors go."""
-        fields = {inner: name for name, inner in names.items()}
-        try:
-            return kind(**{inner: getattr(self, name) for inner, name in fields.items()} | given)
-        except ValueError as error:
-            raise ValueError(
-                re.sub(r"`(\w+)`", lambda found: f"`{fields.get(found[1], found[1])}`", str(error))
-            ) from error
 
     def _from_file(self, name: str, read: Callable[[str], Part], default: Part) -> Part:
         """Read what the file has that a field names."""

@@ -87,9 +87,9 @@ def estimate_usage(questions: Sequence[Question], config: CycleConfig, *, judged
     faults = [
         prompts.for_fault(question.instruction, kind)
         for question in questions
-        for kind in assign_kinds(question.id, config.delivery, config.sampling(0).seed)
+        for kind in assign_kinds(question.id, config, config.run_seed)
     ]
-    new = {level: getattr(config, f"new_{level}") for level in LEVELS}
+    new = {level: config.new_questions(level) for level in LEVELS}
     followed_up = {
         level: _mean([prompts.for_question(question.instruction, level) for question in questions]) for level in LEVELS
     }

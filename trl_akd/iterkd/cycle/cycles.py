@@ -26,16 +26,16 @@ from ...metrics.statistics import pass_at_k_over_tasks
 from ..judge.judges import Judge
 from .config import CycleConfig
 from .contamination import BenchmarkIndex, decontaminate, warn_of_overlap
-from .feedback import Feedback, listen
+from .feedback import Feedback, collect_feedback
 from .ledger import CycleLedger
-from .new_questions import mix, renew
+from .new_questions import generate_questions, mix_questions
 from .novelty import NoveltyIndex, only_new
-from .pair_generation import deliver
+from .pair_generation import generate_pairs
 from .records import Level, Pair, Question, Runner, question_as_json
 from .report import CycleReport, make_report
 from .verification import Verification
 
-__all__ = ["Cycles", "ProgramOf", "Room", "Student"]
+__all__ = ["Cycles", "Participants", "ProgramOf", "Student"]
 
 ProgramOf: TypeAlias = Callable[[Question, str], str]
 """Makes a program of an answer to a question."""
@@ -60,7 +60,7 @@ class Student(Protocol):
 
 
 @dataclass(frozen=True)
-class Room:
+class Participants:
     """Who and what takes part in the cycles beside the student.
 
     Args:
@@ -92,7 +92,7 @@ class Cycles:
     Args:
         student ([`Student`]):
             Who learns.
-        room ([`Room`]):
+        participants ([`Participants`]):
             Who and what else takes part.
         config ([`CycleConfig`]):
             How many cycles, of what.
@@ -111,7 +111,7 @@ class Cycles:
     def __init__(
         self,
         student: Student,
-        room: Room,
+        participants: Participants,
         config: CycleConfig,
         ledger: CycleLedger,
         *,
@@ -121,14 +121,14 @@ class Cycles:
         announce: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self._student = student
-        self._room = room
+        self._participants = participants
         self._config = config
         self._ledger = ledger
         self._folder = folder
         self._template = prompt_template
         self._accelerator = accelerator
         self._announce = announce
-        self._run = None if room.run is None else ledger.recorded_runner(room.run)
+        self._run = None if participants.run is None else ledger.recorded_runner(participants.run)
         self.reports: list[CycleReport] = []
         self._weights = -1  # number of the cycle whose student is in memory; before all cycles, -1
         self._trained = -1  # number of the last cycle whose student there is
@@ -146,13 +146,13 @@ class Cycles:
         try:
             self._run_from_the_beginning(seeds)
         except BudgetSpent:
-            self._have_weights(self._trained)
+            self._load_weights(self._trained)
             raise
-        self._have_weights(self._trained)
+        self._load_weights(self._trained)
 
     def _run_from_the_beginning(self, seeds: Sequence[Question]) -> None:
         known = NoveltyIndex(self._config.novelty_threshold)
-        benchmarks = BenchmarkIndex(self._room.benchmarks, self._config.overlap_words)
+        benchmarks = BenchmarkIndex(self._participants.benchmarks, self._config.overlap_words)
         questions = list(seeds)
         only_new(questions, known)
         if is_main_process(self._accelerator):
@@ -160,16 +160,16 @@ class Cycles:
         feedback: list[Feedback] = []
         for cycle in range(self._config.cycles):
             self._ledger.note("question", map(question_as_json, questions), cycle=cycle)
-            delivery = self._deliver(cycle, questions, feedback)
+            delivery = self._generate_pairs(cycle, questions, feedback)
             self._train(cycle, delivery)
-            feedback = self._listen(cycle, questions)
-            held_out = self._measure(cycle)
+            feedback = self._collect_feedback(cycle, questions)
+            held_out = self._evaluate_held_out(cycle)
             report = make_report(cycle, questions, delivery, feedback, held_out)
             self._ledger.note("report", [{"id": "report", **report.as_item()}], cycle=cycle)
             self.reports.append(report)
             if cycle + 1 == self._config.cycles or self._gained_too_little():
                 break
-            questions, new = self._renew(cycle, questions, feedback, known, benchmarks)
+            questions, new = self._generate_questions(cycle, questions, feedback, known, benchmarks)
             self.reports[-1] = replace(report, new=new)
             if not questions:
                 self._announce("No question is left for another cycle, so this is the end")
@@ -182,14 +182,14 @@ class Cycles:
 
     # Stage 1
 
-    def _deliver(self, cycle: int, questions: Sequence[Question], feedback: Sequence[Feedback]) -> Verification:
+    def _generate_pairs(self, cycle: int, questions: Sequence[Question], feedback: Sequence[Feedback]) -> Verification:
         self._announce(f"{self._name(cycle)}, delivery: right and faulty answers to {len(questions)} questions")
         prompts = self._config.teaching_prompts
         retries = self._config.retry_refused and self._last_trained() < cycle
-        delivery = deliver(
+        delivery = generate_pairs(
             questions,
             self._ledger.recorded(
-                self._room.teacher,
+                self._participants.teacher,
                 "teacher",
                 retry_refused=retries,
                 stage="delivery",
@@ -198,8 +198,8 @@ class Cycles:
             ),
             prompts=prompts,
             sampling=self._config.sampling(0),  # a question that stays is not asked about again
-            config=self._config.delivery,
-            judge=self._room.judge,
+            config=self._config,
+            judge=self._participants.judge,
             run=self._run,
             own_faults=_failures(feedback) if self._config.own_faults else None,
         )
@@ -215,16 +215,16 @@ class Cycles:
             )
         folder = self._folder_of(cycle)
         if self._last_trained() < cycle:
-            self._train_anew(cycle, delivery, folder)
-        run_on_main_and_broadcast(self._accelerator, lambda: self._tidy(cycle))
+            self._train_student(cycle, delivery, folder)
+        run_on_main_and_broadcast(self._accelerator, lambda: self._delete_old_students(cycle))
         self._trained = cycle
 
-    def _train_anew(self, cycle: int, delivery: Verification, folder: Path) -> None:
+    def _train_student(self, cycle: int, delivery: Verification, folder: Path) -> None:
         self._announce(
             f"{self._name(cycle)}, training: {len(delivery.pairs)} pairs, and {len(delivery.without_fault)} right "
             f"answers without a fault; dropped: {_counts(delivery.dropped)}"
         )
-        self._have_weights(cycle - 1)
+        self._load_weights(cycle - 1)
         self._student.train_cycle(
             Dataset.from_list([self._row(pair) for pair in [*delivery.pairs, *delivery.without_fault]]),
             cycle=cycle,
@@ -238,12 +238,12 @@ class Cycles:
 
     def _row(self, pair: Pair) -> dict[str, Any]:
         return {
-            "prompt": self._ask(pair.question),
+            "prompt": self._prompt(pair.question),
             "completion": pair.correct,
             "rejected": [fault.text for fault in pair.faults],
         }
 
-    def _have_weights(self, cycle: int) -> None:
+    def _load_weights(self, cycle: int) -> None:
         """Put the student of a cycle into memory, if it is not there."""
         if self._weights == cycle:
             return
@@ -262,7 +262,7 @@ class Cycles:
             self._accelerator, lambda: max(_cycles_with_a_student(self._folder), default=-1)
         )
 
-    def _tidy(self, cycle: int) -> None:
+    def _delete_old_students(self, cycle: int) -> None:
         """Free what only an interrupted training needs, and students that are not to be kept."""
         for checkpoint in self._folder_of(cycle).glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
@@ -275,26 +275,26 @@ class Cycles:
 
     # Stage 2
 
-    def _listen(self, cycle: int, questions: Sequence[Question]) -> list[Feedback]:
+    def _collect_feedback(self, cycle: int, questions: Sequence[Question]) -> list[Feedback]:
         self._announce(f"{self._name(cycle)}, feedback: the student answers")
-        feedback = listen(
+        feedback = collect_feedback(
             questions,
             self._answers(cycle, questions, "feedback"),
-            judge=self._room.judge,
+            judge=self._participants.judge,
             run=self._run,
-            config=self._config.feedback,
+            config=self._config,
         )
         rows = ({"id": found.question_id, **_without_question(found.as_json())} for found in feedback)
         self._ledger.note("feedback", rows, cycle=cycle)
         return feedback
 
-    def _measure(self, cycle: int) -> dict[str, float]:
+    def _evaluate_held_out(self, cycle: int) -> dict[str, float]:
         """Return pass@1 on the held-out questions."""
-        held_out = [question for question in self._room.held_out if question.tests]
+        held_out = [question for question in self._participants.held_out if question.tests]
         if not held_out or self._run is None:
             return {}
         self._announce(f"{self._name(cycle)}, measuring: {len(held_out)} held-out questions")
-        program_of = self._room.program_of or _program_alone
+        program_of = self._participants.program_of or _program_alone
         answered = zip(held_out, self._answers(cycle, held_out, "held_out"), strict=True)
         results = self._run([(program_of(question, answer), question.tests or "") for question, answer in answered])
         judged = [int(result.passed) for result in results if result.status != "infra_error"]
@@ -304,21 +304,21 @@ class Cycles:
         return {"pass@1": interval.value, "pass@1_low": interval.low, "pass@1_high": interval.high}
 
     def _answers(self, cycle: int, questions: Sequence[Question], stage: str) -> list[str]:
-        student = self._ledger.recorded(_Lazy(lambda: self._present(cycle)), "student", stage=stage, cycle=cycle)
+        student = self._ledger.recorded(_Lazy(lambda: self._student_of(cycle)), "student", stage=stage, cycle=cycle)
         written = student.generate(
-            [self._ask(question) for question in questions],
+            [self._prompt(question) for question in questions],
             max_new_tokens=self._config.answer_max_new_tokens,
             seed=cycle,
         )
         return [completion.text for [completion] in written]
 
-    def _present(self, cycle: int) -> TextGenerator:
-        self._have_weights(cycle)
+    def _student_of(self, cycle: int) -> TextGenerator:
+        self._load_weights(cycle)
         return self._student.student_generator()
 
     # Stage 3
 
-    def _renew(
+    def _generate_questions(
         self,
         cycle: int,
         questions: Sequence[Question],
@@ -329,11 +329,11 @@ class Cycles:
         """Return the next cycle's questions, and counts of the new ones."""
         self._announce(f"{self._name(cycle)}, update: new questions")
         prompts = self._config.teaching_prompts
-        renewal = renew(
+        written = generate_questions(
             feedback,
             questions,
             self._ledger.recorded(
-                self._room.teacher,
+                self._participants.teacher,
                 "teacher",
                 retry_refused=self._config.retry_refused and not self._ledger.has("update", cycle=cycle),
                 stage="update",
@@ -343,21 +343,22 @@ class Cycles:
             cycle=cycle,
             prompts=prompts,
             sampling=self._config.sampling(cycle),
-            config=self._config.update,
+            config=self._config,
+            seed=self._config.run_seed,
         )
-        clean, overlaps = decontaminate(renewal.questions, benchmarks)
+        clean, overlaps = decontaminate(written.questions, benchmarks)
         if overlaps:
             first = overlaps[0]
             self._announce(
-                f"{len(overlaps)} of {len(renewal.questions)} new questions repeat a benchmark and are left out; "
+                f"{len(overlaps)} of {len(written.questions)} new questions repeat a benchmark and are left out; "
                 f"{first.question_id!r} has {first.words!r} of {first.benchmark} number {first.index}, {first.edits} "
                 "words of it changed"
             )
         new = only_new(clean, known)
         levels: dict[str, Level] = {found.question_id: found.level for found in feedback}
-        mixed = mix(questions, new, levels, self._config.mixture)
-        dropped = renewal.dropped + Counter(contaminated=len(overlaps), repeated=len(clean) - len(new))
-        counts = {"asked": renewal.asked.total(), "kept": len(new), **dropped}
+        mixed = mix_questions(questions, new, levels, self._config, seed=self._config.run_seed)
+        dropped = written.dropped + Counter(contaminated=len(overlaps), repeated=len(clean) - len(new))
+        counts = {"asked": written.asked.total(), "kept": len(new), **dropped}
         self._ledger.note("update", [{"id": "update", "counts": counts}], cycle=cycle)
         return mixed, counts
 
@@ -370,7 +371,7 @@ class Cycles:
         self._announce(f"The feedback went from {before:.3f} to {after:.3f}: less than `min_gain`, so this is the end")
         return True
 
-    def _ask(self, question: Question) -> str:
+    def _prompt(self, question: Question) -> str:
         return render(self._template, question.instruction)
 
     def _name(self, cycle: int) -> str:

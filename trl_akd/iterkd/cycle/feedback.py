@@ -20,6 +20,7 @@ from ...generation.answers import extract_program
 from ...generation.python_ast import parse
 from ..judge.judges import Judge
 from ..judge.rubric import MAX_TOTAL, Judgement, Unjudged, read_judgement
+from .config import CycleConfig
 from .main_programs import Outcome, Verdict, lacks_surroundings, run_alone
 from .records import LEVELS, Level, Question, Runner
 
@@ -27,12 +28,11 @@ __all__ = [
     "MAX_CHARS",
     "MAX_FINDINGS",
     "Feedback",
-    "FeedbackConfig",
     "StaticView",
+    "collect_feedback",
     "feedback_level",
     "feedback_metrics",
     "feedback_score",
-    "listen",
     "program_of",
     "static_views",
 ]
@@ -166,44 +166,6 @@ def _linter() -> _Linter:
     return lint
 
 
-@dataclass(frozen=True)
-class FeedbackConfig:
-    """
-    How the views are combined, and where the levels begin.
-
-    Args:
-        judge_weight (`float`, *optional*, defaults to `0.5`):
-            Weight of the judge's total, divided by 6; execution has the rest.
-        unknown_execution (`float`, *optional*, defaults to `0.5`):
-            What execution counts for where its outcome is unknown; a pass counts 1 and a failure 0.
-        hard_at_most (`float`, *optional*, defaults to `2.0`):
-            Greatest total of the judge at which a question is hard.
-        easy_at_least (`float`, *optional*, defaults to `5.0`):
-            Least total of the judge at which a question may be easy.
-
-    Raises:
-        ValueError: If a value is outside its range.
-    """
-
-    judge_weight: float = 0.5
-    unknown_execution: float = 0.5
-    hard_at_most: float = 2.0
-    easy_at_least: float = 5.0
-
-    def __post_init__(self) -> None:
-        for name in ("judge_weight", "unknown_execution"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; give a number from 0 to 1.")
-        for name in ("hard_at_most", "easy_at_least"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"`{name}` is {getattr(self, name)}; give a total of the judge, 0 to {MAX_TOTAL:g}.")
-        if self.hard_at_most >= self.easy_at_least:
-            raise ValueError(
-                f"`hard_at_most` is {self.hard_at_most} and `easy_at_least` {self.easy_at_least}; a total must not be "
-                "both, so raise the latter."
-            )
-
-
 @dataclass(frozen=True, slots=True)
 class Feedback:
     """Hold what came back on one answer of the student.
@@ -254,13 +216,13 @@ class Feedback:
             raise ValueError(f"a row of feedback is damaged ({error!r}); delete it, or start anew.") from error
 
 
-def listen(
+def collect_feedback(
     questions: Sequence[Question],
     answers: Sequence[str],
     *,
     judge: Judge | None,
     run: Runner | None,
-    config: FeedbackConfig | None = None,
+    config: CycleConfig | None = None,
 ) -> list[Feedback]:
     """Give feedback on the student's answers.
 
@@ -273,7 +235,7 @@ def listen(
             The model-based view; `None` leaves it out.
         run (`Runner`, *optional*):
             Runs programs, each within its time limit; `None` looks only whether they parse.
-        config ([`FeedbackConfig`], *optional*):
+        config ([`CycleConfig`], *optional*):
             How views are combined; the defaults without it.
 
     Returns:
@@ -288,14 +250,14 @@ def listen(
     ```python
     >>> answers = ["```python\\nprint(2)\\n```", "```python\\nprint(2"]
     >>> questions = [Question("a", "Print 2."), Question("b", "Print 2.")]
-    >>> [(found.score, found.level) for found in listen(questions, answers, judge=None, run=None)]
+    >>> [(found.score, found.level) for found in collect_feedback(questions, answers, judge=None, run=None)]
     [(0.5, 'medium'), (0.0, 'hard')]
 
     ```
     """
     if len(questions) != len(answers):
         raise ValueError(f"{len(answers)} answers to {len(questions)} questions; give one each.")
-    config = config or FeedbackConfig()
+    config = config or CycleConfig()
     views = static_views(answers, run)
     tested = _tests_passed(questions, answers, run)
     judgements: list[Judgement | Unjudged | None] = [None] * len(questions)
@@ -319,7 +281,7 @@ def listen(
 
 
 def feedback_score(
-    judgement: Judgement | Unjudged | None, view: StaticView, tests_passed: float | None, config: FeedbackConfig
+    judgement: Judgement | Unjudged | None, view: StaticView, tests_passed: float | None, config: CycleConfig
 ) -> float:
     r"""Combine the views of an answer: $w \cdot j / 6 + (1 - w) \cdot e$, or $e$ alone where there is no judgement.
 
@@ -330,7 +292,7 @@ def feedback_score(
             Where there are no tests, $e$ is 1 for a pass, 0 for a failure, else `config.unknown_execution`.
         tests_passed (`float`, *optional*):
             Share of tests passed, which is $e$ where there are any.
-        config ([`FeedbackConfig`]):
+        config ([`CycleConfig`]):
             `judge_weight` is $w$.
 
     Returns:
@@ -340,7 +302,7 @@ def feedback_score(
 
     ```python
     >>> view = StaticView(complete=True, language="python", executed="pass")
-    >>> feedback_score(Judgement((2, 0, 1, 0, 0)), view, None, FeedbackConfig())
+    >>> feedback_score(Judgement((2, 0, 1, 0, 0)), view, None, CycleConfig())
     0.75
 
     ```
@@ -352,7 +314,7 @@ def feedback_score(
 
 
 def feedback_level(
-    judgement: Judgement | Unjudged | None, view: StaticView, tests_passed: float | None, config: FeedbackConfig
+    judgement: Judgement | Unjudged | None, view: StaticView, tests_passed: float | None, config: CycleConfig
 ) -> Level:
     """Tell how difficult a question was for the student.
 
@@ -366,9 +328,9 @@ def feedback_level(
 
     ```python
     >>> view = StaticView(complete=True, language="python", executed="pass")
-    >>> feedback_level(Judgement((2, 1, 1, 1, 0)), view, None, FeedbackConfig())
+    >>> feedback_level(Judgement((2, 1, 1, 1, 0)), view, None, CycleConfig())
     'easy'
-    >>> feedback_level(Judgement((2, 1, 1, 1, 0)), view, 0.9, FeedbackConfig())
+    >>> feedback_level(Judgement((2, 1, 1, 1, 0)), view, 0.9, CycleConfig())
     'hard'
 
     ```

@@ -25,7 +25,7 @@ from ..judge.judges import Judge
 from ..judge.rubric import Judgement, Unjudged, read_judgement
 from .records import Runner
 
-__all__ = ["CycleLedger", "Memo", "RecordedJudge", "recorded_runner", "upload_ledger"]
+__all__ = ["CycleLedger", "RecordedJudge", "ResultCache", "recorded_runner", "upload_ledger"]
 
 _FILES = ("completions", "verdicts", "items")
 
@@ -60,7 +60,7 @@ class CycleLedger:
         self._ledgers: dict[str, Ledger] = {}
         try:
             run_on_main_and_broadcast(accelerator, lambda: self._open(folder, settings))
-            self._memo = Memo(self._ledgers.get("verdicts"), accelerator)
+            self._cache = ResultCache(self._ledgers.get("verdicts"), accelerator)
             self._items: dict[tuple[str, str], dict[str, Any]] = run_on_main_and_broadcast(accelerator, self._read)
         except BaseException:
             self.close()
@@ -82,11 +82,11 @@ class CycleLedger:
 
     def recorded_runner(self, run: Runner) -> Runner:
         """Return a runner whose verdicts are kept."""
-        return recorded_runner(run, self._memo)
+        return recorded_runner(run, self._cache)
 
     def recorded_judge(self, judge: Judge, name: str) -> Judge:
         """Return a judge whose judgements are kept."""
-        return RecordedJudge(judge, self._memo, name)
+        return RecordedJudge(judge, self._cache, name)
 
     def usage(self, authors: Sequence[str]) -> dict[str, Usage]:
         """Return what the recorded completions have cost, by those who wrote them."""
@@ -174,7 +174,7 @@ def _usage_of(row: Mapping[str, Any]) -> Usage:
 _CHUNK = 64  # results that every rank works out between two writes
 
 
-class Memo:
+class ResultCache:
     """Remember JSON values by key, in a ledger.
 
     All ranks ask for the same; what is not known is shared out, worked out a chunk at a time, gathered, and written by
@@ -194,10 +194,10 @@ class Memo:
     ```python
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as folder, Ledger(Path(folder) / "memo.jsonl", {}) as ledger:
-    ...     memo = Memo(ledger, Accelerator())
+    >>> with TemporaryDirectory() as folder, Ledger(Path(folder) / "cache.jsonl", {}) as ledger:
+    ...     cache = ResultCache(ledger, Accelerator())
     ...     double = lambda jobs: [2 * job for job in jobs]
-    ...     memo.recall(["one", "two"], [1, 2], double), memo.recall(["two"], [None], double)
+    ...     cache.get_or_compute(["one", "two"], [1, 2], double), cache.get_or_compute(["two"], [None], double)
     ([2, 4], [4])
 
     ```
@@ -208,7 +208,9 @@ class Memo:
         self._accelerator = accelerator
         self._known: dict[str, Any] = run_on_main_and_broadcast(accelerator, self._read)
 
-    def recall(self, keys: Sequence[str], jobs: Sequence[Any], work: Callable[[list[Any]], list[Any]]) -> list[Any]:
+    def get_or_compute(
+        self, keys: Sequence[str], jobs: Sequence[Any], work: Callable[[list[Any]], list[Any]]
+    ) -> list[Any]:
         """Return the values of keys; `work` turns the jobs of those that are not known into values, in order."""
         missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in self._known}
         wanted = list(missing)
@@ -251,7 +253,7 @@ class Memo:
         return known
 
 
-def recorded_runner(run: Runner, memo: Memo) -> Runner:
+def recorded_runner(run: Runner, cache: ResultCache) -> Runner:
     """Return a runner that runs each program with the same tests once, and remembers the verdict.
 
     Infrastructure errors are remembered as well, or a run that was resumed might end otherwise than an unbroken one.
@@ -262,7 +264,7 @@ def recorded_runner(run: Runner, memo: Memo) -> Runner:
 
     def remember(programs: Sequence[tuple[str, Tests]]) -> list[ExecutionResult]:
         keys = [_digest("run", program, tests) for program, tests in programs]
-        found = memo.recall(keys, programs, work)
+        found = cache.get_or_compute(keys, programs, work)
         return [ExecutionResult(**{**value, "error_bases": tuple(value["error_bases"])}) for value in found]
 
     return remember
@@ -274,15 +276,15 @@ class RecordedJudge:
     Args:
         judge ([`Judge`]):
             Who judges, by itself on every rank.
-        memo ([`Memo`]):
+        cache ([`ResultCache`]):
             Where judgements are kept.
         name (`str`):
             Tells judges apart.
     """
 
-    def __init__(self, judge: Judge, memo: Memo, name: str) -> None:
+    def __init__(self, judge: Judge, cache: ResultCache, name: str) -> None:
         self._judge = judge
-        self._memo = memo
+        self._cache = cache
         self._name = name
 
     def judge(self, pairs: Sequence[tuple[str, str]]) -> list[Judgement | Unjudged]:
@@ -292,7 +294,7 @@ class RecordedJudge:
             return [asdict(judgement) for judgement in self._judge.judge(jobs)]
 
         keys = [_digest("judge", self._name, *pair) for pair in pairs]
-        return list(map(read_judgement, self._memo.recall(keys, pairs, work)))
+        return list(map(read_judgement, self._cache.get_or_compute(keys, pairs, work)))
 
 
 def _digest(*parts: Any) -> str:

@@ -10,21 +10,21 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
 from ...generation import TextGenerator, parse_answer
+from ...generation.protocol import SamplingParams
 from ...generation.python_ast import parse
 from .answers import has_code, refuses
-from .prompts import INCOMPLETE, Sampling, TeachingPrompts
+from .config import CycleConfig
+from .prompts import INCOMPLETE, TeachingPrompts, complete
 from .records import LEVELS, Level, Question
 
 __all__ = [
     "Graded",
-    "MixConfig",
+    "NewQuestions",
     "Reject",
-    "Renewal",
-    "UpdateConfig",
     "check_question",
-    "mix",
+    "generate_questions",
+    "mix_questions",
     "read_question",
-    "renew",
 ]
 
 Reject: TypeAlias = Literal["empty", "refused", "solution", "too_short", "too_long", "truncated", "no_request"]
@@ -347,88 +347,8 @@ class Graded(Protocol):
         """How hard it is for the student."""
 
 
-@dataclass(frozen=True)
-class UpdateConfig:
-    """Hold how many new questions are asked for, and how long they may be.
-
-    Args:
-        easy (`int`, *optional*, defaults to `100`):
-            New questions to ask for after easy ones.
-        medium (`int`, *optional*, defaults to `200`):
-            New questions to ask for after medium ones.
-        hard (`int`, *optional*, defaults to `200`):
-            New questions to ask for after hard ones.
-        min_chars (`int`, *optional*, defaults to `20`):
-            Fewest characters of a question; the authors' own have 68 to 2,574.
-        max_chars (`int`, *optional*, defaults to `4000`):
-            Most characters of a question.
-        seed (`int`, *optional*, defaults to `0`):
-            Which questions new ones are written after, where there are more than are needed.
-
-    Raises:
-        ValueError: If a value is outside its range.
-    """
-
-    easy: int = 100
-    medium: int = 200
-    hard: int = 200
-    min_chars: int = 20
-    max_chars: int = 4000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for level in LEVELS:
-            if getattr(self, level) < 0:
-                raise ValueError(f"`{level}` is {getattr(self, level)}; give 0 or more new questions.")
-        if not 1 <= self.min_chars <= self.max_chars:
-            raise ValueError(
-                f"`min_chars` is {self.min_chars} and `max_chars` {self.max_chars}; give 1 or more, the larger second."
-            )
-
-
-@dataclass(frozen=True)
-class MixConfig:
-    """Hold what the next cycle's questions are made of.
-
-    Args:
-        size (`int`, *optional*, defaults to `1000`):
-            Most questions of a cycle.
-        old_share (`float`, *optional*, defaults to `0.5`):
-            Fraction of `size` that old questions take, if there are as many. They fill up what new ones leave.
-        easy (`float`, *optional*, defaults to `1.0`):
-            Parts of easy questions, among old and new ones alike; 0 leaves them out.
-        medium (`float`, *optional*, defaults to `2.0`):
-            Parts of medium questions, likewise.
-        hard (`float`, *optional*, defaults to `2.0`):
-            Parts of hard questions, likewise.
-        seed (`int`, *optional*, defaults to `0`):
-            Which questions of a level are taken.
-
-    Raises:
-        ValueError: If a value is outside its range.
-    """
-
-    size: int = 1000
-    old_share: float = 0.5
-    easy: float = 1.0
-    medium: float = 2.0
-    hard: float = 2.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"`size` is {self.size}; a cycle needs at least 1 question.")
-        if not 0.0 <= self.old_share <= 1.0:
-            raise ValueError(f"`old_share` is {self.old_share}; give a fraction from 0 to 1.")
-        for level in LEVELS:
-            if not 0.0 <= getattr(self, level) < float("inf"):
-                raise ValueError(f"`{level}` is {getattr(self, level)}; give a finite number of parts, 0 or more.")
-        if not any(getattr(self, level) for level in LEVELS):
-            raise ValueError("`easy`, `medium` and `hard` are all 0; give at least one level a part.")
-
-
 @dataclass(frozen=True, slots=True)
-class Renewal:
+class NewQuestions:
     """Hold what the teacher made of the last cycle's questions.
 
     Args:
@@ -445,16 +365,17 @@ class Renewal:
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-def renew(
+def generate_questions(
     feedback: Sequence[Graded],
     questions: Sequence[Question],
     teacher: TextGenerator,
     *,
     cycle: int,
+    config: CycleConfig | None = None,
     prompts: TeachingPrompts | None = None,
-    sampling: Sampling | None = None,
-    config: UpdateConfig | None = None,
-) -> Renewal:
+    sampling: SamplingParams | None = None,
+    seed: int = 0,
+) -> NewQuestions:
     """Have the teacher write new questions after those of the last cycle, by their levels.
 
     After an easy question comes another task of the same domain; after a medium or hard one, a task of the same domain
@@ -470,12 +391,14 @@ def renew(
             Who writes.
         cycle (`int`):
             Number of the cycle.
-        prompts (`TeachingPrompts`, *optional*):
-            How the teacher is asked.
-        sampling (`Sampling`, *optional*):
-            How its answers are sampled.
-        config (`UpdateConfig`, *optional*):
-            How many questions, and how long.
+        config ([`CycleConfig`], *optional*):
+            Number of new questions by level, and their lengths.
+        prompts ([`TeachingPrompts`], *optional*):
+            Prompts for the teacher. Defaults to those of `config`.
+        sampling (`SamplingParams`, *optional*):
+            Sampling parameters of the teacher. Defaults to those of `config` for the cycle.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the choice of questions to follow up.
 
     Raises:
         ValueError: If there is feedback on an unknown question, or a new id is taken already.
@@ -490,26 +413,29 @@ def renew(
     ...     def generate(self, prompts, **settings):
     ...         return [[Completion("#Created Instruction#: Sort a list of names.", -0.1, "stop", 9)] for _ in prompts]
     >>> graded = namedtuple("graded", "question_id level")("sort", "hard")
-    >>> renewal = renew([graded], [Question("sort", "Sort numbers.")], Teacher(), cycle=1, config=UpdateConfig(hard=1))
-    >>> renewal.questions
+    >>> questions, config = [Question("sort", "Sort numbers.")], CycleConfig(new_hard=1)
+    >>> found = generate_questions([graded], questions, Teacher(), cycle=1, config=config)
+    >>> found.questions
     [Question(id='sort/1.0', instruction='Sort a list of names.', ..., origin='hard', parent='sort')]
 
     ```
     """
-    config, sampling, prompts = config or UpdateConfig(), sampling or Sampling(), prompts or TeachingPrompts()
+    config = config or CycleConfig()
+    prompts, sampling = prompts or config.teaching_prompts, sampling or config.sampling(cycle)
     known = {question.id: question for question in questions}
     wanted = [
         (level, parent, f"{parent.id}/{cycle}.{number}")
         for level in LEVELS
-        for parent, number in _parents(_of_level(feedback, known, level), getattr(config, level), config.seed, cycle)
+        for parent, number in _parents(_of_level(feedback, known, level), config.new_questions(level), seed, cycle)
     ]
     if taken := [name for _, _, name in wanted if name in known]:
         raise ValueError(f"`questions` has the id {taken[0]!r} of a new one already; give `cycle` another number.")
-    written = sampling.ask(teacher, [prompts.for_question(parent.instruction, level) for level, parent, _ in wanted])
-    renewal = Renewal(asked=Counter(level for level, _, _ in wanted))
+    requests = [prompts.for_question(parent.instruction, level) for level, parent, _ in wanted]
+    written = complete(teacher, requests, sampling)
+    renewal = NewQuestions(asked=Counter(level for level, _, _ in wanted))
     for (level, parent, name), completion in zip(wanted, written, strict=True):
         text = read_question(completion.text)
-        reason = check_question(text, min_chars=config.min_chars, max_chars=config.max_chars)
+        reason = check_question(text, min_chars=config.min_question_chars, max_chars=config.max_question_chars)
         if completion.finish_reason != "stop":
             reason = INCOMPLETE[completion.finish_reason]
         if reason is None:
@@ -519,8 +445,13 @@ def renew(
     return renewal
 
 
-def mix(
-    seeds: Sequence[Question], new: Sequence[Question], levels: Mapping[str, Level], config: MixConfig
+def mix_questions(
+    seeds: Sequence[Question],
+    new: Sequence[Question],
+    levels: Mapping[str, Level],
+    config: CycleConfig,
+    *,
+    seed: int = 0,
 ) -> list[Question]:
     """Choose the next cycle's questions from old and new ones, in their order, old ones first.
 
@@ -534,8 +465,10 @@ def mix(
             New ones, whose level is that of the question they were written after.
         levels (`Mapping[str, Level]`):
             Levels of the old ones by id.
-        config (`MixConfig`):
-            How many, and of what.
+        config ([`CycleConfig`]):
+            Number of questions, the share of old ones, and the parts of the levels.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the choice within a level.
 
     Raises:
         ValueError: If an old question has no level, or a new one no question that it was written after.
@@ -546,16 +479,19 @@ def mix(
     >>> old = [Question("a", ""), Question("b", ""), Question("c", "")]
     >>> new = [Question("a/1.0", "", origin="easy"), Question("b/1.0", "", origin="hard")]
     >>> levels = {"a": "easy", "b": "hard", "c": "hard"}
-    >>> [question.id for question in mix(old, new, levels, MixConfig(size=3, old_share=0.3))]
+    >>> config = CycleConfig(questions_per_cycle=3, old_share=0.3)
+    >>> [question.id for question in mix_questions(old, new, levels, config)]
     ['c', 'a/1.0', 'b/1.0']
 
     ```
     """
     old_levels = [_level(question, levels.get(question.id), "old") for question in seeds]
     new_levels = [_level(question, None if question.origin == "seed" else question.origin, "new") for question in new]
-    old = _choose(seeds, old_levels, round(config.size * config.old_share), config)
-    fresh = _choose(new, new_levels, config.size - len(old), config)
-    old = _choose(seeds, old_levels, config.size - len(fresh), config)
+    parts = {level: config.mix_part(level) for level in LEVELS}
+    size = config.questions_per_cycle
+    old = _choose(seeds, old_levels, round(size * config.old_share), parts, seed)
+    fresh = _choose(new, new_levels, size - len(old), parts, seed)
+    old = _choose(seeds, old_levels, size - len(fresh), parts, seed)
     return [*old, *fresh]
 
 
@@ -580,10 +516,12 @@ def _level(question: Question, level: Level | None, age: str) -> Level:
     return level
 
 
-def _choose(questions: Sequence[Question], levels: Sequence[Level], count: int, config: MixConfig) -> list[Question]:
+def _choose(
+    questions: Sequence[Question], levels: Sequence[Level], count: int, parts: Mapping[Level, float], seed: int
+) -> list[Question]:
     """Choose so many questions at most, by the parts of the levels."""
-    pools: dict[Level, list[int]] = {level: [] for level in LEVELS if getattr(config, level)}
-    for index in sorted(range(len(questions)), key=lambda index: _draw(questions[index], config.seed)):
+    pools: dict[Level, list[int]] = {level: [] for level in LEVELS if parts[level]}
+    for index in sorted(range(len(questions)), key=lambda index: _draw(questions[index], seed)):
         if levels[index] in pools:
             pools[levels[index]].append(index)
     taken: dict[Level, int] = dict.fromkeys(pools, 0)
@@ -591,7 +529,7 @@ def _choose(questions: Sequence[Question], levels: Sequence[Level], count: int, 
         having = [level for level in pools if taken[level] < len(pools[level])]
         if not having:
             break
-        taken[min(having, key=lambda level: (taken[level] + 1) / getattr(config, level))] += 1
+        taken[min(having, key=lambda level: (taken[level] + 1) / parts[level])] += 1
     chosen = sorted(index for level, pool in pools.items() for index in pool[: taken[level]])
     return [questions[index] for index in chosen]
 

@@ -3,59 +3,27 @@
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from ...generation import Completion, TextGenerator
+from ...generation.protocol import SamplingParams
 from ..judge.judges import Judge
-from .prompts import INCOMPLETE, Sampling, TeachingPrompts
-from .records import FAULT_KINDS, Fault, FaultKind, Pair, Question, Runner
+from .config import CycleConfig
+from .prompts import INCOMPLETE, TeachingPrompts, complete
+from .records import Fault, FaultKind, Pair, Question, Runner
 from .verification import Verification, verify
 
-__all__ = ["DeliveryConfig", "assign_kinds", "deliver", "read_pairs"]
+__all__ = ["assign_kinds", "generate_pairs", "read_pairs"]
 
 
-@dataclass(frozen=True)
-class DeliveryConfig:
-    """Hold how many faults are asked for, of which kinds, and when they count. No number of these is on record.
-
-    Args:
-        faults_per_question (`int`, *optional*, defaults to `1`):
-            Faults that the teacher writes for a question. As many as there are kinds give one of each.
-        kinds (`tuple[str, ...]`, *optional*, defaults to all five):
-            Kinds of fault, taken in turn from one that question and seed choose.
-        min_gap (`float`, *optional*, defaults to `2.0`):
-            Points of the judge between right and faulty answer, where running them does not tell.
-        unverified (`str`, *optional*, defaults to `"drop"`):
-            What to do with a fault of which nobody could tell whether it is one: `"drop"` or `"keep"`.
-
-    Raises:
-        ValueError: If a value is outside its range.
-    """
-
-    faults_per_question: int = 1
-    kinds: tuple[FaultKind, ...] = FAULT_KINDS
-    min_gap: float = 2.0
-    unverified: Literal["drop", "keep"] = "drop"
-
-    def __post_init__(self) -> None:
-        if self.faults_per_question < 0:
-            raise ValueError(f"`faults_per_question` is {self.faults_per_question}; give 0 or more.")
-        if not self.kinds or not set(self.kinds) <= set(FAULT_KINDS):
-            raise ValueError(f"`kinds` is {list(self.kinds)}; choose some of {', '.join(FAULT_KINDS)}.")
-        if self.min_gap <= 0:
-            raise ValueError(f"`min_gap` is {self.min_gap}; give points above 0, such as 2.")
-        if self.unverified not in ("drop", "keep"):
-            raise ValueError(f"`unverified` is {self.unverified!r}; choose 'drop' or 'keep'.")
-
-
-def deliver(
+def generate_pairs(
     questions: Sequence[Question],
     teacher: TextGenerator,
     *,
+    config: CycleConfig | None = None,
     prompts: TeachingPrompts | None = None,
-    sampling: Sampling | None = None,
-    config: DeliveryConfig | None = None,
+    sampling: SamplingParams | None = None,
     judge: Judge | None = None,
     run: Runner | None = None,
     own_faults: Mapping[str, Sequence[str]] | None = None,
@@ -73,12 +41,12 @@ def deliver(
             Questions, each with an id of its own.
         teacher (`TextGenerator`):
             Who answers.
-        prompts (`TeachingPrompts`, *optional*):
-            How it is asked.
-        sampling (`Sampling`, *optional*):
-            How its answers are sampled.
-        config (`DeliveryConfig`, *optional*):
-            How many faults, of which kinds, and when they count.
+        config ([`CycleConfig`], *optional*):
+            Number and kinds of faults, the judge's `min_gap`, and whether unverified pairs are kept.
+        prompts ([`TeachingPrompts`], *optional*):
+            Prompts for the teacher. Defaults to those of `config`.
+        sampling (`SamplingParams`, *optional*):
+            Sampling parameters of the teacher. Defaults to those of `config`.
         judge (`Judge`, *optional*), run (`Runner`, *optional*):
             Who tells right from faulty.
         own_faults (`Mapping[str, Sequence[str]]`, *optional*):
@@ -95,28 +63,31 @@ def deliver(
     ...     def generate(self, prompts, **settings):
     ...         write = lambda prompt: "return a - b" if "fault" in prompt else "return a + b"
     ...         return [[Completion(f"def add(a, b):\n    {write(prompt)}", -0.1, "stop", 9)] for prompt in prompts]
-    >>> delivery = deliver([Question("add", "Add.")], Teacher(), config=DeliveryConfig(unverified="keep"))
-    >>> delivery.pairs[0].correct[-5:], delivery.pairs[0].faults[0].text[-5:]
+    >>> verified = generate_pairs([Question("add", "Add.")], Teacher(), config=CycleConfig(keep_unverified=True))
+    >>> verified.pairs[0].correct[-5:], verified.pairs[0].faults[0].text[-5:]
     ('a + b', 'a - b')
 
     ```
     """
-    config = config or DeliveryConfig()
+    config = config or CycleConfig()
     _check_ids(questions)
     dropped: Counter[str] = Counter()
-    drafts = _ask(questions, teacher, prompts or TeachingPrompts(), sampling or Sampling(), config, dropped)
+    drafts = _ask(
+        questions, teacher, prompts or config.teaching_prompts, sampling or config.sampling(0), config, dropped
+    )
     own = own_faults or {}
     pairs = [
         replace(pair, faults=(*(Fault(text, None) for text in own.get(pair.question.id, ())), *pair.faults))
         for pair in drafts
     ]
-    done = verify(pairs, run=run, judge=judge, min_gap=config.min_gap, unverified=config.unverified)
+    unverified: Literal["drop", "keep"] = "keep" if config.keep_unverified else "drop"
+    done = verify(pairs, run=run, judge=judge, min_gap=config.min_gap, unverified=unverified)
     return replace(done, dropped=done.dropped + dropped)
 
 
-def assign_kinds(question_id: str, config: DeliveryConfig, seed: int) -> list[FaultKind]:
+def assign_kinds(question_id: str, config: CycleConfig, seed: int) -> list[FaultKind]:
     """Return the kinds of a question's faults: in turn, from one that question and seed choose."""
-    kinds = config.kinds
+    kinds: list[Any] = config.fault_kinds
     first = random.Random(f"{seed}:{question_id}").randrange(len(kinds))
     return [kinds[(first + number) % len(kinds)] for number in range(config.faults_per_question)]
 
@@ -161,16 +132,18 @@ def _ask(
     questions: Sequence[Question],
     teacher: TextGenerator,
     prompts: TeachingPrompts,
-    sampling: Sampling,
-    config: DeliveryConfig,
+    sampling: SamplingParams,
+    config: CycleConfig,
     dropped: Counter[str],
 ) -> list[Pair]:
     """Ask for all answers in one call, and return those that are whole."""
     unanswered = [question for question in questions if question.answer is None]
-    wanted = [(question, kind) for question in questions for kind in assign_kinds(question.id, config, sampling.seed)]
+    wanted = [
+        (question, kind) for question in questions for kind in assign_kinds(question.id, config, sampling.seed or 0)
+    ]
     texts = [prompts.for_answer(question.instruction) for question in unanswered]
     texts += [prompts.for_fault(question.instruction, kind) for question, kind in wanted]
-    completions = sampling.ask(teacher, texts)
+    completions = complete(teacher, texts, sampling)
     correct = {question.id: question.answer for question in questions}
     for question, completion in zip(unanswered, completions[: len(unanswered)], strict=True):
         correct[question.id] = _whole(completion, "correct", dropped)

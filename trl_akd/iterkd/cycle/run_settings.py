@@ -51,6 +51,8 @@ _SPEED_AND_MEMORY = {
 MAY_CHANGE = frozenset(_WHERE_AND_WHAT_IS_SAVED | _THE_HUB | _LOGS | _EVALUATION | _SPEED_AND_MEMORY)
 """Fields of `IterKDConfig` beside those of `CycleConfig` that leave the weights alone, but for rounding."""
 
+_ADDED = frozenset({"divergence", "divergence_kwargs"})
+"""Fields that earlier versions did not have; ledgers have them only where they differ from their defaults."""
 _FOR_THE_BEST_MODEL = {"eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps"}
 
 
@@ -67,8 +69,12 @@ def changed_by_exclusion(config: Any, free: Collection[str]) -> dict[str, Any]:
     return {
         entry.name: _plain(getattr(config, entry.name))
         for entry in dataclasses.fields(config)
-        if entry.name not in free
+        if entry.name not in free and not (entry.name in _ADDED and getattr(config, entry.name) == _default(entry))
     }
+
+
+def _default(entry: dataclasses.Field[Any]) -> Any:
+    return entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
 
 
 def model_settings(model: Any, accelerator: Any) -> dict[str, Any]:

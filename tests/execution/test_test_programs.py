@@ -7,7 +7,7 @@ import pytest
 
 from tests.execution.surroundings import linux_only
 from trl_akd.execution import CodeExecutor
-from trl_akd.execution.checks import find_checks
+from trl_akd.execution.test_discovery import discover_tests
 
 pytestmark = linux_only
 
@@ -152,4 +152,4 @@ def test_checks_that_nothing_here_can_run_are_named(test: str, reason: str) -> N
     ],
 )
 def test_functions_left_to_a_runner(test: str, functions: tuple[str, ...]) -> None:
-    assert find_checks(test).functions == functions
+    assert discover_tests(test).functions == functions

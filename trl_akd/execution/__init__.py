@@ -2,7 +2,7 @@
 
 from .executor import CodeExecutor
 from .isolation import IsolationError
-from .judging import Tests, check_tests
+from .test_cases import Tests, check_tests
 from .result import ExecutionResult
 
 __all__ = [

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from .isolation import first_worker, start_worker
-from .judging import Judgement, Tests, check_tests, judge
+from .isolation import start_first_worker, start_worker
+from .test_cases import CaseRun, Tests, check_tests, judge
 from .result import ExecutionResult, Isolation
 from .worker import Case, HelperError, Worker
 
@@ -28,7 +28,7 @@ class _Task:
     """A program under way: its judgement, and the case that a helper runs for it."""
 
     index: int
-    judgement: Judgement
+    judgement: CaseRun
     case: Case
     attempt: int = 1
 
@@ -131,7 +131,7 @@ class CodeExecutor:
         packages: Sequence[str] = (),
         allow_code_execution: bool | None = None,
     ) -> None:
-        _check_gate(allow_code_execution)
+        _check_consent(allow_code_execution)
         self._workers = _check_workers(workers)
         self._timeout = _check_timeout(timeout)
         self._memory_mb = _check_memory(memory_mb)
@@ -139,7 +139,7 @@ class CodeExecutor:
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._user: int | None = None
-        self.isolation, self._settings, worker = first_worker(isolation, packages)
+        self.isolation, self._settings, worker = start_first_worker(isolation, packages)
         self._helpers: list[Worker] = [worker]
         self._finalizer = weakref.finalize(self, _stop, self._helpers, self._owner)
 
@@ -231,7 +231,7 @@ class CodeExecutor:
                             continue
                         if outcome["status"] == "infra_error" and task.attempt < _ATTEMPTS:
                             task.attempt += 1
-                            self._retire(worker)
+                            self._discard(worker)
                         else:
                             try:
                                 task.case = task.judgement.send(outcome)
@@ -281,10 +281,10 @@ class CodeExecutor:
                 raise HelperError("its helper did not answer in time")
             return worker.collect()
         except HelperError as error:
-            self._retire(worker)
+            self._discard(worker)
             return {"status": "infra_error", "message": str(error)}
 
-    def _retire(self, worker: Worker) -> None:
+    def _discard(self, worker: Worker) -> None:
         if worker in self._helpers:
             self._helpers.remove(worker)
             worker.stop()
@@ -320,12 +320,12 @@ def _stop(helpers: list[Worker], owner: int) -> None:
     if os.getpid() != owner:
         return  # a forked copy of the caller: the helpers are not its own
     for worker in helpers:
-        worker.hang_up()
+        worker.request_stop()
     while helpers:
         helpers.pop().stop()
 
 
-def _check_gate(allowed: bool | None) -> None:
+def _check_consent(allowed: bool | None) -> None:
     if allowed is None:
         allowed = os.environ.get("HF_ALLOW_CODE_EVAL") == "1"
     if allowed is not True:

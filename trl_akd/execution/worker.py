@@ -11,7 +11,7 @@ import uuid
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from .checks import Checks
+from .test_discovery import DiscoveredTests
 from .zygote import channel, metering
 from .zygote.cgroup import MemoryGroup, make_group
 
@@ -22,9 +22,9 @@ PACKAGE_FOLDER = os.path.realpath(os.path.dirname(__file__))
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 3.0
-_LAST_WORDS_BYTES = 500
+_STDERR_TAIL_BYTES = 500
 _OVERDUE_SECONDS = 60.0  # a helper keeps deadlines by itself; one that is so much later has died in some unknown way
-_START = "import sys; sys.path.insert(0, {code!r}); from zygote.helper import main; main({channel}, {folder})"
+_START_CODE = "import sys; sys.path.insert(0, {code!r}); from zygote.helper import main; main({channel}, {folder})"
 _ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": "/tmp",
@@ -63,7 +63,7 @@ class Case:
         text (`str`): the test program, the standard input, or the arguments as JSON.
         function (`str`, *optional*): what `call` calls.
         preamble (`str`, *optional*, defaults to `""`): imports that run in the candidate's namespace before it.
-        checks (`Checks`, *optional*): the checks that a test program leaves to a test runner.
+        checks (`DiscoveredTests`, *optional*): the checks that a test program leaves to a test runner.
     """
 
     candidate: str
@@ -71,7 +71,7 @@ class Case:
     text: str
     function: str | None = None
     preamble: str = ""
-    checks: Checks = field(default_factory=Checks)
+    checks: DiscoveredTests = field(default_factory=DiscoveredTests)
 
 
 class Worker:
@@ -90,13 +90,13 @@ class Worker:
         self.deadline = time.monotonic() + _START_SECONDS
         self._group: MemoryGroup | None = None
         self._channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._errors = -1
+        self._stderr = -1
         try:
             with its:
-                self._errors = channel.make_file()
-                self._process = _start(settings, its, self._errors)
+                self._stderr = channel.make_file()
+                self._process = _start(settings, its, self._stderr)
         except OSError:
-            self._let_go()
+            self._close_files()
             raise
         self._group = make_group()
         group = self._group.hand_over() if self._group else []
@@ -123,7 +123,7 @@ class Worker:
             HelperError: saying why it could not; a PackageError if only a package is at fault.
         """
         self._channel.settimeout(_START_SECONDS)
-        self._read_greeting()
+        self._read_ready_message()
         self._channel.settimeout(None)
 
     def submit(self, case: Case, timeout: float, memory_mb: int) -> None:
@@ -141,7 +141,7 @@ class Worker:
             self._output = channel.make_file()
             files.append(self._output)
         self.deadline = max(self.deadline if not self._ready else 0.0, time.monotonic())
-        self.deadline += metering.longest_run(timeout) + _OVERDUE_SECONDS
+        self.deadline += metering.max_wall_seconds(timeout) + _OVERDUE_SECONDS
         try:
             channel.send(self._channel, request, files)
         except OSError:
@@ -161,7 +161,7 @@ class Worker:
             HelperError: If the helper ended, or what it sent is no result.
         """
         if not self._ready:
-            self._read_greeting()
+            self._read_ready_message()
             return None
         reply = self._receive()
         if self._output is not None:
@@ -170,7 +170,7 @@ class Worker:
             self._output = None
         return reply
 
-    def hang_up(self) -> None:
+    def request_stop(self) -> None:
         """Tell the helper to kill its program and end; it does so by itself if this process dies."""
         try:
             self._channel.shutdown(socket.SHUT_RDWR)
@@ -179,26 +179,26 @@ class Worker:
 
     def stop(self) -> None:
         """End the helper, wait until it and its program are gone, and let go of what it held."""
-        self.hang_up()
+        self.request_stop()
         try:
             self._process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._let_go()
+        self._close_files()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)  # the helper did, unless it was killed
         if self._group is not None:
             self._group.remove()  # the same
 
-    def _let_go(self) -> None:
+    def _close_files(self) -> None:
         self._channel.close()
-        for file in (self._errors, self._output):
+        for file in (self._stderr, self._output):
             if file is not None and file >= 0:
                 os.close(file)
-        self._errors, self._output = -1, None
+        self._stderr, self._output = -1, None
 
-    def _read_greeting(self) -> None:
+    def _read_ready_message(self) -> None:
         greeting = self._receive()
         if "package" in greeting:
             raise PackageError(greeting["package"], greeting["error"])
@@ -212,14 +212,14 @@ class Worker:
         try:
             reply, files = channel.receive(self._channel)
         except (EOFError, OSError, ValueError) as error:
-            raise HelperError(f"its helper ended without an answer ({self._last_words() or repr(error)})") from error
+            raise HelperError(f"its helper ended without an answer ({self._stderr_tail() or repr(error)})") from error
         for file in files:
             os.close(file)
         return reply
 
-    def _last_words(self) -> str:
-        size = os.fstat(self._errors).st_size
-        text = os.pread(self._errors, _LAST_WORDS_BYTES, max(0, size - _LAST_WORDS_BYTES))
+    def _stderr_tail(self) -> str:
+        size = os.fstat(self._stderr).st_size
+        text = os.pread(self._stderr, _STDERR_TAIL_BYTES, max(0, size - _STDERR_TAIL_BYTES))
         return " ".join(text.decode(errors="replace").split())
 
 
@@ -234,7 +234,7 @@ def _start(settings: dict[str, Any], its: socket.socket, errors: int) -> subproc
     if code is None:
         folder = os.open(PACKAGE_FOLDER, os.O_RDONLY | os.O_DIRECTORY)
         code = f"/proc/self/fd/{folder}" if sys.platform == "linux" else PACKAGE_FOLDER
-    start = _START.format(code=code, channel=its.fileno(), folder=folder)
+    start = _START_CODE.format(code=code, channel=its.fileno(), folder=folder)
     try:
         return subprocess.Popen(
             [*settings["command"], interpreter(), "-s", "-S", "-P", "-c", start],

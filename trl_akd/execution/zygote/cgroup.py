@@ -16,9 +16,9 @@ from dataclasses import dataclass
 _PREFIX = "trl_akd-"
 _OCTAL = re.compile(r"\\(\d{3})")
 _PROCESSES = "cgroup.procs"
-_LEAST_EXTRA_BYTES = 16 << 20
-LEFT_OVER_BYTES = 8 << 20
-_LEAVING_SECONDS = 2.0
+_MIN_EXTRA_BYTES = 16 << 20
+MAX_LEFT_OVER_BYTES = 8 << 20
+_REMOVAL_SECONDS = 2.0
 _STALE_SECONDS = 300.0  # a helper goes into its group sooner
 
 
@@ -84,7 +84,7 @@ class MemoryGroup:
     def remove(self) -> None:
         """End what runs in the group, as programs do whose helper was killed, and remove it, unless that is done."""
         self.close_files()
-        give_up = time.monotonic() + _LEAVING_SECONDS
+        give_up = time.monotonic() + _REMOVAL_SECONDS
         while time.monotonic() < give_up:
             try:
                 os.rmdir(self._path)
@@ -113,13 +113,13 @@ class MemoryLimit:
 
     def __init__(self, name: str, files: list[int]) -> None:
         self._name = name
-        self._parent, self._way_out, self._way_in, self._limit, self._events, self._used, self._stat = files
+        self._parent, self._parent_procs, self._own_procs, self._limit, self._events, self._used, self._stat = files
         self._allowed = 0
         self._kills = self._count_kills()
 
     def enter(self) -> None:
         """Move this process into the group."""
-        os.write(self._way_in, b"0")
+        os.write(self._own_procs, b"0")
 
     def allow(self, memory_bytes: int) -> None:
         """Limit the group for the next program: to its memory and a quarter more, for files and the kernel's tables.
@@ -127,7 +127,7 @@ class MemoryLimit:
         A single process meets the limit on its address space first, and gets a MemoryError.
         """
         if memory_bytes != self._allowed:
-            os.write(self._limit, str(memory_bytes + max(memory_bytes // 4, _LEAST_EXTRA_BYTES)).encode())
+            os.write(self._limit, str(memory_bytes + max(memory_bytes // 4, _MIN_EXTRA_BYTES)).encode())
             self._allowed = memory_bytes
         self._kills = self._count_kills()
 
@@ -138,12 +138,12 @@ class MemoryLimit:
     def left_over_bytes(self) -> int:
         """Return what earlier programs have left in shared file systems, as /dev/shm, and next ones would pay for."""
         used = int(os.pread(self._used, 32, 0))
-        return _value(self._stat, b"shmem") if used > LEFT_OVER_BYTES else 0
+        return _value(self._stat, b"shmem") if used > MAX_LEFT_OVER_BYTES else 0
 
     def leave(self) -> None:
         """Go back to the group above, and remove this one."""
         try:
-            os.write(self._way_out, b"0")
+            os.write(self._parent_procs, b"0")
             os.rmdir(self._name, dir_fd=self._parent)
         except OSError:
             pass  # the caller will, or whoever makes the next group

@@ -30,7 +30,7 @@ _LEVELS: dict[str, Callable[[dict[str, Any], MemoryLimit | None], supervisor.Lev
     "bwrap": processes.BubblewrapLevel,
     "process": processes.ProcessLevel,
 }
-_KILLED_BEFORE_CALLERS = 500
+_OOM_SCORE = 500
 _STACK_BYTES = 8 << 20
 _SCRIPT = "candidate.py"
 
@@ -42,7 +42,7 @@ def main(socket_fd: int, code_fd: int | None) -> None:
         socket_fd (`int`): the socket.
         code_fd (`int`, *optional*): the folder of this code, no longer needed.
     """
-    make_surroundings_ordinary()
+    reset_inherited_state()
     if code_fd is not None:
         os.close(code_fd)
     caller = socket.socket(fileno=socket_fd)
@@ -51,14 +51,14 @@ def main(socket_fd: int, code_fd: int | None) -> None:
     memory = MemoryLimit(settings["group"], group) if group else None
     try:
         _serve_all(settings, memory, caller, files)
-    except (EOFError, ConnectionError, supervisor.CallerGone):
+    except (EOFError, ConnectionError, supervisor.CallerDisconnected):
         pass
     finally:
         if memory is not None:
             memory.leave()
 
 
-def make_surroundings_ordinary() -> None:
+def reset_inherited_state() -> None:
     """Undo what the caller's own surroundings would do to programs: signals, limits, modes of files, memory's end.
 
     The stack's size, by which threads get theirs, counts when a process starts: where it is not the usual one, this
@@ -82,10 +82,10 @@ def make_surroundings_ordinary() -> None:
             resource.setrlimit(kind, (most, most))
         except (OSError, ValueError):
             pass  # macOS
-    confinement.offer_for_killing(_KILLED_BEFORE_CALLERS)
+    confinement.raise_oom_score(_OOM_SCORE)
 
 
-class NamedPackages:
+class PackageFinder:
     """Find the packages that programs may use beside the standard library, and no others in their folders.
 
     Args:
@@ -108,7 +108,7 @@ def _serve_all(settings: dict[str, Any], memory: MemoryLimit | None, caller: soc
     try:
         level = _LEVELS[settings["level"]](settings, memory)
     except Exception as error:
-        channel.send(caller, {"error": _say(error), "errno": getattr(error, "errno", None)})
+        channel.send(caller, {"error": _describe(error), "errno": getattr(error, "errno", None)})
         return
     try:
         if not _load(settings, caller):
@@ -126,7 +126,7 @@ def _serve_all(settings: dict[str, Any], memory: MemoryLimit | None, caller: soc
 
 def _load(settings: dict[str, Any], caller: socket.socket) -> bool:
     """Import what programs are likely to need; tell whether all packages could be imported."""
-    sys.meta_path.append(NamedPackages(settings["packages"]))
+    sys.meta_path.append(PackageFinder(settings["packages"]))
     del sys.path[0]  # the folder of this code
     sys.argv[:] = [_SCRIPT]
     sys.orig_argv[:] = [sys.executable, _SCRIPT]
@@ -139,12 +139,12 @@ def _load(settings: dict[str, Any], caller: socket.socket) -> bool:
         try:
             importlib.import_module(name)
         except Exception as error:
-            channel.send(caller, {"error": _say(error), "package": name})
+            channel.send(caller, {"error": _describe(error), "package": name})
             return False
     gc.collect()
     gc.freeze()
     return True
 
 
-def _say(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"

@@ -137,12 +137,12 @@ def become_subreaper() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1, step="PR_SET_CHILD_SUBREAPER")
 
 
-def forbid_new_privileges() -> None:
+def set_no_new_privileges() -> None:
     """Let no exec give this process or its descendants rights that it lacks."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1, step="PR_SET_NO_NEW_PRIVS")
 
 
-def drop_capability_bounds(kept: int = 0) -> None:
+def drop_bounding_capabilities(kept: int = 0) -> None:
     """Let no exec bring a capability back but those of a mask, not even for user 0; needs CAP_SETPCAP."""
     if sys.platform != "linux":
         return
@@ -160,12 +160,12 @@ def mapped_ids(kind: str) -> list[tuple[int, int]]:
         return [(0, 1 << 32)]
 
 
-def may_become_nobody() -> bool:
+def can_switch_to_nobody() -> bool:
     """Tell whether this process is root and there is a nobody: root of a container of one user has none."""
     return os.geteuid() == 0 and any(first <= NOBODY < first + count for first, count in mapped_ids("uid"))
 
 
-def become(user: int, group: int, kept_capabilities: int = 0) -> None:
+def switch_user(user: int, group: int, kept_capabilities: int = 0) -> None:
     """Become another user without other groups, keeping a mask of capabilities, also across exec."""
     os.setgroups([])
     os.setresgid(group, group, group)

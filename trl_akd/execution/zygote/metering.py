@@ -6,25 +6,25 @@ from collections.abc import Iterable
 
 from . import seccomp
 
-IDLE_TIMES = 4  # idle seconds that a program has for each second of its limit
-_WALL_TIMES = 40
+IDLE_FACTOR = 4  # idle seconds that a program has for each second of its limit
+_WALL_FACTOR = 40
 AVAILABLE = os.path.exists("/proc/self/stat")
 
 _TICKS, _PAGE = map(os.sysconf, ("SC_CLK_TCK", "SC_PAGE_SIZE")) if hasattr(os, "sysconf") else (1, 1)
 _SHARED_MAPPING = re.compile(rb"^\S+ \S\S\Ss \S+ (\S+ \d+) +(?:/dev/zero|/memfd:|/SYSV)", re.M)
-_MOST_OF_MAPS = 1 << 18
-_MOST_FOR_TABLES = 16 << 20
-_FEW_DESCRIPTORS = 16
+_MAX_MAPS_BYTES = 1 << 18
+_MAX_TABLE_BYTES = 16 << 20
+_UNCOUNTED_DESCRIPTORS = 16
 _SOCKET_BYTES = 208 << 10  # Linux's default for a buffer, which programs cannot change
 _PIPE_BYTES = 64 << 10
 
 
-def longest_run(timeout: float) -> float:
+def max_wall_seconds(timeout: float) -> float:
     """Return the seconds of wall-clock time after which a program ends whatever the machine's load."""
-    return timeout * _WALL_TIMES
+    return timeout * _WALL_FACTOR
 
 
-def processor_use(processes: Iterable[int]) -> tuple[float, bool]:
+def cpu_usage(processes: Iterable[int]) -> tuple[float, bool]:
     """Measure what live processes, and the children that they have waited for, have used of the processor.
 
     Returns:
@@ -61,8 +61,8 @@ def memory_bytes(processes: Iterable[int], enough: int) -> int:
     kept = 0
     mappings: set[bytes] = set()
     for pid in pids:
-        lines = _read(f"/proc/{pid}/maps", _MOST_OF_MAPS)
-        kept += _MOST_FOR_TABLES if len(lines) == _MOST_OF_MAPS else 0
+        lines = _read(f"/proc/{pid}/maps", _MAX_MAPS_BYTES)
+        kept += _MAX_TABLE_BYTES if len(lines) == _MAX_MAPS_BYTES else 0
         mappings.update(_SHARED_MAPPING.findall(lines))
     kept += len(mappings) * seccomp.SHARED_MAPPING_BYTES + _queue_bytes(pids)
     resident = (
@@ -79,7 +79,7 @@ def _queue_bytes(pids: list[int]) -> int:
             descriptors = os.listdir(f"/proc/{pid}/fd")
         except OSError:
             continue
-        for descriptor in descriptors if len(descriptors) > _FEW_DESCRIPTORS else ():
+        for descriptor in descriptors if len(descriptors) > _UNCOUNTED_DESCRIPTORS else ():
             try:
                 queues.add(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
             except OSError:

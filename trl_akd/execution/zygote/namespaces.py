@@ -17,7 +17,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from . import confinement, linux, root
+from . import confinement, filesystem, linux
 from .cgroup import MemoryLimit
 
 _HELPER = 1  # its process id in the worker's pid namespace
@@ -43,22 +43,22 @@ class NamespaceLevel:
 
     def __init__(self, settings: dict[str, Any], memory: MemoryLimit | None) -> None:
         self.memory = memory
-        self._becomes_nobody = linux.may_become_nobody()
-        _enter_worker_namespaces(maps_all=self._becomes_nobody)
-        _go_on_as_first_process()
-        self._user, self._group = (linux.NOBODY, linux.NOBODY) if self._becomes_nobody else (os.getuid(), os.getgid())
+        self._runs_as_nobody = linux.can_switch_to_nobody()
+        _enter_worker_namespaces(maps_all=self._runs_as_nobody)
+        _continue_as_pid_1()
+        self._user, self._group = (linux.NOBODY, linux.NOBODY) if self._runs_as_nobody else (os.getuid(), os.getgid())
         self._sources = sorted({*settings["sources"], *map(os.path.realpath, settings["sources"])})
         self._writable_proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
-        root.enter_white_list(self._sources, self._user, self._group)
+        filesystem.enter_private_root(self._sources, self._user, self._group)
         with open("/proc/sys/user/max_user_namespaces", "w") as file:
             file.write("0")
-        root.seal()
-        linux.drop_capability_bounds()
-        linux.forbid_new_privileges()
+        filesystem.remount_read_only()
+        linux.drop_bounding_capabilities()
+        linux.set_no_new_privileges()
         linux.set_dumpable(False)  # a program's reaper shares this memory
         # Message queues and System V's segments outlive processes. Where no filter refuses to make them, each program
         # has a namespace for them; freeing one takes the kernel milliseconds, one after the other for all workers.
-        self._program = linux.CLONE_NEWNS | (linux.CLONE_NEWIPC if not confinement.FILTERS_CALLS else 0)
+        self._program = linux.CLONE_NEWNS | (linux.CLONE_NEWIPC if not confinement.HAS_SYSCALL_FILTER else 0)
         self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
 
     def fork(self) -> int:
@@ -77,21 +77,21 @@ class NamespaceLevel:
                 linux.setns(self._pid_namespace, linux.CLONE_NEWPID)
         return child
 
-    def furnish(self) -> None:
+    def set_up(self) -> None:
         """Give the program what is its own; called in its process."""
         linux.set_dumpable(True)  # a copy of the helper's memory, in which there is no secret
-        confinement.offer_for_killing(proc=self._writable_proc)
+        confinement.raise_oom_score(proc=self._writable_proc)
         linux.unshare(self._program)
-        root.mount_private_parts(self._sources)
+        filesystem.mount_program_folders(self._sources)
 
-    def processes_allowed(self) -> int:
+    def process_limit(self) -> int:
         """Return the limit on the processes of the program's user, which is counted in its user namespace."""
         return confinement.PROCESSES
 
-    def drop_rights(self) -> None:
+    def drop_privileges(self) -> None:
         """Give up what a helper may do and a program may not."""
-        if self._becomes_nobody:
-            linux.become(self._user, self._group)
+        if self._runs_as_nobody:
+            linux.switch_user(self._user, self._group)
         linux.limit_capabilities()
         linux.set_dumpable(True)
 
@@ -99,13 +99,13 @@ class NamespaceLevel:
         """List the program's processes: all that the helper sees but itself and the reaper."""
         return (int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) not in (1, self._reaper))
 
-    def scratch_use(self) -> tuple[int, int]:
+    def scratch_usage(self) -> tuple[int, int]:
         """Return zeros: the file system of the program's folder has its limits."""
         return 0, 0
 
     def scratch_memory_bytes(self, child: int) -> int:
         """Measure the file system of the program's folder."""
-        return root.used_bytes(f"/proc/{child}/root{root.SCRATCH}")
+        return filesystem.used_bytes(f"/proc/{child}/root{filesystem.SCRATCH}")
 
     def destroy(self, child: int) -> None:
         """Kill a program's reaper, with which the kernel kills the rest, and reap all children of this process.
@@ -167,7 +167,7 @@ def _while_left_behind(task: Callable[[int], None], step: Callable[[], None]) ->
         raise OSError(errno, os.strerror(errno), "writing uid_map or gid_map")
 
 
-def _go_on_as_first_process() -> None:
+def _continue_as_pid_1() -> None:
     """Fork: the child goes on, as pid 1 of the new pid namespace; the parent waits for its end."""
     child = os.fork()
     if child:

@@ -13,10 +13,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from . import confinement, landlock, linux, root
+from . import confinement, filesystem, linux
 from .cgroup import MemoryLimit
 
-_HUNT_SECONDS = 5.0
+_KILL_SECONDS = 5.0
 _COUNT_SECONDS = 0.5
 _MEASURE_SECONDS = 0.2
 _LISTS_CHILDREN = os.path.exists("/proc/thread-self/children")
@@ -38,21 +38,21 @@ class ProcessLevel:
 
     def __init__(self, settings: dict[str, Any], memory: MemoryLimit | None) -> None:
         self.memory = memory
-        self._readable = [*root.SYSTEM, *root.SETTINGS, *_READABLE, *settings["sources"]]
+        self._readable = [*filesystem.SYSTEM, *filesystem.ETC_FILES, *_READABLE, *settings["sources"]]
         self._scratch = ""
         self._next_measurement = 0.0
         self._numbers = itertools.count()
-        self._becomes_nobody = linux.may_become_nobody()
+        self._runs_as_nobody = linux.can_switch_to_nobody()
         # Nobody may not enter root's home. With a Python there, programs keep root's right to read, not that to write.
-        reads_by_right = not self._becomes_nobody or _nobody_enters(os.path.dirname(os.__file__))
+        reads_by_right = not self._runs_as_nobody or _nobody_can_enter(os.path.dirname(os.__file__))
         self._kept_capabilities = 0 if reads_by_right else linux.CAP_DAC_READ_SEARCH
-        if self._kept_capabilities and not landlock.available():
+        if self._kept_capabilities and not confinement.landlock_available():
             raise OSError(
                 errno.EACCES,
                 "programs would keep root's right to read every file, as this Python lies where nobody else may look "
                 "and the kernel has no Landlock; run as an ordinary user, or with a Python that all may read",
             )
-        self._user = linux.NOBODY if self._becomes_nobody else os.getuid()
+        self._user = linux.NOBODY if self._runs_as_nobody else os.getuid()
         self._threads, self._counted_at = 0, -math.inf
         self._folder = settings["folder"]
         if self._folder is not None:
@@ -64,7 +64,7 @@ class ProcessLevel:
         """Make the folder of one program."""
         folder = os.path.join(self._folder, str(next(self._numbers)))
         os.mkdir(folder, 0o700)
-        if self._becomes_nobody:
+        if self._runs_as_nobody:
             os.chown(folder, linux.NOBODY, linux.NOBODY)
         return folder
 
@@ -72,7 +72,7 @@ class ProcessLevel:
         """Remove it again."""
         remove_tree(self._scratch)
 
-    def scratch_use(self) -> tuple[int, int]:
+    def scratch_usage(self) -> tuple[int, int]:
         """Measure and count the files in the program's folder, now and then."""
         if time.monotonic() < self._next_measurement:
             return 0, 0
@@ -91,27 +91,27 @@ class ProcessLevel:
         self._next_measurement = 0.0
         return os.fork()
 
-    def furnish(self) -> None:
+    def set_up(self) -> None:
         """Go into the program's folder."""
         linux.set_dumpable(True)
-        confinement.offer_for_killing()
+        confinement.raise_oom_score()
         linux.die_with_parent(signal.SIGKILL)
         os.chdir(self._scratch)
         os.environ.update(HOME=self._scratch, TMPDIR=self._scratch)
 
-    def processes_allowed(self) -> int:
+    def process_limit(self) -> int:
         """Return the limit on the processes of the program's user, which counts all that this user runs."""
         if time.monotonic() - self._counted_at > _COUNT_SECONDS:
             self._threads, self._counted_at = _threads_of(self._user), time.monotonic()
         return self._threads + confinement.PROCESSES
 
-    def drop_rights(self) -> None:
+    def drop_privileges(self) -> None:
         """Give up the rights of root, and all files but those that a program needs."""
-        linux.drop_capability_bounds(self._kept_capabilities)
-        if self._becomes_nobody:
-            linux.become(linux.NOBODY, linux.NOBODY, self._kept_capabilities)
-        linux.forbid_new_privileges()
-        landlock.restrict(self._readable, [self._scratch, *_WRITABLE])
+        linux.drop_bounding_capabilities(self._kept_capabilities)
+        if self._runs_as_nobody:
+            linux.switch_user(linux.NOBODY, linux.NOBODY, self._kept_capabilities)
+        linux.set_no_new_privileges()
+        confinement.restrict_file_access(self._readable, [self._scratch, *_WRITABLE])
         linux.limit_capabilities(self._kept_capabilities)
         linux.set_dumpable(True)
 
@@ -124,7 +124,7 @@ class ProcessLevel:
 
         A group is killed at once, so that no fork escapes; a chain of processes that each make a new group may.
         """
-        give_up = time.monotonic() + _HUNT_SECONDS
+        give_up = time.monotonic() + _KILL_SECONDS
         while time.monotonic() < give_up:
             hunted = _descendants()
             for pid, group in hunted:
@@ -153,23 +153,23 @@ class BubblewrapLevel(ProcessLevel):
     def __init__(self, settings: dict[str, Any], memory: MemoryLimit | None) -> None:
         super().__init__(settings, memory)
         self._readable = ["/"]
-        self._emptied: list[str] = settings["writable"]
-        self._mounted = settings["sources"]
-        for folder in self._emptied:
+        self._writable: list[str] = settings["writable"]
+        self._kept = settings["sources"]
+        for folder in self._writable:
             os.chmod(folder, 0o1777)
 
     def make_scratch(self) -> str:
         """Name the folder of every program."""
-        return root.SCRATCH
+        return filesystem.SCRATCH
 
     def scratch_memory_bytes(self, child: int) -> int:
         """Measure the file systems that programs could write to."""
-        return sum(map(root.used_bytes, self._emptied))
+        return sum(map(filesystem.used_bytes, self._writable))
 
     def remove_scratch(self) -> None:
         """Empty what programs could write to."""
-        for folder in self._emptied:
-            empty_folder(folder, kept=self._mounted)
+        for folder in self._writable:
+            empty_folder(folder, kept=self._kept)
 
 
 def _make_folder(path: str) -> None:
@@ -299,11 +299,11 @@ def _threads_of(user: int) -> int:
     return threads
 
 
-def _nobody_enters(folder: str) -> bool:
+def _nobody_can_enter(folder: str) -> bool:
     child = os.fork()
     if child == 0:
         try:
-            linux.become(linux.NOBODY, linux.NOBODY)
+            linux.switch_user(linux.NOBODY, linux.NOBODY)
             os.stat(os.path.join(folder, "."))
             os._exit(0)
         finally:

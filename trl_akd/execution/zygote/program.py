@@ -1,5 +1,6 @@
 """What runs in a program's process: load the candidate, run what tests it, say how it ended."""
 
+import ast
 import atexit
 import builtins
 import contextlib
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
-from . import confinement, failure, plain, returns, strict, testing, verdict
+from . import confinement, exceptions, plain_data, strict, test_runner, verdict
 
 # Descriptors of a program's process; 0 to 2 are its standard streams.
 CANDIDATE_FD, TEXT_FD, OUTPUT_FD, VERDICT_FD = 3, 4, 5, 6
@@ -33,10 +34,10 @@ def main(mode: str, function: str | None, preamble: str, checks: dict[str, Any])
             `script`, standard input to standard output; `call`, one call of `function`.
         function (`str`, *optional*): name of the function or of `Solution`'s method, for `call`.
         preamble (`str`): imports to run in the candidate's namespace before it, for `script` and `call`.
-        checks (`dict`): what `testing.TestRun` needs to know of a test program.
+        checks (`dict`): what `test_runner.TestRun` needs to know of a test program.
     """
     # A program can walk up the stack and replace globals of these modules, but not the local names of frames.
-    report_passed, report_failed, exit_code, leave = verdict.send_passed, report, failure.exit_code, os._exit
+    report_passed, report_failed, exit_code, leave = verdict.send_passed, report, exceptions.exit_code, os._exit
     own_id, current_id = os.getpid(), os.getpid
     progress = Progress(lambda stage: verdict.send_stage(VERDICT_FD, stage))
     try:
@@ -45,7 +46,7 @@ def main(mode: str, function: str | None, preamble: str, checks: dict[str, Any])
         elif mode == "call":
             call(progress, function or "", preamble)
         elif mode == "strict":
-            run_strictly(progress, checks)
+            run_strict(progress, checks)
         else:
             run_test(progress, checks)
     except BaseException as error:
@@ -72,7 +73,7 @@ class Progress:
     def __init__(self, announce: Callable[[str], None]) -> None:
         self.script = os.path.join(os.getcwd(), sys.argv[0])
         self.stage = "compile"
-        self.sources: dict[str, failure.Source] = {}
+        self.sources: dict[str, exceptions.Source] = {}
         self._announce = announce
 
     def enter(self, stage: str) -> None:
@@ -83,7 +84,7 @@ class Progress:
     def compile(self, source: str, file: str) -> CodeType:
         """Compile a text; what Python refuses to compile is a SyntaxError, whatever it says."""
         self.enter("compile")
-        self.sources[file] = failure.Source("test" if file == TEST else "candidate", source)
+        self.sources[file] = exceptions.Source("test" if file == TEST else "candidate", source)
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
         try:
             return _compile(source, file, "exec", dont_inherit=True)
@@ -96,11 +97,11 @@ class Progress:
 
     def facts(self, error: BaseException) -> dict[str, Any]:
         """Return what is known of an exception, and give back the memory that it holds."""
-        confinement.leave_room_to_report()
+        confinement.raise_memory_limit()
         sys.settrace(None)
         sys.setprofile(None)
         sys.setrecursionlimit(max(1000, sys.getrecursionlimit()))
-        found = failure.facts(error, self.stage, self.sources)
+        found = exceptions.facts(error, self.stage, self.sources)
         error.__traceback__ = error.__context__ = None
         gc.collect()
         return found
@@ -108,7 +109,7 @@ class Progress:
 
 def run_test(progress: Progress, checks: dict[str, Any]) -> None:
     """Load the candidate as a module, then run the test program in its namespace, as the main program."""
-    run = testing.TestRun(checks, TEST, progress.script)
+    run = test_runner.TestRun(checks, TEST, progress.script)
     compile_test, execute = progress.compile, run.execute  # local names, as in `main`
     source = read_text(TEXT_FD)  # before the candidate could change what lies there
     module = load(progress)
@@ -117,7 +118,7 @@ def run_test(progress: Progress, checks: dict[str, Any]) -> None:
     execute(test, module)
 
 
-def run_strictly(progress: Progress, checks: dict[str, Any]) -> None:
+def run_strict(progress: Progress, checks: dict[str, Any]) -> None:
     """Load the candidate in another process, then run the test program here, on stand-ins for what it defines."""
 
     def serve(pipe: strict.Pipe) -> None:
@@ -125,7 +126,7 @@ def run_strictly(progress: Progress, checks: dict[str, Any]) -> None:
         try:
             module = load(own)
         except BaseException as error:
-            pipe.send({"facts": own.facts(error), "message": failure.safe_message(error)})
+            pipe.send({"facts": own.facts(error), "message": exceptions.safe_message(error)})
         else:
             own.stage = "test"
             strict.serve(pipe, module.__dict__, own.facts)
@@ -133,8 +134,8 @@ def run_strictly(progress: Progress, checks: dict[str, Any]) -> None:
     progress.enter("compile")
     pipe, candidate = strict.start_candidate(serve, closed_to_it=(TEXT_FD, VERDICT_FD))
     module = new_module("test", TEST)
-    module.__dict__.update(strict.namespace_of(pipe, candidate, progress.enter))
-    run = testing.TestRun(checks, TEST, progress.script)
+    module.__dict__.update(strict.receive_namespace(pipe, candidate, progress.enter))
+    run = test_runner.TestRun(checks, TEST, progress.script)
     test = progress.compile(read_text(TEXT_FD), TEST)  # read only now, where no candidate is
     progress.enter("test")
     run.execute(test, module)
@@ -146,20 +147,39 @@ def run_script(progress: Progress, preamble: str) -> None:
     try:
         code = progress.compile(source, progress.script)
     except SyntaxError as error:
-        if not returns.returns_at_top_level(error):
+        if error.msg != "'return' outside function":
             raise
-        code = returns.compile_with_returns(source, progress.script)
+        code = compile_with_returns(source, progress.script)
     progress.enter("test")
     try:
         sys.path.insert(0, os.path.dirname(progress.script))
         exec(code, new_module("__main__", progress.script, preamble).__dict__)
     except SystemExit as error:
-        if failure.exit_code(error) != 0:
+        if exceptions.exit_code(error) != 0:
             raise
     # Not after a failure: that is known, whatever threads and children would do before their end.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     flush_output()
+
+
+def compile_with_returns(source: str, file: str) -> CodeType:
+    """Compile a script in which a `return` at the top level ends it.
+
+    APPS's reference solutions contain such statements, as its harness runs them as functions.
+    """
+    tree = _ReturnsToExits().visit(ast.parse(source, file))
+    return compile(ast.fix_missing_locations(tree), file, "exec", dont_inherit=True)
+
+
+class _ReturnsToExits(ast.NodeTransformer):
+    def visit_Return(self, node: ast.Return) -> ast.Raise:
+        return ast.copy_location(ast.Raise(ast.Name("SystemExit", ast.Load())), node)
+
+    def _skip(self, node: ast.AST) -> ast.AST:
+        return node
+
+    visit_FunctionDef = visit_AsyncFunctionDef = visit_Lambda = visit_ClassDef = _skip
 
 
 def flush_output() -> None:
@@ -179,7 +199,7 @@ def call(progress: Progress, name: str, preamble: str) -> None:
     if function is None or (owner is module and is_given(function, name, preamble, progress)):
         raise NameError(f"name {name!r} is not defined", name=name)
     returned = function(*arguments)
-    data = memoryview(plain.encode(returned))
+    data = memoryview(plain_data.encode(returned))
     while data:
         data = data[os.write(OUTPUT_FD, data) :]
 
@@ -211,8 +231,8 @@ def load(progress: Progress, preamble: str = "") -> ModuleType:
     """Run the candidate's top level as a module, and undo what it did to the interpreter."""
     code = progress.compile(read_candidate(progress.script), progress.script)
     sys.path.insert(0, os.path.dirname(progress.script))
-    module = new_module(testing.CANDIDATE, progress.script, preamble)
-    namespace, restore, true_builtins = module.__dict__, remember_interpreter(), builtins
+    module = new_module(test_runner.CANDIDATE, progress.script, preamble)
+    namespace, restore, true_builtins = module.__dict__, snapshot_interpreter(), builtins
     progress.enter("load")
     exec(code, namespace)
     restore()
@@ -230,7 +250,7 @@ def new_module(name: str, file: str, preamble: str = "") -> ModuleType:
     return module
 
 
-def remember_interpreter() -> Callable[[], None]:
+def snapshot_interpreter() -> Callable[[], None]:
     """Return a function that undoes changes to what test programs rely on.
 
     The limit on recursion and signal handlers stay, as honest candidates set them for their own functions.
@@ -255,7 +275,7 @@ def report(error: BaseException, progress: Progress) -> None:
     """Send what is known of an exception: first facts, then its message, which the program itself may have to make."""
     verdict.send_failed(VERDICT_FD, progress.facts(error) | getattr(error, "candidate_facts", {}))
     text = getattr(error, "candidate_message", None)
-    verdict.send_message(VERDICT_FD, failure.safe_message(error) if text is None else text)
+    verdict.send_message(VERDICT_FD, exceptions.safe_message(error) if text is None else text)
 
 
 def read_candidate(script: str) -> str:

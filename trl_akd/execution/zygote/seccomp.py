@@ -119,7 +119,7 @@ _COMMON = {
 }
 
 
-def deny_list(machine: str, *, memory_is_counted: bool = True) -> bytes | None:
+def assemble_filter(machine: str, *, memory_is_counted: bool = True) -> bytes | None:
     """Assemble the filter, or return None where the machine's numbers are not known.
 
     Calls of another architecture (i386 and x32 on x86_64) are refused altogether, as their numbers differ. Socket

@@ -19,7 +19,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from . import failure, linux, plain
+from . import exceptions, linux, plain_data
 
 _LENGTH = struct.Struct("!I")
 _MAX_MESSAGE = 64 << 20
@@ -44,7 +44,7 @@ class Pipe:
         """Send a dict of plain data; a forked copy of the process that made this pipe ends instead."""
         if _own_id() != self._owner:
             _exit(0)
-        data = plain.encode(message)
+        data = plain_data.encode(message)
         view = memoryview(_LENGTH.pack(len(data)) + data)
         while view:
             view = view[_write(self._writer, view) :]
@@ -59,7 +59,7 @@ class Pipe:
         (length,) = _LENGTH.unpack(self._take(_LENGTH.size))
         if length > _MAX_MESSAGE:
             raise ValueError(f"a message of {length >> 20} MiB; at most {_MAX_MESSAGE >> 20} MiB go between processes")
-        message = plain.decode(self._take(length))
+        message = plain_data.decode(self._take(length))
         if not isinstance(message, dict):
             raise ValueError("a message that is no dict")
         return message
@@ -127,7 +127,7 @@ def serve(pipe: Pipe, namespace: dict[str, Any], describe: Callable[[BaseExcepti
             classes.append(name)
         else:
             with contextlib.suppress(TypeError, MemoryError):
-                if len(plain.encode(value)) <= _MAX_CONSTANT:
+                if len(plain_data.encode(value)) <= _MAX_CONSTANT:
                     constants[name] = value
     pipe.send({"functions": list(functions), "modules": modules, "constants": constants, "classes": classes})
     while True:
@@ -138,7 +138,7 @@ def serve(pipe: Pipe, namespace: dict[str, Any], describe: Callable[[BaseExcepti
         pipe.send(_answer(functions, request, describe))
 
 
-def namespace_of(pipe: Pipe, candidate: int, enter: Callable[[str], None]) -> dict[str, Any]:
+def receive_namespace(pipe: Pipe, candidate: int, enter: Callable[[str], None]) -> dict[str, Any]:
     """Wait for the candidate to load and return a namespace of stand-ins for what it defines: in the test's process.
 
     No name of a built-in is taken from a candidate, which could replace what the test judges by, as `abs`; save that
@@ -159,10 +159,10 @@ def namespace_of(pipe: Pipe, candidate: int, enter: Callable[[str], None]) -> di
         if module in sys.modules or module.partition(".")[0] in sys.stdlib_module_names:
             with contextlib.suppress(ImportError):
                 namespace[name] = importlib.import_module(module)  # this process's own, not the candidate's
-    namespace.update({name: _make_stand_in(pipe, candidate, name) for name in functions if len(functions) > 1})
+    namespace.update({name: _make_proxy(pipe, candidate, name) for name in functions if len(functions) > 1})
     namespace = {name: value for name, value in namespace.items() if not hasattr(builtins, name)}
     if len(functions) == 1:
-        namespace[functions[0]] = _make_stand_in(pipe, candidate, functions[0])
+        namespace[functions[0]] = _make_proxy(pipe, candidate, functions[0])
     return {name: value for name, value in namespace.items() if not name.startswith("__")}
 
 
@@ -187,29 +187,29 @@ def _answer(
     try:
         returned = functions[request["call"]](*arguments, **keywords)
     except BaseException as error:
-        return {"raised": describe(error), "message": failure.safe_message(error), "arguments": [arguments, keywords]}
+        return {"raised": describe(error), "message": exceptions.safe_message(error), "arguments": [arguments, keywords]}
     try:
-        plain.encode(returned)
-        plain.encode([arguments, keywords])
+        plain_data.encode(returned)
+        plain_data.encode([arguments, keywords])
     except (TypeError, MemoryError) as error:
         return {"refused": str(error) or "a value that is too large"}
     return {"returned": returned, "arguments": [arguments, keywords]}
 
 
-def _make_stand_in(pipe: Pipe, candidate: int, name: str) -> Callable[..., Any]:
-    def stand_in(*arguments: Any, **keywords: Any) -> Any:
+def _make_proxy(pipe: Pipe, candidate: int, name: str) -> Callable[..., Any]:
+    def proxy(*arguments: Any, **keywords: Any) -> Any:
         with contextlib.suppress(BrokenPipeError):  # receiving says more
             pipe.send({"call": name, "arguments": list(arguments), "keywords": keywords})
         answer = _receive(pipe, candidate)
         if "refused" in answer:
             raise TypeError(f"in strict mode only plain data crosses; {name} returned or changed {answer['refused']}")
-        _mirror([list(arguments), keywords], answer["arguments"])
+        _apply_changes([list(arguments), keywords], answer["arguments"])
         if "raised" in answer:
             raise _as_exception(answer["raised"], str(answer["message"]))
         return answer["returned"]
 
-    stand_in.__name__ = stand_in.__qualname__ = name
-    return stand_in
+    proxy.__name__ = proxy.__qualname__ = name
+    return proxy
 
 
 def _make_refusal(name: str) -> Callable[..., Any]:
@@ -235,7 +235,7 @@ def _as_exception(facts: dict[str, Any], message: str) -> BaseException:
     return error
 
 
-def _mirror(here: Any, there: Any) -> None:
+def _apply_changes(here: Any, there: Any) -> None:
     """Change containers as the candidate changed its copies of them."""
     if type(here) is not type(there):
         return
@@ -252,13 +252,13 @@ def _mirror(here: Any, there: Any) -> None:
         here[:] = there
     elif isinstance(here, tuple):
         for old, new in zip(here, there, strict=False):
-            _mirror(old, new)
+            _apply_changes(old, new)
 
 
 def _merged(old: Any, new: Any) -> Any:
     """Return the old object with the new content where it can be changed, else the new one."""
     if type(old) is type(new) and isinstance(old, list | dict | set | bytearray | tuple):
-        _mirror(old, new)
+        _apply_changes(old, new)
         return old if not isinstance(old, tuple) or old == new else new
     return new
 

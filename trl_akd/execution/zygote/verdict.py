@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-STAGE, PASSED, FAILED, MESSAGE, TROUBLE = b"S", b"P", b"F", b"M", b"T"
+STAGE, PASSED, FAILED, MESSAGE, SETUP_FAILED = b"S", b"P", b"F", b"M", b"T"
 NONCE_BYTES = SEAL_BYTES = 16
 MAX_FRAME = 16 << 10
 
@@ -41,9 +41,9 @@ class Frame:
     text: str
 
 
-def send_trouble(fd: int, reason: str) -> None:
+def send_setup_failed(fd: int, reason: str) -> None:
     """Say why the program cannot begin."""
-    _send(fd, TROUBLE, printable(reason))
+    _send(fd, SETUP_FAILED, printable(reason))
 
 
 def send_stage(fd: int, stage: str) -> None:
@@ -74,7 +74,7 @@ def seal(nonce: bytes) -> bytes:
 def parse(datagram: bytes, nonce: bytes) -> Frame | None:
     """Read a datagram; None if it is forged or broken."""
     kind, given, text = datagram[:1], datagram[1 : 1 + SEAL_BYTES], datagram[1 + SEAL_BYTES :]
-    if kind not in (STAGE, PASSED, FAILED, MESSAGE, TROUBLE) or (kind == PASSED and given != seal(nonce)):
+    if kind not in (STAGE, PASSED, FAILED, MESSAGE, SETUP_FAILED) or (kind == PASSED and given != seal(nonce)):
         return None
     return Frame(kind, text.decode(errors="replace"))
 

@@ -13,14 +13,14 @@ from itertools import chain
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from .checks import find_checks
+from .test_discovery import discover_tests
 from .worker import OUTPUT_BYTES, Case
-from .zygote import plain
+from .zygote import plain_data
 
-__all__ = ["Judgement", "Tests", "check_tests", "judge", "same_output"]
+__all__ = ["CaseRun", "Tests", "check_tests", "judge", "same_output"]
 
 Tests: TypeAlias = str | Mapping[str, Any]
-Judgement: TypeAlias = Generator[Case, dict[str, Any], dict[str, Any]]
+CaseRun: TypeAlias = Generator[Case, dict[str, Any], dict[str, Any]]
 
 _APPS_PREAMBLE = """\
 import collections, fractions, heapq, itertools, math, random, sys, time
@@ -47,8 +47,8 @@ _LIVECODEBENCH_PREAMBLE = "\n".join(
     ]
 )
 _TOLERANCE = 1e-6
-_SHOWN = 120
-_WHOLE = re.compile(r"[+-]?[0-9]+")
+_MAX_SHOWN = 120
+_INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def check_tests(tests: object, where: str) -> None:
                 raise TypeError(f"{where} has {kind} of type {type(value).__name__}; give texts or lists of lines.")
 
 
-def judge(candidate: str, tests: Tests, *, strict: bool, fail_fast: bool) -> Judgement:
+def judge(candidate: str, tests: Tests, *, strict: bool, fail_fast: bool) -> CaseRun:
     """Yield the cases to run, be sent what came of each, and return the fields of the result.
 
     Args:
@@ -107,7 +107,7 @@ def judge(candidate: str, tests: Tests, *, strict: bool, fail_fast: bool) -> Jud
         fail_fast (`bool`): whether to leave out the cases after the first that fails.
     """
     if isinstance(tests, str):
-        checks = find_checks(tests)
+        checks = discover_tests(tests)
         if checks.unrunnable:
             return {"status": "infra_error", "message": checks.unrunnable, "tests_total": 1}
         outcome = yield Case(candidate, "strict" if strict else "test", tests, checks=checks)
@@ -202,7 +202,7 @@ def _compare(
             return outcome
         return _wrong(outcome, f"case {number}: printed {_shorten(printed)}, not {_shorten(expected)}")
     try:
-        returned = plain.decode(data)
+        returned = plain_data.decode(data)
         if _same_value(returned, wanted, wrapped=harness.wrapped):
             return outcome
     except (ValueError, RecursionError) as error:
@@ -240,7 +240,7 @@ def _with_lists(value: Any) -> Any:
 def _same_word(left: str, right: str) -> bool:
     if left == right:
         return True
-    if _WHOLE.fullmatch(left) and _WHOLE.fullmatch(right):
+    if _INTEGER.fullmatch(left) and _INTEGER.fullmatch(right):
         return left.lstrip("+") == right.lstrip("+")
     try:
         numbers = float(left), float(right)
@@ -275,5 +275,5 @@ def _is_lines(value: object) -> bool:
 
 
 def _shorten(value: object) -> str:
-    text = repr(value[:_SHOWN] if isinstance(value, str) else value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    text = repr(value[:_MAX_SHOWN] if isinstance(value, str) else value)
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"

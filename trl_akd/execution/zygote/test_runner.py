@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import CodeType, ModuleType
 from typing import Any
 
-from . import failure
+from . import exceptions
 
 CANDIDATE = "candidate"
 _MAIN = "__main__"
@@ -68,7 +68,7 @@ class TestRun:
 
     def _ends_itself(self, error: SystemExit) -> bool:
         """Tell whether a line of the test program's own, and nothing of the candidate's, ends it with status 0."""
-        if failure.exit_code(error) != 0 or self._passes_candidate(error):
+        if exceptions.exit_code(error) != 0 or self._passes_candidate(error):
             return False
         place = None
         trace = error.__traceback__

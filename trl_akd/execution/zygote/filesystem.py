@@ -9,7 +9,7 @@ from . import confinement, linux
 SCRATCH = "/tmp"
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
-SETTINGS = ("/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
+ETC_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _DEVICE_LINKS = {
     "fd": "/proc/self/fd",
@@ -30,7 +30,7 @@ _FLAGS = {
 }
 
 
-def enter_white_list(extra: Iterable[str], user: int, group: int) -> None:
+def enter_private_root(extra: Iterable[str], user: int, group: int) -> None:
     """Build the new root and make it this mount namespace's, with an own /proc and nothing writable.
 
     Args:
@@ -56,7 +56,7 @@ def enter_white_list(extra: Iterable[str], user: int, group: int) -> None:
     linux.pivot_root_here()
 
 
-def seal() -> None:
+def remount_read_only() -> None:
     """Make every mount read-only, and all but the devices' nodev."""
     with open("/proc/self/mountinfo") as lines:
         fields = [line.split() for line in lines]
@@ -67,7 +67,7 @@ def seal() -> None:
         linux.mount("none", path, flags=linux.MS_REMOUNT | linux.MS_BIND | wanted | sum(set(kept)) & ~wanted)
 
 
-def mount_private_parts(extra: Iterable[str]) -> None:
+def mount_program_folders(extra: Iterable[str]) -> None:
     """Give one program its own /proc and its own scratch folder; what is to be seen inside that folder stays."""
     flags = linux.MS_NOSUID | linux.MS_NODEV
     inside = {path: os.open(path, os.O_PATH) for path in extra if path.startswith(f"{SCRATCH}/")}
@@ -93,7 +93,7 @@ def _open_sources(extra: Iterable[str]) -> tuple[dict[str, str], dict[str, int]]
     """Return links to copy, by path, and descriptors of what to bind, by path, parents first."""
     links = {path: os.readlink(path) for path in SYSTEM if os.path.islink(path)}
     devices = [f"/dev/{name}" for name in _DEVICES]
-    wanted = {path for path in (*SYSTEM, *SETTINGS, *devices) if path not in links and os.path.exists(path)}
+    wanted = {path for path in (*SYSTEM, *ETC_FILES, *devices) if path not in links and os.path.exists(path)}
     wanted.update(extra)
     opened: dict[str, int] = {}
     for path in sorted(wanted):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
-__all__ = ["Checks", "find_checks"]
+__all__ = ["DiscoveredTests", "discover_tests"]
 
 _MAY_DEFINE_CHECKS = re.compile(
     r"^\s*(?:async\s+)?def\s+test|^\s*class\s|\b(?:unittest|pytest|SystemExit|exit|quit)\b", re.M
@@ -23,7 +23,7 @@ _Definition: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 @dataclass(frozen=True)
-class Checks:
+class DiscoveredTests:
     """What a test program leaves to a test runner.
 
     Args:
@@ -45,24 +45,24 @@ class Checks:
 
 
 @lru_cache(maxsize=256)
-def find_checks(test: str) -> Checks:
+def discover_tests(test: str) -> DiscoveredTests:
     """Find the checks of a test program that it defines and does not run.
 
     Example:
         ```python
-        >>> find_checks("def test_double():\\n    assert double(2) == 4").functions
+        >>> discover_tests("def test_double():\\n    assert double(2) == 4").functions
         ('test_double',)
-        >>> find_checks("def test_double():\\n    assert double(2) == 4\\ntest_double()").functions
+        >>> discover_tests("def test_double():\\n    assert double(2) == 4\\ntest_double()").functions
         ()
 
         ```
     """
     if not _MAY_DEFINE_CHECKS.search(test):
-        return Checks()
+        return DiscoveredTests()
     try:
         tree = ast.parse(test)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return Checks()  # compiling it says why
+        return DiscoveredTests()  # compiling it says why
     nodes = list(ast.walk(tree))
     names = _imported_names(nodes)
     called = {_dotted(node.func, names) for node in nodes if isinstance(node, ast.Call)}
@@ -75,7 +75,7 @@ def find_checks(test: str) -> Checks:
         or (isinstance(node, ast.ClassDef) and node.name.startswith("Test") and _test_methods(node))
     ]
     left = [] if referred & _LOOKS_NAMES_UP else [node for node in functions if node.name not in referred]
-    return Checks(
+    return DiscoveredTests(
         functions=tuple(dict.fromkeys(node.name for node in left)),
         runners=tuple(name for name in ("unittest", "pytest") if name in test),
         exits=tuple(_place(node) for node in nodes if _is_exit(node, names)),

@@ -20,13 +20,14 @@ FILE_BYTES = 64 << 20
 PROCESSES = 128
 SCRATCH_BYTES = 64 << 20
 SCRATCH_FILES = 4096
-_OPEN_FILES = {True: 256, False: 128}  # where a control group counts the kernel's memory, and where none does
+_OPEN_FILES = {True: 256, False: 128}  # with and without a control group that counts kernel memory
 _STACK_BYTES = 64 << 20
 _REPORT_BYTES = 16 << 20
 
-HAS_SYSCALL_FILTER = seccomp.assemble_filter(os.uname().machine) is not None
-_SYSCALL_FILTERS = {counted: seccomp.assemble_filter(os.uname().machine, memory_is_counted=counted) for counted in (False, True)}
-_CORES = os.cpu_count() or 1
+_SYSCALL_FILTERS = {
+    counted: seccomp.assemble_filter(os.uname().machine, memory_is_counted=counted) for counted in (False, True)
+}
+HAS_SYSCALL_FILTER = _SYSCALL_FILTERS[True] is not None
 _MAX_OOM_SCORE = 1000
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
@@ -44,14 +45,16 @@ _SCOPE_VERSION, _ALL_SCOPES = 6, 0b11  # abstract sockets, signals
 
 
 @lru_cache(maxsize=8)
-def resource_limits(memory_bytes: int, timeout: float, processes: int, memory_is_counted: bool) -> list[tuple[int, int, int]]:
-    """Return resource limits as kind, soft limit and hard limit, each at most the one already in force.
+def resource_limits(
+    memory_bytes: int, timeout: float, processes: int, memory_is_counted: bool
+) -> list[tuple[int, int, int]]:
+    """Return resource limits as kind, soft limit and hard limit, none above the current hard limit.
 
     Args:
-        memory_bytes (`int`): address space of each process; a little more, above the soft limit, is for reporting.
-        timeout (`float`): limit in seconds on the processor time of all processes together.
-        processes (`int`): processes and threads at once.
-        memory_is_counted (`bool`): whether a control group counts what sockets and pipes hold.
+        memory_bytes (`int`): Address space of each process; the hard limit leaves some more for reporting.
+        timeout (`float`): Limit in seconds on the processor time of all processes together.
+        processes (`int`): Maximum number of processes and threads.
+        memory_is_counted (`bool`): Whether a control group counts the memory of sockets and pipes.
     """
     return [
         _lowered(resource.RLIMIT_AS, memory_bytes, memory_bytes + _REPORT_BYTES),
@@ -65,27 +68,27 @@ def resource_limits(memory_bytes: int, timeout: float, processes: int, memory_is
 
 
 def set_resource_limits(wanted: list[tuple[int, int, int]]) -> None:
-    """Set resource limits for this process and those that it forks."""
+    """Set resource limits for this process and its future children."""
     for kind, soft, hard in wanted:
         try:
             resource.setrlimit(kind, (soft, hard))
         except (OSError, ValueError):
-            if sys.platform == "linux":  # macOS knows some of these limits by name only
+            if sys.platform == "linux":  # macOS does not implement all of these limits
                 raise
 
 
 def raise_memory_limit() -> None:
-    """Raise the limit on memory to the hard one, for the process's own last words."""
+    """Raise the limit on memory to the hard limit, so that the process can report a MemoryError."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
 def install_syscall_filter(memory_is_counted: bool) -> None:
-    """Refuse the system calls that no honest program misses, where their numbers are known.
+    """Install the filter of system calls, on architectures that have one.
 
     Args:
-        memory_is_counted (`bool`): whether a control group counts the memory that processes share; else mappings of
-            it are kept small, and there are no huge pages.
+        memory_is_counted (`bool`): Whether a control group counts shared memory. If not, shared mappings are limited
+            in size, and huge pages are disabled.
     """
     if not memory_is_counted:
         linux.disable_huge_pages()
@@ -95,17 +98,17 @@ def install_syscall_filter(memory_is_counted: bool) -> None:
 
 
 def raise_oom_score(score: int = _MAX_OOM_SCORE, proc: int | None = None) -> None:
-    """Have the kernel end this process before others, should the machine run out of memory.
+    """Make the kernel prefer this process when it kills processes for lack of memory.
 
     Args:
-        score (`int`, *optional*, defaults to `1000`): as in /proc/self/oom_score_adj; never lowered.
-        proc (`int`, *optional*): descriptor of a /proc that can be written to.
+        score (`int`, *optional*, defaults to `1000`): Minimum value of /proc/self/oom_score_adj.
+        proc (`int`, *optional*): Descriptor of a writable /proc.
     """
     path = "/proc/self/oom_score_adj" if proc is None else "self/oom_score_adj"
     try:
         file = os.open(path, os.O_RDWR, dir_fd=proc)
     except FileNotFoundError:
-        return  # no Linux
+        return  # not Linux
     try:
         if score == _MAX_OOM_SCORE or int(os.read(file, 16)) < score:
             os.write(file, str(score).encode())
@@ -114,16 +117,16 @@ def raise_oom_score(score: int = _MAX_OOM_SCORE, proc: int | None = None) -> Non
 
 
 def landlock_available() -> bool:
-    """Tell whether the kernel knows Landlock."""
+    """Whether the kernel supports Landlock."""
     return _landlock_version() >= 1
 
 
 def restrict_file_access(readable: Iterable[str], writable: Iterable[str]) -> bool:
-    """Leave this process the files below some paths, and of other processes none; tell whether the kernel could.
+    """Restrict this process to the files below some paths by Landlock; return whether the kernel supports that.
 
     Args:
-        readable (`Iterable[str]`): what may be read and executed.
-        writable (`Iterable[str]`): what may be changed too.
+        readable (`Iterable[str]`): Paths that may be read and executed.
+        writable (`Iterable[str]`): Paths that may also be changed.
     """
     version = _landlock_version()
     if version < 1:
@@ -152,7 +155,7 @@ def _allow_path(rules: int, path: str, rights: int) -> None:
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
-        return  # what is not there needs no leave
+        return  # the path does not exist
     if not stat.S_ISDIR(os.fstat(fd).st_mode):
         rights &= _FILE_RIGHTS
     rule = ctypes.create_string_buffer(struct.pack("=Qi", rights, fd))

@@ -1,8 +1,4 @@
-"""A program from start to end, as its helper sees it.
-
-helper ── program ── whatever it starts
-  └<── verdict: "it passed, nonce …" ── or its end, or a limit
-"""
+"""Supervision of one program by its helper: start, limits, verdict and end."""
 
 import fcntl
 import os
@@ -20,61 +16,61 @@ from .cgroup import MAX_LEFT_OVER_BYTES, MemoryLimit
 
 _SETUP_SECONDS = 30.0
 _MESSAGE_SECONDS = 1.0
-_MAX_PAUSE = 0.05  # between two looks at what a program has used
+_MAX_PAUSE = 0.05  # between two checks of the limits
 _MIN_PAUSE = 0.005
-_PAUSE_WITHOUT_CGROUP = {False: 0.01, True: 0.003}  # of one process, and of several, which fill memory faster
+_PAUSE_WITHOUT_CGROUP = {False: 0.01, True: 0.003}  # for one process, and for several, which fill memory faster
 _CORES = os.cpu_count() or 1
 _CREDENTIALS = struct.Struct("3i")
 _PASSES_CREDENTIALS = hasattr(socket, "SO_PASSCRED")
 
 
 class Level(Protocol):
-    """What differs between levels of isolation."""
+    """Operations that differ between isolation levels."""
 
     memory: MemoryLimit | None
 
     def fork(self) -> int:
-        """Fork a program's process: return its id, or 0 in that process."""
+        """Fork the process of a program; return its id, or 0 in that process."""
 
     def set_up(self) -> None:
-        """Give the program what is its own; called in its process."""
+        """Set up the private folders of the program; called in its process."""
 
     def process_limit(self) -> int:
-        """Return the limit on the processes of the program's user."""
+        """Return the limit on the number of processes of the program's user."""
 
     def drop_privileges(self) -> None:
-        """Give up what a helper may do and a program may not."""
+        """Drop the privileges that the helper has and a program must not have."""
 
     def processes(self) -> Iterable[int]:
         """List the program's processes."""
 
     def scratch_usage(self) -> tuple[int, int]:
-        """Measure the program's files in bytes, and count them, where nothing else limits them."""
+        """Return the size in bytes and the number of the program's files, or zeros if the file system limits them."""
 
     def scratch_memory_bytes(self, child: int) -> int:
-        """Measure the memory that the program's files take up."""
+        """Return the bytes of memory that the program's files use."""
 
     def destroy(self, child: int) -> None:
-        """End all of the program's processes, whose first is a child of this one, and remove what it left."""
+        """Kill all processes of the program, whose first is `child`, and remove its files."""
 
     def close(self) -> None:
-        """Remove what the helper itself left."""
+        """Remove the files of the helper."""
 
 
 class CallerDisconnected(Exception):
-    """The caller has ended or hung up."""
+    """The caller has ended or disconnected."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """How to run a program; the files are those of `program`, from CANDIDATE_FD to OUTPUT_FD."""
+    """Request to run a program; `files` become its descriptors from CANDIDATE_FD to OUTPUT_FD (see `program`)."""
 
     mode: str
     timeout: float
     memory_bytes: int
     function: str | None
     preamble: str
-    checks: dict[str, Any]
+    discovered: dict[str, Any]
     files: list[int]
 
 
@@ -82,19 +78,19 @@ def run(level: Level, job: Job, caller: list[int]) -> dict[str, Any]:
     """Run a program and return the fields of its result.
 
     Args:
-        caller (`list[int]`): descriptors that become readable when nobody waits for the result any more.
+        caller (`list[int]`): Descriptors that become readable when the caller ends or disconnects.
 
     Raises:
-        CallerDisconnected: If one of them does. The program is dead by then.
+        CallerDisconnected: If one of them becomes readable. The program has been killed by then.
     """
     try:
         if level.memory is not None:
-            if (left := level.memory.left_over_bytes()) > MAX_LEFT_OVER_BYTES:  # a fresh helper has a group of its own
+            if (left := level.memory.left_over_bytes()) > MAX_LEFT_OVER_BYTES:  # a new helper gets a new group
                 return {"status": "infra_error", "message": f"earlier programs left {left >> 20} MiB in /dev/shm"}
             level.memory.allow(job.memory_bytes)
-        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        with ours, its:
-            return _start_and_watch(level, job, ours, its, caller)
+        receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with receiver, sender:
+            return _start_and_monitor(level, job, receiver, sender, caller)
     except OSError as error:
         return {"status": "infra_error", "message": f"the program cannot be started ({error})"}
     finally:
@@ -102,27 +98,27 @@ def run(level: Level, job: Job, caller: list[int]) -> dict[str, Any]:
             os.close(file)
 
 
-def _start_and_watch(
-    level: Level, job: Job, ours: socket.socket, its: socket.socket, caller: list[int]
+def _start_and_monitor(
+    level: Level, job: Job, receiver: socket.socket, sender: socket.socket, caller: list[int]
 ) -> dict[str, Any]:
     if _PASSES_CREDENTIALS:
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     counted = level.memory is not None
     limits = confinement.resource_limits(job.memory_bytes, job.timeout, level.process_limit(), counted)
-    child = level.fork()  # whatever can be done before is cheaper there
+    child = level.fork()  # preparing the limits before the fork is faster
     if child == 0:
-        _run_program(level, job, limits, its.fileno())
+        _run_program(level, job, limits, sender.fileno())
     try:
-        its.close()
-        nonce = os.urandom(verdict.NONCE_BYTES)  # made after the fork, so that no copy of it is in the program
-        ours.send(nonce)
-        return _Monitor(level, job, child, ours, nonce, caller).wait()
+        sender.close()
+        nonce = os.urandom(verdict.NONCE_BYTES)  # made after the fork, so that the program's memory has no copy
+        receiver.send(nonce)
+        return _Monitor(level, job, child, receiver, nonce, caller).wait()
     finally:
         level.destroy(child)
 
 
 class _Monitor:
-    """Follow one program: the only place where a result's status is decided."""
+    """Monitor of one program, which decides the status of its result."""
 
     def __init__(
         self, level: Level, job: Job, child: int, verdicts: socket.socket, nonce: bytes, caller: list[int]
@@ -135,10 +131,10 @@ class _Monitor:
         self._started = self._checked_at = time.monotonic()
         self._next_check = self._started + _SETUP_SECONDS
         self._pause = self._used = self._idle = 0.0
-        self._own_cpu = time.process_time()  # what looks have taken of the processor
+        self._own_cpu = time.process_time()  # processor time of the checks
 
     def wait(self) -> dict[str, Any]:
-        """Return the result's fields as soon as they are known."""
+        """Return the fields of the result as soon as they are known."""
         ended = os.pidfd_open(self._child) if hasattr(os, "pidfd_open") else None
         try:
             poll = select.poll()
@@ -147,20 +143,20 @@ class _Monitor:
             while True:
                 wait = max(0.0, self._next_check - time.monotonic())
                 ready = {fd for fd, _ in poll.poll(min(wait, _MAX_PAUSE if ended is None else wait) * 1000)}
-                if (result := self._next(ready, ended)) is not None:
+                if (result := self._handle(ready, ended)) is not None:
                     return result
         finally:
             if ended is not None:
                 os.close(ended)
 
-    def _next(self, ready: set[int], ended: int | None) -> dict[str, Any] | None:
+    def _handle(self, ready: set[int], ended: int | None) -> dict[str, Any] | None:
         if ready.intersection(self._caller):
             raise CallerDisconnected
-        if time.monotonic() >= self._next_check:  # first, as frames may come without end
+        if time.monotonic() >= self._next_check:  # first, as a program may send frames forever
             return self._check_limits()
         if self._verdicts.fileno() in ready:
             return self._handle_frame()
-        if ended is None or ended in ready:  # after all frames, as the last of them may be the verdict
+        if ended is None or ended in ready:  # after all frames, as the last one may be the verdict
             return self._handle_exit()
         return None
 
@@ -203,10 +199,10 @@ class _Monitor:
         return self._verdict("failed", ending="signal", signal=end.si_status, message=message)
 
     def _check_limits(self) -> dict[str, Any] | None:
-        """Compare what the program has used with its limits, and decide when to look again."""
+        """Compare the resources used by the program with its limits, and schedule the next check."""
         if self._stage is None:
             return self._result("infra_error", message=f"the program did not begin within {_SETUP_SECONDS:g} s")
-        now, looking = time.monotonic(), time.process_time()
+        now, own_cpu = time.monotonic(), time.process_time()
         processes = list(self._level.processes())
         if result := self._over_memory(processes) or self._over_scratch():
             return result
@@ -215,9 +211,9 @@ class _Monitor:
         if used >= self._job.timeout:
             return self._timed_out("of processor time")
         if not runnable and used <= self._used:
-            expected = self._pause + looking - self._own_cpu  # the last look itself, and the pause after it
-            self._idle += min(now - self._checked_at, 2 * expected)  # late looks are the machine's fault
-        self._checked_at, self._used, self._own_cpu = now, used, looking
+            expected = self._pause + own_cpu - self._own_cpu  # the last check and the pause after it
+            self._idle += min(now - self._checked_at, 2 * expected)  # a check may be late because the machine is busy
+        self._checked_at, self._used, self._own_cpu = now, used, own_cpu
         if self._idle >= metering.IDLE_FACTOR * self._job.timeout:
             return self._timed_out("idle")
         if elapsed >= metering.max_wall_seconds(self._job.timeout):
@@ -234,7 +230,7 @@ class _Monitor:
         self._next_check = time.monotonic() + self._pause
 
     def _verdict(self, status: str, **fields: Any) -> dict[str, Any]:
-        """Return a verdict, unless a limit was passed since the last look."""
+        """Return a verdict, unless a limit was exceeded since the last check."""
         if (killed := self._killed_for_memory()) is not None:
             return killed
         elapsed = time.monotonic() - self._started
@@ -263,7 +259,7 @@ class _Monitor:
     def _killed_for_memory(self) -> dict[str, Any] | None:
         if self._level.memory is None or not self._level.memory.exceeded():
             return None
-        return self._out_of_memory("used more memory in all its processes than is allowed")
+        return self._out_of_memory("used more memory in all its processes than allowed")
 
     def _out_of_memory(self, message: str) -> dict[str, Any]:
         message = f"{message}; {self._job.memory_bytes >> 20} MiB are allowed"
@@ -285,7 +281,7 @@ class _Monitor:
 
 
 def _run_program(level: Level, job: Job, limits: list[tuple[int, int, int]], verdict_fd: int) -> NoReturn:
-    """Prepare the surroundings, then become the program."""
+    """Set up the sandbox of this process, then run the program."""
     try:
         level.set_up()
         _arrange_descriptors(job, verdict_fd)
@@ -293,19 +289,19 @@ def _run_program(level: Level, job: Job, limits: list[tuple[int, int, int]], ver
         os.setsid()
         confinement.set_resource_limits(limits)
         level.drop_privileges()
-        linux.die_with_parent(signal.SIGKILL)  # where no namespace sees to that, should the helper be killed
+        linux.die_with_parent(signal.SIGKILL)  # for levels without a pid namespace
         confinement.install_syscall_filter(memory_is_counted=level.memory is not None)
     except BaseException as error:
         verdict.send_setup_failed(verdict_fd, f"{type(error).__name__}: {error}")
         os._exit(1)
-    program.main(job.mode, job.function, job.preamble, job.checks)
+    program.main(job.mode, job.function, job.preamble, job.discovered)
 
 
 def _arrange_descriptors(job: Job, verdict_fd: int) -> None:
-    """Keep what the program needs, at numbers it knows, and close all else."""
+    """Move the descriptors that the program needs to their fixed numbers, and close all others."""
     wanted = dict(zip((program.CANDIDATE_FD, program.TEXT_FD, program.OUTPUT_FD), job.files, strict=False))
     wanted[program.VERDICT_FD] = verdict_fd
-    wanted[2] = 1  # nowhere, as the helper's own output
+    wanted[2] = 1  # /dev/null, as for the output of the helper
     if job.mode == "script":
         wanted[0], wanted[1] = wanted.pop(program.TEXT_FD), wanted.pop(program.OUTPUT_FD)
     copies = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, program.LAST_FD + 1) for number, fd in wanted.items()}
@@ -332,7 +328,7 @@ def _signal_name(number: int) -> str:
 
 
 def _receive(verdicts: socket.socket) -> tuple[bytes, int | None]:
-    """Receive a datagram and the id of the process that sent it, by the kernel's word; None where it gives none."""
+    """Receive a datagram and the sender's process id from the kernel, or None on systems without that."""
     datagram, notes, _, _ = verdicts.recvmsg(verdict.MAX_FRAME, socket.CMSG_SPACE(_CREDENTIALS.size))
     for _, kind, data in notes:
         if _PASSES_CREDENTIALS and kind == socket.SCM_CREDENTIALS:

@@ -105,6 +105,16 @@ def test_split_does_not_matter_for_token_normalization(
     assert_same(train(backend, batch, accumulation, **settings), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "batch", "accumulation"), [("ddp", 1, 2), ("zero3", 1, 2)])
+def test_split_does_not_matter_for_a_divergence_by_autograd(
+    train: Train, backend: str, batch: int, accumulation: int
+) -> None:
+    expected = train(divergence="jsd")
+    assert expected.series("loss") == pytest.approx(expected.series("kd/divergence"))
+    assert_same(train(backend, batch, accumulation, divergence="jsd"), expected)
+
+
 @pytest.mark.parametrize(("backend", "batch"), [("single", 4), ("ddp", 2), ("zero2", 2), ("zero3", 2)])
 def test_resumed_run_is_the_uninterrupted_run(train: Train, backend: str, batch: int) -> None:
     unbroken = train(backend, batch)

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..codeplan.plan_config import PlanSamplingConfig
 from ..codeplan.plan_curve import pass_at_k_by_plans, top_k_by_plans
 from ..codeplan.plan_head import PlanHeadGenerator, find_plan_head, load_plan_head
 from ..codeplan.plan_sampling import PlanSampler, PlanSamplingResult
-from ..codeplan.plan_sampling_config import PlanSamplingConfig
 from ..codeplan.ranker import Ranker
 from ..codeplan.task_prompts import TaskPrompting
 from ..execution import CodeExecutor

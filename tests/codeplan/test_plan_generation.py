@@ -10,8 +10,8 @@ import pytest
 
 from tests.codeplan.scripted import Scripted, data
 from trl_akd.cli.plans import read_rows
+from trl_akd.codeplan.plan_config import PlanGenerationConfig
 from trl_akd.codeplan.plan_generation import PlanGenerator
-from trl_akd.codeplan.plan_generation_config import PlanGenerationConfig
 from trl_akd.codeplan.plan_prompts import PLAN_PROMPTS, PLAN_STOP
 from trl_akd.data.sources import load
 from trl_akd.generation import Completion, GenerationError

@@ -237,7 +237,7 @@ def test_loading_into_a_head_that_an_adapter_froze(base: Path, tmp_path: Path):
 def test_an_adapter_that_reaches_into_the_plan_head(trainer, base: Path, settings):
     model = AutoModelForCausalLM.from_pretrained(base)
     add_plan_head(model)
-    with pytest.raises(ValueError, match="the plan head carries a PEFT adapter"):
+    with pytest.raises(ValueError, match="the plan head has a PEFT adapter"):
         trainer(model, peft_config=lora(**settings))
 
 
@@ -293,7 +293,9 @@ def test_a_plan_head_that_is_lost_is_missed(trainer, base: Path, tmp_path: Path,
     assert find_plan_head(str(folder)) == folder / PLAN_HEAD_FILE
     (folder / PLAN_HEAD_FILE).unlink()
     for use in (find_plan_head, lambda name: trainer(name), lambda name: trainer(name, plan_head="shared")):
-        with pytest.raises(ValueError, match=r"was trained with a plan head .* but its plan_head.safetensors is not"):
+        with pytest.raises(
+            ValueError, match=r"was trained with a plan head .* but its plan_head.safetensors is missing"
+        ):
             use(str(folder))
     if "adapter" not in kind:
         with pytest.raises(ValueError, match="declares a plan head, but the model has none; call `load_plan_head"):

@@ -16,7 +16,7 @@ from tests.codeplan.scripted import data
 from tests.invariant.launch import ROOT, accelerate_config
 from trl_akd.cli import plans
 from trl_akd.cli.errors import run
-from trl_akd.codeplan.plan_generation_config import PlanGenerationConfig
+from trl_akd.codeplan.plan_config import PlanGenerationConfig
 from trl_akd.codeplan.ranker_config import RankerBenchmark, RankerData, RankerModel, RankerRanking
 
 

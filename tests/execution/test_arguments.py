@@ -199,10 +199,10 @@ def test_packages(level: str) -> None:
 
 
 def test_a_python_that_only_root_reads_is_refused_without_landlock(monkeypatch: pytest.MonkeyPatch) -> None:
-    from trl_akd.execution.zygote import landlock, linux, processes
+    from trl_akd.execution.zygote import confinement, linux, processes
 
-    monkeypatch.setattr(processes, "_nobody_enters", lambda folder: False)
-    monkeypatch.setattr(linux, "may_become_nobody", lambda: True)
-    monkeypatch.setattr(landlock, "available", lambda: False)
+    monkeypatch.setattr(processes, "_nobody_can_enter", lambda folder: False)
+    monkeypatch.setattr(linux, "can_switch_to_nobody", lambda: True)
+    monkeypatch.setattr(confinement, "landlock_available", lambda: False)
     with pytest.raises(OSError, match="keep root's right to read every file"):
         processes.ProcessLevel({"sources": [], "folder": None}, None)

@@ -171,7 +171,7 @@ ERRORS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "silent text": (
         "class E(Exception):\n    def __str__(self): raise self\nraise E",
         "",
-        {"error_type": "E", "message": "(its text cannot be made: E)"},
+        {"error_type": "E", "message": "(its text is not available: E)"},
     ),
 }
 

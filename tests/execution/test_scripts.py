@@ -9,7 +9,7 @@ import pytest
 from tests.execution.conftest import Judge
 from tests.execution.surroundings import DATA, linux_only
 from trl_akd.execution import CodeExecutor
-from trl_akd.execution.judging import same_output
+from trl_akd.execution.test_cases import same_output
 
 pytestmark = linux_only
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.execution.surroundings import linux_only
 from trl_akd.execution import CodeExecutor
-from trl_akd.execution.checks import find_checks
+from trl_akd.execution.test_discovery import discover_tests
 
 pytestmark = linux_only
 
@@ -116,7 +116,7 @@ def test_no_check_of_any_kind_is_forged(by_mode: CodeExecutor) -> None:
 @pytest.mark.parametrize(
     ("test", "reason"),
     [
-        ("def test_it(x):\n    assert solve(x) == 4", r"test_it in the test takes x, which pytest would give"),
+        ("def test_it(x):\n    assert solve(x) == 4", r"test_it in the test takes x, which only pytest can supply"),
         ("def test_it(*, x, y=1):\n    assert solve(x) == 4", "test_it in the test takes x, "),
         ("class TestIt:\n    def test_it(self, x):\n        assert solve(x)", "test_it in the test takes x, "),
         (
@@ -124,7 +124,7 @@ def test_no_check_of_any_kind_is_forged(by_mode: CodeExecutor) -> None:
             "setup_method in the test",
         ),
         ("def setup_function(): pass\ndef test_it(): assert solve(2) == 4", "setup_function in the test"),
-        ("import pytest\n@pytest.mark.skip\ndef test_it(): assert 0", "test_it in the test is marked for pytest"),
+        ("import pytest\n@pytest.mark.skip\ndef test_it(): assert 0", "test_it in the test has a pytest mark"),
         ("import unittest\nunittest.main()", "calls unittest.main.. and defines no TestCase"),
         ("from unittest import main as run\ndef f(): pass\nrun()", "calls unittest.main.. and defines no TestCase"),
         ("import pytest\nassert solve(2) == 4\npytest.main()", "calls pytest.main.. and defines no test function"),
@@ -152,4 +152,4 @@ def test_checks_that_nothing_here_can_run_are_named(test: str, reason: str) -> N
     ],
 )
 def test_functions_left_to_a_runner(test: str, functions: tuple[str, ...]) -> None:
-    assert find_checks(test).functions == functions
+    assert discover_tests(test).functions == functions

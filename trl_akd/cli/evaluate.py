@@ -18,7 +18,7 @@ from .command import make_accelerator, require_one_process, start
 from .errors import run
 
 if TYPE_CHECKING:
-    from ..codeplan.plan_sampling_config import PlanSamplingConfig
+    from ..codeplan.plan_config import PlanSamplingConfig
     from ..evaluation.evaluation_config import EvaluationConfig
     from ..evaluation.runner import Evaluation
 
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _argument_types() -> tuple[type, ...]:
-    from ..codeplan.plan_sampling_config import PlanSamplingConfig
+    from ..codeplan.plan_config import PlanSamplingConfig
     from ..evaluation.evaluation_config import EvaluationConfig
 
     return EvaluationConfig, PlanSamplingConfig

@@ -22,8 +22,8 @@ from .command import make_accelerator, require_one_process, start
 from .errors import run
 
 if TYPE_CHECKING:
+    from ..codeplan.plan_config import PlanGenerationConfig
     from ..codeplan.plan_generation import PlanReport
-    from ..codeplan.plan_generation_config import PlanGenerationConfig
 
 __all__ = ["main", "make_plans", "read_rows"]
 
@@ -117,7 +117,7 @@ def _write(folder: Path, rows: Iterable[Mapping[str, Any]], report: Any) -> None
 
 
 def _argument_types() -> tuple[type, ...]:
-    from ..codeplan.plan_generation_config import PlanGenerationConfig
+    from ..codeplan.plan_config import PlanGenerationConfig
 
     return (PlanGenerationConfig,)
 

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..codeplan.plan_config import PlanSamplingConfig
 from ..codeplan.plan_curve import pass_at_k_by_plans, top_k_by_plans
 from ..codeplan.plan_head import PlanHeadGenerator, find_plan_head, load_plan_head
 from ..codeplan.plan_sampling import PlanSampler, PlanSamplingResult
-from ..codeplan.plan_sampling_config import PlanSamplingConfig
 from ..codeplan.ranker import Ranker
 from ..codeplan.task_prompts import TaskPrompting
 from ..execution import CodeExecutor
@@ -84,7 +84,9 @@ class PlanningSampler(Sampler):
                 "training, so leave the style out."
             )
         if config.temperature == 0:
-            raise ValueError("`temperature` is 0, at which all plans are alike; give one such as the authors' 0.6.")
+            raise ValueError(
+                "`temperature` is 0, at which all plans are equal; give a higher one, such as the authors' 0.6."
+            )
         if _has_plan_head(config) and config.backend == "openai":  # the former also finds one that is missing
             raise ValueError(
                 f"`backend` 'openai' knows no plan head, but {config.model_name_or_path!r} has one; use transformers, "

@@ -1,13 +1,13 @@
 """A filter of system calls, as a classic BPF program.
 
-What it denies keeps memory that no limit counts (memfd, System V segments, key rings, queues of file events, pages
-that pipes take over), makes processes children of the helper, is a wide door into the kernel that a Python program has
-no use for, or is the network. It is no white-list: honest programs must not notice.
+It denies calls that hold memory which no limit counts (memfd, System V segments, key rings, queues of file events,
+pages moved into pipes), that make processes children of the helper, that access the network, and those with a large
+attack surface that Python programs do not need. It is a deny-list, so that ordinary programs are not affected.
 """
 
 import struct
 
-SHARED_MAPPING_BYTES = 8 << 20  # of the largest mapping that processes may share, where nothing counts such memory
+SHARED_MAPPING_BYTES = 8 << 20  # maximum size of a shared mapping without a control group
 
 _ENOSYS = 38
 _ENOMEM = 12
@@ -23,7 +23,7 @@ _X32_BIT = 0x40000000
 # Linux: include/uapi/linux/audit.h
 _AUDIT_MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
-# Numbers up to 423 differ between machines, those from 424 on are common to all.
+# Numbers up to 423 differ between architectures; those from 424 on are common to all.
 _NUMBERS = {
     "x86_64": {
         "shmget": 29,
@@ -119,16 +119,16 @@ _COMMON = {
 }
 
 
-def deny_list(machine: str, *, memory_is_counted: bool = True) -> bytes | None:
-    """Assemble the filter, or return None where the machine's numbers are not known.
+def assemble_filter(machine: str, *, memory_is_counted: bool = True) -> bytes | None:
+    """Assemble the filter, or return None for an architecture whose system call numbers are unknown.
 
-    Calls of another architecture (i386 and x32 on x86_64) are refused altogether, as their numbers differ. Socket
-    buffers keep their default size: requests for another one succeed without effect.
+    Calls by another ABI (i386 and x32 on x86_64) are all refused, as their numbers differ. Requests to change the size
+    of a socket's buffer succeed without effect.
 
     Args:
-        machine (`str`): as in `os.uname`.
-        memory_is_counted (`bool`, *optional*, defaults to `True`): whether a control group counts the memory that
-            processes share; else mappings of it are kept small, and huge pages stay switched off.
+        machine (`str`): Architecture, as in `os.uname`.
+        memory_is_counted (`bool`, *optional*, defaults to `True`): Whether a control group counts shared memory. If
+            not, shared mappings are limited in size, and huge pages stay disabled.
     """
     if machine not in _NUMBERS:
         return None
@@ -142,7 +142,7 @@ def deny_list(machine: str, *, memory_is_counted: bool = True) -> bytes | None:
         *_unless(_JUMP_IF_EQUAL, _AUDIT_MACHINES[machine], pretend_unknown),
         _instruction(_LOAD, value=_OFFSET_OF_NUMBER),
         *_when(_JUMP_IF_GREATER_OR_EQUAL, _X32_BIT, pretend_unknown),
-        # The flags of clone3 are out of a filter's sight; told that there is none, C libraries use clone.
+        # A filter cannot read the flags of clone3; if it seems to be missing, C libraries use clone.
         *_when(_JUMP_IF_EQUAL, _CLONE3, pretend_unknown),
         *_when(
             _JUMP_IF_EQUAL,
@@ -185,7 +185,7 @@ def deny_list(machine: str, *, memory_is_counted: bool = True) -> bytes | None:
 
 
 def _search(numbers: list[int], found: bytes, missing: bytes) -> list[bytes]:
-    """Search for the number by halves: for each of its hundreds of calls, the kernel runs a new filter once."""
+    """Return a binary search for the call's number, which the kernel also runs for every call when it installs one."""
     if len(numbers) <= 2:
         return [*[part for number in numbers for part in _when(_JUMP_IF_EQUAL, number, found)], missing]
     lower, upper = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]

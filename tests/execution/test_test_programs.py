@@ -128,6 +128,12 @@ def test_no_check_of_any_kind_is_forged(by_mode: CodeExecutor) -> None:
         ("import unittest\nunittest.main()", "calls unittest.main.. and defines no TestCase"),
         ("from unittest import main as run\ndef f(): pass\nrun()", "calls unittest.main.. and defines no TestCase"),
         ("import pytest\nassert solve(2) == 4\npytest.main()", "calls pytest.main.. and defines no test function"),
+        ("import pytest\nassert solve(2) == 4", "imports pytest, which packages does not name; add it and"),
+        (
+            "import os, pytest as p\ndef test_it(): assert solve(2) == 4",
+            "imports pytest, which packages does not name",
+        ),
+        ("from pytest import raises\nassert solve(2) == 4", "imports pytest, which packages"),
     ],
 )
 def test_checks_that_nothing_here_can_run_are_named(test: str, reason: str) -> None:
@@ -135,6 +141,23 @@ def test_checks_that_nothing_here_can_run_are_named(test: str, reason: str) -> N
         unknown, right = executor.run([(RIGHT, test), (RIGHT, "assert solve(2) == 4")])
     assert unknown.status == "infra_error" and right.passed
     assert re.search(reason, unknown.message)
+
+
+def test_an_optional_import_of_pytest_is_no_obstacle() -> None:
+    test = "try:\n    import pytest\nexcept ImportError:\n    pass\ndef test_it():\n    assert solve(2) == 4\n"
+    with CodeExecutor(1, allow_code_execution=True) as executor:
+        right, wrong = executor.run(
+            [(f, f"{optional}def test_it():\n    assert solve(2) == 4") for f in (RIGHT, WRONG)]
+        )
+    assert right.passed and wrong.status == "failed"
+
+
+def test_pytest_among_the_packages() -> None:
+    packages = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments")
+    test = "import pytest\ndef test_it():\n    with pytest.raises(AssertionError): assert solve(2) == 5\npytest.main()"
+    with CodeExecutor(1, packages=packages, timeout=10.0, allow_code_execution=True) as executor:
+        [result] = executor.run([(RIGHT, test)])
+    assert result.passed, result
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ class CodeExecutor:
         """Return the task of the next program, or its result if none of its cases has to run."""
         for index, pair in programs:
             _check_program(index, pair)
-            case_run = run_cases(*pair, strict=self._strict, fail_fast=fail_fast)
+            case_run = run_cases(*pair, packages=self._settings["packages"], strict=self._strict, fail_fast=fail_fast)
             try:
                 return _Task(index, case_run, next(case_run))
             except StopIteration as end:

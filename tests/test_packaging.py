@@ -54,8 +54,7 @@ def test_everything_but_the_sandbox_imports_without_unix_modules():
     modules = sorted(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in PACKAGE.rglob("[a-z]*.py")
-        if "zygote" not in path.parts
-        and path.stem not in ("pass_at_k", "code_errors", "accuracy_loss")
+        if "zygote" not in path.parts and path.stem not in ("pass_at_k", "code_errors", "accuracy_loss")
     )
     script = "\n".join(
         [

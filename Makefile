@@ -9,10 +9,11 @@ CONSTRAINTS ?= constraints-cpu.txt
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet $(addprefix --extra-index-url ,$(TORCH_INDEX)) $(addprefix -c ,$(CONSTRAINTS))
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart test test-slow test-gpu test-lowest bench docs lint format clean
+.PHONY: quickstart check test test-distributed test-slow test-gpu test-lowest mutants bench docs lint format clean
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@echo "Installing trl_akd and what its tests need into $(VENV): downloads about 0.5 GB with a CPU build of PyTorch, which"
@@ -25,11 +26,19 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 quickstart: $(VENV)/.installed
 	OMP_NUM_THREADS=2 $(BIN)/trl-akd quickstart
 
+# Style, types, and the fast tests of the packages that differ from BASE (by default, from origin/main).
+check: lint
+	$(PYTEST) $$($(BIN)/python -m tests.changed $(BASE))
+
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(PYTEST)
+
+# Several processes (DDP, ZeRO), and commands from end to end.
+test-distributed: $(VENV)/.installed
+	$(PYTEST) -m "(distributed or end_to_end) and not slow and not gpu"
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 test-gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu
@@ -40,6 +49,10 @@ test-lowest:
 	.venv-lowest/bin/python -m pip install --quiet $(addprefix --extra-index-url ,$(TORCH_INDEX)) \
 		-c constraints-lowest.txt -e ".[test]"
 	PATH="$(CURDIR)/.venv-lowest/bin:$$PATH" .venv-lowest/bin/python -m pytest
+
+# Faults put into the package one at a time: `make test` must notice each.
+mutants: $(VENV)/.installed
+	$(BIN)/python -m tests.mutants
 
 bench: $(VENV)/.installed
 	OMP_NUM_THREADS=2 $(BIN)/python -m tests.benchmarks

@@ -30,6 +30,7 @@ LEVELS: dict[str, int] = {
     "hub": 6,
     "micro": 6,
     "cli": 7,
+    "__main__": 8,
 }
 ONLY_TORCH = {"losses"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -1,7 +1,7 @@
 """Every command that README, documentation, recipes and help texts print is understood, and runs as printed.
 
 What the commands name, such as models on the Hub, lies in the working directory under the same names, as tiny models
-that write a few tokens. Not run here are commands that train by a recipe of large models (`test_recipes.py` rehearses
+that write a few tokens. Not run here are commands that train by a recipe of large models (`test_recipes.py` dry-runs
 these recipes), that need GPUs or a server, and the quickstarts (`cli/test_quickstart.py`).
 """
 
@@ -9,7 +9,6 @@ import ast
 import json
 import shutil
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,16 +16,16 @@ import torch
 from transformers import CodeGenConfig, CodeGenForCausalLM, RobertaConfig, RobertaForSequenceClassification
 
 from tests import tiny
+from tests.commands import argument_types
 from tests.printed import commands_of_page, printed_commands
 from trl_akd.cli import COMMANDS, main
 from trl_akd.cli.launching import is_launch_flag
-from trl_akd.cli.parsing import RecipeParser, read_options, read_recipe
-from trl_akd.cli.recipes import RECIPES, find_accelerate_config
+from trl_akd.cli.parsing import RecipeParser, read_options
+from trl_akd.cli.recipes import RECIPES, find_accelerate_config, read_recipe
 from trl_akd.evaluation import benchmarks
 
 ROOT = Path(__file__).parents[1]
 WITHOUT_FIELDS = {"quickstart"}
-ACTIONS = {"ranker": {"data": "_data_types", "train": "_training_types", "rank": "_ranking_types"}}
 RUN = ("evaluate", "plans", "ranker", "judge")  # the commands that run here as printed
 SLOW = ("--plan_sampling", "plan_sampling", "--num_samples", "codeplan/evaluate.yaml", "train")
 
@@ -63,16 +62,14 @@ def test_commands_are_found():
 @pytest.mark.parametrize("text", PRINTED, ids=str)
 def test_flags_exist_and_values_are_of_their_type(text: str):
     command, arguments = as_arguments(PRINTED[text])
-    module = import_module(f"trl_akd.cli.{command}")
     if command in WITHOUT_FIELDS or "--help" in arguments:
         return
-    types = "_argument_types"
     if not arguments[0].startswith("-"):
-        types = {**ACTIONS, "judge": {"train": "_training_types"}}[command][arguments.pop(0)]
+        command = f"{command} {arguments.pop(0)}"
     options, flags = read_options(arguments)
     if options.accelerate_config:
         find_accelerate_config(options.accelerate_config)
-    parser = RecipeParser(getattr(module, types)(), prog="trl-akd")
+    parser = RecipeParser(argument_types(command), prog="trl-akd")
     known = parser._option_string_actions
     for flag in (word for word in flags if word.startswith("--") and word not in known):
         assert options.accelerate_config and is_launch_flag(flag), flag

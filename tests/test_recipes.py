@@ -1,17 +1,17 @@
 """Every recipe parses, keeps to the paper, and trains for two steps with tiny models of its own architectures."""
 
 import re
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.commands import argument_types
 from trl_akd.cli import main
-from trl_akd.cli.parsing import RecipeParser, read_recipe
-from trl_akd.cli.quickstart_iterkd import JUDGE_REQUEST, PROMPTS
-from trl_akd.cli.recipes import RECIPES, find_accelerate_config
-from trl_akd.cli.stand_ins import KNOWN_MODELS
+from trl_akd.cli.parsing import RecipeParser
+from trl_akd.cli.quickstarts import JUDGE_PROMPT_FILE, PROMPTS_FILE
+from trl_akd.cli.recipes import RECIPES, find_accelerate_config, read_recipe
+from trl_akd.cli.tiny_models import KNOWN_MODELS
 from trl_akd.micro.lessons import JUDGE_LAYOUT, TEACHING_LAYOUTS
 
 ROOT = RECIPES.parent
@@ -23,11 +23,6 @@ AKD, CODEPLAN, ITERKD = (
 )
 SECTIONS = ["# Model", "# Teacher", "# Data", "# Method", "# Trainer", "# Evaluation", "# Hub"]
 COMMANDS = re.compile(r"(?:trl-akd |-m trl_akd\.cli\.)(\w+(?: train)?) --config (\S+)(?:.*--accelerate_config (\S+))?")
-ARGUMENT_TYPES = {  # of the steps
-    "plans": ("plans", "_argument_types"),
-    "evaluate": ("evaluate", "_argument_types"),
-    "ranker train": ("ranker", "_training_types"),
-}
 
 
 def name(path: Path) -> str:
@@ -41,8 +36,7 @@ def command_of(path: Path) -> str:
 
 def values_of(path: Path, flags: list[str]):
     """Read a step's recipe as its command does."""
-    module, types = ARGUMENT_TYPES[command_of(path)]
-    parser = RecipeParser(getattr(import_module(f"trl_akd.cli.{module}"), types)(), prog="trl-akd")
+    parser = RecipeParser(argument_types(command_of(path)), prog="trl-akd")
     return parser.dataclasses(parser.values(read_recipe(str(path)), flags))
 
 
@@ -55,11 +49,10 @@ def test_parses(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     made = tmp_path / "outputs" / "quickstart-iterkd"  # what the quickstart writes before its recipe is read
     made.mkdir(parents=True)
-    (made / PROMPTS).write_text(yaml.safe_dump(dict(TEACHING_LAYOUTS)))
-    (made / JUDGE_REQUEST).write_text(JUDGE_LAYOUT)
+    (made / PROMPTS_FILE).write_text(yaml.safe_dump(dict(TEACHING_LAYOUTS)))
+    (made / JUDGE_PROMPT_FILE).write_text(JUDGE_LAYOUT)
     method = path.parent.name
-    argument_types = import_module(f"trl_akd.cli.{method}")._argument_types
-    parser = RecipeParser(argument_types(), prog=f"trl-akd {method}")
+    parser = RecipeParser(argument_types(method), prog=f"trl-akd {method}")
     values = parser.values(read_recipe(str(path)), ["--use_cpu", "true", "--output_dir", str(tmp_path)])
     script_args, training_args, model_args, _ = parser.dataclasses(values)
     assert script_args.dataset_name and model_args.model_name_or_path

@@ -22,7 +22,7 @@ BetaRegularizer = Literal["eq13", "alg1", "eq16"]
 
 
 class AdaptiveBetaState(TypedDict):
-    """What must be stored to continue β exactly."""
+    """State from which β continues exactly."""
 
     settings: dict[str, Any]
     epoch: int
@@ -52,7 +52,7 @@ _REDRAWN = {"akd", "random_epoch"}
 
 
 class AdaptiveBeta:
-    r"""Mix forward and reverse KL by a coefficient that is itself learned.
+    r"""Learnable mixing coefficient of forward and reverse KL.
 
     AKD minimises \((1-\beta)\,\mathrm{KL} + \beta\,\mathrm{RKL}\) over the student while β ascends the same quantity
     minus a regulariser (Eq. 14):
@@ -60,29 +60,29 @@ class AdaptiveBeta:
     \[ \min_\beta\; -\big[(1-\beta)\,\mathrm{KL} + \beta\,\mathrm{RKL}\big] + \mathrm{Reg}(\beta) \]
 
     With `regularizer="eq13"`, \(\mathrm{Reg} = \lambda[-\log(\epsilon+u)-\log(\epsilon+1-u)]\), \(u=2|\beta-0.5|\):
-    walls at 0, 0.5 and 1, wells at 0.25 and 0.75. β therefore stays in the half where the epoch began.
+    maxima at 0, 0.5 and 1, minima at 0.25 and 0.75. β therefore stays in the half in which the epoch began.
 
     Args:
         strategy (`str`, *optional*, defaults to `"akd"`):
             `"akd"` (the paper's M3): ascent, and a new draw with a fresh optimiser at each epoch. `"m2"`: ascent, one
-            draw. `"m1"`: descent, one draw. `"fixed"`: the first initial value for good. `"random_epoch"`: a new draw
-            at each epoch, never a step.
+            draw. `"m1"`: descent, one draw. `"fixed"`: always the first initial value. `"random_epoch"`: a new draw at
+            each epoch, and no updates.
         initial_values (`Sequence[float]`, *optional*, defaults to `(0.1, 0.6)`):
-            Values in [0, 1] that a draw picks from, each with the same probability.
+            Values in [0, 1] to draw from, each with the same probability.
         learning_rate (`float`, *optional*, defaults to `0.01`):
-            Learning rate of β's own AdamW, without weight decay and outside any scheduler.
+            Learning rate of the AdamW optimiser of β, without weight decay and without a scheduler.
         regularization (`float`, *optional*, defaults to `0.5`):
             Strength λ of the regulariser, in nats.
         eps (`float`, *optional*, defaults to `1e-4`):
             Offset inside the logarithms of the regulariser.
         regularizer (`str`, *optional*, defaults to `"eq13"`):
-            `"eq13"`, `"alg1"` (as Algorithm 1 prints it) or `"eq16"` (its printed gradient, which is no
-            regularisation at all).
+            `"eq13"`, `"alg1"` (as Algorithm 1 prints it) or `"eq16"` (its printed gradient, which does
+            not regularise).
         seed (`int`, *optional*, defaults to `0`):
             Seed of the draws.
 
     Raises:
-        ValueError: If an argument is outside its range; the message names it.
+        ValueError: If an argument is out of its range.
 
     Example:
 
@@ -154,10 +154,10 @@ class AdaptiveBeta:
                 Mean KL(student‖teacher), likewise.
 
         Returns:
-            `float`: The new value. Strategies that do not learn return the old one.
+            `float`: The new value; unchanged with strategies that do not learn.
 
         Raises:
-            ValueError: If a divergence is not finite; β is left as it was.
+            ValueError: If a divergence is not finite; β is left unchanged.
         """
         forward_kl, reverse_kl = (torch.as_tensor(mean).detach().item() for mean in (forward_kl, reverse_kl))
         if not (math.isfinite(forward_kl) and math.isfinite(reverse_kl)):
@@ -175,7 +175,7 @@ class AdaptiveBeta:
         return self.value
 
     def reset(self) -> float:
-        """Begin the next epoch: strategies `"akd"` and `"random_epoch"` draw a new value and forget their moments.
+        """Begin the next epoch: strategies `"akd"` and `"random_epoch"` draw a new value and reset the optimiser.
 
         Returns:
             `float`: β for the new epoch.
@@ -186,13 +186,13 @@ class AdaptiveBeta:
         return self.value
 
     def restart(self) -> float:
-        """Begin anew with the first epoch's value and a fresh optimiser, and return the value."""
+        """Return to the first epoch, with its value and a new optimiser, and return the value."""
         self.epoch = 0
         self._start()
         return self.value
 
     def state_dict(self) -> AdaptiveBetaState:
-        """Return all that `load_state_dict` needs to continue exactly, fit for `torch.load(weights_only=True)`."""
+        """Return the state for `load_state_dict`, loadable with `torch.load(weights_only=True)`."""
         return {
             "settings": self._settings(),
             "epoch": self.epoch,
@@ -201,10 +201,10 @@ class AdaptiveBeta:
         }
 
     def load_state_dict(self, state: AdaptiveBetaState) -> None:
-        """Continue from a state returned by `state_dict`.
+        """Load a state returned by `state_dict`.
 
         Raises:
-            ValueError: If the state was written with other settings; the message names the first that differs.
+            ValueError: If the state was written with other settings.
         """
         for name, value in self._settings().items():
             written = state["settings"][name]
@@ -241,7 +241,7 @@ class AdaptiveBeta:
 
     def _penalty(self) -> torch.Tensor:
         offset = self._beta - 0.5
-        # At exactly 0.5 the absolute value has no slope; the side of the smaller values is taken.
+        # At exactly 0.5 the absolute value has no slope; the slope from below is used.
         distance = torch.where(offset == 0, -offset, offset.abs())
         return self.regularization * REGULARIZERS[self.regularizer](distance, self.eps)
 

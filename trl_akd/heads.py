@@ -22,7 +22,7 @@ _PROBE_LENGTH = 4
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Hold `model` in eval mode inside the context, so that dropout does not disturb what is read from it."""
+    """Keep `model` in eval mode, without dropout, within the context."""
     was_training = model.training
     model.eval()
     try:
@@ -68,9 +68,9 @@ def head_of(layer: Any, model: Any) -> LMHead:
 
 
 def compiler(options: Mapping[str, Any] | None) -> Callable[[Any], AbstractContextManager[None]]:
-    """Return the context in which the backbone of a model runs compiled; the model must always be the same.
+    """Return a context manager within which the backbone of a model, always the same one, runs compiled.
 
-    Outside of it the backbone runs as it is, so that generation, whose shapes change with every token, compiles
+    Outside of it the backbone runs uncompiled, so that generation, whose shapes change with every token, compiles
     nothing.
 
     Args:
@@ -118,7 +118,7 @@ def final_hidden_states(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
 
 
 def hidden_states_and_router_loss(model: Any, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what `final_hidden_states` does, and the load-balancing loss of a mixture-of-experts model, unweighted.
+    """Return the final hidden states and the load-balancing loss, unweighted, of a mixture-of-experts model.
 
     The loss is a 0-dim tensor, and that of Mixtral, which all such models of transformers share. Padding is left out.
     """

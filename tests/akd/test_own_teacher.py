@@ -108,7 +108,7 @@ def test_a_smaller_vocabulary(pair, config):
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"seq_kd": True}, "`seq_kd` is set, but a `Teacher` of your own writes no text"),
+        ({"seq_kd": True}, "`seq_kd` is set, but a `Teacher` of your own generates no text"),
         ({"teacher_device": "cpu"}, "`teacher_device` is set, but a `Teacher` of your own chooses"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from tests import tiny
-from trl_akd.cli.akd import _argument_types
+from trl_akd.cli.akd import METHOD
 from trl_akd.cli.parsing import RecipeParser
 
 ROWS = [
@@ -56,7 +56,7 @@ def settings(pair: tuple[str, str], tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def parser() -> RecipeParser:
-    return RecipeParser(_argument_types(), prog="trl-akd akd")
+    return RecipeParser(METHOD.argument_types(), prog="trl-akd akd")
 
 
 @pytest.fixture

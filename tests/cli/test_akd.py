@@ -42,6 +42,17 @@ def test_a_run_leaves_a_student_its_history_and_a_card(settings: dict[str, Any],
         assert fact in card
 
 
+def test_another_divergence(settings: dict[str, Any], recipe, tmp_path: Path):
+    path = recipe({**settings, "divergence": "jsd", "divergence_kwargs": {"beta": 0.9}})
+    assert main(["akd", "--config", path, "--max_steps", "1", "--divergence_kwargs", '{"beta": 0.2}']) == 0
+    [log] = [log for log in history(tmp_path / "run") if "loss" in log]
+    assert log["loss"] == pytest.approx(log["kd/divergence"], rel=1e-3)
+    assert 0 < log["kd/divergence"] < log["kd/forward_kl"]
+    assert "kd/beta" not in log
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| divergence | `jsd` |" in card and "| beta | `0.2` |" in card and "beta_strategy" not in card
+
+
 @pytest.fixture
 def judged(settings: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     problem = {"task_id": 1, "prompt": "x = 1 #", "test": "assert x == 1"}
@@ -145,10 +156,13 @@ def test_resume_with_another_strategy(
         ({"teacher_model_name_or_path": "nowhere/at-all"}, "`teacher_model_name_or_path` is 'nowhere/at-all'"),
         ({"dataset_name": None}, "`dataset_name` is not set"),
         ({"dataset_name": "missing.json"}, "'missing.json'"),
-        ({"dataset_name": "[]"}, "no rows"),
+        ({"dataset_name": "[]"}, "cannot be read as json"),
         ({"dataset_name": '[{"instruction": "a", "answer": "b"}]', "test_size": None}, "'output'"),
         ({"test_size": 8}, "8"),
         ({"beta_strategy": "fixed", "beta": 1.5}, "`beta` is 1.5"),
+        ({"divergence": "kl"}, "`divergence`: 'kl' is not a divergence; choose one of 'akd'"),
+        ({"divergence": "jsd", "beta": 0.5}, "`beta` is 0.5, which has no effect with divergence='jsd'"),
+        ({"divergence": "skew_kl", "divergence_kwargs": {"beta": 0.5}}, "'skew_kl' has no knob 'beta'; it takes"),
         ({"beta_initial_values": [0.1, 1.6]}, "1.6"),
         ({"resume_from_checkpoint": True}, "`resume_from_checkpoint` is true"),
         ({"eval_strategy": "epoch", "test_size": None}, "`eval_strategy` is 'epoch'"),

@@ -57,7 +57,7 @@ def test_a_run_that_cannot_go_on(codeplan: dict[str, Any], recipe, capsys: pytes
         (["--plan_weihgt", "0.5"], "plan_weight"),
         (["--dataset_name", "missing.jsonl"], "missing.jsonl"),
         (["--packing", "true"], "`packing` is on"),
-        (["--max_length", "8"], "No row of the train dataset is short enough"),
+        (["--max_length", "8"], "Every row of the train dataset is too long"),
     ],
 )
 def test_what_is_wrong_is_said(codeplan: dict[str, Any], recipe, capsys: pytest.CaptureFixture[str], flags, message):

@@ -8,9 +8,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from trl_akd.cli import main
-from trl_akd.cli.dry_run import rehearsal
-from trl_akd.cli.parsing import Recipe, RecipeParser, read_options, read_recipe
-from trl_akd.cli.stand_ins import KNOWN_MODELS, build
+from trl_akd.cli.akd import METHOD
+from trl_akd.cli.dry_run import dry_run
+from trl_akd.cli.parsing import RecipeParser, read_options
+from trl_akd.cli.recipes import Recipe, read_recipe
+from trl_akd.cli.tiny_models import KNOWN_MODELS, build
 
 QWEN = {"Qwen/Qwen2.5-Coder-0.5B": "main", "Qwen/Qwen2.5-Coder-7B": "main"}
 
@@ -30,13 +32,13 @@ def sizes(path: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("name", KNOWN_MODELS)
-def test_stand_in_keeps_the_architecture(name: str, tmp_path: Path):
-    (stand_in,) = build({name: "main"}, tmp_path, own_tokenizers=False).values()
+def test_tiny_model_keeps_the_architecture(name: str, tmp_path: Path):
+    (built,) = build({name: "main"}, tmp_path, own_tokenizers=False).values()
     known = KNOWN_MODELS[name]
     family = AutoModelForSeq2SeqLM if known.model_type == "t5" else AutoModelForCausalLM
-    model = family.from_pretrained(stand_in.path)
+    model = family.from_pretrained(built.path)
     assert model.config.model_type == known.model_type
-    assert known.model_type in stand_in.description
+    assert known.model_type in built.description
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     assert tied == known.tie_word_embeddings
     assert sum(parameter.numel() for parameter in model.parameters()) < 200_000
@@ -49,9 +51,9 @@ def test_vocabularies_differ_by_the_real_padding(tmp_path: Path):
     assert teacher_rows - student_rows == 152_064 - 151_936
 
 
-def test_the_same_stand_ins_are_built_by_every_process(tmp_path: Path):
+def test_every_process_builds_the_same_models(tmp_path: Path):
     one, two = (build(QWEN, tmp_path / name, own_tokenizers=False)["Qwen/Qwen2.5-Coder-7B"] for name in "ab")
-    ours, theirs = (AutoModelForCausalLM.from_pretrained(stand_in.path) for stand_in in (one, two))
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(built.path) for built in (one, two))
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -70,7 +72,7 @@ def test_unknown_model_without_the_hub(tmp_path: Path):
 
 def test_arguments_say_the_same_as_the_values(values, parser: RecipeParser):
     given = values(teacher_model_init_kwargs={"dtype": "bfloat16"}, lora_target_modules=["q_proj"])
-    with rehearsal(given) as (replaced, arguments):
+    with dry_run(METHOD, given) as (replaced, arguments):
         options, flags = read_options(arguments)
         assert flags == []
         assert vars(parser.values(read_recipe(options.config))) == vars(replaced)
@@ -89,7 +91,7 @@ def test_what_is_replaced(values):
         dry_run=True,
     )
     before = dict(vars(given))
-    with rehearsal(given) as (replaced, _):
+    with dry_run(METHOD, given) as (replaced, _):
         changed = {name for name, value in vars(replaced).items() if value != before[name]}
         assert changed == {
             *("model_name_or_path", "teacher_model_name_or_path", "dataset_name", "test_size", "max_length"),
@@ -101,7 +103,7 @@ def test_what_is_replaced(values):
 
 
 def test_local_rows_are_used(values, settings: dict[str, Any]):
-    with rehearsal(values()) as (replaced, _):
+    with dry_run(METHOD, values()) as (replaced, _):
         rows = [json.loads(line) for line in Path(replaced.dataset_name).read_text().splitlines()]
     assert rows == json.loads(Path(settings["dataset_name"]).read_text())
 
@@ -110,7 +112,7 @@ def test_local_rows_are_used(values, settings: dict[str, Any]):
 def test_what_needs_a_gpu_is_left_out_and_said(values, capsys: pytest.CaptureFixture[str]):
     kwargs = {"dtype": "float32", "attn_implementation": "flash_attention_2"}
     given = values(load_in_4bit=True, attn_implementation="flash_attention_2", teacher_model_init_kwargs=kwargs)
-    with rehearsal(given) as (replaced, _):
+    with dry_run(METHOD, given) as (replaced, _):
         assert (replaced.load_in_4bit, replaced.attn_implementation) == (False, None)
         assert replaced.teacher_model_init_kwargs == {"dtype": "float32"}
     out = capsys.readouterr().out

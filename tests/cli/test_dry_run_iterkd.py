@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from trl_akd.cli import main
-from trl_akd.cli.stand_in_teacher import serving, write_prompts
+from trl_akd.cli.mock_server import run_mock_server, write_prompts
 from trl_akd.generation import OpenAIGenerator
-from trl_akd.iterkd.judge_prompts import JudgePrompt
-from trl_akd.iterkd.judging import MAX_TOTAL, Judgement, parse_judgement
-from trl_akd.iterkd.records import Fault, Pair, Question
-from trl_akd.iterkd.teaching_prompts import TeachingPrompts
-from trl_akd.iterkd.verification import verify
+from trl_akd.iterkd.cycle.prompts import TeachingPrompts
+from trl_akd.iterkd.cycle.records import Fault, Pair, Question
+from trl_akd.iterkd.cycle.verification import verify
+from trl_akd.iterkd.judge.prompts import JudgePrompt
+from trl_akd.iterkd.judge.reader import parse_judgement
+from trl_akd.iterkd.judge.rubric import MAX_TOTAL, Judgement
 
 NOBODY = "http://127.0.0.1:9/v1"  # the port where everything is discarded
 
@@ -44,10 +45,10 @@ def test_all_stages_run_and_nothing_is_kept(
     out = capsys.readouterr().out
     for said in ("Cycle 1 of 2, update", "Cycle 2 of 2, feedback", "apps: left out", "Dry run passed"):
         assert said in out
-    assert "some/teacher, as it writes" in out and "what the real teacher writes" in out
+    assert "text of some/teacher" in out and "what the real teacher writes" in out
 
 
-def test_a_teacher_model_gives_its_distribution_and_the_stand_in_writes(
+def test_a_teacher_model_gives_its_distribution_and_the_mock_server_its_text(
     settings: dict[str, Any], served: dict[str, Any], recipe: Write, capsys: pytest.CaptureFixture[str]
 ):
     own = {
@@ -59,7 +60,7 @@ def test_a_teacher_model_gives_its_distribution_and_the_stand_in_writes(
     path = recipe(own | {"teacher_model_name_or_path": teacher})
     assert main(["iterkd", "--config", path, "--dry_run"]) == 0
     out = capsys.readouterr().out
-    assert f"{teacher}, as it writes" in out and "kd/" in out
+    assert f"text of {teacher}" in out and "kd/" in out
 
 
 @pytest.mark.parametrize(
@@ -90,11 +91,13 @@ def test_what_a_real_run_would_refuse_is_refused(
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_the_stand_in_answers_errs_judges_and_asks(chat: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_replies_are_answers_faults_judgements_and_questions(
+    chat: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("http_proxy", NOBODY)
     prompts_file, judge_file = write_prompts(tmp_path)
     prompts, judge_prompt = TeachingPrompts.from_file(prompts_file), JudgePrompt(Path(judge_file).read_text())
-    with serving() as url:
+    with run_mock_server() as url:
         teacher = OpenAIGenerator(url, "anybody", chat=chat, max_retries=0)
 
         def ask(prompt: str, **sampling: Any) -> str:

@@ -9,8 +9,8 @@ from tests import tiny
 from trl_akd.cli import judge as command
 from trl_akd.cli import main
 from trl_akd.cli.errors import run
-from trl_akd.iterkd.judges import RegressionJudge
-from trl_akd.iterkd.judging import Judgement
+from trl_akd.iterkd.judge.judges import RegressionJudge
+from trl_akd.iterkd.judge.rubric import Judgement
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from trl_akd import __version__
 from trl_akd.cli import COMMANDS, main
 from trl_akd.cli.errors import UserError, run, user_errors
-from trl_akd.cli.machine import check_reporting
+from trl_akd.cli.launching import check_reporting
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]):

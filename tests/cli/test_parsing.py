@@ -4,20 +4,9 @@ from inspect import get_annotations
 
 import pytest
 
-from trl_akd.cli import akd, codeplan, evaluate, iterkd, judge, plans, ranker
-from trl_akd.cli.parsing import Recipe, RecipeParser, field_descriptions, read_options, read_recipe
-
-ARGUMENT_TYPES = {
-    "akd": akd._argument_types,
-    "codeplan": codeplan._argument_types,
-    "iterkd": iterkd._argument_types,
-    "evaluate": evaluate._argument_types,
-    "plans": plans._argument_types,
-    "judge train": judge._training_types,
-    "ranker data": ranker._data_types,
-    "ranker train": ranker._training_types,
-    "ranker rank": ranker._ranking_types,
-}
+from tests.commands import COMMANDS, argument_types
+from trl_akd.cli.parsing import RecipeParser, field_descriptions, read_options
+from trl_akd.cli.recipes import Recipe, read_recipe
 
 
 @pytest.mark.parametrize("argv", [["--config", "a.yaml"], ["--config=a.yaml"]])
@@ -151,20 +140,20 @@ def test_values_of_the_wrong_type(line: str, message: str, parser: RecipeParser,
 @pytest.mark.parametrize("flag", ["--model=m", "--model"])
 def test_old_names_of_fields_are_read_with_a_warning(flag: str, recipe):
     """In recipes and in flags; each command has old names of its own."""
-    evaluating = RecipeParser(evaluate._argument_types(), prog="trl-akd evaluate")
+    evaluating = RecipeParser(argument_types("evaluate"), prog="trl-akd evaluate")
     flags = [flag, *([] if "=" in flag else ["m"]), "--batch-size", "4"]
     with pytest.warns(FutureWarning) as warned:
         values = evaluating.values(read_recipe(recipe({"timeout": 7})), flags)
     assert (values.model_name_or_path, values.program_timeout, values.generation_batch_size) == ("m", 7.0, 4)
     assert "`timeout` is now called `program_timeout`; the old name will be removed." in str(warned[0].message)
-    planning = RecipeParser(plans._argument_types(), prog="trl-akd plans")
+    planning = RecipeParser(argument_types("plans"), prog="trl-akd plans")
     with pytest.warns(FutureWarning, match="`timeout` is now called `request_timeout`"):
         assert planning.values(Recipe(), ["--timeout", "7"]).request_timeout == 7.0
     assert "--timeout" not in planning.format_help()
 
 
 def test_the_old_and_the_current_name_of_a_field(recipe):
-    evaluating = RecipeParser(evaluate._argument_types(), prog="trl-akd evaluate")
+    evaluating = RecipeParser(argument_types("evaluate"), prog="trl-akd evaluate")
     with pytest.raises(ValueError, match="`model` and `model_name_or_path` are given"):
         evaluating.values(read_recipe(recipe({"model": "m", "model_name_or_path": "n"})))
 
@@ -242,10 +231,10 @@ def test_descriptions_come_from_the_docstrings_of_a_class_and_its_bases():
     }
 
 
-@pytest.mark.parametrize("command", ARGUMENT_TYPES)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_field_of_every_command_is_described_once(command: str):
     """The docstring of a configuration is the only description of its fields, and `--help` shows it."""
-    types = ARGUMENT_TYPES[command]()
+    types = argument_types(command)
     parser = RecipeParser(types, prog=f"trl-akd {command}")
     for kind in types:
         texts = field_descriptions(kind)

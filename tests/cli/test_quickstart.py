@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests import tiny
 from tests.printed import printed_commands
-from trl_akd.cli import main, quickstart_akd, quickstart_codeplan
+from trl_akd.cli import main, quickstarts
 from trl_akd.evaluation.benchmarks import load_benchmark
 from trl_akd.execution import CodeExecutor
 from trl_akd.micro import curricula, lessons, stages
@@ -46,7 +46,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         tiny.model(max_position_embeddings=400).save_pretrained(folder)
         tiny.tokenizer().save_pretrained(folder)
 
-    def distil(teacher: Path, student: Path, rows: Path, output_dir: Path, seed: int) -> None:
+    def distill(teacher: Path, student: Path, rows: Path, output_dir: Path, seed: int) -> None:
         assert rows.read_text().count("\n") == 60
         shutil.copytree(student, output_dir)
         logs = [{"step": 1, "kd/beta": 0.1, "kd/forward_kl": 1.0, "kd/reverse_kl": 1.0}]
@@ -56,7 +56,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(stages, "DISTILLATION_TASKS", 60)  # a batch of the recipe
     monkeypatch.setattr(stages, "make_teacher", save)
     monkeypatch.setattr(stages, "make_student", save)
-    monkeypatch.setattr(quickstart_akd, "_distil", distil)
+    monkeypatch.setattr(quickstarts, "_distill", distill)
 
 
 def printed_at_the_end(out: str) -> list[list[str]]:
@@ -74,6 +74,7 @@ def run_as_printed(out: str, commands: list[str]) -> None:
         assert main(argv) == 0, argv
 
 
+@pytest.mark.end_to_end
 def test_the_default_folder_needs_no_overrides(small, capsys):
     assert main(["quickstart"]) == 0
     out = capsys.readouterr().out
@@ -84,6 +85,7 @@ def test_the_default_folder_needs_no_overrides(small, capsys):
     run_as_printed(out, ["evaluate", "akd"])
 
 
+@pytest.mark.end_to_end
 def test_it_ends_in_a_table(small, tmp_path: Path, capsys):
     folder = tmp_path / "quickstart"
     assert main(["quickstart", "--output_dir", str(folder)]) == 0
@@ -98,6 +100,7 @@ def test_it_ends_in_a_table(small, tmp_path: Path, capsys):
     assert main(["quickstart", "--output_dir", str(folder)]) == 0, "a second time, over the first"
 
 
+@pytest.mark.end_to_end
 def test_a_second_run_leaves_what_a_user_put_beside(small, tmp_path: Path):
     folder = tmp_path / "quickstart"
     assert main(["quickstart", "--output_dir", str(folder)]) == 0
@@ -112,6 +115,7 @@ def test_another_folder_is_left_alone(tmp_path: Path, capsys):
     assert "holds other files" in capsys.readouterr().err
 
 
+@pytest.mark.end_to_end
 def test_codeplan_goes_from_plans_to_ranked_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """Stages by their own commands and recipes, on a small world; too little is learned for a ranker to be trained."""
 
@@ -122,7 +126,7 @@ def test_codeplan_goes_from_plans_to_ranked_programs(tmp_path: Path, monkeypatch
         ranker.save_pretrained(folder / "ranker")
         AutoTokenizer.from_pretrained(student, model_max_length=128).save_pretrained(folder / "ranker")
 
-    monkeypatch.setattr(quickstart_codeplan, "_train_ranker", random_ranker)
+    monkeypatch.setattr(quickstarts, "_train_ranker", random_ranker)
     for name, size in (
         ("TEACHER_TASKS", 400),
         ("TOKENIZER_TASKS", 400),
@@ -134,7 +138,7 @@ def test_codeplan_goes_from_plans_to_ranked_programs(tmp_path: Path, monkeypatch
     ):
         monkeypatch.setattr(stages, name, size)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(quickstart_codeplan, "NUM_PLANS", 2)
+    monkeypatch.setattr(quickstarts, "NUM_PLANS", 2)
     monkeypatch.setattr(curricula, "PLANS", replace(curricula.PLANS, steps=30))
     folder = tmp_path / "quickstart"
     assert main(["quickstart", "--method", "codeplan", "--output_dir", str(folder)]) == 0
@@ -152,6 +156,7 @@ def test_codeplan_goes_from_plans_to_ranked_programs(tmp_path: Path, monkeypatch
     assert report["wanted"] == 160 == report["plans"] + sum(report["rejected"].values())
 
 
+@pytest.mark.end_to_end
 def test_iterkd_runs_two_cycles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """Every stage on a small world; so untaught a teacher is never right, and the questions bring answers."""
     build = stages.build_question_world

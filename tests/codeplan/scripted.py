@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trl_akd.cli.plan_data import read_rows
+from trl_akd.cli.plans import read_rows
 from trl_akd.generation import Completion
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"

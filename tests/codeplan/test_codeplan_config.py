@@ -26,7 +26,7 @@ def test_docstring_lists_the_fields_in_order():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"plan_weight": 1.2}, r"`plan_weight` is 1.2; .*must lie in \[0, 1\]"),
+        ({"plan_weight": 1.2}, r"`plan_weight` is 1.2; .*must be in \[0, 1\]"),
         ({"plan_weight": -0.1}, "`plan_weight` is -0.1"),
         ({"plan_weight": float("nan")}, "`plan_weight` is nan"),
         ({"guided_weight": -1.0}, "`guided_weight` is -1.0"),

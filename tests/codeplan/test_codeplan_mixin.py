@@ -366,7 +366,7 @@ def test_a_loss_of_one_s_own_is_not(rows, tmp_path: Path, trainer_class):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"collate": lambda rows: {}}, "`data_collator` is a function, which gives examples no weights"),
+        ({"collate": lambda rows: {}}, "`data_collator` is a function, which returns no token weights"),
         ({"compute_loss_func": lambda *args, **kwargs: None}, "`compute_loss_func` is given"),
         ({"compute_metrics": lambda predictions: {}}, "`compute_metrics` is given"),
         ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` is 0.1"),

@@ -198,13 +198,11 @@ def test_problems_that_are_too_long_are_dropped_and_counted(trainer, caplog):
         made = trainer(train_dataset=problems, max_length=128)
     assert made.train_dataset["index"] == [0]
     assert "Kept 1 of 3 problems" in caplog.text
-    assert "1 solutions are cut at the end, 1 plans left out" in caplog.text
+    assert "truncated 1 solutions and dropped 1 plans" in caplog.text
 
 
 def test_nothing_is_short_enough(trainer):
-    with pytest.raises(
-        ValueError, match=r"No row of the train dataset is short enough\. The first: A prompt of row 0"
-    ):
+    with pytest.raises(ValueError, match=r"Every row of the train dataset is too long\. The first: A prompt of row 0"):
         trainer(train_dataset=world.problems(3), max_length=16)
 
 
@@ -215,7 +213,7 @@ def test_one_solution_and_one_plan_a_row(trainer):
 
 @pytest.mark.parametrize("column", ["problem", "solutions", "plans"])
 def test_a_missing_column(trainer, column):
-    with pytest.raises(ValueError, match=f"'{column.removesuffix('s')}' is missing"):
+    with pytest.raises(ValueError, match=f"but neither '{column.removesuffix('s')}' nor"):
         trainer(train_dataset=world.problems(3).remove_columns(column))
 
 
@@ -275,7 +273,7 @@ def test_a_collator_learns_what_the_model_is(trainer):
 
 
 def test_a_teacher_that_nobody_asks(trainer):
-    with pytest.raises(ValueError, match="`teacher_model` is given, but no objective asks a teacher"):
+    with pytest.raises(ValueError, match="`teacher_model` is given, but no objective uses a teacher"):
         trainer(None, tiny.model("qwen2"))
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.codeplan.scripted import Scripted, data
-from trl_akd.cli.plan_data import read_rows
+from trl_akd.cli.plans import read_rows
+from trl_akd.codeplan.plan_config import PlanGenerationConfig
 from trl_akd.codeplan.plan_generation import PlanGenerator
-from trl_akd.codeplan.plan_generation_config import PlanGenerationConfig
 from trl_akd.codeplan.plan_prompts import PLAN_PROMPTS, PLAN_STOP
 from trl_akd.data.sources import load
 from trl_akd.generation import Completion, GenerationError
@@ -315,8 +315,8 @@ def test_after_kill_9_nothing_is_paid_twice(tmp_path: Path):
 
 def test_a_failure_keeps_what_was_paid_for(tmp_path: Path):
     class Failing(Scripted):
-        def stream(self, prompts, **settings):
-            found = self.generate(prompts, **settings)
+        def stream(self, prompts, sampling):
+            found = self.generate(prompts, **vars(sampling))
             yield from [(1, found[1][:1]), (0, found[0][:1]), (1, found[1][1:])]
             raise GenerationError("the server is gone")
 

@@ -94,7 +94,7 @@ def test_an_adapter_does_not_hide_it():
 
 
 def test_no_head_to_write_with():
-    with pytest.raises(ValueError, match="no plan head to write plans with"), writing_plans(tiny.model()):
+    with pytest.raises(ValueError, match="has no plan head; load it"), writing_plans(tiny.model()):
         pass
 
 
@@ -156,7 +156,7 @@ def test_training_saves_it_and_goes_on_with_it(trainer, tmp_path: Path, peft):
 def test_shared_would_leave_a_trained_head_out(trainer, tmp_path: Path):
     made = trainer(output_dir=str(tmp_path))
     made.save_model(str(tmp_path / "trained"))
-    with pytest.raises(ValueError, match=r"`plan_head` is 'shared', but .* holds a plan_head\.safetensors"):
+    with pytest.raises(ValueError, match=r"`plan_head` is 'shared', but .* contains a plan_head\.safetensors"):
         trainer(str(tmp_path / "trained"), plan_head="shared")
 
 

@@ -237,7 +237,7 @@ def test_loading_into_a_head_that_an_adapter_froze(base: Path, tmp_path: Path):
 def test_an_adapter_that_reaches_into_the_plan_head(trainer, base: Path, settings):
     model = AutoModelForCausalLM.from_pretrained(base)
     add_plan_head(model)
-    with pytest.raises(ValueError, match="the plan head carries a PEFT adapter"):
+    with pytest.raises(ValueError, match="the plan head has a PEFT adapter"):
         trainer(model, peft_config=lora(**settings))
 
 
@@ -251,23 +251,23 @@ def test_an_adapter_that_came_alone_is_warned_of(trainer, base: Path, tmp_path: 
         )
 
     trainer(load())
-    assert "adapter came without a plan head" in caplog.text
+    assert "adapter has no plan head" in caplog.text
     caplog.clear()
     student = load()
     load_plan_head(student, str(tmp_path / "adapter"))
     trainer(student)
-    assert "adapter came without a plan head" not in caplog.text
+    assert "adapter has no plan head" not in caplog.text
 
 
 def test_an_adapter_inside_an_adapter(trainer, base: Path, tmp_path: Path):
     trainer(str(base), peft_config=lora()).save_model(str(tmp_path / "adapter"))
-    with pytest.raises(ValueError, match=r"`model` is an adapter's folder, .* `peft_config` describes another"):
+    with pytest.raises(ValueError, match=r"`model` is the folder of an adapter, .* `peft_config` describes another"):
         trainer(str(tmp_path / "adapter"), peft_config=lora())
 
 
 def test_an_adapter_of_nothing(trainer, tmp_path: Path):
     get_peft_model(tiny.model(), lora()).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ValueError, match="does not name the model it is for"):
+    with pytest.raises(ValueError, match="does not name its base model"):
         trainer(str(tmp_path / "adapter"))
 
 
@@ -293,10 +293,12 @@ def test_a_plan_head_that_is_lost_is_missed(trainer, base: Path, tmp_path: Path,
     assert find_plan_head(str(folder)) == folder / PLAN_HEAD_FILE
     (folder / PLAN_HEAD_FILE).unlink()
     for use in (find_plan_head, lambda name: trainer(name), lambda name: trainer(name, plan_head="shared")):
-        with pytest.raises(ValueError, match=r"was trained with a plan head .* but its plan_head.safetensors is not"):
+        with pytest.raises(
+            ValueError, match=r"was trained with a plan head .* but its plan_head.safetensors is missing"
+        ):
             use(str(folder))
     if "adapter" not in kind:
-        with pytest.raises(ValueError, match="has none in memory; call `load_plan_head"):
+        with pytest.raises(ValueError, match="declares a plan head, but the model has none; call `load_plan_head"):
             model = AutoModelForCausalLM.from_pretrained(folder)
             model.config._name_or_path = ""
             trainer(model)

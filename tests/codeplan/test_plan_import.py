@@ -8,7 +8,7 @@ import pytest
 from tests import tiny
 from tests.codeplan.scripted import data
 from trl_akd.cli import main
-from trl_akd.cli.plan_data import read_rows
+from trl_akd.cli.plans import read_rows
 from trl_akd.codeplan.plan_import import import_plans, read_plans
 from trl_akd.data.sources import load
 

@@ -16,7 +16,7 @@ from tests.codeplan.scripted import data
 from tests.invariant.launch import ROOT, accelerate_config
 from trl_akd.cli import plans
 from trl_akd.cli.errors import run
-from trl_akd.codeplan.plan_generation_config import PlanGenerationConfig
+from trl_akd.codeplan.plan_config import PlanGenerationConfig
 from trl_akd.codeplan.ranker_config import RankerBenchmark, RankerData, RankerModel, RankerRanking
 
 
@@ -32,6 +32,7 @@ def answers(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.distributed
 def test_two_processes_ask_for_what_one_does(tmp_path: Path):
     for folder in ("one", "two"):
         save(tmp_path / folder / "model")

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import tiny
 from tests.codeplan.scripted import Scripted, apps_problems, data, mbpp_problems
-from trl_akd.cli.plan_data import read_rows
+from trl_akd.cli.plans import read_rows
 from trl_akd.codeplan.codeplan_config import CodePLANConfig
 from trl_akd.codeplan.codeplan_trainer import CodePLANTrainer
 from trl_akd.codeplan.plan_curve import pass_at_k_by_plans

@@ -7,7 +7,7 @@ import pytest
 
 from tests import tiny
 from tests.codeplan.scripted import data
-from trl_akd.cli.plan_data import read_rows
+from trl_akd.cli.plans import read_rows
 from trl_akd.codeplan.encoding import ProblemEncoder
 from trl_akd.codeplan.plan_checks import check_rows
 from trl_akd.evaluation.benchmarks import load_benchmark

@@ -336,8 +336,8 @@ def test_what_was_generated_is_not_generated_again(tmp_path: Path, executor: Cod
 
 def test_a_failure_keeps_whole_prompts(tmp_path: Path):
     class Failing(Scripted):
-        def stream(self, prompts, **settings):
-            found = self.generate(prompts, **settings)
+        def stream(self, prompts, sampling):
+            found = self.generate(prompts, **vars(sampling))
             yield from [(2, found[2]), (0, found[0][:1]), (1, found[1][:1]), (0, found[0][1:])]
             raise GenerationError("gone")
 

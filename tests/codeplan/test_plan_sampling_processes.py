@@ -12,6 +12,8 @@ import yaml
 from tests.codeplan.sampling_worker import sample
 from tests.invariant.launch import ROOT, accelerate_config
 
+pytestmark = pytest.mark.distributed
+
 
 def close(found: object, expected: object) -> bool:
     """Compare JSON values, numbers nearly: rounding depends on what is generated together."""

@@ -129,7 +129,7 @@ def test_a_failure_to_judge_ends_the_run_with_its_reason(tmp_path: Path, benchma
     ("settings", "message"),
     [
         ({"k": (2,)}, "`k` asks for pass@2, but `num_samples` is 1"),
-        ({"prompt_style": "chat"}, "needs a chat template"),
+        ({"prompt_style": "chat"}, "tokenizer has no chat template"),
         ({"prompt_style": "prose"}, "is unknown"),
         ({"max_new_tokens": 256}, "3 of 3 prompts, such as that of 'double', exceed the positions"),
     ],

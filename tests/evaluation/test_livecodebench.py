@@ -15,8 +15,7 @@ import pytest
 from tests.evaluation.conftest import write_lines
 from trl_akd.evaluation.benchmarks import load_benchmark
 from trl_akd.evaluation.evaluation_config import EvaluationConfig
-from trl_akd.evaluation.formats import read_problem
-from trl_akd.evaluation.livecodebench import _pickled_text
+from trl_akd.evaluation.formats import _pickled_text, read_problem
 from trl_akd.evaluation.runner import evaluate
 
 
@@ -146,7 +145,7 @@ def test_hostile_pickles(data: bytes):
 
 
 def test_tests_that_unpack_to_too_much(monkeypatch):
-    monkeypatch.setattr("trl_akd.evaluation.livecodebench._MAX_TESTS_BYTES", 1000)
+    monkeypatch.setattr("trl_akd.evaluation.formats._MAX_TESTS_BYTES", 1000)
     with pytest.raises(ValueError, match="unpacks to more than"):
         read_problem({**SCRIPT, "private_test_cases": packed("1" * 100_000)}, "line 1")
 

@@ -5,9 +5,15 @@ from pathlib import Path
 import pytest
 
 from trl_akd.evaluation.benchmarks import Benchmark
-from trl_akd.evaluation.comparison import compare, comparison_table
 from trl_akd.evaluation.problems import Problem
-from trl_akd.evaluation.report import error_counts, plot_errors, results_table, warnings_about
+from trl_akd.evaluation.report import (
+    compare,
+    comparison_table,
+    error_counts,
+    plot_errors,
+    results_table,
+    warnings_about,
+)
 from trl_akd.evaluation.results import read_results, summarize, write_results
 from trl_akd.evaluation.samples import Sample
 from trl_akd.evaluation.verdicts import Verdict, write_verdicts

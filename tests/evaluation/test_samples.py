@@ -9,10 +9,11 @@ import pytest
 
 from tests.evaluation.conftest import ROWS, Scripted, write_lines
 from trl_akd.evaluation.benchmarks import Benchmark, load_benchmark
-from trl_akd.evaluation.generation import write_samples
 from trl_akd.evaluation.prompts import Prompting
 from trl_akd.evaluation.samples import Sample, SampleFile, Samples, read_samples
+from trl_akd.evaluation.sampling import write_samples
 from trl_akd.generation import GenerationError
+from trl_akd.generation.protocol import SamplingParams
 
 SETTINGS = {"model": "student", "temperature": 0.0}
 
@@ -160,7 +161,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path):
 
 def test_every_problem_gets_its_samples_in_few_calls(problems):
     generator, samples = Scripted(lambda prompt, i: f"    return {i}"), Samples()
-    write_samples(generator, problems, samples, Prompting(), num_samples=2, temperature=1.0, batch_size=4)
+    write_samples(generator, problems, samples, Prompting(), SamplingParams(2, 1.0), batch_size=4)
     assert [len(call) for call in generator.calls] == [2, 1]
     assert [s.solution for s in samples["one"]] == ["def one():\n    return 0", "def one():\n    return 1"]
     assert [(s.sample, s.num_tokens, s.mean_logprob) for s in samples["one"]] == [(0, 3, -0.5), (1, 3, -0.5)]
@@ -176,12 +177,12 @@ def test_the_longest_prompts_come_first(problems):
 def test_what_is_there_is_not_generated_again(problems):
     samples = Samples({"double": [Sample("double", "kept", sample=0)]})
     generator = Scripted(lambda prompt, i: "new")
-    write_samples(generator, problems, samples, Prompting(), num_samples=2, temperature=1.0)
+    write_samples(generator, problems, samples, Prompting(), SamplingParams(2, 1.0))
     assert [s.solution for s in samples["double"]] == ["kept", "def double(x):\nnew"]
     assert [s.sample for s in samples["double"]] == [0, 1]
     assert sorted(map(len, generator.calls)) == [1, 2]
     assert len(set(generator.seeds)) == 2, "samples that are added are drawn with another seed"
-    write_samples(generator, problems, samples, Prompting(), num_samples=2, temperature=1.0)
+    write_samples(generator, problems, samples, Prompting(), SamplingParams(2, 1.0))
     assert len(generator.calls) == 2
 
 
@@ -213,8 +214,8 @@ def test_after_kill_9_it_goes_on(tmp_path: Path, problems):
 
 def test_what_a_failing_backend_had_finished_is_kept(problems):
     class Failing(Scripted):
-        def stream(self, prompts, **settings):
-            yield 1, self.generate(prompts, **settings)[1]
+        def stream(self, prompts, sampling):
+            yield 1, self.generate(prompts, **vars(sampling))[1]
             raise GenerationError("the server is gone")
 
     samples = Samples()

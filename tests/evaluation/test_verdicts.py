@@ -15,8 +15,7 @@ from trl_akd.evaluation.evaluation_config import EvaluationConfig
 from trl_akd.evaluation.problems import Problem
 from trl_akd.evaluation.runner import Evaluation, evaluate
 from trl_akd.evaluation.samples import Sample
-from trl_akd.evaluation.scoring import judge
-from trl_akd.evaluation.verdicts import VerdictFile
+from trl_akd.evaluation.verdicts import VerdictFile, run_samples
 from trl_akd.execution import CodeExecutor, ExecutionResult
 
 PROBLEMS = [Problem(str(n), "", f"assert f({n}) == {n + 1}", entry_point="f") for n in range(4)]
@@ -42,7 +41,7 @@ class Counting:
 
 def run(path: Path, executor: Counting, limits=None, problems=PROBLEMS, samples=SAMPLES):
     with VerdictFile(path, limits or {"timeout": 1.0}) as file:
-        verdicts = judge(problems, samples, executor, file=file, progress=False)
+        verdicts = run_samples(problems, samples, executor, file=file, progress=False)
         file.finish(problems, verdicts)
     return verdicts
 
@@ -148,5 +147,5 @@ def test_changed_limits_judge_anew(tmp_path: Path):
 
 def test_an_executor_that_judges_nothing_keeps_nothing(tmp_path: Path):
     with CodeExecutor(1, allow_code_execution=True) as executor, VerdictFile(tmp_path / "v.jsonl", {}) as file:
-        assert judge([], {}, executor, file=file, progress=False) == []
+        assert run_samples([], {}, executor, file=file, progress=False) == []
     assert (tmp_path / "v.jsonl").read_text() == ""

@@ -12,7 +12,7 @@ from tests.generation.server import Fault, serving
 from tests.generation.test_streaming import Halting
 from trl_akd.generation import Completion, GenerationError, OpenAIGenerator
 from trl_akd.generation.budget import Budget, BudgetedGenerator, BudgetSpent
-from trl_akd.generation.protocol import Usage
+from trl_akd.generation.protocol import SamplingParams, Usage
 from trl_akd.generation.recorded import RecordedGenerator
 from trl_akd.ledger import Ledger
 
@@ -35,7 +35,7 @@ def test_limits(limits: dict, asked: int, limit: str | None):
     budgeted = BudgetedGenerator(generator, **limits)
     arrived = []
     try:
-        arrived.extend(index for index, _ in budgeted.stream(list("abcde"), max_new_tokens=2))
+        arrived.extend(index for index, _ in budgeted.stream(list("abcde"), SamplingParams(max_new_tokens=2)))
     except BudgetSpent as error:
         assert asked < 5 and f"`{limit}` is reached" in str(error)
     assert generator.asked == list("abcde")[:asked]
@@ -67,9 +67,9 @@ def test_time_is_looked_at_between_batches(monkeypatch: pytest.MonkeyPatch):
 )
 def test_equal_prompts_go_out_together(limits: dict, batches: list[str]):
     class Batches(Halting):
-        def stream(self, prompts, **sampling):
+        def stream(self, prompts, sampling):
             called.append("".join(prompts))
-            yield from super().stream(prompts, **sampling)
+            yield from super().stream(prompts, sampling)
 
     called: list[str] = []
     arrived = []
@@ -93,13 +93,13 @@ def test_what_is_replayed_costs_nothing(tmp_path: Path):
 
 def test_tokens_that_are_not_told_count_as_the_most_there_may_be():
     class Silent(Halting):
-        def stream(self, prompts, **sampling):
-            for index, _ in super().stream(prompts, **sampling):
+        def stream(self, prompts, sampling):
+            for index, _ in super().stream(prompts, sampling):
                 yield index, [Completion("", None, "stop", None)] * 2
 
     budgeted = BudgetedGenerator(Silent(), max_tokens=50)
     with pytest.raises(BudgetSpent):
-        budgeted.generate(list("abcde"), n=2, max_new_tokens=10)
+        budgeted.generate(list("abcde"), n=2, temperature=1.0, max_new_tokens=10)
     assert budgeted.tokens == 60
 
 
@@ -209,7 +209,7 @@ def test_what_is_reserved_is_given_back_when_a_call_ends_early(end: str):
         generator = BudgetedGenerator(OpenAIGenerator(server.url, "tiny", concurrency=2), budget=budget)
         server.faults.extend([Fault(401)] * (2 if end == "error" else 0))
         with suppress(GenerationError):
-            for _ in generator.stream([str(n) for n in range(20)], max_new_tokens=50):
+            for _ in generator.stream([str(n) for n in range(20)], SamplingParams(max_new_tokens=50)):
                 break
         sent = len(server.bodies)
         assert budget.spent.requests == sent < 20

@@ -14,6 +14,8 @@ from tests.generation.worker import cases
 from tests.invariant.launch import ROOT, accelerate_config
 from trl_akd.generation import TransformersGenerator
 
+pytestmark = pytest.mark.distributed
+
 
 @pytest.mark.parametrize(
     "backend",

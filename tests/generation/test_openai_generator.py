@@ -15,7 +15,7 @@ import pytest
 
 from tests.generation.server import Fault, Server, serving
 from trl_akd.generation import Completion, GenerationError, OpenAIGenerator
-from trl_akd.generation.protocol import Usage
+from trl_akd.generation.protocol import SamplingParams, Usage
 
 KEY = "sk-secret-123"
 
@@ -266,7 +266,7 @@ def test_what_is_paid_for_is_kept(server: Server, generator: Callable[..., OpenA
     server.faults.append(Fault(403))
     paid = []
     with pytest.raises(GenerationError, match="status 403"):
-        for index, completions in made.stream(["a", "b", "c"], n=2, temperature=1.0):
+        for index, completions in made.stream(["a", "b", "c"], SamplingParams(2, 1.0)):
             paid.append((index, len(completions)))
     assert paid[:3] == [(0, 1), (0, 1), (1, 1)] and len(paid) == len(server.bodies) - 2
 

@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 
 from trl_akd.generation import Completion
-from trl_akd.generation.protocol import Request, check_prompts, sample_offsets, truncate_at_stop
-
-GREEDY: dict[str, Any] = {"n": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 8, "stop": (), "seed": None}
+from trl_akd.generation.protocol import GREEDY, SamplingParams, check_prompts, sample_offsets, truncate_at_stop
 
 
 @pytest.mark.parametrize(
@@ -30,7 +28,7 @@ GREEDY: dict[str, Any] = {"n": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tok
 )
 def test_request_out_of_range(change: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        Request(**{**GREEDY, **change})
+        SamplingParams(**change)
 
 
 @pytest.mark.parametrize(("prompts", "complaint"), [("text", "put it in a list"), (["a", None], r"`prompts\[1\]`")])
@@ -40,14 +38,14 @@ def test_prompts_of_another_kind(prompts: Any, complaint: str) -> None:
 
 
 def test_seeds_depend_on_seed_prompt_and_number() -> None:
-    first, second = Request(**{**GREEDY, "seed": 1}), Request(**{**GREEDY, "seed": 2})
+    first, second = SamplingParams(seed=1), SamplingParams(seed=2)
     seeds = {
         request.sample_seed(prompt, number) for request in (first, second) for prompt in "ab" for number in range(2)
     }
     assert len(seeds) == 8
     assert all(0 <= seed < 2**31 for seed in seeds)
-    assert first.sample_seed("a", 0) == Request(**{**GREEDY, "seed": 1}).sample_seed("a", 0)
-    unseeded = Request(**GREEDY)
+    assert first.sample_seed("a", 0) == SamplingParams(seed=1).sample_seed("a", 0)
+    unseeded = GREEDY
     assert unseeded.sample_seed("a", 0) != unseeded.sample_seed("a", 0)
 
 

@@ -16,7 +16,7 @@ import pytest
 from tests import tiny
 from tests.generation.server import Fault, Server, serving
 from trl_akd.generation import Completion, GenerationError, OpenAIGenerator, TransformersGenerator
-from trl_akd.generation.protocol import Usage, collect, stream
+from trl_akd.generation.protocol import GREEDY, SamplingParams, Usage, collect, stream
 from trl_akd.generation.recorded import RecordedGenerator
 from trl_akd.ledger import Ledger
 
@@ -32,14 +32,14 @@ class Halting:
         self.asked: list[str] = []
 
     def generate(self, prompts, **sampling):
-        return collect(self.stream(prompts, **sampling), len(prompts))
+        return collect(self.stream(prompts, SamplingParams(**sampling)), len(prompts))
 
-    def stream(self, prompts, *, n=1, **sampling):
+    def stream(self, prompts, sampling=GREEDY):
         for index, prompt in enumerate(prompts):
             if len(self.asked) == self.stops:
                 raise self.error
             self.asked.append(prompt)
-            yield index, [Completion(f"{prompt}{number}", -1.0, "stop", 2) for number in range(n)]
+            yield index, [Completion(f"{prompt}{number}", -1.0, "stop", 2) for number in range(sampling.n)]
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def lines(path: Path) -> list[dict]:
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_a_model_s_stream_is_what_it_generates(batch_size: int):
     generator = TransformersGenerator(tiny.model(), tiny.tokenizer(), batch_size=batch_size)
-    arrivals = list(generator.stream(PROMPTS, **SAMPLED))
+    arrivals = list(generator.stream(PROMPTS, SamplingParams(**SAMPLED)))
     assert sorted(index for index, _ in arrivals) == list(range(len(PROMPTS)))
     assert collect(arrivals, len(PROMPTS)) == generator.generate(PROMPTS, **SAMPLED)
 
@@ -72,14 +72,16 @@ def test_a_model_hands_over_each_batch_before_the_next(monkeypatch: pytest.Monke
         return write(self, model, rows, *rest)
 
     monkeypatch.setattr(TransformersGenerator, "_write_batch", spy)
-    for number, (index, _) in enumerate(generator.stream(PROMPTS, **SAMPLED), start=1):
+    for number, (index, _) in enumerate(generator.stream(PROMPTS, SamplingParams(**SAMPLED)), start=1):
         assert batches == [3] * number
         assert number > 1 or index == 2, "the longest prompt first"
 
 
 def test_a_model_is_as_it_was_once_its_stream_is_left():
     model = tiny.model().train()
-    arrivals = TransformersGenerator(model, tiny.tokenizer(), batch_size=1).stream(PROMPTS, max_new_tokens=2)
+    arrivals = TransformersGenerator(model, tiny.tokenizer(), batch_size=1).stream(
+        PROMPTS, SamplingParams(max_new_tokens=2)
+    )
     next(arrivals)
     assert not model.training
     arrivals.close()
@@ -140,8 +142,8 @@ def test_what_had_come_is_recorded(tmp_path: Path, error: BaseException):
 
 def _record_until_killed(path: Path) -> None:
     class Killer(Halting):
-        def stream(self, prompts, **sampling):
-            yield from super().stream(prompts[:3], **sampling)
+        def stream(self, prompts, sampling):
+            yield from super().stream(prompts[:3], sampling)
             os.kill(os.getpid(), signal.SIGKILL)
 
     with Ledger(path, {}) as ledger:
@@ -234,8 +236,8 @@ def test_a_model_tells_its_usage():
 def test_facts_and_cost_stand_beside_a_record(tmp_path: Path):
     with Ledger(tmp_path / "calls.jsonl", {}) as ledger:
         recorded = RecordedGenerator(Halting(), ledger)
-        recorded.noting(origin="seed").noting(prompt="v2").generate(["a"], n=3, seed=0)
-        recorded.generate(["a"], n=3, seed=0)
+        recorded.noting(origin="seed").noting(prompt="v2").generate(["a"], n=3, temperature=1.0, seed=0)
+        recorded.generate(["a"], n=3, temperature=1.0, seed=0)
         recorded.generate(["b"], seed=0)
         with pytest.raises(ValueError, match="`key` is a field of every record"):
             recorded.noting(key="x")

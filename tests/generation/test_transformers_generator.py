@@ -364,7 +364,7 @@ def test_memory_that_does_not_suffice(generator, monkeypatch, caplog) -> None:
     monkeypatch.setattr(type(model), "generate", spy)
     assert texts(generator(model).generate(PROMPTS, n=2, **SAMPLED)) == texts(expected)
     assert sizes == [10, 5, 2, 2, 2, 2, 2]
-    assert "going on with 2 at a time" in caplog.text
+    assert "continuing with 2 at a time" in caplog.text
     limit = 0
     with pytest.raises(torch.OutOfMemoryError, match=r"does not suffice for `prompts\[3\]` alone, of 39 tokens"):
         generator(model).generate(PROMPTS, max_new_tokens=3)

@@ -10,7 +10,7 @@ from trl_akd.distributed import picklable_error
 from trl_akd.generation import Completion, GenerationError
 from trl_akd.generation.budget import BudgetedGenerator
 from trl_akd.generation.json_client import RefusedRequest
-from trl_akd.generation.protocol import stream
+from trl_akd.generation.protocol import GREEDY, SamplingParams, stream
 from trl_akd.generation.wrappers import ChatGenerator, OnMainProcess, for_all_processes, is_shared, model_name
 
 
@@ -26,7 +26,7 @@ class Halting:
     def generate(self, prompts: list[str], **sampling: Any) -> list[list[Completion]]:
         raise NotImplementedError
 
-    def stream(self, prompts: list[str], **sampling: Any):
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY):
         for index, prompt in enumerate(prompts):
             if index == self.until:
                 raise GenerationError("gone")

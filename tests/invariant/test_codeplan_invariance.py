@@ -15,6 +15,8 @@ from tests.codeplan import world
 
 from .launch import Outcome, launch, run
 
+pytestmark = pytest.mark.distributed
+
 Train = Callable[..., Outcome]
 TASK_LOSSES = ("codeplan/code_loss", "codeplan/plan_loss")
 COMPARED = ("loss", "grad_norm", *TASK_LOSSES, "entropy", "num_tokens", "eval_loss", "eval_codeplan/plan_loss")

@@ -13,6 +13,8 @@ from tests import tiny
 
 from .launch import Outcome, run
 
+pytestmark = pytest.mark.distributed
+
 Train = Callable[..., Outcome]
 
 # 11 rows and a global batch of 4 for two epochs: six steps, β drawn anew after the third.
@@ -101,6 +103,16 @@ def test_split_does_not_matter_for_token_normalization(
     expected = train(**settings)
     assert expected.series("loss") != pytest.approx(train().series("loss"), rel=1e-3)
     assert_same(train(backend, batch, accumulation, **settings), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "batch", "accumulation"), [("ddp", 1, 2), ("zero3", 1, 2)])
+def test_split_does_not_matter_for_a_divergence_by_autograd(
+    train: Train, backend: str, batch: int, accumulation: int
+) -> None:
+    expected = train(divergence="jsd")
+    assert expected.series("loss") == pytest.approx(expected.series("kd/divergence"))
+    assert_same(train(backend, batch, accumulation, divergence="jsd"), expected)
 
 
 @pytest.mark.parametrize(("backend", "batch"), [("single", 4), ("ddp", 2), ("zero2", 2), ("zero3", 2)])

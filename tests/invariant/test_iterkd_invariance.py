@@ -12,6 +12,8 @@ from tests import tiny
 
 from .launch import Outcome, run
 
+pytestmark = pytest.mark.distributed
+
 Train = Callable[..., Outcome]
 OWN = ("iterkd/supervised_loss", "iterkd/contrastive_loss", "iterkd/margin", "iterkd/accuracy")
 COMPARED = ("loss", "grad_norm", *OWN, "entropy", "num_tokens", "eval_loss")

@@ -9,7 +9,7 @@ from typing import Any
 
 from trl_akd.execution import ExecutionResult
 from trl_akd.generation import Completion
-from trl_akd.iterkd.cycle_report import CycleReport
+from trl_akd.iterkd.cycle.report import CycleReport
 
 
 class Student:

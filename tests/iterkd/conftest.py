@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from tests.iterkd.actors import Actors, Student
 from tests.iterkd.cycle_world import JUDGE_LAYOUT, LAYOUTS, RuleTeacher, answer, held_out, questions
 from trl_akd.generation.budget import BudgetedGenerator
-from trl_akd.iterkd.cycle_config import CycleConfig
-from trl_akd.iterkd.cycle_ledger import CycleLedger
-from trl_akd.iterkd.cycles import Cycles, Room
-from trl_akd.iterkd.judges import GenerativeJudge
-from trl_akd.iterkd.questions import read_questions
+from trl_akd.iterkd.cycle.config import CycleConfig
+from trl_akd.iterkd.cycle.cycles import Cycles, Participants
+from trl_akd.iterkd.cycle.ledger import CycleLedger
+from trl_akd.iterkd.cycle.records import read_questions
+from trl_akd.iterkd.judge.judges import GenerativeJudge
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def act(tmp_path: Path) -> Callable[..., Actors]:
             judge = GenerativeJudge(ledger.recorded(teacher, "judge"), prompt=config.judge_prompt)
             cycles = Cycles(
                 actors.student,
-                Room(teacher, judge if judged else None, actors.run, held_out(), benchmarks or {}),
+                Participants(teacher, judge if judged else None, actors.run, held_out(), benchmarks or {}),
                 config,
                 ledger,
                 folder=tmp_path,

@@ -14,11 +14,11 @@ from datasets import Dataset
 from tests import tiny
 from trl_akd.execution import CodeExecutor
 from trl_akd.generation import Completion
-from trl_akd.generation.protocol import Arrival, collect
+from trl_akd.generation.protocol import GREEDY, Arrival, SamplingParams, collect
+from trl_akd.iterkd.cycle.records import Question
 from trl_akd.iterkd.iterkd_config import IterKDConfig
 from trl_akd.iterkd.iterkd_trainer import IterKDTrainer
-from trl_akd.iterkd.judging import RULES, Judgement, format_judgement
-from trl_akd.iterkd.records import Question
+from trl_akd.iterkd.judge.rubric import RULES, Judgement, format_judgement
 
 LAYOUTS = {
     "correct": "right: {instruction}",
@@ -84,7 +84,7 @@ class RuleTeacher:
     def generate(self, prompts: list[str], **sampling: Any) -> list[list[Completion]]:
         return collect(self.stream(prompts), len(prompts))
 
-    def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
         for index, prompt in enumerate(prompts):
             self._on_ask(prompt)
             time.sleep(self._pause)

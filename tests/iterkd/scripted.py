@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trl_akd.generation import Completion
-from trl_akd.iterkd.judging import RULES, Judgement, Unjudged
+from trl_akd.iterkd.judge.rubric import RULES, Judgement, Unjudged
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_akd.iterkd.contamination import BenchmarkIndex, decontaminate, warn_of_overlap
-from trl_akd.iterkd.records import Question
+from trl_akd.iterkd.cycle.contamination import BenchmarkIndex, decontaminate, warn_of_overlap
+from trl_akd.iterkd.cycle.records import Question
 
 from . import scripted
 

@@ -8,9 +8,9 @@ import yaml
 
 from tests.iterkd.cycle_world import JUDGE_LAYOUT, LAYOUTS, questions
 from trl_akd.generation.protocol import Usage, estimate_num_tokens
-from trl_akd.iterkd.costs import Price, estimate_usage, prices
-from trl_akd.iterkd.cycle_config import CycleConfig
-from trl_akd.iterkd.questions import read_questions
+from trl_akd.iterkd.cycle.config import CycleConfig
+from trl_akd.iterkd.cycle.costs import Price, estimate_usage, prices
+from trl_akd.iterkd.cycle.records import read_questions
 
 
 @pytest.mark.parametrize(

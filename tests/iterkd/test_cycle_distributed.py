@@ -16,6 +16,8 @@ from tests.invariant.launch import ROOT, accelerate_config
 from tests.iterkd import cycle_world
 from tests.iterkd.cycle_world import completions, lines, verdicts
 
+pytestmark = pytest.mark.distributed
+
 
 def launch(folder: Path, backend: str, *attempts: str) -> tuple[Path, list[dict[str, Any]]]:
     """Run the worker; return its output folder and what each process wrote down."""

@@ -74,6 +74,7 @@ def check_kills(forge: Forge, unbroken: Path, kills: int, seed: int) -> Counter[
     return died
 
 
+@pytest.mark.end_to_end
 def test_a_run_that_was_killed_twenty_times_ends_as_an_unbroken_one(forge: Forge, unbroken: Path) -> None:
     died = check_kills(forge, unbroken, kills=20, seed=0)
     assert {"ask", "ledger", "train"} <= set(died)
@@ -85,6 +86,7 @@ def test_kills_anywhere(forge: Forge, unbroken: Path, seed: int) -> None:
     check_kills(forge, unbroken, kills=40, seed=seed)
 
 
+@pytest.mark.end_to_end
 def test_a_run_that_is_done_asks_nobody(forge: Forge, unbroken: Path) -> None:
     asked = unbroken.with_suffix(".asked").read_text()
     students = [load_file(unbroken / f"cycle-{cycle}/student/model.safetensors") for cycle in range(2)]

@@ -11,7 +11,7 @@ import yaml
 from accelerate import Accelerator
 
 from tests.iterkd.cycle_world import LAYOUTS, questions, task
-from trl_akd.iterkd.cycle_ledger import CycleLedger
+from trl_akd.iterkd.cycle.ledger import CycleLedger
 from trl_akd.ledger import Ledger
 
 

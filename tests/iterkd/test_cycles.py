@@ -10,7 +10,7 @@ import pytest
 from tests.iterkd.actors import Student
 from tests.iterkd.cycle_world import answer, lines, task
 from trl_akd.generation.budget import BudgetSpent
-from trl_akd.iterkd.cycle_report import cycle_table, write_reports
+from trl_akd.iterkd.cycle.report import cycle_table, write_reports
 
 
 def test_stages_follow_one_another(act):

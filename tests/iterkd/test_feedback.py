@@ -1,5 +1,4 @@
 import json
-from dataclasses import fields
 
 import pytest
 from hypothesis import given
@@ -7,17 +6,18 @@ from hypothesis import strategies as st
 
 from tests.iterkd.scripted import soda
 from trl_akd.execution import CodeExecutor, ExecutionResult
-from trl_akd.iterkd.feedback import (
+from trl_akd.iterkd.cycle.config import CycleConfig
+from trl_akd.iterkd.cycle.feedback import (
     Feedback,
-    FeedbackConfig,
+    StaticView,
+    collect_feedback,
     feedback_level,
     feedback_metrics,
     feedback_score,
-    listen,
 )
-from trl_akd.iterkd.judging import REFUSALS, RULES, Judgement, Unjudged, parse_judgement
-from trl_akd.iterkd.records import LEVELS, Question
-from trl_akd.iterkd.static_view import StaticView
+from trl_akd.iterkd.cycle.records import LEVELS, Question
+from trl_akd.iterkd.judge.reader import parse_judgement
+from trl_akd.iterkd.judge.rubric import REFUSALS, RULES, Judgement, Unjudged
 
 ORDER = {"hard": 0, "medium": 1, "easy": 2}
 OUTCOMES = {"fail": 0, "unknown": 1, "pass": 2}
@@ -37,7 +37,9 @@ views = st.builds(
 )
 shares = st.none() | st.floats(0, 1)
 configs = st.builds(
-    lambda weight, unknown, low, width: FeedbackConfig(weight, unknown, low, low + width),
+    lambda weight, unknown, low, width: CycleConfig(
+        judge_weight=weight, unknown_execution=unknown, hard_at_most=low, easy_at_least=low + width
+    ),
     st.floats(0, 1),
     st.floats(0, 1),
     st.floats(0, 6),
@@ -86,7 +88,7 @@ def test_levels_are_as_they_are_written_down(judgement, view, passed):
     total = judgement.total if isinstance(judgement, Judgement) else None
     hard = not view.complete or failed or (total is not None and total <= 2)
     easy = not hard and succeeded and (total is None or total >= 5)
-    found = feedback_level(judgement, view, passed, FeedbackConfig())
+    found = feedback_level(judgement, view, passed, CycleConfig())
     assert {"hard": hard, "easy": easy, "medium": not hard and not easy}[found]
 
 
@@ -131,18 +133,16 @@ def test_feedback_survives_a_ledger(feedback):
 )
 def test_scores_and_levels_by_hand(judgement, executed, passed, score, level):
     view = StaticView(True, "python", executed=executed)
-    assert feedback_score(judgement, view, passed, FeedbackConfig()) == pytest.approx(score)
-    assert feedback_level(judgement, view, passed, FeedbackConfig()) == level
-    assert (
-        feedback_level(judgement, StaticView(False, "python", executed=executed), passed, FeedbackConfig()) == "hard"
-    )
+    assert feedback_score(judgement, view, passed, CycleConfig()) == pytest.approx(score)
+    assert feedback_level(judgement, view, passed, CycleConfig()) == level
+    assert feedback_level(judgement, StaticView(False, "python", executed=executed), passed, CycleConfig()) == "hard"
 
 
 def test_every_setting_counts():
     judgement, view = Judgement((2, 1, 0.5, 0, 0)), StaticView(True, "python", executed="unknown")
 
     def found(**settings):
-        config = FeedbackConfig(**settings)
+        config = CycleConfig(**settings)
         return (
             feedback_score(judgement, view, None, config),
             feedback_level(judgement, view, None, config),
@@ -154,7 +154,6 @@ def test_every_setting_counts():
     assert found(unknown_execution=0.0)[0] == 0.5 * 3.5 / 6
     assert found(hard_at_most=3.5)[1:] == ("hard", "hard")
     assert found(easy_at_least=3.5)[1:] == ("medium", "easy")
-    assert len(fields(FeedbackConfig)) == 4
 
 
 @pytest.mark.parametrize(
@@ -169,7 +168,7 @@ def test_every_setting_counts():
 )
 def test_settings_out_of_range(settings: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        FeedbackConfig(**settings)
+        CycleConfig(**settings)
 
 
 # Listening
@@ -219,7 +218,7 @@ def test_listening_to_real_programs(run):
     ]
     good = Judgement((2, 1, 1, 1, 1))
     judge = ByAnswer({**dict.fromkeys(answers, good), answers[3]: Unjudged("no_scores")})
-    found = listen(questions, answers, judge=judge, run=run)
+    found = collect_feedback(questions, answers, judge=judge, run=run)
     assert judge.pairs == [("Double.", answer) for answer in answers]
     assert [one.question_id for one in found] == [question.id for question in questions]
     assert [one.answer for one in found] == answers
@@ -227,7 +226,7 @@ def test_listening_to_real_programs(run):
     assert [one.view.executed for one in found] == ["pass", "pass", "unknown", "pass", "fail", "unknown", "unknown"]
     assert [one.score for one in found] == [1.0, 0.5, 0.75, 1.0, 0.5, 1.0, 0.5]
     assert [one.level for one in found] == ["easy", "hard", "hard", "easy", "hard", "easy", "hard"]
-    assert listen(questions, answers, judge=judge, run=run) == found, "a second look gives the same"
+    assert collect_feedback(questions, answers, judge=judge, run=run) == found, "a second look gives the same"
     metrics = feedback_metrics(found)
     assert metrics["score"] == pytest.approx(sum(one.score for one in found) / 7)
     assert (metrics["easy"], metrics["medium"], metrics["hard"]) == (3 / 7, 0.0, 4 / 7)
@@ -237,14 +236,14 @@ def test_listening_to_real_programs(run):
 def test_ablations():
     questions = [Question("a", "Double.", tests=TESTS), Question("b", "Double.")]
     answers = [f"```python\n{DOUBLE}\n```", "```python\ndef (\n```"]
-    alone = listen(questions, answers, judge=None, run=None)
+    alone = collect_feedback(questions, answers, judge=None, run=None)
     assert [(one.judgement, one.tests_passed, one.score, one.level) for one in alone] == [
         (None, None, 0.5, "medium"),
         (None, None, 0.0, "hard"),
     ]
     judge = ByAnswer(dict.fromkeys(answers, Judgement((2, 1, 1, 1, 1))))
-    assert [one.score for one in listen(questions, answers, judge=judge, run=None)] == [0.75, 0.5]
-    weighty = listen(questions, answers, judge=judge, run=None, config=FeedbackConfig(judge_weight=1.0))
+    assert [one.score for one in collect_feedback(questions, answers, judge=judge, run=None)] == [0.75, 0.5]
+    weighty = collect_feedback(questions, answers, judge=judge, run=None, config=CycleConfig(judge_weight=1.0))
     assert [one.score for one in weighty] == [1.0, 1.0]
 
 
@@ -252,15 +251,15 @@ def test_a_fault_of_the_sandbox_is_not_the_answers():
     def broken(programs):
         return [ExecutionResult("infra_error") for _ in programs]
 
-    [found] = listen([Question("a", "Double.", tests=TESTS)], [DOUBLE], judge=None, run=broken)
+    [found] = collect_feedback([Question("a", "Double.", tests=TESTS)], [DOUBLE], judge=None, run=broken)
     assert (found.tests_passed, found.view.executed, found.level) == (None, "unknown", "medium")
 
 
 def test_listening_to_nothing_and_to_too_much():
-    assert listen([], [], judge=ByAnswer({}), run=None) == []
+    assert collect_feedback([], [], judge=ByAnswer({}), run=None) == []
     assert feedback_metrics([]) == {}
     with pytest.raises(ValueError, match="2 answers to 1 questions; give one each"):
-        listen([Question("a", "b")], ["c", "d"], judge=None, run=None)
+        collect_feedback([Question("a", "b")], ["c", "d"], judge=None, run=None)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +284,7 @@ def test_real_answers_with_real_judgements():
     def accepted(programs):
         return [ExecutionResult("passed") for _ in programs]
 
-    found = listen(questions, answers, judge=Released(), run=accepted)
+    found = collect_feedback(questions, answers, judge=Released(), run=accepted)
     metrics = feedback_metrics(found)
     assert metrics["unjudged/missing_score"] == metrics["unjudged/not_a_number"] == 1
     assert metrics["judge"] == pytest.approx(sum(one.total for one in verdicts if isinstance(one, Judgement)) / 98)

@@ -14,11 +14,17 @@ from tests import tiny
 from tests.generation.server import Fault, serving
 from tests.iterkd.scripted import soda
 from trl_akd.generation import Completion, GenerationError, OpenAIGenerator
-from trl_akd.iterkd.judge_data import JudgedAnswer, judge_metrics, read_judgements
-from trl_akd.iterkd.judge_prompts import JUDGE_PROMPT, JudgePrompt
-from trl_akd.iterkd.judge_training import judge_held_out, make_generative_trainer, make_regression_trainer
-from trl_akd.iterkd.judges import GenerativeJudge, RegressionJudge, asked_for_json, nearest_judgement
-from trl_akd.iterkd.judging import RULES, Judgement, Unjudged, format_judgement
+from trl_akd.iterkd.judge.judges import GenerativeJudge, RegressionJudge, asked_for_json, nearest_judgement
+from trl_akd.iterkd.judge.prompts import JUDGE_PROMPT, JudgePrompt
+from trl_akd.iterkd.judge.rubric import RULES, Judgement, Unjudged, format_judgement
+from trl_akd.iterkd.judge.training import (
+    JudgedAnswer,
+    judge_held_out,
+    judge_metrics,
+    make_generative_trainer,
+    make_regression_trainer,
+    read_judgements,
+)
 
 GOOD, POOR = Judgement((2.0, 1.0, 1.0, 0.5, 0.5)), Judgement((0.0, 0.0, 0.5, 0.5, 0.0))
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_akd.iterkd.novelty import NoveltyIndex, only_new, rouge_l
-from trl_akd.iterkd.records import Question
+from trl_akd.iterkd.cycle.novelty import NoveltyIndex, only_new, rouge_l
+from trl_akd.iterkd.cycle.records import Question
 
 from . import scripted
 

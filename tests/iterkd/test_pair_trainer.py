@@ -12,7 +12,7 @@ from peft import LoraConfig
 
 from tests import tiny
 from trl_akd import AKDConfig, AKDTrainer, IterKDConfig
-from trl_akd.iterkd.contrast import contrastive_objective
+from trl_akd.iterkd.pair_loss import contrastive_objective
 from trl_akd.iterkd.pair_trainer import PairTrainer
 from trl_akd.losses.contrastive import Sequences, dpo, dpo_norm, infonce, simpo, unlikelihood
 
@@ -288,7 +288,7 @@ def test_bad_settings(config, settings, message):
 def test_the_objective_follows_the_teacher(trainer):
     assert trainer().args.objective == "ce"
     assert trainer(None, teacher()).args.objective == "akd"
-    with pytest.raises(ValueError, match="`teacher_model` is given, but no objective asks a teacher"):
+    with pytest.raises(ValueError, match="`teacher_model` is given, but no objective uses a teacher"):
         trainer(None, teacher(), objective="ce")
     with pytest.raises(ValueError, match=r"`kd_temperature` is 2\.0, which has no effect while `objective` is 'ce'"):
         trainer(kd_temperature=2.0)

@@ -16,9 +16,9 @@ from tests import tiny
 from tests.iterkd import cycle_world
 from tests.iterkd.test_run_settings import lora
 from trl_akd import AKDConfig, AKDTrainer
+from trl_akd.iterkd.cycle.ledger import upload_ledger
 from trl_akd.iterkd.iterkd_config import IterKDConfig
 from trl_akd.iterkd.iterkd_trainer import IterKDTrainer
-from trl_akd.iterkd.ledger_upload import upload_ledger
 
 TOKEN = "hf_" + "secret" * 4
 

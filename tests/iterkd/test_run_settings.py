@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from tests import tiny
 from tests.iterkd import cycle_world
-from trl_akd.iterkd.cycle_config import CYCLE_MAY_CHANGE, CycleConfig
+from trl_akd.iterkd.cycle.config import CYCLE_MAY_CHANGE, CycleConfig
+from trl_akd.iterkd.cycle.run_settings import MAY_CHANGE, model_settings, training_settings
+from trl_akd.iterkd.cycle.teaching_config import MAY_CHANGE as TEACHING_MAY_CHANGE
+from trl_akd.iterkd.cycle.teaching_config import TeachingConfig
 from trl_akd.iterkd.iterkd_config import IterKDConfig
 from trl_akd.iterkd.iterkd_trainer import IterKDTrainer
 from trl_akd.iterkd.pair_trainer import PairTrainer
-from trl_akd.iterkd.run_settings import MAY_CHANGE, model_settings, training_settings
-from trl_akd.iterkd.teaching_config import MAY_CHANGE as TEACHING_MAY_CHANGE
-from trl_akd.iterkd.teaching_config import TeachingConfig
 
 # Every field that a run may not change. A field that is neither here nor among those that may change was added by a
 # new version of this package, TRL or transformers: say which it is.
@@ -28,6 +28,7 @@ SHAPES_WEIGHTS = {
     *("adam_epsilon", "optim_target_modules", "gradient_accumulation_steps", "average_tokens_across_devices"),
     *("max_grad_norm", "label_smoothing_factor", "bf16", "fp16", "tf32", "torch_compile", "torch_compile_backend"),
     *("torch_compile_mode", "use_liger_kernel", "liger_kernel_config", "use_cache", "neftune_noise_alpha"),
+    *("divergence", "divergence_kwargs"),
     *("auto_find_batch_size", "load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
     *("ignore_data_skip", "full_determinism", "seed", "data_seed", "accelerator_config", "parallelism_config"),
     *("dataloader_drop_last", "dataloader_in_order", "remove_unused_columns", "label_names"),
@@ -71,6 +72,13 @@ def names(config: type) -> set[str]:
 def test_every_field_is_classified(fields: set[str], shapes: set[str], may_change: set[str]):
     # a version of TRL or transformers may lack some
     assert fields - shapes - may_change == set() and not shapes & may_change
+
+
+def test_ledgers_of_earlier_versions_lack_new_fields_at_their_defaults(tmp_path):
+    kept = training_settings(made(tmp_path))
+    changed = training_settings(made(tmp_path, divergence="jsd", divergence_kwargs={"beta": 0.5}))
+    assert not {"divergence", "divergence_kwargs"} & set(kept)
+    assert (changed["divergence"], changed["divergence_kwargs"]) == ("jsd", {"beta": 0.5})
 
 
 def made(tmp_path: Path, **changed: Any) -> IterKDConfig:

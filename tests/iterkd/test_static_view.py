@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.iterkd.scripted import soda
 from trl_akd.execution import CodeExecutor, ExecutionResult
-from trl_akd.iterkd.static_view import MAX_CHARS, MAX_FINDINGS, StaticView, program_of, static_views
+from trl_akd.iterkd.cycle.feedback import MAX_CHARS, MAX_FINDINGS, StaticView, program_of, static_views
 
 
 def fenced(code: str, tag: str = "python") -> str:

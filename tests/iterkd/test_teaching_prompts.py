@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from trl_akd.iterkd.records import FAULT_KINDS
-from trl_akd.iterkd.teaching_prompts import FAULT_DEFINITIONS, TeachingPrompts
+from trl_akd.iterkd.cycle.prompts import FAULT_DEFINITIONS, TeachingPrompts
+from trl_akd.iterkd.cycle.records import FAULT_KINDS
 
 
 @pytest.mark.parametrize("kind", FAULT_KINDS)

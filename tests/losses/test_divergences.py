@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ RULES = {
         for alpha in (0.0, 0.1, 0.6)
     },
 }
+SOME_RULES = ("forward_kl", "akd", "jsd-0.2", "skew_kl-0.1")
 EVERY_RULE = pytest.mark.parametrize(("name", "knobs", "oracle"), RULES.values(), ids=RULES)
 
 
@@ -176,6 +178,23 @@ def test_a_rule_from_outside(registered, logits):
     assert (rule.paper, rule.knobs) == ("https://example.org", {"power": 1.0})
     torch.testing.assert_close(rule(*logits, power=2.0), total_variation(*logits, power=2.0))
     rule.check({"power": 2.0})
+
+
+def test_a_rule_may_take_any_knob(registered, logits):
+    @registered("mine")
+    def scaled(student_logits, teacher_logits, **knobs):
+        return knobs.get("factor", 1.0) * forward_kl(student_logits, teacher_logits)
+
+    rule = divergences.get("mine")
+    rule.check({"factor": 2.0})
+    torch.testing.assert_close(rule(*logits, factor=2.0), 2 * forward_kl(*logits))
+
+
+def test_a_partial_function_is_a_rule(registered, logits):
+    registered("mine")(partial(divergences.jsd, beta=0.2))
+    rule = divergences.get("mine")
+    rule.check({})
+    torch.testing.assert_close(rule(*logits), divergences.jsd(*logits, beta=0.2))
 
 
 def test_a_name_is_taken_once(registered):

@@ -5,8 +5,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from trl_akd.execution import CodeExecutor
-from trl_akd.iterkd.judging import Judgement, parse_judgement
-from trl_akd.iterkd.records import FAULT_KINDS, FaultKind
+from trl_akd.iterkd.cycle.records import FAULT_KINDS, FaultKind
+from trl_akd.iterkd.judge.reader import parse_judgement
+from trl_akd.iterkd.judge.rubric import Judgement
 from trl_akd.micro.lessons import JUDGE_LAYOUT, LESSONS, TEACHING_LAYOUTS, draw_fault, rubric
 from trl_akd.micro.models import train_tokenizer
 from trl_akd.micro.world import Task, sample_tasks

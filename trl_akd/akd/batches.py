@@ -102,12 +102,12 @@ def row_numbers(batch: Batch, rows: int) -> Tensor:
 
 
 def backbone_inputs(batch: Batch) -> Batch:
-    """Return the part of a batch that the backbone reads."""
+    """Return the inputs of the backbone in a batch."""
     return {key: batch[key] for key in BACKBONE_INPUTS if key in batch}
 
 
 def number_of_tokens(batch: Batch) -> int:
-    """Count the tokens of a batch, without padding and without rows that other batches have as well."""
+    """Count the tokens of a batch, without padding and without rows that are in other batches as well."""
     if "num_tokens" in batch:
         return int(batch["num_tokens"])
     return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()

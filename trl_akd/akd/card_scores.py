@@ -45,9 +45,9 @@ def score_results(
         revision (`str`, *optional*):
             Commit of the dataset.
         variant (`str`, *optional*):
-            Way of solving the problems that has scores of its own on a card, such as `"with plans"`.
+            Variant of the evaluation with separate scores, such as `"with plans"`.
         **settings:
-            How the scores were measured, such as `problems`, `samples` and `temperature`.
+            Settings of the evaluation, such as `problems`, `samples` and `temperature`.
 
     Example:
 
@@ -76,7 +76,7 @@ def score_results(
 
 
 def evaluation_section(results: Sequence[EvalResult]) -> str:
-    """Return the card's section on scores, which says so where none was measured.
+    """Return the card's section on scores, also where none was measured.
 
     Example:
 
@@ -96,17 +96,17 @@ def evaluation_section(results: Sequence[EvalResult]) -> str:
 
 
 def add_scores(card_file: Path, results: Sequence[EvalResult]) -> None:
-    """Add scores to a model card, in place of earlier ones of the same benchmark and metric.
+    """Add scores to a model card, replacing earlier ones of the same benchmark and metric.
 
     Args:
         card_file (`Path`):
-            An existing `README.md`. What it says beyond these scores is kept, scores and sections of others included.
+            An existing `README.md`. All other content is kept, including other scores and sections.
         results (`Sequence[EvalResult]`):
             From [`score_results`].
 
     Raises:
-        ValueError: If the file is not text, or its metadata is malformed; it is left as it is.
-        OSError: If the file cannot be replaced; it is left as it is.
+        ValueError: If the file is not text, or its metadata is malformed; it is left unchanged.
+        OSError: If the file cannot be replaced; it is left unchanged.
     """
     try:
         card = ModelCard.load(card_file)
@@ -126,7 +126,7 @@ def add_scores(card_file: Path, results: Sequence[EvalResult]) -> None:
 
 
 def _identity(result: EvalResult) -> tuple[Any, ...]:
-    """Return what tells a score from others; not the dataset's name, of which `model-index` keeps one per dataset."""
+    """Return the key of a score; without the dataset's name, of which `model-index` keeps one per dataset."""
     return result.dataset_type, result.dataset_config, result.metric_type, result.metric_name
 
 

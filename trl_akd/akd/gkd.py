@@ -1,4 +1,4 @@
-"""The one place where TRL's experimental GKD enters; `tests/test_trl_contract.py` names what is relied on."""
+"""Import of TRL's experimental GKD; `tests/test_trl_contract.py` names the parts that are relied on."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Means of per-token quantities over micro-batches and ranks, with one reduction per step, and what they say."""
+"""Means of per-token quantities over micro-batches and ranks, with one reduction per step, and the loss from them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,14 +21,14 @@ METRICS = {
 
 
 class Means(NamedTuple):
-    """Means by name, and the sum of the weights that they are over."""
+    """Means by name, and the sum of their weights."""
 
     by_name: dict[str, float]
     weight: float
 
 
 class DistillationMetrics:
-    """Accumulates weighted sums on the device, task by task, and divides once, by all ranks' weights.
+    """Weighted sums of per-token quantities on the device, by task, divided once by the weights of all ranks.
 
     Args:
         names (`Sequence[str]`, *optional*):
@@ -40,7 +40,7 @@ class DistillationMetrics:
         self._totals: torch.Tensor | None = None
 
     def is_empty(self) -> bool:
-        """Tell whether nothing was added since the last reduction."""
+        """Return whether nothing was added since the last reduction."""
         return self._totals is None
 
     def add(self, sums: torch.Tensor, weights: torch.Tensor, tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""The card of a distilled model: what it was made from, and the scores that were measured."""
+"""Model card of a distilled model, with its provenance and measured scores."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,11 +53,11 @@ _PACKAGES = ("trl_akd", "trl", "transformers", "torch", "datasets", "tokenizers"
 
 @dataclass
 class Provenance:
-    """Where a run's parts come from, as far as the trainer cannot see it itself.
+    """Sources of a run: models, data and recipe.
 
     Args:
         student (`str`, *optional*):
-            Name or path of the model that training began with.
+            Name or path of the model that was trained.
         student_revision (`str`, *optional*):
             Its revision.
         teacher (`str`, *optional*):
@@ -102,11 +102,11 @@ def model_card(
 
     Args:
         provenance (`Provenance`):
-            What the run was made from; unknown parts are left out.
+            Sources of the run; unknown ones are omitted.
         method (`str`):
             Name of the method.
         objective (`dict`):
-            Settings of the objective worth reading, by name.
+            Settings of the objective, by name.
         model_name (`str`):
             Title of the card.
         repository (`str`):
@@ -118,11 +118,11 @@ def model_card(
         adapter (`bool`, *optional*, defaults to `False`):
             Whether the model is a PEFT adapter of the student rather than a whole model.
         facts (`Mapping[str, str]`, *optional*):
-            Rows of the method's own for the table of what the model was made from.
+            Additional rows of the table of sources.
         results (`Sequence[EvalResult]`, *optional*):
-            Scores that were measured on this model.
+            Scores measured on this model.
         sections (`Sequence[str]`, *optional*):
-            Sections of the method's own, in Markdown, each beginning with its heading.
+            Additional sections, in Markdown, each beginning with its heading.
     """
     rows = [
         ("Student", _at(provenance.student, provenance.student_revision)),
@@ -174,7 +174,7 @@ def objective(args: AKDConfig) -> dict[str, Any]:
 
 
 def provenance(student: Any, teacher: Any, args: AKDConfig) -> Provenance:
-    """Return what the trainer itself knows of where its parts come from."""
+    """Return the sources that the trainer knows."""
     return Provenance(
         student=name_of(student),
         student_revision=(args.model_init_kwargs or {}).get("revision"),
@@ -184,7 +184,7 @@ def provenance(student: Any, teacher: Any, args: AKDConfig) -> Provenance:
 
 
 def find_license(student: str | None) -> str | None:
-    """Return the licence that the student's own card states: in its folder, or on the Hub."""
+    """Return the licence in the student's model card, in its folder or on the Hub."""
     if student is None:
         return None
     card = Path(student) / "README.md"
@@ -204,7 +204,7 @@ def _stated(read: Callable[[], Any]) -> str | None:
 
 
 def _hub_name(name: str | None) -> str | None:
-    """Return a name that may stand for a repository of the Hub, rather than for a folder or a file."""
+    """Return `name` if it may be a repository on the Hub rather than a folder or a file."""
     if name is None or Path(name).exists() or name.endswith(_DATA_FILES):
         return None
     try:

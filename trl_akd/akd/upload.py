@@ -1,4 +1,4 @@
-"""Uploads to the Hub that hold a student, its tokenizer and its card, and nothing else of a run's folder."""
+"""Upload of a student, its tokenizer and its card to the Hub, without the rest of the output folder."""
 
 import shutil
 from pathlib import Path
@@ -22,10 +22,10 @@ def upload_student(
     private: bool | None,
     **card: Any,
 ) -> Any:
-    """Upload a trainer's student in one commit; all processes call this.
+    """Upload a trainer's student in one commit. All processes must call it.
 
-    Transformers uploads the output folder, whatever is in it: the ledger of a run, students of other cycles, and the
-    training arguments with the Hub's token among them. Here the student is saved into a folder of its own first.
+    Transformers uploads the whole output folder, with the ledger of a run, students of other cycles, and the training
+    arguments including the Hub token. Here the student is first saved into a separate folder.
 
     Args:
         trainer (`AKDTrainer`):

@@ -15,7 +15,7 @@ from .model_utils import has_vocabulary
 
 
 def check_arguments(trainer: type, args: Any, expected: type[AKDConfig]) -> None:
-    """Refuse a configuration of another trainer, whose fields would be missing or mean something else."""
+    """Refuse a configuration of another trainer, whose fields may be missing or mean something else."""
     if args is not None and not isinstance(args, expected):
         raise TypeError(
             f"`args` is a {type(args).__name__}, but {trainer.__name__} takes {_article(expected.__name__)}; make one "
@@ -64,9 +64,9 @@ def check_parallelism(config: Any) -> None:
 
 
 def check_adapter(*configs: Any) -> None:
-    """Refuse prompt tuning, prefix tuning and their like.
+    """Refuse prompt tuning, prefix tuning and similar methods.
 
-    Their virtual tokens are put in front by the forward of the PEFT model, which the fused loss does not go through.
+    Their virtual tokens are prepended by the forward of the PEFT model, which the fused loss does not use.
     """
     for config in configs:
         if getattr(config, "is_prompt_learning", False):
@@ -91,13 +91,13 @@ def check_experts(config: Any) -> None:
 
 
 def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter: bool) -> None:
-    """Refuse what is no language model, a missing teacher, and settings that need another teacher."""
+    """Refuse objects that are no language models, a missing teacher, and settings that it does not support."""
     if not isinstance(student, str):
         check_language_model(student, role="model")
     if not args.asks_teacher:
         if teacher is not None:
             raise ValueError(
-                "`teacher_model` is given, but no objective asks a teacher; leave it out, or choose one that does."
+                "`teacher_model` is given, but no objective uses a teacher; leave it out, or choose one that does."
             )
     elif teacher is None:
         if not trains_adapter:
@@ -107,7 +107,7 @@ def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter:
             )
         if args.seq_kd:
             raise ValueError(
-                "`seq_kd` is on, but without a `teacher_model_name_or_path` nobody writes; name a teacher."
+                "`seq_kd` is on, but there is no teacher to generate text; set `teacher_model_name_or_path`."
             )
     elif teacher is student or _is_same_path(student, teacher, args):
         raise ValueError(
@@ -120,7 +120,7 @@ def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter:
     if args.teacher_device is not None:
         _check_device(args.teacher_device)
     if isinstance(teacher, Teacher) and (args.seq_kd or args.teacher_device is not None):
-        name, reason = ("seq_kd", "writes no text") if args.seq_kd else ("teacher_device", "chooses its own device")
+        name, reason = ("seq_kd", "generates no text") if args.seq_kd else ("teacher_device", "chooses its own device")
         raise ValueError(f"`{name}` is set, but a `Teacher` of your own {reason}; leave it out.")
     zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
     if args.teacher_device is not None and zero3:
@@ -139,7 +139,7 @@ def check_language_model(model: Any, *, role: str) -> None:
 
     Args:
         model (`object`):
-            What was given.
+            The object to check.
         role (`str`):
             `"model"` or `"teacher_model"`, for the message.
     """
@@ -233,5 +233,5 @@ def _is_same_path(student: Any, teacher: Any, args: AKDConfig) -> bool:
 
 
 def _identity(name: str, revision: str | None) -> tuple[str, str]:
-    """Return what two names of the same model have in common."""
+    """Return a value that is equal for two names of the same model."""
     return (os.path.realpath(name), "") if os.path.isdir(name) else (name, revision or "main")

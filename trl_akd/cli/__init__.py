@@ -1,26 +1,31 @@
-"""The command line `trl-akd`: one file a command, found by its name. Importing this package does not import torch."""
+"""The command line `trl-akd`: one module per command, named after it. Importing this package does not import torch.
+
+To add a command, add its module, with a function `main(argv)`, and a row in `COMMANDS`. To add a training method, see
+`methods.py`.
+"""
 
 import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.metadata import EntryPoint
 from types import MappingProxyType
 
 from .. import __version__
-from .errors import run
+from .errors import UserError, run
 
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
-        "quickstart": "from nothing to a distilled student, judged by the code it writes; offline, on a CPU",
-        "akd": "distil a teacher into a student with adaptive knowledge distillation",
-        "plans": "ask a teacher for the plans behind solutions, for a student to learn",
-        "codeplan": "train a student on plans and solutions at once",
-        "iterkd": "train a student in cycles of right and wrong answers, feedback and new questions",
-        "evaluate": "judge a model by running the programs it writes",
-        "ranker": "train a small model to tell correct programs from others, and put programs in its order",
-        "judge": "train a small model to judge answers on the six-point rubric of IterKD",
+        "quickstart": "train a small student on generated tasks and evaluate it; offline, on a CPU",
+        "akd": "distill a teacher into a student with adaptive knowledge distillation",
+        "plans": "let a teacher write the plans behind solutions, as training data for codeplan",
+        "codeplan": "train a student on solutions and plans",
+        "iterkd": "train a student in cycles of correct and faulty answers, feedback and new questions",
+        "evaluate": "evaluate a model by running the programs that it writes",
+        "ranker": "train a small model that ranks programs by correctness, and rank programs with it",
+        "judge": "train a small model that scores answers on IterKD's six-point rubric",
     }
 )
 
@@ -45,21 +50,34 @@ def main(argv: list[str] | None = None) -> int:
         print(_help())
     elif command == "--version":
         print(f"trl-akd {__version__}")
-    elif command in COMMANDS:
-        return run(import_module(f".{command}", __name__).main, rest)
     else:
-        print(f"trl-akd: {_unknown(command)}", file=sys.stderr)
-        return 2
+        return run(lambda argv: _run(command, argv), rest)
     return 0
 
 
+def _run(command: str, argv: list[str] | None) -> None:
+    if command in COMMANDS:
+        import_module(f".{command}", __name__).main(argv)
+        return
+    from .methods import load_method
+
+    if command not in _plugins():
+        known = [*COMMANDS, *_plugins()]
+        close = get_close_matches(command, known, n=1)
+        remedy = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known)}."
+        raise UserError(f"{command!r} is not a command; {remedy}")
+    load_method(command).main(argv)
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    """Return the training methods of other packages."""
+    from .methods import find_methods
+
+    return {name: method for name, method in find_methods().items() if name not in COMMANDS}
+
+
 def _help() -> str:
-    width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:{width}}   {description}" for name, description in COMMANDS.items())
+    descriptions = {**COMMANDS, **{name: f"method of {method.module}" for name, method in _plugins().items()}}
+    width = max(map(len, descriptions))
+    commands = "\n".join(f"  {name:{width}}   {description}" for name, description in descriptions.items())
     return _HELP.format(description=sys.modules[__package__.rpartition(".")[0]].__doc__, commands=commands)
-
-
-def _unknown(command: str) -> str:
-    close = get_close_matches(command, COMMANDS, n=1)
-    remedy = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(COMMANDS)}."
-    return f"{command!r} is not a command; {remedy}"

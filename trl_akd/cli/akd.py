@@ -1,4 +1,4 @@
-r"""`trl-akd akd`: distil a teacher into a student as a recipe says.
+r"""`trl-akd akd`: distill a teacher into a student.
 
 ```bash
 trl-akd akd --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml --dry_run
@@ -11,44 +11,42 @@ accelerate launch --config_file recipes/accelerate_configs/zero3.yaml --num_proc
 
 from typing import TYPE_CHECKING
 
-from .arguments import AKDScriptArguments, BenchmarkArguments
 from .errors import run
-from .training import start
+from .methods import Method, Quickstart
 
 if TYPE_CHECKING:
-    from trl import ModelConfig
-
     from ..akd.akd_config import AKDConfig
-
-__all__ = ["main", "train"]
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Run the command on `argv`, by default the process's arguments."""
-    start("akd", _argument_types, train, argv)
-
-
-def train(
-    script_args: AKDScriptArguments,
-    training_args: "AKDConfig",
-    model_args: "ModelConfig",
-    benchmark_args: BenchmarkArguments,
-    recipe: str | None = None,
-) -> None:
-    """Train as [`distil`] says, with the trainer of this method."""
     from ..akd.akd_trainer import AKDTrainer
-    from .distilling import distil
 
-    distil(AKDTrainer, script_args, training_args, model_args, benchmark_args, recipe)
+__all__ = ["METHOD", "AKDMethod", "main"]
 
 
-def _argument_types() -> tuple[type, ...]:
-    from trl import ModelConfig
+class AKDMethod(Method):
+    """Adaptive knowledge distillation."""
 
-    from ..akd.akd_config import AKDConfig
+    name = "akd"
 
-    return AKDScriptArguments, AKDConfig, ModelConfig, BenchmarkArguments
+    def config_class(self) -> "type[AKDConfig]":
+        """Return [`AKDConfig`]."""
+        from ..akd.akd_config import AKDConfig
 
+        return AKDConfig
+
+    def trainer_class(self) -> "type[AKDTrainer]":
+        """Return [`AKDTrainer`]."""
+        from ..akd.akd_trainer import AKDTrainer
+
+        return AKDTrainer
+
+    def quickstart(self) -> Quickstart:
+        """Return the example of distillation on generated tasks."""
+        from .quickstarts import AKD
+
+        return AKD
+
+
+METHOD = AKDMethod()
+main = METHOD.main
 
 if __name__ == "__main__":
     raise SystemExit(run(main))

@@ -1,4 +1,4 @@
-r"""`trl-akd codeplan`: train a student on solutions and plans as a recipe says.
+r"""`trl-akd codeplan`: train a student on solutions and plans.
 
 ```bash
 trl-akd codeplan --config recipes/codegen-350m-mono/codeplan/config_apps.yaml --dry_run
@@ -8,49 +8,54 @@ accelerate launch --config_file recipes/accelerate_configs/zero2.yaml --num_proc
     -m trl_akd.cli.codeplan --config recipes/codegen-350m-mono/codeplan/config_apps.yaml
 ```
 
-The rows, `{problem, solution, plan}` or with several solutions and plans each, are what `trl-akd plans` writes.
+`trl-akd plans` writes the rows, `{problem, solution, plan}` or with several solutions and plans each.
 """
 
 from typing import TYPE_CHECKING
 
-from .arguments import AKDScriptArguments, BenchmarkArguments
 from .errors import run
-from .training import start
+from .methods import Method, Quickstart
 
 if TYPE_CHECKING:
-    from trl import ModelConfig
-
     from ..codeplan.codeplan_config import CodePLANConfig
-
-__all__ = ["main", "train"]
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Run the command on `argv`, by default the process's arguments."""
-    start("codeplan", _argument_types, train, argv)
-
-
-def train(
-    script_args: AKDScriptArguments,
-    training_args: "CodePLANConfig",
-    model_args: "ModelConfig",
-    benchmark_args: BenchmarkArguments,
-    recipe: str | None = None,
-) -> None:
-    """Train as [`distil`] says, with the trainer of this method."""
     from ..codeplan.codeplan_trainer import CodePLANTrainer
-    from .distilling import distil
 
-    distil(CodePLANTrainer, script_args, training_args, model_args, benchmark_args, recipe)
+__all__ = ["METHOD", "CodePLANMethod", "main"]
 
 
-def _argument_types() -> tuple[type, ...]:
-    from trl import ModelConfig
+class CodePLANMethod(Method):
+    """CodePLAN: solutions and plans in one multi-task loss."""
 
-    from ..codeplan.codeplan_config import CodePLANConfig
+    name = "codeplan"
 
-    return AKDScriptArguments, CodePLANConfig, ModelConfig, BenchmarkArguments
+    def config_class(self) -> "type[CodePLANConfig]":
+        """Return [`CodePLANConfig`]."""
+        from ..codeplan.codeplan_config import CodePLANConfig
 
+        return CodePLANConfig
+
+    def trainer_class(self) -> "type[CodePLANTrainer]":
+        """Return [`CodePLANTrainer`]."""
+        from ..codeplan.codeplan_trainer import CodePLANTrainer
+
+        return CodePLANTrainer
+
+    def base_model(self, student: str, revision: str) -> tuple[str, str]:
+        """Return the student or, if it is an adapter, the adapter's base."""
+        from ..codeplan.codeplan_trainer import base_model_of, find_adapter
+
+        adapter = find_adapter(student, revision)
+        return (student, revision) if adapter is None else base_model_of(adapter)
+
+    def quickstart(self) -> Quickstart:
+        """Return the example of writing, learning and sampling plans on generated tasks."""
+        from .quickstarts import CODEPLAN
+
+        return CODEPLAN
+
+
+METHOD = CodePLANMethod()
+main = METHOD.main
 
 if __name__ == "__main__":
     raise SystemExit(run(main))

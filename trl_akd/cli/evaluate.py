@@ -12,13 +12,13 @@ trl-akd evaluate --compare outputs/evaluation/humaneval/teacher outputs/evaluati
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .command import make_accelerator, require_one_process, start
 from .errors import run
-from .starting import accelerator, refuse_processes, start
 
 if TYPE_CHECKING:
-    from ..codeplan.plan_sampling_config import PlanSamplingConfig
+    from ..codeplan.plan_config import PlanSamplingConfig
     from ..evaluation.evaluation_config import EvaluationConfig
     from ..evaluation.runner import Evaluation
 
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _argument_types() -> tuple[type, ...]:
-    from ..codeplan.plan_sampling_config import PlanSamplingConfig
+    from ..codeplan.plan_config import PlanSamplingConfig
     from ..evaluation.evaluation_config import EvaluationConfig
 
     return EvaluationConfig, PlanSamplingConfig
@@ -43,14 +43,22 @@ def _argument_types() -> tuple[type, ...]:
 def _run(config: "EvaluationConfig", planning: "PlanSamplingConfig") -> None:
     if config.compare:
         print(_compare(config))
-    elif planning.plan_sampling:
-        _evaluate_with_plans(config, planning)
-    else:
-        _evaluate(config)
+        return
+    from ..evaluation.plan_sampling import PlanningSampler
+    from ..evaluation.runner import evaluate
+
+    if config.backend != "transformers":
+        require_one_process(f"backend {config.backend!r}, which shares its work out by itself,")
+    sampler = PlanningSampler(config, planning) if planning.plan_sampling else None
+    evaluation = evaluate(config, sampler, accelerator=make_accelerator())
+    if evaluation is not None:
+        _report(config, evaluation)
+        if "plans" in evaluation.results:
+            _report_plans(evaluation)
 
 
 def _compare(config: "EvaluationConfig") -> str:
-    from ..evaluation.comparison import compare, comparison_table
+    from ..evaluation.report import compare, comparison_table
     from ..evaluation.results import read_results
 
     names = [folder.rstrip("/") for folder in config.compare or ()]
@@ -58,39 +66,6 @@ def _compare(config: "EvaluationConfig") -> str:
     if len(runs) < len(names):
         raise ValueError(f"`compare` names a folder twice: {' '.join(names)}; give each once.")
     return "\n\n".join(comparison_table(compare(runs, k=k, seed=config.seed), k=k) for k in config.k)
-
-
-def _evaluate(config: "EvaluationConfig") -> None:
-    from ..evaluation.runner import evaluate
-
-    evaluation = evaluate(config, _accelerator(config))
-    if evaluation is not None:
-        _report(config, evaluation)
-
-
-def _accelerator(config: "EvaluationConfig") -> Any:
-    if config.backend != "transformers":
-        refuse_processes(f"backend {config.backend!r}, which shares its work out by itself,")
-    return accelerator()
-
-
-def _evaluate_with_plans(config: "EvaluationConfig", planning: "PlanSamplingConfig") -> None:
-    from ..evaluation.plan_report import plan_curve_table, plan_remarks, plot_plans
-    from ..evaluation.plan_sampling import evaluate_with_plans
-
-    evaluation = evaluate_with_plans(config, planning, _accelerator(config))
-    if evaluation is None:
-        return
-    plans = evaluation.results["plans"]
-    _report(config, evaluation)
-    print(f"\n{plan_curve_table(plans)}\n")
-    for remark in plan_remarks(evaluation.results):
-        print(f"Note: {remark}")
-    try:
-        plot_plans(plans, evaluation.folder / PLAN_FIGURE)
-    except ImportError:
-        return
-    print(f"What more plans are worth: {evaluation.folder / PLAN_FIGURE}")
 
 
 def _report(config: "EvaluationConfig", evaluation: "Evaluation") -> None:
@@ -106,6 +81,20 @@ def _report(config: "EvaluationConfig", evaluation: "Evaluation") -> None:
         and (card := Path(config.model_name_or_path).expanduser() / "README.md").is_file()
     ):
         print(_update_card(card, evaluation))
+
+
+def _report_plans(evaluation: "Evaluation") -> None:
+    from ..evaluation.report import plan_curve_table, plan_remarks, plot_plans
+
+    plans = evaluation.results["plans"]
+    print(f"\n{plan_curve_table(plans)}\n")
+    for remark in plan_remarks(evaluation.results):
+        print(f"Note: {remark}")
+    try:
+        plot_plans(plans, evaluation.folder / PLAN_FIGURE)
+    except ImportError:
+        return
+    print(f"What more plans are worth: {evaluation.folder / PLAN_FIGURE}")
 
 
 def _update_card(card: Path, evaluation: "Evaluation") -> str:

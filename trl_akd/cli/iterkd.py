@@ -1,4 +1,4 @@
-r"""`trl-akd iterkd`: cycles of right and wrong answers, feedback, and new questions, as a recipe says.
+r"""`trl-akd iterkd`: train a student in cycles of correct and faulty answers, feedback and new questions.
 
 ```bash
 trl-akd iterkd --config recipes/deepseek-coder-33b-to-6.7b/iterkd/config.yaml --dry_run
@@ -7,117 +7,191 @@ accelerate launch --config_file recipes/accelerate_configs/zero3.yaml --num_proc
     -m trl_akd.cli.iterkd --config recipes/deepseek-coder-33b-to-6.7b/iterkd/config.yaml
 ```
 
-A run that was interrupted goes on when the same command is given again. One that has spent its budget ends with the
-last student that it has trained and exit status 3, and goes on when it is given more.
+The same command continues an interrupted run. A run whose budget is spent saves the last trained student and ends with
+exit status 3; it continues with a larger budget.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from ..iterkd.teaching_config import TeachingConfig
-from .arguments import AKDScriptArguments
+from ..iterkd.cycle.teaching_config import TeachingConfig
 from .errors import run, user_errors
-from .training import start
+from .methods import Method, Quickstart
 
 if TYPE_CHECKING:
-    from trl import ModelConfig
-
     from ..evaluation.benchmarks import Benchmark
     from ..execution import CodeExecutor
     from ..generation import TextGenerator
-    from ..iterkd.cycles import ProgramOf
+    from ..iterkd.cycle.cycles import ProgramOf
     from ..iterkd.iterkd_config import IterKDConfig
     from ..iterkd.iterkd_trainer import IterKDTrainer
-    from ..iterkd.judges import Judge
+    from ..iterkd.judge.judges import Judge
+    from .dry_run import DryRun
 
-__all__ = ["main", "train"]
+__all__ = ["METHOD", "IterKDMethod", "main"]
 
 DEFAULT_BATCH_SIZE = 16
+_DRY_RUN_CYCLES = 2
+_DRY_RUN_QUESTIONS = {"new_easy": 2, "new_medium": 2, "new_hard": 2, "questions_per_cycle": 8}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command on `argv`, by default the process's arguments."""
-    start("iterkd", _argument_types, train, argv)
+class IterKDMethod(Method):
+    """IterKD: cycles of correct and faulty answers, feedback and new questions."""
 
+    name = "iterkd"
 
-def train(
-    script_args: AKDScriptArguments,
-    training_args: "IterKDConfig",
-    model_args: "ModelConfig",
-    teaching: TeachingConfig,
-    recipe: str | None = None,
-) -> None:
-    """Run the cycles, save the last student, and push it to the Hub where the arguments ask for it.
+    def config_class(self) -> "type[IterKDConfig]":
+        """Return [`IterKDConfig`]."""
+        from ..iterkd.iterkd_config import IterKDConfig
 
-    Raises:
-        UserError: If something is wrong with the arguments, or the teacher or the judge fails.
-        StoppedEarly: If a budget ended the run; the last student is saved as ever.
-    """
-    from ..execution import IsolationError
-    from ..generation import GenerationError
-    from ..iterkd.iterkd_trainer import IterKDTrainer
-    from .distilling import finish, make_trainer
-    from .errors import SETUP_ERRORS, StoppedEarly
+        return IterKDConfig
 
-    with user_errors((*SETUP_ERRORS, GenerationError, IsolationError, FloatingPointError)):
+    def trainer_class(self) -> "type[IterKDTrainer]":
+        """Return [`IterKDTrainer`]."""
+        from ..iterkd.iterkd_trainer import IterKDTrainer
+
+        return IterKDTrainer
+
+    def argument_types(self) -> tuple[type, ...]:
+        """Return the dataclasses of data, training and student, and that of teacher and judge."""
+        return *super().argument_types()[:3], TeachingConfig
+
+    def check(self, *arguments: Any) -> None:
+        """Check that there is a teacher that writes answers.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        _, training_args, _, teaching = arguments
         if teaching.text_teacher_model_name_or_path is None and training_args.teacher_model_name_or_path is None:
             raise ValueError(
                 "no model writes answers: give `teacher_model_name_or_path`, or `text_teacher_model_name_or_path` "
                 "for a teacher that only writes."
             )
-        teacher_server, judge_server = _servers(teaching)  # checked before models load
-        benchmark = _benchmark(teaching)
-        with _executor(teaching) as executor:
-            trainer = make_trainer(
-                IterKDTrainer,
-                script_args,
-                training_args,
-                model_args,
-                executor=executor,
-                held_out=_questions(benchmark),
-                program_of=_program_of(benchmark),
-                benchmarks=_texts(benchmark, teaching.decontaminate),
-                generation_batch_size=teaching.generation_batch_size or DEFAULT_BATCH_SIZE,
-                settings=teaching.settings,
-            )
-            trainer.text_teacher = _text_teacher(teaching, trainer) if teacher_server is None else teacher_server
-            trainer.judge = _judge(teaching, trainer) if judge_server is None else judge_server
-            if benchmark is not None:
-                trainer.held_out_name, trainer.held_out_dataset = benchmark.name, benchmark.dataset
-            trainer.provenance.dataset = script_args.dataset_name
-            trainer.provenance.dataset_revision = script_args.dataset_revision
-            trainer.provenance.recipe = recipe
-            trainer.train(training_args.resume_from_checkpoint)
-        finish(trainer, is_trained=trainer.trained_cycles > 0)
-    _conclude(trainer)
-    if trainer.stopped is not None:
-        raise StoppedEarly(trainer.stopped)
+
+    def adapt_dry_run(self, dry_run: "DryRun") -> None:
+        """Replace teacher and judge by a mock server with canned replies, and run fewer and shorter cycles."""
+        from .dry_run import MAX_NEW_TOKENS
+
+        values = dry_run.values
+        _mock_teacher(dry_run)
+        dry_run.replaced += [
+            f"{name}: left out" for name in dict.fromkeys(values.decontaminate) if name != values.eval_benchmark
+        ]
+        values.decontaminate = []
+        values.cycles = _DRY_RUN_CYCLES
+        values.push_ledger_to_hub = False
+        values.max_requests = values.max_tokens = values.max_seconds = None
+        limits = _DRY_RUN_QUESTIONS | {"answer_max_new_tokens": MAX_NEW_TOKENS}
+        vars(values).update({name: min(getattr(values, name), limit) for name, limit in limits.items()})
+        dry_run.checked.append(f"{_DRY_RUN_CYCLES} cycles of delivery, training, feedback and update")
+        dry_run.not_checked += ["whether the server can be reached", "what the real teacher writes"]
+
+    def dry_run_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the questions without their tests, which no canned reply would pass.
+
+        Raises:
+            ValueError: If a row is not a question.
+        """
+        from ..iterkd.cycle.records import read_questions
+
+        read_questions(rows)
+        return [{name: value for name, value in row.items() if name != "tests"} for row in rows]
+
+    def quickstart(self) -> Quickstart:
+        """Return the example of two cycles on generated questions."""
+        from .quickstarts import ITERKD
+
+        return ITERKD
+
+    def train(self, *arguments: Any, recipe: str | None = None) -> None:
+        """Run the cycles, save the last student, and push it to the Hub if the arguments ask for it.
+
+        Raises:
+            UserError: If something is wrong with the arguments, or the teacher or the judge fails.
+            StoppedEarly: If a budget ended the run; the last student is saved.
+        """
+        from ..execution import IsolationError
+        from ..generation import GenerationError
+        from .errors import SETUP_ERRORS, StoppedEarly
+        from .training import finish, make_trainer, set_provenance
+
+        script_args, training_args, model_args, teaching = arguments
+        with user_errors((*SETUP_ERRORS, GenerationError, IsolationError, FloatingPointError)):
+            self.check(*arguments)
+            teacher_server, judge_server = _servers(teaching)  # checked before models load
+            benchmark = _benchmark(teaching)
+            with _executor(teaching) as executor:
+                trainer = make_trainer(
+                    self,
+                    script_args,
+                    training_args,
+                    model_args,
+                    executor=executor,
+                    held_out=_questions(benchmark),
+                    program_of=_program_of(benchmark),
+                    benchmarks=_texts(benchmark, teaching.decontaminate),
+                    generation_batch_size=teaching.generation_batch_size or DEFAULT_BATCH_SIZE,
+                    settings=teaching.settings,
+                )
+                trainer.text_teacher = _text_teacher(teaching, trainer) if teacher_server is None else teacher_server
+                trainer.judge = _judge(teaching, trainer) if judge_server is None else judge_server
+                if benchmark is not None:
+                    trainer.held_out_name, trainer.held_out_dataset = benchmark.name, benchmark.dataset
+                set_provenance(trainer, script_args, recipe)
+                trainer.train(training_args.resume_from_checkpoint)
+            finish(trainer, is_trained=trainer.trained_cycles > 0)
+        _print_results(trainer)
+        if trainer.stopped is not None:
+            raise StoppedEarly(trainer.stopped)
 
 
-def _conclude(trainer: "IterKDTrainer") -> None:
-    """Print the table of the cycles, where the report is, and what became of the student."""
-    from ..iterkd.cycle_report import cycle_table
+def _mock_teacher(dry_run: "DryRun") -> None:
+    """Check the values about teacher and judge, then replace both by a mock server."""
+    from ..generation.loading import DEFAULT_API_KEY_ENV
+    from ..iterkd.cycle.prompts import TeachingPrompts
+    from ..iterkd.judge.prompts import JudgePrompt
+    from .mock_server import run_mock_server, write_prompts
+
+    values = dry_run.values
+    TeachingConfig(**{field.name: getattr(values, field.name) for field in fields(TeachingConfig)})
+    if values.prompts_file is not None:
+        TeachingPrompts.from_file(values.prompts_file)
+    if values.judge_prompt_file is not None:
+        JudgePrompt.from_file(values.judge_prompt_file)
+    values.prompts_file, values.judge_prompt_file = write_prompts(dry_run.folder)
+    teacher = values.text_teacher_model_name_or_path or values.teacher_model_name_or_path
+    if teacher is None:
+        return
+    values.text_teacher_model_name_or_path, values.text_teacher_model_revision = teacher, None
+    values.backend, values.base_url = "openai", dry_run.resources.enter_context(run_mock_server())
+    dry_run.replaced.append(f"text of {teacher}: canned replies of a mock server")
+    judge = values.judge_model_name_or_path or values.judge
+    if judge not in ("teacher", "none"):
+        dry_run.replaced.append(f"{judge}: the same server")
+        values.judge = "teacher"
+    values.judge_base_url = values.judge_model_name_or_path = values.judge_extra_body = values.judge_backend = None
+    values.api_key_env = values.judge_api_key_env = DEFAULT_API_KEY_ENV
+
+
+def _print_results(trainer: "IterKDTrainer") -> None:
+    """Print the table of the cycles and the paths of the report and the student."""
+    from ..iterkd.cycle.report import cycle_table
 
     if not trainer.is_world_process_zero():
         return
     output_dir = trainer.args.output_dir
     print(f"\n{cycle_table(trainer.reports)}\n")
-    print(f"Report: {output_dir}/cycles.json, with what was used in {output_dir}/usage.json")
+    print(f"Report: {output_dir}/cycles.json; requests and tokens: {output_dir}/usage.json")
     if trainer.trained_cycles == 0:
-        print(f"No cycle was trained: the student in {output_dir} is the one that the run began with.")
+        print(f"No cycle was trained: the student in {output_dir} is unchanged.")
     else:
         print(f"Student: {output_dir}, after {trainer.trained_cycles} of {trainer.args.cycles} cycles")
     if trainer.stopped is not None:
         print(f"Stopped: {trainer.stopped}")
-
-
-def _argument_types() -> tuple[type, ...]:
-    from trl import ModelConfig
-
-    from ..iterkd.iterkd_config import IterKDConfig
-
-    return AKDScriptArguments, IterKDConfig, ModelConfig, TeachingConfig
 
 
 def _benchmark(teaching: TeachingConfig) -> "Benchmark | None":
@@ -129,22 +203,22 @@ def _benchmark(teaching: TeachingConfig) -> "Benchmark | None":
 
 
 def _questions(benchmark: "Benchmark | None") -> list[Any]:
-    from ..iterkd.records import Question
+    from ..iterkd.cycle.records import Question
 
     problems = () if benchmark is None else benchmark.problems
     return [Question(problem.task_id, problem.instruction, problem.tests) for problem in problems]
 
 
 def _program_of(benchmark: "Benchmark | None") -> "ProgramOf":
-    """Return what makes a program of an answer, as `trl-akd evaluate` does."""
-    from ..evaluation.extraction import program_of_answer
+    """Return the function that extracts the program from an answer, as `trl-akd evaluate` does."""
+    from ..evaluation.prompts import program_of_answer
 
     problems = {} if benchmark is None else {problem.task_id: problem for problem in benchmark.problems}
     return lambda question, answer: program_of_answer(problems[question.id], answer)
 
 
 def _texts(benchmark: "Benchmark | None", names: Sequence[str]) -> Mapping[str, list[str]]:
-    """Return what the problems of the benchmarks say, by their names."""
+    """Return the texts of the problems of each benchmark."""
     from ..evaluation.benchmarks import load_benchmark
 
     found = [*([] if benchmark is None else [benchmark]), *(load_benchmark(name) for name in names)]
@@ -155,8 +229,6 @@ def _texts(benchmark: "Benchmark | None", names: Sequence[str]) -> Mapping[str, 
 
 
 def _executor(teaching: TeachingConfig) -> "AbstractContextManager[CodeExecutor | None]":
-    import os
-
     from ..execution import CodeExecutor
 
     if not teaching.allow_code_execution and os.environ.get("HF_ALLOW_CODE_EVAL") != "1":
@@ -185,7 +257,7 @@ def _text_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "TextGe
 def _judge(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "Judge | TextGenerator | None":
     """Return the judge, or the generator that writes judgements, in this process."""
     from ..generation.loading import load_generator
-    from ..iterkd.judges import RegressionJudge
+    from ..iterkd.judge.judges import RegressionJudge
 
     name = teaching.judge_model_name_or_path
     if name is None:
@@ -218,6 +290,9 @@ def _servers(teaching: TeachingConfig) -> tuple["TextGenerator | None", "TextGen
         judge = load_generator(teaching.judge_generator, chat=teaching.judges_by_chat, prefix="judge_").generator
     return teacher, judge
 
+
+METHOD = IterKDMethod()
+main = METHOD.main
 
 if __name__ == "__main__":
     raise SystemExit(run(main))

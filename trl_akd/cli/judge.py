@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from .command import start
 from .errors import run, user_errors
-from .starting import start
 
 if TYPE_CHECKING:
     from trl import SFTConfig
 
-    from ..iterkd.judge_config import JudgeModel
-    from ..iterkd.judge_data import JudgedAnswer
+    from ..iterkd.judge.config import JudgeModel
+    from ..iterkd.judge.training import JudgedAnswer
 
 __all__ = ["main", "train"]
 
@@ -63,7 +63,7 @@ def train(config: "JudgeModel", args: "SFTConfig") -> None:
 
 def _judgements(config: "JudgeModel", seed: int) -> tuple[list["JudgedAnswer"], list["JudgedAnswer"]]:
     """Return judgements to train on and others, on questions of their own."""
-    from ..iterkd.judge_data import read_judgements
+    from ..iterkd.judge.training import read_judgements
     from ..text_pairs import hold_out
 
     judged, refused = read_judgements(_rows(cast(str, config.train_file)))
@@ -99,8 +99,8 @@ def _regression(
 ) -> tuple[Any, Callable[[], dict[str, float]]]:
     from transformers import AutoModelForSequenceClassification
 
-    from ..iterkd.judge_training import make_regression_trainer
-    from ..iterkd.judging import RULES
+    from ..iterkd.judge.rubric import RULES
+    from ..iterkd.judge.training import make_regression_trainer
 
     model, tokenizer = _load(
         config, AutoModelForSequenceClassification, num_labels=len(RULES), ignore_mismatched_sizes=True
@@ -114,7 +114,7 @@ def _generative(
 ) -> tuple[Any, Callable[[], dict[str, float]]]:
     from transformers import AutoModelForCausalLM
 
-    from ..iterkd.judge_training import judge_held_out, make_generative_trainer
+    from ..iterkd.judge.training import judge_held_out, make_generative_trainer
 
     prompt = config.prompt()
     model, tokenizer = _load(config, AutoModelForCausalLM)
@@ -136,7 +136,7 @@ def _load(config: "JudgeModel", kind: Any, **settings: Any) -> tuple[Any, Any]:
 
 
 def _training_types() -> tuple[type, ...]:
-    from ..iterkd.judge_config import JudgeModel, JudgeTrainingConfig
+    from ..iterkd.judge.config import JudgeModel, JudgeTrainingConfig
 
     return JudgeModel, JudgeTrainingConfig
 

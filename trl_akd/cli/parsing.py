@@ -1,44 +1,26 @@
-"""From a recipe and flags to dataclasses: TRL's parser, made to say what is wrong and what was probably meant."""
+"""Parse a recipe and flags into dataclasses with TRL's parser; errors suggest the name that was probably meant."""
 
-import os
 import re
 import warnings
 from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from inspect import cleandoc
-from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from trl import TrlParser
 
 from ..deprecation import current_names, renamed_fields
 from .launching import is_launch_flag
-from .recipes import find_recipe
+from .recipes import Recipe
 
-__all__ = ["Recipe", "RecipeParser", "field_descriptions", "read_options", "read_recipe"]
+__all__ = ["RecipeParser", "field_descriptions", "read_options"]
 
 # In a docstring without its indentation: the section of the arguments, one argument, and a link with its text.
-_ARGUMENTS = re.compile(r"^(?:Args|Parameters):\n((?:(?:    .*)?\n?)*)", re.M)
+_ARGUMENTS = re.compile(r"^(?:Args|Parameters):\n((?:(?:    .*)?\n)*)", re.M)
 _ARGUMENT = re.compile(r"^    (\w+) \(.*?\): *(.*\n(?:(?:     .*)?\n)*)", re.M)
 _LINK = re.compile(r"\[(`[^`]+`)\]|\[([^]]+)\]\(\S+\)")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A recipe as it was read.
-
-    Args:
-        path (`Path`, *optional*):
-            The file; `None` where a command is run on flags alone.
-        values (`dict`):
-            Its keys and values, without `env`.
-    """
-
-    path: Path | None = None
-    values: dict[str, Any] = field(default_factory=dict)
 
 
 class _Options(ArgumentParser):
@@ -73,33 +55,6 @@ def read_options(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     ```
     """
     return _Options().parse_known_args(argv)
-
-
-def read_recipe(name: str | None) -> Recipe:
-    """Read a recipe and put its `env` into the environment, which works best before torch is imported.
-
-    Args:
-        name (`str`, *optional*):
-            Path of the recipe, or of one that comes with the package; without it, the recipe is empty.
-
-    Raises:
-        FileNotFoundError: If there is no such recipe.
-        ValueError: If it is not a YAML mapping.
-    """
-    if name is None:
-        return Recipe()
-    path = find_recipe(name)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{name} holds no mapping; a recipe is made of lines `key: value`.")
-    environment = values.pop("env", {})
-    if not isinstance(environment, dict):
-        raise ValueError(f"`env` in {name} is {environment!r}; give a mapping from variables to values.")
-    os.environ.update({str(variable): str(value) for variable, value in environment.items()})
-    return Recipe(path, values)
 
 
 class RecipeParser(TrlParser):
@@ -196,6 +151,7 @@ def field_descriptions(kind: type) -> dict[str, str]:
     Example:
 
     ```python
+    >>> from dataclasses import dataclass
     >>> @dataclass
     ... class Sampling:
     ...     \"\"\"Sampling of completions.

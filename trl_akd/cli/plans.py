@@ -12,23 +12,25 @@ trl-akd plans --import_plans APPS/train --dataset_name APPS/train
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .command import make_accelerator, require_one_process, start
 from .errors import run
-from .starting import accelerator, refuse_processes, start
 
 if TYPE_CHECKING:
+    from ..codeplan.plan_config import PlanGenerationConfig
     from ..codeplan.plan_generation import PlanReport
-    from ..codeplan.plan_generation_config import PlanGenerationConfig
 
-__all__ = ["main", "make_plans"]
+__all__ = ["main", "make_plans", "read_rows"]
 
 ANSWERS = "answers.jsonl"
 PLANS = "plans.jsonl"
 REPORT = "report.json"
+_NO_TESTS = {"inputs": [""], "outputs": [""]}  # some problems of APPS have none, and a plan needs none
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,7 +48,6 @@ def make_plans(config: "PlanGenerationConfig") -> None:
     from ..codeplan.plan_checks import check_rows
     from ..codeplan.plan_generation import PlanGenerator
     from ..generation.loading import load_generator, weights_fingerprint
-    from .plan_data import read_rows
 
     assert config.dataset_name is not None
     layout = config.layout()
@@ -59,8 +60,8 @@ def make_plans(config: "PlanGenerationConfig") -> None:
     assert config.model_name_or_path is not None
     check_rows(rows, need_solutions=config.reasoning == "backward")  # before a model is loaded
     if config.backend != "transformers":
-        refuse_processes(f"backend {config.backend!r}, which shares its work out by itself,")
-    shared = accelerator()
+        require_one_process(f"backend {config.backend!r}, which shares its work out by itself,")
+    shared = make_accelerator()
     teacher = load_generator(config, chat=config.prompt_style == "chat", accelerator=shared)
     folder = Path(config.output_dir).expanduser()
     plans = PlanGenerator(
@@ -93,7 +94,7 @@ def _import_plans(config: "PlanGenerationConfig", rows: list[dict[str, Any]]) ->
     """Write released plans down with their problems and solutions."""
     from ..codeplan.plan_import import import_plans, read_plans
 
-    refuse_processes("`import_plans`, which asks no model,")
+    require_one_process("`import_plans`, which asks no model,")
     found, report = import_plans(rows, read_plans(str(config.import_plans)), max_plan_chars=config.max_plan_chars)
     folder = Path(config.output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +117,7 @@ def _write(folder: Path, rows: Iterable[Mapping[str, Any]], report: Any) -> None
 
 
 def _argument_types() -> tuple[type, ...]:
-    from ..codeplan.plan_generation_config import PlanGenerationConfig
+    from ..codeplan.plan_config import PlanGenerationConfig
 
     return (PlanGenerationConfig,)
 
@@ -144,6 +145,103 @@ def _replace(path: Path, lines: Iterable[str]) -> None:
     with scratch.open("w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines)
     os.replace(scratch, path)
+
+
+def read_rows(
+    path: str | Path, *, split: str = "train", revision: str | None = None, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Read problems and their solutions as rows `{id, problem, solutions}`.
+
+    | columns | format |
+    |---|---|
+    | `id`, `problem`, `solutions` or `solution` | plain |
+    | `question`, `solutions` | APPS |
+    | `task_id`, `text` or `prompt`, `code`, `test_list` | MBPP |
+
+    The problems of APPS and MBPP read as the `instruction` that an evaluation gives, so that a student is trained on
+    what it will be asked.
+
+    Args:
+        path (`str` or `Path`):
+            A file, a saved dataset or a name on the Hub, as [`trl_akd.data.sources.load`] takes it, or APPS's folder
+            of numbered folders.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split, or a slice of one.
+        revision (`str`, *optional*):
+            Branch, tag or commit on the Hub.
+        limit (`int`, *optional*):
+            Take the first so many rows.
+
+    Raises:
+        FileNotFoundError: If there is no such file, folder or dataset.
+        ValueError: If the columns fit no format.
+    """
+    rows = islice(_rows(path, split, revision), limit)
+    return [{name: _replace_surrogates(value) for name, value in _row(row, where).items()} for row, where in rows]
+
+
+def _rows(path: str | Path, split: str, revision: str | None) -> Iterator[tuple[Mapping[str, Any], str]]:
+    questions = sorted(Path(path).expanduser().glob("*/question.txt"))
+    if questions:
+        return ((_apps_folder(question.parent), str(question.parent)) for question in questions)
+    from ..data.sources import load
+
+    rows: Iterable[Mapping[str, Any]] = load(path, split=split, revision=revision)
+    return ((row, f"{path}, row {number}") for number, row in enumerate(rows))
+
+
+def _row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Read a row of any format; its columns say which it is."""
+    if "problem" in row and "id" in row:
+        solutions = row["solutions"] if "solutions" in row else [row["solution"]] if "solution" in row else []
+        return {**row, "solutions": _listed(solutions, where)}
+    if "question" in row:
+        tested = {**row, "input_output": row.get("input_output") or _NO_TESTS}
+        return _benchmark_row(tested, _listed(row.get("solutions") or [], where), where)
+    if "code" in row:
+        return _benchmark_row(row, [row["code"].replace("\r\n", "\n")], where)
+    raise ValueError(
+        f"{where} has the columns {', '.join(map(str, row))}; give rows {{id, problem, solutions}}, or those of APPS "
+        "(question, solutions) or MBPP (task_id, text, code, test_list)."
+    )
+
+
+def _benchmark_row(row: Mapping[str, Any], solutions: Any, where: str) -> dict[str, Any]:
+    from ..evaluation.formats import read_problem
+
+    problem = read_problem(row, where)
+    return {"id": problem.task_id, "problem": problem.instruction, "solutions": solutions}
+
+
+def _apps_folder(home: Path) -> dict[str, Any]:
+    """Read one numbered folder, as APPS's authors ship it."""
+    files = {
+        "question": "question.txt",
+        "solutions": "solutions.json",
+        "input_output": "input_output.json",
+        "starter_code": "starter_code.py",
+    }
+    texts = {name: (home / file).read_text(encoding="utf-8") for name, file in files.items() if (home / file).exists()}
+    return {"task_id": home.name, **texts}
+
+
+def _listed(solutions: Any, where: str) -> Any:
+    """Return a list that may be JSON inside JSON, as in APPS on the Hub."""
+    if not isinstance(solutions, str):
+        return solutions
+    try:
+        return json.loads(solutions)
+    except ValueError as error:
+        raise ValueError(f"`solutions` in {where} is {solutions!r:.80}; give a list of programs.") from error
+
+
+def _replace_surrogates(value: Any) -> Any:
+    """Replace lone surrogates in strings, also inside lists."""
+    from ..data.schema import replace_lone_surrogates
+
+    if isinstance(value, str):
+        return replace_lone_surrogates(value)
+    return [_replace_surrogates(item) for item in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

@@ -1,27 +1,22 @@
-"""`trl-akd quickstart`: from nothing to a student, judged by the code it writes. Offline, on a CPU.
+"""`trl-akd quickstart`: from nothing to a student, evaluated by running the code that it writes. Offline, on a CPU.
 
-A world of small programming tasks is generated, a teacher and a student are trained on it, and the student learns from
-the teacher by the recipes in `recipes/micro`, through the same commands that a large run uses. `--method` chooses how:
-`akd`, by the teacher's distribution; `codeplan`, by plans that the teacher writes; or `iterkd`, in cycles of right and
-wrong answers, feedback and new questions.
+Generates small programming tasks, trains a teacher and a student on them, and distills the teacher into the student by
+the recipes in `recipes/micro`, with the same commands as a large run. `--method` selects the method, such as `akd`, by
+the teacher's distribution; `codeplan`, by plans that the teacher writes; or `iterkd`, in cycles of correct and faulty
+answers, feedback and new questions.
 """
 
 import argparse
 import os
 import shutil
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 
 from .errors import UserError, user_errors
+from .methods import find_methods, load_method
 
 __all__ = ["main"]
 
-FOLDERS = {
-    "akd": "outputs/quickstart",
-    "codeplan": "outputs/quickstart-codeplan",
-    "iterkd": "outputs/quickstart-iterkd",
-}
 _MARKER = ".trl_akd_quickstart"
 
 
@@ -30,21 +25,23 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="trl-akd quickstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--method", choices=list(FOLDERS), default="akd", help="how the student learns (default: akd)")
+    parser.add_argument("--method", choices=list(find_methods()), default="akd", help="training method (default: akd)")
     parser.add_argument("--output_dir", help="folder for data, models and results (default: that of the recipes)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the student and of its training")
     options = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin stall one another on a busy machine
-    method = import_module(f".quickstart_{options.method}", __package__)
-    folder = Path(options.output_dir or FOLDERS[options.method])
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads stall one another on a busy machine
+    quickstart = load_method(options.method).quickstart()
+    if quickstart is None:
+        raise UserError(f"`--method` is {options.method!r}, which has no quickstart; choose another method.")
     with user_errors((OSError,)):
-        method.quickstart(_own_folder(folder, method.MADE), options.seed)
+        folder = _prepare_folder(Path(options.output_dir or quickstart.folder), quickstart.made)
+        quickstart.run(folder, options.seed)
 
 
-def _own_folder(folder: Path, made: Sequence[str]) -> Path:
-    """Return `folder` without the folders that an earlier quickstart made there; all else stays."""
+def _prepare_folder(folder: Path, made: Sequence[str]) -> Path:
+    """Remove what an earlier quickstart made in `folder`, and return it; other files stay."""
     if folder.exists() and any(folder.iterdir()) and not (folder / _MARKER).exists():
         raise UserError(f"`--output_dir` is {str(folder)!r}, which holds other files; name a new or an empty folder.")
     for name in made:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .command import require_one_process, start
 from .errors import run, user_errors
-from .starting import refuse_processes, start
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -52,7 +52,7 @@ def build_data(benchmark: "RankerBenchmark", config: "RankerData") -> None:
     from ..codeplan.ranker import ranker_rows
     from ..ledger import read_json_lines
 
-    refuse_processes("`trl-akd ranker data`")
+    require_one_process("`trl-akd ranker data`")
     problems = _problems(benchmark)
     rows = [
         row
@@ -124,7 +124,7 @@ def rank(benchmark: "RankerBenchmark", config: "RankerRanking") -> None:
     from ..ledger import read_json_lines
 
     assert config.ranker is not None and config.samples is not None
-    refuse_processes("`trl-akd ranker rank`")
+    require_one_process("`trl-akd ranker rank`")
     samples = [row for row, _ in read_json_lines(Path(config.samples).expanduser())]
     ranker = Ranker.from_pretrained(config.ranker, batch_size=config.batch_size)
     ranked = rank_samples(ranker, _problems(benchmark), samples, keep=config.keep)

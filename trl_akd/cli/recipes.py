@@ -1,12 +1,32 @@
-"""Where recipes and accelerate configurations are: given by path, or among those that come with the package."""
+"""Find and read recipes; find accelerate configurations. Both are given by path or by the name of a shipped file."""
 
+import os
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
-__all__ = ["RECIPES", "find_accelerate_config", "find_recipe"]
+import yaml
+
+__all__ = ["RECIPES", "Recipe", "find_accelerate_config", "find_recipe", "read_recipe"]
 
 RECIPES = (Path(__file__).parents[1] / "recipes").resolve()
 """Folder of the recipes that come with the package; in a checkout, the `recipes` at its top."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as it was read.
+
+    Args:
+        path (`Path`, *optional*):
+            The file; `None` where a command is run on flags alone.
+        values (`dict`):
+            Its keys and values, without `env`.
+    """
+
+    path: Path | None = None
+    values: dict[str, Any] = field(default_factory=dict)
 
 
 def find_recipe(name: str) -> Path:
@@ -35,6 +55,33 @@ def find_recipe(name: str) -> Path:
     raise FileNotFoundError(
         f"`--config` is {name!r}, but there is no such file;{_closest(name, names)} check the path."
     )
+
+
+def read_recipe(name: str | None) -> Recipe:
+    """Read a recipe and put its `env` into the environment, which works best before torch is imported.
+
+    Args:
+        name (`str`, *optional*):
+            Path of the recipe, or of one that comes with the package; without it, the recipe is empty.
+
+    Raises:
+        FileNotFoundError: If there is no such recipe.
+        ValueError: If it is not a YAML mapping.
+    """
+    if name is None:
+        return Recipe()
+    path = find_recipe(name)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} holds no mapping; a recipe is made of lines `key: value`.")
+    environment = values.pop("env", {})
+    if not isinstance(environment, dict):
+        raise ValueError(f"`env` in {name} is {environment!r}; give a mapping from variables to values.")
+    os.environ.update({str(variable): str(value) for variable, value in environment.items()})
+    return Recipe(path, values)
 
 
 def find_accelerate_config(name: str) -> Path:

@@ -1,61 +1,302 @@
-"""What every training command does before it trains: read the recipe, then run here or in several processes."""
+"""Training: check what a recipe names, make the trainer, train, save, evaluate and push."""
 
-import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
+from datasets import Dataset
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from ..akd.akd_config import AKDConfig
+from ..data.sources import load, split_off
+from ..data.vocabulary import shared_vocabulary_size
+from ..evaluation.benchmarks import Benchmark, load_benchmark
+from .arguments import AKDScriptArguments, BenchmarkArguments
 from .errors import user_errors
-from .launching import find_launcher
-from .machine import check_processes, check_reporting
-from .parsing import RecipeParser, read_options, read_recipe
+from .methods import Method
 
-__all__ = ["start"]
+if TYPE_CHECKING:
+    from ..akd.akd_trainer import AKDTrainer
+
+__all__ = [
+    "distill",
+    "find_benchmark",
+    "find_checkpoint",
+    "finish",
+    "load_datasets",
+    "load_tokenizers",
+    "make_trainer",
+    "set_provenance",
+]
 
 
-def start(
-    command: str,
-    argument_types: Callable[[], tuple[type, ...]],
-    train: Callable[..., None],
-    argv: list[str] | None = None,
+def distill(
+    method: Method,
+    script_args: AKDScriptArguments,
+    training_args: AKDConfig,
+    model_args: ModelConfig,
+    benchmark_args: BenchmarkArguments,
+    *,
+    recipe: str | None = None,
 ) -> None:
-    """Run a training command.
+    """Train, save, and, where the arguments ask for it, evaluate and push to the Hub.
 
     Args:
-        command (`str`):
-            Name of the command and of its module in this package.
-        argument_types (`Callable`):
-            Returns the dataclasses whose fields a recipe may set. Called once the recipe's `env` is in place, so that
-            it may import torch.
-        train (`Callable`):
-            Takes one instance of each dataclass, and the recipe's name.
-        argv (`list[str]`, *optional*):
-            Arguments, by default those of the process.
+        method (`Method`):
+            Training method.
+        script_args (`AKDScriptArguments`):
+            Data.
+        training_args (`AKDConfig`):
+            Method and training.
+        model_args (`ModelConfig`):
+            Student.
+        benchmark_args (`BenchmarkArguments`):
+            Benchmark to run at every evaluation.
+        recipe (`str`, *optional*):
+            Name of the recipe, for the model card.
 
     Raises:
-        UserError: If a value, a file or the machine is not as the run needs it.
-        SystemExit: With the status of a launched process that failed.
+        UserError: If something is wrong with the arguments, before training, or with a model's logits, during it.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    with ExitStack() as stack:
-        with user_errors():
-            options, flags = read_options(argv)
-            recipe = read_recipe(options.config)
-            parser = RecipeParser(argument_types(), prog=f"trl-akd {command}")
-            launcher = find_launcher(options.accelerate_config)
-            launch_flags, flags = launcher.split(flags, parser) if launcher else ([], flags)
-            values = parser.values(recipe, flags)
-            arguments = [*(["--config", options.config] if options.config else []), *flags]
-            if values.dry_run:
-                from .dry_run import rehearsal
+    with user_errors():
+        method.check(script_args, training_args, model_args, benchmark_args)
+        checkpoint = find_checkpoint(training_args)
+        benchmark = find_benchmark(benchmark_args, training_args)
+        trainer = make_trainer(method, script_args, training_args, model_args)
+        if benchmark is not None:
+            _add_benchmark_callback(trainer, benchmark, benchmark_args)
+    set_provenance(trainer, script_args, recipe)
+    with user_errors((FloatingPointError,)):
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    _report(trainer, "train", result.metrics)
+    finish(trainer)
 
-                values, arguments = stack.enter_context(rehearsal(values))
-        if launcher:
-            with user_errors():
-                device = ["--use_cpu", "true"] if launcher.use_cpu else []
-                launcher.launch(f"{__package__}.{command}", launch_flags, [*arguments, *device])
-            return
-        with user_errors():
-            check_processes(use_cpu=values.use_cpu, deepspeed=values.deepspeed is not None)
-            parsed = parser.dataclasses(values)
-            check_reporting(*parsed)
-        train(*parsed, recipe=options.config)
+
+def set_provenance(trainer: "AKDTrainer", script_args: AKDScriptArguments, recipe: str | None) -> None:
+    """Tell the trainer which dataset and recipe the model card names."""
+    trainer.provenance.dataset = script_args.dataset_name
+    trainer.provenance.dataset_revision = script_args.dataset_revision
+    trainer.provenance.recipe = recipe
+
+
+def finish(trainer: "AKDTrainer", *, is_trained: bool = True) -> None:
+    """Save, evaluate and push the student.
+
+    A student that was not trained is saved without a model card and is not pushed.
+    """
+    trainer.save_model(_internal_call=True)  # without it, the model would be pushed here and again below
+    if trainer.eval_dataset is not None:
+        _report(trainer, "eval", trainer.evaluate())
+    trainer.save_state()
+    if is_trained:
+        trainer.create_model_card()
+        if trainer.args.push_to_hub:
+            trainer.push_to_hub()
+    trainer.end()
+
+
+def make_trainer(
+    method: Method,
+    script_args: AKDScriptArguments,
+    training_args: AKDConfig,
+    model_args: ModelConfig,
+    **kwargs: Any,
+) -> Any:
+    """Return the method's trainer with the models, tokenizers and data that the arguments name.
+
+    Args:
+        method (`Method`):
+            Training method.
+        script_args (`AKDScriptArguments`):
+            Data.
+        training_args (`AKDConfig`):
+            Method and training.
+        model_args (`ModelConfig`):
+            Student.
+        kwargs:
+            More arguments of the trainer.
+    """
+    tokenizer, teacher_tokenizer = load_tokenizers(method, model_args, training_args)
+    train_dataset, eval_dataset = load_datasets(script_args, training_args)
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "dtype": model_args.dtype,
+        "attn_implementation": model_args.attn_implementation,
+        **cast(dict[str, Any], training_args.model_init_kwargs or {}),
+    }
+    if isinstance(model_args.lora_target_modules, str) and model_args.lora_target_modules.isidentifier():
+        # TRL takes a single name out of its list, and PEFT would match it, as a pattern, against whole paths.
+        model_args.lora_target_modules = [model_args.lora_target_modules]
+    return method.trainer_class()(
+        cast(str, model_args.model_name_or_path),
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        teacher_tokenizer=teacher_tokenizer,
+        peft_config=get_peft_config(model_args),
+        quantization_config=get_quantization_config(model_args),
+        **kwargs,
+    )
+
+
+def _add_benchmark_callback(trainer: "AKDTrainer", benchmark: "Benchmark", args: BenchmarkArguments) -> None:
+    from ..evaluation.callback import PassAtKCallback
+
+    callback = PassAtKCallback(
+        trainer,
+        benchmark,
+        prompt_style=args.eval_prompt_style,
+        prompt_template=trainer.args.prompt_template,
+        max_new_tokens=args.eval_max_new_tokens,
+        allow_code_execution=args.allow_code_execution or None,
+    )
+    trainer.add_callback(callback)
+
+
+def _report(trainer: "AKDTrainer", split: str, metrics: dict[str, float]) -> None:
+    trainer.log_metrics(split, metrics)
+    trainer.save_metrics(split, metrics)
+
+
+def find_checkpoint(args: AKDConfig) -> str | None:
+    """Return the checkpoint that training continues from, or `None` for a new run.
+
+    Raises:
+        ValueError: If `resume_from_checkpoint` leads to no checkpoint of AKD with the same β strategy, or if a new run
+            would write over the checkpoints of another.
+    """
+    wanted = args.resume_from_checkpoint
+    output_dir = cast(str, args.output_dir)
+    last = _last_checkpoint(Path(output_dir))
+    if wanted is None or str(wanted).lower() == "false":
+        if last is not None:
+            raise ValueError(
+                f"`output_dir` {output_dir!r} holds checkpoints of an earlier run, which this one would replace; set "
+                "`resume_from_checkpoint: true` to continue that run, or choose another `output_dir`."
+            )
+        return None
+    if str(wanted).lower() == "true":
+        if last is None:
+            raise ValueError(
+                f"`resume_from_checkpoint` is true, but `output_dir` {output_dir!r} holds no checkpoint; leave it out "
+                "to start anew, or give the path of a checkpoint."
+            )
+        wanted = last
+    if not (Path(wanted) / TRAINER_STATE_NAME).is_file():
+        raise ValueError(
+            f"`resume_from_checkpoint` is {wanted!r}, which is no checkpoint folder (it has no trainer_state.json); "
+            "give the path of a folder such as checkpoint-500, or true for the last one in `output_dir`."
+        )
+    args.check_checkpoint(wanted)
+    return str(wanted)
+
+
+def _last_checkpoint(output_dir: Path) -> str | None:
+    """Return the last whole checkpoint; `trainer_state.json` is what transformers writes last."""
+    whole = {path.parent for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")}
+    steps = [path for path in whole if path.name.rpartition("-")[2].isdigit()]
+    return str(max(steps, key=lambda path: int(path.name.rpartition("-")[2]))) if steps else None
+
+
+def find_benchmark(benchmark_args: BenchmarkArguments, args: AKDConfig) -> Benchmark | None:
+    """Return the benchmark that judges the student meanwhile, or `None` where none is asked for.
+
+    Raises:
+        FileNotFoundError: If there is no such benchmark.
+        ValueError: If the run never evaluates, or would choose its best model by a benchmark that it does not run.
+    """
+    name = benchmark_args.eval_benchmark
+    if name is None:
+        if "pass@" in (args.metric_for_best_model or ""):
+            raise ValueError(
+                f"`metric_for_best_model` is {args.metric_for_best_model!r}, but no benchmark is run; set "
+                "`eval_benchmark`."
+            )
+        return None
+    if args.eval_strategy == "no":
+        raise ValueError(f"`eval_benchmark` is {name!r}, but `eval_strategy` is 'no'; set it to 'steps' or 'epoch'.")
+    return load_benchmark(name, benchmark_args.eval_benchmark_path, limit=benchmark_args.eval_benchmark_limit)
+
+
+def load_datasets(script_args: AKDScriptArguments, args: AKDConfig) -> tuple[Dataset, Dataset | None]:
+    """Return the rows to train on and, where `eval_strategy` asks for it, those to evaluate on.
+
+    Raises:
+        FileNotFoundError: If there is no such dataset.
+        ValueError: If none is named or a split is missing.
+    """
+    name = script_args.dataset_name
+    if name is None:
+        raise ValueError("`dataset_name` is not set; give a dataset on the Hub or the path of a file.")
+
+    def read(split: str) -> Dataset:
+        return load(name, config=script_args.dataset_config, split=split, revision=script_args.dataset_revision)
+
+    train, test = read(script_args.dataset_train_split), None
+    evaluates = args.eval_strategy != "no"
+    if script_args.test_size is not None:
+        size = script_args.test_size
+        train, test = split_off(train, size if size < 1 else int(size), args.seed)
+    elif evaluates:
+        try:
+            test = read(script_args.dataset_test_split)
+        except ValueError as error:
+            raise ValueError(
+                f"`eval_strategy` is {args.eval_strategy.value!r}, but {name!r} gives no split "
+                f"{script_args.dataset_test_split!r} ({error}); set `test_size` or `dataset_test_split`."
+            ) from error
+    return train, test if evaluates else None
+
+
+def load_tokenizers(
+    method: Method, model_args: ModelConfig, args: AKDConfig
+) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None]:
+    """Return the tokenizers of student and teacher, which share a vocabulary; the second is `None` without a teacher.
+
+    If the student is an adapter, its vocabulary is that of `method.base_model`.
+
+    Raises:
+        ValueError: If the student is not named, if a tokenizer or a model's configuration cannot be read, or if the
+            vocabularies differ.
+    """
+    student, teacher = model_args.model_name_or_path, args.teacher_model_name_or_path
+    if student is None:
+        raise ValueError("`model_name_or_path` is not set; name the student, in a recipe (`--config`) or by a flag.")
+    student_tokenizer, student_size = _vocabulary(
+        "model_name_or_path",
+        student,
+        model_args.model_revision,
+        args.trust_remote_code,
+        method.base_model,
+    )
+    if teacher is None:
+        return student_tokenizer, None
+    teacher_tokenizer, teacher_size = _vocabulary(
+        "teacher_model_name_or_path", teacher, args.teacher_model_revision, args.trust_remote_code
+    )
+    shared_vocabulary_size(student_tokenizer, teacher_tokenizer, student_size, teacher_size)
+    return student_tokenizer, teacher_tokenizer
+
+
+def _vocabulary(
+    field: str,
+    name: str,
+    revision: str,
+    trust_remote_code: bool,
+    base_model: Callable[[str, str], tuple[str, str]] = lambda name, revision: (name, revision),
+) -> tuple[PreTrainedTokenizerBase, int]:
+    """Return a model's tokenizer and the number of rows of its LM head."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        base, base_revision = base_model(name, revision)
+        config = AutoConfig.from_pretrained(base, revision=base_revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`{field}` is {name!r}, whose tokenizer and configuration cannot be read; check the name, the "
+            f"folder or the connection ({str(error).splitlines()[0]})."
+        ) from error
+    return tokenizer, config.get_text_config().vocab_size

@@ -1,27 +1,23 @@
-"""CodePLAN in a trainer of one's own: its loss, its epochs and its plan head for any `transformers.Trainer`."""
+"""CodePLAN's loss, draws and plan head for any `transformers.Trainer`."""
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..akd.batches import Batch, backbone_inputs, row_numbers, without_repeats
-from ..distributed import own_rows, through_forward, widest_float
-from ..heads import final_hidden_states
-from ..losses.fused_linear import fused_linear_cross_entropy
-from ..losses.reduction import IGNORE_INDEX, Normalization, count_items_by_task
-from ..teachers import verify_architecture
-from .collator import DataCollatorForCodePLAN, share_divisors, take_turns
-from .encoding import PROBLEM_COLUMNS, Task
+from ..akd.batches import Batch
+from ..distributed import own_rows, widest_float
+from .collator import DataCollatorForCodePLAN, alternate_tasks, share_divisors
+from .encoding import PROBLEM_COLUMNS
+from .objective import answer_tokens, codeplan_loss, without_repeated_problems
 from .plan_head import (
     PLAN_HEAD_FILE,
     adopt_plan_head,
@@ -30,149 +26,21 @@ from .plan_head import (
     plan_head_of,
     save_plan_head,
 )
-from .tasks import routes, task_head
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
 else:
     _Trainer = object
 
-__all__ = [
-    "CodePLANMixin",
-    "EpochCallback",
-    "PlanningTrainer",
-    "answer_tokens",
-    "codeplan_loss",
-    "without_repeated_problems",
-]
+__all__ = ["CodePLANMixin", "EpochCallback", "PlanningTrainer", "codeplan_loss"]
 
 _UNUSED_SETTINGS = {"label_smoothing_factor", "loss_type", "completion_only_loss", "assistant_only_loss"}
-_VERIFIED: WeakSet[nn.Module] = WeakSet()
-
-
-def codeplan_loss(model: Any, batch: Batch, *, accelerator: Any = None) -> torch.Tensor:
-    r"""Compute \((1-\lambda) L_\mathrm{code} + \lambda L_\mathrm{plan}\) of a batch from [`DataCollatorForCodePLAN`].
-
-    The loss is `sum(token_weights * negative_log_likelihood)`, with the weights that the batch holds: λ, the lengths
-    and the number of examples are in them. If the model has a plan head, plans are scored through it. Logits are made
-    a chunk at a time. Micro-batches of one optimizer step first share their divisors ([`share_divisors`]).
-
-    Args:
-        model (`PreTrainedModel`, `PeftModel` or a wrapper of one):
-            The student: causal, or an encoder-decoder; or what `accelerator.prepare` made of it.
-        batch (`dict[str, torch.Tensor]`):
-            `input_ids`, `attention_mask`, `labels` `[B, T]`, `token_weights` `[B, T]` and `task_ids` `[B]`, on the
-            model's device.
-        accelerator (`Accelerator`, *optional*):
-            The accelerator that prepared the model; sets its mixed precision.
-
-    Returns:
-        `torch.Tensor`: shape `[]`, float32, in nats, differentiable.
-
-    Raises:
-        ValueError: If the batch has no `token_weights` or was collated for another kind of model, or the model's
-            architecture is not supported.
-
-    Example:
-
-    ```python
-    >>> from transformers import ByT5Tokenizer, GPT2Config, GPT2LMHeadModel
-    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=384, n_embd=8, n_layer=1, n_head=2))
-    >>> collate = DataCollatorForCodePLAN(ByT5Tokenizer(), plan_weight=0.3)
-    >>> batch = collate([{"problem": "Add a and b.", "solution": "a + b", "plan": "1. Add a and b."}])
-    >>> loss = codeplan_loss(model, batch)
-    >>> loss.backward()
-
-    ```
-    """
-    if "token_weights" not in batch:
-        raise ValueError(
-            f"the batch has the keys {', '.join(batch)}, but no `token_weights`; collate it with "
-            "DataCollatorForCodePLAN."
-        )
-    student = model if accelerator is None else accelerator.unwrap_model(model)
-    inputs, labels, weights = answer_tokens(student, batch)
-
-    def loss() -> torch.Tensor:
-        if student not in _VERIFIED:
-            _check_kind(batch, student)
-            verify_architecture(student, inputs, role="student")
-            _VERIFIED.add(student)
-        with nullcontext() if accelerator is None else accelerator.autocast():
-            hidden = final_hidden_states(student, inputs)[:, : labels.shape[1]]
-        parts = [
-            fused_linear_cross_entropy(
-                hidden,
-                task_head(student, route),
-                token_weights=route.select(weights, batch["task_ids"]),
-                labels=labels,
-            ).loss
-            for route in routes("ce", "ce", plan_head=plan_head_of(student) is not None)
-        ]
-        return torch.stack(parts).sum()
-
-    return through_forward(model, student, loss)
-
-
-def _check_kind(batch: Batch, student: Any) -> None:
-    """Refuse a batch that was collated for the other kind of model: only a causal one's labels begin with a prompt."""
-    labels = batch["labels"]
-    begins = labels[(labels != IGNORE_INDEX).any(dim=1), 0] != IGNORE_INDEX
-    kind = bool(student.config.is_encoder_decoder)
-    if len(begins) and bool(begins.any()) != kind:
-        raise ValueError(
-            f"`is_encoder_decoder` of the collator is {not kind}, but the model ({type(student).__name__}) is "
-            f"{'an encoder-decoder' if kind else 'causal'}; give DataCollatorForCodePLAN(is_encoder_decoder={kind})."
-        )
-
-
-def answer_tokens(student: Any, batch: Batch) -> tuple[Batch, torch.Tensor, torch.Tensor]:
-    """Return the inputs of the student's backbone, and the labels and weights `[B, T]` of its first T hidden states.
-
-    Args:
-        student (`PreTrainedModel` or `PeftModel`):
-            A causal model, whose labels are shifted, or an encoder-decoder, whose decoder inputs are.
-        batch (`dict[str, torch.Tensor]`):
-            From [`DataCollatorForCodePLAN`].
-    """
-    inputs, labels, weights = backbone_inputs(batch), batch["labels"], batch["token_weights"]
-    if student.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = student.prepare_decoder_input_ids_from_labels(labels)
-        return inputs, labels, weights
-    return inputs, labels[:, 1:], weights[:, 1:]
-
-
-def without_repeated_problems(batch: Batch, rows: int, own: int, normalization: Normalization) -> Batch:
-    """Return a batch in which only the first `own` problems count, each task divided by their items.
-
-    The other examples stay, as all processes must run the same engine, but lose their labels and weights.
-
-    Args:
-        batch (`dict[str, torch.Tensor]`):
-            From [`DataCollatorForCodePLAN`], of all tasks or of one.
-        rows (`int`):
-            Number of problems that were collated.
-        own (`int`):
-            Number of problems that count; the batches of other processes hold the rest as well.
-        normalization (`str`):
-            The collator's.
-    """
-    if len(batch["labels"]) % rows:
-        return batch  # from a collator of another kind, whose rows cannot be told apart
-    counted = without_repeats(batch, row_numbers(batch, rows), own)
-    collated, left = (
-        count_items_by_task(each["labels"], batch["task_ids"], tasks=len(Task), normalization=normalization)
-        for each in (batch, counted)
-    )
-    factors = (collated / left.clamp(min=1))[batch["task_ids"]].unsqueeze(1)
-    weights = batch["token_weights"].masked_fill(counted["labels"] == IGNORE_INDEX, 0.0) * factors
-    return {**counted, "token_weights": weights}
 
 
 class EpochCallback(TrainerCallback):
-    """Tell a collator when an epoch begins, so that it draws other solutions and plans.
+    """Set the collator's epoch at the beginning of each epoch, so that it draws other solutions and plans.
 
-    A run that resumes within an epoch begins that epoch again.
+    A run that resumes within an epoch continues with the draws of that epoch.
 
     Args:
         collator ([`DataCollatorForCodePLAN`]):
@@ -185,15 +53,15 @@ class EpochCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Draw for the epoch that begins."""
+        """Set the epoch of the collator."""
         self._collator.set_epoch(int(state.epoch or 0))
 
 
 class PlanningTrainer(_Trainer):
-    """Methods that every trainer of a planning student needs, as a mixin before the trainer.
+    """Base class of trainers of students that plan, to be listed before the trainer class.
 
-    Evaluations draw the same solutions and plans whatever the epoch, and the plan head is saved, loaded and pushed
-    with the student.
+    Evaluation draws the same solutions and plans in every epoch, and the plan head is saved, loaded and pushed with
+    the student.
     """
 
     reads_token_weights = True
@@ -201,30 +69,30 @@ class PlanningTrainer(_Trainer):
     data_collator: Any
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Return the batches of an evaluation, which draws the same solutions and plans whatever the epoch."""
-        with self._drawing_once():
+        """Return the batches of an evaluation, with the same draws in every epoch."""
+        with self._fixed_draws():
             batches: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
         return batches
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """Return the batches of a prediction, with draws as in an evaluation."""
-        with self._drawing_once():
+        with self._fixed_draws():
             batches: DataLoader[Any] = super().get_test_dataloader(test_dataset)
         return batches
 
     @contextmanager
-    def _drawing_once(self) -> Iterator[None]:
-        """Put a collator that stays in epoch 0 in the place of the training's."""
-        usual = self.data_collator
-        if isinstance(usual, DataCollatorForCodePLAN):
-            self.data_collator = replace(usual)
+    def _fixed_draws(self) -> Iterator[None]:
+        """Replace the collator by a copy that stays in epoch 0 inside the context."""
+        collator = self.data_collator
+        if isinstance(collator, DataCollatorForCodePLAN):
+            self.data_collator = replace(collator)
         try:
             yield
         finally:
-            self.data_collator = usual
+            self.data_collator = collator
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        if state_dict == {}:  # from ZeRO-3 that leaves the model in shards; the plan head is a file all the same
+        if state_dict == {}:  # with ZeRO-3, if the model is saved in shards
             state_dict = gathered_plan_head(self.model)
         super()._save(output_dir, state_dict)
         if self.args.should_save and plan_head_of(self.model) is None:
@@ -236,7 +104,7 @@ class PlanningTrainer(_Trainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        if not self.is_deepspeed_enabled:  # whose own checkpoints hold all of the model
+        if not self.is_deepspeed_enabled:  # DeepSpeed's checkpoints contain the plan head
             self._load_plan_head(str(self.state.best_model_checkpoint))
 
     def _load_plan_head(self, checkpoint: str) -> None:
@@ -254,22 +122,22 @@ class PlanningTrainer(_Trainer):
 
 
 class CodePLANMixin(PlanningTrainer):
-    """Give `transformers.Trainer`, or a trainer derived from it such as `trl.SFTTrainer`, the objective of CodePLAN.
+    """Mixin that adds CodePLAN's loss to `transformers.Trainer` or a subclass of it, such as `trl.SFTTrainer`.
 
-    The mixin stands before the trainer: `class PlanTrainer(CodePLANMixin, Trainer)`. It takes what the trainer takes,
-    with a [`DataCollatorForCodePLAN`] as `data_collator` and rows of `problem`, `solution` and `plan`, and then
+    It is listed before the trainer: `class PlanTrainer(CodePLANMixin, Trainer)`. The arguments are those of the
+    trainer, with a [`DataCollatorForCodePLAN`] as `data_collator` and rows of `problem`, `solution` and `plan`. It
 
-    - computes [`codeplan_loss`] with one divisor per task for all micro-batches and processes of an optimizer step, as
-      [`CodePLANTrainer`] does, whose losses and gradients it has;
-    - tells the collator each epoch, and keeps the columns that the collator reads whatever `remove_unused_columns`;
-    - scores plans through the model's plan head if it has one (`add_plan_head(model)`), and saves and loads it.
+    - computes [`codeplan_loss`] with one divisor per task for all micro-batches and processes of an optimizer step, so
+      losses and gradients equal those of [`CodePLANTrainer`];
+    - sets the collator's epoch, and keeps the columns that the collator reads even with `remove_unused_columns`;
+    - predicts plans by the model's plan head if it has one (`add_plan_head(model)`), and saves and loads it.
 
-    [`CodePLANTrainer`] beyond that tokenizes and checks the data beforehand, logs the loss of each task, and learns
-    from a teacher.
+    [`CodePLANTrainer`] in addition tokenizes and checks the data before training, logs the loss of each task, and
+    supports a teacher.
 
     Raises:
-        ValueError: If the collator is not a [`DataCollatorForCodePLAN`], or if an option is set that this loss does
-            not use.
+        ValueError: If the collator is not a [`DataCollatorForCodePLAN`], or an option is set that this loss does not
+            use.
 
     Example:
 
@@ -285,20 +153,20 @@ class CodePLANMixin(PlanningTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._check_use()
+        self._check_settings()
         if plan_head_of(self.model) is not None:
-            adopt_plan_head(self.model)  # an adapter that the trainer made has frozen it
+            adopt_plan_head(self.model)  # frozen if the trainer created an adapter
         collator = self.data_collator
-        self._turns = list(collator.task_weights) if collator.schedule == "alternate" else []
+        self._alternating = list(collator.task_weights) if collator.schedule == "alternate" else []
         encoder_decoder = bool(self.model.config.is_encoder_decoder)
-        # `get_batch_samples` takes the turns: how many micro-batches a step has is known there.
+        # `get_batch_samples` alternates the tasks, since it knows the number of micro-batches per step.
         self.data_collator = replace(collator, schedule="weighted", is_encoder_decoder=encoder_decoder)
         self.add_callback(EpochCallback(self.data_collator))
 
-    def _check_use(self) -> None:
+    def _check_settings(self) -> None:
         if not isinstance(self.data_collator, DataCollatorForCodePLAN):
             raise ValueError(
-                f"`data_collator` is a {type(self.data_collator).__name__}, which gives examples no weights; give a "
+                f"`data_collator` is a {type(self.data_collator).__name__}, which returns no token weights; give a "
                 "DataCollatorForCodePLAN."
             )
         if self.compute_loss_func is not None:
@@ -306,7 +174,7 @@ class CodePLANMixin(PlanningTrainer):
         if self.compute_metrics is not None:
             raise ValueError(
                 "`compute_metrics` is given, but an evaluation with CodePLANMixin computes the loss alone; leave it "
-                "out, and judge programs with `trl-akd evaluate`."
+                "out, and evaluate programs with `trl-akd evaluate`."
             )
         defaults = {each.name: each.default for each in fields(self.args)}
         for name in _UNUSED_SETTINGS & defaults.keys():
@@ -323,12 +191,12 @@ class CodePLANMixin(PlanningTrainer):
             )
         if self.args.n_gpu > 1:
             raise ValueError(
-                f"{self.args.n_gpu} GPUs are visible to a single process, whose `nn.DataParallel` would split a "
-                "batch's tasks; launch with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
+                f"{self.args.n_gpu} GPUs are visible to a single process, whose `nn.DataParallel` would split the "
+                "tasks of a batch; launch with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
             )
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Leave the rows to the collator, where TRL would tokenize them."""
+        """Return the rows unchanged, since the collator tokenizes them."""
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -337,12 +205,12 @@ class CodePLANMixin(PlanningTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], None]:
-        """Fetch the micro-batches of one optimizer step, and let them and all processes share each task's divisor."""
+        """Fetch the micro-batches of one optimizer step, with a shared divisor per task over all processes."""
         batches, collator = list(islice(epoch_iterator, num_batches)), self.data_collator
         repeats = own_rows(self.accelerator) if batches else None
-        if self._turns:
+        if self._alternating:
             first = self.state.global_step * self.args.gradient_accumulation_steps
-            batches = take_turns(batches, self._turns, first, multiple=collator.pad_to_multiple_of or 1)
+            batches = alternate_tasks(batches, self._alternating, first, multiple=collator.pad_to_multiple_of or 1)
         if repeats is not None:
             batches[-1] = without_repeated_problems(batches[-1], *repeats, collator.normalization)
         shared = self.accelerator if self.args.average_tokens_across_devices else None
@@ -355,7 +223,7 @@ class CodePLANMixin(PlanningTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
-        """Return the micro-batch's share of the loss; in an evaluation, the loss of the batch alone."""
+        """Return the micro-batch's part of the global loss, or the loss of the batch in an evaluation."""
         loss = codeplan_loss(model, inputs, accelerator=self.accelerator)
         if not return_outputs:
             return loss
@@ -365,9 +233,9 @@ class CodePLANMixin(PlanningTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor, None, None]:
-        """Return the loss of a batch of an evaluation, and no logits: the loss makes them a chunk at a time.
+        """Return the loss of a batch without logits, which the loss computes in chunks.
 
-        Problems that the batches of other processes hold as well do not count.
+        Problems that are in the batches of other processes as well are not counted.
         """
         repeats = own_rows(self.accelerator)
         problems = len(inputs["labels"]) / len(self.data_collator.task_weights)
@@ -380,7 +248,7 @@ class CodePLANMixin(PlanningTrainer):
         return loss, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """Evaluate, and report the mean loss per problem over the batches of all processes."""
+        """Evaluate and report the mean loss per problem over all processes."""
         device = self.accelerator.device
         self._evaluated = torch.zeros(2, dtype=widest_float(device), device=device)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)

@@ -1,4 +1,4 @@
-"""Rows of problems to batches of CodePLAN's tasks, each token with its weight in the loss."""
+"""Collate problems to batches of CodePLAN's tasks with the weight of each token in the loss."""
 
 import inspect
 import math
@@ -22,11 +22,12 @@ from .encoding import UNKNOWN_SOLUTION, ProblemEncoder, Task
 __all__ = [
     "DataCollatorForCodePLAN",
     "Schedule",
+    "alternate_tasks",
+    "count_task_items",
     "draw",
-    "of_task",
+    "select_task",
     "share_divisors",
-    "take_turns",
-    "weights_of_tasks",
+    "task_loss_weights",
 ]
 
 Schedule: TypeAlias = Literal["weighted", "alternate"]
@@ -34,7 +35,7 @@ Option = TypeVar("Option")
 
 
 def draw(options: Sequence[Option], *key: Any) -> Option:
-    """Draw one of the options; the draw depends on `key` alone, and is uniform over keys.
+    """Return a random option that depends on `key` alone.
 
     Example:
 
@@ -47,20 +48,22 @@ def draw(options: Sequence[Option], *key: Any) -> Option:
     return options[random.Random(":".join(map(str, key))).randrange(len(options))]
 
 
-def weights_of_tasks(plan_weight: float, guided_weight: float) -> dict[Task, float]:
-    """Return the weight of each task's mean loss in the whole.
+def task_loss_weights(plan_weight: float, guided_weight: float) -> dict[Task, float]:
+    """Return the weight of each task's mean loss in the total loss.
 
     Args:
-        plan_weight (`float`): λ, the plan's share, in [0, 1].
-        guided_weight (`float`): weight of programs that follow a plan; 0 where they are no task.
+        plan_weight (`float`):
+            λ, the weight of plans, in [0, 1].
+        guided_weight (`float`):
+            Weight of programs that follow a plan; 0 to leave this task out.
 
     Raises:
-        ValueError: If one is out of its range.
+        ValueError: If a weight is outside its range.
 
     Example:
 
     ```python
-    >>> weights_of_tasks(plan_weight=0.25, guided_weight=0.0)
+    >>> task_loss_weights(plan_weight=0.25, guided_weight=0.0)
     {<Task.CODE: 0>: 0.75, <Task.PLAN: 1>: 0.25}
 
     ```
@@ -69,50 +72,61 @@ def weights_of_tasks(plan_weight: float, guided_weight: float) -> dict[Task, flo
         if not isinstance(weight, Real):
             raise ValueError(f"`{name}` is {weight!r}, of type {type(weight).__name__}; give a number.")
     if not 0.0 <= plan_weight <= 1.0:
-        raise ValueError(f"`plan_weight` is {plan_weight}; it is the plan's share of the loss and must lie in [0, 1].")
+        raise ValueError(
+            f"`plan_weight` is {plan_weight}; it is the weight of plans in the loss and must be in [0, 1]."
+        )
     if not (guided_weight >= 0.0 and math.isfinite(guided_weight)):
-        raise ValueError(f"`guided_weight` is {guided_weight}; it weighs a loss: give 0 or a positive, finite number.")
+        raise ValueError(
+            f"`guided_weight` is {guided_weight}; it is the weight of a loss: give 0 or a positive, finite number."
+        )
     weights = {Task.CODE: 1.0 - plan_weight, Task.PLAN: plan_weight}
     return weights | {Task.GUIDED: guided_weight} if guided_weight > 0.0 else weights
 
 
 @dataclass
 class DataCollatorForCodePLAN:
-    r"""Make a code example and a plan example of every problem, padded, masked and weighted.
+    r"""Make a code example and a plan example of each problem, with padding, masks and token weights.
 
-    `(token_weights * negative_log_likelihood).sum()` is the loss of CodePLAN for this batch alone,
+    `(token_weights * negative_log_likelihood).sum()` is CodePLAN's loss of the batch,
     `(1 - plan_weight) * L_code + plan_weight * L_plan`, where each `L` is the mean over the task's examples of the
-    mean over their target tokens. The paper writes sums over tokens, with which long programs would drown short plans.
-    `CodePLANTrainer` and `CodePLANMixin`, for any other `transformers.Trainer`, replace the batch's number of examples
-    by that of the global batch. Models ignore `token_weights`: a Trainer whose loss is transformers' or TRL's own is
-    refused. In a training loop of one's own, `codeplan_loss` computes the loss.
+    mean over their target tokens. The paper has sums over tokens, by which long programs would outweigh short plans.
+    `CodePLANTrainer`, and `CodePLANMixin` for any other `transformers.Trainer`, replace the number of examples in the
+    batch by that in the global batch. Models ignore `token_weights`: a Trainer with the loss of transformers or TRL is
+    an error. For a custom training loop, `codeplan_loss` computes the loss.
 
-    Where a problem has several solutions or plans, each example draws its own, anew in each epoch. A draw depends on
-    `seed`, the epoch, the problem and the task alone, so all processes agree and a resumed run repeats none.
+    If a problem has several solutions or plans, each example draws one of them in each epoch. A draw depends on
+    `seed`, the epoch, the problem and the task alone, so all processes agree and a resumed run continues the sequence.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): the student's tokenizer, with an EOS token.
-        plan_weight (`float`, *optional*, defaults to `0.5`): λ, the plan's share of the loss, in [0, 1].
-        schedule (`str`, *optional*, defaults to `"weighted"`): `"weighted"`: both tasks in every batch. `"alternate"`:
-            one task a batch, in turn from call to call, with weights `2 * (1 - plan_weight)` and `2 * plan_weight`, so
-            that the mean over batches is the same in expectation.
-        max_length (`int`, *optional*, defaults to `1024`): most tokens of a prompt with its answer; of the prompt
-            alone for an encoder-decoder. A prompt is never cut, nor is a plan; a solution loses its end.
-        max_target_length (`int`, *optional*): most tokens of an answer. Defaults to `max_length`.
-        guided_weight (`float`, *optional*, defaults to `0.0`): above 0, each problem also gives an example of a
-            program that follows a plan, whose loss is added with this weight. The paper never trains it. Where
-            the row tells which solution each plan was written for (`plan_solutions`), the program is that one; else
-            plan and solution are drawn independently.
-        normalization (`str`, *optional*, defaults to `"sequence"`): `"token"` makes each `L` the mean over all target
-            tokens of the task.
-        is_encoder_decoder (`bool`, *optional*, defaults to `False`): `input_ids` then are the prompt alone, and
-            `labels` the answer alone.
-        seed (`int`, *optional*, defaults to `0`): seed of the draws.
-        pad_to_multiple_of (`int`, *optional*): round widths up to a multiple of this.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The student's tokenizer, with an EOS token.
+        plan_weight (`float`, *optional*, defaults to `0.5`):
+            λ, the weight of plans in the loss, in [0, 1].
+        schedule (`str`, *optional*, defaults to `"weighted"`):
+            `"weighted"`: both tasks in every batch. `"alternate"`: one task per batch, alternating from call to call,
+            with weights `2 * (1 - plan_weight)` and `2 * plan_weight`, so that the mean over batches has the same
+            expectation.
+        max_length (`int`, *optional*, defaults to `1024`):
+            Maximum number of tokens per prompt and answer together, or per prompt for an encoder-decoder. Solutions
+            are truncated; prompts and plans are not.
+        max_target_length (`int`, *optional*):
+            Maximum number of tokens per answer; by default `max_length` is the only limit.
+        guided_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of a third task, a program that follows a plan, which the paper does not train; 0 for none. If the
+            row has the solution of each plan (`plan_solutions`), the program is that solution; otherwise plan and
+            solution are drawn independently.
+        normalization (`str`, *optional*, defaults to `"sequence"`):
+            With `"token"`, each `L` is the mean over all target tokens of the task.
+        is_encoder_decoder (`bool`, *optional*, defaults to `False`):
+            Whether `input_ids` are the prompt alone and `labels` the answer alone.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the draws.
+        pad_to_multiple_of (`int`, *optional*):
+            Pad to a multiple of this.
 
     Raises:
-        ValueError: If a setting is out of its range; when called, if a row lacks a problem, a solution or a plan, if a
-            prompt or plan is too long, or if it is called by a Trainer whose loss ignores `token_weights`.
+        ValueError: If a setting is outside its range; when called, if a row lacks a problem, solution or plan, if a
+            prompt or plan is too long, or if the caller is a Trainer whose loss ignores `token_weights`.
 
     Example:
 
@@ -146,7 +160,7 @@ class DataCollatorForCodePLAN:
                 f"`tokenizer` is {self.tokenizer!r:.80}, of type {type(self.tokenizer).__name__}; give a tokenizer, "
                 "such as AutoTokenizer.from_pretrained(...)."
             )
-        self.task_weights = weights_of_tasks(self.plan_weight, self.guided_weight)
+        self.task_weights = task_loss_weights(self.plan_weight, self.guided_weight)
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"`schedule` is {self.schedule!r}; choose 'weighted' or 'alternate'.")
         if self.normalization not in get_args(Normalization):
@@ -160,23 +174,23 @@ class DataCollatorForCodePLAN:
         )
         self._calls = 0
         self._caller_checked = False
-        # In shared memory, so that worker processes which outlive an epoch see the next one begin.
+        # In shared memory, for worker processes that persist over epochs.
         self._epoch: Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Check the caller here too: worker processes that are spawned do not have the Trainer on their stack."""
+        """Check the caller here as well, since the stack of a spawned worker process does not contain the Trainer."""
         self._check_caller()
         return self.__dict__
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw solutions and plans for this epoch from now on."""
+        """Set the epoch on which the draws of solutions and plans depend."""
         self._epoch.fill_(epoch)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return int64 tensors `input_ids`, `attention_mask`, `labels` [B, T] and `task_ids` [B], and `token_weights`.
 
-        The weights are float32 [B, T], aligned with `labels`: not shifted. For an encoder-decoder, `labels` and
-        weights have a width of their own. Examples are in the order of the tasks, then of the rows.
+        The weights are float32 [B, T] and aligned with `labels`, not shifted. For an encoder-decoder, `labels` and
+        weights are padded separately. Examples are sorted by task, then by row.
         """
         self._check_caller()
         weights = self.task_weights
@@ -188,19 +202,23 @@ class DataCollatorForCodePLAN:
         examples = [self._example(problem, task) for task in weights for problem in problems]
         task_ids = torch.tensor([task for task in weights for _ in problems])
         batch = self._pad(examples)
-        return {**batch, "token_weights": self._weigh(batch["labels"], task_ids, weights), "task_ids": task_ids}
+        return {
+            **batch,
+            "token_weights": self._token_weights(batch["labels"], task_ids, weights),
+            "task_ids": task_ids,
+        }
 
     def _encode(self, row: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """Tokenise a row that has no number in a dataset, so that its problem tells it from others."""
+        """Tokenize a row, with its problem as the key of the draws if it has no index in a dataset."""
         return self.encoder(row, number) | {"index": row.get("index", row["problem"])}
 
     def _check_caller(self) -> None:
         if not self._caller_checked:
-            _refuse_other_losses()
+            _check_loss_of_caller()
             self._caller_checked = True
 
     def _example(self, problem: Mapping[str, Any], task: Task) -> tuple[list[int], list[int]]:
-        """Return the tokens of a prompt and of its answer."""
+        """Return the tokens of the prompt and of the answer."""
         key = (self.seed, int(self._epoch), problem["index"], task.name)
         solutions = problem["solutions"]
         if task is Task.PLAN:
@@ -208,9 +226,9 @@ class DataCollatorForCodePLAN:
         elif task is Task.CODE:
             prompt, answers = problem["code_prompt"], solutions
         else:
-            prompt, solution = draw(list(zip(*_guided(problem), strict=True)), *key, "plan")
+            prompt, solution = draw(_guided_prompts(problem), *key, "plan")
             answers = solutions if solution == UNKNOWN_SOLUTION else [solutions[solution]]
-        return prompt, draw(answers, *key)[: self.encoder.room(prompt)]
+        return prompt, draw(answers, *key)[: self.encoder.max_answer_tokens(prompt)]
 
     def _pad(self, examples: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
         if self.is_encoder_decoder:
@@ -219,21 +237,26 @@ class DataCollatorForCodePLAN:
         else:
             inputs = [prompt + answer for prompt, answer in examples]
             labels = [[IGNORE_INDEX] * len(prompt) + answer for prompt, answer in examples]
-        filler = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        pad_id = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         width, label_width = (round_up(max(map(len, rows)), self.pad_to_multiple_of or 1) for rows in (inputs, labels))
         return {
-            "input_ids": pad(inputs, filler, width),
+            "input_ids": pad(inputs, pad_id, width),
             "attention_mask": pad([[1] * len(tokens) for tokens in inputs], 0, width),
             "labels": pad(labels, IGNORE_INDEX, label_width),
         }
 
-    def _weigh(self, labels: Tensor, task_ids: Tensor, task_weights: Mapping[Task, float]) -> Tensor:
+    def _token_weights(self, labels: Tensor, task_ids: Tensor, task_weights: Mapping[Task, float]) -> Tensor:
         by_task = torch.tensor([task_weights.get(task, 0.0) for task in Task])
         weights = token_weights(
             labels, normalization=self.normalization, task_weights=by_task[task_ids].unsqueeze(1).expand_as(labels)
         )
-        items = count_items_by_task(labels, task_ids, tasks=len(Task), normalization=self.normalization)
+        items = count_task_items({"labels": labels, "task_ids": task_ids}, self.normalization)
         return scale(weights, items, world_size=1, task_ids=task_ids)
+
+
+def count_task_items(batch: Mapping[str, Tensor], normalization: Normalization) -> Tensor:
+    """Return the divisor of each task in a batch, `[tasks]`: its number of examples or of target tokens."""
+    return count_items_by_task(batch["labels"], batch["task_ids"], tasks=len(Task), normalization=normalization)
 
 
 def share_divisors(
@@ -243,24 +266,25 @@ def share_divisors(
     device: torch.device | None = None,
     accelerator: Any = None,
 ) -> list[dict[str, Tensor]]:
-    """Weigh the micro-batches of one optimizer step so that their losses add up to the loss of the whole batch.
+    """Reweight the micro-batches of one optimizer step so that their losses add up to the loss of the global batch.
 
-    Each task then has one divisor for all micro-batches and, with an accelerator, all processes, whose gradients are
-    averaged by DDP and DeepSpeed.
+    Each task has one divisor for all micro-batches and, with an accelerator, all processes, whose gradients DDP and
+    DeepSpeed average.
 
     Args:
-        batches (`Sequence[dict[str, Tensor]]`): from [`DataCollatorForCodePLAN`], each with its own divisors.
-        normalization (`str`): the collator's.
-        device (`torch.device`, *optional*): device on which items are counted. Defaults to that of the batches.
-        accelerator (`Accelerator`, *optional*): adds up the counts of its processes, which all call this together.
+        batches (`Sequence[dict[str, Tensor]]`):
+            Batches from [`DataCollatorForCodePLAN`], each with its own divisors.
+        normalization (`str`):
+            `normalization` of the collator.
+        device (`torch.device`, *optional*):
+            Device of the counts; by default that of the batches.
+        accelerator (`Accelerator`, *optional*):
+            Sums the counts over its processes, all of which must call this function.
 
     Returns:
-        `list[dict[str, Tensor]]`: The batches with other `token_weights`.
+        `list[dict[str, Tensor]]`: The batches with new `token_weights`.
     """
-    counts = [
-        count_items_by_task(batch["labels"], batch["task_ids"], tasks=len(Task), normalization=normalization)
-        for batch in batches
-    ]
+    counts = [count_task_items(batch, normalization) for batch in batches]
     items = sum((count.to(device) for count in counts), start=torch.zeros(len(Task), dtype=torch.int64, device=device))
     ranks = 1
     if accelerator is not None:
@@ -276,59 +300,69 @@ def share_divisors(
     ]
 
 
-def take_turns(
+def alternate_tasks(
     batches: Sequence[dict[str, Tensor]], tasks: Sequence[Task], first: int, *, multiple: int = 1
 ) -> list[dict[str, Tensor]]:
-    """Leave each micro-batch of one optimizer step the task whose turn it is, as `schedule="alternate"` says.
+    """Keep one task per micro-batch of one optimizer step, alternating, for `schedule="alternate"`.
 
-    A task's loss is a mean over the examples of the whole step, so it counts by its share of the micro-batches.
+    A task's loss is a mean over the examples of the step, so it is weighted by the task's fraction of the
+    micro-batches.
 
     Args:
-        batches (`Sequence[dict[str, Tensor]]`): from [`DataCollatorForCodePLAN`], with all tasks in each.
-        tasks (`Sequence[Task]`): the tasks, in the order of their turns.
-        first (`int`): number of the step's first micro-batch in the run.
-        multiple (`int`, *optional*, defaults to `1`): round widths up to a multiple of this.
+        batches (`Sequence[dict[str, Tensor]]`):
+            Batches from [`DataCollatorForCodePLAN`], with all tasks in each.
+        tasks (`Sequence[Task]`):
+            The tasks in alternating order.
+        first (`int`):
+            Number of the step's first micro-batch in the run.
+        multiple (`int`, *optional*, defaults to `1`):
+            Pad to a multiple of this.
     """
-    turns = [tasks[(first + number) % len(tasks)] for number in range(len(batches))]
-    shares = {task: count / len(turns) for task, count in Counter(turns).items()}
+    order = [tasks[(first + number) % len(tasks)] for number in range(len(batches))]
+    counts = Counter(order)
     return [
-        of_task(batch, task, len(tasks) * shares[task], multiple=multiple)
-        for batch, task in zip(batches, turns, strict=True)
+        select_task(batch, task, len(tasks) * counts[task] / len(order), multiple=multiple)
+        for batch, task in zip(batches, order, strict=True)
     ]
 
 
-def of_task(batch: Mapping[str, Tensor], task: Task, factor: float, *, multiple: int = 1) -> dict[str, Tensor]:
-    """Take the examples of one task out of a batch, with weights multiplied by `factor`, and cut off spare padding.
+def select_task(batch: Mapping[str, Tensor], task: Task, factor: float, *, multiple: int = 1) -> dict[str, Tensor]:
+    """Return the examples of one task in a batch, without excess padding, and their weights multiplied by `factor`.
 
     Args:
-        batch (`Mapping[str, Tensor]`): from [`DataCollatorForCodePLAN`].
-        task (`Task`): the task.
-        factor (`float`): how often the task's share of the loss counts.
-        multiple (`int`, *optional*, defaults to `1`): round widths up to a multiple of this.
+        batch (`Mapping[str, Tensor]`):
+            Batch from [`DataCollatorForCodePLAN`].
+        task (`Task`):
+            The task.
+        factor (`float`):
+            Factor of the weights.
+        multiple (`int`, *optional*, defaults to `1`):
+            Pad to a multiple of this.
     """
     rows = batch["task_ids"] == task
-    taken = {key: value[rows] for key, value in batch.items()}
-    width = round_up(int(taken["attention_mask"].sum(dim=1).max()), multiple)
-    label_width = round_up(int((taken["labels"] != IGNORE_INDEX).nonzero()[:, 1].max()) + 1, multiple)
+    selected = {key: value[rows] for key, value in batch.items()}
+    width = round_up(int(selected["attention_mask"].sum(dim=1).max()), multiple)
+    label_width = round_up(int((selected["labels"] != IGNORE_INDEX).nonzero()[:, 1].max()) + 1, multiple)
     return {
-        "input_ids": taken["input_ids"][:, :width],
-        "attention_mask": taken["attention_mask"][:, :width],
-        "labels": taken["labels"][:, :label_width],
-        "token_weights": taken["token_weights"][:, :label_width] * factor,
-        "task_ids": taken["task_ids"],
+        "input_ids": selected["input_ids"][:, :width],
+        "attention_mask": selected["attention_mask"][:, :width],
+        "labels": selected["labels"][:, :label_width],
+        "token_weights": selected["token_weights"][:, :label_width] * factor,
+        "task_ids": selected["task_ids"],
     }
 
 
-def _guided(problem: Mapping[str, Any]) -> tuple[Sequence[list[int]], Sequence[int]]:
-    """Return the prompts that hold a plan, and the number of the solution that each plan was written for."""
+def _guided_prompts(problem: Mapping[str, Any]) -> list[tuple[list[int], int]]:
+    """Return the prompts with a plan, and the index of the solution of each plan."""
     prompts = problem["guided_prompts"]
-    return prompts, problem.get("plan_solutions") or [UNKNOWN_SOLUTION] * len(prompts)
+    solutions = problem.get("plan_solutions") or [UNKNOWN_SOLUTION] * len(prompts)
+    return list(zip(prompts, solutions, strict=True))
 
 
-def _refuse_other_losses() -> None:
-    """Raise a ValueError if a Trainer is calling whose `compute_loss` does not read `token_weights`.
+def _check_loss_of_caller() -> None:
+    """Raise a ValueError if the caller is a Trainer whose `compute_loss` does not read `token_weights`.
 
-    Models take unknown inputs as `**kwargs`, so the tasks would be trained with the weights of the lengths.
+    Models accept unknown inputs as `**kwargs`, so training would silently ignore the weights of the tasks.
     """
     if "transformers.trainer" not in sys.modules:
         return
@@ -341,7 +375,7 @@ def _refuse_other_losses() -> None:
                 name = type(caller).__name__
                 raise ValueError(
                     f"`data_collator` of a {name} is a DataCollatorForCodePLAN, but the loss of {name} ignores its "
-                    f"`token_weights`, so `plan_weight` would do nothing; derive the trainer from both, `class "
+                    f"`token_weights`, so `plan_weight` would have no effect; define the trainer as `class "
                     f"PlanTrainer(CodePLANMixin, {name})`, or use CodePLANTrainer."
                 )
             return
@@ -349,28 +383,27 @@ def _refuse_other_losses() -> None:
 
 
 def _reads_token_weights(trainer_class: type) -> bool:
-    """Tell whether the `compute_loss` of a Trainer reads `token_weights`.
+    """Whether the `compute_loss` of a Trainer reads `token_weights`.
 
-    That of transformers and TRL does not. One that is defined elsewhere does, unless it leaves the loss to its base
-    class: where it calls `super().compute_loss` and names neither the weights nor `codeplan_loss`, the base class
-    decides.
+    Those of transformers and TRL do not. Any other is assumed to read them, unless it delegates to its base class: if
+    it calls `super().compute_loss` and names neither the weights nor `codeplan_loss`, the base class decides.
     """
     for base in trainer_class.__mro__:
         loss = vars(base).get("compute_loss")
         if loss is None:
             continue
-        home = base.__module__.partition(".")[0]
-        if home in ("transformers", "trl"):
+        package = base.__module__.partition(".")[0]
+        if package in ("transformers", "trl"):
             return False
-        if home == "trl_akd":
+        if package == "trl_akd":
             return bool(getattr(trainer_class, "reads_token_weights", False))
         code = inspect.unwrap(loss).__code__ if inspect.isroutine(loss) else None
-        if code is None or not _leaves_to_base(code):
+        if code is None or not _delegates_to_base(code):
             return True
     return False
 
 
-def _leaves_to_base(code: CodeType) -> bool:
+def _delegates_to_base(code: CodeType) -> bool:
     return (
         "compute_loss" in code.co_names
         and "token_weights" not in code.co_consts

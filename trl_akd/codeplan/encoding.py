@@ -1,12 +1,12 @@
-"""Problems with solutions and plans, as token ids: what CodePLAN's tasks are made of.
+"""Tokenize problems with solutions and plans for CodePLAN.
 
-A row holds `problem`, one `solution` or several `solutions`, and one `plan` or several `plans`. The optional column
-`plan_solutions` holds, for each plan, the index of the solution that it was written for, or `None` if that is unknown.
-All are tokenised once; what is cut, left out or refused is decided here:
+A row has `problem`, one `solution` or several `solutions`, and one `plan` or several `plans`. The optional column
+`plan_solutions` has the index of the solution that each plan was written for, or `None` if it is unknown. Rows are
+tokenized once, by these rules:
 
-- a prompt is never cut; a problem whose prompt leaves no room is too long;
-- a solution that is too long loses its end, and with it its EOS;
-- a plan is used whole or not at all, for half a plan is another one.
+- Prompts are never truncated; a problem whose prompt leaves no room for an answer is dropped.
+- A solution that is too long loses its end, including EOS.
+- Plans are never truncated, since a partial plan is a different plan; a plan that is too long is dropped.
 """
 
 import sys
@@ -19,7 +19,7 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..data.encoding import encode_completions, encode_prompts
-from ..data.schema import read_text
+from ..data.schema import check_encodable, read_text
 from ..data.templates import render
 
 __all__ = [
@@ -32,12 +32,12 @@ __all__ = [
     "check_columns",
     "check_lengths",
     "prepare_problems",
-    "tokens_of_problems",
+    "tokens_per_problem",
 ]
 
 
 class Task(IntEnum):
-    """What an example asks for, by its number in `task_ids`: a program, a plan, or a program that follows a plan."""
+    """The task of an example, by its number in `task_ids`: a program, a plan, or a program that follows a plan."""
 
     CODE = 0
     PLAN = 1
@@ -45,7 +45,7 @@ class Task(IntEnum):
 
 
 UNKNOWN_SOLUTION = -1
-"""Stands in a tokenised row's `plan_solutions` for a plan of which no row says what solution it was written for."""
+"""Entry in `plan_solutions` of a tokenized row for a plan whose solution is unknown."""
 
 _TOKENS = List(Value("int32"))
 _FEATURES = Features(
@@ -60,31 +60,34 @@ _FEATURES = Features(
 _TEXT_COLUMNS = ("problem", "solution", "solutions", "plan", "plans", "plan_solutions")
 
 PROBLEM_COLUMNS = (*_TEXT_COLUMNS, *(name for name in _FEATURES if name not in _TEXT_COLUMNS))
-"""Columns that [`DataCollatorForCodePLAN`] reads, of rows as text and of tokenised ones."""
+"""Columns of text rows and of tokenized rows that [`DataCollatorForCodePLAN`] reads."""
 
 _OUTCOMES = Features(**_FEATURES, error=Value("string"), cut_solutions=Value("int64"), unused_plans=Value("int64"))
 
 
 class TooLongError(ValueError):
-    """A problem does not fit into the limits on length."""
+    """A problem exceeds the limits on length."""
 
 
 @dataclass(frozen=True)
 class ProblemEncoder:
-    r"""Tokenise a problem with its solutions and plans.
+    r"""Tokenize a problem with its solutions and plans.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): the student's tokenizer, with an EOS token.
-        max_length (`int`, *optional*, defaults to `1024`): most tokens of a prompt with its answer; of the prompt
-            alone where an encoder reads it. `None` for no limit.
-        max_target_length (`int`, *optional*): most tokens of an answer. Defaults to `max_length`.
-        is_encoder_decoder (`bool`, *optional*, defaults to `False`): whether the prompt is read by an encoder, which
-            is trained to see all special tokens of its input.
-        guided (`bool`, *optional*, defaults to `False`): whether programs are also written after a plan, so that a
-            prompt has to hold the plan as well.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The student's tokenizer, with an EOS token.
+        max_length (`int`, *optional*, defaults to `1024`):
+            Maximum number of tokens per prompt and answer together, or per prompt for an encoder-decoder; `None` for
+            no limit.
+        max_target_length (`int`, *optional*):
+            Maximum number of tokens per answer; by default `max_length` is the only limit.
+        is_encoder_decoder (`bool`, *optional*, defaults to `False`):
+            Whether the student is an encoder-decoder, whose prompts keep all special tokens.
+        guided (`bool`, *optional*, defaults to `False`):
+            Whether to add prompts that contain a plan, for programs that follow it.
 
     Raises:
-        ValueError: If a limit leaves no room for anything.
+        ValueError: If a limit leaves no room for an answer.
 
     Example:
 
@@ -106,39 +109,40 @@ class ProblemEncoder:
     max_target_length: int | None = None
     is_encoder_decoder: bool = False
     guided: bool = False
-    # `Dataset.map` names its cache file by these fields but not by the source: raise this when the output changes.
-    rules: int = 2
+    # The cache key of `Dataset.map` covers these fields but not the source code: increment the version when the output
+    # changes.
+    version: int = 2
 
     def __post_init__(self) -> None:
         check_lengths(self.max_length, self.max_target_length, shortest=1 if self.is_encoder_decoder else 2)
 
     def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        """Return the row's token ids, with the columns `index`, `code_prompt`, `plan_prompt`, `solutions`, ….
+        """Return the token ids of a row, with the columns `index`, `code_prompt`, `plan_prompt`, `solutions`, ….
 
         Raises:
-            TooLongError: If a prompt leaves no room for an answer, or no plan fits whole.
+            TooLongError: If a prompt leaves no room for an answer, or every plan is too long.
             ValueError: If the problem, every solution or every plan is missing or empty.
         """
         problem = _problem(row, index)
         solutions, plans, plan_solutions = _answers(row, index)
         code_prompt, plan_prompt = self._prompts([render("codeplan_code", problem), render("codeplan_plan", problem)])
         for prompt in (code_prompt, plan_prompt):
-            if not self._has_room(prompt):
+            if not self._leaves_room(prompt):
                 raise TooLongError(
-                    f"A prompt of row {index} takes {len(prompt)} tokens, which {self._limits()} does not allow, and "
-                    "prompts are never cut; raise the limit or drop the row."
+                    f"A prompt of row {index} has {len(prompt)} tokens, which {self._limits()} does not allow, and "
+                    "prompts are never truncated; increase the limit or drop the row."
                 )
         encoded_plans = encode_completions(self.tokenizer, plans)
         guided_prompts = self._prompts([render("codeplan_guided", problem, plan) for plan in plans])
         fitting = [
             (tokens, prompt, solution)
             for tokens, prompt, solution in zip(encoded_plans, guided_prompts, plan_solutions, strict=True)
-            if len(tokens) <= self.room(plan_prompt) and (self._has_room(prompt) or not self.guided)
+            if len(tokens) <= self.max_answer_tokens(plan_prompt) and (self._leaves_room(prompt) or not self.guided)
         ]
         if not fitting:
             raise TooLongError(
-                f"The shortest plan of row {index} takes {min(map(len, encoded_plans))} tokens, which with a "
-                f"prompt of {len(plan_prompt)} {self._limits()} does not allow, and plans are never cut; raise the "
+                f"The shortest plan of row {index} has {min(map(len, encoded_plans))} tokens, which with a prompt of "
+                f"{len(plan_prompt)} {self._limits()} does not allow, and plans are never truncated; increase the "
                 "limit, shorten the plan or drop the row."
             )
         return {
@@ -151,15 +155,15 @@ class ProblemEncoder:
             "plan_solutions": [solution for _, _, solution in fitting],
         }
 
-    def room(self, prompt: Sequence[int]) -> int:
-        """Return how many tokens of an answer fit after a prompt."""
+    def max_answer_tokens(self, prompt: Sequence[int]) -> int:
+        """Return the maximum number of tokens of an answer to a prompt."""
         total = sys.maxsize if self.max_length is None else self.max_length
         target = total if self.max_target_length is None else self.max_target_length
         return target if self.is_encoder_decoder else min(target, total - len(prompt))
 
-    def _has_room(self, prompt: Sequence[int]) -> bool:
-        too_long_to_read = self.is_encoder_decoder and self.max_length is not None and len(prompt) > self.max_length
-        return not too_long_to_read and self.room(prompt) > 0
+    def _leaves_room(self, prompt: Sequence[int]) -> bool:
+        prompt_too_long = self.is_encoder_decoder and self.max_length is not None and len(prompt) > self.max_length
+        return not prompt_too_long and self.max_answer_tokens(prompt) > 0
 
     def _prompts(self, texts: list[str]) -> list[list[int]]:
         if not self.is_encoder_decoder:
@@ -174,13 +178,17 @@ class ProblemEncoder:
 
 @dataclass(frozen=True, slots=True)
 class ProblemReport:
-    """Say what became of the problems of a dataset.
+    """Counts of the problems of a dataset that were kept and dropped.
 
     Args:
-        rows (`int`): rows read.
-        kept (`int`): rows with prompts, solutions and plans that fit.
-        cut_solutions (`int`): solutions of the kept rows that will lose their end.
-        unused_plans (`int`): plans of the kept rows that are too long to be used.
+        rows (`int`):
+            Number of rows read.
+        kept (`int`):
+            Number of rows with prompts, solutions and plans within the limits.
+        cut_solutions (`int`):
+            Number of solutions of the kept rows that are truncated.
+        unused_plans (`int`):
+            Number of plans of the kept rows that are too long.
     """
 
     rows: int
@@ -200,13 +208,13 @@ class ProblemReport:
 
         ```python
         >>> ProblemReport(rows=10, kept=7, cut_solutions=2, unused_plans=1).summary()
-        'Kept 7 of 10 problems and dropped the rest as too long; 2 solutions are cut at the end, 1 plans left out.'
+        'Kept 7 of 10 problems and dropped the rest as too long; truncated 2 solutions and dropped 1 plans.'
 
         ```
         """
         return (
             f"Kept {self.kept:,} of {self.rows:,} problems and dropped the rest as too long; "
-            f"{self.cut_solutions:,} solutions are cut at the end, {self.unused_plans:,} plans left out."
+            f"truncated {self.cut_solutions:,} solutions and dropped {self.unused_plans:,} plans."
         )
 
 
@@ -218,26 +226,31 @@ def prepare_problems(
     num_proc: int | None = None,
     name: str = "train",
 ) -> tuple[Dataset, ProblemReport | None]:
-    """Tokenise a dataset of problems; those that are too long are dropped and counted.
+    """Tokenize a dataset of problems, and drop those that are too long.
 
     Args:
-        dataset (`Dataset`): rows as [`ProblemEncoder`] takes them. Tokenised ones pass unchanged.
-        encoder (`ProblemEncoder`): how.
-        shuffle_seed (`int`, *optional*): shuffle with this seed.
-        num_proc (`int`, *optional*): worker processes.
-        name (`str`, *optional*, defaults to `"train"`): what to call the dataset in messages.
+        dataset (`Dataset`):
+            Rows that [`ProblemEncoder`] accepts. Tokenized rows are returned unchanged.
+        encoder (`ProblemEncoder`):
+            The encoder.
+        shuffle_seed (`int`, *optional*):
+            Seed of the shuffle; by default the order stays.
+        num_proc (`int`, *optional*):
+            Number of worker processes.
+        name (`str`, *optional*, defaults to `"train"`):
+            Name of the dataset in messages.
 
     Returns:
-        The rows, and what was kept, cut and dropped (`None` for tokenised ones).
+        The rows, and the counts (`None` for rows that were tokenized already).
 
     Raises:
-        ValueError: If a column is missing, the text of a row is, or no row is short enough.
+        ValueError: If a column or a text is missing, or every row is too long.
     """
-    if _is_tokenised(dataset):
+    if _is_tokenized(dataset):
         return dataset, None
     check_columns(dataset, name)
     encoded = dataset.with_format(None).map(
-        _encode_or_leave_empty,
+        _encode_row,
         fn_kwargs={"encoder": encoder},
         with_indices=True,
         remove_columns=dataset.column_names,
@@ -248,14 +261,14 @@ def prepare_problems(
     errors = encoded["error"][:]
     kept = encoded.select([index for index, error in enumerate(errors) if error is None])
     if len(kept) == 0:
-        raise ValueError(f"No row of the {name} dataset is short enough. The first: {errors[0]}")
+        raise ValueError(f"Every row of the {name} dataset is too long. The first: {errors[0]}")
     report = ProblemReport(len(encoded), len(kept), sum(kept["cut_solutions"]), sum(kept["unused_plans"]))
     kept = kept.select_columns(list(_FEATURES))
     return kept if shuffle_seed is None else kept.shuffle(seed=shuffle_seed), report
 
 
-def tokens_of_problems(problems: Dataset) -> Dataset:
-    """Return all tokens of each tokenised problem as one row of `input_ids`."""
+def tokens_per_problem(problems: Dataset) -> Dataset:
+    """Return all tokens of each tokenized problem as one row of `input_ids`."""
 
     def join(row: dict[str, Any]) -> dict[str, list[int]]:
         answers = [*row["guided_prompts"], *row["solutions"], *row["plans"]]
@@ -267,26 +280,26 @@ def tokens_of_problems(problems: Dataset) -> Dataset:
 
 
 def check_columns(dataset: Dataset, name: str) -> None:
-    """Refuse an empty dataset, and one without the columns of problems, solutions and plans."""
+    """Raise a ValueError if a dataset is empty, or lacks columns of problems, solutions or plans."""
     if len(dataset) == 0:
         raise ValueError(f"the {name} dataset is empty; give at least one row.")
     found = set(dataset.column_names)
-    if _is_tokenised(dataset):
+    if _is_tokenized(dataset):
         return
-    remedies = {"problem": "rename the column", "solution": "rename the column", "plan": "have them written"}
+    remedies = {"problem": "rename the column", "solution": "rename the column", "plan": "run `trl-akd plans`"}
     for column, remedy in remedies.items():
         if column not in found and f"{column}s" not in found:
             raise ValueError(
-                f"The {name} dataset has the columns {sorted(found)}, so {column!r} is missing, or {column + 's'!r} "
-                f"for several a row; {remedy}."
+                f"The {name} dataset has the columns {sorted(found)}, but neither {column!r} nor {column + 's'!r}; "
+                f"{remedy}."
             )
 
 
-def _is_tokenised(dataset: Dataset) -> bool:
+def _is_tokenized(dataset: Dataset) -> bool:
     return set(_FEATURES) - {"plan_solutions"} <= set(dataset.column_names)
 
 
-def _encode_or_leave_empty(row: dict[str, Any], index: int, *, encoder: ProblemEncoder) -> dict[str, Any]:
+def _encode_row(row: dict[str, Any], index: int, *, encoder: ProblemEncoder) -> dict[str, Any]:
     try:
         encoded = encoder(row, index)
     except TooLongError as error:
@@ -297,7 +310,7 @@ def _encode_or_leave_empty(row: dict[str, Any], index: int, *, encoder: ProblemE
             "cut_solutions": 0,
             "unused_plans": 0,
         }
-    room = encoder.room(encoded["code_prompt"])
+    room = encoder.max_answer_tokens(encoded["code_prompt"])
     return {
         **encoded,
         "error": None,
@@ -307,38 +320,38 @@ def _encode_or_leave_empty(row: dict[str, Any], index: int, *, encoder: ProblemE
 
 
 def check_lengths(max_length: int | None, max_target_length: int | None, *, shortest: int = 1) -> None:
-    """Refuse limits on tokens that leave no room for an answer; `max_length` must be at least `shortest`."""
-    for name, value, least in (("max_length", max_length, shortest), ("max_target_length", max_target_length, 1)):
-        if value is not None and value < least:
-            raise ValueError(f"`{name}` is {value}, which leaves no room for an answer; use {least} or more.")
+    """Raise a ValueError if a limit leaves no room for an answer; the minimum of `max_length` is `shortest`."""
+    for name, value, minimum in (("max_length", max_length, shortest), ("max_target_length", max_target_length, 1)):
+        if value is not None and value < minimum:
+            raise ValueError(f"`{name}` is {value}, which leaves no room for an answer; use {minimum} or more.")
 
 
 def _problem(row: Mapping[str, Any], index: int) -> str:
     problem = read_text(row, "problem", index)
     if not problem.strip():
-        raise ValueError(f"The problem of row {index} is empty; drop the row or fill it in.")
-    _check_text(problem, "problem", index)
+        raise ValueError(f"The problem of row {index} is empty; drop the row or add the problem.")
+    check_encodable(problem, f"Column 'problem' of row {index}")
     return problem
 
 
 def _answers(row: Mapping[str, Any], index: int) -> tuple[list[str], list[str], list[int]]:
-    """Return the solutions and plans that are not blank, and each plan's solution among these."""
+    """Return the solutions and plans that are not blank, and the index of each plan's solution among them."""
     solutions, plans = _texts(row, "solution", index), _texts(row, "plan", index)
     pairs = _plan_solutions(row, len(solutions), len(plans), index)
     kept = [number for number, solution in enumerate(solutions) if solution.strip()]
-    place = {number: position for position, number in enumerate(kept)}
+    positions = {number: position for position, number in enumerate(kept)}
     for name, texts in (("solution", solutions), ("plan", plans)):
         if not any(map(str.strip, texts)):
-            remedy = "have one written (`trl-akd plans`)" if name == "plan" else "fill it in"
+            remedy = "generate one (`trl-akd plans`)" if name == "plan" else "add one"
             raise ValueError(f"Row {index} has no {name} that is not empty; {remedy} or drop the row.")
     paired = [
-        (plan, place.get(pair, UNKNOWN_SOLUTION)) for plan, pair in zip(plans, pairs, strict=True) if plan.strip()
+        (plan, positions.get(pair, UNKNOWN_SOLUTION)) for plan, pair in zip(plans, pairs, strict=True) if plan.strip()
     ]
     return [solutions[number] for number in kept], [plan for plan, _ in paired], [pair for _, pair in paired]
 
 
 def _texts(row: Mapping[str, Any], name: str, index: int) -> list[str]:
-    """Return the texts in the column `name`, or in that of several."""
+    """Return the texts in the column `name` or, in the plural, `names`."""
     value = row.get(f"{name}s") if row.get(name) is None else row[name]
     texts = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(texts, list | tuple):
@@ -349,22 +362,11 @@ def _texts(row: Mapping[str, Any], name: str, index: int) -> list[str]:
     for text in texts:
         if not isinstance(text, str):
             raise ValueError(
-                f"Column {name!r} of row {index} holds {type(text).__name__}, not text; drop the row or convert the "
-                "column."
+                f"Column {name!r} of row {index} holds {type(text).__name__}, not text; drop the row or convert "
+                "the column."
             )
-        _check_text(text, name, index)
+        check_encodable(text, f"Column {name!r} of row {index}")
     return list(texts)
-
-
-def _check_text(text: str, name: str, index: int) -> None:
-    """Refuse half of a surrogate pair, which tokenizers cannot read."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"Column {name!r} of row {index} holds {text[error.start]!r}, half of a character; replace it, or drop "
-            "the row."
-        ) from error
 
 
 def _plan_solutions(row: Mapping[str, Any], num_solutions: int, num_plans: int, index: int) -> list[int]:
@@ -375,7 +377,7 @@ def _plan_solutions(row: Mapping[str, Any], num_solutions: int, num_plans: int, 
     if not isinstance(pairs, list | tuple) or len(pairs) != num_plans:
         raise ValueError(
             f"Column 'plan_solutions' of row {index} is {pairs!r:.80}; give a list with an entry for each of the "
-            f"{num_plans} plans, or leave it out."
+            f"{num_plans} plans, or remove the column."
         )
     for pair in pairs:
         if pair is not None and (type(pair) is not int or not UNKNOWN_SOLUTION <= pair < num_solutions):

@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..distributed import is_main_process, run_on_main_and_broadcast
 from ..generation import TextGenerator
 from ..generation.budget import BudgetedGenerator, BudgetSpent
-from ..generation.protocol import derive_seed, stream
+from ..generation.protocol import SamplingParams, derive_seed, stream
 from ..ledger import Ledger
 from .plan_checks import check_plan, check_rows, extract_plan
 from .plan_prompts import PLAN_STOP, Reasoning, plan_prompt
@@ -159,13 +159,10 @@ class PlanGenerator:
         self._output = Path(output).expanduser()
         self._n = n
         self._prompt = plan_prompt(reasoning, layout)
-        self._sampling: dict[str, Any] = {
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_new_tokens": max_new_tokens,
-            "seed": seed,
-        }
-        self._settings = {**self._sampling, **(settings or {})}
+        sampling = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
+        self._sampling = SamplingParams(n, temperature, top_p, max_new_tokens, PLAN_STOP)
+        self._seed = seed
+        self._settings = {**sampling, **(settings or {})}
         self._batch_size = batch_size
         self._max_solutions = max_solutions
         self._limits: dict[str, Any] = {"max_requests": max_requests, "max_tokens": max_tokens}
@@ -265,9 +262,9 @@ class PlanGenerator:
         self, batch: Sequence["_Request"], n: int, generator: BudgetedGenerator
     ) -> Iterator["_Answer"]:
         """Yield the `n` missing answers of each request as they arrive."""
-        sampling = {**self._sampling, "seed": derive_seed(self._sampling["seed"], self._n - n)}
+        sampling = replace(self._sampling, n=n, seed=derive_seed(self._seed, self._n - n))
         prompts, problems = [request.prompt for request in batch], [request.key[0] for request in batch]
-        for index, completions in stream(generator, prompts, problems=problems, n=n, stop=PLAN_STOP, **sampling):
+        for index, completions in stream(generator, prompts, sampling, problems=problems):
             for completion in completions:
                 yield _Answer(
                     *batch[index].key,

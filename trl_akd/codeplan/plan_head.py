@@ -1,15 +1,15 @@
-"""CodePLAN's second output layer, which writes plans while the LM head writes programs.
+"""CodePLAN's second output layer, which predicts plans while the LM head predicts programs.
 
-It begins as a copy of the LM head's weight, is never tied to the embeddings, and sits in the model as the submodule
-`plan_head`, so that engines shard it, optimisers train it and checkpoints of a run hold it. On disk it has a file of
-its own beside the model, which therefore loads anywhere as what it was: `save_pretrained` and `push_to_hub` of a
-model with a plan head write that file too.
+It is initialized as a copy of the LM head, is never tied to the embeddings, and is the submodule `plan_head` of the
+model, so engines shard it, optimizers train it and training checkpoints contain it. On disk it is a separate file
+beside the model, which can still be loaded without this package. `save_pretrained` and `push_to_hub` of a model with a
+plan head write that file as well.
 
-`codeplan_plan_head: separate` in `config.json` declares that file, so that its absence, as where a model was copied
-without it, is an error. In an adapter's folder, which has no `config.json`, the entry stands in `auto_mapping` of
-`adapter_config.json`, the one place where PEFT takes unknown keys.
+`codeplan_plan_head: separate` in `config.json` declares the file, so that a missing file is an error, for example in a
+copy of the model without it. The folder of an adapter has no `config.json`; there the entry is in `auto_mapping` of
+`adapter_config.json`, the only place where PEFT accepts unknown keys.
 
-The authors' released code trains such a head but decodes plans through the LM head; [`writing_plans`] does not.
+The authors' released code trains such a head but generates plans with the LM head; [`writing_plans`] does not.
 """
 
 import json
@@ -27,7 +27,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, cached_file
 
 from ..distributed import gathered
 from ..generation import TextGenerator
-from ..generation.protocol import Arrival, StreamingGenerator, stream
+from ..generation.protocol import GREEDY, Arrival, SamplingParams, StreamingGenerator, stream
 from ..heads import lm_head
 
 __all__ = [
@@ -55,22 +55,22 @@ _HUB_OPTIONS = ("repo_id", "commit_message", "create_pr", "private", "token")
 
 
 def plan_head_of(model: Any) -> nn.Linear | None:
-    """Return the plan head of `model`, a language model or a PEFT model around one, if it has one."""
+    """Return the plan head of a language model or a PEFT model, or `None`."""
     head: nn.Linear | None = getattr(_language_model(model), _NAME, None)
     return head
 
 
 def add_plan_head(model: Any) -> nn.Linear:
-    """Give `model` a plan head that writes as its LM head does, and that is trained on its own.
+    """Add a plan head to a model, as a trainable copy of the LM head.
 
-    Under ZeRO-3 all processes must call this together, before the engine is made.
+    Under ZeRO-3 all processes must call this function, before the engine is created.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
-            A language model. An adapter leaves the plan head alone: it is trained whole.
+            A language model. All weights of the plan head are trained, also with an adapter.
 
     Raises:
-        ValueError: If the LM head carries an adapter.
+        ValueError: If the LM head has an adapter.
 
     Example:
 
@@ -93,42 +93,42 @@ def add_plan_head(model: Any) -> nn.Linear:
     lm = _language_model(model)
     setattr(lm, _NAME, head)
     setattr(lm.config, _DECLARATION, "separate")
-    own = {f"{_NAME}.{name}" for name, _ in head.named_parameters()}
-    lm._keys_to_ignore_on_save = {*(lm._keys_to_ignore_on_save or ()), *own}
-    _keep_when_saving(model)
+    keys = {f"{_NAME}.{name}" for name, _ in head.named_parameters()}
+    lm._keys_to_ignore_on_save = {*(lm._keys_to_ignore_on_save or ()), *keys}
+    _override_save_pretrained(model)
     return head
 
 
 def adopt_plan_head(model: Any) -> nn.Linear:
-    """Have the plan head trained whole and saved that `model` had before an adapter was put around it.
+    """Make an existing plan head trainable and saved, for example after an adapter was added to the model.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
             A model with a plan head.
 
     Raises:
-        ValueError: If the adapter reaches into the plan head.
+        ValueError: If the adapter includes the plan head.
     """
     head = plan_head_of(model)
     if not isinstance(head, nn.Linear):
         raise ValueError(
-            "the plan head carries a PEFT adapter, but it is trained whole; take it out of `target_modules` and "
-            "`modules_to_save`, or set `exclude_modules=['plan_head']`."
+            "the plan head has a PEFT adapter, but all of its weights are trained; remove it from `target_modules` "
+            "and `modules_to_save`, or set `exclude_modules=['plan_head']`."
         )
-    _keep_when_saving(model)
+    _override_save_pretrained(model)
     return head.requires_grad_(True)
 
 
 def save_plan_head(model: Any, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Write the plan head's file into the folder of a saved model, or remove an older one where there is no head.
+    """Write the plan head's file to the folder of a saved model, or remove an old file if there is no plan head.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
             A model with a plan head.
         folder (`str` or `Path`):
-            Where the model was saved.
+            Folder of the saved model.
         state_dict (`Mapping`, *optional*):
-            The model's, gathered, where an engine shards the model.
+            Gathered state dict of the model, required if the model is sharded.
 
     Raises:
         ValueError: If the plan head is sharded and not in `state_dict`.
@@ -149,9 +149,9 @@ def save_plan_head(model: Any, folder: str | Path, state_dict: Mapping[str, torc
 
 
 def gathered_plan_head(model: Any) -> dict[str, torch.Tensor]:
-    """Return the plan head's tensors as a state dict of the model holds them; under ZeRO-3 on all processes together.
+    """Return the plan head's entries of the model's state dict, gathered under ZeRO-3, or an empty dict without one.
 
-    Empty where there is no plan head.
+    Under ZeRO-3 all processes must call this function.
     """
     head = plan_head_of(model)
     if head is None:
@@ -161,14 +161,14 @@ def gathered_plan_head(model: Any) -> dict[str, torch.Tensor]:
 
 
 def find_plan_head(name_or_path: str, revision: str | None = None) -> Path | None:
-    """Return the plan head's file of a model in a folder or on the Hub, or `None` if it has none.
+    """Return the plan head's file of a model in a folder or on the Hub, or `None`.
 
-    An adapter that was saved without one has that of the model it is for.
+    For an adapter without a plan head, return the file of its base model.
 
     Raises:
-        ValueError: If the model's configuration declares a plan head, but there is no file.
+        ValueError: If the model's configuration declares a plan head, but the file is missing.
     """
-    path = _find(name_or_path, PLAN_HEAD_FILE, revision)
+    path = _find_file(name_or_path, PLAN_HEAD_FILE, revision)
     if path is not None:
         return path
     adapter = _read_config(name_or_path, ADAPTER_CONFIG_NAME, revision)
@@ -181,15 +181,15 @@ def find_plan_head(name_or_path: str, revision: str | None = None) -> Path | Non
 
 
 def declares_plan_head(model: Any) -> bool:
-    """Tell whether the configuration of `model`, in memory, says that it was trained with a plan head."""
+    """Whether the configuration of a model declares a plan head."""
     return getattr(model.config, _DECLARATION, None) == "separate"
 
 
 def check_plan_head_file(name_or_path: str, plan_head: PlanHead, revision: str | None = None) -> Path | None:
-    """Return the plan head's file of a model that was trained with this setting of `plan_head`.
+    """Return the plan head's file of a model after comparing its presence with the setting `plan_head`.
 
     Raises:
-        ValueError: If there is a file although the head is shared, or none although it is not.
+        ValueError: If there is a file with `"shared"`, or none with `"separate"`.
     """
     path = find_plan_head(name_or_path, revision)
     if plan_head == "separate" and path is None:
@@ -199,25 +199,25 @@ def check_plan_head_file(name_or_path: str, plan_head: PlanHead, revision: str |
         )
     if plan_head == "shared" and path is not None:
         raise ValueError(
-            f"`plan_head` is 'shared', but {name_or_path!r} holds a {PLAN_HEAD_FILE}, which would be left out; set "
+            f"`plan_head` is 'shared', but {name_or_path!r} contains a {PLAN_HEAD_FILE}, which would not be used; set "
             "plan_head='separate', or remove the file."
         )
     return path
 
 
 def load_plan_head(model: Any, name_or_path: str, revision: str | None = None) -> None:
-    """Give `model` the plan head that was saved beside it, in place of its own if it has one.
+    """Load the plan head that was saved beside a model, replacing the model's plan head if it has one.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
-            The model, loaded. Under ZeRO-3, before the engine is made.
+            The loaded model; under ZeRO-3, before the engine is created.
         name_or_path (`str`):
-            Folder, or name on the Hub, that [`save_plan_head`] or `CodePLANTrainer` wrote to.
+            Folder, or name on the Hub, to which [`save_plan_head`] or `CodePLANTrainer` wrote.
         revision (`str`, *optional*):
             Revision on the Hub.
 
     Raises:
-        ValueError: If there is no plan head, one of another shape, or a damaged file.
+        ValueError: If there is no plan head, its shape is different, or the file is damaged.
     """
     path = check_plan_head_file(name_or_path, "separate", revision)
     try:
@@ -237,12 +237,12 @@ def load_plan_head(model: Any, name_or_path: str, revision: str | None = None) -
 
 @contextmanager
 def writing_plans(model: Any) -> Iterator[None]:
-    """Put the plan head in the LM head's place inside the context, for `generate` and for `forward` alike.
+    """Use the plan head instead of the LM head inside the context, in `generate` and in `forward`.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
-            A model with a plan head, outside of its engine (`accelerator.unwrap_model`). Scales and bounds that the
-            model puts on logits apply to the plan head's too.
+            A model with a plan head, without its engine (`accelerator.unwrap_model`). The model's scaling and capping
+            of logits applies to the plan head as well.
 
     Raises:
         ValueError: If the model has no plan head.
@@ -264,24 +264,24 @@ def writing_plans(model: Any) -> Iterator[None]:
     head = plan_head_of(model)
     if head is None:
         raise ValueError(
-            f"the model ({type(model).__name__}) has no plan head to write plans with; load it with `load_plan_head`, "
-            "or write without `writing_plans` if it was trained with plan_head='shared'."
+            f"the model ({type(model).__name__}) has no plan head; load it with `load_plan_head`, or generate without "
+            "`writing_plans` if the model was trained with plan_head='shared'."
         )
     lm = _language_model(model)
-    usual = lm.get_output_embeddings()
+    original = lm.get_output_embeddings()
     lm.set_output_embeddings(head)
     try:
         yield
     finally:
-        lm.set_output_embeddings(usual)
+        lm.set_output_embeddings(original)
 
 
 class PlanHeadGenerator(StreamingGenerator):
-    """A text generator that writes through the plan head of its model.
+    """Text generator that uses the plan head of its model.
 
     Args:
         generator (`TextGenerator`):
-            Generates with `model` in this process, such as `TransformersGenerator`.
+            Generator with `model` in this process, such as `TransformersGenerator`.
         model (`PreTrainedModel` or `PeftModel`):
             A model with a plan head.
     """
@@ -290,19 +290,19 @@ class PlanHeadGenerator(StreamingGenerator):
         self._generator = generator
         self._model = model
 
-    def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
-        """Yield completions as they come; between two yields the plan head stays in the LM head's place."""
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
+        """Yield completions as they arrive; the plan head stays in use between yields."""
         with writing_plans(self._model):
-            yield from stream(self._generator, prompts, **sampling)
+            yield from stream(self._generator, prompts, sampling)
 
 
 def _language_model(model: Any) -> Any:
-    """Return the model inside an adapter."""
+    """Return the base model of an adapter, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _keep_when_saving(model: Any) -> None:
-    """Let `save_pretrained` of a model with a plan head write it too, and that of what an adapter is merged into."""
+def _override_save_pretrained(model: Any) -> None:
+    """Let `save_pretrained` of a model and its adapter write the plan head as well."""
     for each in (_language_model(model), model):
         each.save_pretrained = partial(_save_pretrained, each)
 
@@ -316,8 +316,8 @@ def _save_pretrained(
     push_to_hub: bool = False,
     **options: Any,
 ) -> None:
-    """Save as the model itself does, with the plan head's file beside, which its own push would not see."""
-    if is_main_process:  # first, as what comes next takes the plan head out of `state_dict`
+    """Save the model and the plan head's file, and push both."""
+    if is_main_process:  # before the model, whose `save_pretrained` removes the plan head from `state_dict`
         save_plan_head(model, save_directory, state_dict)
     hub = {name: options.pop(name) for name in _HUB_OPTIONS if name in options and push_to_hub}
     type(model).save_pretrained(
@@ -330,12 +330,12 @@ def _save_pretrained(
 
 
 def _declare_in_adapter(base: Any, folder: str | Path) -> None:
-    """Write the declaration into the adapter's configuration, if the folder is an adapter's."""
+    """Add the declaration to the adapter's configuration if the folder contains one."""
     path = Path(folder) / ADAPTER_CONFIG_NAME
     if not path.is_file():
         return
     config = json.loads(path.read_text(encoding="utf-8"))
-    # The first two are what PEFT writes there, and reads.
+    # PEFT itself writes and reads the first two entries.
     config["auto_mapping"] = {
         "base_model_class": type(base).__name__,
         "parent_library": type(base).__module__,
@@ -345,7 +345,7 @@ def _declare_in_adapter(base: Any, folder: str | Path) -> None:
 
 
 def _read_config(name_or_path: str, file: str, revision: str | None) -> dict[str, Any]:
-    path = _find(name_or_path, file, revision)
+    path = _find_file(name_or_path, file, revision)
     try:
         return {} if path is None else dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
@@ -355,13 +355,13 @@ def _read_config(name_or_path: str, file: str, revision: str | None) -> dict[str
 def _missing(name_or_path: str, file: str) -> ValueError:
     return ValueError(
         f"{name_or_path!r} was trained with a plan head ({_DECLARATION!r} in its {file}), but its {PLAN_HEAD_FILE} is "
-        "not there, so plans would come from the LM head; copy that file to the model's folder or, if the model is on "
-        "the Hub, connect once to download it. To write plans through the LM head all the same, delete the entry."
+        "missing, so plans would be generated by the LM head; copy that file to the model's folder or, if the model "
+        "is on the Hub, download it while online. To generate plans by the LM head anyway, delete the entry."
     )
 
 
-def _find(name_or_path: str, file: str, revision: str | None) -> Path | None:
-    """Return a file of a model in a folder or on the Hub, or `None` if it has none."""
+def _find_file(name_or_path: str, file: str, revision: str | None) -> Path | None:
+    """Return a file of a model in a folder or on the Hub, or `None`."""
     if Path(name_or_path).is_dir():
         path = Path(name_or_path) / file
         return path if path.is_file() else None
@@ -373,6 +373,6 @@ def _find(name_or_path: str, file: str, revision: str | None) -> Path | None:
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-    except OSError:  # no such model any more, or none with that revision
+    except OSError:  # the model or the revision does not exist
         return None
     return None if cached is None else Path(cached)

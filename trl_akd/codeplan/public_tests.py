@@ -1,4 +1,4 @@
-"""Public tests as single cases, so that plans are compared by fractions of them."""
+"""Split public tests into cases, and compute the fraction that a program passes."""
 
 import ast
 from collections import Counter
@@ -13,25 +13,25 @@ __all__ = ["pass_fractions", "split_tests"]
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _SIMPLE = (ast.Assert, ast.Raise, ast.Expr)
-_MOST_ITERATIONS = 50  # each runs in a process of its own
+_MAX_ITERATIONS = 50  # each iteration runs in a separate process
 
 Run = Callable[[Sequence[tuple[str, Tests]]], list[ExecutionResult]]
 
 
 def split_tests(test: str) -> list[str]:
-    r"""Split a test program into programs of one case each.
+    r"""Split a test program into one program per case.
 
-    A case is a statement that asserts something, itself or by a function of the test program: at the top level, as in
-    MBPP, or in a function that is called once, as HumanEval's `check`. In a loop over a list that is spelled out, each
-    iteration is a case. Each program has one case and all statements that are none; what other statements read of a
-    case that is left out, such as a sum, is still computed. `assert True` is no case.
+    A case is a statement that contains an assertion or calls a function of the test program that does: at the top
+    level, as in MBPP, or in a function that is called once, as HumanEval's `check`. In a loop over a literal list,
+    each iteration is a case. Each program has one case and all other statements; values that other statements read
+    from an omitted case, such as a sum, are still computed. `assert True` is not a case.
 
     Args:
         test (`str`):
             The test program.
 
     Returns:
-        `list[str]`: One program per case, in order; `test` alone if it does not parse or has a single case.
+        `list[str]`: One program per case, in order; only `test` if it does not parse or has a single case.
 
     Example:
 
@@ -47,7 +47,7 @@ def split_tests(test: str) -> list[str]:
     try:
         program = _TestProgram(tree)
         cases = list(program.cases(tree.body))
-        return [_with_one(test, program, cases, case) for case in cases] if len(cases) > 1 else [test]
+        return [_keep_one_case(test, program, cases, case) for case in cases] if len(cases) > 1 else [test]
     except RecursionError:
         return [test]
 
@@ -55,19 +55,19 @@ def split_tests(test: str) -> list[str]:
 def pass_fractions(programs: Sequence[str], tests: Tests, run: Run) -> list[float | None]:
     """Return the fraction of the cases of public tests that each program passes.
 
-    It is 1 if and only if the program passes the tests as a whole. The cases of a test program run one by one, each in
-    a process of its own, for programs that fail the whole.
+    The fraction is 1 if and only if the program passes the whole test program. If it does not, the cases run one by
+    one, each in a separate process.
 
     Args:
         programs (`Sequence[str]`):
             The programs.
         tests (`str` or `Mapping`):
-            A test program, or inputs and outputs.
+            Test program, or inputs and outputs.
         run (`Callable`):
-            Runs pairs of program and tests.
+            Function that runs pairs of program and tests.
 
     Returns:
-        `list[float | None]`: `None` for a program that could not be judged.
+        `list[float | None]`: The fractions, with `None` for programs that could not be run.
     """
     results = run([(program, tests) for program in programs])
     fractions = [_fraction(result) for result in results]
@@ -79,7 +79,7 @@ def pass_fractions(programs: Sequence[str], tests: Tests, run: Run) -> list[floa
     found = iter(run(pairs))
     for index in failed:
         passed = sum(next(found).passed for _ in cases)
-        # Cases that pass one by one and not together depend on one another.
+        # Cases that pass separately but not together depend on each other.
         fractions[index] = min(passed, len(cases) - 1) / len(cases)
     return fractions
 
@@ -97,7 +97,7 @@ class _Case:
 
 
 class _TestProgram:
-    """What has to be known of a whole test program to find its cases."""
+    """The functions and names of a test program, by which its cases are found."""
 
     def __init__(self, tree: ast.Module) -> None:
         self._functions = {node.name: node for node in tree.body if isinstance(node, _FUNCTIONS)}
@@ -111,7 +111,7 @@ class _TestProgram:
             self._asserting |= found
 
     def cases(self, body: Sequence[ast.stmt]) -> Iterator[_Case]:
-        """Yield the cases in a body, and in the functions that it calls once."""
+        """Yield the cases in a body and in the functions that it calls once."""
         for statement in body:
             name = _called(statement)
             if name in self._functions and self._reads[name] == 1:
@@ -121,7 +121,7 @@ class _TestProgram:
                 yield from (_Case(statement, number) for number in iterations) if iterations else [_Case(statement)]
 
     def droppable(self, case: _Case) -> list[ast.stmt]:
-        """Return what of a case other cases do without: all of it, or its assertions if they need what it leaves."""
+        """Return the statements of a case that other cases do not need: all, or only its assertions."""
         if not self._is_needed(case.statement):
             return [case.statement]
         return [node for node in ast.walk(case.statement) if isinstance(node, _SIMPLE) and self._asserts(node)]
@@ -130,7 +130,7 @@ class _TestProgram:
         return any(map(self._asserts, self._functions[name].body))
 
     def _asserts(self, node: ast.AST) -> bool:
-        """Tell whether running a node asserts something; a definition alone does not."""
+        """Whether running a node executes an assertion; a definition alone does not."""
         if isinstance(node, ast.Assert):
             return not (isinstance(node.test, ast.Constant) and node.test.value)
         if isinstance(node, ast.Raise):
@@ -143,14 +143,14 @@ class _TestProgram:
         return any(map(self._asserts, ast.iter_child_nodes(node)))
 
     def _iterations(self, statement: ast.stmt) -> range | None:
-        """Return the numbers of a loop's iterations where they are few, known, and independent of each other."""
+        """Return the range of a loop's iterations if their number is small and known, and they are independent."""
         if not isinstance(statement, ast.For) or statement.orelse or self._is_needed(statement):
             return None
         length = self._length(statement.iter)
-        return range(length) if length is not None and 1 < length <= _MOST_ITERATIONS else None
+        return range(length) if length is not None and 1 < length <= _MAX_ITERATIONS else None
 
     def _length(self, value: ast.expr) -> int | None:
-        """Return the length of an iterable that is spelled out."""
+        """Return the length of a literal iterable, or `None`."""
         match value:
             case ast.List(elts) | ast.Tuple(elts):
                 return None if any(isinstance(item, ast.Starred) for item in elts) else len(elts)
@@ -166,7 +166,7 @@ class _TestProgram:
         return None
 
     def _is_needed(self, statement: ast.stmt) -> bool:
-        """Tell whether a compound statement leaves something that is read elsewhere."""
+        """Whether other statements read names that a compound statement sets or changes."""
         if isinstance(statement, _SIMPLE):
             return False
         loops = [node for node in ast.walk(statement) if isinstance(node, ast.For | ast.comprehension)]
@@ -177,15 +177,15 @@ class _TestProgram:
         return any(name in read_elsewhere for name in (new | _changed(statement)) - targets)
 
 
-def _with_one(test: str, program: _TestProgram, cases: Sequence[_Case], kept: _Case) -> str:
-    """Return the test program without all cases but one."""
+def _keep_one_case(test: str, program: _TestProgram, cases: Sequence[_Case], kept: _Case) -> str:
+    """Return the test program with a single case."""
     others = [case for case in cases if case.statement is not kept.statement]
     dropped = [statement for case in others for statement in program.droppable(case)]
     return ast.unparse(_Only(kept, dropped).visit(ast.parse(test)))
 
 
 class _Only(ast.NodeTransformer):
-    """Leave one case of a test program."""
+    """Remove all cases of a test program but one."""
 
     def __init__(self, kept: _Case, dropped: Iterable[ast.stmt]) -> None:
         self._kept, self._place = kept, _place(kept.statement)
@@ -210,9 +210,9 @@ def _place(statement: ast.stmt) -> tuple[int, int]:
 
 
 def _called(node: ast.AST) -> str | None:
-    """Return the name of the function that a statement calls and does no more, also by `await` or `asyncio.run`.
+    """Return the name of the function if a statement is a call, including by `await` or `asyncio.run`, or `None`.
 
-    Methods count by their own name where it begins with `assert`, with a dot before it.
+    The name of a method is returned with a leading dot, and only if it begins with `assert`.
     """
     match node:
         case ast.Expr(ast.Await(ast.Call() as call)):
@@ -237,7 +237,7 @@ def _names(node: ast.AST, context: type[ast.expr_context]) -> Counter[str]:
 
 
 def _changed(statement: ast.stmt) -> set[str]:
-    """Return the names whose values a statement changes: by `+=`, by a method, or in an item or attribute."""
+    """Return the names whose values a statement changes by `+=`, a method call, or an item or attribute."""
     changed = set()
     for node in ast.walk(statement):
         match node:

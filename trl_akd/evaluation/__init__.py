@@ -1,1 +1,1 @@
-"""Judging a model by the programs it writes: problems, prompts, samples, scores and reports."""
+"""Evaluation of models on programming benchmarks: problems, prompts, samples, verdicts and reports."""

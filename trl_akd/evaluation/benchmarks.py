@@ -1,4 +1,4 @@
-"""Where problems come from: benchmarks by name, from the Hub or from a local copy, and JSON Lines of one's own."""
+"""Benchmarks by name, from the Hub or from a local copy, and JSON Lines files of the user."""
 
 import json
 import warnings
@@ -10,8 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ..ledger import read_json_lines
-from .columns import Row, UntestableError
-from .formats import read_problem
+from .formats import Row, UntestableError, read_problem
 from .problems import Problem, fingerprint
 
 __all__ = ["BENCHMARKS", "Benchmark", "bare_name", "load_benchmark"]
@@ -19,27 +18,27 @@ __all__ = ["BENCHMARKS", "Benchmark", "bare_name", "load_benchmark"]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Hold the problems of one benchmark.
+    """Problems of a benchmark.
 
     Args:
         name (`str`):
             Name for tables and files.
         problems (`tuple[Problem, ...]`):
-            In the benchmark's order.
+            Problems in the benchmark's order.
         source (`str`):
             File, folder or dataset on the Hub that they were read from.
         fingerprint (`str`):
-            Digest of all problems of the source, also of those that a limit leaves out.
+            Digest of all problems of the source, including those that a limit excludes.
         left_out (`frozenset[str]`):
-            What a limit leaves out, by `task_id`.
+            `task_id` of the problems that a limit excludes.
         revision (`str`, *optional*):
             Revision of the dataset on the Hub.
         packages (`tuple[str, ...]`):
-            What its tests and solutions import beyond the standard library.
+            Packages that its tests and solutions import beyond the standard library.
         strict (`bool`):
-            Whether programs run apart from the tests unless the caller says otherwise.
+            Default of strict mode, in which programs and tests run in separate processes.
         dataset (`str`, *optional*):
-            Name on the Hub, also where the problems were read from a local copy.
+            Name on the Hub, even if the problems were read from a local copy.
     """
 
     name: str
@@ -55,7 +54,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class _Known:
-    """Say where a named benchmark lies on the Hub, which of its rows count and how its tests run."""
+    """Source of a named benchmark on the Hub, its rows, and the settings of its tests."""
 
     dataset: str
     config: str | None = None
@@ -97,8 +96,8 @@ def load_benchmark(
 
     Args:
         name (`str`):
-            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, `livecodebench`, or the path of a file of
-            one's own (`.jsonl` or `.jsonl.gz`, one problem a line in any format that `read_problem` knows).
+            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, `livecodebench`, or the path of a
+            `.jsonl` or `.jsonl.gz` file with one problem per line in any format of `read_problem`.
         path (`str` or `Path`, *optional*):
             Local copy of a named benchmark: a JSON Lines file, a folder of such files or, for APPS, its folder of
             numbered folders. Without it the benchmark comes from the Hub.
@@ -108,7 +107,7 @@ def load_benchmark(
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub.
         limit (`int`, *optional*):
-            Take the first so many problems.
+            Load only the first N problems.
 
     Raises:
         FileNotFoundError: If a file, folder or dataset does not exist.
@@ -116,7 +115,7 @@ def load_benchmark(
             is left.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit} leaves no problem; give a number from 1, or leave it out for all.")
+        raise ValueError(f"limit={limit} leaves no problem; give at least 1, or leave it out for all.")
     known, local = _locate(name, path)
     rows = _local_rows(local) if local is not None else _hub_rows(known, revision)
     problems = _unique(_read(rows, skips=known.skips))
@@ -156,7 +155,7 @@ def bare_name(path: Path) -> str:
 
 
 def _locate(name: str, path: str | Path | None) -> tuple[_Known, Path | None]:
-    """Return what is known of a benchmark and, unless it lies on the Hub, where it lies here."""
+    """Return the entry of a benchmark and, unless it is loaded from the Hub, its local path."""
     if name in BENCHMARKS:
         return BENCHMARKS[name], None if path is None else Path(path).expanduser()
     if not name.endswith((".jsonl", ".jsonl.gz")):
@@ -176,7 +175,7 @@ def _local_rows(path: Path) -> Iterable[tuple[Row, str]]:
 
 
 def _apps_folders(folder: Path) -> Iterator[tuple[Row, str]]:
-    """Read APPS as its authors ship it: one numbered folder a problem."""
+    """Read APPS as its authors distribute it: one numbered folder per problem."""
     questions = sorted(folder.glob("*/question.txt"))
     if not questions:
         raise FileNotFoundError(

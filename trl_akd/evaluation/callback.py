@@ -1,4 +1,4 @@
-"""A benchmark at every evaluation of a training run."""
+"""Trainer callback that runs a benchmark at every evaluation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,14 +10,15 @@ from ..data.templates import DEFAULT_TEMPLATE
 from ..distributed import run_on_main_and_broadcast
 from ..execution import CodeExecutor
 from ..generation.loading import generator_of_model
+from ..generation.protocol import SamplingParams
 from ..generation.transformers_generator import default_max_new_tokens
 from .benchmarks import Benchmark, load_benchmark
 from .evaluation_config import DEFAULT_PROGRAM_TIMEOUT
-from .generation import give_up_on_long, write_samples
 from .prompts import Prompting, PromptStyle
 from .results import benchmark_facts, card_scores, summarize
 from .samples import Samples
-from .scoring import judge
+from .sampling import give_up_on_long, write_samples
+from .verdicts import run_samples
 
 __all__ = ["PassAtKCallback"]
 
@@ -25,33 +26,33 @@ _LOGGED_AS = "eval_"
 
 
 class PassAtKCallback(TrainerCallback):
-    """Judge the model by a benchmark whenever the trainer evaluates, and log `eval_pass@k` with its interval.
+    """Run a benchmark whenever the trainer evaluates, and log `eval_pass@k` with its interval.
 
-    The values join those of the evaluation, so `metric_for_best_model="eval_pass@1"` works. Generation is shared over
-    all processes (DDP, ZeRO-1 to ZeRO-3); programs run on the main one. The model's mode and the random state of
-    training are left as they were.
+    The values are added to the metrics of the evaluation, so `metric_for_best_model="eval_pass@1"` works. Generation
+    is shared among all processes (DDP, ZeRO-1 to ZeRO-3); programs run on the main process. The model's mode and the
+    random state of training are restored.
 
     Args:
         trainer (`Trainer`):
-            Whose model is judged, with its tokenizer as `processing_class`.
+            Trainer whose model is evaluated, with the tokenizer as `processing_class`.
         benchmark (`str` or [`Benchmark`]):
-            A name or a file, as `load_benchmark` takes it, or problems that are loaded already.
+            Name or file, as `load_benchmark` takes it, or a loaded benchmark.
         k (`Sequence[int]`, *optional*, defaults to `(1,)`):
             The k of pass@k.
         prompt_style (`str`, *optional*, defaults to `"template"`):
-            How problems are put to the model: `"template"`, `"completion"` or `"chat"`.
+            Style of prompts: `"template"`, `"completion"` or `"chat"`.
         prompt_template (`str`, *optional*, defaults to `"alpaca"`):
             Template of the style `"template"`.
         num_samples (`int`), temperature (`float`), top_p (`float`), max_new_tokens (`int`), seed (`int`):
-            How programs are sampled: by default one per problem, greedily, of up to 512 tokens, or half of the model's
-            positions where that is less.
+            Sampling parameters. Defaults to one greedy sample per problem of up to 512 tokens, or half of the model's
+            positions if that is less.
         batch_size (`int`, *optional*, defaults to `16`):
             Sequences generated together on one process.
         executor ([`CodeExecutor`], *optional*):
-            Where programs run; by default one of its own, for which `HF_ALLOW_CODE_EVAL=1` or `allow_code_execution`
-            is needed.
+            Sandbox of the programs. By default the callback creates one, which requires `HF_ALLOW_CODE_EVAL=1` or
+            `allow_code_execution`.
         allow_code_execution (`bool`, *optional*):
-            Allow that one to run programs.
+            Whether that sandbox may run programs.
 
     Raises:
         ValueError: If the benchmark is malformed, one of its prompts is too long for the model, or the trainer never
@@ -93,13 +94,7 @@ class PassAtKCallback(TrainerCallback):
         self._prompting = Prompting(prompt_style, prompt_template)
         if max_new_tokens is None:
             max_new_tokens = default_max_new_tokens(trainer.model.config)
-        self._sampling = {
-            "num_samples": num_samples,
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_new_tokens": max_new_tokens,
-            "seed": seed,
-        }
+        self._sampling = SamplingParams(num_samples, temperature, top_p, max_new_tokens, (), seed)
         self._batch_size = batch_size
         self._executor = executor
         if executor is None and trainer.accelerator.is_main_process:
@@ -114,8 +109,7 @@ class PassAtKCallback(TrainerCallback):
             self.benchmark.problems,
             Samples(),
             self._prompting,
-            num_samples=num_samples,
-            max_new_tokens=max_new_tokens,
+            self._sampling,
             fails=False,
         )
         self._found: dict[str, float] = {}
@@ -128,7 +122,7 @@ class PassAtKCallback(TrainerCallback):
         metrics: dict[str, float],
         **kwargs: Any,
     ) -> None:
-        """Add pass@k to the metrics of an evaluation; of one over several datasets, the first alone runs it."""
+        """Add pass@k to the metrics of an evaluation; with several datasets, only the first runs the benchmark."""
         datasets = self._trainer.eval_dataset
         first = next(iter(datasets)) if isinstance(datasets, dict) else None
         if first is None or f"eval_{first}_runtime" in metrics:
@@ -153,7 +147,14 @@ class PassAtKCallback(TrainerCallback):
 
     def _keep_for_card(self, scores: Mapping[str, float], step: int) -> None:
         if isinstance(self._trainer, AKDTrainer):
-            settings = self._sampling | {"prompt_style": self._prompting.style, "step": step}
+            settings = {
+                "num_samples": self._sampling.n,
+                "temperature": self._sampling.temperature,
+                "top_p": self._sampling.top_p,
+                "max_new_tokens": self._sampling.max_new_tokens,
+                "prompt_style": self._prompting.style,
+                "step": step,
+            }
             results = {"benchmark": benchmark_facts(self.benchmark), "metrics": scores}
             self._trainer.scores[step] = card_scores(results, settings)
 
@@ -171,14 +172,14 @@ class PassAtKCallback(TrainerCallback):
             self.benchmark.problems,
             samples,
             self._prompting,
+            self._sampling,
             batch_size=self._batch_size * accelerator.num_processes,
             progress=False,
-            **self._sampling,  # type: ignore[arg-type]
         )
         return run_on_main_and_broadcast(accelerator, lambda: self._score(samples))
 
     def _score(self, samples: Samples) -> dict[str, float]:
         assert self._executor is not None
-        verdicts = judge(self.benchmark.problems, samples.by_task, self._executor, progress=False)
+        verdicts = run_samples(self.benchmark.problems, samples.by_task, self._executor, progress=False)
         metrics: dict[str, float] = summarize(self.benchmark, verdicts, self._k)["metrics"]
         return metrics

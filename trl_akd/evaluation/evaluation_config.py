@@ -7,10 +7,11 @@ from typing import Any, Literal
 from ..data.templates import DEFAULT_TEMPLATE, get_template
 from ..deprecation import rename_fields
 from ..generation.loading import GeneratorConfig
+from ..generation.protocol import SamplingParams
 from .prompts import PROMPT_STYLES
 
 DEFAULT_PROGRAM_TIMEOUT = 10.0
-# What decides which text a model writes: samples that differ in one of these do not belong in one file.
+# Settings that the generated text depends on: all samples of a file share them.
 GENERATION_FIELDS = (
     "model_name_or_path",
     "model_revision",
@@ -39,67 +40,67 @@ class EvaluationConfig(GeneratorConfig):
 
     Args:
         samples (`str`, *optional*):
-            Judge the programs in this file instead: JSON Lines with `task_id` and `solution` or `completion`, as of
-            HumanEval or EvalPlus. Or in this folder, of such files or as EvalPlus lays one out.
+            Evaluate the programs in this file instead of a model: JSON Lines with `task_id` and `solution` or
+            `completion`, as for HumanEval or EvalPlus. Or a folder of such files, or in the layout of EvalPlus.
         compare (`list[str]`, *optional*):
-            Compare the results in these folders instead; the first one is the teacher that losses are relative to.
+            Compare the results in these folders instead; accuracy losses are relative to the first one, the teacher.
         benchmark (`str`, *optional*):
-            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, `livecodebench`, or a .jsonl file of one's
-            own.
+            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, `livecodebench`, or the path of a .jsonl
+            file.
         benchmark_path (`str`, *optional*):
-            Local copy of a named benchmark; without it, it comes from the Hub.
+            Local copy of a named benchmark. By default it is loaded from the Hub.
         benchmark_base_path (`str`, *optional*):
-            Local copy of HumanEval, whose tests give the base score of a local copy of HumanEval+.
+            Local copy of HumanEval, for the base score of a local copy of HumanEval+.
         benchmark_revision (`str`, *optional*):
             Branch, tag or commit of the benchmark on the Hub.
         limit (`int`, *optional*):
-            Judge by the first so many problems.
+            Evaluate only the first N problems.
         output_dir (`str`, *optional*):
-            Folder for samples and results, by default `outputs/evaluation/<benchmark>/<model>`.
+            Folder of samples and results. Defaults to `outputs/evaluation/<benchmark>/<model>`.
         prompt_style (`str`, *optional*, defaults to `"completion"`):
-            How problems are put: `"completion"` (base models continue the code), `"template"` (the instruction in the
-            template of the model's training) or `"chat"` (the tokenizer's chat template).
+            Style of prompts: `"completion"` (base models continue the code), `"template"` (the instruction in the
+            template of the model's training) or `"chat"` (a user message in the tokenizer's chat template).
         prompt_template (`str`, *optional*, defaults to `"alpaca"`):
             Template of the style `"template"`.
         stop (`list[str]`, *optional*):
-            Texts that end a completion, instead of those of the benchmark and the style.
+            Stop strings, instead of those of the benchmark and the style.
         num_samples (`int`, *optional*, defaults to `1`):
-            Programs a problem. May be raised later: those written are kept.
+            Number of samples per problem. May be raised later: existing samples are kept.
         temperature (`float`, *optional*, defaults to `0.0`):
-            Temperature of sampling; 0 takes the likeliest token at each step.
+            Sampling temperature; 0 selects the most probable token at each step.
         top_p (`float`, *optional*, defaults to `1.0`):
-            Sample from the likeliest tokens whose probabilities add up to this.
+            Cumulative probability of the tokens that are sampled from.
         max_new_tokens (`int`, *optional*):
-            Maximum number of tokens per completion. By default 512, or half of the model's positions where that is
+            Maximum number of tokens per completion. Defaults to 512, or half of the model's positions if that is
             less.
         long_prompts (`str`, *optional*, defaults to `"error"`):
-            What to do where a prompt and `max_new_tokens` exceed the model's positions: `"error"`, or `"fail"`:
-            nothing is written for the problem, which counts against the model. For the backend `"transformers"`.
+            Handling of prompts that exceed the model's positions together with `max_new_tokens`: `"error"`, or
+            `"fail"`, which counts the problem as not solved. Requires the backend `"transformers"`.
         seed (`int`, *optional*, defaults to `0`):
             Seed of sampling.
         k (`list[int]`, *optional*, defaults to `[1]`):
-            The k of pass@k.
+            Values of k for pass@k.
         all_tests (`bool`, *optional*, defaults to `False`):
-            Run every test of a program instead of stopping at the first that fails, and report the share of tests
-            passed (`test_case_average`), as APPS does.
+            Whether to run all tests of a program instead of stopping at the first failure, and to report the share of
+            tests passed (`test_case_average`), as APPS does.
         confidence (`float`, *optional*, defaults to `0.95`):
-            Level of the intervals.
+            Confidence level of the intervals.
         allow_code_execution (`bool`, *optional*, defaults to `False`):
-            Run the programs, in a sandbox. So does HF_ALLOW_CODE_EVAL=1 in the environment.
+            Whether to run the programs, in a sandbox. HF_ALLOW_CODE_EVAL=1 in the environment has the same effect.
         isolation (`str`, *optional*, defaults to `"auto"`):
-            Level of the sandbox: `"auto"`, `"namespace"`, `"bwrap"` or `"process"`, which contains accidents alone.
+            Level of the sandbox: `"auto"`, `"namespace"`, `"bwrap"` or `"process"`, which contains only accidents.
         strict (`bool`, *optional*):
-            Run tests in another process than the candidate. By default, where the benchmark's tests allow it:
-            HumanEval's do, and outputs of APPS and LiveCodeBench are compared in another process in any case.
+            Whether to run tests in another process than the candidate. Defaults to true if the benchmark's tests allow
+            it, as HumanEval's do. Outputs of APPS and LiveCodeBench are compared in another process in any case.
         workers (`int`, *optional*):
-            Programs run at a time, by default one a core.
+            Number of programs that run concurrently. Defaults to one per core.
         program_timeout (`float`, *optional*, defaults to `10.0`):
-            Seconds of processor time a program may take; see `CodeExecutor`. More than HumanEval's 3, as one of MBPP's
-            reference solutions takes more.
+            Time limit of a program in seconds of processor time; see `CodeExecutor`. Longer than HumanEval's 3, which
+            one of MBPP's reference solutions exceeds.
         memory_mb (`int`, *optional*, defaults to `512`):
-            MiB a program may take.
+            Memory limit of a program in MiB.
         packages (`list[str]`, *optional*):
-            Packages that programs and tests may import beside the standard library and those of the benchmark.
+            Packages that programs and tests may import in addition to the standard library and those of the benchmark.
     """
 
     samples: str | None = None
@@ -135,6 +136,12 @@ class EvaluationConfig(GeneratorConfig):
         self._check_what_is_asked()
         self._check_choices()
         self._check_numbers()
+
+    @property
+    def sampling_params(self) -> SamplingParams:
+        """Sampling parameters, without stop strings; `max_new_tokens` must be set."""
+        assert self.max_new_tokens is not None
+        return SamplingParams(self.num_samples, self.temperature, self.top_p, self.max_new_tokens, (), self.seed)
 
     @property
     def generation_settings(self) -> dict[str, Any]:
@@ -193,7 +200,7 @@ class EvaluationConfig(GeneratorConfig):
         if self.model_name_or_path is not None and max(self.k) > self.num_samples:
             raise ValueError(
                 f"`k` asks for pass@{max(self.k)}, but `num_samples` is {self.num_samples}; generate at least as many "
-                "samples a problem."
+                "samples per problem."
             )
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"`temperature` is {self.temperature}; give 0 or more.")

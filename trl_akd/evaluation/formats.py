@@ -1,16 +1,105 @@
-"""The rows of HumanEval, MBPP, APPS, LiveCodeBench and plain JSON Lines as problems, by their columns."""
+"""Readers of the rows of HumanEval, MBPP, APPS, LiveCodeBench and plain JSON Lines."""
 
 import ast
+import base64
+import binascii
 import builtins
+import json
+import pickletools
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any, TypeAlias
 
+from ..execution import Tests, check_tests
 from ..generation.python_ast import defines, parse
-from .columns import Row, cases, optional_text, task_id, tests, text, texts
-from .livecodebench import read_livecodebench
 from .problems import Problem
 
-__all__ = ["read_problem"]
+__all__ = [
+    "Row",
+    "UntestableError",
+    "cases",
+    "optional_text",
+    "read_livecodebench",
+    "read_problem",
+    "task_id",
+    "tests",
+    "text",
+    "texts",
+]
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+class UntestableError(ValueError):
+    """A problem has no usable tests."""
+
+
+def task_id(row: Row, where: str, *names: str) -> str:
+    """Return the identity in the first of these columns that is there."""
+    value = next((row[name] for name in names if name in row), None)
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        raise ValueError(f"`{names[0]}` in {where} is {value!r}; give every problem a unique name or number.")
+    return str(value)
+
+
+def text(row: Row, column: str, where: str) -> str:
+    """Return a text that is not blank."""
+    value = row[column]
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"`{column}` in {where} is {value!r:.80}; give a text.")
+    return value
+
+
+def optional_text(row: Row, column: str, where: str) -> str | None:
+    """Return a text, or `None` where it is missing or blank."""
+    value = row.get(column)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"`{column}` in {where} is {value!r:.80}; give a text, or leave it out.")
+    return value if value is not None and value.strip() else None
+
+
+def texts(row: Row, column: str, where: str) -> tuple[str, ...]:
+    """Return a list of texts, an empty one where it is missing."""
+    value = row.get(column)
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
+        raise ValueError(f"`{column}` in {where} is {value!r:.80}; give a list of texts, or leave it out.")
+    return tuple(value)
+
+
+def tests(row: Row, column: str, where: str) -> Tests:
+    """Return a test program, or inputs and outputs."""
+    value = row[column]
+    return value if isinstance(value, str) and value.strip() else cases(row, column, where)
+
+
+def cases(row: Row, column: str, where: str) -> dict[str, Any]:
+    """Return `{"inputs", "outputs"}` and perhaps `"fn_name"`; APPS keeps them as JSON inside JSON.
+
+    Raises:
+        UntestableError: If there are none, or they hold numbers that Python does not read (of more than 4,300 digits).
+        ValueError: If they are something else.
+    """
+    value = row[column]
+    if not value:
+        raise UntestableError(f"`{column}` in {where} is {value!r}; give a test program, or inputs and outputs.")
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+        if found == {} or (isinstance(found, Mapping) and not found.get("inputs", True)):
+            raise UntestableError(f"`{column}` in {where} has no inputs; give some.")
+        check_tests(found, f"`{column}` in {where}")
+    except UntestableError:
+        raise
+    except (ValueError, TypeError) as error:
+        kind = UntestableError if "integer string conversion" in str(error) else ValueError
+        raise kind(
+            f"`{column}` in {where} is {value!r:.80}; give a test program, or a mapping with as many `inputs` as "
+            f"`outputs` ({error})."
+        ) from error
+    return dict(found)
+
 
 # Where a function body ends: what follows at the left margin, as for Codex (arXiv 2107.03374, section 2.3). MBPP's
 # solutions may define several functions; tests and prose end them.
@@ -30,14 +119,8 @@ def read_problem(row: Row, where: str) -> Problem:
     | `question_content`, `public_test_cases`, `private_test_cases` | LiveCodeBench |
     | `task_id`, `prompt`, `test` | plain: the test is run after prompt and completion |
 
-    Args:
-        row (`Mapping`):
-            Columns and values.
-        where (`str`):
-            Name of the row for messages, such as `held_out.jsonl, line 3`.
-
     Raises:
-        UntestableError: If the problem has no tests that could judge a program.
+        UntestableError: If the problem has no usable tests.
         ValueError: If the columns fit no format, or a value is missing or of another type.
     """
     for columns, read in _FORMATS.items():
@@ -127,18 +210,6 @@ def _plain(row: Row, where: str) -> Problem:
     )
 
 
-_FORMATS: Mapping[tuple[str, ...], Callable[[Row, str], Problem]] = MappingProxyType(
-    {
-        ("task_id", "prompt", "entry_point", "test"): _humaneval,
-        ("task_id", "text", "test_list"): _mbpp,
-        ("task_id", "prompt", "test_list"): _mbpp,
-        ("question", "input_output"): _apps,
-        ("question_content", "public_test_cases", "private_test_cases"): read_livecodebench,
-        ("task_id", "prompt", "test"): _plain,
-    }
-)
-
-
 def _called(asserts: Sequence[str], solution: str | None) -> str | None:
     """Find the function that asserts call: the first one that the reference solution defines, else no builtin."""
     called = [
@@ -152,5 +223,128 @@ def _called(asserts: Sequence[str], solution: str | None) -> str | None:
 
 
 def _is_code(prompt: str) -> bool:
-    """Tell whether a prompt can open a program: it parses, alone or with a body that is still to come."""
+    """Return whether a prompt can open a program: it parses, alone or with a body added."""
     return any(parse(f"{prompt}{body}") is not None for body in ("", "\n    pass\n"))
+
+
+_TEXTS = {"UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
+_BESIDE_TEXT = {"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP"}
+_MAX_TESTS_BYTES = 1 << 30  # unpacked private tests of one problem; the largest published ones take some 100 MB
+
+
+def read_livecodebench(row: Row, where: str) -> Problem:
+    """Read one row of LiveCodeBench's code generation, as published in `livecodebench/code_generation_lite`.
+
+    A program must pass public and private tests, as in the benchmark's own harness.
+
+    Raises:
+        UntestableError: If the problem has no tests.
+        ValueError: If a value is missing or of another type, or the packed tests hold anything but text.
+    """
+    question, starter = text(row, "question_content", where), optional_text(row, "starter_code", where)
+    function = _function(row, where)
+    public = _test_cases(row, "public_test_cases", where)
+    everything = [*public, *_test_cases(row, "private_test_cases", where)]
+    if not everything:
+        raise UntestableError(f"{where} has neither public nor private test cases; give some.")
+    if starter:
+        asked = f"Complete this code:\n\n```python\n{starter.rstrip()}\n```"
+    else:
+        asked = "Read standard input and write standard output."
+    return Problem(
+        task_id=task_id(row, where, "question_id", "task_id"),
+        prompt=f"### Question\n{question.strip()}\n\n{asked}\n\n### Answer\n",
+        tests=_inputs_and_outputs(everything, function, where),
+        instruction=f"Solve this problem in Python. {asked}\n\n{question.strip()}",
+        entry_point=function,
+        public_tests=_inputs_and_outputs(public, function, where) if public else None,
+        stop=("\n###",),
+        difficulty=optional_text(row, "difficulty", where),
+    )
+
+
+def _function(row: Row, where: str) -> str | None:
+    metadata = row.get("metadata") or {}
+    if isinstance(metadata, str):
+        metadata = _from_json(metadata, "metadata", where)
+    if not isinstance(metadata, Mapping):
+        raise ValueError(f"`metadata` in {where} is {metadata!r:.80}; give a JSON object.")
+    return optional_text(metadata, "func_name", f"`metadata` of {where}")
+
+
+def _test_cases(row: Row, column: str, where: str) -> Sequence[Mapping[str, Any]]:
+    """Return the tests of a column: a list, its JSON, or its JSON pickled, compressed and in base 64."""
+    value = row[column]
+    if isinstance(value, str):
+        packed = value.lstrip()[:1] not in ("[", "")
+        value = _from_json(_unpack(value, column, where) if packed else value or "[]", column, where)
+    if not isinstance(value, list) or not all(
+        isinstance(case, Mapping) and isinstance(case.get("input"), str) and isinstance(case.get("output"), str)
+        for case in value
+    ):
+        raise ValueError(f"`{column}` in {where} is {value!r:.80}; give a list of objects with `input` and `output`.")
+    return value
+
+
+def _inputs_and_outputs(cases: Sequence[Mapping[str, Any]], function: str | None, where: str) -> dict[str, Any]:
+    tests: dict[str, Any] = {"harness": "livecodebench"}
+    if function is None:
+        tests |= {"inputs": [case["input"] for case in cases], "outputs": [case["output"] for case in cases]}
+    else:
+        tests |= {
+            "inputs": [
+                [_from_json(line, "input", f"a test of {where}") for line in case["input"].split("\n")]
+                for case in cases
+            ],
+            "outputs": [_from_json(case["output"], "output", f"a test of {where}") for case in cases],
+            "fn_name": function,
+        }
+    check_tests(tests, where)
+    return tests
+
+
+def _unpack(value: str, column: str, where: str) -> str:
+    """Return the text in a pickle that is compressed and in base 64, without running anything that it asks for."""
+    try:
+        inflate = zlib.decompressobj()
+        data = inflate.decompress(base64.b64decode(value, validate=True), _MAX_TESTS_BYTES)
+        if inflate.unconsumed_tail:
+            raise ValueError(f"it unpacks to more than {_MAX_TESTS_BYTES >> 20} MiB")
+        return _pickled_text(data)
+    except (binascii.Error, zlib.error, ValueError) as error:
+        raise ValueError(
+            f"`{column}` in {where} cannot be unpacked ({error}); give a JSON list of tests, or the packed text that "
+            "LiveCodeBench publishes."
+        ) from error
+
+
+def _pickled_text(data: bytes) -> str:
+    """Return the text that a pickle holds, read from its instructions; none of them is carried out."""
+    texts: list[str] = []
+    for instruction, argument, _ in pickletools.genops(data):
+        if instruction.name in _TEXTS:
+            texts.append(str(argument))
+        elif instruction.name not in _BESIDE_TEXT:
+            raise ValueError(f"its pickle holds more than a text: {instruction.name} {argument or ''}".rstrip())
+    if len(texts) != 1:
+        raise ValueError(f"its pickle holds {len(texts)} texts instead of one")
+    return texts[0]
+
+
+def _from_json(value: str, column: str, where: str) -> Any:
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"`{column}` in {where} is {value!r:.80}, which is not JSON ({error}).") from error
+
+
+_FORMATS: Mapping[tuple[str, ...], Callable[[Row, str], Problem]] = MappingProxyType(
+    {
+        ("task_id", "prompt", "entry_point", "test"): _humaneval,
+        ("task_id", "text", "test_list"): _mbpp,
+        ("task_id", "prompt", "test_list"): _mbpp,
+        ("question", "input_output"): _apps,
+        ("question_content", "public_test_cases", "private_test_cases"): read_livecodebench,
+        ("task_id", "prompt", "test"): _plain,
+    }
+)

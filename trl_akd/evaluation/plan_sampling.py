@@ -1,7 +1,5 @@
-"""Let a student plan: the programs that an evaluation judges come from the plan that the public tests chose."""
+"""Evaluation with plan sampling: programs are generated with the plan that the public tests choose."""
 
-import json
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -9,42 +7,37 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..codeplan.plan_config import PlanSamplingConfig
 from ..codeplan.plan_curve import pass_at_k_by_plans, top_k_by_plans
 from ..codeplan.plan_head import PlanHeadGenerator, find_plan_head, load_plan_head
 from ..codeplan.plan_sampling import PlanSampler, PlanSamplingResult
-from ..codeplan.plan_sampling_config import PlanSamplingConfig
 from ..codeplan.ranker import Ranker
 from ..codeplan.task_prompts import TaskPrompting
-from ..distributed import is_main_process
 from ..execution import CodeExecutor
-from ..files import replace_text
 from ..generation import TextGenerator
 from ..generation.loading import LoadedGenerator, load_generator, weights_fingerprint
 from ..generation.protocol import too_long_prompts
 from ..generation.recorded import RecordedGenerator
 from ..ledger import Ledger
 from ..metrics.statistics import Interval
-from .benchmarks import Benchmark, load_benchmark
+from .benchmarks import Benchmark
 from .evaluation_config import EvaluationConfig
-from .exports import write_eval_results
-from .extraction import program_of_answer
 from .problems import Problem
-from .results import summarize, write_results
-from .runner import Evaluation, execution_settings, make_executor, output_folder, with_default_length
+from .prompts import program_of_answer
 from .samples import Sample
-from .scoring import label
-from .verdicts import Verdict, write_verdicts
+from .sampling import Sampled, Sampler, with_default_length
+from .verdicts import Verdict, label
 
-__all__ = ["evaluate_with_plans"]
+__all__ = ["PlanningSampler"]
 
-_CURVE = (0, 1, 2, 5, 10, 20, 50)  # numbers of plans that are told of beside the largest
+_CURVE = (0, 1, 2, 5, 10, 20, 50)  # numbers of plans that are reported in addition to the largest
 
-_VLLM_SHARE = 0.6  # of the GPU's memory, where transformers holds the same model beside it
+_VLLM_SHARE = 0.6  # share of the GPU's memory if transformers runs the same model beside it
 
 
 @dataclass(frozen=True)
 class _BenchmarkPrompting(TaskPrompting):
-    """Ask as in training, and look for the program in the answer as for any tuned model."""
+    """Prompts of the training, with programs extracted from answers as for any tuned model."""
 
     problems: Mapping[str, Problem] = field(default_factory=dict)
 
@@ -52,96 +45,86 @@ class _BenchmarkPrompting(TaskPrompting):
         return program_of_answer(self.problems[problem["id"]], answer)
 
 
-def evaluate_with_plans(
-    config: EvaluationConfig, planning: PlanSamplingConfig, accelerator: Any = None
-) -> Evaluation | None:
-    """Judge a student by the programs that it writes with the plans that public tests chose.
+class PlanningSampler(Sampler):
+    """Sample plans, choose one per problem by its public tests, and generate programs with it.
 
-    What is generated is kept beside the results, so that an interrupted evaluation goes on where it was. The results
-    hold, beside those of [`evaluate`], `plans`: pass@k by the number of plans to choose from (`curve`), also by
-    difficulty (`difficulties`), the scores of all plans (`problems`), and what makes them mean less: problems whose
-    public tests are those that judge (`judged_by_public_tests`), those that have none (`without_public_tests`), plans
-    whose prompts were `too_long`, and what wrote them (`written_by`: `"plan head"`, `"LM head"`, or `"server"`, of
-    which that is not known).
+    Everything that is generated is kept in the output folder, so that an interrupted evaluation continues. The results
+    get the section `plans`: pass@k by the number of plans to choose from (`curve`), also by difficulty
+    (`difficulties`), the scores of all plans (`problems`), and what limits their meaning: problems whose public tests
+    also evaluate (`judged_by_public_tests`), problems without public tests (`without_public_tests`), plans whose
+    prompts were `too_long`, and the head that wrote the plans (`written_by`: `"plan head"`, `"LM head"`, or `"server"`
+    if unknown).
 
     Args:
         config (`EvaluationConfig`):
-            The student, the benchmark, and how samples are drawn.
+            Model, benchmark and sampling parameters.
         planning (`PlanSamplingConfig`):
-            How plans are.
-        accelerator (`Accelerator`, *optional*):
-            Shares generation over its processes; programs run on the main one.
-
-    Returns:
-        [`Evaluation`]: What was found and where it lies; `None` on processes other than the main one.
-
-    Raises:
-        ValueError: If the benchmark is malformed or has no public tests, or the settings do not go together.
-        PermissionError: If running code was not allowed.
-        IsolationError: If the level of isolation cannot be had here.
+            Configuration of the plans.
     """
-    benchmark = load_benchmark(
-        config.benchmark or "", config.benchmark_path, revision=config.benchmark_revision, limit=config.limit
-    )
-    _check(config, benchmark, planning)
-    began = time.monotonic()
-    if not is_main_process(accelerator):
-        config = with_default_length(config)
-        _sample(config, planning, benchmark, _load(config, accelerator), accelerator)
-        return None
-    with make_executor(config, benchmark) as executor:
-        config = with_default_length(config)
-        folder = output_folder(config, benchmark)
-        if config.output_dir is None:
-            folder = folder.with_name(f"{folder.name}-plans")
+
+    folder_suffix = "-plans"
+
+    def __init__(self, config: EvaluationConfig, planning: PlanSamplingConfig) -> None:
+        self._config = config
+        self._planning = planning
+
+    def check(self, benchmark: Benchmark) -> None:
+        """Raise a ValueError if the settings contradict plan sampling, or the benchmark lacks public tests."""
+        config = self._config
+        if config.model_name_or_path is None:
+            raise ValueError(
+                "`plan_sampling` needs `model_name_or_path`, a model that plans; existing samples have no plans."
+            )
+        for name in ("all_tests", "benchmark_base_path"):
+            if getattr(config, name):
+                raise ValueError(f"`{name}` has no effect with `plan_sampling`; leave one of them out.")
+        if config.prompt_style != "completion":
+            raise ValueError(
+                f"`prompt_style` is {config.prompt_style!r}; with `plan_sampling` prompts are those of CodePLAN's "
+                "training, so leave the style out."
+            )
+        if config.temperature == 0:
+            raise ValueError("`temperature` is 0, at which all plans are alike; give one such as the authors' 0.6.")
+        if _has_plan_head(config) and config.backend == "openai":  # the former also finds one that is missing
+            raise ValueError(
+                f"`backend` 'openai' knows no plan head, but {config.model_name_or_path!r} has one; use transformers, "
+                "or vllm, which writes the programs while transformers writes the plans."
+            )
+        bare = _without_public_tests(benchmark)
+        if bare and self._planning.without_public_tests == "error":
+            raise ValueError(
+                f"{len(bare)} of {len(benchmark.problems)} problems, such as {bare[0]!r}, have no public tests "
+                "to choose a plan by; give another benchmark, or `without_public_tests: logprob` to choose the "
+                "likeliest plan."
+            )
+
+    def sample(
+        self,
+        benchmark: Benchmark,
+        folder: Path | None = None,
+        executor: CodeExecutor | None = None,
+        accelerator: Any = None,
+    ) -> Sampled:
+        """Sample plans and programs, and run the programs on the main process."""
+        config, planning = with_default_length(self._config), self._planning
         loaded = _load(config, accelerator)
-        sampled = _sample(config, planning, benchmark, loaded, accelerator, folder, executor)
+        results = _sample(config, planning, benchmark, loaded, accelerator, folder, executor)
+        if folder is None:
+            return Sampled({}, {})
         verdicts = [
             verdict
-            for problem, result in zip(benchmark.problems, sampled, strict=True)
+            for problem, result in zip(benchmark.problems, results, strict=True)
             for verdict in _verdicts(problem, result)
         ]
-        results = {
-            "model": {"name": config.model_name_or_path, "commit": loaded.revision},
-            "generation": _generation(config, planning, benchmark),
-            "execution": execution_settings(config, benchmark, executor.isolation),
-            **summarize(benchmark, verdicts, config.k, confidence=config.confidence),
-            "plans": _plans(config, planning, benchmark, sampled),
-            "seconds": {"generation and execution": round(time.monotonic() - began, 1)},
-        }
-    replace_text(folder / "samples.jsonl", "".join(f"{json.dumps(asdict(verdict.sample))}\n" for verdict in verdicts))
-    write_verdicts(folder, verdicts)
-    write_results(folder, results)
-    write_eval_results(folder, results, verdicts)
-    return Evaluation(folder, results, verdicts)
-
-
-def _check(config: EvaluationConfig, benchmark: Benchmark, planning: PlanSamplingConfig) -> None:
-    """Raise the ValueError that names what plan sampling cannot go with, before anything is loaded."""
-    if config.model_name_or_path is None:
-        raise ValueError(
-            "`plan_sampling` needs a model (`model_name_or_path`) that plans; samples that are there have no plans."
-        )
-    for name in ("all_tests", "benchmark_base_path"):
-        if getattr(config, name):
-            raise ValueError(f"`{name}` has no effect with `plan_sampling`; leave one of them out.")
-    if config.prompt_style != "completion":
-        raise ValueError(
-            f"`prompt_style` is {config.prompt_style!r}; with `plan_sampling` the student is asked as CodePLAN trains "
-            "it, so leave the style out."
-        )
-    if config.temperature == 0:
-        raise ValueError("`temperature` is 0, at which all plans are alike; give one such as the authors' 0.6.")
-    if _has_plan_head(config) and config.backend == "openai":  # the former also finds one that is missing
-        raise ValueError(
-            f"`backend` 'openai' knows no plan head, but {config.model_name_or_path!r} has one; use transformers, or "
-            "vllm, which writes the programs while transformers writes the plans."
-        )
-    bare = _without_public_tests(benchmark)
-    if bare and planning.without_public_tests == "error":
-        raise ValueError(
-            f"{len(bare)} of {len(benchmark.problems)} problems, such as {bare[0]!r}, have no public tests to choose "
-            "a plan by; give another benchmark, or `without_public_tests: logprob` to choose the likeliest plan."
+        samples: dict[str, list[Sample]] = {problem.task_id: [] for problem in benchmark.problems}
+        for verdict in verdicts:
+            samples[verdict.sample.task_id].append(verdict.sample)
+        return Sampled(
+            samples,
+            {"name": config.model_name_or_path, "commit": loaded.revision},
+            _generation(config, planning, benchmark),
+            verdicts,
+            {"plans": _plans(config, planning, benchmark, results)},
         )
 
 
@@ -154,7 +137,7 @@ def _sample(
     folder: Path | None = None,
     executor: CodeExecutor | None = None,
 ) -> list[PlanSamplingResult]:
-    """Sample plans and programs, and keep all that the student writes, on the main process."""
+    """Sample plans and programs, and record them on the main process."""
 
     def ledger(name: str) -> AbstractContextManager[Ledger | None]:
         return nullcontext() if folder is None else Ledger(folder / name, settings, option="output_dir")
@@ -207,16 +190,16 @@ def _without_public_tests(benchmark: Benchmark) -> list[str]:
 
 
 def _load(config: EvaluationConfig, accelerator: Any) -> LoadedGenerator:
-    """Load what writes the programs; vLLM leaves memory for the model that writes the plans, if it is another."""
+    """Load the generator of programs; vLLM leaves memory for the generator of plans if that is another."""
     if config.backend == "vllm" and _has_plan_head(config):
         return load_generator(config, chat=False, accelerator=accelerator, gpu_memory_utilization=_VLLM_SHARE)
     return load_generator(config, chat=False, accelerator=accelerator)
 
 
 def _plan_generator(config: EvaluationConfig, loaded: LoadedGenerator) -> TextGenerator:
-    """Return what writes plans: the plan head that lies beside the model if there is one, else the model itself.
+    """Return the generator of plans: the plan head in the model's folder if there is one, else the model itself.
 
-    vLLM knows no plan head, so that its student is loaded once more, by transformers.
+    vLLM does not support plan heads, so transformers loads the student once more.
     """
     if not _has_plan_head(config):
         return loaded.generator
@@ -228,7 +211,7 @@ def _plan_generator(config: EvaluationConfig, loaded: LoadedGenerator) -> TextGe
 
 
 def _generation(config: EvaluationConfig, planning: PlanSamplingConfig, benchmark: Benchmark) -> dict[str, Any]:
-    """Return the settings that plans and programs depend on, without those that had no effect."""
+    """Return the settings that plans and programs depend on, without those that have no effect."""
     prompting = _prompting(config, benchmark)
     settings = {
         **config.generation_settings,
@@ -257,7 +240,7 @@ def _plans(
     benchmark: Benchmark,
     results: Sequence[PlanSamplingResult],
 ) -> dict[str, Any]:
-    """Return what is told of plans in `results.json`."""
+    """Return the section `plans` of `results.json`."""
     author = "server" if config.backend == "openai" else "plan head" if _has_plan_head(config) else "LM head"
     levels = {problem.task_id: problem.difficulty for problem in benchmark.problems}
     ranked = planning.ranker is not None
@@ -278,7 +261,7 @@ def _plans(
 def _curve(
     results: Sequence[PlanSamplingResult], config: EvaluationConfig, *, ranked: bool
 ) -> dict[str, dict[str, list[float]]]:
-    """Return value, low end, high end and level of each number, by the number of plans, as JSON has it."""
+    """Return value, lower bound, upper bound and level of each metric, by the number of plans."""
     curve = pass_at_k_by_plans(results, config.k, confidence=config.confidence)
     tops: Mapping[int, Mapping[str, Interval]] = (
         top_k_by_plans(results, config.k, confidence=config.confidence) if ranked else {}

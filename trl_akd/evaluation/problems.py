@@ -1,4 +1,4 @@
-"""What a benchmark asks: one problem, whatever file it came from."""
+"""A problem of a benchmark, independent of its file format."""
 
 import hashlib
 import json
@@ -12,29 +12,29 @@ __all__ = ["Problem", "fingerprint"]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    r"""State one programming problem and the tests that judge a solution.
+    r"""A programming problem and its tests.
 
     Args:
         task_id (`str`):
-            Identity inside the benchmark.
+            Identifier in the benchmark.
         prompt (`str`):
-            What a base model continues.
+            Prompt that a base model continues.
         tests (`str` or `Mapping`):
             Program text to run after a solution, or `{"inputs": [...], "outputs": [...]}` for a script.
         instruction (`str`):
-            What a tuned model is asked, in words; may hold code.
+            Instruction for a tuned model, in prose; may contain code.
         code_prompt (`str`):
-            The program's own beginning, which a continuation of `prompt` continues; empty where the prompt is prose.
+            Beginning of the program that a completion of `prompt` continues; empty if the prompt is prose.
         entry_point (`str`, *optional*):
             Name that the tests call.
         base_tests (`str` or `Mapping`, *optional*):
-            The base benchmark's tests, where `tests` add to these, as in HumanEval+ and MBPP+.
+            Tests of the base benchmark, if `tests` extend them, as in HumanEval+ and MBPP+.
         public_tests (`str` or `Mapping`, *optional*):
-            Tests that a method may look at before it commits to a solution.
+            Tests that a method may use before it commits to a solution.
         stop (`tuple[str, ...]`):
-            Texts at which a continuation has left the solution.
+            Stop strings of a completion.
         difficulty (`str`, *optional*):
-            The benchmark's own label.
+            Label of the benchmark.
 
     Example:
 
@@ -59,7 +59,7 @@ class Problem:
 
 
 def fingerprint(problems: Sequence[Problem]) -> str:
-    """Return a digest that two sets of problems share only if they ask and test the same, in the same order."""
+    """Return a digest that two sets of problems share only if problems and tests are equal, in the same order."""
     kept = [{name: value for name, value in asdict(problem).items() if name != "base_tests"} for problem in problems]
     text = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

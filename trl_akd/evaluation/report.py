@@ -1,16 +1,28 @@
-"""Results for people: a table and a figure."""
+"""Tables and figures of results, of plan sampling, and of comparisons between models."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from .tables import markdown_table
+from ..codeplan.plan_curve import plot_plan_curve
+from ..metrics.statistics import Interval, accuracy_loss, paired_test, pass_at_k
 
-__all__ = ["error_counts", "plot_errors", "results_table", "warnings_about"]
+__all__ = [
+    "compare",
+    "comparison_table",
+    "error_counts",
+    "markdown_table",
+    "plan_curve_table",
+    "plan_remarks",
+    "plot_errors",
+    "plot_plans",
+    "results_table",
+    "warnings_about",
+]
 
 
 def results_table(name: str, results: Mapping[str, Any]) -> str:
-    """Lay out pass@k with its intervals, over all problems and by difficulty, as a Markdown table."""
+    """Return pass@k with its intervals, over all problems and by difficulty, as a Markdown table."""
     found = results["metrics"]
     ks = [key for key in found if key.startswith("pass@") and "_" not in key]
     tasks, solved = len(results["tasks"]), sum(task["correct"] > 0 for task in results["tasks"].values())
@@ -27,7 +39,7 @@ def results_table(name: str, results: Mapping[str, Any]) -> str:
 
 
 def error_counts(results: Mapping[str, Any]) -> dict[str, int]:
-    """Return how many programs passed, were wrong, and failed by each exception type that occurred, most first."""
+    """Return the number of programs that passed, were wrong, and failed by exception type, in descending order."""
     errors = results["errors"]
     types: dict[str, int] = {}
     for row, count in errors.items():
@@ -40,7 +52,7 @@ def error_counts(results: Mapping[str, Any]) -> dict[str, int]:
 
 
 def warnings_about(results: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each thing that makes a number mean less than it seems to."""
+    """Return a sentence for each caveat of the results."""
     counts = results["samples"]
     total = counts["samples"]
     remarks = {
@@ -53,7 +65,7 @@ def warnings_about(results: Mapping[str, Any]) -> list[str]:
 
 
 def plot_errors(results: Mapping[str, Any], path: str | Path) -> None:
-    """Draw how many programs ended how, as horizontal bars, into an image file.
+    """Plot the error counts as horizontal bars into an image file.
 
     Raises:
         ImportError: If matplotlib is not installed (`pip install "trl_akd[plot]"`).
@@ -75,3 +87,180 @@ def plot_errors(results: Mapping[str, Any], path: str | Path) -> None:
 
 def _interval(metrics: Mapping[str, float], key: str) -> str:
     return f"{metrics[key]:.3f} ({metrics[f'{key}_low']:.3f} to {metrics[f'{key}_high']:.3f})"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table with the first column aligned left and the others right.
+
+    Example:
+
+    ```python
+    >>> print(markdown_table(["model", "pass@1"], [["teacher", "0.96"], ["student", "0.1"]]))
+    | model   | pass@1 |
+    |---------|-------:|
+    | teacher |   0.96 |
+    | student |    0.1 |
+
+    ```
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [_line(cells, widths) for cells in (header, *rows)]
+    rule = "|" + "|".join(
+        "-" * (width + (2 if i == 0 else 1)) + ("" if i == 0 else ":") for i, width in enumerate(widths)
+    )
+    return "\n".join([lines[0], f"{rule}|", *lines[1:]])
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    aligned = (
+        f"{cell:{'<' if i == 0 else '>'}{width}}" for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    )
+    return f"| {' | '.join(aligned)} |"
+
+
+def compare(runs: Mapping[str, Mapping[str, Any]], *, k: int = 1, seed: int = 0) -> list[dict[str, Any]]:
+    """Compare results on the same problems.
+
+    Args:
+        runs (`Mapping`):
+            Results by name, those of the teacher first.
+        k (`int`, *optional*, defaults to `1`):
+            The k of pass@k.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the permutation test, where the test is not exact.
+
+    Returns:
+        `list[dict]`: One row per model: `model`, `pass@k` with `low` and `high`, `accuracy_loss` relative to the first
+        (`None` where that one scores 0), and the p-values of a paired test against the first and against the row
+        above (`None` in the first row).
+
+    Raises:
+        ValueError: If problems or settings of execution differ, or one of the runs has no pass@k.
+    """
+    first_name, first = next(iter(runs.items()))
+    for name, results in runs.items():
+        _check_comparable(first_name, first, name, results, k)
+    shared = [task for task in first["tasks"] if all(run["tasks"][task]["samples"] >= k for run in runs.values())]
+    scores = {name: [_score(results["tasks"][task], k) for task in shared] for name, results in runs.items()}
+    teacher = first["metrics"][f"pass@{k}"]
+    rows: list[dict[str, Any]] = []
+    for name, results in runs.items():
+        found = results["metrics"]
+        above = rows[-1]["model"] if rows else None
+        rows.append(
+            {
+                "model": name,
+                f"pass@{k}": found[f"pass@{k}"],
+                "low": found[f"pass@{k}_low"],
+                "high": found[f"pass@{k}_high"],
+                "accuracy_loss": accuracy_loss(teacher, found[f"pass@{k}"]) if teacher > 0 else None,
+                "p_first": paired_test(scores[first_name], scores[name], seed=seed).p_value if above else None,
+                "p_above": paired_test(scores[above], scores[name], seed=seed).p_value if above else None,
+            }
+        )
+    return rows
+
+
+def _score(task: Mapping[str, int], k: int) -> float:
+    return pass_at_k(task["samples"], task["correct"], k)
+
+
+def comparison_table(rows: Sequence[Mapping[str, Any]], *, k: int = 1) -> str:
+    """Return the rows of [`compare`] as a Markdown table."""
+    first = rows[0]["model"]
+    return markdown_table(
+        ["model", f"pass@{k}", "interval", "accuracy loss", f"p, against {first}", "p, against the row above"],
+        [
+            [
+                row["model"],
+                f"{row[f'pass@{k}']:.3f}",
+                f"{row['low']:.3f} to {row['high']:.3f}",
+                "" if row["accuracy_loss"] is None else f"{row['accuracy_loss']:.1%}",
+                *("" if row[name] is None else f"{row[name]:.2g}" for name in ("p_first", "p_above")),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _check_comparable(
+    first_name: str, first: Mapping[str, Any], name: str, results: Mapping[str, Any], k: int
+) -> None:
+    if f"pass@{k}" not in results["metrics"]:
+        raise ValueError(f"{name} has no pass@{k}; evaluate it with `--k {k}` and as many samples.")
+    if results["benchmark"]["fingerprint"] != first["benchmark"]["fingerprint"]:
+        raise ValueError(
+            f"{name} was judged by {results['benchmark']['name']} ({results['benchmark']['fingerprint']}) and "
+            f"{first_name} by {first['benchmark']['name']} ({first['benchmark']['fingerprint']}); compare results "
+            "on the same problems."
+        )
+    if list(results["tasks"]) != list(first["tasks"]):
+        raise ValueError(f"{name} and {first_name} were not judged on all the same problems; evaluate them again.")
+    for setting, value in first["execution"].items():
+        if results["execution"][setting] != value:
+            raise ValueError(
+                f"{name} was judged with {setting}={results['execution'][setting]!r} and {first_name} with {value!r}; "
+                "evaluate one of them again: its samples are kept."
+            )
+
+
+Curve: TypeAlias = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+def plan_curve_table(plans: Mapping[str, Any]) -> str:
+    """Return pass@k by the number of plans, over all problems and by difficulty, as a Markdown table."""
+    curve: Curve = plans["curve"]
+    names = list(next(iter(curve.values())))
+    rows = []
+    for number in curve:
+        title = {"0": "no plan", "1": "1 plan"}.get(number, f"{number} plans")
+        rows += [
+            [title, *(_point(found[number][name]) for name in names)]
+            for title, found in [
+                (title, curve),
+                *((f"  {level}", found) for level, found in plans["difficulties"].items()),
+            ]
+        ]
+    return markdown_table(["to choose from", *names], rows)
+
+
+def plan_remarks(results: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each caveat of plan sampling."""
+    plans, problems = results["plans"], len(results["tasks"])
+    remarks = []
+    if plans["judged_by_public_tests"]:
+        remarks.append(
+            f"For {plans['judged_by_public_tests']} of {problems} problems the public tests, which choose the plan, "
+            "are those that judge, so the choice has seen what counts."
+        )
+    if plans["without_public_tests"]:
+        remarks.append(
+            f"{plans['without_public_tests']} of {problems} problems have no public tests; for them the likeliest "
+            "plan was chosen."
+        )
+    if plans["too_long"]:
+        remarks.append(f"{plans['too_long']} plans exceed the model's positions and count as not solved.")
+    if plans["written_by"] == "server":
+        remarks.append("The server writes plans as it does programs; a plan head, if the model has one, is not used.")
+    return remarks
+
+
+def plot_plans(plans: Mapping[str, Any], path: str | Path) -> None:
+    """Plot pass@k by the number of plans, over all problems and by difficulty, into an image file.
+
+    Raises:
+        ImportError: If matplotlib is not installed (`pip install "trl_akd[plot]"`).
+    """
+    curves: dict[str, Curve] = {"all problems": plans["curve"], **plans["difficulties"]}
+    plot_plan_curve({title: _points(curve) for title, curve in curves.items()}, path)
+
+
+def _points(curve: Curve) -> dict[int, dict[str, Interval]]:
+    return {
+        int(number): {name: Interval(*values) for name, values in metrics.items()} for number, metrics in curve.items()
+    }
+
+
+def _point(values: Sequence[float]) -> str:
+    value, low, high, _ = values
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"

@@ -1,24 +1,35 @@
-"""What an evaluation found, as JSON that names everything the numbers depend on."""
+"""Results of an evaluation as JSON, with all settings that they depend on, also in the formats of other tools."""
 
 import json
 import platform
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from statistics import fmean
+from statistics import NormalDist, fmean
 from typing import Any
 
 from huggingface_hub import EvalResult
 
 from .. import __version__
 from ..akd.card_scores import score_results
+from ..execution import ExecutionResult
 from ..files import replace_text
 from ..metrics.taxonomy import error_table, is_tests_own_error
 from ..metrics.verdicts import check_verdicts, scores
 from .benchmarks import Benchmark
 from .verdicts import Verdict
 
-__all__ = ["RESULTS", "benchmark_facts", "card_scores", "read_results", "summarize", "write_results"]
+__all__ = [
+    "EVAL_RESULTS",
+    "RESULTS",
+    "benchmark_facts",
+    "card_scores",
+    "read_results",
+    "summarize",
+    "write_eval_results",
+    "write_results",
+]
 
 RESULTS = "results.json"
 _ON_CARDS = ("num_samples", "temperature", "top_p", "max_new_tokens", "prompt_style", "prompt_template", "step")
@@ -32,21 +43,21 @@ def summarize(
     confidence: float = 0.95,
     all_tests: bool = False,
 ) -> dict[str, Any]:
-    """Reduce verdicts to numbers.
+    """Compute scores and counts from verdicts.
 
-    Programs that the executor could not judge count neither for nor against the model; their number is told.
+    Programs with infrastructure errors are excluded from the scores; their number is reported.
 
     Args:
         benchmark (`Benchmark`):
-            The problems.
+            Problems.
         verdicts (`Sequence[Verdict]`):
-            One or more a problem.
+            One or more verdicts per problem.
         k (`Sequence[int]`):
-            The k of pass@k.
+            Values of k for pass@k.
         confidence (`float`, *optional*, defaults to `0.95`):
-            Level of the intervals.
+            Confidence level of the intervals.
         all_tests (`bool`, *optional*, defaults to `False`):
-            Whether every test of every program was run, which gives `metrics` a `test_case_average`.
+            Whether all tests of all programs were run, which adds `test_case_average` to `metrics`.
 
     Returns:
         `dict`: `benchmark`, `metrics` (as of [`scores`]), `samples` (counts),
@@ -76,7 +87,7 @@ def summarize(
 
 
 def benchmark_facts(benchmark: Benchmark) -> dict[str, Any]:
-    """Return what results say of the benchmark."""
+    """Return the section `benchmark` of the results."""
     return {
         "name": benchmark.name,
         "source": benchmark.source,
@@ -88,14 +99,7 @@ def benchmark_facts(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def card_scores(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[EvalResult]:
-    """Return scores for a model card.
-
-    Args:
-        results (`Mapping`):
-            From [`summarize`]; of these, `benchmark`, `metrics` and, with plan sampling, `plans`.
-        settings (`Mapping`):
-            How samples were generated: `num_samples`, `temperature`, `prompt_style` and the like.
-    """
+    """Return scores for a model card."""
     benchmark = results["benchmark"]
     return score_results(
         benchmark["name"],
@@ -119,7 +123,7 @@ def read_results(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there are none.
-        ValueError: If the file is not what an evaluation writes.
+        ValueError: If the file was not written by an evaluation.
     """
     path = Path(folder) / RESULTS
     if not path.is_file():
@@ -139,7 +143,7 @@ def _scores(tasks: Iterable[Mapping[str, int]], k: Sequence[int], confidence: fl
 
 
 def _test_case_average(verdicts: Sequence[Verdict]) -> float:
-    """Return the mean over problems of the share of tests that programs pass, as APPS's harness reports it."""
+    """Return the mean over problems of the share of tests passed, as in APPS's harness."""
     shares: dict[str, list[float]] = {}
     for verdict in verdicts:
         if verdict.result.status != "infra_error":
@@ -175,3 +179,80 @@ def _counts(benchmark: Benchmark, verdicts: Sequence[Verdict]) -> dict[str, int]
 def _versions() -> dict[str, str]:
     packages = ("torch", "transformers", "trl")
     return {"trl_akd": __version__, "python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+EVAL_RESULTS = "eval_results.json"
+_STATUSES = {"passed": "pass", "failed": "fail", "timed_out": "timeout"}
+
+
+def write_eval_results(
+    folder: Path, results: Mapping[str, Any], verdicts: Sequence[Verdict], base_verdicts: Sequence[Verdict] = ()
+) -> None:
+    """Write `eval_results.json`.
+
+    - EvalPlus: `date`, `hash`, `eval` (by task, a list of `solution`, `base_status` and `plus_status`) and `pass_at_k`
+      (`base` and, where the benchmark has more tests than its base, `plus`: both passed). Programs that could not be
+      judged have the status `None`.
+    - lm-evaluation-harness: `results` (by task, `pass@k,none` and `pass@k_stderr,none`), `n-samples` and `model_name`.
+
+    Other keys of an existing file, such as those of a trainer, are kept.
+    """
+    name = results["benchmark"]["name"]
+    scores = _without_bounds(results["metrics"])
+    found = {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "hash": results["benchmark"]["fingerprint"],
+        "eval": _by_task(name, verdicts, base_verdicts),
+        "pass_at_k": {"base": _without_bounds(results["base"]), "plus": scores} if base_verdicts else {"base": scores},
+        "results": {name: {"alias": name} | _with_errors(results["metrics"])},
+        "n-samples": {name: {"original": results["benchmark"]["problems"], "effective": len(results["tasks"])}},
+        "higher_is_better": {name: dict.fromkeys(scores, True)},
+        "model_name": results["model"]["name"],
+    }
+    path = folder / EVAL_RESULTS
+    replace_text(path, json.dumps({**_kept(path), **found}, indent=2) + "\n")
+
+
+def _by_task(name: str, verdicts: Sequence[Verdict], base_verdicts: Sequence[Verdict]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for index, verdict in enumerate(verdicts):
+        task_id = verdict.sample.task_id
+        if name.startswith("mbpp") and task_id.isdecimal():
+            task_id = f"Mbpp/{task_id}"  # as EvalPlus names MBPP's problems
+        status = _status(verdict.result)
+        row: dict[str, Any] = {
+            "task_id": task_id,
+            "solution": verdict.sample.solution,
+            "base_status": _status(base_verdicts[index].result) if base_verdicts else status,
+            "plus_status": status if base_verdicts else None,
+            "base_fail_tests": [],
+            "plus_fail_tests": [],
+        }
+        found.setdefault(task_id, []).append(row)
+    return found
+
+
+def _status(result: ExecutionResult) -> str | None:
+    return _STATUSES.get(result.status)
+
+
+def _without_bounds(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if key.startswith("pass@") and "_" not in key}
+
+
+def _with_errors(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return scores and their standard errors, half the interval divided by its number of standard deviations."""
+    deviations = NormalDist().inv_cdf(0.5 + metrics["confidence"] / 2)
+    found: dict[str, float] = {}
+    for key, value in _without_bounds(metrics).items():
+        found[f"{key},none"] = value
+        found[f"{key}_stderr,none"] = (metrics[f"{key}_high"] - metrics[f"{key}_low"]) / 2 / deviations
+    return found
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}

@@ -1,5 +1,6 @@
-"""Programs that a model wrote, in a file that survives interruption and that other tools read."""
+"""Samples: programs that a model generated, in a file that survives interruption and that other tools read."""
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,33 +9,34 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
+from ..files import replace_text
 from ..ledger import Ledger, read_json_lines
 from .benchmarks import Benchmark
-from .columns import optional_text
+from .formats import optional_text
 from .problems import Problem
 
-__all__ = ["Sample", "SampleFile", "Samples", "read_samples"]
+__all__ = ["Sample", "SampleFile", "Samples", "read_samples", "write_sample_file"]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Hold one program for one problem.
+    """A program for a problem.
 
     Args:
         task_id (`str`):
-            The problem.
+            Identifier of the problem.
         solution (`str`):
-            The whole program, as the tests judge it.
+            Whole program that the tests run.
         completion (`str`):
-            What the model wrote.
+            Generated text.
         sample (`int`):
             Number of the sample among those of its problem, from 0.
         finish_reason (`str`, *optional*):
             `stop` or `length`.
         mean_logprob (`float`, *optional*):
-            Mean log-probability of the tokens that the model wrote, in nats.
+            Mean log-probability of the generated tokens, in nats.
         num_tokens (`int`, *optional*):
-            Tokens that the model wrote.
+            Number of generated tokens.
     """
 
     task_id: str
@@ -47,12 +49,12 @@ class Sample:
 
     @property
     def truncated(self) -> bool:
-        """Tell whether generation was cut off."""
+        """Whether generation was cut off at the length limit."""
         return self.finish_reason == "length"
 
     @property
     def empty(self) -> bool:
-        """Tell whether there is nothing to judge: the model ended at once, or the program is blank."""
+        """Whether the completion is empty or, for samples of other tools, the program is blank."""
         return not (self.solution if self.finish_reason is None else self.completion).strip()
 
 
@@ -65,9 +67,9 @@ def read_samples(path: Path, benchmark: Benchmark, program: Callable[[Problem, s
             folder: with `samples.jsonl`, with other such files, or as of EvalPlus, with a folder per problem
             (`HumanEval_0`) that holds its programs (`0.py`).
         benchmark (`Benchmark`):
-            What the samples are for; those of problems that its limit leaves out are passed over.
+            Benchmark of the samples; samples of problems that its limit excludes are ignored.
         program (`Callable`):
-            Makes a program of a problem and a completion.
+            Returns the program for a problem and a completion.
 
     Returns:
         `dict`: The samples of each problem, in the order of the problems and of the file.
@@ -89,6 +91,12 @@ def read_samples(path: Path, benchmark: Benchmark, program: Callable[[Problem, s
             "evaluate fewer problems with limit."
         )
     return found
+
+
+def write_sample_file(folder: Path, samples: Sequence[Sample]) -> None:
+    """Write `samples.jsonl`, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / "samples.jsonl", "".join(f"{json.dumps(asdict(sample))}\n" for sample in samples))
 
 
 def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
@@ -115,11 +123,11 @@ def _program_text(file: Path) -> str:
 
 
 class Samples:
-    """Hold samples in memory, by `task_id`.
+    """Samples in memory, by `task_id`.
 
     Args:
         samples (`Mapping[str, Sequence[Sample]]`, *optional*):
-            Those that are there already.
+            Existing samples.
     """
 
     def __init__(self, samples: Mapping[str, Sequence[Sample]] = MappingProxyType({})) -> None:
@@ -135,14 +143,14 @@ class Samples:
 
 
 class SampleFile(Samples):
-    """Append samples to a file, and know those that are there already.
+    """Samples in a file, to which new ones are appended.
 
-    The settings of their generation lie beside them, in `generation.json`; samples of other settings are not mixed.
+    The settings of their generation are in `generation.json` beside it; samples with other settings are refused.
     The file is a [`Ledger`]: one process at a time holds it, and it survives interruption.
 
     Args:
         folder (`Path`):
-            Holds `samples.jsonl`; made where it is missing.
+            Folder of `samples.jsonl`, created if necessary.
         settings (`Mapping`):
             JSON values that all samples in the file share.
 
@@ -163,12 +171,12 @@ class SampleFile(Samples):
 
     @property
     def path(self) -> Path:
-        """Return where the samples are."""
+        """Path of the file."""
         return self._ledger.path
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """Return the settings, and what was noted beside them."""
+        """Settings, and facts that were noted beside them."""
         return self._ledger.facts
 
     def append(self, samples: Sequence[Sample]) -> None:
@@ -181,7 +189,7 @@ class SampleFile(Samples):
         super().append(samples)
 
     def note(self, **facts: Any) -> None:
-        """Keep facts about the samples beside their settings; they are not compared."""
+        """Store facts about the samples beside their settings; they are not compared."""
         self._ledger.note(**facts)
 
     def close(self) -> None:
@@ -224,7 +232,7 @@ def _foreign_sample(
 
 
 def _task_id(row: Mapping[str, Any], where: str, known: set[str]) -> str:
-    """Return the problem's identity as the benchmark has it; EvalPlus writes MBPP's 11 as `Mbpp/11` or `Mbpp_11`."""
+    """Return the problem's identifier in the benchmark; EvalPlus writes MBPP's 11 as `Mbpp/11` or `Mbpp_11`."""
     if "task_id" not in row:
         raise ValueError(f"{where} has no `task_id`; give the problem that the program is for.")
     task_id = str(row["task_id"])

@@ -1,4 +1,4 @@
-"""Verdicts on programs, on disk as they come, so that a judging that was interrupted resumes."""
+"""Execution of samples, and verdicts on disk, so that an interrupted evaluation resumes."""
 
 import hashlib
 import json
@@ -10,16 +10,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, get_args
 
+from tqdm.auto import tqdm
+
 from .. import __version__
-from ..execution import ExecutionResult
+from ..execution import CodeExecutor, ExecutionResult
 from ..execution.result import Status
 from ..files import replace_text
 from ..ledger import Ledger
-from ..metrics.taxonomy import ErrorLabel
+from ..metrics.taxonomy import ErrorLabel, classify
 from .problems import Problem
 from .samples import Sample
 
-__all__ = ["VERDICTS", "Verdict", "VerdictFile", "write_verdicts"]
+__all__ = ["VERDICTS", "Verdict", "VerdictFile", "label", "run_samples", "write_verdicts"]
 
 VERDICTS = "verdicts.jsonl"
 _SECONDS_BETWEEN_WRITES = 0.5  # a write waits for the disk, a program takes milliseconds
@@ -31,11 +33,11 @@ class Verdict:
 
     Args:
         sample (`Sample`):
-            The program.
+            Program.
         result (`ExecutionResult`):
             Result of running it.
         label (`ErrorLabel`):
-            What that means.
+            Label of the result in the error taxonomy.
     """
 
     sample: Sample
@@ -43,7 +45,7 @@ class Verdict:
     label: ErrorLabel
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what a line of `verdicts.jsonl` holds; the program itself is in `samples.jsonl`."""
+        """Return a line of `verdicts.jsonl`; the program itself is in `samples.jsonl`."""
         return {
             "task_id": self.sample.task_id,
             "sample": self.sample.sample,
@@ -59,17 +61,17 @@ def write_verdicts(folder: Path, verdicts: Sequence[Verdict]) -> None:
 
 
 class VerdictFile:
-    """Keep verdicts in `verdicts.jsonl` as they come, and find those of programs that were run before.
+    """Verdicts in `verdicts.jsonl`, with those of programs that were run before.
 
-    A verdict is found again by a digest of the program, its tests, the limits and the versions of Python and of this
-    package: with another limit, programs run anew. A program that could not be judged (`infra_error`) runs anew too.
-    Once judging has ended, the file holds the verdicts of that judging alone, in the order of the problems.
+    A verdict is identified by a digest of the program, its tests, the limits and the versions of Python and of this
+    package: with another limit, programs run again. A program with an infrastructure error (`infra_error`) also runs
+    again. After `finish`, the file contains the verdicts of this evaluation only, in the order of the problems.
 
     Args:
         path (`Path`):
-            The file; made, with its folder, where it is missing.
+            Path of the file, which is created if necessary, with its folder.
         limits (`Mapping`):
-            JSON values that verdicts depend on: time, memory, level of isolation and the like.
+            JSON values that verdicts depend on, such as time limit, memory limit and level of isolation.
 
     Raises:
         BlockingIOError: If another process holds the file.
@@ -90,11 +92,11 @@ class VerdictFile:
         self._written = time.monotonic()
 
     def find(self, problem: Problem, sample: Sample) -> ExecutionResult | None:
-        """Return the kept result of a program, or `None` if it has to run."""
+        """Return the stored result of a program, or `None` if it has to run."""
         return _result(self._kept.get(self._key(problem, sample), {}))
 
     def add(self, problem: Problem, verdict: Verdict) -> None:
-        """Keep a verdict, on disk with the first that comes half a second after the last write."""
+        """Store a verdict; the file is written at most every half second."""
         if verdict.result.status == "infra_error":
             return
         self._waiting.append(self._row(problem, verdict))
@@ -102,14 +104,14 @@ class VerdictFile:
             self._write()
 
     def finish(self, problems: Sequence[Problem], verdicts: Sequence[Verdict]) -> None:
-        """Leave the verdicts of this judging alone in the file, in their order, and close it."""
+        """Rewrite the file with the verdicts of this evaluation only, in their order, and close it."""
         by_id = {problem.task_id: problem for problem in problems}
         rows = [self._row(by_id[verdict.sample.task_id], verdict) for verdict in verdicts]
         self.close()
         replace_text(self._ledger.path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
     def close(self) -> None:
-        """Write what is waiting and release the file."""
+        """Write pending verdicts and release the file."""
         try:
             self._write()
         finally:
@@ -146,8 +148,50 @@ def _digest(text: str) -> str:
 
 
 def _result(row: Mapping[str, Any]) -> ExecutionResult | None:
-    """Read a result from a line, and `None` where it is none of this version."""
+    """Return the result in a line, or `None` if another version wrote it."""
     names = [field.name for field in fields(ExecutionResult)]
     if not all(name in row for name in names) or row["status"] not in get_args(Status):
         return None
     return ExecutionResult(**{**{name: row[name] for name in names}, "error_bases": tuple(row["error_bases"])})
+
+
+def run_samples(
+    problems: Sequence[Problem],
+    samples: Mapping[str, Sequence[Sample]],
+    executor: CodeExecutor,
+    *,
+    file: VerdictFile | None = None,
+    fail_fast: bool = True,
+    progress: bool = True,
+) -> list[Verdict]:
+    """Run all samples of all problems.
+
+    Returns:
+        `list[Verdict]`: In the order of the problems and of their samples.
+    """
+    asked = [(problem, sample) for problem in problems for sample in samples[problem.task_id]]
+    verdicts: dict[int, Verdict] = {}
+    to_run: list[int] = []
+    for index, (problem, sample) in enumerate(asked):
+        kept = None if file is None else file.find(problem, sample)
+        if kept is None:
+            to_run.append(index)
+        else:
+            verdicts[index] = Verdict(sample, kept, label(kept, problem, sample))
+    pairs = ((asked[index][1].solution, asked[index][0].tests) for index in to_run)
+    with tqdm(
+        total=len(asked), initial=len(verdicts), desc="Running programs", unit="program", disable=not progress
+    ) as bar:
+        for number, result in executor.stream(pairs, fail_fast=fail_fast):
+            problem, sample = asked[to_run[number]]
+            verdict = Verdict(sample, result, label(result, problem, sample))
+            verdicts[to_run[number]] = verdict
+            if file is not None:
+                file.add(problem, verdict)
+            bar.update()
+    return [verdicts[index] for index in range(len(asked))]
+
+
+def label(result: ExecutionResult, problem: Problem, sample: Sample) -> ErrorLabel:
+    """Return the label of a sample's result."""
+    return classify(result, sample.solution, problem.entry_point, truncated=sample.truncated)

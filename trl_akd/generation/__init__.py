@@ -1,4 +1,4 @@
-"""Text generation by transformers, vLLM or an OpenAI-compatible server, and the reader of what models answer."""
+"""Text generation by transformers, vLLM or an OpenAI-compatible server, and parsing of models' answers."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -517,8 +517,8 @@ def _is_code(text: str) -> bool:
 def extract_program(text: str, entry_point: str | None = None) -> str:
     r"""Return the Python program in a model's answer.
 
-    Where there is none, the answer without its thoughts is returned: running it shows what is wrong with it. Thoughts
-    that never end are no answer, and the result is empty.
+    Without a program, the answer without its thoughts is returned: running it shows the error. If the thoughts are not
+    closed, the result is empty.
 
     Args:
         text (`str`):

@@ -1,4 +1,4 @@
-"""A generator that stops when enough is spent."""
+"""Budgets of requests, tokens and time for text generators."""
 
 import sys
 import threading
@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from ..distributed import run_on_main_and_broadcast
-from .protocol import Arrival, Completion, GenerationError, StreamingGenerator, TextGenerator, Usage, stream
+from .protocol import (
+    GREEDY,
+    Arrival,
+    Completion,
+    GenerationError,
+    SamplingParams,
+    StreamingGenerator,
+    TextGenerator,
+    Usage,
+    stream,
+)
 from .wrappers import is_shared
 
 __all__ = ["Budget", "BudgetSpent", "BudgetedGenerator", "Limit", "Reservation"]
@@ -17,10 +27,10 @@ Limit: TypeAlias = Literal["max_requests", "max_tokens", "max_seconds"]
 
 
 class BudgetSpent(GenerationError):
-    """There is more to ask for than may be spent; all that came before is handed over."""
+    """A limit was reached before all prompts were answered; completions that had arrived were yielded."""
 
     def __init__(self, limit: Limit) -> None:
-        super().__init__(f"`{limit}` is reached; raise it, or leave it out, and run again to go on.")
+        super().__init__(f"`{limit}` is reached; raise it, or leave it out, and run again to continue.")
         self.limit = limit
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -28,23 +38,23 @@ class BudgetSpent(GenerationError):
 
 
 class Budget:
-    """Count what is spent, by any number of threads, and say what may still be.
+    """Thread-safe budget of requests, tokens and seconds.
 
-    A request is reserved at the most that it can cost before it is sent, and settled at what it has cost afterwards.
-    Where the rest does not cover another whole request, one at a time may go out, so the limit of tokens can be
-    exceeded by what a single one costs; that of requests is never exceeded.
+    A request is reserved at its maximum cost before it is sent, and settled at its actual cost afterwards. If the rest
+    does not cover a whole request, requests are sent one at a time, so the token limit can be exceeded by the cost of
+    a single request; the request limit is never exceeded.
 
     Args:
         max_requests (`int`, *optional*):
-            Maximum number of requests, repetitions included.
+            Maximum number of requests, including retries.
         max_tokens (`int`, *optional*):
             Maximum number of tokens of prompts and completions.
         max_seconds (`float`, *optional*):
             Maximum number of seconds until the last request is sent.
         spent ([`Usage`], *optional*):
-            What was spent before.
+            Usage before this run.
         seconds (`float`, *optional*, defaults to `0.0`):
-            Seconds that went by before.
+            Seconds elapsed before this run.
 
     Raises:
         ValueError: If a limit leaves room for nothing.
@@ -107,7 +117,7 @@ class Budget:
         return None
 
     def reserve(self, tokens: int) -> "Reservation | None":
-        """Reserve a request and the most tokens that it can cost; `None` if that is not possible, or not yet."""
+        """Reserve a request and its maximum number of tokens; `None` if that is impossible, or not possible yet."""
         with self._lock:
             if self.reached is not None or not self._has_request():
                 return None
@@ -120,7 +130,7 @@ class Budget:
             return Reservation(tokens)
 
     def affordable(self, tokens_each: int) -> int:
-        """Return how many requests there is enough for, if each may cost so many tokens."""
+        """Return the number of requests that the budget covers at `tokens_each` tokens per request."""
         most = [sys.maxsize]
         if self._max_requests is not None:
             most.append(self._max_requests - self.spent.requests)
@@ -129,7 +139,7 @@ class Budget:
         return min(most)
 
     def spend(self, usage: Usage) -> None:
-        """Count what was spent without a reservation."""
+        """Count usage without a reservation."""
         with self._lock:
             self.spent += usage
 
@@ -137,8 +147,7 @@ class Budget:
         """Count a request that is about to be sent.
 
         Raises:
-            BudgetSpent: If it is one more than was reserved, as a repetition is, and there is no other, or if it
-                comes after the last second.
+            BudgetSpent: If it is a retry, for which no request was reserved, and none is left, or if time is up.
         """
         with self._lock:
             if not reservation.requests and not self._has_request():
@@ -151,7 +160,7 @@ class Budget:
             self.spent += Usage(requests=1)
 
     def settle(self, reservation: "Reservation", usage: Usage) -> None:
-        """Give a reservation back, and count the tokens that were spent; its requests are counted already."""
+        """Release a reservation and count its tokens; its requests are already counted."""
         with self._lock:
             self._reservations -= 1
             self._reserved_requests -= reservation.requests
@@ -164,7 +173,7 @@ class Budget:
 
 @dataclass(slots=True)
 class Reservation:
-    """Hold what a [`Budget`] keeps for a prompt that is under way: tokens, a request not sent yet, and those sent."""
+    """Reservation of a [`Budget`] for a prompt in progress: tokens, unsent requests and sent requests."""
 
     tokens: int
     requests: int = 1
@@ -172,33 +181,31 @@ class Reservation:
 
 
 class BudgetedGenerator(StreamingGenerator):
-    """Ask a generator for as long as requests, tokens and time last.
+    """Limit the requests, tokens and time of a generator.
 
-    An [`OpenAIGenerator`] takes the budget into its own loop: its limits are looked at before each request, and as
-    many requests are under way together as without a budget. Of other generators a prompt is a request, and they are
-    asked batch by batch: limits are looked at between two batches, and what is under way is finished. Where they do
-    not tell what a completion has cost, its tokens count, or else the most there may be.
+    An [`OpenAIGenerator`] checks the limits before each request, at the same concurrency as without a budget. For
+    other generators each prompt counts as a request, and the limits are checked between batches. If a generator does
+    not report the cost of a completion, its tokens count, or else the maximum.
 
-    Inside of a [`RecordedGenerator`], replays cost nothing. A batch is a call of its own to the generator, so prompts
-    that are equal go out in one, or their samples would be equal too.
+    Inside of a [`RecordedGenerator`], replayed completions cost nothing. Each batch is a separate call, so equal
+    prompts share a batch; their samples would be equal otherwise.
 
     Args:
         generator (`TextGenerator`):
-            Who is asked.
+            Generator.
         budget ([`Budget`], *optional*):
             Shared with other generators; by default one of the limits given here.
         batch_size (`int`, *optional*):
-            Maximum number of prompts to ask for between two looks at the limits, unless more are equal; by default all
-            of a call. Without effect on an `OpenAIGenerator`.
+            Maximum number of prompts per batch, unless more are equal. Defaults to all prompts of a call. No effect on
+            an `OpenAIGenerator`.
         max_requests (`int`, *optional*):
-            Maximum number of requests, repetitions included.
+            Maximum number of requests, including retries.
         max_tokens (`int`, *optional*):
             Maximum number of tokens of prompts and completions; the last request, or batch, can exceed it.
         max_seconds (`float`, *optional*):
-            Maximum number of seconds since this object was made; what is under way then is finished.
+            Maximum number of seconds since this object was created; batches in progress are finished.
         accelerator (`Accelerator`, *optional*):
-            That of a generator that shares its work over several processes, for all of which the main one's clock
-            counts.
+            Accelerator of a generator that is shared among processes; the main process's clock counts for all.
 
     Raises:
         ValueError: If a limit leaves room for nothing.
@@ -232,70 +239,52 @@ class BudgetedGenerator(StreamingGenerator):
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"`batch_size` is {batch_size}; allow at least 1, or leave it out for no limit.")
         self._budget = budget or Budget(max_requests=max_requests, max_tokens=max_tokens, max_seconds=max_seconds)
-        self._generator = generator.within(self._budget) if isinstance(generator, _Thrifty) else generator
+        self._generator = generator.within(self._budget) if isinstance(generator, _SupportsBudget) else generator
         self._batch_size = batch_size
         self._accelerator = accelerator
 
     @property
     def is_shared(self) -> bool:
-        """Whether several processes must ask together."""
+        """Whether all processes must call it together."""
         return is_shared(self._generator)
 
     @property
     def requests(self) -> int:
-        """Requests so far."""
+        """Number of requests so far."""
         return self._budget.spent.requests
 
     @property
     def tokens(self) -> int:
-        """Tokens of prompts and completions so far."""
+        """Number of tokens of prompts and completions so far."""
         return self._budget.spent.tokens
 
     @property
     def exhausted(self) -> Limit | None:
-        """Name of the limit that is reached, if one is; all processes ask together."""
+        """Name of the limit that is reached, if any; all processes call this together."""
         return run_on_main_and_broadcast(self._accelerator, lambda: self._budget.reached)
 
-    def stream(
-        self,
-        prompts: list[str],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-    ) -> Iterator[Arrival]:
-        """Yield completions as they come, until a limit is reached.
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
+        """Yield completions as they arrive, until a limit is reached.
 
         Raises:
-            BudgetSpent: If a limit is reached before all prompts are asked.
+            BudgetSpent: If a limit is reached before all prompts are answered.
         """
-        sampling: dict[str, Any] = {
-            "n": n,
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_new_tokens": max_new_tokens,
-            "stop": stop,
-            "seed": seed,
-        }
-        if isinstance(self._generator, _Thrifty):
-            yield from self._generator.stream(prompts, **sampling)
+        if isinstance(self._generator, _SupportsBudget):
+            yield from self._generator.stream(prompts, sampling)
             return
-        groups = _equal_ones(prompts)
+        groups = _group_equal(prompts)
         while groups:
             if (limit := self.exhausted) is not None:
                 raise BudgetSpent(limit)
-            batch = self._next_batch(groups, n * max_new_tokens)
+            batch = self._next_batch(groups, sampling.n * sampling.max_new_tokens)
             self._budget.spend(Usage(requests=len(batch)))
-            for index, completions in stream(self._generator, [prompts[place] for place in batch], **sampling):
+            for index, completions in stream(self._generator, [prompts[place] for place in batch], sampling):
                 for completion in completions:
-                    self._budget.spend(_cost(completion, max_new_tokens))
+                    self._budget.spend(_cost(completion, sampling.max_new_tokens))
                 yield batch[index], completions
 
     def _next_batch(self, groups: list[list[int]], tokens_each: int) -> list[int]:
-        """Take off the places of the prompts that go out together, if each may cost so many tokens."""
+        """Remove and return the indices of the next batch, at `tokens_each` tokens per prompt."""
         most = self._budget.affordable(tokens_each)
         batch = groups.pop(0)
         while groups and len(batch) + len(groups[0]) <= min(most, self._batch_size or most):
@@ -306,25 +295,25 @@ class BudgetedGenerator(StreamingGenerator):
 
 
 @runtime_checkable
-class _Thrifty(Protocol):
-    """A generator that looks at a budget before each request, as `OpenAIGenerator` does."""
+class _SupportsBudget(Protocol):
+    """A generator that checks a budget before each request, as `OpenAIGenerator` does."""
 
     def within(self, budget: Budget) -> StreamingGenerator:
-        """Return this generator, but within a budget."""
+        """Return a copy of this generator with a budget."""
 
-    def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
-        """Yield completions as they come."""
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
+        """Yield completions as they arrive."""
 
 
 def _cost(completion: Completion, max_new_tokens: int) -> Usage:
-    """Return the tokens that a completion of a generator without requests has cost."""
+    """Return the tokens that a completion of a generator without requests cost."""
     if completion.usage is not None:
         return Usage(0, completion.usage.prompt_tokens, completion.usage.completion_tokens)
     return Usage(0, 0, max_new_tokens if completion.num_tokens is None else completion.num_tokens)
 
 
-def _equal_ones(prompts: Sequence[str]) -> list[list[int]]:
-    """Return the places of each prompt, in the order in which it first came."""
+def _group_equal(prompts: Sequence[str]) -> list[list[int]]:
+    """Return the indices of each distinct prompt, in the order of their first occurrence."""
     places: dict[str, list[int]] = {}
     for place, prompt in enumerate(prompts):
         places.setdefault(prompt, []).append(place)

@@ -1,4 +1,4 @@
-"""What happens between a model's logits and a text: choose a token, turn tokens into text, notice the end."""
+"""Decoding with a transformers model: token selection, detokenization, stop strings, and an unwrapped model."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -19,11 +19,11 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what decoders put for the first byt
 
 
 class TokenChooser(LogitsProcessor):
-    """Choose each row's next token, and note how probable the model found it.
+    """Choose each row's next token and record its log-probability.
 
-    It stands in for the sampling of `generate`, which has one random state for a whole batch: here each row brings its
-    own draws, so that a sample depends neither on its neighbours in the batch nor on the number of ranks. All other
-    tokens get a score of minus infinity.
+    It replaces the sampling of `generate`, which has one random state per batch: each row has its own draws, so that a
+    sample depends neither on the other rows of the batch nor on the number of ranks. All other tokens get a score of
+    minus infinity.
 
     Args:
         temperature (`float`):
@@ -31,7 +31,7 @@ class TokenChooser(LogitsProcessor):
         top_p (`float`):
             Probability of the most probable tokens that are sampled from.
         draws (`torch.Tensor` of shape `[B, T]`, *optional*):
-            Uniform numbers in [0, 1), one a row and step; not needed at temperature 0.
+            Uniform numbers in [0, 1), one per row and step; not needed at temperature 0.
     """
 
     def __init__(self, temperature: float, top_p: float, draws: Tensor | None) -> None:
@@ -41,7 +41,7 @@ class TokenChooser(LogitsProcessor):
         self._logprobs: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores `[B, V]` that leave one token a row."""
+        """Return scores `[B, V]` that leave one token per row."""
         chosen = self._choose(scores)[:, None]
         self._logprobs.append(scores.gather(1, chosen)[:, 0] - scores.logsumexp(-1))
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
@@ -68,20 +68,14 @@ def _invert(mass: Tensor, draw: Tensor) -> Tensor:
     whole = mass[:, -1:].contiguous()
     last = torch.searchsorted(mass, whole)  # rounding must not lead past the last index with any mass
     index = torch.minimum(torch.searchsorted(mass, draw * whole, right=True), last)[:, 0]
-    return index.clamp(max=mass.shape[-1] - 1)  # NaN has no index; whoever reads the log-probabilities will notice
+    return index.clamp(max=mass.shape[-1] - 1)  # NaN has no index; the log-probabilities show it
 
 
 class Detokenizer:
-    """Turn generated tokens into text.
+    """Decode generated tokens.
 
-    Tokens that continue a text are decoded behind a line break, which is taken off again: tokenizers that drop a
-    space at the beginning of a text (SentencePiece) would otherwise take one from the first indent.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`):
-            The model's tokenizer.
-        continuing (`bool`):
-            Whether the tokens continue a prompt, as those of a decoder-only model do.
+    Tokens that continue a text are decoded after a line break, which is removed again: tokenizers that drop a space at
+    the beginning of a text (SentencePiece) would otherwise remove one from the first indent.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, continuing: bool) -> None:
@@ -90,7 +84,7 @@ class Detokenizer:
         self._anchor = anchor if self._decode(anchor) == "\n" else []
 
     def __call__(self, tokens: Sequence[int]) -> str:
-        """Return the text of tokens, special ones left out."""
+        """Return the text of tokens without special tokens."""
         return self._decode([*self._anchor, *tokens])[bool(self._anchor) :]
 
     def _decode(self, tokens: list[int]) -> str:
@@ -102,14 +96,6 @@ class StopStrings(StoppingCriteria):
     """End a row at the first token that completes one of its stop strings.
 
     Unlike that of transformers, this criterion needs no table of the whole vocabulary; it decodes the newest tokens.
-
-    Args:
-        stop (`Sequence[str]`):
-            Strings to look for in what was generated; the prompt does not count.
-        detokenizer (`Detokenizer`):
-            Gives tokens their text.
-        rows (`int`):
-            Sequences in the batch.
     """
 
     def __init__(self, stop: Sequence[str], detokenizer: Detokenizer, rows: int) -> None:

@@ -1,4 +1,4 @@
-"""Ask a JSON service that may be busy, broken or slow."""
+"""HTTP client of JSON services with retries, and sessions in which requests have a deadline."""
 
 import random
 import socket
@@ -30,17 +30,11 @@ _OF_ONE_REQUEST = (400, 413, 422)
 
 
 class MalformedAnswer(Exception):
-    """An answer without what was asked for; asking again may help."""
+    """A response without the expected content; a retry may help."""
 
 
 class RefusedRequest(GenerationError):
-    """The service understood and refused; asking the same again cannot help.
-
-    Args:
-        message (`str`): what to tell the user.
-        status (`int`): HTTP status of the answer.
-        excerpt (`str`): beginning of the answer.
-    """
+    """The service refused the request; a retry cannot help."""
 
     def __init__(self, message: str, status: int, excerpt: str) -> None:
         super().__init__(message)
@@ -63,7 +57,7 @@ class _TransientFault(Exception):
 
 
 class JSONClient:
-    """Post to a service, and post again where that may help.
+    """Post requests to a service, with retries.
 
     A request is repeated, with exponential back-off and jitter, after status 408, 409, 425, 429 and 5xx, a connection
     that fails or breaks off, a timeout, and an answer that is not what it should be. A `Retry-After` header takes the
@@ -73,12 +67,12 @@ class JSONClient:
         base_url (`str`): start of all addresses.
         api_key (`str`, *optional*): sent as bearer token; it never appears in a message.
         timeout (`float`): seconds to wait for a connection, and from then on for the whole answer.
-        max_retries (`int`): repetitions of a request.
-        backoff (`float`): seconds before the first repetition; each further one waits twice as long.
-        connections (`int`): connections kept open.
+        max_retries (`int`): maximum number of retries of a request.
+        backoff (`float`): seconds before the first retry; each further retry waits twice as long.
+        connections (`int`): number of open connections.
 
     Raises:
-        ValueError: If an argument is outside its range, or the URL or key is none.
+        ValueError: If an argument is outside its range, or the URL or key is malformed.
     """
 
     def __init__(
@@ -117,12 +111,6 @@ class JSONClient:
         before_attempt: Callable[[], None] = lambda: None,
     ) -> Answer:
         """Post a body and return what `read` finds in the answer.
-
-        Args:
-            path (`str`): what follows the base URL.
-            body (`Mapping`): what to send, as JSON.
-            read (`Callable`): turns the decoded answer into the result, or raises `MalformedAnswer`.
-            before_attempt (`Callable`): called before each attempt; what it raises ends the attempts.
 
         Raises:
             RefusedRequest: If the service refuses.
@@ -173,7 +161,7 @@ class JSONClient:
         remedy = {
             401: f"check {_KEY}",
             403: f"check {_KEY}, and what the key may use",
-            404: "check `base_url`, which as a rule ends in /v1, and `model`",
+            404: "check `base_url`, which usually ends in /v1, and the model's name",
         }.get(
             response.status_code,
             "check `base_url`, `model` and the request, whose fields `extra_body` can replace or remove",
@@ -230,15 +218,7 @@ def _checked_key(key: str | None) -> str | None:
 
 
 class Deadline:
-    """Cut off the connection of a request once its time is over.
-
-    Args:
-        seconds (`float`):
-            Time from now until then.
-
-    Attributes:
-        expired (`bool`): whether that has happened.
-    """
+    """Shut down the connection of a request when its time is up."""
 
     def __init__(self, seconds: float) -> None:
         self.expired = False
@@ -248,13 +228,13 @@ class Deadline:
         self._timer.start()
 
     def watch(self, connected: Any) -> None:
-        """Take the socket that the request uses."""
+        """Set the socket that the request uses."""
         self._socket = connected
         if self.expired:
             self._cut()
 
     def cancel(self) -> None:
-        """Let the connection live, as its request has ended."""
+        """Cancel the deadline because the request has ended."""
         self._timer.cancel()
 
     def _cut(self) -> None:
@@ -266,7 +246,7 @@ class Deadline:
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[Deadline]:
-    """Give the requests that this thread sends inside the context, in a session of [`session`], so many seconds."""
+    """Limit the requests that this thread sends inside the context, in a session of [`session`], to `seconds`."""
     limit = Deadline(seconds)
     _current.deadline = limit
     try:
@@ -277,7 +257,7 @@ def deadline(seconds: float) -> Iterator[Deadline]:
 
 
 def session(connections: int) -> requests.Session:
-    """Return a session that keeps so many connections open and knows deadlines."""
+    """Return a session that supports deadlines and keeps up to `connections` connections open."""
     made = requests.Session()
     for scheme in ("http://", "https://"):
         made.mount(scheme, _Adapter(pool_maxsize=connections))

@@ -106,18 +106,7 @@ class BackendConfig:
 
 
 def check_server_fields(config: Any, url: str, names: tuple[str, ...], owner: str = "") -> None:
-    """Raise a ValueError if a field for a server is set although there is no server.
-
-    Args:
-        config:
-            Dataclass with the fields.
-        url (`str`):
-            Name of the field with the server's address.
-        names (`tuple[str, ...]`):
-            Names of fields that have no effect without it.
-        owner (`str`, *optional*):
-            Owner of the server, such as `"judge's "`, for the message.
-    """
+    """Raise a ValueError if a field for a server is set although there is no server."""
     if getattr(config, url) is not None:
         return
     for field in fields(config):
@@ -237,16 +226,6 @@ def generator_of_model(
     model: Any, tokenizer: Any, *, chat: bool, batch_size: int = 16, accelerator: Any = None
 ) -> TextGenerator:
     """Return a generator for a transformers model in memory.
-
-    Args:
-        model (`PreTrainedModel`, `PeftModel` or engine), tokenizer (`PreTrainedTokenizerBase`):
-            As [`TransformersGenerator`] takes them.
-        chat (`bool`):
-            Whether prompts are user messages in the tokenizer's chat template.
-        batch_size (`int`, *optional*, defaults to `16`):
-            Maximum number of sequences generated together on one process.
-        accelerator (`Accelerator`, *optional*):
-            Shares the prompts among its processes.
 
     Raises:
         ValueError: If the tokenizer has no chat template although `chat` is set.

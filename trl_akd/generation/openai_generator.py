@@ -1,4 +1,4 @@
-"""Text from any server that speaks OpenAI's protocol: vLLM, SGLang, llama.cpp, `transformers serve`, OpenAI itself."""
+"""Generator for servers with OpenAI's interface: vLLM, SGLang, llama.cpp, `transformers serve`, OpenAI."""
 
 import copy
 import os
@@ -15,10 +15,11 @@ from typing import Any, Self
 from .budget import Budget, BudgetSpent, Reservation
 from .json_client import JSONClient, MalformedAnswer, RefusedRequest
 from .protocol import (
+    GREEDY,
     Arrival,
     Completion,
     GenerationError,
-    Request,
+    SamplingParams,
     StreamingGenerator,
     Usage,
     check_prompts,
@@ -36,7 +37,7 @@ _EXCERPT = 300  # characters of a server's error in a message
 _MAX_STOPS = 4  # that OpenAI's own servers take; text is cut at the others once it is here
 
 _STRUCTURED = re.compile(r"response_format|json.?(?:schema|object)|structured|guided|grammar", re.IGNORECASE)
-"""How servers name the field `response_format` where they refuse it."""
+"""Names of the field `response_format` in refusals of servers."""
 
 _ABOUT_THE_PROMPT = re.compile(
     r"status 413|context.?(length|window)|maximum.{0,20}(length|context)|too (long|large|many tokens)"
@@ -61,16 +62,17 @@ _UNSUPPORTED = re.compile(
 class OpenAIGenerator(StreamingGenerator):
     """Generate with a model behind an OpenAI-compatible server.
 
-    Prompts go out one a request, `concurrency` at a time. A server that gives fewer than `n` choices is asked again
-    with another seed; one that refuses log-probabilities is asked without. Log-probabilities are the server's, by its
-    own definition. Whether BOS opens the prompt, and what a model's generation settings do besides, is the server's
-    decision: `transformers serve`, for one, samples only where they say `do_sample`.
+    Each request has one prompt, and up to `concurrency` requests are sent concurrently. A server that returns fewer
+    than `n` choices gets another request with another seed; one that refuses log-probabilities gets requests without
+    them. Log-probabilities are as the server defines them. Whether the prompt starts with BOS, and the effect of the
+    model's generation settings, are up to the server: `transformers serve`, for example, samples only if they contain
+    `do_sample`.
 
     A prompt that the server refuses, with status 400, 413 or 422 or by its content filter, gets completions with
     `finish_reason="refused"` and the server's message, and the others go on. Any other refusal, such as 401, 403 or
     404, ends the call, and so do `max_refusals` refusals in a row whose message does not say that the prompt's content
-    or length is the cause: then something is wrong with all requests. Such refusals are therefore handed over only
-    when another prompt was answered, or at the end of the call.
+    or length is the cause: then something is wrong with all requests. Such refusals are therefore yielded only
+    after another prompt was answered, or at the end of the call.
 
     Reasoning servers that refuse `max_tokens` in favour of `max_completion_tokens` get that.
 
@@ -84,20 +86,21 @@ class OpenAIGenerator(StreamingGenerator):
         chat (`bool`, *optional*, defaults to `False`):
             Send each prompt as a user's message to `/chat/completions` instead of as text to `/completions`.
         concurrency (`int`, *optional*, defaults to `8`):
-            Maximum number of requests under way together.
+            Maximum number of concurrent requests.
         timeout (`float`, *optional*, defaults to `60.0`):
-            Seconds that a request may take until its whole answer has come; allow for the longest completion.
+            Timeout of a request in seconds, until the whole response has arrived; allow for the longest completion.
         max_retries (`int`, *optional*, defaults to `5`):
-            Repetitions of a request after status 429 or 5xx, a failed connection, a time-out or a malformed answer.
+            Maximum number of retries of a request after status 429 or 5xx, a failed connection, a time-out or a
+            malformed response.
         backoff (`float`, *optional*, defaults to `1.0`):
-            Seconds before the first repetition, doubled with each further one; `Retry-After` takes precedence.
+            Seconds before the first retry, doubled with each further retry; `Retry-After` takes precedence.
         extra_body (`Mapping`, *optional*):
             Fields to add to each request, or to replace; `None` removes one.
         max_refusals (`int`, *optional*, defaults to `8`):
-            Number of unexplained refusals in a row that ends the call.
+            Number of consecutive unexplained refusals that ends the call.
 
     Attributes:
-        requests (`int`): requests sent so far, repetitions included.
+        requests (`int`): requests sent so far, including retries.
         usage ([`Usage`]): requests answered and their tokens. Counts that the server leaves out are estimated: those
             of completions by their log-probabilities or else by length, those of prompts by length.
 
@@ -150,17 +153,17 @@ class OpenAIGenerator(StreamingGenerator):
 
     @property
     def requests(self) -> int:
-        """Requests sent so far, repetitions included."""
+        """Number of requests sent so far, including retries."""
         return self._client.requests
 
     @property
     def usage(self) -> Usage:
-        """Requests answered so far, and their tokens."""
+        """Usage of the requests answered so far."""
         return self._state.usage
 
     @property
     def tokens(self) -> int:
-        """Tokens of prompts and completions so far."""
+        """Number of tokens of prompts and completions so far."""
         return self.usage.tokens
 
     @property
@@ -169,13 +172,13 @@ class OpenAIGenerator(StreamingGenerator):
         return self._model
 
     def within(self, budget: Budget) -> Self:
-        """Return this generator, but with a budget that is looked at before each request."""
+        """Return a copy of this generator that checks a budget before each request."""
         limited = copy.copy(self)
         limited._budget = budget
         return limited
 
     def with_schema(self, name: str, schema: Mapping[str, Any]) -> Self:
-        """Return this generator, but asking for JSON of a schema; a server that refuses this is asked without it.
+        """Return a copy of this generator that requests JSON of a schema, unless the server refuses the field.
 
         Args:
             name (`str`):
@@ -201,32 +204,21 @@ class OpenAIGenerator(StreamingGenerator):
         }
         return structured
 
-    def stream(
-        self,
-        prompts: list[str],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-    ) -> Iterator[Arrival]:
-        """Yield completions as answers come.
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
+        """Yield completions as responses arrive.
 
-        Where it ends early, by an error or Ctrl-C, requests under way are waited for and their answers yielded.
+        After an error or Ctrl-C, requests in progress are awaited and their completions yielded.
 
         Raises:
             ValueError: If an argument is outside its range.
             GenerationError: If the server refuses all requests or gives no usable answer.
             BudgetSpent: If the budget does not suffice.
         """
-        request = Request(n, temperature, top_p, max_new_tokens, stop, seed)
         check_prompts(prompts)
-        questions = zip(prompts, sample_offsets(prompts, n), strict=True)
+        questions = zip(prompts, sample_offsets(prompts, sampling.n), strict=True)
         todo = deque(_Question(index, prompt, first) for index, (prompt, first) in enumerate(questions))
         with ThreadPoolExecutor(self._concurrency) as pool:
-            call = _Call(self, pool, request)
+            call = _Call(self, pool, sampling)
             try:
                 yield from call.answers(todo)
             except (Exception, KeyboardInterrupt):
@@ -236,17 +228,19 @@ class OpenAIGenerator(StreamingGenerator):
             finally:
                 call.end()
 
-    def _reserve(self, prompt: str, request: Request) -> Reservation | None:
+    def _reserve(self, prompt: str, sampling: SamplingParams) -> Reservation | None:
         prompted = estimate_num_tokens(prompt) + self._state.underestimate
-        return self._budget.reserve(prompted + request.n * request.max_new_tokens)
+        return self._budget.reserve(prompted + sampling.n * sampling.max_new_tokens)
 
-    def _answer(self, question: "_Question", request: Request, reservation: Reservation) -> Iterator[list[Completion]]:
-        """Ask until all completions of a prompt are there; the first of each part has the cost of its requests."""
+    def _answer(
+        self, question: "_Question", sampling: SamplingParams, reservation: Reservation
+    ) -> Iterator[list[Completion]]:
+        """Send requests until all completions of a prompt have arrived; the first of each part has their cost."""
         done, cost = 0, Usage()
         try:
-            while done < request.n:
+            while done < sampling.n:
                 sent = reservation.sent
-                found = self._ask(question, request.n - done, done, request, reservation)
+                found = self._ask(question, sampling.n - done, done, sampling, reservation)
                 usage = replace(found[0].usage or Usage(), requests=reservation.sent - sent)
                 self._state.count_usage(usage, question.prompt)
                 cost += usage
@@ -256,13 +250,13 @@ class OpenAIGenerator(StreamingGenerator):
             self._budget.settle(reservation, cost)
 
     def _ask(
-        self, question: "_Question", n: int, done: int, request: Request, reservation: Reservation
+        self, question: "_Question", n: int, done: int, sampling: SamplingParams, reservation: Reservation
     ) -> list[Completion]:
-        """Return up to `n` more completions of a prompt that has some already, or as many refused ones."""
-        seed = request.sample_seed(question.prompt, question.first + done)
-        body = self._body(question.prompt, n, seed, request)
+        """Return up to `n` more completions of a prompt that has `done` already, or as many refused ones."""
+        seed = sampling.sample_seed(question.prompt, question.first + done)
+        body = self._body(question.prompt, n, seed, sampling)
         try:
-            found = self._post(body, question.prompt, request, reservation)
+            found = self._post(body, question.prompt, sampling, reservation)
         except RefusedRequest as refusal:
             if not refusal.concerns_one_request:
                 raise
@@ -272,7 +266,9 @@ class OpenAIGenerator(StreamingGenerator):
         self._state.count_answer()
         return found[:n]
 
-    def _post(self, body: dict[str, Any], prompt: str, request: Request, reservation: Reservation) -> list[Completion]:
+    def _post(
+        self, body: dict[str, Any], prompt: str, sampling: SamplingParams, reservation: Reservation
+    ) -> list[Completion]:
         """Post a request, without the fields that the server refuses."""
         while True:
             for field in self._state.refused_fields:
@@ -281,7 +277,7 @@ class OpenAIGenerator(StreamingGenerator):
                 return self._client.post(
                     "/chat/completions" if self._chat else "/completions",
                     body,
-                    read=lambda answer: _read(answer, prompt, request),
+                    read=lambda answer: _read(answer, prompt, sampling),
                     before_attempt=lambda: self._budget.send(reservation),
                 )
             except RefusedRequest as refusal:
@@ -290,16 +286,16 @@ class OpenAIGenerator(StreamingGenerator):
                     raise
                 self._state.refused_fields |= {refused}
 
-    def _body(self, prompt: str, n: int, seed: int, request: Request) -> dict[str, Any]:
+    def _body(self, prompt: str, n: int, seed: int, sampling: SamplingParams) -> dict[str, Any]:
         question = {"messages": [{"role": "user", "content": prompt}]} if self._chat else {"prompt": prompt}
-        sampling = {"n": n, "top_p": request.top_p, "seed": seed} if request.temperature > 0 else {}
+        drawn = {"n": n, "top_p": sampling.top_p, "seed": seed} if sampling.temperature > 0 else {}
         body = {
             "model": self._model,
             **question,
-            **sampling,
-            "temperature": request.temperature,
-            "max_tokens": request.max_new_tokens,
-            "stop": list(request.stop[:_MAX_STOPS]) or None,
+            **drawn,
+            "temperature": sampling.temperature,
+            "max_tokens": sampling.max_new_tokens,
+            "stop": list(sampling.stop[:_MAX_STOPS]) or None,
             "logprobs": True if self._chat else 1,
             **self._extra_body,
         }
@@ -307,7 +303,7 @@ class OpenAIGenerator(StreamingGenerator):
 
 
 class _State:
-    """Hold what all threads and all calls of a generator have learned of its server."""
+    """State that all threads and calls of a generator share: usage, refused fields, consecutive refusals."""
 
     def __init__(self, max_refusals: int) -> None:
         self.usage = Usage()
@@ -353,16 +349,16 @@ class _Question:
 
 
 class _Call:
-    """Send the requests of one call, and bring what they find from their threads to the one that asked.
+    """Requests of one call, and the queue from their threads to the caller.
 
-    Without a budget all prompts go to the pool at once; with one, only so many that no thread is ever idle, as each
-    holds a reservation.
+    Without a budget all prompts go to the pool at once; with one, only as many as keep all threads busy, as each holds
+    a reservation.
     """
 
-    def __init__(self, generator: OpenAIGenerator, pool: ThreadPoolExecutor, request: Request) -> None:
+    def __init__(self, generator: OpenAIGenerator, pool: ThreadPoolExecutor, sampling: SamplingParams) -> None:
         self._generator = generator
         self._pool = pool
-        self._request = request
+        self._sampling = sampling
         self._ended = False
         self._queue: SimpleQueue[Arrival | Exception | None] = SimpleQueue()
         self._held: list[Arrival] = []  # refusals that may come to nothing
@@ -373,7 +369,7 @@ class _Call:
         under_way = 0
         while todo or under_way:
             while todo and under_way < ahead:
-                reservation = self._generator._reserve(todo[0].prompt, self._request)
+                reservation = self._generator._reserve(todo[0].prompt, self._sampling)
                 if reservation is None:
                     break
                 self._pool.submit(self._follow, todo.popleft(), reservation)
@@ -386,23 +382,23 @@ class _Call:
             elif isinstance(found, Exception):
                 raise found
             else:
-                yield from self._handed_over(found)
+                yield from self._release(found)
         yield from self._held
 
     def late_answers(self) -> Iterator[Arrival]:
-        """Yield what has come since an error; further errors are left out."""
+        """Yield completions that have arrived since an error; further errors are ignored."""
         while not self._queue.empty():
             found = self._queue.get()
             if found is not None and not isinstance(found, Exception):
-                yield from self._handed_over(found)
+                yield from self._release(found)
 
     def end(self) -> None:
-        """Send no more requests, and wait for those under way."""
+        """Send no more requests, and wait for those in progress."""
         self._ended = True
         self._pool.shutdown()
 
     def _follow(self, question: _Question, reservation: Reservation) -> None:
-        """Put the completions of a prompt into the queue as they come, in a thread, and `None` behind the last.
+        """Put the completions of a prompt into the queue as they arrive, in a thread, and `None` after the last.
 
         An error ends the call here, so that no thread begins another prompt before the caller has seen it.
         """
@@ -410,7 +406,7 @@ class _Call:
             self._generator._budget.settle(reservation, Usage())
             return
         try:
-            for completions in self._generator._answer(question, self._request, reservation):
+            for completions in self._generator._answer(question, self._sampling, reservation):
                 self._queue.put((question.index, completions))
                 if self._ended:
                     return
@@ -419,8 +415,8 @@ class _Call:
             self._ended = True
             self._queue.put(error)
 
-    def _handed_over(self, found: Arrival) -> Iterator[Arrival]:
-        """Yield completions, but hold an unexplained refusal until another prompt is answered."""
+    def _release(self, found: Arrival) -> Iterator[Arrival]:
+        """Yield completions, but hold back unexplained refusals until another prompt is answered."""
         if found[1][0].finish_reason == "refused" and not _is_explained(found[1][0].refusal or ""):
             self._held.append(found)
             return
@@ -429,7 +425,7 @@ class _Call:
 
 
 def _is_explained(reason: str) -> bool:
-    """Tell whether a refusal names the content or the length of its prompt as the cause."""
+    """Return whether a refusal names the content or the length of its prompt as the cause."""
     return _ABOUT_THE_PROMPT.search(reason) is not None and _ABOUT_THE_SETTINGS.search(reason) is None
 
 
@@ -452,7 +448,7 @@ def _substitute(body: dict[str, Any], field: str) -> None:
             body[name] = value
 
 
-def _read(answer: Any, prompt: str, request: Request) -> list[Completion]:
+def _read(answer: Any, prompt: str, sampling: SamplingParams) -> list[Completion]:
     """Return the completions of an answer, the first of which has the usage.
 
     Raises:
@@ -464,7 +460,7 @@ def _read(answer: Any, prompt: str, request: Request) -> list[Completion]:
         choices = answer["choices"]
         counts = _counts(answer.get("usage"))
         paid = counts["completion_tokens"] if len(choices) == 1 else 0
-        completions = [_completion(choice, paid or None, request.stop) for choice in choices]
+        completions = [_completion(choice, paid or None, sampling.stop) for choice in choices]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise MalformedAnswer(f"with an answer of another form ({type(error).__name__}: {error})") from None
     if not completions:

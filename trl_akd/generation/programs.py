@@ -21,12 +21,6 @@ def find_program(parts: Iterable[Part], entry_point: str | None = None) -> str |
     """Return the Python program in the parts of an answer, or `None` if there is none.
 
     Without an entry point, or without a definition of it, the program is kept whole.
-
-    Args:
-        parts (`Iterable[Part]`):
-            Parts of the answer in order.
-        entry_point (`str`, *optional*):
-            Name that the program should define.
     """
     sources = [Source(part) for part in parts]
     if entry_point is not None:
@@ -38,16 +32,7 @@ def find_program(parts: Iterable[Part], entry_point: str | None = None) -> str |
 
 
 class _Assembly:
-    """Choose the statements that an entry point needs.
-
-    Args:
-        sources (`Sequence[Source]`):
-            The parts of the answer.
-        chosen (`int`):
-            Number of the source whose definition of the entry point counts.
-        entry_point (`str`):
-            The name.
-    """
+    """Choose the statements that an entry point needs."""
 
     def __init__(self, sources: Sequence[Source], chosen: int, entry_point: str) -> None:
         self._sources = sources

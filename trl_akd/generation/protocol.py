@@ -1,4 +1,4 @@
-"""What is asked of a text generator and what it gives back, whatever stands behind it."""
+"""Interface of text generators: sampling parameters, completions, usage, and streams of completions."""
 
 import hashlib
 import random
@@ -6,14 +6,15 @@ import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 __all__ = [
+    "GREEDY",
     "Arrival",
     "Completion",
     "FinishReason",
     "GenerationError",
-    "Request",
+    "SamplingParams",
     "StreamingGenerator",
     "TextGenerator",
     "Usage",
@@ -34,17 +35,17 @@ _BYTES_PER_TOKEN = 3  # of program text and English, rather too few than too man
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Hold what completions cost.
+    """Cost of completions.
 
     Args:
         requests (`int`):
-            Requests sent, repetitions included.
+            Requests sent, including retries.
         prompt_tokens (`int`):
             Tokens of the prompts.
         completion_tokens (`int`):
             Tokens generated, including hidden reasoning where the server counts it.
         estimated (`bool`, *optional*, defaults to `False`):
-            Whether a server left out a count, so that it was estimated from the length of the text.
+            Whether a count was estimated from the length of the text because the server did not report it.
 
     Example:
 
@@ -76,26 +77,27 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    r"""Hold one continuation of a prompt.
+    r"""A continuation of a prompt.
 
     Args:
         text (`str`):
-            What was written, up to the first stop string, which is left out as is the end-of-sequence token.
+            Generated text up to the first stop string, without it and without the end-of-sequence token.
         mean_logprob (`float`, *optional*):
-            Mean log-probability of the generated tokens in nats, up to and including the token that ended the text. It
-            is that of the model's own distribution, at temperature 1 and before `top_p`, so that completions compare
-            however they were sampled. `None` where the backend does not tell.
+            Mean log-probability of the generated tokens in nats, including the token that ended the text. It is
+            computed from the model's distribution at temperature 1 and before `top_p`, so that completions are
+            comparable whatever their sampling parameters. `None` if the backend does not report it.
         finish_reason (`str`):
-            `"stop"` after an end-of-sequence token or a stop string, `"length"` where `max_new_tokens` cut the text,
-            `"refused"` where a server declined to answer this prompt, as for its content or its length.
+            `"stop"` after an end-of-sequence token or a stop string, `"length"` if `max_new_tokens` cut the text,
+            `"refused"` if a server refused this prompt, for example for its content or length.
         num_tokens (`int`, *optional*):
-            Tokens generated, the one that ended the text included. `None` where the backend does not tell.
+            Number of generated tokens, including the one that ended the text. `None` if the backend does not report
+            it.
         refusal (`str`, *optional*):
-            The server's message where it refused.
+            Message of a server that refused.
         usage ([`Usage`], *optional*):
-            What the completion cost; of several completions of one request, the first has the cost of all, so that
-            sums are right. `None` on the others, and where the backend does not count. Completions are compared
-            without it.
+            Cost of the completion. Of several completions of one request, the first has the cost of all, so that sums
+            are correct; the others have `None`, as do completions of backends that do not count. Ignored when
+            completions are compared.
 
     Example:
 
@@ -116,11 +118,11 @@ class Completion:
 
 
 class GenerationError(RuntimeError):
-    """A backend failed for a reason that lies outside of this process."""
+    """A backend failed for a reason outside of this process."""
 
 
 class TextGenerator(Protocol):
-    """Anything that continues prompts."""
+    """Interface of a model that continues prompts."""
 
     def generate(
         self,
@@ -147,7 +149,7 @@ class TextGenerator(Protocol):
             max_new_tokens (`int`, *optional*, defaults to `512`):
                 Maximum number of tokens in a completion.
             stop (`Sequence[str]`, *optional*):
-                Strings that end a completion, wherever its tokens cut them.
+                Strings that end a completion, even across token boundaries.
             seed (`int`, *optional*):
                 Seed of the samples; `None` draws a new one.
 
@@ -161,19 +163,23 @@ class TextGenerator(Protocol):
 
 
 @dataclass(frozen=True)
-class Request:
-    """Hold how prompts shall be continued, checked; the fields are those of `TextGenerator.generate`."""
+class SamplingParams:
+    """Sampling parameters of a request; the fields are those of `TextGenerator.generate`.
 
-    n: int
-    temperature: float
-    top_p: float
-    max_new_tokens: int
-    stop: Sequence[str]
-    seed: int | None
+    Raises:
+        ValueError: If a value is outside its range; the message names it.
+    """
+
+    n: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+    stop: Sequence[str] = ()
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.n < 1:
-            raise ValueError(f"`n` is {self.n}; ask for at least one completion a prompt.")
+            raise ValueError(f"`n` is {self.n}; ask for at least one completion per prompt.")
         if not 0.0 <= self.temperature < float("inf"):
             raise ValueError(f"`temperature` is {self.temperature}; it must be a finite number of at least 0.")
         if not 0.0 < self.top_p <= 1.0:
@@ -197,22 +203,17 @@ class Request:
         return random.Random(f"{self.seed}:{number}:{prompt}").getrandbits(31)
 
 
+GREEDY = SamplingParams()
+"""Greedy decoding of one completion per prompt."""
+
+
 def estimate_num_tokens(text: str) -> int:
-    """Estimate the number of tokens of a text from its length, at 3 bytes per token.
-
-    Example:
-
-    ```python
-    >>> estimate_num_tokens("def add(a, b):")
-    5
-
-    ```
-    """
+    """Estimate the number of tokens of a text from its length, at 3 bytes per token."""
     return -(-len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN)
 
 
 def derive_seed(seed: int, purpose: object) -> int:
-    """Return a 32-bit seed for one of several purposes, whose samples shall not be the same ones."""
+    """Derive a 32-bit seed for one of several purposes whose samples must differ."""
     return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:4])
 
 
@@ -226,9 +227,9 @@ def check_prompts(prompts: Sequence[str]) -> None:
 
 
 def sample_offsets(prompts: Sequence[str], n: int) -> list[int]:
-    """Number the samples of equal prompts through, and return the number of each prompt's first one.
+    """Return the number of each prompt's first sample; samples of equal prompts are numbered consecutively.
 
-    A prompt's samples thus depend on the prompt alone, and yet a prompt that is given twice gets different ones.
+    A prompt's samples thus depend only on the prompt, and yet a prompt that is given twice gets different ones.
 
     Example:
 
@@ -247,7 +248,7 @@ def sample_offsets(prompts: Sequence[str], n: int) -> list[int]:
 
 
 def truncate_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-    """Cut a text before the stop string that begins first, and tell whether there was one.
+    """Truncate a text at the first stop string, and return whether there was one.
 
     Example:
 
@@ -262,31 +263,21 @@ def truncate_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
 
 
 Arrival: TypeAlias = tuple[int, list[Completion]]
-"""Index of a prompt, and the next of its completions."""
+"""Index of a prompt, and its next completions."""
 
 
 @runtime_checkable
 class StreamingGenerator(TextGenerator, Protocol):
-    """A text generator that hands over completions before it has all; a subclass has `generate` of its `stream`."""
+    """A text generator that yields completions as they arrive; subclasses implement `stream`."""
 
-    def stream(
-        self,
-        prompts: list[str],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-    ) -> Iterator[Arrival]:
-        """Yield the completions that `generate` would return, each prompt's in their order but perhaps in parts.
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
+        """Yield the completions that `generate` would return, those of a prompt in their order but possibly in parts.
 
-        Use up the iterator, or close it, before the generator is asked again.
+        Exhaust or close the iterator before the generator is called again.
 
         Raises:
             ValueError: If an argument is outside its range; the message names it.
-            GenerationError: If the backend fails, once all that had come is handed over.
+            GenerationError: If the backend fails, after all completions that had arrived were yielded.
         """
         raise NotImplementedError
 
@@ -302,53 +293,30 @@ class StreamingGenerator(TextGenerator, Protocol):
         seed: int | None = None,
     ) -> list[list[Completion]]:
         """Continue each prompt `n` times, as `TextGenerator.generate` says, and raise what `stream` raises."""
-        arrivals = self.stream(
-            prompts,
-            n=n,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-            seed=seed,
-        )
-        return collect(arrivals, len(prompts))
+        sampling = SamplingParams(n, temperature, top_p, max_new_tokens, stop, seed)
+        return collect(self.stream(prompts, sampling), len(prompts))
 
 
 def stream(
-    generator: TextGenerator, prompts: Sequence[str], *, problems: Sequence[str] | None = None, **sampling: Any
+    generator: TextGenerator,
+    prompts: Sequence[str],
+    sampling: SamplingParams = GREEDY,
+    *,
+    problems: Sequence[str] | None = None,
 ) -> Iterator[Arrival]:
-    """Continue prompts, and yield completions as they come, or all at the end where the generator cannot stream.
+    """Continue prompts and yield completions as they arrive, or all at the end if the generator cannot stream.
 
-    Args:
-        generator (`TextGenerator`):
-            Who is asked.
-        prompts (`Sequence[str]`):
-            Texts to continue.
-        problems (`Sequence[str]`, *optional*):
-            What the prompts are for, to be named where the generator refuses one.
-        **sampling:
-            As in `TextGenerator.generate`.
+    With the names of the prompts' `problems`, the message of a refused prompt names them.
 
     Raises:
         ValueError: If the generator refuses an argument or a prompt.
-        GenerationError: If its backend fails, once all that had come is handed over.
-
-    Example:
-
-    ```python
-    >>> class Parrot:
-    ...     def generate(self, prompts, **sampling):
-    ...         return [[Completion(prompt, None, "stop", 1)] for prompt in prompts]
-    >>> [(index, completion.text) for index, [completion] in stream(Parrot(), ["a", "b"])]
-    [(0, 'a'), (1, 'b')]
-
-    ```
+        GenerationError: If its backend fails, after all completions that had arrived were yielded.
     """
     try:
         if isinstance(generator, StreamingGenerator):
-            yield from generator.stream(list(prompts), **sampling)
+            yield from generator.stream(list(prompts), sampling)
         else:
-            yield from enumerate(generator.generate(list(prompts), **sampling))
+            yield from enumerate(generator.generate(list(prompts), **vars(sampling)))
     except ValueError as error:
         if problems is None:
             raise
@@ -366,7 +334,7 @@ def too_long_prompts(generator: TextGenerator, prompts: Sequence[str], max_new_t
 
 
 def collect(arrivals: Iterable[Arrival], prompts: int) -> list[list[Completion]]:
-    """Return the completions of so many prompts, in their order."""
+    """Return the completions of all prompts, in the order of the prompts."""
     found: list[list[Completion]] = [[] for _ in range(prompts)]
     for index, completions in arrivals:
         found[index] += completions

@@ -1,4 +1,4 @@
-"""What can be told from a program's text alone."""
+"""Static analysis of Python programs: parsing, and the names that top-level statements bind, need and change."""
 
 import ast
 import builtins

@@ -46,10 +46,6 @@ class Source:
 
     A part that does not parse is repaired: of prompts, line numbers, entities and the like. If that is not enough, the
     statements between its other text are taken.
-
-    Args:
-        part ([`Part`]):
-            The part.
     """
 
     def __init__(self, part: Part) -> None:

@@ -1,4 +1,4 @@
-"""Text from a model in this process, or in all processes of an `accelerate launch`."""
+"""Generator for a transformers model in this process, or in all processes of an `accelerate launch`."""
 
 import logging
 import math
@@ -22,10 +22,11 @@ from ..data.encoding import encode_prompts
 from ..distributed import picklable_error
 from .decoding import Detokenizer, StopStrings, TokenChooser, collect_eos_token_ids, unwrapped_for_generation
 from .protocol import (
+    GREEDY,
     Arrival,
     Completion,
     FinishReason,
-    Request,
+    SamplingParams,
     StreamingGenerator,
     Usage,
     check_prompts,
@@ -40,7 +41,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One sequence to generate: sample `number` of prompt `prompt`, whose tokens these are, and its seed."""
+    """A sequence to generate: tokens of the prompt, number of the sample, and seed."""
 
     prompt: int
     number: int
@@ -52,16 +53,15 @@ _Written: TypeAlias = tuple[_Row, Completion]
 
 
 class TransformersGenerator(StreamingGenerator):
-    r"""Generate with a transformers model that is already loaded, be it in training or not.
+    r"""Generate with a transformers model in memory, in training or not.
 
-    Sequences are batched by length, the longest first, so that running out of memory shows at once; then the batch is
-    halved. The KV cache is always used, also with gradient checkpointing. Text comes from the model's plain
-    distribution: its own generation settings (repetition penalty, `top_k`, …) count for nothing save their
-    end-of-sequence ids, which are joined with the tokenizer's. Mode, settings and random state of the model and of the
-    caller are left as they were found.
+    Sequences are batched by length, the longest first, so that memory runs out early if at all; then the batch is
+    halved. The KV cache is always used, also with gradient checkpointing. Of the model's own generation settings
+    (repetition penalty, `top_k`, …) only the end-of-sequence ids are used, together with the tokenizer's. Mode,
+    settings and random state of the model and of the caller are restored.
 
-    Prompts are tokenised as in training (`trl_akd.data.encoding`). A sample depends on prompt, seed and settings alone
-    (but for rounding, which depends on the batch): not on other prompts, batch size or the number of processes. A
+    Prompts are tokenised as in training (`trl_akd.data.encoding`). A sample depends only on prompt, seed and settings
+    (apart from rounding, which depends on the batch): not on other prompts, batch size or the number of processes. A
     prompt given twice gets different samples.
 
     Args:
@@ -70,14 +70,13 @@ class TransformersGenerator(StreamingGenerator):
         tokenizer (`PreTrainedTokenizerBase`):
             Its tokenizer; needs no padding token, and its padding side does not matter.
         batch_size (`int`, *optional*, defaults to `16`):
-            Most sequences generated together, on one process.
+            Maximum number of sequences generated together on one process.
         accelerator (`Accelerator`, *optional*):
-            Shares the prompts out over its processes. All must call `generate` with the same arguments, and all get
-            all completions. Needed for a model that it prepared. Under ZeRO-3 each process gathers the whole model
-            meanwhile.
+            Shares the prompts among its processes. All must call `generate` with the same arguments, and all get all
+            completions. Required for a model that it prepared. Under ZeRO-3 each process gathers the whole model
+            while generating.
         add_special_tokens (`bool`, *optional*, defaults to `True`):
-            Whether the tokenizer puts its BOS in front; `False` for prompts from a chat template, which writes its
-            own.
+            Whether the tokenizer adds its BOS token; `False` for prompts from a chat template, which has its own.
 
     Raises:
         ValueError: If `batch_size` is below 1 or the model is sharded by FSDP.
@@ -120,7 +119,7 @@ class TransformersGenerator(StreamingGenerator):
 
     @property
     def is_shared(self) -> bool:
-        """Whether several processes must ask together."""
+        """Whether all processes must call it together."""
         return self._accelerator is not None
 
     @property
@@ -128,53 +127,42 @@ class TransformersGenerator(StreamingGenerator):
         """The model's name or path."""
         return str(self._model.config.name_or_path)
 
-    def stream(
-        self,
-        prompts: list[str],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-    ) -> Iterator[Arrival]:
-        """Yield the completions of each prompt once the batch that finishes them is done.
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
+        """Yield the completions of each prompt when its last batch is finished.
 
-        Between two yields the model stays as `generate` needs it: in eval mode, and gradients are off.
+        Between two yields the model stays in eval mode, without gradients.
 
         Raises:
             ValueError: If an argument is outside its range, a prompt has no tokens or is too long for the model, or
-                the model gives NaN.
+                the model's logits are NaN.
         """
-        request = Request(n, temperature, top_p, max_new_tokens, stop, seed)
         check_prompts(prompts)
-        rows = sorted(self._rows(prompts, request), key=lambda row: len(row.tokens), reverse=True)
+        rows = sorted(self._rows(prompts, sampling), key=lambda row: len(row.tokens), reverse=True)
         if self._accelerator is not None:
             rows = rows[self._accelerator.process_index :: self._accelerator.num_processes]
         found: list[dict[int, Completion]] = [{} for _ in prompts]
-        for written in self._write(rows, request):
+        for written in self._write(rows, sampling):
             for row, completion in written:
                 several = found[row.prompt]
                 several[row.number] = completion
-                if len(several) == n:
-                    yield row.prompt, [several[number] for number in range(n)]
+                if len(several) == sampling.n:
+                    yield row.prompt, [several[number] for number in range(sampling.n)]
 
     def too_long(self, prompts: Sequence[str], max_new_tokens: int) -> list[int]:
-        """Return the indices of the prompts for which `generate` would say that the model has too few positions."""
+        """Return the indices of the prompts that exceed the model's positions together with `max_new_tokens`."""
         lengths = map(len, self._encode(prompts))
         return [index for index, length in enumerate(lengths) if self._exceeds(length, max_new_tokens)]
 
-    def _rows(self, prompts: Sequence[str], request: Request) -> list[_Row]:
+    def _rows(self, prompts: Sequence[str], sampling: SamplingParams) -> list[_Row]:
         encoded = self._encode(prompts)
         for index, tokens in enumerate(encoded):
-            self._check_length(index, len(tokens), request.max_new_tokens)
+            self._check_length(index, len(tokens), sampling.max_new_tokens)
         return [
-            _Row(index, sample, tokens, request.sample_seed(prompt, first + sample))
+            _Row(index, sample, tokens, sampling.sample_seed(prompt, first + sample))
             for index, (prompt, tokens, first) in enumerate(
-                zip(prompts, encoded, sample_offsets(prompts, request.n), strict=True)
+                zip(prompts, encoded, sample_offsets(prompts, sampling.n), strict=True)
             )
-            for sample in range(request.n)
+            for sample in range(sampling.n)
         ]
 
     def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -206,37 +194,37 @@ class TransformersGenerator(StreamingGenerator):
         needed = max(length, max_new_tokens) if self._is_encoder_decoder else length + max_new_tokens
         return self._positions is not None and needed > self._positions
 
-    def _write(self, rows: list[_Row], request: Request) -> Iterator[list[_Written]]:
-        """Generate the rows of this process, and yield what all processes have written, batch by batch."""
-        config = self._config(request.max_new_tokens, collect_eos_token_ids(self._model, self._tokenizer))
+    def _write(self, rows: list[_Row], sampling: SamplingParams) -> Iterator[list[_Written]]:
+        """Generate the rows of this process, and yield the completions of all processes, batch by batch."""
+        config = self._config(sampling.max_new_tokens, collect_eos_token_ids(self._model, self._tokenizer))
         with unwrapped_for_generation(self._engine, self._accelerator) as model:
-            batches = self._batches(model, rows, request, config)
+            batches = self._batches(model, rows, sampling, config)
             if self._accelerator is None or self._accelerator.num_processes == 1:
                 yield from batches
             else:
                 yield from _in_step(batches)
 
     def _batches(
-        self, model: Any, rows: list[_Row], request: Request, config: GenerationConfig
+        self, model: Any, rows: list[_Row], sampling: SamplingParams, config: GenerationConfig
     ) -> Iterator[list[_Written]]:
-        """Generate in batches, smaller ones from where the memory did not suffice."""
+        """Generate in batches, and halve the batch size when memory runs out."""
         size = self._batch_size
         while rows:
             batch = rows[:size]
             try:
-                yield list(zip(batch, self._write_batch(model, batch, request, config), strict=True))
+                yield list(zip(batch, self._write_batch(model, batch, sampling, config), strict=True))
                 rows = rows[size:]
                 continue
             except torch.OutOfMemoryError as error:
                 if len(batch) == 1:
                     raise torch.OutOfMemoryError(
-                        f"the memory does not suffice for `prompts[{batch[0].prompt}]` alone, of "
-                        f"{len(batch[0].tokens)} tokens and max_new_tokens={request.max_new_tokens}; shorten it, "
+                        f"memory does not suffice for `prompts[{batch[0].prompt}]` alone, of "
+                        f"{len(batch[0].tokens)} tokens and max_new_tokens={sampling.max_new_tokens}; shorten it, "
                         "or lower `max_new_tokens`."
                     ) from error
             # Outside of the clause above, whose error keeps the failed batch's tensors alive.
             size = len(batch) // 2
-            _logger.warning("Out of memory with %d sequences; going on with %d at a time.", len(batch), size)
+            _logger.warning("Out of memory with %d sequences; continuing with %d at a time.", len(batch), size)
             torch.cuda.empty_cache()
 
     def _config(self, max_new_tokens: int, eos: list[int]) -> GenerationConfig:
@@ -252,13 +240,13 @@ class TransformersGenerator(StreamingGenerator):
         )
 
     def _write_batch(
-        self, model: Any, rows: list[_Row], request: Request, config: GenerationConfig
+        self, model: Any, rows: list[_Row], sampling: SamplingParams, config: GenerationConfig
     ) -> list[Completion]:
         device = model.get_input_embeddings().weight.device
         inputs = _left_padded([row.tokens for row in rows], config.pad_token_id, device)
-        draws = None if request.temperature == 0.0 else _draws(rows, request.max_new_tokens, device)
-        chooser = TokenChooser(request.temperature, request.top_p, draws)
-        stopper = StopStrings(request.stop, self._detokenizer, len(rows)) if request.stop else None
+        draws = None if sampling.temperature == 0.0 else _draws(rows, sampling.max_new_tokens, device)
+        chooser = TokenChooser(sampling.temperature, sampling.top_p, draws)
+        stopper = StopStrings(sampling.stop, self._detokenizer, len(rows)) if sampling.stop else None
         sequences = model.generate(
             **inputs,
             generation_config=config,
@@ -270,7 +258,7 @@ class TransformersGenerator(StreamingGenerator):
         lengths = stopper.lengths if stopper else [None] * len(rows)
         ends = set(config.eos_token_id or ())
         return [
-            self._completion(row, tokens, row_logprobs, length, ends, request)
+            self._completion(row, tokens, row_logprobs, length, ends, sampling)
             for row, tokens, row_logprobs, length in zip(
                 rows, generated.tolist(), chooser.logprobs().tolist(), lengths, strict=True
             )
@@ -283,9 +271,9 @@ class TransformersGenerator(StreamingGenerator):
         logprobs: list[float],
         length: int | None,
         ends: set[int],
-        request: Request,
+        sampling: SamplingParams,
     ) -> Completion:
-        """Cut a row where it ended; what follows there is padding."""
+        """Return the completion of a row, without padding."""
         end = next((position for position, token in enumerate(tokens[:length]) if token in ends), None)
         count = length or len(tokens) if end is None else end + 1
         mean = sum(logprobs[:count]) / count
@@ -295,14 +283,14 @@ class TransformersGenerator(StreamingGenerator):
                 "and that its dtype does not overflow."
             )
         text, stopped = truncate_at_stop(
-            self._detokenizer(tokens[:count] if end is None else tokens[:end]), request.stop
+            self._detokenizer(tokens[:count] if end is None else tokens[:end]), sampling.stop
         )
         reason: FinishReason = "length" if end is None and not stopped else "stop"
         return Completion(text, mean, reason, count, usage=Usage(0, len(row.tokens), count))
 
 
 def default_max_new_tokens(config: PreTrainedConfig) -> int:
-    """Return the maximum number of tokens per completion where none was chosen.
+    """Return the default maximum number of tokens per completion.
 
     512, or half of the model's positions where that is less, so that prompts of the same length fit.
 
@@ -325,7 +313,7 @@ def _positions(config: PreTrainedConfig) -> int | None:
 
 
 def _in_step(batches: Iterator[list[_Written]]) -> Iterator[list[_Written]]:
-    """Yield what all processes have written, a batch of each at a time; where one fails, all do."""
+    """Yield the completions of all processes, one batch of each at a time; if one process fails, all do."""
     while True:
         batch, failure = None, None
         try:

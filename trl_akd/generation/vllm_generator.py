@@ -1,39 +1,47 @@
-"""Text from vLLM in this process. Written to vLLM's documented interface; tests run it against a stand-in alone."""
+"""Generator for vLLM in this process, tested only with a mock of vLLM's documented interface."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..data.encoding import encode_prompts
-from .protocol import Completion, GenerationError, Request, Usage, check_prompts, sample_offsets, truncate_at_stop
+from .protocol import (
+    GREEDY,
+    Arrival,
+    Completion,
+    GenerationError,
+    SamplingParams,
+    StreamingGenerator,
+    Usage,
+    check_prompts,
+    sample_offsets,
+    truncate_at_stop,
+)
 
 __all__ = ["VLLMGenerator"]
 
 
-class VLLMGenerator:
+class VLLMGenerator(StreamingGenerator):
     r"""Generate with vLLM, which loads the model itself.
 
-    Prompts are tokenised here, as in training (`trl_akd.data.encoding`), and handed over as tokens. Nothing but the
-    arguments shapes the distribution: vLLM takes from the model's generation settings its end-of-sequence ids alone.
-    Log-probabilities are raw ones, before temperature and `top_p`.
+    Prompts are tokenised as in training (`trl_akd.data.encoding`) and passed as tokens. Of the model's generation
+    settings vLLM uses only the end-of-sequence ids. Log-probabilities are those before temperature and `top_p`.
 
-    This backend has not been run on a GPU by the project's tests; they hold it to vLLM's documented interface by a
-    stand-in.
+    The project's tests have not run this backend on a GPU; they use a mock of vLLM's documented interface.
 
     Args:
         model_name_or_path (`str`):
             Name on the Hub or folder.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
-            Tokenises the prompts; by default that of the model.
+            Tokenizer of the prompts. Defaults to the model's.
         tensor_parallel_size (`int`, *optional*, defaults to `1`):
-            GPUs that share each layer.
+            Number of GPUs that share each layer.
         add_special_tokens (`bool`, *optional*, defaults to `True`):
-            Whether the tokenizer puts its BOS in front; `False` for prompts from a chat template, which writes its
-            own.
+            Whether the tokenizer adds its BOS token; `False` for prompts from a chat template, which has its own.
         **engine_args:
-            What else `vllm.LLM` takes, such as `dtype`, `revision`, `max_model_len`, `gpu_memory_utilization`.
+            Other arguments of `vllm.LLM`, such as `dtype`, `revision`, `max_model_len`, `gpu_memory_utilization`.
 
     Raises:
         ImportError: If vLLM is not installed.
@@ -69,59 +77,49 @@ class VLLMGenerator:
         )
         self._add_special_tokens = add_special_tokens
 
-    def generate(
-        self,
-        prompts: list[str],
-        *,
-        n: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-    ) -> list[list[Completion]]:
-        """Continue each prompt `n` times, as `TextGenerator.generate` says.
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
+        """Yield the completions of all prompts once vLLM has finished them.
 
         Raises:
             ValueError: If an argument is outside its range, or vLLM finds a prompt too long.
             GenerationError: If vLLM gives up a prompt.
         """
-        request = Request(n, temperature, top_p, max_new_tokens, stop, seed)
         check_prompts(prompts)
         if not prompts:
-            return []
+            return
         encoded = encode_prompts(self._tokenizer, prompts, add_special_tokens=self._add_special_tokens)
         outputs = self._engine.generate(
             [{"prompt_token_ids": tokens} for tokens in encoded],
             [
-                self._vllm.SamplingParams(**sampling_arguments(request, prompt, first))
-                for prompt, first in zip(prompts, sample_offsets(prompts, n), strict=True)
+                self._vllm.SamplingParams(**sampling_arguments(sampling, prompt, first))
+                for prompt, first in zip(prompts, sample_offsets(prompts, sampling.n), strict=True)
             ],
             use_tqdm=False,
         )
-        return [read_output(output, request, len(tokens)) for output, tokens in zip(outputs, encoded, strict=True)]
+        for index, (output, tokens) in enumerate(zip(outputs, encoded, strict=True)):
+            yield index, read_output(output, sampling, len(tokens))
 
 
-def sampling_arguments(request: Request, prompt: str, first: int) -> dict[str, Any]:
+def sampling_arguments(sampling: SamplingParams, prompt: str, first: int) -> dict[str, Any]:
     """Return the arguments of `vllm.SamplingParams` for a prompt whose samples are numbered from `first`."""
     return {
-        "n": request.n,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "max_tokens": request.max_new_tokens,
-        "stop": list(request.stop),
-        "seed": request.sample_seed(prompt, first),
+        "n": sampling.n,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_new_tokens,
+        "stop": list(sampling.stop),
+        "seed": sampling.sample_seed(prompt, first),
         "logprobs": 0,  # that of the chosen token alone
     }
 
 
-def read_output(output: Any, request: Request, prompt_tokens: int) -> list[Completion]:
-    """Return the completions of a `vllm.RequestOutput` to a prompt of so many tokens.
+def read_output(output: Any, sampling: SamplingParams, prompt_tokens: int) -> list[Completion]:
+    """Return the completions of a `vllm.RequestOutput` to a prompt of `prompt_tokens` tokens.
 
     Raises:
-        GenerationError: If vLLM did not finish them.
+        GenerationError: If vLLM aborted them.
     """
-    first, *others = [_completion(choice, request.stop) for choice in output.outputs]
+    first, *others = [_completion(choice, sampling.stop) for choice in output.outputs]
     usage = Usage(0, prompt_tokens, sum(completion.num_tokens or 0 for completion in (first, *others)))
     return [replace(first, usage=usage), *others]
 

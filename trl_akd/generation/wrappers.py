@@ -1,4 +1,4 @@
-"""Requests in words, to a model that reads them by its chat template."""
+"""Wrappers of text generators: chat templates, progress bars, and one process that generates for all."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,26 +6,35 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..distributed import is_main_process, run_on_main_and_broadcast
-from .protocol import Arrival, Completion, StreamingGenerator, TextGenerator, stream, too_long_prompts
+from .protocol import (
+    GREEDY,
+    Arrival,
+    SamplingParams,
+    StreamingGenerator,
+    TextGenerator,
+    stream,
+    too_long_prompts,
+)
 
 __all__ = ["ChatGenerator", "OnMainProcess", "ProgressBar", "for_all_processes", "is_shared", "model_name"]
 
 
-class ChatGenerator:
-    """Put each prompt, as a user's message, into a tokenizer's chat template.
+class ChatGenerator(StreamingGenerator):
+    """Send each prompt as a user message in a tokenizer's chat template.
 
     Args:
         generator (`TextGenerator`):
-            Who reads the result; it must add no special tokens of its own.
+            Generator; it must not add special tokens.
         tokenizer (`PreTrainedTokenizerBase`):
-            Has the template.
+            Tokenizer with the chat template.
 
     Raises:
-        ValueError: If it has none.
+        ValueError: If it has no chat template.
 
     Example:
 
     ```python
+    >>> from trl_akd.generation import Completion
     >>> class Echo:
     ...     def generate(self, prompts, **sampling):
     ...         return [[Completion(prompt, None, "stop", 1)] for prompt in prompts]
@@ -48,13 +57,9 @@ class ChatGenerator:
         self._generator = generator
         self._tokenizer = tokenizer
 
-    def generate(self, prompts: list[str], **sampling: Any) -> list[list[Completion]]:
-        """Answer each prompt, as `TextGenerator.generate` says."""
-        return self._generator.generate(self._as_messages(prompts), **sampling)
-
-    def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
-        """Yield answers as they come."""
-        return stream(self._generator, self._as_messages(prompts), **sampling)
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
+        """Yield completions as they arrive."""
+        return stream(self._generator, self._as_messages(prompts), sampling)
 
     def too_long(self, prompts: list[str], max_new_tokens: int) -> list[int]:
         """Return the indices of the prompts that exceed the model's positions together with their template."""
@@ -62,12 +67,12 @@ class ChatGenerator:
 
     @property
     def is_shared(self) -> bool:
-        """Whether several processes must ask together."""
+        """Whether all processes must call it together."""
         return is_shared(self._generator)
 
     @property
     def model_name(self) -> str:
-        """Who writes."""
+        """Name of the model."""
         return model_name(self._generator)
 
     def _as_messages(self, prompts: list[str]) -> list[str]:
@@ -79,90 +84,50 @@ class ChatGenerator:
 
 
 class ProgressBar(StreamingGenerator):
-    """Show, call by call, how many of a generator's texts have come.
-
-    Args:
-        generator (`TextGenerator`):
-            Who writes.
-        description (`str`):
-            What stands before the bar.
-        shown (`bool`, *optional*, defaults to `True`):
-            Whether there is a bar, as on the main process alone.
-
-    Example:
-
-    ```python
-    >>> from trl_akd.generation import Completion
-    >>> class Parrot:
-    ...     def generate(self, prompts, **sampling):
-    ...         return [[Completion(prompt, None, "stop", 1)] for prompt in prompts]
-    >>> ProgressBar(Parrot(), "Parroting", shown=False).generate(["hello"])[0][0].text
-    'hello'
-
-    ```
-    """
+    """Show a progress bar over the completions of each call."""
 
     def __init__(self, generator: TextGenerator, description: str, *, shown: bool = True) -> None:
         self._generator = generator
         self._description = description
         self._shown = shown
 
-    def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
-        """Yield completions as they come."""
-        total = len(prompts) * int(sampling.get("n", 1))
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
+        """Yield completions as they arrive."""
+        total = len(prompts) * sampling.n
         with tqdm(total=total, desc=self._description, unit="text", disable=not self._shown) as bar:
-            for index, completions in stream(self._generator, prompts, **sampling):
+            for index, completions in stream(self._generator, prompts, sampling):
                 bar.update(len(completions))
                 yield index, completions
 
 
 class OnMainProcess(StreamingGenerator):
-    """Ask a generator on the main process alone, and hand its completions, or its error, to every process.
+    """Call a generator on the main process only, and broadcast its completions or its error to all processes.
 
-    All processes make the same calls. A server is thus asked once, however many processes train.
-
-    Args:
-        generator (`TextGenerator`):
-            Who is asked.
-        accelerator (`Accelerator`):
-            That of the processes.
-
-    Example:
-
-    ```python
-    >>> from accelerate import Accelerator
-    >>> from trl_akd.generation import Completion
-    >>> class Parrot:
-    ...     def generate(self, prompts, **sampling):
-    ...         return [[Completion(prompt, None, "stop", 1)] for prompt in prompts]
-    >>> OnMainProcess(Parrot(), Accelerator()).generate(["hello"])[0][0].text
-    'hello'
-
-    ```
+    All processes make the same calls. A server thus gets each request once, however many processes train.
     """
 
     def __init__(self, generator: TextGenerator, accelerator: Any) -> None:
         self._generator = generator
         self._accelerator = accelerator
 
-    def stream(self, prompts: list[str], **sampling: Any) -> Iterator[Arrival]:
-        """Yield completions as they come."""
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
+        """Yield completions as they arrive."""
         nothing: Iterator[Arrival] = iter(())
-        arrivals = stream(self._generator, prompts, **sampling) if is_main_process(self._accelerator) else nothing
+        arrivals = stream(self._generator, prompts, sampling) if is_main_process(self._accelerator) else nothing
         while (arrival := run_on_main_and_broadcast(self._accelerator, lambda: next(arrivals, None))) is not None:
             yield arrival
 
 
 def for_all_processes(generator: TextGenerator, accelerator: Any) -> TextGenerator:
-    """Return the generator if its processes share the work, and otherwise one that asks it on the main process."""
+    """Return the generator if its processes share the work, and otherwise wrap it in [`OnMainProcess`]."""
     return generator if is_shared(generator) else OnMainProcess(generator, accelerator)
 
 
 def is_shared(generator: TextGenerator) -> bool:
-    """Tell whether all processes must ask a generator together, as a `TransformersGenerator` with an accelerator."""
+    """Return whether all processes must call a generator together, as one with an accelerator."""
     return bool(getattr(generator, "is_shared", False))
 
 
 def model_name(generator: object) -> str:
-    """Return the name of the model that writes, or that of the class where it tells none."""
+    """Return the name of a generator's model, or of its class if it has none."""
     return str(getattr(generator, "model_name", "") or type(generator).__name__)

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias, get_args
 
 from ..akd.akd_config import AKDConfig
 from ..losses.contrastive import ContrastiveLoss
-from .cycle_config import CycleConfig
+from .cycle.config import CycleConfig
 
 __all__ = ["IterKDConfig", "Objective"]
 
@@ -61,7 +61,6 @@ class IterKDConfig(CycleConfig, AKDConfig):
                 accepted = ", ".join(map(repr, get_args(choices)))
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; choose one of {accepted}.")
         self._check_contrast()
-        self._check_cycles()
         super().__post_init__()
         self._check_training()
 

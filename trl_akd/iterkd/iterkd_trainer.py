@@ -27,18 +27,15 @@ from ..generation import TextGenerator, TransformersGenerator
 from ..generation.budget import Budget, BudgetedGenerator, BudgetSpent, Limit
 from ..generation.protocol import Usage
 from ..generation.wrappers import for_all_processes, is_shared, model_name
-from .costs import Price, estimate_usage, prices, usage_text, write_usage
-from .cycle_ledger import CycleLedger
-from .cycle_report import CycleReport, cycle_table, write_reports
-from .cycles import Cycles, ProgramOf, Room
+from .cycle.costs import Price, estimate_usage, keeping_spending, kept_spending, prices, usage_text, write_usage
+from .cycle.cycles import Cycles, Participants, ProgramOf
+from .cycle.ledger import CycleLedger, upload_ledger
+from .cycle.records import Question, digest, read_questions
+from .cycle.report import CycleReport, cycle_table, write_reports
+from .cycle.run_settings import model_settings, training_settings
 from .iterkd_config import IterKDConfig
-from .judges import GenerativeJudge, Judge, asked_for_json
-from .ledger_upload import upload_ledger
+from .judge.judges import GenerativeJudge, Judge, asked_for_json
 from .pair_trainer import PairTrainer
-from .questions import digest, read_questions
-from .records import Question
-from .run_settings import model_settings, training_settings
-from .spending import keeping_spending, kept_spending
 
 __all__ = ["IterKDTrainer"]
 
@@ -170,7 +167,7 @@ class IterKDTrainer(PairTrainer):
             self._announce_costs(spent)
             cycles = Cycles(
                 self,
-                self._room(ledger, budget),
+                self._participants(ledger, budget),
                 self.args,
                 ledger,
                 folder=folder,
@@ -230,7 +227,7 @@ class IterKDTrainer(PairTrainer):
         self._began = True
         self._loss = self.train_on(pairs, cycle, output_dir, resume_from_checkpoint=found).training_loss
 
-    def _room(self, ledger: CycleLedger, budget: Budget) -> Room:
+    def _participants(self, ledger: CycleLedger, budget: Budget) -> Participants:
         """Return who takes part, with what they say kept, and paid for by one budget."""
         assert self.text_teacher is not None
         invited: dict[int, TextGenerator] = {}
@@ -242,7 +239,7 @@ class IterKDTrainer(PairTrainer):
                 invited[id(generator)] = for_all_processes(limited, self.accelerator)
             return invited[id(generator)]
 
-        return Room(
+        return Participants(
             teacher=invite(self.text_teacher),
             judge=self._present_judge(ledger, invite),
             run=None if self.executor is None else self.executor.run,

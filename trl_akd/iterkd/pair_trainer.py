@@ -10,14 +10,15 @@ One trainer trains cycle after cycle, each as a run of its own from the weights 
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
     TrainerCallback,
@@ -38,13 +39,19 @@ from ..generation import TransformersGenerator
 from ..heads import evaluating, final_hidden_states, lm_head
 from ..losses.fused_linear import FusedDivergence, fused_linear_cross_entropy
 from ..losses.reduction import IGNORE_INDEX
-from .contrast import CONTRASTIVE, SUPERVISED, PairTargets, contrast, contrastive_objective, pair_targets
 from .iterkd_config import IterKDConfig
-from .loading import check_adapter_weights, check_weights
+from .pair_loss import CONTRASTIVE, SUPERVISED, PairTargets, contrastive_objective, pair_loss, pair_targets
 from .pairs import DataCollatorForPairs, PairEncoder, check_pairs, number_of_answers, prepare_pairs
-from .reference import compute_reference, load_reference, save_reference
 
-__all__ = ["PairTrainer"]
+__all__ = [
+    "REFERENCE_FILE",
+    "PairTrainer",
+    "check_adapter_weights",
+    "check_weights",
+    "compute_reference",
+    "load_reference",
+    "save_reference",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -327,7 +334,7 @@ class PairTrainer(AKDTrainer):
         sums[SUPERVISED, : len(METRICS)] = _numbers(result).to(sums) @ targets.weights[correct].flatten().to(sums)
         if targets.fault_rows.shape[1] == 0:
             return result.loss, sums
-        found = contrast(
+        found = pair_loss(
             head, hidden, targets, weights, self._contrast, self._reference_on(hidden), self.args.loss_chunk_size
         )
         sums[CONTRASTIVE, len(METRICS) :] = found.sums
@@ -412,3 +419,136 @@ def _numbers(result: Any) -> torch.Tensor:
         return torch.stack([getattr(result, name).flatten() for name in METRICS])
     known = {"student_nll": result.nll, "student_entropy": result.entropy}
     return torch.stack([known.get(name, torch.zeros_like(result.nll)).flatten() for name in METRICS])
+
+
+REFERENCE_FILE = "iterkd_reference.pt"
+
+
+def compute_reference(
+    pairs: Dataset,
+    collate: Callable[[list[Any]], Batch],
+    log_probs: Callable[[Batch], Tensor],
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+) -> Tensor:
+    """Compute the log-probability of every answer, shared out over the ranks.
+
+    All ranks compute the same number of batches, as a forward pass under ZeRO-3 is collective; where they do not
+    divide, the first ones are computed again and not used.
+
+    Args:
+        pairs (`Dataset`):
+            Rows from [`trl_akd.iterkd.pairs.prepare_pairs`].
+        collate (`Callable`):
+            From rows to a batch with `answer_ids` `[B]`.
+        log_probs (`Callable`):
+            From a batch on the device to log-probabilities `[B]`.
+        accelerator (`Accelerator`):
+            The run's accelerator.
+        batch_size (`int`):
+            Pairs of a batch.
+
+    Returns:
+        `torch.Tensor` of shape `[answers]`, float32, on the device of every rank.
+    """
+    total = torch.zeros(number_of_answers(pairs), device=accelerator.device)
+    batches = _longest_first(pairs, batch_size)
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    for first in range(0, len(batches), ranks):
+        turn = first + rank
+        batch = collate([pairs[index] for index in batches[turn % len(batches)]])
+        batch = {key: tensor.to(accelerator.device) for key, tensor in batch.items()}
+        found = log_probs(batch)
+        if turn < len(batches):
+            total[batch["answer_ids"]] = found.to(total.dtype)
+    reduced: Tensor = accelerator.reduce(total, "sum")
+    return reduced
+
+
+def save_reference(reference: Tensor, checkpoint: str | Path) -> None:
+    """Write the log-probabilities into a checkpoint folder."""
+    torch.save(reference.cpu(), Path(checkpoint) / REFERENCE_FILE)
+
+
+def load_reference(checkpoint: str | Path, answers: int) -> Tensor:
+    """Read the log-probabilities of a cycle that was interrupted.
+
+    Raises:
+        ValueError: If there are none, or they are those of other pairs.
+    """
+    path = Path(checkpoint) / REFERENCE_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"`resume_from_checkpoint` is {str(checkpoint)!r}, which has no {REFERENCE_FILE}: its contrastive loss "
+            "had no reference; resume with the old `contrastive_loss`, or start the cycle anew."
+        )
+    reference: Tensor = torch.load(path, map_location="cpu", weights_only=True)
+    if len(reference) != answers:
+        raise ValueError(
+            f"`resume_from_checkpoint` is {str(checkpoint)!r}, whose pairs had {len(reference)} answers, but these "
+            f"have {answers}; resume with the old pairs, or start the cycle anew."
+        )
+    return reference
+
+
+def _longest_first(pairs: Dataset, batch_size: int) -> list[Sequence[int]]:
+    """Return the numbers of the pairs of each batch, so that running out of memory shows at once."""
+    lengths = [
+        len(prompt) + max(map(len, [completion, *rejected]))
+        for prompt, completion, rejected in zip(pairs["prompt"], pairs["completion"], pairs["rejected"], strict=True)
+    ]
+    order = sorted(range(len(pairs)), key=lambda index: -lengths[index])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+def check_weights(model: Any, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raise a ValueError that names tensors that a model has and its saved weights lack, or the other way round.
+
+    Tensors that the model saves once for several names, or never saves, may be missing.
+    """
+    saved_elsewhere = _tied(model) | set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    lacking = sorted(set(missing) - saved_elsewhere)
+    unknown = sorted(unexpected)
+    if lacking or unknown:
+        differences = [
+            f"{len(names)} tensors {verb}, such as {names[0]!r}"
+            for names, verb in ((lacking, "of the student are missing"), (unknown, "are unknown to it"))
+            if names
+        ]
+        raise ValueError(
+            f"the saved student does not fit: {', and '.join(differences)}. It was saved from another model or "
+            "adapter; give the settings of that run, or another output_dir."
+        )
+
+
+def check_adapter_weights(model: Any, folder: Path) -> None:
+    """Raise a ValueError unless a folder holds an adapter just where the student is one, with the same tensors."""
+    file = next((folder / name for name in _ADAPTER_FILES if (folder / name).is_file()), None)
+    has_adapter = hasattr(model, "peft_config")
+    if has_adapter != (file is not None) and folder.is_dir():
+        saved, present = ("the whole model", "an adapter") if has_adapter else ("an adapter", "the whole model")
+        raise ValueError(
+            f"the student in {folder} was saved as {saved}, but {present} is trained now; give the PEFT settings of "
+            "that run, or another output_dir."
+        )
+    if file is None or file.suffix != ".safetensors":
+        return
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    expected = set(get_peft_model_state_dict(model, adapter_name=model.active_adapters[0]))
+    with safe_open(file, "pt") as tensors:
+        found = set(tensors.keys())
+    check_weights(model, expected - found, found - expected)
+
+
+def _tied(model: Any) -> set[str]:
+    """Return all names of parameters that have several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name for several in names.values() if len(several) > 1 for name in several}

@@ -1,20 +1,20 @@
-r"""Correct against faulty answers: losses on the log-probabilities of whole sequences.
+r"""Contrastive losses of correct and faulty answers, from the log-probabilities of whole sequences.
 
 For a prompt x with a correct answer \(y^+\) and faulty ones \(y^-_1, …, y^-_K\), each loss but one compares *rewards*,
-which differ in what they take from the answer's log-probability \(\log\pi(y|x)\), its length \(|y|\) in tokens and its
-log-probability \(\log\pi_\mathrm{ref}(y|x)\) under a frozen reference:
+functions of the answer's log-probability \(\log\pi(y|x)\), its length \(|y|\) in tokens and its log-probability
+\(\log\pi_\mathrm{ref}(y|x)\) under a frozen reference:
 
-| loss | reward r(y) | loss of a pair |
+| loss | reward r(y) | loss per pair |
 |---|---|---|
 | [`dpo`] | β (log π - log π_ref) | mean over k of -log sigmoid(r⁺ - r⁻ₖ) |
 | [`dpo_norm`] | β (log π - log π_ref) / \|y\| | the same |
 | [`simpo`] | β log π / \|y\| | mean over k of -log sigmoid(r⁺ - r⁻ₖ - margin) |
 | [`infonce`] | β (log π - log π_ref) / \|y\| | -log softmax of r⁺ among r⁺, r⁻₁, …, r⁻ₖ |
-| [`unlikelihood`] | (of no use to it) | mean over k, then over tokens, of -log(1 - p) |
+| [`unlikelihood`] | (unused) | mean over k, then over tokens, of -log(1 - p) |
 
 β has the inverse unit of what it multiplies. Sums differ by tens of nats, means over tokens by about one, so DPO's 0.1
 for the former corresponds to SimPO's 2 for the latter: with 0.1, the sigmoid of [`dpo_norm`] would not saturate before
-the answers differ by ten nats a token.
+the answers differ by ten nats per token.
 """
 
 import math
@@ -39,17 +39,17 @@ __all__ = [
 
 ContrastiveLoss = Literal["dpo", "dpo_norm", "simpo", "unlikelihood", "infonce"]
 
-# Above this log-probability, one minus the probability is lost in the rounding of float32.
+# Above this log-probability, one minus the probability is lost in rounding to float32.
 _ALMOST_SURE = -1e-5
 
 
 class Sequences(NamedTuple):
-    """Answers as the losses see them: sums of their tokens' log-probabilities, in nats, and numbers of tokens.
+    """Sums of the log-probabilities of answers' tokens, in nats, and numbers of tokens.
 
     Attributes:
         log_probs (`Tensor`): shape `[P]` for correct answers, `[P, K]` for faulty ones.
         lengths (`Tensor`): the same shape, at least 1.
-        reference (`Tensor`, *optional*): the same shape; what the reference makes of `log_probs`.
+        reference (`Tensor`, *optional*): the same shape, the sums under the reference.
     """
 
     log_probs: Tensor
@@ -57,18 +57,18 @@ class Sequences(NamedTuple):
     reference: Tensor | None = None
 
     def log_ratios(self) -> Tensor:
-        """Return log π - log π_ref."""
+        """Return the log-ratios log π - log π_ref."""
         if self.reference is None:
             raise ValueError("`reference` is missing; this loss compares with a reference, or choose 'simpo'.")
         return self.log_probs - self.reference
 
 
 class Comparison(NamedTuple):
-    """Numbers of shape `[P]`, all 0 for a pair without faults.
+    """Losses and statistics of pairs, of shape `[P]`; all 0 for a pair without faults.
 
     Attributes:
         loss (`Tensor`): in nats, differentiable.
-        margin (`Tensor`): the correct answer's reward less the faulty answers' mean reward.
+        margin (`Tensor`): the correct answer's reward minus the mean reward of the faulty answers.
         accuracy (`Tensor`): 1 where the correct answer's reward exceeds every faulty answer's, else 0.
     """
 
@@ -78,7 +78,7 @@ class Comparison(NamedTuple):
 
     @classmethod
     def of(cls, loss: Tensor, correct: Tensor, faulty: Tensor, mask: Tensor | None) -> "Comparison":
-        """Describe the rewards `[P]` and `[P, K]` beside a loss `[P]`, without gradients."""
+        """Return a loss `[P]` with the statistics of rewards `[P]` and `[P, K]`, without gradients."""
         gaps = (correct.unsqueeze(1) - faulty).detach()
         mask = torch.ones_like(gaps, dtype=torch.bool) if mask is None else mask
         wins = ((gaps > 0) | ~mask).all(dim=1) & mask.any(dim=1)
@@ -94,9 +94,9 @@ def dpo(correct: Sequences, faulty: Sequences, *, mask: Tensor | None = None, be
     Args:
         correct (`Sequences`): shape `[P]`, with a reference.
         faulty (`Sequences`): shape `[P, K]`, with a reference.
-        mask (`Tensor`, *optional*): shape `[P, K]`, bool, false where a pair has fewer faults; what stands there
-            counts for nothing, but must be finite.
-        beta (`float`, *optional*, defaults to `0.1`): per nat; how soon the loss is content.
+        mask (`Tensor`, *optional*): shape `[P, K]`, bool, false where a pair has fewer faults; values there are
+            ignored, but must be finite.
+        beta (`float`, *optional*, defaults to `0.1`): per nat; the scale of the rewards.
 
     Returns:
         [`Comparison`].
@@ -114,9 +114,9 @@ def dpo(correct: Sequences, faulty: Sequences, *, mask: Tensor | None = None, be
 
 
 def dpo_norm(correct: Sequences, faulty: Sequences, *, mask: Tensor | None = None, beta: float = 2.0) -> Comparison:
-    """Compute [`dpo`] on means over tokens in place of sums: long answers weigh what short ones do.
+    """Compute [`dpo`] with means over tokens instead of sums, so that length does not matter.
 
-    Released faulty answers of IterKD are 45 % shorter than correct ones, so a sum would reward brevity. Length
+    Released faulty answers of IterKD are 45 % shorter than correct ones, so a sum would reward short answers. Length
     normalization as in Eq. (4) of [SimPO](https://huggingface.co/papers/2405.14734), with DPO's reference kept.
 
     Args:
@@ -144,7 +144,7 @@ def simpo(
         faulty (`Sequences`): shape `[P, K]`.
         mask (`Tensor`, *optional*): shape `[P, K]`, as in [`dpo`].
         beta (`float`, *optional*, defaults to `2.0`): per nat and token.
-        margin (`float`, *optional*, defaults to `1.0`): how much the correct answer's reward shall be ahead.
+        margin (`float`, *optional*, defaults to `1.0`): target difference of the rewards.
 
     Returns:
         [`Comparison`].
@@ -154,10 +154,10 @@ def simpo(
 
 
 def infonce(correct: Sequences, faulty: Sequences, *, mask: Tensor | None = None, beta: float = 2.0) -> Comparison:
-    r"""Compute \(-\log(e^{r^+} / (e^{r^+} + \sum_k e^{r^-_k}))\): find the correct answer among all.
+    r"""Compute \(-\log(e^{r^+} / (e^{r^+} + \sum_k e^{r^-_k}))\): identify the correct answer among all.
 
     Eq. (4) of [Contrastive Predictive Coding](https://huggingface.co/papers/1807.03748), with the rewards of
-    [`dpo_norm`] as scores, which it equals where there is one fault.
+    [`dpo_norm`] as scores; equal to [`dpo_norm`] where there is one fault.
 
     Args:
         correct (`Sequences`): shape `[P]`, with a reference.
@@ -169,17 +169,17 @@ def infonce(correct: Sequences, faulty: Sequences, *, mask: Tensor | None = None
         [`Comparison`].
     """
     correct_reward, faulty_reward = beta * _mean_log_ratios(correct), beta * _mean_log_ratios(faulty)
-    rivals = faulty_reward if mask is None else faulty_reward.masked_fill(~mask, -math.inf)
-    everyone = torch.cat([correct_reward.unsqueeze(1), rivals], dim=1)
-    return Comparison.of(everyone.logsumexp(dim=1) - correct_reward, correct_reward, faulty_reward, mask)
+    negatives = faulty_reward if mask is None else faulty_reward.masked_fill(~mask, -math.inf)
+    scores = torch.cat([correct_reward.unsqueeze(1), negatives], dim=1)
+    return Comparison.of(scores.logsumexp(dim=1) - correct_reward, correct_reward, faulty_reward, mask)
 
 
 def unlikelihood(token_log_probs: Tensor, mask: Tensor) -> Tensor:
-    r"""Compute the mean over an answer's tokens of \(-\log(1 - p(y_t))\), which no correct answer is needed for.
+    r"""Compute the mean over an answer's tokens of \(-\log(1 - p(y_t))\), which needs no correct answer.
 
     Eq. (2) of [Neural Text Generation with Unlikelihood Training](https://huggingface.co/papers/1908.04319), with all
-    tokens of a faulty answer as negative candidates. Departure: where p is within 1e-5 of 1, the authors' code stops
-    pushing; here the slope stays what it is at that point.
+    tokens of a faulty answer as negative candidates. Departure: where p is within 1e-5 of 1, the authors' code has no
+    gradient; here the slope stays at its value at that point.
 
     Args:
         token_log_probs (`Tensor`): shape `[..., T]`, in nats, at most 0.
@@ -216,7 +216,7 @@ def log1mexp(x: Tensor) -> Tensor:
     ```
     """
     near = x > -math.log(2.0)
-    # `where` passes gradients through both branches, so each is kept away from where its slope is infinite.
+    # `where` passes gradients through both branches, so both must have finite slopes everywhere.
     close, far = torch.where(near, x, -1.0), torch.where(near, -1.0, x)
     return torch.where(near, torch.log(-torch.expm1(close)), torch.log1p(-torch.exp(far)))
 

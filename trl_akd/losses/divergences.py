@@ -90,15 +90,20 @@ class Rule:
 
     @cached_property
     def knobs(self) -> dict[str, Any]:
-        """Names of the knobs, but for the temperature, with their defaults (`inspect.Parameter.empty` for none)."""
-        _, _, *others = inspect.signature(self.function).parameters.values()
-        return {knob.name: knob.default for knob in others if knob.name != "temperature"}
+        """Names of the knobs, without the temperature, with their defaults (`inspect.Parameter.empty` for none)."""
+        _, _, *others = self._parameters
+        return {knob.name: knob.default for knob in others if knob.name != "temperature" and knob.kind in _NAMED}
+
+    @property
+    def _parameters(self) -> list[inspect.Parameter]:
+        return list(inspect.signature(self.function).parameters.values())
 
     def check_names(self, knobs: Mapping[str, Any]) -> None:
         """Raise a ValueError if a knob is unknown or missing."""
         known = ", ".join(map(repr, self.knobs)) or "none"
+        takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in self._parameters)
         for name in knobs:
-            if name not in self.knobs:
+            if name not in self.knobs and not takes_all:
                 raise ValueError(f"the divergence {self.name!r} has no knob {name!r}; it takes {known}.")
         for name, default in self.knobs.items():
             if default is inspect.Parameter.empty and name not in knobs:
@@ -119,6 +124,7 @@ class Rule:
             )
 
 
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _RULES: dict[str, Rule] = {}
 
 
@@ -156,7 +162,7 @@ def register(
 
 
 def _source(function: Callable[..., Tensor]) -> str:
-    return f"{function.__module__}.{function.__qualname__}"
+    return f"{function.__module__}.{function.__qualname__}" if hasattr(function, "__qualname__") else repr(function)
 
 
 def get(name: str) -> Rule:
@@ -225,13 +231,8 @@ def akd(student_logits: Tensor, teacher_logits: Tensor, beta: float, temperature
     [`forward_kl`].
 
     Args:
-        student_logits (`Tensor`): shape `[..., Vs]`, any floating dtype, not yet divided by the temperature.
-        teacher_logits (`Tensor`): shape `[..., Vt]`; where `Vt != Vs`, only the [`shared_vocabulary`] counts.
+        student_logits, teacher_logits, temperature: as in [`forward_kl`], and so is the result.
         beta (`float`): share of reverse KL, in [0, 1].
-        temperature (`float`, *optional*, defaults to `1.0`): divides both models' logits. No factor `T ** 2`.
-
-    Returns:
-        Shape `[...]`, nats, float32 (float64 if either input is float64).
     """
     _check_share("beta", beta)
     log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
@@ -269,13 +270,7 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     Eq. (4) of Adaptive Knowledge Distillation for code generation (jos.org.cn 7462), `sum_v q log(q / p)`, with the
     departures named in [`forward_kl`].
 
-    Args:
-        student_logits (`Tensor`): shape `[..., Vs]`, any floating dtype, not yet divided by the temperature.
-        teacher_logits (`Tensor`): shape `[..., Vt]`; where `Vt != Vs`, only the [`shared_vocabulary`] counts.
-        temperature (`float`, *optional*, defaults to `1.0`): divides both models' logits. No factor `T ** 2`.
-
-    Returns:
-        Shape `[...]`, nats, float32 (float64 if either input is float64).
+    Arguments and result are as in [`forward_kl`].
 
     Example:
         >>> reverse_kl(torch.tensor([0.0, 0.0]), torch.tensor([3.0, 1.0]).log())  # .5 ln(2/3) + .5 ln 2
@@ -294,13 +289,8 @@ def jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float = 0.5, tempe
     `beta=1` reverse KL, the limits of the divergence over `beta` and over `1 - beta`.
 
     Args:
-        student_logits (`Tensor`): shape `[..., Vs]`, any floating dtype, not yet divided by the temperature.
-        teacher_logits (`Tensor`): shape `[..., Vt]`; where `Vt != Vs`, only the [`shared_vocabulary`] counts.
+        student_logits, teacher_logits, temperature: as in [`forward_kl`], and so is the result.
         beta (`float`, *optional*, defaults to `0.5`): share of the teacher in the mixture, in [0, 1].
-        temperature (`float`, *optional*, defaults to `1.0`): divides both models' logits. No factor `T ** 2`.
-
-    Returns:
-        Shape `[...]`, nats, float32 (float64 if either input is float64).
     """
     _check_share("beta", beta)
     log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
@@ -318,13 +308,8 @@ def skew_kl(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 0.1, 
     the student's probability vanishes. `alpha=0` is forward KL, and `alpha=1` would be 0 throughout.
 
     Args:
-        student_logits (`Tensor`): shape `[..., Vs]`, any floating dtype, not yet divided by the temperature.
-        teacher_logits (`Tensor`): shape `[..., Vt]`; where `Vt != Vs`, only the [`shared_vocabulary`] counts.
+        student_logits, teacher_logits, temperature: as in [`forward_kl`], and so is the result.
         alpha (`float`, *optional*, defaults to `0.1`): share of the teacher in the mixture, in [0, 1).
-        temperature (`float`, *optional*, defaults to `1.0`): divides both models' logits. No factor `T ** 2`.
-
-    Returns:
-        Shape `[...]`, nats, float32 (float64 if either input is float64).
     """
     _check_share("alpha", alpha)
     if alpha == 1.0:

@@ -266,7 +266,7 @@ class _Gradients(NamedTuple):
         return any(buffer is not None for buffer in self)
 
     def add_(self, logit_gradient: Tensor, hidden: Tensor, rows: Tensor, weights: Tensor, head: LMHead) -> None:
-        """Push a chunk's gradient [n, V] through the LM head; weights join where a token has the fewest numbers."""
+        """Propagate a chunk's gradient [n, V] through the LM head, and apply the token weights."""
         vocab_size = len(head.weight)
         operand = logit_gradient.to(head.weight.dtype)
         if self.hidden is not None:
@@ -305,7 +305,7 @@ def _weighted_sum(
             teacher = DenseSignal(teacher.hidden, teacher.head.cut(vocab_size, dtype))
         rows = token_weights.nonzero().squeeze(1)
         weights = token_weights[rows].to(dtype)
-        # Halves could not hold a weight of 1e-6: the largest counts 1 until the gradients are in float32.
+        # Half precision cannot represent a weight of 1e-6: the largest is 1 until the gradients are in float32.
         unit = weights.abs().amax() if len(weights) else weights.new_ones(())
         tokens = _Tokens(hidden, rows, weights / unit, _labels_of(rows, labels, vocab_size))
         if isinstance(teacher, SparseSignal):
@@ -340,7 +340,8 @@ def _chunked_forward(
     statistics = tokens.weights.new_empty(len(fields), len(tokens.rows))
     vocab_size = len(head.weight)
     chunk_size = max(1, min(chunk_size or _chunk_size(len(tokens.rows), vocab_size, statistics), len(tokens.rows)))
-    block_size = _block_size(chunk_size, vocab_size, statistics)
+    by_autograd = is_dense and objective is not None and objective.rule.fused is None
+    block_size = _block_size(chunk_size, vocab_size, statistics, by_autograd)
     tiles = statistics.new_empty(2 if is_dense else 1, chunk_size, vocab_size)
     scratch = statistics.new_empty(1 if teacher is None else 2, block_size, vocab_size)
     for chunk in _slices(len(tokens.rows), chunk_size):
@@ -410,11 +411,15 @@ def _chunk_size(tokens: int, vocab_size: int, like: Tensor) -> int:
     return _even(tokens, max(256, budget // (vocab_size * like.itemsize)))
 
 
-def _block_size(chunk_size: int, vocab_size: int, like: Tensor) -> int:
-    """Bound the bytes of element-wise work: a CPU's cache holds 16 MiB, other devices prefer few launches."""
-    if like.device.type != "cpu":
+def _block_size(chunk_size: int, vocab_size: int, like: Tensor, by_autograd: bool) -> int:
+    """Bound the bytes of element-wise work.
+
+    A CPU's cache holds 16 MiB. Other devices prefer few launches, but autograd keeps several tensors of this size.
+    """
+    if like.device.type != "cpu" and not by_autograd:
         return chunk_size
-    return _even(chunk_size, max(1, 16 * _MIB // (vocab_size * like.itemsize)))
+    budget = (16 if like.device.type == "cpu" else 128) * _MIB
+    return _even(chunk_size, max(1, budget // (vocab_size * like.itemsize)))
 
 
 def _even(length: int, limit: int) -> int:
@@ -441,7 +446,9 @@ def _labels_of(rows: Tensor, labels: Tensor | None, vocab_size: int) -> Tensor:
     labels = labels[rows]
     unknown = labels[((labels < 0) | (labels >= vocab_size)) & (labels != IGNORE_INDEX)]
     if len(unknown):
-        raise ValueError(f"labels holds {unknown[0].item()}; a label is -100 or one of the {vocab_size} shared words.")
+        raise ValueError(
+            f"labels holds {unknown[0].item()}; a label is -100 or one of the {vocab_size} shared tokens."
+        )
     return labels
 
 
@@ -509,7 +516,7 @@ def _check_ids(ids: Tensor, vocab_size: int) -> None:
     unknown = ids[(ids < 0) | (ids >= vocab_size)]
     if len(unknown):
         raise ValueError(
-            f"the teacher's signal has the token id {unknown[0].item()}; keep ids of the {vocab_size} shared words, "
+            f"the teacher's signal has the token id {unknown[0].item()}; keep ids of the {vocab_size} shared tokens, "
             "and count all others in the tail."
         )
     repeated = ordered[..., 1:][ordered[..., 1:] == ordered[..., :-1]]

@@ -1,8 +1,9 @@
 """Any loss of the labels' log-probabilities, a chunk of tokens at a time.
 
-A loss on whole sequences is not a sum over tokens, so its gradient is unknown until all of them were seen. Each token
-still enters through one number, its log-probability. So the tokens are visited twice: first to compute these numbers,
-and then, with the slope of the loss in each as its weight, as a weighted cross-entropy, whose gradient is the loss's.
+A loss on whole sequences is not a sum over tokens, so its gradient is unknown until all tokens have been projected.
+Each token enters it through one number, its log-probability. Two passes are therefore made: the first computes the
+log-probabilities; the second is a cross-entropy weighted by the slope of the loss in each of them, which has the
+gradient of the loss.
 """
 
 from collections.abc import Callable

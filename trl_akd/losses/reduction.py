@@ -1,12 +1,12 @@
-"""From labels to token weights. A loss is `sum(weights * per_token_loss)`; this is the only place that divides.
+"""Token weights. A loss is `sum(weights * per_token_loss)`; all divisions are made here.
 
-A step of the optimiser sees one global batch, however it is cut into micro-batches, ranks and packed rows:
+An optimiser step has one global batch, however it is split into micro-batches, ranks and packed rows:
 
     items = all ranks' and micro-batches' count_items(labels), summed
     weights = scale(token_weights(labels), items, world_size)
     loss = (weights * per_token_loss).sum()
 
-Two normalizations are known:
+There are two normalizations:
 
 - `"sequence"`: the mean over a sample's target tokens, then the mean over samples. Eq. (9) of Adaptive Knowledge
   Distillation for code generation (jos.org.cn 7462) divides by the length of the *input*, and Algorithm 1 by none;
@@ -31,15 +31,15 @@ def token_weights(
     sample_ids: Tensor | None = None,
     task_weights: Tensor | None = None,
 ) -> Tensor:
-    """Weigh each target token, before the division by the global number of items.
+    """Return a weight per target token, before the division by the global number of items.
 
     Args:
         labels (`Tensor`): shape `[B, T]`, already shifted, -100 where there is no target.
         normalization (`str`): `"sequence"`, 1 / (target tokens of the sample), or `"token"`, 1.
-        sample_ids (`Tensor`, *optional*): shape `[B, T]`, integers that tell apart the samples packed in one row.
-            Without it each row is one sample.
-        task_weights (`Tensor`, *optional*): shape `[B, T]`, multiplies the weights. It leaves the number of items
-            alone, so doubling it doubles the loss.
+        sample_ids (`Tensor`, *optional*): shape `[B, T]`, integers that distinguish samples packed in one row. By
+            default each row is one sample.
+        task_weights (`Tensor`, *optional*): shape `[B, T]`, multiplies the weights, but does not change the number of
+            items, so that doubling it doubles the loss.
 
     Returns:
         Shape `[B, T]`, float32, 0 where there is no target.
@@ -62,7 +62,7 @@ def token_weights(
 
 
 def count_items(labels: Tensor, *, normalization: Normalization, sample_ids: Tensor | None = None) -> Tensor:
-    """Count what the loss is averaged over: samples with at least one target token, or target tokens.
+    """Count the items that the loss is averaged over: samples with at least one target token, or target tokens.
 
     Args:
         labels (`Tensor`): shape `[B, T]`, already shifted, -100 where there is no target.
@@ -87,7 +87,7 @@ def count_items(labels: Tensor, *, normalization: Normalization, sample_ids: Ten
 
 
 def count_items_by_task(labels: Tensor, task_ids: Tensor, *, tasks: int, normalization: Normalization) -> Tensor:
-    """Count the items of each task apart, so that each task's loss gets a divisor of its own.
+    """Count the items of each task, so that each task's loss has its own divisor.
 
     Args:
         labels (`Tensor`): shape `[B, T]`, -100 where there is no target.
@@ -110,12 +110,12 @@ def count_items_by_task(labels: Tensor, task_ids: Tensor, *, tasks: int, normali
 def scale(weights: Tensor, items: Tensor | float, world_size: int, task_ids: Tensor | None = None) -> Tensor:
     """Divide token weights by the global number of items, or by that of their task.
 
-    DDP and DeepSpeed average the gradients over the ranks where a sum is meant, hence the factor `world_size`.
+    DDP and DeepSpeed average the gradients over the ranks, where a sum is needed, hence the factor `world_size`.
 
     Args:
         weights (`Tensor`): from [`token_weights`].
         items (`Tensor` or `float`): [`count_items`], summed over all micro-batches of the step and all ranks. 0 counts
-            as 1: without a target there is no loss to divide.
+            as 1, since there is no loss to divide without a target.
         world_size (`int`): number of ranks whose gradients are averaged; 1 where `items` was not summed over ranks.
         task_ids (`Tensor`, *optional*): shape `[B]`, where `items` is that of [`count_items_by_task`].
 

@@ -1,4 +1,4 @@
-"""What the metrics here have in common, and all that `evaluate` needs to be told differently.
+"""Base classes of the metrics, and workarounds for `evaluate`.
 
 - Values pass through Arrow tables whose casts are silent: of the programs `["a", 3]` it makes `'"a"'` and `'3'`. Every
   value is checked first.
@@ -21,7 +21,15 @@ import evaluate
 from trl_akd.execution import CodeExecutor, ExecutionResult, check_tests
 from trl_akd.metrics.verdicts import check_verdicts
 
-__all__ = ["LocalMetric", "ProgramMetric", "as_list", "judge", "number_of_workers", "plain_number", "values_of_k"]
+__all__ = [
+    "LocalMetric",
+    "ProgramMetric",
+    "as_list",
+    "number_of_workers",
+    "plain_number",
+    "run_programs",
+    "values_of_k",
+]
 
 # Arguments that only some metrics of programs take; `evaluate.combine` gives each metric the arguments of all.
 _NOT_SHARED = frozenset({"k", "confidence", "entry_points", "truncated"})
@@ -38,7 +46,7 @@ class LocalMetric(evaluate.Metric, ABC):
         """Check a prediction and its reference, found at `where`, and return what Arrow shall hold."""
 
     def add_batch(self, *, predictions: Sequence[Any] | None = None, references: Sequence[Any] | None = None) -> None:
-        """Add predictions and their references to those that `compute` will judge."""
+        """Add predictions and their references for `compute`."""
         predictions, references = _listed("predictions", predictions), _listed("references", references)
         if len(predictions) != len(references):
             raise ValueError(
@@ -112,21 +120,21 @@ class ProgramMetric(LocalMetric):
         return [json.dumps(program) for program in programs], _encode_tests(f"references{where}", reference)
 
 
-def judge(
+def run_programs(
     executor: CodeExecutor, predictions: Sequence[Sequence[str]], references: Sequence[str]
 ) -> tuple[list[list[str]], list[list[ExecutionResult]]]:
     """Run every task's programs against its test.
 
     Args:
-        executor ([`CodeExecutor`]): what runs them.
-        predictions (`Sequence[Sequence[str]]`), references (`Sequence[str]`): as [`ProgramMetric`] has encoded them.
+        executor ([`CodeExecutor`]): sandbox of the programs.
+        predictions (`Sequence[Sequence[str]]`), references (`Sequence[str]`): as encoded by [`ProgramMetric`].
 
     Returns:
         `tuple`: the programs' text, and a result for each.
 
     Raises:
         ValueError: If a test is no Python program, which says nothing about a model.
-        RuntimeError: If more than 1 % of the programs could not be judged.
+        RuntimeError: If more than 1 % of the programs have infrastructure errors.
     """
     programs = [[json.loads(program) for program in task] for task in predictions]
     tests = [json.loads(reference) for reference in references]

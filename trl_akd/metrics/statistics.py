@@ -1,4 +1,4 @@
-"""How sure a number from a benchmark is: the estimator, its interval over tasks, and a paired test of two models.
+"""Statistics of benchmarks: the pass@k estimator, its interval over tasks, and a paired test of two models.
 
 A benchmark's tasks count as drawn from a larger population of tasks, and a model's programs for a task as drawn from
 the model. Intervals and tests below cover both draws at once, since each works on one score per task.
@@ -28,7 +28,7 @@ _BLOCK = 256  # resamples drawn at once, which bounds the memory of a test over 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Hold an estimate and its confidence interval.
+    """An estimate and its confidence interval.
 
     Args:
         value (`float`): the estimate.
@@ -44,7 +44,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class PairedTest:
-    """Hold what came of comparing two models task by task.
+    """Result of a paired comparison of two models.
 
     Args:
         difference (`float`): mean of the first model's score minus the second's.
@@ -71,7 +71,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     prints the same formula but calls n the number of tasks; it is the number of samples of *one* task.
 
     Args:
-        num_samples (`int`): n, programs judged for the task.
+        num_samples (`int`): n, programs run for the task.
         num_correct (`int`): c, those that passed.
         k (`int`): programs one may try, from 1 to n.
 
@@ -104,8 +104,8 @@ def pass_at_k_over_tasks(
     """Average [`pass_at_k`] over tasks, with a confidence interval by [`mean_interval`].
 
     Args:
-        num_samples (`Sequence[int]`): programs judged, one number a task; tasks may differ.
-        num_correct (`Sequence[int]`): programs that passed, one number a task.
+        num_samples (`Sequence[int]`): number of programs run for each task; tasks may differ.
+        num_correct (`Sequence[int]`): number of programs that passed for each task.
         k (`int`): programs one may try.
         tasks (`Sequence[str]`, *optional*): names for error messages; positions from 0 where absent.
         confidence (`float`, *optional*, defaults to `0.95`): level of the interval.
@@ -141,12 +141,12 @@ def mean_interval(scores: Sequence[float], confidence: float = 0.95) -> Interval
 
     Wilson's interval for a proportion p of m tasks holds its level for few tasks and near 0 and 1, where the normal
     interval and the percentile bootstrap shrink to nothing. It presumes 0/1 scores, of variance p(1 - p). Fractional
-    scores, as of several samples a task, vary less by some factor, so m is multiplied by that factor (the effective
-    sample size of survey statistics). The variance is estimated as if two more tasks had the largest one possible,
-    p(1 - p), since a handful of like scores says little. For 0/1 scores it is Wilson's interval exactly.
+    scores, as with several samples per task, vary less by some factor, so m is multiplied by that factor (the
+    effective sample size of survey statistics). The variance is estimated as if two more tasks had the largest one
+    possible, p(1 - p), since a handful of like scores says little. For 0/1 scores it is Wilson's interval exactly.
 
     Args:
-        scores (`Sequence[float]`): one number in [0, 1] a task.
+        scores (`Sequence[float]`): one number in [0, 1] per task.
         confidence (`float`, *optional*, defaults to `0.95`): level of the interval, in (0, 1).
 
     Returns:
@@ -184,7 +184,7 @@ def paired_test(
     random, and p = (1 + flips at least as extreme) / (1 + resamples), which is valid for any number of resamples.
 
     Args:
-        first (`Sequence[float]`): the first model's scores, one a task.
+        first (`Sequence[float]`): scores of the first model, one per task.
         second (`Sequence[float]`): the second model's, in the same order.
         seed (`int`, *optional*, defaults to `0`): seed of the random flips.
         resamples (`int`, *optional*, defaults to `9999`): number of random flips of all signs.
@@ -225,7 +225,7 @@ def paired_test(
 
 
 def accuracy_loss(teacher: float, model: float) -> float:
-    """Say which share of its teacher's score a model lacks, (teacher - model) / teacher.
+    """Return the relative accuracy loss of a model, (teacher - model) / teacher.
 
     It is the 精度损失 of Adaptive Knowledge Distillation for code generation (jos.org.cn 7462).
 

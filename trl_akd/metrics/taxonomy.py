@@ -1,4 +1,4 @@
-"""Name what went wrong with a program, by the taxonomy of Adaptive Knowledge Distillation (AKD, jos.org.cn 7462).
+"""Labels of program errors, by the taxonomy of Adaptive Knowledge Distillation (AKD, jos.org.cn 7462).
 
 AKD's tables 2 and 13 sort the programs of HumanEval and MBPP into 14 exception types with 19 causes. All seven columns
 of table 13 add up if a program is
@@ -65,7 +65,7 @@ OWN_CAUSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "timeout": ("timeout",),
     }
 )
-"""What the paper's table has no row for."""
+"""Labels that the paper's table has no row for."""
 
 _ROWS = tuple((kind, cause) for table in (CAUSES, OWN_CAUSES) for kind, causes in table.items() for cause in causes)
 _ENDINGS = {"signal": "crash", "exit": "early_exit", "memory": "memory", "deadline": "timeout"}
@@ -111,7 +111,7 @@ class ErrorLabel:
 
     @property
     def correct(self) -> bool:
-        """Tell whether the program passed."""
+        """Whether the program passed."""
         return self.error_type is None
 
 
@@ -149,7 +149,7 @@ class ErrorTable:
 
     @property
     def judged(self) -> int:
-        """Count all programs but those that the executor could not judge."""
+        """Number of programs without infrastructure errors."""
         return self.complete + self.incomplete
 
     @property
@@ -185,7 +185,7 @@ class ErrorTable:
 def classify(
     result: ExecutionResult, program: str, entry_point: str | None = None, truncated: bool = False
 ) -> ErrorLabel:
-    """Name what went wrong with a program.
+    """Label the result of a program.
 
     Args:
         result ([`ExecutionResult`]): what came of running it.
@@ -227,10 +227,10 @@ def classify(
 
 
 def is_tests_own_error(result: ExecutionResult, entry_point: str | None = None) -> bool:
-    """Tell whether the tests lack a module, a part of one, or a name other than that of the function that they call.
+    """Return whether the tests lack a module, a part of one, or a name other than that of the function they call.
 
     Args:
-        result ([`ExecutionResult`]): what came of running a program.
+        result ([`ExecutionResult`]): result of running a program.
         entry_point (`str`, *optional*): the function that the tests call. Without it, the tests are taken to lack only
             names of modules and those that are usually imported.
 
@@ -259,7 +259,7 @@ def error_table(labels: Iterable[ErrorLabel]) -> ErrorTable:
     The rows add up to the incomplete programs, and these and the complete ones to all that were judged.
 
     Args:
-        labels (`Iterable[ErrorLabel]`): one a program, from [`classify`].
+        labels (`Iterable[ErrorLabel]`): one per program, from [`classify`].
 
     Returns:
         [`ErrorTable`]: all rows, with zeros.
@@ -330,7 +330,7 @@ def _is_stub(program: str, entry_point: str | None) -> bool:
 
 
 def _does_nothing(statement: ast.stmt) -> bool:
-    """Tell whether a statement, once run or called, has no effect but to give a constant."""
+    """Return whether a statement, when run or called, only returns a constant."""
     match statement:
         case ast.FunctionDef(body=body) | ast.AsyncFunctionDef(body=body) | ast.ClassDef(body=body):
             return all(map(_does_nothing, body))
@@ -356,7 +356,7 @@ def _functions(tree: ast.Module | None) -> list[_Function]:
 
 
 def _parse(program: str) -> ast.Module | None:
-    """Parse a program that nobody trusts; `None` where that fails."""
+    """Parse an untrusted program; `None` if that fails."""
     if len(program) > _LONGEST:
         return None
     try:

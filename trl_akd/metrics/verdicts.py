@@ -1,4 +1,4 @@
-"""From what the executor says to scores: which verdicts count, and when a score would mislead."""
+"""Scores from execution results, and checks of results that would mislead."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,25 +7,25 @@ from trl_akd.metrics.statistics import pass_at_k_over_tasks
 
 __all__ = ["check_verdicts", "scores"]
 
-_MOST_UNJUDGED = 0.01  # share of programs that may go without a verdict
+_MAX_INFRA_ERRORS = 0.01  # share of the programs
 
 
 def check_verdicts(verdicts: Iterable[tuple[str, ExecutionResult]]) -> None:
-    """Refuse verdicts that say something else than what a model can do.
+    """Raise an error if results say nothing about the model.
 
     Args:
-        verdicts (`Iterable[tuple[str, ExecutionResult]]`): name of the test and result, one a program.
+        verdicts (`Iterable[tuple[str, ExecutionResult]]`): name of the test, and result of each program.
 
     Raises:
         ValueError: If a test is no Python program, which says nothing about a model.
-        RuntimeError: If more than 1 % of the programs could not be judged.
+        RuntimeError: If more than 1 % of the programs have infrastructure errors.
     """
     verdicts = list(verdicts)
     for name, result in verdicts:
         if result.stage == "compile" and result.origin == "test":
             raise ValueError(f"The test {name} is no Python program ({result.message}); mend it.")
     unjudged = [result for _, result in verdicts if result.status == "infra_error"]
-    if len(unjudged) > _MOST_UNJUDGED * len(verdicts):
+    if len(unjudged) > _MAX_INFRA_ERRORS * len(verdicts):
         raise RuntimeError(
             f"{len(unjudged)} of {len(verdicts)} programs could not be judged, and a score of the rest would mislead; "
             f"mend what the first one reports: {unjudged[0].message}"
@@ -35,20 +35,20 @@ def check_verdicts(verdicts: Iterable[tuple[str, ExecutionResult]]) -> None:
 def scores(
     num_samples: Sequence[int], num_correct: Sequence[int], values_of_k: Iterable[int], confidence: float = 0.95
 ) -> dict[str, float]:
-    """Score each k over the tasks that have as many judged programs: all have but those with infra errors.
+    """Compute pass@k over the tasks with at least k programs without infrastructure errors.
 
     Args:
-        num_samples (`Sequence[int]`): programs judged, one number a task.
-        num_correct (`Sequence[int]`): programs that passed, one number a task.
-        values_of_k (`Iterable[int]`): the k of pass@k.
-        confidence (`float`, *optional*, defaults to `0.95`): level of the intervals.
+        num_samples (`Sequence[int]`): number of programs run for each task.
+        num_correct (`Sequence[int]`): number of programs that passed for each task.
+        values_of_k (`Iterable[int]`): values of k.
+        confidence (`float`, *optional*, defaults to `0.95`): confidence level of the intervals.
 
     Returns:
         `dict[str, float]`: `pass@k`, `pass@k_low` and `pass@k_high`, fractions, and `pass@k_tasks`, how many tasks
         they are of.
 
     Raises:
-        RuntimeError: If no task has k judged programs.
+        RuntimeError: If no task has k programs without infrastructure errors.
     """
     found: dict[str, float] = {}
     for k in sorted(set(values_of_k)):

@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-from ..iterkd.judging import Judgement, format_judgement
-from ..iterkd.records import FAULT_KINDS, FaultKind
+from ..iterkd.cycle.records import FAULT_KINDS, FaultKind
+from ..iterkd.judge.rubric import Judgement, format_judgement
 from .curricula import Curriculum, Row
 from .operations import OPERATIONS
 from .world import Step, Task, draw_solution

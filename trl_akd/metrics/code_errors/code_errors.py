@@ -8,7 +8,7 @@ from typing import Any
 import evaluate
 
 from trl_akd.execution import CodeExecutor
-from trl_akd.metrics.base import ProgramMetric, as_list, judge, number_of_workers
+from trl_akd.metrics.base import ProgramMetric, as_list, number_of_workers, run_programs
 from trl_akd.metrics.taxonomy import classify, error_table
 
 _CITATION = """\
@@ -35,7 +35,7 @@ class CodeErrors(ProgramMetric):
         `infra_errors` (programs that could not be judged, in no other count); fractions `correct_share`,
         `complete_share` and `incomplete_share` of `judged`, and `correct_among_complete`; a count for each row
         `type/cause`, which add up to `incomplete`; `isolation`, `strict`; with `details` also `details`, a list of
-        labels a task.
+        labels per task.
 
     Example:
         ```python
@@ -98,7 +98,7 @@ class CodeErrors(ProgramMetric):
             packages=packages,
             allow_code_execution=allow_code_execution,
         ) as executor:
-            programs, results = judge(executor, predictions, references)
+            programs, results = run_programs(executor, predictions, references)
         labels = [
             [
                 classify(result, program, entry_point, flag)

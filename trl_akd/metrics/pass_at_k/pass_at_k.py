@@ -9,7 +9,7 @@ from typing import Any
 import evaluate
 
 from trl_akd.execution import CodeExecutor, ExecutionResult
-from trl_akd.metrics.base import ProgramMetric, judge, number_of_workers, values_of_k
+from trl_akd.metrics.base import ProgramMetric, number_of_workers, run_programs, values_of_k
 from trl_akd.metrics.statistics import pass_at_k, pass_at_k_over_tasks
 from trl_akd.metrics.verdicts import scores
 
@@ -34,8 +34,8 @@ class PassAtK(ProgramMetric):
             is left out with a warning; it is an error if no other k is given.
         workers (`int`, *optional*): programs run at once, by default as many as there are cores.
         num_workers (`int`, *optional*): the same, under the name of `evaluate`'s code_eval.
-        timeout (`float`, *optional*, defaults to `3.0`): seconds of processor time a program may take.
-        memory_mb (`int`, *optional*, defaults to `512`): MiB a program may use.
+        timeout (`float`, *optional*, defaults to `3.0`): time limit of a program in seconds of processor time.
+        memory_mb (`int`, *optional*, defaults to `512`): memory limit of a program in MiB.
         isolation (`str`, *optional*, defaults to `"auto"`): level of the sandbox, as in `CodeExecutor`.
         strict (`bool`, *optional*, defaults to `False`): run tests apart from programs, as in `CodeExecutor`.
         packages (`list[str]`, *optional*): installed packages that programs may import, such as `"numpy"`.
@@ -48,7 +48,7 @@ class PassAtK(ProgramMetric):
     Returns:
         `dict`: for each k `pass@k`, `pass@k_low`, `pass@k_high` (fractions; higher is better) and `pass@k_tasks` (how
         many tasks they cover); `num_tasks`, `num_samples`, `timed_out`, `infra_errors` (programs that could not be
-        judged, left out of the estimate), `isolation`, `strict`; with `details` also `details`, a `dict` a task.
+        judged, left out of the estimate), `isolation`, `strict`; with `details` also `details`, one `dict` per task.
 
     Example:
         ```python
@@ -104,7 +104,7 @@ class PassAtK(ProgramMetric):
             packages=packages,
             allow_code_execution=allow_code_execution,
         ) as executor:
-            _, results = judge(executor, predictions, references)
+            _, results = run_programs(executor, predictions, references)
         num_samples = [sum(result.status != "infra_error" for result in task) for task in results]
         num_correct = [sum(result.passed for result in task) for task in results]
         found: dict[str, Any] = dict(scores(num_samples, num_correct, ks, confidence))
@@ -127,7 +127,7 @@ class PassAtK(ProgramMetric):
 
 
 def _within_samples(ks: list[int], sizes: list[int]) -> list[int]:
-    """Leave out, with a warning, what a task has too few samples for, unless that is all there is."""
+    """Drop values of k that a task has too few samples for, with a warning, unless none would be left."""
     kept = [k for k in ks if k <= min(sizes, default=0)]
     left_out = [str(k) for k in ks if k not in kept]
     if not kept or not left_out:

@@ -1,0 +1,138 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from tests import tiny
+from trl_akd.cli.akd import METHOD
+from trl_akd.cli.parsing import RecipeParser
+from trl_akd.cli.recipes import Recipe
+from trl_akd.cli.training import find_checkpoint, load_datasets, load_tokenizers
+
+
+@pytest.fixture
+def parse(parser: RecipeParser, settings: dict[str, Any]):
+    """Dataclasses of the tiny recipe with some values replaced; `None` takes a key out."""
+
+    def make(**replaced: Any) -> Any:
+        values = {key: value for key, value in {**settings, **replaced}.items() if value is not None}
+        return parser.dataclasses(parser.values(Recipe(Path("recipe.yaml"), values)))
+
+    return make
+
+
+def test_new_run_has_no_checkpoint(parse):
+    assert find_checkpoint(parse()[1]) is None
+    assert find_checkpoint(parse(resume_from_checkpoint="false")[1]) is None
+
+
+def test_nothing_to_resume(parse):
+    with pytest.raises(ValueError, match=r"`resume_from_checkpoint` is true, but `output_dir` .* holds no checkpoint"):
+        find_checkpoint(parse(resume_from_checkpoint=True)[1])
+
+
+def test_a_torn_checkpoint_is_passed_over(parse, tmp_path: Path):
+    """One that a full disk or a kill left without its last file; 10 follows 9."""
+    args = parse(resume_from_checkpoint=True)[1]
+    args.check_checkpoint = lambda path: None
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-11", "checkpoint-best"):
+        (Path(args.output_dir) / name).mkdir(parents=True)
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-best"):
+        (Path(args.output_dir) / name / "trainer_state.json").touch()
+    assert Path(find_checkpoint(args)).name == "checkpoint-10"
+
+
+def test_path_that_is_no_checkpoint(parse, tmp_path: Path):
+    with pytest.raises(ValueError, match="which is no checkpoint folder"):
+        find_checkpoint(parse(resume_from_checkpoint=str(tmp_path))[1])
+
+
+def test_checkpoint_of_another_trainer(parse, tmp_path: Path):
+    (tmp_path / "trainer_state.json").touch()
+    with pytest.raises(ValueError, match=r"which has no akd_state.pt: another trainer wrote it"):
+        find_checkpoint(parse(resume_from_checkpoint=str(tmp_path))[1])
+
+
+def test_rows_held_out(parse):
+    train, test = load_datasets(*parse(eval_strategy="epoch")[:2])
+    assert (len(train), len(test)) == (6, 2)
+    assert not set(train["output"]) & set(test["output"])
+
+
+def test_rows_are_held_out_even_without_evaluation(parse):
+    train, test = load_datasets(*parse(test_size=0.25)[:2])
+    assert (len(train), test) == (6, None)
+
+
+def test_all_rows_without_evaluation(parse):
+    train, test = load_datasets(*parse(test_size=None)[:2])
+    assert (len(train), test) == (8, None)
+
+
+def test_own_test_split(parse, tmp_path: Path):
+    splits = {name: Dataset.from_list([{"prompt": name, "completion": "y"}] * 3) for name in ("train", "valid")}
+    DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    given = {"dataset_name": str(tmp_path / "saved"), "test_size": None, "eval_strategy": "epoch"}
+    _, test = load_datasets(*parse(**given, dataset_test_split="valid")[:2])
+    assert test["prompt"][:] == ["valid"] * 3
+    with pytest.raises(ValueError, match=r"`eval_strategy` is 'epoch'.*no split 'test'.*set `test_size`"):
+        load_datasets(*parse(**given)[:2])
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5])
+def test_test_size_out_of_range(size: float, parse):
+    with pytest.raises(ValueError, match=f"`test_size` is {float(size)}"):
+        parse(test_size=size)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        (None, ValueError, "`dataset_name` is not set"),
+        ("missing.json", FileNotFoundError, "no file or folder 'missing.json'"),
+    ],
+)
+def test_missing_dataset(name: str | None, error: type[Exception], message: str, parse):
+    with pytest.raises(error, match=message):
+        load_datasets(*parse(dataset_name=name)[:2])
+
+
+def test_tokenizers_of_both_models(parse):
+    _, training_args, model_args, _ = parse()
+    student, teacher = load_tokenizers(METHOD, model_args, training_args)
+    assert student.get_vocab() == teacher.get_vocab() == tiny.tokenizer().get_vocab()
+
+
+def test_no_teacher_no_teacher_tokenizer(parse):
+    _, training_args, model_args, _ = parse(teacher_model_name_or_path=None)
+    assert load_tokenizers(METHOD, model_args, training_args)[1] is None
+
+
+@pytest.mark.parametrize("field", ["model_name_or_path", "teacher_model_name_or_path"])
+def test_model_that_is_not_there(field: str, parse, tmp_path: Path):
+    _, training_args, model_args, _ = parse(**{field: str(tmp_path / "nowhere")})
+    with pytest.raises(
+        ValueError, match=f"`{field}` is '.*nowhere', whose tokenizer and configuration cannot be read"
+    ):
+        load_tokenizers(METHOD, model_args, training_args)
+
+
+def test_student_not_named(parse):
+    _, training_args, model_args, _ = parse(model_name_or_path=None)
+    with pytest.raises(ValueError, match="`model_name_or_path` is not set"):
+        load_tokenizers(METHOD, model_args, training_args)
+
+
+def test_other_vocabulary(parse, pair: tuple[str, str], tmp_path: Path):
+    other = tmp_path / "other"
+    shutil.copytree(pair[1], other)
+    content = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    _, training_args, model_args, _ = parse(teacher_model_name_or_path=str(other))
+    with pytest.raises(ValueError, match=r"id .* is 'a' for the student but 'b' for the teacher"):
+        load_tokenizers(METHOD, model_args, training_args)

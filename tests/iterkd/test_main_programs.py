@@ -1,0 +1,88 @@
+import pytest
+
+from trl_akd.execution import CodeExecutor, ExecutionResult
+from trl_akd.iterkd.cycle.main_programs import Outcome, lacks_surroundings, run_alone
+from trl_akd.iterkd.cycle.records import Fault, Pair, Question
+from trl_akd.iterkd.cycle.verification import verify
+
+from .alone_programs import PROGRAMS
+
+
+@pytest.fixture(scope="module")
+def executor():
+    with CodeExecutor(2, allow_code_execution=True) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def outcomes(executor) -> dict[str, Outcome]:
+    programs = [program for _, program in PROGRAMS]
+    return dict(zip(programs, run_alone(executor.run, programs), strict=True))
+
+
+def test_every_program_gets_the_verdict_of_a_careful_reader(outcomes):
+    wrong = [(program, outcomes[program], due) for due, program in PROGRAMS if outcomes[program].verdict != due]
+    assert not wrong
+
+
+def test_what_lacks_its_surroundings_is_neither_a_fault_nor_a_wrong_answer(outcomes):
+    """The programs as answers, right and faulty, with the verdicts that running them gave."""
+
+    def run(jobs):
+        return [next(result for text, result in results if repr(text) in job) for job, _ in jobs]
+
+    right = "print('right')\n"
+    results = [(right, ExecutionResult("passed"))]
+    results += [(f"{program}\n", _result(outcomes[program])) for _, program in PROGRAMS]
+    for due, program in PROGRAMS:
+        question, answer = Question("q", f"Write this. {program}"), f"```python\n{program}\n```"
+        as_fault = verify([Pair(question, right, (Fault(answer, None),))], run=run)
+        as_right = verify([Pair(question, answer, ())], run=run)
+        assert bool(as_fault.pairs) is (due == "fail"), (program, as_fault)
+        dropped = {"pass": {}, "fail": {"correct/wrong": 1}, "unknown": {"correct/unverified": 1}}[due]
+        assert as_right.dropped == dropped, program
+
+
+def _result(outcome: Outcome) -> ExecutionResult:
+    if outcome.verdict == "pass":
+        return ExecutionResult("passed")
+    missing = outcome.verdict == "unknown"
+    return ExecutionResult("failed", "SurroundingsMissing" if missing else "ValueError", outcome.error_type or "")
+
+
+def test_what_could_not_be_run_is_unknown_and_nothing_is_asked_for_nothing():
+    [outcome] = run_alone(lambda programs: [ExecutionResult("infra_error")], ["x = 1"])
+    assert outcome == Outcome("unknown")
+    assert run_alone(lambda programs: pytest.fail("nothing to run"), []) == []
+
+
+@pytest.mark.parametrize(
+    ("program", "unknown"),
+    [
+        ("import numpy as np\n\ndef f(x):\n    return x", True),
+        ("def f(x):\n    import scipy\n    return x", True),
+        ("def f(x):\n    return x\n\nprint(f(input()))", True),
+        ("import sys\n\ndef f(x):\n    return x\n\nsys.exit(0)", True),
+        ("def f(x):\n    return x\n\nexit()", True),
+        ("def f(x):\n    return x\n\nopen('data.csv')", True),
+        ("def f(x):\n    return open('words.txt').read()", True),
+        ("import argparse\np = argparse.ArgumentParser()\np.add_argument('file')\nargs = p.parse_args()", True),
+        ("from urllib.request import urlopen\n\ndef f(x):\n    return urlopen('http://a.b').read()", True),
+        ("def f(x):\n    return y", False),
+        ("def f(x):\n    return x + 1", False),
+        ("import json.nothing\n\ndef f(x):\n    return x", False),
+        ("def f(x):\n    raise FileNotFoundError(x)", False),
+        ("def f(x):\n    exit()", False),
+        ("def f(x):\n    return str(x) + x", False),
+    ],
+)
+def test_beside_tests_too_a_lack_is_no_verdict(executor, program: str, unknown: bool):
+    tests = "assert f(1) == 1"
+    [result] = executor.run([(program, tests)])
+    assert not result.passed and lacks_surroundings(result, tests) is unknown
+
+
+def test_a_script_that_reads_beyond_its_input_is_wrong(executor):
+    tests = {"inputs": ["1\n"], "outputs": ["1\n"]}
+    lacking, wrong = executor.run([("import numpy", tests), ("input(); input()", tests)])
+    assert lacks_surroundings(lacking, tests) and not lacks_surroundings(wrong, tests)

@@ -1,0 +1,290 @@
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trl_akd.generation import Completion
+from trl_akd.generation.protocol import SamplingParams
+from trl_akd.iterkd.cycle.config import CycleConfig
+from trl_akd.iterkd.cycle.new_questions import check_question, generate_questions, mix_questions, read_question
+from trl_akd.iterkd.cycle.prompts import TeachingPrompts
+from trl_akd.iterkd.cycle.records import LEVELS, Question
+
+from . import scripted
+from .scripted import Teacher
+
+SHORT = TeachingPrompts(new_easy="EASY {instruction}", new_same="SAME {instruction}")
+levels = st.sampled_from(LEVELS)
+frames = st.sampled_from(["#Created Instruction#:", "### ", "1. ", '"', "Sort it.", "\n", "Task: ", "Sure:\n"])
+
+
+@dataclass(frozen=True)
+class Graded:
+    question_id: str
+    level: str
+
+
+def check(text: str, **limits) -> str | None:
+    return check_question(read_question(text), **{"min_chars": 10, "max_chars": 200, **limits})
+
+
+class TestReading:
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            "Sort a list of names.", "  Sort a list of names.\n", "#Created Instruction#: Sort a list of names.",
+            "#Created Instruction#:\nSort a list of names.", "# Created Instruction:\n\nSort a list of names.",
+            "### Sort a list of names.", "### New Question\nSort a list of names.", "1. Sort a list of names.",
+            "**New task:** Sort a list of names.", "Instruction: Sort a list of names.", "'Sort a list of names.'",
+            '"Sort a list of names."',
+            "\N{LEFT DOUBLE QUOTATION MARK}Sort a list of names.\N{RIGHT DOUBLE QUOTATION MARK}",
+            "Sure! Here is a new task:\n\nSort a list of names.",
+            "Here's one:\n#Created Instruction#: Sort a list of names.",
+            "#Created Instruction#: Sort a list of names.\n\n#Given Prompt#:\nAdd.\n#Created Instruction#: Subtract.",
+            'Certainly, here it is:\n\n#Created Instruction#:\n1) "Sort a list of names."',
+        ],
+    )  # fmt: skip
+    def test_what_stands_around_a_question_goes(self, answer):
+        assert read_question(answer) == "Sort a list of names."
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            "1. Read a file.\n2. Print it.", '"a" and "b" are texts. Join "a" and "b"',
+            "Task scheduling: write a queue.",
+            "Here is a program that adds; make it faster.", "New task queues need a name. Write one.",
+            "Write a form.\n\nNew question:\nThe user types here.",
+        ],
+    )  # fmt: skip
+    def test_what_belongs_to_a_question_stays(self, answer):
+        assert read_question(answer) == answer
+
+    @given(st.text("ab1.\n #*:\"'`", max_size=40) | st.lists(frames).map("".join))
+    @settings(deadline=None)
+    def test_reading_again_changes_nothing(self, text):
+        assert read_question(read_question(text)) == read_question(text)
+
+    @pytest.mark.parametrize(
+        "answer, reason",
+        [
+            ("", "empty"), ("#Created Instruction#:\n", "empty"), ('""', "empty"),
+            ("I'm sorry, but I can't help.", "refused"), ("As an AI language model, I do not ask.", "refused"),
+            ("Solution:\nx = a + b", "solution"), ("<think>Add two numbers.", "empty"),
+            ("```python\nx = a + b\n```", "solution"), ("def add(a, b):\n    return a + b", "solution"),
+            ("Sort.", "too_short"), ("Sort a list. " * 20, "too_long"),
+            ("Speed this up:\n```python\nx = 1\n```", None), ("Write a class that holds an answer.", None),
+        ],
+    )  # fmt: skip
+    def test_what_is_no_question_is_told_why(self, answer, reason):
+        assert check(answer) == reason
+
+    def test_questions_are_read_as_a_careful_person_reads_them(self):
+        """What teachers write, each with the question in it, or `null` where there is none."""
+        for row in scripted.labelled("questions.jsonl"):
+            found = read_question(row["text"])
+            reason = check_question(found, min_chars=20, max_chars=4000)
+            assert (None if reason else found) == row["question"], row["text"]
+
+    def test_the_authors_own_questions_pass_as_they_are(self):
+        texts = [row["instruction"] for row in scripted.soda("new_data.json")]
+        assert len(texts) == 100
+        assert [read_question(text) for text in texts] == [text.strip() for text in texts]
+        assert [read_question(f"#Created Instruction#:\n{text}") for text in texts] == [text.strip() for text in texts]
+        config = CycleConfig()
+        limits = {"min_chars": config.min_question_chars, "max_chars": config.max_question_chars}
+        assert Counter(check(text, **limits) for text in texts) == {None: 100}
+
+
+class TestRenewal:
+    QUESTIONS = tuple(Question(name, f"Task {name}.") for name in "abcdef")
+    FEEDBACK = tuple(
+        Graded(name, level) for name, level in zip("abcdef", ("easy", *["medium"] * 2, *["hard"] * 3), strict=True)
+    )
+
+    def renew(self, write=lambda prompt: f"A task after {prompt}", config=None, feedback=FEEDBACK, cycle=1, **given):
+        teacher = Teacher(write)
+        config = config or CycleConfig(new_easy=2, new_medium=1, new_hard=3)
+        return generate_questions(
+            feedback, self.QUESTIONS, teacher, prompts=SHORT, cycle=cycle, config=config, **given
+        ), teacher
+
+    def test_each_level_is_asked_by_its_prompt(self):
+        renewal, teacher = self.renew(sampling=SamplingParams(seed=5))
+        assert len(teacher.calls) == 1 and teacher.settings[0]["seed"] == 5
+        assert teacher.calls[0][:2] == ["EASY Task a."] * 2
+        assert teacher.calls[0][2] in ("SAME Task b.", "SAME Task c.")
+        assert sorted(teacher.calls[0][3:]) == ["SAME Task d.", "SAME Task e.", "SAME Task f."]
+        assert renewal.asked == {"easy": 2, "medium": 1, "hard": 3}
+
+    def test_new_questions_name_their_parents_and_levels(self):
+        renewal, _ = self.renew()
+        assert [question.id for question in renewal.questions[:2]] == ["a/1.0", "a/1.1"]
+        by_name = {question.id: question for question in self.QUESTIONS}
+        for question in renewal.questions:
+            assert question.id.startswith(f"{question.parent}/1.")
+            assert by_name[question.parent].instruction in question.instruction
+            assert question.origin == {item.question_id: item.level for item in self.FEEDBACK}[question.parent]
+            assert question.tests is question.answer is None
+
+    def test_it_depends_on_seed_and_cycle_alone(self):
+        first, _ = self.renew()
+        again, _ = self.renew(feedback=self.FEEDBACK[::-1])
+        assert first == again
+        one = CycleConfig(new_easy=0, new_medium=0, new_hard=1)
+        parents = {self.renew(config=one, cycle=cycle)[0].questions[0].parent for cycle in range(20)}
+        assert parents == {"d", "e", "f"}
+
+    def test_few_parents_are_asked_several_times(self):
+        renewal, _ = self.renew(config=CycleConfig(new_easy=0, new_medium=5, new_hard=0))
+        names = {question.id for question in renewal.questions}
+        assert names in ({"b/1.0", "b/1.1", "b/1.2", "c/1.0", "c/1.1"}, {"b/1.0", "b/1.1", "c/1.0", "c/1.1", "c/1.2"})
+
+    def test_generations_follow_one_another(self):
+        one, write = CycleConfig(new_easy=1, new_medium=0, new_hard=1), lambda prompt: "Sort a list of names."
+        child = generate_questions(
+            [Graded("a", "easy")], self.QUESTIONS, Teacher(write), cycle=1, config=one
+        ).questions
+        [grandchild] = generate_questions(
+            [Graded("a/1.0", "hard")], child, Teacher(write), cycle=2, config=one
+        ).questions
+        assert (grandchild.id, grandchild.parent, grandchild.origin) == ("a/1.0/2.0", "a/1.0", "hard")
+
+    def test_answers_that_are_no_questions_are_counted_by_level(self):
+        answers = {"a": "I'm sorry.", "d": "", "e": "Solution:\nx = 1"}
+
+        def write(prompt):
+            name = prompt[-2]
+            return (
+                Completion("Sort a list of", None, "length", None)
+                if name == "f"
+                else answers.get(name, "Sort names in a list.")
+            )
+
+        renewal, _ = self.renew(write)
+        assert [question.instruction for question in renewal.questions] == ["Sort names in a list."]
+        assert renewal.dropped == {"easy/refused": 2, "hard/empty": 1, "hard/solution": 1, "hard/truncated": 1}
+
+    def test_a_level_without_questions_asks_nothing(self):
+        renewal, teacher = self.renew(feedback=self.FEEDBACK[:1])
+        assert renewal.asked == {"easy": 2} and len(teacher.calls[0]) == 2
+        renewal, teacher = self.renew(feedback=[])
+        assert renewal.questions == [] and teacher.calls == []
+
+    def test_feedback_on_unknown_questions_is_refused(self):
+        with pytest.raises(ValueError, match="`feedback` is on 'z', which is not among `questions`"):
+            self.renew(feedback=[Graded("z", "easy")])
+
+    def test_a_cycle_that_was_there_already_is_refused(self):
+        taken = [*self.QUESTIONS, Question("a/1.0", "")]
+        with pytest.raises(ValueError, match=r"the id 'a/1.0' of a new one already; give `cycle` another number"):
+            generate_questions(self.FEEDBACK, taken, Teacher(lambda prompt: ""), cycle=1)
+
+    @pytest.mark.parametrize(
+        "given, message",
+        [
+            ({"new_hard": -1}, "`new_hard` is -1"),
+            ({"min_question_chars": 0}, "`min_question_chars` is 0"),
+            ({"max_question_chars": 5}, "`max_question_chars` 5"),
+        ],
+    )
+    def test_wrong_values_are_named(self, given, message):
+        with pytest.raises(ValueError, match=message):
+            CycleConfig(**given)
+
+
+def old(names: dict[str, str]) -> tuple[list[Question], dict[str, str]]:
+    return [Question(name, "") for name in names], names
+
+
+def new(count: int, level: str) -> list[Question]:
+    return [Question(f"new-{level}-{number}", "", origin=level) for number in range(count)]
+
+
+class TestMix:
+    def counts(self, questions) -> Counter:
+        return Counter((question.origin == "seed", self.level(question)) for question in questions)
+
+    def level(self, question) -> str:
+        return question.id.split("-")[1]
+
+    def seeds(self, **counts):
+        return old({f"old-{level}-{number}": level for level, count in counts.items() for number in range(count)})
+
+    def test_parts_are_kept_among_old_and_new(self):
+        seeds, known = self.seeds(easy=50, medium=50, hard=50)
+        fresh = [question for level in LEVELS for question in new(50, level)]
+        mixed = mix_questions(seeds, fresh, known, CycleConfig(questions_per_cycle=100, old_share=0.5))
+        parts = {"easy": 10, "medium": 20, "hard": 20}
+        assert self.counts(mixed) == {(age, level): parts[level] for age in (True, False) for level in LEVELS}
+        assert [question.origin == "seed" for question in mixed] == [True] * 50 + [False] * 50
+
+    def test_the_larger_parts_come_first(self):
+        seeds, known = self.seeds(easy=9, medium=9, hard=9)
+        assert self.counts(mix_questions(seeds, [], known, CycleConfig(questions_per_cycle=2))) == {
+            (True, "medium"): 1,
+            (True, "hard"): 1,
+        }
+
+    def test_what_one_lacks_the_others_fill(self):
+        seeds, known = self.seeds(easy=100, hard=3)
+        mixed = mix_questions(seeds, new(4, "medium"), known, CycleConfig(questions_per_cycle=50, old_share=0.2))
+        assert self.counts(mixed) == {(True, "hard"): 3, (True, "easy"): 43, (False, "medium"): 4}
+        assert len(mix_questions([], new(80, "hard"), {}, CycleConfig(questions_per_cycle=50, old_share=0.9))) == 50
+        assert len(mix_questions(seeds, [], known, CycleConfig(questions_per_cycle=50, old_share=0.0))) == 50
+
+    def test_a_level_without_a_part_is_left_out(self):
+        seeds, known = self.seeds(easy=9, medium=9, hard=9)
+        mixed = mix_questions(seeds, [], known, CycleConfig(questions_per_cycle=20, mix_easy=0.0))
+        assert self.counts(mixed) == {(True, "medium"): 9, (True, "hard"): 9}
+
+    @settings(deadline=None)
+    @given(
+        st.lists(levels, max_size=30), st.lists(levels, max_size=30), st.integers(1, 40), st.floats(0, 1),
+        st.tuples(*[st.sampled_from([0.0, 0.5, 1.0, 2.0])] * 2, st.sampled_from([1.0, 3.0])),
+        st.randoms(use_true_random=False),
+    )  # fmt: skip
+    def test_any_mix(self, old_levels, new_levels, size, share, parts, rng):
+        seeds, known = old({f"old-{level}-{number}": level for number, level in enumerate(old_levels)})
+        fresh = [Question(f"new-{level}-{number}", "", origin=level) for number, level in enumerate(new_levels)]
+        config = CycleConfig(
+            questions_per_cycle=size,
+            old_share=share,
+            **dict(zip(("mix_easy", "mix_medium", "mix_hard"), parts, strict=True)),
+        )
+        mixed = mix_questions(seeds, fresh, known, config)
+        allowed = [name for name in [*seeds, *fresh] if dict(zip(LEVELS, parts, strict=True))[self.level(name)]]
+        assert len(mixed) == min(size, len(allowed)) and len(set(mixed)) == len(mixed)
+        assert [question for question in [*seeds, *fresh] if question in mixed] == mixed
+        kept_old = sum(question in seeds for question in mixed)
+        assert kept_old >= min(round(size * share), sum(question in allowed for question in seeds))
+        shuffled = rng.sample(seeds, len(seeds))
+        assert set(mix_questions(shuffled, fresh, known, config)) == set(mixed)
+
+    def test_the_seed_chooses(self):
+        seeds, known = self.seeds(hard=30)
+        chosen = {
+            frozenset(mix_questions(seeds, [], known, CycleConfig(questions_per_cycle=5), seed=seed))
+            for seed in range(5)
+        }
+        assert len(chosen) == 5
+
+    def test_questions_without_a_level_are_refused(self):
+        with pytest.raises(ValueError, match="The old question 'a' has no level"):
+            mix_questions([Question("a", "")], [], {}, CycleConfig())
+        with pytest.raises(ValueError, match="The new question 'a' has no level"):
+            mix_questions([], [Question("a", "")], {"a": "easy"}, CycleConfig())
+
+    @pytest.mark.parametrize(
+        "given, message",
+        [
+            ({"questions_per_cycle": 0}, "`questions_per_cycle` is 0"), ({"old_share": 1.5}, "`old_share` is 1.5"),
+            ({"mix_easy": -1.0}, "`mix_easy` is -1.0"),
+            ({"mix_hard": float("inf")}, "`mix_hard` is inf"),
+            (dict.fromkeys(("mix_easy", "mix_medium", "mix_hard"), 0), "are all 0"),
+        ],
+    )  # fmt: skip
+    def test_wrong_values_are_named(self, given, message):
+        with pytest.raises(ValueError, match=message):
+            CycleConfig(**given)

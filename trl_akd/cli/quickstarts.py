@@ -1,0 +1,387 @@
+"""Quickstarts of the methods: generate tasks, train teacher and student on them, run the method's recipe, evaluate."""
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .methods import Quickstart
+from .recipes import read_recipe
+
+__all__ = ["AKD", "CODEPLAN", "ITERKD", "JUDGE_PROMPT_FILE", "PROMPTS_FILE", "next_command"]
+
+AKD_RECIPE = "recipes/micro/akd/config.yaml"
+CODEPLAN_RECIPES = "recipes/micro/codeplan"
+ITERKD_RECIPE = "recipes/micro/iterkd/config.yaml"
+PROMPTS_FILE, JUDGE_PROMPT_FILE = "teaching_prompts.yaml", "judge_request.txt"
+PLAN_PROMPT_FILE, FORWARD_PROMPT_FILE = "plan_request.txt", "plan_request_forward.txt"
+BATCH_SIZE = 64
+NUM_PLANS = 10
+_AS_TRAINED = {"prompt_style": "template", "prompt_template": "codeplan_code"}
+_RESULTS = "results.json"
+_EVALUATION = "evaluation"
+_RANKER = "ranker"
+_WIDTH = 112  # of a printed command
+
+Fields = dict[str, Path | int]
+
+
+@contextmanager
+def _stage(title: str) -> Iterator[None]:
+    """Print the title of a stage and its duration."""
+    print(f"\n[{title}]", flush=True)
+    began = time.monotonic()
+    yield
+    print(f"[{time.monotonic() - began:.0f} s]", flush=True)
+
+
+def _run(command: Callable[[list[str]], None], recipe: str | None, **fields: Path | str | float | bool) -> None:
+    """Run a command in this process with some fields of its recipe replaced."""
+    flags = [text for name, value in fields.items() for text in (f"--{name}", str(value))]
+    command([*([] if recipe is None else ["--config", recipe]), *flags])
+
+
+def next_command(command: str, recipe: str | None = None, *flags: str, **overrides: Path | str | float) -> str:
+    r"""Return a command for the user to type next, over several lines where it is long.
+
+    Args:
+        command (`str`): name of the command.
+        recipe (`str`, *optional*): its recipe.
+        flags (`str`): flags without a value.
+        overrides: fields and their values; those that the recipe gives already are left out.
+
+    Example:
+
+    ```python
+    >>> print(next_command("akd", "recipes/micro/akd/config.yaml", beta=0, output_dir="outputs/quickstart/kd"))
+      trl-akd akd --config recipes/micro/akd/config.yaml --beta 0 --output_dir outputs/quickstart/kd
+
+    ```
+    """
+    given = {} if recipe is None else read_recipe(recipe).values
+    parts = [f"trl-akd {command}", *([] if recipe is None else [f"--config {recipe}"])]
+    parts += [
+        f"--{name} {shlex.quote(str(value))}"
+        for name, value in overrides.items()
+        if name not in given or str(given[name]) != str(value)
+    ]
+    lines = [""]
+    for part in [*parts, *flags]:
+        if lines[-1] and len(lines[-1]) + len(part) > _WIDTH:
+            lines.append("   ")
+        lines[-1] += f" {part}"
+    return " \\\n".join(f" {line}" for line in lines)
+
+
+def _write_results(folder: Path, seed: int, seconds: float, **results: Any) -> None:
+    content = {"seed": seed, "seconds": round(seconds, 1), **results}
+    (folder / _RESULTS).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _evaluate(
+    model: Path, problems: Path, output_dir: Path, recipe: str | None = None, **fields: Path | str | float | bool
+) -> dict[str, Any]:
+    """Run `trl-akd evaluate` in this process, and return its results."""
+    from . import evaluate
+
+    _run(evaluate.main, recipe, model_name_or_path=model, benchmark=problems, output_dir=output_dir, **fields)
+    results: dict[str, Any] = json.loads((output_dir / _RESULTS).read_text())
+    return results
+
+
+def _run_akd(folder: Path, seed: int) -> None:
+    """Distill the teacher's distribution into the student, evaluate all three models and print a table."""
+    from ..micro.stages import build_world, default_cache, make_student, make_teacher
+
+    began = time.monotonic()
+    teacher, before, after = folder / "teacher", folder / "student-before", folder / "student-akd"
+    models = {"teacher": teacher, "student": before, "student after AKD": after}
+    with _stage("1/5 Generate programming tasks"):
+        world = build_world(folder)
+    with _stage("2/5 Train the teacher, kept in the cache"):
+        make_teacher(teacher, default_cache())
+    with _stage("3/5 Train the student briefly"):
+        make_student(before, teacher, seed)
+    with _stage(f"4/5 Distill: trl-akd akd --config {AKD_RECIPE}"):
+        _distill(teacher, before, world.rows, after, seed)
+    with _stage("5/5 Run the code of all three in a sandbox"):
+        results = {
+            name: _evaluate_akd(path, world.held_out, folder / _EVALUATION / path.name)
+            for name, path in models.items()
+        }
+    figure = _plot(after)
+    seconds = time.monotonic() - began
+    found = {name: {part: result[part] for part in ("metrics", "samples")} for name, result in results.items()}
+    _write_results(folder, seed, seconds, models=found)
+    print(f"\n{_akd_table(results, models)}")
+    print(f"\nDone in {seconds:.0f} s. {figure}")
+    print(f"\nLoad the student: AutoModelForCausalLM.from_pretrained({str(after)!r})")
+    print("Evaluate it again:")
+    print(next_command("evaluate", None, "--allow_code_execution", model_name_or_path=after, benchmark=world.held_out))
+    print("Train by plain distillation (forward KL), to compare:")
+    kd = _akd_fields(teacher, before, world.rows, folder / "student-kd", seed)
+    print(next_command("akd", AKD_RECIPE, beta_strategy="fixed", beta=0, **kd))
+
+
+def _distill(teacher: Path, student: Path, rows: Path, output_dir: Path, seed: int) -> None:
+    from . import akd
+
+    _run(akd.main, AKD_RECIPE, **_akd_fields(teacher, student, rows, output_dir, seed))
+
+
+def _akd_fields(teacher: Path, student: Path, rows: Path, output_dir: Path, seed: int) -> Fields:
+    return {
+        "teacher_model_name_or_path": teacher,
+        "model_name_or_path": student,
+        "dataset_name": rows,
+        "output_dir": output_dir,
+        "seed": seed,
+    }
+
+
+def _evaluate_akd(model: Path, problems: Path, output_dir: Path) -> Mapping[str, Any]:
+    """Evaluate as `trl-akd evaluate` does, without printing its report."""
+    from ..evaluation.evaluation_config import EvaluationConfig
+    from ..evaluation.runner import evaluate
+
+    evaluation = evaluate(
+        EvaluationConfig(
+            model_name_or_path=str(model),
+            benchmark=str(problems),
+            output_dir=str(output_dir),
+            generation_batch_size=BATCH_SIZE,
+            allow_code_execution=True,
+        )
+    )
+    assert evaluation is not None
+    return evaluation.results
+
+
+def _plot(run: Path) -> str:
+    from ..akd.curves import plot_curves
+
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    try:
+        plot_curves(history, run / "curves.png")
+    except ImportError:
+        return "Install matplotlib to get a figure of beta and the divergences."
+    return f"Beta and the divergences over time: {run / 'curves.png'}"
+
+
+def _akd_table(results: Mapping[str, Mapping[str, Any]], paths: Mapping[str, Path]) -> str:
+    from ..evaluation.report import compare, markdown_table
+
+    rows = [
+        [
+            row["model"],
+            f"{_parameters(paths[row['model']]):,}",
+            f"{row['pass@1']:.2f}",
+            f"{row['low']:.2f} to {row['high']:.2f}",
+            "{passed} of {samples}".format(**results[row["model"]]["samples"]),
+            "" if row["p_above"] is None else f"{row['p_above']:.1g}",
+        ]
+        for row in compare(results)
+    ]
+    return markdown_table(["model", "parameters", "pass@1", "95 % interval", "tasks solved", "p, to row above"], rows)
+
+
+def _parameters(model: Path) -> int:
+    from transformers import AutoModelForCausalLM
+
+    return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_pretrained(model).parameters())
+
+
+def _run_codeplan(folder: Path, seed: int) -> None:
+    """Let the teacher write plans, train with and without them, sample plans, and print a table."""
+    from ..micro.curricula import BACKWARD_LAYOUT, FORWARD_LAYOUT, PLANS
+    from ..micro.stages import build_planning_world, default_cache, make_student, make_teacher
+
+    began = time.monotonic()
+    teacher, before, planned = folder / "teacher", folder / "student-before", folder / "student-codeplan"
+    plain = folder / "student-unplanned"
+    with _stage("1/7 Generate programming tasks"):
+        world = build_planning_world(folder)
+        (folder / PLAN_PROMPT_FILE).write_text(BACKWARD_LAYOUT)
+        (folder / FORWARD_PROMPT_FILE).write_text(FORWARD_LAYOUT)
+    with _stage("2/7 Train a teacher that writes plans, kept in the cache"):
+        make_teacher(teacher, default_cache(), PLANS)
+    with _stage("3/7 Train the student briefly on programs"):
+        make_student(before, teacher, seed)
+    with _stage(f"4/7 Write plans: trl-akd plans --config {CODEPLAN_RECIPES}/plans.yaml"):
+        _write_plans(folder, world.rows)
+    with _stage(f"5/7 Train without and with plans: trl-akd codeplan --config {CODEPLAN_RECIPES}/config.yaml"):
+        _train_codeplan(folder, plain, seed, plan_weight=0, guided_weight=0)
+        _train_codeplan(folder, planned, seed)
+    with _stage(f"6/7 Train a ranker: trl-akd ranker train --config {CODEPLAN_RECIPES}/ranker.yaml"):
+        _train_ranker(folder, planned, world.seen, seed)
+    with _stage(
+        f"7/7 Select plans by tests: trl-akd evaluate --config {CODEPLAN_RECIPES}/evaluate.yaml --plan_sampling"
+    ):
+        results = {
+            "teacher": _evaluate_codeplan(folder, teacher, world.held_out, seed, **_AS_TRAINED),
+            "student": _evaluate_codeplan(folder, before, world.held_out, seed),
+            "student without plans": _evaluate_codeplan(folder, plain, world.held_out, seed, **_AS_TRAINED),
+            "student after CodePLAN": _evaluate_codeplan(
+                folder, planned, world.held_out, seed, plan_sampling=True, num_plans=NUM_PLANS, ranker=folder / _RANKER
+            ),
+        }
+    seconds = time.monotonic() - began
+    _write_results(folder, seed, seconds, models=results)
+    print(f"\n{_codeplan_table(results)}\n\nDone in {seconds:.0f} s.")
+    print(f"Let the student plan:  python {_write_example(planned, world.held_out)}")
+    print("Write plans from the problems alone, to compare:")
+    forward = _plan_fields(folder, world.rows, FORWARD_PROMPT_FILE, folder / "plans-forward")
+    print(next_command("plans", f"{CODEPLAN_RECIPES}/plans.yaml", reasoning="forward", **forward))
+    print("Train without the task of following a plan, to compare:")
+    fields = _codeplan_fields(folder, folder / "student-unguided", seed)
+    print(next_command("codeplan", f"{CODEPLAN_RECIPES}/config.yaml", guided_weight=0, **fields))
+
+
+def _write_example(student: Path, problems: Path) -> Path:
+    """Write a program in which the student plans and solves the first problem."""
+    from ..codeplan.task_prompts import planning_example
+
+    problem = json.loads(problems.read_text().splitlines()[0])["instruction"]
+    path = student / "plan.py"
+    path.write_text(planning_example(str(student), plan_head=True, problem=problem, max_new_tokens=48) + "\n")
+    return path
+
+
+def _codeplan_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a table of pass@1 of each model, for a model with plans by the number of plans to choose from."""
+    from ..evaluation.report import markdown_table
+
+    rows = []
+    for name, result in results.items():
+        curve = result.get("plans", {}).get("curve")
+        if curve is None:
+            metrics = result["metrics"]
+            rows.append([name, "", *_cells([metrics["pass@1"], metrics["pass@1_low"], metrics["pass@1_high"]]), ""])
+            continue
+        for number, points in curve.items():
+            rows.append([name, number, *_cells(points["pass@1"]), f"{points['top@1'][0]:.2f}"])
+    return markdown_table(["model", "plans to choose from", "pass@1", "95 % interval", "ranked first"], rows)
+
+
+def _cells(point: Sequence[float]) -> list[str]:
+    value, low, high, *_ = point
+    return [f"{value:.2f}", f"{low:.2f} to {high:.2f}"]
+
+
+def _write_plans(folder: Path, rows: Path) -> None:
+    from . import plans
+
+    _run(
+        plans.main, f"{CODEPLAN_RECIPES}/plans.yaml", **_plan_fields(folder, rows, PLAN_PROMPT_FILE, folder / "plans")
+    )
+
+
+def _plan_fields(folder: Path, rows: Path, prompt_file: str, output_dir: Path) -> dict[str, Path]:
+    return {
+        "model_name_or_path": folder / "teacher",
+        "prompt_file": folder / prompt_file,
+        "dataset_name": rows,
+        "output_dir": output_dir,
+    }
+
+
+def _train_codeplan(folder: Path, output_dir: Path, seed: int, **overrides: float) -> None:
+    from . import codeplan
+
+    fields = _codeplan_fields(folder, output_dir, seed)
+    _run(codeplan.main, f"{CODEPLAN_RECIPES}/config.yaml", **fields, **overrides)
+
+
+def _codeplan_fields(folder: Path, output_dir: Path, seed: int) -> Fields:
+    return {
+        "model_name_or_path": folder / "student-before",
+        "dataset_name": folder / "plans" / "plans.jsonl",
+        "output_dir": output_dir,
+        "seed": seed,
+    }
+
+
+def _train_ranker(folder: Path, student: Path, problems: Path, seed: int) -> None:
+    """Train a ranker on the student's programs for problems like those of its training."""
+    from . import ranker
+
+    _evaluate_codeplan(folder, student, problems, seed, **_AS_TRAINED, num_samples=4)
+    programs, data = folder / _EVALUATION / problems.stem / student.name, folder / "ranker.jsonl"
+    ranker.main(["data", "--evaluations", str(programs), "--benchmark", str(problems), "--output", str(data)])
+    _run(
+        lambda flags: ranker.main(["train", *flags]),
+        f"{CODEPLAN_RECIPES}/ranker.yaml",
+        model_name_or_path=student,
+        train_file=data,
+        output_dir=folder / _RANKER,
+        seed=seed,
+    )
+
+
+def _evaluate_codeplan(
+    folder: Path, model: Path, problems: Path, seed: int, **fields: Path | str | float | bool
+) -> dict[str, Any]:
+    output_dir = folder / _EVALUATION / problems.stem / model.name
+    return _evaluate(model, problems, output_dir, f"{CODEPLAN_RECIPES}/evaluate.yaml", seed=seed, **fields)
+
+
+def _run_iterkd(folder: Path, seed: int) -> None:
+    """Run two cycles and print their table."""
+    from ..micro.lessons import JUDGE_LAYOUT, LESSONS, TEACHING_LAYOUTS
+    from ..micro.stages import build_question_world, default_cache, make_student, make_teacher
+    from . import iterkd
+
+    began = time.monotonic()
+    teacher, before, after = folder / "teacher", folder / "student-before", folder / "student-iterkd"
+    with _stage("1/5 Generate programming questions"):
+        world = build_question_world(folder)
+        (folder / PROMPTS_FILE).write_text(yaml.safe_dump(dict(TEACHING_LAYOUTS)))
+        (folder / JUDGE_PROMPT_FILE).write_text(JUDGE_LAYOUT)
+    with _stage("2/5 Train a teacher that also writes faults, judgements and questions, kept in the cache"):
+        make_teacher(teacher, default_cache(), LESSONS)
+    with _stage("3/5 Train the student briefly"):
+        make_student(before, teacher, seed)
+    with _stage("4/5 Evaluate the student: trl-akd evaluate"):
+        results = _evaluate(
+            before,
+            world.held_out,
+            folder / _EVALUATION / before.name,
+            generation_batch_size=BATCH_SIZE,
+            allow_code_execution=True,
+        )
+        pass_before = results["metrics"]["pass@1"]
+    with _stage(f"5/5 Run the cycles: trl-akd iterkd --config {ITERKD_RECIPE}"):
+        fields: Fields = {
+            "model_name_or_path": before,
+            "teacher_model_name_or_path": teacher,
+            "dataset_name": world.rows,
+            "prompts_file": folder / PROMPTS_FILE,
+            "judge_prompt_file": folder / JUDGE_PROMPT_FILE,
+            "eval_benchmark": world.held_out,
+            "output_dir": after,
+            "seed": seed,
+        }
+        _run(iterkd.main, ITERKD_RECIPE, **fields)
+    seconds = time.monotonic() - began
+    cycles = json.loads((after / "cycles.json").read_text())
+    _write_results(folder, seed, seconds, before=pass_before, cycles=cycles)
+    print(f"\nBefore the first cycle: pass@1 {pass_before:.2f}.\n")
+    print(f"Done in {seconds:.0f} s. Requests, results and decisions: {after / 'ledger'}")
+    print("Run a third cycle:")
+    print(next_command("iterkd", ITERKD_RECIPE, cycles=3, **fields))
+
+
+AKD = Quickstart("outputs/quickstart", ("student-before", "student-akd", "teacher", _EVALUATION), _run_akd)
+CODEPLAN = Quickstart(
+    "outputs/quickstart-codeplan",
+    ("teacher", "student-before", "student-unplanned", "student-codeplan", "plans", _RANKER, _EVALUATION),
+    _run_codeplan,
+)
+ITERKD = Quickstart(
+    "outputs/quickstart-iterkd", ("teacher", "student-before", "student-iterkd", _EVALUATION), _run_iterkd
+)

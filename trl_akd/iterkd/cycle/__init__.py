@@ -1,0 +1,1 @@
+"""Cycles of IterKD: answers, verification, feedback and new questions."""

@@ -1,0 +1,199 @@
+"""What an answer's text tells by itself: that it refuses, that it has code, that it gives its fault away."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+from ...generation import parse_answer
+from ...generation.answers import extract_program
+from ...generation.python_ast import does_something, parse
+
+__all__ = [
+    "has_code",
+    "identity",
+    "may_be_another_language",
+    "python_program",
+    "refuses",
+    "remarks",
+    "split_answer",
+    "string_literals",
+    "without_comments",
+    "without_strings",
+]
+
+_REFUSAL = re.compile(
+    r"""\W* (?:(?:unfortunately|well|hello|hi|oh)\W+)? (?:
+        i(?:\Wm|\s+am)\s+(?:(?:very|so|really|truly)\s+)?(?:sorry|afraid)\b
+        | (?:sorry|apologies|my\s+apologies|i\s+apologi[sz]e)\b
+        | (?:很?抱歉|对不起|我(?:无法|不能))
+        | as\s+an?\s+(?:ai|artificial\s+intelligence)\b
+        | i(?:\Wm|\s+am)?\s+(?:can\W?t|can\s?not|won\Wt|will\s+not|unable\s+to|not\s+able\s+to|must\s+decline\s+to)
+          \s+(?:assist|help|provide|create|write|generate|fulfil|comply|answer|produce|give|offer|do)
+    )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_PYTHON = {"", "python"}
+_CODE_LINE = re.compile(
+    r"^[ \t]*(?:(?:async[ \t]+)?(?:def|class)[ \t]+\w+[ \t]*[(:]|import[ \t]+\w|from[ \t]+\S+[ \t]+import\b"
+    r"|(?:for|while|if|with|try)\b.*:[ \t]*$|return\b.*[^.\n]$|raise[ \t]+[A-Z]\w*|print[ \t]*\("
+    r"|[\w.\[\]]+[ \t]*[-+*/]?=[^=])",
+    re.MULTILINE,
+)
+_OTHER_CODE_LINE = re.compile(
+    r"[;{}\])]\s*(?://.*)?$(?<!\w\))|^\s*(?:<[?!/]?\w|\?>|[.#}]\w|//|[$]\w|\w+[ \t]*[-+]?=)"
+    r"|=>|[$]\w|\w\(.*\)[ {;]*$"
+)
+_PARAGRAPHS = re.compile(r"\n[ \t]*\n")
+
+_STRING = r""""(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'"""
+_PYTHON_TOKENS = re.compile(
+    rf"""(?P<string>\"{{3}}(?:\\.|[^\\])*?\"{{3}}|'{{3}}(?:\\.|[^\\])*?'{{3}}|{_STRING})|(?P<comment>\#[^\n]*)""",
+    re.DOTALL,
+)
+_OTHER_TOKENS = re.compile(
+    rf"""(?P<string>{_STRING})|(?P<comment>//[^\n]*|/\*.*?\*/|<!--.*?-->|(?:\#|--)\s[^\n]*)""", re.DOTALL
+)
+_EXPECTATION = re.compile(r"\W*should (?:be|print|output|return)\b", re.IGNORECASE)
+_EXPECTED_OUTPUT = re.compile(r"^[ \t]*(?:print|assert|console\.log|self\.assert\w*)\b")
+
+
+def refuses(answer: str) -> bool:
+    """Tell whether an answer is empty, or opens with an apology and has no code.
+
+    Example:
+
+    ```python
+    >>> refuses("I'm sorry, but I can't help with that."), refuses("I cannot see why this fails: print(x")
+    (True, False)
+
+    ```
+    """
+    return not answer.strip() or (_REFUSAL.match(answer) is not None and not has_code(answer))
+
+
+def has_code(answer: str) -> bool:
+    """Return whether an answer has a code block, or looks like Python in a line or as a whole; it need not parse."""
+    read = parse_answer(answer)
+    return bool(read.blocks) or _looks_like_python(read.text)
+
+
+def python_program(answer: str) -> str | None:
+    """Return the Python program in an answer, or `None` if all its blocks are in other languages."""
+    languages = _languages(answer)
+    return extract_program(answer) if not languages or languages & _PYTHON else None
+
+
+def may_be_another_language(answer: str) -> bool:
+    """Return whether an answer that no tag calls Python does not parse as Python."""
+    program = python_program(answer)
+    return program is not None and parse(program) is None and "python" not in _languages(answer)
+
+
+def _languages(answer: str) -> set[str]:
+    return {language for language, _ in split_answer(answer)[1]}
+
+
+def identity(answer: str) -> str:
+    """Return what is equal for two answers whose programs differ in layout, comments and docstrings at most.
+
+    Example:
+
+    ```python
+    >>> identity("Sure!\\n```python\\nx = (1)  # one\\n```") == identity("x=1")
+    True
+
+    ```
+    """
+    program = python_program(answer)
+    tree = parse(program) if program else None
+    if tree is not None and tree.body:
+        try:
+            return ast.dump(_without_docstrings(tree))
+        except RecursionError:
+            pass
+    _, blocks = split_answer(answer)
+    return " ".join("\n".join(code for _, code in blocks or [("", answer)]).split())
+
+
+def remarks(answer: str) -> list[str]:
+    """Return what an answer says in prose, comments and docstrings; comments on adjacent lines are one remark."""
+    prose, blocks = split_answer(answer)
+    unmarked = ["\n".join(line for line in text.splitlines() if _OTHER_CODE_LINE.search(line)) for text in prose]
+    said = ["\n".join(line for line in text.splitlines() if not _OTHER_CODE_LINE.search(line)) for text in prose]
+    blocks += [("other", code) for code in unmarked if code]
+    return [*filter(None, said), *(remark for language, code in blocks for remark in _comments(code, language))]
+
+
+def _looks_like_python(text: str) -> bool:
+    """Tell whether a line is what prose never is, or the whole parses to more than words such as `this or that`."""
+    return _CODE_LINE.search(text) is not None or does_something(text)
+
+
+def split_answer(answer: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return the prose of an answer, and its code by language; without blocks, paragraphs with a line of code are."""
+    read = parse_answer(answer)
+    if read.blocks:
+        return [read.prose], [(block.language, block.text) for block in read.blocks]
+    prose: list[str] = []
+    code: list[str] = []
+    for paragraph in _PARAGRAPHS.split(read.text):
+        is_code = paragraph.startswith((" ", "\t")) or _looks_like_python(paragraph)
+        (code if is_code else prose).append(paragraph)
+    return prose, [("", "\n\n".join(code))] if code else []
+
+
+def _token_pattern(language: str) -> re.Pattern[str]:
+    return _PYTHON_TOKENS if language in _PYTHON else _OTHER_TOKENS
+
+
+def _tokens(code: str, language: str) -> Iterator[re.Match[str]]:
+    """Yield the strings and comments of a program that need not parse."""
+    return _token_pattern(language).finditer(code)
+
+
+def _comments(code: str, language: str) -> Iterator[str]:
+    """Yield the comments of a program, and its docstrings where the language is Python."""
+    block: list[str] = []
+    end = -1
+    for token in _tokens(code, language):
+        before = code[: token.start()].rpartition("\n")[2]
+        if token["comment"] and not (_EXPECTED_OUTPUT.match(before) and _EXPECTATION.match(token[0])):
+            between = code[end : token.start()]
+            if block and (before.strip() or between.strip() or between.count("\n") != 1):
+                yield "\n".join(block)
+                block = []
+            block.append(token[0])
+            end = token.end()
+        elif token["string"] and language in _PYTHON and _is_docstring(token[0], code[: token.start()]):
+            yield token[0]
+    if block:
+        yield "\n".join(block)
+
+
+def string_literals(code: str, language: str) -> Iterator[str]:
+    """Yield the strings of a program that need not parse."""
+    return (token[0] for token in _tokens(code, language) if token["string"])
+
+
+def without_strings(code: str, language: str) -> str:
+    """Return a program without its strings and comments."""
+    return _token_pattern(language).sub(" ", code)
+
+
+def without_comments(code: str, language: str) -> str:
+    """Return a program without its comments."""
+    return _token_pattern(language).sub(lambda token: token["string"] or " ", code)
+
+
+def _is_docstring(literal: str, before: str) -> bool:
+    """Tell whether a string opens its line as a statement does: in triple quotes, or right after a colon."""
+    above, _, beside = before.rpartition("\n")
+    return not beside.strip(" \trRuU") and (literal[:3] in ('"""', "'''") or above.rstrip().endswith(":"))
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:]
+    return tree

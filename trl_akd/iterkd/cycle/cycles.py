@@ -1,0 +1,447 @@
+"""The cycles of IterKD: deliver right and wrong, listen, ask again.
+
+A run is a program that is run from its beginning each time. What it asked, ran and trained before is on disk and costs
+nothing again, so wherever it was killed, it goes on there and comes to the same end.
+"""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from accelerate import Accelerator
+from datasets import Dataset
+
+from ...data.templates import render
+from ...distributed import is_main_process, run_on_main_and_broadcast
+from ...generation import TextGenerator
+from ...generation.answers import extract_program
+from ...generation.budget import BudgetSpent
+from ...generation.protocol import GREEDY, Arrival, SamplingParams, StreamingGenerator, stream
+from ...metrics.statistics import pass_at_k_over_tasks
+from ..judge.judges import Judge
+from .config import CycleConfig
+from .contamination import BenchmarkIndex, decontaminate, warn_of_overlap
+from .feedback import Feedback, collect_feedback
+from .ledger import CycleLedger
+from .new_questions import generate_questions, mix_questions
+from .novelty import NoveltyIndex, only_new
+from .pair_generation import generate_pairs
+from .records import Level, Pair, Question, Runner, question_as_json
+from .report import CycleReport, make_report
+from .verification import Verification
+
+__all__ = ["Cycles", "Participants", "ProgramOf", "Student"]
+
+ProgramOf: TypeAlias = Callable[[Question, str], str]
+"""Makes a program of an answer to a question."""
+
+_STUDENT, _UNFINISHED = "student", "student.part"
+
+
+class Student(Protocol):
+    """What learns: trained on one cycle's pairs after another's."""
+
+    def train_cycle(self, pairs: Dataset, *, cycle: int, output_dir: Path) -> None:
+        """Train on rows of `prompt`, `completion` and `rejected`, and go on where that was interrupted."""
+
+    def save_student(self, folder: Path) -> None:
+        """Write the weights, so that `load_student` finds them."""
+
+    def load_student(self, folder: Path) -> None:
+        """Take the weights from a folder."""
+
+    def student_generator(self) -> TextGenerator:
+        """Return what writes with the present weights."""
+
+
+@dataclass(frozen=True)
+class Participants:
+    """Who and what takes part in the cycles beside the student.
+
+    Args:
+        teacher (`TextGenerator`):
+            Who writes answers, right and faulty, and questions.
+        judge ([`Judge`], *optional*):
+            Who judges answers.
+        run (`Runner`, *optional*):
+            What runs programs.
+        held_out (`Sequence[Question]`, *optional*):
+            Questions with tests, by which the student is measured after each cycle.
+        benchmarks (`Mapping[str, Sequence[str]]`, *optional*):
+            Texts, by the benchmark's name, that no new question may repeat.
+        program_of (`Callable`, *optional*):
+            The program in an answer to a held-out question; by default what `extract_program` finds.
+    """
+
+    teacher: TextGenerator
+    judge: Judge | None = None
+    run: Runner | None = None
+    held_out: Sequence[Question] = ()
+    benchmarks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    program_of: ProgramOf | None = None
+
+
+class Cycles:
+    """Run the cycles of a student.
+
+    Args:
+        student ([`Student`]):
+            Who learns.
+        participants ([`Participants`]):
+            Who and what else takes part.
+        config ([`CycleConfig`]):
+            How many cycles, of what.
+        ledger ([`CycleLedger`]):
+            Where everything is kept.
+        folder (`Path`):
+            Where students are kept, a folder a cycle.
+        prompt_template (`str`):
+            How the student is asked, in training and after.
+        accelerator (`Accelerator`):
+            That of the run; all ranks run the cycles together.
+        announce (`Callable`, *optional*):
+            Is told, in a sentence, what begins.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        participants: Participants,
+        config: CycleConfig,
+        ledger: CycleLedger,
+        *,
+        folder: Path,
+        prompt_template: str,
+        accelerator: Accelerator,
+        announce: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        self._student = student
+        self._participants = participants
+        self._config = config
+        self._ledger = ledger
+        self._folder = folder
+        self._template = prompt_template
+        self._accelerator = accelerator
+        self._announce = announce
+        self._run = None if participants.run is None else ledger.recorded_runner(participants.run)
+        self.reports: list[CycleReport] = []
+        self._weights = -1  # number of the cycle whose student is in memory; before all cycles, -1
+        self._trained = -1  # number of the last cycle whose student there is
+
+    def run(self, seeds: Sequence[Question]) -> None:
+        """Run all cycles that the configuration asks for, or those up to the one that gained too little.
+
+        The last student is in memory then, and `reports` holds what each cycle came to.
+
+        Raises:
+            BudgetSpent: If what may be spent is spent; all that came is kept, and the last student is in memory.
+            ValueError: If a cycle has nothing to train on, or the ledger is another run's.
+        """
+        self.reports = []
+        try:
+            self._run_from_the_beginning(seeds)
+        except BudgetSpent:
+            self._load_weights(self._trained)
+            raise
+        self._load_weights(self._trained)
+
+    def _run_from_the_beginning(self, seeds: Sequence[Question]) -> None:
+        known = NoveltyIndex(self._config.novelty_threshold)
+        benchmarks = BenchmarkIndex(self._participants.benchmarks, self._config.overlap_words)
+        questions = list(seeds)
+        only_new(questions, known)
+        if is_main_process(self._accelerator):
+            warn_of_overlap(questions, benchmarks)
+        feedback: list[Feedback] = []
+        for cycle in range(self._config.cycles):
+            self._ledger.note("question", map(question_as_json, questions), cycle=cycle)
+            delivery = self._generate_pairs(cycle, questions, feedback)
+            self._train(cycle, delivery)
+            feedback = self._collect_feedback(cycle, questions)
+            held_out = self._evaluate_held_out(cycle)
+            report = make_report(cycle, questions, delivery, feedback, held_out)
+            self._ledger.note("report", [{"id": "report", **report.as_item()}], cycle=cycle)
+            self.reports.append(report)
+            if cycle + 1 == self._config.cycles or self._gained_too_little():
+                break
+            questions, new = self._generate_questions(cycle, questions, feedback, known, benchmarks)
+            self.reports[-1] = replace(report, new=new)
+            if not questions:
+                self._announce("No question is left for another cycle, so this is the end")
+                break
+
+    @property
+    def trained(self) -> int:
+        """Number of cycles that have been trained."""
+        return self._trained + 1
+
+    # Stage 1
+
+    def _generate_pairs(self, cycle: int, questions: Sequence[Question], feedback: Sequence[Feedback]) -> Verification:
+        self._announce(f"{self._name(cycle)}, delivery: right and faulty answers to {len(questions)} questions")
+        prompts = self._config.teaching_prompts
+        retries = self._config.retry_refused and self._last_trained() < cycle
+        delivery = generate_pairs(
+            questions,
+            self._ledger.recorded(
+                self._participants.teacher,
+                "teacher",
+                retry_refused=retries,
+                stage="delivery",
+                cycle=cycle,
+                prompts=prompts.version,
+            ),
+            prompts=prompts,
+            sampling=self._config.sampling(0),  # a question that stays is not asked about again
+            config=self._config,
+            judge=self._participants.judge,
+            run=self._run,
+            own_faults=_failures(feedback) if self._config.own_faults else None,
+        )
+        pairs = map(_pair_as_json, [*delivery.pairs, *delivery.without_fault])
+        self._ledger.note("pair", pairs, cycle=cycle, may_differ=retries)
+        return delivery
+
+    def _train(self, cycle: int, delivery: Verification) -> None:
+        if not delivery.pairs and not delivery.without_fault:
+            raise ValueError(
+                f"cycle {cycle} has no right answer to train on; dropped: {_counts(delivery.dropped)}. Look at the "
+                "teacher's answers in ledger/completions.jsonl, give other questions, or another teacher."
+            )
+        folder = self._folder_of(cycle)
+        if self._last_trained() < cycle:
+            self._train_student(cycle, delivery, folder)
+        run_on_main_and_broadcast(self._accelerator, lambda: self._delete_old_students(cycle))
+        self._trained = cycle
+
+    def _train_student(self, cycle: int, delivery: Verification, folder: Path) -> None:
+        self._announce(
+            f"{self._name(cycle)}, training: {len(delivery.pairs)} pairs, and {len(delivery.without_fault)} right "
+            f"answers without a fault; dropped: {_counts(delivery.dropped)}"
+        )
+        self._load_weights(cycle - 1)
+        self._student.train_cycle(
+            Dataset.from_list([self._row(pair) for pair in [*delivery.pairs, *delivery.without_fault]]),
+            cycle=cycle,
+            output_dir=folder,
+        )
+        self._weights = cycle
+        run_on_main_and_broadcast(self._accelerator, lambda: shutil.rmtree(folder / _UNFINISHED, ignore_errors=True))
+        self._student.save_student(folder / _UNFINISHED)
+        self._accelerator.wait_for_everyone()
+        run_on_main_and_broadcast(self._accelerator, lambda: _put_in_place(folder))
+
+    def _row(self, pair: Pair) -> dict[str, Any]:
+        return {
+            "prompt": self._prompt(pair.question),
+            "completion": pair.correct,
+            "rejected": [fault.text for fault in pair.faults],
+        }
+
+    def _load_weights(self, cycle: int) -> None:
+        """Put the student of a cycle into memory, if it is not there."""
+        if self._weights == cycle:
+            return
+        folder = self._folder_of(cycle) / _STUDENT
+        if not run_on_main_and_broadcast(self._accelerator, folder.is_dir):
+            raise ValueError(
+                f"the student in {folder} is needed again and has been deleted; put it back, or delete the students "
+                "of later cycles, too, to train them anew."
+            )
+        self._student.load_student(folder)
+        self._weights = cycle
+
+    def _last_trained(self) -> int:
+        """Return the number of the last cycle whose student is on disk, or -1; older ones may have been deleted."""
+        return run_on_main_and_broadcast(
+            self._accelerator, lambda: max(_cycles_with_a_student(self._folder), default=-1)
+        )
+
+    def _delete_old_students(self, cycle: int) -> None:
+        """Free what only an interrupted training needs, and students that are not to be kept."""
+        for checkpoint in self._folder_of(cycle).glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        kept = self._config.keep_students
+        for old in range(0 if kept is None else cycle + 1 - kept):
+            _remove_student(self._folder_of(old))
+
+    def _folder_of(self, cycle: int) -> Path:
+        return self._folder / f"cycle-{cycle}"
+
+    # Stage 2
+
+    def _collect_feedback(self, cycle: int, questions: Sequence[Question]) -> list[Feedback]:
+        self._announce(f"{self._name(cycle)}, feedback: the student answers")
+        feedback = collect_feedback(
+            questions,
+            self._answers(cycle, questions, "feedback"),
+            judge=self._participants.judge,
+            run=self._run,
+            config=self._config,
+        )
+        rows = ({"id": found.question_id, **_without_question(found.as_json())} for found in feedback)
+        self._ledger.note("feedback", rows, cycle=cycle)
+        return feedback
+
+    def _evaluate_held_out(self, cycle: int) -> dict[str, float]:
+        """Return pass@1 on the held-out questions."""
+        held_out = [question for question in self._participants.held_out if question.tests]
+        if not held_out or self._run is None:
+            return {}
+        self._announce(f"{self._name(cycle)}, measuring: {len(held_out)} held-out questions")
+        program_of = self._participants.program_of or _program_alone
+        answered = zip(held_out, self._answers(cycle, held_out, "held_out"), strict=True)
+        results = self._run([(program_of(question, answer), question.tests or "") for question, answer in answered])
+        judged = [int(result.passed) for result in results if result.status != "infra_error"]
+        if not judged:
+            return {}
+        interval = pass_at_k_over_tasks([1] * len(judged), judged, k=1)
+        return {"pass@1": interval.value, "pass@1_low": interval.low, "pass@1_high": interval.high}
+
+    def _answers(self, cycle: int, questions: Sequence[Question], stage: str) -> list[str]:
+        student = self._ledger.recorded(_Lazy(lambda: self._student_of(cycle)), "student", stage=stage, cycle=cycle)
+        written = student.generate(
+            [self._prompt(question) for question in questions],
+            max_new_tokens=self._config.answer_max_new_tokens,
+            seed=cycle,
+        )
+        return [completion.text for [completion] in written]
+
+    def _student_of(self, cycle: int) -> TextGenerator:
+        self._load_weights(cycle)
+        return self._student.student_generator()
+
+    # Stage 3
+
+    def _generate_questions(
+        self,
+        cycle: int,
+        questions: Sequence[Question],
+        feedback: Sequence[Feedback],
+        known: NoveltyIndex,
+        benchmarks: BenchmarkIndex,
+    ) -> tuple[list[Question], dict[str, int]]:
+        """Return the next cycle's questions, and counts of the new ones."""
+        self._announce(f"{self._name(cycle)}, update: new questions")
+        prompts = self._config.teaching_prompts
+        written = generate_questions(
+            feedback,
+            questions,
+            self._ledger.recorded(
+                self._participants.teacher,
+                "teacher",
+                retry_refused=self._config.retry_refused and not self._ledger.has("update", cycle=cycle),
+                stage="update",
+                cycle=cycle,
+                prompts=prompts.version,
+            ),
+            cycle=cycle,
+            prompts=prompts,
+            sampling=self._config.sampling(cycle),
+            config=self._config,
+            seed=self._config.run_seed,
+        )
+        clean, overlaps = decontaminate(written.questions, benchmarks)
+        if overlaps:
+            first = overlaps[0]
+            self._announce(
+                f"{len(overlaps)} of {len(written.questions)} new questions repeat a benchmark and are left out; "
+                f"{first.question_id!r} has {first.words!r} of {first.benchmark} number {first.index}, {first.edits} "
+                "words of it changed"
+            )
+        new = only_new(clean, known)
+        levels: dict[str, Level] = {found.question_id: found.level for found in feedback}
+        mixed = mix_questions(questions, new, levels, self._config, seed=self._config.run_seed)
+        dropped = written.dropped + Counter(contaminated=len(overlaps), repeated=len(clean) - len(new))
+        counts = {"asked": written.asked.total(), "kept": len(new), **dropped}
+        self._ledger.note("update", [{"id": "update", "counts": counts}], cycle=cycle)
+        return mixed, counts
+
+    def _gained_too_little(self) -> bool:
+        if self._config.min_gain is None or len(self.reports) < 2:
+            return False
+        before, after = (report.feedback["score"] for report in self.reports[-2:])
+        if after - before >= self._config.min_gain:
+            return False
+        self._announce(f"The feedback went from {before:.3f} to {after:.3f}: less than `min_gain`, so this is the end")
+        return True
+
+    def _prompt(self, question: Question) -> str:
+        return render(self._template, question.instruction)
+
+    def _name(self, cycle: int) -> str:
+        return f"Cycle {cycle + 1} of {self._config.cycles}"
+
+
+class _Lazy(StreamingGenerator):
+    """A generator that is made when it is first asked, for its weights may take a while to load."""
+
+    def __init__(self, make: Callable[[], TextGenerator]) -> None:
+        self._make = make
+
+    def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
+        return stream(self._make(), prompts, sampling)
+
+
+def _program_alone(question: Question, answer: str) -> str:
+    return extract_program(answer)
+
+
+def _failures(feedback: Sequence[Feedback]) -> dict[str, list[str]]:
+    """Return the answers of the student that running has proved wrong, by question."""
+    return {
+        found.question_id: [found.answer]
+        for found in feedback
+        if (found.tests_passed is not None and found.tests_passed < 1.0) or found.view.executed == "fail"
+    }
+
+
+def _without_question(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "question_id"}
+
+
+def _pair_as_json(pair: Pair) -> dict[str, Any]:
+    return {"id": pair.question.id, "correct": pair.correct, "faults": [asdict(fault) for fault in pair.faults]}
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "none"
+
+
+def _put_in_place(folder: Path) -> None:
+    """Let a student that is whole, and on disk, take its place."""
+    for path in [*(folder / _UNFINISHED).rglob("*"), folder / _UNFINISHED]:
+        _sync(path)
+    (folder / _UNFINISHED).rename(folder / _STUDENT)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or a folder's list of files is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cycles_with_a_student(folder: Path) -> Iterator[int]:
+    for student in folder.glob(f"cycle-*/{_STUDENT}"):
+        number = student.parent.name.removeprefix("cycle-")
+        if number.isdecimal():
+            yield int(number)
+
+
+def _remove_student(folder: Path) -> None:
+    """Remove a student, first of all by its name: what a kill leaves of it is not taken for one."""
+    if (folder / _STUDENT).is_dir():
+        shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
+        (folder / _STUDENT).rename(folder / _UNFINISHED)
+    shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
+    with suppress(OSError):  # it may hold logs
+        folder.rmdir()

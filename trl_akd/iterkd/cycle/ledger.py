@@ -1,0 +1,345 @@
+"""The ledger of a run: completions, judgements and program results on disk, shared by all processes."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from huggingface_hub import CommitOperationAdd
+from transformers.utils import hub
+
+from ...distributed import is_main_process, picklable_error, run_on_main_and_broadcast
+from ...execution import ExecutionResult, Tests
+from ...generation import TextGenerator
+from ...generation.protocol import Usage
+from ...generation.recorded import RecordedGenerator, read_completion
+from ...generation.wrappers import ProgressBar
+from ...ledger import Ledger
+from ..judge.judges import Judge
+from ..judge.rubric import Judgement, Unjudged, read_judgement
+from .records import Runner
+
+__all__ = ["CycleLedger", "RecordedJudge", "ResultCache", "recorded_runner", "upload_ledger"]
+
+_FILES = ("completions", "verdicts", "items")
+
+
+class CycleLedger:
+    """Hold the ledgers of a run: three files that only grow, in one folder.
+
+    | file | a line is |
+    |---|---|
+    | `completions.jsonl` | what a model was asked, by author, stage, cycle and version of the prompts, and its cost |
+    | `verdicts.jsonl` | how a program ran, or what a scoring model said of an answer |
+    | `items.jsonl` | a question, a pair, the feedback on an answer, or a cycle's report |
+
+    The main process writes, all processes know. Nothing that is there is asked, run or written again.
+
+    Args:
+        folder (`Path`):
+            The folder.
+        settings (`Mapping`):
+            JSON values that all lines depend on.
+        accelerator (`Accelerator`):
+            That of the run.
+
+    Raises:
+        ValueError: If the folder is of a run with other settings, or a line is damaged.
+        BlockingIOError: If another run holds it.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._files = ExitStack()
+        self._ledgers: dict[str, Ledger] = {}
+        try:
+            run_on_main_and_broadcast(accelerator, lambda: self._open(folder, settings))
+            self._cache = ResultCache(self._ledgers.get("verdicts"), accelerator)
+            self._items: dict[tuple[str, str], dict[str, Any]] = run_on_main_and_broadcast(accelerator, self._read)
+        except BaseException:
+            self.close()
+            raise
+
+    def recorded(
+        self, generator: TextGenerator, author: str, *, retry_refused: bool = False, **facts: Any
+    ) -> TextGenerator:
+        """Return a generator whose completions are kept, with facts beside each, and whose progress is shown."""
+        recorded = RecordedGenerator(
+            generator,
+            self._ledgers.get("completions"),
+            name=author,
+            accelerator=self._accelerator,
+            retry_refused=retry_refused,
+        )
+        title = f"{author.capitalize()} writes"
+        return ProgressBar(recorded.noting(**facts), title, shown=is_main_process(self._accelerator))
+
+    def recorded_runner(self, run: Runner) -> Runner:
+        """Return a runner whose verdicts are kept."""
+        return recorded_runner(run, self._cache)
+
+    def recorded_judge(self, judge: Judge, name: str) -> Judge:
+        """Return a judge whose judgements are kept."""
+        return RecordedJudge(judge, self._cache, name)
+
+    def usage(self, authors: Sequence[str]) -> dict[str, Usage]:
+        """Return what the recorded completions have cost, by those who wrote them."""
+        return run_on_main_and_broadcast(self._accelerator, lambda: self._usage(authors))
+
+    def has(self, kind: str, *, cycle: int) -> bool:
+        """Tell whether there is any item of a kind."""
+        return any(kept == f"{kind}/{cycle}" for kept, _ in self._items)
+
+    def note(self, kind: str, items: Iterable[Mapping[str, Any]], *, cycle: int, may_differ: bool = False) -> None:
+        """Keep what a stage came to, one line per `id`; what a replay finds there already must be the same.
+
+        Args:
+            kind (`str`):
+                What the items are.
+            items (`Iterable[Mapping]`):
+                JSON values, each with an `id`.
+            cycle (`int`):
+                Number of the cycle.
+            may_differ (`bool`, *optional*, defaults to `False`):
+                Keep a new line where an item differs; the last one counts.
+
+        Raises:
+            ValueError: If it is not, as when a program was changed between two parts of a run.
+        """
+        new = []
+        for item in items:
+            row = json.loads(json.dumps({"kind": kind, "cycle": cycle, **item}))
+            key = (f"{kind}/{cycle}", row["id"])
+            if self._items.setdefault(key, row) is row:
+                new.append(row)
+            elif self._items[key] != row and may_differ:
+                self._items[key] = row
+                new.append(row)
+            elif self._items[key] != row:
+                raise ValueError(
+                    f"the ledger has the {kind} {row['id']!r} of cycle {cycle} otherwise than it comes out now: the "
+                    "data or the programs have changed since; give another output_dir."
+                )
+        if new:
+            run_on_main_and_broadcast(self._accelerator, lambda: self._ledgers["items"].append(new))
+
+    def _usage(self, authors: Sequence[str]) -> dict[str, Usage]:
+        usage = dict.fromkeys(authors, Usage())
+        for row, _ in self._ledgers["completions"].read():
+            if row["name"] in usage:
+                usage[row["name"]] += _usage_of(row)
+        return usage
+
+    def close(self) -> None:
+        """Release the files."""
+        self._files.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        for name in _FILES:
+            ledger = Ledger(folder / f"{name}.jsonl", settings, option="output_dir")
+            self._ledgers[name] = self._files.enter_context(ledger)
+
+    def _read(self) -> dict[tuple[str, str], dict[str, Any]]:
+        found = {}
+        for row, where in self._ledgers["items"].read():
+            if not {"kind", "cycle", "id"} <= set(row):
+                raise ValueError(f"{where} is no item of a cycle; give another output_dir.")
+            found[(f"{row['kind']}/{row['cycle']}", row["id"])] = row
+        return found
+
+
+def _usage_of(row: Mapping[str, Any]) -> Usage:
+    """Return what a record of completions has cost; of a generator that does not tell, a prompt is a request."""
+    told = [usage for value in row["completions"] if (usage := read_completion(value).usage) is not None]
+    if not told:
+        return Usage(1, 0, row["num_tokens"] or 0, estimated=True)
+    used = sum(told, Usage())
+    return Usage(max(1, used.requests), used.prompt_tokens, used.completion_tokens, used.estimated)
+
+
+_CHUNK = 64  # results that every rank works out between two writes
+
+
+class ResultCache:
+    """Remember JSON values by key, in a ledger.
+
+    All ranks ask for the same; what is not known is shared out, worked out a chunk at a time, gathered, and written by
+    the main process before the next chunk begins. An error on any rank is raised on all.
+
+    Args:
+        ledger ([`Ledger`], *optional*):
+            Where values are kept; `None` on processes other than the main one.
+        accelerator (`Accelerator`):
+            That of the run.
+
+    Raises:
+        ValueError: If a line of the ledger is no such record.
+
+    Example:
+
+    ```python
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder, Ledger(Path(folder) / "cache.jsonl", {}) as ledger:
+    ...     cache = ResultCache(ledger, Accelerator())
+    ...     double = lambda jobs: [2 * job for job in jobs]
+    ...     cache.get_or_compute(["one", "two"], [1, 2], double), cache.get_or_compute(["two"], [None], double)
+    ([2, 4], [4])
+
+    ```
+    """
+
+    def __init__(self, ledger: Ledger | None, accelerator: Accelerator) -> None:
+        self._ledger = ledger
+        self._accelerator = accelerator
+        self._known: dict[str, Any] = run_on_main_and_broadcast(accelerator, self._read)
+
+    def get_or_compute(
+        self, keys: Sequence[str], jobs: Sequence[Any], work: Callable[[list[Any]], list[Any]]
+    ) -> list[Any]:
+        """Return the values of keys; `work` turns the jobs of those that are not known into values, in order."""
+        missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in self._known}
+        wanted = list(missing)
+        size = _CHUNK * self._accelerator.num_processes
+        for start in range(0, len(wanted), size):
+            chunk = wanted[start : start + size]
+            self._keep(self._shared_out({key: missing[key] for key in chunk}, work))
+        return [self._known[key] for key in keys]
+
+    def _shared_out(self, jobs: Mapping[str, Any], work: Callable[[list[Any]], list[Any]]) -> dict[str, Any]:
+        """Work out this rank's part, and return those of all."""
+        rank, ranks = self._accelerator.process_index, self._accelerator.num_processes
+        own = list(jobs)[rank::ranks]
+        try:
+            outcome: tuple[list[Any], Exception | None] = (work([jobs[key] for key in own]) if own else [], None)
+        except Exception as error:
+            outcome = ([], picklable_error(error))
+        found: dict[str, Any] = {}
+        for turn, (values, failure) in enumerate(gather_object([outcome]) if ranks > 1 else [outcome]):
+            if failure is not None:
+                raise failure
+            found |= zip(list(jobs)[turn::ranks], values, strict=True)
+        return {key: found[key] for key in jobs}
+
+    def _keep(self, values: Mapping[str, Any]) -> None:
+        run_on_main_and_broadcast(self._accelerator, lambda: self._append(values))
+        self._known |= values
+
+    def _append(self, values: Mapping[str, Any]) -> None:
+        assert self._ledger is not None, "the main process needs a ledger"
+        self._ledger.append([{"key": key, "value": value} for key, value in values.items()])
+
+    def _read(self) -> dict[str, Any]:
+        assert self._ledger is not None, "the main process needs a ledger"
+        known = {}
+        for row, where in self._ledger.read():
+            if "key" not in row or "value" not in row:
+                raise ValueError(f"{where} is no result that was kept; give another output_dir.")
+            known[row["key"]] = row["value"]
+        return known
+
+
+def recorded_runner(run: Runner, cache: ResultCache) -> Runner:
+    """Return a runner that runs each program with the same tests once, and remembers the verdict.
+
+    Infrastructure errors are remembered as well, or a run that was resumed might end otherwise than an unbroken one.
+    """
+
+    def work(jobs: list[tuple[str, Tests]]) -> list[dict[str, Any]]:
+        return [{**asdict(result), "seconds": 0.0} for result in run(jobs)]  # time is no part of a verdict
+
+    def remember(programs: Sequence[tuple[str, Tests]]) -> list[ExecutionResult]:
+        keys = [_digest("run", program, tests) for program, tests in programs]
+        found = cache.get_or_compute(keys, programs, work)
+        return [ExecutionResult(**{**value, "error_bases": tuple(value["error_bases"])}) for value in found]
+
+    return remember
+
+
+class RecordedJudge:
+    """Ask a judge about each answer once, and remember what it said.
+
+    Args:
+        judge ([`Judge`]):
+            Who judges, by itself on every rank.
+        cache ([`ResultCache`]):
+            Where judgements are kept.
+        name (`str`):
+            Tells judges apart.
+    """
+
+    def __init__(self, judge: Judge, cache: ResultCache, name: str) -> None:
+        self._judge = judge
+        self._cache = cache
+        self._name = name
+
+    def judge(self, pairs: Sequence[tuple[str, str]]) -> list[Judgement | Unjudged]:
+        """Judge answers, as [`Judge`] says."""
+
+        def work(jobs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+            return [asdict(judgement) for judgement in self._judge.judge(jobs)]
+
+        keys = [_digest("judge", self._name, *pair) for pair in pairs]
+        return list(map(read_judgement, self._cache.get_or_compute(keys, pairs, work)))
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+_CARD = """---
+configs:
+{configs}---
+
+# Ledger of an IterKD run
+
+What teacher, judge and student were asked and wrote (`completions`), how programs ran (`verdicts`), and the questions,
+pairs, feedback and reports of the cycles (`items`). The student: [{student}](https://huggingface.co/{student}).
+The texts are the models'; their licences apply.
+"""
+
+
+def upload_ledger(folder: Path, student: str, *, token: str | None, private: bool) -> str:
+    """Upload the lines of a ledger in one commit, without the settings beside them, which name local paths.
+
+    Args:
+        folder (`Path`):
+            The ledger's folder.
+        student (`str`):
+            The student's repository; the dataset's is named after it.
+        token (`str`, *optional*):
+            Token with write permission.
+        private (`bool`):
+            Whether the dataset is private, where it is new.
+
+    Returns:
+        `str`: Name of the dataset.
+    """
+    name = f"{student}-ledger"
+    files = sorted(file for file in folder.glob("*.jsonl") if file.stat().st_size)
+    configs = "".join(f"- config_name: {file.stem}\n  data_files: {file.name}\n" for file in files)
+    card = CommitOperationAdd("README.md", _CARD.format(configs=configs, student=student).encode())
+    api = hub.hf_api()
+    api.create_repo(name, repo_type="dataset", private=private, exist_ok=True, token=token)
+    api.create_commit(
+        repo_id=name,
+        repo_type="dataset",
+        operations=[card, *(CommitOperationAdd(file.name, file) for file in files)],
+        commit_message="Ledger",
+        token=token,
+    )
+    return name

@@ -1,0 +1,539 @@
+"""The question in what a teacher wrote, and whether it is one."""
+
+import ast
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias
+
+from ...generation import TextGenerator, parse_answer
+from ...generation.protocol import SamplingParams
+from ...generation.python_ast import parse
+from .answers import has_code, refuses
+from .config import CycleConfig
+from .prompts import INCOMPLETE, TeachingPrompts, complete
+from .records import LEVELS, Level, Question
+
+__all__ = [
+    "Graded",
+    "NewQuestions",
+    "Reject",
+    "check_question",
+    "generate_questions",
+    "mix_questions",
+    "read_question",
+]
+
+Reject: TypeAlias = Literal["empty", "refused", "solution", "too_short", "too_long", "truncated", "no_request"]
+
+_MADE = r"(?:created|new|rewritten|generated|revised|final)"
+_KIND = r"(?:programming[ \t]+|coding[ \t]+)?(?:instruction|question|task|prompt|problem|exercise|challenge)"
+_TITLE = rf"(?:the[ \t]+|my[ \t]+)?{_MADE}[ \t]+{_KIND}(?:[ \t]+(?:is|\d+))?"
+_TAG = re.compile(
+    rf"^[ \t]*(?:[*\[>_ \t]*#[#*\[>_ \t]*{_TITLE}[ \t]*(?:[#*\]_ \t]*:[#*_ \t]*|[#*\]_ \t]*$)"
+    r"|[<\[](?:\w+_)?(?:instruction|task|question|prompt|problem)[>\]][ \t]*)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_FIRST_TAG = re.compile(rf"[*\[>_ \t]*{_TITLE}[ \t]*(?:[*\]_ \t]*:[*_ \t]*|[*\]_ \t]*$)", re.IGNORECASE | re.MULTILINE)
+_NEXT_TAG = re.compile(
+    r"^[*_ \t]*#(?:given|original|created|new|rewritten|sample|example|solution|answer|end|reason|reasoning"
+    r"|rationale|explanation|difficulty|domain)\b[\w ]*#"
+    r"|[<\[]/(?:\w+_)?(?:instruction|task|question|prompt|problem)[>\]][ \t]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_NUMBERED = re.compile(
+    rf"^[#*> \t]*(?:{_KIND}|option|variant)[ \t]*#?(?P<number>[1-9A-Z])[*]*[ \t]*(?:[.:)][* \t]*"
+    rf"|[* \t]*$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_LISTED = re.compile(r"^[*_ \t]*(?P<number>[1-9])[.)][*_]*[ \t]+", re.MULTILINE)
+_ASKS = re.compile(
+    r"[\"*_]*(?:write|create|implement|given|design|develop|build|find|compute|generate|define|make|you are"
+    r"|construct|convert)\b",
+    re.I,
+)
+_OPENING = re.compile(
+    r"(?:(?:sure(?:[ \t]thing)?|certainly|of course|absolutely|okay|ok|great|alright|no problem|got it)\b[^\w\n]*"
+    rf"(?=\s|$)[ \t]*)?(?:(?:here(?:\Ws|[ \t]+is|[ \t]+are|[ \t]+you[ \t]+go|[ \t]+it[ \t]+is)|(?:below"
+    rf"|the[ \t]+following)[ \t]+(?:is|are)"
+    rf"|this[ \t]+is)\b(?:[^\n:.]*\b(?:{_KIND}s?|one|ones)\b"
+    r"[^\n:.]*|[ \t]*)[:.!][ \t]*)?(?:\n+|(?<=[!.,:])[ \t]+|(?<=[!.:])$|(?<=:)(?=\S))",
+    re.IGNORECASE,
+)
+_PROPOSAL = re.compile(
+    r"(?:(?:how|what)[ \t]+about|try)(?:[ \t]+(?:this|the following))?(?:[ \t]+(?:one|task|challenge))?[ \t]*:\s*",
+    re.IGNORECASE,
+)
+_CHINESE_OPENING = re.compile(
+    r"(?:新的?|创建的?)?(?:指令|任务|题目|问题)[^\w\n]*[:\uff1a][^\w\n]*\s*|(?:好的|当然|没问题)?[^\w\n]*(?:这|以下)\w{0,20}(?:任务|题目?|问题"
+    r"|指令)[^\w\n]+"
+)
+_MARK = re.compile(
+    rf"#{{1,6}}[ \t]+|[-*>][ \t]+|-{{3,}}[ \t]*\n"
+    rf"|\*{{0,2}}(?:{_KIND}(?:[ \t]+(?:statement|description|text))?|output)(?:\*{{0,2}}:\*{{0,2}}|\*{{0,2}}[ \t]*\n)"
+    r"|(?:python3?|java|javascript|c\+\+|rust|go)[ \t]*\n",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"\(?1[.)][ \t]+(?:(?=[\s\S]*^[ \t]*1[.)][ \t])|(?![\s\S]*^[ \t]*2[.)][ \t]))", re.MULTILINE)
+_CREATED = re.compile(
+    r"[^\n:]{0,80}?\b(?:I|we)(?:['\u2019]ve|[ ]have|['\u2019]ll|[ ]will)?[ ]"
+    r"(?:creat|writ|wrote|came[ ]up|made|propos|generat|design|compos|devis|prepar|suggest|formulat)"
+    rf"[^\n:]{{0,80}}?\b(?:{_KIND}|one)[^\w\n]*:[^\w\n]*\n+",
+    re.IGNORECASE,
+)
+_JSON_KEY = re.compile(rf"(?:(?:{_MADE})[ _]?)?{_KIND}(?:[ _]?(?:statement|description|text))?", re.IGNORECASE)
+_FENCED_CODE = re.compile(
+    r"\n[ \t]*\n(?:```|~~~)(?:python3?|py)?[ \t]*\n(?P<code>(?:(?!```|~~~)[\s\S])*)\n(?:```|~~~)"
+)
+_PLAIN_CODE = re.compile(r"\n[ \t]*\n(?=(?:(?:from|import)[ ]\w|(?:def|class)[ ]\w+.*:[ \t]*\n|@\w+\n))")
+_EXAMPLE_LINE = re.compile(r"\W*(?:input|output|example|sample|returns?|result|>>>|->)|.*(?:->|=>|→)", re.IGNORECASE)
+_ASKS_FOR_CODE = re.compile(
+    r"\b(?:write|implement|create|design|develop|build|define|construct|code)\b", re.IGNORECASE
+)
+_SPEAKS_OF_CODE = re.compile(
+    r":\s*\Z|\b(?:below|following|above|existing|starter|skeleton|template|given|complet\w+|refactor\w*|re-?writ\w+"
+    r"|optimi[sz]\w+|debug\w*|fix\w*|modif\w+|extend\w*|translat\w+|explain\w*|improv\w+|chang\w+"
+    r"|(?:this|the) (?:code|function|program|snippet|class))\b",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(
+    r"(```|~~~)(?:text|markdown|md|plaintext|txt|json)?[ \t]*\n(?P<text>(?:(?!\1)[\s\S])*?)\n[ \t]*\1[ \t]*"
+)
+_QUOTES = {
+    '"': '"',
+    "'": "'",
+    "`": "`",
+    "**": "**",
+    "*": "*",
+    "\u00ab": "\u00bb",
+    "\u300c": "\u300d",
+    "\u201e": "\u201c",
+    "\N{LEFT DOUBLE QUOTATION MARK}": "\N{RIGHT DOUBLE QUOTATION MARK}",
+}
+_SOLUTION = re.compile(
+    r"^<details>|^```\w*[ \t]*\n\s*(?:#|//)[ \t]*(?:solution|answer)\b|"
+    r"^[^\w\n]*(?:(?:an? |the |one )?(?:example |sample |reference |expected |possible |model |proposed "
+    r"|correct |suggested )?(?:solution|answer)"
+    r"|implementation|solution code)(?:[ \t]+in[ \t]+\w+)?[^\w\n]*(?:$|:)"
+    r"|^[^\w\n]*here(?:\Ws| is) (?:a|an|the|one|my)(?: \w+){0,2} (?:solution|answer|implementation)\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+_CUT_LABEL = re.compile(
+    r"^[#*_> \t\d.)-]*(?:(?:an? |the |my |your )?(?:(?:sample|example|reference|expected|possible|model|proposed"
+    r"|correct|suggested|full|short|python|optimal|official) )*(?:(?:solutions?|answers?|implementations?)(?:"
+    r" (?:sketch|outline|code|idea|steps|key|approach|in \w+))?"
+    r"|explanations?|approach|rationale|reasoning|justification|discussion|walkthrough|analysis|test ?cases?|unit"
+    r" ?tests?|tests|assertions"
+    r"|why\b[^:\n]{0,60}|skills?(?: practi[sc]ed| trained| tested| required)?|learning (?:goals?|objectives?"
+    r"|outcomes?)|concepts?(?: tested| covered)?|topics?(?: covered)?|difficulty(?: level)?|estimated time"
+    r"|duration|tags|keywords|evaluation(?:"
+    r" criteria)?|grading|differences?|changes?(?: made)?|what(?:'s| is) new|comments? for [^:\n]{0,30}|notes?"
+    r" (?:for|to) the (?:teacher|instructor|grader)|teacher'?s? notes?|pseudo-?code|key ideas?|how to"
+    r" solve[^:\n]{0,30})"
+    r"|lösung\w*|antwort|erklärung|begründung|testfälle|solución|respuesta|explicación|réponse|corrigé|explication"
+    r"|soluzione|risposta|resposta|solução|решение|ответ|объяснение|答案|参考答案|解答|解法|解析|说明|思路|测试用例|解説|回答|정답|해설|풀이)"
+    r"[*_ \t]*(?:\([^()\n]{0,40}\))?[*_ \t]*(?:[:\uff1a]|[*_ \t]*$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""Labels of what follows a question and is no part of it."""
+_TITLE_LABEL = re.compile(
+    r"[#*_> \t]*(?:title|topic|domain|category|difficulty|level|subject|name|标题|titel|título|titre)[*_"
+    r" \t]*[:\uff1a][^\n]*\n+(?=[#*_> \t]*(?:description|statement|task|problem)\b)",
+    re.IGNORECASE,
+)
+_QUESTION_LABEL = re.compile(
+    rf"[#*_> \t]*(?:(?:the |my |your )?(?:{_MADE} |next |similar |related )?(?:{_KIND}|assignment|description"
+    rf"|statement|goal)|(?:neue |nueva |nuevo |nouvelle |nuova )?(?:aufgabe(?:nstellung)?|tarea|ejercicio|exercice"
+    rf"|tâche|énoncé|compito|esercizio|tarefa|exercício|задача|задание))"
+    r"[*_ \t]*(?:\([^()\n]{0,60}\)[*_ \t]*(?=[:\uff1a]))?(?:[:\uff1a][*_]*[ \t]*\n*|[*_ \t]*\n+)",
+    re.IGNORECASE,
+)
+_INTRODUCTION = re.compile(
+    rf"(?![^\n]*\b(?:given|consider|write|implement|create|you have|current|existing)\b)"
+    rf"(?=[^\n:]*\b(?:here|new|next|another|following|below|fresh|different|hier|neue|folgende|voici|nouvel(?:le)?"
+    rf"|aqu[ií]|nuev[ao]|siguiente|ecco|nuov[oa]|nova|novo|seguinte|новая|новое|вот)\b)[^\n:]{{0,120}}\b(?:{_KIND}"
+    rf"|one|aufgabe"
+    rf"|tarea|ejercicio|exercice|tâche|compito|esercizio|tarefa|задач[аи]|задание)\b[^\n:]{{0,60}}[:\uff1a][*_"
+    rf" \t]*\n+",
+    re.IGNORECASE,
+)
+_IDEOGRAPH = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
+_CANNOT = re.compile(
+    r"\W*(?:I|we)\s+(?:can(?:not|['\u2019]t| not)|could(?: not|n['\u2019]t)|am unable|was unable|won['\u2019]t)\b",
+    re.IGNORECASE,
+)
+_PRAISE = re.compile(
+    r"\W*(?:great|good|nice|excellent|well done|congratulations|keep|awesome|bravo|thanks|thank you|that was)\b",
+    re.IGNORECASE,
+)
+_CLOSING = re.compile(
+    r"\n\s*(?:-{3,}|\*{3,})?\s*[(*_#> \t]*(?:let me know\b|(?:have|enjoy|happy)\b[^\n.]{0,40}[!.]\s*\Z"
+    r"|you(?:['\u2019]ve| have)? got this|take your time|if you(?:['\u2019]d| would)? (?:like|need|want|prefer)"
+    r" (?:\w+ ){0,6}(?:solution|hint|another|help|answer|one)|\(?(?:I|we)(?:['\u2019]ve| have)? (?:kept|chose"
+    r"|changed|made|wrote|designed|picked|asked|replaced|switched"
+    r"|stayed|avoided|focused|based|selected|created|varied|moved)\b"
+    r"|(?:this|it) (?:exercise|task|one|challenge|question"
+    r"|problem)\b|(?:i )?hope (?:this|that|it)\b|\(?same (?:domain|type"
+    r"|difficulty)\b|feel free\b|good luck\b|happy coding\b"
+    r"|would you like\b|end of (?:the )?task"
+    rf"|this (?:new )?{_KIND} (?:is|requires|comes|tests|stays|keeps|has|differs|focuses|involves|maintains|remains)\b"
+    rf"|note: this (?:new )?{_KIND} (?:is|comes|stays|keeps|has|tests)\b|difficulty[* ]*:|(?:explanation"
+    rf"|rationale|reasoning|why this task)[* ]*:[^\n]*(?:skill|same|original|given))[\s\S]*\Z",
+    re.IGNORECASE,
+)
+_RULE_AT_END = re.compile(r"\s*\n[ \t]*(?:-{3,}|\*{3,}|_{3,})[ \t]*\Z")
+_PLACEHOLDER = re.compile(r"\W*(?:n/?a|none|null|\[[^\]\n]{0,60}\])\W*", re.IGNORECASE)
+
+_FRAMES = (
+    _OPENING,
+    _PROPOSAL,
+    _CREATED,
+    _CHINESE_OPENING,
+    _TITLE_LABEL,
+    _QUESTION_LABEL,
+    _INTRODUCTION,
+    _MARK,
+    _NUMBER,
+)
+
+
+def read_question(answer: str) -> str:
+    r"""Return the question in what a teacher wrote, without the thoughts, tags, titles, quotes and remarks around it.
+
+    Of several questions the first counts. A solution behind the question is cut off, and a number goes unless it
+    begins a list.
+
+    Example:
+
+    ```python
+    >>> read_question("Sure, here it is:\n\n#Created Instruction#:\n1. \"Sort a list of names.\"\n\nSolution: sort()")
+    'Sort a list of names.'
+
+    ```
+    """
+    text = parse_answer(answer).text.strip()
+    while (bare := _without_frame(text)) != text:
+        text = bare
+    return text
+
+
+def check_question(question: str, *, min_chars: int, max_chars: int) -> Reject | None:
+    """Return why a text is no question for a student, or `None` if it is one.
+
+    Example:
+
+    ```python
+    >>> check_question("Add two numbers. Solution: print(a + b)", min_chars=10, max_chars=100)
+    >>> check_question("Add two numbers.\\n\\nSolution:\\nprint(a + b)", min_chars=10, max_chars=100)
+    'solution'
+
+    ```
+    """
+    if not question or _PLACEHOLDER.fullmatch(question):
+        return "empty"
+    if refuses(question) or _CANNOT.match(question):
+        return "refused"
+    if _SOLUTION.search(question) or question.startswith("```") or (has_code(question) and parse(question)):
+        return "solution"
+    if _PRAISE.match(question) and not _ASKS_FOR_CODE.search(question):
+        return "no_request"
+    if len(question) + 2 * len(_IDEOGRAPH.findall(question)) < min_chars:
+        return "too_short"
+    return "too_long" if len(question) > max_chars else None
+
+
+def _without_frame(text: str) -> str:
+    """Take one layer off: a tag and what stands before it, other questions, a solution, a mark, or quotes."""
+    if fence := _FENCE.fullmatch(text):
+        return fence["text"].strip()
+    if text.startswith("{") and (value := _in_json(text)) is not None:
+        return value
+    if text.startswith(">") and all(line.startswith(">") for line in text.splitlines()):
+        return re.sub(r"(?m)^>[ ]?", "", text).strip()
+    if tag := _TAG.search(text):
+        return _TAG.split(_NEXT_TAG.split(text[tag.end() :].strip())[0])[0].strip()
+    if tag := _FIRST_TAG.match(text):
+        following = re.compile("^" + re.escape(tag[0].strip()), re.MULTILINE)
+        return following.split(text[tag.end() :])[0].strip()
+    if (following_tag := _NEXT_TAG.search(text)) and following_tag.start() > 0:
+        return text[: following_tag.start()].strip()
+    if (solution := _SOLUTION.search(text)) and solution.start() > 0:
+        return text[: solution.start()].strip()
+    if (cut := _cut_label(text)) is not None:
+        return text[:cut].strip()
+    for pattern in (_CLOSING, _RULE_AT_END):
+        if (closing := pattern.search(text)) and closing.start() > 0:
+            return text[: closing.start()].strip()
+    if (first := _first_of_several(text)) is not None:
+        return first
+    if (solution_start := _solution_start(text)) is not None:
+        return text[:solution_start].strip()
+    for frame in _FRAMES:
+        if (opening := frame.match(text)) and 0 < opening.end() < len(text):
+            return text[opening.end() :].strip()
+    for opening_quote, closing_quote in _QUOTES.items():
+        inside = text.removeprefix(opening_quote).removesuffix(closing_quote)
+        quoted = len(text) - len(inside) == len(opening_quote) + len(closing_quote)
+        if quoted and closing_quote not in inside:
+            return inside.strip()
+    return text
+
+
+def _in_json(text: str) -> str | None:
+    """Return the question in a JSON object, or `None` where the text is none or holds no question."""
+    try:
+        value = json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return None
+    found = [item for key, item in value.items() if _JSON_KEY.fullmatch(key) and isinstance(item, str)]
+    return found[0].strip() if len(found) == 1 else None
+
+
+def _cut_label(text: str) -> int | None:
+    """Return where what is no part of the question begins; an explanation of an example is part of it."""
+    for label in _CUT_LABEL.finditer(text):
+        above = text[: label.start()].rstrip().rpartition("\n")[2]
+        if label.start() > 0 and not _EXAMPLE_LINE.match(above):
+            return label.start()
+    return None
+
+
+def _solution_start(text: str) -> int | None:
+    """Return where code begins that answers the question, in a fence or as paragraphs at the end."""
+    for code in _FENCED_CODE.finditer(text):
+        if _solves(text[: code.start()], code["code"]):
+            return code.start()
+    plain = _PLAIN_CODE.search(text)
+    return plain.start() if plain and _solves(text[: plain.start()], text[plain.start() :]) else None
+
+
+def _solves(question: str, code: str) -> bool:
+    """Return whether code behind a question that asks for code is a function with a body."""
+    asks_for_code = _ASKS_FOR_CODE.search(question) and not _SPEAKS_OF_CODE.search(question)
+    tree = parse(code) if asks_for_code else None
+    functions = [] if tree is None else [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return any(
+        not isinstance(statement, ast.Pass | ast.Raise)
+        and not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
+        for function in functions
+        for statement in function.body
+    )
+
+
+def _first_of_several(text: str) -> str | None:
+    """Return the first of several numbered questions, or `None` where there is but one."""
+    titles = list(_NUMBERED.finditer(text))
+    if [title["number"].upper() for title in titles[:2]] in (["1", "2"], ["A", "B"]):
+        return text[titles[0].end() : titles[1].start()].strip()
+    items = list(_LISTED.finditer(text))
+    if [item["number"] for item in items[:2]] != ["1", "2"] or items[0].start():
+        return None
+    asks = [_ASKS.match(text[item.end() :]) is not None for item in items]
+    return text[items[0].end() : items[1].start()].strip() if all(asks) else None
+
+
+class Graded(Protocol):
+    """What the feedback says of a question."""
+
+    @property
+    def question_id(self) -> str:
+        """The question."""
+
+    @property
+    def level(self) -> Level:
+        """How hard it is for the student."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewQuestions:
+    """Hold what the teacher made of the last cycle's questions.
+
+    Args:
+        questions (`list[Question]`):
+            New questions, easy ones first.
+        asked (`Counter[str]`):
+            How many were asked for, by level; none where the level has no question to write after.
+        dropped (`Counter[str]`):
+            How many answers were no question, by level and reason, such as `"hard/refused"`.
+    """
+
+    questions: list[Question] = field(default_factory=list)
+    asked: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def generate_questions(
+    feedback: Sequence[Graded],
+    questions: Sequence[Question],
+    teacher: TextGenerator,
+    *,
+    cycle: int,
+    config: CycleConfig | None = None,
+    prompts: TeachingPrompts | None = None,
+    sampling: SamplingParams | None = None,
+    seed: int = 0,
+) -> NewQuestions:
+    """Have the teacher write new questions after those of the last cycle, by their levels.
+
+    After an easy question comes another task of the same domain; after a medium or hard one, a task of the same domain
+    and type (on record). A new question's id is that of the one before it, the cycle and a number, so that it depends
+    on nothing else. Where a level has fewer questions than are wanted, several are written after each.
+
+    Args:
+        feedback (`Sequence[Graded]`):
+            Levels of questions.
+        questions (`Sequence[Question]`):
+            The last cycle's questions.
+        teacher (`TextGenerator`):
+            Who writes.
+        cycle (`int`):
+            Number of the cycle.
+        config ([`CycleConfig`], *optional*):
+            Number of new questions by level, and their lengths.
+        prompts ([`TeachingPrompts`], *optional*):
+            Prompts for the teacher. Defaults to those of `config`.
+        sampling (`SamplingParams`, *optional*):
+            Sampling parameters of the teacher. Defaults to those of `config` for the cycle.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the choice of questions to follow up.
+
+    Raises:
+        ValueError: If there is feedback on an unknown question, or a new id is taken already.
+        GenerationError: If the teacher fails.
+
+    Example:
+
+    ```python
+    >>> from collections import namedtuple
+    >>> from trl_akd.generation import Completion
+    >>> class Teacher:
+    ...     def generate(self, prompts, **settings):
+    ...         return [[Completion("#Created Instruction#: Sort a list of names.", -0.1, "stop", 9)] for _ in prompts]
+    >>> graded = namedtuple("graded", "question_id level")("sort", "hard")
+    >>> questions, config = [Question("sort", "Sort numbers.")], CycleConfig(new_hard=1)
+    >>> found = generate_questions([graded], questions, Teacher(), cycle=1, config=config)
+    >>> found.questions
+    [Question(id='sort/1.0', instruction='Sort a list of names.', ..., origin='hard', parent='sort')]
+
+    ```
+    """
+    config = config or CycleConfig()
+    prompts, sampling = prompts or config.teaching_prompts, sampling or config.sampling(cycle)
+    known = {question.id: question for question in questions}
+    wanted = [
+        (level, parent, f"{parent.id}/{cycle}.{number}")
+        for level in LEVELS
+        for parent, number in _parents(_of_level(feedback, known, level), config.new_questions(level), seed, cycle)
+    ]
+    if taken := [name for _, _, name in wanted if name in known]:
+        raise ValueError(f"`questions` has the id {taken[0]!r} of a new one already; give `cycle` another number.")
+    requests = [prompts.for_question(parent.instruction, level) for level, parent, _ in wanted]
+    written = complete(teacher, requests, sampling)
+    renewal = NewQuestions(asked=Counter(level for level, _, _ in wanted))
+    for (level, parent, name), completion in zip(wanted, written, strict=True):
+        text = read_question(completion.text)
+        reason = check_question(text, min_chars=config.min_question_chars, max_chars=config.max_question_chars)
+        if completion.finish_reason != "stop":
+            reason = INCOMPLETE[completion.finish_reason]
+        if reason is None:
+            renewal.questions.append(Question(name, text, origin=level, parent=parent.id))
+        else:
+            renewal.dropped[f"{level}/{reason}"] += 1
+    return renewal
+
+
+def mix_questions(
+    seeds: Sequence[Question],
+    new: Sequence[Question],
+    levels: Mapping[str, Level],
+    config: CycleConfig,
+    *,
+    seed: int = 0,
+) -> list[Question]:
+    """Choose the next cycle's questions from old and new ones, in their order, old ones first.
+
+    Each question goes to the level that has least for its part so far, as long as it has any; so the parts are kept
+    wherever there are enough, and the size is reached wherever there are enough in all.
+
+    Args:
+        seeds (`Sequence[Question]`):
+            Old questions.
+        new (`Sequence[Question]`):
+            New ones, whose level is that of the question they were written after.
+        levels (`Mapping[str, Level]`):
+            Levels of the old ones by id.
+        config ([`CycleConfig`]):
+            Number of questions, the share of old ones, and the parts of the levels.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the choice within a level.
+
+    Raises:
+        ValueError: If an old question has no level, or a new one no question that it was written after.
+
+    Example:
+
+    ```python
+    >>> old = [Question("a", ""), Question("b", ""), Question("c", "")]
+    >>> new = [Question("a/1.0", "", origin="easy"), Question("b/1.0", "", origin="hard")]
+    >>> levels = {"a": "easy", "b": "hard", "c": "hard"}
+    >>> config = CycleConfig(questions_per_cycle=3, old_share=0.3)
+    >>> [question.id for question in mix_questions(old, new, levels, config)]
+    ['c', 'a/1.0', 'b/1.0']
+
+    ```
+    """
+    old_levels = [_level(question, levels.get(question.id), "old") for question in seeds]
+    new_levels = [_level(question, None if question.origin == "seed" else question.origin, "new") for question in new]
+    parts = {level: config.mix_part(level) for level in LEVELS}
+    size = config.questions_per_cycle
+    old = _choose(seeds, old_levels, round(size * config.old_share), parts, seed)
+    fresh = _choose(new, new_levels, size - len(old), parts, seed)
+    old = _choose(seeds, old_levels, size - len(fresh), parts, seed)
+    return [*old, *fresh]
+
+
+def _of_level(feedback: Sequence[Graded], known: Mapping[str, Question], level: Level) -> list[Question]:
+    for item in feedback:
+        if item.question_id not in known:
+            raise ValueError(f"`feedback` is on {item.question_id!r}, which is not among `questions`.")
+    return [known[item.question_id] for item in feedback if item.level == level]
+
+
+def _parents(questions: Sequence[Question], count: int, seed: int, cycle: int) -> list[tuple[Question, int]]:
+    """Return so many questions in an order of their own, each with the number of times it came before."""
+    if not questions:
+        return []
+    ordered = sorted(questions, key=lambda question: _draw(question, seed, cycle))
+    return [(ordered[number % len(ordered)], number // len(ordered)) for number in range(count)]
+
+
+def _level(question: Question, level: Level | None, age: str) -> Level:
+    if level is None:
+        raise ValueError(f"The {age} question {question.id!r} has no level; leave it out or give it one.")
+    return level
+
+
+def _choose(
+    questions: Sequence[Question], levels: Sequence[Level], count: int, parts: Mapping[Level, float], seed: int
+) -> list[Question]:
+    """Choose so many questions at most, by the parts of the levels."""
+    pools: dict[Level, list[int]] = {level: [] for level in LEVELS if parts[level]}
+    for index in sorted(range(len(questions)), key=lambda index: _draw(questions[index], seed)):
+        if levels[index] in pools:
+            pools[levels[index]].append(index)
+    taken: dict[Level, int] = dict.fromkeys(pools, 0)
+    for _ in range(count):
+        having = [level for level in pools if taken[level] < len(pools[level])]
+        if not having:
+            break
+        taken[min(having, key=lambda level: (taken[level] + 1) / parts[level])] += 1
+    chosen = sorted(index for level, pool in pools.items() for index in pool[: taken[level]])
+    return [questions[index] for index in chosen]
+
+
+def _draw(question: Question, *seed: int) -> float:
+    """Return a number that depends on seed and question alone."""
+    return random.Random(f"{seed}:{question.id}").random()

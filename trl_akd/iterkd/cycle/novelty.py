@@ -1,0 +1,166 @@
+"""Words that programming tasks have in common, and that tell none of them from another."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from .records import Question
+
+__all__ = ["NoveltyIndex", "content_words", "only_new", "rouge_l"]
+
+_COMMON = frozenset(
+    "a an the to of in for with and or that which is are be by from on as at it its this these those if then such "
+    "use using used uses given give gives write writes create creates implement define make develop generate build "
+    "design construct find function functions program programs python code method script task take takes taking "
+    "return returns returned returning output outputs input inputs print prints accept accepts should can will you "
+    "your please following".split()
+)
+
+
+def content_words(words: Sequence[str]) -> list[str]:
+    """Return the words that say what a task is about, of words in lower case.
+
+    Example:
+
+    ```python
+    >>> content_words("write a function that takes a string as input and returns its length".split())
+    ['string', 'length']
+
+    ```
+    """
+    return [word for word in words if word not in _COMMON]
+
+
+try:
+    from datasketch import MinHash, MinHashLSH
+    from rapidfuzz.distance import LCSseq
+except ImportError as error:
+    raise ImportError('datasketch or RapidFuzz is not installed; `pip install "trl_akd[iterkd]"`.') from error
+
+
+_WORD = re.compile(r"\w+")
+_PERMUTATIONS = 128
+_RECALL = 0.999
+_EMPTY = MinHash(num_perm=_PERMUTATIONS)
+
+
+class NoveltyIndex:
+    """Remember questions, and tell whether another is nearly the same as one of them.
+
+    Candidates come from MinHash with bands, over words numbered by occurrence. ROUGE-L decides: over all words and
+    over the content words alone, both of which must reach the threshold. A ROUGE-L of t needs a Jaccard similarity of
+    t / (2 - t) at least, and the bands are as narrow as finding 99.9 % of those takes. Texts without a word are the
+    same if they are equal.
+
+    Args:
+        threshold (`float`, *optional*, defaults to `0.8`):
+            ROUGE-L from which on two questions are nearly the same.
+
+    Raises:
+        ValueError: If `threshold` is outside its range.
+
+    Example:
+
+    ```python
+    >>> index = NoveltyIndex()
+    >>> index.add("Write a function that sorts a list of numbers in descending order.")
+    >>> index.nearest("Implement a function that sorts a list of numbers in descending order.")
+    'Write a function that sorts a list of numbers in descending order.'
+    >>> index.nearest("Print the longest line of a file.")
+
+    ```
+    """
+
+    def __init__(self, threshold: float = 0.8) -> None:
+        if not 0.0 < threshold <= 1.0:
+            raise ValueError(f"`threshold` is {threshold}; give a ROUGE-L above 0 and at most 1.")
+        self._threshold = threshold
+        self._texts: list[str] = []
+        self._lsh = MinHashLSH(num_perm=_PERMUTATIONS, params=_bands(threshold / (2 - threshold)))
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def add(self, text: str) -> None:
+        """Remember a text."""
+        self._lsh.insert(len(self._texts), _signature(text), check_duplication=False)
+        self._texts.append(text)
+
+    def nearest(self, text: str) -> str | None:
+        """Return the first text that is nearly the same, or `None`."""
+        candidates = sorted(self._lsh.query(_signature(text)))
+        return next((known for known in map(self._texts.__getitem__, candidates) if self._same(text, known)), None)
+
+    def _same(self, text: str, known: str) -> bool:
+        similarities = (rouge_l(text, known), rouge_l(_content(text), _content(known)))
+        return min(similarities) >= self._threshold
+
+
+def only_new(questions: Sequence[Question], index: NoveltyIndex) -> list[Question]:
+    """Return the questions that are new, and remember them: of two that are nearly the same, the first stays.
+
+    What is kept is the same in however many calls the questions come, as long as their order is.
+
+    Example:
+
+    ```python
+    >>> questions = [Question("1", "Sort a list."), Question("2", "Sort a LIST!"), Question("3", "Add two numbers.")]
+    >>> [question.id for question in only_new(questions, NoveltyIndex())]
+    ['1', '3']
+
+    ```
+    """
+    kept = []
+    for question in questions:
+        if index.nearest(question.instruction) is None:
+            index.add(question.instruction)
+            kept.append(question)
+    return kept
+
+
+def rouge_l(left: str, right: str) -> float:
+    """Return ROUGE-L's F-measure (Lin, 2004; β = 1): 2 LCS / (m + n) of the words, in lower case.
+
+    Words are runs of letters, digits and underscores in any script, where Google's `rouge-score` drops what is not
+    ASCII. Texts without a word count as one word each.
+
+    Example:
+
+    ```python
+    >>> rouge_l("the quick brown fox", "The quick, lazy fox")
+    0.75
+
+    ```
+    """
+    first, second = _words(left), _words(right)
+    return 2 * LCSseq.similarity(first, second) / (len(first) + len(second))
+
+
+def _content(text: str) -> str:
+    """Return the content words of a text, or all where it has no other."""
+    return " ".join(content_words(_words(text))) or text
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold()) or [text.strip()]
+
+
+def _signature(text: str) -> MinHash:
+    """Return the MinHash of a text's words, of which each occurrence counts as a word of its own."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for word in _words(text):
+        numbered.append(f"{word} {seen[word]}".encode())
+        seen[word] += 1
+    signature = _EMPTY.copy()
+    signature.update_batch(numbered)
+    return signature
+
+
+def _bands(jaccard: float) -> tuple[int, int]:
+    """Return how many bands of how many rows, as many as keep the recall, find pairs of this similarity."""
+    for rows in range(8, 1, -1):
+        bands = _PERMUTATIONS // rows
+        if 1 - (1 - jaccard**rows) ** bands >= _RECALL:
+            return bands, rows
+    return _PERMUTATIONS, 1

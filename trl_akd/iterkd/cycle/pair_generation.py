@@ -1,0 +1,166 @@
+"""Correct-and-fault knowledge delivery: the teacher answers rightly and wrongly, and what holds is kept."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from ...generation import Completion, TextGenerator
+from ...generation.protocol import SamplingParams
+from ..judge.judges import Judge
+from .config import CycleConfig
+from .prompts import INCOMPLETE, TeachingPrompts, complete
+from .records import Fault, FaultKind, Pair, Question, Runner
+from .verification import Verification, verify
+
+__all__ = ["assign_kinds", "generate_pairs", "read_pairs"]
+
+
+def generate_pairs(
+    questions: Sequence[Question],
+    teacher: TextGenerator,
+    *,
+    config: CycleConfig | None = None,
+    prompts: TeachingPrompts | None = None,
+    sampling: SamplingParams | None = None,
+    judge: Judge | None = None,
+    run: Runner | None = None,
+    own_faults: Mapping[str, Sequence[str]] | None = None,
+) -> Verification:
+    r"""Ask the teacher for a right answer and faulty ones to each question, and keep what holds.
+
+    That the teacher writes the faults, by five kinds, is on record; one kind a prompt, all checks, and faults of the
+    student's own beside the teacher's are this project's. A question that brings its answer is not asked for one.
+    Answers that the length limit cut count as `correct/truncated` and `fault/truncated`, prompts that the teacher's
+    server refused as `correct/refused` and `fault/refused`; the other reasons are those of `verify`.
+    No right answer, no pair: faults are asked for all the same, in one call with the right answers.
+
+    Args:
+        questions (`Sequence[Question]`):
+            Questions, each with an id of its own.
+        teacher (`TextGenerator`):
+            Who answers.
+        config ([`CycleConfig`], *optional*):
+            Number and kinds of faults, the judge's `min_gap`, and whether unverified pairs are kept.
+        prompts ([`TeachingPrompts`], *optional*):
+            Prompts for the teacher. Defaults to those of `config`.
+        sampling (`SamplingParams`, *optional*):
+            Sampling parameters of the teacher. Defaults to those of `config`.
+        judge (`Judge`, *optional*), run (`Runner`, *optional*):
+            Who tells right from faulty.
+        own_faults (`Mapping[str, Sequence[str]]`, *optional*):
+            The student's failures by question, which stand before the teacher's faults and pass the same checks.
+
+    Raises:
+        ValueError: If two questions have one id.
+        GenerationError: If the teacher fails.
+
+    Example:
+
+    ```python
+    >>> class Teacher:
+    ...     def generate(self, prompts, **settings):
+    ...         write = lambda prompt: "return a - b" if "fault" in prompt else "return a + b"
+    ...         return [[Completion(f"def add(a, b):\n    {write(prompt)}", -0.1, "stop", 9)] for prompt in prompts]
+    >>> verified = generate_pairs([Question("add", "Add.")], Teacher(), config=CycleConfig(keep_unverified=True))
+    >>> verified.pairs[0].correct[-5:], verified.pairs[0].faults[0].text[-5:]
+    ('a + b', 'a - b')
+
+    ```
+    """
+    config = config or CycleConfig()
+    _check_ids(questions)
+    dropped: Counter[str] = Counter()
+    drafts = _ask(
+        questions, teacher, prompts or config.teaching_prompts, sampling or config.sampling(0), config, dropped
+    )
+    own = own_faults or {}
+    pairs = [
+        replace(pair, faults=(*(Fault(text, None) for text in own.get(pair.question.id, ())), *pair.faults))
+        for pair in drafts
+    ]
+    unverified: Literal["drop", "keep"] = "keep" if config.keep_unverified else "drop"
+    done = verify(pairs, run=run, judge=judge, min_gap=config.min_gap, unverified=unverified)
+    return replace(done, dropped=done.dropped + dropped)
+
+
+def assign_kinds(question_id: str, config: CycleConfig, seed: int) -> list[FaultKind]:
+    """Return the kinds of a question's faults: in turn, from one that question and seed choose."""
+    kinds: list[Any] = config.fault_kinds
+    first = random.Random(f"{seed}:{question_id}").randrange(len(kinds))
+    return [kinds[(first + number) % len(kinds)] for number in range(config.faults_per_question)]
+
+
+def read_pairs(rows: Iterable[Mapping[str, Any]]) -> list[Pair]:
+    """Read pairs in the authors' format: `{"instruction": ..., "response": [correct, faulty, ...]}`.
+
+    Questions get the rows' numbers as ids. Nothing is checked but the format; `verify` does the rest.
+
+    Raises:
+        ValueError: If a row has another format; the message names it.
+
+    Example:
+
+    ```python
+    >>> [pair] = read_pairs([{"instruction": "Print 1.", "response": ["print(1)", "print(2)"]}])
+    >>> pair.question.id, pair.correct, pair.faults
+    ('0', 'print(1)', (Fault(text='print(2)', kind=None),))
+
+    ```
+    """
+    return [_read_pair(row, index) for index, row in enumerate(rows)]
+
+
+def _read_pair(row: Mapping[str, Any], index: int) -> Pair:
+    instruction, response = row.get("instruction"), row.get("response")
+    if not isinstance(instruction, str) or not isinstance(response, list | tuple):
+        raise ValueError(f"Row {index} lacks a text `instruction` or a list `response`; its keys are {sorted(row)}.")
+    if len(response) < 2 or not all(isinstance(answer, str) for answer in response):
+        raise ValueError(f"`response` of row {index} has {len(response)} entries; give a right text and a faulty one.")
+    correct, *faults = response
+    return Pair(Question(str(index), instruction), correct, tuple(Fault(text, None) for text in faults))
+
+
+def _check_ids(questions: Sequence[Question]) -> None:
+    repeated = [name for name, count in Counter(question.id for question in questions).items() if count > 1]
+    if repeated:
+        raise ValueError(f"`questions` has the id {repeated[0]!r} more than once; give each question its own.")
+
+
+def _ask(
+    questions: Sequence[Question],
+    teacher: TextGenerator,
+    prompts: TeachingPrompts,
+    sampling: SamplingParams,
+    config: CycleConfig,
+    dropped: Counter[str],
+) -> list[Pair]:
+    """Ask for all answers in one call, and return those that are whole."""
+    unanswered = [question for question in questions if question.answer is None]
+    wanted = [
+        (question, kind) for question in questions for kind in assign_kinds(question.id, config, sampling.seed or 0)
+    ]
+    texts = [prompts.for_answer(question.instruction) for question in unanswered]
+    texts += [prompts.for_fault(question.instruction, kind) for question, kind in wanted]
+    completions = complete(teacher, texts, sampling)
+    correct = {question.id: question.answer for question in questions}
+    for question, completion in zip(unanswered, completions[: len(unanswered)], strict=True):
+        correct[question.id] = _whole(completion, "correct", dropped)
+    faults: dict[str, list[Fault]] = {question.id: [] for question in questions}
+    for (question, kind), completion in zip(wanted, completions[len(unanswered) :], strict=True):
+        if correct[question.id] is not None and (text := _whole(completion, "fault", dropped)) is not None:
+            faults[question.id].append(Fault(text, kind))
+    return [
+        Pair(question, answer, tuple(faults[question.id]))
+        for question in questions
+        if (answer := correct[question.id]) is not None
+    ]
+
+
+def _whole(completion: Completion, part: str, dropped: Counter[str]) -> str | None:
+    """Return the text of a completion, unless the length limit cut it or the server refused the prompt."""
+    if completion.finish_reason != "stop":
+        dropped[f"{part}/{INCOMPLETE[completion.finish_reason]}"] += 1
+        return None
+    return completion.text

@@ -1,0 +1,229 @@
+"""What the teacher is asked for: right answers, faulty ones, and new questions.
+
+The wording is this project's own. The authors' prompts, which are not licensed, describe all five kinds of fault at
+once and let the teacher choose; ours name one, so that kinds are balanced and each fault's is on record.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from string import Formatter
+from types import MappingProxyType
+from typing import Literal, Self
+
+import yaml
+
+from ...generation import Completion, TextGenerator
+from ...generation.protocol import FinishReason, SamplingParams
+from .records import FaultKind, Level
+
+__all__ = ["FAULT_DEFINITIONS", "INCOMPLETE", "TeachingPrompts", "complete"]
+
+FAULT_DEFINITIONS: Mapping[FaultKind, str] = MappingProxyType(
+    {
+        "syntax": (
+            "The program breaks the grammar of its language, so that it cannot even start. "
+            "Example: the colon after `for item in basket` is left out."
+        ),
+        "logical": (
+            "The program runs to its end, and yet gives a wrong result for some input. "
+            "Example: `total = prices[0]` is followed by a loop over all of `prices`, so the first one counts twice."
+        ),
+        "type": (
+            "An operation meets a value of a type that it does not take, and the program stops there. "
+            'Example: `"Total: " + count`, where `count` is an integer.'
+        ),
+        "name": (
+            "The program uses a variable, function or module that is not defined at that point. "
+            "Example: the parameter is called `width`, and the body reads `widht`."
+        ),
+        "timeout": (
+            "The program never ends, or not in any time that one would wait, for some input. "
+            "Example: `while low < high` with a body in which neither of the two changes."
+        ),
+    }
+)
+"""What each kind of fault is, with one example."""
+
+_CORRECT = """\
+Solve this programming task. Give one complete program in a fenced code block that does what is asked for every \
+input that the task allows.
+
+Task:
+{instruction}
+"""
+
+_FAULTY = """\
+We collect answers to programming tasks that look right and are not, so that a model can learn to tell the two \
+apart. Write such an answer to the task below.
+
+The answer must have a fault of this kind: {kind}. {definition}
+
+Write it as somebody would who is sure of it: one complete program in a fenced code block that attempts the whole \
+task, as long and as careful as a good answer. Nothing in it may give the fault away. Do not explain it, mark it, or \
+hint at it, whether in comments, in names, in messages or around the program.
+
+Task:
+{instruction}
+"""
+
+_NEW_EASY = """\
+Below is a programming task that a learner has mastered. Write a new task to go on with. It comes from the same \
+domain, but asks for something else, and for something that learners rarely meet. Keep it about as long and about as \
+difficult, make it clear without this one beside it, and make sure that a program can solve it.
+
+Reply with the new task alone, without a title and without a solution.
+
+Task:
+{instruction}
+
+New task:
+"""
+
+_NEW_SAME = """\
+Below is a programming task that a learner got wrong. Write a new task to practise on. It comes from the same domain \
+and is of the same type, so that it takes the same skills to solve, with other content. Keep it about as long and \
+about as difficult, make it clear without this one beside it, and make sure that a program can solve it.
+
+Reply with the new task alone, without a title and without a solution.
+
+Task:
+{instruction}
+
+New task:
+"""
+
+_FIELDS: Mapping[str, tuple[set[str], set[str]]] = MappingProxyType(
+    {
+        "correct": ({"instruction"}, set()),
+        "faulty": ({"instruction", "kind"}, {"definition"}),
+        "new_easy": ({"instruction"}, set()),
+        "new_same": ({"instruction"}, set()),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TeachingPrompts:
+    r"""Hold the four layouts by which a teacher is asked, each a format string.
+
+    That there is one layout for easy questions and one for medium and hard ones is on record, and so is what they ask
+    for (arXiv 2408.03680 and its repository).
+
+    Args:
+        correct (`str`, *optional*):
+            For a right answer; field `instruction`.
+        faulty (`str`, *optional*):
+            For a faulty answer; fields `instruction`, `kind` and, if wanted, `definition`.
+        new_easy (`str`, *optional*):
+            For a question after an easy one; field `instruction`.
+        new_same (`str`, *optional*):
+            For a question after a medium or hard one; field `instruction`.
+
+    Raises:
+        ValueError: If a layout lacks a field or has one that nobody fills; the message names both.
+
+    Example:
+
+    ```python
+    >>> prompts = TeachingPrompts(correct="Q: {instruction}\nA:", faulty="Q: {instruction}\n{kind}:")
+    >>> prompts.for_fault("Add a and b.", "name")
+    'Q: Add a and b.\nname:'
+
+    ```
+    """
+
+    correct: str = _CORRECT
+    faulty: str = _FAULTY
+    new_easy: str = _NEW_EASY
+    new_same: str = _NEW_SAME
+
+    def __post_init__(self) -> None:
+        for name, (required, optional) in _FIELDS.items():
+            _check_layout(name, getattr(self, name), required, optional)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Read layouts from a .yaml, .yml or .json file that maps their names to texts; the others stay as they are.
+
+        Raises:
+            ValueError: If the file holds something else.
+        """
+        text = Path(path).read_text(encoding="utf-8")
+        try:
+            layouts = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
+        except (json.JSONDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"{path} is not readable as YAML or JSON: {error}") from error
+        names = [field.name for field in fields(cls)]
+        if not isinstance(layouts, dict) or not all(isinstance(layout, str) for layout in layouts.values()):
+            raise ValueError(f"{path} does not map names to texts; the names are {', '.join(names)}.")
+        unknown = sorted(set(map(str, layouts)) - set(names))
+        if unknown:
+            raise ValueError(f"{path} has a layout {unknown[0]!r}; the names are {', '.join(names)}.")
+        return cls(**layouts)
+
+    @property
+    def version(self) -> str:
+        """Name the wording by a digest, so that no change to it goes unnoticed."""
+        wording = json.dumps([*astuple(self), *FAULT_DEFINITIONS.values()])
+        return f"teaching-{hashlib.sha256(wording.encode()).hexdigest()[:8]}"
+
+    def for_answer(self, instruction: str) -> str:
+        """Return the prompt for a right answer."""
+        return self.correct.format(instruction=instruction.strip())
+
+    def for_fault(self, instruction: str, kind: FaultKind) -> str:
+        """Return the prompt for an answer with a fault of one kind."""
+        return self.faulty.format(instruction=instruction.strip(), kind=kind, definition=FAULT_DEFINITIONS[kind])
+
+    def for_question(self, instruction: str, level: Level) -> str:
+        """Return the prompt for a new question after one of a level."""
+        layout = self.new_easy if level == "easy" else self.new_same
+        return layout.format(instruction=instruction.strip())
+
+
+def _check_layout(name: str, layout: str, required: set[str], optional: set[str]) -> None:
+    try:
+        found = {field for _, field, _, _ in Formatter().parse(layout) if field is not None}
+    except ValueError as error:
+        raise ValueError(f"`{name}` is no format string ({error}); write {{{{ and }}}} for braces.") from error
+    for field in sorted(required - found):
+        raise ValueError(f"`{name}` lacks the field {{{field}}}; say where it goes.")
+    for field in sorted(found - required - optional):
+        known = ", ".join(f"{{{known}}}" for known in sorted(required | optional))
+        raise ValueError(f"`{name}` has the field {{{field}}}, which nobody fills; known are {known}.")
+
+
+INCOMPLETE: Mapping[FinishReason, Literal["truncated", "refused"]] = MappingProxyType(
+    {"length": "truncated", "refused": "refused"}
+)
+"""Why a completion is dropped whatever it says."""
+
+
+def complete(teacher: TextGenerator, prompts: Sequence[str], sampling: SamplingParams) -> list[Completion]:
+    """Return one completion per prompt.
+
+    Example:
+
+    ```python
+    >>> class Echo:
+    ...     def generate(self, prompts, **settings):
+    ...         return [[Completion(prompt, -0.1, "stop", 1)] for prompt in prompts]
+    >>> [completion.text for completion in complete(Echo(), ["one", "two"], SamplingParams())]
+    ['one', 'two']
+
+    ```
+    """
+    if not prompts:
+        return []
+    answers = teacher.generate(
+        list(prompts),
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_new_tokens=sampling.max_new_tokens,
+        stop=sampling.stop,
+        seed=sampling.seed,
+    )
+    return [completion for (completion,) in answers]

@@ -1,0 +1,1 @@
+"""Judges of answers: the rubric, prompts, models and their training."""

@@ -1,0 +1,563 @@
+"""Blocks of scores in a judge's text: in lines, tables, sentences and JSON."""
+
+import ast
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .markup import plain_text
+from .rubric import RULES, Refusal, score_refusal
+from .values import (
+    AMOUNT,
+    DIGITS,
+    JSON_KEYS,
+    LABEL,
+    NAMES,
+    NUMBER,
+    QUANTITY,
+    REFERENCE,
+    RULE,
+    RULE_KEYS,
+    SCORE_WORD,
+    UNIT,
+    checked_score,
+    read_cell,
+    read_value,
+    read_value_behind,
+    rule_of_key,
+    rule_of_name,
+    split_numbers,
+)
+
+__all__ = [
+    "FINAL",
+    "Block",
+    "Lines",
+    "amendment",
+    "read_json",
+]
+
+_MAX_JSON = 50
+_BULLET = re.compile(r"[ \t>•·◦▪‣+\u2013\u2014-]*+(?>(?:\([ ]*[xX ]?[ ]*\)[ ]+)?)")
+_HEADING = re.compile(
+    rf"(?P<mark>(?:[\w'-]+[ ]+){{0,4}}){SCORE_WORD}(?:[ ]+(?:by|per|of|for)[ ]+(?:each[ ]+)?rules?)?"
+    r"(?P<note>[ ]*\([^()]{0,60}\))?[ ]*(?P<end>[:=]|$)(?P<rest>.*)",
+    re.IGNORECASE,
+)
+FINAL = re.compile(
+    r"\b(?:final|revis|correct(?:ed|ion)|updat|adjust|amend|reconsider|second thought|on reflection|actually|instead"
+    r"|after review|new scores?|erratum|wait)|最终|最終|修正|更正|최종|definitiv|endgültig",
+    re.IGNORECASE,
+)
+_SUM = re.compile(
+    r"(?:the[ ]|my[ ])?(?:final[ ]|overall[ ]|grand[ ])?(?:total|sum|overall|gesamt|总分|總分|总计|合计"
+    r"|合計|총점|итого)(?:[ ]?(?:score|points?"
+    r"|得分|is))?[ ]*(?:\([^()]{0,40}\))?[ ]*(?:[:=|,]|is\b)[ |:]*(?:[0-9.+ ]+=[ ]*)?(?P<total>[0-9]+(?:[.,][0-9]+)?)"
+    r"(?:[ ]*(?:/|out[ ]of|of)[ ]*(?P<scale>[0-9]+(?:\.[0-9]+)?))?",
+    re.IGNORECASE,
+)
+_AMENDING = re.compile(
+    r"\b(?:actually|correction|revis\w+|on reflection|second thought\w*|chang\w+|lower\w*|rais\w+|reduc\w+"
+    r"|adjust\w*|updat\w+"
+    r"|reconsider\w*|instead|amend\w*|should(?: have been| be)|sorry|wait|edit|errat\w+|make|set|drop\w*"
+    r"|bump\w*|deduct\w*"
+    r"|tak(?:e|ing) (?:off|away))\b|改为|更正|修正",
+    re.IGNORECASE,
+)
+_UNSURE = re.compile(
+    r"\b(?:not (?:quite |entirely )?sure|unsure|could (?:also )?be|might be|may be|maybe|perhaps|possibly"
+    r"|arguably)\b.*"
+    r"(?:[0-9]|\b(?:lower|higher|less|more|fewer|half|zero|points?)\b)",
+    re.IGNORECASE,
+)
+_LESS = re.compile(r"\b(?:lower|higher|less|more|fewer|worse|better|reduced|increased|raised|lowered)\b[ .!]*$", re.I)
+_NEW_VALUE = re.compile(
+    rf"(?:\bto\b|\bbe\b|\bis\b|\bbecomes?\b|\bgets?\b|\bdeserves?(?:[ ]only)?\b|\bat\b|\bas\b|[:=]|->|→|改为|为)[ ]*"
+    rf"(?:a[ ])?(?P<value>{AMOUNT})(?![0-9])(?!\w)",
+    re.IGNORECASE,
+)
+_PER_RULE = re.compile(
+    rf"(?<![\w.])(?P<score>{AMOUNT})(?:[ ]*(?:/|out[ ]of)[ ]*(?P<scale>{QUANTITY}))?(?:[ ]an?\b)?[ ]*{UNIT}?["
+    rf" ]+(?:for|on|in|under|to)[ ]+"
+    rf"(?P<label>{RULE}[ ]*{NUMBER}|(?:the[ ])?[a-z]+(?:[ ][a-z]+)?)",
+    re.IGNORECASE,
+)
+_BARE_LIST = re.compile(rf"[(\[]?[ ]*(?P<values>{QUANTITY}(?:[ ]*[,;/| ][ ]*{QUANTITY}){{4}})[ ]*[)\]]?[ .]*(?:=.*|$)")
+_BETWEEN = re.compile(
+    rf"[ ]*[,;./|][ ]*(?:and[ ]+)?(?=(?:{RULE}|and )[ ]*#?{NUMBER})|[ ]+(?={RULE}[ ]*#?{NUMBER}[ ]*[:=(])", re.I
+)
+_MAXIMUM_ROW = re.compile(r"(?:max|weight|possible|available|out of|worth|满分|滿分|満点|höchst)", re.IGNORECASE)
+_LABELLED = re.compile(r"[^:=]+[:=][^:=]*[0-9][^:=]*")
+_NAMED_VALUES = tuple(
+    re.compile(rf"(?:{name.pattern})[^0-9,;]{{0,25}}?[ :=]({QUANTITY})(?=[ ]*(?:[,;.)]|and\b|\(|$))") for name in NAMES
+)
+_MAPPED = re.compile(rf"(?<![\w.])([1-9])[ ]*(?:→|->|=>|:)[ ]*({QUANTITY})(?=[ ]*(?:[,;.)}}|]|$))")
+_HEDGE = re.compile(
+    r"\b(?:maybe|perhaps|or|about|roughly|probably|between|might|could)\b|[?~\u2248]|[0-9][ ]?[-\u2013][ ]?[0-9]",
+    re.IGNORECASE,
+)
+
+
+@dataclass
+class Block:
+    """Hold the scores of one judgement in a text.
+
+    Args:
+        start (`int`), end (`int`): numbers of its first line and of the line behind it.
+        over (`str`): its heading, and the line above.
+        headed (`bool`): whether a heading opens it.
+        prose (`bool`): whether its scores stand in sentences, as in an analysis.
+        scores (`dict[int, float | str]`): by rule, from 1, the score or why there is none.
+        total (`float`, *optional*): what the judge says that the sum is.
+    """
+
+    start: int
+    end: int
+    over: str = ""
+    headed: bool = False
+    prose: bool = False
+    scores: dict[int, float | Refusal] = field(default_factory=dict)
+    total: float | None = None
+
+    @property
+    def numbers(self) -> dict[int, float]:
+        """The scores that are numbers."""
+        return {rule: score for rule, score in self.scores.items() if isinstance(score, float)}
+
+    @property
+    def complete(self) -> bool:
+        """Whether all five rules have a score, and no other rule has."""
+        return set(self.scores) == set(range(1, len(RULES) + 1)) == set(self.numbers)
+
+
+def amendment(line: str) -> dict[int, float] | str | None:
+    """Return the scores that a remark behind the scores changes; a text where it does so unclearly."""
+    if REFERENCE.search(line) and _UNSURE.search(line):
+        return line
+    if not (cue := _AMENDING.search(line)):
+        return None
+    references = list(REFERENCE.finditer(line))
+    found: dict[int, float] = {}
+    for reference, following in zip(references, [*references[1:], None], strict=False):
+        number = DIGITS.get(reference["number"].casefold(), 0)
+        tail = line[reference.end() : following.start() if following else len(line)]
+        values = list(_NEW_VALUE.finditer(tail))
+        score = checked_score(number, values[-1]["value"], None) if values and 1 <= number <= len(RULES) else None
+        if isinstance(score, float):
+            found[number] = score
+        elif (
+            values
+            or _LESS.search(tail)
+            or re.search(rf"\b(?:points?|scores?)\b|\bby[ ]+{AMOUNT}\b|[0-9]", tail, re.IGNORECASE)
+            or cue.start() < reference.start()
+        ):
+            return line
+    if not references and re.search(r"\b(?:deduct|take off|lower|rais)\w*\b.*\b(?:points?|scores?)\b", line, re.I):
+        return line
+    return found or None
+
+
+class Lines:
+    """Find the blocks of scores in lines of text.
+
+    Args:
+        lines (`Sequence[str]`): the lines, without markup.
+    """
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self._lines = lines
+        self._found: list[Block] = []
+        self._block: Block | None = None
+        self._pending: int | None = None
+        self._columns: list[str] | None = None
+        self._above = ""
+
+    def blocks(self) -> list[Block]:
+        """Return the blocks in order."""
+        for number, line in enumerate(self._lines):
+            bare = line[_BULLET.match(line).end() :].strip()  # type: ignore[union-attr]
+            if not bare:
+                self._columns = None if not line.strip() else self._columns
+                continue
+            if not (self._is_row(number, line) or self._read(number, bare)):
+                self._columns = None
+            self._above = bare
+        return self._found
+
+    def _read(self, number: int, line: str) -> bool:
+        """Read a line outside of tables, and return whether there was something to read."""
+        if found := _SUM.match(line):
+            self._note_total(found)
+            return True
+        if self._pending is not None and (
+            own := re.match(
+                rf"(?:final[ ])?{SCORE_WORD}[ ]*[:=-]+(.+)|(?:.{{0,300}}?[.!?:;][ ]+)?([0-9.]+[ ]*(?:/[ ]*[12]"
+                rf"|{UNIT}))[.]?$",
+                line,
+                re.I,
+            )
+        ):
+            score = read_value(self._pending, own[1] or own[2])
+            self._enter(number, self._pending, "not_a_number" if score is None else score)
+            self._pending = None
+            return True
+        if (
+            (heading := _HEADING.fullmatch(line))
+            and not REFERENCE.search(heading["mark"])
+            and not rule_of_name(heading["mark"])
+        ):
+            self._open(number, line[: heading.start("rest")], headed=True)
+            return self._read_rest(number, heading["rest"].strip())
+        if self._in_scores(number) and not self._block_scores() and (values := self._bare_values(number, line)):
+            self._enter_all(number, values)
+            return True
+        if self._block is not None and self._block.complete and amendment(line) is not None:
+            return False
+        if self._block is None and (closing := self._closing_values(number)) is not None:
+            block = self._open(number, "", headed=False)
+            self._enter_all(number, closing)
+            block.end = len(self._lines)
+            return True
+        if (mapped := self._mapped_values(line)) is not None:
+            self._open(number, "", headed=False)
+            self._enter_all(number, mapped)
+            return True
+        done = []
+        for part in filter(str.strip, _BETWEEN.split(line)):
+            done.append(self._read_entry(number, part))
+            if not done[-1]:
+                self._above = part
+        return any(done) or self._read_prose(number, line) or self._read_names(number, line)
+
+    def _read_rest(self, number: int, rest: str) -> bool:
+        """Read what stands on the line of a heading."""
+        if not rest:
+            return True
+        if (values := _BARE_LIST.fullmatch(rest)) is not None:
+            self._enter_all(number, split_numbers(values["values"]))
+            return True
+        if (mapped := self._mapped_values(rest)) is not None:
+            self._enter_all(number, mapped)
+            return True
+        only = re.fullmatch(
+            rf"(?P<total>{QUANTITY})(?:[ ]*(?:/|out of|of)[ ]*(?P<scale>[0-9.]+))?(?:[ ]points?)?[.]?", rest
+        )
+        if only is not None:
+            self._note_total(only)
+            return True
+        return any([self._read_entry(number, part) for part in _BETWEEN.split(rest) if part and part.strip()])
+
+    def _read_prose(self, number: int, line: str) -> bool:
+        """Read `2 points for rule 1, 1 for rule 2` and the like."""
+        found = [
+            (rule, checked_score(rule, match["score"], match["scale"]))
+            for match in _PER_RULE.finditer(line)
+            if (rule := self._rule_of(match["label"])) is not None
+        ]
+        if len({rule for rule, _ in found}) < len(RULES):
+            return False
+        self._open(number, "", headed=False).prose = True
+        for rule, score in found:
+            self._enter(number, rule, score)
+        self._block = None
+        return True
+
+    def _read_names(self, number: int, line: str) -> bool:
+        """Read `functionality 2, boundary 0.5, ...`: all five names on a line, each with a number right behind it."""
+        found = [(rule, name.search(line.casefold())) for rule, name in enumerate(_NAMED_VALUES, 1)]
+        spare = len(re.findall(QUANTITY, line)) - len(RULES)
+        if _HEDGE.search(line) or spare > 1 or not all(match for _, match in found):
+            return False
+        self._open(number, "", headed=False)
+        for rule, match in found:
+            if match is not None:
+                self._enter(number, rule, checked_score(rule, match[1], None))
+        return True
+
+    def _rule_of(self, label: str) -> int | None:
+        reference = REFERENCE.match(label)
+        return DIGITS.get(reference["number"].casefold(), 0) if reference else rule_of_name(label)
+
+    def _read_entry(self, number: int, line: str) -> bool:
+        """Read one rule's line."""
+        label = LABEL.match(line)
+        assert label is not None
+        rest = line[label.end() :]
+        by_number = DIGITS.get((label["rule"] or label["item"] or "").casefold())
+        if label["rule"] is not None and by_number is None:
+            by_number = int(label["rule"])
+        head = re.split(r"[:=\t]|,(?=[ ]*[0-9])|[ ][\u2013\u2014-]+[ ]", rest)[0][:80]
+        named = rule_of_name(head)
+        if (
+            label["rule"] is None
+            and (named is None or len(head.split()) > 8)
+            and not (label["item"] and self._in_scores(number))
+        ):
+            return False
+        rule = self._choose(by_number, named, head)
+        if rule is None:
+            return False
+        score = read_value_behind(rule, rest, label["item"] is not None or label["rule"] is not None)
+        if isinstance(score, float):
+            self._enter(number, rule, score)
+            self._pending = None
+            return True
+        if not rest.strip() or score is None:
+            self._pending = rule
+        if score is not None or self._in_scores(number):
+            nothing = rest.strip(" :=.-") in ("", head.strip(" :=.-"))
+            explicit = score if score is not None else "missing_score" if nothing else "not_a_number"
+            if self._in_scores(number) or (score is not None and label["rule"] is not None):
+                self._enter(number, rule, explicit, weak=score is None)
+        return True
+
+    @staticmethod
+    def _choose(by_number: int | None, named: int | None, head: str) -> int | None:
+        """Return the rule: by its name, unless the number's own name is in the label, too."""
+        if named is None or by_number is None:
+            return by_number if named is None else named
+        if 1 <= by_number <= len(RULES) and NAMES[by_number - 1].search(head.casefold()):
+            return by_number
+        return named
+
+    def _is_row(self, number: int, line: str) -> bool:
+        """Read a line of a table, and return whether it is one."""
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if len(cells) < 2 or all(_LABELLED.fullmatch(cell) for cell in cells):
+            return False
+        rules = [self._rule_of(cell) for cell in cells]
+        is_head = len([rule for rule in rules if rule]) >= len(RULES) or _score_column(cells) is not None
+        if self._columns is None and not is_head and not line.lstrip().startswith("|") and rules[0] is None:
+            return False
+        if all(not cell.strip("-: ") for cell in cells):
+            return True
+        if found := _SUM.match(
+            " ".join([cells[0], ":", next((c for c in reversed(cells) if re.match(r"[0-9]", c)), "")])
+        ):
+            self._note_total(found)
+            return True
+        if self._columns is None:
+            self._columns = cells if is_head else []
+            if is_head:
+                self._open(number, "", headed=True)
+                return True
+        across = [self._rule_of(cell) for cell in self._columns]
+        if _MAXIMUM_ROW.match(cells[0]):
+            return True
+        if len([rule for rule in across if rule]) >= len(RULES):
+            for rule, cell in zip(across, cells, strict=False):
+                if rule:
+                    self._enter(number, rule, read_cell(rule, cell))
+            return True
+        return self._read_row(number, cells, rules)
+
+    def _read_row(self, number: int, cells: Sequence[str], rules: Sequence[int | None]) -> bool:
+        column = _score_column(self._columns or [])
+        named = next((rule for cell, rule in zip(cells, rules, strict=True) if rule and rule_of_name(cell)), None)
+        first = next((rule for rule in rules if rule), None)
+        item = re.fullmatch(r"([1-9])[.)]?", cells[0])
+        by_number = DIGITS[item[1]] if item else self._number_of(cells[0])
+        rule = named or first or by_number
+        if by_number is not None and named is not None:
+            rule = self._choose(by_number, named, " ".join(cells[:2]))
+        if rule is None:
+            return column is not None
+        if column is not None and column < len(cells):
+            self._enter(number, rule, read_cell(rule, cells[column]))
+            return True
+        others = [cell for position, cell in enumerate(cells) if not (position == 0 or rules[position])]
+        scores = [score for cell in others if (score := read_value(rule, cell)) is not None]
+        if scores:
+            self._enter(number, rule, scores[0] if len(scores) == 1 else "not_a_number")
+        return True
+
+    def _number_of(self, cell: str) -> int | None:
+        label = LABEL.match(cell)
+        text = (label["rule"] or label["item"] or "") if label else ""
+        return DIGITS.get(text.casefold())
+
+    def _bare_values(self, number: int, line: str) -> list[float] | None:
+        """Return five scores without labels: on this line, or on this one and the next four."""
+        if found := _BARE_LIST.fullmatch(line):
+            return split_numbers(found["values"])
+        following = [
+            _BULLET.sub("", text, count=1).strip() for text in self._lines[number : number + 12] if text.strip()
+        ]
+        values = [re.fullmatch(rf"({QUANTITY})(?:[ ]*/[ ]*[12])?", text) for text in following[: len(RULES)]]
+        if len(values) < len(RULES) or not all(values):
+            return None
+        return [float(value[1].replace(",", ".")) for value in values if value]
+
+    def _closing_values(self, number: int) -> list[float] | None:
+        """Return five bare numbers that are all the rest of the text, one per line."""
+        rest = [text.strip() for text in self._lines[number:] if text.strip()]
+        if len(rest) != len(RULES) or not all(re.fullmatch(QUANTITY, text) for text in rest):
+            return None
+        return [float(text.replace(",", ".")) for text in rest]
+
+    @staticmethod
+    def _mapped_values(line: str) -> list[float] | None:
+        """Return five scores that stand behind the numbers of their rules, as in `1 -> 2, 2 -> 0.5, ...`."""
+        pairs = _MAPPED.findall(line)
+        if REFERENCE.search(line) or [number for number, _ in pairs] != [
+            str(rule) for rule in range(1, len(RULES) + 1)
+        ]:
+            return None
+        return [float(value.replace(",", ".")) for _, value in pairs]
+
+    def _in_scores(self, number: int) -> bool:
+        return self._block is not None and self._block.headed and number - self._block.end <= 12
+
+    def _block_scores(self) -> bool:
+        return self._block is not None and bool(self._block.scores)
+
+    def _note_total(self, found: re.Match[str]) -> None:
+        scale = found["scale"]
+        if self._block is not None and (scale is None or float(scale) == sum(rule.maximum for rule in RULES)):
+            self._block.total = float(found["total"].replace(",", "."))
+
+    def _open(self, number: int, heading: str, *, headed: bool) -> Block:
+        self._block = Block(number, number + 1, f"{heading}\n{self._above}", headed)
+        self._found.append(self._block)
+        self._pending = None
+        return self._block
+
+    def _enter_all(self, number: int, values: Sequence[float]) -> None:
+        for rule, value in enumerate(values, 1):
+            self._enter(number, rule, score_refusal(RULES[rule - 1], value) or value)
+
+    def _enter(self, number: int, rule: int, score: float | Refusal, *, weak: bool = False) -> None:
+        block = self._block
+        known = None if block is None else block.scores.get(rule)
+        if block is None or (isinstance(known, float) and known != score and not weak):
+            above = self._above
+            block = self._open(number, "", headed=False)
+            block.over = f"\n{above}"
+        if weak and isinstance(known, float):
+            return
+        block.scores[rule] = score
+        block.end = number + 1
+
+
+def _score_column(cells: Sequence[str]) -> int | None:
+    """Return the number of the column that a table's head calls that of the scores."""
+    found = [
+        number
+        for number, cell in enumerate(cells)
+        if re.search(rf"\b{SCORE_WORD}\b|awarded|given|得分|评分|分数", cell, re.I)
+        and not re.search(r"[0-9]|max|weight|possible|available|full|满分|worth", cell, re.I)
+        and not rule_of_name(cell)
+    ]
+    final = [number for number in found if FINAL.search(cells[number])]
+    return final[-1] if final else found[0] if len(found) == 1 else None
+
+
+def read_json(text: str) -> tuple[list[Block], str]:
+    """Return the judgements in JSON, and the text with blanks in their place."""
+    blocks: list[Block] = []
+    position = tries = 0
+    while tries < _MAX_JSON and (match := re.compile(r"[{\[]").search(text, position)):
+        tries += 1
+        value, end = _decode(text, match.start())
+        scores = None if value is None else _json_scores(value)
+        if scores is None:
+            position = match.start() + 1 if value is None else end
+            continue
+        start = text.count("\n", 0, match.start())
+        before = [
+            line for line in text[: match.start()].splitlines() if line.strip() and not line.lstrip().startswith("```")
+        ]
+        block = Block(
+            start, text.count("\n", 0, end) + 1, "\n" + (before[-1] if before else ""), headed=True, scores=scores
+        )
+        block.total = _json_total(value)
+        blocks.append(block)
+        text = text[: match.start()] + re.sub(r"[^\n]", " ", text[match.start() : end]) + text[end:]
+        position = end
+    return blocks, text
+
+
+def _decode(text: str, start: int) -> tuple[Any, int]:
+    try:
+        return _DECODER.raw_decode(text, start)
+    except (ValueError, RecursionError):
+        pass
+    closing = "}" if text[start] == "{" else "]"
+    end = text.find(closing, start)
+    for _ in range(6):
+        if end < 0 or end - start > 4_000:
+            break
+        piece = re.sub(r",(\s*[}\]])", r"\1", re.sub(r"(?m)(?://|#)[^\n\"]*$", "", text[start : end + 1]))
+        for read in (_DECODER.decode, ast.literal_eval):
+            try:
+                return read(piece), end + 1
+            except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+                continue
+        end = text.find(closing, end + 1)
+    return None, start + 1
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's values; a key with two different ones is none's."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        found[key] = "contradictory" if key in found and found[key] != value else value
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unrepeated)
+
+
+def _json_scores(value: Any) -> dict[int, float | Refusal] | None:
+    """Return the scores in a decoded value, or `None` if it is not about any."""
+    if isinstance(value, list):
+        if len(value) == len(RULES) and all(_is_number(item) for item in value):
+            return {rule: _json_score(rule, item) for rule, item in enumerate(value, 1)}
+        entries = [item for item in value if isinstance(item, dict)]
+        listed = {rule: _json_score(rule, item) for item in entries if (rule := _json_rule_of_entry(item)) is not None}
+        return listed if len(listed) == len(entries) > 1 else None
+    if not isinstance(value, dict):
+        return None
+    own = [(rule, item) for key, item in value.items() if (rule := rule_of_key(str(key))) is not None]
+    if len(own) >= 2:
+        repeated = len({rule for rule, _ in own}) < len(own)
+        return {rule: "contradictory" if repeated else _json_score(rule, item) for rule, item in own}
+    inside = [found for item in value.values() if (found := _json_scores(item)) is not None]
+    if not inside:
+        return None
+    return inside[0] if all(found == inside[0] for found in inside) else {1: "contradictory"}
+
+
+def _json_rule_of_entry(item: Mapping[str, Any]) -> int | None:
+    for key in RULE_KEYS:
+        if key in item and (rule := rule_of_key(str(item[key]))) is not None:
+            return rule
+    return None
+
+
+def _json_score(rule: int, item: Any) -> float | Refusal:
+    if isinstance(item, dict):
+        lowered = {str(key).casefold(): inner for key, inner in item.items()}
+        found = [lowered[key] for key in JSON_KEYS if key in lowered]
+        return _json_score(rule, found[0]) if len(found) == 1 else "not_a_number"
+    if _is_number(item):
+        return checked_score(rule, repr(float(item)), None) if abs(item) < 1e6 else "out_of_range"
+    if isinstance(item, str):
+        return "contradictory" if item == "contradictory" else read_cell(rule, plain_text(item))
+    return "missing_score" if item is None else "not_a_number"
+
+
+def _json_total(value: Any) -> float | None:
+    if not isinstance(value, dict):
+        return None
+    for key, item in value.items():
+        if re.fullmatch(r"(?:total|sum|overall|final)(?:[ _-]?(?:score|points))?", str(key), re.I):
+            found = re.fullmatch(r"([0-9.]+)(?:\s*(?:/|out of)\s*6(?:\.0)?)?", str(item).strip())
+            return float(found[1]) if found else None
+    return next((total for item in value.values() if (total := _json_total(item)) is not None), None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value

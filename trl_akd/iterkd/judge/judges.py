@@ -1,0 +1,220 @@
+"""Who judges answers on the six-point rubric: a model that writes judgements, or one that predicts the scores."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, Self, runtime_checkable
+
+from transformers import PreTrainedTokenizerBase
+
+from ...generation import OpenAIGenerator, TextGenerator
+from ...text_pairs import PairClassifier, load_classifier
+from .prompts import JSON_JUDGE_PROMPT, JUDGE_PROMPT, JUDGEMENT_SCHEMA, JudgePrompt
+from .reader import parse_judgement
+from .rubric import RULES, Judgement, Unjudged
+
+__all__ = ["GenerativeJudge", "Judge", "RegressionJudge", "answer_text", "asked_for_json", "nearest_judgement"]
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Anything that judges answers on the six-point rubric."""
+
+    def judge(self, pairs: Sequence[tuple[str, str]]) -> list[Judgement | Unjudged]:
+        """Judge answers.
+
+        Args:
+            pairs (`Sequence[tuple[str, str]]`):
+                Instruction and answer of each.
+
+        Returns:
+            `list`: a [`Judgement`], or why there is none, for each pair in order.
+        """
+
+
+class GenerativeJudge:
+    r"""Ask a model for judgements and read them.
+
+    Equal pairs are asked about once. An answer that cannot be read is asked for again, sampled, with a seed that
+    depends on the attempt alone; where the last attempt fails too, its reason stands.
+
+    Args:
+        generator (`TextGenerator`):
+            Who writes judgements: the teacher, a served model, or a judge trained by `trl-akd judge train`.
+        prompt ([`JudgePrompt`], *optional*):
+            What it is asked.
+        format_prompt (`Callable`, *optional*):
+            Makes the generator's prompt of the request, as a chat template does; by default the request itself.
+        max_new_tokens (`int`, *optional*, defaults to `512`):
+            Most tokens of a judgement.
+        stop (`Sequence[str]`, *optional*):
+            Strings that end a judgement.
+        temperature (`float`, *optional*, defaults to `0.0`):
+            Of the first attempt; 0 takes the most probable token each time.
+        retries (`int`, *optional*, defaults to `0`):
+            Attempts after the first.
+        retry_temperature (`float`, *optional*, defaults to `0.7`):
+            Of these; at 0 they would repeat the first.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the first attempt; each further one adds 1.
+
+    Raises:
+        ValueError: If a number is outside its range.
+
+    Example:
+
+    ```python
+    >>> from trl_akd.generation import Completion
+    >>> class Stern:
+    ...     def generate(self, prompts, **settings):
+    ...         text = "Score:\n" + "\n".join(f"Rule {rule}: 0.5" for rule in range(1, 6))
+    ...         return [[Completion(text, None, "stop", None)] for _ in prompts]
+    >>> [judgement] = GenerativeJudge(Stern()).judge([("Double x.", "2 * x")])
+    >>> judgement.total
+    2.5
+
+    ```
+    """
+
+    def __init__(
+        self,
+        generator: TextGenerator,
+        *,
+        prompt: JudgePrompt = JUDGE_PROMPT,
+        format_prompt: Callable[[str], str] | None = None,
+        max_new_tokens: int = 512,
+        stop: Sequence[str] = (),
+        temperature: float = 0.0,
+        retries: int = 0,
+        retry_temperature: float = 0.7,
+        seed: int = 0,
+    ) -> None:
+        if retries < 0:
+            raise ValueError(f"`retries` is {retries}; give 0 for one attempt alone, or more.")
+        if retry_temperature <= 0:
+            raise ValueError(f"`retry_temperature` is {retry_temperature}; sample above 0, or set retries=0.")
+        self._generator = generator
+        self._prompt = prompt
+        self._format_prompt = format_prompt or str
+        self._max_new_tokens = max_new_tokens
+        self._stop = tuple(stop)
+        self._temperatures = [temperature, *[retry_temperature] * retries]
+        self._seed = seed
+
+    def judge(self, pairs: Sequence[tuple[str, str]]) -> list[Judgement | Unjudged]:
+        """Judge answers, as [`Judge`] says.
+
+        Raises:
+            GenerationError: If the generator fails.
+        """
+        prompts = [self._format_prompt(self._prompt.render(*pair)) for pair in pairs]
+        found: dict[str, Judgement | Unjudged] = {}
+        for attempt, temperature in enumerate(self._temperatures):
+            open_prompts = [
+                prompt for prompt in dict.fromkeys(prompts) if not isinstance(found.get(prompt), Judgement)
+            ]
+            if open_prompts:
+                written = self._generator.generate(
+                    open_prompts,
+                    temperature=temperature,
+                    max_new_tokens=self._max_new_tokens,
+                    stop=self._stop,
+                    seed=self._seed + attempt,
+                )
+                texts = [completion.text for [completion] in written]
+                found |= zip(open_prompts, map(parse_judgement, texts), strict=True)
+        return [found[prompt] for prompt in prompts]
+
+
+class RegressionJudge:
+    """Predict the scores with a sequence classifier that reads instruction and answer; every answer gets a judgement.
+
+    Its five outputs are the scores of the five rules, each brought to the nearest half point that the rubric allows:
+    judgements are then of the kind that it has learned from, and rounding errors of batches seldom show.
+
+    Args:
+        model (`PreTrainedModel`):
+            A sequence classifier with an output a rule, on its device.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Its tokenizer, with a padding token; its `model_max_length` is the most tokens of a pair.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Answers to read at a time.
+
+    Raises:
+        ValueError: If the model is no such classifier, or `batch_size` is below 1.
+
+    Example:
+
+    ```python
+    >>> judge = RegressionJudge.from_pretrained("outputs/judge")  # doctest: +SKIP
+    >>> judge.judge([("Double a number.", "print(2 * int(input()))")])  # doctest: +SKIP
+    [Judgement(scores=(2.0, 0.0, 1.0, 0.5, 0.5))]
+
+    ```
+    """
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 16) -> None:
+        names = model.config.id2label
+        if names != {index: rule.name for index, rule in enumerate(RULES)}:
+            raise ValueError(
+                f"the model's outputs are {', '.join(names.values())}, not the rules of the rubric; train a judge "
+                "with `trl-akd judge train --kind regression`."
+            )
+        self._model_name = str(getattr(model.config, "name_or_path", ""))
+        self._classifier = PairClassifier(model, tokenizer, batch_size)
+
+    @classmethod
+    def from_pretrained(cls, path: str, *, revision: str | None = None, batch_size: int = 16) -> Self:
+        """Load a judge that `trl-akd judge train --kind regression` saved, onto the GPU if there is one.
+
+        Raises:
+            OSError: If there is no such model.
+            ValueError: If it is no such judge.
+        """
+        model, tokenizer = load_classifier(path, revision)
+        return cls(model, tokenizer, batch_size=batch_size)
+
+    @property
+    def model_name(self) -> str:
+        """Who judges."""
+        return self._model_name
+
+    def judge(self, pairs: Sequence[tuple[str, str]]) -> list[Judgement | Unjudged]:
+        """Judge answers, as [`Judge`] says."""
+        outputs = self._classifier.predict([first for first, _ in pairs], [answer_text(second) for _, second in pairs])
+        return [nearest_judgement(scores) for scores in outputs.tolist()]
+
+
+def asked_for_json(generator: TextGenerator, prompt: JudgePrompt) -> tuple[TextGenerator, JudgePrompt]:
+    """Return a judge's generator and prompt, for judgements in JSON where a server can be asked for it.
+
+    A server that refuses `response_format` is asked without it, and what it writes is read as text. A prompt of the
+    user's own stays as it is, and so does a model in this process.
+    """
+    if prompt != JUDGE_PROMPT or not isinstance(generator, OpenAIGenerator):
+        return generator, prompt
+    return generator.with_schema("judgement", JUDGEMENT_SCHEMA), JSON_JUDGE_PROMPT
+
+
+def answer_text(answer: str) -> str:
+    """Return an answer as a regression judge reads it behind its instruction."""
+    return f"\n\n# Answer\n{answer}"
+
+
+def nearest_judgement(scores: Sequence[float]) -> Judgement:
+    """Return the judgement that lies nearest to five numbers.
+
+    Raises:
+        ValueError: If one is no number.
+
+    Example:
+
+    ```python
+    >>> nearest_judgement([2.7, -0.1, 0.7, 0.6, 0.8]).scores
+    (2.0, 0.0, 0.5, 0.5, 1.0)
+
+    ```
+    """
+    if any(map(math.isnan, scores)):
+        raise ValueError("the judge predicts NaN; its training has diverged, so train it again at a lower rate.")
+    within = [min(max(score, 0.0), rule.maximum) for rule, score in zip(RULES, scores, strict=True)]
+    return Judgement(tuple(round(2 * score) / 2 for score in within))

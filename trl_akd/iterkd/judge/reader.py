@@ -1,0 +1,327 @@
+"""Reading of judgements.
+
+A judge's text may hold JSON, lines, lists or tables, in several languages. It becomes blocks of scores, each with the
+words over it. A block counts if these words are those by which judges introduce their own scores; final scores and
+corrections replace earlier ones. Where a careful person could not be sure, the text is refused for a reason with a
+name.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from ...generation import parse_answer
+from .blocks import FINAL, Block, Lines, amendment, read_json
+from .markup import plain_text, without_markup
+from .rubric import RULES, Judgement, Refusal, Unjudged
+from .values import DIGITS, QUANTITY, REFERENCE, RULE, checked_score
+
+__all__ = [
+    "parse_judgement",
+]
+
+_MAX_CHARS = 50_000
+_MAX_INTRODUCTION = 160
+_TOLERANCE = 0.01
+_OWN_WORD = re.compile(
+    r"i|my|me|mine|we|our|own|this|that|the|an?|these|here|below|is|are|was|be|as|of|for|on|in|by|to|per|with|and"
+    r"|or|at|from|up|out|each"
+    r"|every|all|one|two|three|four|five|six|its?|so|s|ve|ll|d|overall|therefore|thus|hence|based|accordingly|now"
+    r"|then|final(?:ly)?|last(?:ly)?"
+    r"|follow(?:s|ing)?|result(?:s|ing)?|conclusion|conclude|conclusive|summary|verdict|decision|sub|scor(?:e|es"
+    r"|ed|ing)|scorecard|scoresheet"
+    r"|rat(?:e|es|ed|ings?)|grad(?:e|es|ed|ing)|marks?|marking|points?|pts|max(?:imum)?|possible|evaluat\w+"
+    r"|assess\w*|judge?(?:s|d|ment|ments)?|review"
+    r"|rubric|rules?|criteri(?:on|a)|items?|categor(?:y|ies)|dimensions?|breakdown|table|list|json|yaml|xml|answer"
+    r"|submission|solution|code|program"
+    r"|response|analysis|above|given|giv(?:e|ing)|award(?:s|ed)?|assign(?:ed)?|allocat\w+|receives?|gets?"
+    r"|deserves?|earns?|detailed|details|individual"
+    r"|revised|revision|corrected|correction|updated|adjusted|amended|reconsidered|new|official|definitive|actual"
+    r"|ok(?:ay)?|well|right|after|considering|consideration|everything|careful|looking"
+    r"|reading|running|testing|checking|reflection|second|thought|would|will|let|us|go|goes|come|comes|down|think"
+    r"|can|total|sum|totals|sums|put|together"
+    r"|feedback|report|task|ready|done|section|part|number|no|name|value|format|requested|asked|instead|wait|edit"
+    r"|erratum|stands?|not|it|hand|scale|half|both|quick|short|brief|full|complete|also|more|strict(?:er)?|fair"
+    r"|honest"
+    r"|basic|functionality|boundary|checks?|requirement|coverage|readability|coding|practice"
+    r"|meine?|bewertung(?:en)?|punkte?|hier|ist|sind|die|der|das|endgültige?|ergebnis(?:se)?|gesamt|note|notes?"
+    r"|noten|vergebe|vergabe|wie|folgt|ich|je|regel|regeln"
+    r"|puntuación|puntuaciones|puntaje|puntos|mis?|resultado|evaluación|calificación|calificaciones|aquí|están|son"
+    r"|las?|los|el|por|regla|reglas|final(?:es)?"
+    r"|mes|voici|les?|finale?s?|évaluation|points|par|règle|règles|ma|pontuação|avaliação|minha|nota|notas"
+    r"|penilaian|saya|nilai|skor|hasil"
+    r"|valutazione|punteggi|punteggio|voti|miei|ocena|oceny|punkty|моя|мои|оценк[аи]|итог|итоговая|баллы|puan"
+    r"|puanlar|değerlendirme|poäng|betyg",
+    re.IGNORECASE,
+)
+"""Words by which judges introduce their own scores. With other words, they may be another's."""
+_OWN_FINAL = re.compile(r"\b(?:my|mine|final)\b", re.IGNORECASE)
+_MAX_INTRODUCTION_WORDS = 25
+_REASON = re.compile(r"\b(?:because|since)\b[^,]*", re.IGNORECASE)
+_SENTENCE_ENDS = ".!?)\u2026\u3002"
+_MAX_SHORT_HEADING = 6
+_CJK = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
+_SPEAKS_OF_SCORES = re.compile(
+    r"\b(?:scor|rat(?:e|es|ed|ing)|grad|mark|point|judg|evaluat|assess|verdict|get|receiv|earn|award|deserv|this"
+    r"|these|follow)"
+    r"|[评評得打]?分|评价|結果|结果|점수|평가|点|スコア|採点",
+    re.IGNORECASE,
+)
+_OTHER_VOICE = re.compile(
+    r"\b(?:ideal|perfect|flawless|best|exemplary|typical|average|reference|benchmark|baseline|hypothetical\w*"
+    r"|theoretical\w*|imagin\w*|suppos\w*|assum\w*|pretend|potential\w*"
+    r"|sample|template|placeholder|orientation|illustrat\w*|examples?|e\.?g|instance|dummy|format|schema|skeleton"
+    r"|previous\w*|earlier|prior|old|former\w*|initial\w*|original\w*|draft|tentative\w*|preliminar\w*"
+    r"|provisional\w*"
+    r"|gpt\w*|chatgpt|claude|gemini|llama|qwen|copilot|assistants?|another|other|others|colleagues?|peers?|humans?"
+    r"|reviewers?|raters?|graders?|annotators?|instructors?|teachers?|professors?|author\w*|writers?"
+    r"|candidates?|students?|submitters?|users?|comment\w*|docstrings?|string|readme|claim\w*|says|said|states"
+    r"|stated|wrote|written|quot\w*|cop(?:y|ied)|inject\w*|embedded|self|wants?|asks?|begs?|demand\w*|hop(?:e|es"
+    r"|ing)"
+    r"|please|expected|expects?|if|unless|should|could|might|may|once|had|were|leaderboard|maximum possible"
+    r"|someone|somebody|they|their|his|her|your?s?|he|she"
+    r"|sorry|unable|cannot)\b|\b(?:once|after|with|when)\b[^.\n]{0,30}\b(?:fix|add|repair|chang|mend|patch)\w*|示例"
+    r"|例如|例子|假如|如果|假设|作者|理想|声称|注释|模板|参考|原来|之前|满分答案|别人|候选|考生|学生|例として|もし|예시|만약",
+    re.IGNORECASE,
+)
+"""Words of scores that are not the judge's own verdict on this answer: others', examples, drafts."""
+_UNDERMINED = re.compile(
+    r"\b(?:I|we)\b[^.\n]{0,40}(?:\bnot|n['\u2019]t|\bnever|\bunable to|\brefuse to|\bdecline"
+    r" to)\b[^.\n]{0,20}\b(?:rat|scor|judg|grad|trust|endors|agree|believ|stand|mean|confirm|vouch|assess|evaluat"
+    r"|accept|adopt|shar|sure|certain|convinced|back|take)"
+    r"|\b(?:my|have|has|with|some|serious|any) doubts?\b|\bnot (?:convinced|sure|certain|final|mine|my own)\b|\bI"
+    r" (?:disagree|doubt|reserve|retract|withdraw|take (?:it|that|them|this) back|misread|mixed up|was wrong|made"
+    r" a mistake|overlooked|missed)\b"
+    r"|\b(?:this|that|these|those|they|it|which|scores?|numbers|points|ratings?|the above)\b[^.\n]{0,60}\b(?:what"
+    r" the|claim\w*|asserts?|author\w*|candidate|submitter|student|inject\w*|manipulat\w*|examples?|template"
+    r"|placeholders?|hypothetic\w*|ideal|illustrat\w*|reference|quot\w*|copied|someone"
+    r"|another|other (?:judge|reviewer|model)|previous|draft|random|guess\w*|fabricat\w*|invented|made up|dummy"
+    r"|defaults?|tentative|provisional|preliminary|unverified|assuming|would be|would have|only if|if (?:it|the"
+    r"|this)|were it|had it|not (?:yet )?final)\b"
+    r"|\b(?:far from|falls short of|nowhere near) (?:that|this|it|these|the above)\b|\bas it stands\b|\bin"
+    r" reality\b|\bthis (?:one|answer|submission) is (?:far|not|nothing)\b|\b(?:once|after|if|when|provided"
+    r"|assuming)\b[^.\n]{0,30}\b(?:fix|correct|add|repair|chang|mend|address|resolv)\w*"
+    r"|^[^\w\n]*(?:hmm+|hm|wait|hold on|actually|on second thought|on reflection|let me re\w+|scratch that|oh no"
+    r"|oops|no, )\b"
+    r"|\b(?:re-?(?:score|grade|rate|evaluate|assess|judge)|second look|look again|double[- ]check|revisit)\b"
+    r"|\b(?:disregard|ignore)\b[^\w\n]*$|^[^\w\n]*(?:update|edit|correction|erratum)\b(?!\W*$)|\b(?:I|we)(?:['\u2019]ll|"
+    r" will| shall| am going to| need to"
+    r"| want to| have to| intend to| plan to)\b[^.\n]{0,30}\b(?:grade|score|rate|judge|evaluate|assess|check|re\w+)\b"
+    r"|\bto be (?:confirmed|revised|determined|continued)\b|\btbd\b|\bpending\b|不是我的|仅供参考"
+    r"|只是(?:示例|例子|举例)|以上(?:为|是)(?:示例|作者|答案|假设)",
+    re.IGNORECASE,
+)
+"""Sentences around scores that take away their force."""
+_DEICTIC = re.compile(
+    r"\b(?:these|those|them|the above|scores?|numbers|ratings?|award\w*|deserv\w*|worth\w*|in truth|told|asked"
+    r"|instructed)\b",
+    re.IGNORECASE,
+)
+_BENIGN = re.compile(
+    r"[0-9]|\b(?:reflects?|sums?|adds? up|totals?|based on|overall|hence|justif\w*|explain\w*|correspond\w*"
+    r"|according|in total|half points?|recommend|suggest|improv\w*|would (?:help|make)|summar\w+)\b",
+    re.IGNORECASE,
+)
+"""Remarks on the scores above, and those of them that stand by the scores."""
+_DRAFT = re.compile(
+    r"\b(?:draft|tentative|preliminary|provisional|initial|first[ ](?:impression|pass|guess)|example|sample|template"
+    r"|at first|(?:began|started) with"
+    r"|placeholder|format|hypothetical|if[ ]it|would[ ]have"
+    r"|(?:if|were|had|suppos\w+|assuming)[ ](?!i\b)[^.:\n]{0,80}\bwould|as[ ]follows[ ]if|pretend)|草稿|初步|示例"
+    r"|例如",
+    re.IGNORECASE,
+)
+_QUOTED = re.compile(
+    r"\b(?:answer|submission|candidate|code|response|student|comment|docstring|it|author|string|text|solution|program"
+    r"|user|snippet)s?\b[^.]{0,60}\b(?:contain|include|say|claim|state|end|writ|wrote|itself|embed|read|ask|instruct"
+    r"|tell|suggest|propos|demand|inject|print|output|give itself|award itself|assign itself|rates? itself)"
+    r"|\b(?:quot(?:e|ed|ing)|injected|injection|its own|self-assigned|self-awarded|supplied by)\b|答案(?:中|里|自己)",
+    re.IGNORECASE,
+)
+_WITHDRAWN = re.compile(
+    r"\b(?:can(?:'|\u2019)?(?:t|not)|can not|unable to|not able to|won(?:'|\u2019)?t|will not|refuse to|declin\w+ to"
+    r"|must decline|not going to|impossible to|not possible to)\b[^.\n]{0,60}"
+    r"\b(?:judge|score|rate|grade|evaluate|assess|comply|assist|provide|give|help|review)"
+    r"|\b(?:disregard|ignore|retract|withdraw|discard|forget)\b[^.\n]{0,30}"
+    r"\b(?:scores?|points|ratings?|judge?ment|numbers|above|these)\b"
+    r"|\b(?:scores?|numbers|ratings?|these|those|they)\b[^.\n]{0,30}\b(?:placeholders?|made up|invalid"
+    r"|meaningless|not (?:mine"
+    r"|my own|real|a judge?ment|final|meant)|do not count|don't count|only an example|just an example|guess(?:es)?)\b"
+    r"|\b(?:scores?|numbers|points|ratings?|judge?ment|above|these|those|they)\b[^.\n]{0,40}"
+    r"\b(?:do(?:es)?(?:n['\u2019]t| not)|cannot|can['\u2019]t|no longer|must not|should(?:n['\u2019]t| not)) "
+    r"(?:hold|apply|count|stand|reflect|represent|be (?:used|taken|trusted|relied))\b"
+    r"|\b(?:scores?|numbers|points|ratings?|above|these)\b[ ]*(?:above[ ]|below[ ])?(?:are|were|come|came)\b"
+    r"[^.\n]{0,20}\b(?:those|the ones|what|from|copied|taken|quoted|lifted|(?:supplied|provided|given"
+    r"|written)[ ]by)\b[^.\n]{0,30}"
+    r"\b(?:candidate|answer|author|student|submission|comment|docstring|code|itself)"
+    r"|\b(?:can(?:not|['\u2019]t)|do(?:n['\u2019]t| not)|no longer) stand by\b|\bI (?:must "
+    r"|have to )?(?:decline|refuse|abstain)\b"
+    r"|无法(?:评|打|给)|不能(?:评|打|给)|拒绝评",
+    re.IGNORECASE,
+)
+_CLAUSE = re.compile(rf"[.;!?\u3002\n](?=\s|$)|,[ ]*(?:and|while|but)[ ]+(?=(?:for[ ]+)?{RULE})", re.IGNORECASE)
+_ANY_NUMBER = rf"(?<![\w.]){QUANTITY}(?![\w])|\b(?:zero|half a point|one point|two points|full marks(?! \())\b"
+_GIVEN = re.compile(
+    r"\b(?:giv\w+|gave|gets?|got|award\w*|assign\w*|deserv\w*|earn\w*|receiv\w*|scor\w*|is|also|marks|points|at"
+    r"|with|a)[ ]+(?:it[ ]+|the[ ]\w+[ ]+|\u241f[ ]+)?(?:an?[ ]+|only[ ]+|just[ ]+|full[ ]marks[ ]*|also[ ]+)*"
+    rf"\(?(?P<value>{QUANTITY}|zero|half)\b|(?P<before>{QUANTITY})[ ]+(?:points?[ ]+)?(?:for|on)[ ]+\u241f",
+    re.IGNORECASE,
+)
+
+
+def parse_judgement(text: str) -> Judgement | Unjudged:
+    r"""Read the scores in what a judge wrote.
+
+    The five scores may stand in JSON, in lines, in a list or in a table, by the rules' numbers or names, in any order,
+    with or without a heading; `2/2`, `2 out of 2`, `two points`, `full marks`, full-width digits and labels in other
+    languages are understood, and so are remarks behind a score. Later corrections (`Actually, rule 2 should be 0`,
+    `2 -> 0`, a block of final scores) replace what they correct. Thoughts, quotations and drafts do not count. What a
+    careful person could not be sure of is refused: ranges, two judgements that disagree, a total that is not the sum,
+    scores that the judge takes back.
+
+    Args:
+        text (`str`):
+            Text of the judge. Of more than 50,000 characters, the last are read.
+
+    Returns:
+        `Judgement` or `Unjudged`: the scores, or the first reason why there are none.
+
+    Example:
+
+    ```python
+    >>> parse_judgement("Score:\n1. Works: 2/2\n2. Bounds: 0.5\n3. Covers: 1\n4. Reads: 1\n5. Style: 0").total
+    4.5
+    >>> parse_judgement('{"scores": [2, 0.5, 1, 1, 0]}').total
+    4.5
+    >>> parse_judgement("It works, and I would give it 5 of 6.")
+    Unjudged(reason='no_scores')
+
+    ```
+    """
+    plain = plain_text(parse_answer(text).text[-_MAX_CHARS:])
+    blocks, rest = read_json(plain)
+    lines = [without_markup(line) for line in rest.splitlines()]
+    blocks += Lines(lines).blocks()
+    if not any(block.complete for block in blocks) and (told := _told_scores(lines)) is not None:
+        blocks = [told]
+    return _decide(sorted(blocks, key=lambda block: block.start), lines)
+
+
+def _counts(block: Block) -> bool:
+    """Return whether the words over a block say that its scores are the judge's own and final."""
+    heading, _, above = block.over.partition("\n")
+    above = above.strip()[-_MAX_INTRODUCTION:]
+    last_sentence = re.split(r"[.!?;\u3002][ ]*(?=\S)", above)[-1]
+    if FINAL.search(heading):
+        return not (_OTHER_VOICE.search(FINAL.sub("", heading)) or _QUOTED.search(heading))
+    if heading and not _introduces_own_scores(heading):
+        return False
+    if above.endswith((":", "\uff1a")):
+        return _introduces_own_scores(last_sentence)
+    if heading or not above:
+        return True
+    if above[-1] not in _SENTENCE_ENDS and _SPEAKS_OF_SCORES.search(last_sentence):
+        return _introduces_own_scores(last_sentence)
+    about_scores = _SPEAKS_OF_SCORES.search(last_sentence) or above[-1].isalpha()
+    return not (about_scores and _OTHER_VOICE.search(last_sentence))
+
+
+def _introduces_own_scores(words: str) -> bool:
+    """Return whether a heading or introduction consists of words by which a judge introduces its own scores."""
+    if _OTHER_VOICE.search(words) or _QUOTED.search(words) or _DRAFT.search(words):
+        return False
+    words = _REASON.sub("", words).rpartition(",")[2]
+    if _CJK.search(words):
+        return len(words) <= _MAX_SHORT_HEADING or _SPEAKS_OF_SCORES.search(words) is not None
+    found = re.findall(r"[^\W\d_]+", words.casefold())
+    return len(found) <= _MAX_INTRODUCTION_WORDS and all(_OWN_WORD.fullmatch(word) for word in found)
+
+
+def _decide(blocks: Sequence[Block], lines: Sequence[str]) -> Judgement | Unjudged:
+    others = [block for block in blocks if block.numbers and not _counts(block)]
+    blocks = [block for block in blocks if _counts(block) and block.scores]
+    complete = [block for block in blocks if block.complete]
+    if not complete:
+        return Unjudged(_why_incomplete(blocks))
+    if not all(block.prose for block in complete):
+        blocks = [block for block in blocks if not block.prose]
+        complete = [block for block in blocks if block.complete]
+    base = complete[0]
+    scores = dict(base.numbers)
+    total = base.total
+    if any(
+        not block.headed
+        and block.end <= base.start
+        and not FINAL.search(base.over)
+        and _disagrees(block.numbers, scores)
+        for block in blocks
+    ):
+        return Unjudged("contradictory")
+    if any(other.start >= base.end and _disagrees(other.numbers, scores) for other in others) and not any(
+        _OWN_FINAL.search(block.over) for block in complete
+    ):
+        return Unjudged("contradictory")
+    for block in blocks:
+        if block.start < base.end or block is base:
+            continue
+        final = FINAL.search(block.over) is not None
+        if block.headed and not final and block.scores.keys() - block.numbers.keys():
+            return Unjudged("contradictory")
+        if _disagrees(block.numbers, scores) and not final:
+            return Unjudged("contradictory")
+        if block.numbers and _disagrees(block.numbers, scores):
+            scores |= block.numbers
+            total = block.total
+        elif block.total is not None:
+            total = block.total
+    last = max(block.end for block in complete)
+    for line in lines[last:]:
+        amended = amendment(line)
+        if amended is None:
+            continue
+        if isinstance(amended, str):
+            return Unjudged("contradictory")
+        scores |= amended
+        total = None
+    if set(scores) - set(range(1, len(RULES) + 1)):
+        return Unjudged("extra_score")
+    if any(_WITHDRAWN.search(line) for line in lines[base.start :]) or any(
+        (_UNDERMINED.search(line) or (_DEICTIC.search(line) and not _BENIGN.search(line))) and amendment(line) is None
+        for line in lines[last:]
+    ):
+        return Unjudged("withdrawn")
+    if total is not None and abs(total - sum(scores.values())) > _TOLERANCE:
+        return Unjudged("contradictory")
+    return Judgement(tuple(scores[number] for number in range(1, len(RULES) + 1)))
+
+
+def _told_scores(lines: Sequence[str]) -> Block | None:
+    """Return scores that are told in sentences, one number for each of the five rules and none besides."""
+    scores: dict[int, float | Refusal] = {}
+    for clause in _CLAUSE.split("\n".join(lines)):
+        references = list(REFERENCE.finditer(clause))
+        if not references:
+            continue
+        rest = REFERENCE.sub("\u241f", clause)
+        numbers = re.findall(_ANY_NUMBER, rest)
+        if not numbers:
+            continue
+        given = _GIVEN.search(rest)
+        rule = DIGITS.get(references[0]["number"].casefold(), 0)
+        if len(references) != 1 or len(numbers) != 1 or given is None or rule in scores:
+            return None
+        scores[rule] = checked_score(rule, given["value"] or given["before"], None)
+    return Block(0, len(lines), prose=True, scores=scores) if len(scores) == len(RULES) else None
+
+
+def _why_incomplete(blocks: Sequence[Block]) -> Refusal:
+    block = max(blocks, key=lambda block: (len(block.scores), block.headed), default=None)
+    if block is None:
+        return "no_scores"
+    if set(block.scores) - set(range(1, len(RULES) + 1)):
+        return "extra_score"
+    problems = [score for _, score in sorted(block.scores.items()) if isinstance(score, str)]
+    return problems[0] if problems and len(block.scores) >= len(RULES) else "missing_score"
+
+
+def _disagrees(scores: Mapping[int, float], others: Mapping[int, float]) -> bool:
+    return any(others.get(rule, score) != score for rule, score in scores.items())

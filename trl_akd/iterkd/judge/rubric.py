@@ -1,0 +1,155 @@
+"""The six-point rubric and judgements by it.
+
+The rubric is that of SODA's released scoring prompt ([Chen et al.](https://huggingface.co/papers/2408.03680)): five
+rules whose points add up. It asks for whole points, yet half of the released judgements have half points, so these
+count.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+__all__ = [
+    "MAX_TOTAL",
+    "REFUSALS",
+    "RULES",
+    "Judgement",
+    "Refusal",
+    "Rule",
+    "Unjudged",
+    "format_judgement",
+    "read_judgement",
+    "score_refusal",
+]
+
+Refusal: TypeAlias = Literal[
+    "no_scores",
+    "missing_score",
+    "extra_score",
+    "not_a_number",
+    "other_scale",
+    "out_of_range",
+    "not_half_points",
+    "contradictory",
+    "withdrawn",
+]
+REFUSALS: tuple[Refusal, ...] = get_args(Refusal)
+"""Reasons for which a judge's text is refused:
+
+- `no_scores`: no score by rule, as in prose, in a total alone or in thoughts without end;
+- `missing_score`: fewer than five rules, or a rule with nothing behind it;
+- `extra_score`: a sixth rule;
+- `not_a_number`: something else than a number, as "N/A", or a range;
+- `other_scale`: a rule scored out of something else than its maximum, as "4/5";
+- `out_of_range`: below 0 or above the rule's maximum;
+- `not_half_points`: not a multiple of 0.5;
+- `contradictory`: two scores for a rule of which none is said to be the final one, or a total that is not the sum;
+- `withdrawn`: the judge takes the scores back or declines to judge.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Name one rule of the rubric, and the most points that it gives."""
+
+    name: str
+    maximum: float
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("Basic functionality", 2.0),
+    Rule("Boundary checks", 1.0),
+    Rule("Requirement coverage", 1.0),
+    Rule("Readability", 1.0),
+    Rule("Coding practice", 1.0),
+)
+MAX_TOTAL = sum(rule.maximum for rule in RULES)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Hold the scores of one answer.
+
+    Args:
+        scores (`tuple[float, ...]`):
+            Points by rule, in the order of `RULES`, each a multiple of 0.5.
+
+    Raises:
+        ValueError: If these are no five scores of the rubric.
+
+    Example:
+
+    ```python
+    >>> Judgement((2, 0, 1, 0.5, 0.5)).total
+    4.0
+
+    ```
+    """
+
+    scores: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.scores) != len(RULES):
+            raise ValueError(f"`scores` has {len(self.scores)} numbers; give {len(RULES)}, one a rule.")
+        for rule, score in zip(RULES, self.scores, strict=True):
+            if (refusal := score_refusal(rule, score)) is not None:
+                raise ValueError(
+                    f"`scores` gives {score} for {rule.name!r} ({refusal}); give 0 to {rule.maximum:g} in steps of "
+                    "0.5."
+                )
+
+    @property
+    def total(self) -> float:
+        """Return the sum of the scores, 0 to 6."""
+        return float(sum(self.scores))
+
+
+@dataclass(frozen=True, slots=True)
+class Unjudged:
+    """Hold why there is no judgement."""
+
+    reason: Refusal
+
+
+def read_judgement(value: Mapping[str, Any]) -> Judgement | Unjudged:
+    """Return what `dataclasses.asdict` made plain values of.
+
+    Example:
+
+    ```python
+    >>> read_judgement({"scores": [2, 0, 1, 0.5, 0.5]}), read_judgement({"reason": "no_scores"})
+    (Judgement(scores=(2, 0, 1, 0.5, 0.5)), Unjudged(reason='no_scores'))
+
+    ```
+    """
+    return Judgement(tuple(value["scores"])) if "scores" in value else Unjudged(value["reason"])
+
+
+def format_judgement(judgement: Judgement) -> str:
+    """Write a judgement in the form that a judge is asked for.
+
+    Example:
+
+    ```python
+    >>> print(format_judgement(Judgement((2, 0, 1, 0.5, 0.5))))
+    Score:
+    Rule 1. Basic functionality: 2
+    Rule 2. Boundary checks: 0
+    Rule 3. Requirement coverage: 1
+    Rule 4. Readability: 0.5
+    Rule 5. Coding practice: 0.5
+
+    ```
+    """
+    lines = [
+        f"Rule {number}. {rule.name}: {score:g}"
+        for number, (rule, score) in enumerate(zip(RULES, judgement.scores, strict=True), 1)
+    ]
+    return "\n".join(["Score:", *lines])
+
+
+def score_refusal(rule: Rule, score: float) -> Refusal | None:
+    """Return why a number is no score of a rule, or `None` if it is one."""
+    if not 0 <= score <= rule.maximum:
+        return "out_of_range"
+    return None if score * 2 == int(score * 2) else "not_half_points"

@@ -1,0 +1,244 @@
+"""Rules and scores in the words of a judge: references to rules, numbers, and amounts in several languages."""
+
+import re
+from types import MappingProxyType
+
+from .rubric import RULES, Refusal, score_refusal
+
+__all__ = [
+    "AMOUNT",
+    "DIGITS",
+    "JSON_KEYS",
+    "LABEL",
+    "NAMES",
+    "NUMBER",
+    "QUANTITY",
+    "REFERENCE",
+    "RULE",
+    "RULE_KEYS",
+    "SCORE_WORD",
+    "UNIT",
+    "checked_score",
+    "read_cell",
+    "read_value",
+    "read_value_behind",
+    "rule_of_key",
+    "rule_of_name",
+    "split_numbers",
+]
+
+DIGITS = MappingProxyType(
+    {
+        **{str(number): number for number in range(1, 10)},
+        **{char: number for number, char in enumerate("一二三四五六", 1)},
+        **{word: number for number, word in enumerate(["one", "two", "three", "four", "five", "six"], 1)},
+        **{word: number for number, word in enumerate(["i", "ii", "iii", "iv", "v", "vi"], 1)},
+    }
+)
+_AMOUNTS = MappingProxyType(
+    {
+        "zero": 0.0, "no": 0.0, "none": 0.0, "half": 0.5, "one half": 0.5, "one": 1.0, "a full": 1.0, "a": 1.0,
+        "one and a half": 1.5, "two": 2.0, "three": 3.0, "零": 0.0, "半": 0.5, "一": 1.0, "两": 2.0, "二": 2.0,
+    }
+)  # fmt: skip
+NAMES = (
+    re.compile(r"functionalit|basic function|功能|correctness|機能|기능|funcionalidad|funktionalit|fonctionnalit"),
+    re.compile(r"boundar|edge case|边界|邊界|境界|경계|límite|limites|grenz|randf"),
+    re.compile(r"requirement|coverage|需求|覆盖|要求|要件|요구|requisito|anforderung|exigence"),
+    re.compile(r"readab|可读|可讀|可読|가독|legib|lesbar|lisib"),
+    re.compile(r"practice|excellence|规范|規範|编程实践|编码实践|实践|慣行|관행|práctica|praxis|pratique"),
+)
+RULE = (
+    r"(?:rule|criterion|criteria|item|regla|regel|règle|regra|правило|규칙|ルール|规则|規則|準則|准则|标准|標準|第"
+    r"|r(?=[ ]?[1-9]\b))"
+)
+NUMBER = r"(?:[0-9]{1,3}+|[一二三四五六]|(?:one|two|three|four|five|six|iii|ii|iv|vi|v|i)\b)"
+REFERENCE = re.compile(rf"(?<!\w){RULE}[ ]*(?:no\.?|number)?[ #-]*(?P<number>{NUMBER})[ ]*(?:条|條|項)?", re.I)
+LABEL = re.compile(
+    rf"(?>(?:(?:score|points?|rating|marks?)[ ](?:for|of|on)[ ])?)(?:{RULE}[ ]*(?:no\.?|number)?[ #-]*"
+    rf"(?P<rule>{NUMBER})"
+    r"(?:条|條|項)?|[(\[]?(?P<item>[1-9][0-9]?)"
+    r"(?:[.)\]、:]+(?![0-9])|(?=[ ]+(?:[\u2013\u2014-]+[ ]+)?[a-z])))?[ .):\]、]*"
+    r"(?:[\u2013\u2014-]+[ ]+(?=[^\W\d]))?",
+    re.IGNORECASE,
+)
+SCORE_WORD = (
+    r"(?:sub-?)?(?:scores?|scoring|ratings?|points?|marks?|grades?|judgements?|judgments?|verdict|assessment"
+    r"|evaluation"
+    r"|得分|评分|評分|分数|分數|打分|評価|スコア|点数|점수|평가|puntuación|puntaje|puntos|bewertung|punkte|note|notes|оценка)"
+)
+UNIT = r"(?:points?|pts?|p|marks?|балл\w*|punkte?|puntos?|分|点|点数|점|full[ ]points?)"
+QUANTITY = r"[+-]?(?:[0-9]{1,6}(?:[.,][0-9]{1,6})?|[.][0-9]{1,6})"
+AMOUNT = rf"(?:{QUANTITY}|one and a half|one half|half|zero|none|one|two|three|no|a full|a|零|半|一|两|二)"
+_VALUE = re.compile(
+    rf"(?P<open>[(\[{{\"']?)[ ]*(?:score[ds]?|awarded|award|gets?|earns?|receives?|得分|得)?[ :=]*(?:(?:a|the)?["
+    rf" ]?full|all|only|just)?[ ]*"
+    rf"(?P<score>{AMOUNT})(?![0-9]|[.,][0-9])"
+    rf"(?:[ ]*(?:/|÷|out[ ]+of|of(?:[ ]a)?(?:[ ]possible)?|von|sur|из|中|満点中|de)[ ]*(?P<scale>{AMOUNT}))?"
+    rf"(?:[ ]*(?:a[ ])?{UNIT}(?![a-z]))?(?:[ ]*(?:/|out[ ]of|of)[ ]*(?P<late>{QUANTITY})(?:[ ]*{UNIT}"
+    rf"(?![a-z]))?)?[)\]}}\"']?"
+    r"(?:[ ]*[(\[][ ]*(?:max(?:imum)?|out[ ]of|of|/|满分|満点)[ .:]*[0-9.]+[ ]*(?:points?|pts?|分|点)?[ ]*[)\]])?"
+    r"(?P<rest>.*)",
+    re.IGNORECASE,
+)
+_FULL = re.compile(r"(?:full|maximum|max|all)[ ](?:marks?|points?|score|credit)\b|满分|滿分|満点", re.I)
+_REMARK = re.compile(
+    r"[ ]*(?:$|[(\[;,.:!|\u3002\u3001]|[ ]\u2014[ ]|[\u2013\u2014-][ ]*(?![ 0-9.])|[ ][\u2013-][ ](?=[0-9]+["
+    r" ](?:of|out|/))|\u2026|because\b|since\b|as\b|for\b|due\b|given\b"
+    r"|awarded\b|earned\b"
+    r"|\bin total\b)",
+    re.IGNORECASE,
+)
+_CHANGED = re.compile(
+    rf"(?:->|→|=>|⇒|»|\b(?:revised|changed|lowered|raised|corrected|reduced|adjusted|now|down|up)(?:[ ]to)?\b"
+    rf"|\bno,?(?:[ ]wait,?)?[ ]|\bwait,?[ ]|\bmake[ ](?:that|it)\b|\bactually\b|\brather\b|\bi mean\b"
+    rf"|\bscratch that\b,?"
+    rf"|\bsorry,?)[ ,:]*(?:no,?[ ])?(?P<value>{AMOUNT}(?![0-9]).*)",
+    re.IGNORECASE,
+)
+_DOUBT = re.compile(
+    rf"^[ ]*\??[ ]*[(\[]?[ ]*(?:[-\u2212+][ ]*(?:[0-9.]|half|one)|minus\b|less\b|deduct|\?|should[ ]be\b)"
+    rf"|^(?![ ]+\u2014[ ])[ ]*[-\u2013\u2014~/][ ]*[0-9.](?![0-9]*[ ](?:of|out))|^[ ]*(?:to|or|and|bis)["
+    rf" ]+{AMOUNT}\b|\b(?:or|maybe|perhaps|possibly"
+    rf"|arguably)[ ]+{QUANTITY}\b"
+    r"|^[ ]*(?:or[ ](?:so|less|more)|at[ ](?:most|best|least))|^[ ]*\?",
+    re.IGNORECASE,
+)
+_VAGUE = re.compile(
+    r"[ ]*(?:about|around|approx\w*\.?|roughly|maybe|perhaps|between|probably|~|≈|<|>|≤|≥|up to|at (?:most|least))",
+    re.I,
+)
+_AT_END = re.compile(
+    rf"(?:[.;,:!(\[]|->|→|=|\u2014|\u2013|[ ]-|\bso\b|\btherefore\b|\bgets?|\bearns?|\baward(?:ed)?|\bscores?)[ ]*"
+    rf"(?P<score>{AMOUNT})(?:[ ]*(?:/|out[ ]of)[ ]*(?P<scale>{QUANTITY})(?:[ ]*{UNIT})?|[ ]*{UNIT})[ )\].!]*$",
+    re.IGNORECASE,
+)
+_RUBRIC = re.compile(
+    r"\b(?:if|when|otherwise|where|max(?:imum)?|up to|worth|give)\b[^.]*\bpoints?\b|\bpoints?[ ]*:[ ]*[a-z]", re.I
+)
+_SEPARATOR = re.compile(
+    r"=>|⇒|[:=]|(?:^|[ ])[\u2013\u2014-]+[ ]|,(?=[ ]*[0-9.]+[ ]*$)|\u2013|\u2014|->|→|\.{2,}|\t|[ ]{2,}|\b(?:is|gets?"
+    r"|receives?|earns?|scores?)\b",
+    re.I,
+)
+_OWN_SCORE = re.compile(rf"(?:^|[.;,!()\[\u2014\u2013-])[ ]*{SCORE_WORD}[ ]*[:=][ ]*(?P<value>.+)$", re.IGNORECASE)
+_MAXIMUM_FIRST = re.compile(r"[(\[][^()\[\]]{1,40}[)\]][ ]*(?:[:=]|[\u2013\u2014-]+(?=[ ]))[ ]*(?P<value>.+)")
+RULE_KEYS = ("rule", "name", "criterion", "rule_name", "title", "id", "number", "rule_number", "index", "category")
+JSON_KEYS = ("score", "points", "value", "rating", "awarded", "mark", "grade", "得分", "分数")
+
+
+def rule_of_name(name: str) -> int | None:
+    """Return the rule that a name speaks of: the one that is mentioned first."""
+    found = [
+        (match.start(), number) for number, rule in enumerate(NAMES, 1) if (match := rule.search(name.casefold()))
+    ]
+    return min(found)[1] if found else None
+
+
+def _amount(text: str) -> float | None:
+    word = " ".join(text.casefold().split())
+    return _AMOUNTS[word] if word in _AMOUNTS else float(word.replace(",", "."))
+
+
+def checked_score(rule: int, text: str, scale: str | None) -> float | Refusal:
+    """Return a score, or why a number is none."""
+    score = _amount(text)
+    if not 1 <= rule <= len(RULES) or score is None:
+        return "extra_score"
+    if scale is not None and _amount(scale) != RULES[rule - 1].maximum:
+        return "other_scale"
+    return score_refusal(RULES[rule - 1], score) or score
+
+
+def read_cell(rule: int, text: str) -> float | Refusal:
+    """Return the score that is all of a text but a remark, or why there is none."""
+    score = read_value(rule, text)
+    if score is None:
+        return "not_a_number" if text.strip() else "missing_score"
+    return score
+
+
+def read_value(rule: int, text: str) -> float | Refusal | None:
+    """Return the score that a text opens with, why it is none, or `None` where there is no number."""
+    text = text.strip()
+    if _FULL.match(text) and 1 <= rule <= len(RULES):
+        return RULES[rule - 1].maximum
+    if re.match(r"1/2[ ](?:of[ ])?(?:a[ ])?point\b", text, re.IGNORECASE):
+        return 0.5
+    if _VAGUE.match(text):
+        return "not_a_number"
+    found = _VALUE.match(text)
+    if found is None:
+        return None
+    if found["score"].casefold() in ("a", "no", "none", "one", "two", "three", "half") and not re.match(
+        rf"(?:[ ]*(?:a[ ])?(?:{UNIT}|out of\b|of\b|/))|[ .(]*$|[ ]*[\u2013\u2014-]",
+        text[found.end("score") :],
+        re.IGNORECASE,
+    ):
+        return None
+    rest = found["rest"]
+    if changed := _CHANGED.search(rest):
+        if re.match(
+            r"[ ]*(?:$|->|→|=>|⇒|[(\[,;.]|\u2026|[\u2013\u2014-])|[ ]*(?:no|wait|actually|rather|make|revised"
+            r"|changed)",
+            rest,
+            re.I,
+        ):
+            return read_value(rule, changed["value"])
+        return "not_a_number"
+    if equation := re.fullmatch(rf"[ ]*[-+][ ]*{QUANTITY}(?:[ ]*[-+][ ]*{QUANTITY})*[ ]*=[ ]*(.+)", rest):
+        return read_value(rule, equation[1])
+    if _DOUBT.search(rest):
+        return "not_a_number"
+    if not _REMARK.match(rest):
+        return None
+    scale = found["scale"] or found["late"]
+    return checked_score(rule, found["score"], scale)
+
+
+def read_value_behind(rule: int, rest: str, numbered: bool) -> float | Refusal | None:
+    """Return the score behind a rule's label, why it is none, or `None` where there is no number."""
+    if behind := _MAXIMUM_FIRST.match(rest):
+        rest = rest if read_value(rule, behind["value"]) is None else behind["value"]
+    if numbered and (direct := read_value(rule, rest)) is not None:
+        return direct
+    before = 0
+    for separator in _SEPARATOR.finditer(rest):
+        label = rest[before : separator.start()]
+        if before and not (
+            re.search(rf"\b{SCORE_WORD}[ ]*$", label, re.I) or (rule_of_name(label) and len(label.split()) <= 6)
+        ):
+            break
+        if len(label) > 100:
+            break
+        if (score := read_value(rule, rest[separator.end() :])) is not None:
+            return score
+        if separator[0] in ":=" or not before:
+            before = separator.end()
+    if inside := re.match(rf"[^:=()]{{1,60}}[(\[](?P<value>{QUANTITY})[ ]*/[ ]*(?P<scale>[12](?:\.0)?)[)\]]", rest):
+        return checked_score(rule, inside["value"], inside["scale"])
+    if (own := _OWN_SCORE.search(rest)) and not _OWN_SCORE.search(own["value"]):
+        return read_value(rule, own["value"])
+    if not _RUBRIC.search(rest) and (found := _AT_END.search(rest)):
+        return checked_score(rule, found["score"], found["scale"])
+    return None
+
+
+def split_numbers(text: str) -> list[float]:
+    """Return the numbers of a list that commas, semicolons, slashes, bars or spaces separate."""
+    separator = r"[ ]*[;/| ][ ]*|,[ ]+" if re.search(r"[;/| ]", text.strip()) else r","
+    parts = [part for part in re.split(separator, text.strip()) if part]
+    return [float(part.replace(",", ".")) for part in parts]
+
+
+def rule_of_key(key: str) -> int | None:
+    """Return the rule that a key of JSON or the name of an element speaks of."""
+    plain = re.sub(r"(?<=[a-z])(?=[A-Z0-9])|[_-]", " ", key).strip()
+    label = LABEL.match(plain)
+    number = (label["rule"] or label["item"]) if label else None
+    if number is None and (
+        digits := re.fullmatch(r"(?:rule|r|score|criterion|rule score)?[ ]*([1-9])(?:[ ]*score)?", plain, re.I)
+    ):
+        number = digits[1]
+    named = rule_of_name(plain)
+    return named if named is not None else DIGITS.get((number or "").casefold())

@@ -1,0 +1,184 @@
+"""What a batch of pairs asks of the student, and how correct answers fare against faulty ones."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..akd.batches import Batch, Targets, backbone_inputs
+from ..distributed import widest_float
+from ..losses.contrastive import (
+    Comparison,
+    ContrastiveLoss,
+    Sequences,
+    dpo,
+    dpo_norm,
+    infonce,
+    mean_over_faults,
+    simpo,
+    unlikelihood,
+)
+from ..losses.fused_log_probs import fused_linear_log_probs
+from ..losses.lm_head import LMHead
+from ..losses.reduction import IGNORE_INDEX, Normalization, count_items, token_weights
+
+__all__ = [
+    "CONTRASTIVE",
+    "SUPERVISED",
+    "PairLoss",
+    "PairTargets",
+    "contrastive_objective",
+    "pair_loss",
+    "pair_targets",
+]
+
+# Numbers of the two tasks that pairs consist of.
+SUPERVISED, CONTRASTIVE = range(2)
+
+_COMPARISONS: dict[str, Callable[..., Comparison]] = {
+    "dpo": dpo,
+    "dpo_norm": dpo_norm,
+    "simpo": simpo,
+    "infonce": infonce,
+}
+
+
+@dataclass(frozen=True)
+class PairTargets(Targets):
+    """Hold what a batch of pairs asks of the student.
+
+    Rows are tasks: correct answers are number `SUPERVISED`, faulty ones `CONTRASTIVE`. The weights of a pair's faulty
+    answers sum to 1, so the items of that task are pairs with faults.
+
+    Args:
+        answer_ids (`torch.Tensor` of shape `[B]`):
+            Numbers of the answers in the dataset.
+        fault_rows (`torch.Tensor` of shape `[P, K]`):
+            Rows of each pair's faulty answers, -1 for none.
+    """
+
+    answer_ids: Tensor
+    fault_rows: Tensor
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs, which the first rows are the correct answers of."""
+        return len(self.fault_rows)
+
+    @property
+    def correct(self) -> tuple[slice, slice]:
+        """Where the labels of correct answers are in `[B, T]`, without the columns that faulty ones alone fill."""
+        ends = (self.labels[: self.pairs] != IGNORE_INDEX).any(dim=0).nonzero()
+        return slice(self.pairs), slice(int(ends.max()) + 1 if len(ends) else 1)
+
+    @property
+    def teacher_inputs(self) -> Batch:
+        """What the teacher reads: correct answers."""
+        rows, columns = self.correct
+        return {key: tensor[rows, : columns.stop + 1] for key, tensor in self.inputs.items()}
+
+
+def pair_targets(batch: Batch, normalization: Normalization) -> PairTargets:
+    """Return the targets of a batch from [`trl_akd.iterkd.pairs.DataCollatorForPairs`]."""
+    labels, fault_rows = batch["labels"][:, 1:], batch["fault_rows"]
+    pairs, mask = len(fault_rows), fault_rows >= 0
+    task_ids = (torch.arange(len(labels), device=labels.device) >= pairs).long()
+    shares = torch.zeros(len(labels), device=labels.device)
+    shares[fault_rows[mask]] = (mask / mask.sum(dim=1, keepdim=True).clamp(min=1))[mask]
+    weights = torch.cat(
+        [
+            token_weights(labels[:pairs], normalization=normalization),
+            token_weights(labels[pairs:], normalization="sequence") * shares[pairs:].unsqueeze(1),
+        ]
+    )
+    items = torch.stack([count_items(labels[:pairs], normalization=normalization), mask.any(dim=1).sum()])
+    return PairTargets(backbone_inputs(batch), labels, weights, items, task_ids, batch["answer_ids"], fault_rows)
+
+
+class PairLoss(NamedTuple):
+    """The weighted contrastive loss, and the weighted sums `[3]` of loss, margin and accuracy over the pairs."""
+
+    loss: Tensor
+    sums: Tensor
+
+
+# From log-probabilities of tokens [B, T], targets and reference [answers] to numbers a pair.
+ContrastiveObjective = Callable[[Tensor, PairTargets, Tensor | None], Comparison]
+
+
+def contrastive_objective(name: ContrastiveLoss, settings: dict[str, float]) -> ContrastiveObjective:
+    """Return the loss of that name for batches; settings are its arguments."""
+    if name == "unlikelihood":
+        return _unlikelihood
+    return partial(_compare, partial(_COMPARISONS[name], **settings))
+
+
+def pair_loss(
+    head: LMHead,
+    hidden: Tensor,
+    targets: PairTargets,
+    weights: Tensor,
+    objective: ContrastiveObjective,
+    reference: Tensor | None,
+    chunk_size: int | None,
+) -> PairLoss:
+    """Set correct answers against faulty ones.
+
+    Args:
+        head (`LMHead`):
+            The student's, whole.
+        hidden (`torch.Tensor` of shape `[B, T, H]`):
+            Its final hidden states.
+        targets (`PairTargets`):
+            The batch.
+        weights (`torch.Tensor` of shape `[B, T]`):
+            The weights of its tokens, with all divisions made.
+        objective (`Callable`):
+            From [`contrastive_objective`].
+        reference (`torch.Tensor` of shape `[answers]`, *optional*):
+            Log-probabilities of all answers in the dataset under the reference.
+        chunk_size (`int`, *optional*):
+            Tokens projected at a time.
+    """
+    scaled = _gather(weights.sum(dim=1), targets.fault_rows).sum(dim=1)
+    pair_weight = _gather(targets.weights.sum(dim=1), targets.fault_rows).sum(dim=1)
+    sums = hidden.new_zeros(3, dtype=widest_float(hidden.device))
+
+    def weighted(log_probs: Tensor) -> Tensor:
+        found = objective(log_probs, targets, reference)
+        numbers = torch.stack([number.detach() for number in found]).to(sums)
+        sums.copy_(numbers @ pair_weight.to(sums))
+        return (found.loss * scaled).sum()
+
+    result = fused_linear_log_probs(hidden, head, labels=targets.labels, loss=weighted, chunk_size=chunk_size)
+    return PairLoss(result.loss, sums)
+
+
+def _compare(
+    compare: Callable[..., Comparison], log_probs: Tensor, targets: PairTargets, reference: Tensor | None
+) -> Comparison:
+    columns = [log_probs.sum(dim=1), _lengths(targets), None if reference is None else reference[targets.answer_ids]]
+    correct = [None if column is None else column[: targets.pairs] for column in columns]
+    faulty = [None if column is None else column[targets.fault_rows.clamp(min=0)] for column in columns]
+    return compare(Sequences(*correct), Sequences(*faulty), mask=targets.fault_rows >= 0)  # type: ignore[arg-type]
+
+
+def _unlikelihood(log_probs: Tensor, targets: PairTargets, reference: Tensor | None) -> Comparison:
+    """Return the loss of faulty answers; rewards, for the log, are mean log-probabilities."""
+    losses = unlikelihood(log_probs, targets.labels != IGNORE_INDEX)
+    rewards = log_probs.sum(dim=1) / _lengths(targets)
+    mask = targets.fault_rows >= 0
+    loss = mean_over_faults(_gather(losses, targets.fault_rows), mask)
+    return Comparison.of(loss, rewards[: targets.pairs], _gather(rewards, targets.fault_rows), mask)
+
+
+def _lengths(targets: PairTargets) -> Tensor:
+    return (targets.labels != IGNORE_INDEX).sum(dim=1).clamp(min=1)
+
+
+def _gather(by_row: Tensor, fault_rows: Tensor) -> Tensor:
+    """Arrange numbers `[B]` as faulty answers of pairs `[P, K]`; 0 where there is none."""
+    return by_row[fault_rows.clamp(min=0)].masked_fill(fault_rows < 0, 0)

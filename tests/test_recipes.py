@@ -12,7 +12,7 @@ from trl_akd.cli.parsing import RecipeParser
 from trl_akd.cli.quickstarts import JUDGE_PROMPT_FILE, PROMPTS_FILE
 from trl_akd.cli.recipes import RECIPES, find_accelerate_config, read_recipe
 from trl_akd.cli.tiny_models import KNOWN_MODELS
-from trl_akd.micro.lessons import JUDGE_LAYOUT, TEACHING_LAYOUTS
+from trl_akd.micro.teacher_data import JUDGE_PROMPT, TEACHING_PROMPTS
 
 ROOT = RECIPES.parent
 PATHS = sorted(RECIPES.rglob("config*.yaml"))
@@ -49,8 +49,8 @@ def test_parses(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     made = tmp_path / "outputs" / "quickstart-iterkd"  # what the quickstart writes before its recipe is read
     made.mkdir(parents=True)
-    (made / PROMPTS_FILE).write_text(yaml.safe_dump(dict(TEACHING_LAYOUTS)))
-    (made / JUDGE_PROMPT_FILE).write_text(JUDGE_LAYOUT)
+    (made / PROMPTS_FILE).write_text(yaml.safe_dump(dict(TEACHING_PROMPTS)))
+    (made / JUDGE_PROMPT_FILE).write_text(JUDGE_PROMPT)
     method = path.parent.name
     parser = RecipeParser(argument_types(method), prog=f"trl-akd {method}")
     values = parser.values(read_recipe(str(path)), ["--use_cpu", "true", "--output_dir", str(tmp_path)])

@@ -14,8 +14,8 @@ from tests.printed import printed_commands
 from trl_akd.cli import main, quickstarts
 from trl_akd.evaluation.benchmarks import load_benchmark
 from trl_akd.execution import CodeExecutor
-from trl_akd.micro import curricula, lessons, stages
-from trl_akd.micro.world import sample_tasks, write_json_lines, write_problems
+from trl_akd.micro import build, teacher_data
+from trl_akd.micro.tasks import sample_tasks, write_json_lines, write_problems
 
 
 def test_reference_solutions_of_the_world_pass(tmp_path: Path):
@@ -52,10 +52,10 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         logs = [{"step": 1, "kd/beta": 0.1, "kd/forward_kl": 1.0, "kd/reverse_kl": 1.0}]
         (output_dir / "trainer_state.json").write_text(json.dumps({"log_history": logs}))
 
-    monkeypatch.setattr(stages, "HELD_OUT_TASKS", 12)
-    monkeypatch.setattr(stages, "DISTILLATION_TASKS", 60)  # a batch of the recipe
-    monkeypatch.setattr(stages, "make_teacher", save)
-    monkeypatch.setattr(stages, "make_student", save)
+    monkeypatch.setattr(build, "HELD_OUT_TASKS", 12)
+    monkeypatch.setattr(build, "DISTILLATION_TASKS", 60)  # a batch of the recipe
+    monkeypatch.setattr(build, "make_teacher", save)
+    monkeypatch.setattr(build, "make_student", save)
     monkeypatch.setattr(quickstarts, "_distill", distill)
 
 
@@ -136,10 +136,10 @@ def test_codeplan_goes_from_plans_to_ranked_programs(tmp_path: Path, monkeypatch
         ("HELD_OUT_TASKS", 4),
         ("RANKER_TASKS", 6),
     ):
-        monkeypatch.setattr(stages, name, size)
+        monkeypatch.setattr(build, name, size)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(quickstarts, "NUM_PLANS", 2)
-    monkeypatch.setattr(curricula, "PLANS", replace(curricula.PLANS, steps=30))
+    monkeypatch.setattr(teacher_data, "CODEPLAN_DATA", replace(teacher_data.CODEPLAN_DATA, steps=30))
     folder = tmp_path / "quickstart"
     assert main(["quickstart", "--method", "codeplan", "--output_dir", str(folder)]) == 0
     out = capsys.readouterr().out
@@ -159,11 +159,11 @@ def test_codeplan_goes_from_plans_to_ranked_programs(tmp_path: Path, monkeypatch
 @pytest.mark.end_to_end
 def test_iterkd_runs_two_cycles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """Every stage on a small world; so untaught a teacher is never right, and the questions bring answers."""
-    build = stages.build_question_world
+    write_tasks = build.write_iterkd_tasks
 
-    def build_with_answers(folder: Path) -> stages.World:
-        world = build(folder)
-        tasks = sample_tasks(stages.SEED_TASKS, split="train", seed=1)
+    def build_with_answers(folder: Path) -> build.TaskFiles:
+        world = write_tasks(folder)
+        tasks = sample_tasks(build.SEED_TASKS, split="train", seed=1)
         rows = [json.loads(row) for row in world.rows.read_text().splitlines()]
         write_json_lines(({**row, "answer": task.solution} for row, task in zip(rows, tasks, strict=True)), world.rows)
         return world
@@ -176,10 +176,10 @@ def test_iterkd_runs_two_cycles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         ("SEED_TASKS", 12),
         ("HELD_OUT_TASKS", 4),
     ):
-        monkeypatch.setattr(stages, name, size)
+        monkeypatch.setattr(build, name, size)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(stages, "build_question_world", build_with_answers)
-    monkeypatch.setattr(lessons, "LESSONS", replace(lessons.LESSONS, steps=20))
+    monkeypatch.setattr(build, "write_iterkd_tasks", build_with_answers)
+    monkeypatch.setattr(teacher_data, "ITERKD_DATA", replace(teacher_data.ITERKD_DATA, steps=20))
     folder = tmp_path / "quickstart"
     assert main(["quickstart", "--method", "iterkd", "--output_dir", str(folder)]) == 0
     out = capsys.readouterr().out

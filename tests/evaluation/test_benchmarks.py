@@ -96,7 +96,7 @@ def test_a_prompt_of_prose_is_no_part_of_the_program(prompt: str, code: str):
         ({**MBPP, "test_list": "assert"}, "`test_list` in line 1 is 'assert'; give a list of texts"),
         ({**HUMANEVAL, "test": "assert 1", "entry_point": 5}, "`entry_point` in line 1 is 5"),
         ({**APPS, "difficulty": [1]}, r"`difficulty` in line 1 is \[1\]"),
-        ({**APPS, "input_output": {"inputs": [1], "outputs": ["1"]}}, "give texts or lists of lines"),
+        ({**APPS, "input_output": {"inputs": [1], "outputs": ["1"]}}, "give strings or lists of lines"),
         ({**APPS, "input_output": {"inputs": "ab", "outputs": "ab"}}, "without the lists 'inputs' and 'outputs'"),
         ({**APPS, "input_output": {"inputs": [[1]], "outputs": [1], "fn_name": 3}}, "fn_name=3"),
         ({"task_id": 1, "prompt": "x", "test": "y", "stop": "end"}, "`stop` in line 1 is 'end'; give a list of texts"),

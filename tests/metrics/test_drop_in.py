@@ -112,7 +112,7 @@ def test_arrays_within_inputs_and_outputs(tests: dict[str, Any]) -> None:
     [
         ({"inputs": [[{1}]], "outputs": [1], "fn_name": "f"}, r"references\[1\] is not JSON .*type set"),
         ({"inputs": [[b"1"]], "outputs": [1], "fn_name": "f"}, r"references\[1\] is not JSON .*type bytes"),
-        ({"inputs": [1], "outputs": [2]}, r"references\[1\] has inputs of type int; give texts or lists of lines"),
+        ({"inputs": [1], "outputs": [2]}, r"references\[1\] has inputs of type int; give strings or lists of lines"),
         ({"inputs": [1], "outputs": [2], "fn_name": "f"}, r"references\[1\] has inputs of type int for calls of 'f'"),
         ({"inputs": [["1"]], "outputs": [], "fn_name": "f"}, r"references\[1\] has 1 inputs and 0 outputs"),
         ({"inputs": ["1"], "outputs": ["1"], "harness": "x"}, r"references\[1\] has harness='x'; choose one of"),

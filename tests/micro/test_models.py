@@ -7,17 +7,17 @@ import torch
 from datasets import config as datasets_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from trl_akd.micro.curricula import CODE, code_rows
 from trl_akd.micro.models import (
     VOCABULARY_SIZE,
     new_model,
+    order_by_length,
     pretrain,
-    similar_lengths_together,
     student_config,
     teacher_config,
     train_tokenizer,
 )
-from trl_akd.micro.world import Task, sample_tasks
+from trl_akd.micro.tasks import Task, sample_tasks
+from trl_akd.micro.teacher_data import AKD_DATA, code_rows
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_tokenizer_has_pad_and_eos_and_survives_saving(tokenizer: PreTrainedToke
 
 def test_rows_fit_the_models(tokenizer: PreTrainedTokenizerFast, tasks: list[Task]):
     longest = max(len(tokenizer(task.prompt + task.solution)["input_ids"]) for task in tasks)
-    assert longest < CODE.max_length // 2
+    assert longest < AKD_DATA.max_length // 2
 
 
 def test_sizes(tokenizer: PreTrainedTokenizerFast):
@@ -98,12 +98,12 @@ def test_batches_are_alike_in_length_and_in_no_order():
         rows = list(order)
         return [max(lengths[row] for row in rows[i : i + 32]) for i in range(0, len(rows), 32)]
 
-    order = similar_lengths_together(lengths, batch_size=32)
+    order = order_by_length(lengths, batch_size=32)
     assert sorted(order) == list(range(2010))
     assert sum(widths(order)) < 0.7 * sum(widths(range(2010)))
     rises = sum(one < next_one for one, next_one in itertools.pairwise(widths(order)))
     assert 0.3 * 63 < rises < 0.7 * 63
-    assert order != similar_lengths_together(lengths, batch_size=32, seed=1)
+    assert order != order_by_length(lengths, batch_size=32, seed=1)
 
 
 def nats_per_token(model, tokenizer, tasks: list[Task]) -> float:

@@ -154,13 +154,13 @@ def field_descriptions(kind: type) -> dict[str, str]:
     >>> from dataclasses import dataclass
     >>> @dataclass
     ... class Sampling:
-    ...     \"\"\"Sampling of completions.
+    ...     '''Sampling of completions.
     ...
     ...     Args:
     ...         temperature (`float`, *optional*, defaults to `1.0`):
     ...             Temperature. With 0, the most likely
     ...             token is taken.
-    ...     \"\"\"
+    ...     '''
     ...
     ...     temperature: float = 1.0
     >>> field_descriptions(Sampling)

@@ -96,22 +96,22 @@ def _evaluate(
 
 def _run_akd(folder: Path, seed: int) -> None:
     """Distill the teacher's distribution into the student, evaluate all three models and print a table."""
-    from ..micro.stages import build_world, default_cache, make_student, make_teacher
+    from ..micro.build import default_cache, make_student, make_teacher, write_akd_tasks
 
     began = time.monotonic()
     teacher, before, after = folder / "teacher", folder / "student-before", folder / "student-akd"
     models = {"teacher": teacher, "student": before, "student after AKD": after}
     with _stage("1/5 Generate programming tasks"):
-        world = build_world(folder)
+        files = write_akd_tasks(folder)
     with _stage("2/5 Train the teacher, kept in the cache"):
         make_teacher(teacher, default_cache())
     with _stage("3/5 Train the student briefly"):
         make_student(before, teacher, seed)
     with _stage(f"4/5 Distill: trl-akd akd --config {AKD_RECIPE}"):
-        _distill(teacher, before, world.rows, after, seed)
+        _distill(teacher, before, files.rows, after, seed)
     with _stage("5/5 Run the code of all three in a sandbox"):
         results = {
-            name: _evaluate_akd(path, world.held_out, folder / _EVALUATION / path.name)
+            name: _evaluate_akd(path, files.held_out, folder / _EVALUATION / path.name)
             for name, path in models.items()
         }
     figure = _plot(after)
@@ -122,9 +122,9 @@ def _run_akd(folder: Path, seed: int) -> None:
     print(f"\nDone in {seconds:.0f} s. {figure}")
     print(f"\nLoad the student: AutoModelForCausalLM.from_pretrained({str(after)!r})")
     print("Evaluate it again:")
-    print(next_command("evaluate", None, "--allow_code_execution", model_name_or_path=after, benchmark=world.held_out))
+    print(next_command("evaluate", None, "--allow_code_execution", model_name_or_path=after, benchmark=files.held_out))
     print("Train by plain distillation (forward KL), to compare:")
-    kd = _akd_fields(teacher, before, world.rows, folder / "student-kd", seed)
+    kd = _akd_fields(teacher, before, files.rows, folder / "student-kd", seed)
     print(next_command("akd", AKD_RECIPE, beta_strategy="fixed", beta=0, **kd))
 
 
@@ -198,44 +198,45 @@ def _parameters(model: Path) -> int:
 
 def _run_codeplan(folder: Path, seed: int) -> None:
     """Let the teacher write plans, train with and without them, sample plans, and print a table."""
-    from ..micro.curricula import BACKWARD_LAYOUT, FORWARD_LAYOUT, PLANS
-    from ..micro.stages import build_planning_world, default_cache, make_student, make_teacher
+    from ..micro.build import default_cache, make_student, make_teacher, write_codeplan_tasks
+    from ..micro.teacher_data import BACKWARD_PROMPT, CODEPLAN_DATA, FORWARD_PROMPT
 
     began = time.monotonic()
     teacher, before, planned = folder / "teacher", folder / "student-before", folder / "student-codeplan"
     plain = folder / "student-unplanned"
     with _stage("1/7 Generate programming tasks"):
-        world = build_planning_world(folder)
-        (folder / PLAN_PROMPT_FILE).write_text(BACKWARD_LAYOUT)
-        (folder / FORWARD_PROMPT_FILE).write_text(FORWARD_LAYOUT)
+        files = write_codeplan_tasks(folder)
+        (folder / PLAN_PROMPT_FILE).write_text(BACKWARD_PROMPT)
+        (folder / FORWARD_PROMPT_FILE).write_text(FORWARD_PROMPT)
     with _stage("2/7 Train a teacher that writes plans, kept in the cache"):
-        make_teacher(teacher, default_cache(), PLANS)
+        make_teacher(teacher, default_cache(), CODEPLAN_DATA)
     with _stage("3/7 Train the student briefly on programs"):
         make_student(before, teacher, seed)
     with _stage(f"4/7 Write plans: trl-akd plans --config {CODEPLAN_RECIPES}/plans.yaml"):
-        _write_plans(folder, world.rows)
+        _write_plans(folder, files.rows)
     with _stage(f"5/7 Train without and with plans: trl-akd codeplan --config {CODEPLAN_RECIPES}/config.yaml"):
         _train_codeplan(folder, plain, seed, plan_weight=0, guided_weight=0)
         _train_codeplan(folder, planned, seed)
     with _stage(f"6/7 Train a ranker: trl-akd ranker train --config {CODEPLAN_RECIPES}/ranker.yaml"):
-        _train_ranker(folder, planned, world.seen, seed)
+        assert files.seen is not None
+        _train_ranker(folder, planned, files.seen, seed)
     with _stage(
         f"7/7 Select plans by tests: trl-akd evaluate --config {CODEPLAN_RECIPES}/evaluate.yaml --plan_sampling"
     ):
         results = {
-            "teacher": _evaluate_codeplan(folder, teacher, world.held_out, seed, **_AS_TRAINED),
-            "student": _evaluate_codeplan(folder, before, world.held_out, seed),
-            "student without plans": _evaluate_codeplan(folder, plain, world.held_out, seed, **_AS_TRAINED),
+            "teacher": _evaluate_codeplan(folder, teacher, files.held_out, seed, **_AS_TRAINED),
+            "student": _evaluate_codeplan(folder, before, files.held_out, seed),
+            "student without plans": _evaluate_codeplan(folder, plain, files.held_out, seed, **_AS_TRAINED),
             "student after CodePLAN": _evaluate_codeplan(
-                folder, planned, world.held_out, seed, plan_sampling=True, num_plans=NUM_PLANS, ranker=folder / _RANKER
+                folder, planned, files.held_out, seed, plan_sampling=True, num_plans=NUM_PLANS, ranker=folder / _RANKER
             ),
         }
     seconds = time.monotonic() - began
     _write_results(folder, seed, seconds, models=results)
     print(f"\n{_codeplan_table(results)}\n\nDone in {seconds:.0f} s.")
-    print(f"Let the student plan:  python {_write_example(planned, world.held_out)}")
+    print(f"Let the student plan:  python {_write_example(planned, files.held_out)}")
     print("Write plans from the problems alone, to compare:")
-    forward = _plan_fields(folder, world.rows, FORWARD_PROMPT_FILE, folder / "plans-forward")
+    forward = _plan_fields(folder, files.rows, FORWARD_PROMPT_FILE, folder / "plans-forward")
     print(next_command("plans", f"{CODEPLAN_RECIPES}/plans.yaml", reasoning="forward", **forward))
     print("Train without the task of following a plan, to compare:")
     fields = _codeplan_fields(folder, folder / "student-unguided", seed)
@@ -332,24 +333,24 @@ def _evaluate_codeplan(
 
 def _run_iterkd(folder: Path, seed: int) -> None:
     """Run two cycles and print their table."""
-    from ..micro.lessons import JUDGE_LAYOUT, LESSONS, TEACHING_LAYOUTS
-    from ..micro.stages import build_question_world, default_cache, make_student, make_teacher
+    from ..micro.build import default_cache, make_student, make_teacher, write_iterkd_tasks
+    from ..micro.teacher_data import ITERKD_DATA, JUDGE_PROMPT, TEACHING_PROMPTS
     from . import iterkd
 
     began = time.monotonic()
     teacher, before, after = folder / "teacher", folder / "student-before", folder / "student-iterkd"
     with _stage("1/5 Generate programming questions"):
-        world = build_question_world(folder)
-        (folder / PROMPTS_FILE).write_text(yaml.safe_dump(dict(TEACHING_LAYOUTS)))
-        (folder / JUDGE_PROMPT_FILE).write_text(JUDGE_LAYOUT)
+        files = write_iterkd_tasks(folder)
+        (folder / PROMPTS_FILE).write_text(yaml.safe_dump(dict(TEACHING_PROMPTS)))
+        (folder / JUDGE_PROMPT_FILE).write_text(JUDGE_PROMPT)
     with _stage("2/5 Train a teacher that also writes faults, judgements and questions, kept in the cache"):
-        make_teacher(teacher, default_cache(), LESSONS)
+        make_teacher(teacher, default_cache(), ITERKD_DATA)
     with _stage("3/5 Train the student briefly"):
         make_student(before, teacher, seed)
     with _stage("4/5 Evaluate the student: trl-akd evaluate"):
         results = _evaluate(
             before,
-            world.held_out,
+            files.held_out,
             folder / _EVALUATION / before.name,
             generation_batch_size=BATCH_SIZE,
             allow_code_execution=True,
@@ -359,10 +360,10 @@ def _run_iterkd(folder: Path, seed: int) -> None:
         fields: Fields = {
             "model_name_or_path": before,
             "teacher_model_name_or_path": teacher,
-            "dataset_name": world.rows,
+            "dataset_name": files.rows,
             "prompts_file": folder / PROMPTS_FILE,
             "judge_prompt_file": folder / JUDGE_PROMPT_FILE,
-            "eval_benchmark": world.held_out,
+            "eval_benchmark": files.held_out,
             "output_dir": after,
             "seed": seed,
         }

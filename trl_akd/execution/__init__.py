@@ -1,9 +1,9 @@
-"""Run programs nobody trusts; standard library alone."""
+"""Sandboxed execution of untrusted programs, with the standard library alone."""
 
 from .executor import CodeExecutor
 from .isolation import IsolationError
-from .judging import Tests, check_tests
 from .result import ExecutionResult
+from .test_cases import Tests, check_tests
 
 __all__ = [
     "CodeExecutor",

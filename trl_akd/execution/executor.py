@@ -1,4 +1,4 @@
-"""Run programs nobody trusts, several at a time, each in a sandbox of its own."""
+"""Execution of untrusted programs by a pool of sandboxed workers."""
 
 import math
 import os
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from .isolation import first_worker, start_worker
-from .judging import Judgement, Tests, check_tests, judge
+from .isolation import start_first_worker, start_worker
 from .result import ExecutionResult, Isolation
+from .test_cases import CaseRun, Tests, check_tests, run_cases
 from .worker import Case, HelperError, Worker
 
 __all__ = ["CodeExecutor"]
@@ -25,86 +25,95 @@ _ATTEMPTS = 2
 
 @dataclass
 class _Task:
-    """A program under way: its judgement, and the case that a helper runs for it."""
+    """A program under test, and its case that a helper runs."""
 
     index: int
-    judgement: Judgement
+    case_run: CaseRun
     case: Case
     attempt: int = 1
 
 
 class CodeExecutor:
-    """Run programs nobody trusts, several at a time, each in a sandbox of its own.
+    """Run untrusted programs in parallel, each in its own sandbox.
 
-    A light helper process per worker, started by exec and never a fork of the caller, forks one for each program. At
-    level `namespace` (Linux; as root or as an ordinary user), whatever a program does:
+    Each worker has a small helper process, started by exec rather than by a fork of the caller, which forks one
+    process per program. At level `namespace` (Linux; as root or as an ordinary user), the following holds for any
+    program:
 
-    - the caller lives, and no process, file, folder or descriptor is left behind, not even if the caller is killed;
-    - nothing outside the program's own /tmp changes, and that is empty at its start and gone at its end (64 MiB);
-    - it sees the system's folders, Python and `packages`, read-only; no home, no other process, no network, and of the
-      environment nothing of the caller's. As root, it runs as nobody; it has no capability and cannot get one;
-    - memory and processor time, of all its processes together, the number of processes, open files and output are
-      bounded, and the kernel ends it before its caller when the machine runs out of memory;
-    - its verdict does not depend on what else the machine does: processor time decides;
-    - it passes only if its process reached the end of the tests: exit codes, forked copies, and messages that are not
-      the harness's own do not. Candidate and test are compiled apart, and what the candidate did to built-ins,
-      `__builtins__`, standard streams, tracing and timers is undone before the test runs;
-    - it sees itself as `python candidate.py` would: `sys.argv`, `__file__`, `sys.path[0]`, signals, file modes and
-      limits are ordinary, whatever the caller's are, its file can be read and run again, and no path of the caller's
-      shows;
-    - what Python refuses to compile is a failed program like any other, compiled in its sandbox.
+    - It cannot end the caller, and leaves no process, file, folder or descriptor behind, even if the caller is killed.
+    - It can write only to its own /tmp (64 MiB), which is empty at its start and removed at its end.
+    - It sees the system's folders, Python and `packages`, all read-only; no home folder, no other process, no network,
+      and no environment variable of the caller. If the caller is root, the program runs as user `nobody`. It has no
+      capability and cannot gain one.
+    - The memory and processor time of all its processes together are limited, as are the number of processes, open
+      files and output. When the machine runs out of memory, the kernel ends the program before its caller.
+    - Its verdict does not depend on the load of the machine, as the time limit is on processor time.
+    - It passes only if its process reached the end of the tests; exit codes, forked copies and forged messages do not
+      count. Candidate and test are compiled separately, and changes by the candidate to built-ins, `__builtins__`,
+      standard streams, tracing and timers are undone before the test runs.
+    - Its view is that of `python candidate.py`: `sys.argv`, `__file__`, `sys.path[0]`, signals, file modes and limits
+      have their usual values, its file can be read and run again, and no path of the caller is visible.
+    - A program that Python cannot compile is a failed program; it is compiled inside its sandbox.
 
     Not covered:
 
-    - bugs of the kernel, and side channels: timing, load of the processor and its caches;
-    - a program written to cheat, unless `strict`. The test program shares the candidate's interpreter, and whatever
-      the harness does there to report a pass, the candidate can do as well: read the nonce from its descriptor and
-      send the message, or find test and verdict on the stack or in memory (which Python 3.13 makes easier). Nor are
-      objects noticed whose `__eq__` lies, patched modules (as `math.isclose`), names of built-ins defined anew, and
-      threads and callbacks that change built-ins while the test runs. With `strict`, the test runs in another process,
-      and of the candidate it sees functions that take and return plain data, copies of plain constants, and no
-      classes. Scripts and calls are always compared in the caller's process;
-    - memory to the last byte. A control group (version 2 or 1) bounds it wherever this user may make one below its
-      own: a program holds at most a quarter more than `memory_mb`, or 16 MiB where that is more. Elsewhere the helper
-      watches and estimates, up to 300 times a second, and is late on a busy machine: programs of many processes have
-      held 1.8 times a `memory_mb` of 128 there, and 2.9 times one of 64. There, a
-      mapping that processes share has at most 8 MiB and counts as such, and a process has 128 open files instead
-      of 256;
-    - processor time of processes that no parent waits for, once they have ended; wall-clock time is bounded too;
-    - standard error, which is thrown away;
-    - level `bwrap` has the same promises by way of bubblewrap, save that programs of a worker share /tmp's quota, and
-      that where root's Python lies out of nobody's reach they keep the right to read what is in their sandbox;
-    - level `process` keeps deadlines, limits and verdicts, and kills descendants by hunting for them, which a chain of
-      forks in ever new sessions can outrun. If helper and caller are killed together, processes that left the
-      program's session go on. The 64 MiB and 4096 files that are allowed are checked several times a second; files
-      that were removed and are still open do not count. Sockets but those of the Unix kind are refused (x86-64 and
-      Arm). Files are out of reach only as far as Landlock (Linux 5.13) and the user's rights go: without it, a program
-      may read and write what this user may, or as root what nobody may (and the level is refused where root's Python
-      lies out of nobody's reach). Signals to the user's other processes are kept inside from Linux 6.12 on. /dev/shm
-      is shared; files there stay, and without a control group they do not count as memory. macOS has this level only,
-      untested;
-    - other machines than x86-64 and Arm have no filter of system calls.
+    - Kernel bugs, and side channels such as timing, processor load and caches.
+    - Programs written to cheat, unless `strict`. The test program shares the candidate's interpreter, so the candidate
+      can imitate whatever the harness does to report a pass: read the nonce from its descriptor and send the message,
+      or find test and verdict on the stack or in memory (which Python 3.13 makes easier). Objects with a false
+      `__eq__`, patched modules (such as `math.isclose`), redefined names of built-ins, and threads or callbacks that
+      change built-ins during the test are not detected either. With `strict`, the test runs in another process and
+      sees only functions of the candidate that take and return plain data, and copies of plain constants, but no
+      classes. The outputs of scripts and calls are always compared in the caller's process.
+    - Exact memory limits without a control group. With one (version 2 or 1, wherever this user may make one below its
+      own), a program has at most `memory_mb` and a quarter more, or 16 MiB more if that is larger. Otherwise the
+      helper estimates the memory up to 300 times per second, and less often on a busy machine: programs of many
+      processes have reached 1.8 times a `memory_mb` of 128, and 2.9 times one of 64. Without a control group, a
+      mapping that processes share is limited to 8 MiB and counted as such, and a process has 128 open files instead
+      of 256.
+    - The processor time of processes that no parent waits for, after their end; wall-clock time is limited too.
+    - Standard error, which is discarded.
+    - Level `bwrap` makes the same promises by bubblewrap, except that the programs of a worker share the quota of
+      /tmp, and that if root's Python is in a folder that user `nobody` cannot enter, they may read everything in
+      their sandbox.
+    - Level `process` keeps deadlines, limits and verdicts. Descendants are found and killed one by one, which a chain
+      of forks in new sessions can outrun; if helper and caller are killed together, processes that left the program's
+      session go on. The limits of 64 MiB and 4096 files are checked several times per second, and removed files that
+      are still open do not count. Only Unix sockets are allowed (x86-64 and Arm). Access to files is restricted by
+      Landlock (Linux 5.13) and this user's permissions: without Landlock, a program may read and write what this user
+      may, or what user `nobody` may if the caller is root (the level is refused if root's Python is in a folder that
+      user `nobody` cannot enter). Signals to other processes of the user are blocked from Linux 6.12 on. /dev/shm is
+      shared: files there remain, and do not count as memory without a control group. macOS has this level only,
+      untested.
+    - Other architectures than x86-64 and Arm have no system-call filter.
 
     Args:
-        workers (`int`, *optional*): programs at a time, at most and by default the cores that this process may use.
-        timeout (`float`, *optional*, defaults to `3.0`): seconds of processor time for a program, all its processes
-            together, or for each input of a script. A program also ends after four times as many seconds in which none
-            of its processes could run, as they slept or waited, and at the latest after forty times as many.
-        memory_mb (`int`, *optional*, defaults to `512`): MiB of memory for all processes of a program together, and of
-            address space for each.
-        isolation (`str`, *optional*, defaults to `"auto"`): `"namespace"`, `"bwrap"`, `"process"`, or the stronger one
-            of the first two that works here; `"process"` is never chosen, only asked for.
-        strict (`bool`, *optional*, defaults to `False`): whether test programs run apart from the candidate.
-        packages (`Sequence[str]`, *optional*): importable packages, as `numpy`, that programs may use beside the
-            standard library. They are loaded once a worker, and make starting each program slower.
-        allow_code_execution (`bool`, *optional*): consent to running programs; else the environment variable
-            `HF_ALLOW_CODE_EVAL` must be 1, as for `evaluate`'s code_eval.
+        workers (`int`, *optional*):
+            Maximum number of programs that run at the same time. Defaults to the number of cores that this process may
+            use.
+        timeout (`float`, *optional*, defaults to `3.0`):
+            Limit in seconds on the processor time of all processes of a program together, per input for scripts. A
+            program also ends after four times as many seconds in which none of its processes could run (because they
+            slept or waited), and at the latest after forty times as many seconds of wall-clock time.
+        memory_mb (`int`, *optional*, defaults to `512`):
+            Limit in MiB on the memory of all processes of a program together, and on the address space of each.
+        isolation (`str`, *optional*, defaults to `"auto"`):
+            Isolation level: `"namespace"`, `"bwrap"`, `"process"`, or `"auto"` for the first of `"namespace"` and
+            `"bwrap"` that works on this machine.
+        strict (`bool`, *optional*, defaults to `False`):
+            Whether to run test programs in another process than the candidate.
+        packages (`Sequence[str]`, *optional*):
+            Importable packages, such as `numpy`, that programs may use in addition to the standard library. Each
+            worker loads them once, and they make the start of each program slower.
+        allow_code_execution (`bool`, *optional*):
+            Consent to run programs. If not given, the environment variable `HF_ALLOW_CODE_EVAL` must be 1, as for
+            `evaluate`'s code_eval.
 
     Raises:
-        PermissionError: If nobody consented.
-        IsolationError: If the level cannot be had here; the message says why.
+        PermissionError: If there is no consent.
+        IsolationError: If the level is not available on this machine; the message names the cause.
         ImportError: If one of `packages` cannot be imported.
-        ValueError, TypeError: If an argument is none of its kind.
+        ValueError, TypeError: If an argument is invalid.
 
     Example:
         ```python
@@ -131,15 +140,15 @@ class CodeExecutor:
         packages: Sequence[str] = (),
         allow_code_execution: bool | None = None,
     ) -> None:
-        _check_gate(allow_code_execution)
+        _check_consent(allow_code_execution)
         self._workers = _check_workers(workers)
         self._timeout = _check_timeout(timeout)
         self._memory_mb = _check_memory(memory_mb)
         self._strict = strict
         self._owner = os.getpid()
         self._lock = threading.Lock()
-        self._user: int | None = None
-        self.isolation, self._settings, worker = first_worker(isolation, packages)
+        self._running_thread: int | None = None
+        self.isolation, self._settings, worker = start_first_worker(isolation, packages)
         self._helpers: list[Worker] = [worker]
         self._finalizer = weakref.finalize(self, _stop, self._helpers, self._owner)
 
@@ -152,7 +161,7 @@ class CodeExecutor:
         self.close()
 
     def close(self) -> None:
-        """End all helpers and wait until they are gone; a second call does nothing."""
+        """End all helpers and wait until they are gone; further calls do nothing."""
         self._finalizer()
 
     def run(
@@ -166,19 +175,22 @@ class CodeExecutor:
         """Run programs and return their results, in order.
 
         Args:
-            programs (`Sequence[tuple[str, Tests]]`): candidate and tests of each: a test program, which runs in the
-                candidate's namespace as `__main__`, followed by the test functions and TestCases that it defines and
-                does not run; or `{"inputs": [...], "outputs": [...]}` as in APPS, texts (or lists of lines)
-                for standard input and output; or the same with `"fn_name"`, lists of arguments and returned values.
-                Inputs and outputs may come with a `"harness"`, whose imports run before each program and by whose
-                rules answers are compared: `"apps"` (the default), `"livecodebench"`, or `"none"`, for no imports.
-            timeout (`float`, *optional*): in place of the executor's.
-            memory_mb (`int`, *optional*): in place of the executor's.
-            fail_fast (`bool`, *optional*, defaults to `False`): whether to leave out a script's inputs after the first
-                that fails.
+            programs (`Sequence[tuple[str, Tests]]`):
+                Pairs of a candidate and its tests. Tests are one of: a test program, which runs in the candidate's
+                namespace as `__main__`, followed by the test functions and TestCases that it defines and does not run;
+                `{"inputs": [...], "outputs": [...]}` as in APPS, with standard input and output as strings or lists of
+                lines; or the same with `"fn_name"`, lists of arguments and returned values. With inputs and outputs,
+                `"harness"` selects the imports that run before each program and the comparison of outputs: `"apps"`
+                (the default), `"livecodebench"`, or `"none"` for no imports.
+            timeout (`float`, *optional*):
+                Replaces the executor's `timeout`.
+            memory_mb (`int`, *optional*):
+                Replaces the executor's `memory_mb`.
+            fail_fast (`bool`, *optional*, defaults to `False`):
+                Whether to skip the inputs of a script after the first that fails.
 
         Raises:
-            TypeError, ValueError: If a program is no such pair; nothing has run then.
+            TypeError, ValueError: If a pair is invalid; no program has run then.
         """
         for index, pair in enumerate(programs):
             _check_program(index, pair)
@@ -195,12 +207,10 @@ class CodeExecutor:
         *,
         fail_fast: bool = False,
     ) -> Iterator[tuple[int, ExecutionResult]]:
-        """Run programs as they are drawn from an iterable, and yield index and result of each as it ends.
+        """Run programs from an iterable, and yield the index and result of each as it ends.
 
-        Memory does not grow with their number. The executor is taken until the iterator ends or is closed, which ends
-        the programs under way.
-
-        Args: as those of `run`.
+        The iterable is consumed as workers become free, so memory does not grow with its length. The executor is in
+        use until the iterator ends or is closed, which ends the running programs. For the arguments, see `run`.
         """
         timeout = self._timeout if timeout is None else _check_timeout(timeout)
         memory_mb = self._memory_mb if memory_mb is None else _check_memory(memory_mb)
@@ -231,17 +241,17 @@ class CodeExecutor:
                             continue
                         if outcome["status"] == "infra_error" and task.attempt < _ATTEMPTS:
                             task.attempt += 1
-                            self._retire(worker)
+                            self._discard(worker)
                         else:
                             try:
-                                task.case = task.judgement.send(outcome)
+                                task.case = task.case_run.send(outcome)
                                 task.attempt = 1
                             except StopIteration as end:
                                 yield task.index, self._result(end.value)
                                 continue
                         self._assign(task, busy, selector, timeout, memory_mb)
         except BaseException:
-            _stop(self._helpers, self._owner)  # abandoned or interrupted: nothing may go on running
+            _stop(self._helpers, self._owner)  # closed or interrupted
             raise
         finally:
             self._release()
@@ -249,12 +259,12 @@ class CodeExecutor:
     def _start_next(
         self, programs: Iterator[tuple[int, tuple[str, Tests]]], fail_fast: bool
     ) -> _Task | tuple[int, ExecutionResult] | None:
-        """Start to judge the next program; return its task, or its result where nothing has to run for that."""
+        """Return the task of the next program, or its result if none of its cases has to run."""
         for index, pair in programs:
             _check_program(index, pair)
-            judgement = judge(*pair, strict=self._strict, fail_fast=fail_fast)
+            case_run = run_cases(*pair, packages=self._settings["packages"], strict=self._strict, fail_fast=fail_fast)
             try:
-                return _Task(index, judgement, next(judgement))
+                return _Task(index, case_run, next(case_run))
             except StopIteration as end:
                 return index, self._result(end.value)
         return None
@@ -278,13 +288,13 @@ class CodeExecutor:
     def _collect(self, worker: Worker) -> dict[str, Any] | None:
         try:
             if time.monotonic() >= worker.deadline:
-                raise HelperError("its helper did not answer in time")
+                raise HelperError("the helper did not answer in time")
             return worker.collect()
         except HelperError as error:
-            self._retire(worker)
+            self._discard(worker)
             return {"status": "infra_error", "message": str(error)}
 
-    def _retire(self, worker: Worker) -> None:
+    def _discard(self, worker: Worker) -> None:
         if worker in self._helpers:
             self._helpers.remove(worker)
             worker.stop()
@@ -295,22 +305,22 @@ class CodeExecutor:
 
     def _acquire(self) -> None:
         if os.getpid() != self._owner:
-            raise RuntimeError("This CodeExecutor was made in another process; make one in this process.")
-        if self._user == threading.get_ident():
-            raise RuntimeError("This CodeExecutor is running a stream; finish or close that one first.")
+            raise RuntimeError("This CodeExecutor was created in another process; create one in this process.")
+        if self._running_thread == threading.get_ident():
+            raise RuntimeError("This CodeExecutor is running a stream; finish or close that stream first.")
         self._lock.acquire()
-        self._user = threading.get_ident()
+        self._running_thread = threading.get_ident()
         if not self._finalizer.alive:
             self._release()
-            raise RuntimeError("This CodeExecutor is closed; make another one.")
+            raise RuntimeError("This CodeExecutor is closed; create a new one.")
 
     def _release(self) -> None:
-        self._user = None
+        self._running_thread = None
         self._lock.release()
 
 
 def _wait(selector: selectors.BaseSelector, busy: dict[Worker, _Task]) -> list[Worker]:
-    """Wait for the first helpers to answer, or for the first to be overdue."""
+    """Wait for helpers that have answered, or for the first one whose deadline passes."""
     first = min(busy, key=lambda worker: worker.deadline)
     ready = selector.select(max(0.0, first.deadline - time.monotonic()))
     return [key.fileobj for key, _ in ready if isinstance(key.fileobj, Worker)] or [first]
@@ -318,26 +328,26 @@ def _wait(selector: selectors.BaseSelector, busy: dict[Worker, _Task]) -> list[W
 
 def _stop(helpers: list[Worker], owner: int) -> None:
     if os.getpid() != owner:
-        return  # a forked copy of the caller: the helpers are not its own
+        return  # a forked copy of the caller, which does not own the helpers
     for worker in helpers:
-        worker.hang_up()
+        worker.request_stop()
     while helpers:
         helpers.pop().stop()
 
 
-def _check_gate(allowed: bool | None) -> None:
+def _check_consent(allowed: bool | None) -> None:
     if allowed is None:
         allowed = os.environ.get("HF_ALLOW_CODE_EVAL") == "1"
     if allowed is not True:
         raise PermissionError(
-            "Running programs that a model wrote must be allowed: pass allow_code_execution=True or set the "
-            "environment variable HF_ALLOW_CODE_EVAL=1."
+            "Running model-written programs needs consent: pass allow_code_execution=True or set the environment "
+            "variable HF_ALLOW_CODE_EVAL=1."
         )
 
 
 def _check_program(index: int, pair: object) -> None:
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str):
-        raise TypeError(f"programs[{index}] is no pair of a program's text and its tests; give (text, tests).")
+        raise TypeError(f"programs[{index}] is not a pair of a program (str) and its tests; give (program, tests).")
     check_tests(pair[1], f"programs[{index}]")
 
 
@@ -349,8 +359,8 @@ def _check_workers(workers: int | None) -> int:
         raise ValueError(f"workers is {workers!r}; give a number of processes from 1 to {cores}, or None for {cores}.")
     if workers > cores:
         warnings.warn(
-            f"workers={workers} is more than the {cores} cores this process may use; it goes on with {cores}, as more "
-            "would make programs wait and time out.",
+            f"workers={workers} is more than the {cores} cores that this process may use; {cores} are used, as "
+            "programs on shared cores would time out.",
             stacklevel=3,
         )
     return min(workers, cores)

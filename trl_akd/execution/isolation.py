@@ -1,8 +1,9 @@
-"""Which level of isolation is to be had here, and what a helper must be told to enter it."""
+"""Choice of the isolation level, and the settings with which helpers enter it."""
 
 import errno
 import importlib.util
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,43 +12,43 @@ from typing import Any, cast, get_args
 from .result import Isolation
 from .worker import PACKAGE_FOLDER, HelperError, PackageError, Worker, interpreter
 
-__all__ = ["IsolationError", "first_worker", "start_worker"]
+__all__ = ["IsolationError", "start_first_worker", "start_worker"]
 
 _STRONGEST_FIRST: tuple[Isolation, ...] = ("namespace", "bwrap")
-_SHORTAGES: dict[int | None, str] = {
+_SHORTAGE_REMEDIES: dict[int | None, str] = {
     errno.EMFILE: "raise the limit on open files (`ulimit -n`), or close some",
-    errno.ENFILE: "close files, as the machine has no more to give",
+    errno.ENFILE: "close files: the machine has reached its limit on open files",
     errno.EAGAIN: "raise the limit on processes (`ulimit -u`), or end some",
     errno.ENOMEM: "free memory, or raise the limit on it (`ulimit -v`)",
 }
-_NO_FOLDER: dict[int | None, str] = dict.fromkeys(
+_FOLDER_REMEDIES: dict[int | None, str] = dict.fromkeys(
     (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.EACCES),
-    "set TMPDIR to a folder that can be written to and has room",
+    "set TMPDIR to a writable folder with free space",
 )
-_HINTS = {
+_BLOCKING_SETTINGS = {
     "/proc/sys/kernel/unprivileged_userns_clone": "0",
     "/proc/sys/user/max_user_namespaces": "0",
     "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": "1",
 }
 
+_BWRAP_CODE_FOLDER = "/etc/trl_akd"
+# Capabilities of a helper that runs as root: it switches programs to nobody, ends them, and removes their files.
+_BWRAP_ROOT_KEEPS = ("SETUID", "SETGID", "SETPCAP", "KILL", "CHOWN", "FOWNER", "DAC_OVERRIDE", "DAC_READ_SEARCH")
+
 
 class IsolationError(RuntimeError):
-    """The wanted level of isolation cannot be had here."""
+    """The requested isolation level is not available on this machine."""
 
 
-def first_worker(isolation: str, packages: Sequence[str]) -> tuple[Isolation, dict[str, Any], Worker]:
-    """Start a helper at the wanted level, or for `auto` at the strongest that works here.
-
-    Args:
-        isolation (`str`): `auto`, `namespace`, `bwrap` or `process`.
-        packages (`Sequence[str]`): importable packages that programs may use beside the standard library.
+def start_first_worker(isolation: str, packages: Sequence[str]) -> tuple[Isolation, dict[str, Any], Worker]:
+    """Start a helper at the requested level, or for `auto` at the strongest level that works.
 
     Returns:
-        The level, the settings to start further helpers with, and a helper that is ready.
+        The level, the settings for starting further helpers, and a helper that is ready.
 
     Raises:
-        IsolationError: If the level cannot be had; `auto` never steps down to `process`.
-        ImportError: If a package is not found, or a sandbox cannot import it.
+        IsolationError: If the level is not available; `auto` never falls back to `process`.
+        ImportError: If a package is not installed, or cannot be imported in the sandbox.
     """
     choices = ("auto", *get_args(Isolation))
     if isolation not in choices:
@@ -58,7 +59,7 @@ def first_worker(isolation: str, packages: Sequence[str]) -> tuple[Isolation, di
     reasons = []
     for level in _STRONGEST_FIRST if isolation == "auto" else (cast(Isolation, isolation),):
         try:
-            settings = _settings(level, folders, [*_python_folders(), *sources])
+            settings = _helper_settings(level, folders, [*_python_folders(), *sources])
         except FileNotFoundError as error:
             reasons.append(f"{level}: {error}")
             continue
@@ -69,66 +70,99 @@ def first_worker(isolation: str, packages: Sequence[str]) -> tuple[Isolation, di
         except PackageError as error:
             worker.stop()
             raise ImportError(
-                f"packages names {error.package!r}, which a sandbox cannot import ({error}); name what it needs too."
+                f"packages names {error.package!r}, which cannot be imported in the sandbox ({error}); "
+                "also name the packages that it depends on."
             ) from None
         except HelperError as error:
             worker.stop()
-            if error.errno in _SHORTAGES:
+            if error.errno in _SHORTAGE_REMEDIES:
                 raise IsolationError(_explain_shortage(error, error.errno)) from error
             reasons.append(f"{level}: {error}")
-    raise IsolationError(_explain(isolation, reasons))
+    raise IsolationError(_explain_unavailable(isolation, reasons))
 
 
 def start_worker(settings: dict[str, Any]) -> Worker:
     """Start a helper.
 
     Raises:
-        IsolationError: If this machine has no room for one, whatever the level.
+        IsolationError: If the machine is short of files, processes or memory for one.
     """
     try:
         return Worker(settings)
     except OSError as error:
         if error.errno == errno.EACCES and error.filename == interpreter():
             raise IsolationError(
-                f"No helper process can be started: this user may not run {error.filename}; use a Python that it may."
+                f"No helper process can be started: this user may not run {error.filename}; use another Python."
             ) from error
         raise IsolationError(_explain_shortage(error, error.errno)) from error
 
 
 def _explain_shortage(error: Exception, number: int | None) -> str:
-    remedy = {**_SHORTAGES, **_NO_FOLDER}.get(number, "see what the machine is short of")
+    remedy = {**_SHORTAGE_REMEDIES, **_FOLDER_REMEDIES}.get(number, "check the machine's resources")
     return f"No helper process can be started ({error}): {remedy}."
 
 
-def _settings(level: Isolation, folders: dict[str, str], sources: list[str]) -> dict[str, Any]:
-    """Return what is told to a helper, and `command`, what to start it with."""
-    settings: dict[str, Any] = {"level": level, "sources": sources, "packages": folders, "command": []}
-    settings["own_folder"] = None
-    if level == "bwrap":
-        from . import bubblewrap  # not where there is no Linux
-
-        settings["command"] = bubblewrap.command(sources, own=os.path.join(PACKAGE_FOLDER, "zygote"))
-        settings["own_folder"] = bubblewrap.OWN_FOLDER
-        settings["writable"] = bubblewrap.WRITABLE
-    return settings
+def _explain_unavailable(isolation: str, reasons: list[str]) -> str:
+    blocking = [f"{path} is {value}" for path, value in _BLOCKING_SETTINGS.items() if _read(path) == value]
+    remedy = "" if isolation == "process" else ' If a weaker sandbox is enough, pass isolation="process".'
+    return f"isolation={isolation!r} is not available here ({'; '.join([*reasons, *blocking])}).{remedy}"
 
 
-def _explain(isolation: str, reasons: list[str]) -> str:
-    hints = [f"{path} is {value}" for path, value in _HINTS.items() if _reads(path) == value]
-    remedy = "" if isolation == "process" else ' Where a weaker sandbox will do, ask for it: isolation="process".'
-    causes = "; ".join([*reasons, *hints])
-    return f"isolation={isolation!r} cannot be had here ({causes}).{remedy}"
-
-
-def _reads(path: str) -> str | None:
+def _read(path: str) -> str | None:
     try:
         return Path(path).read_text().strip()
     except OSError:
         return None
 
 
+def _helper_settings(level: Isolation, folders: dict[str, str], sources: list[str]) -> dict[str, Any]:
+    """Return the first message to a helper; `command` is the prefix of the command line that starts it."""
+    settings = {"level": level, "sources": sources, "packages": folders, "command": [], "own_folder": None}
+    return settings | (_bwrap_settings(sources) if level == "bwrap" else {})
+
+
+def _bwrap_settings(sources: Iterable[str]) -> dict[str, Any]:
+    """Return the settings of level `bwrap`, which runs the helper inside bubblewrap's sandbox.
+
+    It is for machines whose ordinary users may not make namespaces, but where bubblewrap may: it is setuid, or has an
+    AppArmor profile that permits it.
+
+    Args:
+        sources (`Iterable[str]`): Paths to show besides the system's.
+
+    Raises:
+        FileNotFoundError: If bubblewrap is not installed.
+    """
+    from .zygote import confinement, filesystem  # missing modules of Unix must not break the import of this one
+
+    program = shutil.which("bwrap")
+    if program is None:
+        raise FileNotFoundError("bubblewrap is not installed: there is no bwrap on the PATH")
+    writable = (filesystem.SCRATCH, "/dev/shm")
+    line = [program, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    if os.geteuid() == 0:
+        line += ["--cap-drop", "ALL", *(word for name in _BWRAP_ROOT_KEEPS for word in ("--cap-add", f"CAP_{name}"))]
+    else:
+        line += ["--unshare-user"]
+    line += ["--proc", "/proc", "--dev", "/dev"]
+    for folder in writable:
+        line += ["--size", str(confinement.SCRATCH_BYTES), "--tmpfs", folder]
+    for path in filesystem.SYSTEM:
+        if os.path.islink(path):
+            line += ["--symlink", os.readlink(path), path]
+        elif os.path.isdir(path):
+            line += ["--ro-bind", path, path]
+    for path in filesystem.ETC_FILES:
+        line += ["--ro-bind-try", path, path]
+    for path in sorted({*sources, *map(os.path.realpath, sources)}):
+        line += ["--ro-bind", path, path]
+    line += ["--ro-bind", os.path.join(PACKAGE_FOLDER, "zygote"), f"{_BWRAP_CODE_FOLDER}/zygote"]
+    line += ["--chdir", filesystem.SCRATCH, "--"]
+    return {"command": line, "own_folder": _BWRAP_CODE_FOLDER, "writable": writable}
+
+
 def _python_folders() -> list[str]:
-    """List what the interpreter needs to run and to import its standard library, wherever it is installed."""
+    """List the folders that the interpreter and its standard library are installed in."""
     prefixes = {sys.base_prefix, sys.base_exec_prefix}
     folders = [os.path.join(prefix, name) for prefix in prefixes for name in ("bin", "lib", "lib64")]
     folders.append(os.path.dirname(os.__file__))
@@ -136,9 +170,9 @@ def _python_folders() -> list[str]:
 
 
 def _find_packages(packages: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Return each package's folder, and the paths to show for it: its own and that of the libraries it came with."""
+    """Return the folder of each package, and the paths to show for it, with the shared libraries of its wheel."""
     if isinstance(packages, str) or not isinstance(packages, Iterable):
-        raise TypeError(f"packages is {packages!r}; give a list of names of packages.")
+        raise TypeError(f"packages is {packages!r}; give a list of package names.")
     folders: dict[str, str] = {}
     paths = []
     for name in packages:

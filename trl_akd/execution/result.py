@@ -1,4 +1,4 @@
-"""What came of running one program."""
+"""Result of running one program."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,44 +11,44 @@ Isolation = Literal["namespace", "bwrap", "process"]
 
 @dataclass(frozen=True, slots=True)
 class ExecutionResult:
-    """Say what came of running one program against its tests, plainly enough to be written as JSON.
+    """Result of running one program against its tests; all fields can be written as JSON.
 
     Args:
         status (`str`):
-            `passed`; `failed`, by the program's fault; `timed_out`, at the limit on time; or `infra_error`: the
-            program was never judged, twice in a row, and must not be scored as wrong.
+            `passed`; `failed`; `timed_out`; or `infra_error`: the program could not be tested, and must not be scored
+            as wrong.
         error_type (`str`, *optional*):
-            Class name of the exception that ended the program, as `IndentationError`, never a base of it. A wrong
-            output of a script counts as the `AssertionError` of its test.
+            Name of the class of the exception that ended the program, such as `IndentationError`. A wrong output of
+            a script counts as an `AssertionError` of its test.
         message (`str`):
-            The exception's text or what else is known, printable and bounded.
+            Text of the exception or another description of the failure, printable and of limited length.
         error_bases (`tuple[str, ...]`):
-            Names of the classes that the exception's class derives from, nearest first.
+            Names of the base classes of the exception's class, in method resolution order.
         stage (`str`, *optional*):
-            Where it ended: `compile`, `load` (the candidate's top level) or `test`.
+            Stage at which it ended: `compile`, `load` (the candidate's top level) or `test`.
         origin (`str`, *optional*):
-            Whose line raised the exception: the `candidate`'s or the `test`'s.
+            Source of the line that raised the exception: `candidate` or `test`.
         line (`int`, *optional*):
-            That line's number in its own text, from 1.
+            Number of that line in its source, from 1.
         raised (`bool`):
             Whether that line is a `raise` statement.
         missing (`str`, *optional*):
-            The name, module, attribute or key that was not found.
+            Name, module, attribute or key that was not found.
         ending (`str`, *optional*):
-            What ended a program that did not pass: an `exception` that nothing caught, `exit` before the end of the
-            tests, a `signal`, the limit on time (`deadline`), or that on `memory`.
+            Cause of the end of a program that did not pass: an uncaught `exception`, an `exit` before the end of the
+            tests, a `signal`, the time limit (`deadline`) or the `memory` limit.
         signal (`int`, *optional*):
             Number of the signal.
         exit_code (`int`, *optional*):
-            Exit status, where the program exited by itself.
+            Exit status, if the program exited by itself.
         tests_passed (`int`), tests_total (`int`):
-            Cases passed and run: a test program is one case, a script has one an input.
+            Number of cases passed and run: a test program is one case, a script has one case per input.
         seconds (`float`):
-            Wall time of the program, without that of setting up its surroundings.
+            Wall-clock time of the program, without the set-up of its sandbox.
         isolation (`str`):
-            The level that the program ran at.
+            Isolation level at which the program ran.
         strict (`bool`):
-            Whether the test ran apart from the candidate.
+            Whether the test ran in another process than the candidate.
     """
 
     status: Status
@@ -71,5 +71,5 @@ class ExecutionResult:
 
     @property
     def passed(self) -> bool:
-        """Tell whether every test passed."""
+        """Whether every test passed."""
         return self.status == "passed"

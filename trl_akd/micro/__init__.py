@@ -1,1 +1,1 @@
-"""A small generated world of programming tasks, for quick starts, tests and honest comparisons."""
+"""Generated programming tasks and tiny models for quickstarts, tests and benchmarks."""

@@ -1,4 +1,4 @@
-"""Tokenizer, teacher and student of the micro world, and how they learn to write its programs."""
+"""Tokenizer, teacher and student for the generated tasks, and their supervised training."""
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ from ..data.tokenization import tokenize_dataset
 PAD_TOKEN, EOS_TOKEN = "<|pad|>", "<|endoftext|>"
 VOCABULARY_SIZE = 1024
 
-# Digits, line breaks and quoted letters stay tokens of their own: what a program copies, its instruction shows alike.
+# Digits, line breaks and quoted letters are separate tokens, so that program and instruction spell them alike.
 _KEPT_APART = Regex(r"\d|\n|'[a-z]'")
 _LONGEST_TOKEN = 24
 _BATCHES_PER_GROUP = 20
@@ -31,7 +31,8 @@ _BATCHES_PER_GROUP = 20
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer.
 
-    Merges cross spaces, so a common phrase is a single token and sequences stay short; any text decodes to itself.
+    Merges cross spaces, so that a common phrase is a single token and sequences are short. Every text decodes to
+    itself.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -58,17 +59,17 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def teacher_config(tokenizer: PreTrainedTokenizerBase, max_length: int) -> LlamaConfig:
-    """Describe the teacher: a Llama of 0.98 million parameters that reads `max_length` tokens."""
+    """Return the configuration of the teacher: a Llama of 0.98 million parameters and `max_length` positions."""
     return _llama(tokenizer, max_length, hidden_size=128, layers=4, heads=4)
 
 
 def student_config(tokenizer: PreTrainedTokenizerBase, max_length: int) -> LlamaConfig:
-    """Describe the student: a Llama of 0.25 million parameters, a quarter of the teacher."""
+    """Return the configuration of the student: a Llama of 0.25 million parameters."""
     return _llama(tokenizer, max_length, hidden_size=80, layers=2, heads=2)
 
 
 def new_model(config: LlamaConfig, seed: int = 0) -> LlamaForCausalLM:
-    """Build a model with random weights that depend on nothing but the configuration and the seed."""
+    """Return a model with random weights, a function of the configuration and the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)
@@ -85,21 +86,29 @@ def pretrain(
     batch_size: int = 64,
     seed: int = 0,
 ) -> None:
-    """Train a model in place to continue prompts with completions, by cross-entropy on the completions.
+    """Train a model in place by cross-entropy on completions.
 
     Args:
-        model (`LlamaForCausalLM`): the model to train.
-        tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
-        rows (`Sequence[Mapping]`): `prompt` and `completion`, read as many times as `max_steps` asks for.
-        output_dir (`str` or `Path`): where the `Trainer` may write; nothing is saved.
-        max_steps (`int`): optimiser steps.
-        learning_rate (`float`, *optional*, defaults to `4e-3`): peak; the second half of the steps decays to 0.
-        batch_size (`int`, *optional*, defaults to `64`): rows in a step.
-        seed (`int`, *optional*, defaults to `0`): seed of the order of rows.
+        model (`LlamaForCausalLM`):
+            Model to train.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Tokenizer of the model.
+        rows (`Sequence[Mapping]`):
+            Rows with `prompt` and `completion`, repeated if `max_steps` needs more.
+        output_dir (`str` or `Path`):
+            Output folder of the `Trainer`, to which nothing is saved.
+        max_steps (`int`):
+            Number of optimizer steps.
+        learning_rate (`float`, *optional*, defaults to `4e-3`):
+            Peak learning rate, which decays to 0 in the second half of the steps.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Rows per step.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the order of rows.
     """
     max_length = model.config.max_position_embeddings
     dataset, _ = tokenize_dataset(Dataset.from_list(list(rows)), tokenizer, max_length=max_length)
-    order = similar_lengths_together([len(ids) for ids in dataset["input_ids"]], batch_size, seed)
+    order = order_by_length([len(ids) for ids in dataset["input_ids"]], batch_size, seed)
     args = TrainingArguments(
         output_dir=str(output_dir),
         max_steps=max_steps,
@@ -120,16 +129,18 @@ def pretrain(
     Trainer(model, args, DataCollatorForDistillation(tokenizer.pad_token_id), dataset.select(order)).train()
 
 
-def similar_lengths_together(lengths: Sequence[int], batch_size: int, seed: int = 0) -> list[int]:
-    """Shuffle row numbers so that each batch pads little.
+def order_by_length(lengths: Sequence[int], batch_size: int, seed: int = 0) -> list[int]:
+    """Return a random order of rows in which the rows of a batch have similar lengths.
 
-    The `Trainer`'s own `group_by_length` does that too, but then goes through a group of batches from long to short;
-    here the batches come in random order.
+    The `Trainer`'s `group_by_length` orders the batches of a group from long to short; here their order is random.
 
     Args:
-        lengths (`Sequence[int]`): tokens in each row.
-        batch_size (`int`): rows that will be padded to a common length.
-        seed (`int`, *optional*, defaults to `0`): seed of the shuffle.
+        lengths (`Sequence[int]`):
+            Number of tokens of each row.
+        batch_size (`int`):
+            Rows per batch.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the order.
     """
     rng = random.Random(seed)
     shuffled = rng.sample(range(len(lengths)), len(lengths))

@@ -1,4 +1,4 @@
-"""What the programs of the micro world are composed of: small typed operations, in words and in Python."""
+"""Small typed operations, in words and in Python, of which the generated tasks are composed."""
 
 from dataclasses import dataclass
 
@@ -12,17 +12,23 @@ LETTERS = tuple(f"'{letter}'" for letter in "aeiort")
 
 @dataclass(frozen=True)
 class Operation:
-    """Turn a value of one kind into a value of the same or another kind.
+    """A function from a value of one kind to a value of the same or another kind.
 
-    A kind is also the name of the variable that holds such a value in a program.
+    A kind is also the name of the variable with such a value in a program.
 
     Args:
-        name (`str`): identity of the operation, unique in `OPERATIONS`.
-        takes (`str`): kind of the input.
-        gives (`str`): kind of the output.
-        arguments (`tuple[str, ...]`): what `{k}` may stand for, as Python text; `NO_ARGUMENT` if there is no `{k}`.
-        phrases (`tuple[str, ...]`): wordings in the imperative, all with the same meaning.
-        forms (`tuple[str, ...]`): Python expressions of the variable `takes`, all with the same value.
+        name (`str`):
+            Unique name in `OPERATIONS`.
+        takes (`str`):
+            Kind of the input.
+        gives (`str`):
+            Kind of the output.
+        arguments (`tuple[str, ...]`):
+            Python literals to substitute for `{k}`; `NO_ARGUMENT` if there is no `{k}`.
+        phrases (`tuple[str, ...]`):
+            Wordings in the imperative, with the same meaning.
+        forms (`tuple[str, ...]`):
+            Python expressions of the variable `takes`, with the same value.
     """
 
     name: str

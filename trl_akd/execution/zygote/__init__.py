@@ -1,6 +1,6 @@
-"""The other side of the executor: a helper process, which imports nothing of `trl_akd` but this folder.
+"""Code of the helper process, which imports no other part of `trl_akd`, and of the programs that it forks.
 
-    caller ── helper ── init ── program        a line is a fork, save the first, an exec
+    caller ── exec ── helper ── fork ── program
 
-Read `helper`, then `supervisor`, then `program`.
+Start reading at `helper`, then `supervisor`, then `program`.
 """

@@ -1,7 +1,7 @@
-"""Messages between caller and helper: small JSON headers, and files for everything long.
+"""Messages between caller and helper: JSON objects, with open files attached.
 
-Texts of programs travel as open files, so that the helper never reads them: what it does not hold, the next program,
-a copy of it, cannot find in its memory.
+Sources of programs are sent as open files that the helper does not read. The next program, a fork of the helper, can
+therefore not find them in its memory.
 """
 
 import json
@@ -17,7 +17,7 @@ _MAX_FILES = 16
 
 
 def send(channel: socket.socket, message: dict[str, Any], files: Sequence[int] = ()) -> None:
-    """Send a message, and copies of open files with it."""
+    """Send a message with copies of open files."""
     body = json.dumps(message).encode()
     data = _LENGTH.pack(len(body)) + body
     sent = socket.send_fds(channel, [data], files) if files else 0
@@ -25,20 +25,20 @@ def send(channel: socket.socket, message: dict[str, Any], files: Sequence[int] =
 
 
 def receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Wait for a message and the files that came with it.
+    """Wait for a message and the files attached to it.
 
     Raises:
-        EOFError: If the other side is gone.
-        ValueError: If what came is no message.
+        EOFError: If the other process has ended.
+        ValueError: If the message is invalid.
     """
     head, files, _, _ = socket.recv_fds(channel, _LENGTH.size, _MAX_FILES)
     try:
         (length,) = _LENGTH.unpack(head + _read(channel, _LENGTH.size - len(head)))
         if length > _MAX_LENGTH:
-            raise ValueError(f"a message of {length} bytes")
+            raise ValueError(f"message of {length} bytes, more than the maximum of {_MAX_LENGTH}")
         message = json.loads(_read(channel, length))
         if not isinstance(message, dict):
-            raise ValueError("a message that is no object")
+            raise ValueError("message that is not a JSON object")
     except BaseException:
         for file in files:
             os.close(file)
@@ -47,11 +47,11 @@ def receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def make_file(content: bytes = b"") -> int:
-    """Make a file without a name, at its start, that lives as long as somebody has it open."""
+    """Create an unnamed file, positioned at its start, that exists as long as it is open."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("text")
     else:
-        import tempfile  # not on Linux: all that a helper imports, each program's process has a copy of
+        import tempfile  # not needed on Linux, and imports make every fork of the helper slower
 
         with tempfile.TemporaryFile() as unnamed:
             file = os.dup(unnamed.fileno())
@@ -63,7 +63,7 @@ def make_file(content: bytes = b"") -> int:
 
 
 def read_file(file: int, limit: int) -> bytes:
-    """Read a file from its start, whatever its position, up to `limit` bytes."""
+    """Read up to `limit` bytes from the start of a file, regardless of its position."""
     chunks = []
     position = 0
     while position < limit and (chunk := os.pread(file, min(limit - position, 1 << 20), position)):

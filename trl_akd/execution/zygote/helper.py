@@ -1,6 +1,6 @@
-"""The helper ("zygote") of one worker: goes into its surroundings once, then forks a process for each program.
+"""The helper ("zygote") process of one worker: sets up its sandbox once, then forks one process per program.
 
-Started by exec, so that it is small, and knows nothing of its caller but one socket.
+It is started by exec, so it is small, and a socket is all that it shares with its caller.
 """
 
 import gc
@@ -30,19 +30,19 @@ _LEVELS: dict[str, Callable[[dict[str, Any], MemoryLimit | None], supervisor.Lev
     "bwrap": processes.BubblewrapLevel,
     "process": processes.ProcessLevel,
 }
-_KILLED_BEFORE_CALLERS = 500
+_OOM_SCORE = 500
 _STACK_BYTES = 8 << 20
 _SCRIPT = "candidate.py"
 
 
 def main(socket_fd: int, code_fd: int | None) -> None:
-    """Serve the caller at the other end of a socket until it hangs up.
+    """Serve the caller at the other end of a socket until it disconnects.
 
     Args:
-        socket_fd (`int`): the socket.
-        code_fd (`int`, *optional*): the folder of this code, no longer needed.
+        socket_fd (`int`): Descriptor of the socket.
+        code_fd (`int`, *optional*): Descriptor of the folder of this code, to be closed.
     """
-    make_surroundings_ordinary()
+    reset_inherited_state()
     if code_fd is not None:
         os.close(code_fd)
     caller = socket.socket(fileno=socket_fd)
@@ -51,45 +51,44 @@ def main(socket_fd: int, code_fd: int | None) -> None:
     memory = MemoryLimit(settings["group"], group) if group else None
     try:
         _serve_all(settings, memory, caller, files)
-    except (EOFError, ConnectionError, supervisor.CallerGone):
+    except (EOFError, ConnectionError, supervisor.CallerDisconnected):
         pass
     finally:
         if memory is not None:
             memory.leave()
 
 
-def make_surroundings_ordinary() -> None:
-    """Undo what the caller's own surroundings would do to programs: signals, limits, modes of files, memory's end.
+def reset_inherited_state() -> None:
+    """Reset the signals, file mode mask, resource limits and OOM score inherited from the caller.
 
-    The stack's size, by which threads get theirs, counts when a process starts: where it is not the usual one, this
-    process starts once more.
+    The stack size takes effect when a process starts, so this process executes itself again if it is not the default.
     """
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}:
         try:
             signal.signal(number, signal.SIG_DFL)
         except OSError:
-            pass  # kept by the C library for itself
+            pass  # reserved by the C library
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.umask(0o022)
-    stack, most = resource.getrlimit(resource.RLIMIT_STACK)
-    usual = _STACK_BYTES if most == resource.RLIM_INFINITY else min(_STACK_BYTES, most)
-    if stack != usual and sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_STACK, (usual, most))
+    stack, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    default = _STACK_BYTES if hard == resource.RLIM_INFINITY else min(_STACK_BYTES, hard)
+    if stack != default and sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_STACK, (default, hard))
         os.execv(sys.executable, sys.orig_argv)
     for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE):
-        _, most = resource.getrlimit(kind)
+        _, hard = resource.getrlimit(kind)
         try:
-            resource.setrlimit(kind, (most, most))
+            resource.setrlimit(kind, (hard, hard))
         except (OSError, ValueError):
             pass  # macOS
-    confinement.offer_for_killing(_KILLED_BEFORE_CALLERS)
+    confinement.raise_oom_score(_OOM_SCORE)
 
 
-class NamedPackages:
-    """Find the packages that programs may use beside the standard library, and no others in their folders.
+class PackageFinder:
+    """Importer of the packages that programs may use, and of no others in the same folders.
 
     Args:
-        folders (`dict[str, str]`): where each top-level package lies, by name.
+        folders (`dict[str, str]`): Parent folder of each top-level package, by name.
     """
 
     def __init__(self, folders: dict[str, str]) -> None:
@@ -98,7 +97,7 @@ class NamedPackages:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Look for a top-level package in its own folder; the import system finds what is inside."""
+        """Find a top-level package; the import system finds its submodules."""
         if path is None and name in self._folders:
             return PathFinder.find_spec(name, [self._folders[name]], target)
         return None
@@ -108,10 +107,10 @@ def _serve_all(settings: dict[str, Any], memory: MemoryLimit | None, caller: soc
     try:
         level = _LEVELS[settings["level"]](settings, memory)
     except Exception as error:
-        channel.send(caller, {"error": _say(error), "errno": getattr(error, "errno", None)})
+        channel.send(caller, {"error": _describe(error), "errno": getattr(error, "errno", None)})
         return
     try:
-        if not _load(settings, caller):
+        if not _import_packages(settings, caller):
             return
         if memory is not None:
             memory.enter()
@@ -124,14 +123,14 @@ def _serve_all(settings: dict[str, Any], memory: MemoryLimit | None, caller: soc
         level.close()
 
 
-def _load(settings: dict[str, Any], caller: socket.socket) -> bool:
-    """Import what programs are likely to need; tell whether all packages could be imported."""
-    sys.meta_path.append(NamedPackages(settings["packages"]))
+def _import_packages(settings: dict[str, Any], caller: socket.socket) -> bool:
+    """Import modules that programs often use, and `packages`; return whether all packages could be imported."""
+    sys.meta_path.append(PackageFinder(settings["packages"]))
     del sys.path[0]  # the folder of this code
     sys.argv[:] = [_SCRIPT]
     sys.orig_argv[:] = [sys.executable, _SCRIPT]
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for add_builtins in (site.setquit, site.setcopyright, site.sethelper):  # which a start without `site` lacks
+    for add_builtins in (site.setquit, site.setcopyright, site.sethelper):  # missing without `site`
         add_builtins()
     for name in _PRELOADED:
         importlib.import_module(name)
@@ -139,12 +138,12 @@ def _load(settings: dict[str, Any], caller: socket.socket) -> bool:
         try:
             importlib.import_module(name)
         except Exception as error:
-            channel.send(caller, {"error": _say(error), "package": name})
+            channel.send(caller, {"error": _describe(error), "package": name})
             return False
     gc.collect()
     gc.freeze()
     return True
 
 
-def _say(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""System calls that Python 3.11 has no function for. Each raises an OSError that names its step."""
+"""System calls that Python 3.11 does not provide; each raises an OSError that names the failed step."""
 
 import ctypes
 import os
@@ -52,7 +52,7 @@ _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 if sys.platform == "linux":
-    _libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)  # it is variadic, and reads all of them
+    _libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)  # variadic, but reads all arguments
 _reaper_stack = ctypes.create_string_buffer(16 << 10)
 
 
@@ -61,22 +61,22 @@ class _FilterProgram(ctypes.Structure):
 
 
 def unshare(flags: int) -> None:
-    """Leave namespaces for fresh ones."""
-    _check(_libc.unshare(flags), "making a user namespace" if flags & CLONE_NEWUSER else "making namespaces")
+    """Move this process into new namespaces."""
+    _check(_libc.unshare(flags), "creating a user namespace" if flags & CLONE_NEWUSER else "creating namespaces")
 
 
 def setns(fd: int, flags: int) -> None:
-    """Go into the namespace that a descriptor stands for."""
+    """Enter the namespace of a descriptor."""
     _check(_libc.setns(fd, flags), "setns")
 
 
 def start_reaper() -> int:
-    """Start a process that only waits, and whose children leave no zombies; return its id.
+    """Start a process that only waits and whose children leave no zombies; return its id.
 
-    It shares this process's memory and runs none of its code, so that it costs almost nothing. As first process of a
-    pid namespace it takes in orphans, and all others end with it.
+    It shares this process's memory and runs none of its code, so it is cheap. As the first process of a pid namespace
+    it adopts orphans, and all other processes end with it.
     """
-    _libc.signal(_SIGCHLD, _SIG_IGN)  # inherited; signal.signal would do the same at twenty times the cost
+    _libc.signal(_SIGCHLD, _SIG_IGN)  # inherited; twenty times as fast as signal.signal
     try:
         stack_top = ctypes.addressof(_reaper_stack) + len(_reaper_stack) & ~0xF
         wait = ctypes.cast(_libc.pause, ctypes.c_void_p)
@@ -94,10 +94,10 @@ def mount(source: str, target: str, kind: str | None = None, flags: int = 0, opt
 
 
 def pivot_root_here() -> None:
-    """Make the current folder, a mount of its own, the root, and let go of the old root."""
+    """Make the current folder, which must be a mount point, the root, and unmount the old root."""
     machine = os.uname().machine
     if machine not in _PIVOT_ROOT:
-        raise OSError(None, f"the number of pivot_root is not known on {machine}")
+        raise OSError(None, f"the number of pivot_root is unknown on {machine}")
     syscall("pivot_root", _PIVOT_ROOT[machine], b".", b".")
     _check(_libc.umount2(b".", _MNT_DETACH), "umount the old root")
     os.chdir("/")
@@ -111,39 +111,39 @@ def syscall(step: str, number: int, *arguments: Any) -> int:
 
 
 def try_syscall(number: int, *arguments: Any) -> int:
-    """Make a system call by its number; -1 if it fails or there is none."""
+    """Make a system call by its number; return -1 if it fails or does not exist."""
     if sys.platform != "linux":
         return -1
     return int(_libc.syscall(ctypes.c_long(number), *map(_wide, arguments)))
 
 
 def die_with_parent(number: int) -> None:
-    """Ask for a signal when the thread that forked this process ends. A change of user undoes this."""
+    """Request a signal when the thread that forked this process ends; a change of user cancels the request."""
     _prctl(_PR_SET_PDEATHSIG, number, step="PR_SET_PDEATHSIG")
 
 
 def set_dumpable(dumpable: bool) -> None:
-    """Say whether processes of the same user may trace this one and read its memory."""
+    """Set whether processes of the same user may trace this process and read its memory."""
     _prctl(_PR_SET_DUMPABLE, int(dumpable), step="PR_SET_DUMPABLE")
 
 
 def disable_huge_pages() -> None:
-    """Give this process and those that it forks small pages only, as a mapped part keeps a huge page whole."""
+    """Disable huge pages for this process and its future children, as each stays whole while a part is mapped."""
     _prctl(_PR_SET_THP_DISABLE, 1, step="PR_SET_THP_DISABLE")
 
 
 def become_subreaper() -> None:
-    """Adopt every descendant whose parent dies."""
+    """Adopt descendants whose parent ends."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1, step="PR_SET_CHILD_SUBREAPER")
 
 
-def forbid_new_privileges() -> None:
-    """Let no exec give this process or its descendants rights that it lacks."""
+def set_no_new_privileges() -> None:
+    """Prevent this process and its descendants from gaining privileges by exec."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1, step="PR_SET_NO_NEW_PRIVS")
 
 
-def drop_capability_bounds(kept: int = 0) -> None:
-    """Let no exec bring a capability back but those of a mask, not even for user 0; needs CAP_SETPCAP."""
+def drop_bounding_capabilities(kept: int = 0) -> None:
+    """Prevent exec from restoring capabilities other than those of a mask, even for user 0; needs CAP_SETPCAP."""
     if sys.platform != "linux":
         return
     for capability in range(_LAST_POSSIBLE_CAPABILITY + 1):
@@ -152,7 +152,7 @@ def drop_capability_bounds(kept: int = 0) -> None:
 
 
 def mapped_ids(kind: str) -> list[tuple[int, int]]:
-    """List the ranges of ids, of kind `uid` or `gid`, that exist in this user namespace: first id, how many."""
+    """List the ranges of ids (`uid` or `gid`) in this user namespace, as first id and length."""
     try:
         with open(f"/proc/self/{kind}_map") as lines:
             return [(int(first), int(count)) for first, _, count in map(str.split, lines)]
@@ -160,13 +160,13 @@ def mapped_ids(kind: str) -> list[tuple[int, int]]:
         return [(0, 1 << 32)]
 
 
-def may_become_nobody() -> bool:
-    """Tell whether this process is root and there is a nobody: root of a container of one user has none."""
+def can_switch_to_nobody() -> bool:
+    """Whether this process is root and user `nobody` exists; containers with a single user have none."""
     return os.geteuid() == 0 and any(first <= NOBODY < first + count for first, count in mapped_ids("uid"))
 
 
-def become(user: int, group: int, kept_capabilities: int = 0) -> None:
-    """Become another user without other groups, keeping a mask of capabilities, also across exec."""
+def switch_user(user: int, group: int, kept_capabilities: int = 0) -> None:
+    """Become another user without supplementary groups; keep a mask of capabilities, also across exec."""
     os.setgroups([])
     os.setresgid(group, group, group)
     _prctl(_PR_SET_KEEPCAPS, int(kept_capabilities != 0), step="PR_SET_KEEPCAPS")
@@ -179,7 +179,7 @@ def become(user: int, group: int, kept_capabilities: int = 0) -> None:
 
 
 def limit_capabilities(kept: int = 0) -> None:
-    """Give up every capability but those of a mask."""
+    """Drop all capabilities except those of a mask."""
     if sys.platform != "linux":
         return
     low, high = kept & 0xFFFFFFFF, kept >> 32
@@ -194,12 +194,12 @@ def install_filter(instructions: bytes) -> None:
 
 
 def _prctl(option: int, first: int, second: int = 0, *, step: str) -> None:
-    if sys.platform == "linux":  # at level `process`, other systems do without
+    if sys.platform == "linux":  # level `process` does without it on other systems
         _check(_libc.prctl(option, first, second, 0, 0), step)
 
 
 def _wide(argument: Any) -> Any:
-    """Pass whole numbers as 64 bits, which variadic functions do not do by themselves."""
+    """Convert integers to 64 bits, which ctypes does not do for variadic functions."""
     return ctypes.c_ulong(argument) if isinstance(argument, int) else argument
 
 

@@ -1,4 +1,4 @@
-"""Measurements of a program's processes, from Linux's /proc: processor time, and memory where no group counts it."""
+"""Processor time of a program's processes, and their memory where no control group counts it, from Linux's /proc."""
 
 import os
 import re
@@ -6,29 +6,29 @@ from collections.abc import Iterable
 
 from . import seccomp
 
-IDLE_TIMES = 4  # idle seconds that a program has for each second of its limit
-_WALL_TIMES = 40
+IDLE_FACTOR = 4  # idle seconds allowed per second of the time limit
+_WALL_FACTOR = 40
 AVAILABLE = os.path.exists("/proc/self/stat")
 
 _TICKS, _PAGE = map(os.sysconf, ("SC_CLK_TCK", "SC_PAGE_SIZE")) if hasattr(os, "sysconf") else (1, 1)
 _SHARED_MAPPING = re.compile(rb"^\S+ \S\S\Ss \S+ (\S+ \d+) +(?:/dev/zero|/memfd:|/SYSV)", re.M)
-_MOST_OF_MAPS = 1 << 18
-_MOST_FOR_TABLES = 16 << 20
-_FEW_DESCRIPTORS = 16
-_SOCKET_BYTES = 208 << 10  # Linux's default for a buffer, which programs cannot change
+_MAX_MAPS_BYTES = 1 << 18
+_MAX_TABLE_BYTES = 16 << 20
+_UNCOUNTED_DESCRIPTORS = 16
+_SOCKET_BYTES = 208 << 10  # Linux's default buffer size, which the system-call filter makes fixed
 _PIPE_BYTES = 64 << 10
 
 
-def longest_run(timeout: float) -> float:
-    """Return the seconds of wall-clock time after which a program ends whatever the machine's load."""
-    return timeout * _WALL_TIMES
+def max_wall_seconds(timeout: float) -> float:
+    """Return the limit in seconds on the wall-clock time of a program."""
+    return timeout * _WALL_FACTOR
 
 
-def processor_use(processes: Iterable[int]) -> tuple[float, bool]:
-    """Measure what live processes, and the children that they have waited for, have used of the processor.
+def cpu_usage(processes: Iterable[int]) -> tuple[float, bool]:
+    """Measure the processor time of live processes and of the children that they have waited for.
 
     Returns:
-        Seconds, to a clock tick for each process; and whether one of them could run now, on a core or waiting for one.
+        Seconds, exact to one clock tick per process; and whether one of the processes is running or runnable.
     """
     ticks, runnable = 0, False
     for pid in processes:
@@ -49,20 +49,20 @@ def _has_runnable_thread(pid: int) -> bool:
 
 
 def memory_bytes(processes: Iterable[int], enough: int) -> int:
-    """Measure the memory that processes hold together and no file backs: for want of a control group, an estimate.
+    """Estimate the anonymous memory of several processes together, in the absence of a control group.
 
-    Pages that several processes share count once. What the kernel keeps for them counts as much as it may be at most:
-    shared mappings, whose pages stay when their owner drops or unmaps them; sockets, pipes, tables of mappings.
+    Pages that several processes share count once. Memory that the kernel holds for them counts at its maximum: shared
+    mappings, whose pages remain when their owner drops or unmaps them; sockets; pipes; tables of mappings.
 
     Args:
-        enough (`int`): below this many bytes, a cheaper upper bound may be returned in place of the best estimate.
+        enough (`int`): Threshold in bytes below which a cheaper upper bound may be returned.
     """
     pids = list(processes)
     kept = 0
     mappings: set[bytes] = set()
     for pid in pids:
-        lines = _read(f"/proc/{pid}/maps", _MOST_OF_MAPS)
-        kept += _MOST_FOR_TABLES if len(lines) == _MOST_OF_MAPS else 0
+        lines = _read(f"/proc/{pid}/maps", _MAX_MAPS_BYTES)
+        kept += _MAX_TABLE_BYTES if len(lines) == _MAX_MAPS_BYTES else 0
         mappings.update(_SHARED_MAPPING.findall(lines))
     kept += len(mappings) * seccomp.SHARED_MAPPING_BYTES + _queue_bytes(pids)
     resident = (
@@ -72,14 +72,14 @@ def memory_bytes(processes: Iterable[int], enough: int) -> int:
 
 
 def _queue_bytes(pids: list[int]) -> int:
-    """Return how many bytes may wait in the sockets and pipes of processes; a few are not looked for."""
+    """Return the capacity in bytes of the sockets and pipes of processes with more than a few descriptors."""
     queues: set[str] = set()
     for pid in pids:
         try:
             descriptors = os.listdir(f"/proc/{pid}/fd")
         except OSError:
             continue
-        for descriptor in descriptors if len(descriptors) > _FEW_DESCRIPTORS else ():
+        for descriptor in descriptors if len(descriptors) > _UNCOUNTED_DESCRIPTORS else ():
             try:
                 queues.add(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
             except OSError:
@@ -88,7 +88,7 @@ def _queue_bytes(pids: list[int]) -> int:
 
 
 def _proportional_share(pid: int) -> int:
-    """Return bytes of anonymous memory, each page divided by the number of processes that share it."""
+    """Return the bytes of anonymous memory, each page divided by the number of processes that share it."""
     for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
         if line.startswith(b"Pss_Anon:"):
             return int(line.split()[1]) << 10
@@ -96,7 +96,7 @@ def _proportional_share(pid: int) -> int:
 
 
 def _read(path: str, limit: int = 1 << 20) -> bytes:
-    """Read a file of /proc, which gives a page or so at a time; nothing if the process has just ended."""
+    """Read a file of /proc, which returns about a page at a time; return no bytes if the process has ended."""
     parts, length = [], 0
     try:
         with open(path, "rb", buffering=0) as file:

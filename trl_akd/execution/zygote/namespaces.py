@@ -1,14 +1,14 @@
-"""Level `namespace`: kernel namespaces, by system calls alone, for root and for ordinary users.
+"""Level `namespace`: Linux namespaces, created by system calls, as root or as an ordinary user.
 
-A helper enters once what is costly to build, its *worker's* namespaces, and each program gets what must be its own:
+A helper enters the namespaces that are slow to create once per worker; the others are created per program:
 
-| namespace | worker's: once                                | program's: each time               |
-|-----------|-----------------------------------------------|------------------------------------|
-| user      | nobody's rights outside; no further ones      |                                    |
-| mount     | white-listed root, read-only                  | its /tmp and /proc on top of that  |
-| pid       | the helper is pid 1: with it dies everything  | a reaper is pid 1: ditto           |
-| net, uts  | no device is up; a host name of its own       |                                    |
-| ipc       | empty, and a filter keeps it so               | where no filter is known           |
+| namespace | per worker                                     | per program                         |
+|-----------|------------------------------------------------|-------------------------------------|
+| user      | no privileges outside; no nested namespaces    |                                     |
+| mount     | read-only root with allowed paths only         | private /tmp and /proc              |
+| pid       | the helper is pid 1, so all end with it        | a reaper is pid 1, so all end with it |
+| net, uts  | no network device is up; private host name     |                                     |
+| ipc       | empty, and kept empty by the system-call filter | on architectures without a filter  |
 """
 
 import contextlib
@@ -17,10 +17,10 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from . import confinement, linux, root
+from . import confinement, filesystem, linux
 from .cgroup import MemoryLimit
 
-_HELPER = 1  # its process id in the worker's pid namespace
+_HELPER = 1  # process id of the helper in the worker's pid namespace
 _WORKER = (
     linux.CLONE_NEWUSER
     | linux.CLONE_NEWNS
@@ -32,37 +32,37 @@ _WORKER = (
 
 
 class NamespaceLevel:
-    """Go into the worker's namespaces for good, then start each program in some of its own.
+    """Enter the worker's namespaces, and start each program in its own ones.
 
     Args:
-        settings (`dict`): the caller's first message; `sources` are the paths to show besides the system's.
+        settings (`dict`): First message of the caller; `sources` are the paths to show besides the system's.
 
     Raises:
-        OSError: naming the step that failed. This process is then good for nothing but saying so.
+        OSError: If a step fails, with its name. This process can then only report the error.
     """
 
     def __init__(self, settings: dict[str, Any], memory: MemoryLimit | None) -> None:
         self.memory = memory
-        self._becomes_nobody = linux.may_become_nobody()
-        _enter_worker_namespaces(maps_all=self._becomes_nobody)
-        _go_on_as_first_process()
-        self._user, self._group = (linux.NOBODY, linux.NOBODY) if self._becomes_nobody else (os.getuid(), os.getgid())
+        self._runs_as_nobody = linux.can_switch_to_nobody()
+        _enter_worker_namespaces(maps_all=self._runs_as_nobody)
+        _continue_as_pid_1()
+        self._user, self._group = (linux.NOBODY, linux.NOBODY) if self._runs_as_nobody else (os.getuid(), os.getgid())
         self._sources = sorted({*settings["sources"], *map(os.path.realpath, settings["sources"])})
         self._writable_proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
-        root.enter_white_list(self._sources, self._user, self._group)
+        filesystem.enter_private_root(self._sources, self._user, self._group)
         with open("/proc/sys/user/max_user_namespaces", "w") as file:
             file.write("0")
-        root.seal()
-        linux.drop_capability_bounds()
-        linux.forbid_new_privileges()
-        linux.set_dumpable(False)  # a program's reaper shares this memory
-        # Message queues and System V's segments outlive processes. Where no filter refuses to make them, each program
-        # has a namespace for them; freeing one takes the kernel milliseconds, one after the other for all workers.
-        self._program = linux.CLONE_NEWNS | (linux.CLONE_NEWIPC if not confinement.FILTERS_CALLS else 0)
+        filesystem.remount_read_only()
+        linux.drop_bounding_capabilities()
+        linux.set_no_new_privileges()
+        linux.set_dumpable(False)  # the reapers of programs share this memory
+        # Message queues and System V segments outlive processes, so where no filter forbids them, each program has an
+        # IPC namespace. Freeing one takes the kernel milliseconds, and all workers share a lock for that.
+        self._program = linux.CLONE_NEWNS | (linux.CLONE_NEWIPC if not confinement.HAS_SYSCALL_FILTER else 0)
         self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
 
     def fork(self) -> int:
-        """Make a pid namespace with a reaper as pid 1, and fork the program's process into it."""
+        """Create a pid namespace with a reaper as pid 1, and fork the program's process into it."""
         linux.unshare(linux.CLONE_NEWPID)
         try:
             self._reaper = linux.start_reaper()
@@ -77,40 +77,40 @@ class NamespaceLevel:
                 linux.setns(self._pid_namespace, linux.CLONE_NEWPID)
         return child
 
-    def furnish(self) -> None:
-        """Give the program what is its own; called in its process."""
-        linux.set_dumpable(True)  # a copy of the helper's memory, in which there is no secret
-        confinement.offer_for_killing(proc=self._writable_proc)
+    def set_up(self) -> None:
+        """Mount the program's private folders; called in its process."""
+        linux.set_dumpable(True)  # the helper's memory contains no secrets
+        confinement.raise_oom_score(proc=self._writable_proc)
         linux.unshare(self._program)
-        root.mount_private_parts(self._sources)
+        filesystem.mount_program_folders(self._sources)
 
-    def processes_allowed(self) -> int:
-        """Return the limit on the processes of the program's user, which is counted in its user namespace."""
+    def process_limit(self) -> int:
+        """Return the limit on processes, which are counted per user namespace."""
         return confinement.PROCESSES
 
-    def drop_rights(self) -> None:
-        """Give up what a helper may do and a program may not."""
-        if self._becomes_nobody:
-            linux.become(self._user, self._group)
+    def drop_privileges(self) -> None:
+        """Become user `nobody`, if possible, and drop all capabilities."""
+        if self._runs_as_nobody:
+            linux.switch_user(self._user, self._group)
         linux.limit_capabilities()
         linux.set_dumpable(True)
 
     def processes(self) -> Iterator[int]:
-        """List the program's processes: all that the helper sees but itself and the reaper."""
+        """List the program's processes: all visible ones except the helper and the reaper."""
         return (int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) not in (1, self._reaper))
 
-    def scratch_use(self) -> tuple[int, int]:
-        """Return zeros: the file system of the program's folder has its limits."""
+    def scratch_usage(self) -> tuple[int, int]:
+        """Return zeros, as the file system of the program's folder has limits."""
         return 0, 0
 
     def scratch_memory_bytes(self, child: int) -> int:
-        """Measure the file system of the program's folder."""
-        return root.used_bytes(f"/proc/{child}/root{root.SCRATCH}")
+        """Return the bytes used in the file system of the program's folder."""
+        return filesystem.used_bytes(f"/proc/{child}/root{filesystem.SCRATCH}")
 
     def destroy(self, child: int) -> None:
-        """Kill a program's reaper, with which the kernel kills the rest, and reap all children of this process.
+        """Kill the program's reaper, upon which the kernel kills its processes, and reap all children.
 
-        The reaper does not end before the last process of its namespace is reaped, whoever its parent is.
+        The reaper ends only after the last process of its namespace has been reaped.
         """
         os.kill(self._reaper, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
@@ -118,7 +118,7 @@ class NamespaceLevel:
                 os.waitpid(-1, 0)
 
     def close(self) -> None:
-        """Do nothing: all of it goes with the helper."""
+        """Do nothing, as all namespaces end with the helper."""
 
 
 def _enter_worker_namespaces(maps_all: bool) -> None:
@@ -129,7 +129,7 @@ def _enter_worker_namespaces(maps_all: bool) -> None:
         _write("/proc/self/uid_map", f"{user} {user} 1")
         _write("/proc/self/gid_map", f"{group} {group} 1")
         return
-    # To map more than itself takes rights outside the new namespace, so a process that stays behind does it.
+    # Mapping all ids needs privileges outside the new namespace, so a process outside writes the maps.
     maps = {}
     for kind in ("uid", "gid"):
         maps[kind] = "\n".join(f"{first} {first} {count}" for first, count in linux.mapped_ids(kind))
@@ -138,11 +138,11 @@ def _enter_worker_namespaces(maps_all: bool) -> None:
         for kind, text in maps.items():
             _write(f"/proc/{pid}/{kind}_map", text)
 
-    _while_left_behind(write_maps, lambda: linux.unshare(_WORKER))
+    _enter_then_call_from_outside(lambda: linux.unshare(_WORKER), write_maps)
 
 
-def _while_left_behind(task: Callable[[int], None], step: Callable[[], None]) -> None:
-    """Do `step` here, then `task`, given this process's id, in a child that was forked before."""
+def _enter_then_call_from_outside(enter: Callable[[], None], task: Callable[[int], None]) -> None:
+    """Call `enter` in this process, then `task` with this process's id in a child forked before `enter`."""
     own = os.getpid()
     reader, writer = os.pipe()
     child = os.fork()
@@ -158,7 +158,7 @@ def _while_left_behind(task: Callable[[int], None], step: Callable[[], None]) ->
             os._exit(errno)
     os.close(reader)
     try:
-        step()
+        enter()
         os.write(writer, b"1")
     finally:
         os.close(writer)
@@ -167,8 +167,8 @@ def _while_left_behind(task: Callable[[int], None], step: Callable[[], None]) ->
         raise OSError(errno, os.strerror(errno), "writing uid_map or gid_map")
 
 
-def _go_on_as_first_process() -> None:
-    """Fork: the child goes on, as pid 1 of the new pid namespace; the parent waits for its end."""
+def _continue_as_pid_1() -> None:
+    """Fork, and continue in the child as pid 1 of the new pid namespace; the parent waits for its end."""
     child = os.fork()
     if child:
         _wait_and_exit(child)

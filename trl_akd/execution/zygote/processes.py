@@ -1,6 +1,6 @@
-"""Levels `process` and `bwrap`: own session, own folder, limits, and a hunt for every descendant afterwards.
+"""Levels `process` and `bwrap`: a session, a folder and limits per program, and a search for its descendants.
 
-At level `bwrap` all of this happens inside a sandbox that bubblewrap made for the worker.
+At level `bwrap` all of this happens inside the sandbox that bubblewrap creates for the worker.
 """
 
 import contextlib
@@ -13,10 +13,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from . import confinement, landlock, linux, root
+from . import confinement, filesystem, linux
 from .cgroup import MemoryLimit
 
-_HUNT_SECONDS = 5.0
+_KILL_SECONDS = 5.0
 _COUNT_SECONDS = 0.5
 _MEASURE_SECONDS = 0.2
 _LISTS_CHILDREN = os.path.exists("/proc/thread-self/children")
@@ -25,34 +25,34 @@ _READABLE = ("/proc", "/dev", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf",
 
 
 class ProcessLevel:
-    """Start programs as plain processes, as nobody where the helper is root.
+    """Start programs as ordinary processes, as user `nobody` if the helper is root.
 
     Args:
-        settings (`dict`): the caller's first message; `sources` is what may be read besides the system's files,
-            `folder` is to be made for programs' own folders.
-        memory (`MemoryLimit`, *optional*): the control group that this process is in.
+        settings (`dict`): First message of the caller; `sources` are the paths that may be read besides the system's,
+            and `folder` is the path to create for the programs' folders.
+        memory (`MemoryLimit`, *optional*): Control group of this process.
 
     Raises:
-        OSError: If programs could read what they must not, or the folder cannot be made.
+        OSError: If the access of programs to files cannot be restricted, or the folder cannot be created.
     """
 
     def __init__(self, settings: dict[str, Any], memory: MemoryLimit | None) -> None:
         self.memory = memory
-        self._readable = [*root.SYSTEM, *root.SETTINGS, *_READABLE, *settings["sources"]]
+        self._readable = [*filesystem.SYSTEM, *filesystem.ETC_FILES, *_READABLE, *settings["sources"]]
         self._scratch = ""
         self._next_measurement = 0.0
         self._numbers = itertools.count()
-        self._becomes_nobody = linux.may_become_nobody()
-        # Nobody may not enter root's home. With a Python there, programs keep root's right to read, not that to write.
-        reads_by_right = not self._becomes_nobody or _nobody_enters(os.path.dirname(os.__file__))
-        self._kept_capabilities = 0 if reads_by_right else linux.CAP_DAC_READ_SEARCH
-        if self._kept_capabilities and not landlock.available():
+        self._runs_as_nobody = linux.can_switch_to_nobody()
+        # If Python is in root's home, closed to user `nobody`, programs keep the capability to read all files.
+        reads_as_nobody = not self._runs_as_nobody or _nobody_can_enter(os.path.dirname(os.__file__))
+        self._kept_capabilities = 0 if reads_as_nobody else linux.CAP_DAC_READ_SEARCH
+        if self._kept_capabilities and not confinement.landlock_available():
             raise OSError(
                 errno.EACCES,
-                "programs would keep root's right to read every file, as this Python lies where nobody else may look "
-                "and the kernel has no Landlock; run as an ordinary user, or with a Python that all may read",
+                "programs would keep root's right to read every file, as only root may read the folder of this Python "
+                "and the kernel has no Landlock; run as an ordinary user, or with a Python that everyone may read",
             )
-        self._user = linux.NOBODY if self._becomes_nobody else os.getuid()
+        self._user = linux.NOBODY if self._runs_as_nobody else os.getuid()
         self._threads, self._counted_at = 0, -math.inf
         self._folder = settings["folder"]
         if self._folder is not None:
@@ -61,19 +61,19 @@ class ProcessLevel:
         linux.set_dumpable(False)
 
     def make_scratch(self) -> str:
-        """Make the folder of one program."""
+        """Create the folder of one program."""
         folder = os.path.join(self._folder, str(next(self._numbers)))
         os.mkdir(folder, 0o700)
-        if self._becomes_nobody:
+        if self._runs_as_nobody:
             os.chown(folder, linux.NOBODY, linux.NOBODY)
         return folder
 
     def remove_scratch(self) -> None:
-        """Remove it again."""
+        """Remove the folder of the program."""
         remove_tree(self._scratch)
 
-    def scratch_use(self) -> tuple[int, int]:
-        """Measure and count the files in the program's folder, now and then."""
+    def scratch_usage(self) -> tuple[int, int]:
+        """Return the size and number of the files in the program's folder, or zeros if measured recently."""
         if time.monotonic() < self._next_measurement:
             return 0, 0
         start = time.monotonic()
@@ -82,52 +82,51 @@ class ProcessLevel:
         return used
 
     def scratch_memory_bytes(self, child: int) -> int:
-        """Return 0: the files are on disk."""
+        """Return 0, as the files are on disk."""
         return 0
 
     def fork(self) -> int:
-        """Make the program's folder, and fork its process."""
+        """Create the program's folder, and fork its process."""
         self._scratch = self.make_scratch()
         self._next_measurement = 0.0
         return os.fork()
 
-    def furnish(self) -> None:
-        """Go into the program's folder."""
+    def set_up(self) -> None:
+        """Enter the program's folder."""
         linux.set_dumpable(True)
-        confinement.offer_for_killing()
+        confinement.raise_oom_score()
         linux.die_with_parent(signal.SIGKILL)
         os.chdir(self._scratch)
         os.environ.update(HOME=self._scratch, TMPDIR=self._scratch)
 
-    def processes_allowed(self) -> int:
-        """Return the limit on the processes of the program's user, which counts all that this user runs."""
+    def process_limit(self) -> int:
+        """Return the limit on processes, which includes all other processes of the same user."""
         if time.monotonic() - self._counted_at > _COUNT_SECONDS:
             self._threads, self._counted_at = _threads_of(self._user), time.monotonic()
         return self._threads + confinement.PROCESSES
 
-    def drop_rights(self) -> None:
-        """Give up the rights of root, and all files but those that a program needs."""
-        linux.drop_capability_bounds(self._kept_capabilities)
-        if self._becomes_nobody:
-            linux.become(linux.NOBODY, linux.NOBODY, self._kept_capabilities)
-        linux.forbid_new_privileges()
-        landlock.restrict(self._readable, [self._scratch, *_WRITABLE])
+    def drop_privileges(self) -> None:
+        """Drop root's privileges, and access to all files except those that programs need."""
+        linux.drop_bounding_capabilities(self._kept_capabilities)
+        if self._runs_as_nobody:
+            linux.switch_user(linux.NOBODY, linux.NOBODY, self._kept_capabilities)
+        linux.set_no_new_privileges()
+        confinement.restrict_file_access(self._readable, [self._scratch, *_WRITABLE])
         linux.limit_capabilities(self._kept_capabilities)
         linux.set_dumpable(True)
 
     def processes(self) -> Iterator[int]:
-        """List the program's processes: all descendants of this one."""
+        """List the program's processes: all descendants of this process."""
         return (pid for pid, _ in _descendants())
 
     def destroy(self, child: int) -> None:
-        """Kill descendants until there are none, whatever sessions they went into, then remove the folder.
+        """Kill descendants in all sessions until none is left, then remove the program's folder.
 
-        A group is killed at once, so that no fork escapes; a chain of processes that each make a new group may.
+        Process groups are killed at once, so no fork inside one escapes; a chain of forks in new groups may.
         """
-        give_up = time.monotonic() + _HUNT_SECONDS
+        give_up = time.monotonic() + _KILL_SECONDS
         while time.monotonic() < give_up:
-            hunted = _descendants()
-            for pid, group in hunted:
+            for pid, group in _descendants():
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
                 if group != os.getpgrp():
@@ -144,56 +143,51 @@ class ProcessLevel:
 
 
 class BubblewrapLevel(ProcessLevel):
-    """Do the same inside a sandbox: all that is there may be read, and some folders are the programs' alone.
+    """Start programs as `ProcessLevel` does, inside bubblewrap's sandbox, of which they may read all files.
 
     Args:
-        settings (`dict`): the caller's first message; `writable` are those folders.
+        settings (`dict`): First message of the caller; `writable` are the folders that programs may change.
     """
 
     def __init__(self, settings: dict[str, Any], memory: MemoryLimit | None) -> None:
         super().__init__(settings, memory)
         self._readable = ["/"]
-        self._emptied: list[str] = settings["writable"]
-        self._mounted = settings["sources"]
-        for folder in self._emptied:
+        self._writable: list[str] = settings["writable"]
+        self._kept = settings["sources"]
+        for folder in self._writable:
             os.chmod(folder, 0o1777)
 
     def make_scratch(self) -> str:
-        """Name the folder of every program."""
-        return root.SCRATCH
+        """Return the scratch folder, which all programs use in turn."""
+        return filesystem.SCRATCH
 
     def scratch_memory_bytes(self, child: int) -> int:
-        """Measure the file systems that programs could write to."""
-        return sum(map(root.used_bytes, self._emptied))
+        """Return the bytes used in the writable file systems."""
+        return sum(map(filesystem.used_bytes, self._writable))
 
     def remove_scratch(self) -> None:
-        """Empty what programs could write to."""
-        for folder in self._emptied:
-            empty_folder(folder, kept=self._mounted)
+        """Empty the writable folders."""
+        for folder in self._writable:
+            empty_folder(folder, kept=self._kept)
 
 
 def _make_folder(path: str) -> None:
     try:
         os.mkdir(path, 0o711)
     except OSError as error:
-        reason = f"{error.strerror}; set TMPDIR to a folder that can be written to and has room"
+        reason = f"{error.strerror}; set TMPDIR to a writable folder with free space"
         raise OSError(error.errno, reason, path) from error
 
 
 def remove_tree(folder: str) -> None:
-    """Remove a folder, whatever its modes and however deep."""
+    """Remove a folder of any depth, with any file modes."""
     os.chmod(folder, 0o700)
     empty_folder(folder)
     os.rmdir(folder)
 
 
 def empty_folder(folder: str, kept: Sequence[str] = ()) -> None:
-    """Remove what is in a folder; folders inside are first moved to the top, so that no path gets too long.
-
-    Args:
-        folder (`str`): what to empty.
-        kept (`Sequence[str]`): paths that stay, with the folders that lead there.
-    """
+    """Remove the content of a folder, except `kept` paths; inner folders are first moved up to keep paths short."""
     numbers = itertools.count()
     inner: list[str] = []
     for current in itertools.chain([folder], inner):  # grows
@@ -214,7 +208,7 @@ def empty_folder(folder: str, kept: Sequence[str] = ()) -> None:
 
 
 def _tree_use(folder: str) -> tuple[int, int]:
-    """Return how many bytes on disk the files below a folder take up, and how many they are; stop at too many."""
+    """Return the bytes on disk and the number of the files below a folder; stop above the limits."""
     total = count = 0
     inner = [folder]
     for current in inner:  # grows
@@ -231,7 +225,7 @@ def _tree_use(folder: str) -> tuple[int, int]:
 
 
 def _descendants() -> list[tuple[int, int]]:
-    """Return process id and group of all descendants that are no zombies."""
+    """Return the process id and group of all descendants except zombies."""
     if _LISTS_CHILDREN:
         found = _live_children(os.getpid())
         for pid, _ in found:  # grows
@@ -260,9 +254,9 @@ def _live_children(parent: int) -> list[tuple[int, int]]:
 
 
 def _all_processes() -> Iterator[tuple[int, int, int]]:
-    """Yield id, parent's id and group of each process that is no zombie."""
+    """Yield the id, parent id and group of all processes except zombies."""
     if not os.path.isdir("/proc/self"):
-        import subprocess  # not on Linux, see `channel.make_file`
+        import subprocess  # not needed on Linux; see `channel.make_file`
 
         table = subprocess.run(["ps", "-axo", "pid=,ppid=,pgid="], capture_output=True, text=True, check=True).stdout
         for line in table.splitlines():
@@ -278,7 +272,7 @@ def _all_processes() -> Iterator[tuple[int, int, int]]:
 
 
 def _reap() -> bool:
-    """Reap what has died; tell whether there are children left."""
+    """Reap ended children; return whether any are left."""
     try:
         while os.waitpid(-1, os.WNOHANG) != (0, 0):
             pass
@@ -289,7 +283,7 @@ def _reap() -> bool:
 
 
 def _threads_of(user: int) -> int:
-    """Count the threads of a user, which the limit on processes counts too."""
+    """Count the threads of a user, which the limit on processes includes."""
     threads = 0
     for task in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
         if task.isdecimal():
@@ -299,11 +293,11 @@ def _threads_of(user: int) -> int:
     return threads
 
 
-def _nobody_enters(folder: str) -> bool:
+def _nobody_can_enter(folder: str) -> bool:
     child = os.fork()
     if child == 0:
         try:
-            linux.become(linux.NOBODY, linux.NOBODY)
+            linux.switch_user(linux.NOBODY, linux.NOBODY)
             os.stat(os.path.join(folder, "."))
             os._exit(0)
         finally:

@@ -1,5 +1,6 @@
-"""What runs in a program's process: load the candidate, run what tests it, say how it ended."""
+"""Execution inside a program's process: load the candidate, run its test, and report the outcome."""
 
+import ast
 import atexit
 import builtins
 import contextlib
@@ -15,28 +16,28 @@ from collections.abc import Callable
 from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
-from . import confinement, failure, plain, returns, strict, testing, verdict
+from . import confinement, exceptions, plain_data, strict, test_runner, verdict
 
 # Descriptors of a program's process; 0 to 2 are its standard streams.
 CANDIDATE_FD, TEXT_FD, OUTPUT_FD, VERDICT_FD = 3, 4, 5, 6
 LAST_FD = VERDICT_FD
 TEST = "<test>"
 
-_compile = compile  # not the one that a program may have put in its place
+_compile = compile  # a program may replace the built-in
 
 
-def main(mode: str, function: str | None, preamble: str, checks: dict[str, Any]) -> NoReturn:
+def main(mode: str, function: str | None, preamble: str, discovered: dict[str, Any]) -> NoReturn:
     """Run a program and send its verdict.
 
     Args:
-        mode (`str`): `test`, a test program in the candidate's namespace; `strict`, the same in a process of its own;
-            `script`, standard input to standard output; `call`, one call of `function`.
-        function (`str`, *optional*): name of the function or of `Solution`'s method, for `call`.
-        preamble (`str`): imports to run in the candidate's namespace before it, for `script` and `call`.
-        checks (`dict`): what `testing.TestRun` needs to know of a test program.
+        mode (`str`): `test`, a test program in the candidate's namespace; `strict`, the same in another process;
+            `script`, from standard input to standard output; `call`, one call of `function`.
+        function (`str`, *optional*): Name of the function, or of a method of `Solution`, for `call`.
+        preamble (`str`): Imports to run in the candidate's namespace before it, for `script` and `call`.
+        discovered (`dict`): Tests of a test program, for `test_runner.TestRun`.
     """
-    # A program can walk up the stack and replace globals of these modules, but not the local names of frames.
-    report_passed, report_failed, exit_code, leave = verdict.send_passed, report, failure.exit_code, os._exit
+    # Local names, as a program can walk up the stack and replace globals of these modules.
+    report_passed, report_failed, exit_code, leave = verdict.send_passed, report, exceptions.exit_code, os._exit
     own_id, current_id = os.getpid(), os.getpid
     progress = Progress(lambda stage: verdict.send_stage(VERDICT_FD, stage))
     try:
@@ -45,9 +46,9 @@ def main(mode: str, function: str | None, preamble: str, checks: dict[str, Any])
         elif mode == "call":
             call(progress, function or "", preamble)
         elif mode == "strict":
-            run_strictly(progress, checks)
+            run_strict(progress, discovered)
         else:
-            run_test(progress, checks)
+            run_test(progress, discovered)
     except BaseException as error:
         if current_id() == own_id:
             report_failed(error, progress)
@@ -55,7 +56,7 @@ def main(mode: str, function: str | None, preamble: str, checks: dict[str, Any])
             flush_output()
         leave(exit_code(error) if isinstance(error, SystemExit) else 1)
     else:
-        if current_id() == own_id:  # a forked copy must not take the nonce that this process needs
+        if current_id() == own_id:  # a forked copy must not take the nonce
             report_passed(VERDICT_FD)
         leave(0)
     finally:
@@ -63,27 +64,27 @@ def main(mode: str, function: str | None, preamble: str, checks: dict[str, Any])
 
 
 class Progress:
-    """Keep the stage and the texts read so far.
+    """Current stage of a program, and its compilation units so far.
 
     Args:
-        announce (`Callable`): told each stage as it begins.
+        announce (`Callable`): Function that is called with the name of each stage at its start.
     """
 
     def __init__(self, announce: Callable[[str], None]) -> None:
         self.script = os.path.join(os.getcwd(), sys.argv[0])
         self.stage = "compile"
-        self.sources: dict[str, failure.Source] = {}
+        self.sources: dict[str, exceptions.Source] = {}
         self._announce = announce
 
     def enter(self, stage: str) -> None:
-        """Begin a stage."""
+        """Start a stage."""
         self.stage = stage
         self._announce(stage)
 
     def compile(self, source: str, file: str) -> CodeType:
-        """Compile a text; what Python refuses to compile is a SyntaxError, whatever it says."""
+        """Compile a source; all errors of the compiler are raised as SyntaxError."""
         self.enter("compile")
-        self.sources[file] = failure.Source("test" if file == TEST else "candidate", source)
+        self.sources[file] = exceptions.Source("test" if file == TEST else "candidate", source)
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
         try:
             return _compile(source, file, "exec", dont_inherit=True)
@@ -95,37 +96,37 @@ class Progress:
             raise SyntaxError(reason, (file, None, None, None)) from None
 
     def facts(self, error: BaseException) -> dict[str, Any]:
-        """Return what is known of an exception, and give back the memory that it holds."""
-        confinement.leave_room_to_report()
+        """Describe an exception, and free the memory that it holds."""
+        confinement.raise_memory_limit()
         sys.settrace(None)
         sys.setprofile(None)
         sys.setrecursionlimit(max(1000, sys.getrecursionlimit()))
-        found = failure.facts(error, self.stage, self.sources)
+        found = exceptions.facts(error, self.stage, self.sources)
         error.__traceback__ = error.__context__ = None
         gc.collect()
         return found
 
 
-def run_test(progress: Progress, checks: dict[str, Any]) -> None:
-    """Load the candidate as a module, then run the test program in its namespace, as the main program."""
-    run = testing.TestRun(checks, TEST, progress.script)
+def run_test(progress: Progress, discovered: dict[str, Any]) -> None:
+    """Load the candidate as a module, then run the test program in its namespace as the main program."""
+    run = test_runner.TestRun(discovered, TEST, progress.script)
     compile_test, execute = progress.compile, run.execute  # local names, as in `main`
-    source = read_text(TEXT_FD)  # before the candidate could change what lies there
+    source = read_text(TEXT_FD)  # before the candidate can change it
     module = load(progress)
     test = compile_test(source, TEST)
     progress.enter("test")
     execute(test, module)
 
 
-def run_strictly(progress: Progress, checks: dict[str, Any]) -> None:
-    """Load the candidate in another process, then run the test program here, on stand-ins for what it defines."""
+def run_strict(progress: Progress, discovered: dict[str, Any]) -> None:
+    """Load the candidate in another process, then run the test program here with proxies of its functions."""
 
     def serve(pipe: strict.Pipe) -> None:
         own = Progress(lambda stage: pipe.send({"stage": stage}))
         try:
             module = load(own)
         except BaseException as error:
-            pipe.send({"facts": own.facts(error), "message": failure.safe_message(error)})
+            pipe.send({"facts": own.facts(error), "message": exceptions.message(error)})
         else:
             own.stage = "test"
             strict.serve(pipe, module.__dict__, own.facts)
@@ -133,59 +134,78 @@ def run_strictly(progress: Progress, checks: dict[str, Any]) -> None:
     progress.enter("compile")
     pipe, candidate = strict.start_candidate(serve, closed_to_it=(TEXT_FD, VERDICT_FD))
     module = new_module("test", TEST)
-    module.__dict__.update(strict.namespace_of(pipe, candidate, progress.enter))
-    run = testing.TestRun(checks, TEST, progress.script)
-    test = progress.compile(read_text(TEXT_FD), TEST)  # read only now, where no candidate is
+    module.__dict__.update(strict.receive_namespace(pipe, candidate, progress.enter))
+    run = test_runner.TestRun(discovered, TEST, progress.script)
+    test = progress.compile(read_text(TEXT_FD), TEST)  # read only after the fork of the candidate
     progress.enter("test")
     run.execute(test, module)
 
 
 def run_script(progress: Progress, preamble: str) -> None:
-    """Run the candidate as a main program, to the end of its threads and exit handlers."""
+    """Run the candidate as the main program, to the end of its threads and exit handlers."""
     source = read_candidate(progress.script)
     try:
         code = progress.compile(source, progress.script)
     except SyntaxError as error:
-        if not returns.returns_at_top_level(error):
+        if error.msg != "'return' outside function":
             raise
-        code = returns.compile_with_returns(source, progress.script)
+        code = compile_with_returns(source, progress.script)
     progress.enter("test")
     try:
         sys.path.insert(0, os.path.dirname(progress.script))
         exec(code, new_module("__main__", progress.script, preamble).__dict__)
     except SystemExit as error:
-        if failure.exit_code(error) != 0:
+        if exceptions.exit_code(error) != 0:
             raise
-    # Not after a failure: that is known, whatever threads and children would do before their end.
+    # Not after a failure, which is reported at once.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     flush_output()
 
 
+def compile_with_returns(source: str, file: str) -> CodeType:
+    """Compile a script in which a `return` at the top level ends it.
+
+    APPS's reference solutions contain such statements, as its harness runs them as functions.
+    """
+    tree = _ReturnsToExits().visit(ast.parse(source, file))
+    return compile(ast.fix_missing_locations(tree), file, "exec", dont_inherit=True)
+
+
+class _ReturnsToExits(ast.NodeTransformer):
+    def visit_Return(self, node: ast.Return) -> ast.Raise:
+        return ast.copy_location(ast.Raise(ast.Name("SystemExit", ast.Load())), node)
+
+    def _skip(self, node: ast.AST) -> ast.AST:
+        return node
+
+    visit_FunctionDef = visit_AsyncFunctionDef = visit_Lambda = visit_ClassDef = _skip
+
+
 def flush_output() -> None:
-    """Write out what is still in the buffers of standard output."""
+    """Flush the buffers of standard output."""
     for stream in (sys.stdout, sys.__stdout__):
         if stream is not None and not stream.closed:
             stream.flush()
 
 
 def call(progress: Progress, name: str, preamble: str) -> None:
-    """Load the candidate, call one function, and write what it returns, as plain data."""
+    """Load the candidate, call one function, and write the returned value as plain data."""
     module = load(progress, preamble)
     arguments = read_arguments()
     progress.enter("test")
     owner = module.Solution() if hasattr(module, "Solution") else module
     function = getattr(owner, name, None)
-    if function is None or (owner is module and is_given(function, name, preamble, progress)):
+    if function is None or (owner is module and is_from_preamble(function, name, preamble, progress)):
         raise NameError(f"name {name!r} is not defined", name=name)
     returned = function(*arguments)
-    data = memoryview(plain.encode(returned))
+    data = memoryview(plain_data.encode(returned))
     while data:
         data = data[os.write(OUTPUT_FD, data) :]
 
 
-def is_given(function: object, name: str, preamble: str, progress: Progress) -> bool:
-    """Tell whether a function is that of the preamble, of the same name, and the candidate binds no such name."""
+def is_from_preamble(function: object, name: str, preamble: str, progress: Progress) -> bool:
+    """Whether a function comes from the preamble and the candidate does not bind its name."""
     try:
         symbol = symtable.symtable(progress.sources[progress.script].text, progress.script, "exec").lookup(name)
     except KeyError:
@@ -193,13 +213,13 @@ def is_given(function: object, name: str, preamble: str, progress: Progress) -> 
     else:
         if symbol.is_assigned() or symbol.is_imported():
             return False
-    given: dict[str, Any] = {}
-    exec(preamble, given)
-    return given.get(name) is function
+    namespace: dict[str, Any] = {}
+    exec(preamble, namespace)
+    return namespace.get(name) is function
 
 
 def read_arguments() -> list[Any]:
-    """Read arguments from JSON, which turns whole keys of dicts into texts; undo that for the first, as APPS does."""
+    """Read arguments from JSON, with the keys of the first converted to integers where possible, as APPS does."""
     arguments: list[Any] = json.loads(read_text(TEXT_FD))
     if arguments and isinstance(arguments[0], dict):
         with contextlib.suppress(ValueError):
@@ -208,11 +228,11 @@ def read_arguments() -> list[Any]:
 
 
 def load(progress: Progress, preamble: str = "") -> ModuleType:
-    """Run the candidate's top level as a module, and undo what it did to the interpreter."""
+    """Run the candidate's top level as a module, and restore the interpreter's state."""
     code = progress.compile(read_candidate(progress.script), progress.script)
     sys.path.insert(0, os.path.dirname(progress.script))
-    module = new_module(testing.CANDIDATE, progress.script, preamble)
-    namespace, restore, true_builtins = module.__dict__, remember_interpreter(), builtins
+    module = new_module(test_runner.CANDIDATE, progress.script, preamble)
+    namespace, restore, true_builtins = module.__dict__, snapshot_interpreter(), builtins
     progress.enter("load")
     exec(code, namespace)
     restore()
@@ -221,7 +241,7 @@ def load(progress: Progress, preamble: str = "") -> ModuleType:
 
 
 def new_module(name: str, file: str, preamble: str = "") -> ModuleType:
-    """Register a module that holds what a preamble imports, so that pickling, dataclasses and `inspect` find it."""
+    """Register a module with the imports of a preamble, so that pickling, dataclasses and `inspect` find it."""
     module = ModuleType(name)
     module.__file__ = file
     module.__dict__["__builtins__"] = builtins
@@ -230,10 +250,10 @@ def new_module(name: str, file: str, preamble: str = "") -> ModuleType:
     return module
 
 
-def remember_interpreter() -> Callable[[], None]:
-    """Return a function that undoes changes to what test programs rely on.
+def snapshot_interpreter() -> Callable[[], None]:
+    """Return a function that restores the state of the interpreter that test programs rely on.
 
-    The limit on recursion and signal handlers stay, as honest candidates set them for their own functions.
+    The recursion limit and signal handlers are kept, as candidates set them for their own functions.
     """
     names = dict(builtins.__dict__)
     streams = sys.stdin, sys.stdout, sys.stderr
@@ -252,21 +272,24 @@ def remember_interpreter() -> Callable[[], None]:
 
 
 def report(error: BaseException, progress: Progress) -> None:
-    """Send what is known of an exception: first facts, then its message, which the program itself may have to make."""
+    """Report an exception: first its facts, then its message, which may run code of the program."""
     verdict.send_failed(VERDICT_FD, progress.facts(error) | getattr(error, "candidate_facts", {}))
     text = getattr(error, "candidate_message", None)
-    verdict.send_message(VERDICT_FD, failure.safe_message(error) if text is None else text)
+    verdict.send_message(VERDICT_FD, exceptions.message(error) if text is None else text)
 
 
 def read_candidate(script: str) -> str:
-    """Read the candidate, and write it to the file that it sees as its own, which processes it spawns read."""
+    """Read the candidate, and write it to its `__file__`, which spawned processes read."""
     source = read_text(CANDIDATE_FD)
-    with contextlib.suppress(OSError), open(script, "wb") as file:  # few programs need it: a full disk is no failure
+    with (
+        contextlib.suppress(OSError),
+        open(script, "wb") as file,
+    ):  # a full disk is ignored
         file.write(source.encode("utf-8", "surrogatepass"))
     return source
 
 
 def read_text(fd: int) -> str:
-    """Read a file that the caller wrote, and close it."""
+    """Read a file of the caller, and close it."""
     with open(fd, "rb") as file:
         return file.read().decode("utf-8", "surrogatepass")

@@ -1,10 +1,10 @@
-"""Strict mode: the test in one process, the candidate in another, and only plain data between them.
+"""Strict mode: test and candidate run in two processes, which exchange only plain data.
 
-    test's process ──── {"call": "f", "arguments": …} ───> candidate's process, a fork made before the test was read
+    test's process ──── {"call": "f", "arguments": …} ───> candidate's process, forked before the test is read
                    <─── {"returned": …} or {"raised": …} ───
 
-The test's process takes nothing from the other but plain values, so the worst that a candidate can do is to give a
-wrong one. Its memory is closed to the candidate, and it alone holds the socket for the verdict.
+The test's process accepts only plain values, so the candidate can only return wrong ones. The candidate cannot access
+the memory of the test's process, and does not have the socket for the verdict.
 """
 
 import builtins
@@ -19,7 +19,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from . import failure, linux, plain
+from . import exceptions, linux, plain_data
 
 _LENGTH = struct.Struct("!I")
 _MAX_MESSAGE = 64 << 20
@@ -28,12 +28,12 @@ _read, _write, _exit, _own_id = os.read, os.write, os._exit, os.getpid
 
 
 class Pipe:
-    """Exchange plain data over two descriptors.
+    """Exchange of plain data over two descriptors.
 
     Args:
-        reader, writer (`int`): the descriptors.
-        peer (`int`, *optional*): descriptor of the other process, whose end is that of the data, whoever else holds
-            the pipe.
+        reader, writer (`int`): Descriptors of the pipes.
+        peer (`int`, *optional*): Process descriptor of the other process. Its end is the end of the data, even if
+            another process still has the pipe.
     """
 
     def __init__(self, reader: int, writer: int, peer: int | None = None) -> None:
@@ -41,10 +41,10 @@ class Pipe:
         self._owner = os.getpid()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send a dict of plain data; a forked copy of the process that made this pipe ends instead."""
+        """Send a dict of plain data; a forked copy of the process that created this pipe exits instead."""
         if _own_id() != self._owner:
             _exit(0)
-        data = plain.encode(message)
+        data = plain_data.encode(message)
         view = memoryview(_LENGTH.pack(len(data)) + data)
         while view:
             view = view[_write(self._writer, view) :]
@@ -54,14 +54,14 @@ class Pipe:
 
         Raises:
             EOFError: If the other process has ended.
-            ValueError: If what it sent is none.
+            ValueError: If its message is invalid.
         """
         (length,) = _LENGTH.unpack(self._take(_LENGTH.size))
         if length > _MAX_MESSAGE:
-            raise ValueError(f"a message of {length >> 20} MiB; at most {_MAX_MESSAGE >> 20} MiB go between processes")
-        message = plain.decode(self._take(length))
+            raise ValueError(f"message of {length >> 20} MiB, more than the maximum of {_MAX_MESSAGE >> 20} MiB")
+        message = plain_data.decode(self._take(length))
         if not isinstance(message, dict):
-            raise ValueError("a message that is no dict")
+            raise ValueError("message that is not a dict")
         return message
 
     def _take(self, length: int) -> bytes:
@@ -80,7 +80,7 @@ class Pipe:
 
 
 class CandidateError(Exception):
-    """The candidate did not load; the facts and the message are those of its own exception."""
+    """The candidate did not load; facts and message describe its exception."""
 
     def __init__(self, facts: dict[str, Any], message: str) -> None:
         super().__init__(message)
@@ -92,10 +92,10 @@ def start_candidate(run: Callable[[Pipe], None], closed_to_it: tuple[int, ...]) 
     """Fork a process that runs the candidate; return the pipe to it and its id.
 
     Args:
-        run (`Callable`): what that process does.
-        closed_to_it (`tuple[int, ...]`): descriptors that it must not have.
+        run (`Callable`): Function that the process calls.
+        closed_to_it (`tuple[int, ...]`): Descriptors that the process must not have.
     """
-    linux.set_dumpable(False)  # before the fork: from its first line on, the candidate may not look in here
+    linux.set_dumpable(False)  # before the fork, so that the candidate can never read this memory
     requests, ask = os.pipe()
     answer, answers = os.pipe()
     candidate = os.fork()
@@ -115,7 +115,7 @@ def start_candidate(run: Callable[[Pipe], None], closed_to_it: tuple[int, ...]) 
 
 
 def serve(pipe: Pipe, namespace: dict[str, Any], describe: Callable[[BaseException], dict[str, Any]]) -> None:
-    """Tell what the candidate defines, then run the calls that are asked for: in the candidate's process."""
+    """Send the names that the candidate defines, then answer calls; runs in the candidate's process."""
     functions = {name: value for name, value in namespace.items() if _is_function(value)}
     modules, constants, classes = {}, {}, []
     for name, value in namespace.items():
@@ -127,7 +127,7 @@ def serve(pipe: Pipe, namespace: dict[str, Any], describe: Callable[[BaseExcepti
             classes.append(name)
         else:
             with contextlib.suppress(TypeError, MemoryError):
-                if len(plain.encode(value)) <= _MAX_CONSTANT:
+                if len(plain_data.encode(value)) <= _MAX_CONSTANT:
                     constants[name] = value
     pipe.send({"functions": list(functions), "modules": modules, "constants": constants, "classes": classes})
     while True:
@@ -138,11 +138,11 @@ def serve(pipe: Pipe, namespace: dict[str, Any], describe: Callable[[BaseExcepti
         pipe.send(_answer(functions, request, describe))
 
 
-def namespace_of(pipe: Pipe, candidate: int, enter: Callable[[str], None]) -> dict[str, Any]:
-    """Wait for the candidate to load and return a namespace of stand-ins for what it defines: in the test's process.
+def receive_namespace(pipe: Pipe, candidate: int, enter: Callable[[str], None]) -> dict[str, Any]:
+    """Wait until the candidate is loaded, and return a namespace of proxies; runs in the test's process.
 
-    No name of a built-in is taken from a candidate, which could replace what the test judges by, as `abs`; save that
-    of its only function, which then must be the one under test.
+    A candidate could redefine built-ins that the test uses, such as `abs`. Names of built-ins are therefore left out,
+    except that of a candidate's only function, which must be the function under test.
 
     Raises:
         CandidateError: If it did not load.
@@ -158,16 +158,16 @@ def namespace_of(pipe: Pipe, candidate: int, enter: Callable[[str], None]) -> di
     for name, module in message["modules"].items():
         if module in sys.modules or module.partition(".")[0] in sys.stdlib_module_names:
             with contextlib.suppress(ImportError):
-                namespace[name] = importlib.import_module(module)  # this process's own, not the candidate's
-    namespace.update({name: _make_stand_in(pipe, candidate, name) for name in functions if len(functions) > 1})
+                namespace[name] = importlib.import_module(module)  # imported here, not taken from the candidate
+    namespace.update({name: _make_proxy(pipe, candidate, name) for name in functions if len(functions) > 1})
     namespace = {name: value for name, value in namespace.items() if not hasattr(builtins, name)}
     if len(functions) == 1:
-        namespace[functions[0]] = _make_stand_in(pipe, candidate, functions[0])
+        namespace[functions[0]] = _make_proxy(pipe, candidate, functions[0])
     return {name: value for name, value in namespace.items() if not name.startswith("__")}
 
 
 def _receive(pipe: Pipe, candidate: int) -> dict[str, Any]:
-    """Receive a message; if the candidate's process has ended, end this one alike, whatever the test would catch."""
+    """Receive a message; if the candidate's process has ended, end this process in the same way."""
     try:
         return pipe.receive()
     except EOFError:
@@ -187,40 +187,44 @@ def _answer(
     try:
         returned = functions[request["call"]](*arguments, **keywords)
     except BaseException as error:
-        return {"raised": describe(error), "message": failure.safe_message(error), "arguments": [arguments, keywords]}
+        return {
+            "raised": describe(error),
+            "message": exceptions.message(error),
+            "arguments": [arguments, keywords],
+        }
     try:
-        plain.encode(returned)
-        plain.encode([arguments, keywords])
+        plain_data.encode(returned)
+        plain_data.encode([arguments, keywords])
     except (TypeError, MemoryError) as error:
         return {"refused": str(error) or "a value that is too large"}
     return {"returned": returned, "arguments": [arguments, keywords]}
 
 
-def _make_stand_in(pipe: Pipe, candidate: int, name: str) -> Callable[..., Any]:
-    def stand_in(*arguments: Any, **keywords: Any) -> Any:
+def _make_proxy(pipe: Pipe, candidate: int, name: str) -> Callable[..., Any]:
+    def proxy(*arguments: Any, **keywords: Any) -> Any:
         with contextlib.suppress(BrokenPipeError):  # receiving says more
             pipe.send({"call": name, "arguments": list(arguments), "keywords": keywords})
         answer = _receive(pipe, candidate)
         if "refused" in answer:
-            raise TypeError(f"in strict mode only plain data crosses; {name} returned or changed {answer['refused']}")
-        _mirror([list(arguments), keywords], answer["arguments"])
+            raise TypeError(f"strict mode supports only plain data; {name} returned or changed {answer['refused']}")
+        _apply_changes([list(arguments), keywords], answer["arguments"])
         if "raised" in answer:
             raise _as_exception(answer["raised"], str(answer["message"]))
         return answer["returned"]
 
-    stand_in.__name__ = stand_in.__qualname__ = name
-    return stand_in
+    proxy.__name__ = proxy.__qualname__ = name
+    return proxy
 
 
 def _make_refusal(name: str) -> Callable[..., Any]:
     def refuse(*arguments: Any, **keywords: Any) -> Any:
-        raise TypeError(f"in strict mode only plain data crosses, and {name} is a class of the candidate's")
+        raise TypeError(f"strict mode supports only plain data, and {name} is a class of the candidate")
 
     return refuse
 
 
 def _as_exception(facts: dict[str, Any], message: str) -> BaseException:
-    """Make the built-in exception of that name, or one of that name that derives from RuntimeError."""
+    """Create the built-in exception of that name, or else a RuntimeError subclass of that name."""
     name = str(facts.get("error_type"))
     kind: Any = getattr(builtins, name, None)
     if not (isinstance(kind, type) and issubclass(kind, BaseException)):
@@ -228,15 +232,15 @@ def _as_exception(facts: dict[str, Any], message: str) -> BaseException:
     error: BaseException
     try:
         error = kind(message)
-    except TypeError:  # as UnicodeDecodeError, which wants five arguments
+    except TypeError:  # such as UnicodeDecodeError, which takes five arguments
         error = type(name, (ValueError,), {})(message)
     error.__dict__["candidate_facts"] = facts
     error.__dict__["candidate_message"] = message
     return error
 
 
-def _mirror(here: Any, there: Any) -> None:
-    """Change containers as the candidate changed its copies of them."""
+def _apply_changes(here: Any, there: Any) -> None:
+    """Apply the changes that the candidate made to its copies of containers."""
     if type(here) is not type(there):
         return
     if isinstance(here, list):
@@ -252,13 +256,13 @@ def _mirror(here: Any, there: Any) -> None:
         here[:] = there
     elif isinstance(here, tuple):
         for old, new in zip(here, there, strict=False):
-            _mirror(old, new)
+            _apply_changes(old, new)
 
 
 def _merged(old: Any, new: Any) -> Any:
-    """Return the old object with the new content where it can be changed, else the new one."""
+    """Return the old object with the new content if it is mutable, else the new object."""
     if type(old) is type(new) and isinstance(old, list | dict | set | bytearray | tuple):
-        _mirror(old, new)
+        _apply_changes(old, new)
         return old if not isinstance(old, tuple) or old == new else new
     return new
 

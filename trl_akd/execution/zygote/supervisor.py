@@ -1,8 +1,4 @@
-"""A program from start to end, as its helper sees it.
-
-helper ── program ── whatever it starts
-  └<── verdict: "it passed, nonce …" ── or its end, or a limit
-"""
+"""Supervision of one program by its helper: start, limits, verdict and end."""
 
 import fcntl
 import os
@@ -16,65 +12,65 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 from . import confinement, linux, metering, program, verdict
-from .cgroup import LEFT_OVER_BYTES, MemoryLimit
+from .cgroup import MAX_LEFT_OVER_BYTES, MemoryLimit
 
 _SETUP_SECONDS = 30.0
 _MESSAGE_SECONDS = 1.0
-_LONGEST_PAUSE = 0.05  # between two looks at what a program has used
-_SHORTEST_PAUSE = 0.005
-_PAUSE_WITHOUT_CGROUP = {False: 0.01, True: 0.003}  # of one process, and of several, which fill memory faster
+_MAX_PAUSE = 0.05  # between two checks of the limits
+_MIN_PAUSE = 0.005
+_PAUSE_WITHOUT_CGROUP = {False: 0.01, True: 0.003}  # for one process, and for several, which fill memory faster
 _CORES = os.cpu_count() or 1
 _CREDENTIALS = struct.Struct("3i")
 _PASSES_CREDENTIALS = hasattr(socket, "SO_PASSCRED")
 
 
 class Level(Protocol):
-    """What differs between levels of isolation."""
+    """Operations that differ between isolation levels."""
 
     memory: MemoryLimit | None
 
     def fork(self) -> int:
-        """Fork a program's process: return its id, or 0 in that process."""
+        """Fork the process of a program; return its id, or 0 in that process."""
 
-    def furnish(self) -> None:
-        """Give the program what is its own; called in its process."""
+    def set_up(self) -> None:
+        """Set up the private folders of the program; called in its process."""
 
-    def processes_allowed(self) -> int:
-        """Return the limit on the processes of the program's user."""
+    def process_limit(self) -> int:
+        """Return the limit on the number of processes of the program's user."""
 
-    def drop_rights(self) -> None:
-        """Give up what a helper may do and a program may not."""
+    def drop_privileges(self) -> None:
+        """Drop the privileges that the helper has and a program must not have."""
 
     def processes(self) -> Iterable[int]:
         """List the program's processes."""
 
-    def scratch_use(self) -> tuple[int, int]:
-        """Measure the program's files in bytes, and count them, where nothing else limits them."""
+    def scratch_usage(self) -> tuple[int, int]:
+        """Return the size in bytes and the number of the program's files, or zeros if the file system limits them."""
 
     def scratch_memory_bytes(self, child: int) -> int:
-        """Measure the memory that the program's files take up."""
+        """Return the bytes of memory that the program's files use."""
 
     def destroy(self, child: int) -> None:
-        """End all of the program's processes, whose first is a child of this one, and remove what it left."""
+        """Kill all processes of the program, whose first is `child`, and remove its files."""
 
     def close(self) -> None:
-        """Remove what the helper itself left."""
+        """Remove the files of the helper."""
 
 
-class CallerGone(Exception):
-    """The caller has ended or hung up."""
+class CallerDisconnected(Exception):
+    """The caller has ended or disconnected."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """How to run a program; the files are those of `program`, from CANDIDATE_FD to OUTPUT_FD."""
+    """Request to run a program; `files` become its descriptors from CANDIDATE_FD to OUTPUT_FD (see `program`)."""
 
     mode: str
     timeout: float
     memory_bytes: int
     function: str | None
     preamble: str
-    checks: dict[str, Any]
+    discovered: dict[str, Any]
     files: list[int]
 
 
@@ -82,19 +78,19 @@ def run(level: Level, job: Job, caller: list[int]) -> dict[str, Any]:
     """Run a program and return the fields of its result.
 
     Args:
-        caller (`list[int]`): descriptors that become readable when nobody waits for the result any more.
+        caller (`list[int]`): Descriptors that become readable when the caller ends or disconnects.
 
     Raises:
-        CallerGone: If one of them does. The program is dead by then.
+        CallerDisconnected: If one of them becomes readable. The program has been killed by then.
     """
     try:
         if level.memory is not None:
-            if (left := level.memory.left_over_bytes()) > LEFT_OVER_BYTES:  # a fresh helper has a group of its own
+            if (left := level.memory.left_over_bytes()) > MAX_LEFT_OVER_BYTES:  # a new helper gets a new group
                 return {"status": "infra_error", "message": f"earlier programs left {left >> 20} MiB in /dev/shm"}
             level.memory.allow(job.memory_bytes)
-        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        with ours, its:
-            return _start_and_watch(level, job, ours, its, caller)
+        receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with receiver, sender:
+            return _start_and_monitor(level, job, receiver, sender, caller)
     except OSError as error:
         return {"status": "infra_error", "message": f"the program cannot be started ({error})"}
     finally:
@@ -102,27 +98,27 @@ def run(level: Level, job: Job, caller: list[int]) -> dict[str, Any]:
             os.close(file)
 
 
-def _start_and_watch(
-    level: Level, job: Job, ours: socket.socket, its: socket.socket, caller: list[int]
+def _start_and_monitor(
+    level: Level, job: Job, receiver: socket.socket, sender: socket.socket, caller: list[int]
 ) -> dict[str, Any]:
     if _PASSES_CREDENTIALS:
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     counted = level.memory is not None
-    limits = confinement.limits(job.memory_bytes, job.timeout, level.processes_allowed(), counted)
-    child = level.fork()  # whatever can be done before is cheaper there
+    limits = confinement.resource_limits(job.memory_bytes, job.timeout, level.process_limit(), counted)
+    child = level.fork()  # preparing the limits before the fork is faster
     if child == 0:
-        _be_program(level, job, limits, its.fileno())
+        _run_program(level, job, limits, sender.fileno())
     try:
-        its.close()
-        nonce = os.urandom(verdict.NONCE_BYTES)  # made after the fork, so that no copy of it is in the program
-        ours.send(nonce)
-        return _Watch(level, job, child, ours, nonce, caller).until_it_ends()
+        sender.close()
+        nonce = os.urandom(verdict.NONCE_BYTES)  # made after the fork, so that the program's memory has no copy
+        receiver.send(nonce)
+        return _Monitor(level, job, child, receiver, nonce, caller).wait()
     finally:
         level.destroy(child)
 
 
-class _Watch:
-    """Follow one program: the only place where a result's status is decided."""
+class _Monitor:
+    """Monitor of one program, which decides the status of its result."""
 
     def __init__(
         self, level: Level, job: Job, child: int, verdicts: socket.socket, nonce: bytes, caller: list[int]
@@ -132,119 +128,119 @@ class _Watch:
         self._stage: str | None = None
         self._failure: dict[str, Any] | None = None
         self._failed_at = 0.0
-        self._started = self._looked_at = time.monotonic()
-        self._next_look = self._started + _SETUP_SECONDS
-        self._pause_before = self._used = self._idle = 0.0
-        self._looking = time.process_time()  # what looks have taken of the processor
+        self._started = self._checked_at = time.monotonic()
+        self._next_check = self._started + _SETUP_SECONDS
+        self._pause = self._used = self._idle = 0.0
+        self._own_cpu = time.process_time()  # processor time of the checks
 
-    def until_it_ends(self) -> dict[str, Any]:
-        """Return the result's fields as soon as they are known."""
+    def wait(self) -> dict[str, Any]:
+        """Return the fields of the result as soon as they are known."""
         ended = os.pidfd_open(self._child) if hasattr(os, "pidfd_open") else None
         try:
             poll = select.poll()
             for fd in (self._verdicts.fileno(), *self._caller, *([] if ended is None else [ended])):
                 poll.register(fd, select.POLLIN)
             while True:
-                wait = max(0.0, self._next_look - time.monotonic())
-                ready = {fd for fd, _ in poll.poll(min(wait, _LONGEST_PAUSE if ended is None else wait) * 1000)}
-                if (result := self._next(ready, ended)) is not None:
+                wait = max(0.0, self._next_check - time.monotonic())
+                ready = {fd for fd, _ in poll.poll(min(wait, _MAX_PAUSE if ended is None else wait) * 1000)}
+                if (result := self._handle(ready, ended)) is not None:
                     return result
         finally:
             if ended is not None:
                 os.close(ended)
 
-    def _next(self, ready: set[int], ended: int | None) -> dict[str, Any] | None:
+    def _handle(self, ready: set[int], ended: int | None) -> dict[str, Any] | None:
         if ready.intersection(self._caller):
-            raise CallerGone
-        if time.monotonic() >= self._next_look:  # first, as frames may come without end
+            raise CallerDisconnected
+        if time.monotonic() >= self._next_check:  # first, as a program may send frames forever
             return self._check_limits()
         if self._verdicts.fileno() in ready:
-            return self._after_frame()
-        if ended is None or ended in ready:  # after all frames, as the last of them may be the verdict
-            return self._after_end()
+            return self._handle_frame()
+        if ended is None or ended in ready:  # after all frames, as the last one may be the verdict
+            return self._handle_exit()
         return None
 
-    def _after_frame(self) -> dict[str, Any] | None:
+    def _handle_frame(self) -> dict[str, Any] | None:
         datagram, sender = _receive(self._verdicts)
         frame = verdict.parse(datagram, self._nonce)
         if frame is None or sender not in (None, self._child):
             return None
-        if frame.kind == verdict.TROUBLE:
+        if frame.kind == verdict.SETUP_FAILED:
             return self._result("infra_error", message=frame.text) if self._stage is None else None
         if self._stage is None:
-            self._started = self._looked_at = time.monotonic()
-            self._look_after(self._job.timeout)
+            self._started = self._checked_at = time.monotonic()
+            self._schedule_check(self._job.timeout)
         if frame.kind == verdict.STAGE:
             self._stage = frame.text if frame.text in ("compile", "load", "test") else self._stage
         elif frame.kind == verdict.FAILED and self._failure is None:
             self._failure = verdict.parse_facts(frame.text)
             self._failed_at = time.monotonic()
-            self._next_look = min(self._next_look, self._failed_at + _MESSAGE_SECONDS)
+            self._next_check = min(self._next_check, self._failed_at + _MESSAGE_SECONDS)
         elif frame.kind == verdict.MESSAGE and self._failure is not None:
-            return self._judged("failed", **self._failure, message=verdict.printable(frame.text))
+            return self._verdict("failed", **self._failure, message=verdict.printable(frame.text))
         elif frame.kind == verdict.PASSED and self._failure is None:
-            return self._judged("passed")
+            return self._verdict("passed")
         return None
 
-    def _after_end(self) -> dict[str, Any] | None:
+    def _handle_exit(self) -> dict[str, Any] | None:
         end = os.waitid(os.P_PID, self._child, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         if end is None:
             return None
         if self._stage is None:
             return self._result("infra_error", message="the program's process ended before the program began")
         if self._failure is not None:
-            return self._judged("failed", **self._failure)
+            return self._verdict("failed", **self._failure)
         if end.si_code == os.CLD_EXITED:
             message = f"exited with status {end.si_status} before the end of the tests"
-            return self._judged("failed", ending="exit", exit_code=end.si_status, message=message)
+            return self._verdict("failed", ending="exit", exit_code=end.si_status, message=message)
         if end.si_status == signal.SIGXCPU:
-            return self._out_of_time("of processor time")
+            return self._timed_out("of processor time")
         message = f"killed by {_signal_name(end.si_status)}"
-        return self._judged("failed", ending="signal", signal=end.si_status, message=message)
+        return self._verdict("failed", ending="signal", signal=end.si_status, message=message)
 
     def _check_limits(self) -> dict[str, Any] | None:
-        """Compare what the program has used with its limits, and decide when to look again."""
+        """Compare the resources used by the program with its limits, and schedule the next check."""
         if self._stage is None:
             return self._result("infra_error", message=f"the program did not begin within {_SETUP_SECONDS:g} s")
-        now, looking = time.monotonic(), time.process_time()
+        now, own_cpu = time.monotonic(), time.process_time()
         processes = list(self._level.processes())
         if result := self._over_memory(processes) or self._over_scratch():
             return result
         elapsed = now - self._started
-        used, runnable = metering.processor_use(processes) if metering.AVAILABLE else (elapsed, True)
+        used, runnable = metering.cpu_usage(processes) if metering.AVAILABLE else (elapsed, True)
         if used >= self._job.timeout:
-            return self._out_of_time("of processor time")
+            return self._timed_out("of processor time")
         if not runnable and used <= self._used:
-            expected = self._pause_before + looking - self._looking  # the last look itself, and the pause after it
-            self._idle += min(now - self._looked_at, 2 * expected)  # late looks are the machine's fault
-        self._looked_at, self._used, self._looking = now, used, looking
-        if self._idle >= metering.IDLE_TIMES * self._job.timeout:
-            return self._out_of_time("idle")
-        if elapsed >= metering.longest_run(self._job.timeout):
-            return self._out_of_time("of wall-clock time")
+            expected = self._pause + own_cpu - self._own_cpu  # the last check and the pause after it
+            self._idle += min(now - self._checked_at, 2 * expected)  # a check may be late because the machine is busy
+        self._checked_at, self._used, self._own_cpu = now, used, own_cpu
+        if self._idle >= metering.IDLE_FACTOR * self._job.timeout:
+            return self._timed_out("idle")
+        if elapsed >= metering.max_wall_seconds(self._job.timeout):
+            return self._timed_out("of wall-clock time")
         if self._failure is not None and now - self._failed_at >= _MESSAGE_SECONDS:
-            return self._judged("failed", **self._failure)
-        self._look_after(self._job.timeout - used, several=len(processes) > 1)
+            return self._verdict("failed", **self._failure)
+        self._schedule_check(self._job.timeout - used, several=len(processes) > 1)
         return None
 
-    def _look_after(self, cpu_left: float, several: bool = False) -> None:
-        self._pause_before = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, cpu_left / _CORES))
+    def _schedule_check(self, cpu_left: float, several: bool = False) -> None:
+        self._pause = min(_MAX_PAUSE, max(_MIN_PAUSE, cpu_left / _CORES))
         if self._level.memory is None:
-            self._pause_before = min(self._pause_before, _PAUSE_WITHOUT_CGROUP[several])
-        self._next_look = time.monotonic() + self._pause_before
+            self._pause = min(self._pause, _PAUSE_WITHOUT_CGROUP[several])
+        self._next_check = time.monotonic() + self._pause
 
-    def _judged(self, status: str, **fields: Any) -> dict[str, Any]:
-        """Return a verdict, unless a limit was passed since the last look."""
+    def _verdict(self, status: str, **fields: Any) -> dict[str, Any]:
+        """Return a verdict, unless a limit was exceeded since the last check."""
         if (killed := self._killed_for_memory()) is not None:
             return killed
         elapsed = time.monotonic() - self._started
         if metering.AVAILABLE and elapsed * _CORES >= self._job.timeout:
-            used, _ = metering.processor_use({self._child, *self._level.processes()})  # the child may be a zombie
+            used, _ = metering.cpu_usage({self._child, *self._level.processes()})  # the child may be a zombie
             if used >= self._job.timeout:
-                return self._out_of_time("of processor time")
+                return self._timed_out("of processor time")
         return self._result(status, **fields)
 
-    def _out_of_time(self, kind: str) -> dict[str, Any]:
+    def _timed_out(self, kind: str) -> dict[str, Any]:
         if self._failure is not None:
             return self._result("failed", **self._failure)
         seconds = {"idle": self._idle, "of wall-clock time": time.monotonic() - self._started}
@@ -263,14 +259,14 @@ class _Watch:
     def _killed_for_memory(self) -> dict[str, Any] | None:
         if self._level.memory is None or not self._level.memory.exceeded():
             return None
-        return self._out_of_memory("used more memory in all its processes than is allowed")
+        return self._out_of_memory("used more memory in all its processes than allowed")
 
     def _out_of_memory(self, message: str) -> dict[str, Any]:
         message = f"{message}; {self._job.memory_bytes >> 20} MiB are allowed"
         return self._result("failed", ending="memory", error_type="MemoryError", message=message)
 
     def _over_scratch(self) -> dict[str, Any] | None:
-        used, files = self._level.scratch_use()
+        used, files = self._level.scratch_usage()
         if used > confinement.SCRATCH_BYTES:
             message = f"wrote more than the {confinement.SCRATCH_BYTES >> 20} MiB of files that are allowed"
         elif files > confinement.SCRATCH_FILES:
@@ -284,28 +280,28 @@ class _Watch:
         return {"status": status, "stage": stage, "seconds": time.monotonic() - self._started, **fields}
 
 
-def _be_program(level: Level, job: Job, limits: list[tuple[int, int, int]], verdict_fd: int) -> NoReturn:
-    """Prepare the surroundings, then become the program."""
+def _run_program(level: Level, job: Job, limits: list[tuple[int, int, int]], verdict_fd: int) -> NoReturn:
+    """Set up the sandbox of this process, then run the program."""
     try:
-        level.furnish()
+        level.set_up()
         _arrange_descriptors(job, verdict_fd)
         verdict_fd = program.VERDICT_FD
         os.setsid()
-        confinement.set_limits(limits)
-        level.drop_rights()
-        linux.die_with_parent(signal.SIGKILL)  # where no namespace sees to that, should the helper be killed
-        confinement.forbid_system_calls(memory_is_counted=level.memory is not None)
+        confinement.set_resource_limits(limits)
+        level.drop_privileges()
+        linux.die_with_parent(signal.SIGKILL)  # for levels without a pid namespace
+        confinement.install_syscall_filter(memory_is_counted=level.memory is not None)
     except BaseException as error:
-        verdict.send_trouble(verdict_fd, f"{type(error).__name__}: {error}")
+        verdict.send_setup_failed(verdict_fd, f"{type(error).__name__}: {error}")
         os._exit(1)
-    program.main(job.mode, job.function, job.preamble, job.checks)
+    program.main(job.mode, job.function, job.preamble, job.discovered)
 
 
 def _arrange_descriptors(job: Job, verdict_fd: int) -> None:
-    """Keep what the program needs, at numbers it knows, and close all else."""
+    """Move the descriptors that the program needs to their fixed numbers, and close all others."""
     wanted = dict(zip((program.CANDIDATE_FD, program.TEXT_FD, program.OUTPUT_FD), job.files, strict=False))
     wanted[program.VERDICT_FD] = verdict_fd
-    wanted[2] = 1  # nowhere, as the helper's own output
+    wanted[2] = 1  # /dev/null, as for the output of the helper
     if job.mode == "script":
         wanted[0], wanted[1] = wanted.pop(program.TEXT_FD), wanted.pop(program.OUTPUT_FD)
     copies = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, program.LAST_FD + 1) for number, fd in wanted.items()}
@@ -332,7 +328,7 @@ def _signal_name(number: int) -> str:
 
 
 def _receive(verdicts: socket.socket) -> tuple[bytes, int | None]:
-    """Receive a datagram and the id of the process that sent it, by the kernel's word; None where it gives none."""
+    """Receive a datagram and the sender's process id from the kernel, or None on systems without that."""
     datagram, notes, _, _ = verdicts.recvmsg(verdict.MAX_FRAME, socket.CMSG_SPACE(_CREDENTIALS.size))
     for _, kind, data in notes:
         if _PASSES_CREDENTIALS and kind == socket.SCM_CREDENTIALS:

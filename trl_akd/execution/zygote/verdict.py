@@ -1,9 +1,9 @@
-"""Frames from a program's process to its helper.
+"""Frames that a program's process sends to its helper.
 
-A frame is one datagram: a letter for its kind, a seal, and text. The helper believes frames of the program's first
-process alone, and a pass only with its seal: a nonce, backwards, which the helper sends into the program's end of the
-socket after forking. It lies in the kernel, and in no memory of the program's process, until the tests have ended and
-`send_passed` fetches it.
+A frame is one datagram: a letter for its kind, a seal, and text. The helper accepts frames only from the program's
+first process, and a pass only with the right seal: the reversed nonce, which the helper sends to the program's end of
+the socket after the fork. The nonce stays in the socket's buffer, outside the memory of the program's process, until
+`send_passed` reads it after the end of the tests.
 """
 
 import json
@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-STAGE, PASSED, FAILED, MESSAGE, TROUBLE = b"S", b"P", b"F", b"M", b"T"
+STAGE, PASSED, FAILED, MESSAGE, SETUP_FAILED = b"S", b"P", b"F", b"M", b"T"
 NONCE_BYTES = SEAL_BYTES = 16
 MAX_FRAME = 16 << 10
 
@@ -29,58 +29,58 @@ _MAX_TEXT = 500
 _MAX_NAME = 100
 _MAX_BASES = 32
 
-# The program may replace any function of any module; these references are taken before it runs.
+# Taken before the program runs, as it may replace any function of any module.
 _read, _write, _dumps = os.read, os.write, json.dumps
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What one datagram says."""
+    """Content of one datagram."""
 
     kind: bytes
     text: str
 
 
-def send_trouble(fd: int, reason: str) -> None:
-    """Say why the program cannot begin."""
-    _send(fd, TROUBLE, printable(reason))
+def send_setup_failed(fd: int, reason: str) -> None:
+    """Report why the program cannot start."""
+    _send(fd, SETUP_FAILED, printable(reason))
 
 
 def send_stage(fd: int, stage: str) -> None:
-    """Say which stage begins."""
+    """Report the start of a stage."""
     _send(fd, STAGE, stage)
 
 
 def send_passed(fd: int) -> None:
-    """Say that the end of the tests was reached."""
+    """Report that the end of the tests was reached."""
     _write(fd, PASSED + seal(_read(fd, NONCE_BYTES)))
 
 
 def send_failed(fd: int, facts: dict[str, Any]) -> None:
-    """Say what is known of the exception but its message, which may take for ever to make."""
+    """Report an exception without its message, which may take forever to compute."""
     _send(fd, FAILED, _dumps(clean_facts(facts)))
 
 
 def send_message(fd: int, message: str) -> None:
-    """Send the exception's message."""
+    """Report the message of the exception."""
     _send(fd, MESSAGE, printable(message))
 
 
 def seal(nonce: bytes) -> bytes:
-    """Return what proves that the sender of a pass knows the nonce, and did not just echo it."""
+    """Return the proof that the sender of a pass has read the nonce rather than echoed it."""
     return nonce[::-1]
 
 
 def parse(datagram: bytes, nonce: bytes) -> Frame | None:
-    """Read a datagram; None if it is forged or broken."""
+    """Parse a datagram; return None if it is forged or malformed."""
     kind, given, text = datagram[:1], datagram[1 : 1 + SEAL_BYTES], datagram[1 + SEAL_BYTES :]
-    if kind not in (STAGE, PASSED, FAILED, MESSAGE, TROUBLE) or (kind == PASSED and given != seal(nonce)):
+    if kind not in (STAGE, PASSED, FAILED, MESSAGE, SETUP_FAILED) or (kind == PASSED and given != seal(nonce)):
         return None
     return Frame(kind, text.decode(errors="replace"))
 
 
 def parse_facts(text: str) -> dict[str, Any]:
-    """Read facts that a hostile program may have written."""
+    """Parse facts that may come from a hostile program."""
     try:
         return clean_facts(json.loads(text))
     except (ValueError, RecursionError):
@@ -88,7 +88,7 @@ def parse_facts(text: str) -> dict[str, Any]:
 
 
 def clean_facts(given: object) -> dict[str, Any]:
-    """Keep of the facts what has the right name, type and size."""
+    """Keep the facts with a known name, the right type and a limited size."""
     facts: dict[str, Any] = {"error_type": "Exception", "ending": "exception"}
     for key, kind in _FACTS.items():
         value = given.get(key) if isinstance(given, dict) else None
@@ -105,7 +105,7 @@ def clean_facts(given: object) -> dict[str, Any]:
 
 
 def printable(text: str, limit: int = _MAX_TEXT) -> str:
-    """Escape what is not to be printed but line ends, and cut what is too long."""
+    """Escape unprintable characters except line ends, and shorten the text to `limit` characters."""
     clean = "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text[: limit + 1])
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 

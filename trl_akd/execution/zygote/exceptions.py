@@ -1,4 +1,4 @@
-"""What is to be known of an exception: facts for a taxonomy of errors, and its text, made harmless."""
+"""Descriptions of exceptions: facts for a taxonomy of errors, and their messages."""
 
 import ast
 import re
@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 _MAX_TEXT = 1000
 
 _QUOTED = re.compile(r"'([^']*)'")
-# Read by these, a class cannot lie about itself through its metaclass.
+# These cannot be overridden by the metaclass of an exception's class.
 _name_of = type.__dict__["__name__"].__get__
 _bases_of = type.__dict__["__mro__"].__get__
 
 
 class Source(NamedTuple):
-    """A compilation unit: whose it is, `candidate` or `test`, and its text."""
+    """A compilation unit: its origin (`candidate` or `test`) and its source text."""
 
     origin: str
     text: str
@@ -24,11 +24,11 @@ def facts(error: BaseException, stage: str, sources: dict[str, Source]) -> dict[
     """Describe an exception without calling any of its methods.
 
     Args:
-        error (`BaseException`): what ended the program.
+        error (`BaseException`): Exception that ended the program.
         stage (`str`): `compile`, `load` or `test`.
-        sources (`dict`): the compilation units, by file name.
+        sources (`dict`): Compilation units by file name.
     """
-    file, line = _place(error, stage, sources)
+    file, line = _position(error, stage, sources)
     source = sources.get(file or "")
     raised = source is not None and line is not None and _is_raise(source.text, line)
     found = {
@@ -49,38 +49,31 @@ def facts(error: BaseException, stage: str, sources: dict[str, Source]) -> dict[
 
 
 def message(error: BaseException) -> str:
-    """Return the exception's text, or raise what making it raises."""
-    text = str.__str__(str(error))
-    if isinstance(error, KeyError) and len(error.args) == 1:
-        text = str.__str__(repr(error.args[0]))
-    return text[:_MAX_TEXT]
-
-
-def safe_message(error: BaseException) -> str:
-    """Return the exception's text, or that it cannot be made; this may run the program's code, for ever."""
+    """Return the text of an exception, or a note that it has none; this may run code of the program, forever."""
     try:
-        return message(error)
+        is_key = isinstance(error, KeyError) and len(error.args) == 1
+        return str.__str__(repr(error.args[0]) if is_key else str(error))[:_MAX_TEXT]
     except BaseException as unprintable:
-        return f"(its text cannot be made: {type(unprintable).__name__})"
+        return f"(its text is not available: {type(unprintable).__name__})"
 
 
 def exit_code(error: SystemExit) -> int:
-    """Return the status with which Python would have exited."""
+    """Return the status with which Python would exit."""
     if error.code is None:
         return 0
     return int(error.code) & 0xFF if isinstance(error.code, int) else 1
 
 
-def _place(error: BaseException, stage: str, sources: dict[str, Source]) -> tuple[str | None, int | None]:
+def _position(error: BaseException, stage: str, sources: dict[str, Source]) -> tuple[str | None, int | None]:
     if stage == "compile" and isinstance(error, SyntaxError):
         return error.filename, error.lineno
-    place: tuple[str | None, int | None] = (None, None)
+    position: tuple[str | None, int | None] = (None, None)
     trace: TracebackType | None = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename in sources:
-            place = (trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+            position = (trace.tb_frame.f_code.co_filename, trace.tb_lineno)
         trace = trace.tb_next
-    return place
+    return position
 
 
 def _is_raise(source: str, line: int) -> bool:

@@ -1,16 +1,14 @@
-"""A generated world of small Python programming tasks.
+"""Generate small Python programming tasks.
 
-A task is a composition of up to three [`Operation`]s with their arguments: its steps. Everything else about the task
-derives from the steps: the instruction, which marks them as first, next and last but may name the last one first; the
-reference solution; and the unit tests, whose expected values come from running the steps.
+A task is a composition of up to three [`Operation`]s with their arguments, its steps. The instruction, the reference
+solution and the unit tests derive from the steps. The instruction may give the last step first.
 
-As in code that people write, one meaning has several wordings and several implementations, drawn at random. A row of
-data shows a single implementation; a model that has seen many rows knows how likely each one is, so its distribution
-over tokens says more than the row does.
+Each operation has several wordings and implementations, drawn at random, as in code that people write. A row of data
+shows one implementation. A model trained on many rows learns the probability of each, so its distribution over tokens
+has more information than the row.
 
-Tasks are split by their sequence of operations: about a fifth of all sequences are held out, and a task that composes
-one of them is never drawn for training. Every operation is known from training; what a held-out task asks for is a new
-combination.
+Tasks are split by their sequence of operations: about a fifth of all sequences is held out and never drawn for
+training. Every operation occurs in training; held-out tasks have new combinations.
 """
 
 import hashlib
@@ -22,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from trl_akd.micro.operations import NUMBERS, OPERATIONS, TEXT, Operation
+from .operations import NUMBERS, OPERATIONS, TEXT, Operation
 
 Split = Literal["train", "held_out"]
 
@@ -38,35 +36,41 @@ _BACKWARD = (("first of all ", "before that ", "finally "), ("to begin with, ", 
 
 @dataclass(frozen=True)
 class Step:
-    """Apply one operation with a given argument."""
+    """An operation with its argument."""
 
     operation: Operation
     argument: str
 
     def phrase(self, wording: int = 0) -> str:
-        """Say the step as an imperative clause."""
+        """Return the step as an imperative clause."""
         return self.operation.phrases[wording].replace("{k}", self.argument)
 
     def expression(self, form: int = 0) -> str:
-        """Write the step as a Python expression of the variable that `operation.takes` names."""
+        """Return the step as a Python expression of the variable `operation.takes`."""
         return self.operation.forms[form].replace("{k}", self.argument)
 
     def __call__(self, value: Any) -> Any:
-        """Compute the step."""
+        """Return the result of the step."""
         return _function(self.operation.takes, self.expression())(value)
 
 
 @dataclass(frozen=True)
 class Task:
-    """State a programming task, its reference solution and the tests that judge any other solution.
+    """A programming task with its reference solution and tests.
 
     Args:
-        task_id (`str`): identity, e.g. `"held_out/0/17"`: split, seed and position.
-        steps (`tuple[Step, ...]`): what the program has to do, in the order of execution.
-        instruction (`str`): the steps in natural language.
-        solution (`str`): program text that defines the function `solve`.
-        tests (`str`): program text of `assert` statements that call `solve`, to run after a solution.
-        public_tests (`str`): two more, on other inputs, for whoever may look at tests before choosing a program.
+        task_id (`str`):
+            Split, seed and position, such as `"held_out/0/17"`.
+        steps (`tuple[Step, ...]`):
+            Steps in the order of execution.
+        instruction (`str`):
+            Steps in natural language.
+        solution (`str`):
+            Program that defines the function `solve`.
+        tests (`str`):
+            `assert` statements that call `solve`, to run after a solution.
+        public_tests (`str`):
+            Two more assertions on other inputs, for selecting a program by tests.
     """
 
     task_id: str
@@ -78,23 +82,23 @@ class Task:
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """Name the operations in the order of execution: what the split is decided by."""
+        """Names of the operations in the order of execution, which determine the split."""
         return _names(self.steps)
 
     @property
     def prompt(self) -> str:
-        """Give the text a model continues with a solution: the instruction as a comment."""
+        """Instruction as a comment, which a model continues with a solution."""
         return f"# {self.instruction}\n"
 
     @property
     def difficulty(self) -> str:
-        """Name what makes the task hard: how many steps it has, and whether the last one is told first."""
+        """Number of steps, and whether the instruction gives the last one first."""
         told = "backwards" if self.instruction.startswith(tuple(last for *_, last in _BACKWARD)) else "in order"
         return f"{len(self.steps)} steps, told {told}"
 
 
 def is_held_out(operations: Sequence[str]) -> bool:
-    """Decide, from nothing but the names, whether a sequence of operations is kept out of training.
+    """Return whether a sequence of operations is held out, as a function of their names alone.
 
     Example:
         >>> is_held_out(["add"])
@@ -107,7 +111,7 @@ def is_held_out(operations: Sequence[str]) -> bool:
 
 
 def run(steps: Iterable[Step], value: Any) -> Any:
-    """Run a composition on an input.
+    """Return the result of a composition of steps on an input.
 
     Example:
         >>> by_name = {operation.name: operation for operation in OPERATIONS}
@@ -120,16 +124,20 @@ def run(steps: Iterable[Step], value: Any) -> Any:
 
 
 def sample_tasks(count: int, *, split: Split, seed: int = 0, lengths: Sequence[int] = (2, 3, 3)) -> list[Task]:
-    """Draw tasks of one split; the same arguments give the same tasks on every machine.
+    """Return random tasks of one split; the same arguments give the same tasks on every machine.
 
     Args:
-        count (`int`): how many.
-        split (`"train"` or `"held_out"`): the sequences of operations to draw from; the two share none.
-        seed (`int`, *optional*, defaults to `0`): seed of the draw, independent between splits.
-        lengths (`Sequence[int]`, *optional*, defaults to `(2, 3, 3)`): numbers of steps to choose from, evenly.
+        count (`int`):
+            Number of tasks.
+        split (`str`):
+            `"train"` or `"held_out"`, which have no sequence of operations in common.
+        seed (`int`, *optional*, defaults to `0`):
+            Random seed, independent between splits.
+        lengths (`Sequence[int]`, *optional*, defaults to `(2, 3, 3)`):
+            Numbers of steps, drawn uniformly.
 
     Raises:
-        ValueError: if a length is outside 1..3, or the split holds out tasks and every length is 1.
+        ValueError: If a length is not between 1 and 3, or if every length of held-out tasks is 1.
     """
     if not all(1 <= length <= MAX_STEPS for length in lengths):
         raise ValueError(f"lengths must lie between 1 and {MAX_STEPS}, got {tuple(lengths)}")
@@ -146,7 +154,7 @@ def sample_tasks(count: int, *, split: Split, seed: int = 0, lengths: Sequence[i
 
 
 def draw_solution(steps: Sequence[Step], rng: random.Random) -> str:
-    """Write a program that runs the steps, each in one of its forms."""
+    """Return a program of the steps, each in one of its implementations."""
     expressions = [step.expression(rng.randrange(len(step.operation.forms))) for step in steps]
     assignments = [f"{step.operation.gives} = {e}" for step, e in zip(steps[:-1], expressions[:-1], strict=True)]
     lines = [*assignments, f"return {expressions[-1]}"]
@@ -154,12 +162,12 @@ def draw_solution(steps: Sequence[Step], rng: random.Random) -> str:
 
 
 def write_rows(tasks: Iterable[Task], path: str | Path) -> None:
-    """Write tasks as JSON Lines with the columns `prompt` and `completion`, ready for training."""
+    """Write tasks as training rows with `prompt` and `completion`."""
     write_json_lines(({"prompt": task.prompt, "completion": task.solution} for task in tasks), path)
 
 
 def write_problems(tasks: Iterable[Task], path: str | Path) -> None:
-    """Write tasks as JSON Lines with the columns of a benchmark, ready for an evaluation."""
+    """Write tasks as problems of a benchmark."""
     problems = (
         {
             "task_id": task.task_id,
@@ -176,7 +184,7 @@ def write_problems(tasks: Iterable[Task], path: str | Path) -> None:
 
 
 def write_json_lines(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
-    """Write a file of one JSON object a line."""
+    """Write rows to a JSON Lines file."""
     Path(path).write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 
@@ -225,7 +233,7 @@ def _draw_text(rng: random.Random) -> str:
 
 
 def _every_step_matters(steps: Sequence[Step], examples: Sequence[Any]) -> bool:
-    """Tell whether the tests see each step: results vary, and leaving out a step that can be left out changes one."""
+    """Return whether the examples depend on each step: results vary, and leaving out a step changes at least one."""
     results = [run(steps, example) for example in examples]
     shorter = [(*steps[:i], *steps[i + 1 :]) for i, s in enumerate(steps) if s.operation.takes == s.operation.gives]
     return any(result != results[0] for result in results) and all(

@@ -1,4 +1,4 @@
-"""The file system that programs see: a white-list of the machine's folders, read-only, and nothing else."""
+"""The file system that programs see: read-only allowed folders of the machine, and private /tmp and /proc."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from . import confinement, linux
 SCRATCH = "/tmp"
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
-SETTINGS = ("/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
+ETC_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _DEVICE_LINKS = {
     "fd": "/proc/self/fd",
@@ -30,16 +30,16 @@ _FLAGS = {
 }
 
 
-def enter_white_list(extra: Iterable[str], user: int, group: int) -> None:
-    """Build the new root and make it this mount namespace's, with an own /proc and nothing writable.
+def enter_private_root(extra: Iterable[str], user: int, group: int) -> None:
+    """Build a root folder of allowed paths, with its own /proc, and make it the root of this mount namespace.
 
     Args:
-        extra (`Iterable[str]`): paths to show besides those of the system, real ones and links: Python's, packages'.
-        user, group (`int`): whom the programs run as, for /etc/passwd.
+        extra (`Iterable[str]`): Paths to show besides the system's, such as those of Python and of packages.
+        user, group (`int`): Ids of the programs' user, for /etc/passwd.
     """
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
     links, opened = _open_sources(extra)
-    new_root = SCRATCH  # any folder that surely exists; what lies beneath was opened before it is covered
+    new_root = SCRATCH  # a folder that always exists; paths inside it were opened before it is covered
     linux.mount("tmpfs", new_root, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=4m,mode=755")
     os.chdir(new_root)
     for path, target in links.items():
@@ -56,8 +56,8 @@ def enter_white_list(extra: Iterable[str], user: int, group: int) -> None:
     linux.pivot_root_here()
 
 
-def seal() -> None:
-    """Make every mount read-only, and all but the devices' nodev."""
+def remount_read_only() -> None:
+    """Make all mounts read-only and nosuid, and all except devices nodev."""
     with open("/proc/self/mountinfo") as lines:
         fields = [line.split() for line in lines]
     for _, _, _, _, where, options, *_ in fields:
@@ -67,8 +67,8 @@ def seal() -> None:
         linux.mount("none", path, flags=linux.MS_REMOUNT | linux.MS_BIND | wanted | sum(set(kept)) & ~wanted)
 
 
-def mount_private_parts(extra: Iterable[str]) -> None:
-    """Give one program its own /proc and its own scratch folder; what is to be seen inside that folder stays."""
+def mount_program_folders(extra: Iterable[str]) -> None:
+    """Mount a private /proc and scratch folder; paths of `extra` inside the scratch folder stay visible."""
     flags = linux.MS_NOSUID | linux.MS_NODEV
     inside = {path: os.open(path, os.O_PATH) for path in extra if path.startswith(f"{SCRATCH}/")}
     linux.mount("proc", "/proc", "proc", flags | linux.MS_NOEXEC | linux.MS_RDONLY)
@@ -81,7 +81,7 @@ def mount_private_parts(extra: Iterable[str]) -> None:
 
 
 def used_bytes(folder: str) -> int:
-    """Return how much of a folder's file system is in use; 0 if it has just gone."""
+    """Return the bytes used in a folder's file system, or 0 if the folder no longer exists."""
     try:
         status = os.statvfs(folder)
     except OSError:
@@ -90,10 +90,10 @@ def used_bytes(folder: str) -> int:
 
 
 def _open_sources(extra: Iterable[str]) -> tuple[dict[str, str], dict[str, int]]:
-    """Return links to copy, by path, and descriptors of what to bind, by path, parents first."""
+    """Return symbolic links to copy and descriptors of paths to bind, by path, parents first."""
     links = {path: os.readlink(path) for path in SYSTEM if os.path.islink(path)}
     devices = [f"/dev/{name}" for name in _DEVICES]
-    wanted = {path for path in (*SYSTEM, *SETTINGS, *devices) if path not in links and os.path.exists(path)}
+    wanted = {path for path in (*SYSTEM, *ETC_FILES, *devices) if path not in links and os.path.exists(path)}
     wanted.update(extra)
     opened: dict[str, int] = {}
     for path in sorted(wanted):

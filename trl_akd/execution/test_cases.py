@@ -1,26 +1,26 @@
-"""From a program's tests to the cases to run, and from their outcomes to its result.
+"""Test cases of a program: the processes to run for them, and the comparison of outputs.
 
-Outputs are compared here, in the caller's process, as plain data: nothing that a program defines takes part.
+Outputs are compared in the caller's process, as plain data, so a program cannot influence the comparison.
 """
 
 import json
 import math
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Container, Generator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from .checks import find_checks
+from .test_discovery import discover_tests
 from .worker import OUTPUT_BYTES, Case
-from .zygote import plain
+from .zygote import plain_data
 
-__all__ = ["Judgement", "Tests", "check_tests", "judge", "same_output"]
+__all__ = ["CaseRun", "Tests", "check_tests", "run_cases", "same_output"]
 
 Tests: TypeAlias = str | Mapping[str, Any]
-Judgement: TypeAlias = Generator[Case, dict[str, Any], dict[str, Any]]
+CaseRun: TypeAlias = Generator[Case, dict[str, Any], dict[str, Any]]
 
 _APPS_PREAMBLE = """\
 import collections, fractions, heapq, itertools, math, random, sys, time
@@ -47,42 +47,44 @@ _LIVECODEBENCH_PREAMBLE = "\n".join(
     ]
 )
 _TOLERANCE = 1e-6
-_SHOWN = 120
-_WHOLE = re.compile(r"[+-]?[0-9]+")
+_MAX_SHOWN = 120
+_INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
 @dataclass(frozen=True)
 class _Harness:
-    """Rules by which inputs and outputs judge a program.
+    """Rules of a benchmark's harness for tests by inputs and outputs.
 
     Args:
         preamble (`str`):
-            Imports that run before the program, those of the harness of that name (hendrycks/apps,
-            `eval/testing_util.py`; LiveCodeBench, `lcb_runner/evaluation/testing_util.py`).
+            Imports that run before the program, as in hendrycks/apps, `eval/testing_util.py`, and LiveCodeBench,
+            `lcb_runner/evaluation/testing_util.py`.
         same_output (`Callable`):
-            Compares printed and wanted text.
-        wrapped (`bool`):
-            Whether a wanted value may come wrapped in a list of one.
+            Comparison of the printed with the expected text.
+        unwraps (`bool`):
+            Whether an expected list of one value also accepts that value.
     """
 
     preamble: str
     same_output: Callable[[str, str], bool]
-    wrapped: bool
+    unwraps: bool
 
 
 def check_tests(tests: object, where: str) -> None:
-    """Raise a TypeError or ValueError unless `tests` is a test program, or inputs and outputs."""
+    """Raise a TypeError or ValueError unless `tests` is a test program or a mapping of inputs and outputs."""
     if isinstance(tests, str):
         return
     if not isinstance(tests, Mapping):
-        raise TypeError(f"{where} has tests of type {type(tests).__name__}; give a text, or inputs and outputs.")
+        raise TypeError(
+            f"{where} has tests of type {type(tests).__name__}; give a test program (str), or inputs and outputs."
+        )
     inputs, outputs, function = tests.get("inputs"), tests.get("outputs"), tests.get("fn_name")
     if not isinstance(inputs, list | tuple) or not isinstance(outputs, list | tuple):
         raise TypeError(f"{where} has tests without the lists 'inputs' and 'outputs'; give both.")
     if len(inputs) != len(outputs) or not inputs:
-        raise ValueError(f"{where} has {len(inputs)} inputs and {len(outputs)} outputs; give pairs.")
+        raise ValueError(f"{where} has {len(inputs)} inputs and {len(outputs)} outputs; give one output per input.")
     if function is not None and not isinstance(function, str):
-        raise TypeError(f"{where} has fn_name={function!r}; give a function's name or leave it out.")
+        raise TypeError(f"{where} has fn_name={function!r}; give the name of a function or leave it out.")
     if (harness := tests.get("harness", "apps")) not in tuple(_HARNESSES):
         raise ValueError(f"{where} has harness={harness!r}; choose one of {', '.join(_HARNESSES)}, or leave it out.")
     for value in inputs if function is not None else ():
@@ -94,34 +96,30 @@ def check_tests(tests: object, where: str) -> None:
     for kind, values in (("inputs", inputs), ("outputs", outputs)):
         for value in values if function is None else ():
             if not isinstance(value, str) and not _is_lines(value):
-                raise TypeError(f"{where} has {kind} of type {type(value).__name__}; give texts or lists of lines.")
+                raise TypeError(f"{where} has {kind} of type {type(value).__name__}; give strings or lists of lines.")
 
 
-def judge(candidate: str, tests: Tests, *, strict: bool, fail_fast: bool) -> Judgement:
-    """Yield the cases to run, be sent what came of each, and return the fields of the result.
-
-    Args:
-        candidate (`str`): the program's text.
-        tests (`str` or `Mapping`): a test program, or inputs and outputs, by default by the rules of APPS.
-        strict (`bool`): whether a test program runs in a process of its own; outputs are compared in another anyway.
-        fail_fast (`bool`): whether to leave out the cases after the first that fails.
-    """
+def run_cases(candidate: str, tests: Tests, *, packages: Container[str], strict: bool, fail_fast: bool) -> CaseRun:
+    """Yield the cases to run, receive the outcome of each, and return the fields of the program's result."""
     if isinstance(tests, str):
-        checks = find_checks(tests)
-        if checks.unrunnable:
-            return {"status": "infra_error", "message": checks.unrunnable, "tests_total": 1}
-        outcome = yield Case(candidate, "strict" if strict else "test", tests, checks=checks)
+        discovered = discover_tests(tests)
+        reason = discovered.unrunnable
+        if reason is None and discovered.imports_pytest and "pytest" not in packages:
+            reason = "the test imports pytest, which packages does not name; add it and the packages it depends on"
+        if reason is not None:
+            return {"status": "infra_error", "message": reason, "tests_total": 1}
+        outcome = yield Case(candidate, "strict" if strict else "test", tests, discovered=discovered)
         return {**outcome, "tests_passed": int(outcome["status"] == "passed"), "tests_total": 1}
     function, harness = tests.get("fn_name"), _HARNESSES[tests.get("harness", "apps")]
     first_failure: dict[str, Any] | None = None
     passed, seconds = 0, 0.0
-    for number, (given, wanted) in enumerate(zip(tests["inputs"], tests["outputs"], strict=True), 1):
+    for number, (given, expected) in enumerate(zip(tests["inputs"], tests["outputs"], strict=True), 1):
         if function is None:
             outcome = yield Case(candidate, "script", _as_text(given), preamble=harness.preamble)
         else:
-            outcome = yield Case(candidate, "call", _arguments(given, number), function, harness.preamble)
+            outcome = yield Case(candidate, "call", _encode_arguments(given, number), function, harness.preamble)
         seconds += outcome.get("seconds", 0.0)
-        outcome = _compare(outcome, wanted, number, function, harness)
+        outcome = _check_outcome(outcome, expected, number, function, harness)
         if outcome["status"] == "infra_error":
             first_failure = outcome
             break
@@ -135,13 +133,13 @@ def judge(candidate: str, tests: Tests, *, strict: bool, fail_fast: bool) -> Jud
     return {**result, "seconds": seconds, "tests_passed": passed, "tests_total": len(tests["inputs"])}
 
 
-def same_output(printed: str, wanted: str) -> bool:
-    r"""Compare what a script printed with what it should have.
+def same_output(printed: str, expected: str) -> bool:
+    r"""Compare the output of a script with the expected output.
 
-    Lines are compared word by word, without blank lines. Numbers may differ by 1e-6, relative or absolute, unless both
-    are whole. APPS's harness compares lines that are one number by `numpy.allclose` (1e-5 relative, 1e-8 absolute),
-    whole ones as well, and then accepts lines, and words of a line, in any order, and numbers rounded to three
-    decimals, which this function does not. LiveCodeBench's compares numbers exactly and counts blank lines.
+    Lines are compared word by word, and blank lines are ignored. Numbers may differ by 1e-6, relative or absolute,
+    unless both are integers. Two harnesses differ: APPS's compares lines of one number by `numpy.allclose` (1e-5
+    relative, 1e-8 absolute; integers too), and also accepts lines and words in any order and numbers rounded to three
+    decimals; LiveCodeBench's compares numbers exactly and counts blank lines.
 
     Example:
         ```python
@@ -152,17 +150,17 @@ def same_output(printed: str, wanted: str) -> bool:
 
         ```
     """
-    if _stripped_lines(printed) == _stripped_lines(wanted):
+    if _stripped_lines(printed) == _stripped_lines(expected):
         return True
-    left, right = _lines_of_words(printed), _lines_of_words(wanted)
+    left, right = _lines_of_words(printed), _lines_of_words(expected)
     return list(map(len, left)) == list(map(len, right)) and all(
         map(_same_word, chain.from_iterable(left), chain.from_iterable(right))
     )
 
 
-def _same_lines(printed: str, wanted: str) -> bool:
+def _same_lines(printed: str, expected: str) -> bool:
     """Compare as LiveCodeBench's harness does: line by line, numbers exactly."""
-    left, right = ([line.strip() for line in text.strip().split("\n")] for text in (printed, wanted))
+    left, right = ([line.strip() for line in text.strip().split("\n")] for text in (printed, expected))
     return len(left) == len(right) and all(map(_same_line, left, right))
 
 
@@ -175,42 +173,41 @@ def _same_line(left: str, right: str) -> bool:
         return False
 
 
-# What a program may use without importing it, and how its answers are compared.
 _HARNESSES: Mapping[str, _Harness] = MappingProxyType(
     {
-        "apps": _Harness(_APPS_PREAMBLE, same_output, wrapped=True),
-        "livecodebench": _Harness(_LIVECODEBENCH_PREAMBLE, _same_lines, wrapped=False),
-        "none": _Harness("", same_output, wrapped=True),
+        "apps": _Harness(_APPS_PREAMBLE, same_output, unwraps=True),
+        "livecodebench": _Harness(_LIVECODEBENCH_PREAMBLE, _same_lines, unwraps=False),
+        "none": _Harness("", same_output, unwraps=True),
     }
 )
 
 
-def _compare(
-    outcome: dict[str, Any], wanted: Any, number: int, function: str | None, harness: _Harness
+def _check_outcome(
+    outcome: dict[str, Any], expected: Any, number: int, function: str | None, harness: _Harness
 ) -> dict[str, Any]:
-    """Turn a process that reached its end into a pass or a failure."""
+    """Turn the outcome of a process that reached its end into a pass or a failure."""
     data: bytes = outcome.pop("output", b"")
     if function is None and outcome.get("ending") == "exit" and outcome.get("exit_code") == 0:
-        outcome = {"status": "passed", "seconds": outcome["seconds"]}  # os._exit(0): what it printed tells
+        outcome = {"status": "passed", "seconds": outcome["seconds"]}  # os._exit(0): its output decides
     if outcome["status"] != "passed":
         return outcome
     if len(data) > OUTPUT_BYTES:
-        return _wrong(outcome, f"case {number}: the output is longer than {OUTPUT_BYTES >> 20} MiB")
+        return _failure(outcome, f"case {number}: the output is longer than {OUTPUT_BYTES >> 20} MiB")
     if function is None:
-        printed, expected = data.decode(errors="replace"), _as_text(wanted)
-        if harness.same_output(printed, expected):
+        printed, expected_text = data.decode(errors="replace"), _as_text(expected)
+        if harness.same_output(printed, expected_text):
             return outcome
-        return _wrong(outcome, f"case {number}: printed {_shorten(printed)}, not {_shorten(expected)}")
+        return _failure(outcome, f"case {number}: printed {_shorten(printed)}, not {_shorten(expected_text)}")
     try:
-        returned = plain.decode(data)
-        if _same_value(returned, wanted, wrapped=harness.wrapped):
+        returned = plain_data.decode(data)
+        if _same_value(returned, expected, unwraps=harness.unwraps):
             return outcome
     except (ValueError, RecursionError) as error:
-        return _wrong(outcome, f"case {number}: returned {error}")
-    return _wrong(outcome, f"case {number}: returned {_shorten(returned)}, not {_shorten(wanted)}")
+        return _failure(outcome, f"case {number}: returned {error}")
+    return _failure(outcome, f"case {number}: returned {_shorten(returned)}, not {_shorten(expected)}")
 
 
-def _wrong(outcome: dict[str, Any], message: str) -> dict[str, Any]:
+def _failure(outcome: dict[str, Any], message: str) -> dict[str, Any]:
     return {
         "status": "failed",
         "error_type": "AssertionError",
@@ -223,24 +220,25 @@ def _wrong(outcome: dict[str, Any], message: str) -> dict[str, Any]:
     }
 
 
-def _same_value(returned: Any, wanted: Any, *, wrapped: bool) -> bool:
-    """Compare what came from JSON with what did not: tuples count as lists, and keys as texts."""
-    returned, wanted = _with_lists(returned), _with_lists(wanted)
-    return bool(returned == wanted or (wrapped and isinstance(wanted, list) and wanted and returned == wanted[0]))
+def _same_value(returned: Any, expected: Any, *, unwraps: bool) -> bool:
+    """Compare a returned value with one that was read from JSON: tuples count as lists, and all keys as strings."""
+    returned, expected = _as_json(returned), _as_json(expected)
+    unwrapped = expected[:1] if unwraps and isinstance(expected, list) else []
+    return returned in [expected, *unwrapped]
 
 
-def _with_lists(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return [_with_lists(item) for item in value]
+        return [_as_json(item) for item in value]
     if isinstance(value, dict):
-        return {str(key): _with_lists(item) for key, item in value.items()}
+        return {str(key): _as_json(item) for key, item in value.items()}
     return value
 
 
 def _same_word(left: str, right: str) -> bool:
     if left == right:
         return True
-    if _WHOLE.fullmatch(left) and _WHOLE.fullmatch(right):
+    if _INTEGER.fullmatch(left) and _INTEGER.fullmatch(right):
         return left.lstrip("+") == right.lstrip("+")
     try:
         numbers = float(left), float(right)
@@ -261,12 +259,12 @@ def _as_text(value: str | list[str]) -> str:
     return value if isinstance(value, str) else "\n".join(value)
 
 
-def _arguments(value: Any, number: int) -> str:
+def _encode_arguments(value: Any, number: int) -> str:
     try:
         return json.dumps(value)
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"inputs[{number - 1}] cannot be sent as JSON ({error}); give numbers, texts and lists."
+            f"inputs[{number - 1}] cannot be sent as JSON ({error}); give numbers, strings and lists."
         ) from error
 
 
@@ -275,5 +273,5 @@ def _is_lines(value: object) -> bool:
 
 
 def _shorten(value: object) -> str:
-    text = repr(value[:_SHOWN] if isinstance(value, str) else value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    text = repr(value[:_MAX_SHOWN] if isinstance(value, str) else value)
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"

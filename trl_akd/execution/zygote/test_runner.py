@@ -1,4 +1,4 @@
-"""Running a test program as its author meant it: as the main program, and with the checks that it only defines."""
+"""Execution of a test program as the main program, followed by the tests that it only defines."""
 
 import sys
 import types
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import CodeType, ModuleType
 from typing import Any
 
-from . import failure
+from . import exceptions
 
 CANDIDATE = "candidate"
 _MAIN = "__main__"
@@ -14,46 +14,46 @@ _READ_BY_UNITTEST = ("load_tests", "setUpModule", "tearDownModule")
 
 
 class TestRun:
-    """Prepare to run a test program; made before the candidate runs, which could replace modules.
+    """One run of a test program, prepared before the candidate runs, which could replace modules.
 
     Args:
-        checks (`dict`): `functions`, `runners` and `exits` of the test program, as found by the caller.
-        file (`str`): the file name under which the test program is compiled.
-        candidate_file (`str`): that of the candidate.
+        discovered (`dict`): `functions`, `runners` and `exits` of the test program, as found by the caller.
+        file (`str`): File name under which the test program is compiled.
+        candidate_file (`str`): File name under which the candidate is compiled.
     """
 
-    def __init__(self, checks: dict[str, Any], file: str, candidate_file: str) -> None:
-        self._functions: list[str] = checks["functions"]
-        self._exits = {tuple(place) for place in checks["exits"]}
+    def __init__(self, discovered: dict[str, Any], file: str, candidate_file: str) -> None:
+        self._functions: list[str] = discovered["functions"]
+        self._exits = {tuple(position) for position in discovered["exits"]}
         self._file, self._candidate_file = file, candidate_file
-        self._uses_pytest = "pytest" in checks["runners"]
-        self._cases = _UnittestCases(self._passes_candidate) if "unittest" in checks["runners"] else None
+        self._uses_pytest = "pytest" in discovered["runners"]
+        self._cases = _UnittestCases(self._passes_candidate) if "unittest" in discovered["runners"] else None
         self._execute = exec
 
     def execute(self, test: CodeType, module: ModuleType) -> None:
-        """Run the test program as `__main__` in a module's namespace, then the checks that it has defined only.
+        """Run the test program as `__main__` in a module's namespace, then the tests that it only defines.
 
         Raises:
-            BaseException: What the test program raises, or the first failure of its checks.
+            BaseException: Exception of the test program, or of the first test that fails.
         """
         namespace = module.__dict__
         namespace["__name__"] = _MAIN
         sys.modules[_MAIN] = module
         if self._uses_pytest:
-            _let_pytest_pass()
+            _disable_pytest_main()
         if self._cases is not None:
             self._cases.watch()
             for name in _READ_BY_UNITTEST:
-                namespace.pop(name, None)  # the candidate's
+                namespace.pop(name, None)  # those of the candidate
         try:
             self._execute(test, namespace)
         except SystemExit as error:
             self._raise_failure()
-            if not self._ends_itself(error):
+            if not self._exits_itself(error):
                 raise
         self._raise_failure()
         if self._cases is not None:
-            self._cases.run_rest(namespace)
+            self._cases.run_remaining(namespace)
             self._raise_failure()
         for name in self._functions:
             if (found := namespace.get(name)) is not None and not self._is_test_case(found):
@@ -66,20 +66,20 @@ class TestRun:
         if self._cases is not None and self._cases.failure is not None:
             raise self._cases.failure
 
-    def _ends_itself(self, error: SystemExit) -> bool:
-        """Tell whether a line of the test program's own, and nothing of the candidate's, ends it with status 0."""
-        if failure.exit_code(error) != 0 or self._passes_candidate(error):
+    def _exits_itself(self, error: SystemExit) -> bool:
+        """Whether a statement of the test program, not the candidate, exits with status 0."""
+        if exceptions.exit_code(error) != 0 or self._passes_candidate(error):
             return False
-        place = None
+        position = None
         trace = error.__traceback__
         while trace is not None:
             if trace.tb_frame.f_code.co_filename == self._file:
-                place = list(trace.tb_frame.f_code.co_positions())[trace.tb_lasti // 2]
+                position = list(trace.tb_frame.f_code.co_positions())[trace.tb_lasti // 2]
             trace = trace.tb_next
-        return place in self._exits
+        return position in self._exits
 
     def _passes_candidate(self, error: BaseException) -> bool:
-        """Tell whether an exception came out of a line of the candidate's, in this process or in its own."""
+        """Whether an exception passed through code of the candidate, in this or its own process."""
         trace = error.__traceback__
         while trace is not None:
             if trace.tb_frame.f_code.co_filename == self._candidate_file:
@@ -89,23 +89,23 @@ class TestRun:
 
 
 class _UnittestCases:
-    """The TestCases of the test program: watched, so that a failure counts however they are run.
+    """The TestCases of a test program; all their failures are recorded, regardless of how they are run.
 
     Args:
-        passes_candidate (`Callable`): tells whether an exception came out of the candidate.
+        passes_candidate (`Callable`): Function that tells whether an exception passed through the candidate.
     """
 
     failure: BaseException | None = None
 
     def __init__(self, passes_candidate: Callable[[BaseException], bool]) -> None:
-        import unittest  # takes milliseconds, and few tests use it
+        import unittest  # slow to import, and few tests use it
 
         self._unittest = unittest
         self._passes_candidate = passes_candidate
         self._started: set[type] = set()
 
     def watch(self) -> None:
-        """Take note of every failure from now on, and leave out TestCases of the candidate's own."""
+        """Record all failures from now on, and skip TestCases that the candidate defines."""
         sys.modules["unittest"] = self._unittest
         result: Any = self._unittest.TestResult
         notes: dict[str, Callable[..., object]] = {
@@ -121,17 +121,17 @@ class _UnittestCases:
         loader: Any = self._unittest.TestLoader
         load = loader.loadTestsFromTestCase
 
-        def load_tests_own(self: Any, case: type) -> Any:
+        def load_without_candidate(self: Any, case: type) -> Any:
             return self.suiteClass() if case.__module__ == CANDIDATE else load(self, case)
 
-        loader.loadTestsFromTestCase = load_tests_own
+        loader.loadTestsFromTestCase = load_without_candidate
 
     def is_test_case(self, value: object) -> bool:
-        """Tell whether a value is a class of unittest's test cases."""
+        """Whether a value is a subclass of `unittest.TestCase`."""
         return isinstance(value, type) and issubclass(value, self._unittest.TestCase)
 
-    def run_rest(self, namespace: dict[str, Any]) -> None:
-        """Run the TestCases in a namespace that have not been run."""
+    def run_remaining(self, namespace: dict[str, Any]) -> None:
+        """Run the TestCases in a namespace that have not run yet."""
         loader = self._unittest.defaultTestLoader
         suite = self._unittest.TestSuite(
             loader.loadTestsFromTestCase(case)
@@ -142,8 +142,8 @@ class _UnittestCases:
 
     def _fail(self, run: Any, test: object, error: BaseException | None) -> None:
         kind = type(test)
-        is_its_own = kind.__module__ != CANDIDATE and "<locals>" not in kind.__qualname__
-        if error is not None and self.failure is None and is_its_own:
+        counts = kind.__module__ != CANDIDATE and "<locals>" not in kind.__qualname__
+        if error is not None and self.failure is None and counts:
             self.failure = error
             run.stop()
 
@@ -161,22 +161,22 @@ def _after(note: Callable[..., object], original: Callable[..., Any]) -> Callabl
     return noted
 
 
-def _let_pytest_pass() -> None:
-    """Have `pytest.main` do nothing: it would look for files, and the test's functions are called afterwards."""
+def _disable_pytest_main() -> None:
+    """Make `pytest.main` do nothing, as it would search for files; the test functions are called afterwards."""
     try:
         import pytest
     except ImportError:
-        return  # the test's own import says so
+        return  # the import in the test raises this error
     pytest.main = lambda *arguments, **options: 0
 
 
-def _call(check: Any) -> None:
-    """Call a test function, or the test methods of a class, each on an object of its own."""
-    if isinstance(check, type):
-        for name in [name for name in dir(check) if name.startswith("test")]:
-            _call(getattr(check(), name))
+def _call(test: Any) -> None:
+    """Call a test function, or the test methods of a class, each on a new instance."""
+    if isinstance(test, type):
+        for name in [name for name in dir(test) if name.startswith("test")]:
+            _call(getattr(test(), name))
         return
-    returned = check()
+    returned = test()
     if isinstance(returned, types.CoroutineType):
         import asyncio
 

@@ -8,9 +8,9 @@ from trl_akd.execution import CodeExecutor
 from trl_akd.iterkd.cycle.records import FAULT_KINDS, FaultKind
 from trl_akd.iterkd.judge.reader import parse_judgement
 from trl_akd.iterkd.judge.rubric import Judgement
-from trl_akd.micro.lessons import JUDGE_LAYOUT, LESSONS, TEACHING_LAYOUTS, draw_fault, rubric
 from trl_akd.micro.models import train_tokenizer
-from trl_akd.micro.world import Task, sample_tasks
+from trl_akd.micro.tasks import Task, sample_tasks
+from trl_akd.micro.teacher_data import ITERKD_DATA, JUDGE_PROMPT, TEACHING_PROMPTS, draw_fault, score
 
 ERRORS: dict[FaultKind, set[str]] = {
     "syntax": {"SyntaxError"},
@@ -48,11 +48,11 @@ def test_an_endless_loop_is_timed_out(tasks: list[Task], executor: CodeExecutor)
 
 
 def test_judgements_read_back_and_put_right_answers_first(tasks: list[Task]):
-    right = rubric(tasks[0].solution, None)
+    right = score(tasks[0].solution, None)
     assert right.total >= 5.5 and min(right.scores) >= 0.5
     for kind in FAULT_KINDS:
-        assert rubric("", kind).total <= 3.5 and rubric("", kind).scores[0] == 0
-    judged = [row for row in LESSONS.rows(tasks) if row["prompt"].endswith("# Judgement\n")]
+        assert score("", kind).total <= 3.5 and score("", kind).scores[0] == 0
+    judged = [row for row in ITERKD_DATA.rows(tasks) if row["prompt"].endswith("# Judgement\n")]
     assert len(judged) == len(tasks)
     assert all(isinstance(parse_judgement(row["completion"]), Judgement) for row in judged)
 
@@ -60,9 +60,9 @@ def test_judgements_read_back_and_put_right_answers_first(tasks: list[Task]):
 def test_new_questions_are_of_the_domain_and_those_of_a_kind_end_alike(tasks: list[Task]):
     by_instruction = {task.instruction: task for task in tasks}
     seen = Counter()
-    for row in LESSONS.rows(tasks):
+    for row in ITERKD_DATA.rows(tasks):
         for name in ("new_easy", "new_same"):
-            tail = TEACHING_LAYOUTS[name].split("{instruction}")[1]
+            tail = TEACHING_PROMPTS[name].split("{instruction}")[1]
             if row["prompt"].endswith(tail):
                 asked = by_instruction[row["prompt"].removeprefix("# ").removesuffix(tail)]
                 written = by_instruction[row["completion"]]
@@ -73,13 +73,13 @@ def test_new_questions_are_of_the_domain_and_those_of_a_kind_end_alike(tasks: li
 
 
 def test_rows_fit_and_are_told_apart_by_their_prompts(tasks: list[Task]):
-    rows = list(LESSONS.rows(tasks))
+    rows = list(ITERKD_DATA.rows(tasks))
     assert len(rows) == 4 * len(tasks)
     tokenizer: PreTrainedTokenizerFast = train_tokenizer(row["prompt"] + row["completion"] for row in rows)
     longest = max(len(tokenizer(row["prompt"] + row["completion"])["input_ids"]) for row in rows)
-    assert longest < LESSONS.max_length
-    assert JUDGE_LAYOUT.format(instruction="a", answer="b") == "# a\nb\n# Judgement\n"
+    assert longest < ITERKD_DATA.max_length
+    assert JUDGE_PROMPT.format(instruction="a", answer="b") == "# a\nb\n# Judgement\n"
 
 
-def test_lessons_are_the_same_on_every_run(tasks: list[Task]):
-    assert list(LESSONS.rows(tasks[:50])) == list(LESSONS.rows(tasks[:50]))
+def test_teacher_data_is_the_same_on_every_run(tasks: list[Task]):
+    assert list(ITERKD_DATA.rows(tasks[:50])) == list(ITERKD_DATA.rows(tasks[:50]))

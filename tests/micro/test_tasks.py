@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from trl_akd.micro.operations import NUMBERS, OPERATIONS, TEXT
-from trl_akd.micro.world import MAX_STEPS, Step, Task, is_held_out, run, sample_tasks, write_rows
+from trl_akd.micro.tasks import MAX_STEPS, Step, Task, is_held_out, run, sample_tasks, write_rows
 
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 
@@ -96,7 +96,7 @@ def test_instructions_name_all_steps_in_either_order():
 
 def test_tasks_do_not_depend_on_the_hash_seed():
     script = (
-        "from trl_akd.micro.world import sample_tasks\n"
+        "from trl_akd.micro.tasks import sample_tasks\n"
         "print(sample_tasks(50, split='train'), sample_tasks(20, split='held_out'))"
     )
     outputs = {

@@ -1,4 +1,4 @@
-"""The checks of a test program that it defines for a test runner, and the places where it may end itself."""
+"""Discovery of the tests that a test program only defines, and of the statements by which it may exit."""
 
 import ast
 import re
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
-__all__ = ["Checks", "find_checks"]
+__all__ = ["DiscoveredTests", "discover_tests"]
 
-_MAY_DEFINE_CHECKS = re.compile(
+_MAY_NEED_DISCOVERY = re.compile(
     r"^\s*(?:async\s+)?def\s+test|^\s*class\s|\b(?:unittest|pytest|SystemExit|exit|quit)\b", re.M
 )
 _EXITS = {"exit", "quit", "SystemExit", "sys.exit", "unittest.main", "unittest.TestProgram"}
-_LOOKS_NAMES_UP = {"globals", "locals", "vars", "dir"}
-_CALLED_BY_PYTEST = {
+_NAMESPACE_LOOKUPS = {"globals", "locals", "vars", "dir"}
+_PYTEST_HOOKS = {
     f"{when}_{what}" for when in ("setup", "teardown") for what in ("module", "function", "class", "method")
 }
 _FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -23,50 +23,54 @@ _Definition: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 @dataclass(frozen=True)
-class Checks:
-    """What a test program leaves to a test runner.
+class DiscoveredTests:
+    """Tests of a test program that a test runner has to call.
 
     Args:
         functions (`tuple[str, ...]`):
-            Names of its test functions, and of its classes of test methods, that nothing in the test program refers
-            to, so that a test runner has to call them. TestCases of unittest are found when the test program runs.
+            Names of test functions and of classes of test methods that the test program does not refer to. TestCases
+            of unittest are found when the test program runs.
         runners (`tuple[str, ...]`):
-            Which of the packages `unittest` and `pytest` it mentions.
+            Those of the packages `unittest` and `pytest` that the test program mentions.
         exits (`tuple[tuple[int, int, int, int], ...]`):
-            Places where it may end itself, as by `sys.exit(main())`: first and last line, first and last column.
+            Positions of statements by which it may exit, such as `sys.exit(main())`: first and last line, first and
+            last column.
+        imports_pytest (`bool`):
+            Whether it imports pytest at its top level, outside `if` and `try`.
         unrunnable (`str`, *optional*):
-            Why its checks cannot be run here, in words.
+            Reason why its tests cannot be run here.
     """
 
     functions: tuple[str, ...] = ()
     runners: tuple[str, ...] = ()
     exits: tuple[tuple[int, int, int, int], ...] = ()
+    imports_pytest: bool = False
     unrunnable: str | None = None
 
 
 @lru_cache(maxsize=256)
-def find_checks(test: str) -> Checks:
-    """Find the checks of a test program that it defines and does not run.
+def discover_tests(test: str) -> DiscoveredTests:
+    """Find the tests that a test program defines and does not run.
 
     Example:
         ```python
-        >>> find_checks("def test_double():\\n    assert double(2) == 4").functions
+        >>> discover_tests("def test_double():\\n    assert double(2) == 4").functions
         ('test_double',)
-        >>> find_checks("def test_double():\\n    assert double(2) == 4\\ntest_double()").functions
+        >>> discover_tests("def test_double():\\n    assert double(2) == 4\\ntest_double()").functions
         ()
 
         ```
     """
-    if not _MAY_DEFINE_CHECKS.search(test):
-        return Checks()
+    if not _MAY_NEED_DISCOVERY.search(test):
+        return DiscoveredTests()
     try:
         tree = ast.parse(test)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return Checks()  # compiling it says why
+        return DiscoveredTests()  # compiling it reports the error
     nodes = list(ast.walk(tree))
     names = _imported_names(nodes)
     called = {_dotted(node.func, names) for node in nodes if isinstance(node, ast.Call)}
-    referred = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    referenced = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     statements = list(_statements(tree.body))
     functions = [
         node
@@ -74,17 +78,18 @@ def find_checks(test: str) -> Checks:
         if (isinstance(node, _FUNCTION) and node.name.startswith("test"))
         or (isinstance(node, ast.ClassDef) and node.name.startswith("Test") and _test_methods(node))
     ]
-    left = [] if referred & _LOOKS_NAMES_UP else [node for node in functions if node.name not in referred]
-    return Checks(
+    left = [] if referenced & _NAMESPACE_LOOKUPS else [node for node in functions if node.name not in referenced]
+    return DiscoveredTests(
         functions=tuple(dict.fromkeys(node.name for node in left)),
         runners=tuple(name for name in ("unittest", "pytest") if name in test),
-        exits=tuple(_place(node) for node in nodes if _is_exit(node, names)),
-        unrunnable=_missing_checks(called, statements, bool(functions)) or _needs_pytest(left, statements),
+        exits=tuple(_position(node) for node in nodes if _is_exit(node, names)),
+        imports_pytest=any(map(_imports_pytest, tree.body)),
+        unrunnable=_missing_tests(called, statements, bool(functions)) or _needs_pytest(left, statements),
     )
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield the statements of a module's own scope, also those inside `if`, `try`, `with` and loops."""
+    """Yield the statements of a module's own scope, including those inside `if`, `try`, `with` and loops."""
     for node in body:
         yield node
         if not isinstance(node, (*_FUNCTION, ast.ClassDef)):
@@ -94,8 +99,14 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
                 yield from _statements(handler.body)
 
 
+def _imports_pytest(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Import):
+        return any(alias.name.partition(".")[0] == "pytest" for alias in node.names)
+    return isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").partition(".")[0] == "pytest"
+
+
 def _imported_names(nodes: list[ast.AST]) -> dict[str, str]:
-    """Return what each imported name stands for, as `{"stop": "sys.exit"}`."""
+    """Map each imported name to its dotted origin, such as `{"stop": "sys.exit"}`."""
     found = {}
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -118,7 +129,7 @@ def _is_exit(node: ast.AST, names: dict[str, str]) -> bool:
     return isinstance(node, ast.Call) and _dotted(node.func, names) in _EXITS
 
 
-def _place(node: ast.AST) -> tuple[int, int, int, int]:
+def _position(node: ast.AST) -> tuple[int, int, int, int]:
     assert isinstance(node, ast.Call | ast.Raise)
     return node.lineno, node.end_lineno or 0, node.col_offset, node.end_col_offset or 0
 
@@ -127,7 +138,7 @@ def _test_methods(node: ast.ClassDef) -> list[_Function]:
     return [item for item in node.body if isinstance(item, _FUNCTION) and item.name.startswith("test")]
 
 
-def _missing_checks(called: set[str], statements: list[ast.stmt], has_functions: bool) -> str | None:
+def _missing_tests(called: set[str], statements: list[ast.stmt], has_functions: bool) -> str | None:
     if "unittest.main" in called and not any(isinstance(node, ast.ClassDef) and node.bases for node in statements):
         return "the test calls unittest.main() and defines no TestCase"
     if "pytest.main" in called and not (has_functions or any(isinstance(node, ast.ClassDef) for node in statements)):
@@ -136,7 +147,7 @@ def _missing_checks(called: set[str], statements: list[ast.stmt], has_functions:
 
 
 def _needs_pytest(left: list[_Definition], statements: list[ast.stmt]) -> str | None:
-    """Say which of the checks that are to be called works under pytest alone."""
+    """Return a message about the first test to be called that works under pytest alone."""
     for node in left:
         if not isinstance(node, ast.ClassDef):
             needs = _pytest_only(statements) or _arguments_from_pytest(node, 0)
@@ -146,7 +157,7 @@ def _needs_pytest(left: list[_Definition], statements: list[ast.stmt]) -> str | 
                 filter(None, (_arguments_from_pytest(item, 1) for item in _test_methods(node))), None
             )
         else:
-            needs = None  # unittest's, or a subclass of a class whose methods are not in sight
+            needs = None  # a TestCase, or a subclass of a class whose methods are unknown here
         if needs:
             return needs
     return None
@@ -154,8 +165,8 @@ def _needs_pytest(left: list[_Definition], statements: list[ast.stmt]) -> str | 
 
 def _pytest_only(body: list[ast.stmt]) -> str | None:
     for node in body:
-        if isinstance(node, _FUNCTION) and node.name in _CALLED_BY_PYTEST:
-            return f"{node.name} in the test is for pytest to call; set up in the test function itself"
+        if isinstance(node, _FUNCTION) and node.name in _PYTEST_HOOKS:
+            return f"{node.name} in the test is called by pytest alone; do the set-up in the test function itself"
     return None
 
 
@@ -167,9 +178,9 @@ def _arguments_from_pytest(function: _Function, given: int) -> str | None:
         required += [] if default else [argument.arg]
     if required:
         return (
-            f"{function.name} in the test takes {', '.join(required)}, which pytest would give, and nothing calls it; "
-            "call it in the test with values"
+            f"{function.name} in the test takes {', '.join(required)}, which only pytest can supply, and nothing "
+            "calls it; call it in the test with values"
         )
     if any("pytest" in ast.unparse(decorator) for decorator in function.decorator_list):
-        return f"{function.name} in the test is marked for pytest; write what the mark means into the test"
+        return f"{function.name} in the test has a pytest mark; replace the mark by code in the test"
     return None

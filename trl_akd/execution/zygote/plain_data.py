@@ -1,6 +1,6 @@
-"""Plain data as bytes: JSON in which each value that is not JSON's own carries a tag.
+"""Serialization of plain data as JSON, with tags for types that JSON lacks.
 
-Decoding builds values of built-in types and nothing else, whoever wrote the bytes.
+Decoding creates only values of built-in types, even from untrusted bytes.
 """
 
 import json
@@ -11,34 +11,34 @@ _SAFE_INT = 1 << 53
 _SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 _BASES = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset)
 
-# The candidate may replace functions of modules; these references are taken before it runs.
+# Taken before the candidate runs, as it may replace functions of modules.
 _dumps, _loads = json.dumps, json.loads
 
 
 def encode(value: Any) -> bytes:
     """Encode None, booleans, numbers, text, bytes and containers of these.
 
-    Subclasses count as their built-in base, and NumPy's scalars as the Python values that they equal.
+    Instances of subclasses are encoded as their built-in base, and NumPy scalars as Python values.
 
     Raises:
-        TypeError: If the value, or one within it, is of another type, or nested too deeply.
+        TypeError: If the value, or one inside it, has another type or is nested too deeply.
     """
     try:
         return _dumps(_tag(value)).encode()
     except RecursionError:
-        raise TypeError("a value nested too deeply, or within itself, is no plain data") from None
+        raise TypeError("a value nested too deeply, or within itself, is not plain data") from None
 
 
 def decode(data: bytes) -> Any:
-    """Decode what `encode` made.
+    """Decode the bytes of `encode`.
 
     Raises:
-        ValueError: If the bytes are nothing that `encode` makes.
+        ValueError: If the bytes are not an encoding of plain data.
     """
     try:
         return _untag(_loads(data))
     except (RecursionError, TypeError, KeyError, IndexError, OverflowError) as error:
-        raise ValueError(f"bytes that are no plain data ({type(error).__name__})") from error
+        raise ValueError(f"bytes that are not plain data ({type(error).__name__})") from error
 
 
 def _tag(value: Any) -> Any:
@@ -48,7 +48,7 @@ def _tag(value: Any) -> Any:
     if kind is None and type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
         return _tag(value.item())
     if kind is None:
-        raise TypeError(f"a value of type {type(value).__name__!r} is no plain data")
+        raise TypeError(f"a value of type {type(value).__name__!r} is not plain data")
     if type(value) is not kind:
         value = kind.__call__(value) if kind is not dict else dict(dict.items(value))
     if kind in (bool, float, str) or (kind is int and -_SAFE_INT < value < _SAFE_INT):
@@ -85,4 +85,4 @@ def _untag(value: Any) -> Any:
     if tag == "complex":
         real, imaginary = content
         return complex(real, imaginary)
-    raise ValueError(f"bytes that are no plain data (tag {tag!r})")
+    raise ValueError(f"bytes that are not plain data (tag {tag!r})")

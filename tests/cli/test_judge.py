@@ -67,7 +67,7 @@ def test_a_judge_in_two_processes(kind: str, files: list[str], tmp_path: Path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["dance"], "'dance' is nothing a judge does; the one action is train"),
+        (["dance"], "'dance' is not an action of `trl-akd judge`; the only action is train"),
         (["train"], "`model_name_or_path` is missing"),
         (["train", "--model_name_or_path", "x"], "`train_file` is missing"),
         (["train", "MODEL", "--max_new_tokens", "0"], "`max_new_tokens` is 0"),
@@ -76,7 +76,7 @@ def test_a_judge_in_two_processes(kind: str, files: list[str], tmp_path: Path):
         (["train", "MODEL", "--test_size", "0.001"], "does not split 12 problems into two parts"),
         (["train", "MODEL", "--train_file", "none.jsonl"], "There is no file 'none.jsonl'"),
         (["train", "MODEL", "--train_file", "none.json"], "There is no file 'none.json'"),
-        (["train", "MODEL", "--train_file", "ODD"], "holds no list of objects"),
+        (["train", "MODEL", "--train_file", "ODD"], "is not a JSON list of objects"),
         (["train", "MODEL", "--train_file", "TORN"], "is not JSON"),
         (["train", "MODEL", "--knd", "regression"], "did you mean `--kind`"),
     ],

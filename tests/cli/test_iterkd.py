@@ -374,7 +374,7 @@ def test_malformed_rows_are_named_before_a_model_is_loaded(
     ("layouts", "message"),
     [
         ({"faulty": "{instruction}"}, "`faulty` lacks the field {kind}; say where it goes"),
-        ({"correct": "{instruction} {language}"}, "`correct` has the field {language}, which nobody fills"),
+        ({"correct": "{instruction} {language}"}, "`correct` has the field {language}, which is unknown"),
         ({"corect": "{instruction}"}, "has a layout 'corect'; the names are correct, faulty"),
         ({"correct": 7}, "does not map names to texts"),
     ],

@@ -162,7 +162,7 @@ def test_a_plan_head_that_is_declared_and_missing(model: Path, benchmark: Path, 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--temperature", "0", "--num_samples", "1"], "`temperature` is 0, at which all plans are alike"),
+        (["--temperature", "0", "--num_samples", "1"], "`temperature` is 0, at which all plans are equal"),
         (["--prompt_style", "template"], "`prompt_style` is 'template'"),
         (["--num_plans", "0"], "`num_plans` is 0"),
         (["--k", "3"], "`k` asks for pass@3"),

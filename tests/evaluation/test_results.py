@@ -68,13 +68,13 @@ def test_unjudged_programs_count_neither_way():
 
 
 def test_too_many_unjudged_programs_are_an_error():
-    with pytest.raises(RuntimeError, match=r"1 of 2 programs could not be judged.*helper died"):
+    with pytest.raises(RuntimeError, match=r"1 of 2 programs could not be run.*helper died"):
         run({"a": [UNJUDGED], "b": [PASSED]})
 
 
 def test_a_test_that_is_no_program_counts_against_nobody():
     broken = ExecutionResult("failed", "SyntaxError", "'(' was never closed", stage="compile", origin="test")
-    with pytest.raises(ValueError, match="test of the problem 'b' is no Python program"):
+    with pytest.raises(ValueError, match="test of the problem 'b' is not a Python program"):
         run({"a": [PASSED], "b": [broken]})
 
 

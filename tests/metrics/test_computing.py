@@ -105,12 +105,12 @@ def test_what_was_not_judged_is_left_out(fake: type[FakeExecutor]) -> None:
 
 @pytest.mark.parametrize("name", ["pass_at_k", "code_errors"])
 def test_too_many_without_a_verdict_are_an_error(fake: type[FakeExecutor], name: str) -> None:
-    with pytest.raises(RuntimeError, match=r"2 of 100 programs could not be judged.*no processes left"):
+    with pytest.raises(RuntimeError, match=r"2 of 100 programs could not be run.*no processes left"):
         load(name).compute(predictions=[["good"] * 98 + ["lost"] * 2], references=["a"])
 
 
 def test_no_task_left_for_k(fake: type[FakeExecutor]) -> None:
-    with pytest.raises(RuntimeError, match="No task has k=100 programs that could be judged"):
+    with pytest.raises(RuntimeError, match="No task has k=100 programs that could be run"):
         load("pass_at_k").compute(predictions=[["good"] * 99 + ["lost"]], references=["a"], k=100)
 
 
@@ -119,7 +119,7 @@ def test_a_broken_test_is_not_the_models_fault(fake: type[FakeExecutor], name: s
     fake.results["bad"] = ExecutionResult(
         "failed", error_type="SyntaxError", message="'(' was never closed", stage="compile", origin="test"
     )
-    with pytest.raises(ValueError, match=r"references\[1\] is no Python program \('\(' was never closed\)"):
+    with pytest.raises(ValueError, match=r"references\[1\] is not a Python program \('\(' was never closed\)"):
         load(name).compute(predictions=[["good"], ["bad"]], references=["a", "("])
 
 

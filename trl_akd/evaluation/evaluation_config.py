@@ -206,7 +206,7 @@ class EvaluationConfig(GeneratorConfig):
             raise ValueError(f"`temperature` is {self.temperature}; give 0 or more.")
         if self.temperature == 0 and self.num_samples > 1:
             raise ValueError(
-                f"`num_samples` is {self.num_samples} at temperature 0, where all samples are alike; give a "
+                f"`num_samples` is {self.num_samples} at temperature 0, where all samples are equal; give a "
                 "`temperature` above 0, such as 0.8, or one sample."
             )
         if not 0 < self.top_p <= 1:

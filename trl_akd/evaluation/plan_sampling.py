@@ -84,7 +84,9 @@ class PlanningSampler(Sampler):
                 "training, so leave the style out."
             )
         if config.temperature == 0:
-            raise ValueError("`temperature` is 0, at which all plans are alike; give one such as the authors' 0.6.")
+            raise ValueError(
+                "`temperature` is 0, at which all plans are equal; give a higher one, such as the authors' 0.6."
+            )
         if _has_plan_head(config) and config.backend == "openai":  # the former also finds one that is missing
             raise ValueError(
                 f"`backend` 'openai' knows no plan head, but {config.model_name_or_path!r} has one; use transformers, "

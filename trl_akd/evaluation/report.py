@@ -59,7 +59,7 @@ def warnings_about(results: Mapping[str, Any]) -> list[str]:
         "empty": "completions are empty: the model ended at once; check prompt_style and stop",
         "truncated": "completions were cut off at the length limit; raise max_new_tokens",
         "tests_own_error": "programs failed for a name or module that the tests lack; check the tests and `packages`",
-        "infra_error": "programs could not be judged, and count neither for nor against the model",
+        "infra_error": "programs could not be run, and count neither for nor against the model",
     }
     return [f"{counts[name]} of {total} {remark}." for name, remark in remarks.items() if counts[name]]
 

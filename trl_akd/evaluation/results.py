@@ -65,8 +65,8 @@ def summarize(
         has them, `difficulties`.
 
     Raises:
-        ValueError: If a test is no Python program.
-        RuntimeError: If more than 1 % of the programs could not be judged.
+        ValueError: If a test is not a Python program.
+        RuntimeError: If more than 1 % of the programs have infrastructure errors.
     """
     check_verdicts((f"of the problem {verdict.sample.task_id!r}", verdict.result) for verdict in verdicts)
     tasks = {problem.task_id: {"samples": 0, "correct": 0} for problem in benchmark.problems}

@@ -18,18 +18,18 @@ class IterKDConfig(CycleConfig, AKDConfig):
     r"""
     Configuration of [`IterKDTrainer`].
 
-    Lists what IterKD adds to, or sets otherwise than, [`AKDConfig`]. The fields about teacher and divergence count
-    where `objective` is `"akd"`.
+    Lists the fields that IterKD adds to [`AKDConfig`] or whose defaults differ. The fields for teacher and divergence
+    apply if `objective` is `"akd"`.
 
     Args:
         objective (`str`, *optional*):
-            What is learned from correct answers. `"akd"`: the divergence from a teacher that `beta_strategy` and its
-            fellows describe. `"ce"`: their cross-entropy (the paper). By default `"akd"` where a teacher model is
-            given, else `"ce"`, as for a served teacher, which gives text alone.
+            Supervised objective on correct answers: `"akd"`, the divergence from a teacher, as configured by the
+            fields of [`AKDConfig`], or `"ce"`, cross-entropy (the paper). Defaults to `"akd"` with a teacher model
+            and to `"ce"` without, as for a served teacher, which returns only text.
         contrastive_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the contrastive loss of correct against faulty answers, which is added to that. With the default
-            loss, 1 at first pushes a correct answer's tokens as hard as cross-entropy does, and ever less the further
-            the answers are apart. 0 leaves faulty answers out.
+            Weight of the contrastive loss of correct against faulty answers, which is added to the supervised loss.
+            With the default loss and weight 1, the gradient on the tokens of a correct answer is at first as large as
+            that of cross-entropy, and decreases as the margin grows. 0 ignores faulty answers.
         contrastive_loss (`str`, *optional*, defaults to `"dpo_norm"`):
             `"dpo"`, `"dpo_norm"` (means over tokens in place of sums), `"simpo"`, `"unlikelihood"` or `"infonce"`. See
             `trl_akd/losses/contrastive.py`.
@@ -37,9 +37,9 @@ class IterKDConfig(CycleConfig, AKDConfig):
             Factor on log-probabilities inside the contrastive loss. By default 0.1 for `"dpo"`, which compares sums,
             and 2 for those that compare means. `"unlikelihood"` has none.
         simpo_margin (`float`, *optional*):
-            How much the correct answer's reward shall be ahead, with `contrastive_loss="simpo"`. By default 1.
+            Target margin between the rewards, with `contrastive_loss="simpo"`. Defaults to 1.
         max_faults (`int`, *optional*, defaults to `4`):
-            Most faulty answers of a pair that are trained on. Each takes a row of the batch:
+            Maximum number of faulty answers per pair in training. Each is a row of the batch, while
             `per_device_train_batch_size` counts pairs.
         remove_unused_columns (`bool`, *optional*, defaults to `False`):
             Must stay off: the collator reads columns that the model does not.
@@ -66,17 +66,17 @@ class IterKDConfig(CycleConfig, AKDConfig):
 
     @property
     def asks_teacher(self) -> bool:
-        """Whether anything is learned from a teacher."""
+        """Whether the objective needs a teacher model."""
         return self.objective == "akd" or (self.objective is None and self.teacher_model_name_or_path is not None)
 
     @property
     def asks_reference(self) -> bool:
-        """Whether the contrastive loss compares with the student as it was."""
+        """Whether the contrastive loss needs reference log-probabilities."""
         return self.contrastive_weight > 0.0 and self.contrastive_loss not in ("simpo", "unlikelihood")
 
     @property
     def contrast_settings(self) -> dict[str, float]:
-        """The settings of the contrastive loss that were given, by the names of its arguments."""
+        """Arguments of the contrastive loss that differ from its defaults."""
         settings = {"beta": self.contrastive_beta, "margin": self.simpo_margin}
         return {name: value for name, value in settings.items() if value is not None}
 

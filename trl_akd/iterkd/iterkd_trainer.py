@@ -1,8 +1,8 @@
-"""IterKD: a student that is taught, listened to and taught anew, in cycles.
+"""Trainer of IterKD: cycles of pair generation, training, feedback and new questions.
 
 Source: Chen et al., "Iterative Knowledge Distillation through Feedback-Driven Learning Cycles" (arXiv 2408.03680;
-later "Smaller but Better: Self-Paced Knowledge Distillation for Lightweight yet Effective LCMs", SODA). What is on
-record and what was chosen is told apart in `docs/methods/iterkd.md`.
+later "Smaller but Better: Self-Paced Knowledge Distillation for Lightweight yet Effective LCMs", SODA).
+`docs/methods/iterkd.md` separates the paper's details from the choices made here.
 """
 
 import logging
@@ -45,36 +45,36 @@ LEDGER = "ledger"
 
 
 class IterKDTrainer(PairTrainer):
-    r"""Train a student in cycles of delivery, feedback and update.
+    r"""Trainer of a student in cycles of pair generation, training, feedback and new questions.
 
     Args:
         model (`PreTrainedModel` or `str`):
             The student, or its name or path.
         teacher_model (`PreTrainedModel` or `str`, *optional*):
-            The teacher whose distribution is learned, where `objective` is `"akd"`.
+            Teacher model, if `objective` is `"akd"`.
         args ([`IterKDConfig`], *optional*):
             Configuration.
         train_dataset (`Dataset`):
             Seed questions: `instruction`, and perhaps `input`, `id`, `tests` and `answer`, as `read_questions` has it.
         text_teacher (`TextGenerator`):
-            Who writes right and faulty answers and new questions, such as an `OpenAIGenerator`. It may be set
+            Model that writes correct and faulty answers and new questions, such as an `OpenAIGenerator`. It may be set
             later, as an attribute.
         judge ([`Judge`] or `TextGenerator`, *optional*):
-            Who judges answers on the rubric, or writes judgements; nobody by default.
+            Judge of answers, or a generator of judgements. Defaults to none.
         executor (`CodeExecutor`, *optional*):
-            What runs programs. Without one they are only read, and most faults remain unverified.
+            Runs programs. Without an executor, programs are only parsed, and most faults remain unverified.
         held_out (`Sequence[Question]`, *optional*):
-            Questions with tests, by which the student is measured after each cycle.
+            Questions with tests that evaluate the student after each cycle.
         program_of (`Callable`, *optional*):
-            The program that an answer to one of these amounts to, as where imports of the question's own belong to
-            it; by default what `extract_program` finds in the answer.
+            Extracts the program from an answer to a held-out question, for example with the imports of the question.
+            Defaults to `extract_program`.
         benchmarks (`Mapping[str, Sequence[str]]`, *optional*):
-            Texts, by the benchmark's name, that no new question may repeat. The held-out questions are among them.
+            Texts that no new question may repeat, by benchmark. The held-out questions are added.
         generation_batch_size (`int`, *optional*, defaults to `16`):
-            Number of texts that the student writes at a time, on each process.
+            Number of sequences that the student generates together on each process.
         settings (`Mapping[str, Any]`, *optional*):
-            JSON values that the texts depend on besides, such as how the teacher is asked; a run does not go on with
-            others.
+            Further JSON values on which the texts depend, such as settings of the teacher; a run does not continue
+            with other values.
         **kwargs:
             As in [`AKDTrainer`], but for `data_collator`.
 
@@ -84,7 +84,7 @@ class IterKDTrainer(PairTrainer):
     Attributes:
         held_out_name (`str`): name of the held-out questions on the model card.
         held_out_dataset (`str`, *optional*): their dataset on the Hub.
-        reports (`list[CycleReport]`): what the cycles of the last `train` came to.
+        reports (`list[CycleReport]`): reports of the cycles of the last `train`.
         stopped (`str`, *optional*): the budget that ended it before all cycles were done, in a sentence.
         trained_cycles (`int`): number of cycles that have been trained.
     """
@@ -132,21 +132,21 @@ class IterKDTrainer(PairTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Run the cycles.
 
-        Whatever is in the output folder's ledger, and every student there, is used again: a run that was interrupted
-        or has spent its budget goes on when it is run again, and one whose `cycles` were raised goes further.
+        The ledger and the students in the output folder are reused: an interrupted run, or one whose budget was spent,
+        continues when it is started again, and so does a finished run with more `cycles`.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
-                `True` or nothing: a run always goes on where it was. Cycles have no single checkpoint, so no path.
+                `True` or `None`: a run always continues. Cycles have no single checkpoint, so paths are not accepted.
 
         Returns:
-            `TrainOutput`: steps and loss of the last training, 0 where all was done before, with the last cycle's
-            numbers as metrics.
+            `TrainOutput`: steps and loss of the last training, 0 if all cycles were trained before, with the metrics
+            of the last cycle.
 
         Raises:
-            ValueError: If nobody is there to write answers, the folder is that of a run with other settings, or a
-                cycle has nothing to train on.
-            GenerationError: If teacher or judge fail; what they have answered is kept.
+            ValueError: If there is no text teacher, the folder belongs to a run with other settings, or a cycle
+                has nothing to train on.
+            GenerationError: If teacher or judge fail; their completions are kept.
             BlockingIOError: If another run uses the folder.
         """
         if isinstance(resume_from_checkpoint, str) and resume_from_checkpoint.lower() not in ("true", "false"):
@@ -155,7 +155,7 @@ class IterKDTrainer(PairTrainer):
                 "leave it out and give the `output_dir` of that run."
             )
         if self.text_teacher is None:
-            raise ValueError("`text_teacher` is missing: nobody is there to write answers; give a TextGenerator.")
+            raise ValueError("`text_teacher` is missing, which writes the answers; give a TextGenerator.")
         folder = Path(str(self.args.output_dir))
         spending = folder / LEDGER / "spending.json"
         with ExitStack() as stack:
@@ -191,7 +191,7 @@ class IterKDTrainer(PairTrainer):
         self.save_model(str(folder), _internal_call=True)  # which pushes nothing
 
     def student_generator(self, batch_size: int | None = None, **settings: Any) -> TransformersGenerator:
-        """Return a generator of the student as it is, until the next cycle begins."""
+        """Return a generator of the current student, which is valid until the next cycle."""
         return super().student_generator(batch_size or self._generation_batch_size, **settings)
 
     def push_to_hub(
@@ -203,7 +203,7 @@ class IterKDTrainer(PairTrainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Upload the student as [`AKDTrainer`] does, and the ledger, too, where `push_ledger_to_hub` is on."""
+        """Upload the student as [`AKDTrainer`] does, and the ledger if `push_ledger_to_hub` is on."""
         done = super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
         if self.args.push_ledger_to_hub and is_main_process(self.accelerator):
             assert self.hub_model_id is not None
@@ -217,7 +217,7 @@ class IterKDTrainer(PairTrainer):
         return done
 
     def train_cycle(self, pairs: Dataset, *, cycle: int, output_dir: Path) -> None:
-        """Train one cycle, and go on at the last checkpoint that is whole."""
+        """Train one cycle, resuming at the last complete checkpoint."""
         found = run_on_main_and_broadcast(self.accelerator, lambda: last_whole_checkpoint(output_dir))
         if cycle == 0 and found is None and self._began:
             raise ValueError(
@@ -228,7 +228,7 @@ class IterKDTrainer(PairTrainer):
         self._loss = self.train_on(pairs, cycle, output_dir, resume_from_checkpoint=found).training_loss
 
     def _participants(self, ledger: CycleLedger, budget: Budget) -> Participants:
-        """Return who takes part, with what they say kept, and paid for by one budget."""
+        """Return teacher, judge, runner and data, with recorded results and a shared budget."""
         assert self.text_teacher is not None
         invited: dict[int, TextGenerator] = {}
 
@@ -249,7 +249,7 @@ class IterKDTrainer(PairTrainer):
         )
 
     def _budget(self, spent: Mapping[str, Usage], spending: Path) -> Budget:
-        """Return the budget of the whole run, of which a part is spent if it goes on."""
+        """Return the budget of the whole run, with earlier spending deducted."""
         recorded = sum(spent.values(), Usage())
         kept = run_on_main_and_broadcast(self.accelerator, lambda: kept_spending(spending))
         return Budget(
@@ -270,7 +270,7 @@ class IterKDTrainer(PairTrainer):
 
     @property
     def _authors(self) -> tuple[str, ...]:
-        """Names of the models that cost something, as the ledger has them."""
+        """Names of the models with usage, as in the ledger."""
         return ("teacher", "judge") if self._judge_writes else ("teacher",)
 
     @property
@@ -282,7 +282,7 @@ class IterKDTrainer(PairTrainer):
         return prices(self.args, teacher_judges=self.judge is self.text_teacher)
 
     def _announce_costs(self, spent: Mapping[str, Usage]) -> None:
-        """Say what the run may cost, before the first request."""
+        """Log an estimate of the cost before the first request."""
         most = estimate_usage(self.seeds, self.args, judged=self._judge_writes)
         self._announce(f"Upper bound of the cost, with cycles={self.args.cycles}: {usage_text(most, self._prices)}")
         if sum(spent.values(), Usage()).requests:
@@ -315,7 +315,7 @@ class IterKDTrainer(PairTrainer):
         )
 
     def _settings(self) -> dict[str, Any]:
-        """Return what a run may not change when it goes on."""
+        """Return the settings that a continued run must not change."""
         return {
             "student": self._student_name,
             "teacher": self._teacher_name,

@@ -1,4 +1,4 @@
-"""What a batch of pairs asks of the student, and how correct answers fare against faulty ones."""
+"""Targets of a batch of pairs, and the contrastive loss of correct against faulty answers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ _COMPARISONS: dict[str, Callable[..., Comparison]] = {
 
 @dataclass(frozen=True)
 class PairTargets(Targets):
-    """Hold what a batch of pairs asks of the student.
+    """Targets of a batch of pairs.
 
     Rows are tasks: correct answers are number `SUPERVISED`, faulty ones `CONTRASTIVE`. The weights of a pair's faulty
     answers sum to 1, so the items of that task are pairs with faults.
@@ -70,13 +70,13 @@ class PairTargets(Targets):
 
     @property
     def correct(self) -> tuple[slice, slice]:
-        """Where the labels of correct answers are in `[B, T]`, without the columns that faulty ones alone fill."""
+        """Rows and columns of the labels of correct answers in `[B, T]`, without the columns of faulty ones only."""
         ends = (self.labels[: self.pairs] != IGNORE_INDEX).any(dim=0).nonzero()
         return slice(self.pairs), slice(int(ends.max()) + 1 if len(ends) else 1)
 
     @property
     def teacher_inputs(self) -> Batch:
-        """What the teacher reads: correct answers."""
+        """Inputs of the teacher: correct answers."""
         rows, columns = self.correct
         return {key: tensor[rows, : columns.stop + 1] for key, tensor in self.inputs.items()}
 
@@ -125,23 +125,23 @@ def pair_loss(
     reference: Tensor | None,
     chunk_size: int | None,
 ) -> PairLoss:
-    """Set correct answers against faulty ones.
+    """Compute the contrastive loss of correct against faulty answers.
 
     Args:
         head (`LMHead`):
-            The student's, whole.
+            LM head of the student.
         hidden (`torch.Tensor` of shape `[B, T, H]`):
-            Its final hidden states.
+            Final hidden states of the student.
         targets (`PairTargets`):
-            The batch.
+            Targets of the batch.
         weights (`torch.Tensor` of shape `[B, T]`):
-            The weights of its tokens, with all divisions made.
+            Normalized weights of the tokens.
         objective (`Callable`):
-            From [`contrastive_objective`].
+            Objective from [`contrastive_objective`].
         reference (`torch.Tensor` of shape `[answers]`, *optional*):
             Log-probabilities of all answers in the dataset under the reference.
         chunk_size (`int`, *optional*):
-            Tokens projected at a time.
+            Number of tokens per chunk.
     """
     scaled = _gather(weights.sum(dim=1), targets.fault_rows).sum(dim=1)
     pair_weight = _gather(targets.weights.sum(dim=1), targets.fault_rows).sum(dim=1)

@@ -1,11 +1,12 @@
 r"""IterKD's training on correct and faulty answers, \(L_\mathrm{supervised} + \gamma L_\mathrm{contrastive}\).
 
-The paper (IterKD, later named SODA) names a supervised and a fault-aware contrastive loss and gives no formula. What
-was chosen, argued in `docs/methods/iterkd.md`: the supervised loss is AKD's divergence from a teacher, or
-cross-entropy; the contrastive one a family of losses on whole answers, against the student as it was when the cycle
-began. Each is a mean over the global batch, the first over pairs (or tokens), the second over pairs that have a fault.
+The paper (IterKD, later named SODA) names a supervised and a fault-aware contrastive loss without formulas. The
+choices made here are explained in `docs/methods/iterkd.md`: the supervised loss is AKD's divergence from a teacher,
+or cross-entropy; the contrastive loss is one of a family of losses on whole answers, relative to the student at the
+beginning of the cycle. Each is a mean over the global batch, the first over pairs (or tokens), the second over pairs
+that have a fault.
 
-One trainer trains cycle after cycle, each as a run of its own from the weights that the last one left.
+One trainer trains all cycles, each as a separate run from the weights of the last one.
 """
 
 import gc
@@ -64,21 +65,21 @@ CONTRAST_METRICS = {
 
 
 class PairTrainer(AKDTrainer):
-    """Train a student on correct answers and against faulty ones, again and again.
+    """Trainer of a student on correct answers and against faulty ones, cycle after cycle.
 
-    Takes what [`AKDTrainer`] takes. Differences:
+    Differences from [`AKDTrainer`]:
 
     - Datasets have `prompt` (or `instruction` and `input`, for the template), `completion`, the correct answer, and
       `rejected`, a list of faulty answers, which may be empty. `per_device_train_batch_size` counts pairs.
-    - `train_dataset` may be left out where [`PairTrainer.train_on`] brings one for each cycle.
-    - A teacher is needed only where `objective` is `"akd"`.
-    - Evaluation leaves faulty answers out: `eval_loss` is the supervised loss.
+    - `train_dataset` is optional, as [`PairTrainer.train_on`] takes a dataset for each cycle.
+    - A teacher is needed only if `objective` is `"akd"`.
+    - Evaluation ignores faulty answers: `eval_loss` is the supervised loss.
 
     Args:
         model (`PreTrainedModel` or `str`):
             The student, or its name or path.
         teacher_model (`PreTrainedModel` or `str`, *optional*):
-            The teacher whose distribution is learned.
+            Teacher model.
         args (`IterKDConfig`, *optional*):
             Configuration.
         train_dataset (`Dataset`, *optional*):
@@ -171,27 +172,27 @@ class PairTrainer(AKDTrainer):
         output_dir: str | Path,
         resume_from_checkpoint: str | bool | None = None,
     ) -> Any:
-        """Train one cycle from the student's present weights, as a run of its own.
+        """Train one cycle from the student's current weights, as a separate run.
 
-        Optimizer, schedule, trainer state, logs and β begin anew, and so do all draws, from `seed + cycle`: what the
-        cycle does depends on the weights, the pairs and the arguments alone. The engine of the last cycle is taken
-        off the student here, and that of this one stays until the next, so that the student can write meanwhile.
+        Optimizer, schedule, trainer state, logs and β are reset, and random states are seeded with `seed + cycle`, so
+        the cycle depends only on the weights, the pairs and the arguments. The engine of the last cycle is released
+        here, and that of this cycle stays until the next, so that the student can generate in between.
 
         Args:
             pairs (`Dataset`):
-                Rows as the trainer's `train_dataset` has them.
+                Rows in the format of `train_dataset`.
             cycle (`int`):
                 Number of the cycle, from 0.
             output_dir (`str` or `Path`):
-                Where the cycle's checkpoints go.
+                Folder for the checkpoints of the cycle.
             resume_from_checkpoint (`str` or `bool`, *optional*):
-                A checkpoint of this cycle, or `True` for the last one in `output_dir`.
+                Checkpoint of this cycle, or `True` for the last one in `output_dir`.
 
         Returns:
             `TrainOutput`, as [`transformers.Trainer.train`] does.
 
         Raises:
-            ValueError: If the pairs are of no use, or the checkpoint is one of other pairs or settings.
+            ValueError: If the pairs are not usable, or the checkpoint belongs to other pairs or settings.
         """
         self._check_data({"train": pairs}, self.args)
         self._release()
@@ -205,13 +206,13 @@ class PairTrainer(AKDTrainer):
             return super().train(resume_from_checkpoint=resume_from_checkpoint)
 
     def student_generator(self, batch_size: int = 16, **settings: Any) -> TransformersGenerator:
-        """Return a generator of the student as it is, before the first cycle, between cycles or after the last.
+        """Return a generator of the current student, before the first cycle, between cycles or after the last.
 
-        It is good until the next cycle begins. On several processes, all must call its `generate` alike.
+        It is valid until the next cycle begins. All processes must call its `generate` with the same arguments.
 
         Args:
             batch_size (`int`, *optional*, defaults to `16`):
-                Most sequences generated together on one process.
+                Maximum number of sequences generated together on each process.
             **settings:
                 As in [`TransformersGenerator`].
         """
@@ -222,7 +223,7 @@ class PairTrainer(AKDTrainer):
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the student, also where DeepSpeed's engine is not around it, as when nothing was left to train."""
+        """Save the student, also without a DeepSpeed engine, for example if nothing was left to train."""
         if not self.is_deepspeed_enabled or self.deepspeed is not None:
             super().save_model(output_dir, _internal_call)
             return
@@ -233,10 +234,10 @@ class PairTrainer(AKDTrainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def load_student(self, folder: str | Path) -> None:
-        """Put the weights that were saved in `folder` into the student, under any engine, before a cycle begins.
+        """Load the weights saved in `folder` into the student, with any engine, before a cycle begins.
 
         Raises:
-            ValueError: If there are none, or not exactly those of the student.
+            ValueError: If the weights are missing or do not match the student.
         """
         check_adapter_weights(self.model, Path(folder))
         self._release()
@@ -244,13 +245,13 @@ class PairTrainer(AKDTrainer):
             self._load_from_checkpoint(str(folder), self.model)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Refuse weights that lack a tensor of the student, or have one that it has not."""
+        """Raise an error if tensors of weights and student differ."""
         check_weights(self.model, load_result.missing_keys, load_result.unexpected_keys)
         super()._issue_warnings_after_load(load_result)
 
     @contextmanager
     def _as_cycle(self, cycle: int, output_dir: str) -> Iterator[None]:
-        """Give the run its own folder and seed while it lasts, and let it push nothing to the Hub."""
+        """Set folder and seed of a cycle, without pushing to the Hub."""
         root, pushes = self.args.output_dir, self.args.push_to_hub
         self.args.output_dir, self.args.seed, self.args.push_to_hub = output_dir, self._seed + cycle, False
         self.adaptive_beta.seed = self.args.seed
@@ -260,7 +261,7 @@ class PairTrainer(AKDTrainer):
             self.args.output_dir, self.args.seed, self.args.push_to_hub = root, self._seed, pushes
 
     def _release(self) -> None:
-        """Forget the engine, the optimizer and what was counted."""
+        """Release the engine and the optimizer, and reset the counters."""
         release_engine(self.model_wrapped, self.model, self.accelerator)
         if self.is_deepspeed_enabled:
             self.model_wrapped, self.deepspeed = self.model, None
@@ -283,7 +284,7 @@ class PairTrainer(AKDTrainer):
 
     @torch.no_grad()
     def _log_probs(self, batch: Batch) -> torch.Tensor:
-        """Return the log-probability of each answer of a batch, inside the student's engine."""
+        """Return the log-probability of each answer of a batch."""
         targets = self._targets(batch)
         student = unwrapped(self.model_wrapped, self.model, self.accelerator)
 
@@ -348,7 +349,7 @@ class PairTrainer(AKDTrainer):
     # Logs
 
     def _report(self, means: list[Means], beta: float) -> dict[str, float]:
-        """Return both losses, how far apart the answers are, and the metrics of AKD where a teacher is asked."""
+        """Return both losses, margins and accuracies of the answers, and the metrics of AKD with a teacher."""
         learned, contrasted = means
         report = {"iterkd/supervised_loss": self._supervised_loss(means, beta)}
         if contrasted.weight > 0:
@@ -394,7 +395,7 @@ class PairTrainer(AKDTrainer):
 
 
 class _CycleStart(TrainerCallback):
-    """Call back when the engine stands, and say whether something was trained before."""
+    """Callback at the beginning of training."""
 
     def __init__(self, begin: Callable[[bool], None]) -> None:
         self._begin = begin
@@ -432,7 +433,7 @@ def compute_reference(
     *,
     batch_size: int,
 ) -> Tensor:
-    """Compute the log-probability of every answer, shared out over the ranks.
+    """Compute the log-probability of every answer, distributed over the processes.
 
     All ranks compute the same number of batches, as a forward pass under ZeRO-3 is collective; where they do not
     divide, the first ones are computed again and not used.
@@ -441,13 +442,13 @@ def compute_reference(
         pairs (`Dataset`):
             Rows from [`trl_akd.iterkd.pairs.prepare_pairs`].
         collate (`Callable`):
-            From rows to a batch with `answer_ids` `[B]`.
+            Converts rows to a batch with `answer_ids` `[B]`.
         log_probs (`Callable`):
-            From a batch on the device to log-probabilities `[B]`.
+            Computes log-probabilities `[B]` of a batch on the device.
         accelerator (`Accelerator`):
-            The run's accelerator.
+            Accelerator of the run.
         batch_size (`int`):
-            Pairs of a batch.
+            Number of pairs per batch.
 
     Returns:
         `torch.Tensor` of shape `[answers]`, float32, on the device of every rank.
@@ -467,7 +468,7 @@ def compute_reference(
 
 
 def save_reference(reference: Tensor, checkpoint: str | Path) -> None:
-    """Write the log-probabilities into a checkpoint folder."""
+    """Save the log-probabilities in a checkpoint folder."""
     torch.save(reference.cpu(), Path(checkpoint) / REFERENCE_FILE)
 
 
@@ -475,25 +476,25 @@ def load_reference(checkpoint: str | Path, answers: int) -> Tensor:
     """Read the log-probabilities of a cycle that was interrupted.
 
     Raises:
-        ValueError: If there are none, or they are those of other pairs.
+        ValueError: If there are none, or they belong to other pairs.
     """
     path = Path(checkpoint) / REFERENCE_FILE
     if not path.is_file():
         raise ValueError(
             f"`resume_from_checkpoint` is {str(checkpoint)!r}, which has no {REFERENCE_FILE}: its contrastive loss "
-            "had no reference; resume with the old `contrastive_loss`, or start the cycle anew."
+            "had no reference; resume with the old `contrastive_loss`, or restart the cycle."
         )
     reference: Tensor = torch.load(path, map_location="cpu", weights_only=True)
     if len(reference) != answers:
         raise ValueError(
             f"`resume_from_checkpoint` is {str(checkpoint)!r}, whose pairs had {len(reference)} answers, but these "
-            f"have {answers}; resume with the old pairs, or start the cycle anew."
+            f"have {answers}; resume with the old pairs, or restart the cycle."
         )
     return reference
 
 
 def _longest_first(pairs: Dataset, batch_size: int) -> list[Sequence[int]]:
-    """Return the numbers of the pairs of each batch, so that running out of memory shows at once."""
+    """Return the indices of the pairs of each batch, longest first, so that out-of-memory errors occur early."""
     lengths = [
         len(prompt) + max(map(len, [completion, *rejected]))
         for prompt, completion, rejected in zip(pairs["prompt"], pairs["completion"], pairs["rejected"], strict=True)
@@ -506,7 +507,7 @@ _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def check_weights(model: Any, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Raise a ValueError that names tensors that a model has and its saved weights lack, or the other way round.
+    """Raise a `ValueError` if a model and its saved weights have different tensors.
 
     Tensors that the model saves once for several names, or never saves, may be missing.
     """
@@ -526,7 +527,7 @@ def check_weights(model: Any, missing: Iterable[str], unexpected: Iterable[str])
 
 
 def check_adapter_weights(model: Any, folder: Path) -> None:
-    """Raise a ValueError unless a folder holds an adapter just where the student is one, with the same tensors."""
+    """Raise a `ValueError` if a folder and the student differ in being an adapter, or in its tensors."""
     file = next((folder / name for name in _ADAPTER_FILES if (folder / name).is_file()), None)
     has_adapter = hasattr(model, "peft_config")
     if has_adapter != (file is not None) and folder.is_dir():
@@ -547,7 +548,7 @@ def check_adapter_weights(model: Any, folder: Path) -> None:
 
 
 def _tied(model: Any) -> set[str]:
-    """Return all names of parameters that have several."""
+    """Return the names of tied parameters."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

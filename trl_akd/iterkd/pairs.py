@@ -50,11 +50,11 @@ class PairEncoder:
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): the student's tokenizer, with an EOS token.
-        max_length (`int`, *optional*, defaults to `512`): most tokens of a prompt with one answer; `None` for no
-            limit.
+        max_length (`int`, *optional*, defaults to `512`): maximum number of tokens of a prompt with one answer; `None`
+            for no limit.
         prompt_template (`str`, *optional*, defaults to `"alpaca"`): name in `PROMPT_TEMPLATES`, for rows with an
             `instruction`.
-        max_faults (`int`, *optional*): most faulty answers of a pair; the first that fit are kept.
+        max_faults (`int`, *optional*): maximum number of faulty answers per pair; the first that fit are kept.
 
     Raises:
         ValueError: If a limit leaves no room for anything, or the template is unknown.
@@ -89,10 +89,10 @@ class PairEncoder:
         get_template(self.prompt_template)
 
     def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        """Return the row's token ids, empty where it is of no use, and what became of its parts by the counts' names.
+        """Return the token ids of a row, empty if it is unusable, and counts by name.
 
         Raises:
-            ValueError: If the prompt or an answer is no text.
+            ValueError: If the prompt or an answer is not a text.
         """
         [prompt] = encode_prompts(self.tokenizer, [self._prompt(row, index)])
         texts = [read_text(row, "completion", index), *_rejected(row, index)]
@@ -127,7 +127,7 @@ class PairEncoder:
 
 @dataclass(frozen=True, slots=True)
 class PairReport:
-    """Say what became of the pairs of a dataset and of their faulty answers.
+    """Counts of kept, truncated and dropped pairs and faulty answers of a dataset.
 
     Args:
         rows (`int`): rows read.
@@ -187,7 +187,7 @@ def prepare_pairs(
     num_proc: int | None = None,
     name: str = "train",
 ) -> tuple[Dataset, PairReport | None]:
-    """Tokenise a dataset of pairs; what is of no use is dropped and counted.
+    """Tokenise a dataset of pairs; unusable rows are dropped and counted.
 
     Args:
         dataset (`Dataset`): rows as [`PairEncoder`] takes them. Tokenised ones pass unchanged.
@@ -201,7 +201,7 @@ def prepare_pairs(
         dataset, the correct one first; and what was kept, cut and dropped (`None` for tokenised ones).
 
     Raises:
-        ValueError: If a column is missing, a value is no text, or no row is of use.
+        ValueError: If a column is missing, a value is not a text, or no row is usable.
     """
     if "first_answer" in dataset.column_names:
         return dataset, None
@@ -229,12 +229,12 @@ def prepare_pairs(
 
 
 def number_of_answers(pairs: Dataset) -> int:
-    """Return how many answers the rows from [`prepare_pairs`] hold, correct and faulty ones."""
+    """Return the number of answers in rows of [`prepare_pairs`], correct and faulty ones."""
     return sum(1 + len(rejected) for rejected in pairs["rejected"])
 
 
 def check_pairs(dataset: Dataset, name: str) -> None:
-    """Refuse an empty dataset, and one without the columns of a prompt and a correct answer."""
+    """Raise an error for an empty dataset, or one without columns of a prompt and a correct answer."""
     if len(dataset) == 0:
         raise ValueError(f"the {name} dataset is empty; give at least one row.")
     found = set(dataset.column_names)

@@ -133,7 +133,7 @@ def run_programs(
         `tuple`: the programs' text, and a result for each.
 
     Raises:
-        ValueError: If a test is no Python program, which says nothing about a model.
+        ValueError: If a test is not a Python program.
         RuntimeError: If more than 1 % of the programs have infrastructure errors.
     """
     programs = [[json.loads(program) for program in task] for task in predictions]

@@ -17,18 +17,18 @@ def check_verdicts(verdicts: Iterable[tuple[str, ExecutionResult]]) -> None:
         verdicts (`Iterable[tuple[str, ExecutionResult]]`): name of the test, and result of each program.
 
     Raises:
-        ValueError: If a test is no Python program, which says nothing about a model.
+        ValueError: If a test is not a Python program.
         RuntimeError: If more than 1 % of the programs have infrastructure errors.
     """
     verdicts = list(verdicts)
     for name, result in verdicts:
         if result.stage == "compile" and result.origin == "test":
-            raise ValueError(f"The test {name} is no Python program ({result.message}); mend it.")
+            raise ValueError(f"The test {name} is not a Python program ({result.message}); fix it.")
     unjudged = [result for _, result in verdicts if result.status == "infra_error"]
     if len(unjudged) > _MAX_INFRA_ERRORS * len(verdicts):
         raise RuntimeError(
-            f"{len(unjudged)} of {len(verdicts)} programs could not be judged, and a score of the rest would mislead; "
-            f"mend what the first one reports: {unjudged[0].message}"
+            f"{len(unjudged)} of {len(verdicts)} programs could not be run, and a score of the rest would mislead; "
+            f"fix what the first one reports: {unjudged[0].message}"
         )
 
 
@@ -54,7 +54,7 @@ def scores(
     for k in sorted(set(values_of_k)):
         covered = [(n, c) for n, c in zip(num_samples, num_correct, strict=True) if n >= k]
         if not covered:
-            raise RuntimeError(f"No task has k={k} programs that could be judged; run again or choose a smaller k.")
+            raise RuntimeError(f"No task has k={k} programs that could be run; run again or choose a smaller k.")
         interval = pass_at_k_over_tasks([n for n, _ in covered], [c for _, c in covered], k, confidence=confidence)
         found[f"pass@{k}"] = interval.value
         found[f"pass@{k}_low"] = interval.low

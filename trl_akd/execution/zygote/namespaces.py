@@ -89,7 +89,7 @@ class NamespaceLevel:
         return confinement.PROCESSES
 
     def drop_privileges(self) -> None:
-        """Become nobody, if possible, and drop all capabilities."""
+        """Become user `nobody`, if possible, and drop all capabilities."""
         if self._runs_as_nobody:
             linux.switch_user(self._user, self._group)
         linux.limit_capabilities()

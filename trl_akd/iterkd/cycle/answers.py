@@ -1,4 +1,4 @@
-"""What an answer's text tells by itself: that it refuses, that it has code, that it gives its fault away."""
+"""Refusals, code, programs and remarks in answers."""
 
 import ast
 import re
@@ -58,7 +58,7 @@ _EXPECTED_OUTPUT = re.compile(r"^[ \t]*(?:print|assert|console\.log|self\.assert
 
 
 def refuses(answer: str) -> bool:
-    """Tell whether an answer is empty, or opens with an apology and has no code.
+    """Return whether an answer is empty, or begins with an apology and has no code.
 
     Example:
 
@@ -72,7 +72,7 @@ def refuses(answer: str) -> bool:
 
 
 def has_code(answer: str) -> bool:
-    """Return whether an answer has a code block, or looks like Python in a line or as a whole; it need not parse."""
+    """Return whether an answer has a code block or looks like Python; the code need not parse."""
     read = parse_answer(answer)
     return bool(read.blocks) or _looks_like_python(read.text)
 
@@ -84,7 +84,7 @@ def python_program(answer: str) -> str | None:
 
 
 def may_be_another_language(answer: str) -> bool:
-    """Return whether an answer that no tag calls Python does not parse as Python."""
+    """Return whether an answer without a Python tag does not parse as Python."""
     program = python_program(answer)
     return program is not None and parse(program) is None and "python" not in _languages(answer)
 
@@ -94,7 +94,7 @@ def _languages(answer: str) -> set[str]:
 
 
 def identity(answer: str) -> str:
-    """Return what is equal for two answers whose programs differ in layout, comments and docstrings at most.
+    """Return a key that ignores layout, comments and docstrings of the program in an answer.
 
     Example:
 
@@ -116,7 +116,7 @@ def identity(answer: str) -> str:
 
 
 def remarks(answer: str) -> list[str]:
-    """Return what an answer says in prose, comments and docstrings; comments on adjacent lines are one remark."""
+    """Return the prose, comments and docstrings of an answer; comments on adjacent lines form one remark."""
     prose, blocks = split_answer(answer)
     unmarked = ["\n".join(line for line in text.splitlines() if _OTHER_CODE_LINE.search(line)) for text in prose]
     said = ["\n".join(line for line in text.splitlines() if not _OTHER_CODE_LINE.search(line)) for text in prose]
@@ -125,12 +125,12 @@ def remarks(answer: str) -> list[str]:
 
 
 def _looks_like_python(text: str) -> bool:
-    """Tell whether a line is what prose never is, or the whole parses to more than words such as `this or that`."""
+    """Return whether a line can only be code, or the text parses to more than words such as `this or that`."""
     return _CODE_LINE.search(text) is not None or does_something(text)
 
 
 def split_answer(answer: str) -> tuple[list[str], list[tuple[str, str]]]:
-    """Return the prose of an answer, and its code by language; without blocks, paragraphs with a line of code are."""
+    """Return the prose of an answer and its code by language; paragraphs with code need no fences."""
     read = parse_answer(answer)
     if read.blocks:
         return [read.prose], [(block.language, block.text) for block in read.blocks]
@@ -186,7 +186,7 @@ def without_comments(code: str, language: str) -> str:
 
 
 def _is_docstring(literal: str, before: str) -> bool:
-    """Tell whether a string opens its line as a statement does: in triple quotes, or right after a colon."""
+    """Return whether a string is a statement by itself: in triple quotes, or on the line after a colon."""
     above, _, beside = before.rpartition("\n")
     return not beside.strip(" \trRuU") and (literal[:3] in ('"""', "'''") or above.rstrip().endswith(":"))
 

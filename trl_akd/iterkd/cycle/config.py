@@ -23,20 +23,20 @@ CYCLE_MAY_CHANGE = frozenset(
         *("judge_price_per_million_prompt_tokens", "judge_price_per_million_completion_tokens"),
     }
 )
-"""Fields of `CycleConfig` that a run may change when it goes on."""
+"""Fields of `CycleConfig` that a continued run may change."""
 
 
 @dataclass
 class CycleConfig:
     """
-    The part of [`IterKDConfig`] that describes the cycles; nothing of it but the stages themselves is on record.
+    The part of [`IterKDConfig`] that describes the cycles. The paper gives the stages, but none of these values.
 
     Args:
         cycles (`int`, *optional*, defaults to `3`):
-            Maximum number of cycles. May be raised later: a run goes on.
+            Maximum number of cycles. A finished run continues if it is raised.
         min_gain (`float`, *optional*):
-            End before the last cycle where the mean score of the feedback has not risen by at least this since the
-            cycle before, in [0, 1]. By default all cycles run.
+            Minimum increase of the mean feedback score over the previous cycle, in [0, 1]; the run ends early below
+            it. By default all cycles run.
         max_requests (`int`, *optional*):
             Maximum number of requests to the teacher and the judge together, in the whole run, however often it is
             started again. The run then ends with its last student and its reports; run it again with more to go on.
@@ -60,25 +60,26 @@ class CycleConfig:
         push_ledger_to_hub (`bool`, *optional*, defaults to `False`):
             Upload the ledger, too, where `push_to_hub` is on: as a private dataset, `<hub_model_id>-ledger`.
         faults_per_question (`int`, *optional*, defaults to `1`):
-            Faulty answers that the teacher writes for a question; 0 trains on right answers alone.
+            Number of faulty answers per question; 0 to train on correct answers only.
         fault_kinds (`list[str]`, *optional*, defaults to all five):
             Kinds of fault, taken in turn: `syntax`, `logical`, `type`, `name`, `timeout`.
         own_faults (`bool`, *optional*, defaults to `False`):
-            Let the student's own failures in the last cycle be faults as well.
+            Use the student's own failures in the last cycle as faults as well.
         min_gap (`float`, *optional*, defaults to `2.0`):
-            Points of the judge between right and faulty answer, where running them does not tell.
+            Minimum difference between the judge's totals of correct and faulty answer, if running them does not
+            decide.
         keep_unverified (`bool`, *optional*, defaults to `False`):
-            Keep faults of which nobody could tell whether they are, and right answers likewise.
+            Keep faults that could not be verified, and correct answers likewise.
         judge_retries (`int`, *optional*, defaults to `0`):
             Number of times that a judgement which cannot be read is asked for again, sampled.
         judge_weight (`float`, *optional*, defaults to `0.5`):
             Weight of the judge's total, divided by 6, in the score of the feedback; execution has the rest.
         unknown_execution (`float`, *optional*, defaults to `0.5`):
-            What execution counts for where its outcome is unknown.
+            Score of an unknown outcome of execution; a pass is 1 and a failure 0.
         hard_at_most (`float`, *optional*, defaults to `2.0`):
-            Greatest total of the judge at which a question is hard.
+            Maximum total of the judge for a hard question.
         easy_at_least (`float`, *optional*, defaults to `5.0`):
-            Least total of the judge at which a question may be easy.
+            Minimum total of the judge for an easy question.
         new_easy (`int`, *optional*, defaults to `100`):
             New questions to ask for after easy ones, each cycle.
         new_medium (`int`, *optional*, defaults to `200`):
@@ -86,35 +87,35 @@ class CycleConfig:
         new_hard (`int`, *optional*, defaults to `200`):
             New questions to ask for after hard ones.
         min_question_chars (`int`, *optional*, defaults to `20`):
-            Fewest characters of a new question.
+            Minimum number of characters of a new question.
         max_question_chars (`int`, *optional*, defaults to `4000`):
-            Most characters of a new question.
+            Maximum number of characters of a new question.
         questions_per_cycle (`int`, *optional*, defaults to `1000`):
-            Most questions of a cycle, from the second on.
+            Maximum number of questions per cycle, from the second on.
         old_share (`float`, *optional*, defaults to `0.5`):
-            Fraction of them that old questions take.
+            Fraction of old questions.
         mix_easy (`float`, *optional*, defaults to `1.0`):
-            Parts of easy questions among them; 0 leaves them out.
+            Relative weight of easy questions; 0 for none.
         mix_medium (`float`, *optional*, defaults to `2.0`):
-            Parts of medium questions.
+            Relative weight of medium questions.
         mix_hard (`float`, *optional*, defaults to `2.0`):
-            Parts of hard questions.
+            Relative weight of hard questions.
         novelty_threshold (`float`, *optional*, defaults to `0.8`):
-            ROUGE-L from which on a new question counts as one that is there.
+            Minimum ROUGE-L of a new question to an existing one to count as a duplicate.
         overlap_words (`int`, *optional*, defaults to `10`):
-            Words in a row that a new question may not share with a problem that the student is judged by.
+            Number of consecutive words that a new question must not share with a benchmark problem.
         prompts_file (`str`, *optional*):
-            YAML or JSON file of one's own requests to the teacher, by the names of `TeachingPrompts`.
+            YAML or JSON file with custom prompts for the teacher, by the names of `TeachingPrompts`.
         judge_prompt_file (`str`, *optional*):
-            Text file of one's own request to the judge, with `{instruction}` and `{answer}`.
+            Text file with a custom prompt for the judge, with `{instruction}` and `{answer}`.
         teacher_temperature (`float`, *optional*, defaults to `0.7`):
             Temperature of the teacher's answers and questions.
         teacher_top_p (`float`, *optional*, defaults to `0.95`):
-            The teacher samples from the likeliest tokens whose probabilities add up to this.
+            Nucleus sampling threshold of the teacher.
         teacher_max_new_tokens (`int`, *optional*, defaults to `1024`):
-            Most tokens of what the teacher and the judge write.
+            Maximum number of tokens per completion of teacher and judge.
         answer_max_new_tokens (`int`, *optional*, defaults to `512`):
-            Most tokens of the student's answers, which are the likeliest ones.
+            Maximum number of tokens per answer of the student, which decodes greedily.
     """
 
     cycles: int = 3
@@ -238,16 +239,16 @@ class CycleConfig:
 
     @property
     def teaching_prompts(self) -> TeachingPrompts:
-        """What the teacher is asked."""
+        """Prompts for the teacher."""
         return self._from_file("prompts_file", TeachingPrompts.from_file, TeachingPrompts())
 
     @property
     def judge_prompt(self) -> JudgePrompt:
-        """What the judge is asked."""
+        """Prompt for the judge."""
         return self._from_file("judge_prompt_file", JudgePrompt.from_file, JUDGE_PROMPT)
 
     def sampling(self, cycle: int) -> SamplingParams:
-        """How the teacher is sampled in a cycle; another seed each time, or old questions got their old answers."""
+        """Return the sampling parameters of the teacher in a cycle, each with another seed."""
         return SamplingParams(
             temperature=self.teacher_temperature,
             top_p=self.teacher_top_p,
@@ -257,7 +258,7 @@ class CycleConfig:
 
     @property
     def cycle_settings(self) -> dict[str, Any]:
-        """What of these a run may not change when it goes on: all but how far it goes."""
+        """Settings that a continued run must not change."""
         free = (*CYCLE_MAY_CHANGE, "prompts_file", "judge_prompt_file")
         settings = {name: getattr(self, name) for name in CycleConfig.__dataclass_fields__ if name not in free}
         return settings | {
@@ -271,7 +272,7 @@ class CycleConfig:
         return int(getattr(self, "seed", 0))
 
     def _from_file(self, name: str, read: Callable[[str], Part], default: Part) -> Part:
-        """Read what the file has that a field names."""
+        """Read the file that a field names."""
         path = getattr(self, name)
         try:
             return default if path is None else read(path)

@@ -1,8 +1,8 @@
-"""Which questions repeat a benchmark, word for word or with small edits.
+"""Decontamination: questions that repeat a benchmark, word for word or with small edits.
 
-That questions are compared with benchmarks, and how, is not on record. Runs of ten words are what the data of
-DeepSeek-Coder (arXiv 2401.14196) were filtered by; they find long problems. Short ones are found by their statements,
-with an edit or two, and by the signatures and names of the functions that they ask for.
+The paper does not describe a comparison with benchmarks. The data of DeepSeek-Coder (arXiv 2401.14196) were filtered
+by runs of ten words, which find long problems. Short problems are found by their statements, with an edit or two, and
+by the signatures and names of the functions that they ask for.
 """
 
 import logging
@@ -45,19 +45,19 @@ _STOCK_TEXTS = 5
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Say what of a benchmark a question repeats.
+    """Text of a benchmark that a question repeats.
 
     Args:
         question_id (`str`):
-            The question.
+            Id of the question.
         benchmark (`str`):
-            The benchmark's name.
+            Name of the benchmark.
         index (`int`):
-            Number of its text, from 0.
+            Index of the problem, from 0.
         words (`str`):
-            The benchmark's words that the question repeats.
+            Words of the benchmark that the question repeats.
         edits (`int`, *optional*, defaults to `0`):
-            Words that differ: replaced, left out, added or swapped with their neighbours.
+            Number of words replaced, omitted, added or swapped with their neighbours.
     """
 
     question_id: str
@@ -68,11 +68,11 @@ class Overlap:
 
 
 class BenchmarkIndex:
-    """Remember what the problems of benchmarks say, and find what of it a question repeats.
+    """Index of the problems of benchmarks, for finding questions that repeat them.
 
-    | what | found |
+    | part of a problem | match in a question |
     |---|---|
-    | a run of `n` words | word for word |
+    | run of `n` words | word for word |
     | a statement | in the question: word for word, from 7 words on with one edit, from 16 on with one per 8 words |
     | a function's signature with a name of two words and two parameters, or more | the same |
     | a function's name of three words or more | the same |
@@ -122,7 +122,7 @@ class BenchmarkIndex:
         self._lengths = sorted({piece.count(" ") + 1 for piece in self._pieces})
 
     def find(self, question: Question) -> Overlap | None:
-        """Return what a question repeats, a run before a statement and that before a function, or `None`."""
+        """Return the overlap of a question, or `None`; runs come before statements, and these before functions."""
         words = _words(question.instruction)
         for run in _runs_of(words, self._n):
             if run in self._runs:
@@ -150,7 +150,7 @@ class BenchmarkIndex:
                 self._functions.setdefault(function, source)
 
     def _statement_in(self, words: Sequence[str]) -> tuple[tuple[str, ...], int] | None:
-        """Return the statement that stands in the words with the fewest edits, and their number."""
+        """Return the statement that the words contain with the smallest number of edits, and that number."""
         best: tuple[int, int, tuple[str, ...]] | None = None
         for length in self._lengths:
             for position in range(len(words) - length + 1):
@@ -164,7 +164,7 @@ class BenchmarkIndex:
 
 
 def decontaminate(questions: Sequence[Question], index: BenchmarkIndex) -> tuple[list[Question], list[Overlap]]:
-    """Return the questions that repeat no benchmark, and what the others repeat.
+    """Return the questions that repeat no benchmark, and the overlaps of the others.
 
     Example:
 
@@ -181,7 +181,7 @@ def decontaminate(questions: Sequence[Question], index: BenchmarkIndex) -> tuple
 
 
 def warn_of_overlap(seeds: Sequence[Question], index: BenchmarkIndex) -> list[Overlap]:
-    """Log a warning with an example if seeds, which stay, repeat a benchmark; return all that do."""
+    """Log a warning with an example if seed questions, which are kept, repeat a benchmark, and return all overlaps."""
     _, overlaps = decontaminate(seeds, index)
     if overlaps:
         first = overlaps[0]
@@ -197,7 +197,7 @@ def _words(text: str) -> list[str]:
 
 
 def _runs_of(words: Sequence[str], length: int) -> Iterator[str]:
-    """Yield the runs of so many words of which at least a quarter are neither numbers nor common to all tasks."""
+    """Yield the runs of `n` words of which at least a quarter are neither numbers nor common to all tasks."""
     telling = [bool(content_words([word])) and not word.isdigit() for word in words]
     for start in range(len(words) - length + 1):
         if sum(telling[start : start + length]) >= _CONTENT_SHARE * length:
@@ -205,7 +205,7 @@ def _runs_of(words: Sequence[str], length: int) -> Iterator[str]:
 
 
 def _statements(text: str) -> list[tuple[str, ...]]:
-    """Return the words of what a text asks for, in every form that it may be repeated in."""
+    """Return the statements of a text as words, in all forms in which they may be repeated."""
     docstrings = _DOCSTRING.findall(text)
     parts = [tuple(_words(part)) for part in (*docstrings, *(_EXAMPLES.split(part)[0] for part in docstrings))]
     prose = _PARAGRAPHS.split("\n\n".join(_FENCE.split(text)[::2]))
@@ -216,7 +216,7 @@ def _statements(text: str) -> list[tuple[str, ...]]:
 
 
 def _without(text: str, stock: set[tuple[str, ...]]) -> str:
-    """Return a text without the paragraphs that many others have as well."""
+    """Return a text without the paragraphs that many other problems share."""
     return "\n\n".join(part for part in _PARAGRAPHS.split(text) if tuple(_words(part)) not in stock)
 
 
@@ -245,7 +245,7 @@ def _allowed_edits(length: int) -> int:
 
 
 def _pieces(length: int) -> Iterator[tuple[int, int]]:
-    """Cut a statement into one piece more than edits are allowed, so that one of them stays whole.
+    """Cut a statement into more pieces than edits are allowed, so that at least one piece is unedited.
 
     Swapped neighbours may lie in two pieces, which is why there are two pieces per edit and one more.
     """
@@ -255,7 +255,7 @@ def _pieces(length: int) -> Iterator[tuple[int, int]]:
 
 
 def _edits_inside(statement: Sequence[str], window: Sequence[str]) -> int:
-    """Return the fewest edits that turn a part of the window into the statement (optimal string alignment)."""
+    """Return the minimum number of edits from a part of the window to the statement (optimal string alignment)."""
     before: list[int] = []
     row = [0] * (len(window) + 1)
     for number, word in enumerate(statement, 1):

@@ -1,4 +1,4 @@
-"""What a run of IterKD may cost, before its first request, and what it has cost."""
+"""Cost of a run: an estimate before the first request, usage, and spending that survives restarts."""
 
 import json
 import os
@@ -29,13 +29,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Price:
-    """Hold the price of a million tokens, in any currency; `None` where it is not known."""
+    """Price per million tokens, in any currency; `None` if unknown."""
 
     prompt: float | None
     completion: float | None
 
     def of(self, usage: Usage) -> float | None:
-        """Return the price of what was used.
+        """Return the price of usage.
 
         Example:
 
@@ -59,7 +59,7 @@ def prices(config: CycleConfig, *, teacher_judges: bool) -> dict[str, Price]:
 
 
 def estimate_usage(questions: Sequence[Question], config: CycleConfig, *, judged: bool) -> dict[str, Usage]:
-    """Return the most that all cycles may cost, by who is asked.
+    """Return an upper estimate of the usage of all cycles, by model.
 
     Requests are counted as if every answer were kept, judged and followed up, and none were repeated after a fault;
     completions as if each were as long as allowed. The lengths of prompts are estimated from the first cycle's.
@@ -68,7 +68,7 @@ def estimate_usage(questions: Sequence[Question], config: CycleConfig, *, judged
         questions (`Sequence[Question]`):
             The first cycle's questions.
         config ([`CycleConfig`]):
-            How many cycles, of what.
+            Configuration of the cycles.
         judged (`bool`):
             Whether a model writes judgements.
 
@@ -145,7 +145,7 @@ def write_usage(
     stopped: Limit | None,
     seconds: float | None,
 ) -> None:
-    """Write `usage.json`: what a run has cost, how far it came, and which budget ended it, if one did."""
+    """Write `usage.json`: usage, price, number of trained cycles, and the budget that ended the run, if any."""
     total = sum(usage.values(), Usage())
     costs = {author: price[author].of(used) for author, used in usage.items()}
     known = [cost for cost in costs.values() if cost is not None]
@@ -176,14 +176,14 @@ _INTERVAL = 10.0  # seconds between two writes, which are what a kill can lose
 
 @dataclass(frozen=True)
 class Spending:
-    """Hold the seconds of a run and the requests that it has sent, those without an answer included."""
+    """Seconds of a run and number of requests sent, including those without an answer."""
 
     seconds: float = 0.0
     requests: int = 0
 
 
 def kept_spending(path: Path) -> Spending:
-    """Return the spending that was kept in a file; none where there is no file.
+    """Read the spending of earlier starts of a run from a file; zero if there is no file.
 
     Raises:
         ValueError: If the file is damaged.
@@ -195,7 +195,7 @@ def kept_spending(path: Path) -> Spending:
         return Spending(float(kept["seconds"]), int(kept["requests"]))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{path} is damaged ({error!r}); delete it to count `max_seconds`, and requests without an answer, anew."
+            f"{path} is damaged ({error!r}); delete it to count `max_seconds` and requests without an answer from 0."
         ) from error
 
 

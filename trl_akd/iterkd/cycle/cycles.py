@@ -1,7 +1,7 @@
-"""The cycles of IterKD: deliver right and wrong, listen, ask again.
+"""The loop over cycles: pair generation, training, feedback, new questions.
 
-A run is a program that is run from its beginning each time. What it asked, ran and trained before is on disk and costs
-nothing again, so wherever it was killed, it goes on there and comes to the same end.
+A run always executes from the beginning. Completions, results of programs and trained students are on disk and reused,
+so an interrupted run continues where it was and ends with the same result.
 """
 
 import os
@@ -44,38 +44,38 @@ _STUDENT, _UNFINISHED = "student", "student.part"
 
 
 class Student(Protocol):
-    """What learns: trained on one cycle's pairs after another's."""
+    """Interface of the student, which is trained on the pairs of one cycle after another."""
 
     def train_cycle(self, pairs: Dataset, *, cycle: int, output_dir: Path) -> None:
-        """Train on rows of `prompt`, `completion` and `rejected`, and go on where that was interrupted."""
+        """Train on rows of `prompt`, `completion` and `rejected`, resuming an interrupted training."""
 
     def save_student(self, folder: Path) -> None:
-        """Write the weights, so that `load_student` finds them."""
+        """Save the weights for `load_student`."""
 
     def load_student(self, folder: Path) -> None:
-        """Take the weights from a folder."""
+        """Load the weights from a folder."""
 
     def student_generator(self) -> TextGenerator:
-        """Return what writes with the present weights."""
+        """Return a generator with the current weights."""
 
 
 @dataclass(frozen=True)
 class Participants:
-    """Who and what takes part in the cycles beside the student.
+    """Models, executors and data of the cycles beside the student.
 
     Args:
         teacher (`TextGenerator`):
-            Who writes answers, right and faulty, and questions.
+            Model that writes correct and faulty answers and new questions.
         judge ([`Judge`], *optional*):
-            Who judges answers.
+            Judge of answers.
         run (`Runner`, *optional*):
-            What runs programs.
+            Runs programs.
         held_out (`Sequence[Question]`, *optional*):
-            Questions with tests, by which the student is measured after each cycle.
+            Questions with tests that evaluate the student after each cycle.
         benchmarks (`Mapping[str, Sequence[str]]`, *optional*):
-            Texts, by the benchmark's name, that no new question may repeat.
+            Texts that no new question may repeat, by benchmark.
         program_of (`Callable`, *optional*):
-            The program in an answer to a held-out question; by default what `extract_program` finds.
+            Extracts the program from an answer to a held-out question. Defaults to `extract_program`.
     """
 
     teacher: TextGenerator
@@ -91,21 +91,21 @@ class Cycles:
 
     Args:
         student ([`Student`]):
-            Who learns.
+            Student to train.
         participants ([`Participants`]):
-            Who and what else takes part.
+            Teacher, judge, runner and data.
         config ([`CycleConfig`]):
-            How many cycles, of what.
+            Configuration of the cycles.
         ledger ([`CycleLedger`]):
-            Where everything is kept.
+            Ledger of the run.
         folder (`Path`):
-            Where students are kept, a folder a cycle.
+            Folder of the students, with one folder per cycle.
         prompt_template (`str`):
-            How the student is asked, in training and after.
+            Prompt template of the student, in training and generation.
         accelerator (`Accelerator`):
-            That of the run; all ranks run the cycles together.
+            Accelerator of the run; all processes run the cycles together.
         announce (`Callable`, *optional*):
-            Is told, in a sentence, what begins.
+            Receives one sentence at the beginning of each stage.
     """
 
     def __init__(
@@ -134,13 +134,13 @@ class Cycles:
         self._trained = -1  # number of the last cycle whose student there is
 
     def run(self, seeds: Sequence[Question]) -> None:
-        """Run all cycles that the configuration asks for, or those up to the one that gained too little.
+        """Run all configured cycles, or stop after a cycle with too little gain.
 
-        The last student is in memory then, and `reports` holds what each cycle came to.
+        Afterwards the last student is in memory, and `reports` has one report per cycle.
 
         Raises:
-            BudgetSpent: If what may be spent is spent; all that came is kept, and the last student is in memory.
-            ValueError: If a cycle has nothing to train on, or the ledger is another run's.
+            BudgetSpent: If a budget is spent; all results are kept, and the last student is in memory.
+            ValueError: If a cycle has nothing to train on, or the ledger belongs to another run.
         """
         self.reports = []
         try:
@@ -172,7 +172,7 @@ class Cycles:
             questions, new = self._generate_questions(cycle, questions, feedback, known, benchmarks)
             self.reports[-1] = replace(report, new=new)
             if not questions:
-                self._announce("No question is left for another cycle, so this is the end")
+                self._announce("No question is left for another cycle, so the run ends here")
                 break
 
     @property
@@ -244,14 +244,14 @@ class Cycles:
         }
 
     def _load_weights(self, cycle: int) -> None:
-        """Put the student of a cycle into memory, if it is not there."""
+        """Load the student of a cycle, unless it is in memory."""
         if self._weights == cycle:
             return
         folder = self._folder_of(cycle) / _STUDENT
         if not run_on_main_and_broadcast(self._accelerator, folder.is_dir):
             raise ValueError(
                 f"the student in {folder} is needed again and has been deleted; put it back, or delete the students "
-                "of later cycles, too, to train them anew."
+                "of later cycles as well to retrain them."
             )
         self._student.load_student(folder)
         self._weights = cycle
@@ -263,7 +263,7 @@ class Cycles:
         )
 
     def _delete_old_students(self, cycle: int) -> None:
-        """Free what only an interrupted training needs, and students that are not to be kept."""
+        """Delete files that only an interrupted training needs, and students beyond `keep_students`."""
         for checkpoint in self._folder_of(cycle).glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         kept = self._config.keep_students
@@ -368,7 +368,9 @@ class Cycles:
         before, after = (report.feedback["score"] for report in self.reports[-2:])
         if after - before >= self._config.min_gain:
             return False
-        self._announce(f"The feedback went from {before:.3f} to {after:.3f}: less than `min_gain`, so this is the end")
+        self._announce(
+            f"The feedback went from {before:.3f} to {after:.3f}: less than `min_gain`, so the run ends here"
+        )
         return True
 
     def _prompt(self, question: Question) -> str:
@@ -379,7 +381,7 @@ class Cycles:
 
 
 class _Lazy(StreamingGenerator):
-    """A generator that is made when it is first asked, for its weights may take a while to load."""
+    """Generator that is created at its first request, as loading the weights may take a while."""
 
     def __init__(self, make: Callable[[], TextGenerator]) -> None:
         self._make = make
@@ -393,7 +395,7 @@ def _program_alone(question: Question, answer: str) -> str:
 
 
 def _failures(feedback: Sequence[Feedback]) -> dict[str, list[str]]:
-    """Return the answers of the student that running has proved wrong, by question."""
+    """Return the answers of the student that failed when run, by question."""
     return {
         found.question_id: [found.answer]
         for found in feedback
@@ -414,7 +416,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _put_in_place(folder: Path) -> None:
-    """Let a student that is whole, and on disk, take its place."""
+    """Move a student that is complete and on disk to its final folder."""
     for path in [*(folder / _UNFINISHED).rglob("*"), folder / _UNFINISHED]:
         _sync(path)
     (folder / _UNFINISHED).rename(folder / _STUDENT)
@@ -422,7 +424,7 @@ def _put_in_place(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file or a folder's list of files is on disk."""
+    """Wait until a file or directory entry is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -438,7 +440,7 @@ def _cycles_with_a_student(folder: Path) -> Iterator[int]:
 
 
 def _remove_student(folder: Path) -> None:
-    """Remove a student, first of all by its name: what a kill leaves of it is not taken for one."""
+    """Remove a student, renaming it first so that an interrupted removal leaves no partial student."""
     if (folder / _STUDENT).is_dir():
         shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
         (folder / _STUDENT).rename(folder / _UNFINISHED)

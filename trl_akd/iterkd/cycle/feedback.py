@@ -1,9 +1,12 @@
-"""The static-tool view of an answer: what can be told without knowing the task.
+"""Feedback on the student's answers: static tools, tests, a judge, scores and levels (stage 2 of a cycle).
 
-SODA's released tool ([Chen et al.](https://huggingface.co/papers/2408.03680)) looks whether fences are closed, takes
-the first fenced block, and compiles and runs it without tests. This module runs Python alone: answers in other
-languages are told apart, and their execution is "unknown". Where the first block is Python, the program is what
-`extract_program` finds in the answer, as everywhere in this package. A linter, pyflakes, is added.
+In the paper a judge's score and the result of tools find the difficult questions; how the two are combined, and the
+limits of the levels, are this project's choices.
+
+SODA's released tool ([Chen et al.](https://huggingface.co/papers/2408.03680)) checks whether fences are closed, takes
+the first fenced block, and compiles and runs it without tests. This module runs only Python: the execution of answers
+in other languages is "unknown". If the first block is Python, the program is that of `extract_program`. A linter,
+pyflakes, is added.
 """
 
 import ast
@@ -38,7 +41,7 @@ __all__ = [
 ]
 
 MAX_CHARS = 50_000
-"""Answers that are longer are not searched for a program."""
+"""Maximum number of characters of an answer that is searched for a program."""
 
 MAX_FINDINGS = 20
 _FINDING_CHARS = 200
@@ -48,28 +51,28 @@ _Linter: TypeAlias = Callable[[ast.Module], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class StaticView:
-    """Hold what tools say of one answer.
+    """Results of static tools on one answer.
 
     Args:
         complete (`bool`):
             Whether the thoughts and all code blocks are closed.
         language (`str`, *optional*):
-            That of the first fenced block, by its tag, or `"python"` for text that looks like it; `None` where there
-            is no code.
+            Language of the first fenced block, by its tag, or `"python"` for text that looks like it; `None` without
+            code.
         parses (`bool`, *optional*):
-            Whether the Python program parses; `None` where there is none.
+            Whether the Python program parses; `None` without one.
         compiles (`bool`, *optional*):
-            Whether Python compiles it; `None` where that was not tried.
+            Whether Python compiles it; `None` if not tried.
         executed (`str`):
-            `"pass"` where the program ends well as a main program, `"fail"` where it does not, at the latest at the
-            runner's time limit; `"unknown"` without a Python program or a runner, after a fault of the sandbox, and
-            where the program lacks its surroundings (see `running_alone`).
+            `"pass"` if the program succeeds as a main program, `"fail"` if it fails or exceeds the time limit, and
+            `"unknown"` without a Python program or a runner, after an error of the sandbox, and if the program lacks
+            its environment (see `main_programs`).
         error_type (`str`, *optional*):
-            Class name of the exception that ended it, `"timeout"`, or what else did.
+            Class name of the exception that ended it, `"timeout"`, or another cause.
         findings (`tuple[str, ...]`):
-            Line and message of what the linter found, the first of them.
+            Line and message of the first findings of the linter.
         num_findings (`int`):
-            Their number.
+            Number of findings.
     """
 
     complete: bool
@@ -83,16 +86,16 @@ class StaticView:
 
 
 def static_views(answers: Sequence[str], run: Runner | None) -> list[StaticView]:
-    """Look at answers with tools, and run the Python programs among them alone, without tests.
+    """Examine answers with static tools, and run their Python programs as main programs, without tests.
 
     Args:
         answers (`Sequence[str]`):
-            What the student wrote.
+            Answers of the student.
         run (`Runner`, *optional*):
-            Runs programs, each within its time limit; `None` looks only whether they parse.
+            Runs programs, each within its time limit; with `None`, programs are only parsed.
 
     Returns:
-        `list[StaticView]`: one an answer, in order.
+        `list[StaticView]`: one view per answer, in order.
 
     Raises:
         ImportError: If pyflakes is missing.
@@ -120,12 +123,12 @@ def static_views(answers: Sequence[str], run: Runner | None) -> list[StaticView]
 
 
 def program_of(answer: str) -> str | None:
-    """Return the Python program in an answer, or `None` where the answer is too long to be searched for one."""
+    """Return the Python program in an answer, or `None` if the answer is too long."""
     return extract_program(answer) if len(answer) <= MAX_CHARS else None
 
 
 def _read(answer: str, lint: _Linter) -> tuple[StaticView, str | None]:
-    """Return what can be told without running anything, and the program to run."""
+    """Return the view without running anything, and the program to run."""
     read = parse_answer(answer)
     complete = read.complete
     is_searched = len(answer) <= MAX_CHARS
@@ -142,14 +145,14 @@ def _read(answer: str, lint: _Linter) -> tuple[StaticView, str | None]:
 
 
 def _executed(view: StaticView, outcome: Outcome) -> StaticView:
-    """Add what came of running the program."""
+    """Add the outcome of running the program."""
     if outcome.error_type is None and outcome.verdict == "unknown":
         return view
     return replace(view, compiles=outcome.compiles, executed=outcome.verdict, error_type=outcome.error_type)
 
 
 def _linter() -> _Linter:
-    """Return what lists line and message of each of pyflakes's findings in a syntax tree."""
+    """Return a function that lists line and message of each finding of pyflakes in a syntax tree."""
     try:
         from pyflakes.checker import Checker
     except ImportError as error:
@@ -168,20 +171,20 @@ def _linter() -> _Linter:
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """Hold what came back on one answer of the student.
+    """Feedback on one answer of the student.
 
     Args:
         question_id (`str`):
-            The question's.
+            Id of the question.
         answer (`str`):
-            What the student wrote.
+            Answers of the student.
         judgement ([`Judgement`] or [`Unjudged`], *optional*):
-            The judge's view, or why there is none; `None` where no judge was asked.
+            Judgement, or the reason why there is none; `None` without a judge.
         view ([`StaticView`]):
-            The tools' view.
+            Results of the static tools.
         tests_passed (`float`, *optional*):
-            Share of the question's tests that the answer passes, a test program counting as one; `None` where there
-            are no tests, none were run, the sandbox failed, or the answer lacks its surroundings.
+            Fraction of the question's tests that the answer passes, a test program counting as one; `None` without
+            tests or results, after an error of the sandbox, and if the answer lacks its environment.
         score (`float`):
             Both views combined, in [0, 1].
         level (`str`):
@@ -197,23 +200,23 @@ class Feedback:
     level: Level
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain values, for a ledger."""
+        """Return JSON values for a ledger."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Self:
-        """Return the feedback that `as_json` wrote.
+        """Return the feedback from the values of `as_json`.
 
         Raises:
-            ValueError: If the row is none.
+            ValueError: If the row is damaged.
         """
         try:
             view = StaticView(**{**row["view"], "findings": tuple(row["view"]["findings"])})
             judgement = None if row["judgement"] is None else read_judgement(row["judgement"])
             return cls(**{**row, "judgement": judgement, "view": view})
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"a row of feedback is damaged ({error!r}); delete it, or start anew.") from error
+            raise ValueError(f"a row of feedback is damaged ({error!r}); delete it, or give another file.") from error
 
 
 def collect_feedback(
@@ -224,25 +227,25 @@ def collect_feedback(
     run: Runner | None,
     config: CycleConfig | None = None,
 ) -> list[Feedback]:
-    """Give feedback on the student's answers.
+    """Collect feedback on the student's answers.
 
     Args:
         questions (`Sequence[Question]`):
-            What was asked.
+            Questions.
         answers (`Sequence[str]`):
-            One answer a question.
+            One answer per question.
         judge ([`Judge`], *optional*):
-            The model-based view; `None` leaves it out.
+            Judge of the answers; `None` for none.
         run (`Runner`, *optional*):
-            Runs programs, each within its time limit; `None` looks only whether they parse.
+            Runs programs, each within its time limit; with `None`, programs are only parsed.
         config ([`CycleConfig`], *optional*):
-            How views are combined; the defaults without it.
+            Weights and thresholds. Defaults to those of [`CycleConfig`].
 
     Returns:
-        `list[Feedback]`: one an answer, in order.
+        `list[Feedback]`: one per answer, in order.
 
     Raises:
-        ValueError: If there are more or fewer answers than questions.
+        ValueError: If the numbers of answers and questions differ.
         ImportError: If pyflakes is missing.
 
     Example:
@@ -316,7 +319,7 @@ def feedback_score(
 def feedback_level(
     judgement: Judgement | Unjudged | None, view: StaticView, tests_passed: float | None, config: CycleConfig
 ) -> Level:
-    """Tell how difficult a question was for the student.
+    """Return the difficulty of a question for the student.
 
     Hard: the answer is not complete, or its execution fails, or the judge's total is at most `config.hard_at_most`.
     Easy: its execution passes and the total is at least `config.easy_at_least`. Medium: all others. Where there are
@@ -344,7 +347,7 @@ def feedback_level(
 
 
 def feedback_metrics(feedback: Sequence[Feedback]) -> dict[str, float]:
-    """Sum feedback up, for the report of a cycle.
+    """Summarize feedback for the report of a cycle.
 
     Returns:
         `dict[str, float]`: `score`, the mean; `easy`, `medium` and `hard`, shares of the answers; over those that it
@@ -375,7 +378,7 @@ def feedback_metrics(feedback: Sequence[Feedback]) -> dict[str, float]:
 
 
 def _tests_passed(questions: Sequence[Question], answers: Sequence[str], run: Runner | None) -> list[float | None]:
-    """Return the share of its tests that each answer passes; an answer without a program passes none."""
+    """Return the fraction of its tests that each answer passes; an answer without a program passes none."""
     shares: list[float | None] = [None] * len(questions)
     if run is None:
         return shares
@@ -395,7 +398,7 @@ def _tests_passed(questions: Sequence[Question], answers: Sequence[str], run: Ru
 
 
 def _share(result: ExecutionResult, tests: Tests) -> float | None:
-    """Return the share of tests passed, `None` where the program could not be judged."""
+    """Return the fraction of tests passed, `None` if undecided."""
     unknown = result.status == "infra_error" or (result.tests_passed == 0 and lacks_surroundings(result, tests))
     return None if unknown else result.tests_passed / result.tests_total
 

@@ -31,27 +31,28 @@ _FILES = ("completions", "verdicts", "items")
 
 
 class CycleLedger:
-    """Hold the ledgers of a run: three files that only grow, in one folder.
+    """The ledgers of a run: three append-only files in one folder.
 
-    | file | a line is |
+    | file | content of a line |
     |---|---|
-    | `completions.jsonl` | what a model was asked, by author, stage, cycle and version of the prompts, and its cost |
-    | `verdicts.jsonl` | how a program ran, or what a scoring model said of an answer |
-    | `items.jsonl` | a question, a pair, the feedback on an answer, or a cycle's report |
+    | `completions.jsonl` | prompt and completions of a model, with stage, cycle, version of the prompts, and usage |
+    | `verdicts.jsonl` | result of a program, or judgement of a scoring model on an answer |
+    | `items.jsonl` | question, pair, feedback on an answer, or report of a cycle |
 
-    The main process writes, all processes know. Nothing that is there is asked, run or written again.
+    The main process writes, and all processes share the content. Nothing in a ledger is requested, run or written
+    again.
 
     Args:
         folder (`Path`):
-            The folder.
+            Folder of the ledgers.
         settings (`Mapping`):
-            JSON values that all lines depend on.
+            JSON values on which all lines depend.
         accelerator (`Accelerator`):
-            That of the run.
+            Accelerator of the run.
 
     Raises:
-        ValueError: If the folder is of a run with other settings, or a line is damaged.
-        BlockingIOError: If another run holds it.
+        ValueError: If the folder belongs to a run with other settings, or a line is damaged.
+        BlockingIOError: If another run uses the folder.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], accelerator: Accelerator) -> None:
@@ -69,7 +70,7 @@ class CycleLedger:
     def recorded(
         self, generator: TextGenerator, author: str, *, retry_refused: bool = False, **facts: Any
     ) -> TextGenerator:
-        """Return a generator whose completions are kept, with facts beside each, and whose progress is shown."""
+        """Return a generator that records its completions, with facts beside each, and shows progress."""
         recorded = RecordedGenerator(
             generator,
             self._ledgers.get("completions"),
@@ -81,36 +82,36 @@ class CycleLedger:
         return ProgressBar(recorded.noting(**facts), title, shown=is_main_process(self._accelerator))
 
     def recorded_runner(self, run: Runner) -> Runner:
-        """Return a runner whose verdicts are kept."""
+        """Return a runner that records its results."""
         return recorded_runner(run, self._cache)
 
     def recorded_judge(self, judge: Judge, name: str) -> Judge:
-        """Return a judge whose judgements are kept."""
+        """Return a judge that records its judgements."""
         return RecordedJudge(judge, self._cache, name)
 
     def usage(self, authors: Sequence[str]) -> dict[str, Usage]:
-        """Return what the recorded completions have cost, by those who wrote them."""
+        """Return the usage of the recorded completions, by model."""
         return run_on_main_and_broadcast(self._accelerator, lambda: self._usage(authors))
 
     def has(self, kind: str, *, cycle: int) -> bool:
-        """Tell whether there is any item of a kind."""
+        """Return whether there is any item of a kind."""
         return any(kept == f"{kind}/{cycle}" for kept, _ in self._items)
 
     def note(self, kind: str, items: Iterable[Mapping[str, Any]], *, cycle: int, may_differ: bool = False) -> None:
-        """Keep what a stage came to, one line per `id`; what a replay finds there already must be the same.
+        """Record the items of a stage, one line per `id`; items that are there already must be equal.
 
         Args:
             kind (`str`):
-                What the items are.
+                Kind of the items.
             items (`Iterable[Mapping]`):
                 JSON values, each with an `id`.
             cycle (`int`):
                 Number of the cycle.
             may_differ (`bool`, *optional*, defaults to `False`):
-                Keep a new line where an item differs; the last one counts.
+                Record a new line if an item differs; the last one counts.
 
         Raises:
-            ValueError: If it is not, as when a program was changed between two parts of a run.
+            ValueError: If an item differs from the recorded one, for example because a program changed.
         """
         new = []
         for item in items:
@@ -137,7 +138,7 @@ class CycleLedger:
         return usage
 
     def close(self) -> None:
-        """Release the files."""
+        """Close the files."""
         self._files.close()
 
     def __enter__(self) -> Self:
@@ -163,7 +164,7 @@ class CycleLedger:
 
 
 def _usage_of(row: Mapping[str, Any]) -> Usage:
-    """Return what a record of completions has cost; of a generator that does not tell, a prompt is a request."""
+    """Return the usage of a record of completions; without usage, a prompt counts as one request."""
     told = [usage for value in row["completions"] if (usage := read_completion(value).usage) is not None]
     if not told:
         return Usage(1, 0, row["num_tokens"] or 0, estimated=True)
@@ -175,19 +176,19 @@ _CHUNK = 64  # results that every rank works out between two writes
 
 
 class ResultCache:
-    """Remember JSON values by key, in a ledger.
+    """Cache of JSON values by key, in a ledger.
 
-    All ranks ask for the same; what is not known is shared out, worked out a chunk at a time, gathered, and written by
-    the main process before the next chunk begins. An error on any rank is raised on all.
+    All processes request the same keys. Missing values are distributed over the processes, computed in chunks,
+    gathered, and written by the main process before the next chunk. An error on any process is raised on all.
 
     Args:
         ledger ([`Ledger`], *optional*):
-            Where values are kept; `None` on processes other than the main one.
+            Ledger of the values; `None` on processes other than the main one.
         accelerator (`Accelerator`):
-            That of the run.
+            Accelerator of the run.
 
     Raises:
-        ValueError: If a line of the ledger is no such record.
+        ValueError: If a line of the ledger is not such a record.
 
     Example:
 
@@ -211,7 +212,7 @@ class ResultCache:
     def get_or_compute(
         self, keys: Sequence[str], jobs: Sequence[Any], work: Callable[[list[Any]], list[Any]]
     ) -> list[Any]:
-        """Return the values of keys; `work` turns the jobs of those that are not known into values, in order."""
+        """Return the values of keys; `work` computes the missing ones from their jobs, in order."""
         missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in self._known}
         wanted = list(missing)
         size = _CHUNK * self._accelerator.num_processes
@@ -221,7 +222,7 @@ class ResultCache:
         return [self._known[key] for key in keys]
 
     def _shared_out(self, jobs: Mapping[str, Any], work: Callable[[list[Any]], list[Any]]) -> dict[str, Any]:
-        """Work out this rank's part, and return those of all."""
+        """Compute the values of this process, and return those of all."""
         rank, ranks = self._accelerator.process_index, self._accelerator.num_processes
         own = list(jobs)[rank::ranks]
         try:
@@ -254,9 +255,9 @@ class ResultCache:
 
 
 def recorded_runner(run: Runner, cache: ResultCache) -> Runner:
-    """Return a runner that runs each program with the same tests once, and remembers the verdict.
+    """Return a runner that runs each program with the same tests once and caches the result.
 
-    Infrastructure errors are remembered as well, or a run that was resumed might end otherwise than an unbroken one.
+    Infrastructure errors are cached as well, as a resumed run could otherwise differ from an uninterrupted one.
     """
 
     def work(jobs: list[tuple[str, Tests]]) -> list[dict[str, Any]]:
@@ -271,15 +272,15 @@ def recorded_runner(run: Runner, cache: ResultCache) -> Runner:
 
 
 class RecordedJudge:
-    """Ask a judge about each answer once, and remember what it said.
+    """Judge that caches its judgements.
 
     Args:
         judge ([`Judge`]):
-            Who judges, by itself on every rank.
+            Judge, independent on each process.
         cache ([`ResultCache`]):
-            Where judgements are kept.
+            Cache of the judgements.
         name (`str`):
-            Tells judges apart.
+            Name that distinguishes judges.
     """
 
     def __init__(self, judge: Judge, cache: ResultCache, name: str) -> None:
@@ -288,7 +289,7 @@ class RecordedJudge:
         self._name = name
 
     def judge(self, pairs: Sequence[tuple[str, str]]) -> list[Judgement | Unjudged]:
-        """Judge answers, as [`Judge`] says."""
+        """Judge answers, see [`Judge`]."""
 
         def work(jobs: list[tuple[str, str]]) -> list[dict[str, Any]]:
             return [asdict(judgement) for judgement in self._judge.judge(jobs)]
@@ -314,17 +315,17 @@ The texts are the models'; their licences apply.
 
 
 def upload_ledger(folder: Path, student: str, *, token: str | None, private: bool) -> str:
-    """Upload the lines of a ledger in one commit, without the settings beside them, which name local paths.
+    """Upload the lines of a ledger in one commit, without the settings, which contain local paths.
 
     Args:
         folder (`Path`):
-            The ledger's folder.
+            Folder of the ledger.
         student (`str`):
-            The student's repository; the dataset's is named after it.
+            Repository of the student, which gives the dataset its name.
         token (`str`, *optional*):
             Token with write permission.
         private (`bool`):
-            Whether the dataset is private, where it is new.
+            Whether to create the dataset as private.
 
     Returns:
         `str`: Name of the dataset.

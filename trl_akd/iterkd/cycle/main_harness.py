@@ -1,7 +1,8 @@
-"""The frame in which a program runs alone, as a main program, inside the sandbox.
+"""Harness that runs a program as a main program inside the sandbox.
 
-`running_alone` sends the text of this file ahead of the program; nothing here is run in the caller's process. It
-notes what the program looks for and cannot have, so that a failure that follows is not taken for the program's own.
+`main_programs` sends the text of this file ahead of the program; nothing here runs in the caller's process. The
+harness records resources that the program requests and cannot have, so that a later failure is not attributed to the
+program.
 """
 
 import _thread
@@ -20,7 +21,7 @@ from typing import Any
 
 FILE = "<candidate>"
 GAVE_UP = 113
-"""Exit status where the program waits for something, or goes on for long without what it looked for."""
+"""Exit status of a program that waits, or continues for long without a resource that it requested."""
 
 _WATCH_SECONDS = 0.05
 _WAIT_SECONDS = 1.0
@@ -33,7 +34,7 @@ _OUTSIDE = ("_tkinter", "_curses", "termios", "sqlite3", "webbrowser")
 
 
 class SurroundingsMissing(BaseException):
-    """The program failed after it looked for something that a program alone does not have."""
+    """The program failed after it requested a resource that is not available."""
 
 
 class NotCompiled(BaseException):
@@ -81,21 +82,21 @@ def run_as_main(source: str, bound: frozenset[str]) -> None:
 
 
 class Wants:
-    """Note that the program looked for something it cannot have."""
+    """Record of requests for resources that are not available."""
 
     def __init__(self) -> None:
         self.any = False
         self.since: float | None = None  # processor time of the first lack, command-line arguments excepted
 
     def note(self) -> None:
-        """Note a lack."""
+        """Record a request."""
         self.any = True
         if self.since is None:
             self.since = time.process_time()
 
 
 class NoInput(io.RawIOBase):
-    """An empty standard input that notes being read."""
+    """Empty standard input that records being read."""
 
     def __init__(self, wants: Wants) -> None:
         self._wants = wants
@@ -109,13 +110,13 @@ class NoInput(io.RawIOBase):
         return 0
 
     def readinto(self, buffer: Any) -> int:
-        """Give the end of the input."""
+        """Return the end of the input."""
         self._wants.note()
         return 0
 
 
 class NoArguments(list[str]):
-    """A command line without arguments that notes being read beyond the program's name."""
+    """Command line without arguments that records access beyond the program's name."""
 
     def __init__(self, wants: Wants) -> None:
         super().__init__([FILE])
@@ -140,7 +141,7 @@ class NoArguments(list[str]):
 
 
 class LastFinder(importlib.abc.MetaPathFinder):
-    """Note modules that nothing else finds: third-party ones, the user's own, and parts of Python left out here."""
+    """Finder that records modules that no other finder has."""
 
     def __init__(self, wants: Wants) -> None:
         self._wants = wants
@@ -152,7 +153,7 @@ class LastFinder(importlib.abc.MetaPathFinder):
 
 
 def _take_away(wants: Wants) -> None:
-    """Put in place of what surrounds a program what notes being looked for."""
+    """Replace input, arguments, environment and finders by recording ones."""
     sys.stdin = io.TextIOWrapper(io.BufferedReader(NoInput(wants)), encoding="utf-8")
     sys.argv = NoArguments(wants)
     sys.meta_path.append(LastFinder(wants))
@@ -178,7 +179,7 @@ def _take_away(wants: Wants) -> None:
 
 
 def _note_variables(wants: Wants, kind: Any) -> None:
-    """Note environment variables that the program itself asks for, without a default, in vain."""
+    """Record missing environment variables that the program itself reads without a default."""
     get_item = kind.__getitem__
 
     def get_item_noting(self: Any, key: str) -> Any:
@@ -200,7 +201,7 @@ def _note_variables(wants: Wants, kind: Any) -> None:
 
 
 def _audit(wants: Wants, exists: Callable[[Any], bool]) -> Callable[[str, tuple[Any, ...]], None]:
-    """Return a hook that notes events in which a program looks beyond itself."""
+    """Return an audit hook that records requests for external resources."""
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
@@ -217,7 +218,7 @@ def _audit(wants: Wants, exists: Callable[[Any], bool]) -> Callable[[str, tuple[
 
 
 def _watch(wants: Wants) -> None:
-    """End the program where it waits, or goes on for long after a lack; computing without end is left to the limit."""
+    """End the program if it waits, or continues for long after a missing resource."""
     clock, spent = time.monotonic(), time.process_time()
     while True:
         time.sleep(_WATCH_SECONDS)
@@ -236,12 +237,12 @@ def _is_failure(error: SystemExit) -> bool:
 
 
 def _never_defined(error: BaseException, bound: frozenset[str]) -> bool:
-    """Tell whether a name is missing that no input could have defined."""
+    """Return whether an undefined name could not have been defined by any input."""
     return type(error) is NameError and error.name is not None and error.name not in bound
 
 
 def _comes_from_outside(error: BaseException) -> bool:
-    """Tell whether the system or a device said no, and not a line of the program."""
+    """Return whether an error comes from the system and not from a line of the program."""
     if isinstance(error, ImportError) and "relative import" in str(error):
         return True
     if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):
@@ -250,7 +251,7 @@ def _comes_from_outside(error: BaseException) -> bool:
 
 
 def _callers() -> list[str]:
-    """Return the names of the modules of the frames above the caller's, nearest first and three at most."""
+    """Return the module names of at most three frames above the caller's, nearest first."""
     names: list[str] = []
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and len(names) < _CALLERS:

@@ -1,9 +1,9 @@
-"""Running programs alone, as main programs, and what their ends tell.
+"""Main programs: running programs without tests.
 
 A program without tests is run as `python program.py` would run it, without arguments and with empty standard input.
-Exit status 0 is a pass. A failure counts only where it is the program's own: after it has looked for input,
-arguments, environment variables, files, modules, other programs, the network or a display in vain, its failure is
-"unknown", and so is waiting without computing, as a server does.
+Exit status 0 is a pass. A failure counts only if the program itself causes it: if the program has requested
+input, arguments, environment variables, files, modules, other programs, the network or a display that are not
+available, the failure is "unknown", and so is waiting without computing, as a server does.
 """
 
 import ast
@@ -28,15 +28,15 @@ _OUTSIDE = {"OSError", "EOFError", "TclError"}
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Hold what running a program alone tells.
+    """Outcome of a main program.
 
     Args:
         verdict (`str`):
-            `"pass"`, `"fail"`, or `"unknown"` where the program lacks its surroundings or the sandbox failed.
+            `"pass"`, `"fail"`, or `"unknown"` if the program lacks its environment or the sandbox failed.
         compiles (`bool`, *optional*, defaults to `True`):
             Whether Python compiles it.
         error_type (`str`, *optional*):
-            Class name of the exception that ended it, `"timeout"`, or what else did; `None` where nothing did.
+            Class name of the exception that ended it, `"timeout"`, or another cause; `None` if it succeeded.
     """
 
     verdict: Verdict
@@ -49,7 +49,7 @@ def run_alone(run: Runner, programs: Sequence[str]) -> list[Outcome]:
 
     Args:
         run (`Runner`):
-            Runs programs, each within its time limit; each gets the program in a frame that notes what it looks for.
+            Runs programs, each within its time limit. Each program is wrapped in the harness.
         programs (`Sequence[str]`):
             Programs.
 
@@ -70,17 +70,16 @@ def run_alone(run: Runner, programs: Sequence[str]) -> list[Outcome]:
 
 
 def lacks_surroundings(result: ExecutionResult, tests: Tests) -> bool:
-    """Return whether a program that failed its tests may have failed for lack of something beyond the program.
+    """Return whether a program that failed its tests may have failed for lack of an external resource.
 
-    That is a package that is not installed, a file, the network or a display and, where the tests call functions, an
-    input or arguments that the program wants, or an exit, while it is loaded. A script that is given its input lacks
-    neither.
+    External resources are packages, files, the network, a display and, if the tests call functions, input, arguments
+    or an exit while the program is loaded. A script that receives its input lacks none of the latter.
 
     Args:
         result (`ExecutionResult`):
-            What came of running it.
+            Result of running the program.
         tests (`Tests`):
-            Its tests.
+            Tests of the program.
     """
     if result.status != "failed" or result.raised:
         return False
@@ -111,7 +110,7 @@ def _outcome(result: ExecutionResult) -> Outcome:
 
 
 def _framed(program: str) -> str:
-    """Return the program inside the frame; its text is a literal, so that it stays a module of its own."""
+    """Return the program inside the harness, as a string literal, so that it remains a separate module."""
     return f"{_frame()}\n\nrun_as_main({program!r}, frozenset({sorted(_names(program))!r}))\n"
 
 
@@ -121,7 +120,7 @@ def _frame() -> str:
 
 
 def _names(program: str) -> set[str]:
-    """Return all names that a program binds in any scope, and `*` where it imports all of a module."""
+    """Return all names that a program binds in any scope, and `*` for an import of all names of a module."""
     tree = parse(program)
     if tree is None:
         return set()

@@ -1,4 +1,8 @@
-"""The question in what a teacher wrote, and whether it is one."""
+"""New questions: reading them from the teacher's text, generating them, and mixing them with old ones (stage 3).
+
+The three levels and their prompts are the paper's. The number of questions, the choice of their parents, and the mix
+of old and new ones are this project's choices.
+"""
 
 import ast
 import json
@@ -201,9 +205,9 @@ _FRAMES = (
 
 
 def read_question(answer: str) -> str:
-    r"""Return the question in what a teacher wrote, without the thoughts, tags, titles, quotes and remarks around it.
+    r"""Return the question in a text of the teacher, without thoughts, tags, titles, quotes and remarks around it.
 
-    Of several questions the first counts. A solution behind the question is cut off, and a number goes unless it
+    Of several questions the first counts. A solution after the question is cut off, and so is a number unless it
     begins a list.
 
     Example:
@@ -221,7 +225,7 @@ def read_question(answer: str) -> str:
 
 
 def check_question(question: str, *, min_chars: int, max_chars: int) -> Reject | None:
-    """Return why a text is no question for a student, or `None` if it is one.
+    """Return the reason why a text is not a usable question, or `None` if it is.
 
     Example:
 
@@ -246,7 +250,7 @@ def check_question(question: str, *, min_chars: int, max_chars: int) -> Reject |
 
 
 def _without_frame(text: str) -> str:
-    """Take one layer off: a tag and what stands before it, other questions, a solution, a mark, or quotes."""
+    """Remove one layer: a tag and the text before it, other questions, a solution, a mark, or quotes."""
     if fence := _FENCE.fullmatch(text):
         return fence["text"].strip()
     if text.startswith("{") and (value := _in_json(text)) is not None:
@@ -283,7 +287,7 @@ def _without_frame(text: str) -> str:
 
 
 def _in_json(text: str) -> str | None:
-    """Return the question in a JSON object, or `None` where the text is none or holds no question."""
+    """Return the question in a JSON object, or `None` without one."""
     try:
         value = json.loads(text, strict=False)
     except (ValueError, RecursionError):
@@ -293,7 +297,7 @@ def _in_json(text: str) -> str | None:
 
 
 def _cut_label(text: str) -> int | None:
-    """Return where what is no part of the question begins; an explanation of an example is part of it."""
+    """Return the start of the first section that is not part of the question; explanations of examples are."""
     for label in _CUT_LABEL.finditer(text):
         above = text[: label.start()].rstrip().rpartition("\n")[2]
         if label.start() > 0 and not _EXAMPLE_LINE.match(above):
@@ -302,7 +306,7 @@ def _cut_label(text: str) -> int | None:
 
 
 def _solution_start(text: str) -> int | None:
-    """Return where code begins that answers the question, in a fence or as paragraphs at the end."""
+    """Return the start of code that answers the question, in a fence or as paragraphs at the end."""
     for code in _FENCED_CODE.finditer(text):
         if _solves(text[: code.start()], code["code"]):
             return code.start()
@@ -311,7 +315,7 @@ def _solution_start(text: str) -> int | None:
 
 
 def _solves(question: str, code: str) -> bool:
-    """Return whether code behind a question that asks for code is a function with a body."""
+    """Return whether the question asks for code and the code is a function with a body."""
     asks_for_code = _ASKS_FOR_CODE.search(question) and not _SPEAKS_OF_CODE.search(question)
     tree = parse(code) if asks_for_code else None
     functions = [] if tree is None else [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
@@ -324,7 +328,7 @@ def _solves(question: str, code: str) -> bool:
 
 
 def _first_of_several(text: str) -> str | None:
-    """Return the first of several numbered questions, or `None` where there is but one."""
+    """Return the first of several numbered questions, or `None` if there is only one."""
     titles = list(_NUMBERED.finditer(text))
     if [title["number"].upper() for title in titles[:2]] in (["1", "2"], ["A", "B"]):
         return text[titles[0].end() : titles[1].start()].strip()
@@ -336,28 +340,28 @@ def _first_of_several(text: str) -> str | None:
 
 
 class Graded(Protocol):
-    """What the feedback says of a question."""
+    """Feedback on a question, as far as it is needed here."""
 
     @property
     def question_id(self) -> str:
-        """The question."""
+        """Id of the question."""
 
     @property
     def level(self) -> Level:
-        """How hard it is for the student."""
+        """Difficulty for the student."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewQuestions:
-    """Hold what the teacher made of the last cycle's questions.
+    """New questions of a cycle.
 
     Args:
         questions (`list[Question]`):
-            New questions, easy ones first.
+            New questions, beginning with easy ones.
         asked (`Counter[str]`):
-            How many were asked for, by level; none where the level has no question to write after.
+            Number of requested questions by level; 0 for a level without questions to follow up.
         dropped (`Counter[str]`):
-            How many answers were no question, by level and reason, such as `"hard/refused"`.
+            Number of dropped completions by level and reason, such as `"hard/refused"`.
     """
 
     questions: list[Question] = field(default_factory=list)
@@ -376,19 +380,19 @@ def generate_questions(
     sampling: SamplingParams | None = None,
     seed: int = 0,
 ) -> NewQuestions:
-    """Have the teacher write new questions after those of the last cycle, by their levels.
+    """Generate new questions after those of the last cycle, by their levels.
 
-    After an easy question comes another task of the same domain; after a medium or hard one, a task of the same domain
-    and type (on record). A new question's id is that of the one before it, the cycle and a number, so that it depends
-    on nothing else. Where a level has fewer questions than are wanted, several are written after each.
+    As in the paper, an easy question is followed by another task of the same domain, a medium or hard one by a task of
+    the same domain and type. The id of a new question consists of its parent's, the cycle and a number. If a level has
+    fewer questions than requested, several are generated after each.
 
     Args:
         feedback (`Sequence[Graded]`):
-            Levels of questions.
+            Feedback with the levels of the questions.
         questions (`Sequence[Question]`):
             The last cycle's questions.
         teacher (`TextGenerator`):
-            Who writes.
+            Teacher that writes the questions.
         cycle (`int`):
             Number of the cycle.
         config ([`CycleConfig`], *optional*):
@@ -401,7 +405,7 @@ def generate_questions(
             Seed of the choice of questions to follow up.
 
     Raises:
-        ValueError: If there is feedback on an unknown question, or a new id is taken already.
+        ValueError: If feedback refers to an unknown question, or a new id exists already.
         GenerationError: If the teacher fails.
 
     Example:
@@ -455,23 +459,23 @@ def mix_questions(
 ) -> list[Question]:
     """Choose the next cycle's questions from old and new ones, in their order, old ones first.
 
-    Each question goes to the level that has least for its part so far, as long as it has any; so the parts are kept
-    wherever there are enough, and the size is reached wherever there are enough in all.
+    Each place goes to the level that is furthest below its part and has questions left, so the parts are kept if there
+    are enough questions of each level, and the size is reached if there are enough in total.
 
     Args:
         seeds (`Sequence[Question]`):
             Old questions.
         new (`Sequence[Question]`):
-            New ones, whose level is that of the question they were written after.
+            New questions, which have the level of their parents.
         levels (`Mapping[str, Level]`):
-            Levels of the old ones by id.
+            Levels of the old questions by id.
         config ([`CycleConfig`]):
             Number of questions, the share of old ones, and the parts of the levels.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the choice within a level.
 
     Raises:
-        ValueError: If an old question has no level, or a new one no question that it was written after.
+        ValueError: If an old question has no level, or a new one no parent.
 
     Example:
 
@@ -503,7 +507,7 @@ def _of_level(feedback: Sequence[Graded], known: Mapping[str, Question], level: 
 
 
 def _parents(questions: Sequence[Question], count: int, seed: int, cycle: int) -> list[tuple[Question, int]]:
-    """Return so many questions in an order of their own, each with the number of times it came before."""
+    """Return `count` questions in random order, each with the number of its earlier occurrences."""
     if not questions:
         return []
     ordered = sorted(questions, key=lambda question: _draw(question, seed, cycle))
@@ -519,7 +523,7 @@ def _level(question: Question, level: Level | None, age: str) -> Level:
 def _choose(
     questions: Sequence[Question], levels: Sequence[Level], count: int, parts: Mapping[Level, float], seed: int
 ) -> list[Question]:
-    """Choose so many questions at most, by the parts of the levels."""
+    """Choose at most `count` questions by the parts of the levels."""
     pools: dict[Level, list[int]] = {level: [] for level in LEVELS if parts[level]}
     for index in sorted(range(len(questions)), key=lambda index: _draw(questions[index], seed)):
         if levels[index] in pools:

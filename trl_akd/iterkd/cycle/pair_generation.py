@@ -1,4 +1,4 @@
-"""Correct-and-fault knowledge delivery: the teacher answers rightly and wrongly, and what holds is kept."""
+"""Pair generation (correct-and-fault knowledge delivery): correct and faulty answers of the teacher, verified."""
 
 import random
 from collections import Counter
@@ -28,19 +28,20 @@ def generate_pairs(
     run: Runner | None = None,
     own_faults: Mapping[str, Sequence[str]] | None = None,
 ) -> Verification:
-    r"""Ask the teacher for a right answer and faulty ones to each question, and keep what holds.
+    r"""Generate a correct answer and faulty ones to each question, and keep those that pass verification.
 
-    That the teacher writes the faults, by five kinds, is on record; one kind a prompt, all checks, and faults of the
-    student's own beside the teacher's are this project's. A question that brings its answer is not asked for one.
-    Answers that the length limit cut count as `correct/truncated` and `fault/truncated`, prompts that the teacher's
-    server refused as `correct/refused` and `fault/refused`; the other reasons are those of `verify`.
-    No right answer, no pair: faults are asked for all the same, in one call with the right answers.
+    In the paper the teacher writes the faults, of five kinds; one kind per prompt, all checks, and the student's own
+    faults are this project's. No answer is requested for a question that has one.
+    Answers cut by the length limit count as `correct/truncated` and `fault/truncated`, prompts refused by the
+    teacher's server as `correct/refused` and `fault/refused`; the other reasons are those of `verify`.
+    Correct and faulty answers are requested in one call, so faults are requested even if the correct answer is
+    dropped.
 
     Args:
         questions (`Sequence[Question]`):
-            Questions, each with an id of its own.
+            Questions with unique ids.
         teacher (`TextGenerator`):
-            Who answers.
+            Teacher that answers.
         config ([`CycleConfig`], *optional*):
             Number and kinds of faults, the judge's `min_gap`, and whether unverified pairs are kept.
         prompts ([`TeachingPrompts`], *optional*):
@@ -48,12 +49,12 @@ def generate_pairs(
         sampling (`SamplingParams`, *optional*):
             Sampling parameters of the teacher. Defaults to those of `config`.
         judge (`Judge`, *optional*), run (`Runner`, *optional*):
-            Who tells right from faulty.
+            Judge and runner for verification.
         own_faults (`Mapping[str, Sequence[str]]`, *optional*):
-            The student's failures by question, which stand before the teacher's faults and pass the same checks.
+            Failures of the student by question, which precede the teacher's faults and pass the same checks.
 
     Raises:
-        ValueError: If two questions have one id.
+        ValueError: If two questions have the same id.
         GenerationError: If the teacher fails.
 
     Example:
@@ -86,7 +87,7 @@ def generate_pairs(
 
 
 def assign_kinds(question_id: str, config: CycleConfig, seed: int) -> list[FaultKind]:
-    """Return the kinds of a question's faults: in turn, from one that question and seed choose."""
+    """Return the kinds of a question's faults, in turn, starting at one chosen by question and seed."""
     kinds: list[Any] = config.fault_kinds
     first = random.Random(f"{seed}:{question_id}").randrange(len(kinds))
     return [kinds[(first + number) % len(kinds)] for number in range(config.faults_per_question)]
@@ -95,10 +96,10 @@ def assign_kinds(question_id: str, config: CycleConfig, seed: int) -> list[Fault
 def read_pairs(rows: Iterable[Mapping[str, Any]]) -> list[Pair]:
     """Read pairs in the authors' format: `{"instruction": ..., "response": [correct, faulty, ...]}`.
 
-    Questions get the rows' numbers as ids. Nothing is checked but the format; `verify` does the rest.
+    The ids of the questions are the numbers of the rows. Only the format is checked here; see `verify`.
 
     Raises:
-        ValueError: If a row has another format; the message names it.
+        ValueError: If a row has another format; the message names the row.
 
     Example:
 
@@ -136,7 +137,7 @@ def _ask(
     config: CycleConfig,
     dropped: Counter[str],
 ) -> list[Pair]:
-    """Ask for all answers in one call, and return those that are whole."""
+    """Request all answers in one call, and return the complete ones."""
     unanswered = [question for question in questions if question.answer is None]
     wanted = [
         (question, kind) for question in questions for kind in assign_kinds(question.id, config, sampling.seed or 0)
@@ -159,7 +160,7 @@ def _ask(
 
 
 def _whole(completion: Completion, part: str, dropped: Counter[str]) -> str | None:
-    """Return the text of a completion, unless the length limit cut it or the server refused the prompt."""
+    """Return the text of a completion, or `None` if it was truncated or refused."""
     if completion.finish_reason != "stop":
         dropped[f"{part}/{INCOMPLETE[completion.finish_reason]}"] += 1
         return None

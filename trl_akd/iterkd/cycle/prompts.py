@@ -1,7 +1,7 @@
-"""What the teacher is asked for: right answers, faulty ones, and new questions.
+"""Prompts for the teacher: correct answers, faulty answers and new questions.
 
 The wording is this project's own. The authors' prompts, which are not licensed, describe all five kinds of fault at
-once and let the teacher choose; ours name one, so that kinds are balanced and each fault's is on record.
+once and let the teacher choose; these prompts name one kind, so that kinds are balanced and known.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ FAULT_DEFINITIONS: Mapping[FaultKind, str] = MappingProxyType(
         ),
     }
 )
-"""What each kind of fault is, with one example."""
+"""Definition of each kind of fault, with an example."""
 
 _CORRECT = """\
 Solve this programming task. Give one complete program in a fenced code block that does what is asked for every \
@@ -107,23 +107,23 @@ _FIELDS: Mapping[str, tuple[set[str], set[str]]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class TeachingPrompts:
-    r"""Hold the four layouts by which a teacher is asked, each a format string.
+    r"""Four prompt templates for the teacher, as format strings.
 
-    That there is one layout for easy questions and one for medium and hard ones is on record, and so is what they ask
-    for (arXiv 2408.03680 and its repository).
+    The paper (arXiv 2408.03680) and its repository have one template for easy questions and one for medium and hard
+    ones.
 
     Args:
         correct (`str`, *optional*):
-            For a right answer; field `instruction`.
+            Template for a correct answer; field `instruction`.
         faulty (`str`, *optional*):
-            For a faulty answer; fields `instruction`, `kind` and, if wanted, `definition`.
+            Template for a faulty answer; fields `instruction`, `kind` and, if wanted, `definition`.
         new_easy (`str`, *optional*):
-            For a question after an easy one; field `instruction`.
+            Template for a question after an easy one; field `instruction`.
         new_same (`str`, *optional*):
-            For a question after a medium or hard one; field `instruction`.
+            Template for a question after a medium or hard one; field `instruction`.
 
     Raises:
-        ValueError: If a layout lacks a field or has one that nobody fills; the message names both.
+        ValueError: If a template lacks a field or has an unknown one; the message names both.
 
     Example:
 
@@ -146,10 +146,10 @@ class TeachingPrompts:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
-        """Read layouts from a .yaml, .yml or .json file that maps their names to texts; the others stay as they are.
+        """Read templates from a .yaml, .yml or .json file that maps their names to texts; others keep their defaults.
 
         Raises:
-            ValueError: If the file holds something else.
+            ValueError: If the file has other content.
         """
         text = Path(path).read_text(encoding="utf-8")
         try:
@@ -166,20 +166,20 @@ class TeachingPrompts:
 
     @property
     def version(self) -> str:
-        """Name the wording by a digest, so that no change to it goes unnoticed."""
+        """Version of the wording: a digest of all templates."""
         wording = json.dumps([*astuple(self), *FAULT_DEFINITIONS.values()])
         return f"teaching-{hashlib.sha256(wording.encode()).hexdigest()[:8]}"
 
     def for_answer(self, instruction: str) -> str:
-        """Return the prompt for a right answer."""
+        """Return the prompt for a correct answer."""
         return self.correct.format(instruction=instruction.strip())
 
     def for_fault(self, instruction: str, kind: FaultKind) -> str:
-        """Return the prompt for an answer with a fault of one kind."""
+        """Return the prompt for an answer with one kind of fault."""
         return self.faulty.format(instruction=instruction.strip(), kind=kind, definition=FAULT_DEFINITIONS[kind])
 
     def for_question(self, instruction: str, level: Level) -> str:
-        """Return the prompt for a new question after one of a level."""
+        """Return the prompt for a new question after one of the given level."""
         layout = self.new_easy if level == "easy" else self.new_same
         return layout.format(instruction=instruction.strip())
 
@@ -193,13 +193,13 @@ def _check_layout(name: str, layout: str, required: set[str], optional: set[str]
         raise ValueError(f"`{name}` lacks the field {{{field}}}; say where it goes.")
     for field in sorted(found - required - optional):
         known = ", ".join(f"{{{known}}}" for known in sorted(required | optional))
-        raise ValueError(f"`{name}` has the field {{{field}}}, which nobody fills; known are {known}.")
+        raise ValueError(f"`{name}` has the field {{{field}}}, which is unknown; the fields are {known}.")
 
 
 INCOMPLETE: Mapping[FinishReason, Literal["truncated", "refused"]] = MappingProxyType(
     {"length": "truncated", "refused": "refused"}
 )
-"""Why a completion is dropped whatever it says."""
+"""Reasons to drop a completion by its finish reason."""
 
 
 def complete(teacher: TextGenerator, prompts: Sequence[str], sampling: SamplingParams) -> list[Completion]:

@@ -32,15 +32,15 @@ LEVELS: tuple[Level, ...] = ("easy", "medium", "hard")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Hold an instruction to write a program.
+    """Programming question.
 
     Args:
         id (`str`):
             Identity, unique in a run.
         instruction (`str`):
-            What the student and the teacher read.
+            Instruction for student and teacher.
         tests (`Tests`, *optional*):
-            What a right program passes, as `CodeExecutor.run` takes it; `None` where there are none.
+            Tests of a correct program, as `CodeExecutor.run` takes them; `None` without tests.
         answer (`str`, *optional*):
             A right answer that came with the question, so that the teacher need not be asked for one.
         origin (`str`, *optional*, defaults to `"seed"`):
@@ -59,7 +59,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Hold a faulty answer: `kind` is what the teacher was told to do, or `None` where the student erred by itself."""
+    """Faulty answer; `kind` is what was requested from the teacher, or `None` for an answer of the student."""
 
     text: str
     kind: FaultKind | None
@@ -67,7 +67,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Hold a right answer to a question, and faulty ones beside it."""
+    """Correct answer to a question, with faulty ones."""
 
     question: Question
     correct: str

@@ -1,4 +1,4 @@
-"""What a cycle came to: as numbers, as a table, and as a figure over cycles."""
+"""Reports of cycles: numbers, a table and a figure."""
 
 import json
 from collections import Counter
@@ -16,23 +16,24 @@ __all__ = ["CycleReport", "cycle_table", "make_report", "plot_cycles", "write_re
 
 @dataclass(frozen=True)
 class CycleReport:
-    """Hold what a cycle came to; fields that a cycle has nothing of are empty.
+    """Report of a cycle; fields without values are empty.
 
     Args:
         cycle (`int`):
-            Its number, from 0.
+            Number of the cycle, from 0.
         questions (`int`), origins (`Mapping[str, int]`):
-            Questions, and where they came from.
+            Number of questions, and their numbers by origin.
         pairs (`int`), faults (`Mapping[str, int]`), without_fault (`int`):
-            Right answers with faults, faults by kind (`own` are the student's), and right answers without.
+            Numbers of correct answers with faults, of faults by kind (`own` for the student's), and of correct
+            answers without faults.
         dropped (`Mapping[str, int]`):
-            Answers that were dropped, by reason.
+            Number of dropped answers, by reason.
         feedback (`Mapping[str, float]`):
-            As `feedback_metrics` sums it up.
+            Metrics of [`feedback_metrics`].
         held_out (`Mapping[str, float]`):
             `pass@1`, `pass@1_low`, `pass@1_high` on the held-out questions.
         new (`Mapping[str, int]`):
-            Questions for the next cycle: `asked`, `kept`, and dropped by reason.
+            Numbers of new questions: `asked`, `kept`, and dropped by reason.
     """
 
     cycle: int
@@ -47,7 +48,7 @@ class CycleReport:
     new: Mapping[str, int]
 
     def as_item(self) -> dict[str, Any]:
-        """Return what is known once the student is measured, for the ledger; what follows may not come to pass."""
+        """Return the fields that are known after the evaluation of the student, for the ledger."""
         return {name: value for name, value in asdict(self).items() if name not in ("cycle", "new")}
 
 
@@ -58,7 +59,7 @@ def make_report(
     feedback: Sequence[Feedback],
     held_out: Mapping[str, float],
 ) -> CycleReport:
-    """Sum a cycle up."""
+    """Return the report of a cycle."""
     faults = Counter(fault.kind or "own" for pair in delivery.pairs for fault in pair.faults)
     return CycleReport(
         cycle=cycle,
@@ -75,14 +76,14 @@ def make_report(
 
 
 def cycle_table(reports: Sequence[CycleReport]) -> str:
-    """Lay out the cycles as a Markdown table."""
+    """Return the cycles as a Markdown table."""
     header = ["cycle", "questions", "pairs", "dropped", "feedback", "easy / medium / hard", "held out", "new"]
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *map(_cells, reports)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def write_reports(reports: Sequence[CycleReport], folder: Path) -> None:
-    """Write `cycles.json`, `cycles.md` and, if matplotlib is there, `cycles.png`."""
+    """Write `cycles.json`, `cycles.md` and, if matplotlib is installed, `cycles.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cycles.json").write_text(json.dumps([asdict(report) for report in reports], indent=2) + "\n")
     (folder / "cycles.md").write_text(f"{cycle_table(reports)}\n")
@@ -95,7 +96,7 @@ def write_reports(reports: Sequence[CycleReport], folder: Path) -> None:
 
 
 def plot_cycles(reports: Sequence[CycleReport], path: str | Path) -> None:
-    """Draw, over the cycles, the mean feedback, pass@1 on the held-out questions, and the levels of the questions.
+    """Plot the mean feedback, pass@1 on the held-out questions and the levels of the questions over the cycles.
 
     Raises:
         ImportError: If matplotlib is not installed (`pip install "trl_akd[plot]"`).

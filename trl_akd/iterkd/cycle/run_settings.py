@@ -1,7 +1,7 @@
-"""What the weights of a run depend on, and so may not change when the run goes on.
+"""Settings on which the weights of a run depend, and which a continued run must not change.
 
-Settings are compared by exclusion: whatever is not known to leave the weights alone is compared, as is what later
-versions of transformers and TRL will add.
+Settings are compared by exclusion: all settings are compared that are not known to leave the weights unchanged,
+including those that later versions of transformers and TRL add.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ _SPEED_AND_MEMORY = {
     *("use_cpu", "fsdp", "fsdp_config", "deepspeed"),
 }
 MAY_CHANGE = frozenset(_WHERE_AND_WHAT_IS_SAVED | _THE_HUB | _LOGS | _EVALUATION | _SPEED_AND_MEMORY)
-"""Fields of `IterKDConfig` beside those of `CycleConfig` that leave the weights alone, but for rounding."""
+"""Fields of `IterKDConfig`, without those of `CycleConfig`, that leave the weights unchanged except for rounding."""
 
 _ADDED = frozenset({"divergence", "divergence_kwargs"})
 """Fields that earlier versions did not have; ledgers have them only where they differ from their defaults."""
@@ -65,7 +65,7 @@ def training_settings(args: IterKDConfig) -> dict[str, Any]:
 
 
 def changed_by_exclusion(config: Any, free: Collection[str]) -> dict[str, Any]:
-    """Return the fields of a dataclass but the free ones, as JSON values."""
+    """Return the fields of a dataclass except the given ones, as JSON values."""
     return {
         entry.name: _plain(getattr(config, entry.name))
         for entry in dataclasses.fields(config)
@@ -78,13 +78,13 @@ def _default(entry: dataclasses.Field[Any]) -> Any:
 
 
 def model_settings(model: Any, accelerator: Any) -> dict[str, Any]:
-    """Return what else the student's weights depend on: the model as it was made, its adapter, and the machine.
+    """Return further settings on which the weights depend: model, adapter and processes.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
             The student.
         accelerator (`Accelerator`):
-            That of the run.
+            Accelerator of the run.
     """
     config = model.config
     quantization: Any = getattr(config, "quantization_config", None)
@@ -113,7 +113,7 @@ _NO_PART_OF_AN_ADAPTER = ("inference_mode", "peft_version", "runtime_config")
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it, the same in each run."""
+    """Return a reproducible JSON value."""
     if isinstance(value, Enum):
         return value.value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -159,7 +159,7 @@ class TeachingConfig(BackendConfig):
 
     @property
     def judges_by_chat(self) -> bool:
-        """Whether the judge model is asked by user messages."""
+        """Whether the judge model receives chat messages."""
         served = "completion" if self.judge_base_url is None else self.prompt_style
         return (self.judge_prompt_style or served) == "chat"
 

@@ -1,8 +1,7 @@
-"""Which pairs of a right and a faulty answer are what they claim to be.
+"""Verification of pairs: correct answers must be correct, and faulty ones faulty.
 
-On record is that some of the authors' own faults are none and that some give themselves away, and nothing of how
-pairs were checked. The rules here are this project's: tests where there are any, else running the programs alone, else
-a judge.
+Some of the authors' released faults are correct programs and some reveal themselves; the paper does not describe any
+checks. The rules here are this project's: tests if there are any, else running as main programs, else a judge.
 """
 
 from collections import Counter
@@ -29,16 +28,16 @@ _TRUTHS: Mapping[Verdict, _Truth] = MappingProxyType({"pass": "right", "fail": "
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Hold what is kept of pairs.
+    """Result of the verification of pairs.
 
     Args:
         pairs (`list[Pair]`):
-            Pairs with the faults that count.
+            Pairs with their verified faults.
         without_fault (`list[Pair]`):
-            Right answers, found so by running them unless unverified ones are kept, of which no fault counts.
+            Correct answers without a verified fault.
         dropped (`Counter[str]`):
-            How often answers were dropped and why: `"correct/..."` a question, whose faults then do not count, and
-            `"fault/..."` a fault.
+            Number of dropped answers by reason: `"correct/..."` once per question, whose faults then do not count, and
+            `"fault/..."` once per fault.
     """
 
     pairs: list[Pair] = field(default_factory=list)
@@ -54,19 +53,19 @@ def verify(
     min_gap: float = 2.0,
     unverified: Literal["drop", "keep"] = "drop",
 ) -> Verification:
-    """Keep right answers that are right, with the faults that are faults and do not say so, all without thoughts.
+    """Keep correct answers that are correct, with faults that are faulty and do not reveal it, all without thoughts.
 
-    | dropped as | what was found |
+    | reason | meaning |
     |---|---|
-    | `correct/refused`, `fault/refused` | nothing, or an apology without code |
-    | `correct/wrong` | the program fails its tests or, having none, fails when run alone |
-    | `correct/unverified` | no fault counts, and running does not tell whether the answer is right |
-    | `fault/no_code` | prose alone |
-    | `fault/same` | the right program, but for layout, comments and docstrings |
+    | `correct/refused`, `fault/refused` | empty, or an apology without code |
+    | `correct/wrong` | the program fails its tests or, without tests, fails as a main program |
+    | `correct/unverified` | no verified fault, and running does not show whether the answer is correct |
+    | `fault/no_code` | prose only |
+    | `fault/same` | the correct program except for layout, comments and docstrings |
     | `fault/duplicate` | an earlier fault of the question, in the same sense |
-    | `fault/leaks` | an expression or a name that tells of the fault: see `leaks.find_leak` |
-    | `fault/none` | the program passes the tests, or the judge sees no fault in it |
-    | `fault/unverified` | nobody could tell |
+    | `fault/leaks` | words or names that reveal the fault, see `leaks.find_leak` |
+    | `fault/none` | the program passes the tests, or the judge finds no fault |
+    | `fault/unverified` | neither running nor the judge could tell |
 
     Running tells the two apart by the tests or, without any, where the right program ends well as a main program and
     the other does not (see `running_alone`). A program that lacks its surroundings is neither right nor wrong. Where
@@ -74,16 +73,15 @@ def verify(
 
     Args:
         pairs (`Sequence[Pair]`):
-            What was written.
+            Pairs to verify.
         run (`Runner`, *optional*):
             Runs programs.
         judge (`Judge`, *optional*):
-            Asked once, for all answers that running leaves open.
+            Judge of the answers that running does not decide, in one call.
         min_gap (`float`, *optional*, defaults to `2.0`):
-            Points of the judge between right and faulty.
+            Minimum difference between the judge's totals of correct and faulty answer.
         unverified (`str`, *optional*, defaults to `"drop"`):
-            What to do with a fault, or with a right answer that no fault is left of, of which nobody could tell:
-            `"drop"` or `"keep"`.
+            Whether to `"drop"` or `"keep"` undecided faults, and undecided correct answers without a fault.
 
     Example:
 
@@ -118,7 +116,7 @@ def verify(
 
 
 def _without_thoughts(pair: Pair) -> Pair:
-    """Return a pair of what is said; a thought without an end leaves nothing."""
+    """Return a pair without thoughts; an unclosed thought leaves nothing."""
     faults = tuple(replace(fault, text=_answer_alone(fault.text)) for fault in pair.faults)
     return replace(pair, correct=_answer_alone(pair.correct), faults=faults)
 
@@ -129,7 +127,7 @@ def _answer_alone(text: str) -> str:
 
 
 def _screen(pair: Pair, dropped: Counter[str]) -> Pair:
-    """Drop the faults whose text alone shows that they are of no use."""
+    """Drop the faults whose text alone disqualifies them."""
     seen = {identity(pair.correct): "same"}
     kept = []
     for fault in pair.faults:
@@ -155,7 +153,7 @@ def _reject(fault: str, pair: Pair, seen: dict[str, str]) -> str | None:
 def _faults_found(
     screened: Sequence[tuple[Pair, _Truth]], run: Runner | None, judge: Judge | None, min_gap: float
 ) -> list[bool | None]:
-    """Tell of all faults, in order, whether they are faults; `None` where nobody could."""
+    """Return whether each fault is faulty, in order; `None` if undecided."""
     faults = [(pair, fault, truth) for pair, truth in screened for fault in pair.faults]
     verdicts = _run(run, [(pair.question, fault.text) for pair, fault, _ in faults])
     found = [
@@ -180,7 +178,7 @@ def _counts(is_fault: bool | None, unverified: Literal["drop", "keep"], dropped:
 
 
 def _run(run: Runner | None, answers: Sequence[tuple[Question, str]]) -> list[Verdict]:
-    """Run answers with their tests, or as main programs where there are none."""
+    """Run answers with their tests, or as main programs without tests."""
     verdicts: list[Verdict] = ["unknown"] * len(answers)
     if run is None:
         return verdicts
@@ -208,14 +206,14 @@ def _verdict(result: ExecutionResult, tests: Tests) -> Verdict:
 
 
 def _truth(question: Question, answer: str, verdict: Verdict) -> _Truth:
-    """Return whether an answer that should be right is; one that is no Python may be in another language."""
+    """Return the truth of a correct answer; one that is not Python may be in another language."""
     if verdict == "fail" and not question.tests and may_be_another_language(answer):
         return "unknown"
     return _TRUTHS[verdict]
 
 
 def _is_fault(question: Question, correct: _Truth, verdict: Verdict) -> bool | None:
-    """Return whether an answer that should be faulty is, beside one that is right; ending well proves nothing."""
+    """Return whether a faulty answer beside a correct one is faulty; a main program that ends well proves nothing."""
     if verdict == "unknown" or correct != "right":
         return None
     if verdict == "fail":
@@ -224,7 +222,7 @@ def _is_fault(question: Question, correct: _Truth, verdict: Verdict) -> bool | N
 
 
 def _gaps(judge: Judge, faults: Sequence[tuple[Pair, Fault]]) -> list[float | None]:
-    """Return by how many points the right answer is better than each fault."""
+    """Return the difference between the totals of the correct answer and each fault."""
     right = [(pair.question.instruction, pair.correct) for pair, _ in faults]
     faulty = [(pair.question.instruction, fault.text) for pair, fault in faults]
     answers = list(dict.fromkeys([*right, *faulty]))

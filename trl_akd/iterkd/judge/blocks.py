@@ -102,15 +102,15 @@ _HEDGE = re.compile(
 
 @dataclass
 class Block:
-    """Hold the scores of one judgement in a text.
+    """Scores of one judgement in a text.
 
     Args:
-        start (`int`), end (`int`): numbers of its first line and of the line behind it.
-        over (`str`): its heading, and the line above.
-        headed (`bool`): whether a heading opens it.
-        prose (`bool`): whether its scores stand in sentences, as in an analysis.
-        scores (`dict[int, float | str]`): by rule, from 1, the score or why there is none.
-        total (`float`, *optional*): what the judge says that the sum is.
+        start (`int`), end (`int`): first line, and line after the last one.
+        over (`str`): heading, and the line above.
+        headed (`bool`): whether it has a heading.
+        prose (`bool`): whether its scores are in sentences.
+        scores (`dict[int, float | str]`): score, or the reason why there is none, by number of the rule.
+        total (`float`, *optional*): total that the judge gives.
     """
 
     start: int
@@ -133,7 +133,7 @@ class Block:
 
 
 def amendment(line: str) -> dict[int, float] | str | None:
-    """Return the scores that a remark behind the scores changes; a text where it does so unclearly."""
+    """Return the scores that a remark after the scores changes, a text if the change is unclear, or `None`."""
     if REFERENCE.search(line) and _UNSURE.search(line):
         return line
     if not (cue := _AMENDING.search(line)):
@@ -187,7 +187,7 @@ class Lines:
         return self._found
 
     def _read(self, number: int, line: str) -> bool:
-        """Read a line outside of tables, and return whether there was something to read."""
+        """Read a line outside of tables, and return whether it has scores."""
         if found := _SUM.match(line):
             self._note_total(found)
             return True
@@ -232,7 +232,7 @@ class Lines:
         return any(done) or self._read_prose(number, line) or self._read_names(number, line)
 
     def _read_rest(self, number: int, rest: str) -> bool:
-        """Read what stands on the line of a heading."""
+        """Read the rest of the line of a heading."""
         if not rest:
             return True
         if (values := _BARE_LIST.fullmatch(rest)) is not None:
@@ -265,7 +265,7 @@ class Lines:
         return True
 
     def _read_names(self, number: int, line: str) -> bool:
-        """Read `functionality 2, boundary 0.5, ...`: all five names on a line, each with a number right behind it."""
+        """Read `functionality 2, boundary 0.5, ...`: all five names on a line, each followed by a number."""
         found = [(rule, name.search(line.casefold())) for rule, name in enumerate(_NAMED_VALUES, 1)]
         spare = len(re.findall(QUANTITY, line)) - len(RULES)
         if _HEDGE.search(line) or spare > 1 or not all(match for _, match in found):
@@ -281,7 +281,7 @@ class Lines:
         return DIGITS.get(reference["number"].casefold(), 0) if reference else rule_of_name(label)
 
     def _read_entry(self, number: int, line: str) -> bool:
-        """Read one rule's line."""
+        """Read the line of a rule."""
         label = LABEL.match(line)
         assert label is not None
         rest = line[label.end() :]
@@ -315,7 +315,7 @@ class Lines:
 
     @staticmethod
     def _choose(by_number: int | None, named: int | None, head: str) -> int | None:
-        """Return the rule: by its name, unless the number's own name is in the label, too."""
+        """Return the rule by its name, unless the label also has the name of the numbered rule."""
         if named is None or by_number is None:
             return by_number if named is None else named
         if 1 <= by_number <= len(RULES) and NAMES[by_number - 1].search(head.casefold()):
@@ -391,7 +391,7 @@ class Lines:
         return [float(value[1].replace(",", ".")) for value in values if value]
 
     def _closing_values(self, number: int) -> list[float] | None:
-        """Return five bare numbers that are all the rest of the text, one per line."""
+        """Return the last five lines of the text if they are numbers."""
         rest = [text.strip() for text in self._lines[number:] if text.strip()]
         if len(rest) != len(RULES) or not all(re.fullmatch(QUANTITY, text) for text in rest):
             return None
@@ -399,7 +399,7 @@ class Lines:
 
     @staticmethod
     def _mapped_values(line: str) -> list[float] | None:
-        """Return five scores that stand behind the numbers of their rules, as in `1 -> 2, 2 -> 0.5, ...`."""
+        """Return five scores after the numbers of their rules, as in `1 -> 2, 2 -> 0.5, ...`."""
         pairs = _MAPPED.findall(line)
         if REFERENCE.search(line) or [number for number, _ in pairs] != [
             str(rule) for rule in range(1, len(RULES) + 1)
@@ -442,7 +442,7 @@ class Lines:
 
 
 def _score_column(cells: Sequence[str]) -> int | None:
-    """Return the number of the column that a table's head calls that of the scores."""
+    """Return the index of the score column by the header of a table."""
     found = [
         number
         for number, cell in enumerate(cells)
@@ -455,7 +455,7 @@ def _score_column(cells: Sequence[str]) -> int | None:
 
 
 def read_json(text: str) -> tuple[list[Block], str]:
-    """Return the judgements in JSON, and the text with blanks in their place."""
+    """Return the judgements in JSON, and the text with blanks instead of them."""
     blocks: list[Block] = []
     position = tries = 0
     while tries < _MAX_JSON and (match := re.compile(r"[{\[]").search(text, position)):
@@ -500,7 +500,7 @@ def _decode(text: str, start: int) -> tuple[Any, int]:
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object's values; a key with two different ones is none's."""
+    """Return the values of a JSON object; a key with two different values is contradictory."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         found[key] = "contradictory" if key in found and found[key] != value else value
@@ -511,7 +511,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unrepeated)
 
 
 def _json_scores(value: Any) -> dict[int, float | Refusal] | None:
-    """Return the scores in a decoded value, or `None` if it is not about any."""
+    """Return the scores in a decoded value, or `None` without scores."""
     if isinstance(value, list):
         if len(value) == len(RULES) and all(_is_number(item) for item in value):
             return {rule: _json_score(rule, item) for rule, item in enumerate(value, 1)}

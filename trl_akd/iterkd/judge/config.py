@@ -14,7 +14,7 @@ __all__ = ["JudgeModel", "JudgeTrainingConfig"]
 @dataclass
 class JudgeModel:
     """
-    What a judge is made of.
+    Model and data of a judge.
 
     Args:
         kind (`str`, *optional*, defaults to `"regression"`):
@@ -26,11 +26,11 @@ class JudgeModel:
         train_file (`str`, *optional*):
             Judgements, .json or .jsonl: rows {instruction, answer, scores}, or {instruction, response} as SODA's.
         test_size (`float`, *optional*):
-            Share of the questions to hold out and to report on.
+            Fraction of the questions to hold out for evaluation.
         prompt_file (`str`, *optional*):
-            Text file with a request of one's own for a generative judge, with {instruction} and {answer}.
+            Text file with a custom prompt of a generative judge, with {instruction} and {answer}.
         max_new_tokens (`int`, *optional*, defaults to `512`):
-            Most tokens that a generative judge writes on a question held out.
+            Maximum number of tokens of a generative judge on a held-out question.
     """
 
     kind: Literal["regression", "generative"] = "regression"
@@ -52,10 +52,10 @@ class JudgeModel:
             raise ValueError(f"`max_new_tokens` is {self.max_new_tokens}; leave room for at least one token.")
 
     def prompt(self) -> JudgePrompt:
-        """Return what a generative judge is asked.
+        """Return the prompt template of a generative judge.
 
         Raises:
-            ValueError: If there is no file `prompt_file`, or what is in it is no request.
+            ValueError: If `prompt_file` does not exist, or its content is not a template.
         """
         if self.prompt_file is None:
             return JUDGE_PROMPT

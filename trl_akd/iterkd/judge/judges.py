@@ -1,4 +1,4 @@
-"""Who judges answers on the six-point rubric: a model that writes judgements, or one that predicts the scores."""
+"""Judges on the six-point rubric: models that write judgements, and classifiers that predict the scores."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,45 +17,45 @@ __all__ = ["GenerativeJudge", "Judge", "RegressionJudge", "answer_text", "asked_
 
 @runtime_checkable
 class Judge(Protocol):
-    """Anything that judges answers on the six-point rubric."""
+    """Interface of judges on the six-point rubric."""
 
     def judge(self, pairs: Sequence[tuple[str, str]]) -> list[Judgement | Unjudged]:
         """Judge answers.
 
         Args:
             pairs (`Sequence[tuple[str, str]]`):
-                Instruction and answer of each.
+                Pairs of instruction and answer.
 
         Returns:
-            `list`: a [`Judgement`], or why there is none, for each pair in order.
+            `list`: a [`Judgement`], or an [`Unjudged`] with the reason, for each pair in order.
         """
 
 
 class GenerativeJudge:
-    r"""Ask a model for judgements and read them.
+    r"""Judge that prompts a model and reads its judgements.
 
-    Equal pairs are asked about once. An answer that cannot be read is asked for again, sampled, with a seed that
-    depends on the attempt alone; where the last attempt fails too, its reason stands.
+    Equal pairs are judged once. A judgement that cannot be read is sampled again, with a seed that depends only on the
+    attempt; if the last attempt fails as well, its reason is returned.
 
     Args:
         generator (`TextGenerator`):
-            Who writes judgements: the teacher, a served model, or a judge trained by `trl-akd judge train`.
+            Generator of judgements: the teacher, a served model, or a judge trained by `trl-akd judge train`.
         prompt ([`JudgePrompt`], *optional*):
-            What it is asked.
+            Prompt template.
         format_prompt (`Callable`, *optional*):
-            Makes the generator's prompt of the request, as a chat template does; by default the request itself.
+            Converts the request to the generator's prompt, as a chat template does. Defaults to the request itself.
         max_new_tokens (`int`, *optional*, defaults to `512`):
-            Most tokens of a judgement.
+            Maximum number of tokens of a judgement.
         stop (`Sequence[str]`, *optional*):
             Strings that end a judgement.
         temperature (`float`, *optional*, defaults to `0.0`):
-            Of the first attempt; 0 takes the most probable token each time.
+            Temperature of the first attempt; 0 for greedy decoding.
         retries (`int`, *optional*, defaults to `0`):
-            Attempts after the first.
+            Number of attempts after the first.
         retry_temperature (`float`, *optional*, defaults to `0.7`):
-            Of these; at 0 they would repeat the first.
+            Temperature of these attempts; above 0, as they would repeat the first otherwise.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the first attempt; each further one adds 1.
+            Seed of the first attempt; each further attempt adds 1.
 
     Raises:
         ValueError: If a number is outside its range.
@@ -101,7 +101,7 @@ class GenerativeJudge:
         self._seed = seed
 
     def judge(self, pairs: Sequence[tuple[str, str]]) -> list[Judgement | Unjudged]:
-        """Judge answers, as [`Judge`] says.
+        """Judge answers, see [`Judge`].
 
         Raises:
             GenerationError: If the generator fails.
@@ -126,21 +126,21 @@ class GenerativeJudge:
 
 
 class RegressionJudge:
-    """Predict the scores with a sequence classifier that reads instruction and answer; every answer gets a judgement.
+    """Judge that predicts the scores with a sequence classifier; every answer gets a judgement.
 
-    Its five outputs are the scores of the five rules, each brought to the nearest half point that the rubric allows:
-    judgements are then of the kind that it has learned from, and rounding errors of batches seldom show.
+    The five outputs are the scores of the five rules, rounded to the nearest half point that the rubric allows, as in
+    the training data.
 
     Args:
         model (`PreTrainedModel`):
-            A sequence classifier with an output a rule, on its device.
+            Sequence classifier with one output per rule, on its device.
         tokenizer (`PreTrainedTokenizerBase`):
-            Its tokenizer, with a padding token; its `model_max_length` is the most tokens of a pair.
+            Tokenizer with a padding token; `model_max_length` is the maximum number of tokens of a pair.
         batch_size (`int`, *optional*, defaults to `16`):
-            Answers to read at a time.
+            Number of answers per batch.
 
     Raises:
-        ValueError: If the model is no such classifier, or `batch_size` is below 1.
+        ValueError: If the model is not such a classifier, or `batch_size` is below 1.
 
     Example:
 
@@ -167,28 +167,28 @@ class RegressionJudge:
         """Load a judge that `trl-akd judge train --kind regression` saved, onto the GPU if there is one.
 
         Raises:
-            OSError: If there is no such model.
-            ValueError: If it is no such judge.
+            OSError: If the model does not exist.
+            ValueError: If it is not such a judge.
         """
         model, tokenizer = load_classifier(path, revision)
         return cls(model, tokenizer, batch_size=batch_size)
 
     @property
     def model_name(self) -> str:
-        """Who judges."""
+        """Name of the model."""
         return self._model_name
 
     def judge(self, pairs: Sequence[tuple[str, str]]) -> list[Judgement | Unjudged]:
-        """Judge answers, as [`Judge`] says."""
+        """Judge answers, see [`Judge`]."""
         outputs = self._classifier.predict([first for first, _ in pairs], [answer_text(second) for _, second in pairs])
         return [nearest_judgement(scores) for scores in outputs.tolist()]
 
 
 def asked_for_json(generator: TextGenerator, prompt: JudgePrompt) -> tuple[TextGenerator, JudgePrompt]:
-    """Return a judge's generator and prompt, for judgements in JSON where a server can be asked for it.
+    """Return generator and prompt of a judge, changed to request JSON if a server supports it.
 
-    A server that refuses `response_format` is asked without it, and what it writes is read as text. A prompt of the
-    user's own stays as it is, and so does a model in this process.
+    A server that refuses `response_format` is asked without it, and its text is read. Custom prompts and models in
+    this process are unchanged.
     """
     if prompt != JUDGE_PROMPT or not isinstance(generator, OpenAIGenerator):
         return generator, prompt
@@ -196,15 +196,15 @@ def asked_for_json(generator: TextGenerator, prompt: JudgePrompt) -> tuple[TextG
 
 
 def answer_text(answer: str) -> str:
-    """Return an answer as a regression judge reads it behind its instruction."""
+    """Return an answer in the format that a regression judge reads after the instruction."""
     return f"\n\n# Answer\n{answer}"
 
 
 def nearest_judgement(scores: Sequence[float]) -> Judgement:
-    """Return the judgement that lies nearest to five numbers.
+    """Return the judgement nearest to five numbers.
 
     Raises:
-        ValueError: If one is no number.
+        ValueError: If one is NaN.
 
     Example:
 

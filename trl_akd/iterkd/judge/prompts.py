@@ -1,7 +1,7 @@
-"""What a judge is asked.
+"""Prompts for judges.
 
-The rubric is SODA's: five rules, two points for a working core and one for each of the others. The wording is this
-project's own, as theirs is not licensed.
+The rubric is SODA's: five rules, with two points for basic functionality and one for each of the others. The wording
+is this project's own, as SODA's is not licensed.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ _MARK_DIGITS = 12
 
 @dataclass(frozen=True, slots=True)
 class JudgePrompt:
-    """Lay out a task and an answer to it as a request for a judgement.
+    """Template for a request to judge an answer to a task.
 
     Args:
-        layout (`str`): format string with the fields `instruction` and `answer`, each once. A field `mark`, as often
-            as wanted, is filled with a word that occurs in neither of them, to delimit them by.
-        name (`str`, *optional*, defaults to `"custom"`): what the wording is called.
-        source (`str`, *optional*, defaults to `"the user"`): where it comes from.
+        layout (`str`): format string with the fields `instruction` and `answer`, each once. The field `mark`, any
+            number of times, is filled with a delimiter that occurs in neither of them.
+        name (`str`, *optional*, defaults to `"custom"`): name of the template.
+        source (`str`, *optional*, defaults to `"the user"`): origin of the template.
 
     Raises:
         ValueError: If the layout has other fields.
@@ -62,17 +62,17 @@ class JudgePrompt:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
-        """Read a layout of one's own from a text file.
+        """Read a template from a text file.
 
         Raises:
             OSError: If it cannot be read.
-            ValueError: If what is in it is no layout.
+            ValueError: If its content is not a template.
         """
         return cls(Path(path).expanduser().read_text(encoding="utf-8"))
 
     @property
     def version(self) -> str:
-        """Name the wording: what it is called and a digest, so that no change to it goes unnoticed."""
+        """Version of the template: its name and a digest."""
         return f"{self.name}-{hashlib.sha256(self.layout.encode()).hexdigest()[:8]}"
 
     def render(self, instruction: str, answer: str) -> str:
@@ -82,7 +82,7 @@ class JudgePrompt:
 
 
 def _mark(*texts: str) -> str:
-    """Return a word that none of the texts holds, always the same for the same texts."""
+    """Return a word that occurs in none of the texts, the same for the same texts."""
     digest = "".join(texts)
     while True:
         digest = hashlib.sha256(digest.encode("utf-8", "surrogatepass")).hexdigest()

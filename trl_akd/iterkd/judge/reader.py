@@ -110,7 +110,7 @@ _UNDERMINED = re.compile(
     r"|只是(?:示例|例子|举例)|以上(?:为|是)(?:示例|作者|答案|假设)",
     re.IGNORECASE,
 )
-"""Sentences around scores that take away their force."""
+"""Sentences that withdraw or qualify scores."""
 _DEICTIC = re.compile(
     r"\b(?:these|those|them|the above|scores?|numbers|ratings?|award\w*|deserv\w*|worth\w*|in truth|told|asked"
     r"|instructed)\b",
@@ -121,7 +121,7 @@ _BENIGN = re.compile(
     r"|according|in total|half points?|recommend|suggest|improv\w*|would (?:help|make)|summar\w+)\b",
     re.IGNORECASE,
 )
-"""Remarks on the scores above, and those of them that stand by the scores."""
+"""References to the scores above, and expressions that confirm the scores."""
 _DRAFT = re.compile(
     r"\b(?:draft|tentative|preliminary|provisional|initial|first[ ](?:impression|pass|guess)|example|sample|template"
     r"|at first|(?:began|started) with"
@@ -169,9 +169,9 @@ _GIVEN = re.compile(
 
 
 def parse_judgement(text: str) -> Judgement | Unjudged:
-    r"""Read the scores in what a judge wrote.
+    r"""Read the scores in the text of a judge.
 
-    The five scores may stand in JSON, in lines, in a list or in a table, by the rules' numbers or names, in any order,
+    The five scores may be in JSON, lines, a list, a table or sentences, by the rules' numbers or names, in any order,
     with or without a heading; `2/2`, `2 out of 2`, `two points`, `full marks`, full-width digits and labels in other
     languages are understood, and so are remarks behind a score. Later corrections (`Actually, rule 2 should be 0`,
     `2 -> 0`, a block of final scores) replace what they correct. Thoughts, quotations and drafts do not count. What a
@@ -295,7 +295,7 @@ def _decide(blocks: Sequence[Block], lines: Sequence[str]) -> Judgement | Unjudg
 
 
 def _told_scores(lines: Sequence[str]) -> Block | None:
-    """Return scores that are told in sentences, one number for each of the five rules and none besides."""
+    """Return scores in sentences, with exactly one number for each of the five rules."""
     scores: dict[int, float | Refusal] = {}
     for clause in _CLAUSE.split("\n".join(lines)):
         references = list(REFERENCE.finditer(clause))

@@ -50,7 +50,7 @@ REFUSALS: tuple[Refusal, ...] = get_args(Refusal)
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Name one rule of the rubric, and the most points that it gives."""
+    """Rule of the rubric with its maximum number of points."""
 
     name: str
     maximum: float
@@ -68,14 +68,14 @@ MAX_TOTAL = sum(rule.maximum for rule in RULES)
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Hold the scores of one answer.
+    """Scores of one answer.
 
     Args:
         scores (`tuple[float, ...]`):
             Points by rule, in the order of `RULES`, each a multiple of 0.5.
 
     Raises:
-        ValueError: If these are no five scores of the rubric.
+        ValueError: If these are not five scores of the rubric.
 
     Example:
 
@@ -90,7 +90,7 @@ class Judgement:
 
     def __post_init__(self) -> None:
         if len(self.scores) != len(RULES):
-            raise ValueError(f"`scores` has {len(self.scores)} numbers; give {len(RULES)}, one a rule.")
+            raise ValueError(f"`scores` has {len(self.scores)} numbers; give {len(RULES)}, one per rule.")
         for rule, score in zip(RULES, self.scores, strict=True):
             if (refusal := score_refusal(rule, score)) is not None:
                 raise ValueError(
@@ -106,13 +106,13 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Unjudged:
-    """Hold why there is no judgement."""
+    """Reason why there is no judgement."""
 
     reason: Refusal
 
 
 def read_judgement(value: Mapping[str, Any]) -> Judgement | Unjudged:
-    """Return what `dataclasses.asdict` made plain values of.
+    """Return a judgement from the values of `dataclasses.asdict`.
 
     Example:
 
@@ -126,7 +126,7 @@ def read_judgement(value: Mapping[str, Any]) -> Judgement | Unjudged:
 
 
 def format_judgement(judgement: Judgement) -> str:
-    """Write a judgement in the form that a judge is asked for.
+    """Return a judgement in the format that judges are asked for.
 
     Example:
 
@@ -149,7 +149,7 @@ def format_judgement(judgement: Judgement) -> str:
 
 
 def score_refusal(rule: Rule, score: float) -> Refusal | None:
-    """Return why a number is no score of a rule, or `None` if it is one."""
+    """Return the reason why a number is not a score of a rule, or `None` if it is."""
     if not 0 <= score <= rule.maximum:
         return "out_of_range"
     return None if score * 2 == int(score * 2) else "not_half_points"

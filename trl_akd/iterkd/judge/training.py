@@ -1,4 +1,4 @@
-"""Training and measuring judges on judgements that are already there."""
+"""Training and evaluation of judges on existing judgements."""
 
 import logging
 from collections import Counter
@@ -29,24 +29,24 @@ __all__ = [
     "read_judgements",
 ]
 
-# How SODA's filled scoring prompts show where question and answer begin and end.
+# Delimiters of question and answer in SODA's filled scoring prompts.
 _QUESTION = ("Here is the programming question:", "#End of programming question#")
 _ANSWER = ("Here is the code:", "#End of code#")
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedAnswer:
-    """Hold an answer and a judgement on it.
+    """Answer with a judgement on it.
 
     Args:
         instruction (`str`):
-            What was asked.
+            Instruction.
         answer (`str`):
-            What was answered.
+            Answer.
         judgement ([`Judgement`]):
-            Its scores.
+            Scores of the answer.
         text (`str`):
-            The judgement as a generative judge shall write it.
+            Text of the judgement that a generative judge learns.
     """
 
     instruction: str
@@ -58,19 +58,19 @@ class JudgedAnswer:
 def read_judgements(rows: Iterable[Mapping[str, Any]]) -> tuple[list[JudgedAnswer], Counter[str]]:
     """Read rows `{instruction, answer, scores}`, or `{instruction, response}` as SODA's authors released them.
 
-    In the second kind, `instruction` is a filled prompt of theirs, out of which question and answer are taken, and
-    `response` a judge's text; where that cannot be read, the row is left out and counted.
+    In the second format, `instruction` is a filled prompt, from which question and answer are extracted, and
+    `response` is the text of a judge; rows whose text cannot be read are skipped and counted.
 
     Args:
         rows (`Iterable[Mapping]`):
-            Rows of either kind. Beside `scores`, five numbers, `response` may give the judge's words, with the same
-            scores.
+            Rows of either format. Beside `scores`, five numbers, `response` may contain the text of the judge, with
+            the same scores.
 
     Returns:
-        `tuple[list[JudgedAnswer], Counter]`: the judgements, and the reasons for which others could not be read.
+        `tuple[list[JudgedAnswer], Counter]`: the judgements, and the number of skipped rows by reason.
 
     Raises:
-        ValueError: If a row is of neither kind, or none is left; the message has its number.
+        ValueError: If a row has neither format, or none is left; the message has its number.
     """
     judged: list[JudgedAnswer] = []
     refused: Counter[str] = Counter()
@@ -92,18 +92,18 @@ def read_judgements(rows: Iterable[Mapping[str, Any]]) -> tuple[list[JudgedAnswe
 
 
 def judge_metrics(found: Sequence[Judgement | Unjudged], wanted: Sequence[Judgement]) -> dict[str, float]:
-    """Compare a judge's judgements with those that it should have given.
+    """Compare judgements with references.
 
     Args:
         found (`Sequence[Judgement | Unjudged]`):
-            What the judge gave.
+            Judgements of the judge.
         wanted (`Sequence[Judgement]`):
-            What it should have given.
+            Reference judgements.
 
     Returns:
-        `dict[str, float]`: `unjudged`, the share of answers without a judgement; over the others
-        `mean_absolute_error` of the total in points, and `rank_correlation`, Spearman's with mean ranks for ties. What
-        is not defined, as the correlation of a constant, is left out.
+        `dict[str, float]`: `unjudged`, the fraction of answers without a judgement; over the others
+        `mean_absolute_error` of the total in points, and `rank_correlation`, Spearman's with mean ranks for ties.
+        Undefined metrics, such as the correlation of a constant, are omitted.
 
     Example:
 
@@ -168,19 +168,19 @@ def make_regression_trainer(
     train: Sequence[JudgedAnswer],
     held_out: Sequence[JudgedAnswer] = (),
 ) -> Trainer:
-    """Return a trainer of a regression judge: the mean squared error of the five scores, in points.
+    """Return a trainer of a regression judge, with the mean squared error of the five scores as loss.
 
-    Its evaluation reports what `judge_metrics` does.
+    Its evaluation reports the metrics of `judge_metrics`.
 
     Args:
         model (`PreTrainedModel`):
-            A sequence classifier with five outputs.
+            Sequence classifier with five outputs.
         tokenizer (`PreTrainedTokenizerBase`):
-            Its tokenizer; EOS pads where it has no padding token.
+            Tokenizer; EOS is used for padding if it has no padding token.
         args (`SFTConfig`):
-            How to train; `max_length` is the most tokens of a pair, of which the longer text loses its end.
+            Training arguments; `max_length` is the maximum number of tokens of a pair, whose longer text is truncated.
         train (`Sequence[JudgedAnswer]`), held_out (`Sequence[JudgedAnswer]`, *optional*):
-            Judgements to train on and to evaluate on.
+            Judgements for training and evaluation.
 
     Raises:
         ValueError: If the model has another number of outputs, or `max_length` is missing.
@@ -214,21 +214,21 @@ def make_generative_trainer(
     *,
     prompt: JudgePrompt = JUDGE_PROMPT,
 ) -> SFTTrainer:
-    """Return a trainer of a generative judge: TRL's, with cross-entropy on the judgement alone.
+    """Return an `SFTTrainer` of a generative judge, with cross-entropy on the judgement only.
 
-    Judgements that do not fit into `max_length` behind their request are left out, as the scores stand at the end.
+    Judgements that do not fit into `max_length` with their request are skipped, as the scores are at the end.
 
     Args:
         model (`PreTrainedModel`):
-            A causal language model.
+            Causal language model.
         tokenizer (`PreTrainedTokenizerBase`):
-            Its tokenizer.
+            Tokenizer.
         args (`SFTConfig`):
-            How to train.
+            Training arguments.
         train (`Sequence[JudgedAnswer]`), held_out (`Sequence[JudgedAnswer]`, *optional*):
-            Judgements to train on and to evaluate on.
+            Judgements for training and evaluation.
         prompt ([`JudgePrompt`], *optional*):
-            What the judge is asked, here and later.
+            Prompt template of the judge.
 
     Raises:
         ValueError: If no judgement fits.
@@ -262,17 +262,17 @@ def judge_held_out(
     prompt: JudgePrompt = JUDGE_PROMPT,
     max_new_tokens: int = 512,
 ) -> dict[str, float]:
-    """Let a trained generative judge judge answers, and compare, as `judge_metrics` does.
+    """Evaluate a trained generative judge with `judge_metrics`.
 
     Args:
         trainer (`SFTTrainer`):
-            Its trainer. All processes must call.
+            Trainer of the judge. All processes must call this function.
         held_out (`Sequence[JudgedAnswer]`):
-            Judgements that it has not seen.
+            Held-out judgements.
         prompt ([`JudgePrompt`], *optional*):
-            What it is asked.
+            Prompt template.
         max_new_tokens (`int`, *optional*, defaults to `512`):
-            Most tokens of a judgement.
+            Maximum number of tokens of a judgement.
     """
     generator = TransformersGenerator(
         trainer.model_wrapped,
@@ -286,7 +286,7 @@ def judge_held_out(
 
 
 def _squared_error(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Return the mean over all scores of a step; the model's own loss would be added up over accumulated batches."""
+    """Return the mean over all scores of a step, including gradient accumulation."""
     errors: Tensor = (outputs.logits.float() - labels).square()
     return errors.mean() if num_items_in_batch is None else errors.sum() / num_items_in_batch
 

@@ -128,7 +128,7 @@ JSON_KEYS = ("score", "points", "value", "rating", "awarded", "mark", "grade", "
 
 
 def rule_of_name(name: str) -> int | None:
-    """Return the rule that a name speaks of: the one that is mentioned first."""
+    """Return the rule that a text names first."""
     found = [
         (match.start(), number) for number, rule in enumerate(NAMES, 1) if (match := rule.search(name.casefold()))
     ]
@@ -141,7 +141,7 @@ def _amount(text: str) -> float | None:
 
 
 def checked_score(rule: int, text: str, scale: str | None) -> float | Refusal:
-    """Return a score, or why a number is none."""
+    """Return a score, or the reason why the number is invalid."""
     score = _amount(text)
     if not 1 <= rule <= len(RULES) or score is None:
         return "extra_score"
@@ -151,7 +151,7 @@ def checked_score(rule: int, text: str, scale: str | None) -> float | Refusal:
 
 
 def read_cell(rule: int, text: str) -> float | Refusal:
-    """Return the score that is all of a text but a remark, or why there is none."""
+    """Return the score in a table cell, or the reason why there is none."""
     score = read_value(rule, text)
     if score is None:
         return "not_a_number" if text.strip() else "missing_score"
@@ -159,7 +159,7 @@ def read_cell(rule: int, text: str) -> float | Refusal:
 
 
 def read_value(rule: int, text: str) -> float | Refusal | None:
-    """Return the score that a text opens with, why it is none, or `None` where there is no number."""
+    """Return the score at the beginning of a text, the reason why it is invalid, or `None` without a number."""
     text = text.strip()
     if _FULL.match(text) and 1 <= rule <= len(RULES):
         return RULES[rule - 1].maximum
@@ -197,7 +197,7 @@ def read_value(rule: int, text: str) -> float | Refusal | None:
 
 
 def read_value_behind(rule: int, rest: str, numbered: bool) -> float | Refusal | None:
-    """Return the score behind a rule's label, why it is none, or `None` where there is no number."""
+    """Return the score after the label of a rule, the reason why it is invalid, or `None` without a number."""
     if behind := _MAXIMUM_FIRST.match(rest):
         rest = rest if read_value(rule, behind["value"]) is None else behind["value"]
     if numbered and (direct := read_value(rule, rest)) is not None:
@@ -225,14 +225,14 @@ def read_value_behind(rule: int, rest: str, numbered: bool) -> float | Refusal |
 
 
 def split_numbers(text: str) -> list[float]:
-    """Return the numbers of a list that commas, semicolons, slashes, bars or spaces separate."""
+    """Return the numbers of a list separated by commas, semicolons, slashes, bars or spaces."""
     separator = r"[ ]*[;/| ][ ]*|,[ ]+" if re.search(r"[;/| ]", text.strip()) else r","
     parts = [part for part in re.split(separator, text.strip()) if part]
     return [float(part.replace(",", ".")) for part in parts]
 
 
 def rule_of_key(key: str) -> int | None:
-    """Return the rule that a key of JSON or the name of an element speaks of."""
+    """Return the rule that a JSON key or the name of an element refers to."""
     plain = re.sub(r"(?<=[a-z])(?=[A-Z0-9])|[_-]", " ", key).strip()
     label = LABEL.match(plain)
     number = (label["rule"] or label["item"]) if label else None

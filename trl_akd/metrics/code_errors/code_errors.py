@@ -32,7 +32,7 @@ class CodeErrors(ProgramMetric):
 
     Returns:
         `dict`: counts `judged`, `correct`, `wrong_answer`, `complete` (the sum of these two), `incomplete`,
-        `infra_errors` (programs that could not be judged, in no other count); fractions `correct_share`,
+        `infra_errors` (programs with infrastructure errors, in no other count); fractions `correct_share`,
         `complete_share` and `incomplete_share` of `judged`, and `correct_among_complete`; a count for each row
         `type/cause`, which add up to `incomplete`; `isolation`, `strict`; with `details` also `details`, a list of
         labels per task.

@@ -133,7 +133,7 @@ def _within_samples(ks: list[int], sizes: list[int]) -> list[int]:
     if not kept or not left_out:
         return ks
     warnings.warn(
-        f"Values of k above {min(sizes)}, the fewest samples of a task, are left out: {', '.join(left_out)}.",
+        f"Values of k above {min(sizes)}, the smallest sample count, are left out: {', '.join(left_out)}.",
         stacklevel=2,
     )
     return kept

@@ -1,4 +1,4 @@
-"""Which result belongs to which program, however many there are and however a stream ends."""
+"""Order and indices of results."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,19 +12,19 @@ NAP = ("import time\ntime.sleep(0.1)\n" + HONEST[0], HONEST[1])
 
 
 class TestOrder:
-    """Results belong to their programs."""
+    """Each result has the index of its program."""
 
     def test_run_keeps_order(self, executor: CodeExecutor) -> None:
         batch = [(f"import time\ntime.sleep({n % 3 / 30})\nraise ValueError({n})\n", "") for n in range(20)]
         assert [result.message for result in executor.run(batch)] == [str(n) for n in range(20)]
         assert executor.run([]) == []
 
-    def test_stream_names_each(self, executor: CodeExecutor) -> None:
+    def test_stream_yields_indices(self, executor: CodeExecutor) -> None:
         slow_first = [NAP, *[(f"raise ValueError({n})\n", "") for n in range(1, 20)]]
         results = dict(executor.stream(iter(slow_first)))
         assert {n: result.message for n, result in results.items()} == {0: "", **{n: str(n) for n in range(1, 20)}}
 
-    def test_stream_reads_no_further_than_it_must(self, executor: CodeExecutor) -> None:
+    def test_stream_reads_only_what_it_needs(self, executor: CodeExecutor) -> None:
         taken = itertools.count()
         stream = executor.stream((f"raise ValueError({next(taken)})\n", "") for _ in itertools.count())
         for _ in range(10):
@@ -33,7 +33,7 @@ class TestOrder:
         stream.close()  # type: ignore[attr-defined]
         assert [result.message for result in executor.run([(f"1 / {n}\n", "") for n in (1, 2)])] == ["", ""]
 
-    def test_stream_left_in_the_middle(self, executor: CodeExecutor) -> None:
+    def test_stream_closed_early(self, executor: CodeExecutor) -> None:
         for _ in range(5):
             next(executor.stream([NAP, ("1 / 0\n", ""), NAP, NAP, NAP, NAP]))
             assert [result.status for result in executor.run([HONEST] * 3)] == ["passed"] * 3

@@ -36,7 +36,7 @@ TRAINING = ["--max_steps", "2", "--use_cpu", "true", "--bf16", "false", "--repor
 def test_train_a_regression_judge(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "judge"
     command.main(["train", *files, *TRAINING, "--max_length", "64", "--output_dir", str(out)])
-    assert "12 judgements; left out, as they cannot be read: 1 no_scores." in capsys.readouterr().out
+    assert "12 judgements; not readable and left out: 1 no_scores." in capsys.readouterr().out
     metrics = json.loads((out / "eval_results.json").read_text())
     assert metrics["eval_unjudged"] == 0.0 and metrics["eval_mean_absolute_error"] >= 0.0
     [found] = RegressionJudge.from_pretrained(str(out)).judge([("Print 1.", "print(1)")])

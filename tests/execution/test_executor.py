@@ -4,8 +4,6 @@ import gzip
 import itertools
 import json
 import os
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +17,7 @@ pytestmark = linux_only
 
 HUMAN_EVAL = DATA / "humaneval" / "HumanEval.jsonl.gz"
 MBPP = DATA / "mbpp" / "mbpp.jsonl"
+NAP = (f"import time\ntime.sleep(0.1)\n{HONEST[0]}", HONEST[1])
 
 HONEST_PROGRAMS = {
     "temporary files": (
@@ -229,32 +228,25 @@ def test_stream_is_lazy(executor: CodeExecutor) -> None:
     assert executor.run([HONEST])[0].passed
 
 
+def test_stream_closed_early(executor: CodeExecutor) -> None:
+    for _ in range(5):
+        next(executor.stream([NAP, ("1 / 0\n", ""), NAP, NAP, NAP, NAP]))
+        assert [result.status for result in executor.run([HONEST] * 3)] == ["passed"] * 3
+
+
+def test_iterable_that_raises(executor: CodeExecutor) -> None:
+    def programs() -> Iterator[tuple[str, str]]:
+        yield NAP
+        yield HONEST
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        list(executor.stream(programs()))
+    assert [result.status for result in executor.run([HONEST] * 3)] == ["passed"] * 3
+
+
 def test_no_programs(executor: CodeExecutor) -> None:
     assert executor.run([]) == []
-
-
-def test_threads_share_an_executor(executor: CodeExecutor) -> None:
-    results: list[str] = []
-
-    def use() -> None:
-        results.extend(result.status for result in executor.run([HONEST] * 3))
-
-    threads = [threading.Thread(target=use) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == ["passed"] * 12
-
-
-def test_executor_created_in_a_thread_that_ended(level: str) -> None:
-    made: list[CodeExecutor] = []
-    thread = threading.Thread(target=lambda: made.append(CodeExecutor(1, isolation=level, allow_code_execution=True)))
-    thread.start()
-    thread.join()
-    time.sleep(0.1)
-    with made[0] as executor:
-        assert executor.run([HONEST])[0].passed
 
 
 def test_limits_of_a_call(executor: CodeExecutor) -> None:

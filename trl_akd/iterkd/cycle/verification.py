@@ -68,7 +68,7 @@ def verify(
     | `fault/unverified` | neither running nor the judge could tell |
 
     Running tells the two apart by the tests or, without any, where the right program ends well as a main program and
-    the other does not (see `running_alone`). A program that lacks its surroundings is neither right nor wrong. Where
+    the other does not (see `main_programs`). A program that lacks its environment is neither right nor wrong. Where
     running does not tell, the judge must give the right answer at least `min_gap` points more.
 
     Args:

@@ -14,7 +14,7 @@ LEVELS: dict[str, int] = {
     "execution": 0,
     "data.templates": 0,
     "distributed": 0,
-    "ledger": 0,
+    "ledger": 1,
     "files": 0,
     "deprecation": 0,
     "heads": 1,

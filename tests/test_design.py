@@ -88,3 +88,10 @@ def test_a_method_is_read_in_twelve_files(method: str):
         if start.endswith(".py") and end.endswith(".py"):
             assert PACKAGE / end in file_imports(PACKAGE / start), f"{start} does not import {end}"
     assert reachable("recipe.yaml", arrows) == set(files), "every file follows from the recipe"
+
+
+def test_files_that_the_page_names_exist():
+    found = set(re.findall(r"`([\w/]+/[\w]+\.py)`", DESIGN.read_text()))
+    assert len(found) > 30
+    roots = (PACKAGE, PACKAGE.parent)
+    assert {name for name in found if not any((root / name).exists() for root in roots)} == set()

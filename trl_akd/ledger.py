@@ -1,4 +1,4 @@
-"""JSON Lines that only grow, for what cost something to make: a file that survives interruption."""
+"""Append-only JSON Lines files that survive interruption, for results that are expensive to produce."""
 
 import errno
 import gzip
@@ -11,33 +11,35 @@ from typing import Any, BinaryIO, Self, cast
 
 from filelock import FileLock, Timeout
 
+from .files import replace_text
+
 __all__ = ["Ledger", "read_json_lines"]
 
-_BLOCK = 1 << 16  # bytes to look back by for the last line end
+_BLOCK = 1 << 16  # bytes per read when searching backwards for the last line end
 
 
 class Ledger:
     r"""Append JSON objects to a file, and read those that are there already.
 
-    The settings that all lines share lie beside it; lines of other settings are not mixed. One process at a time may
-    hold the file, by a lock beside it (`.jsonl.lock`). A line that an interruption tore is dropped, and nothing else.
+    Settings that all lines share are in a file beside it, and a ledger with other settings is refused. A lock file
+    (`.jsonl.lock`) allows one process at a time. An incomplete last line, from an interruption, is dropped.
 
     Args:
         path (`Path`):
-            The file, `.jsonl`; made, with its folder, where it is missing.
+            File with the suffix `.jsonl`, created with its folder if it does not exist.
         settings (`Mapping`, *optional*):
-            JSON values that all lines share. Without them no file lies beside the lines, each of which says all.
+            JSON values that all lines share. Without them, there is no file of settings.
         sidecar (`Path`, *optional*):
-            File of the settings; by default that of the same name with the ending `.settings.json`.
+            File of the settings, by default with the suffix `.settings.json` in place of `.jsonl`.
         option (`str`, *optional*, defaults to `"output"`):
-            What messages advise to change in order to use another file.
+            Name of the option that selects the file, for error messages.
 
     Attributes:
-        facts (`dict`): the settings, and what was noted beside them.
+        facts (`dict`): Settings and the facts added by `note`.
 
     Raises:
-        ValueError: If the file was made with other settings.
-        BlockingIOError: If another process holds it.
+        ValueError: If the file was written with other settings.
+        BlockingIOError: If another process has it open.
 
     Example:
 
@@ -65,14 +67,14 @@ class Ledger:
     ) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(path, option)
+        self._lock = _acquire_lock(path, option)
         self._file = cast(BinaryIO, open(path, "a+b", buffering=0))
         try:
             self._sidecar = sidecar or path.with_suffix(".settings.json")
             self.facts: dict[str, Any] = {}
             if settings is not None:
                 if path.stat().st_size == 0:
-                    _write_json(self._sidecar, settings)
+                    replace_text(self._sidecar, json.dumps(settings, indent=2) + "\n")
                 self.facts = _read_json(self._sidecar, path, option)
                 _check_settings(path, self.facts, settings, option)
             _drop_torn_line(self._file)
@@ -85,10 +87,10 @@ class Ledger:
         return read_json_lines(self.path)
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add objects, and return once they are on disk.
+        """Append objects, and return once they are on disk.
 
         Raises:
-            OSError: If they do not fit; the lines that are whole are kept.
+            OSError: If the disk is full; complete lines are kept.
         """
         rest = memoryview("".join(f"{json.dumps(row)}\n" for row in rows).encode("ascii"))
         try:
@@ -99,13 +101,13 @@ class Ledger:
             _drop_torn_line(self._file)
             raise OSError(
                 error.errno,
-                f"{self.path} cannot grow ({error.strerror}); make room and run again: what it holds already is kept",
+                f"{self.path} cannot grow ({error.strerror}); make room and run again; its lines are kept",
             ) from error
 
     def note(self, **facts: Any) -> None:
-        """Keep facts about the lines beside their settings; they are not compared."""
+        """Add facts to the file of settings; they are not compared with later settings."""
         self.facts.update(facts)
-        _write_json(self._sidecar, self.facts)
+        replace_text(self._sidecar, json.dumps(self.facts, indent=2) + "\n")
 
     def close(self) -> None:
         """Release the file."""
@@ -125,8 +127,8 @@ def read_json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield the objects of a JSON Lines file, plain or gzipped, with the name of each line for messages.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a line is no JSON object; the message has its number.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If a line is not a JSON object; the message has its number.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}; check the path.")
@@ -138,14 +140,14 @@ def read_json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise ValueError(f"{where} is not JSON ({error}); mend or delete the line.") from error
+                raise ValueError(f"{where} is not JSON ({error}); correct or delete the line.") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{where} is {line[:40]!r}; give one JSON object a line.")
+                raise ValueError(f"{where} is {line[:40]!r}; give one JSON object per line.")
             yield row, where
 
 
-def _locked(path: Path, option: str) -> FileLock:
-    """Return the lock of a file, held; the operating system releases it when the process ends, however it ends."""
+def _acquire_lock(path: Path, option: str) -> FileLock:
+    """Acquire the lock of a file. The operating system releases it when the process ends, for any reason."""
     lock = FileLock(path.with_suffix(path.suffix + ".lock"), thread_local=False)
     try:
         lock.acquire(timeout=0)
@@ -154,12 +156,6 @@ def _locked(path: Path, option: str) -> FileLock:
             errno.EAGAIN, f"{path} is being written by another process; wait for it or give another {option}."
         ) from error
     return lock
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(scratch, path)
 
 
 def _read_json(sidecar: Path, path: Path, option: str) -> dict[str, Any]:
@@ -176,12 +172,12 @@ def _check_settings(path: Path, kept: Mapping[str, Any], settings: Mapping[str, 
         if kept.get(name) != value:
             raise ValueError(
                 f"{path} was generated with {name}={kept.get(name)!r}, not {value!r}; give another {option}, or the "
-                f"same {name} to go on."
+                f"same {name} to continue."
             )
 
 
 def _drop_torn_line(file: BinaryIO) -> None:
-    """Cut the file behind its last line end: an object is on disk once its line is whole."""
+    """Truncate the file after its last line end."""
     end = kept = file.seek(0, os.SEEK_END)
     while kept:
         start = max(0, kept - _BLOCK)

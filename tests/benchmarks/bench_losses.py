@@ -12,6 +12,7 @@ the cores busy, `--clock cpu --threads 1` measures more fairly than the clock on
 import argparse
 import gc
 import json
+import math
 import os
 import platform
 import re
@@ -32,7 +33,7 @@ from torch import Tensor
 from trl.experimental.gkd import GKDTrainer
 from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
-from trl_akd.losses import fused_linear_divergence
+from trl_akd.losses import DenseSignal, LMHead, SparseSignal, TeacherSignal, fused_divergence
 
 BASELINE = "TRL GKD, all logits"
 COPIES_OF_ALL_LOGITS = 9  # What the baseline holds at its peak, measured where it fits; elsewhere it is left out.
@@ -84,16 +85,25 @@ class Inputs:
         self.student_hidden.grad = self.student_weight.grad = None
 
 
-def fused(inputs: Inputs, beta: float) -> Tensor:
+def fused(inputs: Inputs, divergence: str, signal: TeacherSignal | None = None, **knobs: float) -> Tensor:
     tokens = len(inputs.student_hidden)
-    return fused_linear_divergence(
+    return fused_divergence(
         inputs.student_hidden,
-        inputs.student_weight,
-        inputs.teacher_hidden,
-        inputs.teacher_weight,
+        LMHead(inputs.student_weight),
+        signal or DenseSignal(inputs.teacher_hidden, LMHead(inputs.teacher_weight)),
         token_weights=torch.full((tokens,), 1 / tokens, device=inputs.student_hidden.device),
-        beta=beta,
+        divergence=divergence,
+        knobs=knobs,
     ).loss
+
+
+def sparse(inputs: Inputs) -> Tensor:
+    """The mix from 64 log-probabilities per token, as they would come from a cache."""
+    tokens, vocabulary = len(inputs.student_hidden), len(inputs.student_weight)
+    k, device = min(64, vocabulary - 1), inputs.student_hidden.device
+    ids = torch.arange(k, device=device).expand(tokens, k)
+    log_prob = torch.full((tokens, k), -math.log(k + 1), device=device)
+    return fused(inputs, "akd", SparseSignal(ids, log_prob, log_prob[:, 0]), beta=0.3)
 
 
 def trl_gkd(inputs: Inputs) -> Tensor:
@@ -116,8 +126,10 @@ def trl_chunked(inputs: Inputs) -> Tensor:
 
 
 CONTENDERS: dict[str, Callable[[Inputs], Tensor]] = {
-    "fused, beta 0": lambda inputs: fused(inputs, 0.0),
-    "fused, beta 0.3": lambda inputs: fused(inputs, 0.3),
+    "fused, beta 0": lambda inputs: fused(inputs, "akd", beta=0.0),
+    "fused, beta 0.3": lambda inputs: fused(inputs, "akd", beta=0.3),
+    "fused, jsd": lambda inputs: fused(inputs, "jsd"),
+    "fused, 64 tokens and tail": sparse,
     BASELINE: trl_gkd,
     "TRL chunked divergence": trl_chunked,
 }

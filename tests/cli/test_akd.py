@@ -134,7 +134,7 @@ def test_an_earlier_run_is_not_written_over(
 ):
     before = {path: path.stat().st_mtime_ns for path in checkpoint.rglob("*")}
     assert main(["akd", "--config", recipe(settings)]) == 2
-    assert "holds checkpoints of an earlier run" in capsys.readouterr().err
+    assert "has checkpoints of an earlier run" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in checkpoint.rglob("*")} == before
 
 

@@ -36,7 +36,7 @@ TRAINING = ["--max_steps", "2", "--use_cpu", "true", "--bf16", "false", "--repor
 def test_train_a_regression_judge(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "judge"
     command.main(["train", *files, *TRAINING, "--max_length", "64", "--output_dir", str(out)])
-    assert "12 judgements; left out, as they cannot be read: 1 no_scores." in capsys.readouterr().out
+    assert "12 judgements; not readable and left out: 1 no_scores." in capsys.readouterr().out
     metrics = json.loads((out / "eval_results.json").read_text())
     assert metrics["eval_unjudged"] == 0.0 and metrics["eval_mean_absolute_error"] >= 0.0
     [found] = RegressionJudge.from_pretrained(str(out)).judge([("Print 1.", "print(1)")])
@@ -67,7 +67,7 @@ def test_a_judge_in_two_processes(kind: str, files: list[str], tmp_path: Path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["dance"], "'dance' is nothing a judge does; the one action is train"),
+        (["dance"], "'dance' is not an action of `trl-akd judge`; the only action is train"),
         (["train"], "`model_name_or_path` is missing"),
         (["train", "--model_name_or_path", "x"], "`train_file` is missing"),
         (["train", "MODEL", "--max_new_tokens", "0"], "`max_new_tokens` is 0"),
@@ -76,7 +76,7 @@ def test_a_judge_in_two_processes(kind: str, files: list[str], tmp_path: Path):
         (["train", "MODEL", "--test_size", "0.001"], "does not split 12 problems into two parts"),
         (["train", "MODEL", "--train_file", "none.jsonl"], "There is no file 'none.jsonl'"),
         (["train", "MODEL", "--train_file", "none.json"], "There is no file 'none.json'"),
-        (["train", "MODEL", "--train_file", "ODD"], "holds no list of objects"),
+        (["train", "MODEL", "--train_file", "ODD"], "is not a JSON list of objects"),
         (["train", "MODEL", "--train_file", "TORN"], "is not JSON"),
         (["train", "MODEL", "--knd", "regression"], "did you mean `--kind`"),
     ],

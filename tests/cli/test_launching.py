@@ -112,8 +112,8 @@ def test_configs_for_gpus_are_refused_without_any(path: Path, gpus):
     [
         ({"distributed_type": "MULTI_CPU", "use_cpu": True}, "runs as a single process; write MULTI_GPU"),
         ({"distributed_type": "FSDP", "use_cpu": True}, "runs on GPUs only"),
-        ({"learning_rate": 1}, "no configuration of accelerate"),
-        ([1], "no configuration of accelerate"),
+        ({"learning_rate": 1}, "is not a configuration of accelerate"),
+        ([1], "is not a configuration of accelerate"),
     ],
 )
 def test_configs_that_would_run_otherwise_than_they_read(content: Any, message: str, tmp_path: Path, gpus):

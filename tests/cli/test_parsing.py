@@ -23,8 +23,8 @@ def test_config_without_a_path():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "holds no mapping"),
-        ("- a\n- b\n", "holds no mapping"),
+        ("", "is not a mapping"),
+        ("- a\n- b\n", "is not a mapping"),
         ("a: [1, 2\nb: 3\n", "is not valid YAML: .* line 2"),
         ("env: fast\n", "`env` in .* is 'fast'; give a mapping"),
     ],
@@ -80,7 +80,7 @@ def test_accelerate_config_is_only_a_flag(parser: RecipeParser, recipe):
         (["--lerning_rate=1"], "`--lerning_rate` is unknown"),
         (["--learning", "1"], "`--learning` is unknown"),  # argparse would take it for --learning_rate
         (["--num_processes", "2"], "is for accelerate's launcher; give `--accelerate_config`"),
-        (["1e-5"], "'1e-5' belongs to no flag"),
+        (["1e-5"], "'1e-5' does not belong to a flag"),
         (["--max_steps", "two"], "--max_steps.*invalid int value: 'two'"),
         (["--save_strategy", "always"], "--save_strategy.*invalid choice: 'always'"),
     ],

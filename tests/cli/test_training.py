@@ -30,7 +30,7 @@ def test_new_run_has_no_checkpoint(parse):
 
 
 def test_nothing_to_resume(parse):
-    with pytest.raises(ValueError, match=r"`resume_from_checkpoint` is true, but `output_dir` .* holds no checkpoint"):
+    with pytest.raises(ValueError, match=r"`resume_from_checkpoint` is true, but `output_dir` .* has no checkpoint"):
         find_checkpoint(parse(resume_from_checkpoint=True)[1])
 
 
@@ -46,7 +46,7 @@ def test_a_torn_checkpoint_is_passed_over(parse, tmp_path: Path):
 
 
 def test_path_that_is_no_checkpoint(parse, tmp_path: Path):
-    with pytest.raises(ValueError, match="which is no checkpoint folder"):
+    with pytest.raises(ValueError, match="which is not a checkpoint folder"):
         find_checkpoint(parse(resume_from_checkpoint=str(tmp_path))[1])
 
 

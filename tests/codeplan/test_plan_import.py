@@ -48,7 +48,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     [row] = load(tmp_path / "plans" / "plans.jsonl")
     assert (row["plans"], row["plan_solutions"]) == ([PLAN], [0])
     out = capsys.readouterr().out
-    assert "1 plans, 1 of which are paired" in out and "Rejected: 1 not numbered" in out
+    assert "1 plans, 1 of them paired" in out and "Rejected: 1 not numbered" in out
     assert json.loads((tmp_path / "plans" / "report.json").read_text())["rejected"] == {"not_numbered": 1}
 
 
@@ -87,7 +87,7 @@ def test_folders_without_plans(tmp_path: Path):
 
 def test_a_teacher_and_a_folder(capsys: pytest.CaptureFixture[str]):
     assert main(["plans", "--import_plans", "x", "--model_name_or_path", "m", "--dataset_name", "d"]) == 2
-    assert "`import_plans` is 'x' and `model` is 'm'; plans come from one of them" in capsys.readouterr().err
+    assert "and `model_name_or_path` is 'm'; plans come from one of them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["7.txt", "7/plans.json"])

@@ -153,7 +153,7 @@ def flags(server: Server, tmp_path: Path, *more: str) -> list[str]:
 def test_the_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     plans.main(flags(server, tmp_path, "--max_requests", "4"))
     out = capsys.readouterr().out
-    assert "4 of 6 plans, for 4 requests and 32 tokens now." in out and "`max_requests` is reached" in out
+    assert "4 of 6 plans; 4 requests and 32 tokens in this run." in out and "`max_requests` is reached" in out
     assert "Problems without a plan, left out: 2." in out
     assert len((tmp_path / "plans.jsonl").read_text().splitlines()) == 4
     plans.main(flags(server, tmp_path))

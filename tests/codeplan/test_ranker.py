@@ -286,7 +286,7 @@ def test_data_train_rank(evaluated: Path, tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["dance"], "'dance' is nothing a ranker does; choose one of data, train, rank"),
+        (["dance"], "'dance' is not an action of `trl-akd ranker`; choose one of data, train, rank"),
         (["data"], "`benchmark` is missing"),
         (["data", "--benchmark", "humaneval"], "`evaluations` is missing"),
         (["train", "--output_dir", "x"], "`model_name_or_path` is missing"),

@@ -132,7 +132,7 @@ def test_the_fingerprint_sees_a_changed_test(tmp_path: Path, benchmark_file: Pat
     ("content", "message"),
     [
         (b'{"task_id": 1}\n{"task_id": \n', "line 2 is not JSON"),
-        (b"[1, 2]\n", "line 1 is .*; give one JSON object a line"),
+        (b"[1, 2]\n", "line 1 is .*; give one JSON object per line"),
         (b"\xff\xfe\n", "line 1 is not JSON"),
         (b"", "has no problems"),
         (b"\n\n", "has no problems"),

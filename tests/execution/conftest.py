@@ -1,4 +1,4 @@
-"""One executor a level, shared by all tests of this folder, and proof after each that nothing stayed behind."""
+"""One executor per level, shared by the tests of this folder, and a check after each test for leftovers."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from tests.execution.surroundings import LEVELS, LINUX, Footprint, eventually, user_namespaces_work
+from tests.execution.machine_state import LEVELS, LINUX, Footprint, eventually, user_namespaces_work
 from trl_akd.execution import CodeExecutor, ExecutionResult, IsolationError
 
-GUARD = "".join(  # Goes before what would harm this machine if a level were broken.
+GUARD = "".join(  # Prefix of attacks that would harm this machine if a level were broken.
     f"import os\nif os.readlink('/proc/self/ns/{kind}') == {os.readlink(f'/proc/self/ns/{kind}')!r}:\n"
     "    raise RuntimeError('escaped: in a namespace of this machine')\n"
     for kind in (("pid", "mnt") if LINUX else ())
 )
 HONEST = ("def solve(x):\n    return 2 * x\n", "assert solve(2) == 4\n")
 
-Judge = Callable[..., ExecutionResult]
+RunOne = Callable[..., ExecutionResult]
 
 
 @pytest.fixture(scope="session", params=LEVELS)
@@ -41,8 +41,8 @@ def executor(level: str) -> Iterator[CodeExecutor]:
 
 
 @pytest.fixture
-def unharmed(executor: CodeExecutor) -> Iterator[None]:
-    """After the test: no process, thread or descriptor more than before, and the next programs are judged right."""
+def check_cleanup(executor: CodeExecutor) -> Iterator[None]:
+    """Check after the test that no process, thread or descriptor is left, and that the next verdicts are right."""
     before = Footprint.now()
     yield
     right, wrong = executor.run([HONEST, ("", HONEST[1])])
@@ -51,7 +51,7 @@ def unharmed(executor: CodeExecutor) -> Iterator[None]:
 
 
 @pytest.fixture
-def judge(executor: CodeExecutor, unharmed: None) -> Judge:
+def run_one(executor: CodeExecutor, check_cleanup: None) -> RunOne:
     """Run one program on the shared executor."""
 
     def run(candidate: str, test: Any = HONEST[1], **limits: Any) -> ExecutionResult:

@@ -1,4 +1,4 @@
-"""Programs that try to hold as much memory as they can, each in a way of its own; all of them sleep when full."""
+"""Programs that hold as much memory as they can, each by another mechanism, and then sleep."""
 
 _ATTEMPT = """
 import array, ctypes, mmap, multiprocessing, os, resource, socket, threading, time

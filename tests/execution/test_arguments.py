@@ -1,4 +1,4 @@
-"""What is asked for wrongly, what cannot be had here, and who may ask."""
+"""Invalid arguments, unavailable isolation levels, and consent."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.execution.conftest import HONEST
-from tests.execution.surroundings import ROOT, linux_only
+from tests.execution.machine_state import ROOT, linux_only
 from trl_akd.execution import CodeExecutor
 
 SCRIPT = """
@@ -53,7 +53,7 @@ assert libc.unshare(0x10000000) == -1
 def outcome(
     python: str = sys.executable, before: str = "", path: str = os.defpath, **identity: Any
 ) -> list[list[str]]:
-    """What a process of its own gets at each level."""
+    """Return the outcome of each level in a new process."""
     script = SCRIPT.format(root=str(ROOT), before=before, honest=HONEST)
     environment = {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
@@ -94,14 +94,14 @@ def test_ordinary_user() -> None:
 
 
 @linux_only
-def test_auto_takes_the_strongest() -> None:
+def test_auto_selects_the_strongest_level() -> None:
     auto, namespace, process = outcome()
     assert auto == namespace and auto[0] == "namespace"
     assert process[0] == "process"
 
 
 @pytest.mark.parametrize("value", [None, "", "0", "no"])
-def test_gate(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+def test_consent(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
     monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
     if value is not None:
         monkeypatch.setenv("HF_ALLOW_CODE_EVAL", value)
@@ -112,7 +112,7 @@ def test_gate(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
     CodeExecutor(1, isolation="process", allow_code_execution=True).close()
 
 
-def test_gate_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_consent_by_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
     CodeExecutor(1, isolation="process").close()
 
@@ -125,7 +125,7 @@ def test_gate_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     + [("isolation", value) for value in ("docker", "", None, "Namespace", 1)]
     + [("packages", value) for value in ("numpy", 5, (1,), ("no_such_package",), ("a b",), ("../x",), (".x",), ("",))],
 )
-def test_wrong_argument(field: str, value: Any) -> None:
+def test_invalid_argument(field: str, value: Any) -> None:
     with pytest.raises((ValueError, TypeError, ImportError), match=field) as caught:
         CodeExecutor(**{"isolation": "process", "allow_code_execution": True, field: value}).close()
     named = value[0] if isinstance(value, tuple) else value
@@ -137,7 +137,7 @@ def test_wrong_argument(field: str, value: Any) -> None:
     [("timeout", value) for value in (0, -1, float("nan"), float("inf"), True, "3")]
     + [("memory_mb", value) for value in (0, -1, float("nan"), True, "512")],
 )
-def test_wrong_limit_of_a_run(executor: CodeExecutor, field: str, value: Any) -> None:
+def test_invalid_limit_of_a_run(executor: CodeExecutor, field: str, value: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=field):
         executor.run([HONEST], **{field: value})
     with pytest.raises((ValueError, TypeError), match=field):
@@ -168,7 +168,7 @@ def test_wrong_limit_of_a_run(executor: CodeExecutor, field: str, value: Any) ->
         ("a", {"inputs": [[1]], "outputs": [1], "fn_name": 5}),
     ],
 )
-def test_not_a_program(executor: CodeExecutor, tmp_path: Path, faulty: Any) -> None:
+def test_invalid_program(executor: CodeExecutor, tmp_path: Path, faulty: Any) -> None:
     ran = tmp_path / "ran"
     tmp_path.chmod(0o777)
     first = (f"open({str(ran)!r}, 'w').close()\n", "")

@@ -1,4 +1,4 @@
-"""Whatever a program does to outlive its deadline, its time is up, and so is that of all it started."""
+"""Attacks on the deadline: programs and all their processes end at the time limit."""
 
 import os
 import signal
@@ -6,21 +6,21 @@ import time
 
 import pytest
 
-from tests.execution.conftest import HONEST, Judge
-from tests.execution.surroundings import commands, eventually, linux_only
+from tests.execution.conftest import HONEST, RunOne
+from tests.execution.machine_state import commands, eventually, linux_only
 from trl_akd.execution import CodeExecutor
 
 pytestmark = linux_only
 
 DEADLINE = 0.2
-GRACE = 5.0  # Far more than a fraction of a second, as other programs may share the cores.
+GRACE = 5.0  # Generous, as other programs may share the cores.
 IGNORE = """
 import signal
 for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
     signal.signal(number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
 """
-LASTS = ["sleep", f"4242.{os.getpid()}"]  # A command line that nothing else on this machine has.
+LASTS = ["sleep", f"4242.{os.getpid()}"]  # A unique command line.
 
 HANGS = {
     "loop": "while True: pass\n",
@@ -53,7 +53,7 @@ HANGS = {
 }
 
 
-def test_hang(executor: CodeExecutor, unharmed: None) -> None:
+def test_hang(executor: CodeExecutor, check_cleanup: None) -> None:
     results = executor.run([(text, HONEST[1]) for text in HANGS.values()], timeout=DEADLINE)
     for attack, result in zip(HANGS, results, strict=True):
         assert (result.status, result.ending, result.error_type) == ("timed_out", "deadline", None), (attack, result)
@@ -62,9 +62,9 @@ def test_hang(executor: CodeExecutor, unharmed: None) -> None:
     assert eventually(lambda: not commands(LASTS[1]))
 
 
-def test_hang_holds_up_nobody_else(judge: Judge) -> None:
+def test_hang_does_not_delay_the_result(run_one: RunOne) -> None:
     start = time.monotonic()
-    assert judge(HANGS["signals ignored"], timeout=DEADLINE).status == "timed_out"
+    assert run_one(HANGS["signals ignored"], timeout=DEADLINE).status == "timed_out"
     assert time.monotonic() - start < DEADLINE + GRACE
 
 
@@ -90,7 +90,7 @@ STUCK_TEXT = {
 }
 
 
-def test_exception_that_will_not_be_told(executor: CodeExecutor, unharmed: None) -> None:
+def test_exception_whose_message_never_ends(executor: CodeExecutor, check_cleanup: None) -> None:
     start = time.monotonic()
     results = executor.run([(text, HONEST[1]) for text in STUCK_TEXT.values()], timeout=DEADLINE)
     assert time.monotonic() - start < len(STUCK_TEXT) * DEADLINE + GRACE
@@ -131,42 +131,42 @@ if os.fork() == 0:
 
 @pytest.mark.parametrize("leftover", [HOLDS_PIPES, DAEMON, DAEMON_IGNORING])
 @pytest.mark.parametrize("honest", [True, False])
-def test_what_a_program_started_ends_with_it(judge: Judge, leftover: str, honest: bool) -> None:
+def test_processes_of_a_program_end_with_it(run_one: RunOne, leftover: str, honest: bool) -> None:
     candidate = leftover + (HONEST[0] if honest else "1 / 0\n")
-    result = judge(candidate, timeout=30.0)
+    result = run_one(candidate, timeout=30.0)
     assert (result.status, result.error_type) == (("passed", None) if honest else ("failed", "ZeroDivisionError"))
-    assert result.seconds < 20  # Nobody waits for those who hold its pipes.
+    assert result.seconds < 20  # Processes that hold its pipes do not delay the result.
     assert eventually(lambda: not commands(LASTS[1]))
 
 
-def test_deadline_of_the_run_and_of_the_executor(judge: Judge, executor: CodeExecutor) -> None:
+def test_deadline_of_the_run_and_of_the_executor(run_one: RunOne, executor: CodeExecutor) -> None:
     busy = "import time\nwhile time.process_time() < 0.6: pass\n" + HONEST[0]
-    assert judge(busy).status == "passed"
-    assert judge(busy, timeout=0.2).status == "timed_out"
+    assert run_one(busy).status == "passed"
+    assert run_one(busy, timeout=0.2).status == "timed_out"
 
 
-def test_own_timeout_error_is_a_failure(judge: Judge) -> None:
-    result = judge("raise TimeoutError('mine')\n")
+def test_own_timeout_error_is_a_failure(run_one: RunOne) -> None:
+    result = run_one("raise TimeoutError('mine')\n")
     assert (result.status, result.error_type, result.ending) == ("failed", "TimeoutError", "exception")
 
 
-def test_own_alarm_is_the_programs_affair(judge: Judge) -> None:
+def test_program_may_set_its_own_alarm(run_one: RunOne) -> None:
     alarm = "import signal\nsignal.setitimer(signal.ITIMER_REAL, 0.05)\nwhile True: pass\n"
-    result = judge(alarm, timeout=30.0)
+    result = run_one(alarm, timeout=30.0)
     assert (result.status, result.ending, result.signal) == ("failed", "signal", signal.SIGALRM)
 
 
-def test_hanging_programs_do_not_stop_the_others(executor: CodeExecutor, unharmed: None) -> None:
+def test_hanging_programs_do_not_stop_the_others(executor: CodeExecutor, check_cleanup: None) -> None:
     batch = [("while True: pass\n", ""), HONEST, HONEST, ("import os\nos._exit(0)\n", ""), HONEST] * 3
     results = executor.run(batch, timeout=DEADLINE)
     assert [result.status for result in results] == ["timed_out", "passed", "passed", "failed", "passed"] * 3
 
 
 @pytest.mark.parametrize("case", ["while True: pass", "import time; time.sleep(99)"])
-def test_deadline_of_each_case_of_a_script(judge: Judge, case: str) -> None:
+def test_deadline_of_each_case_of_a_script(run_one: RunOne, case: str) -> None:
     script = f"if input() == 'hang':\n    {case}\nprint('fine')\n"
     tests = {"inputs": ["go\n", "hang\n", "go\n"], "outputs": ["fine\n"] * 3}
-    result = judge(script, tests, timeout=DEADLINE)
+    result = run_one(script, tests, timeout=DEADLINE)
     assert (result.status, result.tests_passed, result.tests_total) == ("timed_out", 2, 3)
-    result = judge(script, tests, timeout=DEADLINE, fail_fast=True)
+    result = run_one(script, tests, timeout=DEADLINE, fail_fast=True)
     assert (result.status, result.tests_passed) == ("timed_out", 1)

@@ -1,4 +1,4 @@
-"""Nothing outside a program's own temporary folder changes, and secrets are out of its sight."""
+"""Attacks on files: programs change nothing outside their temporary folder and cannot read secrets."""
 
 import os
 import sys
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.execution.conftest import GUARD, Judge
-from tests.execution.surroundings import CONTAINED, ROOT, linux_only
+from tests.execution.conftest import GUARD, RunOne
+from tests.execution.machine_state import CONTAINED, ROOT, linux_only
 from trl_akd.execution import CodeExecutor
 
 pytestmark = linux_only
@@ -21,21 +21,21 @@ PREFIXES = {Path(sys.base_prefix), Path(sys.prefix), Path(sys.executable).resolv
 REPORT = "import os\nseen = []\n{body}\nif seen:\n    raise RuntimeError('seen: ' + repr(seen))\n"
 
 
-def seen(judge: Judge, body: str) -> str:
-    """What a program found and should not have found; empty where it found nothing."""
-    result = judge(REPORT.format(body=body), "")
+def seen(run_one: RunOne, body: str) -> str:
+    """Return what a program found that should be hidden, or an empty text."""
+    result = run_one(REPORT.format(body=body), "")
     assert "escaped" not in result.message
     assert result.status == "passed" or result.message.startswith("seen: "), result
     return result.message
 
 
-class TestWhatIsReachable:
-    """Where there are namespaces, the root is a white list."""
+class TestReachableFiles:
+    """At levels with namespaces, the root contains only allowed paths."""
 
     pytestmark = pytest.mark.parametrize("level", CONTAINED, indirect=True)
 
     @pytest.mark.parametrize("folder", FOLDERS)
-    def test_no_writing(self, judge: Judge, folder: str) -> None:
+    def test_no_writing(self, run_one: RunOne, folder: str) -> None:
         body = f"""
 for root in ("", "/proc/self/root", "/proc/1/root"):
     path = root + {folder!r} + "/{TOKEN}"
@@ -55,10 +55,10 @@ for path in (os.path.join({folder!r}, name) for name in names):
                 seen.append((path, "changed"))
             except OSError: pass
 """
-        assert not seen(judge, GUARD + body)
+        assert not seen(run_one, GUARD + body)
         assert not Path(folder, TOKEN).exists()
 
-    def test_kernel_settings(self, judge: Judge) -> None:
+    def test_kernel_settings(self, run_one: RunOne) -> None:
         body = """
 for path in ("/proc/sys/kernel/hostname", "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/kcore",
              "/proc/sys/vm/drop_caches", "/proc/1/oom_score_adj", "/proc/sys/user/max_user_namespaces", "/dev/mem",
@@ -68,19 +68,19 @@ for path in ("/proc/sys/kernel/hostname", "/proc/sys/kernel/core_pattern", "/pro
         seen.append(path)
     except OSError: pass
 """
-        assert not seen(judge, body)
+        assert not seen(run_one, body)
 
-    def test_root_is_a_white_list(self, judge: Judge) -> None:
+    def test_root_contains_only_allowed_paths(self, run_one: RunOne) -> None:
         system = {"bin", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "tmp", "usr"}
         allowed = system | {prefix.parts[1] for prefix in PREFIXES}
-        assert not seen(judge, f"seen += set(os.listdir('/')) - {allowed!r}")
+        assert not seen(run_one, f"seen += set(os.listdir('/')) - {allowed!r}")
         assert not seen(
-            judge,
+            run_one,
             "seen += set(os.listdir('/dev')) - {'null', 'zero', 'full', 'random', 'urandom', 'shm', 'fd', "
             "'stdin', 'stdout', 'stderr', 'tty', 'pts', 'ptmx', 'mqueue', 'console', 'core'}",
         )
 
-    def test_home_holds_nothing_but_python(self, judge: Judge) -> None:
+    def test_home_contains_only_python(self, run_one: RunOne) -> None:
         homes = (Path.home(), Path("/root"), Path("/home"))
         leading = {str(parent) for prefix in PREFIXES for parent in (prefix, *prefix.parents)}
         body = f"""
@@ -88,9 +88,9 @@ for home in {[str(home) for home in homes]!r}:
     try: seen += [(home, name) for name in os.listdir(home) if f"{{home}}/{{name}}" not in {leading!r}]
     except OSError: pass
 """
-        assert not seen(judge, body)
+        assert not seen(run_one, body)
 
-    def test_files_of_others(self, judge: Judge, tmp_path: Path) -> None:
+    def test_files_of_others(self, run_one: RunOne, tmp_path: Path) -> None:
         secret = tmp_path / "secret"
         secret.write_text(TOKEN)
         for folder in (secret, *secret.parents[:-1]):
@@ -126,17 +126,17 @@ for path in {paths!r}:
             seen.append(way + path)
         except OSError: pass
 """
-        assert not seen(judge, body)
+        assert not seen(run_one, body)
 
-    def test_accounts_are_not_this_machines(self, judge: Judge) -> None:
+    def test_accounts_of_the_machine_are_hidden(self, run_one: RunOne) -> None:
         text = Path("/etc/passwd").read_text()
         assert not seen(
-            judge,
+            run_one,
             f"text = open('/etc/passwd').read() if os.path.exists('/etc/passwd') else ''\n"
             f"if text == {text!r}: seen.append(text)",
         )
 
-    def test_between_programs(self, executor: CodeExecutor, unharmed: None) -> None:
+    def test_between_programs(self, executor: CodeExecutor, check_cleanup: None) -> None:
         places = f"[folder + '/{TOKEN}' for folder in ('/tmp', '/dev/shm', os.getcwd(), os.path.expanduser('~'))]"
         write = f"import os\nfor path in {places}:\n    try: open(path, 'w').write('x')\n    except OSError: pass\n"
         write += f"open('/tmp/{TOKEN}').close()\n"
@@ -149,7 +149,7 @@ for path in {paths!r}:
         for folder in (Path("/tmp"), Path("/dev/shm"), Path.cwd(), Path.home()):
             assert not (folder / TOKEN).exists()
 
-    def test_system_v_and_queues_between_programs(self, executor: CodeExecutor, unharmed: None) -> None:
+    def test_system_v_and_queues_between_programs(self, executor: CodeExecutor, check_cleanup: None) -> None:
         make = (
             "import ctypes\nctypes.CDLL(None).shmget(4242, 4096, 0o1666)\nctypes.CDLL(None).semget(4242, 1, 0o1666)\n"
         )
@@ -161,7 +161,7 @@ for path in {paths!r}:
         assert [result.message for result in results[2:]] == ["", ""]
 
 
-def test_output_of_others(executor: CodeExecutor, unharmed: None) -> None:
+def test_output_of_others(executor: CodeExecutor, check_cleanup: None) -> None:
     write = f"import os\nfor fd in (1, 2): os.write(fd, b'{TOKEN}')\nprint('{TOKEN}', flush=True)\n"
     body = f"""
 for fd in range(256):
@@ -195,7 +195,7 @@ def guarded(level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     os.close(held)
 
 
-def test_environment_and_descriptors_do_not_travel(guarded: CodeExecutor) -> None:
+def test_environment_and_descriptors_are_not_inherited(guarded: CodeExecutor) -> None:
     body = f"""
 import json, subprocess, sys
 texts = [repr(dict(os.environ)), open("/proc/self/environ").read(), subprocess.check_output(["env"], text=True)]
@@ -213,7 +213,7 @@ seen += [fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self
 
 
 @pytest.mark.parametrize("level", CONTAINED, indirect=True)
-def test_no_process_in_sight_knows_the_secret(guarded: CodeExecutor) -> None:
+def test_no_visible_process_contains_the_secret(guarded: CodeExecutor) -> None:
     body = f"""
 import glob
 for path in glob.glob("/proc/[0-9]*/environ") + glob.glob("/proc/[0-9]*/cmdline"):
@@ -232,9 +232,9 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
     assert (result.status, result.message) == ("passed", "")
 
 
-def where(judge: Judge, mess: str) -> Path:
-    """The folder that a program worked in, after it made a mess there; it is gone from this machine."""
-    result = judge(f"import os\nhere = os.getcwd()\n{mess}\nraise RuntimeError(here)\n", "")
+def where(run_one: RunOne, mess: str) -> Path:
+    """Return the folder in which a program left files of all kinds."""
+    result = run_one(f"import os\nhere = os.getcwd()\n{mess}\nraise RuntimeError(here)\n", "")
     assert result.error_type == "RuntimeError", result
     folder = Path(result.message)
     assert folder.is_absolute()
@@ -256,21 +256,21 @@ MESSES = {
 
 
 @pytest.mark.parametrize("mess", MESSES)
-def test_own_folder_is_gone(judge: Judge, mess: str, executor: CodeExecutor) -> None:
-    folder = where(judge, MESSES[mess])
+def test_own_folder_is_removed(run_one: RunOne, mess: str, executor: CodeExecutor) -> None:
+    folder = where(run_one, MESSES[mess])
     if executor.isolation == "process":
         assert not folder.exists()
         assert folder != Path.cwd()
 
 
-def test_temporary_folder_is_gone_after_the_deadline(judge: Judge) -> None:
+def test_temporary_folder_is_removed_after_the_deadline(run_one: RunOne) -> None:
     assert (
-        judge(f"import tempfile\ntempfile.mkdtemp('{TOKEN}')\nwhile True: pass\n", timeout=0.4).status == "timed_out"
+        run_one(f"import tempfile\ntempfile.mkdtemp('{TOKEN}')\nwhile True: pass\n", timeout=0.4).status == "timed_out"
     )
     assert not [*Path("/tmp").glob(f"*{TOKEN}"), *Path("/tmp").glob(f"*/*{TOKEN}")]
 
 
-def test_cleaning_up_follows_no_link(judge: Judge, tmp_path: Path) -> None:
+def test_cleanup_does_not_follow_links(run_one: RunOne, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "kept").write_text("kept")
@@ -280,7 +280,7 @@ def test_cleaning_up_follows_no_link(judge: Judge, tmp_path: Path) -> None:
         f"os.chdir('/')\nos.rename(here, here + 'x')\nos.symlink({str(victim)!r}, here)",
         f"os.link({str(victim / 'kept')!r}, 'hard')",
     ):
-        judge(
+        run_one(
             f"import os\nhere = os.getcwd()\n{mess}\n",
             "",
         )

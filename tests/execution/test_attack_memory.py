@@ -1,4 +1,4 @@
-"""However a program goes about it, all its processes together hold little more memory than they may."""
+"""Attacks on the memory limit: all processes of a program together hold little more than allowed."""
 
 import os
 import signal
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.execution.conftest import HONEST
+from tests.execution.machine_state import children, commands, eventually, linux_only, user_namespaces_work
 from tests.execution.memory_bombs import BOMBS, program
-from tests.execution.surroundings import children, commands, eventually, linux_only, user_namespaces_work
 from trl_akd.execution import CodeExecutor, ExecutionResult, worker
 from trl_akd.execution.zygote import cgroup
 
@@ -18,7 +18,7 @@ pytestmark = linux_only
 
 MEMORY_MB = 128
 MOST = 1.5
-LATE_MIB = {"control group": 0, "watching": 256}  # what may be held before a watcher on a busy machine looks again
+LATE_MIB = {"control group": 0, "watching": 256}  # allowance between two checks on a busy machine
 QUICK = (
     "blocks in children",
     "dropped shared mapping in children",
@@ -29,7 +29,7 @@ QUICK = (
 
 
 class Meter:
-    """A group around this process and all that it starts, which measures from outside what they hold."""
+    """Control group around this process and its descendants, which measures their memory from outside."""
 
     def __init__(self, folder: Path, version: int) -> None:
         names = {1: ("memory.usage_in_bytes", "memory.max_usage_in_bytes"), 2: ("memory.current", "memory.peak")}
@@ -44,7 +44,7 @@ class Meter:
         self._before = int(self._now.read_text())
 
     def held(self) -> float:
-        """MiB at most since `reset`."""
+        """Return the maximum memory in MiB since `reset`."""
         return (int(self._peak.read_text()) - self._before) / 2**20
 
 
@@ -106,19 +106,19 @@ def test_no_process_outlives_a_killed_helper(level: str) -> None:
     results: list[ExecutionResult] = []
     others = set(children(os.getpid()))
     with CodeExecutor(1, timeout=60.0, isolation=level, allow_code_execution=True) as executor:
-        judging = threading.Thread(target=lambda: results.extend(executor.run([(leave + "time.sleep(1000)\n", "")])))
-        judging.start()
-        while judging.is_alive():  # a program is tried twice
+        running = threading.Thread(target=lambda: results.extend(executor.run([(leave + "time.sleep(1000)\n", "")])))
+        running.start()
+        while running.is_alive():  # a program is run twice
             if commands(mark):
                 for helper in set(children(os.getpid())) - others:
                     os.kill(helper, signal.SIGKILL)
-            judging.join(0.05)
+            running.join(0.05)
     assert [result.status for result in results] == ["infra_error"]
     assert eventually(lambda: not commands(mark))
 
 
-def test_family_that_shares_memory_may(way: str, level: str) -> None:
-    """Pages that children only read count once, as do those of an honest pool."""
+def test_shared_pages_count_once(way: str, level: str) -> None:
+    """Pages that children only read count once, as in a pool of processes."""
     candidate = (
         "import multiprocessing\nblock = bytearray(b'1') * (60 << 20)\ndef f(x): return block[x]\n"
         "def g():\n    with multiprocessing.Pool(4) as pool: return pool.map(f, range(8))\n"
@@ -129,7 +129,7 @@ def test_family_that_shares_memory_may(way: str, level: str) -> None:
 
 
 @pytest.mark.parametrize("level", ["process"], indirect=True)
-def test_what_programs_leave_in_shared_memory_is_not_the_next_ones(level: str) -> None:
+def test_leftover_shared_memory_does_not_count_for_the_next_program(level: str) -> None:
     if (group := cgroup.make_group()) is None:
         pytest.skip("no memory group can be made here")
     group.remove()
@@ -145,7 +145,7 @@ def test_what_programs_leave_in_shared_memory_is_not_the_next_ones(level: str) -
             path.unlink()
 
 
-def test_the_kernel_ends_programs_first(level: str) -> None:
+def test_oom_scores(level: str) -> None:
     look = "raise ValueError(open('/proc/self/oom_score_adj').read().strip())\n"
     before = Path("/proc/self/oom_score_adj").read_text()
     with CodeExecutor(1, isolation=level, allow_code_execution=True) as executor:
@@ -183,7 +183,7 @@ MOUNTS = """\
         (MOUNTS, "", (), [("/sys/fs/cgroup/memory", 1)]),
     ],
 )
-def test_where_a_group_can_be_made(
+def test_parents_of_memory_groups(
     mounts: str, memberships: str, with_memory: tuple[str, ...], expected: list[tuple[str, int]]
 ) -> None:
     def read(path: str) -> str:
@@ -196,7 +196,7 @@ def test_where_a_group_can_be_made(
     assert list(cgroup.parents(mounts, memberships, read)) == expected
 
 
-def test_groups_that_nobody_uses_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_groups_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     first = cgroup.make_group()
     if first is None:
         pytest.skip("no memory group can be made here")

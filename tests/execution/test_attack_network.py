@@ -1,4 +1,4 @@
-"""No network, no socket of this machine, and no process but a program's own; `process` promises none of this."""
+"""Attacks on network, sockets and other processes, which levels other than `process` prevent."""
 
 import os
 import socket
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.execution.conftest import GUARD, HONEST, Judge
-from tests.execution.surroundings import CONTAINED, linux_only
+from tests.execution.conftest import GUARD, HONEST, RunOne
+from tests.execution.machine_state import CONTAINED, linux_only
 from trl_akd.execution import CodeExecutor
 
 pytestmark = [linux_only, pytest.mark.parametrize("level", CONTAINED, indirect=True)]
@@ -21,7 +21,7 @@ ABSTRACT = f"\0trl-akd-{uuid.uuid4().hex}"
 
 @pytest.fixture
 def listeners(tmp_path: Path) -> Iterator[dict[str, socket.socket]]:
-    """Sockets of this process that nobody may reach."""
+    """Create sockets of this process that programs must not reach."""
     opened = {
         "tcp": socket.create_server(("127.0.0.1", 0)),
         "any": socket.create_server(("0.0.0.0", 0)),
@@ -42,10 +42,10 @@ def listeners(tmp_path: Path) -> Iterator[dict[str, socket.socket]]:
 
 
 @pytest.mark.parametrize("kind", ["tcp", "any", "udp", "abstract", "path"])
-def test_nobody_answers(judge: Judge, listeners: dict[str, socket.socket], kind: str) -> None:
+def test_no_listener_is_reachable(run_one: RunOne, listeners: dict[str, socket.socket], kind: str) -> None:
     address = listeners[kind].getsockname()
     family, sort = listeners[kind].family, listeners[kind].type
-    result = judge(
+    result = run_one(
         f"import socket\nplug = socket.socket({int(family)}, {int(sort)})\nplug.settimeout(1)\n"
         f"plug.connect({address!r})\nplug.send(b'secret')\n" + ("" if kind == "udp" else ESCAPED)
     )
@@ -69,23 +69,23 @@ def test_nobody_answers(judge: Judge, listeners: dict[str, socket.socket], kind:
         "urllib.request.urlopen('http://example.org', timeout=2)",
     ],
 )
-def test_no_way_out(judge: Judge, attempt: str) -> None:
-    result = judge(f"import socket, urllib.request\n{attempt}\n{ESCAPED}", timeout=10.0)
+def test_no_route_to_the_network(run_one: RunOne, attempt: str) -> None:
+    result = run_one(f"import socket, urllib.request\n{attempt}\n{ESCAPED}", timeout=10.0)
     assert result.status == "failed"
     assert "escaped" not in result.message
 
 
-def test_no_interface_but_loopback(judge: Judge) -> None:
+def test_no_interface_but_loopback(run_one: RunOne) -> None:
     candidate = """
 names = {line.partition(":")[0].strip() for line in open("/proc/net/dev").read().splitlines()[2:]}
 assert names <= {"lo"}, names
 assert len(open("/proc/net/tcp").read().splitlines()) == 1
 """
-    result = judge(candidate, "")
+    result = run_one(candidate, "")
     assert result.passed, result
 
 
-def test_programs_do_not_meet(executor: CodeExecutor, unharmed: None) -> None:
+def test_programs_cannot_connect_to_each_other(executor: CodeExecutor, check_cleanup: None) -> None:
     listen = (
         f"import socket, time\ns = socket.socket(socket.AF_UNIX)\ns.bind({ABSTRACT!r})\ns.listen()\ntime.sleep(0.6)\n"
     )
@@ -102,7 +102,7 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
         sleeper.kill()
 
 
-def test_signals_reach_nobody(judge: Judge, bystander: subprocess.Popen[bytes]) -> None:
+def test_signals_to_other_processes_fail(run_one: RunOne, bystander: subprocess.Popen[bytes]) -> None:
     candidate = f"""
 reached = []
 for pid in ({bystander.pid}, {os.getpid()}, {os.getppid()}, -{os.getpgrp()}):
@@ -114,23 +114,23 @@ for pid in ({bystander.pid}, {os.getpid()}, {os.getppid()}, -{os.getpgrp()}):
 assert not reached, f"escaped: {{reached}}"
 os.kill(-1, 9)
 """
-    result = judge(GUARD + candidate)
+    result = run_one(GUARD + candidate)
     assert result.status == "failed"
     assert "escaped" not in result.message
     assert bystander.poll() is None
 
 
-def test_processes_of_this_machine_are_unseen(judge: Judge, bystander: subprocess.Popen[bytes]) -> None:
+def test_processes_of_the_machine_are_hidden(run_one: RunOne, bystander: subprocess.Popen[bytes]) -> None:
     candidate = f"""
 import os
 pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
 assert len(pids) < 10, pids
 assert not os.path.exists("/proc/{bystander.pid}") and not os.path.exists("/proc/{os.getpid()}")
 """
-    assert judge(candidate + HONEST[0]).status == "passed"
+    assert run_one(candidate + HONEST[0]).status == "passed"
 
 
-def test_no_terminal_and_no_input(judge: Judge) -> None:
+def test_no_terminal_and_no_input(run_one: RunOne) -> None:
     candidate = f"""
 import os, sys
 assert sys.stdin.read() == "" and os.read(0, 1) == b""
@@ -140,12 +140,12 @@ try: os.open("/dev/tty", os.O_RDWR)
 except OSError: pass
 else: raise RuntimeError("a terminal")
 """
-    result = judge(candidate, "")
+    result = run_one(candidate, "")
     assert (result.status, result.message) == ("passed", "")
 
 
-def test_name_of_the_machine_stays(judge: Judge) -> None:
+def test_host_name_cannot_be_changed(run_one: RunOne) -> None:
     before = socket.gethostname()
-    judge("import socket\nsocket.sethostname('other')\n")
-    judge("import ctypes\nctypes.CDLL(None).setdomainname(b'other', 5)\n")
+    run_one("import socket\nsocket.sethostname('other')\n")
+    run_one("import ctypes\nctypes.CDLL(None).setdomainname(b'other', 5)\n")
     assert socket.gethostname() == before

@@ -1,11 +1,11 @@
-"""Where there are namespaces, a program has no privilege and gets none; `process` promises none of this."""
+"""Attacks on privileges, which levels other than `process` prevent."""
 
 import os
 
 import pytest
 
-from tests.execution.conftest import GUARD, Judge
-from tests.execution.surroundings import CONTAINED, linux_only
+from tests.execution.conftest import GUARD, RunOne
+from tests.execution.machine_state import CONTAINED, linux_only
 
 pytestmark = [linux_only, pytest.mark.parametrize("level", CONTAINED, indirect=True)]
 
@@ -13,8 +13,8 @@ pytestmark = [linux_only, pytest.mark.parametrize("level", CONTAINED, indirect=T
 READ_SEARCH = 1 << 2
 
 
-def test_no_capability(judge: Judge, level: str) -> None:
-    kept = READ_SEARCH if level == "bwrap" and os.geteuid() == 0 else 0  # for a Python out of nobody's reach
+def test_no_capability(run_one: RunOne, level: str) -> None:
+    kept = READ_SEARCH if level == "bwrap" and os.geteuid() == 0 else 0  # for a Python that only root can read
     candidate = (
         f"""
 import subprocess
@@ -28,7 +28,7 @@ for text in (open("/proc/self/status").read(), subprocess.check_output(["cat", "
     assert status["NoNewPrivs"].strip() == "1"
 """
     )
-    result = judge(candidate, "")
+    result = run_one(candidate, "")
     assert result.passed, result
 
 
@@ -65,7 +65,7 @@ for text in (open("/proc/self/status").read(), subprocess.check_output(["cat", "
         "subprocess.run(['mount', '-t', 'tmpfs', 'none', '/tmp'], check=True)",
     ],
 )
-def test_privileged_call(judge: Judge, attempt: str) -> None:
+def test_privileged_call(run_one: RunOne, attempt: str) -> None:
     setup = """
 import ctypes, os, resource, socket, subprocess, time
 libc = ctypes.CDLL(None, use_errno=True)
@@ -73,20 +73,20 @@ def call(name, *arguments):
     if getattr(libc, name)(*arguments) < 0:
         raise OSError(ctypes.get_errno(), name)
 """
-    result = judge(f"{GUARD}{setup}{attempt}\nraise RuntimeError('escaped')\n", "")
+    result = run_one(f"{GUARD}{setup}{attempt}\nraise RuntimeError('escaped')\n", "")
     assert result.status == "failed"
     assert "escaped" not in result.message, result
 
 
-def test_user_is_not_root(judge: Judge) -> None:
-    assert judge("import os\nassert 0 not in (*os.getresuid(), *os.getresgid(), *os.getgroups())\n", "").passed
+def test_user_is_not_root(run_one: RunOne) -> None:
+    assert run_one("import os\nassert 0 not in (*os.getresuid(), *os.getresgid(), *os.getgroups())\n", "").passed
 
 
-def test_own_temporary_folders_are_there(judge: Judge) -> None:
+def test_temporary_folders_exist(run_one: RunOne) -> None:
     candidate = """
 import os, tempfile
 assert os.access(os.getcwd(), os.W_OK) and os.access("/dev/shm", os.W_OK)
 with tempfile.TemporaryFile() as file:
     file.write(b"x")
 """
-    assert judge(candidate, "").passed
+    assert run_one(candidate, "").passed

@@ -1,12 +1,12 @@
-"""Memory, processes, descriptors, output and messages have their limits."""
+"""Attacks on the limits of memory, processes, descriptors, output and messages."""
 
 import json
 from dataclasses import asdict
 
 import pytest
 
-from tests.execution.conftest import GUARD, HONEST, Judge
-from tests.execution.surroundings import CONTAINED, linux_only, resident_kib
+from tests.execution.conftest import GUARD, HONEST, RunOne
+from tests.execution.machine_state import CONTAINED, linux_only, resident_kib
 from trl_akd.execution import CodeExecutor
 
 pytestmark = linux_only
@@ -25,20 +25,20 @@ ESCAPED = "raise RuntimeError('escaped')\n"
         "def solve(x):\n    return [x] * 10 ** 9\n",
     ],
 )
-def test_memory_of_one_process(judge: Judge, candidate: str) -> None:
-    result = judge(candidate, timeout=20.0)
+def test_memory_of_one_process(run_one: RunOne, candidate: str) -> None:
+    result = run_one(candidate, timeout=20.0)
     assert (result.status, result.error_type, result.ending) == ("failed", "MemoryError", "memory")
 
 
-def test_limit_of_the_run(judge: Judge) -> None:
+def test_limit_of_the_run(run_one: RunOne) -> None:
     candidate = "block = bytearray(150 * 2 ** 20)\n" + HONEST[0]
-    assert judge(candidate).status == "passed"
-    assert judge(candidate, memory_mb=100).ending == "memory"
-    assert judge("block = bytearray(400 * 2 ** 20)\n" + HONEST[0], memory_mb=600).status == "passed"
+    assert run_one(candidate).status == "passed"
+    assert run_one(candidate, memory_mb=100).ending == "memory"
+    assert run_one("block = bytearray(400 * 2 ** 20)\n" + HONEST[0], memory_mb=600).status == "passed"
 
 
-def test_own_memory_error_is_no_limit(judge: Judge) -> None:
-    result = judge("raise MemoryError('mine')\n")
+def test_raised_memory_error_is_an_exception(run_one: RunOne) -> None:
+    result = run_one("raise MemoryError('mine')\n")
     assert (result.status, result.error_type, result.ending, result.raised) == (
         "failed",
         "MemoryError",
@@ -47,8 +47,10 @@ def test_own_memory_error_is_no_limit(judge: Judge) -> None:
     )
 
 
-def test_shared_mapping(judge: Judge) -> None:
-    result = judge(f"import mmap\nm = mmap.mmap(-1, 2 ** 30)\nm.write(bytes(2 ** 20) * 1000)\n{ESCAPED}", timeout=20.0)
+def test_shared_mapping(run_one: RunOne) -> None:
+    result = run_one(
+        f"import mmap\nm = mmap.mmap(-1, 2 ** 30)\nm.write(bytes(2 ** 20) * 1000)\n{ESCAPED}", timeout=20.0
+    )
     assert result.status == "failed"
     assert "escaped" not in result.message
 
@@ -71,8 +73,8 @@ for number in range(1500):
 
 
 @pytest.mark.parametrize("level", CONTAINED, indirect=True)
-def test_memory_of_the_whole_family(judge: Judge) -> None:
-    result = judge(FAMILY + ESCAPED, timeout=20.0)
+def test_memory_of_all_processes_together(run_one: RunOne) -> None:
+    result = run_one(FAMILY + ESCAPED, timeout=20.0)
     assert (result.status, result.ending) == ("failed", "memory")
 
 
@@ -89,14 +91,14 @@ def test_memory_of_the_whole_family(judge: Judge) -> None:
     ],
 )
 @pytest.mark.parametrize("level", CONTAINED, indirect=True)
-def test_memory_by_way_of_files(judge: Judge, write: str) -> None:
-    result = judge(HOARD.format(write=write) + ESCAPED, timeout=20.0)
+def test_memory_held_by_files(run_one: RunOne, write: str) -> None:
+    result = run_one(HOARD.format(write=write) + ESCAPED, timeout=20.0)
     assert result.status == "failed"
     assert "escaped" not in result.message
 
 
 @pytest.mark.parametrize("level", CONTAINED, indirect=True)
-def test_memory_by_way_of_system_v(judge: Judge) -> None:
+def test_memory_held_by_system_v_segments(run_one: RunOne) -> None:
     candidate = """
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
@@ -109,7 +111,7 @@ for _ in range(8):
     ctypes.memset(address, 1, 128 * 2 ** 20)
     libc.shmdt(ctypes.c_void_p(address))
 """
-    result = judge(candidate + ESCAPED, timeout=20.0)
+    result = run_one(candidate + ESCAPED, timeout=20.0)
     assert result.status == "failed"
     assert "escaped" not in result.message
 
@@ -123,9 +125,9 @@ for _ in range(8):
         "subprocess.Popen(['sleep', '60'])",
     ],
 )
-def test_number_of_processes(judge: Judge, more: str) -> None:
+def test_number_of_processes(run_one: RunOne, more: str) -> None:
     count = f"import os, subprocess, threading, time\nthreading.stack_size(65536)\nfor _ in range(3000):\n    {more}\n"
-    result = judge(GUARD + count + ESCAPED, timeout=20.0)
+    result = run_one(GUARD + count + ESCAPED, timeout=20.0)
     assert result.status == "failed"
     assert "escaped" not in result.message
 
@@ -141,8 +143,8 @@ BOMBS = {
 
 @pytest.mark.parametrize("level", CONTAINED, indirect=True)
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_fork_bomb(judge: Judge, bomb: str) -> None:
-    result = judge(GUARD + BOMBS[bomb], timeout=1.0)
+def test_fork_bomb(run_one: RunOne, bomb: str) -> None:
+    result = run_one(GUARD + BOMBS[bomb], timeout=1.0)
     assert result.status in ("failed", "timed_out")
     assert "escaped" not in result.message
 
@@ -150,8 +152,8 @@ def test_fork_bomb(judge: Judge, bomb: str) -> None:
 @pytest.mark.parametrize(
     "more", ["open('/dev/null')", "socket.socket(socket.AF_UNIX)", "os.pipe()", "os.dup(0)", "os.eventfd(0)"]
 )
-def test_descriptors(judge: Judge, more: str) -> None:
-    result = judge(f"import os, socket\nkept = []\nfor _ in range(200000):\n    kept.append({more})\n{ESCAPED}")
+def test_descriptors(run_one: RunOne, more: str) -> None:
+    result = run_one(f"import os, socket\nkept = []\nfor _ in range(200000):\n    kept.append({more})\n{ESCAPED}")
     assert (result.status, result.error_type) == ("failed", "OSError")
 
 
@@ -165,25 +167,25 @@ def test_descriptors(judge: Judge, more: str) -> None:
         "subprocess.run(['echo', 'x' * 10000])",
     ],
 )
-def test_endless_output(judge: Judge, output: str) -> None:
+def test_endless_output(run_one: RunOne, output: str) -> None:
     before = resident_kib()
-    result = judge(f"import os, subprocess, sys\nwhile True:\n    {output}\n", timeout=0.3)
+    result = run_one(f"import os, subprocess, sys\nwhile True:\n    {output}\n", timeout=0.3)
     assert result.status in ("timed_out", "failed")
     assert resident_kib() - before < 32 * 1024
 
 
 @pytest.mark.parametrize("output", ["print('x' * 79)", "os.write(2, b'x' * 80)"])
-def test_much_output_is_no_fault(judge: Judge, output: str) -> None:
-    result = judge(f"import os\nfor _ in range(30000):\n    {output}\n{HONEST[0]}", timeout=20.0)
+def test_large_output_is_allowed(run_one: RunOne, output: str) -> None:
+    result = run_one(f"import os\nfor _ in range(30000):\n    {output}\n{HONEST[0]}", timeout=20.0)
     assert result.status == "passed"
 
 
-def test_endless_output_of_a_script(judge: Judge) -> None:
+def test_endless_output_of_a_script(run_one: RunOne) -> None:
     tests = {"inputs": ["1\n"], "outputs": ["1\n"]}
     before = resident_kib()
-    assert judge("while True: print('x' * 10000)\n", tests, timeout=0.5).status in ("timed_out", "failed")
-    assert judge("print(1)\nwhile True: print()\n", tests, timeout=0.5).status in ("timed_out", "failed")
-    assert judge("print('1' * 10 ** 8)\n", tests).status == "failed"
+    assert run_one("while True: print('x' * 10000)\n", tests, timeout=0.5).status in ("timed_out", "failed")
+    assert run_one("print(1)\nwhile True: print()\n", tests, timeout=0.5).status in ("timed_out", "failed")
+    assert run_one("print('1' * 10 ** 8)\n", tests).status == "failed"
     assert resident_kib() - before < 32 * 1024
 
 
@@ -222,8 +224,8 @@ LOUD = {
 
 
 @pytest.mark.parametrize("attack", LOUD)
-def test_message_is_bounded_and_printable(judge: Judge, attack: str) -> None:
-    result = judge(LOUD[attack])
+def test_message_is_bounded_and_printable(run_one: RunOne, attack: str) -> None:
+    result = run_one(LOUD[attack])
     assert result.status == "failed", result
     assert result.ending in ("exception", "memory"), result
     assert len(result.message) <= 1000
@@ -235,13 +237,13 @@ def test_message_is_bounded_and_printable(judge: Judge, attack: str) -> None:
     assert result.line is None or result.line >= 1
 
 
-def test_endless_recursion_is_a_failure(judge: Judge) -> None:
-    assert judge("def f(): f()\nf()\n").error_type == "RecursionError"
+def test_endless_recursion_is_a_failure(run_one: RunOne) -> None:
+    assert run_one("def f(): f()\nf()\n").error_type == "RecursionError"
     deep = "class A:\n    def __getattr__(self, name): return getattr(self, name)\nA().x\n"
-    assert judge("import sys\nsys.setrecursionlimit(10 ** 9)\n" + deep).status == "failed"
+    assert run_one("import sys\nsys.setrecursionlimit(10 ** 9)\n" + deep).status == "failed"
 
 
-def test_strange_texts_are_failures(executor: CodeExecutor, unharmed: None) -> None:
+def test_unusual_candidates_fail(executor: CodeExecutor, check_cleanup: None) -> None:
     texts = ["\0", "x = '\ud800'", "\ud800", "(" * 100_000, "x = " + "-" * 200_000 + "1", "[" * 3000 + "]" * 3000]
     texts += [
         "x = 1\n" * 200_000 + "1 / 0",
@@ -259,7 +261,7 @@ def test_strange_texts_are_failures(executor: CodeExecutor, unharmed: None) -> N
     assert (empty.status, honest.status) == ("passed", "passed")
 
 
-def test_strange_tests_are_failures(executor: CodeExecutor, unharmed: None) -> None:
+def test_unusual_tests_fail(executor: CodeExecutor, check_cleanup: None) -> None:
     texts = ["\0", "\ud800", "(" * 100_000, "assert '", "[" * 3000 + "]" * 3000]
     for result in executor.run([(HONEST[0], text) for text in texts]):
         assert (result.status, result.stage) == ("failed", "compile")

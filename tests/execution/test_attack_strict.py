@@ -1,4 +1,4 @@
-"""With `strict=True` the test runs in a process of its own, and only plain data crosses."""
+"""Attacks on strict mode, where the test runs in another process and receives only plain data."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.execution.conftest import HONEST
-from tests.execution.surroundings import linux_only
+from tests.execution.machine_state import linux_only
 from trl_akd.execution import CodeExecutor, ExecutionResult
 
 pytestmark = linux_only
@@ -18,7 +18,7 @@ class Equal:
     __ne__ = __lt__ = __gt__ = lambda *a: False
     __hash__ = lambda self: 4
 """
-# With the test beside them, these pass: the lie is what the test calls.
+# These pass without `strict`, as the test calls what the candidate has changed.
 PERSUASIVE = {
     "always equal": (EQUAL + "def solve(x):\n    return Equal()\n", TEST),
     "equal integer": (
@@ -155,7 +155,7 @@ def strict(level: str) -> Iterator[CodeExecutor]:
         yield made
 
 
-def judge(executor: CodeExecutor, candidate: str, test: Any, **limits: Any) -> ExecutionResult:
+def run_one(executor: CodeExecutor, candidate: str, test: Any, **limits: Any) -> ExecutionResult:
     result, after = executor.run([(candidate, test), HONEST], **limits)
     assert after.status == "passed", after
     assert result.strict
@@ -163,18 +163,18 @@ def judge(executor: CodeExecutor, candidate: str, test: Any, **limits: Any) -> E
 
 
 @pytest.mark.parametrize("attack", PERSUASIVE)
-def test_lie_that_convinces_without_strict(strict: CodeExecutor, executor: CodeExecutor, attack: str) -> None:
+def test_attack_that_succeeds_without_strict(strict: CodeExecutor, executor: CodeExecutor, attack: str) -> None:
     [beside] = executor.run([PERSUASIVE[attack]])
     assert beside.passed, "no longer a lie worth telling"
-    result = judge(strict, *PERSUASIVE[attack])
+    result = run_one(strict, *PERSUASIVE[attack])
     assert result.status == "failed", result
 
 
 @pytest.mark.parametrize("attack", LIES)
-def test_lie(strict: CodeExecutor, attack: str) -> None:
+def test_attack(strict: CodeExecutor, attack: str) -> None:
     if strict.isolation == "process" and attack in ("reads the test's memory", "traces the test"):
         pytest.skip("promised where there are namespaces")
-    result = judge(strict, LIES[attack], TEST, timeout=0.7)
+    result = run_one(strict, LIES[attack], TEST, timeout=0.7)
     assert result.status in ("failed", "timed_out"), result
 
 
@@ -211,22 +211,22 @@ PLAIN = (
         ("def f(n):\n    return list(range(n))\n", "assert f(100000) == list(range(100000))"),
     ],
 )
-def test_plain_data_crosses(strict: CodeExecutor, candidate: str, test: str) -> None:
-    result = judge(strict, candidate, test)
+def test_plain_data_is_exchanged(strict: CodeExecutor, candidate: str, test: str) -> None:
+    result = run_one(strict, candidate, test)
     assert result.status == "passed", result
 
 
-def test_facts_are_those_of_the_candidate(strict: CodeExecutor) -> None:
-    result = judge(strict, "def solve(x):\n    raise LookupError('why')\n", TEST)
+def test_facts_describe_the_candidates_exception(strict: CodeExecutor) -> None:
+    result = run_one(strict, "def solve(x):\n    raise LookupError('why')\n", TEST)
     assert (result.status, result.error_type, result.message) == ("failed", "LookupError", "why")
-    result = judge(strict, "def solve(x):\n    return undefined\n", TEST)
+    result = run_one(strict, "def solve(x):\n    return undefined\n", TEST)
     assert (result.error_type, result.missing) == ("NameError", "undefined")
-    result = judge(strict, "def solve(x):\n    return 0\n", TEST)
+    result = run_one(strict, "def solve(x):\n    return 0\n", TEST)
     assert (result.error_type, result.stage, result.origin) == ("AssertionError", "test", "test")
-    result = judge(strict, "def solve(x:\n", TEST)
+    result = run_one(strict, "def solve(x:\n", TEST)
     assert (result.error_type, result.stage, result.origin) == ("SyntaxError", "compile", "candidate")
 
 
-def test_own_exceptions_keep_their_name(strict: CodeExecutor) -> None:
-    result = judge(strict, "class Odd(Exception): pass\ndef solve(x):\n    raise Odd('x')\n", TEST)
+def test_custom_exceptions_keep_their_name(strict: CodeExecutor) -> None:
+    result = run_one(strict, "class Odd(Exception): pass\ndef solve(x):\n    raise Odd('x')\n", TEST)
     assert (result.status, result.error_type) == ("failed", "Odd")

@@ -1,12 +1,12 @@
-"""No program passes but by passing: forged messages, early exits, twins, patched functions and other lies."""
+"""Attacks on the verdict: forged messages, early exits, forked copies, patched functions and others."""
 
 import os
 import sys
 
 import pytest
 
-from tests.execution.conftest import Judge
-from tests.execution.surroundings import linux_only
+from tests.execution.conftest import RunOne
+from tests.execution.machine_state import linux_only
 from trl_akd.execution import CodeExecutor
 
 pytestmark = linux_only
@@ -289,10 +289,10 @@ def solve(x):
 
 
 @pytest.mark.parametrize("attack", FORGERIES)
-def test_forgery(judge: Judge, attack: str) -> None:
+def test_forgery(run_one: RunOne, attack: str) -> None:
     if attack == "local names above" and sys.version_info >= (3, 13):
         pytest.skip("frames can be written to from Python 3.13 on; strict alone stops that")
-    result = judge(FORGERIES[attack], TEST, timeout=0.6)
+    result = run_one(FORGERIES[attack], TEST, timeout=0.6)
     assert result.status in ("failed", "timed_out"), result
     assert result.tests_passed == 0
     assert result.ending
@@ -310,14 +310,14 @@ TAMPERING = {
 
 
 @pytest.mark.parametrize("way", TAMPERING)
-def test_tampering_with_one_descriptor(executor: CodeExecutor, unharmed: None, way: str) -> None:
+def test_tampering_with_one_descriptor(executor: CodeExecutor, check_cleanup: None, way: str) -> None:
     attack = "import os\nfd = {}\ntry:\n    {}\nexcept OSError: pass\n"
     batch = [(attack.format(fd, TAMPERING[way]) + WRONG, TEST) for fd in range(3, 20)]
     for fd, result in enumerate(executor.run(batch, timeout=1.0), 3):
         assert result.status in ("failed", "timed_out"), (fd, result)
 
 
-def test_test_is_no_secret_on_a_descriptor(judge: Judge) -> None:
+def test_test_cannot_be_read_from_a_descriptor(run_one: RunOne) -> None:
     candidate = """
 import os
 for fd in range(3, 64):
@@ -327,12 +327,12 @@ for fd in range(3, 64):
             if b"assert answer" in read(): raise RuntimeError("escaped")
         except OSError: pass
 """
-    result = judge(candidate, TEST)
+    result = run_one(candidate, TEST)
     assert "escaped" not in result.message
 
 
 @pytest.mark.parametrize("name", ["all", "any", "abs", "len", "isinstance", "sorted", "type", "range", "set", "print"])
-def test_builtins_are_whole_again_for_the_test(judge: Judge, name: str) -> None:
+def test_builtins_are_restored_for_the_test(run_one: RunOne, name: str) -> None:
     lie = "class Lie:\n    __eq__ = __ne__ = __bool__ = lambda *a: True\n    __iter__ = lambda self: iter(())\n"
     candidate = f"import builtins\n{lie}setattr(builtins, {name!r}, lambda *a, **k: Lie())\n{WRONG}"
     test = (
@@ -340,7 +340,7 @@ def test_builtins_are_whole_again_for_the_test(judge: Judge, name: str) -> None:
         "assert isinstance(1, int) and sorted([2, 1])[0] == 1 and type(1) is int and len(range(3)) == 3 and set([1])\n"
         "assert print() is None\n"
     )
-    assert judge(candidate, test).status == "passed"
+    assert run_one(candidate, test).status == "passed"
 
 
 @pytest.mark.parametrize("way", ["builtins.{name} = lie", "__builtins__ = dict(vars(builtins), {name}=lie)"])
@@ -355,7 +355,7 @@ def test_builtins_are_whole_again_for_the_test(judge: Judge, name: str) -> None:
         ("range", "()", "for x in range(3):\n    assert solve(x) == 2 * x"),
     ],
 )
-def test_patched_builtin_fools_no_test(judge: Judge, way: str, name: str, lie: str, test: str) -> None:
+def test_patched_builtins_do_not_affect_the_test(run_one: RunOne, way: str, name: str, lie: str, test: str) -> None:
     patch = f"import builtins\nlie = lambda *a, **k: {lie}\n{way.format(name=name)}\n"
-    result = judge(patch + WRONG, test)
+    result = run_one(patch + WRONG, test)
     assert (result.status, result.error_type) == ("failed", "AssertionError")

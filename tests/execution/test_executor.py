@@ -1,24 +1,23 @@
-"""Honest programs pass, wrong ones fail for the reason that is reported, and results come as they should."""
+"""Correct programs pass, wrong ones fail with the right report, and results are complete and in order."""
 
 import gzip
 import itertools
 import json
 import os
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.execution.conftest import HONEST, Judge
-from tests.execution.surroundings import DATA, linux_only
+from tests.execution.conftest import HONEST, RunOne
+from tests.execution.machine_state import DATA, linux_only
 from trl_akd.execution import CodeExecutor
 
 pytestmark = linux_only
 
 HUMAN_EVAL = DATA / "humaneval" / "HumanEval.jsonl.gz"
 MBPP = DATA / "mbpp" / "mbpp.jsonl"
+NAP = (f"import time\ntime.sleep(0.1)\n{HONEST[0]}", HONEST[1])
 
 HONEST_PROGRAMS = {
     "temporary files": (
@@ -122,8 +121,8 @@ HONEST_PROGRAMS = {
 
 
 @pytest.mark.parametrize("name", HONEST_PROGRAMS)
-def test_honest_program(judge: Judge, name: str) -> None:
-    result = judge(*HONEST_PROGRAMS[name], timeout=20.0)
+def test_correct_program(run_one: RunOne, name: str) -> None:
+    result = run_one(*HONEST_PROGRAMS[name], timeout=20.0)
     assert result.passed, result
     assert (result.tests_passed, result.tests_total, result.ending, result.error_type) == (1, 1, None, None)
 
@@ -177,29 +176,29 @@ ERRORS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_error(judge: Judge, name: str) -> None:
+def test_error(run_one: RunOne, name: str) -> None:
     candidate, test, expected = ERRORS[name]
-    result = judge(candidate, test)
+    result = run_one(candidate, test)
     assert result.status == "failed"
     assert {key: getattr(result, key) for key in expected} == expected, result
     assert (result.tests_passed, result.tests_total) == (0, 1)
 
 
-def test_deadline(judge: Judge) -> None:
-    result = judge("def f():\n    while True: pass", "f()", timeout=0.3)
+def test_deadline(run_one: RunOne) -> None:
+    result = run_one("def f():\n    while True: pass", "f()", timeout=0.3)
     assert (result.status, result.ending, result.error_type, result.stage) == ("timed_out", "deadline", None, "test")
     assert 0.3 <= result.seconds < 3
 
 
-def test_text_that_never_ends(judge: Judge) -> None:
-    result = judge("class E(Exception):\n    def __str__(self):\n        while True: pass\nraise E", "", timeout=0.3)
+def test_message_that_never_ends(run_one: RunOne) -> None:
+    result = run_one("class E(Exception):\n    def __str__(self):\n        while True: pass\nraise E", "", timeout=0.3)
     assert (result.status, result.error_type, result.message, result.line) == ("failed", "E", "", 4)
 
 
-def test_memory_of_all_processes(judge: Judge) -> None:
+def test_memory_of_all_processes(run_one: RunOne) -> None:
     child = "    if os.fork() == 0:\n        x = b'1' * (100 << 20)\n        time.sleep(9)\n"
     hungry = f"import os, time\nfor _ in range(8):\n{child}time.sleep(9)"
-    result = judge(hungry, "", timeout=9.0, memory_mb=256)
+    result = run_one(hungry, "", timeout=9.0, memory_mb=256)
     assert (result.status, result.error_type, result.ending) == ("failed", "MemoryError", "memory")
 
 
@@ -211,7 +210,7 @@ def test_order_and_indices(executor: CodeExecutor) -> None:
     assert all(result.message == str(index) for index, result in streamed)
 
 
-def test_stream_draws_as_it_goes(executor: CodeExecutor) -> None:
+def test_stream_is_lazy(executor: CodeExecutor) -> None:
     drawn = []
 
     def endless() -> Iterator[tuple[str, str]]:
@@ -229,32 +228,25 @@ def test_stream_draws_as_it_goes(executor: CodeExecutor) -> None:
     assert executor.run([HONEST])[0].passed
 
 
-def test_nothing_to_run(executor: CodeExecutor) -> None:
+def test_stream_closed_early(executor: CodeExecutor) -> None:
+    for _ in range(5):
+        next(executor.stream([NAP, ("1 / 0\n", ""), NAP, NAP, NAP, NAP]))
+        assert [result.status for result in executor.run([HONEST] * 3)] == ["passed"] * 3
+
+
+def test_iterable_that_raises(executor: CodeExecutor) -> None:
+    def programs() -> Iterator[tuple[str, str]]:
+        yield NAP
+        yield HONEST
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        list(executor.stream(programs()))
+    assert [result.status for result in executor.run([HONEST] * 3)] == ["passed"] * 3
+
+
+def test_no_programs(executor: CodeExecutor) -> None:
     assert executor.run([]) == []
-
-
-def test_threads_take_turns(executor: CodeExecutor) -> None:
-    results: list[str] = []
-
-    def use() -> None:
-        results.extend(result.status for result in executor.run([HONEST] * 3))
-
-    threads = [threading.Thread(target=use) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == ["passed"] * 12
-
-
-def test_made_in_a_thread_that_ended(level: str) -> None:
-    made: list[CodeExecutor] = []
-    thread = threading.Thread(target=lambda: made.append(CodeExecutor(1, isolation=level, allow_code_execution=True)))
-    thread.start()
-    thread.join()
-    time.sleep(0.1)
-    with made[0] as executor:
-        assert executor.run([HONEST])[0].passed
 
 
 def test_limits_of_a_call(executor: CodeExecutor) -> None:
@@ -297,7 +289,7 @@ def test_mbpp_references_pass(level: str) -> None:
         assert {rows[i]["task_id"]: r for i, r in executor.stream(programs) if not r.passed} == {}
 
 
-def test_a_fork_of_the_caller_leaves_helpers_alone(executor: CodeExecutor) -> None:
+def test_fork_of_the_caller_does_not_stop_helpers(executor: CodeExecutor) -> None:
     child = os.fork()
     if child == 0:
         try:

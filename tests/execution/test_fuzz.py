@@ -1,4 +1,4 @@
-"""Random mutations of real programs: whatever they are, each gets one result, and its facts agree with one another."""
+"""Random mutations of real programs: each gets one result, whose fields are consistent."""
 
 import ast
 import gzip
@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.execution.surroundings import BWRAP, DATA, LINUX, Footprint, eventually
+from tests.execution.machine_state import BWRAP, DATA, LINUX, Footprint, eventually
 from trl_akd.execution import CodeExecutor, ExecutionResult
 
 pytestmark = pytest.mark.parametrize(
@@ -90,7 +90,7 @@ BUILT_IN: list[Program] = [
 
 @cache
 def corpus() -> list[Program]:
-    """Programs with their tests: HumanEval and MBPP where they lie beside the repository, and a few of our own."""
+    """Return programs with their tests: HumanEval and MBPP if available, and those above."""
     programs = list(BUILT_IN)
     human_eval, mbpp = DATA / "humaneval" / "HumanEval.jsonl.gz", DATA / "mbpp" / "mbpp.jsonl"
     if human_eval.is_file():
@@ -151,7 +151,7 @@ NOISE += [
 
 
 def mutate_once(text: str, other: str, draw: random.Random) -> str:
-    """Delete, repeat, swap or replace a line or a stretch of characters, splice in another program, or add noise."""
+    """Delete, repeat, swap or replace lines or characters, insert another program, or add noise."""
     lines = text.splitlines(keepends=True) or [""]
     i, j = (draw.randrange(len(lines)) for _ in range(2))
     a, b = sorted(draw.randrange(len(text) + 1) for _ in range(2))
@@ -194,7 +194,7 @@ def mutants(draw: st.DrawFn) -> Program:
 
 
 def check(result: ExecutionResult, program: Program, isolation: str) -> None:
-    """The facts of a result agree with one another."""
+    """Check that the fields of a result are consistent."""
     assert result.status in ("passed", "failed", "timed_out")
     assert (result.isolation, result.strict) == (isolation, False)
     assert result.passed == (result.status == "passed")
@@ -238,7 +238,7 @@ def fuzzed(level: str) -> CodeExecutor:
 
 @pytest.fixture(scope="module", autouse=True)
 def unchanged(fuzzed: CodeExecutor) -> Iterator[None]:
-    """Nothing of this process changed once all examples ran, and no file came to where they ran from."""
+    """Check that the examples left no process, descriptor or file."""
     assert [result.status for result in fuzzed.run([("import time\ntime.sleep(0.1)\n", "")] * 4)] == ["passed"] * 4
     before, folder = Footprint.now() if LINUX else None, set(os.listdir())
     yield
@@ -316,7 +316,7 @@ DOUBTFUL = ("open(", "exec(", "eval(", "input(", "__", "random", "exit(", "time"
 
 
 def harmless(candidate: str) -> bool:
-    """Whether a mutant of a reference solution may run beside no sandbox: it computes, and does nothing else."""
+    """Whether a mutant of a reference solution is safe without a sandbox, as it only computes."""
     try:
         tree = ast.parse(candidate)
     except (SyntaxError, ValueError):
@@ -327,7 +327,7 @@ def harmless(candidate: str) -> bool:
 
 
 def oracle(program: Program, folder: Path) -> str | None:
-    """Class name of what ends a program in a plain interpreter, `passed`, or None where time ran out."""
+    """Return the class name of the exception in a plain interpreter, `passed`, or None after the time limit."""
     for name, text in zip(("candidate", "test"), program, strict=True):
         (folder / name).write_text(text, newline="")
     command = [sys.executable, "-I", "-c", ORACLE, folder / "candidate", folder / "test"]

@@ -1,4 +1,4 @@
-"""Verdicts on inputs and outputs beside those of APPS's and LiveCodeBench's harnesses, whose rules are written anew.
+"""Verdicts on inputs and outputs beside those of APPS's and LiveCodeBench's harnesses, whose rules are reimplemented.
 
 The oracle runs programs in this process, as those harnesses do, and tells whether an output is `same`, `different` or
 only `loose`: accepted by APPS's last resorts (lines and words in any order, numbers rounded to three decimals), which
@@ -28,7 +28,7 @@ SECONDS = 1.0
 
 
 class TooLateError(BaseException):
-    """The oracle's limit on processor time."""
+    """Limit the processor time of the oracle."""
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def deadline():
 
 
 def names_of_apps() -> dict:
-    """What APPS's harness puts before a program, name by name."""
+    """Return the names that APPS's harness imports before a program."""
     import collections
     import fractions
     import functools
@@ -69,7 +69,7 @@ def names_of_apps() -> dict:
 
 
 def run_script(program: str, given: str) -> list[str]:
-    """The lines that a script prints when it is the body of a function, as APPS runs it."""
+    """Return the lines that a script prints as the body of a function, as in APPS's harness."""
     body = [line if line.startswith(("import ", "from ")) else f"\t{line}" for line in program.split("\n")]
     start = next(i for i, line in enumerate(body) if line.startswith("\t"))
     rest = [line if line.startswith("\t") else f"\t{line}" for line in body[start:]]
@@ -124,7 +124,7 @@ def compare_call(returned, wanted) -> bool:
 
 
 def whole_keys(value):
-    """JSON makes keys texts; APPS's harness undoes that for a dict alone in its list."""
+    """Convert the keys of a dict back to integers, as APPS's harness does for a dict alone in its list."""
     with contextlib.suppress(ValueError, AttributeError, IndexError, TypeError, KeyError):
         if isinstance(value, dict):
             return [{int(key): item for key, item in value.items()}]
@@ -153,7 +153,7 @@ def oracle(program: str, tests: dict) -> list[str]:
 
 
 def mutants(program: str) -> list[str]:
-    """The program with one thing changed: an operator, a bound, a digit, or what it prints."""
+    """Yield variants of a program with one changed operator, bound, digit or output."""
     changes = [
         ("<", ">"),
         (" + ", " - "),
@@ -219,8 +219,8 @@ def test_calls(name: str, executor: CodeExecutor):
 
 
 @pytest.mark.parametrize("name", ["test/0000", "test/0001", "test/0002", "test/0003", "test/0004", "train"])
-def test_rows_of_apps(name: str, executor: CodeExecutor):
-    """Three reference solutions of each problem and what becomes of them with one thing changed."""
+def test_apps_problems(name: str, executor: CodeExecutor):
+    """Compare verdicts on three reference solutions per problem and their mutants."""
     folders = sorted(APPS.glob("train/*")) if name == "train" else [APPS / name]
     if not folders or not folders[0].exists():
         pytest.skip("needs ../shared/data/apps")
@@ -231,7 +231,7 @@ def test_rows_of_apps(name: str, executor: CodeExecutor):
         solutions = [
             program
             for program in json.loads((folder / "solutions.json").read_text())
-            if "__name__" not in program  # APPS's harness runs such a program for nothing
+            if "__name__" not in program  # APPS's harness does not run the main block
         ][:3]
         programs = [text for program in solutions for text in (program, *mutants(program)[:2])]
         for program, result in zip(programs, executor.run([(text, tests) for text in programs]), strict=True):
@@ -252,7 +252,7 @@ SCRIPTS = [
 
 
 @pytest.mark.parametrize("program", SCRIPTS)
-def test_scripts_have_the_names_and_lines_of_errors_stay_right(program: str, executor: CodeExecutor):
+def test_scripts_have_the_imports_and_correct_error_lines(program: str, executor: CodeExecutor):
     tests = {"inputs": ["12 18\n", "7 5\n"], "outputs": ["6\n", "1\n"]}
     passed, failed, bare = executor.run(
         [(program, tests), (f"{program}\n1 / 0", tests), (program, {**tests, "harness": "none"})]
@@ -262,7 +262,7 @@ def test_scripts_have_the_names_and_lines_of_errors_stay_right(program: str, exe
     assert bare.error_type == "NameError"
 
 
-def test_the_names_of_livecodebench(executor: CodeExecutor):
+def test_imports_of_livecodebench(executor: CodeExecutor):
     program = (
         "class Solution:\n    def f(self, a: Optional[List[int]]) -> Dict[str, int]:\n"
         "        assert getrecursionlimit() == 50000 and datetime.datetime and sub(3, 2) == 1 and findall('a', 'ab')\n"
@@ -302,7 +302,7 @@ def test_wrapped_values_by_harness(executor: CodeExecutor):
     assert [result.passed for result in found] == [True, True, False, True]
 
 
-def test_an_unknown_harness(executor: CodeExecutor):
+def test_unknown_harness(executor: CodeExecutor):
     with pytest.raises(ValueError, match="harness=3; choose one of apps, livecodebench, none"):
         executor.run([("print(1)", {"inputs": [""], "outputs": ["1"], "harness": 3})])
 
@@ -310,7 +310,7 @@ def test_an_unknown_harness(executor: CodeExecutor):
 @pytest.mark.parametrize(
     "program", ["def g(x):\n    return x", "class Solution:\n    def g(self, x):\n        return x"]
 )
-def test_a_missing_function_is_a_missing_name(program: str, executor: CodeExecutor):
+def test_missing_function_is_a_name_error(program: str, executor: CodeExecutor):
     (result,) = executor.run([(program, {"inputs": [[1]], "outputs": [1], "fn_name": "f"})])
     assert (result.error_type, result.missing) == ("NameError", "f")
     assert classify(result, program, "f").cause == "wrong_function_name"
@@ -329,10 +329,10 @@ def test_a_missing_function_is_a_missing_name(program: str, executor: CodeExecut
         ("product", [2, 3], 6, "if True:\n    product = lambda a, b: a * b"),
     ],
 )
-def test_the_function_is_the_candidates(
+def test_function_must_be_defined_by_the_candidate(
     name: str, arguments: list, value: object, own: str, harness: str, executor: CodeExecutor
 ):
-    """What the harness imports, and what is built in, is no answer."""
+    """Imports of the harness and built-ins are not accepted."""
     tests = {"inputs": [arguments], "outputs": [value], "fn_name": name, "harness": harness}
     others = ["", "x = 1", f"def other(*a):\n    return {name}(*a)", "class Solution:\n    pass"]
     found, *missing = executor.run([(program, tests) for program in (own, *others)])
@@ -341,7 +341,7 @@ def test_the_function_is_the_candidates(
 
 
 @pytest.mark.parametrize("value", [3, None, True, 0.5])
-def test_arguments_that_are_no_list(value: object, executor: CodeExecutor):
+def test_arguments_that_are_not_a_list(value: object, executor: CodeExecutor):
     tests = {"inputs": [value], "outputs": [3], "fn_name": "f"}
     with pytest.raises(
         TypeError, match=r"programs\[1\] has inputs of type .* for calls of 'f'; give each call a list"
@@ -349,7 +349,7 @@ def test_arguments_that_are_no_list(value: object, executor: CodeExecutor):
         executor.run([("", "pass"), ("def f(x):\n    return x", tests)])
 
 
-def test_arguments_that_are_no_json(executor: CodeExecutor):
+def test_arguments_that_are_not_json(executor: CodeExecutor):
     tests = {"inputs": [[1], [{2}]], "outputs": [1, 2], "fn_name": "f"}
     with pytest.raises(TypeError, match=r"inputs\[1\] cannot be sent as JSON .*set"):
         executor.run([("def f(x):\n    return x", tests)])

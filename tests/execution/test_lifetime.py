@@ -1,4 +1,4 @@
-"""Executors come and go: with their caller's death, threads, forks and helpers that die, and leave nothing behind."""
+"""Life cycle of executors: end of the caller, threads, forks, failed helpers, and cleanup."""
 
 import gc
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.execution.conftest import HONEST
-from tests.execution.surroundings import (
+from tests.execution.machine_state import (
     ROOT,
     Footprint,
     Process,
@@ -53,10 +53,10 @@ def make(level: str, workers: int = 2, timeout: float = 10.0) -> CodeExecutor:
 
 @contextmanager
 def start(level: str, body: str) -> Iterator[subprocess.Popen[str]]:
-    """Another process that calls; `executor` is its executor, `HONEST` a program that passes."""
+    """Start another process with an `executor` and `HONEST`, a program that passes."""
     script = f"""
 import gc, os, signal, sys, threading, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born ignoring it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 from trl_akd.execution import CodeExecutor
 HONEST = {HONEST!r}
 executor = CodeExecutor(2, timeout=10, isolation={level!r}, allow_code_execution=True)
@@ -70,7 +70,7 @@ def statuses(count=4):
         try:
             yield caller
         finally:
-            caller.kill()  # else leaving a test that failed would wait for it
+            caller.kill()  # else the exit of a failed test would wait for it
 
 
 def output(level: str, body: str) -> list[str]:
@@ -109,7 +109,7 @@ def test_death_of_the_caller(level: str, number: signal.Signals, group: bool) ->
         "os.abort()",
     ],
 )
-def test_end_of_the_caller_without_a_word(level: str, end: str) -> None:
+def test_abrupt_exit_of_the_caller(level: str, end: str) -> None:
     with start(level, f"print(statuses(), flush=True)\ninput()\n{end}\n") as caller:
         assert caller.stdout and caller.stdout.readline() == "passed passed passed passed\n"
         family = descendants(caller.pid)
@@ -159,7 +159,7 @@ def descriptors_of_helpers() -> int:
     return count
 
 
-def test_nothing_piles_up(level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_resources_accumulate(level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     gc.collect()
     before = Footprint.now()
@@ -205,8 +205,8 @@ def test_memory_of_the_caller_does_not_grow(level: str, count: int) -> None:
         assert eventually(lambda: Footprint.now().within(footprint))
 
 
-class TestTogether:
-    """Threads, executors, processes and forks do not disturb one another."""
+class TestConcurrency:
+    """Threads, executors, processes and forks work independently."""
 
     def test_from_a_thread_that_ended(self, level: str) -> None:
         made: list[CodeExecutor] = []
@@ -287,7 +287,7 @@ def children_of(ours: set[Process]) -> list[Process]:
 
 
 def kill_all(rows: Iterable[Process]) -> None:
-    """Kill the helpers first, which would report their killed programs as failed."""
+    """Kill the helpers first, as they would report their killed programs as failed."""
     for row in sorted(rows, key=lambda row: row.parent != os.getpid()):
         with suppress(ProcessLookupError):
             os.kill(row.pid, signal.SIGKILL)
@@ -310,7 +310,7 @@ def test_killed_helper(level: str, everything: bool) -> None:
     assert eventually(lambda: not descendants() - others)
 
 
-def test_helpers_that_always_die(level: str) -> None:
+def test_helpers_that_always_fail(level: str) -> None:
     others = descendants()
     with make(level) as executor:
         assert executor.run([HONEST])[0].passed
@@ -346,7 +346,7 @@ def test_stopped_helper(level: str) -> None:
 
 
 class TestClose:
-    """An executor can be closed at any time, any number of times."""
+    """Executors can be closed at any time and repeatedly."""
 
     def test_twice(self, level: str) -> None:
         executor = make(level)
@@ -364,7 +364,7 @@ class TestClose:
         with pytest.raises((RuntimeError, ValueError), match="closed"):
             list(executor.stream([HONEST]))
 
-    def test_forgotten(self, level: str) -> None:
+    def test_garbage_collected(self, level: str) -> None:
         before = Footprint.now()
         executor = make(level)
         executor.run([HONEST])

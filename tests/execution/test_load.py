@@ -1,4 +1,4 @@
-"""Verdicts do not depend on what else the machine does: processor time decides."""
+"""Verdicts do not depend on the load of the machine."""
 
 import random
 import subprocess
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.execution.conftest import HONEST, Judge
-from tests.execution.surroundings import linux_only
+from tests.execution.conftest import HONEST, RunOne
+from tests.execution.machine_state import linux_only
 from trl_akd.execution import CodeExecutor
 
 pytestmark = linux_only
@@ -22,7 +22,7 @@ CHILDREN = (
     "        while time.process_time() < end: pass\n        os._exit(0)\n    os.wait()\n" + HONEST[0]
 )
 LIMIT = TIMEOUT
-PROGRAMS = {  # all well inside their limit or well beyond it, on a quiet machine
+PROGRAMS = {  # on an idle machine, all far below or far above their limit
     "trivial": (HONEST[0], "passed"),
     "wrong": ("def solve(x): return 0\n", "failed"),
     "half the limit": (BUSY.format(0.5 * LIMIT), "passed"),
@@ -66,10 +66,10 @@ def test_verdicts_beside_busy_processes(level: str, count: int, busy: int) -> No
     assert not [entry for entry in got if entry[1] != PROGRAMS[entry[0]][1]]
 
 
-def test_processor_time_of_children_counts(judge: Judge) -> None:
+def test_processor_time_of_children_counts(run_one: RunOne) -> None:
     together = CHILDREN.format(0.2)
-    assert judge(together, timeout=2.0).passed
-    result = judge(together, timeout=0.3)
+    assert run_one(together, timeout=2.0).passed
+    result = run_one(together, timeout=0.3)
     assert (result.status, result.ending) == ("timed_out", "deadline")
     assert "processor time" in result.message
 
@@ -77,8 +77,8 @@ def test_processor_time_of_children_counts(judge: Judge) -> None:
 @pytest.mark.parametrize(
     "idle", ["import time\ntime.sleep(1000)", "import os\nos.read(os.pipe()[0], 1)", "import signal\nsignal.pause()"]
 )
-def test_idle_program_ends_at_the_backstop(judge: Judge, idle: str) -> None:
-    result = judge(idle + "\n", timeout=0.2)
+def test_idle_program_ends_at_the_idle_limit(run_one: RunOne, idle: str) -> None:
+    result = run_one(idle + "\n", timeout=0.2)
     assert (result.status, result.ending) == ("timed_out", "deadline")
     assert result.seconds >= 0.8
     assert "idle" in result.message
@@ -103,7 +103,7 @@ LINGERING = {
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_failure_is_known_at_once_whatever_lingers(level: str, strict: bool) -> None:
+def test_failure_is_reported_before_descendants_end(level: str, strict: bool) -> None:
     with CodeExecutor(2, timeout=60.0, isolation=level, strict=strict, allow_code_execution=True) as executor:
         start = time.monotonic()
         results = executor.run([(text, HONEST[1]) for text in LINGERING.values()])
@@ -120,14 +120,14 @@ def test_failure_is_known_at_once_whatever_lingers(level: str, strict: bool) -> 
         "import os, time\nif os.fork() == 0:\n    time.sleep(1000)\nraise SystemExit('no')\n",
     ],
 )
-def test_failure_of_a_script_is_known_at_once(judge: Judge, script: str) -> None:
-    result = judge(script, {"inputs": [""], "outputs": [""]}, timeout=60.0)
+def test_failure_of_a_script_is_reported_at_once(run_one: RunOne, script: str) -> None:
+    result = run_one(script, {"inputs": [""], "outputs": [""]}, timeout=60.0)
     assert result.status == "failed"
     assert result.seconds < 60.0
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_right_program_passes_whatever_its_copies_do(level: str, strict: bool) -> None:
+def test_forked_copies_do_not_affect_a_pass(level: str, strict: bool) -> None:
     copies = {
         "ends at once": "import os\nif os.fork() == 0:\n    raise SystemExit\nos.wait()\n",
         "fails": "import os\nif os.fork() == 0:\n    1 / 0\nos.wait()\n",

@@ -1,12 +1,12 @@
-"""Where programs cannot run at all, one sentence says so, and nothing else of the package is out of reach."""
+"""On unsupported systems, executors raise one clear error, and the rest of the package works."""
 
 import subprocess
 import sys
 
-from tests.execution.surroundings import ROOT
+from tests.execution.machine_state import ROOT
 
 WITHOUT_POSIX = """
-import ctypes, os, signal, socket, subprocess, sys, tempfile  # before they miss what is taken away here
+import ctypes, os, signal, socket, subprocess, sys, tempfile  # before their dependencies are removed
 sys.modules.update(resource=None, fcntl=None, pwd=None, grp=None)
 for name in ("fork", "uname", "sysconf", "pidfd_open", "memfd_create", "setsid", "sched_getaffinity", "O_DIRECTORY"):
     if hasattr(os, name):
@@ -25,7 +25,7 @@ for level in ("auto", "namespace", "bwrap", "process"):
 """
 
 
-def test_system_without_fork_is_named_with_a_remedy() -> None:
+def test_error_on_a_system_without_fork() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_POSIX], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -1,4 +1,4 @@
-"""Programs judged by their output: APPS's scripts and calls, and how outputs are compared."""
+"""Scripts and calls as in APPS, and the comparison of outputs."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.execution.conftest import Judge
-from tests.execution.surroundings import DATA, linux_only
+from tests.execution.conftest import RunOne
+from tests.execution.machine_state import DATA, linux_only
 from trl_akd.execution import CodeExecutor
 from trl_akd.execution.test_cases import same_output
 
@@ -51,31 +51,31 @@ def test_same_output(printed: str, wanted: str, same: bool) -> None:
     assert same_output(printed, wanted) is same
 
 
-def test_script(judge: Judge) -> None:
-    result = judge(ADD, cases(("1 2\n", "3\n"), ("3 4", "7"), ("5 6", " 11 ")))
+def test_script(run_one: RunOne) -> None:
+    result = run_one(ADD, cases(("1 2\n", "3\n"), ("3 4", "7"), ("5 6", " 11 ")))
     assert (result.status, result.tests_passed, result.tests_total) == ("passed", 3, 3)
 
 
-def test_a_return_at_the_top_level_ends_a_script(judge: Judge) -> None:
+def test_a_return_at_the_top_level_ends_a_script(run_one: RunOne) -> None:
     script = (
         "n = int(input())\n"
         "def f(x):\n    return x + 1\n"
         "for i in range(3):\n    if n == i:\n        print(f(n))\n        return\n"
         "print('far')\nreturn 0\nprint('never')"
     )
-    result = judge(script, cases(("1", "2"), ("7", "far")))
+    result = run_one(script, cases(("1", "2"), ("7", "far")))
     assert result.status == "passed"
-    assert judge("return (", cases(("1", "2"))).error_type == "SyntaxError"
-    assert judge("print(1)\nyield 2", cases(("1", "1"))).error_type == "SyntaxError"
+    assert run_one("return (", cases(("1", "2"))).error_type == "SyntaxError"
+    assert run_one("print(1)\nyield 2", cases(("1", "1"))).error_type == "SyntaxError"
 
 
-def test_wrong_output(judge: Judge) -> None:
+def test_wrong_output(run_one: RunOne) -> None:
     tests = cases(("1 2", "3"), ("1 2", "4"), ("1 3", "4"))
-    result = judge(ADD, tests)
+    result = run_one(ADD, tests)
     assert (result.status, result.tests_passed, result.tests_total) == ("failed", 2, 3)
     assert (result.error_type, result.origin, result.ending) == ("AssertionError", "test", "exception")
     assert "case 2" in result.message and "'3" in result.message and "'4'" in result.message
-    assert judge(ADD, tests, fail_fast=True).tests_passed == 1
+    assert run_one(ADD, tests, fail_fast=True).tests_passed == 1
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_wrong_output(judge: Judge) -> None:
     }.items(),
     ids=lambda item: item[0],
 )
-def test_ways_of_scripts(judge: Judge, script: tuple[str, str]) -> None:
-    result = judge(script[1], cases(("some text\n", "some text\n")), timeout=20.0)
+def test_kinds_of_scripts(run_one: RunOne, script: tuple[str, str]) -> None:
+    result = run_one(script[1], cases(("some text\n", "some text\n")), timeout=20.0)
     assert result.passed, result
 
 
@@ -117,31 +117,31 @@ def test_ways_of_scripts(judge: Judge, script: tuple[str, str]) -> None:
         ("while True: print('x' * 10 ** 6)", {"status": "failed"}),
     ],
 )
-def test_ways_to_fail(judge: Judge, script: str, expected: dict[str, Any]) -> None:
-    result = judge(script, cases(("some text", "some text")), timeout=20.0)
+def test_kinds_of_failures(run_one: RunOne, script: str, expected: dict[str, Any]) -> None:
+    result = run_one(script, cases(("some text", "some text")), timeout=20.0)
     assert result.status == "failed" and result.tests_passed == 0
     assert {key: getattr(result, key) for key in expected} == expected
 
 
-def test_deadline_is_each_inputs(judge: Judge) -> None:
+def test_deadline_per_input(run_one: RunOne) -> None:
     nap = "import time\ntime.sleep(float(input()))\nprint(1)"
-    result = judge(nap, cases(("0.3", "1"), ("0.3", "1"), ("9", "1"), ("0", "1")), timeout=0.8)
+    result = run_one(nap, cases(("0.3", "1"), ("0.3", "1"), ("9", "1"), ("0", "1")), timeout=0.8)
     assert (result.status, result.tests_passed, result.tests_total) == ("timed_out", 3, 4)
 
 
-def test_lines_and_letters(judge: Judge) -> None:
-    result = judge("print(input() + input())", cases((["ä", "€😀"], ["ä€😀"]), ("1\n2", ["12", ""])))
+def test_line_ends_and_encodings(run_one: RunOne) -> None:
+    result = run_one("print(input() + input())", cases((["ä", "€😀"], ["ä€😀"]), ("1\n2", ["12", ""])))
     assert result.tests_passed == 2, result
 
 
-def test_megabytes(judge: Judge) -> None:
+def test_large_inputs_and_outputs(run_one: RunOne) -> None:
     text = "0123456 " * (1 << 18)
-    assert judge("print(input())", cases((text, text)), timeout=20.0).passed
+    assert run_one("print(input())", cases((text, text)), timeout=20.0).passed
 
 
-def test_inputs_do_not_meet(judge: Judge) -> None:
+def test_inputs_are_isolated(run_one: RunOne) -> None:
     count = "import os\nprint(len([f for f in os.listdir('.') if f == 'seen']))\nopen('seen', 'w')"
-    assert judge(count, cases(("", "0"), ("", "0"), ("", "0"))).passed
+    assert run_one(count, cases(("", "0"), ("", "0"), ("", "0"))).passed
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def test_inputs_do_not_meet(judge: Judge) -> None:
         ("def f(n): return n ** 300", cases(([10**9], 10**2700), fn_name="f")),
     ],
 )
-def test_call(judge: Judge, candidate: str, tests: dict[str, Any]) -> None:
-    result = judge(candidate, tests)
+def test_call(run_one: RunOne, candidate: str, tests: dict[str, Any]) -> None:
+    result = run_one(candidate, tests)
     assert (result.status, result.tests_passed) == ("passed", len(tests["inputs"])), result
 
 
@@ -173,14 +173,14 @@ LIAR = "class Liar(int):\n    __eq__ = lambda *a: True\n    __hash__ = int.__has
         ("import os\ndef f(a):\n    os.write(5, b'3')\n    os._exit(0)", None),
     ],
 )
-def test_wrong_call(judge: Judge, candidate: str, error_type: str | None) -> None:
-    result = judge(candidate, cases(([2], 3 if candidate is LIAR else 2), fn_name="f"))
+def test_wrong_call(run_one: RunOne, candidate: str, error_type: str | None) -> None:
+    result = run_one(candidate, cases(([2], 3 if candidate is LIAR else 2), fn_name="f"))
     assert (result.status, result.error_type) == ("failed", error_type), result
 
 
 @pytest.mark.parametrize("candidate", ["def f(a): return a + 1"])
-def test_wrong_call_is_shown(judge: Judge, candidate: str) -> None:
-    assert "returned 3, not 2" in judge(candidate, cases(([2], 2), fn_name="f")).message
+def test_wrong_call_is_shown(run_one: RunOne, candidate: str) -> None:
+    assert "returned 3, not 2" in run_one(candidate, cases(([2], 2), fn_name="f")).message
 
 
 @pytest.mark.parametrize("path", APPS, ids=lambda path: f"{path.parts[-3]}-{path.parts[-2]}")
@@ -192,7 +192,7 @@ def test_apps(executor: CodeExecutor, path: Path) -> None:
     assert any(result.passed for result in executor.run([(text, few) for text in solutions], timeout=20.0))
 
 
-def test_apps_is_there() -> None:
+def test_apps_is_available() -> None:
     if not APPS:
         pytest.skip("the optional ../shared/data/apps is absent")
     assert len(APPS) == 10

@@ -1,10 +1,10 @@
-"""Strict mode: honest programs whose functions take and return plain data pass as ever."""
+"""Strict mode: programs whose functions take and return plain data have the same verdicts."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.execution.surroundings import linux_only
+from tests.execution.machine_state import linux_only
 from trl_akd.execution import CodeExecutor, ExecutionResult
 
 pytestmark = linux_only
@@ -16,7 +16,7 @@ def strict(level: str) -> Iterator[CodeExecutor]:
         yield executor
 
 
-def judge(strict: CodeExecutor, candidate: str, test: str) -> ExecutionResult:
+def run_one(strict: CodeExecutor, candidate: str, test: str) -> ExecutionResult:
     [result] = strict.run([(candidate, test)])
     assert result.strict
     return result
@@ -43,9 +43,9 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("value", PLAIN)
-def test_plain_data_cross_both_ways(strict: CodeExecutor, value: str) -> None:
+def test_plain_data_is_passed_both_ways(strict: CodeExecutor, value: str) -> None:
     test = f"value = {value}\ngot = same(value)\nassert got == value == CONSTANT and type(got) is type(value)"
-    result = judge(strict, f"CONSTANT = {value}\ndef same(x): return x", test)
+    result = run_one(strict, f"CONSTANT = {value}\ndef same(x): return x", test)
     assert result.passed, result
 
 
@@ -76,8 +76,8 @@ def test_plain_data_cross_both_ways(strict: CodeExecutor, value: str) -> None:
         ("def f(): print('x')", "f()"),
     ],
 )
-def test_honest_program(strict: CodeExecutor, candidate: str, test: str) -> None:
-    result = judge(strict, candidate, test)
+def test_correct_program(strict: CodeExecutor, candidate: str, test: str) -> None:
+    result = run_one(strict, candidate, test)
     assert result.passed, result
 
 
@@ -91,21 +91,21 @@ def test_honest_program(strict: CodeExecutor, candidate: str, test: str) -> None
         ("StopIteration()", "StopIteration"),
     ],
 )
-def test_exceptions_cross(strict: CodeExecutor, error: str, caught: str) -> None:
+def test_exceptions_are_passed(strict: CodeExecutor, error: str, caught: str) -> None:
     test = f"try: f()\nexcept {caught} as error: assert type(error).__name__ in {error!r}\nelse: raise AssertionError"
-    result = judge(strict, f"def f():\n    raise {error}", test)
+    result = run_one(strict, f"def f():\n    raise {error}", test)
     assert result.passed, result
 
 
-def test_errors_keep_their_place(strict: CodeExecutor) -> None:
-    result = judge(strict, "def f(n):\n    if n: raise IndexError('far')\n    return n", "f(0)\nf(1)")
+def test_errors_keep_their_position(strict: CodeExecutor) -> None:
+    result = run_one(strict, "def f(n):\n    if n: raise IndexError('far')\n    return n", "f(0)\nf(1)")
     assert (result.error_type, result.message, result.origin, result.line) == ("IndexError", "far", "candidate", 2)
     assert result.raised and result.stage == "test"
-    result = judge(strict, "x = {}\nx['k']", "")
+    result = run_one(strict, "x = {}\nx['k']", "")
     assert (result.error_type, result.missing, result.stage, result.line) == ("KeyError", "'k'", "load", 2)
-    result = judge(strict, "x = (", "")
+    result = run_one(strict, "x = (", "")
     assert (result.error_type, result.stage, result.origin) == ("SyntaxError", "compile", "candidate")
-    result = judge(strict, "x = 1", "assert x == 2")
+    result = run_one(strict, "x = 1", "assert x == 2")
     assert (result.error_type, result.stage, result.origin) == ("AssertionError", "test", "test")
 
 
@@ -118,8 +118,8 @@ def test_errors_keep_their_place(strict: CodeExecutor) -> None:
         ("class A: pass", "A()", "A is a class"),
     ],
 )
-def test_what_cannot_cross_says_so(strict: CodeExecutor, candidate: str, test: str, message: str) -> None:
-    result = judge(strict, candidate, test)
+def test_unsupported_values_raise(strict: CodeExecutor, candidate: str, test: str, message: str) -> None:
+    result = run_one(strict, candidate, test)
     assert (result.status, result.error_type) == ("failed", "TypeError")
     assert message in result.message
 
@@ -133,8 +133,8 @@ def test_what_cannot_cross_says_so(strict: CodeExecutor, candidate: str, test: s
         ("os.abort()", "signal", 6),
     ],
 )
-def test_end_of_the_candidate_is_the_end(strict: CodeExecutor, body: str, ending: str, number: int) -> None:
+def test_exit_of_the_candidate_ends_the_test(strict: CodeExecutor, body: str, ending: str, number: int) -> None:
     test = "try: f()\nexcept BaseException: pass\n"
-    result = judge(strict, f"import os\ndef f(): {body}", test)
+    result = run_one(strict, f"import os\ndef f(): {body}", test)
     assert (result.status, result.ending) == ("failed", ending), result
     assert number == (result.exit_code if ending == "exit" else result.signal)

@@ -1,19 +1,20 @@
-"""Test programs run as their authors meant: as main programs, with the checks that they define for a test runner."""
+"""Test programs run as main programs, followed by the tests that they define for a test runner."""
 
 import re
 from collections.abc import Iterable, Iterator
 
 import pytest
 
-from tests.execution.surroundings import linux_only
+from tests.execution.machine_state import linux_only
 from trl_akd.execution import CodeExecutor
+from trl_akd.execution.test_cases import run_cases
 from trl_akd.execution.test_discovery import discover_tests
 
 pytestmark = linux_only
 
 RIGHT = "def solve(x):\n    return 2 * x\n"
 WRONG = "def solve(x):\n    return None\n"
-# A right program that tests itself, wrongly, and would do harm as a main program.
+# A correct program with failing tests of its own, and errors if it runs as the main program.
 WITH_OWN_TESTS = (
     f"{RIGHT}import unittest\nclass TestOwn(unittest.TestCase):\n    def test_own(self):\n        assert False\n"
     "def test_own():\n    assert False\ndef load_tests(*_):\n    raise OSError\n"
@@ -77,7 +78,7 @@ def by_mode(level: str, request: pytest.FixtureRequest) -> Iterator[CodeExecutor
         yield executor
 
 
-def test_every_check_counts(by_mode: CodeExecutor) -> None:
+def test_all_tests_count(by_mode: CodeExecutor) -> None:
     candidates = (RIGHT, WITH_OWN_TESTS, WRONG)
     results = iter(by_mode.run([(candidate, test) for test in PROGRAMS.values() for candidate in candidates]))
     found = {name: [next(results) for _ in candidates] for name in PROGRAMS}
@@ -104,12 +105,12 @@ def assert_no_pass(executor: CodeExecutor, names: Iterable[str]) -> None:
     assert not {pair: result for pair, result in results.items() if result.status != "failed"}
 
 
-def test_no_check_is_forged(by_mode: CodeExecutor) -> None:
+def test_no_test_is_forged(by_mode: CodeExecutor) -> None:
     assert_no_pass(by_mode, ["exit status of a comparison", "unittest.main", "TestCase", "test function"])
 
 
 @pytest.mark.slow
-def test_no_check_of_any_kind_is_forged(by_mode: CodeExecutor) -> None:
+def test_no_test_of_any_kind_is_forged(by_mode: CodeExecutor) -> None:
     assert_no_pass(by_mode, PROGRAMS)
 
 
@@ -128,13 +129,28 @@ def test_no_check_of_any_kind_is_forged(by_mode: CodeExecutor) -> None:
         ("import unittest\nunittest.main()", "calls unittest.main.. and defines no TestCase"),
         ("from unittest import main as run\ndef f(): pass\nrun()", "calls unittest.main.. and defines no TestCase"),
         ("import pytest\nassert solve(2) == 4\npytest.main()", "calls pytest.main.. and defines no test function"),
+        ("import pytest\nassert solve(2) == 4", "imports pytest, which packages does not name; add it and"),
+        (
+            "import os, pytest as p\ndef test_it(): assert solve(2) == 4",
+            "imports pytest, which packages does not name",
+        ),
+        ("from pytest import raises\nassert solve(2) == 4", "imports pytest, which packages"),
     ],
 )
-def test_checks_that_nothing_here_can_run_are_named(test: str, reason: str) -> None:
+def test_unrunnable_tests_are_infra_errors(test: str, reason: str) -> None:
     with CodeExecutor(1, allow_code_execution=True) as executor:
         unknown, right = executor.run([(RIGHT, test), (RIGHT, "assert solve(2) == 4")])
     assert unknown.status == "infra_error" and right.passed
     assert re.search(reason, unknown.message)
+
+
+def test_pytest_is_required_only_for_unconditional_imports() -> None:
+    optional = "try:\n    import pytest\nexcept ImportError:\n    pass\ndef test_it():\n    assert solve(2) == 4\n"
+    with CodeExecutor(1, allow_code_execution=True) as executor:
+        right, wrong = executor.run([(RIGHT, optional), (WRONG, optional)])
+    assert right.passed and wrong.status == "failed"
+    case = next(run_cases(RIGHT, "import pytest", packages={"pytest"}, strict=False, fail_fast=False))
+    assert case.text == "import pytest"
 
 
 @pytest.mark.parametrize(
@@ -151,5 +167,5 @@ def test_checks_that_nothing_here_can_run_are_named(test: str, reason: str) -> N
         ("def test_a(): pass\n" + "(" * 5000, ()),
     ],
 )
-def test_functions_left_to_a_runner(test: str, functions: tuple[str, ...]) -> None:
+def test_discovered_functions(test: str, functions: tuple[str, ...]) -> None:
     assert discover_tests(test).functions == functions

@@ -29,6 +29,7 @@ RULES = {
         f"skew_kl-{alpha}": ("skew_kl", {"alpha": alpha}, lambda p, q, alpha=alpha: oracles.skew_kl(p, q, alpha))
         for alpha in (0.0, 0.1, 0.6)
     },
+    "skew_reverse_kl": ("skew_reverse_kl", {"alpha": 0.3}, lambda p, q: oracles.skew_kl(q, p, 0.3)),
 }
 SOME_RULES = ("forward_kl", "akd", "jsd-0.2", "skew_kl-0.1")
 EVERY_RULE = pytest.mark.parametrize(("name", "knobs", "oracle"), RULES.values(), ids=RULES)

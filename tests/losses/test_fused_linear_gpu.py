@@ -33,6 +33,15 @@ def test_equals_the_cpu(options):
         torch.testing.assert_close(found.cpu(), expected)
 
 
+@pytest.mark.parametrize(("name", "knobs"), [("jsd", {"beta": 0.2}), ("skew_kl", {})])
+def test_rules_by_autograd_equal_the_cpu(name, knobs):
+    options = OPTIONS["everything"] | {"divergence": name, "knobs": knobs}
+    here, there = problem(**options), moved(problem(**options))
+    torch.testing.assert_close(fused(there).cpu(), fused(here))
+    for found, expected in zip(gradients(fused(there), there), gradients(fused(here), here), strict=True):
+        torch.testing.assert_close(found.cpu(), expected)
+
+
 @HALVES
 def test_halves_sum_in_float32(dtype):
     here = problem(dtype=dtype, **OPTIONS["everything"])

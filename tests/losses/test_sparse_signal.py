@@ -198,6 +198,7 @@ def test_nothing_of_the_teacher_is_normalized_again():
         ({"ids": torch.tensor([[3, 3]] * TOKENS)}, "token id 3 twice"),
         ({"ids": torch.zeros(TOKENS, 3, dtype=torch.long)}, r"ids \[7, 3\], log_probs \[7, 2\]"),
         ({"tail_log_prob": torch.zeros(TOKENS, 1)}, r"tail_log_prob \[7, 1\]; for \[7\] tokens"),
+        ({"ids": torch.zeros(TOKENS, 2, dtype=torch.int32)}, r"ids of the teacher's signal are torch.int32; convert"),
         ({"temperature": 2.0}, r"temperature is 1\.0, but the teacher's log-probabilities are at temperature 2\.0"),
     ],
 )

@@ -40,7 +40,7 @@ class AKDConfig(GKDConfig):
         divergence (`str`, *optional*, defaults to `"akd"`):
             Divergence between teacher and student per token, a name in [`trl_akd.losses.divergences`]: `"akd"` (the
             paper's mix of forward and reverse KL, to which the `beta` options belong), `"forward_kl"`, `"reverse_kl"`,
-            `"jsd"`, `"skew_kl"`, or one registered with [`trl_akd.losses.divergences.register`].
+            `"jsd"`, `"skew_kl"`, `"skew_reverse_kl"`, or one registered with [`trl_akd.losses.divergences.register`].
         divergence_kwargs (`dict[str, Any]`, *optional*):
             Arguments of the divergence, such as `{"beta": 0.5}` of `"jsd"` or `{"alpha": 0.1}` of `"skew_kl"`. `"akd"`
             takes none here.

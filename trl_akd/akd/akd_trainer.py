@@ -12,7 +12,7 @@ accumulation and the number of processes.
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -391,7 +391,7 @@ class AKDTrainer(GKDTrainer):
             if self.model.training and self.args.average_tokens_across_devices:
                 ranks = self.accelerator.num_processes  # otherwise the items are those of this rank alone
         student, weights = unwrapped(model, self.model, self.accelerator), targets.scaled_weights(items, ranks)
-        with self.teacher.forward(targets.teacher_inputs):
+        with self.teacher.forward(targets.teacher_inputs) or nullcontext():
             loss, sums, router_loss = through_forward(
                 model, student, lambda: self._student_loss(student, targets, weights)
             )

@@ -1,4 +1,4 @@
-"""What a training command needs to know beyond models and training."""
+"""Arguments of the training commands about data and benchmarks."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ __all__ = ["AKDScriptArguments", "BenchmarkArguments"]
 @dataclass
 class AKDScriptArguments:
     """
-    Arguments of the training commands about data, with the names of [`trl.ScriptArguments`] where it has them.
+    Arguments of the training commands about data, an extension of [`trl.ScriptArguments`].
 
     Args:
         dataset_name (`str`, *optional*):
@@ -19,13 +19,13 @@ class AKDScriptArguments:
         dataset_revision (`str`, *optional*):
             Branch, tag or commit of a dataset on the Hub.
         dataset_train_split (`str`, *optional*, defaults to `"train"`):
-            Split to train on, or a slice of one such as `"train[:1000]"`.
+            Training split, or a slice of one such as `"train[:1000]"`.
         dataset_test_split (`str`, *optional*, defaults to `"test"`):
-            Split to evaluate on where `eval_strategy` asks for it and `test_size` is not set.
+            Evaluation split, used if `eval_strategy` is not `"no"` and `test_size` is not set.
         test_size (`float`, *optional*):
-            Rows of the train split to hold out for evaluation: a number of rows, or a fraction below 1.
+            Number of training rows to hold out for evaluation, or their fraction if below 1.
         dry_run (`bool`, *optional*, defaults to `False`):
-            Try the recipe offline for two steps, on tiny models of the same architectures, and keep nothing.
+            Whether to try the recipe offline for two steps with tiny models of the same architectures. Saves nothing.
     """
 
     dataset_name: str | None = None
@@ -46,23 +46,22 @@ class AKDScriptArguments:
 @dataclass
 class BenchmarkArguments:
     """
-    Arguments of the training commands about the benchmark that judges the student at every evaluation.
+    Arguments of the training commands about the benchmark that is run at every evaluation.
 
     Args:
         eval_benchmark (`str`, *optional*):
-            Benchmark to run at every evaluation, as `trl-akd evaluate` takes it; logged as `eval_pass@1`, which
-            `metric_for_best_model` may name.
+            Benchmark to run at every evaluation, as in `trl-akd evaluate`. Its score is logged as `eval_pass@1`, a
+            possible value of `metric_for_best_model`.
         eval_benchmark_path (`str`, *optional*):
             Local copy of a named benchmark.
         eval_benchmark_limit (`int`, *optional*):
-            Judge by the first so many problems.
+            Evaluate only the first N problems.
         eval_prompt_style (`str`, *optional*, defaults to `"template"`):
-            How problems are put: `"template"` (`prompt_template`, as in training), `"completion"` or `"chat"`.
+            Prompt format of problems: `"template"` (`prompt_template`, as in training), `"completion"` or `"chat"`.
         eval_max_new_tokens (`int`, *optional*):
-            Maximum number of tokens per program. By default 512, or half of the student's positions where that is
-            less.
+            Maximum number of tokens per program. By default 512, or half of the student's positions if that is less.
         allow_code_execution (`bool`, *optional*, defaults to `False`):
-            Run the programs, in a sandbox. So does HF_ALLOW_CODE_EVAL=1 in the environment.
+            Whether to run the programs, in a sandbox. `HF_ALLOW_CODE_EVAL=1` in the environment also allows it.
     """
 
     eval_benchmark: str | None = None

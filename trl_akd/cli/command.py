@@ -19,19 +19,7 @@ __all__ = ["CommandLine", "make_accelerator", "require_one_process", "start"]
 class CommandLine:
     """A recipe and flags, read but not yet turned into dataclasses.
 
-    Args:
-        parser (`RecipeParser`):
-            Parser that read them.
-        values (`Namespace`):
-            Value of every field.
-        arguments (`list[str]`):
-            Command-line arguments that give these values.
-        recipe (`str`, *optional*):
-            Name of the recipe.
-        launcher (`Launcher`, *optional*):
-            Launcher that `--accelerate_config` names.
-        launch_flags (`Sequence[str]`, *optional*):
-            Flags for the launcher.
+    `arguments` are command-line arguments that give the same `values`.
     """
 
     parser: RecipeParser
@@ -45,14 +33,7 @@ class CommandLine:
     def read(cls, command: str, argument_types: Callable[[], tuple[type, ...]], argv: list[str] | None) -> Self:
         """Read the recipe and the flags in `argv`, by default the process's arguments.
 
-        Args:
-            command (`str`):
-                Command and action, for the help text.
-            argument_types (`Callable`):
-                Returns the dataclasses whose fields a recipe may set. Called after the recipe's `env` is set, so that
-                it may import torch.
-            argv (`list[str]`, *optional*):
-                Arguments after the command and the action.
+        `argument_types` is called after the recipe's `env` is set, so that it may import torch.
 
         Raises:
             ValueError: If a key, a flag or a value is wrong.

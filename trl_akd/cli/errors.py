@@ -1,4 +1,4 @@
-"""Errors that the user can mend: shown as one sentence, without a traceback."""
+"""User errors, shown as one sentence without a traceback, and exit statuses."""
 
 import errno
 import os
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 __all__ = ["STOPPED", "StoppedEarly", "UserError", "run", "user_errors"]
 
-# While a run is set up, these name a wrong value, a missing file or a missing package. During training, the same types
-# may as well come from a fault in the program, and the traceback is wanted.
+# During setup, these types mean a wrong value, a missing file or a missing package. During training, they may also
+# mean a bug, whose traceback is needed.
 SETUP_ERRORS = (ValueError, OSError, ImportError)
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 # torch and safetensors report a failed write without an errno.
@@ -24,11 +24,11 @@ STOPPED = 3
 
 
 class StoppedEarly(Exception):
-    """A budget ended a run, which has said so and can go on when it is started again."""
+    """A budget ended a run, which has printed that and continues when it is started again."""
 
 
 class UserError(Exception):
-    """An error whose message says what to change."""
+    """An error whose message tells the user what to change."""
 
 
 @contextmanager
@@ -43,9 +43,9 @@ def user_errors(kinds: tuple[type[Exception], ...] = SETUP_ERRORS) -> Iterator[N
 def run(command: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    It is 0 where all is done, 2 after an error that the user can mend, 3 where a budget ended the run, and 130 after
-    an interrupt. Errors that the user can mend are a `UserError`, a full disk and a Hub that cannot be reached. With
-    `TRL_AKD_DEBUG=1` in the environment they keep their traceback.
+    The status is 0 for success, 2 for a user error, 3 if a budget ended the run, and 130 after an interrupt. User
+    errors are `UserError`, a full disk and an unreachable Hub. `TRL_AKD_DEBUG=1` in the environment shows their
+    traceback.
     """
     try:
         command(argv)
@@ -63,7 +63,7 @@ def run(command: Callable[[list[str] | None], None], argv: list[str] | None = No
 
 
 def _environment_message(error: BaseException) -> str | None:
-    """Return a sentence about a full disk or an unreachable Hub, or `None` where the error is another."""
+    """Return a sentence about a full disk or an unreachable Hub, or `None` for another error."""
     text = next(iter(str(error).splitlines()), "")
     if (isinstance(error, OSError) and error.errno in _NO_ROOM) or _FAILED_WRITE.search(str(error)):
         return (

@@ -1,4 +1,4 @@
-r"""`trl-akd evaluate`: judge a model by running the programs it writes.
+r"""`trl-akd evaluate`: evaluate a model by running the programs that it writes.
 
 ```bash
 trl-akd evaluate --model_name_or_path Qwen/Qwen2.5-Coder-0.5B --benchmark humaneval --allow_code_execution
@@ -48,7 +48,7 @@ def _run(config: "EvaluationConfig", planning: "PlanSamplingConfig") -> None:
     from ..evaluation.runner import evaluate
 
     if config.backend != "transformers":
-        require_one_process(f"backend {config.backend!r}, which shares its work out by itself,")
+        require_one_process(f"backend {config.backend!r}, which distributes its work itself,")
     sampler = PlanningSampler(config, planning) if planning.plan_sampling else None
     evaluation = evaluate(config, sampler, accelerator=make_accelerator())
     if evaluation is not None:
@@ -94,7 +94,7 @@ def _report_plans(evaluation: "Evaluation") -> None:
         plot_plans(plans, evaluation.folder / PLAN_FIGURE)
     except ImportError:
         return
-    print(f"What more plans are worth: {evaluation.folder / PLAN_FIGURE}")
+    print(f"Effect of the number of plans: {evaluation.folder / PLAN_FIGURE}")
 
 
 def _update_card(card: Path, evaluation: "Evaluation") -> str:
@@ -115,7 +115,7 @@ def _draw(evaluation: "Evaluation") -> str:
         plot_errors(evaluation.results, evaluation.folder / FIGURE)
     except ImportError:
         return "Install matplotlib to get a figure of the errors."
-    return f"How programs ended: {evaluation.folder / FIGURE}"
+    return f"Outcomes of the programs: {evaluation.folder / FIGURE}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-r"""`trl-akd judge`: train a small model to judge answers on the six-point rubric.
+r"""`trl-akd judge`: train a small model that scores answers on the six-point rubric.
 
 ```bash
 trl-akd judge train --kind regression --model_name_or_path microsoft/codebert-base --train_file judgements.jsonl \
@@ -36,16 +36,16 @@ def main(argv: list[str] | None = None) -> None:
         return
     with user_errors():
         if action != "train":
-            raise ValueError(f"{action!r} is nothing a judge does; the one action is train.")
+            raise ValueError(f"{action!r} is not an action of `trl-akd judge`; the only action is train.")
     start("judge", _training_types, train, rest, action=action)
 
 
 def train(config: "JudgeModel", args: "SFTConfig") -> None:
-    """Train a judge, save it with its tokenizer, and report on the questions held out.
+    """Train a judge, save it with its tokenizer, and evaluate it on held-out questions.
 
     Raises:
         OSError: If there is no such model or file.
-        ValueError: If the judgements do not suffice.
+        ValueError: If there are too few judgements.
     """
     from transformers import set_seed
 
@@ -62,14 +62,14 @@ def train(config: "JudgeModel", args: "SFTConfig") -> None:
 
 
 def _judgements(config: "JudgeModel", seed: int) -> tuple[list["JudgedAnswer"], list["JudgedAnswer"]]:
-    """Return judgements to train on and others, on questions of their own."""
+    """Return judgements for training, and judgements of other questions for evaluation."""
     from ..iterkd.judge.training import read_judgements
     from ..text_pairs import hold_out
 
     judged, refused = read_judgements(_rows(cast(str, config.train_file)))
     if refused:
         counts = ", ".join(f"{count} {reason}" for reason, count in refused.items())
-        print(f"{len(judged)} judgements; left out, as they cannot be read: {counts}.")
+        print(f"{len(judged)} judgements; not readable and left out: {counts}.")
     if config.test_size is None:
         return judged, []
     rows: list[dict[str, Any]] = [{"id": row.instruction, "judged": row} for row in judged]
@@ -88,9 +88,9 @@ def _rows(name: str) -> list[dict[str, Any]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{name} is not JSON ({error}); mend it, or give a .jsonl file.") from error
+        raise ValueError(f"{name} is not JSON ({error}); correct it, or give a .jsonl file.") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{name} holds no list of objects; give one, or a .jsonl file.")
+        raise ValueError(f"{name} is not a JSON list of objects; give one, or a .jsonl file.")
     return rows
 
 

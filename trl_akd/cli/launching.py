@@ -32,11 +32,11 @@ def is_launch_flag(name: str) -> bool:
 
 
 def find_launcher(name: str | None) -> "Launcher | None":
-    """Return the launcher for `--accelerate_config`, a name or a path; `None` where it is not given.
+    """Return the launcher for `--accelerate_config`, a name or a path; `None` if it is not given.
 
     Raises:
         FileNotFoundError: If there is no such configuration.
-        ValueError: If it would not run as it reads on this machine.
+        ValueError: If this machine cannot run it as it is written.
     """
     return None if name is None else Launcher(find_accelerate_config(name))
 
@@ -44,15 +44,15 @@ def find_launcher(name: str | None) -> "Launcher | None":
 class Launcher:
     """accelerate's launcher with one of its configurations.
 
-    Refuses configurations that accelerate would run otherwise than they read: CPU processes of type `MULTI_CPU` run as
-    one, FSDP on CPU runs as DDP, and processes for GPUs that are not there each train alone.
+    Refuses configurations that accelerate would silently change: processes of type `MULTI_CPU` run as one, FSDP on CPU
+    runs as DDP, and processes for missing GPUs each train alone.
 
     Args:
         config (`Path`):
             Configuration file of accelerate.
 
     Raises:
-        ValueError: If it would not run as it reads on this machine.
+        ValueError: If this machine cannot run it as it is written.
     """
 
     def __init__(self, config: Path) -> None:
@@ -62,11 +62,11 @@ class Launcher:
 
     @property
     def use_cpu(self) -> bool:
-        """Tell whether the configuration is for processes without a GPU."""
+        """Whether the configuration is for processes without a GPU."""
         return bool(self._values.get("use_cpu"))
 
     def split(self, flags: Sequence[str], training: ArgumentParser) -> tuple[list[str], list[str]]:
-        """Split flags into those that only the launcher knows, and the rest, which are for `training`."""
+        """Split flags into those that only the launcher has, and the others, for the parser `training`."""
         known = training._option_string_actions
         own: list[str] = []
         rest: list[str] = []
@@ -90,8 +90,8 @@ class Launcher:
                 Arguments for the module.
 
         Raises:
-            SystemExit: With the status of the first process that failed, which has said why, or with 128 plus the
-                number of the signal that ended the run.
+            SystemExit: With the status of the first process that failed, which has printed the reason, or with 128
+                plus the number of the signal that ended the run.
         """
         import torch
         from accelerate.commands.launch import launch_command
@@ -114,7 +114,7 @@ class Launcher:
 def _read(config: Path) -> dict[str, Any]:
     values = yaml.safe_load(config.read_text(encoding="utf-8"))
     if not isinstance(values, dict) or "distributed_type" not in values:
-        raise ValueError(f"{config} is no configuration of accelerate: it has no `distributed_type`.")
+        raise ValueError(f"{config} is not a configuration of accelerate: it has no `distributed_type`.")
     return values
 
 
@@ -144,13 +144,14 @@ def check_processes(*, use_cpu: bool, deepspeed: bool) -> None:
     """Check one of the processes of a run before it joins the others.
 
     Args:
-        use_cpu (`bool`): whether the recipe asks for the CPU.
-        deepspeed (`bool`): whether the recipe names a DeepSpeed configuration; accelerate's launcher may ask for
-            DeepSpeed too.
+        use_cpu (`bool`):
+            Whether the recipe sets `use_cpu`.
+        deepspeed (`bool`):
+            Whether the recipe sets `deepspeed`; accelerate's launcher may select DeepSpeed too.
 
     Raises:
-        ValueError: If several processes meet no accelerator, if one process sees several, or if DeepSpeed could not
-            build its operators.
+        ValueError: If there are several processes without an accelerator, if one process sees several accelerators, or
+            if DeepSpeed cannot build its operators.
     """
     import torch
 
@@ -173,7 +174,7 @@ def check_processes(*, use_cpu: bool, deepspeed: bool) -> None:
 
 
 def check_reporting(*arguments: Any) -> None:
-    """Check that the packages are installed to which a run reports, as `report_to` of any of its arguments says.
+    """Check that the packages in `report_to` are installed.
 
     Raises:
         ValueError: If one is missing.
@@ -192,13 +193,13 @@ def check_reporting(*arguments: Any) -> None:
 
 
 def require_deepspeed(*, builds_operators: bool) -> None:
-    """Check that DeepSpeed is there and, where it builds operators at first use, what it builds them with.
+    """Check that DeepSpeed is installed and, if it builds operators at first use, the compiler and ninja.
 
-    Puts the folder of this interpreter's scripts on `PATH`, where pip has put `ninja`.
+    Adds the folder of this interpreter's scripts, to which pip installs `ninja`, to `PATH`.
 
     Args:
-        builds_operators (`bool`): whether the run needs compiled operators: any run on CPU, or one that offloads the
-            optimiser.
+        builds_operators (`bool`):
+            Whether the run needs compiled operators: on CPU, or with optimizer offloading.
 
     Raises:
         ValueError: If DeepSpeed, a C++ compiler or ninja is missing.

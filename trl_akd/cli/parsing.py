@@ -24,11 +24,11 @@ _LINK = re.compile(r"\[(`[^`]+`)\]|\[([^]]+)\]\(\S+\)")
 
 
 class _Options(ArgumentParser):
-    """The flags that are no field of a recipe."""
+    """Flags that are not fields of a recipe."""
 
     def __init__(self) -> None:
         super().__init__(add_help=False, allow_abbrev=False)
-        options = self.add_argument_group("where to read and how to run")
+        options = self.add_argument_group("recipe and launcher")
         options.add_argument("--config", metavar="RECIPE", help="Recipe: a YAML file with any of the fields below.")
         options.add_argument(
             "--accelerate_config",
@@ -58,13 +58,13 @@ def read_options(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
 
 
 class RecipeParser(TrlParser):
-    """Parser of a training command's recipe and flags, for which unknown keys and flags are errors.
+    """Parser of a command's recipe and flags; unknown keys and flags are errors.
 
     Args:
         dataclass_types (`Iterable[type]`):
             Dataclasses whose fields a recipe may set.
         prog (`str`):
-            The command, for the help text.
+            Command, for the help text.
     """
 
     def __init__(self, dataclass_types: Iterable[Any], prog: str) -> None:
@@ -81,11 +81,11 @@ class RecipeParser(TrlParser):
         self._renamed = {old: new for kind in self.dataclass_types for old, new in renamed_fields(kind).items()}
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage, which would be hundreds of lines long."""
+        """Raise an error instead of printing hundreds of lines of usage."""
         raise ValueError(f"{message}.")
 
     def values(self, recipe: Recipe, flags: Sequence[str] = ()) -> Namespace:
-        """Return the value of every field: the flag's, else the recipe's, else the default.
+        """Return the value of every field, from the flags, the recipe or the default, in this order of priority.
 
         Raises:
             ValueError: If a key or a flag is unknown, or a value has the wrong type; the message names it.
@@ -136,7 +136,7 @@ class RecipeParser(TrlParser):
 
     def _unknown_flag(self, flag: str) -> str:
         if not flag.startswith("-"):
-            return f"{flag!r} belongs to no flag; give it as `--field {flag}`"
+            return f"{flag!r} does not belong to a flag; give it as `--field {flag}`"
         name = flag.partition("=")[0]
         if is_launch_flag(name):
             return (
@@ -146,7 +146,7 @@ class RecipeParser(TrlParser):
 
 
 def field_descriptions(kind: type) -> dict[str, str]:
-    """Return what the docstrings of a dataclass and its bases say about each field, as help texts for `argparse`.
+    """Return the help text of each field of a dataclass, from its docstring and those of its bases.
 
     Example:
 
@@ -177,7 +177,7 @@ def field_descriptions(kind: type) -> dict[str, str]:
 
 
 def _convert(action: Action, value: Any, where: str) -> Any:
-    """Return what the flag of `action` would have made of a recipe's value."""
+    """Convert a value of a recipe as the flag of `action` converts its text."""
     if action.choices is not None:
         return _choose(list(action.choices), value, where)
     if value is None and action.type in (int, float):

@@ -1,4 +1,4 @@
-r"""`trl-akd plans`: ask a teacher for the plans behind solutions, for a student to learn.
+r"""`trl-akd plans`: let a teacher write the plans behind solutions, as training data.
 
 ```bash
 trl-akd plans --model_name_or_path Qwen/Qwen2.5-Coder-7B-Instruct --dataset_name APPS/train --num_plans 2 \
@@ -11,13 +11,13 @@ trl-akd plans --import_plans APPS/train --dataset_name APPS/train
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import replace_text
 from .command import make_accelerator, require_one_process, start
 from .errors import run
 
@@ -39,11 +39,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make_plans(config: "PlanGenerationConfig") -> None:
-    """Ask for the plans that are not there yet, and write them down with their problems and solutions.
+    """Generate the missing plans, and write all plans with their problems and solutions.
 
     Raises:
-        ValueError: If the dataset or a setting is not as it should be.
-        GenerationError: If the teacher fails. What it has answered is kept.
+        ValueError: If the dataset or a setting is wrong.
+        GenerationError: If the teacher fails; its earlier answers are kept.
     """
     from ..codeplan.plan_checks import check_rows
     from ..codeplan.plan_generation import PlanGenerator
@@ -60,7 +60,7 @@ def make_plans(config: "PlanGenerationConfig") -> None:
     assert config.model_name_or_path is not None
     check_rows(rows, need_solutions=config.reasoning == "backward")  # before a model is loaded
     if config.backend != "transformers":
-        require_one_process(f"backend {config.backend!r}, which shares its work out by itself,")
+        require_one_process(f"backend {config.backend!r}, which distributes its work itself,")
     shared = make_accelerator()
     teacher = load_generator(config, chat=config.prompt_style == "chat", accelerator=shared)
     folder = Path(config.output_dir).expanduser()
@@ -91,17 +91,15 @@ def make_plans(config: "PlanGenerationConfig") -> None:
 
 
 def _import_plans(config: "PlanGenerationConfig", rows: list[dict[str, Any]]) -> None:
-    """Write released plans down with their problems and solutions."""
+    """Write published plans with their problems and solutions."""
     from ..codeplan.plan_import import import_plans, read_plans
 
-    require_one_process("`import_plans`, which asks no model,")
+    require_one_process("`import_plans`, which uses no model,")
     found, report = import_plans(rows, read_plans(str(config.import_plans)), max_plan_chars=config.max_plan_chars)
     folder = Path(config.output_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder, found, report)
-    lines = [
-        f"{report.plans} plans, {report.paired} of which are paired with the solution that they were written for."
-    ]
+    lines = [f"{report.plans} plans, {report.paired} of them paired with their own solution."]
     if report.rejected:
         lines.append(f"Rejected: {_counts(report.rejected)}.")
     if report.without:
@@ -112,8 +110,8 @@ def _import_plans(config: "PlanGenerationConfig", rows: list[dict[str, Any]]) ->
 
 
 def _write(folder: Path, rows: Iterable[Mapping[str, Any]], report: Any) -> None:
-    _replace(folder / PLANS, (json.dumps(row) for row in rows if row["plans"]))
-    _replace(folder / REPORT, [json.dumps(asdict(report), indent=2)])
+    replace_text(folder / PLANS, "".join(f"{json.dumps(row)}\n" for row in rows if row["plans"]))
+    replace_text(folder / REPORT, json.dumps(asdict(report), indent=2) + "\n")
 
 
 def _argument_types() -> tuple[type, ...]:
@@ -124,27 +122,19 @@ def _argument_types() -> tuple[type, ...]:
 
 def _summary(report: "PlanReport", folder: Path) -> str:
     lines = [
-        f"{report.plans} of {report.wanted} plans, for {report.requests} requests and {report.tokens} tokens now."
+        f"{report.plans} of {report.wanted} plans; {report.requests} requests and {report.tokens} tokens in this run."
     ]
     if report.rejected:
         lines.append(f"Rejected: {_counts(report.rejected)}.")
     if report.without:
         lines.append(f"Problems without a plan, left out: {report.without}.")
     if report.stopped:
-        lines.append(f"`{report.stopped}` is reached; run again to go on.")
+        lines.append(f"`{report.stopped}` is reached; run the command again to continue.")
     return "\n".join([*lines, f"Problems, solutions and plans: {folder / PLANS}. Answers: {folder / ANSWERS}."])
 
 
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in counts.items())
-
-
-def _replace(path: Path, lines: Iterable[str]) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_name(f"{path.name}.tmp")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-    os.replace(scratch, path)
 
 
 def read_rows(
@@ -158,19 +148,19 @@ def read_rows(
     | `question`, `solutions` | APPS |
     | `task_id`, `text` or `prompt`, `code`, `test_list` | MBPP |
 
-    The problems of APPS and MBPP read as the `instruction` that an evaluation gives, so that a student is trained on
-    what it will be asked.
+    The problems of APPS and MBPP are worded as the `instruction` of an evaluation, so that training and evaluation use
+    the same text.
 
     Args:
         path (`str` or `Path`):
-            A file, a saved dataset or a name on the Hub, as [`trl_akd.data.sources.load`] takes it, or APPS's folder
-            of numbered folders.
+            A file, a saved dataset or a name on the Hub, as in [`trl_akd.data.sources.load`], or APPS's folder of
+            numbered folders.
         split (`str`, *optional*, defaults to `"train"`):
             Split, or a slice of one.
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub.
         limit (`int`, *optional*):
-            Take the first so many rows.
+            Read only the first N rows.
 
     Raises:
         FileNotFoundError: If there is no such file, folder or dataset.
@@ -191,7 +181,7 @@ def _rows(path: str | Path, split: str, revision: str | None) -> Iterator[tuple[
 
 
 def _row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Read a row of any format; its columns say which it is."""
+    """Read a row of any format, which its columns determine."""
     if "problem" in row and "id" in row:
         solutions = row["solutions"] if "solutions" in row else [row["solution"]] if "solution" in row else []
         return {**row, "solutions": _listed(solutions, where)}
@@ -214,7 +204,7 @@ def _benchmark_row(row: Mapping[str, Any], solutions: Any, where: str) -> dict[s
 
 
 def _apps_folder(home: Path) -> dict[str, Any]:
-    """Read one numbered folder, as APPS's authors ship it."""
+    """Read a numbered folder of APPS's original distribution."""
     files = {
         "question": "question.txt",
         "solutions": "solutions.json",
@@ -226,7 +216,7 @@ def _apps_folder(home: Path) -> dict[str, Any]:
 
 
 def _listed(solutions: Any, where: str) -> Any:
-    """Return a list that may be JSON inside JSON, as in APPS on the Hub."""
+    """Return a list, decoded if it is a JSON string, as in APPS on the Hub."""
     if not isinstance(solutions, str):
         return solutions
     try:

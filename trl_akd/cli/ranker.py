@@ -1,4 +1,4 @@
-r"""`trl-akd ranker`: train a small model to tell correct programs from others, and put programs in its order.
+r"""`trl-akd ranker`: train a small model that ranks programs by correctness, and rank programs with it.
 
 ```bash
 trl-akd ranker data --evaluations outputs/evaluation/apps/student --benchmark apps
@@ -37,17 +37,17 @@ def main(argv: list[str] | None = None) -> None:
         return
     with user_errors():
         if action not in _ACTIONS:
-            raise ValueError(f"{action!r} is nothing a ranker does; choose one of {', '.join(_ACTIONS)}.")
+            raise ValueError(f"{action!r} is not an action of `trl-akd ranker`; choose one of {', '.join(_ACTIONS)}.")
     types, act = _ACTIONS[action]
     start("ranker", types, act, rest, action=action)
 
 
 def build_data(benchmark: "RankerBenchmark", config: "RankerData") -> None:
-    """Join samples and verdicts of evaluations to rows that a ranker learns from.
+    """Write training rows for a ranker from the samples and verdicts of evaluations.
 
     Raises:
         FileNotFoundError: If a folder lacks one of the files.
-        ValueError: If they do not belong to the benchmark.
+        ValueError: If the files are for another benchmark.
     """
     from ..codeplan.ranker import ranker_rows
     from ..ledger import read_json_lines
@@ -76,7 +76,7 @@ def train(config: "RankerModel", args: "TrainingArguments") -> None:
 
     Raises:
         OSError: If there is no such model or file.
-        ValueError: If the rows do not suffice.
+        ValueError: If there are too few rows.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
@@ -114,11 +114,11 @@ def train(config: "RankerModel", args: "TrainingArguments") -> None:
 
 
 def rank(benchmark: "RankerBenchmark", config: "RankerRanking") -> None:
-    """Put the programs of each problem in the order of a ranker.
+    """Write the programs of each problem in the order of a ranker.
 
     Raises:
         OSError: If there is no such ranker or file.
-        ValueError: If a program is for no problem of the benchmark.
+        ValueError: If a program belongs to no problem of the benchmark.
     """
     from ..codeplan.ranker import Ranker, rank_samples
     from ..ledger import read_json_lines
@@ -129,7 +129,7 @@ def rank(benchmark: "RankerBenchmark", config: "RankerRanking") -> None:
     ranker = Ranker.from_pretrained(config.ranker, batch_size=config.batch_size)
     ranked = rank_samples(ranker, _problems(benchmark), samples, keep=config.keep)
     _write(config.output, ranked)
-    print(f"{len(ranked)} of {len(samples)} programs, those of each problem the best first: {config.output}.")
+    print(f"{len(ranked)} of {len(samples)} programs, best first for each problem: {config.output}.")
 
 
 def _problems(config: "RankerBenchmark") -> dict[str, str]:

@@ -11,29 +11,22 @@ import yaml
 __all__ = ["RECIPES", "Recipe", "find_accelerate_config", "find_recipe", "read_recipe"]
 
 RECIPES = (Path(__file__).parents[1] / "recipes").resolve()
-"""Folder of the recipes that come with the package; in a checkout, the `recipes` at its top."""
+"""Folder of the recipes of the package; in a checkout, `recipes` at its top."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe as it was read.
-
-    Args:
-        path (`Path`, *optional*):
-            The file; `None` where a command is run on flags alone.
-        values (`dict`):
-            Its keys and values, without `env`.
-    """
+    """Keys and values of a recipe, without `env`, and its path; `None` if a command has flags alone."""
 
     path: Path | None = None
     values: dict[str, Any] = field(default_factory=dict)
 
 
 def find_recipe(name: str) -> Path:
-    """Return the file called `name`, or the recipe of that name that comes with the package.
+    """Return the file `name`, or the recipe of the package with that name.
 
     Raises:
-        FileNotFoundError: If there is neither.
+        FileNotFoundError: If neither exists.
 
     Example:
 
@@ -58,11 +51,9 @@ def find_recipe(name: str) -> Path:
 
 
 def read_recipe(name: str | None) -> Recipe:
-    """Read a recipe and put its `env` into the environment, which works best before torch is imported.
+    """Read the recipe that `find_recipe` finds, and set the environment variables in its `env`.
 
-    Args:
-        name (`str`, *optional*):
-            Path of the recipe, or of one that comes with the package; without it, the recipe is empty.
+    Without `name` the recipe is empty. Call this before torch is imported, which reads some variables at import.
 
     Raises:
         FileNotFoundError: If there is no such recipe.
@@ -76,7 +67,7 @@ def read_recipe(name: str | None) -> Recipe:
     except yaml.YAMLError as error:
         raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{name} holds no mapping; a recipe is made of lines `key: value`.")
+        raise ValueError(f"{name} is not a mapping; a recipe consists of lines `key: value`.")
     environment = values.pop("env", {})
     if not isinstance(environment, dict):
         raise ValueError(f"`env` in {name} is {environment!r}; give a mapping from variables to values.")
@@ -85,10 +76,10 @@ def read_recipe(name: str | None) -> Recipe:
 
 
 def find_accelerate_config(name: str) -> Path:
-    """Return the file called `name`, or the accelerate configuration of that name that comes with the package.
+    """Return the file `name`, or the accelerate configuration of the package with that name.
 
     Raises:
-        FileNotFoundError: If there is neither.
+        FileNotFoundError: If neither exists.
 
     Example:
 

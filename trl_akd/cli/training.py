@@ -44,20 +44,6 @@ def distill(
 ) -> None:
     """Train, save, and, where the arguments ask for it, evaluate and push to the Hub.
 
-    Args:
-        method (`Method`):
-            Training method.
-        script_args (`AKDScriptArguments`):
-            Data.
-        training_args (`AKDConfig`):
-            Method and training.
-        model_args (`ModelConfig`):
-            Student.
-        benchmark_args (`BenchmarkArguments`):
-            Benchmark to run at every evaluation.
-        recipe (`str`, *optional*):
-            Name of the recipe, for the model card.
-
     Raises:
         UserError: If something is wrong with the arguments, before training, or with a model's logits, during it.
     """
@@ -107,17 +93,7 @@ def make_trainer(
 ) -> Any:
     """Return the method's trainer with the models, tokenizers and data that the arguments name.
 
-    Args:
-        method (`Method`):
-            Training method.
-        script_args (`AKDScriptArguments`):
-            Data.
-        training_args (`AKDConfig`):
-            Method and training.
-        model_args (`ModelConfig`):
-            Student.
-        kwargs:
-            More arguments of the trainer.
+    `kwargs` are more arguments of its constructor.
     """
     tokenizer, teacher_tokenizer = load_tokenizers(method, model_args, training_args)
     train_dataset, eval_dataset = load_datasets(script_args, training_args)
@@ -163,51 +139,52 @@ def _report(trainer: "AKDTrainer", split: str, metrics: dict[str, float]) -> Non
 
 
 def find_checkpoint(args: AKDConfig) -> str | None:
-    """Return the checkpoint that training continues from, or `None` for a new run.
+    """Return the checkpoint from which training continues, or `None` for a new run.
 
     Raises:
-        ValueError: If `resume_from_checkpoint` leads to no checkpoint of AKD with the same β strategy, or if a new run
-            would write over the checkpoints of another.
+        ValueError: If `resume_from_checkpoint` is not a checkpoint of the same method and β strategy, or if a new run
+            would overwrite the checkpoints of another.
     """
-    wanted = args.resume_from_checkpoint
+    requested = args.resume_from_checkpoint
     output_dir = cast(str, args.output_dir)
     last = _last_checkpoint(Path(output_dir))
-    if wanted is None or str(wanted).lower() == "false":
+    if requested is None or str(requested).lower() == "false":
         if last is not None:
             raise ValueError(
-                f"`output_dir` {output_dir!r} holds checkpoints of an earlier run, which this one would replace; set "
+                f"`output_dir` {output_dir!r} has checkpoints of an earlier run, which this one would replace; set "
                 "`resume_from_checkpoint: true` to continue that run, or choose another `output_dir`."
             )
         return None
-    if str(wanted).lower() == "true":
+    if str(requested).lower() == "true":
         if last is None:
             raise ValueError(
-                f"`resume_from_checkpoint` is true, but `output_dir` {output_dir!r} holds no checkpoint; leave it out "
-                "to start anew, or give the path of a checkpoint."
+                f"`resume_from_checkpoint` is true, but `output_dir` {output_dir!r} has no checkpoint; leave it out "
+                "to start a new run, or give the path of a checkpoint."
             )
-        wanted = last
-    if not (Path(wanted) / TRAINER_STATE_NAME).is_file():
+        requested = last
+    if not (Path(requested) / TRAINER_STATE_NAME).is_file():
         raise ValueError(
-            f"`resume_from_checkpoint` is {wanted!r}, which is no checkpoint folder (it has no trainer_state.json); "
-            "give the path of a folder such as checkpoint-500, or true for the last one in `output_dir`."
+            f"`resume_from_checkpoint` is {requested!r}, which is not a checkpoint folder (it has no "
+            "trainer_state.json); give the path of a folder such as checkpoint-500, or true for the last one in "
+            "`output_dir`."
         )
-    args.check_checkpoint(wanted)
-    return str(wanted)
+    args.check_checkpoint(requested)
+    return str(requested)
 
 
 def _last_checkpoint(output_dir: Path) -> str | None:
-    """Return the last whole checkpoint; `trainer_state.json` is what transformers writes last."""
+    """Return the last complete checkpoint; transformers writes `trainer_state.json` last."""
     whole = {path.parent for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")}
     steps = [path for path in whole if path.name.rpartition("-")[2].isdigit()]
     return str(max(steps, key=lambda path: int(path.name.rpartition("-")[2]))) if steps else None
 
 
 def find_benchmark(benchmark_args: BenchmarkArguments, args: AKDConfig) -> Benchmark | None:
-    """Return the benchmark that judges the student meanwhile, or `None` where none is asked for.
+    """Return the benchmark to run at every evaluation, or `None` if there is none.
 
     Raises:
-        FileNotFoundError: If there is no such benchmark.
-        ValueError: If the run never evaluates, or would choose its best model by a benchmark that it does not run.
+        FileNotFoundError: If the benchmark does not exist.
+        ValueError: If the run never evaluates, or selects the best model by a benchmark that it does not run.
     """
     name = benchmark_args.eval_benchmark
     if name is None:
@@ -223,11 +200,11 @@ def find_benchmark(benchmark_args: BenchmarkArguments, args: AKDConfig) -> Bench
 
 
 def load_datasets(script_args: AKDScriptArguments, args: AKDConfig) -> tuple[Dataset, Dataset | None]:
-    """Return the rows to train on and, where `eval_strategy` asks for it, those to evaluate on.
+    """Return the training rows and, if `eval_strategy` is not `"no"`, the evaluation rows.
 
     Raises:
-        FileNotFoundError: If there is no such dataset.
-        ValueError: If none is named or a split is missing.
+        FileNotFoundError: If the dataset does not exist.
+        ValueError: If `dataset_name` is not set or a split is missing.
     """
     name = script_args.dataset_name
     if name is None:

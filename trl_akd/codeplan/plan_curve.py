@@ -33,9 +33,9 @@ def pass_at_k_by_plans(
     """
     curve = {}
     for number, choices in _by_num_plans(results).items():
-        judged = [[verdict for verdict in choice.verdicts if verdict.status != "infra_error"] for choice in choices]
-        counts = [len(verdicts) for verdicts in judged]
-        passed = [sum(verdict.passed for verdict in verdicts) for verdicts in judged]
+        executed = [[verdict for verdict in choice.verdicts if verdict.status != "infra_error"] for choice in choices]
+        counts = [len(verdicts) for verdicts in executed]
+        passed = [sum(verdict.passed for verdict in verdicts) for verdicts in executed]
         tasks = [result.id for result in results]
         curve[number] = {
             f"pass@{each}": pass_at_k_over_tasks(counts, passed, each, tasks=tasks, confidence=confidence)

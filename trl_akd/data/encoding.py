@@ -123,10 +123,10 @@ def _encode_continuations(tokenizer: PreTrainedTokenizerBase, texts: Sequence[st
     alone: such tokenizers do not add a space.
     """
     [line_break] = _encode(tokenizer, ["\n"])
-    behind = _encode(tokenizer, ["\n" + text for text in texts])
+    after_break = _encode(tokenizer, ["\n" + text for text in texts])
     return [
         ids[len(line_break) :] if ids[: len(line_break)] == line_break else _encode(tokenizer, [text])[0]
-        for text, ids in zip(texts, behind, strict=True)
+        for text, ids in zip(texts, after_break, strict=True)
     ]
 
 

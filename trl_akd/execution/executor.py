@@ -43,7 +43,7 @@ class CodeExecutor:
     - It cannot end the caller, and leaves no process, file, folder or descriptor behind, even if the caller is killed.
     - It can write only to its own /tmp (64 MiB), which is empty at its start and removed at its end.
     - It sees the system's folders, Python and `packages`, all read-only; no home folder, no other process, no network,
-      and no environment variable of the caller. If the caller is root, the program runs as nobody. It has no
+      and no environment variable of the caller. If the caller is root, the program runs as user `nobody`. It has no
       capability and cannot gain one.
     - The memory and processor time of all its processes together are limited, as are the number of processes, open
       files and output. When the machine runs out of memory, the kernel ends the program before its caller.
@@ -74,16 +74,17 @@ class CodeExecutor:
     - The processor time of processes that no parent waits for, after their end; wall-clock time is limited too.
     - Standard error, which is discarded.
     - Level `bwrap` makes the same promises by bubblewrap, except that the programs of a worker share the quota of
-      /tmp, and that if root's Python is in a folder that nobody cannot enter, they may read everything in their
-      sandbox.
+      /tmp, and that if root's Python is in a folder that user `nobody` cannot enter, they may read everything in
+      their sandbox.
     - Level `process` keeps deadlines, limits and verdicts. Descendants are found and killed one by one, which a chain
       of forks in new sessions can outrun; if helper and caller are killed together, processes that left the program's
       session go on. The limits of 64 MiB and 4096 files are checked several times per second, and removed files that
       are still open do not count. Only Unix sockets are allowed (x86-64 and Arm). Access to files is restricted by
       Landlock (Linux 5.13) and this user's permissions: without Landlock, a program may read and write what this user
-      may, or what nobody may if the caller is root (the level is refused if root's Python is in a folder that nobody
-      cannot enter). Signals to other processes of the user are blocked from Linux 6.12 on. /dev/shm is shared: files
-      there remain, and do not count as memory without a control group. macOS has this level only, untested.
+      may, or what user `nobody` may if the caller is root (the level is refused if root's Python is in a folder that
+      user `nobody` cannot enter). Signals to other processes of the user are blocked from Linux 6.12 on. /dev/shm is
+      shared: files there remain, and do not count as memory without a control group. macOS has this level only,
+      untested.
     - Other architectures than x86-64 and Arm have no system-call filter.
 
     Args:
@@ -261,7 +262,7 @@ class CodeExecutor:
         """Return the task of the next program, or its result if none of its cases has to run."""
         for index, pair in programs:
             _check_program(index, pair)
-            case_run = run_cases(*pair, strict=self._strict, fail_fast=fail_fast)
+            case_run = run_cases(*pair, packages=self._settings["packages"], strict=self._strict, fail_fast=fail_fast)
             try:
                 return _Task(index, case_run, next(case_run))
             except StopIteration as end:

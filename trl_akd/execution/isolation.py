@@ -117,11 +117,8 @@ def _read(path: str) -> str | None:
 
 def _helper_settings(level: Isolation, folders: dict[str, str], sources: list[str]) -> dict[str, Any]:
     """Return the first message to a helper; `command` is the prefix of the command line that starts it."""
-    settings: dict[str, Any] = {"level": level, "sources": sources, "packages": folders, "command": []}
-    settings["own_folder"] = None
-    if level == "bwrap":
-        settings |= _bwrap_settings(sources)
-    return settings
+    settings = {"level": level, "sources": sources, "packages": folders, "command": [], "own_folder": None}
+    return settings | (_bwrap_settings(sources) if level == "bwrap" else {})
 
 
 def _bwrap_settings(sources: Iterable[str]) -> dict[str, Any]:

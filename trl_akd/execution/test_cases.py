@@ -6,7 +6,7 @@ Outputs are compared in the caller's process, as plain data, so a program cannot
 import json
 import math
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Container, Generator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from itertools import chain
@@ -99,12 +99,15 @@ def check_tests(tests: object, where: str) -> None:
                 raise TypeError(f"{where} has {kind} of type {type(value).__name__}; give strings or lists of lines.")
 
 
-def run_cases(candidate: str, tests: Tests, *, strict: bool, fail_fast: bool) -> CaseRun:
+def run_cases(candidate: str, tests: Tests, *, packages: Container[str], strict: bool, fail_fast: bool) -> CaseRun:
     """Yield the cases to run, receive the outcome of each, and return the fields of the program's result."""
     if isinstance(tests, str):
         discovered = discover_tests(tests)
-        if discovered.unrunnable:
-            return {"status": "infra_error", "message": discovered.unrunnable, "tests_total": 1}
+        reason = discovered.unrunnable
+        if reason is None and discovered.imports_pytest and "pytest" not in packages:
+            reason = "the test imports pytest, which packages does not name; add it and the packages it depends on"
+        if reason is not None:
+            return {"status": "infra_error", "message": reason, "tests_total": 1}
         outcome = yield Case(candidate, "strict" if strict else "test", tests, discovered=discovered)
         return {**outcome, "tests_passed": int(outcome["status"] == "passed"), "tests_total": 1}
     function, harness = tests.get("fn_name"), _HARNESSES[tests.get("harness", "apps")]

@@ -35,6 +35,8 @@ class DiscoveredTests:
         exits (`tuple[tuple[int, int, int, int], ...]`):
             Positions of statements by which it may exit, such as `sys.exit(main())`: first and last line, first and
             last column.
+        imports_pytest (`bool`):
+            Whether it imports pytest at its top level, outside `if` and `try`.
         unrunnable (`str`, *optional*):
             Reason why its tests cannot be run here.
     """
@@ -42,6 +44,7 @@ class DiscoveredTests:
     functions: tuple[str, ...] = ()
     runners: tuple[str, ...] = ()
     exits: tuple[tuple[int, int, int, int], ...] = ()
+    imports_pytest: bool = False
     unrunnable: str | None = None
 
 
@@ -80,6 +83,7 @@ def discover_tests(test: str) -> DiscoveredTests:
         functions=tuple(dict.fromkeys(node.name for node in left)),
         runners=tuple(name for name in ("unittest", "pytest") if name in test),
         exits=tuple(_position(node) for node in nodes if _is_exit(node, names)),
+        imports_pytest=any(map(_imports_pytest, tree.body)),
         unrunnable=_missing_tests(called, statements, bool(functions)) or _needs_pytest(left, statements),
     )
 
@@ -93,6 +97,12 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
                 yield from _statements(getattr(node, field, []))
             for handler in getattr(node, "handlers", []):
                 yield from _statements(handler.body)
+
+
+def _imports_pytest(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Import):
+        return any(alias.name.partition(".")[0] == "pytest" for alias in node.names)
+    return isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").partition(".")[0] == "pytest"
 
 
 def _imported_names(nodes: list[ast.AST]) -> dict[str, str]:

@@ -40,6 +40,7 @@ __all__ = [
     "reverse_kl",
     "shared_vocabulary",
     "skew_kl",
+    "skew_reverse_kl",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Tensor])
@@ -316,6 +317,17 @@ def skew_kl(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 0.1, 
         raise ValueError("alpha is 1.0, with which the skew KL is 0 whatever the student; choose a smaller share.")
     log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
     return _relative_entropy(log_p, _log_mixture(log_p, log_q, alpha))
+
+
+@register("skew_reverse_kl", paper="https://huggingface.co/papers/2402.03898")
+def skew_reverse_kl(
+    student_logits: Tensor, teacher_logits: Tensor, alpha: float = 0.1, temperature: float = 1.0
+) -> Tensor:
+    """Compute the skew reverse KL of each token, `KL(q || alpha q + (1 - alpha) p)`, also of DistiLLM.
+
+    Arguments and result are as in [`skew_kl`], with the student's share `alpha`; `alpha=0` is reverse KL.
+    """
+    return skew_kl(teacher_logits, student_logits, alpha, temperature)
 
 
 def _log_probabilities(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -504,6 +504,8 @@ def _check_signal(teacher: TeacherSignal, tokens: torch.Size, temperature: float
             f"the teacher's signal has ids {list(ids)}, log_probs {list(log_probs)} and tail_log_prob {list(tail)}; "
             f"for {list(tokens)} tokens pass [..., K], [..., K] and [...]."
         )
+    if teacher.ids.dtype != torch.int64:
+        raise ValueError(f"the ids of the teacher's signal are {teacher.ids.dtype}; convert them to int64.")
     if teacher.temperature != temperature:
         raise ValueError(
             f"temperature is {temperature}, but the teacher's log-probabilities are at temperature "

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 from ..losses.signals import DenseSignal, TeacherSignal
@@ -30,7 +30,6 @@ class Teacher(Protocol):
     ...     def forward(self, inputs):
     ...         with torch.no_grad():
     ...             self.logits = self.model(**inputs).logits
-    ...         return nullcontext()
     ...
     ...     def signal(self, student):
     ...         return SparseSignal.from_logits(self.logits, self.k)
@@ -40,8 +39,8 @@ class Teacher(Protocol):
     ```
     """
 
-    def forward(self, inputs: Mapping[str, Any]) -> AbstractContextManager[Any]:
-        """Read a batch, and return a context that stays open while the student reads it.
+    def forward(self, inputs: Mapping[str, Any]) -> AbstractContextManager[Any] | None:
+        """Read a batch; optionally return a context to stay open until [`signal`] has been used.
 
         Args:
             inputs (`Mapping`):
@@ -51,7 +50,7 @@ class Teacher(Protocol):
     def signal(self, student: Any) -> TeacherSignal | None:
         """Return the signal of the batch, on the student's device; `None` if nothing is learned from it.
 
-        Called within the context of [`forward`], inside the student's forward.
+        Called once after each [`forward`], inside the student's own forward.
 
         Args:
             student (`PreTrainedModel` or `PeftModel`):
@@ -62,9 +61,8 @@ class Teacher(Protocol):
 class NoTeacher:
     """Teacher of a run that learns from the data alone."""
 
-    def forward(self, inputs: Mapping[str, Any]) -> AbstractContextManager[Any]:
-        """Return an empty context."""
-        return nullcontext()
+    def forward(self, inputs: Mapping[str, Any]) -> None:
+        """Do nothing."""
 
     def signal(self, student: Any) -> None:
         """Return `None`."""

@@ -49,17 +49,10 @@ def facts(error: BaseException, stage: str, sources: dict[str, Source]) -> dict[
 
 
 def message(error: BaseException) -> str:
-    """Return the text of an exception; errors of its `__str__` propagate."""
-    text = str.__str__(str(error))
-    if isinstance(error, KeyError) and len(error.args) == 1:
-        text = str.__str__(repr(error.args[0]))
-    return text[:_MAX_TEXT]
-
-
-def safe_message(error: BaseException) -> str:
     """Return the text of an exception, or a note that it has none; this may run code of the program, forever."""
     try:
-        return message(error)
+        is_key = isinstance(error, KeyError) and len(error.args) == 1
+        return str.__str__(repr(error.args[0]) if is_key else str(error))[:_MAX_TEXT]
     except BaseException as unprintable:
         return f"(its text is not available: {type(unprintable).__name__})"
 

@@ -2,13 +2,13 @@
 
 A helper enters the namespaces that are slow to create once per worker; the others are created per program:
 
-| namespace | per worker                                     | per program                         |
-|-----------|------------------------------------------------|-------------------------------------|
-| user      | no privileges outside; no nested namespaces    |                                     |
-| mount     | read-only root with allowed paths only         | private /tmp and /proc              |
-| pid       | the helper is pid 1, so all end with it        | a reaper is pid 1, so all end with it |
-| net, uts  | no network device is up; private host name     |                                     |
-| ipc       | empty, and kept empty by the system-call filter | on architectures without a filter  |
+| namespace | per worker                                      | per program                           |
+|-----------|-------------------------------------------------|---------------------------------------|
+| user      | no privileges outside; no nested namespaces     |                                       |
+| mount     | read-only root with allowed paths only          | private /tmp and /proc                |
+| pid       | the helper is pid 1, so all end with it         | a reaper is pid 1, so all end with it |
+| net, uts  | no network device is up; private host name      |                                       |
+| ipc       | empty, and kept empty by the system-call filter | on architectures without a filter     |
 """
 
 import contextlib
@@ -89,7 +89,7 @@ class NamespaceLevel:
         return confinement.PROCESSES
 
     def drop_privileges(self) -> None:
-        """Become nobody, if possible, and drop all capabilities."""
+        """Become user `nobody`, if possible, and drop all capabilities."""
         if self._runs_as_nobody:
             linux.switch_user(self._user, self._group)
         linux.limit_capabilities()

@@ -25,7 +25,7 @@ _READABLE = ("/proc", "/dev", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf",
 
 
 class ProcessLevel:
-    """Start programs as ordinary processes, as nobody if the helper is root.
+    """Start programs as ordinary processes, as user `nobody` if the helper is root.
 
     Args:
         settings (`dict`): First message of the caller; `sources` are the paths that may be read besides the system's,
@@ -43,7 +43,7 @@ class ProcessLevel:
         self._next_measurement = 0.0
         self._numbers = itertools.count()
         self._runs_as_nobody = linux.can_switch_to_nobody()
-        # If Python is in root's home, which nobody cannot enter, programs keep the capability to read all files.
+        # If Python is in root's home, closed to user `nobody`, programs keep the capability to read all files.
         reads_as_nobody = not self._runs_as_nobody or _nobody_can_enter(os.path.dirname(os.__file__))
         self._kept_capabilities = 0 if reads_as_nobody else linux.CAP_DAC_READ_SEARCH
         if self._kept_capabilities and not confinement.landlock_available():

@@ -126,7 +126,7 @@ def run_strict(progress: Progress, discovered: dict[str, Any]) -> None:
         try:
             module = load(own)
         except BaseException as error:
-            pipe.send({"facts": own.facts(error), "message": exceptions.safe_message(error)})
+            pipe.send({"facts": own.facts(error), "message": exceptions.message(error)})
         else:
             own.stage = "test"
             strict.serve(pipe, module.__dict__, own.facts)
@@ -275,7 +275,7 @@ def report(error: BaseException, progress: Progress) -> None:
     """Report an exception: first its facts, then its message, which may run code of the program."""
     verdict.send_failed(VERDICT_FD, progress.facts(error) | getattr(error, "candidate_facts", {}))
     text = getattr(error, "candidate_message", None)
-    verdict.send_message(VERDICT_FD, exceptions.safe_message(error) if text is None else text)
+    verdict.send_message(VERDICT_FD, exceptions.message(error) if text is None else text)
 
 
 def read_candidate(script: str) -> str:

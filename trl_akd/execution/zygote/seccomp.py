@@ -23,79 +23,56 @@ _X32_BIT = 0x40000000
 # Linux: include/uapi/linux/audit.h
 _AUDIT_MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
-# Numbers up to 423 differ between architectures; those from 424 on are common to all.
-_NUMBERS = {
-    "x86_64": {
-        "shmget": 29,
-        "shmat": 30,
-        "msgget": 68,
-        "semget": 64,
-        "ptrace": 101,
-        "personality": 135,
-        "pivot_root": 155,
-        "chroot": 161,
-        "acct": 163,
-        "mount": 165,
-        "umount2": 166,
-        "swapon": 167,
-        "reboot": 169,
-        "mq_open": 240,
-        "add_key": 248,
-        "request_key": 249,
-        "keyctl": 250,
-        "inotify_init": 253,
-        "unshare": 272,
-        "vmsplice": 278,
-        "inotify_init1": 294,
-        "perf_event_open": 298,
-        "fanotify_init": 300,
-        "open_by_handle_at": 304,
-        "setns": 308,
-        "process_vm_readv": 310,
-        "process_vm_writev": 311,
-        "kcmp": 312,
-        "memfd_create": 319,
-        "bpf": 321,
-        "userfaultfd": 323,
-    },
-    "aarch64": {
-        "inotify_init1": 26,
-        "umount2": 39,
-        "mount": 40,
-        "pivot_root": 41,
-        "chroot": 51,
-        "acct": 89,
-        "vmsplice": 75,
-        "personality": 92,
-        "unshare": 97,
-        "ptrace": 117,
-        "reboot": 142,
-        "mq_open": 180,
-        "msgget": 186,
-        "semget": 190,
-        "shmget": 194,
-        "shmat": 196,
-        "add_key": 217,
-        "request_key": 218,
-        "keyctl": 219,
-        "swapon": 224,
-        "perf_event_open": 241,
-        "fanotify_init": 262,
-        "open_by_handle_at": 265,
-        "setns": 268,
-        "process_vm_readv": 270,
-        "process_vm_writev": 271,
-        "kcmp": 272,
-        "memfd_create": 279,
-        "bpf": 280,
-        "userfaultfd": 282,
-    },
+# Numbers of system calls on x86_64 and aarch64, which are the same from 424 on.
+_DENIED = {
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "msgget": (68, 186),
+    "semget": (64, 190),
+    "ptrace": (101, 117),
+    "personality": (135, 92),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "acct": (163, 89),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "swapon": (167, 224),
+    "reboot": (169, 142),
+    "mq_open": (240, 180),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "inotify_init": (253, None),
+    "unshare": (272, 97),
+    "vmsplice": (278, 75),
+    "inotify_init1": (294, 26),
+    "perf_event_open": (298, 241),
+    "fanotify_init": (300, 262),
+    "open_by_handle_at": (304, 265),
+    "setns": (308, 268),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "kcmp": (312, 272),
+    "memfd_create": (319, 279),
+    "bpf": (321, 280),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "pidfd_getfd": (438, 438),
+    "mount_setattr": (442, 442),
+    "memfd_secret": (447, 447),
 }
-_CLONE = {"x86_64": 56, "aarch64": 220}
-_SOCKET = {"x86_64": 41, "aarch64": 198}
-_SETSOCKOPT = {"x86_64": 54, "aarch64": 208}
-_MMAP = {"x86_64": 9, "aarch64": 222}
-_PRCTL = {"x86_64": 157, "aarch64": 167}
+_CLONE = (56, 220)
+_SOCKET = (41, 198)
+_SETSOCKOPT = (54, 208)
+_MMAP = (9, 222)
+_PRCTL = (157, 167)
 _PR_SET_THP_DISABLE = 41
 _CLONE3 = 435
 _NEW_NAMESPACES = 0x7E020000
@@ -104,19 +81,6 @@ _AF_UNIX = 1
 _SOL_SOCKET = 1
 _BUFFER_SIZES = (7, 8, 32, 33)  # SO_SNDBUF, SO_RCVBUF, and both with FORCE
 _MAP_SHARED = 1
-_COMMON = {
-    "io_uring_setup": 425,
-    "io_uring_enter": 426,
-    "io_uring_register": 427,
-    "open_tree": 428,
-    "move_mount": 429,
-    "fsopen": 430,
-    "fsconfig": 431,
-    "fsmount": 432,
-    "pidfd_getfd": 438,
-    "mount_setattr": 442,
-    "memfd_secret": 447,
-}
 
 
 def assemble_filter(machine: str, *, memory_is_counted: bool = True) -> bytes | None:
@@ -130,8 +94,9 @@ def assemble_filter(machine: str, *, memory_is_counted: bool = True) -> bytes | 
         memory_is_counted (`bool`, *optional*, defaults to `True`): Whether a control group counts shared memory. If
             not, shared mappings are limited in size, and huge pages stay disabled.
     """
-    if machine not in _NUMBERS:
+    if machine not in _AUDIT_MACHINES:
         return None
+    column = list(_AUDIT_MACHINES).index(machine)
     allow = _instruction(_RETURN, value=_RETURN_ALLOW)
     refuse = _instruction(_RETURN, value=_RETURN_ERRNO | _EPERM)
     no_memory = _instruction(_RETURN, value=_RETURN_ERRNO | _ENOMEM)
@@ -146,15 +111,15 @@ def assemble_filter(machine: str, *, memory_is_counted: bool = True) -> bytes | 
         *_when(_JUMP_IF_EQUAL, _CLONE3, pretend_unknown),
         *_when(
             _JUMP_IF_EQUAL,
-            _CLONE[machine],
+            _CLONE[column],
             _argument(0),
             *_when(_JUMP_IF_ANY_BIT, _NEW_NAMESPACES | _CLONE_PARENT, refuse),
             allow,
         ),
-        *_when(_JUMP_IF_EQUAL, _SOCKET[machine], _argument(0), *_when(_JUMP_IF_EQUAL, _AF_UNIX, allow), refuse),
+        *_when(_JUMP_IF_EQUAL, _SOCKET[column], _argument(0), *_when(_JUMP_IF_EQUAL, _AF_UNIX, allow), refuse),
         *_when(
             _JUMP_IF_EQUAL,
-            _SETSOCKOPT[machine],
+            _SETSOCKOPT[column],
             _argument(1),
             *_unless(_JUMP_IF_EQUAL, _SOL_SOCKET, allow),
             _argument(2),
@@ -165,7 +130,7 @@ def assemble_filter(machine: str, *, memory_is_counted: bool = True) -> bytes | 
     if not memory_is_counted:
         rules += _when(
             _JUMP_IF_EQUAL,
-            _MMAP[machine],
+            _MMAP[column],
             _argument(3),
             *_unless(_JUMP_IF_ANY_BIT, _MAP_SHARED, allow),
             _argument(1, upper_half=True),
@@ -176,12 +141,13 @@ def assemble_filter(machine: str, *, memory_is_counted: bool = True) -> bytes | 
         )
         rules += _when(
             _JUMP_IF_EQUAL,
-            _PRCTL[machine],
+            _PRCTL[column],
             _argument(0),
             *_when(_JUMP_IF_EQUAL, _PR_SET_THP_DISABLE, refuse),
             allow,
         )
-    return b"".join([*rules, *_search(sorted({*_NUMBERS[machine].values(), *_COMMON.values()}), refuse, allow)])
+    denied = sorted(number for numbers in _DENIED.values() if (number := numbers[column]) is not None)
+    return b"".join([*rules, *_search(denied, refuse, allow)])
 
 
 def _search(numbers: list[int], found: bytes, missing: bytes) -> list[bytes]:

@@ -189,7 +189,7 @@ def _answer(
     except BaseException as error:
         return {
             "raised": describe(error),
-            "message": exceptions.safe_message(error),
+            "message": exceptions.message(error),
             "arguments": [arguments, keywords],
         }
     try:

@@ -18,7 +18,7 @@ __all__ = ["find_leak"]
 
 _LEXICON = {
     # Fault words that data hardly ever have: no release but by the instruction or the right answer.
-    "SIN": """
+    "FAULT": """
         bug bugs buggy bugged typo typos flaw* faulty deliberate* intentional* unintentional* unintended
         purposely purposeful* mistak* accident accidental* sabotag* tamper* misspel* mistyp* misnam* misplac*
         misus* miscalculat* miscount* mishandl* misalign* misinterpret* misread* misunderst* misguid* misapplied
@@ -238,7 +238,7 @@ _LEAKS = _rules(
     """
     one|two _ short|early|late|behind|less|off ;
     before giving|assigning|defining|declaring|setting|importing it|them|the|any|its|a ;
-    recursion|loop|function|return|call|recursive without ;
+    recursion|loop|function|return|call|recursive without a|an|any|the ;
     makes|causes|forces the? _ ADV* return|give|produce|stop|skip|be|ACT ;
     SELF only DOES|works|handles|covers|gives|checks|counts|looks ; SELF|^ ADV* DOES ... , not ;
     becomes|become none|null|nan|empty|zero|negative|false|CODE ;
@@ -271,10 +271,11 @@ _LEAKS = _rules(
     # Contrast with what is asked for or meant.
     INSTEAD the|a|by|using|with|at? CODE|RIGHT|plus|minus|and|or|append|extend|yield|full|whole ;
     DOES ... INSTEAD|instead ; , not CODE ; not|never CODE $ ; BUT ... TASK ... ASK ;
-    BUT ADV* it|this|that|the|we? _? ADV* BE|AUX|ADV* not|never|LACK|FAILS|ignores ;
+    BUT ADV* it|this|that|the|we? !you _? ADV* BE|AUX|ADV* not|never|LACK|FAILS|ignores ;
     BUT ADV* it|this|that|the|we _? DOES ; contrary to ; unlike|against the|what TASK|task ;
     not what TASK|the|we|was|is ; supposed|meant|ought|intended to ; expected ... got|but|actual|gets|yet ;
-    where CODE ... needed|required|expected|meant|intended ; needs|requires|wants|need CODE ;
+    where CODE ... needed|required|expected|meant|intended ;
+    where the|a|an ... is|was needed|required|expected|meant|intended|called ; needs|requires|wants|need CODE ;
     BE ... what we|you ADV* want|wants|need|needs|intended|meant ;
     the right|correct|proper|intended|true|actual|required _ _? _? is|was|would|should|needs|has|uses|reads|must|
         ends|starts ;
@@ -469,10 +470,14 @@ def _rule(written: str) -> str:
     return r"(?<!\S)" + "".join(map(_element, written.split()))
 
 
-_CLEAR_RULE = re.compile("|".join(f"(?:{_rule(written)})" for written in ("SIN", *_CLEAR)))
+_CLEAR_RULE = re.compile("|".join(f"(?:{_rule(written)})" for written in ("FAULT", *_CLEAR)))
 _RULE = re.compile("|".join(f"(?:{_rule(written)})" for written in _LEAKS))
 _RELEASE = tuple(re.compile(_rule(written)) for written in _RELEASES)
 _STEM_LENGTH = 5
+_FUNCTION_WORDS = frozenset(
+    "a an the is are was be been it this that which here what we i you should would ought must not never no but yet "
+    "only to of in on at for with by as so instead rather than really wait maybe probably perhaps code".split()
+)
 
 _TELLING_NAME = re.compile(
     r"(?<![a-z])(?P<word>bug|buggy|bugged|bad|faulty|fault|wrong|incorrect|broken|erroneous|flawed|oops|typo|mistaken"
@@ -489,13 +494,16 @@ _DATA_NAME = re.compile(
 )
 _IDENTIFIER = re.compile(r"[^\W\d]\w*")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_FAULT_NOUN = r"(?:bugs?|errors?|mistakes?|faults?|problems?|issues?)"
+_CODE_NOUN = r"(?:code|program|function|query|script|snippet|statement|loop)"
 _ABOUT_FAULTS = re.compile(
-    r"\b(?:debug|fix|repair|correct|find|identify|spot|locate|diagnose|troubleshoot|resolve)(?:s"
-    r"|ing)?\b[^.\n]{0,60}\b(?:bugs?|errors?|mistakes?|faults?|problems?|issues?"
-    r"|wrong|incorrect|broken|(?:code|program|function|query|script|snippet|statement|loop)\b(?: (?:below|above|so"
-    r"|that|given))?)\b"
-    r"|\bdebug\b|\b(?:what|why)\b[^.\n]{0,40}\b(?:wrong|error|fail\w*|not work\w*|bug)\b|\b(?:faulty|buggy|broken"
-    r"|incorrect|erroneous) (?:code|program|function|query|script|snippet|version)\b",
+    r"(?:^|[.;:!?\n]\s*|\b(?:please|and|then|to|you|can|could) )"
+    rf"(?:(?:debug|fix|repair|correct|diagnose|troubleshoot|resolve)\b[^.\n]{{0,60}}\b(?:{_FAULT_NOUN}|{_CODE_NOUN}|it)\b"
+    rf"|(?:find|identify|spot|locate|explain|detect|determine|examine|discuss)\b"
+    rf"[^.\n]{{0,40}}\b{_FAULT_NOUN}\b[^.\n]{{0,30}}\b{_CODE_NOUN}\b)"
+    r"|\b(?:syntax|logic(?:al)?) (?:errors?|mistakes?)\b"
+    r"|\b(?:what|why)\b[^.\n]{0,40}\b(?:wrong|error|fail\w*|not work\w*|bug)\b"
+    rf"|\b(?:faulty|buggy|broken|incorrect|erroneous) (?:{_CODE_NOUN}|version)\b",
     re.IGNORECASE,
 )
 """Tasks about faults, in which words for faults are part of the subject."""
@@ -543,7 +551,7 @@ def find_leak(fault: str, *, instruction: str = "", correct: str = "") -> str | 
 
 
 class _Subject:
-    """What a pair is about: its instruction and right answer.
+    """Instruction and right answer of a pair.
 
     Args:
         instruction (`str`): Task.
@@ -552,7 +560,8 @@ class _Subject:
 
     def __init__(self, instruction: str, correct: str) -> None:
         _, blocks = split_answer(correct)
-        self._text = " ".join(re.findall(r"[\w'-]+", f"{instruction} {correct}".lower()))
+        said_words = re.findall(r"[\w'-]+", f"{instruction} {correct}".lower())
+        self._text = f" {' '.join(said_words)} "
         self.names = {*_telling_names(instruction), *_telling_names(correct)}
         said = (instruction, *remarks(correct))
         self._sentences = {_key(sentence) for text in said for sentence in _sentences(text)}
@@ -567,7 +576,7 @@ class _Subject:
 
     def has_phrase(self, words: str) -> bool:
         """Return whether the instruction or the right answer has the same words in the same order."""
-        return words in self._text
+        return not set(words.split()) <= _FUNCTION_WORDS and f" {words} " in self._text
 
     def has_words_of(self, text: str) -> bool:
         """Return whether all words of a text, by their stems, occur in the instruction or the right answer."""
@@ -632,8 +641,8 @@ def _tag(token: str, subject: _Subject) -> str:
             if token.startswith(stem) and token.endswith(ending) and token != ending
         ),
     ]
-    if ("SIN" in classes or "STATE" in classes) and subject.has_words_of(token):
-        classes = [name for name in classes if name not in ("SIN", "STATE", "BADLY", "BLUNDER", "ERRNAME")]
+    if ("FAULT" in classes or "STATE" in classes) and subject.has_words_of(token):
+        classes = [name for name in classes if name not in ("FAULT", "STATE", "BADLY", "BLUNDER", "ERRNAME")]
     return f"{token}/|{'||'.join(classes)}| "
 
 

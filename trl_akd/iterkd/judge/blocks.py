@@ -111,6 +111,7 @@ class Block:
         prose (`bool`): whether its scores are in sentences.
         scores (`dict[int, float | str]`): score, or the reason why there is none, by number of the rule.
         total (`float`, *optional*): total that the judge gives.
+        remarks (`list[str]`): texts beside the scores in JSON.
     """
 
     start: int
@@ -120,6 +121,7 @@ class Block:
     prose: bool = False
     scores: dict[int, float | Refusal] = field(default_factory=dict)
     total: float | None = None
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def numbers(self) -> dict[int, float]:
@@ -288,7 +290,7 @@ class Lines:
         by_number = DIGITS.get((label["rule"] or label["item"] or "").casefold())
         if label["rule"] is not None and by_number is None:
             by_number = int(label["rule"])
-        head = re.split(r"[:=\t]|,(?=[ ]*[0-9])|[ ][\u2013\u2014-]+[ ]", rest)[0][:80]
+        head = "" if rest[:1].isdigit() else re.split(r"[:=\t]|,(?=[ ]*[0-9])|[ ][\u2013\u2014-]+[ ]", rest)[0][:80]
         named = rule_of_name(head)
         if (
             label["rule"] is None
@@ -473,6 +475,8 @@ def read_json(text: str) -> tuple[list[Block], str]:
             start, text.count("\n", 0, end) + 1, "\n" + (before[-1] if before else ""), headed=True, scores=scores
         )
         block.total = _json_total(value)
+        if isinstance(value, dict):
+            block.remarks = [text for text in value.values() if isinstance(text, str)]
         blocks.append(block)
         text = text[: match.start()] + re.sub(r"[^\n]", " ", text[match.start() : end]) + text[end:]
         position = end

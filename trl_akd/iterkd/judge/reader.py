@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from ...generation import parse_answer
 from .blocks import FINAL, Block, Lines, amendment, read_json
 from .markup import plain_text, without_markup
-from .rubric import RULES, Judgement, Refusal, Unjudged
+from .rubric import MAX_TOTAL, RULES, Judgement, Refusal, Unjudged
 from .values import DIGITS, QUANTITY, REFERENCE, RULE, checked_score
 
 __all__ = [
@@ -29,7 +29,7 @@ _OWN_WORD = re.compile(
     r"|then|final(?:ly)?|last(?:ly)?"
     r"|follow(?:s|ing)?|result(?:s|ing)?|conclusion|conclude|conclusive|summary|verdict|decision|sub|scor(?:e|es"
     r"|ed|ing)|scorecard|scoresheet"
-    r"|rat(?:e|es|ed|ings?)|grad(?:e|es|ed|ing)|marks?|marking|points?|pts|max(?:imum)?|possible|evaluat\w+"
+    r"|rat(?:e|es|ed|ings?)|grad(?:e|es|ed|ing)|marks?|marking|points?|pts|evaluat\w+"
     r"|assess\w*|judge?(?:s|d|ment|ments)?|review"
     r"|rubric|rules?|criteri(?:on|a)|items?|categor(?:y|ies)|dimensions?|breakdown|table|list|json|yaml|xml|answer"
     r"|submission|solution|code|program"
@@ -98,8 +98,7 @@ _UNDERMINED = re.compile(
     r"|defaults?|tentative|provisional|preliminary|unverified|assuming|would be|would have|only if|if (?:it|the"
     r"|this)|were it|had it|not (?:yet )?final)\b"
     r"|\b(?:far from|falls short of|nowhere near) (?:that|this|it|these|the above)\b|\bas it stands\b|\bin"
-    r" reality\b|\bthis (?:one|answer|submission) is (?:far|not|nothing)\b|\b(?:once|after|if|when|provided"
-    r"|assuming)\b[^.\n]{0,30}\b(?:fix|correct|add|repair|chang|mend|address|resolv)\w*"
+    r" reality\b|\bthis (?:one|answer|submission) is (?:far|not|nothing)\b"
     r"|^[^\w\n]*(?:hmm+|hm|wait|hold on|actually|on second thought|on reflection|let me re\w+|scratch that|oh no"
     r"|oops|no, )\b"
     r"|\b(?:re-?(?:score|grade|rate|evaluate|assess|judge)|second look|look again|double[- ]check|revisit)\b"
@@ -111,6 +110,18 @@ _UNDERMINED = re.compile(
     re.IGNORECASE,
 )
 """Sentences that withdraw or qualify scores."""
+_NOT_GIVEN = re.compile(
+    r"\b(?:copied|random(?:ly)?|placeholders?|disclaimers?|yesterday|would have (?:said|given|scored|been)|dummy"
+    r"|made up)\b",
+    re.IGNORECASE,
+)
+"""Words of scores that were not given by judging."""
+_CRITICISM = re.compile(
+    r"\b(?:not|cannot|fails?|failed|failing|wrong|incorrect|errors?|bugs?|crash\w*|missing|misses|lacks?|however|but|yet|unless"
+    r"|if|once|would have)\b|n['\u2019]t\b",
+    re.IGNORECASE,
+)
+"""Words after scores that contradict full marks for every rule, as where these were dictated or copied."""
 _DEICTIC = re.compile(
     r"\b(?:these|those|them|the above|scores?|numbers|ratings?|award\w*|deserv\w*|worth\w*|in truth|told|asked"
     r"|instructed)\b",
@@ -229,7 +240,7 @@ def _introduces_own_scores(words: str) -> bool:
     """Return whether a heading or introduction consists of words by which a judge introduces its own scores."""
     if _OTHER_VOICE.search(words) or _QUOTED.search(words) or _DRAFT.search(words):
         return False
-    words = _REASON.sub("", words).rpartition(",")[2]
+    words = _REASON.sub("", re.sub(r"\([^()]*\)", "", words)).rpartition(",")[2]
     if _CJK.search(words):
         return len(words) <= _MAX_SHORT_HEADING or _SPEAKS_OF_SCORES.search(words) is not None
     found = re.findall(r"[^\W\d_]+", words.casefold())
@@ -284,9 +295,14 @@ def _decide(blocks: Sequence[Block], lines: Sequence[str]) -> Judgement | Unjudg
         total = None
     if set(scores) - set(range(1, len(RULES) + 1)):
         return Unjudged("extra_score")
+    remarks = [*lines[last:], *base.remarks]
+    if any(map(_NOT_GIVEN.search, remarks)):
+        return Unjudged("withdrawn")
+    if sum(scores.values()) == MAX_TOTAL and any(map(_CRITICISM.search, lines[last:])):
+        return Unjudged("contradictory")
     if any(_WITHDRAWN.search(line) for line in lines[base.start :]) or any(
         (_UNDERMINED.search(line) or (_DEICTIC.search(line) and not _BENIGN.search(line))) and amendment(line) is None
-        for line in lines[last:]
+        for line in remarks
     ):
         return Unjudged("withdrawn")
     if total is not None and abs(total - sum(scores.values())) > _TOLERANCE:

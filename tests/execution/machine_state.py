@@ -1,4 +1,4 @@
-"""What a program could leave behind or take down: processes, descriptors, threads and files of this machine."""
+"""Processes, descriptors, threads and files of this machine, which programs must not leave behind or affect."""
 
 import os
 import subprocess
@@ -15,14 +15,14 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 BWRAP = pytest.param("bwrap", marks=pytest.mark.slow)
 LEVELS = ("namespace", BWRAP, "process")
-CONTAINED = ("namespace", BWRAP)  # The levels that promise more than `process`.
+CONTAINED = ("namespace", BWRAP)  # Levels with more guarantees than `process`.
 
 LINUX = sys.platform.startswith("linux")
 linux_only = pytest.mark.skipif(not LINUX, reason="looks through Linux's /proc")
 
 
 class Process(NamedTuple):
-    """One row of /proc; `started` tells a process from a later one of the same number."""
+    """One process of /proc; `started` distinguishes it from a later process with the same id."""
 
     pid: int
     parent: int
@@ -39,7 +39,7 @@ def process(pid: int) -> Process | None:
 
 
 def descendants(ancestor: int | None = None) -> set[Process]:
-    """All processes under one, zombies included."""
+    """Return all descendants of a process, including zombies."""
     family: set[Process] = set()
     waiting = children(ancestor or os.getpid())
     while waiting:
@@ -65,7 +65,7 @@ def alive(row: Process) -> bool:
 
 
 def commands(needle: str) -> list[int]:
-    """Processes with the text in their command line."""
+    """Return the processes whose command line contains a text."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):
@@ -88,7 +88,7 @@ def resident_kib() -> int:
 
 
 class Footprint(NamedTuple):
-    """How many descriptors, threads, descendants and zombies this process has."""
+    """Numbers of descriptors, threads, descendants and zombies of this process."""
 
     descriptors: int
     threads: int

@@ -1,4 +1,4 @@
-"""Whatever a caller was born with, its programs get ordinary surroundings; what is short is named, with a remedy."""
+"""Environment of the caller: it does not affect programs, and errors about shortages name a remedy."""
 
 import errno
 import json
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.execution.conftest import HONEST, Judge
-from tests.execution.surroundings import ROOT, descendants, eventually, linux_only
+from tests.execution.conftest import HONEST, RunOne
+from tests.execution.machine_state import ROOT, descendants, eventually, linux_only
 from trl_akd.execution import CodeExecutor, IsolationError
 
 pytestmark = linux_only
@@ -58,7 +58,7 @@ ODD = {
 
 
 def called(before: str, level: str) -> list[list[str]] | str:
-    """What a caller with odd surroundings gets."""
+    """Return the output of a caller in an unusual environment."""
     command = f'{before}; exec "$@"'
     words = ["bash", "-c", command, "bash", sys.executable, "-c", CALLER, level, json.dumps(PROGRAMS)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -68,18 +68,18 @@ def called(before: str, level: str) -> list[list[str]] | str:
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_odd_surroundings_change_no_verdict(level: str, odd: str) -> None:
+def test_caller_environment_does_not_affect_verdicts(level: str, odd: str) -> None:
     results = called(ODD[odd], level)
     assert [status for status, _ in results] == ["passed"] * (len(PROGRAMS) - 1) + ["failed"], results
 
 
 @pytest.mark.parametrize("count", [6, 10, 16, 20])
-def test_too_few_open_files_are_named(level: str, count: int) -> None:
+def test_low_limit_on_open_files(level: str, count: int) -> None:
     script = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({count}, {count}))\n{CALLER}"
     words = [sys.executable, "-c", script, level, json.dumps(PROGRAMS[:1])]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
     if done.returncode:
-        assert "Too many open files" in done.stderr  # Python itself could not import what it needs
+        assert "Too many open files" in done.stderr  # Python itself fails to start
         return
     found = json.loads(done.stdout)
     if isinstance(found, str):
@@ -104,7 +104,7 @@ def test_full_temporary_folder(level: str, error: int, monkeypatch: pytest.Monke
         assert executor.run([HONEST])[0].passed
 
 
-def test_folder_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_that_cannot_be_created(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/proc/nowhere")
     with pytest.raises(IsolationError, match="TMPDIR") as caught:
         CodeExecutor(1, isolation="process", allow_code_execution=True)
@@ -138,7 +138,7 @@ def test_caller_killed_while_a_helper_starts(delay: float, tmp_path: Path) -> No
     ],
     ids=["bytes", "number"],
 )
-def test_files_of_a_plain_process_have_a_quota(judge: Judge, hoard: str) -> None:
-    result = judge(hoard + "time.sleep(60)\n", timeout=20.0)
+def test_quota_of_files_at_level_process(run_one: RunOne, hoard: str) -> None:
+    result = run_one(hoard + "time.sleep(60)\n", timeout=20.0)
     assert (result.status, result.error_type) == ("failed", "OSError")
     assert result.message.endswith("files that are allowed")

@@ -1,4 +1,4 @@
-"""An honest program sees what it would see as `python candidate.py`, which is the oracle here."""
+"""Programs see the same environment as under `python candidate.py`, which is the oracle."""
 
 import signal
 import subprocess
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.execution.conftest import HONEST, Judge
-from tests.execution.surroundings import ROOT, linux_only
+from tests.execution.conftest import HONEST, RunOne
+from tests.execution.machine_state import ROOT, linux_only
 
 pytestmark = linux_only
 
@@ -81,13 +81,13 @@ PROGRAMS = {
 
 
 def _default_signals() -> None:
-    """Undo what a shell sets for what it runs in the background."""
+    """Reset the signal handlers that a shell sets for background jobs."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_script_prints_what_python_prints(judge: Judge, tmp_path: Path, name: str) -> None:
+def test_script_behaves_as_under_python(run_one: RunOne, tmp_path: Path, name: str) -> None:
     program, given = PROGRAMS[name] + "\n", "3 4\nfive\n"
     (tmp_path / "candidate.py").write_text(program)
     command = [sys.executable, "candidate.py"]
@@ -101,7 +101,7 @@ def test_script_prints_what_python_prints(judge: Judge, tmp_path: Path, name: st
         text=True,
         preexec_fn=_default_signals,
     )
-    result = judge(program, {"inputs": [given], "outputs": [oracle.stdout]}, timeout=10.0)
+    result = run_one(program, {"inputs": [given], "outputs": [oracle.stdout]}, timeout=10.0)
     if name not in ("child that fails",):
         assert oracle.returncode == 0, oracle.stderr
     assert result.passed, (result.message, oracle.stdout)
@@ -121,7 +121,7 @@ def test_script_prints_what_python_prints(judge: Judge, tmp_path: Path, name: st
         "repr([c.co_filename for c in map(lambda f: getattr(f, '__code__', None), gc.get_objects()) if c])",
     ],
 )
-def test_no_path_of_the_caller_shows(judge: Judge, look: str) -> None:
+def test_no_path_of_the_caller_is_visible(run_one: RunOne, look: str) -> None:
     candidate = f"import gc, os, sys, traceback\nseen = {look}\nassert {str(ROOT)!r} not in seen, seen\n{HONEST[0]}"
-    result = judge(candidate)
+    result = run_one(candidate)
     assert result.passed, result.message

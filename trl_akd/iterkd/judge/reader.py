@@ -298,13 +298,13 @@ def _decide(blocks: Sequence[Block], lines: Sequence[str]) -> Judgement | Unjudg
     remarks = [*lines[last:], *base.remarks]
     if any(map(_NOT_GIVEN.search, remarks)):
         return Unjudged("withdrawn")
-    if sum(scores.values()) == MAX_TOTAL and any(map(_CRITICISM.search, lines[last:])):
-        return Unjudged("contradictory")
     if any(_WITHDRAWN.search(line) for line in lines[base.start :]) or any(
         (_UNDERMINED.search(line) or (_DEICTIC.search(line) and not _BENIGN.search(line))) and amendment(line) is None
         for line in remarks
     ):
         return Unjudged("withdrawn")
+    if sum(scores.values()) == MAX_TOTAL and any(map(_CRITICISM.search, lines[last:])):
+        return Unjudged("contradictory")
     if total is not None and abs(total - sum(scores.values())) > _TOLERANCE:
         return Unjudged("contradictory")
     return Judgement(tuple(scores[number] for number in range(1, len(RULES) + 1)))

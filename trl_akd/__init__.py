@@ -1,4 +1,4 @@
-"""Distil large code models into small ones with TRL, and judge the result by running the code it writes."""
+"""Distill large code models into small ones with TRL, and evaluate the result by running the code it writes."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

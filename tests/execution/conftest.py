@@ -40,10 +40,18 @@ def executor(level: str) -> Iterator[CodeExecutor]:
         yield made
 
 
+@pytest.fixture(scope="session")
+def footprint(executor: CodeExecutor) -> Footprint:
+    """What the executor takes up with all its helpers running."""
+    return Footprint.now()
+
+
 @pytest.fixture
-def check_cleanup(executor: CodeExecutor) -> Iterator[None]:
+def check_cleanup(executor: CodeExecutor, footprint: Footprint) -> Iterator[None]:
     """Check after the test that no process, thread or descriptor is left, and that the next verdicts are right."""
-    before = Footprint.now()
+    before = Footprint.now().union(
+        footprint
+    )  # the test before may have ended a helper, which starts again when needed
     yield
     right, wrong = executor.run([HONEST, ("", HONEST[1])])
     assert (right.status, wrong.status, wrong.error_type) == ("passed", "failed", "NameError")

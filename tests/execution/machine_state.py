@@ -101,6 +101,9 @@ class Footprint(NamedTuple):
         zombies = sum(row.state == "Z" for row in family)
         return cls(len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), len(family), zombies)
 
+    def union(self, other: "Footprint") -> "Footprint":
+        return Footprint(*map(max, self, other))
+
     def within(self, other: "Footprint") -> bool:
         return all(mine <= theirs for mine, theirs in zip(self, other, strict=True))
 

@@ -244,7 +244,13 @@ def test_retry_after_hours_is_an_error(server: Server, generator: Callable[..., 
 
 @pytest.mark.parametrize(
     ("status", "remedy"),
-    [(402, "the request"), (401, "check `api_key`"), (403, "api_key"), (404, "/v1, and `model`"), (302, "`base_url`")],
+    [
+        (402, "the request"),
+        (401, "check `api_key`"),
+        (403, "api_key"),
+        (404, "/v1, and the model's name"),
+        (302, "`base_url`"),
+    ],
 )
 def test_refusals_end_at_once(
     server: Server, generator: Callable[..., OpenAIGenerator], status: int, remedy: str

@@ -42,7 +42,7 @@ def test_the_version_changes_with_any_wording():
     [
         ({"correct": "Solve it."}, r"`correct` lacks the field \{instruction\}"),
         ({"faulty": "{instruction}"}, r"`faulty` lacks the field \{kind\}"),
-        ({"new_same": "{instruction} {level}"}, r"`new_same` has the field \{level\}.*known are \{instruction\}"),
+        ({"new_same": "{instruction} {level}"}, r"`new_same` has the field \{level\}.*the fields are \{instruction\}"),
         ({"new_easy": "{instruction} {}"}, r"`new_easy` has the field \{\}"),
         ({"correct": "{instruction} {"}, r"`correct` is no format string .*braces"),
     ],

@@ -42,9 +42,8 @@ def logits():
 
 
 def test_every_rule_is_tested():
-    built_in = {
-        name for name in divergences.names() if divergences.get(name).function.__module__ == divergences.__name__
-    }
+    # The example in the module's docstring registers a rule too, where it runs in the same process.
+    built_in = {name for name in divergences.names() if hasattr(divergences, name)}
     assert built_in == {name for name, _, _ in RULES.values()}
 
 

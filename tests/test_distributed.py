@@ -101,6 +101,7 @@ if "destroyed" in sys.argv:
 """
 
 
+@pytest.mark.distributed
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the names of threads in /proc")
 @pytest.mark.parametrize(
     ("settings", "ends"), [(["destroyed"], False), (["trl_akd"], True), (["trl_akd", "destroyed"], True)]
@@ -141,6 +142,7 @@ for _ in range(300):
 """
 
 
+@pytest.mark.distributed
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process")
 def test_processes_leave_while_reductions_are_under_way(tmp_path: Path) -> None:
     """Neither do they abort, nor do they wait with the interpreter's lock for threads that need it."""

@@ -35,6 +35,7 @@ def served(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.end_to_end
 def test_all_stages_run_and_nothing_is_kept(
     served: dict[str, Any], recipe: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -48,6 +49,7 @@ def test_all_stages_run_and_nothing_is_kept(
     assert "text of some/teacher" in out and "what the real teacher writes" in out
 
 
+@pytest.mark.end_to_end
 def test_a_teacher_model_gives_its_distribution_and_the_mock_server_its_text(
     settings: dict[str, Any], served: dict[str, Any], recipe: Write, capsys: pytest.CaptureFixture[str]
 ):

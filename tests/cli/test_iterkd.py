@@ -56,6 +56,7 @@ def server() -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.end_to_end
 def test_a_served_teacher_and_judge(iterkd: dict[str, Any], server: Server, recipe, tmp_path: Path):
     at_once = {"Retry-After": "0"}
     server.faults += [Fault(429, headers=at_once), Fault(500, headers=at_once), Fault(body="nonsense")]
@@ -80,6 +81,7 @@ def usage(run: Path) -> dict[str, Any]:
     return json.loads((run / "usage.json").read_text())
 
 
+@pytest.mark.end_to_end
 def test_a_budget_is_that_of_the_folder(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):
     """It ends with a student, reports, totals and a status; started again it has nothing left; more of it goes on."""
     path, run = recipe({**iterkd, "base_url": server.url, "concurrency": 3}), tmp_path / "run"
@@ -148,6 +150,7 @@ def test_requests_without_an_answer_count_in_the_next_run(iterkd: dict[str, Any]
     assert "`max_requests` is reached" in capsys.readouterr().out
 
 
+@pytest.mark.end_to_end
 def test_refused_prompts(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):
     """They cost themselves, are not asked again, and where they are, nobody else is."""
     task = cycle_world.task(5)

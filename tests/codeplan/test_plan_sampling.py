@@ -379,6 +379,7 @@ def test_a_foreign_record_is_refused(tmp_path: Path):
 # Real data
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("several", [slice(1, 3), pytest.param(slice(None), marks=pytest.mark.slow)])
 def test_real_apps_problems_with_their_own_solutions(executor: CodeExecutor, several: slice):
     """A student that knows the solution behind one plan of three, and another problem's behind the others."""

@@ -199,6 +199,7 @@ def test_reference_solutions_of_humaneval_pass(tmp_path: Path):
     assert evaluation.results["metrics"]["pass@1"] == 1.0
 
 
+@pytest.mark.end_to_end
 def test_reference_solutions_of_apps_pass(tmp_path: Path):
     path = data("apps/test")
     rows = [

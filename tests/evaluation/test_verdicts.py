@@ -116,6 +116,7 @@ def times(evaluation: Evaluation) -> list[float]:
     return [verdict.result.seconds for verdict in evaluation.verdicts]
 
 
+@pytest.mark.end_to_end
 def test_an_evaluation_that_is_killed_goes_on(tmp_path: Path):
     write_benchmark(tmp_path, 40, "import time\ntime.sleep(0.05)\ndef f(x): return True")
     code = (

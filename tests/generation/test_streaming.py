@@ -176,6 +176,7 @@ with Ledger(Path(sys.argv[2]), {}) as ledger:
 """
 
 
+@pytest.mark.end_to_end
 def test_kill_9_amid_a_call_to_a_slow_server_pays_again_for_requests_under_way_alone(server: Server, tmp_path: Path):
     server.pause = 0.1
     path = tmp_path / "calls.jsonl"

@@ -190,6 +190,7 @@ def test_the_teacher_reads_correct_answers_alone(trainer, monkeypatch):
 # Cycles
 
 
+@pytest.mark.end_to_end
 def test_cycles_are_runs_of_their_own(trainer, tmp_path):
     both = trainer(train_dataset=None, max_steps=3)
     one, two = world.pairs(8), world.pairs(10, seed=5)
@@ -209,6 +210,7 @@ def test_cycles_are_runs_of_their_own(trainer, tmp_path):
     assert text == same
 
 
+@pytest.mark.end_to_end
 def test_a_cycle_resumes(trainer, tmp_path):
     settings = {"train_dataset": None, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     whole = trainer(**settings)
@@ -225,6 +227,7 @@ def test_a_cycle_resumes(trainer, tmp_path):
         resumed.train_on(world.pairs(8), 2, tmp_path / "2", str(tmp_path / "2" / "checkpoint-2"))
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("settings", [{"bf16": True}, {"gradient_checkpointing": True}, {"lora": True}])
 def test_ways_to_train_again(trainer, tmp_path, settings):
     lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM") if settings.pop("lora", False) else None

@@ -169,3 +169,49 @@ def test_pytest_is_required_only_for_unconditional_imports() -> None:
 )
 def test_discovered_functions(test: str, functions: tuple[str, ...]) -> None:
     assert discover_tests(test).functions == functions
+
+
+_FAMILY = (
+    "import unittest\nclass Base(unittest.TestCase):\n    function = None\n    def test_it(self):\n"
+    "        self.assertEqual(self.function(2), 4)\nclass Derived(Base):\n    function = staticmethod(solve)\n"
+)
+_TWO = (
+    "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        pass\n    def test_b(self):\n"
+    "        self.assertEqual(solve(2), 4)\nif __name__ == '__main__':\n    unittest.main()\n"
+)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    "test",
+    [
+        pytest.param(
+            f"{_FAMILY}unittest.TextTestRunner().run(unittest.defaultTestLoader.loadTestsFromTestCase(Derived))\n",
+            id="a suite without the base",
+        ),
+        pytest.param(
+            f"{_FAMILY}def load_tests(loader, tests, pattern):\n    return loader.loadTestsFromTestCase(Derived)\n"
+            "unittest.main()\n",
+            id="load_tests",
+        ),
+        pytest.param(
+            "def test_it():\n    assert solve(2) == 4\nif __name__ == '__main__':\n    import pytest\n"
+            "    pytest.main([__file__])\n",
+            id="pytest under the main guard alone",
+        ),
+        pytest.param(
+            "def test_helper(value):\n    return value\nassert solve(2) == 4\n", id="a helper named like a test"
+        ),
+    ],
+)
+def test_what_the_author_selects_is_run(test: str, strict: bool, level: str):
+    with CodeExecutor(1, isolation=level, strict=strict, allow_code_execution=True) as executor:
+        right, wrong = executor.run([(RIGHT, test), (WRONG, test)])
+    assert (right.status, wrong.status) == ("passed", "failed"), (right, wrong)
+
+
+@pytest.mark.parametrize("arguments", [["x", "T.test_a"], ["x", "-k", "nothing"], ["x", "--help"]])
+def test_arguments_that_a_candidate_sets_select_nothing(arguments: list[str], level: str):
+    with CodeExecutor(1, isolation=level, allow_code_execution=True) as executor:
+        [result] = executor.run([(f"import sys\nsys.argv = {arguments}\n{WRONG}", _TWO)])
+    assert result.status == "failed"

@@ -26,6 +26,8 @@ __all__ = ["VERDICTS", "Verdict", "VerdictFile", "label", "run_samples", "write_
 VERDICTS = "verdicts.jsonl"
 _SECONDS_BETWEEN_WRITES = 0.5  # a write waits for the disk, a program takes milliseconds
 
+_HARNESS = 2  # changes whenever a test program gets another verdict than before
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -79,7 +81,7 @@ class VerdictFile:
     """
 
     def __init__(self, path: Path, limits: Mapping[str, Any]) -> None:
-        surroundings = {**limits, "python": platform.python_version(), "trl_akd": __version__}
+        surroundings = {**limits, "python": platform.python_version(), "trl_akd": __version__, "harness": _HARNESS}
         self._surroundings = json.dumps(surroundings, sort_keys=True)
         self._tests: dict[str, str] = {}
         self._waiting: list[dict[str, Any]] = []

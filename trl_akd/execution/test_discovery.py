@@ -31,7 +31,8 @@ class DiscoveredTests:
             Names of test functions and of classes of test methods that the test program does not refer to. TestCases
             of unittest are found when the test program runs.
         runners (`tuple[str, ...]`):
-            Those of the packages `unittest` and `pytest` that the test program mentions.
+            Those of the packages `unittest` and `pytest` that the test program mentions, and `pytest.main` where
+            pytest is imported under `if __name__ == "__main__":` alone.
         exits (`tuple[tuple[int, int, int, int], ...]`):
             Positions of statements by which it may exit, such as `sys.exit(main())`: first and last line, first and
             last column.
@@ -79,9 +80,11 @@ def discover_tests(test: str) -> DiscoveredTests:
         or (isinstance(node, ast.ClassDef) and node.name.startswith("Test") and _test_methods(node))
     ]
     left = [] if referenced & _NAMESPACE_LOOKUPS else [node for node in functions if node.name not in referenced]
+    if any(isinstance(node, ast.Assert) for node in statements):
+        left = [node for node in left if not _is_helper(node)]
     return DiscoveredTests(
         functions=tuple(dict.fromkeys(node.name for node in left)),
-        runners=tuple(name for name in ("unittest", "pytest") if name in test),
+        runners=tuple(name for name in ("unittest", "pytest") if name in test) + _guarded_runners(tree.body, nodes),
         exits=tuple(_position(node) for node in nodes if _is_exit(node, names)),
         imports_pytest=any(map(_imports_pytest, tree.body)),
         unrunnable=_missing_tests(called, statements, bool(functions)) or _needs_pytest(left, statements),
@@ -99,7 +102,19 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
                 yield from _statements(handler.body)
 
 
-def _imports_pytest(node: ast.stmt) -> bool:
+def _guarded_runners(body: list[ast.stmt], nodes: list[ast.AST]) -> tuple[str, ...]:
+    guards = [node for node in body if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)]
+    guarded = {id(node) for guard in guards for node in ast.walk(guard)}
+    imports = [node for node in nodes if _imports_pytest(node)]
+    return ("pytest.main",) if imports and all(id(node) in guarded for node in imports) else ()
+
+
+def _is_helper(node: _Definition) -> bool:
+    """Whether a function named like a test, in a test program that asserts by itself, is never called by a runner."""
+    return isinstance(node, _FUNCTION) and not node.decorator_list and _arguments_from_pytest(node, 0) is not None
+
+
+def _imports_pytest(node: ast.AST) -> bool:
     if isinstance(node, ast.Import):
         return any(alias.name.partition(".")[0] == "pytest" for alias in node.names)
     return isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").partition(".")[0] == "pytest"

@@ -180,7 +180,7 @@ def get(name: str) -> Rule:
 
     ```
     """
-    if name not in _RULES:
+    if not isinstance(name, str) or name not in _RULES:
         raise ValueError(f"{name!r} is not a divergence; choose one of {', '.join(map(repr, _RULES))}.")
     return _RULES[name]
 

@@ -461,7 +461,7 @@ def _shared_size(shared: int, vocab_size: int | None) -> int:
 
 
 def _check_objective(objective: Objective, labels: Tensor | None) -> None:
-    objective.rule.check_names(objective.knobs)
+    objective.rule.check(objective.knobs)
     if not objective.temperature > 0.0:
         raise ValueError(f"temperature is {objective.temperature}; it divides the logits and must be positive.")
     if objective.ce_weight != 0.0 and labels is None:

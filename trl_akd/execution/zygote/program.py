@@ -257,8 +257,10 @@ def snapshot_interpreter() -> Callable[[], None]:
     """
     names = dict(builtins.__dict__)
     streams = sys.stdin, sys.stdout, sys.stderr
+    arguments = list(sys.argv)  # unittest.main() takes the tests to run from them
 
     def restore() -> None:
+        sys.argv = list(arguments)
         sys.settrace(None)
         sys.setprofile(None)
         threading.settrace(None)

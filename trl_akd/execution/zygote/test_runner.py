@@ -27,6 +27,7 @@ class TestRun:
         self._exits = {tuple(position) for position in discovered["exits"]}
         self._file, self._candidate_file = file, candidate_file
         self._uses_pytest = "pytest" in discovered["runners"]
+        self._guards_pytest = "pytest.main" in discovered["runners"]
         self._cases = _UnittestCases(self._passes_candidate) if "unittest" in discovered["runners"] else None
         self._execute = exec
 
@@ -40,7 +41,7 @@ class TestRun:
         namespace["__name__"] = _MAIN
         sys.modules[_MAIN] = module
         if self._uses_pytest:
-            _disable_pytest_main()
+            _disable_pytest_main(replace_missing=self._guards_pytest)
         if self._cases is not None:
             self._cases.watch()
             for name in _READ_BY_UNITTEST:
@@ -101,6 +102,7 @@ class _UnittestCases:
         import unittest  # slow to import, and few tests use it
 
         self._unittest = unittest
+        self._loader = unittest.TestLoader()
         self._passes_candidate = passes_candidate
         self._started: set[type] = set()
 
@@ -131,12 +133,16 @@ class _UnittestCases:
         return isinstance(value, type) and issubclass(value, self._unittest.TestCase)
 
     def run_remaining(self, namespace: dict[str, Any]) -> None:
-        """Run the TestCases in a namespace that have not run yet."""
-        loader = self._unittest.defaultTestLoader
+        """Run the TestCases in a namespace that have not run yet, unless the test program selects what to run.
+
+        It does so by `load_tests`, or by running classes derived from others, which then are mere bases.
+        """
+        if self._started and "load_tests" in namespace:
+            return
         suite = self._unittest.TestSuite(
-            loader.loadTestsFromTestCase(case)
+            self._loader.loadTestsFromTestCase(case)
             for case in dict.fromkeys(filter(self.is_test_case, namespace.values()))
-            if case.__module__ == _MAIN and case not in self._started
+            if case.__module__ == _MAIN and not any(issubclass(done, case) for done in self._started)
         )
         suite.run(self._unittest.TestResult())
 
@@ -161,12 +167,18 @@ def _after(note: Callable[..., object], original: Callable[..., Any]) -> Callabl
     return noted
 
 
-def _disable_pytest_main() -> None:
-    """Make `pytest.main` do nothing, as it would search for files; the test functions are called afterwards."""
+def _disable_pytest_main(*, replace_missing: bool) -> None:
+    """Make `pytest.main` do nothing, as it would search for files; the test functions are called afterwards.
+
+    Args:
+        replace_missing (`bool`): Whether a module with nothing but `main` stands in for pytest where it is missing.
+    """
     try:
         import pytest
     except ImportError:
-        return  # the import in the test raises this error
+        if not replace_missing:
+            return  # the import in the test raises this error
+        pytest = sys.modules["pytest"] = types.ModuleType("pytest")  # type: ignore[assignment]
     pytest.main = lambda *arguments, **options: 0
 
 

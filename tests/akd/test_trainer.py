@@ -357,6 +357,15 @@ def test_resume_with_another_strategy(trainer, tmp_path):
         changed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
+def test_resume_with_another_divergence(trainer, tmp_path):
+    trainer(output_dir=str(tmp_path), max_steps=1, save_strategy="steps", save_steps=1, divergence="jsd").train()
+    changed = trainer(output_dir=str(tmp_path), max_steps=2, divergence="forward_kl")
+    with pytest.raises(
+        ValueError, match="was written with divergence='jsd', but this run has divergence='forward_kl'"
+    ):
+        changed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
 def test_resume_with_another_learning_rate_of_beta(trainer, tmp_path):
     trainer(save_strategy="steps", save_steps=1, output_dir=str(tmp_path)).train()
     changed = trainer(beta_learning_rate=0.02, output_dir=str(tmp_path), max_steps=3)

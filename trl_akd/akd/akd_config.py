@@ -12,7 +12,7 @@ from ..beta import AdaptiveBeta, BetaRegularizer, BetaStrategy
 from ..data.templates import PROMPT_TEMPLATES
 from ..losses import divergences
 from ..losses.reduction import Normalization
-from .checkpoint import load_state
+from .checkpoint import check_loss, load_state
 from .gkd import GKDConfig
 
 PromptTemplateName = Literal[
@@ -186,6 +186,12 @@ class AKDConfig(GKDConfig):
     def check_checkpoint(self, checkpoint: str) -> None:
         """Raise a ValueError with the reason if a run cannot resume from a checkpoint folder."""
         load_state(self.make_beta(), checkpoint)
+        check_loss(self.loss_settings, checkpoint)
+
+    @property
+    def loss_settings(self) -> dict[str, Any]:
+        """Settings of the divergence that a resumed run must share with its checkpoint."""
+        return {"divergence": self.divergence, "divergence_kwargs": self.divergence_kwargs or {}}
 
     def _check_types(self) -> None:
         try:

@@ -49,7 +49,7 @@ from ..teachers import (
 from .akd_config import AKDConfig
 from .batches import Batch, Targets, causal_targets, number_of_tokens, row_numbers, without_repeats
 from .beta_schedule import BetaSchedule
-from .checkpoint import load_state, save_state
+from .checkpoint import check_loss, load_state, save_state
 from .gkd import GKDTrainer
 from .metrics import METRICS, DistillationMetrics, Means, loss_from_means, not_finite
 from .model_card import find_license, model_card, objective, provenance
@@ -550,10 +550,11 @@ class AKDTrainer(GKDTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            save_state(self.adaptive_beta, self._total_train_tokens, output_dir)
+            save_state(self.adaptive_beta, self._total_train_tokens, output_dir, self.args.loss_settings)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
+            check_loss(self.args.loss_settings, checkpoint)
             self._total_train_tokens = load_state(self.adaptive_beta, checkpoint)
         super()._load_optimizer_and_scheduler(checkpoint)
 

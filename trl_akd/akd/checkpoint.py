@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,24 @@ from ..beta import AdaptiveBeta
 STATE_FILE = "akd_state.pt"
 
 
-def save_state(beta: AdaptiveBeta, num_tokens: int, checkpoint: str | Path) -> None:
-    """Write the state of `beta` and the number of tokens read so far into a checkpoint folder."""
-    torch.save({"beta": beta.state_dict(), "num_tokens": num_tokens}, Path(checkpoint) / STATE_FILE)
+def save_state(beta: AdaptiveBeta, num_tokens: int, checkpoint: str | Path, loss: Mapping[str, Any]) -> None:
+    """Write the state of `beta`, the number of tokens read so far and the settings of the loss into a checkpoint."""
+    state = {"beta": beta.state_dict(), "num_tokens": num_tokens, "loss": dict(loss)}
+    torch.save(state, Path(checkpoint) / STATE_FILE)
+
+
+def check_loss(loss: Mapping[str, Any], checkpoint: str | Path) -> None:
+    """Check that a checkpoint was written with the same settings of the loss, where it has them.
+
+    Raises:
+        ValueError: If one of them differs.
+    """
+    for name, written in _read(checkpoint).get("loss", {}).items():
+        if loss.get(name) != written:
+            raise ValueError(
+                f"`resume_from_checkpoint` is {str(checkpoint)!r}, which was written with {name}={written!r}, but "
+                f"this run has {name}={loss.get(name)!r}; resume with the old {name}, or start a new run."
+            )
 
 
 def load_state(beta: AdaptiveBeta, checkpoint: str | Path) -> int:
@@ -27,6 +43,16 @@ def load_state(beta: AdaptiveBeta, checkpoint: str | Path) -> int:
     Raises:
         ValueError: If the checkpoint was not written by AKD, or with another β strategy.
     """
+    state = _read(checkpoint)
+    try:
+        beta.load_state_dict(state["beta"])
+    except ValueError as error:
+        raise ValueError(f"`resume_from_checkpoint` is {str(checkpoint)!r}: {error}") from None
+    num_tokens: int = state["num_tokens"]
+    return num_tokens
+
+
+def _read(checkpoint: str | Path) -> dict[str, Any]:
     path = Path(checkpoint) / STATE_FILE
     if not path.is_file():
         raise ValueError(
@@ -34,12 +60,7 @@ def load_state(beta: AdaptiveBeta, checkpoint: str | Path) -> int:
             "or save_only_model was on; start a new run with `model_name_or_path` set to that folder."
         )
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    try:
-        beta.load_state_dict(state["beta"])
-    except ValueError as error:
-        raise ValueError(f"`resume_from_checkpoint` is {str(checkpoint)!r}: {error}") from None
-    num_tokens: int = state["num_tokens"]
-    return num_tokens
+    return state
 
 
 def last_whole_checkpoint(folder: str | Path) -> str | None:

@@ -178,7 +178,7 @@ def _disable_pytest_main(*, replace_missing: bool) -> None:
     except ImportError:
         if not replace_missing:
             return  # the import in the test raises this error
-        pytest = sys.modules["pytest"] = types.ModuleType("pytest")  # type: ignore[assignment]
+        pytest = sys.modules["pytest"] = types.ModuleType("pytest")
     pytest.main = lambda *arguments, **options: 0
 
 

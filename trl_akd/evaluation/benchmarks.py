@@ -96,8 +96,8 @@ def load_benchmark(
 
     Args:
         name (`str`):
-            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, `livecodebench`, or the path of a
-            `.jsonl` or `.jsonl.gz` file with one problem per line in any format of `read_problem`.
+            A key of `BENCHMARKS`, or the path of a `.jsonl` or `.jsonl.gz` file with one problem per line in any
+            format of `read_problem`.
         path (`str` or `Path`, *optional*):
             Local copy of a named benchmark: a JSON Lines file, a folder of such files or, for APPS, its folder of
             numbered folders. Without it the benchmark comes from the Hub.

@@ -94,8 +94,8 @@ class NoveltyIndex:
 
     def nearest(self, text: str) -> str | None:
         """Return the first near-duplicate, or `None`."""
-        candidates = sorted(self._lsh.query(_signature(text)))
-        return next((self._texts[number] for number in candidates if self._are_similar(text, self._texts[number])), None)
+        candidates = [self._texts[number] for number in sorted(self._lsh.query(_signature(text)))]
+        return next((known for known in candidates if self._are_similar(text, known)), None)
 
     def _are_similar(self, first: str, second: str) -> bool:
         return all(rouge_l(view(first), view(second)) >= self._threshold for view in (str, _content))

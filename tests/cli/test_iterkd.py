@@ -330,6 +330,10 @@ def rows(**changed: Any) -> list[dict[str, Any]]:
             "`judge_base_url` is 'http://a/v1' and `judge_model_name_or_path` is None",
         ),
         (
+            {"judge_base_url": "http://a/v1", "judge": "outputs/judge"},
+            "`judge` is 'outputs/judge' and `judge_base_url` is 'http://a/v1'",
+        ),
+        (
             {"judge_base_url": "http://a/v1", "judge_model_name_or_path": "j", "judge": "none"},
             "`judge` is 'none' and `judge_model_name_or_path` is 'j'",
         ),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_akd.iterkd.cycle.novelty import NoveltyIndex, only_new, rouge_l
+from trl_akd.iterkd.cycle.novelty import NoveltyIndex, content_words, only_new, rouge_l
 from trl_akd.iterkd.cycle.records import Question
 
 from . import scripted
@@ -155,6 +155,42 @@ def test_most_texts_with_one_word_replaced_are_not_new():
         index.add(text)
         found += index.nearest(" ".join(edited)) is not None
     assert found >= 430
+
+
+@pytest.mark.parametrize(
+    "first, second, all_words, content",
+    [
+        pytest.param(
+            "Write a Python function to find the largest of the given numbers.",
+            "Write a Python function to find the median of the given numbers.",
+            True, False, id="the same wording, other content",
+        ),
+        pytest.param(
+            "Write a function that takes a list and returns its median.",
+            "Find the median of this list of numbers. The list is given as input to your program.",
+            False, False, id="other wording, other content",
+        ),
+        pytest.param(
+            "Write a Python function that takes a string as input and returns it reversed.",
+            "As input a Python function takes a string and returns it reversed. Write that.",
+            False, True, id="the same content and words, in another order",
+        ),
+        pytest.param(
+            "Write a function to reverse a string.",
+            "Write a method to reverse a string.",
+            True, True, id="one common word replaced",
+        ),
+    ],
+)  # fmt: skip
+def test_duplicates_are_similar_in_all_words_and_in_content_words(first, second, all_words, content):
+    def common_to_tasks_removed(text):
+        return " ".join(content_words(text.lower().replace(".", "").replace(",", "").replace(":", "").split()))
+
+    assert (rouge_l(first, second) >= 0.8) == all_words
+    assert (rouge_l(common_to_tasks_removed(first), common_to_tasks_removed(second)) >= 0.8) == content
+    index = NoveltyIndex(0.8)
+    index.add(first)
+    assert (index.nearest(second) is not None) == (all_words and content)
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, 1.1, float("nan")])

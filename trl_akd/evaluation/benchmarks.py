@@ -72,6 +72,7 @@ BENCHMARKS: Mapping[str, _Known] = MappingProxyType(
         "humaneval_plus": _Known("evalplus/humanevalplus", packages=("numpy",), base="humaneval"),
         # Its files hold all 974 problems; the 500 of the test split are what papers report.
         "mbpp": _Known("google-research-datasets/mbpp", config="full", task_ids=range(11, 511)),
+        "mbpp_sanitized": _Known("google-research-datasets/mbpp", config="sanitized", task_ids=range(11, 511)),
         "mbpp_plus": _Known("evalplus/mbppplus", packages=("numpy",)),
         "apps": _Known("codeparrot/apps", files=("test.jsonl",), packages=("numpy",), skips=True, strict=True),
         "livecodebench": _Known(  # release_v6
@@ -96,8 +97,8 @@ def load_benchmark(
 
     Args:
         name (`str`):
-            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, `livecodebench`, or the path of a
-            `.jsonl` or `.jsonl.gz` file with one problem per line in any format of `read_problem`.
+            A key of `BENCHMARKS`, or the path of a `.jsonl` or `.jsonl.gz` file with one problem per line in any
+            format of `read_problem`.
         path (`str` or `Path`, *optional*):
             Local copy of a named benchmark: a JSON Lines file, a folder of such files or, for APPS, its folder of
             numbered folders. Without it the benchmark comes from the Hub.

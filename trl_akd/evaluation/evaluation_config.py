@@ -45,8 +45,7 @@ class EvaluationConfig(GeneratorConfig):
         compare (`list[str]`, *optional*):
             Compare the results in these folders instead; accuracy losses are relative to the first one, the teacher.
         benchmark (`str`, *optional*):
-            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, `livecodebench`, or the path of a .jsonl
-            file.
+            Name of a benchmark, such as `humaneval` (an unknown name prints all names), or the path of a .jsonl file.
         benchmark_path (`str`, *optional*):
             Local copy of a named benchmark. By default it is loaded from the Hub.
         benchmark_base_path (`str`, *optional*):

@@ -1,7 +1,6 @@
 """Cost of a run: an estimate before the first request, usage, and spending that survives restarts."""
 
 import json
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -9,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ...files import replace_text
 from ...generation.budget import Budget, Limit
 from ...generation.protocol import Usage, estimate_num_tokens
 from .config import CycleConfig
@@ -210,10 +210,8 @@ def keeping_spending(path: Path, budget: Budget) -> Iterator[None]:
                 write()
 
     def write() -> None:
-        scratch = path.with_suffix(".tmp")
         spending = Spending(round(budget.seconds, 1), budget.spent.requests)
-        scratch.write_text(json.dumps(asdict(spending)) + "\n")
-        os.replace(scratch, path)
+        replace_text(path, json.dumps(asdict(spending)) + "\n")
 
     thread = threading.Thread(target=keep, daemon=True)
     thread.start()

@@ -94,12 +94,11 @@ class NoveltyIndex:
 
     def nearest(self, text: str) -> str | None:
         """Return the first near-duplicate, or `None`."""
-        candidates = sorted(self._lsh.query(_signature(text)))
-        return next((known for known in map(self._texts.__getitem__, candidates) if self._same(text, known)), None)
+        candidates = [self._texts[number] for number in sorted(self._lsh.query(_signature(text)))]
+        return next((known for known in candidates if self._are_similar(text, known)), None)
 
-    def _same(self, text: str, known: str) -> bool:
-        similarities = (rouge_l(text, known), rouge_l(_content(text), _content(known)))
-        return min(similarities) >= self._threshold
+    def _are_similar(self, first: str, second: str) -> bool:
+        return all(rouge_l(view(first), view(second)) >= self._threshold for view in (str, _content))
 
 
 def only_new(questions: Sequence[Question], index: NoveltyIndex) -> list[Question]:

@@ -28,6 +28,7 @@ __all__ = [
     "MAX_LENGTH",
     "STUDENTS",
     "Start",
+    "Student",
     "make_start",
     "make_tokenizer",
     "student_config",
@@ -35,12 +36,21 @@ __all__ = [
     "word_probabilities",
 ]
 
-STUDENTS = MappingProxyType({"32k": 32, "68k": 48, "255k": 96})
-"""Hidden sizes of the students, by their approximate number of parameters."""
+
+@dataclass(frozen=True)
+class Student:
+    """Size of a student, and the learning rate of its distillation."""
+
+    hidden_size: int
+    learning_rate: float
+
+
+STUDENTS = MappingProxyType({"32k": Student(32, 3e-3), "68k": Student(48, 3e-3), "255k": Student(96, 2e-3)})
+"""Students by their approximate number of parameters."""
 
 MAX_LENGTH = 64
 BATCH_SIZE = 48
-_PRETRAINING_ROWS, _CHECK_STEPS = 12_000, 10
+_PRETRAINING_ROWS, _CHECK_STEPS = 12_000, 5
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -132,7 +142,7 @@ def make_start(
         hidden_size (`int`):
             Hidden size of the student.
         held_out (`Sequence[BenchTask]`):
-            Tasks on which the probability is computed, every 10 steps.
+            Tasks on which the probability is computed, every 5 steps.
         mass (`float`, *optional*, defaults to `0.35`):
             Probability at which training stops.
         max_steps (`int`, *optional*, defaults to `900`):

@@ -172,8 +172,9 @@ def _summary(results: Results) -> str:
         f"{finished} of {content['planned']} runs, at commit {', '.join(commits)}: {len(content['worlds'])} worlds, "
         f"students {', '.join(content['students'])}, {len(content['rules'])} rules, {len(content['seeds'])} seeds. "
         f"Measures are of {content['num_samples']} samples at temperature 1 for each of {content['num_tasks']} "
-        "held-out tasks. Differences are paired by seed, with 95 % intervals by Student's t. Worlds, measures and terms: the "
-        "page on the benchmark of divergences. Made by `trl-akd bench --report` from the results alone."
+        "held-out tasks. Differences are paired by seed, with 95 % intervals by Student's t. The page on the "
+        "benchmark of divergences describes worlds and measures. Made by `trl-akd bench --report` from the results "
+        "alone."
     )
 
 
@@ -234,7 +235,7 @@ def _predictions(results: Results) -> str:
             found = results.compare(place, prediction.measure, prediction.first, prediction.second)
             subject = f"{prediction.first} minus {prediction.second}, {prediction.measure}"
         low, high = prediction.at_least, prediction.at_most
-        bounds = [f"at least {low:g}"] * (low is not None) + [f"at most {high:g}"] * (high is not None)
+        bounds = [f"at {end} {bound:g}" for end, bound in (("least", low), ("most", high)) if bound is not None]
         held = "not run"
         if found is not None:
             inside = (low is None or found.difference >= low) and (high is None or found.difference <= high)

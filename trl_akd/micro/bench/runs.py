@@ -150,15 +150,15 @@ def run_benchmark(config: BenchConfig) -> Path:
         print(
             f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before. Output of the runs: {folder / LOG}"
         )
-        failures = []
+        failures, commit = [], _commit()
         began = time.monotonic()
         for number, (run, row, failure) in enumerate(_execute(missing, folder, config.workers), start=1):
             if row is None:
                 failures.append(f"{run.name}: {failure}")
                 print(f"failed: {failures[-1]}", file=sys.stderr)
                 continue
-            ledger.append([row])
-            rows[run.key] = row
+            rows[run.key] = {**row, "commit": commit}
+            ledger.append([rows[run.key]])
             print(f"{number}/{len(missing)} ({time.monotonic() - began:.0f} s)  {_summary(run, row)}", flush=True)
     results = folder / RESULTS
     replace_text(results, _results(config, runs, rows))
@@ -191,7 +191,6 @@ def train_and_measure(run: Run, starts: Path) -> dict[str, Any]:
         "draw": run.draw,
         "settings": run.settings,
         "start": start,
-        "commit": _commit(),
     }
     low, high = run.world.start_range
     if not low <= start["mass"] <= high:

@@ -173,8 +173,8 @@ def _summary(results: Results) -> str:
         f"students {', '.join(content['students'])}, {len(content['rules'])} rules, {len(content['seeds'])} seeds. "
         f"Measures are of {content['num_samples']} samples at temperature 1 for each of {content['num_tasks']} "
         "held-out tasks. Differences are paired by seed, with 95 % intervals by Student's t. The page on the "
-        "benchmark of divergences describes worlds and measures. Made by `trl-akd bench --report` from the results "
-        "alone."
+        "benchmark of divergences describes worlds and measures. Made by `trl-akd bench` from "
+        "the results alone."
     )
 
 

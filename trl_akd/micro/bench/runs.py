@@ -8,7 +8,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -285,7 +284,8 @@ def _execute(
 
     A run whose student must be pre-trained first goes before the others that start from it.
     """
-    workers = workers or len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = workers or cores
     (folder / "starts").mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -380,6 +380,8 @@ def _digest(settings: Mapping[str, Any]) -> str:
 
 
 def _peak_memory_mb() -> int:
+    import resource  # which Windows does not have
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 

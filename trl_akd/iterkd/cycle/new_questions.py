@@ -200,7 +200,10 @@ _REQUEST = re.compile(
 """Questions, requirements and imperatives: verbs of programming tasks, and words before an object."""
 _ENGLISH = re.compile(r"\b(?:the|of|is|are|and|with|that|to|it|they)\b", re.IGNORECASE)
 _SENTENCE_BREAK = re.compile(r"[^\n]{4}[.!?] +[A-Z]")
-_ENDS_IN_A_WORD = re.compile(r"\s[a-z]+,?\Z")
+_ENDS_WITHIN_A_SENTENCE = re.compile(
+    r"\s(?:an?|the|of|to|and|or|but|with|by|at|from|as|than|which|if|when|at (?:most|least)|each|every|its|their"
+    r"|between|must|should|\w+,)\Z"
+)
 _PROSE_WANTED = re.compile(
     r"(?:write|compose|draft) (?:an? |the )?(?:[\w-]+ ){0,3}(?:essay|poem|story|article|letter|report|paragraph|speech"
     r"|song|summary|blog post)\b"
@@ -289,7 +292,7 @@ def check_question(question: str, *, min_chars: int, max_chars: int) -> Reject |
         return "no_request"
     if _has_no_request(question):
         return "no_request"
-    if _ends_within_a_sentence(question):
+    if _ENDS_WITHIN_A_SENTENCE.search(question):
         return "truncated"
     if len(question) + 2 * len(_IDEOGRAPH.findall(question)) < min_chars:
         return "too_short"
@@ -303,13 +306,8 @@ def _has_no_request(question: str) -> bool:
     asked = _TO_THE_REQUESTER.sub("", question).strip()
     if not asked or len(_ENGLISH.findall(asked)) < _MIN_ENGLISH_WORDS:
         return not asked
-    return _REQUEST.search(asked) is None and _SENTENCE_BREAK.search(asked) is not None
-
-
-def _ends_within_a_sentence(question: str) -> bool:
-    """Return whether the last sentence of a paragraph lacks the end that the sentence before it has."""
-    last = question.rpartition("\n")[2]
-    return _SENTENCE_BREAK.search(last) is not None and _ENDS_IN_A_WORD.search(last) is not None
+    is_short = asked == question and _SENTENCE_BREAK.search(asked) is None
+    return not is_short and _REQUEST.search(asked) is None
 
 
 def _without_frame(text: str) -> str:
@@ -365,7 +363,8 @@ def _cut_label(text: str) -> int | None:
     A second question is such a section, as where a model goes on with its prompt.
     """
     for label in _LATER_LABEL.finditer(text):
-        if _ASKS_FOR_CODE.search(text[: label.start()]):
+        behind = text[label.end() :].strip("*_ \t\n")
+        if _ASKS_FOR_CODE.search(text[: label.start()]) and (not behind or _ASKS.match(behind)):
             return label.start()
     for label in _CUT_LABEL.finditer(text):
         above = text[: label.start()].rstrip().rpartition("\n")[2]

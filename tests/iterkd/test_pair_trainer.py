@@ -109,7 +109,7 @@ def test_the_loss_is_that_of_full_logits(trainer, name):
     frozen = tiny.model()
     made.train()
     model, pairs = made.model, list(made.train_dataset)
-    if made.args.asks_reference:
+    if made.args.needs_reference:
         assert len(made._reference) == sum(1 + len(pair["rejected"]) for pair in pairs)
     supervised = torch.stack([-token_log_probs(model, pair, pair["completion"]).mean() for pair in pairs]).mean()
     expected = supervised + 0.7 * by_hand(name, model, frozen, pairs)
@@ -313,7 +313,7 @@ def test_bad_input(trainer, tmp_path):
 
 def test_settings_reach_the_loss():
     args = IterKDConfig("outputs", contrastive_loss="simpo", contrastive_beta=3.0, simpo_margin=0.2, use_cpu=True)
-    objective = contrastive_objective(args.contrastive_loss, args.contrast_settings)
+    objective = contrastive_objective(args.contrastive_loss, args.contrastive_kwargs)
     assert objective.args[0].keywords == {"beta": 3.0, "margin": 0.2}
 
 

@@ -294,7 +294,7 @@ def test_rows_of_ones_own():
     ("row", "message"),
     [
         ({"instruction": "x", "answer": "y"}, "row 0 of the judgements cannot be used"),
-        ({"instruction": "x", "response": format_judgement(GOOD)}, "`instruction` does not contain 'Here is the programming"),
+        ({"instruction": "x", "response": format_judgement(GOOD)}, "`instruction` does not contain 'Here is"),
         ({"instruction": 3, "answer": "y", "scores": [0] * 5}, "`instruction` is not a text"),
         ({"instruction": "x", "answer": "y", "scores": [0] * 4}, "`scores` has 4 numbers"),
         ({"instruction": "x", "answer": "y", "scores": [0.1] + [0] * 4}, "has 0.1"),

@@ -165,10 +165,10 @@ class AKDConfig(GKDConfig):
         """Arguments of the divergence, without the one that its schedule moves."""
         return divergences.get(self.divergence).split(self._divergence_settings)[0]
 
-    def make_schedule(self) -> KnobSchedule | None:
-        """Return the schedule of the divergence's knob that moves during training, if there is one."""
+    def make_schedule(self, beta: AdaptiveBeta) -> KnobSchedule | None:
+        """Return the schedule of the divergence's knob that moves during training: `beta`, another, or none."""
         if self.uses_beta:
-            return self.make_beta()
+            return beta
         rule = divergences.get(self.divergence)
         return None if rule.schedule is None else rule.schedule(**rule.split(self._divergence_settings)[1])
 
@@ -188,7 +188,8 @@ class AKDConfig(GKDConfig):
 
     def check_checkpoint(self, checkpoint: str) -> None:
         """Raise a ValueError with the reason if a run cannot resume from a checkpoint folder."""
-        load_state(checkpoint, self.make_beta(), self.make_schedule(), self.loss_settings)
+        beta = self.make_beta()
+        load_state(checkpoint, beta, self.make_schedule(beta), self.loss_settings)
 
     @property
     def loss_settings(self) -> dict[str, Any]:

@@ -181,7 +181,7 @@ class AKDTrainer(GKDTrainer):
         check_adapter(*adapters_of(self.model))
         check_parallelism(self.accelerator.parallelism_config)
         self.adaptive_beta = args.make_beta()
-        self.schedule = self.adaptive_beta if args.uses_beta else args.make_schedule()
+        self.schedule = args.make_schedule(self.adaptive_beta)
         self.lmbda, self.seq_kd, self.temperature = args.lmbda, args.seq_kd, args.temperature
         if args.disable_dropout:
             disable_dropout(self.model)

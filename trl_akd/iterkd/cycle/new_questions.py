@@ -202,7 +202,7 @@ _ENGLISH = re.compile(r"\b(?:the|of|is|are|and|with|that|to|it|they)\b", re.IGNO
 _SENTENCE_BREAK = re.compile(r"[^\n]{4}[.!?] +[A-Z]")
 _ENDS_WITHIN_A_SENTENCE = re.compile(
     r"\s(?:an?|the|of|to|and|or|but|with|by|at|from|as|than|which|if|when|at (?:most|least)|each|every|its|their"
-    r"|between|must|should|\w+,)\Z"
+    r"|between|after|before|must|should|\w+,)\Z"
 )
 _PROSE_WANTED = re.compile(
     r"(?:write|compose|draft) (?:an? |the )?(?:[\w-]+ ){0,3}(?:essay|poem|story|article|letter|report|paragraph|speech"

@@ -64,9 +64,6 @@ def current_names(values: Mapping[str, Any], renamed: Mapping[str, str]) -> dict
     for old in values.keys() & renamed.keys():
         new = renamed[old]
         if new in values:
-            raise ValueError(
-                f"`{old}` and `{new}` are given, which are the old and the current name of one field; "
-                f"leave out `{old}`."
-            )
+            raise ValueError(f"`{old}` is the old name of `{new}`, and both are given; leave out `{old}`.")
         warnings.warn(f"`{old}` is now called `{new}`; the old name will be removed.", FutureWarning, stacklevel=3)
     return {renamed.get(name, name): value for name, value in values.items()}

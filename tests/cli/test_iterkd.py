@@ -330,11 +330,15 @@ def rows(**changed: Any) -> list[dict[str, Any]]:
             "`judge_base_url` is 'http://a/v1' and `judge_model_name_or_path` is None",
         ),
         (
+            {"judge_base_url": "http://a/v1", "judge": "outputs/judge"},
+            "`judge` is 'outputs/judge' and `judge_base_url` is 'http://a/v1'",
+        ),
+        (
             {"judge_base_url": "http://a/v1", "judge_model_name_or_path": "j", "judge": "none"},
             "`judge` is 'none' and `judge_model_name_or_path` is 'j'",
         ),
         ({"judge_extra_body": "{}"}, "`judge_extra_body` is {}, which is for the judge's server"),
-        ({"extra_body": "{top_k"}, "`extra_body` is '{top_k', which is no JSON"),
+        ({"extra_body": "{top_k"}, "`extra_body` is '{top_k', which is not JSON"),
         ({"extra_body": "[1]"}, "`extra_body` is [1]; give a JSON object"),
         ({"fault_kinds": ["spelling"]}, "`fault_kinds` is ['spelling']; choose some of syntax, logical"),
         ({"faults_per_question": -1}, "`faults_per_question` is -1"),

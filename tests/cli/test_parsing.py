@@ -1,12 +1,16 @@
+import json
 import os
+import re
 from dataclasses import dataclass, fields
 from inspect import get_annotations
+from typing import get_type_hints
 
 import pytest
 
 from tests.commands import COMMANDS, argument_types
 from trl_akd.cli.parsing import RecipeParser, field_descriptions, read_options
 from trl_akd.cli.recipes import Recipe, read_recipe
+from trl_akd.deprecation import renamed_fields
 
 
 @pytest.mark.parametrize("argv", [["--config", "a.yaml"], ["--config=a.yaml"]])
@@ -152,10 +156,49 @@ def test_old_names_of_fields_are_read_with_a_warning(flag: str, recipe):
     assert "--timeout" not in planning.format_help()
 
 
-def test_the_old_and_the_current_name_of_a_field(recipe):
-    evaluating = RecipeParser(argument_types("evaluate"), prog="trl-akd evaluate")
-    with pytest.raises(ValueError, match="`model` and `model_name_or_path` are given"):
-        evaluating.values(read_recipe(recipe({"model": "m", "model_name_or_path": "n"})))
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_old_and_the_current_name_of_a_field(command: str, recipe):
+    """Both in a recipe, or both as flags, in each spelling. A flag replaces a value of the recipe by either name."""
+    types = argument_types(command)
+    parser = RecipeParser(types, prog=f"trl-akd {command}")
+    for old, new in {old: new for kind in types for old, new in renamed_fields(kind).items()}.items():
+        refused = f"`{old}` is the old name of `{new}`, and both are given; leave out `{old}`"
+        with pytest.raises(ValueError, match=refused):
+            parser.values(read_recipe(recipe({old: 1, new: 2})))
+        for flags in ([f"--{old}=1", f"--{new}=2"], [f"--{new.replace('_', '-')}", "2", f"--{old}", "1"]):
+            with pytest.raises(ValueError, match=refused):
+                parser.values(Recipe(), flags)
+        value = {"backend": "openai", "prompt_style": "chat"}.get(new, "3")
+        for name, flag in ((new, old), (old, new)):
+            with pytest.warns(FutureWarning, match=f"`{old}` is now called"):
+                parser.values(read_recipe(recipe({name: value})), [f"--{flag}", value])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_field_that_takes_a_json_object_names_itself_if_it_gets_something_else(command: str, recipe):
+    types = argument_types(command)
+    parser = RecipeParser(types, prog=f"trl-akd {command}")
+    names = [entry.name for kind in types for entry in fields(kind) if "dict" in str(get_type_hints(kind)[entry.name])]
+    for name in names:
+        is_path_too = name in ("accelerator_config", "deepspeed", "fsdp_config")
+        wrong = ["{bad", "{'a': 1}", *([] if is_path_too else ["bad", "[1]", "3", ""])]
+        for text in wrong:
+            message = re.escape(f"`{name}` is ") + ".*; give a JSON object, such as"
+            with pytest.raises(ValueError, match=message):
+                parser.values(Recipe(), [f"--{name}", text])
+            with pytest.raises(ValueError, match=message):
+                parser.values(read_recipe(recipe({name: text})))
+        with pytest.raises(ValueError, match=f"`{name}` is .*; give a JSON object"):
+            parser.values(read_recipe(recipe({name: [1]})))
+        for values in (
+            parser.values(Recipe(), [f"--{name}", '{"a": 1}']),
+            parser.values(read_recipe(recipe({name: {"a": 1}}))),
+        ):
+            found = getattr(values, name)
+            assert (json.loads(found) if isinstance(found, str) else found) == {"a": 1}
+        other = "file.json" if is_path_too else "null"
+        found = getattr(parser.values(Recipe(), [f"--{name}", other]), name)
+        assert found == ("file.json" if is_path_too else None)
 
 
 def test_on_by_default_can_be_switched_off_both_ways(parser: RecipeParser, recipe):

@@ -306,6 +306,28 @@ def test_aliases_of_the_numbers(executor: CodeExecutor):
     assert (len(result.plan_scores), len(result.programs)) == (2, 1)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"n_plans": 0}, "`n_plans` is 0"),
+        ({"n_programs": -1}, "`n_programs` is -1"),
+        ({"n_plans": 3, "num_plans": 4}, "`num_plans` is 4 and its alias `n_plans` is 3; give one of them"),
+        ({"n_plans": 20, "num_plans": 20}, "`num_plans` is 20 and its alias `n_plans` is 20"),
+        ({"n_programs": 3, "num_programs": 4}, "`num_programs` is 4 and its alias `n_programs` is 3"),
+        ({"n_plans": 2, "temperature": 0.0}, "all of n_plans=2 and num_programs=10 would be equal"),
+        ({"n_plans": 2, "smaller_num_plans": [2]}, "below n_plans=2"),
+    ],
+)
+def test_errors_name_the_alias_that_was_given(numbers: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        PlanSampler(student(["double"]), None, **numbers)
+
+
+def test_an_alias_beside_a_positional_argument():
+    with pytest.raises(ValueError, match="`num_plans` is 4 and its alias `n_plans` is 3"):
+        PlanSampler(student(["double"]), None, 4, n_plans=3)
+
+
 def test_greedy_with_one_of_each(executor: CodeExecutor):
     asked = student(["double"])
     [result] = sampler(asked, executor, num_plans=1, num_programs=1, temperature=0.0).run([PROBLEM])

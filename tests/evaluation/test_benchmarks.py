@@ -63,6 +63,18 @@ def test_mbpp_plus_keeps_its_tests_from_view():
     assert "plus(5, 5)" not in problem.prompt + str(problem.public_tests)
 
 
+def test_sanitized_mbpp_takes_its_test_split(tmp_path: Path):
+    row = {
+        "source_file": "Benchmark.pdf",
+        "prompt": "Add two numbers.",
+        "code": MBPP["code"],
+        "test_imports": ["import math"],
+    }
+    rows = [{**row, "task_id": number, "test_list": MBPP["test_list"]} for number in (2, 11, 510, 511)]
+    first, last = load_benchmark("mbpp_sanitized", write_lines(tmp_path / "sanitized.jsonl", rows)).problems
+    assert (first.task_id, last.task_id, first.tests) == ("11", "510", read_problem(MBPP, "line 1").tests)
+
+
 def test_apps_reads_cases_and_asks_for_a_script():
     problem = read_problem(APPS, "line 1")
     assert problem.tests == {"inputs": ["1 2\n"], "outputs": ["3\n"]}

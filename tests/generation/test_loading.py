@@ -120,7 +120,7 @@ def test_a_server_gets_what_the_configuration_says(monkeypatch: pytest.MonkeyPat
         ({"max_retries": -1}, "`max_retries` is -1"),
         ({"extra_body": {"a": 1}}, "`extra_body` is .* which is for the server; give `base_url`"),
         ({"api_key_env": "KEY"}, "`api_key_env` is 'KEY', which is for the server"),
-        ({"extra_body": "{"}, "`extra_body` is '{', which is no JSON"),
+        ({"extra_body": "{"}, "`extra_body` is '{', which is not JSON"),
         ({"extra_body": "[]"}, r"`extra_body` is \[\]; give a JSON object"),
     ],
 )

@@ -74,6 +74,17 @@ def test_what_cannot_be_read_is_asked_for_again_sampled():
     assert judge.judge([]) == []
 
 
+@pytest.mark.parametrize("finish_reason", ["stop", "length"])
+def test_a_number_that_the_token_limit_may_have_cut_is_no_score(finish_reason):
+    class Cut:
+        def generate(self, prompts, **settings):
+            text = format_judgement(Judgement((2, 1, 1, 0.5, 0)))
+            return [[Completion(text, None, finish_reason, None)] for _ in prompts]
+
+    [found] = GenerativeJudge(Cut()).judge([("Double x.", "2 * x")])
+    assert found == (Unjudged("missing_score") if finish_reason == "length" else Judgement((2, 1, 1, 0.5, 0)))
+
+
 @pytest.mark.parametrize("takes_json", [True, False])
 def test_a_server_is_asked_for_json_and_read_whatever_it_writes(takes_json: bool):
     with serving() as server:

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from inspect import cleandoc
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from trl import TrlParser
 
 from ..deprecation import current_names, renamed_fields
+from ..generation.loading import read_json_object
 from .launching import is_launch_flag
 from .recipes import Recipe
 
@@ -21,6 +22,9 @@ __all__ = ["RecipeParser", "field_descriptions", "read_options"]
 _ARGUMENTS = re.compile(r"^(?:Args|Parameters):\n((?:(?:    .*)?\n)*)", re.M)
 _ARGUMENT = re.compile(r"^    (\w+) \(.*?\): *(.*\n(?:(?:     .*)?\n)*)", re.M)
 _LINK = re.compile(r"\[(`[^`]+`)\]|\[([^]]+)\]\(\S+\)")
+
+_FILE_FIELDS = {"accelerator_config", "deepspeed", "fsdp_config"}
+"""Fields that take a JSON object or the path of a file with one."""
 
 
 class _Options(ArgumentParser):
@@ -78,6 +82,8 @@ class RecipeParser(TrlParser):
         texts = {name: text for kind in self.dataclass_types for name, text in field_descriptions(kind).items()}
         for action in self._actions:
             action.help = texts.get(action.dest, action.help)
+            if getattr(action.type, "__name__", None) == "dict":  # which takes no text
+                action.type = _optional_text
         self._renamed = {old: new for kind in self.dataclass_types for old, new in renamed_fields(kind).items()}
 
     def error(self, message: str) -> NoReturn:
@@ -95,6 +101,7 @@ class RecipeParser(TrlParser):
         values, unknown = self.parse_known_args(self._current_flags(flags), Namespace(**self._converted(recipe)))
         if unknown:
             raise ValueError(self._unknown_flag(unknown[0]))
+        self._read_json_objects(values)
         del values.config, values.accelerate_config
         return values
 
@@ -117,8 +124,27 @@ class RecipeParser(TrlParser):
         renamed = {f"--{old}": f"--{new}" for old, new in self._renamed.items()}
         renamed |= {old.replace("_", "-"): new for old, new in renamed.items()}
         names = [flag.partition("=")[0] for flag in flags]
-        current_names({name.lstrip("-").replace("-", "_"): None for name in names if name in renamed}, self._renamed)
+        given = {name[2:].replace("-", "_"): None for name in names if name.startswith("--")}
+        current_names(given, self._renamed)  # warns, and refuses a field that is given by both names
         return [renamed.get(name, name) + flag[len(name) :] for name, flag in zip(names, flags, strict=True)]
+
+    def _read_json_objects(self, values: Namespace) -> None:
+        """Read fields that take a JSON object.
+
+        Text that a dataclass reads itself is checked and stays text, because `TrainingArguments` also converts the
+        strings in it, such as `"true"`.
+        """
+        for kind in self.dataclass_types:
+            hints = get_type_hints(kind)
+            for name in (entry.name for entry in fields(kind) if entry.init):
+                types = {get_origin(option) or option for option in get_args(hints[name]) or (hints[name],)}
+                value = getattr(values, name)
+                is_path = name in _FILE_FIELDS and isinstance(value, str) and not value.startswith("{")
+                if dict not in types or is_path:
+                    continue
+                found = read_json_object(name, value)
+                if found is None or str not in types:
+                    setattr(values, name, found)
 
     def _converted(self, recipe: Recipe) -> dict[str, Any]:
         # A field that is on by default has a second action, `--no_<field>`, which takes no value from a recipe.
@@ -174,6 +200,10 @@ def field_descriptions(kind: type) -> dict[str, str]:
         for name, text in _ARGUMENT.findall(section[1] if section else ""):
             texts[name] = _LINK.sub(r"\1\2", " ".join(text.split())).replace("%", "%%")
     return texts
+
+
+def _optional_text(text: str) -> str | None:
+    return None if text.lower() in ("none", "null") else text
 
 
 def _convert(action: Action, value: Any, where: str) -> Any:

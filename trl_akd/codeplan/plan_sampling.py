@@ -140,8 +140,8 @@ class PlanSampler:
         plan_generator (`TextGenerator`, *optional*):
             Generates the plans, such as the same model through its plan head.
         smaller_num_plans (`Sequence[int]`, *optional*):
-            Numbers of plans below `num_plans` for which a choice among the first so many is reported as well, with its
-            own final programs; 0 is generation without a plan.
+            Smaller numbers of plans to report as well: for each number, a plan is selected from that many first plans,
+            and final programs are generated with it. 0 is generation without a plan.
         without_public_tests (`str`, *optional*, defaults to `"error"`):
             For problems without public tests: `"error"`, or `"logprob"` to select the most likely plan.
         ranker ([`ProgramRanker`], *optional*):
@@ -188,8 +188,8 @@ class PlanSampler:
         self,
         generator: TextGenerator,
         executor: CodeExecutor | None,
-        num_plans: int = 20,
-        num_programs: int = 10,
+        num_plans: int | None = None,
+        num_programs: int | None = None,
         temperature: float = 0.6,
         top_p: float = 0.95,
         *,
@@ -208,20 +208,20 @@ class PlanSampler:
         n_plans: int | None = None,
         n_programs: int | None = None,
     ) -> None:
-        num_plans = num_plans if n_plans is None else n_plans
-        num_programs = num_programs if n_programs is None else n_programs
-        for name, value in (("num_plans", num_plans), ("num_programs", num_programs), ("batch_size", batch_size)):
+        plans, num_plans = _given("num_plans", num_plans, "n_plans", n_plans, 20)
+        programs, num_programs = _given("num_programs", num_programs, "n_programs", n_programs, 10)
+        for name, value in ((plans, num_plans), (programs, num_programs), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"`{name}` is {value}; give at least 1.")
         if temperature == 0 and max(num_plans, num_programs) > 1:
             raise ValueError(
-                f"`temperature` is 0, at which all of num_plans={num_plans} and num_programs={num_programs} would be "
+                f"`temperature` is 0, at which all of {plans}={num_plans} and {programs}={num_programs} would be "
                 "equal; give a `temperature` above 0, such as 0.6."
             )
         if any(not 0 <= number < num_plans for number in smaller_num_plans):
             raise ValueError(
                 f"`smaller_num_plans` is {list(smaller_num_plans)}; give numbers of at least 0 and below "
-                f"num_plans={num_plans}."
+                f"{plans}={num_plans}."
             )
         if without_public_tests not in ("error", "logprob"):
             raise ValueError(f"`without_public_tests` is {without_public_tests!r}; choose 'error' or 'logprob'.")
@@ -422,6 +422,15 @@ class PlanSampler:
         ids = [str(row["id"]) for row in rows]
         if len(set(ids)) < len(ids):
             raise ValueError(f"two problems have the id {max(ids, key=ids.count)!r}; give each another one.")
+
+
+def _given(name: str, value: int | None, alias: str, alias_value: int | None, default: int) -> tuple[str, int]:
+    """Return the value of an argument with an alias, and the name by which it was given."""
+    if value is None:
+        return (name, default) if alias_value is None else (alias, alias_value)
+    if alias_value is not None:
+        raise ValueError(f"`{name}` is {value} and its alias `{alias}` is {alias_value}; give one of them.")
+    return name, value
 
 
 def _select_plan(scores: Sequence[PlanScore]) -> int | None:

@@ -13,7 +13,7 @@ class RankerBenchmark:
 
     Args:
         benchmark (`str`, *optional*):
-            `humaneval`, `humaneval_plus`, `mbpp`, `mbpp_plus`, `apps`, or the path of a .jsonl file.
+            Name of a benchmark, such as `apps` (an unknown name prints all names), or the path of a .jsonl file.
         benchmark_path (`str`, *optional*):
             Local copy of a named benchmark; by default it is downloaded from the Hub.
     """

@@ -127,9 +127,11 @@ def read_json_object(name: str, value: Any) -> dict[str, Any] | None:
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise ValueError(f"`{name}` is {value!r}, which is no JSON ({error}); give a JSON object.") from error
+            raise ValueError(
+                f"`{name}` is {value!r}, which is not JSON ({error}); give a JSON object, such as '{{\"key\": 1}}'."
+            ) from error
     if value is not None and not isinstance(value, dict):
-        raise ValueError(f"`{name}` is {value!r}; give a JSON object of fields and values.")
+        raise ValueError(f"`{name}` is {value!r}; give a JSON object, such as '{{\"key\": 1}}'.")
     return value
 
 

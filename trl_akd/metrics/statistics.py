@@ -13,9 +13,12 @@ from typing import Literal
 
 __all__ = [
     "Interval",
+    "PairedMean",
     "PairedTest",
     "accuracy_loss",
+    "holm",
     "mean_interval",
+    "paired_mean",
     "paired_test",
     "pass_at_k",
     "pass_at_k_over_tasks",
@@ -60,6 +63,24 @@ class PairedTest:
     losses: int
     ties: int
     method: Literal["exact McNemar", "sign-flip permutation"]
+
+
+@dataclass(frozen=True, slots=True)
+class PairedMean:
+    """Mean of paired differences with Student's t interval and test.
+
+    Args:
+        difference (`float`): mean difference.
+        low (`float`), high (`float`): ends of the interval.
+        p_value (`float`): two-sided p-value of the hypothesis that the mean difference is 0.
+        pairs (`int`): number of pairs.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    pairs: int
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -224,6 +245,80 @@ def paired_test(
     )
 
 
+def paired_mean(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> PairedMean:
+    """Estimate the mean difference of paired scores, such as two methods' with the same seeds.
+
+    Student's t interval and test, which presume that differences are about normal. For scores of tasks, which are
+    not, use [`paired_test`].
+
+    Args:
+        first (`Sequence[float]`): scores of the first method, one per pair.
+        second (`Sequence[float]`): scores of the second method, in the same order.
+        confidence (`float`, *optional*, defaults to `0.95`): level of the interval, in (0, 1).
+
+    Returns:
+        [`PairedMean`]: mean of first minus second, its interval and p-value.
+
+    Raises:
+        ValueError: If there are fewer than two pairs, the numbers of scores differ, a score is not finite, or
+            `confidence` is outside (0, 1).
+
+    Example:
+        ```python
+        >>> found = paired_mean([0.6, 0.7, 0.65], [0.4, 0.45, 0.5])
+        >>> f"{found.difference:.2f} [{found.low:.2f}, {found.high:.2f}], p = {found.p_value:.3f}"
+        '0.20 [0.08, 0.32], p = 0.020'
+
+        ```
+    """
+    if len(first) != len(second):
+        raise ValueError(f"first and second have {len(first)} and {len(second)} scores; give pairs.")
+    if len(first) < 2:
+        raise ValueError(f"first and second have {len(first)} scores; give at least two pairs.")
+    if not 0 < _finite("confidence", confidence) < 1:
+        raise ValueError(f"confidence is {confidence}; give a number between 0 and 1, such as 0.95.")
+    differences = [
+        _finite(f"first[{index}]", a) - _finite(f"second[{index}]", b)
+        for index, (a, b) in enumerate(zip(first, second, strict=True))
+    ]
+    mean, freedom = fmean(differences), len(differences) - 1
+    error = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / freedom / len(differences))
+    if error <= _ROUNDING:
+        return PairedMean(mean, mean, mean, 1.0 if abs(mean) <= _ROUNDING else 0.0, len(differences))
+    half_width = _t_quantile((1 + confidence) / 2, freedom) * error
+    p_value = 2 * _t_tail(abs(mean) / error, freedom)
+    return PairedMean(mean, mean - half_width, mean + half_width, p_value, len(differences))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for several tests by Holm's method, which bounds the chance of any false rejection.
+
+    Args:
+        p_values (`Sequence[float]`): p-values of a family of tests, in [0, 1].
+
+    Returns:
+        `list[float]`: adjusted p-values in the same order, to compare with the level of the whole family.
+
+    Raises:
+        ValueError: If a p-value is outside [0, 1].
+
+    Example:
+        ```python
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+
+        ```
+    """
+    for index, p_value in enumerate(p_values):
+        if not 0 <= _finite(f"p_values[{index}]", p_value) <= 1:
+            raise ValueError(f"p_values[{index}] is {p_value}; give numbers between 0 and 1.")
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
 def accuracy_loss(teacher: float, model: float) -> float:
     """Return the relative accuracy loss of a model, (teacher - model) / teacher.
 
@@ -289,6 +384,33 @@ def _sign_flips(differences: Sequence[float], seed: int, resamples: int) -> floa
         signs = generator.choice([-1.0, 1.0], size=(min(_BLOCK, resamples - start), len(moved)))
         extreme += int((abs(signs @ moved) >= observed).sum())
     return (1 + extreme) / (1 + resamples)
+
+
+def _t_quantile(probability: float, freedom: int) -> float:
+    """Return the value below which Student's t falls with a probability of at least one half, by bisection."""
+    low, high = 0.0, 1.0
+    while _t_tail(high, freedom) > 1 - probability:
+        high *= 2
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_tail(middle, freedom) > 1 - probability else (low, middle)
+    return high
+
+
+def _t_tail(value: float, freedom: int) -> float:
+    """Return the probability that Student's t exceeds a value of at least 0, from its finite series.
+
+    [Abramowitz and Stegun](https://personal.math.ubc.ca/~cbm/aands/page_948.htm), equations 26.7.3 and 26.7.4.
+    """
+    angle = math.atan(value / math.sqrt(freedom))
+    sine, square = math.sin(angle), math.cos(angle) ** 2
+    term = math.cos(angle) if freedom % 2 else 1.0
+    total = 0.0
+    for index in range(1 if freedom % 2 else 0, freedom - 1, 2):
+        total += term
+        term *= square * (index + 1) / (index + 2)
+    inside = 2 / math.pi * (angle + sine * total) if freedom % 2 else sine * total
+    return max(0.0, (1 - inside) / 2)
 
 
 def _check_counts(task: str, num_samples: int, num_correct: int, k: int) -> None:

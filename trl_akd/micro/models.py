@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 
@@ -60,12 +61,12 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 def teacher_config(tokenizer: PreTrainedTokenizerBase, max_length: int) -> LlamaConfig:
     """Return the configuration of the teacher: a Llama of 0.98 million parameters and `max_length` positions."""
-    return _llama(tokenizer, max_length, hidden_size=128, layers=4, heads=4)
+    return llama_config(tokenizer, max_length, hidden_size=128, layers=4, heads=4)
 
 
 def student_config(tokenizer: PreTrainedTokenizerBase, max_length: int) -> LlamaConfig:
     """Return the configuration of the student: a Llama of 0.25 million parameters."""
-    return _llama(tokenizer, max_length, hidden_size=80, layers=2, heads=2)
+    return llama_config(tokenizer, max_length, hidden_size=80, layers=2, heads=2)
 
 
 def new_model(config: LlamaConfig, seed: int = 0) -> LlamaForCausalLM:
@@ -85,6 +86,7 @@ def pretrain(
     learning_rate: float = 4e-3,
     batch_size: int = 64,
     seed: int = 0,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train a model in place by cross-entropy on completions.
 
@@ -105,6 +107,8 @@ def pretrain(
             Rows per step.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the order of rows.
+        callbacks (`Sequence[TrainerCallback]`, *optional*):
+            Callbacks of the `Trainer`, one of which may stop it earlier.
     """
     max_length = model.config.max_position_embeddings
     dataset, _ = tokenize_dataset(Dataset.from_list(list(rows)), tokenizer, max_length=max_length)
@@ -126,7 +130,8 @@ def pretrain(
         use_cpu=True,
         seed=seed,
     )
-    Trainer(model, args, DataCollatorForDistillation(tokenizer.pad_token_id), dataset.select(order)).train()
+    collator = DataCollatorForDistillation(tokenizer.pad_token_id)
+    Trainer(model, args, collator, dataset.select(order), callbacks=list(callbacks)).train()
 
 
 def order_by_length(lengths: Sequence[int], batch_size: int, seed: int = 0) -> list[int]:
@@ -153,9 +158,10 @@ def order_by_length(lengths: Sequence[int], batch_size: int, seed: int = 0) -> l
     return [row for batch in sorted(batches, key=len, reverse=True) for row in batch]
 
 
-def _llama(
+def llama_config(
     tokenizer: PreTrainedTokenizerBase, max_length: int, *, hidden_size: int, layers: int, heads: int
 ) -> LlamaConfig:
+    """Return the configuration of a Llama with tied embeddings, as all micro models are."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,

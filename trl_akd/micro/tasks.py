@@ -83,7 +83,7 @@ class Task:
     @property
     def operations(self) -> tuple[str, ...]:
         """Names of the operations in the order of execution, which determine the split."""
-        return _names(self.steps)
+        return operation_names(self.steps)
 
     @property
     def prompt(self) -> str:
@@ -147,8 +147,8 @@ def sample_tasks(count: int, *, split: Split, seed: int = 0, lengths: Sequence[i
     tasks: list[Task] = []
     while len(tasks) < count:
         steps = _draw_steps(rng, rng.choice(lengths))
-        examples = _draw_examples(rng, steps[0].operation.takes, _EXAMPLES_PER_TASK)
-        if is_held_out(_names(steps)) == (split == "held_out") and _every_step_matters(steps, examples):
+        examples = draw_examples(rng, steps[0].operation.takes, _EXAMPLES_PER_TASK)
+        if is_held_out(operation_names(steps)) == (split == "held_out") and every_step_matters(steps, examples):
             tasks.append(_make_task(f"{split}/{seed}/{len(tasks)}", rng, steps, examples))
     return tasks
 
@@ -193,7 +193,8 @@ def _function(variable: str, expression: str) -> Any:
     return eval(f"lambda {variable}: {expression}")
 
 
-def _names(steps: Iterable[Step]) -> tuple[str, ...]:
+def operation_names(steps: Iterable[Step]) -> tuple[str, ...]:
+    """Return the names of operations, which determine the split of a task."""
     return tuple(step.operation.name for step in steps)
 
 
@@ -201,25 +202,26 @@ def _draw_steps(rng: random.Random, length: int) -> tuple[Step, ...]:
     kind = rng.choice((NUMBERS, TEXT))
     steps: list[Step] = []
     while len(steps) < length:
-        operation = rng.choice([o for o in OPERATIONS if o.takes == kind and o.name not in _names(steps)])
+        operation = rng.choice([o for o in OPERATIONS if o.takes == kind and o.name not in operation_names(steps)])
         steps.append(Step(operation, rng.choice(operation.arguments)))
         kind = operation.gives
     return tuple(steps)
 
 
-def _draw_examples(rng: random.Random, kind: str, count: int) -> list[Any]:
+def draw_examples(rng: random.Random, kind: str, count: int) -> list[Any]:
+    """Return random inputs of a kind, `NUMBERS` or `TEXT`."""
     return [_draw_numbers(rng) if kind == NUMBERS else _draw_text(rng) for _ in range(count)]
 
 
 def _make_task(task_id: str, rng: random.Random, steps: tuple[Step, ...], examples: Sequence[Any]) -> Task:
-    public = _draw_examples(random.Random(f"public {task_id}"), steps[0].operation.takes, _PUBLIC_EXAMPLES)
+    public = draw_examples(random.Random(f"public {task_id}"), steps[0].operation.takes, _PUBLIC_EXAMPLES)
     return Task(
         task_id,
         steps,
         _draw_instruction(rng, steps),
         draw_solution(steps, rng),
-        _tests(steps, examples),
-        _tests(steps, public),
+        write_tests(steps, examples),
+        write_tests(steps, public),
     )
 
 
@@ -232,7 +234,7 @@ def _draw_text(rng: random.Random) -> str:
     return " ".join(rng.choices(_WORDS, k=rng.randint(4, 7)))
 
 
-def _every_step_matters(steps: Sequence[Step], examples: Sequence[Any]) -> bool:
+def every_step_matters(steps: Sequence[Step], examples: Sequence[Any]) -> bool:
     """Return whether the examples depend on each step: results vary, and leaving out a step changes at least one."""
     results = [run(steps, example) for example in examples]
     shorter = [(*steps[:i], *steps[i + 1 :]) for i, s in enumerate(steps) if s.operation.takes == s.operation.gives]
@@ -251,5 +253,6 @@ def _draw_instruction(rng: random.Random, steps: Sequence[Step]) -> str:
     return ", ".join(reversed(clauses) if marks in _BACKWARD else clauses)
 
 
-def _tests(steps: Sequence[Step], examples: Iterable[Any]) -> str:
+def write_tests(steps: Sequence[Step], examples: Iterable[Any]) -> str:
+    """Return an assertion per example, about a function `solve` that applies the steps."""
     return "".join(f"assert {ENTRY_POINT}({example!r}) == {run(steps, example)!r}\n" for example in examples)

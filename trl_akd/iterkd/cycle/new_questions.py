@@ -89,6 +89,16 @@ _CREATED = re.compile(
     re.IGNORECASE,
 )
 _JSON_KEY = re.compile(rf"(?:(?:{_MADE})[ _]?)?{_KIND}(?:[ _]?(?:statement|description|text))?", re.IGNORECASE)
+_REASONS = re.compile(
+    rf"(?=[^\n]*\b(?:learners?|same (?:domain|type|difficulty|skills?)|(?:original|previous|mastered|solved) {_KIND}"
+    rf"|(?:this|the) (?:new )?{_KIND} (?:is|keeps|stays|asks|takes|uses|tests|needs|requires|differs|builds|will))\b)"
+    r"(?![^\n]*\b(?:write|implement|create|given)\b)[^\n]*\n[ \t]*\n",
+    re.IGNORECASE,
+)
+"""First paragraph about the question, not of it."""
+_LATER_LABEL = re.compile(
+    rf"^[#*_> \t]*(?:(?:new|next|another|original) )?{_KIND}[*_ \t]*:", re.IGNORECASE | re.MULTILINE
+)
 _FENCED_CODE = re.compile(
     r"\n[ \t]*\n(?:```|~~~)(?:python3?|py)?[ \t]*\n(?P<code>(?:(?!```|~~~)[\s\S])*)\n(?:```|~~~)"
 )
@@ -173,6 +183,41 @@ _PRAISE = re.compile(
     r"\W*(?:great|good|nice|excellent|well done|congratulations|keep|awesome|bravo|thanks|thank you|that was)\b",
     re.IGNORECASE,
 )
+_REQUEST = re.compile(
+    r"\?|\A(?:what|which|how|why|who|where|when|suppose)\b|\b(?:should|must|shall|needs? to|ha(?:s|ve) to|how to"
+    r"|(?:task|goal|challenge) is|(?:how|what|why) (?:do|does|is|are|can|would|many|much))\b"
+    r"|(?:\A|[.:;,!?()\"'`*>-]\s*|\n\s*|\b(?:and|then|please|you|\d+[.)])\s+)[\"'`*_(]*"
+    r"(?:write|create|implement|design|develop|build|define|make|construct|code|find|compute|calculate|determine"
+    r"|return|print|output|read|generate|convert|sort|count|check|remove|replace|simulate|given|solve|use|complete"
+    r"|explain|describe|identify|provide|show|fix)\b"
+    r"|(?:\A|[.,:!?] |\n\s*|please )[\"'`*_(]*"
+    r"(?!(?:in|on|at|by|for|of|with|from|as|to|if|when|while|like|since|because|after|before|during|under|over|into"
+    r"|than|that|all|both|it|not|only|but|and|or|so|even|about|between|through|without|where|until)\b)"
+    r"[a-z]{3,}(?<!s)(?<!ed)(?<!ing) (?:a|an|the|all|each|every|any|two|three|[0-9]+|your|this|these|if|whether|code)"
+    r"\b",
+    re.IGNORECASE,
+)
+"""Questions, requirements and imperatives: verbs of programming tasks, and words before an object."""
+_ENGLISH = re.compile(r"\b(?:the|of|is|are|and|with|that|to|it|they)\b", re.IGNORECASE)
+_SENTENCE_BREAK = re.compile(r"[^\n]{4}[.!?] +[A-Z]")
+_ENDS_WITHIN_A_SENTENCE = re.compile(
+    r"\s(?:an?|the|of|to|and|or|but|with|by|at|from|as|than|which|if|when|at (?:most|least)|each|every|its|their"
+    r"|between|after|before|must|should|\w+,)\Z"
+)
+_PROSE_WANTED = re.compile(
+    r"(?:write|compose|draft) (?:an? |the )?(?:[\w-]+ ){0,3}(?:essay|poem|story|article|letter|report|paragraph|speech"
+    r"|song|summary|blog post)\b"
+    r"(?![\s\S]*\b(?:program|function|script|code|class|method|query|input|returns?|prints?)\b)",
+    re.IGNORECASE,
+)
+_MIN_ENGLISH_WORDS = 2
+_TO_THE_REQUESTER = re.compile(
+    r"[^.?!\n]*\b(?:(?:could|can|would|will) you (?:please |also )?"
+    r"(?:tell me|clarify|confirm|specify|share|let me|paste)"
+    r"|(?:do|would) you (?:want|like|prefer|mean)|(?:shall|may) I"
+    r"|should I (?:include|add|keep|make|proceed|continue)|can I (?:help|assist))\b[^.?!\n]*[?]",
+    re.IGNORECASE,
+)
 _CLOSING = re.compile(
     r"\n\s*(?:-{3,}|\*{3,})?\s*[(*_#> \t]*(?:let me know\b|(?:have|enjoy|happy)\b[^\n.]{0,40}[!.]\s*\Z"
     r"|you(?:['\u2019]ve| have)? got this|take your time|if you(?:['\u2019]d| would)? (?:like|need|want|prefer)"
@@ -199,6 +244,7 @@ _FRAMES = (
     _TITLE_LABEL,
     _QUESTION_LABEL,
     _INTRODUCTION,
+    _REASONS,
     _MARK,
     _NUMBER,
 )
@@ -244,9 +290,24 @@ def check_question(question: str, *, min_chars: int, max_chars: int) -> Reject |
         return "solution"
     if _PRAISE.match(question) and not _ASKS_FOR_CODE.search(question):
         return "no_request"
+    if _has_no_request(question):
+        return "no_request"
+    if _ENDS_WITHIN_A_SENTENCE.search(question):
+        return "truncated"
     if len(question) + 2 * len(_IDEOGRAPH.findall(question)) < min_chars:
         return "too_short"
     return "too_long" if len(question) > max_chars else None
+
+
+def _has_no_request(question: str) -> bool:
+    """Return whether an English text asks for no program: for nothing, for prose, or for details of the request."""
+    if _PROSE_WANTED.match(question):
+        return True
+    asked = _TO_THE_REQUESTER.sub("", question).strip()
+    if not asked or len(_ENGLISH.findall(asked)) < _MIN_ENGLISH_WORDS:
+        return not asked
+    is_short = asked == question and _SENTENCE_BREAK.search(asked) is None
+    return not is_short and _REQUEST.search(asked) is None
 
 
 def _without_frame(text: str) -> str:
@@ -297,7 +358,14 @@ def _in_json(text: str) -> str | None:
 
 
 def _cut_label(text: str) -> int | None:
-    """Return the start of the first section that is not part of the question; explanations of examples are."""
+    """Return the start of the first section that is not part of the question; explanations of examples are.
+
+    A second question is such a section, as where a model goes on with its prompt.
+    """
+    for label in _LATER_LABEL.finditer(text):
+        behind = text[label.end() :].strip("*_ \t\n")
+        if _ASKS_FOR_CODE.search(text[: label.start()]) and (not behind or _ASKS.match(behind)):
+            return label.start()
     for label in _CUT_LABEL.finditer(text):
         above = text[: label.start()].rstrip().rpartition("\n")[2]
         if label.start() > 0 and not _EXAMPLE_LINE.match(above):

@@ -199,6 +199,11 @@ class TeachingConfig(BackendConfig):
                 f"`judge` is {self.judge!r} and `judge_model_name_or_path` is {self.judge_model_name_or_path!r}; "
                 "leave one of them out."
             )
+        if self.judge_base_url is not None:
+            raise ValueError(
+                f"`judge` is {self.judge!r} and `judge_base_url` is {self.judge_base_url!r}; give the name of the "
+                "server's model as `judge_model_name_or_path`, or leave out the address."
+            )
         warnings.warn("A model in `judge` is now given by `judge_model_name_or_path`.", FutureWarning, stacklevel=4)
         self.judge, self.judge_model_name_or_path = "teacher", self.judge
 

@@ -66,6 +66,7 @@ _AMENDING = re.compile(
     r"|tak(?:e|ing) (?:off|away))\b|改为|更正|修正",
     re.IGNORECASE,
 )
+_SENTENCE = re.compile(r"(?<=[a-z)][.!?;])[ ]+")
 _UNSURE = re.compile(
     r"\b(?:not (?:quite |entirely )?sure|unsure|could (?:also )?be|might be|may be|maybe|perhaps|possibly"
     r"|arguably)\b.*"
@@ -133,10 +134,15 @@ class Block:
         """Whether all five rules have a score, and no other rule has."""
         return set(self.scores) == set(range(1, len(RULES) + 1)) == set(self.numbers)
 
+    @property
+    def has_full_marks(self) -> bool:
+        """Whether every rule has its maximum."""
+        return self.numbers == {number: rule.maximum for number, rule in enumerate(RULES, 1)}
+
 
 def amendment(line: str) -> dict[int, float] | str | None:
     """Return the scores that a remark after the scores changes, a text if the change is unclear, or `None`."""
-    if REFERENCE.search(line) and _UNSURE.search(line):
+    if any(REFERENCE.search(sentence) and _UNSURE.search(sentence) for sentence in _SENTENCE.split(line)):
         return line
     if not (cue := _AMENDING.search(line)):
         return None

@@ -120,8 +120,8 @@ class GenerativeJudge:
                     stop=self._stop,
                     seed=self._seed + attempt,
                 )
-                texts = [completion.text for [completion] in written]
-                found |= zip(open_prompts, map(parse_judgement, texts), strict=True)
+                for prompt, [completion] in zip(open_prompts, written, strict=True):
+                    found[prompt] = parse_judgement(completion.text, truncated=completion.finish_reason == "length")
         return [found[prompt] for prompt in prompts]
 
 

@@ -22,6 +22,8 @@ __all__ = [
 _MAX_CHARS = 50_000
 _MAX_INTRODUCTION = 160
 _TOLERANCE = 0.01
+_ENDS_IN_JSON_VALUE = re.compile(r"\"[ ]*:[ ]*\"?[0-9.]+\Z")
+_LAST_WORD = re.compile(r"(?<!\S)\S+\Z")
 _OWN_WORD = re.compile(
     r"i|my|me|mine|we|our|own|this|that|the|an?|these|here|below|is|are|was|be|as|of|for|on|in|by|to|per|with|and"
     r"|or|at|from|up|out|each"
@@ -54,6 +56,8 @@ _OWN_WORD = re.compile(
     re.IGNORECASE,
 )
 """Words by which judges introduce their own scores. With other words, they may be another's."""
+_RUBRIC = re.compile(r"\b(?:rubric|rules|criteria|scheme|guidelines?|maxim\w+|possible|available)\b", re.IGNORECASE)
+_VERDICT = re.compile(r"\b(?:I|my|scor\w*|rat\w*|grad\w*|judge?\w*|evaluat\w*|assess\w*|verdict)\b", re.IGNORECASE)
 _OWN_FINAL = re.compile(r"\b(?:my|mine|final)\b", re.IGNORECASE)
 _MAX_INTRODUCTION_WORDS = 25
 _REASON = re.compile(r"\b(?:because|since)\b[^,]*", re.IGNORECASE)
@@ -116,6 +120,12 @@ _NOT_GIVEN = re.compile(
     re.IGNORECASE,
 )
 """Words of scores that were not given by judging."""
+_COUNTERFACTUAL = re.compile(
+    r"(?:^|(?<=[.!?] ))[^\w\n]*(?:had|if|were|once|should)\b(?![^.\n]*\b(?:these|those|this|above)\b)"
+    r"[^.\n]*\bwould\b[^.\n]*\.(?=\s|$)",
+    re.IGNORECASE,
+)
+"""Sentences about scores of another answer, as where a fault were mended."""
 _CRITICISM = re.compile(
     r"\b(?:not|cannot|fails?|failed|failing|wrong|incorrect|errors?|bugs?|crash\w*|missing|misses|lacks?|however|but|yet|unless"
     r"|if|once|would have)\b|n['\u2019]t\b",
@@ -179,7 +189,7 @@ _GIVEN = re.compile(
 )
 
 
-def parse_judgement(text: str) -> Judgement | Unjudged:
+def parse_judgement(text: str, *, truncated: bool = False) -> Judgement | Unjudged:
     r"""Read the scores in the text of a judge.
 
     The five scores may be in JSON, lines, a list, a table or sentences, by the rules' numbers or names, in any order,
@@ -192,6 +202,9 @@ def parse_judgement(text: str) -> Judgement | Unjudged:
     Args:
         text (`str`):
             Text of the judge. Of more than 50,000 characters, the last are read.
+        truncated (`bool`, *optional*, defaults to `False`):
+            Whether a limit of tokens ended the text. Its last word, which may be the beginning of a number, is then
+            ignored, as it is in JSON without an end.
 
     Returns:
         `Judgement` or `Unjudged`: the scores, or the first reason why there are none.
@@ -208,6 +221,8 @@ def parse_judgement(text: str) -> Judgement | Unjudged:
 
     ```
     """
+    if truncated or (_ENDS_IN_JSON_VALUE.search(text) and text.count("{") > text.count("}")):
+        text = _LAST_WORD.sub("", text)
     plain = plain_text(parse_answer(text).text[-_MAX_CHARS:])
     blocks, rest = read_json(plain)
     lines = [without_markup(line) for line in rest.splitlines()]
@@ -218,8 +233,13 @@ def parse_judgement(text: str) -> Judgement | Unjudged:
 
 
 def _counts(block: Block) -> bool:
-    """Return whether the words over a block say that its scores are the judge's own and final."""
+    """Return whether the words over a block say that its scores are the judge's own and final.
+
+    The maxima after words about the rubric are a quotation of it.
+    """
     heading, _, above = block.over.partition("\n")
+    if not heading and _RUBRIC.search(above) and not _VERDICT.search(above) and block.has_full_marks:
+        return False
     above = above.strip()[-_MAX_INTRODUCTION:]
     last_sentence = re.split(r"[.!?;\u3002][ ]*(?=\S)", above)[-1]
     if FINAL.search(heading):
@@ -285,7 +305,8 @@ def _decide(blocks: Sequence[Block], lines: Sequence[str]) -> Judgement | Unjudg
         elif block.total is not None:
             total = block.total
     last = max(block.end for block in complete)
-    for line in lines[last:]:
+    following = [_COUNTERFACTUAL.sub("", line) for line in lines[last:]]
+    for line in following:
         amended = amendment(line)
         if amended is None:
             continue
@@ -295,7 +316,7 @@ def _decide(blocks: Sequence[Block], lines: Sequence[str]) -> Judgement | Unjudg
         total = None
     if set(scores) - set(range(1, len(RULES) + 1)):
         return Unjudged("extra_score")
-    remarks = [*lines[last:], *base.remarks]
+    remarks = [*following, *base.remarks]
     if any(map(_NOT_GIVEN.search, remarks)):
         return Unjudged("withdrawn")
     if any(_WITHDRAWN.search(line) for line in lines[base.start :]) or any(

@@ -71,8 +71,9 @@ UNIT = r"(?:points?|pts?|p|marks?|балл\w*|punkte?|puntos?|分|点|点数|점
 QUANTITY = r"[+-]?(?:[0-9]{1,6}(?:[.,][0-9]{1,6})?|[.][0-9]{1,6})"
 AMOUNT = rf"(?:{QUANTITY}|one and a half|one half|half|zero|none|one|two|three|no|a full|a|零|半|一|两|二)"
 _VALUE = re.compile(
-    rf"(?P<open>[(\[{{\"']?)[ ]*(?:score[ds]?|awarded|award|gets?|earns?|receives?|得分|得)?[ :=]*(?:(?:a|the)?["
-    rf" ]?full|all|only|just)?[ ]*"
+    rf"(?P<open>[(\[{{\"']?)[ ]*"
+    rf"(?:score[ds]?|award(?:ed|s)?|gets?|got|earn(?:ed|s)?|receive[ds]?|given|granted|得分|得)?[ :=]*"
+    rf"(?:(?:a|the)?[ ]?full|all|only|just)?[ ]*"
     rf"(?P<score>{AMOUNT})(?![0-9]|[.,][0-9])"
     rf"(?:[ ]*(?:/|÷|out[ ]+of|of(?:[ ]a)?(?:[ ]possible)?|von|sur|из|中|満点中|de)[ ]*(?P<scale>{AMOUNT}))?"
     rf"(?:[ ]*(?:a[ ])?{UNIT}(?![a-z]))?(?:[ ]*(?:/|out[ ]of|of)[ ]*(?P<late>{QUANTITY})(?:[ ]*{UNIT}"

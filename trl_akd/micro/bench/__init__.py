@@ -1,0 +1,1 @@
+"""Benchmark of divergences on generated programs with several correct answers per task and an exact teacher."""

@@ -1,0 +1,181 @@
+"""Tokenizer and students of the world, and their pre-training until they begin to know the valid words."""
+
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from ...heads import evaluating
+from ..models import EOS_TOKEN, PAD_TOKEN, llama_config, new_model, pretrain
+from .world import WORDS, BenchTask, World, vocabulary
+
+__all__ = [
+    "BATCH_SIZE",
+    "MAX_LENGTH",
+    "STUDENTS",
+    "Start",
+    "make_start",
+    "make_tokenizer",
+    "student_config",
+    "valid_mass",
+    "word_probabilities",
+]
+
+STUDENTS = MappingProxyType({"32k": 32, "68k": 48, "255k": 96})
+"""Hidden sizes of the students, by their approximate number of parameters."""
+
+MAX_LENGTH = 64
+BATCH_SIZE = 48
+_PRETRAINING_ROWS, _CHECK_STEPS = 12_000, 10
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Return the tokenizer of the world: its vocabulary, of which every text is the longest match.
+
+    Example:
+
+    ```python
+    >>> tokenizer = make_tokenizer()
+    >>> tokenizer.tokenize("tern = harbor.tern(numbers)")
+    ['tern', ' = ', 'harbor', '.', 'tern', '(numbers)']
+
+    ```
+    """
+    pieces = vocabulary()
+    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate((PAD_TOKEN, EOS_TOKEN, *pieces))}))
+    longest_first = "|".join(_escaped(piece) for piece in sorted(pieces, key=len, reverse=True))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(longest_first), "isolated")
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=PAD_TOKEN, eos_token=EOS_TOKEN, clean_up_tokenization_spaces=False
+    )
+
+
+def student_config(tokenizer: PreTrainedTokenizerFast, hidden_size: int) -> LlamaConfig:
+    """Return the configuration of a student: a Llama of two layers."""
+    return llama_config(tokenizer, MAX_LENGTH, hidden_size=hidden_size, layers=2, heads=2)
+
+
+@torch.no_grad()
+def word_probabilities(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tasks: Sequence[BenchTask]
+) -> torch.Tensor:
+    """Return the probability that a completion starts with each word of `WORDS`: float64 `[tasks, words]`."""
+    tokenizer.padding_side = "right"
+    batch = tokenizer([task.prompt for task in tasks], padding=True, return_tensors="pt")
+    with evaluating(model):
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    last = batch["attention_mask"].sum(1) - 1
+    probabilities = logits[torch.arange(len(tasks)), last].double().softmax(-1)
+    chosen: torch.Tensor = probabilities[:, tokenizer.convert_tokens_to_ids(list(WORDS))]
+    return chosen
+
+
+def valid_mass(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world: World, tasks: Sequence[BenchTask]
+) -> float:
+    """Return the student's probability of a valid first word, exactly, as the mean over tasks."""
+    probabilities = word_probabilities(model, tokenizer, tasks)
+    valid = torch.tensor([[word in world.valid_words(task.context) for word in WORDS] for task in tasks])
+    return float((probabilities * valid).sum(1).mean())
+
+
+@dataclass(frozen=True)
+class Start:
+    """A pre-trained student.
+
+    Args:
+        model (`LlamaForCausalLM`):
+            The student.
+        steps (`int`):
+            Number of optimizer steps of its pre-training.
+        mass (`float`):
+            Its probability of a valid first word on held-out tasks.
+    """
+
+    model: LlamaForCausalLM
+    steps: int
+    mass: float
+
+
+def make_start(
+    world: World,
+    tokenizer: PreTrainedTokenizerFast,
+    hidden_size: int,
+    *,
+    held_out: Sequence[BenchTask],
+    mass: float = 0.35,
+    max_steps: int = 900,
+    learning_rate: float = 3e-3,
+) -> Start:
+    """Train a new student on programs of the world until its first word is valid with probability `mass`.
+
+    Args:
+        world (`World`):
+            The world, whose seed is also that of the weights and of the order of rows.
+        tokenizer (`PreTrainedTokenizerFast`):
+            Tokenizer of the world.
+        hidden_size (`int`):
+            Hidden size of the student.
+        held_out (`Sequence[BenchTask]`):
+            Tasks on which the probability is computed, every 10 steps.
+        mass (`float`, *optional*, defaults to `0.35`):
+            Probability at which training stops.
+        max_steps (`int`, *optional*, defaults to `900`):
+            Number of steps after which training stops in any case.
+        learning_rate (`float`, *optional*, defaults to `3e-3`):
+            Peak learning rate.
+    """
+    model = new_model(student_config(tokenizer, hidden_size), seed=world.seed)
+    gate = _Gate(lambda: valid_mass(model, tokenizer, world, held_out), mass)
+    rows = world.sample_rows(
+        world.sample_tasks(_PRETRAINING_ROWS, split="train", stream="pretraining"), stream="pretraining"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        pretrain(
+            model,
+            tokenizer,
+            rows,
+            output_dir=scratch,
+            max_steps=max_steps,
+            learning_rate=learning_rate,
+            batch_size=BATCH_SIZE,
+            seed=world.seed,
+            callbacks=[gate],
+        )
+    return Start(model.eval(), gate.steps, gate.reached)
+
+
+class _Gate(TrainerCallback):
+    """Stop training when a measure reaches a value."""
+
+    def __init__(self, measure: Callable[[], float], value: float) -> None:
+        self._measure, self._value = measure, value
+        self.steps, self.reached = 0, 0.0
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.steps = state.global_step
+        if state.global_step % _CHECK_STEPS == 0 or state.global_step == state.max_steps:
+            self.reached = self._measure()
+            control.should_training_stop |= self.reached >= self._value
+
+
+def _escaped(piece: str) -> str:
+    """Return a regular expression that matches a piece; `re.escape` escapes a line break as Oniguruma does not."""
+    return re.escape(piece).replace("\\\n", "\n")

@@ -27,7 +27,15 @@ from ..generation import TextGenerator, TransformersGenerator
 from ..generation.budget import Budget, BudgetedGenerator, BudgetSpent, Limit
 from ..generation.protocol import Usage
 from ..generation.wrappers import for_all_processes, is_shared, model_name
-from .cycle.costs import Price, estimate_usage, keeping_spending, kept_spending, prices, usage_text, write_usage
+from .cycle.costs import (
+    Price,
+    describe_usage,
+    estimate_usage,
+    prices,
+    read_spending,
+    recording_spending,
+    write_usage,
+)
 from .cycle.cycles import Cycles, Participants, ProgramOf
 from .cycle.ledger import CycleLedger, upload_ledger
 from .cycle.records import Question, digest, read_questions
@@ -163,7 +171,7 @@ class IterKDTrainer(PairTrainer):
             spent = ledger.usage(self._authors)
             budget = self._budget(spent, spending)
             if budget.is_limited and is_main_process(self.accelerator):
-                stack.enter_context(keeping_spending(spending, budget))
+                stack.enter_context(recording_spending(spending, budget))
             self._announce_costs(spent)
             cycles = Cycles(
                 self,
@@ -251,7 +259,7 @@ class IterKDTrainer(PairTrainer):
     def _budget(self, spent: Mapping[str, Usage], spending: Path) -> Budget:
         """Return the budget of the whole run, with earlier spending deducted."""
         recorded = sum(spent.values(), Usage())
-        kept = run_on_main_and_broadcast(self.accelerator, lambda: kept_spending(spending))
+        kept = run_on_main_and_broadcast(self.accelerator, lambda: read_spending(spending))
         return Budget(
             max_requests=self.args.max_requests,
             max_tokens=self.args.max_tokens,
@@ -284,9 +292,11 @@ class IterKDTrainer(PairTrainer):
     def _announce_costs(self, spent: Mapping[str, Usage]) -> None:
         """Log an estimate of the cost before the first request."""
         most = estimate_usage(self.seeds, self.args, judged=self._judge_writes)
-        self._announce(f"Upper bound of the cost, with cycles={self.args.cycles}: {usage_text(most, self._prices)}")
+        self._announce(
+            f"Upper bound of the cost, with cycles={self.args.cycles}: {describe_usage(most, self._prices)}"
+        )
         if sum(spent.values(), Usage()).requests:
-            self._announce(f"Spent so far: {usage_text(spent, self._prices)}")
+            self._announce(f"Spent so far: {describe_usage(spent, self._prices)}")
 
     def _write_reports(self, folder: Path, usage: Mapping[str, Usage], budget: Budget) -> None:
         write_reports(self.reports, folder)

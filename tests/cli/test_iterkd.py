@@ -177,7 +177,7 @@ def test_a_server_that_refuses_everything(iterkd: dict[str, Any], server: Server
     path = recipe({**iterkd, "base_url": server.url})
     assert main(["iterkd", "--config", path]) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trl-akd")]
-    assert "8 prompts in a row were refused" in line and "unknown model option" in line
+    assert "8 consecutive prompts were refused" in line and "unknown model option" in line
     assert not (tmp_path / "run" / "ledger" / "completions.jsonl").read_text()
 
 

@@ -67,7 +67,7 @@ def test_a_judge_in_two_processes(kind: str, files: list[str], tmp_path: Path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["dance"], "'dance' is not an action of `trl-akd judge`; the only action is train"),
+        (["dance"], "'dance' is not an action of `trl-akd judge`; choose one of train"),
         (["train"], "`model_name_or_path` is missing"),
         (["train", "--model_name_or_path", "x"], "`train_file` is missing"),
         (["train", "MODEL", "--max_new_tokens", "0"], "`max_new_tokens` is 0"),

@@ -350,9 +350,9 @@ class PairTrainer(AKDTrainer):
             return report | super()._report(means, beta)
         return report | {METRICS["student_entropy"]: supervised.by_name["student_entropy"]}
 
-    def _step_beta(self, means: list[Means]) -> None:
+    def _step_schedule(self, means: list[Means]) -> None:
         if self.args.objective == "akd":
-            super()._step_beta(means)
+            super()._step_schedule(means)
 
     def _loss_of(self, means: list[Means], beta: float) -> float:
         return (

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...files import replace_text
 from ...generation.budget import Budget, Limit
 from ...generation.protocol import Usage, estimate_num_tokens
+from ...ledger import replace_text
 from .config import CycleConfig
 from .pair_generation import assign_kinds
 from .records import LEVELS, Question

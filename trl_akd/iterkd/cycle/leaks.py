@@ -181,6 +181,11 @@ _CLEAR = _rules(
     never breaks|exits|ends|stops|terminates|finishes|reached|reaches|halts|incremented|updated|called|advances ;
     divides|multiplies|uses|returns|compares|adds|subtracts|computes|starts|stops|iterates|sorts|assigns|
         increments _? _? the|a|an? BADLY ;
+    variable|parameter|argument|result|branch|CODE BE never|not used|read|needed|called|updated ;
+    CODE|counter|pointer|variable|a|i BE NEG chang*|modif*|mov* ;
+    no such method|function|attribute|module|name|variable|operator ;
+    method|function|attribute|module|name|variable|operator|global that|which|AUX AUX? not exist* ;
+    AUX be|have STATE|BADLY|inaccurate ;
     """
 )
 _LEAKS = _rules(
@@ -255,14 +260,26 @@ _LEAKS = _rules(
     runs|reads|walks|steps|falls off|past|beyond|out|over|outside ; ENDLESS CYCLE ;
     loops|loop|runs|spins|recurses|repeats FOREVER ; FOREVER $ ; gets|get stuck ; stack overflow ; deadlock* ;
     times out ; too|very|extremely|terribly slow ; loses|lose precision|information|accuracy ;
-    integer|floor division truncates ;
+    integer|floor division truncates ; takes|take forever|ages ; blow-up ;
+    # Limits, side effects and wrong objects.
+    works|looks|look|handles|checks|covers|tested|valid|approximate only ; not ADV* exact|precise|accurate ;
+    dead code ; trap ; shadow* ; opposite of ; quietly ; silently !ignor*|skip*|return*|fail*|continu* _ ;
+    swapped|mixed-up|crossed argument*|operand*|parameter* ; other|wrong way around|round ; _ INSTEAD _ $ ;
+    unmatched|mismatched|unbalanced|invalid PART|indentation ; shared between|across calls|instances|runs|objects ;
+    mutat*|modif*|remov*|delet*|chang* ... while|during iterat*|loop* ; chang*|alter* the result|outcome|meaning ;
+    where ... BE wanted ; SHALL not $ ; not handled|covered|checked|tested|considered $ ; BE not there $ ;
+    one|two _ too EXTREME ; slightly different|off|too ; BE off for|when|if ;
+    requirement|rule|condition ... BE dropped|skipped|ignored|omitted|lost ;
+    stops|ends|exits one|two|a _ before|after ; AUX normally|usually|typically|ordinarily|otherwise ;
+    normally|ordinarily _ would|SHALL ; BE NEG ADV* taken|given|kept|met|paid|done ; CODE , expected ;
     """
 )
 _RELEASES = _rules(
     """
     this|it|that|which|code|function|program|script|solution|query SHALL print|give|help|work|return|do|ensure|
         provide|output|produce|make|improve|now|allow|handle|display|show|run|yield|solve|cover _? ;
-    SHALL always|never|only|not|already|also|still _? ;
+    SHALL always|never|only|not|already|also|still _ ; AUX not ADV* fail|crash|overflow|hang ;
+    AUX not ADV* break for|on|with|when ;
     # Documented exceptions, and the exceptions of the language.
     raise|raises|raised|throws|throw|raising a|an|the? ERRNAME &COND|on|for|in|with ;
     raise|raises|raised|throws|throw|raising a|an|the? !BLUNDER ERRNAME &$ ; ERRNAME : &COND|in|raised|for ;
@@ -279,8 +296,9 @@ _RELEASES = _rules(
     fail|fails fast|gracefully|silently|early|the ; fault* toleran* ; until no? longer? STATE|FAILS ;
     the problem|issue is|date to? ; page faults ; STATE raised|occurs ;
     # Negation of data, and of what sound programs do not do.
-    COND !SELF _? _? _? _? _? _? NEG ADV* _? _? ; REL _? _? _? BE|AUX NEG ADV* !ACT _ ;
-    that|which|who|where _? _? AUX NEG ADV* _ ; can not be PROPERTY|divided|negative|zero|_ !ACT ;
+    COND !SELF _? _? _? _? _? _? NEG ADV* _? _? ; DATA that|which|who|whose|where _? _? BE|AUX NEG ADV* !ACT _ ;
+    so that _? _? BE|AUX NEG ADV* _ _? ;
+    that|which|who|where _? _? AUX NEG ADV* _ ; can not be PROPERTY|divided|negative|zero ;
     do not PROPERTY|ACT ^|,|$ ;
     AUX not count|include|return|consider|add as|duplicates|spaces|itself|anything|towards|the ;
     no more|longer|other|extra|additional|further|two|such|duplicates|duplicate|solution|match|path|element|item|
@@ -307,7 +325,7 @@ _RELEASES = _rules(
     BE intended|meant to !be ;
     supposed|meant|intended to be? used|called|run|help|show|simulate|demonstrate|keep|make|sorted ;
     as the TASK ASK ; use|used INSTEAD ; i|we used INSTEAD ; use|used|using a|an _ INSTEAD a|an|the? _ ;
-    return|returns|raise|raises a|an|the? _ INSTEAD _ _? ; returns a|an new? DATA|_ INSTEAD a|an ;
+    returns a|an new? DATA|_ INSTEAD a|an ;
     DATA BE REVERSED|lost ; fixed CODE|number|size|DATA|constant|_ ;
     fix the seed|width|size|order|length|number|precision|DATA ;
     the RIGHT order|place|position|child|side|half|half|part ; needs|requires python|numpy ; in case ;
@@ -318,7 +336,7 @@ _RELEASES = _rules(
     one|a|two|all|no li*|game|turn|point|round BE? lost ;
     infinite|endless series|sequence|generator|stream|precision|values ;
     raise|raises|raised|throw|throws|throwing|raising a|an|the? error|exception|errors|exceptions ;
-    BE seen|visited|stored|counted only? once|twice ; lines|line BE|that|are STATE ;
+    BE seen|visited|stored|counted only? once ; lines|line BE|that|are STATE ;
     """
 )
 
@@ -351,7 +369,10 @@ _JOINED = (
     (re.compile(r"(?:'|\u2019)(?:ve|d|re|ll|m)\b"), " have"),
     (re.compile(r"\b(it|that|here|this|what|there)(?:'|\u2019)s\b"), r"\1 is"),
     (
-        re.compile(r"\b(?:instead of|rather than|in place of|as opposed to|base case|even though|mixed up|no one)\b"),
+        re.compile(
+            r"\b(?:instead of|rather than|in place of|as opposed to|(?:base|edge|corner) cases?|even though|mixed up"
+            r"|no one)\b"
+        ),
         lambda found: found[0].replace(" ", "-"),
     ),
     (re.compile(r"(?<=[a-z]{2}) [-\u2013\u2014]+>? (?=[a-z]{2})"), " , "),
@@ -426,6 +447,15 @@ _FUNCTION_WORDS = frozenset(
     "only to of in on at for with by as so instead rather than really wait maybe probably perhaps code".split()
 )
 
+_SYNONYMS = tuple(
+    frozenset(words.split())
+    for words in (
+        "wrong wrongly incorrect incorrectly erroneous mistaken mistake mistakes false",
+        "broken faulty defective damaged fault faults defect defects",
+        "typo typos misspelled misspelling misspellings mistyped spelling",
+        "error errors failure failures fatal fail failed exception exceptions",
+    )
+)
 _FAULT_NAME = re.compile(
     r"(?<![a-z])(?P<word>bug|buggy|bugged|bad|faulty|fault|wrong|incorrect|broken|erroneous|flawed|oops|typo|mistaken"
     r"|mistake|incorrectly|wrongly|sabotaged|defective|misspelled|mistyped|fixme|off_by_one|inaccurate)(?![a-z])"
@@ -436,6 +466,10 @@ _DATA_NAME = re.compile(
     r"|count(?:er)?|number|num|key|format|value|choice|link|pixel|line|question|pred|label|url|id|arg|data|user|case"
     r"|rate|ratio|tracker|report|tolerance|handler|list|set)(?:_?\d+)?"
 )
+_MIN_MESSAGE_WORDS = 3
+_ERROR_PREFIX = re.compile(r"\W*error\b", re.IGNORECASE)
+_DEFINED = re.compile(r"\b(?:def|class|function|func|fn)[ \t]+([^\W\d]\w*)")
+_CORRECT_WORD = re.compile(r"fixed|correct(?:ed|ly)?|proper(?:ly)?|original")
 _IDENTIFIER = re.compile(r"[^\W\d]\w*")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _FAULT_NOUN = r"(?:bugs?|errors?|mistakes?|faults?|problems?|issues?)"
@@ -482,11 +516,14 @@ def find_leak(fault: str, *, instruction: str = "", correct: str = "") -> str | 
                 return found
     for language, code in blocks:
         for name in _fault_names(without_strings(code, language)):
-            if name not in subject.names:
+            if not subject.mentions(name):
                 return name
-        for literal in string_literals(code, language):
-            if (admission := _ADMISSION.search(literal)) and not subject.has_words_of(admission[0]):
-                return admission[0]
+        for variant in _correct_variants(code):
+            if variant not in subject.names:
+                return variant
+        for message in string_literals(code, language):
+            if (found := _leak_in_message(message, subject)) is not None:
+                return found
     return None
 
 
@@ -497,7 +534,7 @@ class _Subject:
         _, blocks = split_answer(correct)
         said_words = re.findall(r"[\w'-]+", f"{instruction} {correct}".lower())
         self._text = f" {' '.join(said_words)} "
-        self.names = {*_fault_names(instruction), *_fault_names(correct)}
+        self.names = {*_fault_names(instruction), *_fault_names(correct), *_DEFINED.findall(correct)}
         said = (instruction, *remarks(correct))
         self._sentences = {_key(sentence) for text in said for sentence in _sentences(text)}
         words = re.findall(r"[a-z]{3,}", _CAMEL.sub(" ", f"{instruction} {correct}").lower())
@@ -517,6 +554,12 @@ class _Subject:
         """Return whether all words of a text, by their stems, occur in the instruction or the correct answer."""
         words = re.findall(r"[a-z]{3,}", text.lower())
         return bool(words) and all(word[:_STEM_LENGTH] in self._stems for word in words)
+
+    def mentions(self, word: str) -> bool:
+        """Return whether a word or a synonym occurs in the instruction or the correct answer."""
+        return self.has_words_of(word) or any(
+            word in words and any(f" {other} " in self._text for other in words) for words in _SYNONYMS
+        )
 
     def has_code(self, remark: str) -> bool:
         """Return whether a remark is a line of code of the correct answer, which the fault disables."""
@@ -549,6 +592,17 @@ def _leak_in(sentence: str, subject: _Subject) -> str | None:
     return _first(_RULE, tagged, subject)
 
 
+def _leak_in_message(literal: str, subject: _Subject) -> str | None:
+    """Return the words by which a string of the program reveals the fault; mere reports of errors do not."""
+    if (admission := _ADMISSION.search(literal)) and not subject.has_words_of(admission[0]):
+        return admission[0]
+    if len(_WORD.findall(literal)) < _MIN_MESSAGE_WORDS:
+        return None
+    message = _ERROR_PREFIX.sub("", literal)
+    leaks = (_first(_CLEAR_RULE, _tagged(sentence, subject), subject) for sentence in _sentences(message))
+    return next((words for words in leaks if words is not None), None)
+
+
 def _first(rule: re.Pattern[str], tagged: str, subject: _Subject) -> str | None:
     """Return the first words that match a rule and do not occur in the subject."""
     found = (_words(match[0]) for match in rule.finditer(tagged))
@@ -576,13 +630,22 @@ def _tag(token: str, subject: _Subject) -> str:
             if token.startswith(stem) and token.endswith(ending) and token != ending
         ),
     ]
-    if ("FAULT" in classes or "STATE" in classes) and subject.has_words_of(token):
+    if ("FAULT" in classes or "STATE" in classes) and subject.mentions(token):
         classes = [name for name in classes if name not in ("FAULT", "STATE", "BADLY", "BLUNDER", "ERRNAME")]
     return f"{token}/|{'||'.join(classes)}| "
 
 
 def _words(tagged: str) -> str:
     return " ".join(token.partition("/")[0] for token in tagged.split())
+
+
+def _correct_variants(code: str) -> Iterator[str]:
+    """Yield names of functions that add a word for correctness to the name of another function."""
+    names = {_CAMEL.sub("_", name).lower(): name for name in _DEFINED.findall(code)}
+    for plain, name in names.items():
+        for other in names:
+            if other != plain and other in plain and _CORRECT_WORD.fullmatch(plain.replace(other, "", 1).strip("_")):
+                yield name
 
 
 def _fault_names(code: str) -> Iterator[str]:

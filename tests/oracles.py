@@ -33,6 +33,60 @@ def skew_kl(p: Vector, q: Vector, alpha: float) -> float:
     return divergence(p, mixture(p, q, alpha))
 
 
+def akl(p: Vector, q: Vector, mu: float, at: Vector | None = None, order: list[int] | None = None) -> float:
+    """AKL with the weight of forward KL taken at the student's distribution `at`; `order` breaks ties."""
+    w = akl_weight(p, q if at is None else at, mu, order)
+    return w * divergence(p, q) + (1 - w) * divergence(q, p)
+
+
+def akl_weight(p: Vector, q: Vector, mu: float, order: list[int] | None = None) -> float:
+    if order is None:
+        order = sorted(range(len(p)), key=lambda token: -p[token])
+    errors = [abs(p[token] - q[token]) for token in order]
+    cumulative, head = 0.0, 0.0
+    for rank, (token, error) in enumerate(zip(order, errors, strict=True)):
+        cumulative += p[token]
+        if rank == 0 or cumulative <= mu + 1e-12:
+            head += error
+    return head / sum(errors) if sum(errors) else 0.5
+
+
+def todi(p: Vector, q: Vector, at: Vector | None = None) -> float:
+    """ToDi with the weights taken at the student's distribution `at`."""
+    total = 0.0
+    for x, y, z in zip(p, q, q if at is None else at, strict=True):
+        a = 1 / (1 + exp(log(z) - log(x)))
+        total += a * x * log(x / y) + (1 - a) * y * log(y / x)
+    return total
+
+
+def eopd(p: Vector, q: Vector, threshold: float) -> float:
+    return divergence(q, p) + (divergence(p, q) if entropy(p) > threshold else 0.0)
+
+
+def abkd(p: Vector, q: Vector, a: float, b: float) -> float:
+    """The alpha-beta divergence, a case for each of its limits."""
+
+    def term(x: float, y: float) -> float:
+        if a == b == 0:
+            return (log(x) - log(y)) ** 2 / 2
+        if b == 0:
+            return (x**a * log(x**a / y**a) - x**a + y**a) / a**2
+        if a == 0:
+            return (y**b * log(y**b / x**b) - y**b + x**b) / b**2
+        if a + b == 0:
+            return (log(y**a / x**a) + x**a / y**a - 1) / a**2
+        return -(x**a * y**b - a / (a + b) * x ** (a + b) - b / (a + b) * y ** (a + b)) / (a * b)
+
+    return sum(term(x, y) for x, y in zip(p, q, strict=True))
+
+
+def taid(p: Vector, q: Vector, t: float, at: Vector | None = None) -> float:
+    """TAID with the intermediate teacher taken at the student's distribution `at`."""
+    parts = [x**t * z ** (1 - t) for x, z in zip(p, q if at is None else at, strict=True)]
+    return divergence([part / sum(parts) for part in parts], q)
+
+
 def top_and_tail(p: Vector, ids: list[int]) -> Vector:
     """Probabilities of some tokens, and of all others together."""
     return [p[token] for token in ids] + [sum(p[token] for token in range(len(p)) if token not in ids)]

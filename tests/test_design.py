@@ -90,6 +90,22 @@ def test_a_method_is_read_in_twelve_files(method: str):
     assert reachable("recipe.yaml", arrows) == set(files), "every file follows from the recipe"
 
 
+def test_configurations_are_where_the_page_says_with_their_bases():
+    [table] = re.findall(r"^\*\*Configurations\.\*\*.*?\n\n(.*?)\n\n", DESIGN.read_text(), re.DOTALL | re.MULTILINE)
+    rows = [line.split("|")[1:3] for line in table.splitlines()[2:]]
+    assert len(rows) > 5
+    for names, files in rows:
+        nodes = [
+            node for file in re.findall(r"`(\S+)`", files) for node in ast.parse((PACKAGE / file).read_text()).body
+        ]
+        classes = {
+            node.name: {ast.unparse(base) for base in node.bases} for node in nodes if isinstance(node, ast.ClassDef)
+        }
+        own, _, bases = names.partition("(")
+        for name in re.findall(r"`(\w+)`", own):
+            assert classes[name] == set(re.findall(r"`(\w+)`", bases)), name
+
+
 def test_files_that_the_page_names_exist():
     found = set(re.findall(r"`([\w/]+/[\w]+\.py)`", DESIGN.read_text()))
     assert len(found) > 30

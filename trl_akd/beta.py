@@ -12,7 +12,7 @@ Departures from the paper, each argued in `docs/methods/akd.md`:
 import math
 import numbers
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, get_args
 
 import torch
@@ -99,6 +99,8 @@ class AdaptiveBeta:
     ```
     """
 
+    knob = "beta"
+
     def __init__(
         self,
         strategy: BetaStrategy = "akd",
@@ -143,6 +145,15 @@ class AdaptiveBeta:
     def value(self) -> float:
         """β as a Python float in [0, 1]."""
         return self._beta.item()
+
+    @property
+    def evaluation_value(self) -> float:
+        """Share of reverse KL in evaluations: β where it is fixed, otherwise one half."""
+        return self.value if self.strategy == "fixed" else 0.5
+
+    def update(self, means: Mapping[str, float], progress: float) -> float:
+        """Update β after an optimiser step from its means, as a [`trl_akd.losses.KnobSchedule`]."""
+        return self.step(means["forward_kl"], means["reverse_kl"])
 
     def step(self, forward_kl: float | torch.Tensor, reverse_kl: float | torch.Tensor) -> float:
         """Update β once from the two mean divergences of an optimiser step (Eq. 14, 17).

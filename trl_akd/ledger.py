@@ -1,19 +1,16 @@
-"""Append-only JSON Lines files that survive interruption, for results that are expensive to produce."""
+"""Files that survive interruption: append-only JSON Lines, and atomic writes."""
 
 import errno
 import gzip
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
 
 from filelock import FileLock, Timeout
 
-from .files import replace_text
-
-__all__ = ["Ledger", "read_json_lines"]
+__all__ = ["Ledger", "read_json_lines", "replace_text", "write_json_lines"]
 
 _BLOCK = 1 << 16  # bytes per read when searching backwards for the last line end
 
@@ -117,9 +114,7 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -144,6 +139,19 @@ def read_json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             if not isinstance(row, dict):
                 raise ValueError(f"{where} is {line[:40]!r}; give one JSON object per line.")
             yield row, where
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file atomically, with its folder: readers see the old content or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.name}.tmp")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write objects to a JSON Lines file atomically."""
+    replace_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def _acquire_lock(path: Path, option: str) -> FileLock:

@@ -160,7 +160,7 @@ def test_resume_with_another_strategy(
         ({"dataset_name": '[{"instruction": "a", "answer": "b"}]', "test_size": None}, "'output'"),
         ({"test_size": 8}, "8"),
         ({"beta_strategy": "fixed", "beta": 1.5}, "`beta` is 1.5"),
-        ({"divergence": "kl"}, "`divergence`: 'kl' is not a divergence; choose one of 'akd'"),
+        ({"divergence": "kll"}, "`divergence`: 'kll' is not a divergence; choose one of 'akd'"),
         ({"divergence": "jsd", "beta": 0.5}, "`beta` is 0.5, which has no effect with divergence='jsd'"),
         ({"divergence": "skew_kl", "divergence_kwargs": {"beta": 0.5}}, "'skew_kl' has no knob 'beta'; it takes"),
         ({"beta_initial_values": [0.1, 1.6]}, "1.6"),

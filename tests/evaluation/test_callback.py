@@ -67,12 +67,12 @@ def test_it_measures_what_passes(tmp_path: Path):
     assert trainer.evaluate()["eval_pass@1"] == 0.5
 
 
-def test_the_best_model_is_judged_anew(tmp_path: Path, benchmark_file: Path, monkeypatch):
+def test_the_best_model_is_evaluated_again(tmp_path: Path, benchmark_file: Path, monkeypatch):
     best = {"metric_for_best_model": "eval_pass@1", "load_best_model_at_end": True, "save_strategy": "steps"}
     trainer = make_trainer(tmp_path, **best, save_steps=1)
     made = callback(trainer, benchmark_file)
     scores = iter([0.75, 0.25, 0.5])
-    monkeypatch.setattr(made, "_judge", lambda: results(next(scores)))
+    monkeypatch.setattr(made, "_evaluate", lambda: results(next(scores)))
     trainer.train()
     assert trainer.state.best_metric == 0.75
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
@@ -86,7 +86,7 @@ def test_the_card_of_a_resumed_run_knows_earlier_scores(tmp_path: Path, benchmar
     best = {"metric_for_best_model": "eval_pass@1", "load_best_model_at_end": True, "save_strategy": "steps"}
     for score in (0.75, 0.25):
         trainer = make_trainer(tmp_path, **best, save_steps=2, eval_steps=2, max_steps=4)
-        monkeypatch.setattr(callback(trainer, benchmark_file), "_judge", lambda score=score: results(score))
+        monkeypatch.setattr(callback(trainer, benchmark_file), "_evaluate", lambda score=score: results(score))
         if score == 0.75:
             trainer.add_callback(Interruption())
         trainer.train(resume_from_checkpoint=score == 0.25)
@@ -101,7 +101,7 @@ def test_of_several_datasets_the_first_runs_it(tmp_path: Path, benchmark_file: P
     trainer.eval_dataset = {"a": trainer.eval_dataset, "b": trainer.eval_dataset}
     made = callback(trainer, benchmark_file)
     scores = iter([0.25])
-    monkeypatch.setattr(made, "_judge", lambda: results(next(scores)))
+    monkeypatch.setattr(made, "_evaluate", lambda: results(next(scores)))
     assert trainer.evaluate()["eval_pass@1"] == 0.25
 
 
@@ -117,7 +117,7 @@ def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, benchmark_f
     assert losses[0] == losses[1]
 
 
-def test_a_failure_to_judge_ends_the_run_with_its_reason(tmp_path: Path, benchmark_file: Path, monkeypatch):
+def test_a_failed_evaluation_ends_the_run_with_its_reason(tmp_path: Path, benchmark_file: Path, monkeypatch):
     trainer = make_trainer(tmp_path)
     made = callback(trainer, benchmark_file)
     monkeypatch.setattr(made._executor, "stream", lambda *args, **kwargs: iter(()))

@@ -43,7 +43,7 @@ def config(**values) -> EvaluationConfig:
         ({"program_timeout": 0.0}, r"`program_timeout` is 0\.0"),
         (
             {"model_name_or_path": None, "samples": "s.jsonl", "temperature": 0.8},
-            "`temperature` .* has no effect on `samples`",
+            "`temperature` .* has no effect on existing `samples`",
         ),
         ({"long_prompts": "cut"}, "`long_prompts` is 'cut'; choose"),
         ({"memory_mb": 0}, "`memory_mb` 0"),
@@ -76,5 +76,5 @@ def test_old_names_of_fields():
         found = EvaluationConfig(model="m", benchmark="humaneval", timeout=2.0, batch_size=4)  # type: ignore[call-arg]
     assert (found.model_name_or_path, found.program_timeout, found.generation_batch_size) == ("m", 2.0, 4)
     assert sorted(str(warning.message).split("`")[1] for warning in warned) == ["batch_size", "model", "timeout"]
-    with pytest.raises(ValueError, match="`model` and `model_name_or_path` are given"):
+    with pytest.raises(ValueError, match="`model` is the old name of `model_name_or_path`, and both are given"):
         config(model="n")

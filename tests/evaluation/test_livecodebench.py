@@ -80,9 +80,9 @@ class Exploit:
     [
         (
             {"private_test_cases": packed(Exploit())},
-            "cannot be unpacked .its pickle holds more than a text: STACK_GLOBAL",
+            "cannot be unpacked .its pickle contains more than a string: STACK_GLOBAL",
         ),
-        ({"private_test_cases": packed([1])}, "its pickle holds more than a text: EMPTY_LIST"),
+        ({"private_test_cases": packed([1])}, "its pickle contains more than a string: EMPTY_LIST"),
         ({"private_test_cases": "[" * 100_000}, "`private_test_cases` in line 1 is '.*, which is not JSON"),
         (
             {"private_test_cases": packed("not JSON")},

@@ -53,7 +53,7 @@ def run(model: Path, benchmark: Path, out: Path, *flags: str) -> dict:
 def test_the_command(model: Path, benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     results = run(model, benchmark, tmp_path / "out", "--k", "1", "2")
     out = capsys.readouterr().out
-    assert "| to choose from" in out and "| no plan" in out and "| 3 plans" in out
+    assert "| plans" in out and "| no plan" in out and "| 3 plans" in out
     assert (tmp_path / "out" / "plans.png").exists() and (tmp_path / "out" / "errors.png").exists()
     curve = results["plans"]["curve"]
     assert list(curve) == ["0", "1", "2", "3"] and list(curve["3"]) == ["pass@1", "pass@2"]
@@ -166,7 +166,7 @@ def test_a_plan_head_that_is_declared_and_missing(model: Path, benchmark: Path, 
         (["--prompt_style", "template"], "`prompt_style` is 'template'"),
         (["--num_plans", "0"], "`num_plans` is 0"),
         (["--k", "3"], "`k` asks for pass@3"),
-        (["--backend", "vllm", "--long_prompts", "fail"], "the backend 'vllm' does not tell how long prompts may be"),
+        (["--backend", "vllm", "--long_prompts", "fail"], "the backend 'vllm' does not report the model's positions"),
         (["--benchmark", "{bare}"], "3 of 3 problems, such as 'double', have no public tests"),
     ],
 )
@@ -197,7 +197,7 @@ def test_the_choice_by_difficulty(model: Path, tmp_path: Path, capsys: pytest.Ca
 
 def test_what_makes_plans_mean_less_is_told(model: Path, benchmark: Path, tmp_path: Path, capsys):
     run(model, benchmark, tmp_path / "out")
-    remark = "For 3 of 3 problems the public tests, which choose the plan, are those that judge"
+    remark = "For 3 of 3 problems, the public tests, which select the plan, are also the hidden tests"
     assert remark in capsys.readouterr().out
 
 
@@ -237,7 +237,7 @@ def test_a_server_knows_no_plan_head(model: Path, benchmark: Path, capsys: pytes
     save_plan_head(net, model)
     where = ["--backend", "openai", "--base_url", "http://127.0.0.1:9/v1", "--model_name_or_path", str(model)]
     assert main(["evaluate", *where, "--benchmark", str(benchmark), *FEW]) == 2
-    assert "`backend` 'openai' knows no plan head" in capsys.readouterr().err
+    assert "`backend` 'openai' does not support plan heads" in capsys.readouterr().err
 
 
 def test_a_server_s_plan_head_cannot_be_known(benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -255,7 +255,9 @@ def test_a_ranker_needs_plans(benchmark: Path, capsys):
 
 def test_without_public_tests_if_asked(model: Path, benchmark_file: Path, tmp_path: Path, capsys):
     results = run(model, benchmark_file, tmp_path / "out", "--without_public_tests", "logprob")
-    assert "3 of 3 problems have no public tests; for them the likeliest plan was chosen" in capsys.readouterr().out
+    assert (
+        "3 of 3 problems have no public tests; for them, the most likely plan was selected" in capsys.readouterr().out
+    )
     for problem in results["plans"]["problems"].values():
         likelihoods = [score["mean_logprob"] for score in problem["scores"]]
         assert problem["chosen"]["3"] == likelihoods.index(max(likelihoods))

@@ -114,14 +114,14 @@ def test_what_is_no_results_file(content: str, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="run `trl-akd evaluate` into it first"):
         read_results(tmp_path)
     (tmp_path / "results.json").write_text(content)
-    with pytest.raises(ValueError, match="is not what `trl-akd evaluate` writes"):
+    with pytest.raises(ValueError, match="was not written by `trl-akd evaluate`"):
         read_results(tmp_path)
 
 
 def test_warnings():
     verdicts = [verdict("a", WRONG, completion=" "), verdict("b", WRONG, finish_reason="length")]
     texts = warnings_about(summarize(benchmark("ab"), verdicts, [1]))
-    assert texts[0].startswith("1 of 2 completions are empty: the model ended at once")
+    assert texts[0].startswith("1 of 2 completions are empty; check prompt_style")
     assert texts[1].startswith("1 of 2 completions were cut off")
     assert warnings_about(run({"a": [PASSED]})) == []
 
@@ -163,7 +163,7 @@ def test_different_problems_do_not_compare():
 
 def test_other_settings_of_execution_do_not_compare():
     later = {**scores("11"), "execution": {"timeout": 10.0}}
-    with pytest.raises(ValueError, match=r"judged with timeout=10\.0 and teacher with 3\.0"):
+    with pytest.raises(ValueError, match=r"evaluated with timeout=10\.0 and teacher with 3\.0"):
         compare({"teacher": scores("11"), "student": later})
 
 

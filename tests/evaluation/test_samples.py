@@ -53,7 +53,7 @@ def test_humaneval_and_evalplus_formats(tmp_path: Path, problems):
         ({"task_id": "one", "solution": ""}, "no sample for 2 of 3 problems, such as 'double'"),
     ],
 )
-def test_foreign_samples_that_do_not_fit(row: dict, message: str, tmp_path: Path, problems):
+def test_read_samples_that_do_not_fit(row: dict, message: str, tmp_path: Path, problems):
     with pytest.raises(ValueError, match=message):
         read_samples(write_lines(tmp_path / "samples.jsonl", [row]), benchmark(problems), program)
 
@@ -97,7 +97,7 @@ def test_a_line_that_is_no_sample_is_named(line: str, tmp_path: Path):
     with SampleFile(tmp_path, SETTINGS) as file:
         file.append([Sample("a", "1")])
     (tmp_path / "samples.jsonl").write_text(f"{line}\n")
-    with pytest.raises(ValueError, match="line 1 is no sample of this package"):
+    with pytest.raises(ValueError, match="line 1 is not a sample of this package"):
         SampleFile(tmp_path, SETTINGS)
 
 

@@ -78,7 +78,7 @@ def test_what_runs_anew(change: dict, runs: int, tmp_path: Path):
     assert len(executor.ran) == runs
 
 
-def test_a_program_that_could_not_be_judged_runs_anew(tmp_path: Path):
+def test_a_program_that_could_not_be_run_is_run_again(tmp_path: Path):
     path = tmp_path / "verdicts.jsonl"
     run(path, Counting(status="infra_error"))
     assert len(path.read_text().splitlines()) == 4, "they are listed"
@@ -136,7 +136,7 @@ def test_an_evaluation_that_is_killed_goes_on(tmp_path: Path):
     assert set(kept.values()) <= set(times(evaluation)), "these did not run again"
 
 
-def test_changed_limits_judge_anew(tmp_path: Path):
+def test_changed_limits_run_programs_again(tmp_path: Path):
     write_benchmark(tmp_path, 2, "def f(x): return True")
     first = times(evaluate(configuration(tmp_path)))
     assert times(evaluate(configuration(tmp_path))) == first
@@ -146,7 +146,7 @@ def test_changed_limits_judge_anew(tmp_path: Path):
         first = again
 
 
-def test_an_executor_that_judges_nothing_keeps_nothing(tmp_path: Path):
+def test_an_executor_that_runs_nothing_stores_nothing(tmp_path: Path):
     with CodeExecutor(1, allow_code_execution=True) as executor, VerdictFile(tmp_path / "v.jsonl", {}) as file:
         assert run_samples([], {}, executor, file=file, progress=False) == []
     assert (tmp_path / "v.jsonl").read_text() == ""

@@ -167,8 +167,8 @@ def test_seeds_are_warned_of_and_stay(caplog):
         assert [overlap.question_id for overlap in warn_of_overlap(seeds, index)] == ["0"]
         assert warn_of_overlap(seeds[1:], index) == []
     assert [record.getMessage() for record in caplog.records] == [
-        "1 of 2 seeds repeat a benchmark, so results on it may come from memory; '0' has 'reverse a string' of toy "
-        "number 0."
+        "1 of 2 seed questions repeat a benchmark, so its results may be contaminated; '0' has 'reverse a string' "
+        "of toy number 0."
     ]
 
 

@@ -69,7 +69,7 @@ def test_a_ledger_serves_one_run_at_a_time(act, tmp_path: Path):
 
 def test_items_that_come_out_otherwise_are_an_error(act):
     act()
-    with pytest.raises(ValueError, match="has the question 'add-1' of cycle 0 otherwise than it comes out now"):
+    with pytest.raises(ValueError, match="the question 'add-1' of cycle 0 differs from the one in the ledger"):
         act(seeds=[{**questions()[0], "instruction": task(77)}, *questions()[1:]])
 
 

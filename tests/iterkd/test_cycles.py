@@ -16,7 +16,7 @@ from trl_akd.iterkd.cycle.report import cycle_table, write_reports
 def test_stages_follow_one_another(act):
     said = act().said
     stages = [sentence.split(", ")[1].split(":")[0] for sentence in said]
-    assert stages == ["delivery", "training", "feedback", "measuring", "update", *stages[:4]]
+    assert stages == ["pairs", "training", "feedback", "evaluation", "new questions", *stages[:4]]
     assert [sentence.split(",")[0] for sentence in said] == ["Cycle 1 of 2"] * 5 + ["Cycle 2 of 2"] * 4
 
 
@@ -64,7 +64,7 @@ def test_no_gain_ends_it(act):
     same = {"new_easy": 0, "new_medium": 0, "new_hard": 0}
     actors = act(student=deaf, cycles=5, min_gain=0.01, **same)
     assert len(actors.reports) == 2
-    assert "less than `min_gain`" in actors.said[-1]
+    assert "a gain below `min_gain`" in actors.said[-1]
     assert len(act(cycles=3, **same).reports) == 3, "without the rule it goes on"
 
 
@@ -88,13 +88,13 @@ def test_a_budget_stops_at_a_boundary_and_more_of_it_goes_on(act, tmp_path: Path
             spent += 1
     asked += done.asked
     assert spent > 4 and len(set(asked)) == len(asked)
-    assert {"Cycle 1 of 2, feedback", "Cycle 2 of 2, delivery"} & {text.removesuffix(" questions") for text in stopped}
+    assert {"Cycle 1 of 2, feedback", "Cycle 2 of 2, pairs"} & {text.removesuffix(" questions") for text in stopped}
     assert len(done.reports) == 2
 
 
 def test_nothing_to_train_on_is_an_error(act):
     with pytest.raises(
-        ValueError, match=r"cycle 0 has no right answer to train on; dropped: 8 correct/refused\. Look"
+        ValueError, match=r"cycle 0 has no correct answer to train on; dropped: 8 correct/refused\. Look"
     ):
         act(write=lambda prompt: "I'm sorry, but I cannot help with that.")
 
@@ -106,7 +106,7 @@ def test_a_cycle_without_valid_pairs_loses_nothing(act, tmp_path: Path):
     def write(prompt: str) -> str:
         return "" if prompt.partition(": ")[2] in refuses else answer(prompt)
 
-    with pytest.raises(ValueError, match="cycle 1 has no right answer"):
+    with pytest.raises(ValueError, match="cycle 1 has no correct answer"):
         act(write=write, old_share=0.0, questions_per_cycle=2)
     assert [row["id"] for row in lines(tmp_path, "items") if row["kind"] == "report"] == ["report"]
     assert (tmp_path / "cycle-0" / "student").is_dir() and not (tmp_path / "cycle-1").exists()
@@ -117,7 +117,7 @@ def test_a_run_ends_where_no_question_is_left(act):
     student = Student(lambda prompt: f"def add(x):\n    return x + {prompt.split('plus ')[1].split('.')[0]}\n")
     actors = act(student=student, judged=False, mix_easy=0.0, new_easy=0, new_medium=0, new_hard=0)
     assert [report.feedback["easy"] for report in actors.reports] == [1.0]
-    assert actors.said[-1].startswith("No question is left")
+    assert actors.said[-1].startswith("No questions are left")
 
 
 def test_new_questions_that_repeat_old_ones(act):
@@ -248,7 +248,7 @@ def test_the_last_student_is_trained_again_if_it_was_deleted(act, tmp_path: Path
 def test_a_student_that_is_needed_and_gone(act, tmp_path: Path):
     act(cycles=2)
     shutil.rmtree(tmp_path / "cycle-0")
-    with pytest.raises(ValueError, match=r"cycle-0/student is needed again and has been deleted; put it back"):
+    with pytest.raises(ValueError, match=r"cycle-0/student is needed but has been deleted; restore it"):
         act(cycles=1)
 
 

@@ -258,7 +258,7 @@ def test_a_fault_of_the_sandbox_is_not_the_answers():
 def test_listening_to_nothing_and_to_too_much():
     assert collect_feedback([], [], judge=ByAnswer({}), run=None) == []
     assert feedback_metrics([]) == {}
-    with pytest.raises(ValueError, match="2 answers to 1 questions; give one each"):
+    with pytest.raises(ValueError, match="2 answers to 1 questions; give one per question"):
         collect_feedback([Question("a", "b")], ["c", "d"], judge=None, run=None)
 
 

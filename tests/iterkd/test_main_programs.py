@@ -1,7 +1,7 @@
 import pytest
 
 from trl_akd.execution import CodeExecutor, ExecutionResult
-from trl_akd.iterkd.cycle.main_programs import Outcome, lacks_surroundings, run_alone
+from trl_akd.iterkd.cycle.main_programs import Outcome, lacks_resources, run_main_programs
 from trl_akd.iterkd.cycle.records import Fault, Pair, Question
 from trl_akd.iterkd.cycle.verification import verify
 
@@ -17,7 +17,7 @@ def executor():
 @pytest.fixture(scope="module")
 def outcomes(executor) -> dict[str, Outcome]:
     programs = [program for _, program in PROGRAMS]
-    return dict(zip(programs, run_alone(executor.run, programs), strict=True))
+    return dict(zip(programs, run_main_programs(executor.run, programs), strict=True))
 
 
 def test_every_program_gets_the_verdict_of_a_careful_reader(outcomes):
@@ -47,13 +47,13 @@ def _result(outcome: Outcome) -> ExecutionResult:
     if outcome.verdict == "pass":
         return ExecutionResult("passed")
     missing = outcome.verdict == "unknown"
-    return ExecutionResult("failed", "SurroundingsMissing" if missing else "ValueError", outcome.error_type or "")
+    return ExecutionResult("failed", "ResourceMissing" if missing else "ValueError", outcome.error_type or "")
 
 
 def test_what_could_not_be_run_is_unknown_and_nothing_is_asked_for_nothing():
-    [outcome] = run_alone(lambda programs: [ExecutionResult("infra_error")], ["x = 1"])
+    [outcome] = run_main_programs(lambda programs: [ExecutionResult("infra_error")], ["x = 1"])
     assert outcome == Outcome("unknown")
-    assert run_alone(lambda programs: pytest.fail("nothing to run"), []) == []
+    assert run_main_programs(lambda programs: pytest.fail("nothing to run"), []) == []
 
 
 @pytest.mark.parametrize(
@@ -79,10 +79,10 @@ def test_what_could_not_be_run_is_unknown_and_nothing_is_asked_for_nothing():
 def test_beside_tests_too_a_lack_is_no_verdict(executor, program: str, unknown: bool):
     tests = "assert f(1) == 1"
     [result] = executor.run([(program, tests)])
-    assert not result.passed and lacks_surroundings(result, tests) is unknown
+    assert not result.passed and lacks_resources(result, tests) is unknown
 
 
 def test_a_script_that_reads_beyond_its_input_is_wrong(executor):
     tests = {"inputs": ["1\n"], "outputs": ["1\n"]}
     lacking, wrong = executor.run([("import numpy", tests), ("input(); input()", tests)])
-    assert lacks_surroundings(lacking, tests) and not lacks_surroundings(wrong, tests)
+    assert lacks_resources(lacking, tests) and not lacks_resources(wrong, tests)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_akd.iterkd.cycle.novelty import NoveltyIndex, content_words, only_new, rouge_l
+from trl_akd.iterkd.cycle.novelty import NoveltyIndex, content_words, filter_novel, rouge_l
 from trl_akd.iterkd.cycle.records import Question
 
 from . import scripted
@@ -77,10 +77,10 @@ def test_the_threshold_itself_is_too_near():
 @given(st.lists(texts, max_size=20), st.lists(st.integers(0, 20), max_size=4))
 def test_cuts_into_batches_do_not_matter(instructions, cuts):
     asked = questions(instructions)
-    at_once = only_new(asked, NoveltyIndex())
+    at_once = filter_novel(asked, NoveltyIndex())
     index = NoveltyIndex()
     bounds = [0, *sorted(cuts), len(asked)]
-    in_batches = [question for start, end in pairwise(bounds) for question in only_new(asked[start:end], index)]
+    in_batches = [question for start, end in pairwise(bounds) for question in filter_novel(asked[start:end], index)]
     assert at_once == in_batches
     assert len(index) == len(at_once)
 
@@ -88,12 +88,12 @@ def test_cuts_into_batches_do_not_matter(instructions, cuts):
 @settings(deadline=None, max_examples=30)
 @given(st.lists(texts, max_size=20))
 def test_what_is_kept_is_new_and_keeping_it_again_changes_nothing(instructions):
-    kept = only_new(questions(instructions), NoveltyIndex())
-    assert only_new(kept, NoveltyIndex()) == kept
+    kept = filter_novel(questions(instructions), NoveltyIndex())
+    assert filter_novel(kept, NoveltyIndex()) == kept
     index = NoveltyIndex()
     for question in kept:
         index.add(question.instruction)
-    assert only_new(questions(instructions), index) == []
+    assert filter_novel(questions(instructions), index) == []
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.9, 1.0])
@@ -107,7 +107,7 @@ def test_candidates_are_not_missed(threshold):
         instructions.append(" ".join(base))
         changed = [rng.choice(stock) if rng.random() < 0.25 else word for word in base]
         instructions.append(" ".join(changed))
-    kept = [int(question.id) for question in only_new(questions(instructions), NoveltyIndex(threshold))]
+    kept = [int(question.id) for question in filter_novel(questions(instructions), NoveltyIndex(threshold))]
     assert kept == kept_by_brute_force(instructions, threshold)
     assert threshold == 1.0 or len(kept) < len(instructions)
 
@@ -135,13 +135,13 @@ def test_earlier_questions_count_whatever_they_are():
     for text in ("Sort a list.", "Sort a list!"):
         index.add(text)
     assert len(index) == 2
-    assert only_new(questions(["sort a LIST", "Add numbers."]), index) == [Question("1", "Add numbers.")]
+    assert filter_novel(questions(["sort a LIST", "Add numbers."]), index) == [Question("1", "Add numbers.")]
 
 
 def test_problems_that_share_their_wording_alone_are_new():
     """MBPP's 500 test problems are distinct; ROUGE-L of 0.7 over all words drops 186 of them."""
     mbpp = [json.loads(line)["text"] for line in scripted.data("mbpp/mbpp.jsonl").open()][10:510]
-    assert len(mbpp) == 500 and len(only_new(questions(mbpp), NoveltyIndex())) >= 470
+    assert len(mbpp) == 500 and len(filter_novel(questions(mbpp), NoveltyIndex())) >= 470
 
 
 def test_most_texts_with_one_word_replaced_are_not_new():
@@ -203,7 +203,7 @@ def test_code_alpaca_has_near_duplicates_and_soda_none():
     alpaca = [f"{row['instruction']}\n{row['input']}" for row in scripted.rows("code_alpaca/code_alpaca_2k.json")][
         :500
     ]
-    kept = [int(question.id) for question in only_new(questions(alpaca), NoveltyIndex())]
+    kept = [int(question.id) for question in filter_novel(questions(alpaca), NoveltyIndex())]
     assert set(kept) >= set(kept_by_brute_force(alpaca, 0.8)), "all words alone would keep no other"
     soda = [row["instruction"] for row in scripted.soda("new_data.json")]
-    assert len(only_new(questions(soda), NoveltyIndex())) == len(soda) == 100
+    assert len(filter_novel(questions(soda), NoveltyIndex())) == len(soda) == 100

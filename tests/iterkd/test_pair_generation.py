@@ -372,8 +372,8 @@ class TestReleasedPairs:
     @pytest.mark.parametrize(
         "row, message",
         [
-            ({"prompt": "x"}, r"Row 0 lacks .*its keys are \['prompt'\]"),
-            ({"instruction": "x", "response": "y"}, "Row 0 lacks a text `instruction` or a list `response`"),
+            ({"prompt": "x"}, r"row 0 lacks .*its keys are \['prompt'\]"),
+            ({"instruction": "x", "response": "y"}, "row 0 lacks a text `instruction` or a list `response`"),
             ({"instruction": "x", "response": ["y"]}, "`response` of row 0 has 1 entries"),
             ({"instruction": "x", "response": ["y", None]}, "`response` of row 0 has 2 entries"),
         ],

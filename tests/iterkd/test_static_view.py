@@ -120,7 +120,9 @@ def test_without_a_runner_only_parsing_counts():
         ("import json.nothing", True, "fail", "ModuleNotFoundError"),
     ],
 )
-def test_programs_are_run_alone(run, program: str, compiles: bool | None, executed: str, error_type: str | None):
+def test_programs_are_run_as_main_programs(
+    run, program: str, compiles: bool | None, executed: str, error_type: str | None
+):
     found = view(fenced(program), run)
     assert (found.compiles, found.executed, found.error_type) == (compiles, executed, error_type)
 
@@ -166,7 +168,7 @@ def test_without_pyflakes_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch):
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"pip install trl_akd\[iterkd\]"):
+    with pytest.raises(ImportError, match=r"pip install \"trl_akd\[iterkd\]\""):
         static_views([], None)
 
 

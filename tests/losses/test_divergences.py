@@ -1,10 +1,14 @@
 """The rules of the registry: against loops, against TRL, and the properties of every divergence."""
 
+import inspect
 import math
 import re
+from fractions import Fraction
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from trl.experimental.gkd import GKDTrainer
@@ -12,7 +16,8 @@ from trl.experimental.gkd import GKDTrainer
 from tests import oracles
 from trl_akd.losses import divergences, forward_kl, reverse_kl, shared_vocabulary
 
-# Rule, knobs, and the oracle from the teacher's probabilities p and the student's q.
+# Rule, knobs, and the oracle from the teacher's probabilities p and the student's q. Oracles of rules with detached
+# weights also take the student's probabilities `at` which the weights are computed.
 RULES = {
     "forward_kl": ("forward_kl", {}, lambda p, q: oracles.divergence(p, q)),
     "reverse_kl": ("reverse_kl", {}, lambda p, q: oracles.divergence(q, p)),
@@ -30,8 +35,24 @@ RULES = {
         for alpha in (0.0, 0.1, 0.6)
     },
     "skew_reverse_kl": ("skew_reverse_kl", {"alpha": 0.3}, lambda p, q: oracles.skew_kl(q, p, 0.3)),
+    **{
+        f"akl-{mu}": ("akl", {"mu": mu}, lambda p, q, at=None, mu=mu: oracles.akl(p, q, mu, at))
+        for mu in (0.0, 0.5, 0.9)
+    },
+    "todi": ("todi", {}, oracles.todi),
+    **{
+        f"eopd-{threshold}": ("eopd", {"threshold": threshold}, partial(oracles.eopd, threshold=threshold))
+        for threshold in (0.8, 1.5)
+    },
+    **{
+        f"abkd-{a}-{b}": ("abkd", {"alpha": a, "beta": b}, partial(oracles.abkd, a=a, b=b))
+        for a, b in [(0.2, 0.7), (0.6, -0.1), (1, 0), (0, 1), (0.5, 0), (0, -0.3), (0.4, -0.4), (-0.4, 0.4), (0, 0)]
+    },
+    **{f"taid-{t}": ("taid", {"t": t}, lambda p, q, at=None, t=t: oracles.taid(p, q, t, at)) for t in (0.4, 1.0)},
 }
-SOME_RULES = ("forward_kl", "akd", "jsd-0.2", "skew_kl-0.1")
+DETACHED = {"akl", "todi", "taid"}
+F_DIVERGENCES = {"forward_kl", "reverse_kl", "akd", "jsd", "skew_kl", "skew_reverse_kl", "todi", "eopd"}
+SOME_RULES = ("forward_kl", "akd", "jsd-0.2", "skew_kl-0.1", "akl-0.5", "todi", "eopd-1.5", "abkd-0.2-0.7", "taid-0.4")
 EVERY_RULE = pytest.mark.parametrize(("name", "knobs", "oracle"), RULES.values(), ids=RULES)
 
 
@@ -53,8 +74,14 @@ def test_every_rule_is_documented():
         [row] = re.findall(rf"^\| `{name}`.*$", page, re.MULTILINE)
         rule = divergences.get(name)
         assert rule.paper in row
-        for knob, default in rule.knobs.items():
-            assert name == "akd" or f"`{knob}: {default}`" in row
+        if rule.schedule is None:
+            settings = rule.knobs
+        else:
+            settings = {each.name: each.default for each in inspect.signature(rule.schedule).parameters.values()}
+        for setting, default in settings.items():
+            assert name == "akd" or f"`{setting}: {default}`" in row
+        assert all(f"`{alias}`" in row for alias in rule.aliases)
+        assert ("hand-written" in row) == (rule.fused is not None)
 
 
 def test_two_words_by_hand():
@@ -71,7 +98,7 @@ def test_equals_loops(name, knobs, oracle, logits, temperature):
     assert found.shape == (2, 5)
     for index in torch.cartesian_prod(torch.arange(2), torch.arange(5)):
         q, p = (oracles.probabilities(side[*index].tolist(), temperature) for side in (student, teacher))
-        assert found[*index].item() == pytest.approx(oracle(p, q), abs=1e-12)
+        assert found[*index].item() == pytest.approx(oracle(p, q), rel=1e-11, abs=1e-12)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
@@ -114,11 +141,22 @@ def test_the_order_of_the_vocabulary_changes_nothing(name, knobs, oracle, logits
 
 @EVERY_RULE
 def test_gradient(name, knobs, oracle, logits):
-    student, teacher = logits
-    rule = divergences.get(name)
-    assert torch.autograd.gradcheck(
-        lambda s, t: rule(s, t, temperature=1.7, **knobs), [student.requires_grad_(), teacher.clone()]
-    )
+    """The slope of the loops, with the weights held where the paper lets no gradient through them."""
+    student, teacher = logits[:, 0]
+    student.requires_grad_()
+    divergences.get(name)(student, teacher, temperature=1.7, **knobs).sum().backward()
+
+    def value(row, token, shift):
+        shifted = student[row].tolist()
+        p, at = (oracles.probabilities(side[row].tolist(), 1.7) for side in (teacher, student))
+        shifted[token] += shift
+        q = oracles.probabilities(shifted, 1.7)
+        return oracle(p, q, at=at) if name in DETACHED else oracle(p, q)
+
+    for row in range(len(student)):
+        for token in range(student.shape[1]):
+            slope = (value(row, token, 1e-5) - value(row, token, -1e-5)) / 2e-5
+            assert student.grad[row, token].item() == pytest.approx(slope, rel=1e-7, abs=1e-9)
 
 
 @EVERY_RULE
@@ -161,6 +199,185 @@ def test_halves_are_computed_in_float32(name, knobs, oracle, logits):
     torch.testing.assert_close(divergence(student, teacher, **knobs), exact.float(), rtol=1e-5, atol=1e-6)
 
 
+# With a teacher that excludes all words but one: the divergences that are infinite by definition.
+INFINITE_FOR_ONE_HOT = {
+    "reverse_kl",
+    "akd",
+    "jsd-1.0",
+    "akl-0.0",
+    "akl-0.5",
+    "akl-0.9",
+    "todi",
+    "eopd-0.8",
+    "eopd-1.5",
+}
+INFINITE_FOR_ONE_HOT |= {f"abkd-{pair}" for pair in ("0-1", "0--0.3", "0.4--0.4", "-0.4-0.4", "0-0")}
+
+
+@pytest.mark.parametrize("case", RULES)
+def test_a_teacher_that_excludes_words(case, logits):
+    name, knobs, _ = RULES[case]
+    student = logits[0].requires_grad_()
+    teacher = torch.full_like(student, -math.inf)
+    teacher[..., 3] = 0.0
+    found = divergences.get(name)(student, teacher, **knobs)
+    if case in INFINITE_FOR_ONE_HOT:
+        assert (found == math.inf).all()
+        return
+    assert found.isfinite().all() and (found > 0).all()
+    found.sum().backward()
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("case", [case for case in RULES if case not in {"abkd-0--0.3", "abkd-0.4--0.4"}])
+def test_sure_models_that_contradict_each_other(case, dtype):
+    """Nothing overflows, although probabilities differ by a factor of e^200."""
+    name, knobs, _ = RULES[case]
+    student, teacher = torch.zeros(2, 1, 7, dtype=dtype)
+    student[:, 1], teacher[:, 4] = 200.0, 200.0
+    student.requires_grad_()
+    found = divergences.get(name)(student, teacher, **knobs)
+    assert found.isfinite().all() and found > 0
+    found.sum().backward()
+    assert student.grad.isfinite().all()
+
+
+def test_a_student_that_excludes_words():
+    """Where `beta` and `alpha + beta` are positive, so that the divergence is finite, so is its gradient."""
+    student = torch.tensor([0.0, 1.0, -math.inf, -math.inf], dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor([0.3, -math.inf, 0.2, -math.inf], dtype=torch.float64)
+    found = divergences.abkd(student, teacher)
+    p, q = teacher.softmax(-1).tolist(), student.softmax(-1).tolist()
+    expected = -sum(x**0.2 * y**0.7 - 2 / 9 * x**0.9 - 7 / 9 * y**0.9 for x, y in zip(p, q, strict=True)) / 0.14
+    assert found.item() == pytest.approx(expected, abs=1e-12)
+    found.backward()
+    assert student.grad.isfinite().all()
+    assert divergences.abkd(student, teacher, alpha=1, beta=0) == math.inf
+    assert divergences.abkd(student, teacher, alpha=0, beta=1) == math.inf
+    assert divergences.taid(student, teacher, t=0.5).isfinite()
+    disjoint = torch.tensor([-math.inf, -math.inf, 0.0, 0.0], dtype=torch.float64)
+    assert divergences.taid(student, disjoint, t=0.5) == math.inf
+
+
+def test_alpha_beta_divergences_of_the_ends_are_both_kls(logits):
+    torch.testing.assert_close(divergences.abkd(*logits, alpha=1, beta=0), forward_kl(*logits), rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(divergences.abkd(*logits, alpha=0, beta=1), reverse_kl(*logits), rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("direction", [(1, 0), (0, 1), (1, 1), (1, -2)])
+@pytest.mark.parametrize(("alpha", "beta"), [(1, 0), (0, 1), (0.5, 0), (0, -0.3), (0.4, -0.4), (-1, 1), (2, 0)])
+def test_singularities_of_the_alpha_beta_divergence_are_removed(alpha, beta, direction, logits):
+    exact = divergences.abkd(*logits, alpha=alpha, beta=beta)
+    for step in (1e-3, 1e-6, 1e-9, 1e-12):
+        near = divergences.abkd(*logits, alpha=alpha + step * direction[0], beta=beta + step * direction[1])
+        torch.testing.assert_close(near, exact, rtol=100 * step + 1e-12, atol=1e-12)
+
+
+def test_exchanging_the_exponents_exchanges_the_models(logits):
+    student, teacher = logits
+    for alpha, beta in [(0.2, 0.7), (1, 0), (0.5, -0.2), (0.3, -0.3)]:
+        found = divergences.abkd(student, teacher, alpha=alpha, beta=beta)
+        torch.testing.assert_close(found, divergences.abkd(teacher, student, alpha=beta, beta=alpha))
+
+
+def test_todi_is_the_sum_of_both_kls_but_its_gradient_is_not(logits):
+    student, teacher = logits[0].requires_grad_(), logits[1]
+    found, both = divergences.todi(student, teacher), forward_kl(student, teacher) + reverse_kl(student, teacher)
+    torch.testing.assert_close(found, both, rtol=1e-13, atol=1e-14)
+    slopes = [torch.autograd.grad(each.sum(), student)[0] for each in (found, both)]
+    assert (slopes[0] - slopes[1]).abs().max() > 0.1
+
+
+def test_taid_between_the_student_and_the_teacher(logits):
+    student, teacher = logits[0].requires_grad_(), logits[1]
+    torch.testing.assert_close(divergences.taid(student, teacher, t=1.0), forward_kl(student, teacher))
+    own = divergences.taid(student, teacher, t=0.0)
+    assert own.abs().max() < 1e-14
+    assert torch.autograd.grad(own.sum(), student)[0].abs().max() < 1e-14
+    [slope] = torch.autograd.grad(divergences.taid(student, teacher, t=0.3).sum(), student)
+    between = (0.7 * student + 0.3 * teacher).softmax(-1)
+    torch.testing.assert_close(slope, student.softmax(-1) - between)
+
+
+def test_eopd_switches_on_the_entropy_of_the_teacher(logits):
+    student, teacher = logits
+    entropy = torch.distributions.Categorical(logits=teacher).entropy()
+    threshold = entropy.median().item()
+    found = divergences.eopd(student, teacher, threshold=threshold)
+    forward = torch.where(entropy > threshold, forward_kl(student, teacher), 0.0)
+    torch.testing.assert_close(found, reverse_kl(student, teacher) + forward)
+    assert 0 < (forward == 0).sum() < forward.numel()
+
+
+@pytest.mark.parametrize(
+    "p",
+    [
+        [0.2, 0.2, 0.2, 0.2, 0.2],
+        [0.25, 0.25, 0.25, 0.25, 0.0],
+        [0.3, 0.3, 0.3, 0.05, 0.05],
+        [0.1, 0.4, 0.1, 0.3, 0.1],
+        [0.5, 0.5, 0.0, 0.0, 0.0],
+        [0.125, 0.5, 0.125, 0.125, 0.125],
+        [0.6, 0.1, 0.1, 0.1, 0.1],
+    ],
+)
+@pytest.mark.parametrize("mu", [0.0, 0.25, 0.5, 0.8, 1.0])
+def test_equally_probable_words_count_alike(p, mu):
+    """The mean weight over all orders in which they can be sorted, however the vocabulary is ordered."""
+    q = [0.1, 0.35, 0.3, 0.05, 0.2]
+    orders = [list(order) for order in permutations(range(5)) if sorted(p, reverse=True) == [p[v] for v in order]]
+    weight = sum(oracles.akl_weight(p, q, mu, order) for order in orders) / len(orders)
+    teacher, student = (torch.tensor(side, dtype=torch.float64) for side in (p, q))
+    for order in permutations(range(5)):
+        for dtype in (torch.float32, torch.float64):
+            found = divergences._head_share(
+                teacher[list(order)].to(dtype).log().softmax(-1), student[list(order)].to(dtype), mu
+            )
+            assert found.item() == pytest.approx(weight, abs=1e-6)
+
+
+@pytest.mark.parametrize("words", [63, 64, 65, 300])
+@pytest.mark.parametrize("levels", [1, 2, 300])
+def test_heads_of_many_words(words, levels):
+    generator = torch.Generator().manual_seed(words)
+    teacher = torch.randint(levels, (4, words), generator=generator).double() / 3
+    student = torch.randn(4, words, generator=generator, dtype=torch.float64)
+    order = torch.randperm(words, generator=generator)
+    found = divergences.akl(student, teacher, mu=0.6)
+    torch.testing.assert_close(divergences.akl(student[:, order], teacher[:, order], mu=0.6), found)
+    if levels == 300:
+        for row in range(4):
+            p, q = (oracles.probabilities(side[row].tolist()) for side in (teacher, student))
+            assert len(set(p)) > 0.5 * words
+            if len(set(p)) == words:
+                assert found[row].item() == pytest.approx(oracles.akl(p, q, 0.6), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        *[("kl", "forward_kl"), ("fkl", "forward_kl"), ("KL", "forward_kl"), ("forward-kl", "forward_kl")],
+        *[("rkl", "reverse_kl"), ("RKL", "reverse_kl"), ("skl", "skew_kl"), ("SRKL", "skew_reverse_kl")],
+        *[("AKD", "akd"), ("JSD", "jsd"), ("ToDi", "todi"), ("AKL", "akl"), ("TAID", "taid"), ("EOPD", "eopd")],
+    ],
+)
+def test_other_spellings(name, rule):
+    assert divergences.get(name) is divergences.get(rule)
+    assert name not in divergences.names()
+
+
+@pytest.mark.parametrize("value", [0.25, Fraction(1, 4), np.float32(0.25), np.array(0.25), torch.tensor(0.25)])
+def test_knobs_of_any_numeric_type(value, logits):
+    for name, knob in [("akd", "beta"), ("jsd", "beta"), ("skew_kl", "alpha"), ("akl", "mu"), ("taid", "t")]:
+        rule = divergences.get(name)
+        rule.check({knob: value})
+        torch.testing.assert_close(rule(*logits, **{knob: value}), rule(*logits, **{knob: 0.25}), rtol=0, atol=0)
+    for knobs in ({"alpha": value}, {"beta": value}):
+        expected = divergences.abkd(*logits, **dict.fromkeys(knobs, 0.25))
+        torch.testing.assert_close(divergences.abkd(*logits, **knobs), expected, rtol=0, atol=0)
+
+
 @pytest.fixture
 def registered(monkeypatch):
     """Register a rule for one test only."""
@@ -201,8 +418,11 @@ def test_a_name_is_taken_once(registered):
     def again(student_logits, teacher_logits):
         return student_logits.sum(-1)
 
-    with pytest.raises(ValueError, match="'jsd' is registered already"):
-        registered("jsd")(again)
+    for name in ("jsd", "JSD", "kl"):
+        with pytest.raises(ValueError, match=f"'{name}' is registered already"):
+            registered(name)(again)
+    with pytest.raises(ValueError, match="'skl' is registered already"):
+        registered("mine", aliases=("skl",))(again)
     assert divergences.get("jsd").function is divergences.jsd
     assert registered("mine")(again) is again
     registered("mine")(again)  # as when a notebook's cell is run again
@@ -215,11 +435,20 @@ def test_a_name_is_taken_once(registered):
         ("forward_kl", {"beta": 0.5}, "'forward_kl' has no knob 'beta'; it takes none"),
         ("jsd", {"temperature": 2.0}, "'jsd' has no knob 'temperature'"),
         ("akd", {}, "'akd' needs a value of 'beta'"),
-        ("jsd", {"beta": 1.5}, r"beta is 1\.5; it is a share of a mixture"),
+        ("jsd", {"beta": 1.5}, r"beta is 1\.5; give a number in \[0, 1\]"),
         ("jsd", {"beta": "0.5"}, "beta is '0.5'"),
         ("jsd", {"beta": True}, "beta is True"),
         ("skew_kl", {"alpha": math.nan}, "alpha is nan"),
         ("skew_kl", {"alpha": 1.0}, r"alpha is 1\.0, with which the skew KL is 0"),
+        ("jsd", {"beta": torch.tensor([0.1, 0.2])}, r"beta is tensor\(\[0.1000, 0.2000\]\)"),
+        ("jsd", {"beta": None}, "beta is None"),
+        ("jsd", {"beta": 0.5j}, "beta is 0.5j"),
+        ("akl", {"mu": -0.1}, r"mu is -0\.1; give a number in \[0, 1\]"),
+        ("taid", {"t": 1.2}, r"t is 1\.2; give a number in \[0, 1\]"),
+        ("abkd", {"alpha": math.inf}, "alpha is inf; give a finite number"),
+        ("abkd", {"beta": "0.7"}, "beta is '0.7'; give a finite number"),
+        ("eopd", {"threshold": math.nan}, "threshold is nan; give a finite number"),
+        ("todi", {"alpha": 0.1}, "'todi' has no knob 'alpha'; it takes none"),
     ],
 )
 def test_unsuitable_knobs(name, knobs, complaint):
@@ -228,8 +457,8 @@ def test_unsuitable_knobs(name, knobs, complaint):
 
 
 def test_an_unknown_rule():
-    with pytest.raises(ValueError, match=r"'kl' is not a divergence; choose one of 'akd', 'forward_kl'"):
-        divergences.get("kl")
+    with pytest.raises(ValueError, match=r"'kll' is not a divergence; choose one of 'akd', 'forward_kl'"):
+        divergences.get("kll")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from ..beta import AdaptiveBeta, BetaRegularizer, BetaStrategy
 from ..data.templates import PROMPT_TEMPLATES
-from ..losses import divergences
+from ..losses import KnobSchedule, divergences
 from ..losses.reduction import Normalization
-from .checkpoint import check_loss, load_state
+from .checkpoint import load_state
 from .gkd import GKDConfig
 
 PromptTemplateName = Literal[
@@ -39,11 +39,13 @@ class AKDConfig(GKDConfig):
     Args:
         divergence (`str`, *optional*, defaults to `"akd"`):
             Divergence between teacher and student per token, a name in [`trl_akd.losses.divergences`]: `"akd"` (the
-            paper's mix of forward and reverse KL, to which the `beta` options belong), `"forward_kl"`, `"reverse_kl"`,
-            `"jsd"`, `"skew_kl"`, `"skew_reverse_kl"`, or one registered with [`trl_akd.losses.divergences.register`].
+            paper's mix of forward and reverse KL, to which the `beta` options belong), `"forward_kl"` (or `"kl"`),
+            `"reverse_kl"` (`"rkl"`), `"jsd"`, `"skew_kl"` (`"skl"`), `"skew_reverse_kl"` (`"srkl"`), `"akl"`,
+            `"todi"`, `"eopd"`, `"abkd"`, `"taid"`, or one registered with
+            [`trl_akd.losses.divergences.register`].
         divergence_kwargs (`dict[str, Any]`, *optional*):
-            Arguments of the divergence, such as `{"beta": 0.5}` of `"jsd"` or `{"alpha": 0.1}` of `"skew_kl"`. `"akd"`
-            takes none here.
+            Arguments of the divergence, such as `{"beta": 0.5}` of `"jsd"` or `{"alpha": 0.1}` of `"skew_kl"`, and
+            settings of its schedule, such as `{"t_start": 0.4}` of `"taid"`. `"akd"` takes none here.
         beta_strategy (`str`, *optional*, defaults to `"akd"`):
             How `divergence="akd"` mixes forward KL (β = 0) and reverse KL (β = 1): `"akd"` (learned, and redrawn at
             each epoch), `"m1"`, `"m2"` (the paper's ablations), `"random_epoch"` (drawn, never learned) or `"fixed"`.
@@ -158,16 +160,17 @@ class AKDConfig(GKDConfig):
         """Whether the divergence mixes forward and reverse KL by β."""
         return self.divergence == "akd"
 
-    def divergence_knobs(self, beta: float) -> dict[str, Any]:
-        """Return the arguments of the divergence: the share `beta` of reverse KL, or `divergence_kwargs`."""
-        if self.uses_beta:
-            return {"beta": beta}
-        return self.divergence_kwargs if isinstance(self.divergence_kwargs, dict) else {}
-
     @property
-    def evaluation_beta(self) -> float:
-        """Share of reverse KL in the evaluation loss: `beta` where it is fixed, otherwise one half."""
-        return 0.5 if self.beta is None else self.beta
+    def divergence_knobs(self) -> dict[str, Any]:
+        """Arguments of the divergence, without the one that its schedule moves."""
+        return divergences.get(self.divergence).split(self._divergence_settings)[0]
+
+    def make_schedule(self, beta: AdaptiveBeta) -> KnobSchedule | None:
+        """Return the schedule of the divergence's knob that moves during training: `beta`, another, or none."""
+        if self.uses_beta:
+            return beta
+        rule = divergences.get(self.divergence)
+        return None if rule.schedule is None else rule.schedule(**rule.split(self._divergence_settings)[1])
 
     def make_beta(self) -> AdaptiveBeta:
         """Return the mixing coefficient that this configuration describes."""
@@ -185,17 +188,21 @@ class AKDConfig(GKDConfig):
 
     def check_checkpoint(self, checkpoint: str) -> None:
         """Raise a ValueError with the reason if a run cannot resume from a checkpoint folder."""
-        load_state(self.make_beta(), checkpoint)
-        check_loss(self.loss_settings, checkpoint)
+        beta = self.make_beta()
+        load_state(checkpoint, beta, self.make_schedule(beta), self.loss_settings)
 
     @property
     def loss_settings(self) -> dict[str, Any]:
         """Settings of the divergence that a resumed run must share with its checkpoint."""
-        return {"divergence": self.divergence, "divergence_kwargs": self.divergence_kwargs or {}}
+        return {"divergence": self.divergence, "divergence_kwargs": self._divergence_settings}
+
+    @property
+    def _divergence_settings(self) -> dict[str, Any]:
+        return self.divergence_kwargs if isinstance(self.divergence_kwargs, dict) else {}
 
     def _check_types(self) -> None:
         try:
-            divergences.get(self.divergence)
+            self.divergence = divergences.get(self.divergence).name
         except ValueError as error:
             raise ValueError(f"`divergence`: {error}") from None
         for name in ("beta", "lmbda", "temperature", "kd_temperature", "ce_weight"):
@@ -228,7 +235,7 @@ class AKDConfig(GKDConfig):
                 )
             return
         try:
-            divergences.get(self.divergence).check(knobs or {})
+            divergences.get(self.divergence).check_settings(knobs or {})
         except ValueError as error:
             raise ValueError(f"`divergence` is {self.divergence!r} with divergence_kwargs={knobs}: {error}") from None
 

@@ -48,13 +48,13 @@ from ..teachers import (
 )
 from .akd_config import AKDConfig
 from .batches import Batch, Targets, causal_targets, number_of_tokens, row_numbers, without_repeats
-from .beta_schedule import BetaSchedule
-from .checkpoint import check_loss, load_state, save_state
+from .checkpoint import load_state, save_state
 from .gkd import GKDTrainer
 from .metrics import METRICS, DistillationMetrics, Means, loss_from_means, not_finite
 from .model_card import find_license, model_card, objective, provenance
 from .model_utils import adapters_of, disable_dropout, evaluation_name, name_of, named_datasets, tokenizer_of
 from .on_policy import CompletionLog, is_on_policy, sample_rows, sampling_config, sampling_seed
+from .schedule_callback import ScheduleCallback
 from .upload import upload_student
 from .validation import (
     check_adapter,
@@ -181,6 +181,7 @@ class AKDTrainer(GKDTrainer):
         check_adapter(*adapters_of(self.model))
         check_parallelism(self.accelerator.parallelism_config)
         self.adaptive_beta = args.make_beta()
+        self.schedule = args.make_schedule(self.adaptive_beta)
         self.lmbda, self.seq_kd, self.temperature = args.lmbda, args.seq_kd, args.temperature
         if args.disable_dropout:
             disable_dropout(self.model)
@@ -198,7 +199,7 @@ class AKDTrainer(GKDTrainer):
         self.scores: dict[int, list[EvalResult]] = {}
         self._student_is_verified = False
         self._completions = CompletionLog(args, self._tokenizer, self.accelerator)
-        self.add_callback(BetaSchedule(self.adaptive_beta, self._finish_step))
+        self.add_callback(ScheduleCallback(self.adaptive_beta, self.schedule, self._finish_step))
 
     # Set-up
 
@@ -444,14 +445,17 @@ class AKDTrainer(GKDTrainer):
         self, head: LMHead, hidden: torch.Tensor, signal: TeacherSignal, labels: torch.Tensor, weights: torch.Tensor
     ) -> FusedDivergence:
         """Return the divergence that the configuration chooses, for labels `[B, T]`; a signal may be longer in T."""
-        beta = self.adaptive_beta.value if self.model.training else self.args.evaluation_beta
+        knobs = self.args.divergence_knobs
+        if self.schedule is not None:
+            moving = self.schedule.value if self.model.training else self.schedule.evaluation_value
+            knobs = {**knobs, self.schedule.knob: moving}
         return fused_divergence(
             hidden,
             head,
             signal[:, : labels.shape[1]],
             token_weights=weights,
             divergence=self.args.divergence,
-            knobs=self.args.divergence_knobs(beta),
+            knobs=knobs,
             temperature=self.args.kd_temperature,
             labels=labels,
             ce_weight=self.args.ce_weight,
@@ -467,7 +471,7 @@ class AKDTrainer(GKDTrainer):
         self._completions.write(self.state.global_step)
 
     def _finish_step(self) -> None:
-        """Log the means over an optimiser step's micro-batches and ranks, then update β."""
+        """Log the means over an optimiser step's micro-batches and ranks, then move the divergence's knob."""
         if self.distillation_metrics["train"].is_empty():
             return  # a subclass overrides `compute_loss`
         means, tokens = self.distillation_metrics["train"].reduce(self.accelerator)
@@ -475,17 +479,18 @@ class AKDTrainer(GKDTrainer):
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         for key, mean in self._report(means, self.adaptive_beta.value).items():
             self._metrics["train"][key].append(mean)
-        self._step_beta(means)
+        self._step_schedule(means)
 
     def _report(self, means: list[Means], beta: float) -> dict[str, float]:
         """Return the means of `METRICS` by their names in the logs; subclasses may need `beta` for others."""
         return {key: means[0].by_name[name] for name, key in METRICS.items()}
 
-    def _step_beta(self, means: list[Means]) -> None:
-        if not self.args.uses_beta:
+    def _step_schedule(self, means: list[Means]) -> None:
+        if self.schedule is None:
             return
-        self._metrics["train"]["kd/beta"].append(self.adaptive_beta.value)
-        self.adaptive_beta.step(means[0].by_name["forward_kl"], means[0].by_name["reverse_kl"])
+        self._metrics["train"][f"kd/{self.schedule.knob}"].append(self.schedule.value)
+        progress = (self.state.global_step + 1) / self.state.max_steps
+        self.schedule.update(means[0].by_name, progress)
 
     def _loss_of(self, means: list[Means], beta: float) -> float:
         """Return the objective's value from the means of its parts and the share `beta` of reverse KL."""
@@ -514,14 +519,14 @@ class AKDTrainer(GKDTrainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Evaluate, and report the loss and the means of `METRICS` over all samples, whatever the batches.
 
-        The loss mixes the divergences by `args.evaluation_beta`, so that it depends on the student and the data alone.
-        Where β is not fixed, `training_loss` is the loss with the present β.
+        The knob that moves in training has one value in all evaluations, so that the loss depends on the student and
+        the data alone. Where β is learned or drawn, `training_loss` is the loss with the present β.
         """
         self.distillation_metrics["eval"] = DistillationMetrics(self._measured)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if not self.distillation_metrics["eval"].is_empty():
             means, _ = self.distillation_metrics["eval"].reduce(self.accelerator)
-            beta = self.args.evaluation_beta
+            beta = self.adaptive_beta.evaluation_value
             report = {"loss": self._loss_of(means, beta), **self._report(means, beta)}
             if self.args.asks_teacher and self.args.uses_beta and self.args.beta is None:
                 report["training_loss"] = self._loss_of(means, self.adaptive_beta.value)
@@ -541,7 +546,7 @@ class AKDTrainer(GKDTrainer):
         if checkpoint is None or has_length(self.train_dataset) or self.state.global_step == 0:
             return done, batches
         saved = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-        load_state(self.adaptive_beta, checkpoint)
+        load_state(checkpoint, self.adaptive_beta, self.schedule, self.args.loss_settings)
         done = self.adaptive_beta.epoch
         steps = round((saved.epoch - done) * saved.max_steps)
         self.state.epoch = done + steps / max_steps
@@ -550,12 +555,15 @@ class AKDTrainer(GKDTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            save_state(self.adaptive_beta, self._total_train_tokens, output_dir, self.args.loss_settings)
+            save_state(
+                output_dir, self.adaptive_beta, self.schedule, self.args.loss_settings, self._total_train_tokens
+            )
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            check_loss(self.args.loss_settings, checkpoint)
-            self._total_train_tokens = load_state(self.adaptive_beta, checkpoint)
+            self._total_train_tokens = load_state(
+                checkpoint, self.adaptive_beta, self.schedule, self.args.loss_settings
+            )
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _objective(self) -> dict[str, Any]:

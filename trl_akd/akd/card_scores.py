@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
-from ..files import replace_text
+from ..ledger import replace_text
 
 __all__ = ["add_scores", "evaluation_section", "score_results"]
 

@@ -10,44 +10,62 @@ import torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..beta import AdaptiveBeta
+from ..losses.knobs import KnobSchedule
 
 STATE_FILE = "akd_state.pt"
 
 
-def save_state(beta: AdaptiveBeta, num_tokens: int, checkpoint: str | Path, loss: Mapping[str, Any]) -> None:
-    """Write the state of `beta`, the number of tokens read so far and the settings of the loss into a checkpoint."""
+def save_state(
+    checkpoint: str | Path,
+    beta: AdaptiveBeta,
+    schedule: KnobSchedule | None,
+    loss: Mapping[str, Any],
+    num_tokens: int,
+) -> None:
+    """Write the file.
+
+    Args:
+        checkpoint (`str` or `Path`):
+            Folder of the checkpoint.
+        beta (`AdaptiveBeta`):
+            The coefficient of AKD, which counts the epochs.
+        schedule (`KnobSchedule`, *optional*):
+            The schedule of the divergence, which may be `beta`.
+        loss (`Mapping`):
+            Settings of the loss.
+        num_tokens (`int`):
+            Tokens read so far.
+    """
     state = {"beta": beta.state_dict(), "num_tokens": num_tokens, "loss": dict(loss)}
+    if schedule is not None and schedule is not beta:
+        state["schedule"] = schedule.state_dict()
     torch.save(state, Path(checkpoint) / STATE_FILE)
 
 
-def check_loss(loss: Mapping[str, Any], checkpoint: str | Path) -> None:
-    """Check that a checkpoint was written with the same settings of the loss, where it has them.
-
-    Raises:
-        ValueError: If one of them differs.
-    """
-    for name, written in _read(checkpoint).get("loss", {}).items():
-        if loss.get(name) != written:
-            raise ValueError(
-                f"`resume_from_checkpoint` is {str(checkpoint)!r}, which was written with {name}={written!r}, but "
-                f"this run has {name}={loss.get(name)!r}; resume with the old {name}, or start a new run."
-            )
-
-
-def load_state(beta: AdaptiveBeta, checkpoint: str | Path) -> int:
-    """Continue `beta` from a checkpoint folder.
+def load_state(
+    checkpoint: str | Path, beta: AdaptiveBeta, schedule: KnobSchedule | None, loss: Mapping[str, Any]
+) -> int:
+    """Continue `beta` and `schedule` from a checkpoint folder; the arguments are those of `save_state`.
 
     Returns:
         `int`: Tokens read so far.
 
     Raises:
-        ValueError: If the checkpoint was not written by AKD, or with another β strategy.
+        ValueError: If the checkpoint was not written by AKD, or with other settings.
     """
     state = _read(checkpoint)
+    for name, written in state.get("loss", {}).items():
+        if loss.get(name) != written:
+            raise ValueError(
+                f"`resume_from_checkpoint` is {str(checkpoint)!r}, which was written with {name}={written!r}, but "
+                f"this run has {name}={loss.get(name)!r}; resume with the old {name}, or start a new run."
+            )
     try:
         beta.load_state_dict(state["beta"])
     except ValueError as error:
         raise ValueError(f"`resume_from_checkpoint` is {str(checkpoint)!r}: {error}") from None
+    if schedule is not None and schedule is not beta:
+        schedule.load_state_dict(state["schedule"])
     num_tokens: int = state["num_tokens"]
     return num_tokens
 

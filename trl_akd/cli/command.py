@@ -3,16 +3,30 @@
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from .errors import SETUP_ERRORS, user_errors
 from .launching import Launcher, check_reporting, find_launcher
 from .parsing import RecipeParser, read_options
 from .recipes import read_recipe
 
-__all__ = ["CommandLine", "make_accelerator", "require_one_process", "start"]
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+__all__ = [
+    "Action",
+    "CommandLine",
+    "make_accelerator",
+    "require_one_process",
+    "start",
+    "start_action",
+    "train_and_save",
+]
+
+Action: TypeAlias = tuple[Callable[[], tuple[type, ...]], Callable[..., None]]
+"""Function that returns the dataclasses of an action's fields, and function that runs it, as in `start`."""
 
 
 @dataclass
@@ -107,6 +121,47 @@ def start(
         parsed = line.dataclasses()
     with user_errors((*SETUP_ERRORS, GenerationError, IsolationError)):
         run(*parsed)
+
+
+def start_action(command: str, actions: Mapping[str, Action], description: str, argv: list[str] | None = None) -> None:
+    """Run the action of a command that comes first in `argv`, by default the process's arguments.
+
+    Args:
+        command (`str`):
+            Name of the command.
+        actions (`Mapping[str, Action]`):
+            Actions by name.
+        description (`str`):
+            Help text.
+        argv (`list[str]`, *optional*):
+            Arguments after the command, by default those of the process.
+
+    Raises:
+        UserError: If there is no such action, or a value, a file or the machine does not allow the run.
+        SystemExit: With the status of a launched process that failed.
+    """
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print(
+            f"usage: trl-akd {command} {{{','.join(actions)}}} [--config RECIPE] [--field value ...]\n\n{description}"
+        )
+        return
+    with user_errors():
+        if name not in actions:
+            raise ValueError(f"{name!r} is not an action of `trl-akd {command}`; choose one of {', '.join(actions)}.")
+    types, run = actions[name]
+    start(command, types, run, rest, action=name)
+
+
+def train_and_save(trainer: "Trainer", evaluate: Callable[[], dict[str, float]] | None = None) -> None:
+    """Train, save the model, and log and save the metrics of training and of `evaluate`."""
+    result = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_model()
+    if evaluate is not None:
+        metrics = evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
 
 
 def make_accelerator() -> Any:

@@ -9,13 +9,12 @@ trl-akd judge train --kind generative --model_name_or_path Qwen/Qwen2.5-Coder-0.
 """
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from .command import start
-from .errors import run, user_errors
+from .command import start_action, train_and_save
+from .errors import run
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -25,19 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "train"]
 
-_USAGE = "usage: trl-akd judge train [--config RECIPE] [--field value ...]"
-
 
 def main(argv: list[str] | None = None) -> None:
     """Run the action that comes first in `argv`, by default the process's arguments."""
-    action, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    if action in ("-h", "--help"):
-        print(f"{_USAGE}\n\n{__doc__}")
-        return
-    with user_errors():
-        if action != "train":
-            raise ValueError(f"{action!r} is not an action of `trl-akd judge`; the only action is train.")
-    start("judge", _training_types, train, rest, action=action)
+    start_action("judge", {"train": (_training_types, train)}, str(__doc__), argv)
 
 
 def train(config: "JudgeModel", args: "SFTConfig") -> None:
@@ -52,13 +42,7 @@ def train(config: "JudgeModel", args: "SFTConfig") -> None:
     judged, held_out = _judgements(config, args.seed)
     set_seed(args.seed)  # before a head is drawn
     trainer, evaluate = _KINDS[config.kind](config, args, judged, held_out)
-    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_model()
-    if held_out:
-        metrics = evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
+    train_and_save(trainer, evaluate if held_out else None)
 
 
 def _judgements(config: "JudgeModel", seed: int) -> tuple[list["JudgedAnswer"], list["JudgedAnswer"]]:

@@ -17,13 +17,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import replace_text
+from ..ledger import replace_text, write_json_lines
 from .command import make_accelerator, require_one_process, start
 from .errors import run
 
 if TYPE_CHECKING:
     from ..codeplan.plan_config import PlanGenerationConfig
     from ..codeplan.plan_generation import PlanReport
+    from ..codeplan.plan_import import ImportReport
 
 __all__ = ["main", "make_plans", "read_rows"]
 
@@ -97,20 +98,15 @@ def _import_plans(config: "PlanGenerationConfig", rows: list[dict[str, Any]]) ->
     require_one_process("`import_plans`, which uses no model,")
     found, report = import_plans(rows, read_plans(str(config.import_plans)), max_plan_chars=config.max_plan_chars)
     folder = Path(config.output_dir).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
     _write(folder, found, report)
-    lines = [f"{report.plans} plans, {report.paired} of them paired with their own solution."]
-    if report.rejected:
-        lines.append(f"Rejected: {_counts(report.rejected)}.")
-    if report.without:
-        lines.append(f"Problems without a plan, left out: {report.without}.")
+    lines = [f"{report.plans} plans, {report.paired} of them paired with their own solution.", *_losses(report)]
     if report.unknown:
         lines.append(f"Problems with plans that are not in {config.dataset_name}: {report.unknown}.")
     print("\n".join([*lines, f"Problems, solutions and plans: {folder / PLANS}."]))
 
 
 def _write(folder: Path, rows: Iterable[Mapping[str, Any]], report: Any) -> None:
-    replace_text(folder / PLANS, "".join(f"{json.dumps(row)}\n" for row in rows if row["plans"]))
+    write_json_lines(folder / PLANS, (row for row in rows if row["plans"]))
     replace_text(folder / REPORT, json.dumps(asdict(report), indent=2) + "\n")
 
 
@@ -122,19 +118,19 @@ def _argument_types() -> tuple[type, ...]:
 
 def _summary(report: "PlanReport", folder: Path) -> str:
     lines = [
-        f"{report.plans} of {report.wanted} plans; {report.requests} requests and {report.tokens} tokens in this run."
+        f"{report.plans} of {report.wanted} plans; {report.requests} requests and {report.tokens} tokens in this run.",
+        *_losses(report),
     ]
-    if report.rejected:
-        lines.append(f"Rejected: {_counts(report.rejected)}.")
-    if report.without:
-        lines.append(f"Problems without a plan, left out: {report.without}.")
     if report.stopped:
         lines.append(f"`{report.stopped}` is reached; run the command again to continue.")
     return "\n".join([*lines, f"Problems, solutions and plans: {folder / PLANS}. Answers: {folder / ANSWERS}."])
 
 
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in counts.items())
+def _losses(report: "PlanReport | ImportReport") -> list[str]:
+    """Return sentences about rejected plans and problems without a plan."""
+    counts = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in report.rejected.items())
+    lines = [f"Rejected: {counts}."] if counts else []
+    return lines + ([f"Problems without a plan, left out: {report.without}."] if report.without else [])
 
 
 def read_rows(

@@ -114,7 +114,7 @@ def _run_akd(folder: Path, seed: int) -> None:
             name: _evaluate_akd(path, files.held_out, folder / _EVALUATION / path.name)
             for name, path in models.items()
         }
-    figure = _plot(after)
+    figure = _plot_curves(after)
     seconds = time.monotonic() - began
     found = {name: {part: result[part] for part in ("metrics", "samples")} for name, result in results.items()}
     _write_results(folder, seed, seconds, models=found)
@@ -162,15 +162,28 @@ def _evaluate_akd(model: Path, problems: Path, output_dir: Path) -> Mapping[str,
     return evaluation.results
 
 
-def _plot(run: Path) -> str:
-    from ..akd.curves import plot_curves
-
-    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+def _plot_curves(run: Path) -> str:
+    """Plot the divergences and β over optimizer steps, and return a sentence about the figure."""
     try:
-        plot_curves(history, run / "curves.png")
+        from matplotlib.figure import Figure
     except ImportError:
         return "Install matplotlib to get a figure of beta and the divergences."
-    return f"Beta and the divergences over time: {run / 'curves.png'}"
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    logs = [log for log in history if "kd/forward_kl" in log]
+    steps, path = [log["step"] for log in logs], run / "curves.png"
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    for key, label in (("kd/forward_kl", "forward KL"), ("kd/reverse_kl", "reverse KL")):
+        above.plot(steps, [log[key] for log in logs], label=label)
+    above.set_ylabel("nats per target token")
+    above.set_ylim(bottom=0)
+    above.legend()
+    below.plot(steps, [log["kd/beta"] for log in logs], color="tab:green")
+    below.set_ylabel("β, weight of reverse KL")
+    below.set_ylim(0, 1)
+    below.set_xlabel("optimizer step")
+    figure.savefig(path, dpi=120)
+    return f"Beta and the divergences over time: {path}"
 
 
 def _akd_table(results: Mapping[str, Mapping[str, Any]], paths: Mapping[str, Path]) -> str:

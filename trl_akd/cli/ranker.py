@@ -9,15 +9,14 @@ trl-akd evaluate --samples ranked.jsonl --benchmark humaneval --allow_code_execu
 ```
 """
 
-import json
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command import require_one_process, start
-from .errors import run, user_errors
+from ..ledger import read_json_lines, write_json_lines
+from .command import Action, require_one_process, start_action, train_and_save
+from .errors import run
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -26,20 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["build_data", "main", "rank", "train"]
 
-_USAGE = "usage: trl-akd ranker {data,train,rank} [--config RECIPE] [--field value ...]"
-
 
 def main(argv: list[str] | None = None) -> None:
     """Run the action that comes first in `argv`, by default the process's arguments."""
-    action, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    if action in ("-h", "--help"):
-        print(f"{_USAGE}\n\n{__doc__}")
-        return
-    with user_errors():
-        if action not in _ACTIONS:
-            raise ValueError(f"{action!r} is not an action of `trl-akd ranker`; choose one of {', '.join(_ACTIONS)}.")
-    types, act = _ACTIONS[action]
-    start("ranker", types, act, rest, action=action)
+    start_action("ranker", _ACTIONS, str(__doc__), argv)
 
 
 def build_data(benchmark: "RankerBenchmark", config: "RankerData") -> None:
@@ -50,7 +39,6 @@ def build_data(benchmark: "RankerBenchmark", config: "RankerData") -> None:
         ValueError: If the files are for another benchmark.
     """
     from ..codeplan.ranker import ranker_rows
-    from ..ledger import read_json_lines
 
     require_one_process("`trl-akd ranker data`")
     problems = _problems(benchmark)
@@ -64,7 +52,7 @@ def build_data(benchmark: "RankerBenchmark", config: "RankerData") -> None:
         )
     ]
     distinct = {(row["id"], row["program"]): row for row in rows}
-    _write(config.output, distinct.values())
+    write_json_lines(Path(config.output).expanduser(), distinct.values())
     counts = Counter(row["label"] for row in distinct.values())
     print(
         f"{len(distinct)} programs in {config.output}: {', '.join(f'{n} {name}' for name, n in counts.most_common())}."
@@ -81,7 +69,6 @@ def train(config: "RankerModel", args: "TrainingArguments") -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
     from ..codeplan.ranker import RANKER_LABELS, make_ranker_trainer
-    from ..ledger import read_json_lines
     from ..text_pairs import hold_out
 
     rows: list[dict[str, Any]] = [row for row, _ in read_json_lines(Path(config.train_file).expanduser())]
@@ -104,13 +91,7 @@ def train(config: "RankerModel", args: "TrainingArguments") -> None:
         labels=config.labels,
         max_length=config.max_length,
     )
-    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_model()
-    if held_out:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
+    train_and_save(trainer, trainer.evaluate if held_out else None)
 
 
 def rank(benchmark: "RankerBenchmark", config: "RankerRanking") -> None:
@@ -121,14 +102,13 @@ def rank(benchmark: "RankerBenchmark", config: "RankerRanking") -> None:
         ValueError: If a program belongs to no problem of the benchmark.
     """
     from ..codeplan.ranker import Ranker, rank_samples
-    from ..ledger import read_json_lines
 
     assert config.ranker is not None and config.samples is not None
     require_one_process("`trl-akd ranker rank`")
     samples = [row for row, _ in read_json_lines(Path(config.samples).expanduser())]
     ranker = Ranker.from_pretrained(config.ranker, batch_size=config.batch_size)
     ranked = rank_samples(ranker, _problems(benchmark), samples, keep=config.keep)
-    _write(config.output, ranked)
+    write_json_lines(Path(config.output).expanduser(), ranked)
     print(f"{len(ranked)} of {len(samples)} programs, best first for each problem: {config.output}.")
 
 
@@ -138,13 +118,6 @@ def _problems(config: "RankerBenchmark") -> dict[str, str]:
 
     benchmark = load_benchmark(config.benchmark or "", config.benchmark_path)
     return {problem.task_id: problem.instruction for problem in benchmark.problems}
-
-
-def _write(path: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    target = Path(path).expanduser()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("w", encoding="utf-8") as file:
-        file.writelines(f"{json.dumps(row)}\n" for row in rows)
 
 
 def _data_types() -> tuple[type, ...]:
@@ -167,7 +140,7 @@ def _ranking_types() -> tuple[type, ...]:
     return RankerBenchmark, RankerRanking
 
 
-_ACTIONS: Mapping[str, tuple[Callable[[], tuple[type, ...]], Callable[..., None]]] = {
+_ACTIONS: Mapping[str, Action] = {
     "data": (_data_types, build_data),
     "train": (_training_types, train),
     "rank": (_ranking_types, rank),

@@ -255,9 +255,9 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
             report |= {key: distilled.by_name[name] for name, key in METRICS.items() if name != "student_entropy"}
         return report
 
-    def _step_beta(self, means: list[Means]) -> None:
+    def _step_schedule(self, means: list[Means]) -> None:
         if (distilled := self._distilled_means(means)).weight > 0:
-            super()._step_beta([distilled])
+            super()._step_schedule([distilled])
 
     def _loss_of(self, means: list[Means], beta: float) -> float:
         return sum(self.task_weights[task] * loss for task, loss in self._task_losses(means, beta).items())

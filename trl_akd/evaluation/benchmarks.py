@@ -1,4 +1,4 @@
-"""Benchmarks by name, from the Hub or from a local copy, and JSON Lines files of the user."""
+"""Benchmarks, from the Hub, a local copy or a JSON Lines file."""
 
 import json
 import warnings
@@ -28,17 +28,17 @@ class Benchmark:
         source (`str`):
             File, folder or dataset on the Hub that they were read from.
         fingerprint (`str`):
-            Digest of all problems of the source, including those that a limit excludes.
+            Digest of all problems of the source, including those excluded by `limit`.
         left_out (`frozenset[str]`):
-            `task_id` of the problems that a limit excludes.
+            `task_id` of the problems excluded by `limit`.
         revision (`str`, *optional*):
             Revision of the dataset on the Hub.
         packages (`tuple[str, ...]`):
-            Packages that its tests and solutions import beyond the standard library.
+            Packages that tests and solutions import in addition to the standard library.
         strict (`bool`):
-            Default of strict mode, in which programs and tests run in separate processes.
+            Default of strict mode, which runs programs and tests in separate processes.
         dataset (`str`, *optional*):
-            Name on the Hub, even if the problems were read from a local copy.
+            Name of the dataset on the Hub, also if the problems were read from a local copy.
     """
 
     name: str
@@ -54,15 +54,15 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class _Known:
-    """Source of a named benchmark on the Hub, its rows, and the settings of its tests."""
+    """Source of a benchmark on the Hub, and settings of its tests."""
 
     dataset: str
     config: str | None = None
-    files: tuple[str, ...] = ()  # for a dataset that is a script, which `datasets` no longer runs
+    files: tuple[str, ...] = ()  # of a dataset with a loading script, which `datasets` no longer supports
     packages: tuple[str, ...] = ()
     task_ids: range | None = None
-    skips: bool = False  # has problems without usable tests
-    base: str | None = None  # benchmark whose tests its own tests add to
+    skips: bool = False  # whether to skip problems without usable tests
+    base: str | None = None  # benchmark that provides the base tests
     strict: bool = False  # all reference solutions pass in strict mode
 
 
@@ -70,7 +70,7 @@ BENCHMARKS: Mapping[str, _Known] = MappingProxyType(
     {
         "humaneval": _Known("openai/openai_humaneval", strict=True),
         "humaneval_plus": _Known("evalplus/humanevalplus", packages=("numpy",), base="humaneval"),
-        # Its files hold all 974 problems; the 500 of the test split are what papers report.
+        # The files have all 974 problems; papers report the 500 of the test split.
         "mbpp": _Known("google-research-datasets/mbpp", config="full", task_ids=range(11, 511)),
         "mbpp_sanitized": _Known("google-research-datasets/mbpp", config="sanitized", task_ids=range(11, 511)),
         "mbpp_plus": _Known("evalplus/mbppplus", packages=("numpy",)),
@@ -97,14 +97,14 @@ def load_benchmark(
 
     Args:
         name (`str`):
-            A key of `BENCHMARKS`, or the path of a `.jsonl` or `.jsonl.gz` file with one problem per line in any
-            format of `read_problem`.
+            Key of `BENCHMARKS`, or path of a `.jsonl` or `.jsonl.gz` file with one problem per line, in any format of
+            `read_problem`.
         path (`str` or `Path`, *optional*):
-            Local copy of a named benchmark: a JSON Lines file, a folder of such files or, for APPS, its folder of
-            numbered folders. Without it the benchmark comes from the Hub.
+            Local copy of the benchmark: a JSON Lines file, a folder of such files or, for APPS, its folder of numbered
+            folders. By default, the benchmark is loaded from the Hub.
         base_path (`str` or `Path`, *optional*):
-            Local copy of HumanEval, whose tests give `humaneval_plus` its base score. Without it they come from the
-            Hub if HumanEval+ does, and there is no base score otherwise. MBPP+ has the base tests in its rows.
+            Local copy of HumanEval, for the base score of `humaneval_plus`. By default it is loaded from the Hub if
+            HumanEval+ is, and there is no base score otherwise. The rows of MBPP+ include the base tests.
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub.
         limit (`int`, *optional*):
@@ -112,8 +112,7 @@ def load_benchmark(
 
     Raises:
         FileNotFoundError: If a file, folder or dataset does not exist.
-        ValueError: If the name is unknown, a line is no JSON object or no problem, a task id occurs twice, or nothing
-            is left.
+        ValueError: If the name is unknown, a line is malformed, a task id occurs twice, or there are no problems.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} leaves no problem; give at least 1, or leave it out for all.")
@@ -142,7 +141,7 @@ def load_benchmark(
 
 
 def bare_name(path: Path) -> str:
-    """Return the name of a folder, or of a JSON Lines file without its ending.
+    """Return the name of a folder, or of a JSON Lines file without its suffix.
 
     Example:
 
@@ -176,7 +175,7 @@ def _local_rows(path: Path) -> Iterable[tuple[Row, str]]:
 
 
 def _apps_folders(folder: Path) -> Iterator[tuple[Row, str]]:
-    """Read APPS as its authors distribute it: one numbered folder per problem."""
+    """Read APPS in its original layout, with one numbered folder per problem."""
     questions = sorted(folder.glob("*/question.txt"))
     if not questions:
         raise FileNotFoundError(

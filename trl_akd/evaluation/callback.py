@@ -17,7 +17,7 @@ from .evaluation_config import DEFAULT_PROGRAM_TIMEOUT
 from .prompts import Prompting, PromptStyle
 from .results import benchmark_facts, card_scores, summarize
 from .samples import Samples
-from .sampling import give_up_on_long, write_samples
+from .sampling import handle_long_prompts, write_samples
 from .verdicts import run_samples
 
 __all__ = ["PassAtKCallback"]
@@ -29,16 +29,16 @@ class PassAtKCallback(TrainerCallback):
     """Run a benchmark whenever the trainer evaluates, and log `eval_pass@k` with its interval.
 
     The values are added to the metrics of the evaluation, so `metric_for_best_model="eval_pass@1"` works. Generation
-    is shared among all processes (DDP, ZeRO-1 to ZeRO-3); programs run on the main process. The model's mode and the
-    random state of training are restored.
+    is distributed over all processes (DDP, ZeRO-1 to ZeRO-3); programs run on the main process. The model's mode and
+    the random state of training are restored.
 
     Args:
         trainer (`Trainer`):
             Trainer whose model is evaluated, with the tokenizer as `processing_class`.
         benchmark (`str` or [`Benchmark`]):
-            Name or file, as `load_benchmark` takes it, or a loaded benchmark.
+            Benchmark, or its name or file, as in `load_benchmark`.
         k (`Sequence[int]`, *optional*, defaults to `(1,)`):
-            The k of pass@k.
+            Value of k for pass@k.
         prompt_style (`str`, *optional*, defaults to `"template"`):
             Style of prompts: `"template"`, `"completion"` or `"chat"`.
         prompt_template (`str`, *optional*, defaults to `"alpaca"`):
@@ -47,9 +47,9 @@ class PassAtKCallback(TrainerCallback):
             Sampling parameters. Defaults to one greedy sample per problem of up to 512 tokens, or half of the model's
             positions if that is less.
         batch_size (`int`, *optional*, defaults to `16`):
-            Sequences generated together on one process.
+            Number of sequences generated together on each process.
         executor ([`CodeExecutor`], *optional*):
-            Sandbox of the programs. By default the callback creates one, which requires `HF_ALLOW_CODE_EVAL=1` or
+            Sandbox of the programs. By default, the callback creates one, which requires `HF_ALLOW_CODE_EVAL=1` or
             `allow_code_execution`.
         allow_code_execution (`bool`, *optional*):
             Whether that sandbox may run programs.
@@ -87,7 +87,9 @@ class PassAtKCallback(TrainerCallback):
         if trainer.args.eval_strategy == "no":
             raise ValueError("`eval_strategy` is 'no', so no benchmark would be run; set it to 'steps' or 'epoch'.")
         if max(k) > num_samples:
-            raise ValueError(f"`k` asks for pass@{max(k)}, but `num_samples` is {num_samples}; generate as many.")
+            raise ValueError(
+                f"`k` asks for pass@{max(k)}, but `num_samples` is {num_samples}; generate at least as many samples."
+            )
         self.benchmark = load_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
         self._trainer = trainer
         self._k = k
@@ -104,7 +106,7 @@ class PassAtKCallback(TrainerCallback):
                 strict=self.benchmark.strict,
                 allow_code_execution=allow_code_execution,
             )
-        give_up_on_long(
+        handle_long_prompts(
             generator_of_model(trainer.model, trainer.processing_class, chat=prompt_style == "chat"),
             self.benchmark.problems,
             Samples(),
@@ -126,7 +128,7 @@ class PassAtKCallback(TrainerCallback):
         datasets = self._trainer.eval_dataset
         first = next(iter(datasets)) if isinstance(datasets, dict) else None
         if first is None or f"eval_{first}_runtime" in metrics:
-            scores = {name: value for name, value in self._judge().items() if name.startswith("pass@")}
+            scores = {name: value for name, value in self._evaluate().items() if name.startswith("pass@")}
             self._found = {f"{_LOGGED_AS}{name}": value for name, value in scores.items()}
             self._trainer.log(dict(self._found))
             self._keep_for_card(scores, state.global_step)
@@ -135,7 +137,7 @@ class PassAtKCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Read the scores of evaluations before the checkpoint that training resumes from."""
+        """Restore the scores of earlier evaluations from the log of the checkpoint that training resumes from."""
         for entry in state.log_history:
             scores = {
                 name.removeprefix(_LOGGED_AS): value
@@ -158,7 +160,7 @@ class PassAtKCallback(TrainerCallback):
             results = {"benchmark": benchmark_facts(self.benchmark), "metrics": scores}
             self._trainer.scores[step] = card_scores(results, settings)
 
-    def _judge(self) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, float]:
         accelerator = self._trainer.accelerator
         samples = Samples()
         write_samples(

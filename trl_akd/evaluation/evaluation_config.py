@@ -132,7 +132,7 @@ class EvaluationConfig(GeneratorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_what_is_asked()
+        self._check_subject()
         self._check_choices()
         self._check_numbers()
 
@@ -144,11 +144,11 @@ class EvaluationConfig(GeneratorConfig):
 
     @property
     def generation_settings(self) -> dict[str, Any]:
-        """Return the settings that samples depend on, by the names that files of samples have always used."""
+        """Settings that samples depend on, under the names that sample files use."""
         settings = {name: getattr(self, name) for name in GENERATION_FIELDS}
         return {"model": settings.pop("model_name_or_path"), **settings}
 
-    def _check_what_is_asked(self) -> None:
+    def _check_subject(self) -> None:
         asked = [name for name in ("model_name_or_path", "samples", "compare") if getattr(self, name)]
         if len(asked) != 1:
             given = " and ".join(f"`{name}`" for name in asked) or "none of them"
@@ -163,7 +163,7 @@ class EvaluationConfig(GeneratorConfig):
             raise ValueError("`benchmark` is missing; give humaneval, mbpp, apps or a .jsonl file.")
         if self.long_prompts == "fail" and self.backend != "transformers":
             raise ValueError(
-                f"`long_prompts` is 'fail', but the backend {self.backend!r} does not tell how long prompts may be; "
+                f"`long_prompts` is 'fail', but the backend {self.backend!r} does not report the model's positions; "
                 "use transformers, or leave it out."
             )
 
@@ -172,7 +172,7 @@ class EvaluationConfig(GeneratorConfig):
         for name in _WITHOUT_EFFECT_ON_SAMPLES:
             if getattr(self, name) != defaults[name]:
                 raise ValueError(
-                    f"`{name}` is {getattr(self, name)!r}, which has no effect on `samples` that are there already; "
+                    f"`{name}` is {getattr(self, name)!r}, which has no effect on existing `samples`; "
                     "leave it out, or give `model_name_or_path` instead."
                 )
 

@@ -36,7 +36,7 @@ class UntestableError(ValueError):
 
 
 def task_id(row: Row, where: str, *names: str) -> str:
-    """Return the identity in the first of these columns that is there."""
+    """Return the identifier in the first of these columns that exists."""
     value = next((row[name] for name in names if name in row), None)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
         raise ValueError(f"`{names[0]}` in {where} is {value!r}; give every problem a unique name or number.")
@@ -44,7 +44,7 @@ def task_id(row: Row, where: str, *names: str) -> str:
 
 
 def text(row: Row, column: str, where: str) -> str:
-    """Return a text that is not blank."""
+    """Return a non-blank string."""
     value = row[column]
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"`{column}` in {where} is {value!r:.80}; give a text.")
@@ -52,7 +52,7 @@ def text(row: Row, column: str, where: str) -> str:
 
 
 def optional_text(row: Row, column: str, where: str) -> str | None:
-    """Return a text, or `None` where it is missing or blank."""
+    """Return a string, or `None` if it is missing or blank."""
     value = row.get(column)
     if value is not None and not isinstance(value, str):
         raise ValueError(f"`{column}` in {where} is {value!r:.80}; give a text, or leave it out.")
@@ -60,7 +60,7 @@ def optional_text(row: Row, column: str, where: str) -> str | None:
 
 
 def texts(row: Row, column: str, where: str) -> tuple[str, ...]:
-    """Return a list of texts, an empty one where it is missing."""
+    """Return a list of strings, which is empty if the column is missing."""
     value = row.get(column)
     if value is None:
         return ()
@@ -76,11 +76,11 @@ def tests(row: Row, column: str, where: str) -> Tests:
 
 
 def cases(row: Row, column: str, where: str) -> dict[str, Any]:
-    """Return `{"inputs", "outputs"}` and perhaps `"fn_name"`; APPS keeps them as JSON inside JSON.
+    """Return `{"inputs", "outputs"}`, optionally with `"fn_name"`, from a mapping or its JSON, as in APPS.
 
     Raises:
-        UntestableError: If there are none, or they hold numbers that Python does not read (of more than 4,300 digits).
-        ValueError: If they are something else.
+        UntestableError: If there are none, or they contain integers of more than 4,300 digits, which Python does not
+        parse. ValueError: If they are malformed.
     """
     value = row[column]
     if not value:
@@ -101,15 +101,15 @@ def cases(row: Row, column: str, where: str) -> dict[str, Any]:
     return dict(found)
 
 
-# Where a function body ends: what follows at the left margin, as for Codex (arXiv 2107.03374, section 2.3). MBPP's
-# solutions may define several functions; tests and prose end them.
+# A function body ends at unindented code, as for Codex (arXiv 2107.03374, section 2.3). Solutions of MBPP may define
+# several functions, so they end at tests and prose.
 _FUNCTION_ENDS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\nassert ", "\n@", "\n```")
 _PROGRAM_ENDS = ('\n"""', "\nassert ", "\nprint(", "\nif __name__", "\n```")
 _ANSWER_ENDS = ("\nQUESTION:", "\nANSWER:", "\n---", "\n```")
 
 
 def read_problem(row: Row, where: str) -> Problem:
-    """Read one row of any of the formats.
+    """Read a row of any supported format.
 
     | columns | format |
     |---|---|
@@ -121,7 +121,7 @@ def read_problem(row: Row, where: str) -> Problem:
 
     Raises:
         UntestableError: If the problem has no usable tests.
-        ValueError: If the columns fit no format, or a value is missing or of another type.
+        ValueError: If the columns match no format, or a value is missing or of another type.
     """
     for columns, read in _FORMATS.items():
         if all(column in row for column in columns):
@@ -211,7 +211,7 @@ def _plain(row: Row, where: str) -> Problem:
 
 
 def _called(asserts: Sequence[str], solution: str | None) -> str | None:
-    """Find the function that asserts call: the first one that the reference solution defines, else no builtin."""
+    """Return the first function called in asserts that the solution defines or, if none, that is not a builtin."""
     called = [
         node.func.id
         for node in ast.walk(parse("\n".join(asserts)) or ast.parse(""))
@@ -223,23 +223,23 @@ def _called(asserts: Sequence[str], solution: str | None) -> str | None:
 
 
 def _is_code(prompt: str) -> bool:
-    """Return whether a prompt can open a program: it parses, alone or with a body added."""
+    """Return whether a prompt parses as code, alone or with a body."""
     return any(parse(f"{prompt}{body}") is not None for body in ("", "\n    pass\n"))
 
 
 _TEXTS = {"UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
 _BESIDE_TEXT = {"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP"}
-_MAX_TESTS_BYTES = 1 << 30  # unpacked private tests of one problem; the largest published ones take some 100 MB
+_MAX_TESTS_BYTES = 1 << 30  # of the private tests of a problem; the largest published ones have about 100 MB
 
 
 def read_livecodebench(row: Row, where: str) -> Problem:
-    """Read one row of LiveCodeBench's code generation, as published in `livecodebench/code_generation_lite`.
+    """Read a row of LiveCodeBench, as published in `livecodebench/code_generation_lite`.
 
-    A program must pass public and private tests, as in the benchmark's own harness.
+    A program must pass public and private tests, as in the benchmark's harness.
 
     Raises:
         UntestableError: If the problem has no tests.
-        ValueError: If a value is missing or of another type, or the packed tests hold anything but text.
+        ValueError: If a value is missing or of another type, or the packed tests contain anything but text.
     """
     question, starter = text(row, "question_content", where), optional_text(row, "starter_code", where)
     function = _function(row, where)
@@ -273,7 +273,7 @@ def _function(row: Row, where: str) -> str | None:
 
 
 def _test_cases(row: Row, column: str, where: str) -> Sequence[Mapping[str, Any]]:
-    """Return the tests of a column: a list, its JSON, or its JSON pickled, compressed and in base 64."""
+    """Return the tests in a column: a list, its JSON, or the JSON pickled, compressed and encoded in base64."""
     value = row[column]
     if isinstance(value, str):
         packed = value.lstrip()[:1] not in ("[", "")
@@ -304,7 +304,7 @@ def _inputs_and_outputs(cases: Sequence[Mapping[str, Any]], function: str | None
 
 
 def _unpack(value: str, column: str, where: str) -> str:
-    """Return the text in a pickle that is compressed and in base 64, without running anything that it asks for."""
+    """Return the string in a pickle that is compressed and encoded in base64, without unpickling."""
     try:
         inflate = zlib.decompressobj()
         data = inflate.decompress(base64.b64decode(value, validate=True), _MAX_TESTS_BYTES)
@@ -319,15 +319,15 @@ def _unpack(value: str, column: str, where: str) -> str:
 
 
 def _pickled_text(data: bytes) -> str:
-    """Return the text that a pickle holds, read from its instructions; none of them is carried out."""
+    """Return the string in a pickle by reading its instructions without executing them."""
     texts: list[str] = []
     for instruction, argument, _ in pickletools.genops(data):
         if instruction.name in _TEXTS:
             texts.append(str(argument))
         elif instruction.name not in _BESIDE_TEXT:
-            raise ValueError(f"its pickle holds more than a text: {instruction.name} {argument or ''}".rstrip())
+            raise ValueError(f"its pickle contains more than a string: {instruction.name} {argument or ''}".rstrip())
     if len(texts) != 1:
-        raise ValueError(f"its pickle holds {len(texts)} texts instead of one")
+        raise ValueError(f"its pickle contains {len(texts)} strings instead of one")
     return texts[0]
 
 

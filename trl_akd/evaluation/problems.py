@@ -30,7 +30,7 @@ class Problem:
         base_tests (`str` or `Mapping`, *optional*):
             Tests of the base benchmark, if `tests` extend them, as in HumanEval+ and MBPP+.
         public_tests (`str` or `Mapping`, *optional*):
-            Tests that a method may use before it commits to a solution.
+            Tests that may be used to select a solution.
         stop (`tuple[str, ...]`):
             Stop strings of a completion.
         difficulty (`str`, *optional*):
@@ -59,7 +59,7 @@ class Problem:
 
 
 def fingerprint(problems: Sequence[Problem]) -> str:
-    """Return a digest that two sets of problems share only if problems and tests are equal, in the same order."""
+    """Return a digest of problems and tests, which depends on their order."""
     kept = [{name: value for name, value in asdict(problem).items() if name != "base_tests"} for problem in problems]
     text = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

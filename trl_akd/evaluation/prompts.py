@@ -1,4 +1,4 @@
-"""Prompts for problems, their stop strings, and programs from completions."""
+"""Prompts and stop strings of problems, and extraction of programs from completions."""
 
 import ast
 import re
@@ -21,16 +21,16 @@ PromptStyle: TypeAlias = Literal["completion", "template", "chat"]
 
 PROMPT_STYLES: Mapping[str, str] = MappingProxyType(
     {
-        "completion": "the problem's own beginning, which a base model continues",
+        "completion": "the beginning of the program, which a base model continues",
         "template": "the instruction in the prompt template that the model was trained with",
-        "chat": "the instruction as a user's message in the tokenizer's chat template",
+        "chat": "the instruction as a user message in the tokenizer's chat template",
     }
 )
 
 
 @dataclass(frozen=True)
 class Prompting:
-    """Prompts for problems, and programs from completions.
+    """Prompts for problems, and extraction of programs from completions.
 
     Args:
         style (`str`, *optional*, defaults to `"completion"`):
@@ -71,7 +71,7 @@ class Prompting:
         return problem.instruction
 
     def stop(self, problem: Problem) -> tuple[str, ...]:
-        """Return the stop strings; only base models have any, as tuned models end by themselves."""
+        """Return the stop strings; by default, only base models have any, since tuned models end by themselves."""
         if self.stops is not None:
             return tuple(self.stops)
         return problem.stop if self.style == "completion" else ()
@@ -88,7 +88,7 @@ _MAX_CUTS = 100
 def program_of_continuation(problem: Problem, completion: str) -> str:
     """Return the program of a completion of the plain prompt.
 
-    A completion of code is appended to that code. If the prompt is prose, the program is extracted from the
+    If the prompt is code, the completion is appended to it. If it is prose, the program is extracted from the
     completion.
     """
     if problem.code_prompt:
@@ -99,9 +99,9 @@ def program_of_continuation(problem: Problem, completion: str) -> str:
 def program_of_answer(problem: Problem, answer: str) -> str:
     r"""Return the program in an answer to an instruction.
 
-    Imports and helpers of the problem's own code come first. An answer that does not define the entry point but opens
-    with the body of a function is taken as the continuation of the problem's code, up to the prose after it; what only
-    uses the function is left out of it as out of any answer.
+    Imports and helpers of the problem's code come first. An answer that does not define the entry point but starts
+    with the body of a function is appended to the problem's code, up to the prose after the body. As in other answers,
+    code that only uses the function is left out.
 
     Example:
 
@@ -129,7 +129,7 @@ def program_of_answer(problem: Problem, answer: str) -> str:
 
 
 def _continued(code: str, entry_point: str, text: str) -> str | None:
-    """Return a function's beginning with the body that opens a text, at any indent, or `None`."""
+    """Return code completed by the function body that a text starts with, at any indentation, or `None`."""
     found: list[str] = []
     indent = text[: len(text) - len(text.lstrip())].rpartition("\n")[2]
     opened = re.sub(rf"^{indent}(?=.)", "    ", text, flags=re.MULTILINE)
@@ -142,7 +142,7 @@ def _continued(code: str, entry_point: str, text: str) -> str | None:
 
 
 def _body(code: str, text: str) -> str:
-    """Return the lines that a text opens with, up to where they stop being a continuation of code."""
+    """Return the first lines of a text, as many as continue the code."""
     before = code.count("\n")
     lines = text.split("\n")
     for _ in range(_MAX_CUTS):
@@ -154,7 +154,7 @@ def _body(code: str, text: str) -> str:
 
 
 def _returns(program: str, name: str) -> bool:
-    """Return whether the last function of a name returns, yields or raises anything itself."""
+    """Return whether the last function with a name returns, yields or raises anything itself."""
     tree = parse(program)
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name] if tree else []
     waiting: list[ast.AST] = [*functions[-1].body] if functions else []
@@ -168,7 +168,7 @@ def _returns(program: str, name: str) -> bool:
 
 
 def _preamble(problem: Problem) -> str:
-    """Return the imports and helpers of the problem's own code, without the definition of the entry point."""
+    """Return the imports and helpers of the problem's code, without the entry point."""
     tree = parse(problem.code_prompt) or parse(f"{problem.code_prompt}\n    pass\n")
     nodes: Sequence[ast.stmt] = tree.body if tree is not None else ()
     kept = [node for node in nodes if getattr(node, "name", None) != problem.entry_point]

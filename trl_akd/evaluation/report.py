@@ -26,15 +26,10 @@ def results_table(name: str, results: Mapping[str, Any]) -> str:
     found = results["metrics"]
     ks = [key for key in found if key.startswith("pass@") and "_" not in key]
     tasks, solved = len(results["tasks"]), sum(task["correct"] > 0 for task in results["tasks"].values())
-    rows = [
-        [f"{name}, {results['benchmark']['name']}", *(_interval(found, key) for key in ks), f"{solved} of {tasks}"]
-    ]
+    rows = [[f"{name}, {results['benchmark']['name']}", *_intervals(found, ks), f"{solved} of {tasks}"]]
     if "base" in results:
-        rows.append(["  base tests", *(_interval(results["base"], key) for key in ks), ""])
-    rows += [
-        [f"  {level}", *(_interval(metrics, key) for key in ks), ""]
-        for level, metrics in results["difficulties"].items()
-    ]
+        rows.append(["  base tests", *_intervals(results["base"], ks), ""])
+    rows += [[f"  {level}", *_intervals(metrics, ks), ""] for level, metrics in results["difficulties"].items()]
     return markdown_table(["model, benchmark", *ks, "problems solved"], rows)
 
 
@@ -52,14 +47,14 @@ def error_counts(results: Mapping[str, Any]) -> dict[str, int]:
 
 
 def warnings_about(results: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each caveat of the results."""
+    """Return warnings about the results, one sentence each."""
     counts = results["samples"]
     total = counts["samples"]
     remarks = {
-        "empty": "completions are empty: the model ended at once; check prompt_style and stop",
+        "empty": "completions are empty; check prompt_style and stop",
         "truncated": "completions were cut off at the length limit; raise max_new_tokens",
-        "tests_own_error": "programs failed for a name or module that the tests lack; check the tests and `packages`",
-        "infra_error": "programs could not be run, and count neither for nor against the model",
+        "tests_own_error": "programs failed because the tests lack a name or module; check the tests and `packages`",
+        "infra_error": "programs could not be run and are excluded from the scores",
     }
     return [f"{counts[name]} of {total} {remark}." for name, remark in remarks.items() if counts[name]]
 
@@ -85,8 +80,12 @@ def plot_errors(results: Mapping[str, Any], path: str | Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _interval(metrics: Mapping[str, float], key: str) -> str:
-    return f"{metrics[key]:.3f} ({metrics[f'{key}_low']:.3f} to {metrics[f'{key}_high']:.3f})"
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _intervals(metrics: Mapping[str, float], keys: Sequence[str]) -> list[str]:
+    return [_interval(metrics[key], metrics[f"{key}_low"], metrics[f"{key}_high"]) for key in keys]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -123,25 +122,28 @@ def compare(runs: Mapping[str, Mapping[str, Any]], *, k: int = 1, seed: int = 0)
 
     Args:
         runs (`Mapping`):
-            Results by name, those of the teacher first.
+            Results by name, with the teacher's first.
         k (`int`, *optional*, defaults to `1`):
-            The k of pass@k.
+            Value of k for pass@k.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the permutation test, where the test is not exact.
+            Seed of the permutation test, unless the test is exact.
 
     Returns:
-        `list[dict]`: One row per model: `model`, `pass@k` with `low` and `high`, `accuracy_loss` relative to the first
-        (`None` where that one scores 0), and the p-values of a paired test against the first and against the row
-        above (`None` in the first row).
+        `list[dict]`: One row per model with `model`, `pass@k`, its interval from `low` to `high`, `accuracy_loss`
+        relative to the first model (`None` if that scores 0), and the p-values of paired tests against the first model
+        (`p_first`) and against the row above (`p_above`), which are `None` in the first row.
 
     Raises:
-        ValueError: If problems or settings of execution differ, or one of the runs has no pass@k.
+        ValueError: If problems or execution settings differ, or one of the runs has no pass@k.
     """
     first_name, first = next(iter(runs.items()))
     for name, results in runs.items():
         _check_comparable(first_name, first, name, results, k)
     shared = [task for task in first["tasks"] if all(run["tasks"][task]["samples"] >= k for run in runs.values())]
-    scores = {name: [_score(results["tasks"][task], k) for task in shared] for name, results in runs.items()}
+    scores = {
+        name: [pass_at_k(run["tasks"][task]["samples"], run["tasks"][task]["correct"], k) for task in shared]
+        for name, run in runs.items()
+    }
     teacher = first["metrics"][f"pass@{k}"]
     rows: list[dict[str, Any]] = []
     for name, results in runs.items():
@@ -159,10 +161,6 @@ def compare(runs: Mapping[str, Mapping[str, Any]], *, k: int = 1, seed: int = 0)
             }
         )
     return rows
-
-
-def _score(task: Mapping[str, int], k: int) -> float:
-    return pass_at_k(task["samples"], task["correct"], k)
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]], *, k: int = 1) -> str:
@@ -190,17 +188,17 @@ def _check_comparable(
         raise ValueError(f"{name} has no pass@{k}; evaluate it with `--k {k}` and as many samples.")
     if results["benchmark"]["fingerprint"] != first["benchmark"]["fingerprint"]:
         raise ValueError(
-            f"{name} was judged by {results['benchmark']['name']} ({results['benchmark']['fingerprint']}) and "
+            f"{name} was evaluated on {results['benchmark']['name']} ({results['benchmark']['fingerprint']}) and "
             f"{first_name} by {first['benchmark']['name']} ({first['benchmark']['fingerprint']}); compare results "
             "on the same problems."
         )
     if list(results["tasks"]) != list(first["tasks"]):
-        raise ValueError(f"{name} and {first_name} were not judged on all the same problems; evaluate them again.")
+        raise ValueError(f"{name} and {first_name} were not evaluated on the same problems; evaluate them again.")
     for setting, value in first["execution"].items():
         if results["execution"][setting] != value:
             raise ValueError(
-                f"{name} was judged with {setting}={results['execution'][setting]!r} and {first_name} with {value!r}; "
-                "evaluate one of them again: its samples are kept."
+                f"{name} was evaluated with {setting}={results['execution'][setting]!r} and {first_name} with "
+                f"{value!r}; evaluate one of them again, from the same samples."
             )
 
 
@@ -215,33 +213,35 @@ def plan_curve_table(plans: Mapping[str, Any]) -> str:
     for number in curve:
         title = {"0": "no plan", "1": "1 plan"}.get(number, f"{number} plans")
         rows += [
-            [title, *(_point(found[number][name]) for name in names)]
+            [title, *(_interval(*found[number][name][:3]) for name in names)]
             for title, found in [
                 (title, curve),
                 *((f"  {level}", found) for level, found in plans["difficulties"].items()),
             ]
         ]
-    return markdown_table(["to choose from", *names], rows)
+    return markdown_table(["plans", *names], rows)
 
 
 def plan_remarks(results: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each caveat of plan sampling."""
+    """Return remarks about plan sampling, one sentence each."""
     plans, problems = results["plans"], len(results["tasks"])
     remarks = []
     if plans["judged_by_public_tests"]:
         remarks.append(
-            f"For {plans['judged_by_public_tests']} of {problems} problems the public tests, which choose the plan, "
-            "are those that judge, so the choice has seen what counts."
+            f"For {plans['judged_by_public_tests']} of {problems} problems, the public tests, which select the plan, "
+            "are also the hidden tests, so these scores are biased upwards."
         )
     if plans["without_public_tests"]:
         remarks.append(
-            f"{plans['without_public_tests']} of {problems} problems have no public tests; for them the likeliest "
-            "plan was chosen."
+            f"{plans['without_public_tests']} of {problems} problems have no public tests; for them, the most likely "
+            "plan was selected."
         )
     if plans["too_long"]:
         remarks.append(f"{plans['too_long']} plans exceed the model's positions and count as not solved.")
     if plans["written_by"] == "server":
-        remarks.append("The server writes plans as it does programs; a plan head, if the model has one, is not used.")
+        remarks.append(
+            "The server generates plans as it generates programs; a plan head, if the model has one, is not used."
+        )
     return remarks
 
 
@@ -259,8 +259,3 @@ def _points(curve: Curve) -> dict[int, dict[str, Interval]]:
     return {
         int(number): {name: Interval(*values) for name, values in metrics.items()} for number, metrics in curve.items()
     }
-
-
-def _point(values: Sequence[float]) -> str:
-    value, low, high, _ = values
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"

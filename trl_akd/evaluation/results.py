@@ -1,4 +1,4 @@
-"""Results of an evaluation as JSON, with all settings that they depend on, also in the formats of other tools."""
+"""Results of an evaluation as JSON, with all settings that they depend on, and in the formats of other tools."""
 
 import json
 import platform
@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult
 from .. import __version__
 from ..akd.card_scores import score_results
 from ..execution import ExecutionResult
-from ..files import replace_text
+from ..ledger import replace_text
 from ..metrics.taxonomy import error_table, is_tests_own_error
 from ..metrics.verdicts import check_verdicts, scores
 from .benchmarks import Benchmark
@@ -51,18 +51,18 @@ def summarize(
         benchmark (`Benchmark`):
             Problems.
         verdicts (`Sequence[Verdict]`):
-            One or more verdicts per problem.
+            Verdicts, at least one per problem.
         k (`Sequence[int]`):
             Values of k for pass@k.
         confidence (`float`, *optional*, defaults to `0.95`):
             Confidence level of the intervals.
         all_tests (`bool`, *optional*, defaults to `False`):
-            Whether all tests of all programs were run, which adds `test_case_average` to `metrics`.
+            Whether all tests of all programs were run; adds `test_case_average` to `metrics`.
 
     Returns:
-        `dict`: `benchmark`, `metrics` (as of [`scores`]), `samples` (counts),
-        `errors` (rows of the error table), `tasks` (samples judged and correct, by `task_id`) and, where the benchmark
-        has them, `difficulties`.
+        `dict`: `benchmark`, `metrics` (see [`scores`]), `samples` (counts), `errors` (rows of the error table),
+        `tasks` (numbers of valid and of correct samples, by `task_id`) and `difficulties` (scores by difficulty, if
+        any).
 
     Raises:
         ValueError: If a test is not a Python program.
@@ -113,8 +113,7 @@ def card_scores(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
-    """Write `results.json`, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `results.json` atomically."""
     replace_text(folder / RESULTS, json.dumps({**results, "versions": _versions()}, indent=2) + "\n")
 
 
@@ -122,7 +121,7 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     """Read the results that an evaluation wrote into a folder.
 
     Raises:
-        FileNotFoundError: If there are none.
+        FileNotFoundError: If there is no such file.
         ValueError: If the file was not written by an evaluation.
     """
     path = Path(folder) / RESULTS
@@ -133,7 +132,7 @@ def read_results(folder: str | Path) -> dict[str, Any]:
         for part in ("benchmark", "metrics", "tasks"):
             dict(results[part])
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is not what `trl-akd evaluate` writes; run it again into this folder.") from error
+        raise ValueError(f"{path} was not written by `trl-akd evaluate`; run it again with this folder.") from error
     return results
 
 
@@ -143,7 +142,7 @@ def _scores(tasks: Iterable[Mapping[str, int]], k: Sequence[int], confidence: fl
 
 
 def _test_case_average(verdicts: Sequence[Verdict]) -> float:
-    """Return the mean over problems of the share of tests passed, as in APPS's harness."""
+    """Return the fraction of tests passed, averaged over problems, as in APPS's harness."""
     shares: dict[str, list[float]] = {}
     for verdict in verdicts:
         if verdict.result.status != "infra_error":
@@ -190,12 +189,10 @@ def write_eval_results(
 ) -> None:
     """Write `eval_results.json`.
 
-    - EvalPlus: `date`, `hash`, `eval` (by task, a list of `solution`, `base_status` and `plus_status`) and `pass_at_k`
-      (`base` and, where the benchmark has more tests than its base, `plus`: both passed). Programs that could not be
-      judged have the status `None`.
-    - lm-evaluation-harness: `results` (by task, `pass@k,none` and `pass@k_stderr,none`), `n-samples` and `model_name`.
-
-    Other keys of an existing file, such as those of a trainer, are kept.
+    The file has the keys of EvalPlus (`date`, `hash`, `eval` with `solution`, `base_status` and `plus_status` by task,
+    and `pass_at_k` with `base` and, if there are additional tests, `plus`) and of lm-evaluation-harness (`results`
+    with `pass@k,none` and `pass@k_stderr,none` by task, `n-samples` and `model_name`). Programs with infrastructure
+    errors have the status `None`. Other keys of an existing file, such as those of a trainer, are kept.
     """
     name = results["benchmark"]["name"]
     scores = _without_bounds(results["metrics"])
@@ -241,7 +238,7 @@ def _without_bounds(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _with_errors(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return scores and their standard errors, half the interval divided by its number of standard deviations."""
+    """Return scores with their standard errors, computed from the confidence intervals."""
     deviations = NormalDist().inv_cdf(0.5 + metrics["confidence"] / 2)
     found: dict[str, float] = {}
     for key, value in _without_bounds(metrics).items():

@@ -1,4 +1,4 @@
-"""One evaluation from its configuration to its results."""
+"""Evaluation of a model or of samples on a benchmark."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from .evaluation_config import EvaluationConfig
 from .problems import Problem
 from .results import summarize, write_eval_results, write_results
 from .samples import Sample, write_sample_file
-from .sampling import FileSampler, ModelSampler, Sampler
+from .sampling import FileSampler, ModelSampler, Resources, Sampler
 from .verdicts import VERDICTS, Verdict, VerdictFile, run_samples, write_verdicts
 
 __all__ = ["Evaluation", "evaluate", "output_folder"]
@@ -23,11 +23,11 @@ BASE_VERDICTS = "base_verdicts.jsonl"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Outcome of an evaluation.
+    """Result of an evaluation.
 
     Args:
         folder (`Path`):
-            Folder that it was written to.
+            Folder of the results.
         results (`Mapping`):
             Content of `results.json`.
         verdicts (`Sequence[Verdict]`):
@@ -44,26 +44,26 @@ def evaluate(
 ) -> Evaluation | None:
     """Evaluate a model, or samples from another tool, on a benchmark.
 
-    Errors in the benchmark, the samples and the sandbox are found before a model is loaded. Samples on disk are kept
-    in any case, and an evaluation that is run again continues from them.
+    Errors in the benchmark, the samples and the sandbox are raised before a model is loaded. An evaluation that is run
+    again continues from the samples and verdicts on disk.
 
     Args:
         config (`EvaluationConfig`):
             Configuration.
         sampler ([`Sampler`], *optional*):
             Source of the samples. Defaults to a [`FileSampler`] if the configuration has `samples`, else to a
-            [`ModelSampler`]; a `PlanningSampler` makes the model plan first.
+            [`ModelSampler`]; a `PlanningSampler` adds plans.
         accelerator (`Accelerator`, *optional*):
-            Shares generation among its processes; programs run on the main one.
+            Distributes generation over its processes; programs run on the main process.
 
     Returns:
         [`Evaluation`]: Results and their folder; `None` on processes other than the main one.
 
     Raises:
-        ValueError: If the benchmark or the samples are malformed or do not fit each other, or problems have too few
-            samples for pass@k.
+        ValueError: If the benchmark or the samples are malformed or do not match, or a problem has too few samples for
+            pass@k.
         PermissionError: If running code was not allowed.
-        IsolationError: If the requested level of isolation is not available.
+        IsolationError: If the requested isolation level is not available.
     """
     benchmark = load_benchmark(
         config.benchmark or "",
@@ -74,13 +74,13 @@ def evaluate(
     )
     sampler = sampler or (ModelSampler(config) if config.samples is None else FileSampler(config))
     sampler.check(benchmark)
-    began = time.monotonic()
+    start = time.monotonic()
     if not is_main_process(accelerator):
-        sampler.sample(benchmark, accelerator=accelerator)
+        sampler.sample(benchmark, Resources(accelerator=accelerator))
         return None
     with _make_executor(config, benchmark) as executor:
         folder = output_folder(config, benchmark, sampler.folder_suffix)
-        sampled = sampler.sample(benchmark, folder, executor, accelerator)
+        sampled = sampler.sample(benchmark, Resources(folder, executor, accelerator))
         generated = time.monotonic()
         execution = _execution_settings(config, benchmark, executor.isolation)
         limits = {**execution, "packages": _packages(config, benchmark), "fail_fast": not config.all_tests}
@@ -92,9 +92,9 @@ def evaluate(
             base_verdicts = _run(
                 folder / BASE_VERDICTS, limits, _with_base_tests(benchmark), sampled.samples, executor
             )
-        seconds = {"generation": generated - began, "execution": time.monotonic() - generated}
+        seconds = {"generation": generated - start, "execution": time.monotonic() - generated}
         if sampled.verdicts is not None:
-            seconds = {"generation and execution": time.monotonic() - began}
+            seconds = {"generation and execution": time.monotonic() - start}
         results = {
             "model": sampled.model,
             "generation": sampled.generation,
@@ -127,7 +127,7 @@ def _run(
     samples: Mapping[str, Sequence[Sample]],
     executor: CodeExecutor,
 ) -> list[Verdict]:
-    """Run the samples that have no verdict on disk yet, and return the verdicts on all."""
+    """Return the verdicts on all samples, and run those without a verdict on disk."""
     if not problems:
         return []
     with VerdictFile(path, limits) as file:
@@ -137,13 +137,13 @@ def _run(
 
 
 def _with_base_tests(benchmark: Benchmark) -> list[Problem]:
-    """Return the problems with only their base tests, and none unless all have some."""
+    """Return the problems with their base tests only, or no problems unless all have base tests."""
     based = [replace(problem, tests=problem.base_tests) for problem in benchmark.problems if problem.base_tests]
     return based if len(based) == len(benchmark.problems) else []
 
 
 def _base_scores(config: EvaluationConfig, benchmark: Benchmark, base_verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Return pass@k by the base tests, where there are any."""
+    """Return the section `base` of the results: pass@k by the base tests, if there are any."""
     if not base_verdicts:
         return {}
     return {"base": summarize(benchmark, base_verdicts, config.k, confidence=config.confidence)["metrics"]}
@@ -170,7 +170,7 @@ def _strict(config: EvaluationConfig, benchmark: Benchmark) -> bool:
 
 
 def _execution_settings(config: EvaluationConfig, benchmark: Benchmark, isolation: str) -> dict[str, Any]:
-    """Return the settings that programs were run with, for `results.json`."""
+    """Return the section `execution` of the results."""
     return {
         "isolation": isolation,
         "strict": _strict(config, benchmark),

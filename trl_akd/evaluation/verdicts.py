@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, get_args
 
 from tqdm.auto import tqdm
@@ -15,8 +14,7 @@ from tqdm.auto import tqdm
 from .. import __version__
 from ..execution import CodeExecutor, ExecutionResult
 from ..execution.result import Status
-from ..files import replace_text
-from ..ledger import Ledger
+from ..ledger import Ledger, write_json_lines
 from ..metrics.taxonomy import ErrorLabel, classify
 from .problems import Problem
 from .samples import Sample
@@ -24,14 +22,14 @@ from .samples import Sample
 __all__ = ["VERDICTS", "Verdict", "VerdictFile", "label", "run_samples", "write_verdicts"]
 
 VERDICTS = "verdicts.jsonl"
-_SECONDS_BETWEEN_WRITES = 0.5  # a write waits for the disk, a program takes milliseconds
+_SECONDS_BETWEEN_WRITES = 0.5  # a synchronous write takes longer than most programs
 
-_HARNESS = 2  # changes whenever a test program gets another verdict than before
+_HARNESS = 2  # version of the execution of tests; increased when verdicts change
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Verdict on one sample.
+    """Verdict on a sample.
 
     Args:
         sample (`Sample`):
@@ -47,7 +45,7 @@ class Verdict:
     label: ErrorLabel
 
     def as_dict(self) -> dict[str, Any]:
-        """Return a line of `verdicts.jsonl`; the program itself is in `samples.jsonl`."""
+        """Return a row of `verdicts.jsonl`, without the program, which is in `samples.jsonl`."""
         return {
             "task_id": self.sample.task_id,
             "sample": self.sample.sample,
@@ -57,32 +55,31 @@ class Verdict:
 
 
 def write_verdicts(folder: Path, verdicts: Sequence[Verdict]) -> None:
-    """Write `verdicts.jsonl`, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / VERDICTS, "".join(f"{json.dumps(verdict.as_dict())}\n" for verdict in verdicts))
+    """Write `verdicts.jsonl` atomically."""
+    write_json_lines(folder / VERDICTS, (verdict.as_dict() for verdict in verdicts))
 
 
 class VerdictFile:
-    """Verdicts in `verdicts.jsonl`, with those of programs that were run before.
+    """Cache of verdicts in `verdicts.jsonl`.
 
-    A verdict is identified by a digest of the program, its tests, the limits and the versions of Python and of this
-    package: with another limit, programs run again. A program with an infrastructure error (`infra_error`) also runs
-    again. After `finish`, the file contains the verdicts of this evaluation only, in the order of the problems.
+    The key of a verdict is a digest of the program, its tests, the limits and the versions of Python and this package.
+    Infrastructure errors (`infra_error`) are not cached. After `finish`, the file contains only the verdicts of this
+    evaluation, in the order of the problems.
 
     Args:
         path (`Path`):
-            Path of the file, which is created if necessary, with its folder.
+            Path of the file, created with its folder if necessary.
         limits (`Mapping`):
             JSON values that verdicts depend on, such as time limit, memory limit and level of isolation.
 
     Raises:
-        BlockingIOError: If another process holds the file.
-        ValueError: If a line of the file is no JSON object.
+        BlockingIOError: If another process has locked the file.
+        ValueError: If a line is not a JSON object.
     """
 
     def __init__(self, path: Path, limits: Mapping[str, Any]) -> None:
-        surroundings = {**limits, "python": platform.python_version(), "trl_akd": __version__, "harness": _HARNESS}
-        self._surroundings = json.dumps(surroundings, sort_keys=True)
+        environment = {**limits, "python": platform.python_version(), "trl_akd": __version__, "harness": _HARNESS}
+        self._environment = json.dumps(environment, sort_keys=True)
         self._tests: dict[str, str] = {}
         self._waiting: list[dict[str, Any]] = []
         self._ledger = Ledger(path, option="output_dir")
@@ -94,11 +91,11 @@ class VerdictFile:
         self._written = time.monotonic()
 
     def find(self, problem: Problem, sample: Sample) -> ExecutionResult | None:
-        """Return the stored result of a program, or `None` if it has to run."""
+        """Return the stored result of a program, or `None` if it must be run."""
         return _result(self._kept.get(self._key(problem, sample), {}))
 
     def add(self, problem: Problem, verdict: Verdict) -> None:
-        """Store a verdict; the file is written at most every half second."""
+        """Store a verdict; the file is written at most twice per second."""
         if verdict.result.status == "infra_error":
             return
         self._waiting.append(self._row(problem, verdict))
@@ -110,7 +107,7 @@ class VerdictFile:
         by_id = {problem.task_id: problem for problem in problems}
         rows = [self._row(by_id[verdict.sample.task_id], verdict) for verdict in verdicts]
         self.close()
-        replace_text(self._ledger.path, "".join(f"{json.dumps(row)}\n" for row in rows))
+        write_json_lines(self._ledger.path, rows)
 
     def close(self) -> None:
         """Write pending verdicts and release the file."""
@@ -122,9 +119,7 @@ class VerdictFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _write(self) -> None:
@@ -142,7 +137,7 @@ class VerdictFile:
     def _key(self, problem: Problem, sample: Sample) -> str:
         if problem.task_id not in self._tests:
             self._tests[problem.task_id] = _digest(json.dumps(problem.tests, sort_keys=True))
-        return _digest(f"{self._surroundings}{self._tests[problem.task_id]}{sample.solution}")
+        return _digest(f"{self._environment}{self._tests[problem.task_id]}{sample.solution}")
 
 
 def _digest(text: str) -> str:

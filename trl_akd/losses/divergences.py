@@ -28,10 +28,15 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from .knobs import Interpolation, KnobSchedule, as_real, as_share
+
 __all__ = [
     "Rule",
     "Softened",
+    "abkd",
     "akd",
+    "akl",
+    "eopd",
     "forward_kl",
     "get",
     "jsd",
@@ -41,6 +46,8 @@ __all__ = [
     "shared_vocabulary",
     "skew_kl",
     "skew_reverse_kl",
+    "taid",
+    "todi",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Tensor])
@@ -53,6 +60,7 @@ class Softened(NamedTuple):
         q (`Tensor`): shape `[n, V]`, the student's probabilities.
         p (`Tensor`): shape `[n, V]`, the teacher's.
         log_ratio (`Tensor`): shape `[n, V]`, log q - log p.
+        scratch (`Tensor`): shape `[n, V]`, of no meaning.
         forward_kl (`Tensor`): shape `[n]`, KL(p || q).
         reverse_kl (`Tensor`): shape `[n]`, KL(q || p).
     """
@@ -60,6 +68,7 @@ class Softened(NamedTuple):
     q: Tensor
     p: Tensor
     log_ratio: Tensor
+    scratch: Tensor
     forward_kl: Tensor
     reverse_kl: Tensor
 
@@ -78,12 +87,19 @@ class Rule:
         fused (`Callable`, *optional*):
             Its hand-written gradient. Takes [`Softened`], whether a gradient is needed, and the knobs; returns the
             divergence `[n]`, and writes the gradient with respect to the softened student logits to `Softened.p`.
+        aliases (`tuple[str, ...]`, *optional*):
+            Other names for it.
+        schedule (`Callable`, *optional*):
+            Makes the [`KnobSchedule`] of the knob that moves during training, if there is one. Its keyword arguments
+            are settings of the rule in a configuration, where they take the place of that knob.
     """
 
     name: str
     function: Callable[..., Tensor]
     paper: str = ""
     fused: Callable[..., Tensor] | None = None
+    aliases: tuple[str, ...] = ()
+    schedule: Callable[..., KnobSchedule] | None = None
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **knobs: Any) -> Tensor:
         """Return the divergence `[...]` between logits `[..., V]`."""
@@ -124,13 +140,40 @@ class Rule:
                 f"the divergence {self.name!r} returns {found} for logits [1, 2]; return one number per token, [1]."
             )
 
+    def split(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Divide the settings of a configuration into knobs and arguments of the schedule."""
+        names = () if self.schedule is None else tuple(inspect.signature(self.schedule).parameters)
+        knobs = {name: value for name, value in settings.items() if name not in names}
+        return knobs, {name: value for name, value in settings.items() if name in names}
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Raise a ValueError if the settings of a configuration do not suit the rule and its schedule."""
+        knobs, arguments = self.split(settings)
+        if self.schedule is None:
+            self.check(knobs)
+            return
+        schedule = self.schedule(**arguments)
+        known = [*inspect.signature(self.schedule).parameters, *(name for name in self.knobs if name != schedule.knob)]
+        for name in knobs:
+            if name not in known:
+                raise ValueError(
+                    f"the divergence {self.name!r} moves {schedule.knob!r} during training; it takes "
+                    f"{', '.join(map(repr, known))}, not {name!r}."
+                )
+        self.check({**knobs, schedule.knob: schedule.value})
+
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _RULES: dict[str, Rule] = {}
 
 
 def register(
-    name: str, *, paper: str = "", fused: Callable[..., Tensor] | None = None
+    name: str,
+    *,
+    paper: str = "",
+    fused: Callable[..., Tensor] | None = None,
+    aliases: tuple[str, ...] = (),
+    schedule: Callable[..., KnobSchedule] | None = None,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a rule.
 
@@ -145,18 +188,23 @@ def register(
             Its source.
         fused (`Callable`, *optional*):
             Its hand-written gradient, see [`Rule`]. By default the fused loss uses autograd.
+        aliases (`tuple[str, ...]`, *optional*):
+            Other names for it.
+        schedule (`Callable`, *optional*):
+            Makes the schedule of the knob that moves during training, see [`Rule`].
 
     Raises:
-        ValueError: another function is registered under the name.
+        ValueError: another function is registered under one of the names.
     """
 
     def decorate(function: Function) -> Function:
-        present = _RULES.get(name)
-        if present is not None and _source(present.function) != _source(function):
-            raise ValueError(
-                f"a divergence {name!r} is registered already ({_source(present.function)}); choose another name."
-            )
-        _RULES[name] = Rule(name, function, paper, fused)
+        for each in (name, *aliases):
+            present = _find(each)
+            if present is not None and _source(present.function) != _source(function):
+                raise ValueError(
+                    f"a divergence {each!r} is registered already ({_source(present.function)}); choose another name."
+                )
+        _RULES[name] = Rule(name, function, paper, fused, aliases, schedule)
         return function
 
     return decorate
@@ -167,7 +215,7 @@ def _source(function: Callable[..., Tensor]) -> str:
 
 
 def get(name: str) -> Rule:
-    """Return the rule of a name.
+    """Return the rule of a name or alias, in lower or upper case, with `-` or `_`.
 
     Raises:
         ValueError: no rule has the name.
@@ -180,9 +228,18 @@ def get(name: str) -> Rule:
 
     ```
     """
-    if not isinstance(name, str) or name not in _RULES:
+    rule = _find(name) if isinstance(name, str) else None
+    if rule is None:
         raise ValueError(f"{name!r} is not a divergence; choose one of {', '.join(map(repr, _RULES))}.")
-    return _RULES[name]
+    return rule
+
+
+def _find(name: str) -> Rule | None:
+    written = name.lower().replace("-", "_")
+    for rule in _RULES.values():
+        if name == rule.name or written in (rule.name, *rule.aliases):
+            return rule
+    return None
 
 
 def names() -> tuple[str, ...]:
@@ -213,18 +270,25 @@ def shared_vocabulary(student_logits: Tensor, teacher_logits: Tensor) -> tuple[T
     return student_logits[..., :size], teacher_logits[..., :size]
 
 
-def _mix_(block: Softened, with_gradient: bool, beta: float) -> Tensor:
-    """Compute [`akd`]; its gradient is `q (1 - beta + beta (log q - log p - RKL)) - (1 - beta) p`."""
-    _check_share("beta", beta)
+def _mix_(block: Softened, with_gradient: bool, forward_weight: Tensor, reverse_weight: Tensor) -> Tensor:
+    """Mix both KLs by constant weights `[n]`, f and r; the gradient is `q (f + r (log q - log p - RKL)) - f p`."""
     if with_gradient:
-        slope_of_q = torch.add(
-            (1 - beta - beta * block.reverse_kl).unsqueeze(-1), block.log_ratio, alpha=beta, out=block.log_ratio
+        slope_of_q = torch.addcmul(
+            (forward_weight - reverse_weight * block.reverse_kl).unsqueeze(-1),
+            block.log_ratio,
+            reverse_weight.unsqueeze(-1),
+            out=block.log_ratio,
         )
-        block.p.mul_(beta - 1).addcmul_(block.q, slope_of_q)
-    return (1 - beta) * block.forward_kl + beta * block.reverse_kl
+        block.p.mul_(-forward_weight.unsqueeze(-1)).addcmul_(block.q, slope_of_q)
+    return forward_weight * block.forward_kl + reverse_weight * block.reverse_kl
 
 
-@register("akd", paper="https://www.jos.org.cn/josen/article/abstract/7462", fused=_mix_)
+def _akd_(block: Softened, with_gradient: bool, beta: float) -> Tensor:
+    share = torch.full_like(block.forward_kl, as_share("beta", beta))
+    return _mix_(block, with_gradient, 1 - share, share)
+
+
+@register("akd", paper="https://www.jos.org.cn/josen/article/abstract/7462", fused=_akd_)
 def akd(student_logits: Tensor, teacher_logits: Tensor, beta: float, temperature: float = 1.0) -> Tensor:
     """Compute the linear mix `(1 - beta) KL(p || q) + beta KL(q || p)` of each token.
 
@@ -233,14 +297,21 @@ def akd(student_logits: Tensor, teacher_logits: Tensor, beta: float, temperature
 
     Args:
         student_logits, teacher_logits, temperature: as in [`forward_kl`], and so is the result.
-        beta (`float`): share of reverse KL, in [0, 1].
+        beta (`float`): share of reverse KL, in [0, 1]. At 0 and 1 the other KL does not count, even if infinite.
     """
-    _check_share("beta", beta)
+    beta = as_share("beta", beta)
     log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
+    if beta in (0.0, 1.0):
+        return _relative_entropy(log_q, log_p) if beta else _relative_entropy(log_p, log_q)
     return (1 - beta) * _relative_entropy(log_p, log_q) + beta * _relative_entropy(log_q, log_p)
 
 
-@register("forward_kl", paper="https://huggingface.co/papers/1503.02531", fused=partial(_mix_, beta=0.0))
+@register(
+    "forward_kl",
+    paper="https://huggingface.co/papers/1503.02531",
+    fused=partial(_akd_, beta=0.0),
+    aliases=("kl", "fkl"),
+)
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Compute KL(p || q) of each token, the divergence that makes the student cover the teacher's modes.
 
@@ -264,7 +335,9 @@ def forward_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     return _relative_entropy(log_p, log_q)
 
 
-@register("reverse_kl", paper="https://huggingface.co/papers/2306.08543", fused=partial(_mix_, beta=1.0))
+@register(
+    "reverse_kl", paper="https://huggingface.co/papers/2306.08543", fused=partial(_akd_, beta=1.0), aliases=("rkl",)
+)
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Compute KL(q || p) of each token, the divergence that makes the student seek the teacher's main mode.
 
@@ -293,7 +366,7 @@ def jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float = 0.5, tempe
         student_logits, teacher_logits, temperature: as in [`forward_kl`], and so is the result.
         beta (`float`, *optional*, defaults to `0.5`): share of the teacher in the mixture, in [0, 1].
     """
-    _check_share("beta", beta)
+    beta = as_share("beta", beta)
     log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
     if beta in (0.0, 1.0):
         return _relative_entropy(log_q, log_p) if beta else _relative_entropy(log_p, log_q)
@@ -301,7 +374,7 @@ def jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float = 0.5, tempe
     return beta * _relative_entropy(log_p, log_m) + (1 - beta) * _relative_entropy(log_q, log_m)
 
 
-@register("skew_kl", paper="https://huggingface.co/papers/2402.03898")
+@register("skew_kl", paper="https://huggingface.co/papers/2402.03898", aliases=("skl",))
 def skew_kl(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 0.1, temperature: float = 1.0) -> Tensor:
     """Compute the skew KL of each token, `KL(p || alpha p + (1 - alpha) q)`.
 
@@ -312,14 +385,14 @@ def skew_kl(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 0.1, 
         student_logits, teacher_logits, temperature: as in [`forward_kl`], and so is the result.
         alpha (`float`, *optional*, defaults to `0.1`): share of the teacher in the mixture, in [0, 1).
     """
-    _check_share("alpha", alpha)
+    alpha = as_share("alpha", alpha)
     if alpha == 1.0:
         raise ValueError("alpha is 1.0, with which the skew KL is 0 whatever the student; choose a smaller share.")
     log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
     return _relative_entropy(log_p, _log_mixture(log_p, log_q, alpha))
 
 
-@register("skew_reverse_kl", paper="https://huggingface.co/papers/2402.03898")
+@register("skew_reverse_kl", paper="https://huggingface.co/papers/2402.03898", aliases=("srkl",))
 def skew_reverse_kl(
     student_logits: Tensor, teacher_logits: Tensor, alpha: float = 0.1, temperature: float = 1.0
 ) -> Tensor:
@@ -328,6 +401,212 @@ def skew_reverse_kl(
     Arguments and result are as in [`skew_kl`], with the student's share `alpha`; `alpha=0` is reverse KL.
     """
     return skew_kl(teacher_logits, student_logits, alpha, temperature)
+
+
+def _akl_(block: Softened, with_gradient: bool, mu: float = 0.5) -> Tensor:
+    head = _head_share(block.p, block.q, as_share("mu", mu), out=block.scratch)
+    return _mix_(block, with_gradient, head, 1 - head)
+
+
+@register("akl", paper="https://huggingface.co/papers/2404.02657", fused=_akl_)
+def akl(student_logits: Tensor, teacher_logits: Tensor, mu: float = 0.5, temperature: float = 1.0) -> Tensor:
+    """Compute the adaptive KL of each token, `w KL(p || q) + (1 - w) KL(q || p)`.
+
+    [Rethinking KL](https://huggingface.co/papers/2404.02657): `w = g_head / (g_head + g_tail)`,
+    where `g` is the sum of `|p - q|` over the head or the tail of the teacher's distribution. The head is the most
+    probable token, and the next ones as long as their cumulative probability does not exceed `mu`. No gradient flows
+    through `w`. Tokens of equal probability at the boundary count in equal parts, as on average over the orders in
+    which they can be sorted: the authors' code lets the order of the vocabulary decide. (A port of it in TAID's
+    repository applies the mask of the sorted order to the unsorted vocabulary.)
+
+    Args:
+        student_logits, teacher_logits, temperature: as in [`forward_kl`], and so is the result.
+        mu (`float`, *optional*, defaults to `0.5`): cumulative probability of the head, in [0, 1].
+
+    Example:
+        >>> akl(torch.tensor([0.5, 0.3, 0.2]).log(), torch.tensor([0.6, 0.1, 0.3]).log())  # head {0}, w = 1/4
+        tensor(0.1483)
+    """
+    mu = as_share("mu", mu)
+    log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
+    head = _head_share(log_p.detach().exp(), log_q.detach().exp(), mu)
+    return head * _relative_entropy(log_p, log_q) + (1 - head) * _relative_entropy(log_q, log_p)
+
+
+def _head_share(p: Tensor, q: Tensor, mu: float, out: Tensor | None = None) -> Tensor:
+    """Return the share of the head in the sum of |p - q|, one half where the sum is 0; `out` is overwritten."""
+    errors = torch.sub(p, q, out=out).abs_()
+    total = errors.sum(dim=-1)
+    rows, limit = (-1, p.shape[-1]), mu + 16 * torch.finfo(p.dtype).eps
+    # Sorting is slow, and nearly all heads are among the 64 most probable tokens.
+    head = _head_error(p.reshape(rows), errors.reshape(rows), limit, listed=64).view(total.shape)
+    return torch.where(total > 0, head / total, 0.5)
+
+
+def _head_error(p: Tensor, errors: Tensor, limit: float, listed: int) -> Tensor:
+    """Sum each row's errors over its head, from as many of its most probable tokens as are needed."""
+    top, ids = p.topk(min(listed, p.shape[-1]), dim=-1)
+    size = (top.cumsum(dim=-1) <= limit).sum(dim=-1, keepdim=True).clamp(min=1)
+    least = top.gather(-1, size - 1)
+    above, tied = top > least, top == least
+    share_of_tied = (size - above.sum(dim=-1, keepdim=True)).to(p.dtype) / tied.sum(dim=-1, keepdim=True)
+    head = (errors.gather(-1, ids) * torch.where(above, 1.0, share_of_tied * tied)).sum(dim=-1)
+    if listed < p.shape[-1]:
+        # The head, or the tokens tied with its last one, may go on after those listed.
+        [unfinished] = torch.where(tied[:, -1])
+        if len(unfinished):
+            head[unfinished] = _head_error(p[unfinished], errors[unfinished], limit, listed=p.shape[-1])
+    return head
+
+
+def _todi_(block: Softened, with_gradient: bool) -> Tensor:
+    """Compute [`todi`]; with h = (1 - a) q (log q - log p + 1) - a p, its gradient is `h - q sum(h)`."""
+    if with_gradient:
+        student_share = torch.sigmoid(block.log_ratio, out=block.scratch)
+        block.p.addcmul_(block.p, student_share, value=-1)
+        h = block.log_ratio.add_(1).mul_(block.q).mul_(student_share).sub_(block.p)
+        torch.addcmul(h, block.q, h.sum(dim=-1, keepdim=True), value=-1, out=block.p)
+    return block.forward_kl + block.reverse_kl
+
+
+@register("todi", paper="https://huggingface.co/papers/2505.16297", fused=_todi_)
+def todi(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Compute the token-wise divergence of each token, `sum_v a p log(p / q) + (1 - a) q log(q / p)`.
+
+    [ToDi](https://huggingface.co/papers/2505.16297), with `a = sigmoid(log p_v - log q_v)`, that is
+    `p_v / (p_v + q_v)`, for each entry v of the vocabulary. No gradient flows through `a`. The value is
+    `KL(p || q) + KL(q || p)` exactly, whatever p and q; only the gradient differs from that of the sum.
+
+    Arguments and result are as in [`forward_kl`].
+
+    Example:
+        >>> todi(torch.tensor([0.0, 0.0]), torch.tensor([3.0, 1.0]).log())  # .25 ln 3
+        tensor(0.2747)
+    """
+    log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
+    # Where both are -inf their difference is NaN, and 0 here.
+    log_ratio = torch.where(log_p == log_q, 0.0, log_p - log_q).detach()
+    forward = _relative_entropy(log_p, log_q, torch.sigmoid(log_ratio))
+    return forward + _relative_entropy(log_q, log_p, torch.sigmoid(-log_ratio))
+
+
+def _eopd_(block: Softened, with_gradient: bool, threshold: float = 0.8) -> Tensor:
+    log_p = torch.clamp(block.p, min=torch.finfo(block.p.dtype).tiny, out=block.scratch).log_()
+    entropy = -log_p.mul_(block.p).sum(dim=-1)
+    forward_weight = (entropy > as_real("threshold", threshold)).to(entropy.dtype)
+    return _mix_(block, with_gradient, forward_weight, torch.ones_like(forward_weight))
+
+
+@register("eopd", paper="https://huggingface.co/papers/2603.07079", fused=_eopd_)
+def eopd(student_logits: Tensor, teacher_logits: Tensor, threshold: float = 0.8, temperature: float = 1.0) -> Tensor:
+    """Compute reverse KL, plus forward KL where the teacher's entropy exceeds a threshold.
+
+    The switch of [Entropy-Aware On-Policy Distillation](https://huggingface.co/papers/2603.07079) with the authors'
+    threshold. Both divergences are exact here; the authors estimate reverse KL from the sampled token and truncate
+    forward KL to the teacher's most probable tokens. On-policy as in the paper with `lmbda=1`.
+
+    Args:
+        student_logits, teacher_logits, temperature: as in [`forward_kl`], and so is the result.
+        threshold (`float`, *optional*, defaults to `0.8`): nats; compared with the teacher's softened entropy.
+
+    Example:
+        >>> one_mode, two_modes = torch.tensor([9.0, 1.0]).log(), torch.tensor([6.0, 4.0]).log()
+        >>> eopd(torch.zeros(2), torch.stack([one_mode, two_modes]), threshold=0.5)  # RKL; RKL + KL
+        tensor([0.5108, 0.0405])
+    """
+    threshold = as_real("threshold", threshold)
+    log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
+    entropy = torch.special.entr(log_p.exp()).sum(dim=-1)
+    forward = _relative_entropy(log_p, log_q)
+    return _relative_entropy(log_q, log_p) + torch.where(entropy > threshold, forward, 0.0)
+
+
+@register("abkd", paper="https://huggingface.co/papers/2505.04560")
+def abkd(
+    student_logits: Tensor, teacher_logits: Tensor, alpha: float = 0.2, beta: float = 0.7, temperature: float = 1.0
+) -> Tensor:
+    """Compute the alpha-beta divergence of each token.
+
+    [ABKD](https://huggingface.co/papers/2505.04560), with the authors' exponents for language models. With a = `alpha`
+    and b = `beta`, `-sum_v (p^a q^b - a / (a + b) p^(a + b) - b / (a + b) q^(a + b)) / (a b)`, and its limits where a
+    denominator is 0: (1, 0) is forward KL, (0, 1) reverse KL, and (0, 0) half the sum of squares of `log(p / q)`.
+
+    Infinite where p = 0 < q unless a > 0 and a + b > 0, and where q = 0 < p unless b > 0 and a + b > 0.
+
+    Args:
+        student_logits, teacher_logits, temperature: as in [`forward_kl`], and so is the result.
+        alpha (`float`, *optional*, defaults to `0.2`): exponent of the teacher, finite.
+        beta (`float`, *optional*, defaults to `0.7`): exponent of the student, finite.
+
+    Example:
+        >>> student, teacher = torch.tensor([0.0, 0.0]), torch.tensor([3.0, 1.0]).log()
+        >>> abkd(student, teacher), abkd(student, teacher, alpha=1, beta=0)  # the latter is forward KL
+        (tensor(0.1520), tensor(0.1308))
+    """
+    alpha, beta = as_real("alpha", alpha), as_real("beta", beta)
+    log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
+    if abs(alpha) < abs(beta):
+        # Exchanging both the exponents and the distributions changes nothing. Dividing by the larger exponent leaves
+        # no singularity but (0, 0).
+        alpha, beta, log_p, log_q = beta, alpha, log_q, log_p
+    total = alpha + beta
+    never_p, never_q = log_p == -math.inf, log_q == -math.inf
+    infinite = torch.zeros_like(never_p)
+    if alpha <= 0 or total <= 0:
+        infinite |= never_p & ~never_q
+    if beta <= 0 or total <= 0:
+        infinite |= never_q & ~never_p
+    left_out = infinite | (never_p & never_q)
+    log_p, log_q = log_p.masked_fill(left_out, 0.0), log_q.masked_fill(left_out, 0.0)
+    log_ratio = log_q - log_p
+    if alpha == 0.0:
+        terms = 0.5 * log_ratio.square()
+    else:
+        start = _times(total, log_p)
+        terms = _chord(start, _times(total, log_q), log_ratio, total)
+        terms = (terms - _chord(start, _times(alpha, log_p) + _times(beta, log_q), log_ratio, beta)) / alpha
+    return terms.masked_fill(infinite, math.inf).sum(dim=-1)
+
+
+def _times(factor: float, values: Tensor) -> Tensor:
+    """Return the product, 0 where a factor 0 meets -inf."""
+    return values * factor if factor else torch.zeros_like(values)
+
+
+def _chord(start: Tensor, end: Tensor, log_ratio: Tensor, factor: float) -> Tensor:
+    """Return (exp(end) - exp(start)) / factor for end = start + factor * log_ratio, also in the limit of factor 0."""
+    if factor == 0.0:
+        return start.exp() * log_ratio.masked_fill(start == -math.inf, 0.0)
+    step = factor * log_ratio
+    # `expm1` keeps small differences exact. The larger exponential is the factor, so that nothing overflows.
+    rise, fall = step.clamp(min=0.0), step.clamp(max=0.0)
+    return torch.where(step > 0, end.exp() * -torch.expm1(-rise), start.exp() * torch.expm1(fall)) / factor
+
+
+@register("taid", paper="https://huggingface.co/papers/2501.16937", schedule=Interpolation)
+def taid(student_logits: Tensor, teacher_logits: Tensor, t: float = 0.4, temperature: float = 1.0) -> Tensor:
+    """Compute `KL(p_t || q)` of each token, with an intermediate teacher `p_t` between the student and the teacher.
+
+    [TAID](https://huggingface.co/papers/2501.16937):
+    `p_t = softmax((1 - t) student_logits + t teacher_logits)`. No gradient flows through `p_t`. `t = 1` is forward KL,
+    and `t = 0` is 0 throughout. In training, [`Interpolation`] moves `t`.
+
+    Infinite where no token is possible for both models, and at `t = 1` as forward KL.
+
+    Args:
+        student_logits, teacher_logits, temperature: as in [`forward_kl`], and so is the result.
+        t (`float`, *optional*, defaults to `0.4`): share of the teacher's logits, in [0, 1].
+
+    Example:
+        >>> taid(torch.tensor([0.0, 0.0]), torch.tensor([9.0, 1.0]).log(), t=0.5)  # p_t = (.75, .25)
+        tensor(0.1308)
+    """
+    t = as_share("t", t)
+    log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
+    mixed = _times(1 - t, log_q.detach()) + _times(t, log_p)
+    nowhere = (mixed == -math.inf).all(dim=-1, keepdim=True)
+    log_p_t = torch.log_softmax(mixed.masked_fill(nowhere, 0.0), dim=-1)
+    return _relative_entropy(log_p_t, log_q).masked_fill(nowhere.squeeze(-1), math.inf)
 
 
 def _log_probabilities(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -339,11 +618,12 @@ def _log_probabilities(student_logits: Tensor, teacher_logits: Tensor, temperatu
     )
 
 
-def _relative_entropy(log_a: Tensor, log_b: Tensor) -> Tensor:
+def _relative_entropy(log_a: Tensor, log_b: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return `sum(weights * a * log(a / b))`, by default KL(a || b)."""
     a = log_a.exp()
     # The gap is masked, not the product: 0 * (-inf - -inf) would be NaN, and so would its gradient.
     gap = torch.where(a > 0, log_a - log_b, 0.0)
-    return (a * gap).sum(dim=-1)
+    return (a * gap if weights is None else a * gap * weights).sum(dim=-1)
 
 
 def _log_mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
@@ -353,8 +633,3 @@ def _log_mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
     # Where neither has any probability, the gradient of logsumexp is NaN.
     impossible = (parts == -math.inf).all(dim=0)
     return torch.logsumexp(parts.masked_fill(impossible, 0.0), dim=0).masked_fill(impossible, -math.inf)
-
-
-def _check_share(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} is {value!r}; it is a share of a mixture, a number in [0, 1].")

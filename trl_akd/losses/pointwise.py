@@ -106,7 +106,7 @@ def divergence_and_gradient_(
     forward = -_expectation(p, log_ratio, spare)
 
     if rule.fused is not None:
-        divergence = rule.fused(Softened(q, p, log_ratio, forward, reverse), with_gradient, **knobs)
+        divergence = rule.fused(Softened(q, p, log_ratio, spare, forward, reverse), with_gradient, **knobs)
     elif gradient is not None:
         p.copy_(gradient)
     if with_gradient:

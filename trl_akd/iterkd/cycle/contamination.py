@@ -1,8 +1,8 @@
-"""Decontamination: questions that repeat a benchmark, word for word or with small edits.
+"""Decontamination: removal of questions that repeat a benchmark, word for word or with small edits.
 
-The paper does not describe a comparison with benchmarks. The data of DeepSeek-Coder (arXiv 2401.14196) were filtered
-by runs of ten words, which find long problems. Short problems are found by their statements, with an edit or two, and
-by the signatures and names of the functions that they ask for.
+The paper does not describe it. The data of DeepSeek-Coder (arXiv 2401.14196) were filtered by 10-grams of words, which
+find long problems. Short problems are found by their statements, allowing for a few edits, and by the signatures and
+names of the requested functions.
 """
 
 import logging
@@ -47,17 +47,8 @@ _STOCK_TEXTS = 5
 class Overlap:
     """Text of a benchmark that a question repeats.
 
-    Args:
-        question_id (`str`):
-            Id of the question.
-        benchmark (`str`):
-            Name of the benchmark.
-        index (`int`):
-            Index of the problem, from 0.
-        words (`str`):
-            Words of the benchmark that the question repeats.
-        edits (`int`, *optional*, defaults to `0`):
-            Number of words replaced, omitted, added or swapped with their neighbours.
+    `words` is the repeated text of problem number `index` of the benchmark, and `edits` the number of words that are
+    replaced, omitted, added or swapped with their neighbours.
     """
 
     question_id: str
@@ -68,30 +59,30 @@ class Overlap:
 
 
 class BenchmarkIndex:
-    """Index of the problems of benchmarks, for finding questions that repeat them.
+    """Index of benchmark problems for finding questions that repeat them.
 
     | part of a problem | match in a question |
     |---|---|
-    | run of `n` words | word for word |
-    | a statement | in the question: word for word, from 7 words on with one edit, from 16 on with one per 8 words |
-    | a function's signature with a name of two words and two parameters, or more | the same |
-    | a function's name of three words or more | the same |
+    | n-gram of words | exact |
+    | statement | exact; one edit from 7 words, one edit per 8 words from 16 words |
+    | function signature with at least two words in the name and two parameters | exact |
+    | function name of at least three words | exact |
 
-    A statement is a text, a docstring, what stands in a docstring above its examples, the first paragraph of a text
-    (these parts of at least 4 words), or another paragraph of at least 8; all of at most 40 words, as runs find longer
-    ones. Words are letters and digits in lower case, so that punctuation, layout and `snake_case` do not matter.
-    Paragraphs that many problems of a benchmark share, such as "Your code must pass these tests", do not count, nor do
-    runs of which less than a quarter of the words are neither numbers nor common to all tasks.
+    Statements are the whole text, docstrings with and without their examples and the first paragraph (each of at least
+    4 words), and other paragraphs of at least 8 words. They have at most 40 words, as n-grams find longer ones. Words
+    consist of letters and digits in lower case, so punctuation, layout and `snake_case` do not matter. Paragraphs that
+    many problems of a benchmark share, such as "Your code must pass these tests", are ignored, and so are n-grams in
+    which less than a quarter of the words are content words.
 
     Args:
         benchmarks (`Mapping[str, Iterable[str]]`):
             Texts of each benchmark, such as prompts and problem statements, by its name.
         n (`int`, *optional*, defaults to `10`):
-            Words of a run.
+            Number of words of an n-gram.
 
     Raises:
         ValueError: If `n` is outside its range.
-        TypeError: If a benchmark is a text instead of several.
+        TypeError: If a benchmark is a single text.
 
     Example:
 
@@ -106,14 +97,14 @@ class BenchmarkIndex:
 
     def __init__(self, benchmarks: Mapping[str, Iterable[str]], n: int = 10) -> None:
         if n < 1:
-            raise ValueError(f"`n` is {n}; give a run of at least 1 word, such as 10.")
+            raise ValueError(f"`n` is {n}; give at least 1 word, such as 10.")
         self._n = n
-        self._runs: dict[str, tuple[str, int]] = {}
+        self._ngrams: dict[str, tuple[str, int]] = {}
         self._statements: dict[tuple[str, ...], tuple[str, int]] = {}
         self._functions: dict[str, tuple[str, int]] = {}
         for name, texts in benchmarks.items():
             if isinstance(texts, str):
-                raise TypeError(f"Benchmark {name!r} is one text; put it in a list.")
+                raise TypeError(f"the benchmark {name!r} is one text; put it in a list.")
             self._add(name, list(texts))
         self._pieces: dict[str, list[tuple[tuple[str, ...], int]]] = defaultdict(list)
         for statement in self._statements:
@@ -122,11 +113,11 @@ class BenchmarkIndex:
         self._lengths = sorted({piece.count(" ") + 1 for piece in self._pieces})
 
     def find(self, question: Question) -> Overlap | None:
-        """Return the overlap of a question, or `None`; runs come before statements, and these before functions."""
+        """Return the first overlap of a question, or `None`: n-grams first, then statements, then functions."""
         words = _words(question.instruction)
-        for run in _runs_of(words, self._n):
-            if run in self._runs:
-                return Overlap(question.id, *self._runs[run], run)
+        for ngram in _ngrams(words, self._n):
+            if ngram in self._ngrams:
+                return Overlap(question.id, *self._ngrams[ngram], ngram)
         found = self._statement_in(words)
         if found is not None:
             statement, edits = found
@@ -141,8 +132,8 @@ class BenchmarkIndex:
         stock = {part for part, count in shared.items() if count > max(_STOCK_TEXTS, _STOCK_SHARE * len(texts))}
         for number, text in enumerate(texts):
             source = (name, number)
-            for run in _runs_of(_words(_without(text, stock)), self._n):
-                self._runs.setdefault(run, source)
+            for ngram in _ngrams(_words(_without(text, stock)), self._n):
+                self._ngrams.setdefault(ngram, source)
             for statement in _statements(text):
                 if statement not in stock and not all(word.isdigit() for word in statement):
                     self._statements.setdefault(statement, source)
@@ -164,7 +155,7 @@ class BenchmarkIndex:
 
 
 def decontaminate(questions: Sequence[Question], index: BenchmarkIndex) -> tuple[list[Question], list[Overlap]]:
-    """Return the questions that repeat no benchmark, and the overlaps of the others.
+    """Return the questions that do not repeat a benchmark, and the overlaps of the others.
 
     Example:
 
@@ -181,14 +172,14 @@ def decontaminate(questions: Sequence[Question], index: BenchmarkIndex) -> tuple
 
 
 def warn_of_overlap(seeds: Sequence[Question], index: BenchmarkIndex) -> list[Overlap]:
-    """Log a warning with an example if seed questions, which are kept, repeat a benchmark, and return all overlaps."""
+    """Log a warning if seed questions repeat a benchmark, and return the overlaps; the questions are kept."""
     _, overlaps = decontaminate(seeds, index)
     if overlaps:
         first = overlaps[0]
         logger.warning(
-            "%d of %d seeds repeat a benchmark, so results on it may come from memory; %r has %r of %s number %d.",
-            len(overlaps), len(seeds), first.question_id, first.words, first.benchmark, first.index,
-        )  # fmt: skip
+            f"{len(overlaps)} of {len(seeds)} seed questions repeat a benchmark, so its results may be contaminated; "
+            f"{first.question_id!r} has {first.words!r} of {first.benchmark} number {first.index}."
+        )
     return overlaps
 
 
@@ -196,16 +187,16 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
-def _runs_of(words: Sequence[str], length: int) -> Iterator[str]:
-    """Yield the runs of `n` words of which at least a quarter are neither numbers nor common to all tasks."""
-    telling = [bool(content_words([word])) and not word.isdigit() for word in words]
-    for start in range(len(words) - length + 1):
-        if sum(telling[start : start + length]) >= _CONTENT_SHARE * length:
-            yield " ".join(words[start : start + length])
+def _ngrams(words: Sequence[str], n: int) -> Iterator[str]:
+    """Yield the n-grams in which at least a quarter of the words are neither numbers nor common to all tasks."""
+    are_content = [bool(content_words([word])) and not word.isdigit() for word in words]
+    for start in range(len(words) - n + 1):
+        if sum(are_content[start : start + n]) >= _CONTENT_SHARE * n:
+            yield " ".join(words[start : start + n])
 
 
 def _statements(text: str) -> list[tuple[str, ...]]:
-    """Return the statements of a text as words, in all forms in which they may be repeated."""
+    """Return the statements of a text as words."""
     docstrings = _DOCSTRING.findall(text)
     parts = [tuple(_words(part)) for part in (*docstrings, *(_EXAMPLES.split(part)[0] for part in docstrings))]
     prose = _PARAGRAPHS.split("\n\n".join(_FENCE.split(text)[::2]))
@@ -216,24 +207,20 @@ def _statements(text: str) -> list[tuple[str, ...]]:
 
 
 def _without(text: str, stock: set[tuple[str, ...]]) -> str:
-    """Return a text without the paragraphs that many other problems share."""
+    """Return a text without the given paragraphs."""
     return "\n\n".join(part for part in _PARAGRAPHS.split(text) if tuple(_words(part)) not in stock)
 
 
 def _functions(text: str) -> Iterator[str]:
     """Yield the signatures and the long names of the functions that a text defines or calls."""
     for name, parameters in _SIGNATURE.findall(text):
-        names = [re.split(r"[:=]", parameter)[0].strip(" *") for parameter in _split_parameters(parameters)]
-        if len(_name_words(name)) >= 2 and len([name for name in names if name]) >= 2:
+        split = re.split(r",(?![^\[\]]*\])", parameters)  # at commas outside of brackets
+        names = [re.split(r"[:=]", parameter)[0].strip(" *") for parameter in split]
+        if len(_name_words(name)) >= 2 and len(list(filter(None, names))) >= 2:
             yield f"{name}({', '.join(names)})"
     for name in _CALL.findall(text):
         if len(_name_words(name)) >= _MIN_NAME_WORDS:
             yield name
-
-
-def _split_parameters(parameters: str) -> list[str]:
-    """Split at commas outside of brackets."""
-    return re.split(r",(?![^\[\]]*\])", parameters)
 
 
 def _name_words(name: str) -> list[str]:
@@ -245,9 +232,9 @@ def _allowed_edits(length: int) -> int:
 
 
 def _pieces(length: int) -> Iterator[tuple[int, int]]:
-    """Cut a statement into more pieces than edits are allowed, so that at least one piece is unedited.
+    """Return the bounds of pieces of a statement, two per allowed edit and one more, so that one piece is unedited.
 
-    Swapped neighbours may lie in two pieces, which is why there are two pieces per edit and one more.
+    A swap of neighbours may edit two pieces.
     """
     number = 2 * _allowed_edits(length) + 1
     bounds = [round(part * length / number) for part in range(number + 1)]

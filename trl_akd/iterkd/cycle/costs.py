@@ -1,4 +1,4 @@
-"""Cost of a run: an estimate before the first request, usage, and spending that survives restarts."""
+"""Cost of a run: an estimate before the first request, usage, and time and requests that survive restarts."""
 
 import json
 import threading
@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...files import replace_text
 from ...generation.budget import Budget, Limit
 from ...generation.protocol import Usage, estimate_num_tokens
+from ...ledger import replace_text
 from .config import CycleConfig
 from .pair_generation import assign_kinds
 from .records import LEVELS, Question
@@ -18,11 +18,11 @@ from .records import LEVELS, Question
 __all__ = [
     "Price",
     "Spending",
+    "describe_usage",
     "estimate_usage",
-    "keeping_spending",
-    "kept_spending",
     "prices",
-    "usage_text",
+    "read_spending",
+    "recording_spending",
     "write_usage",
 ]
 
@@ -61,12 +61,12 @@ def prices(config: CycleConfig, *, teacher_judges: bool) -> dict[str, Price]:
 def estimate_usage(questions: Sequence[Question], config: CycleConfig, *, judged: bool) -> dict[str, Usage]:
     """Return an upper estimate of the usage of all cycles, by model.
 
-    Requests are counted as if every answer were kept, judged and followed up, and none were repeated after a fault;
-    completions as if each were as long as allowed. The lengths of prompts are estimated from the first cycle's.
+    All answers are assumed to be kept, judged and followed up, no request to be repeated after an error, and all
+    completions to have their maximum length. The lengths of prompts are estimated from the first cycle.
 
     Args:
         questions (`Sequence[Question]`):
-            The first cycle's questions.
+            Questions of the first cycle.
         config ([`CycleConfig`]):
             Configuration of the cycles.
         judged (`bool`):
@@ -89,48 +89,58 @@ def estimate_usage(questions: Sequence[Question], config: CycleConfig, *, judged
         for question in questions
         for kind in assign_kinds(question.id, config, config.run_seed)
     ]
-    new = {level: config.new_questions(level) for level in LEVELS}
-    followed_up = {
-        level: _mean([prompts.for_question(question.instruction, level) for question in questions]) for level in LEVELS
-    }
-    request = _mean([judge.render(question.instruction, "") for question in questions])
+    num_new = sum(map(config.new_questions, LEVELS))
+    new_prompt_tokens = round(
+        sum(
+            config.new_questions(level)
+            * _mean_num_tokens([prompts.for_question(question.instruction, level) for question in questions])
+            for level in LEVELS
+        )
+    )
+    judge_prompt_tokens = _mean_num_tokens([judge.render(question.instruction, "") for question in questions])
     teacher, judging, size = Usage(), Usage(), len(questions)
     for cycle in range(config.cycles):
-        asked = len(answers) if cycle == 0 else size
-        erring = size * config.faults_per_question
-        written = asked * _mean(answers or faults) + erring * _mean(faults)
-        teacher += Usage(asked + erring, round(written), (asked + erring) * config.teacher_max_new_tokens)
+        num_answers = len(answers) if cycle == 0 else size
+        num_faults = size * config.faults_per_question
+        prompt_tokens = num_answers * _mean_num_tokens(answers or faults) + num_faults * _mean_num_tokens(faults)
+        requests = num_answers + num_faults
+        teacher += Usage(requests, round(prompt_tokens), requests * config.teacher_max_new_tokens)
         if cycle + 1 < config.cycles:
-            following = round(sum(new[level] * followed_up[level] for level in LEVELS))
-            teacher += Usage(sum(new.values()), following, sum(new.values()) * config.teacher_max_new_tokens)
+            teacher += Usage(num_new, new_prompt_tokens, num_new * config.teacher_max_new_tokens)
         if judged:
-            own = size if config.own_faults and cycle else 0
-            verified = size + erring
-            read = verified * config.teacher_max_new_tokens + (size + own) * config.answer_max_new_tokens
-            requests = (verified + size + own) * (1 + config.judge_retries)
-            read *= 1 + config.judge_retries
-            judging += Usage(requests, round(requests * request + read), requests * config.teacher_max_new_tokens)
-        size = min(config.questions_per_cycle, size + sum(new.values()))
+            num_verified = size + num_faults
+            num_student_answers = size + (size if config.own_faults and cycle else 0)
+            attempts = 1 + config.judge_retries
+            answer_tokens = attempts * (
+                num_verified * config.teacher_max_new_tokens + num_student_answers * config.answer_max_new_tokens
+            )
+            requests = attempts * (num_verified + num_student_answers)
+            judging += Usage(
+                requests,
+                round(requests * judge_prompt_tokens + answer_tokens),
+                requests * config.teacher_max_new_tokens,
+            )
+        size = min(config.questions_per_cycle, size + num_new)
     return {"teacher": teacher, **({"judge": judging} if judged else {})}
 
 
-def usage_text(usage: Mapping[str, Usage], price: Mapping[str, Price]) -> str:
+def describe_usage(usage: Mapping[str, Usage], price: Mapping[str, Price]) -> str:
     """Return usage and its price in words.
 
     Example:
 
     ```python
-    >>> usage_text({"teacher": Usage(1500, 20_000, 30_000)}, {"teacher": Price(1.0, 2.0)})
+    >>> describe_usage({"teacher": Usage(1500, 20_000, 30_000)}, {"teacher": Price(1.0, 2.0)})
     'teacher: 1,500 requests, 20,000 prompt tokens and 30,000 completion tokens, at a price of 0.08'
 
     ```
     """
     parts = []
-    for author, used in usage.items():
-        cost = price[author].of(used)
+    for model, used in usage.items():
+        cost = price[model].of(used)
         parts.append(
-            f"{author}: {used.requests:,} requests, {used.prompt_tokens:,} prompt tokens and "
-            f"{used.completion_tokens:,} completion tokens{' (in part estimated)' if used.estimated else ''}"
+            f"{model}: {used.requests:,} requests, {used.prompt_tokens:,} prompt tokens and "
+            f"{used.completion_tokens:,} completion tokens{' (partly estimated)' if used.estimated else ''}"
             f"{'' if cost is None else f', at a price of {cost:.2f}'}"
         )
     return "; ".join(parts)
@@ -146,43 +156,32 @@ def write_usage(
     seconds: float | None,
 ) -> None:
     """Write `usage.json`: usage, price, number of trained cycles, and the budget that ended the run, if any."""
-    total = sum(usage.values(), Usage())
-    costs = {author: price[author].of(used) for author, used in usage.items()}
+    costs = {model: price[model].of(used) for model, used in usage.items()}
     known = [cost for cost in costs.values() if cost is not None]
-    rows = {author: _as_json(used, costs[author]) for author, used in usage.items()}
-    summary: dict[str, Any] = {"trained_cycles": trained_cycles, "stopped": stopped, **rows}
-    summary["total"] = _as_json(total, sum(known) if known else None)
+    summary: dict[str, Any] = {"trained_cycles": trained_cycles, "stopped": stopped}
+    summary |= {model: {**asdict(used), "cost": costs[model]} for model, used in usage.items()}
+    summary["total"] = {**asdict(sum(usage.values(), Usage())), "cost": sum(known) if known else None}
     if seconds is not None:
         summary["seconds"] = round(seconds, 1)
     (folder / "usage.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
-def _as_json(usage: Usage, cost: float | None) -> dict[str, Any]:
-    return {
-        "requests": usage.requests,
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "estimated": usage.estimated,
-        "cost": cost,
-    }
-
-
-def _mean(texts: Sequence[str]) -> float:
+def _mean_num_tokens(texts: Sequence[str]) -> float:
     return sum(map(estimate_num_tokens, texts)) / len(texts) if texts else 0.0
 
 
-_INTERVAL = 10.0  # seconds between two writes, which are what a kill can lose
+_INTERVAL = 10.0  # seconds between two writes, which a killed process loses at most
 
 
 @dataclass(frozen=True)
 class Spending:
-    """Seconds of a run and number of requests sent, including those without an answer."""
+    """Seconds of a run and number of requests sent, including unanswered ones."""
 
     seconds: float = 0.0
     requests: int = 0
 
 
-def kept_spending(path: Path) -> Spending:
+def read_spending(path: Path) -> Spending:
     """Read the spending of earlier starts of a run from a file; zero if there is no file.
 
     Raises:
@@ -191,29 +190,29 @@ def kept_spending(path: Path) -> Spending:
     if not path.exists():
         return Spending()
     try:
-        kept = json.loads(path.read_text())
-        return Spending(float(kept["seconds"]), int(kept["requests"]))
+        values = json.loads(path.read_text())
+        return Spending(float(values["seconds"]), int(values["requests"]))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{path} is damaged ({error!r}); delete it to count `max_seconds` and requests without an answer from 0."
+            f"{path} is damaged ({error!r}); delete it to count `max_seconds` and unanswered requests from 0."
         ) from error
 
 
 @contextmanager
-def keeping_spending(path: Path, budget: Budget) -> Iterator[None]:
+def recording_spending(path: Path, budget: Budget) -> Iterator[None]:
     """Write the spending of a budget to a file every few seconds inside the context, and at its end."""
     ended = threading.Event()
-
-    def keep() -> None:
-        while not ended.wait(_INTERVAL):
-            with suppress(OSError):  # which the write at the end reports
-                write()
 
     def write() -> None:
         spending = Spending(round(budget.seconds, 1), budget.spent.requests)
         replace_text(path, json.dumps(asdict(spending)) + "\n")
 
-    thread = threading.Thread(target=keep, daemon=True)
+    def write_regularly() -> None:
+        while not ended.wait(_INTERVAL):
+            with suppress(OSError):  # the write at the end raises it
+                write()
+
+    thread = threading.Thread(target=write_regularly, daemon=True)
     thread.start()
     try:
         yield

@@ -1,7 +1,7 @@
 """The loop over cycles: pair generation, training, feedback, new questions.
 
-A run always executes from the beginning. Completions, results of programs and trained students are on disk and reused,
-so an interrupted run continues where it was and ends with the same result.
+A run always executes from the beginning. It reuses the completions, results of programs and trained students on disk,
+so an interrupted run continues where it stopped and ends with the same result.
 """
 
 import os
@@ -29,7 +29,7 @@ from .contamination import BenchmarkIndex, decontaminate, warn_of_overlap
 from .feedback import Feedback, collect_feedback
 from .ledger import CycleLedger
 from .new_questions import generate_questions, mix_questions
-from .novelty import NoveltyIndex, only_new
+from .novelty import NoveltyIndex, filter_novel
 from .pair_generation import generate_pairs
 from .records import Level, Pair, Question, Runner, question_as_json
 from .report import CycleReport, make_report
@@ -38,7 +38,7 @@ from .verification import Verification
 __all__ = ["Cycles", "Participants", "ProgramOf", "Student"]
 
 ProgramOf: TypeAlias = Callable[[Question, str], str]
-"""Makes a program of an answer to a question."""
+"""Function that extracts the program from an answer to a question."""
 
 _STUDENT, _UNFINISHED = "student", "student.part"
 
@@ -61,22 +61,7 @@ class Student(Protocol):
 
 @dataclass(frozen=True)
 class Participants:
-    """Models, executors and data of the cycles beside the student.
-
-    Args:
-        teacher (`TextGenerator`):
-            Model that writes correct and faulty answers and new questions.
-        judge ([`Judge`], *optional*):
-            Judge of answers.
-        run (`Runner`, *optional*):
-            Runs programs.
-        held_out (`Sequence[Question]`, *optional*):
-            Questions with tests that evaluate the student after each cycle.
-        benchmarks (`Mapping[str, Sequence[str]]`, *optional*):
-            Texts that no new question may repeat, by benchmark.
-        program_of (`Callable`, *optional*):
-            Extracts the program from an answer to a held-out question. Defaults to `extract_program`.
-    """
+    """Models, executors and data of the cycles beside the student, as [`IterKDTrainer`] describes them."""
 
     teacher: TextGenerator
     judge: Judge | None = None
@@ -87,25 +72,9 @@ class Participants:
 
 
 class Cycles:
-    """Run the cycles of a student.
+    """Loop over the cycles of a student, which all processes run together.
 
-    Args:
-        student ([`Student`]):
-            Student to train.
-        participants ([`Participants`]):
-            Teacher, judge, runner and data.
-        config ([`CycleConfig`]):
-            Configuration of the cycles.
-        ledger ([`CycleLedger`]):
-            Ledger of the run.
-        folder (`Path`):
-            Folder of the students, with one folder per cycle.
-        prompt_template (`str`):
-            Prompt template of the student, in training and generation.
-        accelerator (`Accelerator`):
-            Accelerator of the run; all processes run the cycles together.
-        announce (`Callable`, *optional*):
-            Receives one sentence at the beginning of each stage.
+    Students are saved in `folder`, and `announce` receives a sentence at the beginning of each stage.
     """
 
     def __init__(
@@ -128,10 +97,10 @@ class Cycles:
         self._template = prompt_template
         self._accelerator = accelerator
         self._announce = announce
-        self._run = None if participants.run is None else ledger.recorded_runner(participants.run)
+        self._runner = None if participants.run is None else ledger.recorded_runner(participants.run)
         self.reports: list[CycleReport] = []
-        self._weights = -1  # number of the cycle whose student is in memory; before all cycles, -1
-        self._trained = -1  # number of the last cycle whose student there is
+        self._in_memory = -1  # last cycle of the student in memory, -1 if untrained
+        self._trained = -1  # last trained cycle, -1 if there is none
 
     def run(self, seeds: Sequence[Question]) -> None:
         """Run all configured cycles, or stop after a cycle with too little gain.
@@ -140,31 +109,31 @@ class Cycles:
 
         Raises:
             BudgetSpent: If a budget is spent; all results are kept, and the last student is in memory.
-            ValueError: If a cycle has nothing to train on, or the ledger belongs to another run.
+            ValueError: If a cycle has no training data, or the ledger belongs to another run.
         """
         self.reports = []
         try:
-            self._run_from_the_beginning(seeds)
+            self._run(seeds)
         except BudgetSpent:
             self._load_weights(self._trained)
             raise
         self._load_weights(self._trained)
 
-    def _run_from_the_beginning(self, seeds: Sequence[Question]) -> None:
+    def _run(self, seeds: Sequence[Question]) -> None:
         known = NoveltyIndex(self._config.novelty_threshold)
         benchmarks = BenchmarkIndex(self._participants.benchmarks, self._config.overlap_words)
         questions = list(seeds)
-        only_new(questions, known)
+        filter_novel(questions, known)
         if is_main_process(self._accelerator):
             warn_of_overlap(questions, benchmarks)
         feedback: list[Feedback] = []
         for cycle in range(self._config.cycles):
             self._ledger.note("question", map(question_as_json, questions), cycle=cycle)
-            delivery = self._generate_pairs(cycle, questions, feedback)
-            self._train(cycle, delivery)
+            verified = self._generate_pairs(cycle, questions, feedback)
+            self._train(cycle, verified)
             feedback = self._collect_feedback(cycle, questions)
             held_out = self._evaluate_held_out(cycle)
-            report = make_report(cycle, questions, delivery, feedback, held_out)
+            report = make_report(cycle, questions, verified, feedback, held_out)
             self._ledger.note("report", [{"id": "report", **report.as_item()}], cycle=cycle)
             self.reports.append(report)
             if cycle + 1 == self._config.cycles or self._gained_too_little():
@@ -172,7 +141,7 @@ class Cycles:
             questions, new = self._generate_questions(cycle, questions, feedback, known, benchmarks)
             self.reports[-1] = replace(report, new=new)
             if not questions:
-                self._announce("No question is left for another cycle, so the run ends here")
+                self._announce("No questions are left for another cycle, so the run ends here")
                 break
 
     @property
@@ -183,58 +152,59 @@ class Cycles:
     # Stage 1
 
     def _generate_pairs(self, cycle: int, questions: Sequence[Question], feedback: Sequence[Feedback]) -> Verification:
-        self._announce(f"{self._name(cycle)}, delivery: right and faulty answers to {len(questions)} questions")
-        prompts = self._config.teaching_prompts
-        retries = self._config.retry_refused and self._last_trained() < cycle
-        delivery = generate_pairs(
+        self._announce(f"{self._name(cycle)}, pairs: correct and faulty answers to {len(questions)} questions")
+        retry = self._config.retry_refused and self._last_trained() < cycle
+        verified = generate_pairs(
             questions,
-            self._ledger.recorded(
-                self._participants.teacher,
-                "teacher",
-                retry_refused=retries,
-                stage="delivery",
-                cycle=cycle,
-                prompts=prompts.version,
-            ),
-            prompts=prompts,
-            sampling=self._config.sampling(0),  # a question that stays is not asked about again
+            self._recorded_teacher("delivery", cycle, retry_refused=retry),
+            sampling=self._config.sampling(0),  # the same in all cycles, so that old questions reuse their answers
             config=self._config,
             judge=self._participants.judge,
-            run=self._run,
+            run=self._runner,
             own_faults=_failures(feedback) if self._config.own_faults else None,
         )
-        pairs = map(_pair_as_json, [*delivery.pairs, *delivery.without_fault])
-        self._ledger.note("pair", pairs, cycle=cycle, may_differ=retries)
-        return delivery
+        pairs = map(_pair_as_json, [*verified.pairs, *verified.without_fault])
+        self._ledger.note("pair", pairs, cycle=cycle, may_differ=retry)
+        return verified
 
-    def _train(self, cycle: int, delivery: Verification) -> None:
-        if not delivery.pairs and not delivery.without_fault:
+    def _recorded_teacher(self, stage: str, cycle: int, *, retry_refused: bool) -> TextGenerator:
+        return self._ledger.recorded(
+            self._participants.teacher,
+            "teacher",
+            retry_refused=retry_refused,
+            stage=stage,
+            cycle=cycle,
+            prompts=self._config.teaching_prompts.version,
+        )
+
+    def _train(self, cycle: int, verified: Verification) -> None:
+        if not verified.pairs and not verified.without_fault:
             raise ValueError(
-                f"cycle {cycle} has no right answer to train on; dropped: {_counts(delivery.dropped)}. Look at the "
-                "teacher's answers in ledger/completions.jsonl, give other questions, or another teacher."
+                f"cycle {cycle} has no correct answer to train on; dropped: {_counts(verified.dropped)}. Look at the "
+                "teacher's answers in ledger/completions.jsonl, and give other questions or another teacher."
             )
         folder = self._folder_of(cycle)
         if self._last_trained() < cycle:
-            self._train_student(cycle, delivery, folder)
+            self._train_student(cycle, verified, folder)
         run_on_main_and_broadcast(self._accelerator, lambda: self._delete_old_students(cycle))
         self._trained = cycle
 
-    def _train_student(self, cycle: int, delivery: Verification, folder: Path) -> None:
+    def _train_student(self, cycle: int, verified: Verification, folder: Path) -> None:
         self._announce(
-            f"{self._name(cycle)}, training: {len(delivery.pairs)} pairs, and {len(delivery.without_fault)} right "
-            f"answers without a fault; dropped: {_counts(delivery.dropped)}"
+            f"{self._name(cycle)}, training: {len(verified.pairs)} pairs and {len(verified.without_fault)} correct "
+            f"answers without a fault; dropped: {_counts(verified.dropped)}"
         )
         self._load_weights(cycle - 1)
         self._student.train_cycle(
-            Dataset.from_list([self._row(pair) for pair in [*delivery.pairs, *delivery.without_fault]]),
+            Dataset.from_list([self._row(pair) for pair in [*verified.pairs, *verified.without_fault]]),
             cycle=cycle,
             output_dir=folder,
         )
-        self._weights = cycle
+        self._in_memory = cycle
         run_on_main_and_broadcast(self._accelerator, lambda: shutil.rmtree(folder / _UNFINISHED, ignore_errors=True))
         self._student.save_student(folder / _UNFINISHED)
         self._accelerator.wait_for_everyone()
-        run_on_main_and_broadcast(self._accelerator, lambda: _put_in_place(folder))
+        run_on_main_and_broadcast(self._accelerator, lambda: _move_to_final_folder(folder))
 
     def _row(self, pair: Pair) -> dict[str, Any]:
         return {
@@ -245,16 +215,16 @@ class Cycles:
 
     def _load_weights(self, cycle: int) -> None:
         """Load the student of a cycle, unless it is in memory."""
-        if self._weights == cycle:
+        if self._in_memory == cycle:
             return
         folder = self._folder_of(cycle) / _STUDENT
         if not run_on_main_and_broadcast(self._accelerator, folder.is_dir):
             raise ValueError(
-                f"the student in {folder} is needed again and has been deleted; put it back, or delete the students "
-                "of later cycles as well to retrain them."
+                f"the student in {folder} is needed but has been deleted; restore it, or delete the students of later "
+                "cycles as well to retrain them."
             )
         self._student.load_student(folder)
-        self._weights = cycle
+        self._in_memory = cycle
 
     def _last_trained(self) -> int:
         """Return the number of the last cycle whose student is on disk, or -1; older ones may have been deleted."""
@@ -263,7 +233,7 @@ class Cycles:
         )
 
     def _delete_old_students(self, cycle: int) -> None:
-        """Delete files that only an interrupted training needs, and students beyond `keep_students`."""
+        """Delete the checkpoints of a trained cycle, and students beyond `keep_students`."""
         for checkpoint in self._folder_of(cycle).glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         kept = self._config.keep_students
@@ -276,31 +246,31 @@ class Cycles:
     # Stage 2
 
     def _collect_feedback(self, cycle: int, questions: Sequence[Question]) -> list[Feedback]:
-        self._announce(f"{self._name(cycle)}, feedback: the student answers")
+        self._announce(f"{self._name(cycle)}, feedback: answers of the student")
         feedback = collect_feedback(
             questions,
             self._answers(cycle, questions, "feedback"),
             judge=self._participants.judge,
-            run=self._run,
+            run=self._runner,
             config=self._config,
         )
-        rows = ({"id": found.question_id, **_without_question(found.as_json())} for found in feedback)
-        self._ledger.note("feedback", rows, cycle=cycle)
+        rows = (found.as_json() for found in feedback)
+        self._ledger.note("feedback", ({"id": row.pop("question_id"), **row} for row in rows), cycle=cycle)
         return feedback
 
     def _evaluate_held_out(self, cycle: int) -> dict[str, float]:
         """Return pass@1 on the held-out questions."""
         held_out = [question for question in self._participants.held_out if question.tests]
-        if not held_out or self._run is None:
+        if not held_out or self._runner is None:
             return {}
-        self._announce(f"{self._name(cycle)}, measuring: {len(held_out)} held-out questions")
-        program_of = self._participants.program_of or _program_alone
+        self._announce(f"{self._name(cycle)}, evaluation: {len(held_out)} held-out questions")
+        program_of = self._participants.program_of or (lambda question, answer: extract_program(answer))
         answered = zip(held_out, self._answers(cycle, held_out, "held_out"), strict=True)
-        results = self._run([(program_of(question, answer), question.tests or "") for question, answer in answered])
-        judged = [int(result.passed) for result in results if result.status != "infra_error"]
-        if not judged:
+        results = self._runner([(program_of(question, answer), question.tests or "") for question, answer in answered])
+        passed = [int(result.passed) for result in results if result.status != "infra_error"]
+        if not passed:
             return {}
-        interval = pass_at_k_over_tasks([1] * len(judged), judged, k=1)
+        interval = pass_at_k_over_tasks([1] * len(passed), passed, k=1)
         return {"pass@1": interval.value, "pass@1_low": interval.low, "pass@1_high": interval.high}
 
     def _answers(self, cycle: int, questions: Sequence[Question], stage: str) -> list[str]:
@@ -327,22 +297,13 @@ class Cycles:
         benchmarks: BenchmarkIndex,
     ) -> tuple[list[Question], dict[str, int]]:
         """Return the next cycle's questions, and counts of the new ones."""
-        self._announce(f"{self._name(cycle)}, update: new questions")
-        prompts = self._config.teaching_prompts
+        self._announce(f"{self._name(cycle)}, new questions")
+        retry = self._config.retry_refused and not self._ledger.has("update", cycle=cycle)
         written = generate_questions(
             feedback,
             questions,
-            self._ledger.recorded(
-                self._participants.teacher,
-                "teacher",
-                retry_refused=self._config.retry_refused and not self._ledger.has("update", cycle=cycle),
-                stage="update",
-                cycle=cycle,
-                prompts=prompts.version,
-            ),
+            self._recorded_teacher("update", cycle, retry_refused=retry),
             cycle=cycle,
-            prompts=prompts,
-            sampling=self._config.sampling(cycle),
             config=self._config,
             seed=self._config.run_seed,
         )
@@ -350,11 +311,11 @@ class Cycles:
         if overlaps:
             first = overlaps[0]
             self._announce(
-                f"{len(overlaps)} of {len(written.questions)} new questions repeat a benchmark and are left out; "
-                f"{first.question_id!r} has {first.words!r} of {first.benchmark} number {first.index}, {first.edits} "
-                "words of it changed"
+                f"{len(overlaps)} of {len(written.questions)} new questions repeat a benchmark and are dropped; "
+                f"{first.question_id!r} has {first.words!r} of {first.benchmark} number {first.index}, with "
+                f"{first.edits} words changed"
             )
-        new = only_new(clean, known)
+        new = filter_novel(clean, known)
         levels: dict[str, Level] = {found.question_id: found.level for found in feedback}
         mixed = mix_questions(questions, new, levels, self._config, seed=self._config.run_seed)
         dropped = written.dropped + Counter(contaminated=len(overlaps), repeated=len(clean) - len(new))
@@ -369,7 +330,7 @@ class Cycles:
         if after - before >= self._config.min_gain:
             return False
         self._announce(
-            f"The feedback went from {before:.3f} to {after:.3f}: less than `min_gain`, so the run ends here"
+            f"The mean feedback went from {before:.3f} to {after:.3f}, a gain below `min_gain`, so the run ends here"
         )
         return True
 
@@ -381,17 +342,13 @@ class Cycles:
 
 
 class _Lazy(StreamingGenerator):
-    """Generator that is created at its first request, as loading the weights may take a while."""
+    """Generator that is created at its first request, as loading the weights takes time."""
 
     def __init__(self, make: Callable[[], TextGenerator]) -> None:
         self._make = make
 
     def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
         return stream(self._make(), prompts, sampling)
-
-
-def _program_alone(question: Question, answer: str) -> str:
-    return extract_program(answer)
 
 
 def _failures(feedback: Sequence[Feedback]) -> dict[str, list[str]]:
@@ -403,10 +360,6 @@ def _failures(feedback: Sequence[Feedback]) -> dict[str, list[str]]:
     }
 
 
-def _without_question(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != "question_id"}
-
-
 def _pair_as_json(pair: Pair) -> dict[str, Any]:
     return {"id": pair.question.id, "correct": pair.correct, "faults": [asdict(fault) for fault in pair.faults]}
 
@@ -415,8 +368,8 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "none"
 
 
-def _put_in_place(folder: Path) -> None:
-    """Move a student that is complete and on disk to its final folder."""
+def _move_to_final_folder(folder: Path) -> None:
+    """Move a saved student to its final folder, after all of it is on disk."""
     for path in [*(folder / _UNFINISHED).rglob("*"), folder / _UNFINISHED]:
         _sync(path)
     (folder / _UNFINISHED).rename(folder / _STUDENT)
@@ -424,7 +377,7 @@ def _put_in_place(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file or directory entry is on disk."""
+    """Wait until a file or directory is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -440,10 +393,10 @@ def _cycles_with_a_student(folder: Path) -> Iterator[int]:
 
 
 def _remove_student(folder: Path) -> None:
-    """Remove a student, renaming it first so that an interrupted removal leaves no partial student."""
+    """Remove a student; it is renamed first, so that an interrupted removal leaves no partial student."""
     if (folder / _STUDENT).is_dir():
         shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
         (folder / _STUDENT).rename(folder / _UNFINISHED)
     shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
-    with suppress(OSError):  # it may hold logs
+    with suppress(OSError):  # the folder may contain logs
         folder.rmdir()

@@ -1,12 +1,12 @@
 """Feedback on the student's answers: static tools, tests, a judge, scores and levels (stage 2 of a cycle).
 
-In the paper a judge's score and the result of tools find the difficult questions; how the two are combined, and the
-limits of the levels, are this project's choices.
+In the paper, the score of a judge and the results of tools identify difficult questions. Their combination and the
+thresholds of the levels are choices of this project.
 
-SODA's released tool ([Chen et al.](https://huggingface.co/papers/2408.03680)) checks whether fences are closed, takes
-the first fenced block, and compiles and runs it without tests. This module runs only Python: the execution of answers
-in other languages is "unknown". If the first block is Python, the program is that of `extract_program`. A linter,
-pyflakes, is added.
+SODA's released tool ([Chen et al.](https://huggingface.co/papers/2408.03680)) checks whether code fences are closed,
+takes the first fenced block, and compiles and runs it without tests. This module runs only Python, and the outcome of
+other languages is "unknown". If the first block is Python, `extract_program` extracts the program. The linter pyflakes
+is added.
 """
 
 import ast
@@ -24,7 +24,7 @@ from ...generation.python_ast import parse
 from ..judge.judges import Judge
 from ..judge.rubric import MAX_TOTAL, Judgement, Unjudged, read_judgement
 from .config import CycleConfig
-from .main_programs import Outcome, Verdict, lacks_surroundings, run_alone
+from .main_programs import Outcome, Verdict, lacks_resources, run_main_programs, run_present
 from .records import LEVELS, Level, Question, Runner
 
 __all__ = [
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 MAX_CHARS = 50_000
-"""Maximum number of characters of an answer that is searched for a program."""
+"""Maximum number of characters of an answer from which a program is extracted."""
 
 MAX_FINDINGS = 20
 _FINDING_CHARS = 200
@@ -57,20 +57,20 @@ class StaticView:
         complete (`bool`):
             Whether the thoughts and all code blocks are closed.
         language (`str`, *optional*):
-            Language of the first fenced block, by its tag, or `"python"` for text that looks like it; `None` without
-            code.
+            Language of the first fenced block, by its tag, or `"python"` for text that looks like Python; `None`
+            without code.
         parses (`bool`, *optional*):
-            Whether the Python program parses; `None` without one.
+            Whether the Python program parses; `None` without a Python program.
         compiles (`bool`, *optional*):
-            Whether Python compiles it; `None` if not tried.
+            Whether the program compiles; `None` if that was not tried.
         executed (`str`):
             `"pass"` if the program succeeds as a main program, `"fail"` if it fails or exceeds the time limit, and
-            `"unknown"` without a Python program or a runner, after an error of the sandbox, and if the program lacks
-            its environment (see `main_programs`).
+            `"unknown"` without a Python program or a runner, after an error of the sandbox, and if a resource is
+            missing (see `main_programs`).
         error_type (`str`, *optional*):
             Class name of the exception that ended it, `"timeout"`, or another cause.
         findings (`tuple[str, ...]`):
-            Line and message of the first findings of the linter.
+            First findings of the linter, as line number and message.
         num_findings (`int`):
             Number of findings.
     """
@@ -88,17 +88,10 @@ class StaticView:
 def static_views(answers: Sequence[str], run: Runner | None) -> list[StaticView]:
     """Examine answers with static tools, and run their Python programs as main programs, without tests.
 
-    Args:
-        answers (`Sequence[str]`):
-            Answers of the student.
-        run (`Runner`, *optional*):
-            Runs programs, each within its time limit; with `None`, programs are only parsed.
-
-    Returns:
-        `list[StaticView]`: one view per answer, in order.
+    Without a runner, programs are only parsed.
 
     Raises:
-        ImportError: If pyflakes is missing.
+        ImportError: If pyflakes is not installed.
 
     Example:
 
@@ -112,14 +105,11 @@ def static_views(answers: Sequence[str], run: Runner | None) -> list[StaticView]
     ```
     """
     lint = _linter()
-    read = [_read(answer, lint) for answer in answers]
-    views = [view for view, _ in read]
-    runnable = [(index, program) for index, (_, program) in enumerate(read) if program is not None]
-    if run is not None:
-        outcomes = run_alone(run, [program for _, program in runnable])
-        for (index, _), outcome in zip(runnable, outcomes, strict=True):
-            views[index] = _executed(views[index], outcome)
-    return views
+    examined = [_examine(answer, lint) for answer in answers]
+    if run is None:
+        return [view for view, _ in examined]
+    outcomes = run_main_programs(run, [program for _, program in examined])
+    return [_with_outcome(view, outcome) for (view, _), outcome in zip(examined, outcomes, strict=True)]
 
 
 def program_of(answer: str) -> str | None:
@@ -127,24 +117,23 @@ def program_of(answer: str) -> str | None:
     return extract_program(answer) if len(answer) <= MAX_CHARS else None
 
 
-def _read(answer: str, lint: _Linter) -> tuple[StaticView, str | None]:
-    """Return the view without running anything, and the program to run."""
-    read = parse_answer(answer)
-    complete = read.complete
-    is_searched = len(answer) <= MAX_CHARS
-    language = read.language[:_TAG_CHARS] if read.language and (read.blocks or is_searched) else None
+def _examine(answer: str, lint: _Linter) -> tuple[StaticView, str | None]:
+    """Return the view before execution, and the program to run."""
+    parsed = parse_answer(answer)
+    is_searched = bool(parsed.blocks) or len(answer) <= MAX_CHARS
+    language = parsed.language[:_TAG_CHARS] if parsed.language and is_searched else None
     program = program_of(answer) if language == "python" else None
     if program is None:
-        return StaticView(complete, language), None
+        return StaticView(parsed.complete, language), None
     tree = parse(program)
     if tree is None:
-        return StaticView(complete, language, False, False, "fail", "SyntaxError"), program
+        return StaticView(parsed.complete, language, False, False, "fail", "SyntaxError"), program
     findings = lint(tree)
     shown = tuple(finding[:_FINDING_CHARS] for finding in findings[:MAX_FINDINGS])
-    return StaticView(complete, language, True, findings=shown, num_findings=len(findings)), program
+    return StaticView(parsed.complete, language, True, findings=shown, num_findings=len(findings)), program
 
 
-def _executed(view: StaticView, outcome: Outcome) -> StaticView:
+def _with_outcome(view: StaticView, outcome: Outcome) -> StaticView:
     """Add the outcome of running the program."""
     if outcome.error_type is None and outcome.verdict == "unknown":
         return view
@@ -152,11 +141,11 @@ def _executed(view: StaticView, outcome: Outcome) -> StaticView:
 
 
 def _linter() -> _Linter:
-    """Return a function that lists line and message of each finding of pyflakes in a syntax tree."""
+    """Return a function that returns line number and message of each finding of pyflakes in a syntax tree."""
     try:
         from pyflakes.checker import Checker
     except ImportError as error:
-        raise ImportError("The static view needs pyflakes; install it with `pip install trl_akd[iterkd]`.") from error
+        raise ImportError('pyflakes is not installed; `pip install "trl_akd[iterkd]"`.') from error
 
     def lint(tree: ast.Module) -> list[str]:
         try:
@@ -177,16 +166,16 @@ class Feedback:
         question_id (`str`):
             Id of the question.
         answer (`str`):
-            Answers of the student.
+            Answer of the student.
         judgement ([`Judgement`] or [`Unjudged`], *optional*):
             Judgement, or the reason why there is none; `None` without a judge.
         view ([`StaticView`]):
             Results of the static tools.
         tests_passed (`float`, *optional*):
             Fraction of the question's tests that the answer passes, a test program counting as one; `None` without
-            tests or results, after an error of the sandbox, and if the answer lacks its environment.
+            tests or a runner, after an error of the sandbox, and if a resource is missing.
         score (`float`):
-            Both views combined, in [0, 1].
+            Combination of judgement and execution, in [0, 1].
         level (`str`):
             `"easy"`, `"medium"` or `"hard"`.
     """
@@ -200,13 +189,13 @@ class Feedback:
     level: Level
 
     def as_json(self) -> dict[str, Any]:
-        """Return JSON values for a ledger."""
+        """Return the fields as JSON values."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Self:
-        """Return the feedback from the values of `as_json`.
+        """Return feedback from the values of `as_json`.
 
         Raises:
             ValueError: If the row is damaged.
@@ -235,18 +224,15 @@ def collect_feedback(
         answers (`Sequence[str]`):
             One answer per question.
         judge ([`Judge`], *optional*):
-            Judge of the answers; `None` for none.
+            Judge of the answers; `None` for execution only.
         run (`Runner`, *optional*):
-            Runs programs, each within its time limit; with `None`, programs are only parsed.
+            Function that runs programs; with `None`, programs are only parsed.
         config ([`CycleConfig`], *optional*):
-            Weights and thresholds. Defaults to those of [`CycleConfig`].
-
-    Returns:
-        `list[Feedback]`: one per answer, in order.
+            Weights and thresholds.
 
     Raises:
         ValueError: If the numbers of answers and questions differ.
-        ImportError: If pyflakes is missing.
+        ImportError: If pyflakes is not installed.
 
     Example:
 
@@ -259,7 +245,7 @@ def collect_feedback(
     ```
     """
     if len(questions) != len(answers):
-        raise ValueError(f"{len(answers)} answers to {len(questions)} questions; give one each.")
+        raise ValueError(f"there are {len(answers)} answers to {len(questions)} questions; give one per question.")
     config = config or CycleConfig()
     views = static_views(answers, run)
     tested = _tests_passed(questions, answers, run)
@@ -286,20 +272,10 @@ def collect_feedback(
 def feedback_score(
     judgement: Judgement | Unjudged | None, view: StaticView, tests_passed: float | None, config: CycleConfig
 ) -> float:
-    r"""Combine the views of an answer: $w \cdot j / 6 + (1 - w) \cdot e$, or $e$ alone where there is no judgement.
+    r"""Return the score of an answer in [0, 1]: $w \cdot j / 6 + (1 - w) \cdot e$, or $e$ without a judgement.
 
-    Args:
-        judgement ([`Judgement`] or [`Unjudged`], *optional*):
-            The judge's total is $j$.
-        view ([`StaticView`]):
-            Where there are no tests, $e$ is 1 for a pass, 0 for a failure, else `config.unknown_execution`.
-        tests_passed (`float`, *optional*):
-            Share of tests passed, which is $e$ where there are any.
-        config ([`CycleConfig`]):
-            `judge_weight` is $w$.
-
-    Returns:
-        `float`: In [0, 1].
+    $j$ is the judge's total, and $w$ is `config.judge_weight`. $e$ is the fraction of tests passed or, without tests,
+    1 if the program succeeds, 0 if it fails, and `config.unknown_execution` otherwise.
 
     Example:
 
@@ -321,11 +297,10 @@ def feedback_level(
 ) -> Level:
     """Return the difficulty of a question for the student.
 
-    Hard: the answer is not complete, or its execution fails, or the judge's total is at most `config.hard_at_most`.
-    Easy: its execution passes and the total is at least `config.easy_at_least`. Medium: all others. Where there are
-    tests, passing them all is what counts as execution. Where there is no judgement, what is said of it is left out.
-
-    Args: as those of [`feedback_score`].
+    A question is hard if the answer is incomplete, its execution fails, or the judge's total is at most
+    `config.hard_at_most`. It is easy if the execution succeeds and the total is at least `config.easy_at_least`, and
+    medium otherwise. Execution succeeds if all tests pass or, without tests, if the program succeeds. Without a
+    judgement, only execution counts.
 
     Example:
 
@@ -350,9 +325,9 @@ def feedback_metrics(feedback: Sequence[Feedback]) -> dict[str, float]:
     """Summarize feedback for the report of a cycle.
 
     Returns:
-        `dict[str, float]`: `score`, the mean; `easy`, `medium` and `hard`, shares of the answers; over those that it
-        is known of, `judge`, the mean total, and `tests`, the mean share passed; and `unjudged/<reason>`, numbers of
-        answers that the judge gave nothing on. What there is nothing of is left out.
+        `dict[str, float]`: mean `score`; fractions of `easy`, `medium` and `hard` answers; mean total of the
+        `judge` and the mean fraction of `tests` passed, over the answers that have them; and the number of answers
+        without a judgement, `unjudged/<reason>`. Undefined metrics are omitted.
 
     Example:
 
@@ -367,39 +342,33 @@ def feedback_metrics(feedback: Sequence[Feedback]) -> dict[str, float]:
         return {}
     levels = Counter(found.level for found in feedback)
     totals = [found.judgement.total for found in feedback if isinstance(found.judgement, Judgement)]
-    shares = [found.tests_passed for found in feedback if found.tests_passed is not None]
+    passed = [found.tests_passed for found in feedback if found.tests_passed is not None]
     unjudged = Counter(found.judgement.reason for found in feedback if isinstance(found.judgement, Unjudged))
     return {
         "score": math.fsum(found.score for found in feedback) / len(feedback),
         **{level: levels[level] / len(feedback) for level in LEVELS},
-        **{name: math.fsum(values) / len(values) for name, values in (("judge", totals), ("tests", shares)) if values},
+        **{name: math.fsum(values) / len(values) for name, values in (("judge", totals), ("tests", passed)) if values},
         **{f"unjudged/{reason}": count for reason, count in sorted(unjudged.items())},
     }
 
 
 def _tests_passed(questions: Sequence[Question], answers: Sequence[str], run: Runner | None) -> list[float | None]:
     """Return the fraction of its tests that each answer passes; an answer without a program passes none."""
-    shares: list[float | None] = [None] * len(questions)
-    if run is None:
-        return shares
-    jobs = []
-    for index, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-        if question.tests is None:
-            continue
-        program = program_of(answer)
-        if program is None:
-            shares[index] = 0.0
-        else:
-            jobs.append((index, (program, question.tests)))
-    results = run([job for _, job in jobs]) if jobs else []
-    for (index, (_, tests)), result in zip(jobs, results, strict=True):
-        shares[index] = _share(result, tests)
-    return shares
+    tests = [None if run is None else question.tests for question in questions]
+    programs = [None if test is None else program_of(answer) for answer, test in zip(answers, tests, strict=True)]
+    jobs = [
+        None if program is None or test is None else (program, test)
+        for program, test in zip(programs, tests, strict=True)
+    ]
+    results = [None] * len(jobs) if run is None else run_present(run, jobs)
+    return [_fraction_passed(result, test) for result, test in zip(results, tests, strict=True)]
 
 
-def _share(result: ExecutionResult, tests: Tests) -> float | None:
-    """Return the fraction of tests passed, `None` if undecided."""
-    unknown = result.status == "infra_error" or (result.tests_passed == 0 and lacks_surroundings(result, tests))
+def _fraction_passed(result: ExecutionResult | None, tests: Tests | None) -> float | None:
+    """Return the fraction of tests passed, 0 without a program, and `None` without tests or if undecided."""
+    if tests is None or result is None:
+        return None if tests is None else 0.0
+    unknown = result.status == "infra_error" or (result.tests_passed == 0 and lacks_resources(result, tests))
     return None if unknown else result.tests_passed / result.tests_total
 
 

@@ -25,26 +25,25 @@ from ..judge.judges import Judge
 from ..judge.rubric import Judgement, Unjudged, read_judgement
 from .records import Runner
 
-__all__ = ["CycleLedger", "RecordedJudge", "ResultCache", "recorded_runner", "upload_ledger"]
+__all__ = ["CycleLedger", "ResultCache", "upload_ledger"]
 
 _FILES = ("completions", "verdicts", "items")
 
 
 class CycleLedger:
-    """The ledgers of a run: three append-only files in one folder.
+    """Ledger of a run: three append-only files in one folder.
 
     | file | content of a line |
     |---|---|
     | `completions.jsonl` | prompt and completions of a model, with stage, cycle, version of the prompts, and usage |
-    | `verdicts.jsonl` | result of a program, or judgement of a scoring model on an answer |
+    | `verdicts.jsonl` | result of a program, or judgement of a scoring model |
     | `items.jsonl` | question, pair, feedback on an answer, or report of a cycle |
 
-    The main process writes, and all processes share the content. Nothing in a ledger is requested, run or written
-    again.
+    The main process writes, and all processes share the content. Recorded results are not requested or computed again.
 
     Args:
         folder (`Path`):
-            Folder of the ledgers.
+            Folder of the ledger.
         settings (`Mapping`):
             JSON values on which all lines depend.
         accelerator (`Accelerator`):
@@ -82,33 +81,37 @@ class CycleLedger:
         return ProgressBar(recorded.noting(**facts), title, shown=is_main_process(self._accelerator))
 
     def recorded_runner(self, run: Runner) -> Runner:
-        """Return a runner that records its results."""
-        return recorded_runner(run, self._cache)
+        """Return a runner that runs each program with the same tests once.
+
+        Errors of the sandbox are recorded as well, as a resumed run could otherwise differ from an uninterrupted one.
+        """
+
+        def compute(jobs: list[tuple[str, Tests]]) -> list[dict[str, Any]]:
+            return [{**asdict(result), "seconds": 0.0} for result in run(jobs)]  # the time is not reproducible
+
+        def recorded(programs: Sequence[tuple[str, Tests]]) -> list[ExecutionResult]:
+            keys = [_digest("run", program, tests) for program, tests in programs]
+            values = self._cache.get_or_compute(keys, programs, compute)
+            return [ExecutionResult(**{**value, "error_bases": tuple(value["error_bases"])}) for value in values]
+
+        return recorded
 
     def recorded_judge(self, judge: Judge, name: str) -> Judge:
-        """Return a judge that records its judgements."""
-        return RecordedJudge(judge, self._cache, name)
+        """Return a judge that records its judgements under a name; the given one is independent on each process."""
+        return _RecordedJudge(judge, self._cache, name)
 
     def usage(self, authors: Sequence[str]) -> dict[str, Usage]:
         """Return the usage of the recorded completions, by model."""
         return run_on_main_and_broadcast(self._accelerator, lambda: self._usage(authors))
 
     def has(self, kind: str, *, cycle: int) -> bool:
-        """Return whether there is any item of a kind."""
-        return any(kept == f"{kind}/{cycle}" for kept, _ in self._items)
+        """Return whether any item of a kind is recorded."""
+        return any(recorded == f"{kind}/{cycle}" for recorded, _ in self._items)
 
     def note(self, kind: str, items: Iterable[Mapping[str, Any]], *, cycle: int, may_differ: bool = False) -> None:
-        """Record the items of a stage, one line per `id`; items that are there already must be equal.
+        """Record items of a stage, JSON values with an `id`; those that are recorded already must be equal.
 
-        Args:
-            kind (`str`):
-                Kind of the items.
-            items (`Iterable[Mapping]`):
-                JSON values, each with an `id`.
-            cycle (`int`):
-                Number of the cycle.
-            may_differ (`bool`, *optional*, defaults to `False`):
-                Record a new line if an item differs; the last one counts.
+        With `may_differ`, an item that differs is recorded again, and the last one counts.
 
         Raises:
             ValueError: If an item differs from the recorded one, for example because a program changed.
@@ -117,16 +120,15 @@ class CycleLedger:
         for item in items:
             row = json.loads(json.dumps({"kind": kind, "cycle": cycle, **item}))
             key = (f"{kind}/{cycle}", row["id"])
-            if self._items.setdefault(key, row) is row:
-                new.append(row)
-            elif self._items[key] != row and may_differ:
-                self._items[key] = row
-                new.append(row)
-            elif self._items[key] != row:
+            if self._items.get(key) == row:
+                continue
+            if key in self._items and not may_differ:
                 raise ValueError(
-                    f"the ledger has the {kind} {row['id']!r} of cycle {cycle} otherwise than it comes out now: the "
-                    "data or the programs have changed since; give another output_dir."
+                    f"the {kind} {row['id']!r} of cycle {cycle} differs from the one in the ledger, because the data "
+                    "or the programs have changed since; give another output_dir."
                 )
+            self._items[key] = row
+            new.append(row)
         if new:
             run_on_main_and_broadcast(self._accelerator, lambda: self._ledgers["items"].append(new))
 
@@ -155,37 +157,31 @@ class CycleLedger:
             self._ledgers[name] = self._files.enter_context(ledger)
 
     def _read(self) -> dict[tuple[str, str], dict[str, Any]]:
-        found = {}
+        items = {}
         for row, where in self._ledgers["items"].read():
             if not {"kind", "cycle", "id"} <= set(row):
-                raise ValueError(f"{where} is no item of a cycle; give another output_dir.")
-            found[(f"{row['kind']}/{row['cycle']}", row["id"])] = row
-        return found
+                raise ValueError(f"{where} is not an item of a cycle; give another output_dir.")
+            items[(f"{row['kind']}/{row['cycle']}", row["id"])] = row
+        return items
 
 
 def _usage_of(row: Mapping[str, Any]) -> Usage:
-    """Return the usage of a record of completions; without usage, a prompt counts as one request."""
-    told = [usage for value in row["completions"] if (usage := read_completion(value).usage) is not None]
-    if not told:
+    """Return the usage of a record of completions; without reported usage, a prompt counts as one request."""
+    reported = [usage for value in row["completions"] if (usage := read_completion(value).usage) is not None]
+    if not reported:
         return Usage(1, 0, row["num_tokens"] or 0, estimated=True)
-    used = sum(told, Usage())
+    used = sum(reported, Usage())
     return Usage(max(1, used.requests), used.prompt_tokens, used.completion_tokens, used.estimated)
 
 
-_CHUNK = 64  # results that every rank works out between two writes
+_CHUNK = 64  # results that each process computes between two writes
 
 
 class ResultCache:
-    """Cache of JSON values by key, in a ledger.
+    """Cache of JSON values by key, in a ledger, which is `None` on processes other than the main one.
 
     All processes request the same keys. Missing values are distributed over the processes, computed in chunks,
     gathered, and written by the main process before the next chunk. An error on any process is raised on all.
-
-    Args:
-        ledger ([`Ledger`], *optional*):
-            Ledger of the values; `None` on processes other than the main one.
-        accelerator (`Accelerator`):
-            Accelerator of the run.
 
     Raises:
         ValueError: If a line of the ledger is not such a record.
@@ -210,33 +206,33 @@ class ResultCache:
         self._known: dict[str, Any] = run_on_main_and_broadcast(accelerator, self._read)
 
     def get_or_compute(
-        self, keys: Sequence[str], jobs: Sequence[Any], work: Callable[[list[Any]], list[Any]]
+        self, keys: Sequence[str], jobs: Sequence[Any], compute: Callable[[list[Any]], list[Any]]
     ) -> list[Any]:
-        """Return the values of keys; `work` computes the missing ones from their jobs, in order."""
+        """Return the values of keys; `compute` returns the missing ones from their jobs, in order."""
         missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in self._known}
-        wanted = list(missing)
+        missing_keys = list(missing)
         size = _CHUNK * self._accelerator.num_processes
-        for start in range(0, len(wanted), size):
-            chunk = wanted[start : start + size]
-            self._keep(self._shared_out({key: missing[key] for key in chunk}, work))
+        for start in range(0, len(missing_keys), size):
+            chunk = {key: missing[key] for key in missing_keys[start : start + size]}
+            self._record(self._distribute(chunk, compute))
         return [self._known[key] for key in keys]
 
-    def _shared_out(self, jobs: Mapping[str, Any], work: Callable[[list[Any]], list[Any]]) -> dict[str, Any]:
+    def _distribute(self, jobs: Mapping[str, Any], compute: Callable[[list[Any]], list[Any]]) -> dict[str, Any]:
         """Compute the values of this process, and return those of all."""
         rank, ranks = self._accelerator.process_index, self._accelerator.num_processes
-        own = list(jobs)[rank::ranks]
+        own = list(jobs.values())[rank::ranks]
         try:
-            outcome: tuple[list[Any], Exception | None] = (work([jobs[key] for key in own]) if own else [], None)
+            outcome: tuple[list[Any], Exception | None] = (compute(own) if own else [], None)
         except Exception as error:
             outcome = ([], picklable_error(error))
-        found: dict[str, Any] = {}
-        for turn, (values, failure) in enumerate(gather_object([outcome]) if ranks > 1 else [outcome]):
+        values: dict[str, Any] = {}
+        for other, (computed, failure) in enumerate(gather_object([outcome]) if ranks > 1 else [outcome]):
             if failure is not None:
                 raise failure
-            found |= zip(list(jobs)[turn::ranks], values, strict=True)
-        return {key: found[key] for key in jobs}
+            values |= zip(list(jobs)[other::ranks], computed, strict=True)
+        return {key: values[key] for key in jobs}
 
-    def _keep(self, values: Mapping[str, Any]) -> None:
+    def _record(self, values: Mapping[str, Any]) -> None:
         run_on_main_and_broadcast(self._accelerator, lambda: self._append(values))
         self._known |= values
 
@@ -249,39 +245,13 @@ class ResultCache:
         known = {}
         for row, where in self._ledger.read():
             if "key" not in row or "value" not in row:
-                raise ValueError(f"{where} is no result that was kept; give another output_dir.")
+                raise ValueError(f"{where} is not a recorded result; give another output_dir.")
             known[row["key"]] = row["value"]
         return known
 
 
-def recorded_runner(run: Runner, cache: ResultCache) -> Runner:
-    """Return a runner that runs each program with the same tests once and caches the result.
-
-    Infrastructure errors are cached as well, as a resumed run could otherwise differ from an uninterrupted one.
-    """
-
-    def work(jobs: list[tuple[str, Tests]]) -> list[dict[str, Any]]:
-        return [{**asdict(result), "seconds": 0.0} for result in run(jobs)]  # time is no part of a verdict
-
-    def remember(programs: Sequence[tuple[str, Tests]]) -> list[ExecutionResult]:
-        keys = [_digest("run", program, tests) for program, tests in programs]
-        found = cache.get_or_compute(keys, programs, work)
-        return [ExecutionResult(**{**value, "error_bases": tuple(value["error_bases"])}) for value in found]
-
-    return remember
-
-
-class RecordedJudge:
-    """Judge that caches its judgements.
-
-    Args:
-        judge ([`Judge`]):
-            Judge, independent on each process.
-        cache ([`ResultCache`]):
-            Cache of the judgements.
-        name (`str`):
-            Name that distinguishes judges.
-    """
+class _RecordedJudge:
+    """Judge that caches its judgements under a name."""
 
     def __init__(self, judge: Judge, cache: ResultCache, name: str) -> None:
         self._judge = judge
@@ -291,11 +261,11 @@ class RecordedJudge:
     def judge(self, pairs: Sequence[tuple[str, str]]) -> list[Judgement | Unjudged]:
         """Judge answers, see [`Judge`]."""
 
-        def work(jobs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+        def compute(jobs: list[tuple[str, str]]) -> list[dict[str, Any]]:
             return [asdict(judgement) for judgement in self._judge.judge(jobs)]
 
         keys = [_digest("judge", self._name, *pair) for pair in pairs]
-        return list(map(read_judgement, self._cache.get_or_compute(keys, pairs, work)))
+        return list(map(read_judgement, self._cache.get_or_compute(keys, pairs, compute)))
 
 
 def _digest(*parts: Any) -> str:
@@ -308,9 +278,9 @@ configs:
 
 # Ledger of an IterKD run
 
-What teacher, judge and student were asked and wrote (`completions`), how programs ran (`verdicts`), and the questions,
+Prompts and completions of teacher, judge and student (`completions`), results of programs (`verdicts`), and questions,
 pairs, feedback and reports of the cycles (`items`). The student: [{student}](https://huggingface.co/{student}).
-The texts are the models'; their licences apply.
+The texts are generated by these models, whose licenses apply.
 """
 
 
@@ -321,7 +291,7 @@ def upload_ledger(folder: Path, student: str, *, token: str | None, private: boo
         folder (`Path`):
             Folder of the ledger.
         student (`str`):
-            Repository of the student, which gives the dataset its name.
+            Repository of the student; the dataset is called `<student>-ledger`.
         token (`str`, *optional*):
             Token with write permission.
         private (`bool`):

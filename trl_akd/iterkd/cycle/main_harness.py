@@ -1,7 +1,7 @@
 """Harness that runs a program as a main program inside the sandbox.
 
-`main_programs` sends the text of this file ahead of the program; nothing here runs in the caller's process. The
-harness records resources that the program requests and cannot have, so that a later failure is not attributed to the
+`main_programs` sends the text of this file together with the program; nothing here runs in the caller's process. The
+harness records requests for resources that are not available, so that a later failure is not attributed to the
 program.
 """
 
@@ -21,36 +21,38 @@ from typing import Any
 
 FILE = "<candidate>"
 GAVE_UP = 113
-"""Exit status of a program that waits, or continues for long without a resource that it requested."""
+"""Exit status of a program that waits, or computes for long after it requested a missing resource."""
 
-_WATCH_SECONDS = 0.05
-_WAIT_SECONDS = 1.0
-_LACK_SECONDS = 0.3
-_BUSY_SHARE, _BUSY_SHARE_AFTER_LACK = 0.02, 0.25
-_CALLERS = 3
+_WATCH_INTERVAL = 0.05  # seconds
+_MAX_WAIT = 1.0  # seconds of wall time
+_MAX_TIME_AFTER_REQUEST = 0.3  # seconds of processor time
+_MIN_LOAD, _MIN_LOAD_AFTER_REQUEST = 0.02, 0.25  # processor time per wall time of a program that does not wait
+_MAX_CALLERS = 3
 _SOCKET_FAMILIES = (2, 10, 30)  # AF_INET, and AF_INET6 on Linux and macOS
 _STANDARD_INPUT = (0, "/dev/stdin", "/proc/self/fd/0", "/dev/fd/0", "/dev/tty")
-_OUTSIDE = ("_tkinter", "_curses", "termios", "sqlite3", "webbrowser")
+_EXTERNAL_MODULES = ("_tkinter", "_curses", "termios", "sqlite3", "webbrowser")
 
 
-class SurroundingsMissing(BaseException):
+class ResourceMissing(BaseException):
     """The program failed after it requested a resource that is not available."""
 
 
 class NotCompiled(BaseException):
-    """Python refuses to compile the program."""
+    """The program does not compile."""
 
 
 def run_as_main(source: str, bound: frozenset[str]) -> None:
     """Run a program as `python program.py` would, without arguments and with empty standard input.
 
     Args:
-        source (`str`): the program's text.
-        bound (`frozenset[str]`): all names that the program binds anywhere.
+        source (`str`):
+            Text of the program.
+        bound (`frozenset[str]`):
+            Names that the program binds in any scope.
 
     Raises:
-        NotCompiled: If Python refuses to compile it; the text is the exception's class.
-        SurroundingsMissing: If it fails for lack of input, arguments, files and the like; likewise.
+        NotCompiled: If the program does not compile; the message is the class name of the exception.
+        ResourceMissing: If it fails because input, arguments, files and the like are missing; likewise.
     """
     try:
         code = compile(source, FILE, "exec", dont_inherit=True)
@@ -60,9 +62,9 @@ def run_as_main(source: str, bound: frozenset[str]) -> None:
     module = ModuleType("__main__")
     module.__dict__.update(__file__=FILE, __builtins__=__builtins__)
     sys.modules["__main__"] = module
-    wants = Wants()
-    _take_away(wants)
-    _thread.start_new_thread(_watch, (wants,))
+    requests = MissingResources()
+    _record_requests(requests)
+    _thread.start_new_thread(_watch, (requests,))
     try:
         try:
             exec(code, module.__dict__)
@@ -72,34 +74,34 @@ def run_as_main(source: str, bound: frozenset[str]) -> None:
     except SystemExit as error:
         if not _is_failure(error):
             return
-        if wants.any:
-            raise SurroundingsMissing("SystemExit") from None
+        if requests.any:
+            raise ResourceMissing("SystemExit") from None
         raise
     except BaseException as error:
-        if _never_defined(error, bound) or not (wants.any or _comes_from_outside(error)):
+        if _is_never_defined(error, bound) or not (requests.any or _is_external(error)):
             raise
-        raise SurroundingsMissing(type(error).__name__) from None
+        raise ResourceMissing(type(error).__name__) from None
 
 
-class Wants:
+class MissingResources:
     """Record of requests for resources that are not available."""
 
     def __init__(self) -> None:
         self.any = False
-        self.since: float | None = None  # processor time of the first lack, command-line arguments excepted
+        self.since: float | None = None  # processor time of the first request other than for arguments
 
-    def note(self) -> None:
+    def record(self) -> None:
         """Record a request."""
         self.any = True
         if self.since is None:
             self.since = time.process_time()
 
 
-class NoInput(io.RawIOBase):
-    """Empty standard input that records being read."""
+class EmptyInput(io.RawIOBase):
+    """Empty standard input that records read requests."""
 
-    def __init__(self, wants: Wants) -> None:
-        self._wants = wants
+    def __init__(self, requests: MissingResources) -> None:
+        self._requests = requests
 
     def readable(self) -> bool:
         """Return `True`."""
@@ -110,151 +112,151 @@ class NoInput(io.RawIOBase):
         return 0
 
     def readinto(self, buffer: Any) -> int:
-        """Return the end of the input."""
-        self._wants.note()
+        """Return 0, the end of the input."""
+        self._requests.record()
         return 0
 
 
-class NoArguments(list[str]):
-    """Command line without arguments that records access beyond the program's name."""
+class EmptyArguments(list[str]):
+    """Command line without arguments that records access to anything but the program's name."""
 
-    def __init__(self, wants: Wants) -> None:
+    def __init__(self, requests: MissingResources) -> None:
         super().__init__([FILE])
-        self._wants = wants
+        self._requests = requests
 
-    def _note(self) -> None:
+    def _record(self) -> None:
         if not any(name.partition(".")[0] == "unittest" for name in _callers()):
-            self._wants.any = True
+            self._requests.any = True
 
     def __getitem__(self, index: Any) -> Any:
         if index != 0:
-            self._note()
+            self._record()
         return super().__getitem__(index)
 
     def __len__(self) -> int:
-        self._note()
+        self._record()
         return super().__len__()
 
     def __iter__(self) -> Any:
-        self._note()
+        self._record()
         return super().__iter__()
 
 
 class LastFinder(importlib.abc.MetaPathFinder):
-    """Finder that records modules that no other finder has."""
+    """Last finder of modules, which records those that no other finder has found."""
 
-    def __init__(self, wants: Wants) -> None:
-        self._wants = wants
+    def __init__(self, requests: MissingResources) -> None:
+        self._requests = requests
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> None:
-        """Find nothing."""
+        """Return no module."""
         if "." not in name or name.partition(".")[0] not in sys.stdlib_module_names:
-            self._wants.note()
+            self._requests.record()
 
 
-def _take_away(wants: Wants) -> None:
-    """Replace input, arguments, environment and finders by recording ones."""
-    sys.stdin = io.TextIOWrapper(io.BufferedReader(NoInput(wants)), encoding="utf-8")
-    sys.argv = NoArguments(wants)
-    sys.meta_path.append(LastFinder(wants))
+def _record_requests(requests: MissingResources) -> None:
+    """Replace input, arguments, environment and finders by objects that record requests."""
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(EmptyInput(requests)), encoding="utf-8")
+    sys.argv = EmptyArguments(requests)
+    sys.meta_path.append(LastFinder(requests))
     read, stat = os.read, os.stat
 
-    def read_noting(fd: int, count: int) -> bytes:
+    def recording_read(fd: int, count: int) -> bytes:
         if fd == 0:
-            wants.note()
+            requests.record()
             return b""
         return read(fd, count)
 
-    def stat_noting(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+    def recording_stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
         try:
             return stat(path, *arguments, **options)
         except OSError:
             if "__main__" in _callers():
-                wants.note()
+                requests.record()
             raise
 
-    os.read, os.stat = read_noting, stat_noting
-    _note_variables(wants, type(os.environ))
-    sys.addaudithook(_audit(wants, os.path.lexists))
+    os.read, os.stat = recording_read, recording_stat
+    _record_variables(requests, type(os.environ))
+    sys.addaudithook(_audit(requests, os.path.lexists))
 
 
-def _note_variables(wants: Wants, kind: Any) -> None:
+def _record_variables(requests: MissingResources, kind: Any) -> None:
     """Record missing environment variables that the program itself reads without a default."""
     get_item = kind.__getitem__
 
-    def get_item_noting(self: Any, key: str) -> Any:
+    def recording_get_item(self: Any, key: str) -> Any:
         try:
             return get_item(self, key)
         except KeyError:
             if "__main__" in _callers():
-                wants.note()
+                requests.record()
             raise
 
     def get(self: Any, key: str, default: Any = None) -> Any:
         if key in self:
             return get_item(self, key)
         if default is None and "__main__" in _callers():
-            wants.note()
+            requests.record()
         return default
 
-    kind.__getitem__, kind.get = get_item_noting, get
+    kind.__getitem__, kind.get = recording_get_item, get
 
 
-def _audit(wants: Wants, exists: Callable[[Any], bool]) -> Callable[[str, tuple[Any, ...]], None]:
+def _audit(requests: MissingResources, exists: Callable[[Any], bool]) -> Callable[[str, tuple[Any, ...]], None]:
     """Return an audit hook that records requests for external resources."""
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             path = arguments[0]
             if path in _STANDARD_INPUT or (isinstance(path, str | bytes) and not exists(path)):
-                wants.note()
+                requests.record()
         elif event == "socket.__new__":
             if arguments[1] in _SOCKET_FAMILIES:
-                wants.note()
+                requests.record()
         elif event in ("builtins.input", "socket.getaddrinfo", "subprocess.Popen", "os.system", "webbrowser.open"):
-            wants.note()
+            requests.record()
 
     return hook
 
 
-def _watch(wants: Wants) -> None:
-    """End the program if it waits, or continues for long after a missing resource."""
-    clock, spent = time.monotonic(), time.process_time()
+def _watch(requests: MissingResources) -> None:
+    """End the program if it waits, or computes for long after it requested a missing resource."""
+    wall_start, processor_start = time.monotonic(), time.process_time()
     while True:
-        time.sleep(_WATCH_SECONDS)
-        now, used = time.monotonic(), time.process_time()
-        if wants.since is not None and used - wants.since > _LACK_SECONDS:
+        time.sleep(_WATCH_INTERVAL)
+        wall, processor = time.monotonic(), time.process_time()
+        if requests.since is not None and processor - requests.since > _MAX_TIME_AFTER_REQUEST:
             os._exit(GAVE_UP)
-        if now - clock >= _WAIT_SECONDS:
-            share = _BUSY_SHARE if wants.since is None else _BUSY_SHARE_AFTER_LACK
-            if used - spent < share * (now - clock):
+        if wall - wall_start >= _MAX_WAIT:
+            load = _MIN_LOAD if requests.since is None else _MIN_LOAD_AFTER_REQUEST
+            if processor - processor_start < load * (wall - wall_start):
                 os._exit(GAVE_UP)
-            clock, spent = now, used
+            wall_start, processor_start = wall, processor
 
 
 def _is_failure(error: SystemExit) -> bool:
     return error.code is not None and error.code != 0
 
 
-def _never_defined(error: BaseException, bound: frozenset[str]) -> bool:
-    """Return whether an undefined name could not have been defined by any input."""
+def _is_never_defined(error: BaseException, bound: frozenset[str]) -> bool:
+    """Return whether an undefined name is not defined anywhere in the program."""
     return type(error) is NameError and error.name is not None and error.name not in bound
 
 
-def _comes_from_outside(error: BaseException) -> bool:
-    """Return whether an error comes from the system and not from a line of the program."""
+def _is_external(error: BaseException) -> bool:
+    """Return whether an error comes from the system and not from the program itself."""
     if isinstance(error, ImportError) and "relative import" in str(error):
         return True
     if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):
         return (error.name or "").startswith("_")  # a part of Python that this build lacks
-    return isinstance(error, OSError | EOFError) or type(error).__module__ in _OUTSIDE
+    return isinstance(error, OSError | EOFError) or type(error).__module__ in _EXTERNAL_MODULES
 
 
 def _callers() -> list[str]:
-    """Return the module names of at most three frames above the caller's, nearest first."""
+    """Return the module names of at most three frames above the caller, nearest first."""
     names: list[str] = []
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and len(names) < _CALLERS:
+    while frame is not None and len(names) < _MAX_CALLERS:
         names.append(str(frame.f_globals.get("__name__")))
         frame = frame.f_back
     return names

@@ -1,9 +1,9 @@
-"""Main programs: running programs without tests.
+"""Running of programs without tests, as main programs.
 
-A program without tests is run as `python program.py` would run it, without arguments and with empty standard input.
-Exit status 0 is a pass. A failure counts only if the program itself causes it: if the program has requested
-input, arguments, environment variables, files, modules, other programs, the network or a display that are not
-available, the failure is "unknown", and so is waiting without computing, as a server does.
+A program is run as `python program.py` would run it, without arguments and with empty standard input. Exit status 0 is
+a pass. A failure counts only if the program itself causes it: if the program has requested input, arguments,
+environment variables, files, modules, other programs, the network or a display that are not available, the outcome is
+"unknown". It is also "unknown" if the program waits without computing, as a server does.
 """
 
 import ast
@@ -19,11 +19,11 @@ from ...generation.python_ast import parse
 from . import main_harness
 from .records import Runner
 
-__all__ = ["Outcome", "Verdict", "lacks_surroundings", "run_alone"]
+__all__ = ["Outcome", "Verdict", "lacks_resources", "run_main_programs", "run_present"]
 
 Verdict: TypeAlias = Literal["pass", "fail", "unknown"]
 
-_OUTSIDE = {"OSError", "EOFError", "TclError"}
+_EXTERNAL_ERRORS = {"OSError", "EOFError", "TclError"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Outcome:
 
     Args:
         verdict (`str`):
-            `"pass"`, `"fail"`, or `"unknown"` if the program lacks its environment or the sandbox failed.
+            `"pass"`, `"fail"`, or `"unknown"` if a resource was missing or the sandbox failed.
         compiles (`bool`, *optional*, defaults to `True`):
-            Whether Python compiles it.
+            Whether the program compiles.
         error_type (`str`, *optional*):
             Class name of the exception that ended it, `"timeout"`, or another cause; `None` if it succeeded.
     """
@@ -44,42 +44,35 @@ class Outcome:
     error_type: str | None = None
 
 
-def run_alone(run: Runner, programs: Sequence[str]) -> list[Outcome]:
-    """Run Python programs as main programs, without arguments, input or tests.
+def run_present(run: Runner, jobs: Sequence[tuple[str, Tests] | None]) -> list[ExecutionResult | None]:
+    """Run programs with their tests in one call, and return `None` in place of each missing program."""
+    present = [job for job in jobs if job is not None]
+    results = iter(run(present) if present else [])
+    return [None if job is None else next(results) for job in jobs]
 
-    Args:
-        run (`Runner`):
-            Runs programs, each within its time limit. Each program is wrapped in the harness.
-        programs (`Sequence[str]`):
-            Programs.
 
-    Returns:
-        `list[Outcome]`: one outcome per program, in order.
+def run_main_programs(run: Runner, programs: Sequence[str | None]) -> list[Outcome]:
+    """Run Python programs as main programs, without arguments, input or tests; `None` has an unknown outcome.
 
     Example:
 
     ```python
     >>> from trl_akd.execution import CodeExecutor
     >>> with CodeExecutor(allow_code_execution=True) as executor:  # doctest: +SKIP
-    ...     [outcome.verdict for outcome in run_alone(executor.run, ["print(1)", "1 / 0", "input()"])]
+    ...     [outcome.verdict for outcome in run_main_programs(executor.run, ["print(1)", "1 / 0", "input()"])]
     ['pass', 'fail', 'unknown']
 
     ```
     """
-    return [_outcome(result) for result in run([(_framed(program), "") for program in programs])] if programs else []
+    jobs = [None if program is None else (_in_harness(program), "") for program in programs]
+    return [Outcome("unknown") if result is None else _outcome(result) for result in run_present(run, jobs)]
 
 
-def lacks_surroundings(result: ExecutionResult, tests: Tests) -> bool:
-    """Return whether a program that failed its tests may have failed for lack of an external resource.
+def lacks_resources(result: ExecutionResult, tests: Tests) -> bool:
+    """Return whether a program may have failed its tests because an external resource is missing.
 
-    External resources are packages, files, the network, a display and, if the tests call functions, input, arguments
-    or an exit while the program is loaded. A script that receives its input lacks none of the latter.
-
-    Args:
-        result (`ExecutionResult`):
-            Result of running the program.
-        tests (`Tests`):
-            Tests of the program.
+    External resources are packages, files, the network and a display. For tests that call functions, which provide no
+    standard input, they include input, arguments and an exit while the program is loaded.
     """
     if result.status != "failed" or result.raised:
         return False
@@ -89,8 +82,8 @@ def lacks_surroundings(result: ExecutionResult, tests: Tests) -> bool:
         return package not in sys.stdlib_module_names
     script = not isinstance(tests, str) and tests.get("fn_name") is None
     if script:
-        return bool(kinds & _OUTSIDE - {"EOFError"}) and "BrokenPipeError" not in kinds
-    return bool(kinds & _OUTSIDE) or (result.stage == "load" and result.ending == "exit")
+        return bool(kinds & _EXTERNAL_ERRORS - {"EOFError"}) and "BrokenPipeError" not in kinds
+    return bool(kinds & _EXTERNAL_ERRORS) or (result.stage == "load" and result.ending == "exit")
 
 
 def _outcome(result: ExecutionResult) -> Outcome:
@@ -100,27 +93,27 @@ def _outcome(result: ExecutionResult) -> Outcome:
         return Outcome("pass")
     if result.status == "timed_out":
         return Outcome("fail", error_type="timeout")
-    if result.error_type == "SurroundingsMissing":
+    if result.error_type == main_harness.ResourceMissing.__name__:
         return Outcome("unknown", error_type=result.message)
     if result.error_type is None and result.exit_code == main_harness.GAVE_UP:
         return Outcome("unknown", error_type="waiting")
-    if result.error_type == "NotCompiled":
+    if result.error_type == main_harness.NotCompiled.__name__:
         return Outcome("fail", compiles=False, error_type=result.message)
     return Outcome("fail", error_type=result.error_type or result.ending)
 
 
-def _framed(program: str) -> str:
-    """Return the program inside the harness, as a string literal, so that it remains a separate module."""
-    return f"{_frame()}\n\nrun_as_main({program!r}, frozenset({sorted(_names(program))!r}))\n"
+def _in_harness(program: str) -> str:
+    """Return the harness with the program as a string literal, so that the program remains a separate module."""
+    return f"{_harness()}\n\nrun_as_main({program!r}, frozenset({sorted(_names(program))!r}))\n"
 
 
 @cache
-def _frame() -> str:
+def _harness() -> str:
     return Path(main_harness.__file__).read_text(encoding="utf-8")
 
 
 def _names(program: str) -> set[str]:
-    """Return all names that a program binds in any scope, and `*` for an import of all names of a module."""
+    """Return all names that a program binds in any scope, including `*` for `from module import *`."""
     tree = parse(program)
     if tree is None:
         return set()

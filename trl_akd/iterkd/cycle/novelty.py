@@ -1,9 +1,9 @@
-"""Novelty: questions that are not near-duplicates of earlier ones.
+"""Removal of near-duplicate questions.
 
-The paper does not describe a removal of duplicates. Self-Instruct (arXiv 2212.10560) uses a ROUGE-L threshold of 0.7
-over all words, by which 186 of MBPP's 500 test problems, all distinct, repeat an earlier one: "Write a python
-function to find the" is most of each. Here two questions are duplicates if they are similar both in all words and in
-the words that are not common to programming tasks. MinHash finds the candidates among earlier questions.
+The paper does not describe it. Self-Instruct (arXiv 2212.10560) uses a ROUGE-L threshold of 0.7 over all words, which
+marks 186 of MBPP's 500 test problems as duplicates although all are distinct: most of each is "Write a python function
+to find the". Here two questions are duplicates if they are similar both in all words and in the words that are not
+common to programming tasks. MinHash finds the candidates among earlier questions.
 """
 
 import re
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from .records import Question
 
-__all__ = ["NoveltyIndex", "content_words", "only_new", "rouge_l"]
+__all__ = ["NoveltyIndex", "content_words", "filter_novel", "rouge_l"]
 
 _COMMON = frozenset(
     "a an the to of in for with and or that which is are be by from on as at it its this these those if then such "
@@ -51,16 +51,15 @@ _EMPTY = MinHash(num_perm=_PERMUTATIONS)
 
 
 class NoveltyIndex:
-    """Index of questions that finds near-duplicates.
+    """Index of questions for finding near-duplicates.
 
-    Candidates come from MinHash with bands, over words numbered by occurrence. ROUGE-L decides: over all words and
-    over the content words alone, both of which must reach the threshold. A ROUGE-L of t needs a Jaccard similarity of
-    t / (2 - t) at least, and the bands are as narrow as finding 99.9 % of those takes. Texts without a word are the
-    same if they are equal.
+    Candidates come from locality-sensitive hashing of MinHash signatures, over words numbered by occurrence. They are
+    near-duplicates if ROUGE-L reaches the threshold both over all words and over content words. A ROUGE-L of t implies
+    a Jaccard similarity of at least t / (2 - t), of which the bands find 99.9 %. Texts without words must be equal.
 
     Args:
         threshold (`float`, *optional*, defaults to `0.8`):
-            ROUGE-L from which on two questions are nearly the same.
+            Minimum ROUGE-L of near-duplicates.
 
     Raises:
         ValueError: If `threshold` is outside its range.
@@ -101,16 +100,16 @@ class NoveltyIndex:
         return all(rouge_l(view(first), view(second)) >= self._threshold for view in (str, _content))
 
 
-def only_new(questions: Sequence[Question], index: NoveltyIndex) -> list[Question]:
-    """Return the questions without near-duplicates of earlier ones, and add them to the index.
+def filter_novel(questions: Sequence[Question], index: NoveltyIndex) -> list[Question]:
+    """Return the questions that have no near-duplicate in the index, and add them to it one after another.
 
-    The result depends on the order of the questions, but not on their division into calls.
+    The result depends on the order of the questions, but not on how they are divided into calls.
 
     Example:
 
     ```python
     >>> questions = [Question("1", "Sort a list."), Question("2", "Sort a LIST!"), Question("3", "Add two numbers.")]
-    >>> [question.id for question in only_new(questions, NoveltyIndex())]
+    >>> [question.id for question in filter_novel(questions, NoveltyIndex())]
     ['1', '3']
 
     ```
@@ -126,8 +125,8 @@ def only_new(questions: Sequence[Question], index: NoveltyIndex) -> list[Questio
 def rouge_l(left: str, right: str) -> float:
     """Return the F-measure of ROUGE-L (Lin, 2004; β = 1) of lower-case words: 2 LCS / (m + n).
 
-    Words are runs of letters, digits and underscores in any script, whereas Google's `rouge-score` drops non-ASCII
-    characters. Texts without a word count as one word each.
+    Words consist of letters, digits and underscores of any script, whereas Google's `rouge-score` drops non-ASCII
+    characters. A text without words counts as one word.
 
     Example:
 
@@ -163,7 +162,7 @@ def _signature(text: str) -> MinHash:
 
 
 def _bands(jaccard: float) -> tuple[int, int]:
-    """Return numbers of bands and rows that find pairs of this similarity with the required recall."""
+    """Return the numbers of bands and rows that find pairs of this similarity with the required recall."""
     for rows in range(8, 1, -1):
         bands = _PERMUTATIONS // rows
         if 1 - (1 - jaccard**rows) ** bands >= _RECALL:

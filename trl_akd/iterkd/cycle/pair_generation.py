@@ -1,4 +1,4 @@
-"""Pair generation (correct-and-fault knowledge delivery): correct and faulty answers of the teacher, verified."""
+"""Generation of pairs: correct and faulty answers of the teacher, verified (stage 1 of a cycle)."""
 
 import random
 from collections import Counter
@@ -30,28 +30,27 @@ def generate_pairs(
 ) -> Verification:
     r"""Generate a correct answer and faulty ones to each question, and keep those that pass verification.
 
-    In the paper the teacher writes the faults, of five kinds; one kind per prompt, all checks, and the student's own
-    faults are this project's. No answer is requested for a question that has one.
-    Answers cut by the length limit count as `correct/truncated` and `fault/truncated`, prompts refused by the
-    teacher's server as `correct/refused` and `fault/refused`; the other reasons are those of `verify`.
-    Correct and faulty answers are requested in one call, so faults are requested even if the correct answer is
-    dropped.
+    In the paper, the teacher writes faults of five kinds. One kind per prompt, all checks, and the use of faulty
+    answers of the student are choices of this project. No correct answer is requested for a question that has one. All
+    answers are requested in one call, including faults of questions whose correct answer is then dropped. Answers cut
+    by the length limit are counted as `correct/truncated` and `fault/truncated`, and prompts that the teacher's server
+    refuses as `correct/refused` and `fault/refused`; for other reasons see `verify`.
 
     Args:
         questions (`Sequence[Question]`):
             Questions with unique ids.
         teacher (`TextGenerator`):
-            Teacher that answers.
+            Teacher that writes the answers.
         config ([`CycleConfig`], *optional*):
-            Number and kinds of faults, the judge's `min_gap`, and whether unverified pairs are kept.
+            Number and kinds of faults, and settings of the verification.
         prompts ([`TeachingPrompts`], *optional*):
             Prompts for the teacher. Defaults to those of `config`.
         sampling (`SamplingParams`, *optional*):
             Sampling parameters of the teacher. Defaults to those of `config`.
         judge (`Judge`, *optional*), run (`Runner`, *optional*):
-            Judge and runner for verification.
+            Judge and runner for the verification.
         own_faults (`Mapping[str, Sequence[str]]`, *optional*):
-            Failures of the student by question, which precede the teacher's faults and pass the same checks.
+            Faulty answers of the student by question, which precede the teacher's and pass the same checks.
 
     Raises:
         ValueError: If two questions have the same id.
@@ -73,13 +72,13 @@ def generate_pairs(
     config = config or CycleConfig()
     _check_ids(questions)
     dropped: Counter[str] = Counter()
-    drafts = _ask(
+    pairs = _write_pairs(
         questions, teacher, prompts or config.teaching_prompts, sampling or config.sampling(0), config, dropped
     )
     own = own_faults or {}
     pairs = [
         replace(pair, faults=(*(Fault(text, None) for text in own.get(pair.question.id, ())), *pair.faults))
-        for pair in drafts
+        for pair in pairs
     ]
     unverified: Literal["drop", "keep"] = "keep" if config.keep_unverified else "drop"
     done = verify(pairs, run=run, judge=judge, min_gap=config.min_gap, unverified=unverified)
@@ -87,19 +86,19 @@ def generate_pairs(
 
 
 def assign_kinds(question_id: str, config: CycleConfig, seed: int) -> list[FaultKind]:
-    """Return the kinds of a question's faults, in turn, starting at one chosen by question and seed."""
+    """Return the kinds of a question's faults, in rotation from a random start that depends on question and seed."""
     kinds: list[Any] = config.fault_kinds
     first = random.Random(f"{seed}:{question_id}").randrange(len(kinds))
     return [kinds[(first + number) % len(kinds)] for number in range(config.faults_per_question)]
 
 
 def read_pairs(rows: Iterable[Mapping[str, Any]]) -> list[Pair]:
-    """Read pairs in the authors' format: `{"instruction": ..., "response": [correct, faulty, ...]}`.
+    """Read pairs in the format of the authors' release: `{"instruction": ..., "response": [correct, faulty, ...]}`.
 
-    The ids of the questions are the numbers of the rows. Only the format is checked here; see `verify`.
+    The ids of the questions are the indices of the rows. `verify` checks the answers.
 
     Raises:
-        ValueError: If a row has another format; the message names the row.
+        ValueError: If a row has another format.
 
     Example:
 
@@ -116,9 +115,11 @@ def read_pairs(rows: Iterable[Mapping[str, Any]]) -> list[Pair]:
 def _read_pair(row: Mapping[str, Any], index: int) -> Pair:
     instruction, response = row.get("instruction"), row.get("response")
     if not isinstance(instruction, str) or not isinstance(response, list | tuple):
-        raise ValueError(f"Row {index} lacks a text `instruction` or a list `response`; its keys are {sorted(row)}.")
+        raise ValueError(f"row {index} lacks a text `instruction` or a list `response`; its keys are {sorted(row)}.")
     if len(response) < 2 or not all(isinstance(answer, str) for answer in response):
-        raise ValueError(f"`response` of row {index} has {len(response)} entries; give a right text and a faulty one.")
+        raise ValueError(
+            f"`response` of row {index} has {len(response)} entries; give a correct text and at least one faulty one."
+        )
     correct, *faults = response
     return Pair(Question(str(index), instruction), correct, tuple(Fault(text, None) for text in faults))
 
@@ -126,10 +127,10 @@ def _read_pair(row: Mapping[str, Any], index: int) -> Pair:
 def _check_ids(questions: Sequence[Question]) -> None:
     repeated = [name for name, count in Counter(question.id for question in questions).items() if count > 1]
     if repeated:
-        raise ValueError(f"`questions` has the id {repeated[0]!r} more than once; give each question its own.")
+        raise ValueError(f"`questions` has the id {repeated[0]!r} more than once; make the ids unique.")
 
 
-def _ask(
+def _write_pairs(
     questions: Sequence[Question],
     teacher: TextGenerator,
     prompts: TeachingPrompts,
@@ -139,18 +140,18 @@ def _ask(
 ) -> list[Pair]:
     """Request all answers in one call, and return the complete ones."""
     unanswered = [question for question in questions if question.answer is None]
-    wanted = [
+    requested = [
         (question, kind) for question in questions for kind in assign_kinds(question.id, config, sampling.seed or 0)
     ]
     texts = [prompts.for_answer(question.instruction) for question in unanswered]
-    texts += [prompts.for_fault(question.instruction, kind) for question, kind in wanted]
+    texts += [prompts.for_fault(question.instruction, kind) for question, kind in requested]
     completions = complete(teacher, texts, sampling)
     correct = {question.id: question.answer for question in questions}
     for question, completion in zip(unanswered, completions[: len(unanswered)], strict=True):
-        correct[question.id] = _whole(completion, "correct", dropped)
+        correct[question.id] = _complete_text(completion, "correct", dropped)
     faults: dict[str, list[Fault]] = {question.id: [] for question in questions}
-    for (question, kind), completion in zip(wanted, completions[len(unanswered) :], strict=True):
-        if correct[question.id] is not None and (text := _whole(completion, "fault", dropped)) is not None:
+    for (question, kind), completion in zip(requested, completions[len(unanswered) :], strict=True):
+        if correct[question.id] is not None and (text := _complete_text(completion, "fault", dropped)) is not None:
             faults[question.id].append(Fault(text, kind))
     return [
         Pair(question, answer, tuple(faults[question.id]))
@@ -159,7 +160,7 @@ def _ask(
     ]
 
 
-def _whole(completion: Completion, part: str, dropped: Counter[str]) -> str | None:
+def _complete_text(completion: Completion, part: str, dropped: Counter[str]) -> str | None:
     """Return the text of a completion, or `None` if it was truncated or refused."""
     if completion.finish_reason != "stop":
         dropped[f"{part}/{INCOMPLETE[completion.finish_reason]}"] += 1

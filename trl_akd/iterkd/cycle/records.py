@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from ...execution import ExecutionResult, Tests, check_tests
 
@@ -24,10 +24,10 @@ __all__ = [
 FaultKind: TypeAlias = Literal["syntax", "logical", "type", "name", "timeout"]
 Level: TypeAlias = Literal["easy", "medium", "hard"]
 Runner: TypeAlias = Callable[[Sequence[tuple[str, Tests]]], list[ExecutionResult]]
-"""Runs programs with their tests, as `CodeExecutor.run` does; an empty test runs the program alone."""
+"""Function that runs programs with their tests, as `CodeExecutor.run` does; without a test, only the program runs."""
 
-FAULT_KINDS: tuple[FaultKind, ...] = ("syntax", "logical", "type", "name", "timeout")
-LEVELS: tuple[Level, ...] = ("easy", "medium", "hard")
+FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
+LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +36,15 @@ class Question:
 
     Args:
         id (`str`):
-            Identity, unique in a run.
+            Identifier, unique within a run.
         instruction (`str`):
             Instruction for student and teacher.
         tests (`Tests`, *optional*):
-            Tests of a correct program, as `CodeExecutor.run` takes them; `None` without tests.
+            Tests of a correct program, in the format of `CodeExecutor.run`.
         answer (`str`, *optional*):
-            A right answer that came with the question, so that the teacher need not be asked for one.
+            Correct answer, if the data have one; otherwise the teacher writes it.
         origin (`str`, *optional*, defaults to `"seed"`):
-            `"seed"`, or the level of the question that it was written after.
+            `"seed"`, or the level of the question from which the teacher derived this one.
         parent (`str`, *optional*):
             Id of that question.
     """
@@ -59,7 +59,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Faulty answer; `kind` is what was requested from the teacher, or `None` for an answer of the student."""
+    """Faulty answer; `kind` is the kind requested from the teacher, or `None` for an answer of the student."""
 
     text: str
     kind: FaultKind | None
@@ -75,19 +75,17 @@ class Pair:
 
 
 def read_questions(rows: Iterable[Mapping[str, Any]]) -> list[Question]:
-    """Read questions.
+    """Read questions, without repetitions.
 
     | column | meaning |
     |---|---|
-    | `instruction`, and perhaps `input` | what is asked |
-    | `id`, *optional* | identity; otherwise a digest of the question |
-    | `tests`, *optional* | a test program, or `{"inputs": [...], "outputs": [...]}` |
-    | `answer`, *optional* | a right answer, so that the teacher need not be asked for one |
-
-    Questions that are there twice are taken once.
+    | `instruction`, `input` (*optional*) | task |
+    | `id` (*optional*) | identifier; defaults to a digest of the task |
+    | `tests` (*optional*) | test program, or `{"inputs": [...], "outputs": [...]}` |
+    | `answer` (*optional*) | correct answer; otherwise the teacher writes it |
 
     Raises:
-        ValueError: If a row has another format, two different questions have the same id, or there are none.
+        ValueError: If a row has another format, two different questions have the same id, or there are no rows.
 
     Example:
 
@@ -98,54 +96,50 @@ def read_questions(rows: Iterable[Mapping[str, Any]]) -> list[Question]:
     ```
     """
     found: dict[str, Question] = {}
-    for number, row in enumerate(rows):
-        question = _read(row, number)
+    for index, row in enumerate(rows):
+        question = _read(row, index)
         if found.setdefault(question.id, question) != question:
-            raise ValueError(f"row {number} has the `id` {question.id!r} of another question; give each its own.")
+            raise ValueError(f"row {index} has the `id` {question.id!r} of another question; make the ids unique.")
     if not found:
-        raise ValueError("there are no questions to begin with; give at least one row with an `instruction`.")
+        raise ValueError("there are no seed questions; give at least one row with an `instruction`.")
     return list(found.values())
 
 
 def question_as_json(question: Question) -> dict[str, Any]:
-    """Return a question's plain values, without what it lacks."""
+    """Return the fields of a question that have a value."""
     return {name: value for name, value in asdict(question).items() if value is not None}
 
 
 def digest(questions: Iterable[Question]) -> str:
-    """Return what tells sets of questions apart."""
+    """Return a digest of questions."""
     return hashlib.sha256(repr([question_as_json(question) for question in questions]).encode()).hexdigest()[:16]
 
 
-def _read(row: Mapping[str, Any], number: int) -> Question:
+def _read(row: Mapping[str, Any], index: int) -> Question:
     instruction = row.get("instruction")
     if not isinstance(instruction, str) or not instruction.strip():
         raise ValueError(
-            f"`instruction` of row {number} is {instruction!r:.80}; give a text. The row has the columns "
+            f"`instruction` of row {index} is {instruction!r:.80}; give a text. The row has the columns "
             f"{', '.join(map(str, row))}."
         )
-    text = "\n".join(filter(None, [instruction.strip(), _text(row, "input", number)]))
+    text = "\n".join(filter(None, [instruction.strip(), _text(row, "input", index)]))
     tests = row.get("tests")
     if tests is not None:
-        _check(tests, f"`tests` of row {number}")
+        try:
+            check_tests(tests, f"row {index}")
+        except TypeError as error:
+            raise ValueError(str(error)) from error
     name = row.get("id")
     return Question(
         id=hashlib.sha256(text.encode()).hexdigest()[:12] if name is None else str(name),
         instruction=text,
         tests=tests,
-        answer=_text(row, "answer", number),
+        answer=_text(row, "answer", index),
     )
 
 
-def _check(tests: Any, where: str) -> None:
-    try:
-        check_tests(tests, where)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
-
-
-def _text(row: Mapping[str, Any], column: str, number: int) -> str | None:
+def _text(row: Mapping[str, Any], column: str, index: int) -> str | None:
     value = row.get(column)
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"`{column}` of row {number} is {value!r:.80}; give a text, or leave it out.")
+        raise ValueError(f"`{column}` of row {index} is {value!r:.80}; give a text, or leave it out.")
     return value if value and value.strip() else None

@@ -1,8 +1,9 @@
-"""Reports of cycles: numbers, a table and a figure."""
+"""Reports of cycles: metrics, a table and a figure."""
 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,24 @@ __all__ = ["CycleReport", "cycle_table", "make_report", "plot_cycles", "write_re
 
 @dataclass(frozen=True)
 class CycleReport:
-    """Report of a cycle; fields without values are empty.
+    """Report of a cycle; mappings without values are empty.
 
     Args:
         cycle (`int`):
             Number of the cycle, from 0.
         questions (`int`), origins (`Mapping[str, int]`):
-            Number of questions, and their numbers by origin.
+            Number of questions, in total and by origin.
         pairs (`int`), faults (`Mapping[str, int]`), without_fault (`int`):
-            Numbers of correct answers with faults, of faults by kind (`own` for the student's), and of correct
-            answers without faults.
+            Number of correct answers with faults, of faults by kind (`own` for the student's), and of correct answers
+            without faults.
         dropped (`Mapping[str, int]`):
-            Number of dropped answers, by reason.
+            Number of dropped answers by reason.
         feedback (`Mapping[str, float]`):
             Metrics of [`feedback_metrics`].
         held_out (`Mapping[str, float]`):
-            `pass@1`, `pass@1_low`, `pass@1_high` on the held-out questions.
+            `pass@1`, `pass@1_low` and `pass@1_high` on the held-out questions.
         new (`Mapping[str, int]`):
-            Numbers of new questions: `asked`, `kept`, and dropped by reason.
+            Number of new questions requested (`asked`) and `kept`, and of those dropped by reason.
     """
 
     cycle: int
@@ -48,27 +49,27 @@ class CycleReport:
     new: Mapping[str, int]
 
     def as_item(self) -> dict[str, Any]:
-        """Return the fields that are known after the evaluation of the student, for the ledger."""
+        """Return the fields that are known after the evaluation of the student."""
         return {name: value for name, value in asdict(self).items() if name not in ("cycle", "new")}
 
 
 def make_report(
     cycle: int,
     questions: Sequence[Question],
-    delivery: Verification,
+    verified: Verification,
     feedback: Sequence[Feedback],
     held_out: Mapping[str, float],
 ) -> CycleReport:
     """Return the report of a cycle."""
-    faults = Counter(fault.kind or "own" for pair in delivery.pairs for fault in pair.faults)
+    faults = Counter(fault.kind or "own" for pair in verified.pairs for fault in pair.faults)
     return CycleReport(
         cycle=cycle,
         questions=len(questions),
         origins=dict(Counter(question.origin for question in questions)),
-        pairs=len(delivery.pairs),
+        pairs=len(verified.pairs),
         faults=dict(sorted(faults.items())),
-        without_fault=len(delivery.without_fault),
-        dropped=dict(sorted(delivery.dropped.items())),
+        without_fault=len(verified.without_fault),
+        dropped=dict(sorted(verified.dropped.items())),
         feedback=feedback_metrics(feedback),
         held_out=held_out,
         new={},
@@ -77,7 +78,7 @@ def make_report(
 
 def cycle_table(reports: Sequence[CycleReport]) -> str:
     """Return the cycles as a Markdown table."""
-    header = ["cycle", "questions", "pairs", "dropped", "feedback", "easy / medium / hard", "held out", "new"]
+    header = ["cycle", "questions", "pairs", "dropped", "feedback", "easy / medium / hard", "held-out pass@1", "new"]
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *map(_cells, reports)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -87,12 +88,9 @@ def write_reports(reports: Sequence[CycleReport], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cycles.json").write_text(json.dumps([asdict(report) for report in reports], indent=2) + "\n")
     (folder / "cycles.md").write_text(f"{cycle_table(reports)}\n")
-    if not reports:
-        return
-    try:
-        plot_cycles(reports, folder / "cycles.png")
-    except ImportError:
-        return
+    if reports:
+        with suppress(ImportError):
+            plot_cycles(reports, folder / "cycles.png")
 
 
 def plot_cycles(reports: Sequence[CycleReport], path: str | Path) -> None:
@@ -106,14 +104,13 @@ def plot_cycles(reports: Sequence[CycleReport], path: str | Path) -> None:
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     scores, levels = figure.subplots(1, 2)
     cycles = [report.cycle + 1 for report in reports]
-    scores.plot(
-        cycles, [report.feedback["score"] for report in reports], marker="o", clip_on=False, label="mean feedback"
-    )
+    feedback = [report.feedback["score"] for report in reports]
+    scores.plot(cycles, feedback, marker="o", clip_on=False, label="mean feedback")
     measured = [report for report in reports if report.held_out]
     if measured:
         numbers = [report.cycle + 1 for report in measured]
         passed = [report.held_out["pass@1"] for report in measured]
-        [line] = scores.plot(numbers, passed, marker="s", clip_on=False, label="pass@1, held out")
+        [line] = scores.plot(numbers, passed, marker="s", clip_on=False, label="held-out pass@1")
         low, high = ([report.held_out[f"pass@1_{end}"] for report in measured] for end in ("low", "high"))
         scores.fill_between(numbers, low, high, color=line.get_color(), alpha=0.15)
     bottom = [0.0] * len(reports)

@@ -1,0 +1,154 @@
+"""A knob of the divergence that moves during training: the trainer's part in TAID's schedule."""
+
+import pytest
+import torch
+
+from tests import tiny
+from trl_akd import AKDConfig
+from trl_akd.losses import Interpolation, divergences
+
+SETTINGS = {"divergence": "taid", "divergence_kwargs": {"t_start": 0.2, "step_size": 0.2, "momentum": 0.5}}
+RUN = {
+    **SETTINGS,
+    "max_steps": 6,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "optim": "sgd",
+    "lr_scheduler_type": "constant",
+    "ce_weight": 0.3,
+}
+
+
+def series(made, key):
+    return [log[key] for log in made.state.log_history if key in log]
+
+
+def test_t_follows_the_logged_divergence(trainer):
+    made = trainer(train_dataset=tiny.rows(12), **RUN)
+    made.train()
+    schedule, divergence = Interpolation(**SETTINGS["divergence_kwargs"]), series(made, "kd/divergence")
+    expected = [schedule.value] + [
+        schedule.update({"divergence": loss}, (step + 1) / 6) for step, loss in enumerate(divergence)
+    ]
+    assert series(made, "kd/t") == pytest.approx(expected[:-1], abs=1e-6)
+    assert made.schedule.value == expected[-1] == 1.0
+    assert len(set(series(made, "kd/t"))) == 6
+    assert not series(made, "kd/beta")
+
+
+def test_the_loss_uses_the_present_t_and_the_evaluation_the_last(trainer):
+    made = trainer(eval_dataset=tiny.rows(3, seed=1), **RUN)
+    [batch, *_] = made.get_train_dataloader()
+    made.model.train()
+    found = {}
+    for made.schedule._value in (0.2, 0.8, 1.0):
+        made.compute_loss(made.model, batch)
+        [means], _ = made.distillation_metrics["train"].reduce(made.accelerator)
+        found[made.schedule.value] = means.by_name["divergence"]
+    assert found[0.2] < found[0.8] < found[1.0] == pytest.approx(means.by_name["forward_kl"], rel=1e-5)
+    losses = []
+    for made.schedule._value in (0.2, 0.8):
+        metrics = made.evaluate()
+        assert metrics["eval_kd/divergence"] == pytest.approx(metrics["eval_kd/forward_kl"], rel=1e-5)
+        assert "eval_training_loss" not in metrics
+        losses.append(metrics["eval_loss"])
+    assert losses[0] == losses[1]
+
+
+def test_accumulation_moves_t_alike(trainer):
+    found = []
+    for accumulation in (1, 4):
+        made = trainer(
+            train_dataset=tiny.rows(12),
+            **{
+                **RUN,
+                "per_device_train_batch_size": 4 // accumulation,
+                "gradient_accumulation_steps": accumulation,
+            },
+        )
+        made.train()
+        found.append((series(made, "kd/t"), series(made, "kd/divergence"), list(made.model.state_dict().values())))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_resumed_run_is_the_uninterrupted_run_and_a_new_one_begins_again(trainer, tmp_path):
+    settings = {**RUN, "output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 2}
+    whole = trainer(train_dataset=tiny.rows(12), **settings)
+    whole.train()
+    state = torch.load(tmp_path / "checkpoint-4" / "akd_state.pt", weights_only=True)
+    assert state["schedule"]["value"] == pytest.approx(series(whole, "kd/t")[4], abs=1e-6)
+    resumed = trainer(train_dataset=tiny.rows(12), **{**settings, "save_strategy": "no"})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.schedule.state_dict() == whole.schedule.state_dict()
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=0, atol=1e-7)
+    resumed.args.max_steps = 1
+    resumed.train()
+    assert series(resumed, "kd/t") == [0.2]
+
+
+def test_resume_with_another_schedule(trainer, tmp_path):
+    settings = {"output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 1}
+    trainer(**settings, **{**RUN, "max_steps": 1}).train()
+    for changed in ({"divergence_kwargs": {"t_start": 0.3}}, {"divergence": "jsd", "divergence_kwargs": None}):
+        made = trainer(**settings, **{**RUN, **changed})
+        with pytest.raises(ValueError, match="resume with the old divergence"):
+            made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+        with pytest.raises(ValueError, match="resume with the old divergence"):
+            made.args.check_checkpoint(str(tmp_path / "checkpoint-1"))
+
+
+def test_from_a_recipe_to_the_card(trainer, tmp_path):
+    made = trainer(output_dir=str(tmp_path), divergence="TAID", divergence_kwargs='{"t_start": 0.25}')
+    assert made.schedule.value == 0.25
+    made.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "| divergence | `taid` |" in card and "| t_start | `0.25` |" in card and "| t |" not in card
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"t": 0.5}, "moves 't' during training; it takes 't_start', 't_end', 'step_size', 'momentum', not 't'"),
+        ({"alpha": 0.5}, "moves 't' during training; it takes 't_start', .*, not 'alpha'"),
+        ({"t_start": 2}, r"t_start is 2; give a number in \[0, 1\]"),
+    ],
+)
+def test_unsuitable_settings(settings, complaint):
+    with pytest.raises(ValueError, match=f"`divergence` is 'taid' with divergence_kwargs=.*{complaint}"):
+        AKDConfig("run", divergence="taid", divergence_kwargs=settings)
+
+
+@pytest.mark.parametrize(("name", "rule"), [("kl", "forward_kl"), ("RKL", "reverse_kl"), ("skl", "skew_kl")])
+def test_a_divergence_has_one_name(name, rule, trainer, tmp_path):
+    settings = {"output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 1}
+    assert AKDConfig("run", divergence=name).divergence == rule
+    if name == "kl":
+        trainer(divergence=rule, max_steps=1, **settings).train()
+        made = trainer(divergence=name, max_steps=2, **settings)
+        made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+        assert made.state.global_step == 2
+
+
+def test_a_schedule_of_ones_own(trainer, monkeypatch):
+    """A registered rule may bring a schedule, and keep other knobs."""
+    monkeypatch.setattr(divergences, "_RULES", dict(divergences._RULES))
+
+    class Warmup(Interpolation):
+        knob = "share"
+
+        def __init__(self, start: float = 0.0):
+            super().__init__(t_start=start, step_size=0.0)
+
+    @divergences.register("warm", schedule=Warmup)
+    def warm(student_logits, teacher_logits, share, factor=1.0):
+        return factor * divergences.akd(student_logits, teacher_logits, beta=share)
+
+    made = trainer(divergence="warm", divergence_kwargs={"start": 0.5, "factor": 2.0}, max_steps=2)
+    made.train()
+    assert series(made, "kd/share") == [0.5, 0.75]
+    for step, share in enumerate([0.5, 0.75]):
+        forward, reverse, found = (
+            series(made, f"kd/{key}")[step] for key in ("forward_kl", "reverse_kl", "divergence")
+        )
+        assert found == pytest.approx(2 * ((1 - share) * forward + share * reverse), rel=1e-4)

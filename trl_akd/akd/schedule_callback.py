@@ -1,0 +1,56 @@
+"""Callback that moves the knobs of divergences at the events of the training loop."""
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..beta import AdaptiveBeta
+from ..losses.knobs import KnobSchedule
+
+
+class ScheduleCallback(TrainerCallback):
+    """Callback that resets schedules at each epoch's beginning, and calls `finish_step` once gradients are complete.
+
+    A run that resumes within an epoch begins that epoch again, with the schedules already loaded. Epochs are counted
+    as they begin, since the length of a stream is unknown.
+
+    Args:
+        beta (`AdaptiveBeta`):
+            The coefficient of AKD, which counts the epochs whatever the divergence.
+        schedule (`KnobSchedule`, *optional*):
+            The schedule of the divergence, which may be `beta`.
+        finish_step (`Callable`):
+            Called once per optimiser step, on all ranks.
+    """
+
+    def __init__(self, beta: AdaptiveBeta, schedule: KnobSchedule | None, finish_step: Callable[[], None]) -> None:
+        self.beta = beta
+        self.schedules: set[KnobSchedule] = {beta} if schedule is None else {beta, schedule}
+        self.finish_step = finish_step
+        self._is_first_epoch = True
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the knobs to their values of the first step, unless the run resumes."""
+        self._is_first_epoch = True
+        if state.global_step == 0:
+            for schedule in self.schedules:
+                schedule.restart()
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Reset the schedules until β has reached the epoch that begins."""
+        begun = int(state.epoch or 0) if self._is_first_epoch else self.beta.epoch + 1
+        self._is_first_epoch = False
+        while self.beta.epoch < begun:
+            for schedule in self.schedules:
+                schedule.reset()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Call `finish_step`."""
+        self.finish_step()

@@ -1,0 +1,165 @@
+"""Knobs of divergences: checks of their values, and schedules of those that move during training."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+__all__ = ["Interpolation", "KnobSchedule", "as_real", "as_share"]
+
+
+def as_share(name: str, value: Any) -> float:
+    """Return a share as a float, or raise a ValueError."""
+    number = _as_float(value)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"{name} is {value!r}; give a number in [0, 1].")
+    return number
+
+
+def as_real(name: str, value: Any) -> float:
+    """Return a finite number as a float, or raise a ValueError."""
+    number = _as_float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {value!r}; give a finite number.")
+    return number
+
+
+def _as_float(value: Any) -> float:
+    """Return a number, also one of NumPy's or a tensor of one element, as a float; NaN for anything else."""
+    value = value.detach() if isinstance(value, Tensor) else value
+    try:
+        return math.nan if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
+
+
+class KnobSchedule(Protocol):
+    """A knob of a divergence that moves during training.
+
+    The trainer calls `update` once per optimiser step, on all ranks with the same numbers, so that the knob is the
+    same everywhere, and saves the state in checkpoints.
+
+    Attributes:
+        knob (`str`): name of the rule's argument; logged as `kd/<knob>`.
+    """
+
+    knob: str
+
+    @property
+    def value(self) -> float:
+        """The knob's value for the next training batch."""
+
+    @property
+    def evaluation_value(self) -> float:
+        """The knob's value in evaluations, which does not move."""
+
+    def update(self, means: Mapping[str, float], progress: float) -> float:
+        """Move the knob after an optimiser step, and return its new value.
+
+        Args:
+            means (`Mapping[str, float]`):
+                Means over the step's micro-batches and ranks, in nats: `divergence`, `forward_kl`, `reverse_kl`,
+                `student_entropy`, `student_nll` and `teacher_nll`.
+            progress (`float`):
+                Finished share of the training steps, in (0, 1].
+        """
+
+    def reset(self) -> float:
+        """Begin the next epoch, and return the value."""
+
+    def restart(self) -> float:
+        """Return to the beginning of training, and return the value."""
+
+    def state_dict(self) -> Any:
+        """Return the state for `load_state_dict`, loadable with `torch.load(weights_only=True)`."""
+
+    def load_state_dict(self, state: Any) -> None:
+        """Load a state returned by `state_dict`."""
+
+
+class Interpolation:
+    r"""Schedule of the share `t` of the teacher in TAID's intermediate distribution.
+
+    [TAID](https://huggingface.co/papers/2501.16937): `t` follows the line from `t_start` to `t_end`
+    over all training steps, and runs ahead of it while the loss falls. With \(\delta\) the relative fall of the loss
+    since the step before, \(m \leftarrow \mu m + (1-\mu)\,\delta\) and
+
+    \[ t \leftarrow \min\big(t_\mathrm{end},\ \max(\mathrm{line},\ t + \eta\,\sigma(m)\,(1-t))\big) \]
+
+    The loss is the mean divergence of an optimiser step over all micro-batches and ranks.
+
+    Args:
+        t_start (`float`, *optional*, defaults to `0.4`):
+            Value of the first step, in [0, 1].
+        t_end (`float`, *optional*, defaults to `1.0`):
+            Largest value, in [`t_start`, 1]; also the value in evaluations.
+        step_size (`float`, *optional*, defaults to `5e-4`):
+            Factor η of a step beyond the line, in [0, 1]. With 0, `t` is linear in time.
+        momentum (`float`, *optional*, defaults to `0.99`):
+            Weight μ of the running mean, in [0, 1).
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+
+    ```python
+    >>> schedule = Interpolation(t_start=0.5, step_size=0.1)
+    >>> schedule.update({"divergence": 2.0}, progress=0.1), schedule.update({"divergence": 1.0}, progress=0.2)
+    (0.55, 0.6)
+
+    ```
+    """
+
+    knob = "t"
+
+    def __init__(
+        self, t_start: float = 0.4, t_end: float = 1.0, step_size: float = 5e-4, momentum: float = 0.99
+    ) -> None:
+        self.t_start, self.t_end = as_share("t_start", t_start), as_share("t_end", t_end)
+        self.step_size, self.momentum = as_share("step_size", step_size), as_share("momentum", momentum)
+        if self.t_end < self.t_start:
+            raise ValueError(f"t_end is {t_end}, below t_start, {t_start}; t never falls, so give at least t_start.")
+        if self.momentum == 1.0:
+            raise ValueError("momentum is 1.0, with which the running mean never moves; give less than 1.")
+        self._value, self._trend = self.t_start, 0.0
+        self._loss: float | None = None
+
+    @property
+    def value(self) -> float:
+        """Share of the teacher, in [0, 1]."""
+        return self._value
+
+    @property
+    def evaluation_value(self) -> float:
+        """The last value, `t_end`."""
+        return self.t_end
+
+    def update(self, means: Mapping[str, float], progress: float) -> float:
+        """Move `t` after an optimiser step with the mean `divergence`, and return it."""
+        loss = means["divergence"]
+        if self._loss is not None and self._loss > 0.0:
+            self._trend = self.momentum * self._trend + (1 - self.momentum) * (1 - loss / self._loss)
+        self._loss = loss
+        line = self.t_start + (self.t_end - self.t_start) * progress
+        ahead = self._value + self.step_size * (1 - self._value) / (1 + math.exp(-max(self._trend, -700.0)))
+        self._value = min(self.t_end, max(line, ahead))
+        return self._value
+
+    def reset(self) -> float:
+        """Go on: `t` does not depend on the epoch."""
+        return self._value
+
+    def restart(self) -> float:
+        """Return to `t_start`, without a memory of losses."""
+        self._value, self._trend, self._loss = self.t_start, 0.0, None
+        return self._value
+
+    def state_dict(self) -> dict[str, float | None]:
+        """Return the state for `load_state_dict`."""
+        return {"value": self._value, "trend": self._trend, "loss": self._loss}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load a state returned by `state_dict`."""
+        self._value, self._trend, self._loss = state["value"], state["trend"], state["loss"]

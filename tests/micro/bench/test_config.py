@@ -66,6 +66,7 @@ def test_a_run_is_identified_by_all_that_its_result_depends_on_and_nothing_else(
                 {"start_mass": 0.3},
                 {"start_range": (0.2, 0.5)},
                 {"start_max_steps": 100},
+                {"start_min_steps": 100},
             )
         ),
     ]

@@ -41,6 +41,8 @@ class WorldSettings:
         start_range (`tuple[float, float]`, *optional*, defaults to `(0.25, 0.45)`): probabilities with which a student
             may start; a seed outside is reported, and not run.
         start_max_steps (`int`, *optional*, defaults to `900`): maximum number of steps of pre-training.
+        start_min_steps (`int`, *optional*, defaults to `0`): minimum number of steps of pre-training, for worlds whose
+            valid words are learned before anything else.
         students (`tuple[str, ...]`, *optional*): students to run in this world, by default all.
         rules (`tuple[str, ...]`, *optional*): rules to run in this world, by default all.
     """
@@ -53,6 +55,7 @@ class WorldSettings:
     start_mass: float = 0.35
     start_range: tuple[float, float] = (0.25, 0.45)
     start_max_steps: int = 900
+    start_min_steps: int = 0
     students: tuple[str, ...] | None = None
     rules: tuple[str, ...] | None = None
 

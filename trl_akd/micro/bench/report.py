@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from ...files import replace_text
+from ...ledger import replace_text
 from ...metrics.statistics import PairedMean, holm, paired_mean
 from .charts import Series, bar_chart, xy_chart
 from .config import Control, Prediction
@@ -168,13 +168,15 @@ def _summary(results: Results) -> str:
     content = results.content
     commits = sorted({run["commit"] for run in content["runs"]})
     finished = len(content["runs"])
+    asked = "; ".join(
+        f"{name} {', '.join(map(str, content[name]))}" for name in ("worlds", "students", "rules", "seeds")
+    )
     return (
-        f"{finished} of {content['planned']} runs, at commit {', '.join(commits)}: {len(content['worlds'])} worlds, "
-        f"students {', '.join(content['students'])}, {len(content['rules'])} rules, {len(content['seeds'])} seeds. "
+        f"{finished} of {content['planned']} runs, at commit {', '.join(commits)}: {asked}.\n\n"
         f"Measures are of {content['num_samples']} samples at temperature 1 for each of {content['num_tasks']} "
         "held-out tasks. Differences are paired by seed, with 95 % intervals by Student's t. The page on the "
-        "benchmark of divergences describes worlds and measures. Made by `trl-akd bench` from "
-        "the results alone."
+        "benchmark of divergences describes worlds and measures. `trl-akd bench` made this page from the results "
+        "alone."
     )
 
 

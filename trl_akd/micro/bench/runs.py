@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -27,9 +28,8 @@ from ... import __version__
 from ...akd.akd_trainer import AKDTrainer
 from ...data.encoding import encode_completions, encode_prompts
 from ...execution import CodeExecutor
-from ...files import replace_text
 from ...generation.protocol import derive_seed
-from ...ledger import Ledger
+from ...ledger import Ledger, replace_text
 from ...losses.reduction import IGNORE_INDEX
 from .config import BenchConfig, WorldSettings, rule_config
 from .measures import measure
@@ -53,6 +53,7 @@ class StartSettings:
         student (`str`): name of the student.
         mass (`float`): probability of a valid first word at which pre-training ends.
         max_steps (`int`): maximum number of steps.
+        min_steps (`int`): minimum number of steps.
         num_tasks (`int`): number of held-out tasks on which the probability is computed.
     """
 
@@ -60,6 +61,7 @@ class StartSettings:
     student: str
     mass: float
     max_steps: int
+    min_steps: int
     num_tasks: int
 
     @property
@@ -93,7 +95,14 @@ class Run:
     def start(self) -> StartSettings:
         """Settings of the student from which it starts."""
         world = replace(self.world.world(self.seed), noise=0.0)
-        return StartSettings(world, self.student, self.world.start_mass, self.world.start_max_steps, self.num_tasks)
+        return StartSettings(
+            world,
+            self.student,
+            self.world.start_mass,
+            self.world.start_max_steps,
+            self.world.start_min_steps,
+            self.num_tasks,
+        )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -197,7 +206,8 @@ def train_and_measure(run: Run, starts: Path) -> dict[str, Any]:
     model = LlamaForCausalLM.from_pretrained(starts / run.start.key)
     tasks = world.sample_tasks(run.world.rows, split="train")
     began = time.perf_counter()
-    history = _distill(run, model, tokenizer, world, tasks, starts.parent)
+    with tempfile.TemporaryDirectory() as scratch:
+        history = _distill(run, model, tokenizer, world, tasks, scratch)
     trained = time.perf_counter()
     with CodeExecutor(workers=1, allow_code_execution=True) as executor:
         measures = measure(
@@ -221,13 +231,13 @@ def train_and_measure(run: Run, starts: Path) -> dict[str, Any]:
 
 
 def _distill(
-    run: Run, model: Any, tokenizer: Any, world: World, tasks: Sequence[Any], folder: Path
+    run: Run, model: Any, tokenizer: Any, world: World, tasks: Sequence[Any], folder: str
 ) -> list[dict[str, Any]]:
     """Train a student in place, and return points of its learning curve."""
     steps = int(-(-len(tasks) // BATCH_SIZE) * run.world.epochs)
     args = rule_config(
         run.fields,
-        str(folder / "trainer"),
+        folder,
         epochs=run.world.epochs,
         learning_rate=STUDENTS[run.student].learning_rate,
         seed=run.seed,
@@ -267,6 +277,7 @@ def _find_start(settings: StartSettings, starts: Path) -> dict[str, Any]:
             held_out=settings.world.sample_tasks(settings.num_tasks, split="held_out"),
             mass=settings.mass,
             max_steps=settings.max_steps,
+            min_steps=settings.min_steps,
         )
         scratch = starts / f"{settings.key}.{os.getpid()}"
         start.model.save_pretrained(scratch)
@@ -351,8 +362,7 @@ def _results(config: BenchConfig, runs: Sequence[Run], rows: Mapping[str, dict[s
         "planned": len(runs),
         "runs": [_without(rows[run.key], "settings") for run in runs if run.key in rows],
     }
-    lines = json.dumps(content, indent=1, sort_keys=True)
-    return f"{lines}\n"
+    return json.dumps(content, indent=1) + "\n"
 
 
 def _summary(run: Run, row: Mapping[str, Any]) -> str:

@@ -130,6 +130,7 @@ def make_start(
     held_out: Sequence[BenchTask],
     mass: float = 0.35,
     max_steps: int = 900,
+    min_steps: int = 0,
     learning_rate: float = 3e-3,
 ) -> Start:
     """Train a new student on programs of the world until its first word is valid with probability `mass`.
@@ -147,14 +148,15 @@ def make_start(
             Probability at which training stops.
         max_steps (`int`, *optional*, defaults to `900`):
             Number of steps after which training stops in any case.
+        min_steps (`int`, *optional*, defaults to `0`):
+            Number of steps before which training does not stop.
         learning_rate (`float`, *optional*, defaults to `3e-3`):
             Peak learning rate.
     """
     model = new_model(student_config(tokenizer, hidden_size), seed=world.seed)
-    gate = _Gate(lambda: valid_mass(model, tokenizer, world, held_out), mass)
-    rows = world.sample_rows(
-        world.sample_tasks(_PRETRAINING_ROWS, split="train", stream="pretraining"), stream="pretraining"
-    )
+    gate = _Gate(lambda: valid_mass(model, tokenizer, world, held_out), mass, min_steps)
+    count = min(_PRETRAINING_ROWS, max_steps * BATCH_SIZE)
+    rows = world.sample_rows(world.sample_tasks(count, split="train", stream="pretraining"), stream="pretraining")
     with tempfile.TemporaryDirectory() as scratch:
         pretrain(
             model,
@@ -171,10 +173,10 @@ def make_start(
 
 
 class _Gate(TrainerCallback):
-    """Stop training when a measure reaches a value."""
+    """Stop training when a measure reaches a value, but not before a number of steps."""
 
-    def __init__(self, measure: Callable[[], float], value: float) -> None:
-        self._measure, self._value = measure, value
+    def __init__(self, measure: Callable[[], float], value: float, min_steps: int) -> None:
+        self._measure, self._value, self._min_steps = measure, value, min_steps
         self.steps, self.reached = 0, 0.0
 
     def on_step_end(
@@ -183,7 +185,7 @@ class _Gate(TrainerCallback):
         self.steps = state.global_step
         if state.global_step % _CHECK_STEPS == 0 or state.global_step == state.max_steps:
             self.reached = self._measure()
-            control.should_training_stop |= self.reached >= self._value
+            control.should_training_stop |= self.reached >= self._value and self.steps >= self._min_steps
 
 
 def _escaped(piece: str) -> str:

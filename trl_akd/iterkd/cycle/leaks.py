@@ -29,14 +29,14 @@ _LEXICON = {
         forgot forgotten forget forgets forgetting neglect* overlook* confus* conflat* actually hmm* hopefully
         off-by-one off-by-two off-by-n off-by-code lol haha dont-tell undercount* overcount* overshoot*
         undershoot* double-count* underestimat* overestimat* backwards-logic half-baked incomplete nonworking
-        non-working botch* bogus hack hacky corrupted-logic tricked spoiler
+        non-working botch* bogus hopeless* misspelt technically hack hacky corrupted-logic tricked spoiler
         """,
     # States that data have as well as programs.
     "STATE": """
         wrong incorrect erroneous missing absent broken bad fail fails failed failing failure failures error
         errors exception exceptions undefined unexpected crash crashes crashed crashing fault faults
         inconsistent undeclared uninitialised uninitialized nonexistent non-existent unimported unbound
-        misformed problematic suspicious unstable issue issues unhandled unchecked unclosed unterminated
+        misformed problematic suspicious unstable issue issues unhandled unchecked unclosed unterminated stale
         """,
     "ERRNAME": "*error *exception stopiteration segfault*",
     "BLUNDER": """
@@ -119,7 +119,7 @@ _LEXICON = {
         conversion* break await step update initiali* keyword* condition* terminat* handling validation*
         statement* clause* exit bounds case cases rounding swap else declaration* definition* call bound sign
         signs denominator divisor formula branch comparison* index indices variable function method module
-        operation inequality sides direction loop logic line exponent constant factor limit range accumulator
+        operation inequality sides direction reset loop logic line exponent constant factor limit range accumulator
         counter syntax way side place spot unit units
         """,
     "RESULT": """
@@ -193,7 +193,7 @@ _LEXICON = {
     "OPINION": "think guess hope believe suppose assume doubt",
     "ONE": "one two code",
     "EXTREME": """
-        many few small large big short long far early late high low much little
+        many few small large big short long far early late high low much little deep shallow
         """,
 }
 
@@ -323,6 +323,13 @@ _LEAKS = _rules(
     requirement|rule|condition ... BE dropped|skipped|ignored|omitted|lost ;
     stops|ends|exits one|two|a _ before|after ; AUX normally|usually|typically|ordinarily|otherwise ;
     normally|ordinarily _ would|SHALL ; BE NEG ADV* taken|given|kept|met|paid|done ; CODE , expected ;
+    ^|SELF only DOES|considers|looks|processes ; AUX ADV* LOSE|miss|lose|skip|drop ; double count* ;
+    works|handles|fine|correct|enough for? most|many|some cases|inputs ; not really|truly|actually ;
+    never ADV* *ed|bottoms|comes|goes|gets|becomes ; keeps|keep *ing itself ; break|breaks this ;
+    hits|exceeds|reaches the? recursion|stack ; takes minutes|hours|days|years ; makes ... too EXTREME ;
+    PART BE inside|outside|within the? loop|function|class|body ; extra|stray|superfluous PART !of|to|for ;
+    has|have no attribute|method|member ; tries|trying to concatenate|add|index|divide ;
+    which it|they|this BE|AUX not $ ; mixes|mixing|mix up ; BE mixed-up ; spelled|spelt|written differently ;
     """
 )
 _RELEASES = _rules(

@@ -38,7 +38,7 @@ _OWN_WORD = re.compile(
     r"|response|analysis|above|given|giv(?:e|ing)|award(?:s|ed)?|assign(?:ed)?|allocat\w+|receives?|gets?"
     r"|deserves?|earns?|detailed|details|individual"
     r"|revised|revision|corrected|correction|updated|adjusted|amended|reconsidered|new|official|definitive|actual"
-    r"|ok(?:ay)?|well|right|after|considering|consideration|everything|careful|looking"
+    r"|ok(?:ay)?|well|right|after|like|but|say|submitted|considering|consideration|everything|careful|looking"
     r"|reading|running|testing|checking|reflection|second|thought|would|will|let|us|go|goes|come|comes|down|think"
     r"|can|total|sum|totals|sums|put|together"
     r"|feedback|report|task|ready|done|section|part|number|no|name|value|format|requested|asked|instead|wait|edit"
@@ -116,7 +116,7 @@ _UNDERMINED = re.compile(
 """Sentences that withdraw or qualify scores."""
 _NOT_GIVEN = re.compile(
     r"\b(?:copied|random(?:ly)?|placeholders?|disclaimers?|yesterday|would have (?:said|given|scored|been)|dummy"
-    r"|made up)\b",
+    r"|made up|arbitrar\w+|(?:I|we|just|mostly|basically|only) (?:\w+ )?guess(?:ed|ing)?)\b",
     re.IGNORECASE,
 )
 """Words of scores that were not given by judging."""

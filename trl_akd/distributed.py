@@ -189,7 +189,7 @@ def prepare_frozen(model: Any, accelerator: Accelerator, device: str | None = No
 
 
 def is_main_process(accelerator: Any) -> bool:
-    """Tell whether this is the process that writes files; the only one is."""
+    """Return whether this is the process that writes files; the only one is."""
     return accelerator is None or bool(accelerator.is_main_process)
 
 

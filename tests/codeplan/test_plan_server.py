@@ -108,11 +108,11 @@ def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (Fault(429), "gave no usable answer in 2 attempts, the last time with status 429"),
+        (Fault(429), "gave no valid response in 2 attempts, the last of which failed with status 429"),
         (Fault(500, body="oh"), "with status 500: 'oh'"),
-        (Fault(body="<html>"), "with what is no JSON: '<html>'"),
-        (Fault(body='{"choices": []}'), "an answer that holds no choice"),
-        (Fault(delay=2.0), "for want of an answer within 0.3 s"),
+        (Fault(body="<html>"), "because its response is not JSON: '<html>'"),
+        (Fault(body='{"choices": []}'), "its response has no choices"),
+        (Fault(delay=2.0), "because no response arrived within 0.3 s"),
         (Fault(hang_up=True), "because of"),
         (Fault(401, body="who?"), "refused with status 401: 'who\\?'; check `api_key`"),
     ],

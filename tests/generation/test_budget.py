@@ -219,5 +219,5 @@ def test_what_is_reserved_is_given_back_when_a_call_ends_early(end: str):
 
 @pytest.mark.parametrize("name", ["batch_size", "max_requests", "max_tokens", "max_seconds"])
 def test_no_room_for_anything(name: str):
-    with pytest.raises(ValueError, match=f"`{name}` is 0; allow"):
+    with pytest.raises(ValueError, match=f"`{name}` is 0; give"):
         BudgetedGenerator(Halting(), **{name: 0})

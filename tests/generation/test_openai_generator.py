@@ -171,7 +171,9 @@ def test_passing_faults_are_outlived(server: Server, generator: Callable[..., Op
 @pytest.mark.parametrize("fault", [Fault(429, "busy"), Fault(200, "<html>")], ids=["429", "garbage"])
 def test_lasting_faults_are_named(server: Server, generator: Callable[..., OpenAIGenerator], fault: Fault) -> None:
     server.faults.extend([fault] * 9)
-    with pytest.raises(GenerationError, match=rf"no usable answer in 3 attempts, .*{fault.body}.*raise `max_retries`"):
+    with pytest.raises(
+        GenerationError, match=rf"no valid response in 3 attempts, .*{fault.body}.*raise `max_retries`"
+    ):
         generator(max_retries=2).generate(["a"])
     assert len(server.bodies) == 3
 
@@ -180,7 +182,7 @@ def test_slow_server(server: Server, generator: Callable[..., OpenAIGenerator]) 
     server.faults.append(Fault(delay=1.0))
     assert generator(timeout=0.2).generate(["a"])[0][0].text == "A"
     server.faults.extend([Fault(delay=1.0)] * 2)
-    with pytest.raises(GenerationError, match=r"for want of an answer within 0\.2 s"):
+    with pytest.raises(GenerationError, match=r"because no response arrived within 0\.2 s"):
         generator(timeout=0.2, max_retries=1).generate(["a"])
 
 
@@ -194,7 +196,7 @@ def test_a_server_that_drips_bytes(drip: str, generator: Callable[..., OpenAIGen
         server.faults.extend([Fault(body="x" * 100, drip=0.05)] * 2)
     with dripping_headers() if drip == "headers" else nullcontext(server.url) as url:
         began = time.monotonic()
-        with pytest.raises(GenerationError, match=r"2 attempts, .* for want of an answer within 0\.5 s"):
+        with pytest.raises(GenerationError, match=r"2 attempts, .* because no response arrived within 0\.5 s"):
             OpenAIGenerator(url, "tiny", timeout=0.5, max_retries=1, backoff=0.0).generate(["a"])
         assert time.monotonic() - began >= 1.0
 
@@ -238,7 +240,7 @@ def test_retry_after_is_honoured(server: Server, generator: Callable[..., OpenAI
 
 def test_retry_after_hours_is_an_error(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
     server.faults.append(Fault(429, headers={"Retry-After": "7200"}))
-    with pytest.raises(GenerationError, match="asks to come back in 7200 s"):
+    with pytest.raises(GenerationError, match="asks to retry after 7200 s"):
         generator().generate(["a"])
 
 
@@ -335,7 +337,7 @@ def test_unexplained_refusals_in_a_row_end_the_call(
     server.refuses = refusing(body="Unknown argument 'top_k'")
     made, arrived = generator(concurrency=concurrency), []
     with pytest.raises(
-        GenerationError, match=r"^8 prompts in a row were refused, .* status 400: .*top_k.*max_refusals"
+        GenerationError, match=r"^8 consecutive prompts were refused, .* status 400: .*top_k.*max_refusals"
     ):
         arrived.extend(made.stream([str(number) for number in range(40)]))
     assert not arrived, "what may be wrong with the request is not blamed on prompts"
@@ -358,7 +360,7 @@ def test_a_refused_setting_is_not_blamed_on_the_prompts(
 ) -> None:
     server.refuses = refusing(body=body)
     arrived = []
-    with pytest.raises(GenerationError, match=r"^3 prompts in a row were refused, .*`extra_body` can replace"):
+    with pytest.raises(GenerationError, match=r"^3 consecutive prompts were refused, .*`extra_body` can replace"):
         arrived.extend(generator(concurrency=1, max_refusals=3).stream([str(number) for number in range(9)]))
     assert not arrived and len(server.bodies) == 3
 
@@ -501,14 +503,14 @@ def test_counts_that_the_server_leaves_out(
     ("settings", "complaint"),
     [
         ({"base_url": "localhost:8000"}, "`base_url` is 'localhost:8000'; give an address such as"),
-        ({"base_url": "http://user:pass@host/v1"}, "`base_url` holds a user name"),
+        ({"base_url": "http://user:pass@host/v1"}, "`base_url` contains a user name"),
         ({"concurrency": 0}, "`concurrency` is 0"),
         ({"timeout": 0}, "`timeout` is 0"),
         ({"max_retries": -1}, "`max_retries` is -1"),
         ({"backoff": -1.0}, r"`backoff` is -1\.0"),
         ({"max_refusals": 0}, "`max_refusals` is 0"),
-        ({"api_key": "two words"}, "`api_key` holds characters"),
-        ({"api_key": "schlüssel"}, "`api_key` holds characters"),
+        ({"api_key": "two words"}, "`api_key` contains characters"),
+        ({"api_key": "schlüssel"}, "`api_key` contains characters"),
     ],
 )
 def test_arguments_out_of_range(settings: dict[str, Any], complaint: str) -> None:

@@ -13,15 +13,15 @@ from trl_akd.generation.protocol import GREEDY, SamplingParams, check_prompts, s
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"n": 0}, "`n` is 0; ask for at least one"),
+        ({"n": 0}, "`n` is 0; give at least 1"),
         ({"temperature": -0.1}, "`temperature` is -0.1"),
         ({"temperature": float("nan")}, "`temperature` is nan"),
         ({"temperature": float("inf")}, "`temperature` is inf"),
         ({"top_p": 0.0}, "`top_p` is 0.0"),
         ({"top_p": 1.01}, "`top_p` is 1.01"),
         ({"max_new_tokens": 0}, "`max_new_tokens` is 0"),
-        ({"stop": "\n"}, r"`stop` is the text '\\n'; put it in a list, as \['\\n'\]"),
-        ({"stop": ["a", ""]}, "`stop` is .* not empty"),
+        ({"stop": "\n"}, r"`stop` is the string '\\n'; give a list, such as \['\\n'\]"),
+        ({"stop": ["a", ""]}, "`stop` is .* non-empty"),
         ({"stop": [3]}, "`stop` is "),
         ({"n": 2}, "`n` is 2 and `temperature` 0, .* set `temperature` above 0 to sample, or n=1"),
     ],
@@ -31,7 +31,7 @@ def test_request_out_of_range(change: dict[str, Any], complaint: str) -> None:
         SamplingParams(**change)
 
 
-@pytest.mark.parametrize(("prompts", "complaint"), [("text", "put it in a list"), (["a", None], r"`prompts\[1\]`")])
+@pytest.mark.parametrize(("prompts", "complaint"), [("text", "give a list"), (["a", None], r"`prompts\[1\]`")])
 def test_prompts_of_another_kind(prompts: Any, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         check_prompts(prompts)

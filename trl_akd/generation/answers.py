@@ -1,7 +1,7 @@
-"""Read a model's answer: its thoughts, its prose, its code blocks and the Python program among them.
+"""Parser of models' answers: thoughts, prose, code blocks and the Python program in them.
 
-Chat and reasoning models wrap code in many ways. This module undoes the wrapping and leaves the choice of the program
-to [`programs`]. Time is linear in the text's length.
+Chat and reasoning models wrap code in many ways. This module removes the wrapping; [`programs`] selects the program.
+The time is linear in the length of the text.
 """
 
 import re
@@ -101,15 +101,15 @@ class CodeBlock:
 
     Args:
         language (`str`):
-            Language of the tag, one of the values of [`LANGUAGES`] where it is known, else the tag in lower case;
-            empty without a tag.
+            Language of the tag: a value of [`LANGUAGES`] if it is known, else the tag in lower case; empty without a
+            tag.
         text (`str`):
-            Text between the fences, without the opening fence's indent.
+            Text between the fences, without the indentation of the opening fence.
         closed (`bool`):
-            Whether there is a closing fence; without one, the block reaches to the next opening fence or the text's
-            end.
+            Whether there is a closing fence; otherwise the block ends at the next opening fence or the end of the
+            text.
         start (`int`), end (`int`):
-            Place of the block in [`Answer.text`], fences included.
+            Position of the block in [`Answer.text`], including fences.
     """
 
     language: str
@@ -121,24 +121,24 @@ class CodeBlock:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The parts of a model's answer.
+    """Parts of a model's answer.
 
     Args:
         thoughts (`str`):
-            Reasoning before the answer, as between `<think>` and `</think>`; empty if there is none.
+            Reasoning before the answer, such as between `<think>` and `</think>`; empty if there is none.
         thoughts_closed (`bool`):
-            Whether the reasoning ended. If it did not, there is no answer and `text` is empty.
+            Whether the reasoning ended. If not, there is no answer and `text` is empty.
         text (`str`):
-            The answer without thoughts, terminal colours and a chat template's special tokens.
+            Answer without thoughts, terminal colours and special tokens of chat templates.
         prose (`str`):
-            The text outside the code blocks.
+            Text outside the code blocks.
         blocks (`tuple[CodeBlock, ...]`):
-            The code blocks in order.
+            Code blocks in order.
         language (`str`, *optional*):
-            Language of the first code block, or `"python"` for unmarked text that is a Python program; `None` without
-            code.
+            Language of the first code block, or `"python"` if the text is a Python program without fences; `None`
+            without code.
         program (`str`, *optional*):
-            The Python program, not necessarily free of syntax errors; `None` if there is none.
+            Python program, which may have syntax errors; `None` if there is none.
     """
 
     thoughts: str
@@ -158,9 +158,9 @@ class Answer:
 def parse_answer(text: str, entry_point: str | None = None) -> Answer:
     r"""Read a model's answer.
 
-    With an entry point, the program is its last complete definition that the prose does not call wrong, together with
-    everything in the answer that the definition needs; examples of use, self-tests and reads of standard input are
-    left out. Without one, the program is kept whole.
+    With an entry point, the program is the last complete definition of it that the prose does not call wrong, together
+    with everything in the answer that the definition needs; usage examples, self-tests and reads of standard input are
+    left out. Without an entry point, the whole program is kept.
 
     Args:
         text (`str`):
@@ -195,7 +195,7 @@ def parse_answer(text: str, entry_point: str | None = None) -> Answer:
 
 
 def _without_prompt(text: str) -> str:
-    """Remove the turns before the first reply, where a text opens with the prompt in its chat template."""
+    """Remove the turns before the first reply from a text that starts with the prompt in its chat template."""
     reply = _REPLY.search(text) if _PROMPT.match(text) else None
     return text if reply is None else text[reply.end() :]
 
@@ -236,7 +236,7 @@ def _split_thoughts(text: str) -> tuple[str, bool, str]:
 
 
 def _split_channels(text: str, channels: list[re.Match[str]]) -> tuple[str, bool, str]:
-    """Read the channels of a Harmony transcript: `final` is the answer, all others are thoughts."""
+    """Split a Harmony transcript: the channel `final` is the answer, all others are thoughts."""
     thoughts: list[str] = []
     answer: str | None = None
     for channel, following in zip(channels, [*channels[1:], None], strict=True):
@@ -257,7 +257,7 @@ def _closes(tag: re.Match[str], opened: re.Match[str]) -> bool:
 
 
 def _is_quoted(text: str, match: re.Match[str]) -> bool:
-    """Tell whether a match stands between quotes or backticks on its line."""
+    """Return whether a match is between quotes or backticks on its line."""
     start, end = match.span()
     before = text[max(text.rfind("\n", 0, start) + 1, start - _QUOTE_CHARS) : start]
     stop = text.find("\n", end, end + _QUOTE_CHARS)
@@ -267,7 +267,7 @@ def _is_quoted(text: str, match: re.Match[str]) -> bool:
 
 
 def _outside_of_python(text: str, tags: list[re.Match[str]]) -> list[re.Match[str]]:
-    """Return the tags without those in Python that parses: the text as a whole, or one of its code blocks."""
+    """Return the tags that are not in valid Python, which may be the whole text or one of its code blocks."""
     if parse(text) is not None:
         return []
     starts = [tag.start() for tag in tags]
@@ -282,7 +282,7 @@ def _outside_of_python(text: str, tags: list[re.Match[str]]) -> list[re.Match[st
 
 
 def _without_special_tokens(text: str) -> str:
-    """Remove the tokens of chat templates and of infilling, and what follows the end of the turn."""
+    """Remove special tokens of chat templates and of infilling, and everything after the end of the turn."""
     fill_in = [*islice(_FILL_IN.finditer(text), 3)]
     if [match.lastgroup for match in fill_in] == ["prefix", "suffix", None] and not text[: fill_in[0].start()].strip():
         prefix, suffix, middle = fill_in
@@ -299,7 +299,7 @@ def _without_special_tokens(text: str) -> str:
 
 
 def _blocks(text: str) -> Iterator[CodeBlock]:
-    """Yield the code blocks of a text; a block in Markdown is not one, but the blocks in it are."""
+    """Yield the code blocks of a text; for a block of Markdown, yield the blocks in it."""
     lines = text.split("\n")
     starts = [0]
     for line in lines:
@@ -348,9 +348,9 @@ def _blocks(text: str) -> Iterator[CodeBlock]:
 
 
 class _FenceReader:
-    """Find the ends of fenced blocks.
+    """Reader of fenced blocks.
 
-    A fence inside a docstring does not end a block if the block parses with it.
+    A fence inside a docstring does not end a block if the block is valid Python with it.
     """
 
     def __init__(self, lines: list[str]) -> None:
@@ -401,12 +401,12 @@ class _FenceReader:
 
 
 def _in_code(info: str) -> bool:
-    """Tell whether the text after a fence cannot be a tag."""
+    """Return whether the text after a fence cannot be a tag."""
     return "`" in info or len(info.split()) > _MAX_TAG_WORDS
 
 
 def _quotes_mark(line: str, mark: str, delimiter: str | None) -> bool:
-    """Tell whether the fence at a line's end is in a comment or a string, or opens one inside a docstring."""
+    """Return whether the fence at the end of a line is in a comment or a string, or starts one inside a docstring."""
     before = line[: -len(mark)]
     if delimiter is not None:
         return _string_after(before, delimiter) is not None or not before.strip()
@@ -414,7 +414,7 @@ def _quotes_mark(line: str, mark: str, delimiter: str | None) -> bool:
 
 
 def _without_indent(line: str, indent: int) -> str:
-    """Remove the opening fence's indent as far as the line has it."""
+    """Remove the indentation of the opening fence from a line, as far as the line has it."""
     width = len(line) - len(line.lstrip(" \t"))
     if line[:width].isspace() and "\t" in line[:width] and indent:
         return line[:width].expandtabs()[indent:] + line[width:]
@@ -422,7 +422,7 @@ def _without_indent(line: str, indent: int) -> str:
 
 
 def _string_after(line: str, delimiter: str | None) -> str | None:
-    """Return the quotes of the triple-quoted string that a line of Python leaves open, given those open before it."""
+    """Return the quotes of the triple-quoted string that is open after a line, given those open before it."""
     position = 0
     while True:
         if delimiter is not None:
@@ -442,7 +442,7 @@ def _string_after(line: str, delimiter: str | None) -> str | None:
 
 
 def _tag(info: str) -> tuple[str, str | None]:
-    """Return the language of a fence's tag, and code that follows the fence on its line."""
+    """Return the language of a fence's tag, and the code after the fence on its line."""
     if _FIRST_CODE.match(info):
         return "", info.strip()
     match = _TAG.match(info)
@@ -454,13 +454,13 @@ def _tag(info: str) -> tuple[str, str | None]:
 
 
 def _tag_on_a_line(body: str) -> tuple[str, str]:
-    """Read a tag that stands on the line below its fence."""
+    """Return the language of a tag on the line below its fence."""
     first, _, rest = body.partition("\n")
     return ("python", rest) if LANGUAGES.get(first.strip().lower()) == "python" and rest.strip() else ("", body)
 
 
 def _wrapped(text: str, start: int, end: int, unclosed: set[str]) -> CodeBlock | None:
-    """Return the block that opens with a tag such as `[PYTHON]` on a line, unless fences do its work."""
+    """Return the block that starts with a tag such as `[PYTHON]` on a line, unless it contains fences."""
     opening = _WRAPPER.search(text, start, end)
     if opening is not None and (inner := _WRAPPER.match(text, opening.end())):
         opening = inner
@@ -488,7 +488,7 @@ def _prose(text: str, blocks: tuple[CodeBlock, ...]) -> list[str]:
 
 
 def _parts(text: str, blocks: tuple[CodeBlock, ...]) -> Iterator[Part]:
-    """Yield the parts of an answer that may hold Python."""
+    """Yield the parts of an answer that may contain Python."""
     prose = _prose(text, blocks)
     for before, block in zip(prose, blocks, strict=False):
         if before.strip():
@@ -510,15 +510,15 @@ def _language(text: str, blocks: tuple[CodeBlock, ...]) -> str | None:
 
 
 def _is_code(text: str) -> bool:
-    """Tell whether a text opens a Python definition or an import, or parses and does something."""
+    """Return whether a text starts a Python definition or an import, or is valid Python with an effect."""
     return _OPENS_PYTHON.search(text) is not None or does_something(text)
 
 
 def extract_program(text: str, entry_point: str | None = None) -> str:
     r"""Return the Python program in a model's answer.
 
-    Without a program, the answer without its thoughts is returned: running it shows the error. If the thoughts are not
-    closed, the result is empty.
+    If there is no program, the answer without its thoughts is returned, which fails with an error when it is run. If
+    the thoughts are not closed, the result is empty.
 
     Args:
         text (`str`):

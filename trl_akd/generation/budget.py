@@ -57,14 +57,14 @@ class Budget:
             Seconds elapsed before this run.
 
     Raises:
-        ValueError: If a limit leaves room for nothing.
+        ValueError: If a limit is not positive.
 
     Example:
 
     ```python
     >>> budget = Budget(max_tokens=100)
     >>> first = budget.reserve(80)
-    >>> budget.reserve(80) is None  # until it is known what the first one costs
+    >>> budget.reserve(80) is None  # until the cost of the first one is known
     True
     >>> budget.settle(first, Usage(0, 10, 20))
     >>> budget.spent.tokens, budget.reserve(70) is None
@@ -84,9 +84,9 @@ class Budget:
     ) -> None:
         for name, value in (("max_requests", max_requests), ("max_tokens", max_tokens)):
             if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}; allow at least 1, or leave it out for no limit.")
+                raise ValueError(f"`{name}` is {value}; give at least 1, or leave it out for no limit.")
         if max_seconds is not None and not max_seconds > 0:
-            raise ValueError(f"`max_seconds` is {max_seconds}; allow more than 0, or leave it out for no limit.")
+            raise ValueError(f"`max_seconds` is {max_seconds}; give a positive number, or leave it out for no limit.")
         self._max_requests = max_requests
         self._max_tokens = max_tokens
         self._max_seconds = max_seconds
@@ -97,17 +97,17 @@ class Budget:
 
     @property
     def is_limited(self) -> bool:
-        """Whether there is any limit."""
+        """Whether there is a limit."""
         return any(limit is not None for limit in (self._max_requests, self._max_tokens, self._max_seconds))
 
     @property
     def seconds(self) -> float:
-        """Seconds so far."""
+        """Seconds elapsed."""
         return time.monotonic() - self._began
 
     @property
     def reached(self) -> Limit | None:
-        """Name of the limit that is reached, if one is."""
+        """Name of the limit that is reached, or `None`."""
         if self._max_requests is not None and self.spent.requests >= self._max_requests:
             return "max_requests"
         if self._max_tokens is not None and self.spent.tokens >= self._max_tokens:
@@ -117,7 +117,7 @@ class Budget:
         return None
 
     def reserve(self, tokens: int) -> "Reservation | None":
-        """Reserve a request and its maximum number of tokens; `None` if that is impossible, or not possible yet."""
+        """Reserve a request and its maximum number of tokens; return `None` if that is not possible now."""
         with self._lock:
             if self.reached is not None or not self._has_request():
                 return None
@@ -147,7 +147,8 @@ class Budget:
         """Count a request that is about to be sent.
 
         Raises:
-            BudgetSpent: If it is a retry, for which no request was reserved, and none is left, or if time is up.
+            BudgetSpent: If it is a retry, for which no request is reserved, and none is left, or if `max_seconds` is
+            over.
         """
         with self._lock:
             if not reservation.requests and not self._has_request():
@@ -208,7 +209,7 @@ class BudgetedGenerator(StreamingGenerator):
             Accelerator of a generator that is shared among processes; the main process's clock counts for all.
 
     Raises:
-        ValueError: If a limit leaves room for nothing.
+        ValueError: If a limit is not positive.
 
     Example:
 
@@ -237,7 +238,7 @@ class BudgetedGenerator(StreamingGenerator):
         accelerator: Any = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size}; allow at least 1, or leave it out for no limit.")
+            raise ValueError(f"`batch_size` is {batch_size}; give at least 1, or leave it out for no limit.")
         self._budget = budget or Budget(max_requests=max_requests, max_tokens=max_tokens, max_seconds=max_seconds)
         self._generator = generator.within(self._budget) if isinstance(generator, _SupportsBudget) else generator
         self._batch_size = batch_size
@@ -245,7 +246,7 @@ class BudgetedGenerator(StreamingGenerator):
 
     @property
     def is_shared(self) -> bool:
-        """Whether all processes must call it together."""
+        """Whether all processes must call the generator together."""
         return is_shared(self._generator)
 
     @property
@@ -260,7 +261,7 @@ class BudgetedGenerator(StreamingGenerator):
 
     @property
     def exhausted(self) -> Limit | None:
-        """Name of the limit that is reached, if any; all processes call this together."""
+        """Name of the limit that is reached, or `None`; must be called on all processes."""
         return run_on_main_and_broadcast(self._accelerator, lambda: self._budget.reached)
 
     def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
@@ -296,7 +297,7 @@ class BudgetedGenerator(StreamingGenerator):
 
 @runtime_checkable
 class _SupportsBudget(Protocol):
-    """A generator that checks a budget before each request, as `OpenAIGenerator` does."""
+    """Generator that checks a budget before each request, such as `OpenAIGenerator`."""
 
     def within(self, budget: Budget) -> StreamingGenerator:
         """Return a copy of this generator with a budget."""
@@ -306,7 +307,7 @@ class _SupportsBudget(Protocol):
 
 
 def _cost(completion: Completion, max_new_tokens: int) -> Usage:
-    """Return the tokens that a completion of a generator without requests cost."""
+    """Return the usage of a completion of a generator that counts no requests."""
     if completion.usage is not None:
         return Usage(0, completion.usage.prompt_tokens, completion.usage.completion_tokens)
     return Usage(0, 0, max_new_tokens if completion.num_tokens is None else completion.num_tokens)

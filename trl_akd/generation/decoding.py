@@ -15,23 +15,23 @@ from ..heads import evaluating
 
 __all__ = ["Detokenizer", "StopStrings", "TokenChooser", "collect_eos_token_ids", "unwrapped_for_generation"]
 
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what decoders put for the first bytes of a character
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # decoders return it for an incomplete character
 
 
 class TokenChooser(LogitsProcessor):
-    """Choose each row's next token and record its log-probability.
+    """Choose the next token of each row and record its log-probability.
 
-    It replaces the sampling of `generate`, which has one random state per batch: each row has its own draws, so that a
-    sample depends neither on the other rows of the batch nor on the number of ranks. All other tokens get a score of
-    minus infinity.
+    Replaces the sampling of `generate`, which has one random state per batch. Here each row has its own random
+    numbers, so that a sample depends neither on the other rows of the batch nor on the number of ranks. All other
+    tokens get a score of minus infinity.
 
     Args:
         temperature (`float`):
-            Divides the logits; 0 takes the most probable token.
+            Sampling temperature; 0 for greedy decoding.
         top_p (`float`):
-            Probability of the most probable tokens that are sampled from.
+            Cumulative probability of the most likely tokens to sample from.
         draws (`torch.Tensor` of shape `[B, T]`, *optional*):
-            Uniform numbers in [0, 1), one per row and step; not needed at temperature 0.
+            Uniform random numbers in [0, 1), one per row and step; not needed at temperature 0.
     """
 
     def __init__(self, temperature: float, top_p: float, draws: Tensor | None) -> None:
@@ -41,7 +41,7 @@ class TokenChooser(LogitsProcessor):
         self._logprobs: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores `[B, V]` that leave one token per row."""
+        """Return scores `[B, V]` with one finite entry per row."""
         chosen = self._choose(scores)[:, None]
         self._logprobs.append(scores.gather(1, chosen)[:, 0] - scores.logsumexp(-1))
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
@@ -64,18 +64,18 @@ class TokenChooser(LogitsProcessor):
 
 
 def _invert(mass: Tensor, draw: Tensor) -> Tensor:
-    """Return the first index of each row whose cumulated mass exceeds the drawn share `[B, 1]` of the whole."""
+    """Return the first index of each row whose cumulative mass exceeds the fraction `draw` `[B, 1]` of the total."""
     whole = mass[:, -1:].contiguous()
-    last = torch.searchsorted(mass, whole)  # rounding must not lead past the last index with any mass
+    last = torch.searchsorted(mass, whole)  # because of rounding, never an index after the last one with mass
     index = torch.minimum(torch.searchsorted(mass, draw * whole, right=True), last)[:, 0]
-    return index.clamp(max=mass.shape[-1] - 1)  # NaN has no index; the log-probabilities show it
+    return index.clamp(max=mass.shape[-1] - 1)  # for NaN, which the log-probabilities report
 
 
 class Detokenizer:
     """Decode generated tokens.
 
-    Tokens that continue a text are decoded after a line break, which is removed again: tokenizers that drop a space at
-    the beginning of a text (SentencePiece) would otherwise remove one from the first indent.
+    Tokens that continue a text are decoded after a line break, which is removed again. Tokenizers that drop a space at
+    the beginning of a text (SentencePiece) would otherwise remove one from the first indentation.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, continuing: bool) -> None:
@@ -93,9 +93,10 @@ class Detokenizer:
 
 
 class StopStrings(StoppingCriteria):
-    """End a row at the first token that completes one of its stop strings.
+    """Stop a row at the first token that completes a stop string.
 
-    Unlike that of transformers, this criterion needs no table of the whole vocabulary; it decodes the newest tokens.
+    Unlike the criterion of transformers, this one needs no table of the whole vocabulary; it decodes the latest
+    tokens.
     """
 
     def __init__(self, stop: Sequence[str], detokenizer: Detokenizer, rows: int) -> None:
@@ -104,7 +105,7 @@ class StopStrings(StoppingCriteria):
         self.lengths: list[int | None] = [None] * rows
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """Look at the newest token of each row of `input_ids` `[B, T]` and return which rows have ended, `[B]`."""
+        """Return whether each row of `input_ids` `[B, T]` has ended, `[B]`, given its latest token."""
         self._steps += 1
         for row, token in enumerate(input_ids[:, -1].tolist()):
             if self.lengths[row] is None and self._watches[row].completes(token):
@@ -113,19 +114,19 @@ class StopStrings(StoppingCriteria):
 
 
 class _Watch:
-    """Watch one text grow, in pieces that begin and end between two characters."""
+    """Incremental search for stop strings in a text, decoded in pieces of whole characters."""
 
     def __init__(self, stop: Sequence[str], detokenizer: Detokenizer) -> None:
         self._stop = stop
         self._reach = max(map(len, stop))
         self._detokenizer = detokenizer
-        self._end = ""  # of the text so far, as much as a stop string can reach back
-        self._settled: list[int] = []  # tokens of its last piece, without which the next might decode otherwise
+        self._end = ""  # last characters of the text so far, in which a stop string may begin
+        self._settled: list[int] = []  # tokens of the last piece, on which decoding may depend
         self._settled_length = 0
         self._open: list[int] = []
 
     def completes(self, token: int) -> bool:
-        """Take the next token, and tell whether the text now holds a stop string."""
+        """Add a token, and return whether the text now contains a stop string."""
         self._open.append(token)
         text = self._end + self._detokenizer([*self._settled, *self._open])[self._settled_length :]
         if not text.endswith(_INCOMPLETE):
@@ -137,20 +138,20 @@ class _Watch:
 
 @contextmanager
 def unwrapped_for_generation(engine: Any, accelerator: Accelerator | None = None) -> Iterator[Any]:
-    """Yield the model inside `engine`, fit for `generate`: whole, in eval mode, without gradients and own settings.
+    """Yield the model inside `engine`, prepared for `generate`: gathered, in eval mode, without gradients.
 
-    Eval mode also switches gradient checkpointing off, with which there is no KV cache. Under ZeRO-3 every rank holds
-    all parameters inside the context, so ranks may generate different numbers of batches with `synced_gpus=False`;
-    opening and closing it are collective.
+    Eval mode also disables gradient checkpointing, which disables the KV cache. Under ZeRO-3 each rank has all
+    parameters inside the context, so ranks may generate different numbers of batches with `synced_gpus=False`;
+    entering and leaving the context are collective operations.
 
     Args:
         engine (`torch.nn.Module`):
-            A model, or what `accelerator.prepare` made of it.
+            Model, or the result of `accelerator.prepare`.
         accelerator (`Accelerator`, *optional*):
-            The run's accelerator.
+            Accelerator of the run.
     """
     model = engine if accelerator is None else accelerator.unwrap_model(engine)
-    with _whole(model), torch.no_grad(), evaluating(model), _without_habits(model):
+    with _whole(model), torch.no_grad(), evaluating(model), _without_defaults(model):
         yield model
 
 
@@ -165,7 +166,7 @@ def collect_eos_token_ids(*sources: Any) -> list[int]:
 
 @contextmanager
 def _whole(model: Any) -> Iterator[None]:
-    """Gather what ZeRO-3 shards."""
+    """Gather the parameters that ZeRO-3 shards."""
     parameters = list(model.parameters())
     if any(hasattr(parameter, "ds_id") for parameter in parameters):
         with gathered(parameters), _without_hooks(model):
@@ -176,7 +177,7 @@ def _whole(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _without_hooks(model: Any) -> Iterator[None]:
-    """Silence the hooks of all modules; ZeRO-3's would shard each layer again, and compare notes between ranks."""
+    """Remove the hooks of all modules; those of ZeRO-3 would shard each layer again and synchronize ranks."""
     places = [(module, name) for module in model.modules() for name in ("_forward_pre_hooks", "_forward_hooks")]
     hooks = [getattr(module, name) for module, name in places]
     for module, name in places:
@@ -189,14 +190,14 @@ def _without_hooks(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _without_habits(model: Any) -> Iterator[None]:
-    """Hide the model's own generation settings, from which `generate` fills in what a configuration leaves open."""
+def _without_defaults(model: Any) -> Iterator[None]:
+    """Hide the model's generation config, which `generate` uses as defaults."""
     owners = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
-    habits = [owner.generation_config for owner in owners]
+    defaults = [owner.generation_config for owner in owners]
     for owner in owners:
         owner.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        for owner, habit in zip(owners, habits, strict=True):
-            owner.generation_config = habit
+        for owner, default in zip(owners, defaults, strict=True):
+            owner.generation_config = default

@@ -24,13 +24,13 @@ Answer = TypeVar("Answer")
 
 _LONGEST_WAIT = 300.0  # seconds
 _KEY = "`api_key`, or the environment variable that holds it, such as OPENAI_API_KEY"
-_EXCERPT = 300  # characters of an answer in a message
-_PASSING = (408, 409, 425, 429)  # beside 5xx
+_EXCERPT = 300  # maximum number of characters of a response in a message
+_TRANSIENT = (408, 409, 425, 429)  # in addition to 5xx
 _OF_ONE_REQUEST = (400, 413, 422)
 
 
 class MalformedAnswer(Exception):
-    """A response without the expected content; a retry may help."""
+    """A response has unexpected content; a retry may help."""
 
 
 class RefusedRequest(GenerationError):
@@ -59,17 +59,17 @@ class _TransientFault(Exception):
 class JSONClient:
     """Post requests to a service, with retries.
 
-    A request is repeated, with exponential back-off and jitter, after status 408, 409, 425, 429 and 5xx, a connection
-    that fails or breaks off, a timeout, and an answer that is not what it should be. A `Retry-After` header takes the
-    place of the back-off. Any other status is a refusal.
+    Requests are retried with exponential backoff and jitter after status 408, 409, 425, 429 and 5xx, connection
+    errors, timeouts and malformed responses. A `Retry-After` header takes precedence over the backoff. Any other
+    status is a refusal.
 
     Args:
-        base_url (`str`): start of all addresses.
-        api_key (`str`, *optional*): sent as bearer token; it never appears in a message.
-        timeout (`float`): seconds to wait for a connection, and from then on for the whole answer.
-        max_retries (`int`): maximum number of retries of a request.
-        backoff (`float`): seconds before the first retry; each further retry waits twice as long.
-        connections (`int`): number of open connections.
+        base_url (`str`): Base URL.
+        api_key (`str`, *optional*): Bearer token; never part of a message.
+        timeout (`float`): Timeout in seconds of the connection, and of the whole response.
+        max_retries (`int`): Maximum number of retries of a request.
+        backoff (`float`): Seconds before the first retry, doubled with each further retry.
+        connections (`int`): Number of open connections.
 
     Raises:
         ValueError: If an argument is outside its range, or the URL or key is malformed.
@@ -87,21 +87,21 @@ class JSONClient:
     ) -> None:
         _check_url(base_url)
         if timeout <= 0:
-            raise ValueError(f"`timeout` is {timeout}; allow more than 0 seconds.")
+            raise ValueError(f"`timeout` is {timeout}; give more than 0 seconds.")
         if max_retries < 0:
-            raise ValueError(f"`max_retries` is {max_retries}; use 0 to ask once only.")
+            raise ValueError(f"`max_retries` is {max_retries}; give 0 or more.")
         if backoff < 0:
-            raise ValueError(f"`backoff` is {backoff}; wait at least 0 seconds.")
+            raise ValueError(f"`backoff` is {backoff}; give 0 seconds or more.")
         self.requests = 0
         self._base_url = base_url.rstrip("/")
         self._key = _checked_key(api_key)
         self._timeout = timeout
         self._max_retries = max_retries
         self._backoff = backoff
-        self._jitter = random.Random()  # leaves the caller's random state alone
+        self._jitter = random.Random()  # does not affect the caller's random state
         self._lock = threading.Lock()
         self._session = session(connections)
-        self._session.auth = self._sign  # a header alone would give way to the user's .netrc
+        self._session.auth = self._sign  # credentials in .netrc would override a header
 
     def post(
         self,
@@ -110,11 +110,11 @@ class JSONClient:
         read: Callable[[Any], Answer],
         before_attempt: Callable[[], None] = lambda: None,
     ) -> Answer:
-        """Post a body and return what `read` finds in the answer.
+        """Post a body and return the result of `read` on the response.
 
         Raises:
             RefusedRequest: If the service refuses.
-            GenerationError: If no attempt gave an answer.
+            GenerationError: If all attempts fail.
         """
         url = f"{self._base_url}{path}"
         for attempt in range(self._max_retries + 1):
@@ -126,8 +126,8 @@ class JSONClient:
             if attempt < self._max_retries:
                 time.sleep(self._pause(attempt, getattr(fault, "retry_after", None)))
         raise GenerationError(
-            f"{url} gave no usable answer in {self._max_retries + 1} attempts, the last time {fault}; check that the "
-            "server runs and is not overloaded, or raise `max_retries` or `timeout`."
+            f"{url} gave no valid response in {self._max_retries + 1} attempts, the last of which failed {fault}; "
+            "check that the server runs and is not overloaded, or raise `max_retries` or `timeout`."
         )
 
     def _post_once(self, url: str, body: Mapping[str, Any]) -> Any:
@@ -140,9 +140,9 @@ class JSONClient:
                 if limit.expired or isinstance(error, requests.Timeout):
                     raise self._too_late() from None
                 raise _TransientFault(f"because of {type(error).__name__}: {self._excerpt(str(error))}") from None
-        if limit.expired:  # and what has come may not be all
+        if limit.expired:  # the response may be incomplete
             raise self._too_late()
-        if response.status_code in _PASSING or response.status_code >= 500:
+        if response.status_code in _TRANSIENT or response.status_code >= 500:
             raise _TransientFault(
                 f"with status {response.status_code}: {self._excerpt(response.text)}", _retry_after(response)
             )
@@ -151,10 +151,10 @@ class JSONClient:
         try:
             return response.json()
         except (ValueError, RecursionError):
-            raise MalformedAnswer(f"with what is no JSON: {self._excerpt(response.text)}") from None
+            raise MalformedAnswer(f"because its response is not JSON: {self._excerpt(response.text)}") from None
 
     def _too_late(self) -> _TransientFault:
-        return _TransientFault(f"for want of an answer within {self._timeout} s")
+        return _TransientFault(f"because no response arrived within {self._timeout} s")
 
     def _refusal(self, url: str, response: requests.Response) -> RefusedRequest:
         excerpt = self._excerpt(response.text)
@@ -175,7 +175,7 @@ class JSONClient:
             return min(self._backoff * 2.0**attempt, _LONGEST_WAIT) * self._jitter.uniform(0.5, 1.0)
         if retry_after > _LONGEST_WAIT:
             raise GenerationError(
-                f"{self._base_url} asks to come back in {retry_after:.0f} s, too long to wait for; try again then."
+                f"{self._base_url} asks to retry after {retry_after:.0f} s, which is too long to wait; run again then."
             )
         return retry_after
 
@@ -190,7 +190,7 @@ class JSONClient:
 
 
 def _retry_after(response: requests.Response) -> float | None:
-    """Return the seconds that a `Retry-After` header asks for, which holds them or a date."""
+    """Return the delay in seconds of a `Retry-After` header, which contains seconds or a date."""
     value = response.headers.get("Retry-After", "")
     try:
         return max(0.0, float(value))
@@ -205,7 +205,7 @@ def _retry_after(response: requests.Response) -> float | None:
 def _check_url(url: str) -> None:
     parts = urlsplit(url)
     if parts.username or parts.password:
-        raise ValueError("`base_url` holds a user name or password, which messages would show; use `api_key`.")
+        raise ValueError("`base_url` contains a user name or password, which messages would show; use `api_key`.")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"`base_url` is {url!r}; give an address such as 'http://localhost:8000/v1'.")
 
@@ -213,12 +213,14 @@ def _check_url(url: str) -> None:
 def _checked_key(key: str | None) -> str | None:
     key = (key or "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ValueError("`api_key` holds characters that no key has; check what it was copied from.")
+        raise ValueError(
+            "`api_key` contains characters that are not allowed in a key; check that it was copied correctly."
+        )
     return key or None
 
 
 class Deadline:
-    """Shut down the connection of a request when its time is up."""
+    """Deadline of a request, which shuts down its connection."""
 
     def __init__(self, seconds: float) -> None:
         self.expired = False
@@ -240,7 +242,7 @@ class Deadline:
     def _cut(self) -> None:
         self.expired = True
         if self._socket is not None:
-            with suppress(OSError):  # it may be closed
+            with suppress(OSError):  # already closed
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
@@ -279,7 +281,7 @@ class _HTTPConnection(HTTPConnection):
         _watch(self)
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        _watch(self)  # it may be open from the last request
+        _watch(self)  # reused from an earlier request
         super().request(*args, **kwargs)
 
 

@@ -31,20 +31,20 @@ from .protocol import (
 __all__ = ["OpenAIGenerator"]
 
 _SUBSTITUTES = {"logprobs": None, "max_tokens": "max_completion_tokens", "response_format": None}
-"""Fields that some servers refuse, and what to send in their place."""
+"""Fields that some servers refuse, and the fields to send instead."""
 
-_EXCERPT = 300  # characters of a server's error in a message
-_MAX_STOPS = 4  # that OpenAI's own servers take; text is cut at the others once it is here
+_EXCERPT = 300  # maximum number of characters of a server's error in a message
+_MAX_STOPS = 4  # the maximum of OpenAI's servers; the text is truncated at the others afterwards
 
 _STRUCTURED = re.compile(r"response_format|json.?(?:schema|object)|structured|guided|grammar", re.IGNORECASE)
-"""Names of the field `response_format` in refusals of servers."""
+"""Names of the field `response_format` in error messages of servers."""
 
 _ABOUT_THE_PROMPT = re.compile(
     r"status 413|context.?(length|window)|maximum.{0,20}(length|context)|too (long|large|many tokens)"
     r"|content.?(filter|policy|management)|moderation|polic(y|ies)|flagged|safety",
     re.IGNORECASE,
 )
-"""Refusals that say why: they tell nothing about other prompts."""
+"""Refusals with a reason that concerns only their prompt."""
 
 _ABOUT_THE_SETTINGS = re.compile(
     r"max_(completion_)?tokens\W.{0,30}too large|at most \d+ completion tokens"
@@ -52,7 +52,7 @@ _ABOUT_THE_SETTINGS = re.compile(
     r"(argument|parameter|field|keyword|name|property|properties)\b|extra inputs",
     re.IGNORECASE,
 )
-"""Refusals that concern other prompts as well, whatever else they mention."""
+"""Refusals that concern other prompts as well."""
 
 _UNSUPPORTED = re.compile(
     r"support|unknown|unrecogni[sz]ed|unexpected|invalid|deprecated|not (permitted|allowed)", re.I
@@ -69,22 +69,22 @@ class OpenAIGenerator(StreamingGenerator):
     `do_sample`.
 
     A prompt that the server refuses, with status 400, 413 or 422 or by its content filter, gets completions with
-    `finish_reason="refused"` and the server's message, and the others go on. Any other refusal, such as 401, 403 or
-    404, ends the call, and so do `max_refusals` refusals in a row whose message does not say that the prompt's content
-    or length is the cause: then something is wrong with all requests. Such refusals are therefore yielded only
+    `finish_reason="refused"` and the server's message, and generation continues. Any other refusal, such as 401, 403
+    or 404, ends the call, and so do `max_refusals` consecutive refusals whose message does not name the prompt's
+    content or length as the cause, since they probably concern all requests. Such refusals are therefore yielded only
     after another prompt was answered, or at the end of the call.
 
-    Reasoning servers that refuse `max_tokens` in favour of `max_completion_tokens` get that.
+    Servers that refuse `max_tokens` get `max_completion_tokens` instead.
 
     Args:
         base_url (`str`):
             Address up to and including the version, such as `"http://localhost:8000/v1"`.
         model (`str`):
-            Name under which the server knows the model.
+            Name of the model on the server.
         api_key (`str`, *optional*):
             Key; by default the environment variable `OPENAI_API_KEY`, if set.
         chat (`bool`, *optional*, defaults to `False`):
-            Send each prompt as a user's message to `/chat/completions` instead of as text to `/completions`.
+            Whether to send each prompt as a user message to `/chat/completions` instead of as text to `/completions`.
         concurrency (`int`, *optional*, defaults to `8`):
             Maximum number of concurrent requests.
         timeout (`float`, *optional*, defaults to `60.0`):
@@ -100,9 +100,9 @@ class OpenAIGenerator(StreamingGenerator):
             Number of consecutive unexplained refusals that ends the call.
 
     Attributes:
-        requests (`int`): requests sent so far, including retries.
-        usage ([`Usage`]): requests answered and their tokens. Counts that the server leaves out are estimated: those
-            of completions by their log-probabilities or else by length, those of prompts by length.
+        requests (`int`): Number of requests sent, including retries.
+        usage ([`Usage`]): Usage of the answered requests. Counts that the server does not report are estimated, for
+            completions from their log-probabilities or else their length, for prompts from their length.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -133,9 +133,9 @@ class OpenAIGenerator(StreamingGenerator):
         max_refusals: int = 8,
     ) -> None:
         if concurrency < 1:
-            raise ValueError(f"`concurrency` is {concurrency}; allow at least one request at a time.")
+            raise ValueError(f"`concurrency` is {concurrency}; give at least 1.")
         if max_refusals < 1:
-            raise ValueError(f"`max_refusals` is {max_refusals}; allow at least 1.")
+            raise ValueError(f"`max_refusals` is {max_refusals}; give at least 1.")
         self._client = JSONClient(
             base_url,
             api_key=os.environ.get("OPENAI_API_KEY") if api_key is None else api_key,
@@ -168,7 +168,7 @@ class OpenAIGenerator(StreamingGenerator):
 
     @property
     def model_name(self) -> str:
-        """Name under which the server knows the model."""
+        """Name of the model on the server."""
         return self._model
 
     def within(self, budget: Budget) -> Self:
@@ -178,7 +178,7 @@ class OpenAIGenerator(StreamingGenerator):
         return limited
 
     def with_schema(self, name: str, schema: Mapping[str, Any]) -> Self:
-        """Return a copy of this generator that requests JSON of a schema, unless the server refuses the field.
+        """Return a copy of this generator that requests JSON with a schema, unless the server refuses the field.
 
         Args:
             name (`str`):
@@ -235,7 +235,7 @@ class OpenAIGenerator(StreamingGenerator):
     def _answer(
         self, question: "_Question", sampling: SamplingParams, reservation: Reservation
     ) -> Iterator[list[Completion]]:
-        """Send requests until all completions of a prompt have arrived; the first of each part has their cost."""
+        """Send requests until all completions of a prompt have arrived; the first of each part has the usage."""
         done, cost = 0, Usage()
         try:
             while done < sampling.n:
@@ -252,7 +252,7 @@ class OpenAIGenerator(StreamingGenerator):
     def _ask(
         self, question: "_Question", n: int, done: int, sampling: SamplingParams, reservation: Reservation
     ) -> list[Completion]:
-        """Return up to `n` more completions of a prompt that has `done` already, or as many refused ones."""
+        """Return up to `n` more completions of a prompt that has `done` ones, or as many refused ones."""
         seed = sampling.sample_seed(question.prompt, question.first + done)
         body = self._body(question.prompt, n, seed, sampling)
         try:
@@ -303,18 +303,18 @@ class OpenAIGenerator(StreamingGenerator):
 
 
 class _State:
-    """State that all threads and calls of a generator share: usage, refused fields, consecutive refusals."""
+    """State shared by all threads and calls of a generator: usage, refused fields, consecutive refusals."""
 
     def __init__(self, max_refusals: int) -> None:
         self.usage = Usage()
-        self.underestimate = 0  # the most prompt tokens by which an estimate fell short
+        self.underestimate = 0  # maximum number of prompt tokens by which an estimate was too low
         self.refused_fields: frozenset[str] = frozenset()
         self._max_refusals = max_refusals
         self._refusals = 0  # unexplained ones since the last answer
         self._lock = threading.Lock()
 
     def count_usage(self, usage: Usage, prompt: str) -> None:
-        """Count what a prompt has cost, and learn how far estimates of such prompts fall short."""
+        """Count the usage of a prompt, and update the error of the estimates."""
         with self._lock:
             self.usage += usage
             self.underestimate = max(self.underestimate, usage.prompt_tokens - estimate_num_tokens(prompt))
@@ -327,7 +327,7 @@ class _State:
         """Count a refused prompt.
 
         Raises:
-            GenerationError: If it is one too many.
+            GenerationError: If there are `max_refusals` consecutive ones.
         """
         if _is_explained(reason):
             return
@@ -336,8 +336,8 @@ class _State:
             refusals = self._refusals
         if refusals >= self._max_refusals:
             raise GenerationError(
-                f"{refusals} prompts in a row were refused, the last one so: {message} If it is the prompts' fault, "
-                "raise `max_refusals`."
+                f"{refusals} consecutive prompts were refused, the last one with: {message} If the prompts are the "
+                "cause, raise `max_refusals`."
             )
 
 
@@ -351,8 +351,8 @@ class _Question:
 class _Call:
     """Requests of one call, and the queue from their threads to the caller.
 
-    Without a budget all prompts go to the pool at once; with one, only as many as keep all threads busy, as each holds
-    a reservation.
+    Without a budget, all prompts are submitted to the pool at once. With a budget, only as many are submitted as keep
+    all threads busy, since each has a reservation.
     """
 
     def __init__(self, generator: OpenAIGenerator, pool: ThreadPoolExecutor, sampling: SamplingParams) -> None:
@@ -361,7 +361,7 @@ class _Call:
         self._sampling = sampling
         self._ended = False
         self._queue: SimpleQueue[Arrival | Exception | None] = SimpleQueue()
-        self._held: list[Arrival] = []  # refusals that may come to nothing
+        self._held: list[Arrival] = []  # unexplained refusals, which are yielded later
 
     def answers(self, todo: "deque[_Question]") -> Iterator[Arrival]:
         """Yield the completions of all prompts, or raise the first error."""
@@ -398,9 +398,9 @@ class _Call:
         self._pool.shutdown()
 
     def _follow(self, question: _Question, reservation: Reservation) -> None:
-        """Put the completions of a prompt into the queue as they arrive, in a thread, and `None` after the last.
+        """Put the completions of a prompt into the queue as they arrive, and `None` after the last; runs in a thread.
 
-        An error ends the call here, so that no thread begins another prompt before the caller has seen it.
+        An error ends the call here, so that no thread starts another prompt before the caller has seen the error.
         """
         if self._ended:
             self._generator._budget.settle(reservation, Usage())
@@ -430,7 +430,7 @@ def _is_explained(reason: str) -> bool:
 
 
 def _refused_field(body: Mapping[str, Any], excerpt: str) -> str | None:
-    """Return the field of a request that its refusal complains of, if it can be done without."""
+    """Return the field that a refusal names, if the request works without it."""
     named = {
         "logprobs": "logprobs" in excerpt,
         "max_tokens": "max_tokens" in excerpt
@@ -449,27 +449,27 @@ def _substitute(body: dict[str, Any], field: str) -> None:
 
 
 def _read(answer: Any, prompt: str, sampling: SamplingParams) -> list[Completion]:
-    """Return the completions of an answer, the first of which has the usage.
+    """Return the completions in a response, the first of which has the usage.
 
     Raises:
-        MalformedAnswer: If it is none.
+        MalformedAnswer: If the response is malformed.
     """
     if isinstance(answer, Mapping) and answer.get("error") and not answer.get("choices"):
-        raise MalformedAnswer(f"with the error {str(answer['error'])[:_EXCERPT]!r} in place of an answer")
+        raise MalformedAnswer(f"because its response is the error {str(answer['error'])[:_EXCERPT]!r}")
     try:
         choices = answer["choices"]
         counts = _counts(answer.get("usage"))
         paid = counts["completion_tokens"] if len(choices) == 1 else 0
         completions = [_completion(choice, paid or None, sampling.stop) for choice in choices]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise MalformedAnswer(f"with an answer of another form ({type(error).__name__}: {error})") from None
+        raise MalformedAnswer(f"because its response is malformed ({type(error).__name__}: {error})") from None
     if not completions:
-        raise MalformedAnswer("with an answer that holds no choice")
+        raise MalformedAnswer("because its response has no choices")
     return [replace(completions[0], usage=_usage(counts, prompt, completions)), *completions[1:]]
 
 
 def _counts(told: Any) -> dict[str, int]:
-    """Return the counts of an answer's usage, 0 for each that is missing or no count."""
+    """Return the counts in the usage of a response, with 0 for missing or malformed ones."""
     counts = {}
     for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
         value = told.get(name) if isinstance(told, Mapping) else None
@@ -481,7 +481,7 @@ def _counts(told: Any) -> dict[str, int]:
 
 
 def _usage(counts: Mapping[str, int], prompt: str, completions: Sequence[Completion]) -> Usage:
-    """Return what a request cost; of three counts, two tell the third, and what is still missing is estimated."""
+    """Return the usage of a request; missing counts follow from the others or are estimated."""
     prompted, written, total = (counts[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
     if total and not written:
         prompted = min(prompted or estimate_num_tokens(prompt), total)
@@ -502,7 +502,7 @@ def _completion(choice: Mapping[str, Any], paid: int | None, stop: Sequence[str]
     written = _content(message) if "message" in choice else choice["text"]
     text, stopped_here = truncate_at_stop(written, stop)
     logprobs = _logprobs(choice.get("logprobs"))
-    # Where the server wrote on behind a stop string, its log-probabilities are not those of the text.
+    # If the server continued after a stop string, its log-probabilities are not those of the text.
     mean = sum(logprobs) / len(logprobs) if logprobs and not stopped_here else None
     num_tokens = paid or len(logprobs) or None
     if refusal is not None:
@@ -512,7 +512,7 @@ def _completion(choice: Mapping[str, Any], paid: int | None, stop: Sequence[str]
 
 
 def _content(message: Mapping[str, Any]) -> str:
-    """Return the text of a message, which may come in parts, or as none where the server refused."""
+    """Return the text of a message, which may be in parts, or missing if the server refused."""
     content = message.get("content") if message.get("refusal") else message["content"]
     if isinstance(content, list):
         return "".join(part["text"] for part in content if part.get("type") == "text")
@@ -520,7 +520,7 @@ def _content(message: Mapping[str, Any]) -> str:
 
 
 def _logprobs(found: Mapping[str, Any] | None) -> list[float]:
-    """Return one log-probability per token, in either form: that of texts or that of chats."""
+    """Return the log-probability of each token, in the format of completions or of chat completions."""
     if not found:
         return []
     if found.get("content") is not None:

@@ -1,8 +1,8 @@
-"""Find the Python program in the parts of an answer, judging by the syntax tree.
+"""Selection of the Python program in the parts of an answer, by their syntax trees.
 
-With an entry point, the program is the last complete definition of it and what that needs. Statements that only use
-the program, such as examples, self-tests and reads of standard input, are left out, because they run when the program
-is imported and may fail although the definition is right.
+With an entry point, the program is the last complete definition of it, with everything that the definition needs.
+Statements that only use the program, such as examples, self-tests and reads of standard input, are left out, because
+they run when the program is imported and may fail although the definition is right.
 """
 
 import re
@@ -32,7 +32,7 @@ def find_program(parts: Iterable[Part], entry_point: str | None = None) -> str |
 
 
 class _Assembly:
-    """Choose the statements that an entry point needs."""
+    """Selection of the statements that an entry point needs."""
 
     def __init__(self, sources: Sequence[Source], chosen: int, entry_point: str) -> None:
         self._sources = sources
@@ -78,7 +78,7 @@ class _Assembly:
                 self._need(name)
 
     def _resolve(self) -> None:
-        """Keep what binds the names that are needed and what sets them up, until nothing is missing."""
+        """Keep statements that bind or set up needed names, until nothing is missing."""
         while self._waiting:
             name = self._waiting.pop()
             if name in _DYNAMIC:
@@ -96,7 +96,7 @@ class _Assembly:
     def _definitions(self, home: int, name: str) -> list[int]:
         """Return the numbers of the statements that define a name.
 
-        A built-in that a value replaces below the entry point's definition is replaced for a use of the program.
+        An assignment that shadows a built-in below the definition of the entry point belongs to a use of the program.
         """
         source = self._sources[home]
         defining = source.definitions(name)
@@ -110,23 +110,23 @@ class _Assembly:
         ]
 
     def _keep_values(self) -> None:
-        """Keep all values of the chosen source, for code that looks names up when it runs."""
+        """Keep all values of the selected source, for code that looks up names at run time."""
         for number, statement in enumerate(self._sources[self._chosen].statements):
             is_value = isinstance(statement.node, ASSIGNMENTS) and not READS_INPUT.search(statement.text)
             if is_value and self._entry_point not in statement.calls:
                 self._keep(self._chosen, number)
 
     def _home(self, name: str) -> int | None:
-        """Return the number of the source whose binding of a name counts: a definition, the chosen source first."""
+        """Return the number of the source whose binding of a name is used, preferably the selected source."""
         homes = self._homes.get(name, [])
         if name in BUILTINS:
             homes = [number for number in homes if number == self._chosen]
         return min(homes, key=lambda number: self._distance(name, number), default=None)
 
     def _distance(self, name: str, source: int) -> int:
-        """Return how far a source's binding of a name is from a definition.
+        """Return a sort key of a source's binding of a name, the smallest for the preferred binding.
 
-        A correction of a helper further down is nearest, an import of the answer's own files is farthest.
+        A later correction of a helper comes first, an import of a file of the answer last.
         """
         statements = self._sources[source].statements
         binding = [statements[number] for number in self._sources[source].binders[name]]
@@ -140,7 +140,7 @@ class _Assembly:
         return 2 if all(statement.is_foreign_import for statement in binding) else 1
 
     def _keep_others(self) -> None:
-        """Keep constants, and imports, functions and classes that cannot fail: a test may need them."""
+        """Keep constants, and imports, functions and classes that cannot fail, since a test may need them."""
         candidates = [candidate for candidate in self._candidates() if candidate[:2] not in self._kept]
         unsafe = self._unsafe([statement for _, _, statement in candidates])
         for source, number, statement in candidates:
@@ -153,7 +153,7 @@ class _Assembly:
                 self._resolve()
 
     def _candidates(self) -> Iterator[tuple[int, int, Statement]]:
-        """Yield the statements beside those that are kept, and those of earlier blocks that are not drafts."""
+        """Yield statements next to the kept ones, and those of earlier blocks that are not drafts."""
         for number, source in enumerate(self._sources[: self._chosen + 1]):
             if number != self._chosen and (source.part.wrong or not source.fenced or source.rank(self._entry_point)):
                 continue
@@ -162,7 +162,7 @@ class _Assembly:
                     yield from ((number, index, source.statements[index]) for index in run)
 
     def _unsafe(self, candidates: Sequence[Statement]) -> set[str]:
-        """Return the names that candidates bind and that need tests, input, or packages that may be missing."""
+        """Return the names bound by candidates that need tests, input, or packages that may be missing."""
         users: dict[str, list[Statement]] = {}
         waiting: list[str] = []
         for statement in candidates:
@@ -181,7 +181,7 @@ class _Assembly:
         return unsafe
 
     def _keep_star_imports(self) -> None:
-        """Keep `from ... import *` of the standard library, and of other packages where a name is missing without."""
+        """Keep `from ... import *` of the standard library, and of other packages if a name is missing otherwise."""
         for source in [home for home in self._homes.get("*", []) if home <= self._chosen]:
             for number in self._sources[source].binders["*"]:
                 if not self._sources[source].statements[number].is_foreign_import or self._is_incomplete:
@@ -189,7 +189,7 @@ class _Assembly:
 
     @cached_property
     def _is_incomplete(self) -> bool:
-        """Whether a needed name is bound nowhere."""
+        """Whether a needed name is not bound anywhere."""
         return any(name not in self._homes and name not in BUILTINS for name in self._names)
 
     def _text(self) -> str:
@@ -208,7 +208,7 @@ class _Assembly:
 
 
 class _SetUps:
-    """The statements of a source that change objects for the program's sake, by the names of these objects."""
+    """Statements of a source that set up objects of the program, by the names of these objects."""
 
     def __init__(self, source: Source, entry_point: str) -> None:
         self._source = source
@@ -232,8 +232,8 @@ class _SetUps:
     def of(self, name: str) -> list[int]:
         """Return the numbers of the statements that set up the object of a name.
 
-        That is by an item, an attribute or a method; or, for an object that is no function or class, by a call that
-        takes it as an argument, or of a function that uses it.
+        They set an item or an attribute or call a method of it or, if it is neither a function nor a class, pass it as
+        an argument or call a function that uses it.
         """
         found = self._by_name.pop(name, [])
         if not any(self._source.statements[number].is_definition for number in self._source.binders[name]):
@@ -274,13 +274,13 @@ _HEADING_CHARS = 300
 
 
 def is_marked_wrong(before: str, block: str) -> bool:
-    """Tell whether the last sentence before a block, or the comment that opens it, calls the code wrong."""
+    """Return whether the last sentence before a block, or the comment at its start, calls the code wrong."""
     comment = re.match(r"\s*+#(.{0,200})", block)
     return _is_disapproval(_last_sentence(before)) or (comment is not None and _is_disapproval(comment[1]))
 
 
 def is_marked_right(before: str) -> bool:
-    """Tell whether the last sentence before a block calls the code a correction or an improvement."""
+    """Return whether the last sentence before a block calls the code a correction or an improvement."""
     sentence = _last_sentence(before)
     return not _is_disapproval(sentence) and _RIGHT.search(sentence) is not None
 
@@ -302,7 +302,7 @@ def _is_disapproval(line: str) -> bool:
 
 
 def _whole_program(sources: Sequence[Source]) -> str | None:
-    """Return the program that code blocks make together, or the one in the prose if there is no block."""
+    """Return the program in the code blocks together, or in the prose if there is no block."""
     blocks = [source for source in sources if source.fenced and source.is_code]
     if blocks:
         return _joined(blocks)
@@ -316,10 +316,10 @@ _WRITES_OUTPUT = re.compile(r"\bprint\s*\(|\bstdout\b|\bos\.write\(|\bopen\(\s*1
 
 
 def _joined(blocks: Sequence[Source]) -> str:
-    """Return the blocks that make the last program that is not called wrong.
+    """Return the blocks of the last program that is not called wrong.
 
-    Where blocks read input and print, the last of them counts, with those that define what it needs. A block whose
-    functions are all defined again further down is a draft.
+    If several blocks read input and print, the last one is used, with the blocks that define what it needs. A block
+    whose functions are all redefined later is a draft.
     """
     blocks = [block for block in blocks if not block.part.wrong] or blocks
     blocks = [block for block in blocks if block.parses] or [block for block in blocks if block.statements] or blocks

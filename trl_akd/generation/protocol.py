@@ -30,22 +30,22 @@ __all__ = [
 
 FinishReason = Literal["stop", "length", "refused"]
 
-_BYTES_PER_TOKEN = 3  # of program text and English, rather too few than too many
+_BYTES_PER_TOKEN = 3  # a low estimate for programs and English text
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Cost of completions.
+    """Usage of completions.
 
     Args:
         requests (`int`):
-            Requests sent, including retries.
+            Number of requests sent, including retries.
         prompt_tokens (`int`):
-            Tokens of the prompts.
+            Number of prompt tokens.
         completion_tokens (`int`):
-            Tokens generated, including hidden reasoning where the server counts it.
+            Number of generated tokens, including hidden reasoning if the server counts it.
         estimated (`bool`, *optional*, defaults to `False`):
-            Whether a count was estimated from the length of the text because the server did not report it.
+            Whether a count was estimated from the length of the text, because the server did not report it.
 
     Example:
 
@@ -63,7 +63,7 @@ class Usage:
 
     @property
     def tokens(self) -> int:
-        """Tokens of prompts and completions together."""
+        """Number of tokens of prompts and completions."""
         return self.prompt_tokens + self.completion_tokens
 
     def __add__(self, other: "Usage") -> "Usage":
@@ -93,11 +93,11 @@ class Completion:
             Number of generated tokens, including the one that ended the text. `None` if the backend does not report
             it.
         refusal (`str`, *optional*):
-            Message of a server that refused.
+            Message of the server that refused.
         usage ([`Usage`], *optional*):
-            Cost of the completion. Of several completions of one request, the first has the cost of all, so that sums
-            are correct; the others have `None`, as do completions of backends that do not count. Ignored when
-            completions are compared.
+            Usage of the completion. The first of several completions of a request has the usage of all of them, so
+            that sums are correct; the others have `None`, as do completions of backends that do not count. Ignored
+            when completions are compared.
 
     Example:
 
@@ -118,7 +118,7 @@ class Completion:
 
 
 class GenerationError(RuntimeError):
-    """A backend failed for a reason outside of this process."""
+    """A backend failed for a reason outside this process."""
 
 
 class TextGenerator(Protocol):
@@ -141,17 +141,17 @@ class TextGenerator(Protocol):
             prompts (`list[str]`):
                 Texts to continue.
             n (`int`, *optional*, defaults to `1`):
-                Completions per prompt.
+                Number of completions per prompt.
             temperature (`float`, *optional*, defaults to `0.0`):
-                Divides the logits; 0 takes the most probable token each time.
+                Sampling temperature; 0 for greedy decoding.
             top_p (`float`, *optional*, defaults to `1.0`):
-                Sample from the most probable tokens that together reach this probability.
+                Cumulative probability of the most likely tokens to sample from.
             max_new_tokens (`int`, *optional*, defaults to `512`):
-                Maximum number of tokens in a completion.
+                Maximum number of tokens per completion.
             stop (`Sequence[str]`, *optional*):
                 Strings that end a completion, even across token boundaries.
             seed (`int`, *optional*):
-                Seed of the samples; `None` draws a new one.
+                Seed of sampling; random by default.
 
         Returns:
             `list[list[Completion]]`: `n` completions per prompt, in the order of the prompts. A prompt that a server
@@ -179,17 +179,17 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         if self.n < 1:
-            raise ValueError(f"`n` is {self.n}; ask for at least one completion per prompt.")
+            raise ValueError(f"`n` is {self.n}; give at least 1.")
         if not 0.0 <= self.temperature < float("inf"):
-            raise ValueError(f"`temperature` is {self.temperature}; it must be a finite number of at least 0.")
+            raise ValueError(f"`temperature` is {self.temperature}; give a finite number of at least 0.")
         if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"`top_p` is {self.top_p}; it is a probability above 0 and at most 1.")
+            raise ValueError(f"`top_p` is {self.top_p}; give a number above 0, up to 1.")
         if self.max_new_tokens < 1:
-            raise ValueError(f"`max_new_tokens` is {self.max_new_tokens}; leave room for at least one token.")
+            raise ValueError(f"`max_new_tokens` is {self.max_new_tokens}; give at least 1.")
         if isinstance(self.stop, str):
-            raise ValueError(f"`stop` is the text {self.stop!r}; put it in a list, as [{self.stop!r}].")
+            raise ValueError(f"`stop` is the string {self.stop!r}; give a list, such as [{self.stop!r}].")
         if not all(isinstance(text, str) and text for text in self.stop):
-            raise ValueError(f"`stop` is {list(self.stop)!r}; each entry must be a text that is not empty.")
+            raise ValueError(f"`stop` is {list(self.stop)!r}; give a list of non-empty strings.")
         if self.n > 1 and self.temperature == 0.0:
             raise ValueError(
                 f"`n` is {self.n} and `temperature` 0, which would give the same completion {self.n} times; set "
@@ -197,7 +197,7 @@ class SamplingParams:
             )
 
     def sample_seed(self, prompt: str, number: int) -> int:
-        """Return a 31-bit seed for one sample of a prompt; it depends on nothing else than these and `seed`."""
+        """Return a 31-bit seed for a sample of a prompt, which depends only on `seed`, the prompt and the number."""
         if self.seed is None:
             return secrets.randbits(31)
         return random.Random(f"{self.seed}:{number}:{prompt}").getrandbits(31)
@@ -213,23 +213,23 @@ def estimate_num_tokens(text: str) -> int:
 
 
 def derive_seed(seed: int, purpose: object) -> int:
-    """Derive a 32-bit seed for one of several purposes whose samples must differ."""
+    """Derive a 32-bit seed from another one, for a purpose whose samples must differ from others."""
     return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:4])
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
     """Raise a ValueError unless `prompts` is a sequence of texts."""
     if isinstance(prompts, str):
-        raise ValueError("`prompts` is one text; put it in a list.")
+        raise ValueError("`prompts` is a string; give a list.")
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
-            raise ValueError(f"`prompts[{index}]` is {prompt!r}; each prompt must be a text.")
+            raise ValueError(f"`prompts[{index}]` is {prompt!r}; give a string.")
 
 
 def sample_offsets(prompts: Sequence[str], n: int) -> list[int]:
     """Return the number of each prompt's first sample; samples of equal prompts are numbered consecutively.
 
-    A prompt's samples thus depend only on the prompt, and yet a prompt that is given twice gets different ones.
+    Samples thus depend only on their prompt, but a prompt that is given twice gets different samples.
 
     Example:
 
@@ -268,12 +268,12 @@ Arrival: TypeAlias = tuple[int, list[Completion]]
 
 @runtime_checkable
 class StreamingGenerator(TextGenerator, Protocol):
-    """A text generator that yields completions as they arrive; subclasses implement `stream`."""
+    """Text generator that yields completions as they arrive; subclasses implement `stream`."""
 
     def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
-        """Yield the completions that `generate` would return, those of a prompt in their order but possibly in parts.
+        """Yield the completions that `generate` returns, those of a prompt in order but possibly in parts.
 
-        Exhaust or close the iterator before the generator is called again.
+        The iterator must be exhausted or closed before the generator is called again.
 
         Raises:
             ValueError: If an argument is outside its range; the message names it.
@@ -292,7 +292,7 @@ class StreamingGenerator(TextGenerator, Protocol):
         stop: Sequence[str] = (),
         seed: int | None = None,
     ) -> list[list[Completion]]:
-        """Continue each prompt `n` times, as `TextGenerator.generate` says, and raise what `stream` raises."""
+        """Continue each prompt `n` times, as in `TextGenerator.generate`; raises the errors of `stream`."""
         sampling = SamplingParams(n, temperature, top_p, max_new_tokens, stop, seed)
         return collect(self.stream(prompts, sampling), len(prompts))
 
@@ -306,7 +306,7 @@ def stream(
 ) -> Iterator[Arrival]:
     """Continue prompts and yield completions as they arrive, or all at the end if the generator cannot stream.
 
-    With the names of the prompts' `problems`, the message of a refused prompt names them.
+    If the names of the prompts' `problems` are given, error messages include them.
 
     Raises:
         ValueError: If the generator refuses an argument or a prompt.
@@ -325,9 +325,9 @@ def stream(
 
 
 def too_long_prompts(generator: TextGenerator, prompts: Sequence[str], max_new_tokens: int) -> list[int]:
-    """Return the indices of prompts that exceed the model's positions, none where the generator cannot tell.
+    """Return the indices of prompts that exceed the model's positions.
 
-    A generator that can has the method `too_long`, as `TransformersGenerator` does.
+    A generator without a method `too_long`, such as that of `TransformersGenerator`, has none.
     """
     find = getattr(generator, "too_long", None)
     return [] if find is None else list(find(prompts, max_new_tokens))

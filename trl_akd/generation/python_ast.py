@@ -1,4 +1,4 @@
-"""Static analysis of Python programs: parsing, and the names that top-level statements bind, need and change."""
+"""Static analysis of Python programs: syntax trees, and the names that top-level statements bind, need and change."""
 
 import ast
 import builtins
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def parse(source: str) -> ast.Module | None:
-    """Return the syntax tree, or `None` where there is none."""
+    """Return the syntax tree, or `None` if the program does not parse."""
     try:
         return _parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -32,7 +32,7 @@ def parse(source: str) -> ast.Module | None:
 
 
 def line_of_error(source: str) -> int | None:
-    """Return the number of the line, from 1, at which Python stops understanding a program; `None` if it does not."""
+    """Return the number of the line, from 1, of the first syntax error; `None` if there is none."""
     try:
         _parse(source)
     except SyntaxError as error:
@@ -43,7 +43,7 @@ def line_of_error(source: str) -> int | None:
 
 
 def defines(source: str, name: str) -> bool:
-    """Tell whether a program parses and binds `name` at its top level by a definition, an import or an assignment.
+    """Return whether a program parses and binds `name` at its top level, by a definition, an import or an assignment.
 
     Example:
 
@@ -58,7 +58,7 @@ def defines(source: str, name: str) -> bool:
 
 
 def does_something(source: str) -> bool:
-    """Tell whether a text parses to more than words, as `this or that` and `Done` do.
+    """Return whether a text parses as more than words, unlike `this or that` and `Done`.
 
     Example:
 
@@ -112,7 +112,7 @@ class Statement:
         text (`str`):
             Source, from the start of a line.
         first (`int`), last (`int`):
-            Numbers, from 0, of its first line and of the line after its last one.
+            Numbers, from 0, of its first line and of the line after it.
     """
 
     node: ast.stmt
@@ -122,7 +122,7 @@ class Statement:
 
     @cached_property
     def _now(self) -> list[ast.AST]:
-        """The nodes that run when the statement does: without the bodies of functions."""
+        """Nodes that run together with the statement, without the bodies of functions."""
         found: list[ast.AST] = []
         waiting: list[ast.AST] = [self.node]
         while waiting:
@@ -138,12 +138,12 @@ class Statement:
 
     @cached_property
     def binds(self) -> frozenset[str]:
-        """The names that the statement binds."""
+        """Names that the statement binds."""
         return frozenset(_bound(self._now if isinstance(self.node, _COMPOUND) else [self.node]))
 
     @cached_property
     def needs(self) -> frozenset[str]:
-        """The global names that the statement and the functions in it read or assign."""
+        """Global names that the statement and the functions in it read or assign."""
         if not any(isinstance(node, _SCOPES) for node in ast.walk(self.node)):
             return frozenset(_loaded(self._now))
         try:
@@ -160,14 +160,14 @@ class Statement:
 
     @cached_property
     def needs_now(self) -> frozenset[str]:
-        """The names that must be bound when the statement runs."""
+        """Names that must be bound when the statement runs."""
         if isinstance(self.node, ast.ClassDef):
             return frozenset(_loaded(self._now)) - frozenset(_bound(self.node.body))
         return frozenset(_loaded(self._now))
 
     @cached_property
     def changes(self) -> frozenset[str]:
-        """The names of objects that the statement changes by an item, an attribute or a method."""
+        """Names of objects of which the statement sets an item or an attribute or calls a method."""
         names = set()
         for node in self._now:
             if isinstance(node, ast.Subscript | ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
@@ -178,13 +178,13 @@ class Statement:
 
     @cached_property
     def calls(self) -> frozenset[str]:
-        """The names of functions that are called when the statement runs."""
+        """Names of functions that are called when the statement runs."""
         calls = (node.func for node in self._now if isinstance(node, ast.Call))
         return frozenset(function.id for function in calls if isinstance(function, ast.Name))
 
     @cached_property
     def gives(self) -> frozenset[str]:
-        """The names whose objects are arguments of calls when the statement runs."""
+        """Names of objects that are passed as arguments when the statement runs."""
         arguments = (argument for node in self._now if isinstance(node, ast.Call) for argument in node.args)
         return frozenset(argument.id for argument in arguments if isinstance(argument, ast.Name))
 
@@ -210,7 +210,7 @@ class Statement:
 
     @property
     def modules(self) -> set[str]:
-        """The top-level packages that the statement imports, `""` for the program's own."""
+        """Top-level packages that the statement imports; `""` for relative imports."""
         if isinstance(self.node, ast.Import):
             return {alias.name.partition(".")[0] for alias in self.node.names}
         if isinstance(self.node, ast.ImportFrom):
@@ -219,22 +219,22 @@ class Statement:
 
     @property
     def is_foreign_import(self) -> bool:
-        """Whether the statement imports from outside of the standard library."""
+        """Whether the statement imports from outside the standard library."""
         return any(module not in sys.stdlib_module_names for module in self.modules)
 
     @property
     def is_safe_import(self) -> bool:
-        """Whether the statement imports from the standard library, and neither tests nor windows."""
+        """Whether the statement imports only from the standard library, except packages for tests and windows."""
         return self.is_import and not self.is_foreign_import and not self.modules & _NOT_FOR_PROGRAMS
 
     @property
     def is_future_import(self) -> bool:
-        """Whether the statement must stand first in its file."""
+        """Whether the statement is an import from `__future__`, which must come first in its file."""
         return self.modules == {"__future__"}
 
     @property
     def is_constant(self) -> bool:
-        """Whether the statement is a docstring, or assigns a value that needs no names and calls nothing."""
+        """Whether the statement is a docstring, or assigns a value without names and calls."""
         if not isinstance(self.node, (*ASSIGNMENTS, ast.Expr)):
             return False
         return not self.needs_now and not any(isinstance(node, ast.Call | ast.Await) for node in self._now)
@@ -256,13 +256,13 @@ class Statement:
 
     @property
     def may_set_up(self) -> bool:
-        """Whether the statement may change objects for the program's sake, rather than show or test it."""
+        """Whether the statement may set up objects of the program, rather than demonstrate or test it."""
         if self.is_import or self.is_definition or self.is_main or isinstance(self.node, ast.Assert):
             return False
         return not self.calls & {"print", "input"}
 
     def defines(self, name: str) -> bool:
-        """Tell whether the statement is a definition of a name rather than a use that happens to assign it."""
+        """Return whether the statement defines a name, rather than assigning it in a use of the program."""
         if name not in self.binds or self.is_main:
             return False
         if self.is_import:
@@ -278,16 +278,16 @@ class Statement:
         return isinstance(value, ast.Call) and name not in self.calls
 
     def is_stub(self, name: str) -> bool:
-        """Tell whether the statement is a function or a class of that name with nothing in it, or stubs alone."""
+        """Return whether the statement is an empty function or class of that name, or contains only stubs."""
         return isinstance(self.node, _DEFINITIONS) and self.node.name == name and _is_stub(self.node)
 
     def has_method(self, name: str) -> bool:
-        """Tell whether the statement is a class with a method of that name."""
+        """Return whether the statement is a class with a method of that name."""
         return isinstance(self.node, ast.ClassDef) and name in _bound(self.node.body)
 
 
 def statements_of(text: str, tree: ast.Module, offset: int = 0) -> list[Statement]:
-    """Return the top-level statements of a program whose first line has the number `offset`."""
+    """Return the top-level statements of a program, whose first line has the number `offset`."""
     lines = text.split("\n")
     ends = [node.end_lineno or node.lineno for node in tree.body]
     starts = [_first_line(node) for node in tree.body]
@@ -300,7 +300,7 @@ def statements_of(text: str, tree: ast.Module, offset: int = 0) -> list[Statemen
 
 
 def _is_stub(node: ast.stmt) -> bool:
-    """Tell whether a statement has no effect but to stand for code that is not there."""
+    """Return whether a statement is a placeholder without an effect."""
     if isinstance(node, _DEFINITIONS):
         return all(map(_is_stub, node.body))
     if isinstance(node, ast.Expr):
@@ -348,7 +348,7 @@ def _loaded(nodes: Iterable[ast.AST]) -> set[str]:
 
 
 def _root(node: ast.expr) -> str | None:
-    """Return the name of the object that attributes and items are taken of."""
+    """Return the name at the root of attributes and items."""
     while isinstance(node, ast.Attribute | ast.Subscript):
         node = node.value
     return node.id if isinstance(node, ast.Name) else None

@@ -1,4 +1,4 @@
-"""Parts of an answer as Python: repaired, and cut into statements where they are mixed with other text."""
+"""Python in the parts of an answer: repairs of the text, and statements mixed with other text."""
 
 import ast
 import contextlib
@@ -21,14 +21,14 @@ PartKind: TypeAlias = Literal["python", "code", "diff", "prose", "text"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of an answer that may hold Python.
+    """Part of an answer that may contain Python.
 
     Args:
         text (`str`):
             The text.
         kind (`str`):
-            `"python"` for a block that is tagged as Python, `"code"` for one without a telling tag, `"diff"` for a
-            diff, `"prose"` for text outside of blocks, and `"text"` for an answer without blocks.
+            `"python"` for a block tagged as Python, `"code"` for a block without a known tag, `"diff"` for a diff,
+            `"prose"` for text outside blocks, and `"text"` for an answer without blocks.
         wrong (`bool`, *optional*, defaults to `False`):
             Whether the answer calls the code wrong.
         right (`bool`, *optional*, defaults to `False`):
@@ -42,10 +42,10 @@ class Part:
 
 
 class Source:
-    """The Python in one part of an answer.
+    """Python in a part of an answer.
 
-    A part that does not parse is repaired: of prompts, line numbers, entities and the like. If that is not enough, the
-    statements between its other text are taken.
+    A part that does not parse is repaired, for example by removing prompts, line numbers and entities. If it still
+    does not parse, its statements are separated from other text.
     """
 
     def __init__(self, part: Part) -> None:
@@ -61,7 +61,7 @@ class Source:
 
     @cached_property
     def binders(self) -> dict[str, list[int]]:
-        """The numbers of the statements that bind each name."""
+        """Numbers of the statements that bind each name."""
         found: dict[str, list[int]] = {}
         for number, statement in enumerate(self.statements):
             for name in () if statement.is_main else statement.binds:
@@ -69,9 +69,9 @@ class Source:
         return found
 
     def definitions(self, name: str) -> list[int]:
-        """Return the numbers of the statements that define a name, without uses that happen to assign it.
+        """Return the numbers of the statements that define a name, without assignments in uses of the program.
 
-        A value that is read from input does not count beside another.
+        An assignment of input is ignored if there is another one.
         """
         binding = self.binders.get(name, [])
         defining = [number for number in binding if self.statements[number].defines(name)] or binding
@@ -79,7 +79,7 @@ class Source:
         return given or defining
 
     def rank(self, name: str) -> int:
-        """Return how good a definition of a name this part has, 0 for none."""
+        """Return the rank of this part's definition of a name, higher for a better one, 0 for none."""
         binding = [self.statements[number] for number in self.binders.get(name, [])]
         defining = [statement for statement in binding if statement.defines(name)]
         own = [statement for statement in defining if not statement.is_import]
@@ -91,7 +91,7 @@ class Source:
 
     @cached_property
     def runs(self) -> list[list[int]]:
-        """The numbers of the statements, by runs with nothing but blank lines and comments in between."""
+        """Numbers of the statements in each run without text other than blank lines and comments in between."""
         lines = self.text.split("\n")
         runs: list[list[int]] = []
         for number, statement in enumerate(self.statements):
@@ -118,7 +118,7 @@ class Source:
 
     @cached_property
     def longest_run(self) -> str | None:
-        """The text of the longest run of statements."""
+        """Text of the longest run of statements."""
         if not self.statements:
             return None
         spans = [(self.statements[run[0]].first, self.statements[run[-1]].last) for run in self.runs]
@@ -127,7 +127,7 @@ class Source:
 
     @cached_property
     def program(self) -> str:
-        """The text as a program: without the prose before and after it, or as it is where that is not the trouble."""
+        """Program in the text, without the prose before and after it if it does not parse with that prose."""
         run = None if self.parses or self.truncated else self.longest_run
         if run is None:
             return self.text if self.parses else self.part.text
@@ -136,7 +136,7 @@ class Source:
 
     @property
     def is_code(self) -> bool:
-        """Whether a code block holds more than words or values: always, where it is tagged as Python."""
+        """Whether a block is code rather than words or values; always true for a block tagged as Python."""
         if self.part.kind == "python":
             return bool(self.text.strip())
         return does_something(self.text) or bool(self.statements) or _OPENS_CODE.search(self.text) is not None
@@ -180,7 +180,7 @@ _JSON_KEYS = (
 
 
 def _repaired(part: Part) -> tuple[str, ast.Module | None]:
-    """Return a part's text and its tree, repaired by the first repairs with which it parses."""
+    """Return the text and tree of a part after the first repairs with which it parses."""
     text = part.text
     if part.kind == "diff" or (part.kind == "code" and text.lstrip().startswith(("@@ ", "--- "))):
         text = _without_diff_marks(text)
@@ -203,7 +203,7 @@ def _repaired(part: Part) -> tuple[str, ast.Module | None]:
 
 
 def _tree(text: str, prose: bool) -> ast.Module | None:
-    """Return the tree of a text, unless it is the body of a function or words that happen to parse."""
+    """Return the tree of a text, unless it is a function body, or words that are valid Python."""
     tree = parse(text)
     if tree is None or (prose and any(map(_is_words, tree.body))) or _is_body(tree):
         return None
@@ -224,7 +224,7 @@ def _outside_functions(statement: ast.stmt) -> Iterator[ast.AST]:
 
 
 def _is_words(node: ast.stmt) -> bool:
-    """Tell words that happen to parse, as `Done` and `Note: this`, from statements."""
+    """Return whether a statement consists of words that are valid Python, such as `Done` and `Note: this`."""
     if isinstance(node, ast.Expr):
         return not any(isinstance(part, ast.Call | ast.Await | ast.Yield) for part in ast.walk(node.value)) and not (
             isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
@@ -233,7 +233,7 @@ def _is_words(node: ast.stmt) -> bool:
 
 
 def _from_json(text: str) -> str:
-    """Return the code in a JSON object or a list of them, such as calls of tools."""
+    """Return the code in a JSON object or a list of objects, such as tool calls."""
     start = _JSON.match(text)
     if start is None:
         return text
@@ -248,26 +248,26 @@ def _from_json(text: str) -> str:
                 if isinstance(code, str):
                     return code
         waiting += found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
-        if isinstance(found, str) and found.startswith("{"):  # the arguments of a call, encoded
+        if isinstance(found, str) and found.startswith("{"):  # encoded arguments of a tool call
             with contextlib.suppress(ValueError, RecursionError):
                 waiting.append(json.loads(found, strict=False))
     return text
 
 
 def _unquoted(text: str) -> str:
-    """Return the text in triple quotes that stand for a fence."""
+    """Return the text in triple quotes that are used as a fence."""
     quoted = _QUOTED.fullmatch(text)
     return quoted["text"] if quoted and quoted["quotes"] not in quoted["text"] else text
 
 
 def _without_quotes(text: str) -> str:
-    """Return a program that stands in quotes as a whole, with its line breaks as they are."""
+    """Return a program that is quoted as a whole, with unescaped line breaks."""
     inside = text.strip()
     return inside[1:-1] if len(inside) > 2 and inside[0] == inside[-1] and inside[0] in "'\"" else text
 
 
 def _decoded(text: str, tree: ast.Module | None) -> str:
-    """Return the text that a program's author meant: that of a lone string, or of one with entities for signs."""
+    """Return the content of a text that is only a string literal, or one with HTML entities."""
     match tree.body if tree is not None else []:
         case [ast.Expr(ast.Constant(str(value)))] if does_something(value):
             return value
@@ -283,7 +283,7 @@ def _decoded(text: str, tree: ast.Module | None) -> str:
 
 
 def _without_prompts(text: str) -> str:
-    """Return what was typed in a transcript of an interpreter, unless code without prompts comes first."""
+    """Return the input in a transcript of an interpreter, unless code without prompts comes first."""
     first = _REPL.search(text)
     if first is None or _OPENS_PROGRAM.search(text, 0, first.start()):
         return text
@@ -291,7 +291,7 @@ def _without_prompts(text: str) -> str:
 
 
 def _dedented(text: str) -> str:
-    """Remove the common indent; a text without one keeps its blank lines as they are, as they may be in a string."""
+    """Remove the common indentation; without one, keep blank lines unchanged, since they may be in a string."""
     return textwrap.dedent(text) if text.lstrip("\n")[:1] in (" ", "\t") else text
 
 
@@ -332,7 +332,7 @@ def _without_diff_marks(text: str) -> str:
 
 
 def _with_spaces(text: str) -> str:
-    """Replace the tabs in indents that mix tabs and spaces."""
+    """Replace tabs in indentation that mixes tabs and spaces."""
     if re.search(r"^ *\t", text, re.MULTILINE) is None:
         return text
     wide, narrow = (
@@ -355,7 +355,7 @@ _REPAIRS: tuple[Callable[[str], str], ...] = (
 )
 
 
-# Statements among other text
+# Statements mixed with other text
 
 
 _OPENS_CODE = re.compile(r"[ \t]*(?:(?:async[ \t]+)?def[ \t]+\w+[ \t]*[\[(]|class[ \t]+\w+[ \t]*[(:]|@\w)")
@@ -369,9 +369,9 @@ _LINE_COST = 16
 
 
 def _salvaged(text: str) -> tuple[list[Statement], bool]:
-    """Return the statements in a text that does not parse as a whole, and whether a definition in it is broken.
+    """Return the statements in a text that does not parse, and whether a definition in it is broken.
 
-    Time is linear in the length of the text.
+    The time is linear in the length of the text.
     """
     broken = False
     lines = text.split("\n")
@@ -404,7 +404,7 @@ def _salvaged(text: str) -> tuple[list[Statement], bool]:
 
 
 def _extent(lines: Sequence[str], first: int, *, lexical: bool, limit: int) -> int:
-    """Return the number of the line after a statement that begins at a line: by its indents, strings and brackets."""
+    """Return the number of the line after a statement, found by indentation, strings and brackets."""
     indent = _indent(lines[first])
     depth, delimiter = _lex(lines[first], 0, None)
     end = number = first + 1
@@ -435,7 +435,7 @@ def _indent(line: str) -> int:
 
 
 def _lex(line: str, depth: int, delimiter: str | None) -> tuple[int, str | None]:
-    """Return how many brackets and which triple quotes are open after a line."""
+    """Return the number of brackets and the triple quotes that are open after a line."""
     position = 0
     while True:
         if delimiter is not None:

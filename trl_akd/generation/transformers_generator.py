@@ -119,7 +119,7 @@ class TransformersGenerator(StreamingGenerator):
 
     @property
     def is_shared(self) -> bool:
-        """Whether all processes must call it together."""
+        """Whether all processes must call the generator together."""
         return self._accelerator is not None
 
     @property

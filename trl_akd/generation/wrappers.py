@@ -67,7 +67,7 @@ class ChatGenerator(StreamingGenerator):
 
     @property
     def is_shared(self) -> bool:
-        """Whether all processes must call it together."""
+        """Whether all processes must call the generator together."""
         return is_shared(self._generator)
 
     @property
@@ -124,7 +124,7 @@ def for_all_processes(generator: TextGenerator, accelerator: Any) -> TextGenerat
 
 
 def is_shared(generator: TextGenerator) -> bool:
-    """Return whether all processes must call a generator together, as one with an accelerator."""
+    """Return whether all processes must call a generator together, such as one with an accelerator."""
     return bool(getattr(generator, "is_shared", False))
 
 

@@ -1,4 +1,4 @@
-"""Judge programs by running them: `evaluate` modules, and the statistics beneath them."""
+"""Metrics of generated programs, as `evaluate` modules, and their statistics."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -12,16 +12,16 @@ _CLASSES = {"accuracy_loss": "AccuracyLoss", "code_errors": "CodeErrors", "pass_
 
 
 def load(name: str) -> "LocalMetric":
-    """Load one of this package's metrics, without a look at the Hub.
+    """Load a metric of this package, without access to the Hub.
 
-    `evaluate.load(PATH)` of the metric's folder, `trl_akd/metrics/NAME`, gives the same and takes `evaluate`'s options
-    for several processes.
+    `evaluate.load(PATH)` with the metric's folder, `trl_akd/metrics/NAME`, returns the same metric and takes the
+    options of `evaluate` for several processes.
 
     Args:
         name (`str`): `"accuracy_loss"`, `"code_errors"` or `"pass_at_k"`.
 
     Returns:
-        `evaluate.Metric`: call its `compute`.
+        `evaluate.Metric`: The metric, with a method `compute`.
 
     Raises:
         ValueError: If there is no such metric.

@@ -1,11 +1,12 @@
 """Base classes of the metrics, and workarounds for `evaluate`.
 
-- Values pass through Arrow tables whose casts are silent: of the programs `["a", 3]` it makes `'"a"'` and `'3'`. Every
-  value is checked first.
-- Arrow refuses text with lone surrogates, which models do write, and cannot hold tests of several shapes. Programs and
-  tests travel as JSON, which is plain ASCII.
-- When a computation fails, `evaluate` leaves behind a locked file, for which the next one waits a second. One process
-  keeps its values in memory instead, whatever `keep_in_memory` says; several still meet through files.
+- Arrow tables cast values silently: the programs `["a", 3]` become `'"a"'` and `'3'`. Every value is therefore checked
+  first.
+- Arrow refuses strings with lone surrogates, which models generate, and tests of different types. Programs and tests
+  are therefore stored as JSON in ASCII.
+- When a computation fails, `evaluate` leaves a locked file, for which the next computation waits a second. A single
+  process therefore keeps its values in memory, whatever `keep_in_memory` says; several processes exchange them by
+  files.
 """
 
 import inspect
@@ -36,14 +37,14 @@ _NOT_SHARED = frozenset({"k", "confidence", "entry_points", "truncated"})
 
 
 class LocalMetric(evaluate.Metric, ABC):
-    """A metric that checks each value before `evaluate` casts it, and leaves no file behind."""
+    """Metric that checks each value before `evaluate` casts it, and leaves no files."""
 
     @abstractmethod  # evaluate.load takes the first class of a module that is a metric and not abstract
     def _info(self) -> evaluate.MetricInfo: ...
 
     @abstractmethod
     def _encode(self, where: str, prediction: Any, reference: Any) -> tuple[Any, Any]:
-        """Check a prediction and its reference, found at `where`, and return what Arrow shall hold."""
+        """Check a prediction and its reference, and return the values to store; `where` is their name in messages."""
 
     def add_batch(self, *, predictions: Sequence[Any] | None = None, references: Sequence[Any] | None = None) -> None:
         """Add predictions and their references for `compute`."""
@@ -63,7 +64,7 @@ class LocalMetric(evaluate.Metric, ABC):
     def add(
         self, *, prediction: Any = None, reference: Any = None, predictions: Any = None, references: Any = None
     ) -> None:
-        """Add one prediction and its reference; `evaluate.combine` names them in the plural."""
+        """Add a prediction and its reference; `evaluate.combine` passes the plural names."""
         if predictions is not None:
             prediction = _only_one("prediction", prediction, predictions)
         if references is not None:
@@ -76,12 +77,14 @@ class LocalMetric(evaluate.Metric, ABC):
 
     def _finalize(self) -> None:
         if self.writer is None:
-            raise ValueError("There is nothing to compute; give predictions and references, or call add_batch before.")
+            raise ValueError(
+                "There is nothing to compute; give predictions and references, or call `add_batch` first."
+            )
         super()._finalize()
 
 
 class ProgramMetric(LocalMetric):
-    """Metric over programs, any number per task, and one test per task."""
+    """Metric of programs, with any number of programs and one test per task."""
 
     def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, Any] | None:
         """Run the programs and compute the metric.
@@ -123,14 +126,14 @@ class ProgramMetric(LocalMetric):
 def run_programs(
     executor: CodeExecutor, predictions: Sequence[Sequence[str]], references: Sequence[str]
 ) -> tuple[list[list[str]], list[list[ExecutionResult]]]:
-    """Run every task's programs against its test.
+    """Run the programs of each task against its test.
 
     Args:
-        executor ([`CodeExecutor`]): sandbox of the programs.
+        executor ([`CodeExecutor`]): Sandbox of the programs.
         predictions (`Sequence[Sequence[str]]`), references (`Sequence[str]`): as encoded by [`ProgramMetric`].
 
     Returns:
-        `tuple`: the programs' text, and a result for each.
+        `tuple`: The programs of each task, and their results.
 
     Raises:
         ValueError: If a test is not a Python program.
@@ -165,12 +168,12 @@ def as_list(values: Any) -> list[Any] | None:
 
 
 def plain_number(value: Any) -> Any:
-    """Return a NumPy number as Python's own, and any other value as it is."""
+    """Convert a NumPy number to a Python number; return other values unchanged."""
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
 
 
 def values_of_k(k: Any) -> list[int]:
-    """Return the sorted values of k from one number or several.
+    """Return the sorted values of k, given one or several.
 
     Raises:
         ValueError: If there is none, or one is not a whole number of at least 1.
@@ -187,7 +190,7 @@ def values_of_k(k: Any) -> list[int]:
 
 
 def number_of_workers(workers: int | None, num_workers: int | None) -> int | None:
-    """Return how many programs to run at once, under either name."""
+    """Return the number of programs to run concurrently, given as `workers` or `num_workers`."""
     if workers is not None and num_workers is not None:
         raise ValueError(f"workers is {workers} and num_workers is {num_workers}; give one of them.")
     return num_workers if workers is None else workers
@@ -207,7 +210,7 @@ def _only_one(name: str, singular: Any, plural: Any) -> Any:
 
 
 def _encode_tests(where: str, reference: str | Mapping[str, Any]) -> str:
-    """Return as JSON a test program, or inputs and outputs as in APPS, which may be the JSON text of them."""
+    """Encode a test program, or inputs and outputs as in APPS or their JSON, as JSON."""
     tests = _read_mapping(reference) if isinstance(reference, str) else reference
     if tests is None:
         return json.dumps(reference)
@@ -223,7 +226,7 @@ def _encode_tests(where: str, reference: str | Mapping[str, Any]) -> str:
 
 
 def _as_json(value: Any) -> Any:
-    """Return a NumPy array or number, a series or a column as Python's own values."""
+    """Convert a NumPy array or number, a series or a column to plain Python values."""
     number = plain_number(value)
     plain = number if number is not value else as_list(value)
     if plain is None or isinstance(value, set | frozenset):  # a set has no order

@@ -1,7 +1,7 @@
-"""Statistics of benchmarks: the pass@k estimator, its interval over tasks, and a paired test of two models.
+"""Statistics of benchmarks: pass@k with its confidence interval, and paired tests of two models.
 
-A benchmark's tasks count as drawn from a larger population of tasks, and a model's programs for a task as drawn from
-the model. Intervals and tests below cover both draws at once, since each works on one score per task.
+The tasks of a benchmark are treated as a sample of a larger population of tasks, and the programs of a task as samples
+of the model. Intervals and tests use one score per task and therefore account for both.
 """
 
 import math
@@ -25,8 +25,8 @@ __all__ = [
 ]
 
 _PRIOR_TASKS = 2  # see mean_interval
-_ROUNDING = 1e-12  # scores closer than this are the same
-_BLOCK = 256  # resamples drawn at once, which bounds the memory of a test over thousands of tasks
+_ROUNDING = 1e-12  # scores that differ by less are equal
+_BLOCK = 256  # resamples per batch, which limits the memory of a test with thousands of tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class Interval:
     """An estimate and its confidence interval.
 
     Args:
-        value (`float`): the estimate.
-        low (`float`), high (`float`): the interval's ends; `value` lies between.
-        confidence (`float`): share of such intervals that hold the true value, in (0, 1).
+        value (`float`): Estimate.
+        low (`float`), high (`float`): Bounds of the interval, which contains `value`.
+        confidence (`float`): Confidence level, in (0, 1).
     """
 
     value: float
@@ -50,10 +50,12 @@ class PairedTest:
     """Result of a paired comparison of two models.
 
     Args:
-        difference (`float`): mean of the first model's score minus the second's.
-        p_value (`float`): two-sided, in (0, 1]: how often a difference at least as large comes up where neither model
-            is the better.
-        wins (`int`), losses (`int`), ties (`int`): tasks at which the first model scored higher, lower, the same.
+        difference (`float`): Mean score of the first model minus that of the second.
+        p_value (`float`): Two-sided p-value, in (0, 1]: probability of a difference at least as large if neither model
+        is
+            better.
+        wins (`int`), losses (`int`), ties (`int`): Numbers of tasks on which the first model scored higher, lower and
+        equal.
         method (`str`): `"exact McNemar"` or `"sign-flip permutation"`.
     """
 
@@ -70,10 +72,10 @@ class PairedMean:
     """Mean of paired differences with Student's t interval and test.
 
     Args:
-        difference (`float`): mean difference.
-        low (`float`), high (`float`): ends of the interval.
-        p_value (`float`): two-sided p-value of the hypothesis that the mean difference is 0.
-        pairs (`int`): number of pairs.
+        difference (`float`): Mean difference.
+        low (`float`), high (`float`): Bounds of the interval.
+        p_value (`float`): Two-sided p-value of the hypothesis that the mean difference is 0.
+        pairs (`int`): Number of pairs.
     """
 
     difference: float
@@ -84,27 +86,28 @@ class PairedMean:
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Estimate, without bias, the chance that at least one of `k` programs solves a task.
+    """Compute the unbiased estimate of the probability that at least one of `k` programs solves a task.
 
     Chen et al., [Evaluating Large Language Models Trained on Code](https://huggingface.co/papers/2107.03374), eq. (1):
-    1 - C(n - c, k) / C(n, k) from n samples of which c are correct. Numbers stay whole up to the one division, so that
-    nothing overflows or cancels. Eq. (18) of Adaptive Knowledge Distillation for code generation (jos.org.cn 7462)
-    prints the same formula but calls n the number of tasks; it is the number of samples of *one* task.
+    1 - C(n - c, k) / C(n, k) from n samples of which c are correct. It is computed with integers up to the single
+    division, so it neither overflows nor cancels. Eq. (18) of Adaptive Knowledge Distillation for code generation
+    (jos.org.cn 7462) has the same formula but calls n the number of tasks; it is the number of samples of *one* task.
 
     Args:
-        num_samples (`int`): n, programs run for the task.
-        num_correct (`int`): c, those that passed.
-        k (`int`): programs one may try, from 1 to n.
+        num_samples (`int`): Number of programs run for the task, n.
+        num_correct (`int`): Number of programs that passed, c.
+        k (`int`): Number of programs drawn, from 1 to n.
 
     Returns:
-        `float`: a fraction in [0, 1].
+        `float`: Fraction in [0, 1].
 
     Raises:
-        ValueError: If there are fewer than `k` samples or more correct than samples, or if a count is no whole number.
+        ValueError: If there are fewer than `k` samples or more correct than samples, or if a count is not a whole
+        number.
 
     Example:
         ```python
-        >>> pass_at_k(4, 1, 2)  # three of the six pairs hold the correct program
+        >>> pass_at_k(4, 1, 2)  # three of the six pairs include the correct program
         0.5
 
         ```
@@ -125,14 +128,14 @@ def pass_at_k_over_tasks(
     """Average [`pass_at_k`] over tasks, with a confidence interval by [`mean_interval`].
 
     Args:
-        num_samples (`Sequence[int]`): number of programs run for each task; tasks may differ.
-        num_correct (`Sequence[int]`): number of programs that passed for each task.
-        k (`int`): programs one may try.
-        tasks (`Sequence[str]`, *optional*): names for error messages; positions from 0 where absent.
-        confidence (`float`, *optional*, defaults to `0.95`): level of the interval.
+        num_samples (`Sequence[int]`): Number of programs run for each task, which may differ.
+        num_correct (`Sequence[int]`): Number of programs that passed for each task.
+        k (`int`): Number of programs drawn per task.
+        tasks (`Sequence[str]`, *optional*): Names for error messages. Defaults to positions from 0.
+        confidence (`float`, *optional*, defaults to `0.95`): Confidence level of the interval.
 
     Returns:
-        [`Interval`]: fractions in [0, 1].
+        [`Interval`]: Fractions in [0, 1].
 
     Raises:
         ValueError: If a task has fewer than `k` samples, which the message names; if there is no task; or if the
@@ -150,7 +153,7 @@ def pass_at_k_over_tasks(
     if not len(num_samples) == len(num_correct) == len(names):
         raise ValueError(
             f"num_samples, num_correct and tasks have {len(num_samples)}, {len(num_correct)} and {len(names)} entries;"
-            " give one a task."
+            " give one per task."
         )
     for name, n, c in zip(names, num_samples, num_correct, strict=True):
         _check_counts(f"Task {name!r}", n, c, k)
@@ -158,20 +161,21 @@ def pass_at_k_over_tasks(
 
 
 def mean_interval(scores: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Give the mean of one score per task with a Wilson interval for as many tasks as the scores are worth.
+    """Return the mean of scores, one per task, with a Wilson interval for the effective number of tasks.
 
-    Wilson's interval for a proportion p of m tasks holds its level for few tasks and near 0 and 1, where the normal
-    interval and the percentile bootstrap shrink to nothing. It presumes 0/1 scores, of variance p(1 - p). Fractional
-    scores, as with several samples per task, vary less by some factor, so m is multiplied by that factor (the
-    effective sample size of survey statistics). The variance is estimated as if two more tasks had the largest one
-    possible, p(1 - p), since a handful of like scores says little. For 0/1 scores it is Wilson's interval exactly.
+    Wilson's interval for a proportion p of m tasks has the right coverage for few tasks and near 0 and 1, where the
+    normal interval and the percentile bootstrap shrink to zero width. It assumes 0/1 scores, whose variance is p(1 -
+    p). The variance of fractional scores, as with several samples per task, is smaller, so m is multiplied by the
+    inverse ratio of the variances (the effective sample size of survey statistics). The variance is estimated as if
+    two more tasks had the largest possible variance, p(1 - p), since a few equal scores are weak evidence. For 0/1
+    scores the result is exactly Wilson's interval.
 
     Args:
-        scores (`Sequence[float]`): one number in [0, 1] per task.
-        confidence (`float`, *optional*, defaults to `0.95`): level of the interval, in (0, 1).
+        scores (`Sequence[float]`): Score of each task, in [0, 1].
+        confidence (`float`, *optional*, defaults to `0.95`): Confidence level of the interval, in (0, 1).
 
     Returns:
-        [`Interval`]: within [0, 1].
+        [`Interval`]: Bounds in [0, 1].
 
     Raises:
         ValueError: If there is no score, one is outside [0, 1], or `confidence` is outside (0, 1).
@@ -198,27 +202,27 @@ def mean_interval(scores: Sequence[float], confidence: float = 0.95) -> Interval
 def paired_test(
     first: Sequence[float], second: Sequence[float], *, seed: int = 0, resamples: int = 9_999
 ) -> PairedTest:
-    """Test whether two models differ, by their scores on the same tasks.
+    """Test whether two models differ, given their scores on the same tasks.
 
-    If neither is better, each task's difference is as likely to have the other sign. Where all differences are of one
-    size, as of 0/1 scores, the flips are coin tosses and the test is McNemar's, exact. Otherwise signs are flipped at
-    random, and p = (1 + flips at least as extreme) / (1 + resamples), which is valid for any number of resamples.
+    If neither model is better, the difference on each task has either sign with equal probability. If all differences
+    have the same size, as with 0/1 scores, this is the exact McNemar test. Otherwise the signs are flipped at random,
+    and p = (1 + number of flips at least as extreme) / (1 + resamples), which is valid for any number of resamples.
 
     Args:
-        first (`Sequence[float]`): scores of the first model, one per task.
-        second (`Sequence[float]`): the second model's, in the same order.
-        seed (`int`, *optional*, defaults to `0`): seed of the random flips.
-        resamples (`int`, *optional*, defaults to `9999`): number of random flips of all signs.
+        first (`Sequence[float]`): Scores of the first model, one per task.
+        second (`Sequence[float]`): Scores of the second model, in the same order.
+        seed (`int`, *optional*, defaults to `0`): Seed of the random flips.
+        resamples (`int`, *optional*, defaults to `9999`): Number of random flips of all signs.
 
     Returns:
-        [`PairedTest`]: difference, p-value, and tasks won, lost and tied.
+        [`PairedTest`]: Difference, p-value, and numbers of wins, losses and ties.
 
     Raises:
         ValueError: If there is no task, the numbers of tasks differ, a score is not finite, or `resamples` is below 1.
 
     Example:
         ```python
-        >>> paired_test([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0])  # five tosses alike: 2 / 2**5
+        >>> paired_test([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0])  # five wins: 2 / 2**5
         PairedTest(difference=0.8333333333333334, p_value=0.0625, wins=5, losses=0, ties=1, method='exact McNemar')
 
         ```
@@ -246,18 +250,18 @@ def paired_test(
 
 
 def paired_mean(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> PairedMean:
-    """Estimate the mean difference of paired scores, such as two methods' with the same seeds.
+    """Estimate the mean difference of paired scores, such as those of two methods with the same seeds.
 
-    Student's t interval and test, which presume that differences are about normal. For scores of tasks, which are
-    not, use [`paired_test`].
+    Uses Student's t interval and test, which assume approximately normal differences. For scores of tasks, use
+    [`paired_test`].
 
     Args:
-        first (`Sequence[float]`): scores of the first method, one per pair.
-        second (`Sequence[float]`): scores of the second method, in the same order.
-        confidence (`float`, *optional*, defaults to `0.95`): level of the interval, in (0, 1).
+        first (`Sequence[float]`): Scores of the first method, one per pair.
+        second (`Sequence[float]`): Scores of the second method, in the same order.
+        confidence (`float`, *optional*, defaults to `0.95`): Confidence level of the interval, in (0, 1).
 
     Returns:
-        [`PairedMean`]: mean of first minus second, its interval and p-value.
+        [`PairedMean`]: Mean of first minus second, its interval and p-value.
 
     Raises:
         ValueError: If there are fewer than two pairs, the numbers of scores differ, a score is not finite, or
@@ -291,13 +295,13 @@ def paired_mean(first: Sequence[float], second: Sequence[float], confidence: flo
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for several tests by Holm's method, which bounds the chance of any false rejection.
+    """Adjust p-values for multiple tests by Holm's method, which controls the family-wise error rate.
 
     Args:
         p_values (`Sequence[float]`): p-values of a family of tests, in [0, 1].
 
     Returns:
-        `list[float]`: adjusted p-values in the same order, to compare with the level of the whole family.
+        `list[float]`: Adjusted p-values in the same order, to compare with the significance level of the whole family.
 
     Raises:
         ValueError: If a p-value is outside [0, 1].
@@ -325,11 +329,11 @@ def accuracy_loss(teacher: float, model: float) -> float:
     It is the 精度损失 of Adaptive Knowledge Distillation for code generation (jos.org.cn 7462).
 
     Args:
-        teacher (`float`): the teacher's score, as a fraction or in per cent, above 0.
-        model (`float`): the model's score in the same unit, at least 0.
+        teacher (`float`): Score of the teacher, as a fraction or in percent, above 0.
+        model (`float`): Score of the model in the same unit, at least 0.
 
     Returns:
-        `float`: at most 1, where the model scores 0; 0 where it equals the teacher; below 0 where it is better.
+        `float`: At most 1, if the model scores 0; 0 if it equals the teacher; negative if it is better.
 
     Raises:
         ValueError: If the teacher scores 0 or either score is negative or not finite.
@@ -342,14 +346,14 @@ def accuracy_loss(teacher: float, model: float) -> float:
         ```
     """
     if _finite("teacher", teacher) <= 0:
-        raise ValueError(f"teacher is {teacher}; a loss relative to it needs a teacher that scores above 0.")
+        raise ValueError(f"teacher is {teacher}; the relative loss requires a teacher's score above 0.")
     if _finite("model", model) < 0:
         raise ValueError(f"model is {model}; give a score of at least 0.")
     return (teacher - model) / teacher
 
 
 def _effective_tasks(scores: Sequence[float], mean: float) -> float:
-    """Return the number of 0/1 tasks whose mean would vary as little as that of these scores."""
+    """Return the number of 0/1 tasks whose mean would have the same variance as that of these scores."""
     largest = mean * (1 - mean)
     if largest == 0:
         return len(scores)
@@ -366,7 +370,7 @@ def _wilson(proportion: float, tasks: float, z: float) -> tuple[float, float]:
 
 def _mcnemar(wins: int, losses: int) -> float:
     tosses = wins + losses
-    tail, ways = 0, 1  # ways to lose i tosses, from i = 0
+    tail, ways = 0, 1  # number of ways to get i losses, from i = 0
     for i in range(min(wins, losses) + 1):
         tail += ways
         ways = ways * (tosses - i) // (i + 1)
@@ -387,7 +391,7 @@ def _sign_flips(differences: Sequence[float], seed: int, resamples: int) -> floa
 
 
 def _t_quantile(probability: float, freedom: int) -> float:
-    """Return the value below which Student's t falls with a probability of at least one half, by bisection."""
+    """Return a quantile, of at least one half, of Student's t distribution, by bisection."""
     low, high = 0.0, 1.0
     while _t_tail(high, freedom) > 1 - probability:
         high *= 2
@@ -398,7 +402,7 @@ def _t_quantile(probability: float, freedom: int) -> float:
 
 
 def _t_tail(value: float, freedom: int) -> float:
-    """Return the probability that Student's t exceeds a value of at least 0, from its finite series.
+    """Return the probability that Student's t exceeds a nonnegative value, from its finite series.
 
     [Abramowitz and Stegun](https://personal.math.ubc.ca/~cbm/aands/page_948.htm), equations 26.7.3 and 26.7.4.
     """

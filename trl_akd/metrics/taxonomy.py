@@ -1,25 +1,29 @@
 """Labels of program errors, by the taxonomy of Adaptive Knowledge Distillation (AKD, jos.org.cn 7462).
 
-AKD's tables 2 and 13 sort the programs of HumanEval and MBPP into 14 exception types with 19 causes. All seven columns
-of table 13 add up if a program is
+Tables 2 and 13 of the paper assign the programs of HumanEval and MBPP to 14 exception types with 19 causes. The totals
+of all seven columns of table 13 follow if a program is
 
-- *complete* where it passes, or fails an assertion without being a stub: a plain wrong answer, which has no row;
-- *incomplete* where any other exception ended it, or where a stub (an empty body, `pass`, `return 0`) failed.
+- *complete* if it passes, or fails an assertion without being a stub: this is a wrong answer, which has no row;
+- *incomplete* if any other exception ended it, or if a stub (an empty body, `pass`, `return 0`) failed.
 
-Departures, as labels here are automatic and the paper's were given by three people:
+Differences from the paper, whose labels three people assigned, while these are automatic:
 
-- Our sources print 14 and 19 but not every name. NameError and ValueError with three causes, SyntaxError with two and
-  AssertionError (stubs), TypeError, IndexError, RecursionError are on record; IndentationError, KeyError,
-  ModuleNotFoundError, NotImplementedError, TimeoutError and UnboundLocalError follow from its rules; AttributeError is
-  our choice for the fourteenth.
-- Table 2 prints the empty sequence under SyntaxError; it is a cause of ValueError, as in table 13.
-- What the table has no row for gets one of its own: other exceptions, crashes, early exits, too much memory, the
-  executor's time-out (apart from the program's own TimeoutError), and syntax errors that neither the length limit nor
-  a delimiter explains. They are incomplete too: the program did not come as far as a wrong answer. Rows hence add up
-  to the incomplete programs, and complete and incomplete ones to all that were judged.
-- A module or a part of one that the tests lack, or a name other than that of the function that they call, says nothing
-  about the program (`is_tests_own_error`); it counts as an other exception.
-- A program that the executor could not judge (`infra_error`) is neither; it is counted apart, never against the model.
+- The available text of the paper gives the numbers 14 and 19, but not all names. It names NameError and ValueError
+with
+  three causes, SyntaxError with two, AssertionError (stubs), TypeError, IndexError and RecursionError;
+  IndentationError, KeyError, ModuleNotFoundError, NotImplementedError, TimeoutError and UnboundLocalError follow from
+  its rules; AttributeError is our choice for the fourteenth.
+- Table 2 lists the empty sequence under SyntaxError; here it is a cause of ValueError, as in table 13.
+- There are additional rows for other exceptions, crashes, early exits, memory limits, the executor's timeout (as
+opposed
+  to a TimeoutError raised by the program), and syntax errors caused neither by the length limit nor by a delimiter.
+  These programs are incomplete too. The rows therefore add up to the incomplete programs, and complete and incomplete
+  programs to all programs without infrastructure errors.
+- If the tests lack a module, a part of a module, or a name other than that of the function that they call, the error
+says
+  nothing about the program (`is_tests_own_error`); it counts as another exception.
+- Programs that the executor could not run (`infra_error`) are neither complete nor incomplete and are counted
+separately.
 """
 
 import ast
@@ -65,7 +69,7 @@ OWN_CAUSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "timeout": ("timeout",),
     }
 )
-"""Labels that the paper's table has no row for."""
+"""Labels without a row in the paper's table."""
 
 _ROWS = tuple((kind, cause) for table in (CAUSES, OWN_CAUSES) for kind, causes in table.items() for cause in causes)
 _ENDINGS = {"signal": "crash", "exit": "early_exit", "memory": "memory", "deadline": "timeout"}
@@ -74,9 +78,9 @@ _DELIMITERS = re.compile(
 )
 _EMPTY_SEQUENCE = re.compile(r"empty sequence|argument is empty")
 _MODULE_LACKS = re.compile(r"(partially initialized )?module '[^']*' has no attribute ")
-_LONGEST = 100_000  # characters; parsing a hostile program of megabytes would cost the caller seconds and gigabytes
+_LONGEST = 100_000  # characters; parsing megabytes of a hostile program would take seconds and gigabytes
 
-# Names that programs use as if they had been imported, beside the modules of the standard library.
+# Names that programs often use without importing them, in addition to the modules of the standard library.
 _IMPORTABLE = frozenset(
     """
     np numpy pd pandas plt matplotlib scipy sklearn sympy torch
@@ -95,14 +99,15 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True, slots=True)
 class ErrorLabel:
-    """Name what became of one program.
+    """Label of the result of a program.
 
     Args:
-        error_type (`str`, *optional*): a key of [`CAUSES`] or [`OWN_CAUSES`], `"wrong_answer"`, `"infra_error"`, or
-            `None` for a correct program.
-        cause (`str`, *optional*): one of that type's causes, or the type itself where it has none.
-        complete (`bool`, *optional*): whether the program came as far as an answer, right or wrong; `None` where it
-            was not judged.
+        error_type (`str`, *optional*): Key of [`CAUSES`] or [`OWN_CAUSES`], `"wrong_answer"`, `"infra_error"`, or
+        `None`
+            for a correct program.
+        cause (`str`, *optional*): Cause of that type, or the type itself if it has no causes.
+        complete (`bool`, *optional*): Whether the program gave an answer, right or wrong; `None` if it could not be
+        run.
     """
 
     error_type: str | None
@@ -122,14 +127,14 @@ _INFRA_ERROR = ErrorLabel("infra_error", "infra_error", None)
 
 @dataclass(frozen=True, slots=True)
 class ErrorTable:
-    """Count programs as table 13 of the AKD paper does.
+    """Counts of programs, as in table 13 of the AKD paper.
 
     Args:
-        rows (`Mapping[tuple[str, str], int]`): incomplete programs by type and cause, every row of [`CAUSES`] and
-            [`OWN_CAUSES`] in their order, with zeros.
-        correct (`int`): programs that passed.
-        wrong (`int`): complete programs with a wrong answer.
-        infra_errors (`int`): programs that were not judged, in none of the other numbers.
+        rows (`Mapping[tuple[str, str], int]`): Number of incomplete programs by type and cause, for all rows of
+            [`CAUSES`] and [`OWN_CAUSES`].
+        correct (`int`): Number of programs that passed.
+        wrong (`int`): Number of complete programs with a wrong answer.
+        infra_errors (`int`): Number of programs with infrastructure errors, which are in no other count.
     """
 
     rows: Mapping[tuple[str, str], int]
@@ -139,12 +144,12 @@ class ErrorTable:
 
     @property
     def complete(self) -> int:
-        """Count the programs that gave an answer."""
+        """Number of programs that gave an answer."""
         return self.correct + self.wrong
 
     @property
     def incomplete(self) -> int:
-        """Count the programs that gave none."""
+        """Number of programs that gave no answer."""
         return sum(self.rows.values())
 
     @property
@@ -154,18 +159,18 @@ class ErrorTable:
 
     @property
     def correct_among_complete(self) -> float:
-        """Give the share of complete programs that are correct; 0 where none is complete."""
+        """Fraction of complete programs that are correct; 0 if none is complete."""
         return self.correct / self.complete if self.complete else 0.0
 
     def by_type(self) -> dict[str, int]:
-        """Sum the rows of each type, in the order of the rows."""
+        """Return the sum of the rows of each type, in the order of the rows."""
         totals: Counter[str] = Counter()
         for (kind, _), count in self.rows.items():
             totals[kind] += count
         return dict(totals)
 
     def as_dict(self) -> dict[str, int | float]:
-        """Flatten the table, rows under `type/cause`, for a report or JSON."""
+        """Return the table as a flat dict, with rows as `type/cause`."""
         judged = max(self.judged, 1)
         return {
             "judged": self.judged,
@@ -188,15 +193,15 @@ def classify(
     """Label the result of a program.
 
     Args:
-        result ([`ExecutionResult`]): what came of running it.
-        program (`str`): its text, as it was run. It is parsed, never run; beyond 100,000 characters it is not parsed
-            and counts as no stub.
-        entry_point (`str`, *optional*): the function that the tests call. Without it a program is a stub if nothing
-            in it does anything.
-        truncated (`bool`, *optional*, defaults to `False`): whether generation was cut off at its length limit.
+        result ([`ExecutionResult`]): Result of running the program. program (`str`): Text of the program. It is parsed
+        but not run; programs of more than 100,000 characters are not
+            parsed and do not count as stubs.
+        entry_point (`str`, *optional*): Function that the tests call. Without it, a program is a stub if it has no
+        effect.
+        truncated (`bool`, *optional*, defaults to `False`): Whether generation stopped at its length limit.
 
     Returns:
-        [`ErrorLabel`]: the type by the exception's class, else by the nearest of its bases that has a row.
+        [`ErrorLabel`]: Label with the type of the exception's class or of its nearest base class that has a row.
 
     Example:
         ```python
@@ -230,9 +235,9 @@ def is_tests_own_error(result: ExecutionResult, entry_point: str | None = None) 
     """Return whether the tests lack a module, a part of one, or a name other than that of the function they call.
 
     Args:
-        result ([`ExecutionResult`]): result of running a program.
-        entry_point (`str`, *optional*): the function that the tests call. Without it, the tests are taken to lack only
-            names of modules and those that are usually imported.
+        result ([`ExecutionResult`]): Result of running a program.
+        entry_point (`str`, *optional*): Function that the tests call. Without it, only names of modules and names that
+            are usually imported count as missing in the tests.
 
     Example:
         ```python
@@ -256,16 +261,16 @@ def is_tests_own_error(result: ExecutionResult, entry_point: str | None = None) 
 def error_table(labels: Iterable[ErrorLabel]) -> ErrorTable:
     """Count labels by row.
 
-    The rows add up to the incomplete programs, and these and the complete ones to all that were judged.
+    The rows add up to the incomplete programs, and complete and incomplete programs to all programs that were run.
 
     Args:
-        labels (`Iterable[ErrorLabel]`): one per program, from [`classify`].
+        labels (`Iterable[ErrorLabel]`): Labels from [`classify`], one per program.
 
     Returns:
-        [`ErrorTable`]: all rows, with zeros.
+        [`ErrorTable`]: Counts of all rows, including zeros.
 
     Raises:
-        ValueError: If a label is none that [`classify`] gives.
+        ValueError: If [`classify`] does not return such a label.
 
     Example:
         ```python
@@ -294,7 +299,7 @@ def _incomplete(kind: str, cause: str | None = None) -> ErrorLabel:
 
 
 def _cause(kind: str, result: ExecutionResult, program: str, entry_point: str | None, truncated: bool) -> str | None:
-    """Choose between the causes of a type that has several."""
+    """Return the cause of an error whose type has several."""
     match kind:
         case "NameError":
             return _cause_of_name_error(result, program, entry_point)

@@ -1,4 +1,4 @@
-"""Scores from execution results, and checks of results that would mislead."""
+"""Scores from execution results, and checks that the results are meaningful."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,14 +7,14 @@ from trl_akd.metrics.statistics import pass_at_k_over_tasks
 
 __all__ = ["check_verdicts", "scores"]
 
-_MAX_INFRA_ERRORS = 0.01  # share of the programs
+_MAX_INFRA_ERRORS = 0.01  # fraction of the programs
 
 
 def check_verdicts(verdicts: Iterable[tuple[str, ExecutionResult]]) -> None:
-    """Raise an error if results say nothing about the model.
+    """Raise an error if results do not measure the model.
 
     Args:
-        verdicts (`Iterable[tuple[str, ExecutionResult]]`): name of the test, and result of each program.
+        verdicts (`Iterable[tuple[str, ExecutionResult]]`): Name of the test and result of each program.
 
     Raises:
         ValueError: If a test is not a Python program.
@@ -38,14 +38,14 @@ def scores(
     """Compute pass@k over the tasks with at least k programs without infrastructure errors.
 
     Args:
-        num_samples (`Sequence[int]`): number of programs run for each task.
-        num_correct (`Sequence[int]`): number of programs that passed for each task.
-        values_of_k (`Iterable[int]`): values of k.
-        confidence (`float`, *optional*, defaults to `0.95`): confidence level of the intervals.
+        num_samples (`Sequence[int]`): Number of programs run for each task.
+        num_correct (`Sequence[int]`): Number of programs that passed for each task.
+        values_of_k (`Iterable[int]`): Values of k.
+        confidence (`float`, *optional*, defaults to `0.95`): Confidence level of the intervals.
 
     Returns:
-        `dict[str, float]`: `pass@k`, `pass@k_low` and `pass@k_high`, fractions, and `pass@k_tasks`, how many tasks
-        they are of.
+        `dict[str, float]`: `pass@k`, `pass@k_low` and `pass@k_high`, fractions, and `pass@k_tasks`, the number of
+        tasks.
 
     Raises:
         RuntimeError: If no task has k programs without infrastructure errors.

@@ -1,4 +1,4 @@
-"""Accuracy loss: the share of its teacher's score that a distilled model lacks, (teacher - model) / teacher."""
+"""Accuracy loss of a distilled model relative to its teacher, (teacher - model) / teacher."""
 
 from collections.abc import Sequence
 from inspect import cleandoc
@@ -20,15 +20,15 @@ _CITATION = """\
 
 
 class AccuracyLoss(LocalMetric):
-    """Compare models' scores with their teachers', the 精度损失 of Adaptive Knowledge Distillation (AKD).
+    """Relative accuracy loss of models, the 精度损失 of Adaptive Knowledge Distillation (AKD).
 
     Args:
-        predictions (`list[float]`): models' scores, as fractions or in per cent.
-        references (`list[float]`): their teachers' scores in the same unit, above 0.
+        predictions (`list[float]`): Scores of models, as fractions or in percent.
+        references (`list[float]`): Scores of their teachers in the same unit, above 0.
 
     Returns:
-        `dict`: `accuracy_loss`, the mean, and `per_item`, the list: at most 1; lower is better; below 0 where a model
-        beats its teacher.
+        `dict`: `accuracy_loss`, the mean, and `per_item`, the list. Values are at most 1; lower is better; negative
+        values mean that a model is better than its teacher.
 
     Example:
         AKD's tables 4 and 5, StarCoder 7B to 1B on HumanEval and MBPP, in per cent, and the mean of both:

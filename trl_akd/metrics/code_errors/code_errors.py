@@ -20,22 +20,22 @@ _CITATION = """\
 
 
 class CodeErrors(ProgramMetric):
-    """Run programs against tests in a sandbox and count what went wrong, by type and cause.
+    """Run programs against tests in a sandbox and count errors by type and cause.
 
     Args:
-        predictions (`list[list[str]]`), references (`list`): as in `pass_at_k`.
-        entry_points (`list[str]`, *optional*): the function that each task's test calls.
-        truncated (`list[list[bool]]`, *optional*): whether generation of each program was cut off at its length limit.
-        k, confidence (*optional*): options of `pass_at_k`, ignored here, for `evaluate.combine`.
-        workers, num_workers, timeout, memory_mb, isolation, strict, packages, allow_code_execution: as in `pass_at_k`.
-        details (`bool`, *optional*, defaults to `False`): add each program's label.
+        predictions (`list[list[str]]`), references (`list`): As in `pass_at_k`.
+        entry_points (`list[str]`, *optional*): Function that the test of each task calls.
+        truncated (`list[list[bool]]`, *optional*): Whether generation of each program stopped at its length limit.
+        k, confidence (*optional*): Options of `pass_at_k`, ignored here, for `evaluate.combine`.
+        workers, num_workers, timeout, memory_mb, isolation, strict, packages, allow_code_execution: As in `pass_at_k`.
+        details (`bool`, *optional*, defaults to `False`): Whether to add the label of each program.
 
     Returns:
-        `dict`: counts `judged`, `correct`, `wrong_answer`, `complete` (the sum of these two), `incomplete`,
-        `infra_errors` (programs with infrastructure errors, in no other count); fractions `correct_share`,
-        `complete_share` and `incomplete_share` of `judged`, and `correct_among_complete`; a count for each row
-        `type/cause`, which add up to `incomplete`; `isolation`, `strict`; with `details` also `details`, a list of
-        labels per task.
+        `dict`: Counts `judged` (programs without infrastructure errors), `correct`, `wrong_answer`, `complete` (the
+        sum of these two), `incomplete`, `infra_errors` (programs with infrastructure errors, in no other count);
+        fractions `correct_share`, `complete_share` and `incomplete_share` of `judged`, and `correct_among_complete`; a
+        count for each row `type/cause`, which add up to `incomplete`; `isolation`, `strict`; with `details` also
+        `details`, a list of labels per task.
 
     Example:
         ```python

@@ -1,4 +1,4 @@
-"""pass@k: the chance that at least one of k programs that a model writes for a task passes the task's tests."""
+"""pass@k: the probability that at least one of k programs that a model generates for a task passes its tests."""
 
 import warnings
 from collections.abc import Sequence
@@ -23,32 +23,36 @@ _CITATION = """\
 
 
 class PassAtK(ProgramMetric):
-    """Run programs against tests in a sandbox and estimate pass@k without bias, with an interval over tasks.
+    """Run programs against tests in a sandbox and compute the unbiased estimate of pass@k with a confidence interval.
 
     Args:
-        predictions (`list[list[str]]`): each task's programs, whole, as they shall be run.
-        references (`list`): each task's test: a program's text that raises unless all is well, or inputs and outputs
-            as in APPS, `{"inputs": [...], "outputs": [...], "fn_name": optional, "harness": optional}` or the JSON
-            text of that.
-        k (`int` or `list[int]`, *optional*, defaults to `1`): programs one may try. A k above the samples of a task
-            is left out with a warning; it is an error if no other k is given.
-        workers (`int`, *optional*): programs run at once, by default as many as there are cores.
-        num_workers (`int`, *optional*): the same, under the name of `evaluate`'s code_eval.
-        timeout (`float`, *optional*, defaults to `3.0`): time limit of a program in seconds of processor time.
-        memory_mb (`int`, *optional*, defaults to `512`): memory limit of a program in MiB.
-        isolation (`str`, *optional*, defaults to `"auto"`): level of the sandbox, as in `CodeExecutor`.
-        strict (`bool`, *optional*, defaults to `False`): run tests apart from programs, as in `CodeExecutor`.
-        packages (`list[str]`, *optional*): installed packages that programs may import, such as `"numpy"`.
-        allow_code_execution (`bool`, *optional*): consent to running programs that nobody has read; without it the
-            environment needs `HF_ALLOW_CODE_EVAL=1`.
-        confidence (`float`, *optional*, defaults to `0.95`): level of the intervals.
-        details (`bool`, *optional*, defaults to `False`): add each task's counts, scores and results.
-        entry_points, truncated (*optional*): options of `code_errors`, ignored here, for `evaluate.combine`.
+        predictions (`list[list[str]]`): Complete programs of each task.
+        references (`list`): Test of each task: a test program, which raises an error if the program is wrong, or
+        inputs
+            and outputs as in APPS, `{"inputs": [...], "outputs": [...], "fn_name": optional, "harness": optional}`, or
+            the JSON of these.
+        k (`int` or `list[int]`, *optional*, defaults to `1`): Values of k. A k above the number of samples of a task
+        is
+            left out with a warning; it is an error if no other k is given.
+        workers (`int`, *optional*): Number of programs that run concurrently. Defaults to one per core.
+        num_workers (`int`, *optional*): Alias of `workers`, as in `evaluate`'s code_eval.
+        timeout (`float`, *optional*, defaults to `3.0`): Time limit of a program in seconds of processor time.
+        memory_mb (`int`, *optional*, defaults to `512`): Memory limit of a program in MiB.
+        isolation (`str`, *optional*, defaults to `"auto"`): Isolation level of the sandbox, as in `CodeExecutor`.
+        strict (`bool`, *optional*, defaults to `False`): Whether to run tests in separate processes, as in
+        `CodeExecutor`.
+        packages (`list[str]`, *optional*): Installed packages that programs may import, such as `"numpy"`.
+        allow_code_execution (`bool`, *optional*): Whether to run the programs, which nobody has reviewed.
+            `HF_ALLOW_CODE_EVAL=1` in the environment also allows it.
+        confidence (`float`, *optional*, defaults to `0.95`): Confidence level of the intervals.
+        details (`bool`, *optional*, defaults to `False`): Whether to add counts, scores and results of each task.
+        entry_points, truncated (*optional*): Options of `code_errors`, ignored here, for `evaluate.combine`.
 
     Returns:
-        `dict`: for each k `pass@k`, `pass@k_low`, `pass@k_high` (fractions; higher is better) and `pass@k_tasks` (how
-        many tasks they cover); `num_tasks`, `num_samples`, `timed_out`, `infra_errors` (programs that could not be
-        judged, left out of the estimate), `isolation`, `strict`; with `details` also `details`, one `dict` per task.
+        `dict`: For each k, `pass@k`, `pass@k_low`, `pass@k_high` (fractions; higher is better) and `pass@k_tasks`
+        (number of tasks); `num_tasks`, `num_samples`, `timed_out`, `infra_errors` (programs that could not be run,
+        which are excluded from the estimate), `isolation`, `strict`; with `details` also `details`, one `dict` per
+        task.
 
     Example:
         ```python
@@ -127,7 +131,7 @@ class PassAtK(ProgramMetric):
 
 
 def _within_samples(ks: list[int], sizes: list[int]) -> list[int]:
-    """Drop values of k that a task has too few samples for, with a warning, unless none would be left."""
+    """Drop values of k for which a task has too few samples, with a warning, unless none would be left."""
     kept = [k for k in ks if k <= min(sizes, default=0)]
     left_out = [str(k) for k in ks if k not in kept]
     if not kept or not left_out:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from trl_akd.generation import Completion
+from trl_akd.iterkd.cycle.config import CycleConfig
+from trl_akd.iterkd.cycle.prompts import TeachingPrompts
 from trl_akd.iterkd.judge.rubric import RULES, Judgement, Unjudged
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -31,6 +33,17 @@ def soda(name: str) -> list[dict[str, Any]]:
 def labelled(name: str) -> list[dict[str, Any]]:
     """Return texts with what a careful person makes of them."""
     return [json.loads(line) for line in Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines()]
+
+
+class ShortConfig(CycleConfig):
+    """Configuration with prompts of a few words."""
+
+    teaching_prompts = TeachingPrompts(
+        correct="RIGHT {instruction}",
+        faulty="FAULTY {kind} {instruction}",
+        new_easy="EASY {instruction}",
+        new_same="SAME {instruction}",
+    )
 
 
 class Teacher:

@@ -6,16 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_akd.generation import Completion
-from trl_akd.generation.protocol import SamplingParams
 from trl_akd.iterkd.cycle.config import CycleConfig
 from trl_akd.iterkd.cycle.new_questions import check_question, generate_questions, mix_questions, read_question
-from trl_akd.iterkd.cycle.prompts import TeachingPrompts
 from trl_akd.iterkd.cycle.records import LEVELS, Question
 
 from . import scripted
-from .scripted import Teacher
+from .scripted import ShortConfig, Teacher
 
-SHORT = TeachingPrompts(new_easy="EASY {instruction}", new_same="SAME {instruction}")
 levels = st.sampled_from(LEVELS)
 frames = st.sampled_from(["#Created Instruction#:", "### ", "1. ", '"', "Sort it.", "\n", "Task: ", "Sure:\n"])
 
@@ -105,14 +102,14 @@ class TestRenewal:
 
     def renew(self, write=lambda prompt: f"A task after {prompt}", config=None, feedback=FEEDBACK, cycle=1, **given):
         teacher = Teacher(write)
-        config = config or CycleConfig(new_easy=2, new_medium=1, new_hard=3)
-        return generate_questions(
-            feedback, self.QUESTIONS, teacher, prompts=SHORT, cycle=cycle, config=config, **given
-        ), teacher
+        config = config or ShortConfig(new_easy=2, new_medium=1, new_hard=3)
+        return generate_questions(feedback, self.QUESTIONS, teacher, cycle=cycle, config=config, **given), teacher
 
     def test_each_level_is_asked_by_its_prompt(self):
-        renewal, teacher = self.renew(sampling=SamplingParams(seed=5))
-        assert len(teacher.calls) == 1 and teacher.settings[0]["seed"] == 5
+        config = ShortConfig(new_easy=2, new_medium=1, new_hard=3)
+        config.seed = 4
+        renewal, teacher = self.renew(config=config)
+        assert len(teacher.calls) == 1 and teacher.settings[0]["seed"] == 5, "that of the run and the cycle"
         assert teacher.calls[0][:2] == ["EASY Task a."] * 2
         assert teacher.calls[0][2] in ("SAME Task b.", "SAME Task c.")
         assert sorted(teacher.calls[0][3:]) == ["SAME Task d.", "SAME Task e.", "SAME Task f."]

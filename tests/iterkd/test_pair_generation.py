@@ -6,23 +6,21 @@ from hypothesis import strategies as st
 
 from trl_akd.execution import CodeExecutor, ExecutionResult
 from trl_akd.generation import Completion, GenerationError
-from trl_akd.generation.protocol import FinishReason, SamplingParams
+from trl_akd.generation.protocol import FinishReason
 from trl_akd.iterkd.cycle.answers import has_code, identity, python_program, refuses, remarks
 from trl_akd.iterkd.cycle.config import CycleConfig
 from trl_akd.iterkd.cycle.leaks import find_leak
 from trl_akd.iterkd.cycle.pair_generation import assign_kinds, generate_pairs, read_pairs
-from trl_akd.iterkd.cycle.prompts import TeachingPrompts
 from trl_akd.iterkd.cycle.records import FAULT_KINDS, Fault, Pair, Question
 from trl_akd.iterkd.cycle.verification import verify
 
 from . import scripted
-from .scripted import Judge, Teacher
+from .scripted import Judge, ShortConfig, Teacher
 
 ADD = Question("add", "Write add(a, b).", tests="assert add(1, 2) == 3\nassert add(0, 0) == 0")
 UNTESTED = Question("add", "Write add(a, b) and show that it works.")
 RIGHT = "Sure!\n```python\ndef add(a, b):\n    return a + b\n\nprint(add(1, 2))\n```"
 WRONG = "def add(a, b):\n    return a - b"
-SHORT = TeachingPrompts(correct="RIGHT {instruction}", faulty="FAULTY {kind} {instruction}")
 
 
 @pytest.fixture(scope="module")
@@ -269,22 +267,22 @@ class TestDelivery:
     def test_all_is_asked_in_one_call_and_an_answer_that_is_there_is_not(self):
         teacher = Teacher(lambda prompt: WRONG if "FAULTY" in prompt else RIGHT)
         questions = [Question("1", "one", answer="x = 1"), Question("2", "two")]
-        config = CycleConfig(faults_per_question=2, keep_unverified=True, fault_kinds=["name", "type"])
-        sampling = SamplingParams(temperature=0.5, top_p=0.95, max_new_tokens=1024, stop=("###",), seed=3)
-        done = generate_pairs(questions, teacher, prompts=SHORT, config=config, sampling=sampling)
+        config = ShortConfig(
+            faults_per_question=2, keep_unverified=True, fault_kinds=["name", "type"], teacher_temperature=0.5
+        )
+        config.seed = 3
+        done = generate_pairs(questions, teacher, config=config)
         assert len(teacher.calls) == 1 and sorted(teacher.calls[0]) == [
             "FAULTY name one", "FAULTY name two", "FAULTY type one", "FAULTY type two", "RIGHT two",
         ]  # fmt: skip
-        assert teacher.settings == [
-            {"temperature": 0.5, "top_p": 0.95, "max_new_tokens": 1024, "stop": ("###",), "seed": 3}
-        ]
+        assert teacher.settings == [{"temperature": 0.5, "top_p": 0.95, "max_new_tokens": 1024, "stop": (), "seed": 3}]
         assert [(pair.correct, len(pair.faults)) for pair in done.pairs] == [("x = 1", 1), (RIGHT, 1)]
         assert done.dropped == {"fault/duplicate": 2}
 
     def test_a_fault_keeps_its_kind(self):
-        config = CycleConfig(faults_per_question=5, keep_unverified=True)
+        config = ShortConfig(faults_per_question=5, keep_unverified=True)
         teacher = Teacher(lambda prompt: f"x = '{prompt}'")
-        [pair] = generate_pairs([UNTESTED], teacher, prompts=SHORT, config=config).pairs
+        [pair] = generate_pairs([UNTESTED], teacher, config=config).pairs
         assert {fault.kind for fault in pair.faults} == set(FAULT_KINDS)
         assert all(f"FAULTY {fault.kind} " in fault.text for fault in pair.faults)
 
@@ -295,14 +293,14 @@ class TestDelivery:
             return Completion(text, None, finish if "cut" in prompt else "stop", None)
 
         questions = [Question("1", "cut", answer="x = 1"), Question("2", "cut"), Question("3", "whole")]
-        done = generate_pairs(questions, Teacher(write), prompts=SHORT, config=CycleConfig(keep_unverified=True))
+        done = generate_pairs(questions, Teacher(write), config=ShortConfig(keep_unverified=True))
         assert [pair.question.id for pair in done.pairs] == ["3"]
         assert done.dropped == {f"correct/{reason}": 1, f"fault/{reason}": 1}
 
     def test_own_failures_are_checked_like_the_teachers_faults(self, run):
         own = {"add": [WRONG, RIGHT, "def add(a, b):\n    return 0"], "unknown": ["x"]}
         teacher = Teacher(lambda prompt: "def add(a, b):\n    return a" if "FAULTY" in prompt else RIGHT)
-        done = generate_pairs([ADD], teacher, prompts=SHORT, run=run, own_faults=own)
+        done = generate_pairs([ADD], teacher, config=ShortConfig(), run=run, own_faults=own)
         assert [fault.kind is None for fault in done.pairs[0].faults] == [True, True, False]
         assert done.dropped == {"fault/same": 1}
 

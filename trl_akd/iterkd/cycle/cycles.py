@@ -157,7 +157,6 @@ class Cycles:
         verified = generate_pairs(
             questions,
             self._recorded_teacher("delivery", cycle, retry_refused=retry),
-            sampling=self._config.sampling(0),  # the same in all cycles, so that old questions reuse their answers
             config=self._config,
             judge=self._participants.judge,
             run=self._runner,

@@ -5,7 +5,7 @@ from trl_akd.iterkd.cycle.main_programs import Outcome, lacks_resources, run_mai
 from trl_akd.iterkd.cycle.records import Fault, Pair, Question
 from trl_akd.iterkd.cycle.verification import verify
 
-from .alone_programs import PROGRAMS
+from .labelled_programs import PROGRAMS
 
 
 @pytest.fixture(scope="module")

@@ -110,18 +110,18 @@ class TestGeneration:
     def test_each_level_is_asked_by_its_prompt(self):
         config = ShortConfig(new_easy=2, new_medium=1, new_hard=3)
         config.seed = 4
-        renewal, teacher = self.generate(config=config)
+        new, teacher = self.generate(config=config)
         assert len(teacher.calls) == 1 and teacher.settings[0]["seed"] == 5, "that of the run and the cycle"
         assert teacher.calls[0][:2] == ["EASY Task a."] * 2
         assert teacher.calls[0][2] in ("SAME Task b.", "SAME Task c.")
         assert sorted(teacher.calls[0][3:]) == ["SAME Task d.", "SAME Task e.", "SAME Task f."]
-        assert renewal.asked == {"easy": 2, "medium": 1, "hard": 3}
+        assert new.asked == {"easy": 2, "medium": 1, "hard": 3}
 
     def test_new_questions_name_their_parents_and_levels(self):
-        renewal, _ = self.generate()
-        assert [question.id for question in renewal.questions[:2]] == ["a/1.0", "a/1.1"]
+        new, _ = self.generate()
+        assert [question.id for question in new.questions[:2]] == ["a/1.0", "a/1.1"]
         by_name = {question.id: question for question in self.QUESTIONS}
-        for question in renewal.questions:
+        for question in new.questions:
             assert question.id.startswith(f"{question.parent}/1.")
             assert by_name[question.parent].instruction in question.instruction
             assert question.origin == {item.question_id: item.level for item in self.FEEDBACK}[question.parent]
@@ -136,8 +136,8 @@ class TestGeneration:
         assert parents == {"d", "e", "f"}
 
     def test_few_parents_are_used_several_times(self):
-        renewal, _ = self.generate(config=CycleConfig(new_easy=0, new_medium=5, new_hard=0))
-        names = {question.id for question in renewal.questions}
+        new, _ = self.generate(config=CycleConfig(new_easy=0, new_medium=5, new_hard=0))
+        names = {question.id for question in new.questions}
         assert names in ({"b/1.0", "b/1.1", "b/1.2", "c/1.0", "c/1.1"}, {"b/1.0", "b/1.1", "c/1.0", "c/1.1", "c/1.2"})
 
     def test_generations_follow_one_another(self):
@@ -161,15 +161,15 @@ class TestGeneration:
                 else answers.get(name, "Sort names in a list.")
             )
 
-        renewal, _ = self.generate(write)
-        assert [question.instruction for question in renewal.questions] == ["Sort names in a list."]
-        assert renewal.dropped == {"easy/refused": 2, "hard/empty": 1, "hard/solution": 1, "hard/truncated": 1}
+        new, _ = self.generate(write)
+        assert [question.instruction for question in new.questions] == ["Sort names in a list."]
+        assert new.dropped == {"easy/refused": 2, "hard/empty": 1, "hard/solution": 1, "hard/truncated": 1}
 
     def test_levels_without_questions_request_nothing(self):
-        renewal, teacher = self.generate(feedback=self.FEEDBACK[:1])
-        assert renewal.asked == {"easy": 2} and len(teacher.calls[0]) == 2
-        renewal, teacher = self.generate(feedback=[])
-        assert renewal.questions == [] and teacher.calls == []
+        new, teacher = self.generate(feedback=self.FEEDBACK[:1])
+        assert new.asked == {"easy": 2} and len(teacher.calls[0]) == 2
+        new, teacher = self.generate(feedback=[])
+        assert new.questions == [] and teacher.calls == []
 
     def test_feedback_on_unknown_questions_is_refused(self):
         with pytest.raises(ValueError, match="`feedback` refers to 'z', which is not among `questions`"):

@@ -235,7 +235,7 @@ class IterKDTrainer(PairTrainer):
         def share(generator: TextGenerator) -> TextGenerator:
             """Return a generator that all processes call together, within the budget; the same for the same one."""
             if id(generator) not in shared:
-                limited = self._within(budget, generator) if budget.is_limited else generator
+                limited = self._limited(generator, budget) if budget.is_limited else generator
                 shared[id(generator)] = for_all_processes(limited, self.accelerator)
             return shared[id(generator)]
 
@@ -260,7 +260,7 @@ class IterKDTrainer(PairTrainer):
             seconds=earlier.seconds,
         )
 
-    def _within(self, budget: Budget, generator: TextGenerator) -> TextGenerator:
+    def _limited(self, generator: TextGenerator, budget: Budget) -> TextGenerator:
         return BudgetedGenerator(
             generator,
             budget=budget,

@@ -28,9 +28,6 @@ __all__ = [
 
 SUPERVISED, CONTRASTIVE = range(2)  # task ids
 
-_LOSSES = (contrastive.dpo, contrastive.dpo_norm, contrastive.simpo, contrastive.infonce)
-_COMPARISONS: dict[str, Callable[..., Comparison]] = {loss.__name__: loss for loss in _LOSSES}
-
 
 @dataclass(frozen=True)
 class PairTargets(Targets):
@@ -89,10 +86,10 @@ ContrastiveObjective = Callable[[Tensor, PairTargets, Tensor | None], Comparison
 
 
 def contrastive_objective(name: ContrastiveLoss, settings: dict[str, float]) -> ContrastiveObjective:
-    """Return a contrastive loss of batches by its name; `settings` are its arguments."""
+    """Return the loss of batches by the name of a function in `contrastive`; `settings` are its arguments."""
     if name == "unlikelihood":
         return _unlikelihood
-    return partial(_compare, partial(_COMPARISONS[name], **settings))
+    return partial(_compare, partial(getattr(contrastive, name), **settings))
 
 
 def pair_loss(

@@ -83,7 +83,7 @@ class PairTrainer(AKDTrainer):
 
     _tag_names = ["trl", "iterkd", "knowledge-distillation"]  # noqa: RUF012
     _name = "IterKD"
-    _method = "IterKD (correct answers learned, and set against faulty ones)"
+    _method = "IterKD (training on correct answers and against faulty ones)"
     _measured = (*METRICS, *CONTRASTIVE_METRICS)
 
     args: IterKDConfig

@@ -61,7 +61,7 @@ class Student(Protocol):
 
 @dataclass(frozen=True)
 class Participants:
-    """Models, executors and data of the cycles beside the student, as [`IterKDTrainer`] describes them."""
+    """Models, runner and data of the cycles, except for the student; see [`IterKDTrainer`]."""
 
     teacher: TextGenerator
     judge: Judge | None = None

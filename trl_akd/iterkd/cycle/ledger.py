@@ -62,7 +62,7 @@ class CycleLedger:
     def recorded(
         self, generator: TextGenerator, author: str, *, retry_refused: bool = False, **facts: Any
     ) -> TextGenerator:
-        """Return a generator that records its completions, with facts beside each, and shows progress."""
+        """Return a generator that records its completions, with further facts, and shows progress."""
         recorded = RecordedGenerator(
             generator,
             self._ledgers.get("completions"),

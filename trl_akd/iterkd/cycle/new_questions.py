@@ -340,8 +340,8 @@ def _cut_label(text: str) -> int | None:
     Explanations of examples are part of the question.
     """
     for label in _LATER_LABEL.finditer(text):
-        behind = text[label.end() :].strip("*_ \t\n")
-        if _ASKS_FOR_CODE.search(text[: label.start()]) and (not behind or _ASKS.match(behind)):
+        following = text[label.end() :].strip("*_ \t\n")
+        if _ASKS_FOR_CODE.search(text[: label.start()]) and (not following or _ASKS.match(following)):
             return label.start()
     for label in _CUT_LABEL.finditer(text):
         above = text[: label.start()].rstrip().rpartition("\n")[2]

@@ -1,1 +1,1 @@
-"""IterKD: cycles of training on correct and faulty answers, feedback on the student, and new questions by difficulty."""
+"""IterKD: cycles of training on correct and faulty answers, feedback, and new questions by difficulty."""

@@ -71,7 +71,7 @@ def test_what_samples_depend_on():
 
 
 def test_old_names_of_fields():
-    """Each with a warning; `timeout`, which meant two things, is a program's here and a request's elsewhere."""
+    """Each with a warning; `timeout` is the limit of a program here and of a request elsewhere."""
     with pytest.warns(FutureWarning) as warned:
         found = EvaluationConfig(model="m", benchmark="humaneval", timeout=2.0, batch_size=4)  # type: ignore[call-arg]
     assert (found.model_name_or_path, found.program_timeout, found.generation_batch_size) == ("m", 2.0, 4)

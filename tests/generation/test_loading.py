@@ -1,4 +1,4 @@
-"""One loader for all commands: what it makes of a configuration, and what it refuses before anything is loaded."""
+"""The loader of generators: results for each configuration, and errors before anything is loaded."""
 
 import sys
 from pathlib import Path

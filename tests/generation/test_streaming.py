@@ -1,4 +1,4 @@
-"""Completions as they come: from a model, from a server, and across an interruption of either."""
+"""Streams of completions from a model and from a server, also when interrupted."""
 
 import json
 import multiprocessing
@@ -25,7 +25,7 @@ SAMPLED = {"n": 3, "temperature": 1.0, "max_new_tokens": 5, "seed": 7}
 
 
 class Halting:
-    """Complete prompts by themselves, one at a time, and raise before the `stops`-th."""
+    """Echo prompts one at a time, and raise an error before the `stops`-th."""
 
     def __init__(self, stops: int = sys.maxsize, error: BaseException | None = None) -> None:
         self.stops, self.error = stops, error or GenerationError("gone")
@@ -101,7 +101,7 @@ def test_answers_come_as_the_server_gives_them(server: Server):
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Let SIGINT interrupt, which a shell's background jobs are born ignoring."""
+    """Restore the handler of SIGINT, which background jobs of a shell ignore."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

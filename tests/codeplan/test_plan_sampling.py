@@ -394,7 +394,7 @@ def test_other_settings_are_other_calls(tmp_path: Path):
 def test_a_foreign_record_is_refused(tmp_path: Path):
     with Ledger(tmp_path / "calls.jsonl", {}) as ledger:
         ledger.append([{"text": "x"}])
-        with pytest.raises(ValueError, match="line 1 is no record of a generator"):
+        with pytest.raises(ValueError, match="line 1 is not a record of a generator"):
             RecordedGenerator(Scripted(lambda *_: "x"), ledger)
 
 

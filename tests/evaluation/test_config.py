@@ -22,7 +22,7 @@ def config(**values) -> EvaluationConfig:
         ({"model_name_or_path": None, "compare": ["a"]}, "`compare` is .*two folders or more"),
         ({"benchmark": None}, "`benchmark` is missing"),
         ({"backend": "openai"}, "`base_url` is None"),
-        ({"base_url": "http://localhost"}, "an address goes with the backend openai"),
+        ({"base_url": "http://localhost"}, "give both the backend openai and an address"),
         ({"backend": "tgi"}, "`backend` is 'tgi'; choose one of transformers, vllm, openai"),
         ({"prompt_style": "code"}, "`prompt_style` is 'code'; choose"),
         ({"prompt_template": "alpacca"}, "Did you mean 'alpaca'"),

@@ -240,7 +240,7 @@ def test_facts_and_cost_stand_beside_a_record(tmp_path: Path):
         recorded.noting(origin="seed").noting(prompt="v2").generate(["a"], n=3, temperature=1.0, seed=0)
         recorded.generate(["a"], n=3, temperature=1.0, seed=0)
         recorded.generate(["b"], seed=0)
-        with pytest.raises(ValueError, match="`key` is a field of every record"):
+        with pytest.raises(ValueError, match="`key` is a field of all records"):
             recorded.noting(key="x")
     first, second = lines(tmp_path / "calls.jsonl")
     assert (first["origin"], first["prompt"], first["num_tokens"]) == ("seed", "v2", 6)

@@ -317,7 +317,7 @@ def rows(**changed: Any) -> list[dict[str, Any]]:
         ({"dataset_name": None}, "`dataset_name` is not set"),
         ({"dataset_name": "missing.jsonl"}, "missing.jsonl"),
         ({"model_name_or_path": None}, "`model_name_or_path` is not set"),
-        ({"cycles": 0}, "`cycles` is 0; run at least 1"),
+        ({"cycles": 0}, "`cycles` is 0; give at least 1"),
         ({"max_requests": 0}, "`max_requests` is 0; allow more than 0"),
         ({"max_tokens": -1}, "`max_tokens` is -1; allow more than 0"),
         ({"max_seconds": 0.0}, "`max_seconds` is 0.0; allow more than 0"),
@@ -380,9 +380,9 @@ def test_malformed_rows_are_named_before_a_model_is_loaded(
 @pytest.mark.parametrize(
     ("layouts", "message"),
     [
-        ({"faulty": "{instruction}"}, "`faulty` lacks the field {kind}; say where it goes"),
+        ({"faulty": "{instruction}"}, "`faulty` lacks the field {kind}; add it"),
         ({"correct": "{instruction} {language}"}, "`correct` has the field {language}, which is unknown"),
-        ({"corect": "{instruction}"}, "has a layout 'corect'; the names are correct, faulty"),
+        ({"corect": "{instruction}"}, "has a template 'corect'; the names are correct, faulty"),
         ({"correct": 7}, "does not map names to texts"),
     ],
 )

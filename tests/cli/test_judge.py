@@ -71,7 +71,7 @@ def test_a_judge_in_two_processes(kind: str, files: list[str], tmp_path: Path):
         (["train"], "`model_name_or_path` is missing"),
         (["train", "--model_name_or_path", "x"], "`train_file` is missing"),
         (["train", "MODEL", "--max_new_tokens", "0"], "`max_new_tokens` is 0"),
-        (["train", "MODEL", "--prompt_file", "x"], "`prompt_file` is for a generative judge"),
+        (["train", "MODEL", "--prompt_file", "x"], "`prompt_file` has no effect on a regression judge"),
         (["train", "MODEL", "--prompt_file", "x", "--kind", "generative"], "`prompt_file` 'x' cannot be used"),
         (["train", "MODEL", "--test_size", "0.001"], "does not split 12 problems into two parts"),
         (["train", "MODEL", "--train_file", "none.jsonl"], "There is no file 'none.jsonl'"),

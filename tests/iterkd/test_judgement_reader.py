@@ -168,9 +168,9 @@ def test_time_is_linear(unit: str):
     ("scores", "message"),
     [
         ((2.0, 1.0), "`scores` has 2 numbers; give 5"),
-        ((2.0, 1.0, 1.0, 1.0, 2.0), "gives 2.0 for 'Coding practice'"),
-        ((0.25, 1.0, 1.0, 1.0, 1.0), "gives 0.25 for 'Basic functionality'"),
-        ((float("nan"), 1.0, 1.0, 1.0, 1.0), "gives nan"),
+        ((2.0, 1.0, 1.0, 1.0, 2.0), "has 2.0 for 'Coding practice'"),
+        ((0.25, 1.0, 1.0, 1.0, 1.0), "has 0.25 for 'Basic functionality'"),
+        ((float("nan"), 1.0, 1.0, 1.0, 1.0), "has nan"),
     ],
 )
 def test_scores_are_those_of_the_rubric(scores: tuple[float, ...], message: str):
@@ -220,9 +220,9 @@ def test_the_version_follows_the_wording():
         ("{instruction} {answer} {score}", "has the fields"),
         ("{instruction} {answer} {answer}", "has the fields"),
         ("{instruction.__class__} {answer}", "has the fields"),
-        ("{instruction} {answer} {", "is no format string"),
-        ("{instruction:d} {answer}", "is no format string"),
-        ("{instruction:{x}} {answer}", "is no format string"),
+        ("{instruction} {answer} {", "is not a format string"),
+        ("{instruction:d} {answer}", "is not a format string"),
+        ("{instruction:{x}} {answer}", "is not a format string"),
     ],
 )
 def test_layouts_that_cannot_be_filled(layout: str, message: str):

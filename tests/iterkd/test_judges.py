@@ -14,7 +14,7 @@ from tests import tiny
 from tests.generation.server import Fault, serving
 from tests.iterkd.scripted import soda
 from trl_akd.generation import Completion, GenerationError, OpenAIGenerator
-from trl_akd.iterkd.judge.judges import GenerativeJudge, RegressionJudge, asked_for_json, nearest_judgement
+from trl_akd.iterkd.judge.judges import GenerativeJudge, RegressionJudge, nearest_judgement, requesting_json
 from trl_akd.iterkd.judge.prompts import JUDGE_PROMPT, JudgePrompt
 from trl_akd.iterkd.judge.rubric import RULES, Judgement, Unjudged, format_judgement
 from trl_akd.iterkd.judge.training import (
@@ -86,7 +86,7 @@ def test_a_number_that_the_token_limit_may_have_cut_is_no_score(finish_reason):
 
 
 @pytest.mark.parametrize("takes_json", [True, False])
-def test_a_server_is_asked_for_json_and_read_whatever_it_writes(takes_json: bool):
+def test_a_server_is_requesting_json_and_read_whatever_it_writes(takes_json: bool):
     with serving() as server:
         refused = set() if takes_json else {"response_format"}
         server.refuses = lambda body: Fault(400, "no response_format here") if refused & set(body) else None
@@ -96,7 +96,7 @@ def test_a_server_is_asked_for_json_and_read_whatever_it_writes(takes_json: bool
                 {"message": {"content": json.dumps(written) if takes_json else format_judgement(GOOD)}},
             ]
         }
-        generator, prompt = asked_for_json(OpenAIGenerator(server.url, "m", chat=True), JUDGE_PROMPT)
+        generator, prompt = requesting_json(OpenAIGenerator(server.url, "m", chat=True), JUDGE_PROMPT)
         assert GenerativeJudge(generator, prompt=prompt).judge([("Add.", "a + b")]) == [GOOD]
         assert "JSON" in server.bodies[-1]["messages"][0]["content"]
         assert ("response_format" in server.bodies[-1]) is takes_json
@@ -105,8 +105,8 @@ def test_a_server_is_asked_for_json_and_read_whatever_it_writes(takes_json: bool
 def test_json_is_asked_for_neither_in_words_of_the_users_own_nor_of_a_model_in_this_process():
     own, local = JudgePrompt("{instruction}{answer}"), Scripted(lambda prompt, seed: "")
     server = OpenAIGenerator("http://localhost:1/v1", "m")
-    assert asked_for_json(server, own) == (server, own)
-    assert asked_for_json(local, JUDGE_PROMPT) == (local, JUDGE_PROMPT)
+    assert requesting_json(server, own) == (server, own)
+    assert requesting_json(local, JUDGE_PROMPT) == (local, JUDGE_PROMPT)
 
 
 def test_a_generator_that_fails_is_not_a_judgement():
@@ -249,10 +249,10 @@ def test_judgements_that_do_not_fit_are_left_out(tmp_path: Path, caplog: pytest.
     prompt = JudgePrompt("{instruction}{answer}\n")
     rows = [*judged(3), JudgedAnswer("x" * 300, "x", GOOD, format_judgement(GOOD))]
     trainer = make_generative_trainer(tiny.model(), tiny.tokenizer(), arguments(tmp_path), rows, prompt=prompt)
-    assert len(trainer.train_dataset) == 3 and "1 of 4 judgements do not fit into max_length=256" in caplog.text
+    assert len(trainer.train_dataset) == 3 and "Skipped 1 of 4 judgements longer than max_length=256" in caplog.text
     learned = tiny.tokenizer().decode([token for token in trainer.train_dataset[0]["labels"] if token != -100])
     assert learned == f"{format_judgement(GOOD)}<|endoftext|>", "the whole judgement, its end, and nothing else"
-    with pytest.raises(ValueError, match="into which no judgement fits"):
+    with pytest.raises(ValueError, match="but every judgement is longer"):
         make_generative_trainer(tiny.model(), tiny.tokenizer(), arguments(tmp_path, max_length=20), rows)
 
 
@@ -286,20 +286,20 @@ def test_rows_of_ones_own():
     words = f"Code Analysis: well.\n{found.text}"
     [found], _ = read_judgements([{**row, "response": words}])
     assert found.text == words
-    with pytest.raises(ValueError, match="its response does not give its scores"):
+    with pytest.raises(ValueError, match="`response` does not have the scores of `scores`"):
         read_judgements([{**row, "response": format_judgement(GOOD)}])
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"instruction": "x", "answer": "y"}, "row 0 of the judgements is not to be used"),
-        ({"instruction": "x", "response": format_judgement(GOOD)}, "its instruction has no 'Here is the programming"),
-        ({"instruction": 3, "answer": "y", "scores": [0] * 5}, "`instruction` is no text"),
+        ({"instruction": "x", "answer": "y"}, "row 0 of the judgements cannot be used"),
+        ({"instruction": "x", "response": format_judgement(GOOD)}, "`instruction` does not contain 'Here is"),
+        ({"instruction": 3, "answer": "y", "scores": [0] * 5}, "`instruction` is not a text"),
         ({"instruction": "x", "answer": "y", "scores": [0] * 4}, "`scores` has 4 numbers"),
-        ({"instruction": "x", "answer": "y", "scores": [0.1] + [0] * 4}, "gives 0.1"),
+        ({"instruction": "x", "answer": "y", "scores": [0.1] + [0] * 4}, "has 0.1"),
         ({"instruction": "x", "answer": "y", "scores": None}, "row 0"),
-        ({"instruction": "x", "response": "It is fine."}, r"no judgement can be read; refused are \{'no_scores': 1\}"),
+        ({"instruction": "x", "response": "It is fine."}, r"can be parsed; the reasons are \{'no_scores': 1\}"),
     ],
 )
 def test_rows_that_are_no_judgements(row: dict, message: str):

@@ -173,12 +173,12 @@ class TestRenewal:
         assert renewal.questions == [] and teacher.calls == []
 
     def test_feedback_on_unknown_questions_is_refused(self):
-        with pytest.raises(ValueError, match="`feedback` is on 'z', which is not among `questions`"):
+        with pytest.raises(ValueError, match="`feedback` refers to 'z', which is not among `questions`"):
             self.renew(feedback=[Graded("z", "easy")])
 
     def test_a_cycle_that_was_there_already_is_refused(self):
         taken = [*self.QUESTIONS, Question("a/1.0", "")]
-        with pytest.raises(ValueError, match=r"the id 'a/1.0' of a new one already; give `cycle` another number"):
+        with pytest.raises(ValueError, match=r"already has the id 'a/1.0' of a new one; give another `cycle`"):
             generate_questions(self.FEEDBACK, taken, Teacher(lambda prompt: ""), cycle=1)
 
     @pytest.mark.parametrize(
@@ -271,9 +271,9 @@ class TestMix:
         assert len(chosen) == 5
 
     def test_questions_without_a_level_are_refused(self):
-        with pytest.raises(ValueError, match="The old question 'a' has no level"):
+        with pytest.raises(ValueError, match="the old question 'a' has no level"):
             mix_questions([Question("a", "")], [], {}, CycleConfig())
-        with pytest.raises(ValueError, match="The new question 'a' has no level"):
+        with pytest.raises(ValueError, match="the new question 'a' has no level"):
             mix_questions([], [Question("a", "")], {"a": "easy"}, CycleConfig())
 
     @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_the_loss_is_that_of_full_logits(trainer, name):
     frozen = tiny.model()
     made.train()
     model, pairs = made.model, list(made.train_dataset)
-    if made.args.asks_reference:
+    if made.args.needs_reference:
         assert len(made._reference) == sum(1 + len(pair["rejected"]) for pair in pairs)
     supervised = torch.stack([-token_log_probs(model, pair, pair["completion"]).mean() for pair in pairs]).mean()
     expected = supervised + 0.7 * by_hand(name, model, frozen, pairs)
@@ -276,8 +276,8 @@ def test_all_pairs_without_faults(trainer, caplog, tmp_path):
         ({"simpo_margin": 0.5}, "`simpo_margin` is 0.5, which has no effect with contrastive_loss='dpo_norm'"),
         ({"contrastive_loss": "unlikelihood", "contrastive_beta": 1.0}, "`contrastive_beta` is 1.0, which has no"),
         ({"contrastive_weight": 0.0, "max_faults": 2}, "`max_faults` is 2, which has no effect while"),
-        ({"max_faults": 0}, "`max_faults` is 0; use 1 or more, or contrastive_weight=0"),
-        ({"packing": True}, "`packing` is on, but a batch of IterKD"),
+        ({"max_faults": 0}, "`max_faults` is 0; give at least 1, or set contrastive_weight=0"),
+        ({"packing": True}, "`packing` is on, but batches of IterKD"),
         ({"lmbda": 0.5}, "`lmbda` is on"),
         ({"remove_unused_columns": True}, "`remove_unused_columns` is on"),
         ({"objective": "ce", "kd_temperature": 2.0}, "`kd_temperature` is 2.0, which has no effect while `objective`"),
@@ -313,7 +313,7 @@ def test_bad_input(trainer, tmp_path):
 
 def test_settings_reach_the_loss():
     args = IterKDConfig("outputs", contrastive_loss="simpo", contrastive_beta=3.0, simpo_margin=0.2, use_cpu=True)
-    objective = contrastive_objective(args.contrastive_loss, args.contrast_settings)
+    objective = contrastive_objective(args.contrastive_loss, args.contrastive_kwargs)
     assert objective.args[0].keywords == {"beta": 3.0, "margin": 0.2}
 
 

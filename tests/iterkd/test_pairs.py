@@ -71,7 +71,7 @@ def test_shuffled_pairs_keep_numbers_of_their_own():
         ([{"prompt": 3, "completion": "x"}], {}, "Column 'prompt' of row 0 holds int"),
         ([{"prompt": "p", "completion": "x", "rejected": [1]}], {}, "Column 'rejected' of row 0 holds int"),
         ([row(prompt="p" * 9), row("")], {"max_length": 8}, "1 prompts leave no room within max_length=8, and 1 "),
-        ([row()], {"max_length": 1}, "use 2 or more"),
+        ([row()], {"max_length": 1}, "give at least 2"),
         ([row()], {"max_faults": -1}, "`max_faults` is -1"),
         ([row()], {"prompt_template": "alpacca"}, "Did you mean 'alpaca'"),
     ],

@@ -42,9 +42,9 @@ def test_the_version_changes_with_any_wording():
     [
         ({"correct": "Solve it."}, r"`correct` lacks the field \{instruction\}"),
         ({"faulty": "{instruction}"}, r"`faulty` lacks the field \{kind\}"),
-        ({"new_same": "{instruction} {level}"}, r"`new_same` has the field \{level\}.*the fields are \{instruction\}"),
-        ({"new_easy": "{instruction} {}"}, r"`new_easy` has the field \{\}"),
-        ({"correct": "{instruction} {"}, r"`correct` is no format string .*braces"),
+        ({"new_same": "{instruction} {level}"}, r"`new_same` has the unknown field \{level\}; the fields are \{instr"),
+        ({"new_easy": "{instruction} {}"}, r"`new_easy` has the unknown field \{\}"),
+        ({"correct": "{instruction} {"}, r"`correct` is not a format string .*braces"),
     ],
 )
 def test_a_wrong_layout_names_its_field(layouts, message):
@@ -64,10 +64,10 @@ def test_layouts_come_from_a_file(tmp_path, name):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("wrong: '{instruction}'", "has a layout 'wrong'; the names are correct, faulty"),
+        ("wrong: '{instruction}'", "has a template 'wrong'; the names are correct, faulty"),
         ("- '{instruction}'", "does not map names to texts"),
         ("correct: 3", "does not map names to texts"),
-        ("correct: [", "is not readable"),
+        ("correct: [", "is not YAML or JSON"),
         ("", "does not map names to texts"),
     ],
 )

@@ -42,7 +42,7 @@ from .cycle.records import Question, digest, read_questions
 from .cycle.report import CycleReport, cycle_table, write_reports
 from .cycle.run_settings import model_settings, training_settings
 from .iterkd_config import IterKDConfig
-from .judge.judges import GenerativeJudge, Judge, asked_for_json
+from .judge.judges import GenerativeJudge, Judge, requesting_json
 from .pair_trainer import PairTrainer
 
 __all__ = ["IterKDTrainer"]
@@ -63,38 +63,38 @@ class IterKDTrainer(PairTrainer):
         args ([`IterKDConfig`], *optional*):
             Configuration.
         train_dataset (`Dataset`):
-            Seed questions: `instruction`, and perhaps `input`, `id`, `tests` and `answer`, as `read_questions` has it.
+            Seed questions, with the column `instruction` and optionally `input`, `id`, `tests` and `answer`.
         text_teacher (`TextGenerator`):
             Model that writes correct and faulty answers and new questions, such as an `OpenAIGenerator`. It may be set
             later, as an attribute.
         judge ([`Judge`] or `TextGenerator`, *optional*):
-            Judge of answers, or a generator of judgements. Defaults to none.
+            Judge of answers, or generator of judgements.
         executor (`CodeExecutor`, *optional*):
-            Runs programs. Without an executor, programs are only parsed, and most faults remain unverified.
+            Executor of programs. Without an executor, programs are only parsed, and most faults remain unverified.
         held_out (`Sequence[Question]`, *optional*):
             Questions with tests that evaluate the student after each cycle.
         program_of (`Callable`, *optional*):
-            Extracts the program from an answer to a held-out question, for example with the imports of the question.
-            Defaults to `extract_program`.
+            Function that extracts the program from an answer to a held-out question, for example with the imports of
+            the question. Defaults to `extract_program`.
         benchmarks (`Mapping[str, Sequence[str]]`, *optional*):
-            Texts that no new question may repeat, by benchmark. The held-out questions are added.
+            Texts that new questions must not repeat, by benchmark. The held-out questions are added.
         generation_batch_size (`int`, *optional*, defaults to `16`):
-            Number of sequences that the student generates together on each process.
+            Number of sequences that the student generates in one batch on each process.
         settings (`Mapping[str, Any]`, *optional*):
-            Further JSON values on which the texts depend, such as settings of the teacher; a run does not continue
+            Further JSON values on which the texts depend, such as settings of the teacher. A run cannot be continued
             with other values.
         **kwargs:
-            As in [`AKDTrainer`], but for `data_collator`.
+            As in [`AKDTrainer`], except for `data_collator`.
 
     Raises:
-        ValueError: If a question is malformed, or models and settings do not fit together.
+        ValueError: If a question is malformed, or models and settings are not compatible.
 
     Attributes:
-        held_out_name (`str`): name of the held-out questions on the model card.
-        held_out_dataset (`str`, *optional*): their dataset on the Hub.
-        reports (`list[CycleReport]`): reports of the cycles of the last `train`.
-        stopped (`str`, *optional*): the budget that ended it before all cycles were done, in a sentence.
-        trained_cycles (`int`): number of cycles that have been trained.
+        held_out_name (`str`): Name of the held-out questions on the model card.
+        held_out_dataset (`str`, *optional*): Their dataset on the Hub.
+        reports (`list[CycleReport]`): Reports of the cycles of the last call of `train`.
+        stopped (`str`, *optional*): Message about the budget that ended the run before its last cycle.
+        trained_cycles (`int`): Number of cycles that have been trained.
     """
 
     args: IterKDConfig
@@ -116,7 +116,7 @@ class IterKDTrainer(PairTrainer):
         settings: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        self._settings_beside = dict(settings or {})
+        self._further_settings = dict(settings or {})
         self.seeds = read_questions(() if train_dataset is None else train_dataset)
         self._student_name = name_of(model)
         self._teacher_name = name_of(teacher_model) or getattr(args, "teacher_model_name_or_path", None)
@@ -134,18 +134,18 @@ class IterKDTrainer(PairTrainer):
         self.stopped: str | None = None
         self._limit: Limit | None = None
         self.trained_cycles = 0
-        self._began = False  # whether the student in memory has been in training
+        self._has_trained = False  # whether the student in memory has been trained
         self._loss = 0.0  # of the last training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Run the cycles.
 
-        The ledger and the students in the output folder are reused: an interrupted run, or one whose budget was spent,
-        continues when it is started again, and so does a finished run with more `cycles`.
+        The ledger and the students in the output folder are reused. An interrupted run, a run whose budget was spent
+        and a finished run with more `cycles` thus continue when they are started again.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
-                `True` or `None`: a run always continues. Cycles have no single checkpoint, so paths are not accepted.
+                No effect, as a run always continues. Paths are refused, as cycles have no single checkpoint.
 
         Returns:
             `TrainOutput`: steps and loss of the last training, 0 if all cycles were trained before, with the metrics
@@ -153,22 +153,22 @@ class IterKDTrainer(PairTrainer):
 
         Raises:
             ValueError: If there is no text teacher, the folder belongs to a run with other settings, or a cycle
-                has nothing to train on.
+                has no training data.
             GenerationError: If teacher or judge fail; their completions are kept.
             BlockingIOError: If another run uses the folder.
         """
         if isinstance(resume_from_checkpoint, str) and resume_from_checkpoint.lower() not in ("true", "false"):
             raise ValueError(
-                f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, but a run of cycles goes on by its ledger; "
-                "leave it out and give the `output_dir` of that run."
+                f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, but a run of cycles continues from its "
+                "ledger; leave it out and give the `output_dir` of that run."
             )
         if self.text_teacher is None:
-            raise ValueError("`text_teacher` is missing, which writes the answers; give a TextGenerator.")
+            raise ValueError("`text_teacher` is missing; give a TextGenerator that writes the answers.")
         folder = Path(str(self.args.output_dir))
         spending = folder / LEDGER / "spending.json"
         with ExitStack() as stack:
             ledger = stack.enter_context(CycleLedger(folder / LEDGER, self._settings(), self.accelerator))
-            spent = ledger.usage(self._authors)
+            spent = ledger.usage(self._paid_models)
             budget = self._budget(spent, spending)
             if budget.is_limited and is_main_process(self.accelerator):
                 stack.enter_context(recording_spending(spending, budget))
@@ -190,16 +190,16 @@ class IterKDTrainer(PairTrainer):
                 self.stopped, self._limit = str(end), end.limit
             finally:
                 self.reports, self.trained_cycles = cycles.reports, cycles.trained
-            usage = ledger.usage(self._authors)
+            usage = ledger.usage(self._paid_models)
         run_on_main_and_broadcast(self.accelerator, lambda: self._write_reports(folder, usage, budget))
         return TrainOutput(self.state.global_step, self._loss, self._cycle_metrics())
 
     def save_student(self, folder: Path) -> None:
         """Write the student's weights and tokenizer."""
-        self.save_model(str(folder), _internal_call=True)  # which pushes nothing
+        self.save_model(str(folder), _internal_call=True)  # without a push to the Hub
 
     def student_generator(self, batch_size: int | None = None, **settings: Any) -> TransformersGenerator:
-        """Return a generator of the current student, which is valid until the next cycle."""
+        """Return a generator of the current student, which is valid until the next cycle begins."""
         return super().student_generator(batch_size or self._generation_batch_size, **settings)
 
     def push_to_hub(
@@ -212,7 +212,7 @@ class IterKDTrainer(PairTrainer):
         **kwargs: Any,
     ) -> Any:
         """Upload the student as [`AKDTrainer`] does, and the ledger if `push_ledger_to_hub` is on."""
-        done = super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+        result = super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
         if self.args.push_ledger_to_hub and is_main_process(self.accelerator):
             assert self.hub_model_id is not None
             private = self.args.hub_private_repo if private is None else private
@@ -222,34 +222,34 @@ class IterKDTrainer(PairTrainer):
                 token=self.args.hub_token if token is None else token,
                 private=True if private is None else private,
             )
-        return done
+        return result
 
     def train_cycle(self, pairs: Dataset, *, cycle: int, output_dir: Path) -> None:
         """Train one cycle, resuming at the last complete checkpoint."""
-        found = run_on_main_and_broadcast(self.accelerator, lambda: last_whole_checkpoint(output_dir))
-        if cycle == 0 and found is None and self._began:
+        checkpoint = run_on_main_and_broadcast(self.accelerator, lambda: last_whole_checkpoint(output_dir))
+        if cycle == 0 and checkpoint is None and self._has_trained:
             raise ValueError(
-                "the student in memory has been trained before, but the first cycle begins with an untrained one; "
-                "make a new trainer."
+                "the student in memory has been trained before, but the first cycle starts from an untrained one; "
+                "create a new trainer."
             )
-        self._began = True
-        self._loss = self.train_on(pairs, cycle, output_dir, resume_from_checkpoint=found).training_loss
+        self._has_trained = True
+        self._loss = self.train_on(pairs, cycle, output_dir, resume_from_checkpoint=checkpoint).training_loss
 
     def _participants(self, ledger: CycleLedger, budget: Budget) -> Participants:
         """Return teacher, judge, runner and data, with recorded results and a shared budget."""
         assert self.text_teacher is not None
-        invited: dict[int, TextGenerator] = {}
+        shared: dict[int, TextGenerator] = {}
 
-        def invite(generator: TextGenerator) -> TextGenerator:
-            """Return what all processes ask together."""
-            if id(generator) not in invited:
+        def share(generator: TextGenerator) -> TextGenerator:
+            """Return a generator that all processes call together, within the budget; the same for the same one."""
+            if id(generator) not in shared:
                 limited = self._within(budget, generator) if budget.is_limited else generator
-                invited[id(generator)] = for_all_processes(limited, self.accelerator)
-            return invited[id(generator)]
+                shared[id(generator)] = for_all_processes(limited, self.accelerator)
+            return shared[id(generator)]
 
         return Participants(
-            teacher=invite(self.text_teacher),
-            judge=self._present_judge(ledger, invite),
+            teacher=share(self.text_teacher),
+            judge=self._recorded_judge(ledger, share),
             run=None if self.executor is None else self.executor.run,
             held_out=self.held_out,
             program_of=self.program_of,
@@ -259,13 +259,13 @@ class IterKDTrainer(PairTrainer):
     def _budget(self, spent: Mapping[str, Usage], spending: Path) -> Budget:
         """Return the budget of the whole run, with earlier spending deducted."""
         recorded = sum(spent.values(), Usage())
-        kept = run_on_main_and_broadcast(self.accelerator, lambda: read_spending(spending))
+        earlier = run_on_main_and_broadcast(self.accelerator, lambda: read_spending(spending))
         return Budget(
             max_requests=self.args.max_requests,
             max_tokens=self.args.max_tokens,
             max_seconds=self.args.max_seconds,
-            spent=replace(recorded, requests=max(recorded.requests, kept.requests)),
-            seconds=kept.seconds,
+            spent=replace(recorded, requests=max(recorded.requests, earlier.requests)),
+            seconds=earlier.seconds,
         )
 
     def _within(self, budget: Budget, generator: TextGenerator) -> TextGenerator:
@@ -277,12 +277,12 @@ class IterKDTrainer(PairTrainer):
         )
 
     @property
-    def _authors(self) -> tuple[str, ...]:
-        """Names of the models with usage, as in the ledger."""
-        return ("teacher", "judge") if self._judge_writes else ("teacher",)
+    def _paid_models(self) -> tuple[str, ...]:
+        """Names of the models with usage in the ledger."""
+        return ("teacher", "judge") if self._judge_is_generative else ("teacher",)
 
     @property
-    def _judge_writes(self) -> bool:
+    def _judge_is_generative(self) -> bool:
         return self.judge is not None and not isinstance(self.judge, Judge)
 
     @property
@@ -291,9 +291,9 @@ class IterKDTrainer(PairTrainer):
 
     def _announce_costs(self, spent: Mapping[str, Usage]) -> None:
         """Log an estimate of the cost before the first request."""
-        most = estimate_usage(self.seeds, self.args, judged=self._judge_writes)
+        bound = estimate_usage(self.seeds, self.args, judged=self._judge_is_generative)
         self._announce(
-            f"Upper bound of the cost, with cycles={self.args.cycles}: {describe_usage(most, self._prices)}"
+            f"Upper bound of the cost, with cycles={self.args.cycles}: {describe_usage(bound, self._prices)}"
         )
         if sum(spent.values(), Usage()).requests:
             self._announce(f"Spent so far: {describe_usage(spent, self._prices)}")
@@ -309,16 +309,15 @@ class IterKDTrainer(PairTrainer):
             seconds=None if self.args.max_seconds is None else budget.seconds,
         )
 
-    def _present_judge(self, ledger: CycleLedger, invite: Callable[[TextGenerator], TextGenerator]) -> Judge | None:
-        """Return a judge whose judgements are kept."""
+    def _recorded_judge(self, ledger: CycleLedger, share: Callable[[TextGenerator], TextGenerator]) -> Judge | None:
+        """Return a judge that records its judgements."""
         if self.judge is None:
             return None
         if isinstance(self.judge, Judge):
             return ledger.recorded_judge(self.judge, model_name(self.judge))
-        judge, prompt = asked_for_json(self.judge, self.args.judge_prompt)
-        written = ledger.recorded(invite(judge), "judge", prompts=prompt.version)
+        judge, prompt = requesting_json(self.judge, self.args.judge_prompt)
         return GenerativeJudge(
-            written,
+            ledger.recorded(share(judge), "judge", prompts=prompt.version),
             prompt=prompt,
             max_new_tokens=self.args.teacher_max_new_tokens,
             retries=self.args.judge_retries,
@@ -336,7 +335,7 @@ class IterKDTrainer(PairTrainer):
             "held_out": digest(self.held_out),
             **training_settings(self.args),
             **model_settings(self.model, self.accelerator),
-            **self._settings_beside,
+            **self._further_settings,
         }
 
     def _announce(self, sentence: str) -> None:
@@ -347,7 +346,7 @@ class IterKDTrainer(PairTrainer):
         return {
             "Teacher that writes the answers": f"`{model_name(self.text_teacher)}`",
             "Judge": "none" if self.judge is None else f"`{model_name(self.judge)}`",
-            "Answers verified by": "reading alone" if self.executor is None else "running them",
+            "Answers verified by": "parsing" if self.executor is None else "execution",
             "Cycles": str(len(self.reports)),
         }
 

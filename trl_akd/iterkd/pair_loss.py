@@ -35,8 +35,7 @@ __all__ = [
     "pair_targets",
 ]
 
-# Numbers of the two tasks that pairs consist of.
-SUPERVISED, CONTRASTIVE = range(2)
+SUPERVISED, CONTRASTIVE = range(2)  # task ids
 
 _COMPARISONS: dict[str, Callable[..., Comparison]] = {
     "dpo": dpo,
@@ -48,35 +47,28 @@ _COMPARISONS: dict[str, Callable[..., Comparison]] = {
 
 @dataclass(frozen=True)
 class PairTargets(Targets):
-    """Targets of a batch of pairs.
+    """Targets of a batch of pairs, with correct answers as the task `SUPERVISED` and faulty ones as `CONTRASTIVE`.
 
-    Rows are tasks: correct answers are number `SUPERVISED`, faulty ones `CONTRASTIVE`. The weights of a pair's faulty
-    answers sum to 1, so the items of that task are pairs with faults.
-
-    Args:
-        answer_ids (`torch.Tensor` of shape `[B]`):
-            Numbers of the answers in the dataset.
-        fault_rows (`torch.Tensor` of shape `[P, K]`):
-            Rows of each pair's faulty answers, -1 for none.
+    The weights of a pair's faulty answers sum to 1, so the items of the second task are pairs with faults.
     """
 
-    answer_ids: Tensor
-    fault_rows: Tensor
+    answer_ids: Tensor  # [B], indices of the answers in the dataset
+    fault_rows: Tensor  # [P, K], rows of each pair's faulty answers, padded with -1
 
     @property
     def pairs(self) -> int:
-        """Number of pairs, which the first rows are the correct answers of."""
+        """Number of pairs, whose correct answers are the first rows."""
         return len(self.fault_rows)
 
     @property
     def correct(self) -> tuple[slice, slice]:
-        """Rows and columns of the labels of correct answers in `[B, T]`, without the columns of faulty ones only."""
+        """Rows and columns of the labels `[B, T]` that contain the correct answers."""
         ends = (self.labels[: self.pairs] != IGNORE_INDEX).any(dim=0).nonzero()
         return slice(self.pairs), slice(int(ends.max()) + 1 if len(ends) else 1)
 
     @property
     def teacher_inputs(self) -> Batch:
-        """Inputs of the teacher: correct answers."""
+        """Inputs of the teacher: the correct answers."""
         rows, columns = self.correct
         return {key: tensor[rows, : columns.stop + 1] for key, tensor in self.inputs.items()}
 
@@ -86,12 +78,12 @@ def pair_targets(batch: Batch, normalization: Normalization) -> PairTargets:
     labels, fault_rows = batch["labels"][:, 1:], batch["fault_rows"]
     pairs, mask = len(fault_rows), fault_rows >= 0
     task_ids = (torch.arange(len(labels), device=labels.device) >= pairs).long()
-    shares = torch.zeros(len(labels), device=labels.device)
-    shares[fault_rows[mask]] = (mask / mask.sum(dim=1, keepdim=True).clamp(min=1))[mask]
+    fault_weights = torch.zeros(len(labels), device=labels.device)
+    fault_weights[fault_rows[mask]] = (mask / mask.sum(dim=1, keepdim=True).clamp(min=1))[mask]
     weights = torch.cat(
         [
             token_weights(labels[:pairs], normalization=normalization),
-            token_weights(labels[pairs:], normalization="sequence") * shares[pairs:].unsqueeze(1),
+            token_weights(labels[pairs:], normalization="sequence") * fault_weights[pairs:].unsqueeze(1),
         ]
     )
     items = torch.stack([count_items(labels[:pairs], normalization=normalization), mask.any(dim=1).sum()])
@@ -99,18 +91,18 @@ def pair_targets(batch: Batch, normalization: Normalization) -> PairTargets:
 
 
 class PairLoss(NamedTuple):
-    """The weighted contrastive loss, and the weighted sums `[3]` of loss, margin and accuracy over the pairs."""
+    """Weighted contrastive loss, and weighted sums `[3]` of loss, margin and accuracy over the pairs."""
 
     loss: Tensor
     sums: Tensor
 
 
-# From log-probabilities of tokens [B, T], targets and reference [answers] to numbers a pair.
+# From log-probabilities of tokens [B, T], targets and reference [answers] to numbers per pair.
 ContrastiveObjective = Callable[[Tensor, PairTargets, Tensor | None], Comparison]
 
 
 def contrastive_objective(name: ContrastiveLoss, settings: dict[str, float]) -> ContrastiveObjective:
-    """Return the loss of that name for batches; settings are its arguments."""
+    """Return a contrastive loss of batches by its name; `settings` are its arguments."""
     if name == "unlikelihood":
         return _unlikelihood
     return partial(_compare, partial(_COMPARISONS[name], **settings))
@@ -137,9 +129,9 @@ def pair_loss(
         weights (`torch.Tensor` of shape `[B, T]`):
             Normalized weights of the tokens.
         objective (`Callable`):
-            Objective from [`contrastive_objective`].
+            Loss from [`contrastive_objective`].
         reference (`torch.Tensor` of shape `[answers]`, *optional*):
-            Log-probabilities of all answers in the dataset under the reference.
+            Reference log-probabilities of all answers in the dataset.
         chunk_size (`int`, *optional*):
             Number of tokens per chunk.
     """
@@ -167,7 +159,7 @@ def _compare(
 
 
 def _unlikelihood(log_probs: Tensor, targets: PairTargets, reference: Tensor | None) -> Comparison:
-    """Return the loss of faulty answers; rewards, for the log, are mean log-probabilities."""
+    """Return the loss of faulty answers; the logged rewards are mean log-probabilities."""
     losses = unlikelihood(log_probs, targets.labels != IGNORE_INDEX)
     rewards = log_probs.sum(dim=1) / _lengths(targets)
     mask = targets.fault_rows >= 0
@@ -180,5 +172,5 @@ def _lengths(targets: PairTargets) -> Tensor:
 
 
 def _gather(by_row: Tensor, fault_rows: Tensor) -> Tensor:
-    """Arrange numbers `[B]` as faulty answers of pairs `[P, K]`; 0 where there is none."""
+    """Gather numbers `[B]` of the faulty answers of each pair `[P, K]`, padded with 0."""
     return by_row[fault_rows.clamp(min=0)].masked_fill(fault_rows < 0, 0)

@@ -1,12 +1,10 @@
-r"""IterKD's training on correct and faulty answers, \(L_\mathrm{supervised} + \gamma L_\mathrm{contrastive}\).
+r"""Training of IterKD on correct and faulty answers, \(L_\mathrm{supervised} + \gamma L_\mathrm{contrastive}\).
 
-The paper (IterKD, later named SODA) names a supervised and a fault-aware contrastive loss without formulas. The
-choices made here are explained in `docs/methods/iterkd.md`: the supervised loss is AKD's divergence from a teacher,
-or cross-entropy; the contrastive loss is one of a family of losses on whole answers, relative to the student at the
-beginning of the cycle. Each is a mean over the global batch, the first over pairs (or tokens), the second over pairs
-that have a fault.
-
-One trainer trains all cycles, each as a separate run from the weights of the last one.
+The paper (IterKD, later named SODA) mentions a supervised and a fault-aware contrastive loss without formulas.
+`docs/methods/iterkd.md` explains the choices made here: the supervised loss is AKD's divergence from a teacher, or
+cross-entropy; the contrastive loss is one of several losses on whole answers, most of them relative to the student at
+the beginning of the cycle. Each is a mean over the global batch, the first over pairs (or tokens), the second over
+pairs with a fault. One trainer trains all cycles, each as a separate run from the weights of the last one.
 """
 
 import gc
@@ -56,8 +54,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Beside METRICS: fields of a comparison -> names in the logs.
-CONTRAST_METRICS = {
+# Names in the logs of the fields of a comparison.
+CONTRASTIVE_METRICS = {
     "contrastive_loss": "iterkd/contrastive_loss",
     "margin": "iterkd/margin",
     "accuracy": "iterkd/accuracy",
@@ -65,14 +63,14 @@ CONTRAST_METRICS = {
 
 
 class PairTrainer(AKDTrainer):
-    """Trainer of a student on correct answers and against faulty ones, cycle after cycle.
+    """Trainer of a student on correct answers and against faulty ones, in several cycles.
 
     Differences from [`AKDTrainer`]:
 
     - Datasets have `prompt` (or `instruction` and `input`, for the template), `completion`, the correct answer, and
       `rejected`, a list of faulty answers, which may be empty. `per_device_train_batch_size` counts pairs.
-    - `train_dataset` is optional, as [`PairTrainer.train_on`] takes a dataset for each cycle.
-    - A teacher is needed only if `objective` is `"akd"`.
+    - `train_dataset` is optional, as [`PairTrainer.train_on`] has a dataset for each cycle.
+    - A teacher is required only if `objective` is `"akd"`.
     - Evaluation ignores faulty answers: `eval_loss` is the supervised loss.
 
     Args:
@@ -85,18 +83,18 @@ class PairTrainer(AKDTrainer):
         train_dataset (`Dataset`, *optional*):
             Pairs for [`~transformers.Trainer.train`].
         **kwargs:
-            As in [`AKDTrainer`], but for `data_collator`.
+            As in [`AKDTrainer`], except for `data_collator`.
 
     Raises:
-        ValueError: If a row has no prompt or answer, if none is short enough, or if models and settings do not fit
-            together.
+        ValueError: If a row has no prompt or answer, if all rows are too long, or if models and settings are not
+            compatible.
         FloatingPointError: During training, if the logits of teacher or student are not finite.
     """
 
     _tag_names = ["trl", "iterkd", "knowledge-distillation"]  # noqa: RUF012
     _name = "IterKD"
     _method = "IterKD (correct answers learned, and set against faulty ones)"
-    _measured = (*METRICS, *CONTRAST_METRICS)
+    _measured = (*METRICS, *CONTRASTIVE_METRICS)
 
     args: IterKDConfig
     model_wrapped: Any
@@ -112,15 +110,13 @@ class PairTrainer(AKDTrainer):
         check_arguments(type(self), args, IterKDConfig)
         args = IterKDConfig(f"{(name_of(model) or 'model').split('/')[-1]}-IterKD") if args is None else args
         if kwargs.get("data_collator") is not None:
-            raise ValueError("`data_collator` is given, but IterKD's loss reads the batches of its own; leave it out.")
-        args.settle_objective(has_teacher=(teacher_model or args.teacher_model_name_or_path) is not None)
-        brings_data = train_dataset is not None
-        super().__init__(
-            model, teacher_model, args, train_dataset=train_dataset if brings_data else _NOTHING, **kwargs
-        )
-        if not brings_data:
+            raise ValueError("`data_collator` is given, but the loss of IterKD requires its own; leave it out.")
+        args.resolve_objective(has_teacher=(teacher_model or args.teacher_model_name_or_path) is not None)
+        dataset = _PLACEHOLDER if train_dataset is None else train_dataset
+        super().__init__(model, teacher_model, args, train_dataset=dataset, **kwargs)
+        if train_dataset is None:
             self.train_dataset = None
-        self._contrast = contrastive_objective(args.contrastive_loss, args.contrast_settings)
+        self._contrastive_objective = contrastive_objective(args.contrastive_loss, args.contrastive_kwargs)
         self._reference: torch.Tensor | None = None
         self._seed = args.seed
         self.add_callback(_CycleStart(self._begin_training))
@@ -131,7 +127,7 @@ class PairTrainer(AKDTrainer):
         for name, dataset in datasets.items():
             if dataset is not None and not isinstance(dataset, Dataset):
                 raise ValueError(
-                    f"the {name} dataset is a {type(dataset).__name__}, but IterKD knows pairs by their number; set "
+                    f"the {name} dataset is a {type(dataset).__name__}, but IterKD needs the index of each pair; set "
                     "streaming=False and give a `datasets.Dataset`."
                 )
             if dataset is not None:
@@ -141,10 +137,9 @@ class PairTrainer(AKDTrainer):
         return DataCollatorForPairs(self._tokenizer.pad_token_id, pad_to_multiple_of=self.args.pad_to_multiple_of)
 
     def _tokenize(self, dataset: Dataset, args: Any, packing: bool, name: str) -> tuple[Dataset, Any]:
-        learns_faults = args.contrastive_weight > 0.0 and name == "train"
-        encoder = PairEncoder(
-            self._tokenizer, args.max_length, args.prompt_template, args.max_faults if learns_faults else 0
-        )
+        uses_faults = args.contrastive_weight > 0.0 and name == "train"
+        max_faults = args.max_faults if uses_faults else 0
+        encoder = PairEncoder(self._tokenizer, args.max_length, args.prompt_template, max_faults)
         prepared, report = prepare_pairs(
             dataset,
             encoder,
@@ -152,7 +147,7 @@ class PairTrainer(AKDTrainer):
             num_proc=args.dataset_num_proc,
             name=name,
         )
-        if report is not None and learns_faults and report.faults == 0 and args.process_index == 0:
+        if report is not None and uses_faults and report.faults == 0 and args.process_index == 0:
             logger.warning("No pair of the train dataset has a faulty answer, so the contrastive loss is 0.")
         return prepared, report
 
@@ -172,11 +167,11 @@ class PairTrainer(AKDTrainer):
         output_dir: str | Path,
         resume_from_checkpoint: str | bool | None = None,
     ) -> Any:
-        """Train one cycle from the student's current weights, as a separate run.
+        """Train one cycle from the current weights of the student, as a separate run.
 
         Optimizer, schedule, trainer state, logs and β are reset, and random states are seeded with `seed + cycle`, so
-        the cycle depends only on the weights, the pairs and the arguments. The engine of the last cycle is released
-        here, and that of this cycle stays until the next, so that the student can generate in between.
+        the cycle depends only on the weights, the pairs and the arguments. The engine of the previous cycle is
+        released, and the new one is kept until the next cycle, so that the student can generate in between.
 
         Args:
             pairs (`Dataset`):
@@ -187,9 +182,6 @@ class PairTrainer(AKDTrainer):
                 Folder for the checkpoints of the cycle.
             resume_from_checkpoint (`str` or `bool`, *optional*):
                 Checkpoint of this cycle, or `True` for the last one in `output_dir`.
-
-        Returns:
-            `TrainOutput`, as [`transformers.Trainer.train`] does.
 
         Raises:
             ValueError: If the pairs are not usable, or the checkpoint belongs to other pairs or settings.
@@ -206,24 +198,18 @@ class PairTrainer(AKDTrainer):
             return super().train(resume_from_checkpoint=resume_from_checkpoint)
 
     def student_generator(self, batch_size: int = 16, **settings: Any) -> TransformersGenerator:
-        """Return a generator of the current student, before the first cycle, between cycles or after the last.
+        """Return a [`TransformersGenerator`] of the current student, which is valid until the next cycle begins.
 
-        It is valid until the next cycle begins. All processes must call its `generate` with the same arguments.
-
-        Args:
-            batch_size (`int`, *optional*, defaults to `16`):
-                Maximum number of sequences generated together on each process.
-            **settings:
-                As in [`TransformersGenerator`].
+        All processes must call its `generate` with the same arguments.
         """
         if self.is_deepspeed_enabled and self.deepspeed is None:
-            self.model.to(self.args.device)  # which its engine would do later
+            self.model.to(self.args.device)  # otherwise done by its engine
         return TransformersGenerator(
             self.model_wrapped, self._tokenizer, batch_size=batch_size, accelerator=self.accelerator, **settings
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the student, also without a DeepSpeed engine, for example if nothing was left to train."""
+        """Save the student, even without a DeepSpeed engine, for example if all cycles were trained before."""
         if not self.is_deepspeed_enabled or self.deepspeed is not None:
             super().save_model(output_dir, _internal_call)
             return
@@ -234,7 +220,7 @@ class PairTrainer(AKDTrainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def load_student(self, folder: str | Path) -> None:
-        """Load the weights saved in `folder` into the student, with any engine, before a cycle begins.
+        """Load saved weights into the student before a cycle begins, with any engine.
 
         Raises:
             ValueError: If the weights are missing or do not match the student.
@@ -245,7 +231,7 @@ class PairTrainer(AKDTrainer):
             self._load_from_checkpoint(str(folder), self.model)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Raise an error if tensors of weights and student differ."""
+        """Raise an error if the saved tensors and those of the student differ."""
         check_weights(self.model, load_result.missing_keys, load_result.unexpected_keys)
         super()._issue_warnings_after_load(load_result)
 
@@ -273,7 +259,7 @@ class PairTrainer(AKDTrainer):
         gc.collect()
 
     def _begin_training(self, is_resumed: bool) -> None:
-        if self.args.asks_reference and not is_resumed:
+        if self.args.needs_reference and not is_resumed:
             self._reference = compute_reference(
                 self.train_dataset,
                 self.data_collator,
@@ -335,11 +321,17 @@ class PairTrainer(AKDTrainer):
         sums[SUPERVISED, : len(METRICS)] = _numbers(result).to(sums) @ targets.weights[correct].flatten().to(sums)
         if targets.fault_rows.shape[1] == 0:
             return result.loss, sums
-        found = pair_loss(
-            head, hidden, targets, weights, self._contrast, self._reference_on(hidden), self.args.loss_chunk_size
+        contrastive = pair_loss(
+            head,
+            hidden,
+            targets,
+            weights,
+            self._contrastive_objective,
+            self._reference_on(hidden),
+            self.args.loss_chunk_size,
         )
-        sums[CONTRASTIVE, len(METRICS) :] = found.sums
-        return result.loss + self.args.contrastive_weight * found.loss, sums
+        sums[CONTRASTIVE, len(METRICS) :] = contrastive.sums
+        return result.loss + self.args.contrastive_weight * contrastive.loss, sums
 
     def _reference_on(self, hidden: torch.Tensor) -> torch.Tensor | None:
         if self._reference is not None:
@@ -349,14 +341,14 @@ class PairTrainer(AKDTrainer):
     # Logs
 
     def _report(self, means: list[Means], beta: float) -> dict[str, float]:
-        """Return both losses, margins and accuracies of the answers, and the metrics of AKD with a teacher."""
-        learned, contrasted = means
+        """Return both losses, margin and accuracy, and with a teacher the metrics of AKD."""
+        supervised, contrastive = means
         report = {"iterkd/supervised_loss": self._supervised_loss(means, beta)}
-        if contrasted.weight > 0:
-            report |= {key: contrasted.by_name[name] for name, key in CONTRAST_METRICS.items()}
+        if contrastive.weight > 0:
+            report |= {key: contrastive.by_name[name] for name, key in CONTRASTIVE_METRICS.items()}
         if self.args.objective == "akd":
             return report | super()._report(means, beta)
-        return report | {METRICS["student_entropy"]: learned.by_name["student_entropy"]}
+        return report | {METRICS["student_entropy"]: supervised.by_name["student_entropy"]}
 
     def _step_schedule(self, means: list[Means]) -> None:
         if self.args.objective == "akd":
@@ -382,7 +374,7 @@ class PairTrainer(AKDTrainer):
             save_reference(self._reference, output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self.args.asks_reference:
+        if checkpoint is not None and self.args.needs_reference:
             self._reference = load_reference(checkpoint, number_of_answers(self.train_dataset))
         super()._load_optimizer_and_scheduler(checkpoint)
 
@@ -390,7 +382,7 @@ class PairTrainer(AKDTrainer):
         names = ["objective", "contrastive_weight", "normalization"]
         if self.args.contrastive_weight > 0.0:
             names += ["contrastive_loss", "max_faults"]
-        own = {name: getattr(self.args, name) for name in names} | self.args.contrast_settings
+        own = {name: getattr(self.args, name) for name in names} | self.args.contrastive_kwargs
         return own | super()._objective() if self.args.objective == "akd" else own
 
 
@@ -406,8 +398,8 @@ class _CycleStart(TrainerCallback):
         self._begin(state.global_step > 0)
 
 
-# TRL wants a dataset to begin with, and takes no note of its contents once it is tokenised.
-_NOTHING = Dataset.from_list([{"prompt": [0], "completion": [0], "rejected": [], "first_answer": 0}])
+# TRL requires a training dataset, but does not read its content if it is tokenized.
+_PLACEHOLDER = Dataset.from_list([{"prompt": [0], "completion": [0], "rejected": [], "first_answer": 0}])
 
 
 def _as_tokens(pair: dict[str, Any]) -> dict[str, list[int]]:
@@ -415,7 +407,7 @@ def _as_tokens(pair: dict[str, Any]) -> dict[str, list[int]]:
 
 
 def _numbers(result: Any) -> torch.Tensor:
-    """Return `METRICS` token by token `[metrics, N]`; 0 for those that the result does not have."""
+    """Return `METRICS` per token `[metrics, N]`; 0 for those that the result does not have."""
     if isinstance(result, FusedDivergence):
         return torch.stack([getattr(result, name).flatten() for name in METRICS])
     known = {"student_nll": result.nll, "student_entropy": result.entropy}
@@ -433,36 +425,20 @@ def compute_reference(
     *,
     batch_size: int,
 ) -> Tensor:
-    """Compute the log-probability of every answer, distributed over the processes.
+    """Compute the log-probabilities of all answers, in float32 `[answers]`, distributed over the processes.
 
-    All ranks compute the same number of batches, as a forward pass under ZeRO-3 is collective; where they do not
-    divide, the first ones are computed again and not used.
-
-    Args:
-        pairs (`Dataset`):
-            Rows from [`trl_akd.iterkd.pairs.prepare_pairs`].
-        collate (`Callable`):
-            Converts rows to a batch with `answer_ids` `[B]`.
-        log_probs (`Callable`):
-            Computes log-probabilities `[B]` of a batch on the device.
-        accelerator (`Accelerator`):
-            Accelerator of the run.
-        batch_size (`int`):
-            Number of pairs per batch.
-
-    Returns:
-        `torch.Tensor` of shape `[answers]`, float32, on the device of every rank.
+    `log_probs` computes those of a batch with `answer_ids` `[B]`. All processes compute the same number of batches, as
+    a forward pass under ZeRO-3 is collective; if necessary, the first batches are computed again and ignored.
     """
     total = torch.zeros(number_of_answers(pairs), device=accelerator.device)
     batches = _longest_first(pairs, batch_size)
-    rank, ranks = accelerator.process_index, accelerator.num_processes
-    for first in range(0, len(batches), ranks):
-        turn = first + rank
-        batch = collate([pairs[index] for index in batches[turn % len(batches)]])
+    for first in range(0, len(batches), accelerator.num_processes):
+        number = first + accelerator.process_index
+        batch = collate([pairs[index] for index in batches[number % len(batches)]])
         batch = {key: tensor.to(accelerator.device) for key, tensor in batch.items()}
-        found = log_probs(batch)
-        if turn < len(batches):
-            total[batch["answer_ids"]] = found.to(total.dtype)
+        values = log_probs(batch)
+        if number < len(batches):
+            total[batch["answer_ids"]] = values.to(total.dtype)
     reduced: Tensor = accelerator.reduce(total, "sum")
     return reduced
 
@@ -473,15 +449,15 @@ def save_reference(reference: Tensor, checkpoint: str | Path) -> None:
 
 
 def load_reference(checkpoint: str | Path, answers: int) -> Tensor:
-    """Read the log-probabilities of a cycle that was interrupted.
+    """Read the log-probabilities from a checkpoint of an interrupted cycle.
 
     Raises:
-        ValueError: If there are none, or they belong to other pairs.
+        ValueError: If they are missing or belong to other pairs.
     """
     path = Path(checkpoint) / REFERENCE_FILE
     if not path.is_file():
         raise ValueError(
-            f"`resume_from_checkpoint` is {str(checkpoint)!r}, which has no {REFERENCE_FILE}: its contrastive loss "
+            f"`resume_from_checkpoint` is {str(checkpoint)!r}, which has no {REFERENCE_FILE}, as its contrastive loss "
             "had no reference; resume with the old `contrastive_loss`, or restart the cycle."
         )
     reference: Tensor = torch.load(path, map_location="cpu", weights_only=True)
@@ -494,7 +470,7 @@ def load_reference(checkpoint: str | Path, answers: int) -> Tensor:
 
 
 def _longest_first(pairs: Dataset, batch_size: int) -> list[Sequence[int]]:
-    """Return the indices of the pairs of each batch, longest first, so that out-of-memory errors occur early."""
+    """Return batches of indices of pairs, the longest first, so that out-of-memory errors occur early."""
     lengths = [
         len(prompt) + max(map(len, [completion, *rejected]))
         for prompt, completion, rejected in zip(pairs["prompt"], pairs["completion"], pairs["rejected"], strict=True)
@@ -509,25 +485,25 @@ _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 def check_weights(model: Any, missing: Iterable[str], unexpected: Iterable[str]) -> None:
     """Raise a `ValueError` if a model and its saved weights have different tensors.
 
-    Tensors that the model saves once for several names, or never saves, may be missing.
+    Tied tensors, which are saved under one name, and tensors that the model does not save may be missing.
     """
     saved_elsewhere = _tied(model) | set(getattr(model, "_keys_to_ignore_on_save", None) or ())
-    lacking = sorted(set(missing) - saved_elsewhere)
+    missing_names = sorted(set(missing) - saved_elsewhere)
     unknown = sorted(unexpected)
-    if lacking or unknown:
+    if missing_names or unknown:
         differences = [
             f"{len(names)} tensors {verb}, such as {names[0]!r}"
-            for names, verb in ((lacking, "of the student are missing"), (unknown, "are unknown to it"))
+            for names, verb in ((missing_names, "of the student are missing"), (unknown, "are unknown to it"))
             if names
         ]
         raise ValueError(
-            f"the saved student does not fit: {', and '.join(differences)}. It was saved from another model or "
-            "adapter; give the settings of that run, or another output_dir."
+            f"the saved student is of another model or adapter: {', and '.join(differences)}; give the settings of "
+            "that run, or another output_dir."
         )
 
 
 def check_adapter_weights(model: Any, folder: Path) -> None:
-    """Raise a `ValueError` if a folder and the student differ in being an adapter, or in its tensors."""
+    """Raise a `ValueError` if only one of a folder and the student is an adapter, or their adapters differ."""
     file = next((folder / name for name in _ADAPTER_FILES if (folder / name).is_file()), None)
     has_adapter = hasattr(model, "peft_config")
     if has_adapter != (file is not None) and folder.is_dir():

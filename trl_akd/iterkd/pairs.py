@@ -1,18 +1,18 @@
-"""Correct and faulty answers to a prompt, as token ids and as batches.
+"""Tokenization and batches of pairs: a prompt with its correct and faulty answers.
 
-A row holds `prompt`, or `instruction` (with an optional `input`) for a template, and `completion`, the correct answer,
-and `rejected`, faulty answers. All are tokenised once; what is cut or left out is decided here:
+Rows have `prompt`, or `instruction` and optionally `input` for a template, the correct answer `completion`, and a list
+`rejected` of faulty answers.
 
-- a prompt is never cut; a pair whose prompt leaves no room is too long;
-- a correct answer that is too long loses its end, and with it its EOS;
-- a faulty answer is used whole or not at all, for its fault may be at its end;
-- a faulty answer that repeats the correct one, or another faulty one, is left out.
+- Prompts are never truncated; a pair whose prompt leaves no room for an answer is dropped.
+- A correct answer that is too long is truncated, and has no EOS then.
+- A faulty answer that is too long is dropped, as its fault may be at its end.
+- A faulty answer that repeats the correct one or another faulty one is dropped.
 """
 
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import accumulate
 from typing import Any
 
@@ -31,33 +31,24 @@ __all__ = ["DataCollatorForPairs", "PairEncoder", "PairReport", "check_pairs", "
 
 _TOKENS = List(Value("int32"))
 _FEATURES = Features(prompt=_TOKENS, completion=_TOKENS, rejected=List(_TOKENS))
-_COUNTED = (
-    "too_long",
-    "empty",
-    "cut",
-    "faults",
-    "faults_too_long",
-    "faults_empty",
-    "faults_repeated",
-    "faults_beyond",
-)
-_OUTCOMES = Features(**_FEATURES, **{name: Value("int64") for name in _COUNTED})
 
 
 @dataclass(frozen=True)
 class PairEncoder:
-    r"""Tokenise a prompt with its correct and its faulty answers.
+    r"""Tokenize a prompt with its correct and faulty answers.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): the student's tokenizer, with an EOS token.
-        max_length (`int`, *optional*, defaults to `512`): maximum number of tokens of a prompt with one answer; `None`
-            for no limit.
-        prompt_template (`str`, *optional*, defaults to `"alpaca"`): name in `PROMPT_TEMPLATES`, for rows with an
-            `instruction`.
-        max_faults (`int`, *optional*): maximum number of faulty answers per pair; the first that fit are kept.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Tokenizer of the student, with an EOS token.
+        max_length (`int`, *optional*, defaults to `512`):
+            Maximum number of tokens of a prompt with one answer; `None` for no limit.
+        prompt_template (`str`, *optional*, defaults to `"alpaca"`):
+            Name of the template in `PROMPT_TEMPLATES` for rows with an `instruction`.
+        max_faults (`int`, *optional*):
+            Maximum number of faulty answers per pair, of which the first ones that fit are kept.
 
     Raises:
-        ValueError: If a limit leaves no room for anything, or the template is unknown.
+        ValueError: If a limit is too low, or the template is unknown.
 
     Example:
 
@@ -75,21 +66,21 @@ class PairEncoder:
     max_length: int | None = 512
     prompt_template: str = DEFAULT_TEMPLATE
     max_faults: int | None = None
-    # `Dataset.map` names its cache file by these fields but not by the source: raise this when the output changes.
-    rules: int = 1
+    # The cache key of `Dataset.map` covers these fields but not the source code: increment it when the output changes.
+    version: int = 1
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(
-                f"`max_length` is {self.max_length}, but a row needs a token of prompt and one of answer; use 2 or "
-                "more."
+                f"`max_length` is {self.max_length}, but prompt and answer have at least one token each; give at "
+                "least 2."
             )
         if self.max_faults is not None and self.max_faults < 0:
             raise ValueError(f"`max_faults` is {self.max_faults}; give at least 0, or leave it out for no limit.")
         get_template(self.prompt_template)
 
     def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        """Return the token ids of a row, empty if it is unusable, and counts by name.
+        """Return the token ids of a row, empty if it is unusable, and its counts for [`PairReport`].
 
         Raises:
             ValueError: If the prompt or an answer is not a text.
@@ -100,58 +91,46 @@ class PairEncoder:
         room = sys.maxsize if self.max_length is None else self.max_length - len(prompt)
         if not completion or room < 1:
             counts = Counter(["empty" if not completion else "too_long"])
-            return {"prompt": [], "completion": [], "rejected": [], **_all_counts(counts)}
+            return {"prompt": [], "completion": [], "rejected": []} | {name: counts[name] for name in _COUNTED}
         kept: list[list[int]] = []
         counts = Counter(cut=int(len(completion) > room))
         for fault in rejected:
-            problem = self._problem(fault, room, [completion, *kept])
-            counts[problem or "faults"] += 1
-            if problem is None:
+            outcome = self._outcome(fault, room, [completion, *kept])
+            counts[outcome] += 1
+            if outcome == "faults":
                 kept.append(fault)
-        return {"prompt": prompt, "completion": completion[:room], "rejected": kept, **_all_counts(counts)}
+        tokens = {"prompt": prompt, "completion": completion[:room], "rejected": kept}
+        return tokens | {name: counts[name] for name in _COUNTED}
 
     def _prompt(self, row: Mapping[str, Any], index: int) -> str:
         if row.get("prompt") is not None:
             return read_text(row, "prompt", index)
         return get_template(self.prompt_template).render(*read_instruction(row, index))
 
-    def _problem(self, fault: list[int], room: int, others: list[list[int]]) -> str | None:
+    def _outcome(self, fault: list[int], room: int, others: list[list[int]]) -> str:
         if not fault:
             return "faults_empty"
         if len(fault) > room:
             return "faults_too_long"
         if fault in others:
             return "faults_repeated"
-        return "faults_beyond" if len(others) - 1 == self.max_faults else None
+        return "faults_beyond" if len(others) - 1 == self.max_faults else "faults"
 
 
 @dataclass(frozen=True, slots=True)
 class PairReport:
-    """Counts of kept, truncated and dropped pairs and faulty answers of a dataset.
-
-    Args:
-        rows (`int`): rows read.
-        kept (`int`): rows with a prompt and a correct answer that fit.
-        cut (`int`): rows among the kept ones whose correct answer loses its end.
-        too_long (`int`): rows dropped as their prompt leaves no room for an answer.
-        empty (`int`): rows dropped as their correct answer is empty.
-        faults (`int`): faulty answers kept.
-        faults_too_long (`int`): faulty answers of kept rows left out as they do not fit whole.
-        faults_empty (`int`): those left out as they are empty.
-        faults_repeated (`int`): those left out as they repeat the correct answer or another faulty one.
-        faults_beyond (`int`): those left out as there were enough.
-    """
+    """Counts of kept, truncated and dropped pairs, and of the faulty answers of the kept ones."""
 
     rows: int
     kept: int
-    cut: int
-    too_long: int
-    empty: int
-    faults: int
+    cut: int  # kept rows whose correct answer is truncated
+    too_long: int  # dropped, as the prompt leaves no room for an answer
+    empty: int  # dropped, as the correct answer is empty
+    faults: int  # kept
     faults_too_long: int
     faults_empty: int
-    faults_repeated: int
-    faults_beyond: int
+    faults_repeated: int  # the same as the correct answer or another faulty one
+    faults_beyond: int  # dropped because of `max_faults`
 
     @property
     def is_clean(self) -> bool:
@@ -166,17 +145,21 @@ class PairReport:
         ```python
         >>> report = PairReport(9, 7, 2, 1, 1, 8, 3, 0, 1, 0)
         >>> report.summary()  # doctest: +NORMALIZE_WHITESPACE
-        'Kept 7 of 9 pairs (2 correct answers cut at the end); dropped 1 with too long a prompt and 1 without a correct
-         answer. Kept 8 faulty answers; left out 3 too long, 0 empty, 1 repeated and 0 beyond the limit.'
+        'Kept 7 of 9 pairs (2 of them truncated); dropped 1 with too long a prompt and 1 without a correct answer. Kept
+         8 faulty answers; dropped 3 too long, 0 empty, 1 repeated and 0 beyond the limit.'
 
         ```
         """
         return (
-            f"Kept {self.kept:,} of {self.rows:,} pairs ({self.cut:,} correct answers cut at the end); dropped "
-            f"{self.too_long:,} with too long a prompt and {self.empty:,} without a correct answer. Kept "
-            f"{self.faults:,} faulty answers; left out {self.faults_too_long:,} too long, {self.faults_empty:,} "
-            f"empty, {self.faults_repeated:,} repeated and {self.faults_beyond:,} beyond the limit."
+            f"Kept {self.kept:,} of {self.rows:,} pairs ({self.cut:,} of them truncated); dropped {self.too_long:,} "
+            f"with too long a prompt and {self.empty:,} without a correct answer. Kept {self.faults:,} faulty "
+            f"answers; dropped {self.faults_too_long:,} too long, {self.faults_empty:,} empty, "
+            f"{self.faults_repeated:,} repeated and {self.faults_beyond:,} beyond the limit."
         )
+
+
+_COUNTED = tuple(field.name for field in fields(PairReport) if field.name not in ("rows", "kept"))
+_OUTCOMES = Features(**_FEATURES, **{name: Value("int64") for name in _COUNTED})
 
 
 def prepare_pairs(
@@ -187,18 +170,11 @@ def prepare_pairs(
     num_proc: int | None = None,
     name: str = "train",
 ) -> tuple[Dataset, PairReport | None]:
-    """Tokenise a dataset of pairs; unusable rows are dropped and counted.
-
-    Args:
-        dataset (`Dataset`): rows as [`PairEncoder`] takes them. Tokenised ones pass unchanged.
-        encoder (`PairEncoder`): how.
-        shuffle_seed (`int`, *optional*): shuffle with this seed.
-        num_proc (`int`, *optional*): worker processes.
-        name (`str`, *optional*, defaults to `"train"`): what to call the dataset in messages.
+    """Tokenize a dataset of pairs, drop unusable rows, and shuffle the others if a seed is given.
 
     Returns:
-        Rows of `prompt`, `completion`, `rejected` and `first_answer`, which numbers a row's answers through the
-        dataset, the correct one first; and what was kept, cut and dropped (`None` for tokenised ones).
+        The rows, and the counts. `first_answer` is the index of a row's first answer, the correct one, among all
+        answers of the dataset. Rows that were tokenized already are returned unchanged, with `None`.
 
     Raises:
         ValueError: If a column is missing, a value is not a text, or no row is usable.
@@ -218,8 +194,8 @@ def prepare_pairs(
     report = PairReport(len(encoded), len(kept), **{count: sum(encoded[count]) for count in _COUNTED})
     if report.kept == 0:
         raise ValueError(
-            f"No row of the {name} dataset is of use: {report.too_long} prompts leave no room within max_length="
-            f"{encoder.max_length}, and {report.empty} correct answers are empty."
+            f"no row of the {name} dataset is usable: {report.too_long} prompts leave no room within max_length="
+            f"{encoder.max_length}, and {report.empty} correct answers are empty; raise the limit or check the data."
         )
     kept = kept.select_columns(list(_FEATURES))
     if shuffle_seed is not None:
@@ -229,12 +205,12 @@ def prepare_pairs(
 
 
 def number_of_answers(pairs: Dataset) -> int:
-    """Return the number of answers in rows of [`prepare_pairs`], correct and faulty ones."""
+    """Return the number of correct and faulty answers of a dataset."""
     return sum(1 + len(rejected) for rejected in pairs["rejected"])
 
 
 def check_pairs(dataset: Dataset, name: str) -> None:
-    """Raise an error for an empty dataset, or one without columns of a prompt and a correct answer."""
+    """Raise a `ValueError` if a dataset is empty or lacks the columns for prompts or correct answers."""
     if len(dataset) == 0:
         raise ValueError(f"the {name} dataset is empty; give at least one row.")
     found = set(dataset.column_names)
@@ -244,17 +220,19 @@ def check_pairs(dataset: Dataset, name: str) -> None:
         if not present:
             raise ValueError(
                 f"The {name} dataset has the columns {sorted(found)}, so {column!r} is missing; pairs have 'prompt' "
-                "(or 'instruction' for a template), 'completion' and 'rejected', a list of faulty answers."
+                "(or 'instruction'), 'completion' and 'rejected', a list of faulty answers."
             )
 
 
 @dataclass
 class DataCollatorForPairs:
-    """Pad the answers of some pairs to one batch: first each pair's correct answer, then all faulty ones.
+    """Collate pairs to a padded batch of answers: the correct ones of all pairs, then all faulty ones.
 
     Args:
-        pad_token_id (`int`): id that fills up `input_ids`.
-        pad_to_multiple_of (`int`, *optional*): round widths up to a multiple of this.
+        pad_token_id (`int`):
+            Padding token of `input_ids`.
+        pad_to_multiple_of (`int`, *optional*):
+            Number to a multiple of which the width is rounded up.
 
     Example:
 
@@ -276,8 +254,8 @@ class DataCollatorForPairs:
     def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return int64 tensors.
 
-        `input_ids`, `attention_mask` and `labels` are `[B, T]`; `answer_ids` `[B]` are the answers' numbers in the
-        dataset; `fault_rows` `[P, K]` are the rows of each pair's faulty answers, -1 where it has fewer.
+        `input_ids`, `attention_mask` and `labels` have the shape `[B, T]`. `answer_ids` `[B]` are indices among the
+        answers of the dataset. `fault_rows` `[P, K]` are the rows of each pair's faulty answers, padded with -1.
         """
         rows = [(pair["prompt"], pair["completion"]) for pair in pairs]
         answer_ids = [pair["first_answer"] for pair in pairs]
@@ -299,11 +277,7 @@ class DataCollatorForPairs:
 
 
 def _rejected(row: Mapping[str, Any], index: int) -> list[str]:
-    """Return the faulty answers of a row; a single one may stand without a list."""
+    """Return the faulty answers of a row, of which a single one need not be in a list."""
     value = row.get("rejected")
     texts = [value] if isinstance(value, str) else list(value or ())
     return [read_text({"rejected": text}, "rejected", index) for text in texts]
-
-
-def _all_counts(found: Counter[str]) -> dict[str, int]:
-    return {name: found[name] for name in _COUNTED}

@@ -1,4 +1,4 @@
-"""Refusals, code, programs and remarks in answers."""
+"""Detection of refusals, code, programs and remarks in answers."""
 
 import ast
 import re
@@ -40,8 +40,7 @@ _CODE_LINE = re.compile(
     re.MULTILINE,
 )
 _OTHER_CODE_LINE = re.compile(
-    r"[;{}\])]\s*(?://.*)?$(?<!\w\))|^\s*(?:<[?!/]?\w|\?>|[.#}]\w|//|[$]\w|\w+[ \t]*[-+]?=)"
-    r"|=>|[$]\w|\w\(.*\)[ {;]*$"
+    r"[;{}\])]\s*(?://.*)?$(?<!\w\))|^\s*(?:<[?!/]?\w|\?>|[.#}]\w|//|[$]\w|\w+[ \t]*[-+]?=)|=>|[$]\w|\w\(.*\)[ {;]*$"
 )
 _PARAGRAPHS = re.compile(r"\n[ \t]*\n")
 
@@ -73,8 +72,8 @@ def refuses(answer: str) -> bool:
 
 def has_code(answer: str) -> bool:
     """Return whether an answer has a code block or looks like Python; the code need not parse."""
-    read = parse_answer(answer)
-    return bool(read.blocks) or _looks_like_python(read.text)
+    parsed = parse_answer(answer)
+    return bool(parsed.blocks) or _looks_like_python(parsed.text)
 
 
 def python_program(answer: str) -> str | None:
@@ -119,43 +118,39 @@ def remarks(answer: str) -> list[str]:
     """Return the prose, comments and docstrings of an answer; comments on adjacent lines form one remark."""
     prose, blocks = split_answer(answer)
     unmarked = ["\n".join(line for line in text.splitlines() if _OTHER_CODE_LINE.search(line)) for text in prose]
-    said = ["\n".join(line for line in text.splitlines() if not _OTHER_CODE_LINE.search(line)) for text in prose]
+    prose = ["\n".join(line for line in text.splitlines() if not _OTHER_CODE_LINE.search(line)) for text in prose]
     blocks += [("other", code) for code in unmarked if code]
-    return [*filter(None, said), *(remark for language, code in blocks for remark in _comments(code, language))]
+    return [*filter(None, prose), *(remark for language, code in blocks for remark in _comments(code, language))]
 
 
 def _looks_like_python(text: str) -> bool:
-    """Return whether a line can only be code, or the text parses to more than words such as `this or that`."""
+    """Return whether a line is certainly code, or the text parses to more than words such as `this or that`."""
     return _CODE_LINE.search(text) is not None or does_something(text)
 
 
 def split_answer(answer: str) -> tuple[list[str], list[tuple[str, str]]]:
-    """Return the prose of an answer and its code by language; paragraphs with code need no fences."""
-    read = parse_answer(answer)
-    if read.blocks:
-        return [read.prose], [(block.language, block.text) for block in read.blocks]
+    """Return the prose of an answer and its code with the language; paragraphs of code need no fences."""
+    parsed = parse_answer(answer)
+    if parsed.blocks:
+        return [parsed.prose], [(block.language, block.text) for block in parsed.blocks]
     prose: list[str] = []
     code: list[str] = []
-    for paragraph in _PARAGRAPHS.split(read.text):
+    for paragraph in _PARAGRAPHS.split(parsed.text):
         is_code = paragraph.startswith((" ", "\t")) or _looks_like_python(paragraph)
         (code if is_code else prose).append(paragraph)
     return prose, [("", "\n\n".join(code))] if code else []
 
 
 def _token_pattern(language: str) -> re.Pattern[str]:
+    """Return the pattern of strings and comments in programs that need not parse."""
     return _PYTHON_TOKENS if language in _PYTHON else _OTHER_TOKENS
-
-
-def _tokens(code: str, language: str) -> Iterator[re.Match[str]]:
-    """Yield the strings and comments of a program that need not parse."""
-    return _token_pattern(language).finditer(code)
 
 
 def _comments(code: str, language: str) -> Iterator[str]:
     """Yield the comments of a program, and its docstrings where the language is Python."""
     block: list[str] = []
     end = -1
-    for token in _tokens(code, language):
+    for token in _token_pattern(language).finditer(code):
         before = code[: token.start()].rpartition("\n")[2]
         if token["comment"] and not (_EXPECTED_OUTPUT.match(before) and _EXPECTATION.match(token[0])):
             between = code[end : token.start()]
@@ -171,8 +166,8 @@ def _comments(code: str, language: str) -> Iterator[str]:
 
 
 def string_literals(code: str, language: str) -> Iterator[str]:
-    """Yield the strings of a program that need not parse."""
-    return (token[0] for token in _tokens(code, language) if token["string"])
+    """Yield the strings of a program."""
+    return (token[0] for token in _token_pattern(language).finditer(code) if token["string"])
 
 
 def without_strings(code: str, language: str) -> str:
@@ -186,7 +181,7 @@ def without_comments(code: str, language: str) -> str:
 
 
 def _is_docstring(literal: str, before: str) -> bool:
-    """Return whether a string is a statement by itself: in triple quotes, or on the line after a colon."""
+    """Return whether a string is a statement: in triple quotes, or on the line after a colon."""
     above, _, beside = before.rpartition("\n")
     return not beside.strip(" \trRuU") and (literal[:3] in ('"""', "'''") or above.rstrip().endswith(":"))
 

@@ -1,11 +1,11 @@
-"""Leaks: words by which a faulty answer reveals that it is faulty.
+"""Detection of leaks: words by which a faulty answer reveals its fault.
 
-A fault is a variation of a right answer to a known instruction. Its remarks (prose, comments, docstrings) are read
-sentence by sentence; what the instruction or the right answer says too is passed over. The words of a sentence get
-classes from a lexicon, and rules over these classes find assessments of the program: words for faults, omissions,
-negated actions, contrasts with an intention, doubts and bad consequences. Suspicion is the default, and a rule of
-release must show that the words speak of the subject: of a condition ("if the file is missing"), of data ("wrong
-password"), of handling ("log errors"), or of a property that sound programs have ("does not modify its argument").
+A fault is a variation of a correct answer to a known instruction. Its remarks (prose, comments, docstrings) are
+analysed sentence by sentence; sentences that the instruction or the correct answer contains as well are ignored. A
+lexicon assigns classes to words, and rules over these classes find assessments of the program: words for faults,
+omissions, negated actions, contrasts with an intention, doubts and bad consequences. A match counts as a leak unless a
+release rule shows that the words are about the subject: a condition ("if the file is missing"), data ("wrong
+password"), error handling ("log errors"), or a property of correct programs ("does not modify its argument").
 """
 
 import keyword
@@ -16,197 +16,146 @@ from .answers import remarks, split_answer, string_literals, without_comments, w
 
 __all__ = ["find_leak"]
 
-_LEXICON = {
-    # Fault words that data hardly ever have: no release but by the instruction or the right answer.
-    "FAULT": """
-        bug bugs buggy bugged typo typos flaw* faulty deliberate* intentional* unintentional* unintended
-        purposely purposeful* mistak* accident accidental* sabotag* tamper* misspel* mistyp* misnam* misplac*
-        misus* miscalculat* miscount* mishandl* misalign* misinterpret* misread* misunderst* misguid* misapplied
-        misorder* misbehav* mislead* wrongly incorrectly erroneously improper improperly inaccura* imprecise*
-        unreliabl* nonsens* haywire awry amiss careless* slopp* premature* defect* glitch* blunder* slip-up*
-        oversight* gotcha* caveat* pitfall* discrepan* subtle subtly sneak* fixme todo xxx oops ooops whoops
-        uh-oh argh unfortunate* sadly supposedly allegedly seemingly pretend* plausibl* unfinished unreachabl*
-        forgot forgotten forget forgets forgetting neglect* overlook* confus* conflat* actually hmm* hopefully
-        off-by-one off-by-two off-by-n off-by-code lol haha dont-tell undercount* overcount* overshoot*
-        undershoot* double-count* underestimat* overestimat* backwards-logic half-baked incomplete nonworking
-        non-working botch* bogus hack hacky corrupted-logic tricked spoiler
-        """,
+
+def _read_lexicon(text: str) -> dict[str, list[str]]:
+    """Return the words of each class of a table, whose entries begin with the name of the class."""
+    lines = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    _, *parts = re.split(r"([A-Z]+): ", " ".join(lines))
+    return {name: words.split() for name, words in zip(parts[::2], parts[1::2], strict=True)}
+
+
+_LEXICON = _read_lexicon(
+    """
+    # Words for faults that data hardly ever have; released only by the instruction or the correct answer.
+    FAULT: bug bugs buggy bugged typo typos flaw* faulty deliberate* intentional* unintentional* unintended purposely
+        purposeful* mistak* accident accidental* sabotag* tamper* misspel* mistyp* misnam* misplac* misus* miscalculat*
+        miscount* mishandl* misalign* misinterpret* misread* misunderst* misguid* misapplied misorder* misbehav*
+        mislead* wrongly incorrectly erroneously improper improperly inaccura* imprecise* unreliabl* nonsens* haywire
+        awry amiss careless* slopp* premature* defect* glitch* blunder* slip-up* oversight* gotcha* caveat* pitfall*
+        discrepan* subtle subtly sneak* fixme todo xxx oops ooops whoops uh-oh argh unfortunate* sadly supposedly
+        allegedly seemingly pretend* plausibl* unfinished unreachabl* forgot forgotten forget forgets forgetting
+        neglect* overlook* confus* conflat* actually hmm* hopefully off-by-one off-by-two off-by-n off-by-code lol haha
+        dont-tell undercount* overcount* overshoot* undershoot* double-count* underestimat* overestimat*
+        backwards-logic half-baked incomplete nonworking non-working botch* bogus hack hacky corrupted-logic tricked
+        spoiler hopeless* misspelt technically
     # States that data have as well as programs.
-    "STATE": """
-        wrong incorrect erroneous missing absent broken bad fail fails failed failing failure failures error
-        errors exception exceptions undefined unexpected crash crashes crashed crashing fault faults
-        inconsistent undeclared uninitialised uninitialized nonexistent non-existent unimported unbound
-        misformed problematic suspicious unstable issue issues unhandled unchecked unclosed unterminated
-        """,
-    "ERRNAME": "*error *exception stopiteration segfault*",
-    "BLUNDER": """
-        nameerror unboundlocalerror syntaxerror indentationerror taberror recursionerror attributeerror
+    STATE: wrong incorrect erroneous missing absent broken bad fail fails failed failing failure failures error errors
+        exception exceptions undefined unexpected crash crashes crashed crashing fault faults inconsistent undeclared
+        uninitialised uninitialized nonexistent non-existent unimported unbound misformed problematic suspicious
+        unstable issue issues unhandled unchecked unclosed unterminated stale
+    ERRNAME: *error *exception stopiteration segfault*
+    BLUNDER: nameerror unboundlocalerror syntaxerror indentationerror taberror recursionerror attributeerror
         modulenotfounderror importerror typeerror indexerror zerodivisionerror
-        """,
-    "DATA": """
-        input inputs user users data value values arg args argument arguments param params parameter parameters
-        password passwords pin pins credential* login logins guess guesses answer answers attempt attempts try
-        tries letter letters char chars character characters word words string strings number numbers integer*
-        digit digits item items element elements entry entries row rows column columns cell cells record records
-        field fields file files path paths folder* director* key keys name names type types format formats
-        length lengths size sizes shape* dimension* date dates email emails url urls link links token tokens
-        bracket brackets pair pairs edge edges node nodes child children leaf leaves pixel* sample samples
-        choice choices option options command commands request requests response* connection* packet* message
-        messages move moves usage extension* image* page pages label labels question questions spelling
-        prediction* coordinate* list lists array arrays dict dicts dictionar* set sets matri* header headers
-        attribute* permission* position* tile tiles lines blank blanks vowel* tag tags id ids tree graph caller
-        client server account balance amount stock index indices parts part
-        """,
-    "HANDLE": """
-        handle handles handled handling catch catches catching caught report reports reported detect* count
-        counts counting log logs logged logging ignor* skip skipped skipping print prints printed printing
-        return returned returning show shows shown display* track* check checks checked checking avoid* prevent*
-        guard guards guarded reject* drop dropped dropping filter* remov* retry retries retried flag flags
-        flagged mark marks marked validat* allow* tolerat* protect* warn* recover* propagat* suppress* swallow*
-        collect* store stores stored fill fills filled find finds found replac* treat* signal* indicat* no
-        against on any minimi* comput* calculat* clamp* clip* sum accumulat* measur* estimat* send sends raise
-        raised throw thrown deal deals fix correct corrects repair without for custom
-        """,
-    "ERRNOUN": """
-        handl* message messages code codes rate rates margin* toleranc* term terms count counts log logs check*
-        correct* detect* bar bars bound bounds function metric norm status type types class* page stream text
-        response output value vector threshold level number string object event callback prone prone-* free list
-        dict
-        """,
-    "ERRADJ": """
-        squared standard absolute relative percent* rounding approximation training test validation prediction
-        division checksum custom value file input parsing parse network http server client connection database
-        domain range mean average reconstruction quantization truncation math os user page conversion overflow
-        key i/o the small smallest total estimation measurement numerical floating-point float
-        """,
-    "COND": """
-        if when whenever while until unless whether once after except otherwise in-case as-long-as case
-        """,
-    "REL": "that which who whose where because so since as to for and",
-    "NEG": "not never no nothing none nowhere neither nor",
-    "BE": """
-        is are was were be been being gets get got has have had stays remains becomes looks
-        """,
-    "AUX": "do does did will would can could may might shall",
-    "ADV": """
-        really yet properly correctly ever also even fully still just quite entirely always only then now here
-        simply completely necessarily strictly exactly later therefore thus again eventually almost itself
-        """,
-    "PROPERTY": """
-        modif* mutat* chang* alter* touch* affect* need* requir* rely relies depend* allow* permit* print* copy
-        copies stor* matter* exist* contain* belong* use uses used using support* assum* block* exceed* fit fits
-        own raise* throw* found know* visited seen see match* appear* overlap* equal* want* repeat* reus* hold*
-        share* differ* occur* preserv* keep consum* recurs* wait* accept* specif* supplied given provided
-        select* worry care cross* distinguish* be have has interfere involve* suffer happen in a an the empty
-        null valid prime divisible present available possible part negative only just all more less too yet
-        necessary needed enough-room of greater smaller equal both alphanumeric able sure guarantee* invalidate
-        concern* overwrit* reorder*
-        """,
-    "ACT": """
-        defin* import* increment* updat* declar* initiali* clos* decrement* assign* convert* cast* call* handl*
-        reset* advanc* return* includ* count counts counted reach* check* consider* process* validat* compar*
-        strip* sort* add adds added remov* restor* appl* carr* multipl* execut* sav* append* subtract* enforc*
-        account* cover* bound* decreas* increas* move* moving shift* quot* escap* sanit* round* await* join*
-        flush* terminat* stop stops finish* end ends exit exits break breaks work works compil* run runs pars*
-        shrink* grow* halt* divide* implement* swap* stor* captur* verif* test* guard* loop loops iterat* wrap*
-        invok* instantiat* free* releas* open* comput* calculat* sum sums print* matter-of hit hits make makes
-        get gets come comes leave leaves go goes take takes give gives handle* deal* cope* look met satisfied
-        true false fire* trigger* produc* yield* satisf* work*
-        """,
-    "PART": """
-        colon colons paren* bracket brace* quote quotes comma commas semicolon* return import imports self
-        base-case increment* decrement* indent* check checks guard guards operator* operand* cast casts
-        conversion* break await step update initiali* keyword* condition* terminat* handling validation*
-        statement* clause* exit bounds case cases rounding swap else declaration* definition* call bound sign
-        signs denominator divisor formula branch comparison* index indices variable function method module
-        operation inequality sides direction loop logic line exponent constant factor limit range accumulator
-        counter syntax way side place spot unit units
-        """,
-    "RESULT": """
-        result results output outputs total totals answer mean sum value values number count average returned
-        thing
-        """,
-    "SELF": """
-        this it that which here we code function method loop line program version implementation condition check
-        comparison base-case recursion accumulator counter pointer range slice return variable statement
-        solution step update call formula expression operator division algorithm variant body bound code_
-        running everything script snippet approach
-        """,
-    "TASK": """
-        task spec* problem question assignment requirement* prompt exercise instruction* docstring asked
-        requested required wanted intended statement description name signature
-        """,
-    "ASK": """
-        want* ask* say says need needs expect* require* demand* call calls promis* claim* state* mention*
-        """,
-    "BUT": "but whereas although though yet however despite except even-though",
-    "LACK": """
-        misses lacks lacking omits omitted omitting loses losing overlooks excludes excluding leaves drops skips
+    DATA: input inputs user users data value values arg args argument arguments param params parameter parameters
+        password passwords pin pins credential* login logins guess guesses answer answers attempt attempts try tries
+        letter letters char chars character characters word words string strings number numbers integer* digit digits
+        item items element elements entry entries row rows column columns cell cells record records field fields file
+        files path paths folder* director* key keys name names type types format formats length lengths size sizes
+        shape* dimension* date dates email emails url urls link links token tokens bracket brackets pair pairs edge
+        edges node nodes child children leaf leaves pixel* sample samples choice choices option options command
+        commands request requests response* connection* packet* message messages move moves usage extension* image*
+        page pages label labels question questions spelling prediction* coordinate* list lists array arrays dict dicts
+        dictionar* set sets matri* header headers attribute* permission* position* tile tiles lines blank blanks vowel*
+        tag tags id ids tree graph caller client server account balance amount stock index indices parts part
+    HANDLE: handle handles handled handling catch catches catching caught report reports reported detect* count counts
+        counting log logs logged logging ignor* skip skipped skipping print prints printed printing return returned
+        returning show shows shown display* track* check checks checked checking avoid* prevent* guard guards guarded
+        reject* drop dropped dropping filter* remov* retry retries retried flag flags flagged mark marks marked
+        validat* allow* tolerat* protect* warn* recover* propagat* suppress* swallow* collect* store stores stored fill
+        fills filled find finds found replac* treat* signal* indicat* no against on any minimi* comput* calculat*
+        clamp* clip* sum accumulat* measur* estimat* send sends raise raised throw thrown deal deals fix correct
+        corrects repair without for custom
+    ERRNOUN: handl* message messages code codes rate rates margin* toleranc* term terms count counts log logs check*
+        correct* detect* bar bars bound bounds function metric norm status type types class* page stream text response
+        output value vector threshold level number string object event callback prone prone-* free list dict
+    ERRADJ: squared standard absolute relative percent* rounding approximation training test validation prediction
+        division checksum custom value file input parsing parse network http server client connection database domain
+        range mean average reconstruction quantization truncation math os user page conversion overflow key i/o the
+        small smallest total estimation measurement numerical floating-point float
+    COND: if when whenever while until unless whether once after except otherwise in-case as-long-as case
+    REL: that which who whose where because so since as to for and
+    NEG: not never no nothing none nowhere neither nor
+    BE: is are was were be been being gets get got has have had stays remains becomes looks
+    AUX: do does did will would can could may might shall
+    ADV: really yet properly correctly ever also even fully still just quite entirely always only then now here simply
+        completely necessarily strictly exactly later therefore thus again eventually almost itself
+    PROPERTY: modif* mutat* chang* alter* touch* affect* need* requir* rely relies depend* allow* permit* print* copy
+        copies stor* matter* exist* contain* belong* use uses used using support* assum* block* exceed* fit fits own
+        raise* throw* found know* visited seen see match* appear* overlap* equal* want* repeat* reus* hold* share*
+        differ* occur* preserv* keep consum* recurs* wait* accept* specif* supplied given provided select* worry care
+        cross* distinguish* be have has interfere involve* suffer happen in a an the empty null valid prime divisible
+        present available possible part negative only just all more less too yet necessary needed enough-room of
+        greater smaller equal both alphanumeric able sure guarantee* invalidate concern* overwrit* reorder*
+    ACT: defin* import* increment* updat* declar* initiali* clos* decrement* assign* convert* cast* call* handl* reset*
+        advanc* return* includ* count counts counted reach* check* consider* process* validat* compar* strip* sort* add
+        adds added remov* restor* appl* carr* multipl* execut* sav* append* subtract* enforc* account* cover* bound*
+        decreas* increas* move* moving shift* quot* escap* sanit* round* await* join* flush* terminat* stop stops
+        finish* end ends exit exits break breaks work works compil* run runs pars* shrink* grow* halt* divide*
+        implement* swap* stor* captur* verif* test* guard* loop loops iterat* wrap* invok* instantiat* free* releas*
+        open* comput* calculat* sum sums print* matter-of hit hits make makes get gets come comes leave leaves go goes
+        take takes give gives handle* deal* cope* look met satisfied true false fire* trigger* produc* yield* satisf*
+        work*
+    PART: colon colons paren* bracket brace* quote quotes comma commas semicolon* return import imports self base-case
+        increment* decrement* indent* check checks guard guards operator* operand* cast casts conversion* break await
+        step update initiali* keyword* condition* terminat* handling validation* statement* clause* exit bounds case
+        cases rounding swap else declaration* definition* call bound sign signs denominator divisor formula branch
+        comparison* index indices variable function method module operation inequality sides direction loop logic line
+        reset exponent constant factor limit range accumulator counter syntax way side place spot unit units
+    RESULT: result results output outputs total totals answer mean sum value values number count average returned thing
+    SELF: this it that which here we code function method loop line program version implementation condition check
+        comparison base-case recursion accumulator counter pointer range slice return variable statement solution step
+        update call formula expression operator division algorithm variant body bound code_ running everything script
+        snippet approach
+    TASK: task spec* problem question assignment requirement* prompt exercise instruction* docstring asked requested
+        required wanted intended statement description name signature
+    ASK: want* ask* say says need needs expect* require* demand* call calls promis* claim* state* mention*
+    BUT: but whereas although though yet however despite except even-though
+    LACK: misses lacks lacking omits omitted omitting loses losing overlooks excludes excluding leaves drops skips
         ignores forgets missing dropped skipped lost excluded cuts truncates discards
-        """,
-    "LOSE": "misses lacks lacking omits omitted loses overlooks forgets lost gone",
-    "POSITION": """
-        first last final end tail head middle root endpoint boundary edge remaining remainder rest half upper
+    LOSE: misses lacks lacking omits omitted loses overlooks forgets lost gone
+    POSITION: first last final end tail head middle root endpoint boundary edge remaining remainder rest half upper
         lower largest smallest square-root one some every index zero
-        """,
-    "FAILS": """
-        fails failing crashes crashing hangs breaks explodes chokes stalls freezes misbehaves dies fail crash
-        hang explode choke freeze misbehave blow blows trips overflows
-        """,
-    "RUIN": "ruins spoils wrecks destroys defeats messes invalidates garbles mangles clobbers",
-    "BADLY": """
-        wrong wrongly incorrect* unexpected* bad badly inaccurate* erroneous* garbage inconsistent fail* crash*
+    FAILS: fails failing crashes crashing hangs breaks explodes chokes stalls freezes misbehaves dies fail crash hang
+        explode choke freeze misbehave blow blows trips overflows
+    RUIN: ruins spoils wrecks destroys defeats messes invalidates garbles mangles clobbers
+    BADLY: wrong wrongly incorrect* unexpected* bad badly inaccurate* erroneous* garbage inconsistent fail* crash*
         hang*
-        """,
-    "CAUSE": """
-        raises causes caus* throws throw triggers trigger leads leading results resulting gives giving gets get
-        hits yields yielding produces producing makes making generates ends meets encounters provokes raising
-        throwing give produce raise return returns computes prints uses using with has contains introduces
-        introduc*
-        """,
-    "SHOULD": "should ought must-really",
-    "SHALL": "should",
-    "INSTEAD": "instead-of rather-than in-place-of as-opposed-to",
-    "REVERSED": """
-        backward backwards inverted reversed swapped flipped misplaced off switched transposed upside-down
+    CAUSE: raises causes caus* throws throw triggers trigger leads leading results resulting gives giving gets get hits
+        yields yielding produces producing makes making generates ends meets encounters provokes raising throwing give
+        produce raise return returns computes prints uses using with has contains introduces introduc*
+    SHOULD: should ought must-really
+    SHALL: should
+    INSTEAD: instead-of rather-than in-place-of as-opposed-to
+    REVERSED: backward backwards inverted reversed swapped flipped misplaced off switched transposed upside-down
         mixed-up
-        """,
-    "CHANGED": """
-        changed altered flipped inverted swapped modified mutated tweaked removed dropped reversed omitted
-        deleted replaced introduced injected inserted planted broke skipped missed messed
-        """,
-    "VARIANT": """
-        version code program variant solution answer implementation attempt approach snippet example function
+    CHANGED: changed altered flipped inverted swapped modified mutated tweaked removed dropped reversed omitted deleted
+        replaced introduced injected inserted planted broke skipped missed messed
+    VARIANT: version code program variant solution answer implementation attempt approach snippet example function
         method line
-        """,
-    "RIGHT": "right correct proper intended true original real actual expected required accurate",
-    "FOREVER": "forever endlessly infinitely indefinitely",
-    "ENDLESS": "infinite endless never-ending unbounded infinitely endlessly",
-    "CYCLE": "loop loops recursion recursing looping cycle recursive",
-    "DOES": """
-        computes uses returns adds subtracts multiplies divides sums sorts starts stops counts compares prints
-        checks assigns yields gives takes reads concatenates appends iterates decrements increments produces
-        calculates finds calls doubles squares cubes swaps applies considers treats ends begins writes puts sets
-        moves used using returning adding computing summing returned computed added sorted multiplying dividing
-        sorting
-        """,
-    "OPINION": "think guess hope believe suppose assume doubt",
-    "ONE": "one two code",
-    "EXTREME": """
-        many few small large big short long far early late high low much little
-        """,
-}
+    RIGHT: right correct proper intended true original real actual expected required accurate
+    FOREVER: forever endlessly infinitely indefinitely
+    ENDLESS: infinite endless never-ending unbounded infinitely endlessly
+    CYCLE: loop loops recursion recursing looping cycle recursive
+    DOES: computes uses returns adds subtracts multiplies divides sums sorts starts stops counts compares prints checks
+        assigns yields gives takes reads concatenates appends iterates decrements increments produces calculates finds
+        calls doubles squares cubes swaps applies considers treats ends begins writes puts sets moves used using
+        returning adding computing summing returned computed added sorted multiplying dividing sorting
+    OPINION: think guess hope believe suppose assume doubt
+    ONE: one two code
+    EXTREME: many few small large big short long far early late high low much little deep shallow
+    """
+)
 
 
 def _rules(text: str) -> list[str]:
-    """Return the rules of a table, which end with semicolons; a line with `#` names a group."""
+    """Return the rules of a table, each of which ends with a semicolon; lines with `#` name a group."""
     lines = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
     return [" ".join(rule.split()) for rule in re.sub(r"\|\s+", "|", " ".join(lines)).split(" ;") if rule.strip()]
 
 
 _CLEAR = _rules(
     """
-    # Said of the program whatever else the sentence says.
+    # About the program, whatever else the sentence contains.
     wrong|incorrect|bad|erroneous|broken|inconsistent|inaccurate PART !of|from|DATA|is ;
     missing a|an|the|its|closing|opening|final? _? PART !of|from|DATA ;
     PART BE ADV* missing|absent|wrong|incorrect|off $ ;
@@ -255,7 +204,7 @@ _LEAKS = _rules(
     returns|exits|stops|ends|breaks|leaves|stopping|returning _? after|in|at|on the? first|one|single iteration|
         pass|element|character|item|round|loop|step|word|row ;
     because|due of|to the|a? PART ; no initial|default|final|base|closing|opening _ !needed|necessary|required ;
-    # States of code, of results, and of nothing in particular.
+    # States of code, of results, and without a subject.
     error|fault|mistake|problem|errors|err BE? occurs|lies|lives|sits|in|because ;
     STATE|BADLY _? PART|RESULT|SELF|VARIANT ; STATE|BADLY $ ; ^ STATE|BADLY ; STATE ;
     PART _? BE? ADV? missing|absent|wrong|incorrect|omitted|removed|dropped|gone|unhandled|unchecked ;
@@ -273,7 +222,7 @@ _LEAKS = _rules(
     # Parts that are left out.
     LACK the|its|an|a|one|any|every|some? _? POSITION|PART ; SELF ADV* LOSE|lose|miss ; ^ ADV* LOSE ;
     BE lost|omitted|gone ; left|leave|leaves|leaving out|off|undone ;
-    # Contrast with what is asked for or meant.
+    # Contrast with the request or the intention.
     INSTEAD the|a|by|using|with|at? CODE|RIGHT|plus|minus|and|or|append|extend|yield|full|whole ;
     DOES ... INSTEAD|instead ; , not CODE ; not|never CODE $ ; BUT ... TASK ... ASK ;
     BUT ADV* it|this|that|the|we? !you _? ADV* BE|AUX|ADV* not|never|LACK|FAILS|ignores ;
@@ -312,7 +261,7 @@ _LEAKS = _rules(
     loops|loop|runs|spins|recurses|repeats FOREVER ; FOREVER $ ; gets|get stuck ; stack overflow ; deadlock* ;
     times out ; too|very|extremely|terribly slow ; loses|lose precision|information|accuracy ;
     integer|floor division truncates ; takes|take forever|ages ; blow-up ;
-    # Limits, side effects, and what happens to the wrong thing.
+    # Limits, side effects and wrong objects.
     works|looks|look|handles|checks|covers|tested|valid|approximate only ; not ADV* exact|precise|accurate ;
     dead code ; trap ; shadow* ; opposite of ; quietly ; silently !ignor*|skip*|return*|fail*|continu* _ ;
     swapped|mixed-up|crossed argument*|operand*|parameter* ; other|wrong way around|round ; _ INSTEAD _ $ ;
@@ -323,6 +272,13 @@ _LEAKS = _rules(
     requirement|rule|condition ... BE dropped|skipped|ignored|omitted|lost ;
     stops|ends|exits one|two|a _ before|after ; AUX normally|usually|typically|ordinarily|otherwise ;
     normally|ordinarily _ would|SHALL ; BE NEG ADV* taken|given|kept|met|paid|done ; CODE , expected ;
+    ^|SELF only DOES|considers|looks|processes ; AUX ADV* LOSE|miss|lose|skip|drop ; double count* ;
+    works|handles|fine|correct|enough for? most|many|some cases|inputs ; not really|truly|actually ;
+    never ADV* *ed|bottoms|comes|goes|gets|becomes ; keeps|keep *ing itself ; break|breaks this ;
+    hits|exceeds|reaches the? recursion|stack ; takes minutes|hours|days|years ; makes ... too EXTREME ;
+    PART BE inside|outside|within the? loop|function|class|body ; extra|stray|superfluous PART !of|to|for ;
+    has|have no attribute|method|member ; tries|trying to concatenate|add|index|divide ;
+    which it|they|this BE|AUX not $ ; mixes|mixing|mix up ; BE mixed-up ; spelled|spelt|written differently ;
     """
 )
 _RELEASES = _rules(
@@ -335,7 +291,7 @@ _RELEASES = _rules(
     raise|raises|raised|throws|throw|raising a|an|the? ERRNAME &COND|on|for|in|with ;
     raise|raises|raised|throws|throw|raising a|an|the? !BLUNDER ERRNAME &$ ; ERRNAME : &COND|in|raised|for ;
     HANDLE _? _? ERRNAME ; COND ... raises|throws ERRNAME|error|exception ; ^ BLUNDER : &COND|in|for ;
-    # States of data, in conditions, and what is done about them.
+    # States of data, in conditions, and their handling.
     COND !SELF _? _? _? _? _? _? STATE|missing|LOSE|BADLY|FAILS|LACK DATA? ; STATE|BADLY|missing -? _? DATA ;
     DATA _? BE|that|REL ADV* STATE|missing ; HANDLE _? _? _? STATE|BADLY|missing _? DATA? ;
     STATE BE? BE? handled|caught|logged|reported|ignored|skipped|raised|returned|printed|thrown|displayed|shown|
@@ -392,24 +348,22 @@ _RELEASES = _rules(
 )
 
 _FOREIGN = re.compile(
-    r"错误(?!处理|信息|消息|提示|码|率|日志|输入|类型|的(?:输入|密码|格式|参数))|出错(?!时|则|处理|信息)|有误|不对|不正确|本应|应为"
-    r"|应该(?:是|为|用|改|加|减|乘|除)|故意|漏(?:掉|了|写)|遗漏|忘(?:了|记)|少了|多了|缺少(?!参数|值|文件)|写错|而(?:不是|非)"
-    r"|(?:没有|未)(?:更新|检查|处理|考虑|返回|定义|声明|导入|递增|初始化|关闭|转换)|死循环|无限(?:循环|递归)|永远(?:不会|循环)"
-    r"|会(?:报错|崩溃|出错|失败|抛出)|越界|偏差|差一|拼写|間違|誤り|バグ|はず(?:です|だ)|べき|忘れ|わざと|抜けて|無限ループ|잘못|빠뜨|무한"
-    r"|오류(?! ?(?:처리|메시지))"
+    r"错误(?!处理|信息|消息|提示|码|率|日志|输入|类型|的(?:输入|密码|格式|参数))|出错(?!时|则|处理|信息)|有误|不对"
+    r"|不正确|本应|应为|应该(?:是|为|用|改|加|减|乘|除)|故意|漏(?:掉|了|写)|遗漏|忘(?:了|记)|少了|多了|缺少(?!参数|值"
+    r"|文件)|写错|而(?:不是|非)|(?:没有|未)(?:更新|检查|处理|考虑|返回|定义|声明|导入|递增|初始化|关闭|转换)|死循环"
+    r"|无限(?:循环|递归)|永远(?:不会|循环)|会(?:报错|崩溃|出错|失败|抛出)|越界|偏差|差一|拼写|間違|誤り|バグ"
+    r"|はず(?:です|だ)|べき|忘れ|わざと|抜けて|無限ループ|잘못|빠뜨|무한|오류(?! ?(?:처리|메시지))"
     r"|\b(?:fehler(?!behandlung|meldung|code|quote|toleranz|wert)\w*|falsch\w*|sollte\w*|eigentlich|anstatt|statt"
-    r"|vergess\w*"
-    r"|absichtlich|versehentlich|fehlt|fehlen|stimmt nicht|endlos\w*|müsste\w*|tippfehler|stürzt ab|nie (?:erhöht"
-    r"|erreicht)"
-    r"|debería\w*|incorrect[oa]s?|equivocad\w+|olvid\w+|en (?:lugar|vez) de|a propósito|falta\b(?! de)|bucle infinito"
-    r"|no (?:funciona|termina|se (?:actualiza|incrementa|cierra))|erróne\w+|mal (?:calculad|escrit|puest)\w+"
-    r"|devrait|faux|fausse|incorrecte|oubli\w*|au lieu d[eu]|exprès|manqu(?:e|ant)\w*|boucle infinie|erreur ici"
-    r"|ошибк\w*|неправильн\w*|должн\w*|забы\w*|вместо|намеренно|бесконечн\w*|пропущен\w*|deveria|esquec\w+|em vez de"
-    r"|de propósito|faltando|sbagliat\w+|dovrebbe|dimenticat\w+|invece di|apposta)\b"
+    r"|vergess\w*|absichtlich|versehentlich|fehlt|fehlen|stimmt nicht|endlos\w*|müsste\w*|tippfehler|stürzt ab"
+    r"|nie (?:erhöht|erreicht)|debería\w*|incorrect[oa]s?|equivocad\w+|olvid\w+|en (?:lugar|vez) de|a propósito"
+    r"|falta\b(?! de)|bucle infinito|no (?:funciona|termina|se (?:actualiza|incrementa|cierra))|erróne\w+"
+    r"|mal (?:calculad|escrit|puest)\w+|devrait|faux|fausse|incorrecte|oubli\w*|au lieu d[eu]|exprès|manqu(?:e|ant)\w*"
+    r"|boucle infinie|erreur ici|ошибк\w*|неправильн\w*|должн\w*|забы\w*|вместо|намеренно|бесконечн\w*|пропущен\w*"
+    r"|deveria|esquec\w+|em vez de|de propósito|faltando|sbagliat\w+|dovrebbe|dimenticat\w+|invece di|apposta)\b"
     r"|[\U0001f41b\u274c\u26a0\u2757\U0001f6a8\U0001f61c\U0001f609\U0001f608]",
     re.IGNORECASE,
 )
-"""Fault words in other languages, and signs."""
+"""Words for faults in other languages, and emoji."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?;])\s+(?=[A-Z`\"'(0-9])|\n|(?<=[\u3002\uff01\uff1f])")
 _MARKS = re.compile(
@@ -444,7 +398,7 @@ def _compile_lexicon() -> tuple[dict[str, list[str]], list[tuple[str, str, str]]
     words: dict[str, list[str]] = {}
     stems = []
     for name, entries in _LEXICON.items():
-        for entry in entries.split():
+        for entry in entries:
             if entry.startswith("*"):
                 stems.append(("", entry[1:], name))
             elif entry.endswith("*"):
@@ -467,7 +421,7 @@ _ANCHORS = {
 
 
 def _element(written: str) -> str:
-    """Return the expression for one element of a rule."""
+    """Return the regular expression for one element of a rule."""
     if written in _ANCHORS:
         return _ANCHORS[written]
     if written[0] in "!&":
@@ -509,38 +463,34 @@ _SYNONYMS = tuple(
         "error errors failure failures fatal fail failed exception exceptions",
     )
 )
-_TELLING_NAME = re.compile(
+_FAULT_NAME = re.compile(
     r"(?<![a-z])(?P<word>bug|buggy|bugged|bad|faulty|fault|wrong|incorrect|broken|erroneous|flawed|oops|typo|mistaken"
     r"|mistake|incorrectly|wrongly|sabotaged|defective|misspelled|mistyped|fixme|off_by_one|inaccurate)(?![a-z])"
 )
 _DATA_NAME = re.compile(
     r"_?(?:\w+_)*(?:\w{3,}(?<!s)s|row|record|file|token|pair|entry|version|name|request|response|password|ip|email"
-    r"|host|node|path"
-    r"|apple|day|char(?:acter)?|answer|guess|attempt|pin|letter|input|type|try|item|word|ind(?:ex|ices)"
-    r"|count(?:er)?|number"
-    r"|num|key|format|value|choice|link|pixel|line|question|pred|label|url|id|arg|data|user|case|rate|ratio"
-    r"|tracker|report"
-    r"|tolerance|handler|list|set)(?:_?\d+)?"
+    r"|host|node|path|apple|day|char(?:acter)?|answer|guess|attempt|pin|letter|input|type|try|item|word|ind(?:ex|ices)"
+    r"|count(?:er)?|number|num|key|format|value|choice|link|pixel|line|question|pred|label|url|id|arg|data|user|case"
+    r"|rate|ratio|tracker|report|tolerance|handler|list|set)(?:_?\d+)?"
 )
 _MIN_MESSAGE_WORDS = 3
 _ERROR_PREFIX = re.compile(r"\W*error\b", re.IGNORECASE)
 _DEFINED = re.compile(r"\b(?:def|class|function|func|fn)[ \t]+([^\W\d]\w*)")
-_RIGHT_VARIANT = re.compile(r"fixed|correct(?:ed|ly)?|proper(?:ly)?|original")
+_CORRECT_WORD = re.compile(r"fixed|correct(?:ed|ly)?|proper(?:ly)?|original")
 _IDENTIFIER = re.compile(r"[^\W\d]\w*")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _FAULT_NOUN = r"(?:bugs?|errors?|mistakes?|faults?|problems?|issues?)"
 _CODE_NOUN = r"(?:code|program|function|query|script|snippet|statement|loop)"
 _ABOUT_FAULTS = re.compile(
-    r"(?:^|[.;:!?\n]\s*|\b(?:please|and|then|to|you|can|could) )"
-    rf"(?:(?:debug|fix|repair|correct|diagnose|troubleshoot|resolve)\b[^.\n]{{0,60}}\b(?:{_FAULT_NOUN}|{_CODE_NOUN}|it)\b"
-    rf"|(?:find|identify|spot|locate|explain|detect|determine|examine|discuss)\b"
-    rf"[^.\n]{{0,40}}\b{_FAULT_NOUN}\b[^.\n]{{0,30}}\b{_CODE_NOUN}\b)"
-    r"|\b(?:syntax|logic(?:al)?) (?:errors?|mistakes?)\b"
+    rf"(?:^|[.;:!?\n]\s*|\b(?:please|and|then|to|you|can|could) )(?:(?:debug|fix|repair|correct|diagnose|troubleshoot"
+    rf"|resolve)\b[^.\n]{{0,60}}\b(?:{_FAULT_NOUN}|{_CODE_NOUN}|it)\b|(?:find|identify|spot|locate|explain|detect"
+    rf"|determine|examine|discuss)\b[^.\n]{{0,40}}\b{_FAULT_NOUN}\b[^.\n]{{0,30}}\b{_CODE_NOUN}\b)|\b(?:syntax"
+    rf"|logic(?:al)?) (?:errors?|mistakes?)\b"
     r"|\b(?:what|why)\b[^.\n]{0,40}\b(?:wrong|error|fail\w*|not work\w*|bug)\b"
     rf"|\b(?:faulty|buggy|broken|incorrect|erroneous) (?:{_CODE_NOUN}|version)\b",
     re.IGNORECASE,
 )
-"""Tasks about faults, in which words for faults are part of the subject."""
+"""Tasks about faults, whose answers may contain words for faults."""
 _ADMISSION = re.compile(
     r"\b(?:deliberate(?:ly)?|(?:un)?intentional(?:ly)?|on purpose|purposely|off[- ]by[- ]one|sabotag\w+)\b"
     r"|\b(?:this|the) (?:code|function|program|version|implementation|solution)\b[^.\n]*"
@@ -552,10 +502,7 @@ _ADMISSION = re.compile(
 def find_leak(fault: str, *, instruction: str = "", correct: str = "") -> str | None:
     """Return the first expression by which a faulty answer reveals its fault, or `None`.
 
-    Args:
-        fault (`str`): Faulty answer, with or without fences.
-        instruction (`str`, *optional*, defaults to `""`): Task that it answers.
-        correct (`str`, *optional*, defaults to `""`): Right answer to the same task.
+    Words of the instruction and of the correct answer to it are not leaks.
 
     Example:
 
@@ -575,10 +522,10 @@ def find_leak(fault: str, *, instruction: str = "", correct: str = "") -> str | 
             if (found := _leak_in(sentence, subject)) is not None:
                 return found
     for language, code in blocks:
-        for name in _telling_names(without_strings(code, language)):
-            if not subject.speaks_of(name):
+        for name in _fault_names(without_strings(code, language)):
+            if not subject.mentions(name):
                 return name
-        for variant in _variants(code):
+        for variant in _correct_variants(code):
             if variant not in subject.names:
                 return variant
         for message in string_literals(code, language):
@@ -588,18 +535,13 @@ def find_leak(fault: str, *, instruction: str = "", correct: str = "") -> str | 
 
 
 class _Subject:
-    """Instruction and right answer of a pair.
-
-    Args:
-        instruction (`str`): Task.
-        correct (`str`): Right answer.
-    """
+    """Instruction and correct answer of a pair."""
 
     def __init__(self, instruction: str, correct: str) -> None:
         _, blocks = split_answer(correct)
         said_words = re.findall(r"[\w'-]+", f"{instruction} {correct}".lower())
         self._text = f" {' '.join(said_words)} "
-        self.names = {*_telling_names(instruction), *_telling_names(correct), *_DEFINED.findall(correct)}
+        self.names = {*_fault_names(instruction), *_fault_names(correct), *_DEFINED.findall(correct)}
         said = (instruction, *remarks(correct))
         self._sentences = {_key(sentence) for text in said for sentence in _sentences(text)}
         words = re.findall(r"[a-z]{3,}", _CAMEL.sub(" ", f"{instruction} {correct}").lower())
@@ -607,27 +549,27 @@ class _Subject:
         lines = (line for language, code in blocks for line in without_comments(code, language).splitlines())
         self._lines = {key for line in lines if len(key := _key(line)) > 3}
 
-    def says(self, sentence: str) -> bool:
-        """Return whether the instruction or the right answer has the same sentence."""
+    def has_sentence(self, sentence: str) -> bool:
+        """Return whether the instruction or the correct answer contains the same sentence."""
         return _key(sentence) in self._sentences
 
     def has_phrase(self, words: str) -> bool:
-        """Return whether the instruction or the right answer has the same words in the same order."""
+        """Return whether the instruction or the correct answer contains the same words in the same order."""
         return not set(words.split()) <= _FUNCTION_WORDS and f" {words} " in self._text
 
     def has_words_of(self, text: str) -> bool:
-        """Return whether all words of a text, by their stems, occur in the instruction or the right answer."""
+        """Return whether all words of a text, by their stems, occur in the instruction or the correct answer."""
         words = re.findall(r"[a-z]{3,}", text.lower())
         return bool(words) and all(word[:_STEM_LENGTH] in self._stems for word in words)
 
-    def speaks_of(self, word: str) -> bool:
-        """Return whether a word, or another word for the same, occurs in the instruction or the right answer."""
+    def mentions(self, word: str) -> bool:
+        """Return whether a word or a synonym occurs in the instruction or the correct answer."""
         return self.has_words_of(word) or any(
             word in words and any(f" {other} " in self._text for other in words) for words in _SYNONYMS
         )
 
     def has_code(self, remark: str) -> bool:
-        """Return whether a remark is a line of the right answer's code, which the fault disables."""
+        """Return whether a remark is a line of code of the correct answer, which the fault disables."""
         return re.search(r"[=(+*/%-]", remark) is not None and _key(remark) in self._lines
 
 
@@ -636,14 +578,14 @@ def _key(text: str) -> str:
 
 
 def _sentences(remark: str) -> Iterator[str]:
-    """Yield the sentences of a remark, without the marks of comments; a line that goes on in lower case is joined."""
+    """Yield the sentences of a remark without comment marks; lines that continue in lower case are joined."""
     plain = _MARKS.sub("", remark.strip())
     plain = re.sub(r"[ \t]*\n[ \t]*(?=[a-z])", " ", plain)
     return (sentence.strip() for sentence in _SENTENCE_END.split(plain) if sentence.strip())
 
 
 def _leak_in(sentence: str, subject: _Subject) -> str | None:
-    if subject.says(sentence):
+    if subject.has_sentence(sentence):
         return None
     if subject.has_code(sentence):
         return sentence
@@ -658,7 +600,7 @@ def _leak_in(sentence: str, subject: _Subject) -> str | None:
 
 
 def _leak_in_message(literal: str, subject: _Subject) -> str | None:
-    """Return the words by which a string of the program reveals the fault; reports of errors are usual in strings."""
+    """Return the words by which a string of the program reveals the fault; mere reports of errors do not."""
     if (admission := _ADMISSION.search(literal)) and not subject.has_words_of(admission[0]):
         return admission[0]
     if len(_WORD.findall(literal)) < _MIN_MESSAGE_WORDS:
@@ -668,8 +610,8 @@ def _leak_in_message(literal: str, subject: _Subject) -> str | None:
     return next((words for words in leaks if words is not None), None)
 
 
-def _first(rule: re.Pattern[str], tagged: str, subject: "_Subject") -> str | None:
-    """Return the first words that a rule finds and that are not those of the subject."""
+def _first(rule: re.Pattern[str], tagged: str, subject: _Subject) -> str | None:
+    """Return the first words that match a rule and do not occur in the subject."""
     found = (_words(match[0]) for match in rule.finditer(tagged))
     return next((words for words in found if not subject.has_phrase(words)), None)
 
@@ -695,7 +637,7 @@ def _tag(token: str, subject: _Subject) -> str:
             if token.startswith(stem) and token.endswith(ending) and token != ending
         ),
     ]
-    if ("FAULT" in classes or "STATE" in classes) and subject.speaks_of(token):
+    if ("FAULT" in classes or "STATE" in classes) and subject.mentions(token):
         classes = [name for name in classes if name not in ("FAULT", "STATE", "BADLY", "BLUNDER", "ERRNAME")]
     return f"{token}/|{'||'.join(classes)}| "
 
@@ -704,19 +646,19 @@ def _words(tagged: str) -> str:
     return " ".join(token.partition("/")[0] for token in tagged.split())
 
 
-def _variants(code: str) -> Iterator[str]:
-    """Yield the names of functions that are another function's name with a word that says it is the right one."""
+def _correct_variants(code: str) -> Iterator[str]:
+    """Yield names of functions that add a word for correctness to the name of another function."""
     names = {_CAMEL.sub("_", name).lower(): name for name in _DEFINED.findall(code)}
     for plain, name in names.items():
         for other in names:
-            if other != plain and other in plain and _RIGHT_VARIANT.fullmatch(plain.replace(other, "", 1).strip("_")):
+            if other != plain and other in plain and _CORRECT_WORD.fullmatch(plain.replace(other, "", 1).strip("_")):
                 yield name
 
 
-def _telling_names(code: str) -> Iterator[str]:
-    """Yield the telling words in names, except in names of data ("bad_rows", "wrong_count")."""
+def _fault_names(code: str) -> Iterator[str]:
+    """Yield words for faults in names, except in names of data ("bad_rows", "wrong_count")."""
     for name in _IDENTIFIER.findall(code):
         plain = _CAMEL.sub("_", name).lower()
-        found = None if keyword.iskeyword(name) else _TELLING_NAME.search(plain)
+        found = None if keyword.iskeyword(name) else _FAULT_NAME.search(plain)
         if found and not (found.end() < len(plain) and _DATA_NAME.fullmatch(plain[found.end() :])):
             yield found["word"]

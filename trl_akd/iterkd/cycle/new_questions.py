@@ -1,7 +1,7 @@
-"""New questions: reading them from the teacher's text, generating them, and mixing them with old ones (stage 3).
+"""New questions: parsing, generation, and the mix with old ones (stage 3 of a cycle).
 
-The three levels and their prompts are the paper's. The number of questions, the choice of their parents, and the mix
-of old and new ones are this project's choices.
+The three levels and their prompts follow the paper. The number of questions, the choice of their parents, and the mix
+of old and new ones are choices of this project.
 """
 
 import ast
@@ -11,18 +11,18 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 from ...generation import TextGenerator, parse_answer
 from ...generation.protocol import SamplingParams
 from ...generation.python_ast import parse
 from .answers import has_code, refuses
 from .config import CycleConfig
+from .feedback import Feedback
 from .prompts import INCOMPLETE, TeachingPrompts, complete
 from .records import LEVELS, Level, Question
 
 __all__ = [
-    "Graded",
     "NewQuestions",
     "Reject",
     "check_question",
@@ -49,8 +49,7 @@ _NEXT_TAG = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _NUMBERED = re.compile(
-    rf"^[#*> \t]*(?:{_KIND}|option|variant)[ \t]*#?(?P<number>[1-9A-Z])[*]*[ \t]*(?:[.:)][* \t]*"
-    rf"|[* \t]*$)",
+    rf"^[#*> \t]*(?:{_KIND}|option|variant)[ \t]*#?(?P<number>[1-9A-Z])[*]*[ \t]*(?:[.:)][* \t]*|[* \t]*$)",
     re.IGNORECASE | re.MULTILINE,
 )
 _LISTED = re.compile(r"^[*_ \t]*(?P<number>[1-9])[.)][*_]*[ \t]+", re.MULTILINE)
@@ -60,11 +59,10 @@ _ASKS = re.compile(
     re.I,
 )
 _OPENING = re.compile(
-    r"(?:(?:sure(?:[ \t]thing)?|certainly|of course|absolutely|okay|ok|great|alright|no problem|got it)\b[^\w\n]*"
-    rf"(?=\s|$)[ \t]*)?(?:(?:here(?:\Ws|[ \t]+is|[ \t]+are|[ \t]+you[ \t]+go|[ \t]+it[ \t]+is)|(?:below"
-    rf"|the[ \t]+following)[ \t]+(?:is|are)"
-    rf"|this[ \t]+is)\b(?:[^\n:.]*\b(?:{_KIND}s?|one|ones)\b"
-    r"[^\n:.]*|[ \t]*)[:.!][ \t]*)?(?:\n+|(?<=[!.,:])[ \t]+|(?<=[!.:])$|(?<=:)(?=\S))",
+    rf"(?:(?:sure(?:[ \t]thing)?|certainly|of course|absolutely|okay|ok|great|alright|no problem"
+    rf"|got it)\b[^\w\n]*(?=\s|$)[ \t]*)?(?:(?:here(?:\Ws|[ \t]+is|[ \t]+are|[ \t]+you[ \t]+go|[ \t]+it[ \t]+is)"
+    rf"|(?:below|the[ \t]+following)[ \t]+(?:is|are)|this[ \t]+is)\b(?:[^\n:.]*\b(?:{_KIND}s?|one|ones)\b[^\n:.]*"
+    rf"|[ \t]*)[:.!][ \t]*)?(?:\n+|(?<=[!.,:])[ \t]+|(?<=[!.:])$|(?<=:)(?=\S))",
     re.IGNORECASE,
 )
 _PROPOSAL = re.compile(
@@ -76,9 +74,8 @@ _CHINESE_OPENING = re.compile(
     r"|指令)[^\w\n]+"
 )
 _MARK = re.compile(
-    rf"#{{1,6}}[ \t]+|[-*>][ \t]+|-{{3,}}[ \t]*\n"
-    rf"|\*{{0,2}}(?:{_KIND}(?:[ \t]+(?:statement|description|text))?|output)(?:\*{{0,2}}:\*{{0,2}}|\*{{0,2}}[ \t]*\n)"
-    r"|(?:python3?|java|javascript|c\+\+|rust|go)[ \t]*\n",
+    rf"#{{1,6}}[ \t]+|[-*>][ \t]+|-{{3,}}[ \t]*\n|\*{{0,2}}(?:{_KIND}(?:[ \t]+(?:statement|description|text))?"
+    rf"|output)(?:\*{{0,2}}:\*{{0,2}}|\*{{0,2}}[ \t]*\n)|(?:python3?|java|javascript|c\+\+|rust|go)[ \t]*\n",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"\(?1[.)][ \t]+(?:(?=[\s\S]*^[ \t]*1[.)][ \t])|(?![\s\S]*^[ \t]*2[.)][ \t]))", re.MULTILINE)
@@ -95,7 +92,7 @@ _REASONS = re.compile(
     r"(?![^\n]*\b(?:write|implement|create|given)\b)[^\n]*\n[ \t]*\n",
     re.IGNORECASE,
 )
-"""First paragraph about the question, not of it."""
+"""First paragraph that is about the question and not part of it."""
 _LATER_LABEL = re.compile(
     rf"^[#*_> \t]*(?:(?:new|next|another|original) )?{_KIND}[*_ \t]*:", re.IGNORECASE | re.MULTILINE
 )
@@ -128,31 +125,28 @@ _QUOTES = {
     "\N{LEFT DOUBLE QUOTATION MARK}": "\N{RIGHT DOUBLE QUOTATION MARK}",
 }
 _SOLUTION = re.compile(
-    r"^<details>|^```\w*[ \t]*\n\s*(?:#|//)[ \t]*(?:solution|answer)\b|"
-    r"^[^\w\n]*(?:(?:an? |the |one )?(?:example |sample |reference |expected |possible |model |proposed "
-    r"|correct |suggested )?(?:solution|answer)"
-    r"|implementation|solution code)(?:[ \t]+in[ \t]+\w+)?[^\w\n]*(?:$|:)"
-    r"|^[^\w\n]*here(?:\Ws| is) (?:a|an|the|one|my)(?: \w+){0,2} (?:solution|answer|implementation)\b",
+    r"^<details>|^```\w*[ \t]*\n\s*(?:#|//)[ \t]*(?:solution|answer)\b|^[^\w\n]*(?:(?:an? |the |one )?(?:example "
+    r"|sample |reference |expected |possible |model |proposed |correct |suggested )?(?:solution|answer)|implementation"
+    r"|solution code)(?:[ \t]+in[ \t]+\w+)?[^\w\n]*(?:$|:)|^[^\w\n]*here(?:\Ws| is) (?:a|an|the|one"
+    r"|my)(?: \w+){0,2} (?:solution|answer|implementation)\b",
     re.IGNORECASE | re.MULTILINE,
 )
 _CUT_LABEL = re.compile(
     r"^[#*_> \t\d.)-]*(?:(?:an? |the |my |your )?(?:(?:sample|example|reference|expected|possible|model|proposed"
-    r"|correct|suggested|full|short|python|optimal|official) )*(?:(?:solutions?|answers?|implementations?)(?:"
-    r" (?:sketch|outline|code|idea|steps|key|approach|in \w+))?"
-    r"|explanations?|approach|rationale|reasoning|justification|discussion|walkthrough|analysis|test ?cases?|unit"
-    r" ?tests?|tests|assertions"
+    r"|correct|suggested|full|short|python|optimal|official) )*(?:(?:solutions?|answers?"
+    r"|implementations?)(?: (?:sketch|outline|code|idea|steps|key|approach|in \w+))?|explanations?|approach|rationale"
+    r"|reasoning|justification|discussion|walkthrough|analysis|test ?cases?|unit ?tests?|tests|assertions"
     r"|why\b[^:\n]{0,60}|skills?(?: practi[sc]ed| trained| tested| required)?|learning (?:goals?|objectives?"
-    r"|outcomes?)|concepts?(?: tested| covered)?|topics?(?: covered)?|difficulty(?: level)?|estimated time"
-    r"|duration|tags|keywords|evaluation(?:"
-    r" criteria)?|grading|differences?|changes?(?: made)?|what(?:'s| is) new|comments? for [^:\n]{0,30}|notes?"
-    r" (?:for|to) the (?:teacher|instructor|grader)|teacher'?s? notes?|pseudo-?code|key ideas?|how to"
-    r" solve[^:\n]{0,30})"
-    r"|lösung\w*|antwort|erklärung|begründung|testfälle|solución|respuesta|explicación|réponse|corrigé|explication"
-    r"|soluzione|risposta|resposta|solução|решение|ответ|объяснение|答案|参考答案|解答|解法|解析|说明|思路|测试用例|解説|回答|정답|해설|풀이)"
-    r"[*_ \t]*(?:\([^()\n]{0,40}\))?[*_ \t]*(?:[:\uff1a]|[*_ \t]*$)",
+    r"|outcomes?)|concepts?(?: tested| covered)?|topics?(?: covered)?|difficulty(?: level)?|estimated time|duration"
+    r"|tags|keywords|evaluation(?: criteria)?|grading|differences?|changes?(?: made)?|what(?:'s| is) new"
+    r"|comments? for [^:\n]{0,30}|notes? (?:for|to) the (?:teacher|instructor|grader)|teacher'?s? notes?|pseudo-?code"
+    r"|key ideas?|how to solve[^:\n]{0,30})|lösung\w*|antwort|erklärung|begründung|testfälle|solución|respuesta"
+    r"|explicación|réponse|corrigé|explication|soluzione|risposta|resposta|solução|решение|ответ|объяснение|答案"
+    r"|参考答案|解答|解法|解析|说明|思路|测试用例|解説|回答|정답|해설"
+    r"|풀이)[*_ \t]*(?:\([^()\n]{0,40}\))?[*_ \t]*(?:[:\uff1a]|[*_ \t]*$)",
     re.IGNORECASE | re.MULTILINE,
 )
-"""Labels of what follows a question and is no part of it."""
+"""Labels of sections after a question that are not part of it."""
 _TITLE_LABEL = re.compile(
     r"[#*_> \t]*(?:title|topic|domain|category|difficulty|level|subject|name|标题|titel|título|titre)[*_"
     r" \t]*[:\uff1a][^\n]*\n+(?=[#*_> \t]*(?:description|statement|task|problem)\b)",
@@ -166,12 +160,10 @@ _QUESTION_LABEL = re.compile(
     re.IGNORECASE,
 )
 _INTRODUCTION = re.compile(
-    rf"(?![^\n]*\b(?:given|consider|write|implement|create|you have|current|existing)\b)"
-    rf"(?=[^\n:]*\b(?:here|new|next|another|following|below|fresh|different|hier|neue|folgende|voici|nouvel(?:le)?"
-    rf"|aqu[ií]|nuev[ao]|siguiente|ecco|nuov[oa]|nova|novo|seguinte|новая|новое|вот)\b)[^\n:]{{0,120}}\b(?:{_KIND}"
-    rf"|one|aufgabe"
-    rf"|tarea|ejercicio|exercice|tâche|compito|esercizio|tarefa|задач[аи]|задание)\b[^\n:]{{0,60}}[:\uff1a][*_"
-    rf" \t]*\n+",
+    rf"(?![^\n]*\b(?:given|consider|write|implement|create|you have|current|existing)\b)(?=[^\n:]*\b(?:here|new|next"
+    rf"|another|following|below|fresh|different|hier|neue|folgende|voici|nouvel(?:le)?|aqu[ií]|nuev[ao]|siguiente|ecco"
+    rf"|nuov[oa]|nova|novo|seguinte|новая|новое|вот)\b)[^\n:]{{0,120}}\b(?:{_KIND}|one|aufgabe|tarea|ejercicio"
+    rf"|exercice|tâche|compito|esercizio|tarefa|задач[аи]|задание)\b[^\n:]{{0,60}}[:\uff1a][*_ \t]*\n+",
     re.IGNORECASE,
 )
 _IDEOGRAPH = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
@@ -185,16 +177,14 @@ _PRAISE = re.compile(
 )
 _REQUEST = re.compile(
     r"\?|\A(?:what|which|how|why|who|where|when|suppose)\b|\b(?:should|must|shall|needs? to|ha(?:s|ve) to|how to"
-    r"|(?:task|goal|challenge) is|(?:how|what|why) (?:do|does|is|are|can|would|many|much))\b"
-    r"|(?:\A|[.:;,!?()\"'`*>-]\s*|\n\s*|\b(?:and|then|please|you|\d+[.)])\s+)[\"'`*_(]*"
-    r"(?:write|create|implement|design|develop|build|define|make|construct|code|find|compute|calculate|determine"
-    r"|return|print|output|read|generate|convert|sort|count|check|remove|replace|simulate|given|solve|use|complete"
-    r"|explain|describe|identify|provide|show|fix)\b"
-    r"|(?:\A|[.,:!?] |\n\s*|please )[\"'`*_(]*"
-    r"(?!(?:in|on|at|by|for|of|with|from|as|to|if|when|while|like|since|because|after|before|during|under|over|into"
-    r"|than|that|all|both|it|not|only|but|and|or|so|even|about|between|through|without|where|until)\b)"
-    r"[a-z]{3,}(?<!s)(?<!ed)(?<!ing) (?:a|an|the|all|each|every|any|two|three|[0-9]+|your|this|these|if|whether|code)"
-    r"\b",
+    r"|(?:task|goal|challenge) is|(?:how|what|why) (?:do|does|is|are|can|would|many|much))\b|(?:\A"
+    r"|[.:;,!?()\"'`*>-]\s*|\n\s*|\b(?:and|then|please|you|\d+[.)])\s+)[\"'`*_(]*(?:write|create|implement|design"
+    r"|develop|build|define|make|construct|code|find|compute|calculate|determine|return|print|output|read|generate"
+    r"|convert|sort|count|check|remove|replace|simulate|given|solve|use|complete|explain|describe|identify|provide"
+    r"|show|fix)\b|(?:\A|[.,:!?] |\n\s*|please )[\"'`*_(]*(?!(?:in|on|at|by|for|of|with|from|as|to|if|when|while|like"
+    r"|since|because|after|before|during|under|over|into|than|that|all|both|it|not|only|but|and|or|so|even|about"
+    r"|between|through|without|where|until)\b)[a-z]{3,}(?<!s)(?<!ed)(?<!ing) (?:a|an|the|all|each|every|any|two|three"
+    r"|[0-9]+|your|this|these|if|whether|code)\b",
     re.IGNORECASE,
 )
 """Questions, requirements and imperatives: verbs of programming tasks, and words before an object."""
@@ -212,49 +202,37 @@ _PROSE_WANTED = re.compile(
 )
 _MIN_ENGLISH_WORDS = 2
 _TO_THE_REQUESTER = re.compile(
-    r"[^.?!\n]*\b(?:(?:could|can|would|will) you (?:please |also )?"
-    r"(?:tell me|clarify|confirm|specify|share|let me|paste)"
-    r"|(?:do|would) you (?:want|like|prefer|mean)|(?:shall|may) I"
-    r"|should I (?:include|add|keep|make|proceed|continue)|can I (?:help|assist))\b[^.?!\n]*[?]",
+    r"[^.?!\n]*\b(?:(?:could|can|would|will) you (?:please |also )?(?:tell me|clarify|confirm|specify|share|let me"
+    r"|paste)|(?:do|would) you (?:want|like|prefer|mean)|(?:shall|may) I|should I (?:include|add|keep|make|proceed"
+    r"|continue)|can I (?:help|assist))\b[^.?!\n]*[?]",
     re.IGNORECASE,
 )
 _CLOSING = re.compile(
     r"\n\s*(?:-{3,}|\*{3,})?\s*[(*_#> \t]*(?:let me know\b|(?:have|enjoy|happy)\b[^\n.]{0,40}[!.]\s*\Z"
-    r"|you(?:['\u2019]ve| have)? got this|take your time|if you(?:['\u2019]d| would)? (?:like|need|want|prefer)"
-    r" (?:\w+ ){0,6}(?:solution|hint|another|help|answer|one)|\(?(?:I|we)(?:['\u2019]ve| have)? (?:kept|chose"
-    r"|changed|made|wrote|designed|picked|asked|replaced|switched"
-    r"|stayed|avoided|focused|based|selected|created|varied|moved)\b"
-    r"|(?:this|it) (?:exercise|task|one|challenge|question"
-    r"|problem)\b|(?:i )?hope (?:this|that|it)\b|\(?same (?:domain|type"
-    r"|difficulty)\b|feel free\b|good luck\b|happy coding\b"
-    r"|would you like\b|end of (?:the )?task"
+    r"|you(?:['\u2019]ve| have)? got this|take your time|if you(?:['\u2019]d| would)? (?:like|need|want"
+    r"|prefer) (?:\w+ ){0,6}(?:solution|hint|another|help|answer|one)|\(?(?:I|we)(?:['\u2019]ve| have)? (?:kept|chose"
+    r"|changed|made|wrote|designed|picked|asked|replaced|switched|stayed|avoided|focused|based|selected|created|varied"
+    r"|moved)\b|(?:this|it) (?:exercise|task|one|challenge|question|problem)\b|(?:i )?hope (?:this|that|it)\b"
+    r"|\(?same (?:domain|type|difficulty)\b|feel free\b|good luck\b|happy coding\b|would you like\b"
+    r"|end of (?:the )?task"
     rf"|this (?:new )?{_KIND} (?:is|requires|comes|tests|stays|keeps|has|differs|focuses|involves|maintains|remains)\b"
-    rf"|note: this (?:new )?{_KIND} (?:is|comes|stays|keeps|has|tests)\b|difficulty[* ]*:|(?:explanation"
-    rf"|rationale|reasoning|why this task)[* ]*:[^\n]*(?:skill|same|original|given))[\s\S]*\Z",
+    rf"|note: this (?:new )?{_KIND} (?:is|comes|stays|keeps|has|tests)\b|difficulty[* ]*:|(?:explanation|rationale"
+    rf"|reasoning|why this task)[* ]*:[^\n]*(?:skill|same|original|given))[\s\S]*\Z",
     re.IGNORECASE,
 )
 _RULE_AT_END = re.compile(r"\s*\n[ \t]*(?:-{3,}|\*{3,}|_{3,})[ \t]*\Z")
 _PLACEHOLDER = re.compile(r"\W*(?:n/?a|none|null|\[[^\]\n]{0,60}\])\W*", re.IGNORECASE)
 
-_FRAMES = (
-    _OPENING,
-    _PROPOSAL,
-    _CREATED,
-    _CHINESE_OPENING,
-    _TITLE_LABEL,
-    _QUESTION_LABEL,
-    _INTRODUCTION,
-    _REASONS,
-    _MARK,
-    _NUMBER,
+_OPENINGS = (
+    *(_OPENING, _PROPOSAL, _CREATED, _CHINESE_OPENING, _TITLE_LABEL),
+    *(_QUESTION_LABEL, _INTRODUCTION, _REASONS, _MARK, _NUMBER),
 )
 
 
 def read_question(answer: str) -> str:
     r"""Return the question in a text of the teacher, without thoughts, tags, titles, quotes and remarks around it.
 
-    Of several questions the first counts. A solution after the question is cut off, and so is a number unless it
-    begins a list.
+    Of several questions, the first is returned. Solutions after the question and its number are removed.
 
     Example:
 
@@ -265,13 +243,13 @@ def read_question(answer: str) -> str:
     ```
     """
     text = parse_answer(answer).text.strip()
-    while (bare := _without_frame(text)) != text:
-        text = bare
+    while (inner := _without_outer_layer(text)) != text:
+        text = inner
     return text
 
 
 def check_question(question: str, *, min_chars: int, max_chars: int) -> Reject | None:
-    """Return the reason why a text is not a usable question, or `None` if it is.
+    """Return the reason why a text is not a usable question, or `None` if it is usable.
 
     Example:
 
@@ -300,7 +278,7 @@ def check_question(question: str, *, min_chars: int, max_chars: int) -> Reject |
 
 
 def _has_no_request(question: str) -> bool:
-    """Return whether an English text asks for no program: for nothing, for prose, or for details of the request."""
+    """Return whether an English text does not request a program, but nothing, prose, or details of the request."""
     if _PROSE_WANTED.match(question):
         return True
     asked = _TO_THE_REQUESTER.sub("", question).strip()
@@ -310,8 +288,8 @@ def _has_no_request(question: str) -> bool:
     return not is_short and _REQUEST.search(asked) is None
 
 
-def _without_frame(text: str) -> str:
-    """Remove one layer: a tag and the text before it, other questions, a solution, a mark, or quotes."""
+def _without_outer_layer(text: str) -> str:
+    """Remove one layer: a tag and the text before it, other questions, a solution, an opening, or quotes."""
     if fence := _FENCE.fullmatch(text):
         return fence["text"].strip()
     if text.startswith("{") and (value := _in_json(text)) is not None:
@@ -336,19 +314,19 @@ def _without_frame(text: str) -> str:
         return first
     if (solution_start := _solution_start(text)) is not None:
         return text[:solution_start].strip()
-    for frame in _FRAMES:
-        if (opening := frame.match(text)) and 0 < opening.end() < len(text):
+    for pattern in _OPENINGS:
+        if (opening := pattern.match(text)) and 0 < opening.end() < len(text):
             return text[opening.end() :].strip()
     for opening_quote, closing_quote in _QUOTES.items():
         inside = text.removeprefix(opening_quote).removesuffix(closing_quote)
-        quoted = len(text) - len(inside) == len(opening_quote) + len(closing_quote)
-        if quoted and closing_quote not in inside:
+        is_quoted = len(text) - len(inside) == len(opening_quote) + len(closing_quote)
+        if is_quoted and closing_quote not in inside:
             return inside.strip()
     return text
 
 
 def _in_json(text: str) -> str | None:
-    """Return the question in a JSON object, or `None` without one."""
+    """Return the question in a JSON object, or `None` if there is none."""
     try:
         value = json.loads(text, strict=False)
     except (ValueError, RecursionError):
@@ -358,9 +336,9 @@ def _in_json(text: str) -> str | None:
 
 
 def _cut_label(text: str) -> int | None:
-    """Return the start of the first section that is not part of the question; explanations of examples are.
+    """Return the start of the first section that is not part of the question, such as a second question.
 
-    A second question is such a section, as where a model goes on with its prompt.
+    Explanations of examples are part of the question.
     """
     for label in _LATER_LABEL.finditer(text):
         behind = text[label.end() :].strip("*_ \t\n")
@@ -374,7 +352,7 @@ def _cut_label(text: str) -> int | None:
 
 
 def _solution_start(text: str) -> int | None:
-    """Return the start of code that answers the question, in a fence or as paragraphs at the end."""
+    """Return the start of code that solves the question, in a fence or as paragraphs at the end."""
     for code in _FENCED_CODE.finditer(text):
         if _solves(text[: code.start()], code["code"]):
             return code.start()
@@ -407,29 +385,11 @@ def _first_of_several(text: str) -> str | None:
     return text[items[0].end() : items[1].start()].strip() if all(asks) else None
 
 
-class Graded(Protocol):
-    """Feedback on a question, as far as it is needed here."""
-
-    @property
-    def question_id(self) -> str:
-        """Id of the question."""
-
-    @property
-    def level(self) -> Level:
-        """Difficulty for the student."""
-
-
 @dataclass(frozen=True, slots=True)
 class NewQuestions:
-    """New questions of a cycle.
+    """New questions of a cycle, easy ones first, with the number of requested questions by level.
 
-    Args:
-        questions (`list[Question]`):
-            New questions, beginning with easy ones.
-        asked (`Counter[str]`):
-            Number of requested questions by level; 0 for a level without questions to follow up.
-        dropped (`Counter[str]`):
-            Number of dropped completions by level and reason, such as `"hard/refused"`.
+    `dropped` is the number of dropped completions by level and reason, such as `"hard/refused"`.
     """
 
     questions: list[Question] = field(default_factory=list)
@@ -438,7 +398,7 @@ class NewQuestions:
 
 
 def generate_questions(
-    feedback: Sequence[Graded],
+    feedback: Sequence[Feedback],
     questions: Sequence[Question],
     teacher: TextGenerator,
     *,
@@ -448,17 +408,17 @@ def generate_questions(
     sampling: SamplingParams | None = None,
     seed: int = 0,
 ) -> NewQuestions:
-    """Generate new questions after those of the last cycle, by their levels.
+    """Generate new questions from those of the last cycle, by their levels.
 
-    As in the paper, an easy question is followed by another task of the same domain, a medium or hard one by a task of
-    the same domain and type. The id of a new question consists of its parent's, the cycle and a number. If a level has
-    fewer questions than requested, several are generated after each.
+    As in the paper, the teacher derives another task of the same domain from an easy question, and a task of the same
+    domain and type from a medium or hard one. The id of a new question consists of the id of its parent, the cycle and
+    a number. If a level has fewer questions than requested, several are derived from each.
 
     Args:
-        feedback (`Sequence[Graded]`):
+        feedback (`Sequence[Feedback]`):
             Feedback with the levels of the questions.
         questions (`Sequence[Question]`):
-            The last cycle's questions.
+            Questions of the last cycle.
         teacher (`TextGenerator`):
             Teacher that writes the questions.
         cycle (`int`):
@@ -470,7 +430,7 @@ def generate_questions(
         sampling (`SamplingParams`, *optional*):
             Sampling parameters of the teacher. Defaults to those of `config` for the cycle.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the choice of questions to follow up.
+            Seed of the choice of parents.
 
     Raises:
         ValueError: If feedback refers to an unknown question, or a new id exists already.
@@ -479,14 +439,14 @@ def generate_questions(
     Example:
 
     ```python
-    >>> from collections import namedtuple
     >>> from trl_akd.generation import Completion
+    >>> from trl_akd.iterkd.cycle.feedback import StaticView
     >>> class Teacher:
     ...     def generate(self, prompts, **settings):
     ...         return [[Completion("#Created Instruction#: Sort a list of names.", -0.1, "stop", 9)] for _ in prompts]
-    >>> graded = namedtuple("graded", "question_id level")("sort", "hard")
+    >>> feedback = [Feedback("sort", "x = 1", None, StaticView(True, "python"), None, 0.0, "hard")]
     >>> questions, config = [Question("sort", "Sort numbers.")], CycleConfig(new_hard=1)
-    >>> found = generate_questions([graded], questions, Teacher(), cycle=1, config=config)
+    >>> found = generate_questions(feedback, questions, Teacher(), cycle=1, config=config)
     >>> found.questions
     [Question(id='sort/1.0', instruction='Sort a list of names.', ..., origin='hard', parent='sort')]
 
@@ -495,26 +455,26 @@ def generate_questions(
     config = config or CycleConfig()
     prompts, sampling = prompts or config.teaching_prompts, sampling or config.sampling(cycle)
     known = {question.id: question for question in questions}
-    wanted = [
+    requested = [
         (level, parent, f"{parent.id}/{cycle}.{number}")
         for level in LEVELS
         for parent, number in _parents(_of_level(feedback, known, level), config.new_questions(level), seed, cycle)
     ]
-    if taken := [name for _, _, name in wanted if name in known]:
-        raise ValueError(f"`questions` has the id {taken[0]!r} of a new one already; give `cycle` another number.")
-    requests = [prompts.for_question(parent.instruction, level) for level, parent, _ in wanted]
-    written = complete(teacher, requests, sampling)
-    renewal = NewQuestions(asked=Counter(level for level, _, _ in wanted))
-    for (level, parent, name), completion in zip(wanted, written, strict=True):
+    if taken := [name for _, _, name in requested if name in known]:
+        raise ValueError(f"`questions` already has the id {taken[0]!r} of a new one; give another `cycle`.")
+    texts = [prompts.for_question(parent.instruction, level) for level, parent, _ in requested]
+    completions = complete(teacher, texts, sampling)
+    new = NewQuestions(asked=Counter(level for level, _, _ in requested))
+    for (level, parent, name), completion in zip(requested, completions, strict=True):
         text = read_question(completion.text)
         reason = check_question(text, min_chars=config.min_question_chars, max_chars=config.max_question_chars)
         if completion.finish_reason != "stop":
             reason = INCOMPLETE[completion.finish_reason]
         if reason is None:
-            renewal.questions.append(Question(name, text, origin=level, parent=parent.id))
+            new.questions.append(Question(name, text, origin=level, parent=parent.id))
         else:
-            renewal.dropped[f"{level}/{reason}"] += 1
-    return renewal
+            new.dropped[f"{level}/{reason}"] += 1
+    return new
 
 
 def mix_questions(
@@ -525,10 +485,10 @@ def mix_questions(
     *,
     seed: int = 0,
 ) -> list[Question]:
-    """Choose the next cycle's questions from old and new ones, in their order, old ones first.
+    """Choose the questions of the next cycle from old and new ones, in their order, old ones first.
 
-    Each place goes to the level that is furthest below its part and has questions left, so the parts are kept if there
-    are enough questions of each level, and the size is reached if there are enough in total.
+    Each question is taken from the level that is furthest below its share and has questions left. The shares are exact
+    if there are enough questions of each level, and the size is reached if there are enough in total.
 
     Args:
         seeds (`Sequence[Question]`):
@@ -538,7 +498,7 @@ def mix_questions(
         levels (`Mapping[str, Level]`):
             Levels of the old questions by id.
         config ([`CycleConfig`]):
-            Number of questions, the share of old ones, and the parts of the levels.
+            Number of questions, fraction of old ones, and relative weights of the levels.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the choice within a level.
 
@@ -559,18 +519,18 @@ def mix_questions(
     """
     old_levels = [_level(question, levels.get(question.id), "old") for question in seeds]
     new_levels = [_level(question, None if question.origin == "seed" else question.origin, "new") for question in new]
-    parts = {level: config.mix_part(level) for level in LEVELS}
+    weights = {level: config.mix_weight(level) for level in LEVELS}
     size = config.questions_per_cycle
-    old = _choose(seeds, old_levels, round(size * config.old_share), parts, seed)
-    fresh = _choose(new, new_levels, size - len(old), parts, seed)
-    old = _choose(seeds, old_levels, size - len(fresh), parts, seed)
-    return [*old, *fresh]
+    old = _choose(seeds, old_levels, round(size * config.old_share), weights, seed)
+    added = _choose(new, new_levels, size - len(old), weights, seed)
+    old = _choose(seeds, old_levels, size - len(added), weights, seed)
+    return [*old, *added]
 
 
-def _of_level(feedback: Sequence[Graded], known: Mapping[str, Question], level: Level) -> list[Question]:
+def _of_level(feedback: Sequence[Feedback], known: Mapping[str, Question], level: Level) -> list[Question]:
     for item in feedback:
         if item.question_id not in known:
-            raise ValueError(f"`feedback` is on {item.question_id!r}, which is not among `questions`.")
+            raise ValueError(f"`feedback` refers to {item.question_id!r}, which is not among `questions`.")
     return [known[item.question_id] for item in feedback if item.level == level]
 
 
@@ -578,34 +538,34 @@ def _parents(questions: Sequence[Question], count: int, seed: int, cycle: int) -
     """Return `count` questions in random order, each with the number of its earlier occurrences."""
     if not questions:
         return []
-    ordered = sorted(questions, key=lambda question: _draw(question, seed, cycle))
+    ordered = sorted(questions, key=lambda question: _random_key(question, seed, cycle))
     return [(ordered[number % len(ordered)], number // len(ordered)) for number in range(count)]
 
 
 def _level(question: Question, level: Level | None, age: str) -> Level:
     if level is None:
-        raise ValueError(f"The {age} question {question.id!r} has no level; leave it out or give it one.")
+        raise ValueError(f"the {age} question {question.id!r} has no level; leave it out or give it one.")
     return level
 
 
 def _choose(
-    questions: Sequence[Question], levels: Sequence[Level], count: int, parts: Mapping[Level, float], seed: int
+    questions: Sequence[Question], levels: Sequence[Level], count: int, weights: Mapping[Level, float], seed: int
 ) -> list[Question]:
-    """Choose at most `count` questions by the parts of the levels."""
-    pools: dict[Level, list[int]] = {level: [] for level in LEVELS if parts[level]}
-    for index in sorted(range(len(questions)), key=lambda index: _draw(questions[index], seed)):
+    """Choose at most `count` questions by the relative weights of the levels."""
+    pools: dict[Level, list[int]] = {level: [] for level in LEVELS if weights[level]}
+    for index in sorted(range(len(questions)), key=lambda index: _random_key(questions[index], seed)):
         if levels[index] in pools:
             pools[levels[index]].append(index)
     taken: dict[Level, int] = dict.fromkeys(pools, 0)
     for _ in range(count):
-        having = [level for level in pools if taken[level] < len(pools[level])]
-        if not having:
+        available = [level for level in pools if taken[level] < len(pools[level])]
+        if not available:
             break
-        taken[min(having, key=lambda level: (taken[level] + 1) / parts[level])] += 1
+        taken[min(available, key=lambda level: (taken[level] + 1) / weights[level])] += 1
     chosen = sorted(index for level, pool in pools.items() for index in pool[: taken[level]])
     return [questions[index] for index in chosen]
 
 
-def _draw(question: Question, *seed: int) -> float:
-    """Return a number that depends on seed and question alone."""
+def _random_key(question: Question, *seed: int) -> float:
+    """Return a random number that depends only on seed and question."""
     return random.Random(f"{seed}:{question.id}").random()

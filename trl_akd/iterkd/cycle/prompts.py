@@ -1,13 +1,13 @@
 """Prompts for the teacher: correct answers, faulty answers and new questions.
 
-The wording is this project's own. The authors' prompts, which are not licensed, describe all five kinds of fault at
-once and let the teacher choose; these prompts name one kind, so that kinds are balanced and known.
+The wording is this project's own. The authors' prompts, which have no license, describe all five kinds of faults and
+let the teacher choose; each of these prompts names one kind, so that kinds are balanced and known.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from string import Formatter
 from types import MappingProxyType
@@ -45,7 +45,7 @@ FAULT_DEFINITIONS: Mapping[FaultKind, str] = MappingProxyType(
         ),
     }
 )
-"""Definition of each kind of fault, with an example."""
+"""Definition of each kind of faults, with an example."""
 
 _CORRECT = """\
 Solve this programming task. Give one complete program in a fenced code block that does what is asked for every \
@@ -107,23 +107,22 @@ _FIELDS: Mapping[str, tuple[set[str], set[str]]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class TeachingPrompts:
-    r"""Four prompt templates for the teacher, as format strings.
+    r"""Prompt templates for the teacher, as format strings.
 
-    The paper (arXiv 2408.03680) and its repository have one template for easy questions and one for medium and hard
-    ones.
+    As in the paper (arXiv 2408.03680), one template is for easy questions and one for medium and hard ones.
 
     Args:
         correct (`str`, *optional*):
-            Template for a correct answer; field `instruction`.
+            Template for a correct answer, with the field `instruction`.
         faulty (`str`, *optional*):
-            Template for a faulty answer; fields `instruction`, `kind` and, if wanted, `definition`.
+            Template for a faulty answer, with the fields `instruction`, `kind` and optionally `definition`.
         new_easy (`str`, *optional*):
-            Template for a question after an easy one; field `instruction`.
+            Template for a question derived from an easy one, with the field `instruction`.
         new_same (`str`, *optional*):
-            Template for a question after a medium or hard one; field `instruction`.
+            Template for a question derived from a medium or hard one, with the field `instruction`.
 
     Raises:
-        ValueError: If a template lacks a field or has an unknown one; the message names both.
+        ValueError: If a template lacks a field or has an unknown one.
 
     Example:
 
@@ -142,31 +141,30 @@ class TeachingPrompts:
 
     def __post_init__(self) -> None:
         for name, (required, optional) in _FIELDS.items():
-            _check_layout(name, getattr(self, name), required, optional)
+            _check_fields(name, getattr(self, name), required, optional)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
-        """Read templates from a .yaml, .yml or .json file that maps their names to texts; others keep their defaults.
+        """Read templates from a .yaml, .yml or .json file that maps names to texts; missing ones keep their defaults.
 
         Raises:
             ValueError: If the file has other content.
         """
         text = Path(path).read_text(encoding="utf-8")
         try:
-            layouts = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
+            templates = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
         except (json.JSONDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"{path} is not readable as YAML or JSON: {error}") from error
-        names = [field.name for field in fields(cls)]
-        if not isinstance(layouts, dict) or not all(isinstance(layout, str) for layout in layouts.values()):
-            raise ValueError(f"{path} does not map names to texts; the names are {', '.join(names)}.")
-        unknown = sorted(set(map(str, layouts)) - set(names))
-        if unknown:
-            raise ValueError(f"{path} has a layout {unknown[0]!r}; the names are {', '.join(names)}.")
-        return cls(**layouts)
+            raise ValueError(f"{path} is not YAML or JSON: {error}") from error
+        names = ", ".join(_FIELDS)
+        if not isinstance(templates, dict) or not all(isinstance(template, str) for template in templates.values()):
+            raise ValueError(f"{path} does not map names to texts; the names are {names}.")
+        if unknown := sorted(set(map(str, templates)) - set(_FIELDS)):
+            raise ValueError(f"{path} has a template {unknown[0]!r}; the names are {names}.")
+        return cls(**templates)
 
     @property
     def version(self) -> str:
-        """Version of the wording: a digest of all templates."""
+        """Digest of the wording of all templates."""
         wording = json.dumps([*astuple(self), *FAULT_DEFINITIONS.values()])
         return f"teaching-{hashlib.sha256(wording.encode()).hexdigest()[:8]}"
 
@@ -175,25 +173,25 @@ class TeachingPrompts:
         return self.correct.format(instruction=instruction.strip())
 
     def for_fault(self, instruction: str, kind: FaultKind) -> str:
-        """Return the prompt for an answer with one kind of fault."""
+        """Return the prompt for an answer with a fault of one kind."""
         return self.faulty.format(instruction=instruction.strip(), kind=kind, definition=FAULT_DEFINITIONS[kind])
 
     def for_question(self, instruction: str, level: Level) -> str:
-        """Return the prompt for a new question after one of the given level."""
-        layout = self.new_easy if level == "easy" else self.new_same
-        return layout.format(instruction=instruction.strip())
+        """Return the prompt for a new question derived from one of the given level."""
+        template = self.new_easy if level == "easy" else self.new_same
+        return template.format(instruction=instruction.strip())
 
 
-def _check_layout(name: str, layout: str, required: set[str], optional: set[str]) -> None:
+def _check_fields(name: str, template: str, required: set[str], optional: set[str]) -> None:
     try:
-        found = {field for _, field, _, _ in Formatter().parse(layout) if field is not None}
+        found = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
     except ValueError as error:
-        raise ValueError(f"`{name}` is no format string ({error}); write {{{{ and }}}} for braces.") from error
-    for field in sorted(required - found):
-        raise ValueError(f"`{name}` lacks the field {{{field}}}; say where it goes.")
-    for field in sorted(found - required - optional):
-        known = ", ".join(f"{{{known}}}" for known in sorted(required | optional))
-        raise ValueError(f"`{name}` has the field {{{field}}}, which is unknown; the fields are {known}.")
+        raise ValueError(f"`{name}` is not a format string ({error}); double braces that are not fields.") from error
+    if missing := sorted(required - found):
+        raise ValueError(f"`{name}` lacks the field {{{missing[0]}}}; add it.")
+    if unknown := sorted(found - required - optional):
+        known = ", ".join(f"{{{field}}}" for field in sorted(required | optional))
+        raise ValueError(f"`{name}` has the unknown field {{{unknown[0]}}}; the fields are {known}.")
 
 
 INCOMPLETE: Mapping[FinishReason, Literal["truncated", "refused"]] = MappingProxyType(
@@ -203,27 +201,5 @@ INCOMPLETE: Mapping[FinishReason, Literal["truncated", "refused"]] = MappingProx
 
 
 def complete(teacher: TextGenerator, prompts: Sequence[str], sampling: SamplingParams) -> list[Completion]:
-    """Return one completion per prompt.
-
-    Example:
-
-    ```python
-    >>> class Echo:
-    ...     def generate(self, prompts, **settings):
-    ...         return [[Completion(prompt, -0.1, "stop", 1)] for prompt in prompts]
-    >>> [completion.text for completion in complete(Echo(), ["one", "two"], SamplingParams())]
-    ['one', 'two']
-
-    ```
-    """
-    if not prompts:
-        return []
-    answers = teacher.generate(
-        list(prompts),
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        max_new_tokens=sampling.max_new_tokens,
-        stop=sampling.stop,
-        seed=sampling.seed,
-    )
-    return [completion for (completion,) in answers]
+    """Return one completion per prompt; without prompts, the teacher is not called."""
+    return [completion for [completion] in teacher.generate(list(prompts), **vars(sampling))] if prompts else []

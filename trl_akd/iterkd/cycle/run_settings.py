@@ -1,7 +1,7 @@
 """Settings on which the weights of a run depend, and which a continued run must not change.
 
-Settings are compared by exclusion: all settings are compared that are not known to leave the weights unchanged,
-including those that later versions of transformers and TRL add.
+All settings are compared except those that are known to leave the weights unchanged. Settings that later versions of
+transformers and TRL add are thus compared as well.
 """
 
 import dataclasses
@@ -13,14 +13,14 @@ from typing import Any
 from ..iterkd_config import IterKDConfig
 from .config import CycleConfig
 
-__all__ = ["MAY_CHANGE", "changed_by_exclusion", "model_settings", "training_settings"]
+__all__ = ["MAY_CHANGE", "model_settings", "settings_except", "training_settings"]
 
-_WHERE_AND_WHAT_IS_SAVED = {
+_SAVING = {
     *("output_dir", "resume_from_checkpoint", "do_train", "do_eval", "do_predict"),
     *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "save_on_each_node"),
     *("enable_jit_checkpoint", "restore_callback_states_from_checkpoint"),
 }
-_THE_HUB = {
+_HUB = {
     *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
     "hub_revision",
 }
@@ -38,38 +38,34 @@ _EVALUATION = {
 _SPEED_AND_MEMORY = {
     *("gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing"),
     *("activation_checkpointing_kwargs", "activation_offloading", "torch_empty_cache_steps", "loss_chunk_size"),
-    *(
-        "dataloader_num_workers",
-        "dataloader_pin_memory",
-        "dataloader_persistent_workers",
-        "dataloader_prefetch_factor",
-    ),
-    *("dataloader_multiprocessing_context", "dataset_num_proc", "teacher_device", "ddp_find_unused_parameters"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataset_num_proc", "teacher_device"),
+    "ddp_find_unused_parameters",
     *("ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout", "local_rank"),
     *("use_cpu", "fsdp", "fsdp_config", "deepspeed"),
 }
-MAY_CHANGE = frozenset(_WHERE_AND_WHAT_IS_SAVED | _THE_HUB | _LOGS | _EVALUATION | _SPEED_AND_MEMORY)
+MAY_CHANGE = frozenset(_SAVING | _HUB | _LOGS | _EVALUATION | _SPEED_AND_MEMORY)
 """Fields of `IterKDConfig`, without those of `CycleConfig`, that leave the weights unchanged except for rounding."""
 
 _ADDED = frozenset({"divergence", "divergence_kwargs"})
-"""Fields that earlier versions did not have; ledgers have them only where they differ from their defaults."""
-_FOR_THE_BEST_MODEL = {"eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps"}
+"""Fields that earlier versions did not have; they are compared only if they differ from their defaults."""
+_BEST_MODEL = {"eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps"}
 
 
 def training_settings(args: IterKDConfig) -> dict[str, Any]:
     """Return the settings of training, as JSON values."""
-    free = set(MAY_CHANGE) | set(CycleConfig.__dataclass_fields__)
+    excluded = set(MAY_CHANGE) | set(CycleConfig.__dataclass_fields__)
     if args.load_best_model_at_end:
-        free -= _FOR_THE_BEST_MODEL
-    return args.cycle_settings | changed_by_exclusion(args, free)
+        excluded -= _BEST_MODEL
+    return args.cycle_settings | settings_except(args, excluded)
 
 
-def changed_by_exclusion(config: Any, free: Collection[str]) -> dict[str, Any]:
+def settings_except(config: Any, excluded: Collection[str]) -> dict[str, Any]:
     """Return the fields of a dataclass except the given ones, as JSON values."""
     return {
         entry.name: _plain(getattr(config, entry.name))
         for entry in dataclasses.fields(config)
-        if entry.name not in free and not (entry.name in _ADDED and getattr(config, entry.name) == _default(entry))
+        if entry.name not in excluded and not (entry.name in _ADDED and getattr(config, entry.name) == _default(entry))
     }
 
 
@@ -78,14 +74,7 @@ def _default(entry: dataclasses.Field[Any]) -> Any:
 
 
 def model_settings(model: Any, accelerator: Any) -> dict[str, Any]:
-    """Return further settings on which the weights depend: model, adapter and processes.
-
-    Args:
-        model (`PreTrainedModel` or `PeftModel`):
-            The student.
-        accelerator (`Accelerator`):
-            Accelerator of the run.
-    """
+    """Return further settings on which the weights depend: model, adapter and processes."""
     config = model.config
     quantization: Any = getattr(config, "quantization_config", None)
     return {
@@ -104,12 +93,12 @@ def _adapter_settings(model: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {"peft": [_plain(config.peft_type) for config in adapters.values()] or None}
     for name, config in adapters.items():
         prefix = "peft" if len(adapters) == 1 else f"peft.{name}"
-        fields = {key: value for key, value in config.to_dict().items() if key not in _NO_PART_OF_AN_ADAPTER}
+        fields = {key: value for key, value in config.to_dict().items() if key not in _NOT_OF_ADAPTERS}
         settings |= {f"{prefix}.{key}": _plain(value) for key, value in fields.items()}
     return settings
 
 
-_NO_PART_OF_AN_ADAPTER = ("inference_mode", "peft_version", "runtime_config")
+_NOT_OF_ADAPTERS = ("inference_mode", "peft_version", "runtime_config")
 
 
 def _plain(value: Any) -> Any:

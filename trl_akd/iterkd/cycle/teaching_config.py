@@ -1,4 +1,4 @@
-"""Configuration of the teacher that writes texts, the judge, the sandbox and the benchmarks of an IterKD run."""
+"""Configuration of text teacher, judge, sandbox and benchmarks of an IterKD run."""
 
 import warnings
 from dataclasses import dataclass, field, fields
@@ -30,13 +30,13 @@ class TeachingConfig(BackendConfig):
     """
     Configuration of `trl-akd iterkd` for the text teacher, the judge, the sandbox and the benchmarks.
 
-    The text teacher writes answers and questions. Fields without a prefix are those of its backend, as in
-    [`BackendConfig`]; fields with the prefix `judge_` are those of the judge's, which shares the others.
+    The text teacher writes answers and questions. Fields without a prefix configure its backend, as in
+    [`BackendConfig`]; fields with the prefix `judge_` configure that of the judge, which shares the others.
 
     Args:
         text_teacher_model_name_or_path (`str`, *optional*):
             Text teacher: a folder, a name on the Hub or, for a server, the name under which it serves the model.
-            Defaults to the teacher model, `teacher_model_name_or_path`, of which no second copy is loaded.
+            Defaults to `teacher_model_name_or_path`; the model is then loaded only once.
         text_teacher_model_revision (`str`, *optional*):
             Branch, tag or commit of the text teacher on the Hub.
         text_teacher_dtype (`str`, *optional*, defaults to `"auto"`):
@@ -44,18 +44,18 @@ class TeachingConfig(BackendConfig):
         prompt_style (`str`, *optional*, defaults to `"chat"`):
             Style of prompts for the text teacher: `"chat"`, as a user message, or `"completion"`, for a base model.
         generation_batch_size (`int`, *optional*):
-            Number of sequences that teacher, student and judge generate together on each process. Defaults to 16, and
-            to 128 for a text teacher or judge in vLLM.
+            Number of sequences that teacher, student and judge generate in one batch on each process. Defaults to 16,
+            and to 128 for a text teacher or judge in vLLM.
         judge (`str`, *optional*, defaults to `"teacher"`):
-            Judge of answers where `judge_model_name_or_path` is not set: `"teacher"`, the text teacher, or `"none"`.
+            Judge of answers if `judge_model_name_or_path` is not set: `"teacher"`, the text teacher, or `"none"`.
         judge_model_name_or_path (`str`, *optional*):
             Judge model: the folder of a judge from `trl-akd judge train`, any language model or, with
-            `judge_base_url`, the name under which that server serves it.
+            `judge_base_url`, the name under which the server serves it.
         judge_model_revision (`str`, *optional*):
             Branch, tag or commit of the judge model on the Hub.
         judge_backend (`str`, *optional*):
-            Backend of a judge that writes its judgements: `"transformers"`, `"vllm"` or `"openai"`. Defaults to
-            `"openai"` with `judge_base_url` and to `"transformers"` without.
+            Backend of a generative judge: `"transformers"`, `"vllm"` or `"openai"`. Defaults to `"openai"` with
+            `judge_base_url` and to `"transformers"` without.
         judge_base_url (`str`, *optional*):
             Address of the judge's server.
         judge_api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
@@ -63,19 +63,19 @@ class TeachingConfig(BackendConfig):
         judge_extra_body (`dict`, *optional*):
             Fields to add to each request to the judge's server, or to replace, as JSON; null removes a field.
         judge_prompt_style (`str`, *optional*):
-            Style of prompts for the judge: `"chat"` or `"completion"`. Defaults to `prompt_style` for a server and to
-            `"completion"`, as judges are trained, for a model in this process.
+            Style of prompts for the judge: `"chat"` or `"completion"`. Defaults to `prompt_style` for a server, and
+            for a model in this process to `"completion"`, with which judges are trained.
         eval_benchmark (`str`, *optional*):
             Benchmark that evaluates the student after each cycle, as `trl-akd evaluate` takes it.
         eval_benchmark_path (`str`, *optional*):
-            Local copy of a named benchmark.
+            Path of a local copy of a named benchmark.
         eval_benchmark_limit (`int`, *optional*):
             Evaluate only the first N problems.
         decontaminate (`list[str]`, *optional*, defaults to `[]`):
-            Further benchmarks whose problems new questions must not repeat, such as `humaneval mbpp apps`.
+            Additional benchmarks whose problems new questions must not repeat, such as `humaneval mbpp apps`.
         allow_code_execution (`bool`, *optional*, defaults to `False`):
-            Run the programs, in a sandbox. So does HF_ALLOW_CODE_EVAL=1 in the environment. Without it, programs are
-            only read, so most faults remain unverified.
+            Whether to run generated programs, in a sandbox. The environment variable HF_ALLOW_CODE_EVAL=1 allows it as
+            well. Otherwise programs are only parsed, so most faults remain unverified.
         program_timeout (`float`, *optional*, defaults to `3.0`):
             Time limit of a program in seconds of processor time.
         workers (`int`, *optional*):
@@ -114,8 +114,8 @@ class TeachingConfig(BackendConfig):
         self._move_old_judge()
         if self.judge_base_url is not None and self.judge_model_name_or_path is None:
             raise ValueError(
-                f"`judge_base_url` is {self.judge_base_url!r} and `judge_model_name_or_path` is None; a judge on a "
-                "server has both."
+                f"`judge_base_url` is {self.judge_base_url!r} and `judge_model_name_or_path` is None; give the "
+                "name of the server's model as well."
             )
         if self.judge == "none" and self.judge_model_name_or_path is not None:
             raise ValueError(
@@ -125,8 +125,8 @@ class TeachingConfig(BackendConfig):
         check_server_fields(self, "judge_base_url", ("judge_extra_body", "judge_api_key_env"), "judge's ")
         if self.judge_backend is not None and (self.judge_backend == "openai") != (self.judge_base_url is not None):
             raise ValueError(
-                f"`judge_backend` is {self.judge_backend!r} and `judge_base_url` is {self.judge_base_url!r}; an "
-                "address goes with the backend openai, and it with an address."
+                f"`judge_backend` is {self.judge_backend!r} and `judge_base_url` is {self.judge_base_url!r}; the "
+                "backend openai needs an address, and the others take none."
             )
 
     @property
@@ -165,33 +165,27 @@ class TeachingConfig(BackendConfig):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings that texts and verdicts depend on, by the names that ledgers of runs have always used.
+        """Settings on which texts and verdicts depend, by the names of their fields in the first ledgers.
 
-        Fields that ledgers did not have in the past are left out where they have their defaults.
+        Fields that were added since are omitted if they have their defaults.
         """
         served = self.judge_base_url is not None
-        found = {
+        settings = {
             "text_teacher": self.text_teacher_model_name_or_path,
             "text_backend": self.backend,
             "text_prompt_style": self.prompt_style,
             "judge": self.judge if served else self.judge_model_name_or_path or self.judge,
             "judge_model": self.judge_model_name_or_path if served else None,
         }
-        renamed = {
-            "text_teacher_model_name_or_path",
-            "backend",
-            "prompt_style",
-            "judge",
-            "judge_model_name_or_path",
-        }
+        renamed = {"text_teacher_model_name_or_path", "backend", "prompt_style", "judge", "judge_model_name_or_path"}
         for entry in fields(self):
             value = getattr(self, entry.name)
             if entry.name not in MAY_CHANGE | renamed and not (entry.name in _ADDED and value == entry.default):
-                found[entry.name] = value
-        return found
+                settings[entry.name] = value
+        return settings
 
     def _move_old_judge(self) -> None:
-        """Take a model in `judge`, where it was named in the past, for `judge_model_name_or_path`."""
+        """Move a model in `judge`, which used to take one, to `judge_model_name_or_path`."""
         if self.judge in ("teacher", "none"):
             return
         if self.judge_model_name_or_path is not None:
@@ -215,12 +209,9 @@ MAY_CHANGE = frozenset(
         *("eval_benchmark_path", "allow_code_execution"),
     }
 )
-"""Fields that a run may change when it goes on; whether programs are run is compared by `IterKDTrainer`."""
+"""Fields that a continued run may change; `IterKDTrainer` compares whether programs are run."""
 
 _ADDED = {
-    "text_teacher_model_revision",
-    "text_teacher_dtype",
-    "judge_model_revision",
-    "judge_backend",
-    "judge_prompt_style",
+    *("text_teacher_model_revision", "text_teacher_dtype"),
+    *("judge_model_revision", "judge_backend", "judge_prompt_style"),
 }

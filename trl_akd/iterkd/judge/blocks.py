@@ -1,4 +1,4 @@
-"""Blocks of scores in a judge's text: in lines, tables, sentences and JSON."""
+"""Parsing of blocks of scores in the text of a judge: in lines, tables, sentences and JSON."""
 
 import ast
 import json
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .markup import plain_text
-from .rubric import RULES, Refusal, score_refusal
+from .rubric import MAX_TOTAL, RULE_NUMBERS, RULES, Refusal, refusal_of
 from .values import (
     AMOUNT,
     DIGITS,
@@ -29,15 +29,10 @@ from .values import (
     rule_of_key,
     rule_of_name,
     split_numbers,
+    to_number,
 )
 
-__all__ = [
-    "FINAL",
-    "Block",
-    "Lines",
-    "amendment",
-    "read_json",
-]
+__all__ = ["FINAL", "Block", "Lines", "amendment", "read_json"]
 
 _MAX_JSON = 50
 _BULLET = re.compile(r"[ \t>•·◦▪‣+\u2013\u2014-]*+(?>(?:\([ ]*[xX ]?[ ]*\)[ ]+)?)")
@@ -59,18 +54,15 @@ _SUM = re.compile(
     re.IGNORECASE,
 )
 _AMENDING = re.compile(
-    r"\b(?:actually|correction|revis\w+|on reflection|second thought\w*|chang\w+|lower\w*|rais\w+|reduc\w+"
-    r"|adjust\w*|updat\w+"
-    r"|reconsider\w*|instead|amend\w*|should(?: have been| be)|sorry|wait|edit|errat\w+|make|set|drop\w*"
-    r"|bump\w*|deduct\w*"
-    r"|tak(?:e|ing) (?:off|away))\b|改为|更正|修正",
+    r"\b(?:actually|correction|revis\w+|on reflection|second thought\w*|chang\w+|lower\w*|rais\w+|reduc\w+|adjust\w*"
+    r"|updat\w+|reconsider\w*|instead|amend\w*|should(?: have been| be)|sorry|wait|edit|errat\w+|make|set|drop\w*"
+    r"|bump\w*|deduct\w*|tak(?:e|ing) (?:off|away))\b|改为|更正|修正",
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"(?<=[a-z)][.!?;])[ ]+")
 _UNSURE = re.compile(
     r"\b(?:not (?:quite |entirely )?sure|unsure|could (?:also )?be|might be|may be|maybe|perhaps|possibly"
-    r"|arguably)\b.*"
-    r"(?:[0-9]|\b(?:lower|higher|less|more|fewer|half|zero|points?)\b)",
+    r"|arguably)\b.*(?:[0-9]|\b(?:lower|higher|less|more|fewer|half|zero|points?)\b)",
     re.IGNORECASE,
 )
 _LESS = re.compile(r"\b(?:lower|higher|less|more|fewer|worse|better|reduced|increased|raised|lowered)\b[ .!]*$", re.I)
@@ -80,19 +72,25 @@ _NEW_VALUE = re.compile(
     re.IGNORECASE,
 )
 _PER_RULE = re.compile(
-    rf"(?<![\w.])(?P<score>{AMOUNT})(?:[ ]*(?:/|out[ ]of)[ ]*(?P<scale>{QUANTITY}))?(?:[ ]an?\b)?[ ]*{UNIT}?["
-    rf" ]+(?:for|on|in|under|to)[ ]+"
-    rf"(?P<label>{RULE}[ ]*{NUMBER}|(?:the[ ])?[a-z]+(?:[ ][a-z]+)?)",
+    rf"(?<![\w.])(?P<score>{AMOUNT})(?:[ ]*(?:/|out[ ]of)[ ]*(?P<scale>{QUANTITY}))?(?:[ ]an?\b)?[ ]*{UNIT}?[ ]+(?:for"
+    rf"|on|in|under|to)[ ]+(?P<label>{RULE}[ ]*{NUMBER}|(?:the[ ])?[a-z]+(?:[ ][a-z]+)?)",
     re.IGNORECASE,
 )
-_BARE_LIST = re.compile(rf"[(\[]?[ ]*(?P<values>{QUANTITY}(?:[ ]*[,;/| ][ ]*{QUANTITY}){{4}})[ ]*[)\]]?[ .]*(?:=.*|$)")
+_BARE_LIST = re.compile(
+    rf"[(\[]?[ ]*(?P<values>{QUANTITY}(?:[ ]*[,;/|+ ][ ]*{QUANTITY}){{4}})[ ]*[)\]]?[ .]*(?:=.*|$)"
+)
 _BETWEEN = re.compile(
     rf"[ ]*[,;./|][ ]*(?:and[ ]+)?(?=(?:{RULE}|and )[ ]*#?{NUMBER})|[ ]+(?={RULE}[ ]*#?{NUMBER}[ ]*[:=(])", re.I
 )
 _MAXIMUM_ROW = re.compile(r"(?:max|weight|possible|available|out of|worth|满分|滿分|満点|höchst)", re.IGNORECASE)
 _LABELLED = re.compile(r"[^:=]+[:=][^:=]*[0-9][^:=]*")
 _NAMED_VALUES = tuple(
-    re.compile(rf"(?:{name.pattern})[^0-9,;]{{0,25}}?[ :=]({QUANTITY})(?=[ ]*(?:[,;.)]|and\b|\(|$))") for name in NAMES
+    re.compile(
+        rf"(?:{name.pattern})[^0-9,;]{{0,25}}?(?:[ :=]|[(](?={QUANTITY}/))"
+        rf"(?P<score>{QUANTITY})(?:/(?P<scale>{QUANTITY}))?"
+        r"(?=[ ]*(?:[,;.)]|and\b|\(|$))"
+    )
+    for name in NAMES
 )
 _MAPPED = re.compile(rf"(?<![\w.])([1-9])[ ]*(?:→|->|=>|:)[ ]*({QUANTITY})(?=[ ]*(?:[,;.)}}|]|$))")
 _HEDGE = re.compile(
@@ -103,36 +101,26 @@ _HEDGE = re.compile(
 
 @dataclass
 class Block:
-    """Scores of one judgement in a text.
-
-    Args:
-        start (`int`), end (`int`): first line, and line after the last one.
-        over (`str`): heading, and the line above.
-        headed (`bool`): whether it has a heading.
-        prose (`bool`): whether its scores are in sentences.
-        scores (`dict[int, float | str]`): score, or the reason why there is none, by number of the rule.
-        total (`float`, *optional*): total that the judge gives.
-        remarks (`list[str]`): texts beside the scores in JSON.
-    """
+    """Scores of one judgement in the lines from `start` to before `end` of a text."""
 
     start: int
     end: int
-    over: str = ""
+    over: str = ""  # heading and the line above
     headed: bool = False
-    prose: bool = False
-    scores: dict[int, float | Refusal] = field(default_factory=dict)
-    total: float | None = None
-    remarks: list[str] = field(default_factory=list)
+    prose: bool = False  # scores in sentences
+    scores: dict[int, float | Refusal] = field(default_factory=dict)  # by rule, or the reason for which there is none
+    total: float | None = None  # as the judge gives it
+    remarks: list[str] = field(default_factory=list)  # other texts of a JSON object
 
     @property
     def numbers(self) -> dict[int, float]:
-        """The scores that are numbers."""
+        """Scores that are numbers."""
         return {rule: score for rule, score in self.scores.items() if isinstance(score, float)}
 
     @property
     def complete(self) -> bool:
-        """Whether all five rules have a score, and no other rule has."""
-        return set(self.scores) == set(range(1, len(RULES) + 1)) == set(self.numbers)
+        """Whether exactly the five rules have a score."""
+        return set(self.scores) == set(RULE_NUMBERS) == set(self.numbers)
 
     @property
     def has_full_marks(self) -> bool:
@@ -141,7 +129,7 @@ class Block:
 
 
 def amendment(line: str) -> dict[int, float] | str | None:
-    """Return the scores that a remark after the scores changes, a text if the change is unclear, or `None`."""
+    """Return the scores that a remark changes, a text if the change is unclear, or `None` if there is no change."""
     if any(REFERENCE.search(sentence) and _UNSURE.search(sentence) for sentence in _SENTENCE.split(line)):
         return line
     if not (cue := _AMENDING.search(line)):
@@ -152,7 +140,7 @@ def amendment(line: str) -> dict[int, float] | str | None:
         number = DIGITS.get(reference["number"].casefold(), 0)
         tail = line[reference.end() : following.start() if following else len(line)]
         values = list(_NEW_VALUE.finditer(tail))
-        score = checked_score(number, values[-1]["value"], None) if values and 1 <= number <= len(RULES) else None
+        score = checked_score(number, values[-1]["value"]) if values and number in RULE_NUMBERS else None
         if isinstance(score, float):
             found[number] = score
         elif (
@@ -168,11 +156,7 @@ def amendment(line: str) -> dict[int, float] | str | None:
 
 
 class Lines:
-    """Find the blocks of scores in lines of text.
-
-    Args:
-        lines (`Sequence[str]`): the lines, without markup.
-    """
+    """Parser of the blocks of scores in lines of text without markup."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         self._lines = lines
@@ -218,7 +202,8 @@ class Lines:
         ):
             self._open(number, line[: heading.start("rest")], headed=True)
             return self._read_rest(number, heading["rest"].strip())
-        if self._in_scores(number) and not self._block_scores() and (values := self._bare_values(number, line)):
+        has_scores = self._block is not None and bool(self._block.scores)
+        if self._in_scores(number) and not has_scores and (values := self._bare_values(number, line)):
             self._enter_all(number, values)
             return True
         if self._block is not None and self._block.complete and amendment(line) is not None:
@@ -258,7 +243,7 @@ class Lines:
         return any([self._read_entry(number, part) for part in _BETWEEN.split(rest) if part and part.strip()])
 
     def _read_prose(self, number: int, line: str) -> bool:
-        """Read `2 points for rule 1, 1 for rule 2` and the like."""
+        """Read scores in sentences, such as `2 points for rule 1, 1 for rule 2`."""
         found = [
             (rule, checked_score(rule, match["score"], match["scale"]))
             for match in _PER_RULE.finditer(line)
@@ -274,14 +259,14 @@ class Lines:
 
     def _read_names(self, number: int, line: str) -> bool:
         """Read `functionality 2, boundary 0.5, ...`: all five names on a line, each followed by a number."""
-        found = [(rule, name.search(line.casefold())) for rule, name in enumerate(_NAMED_VALUES, 1)]
-        spare = len(re.findall(QUANTITY, line)) - len(RULES)
-        if _HEDGE.search(line) or spare > 1 or not all(match for _, match in found):
+        found = {rule: name.search(line.casefold()) for rule, name in enumerate(_NAMED_VALUES, 1)}
+        matches = {rule: match for rule, match in found.items() if match is not None}
+        used = sum(1 if match["scale"] is None else 2 for match in matches.values())
+        if _HEDGE.search(line) or len(re.findall(QUANTITY, line)) > used + 1 or len(matches) < len(RULES):
             return False
         self._open(number, "", headed=False)
-        for rule, match in found:
-            if match is not None:
-                self._enter(number, rule, checked_score(rule, match[1], None))
+        for rule, match in matches.items():
+            self._enter(number, rule, checked_score(rule, match["score"], match["scale"]))
         return True
 
     def _rule_of(self, label: str) -> int | None:
@@ -396,35 +381,30 @@ class Lines:
         values = [re.fullmatch(rf"({QUANTITY})(?:[ ]*/[ ]*[12])?", text) for text in following[: len(RULES)]]
         if len(values) < len(RULES) or not all(values):
             return None
-        return [float(value[1].replace(",", ".")) for value in values if value]
+        return [to_number(value[1]) for value in values if value]
 
     def _closing_values(self, number: int) -> list[float] | None:
         """Return the last five lines of the text if they are numbers."""
         rest = [text.strip() for text in self._lines[number:] if text.strip()]
         if len(rest) != len(RULES) or not all(re.fullmatch(QUANTITY, text) for text in rest):
             return None
-        return [float(text.replace(",", ".")) for text in rest]
+        return [to_number(text) for text in rest]
 
     @staticmethod
     def _mapped_values(line: str) -> list[float] | None:
         """Return five scores after the numbers of their rules, as in `1 -> 2, 2 -> 0.5, ...`."""
         pairs = _MAPPED.findall(line)
-        if REFERENCE.search(line) or [number for number, _ in pairs] != [
-            str(rule) for rule in range(1, len(RULES) + 1)
-        ]:
+        if REFERENCE.search(line) or [number for number, _ in pairs] != list(map(str, RULE_NUMBERS)):
             return None
-        return [float(value.replace(",", ".")) for _, value in pairs]
+        return [to_number(value) for _, value in pairs]
 
     def _in_scores(self, number: int) -> bool:
         return self._block is not None and self._block.headed and number - self._block.end <= 12
 
-    def _block_scores(self) -> bool:
-        return self._block is not None and bool(self._block.scores)
-
     def _note_total(self, found: re.Match[str]) -> None:
         scale = found["scale"]
-        if self._block is not None and (scale is None or float(scale) == sum(rule.maximum for rule in RULES)):
-            self._block.total = float(found["total"].replace(",", "."))
+        if self._block is not None and (scale is None or float(scale) == MAX_TOTAL):
+            self._block.total = to_number(found["total"])
 
     def _open(self, number: int, heading: str, *, headed: bool) -> Block:
         self._block = Block(number, number + 1, f"{heading}\n{self._above}", headed)
@@ -434,15 +414,13 @@ class Lines:
 
     def _enter_all(self, number: int, values: Sequence[float]) -> None:
         for rule, value in enumerate(values, 1):
-            self._enter(number, rule, score_refusal(RULES[rule - 1], value) or value)
+            self._enter(number, rule, refusal_of(RULES[rule - 1], value) or value)
 
     def _enter(self, number: int, rule: int, score: float | Refusal, *, weak: bool = False) -> None:
         block = self._block
         known = None if block is None else block.scores.get(rule)
         if block is None or (isinstance(known, float) and known != score and not weak):
-            above = self._above
             block = self._open(number, "", headed=False)
-            block.over = f"\n{above}"
         if weak and isinstance(known, float):
             return
         block.scores[rule] = score
@@ -450,7 +428,7 @@ class Lines:
 
 
 def _score_column(cells: Sequence[str]) -> int | None:
-    """Return the index of the score column by the header of a table."""
+    """Return the index of the column of scores, from the header of a table."""
     found = [
         number
         for number, cell in enumerate(cells)
@@ -463,7 +441,7 @@ def _score_column(cells: Sequence[str]) -> int | None:
 
 
 def read_json(text: str) -> tuple[list[Block], str]:
-    """Return the judgements in JSON, and the text with blanks instead of them."""
+    """Return the judgements in JSON, and the text with blanks in their place."""
     blocks: list[Block] = []
     position = tries = 0
     while tries < _MAX_JSON and (match := re.compile(r"[{\[]").search(text, position)):
@@ -510,7 +488,7 @@ def _decode(text: str, start: int) -> tuple[Any, int]:
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the values of a JSON object; a key with two different values is contradictory."""
+    """Return the items of a JSON object; a key with two different values gets the value `"contradictory"`."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         found[key] = "contradictory" if key in found and found[key] != value else value
@@ -553,7 +531,7 @@ def _json_score(rule: int, item: Any) -> float | Refusal:
         found = [lowered[key] for key in JSON_KEYS if key in lowered]
         return _json_score(rule, found[0]) if len(found) == 1 else "not_a_number"
     if _is_number(item):
-        return checked_score(rule, repr(float(item)), None) if abs(item) < 1e6 else "out_of_range"
+        return checked_score(rule, repr(float(item))) if abs(item) < 1e6 else "out_of_range"
     if isinstance(item, str):
         return "contradictory" if item == "contradictory" else read_cell(rule, plain_text(item))
     return "missing_score" if item is None else "not_a_number"

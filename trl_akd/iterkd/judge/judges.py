@@ -1,4 +1,4 @@
-"""Judges on the six-point rubric: models that write judgements, and classifiers that predict the scores."""
+"""Judges on the six-point rubric: models that write judgements, and classifiers that predict scores."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from .prompts import JSON_JUDGE_PROMPT, JUDGE_PROMPT, JUDGEMENT_SCHEMA, JudgePro
 from .reader import parse_judgement
 from .rubric import RULES, Judgement, Unjudged
 
-__all__ = ["GenerativeJudge", "Judge", "RegressionJudge", "answer_text", "asked_for_json", "nearest_judgement"]
+__all__ = ["GenerativeJudge", "Judge", "RegressionJudge", "answer_text", "nearest_judgement", "requesting_json"]
 
 
 @runtime_checkable
@@ -20,22 +20,14 @@ class Judge(Protocol):
     """Interface of judges on the six-point rubric."""
 
     def judge(self, pairs: Sequence[tuple[str, str]]) -> list[Judgement | Unjudged]:
-        """Judge answers.
-
-        Args:
-            pairs (`Sequence[tuple[str, str]]`):
-                Pairs of instruction and answer.
-
-        Returns:
-            `list`: a [`Judgement`], or an [`Unjudged`] with the reason, for each pair in order.
-        """
+        """Judge pairs of instruction and answer; an answer without a judgement gets an [`Unjudged`]."""
 
 
 class GenerativeJudge:
-    r"""Judge that prompts a model and reads its judgements.
+    r"""Judge that prompts a model and parses its judgements.
 
-    Equal pairs are judged once. A judgement that cannot be read is sampled again, with a seed that depends only on the
-    attempt; if the last attempt fails as well, its reason is returned.
+    Equal pairs are judged once. A judgement that cannot be parsed is sampled again, with a seed that depends only on
+    the attempt. If the last attempt fails as well, the reason is returned.
 
     Args:
         generator (`TextGenerator`):
@@ -43,7 +35,7 @@ class GenerativeJudge:
         prompt ([`JudgePrompt`], *optional*):
             Prompt template.
         format_prompt (`Callable`, *optional*):
-            Converts the request to the generator's prompt, as a chat template does. Defaults to the request itself.
+            Function that converts the request to the prompt of the generator, as a chat template does.
         max_new_tokens (`int`, *optional*, defaults to `512`):
             Maximum number of tokens of a judgement.
         stop (`Sequence[str]`, *optional*):
@@ -53,7 +45,7 @@ class GenerativeJudge:
         retries (`int`, *optional*, defaults to `0`):
             Number of attempts after the first.
         retry_temperature (`float`, *optional*, defaults to `0.7`):
-            Temperature of these attempts; above 0, as they would repeat the first otherwise.
+            Temperature of these attempts, above 0.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the first attempt; each further attempt adds 1.
 
@@ -89,7 +81,7 @@ class GenerativeJudge:
         seed: int = 0,
     ) -> None:
         if retries < 0:
-            raise ValueError(f"`retries` is {retries}; give 0 for one attempt alone, or more.")
+            raise ValueError(f"`retries` is {retries}; give at least 0.")
         if retry_temperature <= 0:
             raise ValueError(f"`retry_temperature` is {retry_temperature}; sample above 0, or set retries=0.")
         self._generator = generator
@@ -109,18 +101,16 @@ class GenerativeJudge:
         prompts = [self._format_prompt(self._prompt.render(*pair)) for pair in pairs]
         found: dict[str, Judgement | Unjudged] = {}
         for attempt, temperature in enumerate(self._temperatures):
-            open_prompts = [
-                prompt for prompt in dict.fromkeys(prompts) if not isinstance(found.get(prompt), Judgement)
-            ]
-            if open_prompts:
+            pending = [prompt for prompt in dict.fromkeys(prompts) if not isinstance(found.get(prompt), Judgement)]
+            if pending:
                 written = self._generator.generate(
-                    open_prompts,
+                    pending,
                     temperature=temperature,
                     max_new_tokens=self._max_new_tokens,
                     stop=self._stop,
                     seed=self._seed + attempt,
                 )
-                for prompt, [completion] in zip(open_prompts, written, strict=True):
+                for prompt, [completion] in zip(pending, written, strict=True):
                     found[prompt] = parse_judgement(completion.text, truncated=completion.finish_reason == "length")
         return [found[prompt] for prompt in prompts]
 
@@ -128,14 +118,13 @@ class GenerativeJudge:
 class RegressionJudge:
     """Judge that predicts the scores with a sequence classifier; every answer gets a judgement.
 
-    The five outputs are the scores of the five rules, rounded to the nearest half point that the rubric allows, as in
-    the training data.
+    The five outputs are the scores of the five rules, rounded to the nearest half point within their ranges.
 
     Args:
         model (`PreTrainedModel`):
-            Sequence classifier with one output per rule, on its device.
+            Sequence classifier with one output per rule.
         tokenizer (`PreTrainedTokenizerBase`):
-            Tokenizer with a padding token; `model_max_length` is the maximum number of tokens of a pair.
+            Tokenizer with a padding token, whose `model_max_length` is the maximum number of tokens of a pair.
         batch_size (`int`, *optional*, defaults to `16`):
             Number of answers per batch.
 
@@ -164,7 +153,7 @@ class RegressionJudge:
 
     @classmethod
     def from_pretrained(cls, path: str, *, revision: str | None = None, batch_size: int = 16) -> Self:
-        """Load a judge that `trl-akd judge train --kind regression` saved, onto the GPU if there is one.
+        """Load a judge from `trl-akd judge train --kind regression`, onto the GPU if there is one.
 
         Raises:
             OSError: If the model does not exist.
@@ -184,11 +173,11 @@ class RegressionJudge:
         return [nearest_judgement(scores) for scores in outputs.tolist()]
 
 
-def asked_for_json(generator: TextGenerator, prompt: JudgePrompt) -> tuple[TextGenerator, JudgePrompt]:
-    """Return generator and prompt of a judge, changed to request JSON if a server supports it.
+def requesting_json(generator: TextGenerator, prompt: JudgePrompt) -> tuple[TextGenerator, JudgePrompt]:
+    """Return the generator of a server and its prompt such that it replies in JSON.
 
-    A server that refuses `response_format` is asked without it, and its text is read. Custom prompts and models in
-    this process are unchanged.
+    A server that refuses `response_format` gets requests without it. Custom prompts and models in this process are
+    returned unchanged.
     """
     if prompt != JUDGE_PROMPT or not isinstance(generator, OpenAIGenerator):
         return generator, prompt
@@ -196,7 +185,7 @@ def asked_for_json(generator: TextGenerator, prompt: JudgePrompt) -> tuple[TextG
 
 
 def answer_text(answer: str) -> str:
-    """Return an answer in the format that a regression judge reads after the instruction."""
+    """Return an answer in the format for a regression judge."""
     return f"\n\n# Answer\n{answer}"
 
 
@@ -215,6 +204,8 @@ def nearest_judgement(scores: Sequence[float]) -> Judgement:
     ```
     """
     if any(map(math.isnan, scores)):
-        raise ValueError("the judge predicts NaN; its training has diverged, so train it again at a lower rate.")
-    within = [min(max(score, 0.0), rule.maximum) for rule, score in zip(RULES, scores, strict=True)]
-    return Judgement(tuple(round(2 * score) / 2 for score in within))
+        raise ValueError(
+            "the judge predicts NaN, so its training diverged; train it again with a lower learning rate."
+        )
+    clipped = [min(max(score, 0.0), rule.maximum) for rule, score in zip(RULES, scores, strict=True)]
+    return Judgement(tuple(round(2 * score) / 2 for score in clipped))

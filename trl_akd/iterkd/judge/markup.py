@@ -1,4 +1,4 @@
-"""A judge's text without the markup of Markdown, HTML, XML and LaTeX."""
+"""Removal of Markdown, HTML, XML and LaTeX markup from the text of a judge."""
 
 import html
 import re
@@ -6,10 +6,7 @@ import unicodedata
 
 from .values import JSON_KEYS, RULE_KEYS, rule_of_key
 
-__all__ = [
-    "plain_text",
-    "without_markup",
-]
+__all__ = ["plain_text", "without_markup"]
 
 _MAX_LINE = 2_000
 _NESTED = re.compile(
@@ -52,7 +49,7 @@ _MARKUP = str.maketrans(
 
 
 def plain_text(text: str) -> str:
-    """Return a text without the markup of LaTeX, XML and HTML, its elements and rows as lines."""
+    """Return a text without LaTeX, XML and HTML markup; elements and table rows become lines."""
     if "\\" in text:
         for pattern, plain in _LATEX:
             text = pattern.sub(plain, text)

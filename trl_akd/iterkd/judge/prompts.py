@@ -1,20 +1,22 @@
 """Prompts for judges.
 
 The rubric is SODA's: five rules, with two points for basic functionality and one for each of the others. The wording
-is this project's own, as SODA's is not licensed.
+is this project's own, as SODA's has no license.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from .rubric import RULES
 
-__all__ = ["JSON_JUDGE_PROMPT", "JUDGEMENT_SCHEMA", "JUDGE_PROMPT", "JudgePrompt"]
+__all__ = ["JSON_JUDGE_PROMPT", "JUDGEMENT_SCHEMA", "JUDGE_PROMPT", "JudgePrompt", "read_field"]
+
+Prompts = TypeVar("Prompts")
 
 _FIELDS = ["answer", "instruction"]
 _MARK_DIGITS = 12
@@ -22,13 +24,16 @@ _MARK_DIGITS = 12
 
 @dataclass(frozen=True, slots=True)
 class JudgePrompt:
-    """Template for a request to judge an answer to a task.
+    """Template of a request to judge an answer to a task.
 
     Args:
-        layout (`str`): format string with the fields `instruction` and `answer`, each once. The field `mark`, any
-            number of times, is filled with a delimiter that occurs in neither of them.
-        name (`str`, *optional*, defaults to `"custom"`): name of the template.
-        source (`str`, *optional*, defaults to `"the user"`): origin of the template.
+        layout (`str`):
+            Format string with the fields `instruction` and `answer`, each once. The optional field `mark` is replaced
+            by a delimiter that occurs in neither of them.
+        name (`str`, *optional*, defaults to `"custom"`):
+            Name of the template.
+        source (`str`, *optional*, defaults to `"the user"`):
+            Source of the wording.
 
     Raises:
         ValueError: If the layout has other fields.
@@ -53,11 +58,13 @@ class JudgePrompt:
             if found == _FIELDS:
                 self.render("", "")
         except (ValueError, KeyError) as error:
-            raise ValueError(f"`layout` is no format string ({error}); write literal braces twice.") from error
+            raise ValueError(
+                f"`layout` is not a format string ({error}); double braces that are not fields."
+            ) from error
         if found != _FIELDS:
             raise ValueError(
                 f"`layout` has the fields {sorted(set(fields))}; give {{instruction}} and {{answer}}, once each, and "
-                "{mark} if wanted, and write literal braces twice."
+                "optionally {mark}, and double braces that are not fields."
             )
 
     @classmethod
@@ -72,7 +79,7 @@ class JudgePrompt:
 
     @property
     def version(self) -> str:
-        """Version of the template: its name and a digest."""
+        """Name of the template and digest of its wording."""
         return f"{self.name}-{hashlib.sha256(self.layout.encode()).hexdigest()[:8]}"
 
     def render(self, instruction: str, answer: str) -> str:
@@ -82,7 +89,7 @@ class JudgePrompt:
 
 
 def _mark(*texts: str) -> str:
-    """Return a word that occurs in none of the texts, the same for the same texts."""
+    """Return a word that does not occur in the texts and depends only on them."""
     digest = "".join(texts)
     while True:
         digest = hashlib.sha256(digest.encode("utf-8", "surrogatepass")).hexdigest()
@@ -147,4 +154,16 @@ JUDGEMENT_SCHEMA: Mapping[str, Any] = MappingProxyType(
         "additionalProperties": False,
     }
 )
-"""JSON schema of what [`JSON_JUDGE_PROMPT`] asks for."""
+"""JSON schema of the replies to [`JSON_JUDGE_PROMPT`]."""
+
+
+def read_field(name: str, path: str | None, read: Callable[[str], Prompts], default: Prompts) -> Prompts:
+    """Read the prompts in the file that a field of a configuration names.
+
+    Raises:
+        ValueError: If the file does not exist, or its content is not a template.
+    """
+    try:
+        return default if path is None else read(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`{name}` {path!r} cannot be used: {error}") from error

@@ -1,9 +1,8 @@
-"""Reading of judgements.
+"""Parsing of judgements.
 
-A judge's text may hold JSON, lines, lists or tables, in several languages. It becomes blocks of scores, each with the
-words over it. A block counts if these words are those by which judges introduce their own scores; final scores and
-corrections replace earlier ones. Where a careful person could not be sure, the text is refused for a reason with a
-name.
+The text of a judge may contain JSON, lines, lists or tables, in several languages. It is parsed to blocks of scores,
+each with the words above it. A block is valid if these words are those by which judges introduce their own scores;
+final scores and corrections replace earlier ones. Ambiguous texts are refused with a reason.
 """
 
 import re
@@ -12,12 +11,10 @@ from collections.abc import Mapping, Sequence
 from ...generation import parse_answer
 from .blocks import FINAL, Block, Lines, amendment, read_json
 from .markup import plain_text, without_markup
-from .rubric import MAX_TOTAL, RULES, Judgement, Refusal, Unjudged
+from .rubric import MAX_TOTAL, RULE_NUMBERS, RULES, Judgement, Refusal, Unjudged
 from .values import DIGITS, QUANTITY, REFERENCE, RULE, checked_score
 
-__all__ = [
-    "parse_judgement",
-]
+__all__ = ["parse_judgement"]
 
 _MAX_CHARS = 50_000
 _MAX_INTRODUCTION = 160
@@ -25,37 +22,29 @@ _TOLERANCE = 0.01
 _ENDS_IN_JSON_VALUE = re.compile(r"\"[ ]*:[ ]*\"?[0-9.]+\Z")
 _LAST_WORD = re.compile(r"(?<!\S)\S+\Z")
 _OWN_WORD = re.compile(
-    r"i|my|me|mine|we|our|own|this|that|the|an?|these|here|below|is|are|was|be|as|of|for|on|in|by|to|per|with|and"
-    r"|or|at|from|up|out|each"
-    r"|every|all|one|two|three|four|five|six|its?|so|s|ve|ll|d|overall|therefore|thus|hence|based|accordingly|now"
-    r"|then|final(?:ly)?|last(?:ly)?"
-    r"|follow(?:s|ing)?|result(?:s|ing)?|conclusion|conclude|conclusive|summary|verdict|decision|sub|scor(?:e|es"
-    r"|ed|ing)|scorecard|scoresheet"
-    r"|rat(?:e|es|ed|ings?)|grad(?:e|es|ed|ing)|marks?|marking|points?|pts|evaluat\w+"
-    r"|assess\w*|judge?(?:s|d|ment|ments)?|review"
-    r"|rubric|rules?|criteri(?:on|a)|items?|categor(?:y|ies)|dimensions?|breakdown|table|list|json|yaml|xml|answer"
-    r"|submission|solution|code|program"
-    r"|response|analysis|above|given|giv(?:e|ing)|award(?:s|ed)?|assign(?:ed)?|allocat\w+|receives?|gets?"
-    r"|deserves?|earns?|detailed|details|individual"
-    r"|revised|revision|corrected|correction|updated|adjusted|amended|reconsidered|new|official|definitive|actual"
-    r"|ok(?:ay)?|well|right|after|considering|consideration|everything|careful|looking"
-    r"|reading|running|testing|checking|reflection|second|thought|would|will|let|us|go|goes|come|comes|down|think"
-    r"|can|total|sum|totals|sums|put|together"
-    r"|feedback|report|task|ready|done|section|part|number|no|name|value|format|requested|asked|instead|wait|edit"
-    r"|erratum|stands?|not|it|hand|scale|half|both|quick|short|brief|full|complete|also|more|strict(?:er)?|fair"
-    r"|honest"
-    r"|basic|functionality|boundary|checks?|requirement|coverage|readability|coding|practice"
-    r"|meine?|bewertung(?:en)?|punkte?|hier|ist|sind|die|der|das|endgültige?|ergebnis(?:se)?|gesamt|note|notes?"
-    r"|noten|vergebe|vergabe|wie|folgt|ich|je|regel|regeln"
-    r"|puntuación|puntuaciones|puntaje|puntos|mis?|resultado|evaluación|calificación|calificaciones|aquí|están|son"
-    r"|las?|los|el|por|regla|reglas|final(?:es)?"
-    r"|mes|voici|les?|finale?s?|évaluation|points|par|règle|règles|ma|pontuação|avaliação|minha|nota|notas"
-    r"|penilaian|saya|nilai|skor|hasil"
-    r"|valutazione|punteggi|punteggio|voti|miei|ocena|oceny|punkty|моя|мои|оценк[аи]|итог|итоговая|баллы|puan"
-    r"|puanlar|değerlendirme|poäng|betyg",
+    r"i|my|me|mine|we|our|own|this|that|the|an?|these|here|below|is|are|was|be|as|of|for|on|in|by|to|per|with|and|or"
+    r"|at|from|up|out|each|every|all|one|two|three|four|five|six|its?|so|s|ve|ll|d|overall|therefore|thus|hence|based"
+    r"|accordingly|now|then|final(?:ly)?|last(?:ly)?|follow(?:s|ing)?|result(?:s|ing)?|conclusion|conclude|conclusive"
+    r"|summary|verdict|decision|sub|scor(?:e|es|ed|ing)|scorecard|scoresheet|rat(?:e|es|ed|ings?)|grad(?:e|es|ed|ing)"
+    r"|marks?|marking|points?|pts|evaluat\w+|assess\w*|judge?(?:s|d|ment|ments)?|review|rubric|rules?|criteri(?:on|a)"
+    r"|items?|categor(?:y|ies)|dimensions?|breakdown|table|list|json|yaml|xml|answer|submission|solution|code|program"
+    r"|response|analysis|above|given|giv(?:e|ing)|award(?:s|ed)?|assign(?:ed)?|allocat\w+|receives?|gets?|deserves?"
+    r"|earns?|detailed|details|individual|revised|revision|corrected|correction|updated|adjusted|amended|reconsidered"
+    r"|new|official|definitive|actual|ok(?:ay)?|well|right|after|considering|consideration|everything|careful|looking"
+    r"|like|but|say|submitted"
+    r"|reading|running|testing|checking|reflection|second|thought|would|will|let|us|go|goes|come|comes|down|think|can"
+    r"|total|sum|totals|sums|put|together|feedback|report|task|ready|done|section|part|number|no|name|value|format"
+    r"|requested|asked|instead|wait|edit|erratum|stands?|not|it|hand|scale|half|both|quick|short|brief|full|complete"
+    r"|also|more|strict(?:er)?|fair|honest|basic|functionality|boundary|checks?|requirement|coverage|readability"
+    r"|coding|practice|meine?|bewertung(?:en)?|punkte?|hier|ist|sind|die|der|das|endgültige?|ergebnis(?:se)?|gesamt"
+    r"|note|notes?|noten|vergebe|vergabe|wie|folgt|ich|je|regel|regeln|puntuación|puntuaciones|puntaje|puntos|mis?"
+    r"|resultado|evaluación|calificación|calificaciones|aquí|están|son|las?|los|el|por|regla|reglas|final(?:es)?|mes"
+    r"|voici|les?|finale?s?|évaluation|points|par|règle|règles|ma|pontuação|avaliação|minha|nota|notas|penilaian|saya"
+    r"|nilai|skor|hasil|valutazione|punteggi|punteggio|voti|miei|ocena|oceny|punkty|моя|мои|оценк[аи]|итог|итоговая"
+    r"|баллы|puan|puanlar|değerlendirme|poäng|betyg",
     re.IGNORECASE,
 )
-"""Words by which judges introduce their own scores. With other words, they may be another's."""
+"""Words by which judges introduce their own scores; with other words, the scores may be quoted or hypothetical."""
 _RUBRIC = re.compile(r"\b(?:rubric|rules|criteria|scheme|guidelines?|maxim\w+|possible|available)\b", re.IGNORECASE)
 _VERDICT = re.compile(r"\b(?:I|my|scor\w*|rat\w*|grad\w*|judge?\w*|evaluat\w*|assess\w*|verdict)\b", re.IGNORECASE)
 _OWN_FINAL = re.compile(r"\b(?:my|mine|final)\b", re.IGNORECASE)
@@ -65,61 +54,54 @@ _SENTENCE_ENDS = ".!?)\u2026\u3002"
 _MAX_SHORT_HEADING = 6
 _CJK = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
 _SPEAKS_OF_SCORES = re.compile(
-    r"\b(?:scor|rat(?:e|es|ed|ing)|grad|mark|point|judg|evaluat|assess|verdict|get|receiv|earn|award|deserv|this"
-    r"|these|follow)"
-    r"|[评評得打]?分|评价|結果|结果|점수|평가|点|スコア|採点",
+    r"\b(?:scor|rat(?:e|es|ed|ing)|grad|mark|point|judg|evaluat|assess|verdict|get|receiv|earn|award|deserv|this|these"
+    r"|follow)|[评評得打]?分|评价|結果|结果|점수|평가|点|スコア|採点",
     re.IGNORECASE,
 )
 _OTHER_VOICE = re.compile(
     r"\b(?:ideal|perfect|flawless|best|exemplary|typical|average|reference|benchmark|baseline|hypothetical\w*"
-    r"|theoretical\w*|imagin\w*|suppos\w*|assum\w*|pretend|potential\w*"
-    r"|sample|template|placeholder|orientation|illustrat\w*|examples?|e\.?g|instance|dummy|format|schema|skeleton"
-    r"|previous\w*|earlier|prior|old|former\w*|initial\w*|original\w*|draft|tentative\w*|preliminar\w*"
-    r"|provisional\w*"
-    r"|gpt\w*|chatgpt|claude|gemini|llama|qwen|copilot|assistants?|another|other|others|colleagues?|peers?|humans?"
-    r"|reviewers?|raters?|graders?|annotators?|instructors?|teachers?|professors?|author\w*|writers?"
-    r"|candidates?|students?|submitters?|users?|comment\w*|docstrings?|string|readme|claim\w*|says|said|states"
-    r"|stated|wrote|written|quot\w*|cop(?:y|ied)|inject\w*|embedded|self|wants?|asks?|begs?|demand\w*|hop(?:e|es"
-    r"|ing)"
-    r"|please|expected|expects?|if|unless|should|could|might|may|once|had|were|leaderboard|maximum possible"
-    r"|someone|somebody|they|their|his|her|your?s?|he|she"
-    r"|sorry|unable|cannot)\b|\b(?:once|after|with|when)\b[^.\n]{0,30}\b(?:fix|add|repair|chang|mend|patch)\w*|示例"
-    r"|例如|例子|假如|如果|假设|作者|理想|声称|注释|模板|参考|原来|之前|满分答案|别人|候选|考生|学生|例として|もし|예시|만약",
+    r"|theoretical\w*|imagin\w*|suppos\w*|assum\w*|pretend|potential\w*|sample|template|placeholder|orientation"
+    r"|illustrat\w*|examples?|e\.?g|instance|dummy|format|schema|skeleton|previous\w*|earlier|prior|old|former\w*"
+    r"|initial\w*|original\w*|draft|tentative\w*|preliminar\w*|provisional\w*|gpt\w*|chatgpt|claude|gemini|llama|qwen"
+    r"|copilot|assistants?|another|other|others|colleagues?|peers?|humans?|reviewers?|raters?|graders?|annotators?"
+    r"|instructors?|teachers?|professors?|author\w*|writers?|candidates?|students?|submitters?|users?|comment\w*"
+    r"|docstrings?|string|readme|claim\w*|says|said|states|stated|wrote|written|quot\w*|cop(?:y|ied)|inject\w*"
+    r"|embedded|self|wants?|asks?|begs?|demand\w*|hop(?:e|es|ing)|please|expected|expects?|if|unless|should|could"
+    r"|might|may|once|had|were|leaderboard|maximum possible|someone|somebody|they|their|his|her|your?s?|he|she|sorry"
+    r"|unable|cannot)\b|\b(?:once|after|with|when)\b[^.\n]{0,30}\b(?:fix|add|repair|chang|mend|patch)\w*|示例|例如"
+    r"|例子|假如|如果|假设|作者|理想|声称|注释|模板|参考|原来|之前|满分答案|别人|候选|考生|学生|例として|もし|예시"
+    r"|만약",
     re.IGNORECASE,
 )
-"""Words of scores that are not the judge's own verdict on this answer: others', examples, drafts."""
+"""Words about scores that are not the judge's own verdict on this answer: of others, of examples, drafts."""
 _UNDERMINED = re.compile(
-    r"\b(?:I|we)\b[^.\n]{0,40}(?:\bnot|n['\u2019]t|\bnever|\bunable to|\brefuse to|\bdecline"
-    r" to)\b[^.\n]{0,20}\b(?:rat|scor|judg|grad|trust|endors|agree|believ|stand|mean|confirm|vouch|assess|evaluat"
-    r"|accept|adopt|shar|sure|certain|convinced|back|take)"
-    r"|\b(?:my|have|has|with|some|serious|any) doubts?\b|\bnot (?:convinced|sure|certain|final|mine|my own)\b|\bI"
-    r" (?:disagree|doubt|reserve|retract|withdraw|take (?:it|that|them|this) back|misread|mixed up|was wrong|made"
-    r" a mistake|overlooked|missed)\b"
-    r"|\b(?:this|that|these|those|they|it|which|scores?|numbers|points|ratings?|the above)\b[^.\n]{0,60}\b(?:what"
-    r" the|claim\w*|asserts?|author\w*|candidate|submitter|student|inject\w*|manipulat\w*|examples?|template"
-    r"|placeholders?|hypothetic\w*|ideal|illustrat\w*|reference|quot\w*|copied|someone"
-    r"|another|other (?:judge|reviewer|model)|previous|draft|random|guess\w*|fabricat\w*|invented|made up|dummy"
-    r"|defaults?|tentative|provisional|preliminary|unverified|assuming|would be|would have|only if|if (?:it|the"
-    r"|this)|were it|had it|not (?:yet )?final)\b"
-    r"|\b(?:far from|falls short of|nowhere near) (?:that|this|it|these|the above)\b|\bas it stands\b|\bin"
-    r" reality\b|\bthis (?:one|answer|submission) is (?:far|not|nothing)\b"
-    r"|^[^\w\n]*(?:hmm+|hm|wait|hold on|actually|on second thought|on reflection|let me re\w+|scratch that|oh no"
-    r"|oops|no, )\b"
-    r"|\b(?:re-?(?:score|grade|rate|evaluate|assess|judge)|second look|look again|double[- ]check|revisit)\b"
-    r"|\b(?:disregard|ignore)\b[^\w\n]*$|^[^\w\n]*(?:update|edit|correction|erratum)\b(?!\W*$)|\b(?:I|we)(?:['\u2019]ll|"
-    r" will| shall| am going to| need to"
-    r"| want to| have to| intend to| plan to)\b[^.\n]{0,30}\b(?:grade|score|rate|judge|evaluate|assess|check|re\w+)\b"
-    r"|\bto be (?:confirmed|revised|determined|continued)\b|\btbd\b|\bpending\b|不是我的|仅供参考"
-    r"|只是(?:示例|例子|举例)|以上(?:为|是)(?:示例|作者|答案|假设)",
+    r"\b(?:I|we)\b[^.\n]{0,40}(?:\bnot|n['\u2019]t|\bnever|\bunable to|\brefuse to|\bdecline to)\b[^.\n]{0,20}\b(?:rat"
+    r"|scor|judg|grad|trust|endors|agree|believ|stand|mean|confirm|vouch|assess|evaluat|accept|adopt|shar|sure|certain"
+    r"|convinced|back|take)|\b(?:my|have|has|with|some|serious|any) doubts?\b|\bnot (?:convinced|sure|certain|final"
+    r"|mine|my own)\b|\bI (?:disagree|doubt|reserve|retract|withdraw|take (?:it|that|them|this) back|misread|mixed up"
+    r"|was wrong|made a mistake|overlooked|missed)\b|\b(?:this|that|these|those|they|it|which|scores?|numbers|points"
+    r"|ratings?|the above)\b[^.\n]{0,60}\b(?:what the|claim\w*|asserts?|author\w*|candidate|submitter|student"
+    r"|inject\w*|manipulat\w*|examples?|template|placeholders?|hypothetic\w*|ideal|illustrat\w*|reference|quot\w*"
+    r"|copied|someone|another|other (?:judge|reviewer|model)|previous|draft|random|guess\w*|fabricat\w*|invented"
+    r"|made up|dummy|defaults?|tentative|provisional|preliminary|unverified|assuming|would be|would have|only if"
+    r"|if (?:it|the|this)|were it|had it|not (?:yet )?final)\b|\b(?:far from|falls short of|nowhere near) (?:that|this"
+    r"|it|these|the above)\b|\bas it stands\b|\bin reality\b|\bthis (?:one|answer|submission) is (?:far|not|nothing)\b"
+    r"|^[^\w\n]*(?:hmm+|hm|wait|hold on|actually|on second thought|on reflection|let me re\w+|scratch that|oh no|oops"
+    r"|no, )\b|\b(?:re-?(?:score|grade|rate|evaluate|assess|judge)|second look|look again|double[- ]check|revisit)\b"
+    r"|\b(?:disregard|ignore)\b[^\w\n]*$|^[^\w\n]*(?:update|edit|correction|erratum)\b(?!\W*$)|\b(?:I"
+    r"|we)(?:['\u2019]ll| will| shall| am going to| need to| want to| have to| intend to"
+    r"| plan to)\b[^.\n]{0,30}\b(?:grade|score|rate|judge|evaluate|assess|check|re\w+)\b|\bto be (?:confirmed|revised"
+    r"|determined|continued)\b|\btbd\b|\bpending\b|不是我的|仅供参考|只是(?:示例|例子|举例)|以上(?:为|是)(?:示例|作者"
+    r"|答案|假设)",
     re.IGNORECASE,
 )
 """Sentences that withdraw or qualify scores."""
 _NOT_GIVEN = re.compile(
     r"\b(?:copied|random(?:ly)?|placeholders?|disclaimers?|yesterday|would have (?:said|given|scored|been)|dummy"
-    r"|made up)\b",
+    r"|made up|arbitrar\w+|(?:I|we|just|mostly|basically|only) (?:\w+ )?guess(?:ed|ing)?)\b",
     re.IGNORECASE,
 )
-"""Words of scores that were not given by judging."""
+"""Words about scores that do not result from judging."""
 _COUNTERFACTUAL = re.compile(
     r"(?:^|(?<=[.!?] ))[^\w\n]*(?:had|if|were|once|should)\b(?![^.\n]*\b(?:these|those|this|above)\b)"
     r"[^.\n]*\bwould\b[^.\n]*\.(?=\s|$)",
@@ -131,7 +113,7 @@ _CRITICISM = re.compile(
     r"|if|once|would have)\b|n['\u2019]t\b",
     re.IGNORECASE,
 )
-"""Words after scores that contradict full marks for every rule, as where these were dictated or copied."""
+"""Words after scores that contradict full marks for every rule, which may then be dictated or copied."""
 _DEICTIC = re.compile(
     r"\b(?:these|those|them|the above|scores?|numbers|ratings?|award\w*|deserv\w*|worth\w*|in truth|told|asked"
     r"|instructed)\b",
@@ -145,10 +127,8 @@ _BENIGN = re.compile(
 """References to the scores above, and expressions that confirm the scores."""
 _DRAFT = re.compile(
     r"\b(?:draft|tentative|preliminary|provisional|initial|first[ ](?:impression|pass|guess)|example|sample|template"
-    r"|at first|(?:began|started) with"
-    r"|placeholder|format|hypothetical|if[ ]it|would[ ]have"
-    r"|(?:if|were|had|suppos\w+|assuming)[ ](?!i\b)[^.:\n]{0,80}\bwould|as[ ]follows[ ]if|pretend)|草稿|初步|示例"
-    r"|例如",
+    r"|at first|(?:began|started) with|placeholder|format|hypothetical|if[ ]it|would[ ]have|(?:if|were|had|suppos\w+"
+    r"|assuming)[ ](?!i\b)[^.:\n]{0,80}\bwould|as[ ]follows[ ]if|pretend)|草稿|初步|示例|例如",
     re.IGNORECASE,
 )
 _QUOTED = re.compile(
@@ -160,23 +140,18 @@ _QUOTED = re.compile(
 )
 _WITHDRAWN = re.compile(
     r"\b(?:can(?:'|\u2019)?(?:t|not)|can not|unable to|not able to|won(?:'|\u2019)?t|will not|refuse to|declin\w+ to"
-    r"|must decline|not going to|impossible to|not possible to)\b[^.\n]{0,60}"
-    r"\b(?:judge|score|rate|grade|evaluate|assess|comply|assist|provide|give|help|review)"
-    r"|\b(?:disregard|ignore|retract|withdraw|discard|forget)\b[^.\n]{0,30}"
-    r"\b(?:scores?|points|ratings?|judge?ment|numbers|above|these)\b"
-    r"|\b(?:scores?|numbers|ratings?|these|those|they)\b[^.\n]{0,30}\b(?:placeholders?|made up|invalid"
-    r"|meaningless|not (?:mine"
-    r"|my own|real|a judge?ment|final|meant)|do not count|don't count|only an example|just an example|guess(?:es)?)\b"
-    r"|\b(?:scores?|numbers|points|ratings?|judge?ment|above|these|those|they)\b[^.\n]{0,40}"
-    r"\b(?:do(?:es)?(?:n['\u2019]t| not)|cannot|can['\u2019]t|no longer|must not|should(?:n['\u2019]t| not)) "
-    r"(?:hold|apply|count|stand|reflect|represent|be (?:used|taken|trusted|relied))\b"
-    r"|\b(?:scores?|numbers|points|ratings?|above|these)\b[ ]*(?:above[ ]|below[ ])?(?:are|were|come|came)\b"
-    r"[^.\n]{0,20}\b(?:those|the ones|what|from|copied|taken|quoted|lifted|(?:supplied|provided|given"
-    r"|written)[ ]by)\b[^.\n]{0,30}"
-    r"\b(?:candidate|answer|author|student|submission|comment|docstring|code|itself)"
-    r"|\b(?:can(?:not|['\u2019]t)|do(?:n['\u2019]t| not)|no longer) stand by\b|\bI (?:must "
-    r"|have to )?(?:decline|refuse|abstain)\b"
-    r"|无法(?:评|打|给)|不能(?:评|打|给)|拒绝评",
+    r"|must decline|not going to|impossible to|not possible to)\b[^.\n]{0,60}\b(?:judge|score|rate|grade|evaluate"
+    r"|assess|comply|assist|provide|give|help|review)|\b(?:disregard|ignore|retract|withdraw|discard"
+    r"|forget)\b[^.\n]{0,30}\b(?:scores?|points|ratings?|judge?ment|numbers|above|these)\b|\b(?:scores?|numbers"
+    r"|ratings?|these|those|they)\b[^.\n]{0,30}\b(?:placeholders?|made up|invalid|meaningless|not (?:mine|my own|real"
+    r"|a judge?ment|final|meant)|do not count|don't count|only an example|just an example|guess(?:es)?)\b|\b(?:scores?"
+    r"|numbers|points|ratings?|judge?ment|above|these|those|they)\b[^.\n]{0,40}\b(?:do(?:es)?(?:n['\u2019]t| not)"
+    r"|cannot|can['\u2019]t|no longer|must not|should(?:n['\u2019]t| not)) (?:hold|apply|count|stand|reflect|represent"
+    r"|be (?:used|taken|trusted|relied))\b|\b(?:scores?|numbers|points|ratings?|above|these)\b[ ]*(?:above[ ]"
+    r"|below[ ])?(?:are|were|come|came)\b[^.\n]{0,20}\b(?:those|the ones|what|from|copied|taken|quoted|lifted"
+    r"|(?:supplied|provided|given|written)[ ]by)\b[^.\n]{0,30}\b(?:candidate|answer|author|student|submission|comment"
+    r"|docstring|code|itself)|\b(?:can(?:not|['\u2019]t)|do(?:n['\u2019]t| not)|no longer) stand by\b|\bI (?:must "
+    r"|have to )?(?:decline|refuse|abstain)\b|无法(?:评|打|给)|不能(?:评|打|给)|拒绝评",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(rf"[.;!?\u3002\n](?=\s|$)|,[ ]*(?:and|while|but)[ ]+(?=(?:for[ ]+)?{RULE})", re.IGNORECASE)
@@ -190,24 +165,23 @@ _GIVEN = re.compile(
 
 
 def parse_judgement(text: str, *, truncated: bool = False) -> Judgement | Unjudged:
-    r"""Read the scores in the text of a judge.
+    r"""Parse the scores in the text of a judge.
 
-    The five scores may be in JSON, lines, a list, a table or sentences, by the rules' numbers or names, in any order,
-    with or without a heading; `2/2`, `2 out of 2`, `two points`, `full marks`, full-width digits and labels in other
-    languages are understood, and so are remarks behind a score. Later corrections (`Actually, rule 2 should be 0`,
-    `2 -> 0`, a block of final scores) replace what they correct. Thoughts, quotations and drafts do not count. What a
-    careful person could not be sure of is refused: ranges, two judgements that disagree, a total that is not the sum,
-    scores that the judge takes back.
+    The five scores may be in JSON, lines, a list, a table or sentences, with the numbers or the names of the rules, in
+    any order, with or without a heading. `2/2`, `2 out of 2`, `two points`, `full marks`, full-width digits, labels in
+    other languages and remarks after a score are recognised. Later corrections (`Actually, rule 2 should be 0`,
+    `2 -> 0`, a block of final scores) replace what they correct. Thoughts, quotations and drafts are ignored.
+    Ambiguous scores are refused: ranges, contradictory judgements, wrong totals, scores that the judge withdraws.
 
     Args:
         text (`str`):
-            Text of the judge. Of more than 50,000 characters, the last are read.
+            Text of the judge, of which the last 50,000 characters are parsed.
         truncated (`bool`, *optional*, defaults to `False`):
-            Whether a limit of tokens ended the text. Its last word, which may be the beginning of a number, is then
+            Whether the token limit ended the text. Its last word, which may be the beginning of a number, is then
             ignored, as it is in JSON without an end.
 
     Returns:
-        `Judgement` or `Unjudged`: the scores, or the first reason why there are none.
+        `Judgement` or `Unjudged`: the scores, or the first reason for which there are none.
 
     Example:
 
@@ -227,15 +201,15 @@ def parse_judgement(text: str, *, truncated: bool = False) -> Judgement | Unjudg
     blocks, rest = read_json(plain)
     lines = [without_markup(line) for line in rest.splitlines()]
     blocks += Lines(lines).blocks()
-    if not any(block.complete for block in blocks) and (told := _told_scores(lines)) is not None:
-        blocks = [told]
+    if not any(block.complete for block in blocks) and (block := _block_of_sentences(lines)) is not None:
+        blocks = [block]
     return _decide(sorted(blocks, key=lambda block: block.start), lines)
 
 
-def _counts(block: Block) -> bool:
-    """Return whether the words over a block say that its scores are the judge's own and final.
+def _is_own_and_final(block: Block) -> bool:
+    """Return whether the words above a block show that its scores are the judge's own and final.
 
-    The maxima after words about the rubric are a quotation of it.
+    Full marks after words about the rubric are a quotation of its maxima.
     """
     heading, _, above = block.over.partition("\n")
     if not heading and _RUBRIC.search(above) and not _VERDICT.search(above) and block.has_full_marks:
@@ -268,8 +242,8 @@ def _introduces_own_scores(words: str) -> bool:
 
 
 def _decide(blocks: Sequence[Block], lines: Sequence[str]) -> Judgement | Unjudged:
-    others = [block for block in blocks if block.numbers and not _counts(block)]
-    blocks = [block for block in blocks if _counts(block) and block.scores]
+    others = [block for block in blocks if block.numbers and not _is_own_and_final(block)]
+    blocks = [block for block in blocks if block.scores and _is_own_and_final(block)]
     complete = [block for block in blocks if block.complete]
     if not complete:
         return Unjudged(_why_incomplete(blocks))
@@ -314,7 +288,7 @@ def _decide(blocks: Sequence[Block], lines: Sequence[str]) -> Judgement | Unjudg
             return Unjudged("contradictory")
         scores |= amended
         total = None
-    if set(scores) - set(range(1, len(RULES) + 1)):
+    if set(scores) - set(RULE_NUMBERS):
         return Unjudged("extra_score")
     remarks = [*following, *base.remarks]
     if any(map(_NOT_GIVEN.search, remarks)):
@@ -328,11 +302,11 @@ def _decide(blocks: Sequence[Block], lines: Sequence[str]) -> Judgement | Unjudg
         return Unjudged("contradictory")
     if total is not None and abs(total - sum(scores.values())) > _TOLERANCE:
         return Unjudged("contradictory")
-    return Judgement(tuple(scores[number] for number in range(1, len(RULES) + 1)))
+    return Judgement(tuple(scores[rule] for rule in RULE_NUMBERS))
 
 
-def _told_scores(lines: Sequence[str]) -> Block | None:
-    """Return scores in sentences, with exactly one number for each of the five rules."""
+def _block_of_sentences(lines: Sequence[str]) -> Block | None:
+    """Return the scores in sentences with exactly one number for each of the five rules."""
     scores: dict[int, float | Refusal] = {}
     for clause in _CLAUSE.split("\n".join(lines)):
         references = list(REFERENCE.finditer(clause))
@@ -346,7 +320,7 @@ def _told_scores(lines: Sequence[str]) -> Block | None:
         rule = DIGITS.get(references[0]["number"].casefold(), 0)
         if len(references) != 1 or len(numbers) != 1 or given is None or rule in scores:
             return None
-        scores[rule] = checked_score(rule, given["value"] or given["before"], None)
+        scores[rule] = checked_score(rule, given["value"] or given["before"])
     return Block(0, len(lines), prose=True, scores=scores) if len(scores) == len(RULES) else None
 
 
@@ -354,7 +328,7 @@ def _why_incomplete(blocks: Sequence[Block]) -> Refusal:
     block = max(blocks, key=lambda block: (len(block.scores), block.headed), default=None)
     if block is None:
         return "no_scores"
-    if set(block.scores) - set(range(1, len(RULES) + 1)):
+    if set(block.scores) - set(RULE_NUMBERS):
         return "extra_score"
     problems = [score for _, score in sorted(block.scores.items()) if isinstance(score, str)]
     return problems[0] if problems and len(block.scores) >= len(RULES) else "missing_score"

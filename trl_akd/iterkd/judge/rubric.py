@@ -1,8 +1,8 @@
 """The six-point rubric and judgements by it.
 
 The rubric is that of SODA's released scoring prompt ([Chen et al.](https://huggingface.co/papers/2408.03680)): five
-rules whose points add up. It asks for whole points, yet half of the released judgements have half points, so these
-count.
+rules whose points are added. It asks for whole points, but half of the released judgements have half points, which are
+therefore valid here.
 """
 
 from collections.abc import Mapping
@@ -13,13 +13,14 @@ __all__ = [
     "MAX_TOTAL",
     "REFUSALS",
     "RULES",
+    "RULE_NUMBERS",
     "Judgement",
     "Refusal",
     "Rule",
     "Unjudged",
     "format_judgement",
     "read_judgement",
-    "score_refusal",
+    "refusal_of",
 ]
 
 Refusal: TypeAlias = Literal[
@@ -34,17 +35,17 @@ Refusal: TypeAlias = Literal[
     "withdrawn",
 ]
 REFUSALS: tuple[Refusal, ...] = get_args(Refusal)
-"""Reasons for which a judge's text is refused:
+"""Reasons to refuse the text of a judge:
 
-- `no_scores`: no score by rule, as in prose, in a total alone or in thoughts without end;
-- `missing_score`: fewer than five rules, or a rule with nothing behind it;
+- `no_scores`: no scores by rule, for example only prose, only a total, or an unclosed thought;
+- `missing_score`: fewer than five rules, or a rule without a score;
 - `extra_score`: a sixth rule;
-- `not_a_number`: something else than a number, as "N/A", or a range;
-- `other_scale`: a rule scored out of something else than its maximum, as "4/5";
+- `not_a_number`: a range, or text such as "N/A";
+- `other_scale`: a scale other than the rule's maximum, such as "4/5";
 - `out_of_range`: below 0 or above the rule's maximum;
 - `not_half_points`: not a multiple of 0.5;
-- `contradictory`: two scores for a rule of which none is said to be the final one, or a total that is not the sum;
-- `withdrawn`: the judge takes the scores back or declines to judge.
+- `contradictory`: two scores for a rule without a final one, or a total that is not the sum;
+- `withdrawn`: the judge withdraws the scores or declines to judge.
 """
 
 
@@ -63,6 +64,7 @@ RULES: tuple[Rule, ...] = (
     Rule("Readability", 1.0),
     Rule("Coding practice", 1.0),
 )
+RULE_NUMBERS = range(1, len(RULES) + 1)
 MAX_TOTAL = sum(rule.maximum for rule in RULES)
 
 
@@ -92,21 +94,21 @@ class Judgement:
         if len(self.scores) != len(RULES):
             raise ValueError(f"`scores` has {len(self.scores)} numbers; give {len(RULES)}, one per rule.")
         for rule, score in zip(RULES, self.scores, strict=True):
-            if (refusal := score_refusal(rule, score)) is not None:
+            if (refusal := refusal_of(rule, score)) is not None:
                 raise ValueError(
-                    f"`scores` gives {score} for {rule.name!r} ({refusal}); give 0 to {rule.maximum:g} in steps of "
-                    "0.5."
+                    f"`scores` has {score} for {rule.name!r} ({refusal}); give a multiple of 0.5 from 0 to "
+                    f"{rule.maximum:g}."
                 )
 
     @property
     def total(self) -> float:
-        """Return the sum of the scores, 0 to 6."""
+        """Sum of the scores, from 0 to 6."""
         return float(sum(self.scores))
 
 
 @dataclass(frozen=True, slots=True)
 class Unjudged:
-    """Reason why there is no judgement."""
+    """Reason for which there is no judgement."""
 
     reason: Refusal
 
@@ -126,7 +128,7 @@ def read_judgement(value: Mapping[str, Any]) -> Judgement | Unjudged:
 
 
 def format_judgement(judgement: Judgement) -> str:
-    """Return a judgement in the format that judges are asked for.
+    """Return a judgement in the format that the default prompt requests.
 
     Example:
 
@@ -148,8 +150,8 @@ def format_judgement(judgement: Judgement) -> str:
     return "\n".join(["Score:", *lines])
 
 
-def score_refusal(rule: Rule, score: float) -> Refusal | None:
-    """Return the reason why a number is not a score of a rule, or `None` if it is."""
+def refusal_of(rule: Rule, score: float) -> Refusal | None:
+    """Return the reason for which a number is not a score of a rule, or `None` if it is."""
     if not 0 <= score <= rule.maximum:
         return "out_of_range"
     return None if score * 2 == int(score * 2) else "not_half_points"

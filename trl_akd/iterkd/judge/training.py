@@ -36,18 +36,7 @@ _ANSWER = ("Here is the code:", "#End of code#")
 
 @dataclass(frozen=True, slots=True)
 class JudgedAnswer:
-    """Answer with a judgement on it.
-
-    Args:
-        instruction (`str`):
-            Instruction.
-        answer (`str`):
-            Answer.
-        judgement ([`Judgement`]):
-            Scores of the answer.
-        text (`str`):
-            Text of the judgement that a generative judge learns.
-    """
+    """Answer to an instruction, with its judgement and the text of the judgement for generative judges."""
 
     instruction: str
     answer: str
@@ -56,21 +45,17 @@ class JudgedAnswer:
 
 
 def read_judgements(rows: Iterable[Mapping[str, Any]]) -> tuple[list[JudgedAnswer], Counter[str]]:
-    """Read rows `{instruction, answer, scores}`, or `{instruction, response}` as SODA's authors released them.
+    """Read rows `{instruction, answer, scores}`, or `{instruction, response}` in the format of SODA's release.
 
-    In the second format, `instruction` is a filled prompt, from which question and answer are extracted, and
-    `response` is the text of a judge; rows whose text cannot be read are skipped and counted.
-
-    Args:
-        rows (`Iterable[Mapping]`):
-            Rows of either format. Beside `scores`, five numbers, `response` may contain the text of the judge, with
-            the same scores.
+    In the first format, `scores` are five numbers, and `response` may contain a text of the judge with these scores.
+    In the second one, `instruction` is a filled prompt, from which question and answer are extracted, and `response`
+    is the text of a judge; rows whose text cannot be parsed are skipped.
 
     Returns:
         `tuple[list[JudgedAnswer], Counter]`: the judgements, and the number of skipped rows by reason.
 
     Raises:
-        ValueError: If a row has neither format, or none is left; the message has its number.
+        ValueError: If a row has neither format, or no row is left.
     """
     judged: list[JudgedAnswer] = []
     refused: Counter[str] = Counter()
@@ -79,30 +64,24 @@ def read_judgements(rows: Iterable[Mapping[str, Any]]) -> tuple[list[JudgedAnswe
             found = _read(row)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"row {number} of the judgements is not to be used ({error}); give {{instruction, answer, scores}} "
-                "with five scores, or {instruction, response} as SODA's."
+                f"row {number} of the judgements cannot be used ({error}); give {{instruction, answer, scores}} with "
+                "five scores, or {instruction, response} in SODA's format."
             ) from error
         if isinstance(found, Unjudged):
             refused[found.reason] += 1
         else:
             judged.append(found)
     if not judged:
-        raise ValueError(f"no judgement can be read; refused are {dict(refused)}.")
+        raise ValueError(f"no judgement can be parsed; the reasons are {dict(refused)}.")
     return judged, refused
 
 
-def judge_metrics(found: Sequence[Judgement | Unjudged], wanted: Sequence[Judgement]) -> dict[str, float]:
+def judge_metrics(judgements: Sequence[Judgement | Unjudged], references: Sequence[Judgement]) -> dict[str, float]:
     """Compare judgements with references.
 
-    Args:
-        found (`Sequence[Judgement | Unjudged]`):
-            Judgements of the judge.
-        wanted (`Sequence[Judgement]`):
-            Reference judgements.
-
     Returns:
-        `dict[str, float]`: `unjudged`, the fraction of answers without a judgement; over the others
-        `mean_absolute_error` of the total in points, and `rank_correlation`, Spearman's with mean ranks for ties.
+        `dict[str, float]`: `unjudged`, the fraction of answers without a judgement; for the others, the
+        `mean_absolute_error` of the total in points and Spearman's `rank_correlation`, with mean ranks for ties.
         Undefined metrics, such as the correlation of a constant, are omitted.
 
     Example:
@@ -114,13 +93,15 @@ def judge_metrics(found: Sequence[Judgement | Unjudged], wanted: Sequence[Judgem
 
     ```
     """
-    pairs = [(got.total, due.total) for got, due in zip(found, wanted, strict=True) if isinstance(got, Judgement)]
-    metrics = {"unjudged": 1 - len(pairs) / len(wanted)} if wanted else {}
+    both = zip(judgements, references, strict=True)
+    pairs = [(judgement.total, reference.total) for judgement, reference in both if isinstance(judgement, Judgement)]
+    metrics = {"unjudged": 1 - len(pairs) / len(references)} if references else {}
     if pairs:
-        got, due = np.array(pairs, dtype=np.float64).T
-        metrics["mean_absolute_error"] = float(np.abs(got - due).mean())
-        if len(set(got)) > 1 and len(set(due)) > 1:
-            metrics["rank_correlation"] = round(float(np.corrcoef(_mean_ranks(got), _mean_ranks(due))[0, 1]), 12)
+        totals, expected = np.array(pairs, dtype=np.float64).T
+        metrics["mean_absolute_error"] = float(np.abs(totals - expected).mean())
+        if len(set(totals)) > 1 and len(set(expected)) > 1:
+            correlation = np.corrcoef(_mean_ranks(totals), _mean_ranks(expected))[0, 1]
+            metrics["rank_correlation"] = round(float(correlation), 12)
     return metrics
 
 
@@ -129,7 +110,7 @@ def _read(row: Mapping[str, Any]) -> JudgedAnswer | Unjudged:
         judgement = Judgement(tuple(float(score) for score in row["scores"]))
         text = str(row.get("response") or format_judgement(judgement)).strip()
         if parse_judgement(text) != judgement:
-            raise ValueError("its response does not give its scores")
+            raise ValueError("`response` does not have the scores of `scores`")
         return JudgedAnswer(_text(row, "instruction"), _text(row, "answer"), judgement, text)
     filled, response = _text(row, "instruction"), _text(row, "response")
     parsed = parse_judgement(response)
@@ -140,7 +121,7 @@ def _read(row: Mapping[str, Any]) -> JudgedAnswer | Unjudged:
 
 def _text(row: Mapping[str, Any], column: str) -> str:
     if not isinstance(row[column], str):
-        raise TypeError(f"`{column}` is no text")
+        raise TypeError(f"`{column}` is not a text")
     return str(row[column])
 
 
@@ -148,7 +129,7 @@ def _between(text: str, opening: str, closing: str) -> str:
     _, found, rest = text.partition(opening)
     inside, ended, _ = rest.partition(closing)
     if not found or not ended:
-        raise ValueError(f"its instruction has no {opening!r} … {closing!r}")
+        raise ValueError(f"`instruction` does not contain {opening!r} … {closing!r}")
     return inside.strip()
 
 
@@ -168,29 +149,20 @@ def make_regression_trainer(
     train: Sequence[JudgedAnswer],
     held_out: Sequence[JudgedAnswer] = (),
 ) -> Trainer:
-    """Return a trainer of a regression judge, with the mean squared error of the five scores as loss.
+    """Return a trainer of a regression judge, a sequence classifier with five outputs.
 
-    Its evaluation reports the metrics of `judge_metrics`.
-
-    Args:
-        model (`PreTrainedModel`):
-            Sequence classifier with five outputs.
-        tokenizer (`PreTrainedTokenizerBase`):
-            Tokenizer; EOS is used for padding if it has no padding token.
-        args (`SFTConfig`):
-            Training arguments; `max_length` is the maximum number of tokens of a pair, whose longer text is truncated.
-        train (`Sequence[JudgedAnswer]`), held_out (`Sequence[JudgedAnswer]`, *optional*):
-            Judgements for training and evaluation.
+    The loss is the mean squared error of the five scores, and evaluation reports `judge_metrics`. Pairs longer than
+    `max_length` tokens lose the end of their longer text. Without a padding token, EOS is used.
 
     Raises:
         ValueError: If the model has another number of outputs, or `max_length` is missing.
     """
     if args.max_length is None:
-        raise ValueError("`max_length` is missing; give the most tokens of instruction and answer.")
-    wanted = [row.judgement for row in held_out]
+        raise ValueError("`max_length` is missing; give the maximum number of tokens of instruction and answer.")
+    references = [row.judgement for row in held_out]
 
     def compare(prediction: EvalPrediction) -> dict[str, float]:
-        return judge_metrics([nearest_judgement(scores) for scores in prediction.predictions], wanted)
+        return judge_metrics([nearest_judgement(scores) for scores in prediction.predictions], references)
 
     return make_pair_trainer(
         model,
@@ -216,22 +188,10 @@ def make_generative_trainer(
 ) -> SFTTrainer:
     """Return an `SFTTrainer` of a generative judge, with cross-entropy on the judgement only.
 
-    Judgements that do not fit into `max_length` with their request are skipped, as the scores are at the end.
-
-    Args:
-        model (`PreTrainedModel`):
-            Causal language model.
-        tokenizer (`PreTrainedTokenizerBase`):
-            Tokenizer.
-        args (`SFTConfig`):
-            Training arguments.
-        train (`Sequence[JudgedAnswer]`), held_out (`Sequence[JudgedAnswer]`, *optional*):
-            Judgements for training and evaluation.
-        prompt ([`JudgePrompt`], *optional*):
-            Prompt template of the judge.
+    Judgements that exceed `max_length` together with their request are skipped, as the scores are at their end.
 
     Raises:
-        ValueError: If no judgement fits.
+        ValueError: If all judgements are too long.
     """
 
     def rows(judged: Sequence[JudgedAnswer]) -> Dataset | None:
@@ -242,14 +202,9 @@ def make_generative_trainer(
             if args.max_length is None or len(tokenizer(request + text)["input_ids"]) < args.max_length
         ]
         if judged and not fitting:
-            raise ValueError(f"`max_length` is {args.max_length}, into which no judgement fits; raise it.")
-        if len(fitting) < len(judged):
-            logger.warning(
-                "%d of %d judgements do not fit into max_length=%d and are left out.",
-                len(judged) - len(fitting),
-                len(judged),
-                args.max_length,
-            )
+            raise ValueError(f"`max_length` is {args.max_length}, but every judgement is longer; raise it.")
+        if skipped := len(judged) - len(fitting):
+            logger.warning(f"Skipped {skipped} of {len(judged)} judgements longer than max_length={args.max_length}.")
         return Dataset.from_list(fitting) if fitting else None
 
     return SFTTrainer(model, args, train_dataset=rows(train), eval_dataset=rows(held_out), processing_class=tokenizer)
@@ -262,18 +217,7 @@ def judge_held_out(
     prompt: JudgePrompt = JUDGE_PROMPT,
     max_new_tokens: int = 512,
 ) -> dict[str, float]:
-    """Evaluate a trained generative judge with `judge_metrics`.
-
-    Args:
-        trainer (`SFTTrainer`):
-            Trainer of the judge. All processes must call this function.
-        held_out (`Sequence[JudgedAnswer]`):
-            Held-out judgements.
-        prompt ([`JudgePrompt`], *optional*):
-            Prompt template.
-        max_new_tokens (`int`, *optional*, defaults to `512`):
-            Maximum number of tokens of a judgement.
-    """
+    """Evaluate a trained generative judge with `judge_metrics`; all processes must call this function."""
     generator = TransformersGenerator(
         trainer.model_wrapped,
         trainer.processing_class,
@@ -281,12 +225,12 @@ def judge_held_out(
         accelerator=trainer.accelerator,
     )
     judge = GenerativeJudge(generator, prompt=prompt, max_new_tokens=max_new_tokens)
-    found = judge.judge([(row.instruction, row.answer) for row in held_out])
-    return judge_metrics(found, [row.judgement for row in held_out])
+    judgements = judge.judge([(row.instruction, row.answer) for row in held_out])
+    return judge_metrics(judgements, [row.judgement for row in held_out])
 
 
 def _squared_error(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Return the mean over all scores of a step, including gradient accumulation."""
+    """Return the mean squared error over all scores of a step, including gradient accumulation."""
     errors: Tensor = (outputs.logits.float() - labels).square()
     return errors.mean() if num_items_in_batch is None else errors.sum() / num_items_in_batch
 

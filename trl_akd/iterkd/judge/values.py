@@ -1,9 +1,9 @@
-"""Rules and scores in the words of a judge: references to rules, numbers, and amounts in several languages."""
+"""Parsing of rules and scores: references to rules, numbers, and amounts in several languages."""
 
 import re
 from types import MappingProxyType
 
-from .rubric import RULES, Refusal, score_refusal
+from .rubric import RULE_NUMBERS, RULES, Refusal, refusal_of
 
 __all__ = [
     "AMOUNT",
@@ -25,6 +25,7 @@ __all__ = [
     "rule_of_key",
     "rule_of_name",
     "split_numbers",
+    "to_number",
 ]
 
 DIGITS = MappingProxyType(
@@ -55,11 +56,9 @@ RULE = (
 NUMBER = r"(?:[0-9]{1,3}+|[一二三四五六]|(?:one|two|three|four|five|six|iii|ii|iv|vi|v|i)\b)"
 REFERENCE = re.compile(rf"(?<!\w){RULE}[ ]*(?:no\.?|number)?[ #-]*(?P<number>{NUMBER})[ ]*(?:条|條|項)?", re.I)
 LABEL = re.compile(
-    rf"(?>(?:(?:score|points?|rating|marks?)[ ](?:for|of|on)[ ])?)(?:{RULE}[ ]*(?:no\.?|number)?[ #-]*"
-    rf"(?P<rule>{NUMBER})"
-    r"(?:条|條|項)?|[(\[]?(?P<item>[1-9][0-9]?)"
-    r"(?:[.)\]、:]+(?![0-9])|(?=[ ]+(?:[\u2013\u2014-]+[ ]+)?[a-z])))?[ .):\]、]*"
-    r"(?:[\u2013\u2014-]+[ ]+(?=[^\W\d]))?",
+    rf"(?>(?:(?:score|points?|rating|marks?)[ ](?:for|of|on)[ ])?)(?:{RULE}[ ]*(?:no\.?"
+    rf"|number)?[ #-]*(?P<rule>{NUMBER})(?:条|條|項)?|[(\[]?(?P<item>[1-9][0-9]?)(?:[.)\]、:]+(?![0-9])"
+    rf"|(?=[ ]+(?:[\u2013\u2014-]+[ ]+)?[a-z])))?[ .):\]、]*(?:[\u2013\u2014-]+[ ]+(?=[^\W\d]))?",
     re.IGNORECASE,
 )
 SCORE_WORD = (
@@ -71,38 +70,31 @@ UNIT = r"(?:points?|pts?|p|marks?|балл\w*|punkte?|puntos?|分|点|点数|점
 QUANTITY = r"[+-]?(?:[0-9]{1,6}(?:[.,][0-9]{1,6})?|[.][0-9]{1,6})"
 AMOUNT = rf"(?:{QUANTITY}|one and a half|one half|half|zero|none|one|two|three|no|a full|a|零|半|一|两|二)"
 _VALUE = re.compile(
-    rf"(?P<open>[(\[{{\"']?)[ ]*"
-    rf"(?:score[ds]?|award(?:ed|s)?|gets?|got|earn(?:ed|s)?|receive[ds]?|given|granted|得分|得)?[ :=]*"
-    rf"(?:(?:a|the)?[ ]?full|all|only|just)?[ ]*"
-    rf"(?P<score>{AMOUNT})(?![0-9]|[.,][0-9])"
-    rf"(?:[ ]*(?:/|÷|out[ ]+of|of(?:[ ]a)?(?:[ ]possible)?|von|sur|из|中|満点中|de)[ ]*(?P<scale>{AMOUNT}))?"
-    rf"(?:[ ]*(?:a[ ])?{UNIT}(?![a-z]))?(?:[ ]*(?:/|out[ ]of|of)[ ]*(?P<late>{QUANTITY})(?:[ ]*{UNIT}"
-    rf"(?![a-z]))?)?[)\]}}\"']?"
-    r"(?:[ ]*[(\[][ ]*(?:max(?:imum)?|out[ ]of|of|/|满分|満点)[ .:]*[0-9.]+[ ]*(?:points?|pts?|分|点)?[ ]*[)\]])?"
-    r"(?P<rest>.*)",
+    rf"(?P<open>[(\[{{\"']?)[ ]*(?:score[ds]?|award(?:ed|s)?|gets?|got|earn(?:ed|s)?|receive[ds]?|given|granted|得分"
+    rf"|得)?[ :=]*(?:(?:a|the)?[ ]?full|all|only|just)?[ ]*(?P<score>{AMOUNT})(?![0-9]|[.,][0-9])(?:[ ]*(?:/|÷"
+    rf"|out[ ]+of|of(?:[ ]a)?(?:[ ]possible)?|von|sur|из|中|満点中|de)"
+    rf"[ ]*(?P<scale>{AMOUNT}))?(?:[ ]*(?:a[ ])?{UNIT}(?![a-z]))?(?:[ ]*(?:/|out[ ]of|of)[ ]*(?P<late>{QUANTITY})"
+    rf"(?:[ ]*{UNIT}(?![a-z]))?)?[)\]}}\"']?(?:[ ]*[(\[][ ]*(?:max(?:imum)?|out[ ]of|of|/|满分"
+    rf"|満点)[ .:]*[0-9.]+[ ]*(?:points?|pts?|分|点)?[ ]*[)\]])?(?P<rest>.*)",
     re.IGNORECASE,
 )
 _FULL = re.compile(r"(?:full|maximum|max|all)[ ](?:marks?|points?|score|credit)\b|满分|滿分|満点", re.I)
 _REMARK = re.compile(
-    r"[ ]*(?:$|[(\[;,.:!|\u3002\u3001]|[ ]\u2014[ ]|[\u2013\u2014-][ ]*(?![ 0-9.])|[ ][\u2013-][ ](?=[0-9]+["
-    r" ](?:of|out|/))|\u2026|because\b|since\b|as\b|for\b|due\b|given\b"
-    r"|awarded\b|earned\b"
-    r"|\bin total\b)",
+    r"[ ]*(?:$|[(\[;,.:!|\u3002\u3001]|[ ]\u2014[ ]|[\u2013\u2014-][ ]*(?![ 0-9.])|[ ][\u2013-][ ](?=[0-9]+[ ](?:of"
+    r"|out|/))|\u2026|because\b|since\b|as\b|for\b|due\b|given\b|awarded\b|earned\b|\bin total\b)",
     re.IGNORECASE,
 )
 _CHANGED = re.compile(
     rf"(?:->|→|=>|⇒|»|\b(?:revised|changed|lowered|raised|corrected|reduced|adjusted|now|down|up)(?:[ ]to)?\b"
     rf"|\bno,?(?:[ ]wait,?)?[ ]|\bwait,?[ ]|\bmake[ ](?:that|it)\b|\bactually\b|\brather\b|\bi mean\b"
-    rf"|\bscratch that\b,?"
-    rf"|\bsorry,?)[ ,:]*(?:no,?[ ])?(?P<value>{AMOUNT}(?![0-9]).*)",
+    rf"|\bscratch that\b,?|\bsorry,?)[ ,:]*(?:no,?[ ])?(?P<value>{AMOUNT}(?![0-9]).*)",
     re.IGNORECASE,
 )
 _DOUBT = re.compile(
     rf"^[ ]*\??[ ]*[(\[]?[ ]*(?:[-\u2212+][ ]*(?:[0-9.]|half|one)|minus\b|less\b|deduct|\?|should[ ]be\b)"
-    rf"|^(?![ ]+\u2014[ ])[ ]*[-\u2013\u2014~/][ ]*[0-9.](?![0-9]*[ ](?:of|out))|^[ ]*(?:to|or|and|bis)["
-    rf" ]+{AMOUNT}\b|\b(?:or|maybe|perhaps|possibly"
-    rf"|arguably)[ ]+{QUANTITY}\b"
-    r"|^[ ]*(?:or[ ](?:so|less|more)|at[ ](?:most|best|least))|^[ ]*\?",
+    rf"|^(?![ ]+\u2014[ ])[ ]*[-\u2013\u2014~/][ ]*[0-9.](?![0-9]*[ ](?:of|out))|^[ ]*(?:to|or|and|bis)[ ]+{AMOUNT}\b"
+    rf"|\b(?:or|maybe|perhaps|possibly|arguably)[ ]+{QUANTITY}\b|^[ ]*(?:or[ ](?:so|less|more)|at[ ](?:most|best"
+    rf"|least))|^[ ]*\?",
     re.IGNORECASE,
 )
 _VAGUE = re.compile(
@@ -129,26 +121,31 @@ JSON_KEYS = ("score", "points", "value", "rating", "awarded", "mark", "grade", "
 
 
 def rule_of_name(name: str) -> int | None:
-    """Return the rule that a text names first."""
+    """Return the number of the rule whose name comes first in a text."""
     found = [
         (match.start(), number) for number, rule in enumerate(NAMES, 1) if (match := rule.search(name.casefold()))
     ]
     return min(found)[1] if found else None
 
 
-def _amount(text: str) -> float | None:
+def to_number(text: str) -> float:
+    """Return the number in a text, with a decimal point or comma."""
+    return float(text.replace(",", "."))
+
+
+def _amount(text: str) -> float:
     word = " ".join(text.casefold().split())
-    return _AMOUNTS[word] if word in _AMOUNTS else float(word.replace(",", "."))
+    return _AMOUNTS[word] if word in _AMOUNTS else to_number(word)
 
 
-def checked_score(rule: int, text: str, scale: str | None) -> float | Refusal:
-    """Return a score, or the reason why the number is invalid."""
+def checked_score(rule: int, text: str, scale: str | None = None) -> float | Refusal:
+    """Return a score, or the reason why it is invalid."""
     score = _amount(text)
-    if not 1 <= rule <= len(RULES) or score is None:
+    if rule not in RULE_NUMBERS:
         return "extra_score"
     if scale is not None and _amount(scale) != RULES[rule - 1].maximum:
         return "other_scale"
-    return score_refusal(RULES[rule - 1], score) or score
+    return refusal_of(RULES[rule - 1], score) or score
 
 
 def read_cell(rule: int, text: str) -> float | Refusal:
@@ -162,7 +159,7 @@ def read_cell(rule: int, text: str) -> float | Refusal:
 def read_value(rule: int, text: str) -> float | Refusal | None:
     """Return the score at the beginning of a text, the reason why it is invalid, or `None` without a number."""
     text = text.strip()
-    if _FULL.match(text) and 1 <= rule <= len(RULES):
+    if _FULL.match(text) and rule in RULE_NUMBERS:
         return RULES[rule - 1].maximum
     if re.match(r"1/2[ ](?:of[ ])?(?:a[ ])?point\b", text, re.IGNORECASE):
         return 0.5
@@ -226,14 +223,14 @@ def read_value_behind(rule: int, rest: str, numbered: bool) -> float | Refusal |
 
 
 def split_numbers(text: str) -> list[float]:
-    """Return the numbers of a list separated by commas, semicolons, slashes, bars or spaces."""
-    separator = r"[ ]*[;/| ][ ]*|,[ ]+" if re.search(r"[;/| ]", text.strip()) else r","
+    """Return the numbers of a list separated by commas, semicolons, slashes, bars, plus signs or spaces."""
+    separator = r"[ ]*[;/|+ ][ ]*|,[ ]+" if re.search(r"[;/|+ ]", text.strip()) else r","
     parts = [part for part in re.split(separator, text.strip()) if part]
-    return [float(part.replace(",", ".")) for part in parts]
+    return list(map(to_number, parts))
 
 
 def rule_of_key(key: str) -> int | None:
-    """Return the rule that a JSON key or the name of an element refers to."""
+    """Return the number of the rule to which a JSON key or the name of an element refers."""
     plain = re.sub(r"(?<=[a-z])(?=[A-Z0-9])|[_-]", " ", key).strip()
     label = LABEL.match(plain)
     number = (label["rule"] or label["item"]) if label else None

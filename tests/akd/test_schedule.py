@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from tests import tiny
-from trl_akd import AKDConfig
+from tests.codeplan import world
+from tests.iterkd import world as pairs_world
+from trl_akd import AKDConfig, CodePLANConfig, CodePLANTrainer, IterKDConfig
+from trl_akd.iterkd.pair_trainer import PairTrainer
 from trl_akd.losses import Interpolation, divergences
 
 SETTINGS = {"divergence": "taid", "divergence_kwargs": {"t_start": 0.2, "step_size": 0.2, "momentum": 0.5}}
@@ -152,3 +155,30 @@ def test_a_schedule_of_ones_own(trainer, monkeypatch):
             series(made, f"kd/{key}")[step] for key in ("forward_kl", "reverse_kl", "divergence")
         )
         assert found == pytest.approx(2 * ((1 - share) * forward + share * reverse), rel=1e-4)
+
+
+def test_codeplan_moves_t_by_its_distilled_tasks(pair, tmp_path):
+    rows = world.problems(8)
+    args = CodePLANConfig(
+        **{**tiny.SHORT_RUN, "output_dir": str(tmp_path), "max_length": 256, **SETTINGS},
+        code_objective="ce",
+        plan_objective="akd",
+    )
+    made = CodePLANTrainer(*pair, args, train_dataset=rows)
+    made.train()
+    schedule = Interpolation(**SETTINGS["divergence_kwargs"])
+    for step, loss in enumerate(divergence := series(made, "kd/divergence")):
+        assert series(made, "kd/t")[step] == pytest.approx(schedule.value, abs=1e-6)
+        schedule.update({"divergence": loss}, (step + 1) / len(divergence))
+    assert made.schedule.value == pytest.approx(schedule.value, abs=1e-6) != 0.2
+
+
+def test_each_cycle_of_iterkd_begins_again(pair, tmp_path):
+    args = IterKDConfig(
+        **{**tiny.SHORT_RUN, "output_dir": str(tmp_path), "max_length": 256, **SETTINGS}, objective="akd"
+    )
+    made = PairTrainer(*pair, args, train_dataset=pairs_world.pairs(4))
+    for cycle in range(2):
+        made.train_on(pairs_world.pairs(4, seed=cycle), cycle, tmp_path / str(cycle))
+        found = [log["kd/t"] for log in made.state.log_history if "kd/t" in log]
+        assert found[0] == pytest.approx(0.2) and found == sorted(set(found))

@@ -33,6 +33,7 @@ COMPARED = (
     "loss",
     "grad_norm",
     "kd/beta",
+    "kd/t",
     "kd/forward_kl",
     "kd/reverse_kl",
     "kd/teacher_nll",
@@ -113,6 +114,21 @@ def test_split_does_not_matter_for_a_divergence_by_autograd(
     expected = train(divergence="jsd")
     assert expected.series("loss") == pytest.approx(expected.series("kd/divergence"))
     assert_same(train(backend, batch, accumulation, divergence="jsd"), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "batch", "accumulation"), [("ddp", 1, 2), ("zero3", 1, 2)])
+def test_split_does_not_matter_for_a_divergence_with_a_schedule(
+    train: Train, backend: str, batch: int, accumulation: int
+) -> None:
+    settings = {"divergence": "taid", "divergence_kwargs": '{"step_size": 0.3, "momentum": 0.5}'}
+    expected = train(**settings)
+    assert len(set(expected.series("kd/t"))) == 6, "t must move"
+    found = train(backend, batch, accumulation, **settings)
+    assert_same(found, expected)
+    checkpoint = found.checkpoints / "checkpoint-4"
+    resumed = train(backend, batch, accumulation, resume=str(checkpoint), save_strategy="no", **settings)
+    assert_same(resumed, expected, last=2)
 
 
 @pytest.mark.parametrize(("backend", "batch"), [("single", 4), ("ddp", 2), ("zero2", 2), ("zero3", 2)])

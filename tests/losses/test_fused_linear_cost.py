@@ -6,7 +6,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.losses.problem import run
-from trl_akd.losses.fused_linear import _chunk_size
+from tests.losses.test_divergences import RULES, SOME_RULES
+from trl_akd.losses import divergences
+from trl_akd.losses.fused_linear import _block_size, _chunk_size
+from trl_akd.losses.pointwise import Objective, divergence_and_gradient_
 
 TOKENS, IGNORED, WORDS, STUDENT_WIDTH, TEACHER_WIDTH, CHUNK = 48, 16, 500, 8, 12, 5
 ALL_LOGITS = (TOKENS - IGNORED) * WORDS
@@ -99,11 +102,31 @@ def test_without_gradients_only_the_projections_are_left(arguments):
     assert not spy.operations & {torch.ops.aten.addcmul_, torch.ops.aten.scatter_add_, torch.ops.aten.square_}
 
 
-def test_all_logits_never_exist(arguments):
+@pytest.mark.parametrize("case", SOME_RULES)
+def test_all_logits_never_exist(case, arguments):
+    name, knobs, _ = RULES[case]
     with Spy() as spy:
-        run(arguments).loss.backward()
+        run(arguments | {"divergence": name, "knobs": knobs}).loss.backward()
     assert max(spy.sizes) == max(2 * CHUNK * WORDS, WORDS * STUDENT_WIDTH)
     assert max(spy.sizes) < ALL_LOGITS
+
+
+@pytest.mark.parametrize("case", [case for case, (name, *_) in RULES.items() if divergences.get(name).fused])
+def test_hand_written_gradients_work_in_place(case):
+    name, knobs, _ = RULES[case]
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = 9 * torch.randn(2, CHUNK, WORDS, generator=generator)
+    scratch, labels = torch.empty(2, CHUNK, WORDS), torch.zeros(CHUNK, dtype=torch.long)
+    with Spy() as spy, torch.no_grad():
+        divergence_and_gradient_(student, teacher, labels, Objective(divergences.get(name), knobs, 1.0, 0.0), scratch)
+    assert max(spy.sizes) < CHUNK * WORDS / 2
+
+
+@pytest.mark.parametrize("words", [64, 49152, 152064])
+def test_autograd_sees_small_blocks(words):
+    size = _block_size(1024, words, torch.empty(0), by_autograd=True)
+    assert 1 <= size <= 1024
+    assert size * words * 4 <= 2 * 2**20
 
 
 def test_the_backward_pass_hands_its_buffers_over(arguments):

@@ -33,8 +33,11 @@ def test_equals_the_cpu(options):
         torch.testing.assert_close(found.cpu(), expected)
 
 
-@pytest.mark.parametrize(("name", "knobs"), [("jsd", {"beta": 0.2}), ("skew_kl", {})])
-def test_rules_by_autograd_equal_the_cpu(name, knobs):
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [("jsd", {"beta": 0.2}), *((name, {}) for name in ("skew_kl", "akl", "todi", "eopd", "abkd", "taid"))],
+)
+def test_other_rules_equal_the_cpu(name, knobs):
     options = OPTIONS["everything"] | {"divergence": name, "knobs": knobs}
     here, there = problem(**options), moved(problem(**options))
     torch.testing.assert_close(fused(there).cpu(), fused(here))

@@ -77,14 +77,21 @@ _PER_RULE = re.compile(
     rf"|on|in|under|to)[ ]+(?P<label>{RULE}[ ]*{NUMBER}|(?:the[ ])?[a-z]+(?:[ ][a-z]+)?)",
     re.IGNORECASE,
 )
-_BARE_LIST = re.compile(rf"[(\[]?[ ]*(?P<values>{QUANTITY}(?:[ ]*[,;/| ][ ]*{QUANTITY}){{4}})[ ]*[)\]]?[ .]*(?:=.*|$)")
+_BARE_LIST = re.compile(
+    rf"[(\[]?[ ]*(?P<values>{QUANTITY}(?:[ ]*[,;/|+ ][ ]*{QUANTITY}){{4}})[ ]*[)\]]?[ .]*(?:=.*|$)"
+)
 _BETWEEN = re.compile(
     rf"[ ]*[,;./|][ ]*(?:and[ ]+)?(?=(?:{RULE}|and )[ ]*#?{NUMBER})|[ ]+(?={RULE}[ ]*#?{NUMBER}[ ]*[:=(])", re.I
 )
 _MAXIMUM_ROW = re.compile(r"(?:max|weight|possible|available|out of|worth|满分|滿分|満点|höchst)", re.IGNORECASE)
 _LABELLED = re.compile(r"[^:=]+[:=][^:=]*[0-9][^:=]*")
 _NAMED_VALUES = tuple(
-    re.compile(rf"(?:{name.pattern})[^0-9,;]{{0,25}}?[ :=]({QUANTITY})(?=[ ]*(?:[,;.)]|and\b|\(|$))") for name in NAMES
+    re.compile(
+        rf"(?:{name.pattern})[^0-9,;]{{0,25}}?(?:[ :=]|[(](?={QUANTITY}/))"
+        rf"(?P<score>{QUANTITY})(?:/(?P<scale>{QUANTITY}))?"
+        r"(?=[ ]*(?:[,;.)]|and\b|\(|$))"
+    )
+    for name in NAMES
 )
 _MAPPED = re.compile(rf"(?<![\w.])([1-9])[ ]*(?:→|->|=>|:)[ ]*({QUANTITY})(?=[ ]*(?:[,;.)}}|]|$))")
 _HEDGE = re.compile(
@@ -253,14 +260,14 @@ class Lines:
 
     def _read_names(self, number: int, line: str) -> bool:
         """Read `functionality 2, boundary 0.5, ...`: all five names on a line, each followed by a number."""
-        found = [(rule, name.search(line.casefold())) for rule, name in enumerate(_NAMED_VALUES, 1)]
-        spare = len(re.findall(QUANTITY, line)) - len(RULES)
-        if _HEDGE.search(line) or spare > 1 or not all(match for _, match in found):
+        found = {rule: name.search(line.casefold()) for rule, name in enumerate(_NAMED_VALUES, 1)}
+        matches = {rule: match for rule, match in found.items() if match is not None}
+        used = sum(1 if match["scale"] is None else 2 for match in matches.values())
+        if _HEDGE.search(line) or len(re.findall(QUANTITY, line)) > used + 1 or len(matches) < len(RULES):
             return False
         self._open(number, "", headed=False)
-        for rule, match in found:
-            if match is not None:
-                self._enter(number, rule, checked_score(rule, match[1]))
+        for rule, match in matches.items():
+            self._enter(number, rule, checked_score(rule, match["score"], match["scale"]))
         return True
 
     def _rule_of(self, label: str) -> int | None:

@@ -229,8 +229,8 @@ def read_value_after_label(rule: int, rest: str, numbered: bool) -> float | Refu
 
 
 def split_numbers(text: str) -> list[float]:
-    """Return the numbers of a list separated by commas, semicolons, slashes, bars or spaces."""
-    separator = r"[ ]*[;/| ][ ]*|,[ ]+" if re.search(r"[;/| ]", text.strip()) else r","
+    """Return the numbers of a list separated by commas, semicolons, slashes, bars, plus signs or spaces."""
+    separator = r"[ ]*[;/|+ ][ ]*|,[ ]+" if re.search(r"[;/|+ ]", text.strip()) else r","
     parts = [part for part in re.split(separator, text.strip()) if part]
     return list(map(to_number, parts))
 

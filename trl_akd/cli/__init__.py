@@ -20,7 +20,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "quickstart": "train a small student on generated tasks and evaluate it; offline, on a CPU",
         "akd": "distill a teacher into a student with adaptive knowledge distillation",
-        "plans": "let a teacher write the plans behind solutions, as training data for codeplan",
+        "plans": "generate plans for solutions with a teacher, as training data for codeplan",
         "codeplan": "train a student on solutions and plans",
         "iterkd": "train a student in cycles of correct and faulty answers, feedback and new questions",
         "evaluate": "evaluate a model by running the programs that it writes",
@@ -45,7 +45,7 @@ With TRL_AKD_DEBUG=1 in the environment, errors come with their traceback."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command named first in `argv` (by default the process's arguments) and return the exit status."""
+    """Run the command named first in `argv`, by default the arguments of the process, and return the exit status."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
         print(_help())

@@ -1,4 +1,4 @@
-"""A model's plain distribution, whatever the batch, the model's mode and its habits."""
+"""Samples of the model's plain distribution, independent of batch, mode and generation config."""
 
 import random
 from collections.abc import Callable
@@ -20,7 +20,7 @@ PROMPTS = ["def add(a, b):\n", "x", "# größe\nprint(", "for i in range(10):\n 
 
 
 def oracle(model: Any, tokens: list[int], steps: int, ends: set[int]) -> tuple[list[int], list[float]]:
-    """Take the most probable token each time, by a full forward pass without padding or cache."""
+    """Greedy decoding by full forward passes without padding or cache."""
     model.eval()
     written: list[int] = []
     logprobs: list[float] = []
@@ -38,7 +38,7 @@ def oracle(model: Any, tokens: list[int], steps: int, ends: set[int]) -> tuple[l
 
 
 def chain(text: str, end: int = 257) -> Any:
-    """A model that writes `text` and ends: each character leads to the next, and the last to the token `end`."""
+    """A model that generates `text`, then the token `end`: each character predicts the next one."""
     tokenizer, model = tiny.tokenizer(), tiny.model()
     tokens = [*tokenizer(text)["input_ids"], end]
     assert len(set(tokens)) == len(tokens)

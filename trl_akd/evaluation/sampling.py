@@ -262,7 +262,7 @@ def handle_long_prompts(
 ) -> None:
     """Count problems whose prompts exceed the model's positions as not solved, or refuse them.
 
-    Has no effect with a generator that does not know the model's positions.
+    Has no effect with generators that do not report the model's positions.
 
     Raises:
         ValueError: If there are such problems and `fails` is not set.

@@ -37,12 +37,12 @@ _LEXICON = _read_lexicon(
         neglect* overlook* confus* conflat* actually hmm* hopefully off-by-one off-by-two off-by-n off-by-code lol haha
         dont-tell undercount* overcount* overshoot* undershoot* double-count* underestimat* overestimat*
         backwards-logic half-baked incomplete nonworking non-working botch* bogus hack hacky corrupted-logic tricked
-        spoiler
+        spoiler hopeless* misspelt technically
     # States that data have as well as programs.
     STATE: wrong incorrect erroneous missing absent broken bad fail fails failed failing failure failures error errors
         exception exceptions undefined unexpected crash crashes crashed crashing fault faults inconsistent undeclared
         uninitialised uninitialized nonexistent non-existent unimported unbound misformed problematic suspicious
-        unstable issue issues unhandled unchecked unclosed unterminated
+        unstable issue issues unhandled unchecked unclosed unterminated stale
     ERRNAME: *error *exception stopiteration segfault*
     BLUNDER: nameerror unboundlocalerror syntaxerror indentationerror taberror recursionerror attributeerror
         modulenotfounderror importerror typeerror indexerror zerodivisionerror
@@ -100,7 +100,7 @@ _LEXICON = _read_lexicon(
         step update initiali* keyword* condition* terminat* handling validation* statement* clause* exit bounds case
         cases rounding swap else declaration* definition* call bound sign signs denominator divisor formula branch
         comparison* index indices variable function method module operation inequality sides direction loop logic line
-        exponent constant factor limit range accumulator counter syntax way side place spot unit units
+        reset exponent constant factor limit range accumulator counter syntax way side place spot unit units
     RESULT: result results output outputs total totals answer mean sum value values number count average returned thing
     SELF: this it that which here we code function method loop line program version implementation condition check
         comparison base-case recursion accumulator counter pointer range slice return variable statement solution step
@@ -142,7 +142,7 @@ _LEXICON = _read_lexicon(
         returning adding computing summing returned computed added sorted multiplying dividing sorting
     OPINION: think guess hope believe suppose assume doubt
     ONE: one two code
-    EXTREME: many few small large big short long far early late high low much little
+    EXTREME: many few small large big short long far early late high low much little deep shallow
     """
 )
 
@@ -219,7 +219,7 @@ _LEAKS = _rules(
     without a|an|the|any PART ; BE not|never ADV* in scope ; out of scope ; unable to ; fail* to ;
     has|have no effect ; does nothing ; stays|remains CODE|zero|the|unchanged|at|constant|true|false ;
     before it|they|being ADV* BE? exist*|defin*|assign*|declar*|initiali*|bound|set ;
-    # Parts that are left out.
+    # Missing parts.
     LACK the|its|an|a|one|any|every|some? _? POSITION|PART ; SELF ADV* LOSE|lose|miss ; ^ ADV* LOSE ;
     BE lost|omitted|gone ; left|leave|leaves|leaving out|off|undone ;
     # Contrast with the request or the intention.
@@ -272,6 +272,13 @@ _LEAKS = _rules(
     requirement|rule|condition ... BE dropped|skipped|ignored|omitted|lost ;
     stops|ends|exits one|two|a _ before|after ; AUX normally|usually|typically|ordinarily|otherwise ;
     normally|ordinarily _ would|SHALL ; BE NEG ADV* taken|given|kept|met|paid|done ; CODE , expected ;
+    ^|SELF only DOES|considers|looks|processes ; AUX ADV* LOSE|miss|lose|skip|drop ; double count* ;
+    works|handles|fine|correct|enough for? most|many|some cases|inputs ; not really|truly|actually ;
+    never ADV* *ed|bottoms|comes|goes|gets|becomes ; keeps|keep *ing itself ; break|breaks this ;
+    hits|exceeds|reaches the? recursion|stack ; takes minutes|hours|days|years ; makes ... too EXTREME ;
+    PART BE inside|outside|within the? loop|function|class|body ; extra|stray|superfluous PART !of|to|for ;
+    has|have no attribute|method|member ; tries|trying to concatenate|add|index|divide ;
+    which it|they|this BE|AUX not $ ; mixes|mixing|mix up ; BE mixed-up ; spelled|spelt|written differently ;
     """
 )
 _RELEASES = _rules(

@@ -31,6 +31,7 @@ _OWN_WORD = re.compile(
     r"|response|analysis|above|given|giv(?:e|ing)|award(?:s|ed)?|assign(?:ed)?|allocat\w+|receives?|gets?|deserves?"
     r"|earns?|detailed|details|individual|revised|revision|corrected|correction|updated|adjusted|amended|reconsidered"
     r"|new|official|definitive|actual|ok(?:ay)?|well|right|after|considering|consideration|everything|careful|looking"
+    r"|like|but|say|submitted"
     r"|reading|running|testing|checking|reflection|second|thought|would|will|let|us|go|goes|come|comes|down|think|can"
     r"|total|sum|totals|sums|put|together|feedback|report|task|ready|done|section|part|number|no|name|value|format"
     r"|requested|asked|instead|wait|edit|erratum|stands?|not|it|hand|scale|half|both|quick|short|brief|full|complete"
@@ -97,7 +98,7 @@ _UNDERMINED = re.compile(
 """Sentences that withdraw or qualify scores."""
 _NOT_GIVEN = re.compile(
     r"\b(?:copied|random(?:ly)?|placeholders?|disclaimers?|yesterday|would have (?:said|given|scored|been)|dummy"
-    r"|made up)\b",
+    r"|made up|arbitrar\w+|(?:I|we|just|mostly|basically|only) (?:\w+ )?guess(?:ed|ing)?)\b",
     re.IGNORECASE,
 )
 """Words about scores that do not result from judging."""

@@ -125,8 +125,8 @@ class TeachingConfig(BackendConfig):
         check_server_fields(self, "judge_base_url", ("judge_extra_body", "judge_api_key_env"), "judge's ")
         if self.judge_backend is not None and (self.judge_backend == "openai") != (self.judge_base_url is not None):
             raise ValueError(
-                f"`judge_backend` is {self.judge_backend!r} and `judge_base_url` is {self.judge_base_url!r}; the "
-                "backend openai needs an address, and the others take none."
+                f"`judge_backend` is {self.judge_backend!r} and `judge_base_url` is {self.judge_base_url!r}; give "
+                "both the backend openai and an address, or neither."
             )
 
     @property

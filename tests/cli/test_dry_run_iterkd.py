@@ -68,10 +68,10 @@ def test_a_teacher_model_gives_its_distribution_and_the_mock_server_its_text(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"base_url": None}, "an address goes with the backend"),
+        ({"base_url": None}, "give both the backend openai and an address"),
         ({"text_teacher_model_name_or_path": None, "backend": None, "base_url": None}, "no model writes answers"),
         ({"prompts_file": "prompts.yaml"}, "lacks the field {instruction}"),
-        ({"dataset_name": "seeds.json"}, "`tests` of row 0"),
+        ({"dataset_name": "seeds.json"}, "row 0 has 1 inputs and 0 outputs"),
     ],
 )
 def test_what_a_real_run_would_refuse_is_refused(

@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from .command import require_one_process, start
-from .errors import run
+from .errors import run, user_errors
 
 if TYPE_CHECKING:
     from ..micro.bench.config import BenchConfig
@@ -37,7 +37,8 @@ def _run(config: "BenchConfig") -> None:
     if config.report is None:
         from ..micro.bench.runs import run_benchmark
 
-        results = run_benchmark(config)
+        with user_errors((RuntimeError,)):
+            results = run_benchmark(config)
         print(f"Results: {results}. Make their page: trl-akd bench --report {results}")
         return
     from ..micro.bench.report import write_page

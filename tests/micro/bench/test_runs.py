@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 
 from trl_akd.cli.recipes import RECIPES
 from trl_akd.micro.bench.config import MEASURES, BenchConfig
-from trl_akd.micro.bench.runs import Run, plan, train_and_measure
+from trl_akd.micro.bench.runs import Run, _execute, plan, train_and_measure
 
 TINY: dict[str, Any] = {
     "worlds": {"one": {"rows": 96, "epochs": 2, "start_mass": 0.03, "start_range": [0.0, 1.0], "start_max_steps": 5}},
@@ -113,6 +114,17 @@ def test_a_killed_benchmark_continues_and_gives_the_results_of_an_uninterrupted_
     _, err = process.communicate()
     assert process.returncode == 2
     assert "predictions" in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.end_to_end
+def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path: Path):
+    kl, _, _, _, rkl = tiny_runs()
+    broken = replace(kl, fields={"divergence": "forward"})
+    found = {run.rule: (row, failure) for run, row, failure in _execute([broken, rkl], tmp_path, workers=1)}
+    assert found["kl"][0] is None and found["kl"][1].startswith("ValueError: `divergence`")
+    row, _ = found["rkl"]
+    assert row is not None and row["key"] == rkl.key
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.slow

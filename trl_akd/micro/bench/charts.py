@@ -8,20 +8,13 @@ from xml.sax.saxutils import escape
 __all__ = ["Series", "bar_chart", "xy_chart"]
 
 _COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#000000",
-    "#999933",
-    "#882255",
-    "#777777",
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933"),
+    *("#882255", "#44aa99", "#332288", "#aa4499", "#117733", "#ddcc77", "#661100", "#6699cc"),
 )
+_GREY = "#777777"
 _WIDTH, _HEIGHT = 640, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 150, 24, 52
-_TICKS = 5
+_TICKS = 6
 
 Point = tuple[float, float]
 
@@ -33,13 +26,13 @@ class Series:
     Args:
         name (`str`): name in the legend; an empty one is left out.
         points (`Sequence[tuple[float, float]]`): points.
-        colour (`int`): number of its colour.
+        colour (`int`, *optional*): number of its colour; grey without one.
         dashed (`bool`, *optional*, defaults to `False`): whether the line is dashed.
     """
 
     name: str
     points: Sequence[Point]
-    colour: int
+    colour: int | None = None
     dashed: bool = False
 
 
@@ -99,9 +92,11 @@ def xy_chart(title: str, x_label: str, y_label: str, series: Sequence[Series]) -
     canvas.text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 12, x_label, anchor="middle")
     canvas.text(16, (_TOP + _HEIGHT - _BOTTOM) / 2, y_label, anchor="middle", turned=True)
     for one in series:
-        placed, colour = [place(point) for point in one.points], _COLOURS[one.colour % len(_COLOURS)]
+        placed, colour = [place(point) for point in one.points], _colour(one.colour)
         if len(placed) == 1:
-            canvas.circle(*placed[0], colour)
+            [(x, y)] = placed
+            canvas.circle(x, y, colour)
+            canvas.text(x + 6, y - 6, one.name)
         else:
             canvas.line(placed, colour, dashed=one.dashed)
     _legend(canvas, {one.name: one.colour for one in series if one.name})
@@ -118,7 +113,7 @@ def bar_chart(title: str, x_label: str, bars: Mapping[str, Mapping[str, float]])
         y, x = _TOP + row * step, float(left)
         canvas.text(left - 6, y + 15, label, anchor="end")
         for name, share in parts.items():
-            canvas.box(x, y + 3, share * width, step - 6, _COLOURS[names.index(name) % len(_COLOURS)])
+            canvas.box(x, y + 3, share * width, step - 6, _colour(names.index(name)))
             x += share * width
     for tick in _ticks(0.0, 1.0):
         canvas.line([(left + tick * width, _TOP), (left + tick * width, bottom)], "#dddddd", width=1)
@@ -128,10 +123,14 @@ def bar_chart(title: str, x_label: str, bars: Mapping[str, Mapping[str, float]])
     return canvas.svg(title, max(bottom + 52, _TOP + 18 * len(names) + 12))
 
 
-def _legend(canvas: _Canvas, entries: Mapping[str, int]) -> None:
+def _colour(number: int | None) -> str:
+    return _GREY if number is None else _COLOURS[number % len(_COLOURS)]
+
+
+def _legend(canvas: _Canvas, entries: Mapping[str, int | None]) -> None:
     for row, (name, colour) in enumerate(entries.items()):
         y = _TOP + 18 * row
-        canvas.box(_WIDTH - _RIGHT + 14, y, 10, 10, _COLOURS[colour % len(_COLOURS)])
+        canvas.box(_WIDTH - _RIGHT + 14, y, 10, 10, _colour(colour))
         canvas.text(_WIDTH - _RIGHT + 30, y + 10, name)
 
 
@@ -143,7 +142,7 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Return about five round numbers between two bounds."""
+    """Return about six round numbers between two bounds."""
     rough = (high - low) / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)

@@ -327,7 +327,7 @@ def _coverage_figure(results: Results, place: tuple[str, str]) -> str:
     series = [Series(rule, [point], colour) for colour, (rule, point) in enumerate(points.items())]
     line = [points[rule] for rule in results.content["line"] or () if rule in points]
     if len(line) == 2:
-        series.insert(0, Series("", line, 9, dashed=True))
+        series.insert(0, Series("", line, dashed=True))
     return xy_chart(f"{_ALT['coverage']}: {', '.join(place)}", "pass@1 at temperature 1", "coverage", series)
 
 

@@ -8,12 +8,12 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -282,8 +282,10 @@ def _find_start(settings: StartSettings, starts: Path) -> dict[str, Any]:
         scratch = starts / f"{settings.key}.{os.getpid()}"
         start.model.save_pretrained(scratch)
         (scratch / "start.json").write_text(json.dumps({"steps": start.steps, "mass": round(start.mass, 6)}))
-        with suppress(OSError):  # another process was faster
+        try:
             scratch.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(scratch)
     found: dict[str, Any] = json.loads((folder / "start.json").read_text())
     return found
 

@@ -54,7 +54,7 @@ def made_up(advantage: float = 0.2, loss: float = 0.4, seeds: int = 4) -> dict[s
                         "started": True,
                         "measures": measures,
                         "history": history,
-                        "seconds": {"train": 8.0, "measure": 5.0},
+                        "seconds": {"train": 8.0, "measure": 5.0, "cpu": 9.0},
                         "peak_memory_mb": 500,
                     }
                 )

@@ -49,7 +49,7 @@ def test_a_row_has_all_measures_and_depends_on_the_settings_alone(tmp_path: Path
     assert set(MEASURES) | {"errors"} == row["measures"].keys()
     assert row["measures"]["forward_kl"] > 0 and row["start"]["steps"] == 5
     assert [point["step"] for point in row["history"]] == [1, 2, 3, 4]
-    assert row["peak_memory_mb"] > 100 and row["seconds"].keys() == {"train", "measure"}
+    assert row["peak_memory_mb"] > 100 and row["seconds"].keys() == {"train", "measure", "cpu"}
     json.dumps(row)
     assert os.listdir(tmp_path / "a") == [first.start.key], "nothing else is left"
     assert stable(train_and_measure(first, tmp_path / "a")) == stable(row), "with the start from disk"

@@ -3,8 +3,9 @@
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import MISSING, dataclass, field, fields
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from ...akd.akd_config import AKDConfig
 from .students import BATCH_SIZE, MAX_LENGTH, STUDENTS
@@ -58,6 +59,17 @@ class WorldSettings:
     start_min_steps: int = 0
     students: tuple[str, ...] | None = None
     rules: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("rows", 1), ("start_max_steps", 1), ("start_min_steps", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; give an integer of at least {least}.")
+        if not self.epochs > 0:
+            raise ValueError(f"`epochs` is {self.epochs}; give a number above 0.")
+        low, high = self.start_range
+        if not low <= self.start_mass <= high:
+            raise ValueError(f"`start_mass` is {self.start_mass}; give a value in `start_range`, {low} to {high}.")
+        self.world(0)
 
     def world(self, seed: int) -> World:
         """Return the world of a seed."""
@@ -186,13 +198,6 @@ class BenchConfig:
             settings = _build(WorldSettings, entry or {}, f"`worlds` has {name!r}, in which")
             _check_names(f"worlds: {name}: students", settings.students or (), self.students)
             _check_names(f"worlds: {name}: rules", settings.rules or (), self._mapping("rules"))
-            low, high = settings.start_range
-            if not low <= settings.start_mass <= high:
-                raise ValueError(
-                    f"`worlds` has {name!r}, in which `start_mass` is {settings.start_mass}; give a value in "
-                    f"`start_range`, {low} to {high}."
-                )
-            settings.world(0)
             found[name] = settings
         return found
 
@@ -323,10 +328,38 @@ def _build(kind: Any, entry: Any, where: str) -> Any:
         if key not in known:
             raise ValueError(f"{where} `{key}` is unknown; choose from {', '.join(known)}.")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    for key, value in values.items():
+        if not _fits(value, known[key].type):
+            raise ValueError(f"{where} `{key}` is {entry[key]!r}; give {_describe(known[key].type)}.")
+    for key, item in known.items():
+        if key not in values and item.default is MISSING:
+            raise ValueError(f"{where} `{key}` is missing; add it.")
     try:
         return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"{where} a setting is missing ({error}).") from error
+    except ValueError as error:
+        raise ValueError(f"{where} {error}") from error
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value is of an annotated type, where an integer is a number and a truth value is none."""
+    arguments = get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if get_origin(kind) is tuple:
+        kinds = arguments[:1] * len(value) if isinstance(value, tuple) and arguments[-1] is ... else arguments
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _describe(kind: Any) -> str:
+    """Return an annotated type in words."""
+    if isinstance(kind, UnionType):
+        return _describe(get_args(kind)[0])
+    if get_origin(kind) is tuple:
+        return "a list of names" if get_args(kind)[0] is str else "a list of two numbers"
+    return {int: "an integer", float: "a number", bool: "true or false", str: "a name"}[kind]
 
 
 def _check_names(where: str, names: Any, known: Any) -> None:

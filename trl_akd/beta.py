@@ -133,9 +133,7 @@ class AdaptiveBeta:
             raise ValueError(f"`regularization` is {regularization!r}; it must be a finite number of at least 0.")
         self.strategy = strategy
         self.initial_values = tuple(float(value) for value in initial_values)
-        self.learning_rate = learning_rate
-        self.regularization = regularization
-        self.eps = eps
+        self.learning_rate, self.regularization, self.eps = float(learning_rate), float(regularization), float(eps)
         self.regularizer = regularizer
         self.seed = seed
         self.epoch = 0

@@ -1,5 +1,7 @@
 """A knob of the divergence that moves during training: the trainer's part in TAID's schedule."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from tests import tiny
 from tests.codeplan import world
 from tests.iterkd import world as pairs_world
 from trl_akd import AKDConfig, CodePLANConfig, CodePLANTrainer, IterKDConfig
+from trl_akd.akd.checkpoint import save_state
 from trl_akd.iterkd.pair_trainer import PairTrainer
 from trl_akd.losses import Interpolation, divergences
 
@@ -123,14 +126,25 @@ def test_unsuitable_settings(settings, complaint):
         AKDConfig("run", divergence="taid", divergence_kwargs=settings)
 
 
-@pytest.mark.parametrize("value", [np.float32(0.25), np.float64(0.25), torch.tensor(0.25)])
-def test_settings_of_numpy_and_torch_are_saved(value, trainer, tmp_path):
-    settings = {"output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
-    made = trainer(divergence="jsd", divergence_kwargs={"beta": value}, **settings)
-    assert type(made.args.divergence_kwargs["beta"]) is float
-    made.train()
-    same = AKDConfig(str(tmp_path), divergence="jsd", divergence_kwargs={"beta": 0.25})
-    same.check_checkpoint(str(tmp_path / "checkpoint-1"))
+NUMBERS = [np.float32(0.25), np.float64(0.25), np.array(0.25), torch.tensor(0.25), Fraction(1, 4)]
+
+
+@pytest.mark.parametrize("value", NUMBERS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        lambda value: {"divergence": "jsd", "divergence_kwargs": {"beta": value}},
+        lambda value: {"divergence": "taid", "divergence_kwargs": {"t_start": value, "step_size": value}},
+        lambda value: {"beta_initial_values": [value, 0.5], "beta_learning_rate": value, "beta_regularization": value},
+        lambda value: {"beta_strategy": "fixed", "beta": value, "ce_weight": value, "kd_temperature": value},
+    ],
+)
+def test_numbers_of_any_type_are_saved(value, settings, tmp_path):
+    args, same = (AKDConfig(str(tmp_path), **settings(number)) for number in (value, 0.25))
+    assert args.to_json_string() == same.to_json_string()
+    beta = args.make_beta()
+    save_state(tmp_path, beta, args.make_schedule(beta), args.loss_settings, 0)
+    same.check_checkpoint(str(tmp_path))
 
 
 @pytest.mark.parametrize(("name", "rule"), [("kl", "forward_kl"), ("RKL", "reverse_kl"), ("skl", "skew_kl")])

@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from tests import tiny
 from trl_akd import AKDConfig, AKDTrainer
+from trl_akd.akd.metrics import METRICS, not_finite
 
 
 def logs(trainer, key):
@@ -274,6 +275,32 @@ def test_nan_student_is_named_before_it_is_touched(trainer):
     made = trainer(student)
     with pytest.raises(FloatingPointError, match="student's logits are not finite at step 0"):
         made.train()
+
+
+def test_a_divergence_that_overflows_is_named(trainer):
+    made = trainer(divergence="abkd", divergence_kwargs={"alpha": -30, "beta": -30})
+    with pytest.raises(FloatingPointError, match="the divergence 'abkd' .*'alpha': -30.* is not finite at step 0"):
+        made.train()
+
+
+@pytest.mark.parametrize(
+    ("infinite", "named"),
+    [
+        (("divergence",), "the divergence 'abkd' with divergence_kwargs={'alpha': 1, 'beta': -1}"),
+        (("divergence", "forward_kl", "reverse_kl"), "the divergence 'abkd'"),
+        (("divergence", "student_nll"), "the student's logits"),
+        (("divergence", "student_entropy", "forward_kl"), "the student's logits"),
+        (("divergence", "student_nll", "teacher_nll"), "the teacher's logits"),
+        ((), "the student's logits"),
+    ],
+)
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_the_cause_of_a_loss_that_is_not_finite(infinite, named, value):
+    args = AKDConfig("run", divergence="abkd", divergence_kwargs={"alpha": 1, "beta": -1})
+    sums = torch.zeros(2, len(METRICS) + 1)
+    for name in infinite:
+        sums[1, list(METRICS).index(name)] = value
+    assert str(not_finite(sums, 7, args)).startswith(f"{named}")
 
 
 @pytest.mark.parametrize("name", ["formatting_func", "compute_loss_func"])

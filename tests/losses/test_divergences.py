@@ -337,6 +337,36 @@ def test_equally_probable_words_count_alike(p, mu):
             assert found.item() == pytest.approx(weight, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "knobs", "student", "teacher", "expected"),
+    [
+        ("akl", {}, [0.5, 0.5, 0.0], [0.5, 0.25, 0.25], 0.5 * math.log(2)),  # w = 0, and forward KL is infinite
+        ("akl", {"mu": 1.0}, [0.2, 0.3, 0.5], [0.5, 0.5, 0.0], 0.5 * math.log(0.25 / 0.06)),  # w = 1, and reverse KL is
+        ("akl", {"mu": 1.0}, [0.1, 0.3, 0.6], [0.3, 0.7, 0.0], 0.3 * math.log(3) + 0.7 * math.log(7 / 3)),
+        ("eopd", {}, [0.9, 0.1, 0.0], [0.9, 0.05, 0.05], 0.1 * math.log(2)),  # forward KL is infinite and not added
+        ("akd", {"beta": 0.0}, [0.2, 0.3, 0.5], [0.5, 0.5, 0.0], 0.5 * math.log(0.25 / 0.06)),
+        ("akd", {"beta": 1.0}, [0.5, 0.5, 0.0], [0.5, 0.25, 0.25], 0.5 * math.log(2)),
+    ],
+)
+def test_an_infinite_part_without_weight(name, knobs, student, teacher, expected):
+    student = torch.tensor(student).log().requires_grad_()
+    found = divergences.get(name)(student, torch.tensor(teacher).log(), **knobs)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    found.backward()
+    assert student.grad.isfinite().all() and student.grad.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("words", [5, 63, 200, 5000])
+def test_a_head_of_all_words_is_forward_kl(words):
+    teacher, student = torch.randn(2, 50, words, generator=torch.Generator().manual_seed(words))
+    teacher[:, -2:] = -math.inf
+    student.requires_grad_()
+    found = divergences.akl(student, teacher, mu=1.0)
+    torch.testing.assert_close(found, forward_kl(student, teacher))
+    found.sum().backward()
+    assert student.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("words", [63, 64, 65, 300])
 @pytest.mark.parametrize("levels", [1, 2, 300])
 def test_heads_of_many_words(words, levels):
@@ -359,6 +389,7 @@ def test_heads_of_many_words(words, levels):
     [
         *[("kl", "forward_kl"), ("fkl", "forward_kl"), ("KL", "forward_kl"), ("forward-kl", "forward_kl")],
         *[("rkl", "reverse_kl"), ("RKL", "reverse_kl"), ("skl", "skew_kl"), ("SRKL", "skew_reverse_kl")],
+        *[("Forward_KL", "forward_kl"), ("skew-reverse-KL", "skew_reverse_kl")],
         *[("AKD", "akd"), ("JSD", "jsd"), ("ToDi", "todi"), ("AKL", "akl"), ("TAID", "taid"), ("EOPD", "eopd")],
     ],
 )
@@ -395,6 +426,21 @@ def test_a_rule_from_outside(registered, logits):
     assert (rule.paper, rule.knobs) == ("https://example.org", {"power": 1.0})
     torch.testing.assert_close(rule(*logits, power=2.0), total_variation(*logits, power=2.0))
     rule.check({"power": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "alias"), [("my_rule", "My-Alias"), ("Big-Rule", "big"), ("UPPER", "lower-Case"), ("a-b", "C")]
+)
+def test_names_of_a_rule_from_outside(name, alias, registered):
+    def rule(student_logits, teacher_logits):
+        return forward_kl(student_logits, teacher_logits)
+
+    registered(name, aliases=(alias,))(rule)
+    for written in (name, alias):
+        for spelling in (written, written.lower(), written.upper(), written.replace("-", "_")):
+            assert divergences.get(spelling).function is rule
+            with pytest.raises(ValueError, match=f"'{spelling}' is registered already"):
+                registered(spelling)(forward_kl)
 
 
 def test_a_rule_may_take_any_knob(registered, logits):

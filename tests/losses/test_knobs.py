@@ -14,7 +14,7 @@ def by_hand(losses, t_start=0.4, t_end=1.0, step_size=5e-4, momentum=0.99):
     t, m, values = t_start, 0.0, [t_start]
     for step, loss in enumerate(losses):
         if step:
-            m = momentum * m + (1 - momentum) * (losses[step - 1] - loss) / losses[step - 1]
+            m = momentum * m + (1 - momentum) * max(-1.0, (losses[step - 1] - loss) / losses[step - 1])
         line = t_start + (t_end - t_start) * (step + 1) / len(losses)
         t = min(t_end, max(line, t + step_size / (1 + math.exp(-m)) * (1 - t)))
         values.append(t)
@@ -61,6 +61,17 @@ def test_a_loss_of_zero_or_an_explosion_does_no_harm():
     for loss in (0.0, 0.0, 1e-30, 1e300, 1.0):
         schedule.update({"divergence": loss}, 0.1)
         assert 0.4 <= schedule.value <= 1.0
+
+
+@pytest.mark.parametrize("first", [5.8e-9, -5.8e-9, 1e-30, 0.0])
+def test_a_first_loss_of_roundoff_leaves_the_schedule_adaptive(first):
+    """With `t_start=0` the first divergence is that of the student from itself."""
+    schedule = Interpolation(t_start=0.0, step_size=0.1)
+    previous = schedule.update({"divergence": first}, 1e-6)
+    for step in range(50):
+        value = schedule.update({"divergence": 2.0 - 0.01 * step}, 1e-6)
+        assert value - previous == pytest.approx(0.05 * (1 - previous), rel=0.01)
+        previous = value
 
 
 def test_it_goes_on_from_its_state_and_begins_again(tmp_path):

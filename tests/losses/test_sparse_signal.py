@@ -51,6 +51,18 @@ def run(arguments, signal, name="akd", knobs=None):
     return fused_divergence(arguments["student_hidden"], head, signal, divergence=name, knobs=knobs, **options)
 
 
+def test_an_infinite_part_without_weight():
+    """A teacher whose tail is impossible: reverse KL is infinite, and has no weight in AKL's mix with a whole head."""
+    arguments = problem()
+    ids = torch.arange(3).expand(*arguments["student_hidden"].shape[:-1], 3)
+    tail = torch.full(ids.shape[:-1], -math.inf)
+    signal = SparseSignal(ids, torch.tensor([0.5, 0.3, 0.2]).log().expand(ids.shape), tail)
+    whole, expected = (run(arguments, signal, *rule) for rule in (("akl", {"mu": 1.0}), ("forward_kl", {})))
+    assert whole.loss.isfinite() and whole.reverse_kl.max() == math.inf
+    torch.testing.assert_close(whole.loss, expected.loss)
+    torch.testing.assert_close(slopes(whole.loss, arguments), slopes(expected.loss, arguments))
+
+
 def top(arguments, k):
     return SparseSignal.from_logits(logits(arguments, "teacher"), k, arguments.get("temperature", 1.0))
 

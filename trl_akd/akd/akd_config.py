@@ -202,11 +202,13 @@ class AKDConfig(GKDConfig):
         return {"divergence": self.divergence, "divergence_kwargs": self.divergence_settings}
 
     def _check_types(self) -> None:
+        for name in (*_NUMBERS, "beta_initial_values", "beta_learning_rate", "beta_regularization"):
+            setattr(self, name, _plain(getattr(self, name)))
         try:
             self.divergence = divergences.get(self.divergence).name
         except ValueError as error:
             raise ValueError(f"`divergence`: {error}") from None
-        for name in ("beta", "lmbda", "temperature", "kd_temperature", "ce_weight"):
+        for name in _NUMBERS:
             value = getattr(self, name)
             if not (_is_finite(value) or (name == "beta" and value is None)):
                 raise ValueError(f"`{name}` is {value!r}; give a finite number.")
@@ -228,7 +230,7 @@ class AKDConfig(GKDConfig):
         knobs = self.divergence_kwargs
         if not (knobs is None or isinstance(knobs, dict)):
             raise ValueError(f"`divergence_kwargs` is {knobs!r}; give a dictionary, such as {{'beta': 0.5}}.")
-        if knobs:  # checkpoints and JSON hold no scalars of NumPy or torch
+        if knobs:
             knobs = self.divergence_kwargs = {name: _plain(value) for name, value in knobs.items()}
         if self.uses_beta:
             if knobs:
@@ -318,8 +320,12 @@ def _default(entry: Field[Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a scalar of NumPy or torch as a number of Python, and anything else unchanged."""
-    return value.item() if getattr(value, "ndim", None) == 0 else value
+    """Return numbers of NumPy, torch and `fractions` as those of Python, which checkpoints and JSON can hold."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    return float(value) if isinstance(value, Real) and not isinstance(value, int) else value
 
 
 def _is_finite(value: object) -> bool:
@@ -327,6 +333,8 @@ def _is_finite(value: object) -> bool:
 
 
 _SWITCHES = ("seq_kd", "disable_dropout", "packing", "padding_free", "log_completions", "log_unique_prompts")
+
+_NUMBERS = ("beta", "lmbda", "temperature", "kd_temperature", "ce_weight")
 
 _OF_BETA = (
     "beta",

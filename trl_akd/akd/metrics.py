@@ -81,7 +81,7 @@ def loss_from_means(means: dict[str, float], beta: float, args: AKDConfig) -> fl
 
 
 def not_finite(sums: torch.Tensor, step: int, args: AKDConfig) -> FloatingPointError:
-    """Return the error that names the model whose logits are not finite.
+    """Return the error that names the model or the divergence that is not finite.
 
     Args:
         sums (`torch.Tensor` of shape `[tasks, len(METRICS)]`):
@@ -91,11 +91,18 @@ def not_finite(sums: torch.Tensor, step: int, args: AKDConfig) -> FloatingPointE
         args (`AKDConfig`):
             Settings to name.
     """
-    if not torch.isfinite(sums[:, list(METRICS).index("teacher_nll")]).all():
+    is_finite = {name: bool(column.isfinite().all()) for name, column in zip(METRICS, sums.T, strict=False)}
+    if not is_finite["teacher_nll"]:
         return FloatingPointError(
             f"the teacher's logits are not finite at step {step} (`teacher_model_name_or_path` "
             f"{args.teacher_model_name_or_path!r}); load it in another precision with "
             "`teacher_model_init_kwargs: {dtype: float32}`, or check its weights. This step updated nothing."
+        )
+    if is_finite["student_nll"] and is_finite["student_entropy"] and not is_finite["divergence"]:
+        return FloatingPointError(
+            f"the divergence {args.divergence!r} with divergence_kwargs={args.divergence_settings} is not finite at "
+            f"step {step}, although the student's logits are; change its settings, choose another `divergence`, or "
+            "check the teacher for probabilities of 0. This step updated nothing."
         )
     return FloatingPointError(
         f"the student's logits are not finite at step {step}; lower `learning_rate` (now "

@@ -183,7 +183,8 @@ def register(
 
     Args:
         name (`str`):
-            The rule's name: `divergence` in a configuration or a recipe, and the argument of [`get`].
+            The rule's name: `divergence` in a configuration or a recipe, and the argument of [`get`]. As there, case
+            and `-` or `_` make no difference.
         paper (`str`, *optional*):
             Its source.
         fused (`Callable`, *optional*):
@@ -199,12 +200,13 @@ def register(
 
     def decorate(function: Function) -> Function:
         for each in (name, *aliases):
-            present = _find(each)
+            present = _find(_plain_name(each))
             if present is not None and _source(present.function) != _source(function):
                 raise ValueError(
                     f"a divergence {each!r} is registered already ({_source(present.function)}); choose another name."
                 )
-        _RULES[name] = Rule(name, function, paper, fused, aliases, schedule)
+        rule = Rule(_plain_name(name), function, paper, fused, tuple(map(_plain_name, aliases)), schedule)
+        _RULES[rule.name] = rule
         return function
 
     return decorate
@@ -228,18 +230,18 @@ def get(name: str) -> Rule:
 
     ```
     """
-    rule = _find(name) if isinstance(name, str) else None
+    rule = _find(_plain_name(name)) if isinstance(name, str) else None
     if rule is None:
         raise ValueError(f"{name!r} is not a divergence; choose one of {', '.join(map(repr, _RULES))}.")
     return rule
 
 
-def _find(name: str) -> Rule | None:
-    written = name.lower().replace("-", "_")
-    for rule in _RULES.values():
-        if name == rule.name or written in (rule.name, *rule.aliases):
-            return rule
-    return None
+def _plain_name(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def _find(plain_name: str) -> Rule | None:
+    return next((rule for rule in _RULES.values() if plain_name in (rule.name, *rule.aliases)), None)
 
 
 def names() -> tuple[str, ...]:
@@ -421,7 +423,7 @@ def akl(student_logits: Tensor, teacher_logits: Tensor, mu: float = 0.5, tempera
 
     Args:
         student_logits, teacher_logits, temperature: as in [`forward_kl`], and so is the result.
-        mu (`float`, *optional*, defaults to `0.5`): cumulative probability of the head, in [0, 1].
+        mu (`float`, *optional*, defaults to `0.5`): cumulative probability of the head, in [0, 1]. 1 is forward KL.
 
     Example:
         >>> akl(torch.tensor([0.5, 0.3, 0.2]).log(), torch.tensor([0.6, 0.1, 0.3]).log())  # head {0}, w = 1/4
@@ -429,14 +431,16 @@ def akl(student_logits: Tensor, teacher_logits: Tensor, mu: float = 0.5, tempera
     """
     mu = as_share("mu", mu)
     log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
-    head = _head_share(log_p.detach().exp(), log_q.detach().exp(), mu)
-    return head * _relative_entropy(log_p, log_q) + (1 - head) * _relative_entropy(log_q, log_p)
+    head = _head_share(log_p.detach().exp(), log_q.detach().exp(), mu).unsqueeze(-1)
+    return _relative_entropy(log_p, log_q, head) + _relative_entropy(log_q, log_p, 1 - head)
 
 
 def _head_share(p: Tensor, q: Tensor, mu: float, out: Tensor | None = None) -> Tensor:
     """Return the share of the head in the sum of |p - q|, one half where the sum is 0; `out` is overwritten."""
     errors = torch.sub(p, q, out=out).abs_()
     total = errors.sum(dim=-1)
+    if mu == 1.0:
+        return torch.ones_like(total)  # a sum of all errors in another order may differ from the total
     rows, limit = (-1, p.shape[-1]), mu + 16 * torch.finfo(p.dtype).eps
     # Sorting is slow, and nearly all heads are among the 64 most probable tokens.
     head = _head_error(p.reshape(rows), errors.reshape(rows), limit, listed=64).view(total.shape)
@@ -517,8 +521,8 @@ def eopd(student_logits: Tensor, teacher_logits: Tensor, threshold: float = 0.8,
     threshold = as_real("threshold", threshold)
     log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
     entropy = torch.special.entr(log_p.exp()).sum(dim=-1)
-    forward = _relative_entropy(log_p, log_q)
-    return _relative_entropy(log_q, log_p) + torch.where(entropy > threshold, forward, 0.0)
+    is_uncertain = (entropy > threshold).to(entropy.dtype).unsqueeze(-1)
+    return _relative_entropy(log_q, log_p) + _relative_entropy(log_p, log_q, is_uncertain)
 
 
 @register("abkd", paper="https://huggingface.co/papers/2505.04560")
@@ -619,10 +623,11 @@ def _log_probabilities(student_logits: Tensor, teacher_logits: Tensor, temperatu
 
 
 def _relative_entropy(log_a: Tensor, log_b: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Return `sum(weights * a * log(a / b))`, by default KL(a || b)."""
+    """Return `sum(weights * a * log(a / b))`, by default KL(a || b); what has no weight may be infinite."""
     a = log_a.exp()
-    # The gap is masked, not the product: 0 * (-inf - -inf) would be NaN, and so would its gradient.
-    gap = torch.where(a > 0, log_a - log_b, 0.0)
+    counts = a > 0 if weights is None else (a > 0) & (weights > 0)
+    # The gap is masked, not the product: 0 * inf would be NaN, and so would its gradient.
+    gap = torch.where(counts, log_a - log_b, 0.0)
     return (a * gap if weights is None else a * gap * weights).sum(dim=-1)
 
 

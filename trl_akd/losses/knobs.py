@@ -83,11 +83,12 @@ class Interpolation:
 
     [TAID](https://huggingface.co/papers/2501.16937): `t` follows the line from `t_start` to `t_end`
     over all training steps, and runs ahead of it while the loss falls. With \(\delta\) the relative fall of the loss
-    since the step before, \(m \leftarrow \mu m + (1-\mu)\,\delta\) and
+    since the step before, limited to [-1, 1], \(m \leftarrow \mu m + (1-\mu)\,\delta\) and
 
     \[ t \leftarrow \min\big(t_\mathrm{end},\ \max(\mathrm{line},\ t + \eta\,\sigma(m)\,(1-t))\big) \]
 
-    The loss is the mean divergence of an optimiser step over all micro-batches and ranks.
+    The loss is the mean divergence of an optimiser step over all micro-batches and ranks. The authors set no limit to
+    \(\delta\); but with `t_start=0` the first loss is roundoff, and the next one larger by orders of magnitude.
 
     Args:
         t_start (`float`, *optional*, defaults to `0.4`):
@@ -140,10 +141,11 @@ class Interpolation:
         """Move `t` after an optimiser step with the mean `divergence`, and return it."""
         loss = means["divergence"]
         if self._loss is not None and self._loss > 0.0:
-            self._trend = self.momentum * self._trend + (1 - self.momentum) * (1 - loss / self._loss)
+            fall = max(-1.0, min(1 - loss / self._loss, 1.0))
+            self._trend = self.momentum * self._trend + (1 - self.momentum) * fall
         self._loss = loss
         line = self.t_start + (self.t_end - self.t_start) * progress
-        ahead = self._value + self.step_size * (1 - self._value) / (1 + math.exp(-max(self._trend, -700.0)))
+        ahead = self._value + self.step_size * (1 - self._value) / (1 + math.exp(-self._trend))
         self._value = min(self.t_end, max(line, ahead))
         return self._value
 

@@ -9,7 +9,7 @@ ACTIONS = {
     "judge train": "_training_types",
 }
 METHODS = ("akd", "codeplan", "iterkd")
-COMMANDS = (*METHODS, "evaluate", "plans", *ACTIONS)
+COMMANDS = (*METHODS, "bench", "evaluate", "plans", *ACTIONS)
 
 
 def argument_types(command: str) -> tuple[type, ...]:

@@ -104,7 +104,7 @@ def test_what_fits_on_a_full_disk_is_kept(tmp_path: Path):
     process.start()
     process.join()
     assert process.exitcode == 0
-    assert "ledger.jsonl cannot grow" in reports.get()
+    assert "ledger.jsonl cannot be extended" in reports.get()
     assert lines(path) == [{"number": 0, "text": "x" * 15}, {"number": 1, "text": "x" * 15}, {"n": 5}]
 
 

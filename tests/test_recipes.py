@@ -17,7 +17,8 @@ from trl_akd.micro.teacher_data import JUDGE_PROMPT, TEACHING_PROMPTS
 ROOT = RECIPES.parent
 PATHS = sorted(RECIPES.rglob("config*.yaml"))
 PAPER = [path for path in PATHS if "micro" not in path.parts]
-STEPS = sorted(set(RECIPES.glob("*/*/*.yaml")) - set(PATHS))  # what comes before and after the training
+BENCH = sorted(RECIPES.glob("*/bench/*.yaml"))
+STEPS = sorted(set(RECIPES.glob("*/*/*.yaml")) - set(PATHS) - set(BENCH))  # what comes before and after the training
 AKD, CODEPLAN, ITERKD = (
     [path for path in PAPER if path.parent.name == method] for method in ("akd", "codeplan", "iterkd")
 )
@@ -30,7 +31,7 @@ def name(path: Path) -> str:
 
 
 def command_of(path: Path) -> str:
-    step = path.stem.partition("_")[0]
+    step = "bench" if path in BENCH else path.stem.partition("_")[0]
     return {"config": path.parent.name, "ranker": "ranker train"}.get(step, step)
 
 
@@ -84,6 +85,14 @@ def test_step_goes_with_the_training(path: Path, tmp_path: Path):
         assert training.report_to == [] and not training.push_to_hub
 
 
+@pytest.mark.parametrize("path", BENCH, ids=name)
+def test_benchmark_parses_and_predicts(path: Path):
+    [config] = values_of(path, [])
+    assert {prediction.world for prediction in config.prediction_settings().values()} <= config.world_settings().keys()
+    assert config.control_settings().margin == 0.1
+    assert config.output_dir == f"outputs/bench/{path.stem}"
+
+
 @pytest.mark.parametrize("path", PATHS, ids=name)
 def test_says_what_matters(path: Path):
     content = yaml.safe_load(path.read_text())
@@ -99,7 +108,7 @@ def test_says_what_matters(path: Path):
     assert ("# Teacher" in headings) == has_teacher
 
 
-@pytest.mark.parametrize("path", [*PATHS, *STEPS], ids=name)
+@pytest.mark.parametrize("path", [*PATHS, *STEPS, *BENCH], ids=name)
 def test_commands_of_the_header_exist(path: Path):
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
     commands = COMMANDS.findall(header)

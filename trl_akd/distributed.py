@@ -1,6 +1,6 @@
-"""What differs between one process, DDP, FSDP and DeepSpeed ZeRO, behind a few calls.
+"""Operations that differ between one process, DDP, FSDP and DeepSpeed ZeRO.
 
-Uses private parts of TRL; `tests/test_trl_contract.py` names them.
+Uses private parts of TRL, which `tests/test_trl_contract.py` lists.
 """
 
 import atexit
@@ -28,9 +28,10 @@ Result = TypeVar("Result")
 
 
 def keep_off_stdout(record: logging.LogRecord) -> bool:
-    """Move a logger's output from stdout, where commands print their results, to stderr; a filter of that logger.
+    """Redirect a logger's output from stdout, where commands print their results, to stderr.
 
-    DeepSpeed gives its logger a handler when it is first imported, which may be late in a run.
+    This is a filter of the logger, because DeepSpeed adds a handler when it is first imported, which may be late in a
+    run.
     """
     for handler in logging.getLogger(record.name).handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
@@ -42,13 +43,13 @@ logging.getLogger("DeepSpeed").addFilter(keep_off_stdout)
 
 
 def default_device() -> torch.device:
-    """Return this machine's accelerator, or the CPU where there is none, as with a CUDA build without a GPU."""
+    """Return this machine's accelerator, or the CPU if there is none, for example with a CUDA build without a GPU."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return torch.device("cpu") if found is None else found
 
 
 def widest_float(device: torch.device) -> torch.dtype:
-    """Return the most precise floating-point type of a device: float64, but float32 on Apple's GPUs."""
+    """Return the widest floating-point dtype of a device: float64, or float32 on Apple's GPUs."""
     return torch.float32 if device.type in _WITHOUT_FLOAT64 else torch.float64
 
 
@@ -56,9 +57,9 @@ _WITHOUT_FLOAT64 = {"mps"}
 
 
 def unwrapped(engine: Any, model: Any, accelerator: Accelerator) -> Any:
-    """Return the model inside `engine`, which `accelerator` is asked for only where it is not `model`.
+    """Return the model inside `engine`, by `Accelerator.unwrap_model` only if it is not `model`.
 
-    `Accelerator.unwrap_model` searches for installed packages each time.
+    `Accelerator.unwrap_model` is slow, since it looks for installed packages in each call.
     """
     if engine is model or getattr(engine, "module", None) is model:
         return model
@@ -66,17 +67,17 @@ def unwrapped(engine: Any, model: Any, accelerator: Accelerator) -> Any:
 
 
 def own_rows(accelerator: Accelerator) -> tuple[int, int] | None:
-    """Return the number of rows of a process's last batch, and how many of these the other batches do not have.
+    """Return the number of rows of a process's last batch, and the number of those that are not duplicates.
 
     accelerate fills up the last batches of an epoch with its first rows, so that all processes get batches of the same
-    size. Call after the batch was fetched, before the next one is.
+    size. Call this after the batch is fetched and before the next one.
 
     Args:
         accelerator (`Accelerator`):
-            What the data loader was prepared by.
+            Accelerator that prepared the data loader.
 
     Returns:
-        `tuple[int, int]`, or `None` where no row is repeated, or the length of the data is unknown.
+        `tuple[int, int]`, or `None` if no row is repeated or the length of the data is unknown.
     """
     state = accelerator.gradient_state
     if not state.end_of_dataloader:
@@ -88,9 +89,9 @@ def own_rows(accelerator: Accelerator) -> tuple[int, int] | None:
     if not isinstance(sampler, BatchSamplerShard) or sampler.num_processes == 1:
         return None
     if sampler.drop_last or not sampler.even_batches or sampler.batch_size is None:
-        return None  # nothing is filled up, or batches of any size are filled up by whole ones
+        return None  # batches are not filled up, or only with whole batches
     rows = sampler.batch_size // sampler.num_processes if sampler.split_batches else sampler.batch_size
-    indices = getattr(sampler.batch_sampler, "sampler", loader.dataset)  # may pick fewer rows, or rows twice
+    indices = getattr(sampler.batch_sampler, "sampler", loader.dataset)  # may select fewer rows, or rows twice
     remainder = len(indices) % (rows * sampler.num_processes)
     own = min(max(remainder - sampler.process_index * rows, 0), rows)
     return None if remainder == 0 or own == rows else (rows, own)
@@ -99,26 +100,26 @@ def own_rows(accelerator: Accelerator) -> tuple[int, int] | None:
 def through_forward(wrapper: Any, model: Any, function: Callable[[], Result]) -> Result:
     """Call `function` inside the forward of `wrapper`, the distributed engine around `model`.
 
-    Engines gather shards, cast inputs and arm gradient reduction in their forward. A loss that reads the LM head's
-    weight must therefore run inside it: under ZeRO-3 the weight is empty outside, and its gradient would be lost.
+    Engines gather shards, cast inputs and prepare gradient reduction in their forward. A loss that reads the LM head's
+    weight must therefore run inside it: under ZeRO-3, the weight is empty outside, and its gradient would be lost.
 
     Args:
         wrapper (`torch.nn.Module`):
-            What `accelerator.prepare` returned for `model`; may be `model` itself.
+            Result of `accelerator.prepare` for `model`; may be `model` itself.
         model (`torch.nn.Module`):
             The model inside `wrapper`.
         function (`Callable`):
-            Returns a tensor or a tuple of tensors, so that engines find them. It takes no arguments, which engines
-            might cast.
+            Function without arguments, which engines might cast. It returns a tensor or a tuple of tensors, so that
+            engines find them.
     """
     result: Result = _ForwardRedirection()(wrapper, model, function)
     return result
 
 
 def take_compilation(accelerator: Accelerator) -> dict[str, Any] | None:
-    """Return the options of `torch.compile` that a run asks for, if it does, and keep `accelerator` from compiling.
+    """Return the options of `torch.compile` if the run uses it, and prevent `accelerator` from compiling.
 
-    It would compile the forward of the whole engine, in which the loss runs as well.
+    The accelerator would compile the forward of the whole engine, including the loss.
     """
     plugin = accelerator.state.dynamo_plugin
     if plugin.backend == DynamoBackend.NO:
@@ -129,24 +130,24 @@ def take_compilation(accelerator: Accelerator) -> dict[str, Any] | None:
 
 
 def gathered(parameters: Iterable[torch.Tensor]) -> AbstractContextManager[Any]:
-    """Make parameters that ZeRO-3 shards whole for reading, without gradients, inside the context."""
+    """Gather parameters that ZeRO-3 shards inside the context, for reading without gradients."""
     sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_status")]
     return maybe_gather_lm_head_ctx(*sharded) if sharded else nullcontext()
 
 
 def release_engine(engine: Any, model: Any, accelerator: Accelerator) -> None:
-    """Take the training engine off `model`, so that another can be built around it.
+    """Remove the training engine from `model`, so that another one can be created for it.
 
-    DeepSpeed's own `destroy` leaves two of its hooks on the model, which fire again and keep the engine alive with its
-    optimizer's states, and a reference from each sharded parameter. DDP's wrapper serves again.
+    DeepSpeed's `destroy` leaves two hooks on the model, which run again and keep the engine and its optimizer states
+    alive, and a reference from each sharded parameter. DDP's wrapper can be reused.
 
     Args:
         engine (`torch.nn.Module`):
-            What `accelerator.prepare` returned for `model`; may be `model` itself.
+            Result of `accelerator.prepare` for `model`; may be `model` itself.
         model (`torch.nn.Module`):
-            The model inside.
+            Model inside the engine.
         accelerator (`Accelerator`):
-            The run's accelerator, which forgets what it prepared.
+            Accelerator of the run, which releases the objects that it prepared.
     """
     for name in ("module_forward_pre_hook", "module_forward_post_hook"):
         if getattr(engine, name, None) is not None:
@@ -159,7 +160,7 @@ def release_engine(engine: Any, model: Any, accelerator: Accelerator) -> None:
 
 @contextmanager
 def rewriting(model: Any) -> Iterator[None]:
-    """Make what ZeRO-3 shards of `model` whole inside the context, and spread what the first rank made of it."""
+    """Gather the parameters that ZeRO-3 shards inside the context, and keep the changes of the first rank."""
     sharded = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_status")]
     if not sharded:
         yield
@@ -171,9 +172,9 @@ def rewriting(model: Any) -> Iterator[None]:
 
 
 def prepare_frozen(model: Any, accelerator: Accelerator, device: str | None = None) -> Any:
-    """Place a model that is only read: on `device` if given, else sharded or moved as the run's backend has it.
+    """Freeze a model and place it on `device` or, by default, as the distributed backend of the run requires.
 
-    Under ZeRO-3 the model gets an engine of its own. A quantised or already dispatched model stays where it is.
+    Under ZeRO-3, the model gets a separate engine. A quantized or already dispatched model is not moved.
     """
     model.requires_grad_(False)
     model.eval()
@@ -189,20 +190,20 @@ def prepare_frozen(model: Any, accelerator: Accelerator, device: str | None = No
 
 
 def is_main_process(accelerator: Any) -> bool:
-    """Return whether this is the process that writes files; the only one is."""
+    """Return whether this is the main process, which writes files; a single process is."""
     return accelerator is None or bool(accelerator.is_main_process)
 
 
 def run_on_main_and_broadcast(accelerator: Any, make: Callable[[], Result]) -> Result:
-    """Call a function on the main process, and return its result, or raise its error, on every one.
+    """Call a function on the main process, and return its result or raise its error on all processes.
 
-    All processes call this, none waits for another in vain.
+    All processes must call this.
 
     Args:
         accelerator (`Accelerator`, *optional*):
-            That of the processes; without one, or with one process, the function is called here.
+            Accelerator of the processes. Without one, or with one process, the function is just called.
         make (`Callable`):
-            Takes nothing and returns what pickle knows.
+            Function without arguments that returns a picklable value.
 
     Example:
 
@@ -227,7 +228,7 @@ def run_on_main_and_broadcast(accelerator: Any, make: Callable[[], Result]) -> R
 
 
 def picklable_error(error: Exception) -> Exception:
-    """Return an error that other processes can be told of: itself, or its name and text where pickle fails.
+    """Return an error that can be sent to other processes: the error itself or, if it cannot be pickled, its text.
 
     Example:
 
@@ -248,32 +249,34 @@ def picklable_error(error: Exception) -> Exception:
 
 
 def leave_process_groups() -> None:
-    """Destroy this process's Gloo groups, and drop what still refers to them, so that their threads end.
+    """Destroy the Gloo process groups of this process and all references to them, so that their threads end.
 
     Registered with `atexit` when this module is imported. A Gloo thread that releases the last reference to a tensor
     while the interpreter shuts down aborts the process ("terminate called without an active exception").
-    `torch.distributed.destroy_process_group` alone does not end the threads: they live as long as an engine, such as
-    `DistributedDataParallel`, refers to the group. Nothing can be communicated afterwards.
+    `torch.distributed.destroy_process_group` does not end the threads, which live as long as an engine, such as
+    `DistributedDataParallel`, refers to the group. No communication is possible afterwards.
     """
     if dist.is_initialized():
-        if dist.get_backend() != "gloo":  # NCCL has no such threads, and waits for the other processes when destroyed
+        if dist.get_backend() != "gloo":  # NCCL has no such threads, and destroying it waits for the other processes
             return
         dist.destroy_process_group()
     elif "WORLD_SIZE" not in os.environ:
         return
     objects = gc.get_objects()
-    # Of extension types and tuples of them the collector knows nothing, but it knows what refers to them.
+    # The garbage collector does not track extension types and tuples of them, but it tracks their referrers.
     found = {id(thing): thing for thing in gc.get_referents(*objects) if type(thing) in _HOLDING_GROUPS}
     groups = [thing for thing in found.values() if type(thing) is ProcessGroup]
     for holder in gc.get_referrers(*found.values()):
         if holder is not found and holder is not groups:
             _drop_references(holder)
-    for function in objects:  # of a module imported after the group was made: `group=dist.group.WORLD`
+    for (
+        function
+    ) in objects:  # defaults such as `group=dist.group.WORLD` of modules imported after the group was created
         defaults = function.__defaults__ or () if type(function) is FunctionType else ()
         if any(type(default) in _HOLDING_GROUPS for default in defaults):
             function.__defaults__ = tuple(None if type(each) in _HOLDING_GROUPS else each for each in defaults)
-    # The groups go last: a group that ends with a reducer would wait for its threads with the interpreter's lock held,
-    # which these may need; as the group's own Python object ends, the lock is released.
+    # The groups must be released last: a group that is destroyed with a reducer waits for its threads while holding
+    # the GIL, which they may need; destroying the group's Python object releases the GIL.
     found.clear()
     groups.clear()
 
@@ -282,7 +285,7 @@ _HOLDING_GROUPS = frozenset({ProcessGroup, Reducer, Logger})
 
 
 def _drop_references(holder: Any) -> None:
-    """Replace process groups, and what holds them, by `None` in a list, a dictionary or an object's attributes."""
+    """Replace process groups and their holders by `None` in a list, a dictionary or the attributes of an object."""
     if isinstance(holder, list):
         holder[:] = [None if type(entry) in _HOLDING_GROUPS else entry for entry in holder]
         return

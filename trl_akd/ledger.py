@@ -16,16 +16,16 @@ _BLOCK = 1 << 16  # bytes per read when searching backwards for the last line en
 
 
 class Ledger:
-    r"""Append JSON objects to a file, and read those that are there already.
+    r"""Append JSON objects to a file, and read the existing ones.
 
-    Settings that all lines share are in a file beside it, and a ledger with other settings is refused. A lock file
+    The settings of all lines are in a separate file, and a ledger with other settings is refused. A lock file
     (`.jsonl.lock`) allows one process at a time. An incomplete last line, from an interruption, is dropped.
 
     Args:
         path (`Path`):
             File with the suffix `.jsonl`, created with its folder if it does not exist.
         settings (`Mapping`, *optional*):
-            JSON values that all lines share. Without them, there is no file of settings.
+            JSON values that apply to all lines. Without them, there is no file of settings.
         sidecar (`Path`, *optional*):
             File of the settings, by default with the suffix `.settings.json` in place of `.jsonl`.
         option (`str`, *optional*, defaults to `"output"`):
@@ -36,7 +36,7 @@ class Ledger:
 
     Raises:
         ValueError: If the file was written with other settings.
-        BlockingIOError: If another process has it open.
+        BlockingIOError: If another process has locked the file.
 
     Example:
 
@@ -46,7 +46,7 @@ class Ledger:
     ...     path = Path(folder) / "plans.jsonl"
     ...     with Ledger(path, {"model": "teacher"}) as ledger:
     ...         ledger.append([{"id": "1", "plan": "1. Read n."}])
-    ...     _ = path.write_text(path.read_text() + '{"id": "2", "pl')  # as if the power had failed
+    ...     _ = path.write_text(path.read_text() + '{"id": "2", "pl')  # an interrupted write
     ...     with Ledger(path, {"model": "teacher"}) as ledger:
     ...         [row["id"] for row, where in ledger.read()]
     ['1']
@@ -80,7 +80,7 @@ class Ledger:
             raise
 
     def read(self) -> Iterator[tuple[dict[str, Any], str]]:
-        """Yield the objects in the file, each with the name of its line for messages."""
+        """Yield the objects in the file, each with the name of its line for error messages."""
         return read_json_lines(self.path)
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -98,11 +98,11 @@ class Ledger:
             _drop_torn_line(self._file)
             raise OSError(
                 error.errno,
-                f"{self.path} cannot grow ({error.strerror}); make room and run again; its lines are kept",
+                f"{self.path} cannot be extended ({error.strerror}); free some space and run again (lines are kept)",
             ) from error
 
     def note(self, **facts: Any) -> None:
-        """Add facts to the file of settings; they are not compared with later settings."""
+        """Add facts to the settings; they are not compared with later settings."""
         self.facts.update(facts)
         replace_text(self._sidecar, json.dumps(self.facts, indent=2) + "\n")
 
@@ -119,7 +119,7 @@ class Ledger:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the objects of a JSON Lines file, plain or gzipped, with the name of each line for messages.
+    """Yield the objects of a JSON Lines file, plain or gzipped, each with the name of its line for error messages.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -168,7 +168,7 @@ def _acquire_lock(path: Path, option: str) -> FileLock:
 
 def _read_json(sidecar: Path, path: Path, option: str) -> dict[str, Any]:
     if not sidecar.exists():
-        raise ValueError(f"{path} has lines, but {sidecar.name} is missing beside it; give another {option}.")
+        raise ValueError(f"{path} has lines, but {sidecar.name} is missing; give another {option}.")
     try:
         return dict(json.loads(sidecar.read_text()))
     except (ValueError, TypeError) as error:

@@ -1,5 +1,6 @@
 """A knob of the divergence that moves during training: the trainer's part in TAID's schedule."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -120,6 +121,16 @@ def test_from_a_recipe_to_the_card(trainer, tmp_path):
 def test_unsuitable_settings(settings, complaint):
     with pytest.raises(ValueError, match=f"`divergence` is 'taid' with divergence_kwargs=.*{complaint}"):
         AKDConfig("run", divergence="taid", divergence_kwargs=settings)
+
+
+@pytest.mark.parametrize("value", [np.float32(0.25), np.float64(0.25), torch.tensor(0.25)])
+def test_settings_of_numpy_and_torch_are_saved(value, trainer, tmp_path):
+    settings = {"output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    made = trainer(divergence="jsd", divergence_kwargs={"beta": value}, **settings)
+    assert type(made.args.divergence_kwargs["beta"]) is float
+    made.train()
+    same = AKDConfig(str(tmp_path), divergence="jsd", divergence_kwargs={"beta": 0.25})
+    same.check_checkpoint(str(tmp_path / "checkpoint-1"))
 
 
 @pytest.mark.parametrize(("name", "rule"), [("kl", "forward_kl"), ("RKL", "reverse_kl"), ("skl", "skew_kl")])

@@ -1,4 +1,4 @@
-"""Whole training steps of CodePLAN beside the same two tasks in transformers' Trainer, with all logits at once.
+"""Benchmark of training steps of CodePLAN, and of the same two tasks in transformers' Trainer with full logits.
 
     python -m tests.benchmarks.bench_codeplan [--repeats 5] [--steps 12] [--json PATH]
 
@@ -25,7 +25,7 @@ PROBLEMS, BATCH, VOCABULARY, PROBLEM, ANSWER = 64, 8, 16384, 24, 64
 
 
 def measure(contender: str, steps: int) -> Found:
-    """Train for a few steps in this process; return seconds of the fastest step and bytes of peak memory."""
+    """Train for a few steps in this process, and return the time of the fastest step (s) and peak memory (bytes)."""
     import torch
     from transformers import Trainer, TrainingArguments, default_data_collator
 
@@ -56,7 +56,7 @@ def measure(contender: str, steps: int) -> Found:
 
 
 def _problems() -> Any:
-    """Problems whose texts are all of one length, so that no row is padded."""
+    """Problems with texts of equal length, so that no row is padded."""
     from datasets import Dataset
 
     source = random.Random(0)
@@ -69,7 +69,7 @@ def _problems() -> Any:
 
 
 def _examples() -> Any:
-    """The tokens that CodePLAN makes of those problems: a batch of programs, a batch of plans, and so on."""
+    """Tokens of these problems as alternating batches of programs and plans."""
     from datasets import Dataset
 
     from tests import tiny

@@ -1,4 +1,4 @@
-"""Programs a second on HumanEval's reference solutions beside `evaluate`'s code_eval; first verdict; caller's RAM.
+"""Benchmark of the executor: programs per second compared with `evaluate`'s code_eval, first verdict, caller's memory.
 
     python -m tests.benchmarks.bench_execution [--repeats 5] [--workers 2] [--tiny 20000] [--json PATH]
 
@@ -56,7 +56,7 @@ def reference_programs() -> list[tuple[str, str]]:
 
 
 def run_rival(programs: list[tuple[str, str]], workers: int) -> int:
-    """Judge all programs as code_eval does, and count those that pass."""
+    """Evaluate all programs as code_eval does, and count those that pass."""
     with ThreadPoolExecutor(workers) as pool:
         return sum(pool.map(rival_judges, [f"{candidate}\n{test}" for candidate, test in programs]))
 
@@ -129,7 +129,7 @@ def contenders(workers: int) -> dict[str, Callable[[list[tuple[str, str]]], int]
 
 
 def rate(contender: str, workers: int) -> float:
-    """Programs a second of one contender in this process."""
+    """Measure the programs per second of one executor in this process."""
     programs = reference_programs()
     if contender.startswith(RIVAL):
         import datasets  # noqa: F401
@@ -143,7 +143,7 @@ def rate(contender: str, workers: int) -> float:
 
 
 def first_verdict(isolation: str) -> float:
-    """Milliseconds from asking for an executor to its first verdict, in this process."""
+    """Measure the milliseconds from the creation of an executor to its first verdict in this process."""
     start = time.perf_counter()
     with CodeExecutor(1, TIMEOUT, isolation=isolation, allow_code_execution=True) as executor:
         assert executor.run([("def one():\n    return 1\n", "assert one() == 1\n")])[0].passed
@@ -151,7 +151,7 @@ def first_verdict(isolation: str) -> float:
 
 
 def caller_memory(programs: int, workers: int) -> dict[int, int]:
-    """KiB that this process holds after so many tiny programs, at the quarters."""
+    """Measure the memory of this process in KiB after each quarter of the tiny programs."""
     held = {}
     tiny = ((f"def number():\n    return {n}\n", f"assert number() == {n}\n") for n in range(programs))
     with CodeExecutor(workers, TIMEOUT, allow_code_execution=True) as executor:
@@ -179,7 +179,7 @@ def measure(tasks: list[str], repeats: int, workers: int) -> dict[str, list[floa
 
 
 def table(rates: dict[str, list[float]]) -> str:
-    """Markdown: programs a second, milliseconds a program, and the ratio to the rival at its best."""
+    """Return a Markdown table of programs per second, milliseconds per program, and the speed-up over code_eval."""
     best = max(statistics.median(turns) for name, turns in rates.items() if name.startswith(RIVAL))
     rows = [
         "| executor | programs / s, median | min-max | ms a program | times code_eval's best |",

@@ -1,4 +1,4 @@
-"""Training steps on right and faulty answers beside TRL's DPOTrainer, whose reference is computed beforehand as well.
+"""Benchmark of training steps of IterKD and of TRL's DPOTrainer, both with precomputed reference log-probabilities.
 
     python -m tests.benchmarks.bench_iterkd [--repeats 5] [--steps 12] [--json PATH]
 
@@ -24,7 +24,7 @@ PAIRS, BATCH, VOCABULARY, PROMPT, ANSWER = 64, 8, 16384, 32, 64
 
 
 def measure(contender: str, steps: int) -> Found:
-    """Train for a few steps in this process; return seconds of the fastest step and bytes of peak memory."""
+    """Train for a few steps in this process, and return the time of the fastest step (s) and peak memory (bytes)."""
     import torch
     from trl import DPOConfig, DPOTrainer
 
@@ -51,7 +51,7 @@ def measure(contender: str, steps: int) -> Found:
 
 
 def _pairs() -> Any:
-    """Pairs whose texts are all of one length, so that no row is padded."""
+    """Pairs with texts of equal length, so that no row is padded."""
     from datasets import Dataset
 
     source = random.Random(0)

@@ -1,4 +1,4 @@
-"""Time and peak memory of the fused divergence beside TRL's losses, forward and backward, LM heads included.
+"""Benchmark of time and peak memory of the fused divergence and of TRL's losses, forward and backward, with LM heads.
 
     python -m tests.benchmarks.bench_losses --tokens 1024 --vocab 49152 [--repeats 5] [--json PATH]
     python -m tests.benchmarks.bench_losses --tokens 2048 --vocab 152064 --student_hidden 896 --teacher_hidden 3584
@@ -43,7 +43,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: sizes, dtype, device and threads."""
+    """Sizes, dtype, device and threads of a measurement."""
 
     tokens: int
     vocab: int
@@ -98,7 +98,7 @@ def fused(inputs: Inputs, divergence: str, signal: TeacherSignal | None = None, 
 
 
 def sparse(inputs: Inputs) -> Tensor:
-    """The mix from 64 log-probabilities per token, as they would come from a cache."""
+    """The mix computed from 64 log-probabilities per token, as from a cache."""
     tokens, vocabulary = len(inputs.student_hidden), len(inputs.student_weight)
     k, device = min(64, vocabulary - 1), inputs.student_hidden.device
     ids = torch.arange(k, device=device).expand(tokens, k)
@@ -142,7 +142,7 @@ def synchronize(device: str) -> None:
 
 
 def measure_times(case: Case, names: list[str], repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Seconds of each contender's turns, after one turn that is not counted."""
+    """Measure the seconds of each loss in several rounds, after a warm-up."""
     inputs = case.inputs()
     seconds: dict[str, list[float]] = {name: [] for name in names}
     losses = {}
@@ -170,7 +170,7 @@ def check_losses(losses: dict[str, float], dtype: str) -> None:
 
 
 def measure_peak(case: Case, name: str) -> int:
-    """Bytes that one forward and backward pass needs at its peak beyond its inputs."""
+    """Measure the peak memory in bytes of a forward and backward pass, without its inputs."""
     run = CONTENDERS[name]
     small = Case(**(asdict(case) | {"tokens": 8, "vocab": 128})).inputs()
     run(small).backward()  # Libraries load, thread pools start.
@@ -201,7 +201,7 @@ def measure_peak_elsewhere(case: Case, name: str) -> int:
 
 
 def contenders_that_fit(case: Case) -> list[str]:
-    """All contenders, or all but the one that needs all logits where memory has no room for them."""
+    """Return all losses, except that with full logits if they do not fit into memory."""
     needed = COPIES_OF_ALL_LOGITS * case.tokens * case.vocab * getattr(torch, case.dtype).itemsize
     if case.device == "cuda":
         free, _ = torch.cuda.mem_get_info()
@@ -214,7 +214,7 @@ def contenders_that_fit(case: Case) -> list[str]:
 
 
 def table(seconds: dict[str, list[float]], peaks: dict[str, int]) -> str:
-    """Markdown: each contender's numbers, and their ratios to the baseline's."""
+    """Return a Markdown table of the results and their ratios to the baseline."""
     rows = [
         "| loss | median s | min-max s | median time ratio | min time ratio | peak MiB | memory ratio |",
         "|---|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Whole training steps: AKD beside KD (β fixed at 0) in this trainer, and beside TRL's GKDTrainer, on the same pair.
+"""Benchmark of training steps: AKD, KD (β fixed at 0) in the same trainer, and TRL's GKDTrainer, with the same models.
 
     python -m tests.benchmarks.bench_training [--repeats 5] [--steps 12] [--json PATH]
 
@@ -17,7 +17,7 @@ ROWS, LENGTH, BATCH, VOCABULARY = 64, 128, 8, 16384
 
 
 def measure(contender: str, steps: int) -> Found:
-    """Train for a few steps in this process; return seconds of the fastest step and bytes of peak memory."""
+    """Train for a few steps in this process, and return the time of the fastest step (s) and peak memory (bytes)."""
     import torch
     from datasets import Dataset
 

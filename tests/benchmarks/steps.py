@@ -1,4 +1,4 @@
-"""Training steps in processes of their own, in turns, and their times and memory beside those of one contender."""
+"""Measurement of training steps in separate processes, in turns, with ratios to one of them."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ Found = dict[str, float]
 
 
 class Clock(TrainerCallback):
-    """Times each optimiser step, and remembers the memory held before the first."""
+    """Measure the time of each optimizer step, and the memory before the first."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -31,7 +31,7 @@ class Clock(TrainerCallback):
         self.seconds.append(time.process_time() - self.began)
 
     def found(self) -> Found:
-        """Seconds of the fastest step but the first, and bytes of peak memory beyond what was held before it."""
+        """Seconds of the fastest step after the first, and increase of the peak memory in bytes."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {"seconds": min(self.seconds[1:]), "bytes": peak - self.before}
 
@@ -39,7 +39,7 @@ class Clock(TrainerCallback):
 def compare(
     module: str, about: str | None, contenders: Mapping[str, str], rival: str, measure: Callable[[str, int], Found]
 ) -> None:
-    """Run a benchmark's command: measure one contender here, or all, each in its own process, and print a table."""
+    """Run a benchmark: measure one trainer in this process, or all in separate processes, and print a table."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12)
@@ -61,7 +61,7 @@ def compare(
 
 
 def _table(found: Mapping[str, list[Found]], contenders: Mapping[str, str], rival: str) -> str:
-    """Show each contender's step as a ratio to the rival's of the same round: median, and lowest to highest."""
+    """Return a table of the ratios to the baseline in the same round: median and range."""
     lines = [f"| step of | time / {rival} | peak memory / {rival} | seconds | MiB |", "|---|---|---|---|---|"]
     for name, runs in found.items():
         cells = [contenders[name]]
@@ -75,6 +75,6 @@ def _table(found: Mapping[str, list[Found]], contenders: Mapping[str, str], riva
 
 
 def _resident() -> int:
-    """Return what this process holds in memory, in bytes."""
+    """Return the resident memory of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))

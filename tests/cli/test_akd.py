@@ -1,4 +1,4 @@
-"""`trl-akd akd` from the arguments to the files it leaves, on a tiny pair."""
+"""`trl-akd akd` from its arguments to its output files, with tiny models."""
 
 import json
 import shutil
@@ -122,7 +122,7 @@ def test_resume_continues(settings: dict[str, Any], recipe, tmp_path: Path, caps
 
 @pytest.fixture
 def checkpoint(settings: dict[str, Any], recipe) -> Path:
-    """A finished run's output folder, with a checkpoint in it."""
+    """The output folder of a finished run, with a checkpoint."""
     assert (
         main(["akd", "--config", recipe({**settings, "save_strategy": "steps", "save_steps": 2}, "first.yaml")]) == 0
     )

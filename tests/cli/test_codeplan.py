@@ -1,4 +1,4 @@
-"""`trl-akd codeplan` from the arguments to the files it leaves, on a tiny student."""
+"""`trl-akd codeplan` from its arguments to its output files, with a tiny student."""
 
 import json
 from pathlib import Path

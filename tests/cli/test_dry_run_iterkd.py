@@ -1,4 +1,4 @@
-"""A dry run of IterKD asks no real server, runs all stages, and lets through what a real run would refuse."""
+"""Dry runs of IterKD use no real server, run all stages, and report the same errors as a real run."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Write = Callable[[dict[str, Any]], str]
 
 @pytest.fixture
 def served(settings: dict[str, Any]) -> dict[str, Any]:
-    """Keys of a recipe whose teacher is behind a server that is not there."""
+    """Keys of a recipe whose server does not exist."""
     left_out = ("teacher_model_name_or_path", "test_size", "eval_strategy", "max_steps")
     kept = {key: value for key, value in settings.items() if key not in left_out}
     return kept | {
@@ -68,10 +68,10 @@ def test_a_teacher_model_gives_its_distribution_and_the_mock_server_its_text(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"base_url": None}, "an address goes with the backend"),
+        ({"base_url": None}, "give both the backend openai and an address"),
         ({"text_teacher_model_name_or_path": None, "backend": None, "base_url": None}, "no model writes answers"),
         ({"prompts_file": "prompts.yaml"}, "lacks the field {instruction}"),
-        ({"dataset_name": "seeds.json"}, "`tests` of row 0"),
+        ({"dataset_name": "seeds.json"}, "row 0 has 1 inputs and 0 outputs"),
     ],
 )
 def test_what_a_real_run_would_refuse_is_refused(

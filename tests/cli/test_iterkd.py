@@ -1,4 +1,4 @@
-"""`trl-akd iterkd` from the arguments to the files it leaves, with a teacher behind a server that misbehaves."""
+"""`trl-akd iterkd` from its arguments to its output files, with the teacher on a faulty server."""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from trl_akd.iterkd.cycle.teaching_config import TeachingConfig
 
 @pytest.fixture
 def iterkd(pair: tuple[str, str], tmp_path: Path) -> dict[str, Any]:
-    """Keys and values of a recipe whose teacher is behind a server that is not there."""
+    """Keys and values of a recipe whose server does not exist."""
     cycle_world.prepare(tmp_path)
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(f"{json.dumps(row)}\n" for row in cycle_world.questions()))
@@ -83,7 +83,7 @@ def usage(run: Path) -> dict[str, Any]:
 
 @pytest.mark.end_to_end
 def test_a_budget_is_that_of_the_folder(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):
-    """It ends with a student, reports, totals and a status; started again it has nothing left; more of it goes on."""
+    """The run ends with a student, reports, totals and a status, and continues only with a larger budget."""
     path, run = recipe({**iterkd, "base_url": server.url, "concurrency": 3}), tmp_path / "run"
     for limit, sent in ((5, 5), (5, 5), (20, 20)):
         assert main(["iterkd", "--config", path, "--max_requests", str(limit)]) == 3
@@ -138,7 +138,7 @@ def test_seconds_are_those_of_the_folder(iterkd: dict[str, Any], server: Server,
 
 
 def test_requests_without_an_answer_count_in_the_next_run(iterkd: dict[str, Any], server: Server, recipe, capsys):
-    """A server that breaks down again and again does not let a run that is started again exceed its budget."""
+    """A run that is restarted after server errors does not exceed its budget."""
     server.refuses = lambda body: Fault(500) if len(server.bodies) > 5 else None
     settings = {"base_url": server.url, "max_requests": 12, "max_retries": 2, "concurrency": 1}
     path = recipe({**iterkd, **settings})
@@ -152,7 +152,7 @@ def test_requests_without_an_answer_count_in_the_next_run(iterkd: dict[str, Any]
 
 @pytest.mark.end_to_end
 def test_refused_prompts(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):
-    """They cost themselves, are not asked again, and where they are, nobody else is."""
+    """Refused prompts count as requests and are not sent again."""
     task = cycle_world.task(5)
     server.refuses = lambda body: Fault(400, "flagged") if task in body["messages"][0]["content"] else None
     path, run = recipe({**iterkd, "base_url": server.url, "cycles": 1}), tmp_path / "run"
@@ -217,7 +217,7 @@ def test_a_held_out_program_has_the_imports_of_its_problem(tmp_path: Path):
 
 
 def test_teacher_and_judge_in_this_process_come_from_the_one_loader(monkeypatch: pytest.MonkeyPatch):
-    """Fields without a prefix and those of the text teacher make its generator, those of the judge the judge's."""
+    """Fields without a prefix configure the text teacher's generator, those with `judge_` the judge's."""
     loaded: list[tuple[GeneratorConfig, dict[str, Any]]] = []
 
     def load(config: GeneratorConfig, **settings: Any) -> LoadedGenerator:
@@ -247,7 +247,7 @@ def test_teacher_and_judge_in_this_process_come_from_the_one_loader(monkeypatch:
 
 
 def test_settings_of_ledgers_keep_their_names():
-    """A run that began before fields were renamed, or added, goes on."""
+    """A run that started before fields were renamed or added continues."""
     old = {
         *("text_teacher", "text_backend", "extra_body", "text_prompt_style", "judge", "judge_model"),
         *("judge_extra_body", "eval_benchmark", "eval_benchmark_limit", "decontaminate", "program_timeout"),
@@ -312,16 +312,16 @@ def rows(**changed: Any) -> list[dict[str, Any]]:
             {"text_teacher_model_name_or_path": None, "backend": "vllm", "base_url": None},
             "`text_teacher_model_name_or_path` is missing; give a name",
         ),
-        ({"backend": None}, "`base_url` is 'http://127.0.0.1:9/v1'; an address goes with the backend openai"),
-        ({"base_url": None}, "`base_url` is None; an address goes with the backend openai"),
+        ({"backend": None}, "`base_url` is 'http://127.0.0.1:9/v1'; give both the backend openai and an address"),
+        ({"base_url": None}, "`base_url` is None; give both the backend openai and an address"),
         ({"dataset_name": None}, "`dataset_name` is not set"),
         ({"dataset_name": "missing.jsonl"}, "missing.jsonl"),
         ({"model_name_or_path": None}, "`model_name_or_path` is not set"),
         ({"cycles": 0}, "`cycles` is 0; give at least 1"),
-        ({"max_requests": 0}, "`max_requests` is 0; allow more than 0"),
-        ({"max_tokens": -1}, "`max_tokens` is -1; allow more than 0"),
-        ({"max_seconds": 0.0}, "`max_seconds` is 0.0; allow more than 0"),
-        ({"keep_students": 0}, "`keep_students` is 0; keep at least 1"),
+        ({"max_requests": 0}, "`max_requests` is 0; give a number above 0"),
+        ({"max_tokens": -1}, "`max_tokens` is -1; give a number above 0"),
+        ({"max_seconds": 0.0}, "`max_seconds` is 0.0; give a number above 0"),
+        ({"keep_students": 0}, "`keep_students` is 0; give at least 1"),
         ({"price_per_million_prompt_tokens": -1.0}, "`price_per_million_prompt_tokens` is -1.0"),
         ({"push_ledger_to_hub": True}, "`push_ledger_to_hub` is on without `push_to_hub`"),
         ({"judge_retries": -1}, "`judge_retries` is -1"),
@@ -362,8 +362,8 @@ def test_wrong_settings_are_named_before_a_model_is_loaded(
     [
         (rows(instruction=" "), "`instruction` of row 0 is ' '; give a text. The row has the columns id, instruction"),
         ([{"question": "Add."}], "`instruction` of row 0 is None; give a text. The row has the columns question."),
-        (rows(tests={"inputs": ["1"], "outputs": []}), "`tests` of row 0"),
-        (rows(tests=7), "`tests` of row 0"),
+        (rows(tests={"inputs": ["1"], "outputs": []}), "row 0 has 1 inputs and 0 outputs"),
+        (rows(tests=7), "row 0 has tests of type int"),
         (rows(answer=7), "`answer` of row 0 is 7; give a text"),
         ([*rows(), *rows(instruction="Another.")], "row 1 has the `id` 'add-1' of another question"),
     ],
@@ -381,7 +381,7 @@ def test_malformed_rows_are_named_before_a_model_is_loaded(
     ("layouts", "message"),
     [
         ({"faulty": "{instruction}"}, "`faulty` lacks the field {kind}; add it"),
-        ({"correct": "{instruction} {language}"}, "`correct` has the field {language}, which is unknown"),
+        ({"correct": "{instruction} {language}"}, "`correct` has the unknown field {language}"),
         ({"corect": "{instruction}"}, "has a template 'corect'; the names are correct, faulty"),
         ({"correct": 7}, "does not map names to texts"),
     ],

@@ -15,7 +15,7 @@ from trl_akd.iterkd.judge.rubric import Judgement
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
-    """A tiny model, and judgements of which one cannot be read."""
+    """A tiny model, and judgements, one of which cannot be parsed."""
     tiny.model(max_position_embeddings=2048).save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     rows = [

@@ -31,7 +31,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What accelerate is asked to launch, as it understands it."""
+    """The arguments of accelerate's launcher, as parsed by it."""
     seen: list[Any] = []
     monkeypatch.setattr(launch, "launch_command", lambda args: seen.append(launch._validate_launch_command(args)[0]))
     return seen
@@ -175,7 +175,7 @@ def accelerators(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder on the PATH, beside an interpreter that is not there."""
+    """The only folder on the PATH, and an interpreter that does not exist."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setattr(sys, "executable", str(folder / "python"))
@@ -203,7 +203,7 @@ def test_several_processes_without_accelerator_need_use_cpu(
 ):
     accelerators(0)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="`use_cpu` is false, but this machine has no accelerator, and 2 processes"):
+    with pytest.raises(ValueError, match="`use_cpu` is false, but this machine has no accelerator, and each of the 2"):
         check_processes(use_cpu=False, deepspeed=deepspeed)
 
 

@@ -70,8 +70,8 @@ def _hub_refuses() -> None:
 @pytest.mark.parametrize(
     ("fail", "remedy"),
     [
-        (_full_disk, "(?s)No space left on device.*make room or choose another `output_dir`"),
-        (_torn_checkpoint, "make room or choose another `output_dir`"),
+        (_full_disk, "(?s)No space left on device.*free some space or choose another `output_dir`"),
+        (_torn_checkpoint, "free some space or choose another `output_dir`"),
         (_hub_out_of_reach, "the Hugging Face Hub cannot be reached.*`push_to_hub: false`"),
         (_hub_refuses, "refused the request.*HF_TOKEN"),
     ],
@@ -79,7 +79,7 @@ def _hub_refuses() -> None:
 def test_what_the_surroundings_refuse_is_one_sentence(
     fail, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """Wherever it happens: no command catches these itself."""
+    """These errors are handled in one place, not in each command."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     assert run(lambda argv: fail()) == 2
     err = capsys.readouterr().err
@@ -94,7 +94,7 @@ def test_other_errors_keep_their_traceback():
 @pytest.mark.parametrize("reporter", ["wandb", "mlflow"])
 def test_reporters_must_be_installed(reporter: str):
     check_reporting(SimpleNamespace(report_to=["none"]), SimpleNamespace(), SimpleNamespace(report_to=[]))
-    with pytest.raises(ValueError, match=f"`report_to` names '{reporter}', whose package is not installed"):
+    with pytest.raises(ValueError, match=f"`report_to` includes '{reporter}', whose package is not installed"):
         check_reporting(SimpleNamespace(report_to=[reporter]))
 
 

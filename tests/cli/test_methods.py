@@ -87,13 +87,13 @@ def test_it_has_no_quickstart(capsys: pytest.CaptureFixture[str]):
 
 
 def test_modules_for_all_methods_import_none_of_them():
-    """What differs between methods is asked of the method."""
+    """The method defines everything that differs between methods."""
     modules = [path for path in Path(cli.__file__).parent.glob("*.py") if path.stem not in OF_ONE_METHOD]
     assert len(modules) > 8
     for path in modules:
         imported = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
-        rooms = {(module or "").partition(".")[0] for module in imported}
-        assert rooms.isdisjoint({"codeplan", "iterkd"}), path.name
+        packages = {(module or "").partition(".")[0] for module in imported}
+        assert packages.isdisjoint({"codeplan", "iterkd"}), path.name
 
 
 @pytest.mark.slow

@@ -143,7 +143,7 @@ def test_values_of_the_wrong_type(line: str, message: str, parser: RecipeParser,
 
 @pytest.mark.parametrize("flag", ["--model=m", "--model"])
 def test_old_names_of_fields_are_read_with_a_warning(flag: str, recipe):
-    """In recipes and in flags; each command has old names of its own."""
+    """In recipes and in flags; each command has different old names."""
     evaluating = RecipeParser(argument_types("evaluate"), prog="trl-akd evaluate")
     flags = [flag, *([] if "=" in flag else ["m"]), "--batch-size", "4"]
     with pytest.warns(FutureWarning) as warned:

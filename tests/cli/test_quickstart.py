@@ -1,4 +1,4 @@
-"""The quickstart: its last stage on tiny models, and, among the slow tests, all of it."""
+"""The quickstart: its last stage with tiny models and, in slow tests, all stages."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Random models and a dozen tasks in place of what takes minutes."""
+    """Random models and a dozen tasks, because training takes minutes."""
 
     def save(folder: Path, *args) -> None:
         tiny.model(max_position_embeddings=400).save_pretrained(folder)
@@ -60,14 +60,14 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def printed_at_the_end(out: str) -> list[list[str]]:
-    """Return the arguments of the commands that the end of a quickstart tells the user to type."""
+    """Return the arguments of the commands that a quickstart prints at its end."""
     commands = printed_commands(out.rpartition("Done in ")[2])
     assert {program for program, *_ in commands} == {"trl-akd"}
     return [arguments for _, *arguments in commands]
 
 
 def run_as_printed(out: str, commands: list[str]) -> None:
-    """Run what the end of a quickstart tells the user to type."""
+    """Run the commands that a quickstart prints at its end."""
     printed = printed_at_the_end(out)
     assert [argv[0] for argv in printed] == commands
     for argv in printed:
@@ -112,12 +112,12 @@ def test_a_second_run_leaves_what_a_user_put_beside(small, tmp_path: Path):
 def test_another_folder_is_left_alone(tmp_path: Path, capsys):
     (tmp_path / "cwd" / "thesis.tex").touch()
     assert main(["quickstart", "--output_dir", str(tmp_path / "cwd")]) == 2
-    assert "holds other files" in capsys.readouterr().err
+    assert "has other files" in capsys.readouterr().err
 
 
 @pytest.mark.end_to_end
 def test_codeplan_goes_from_plans_to_ranked_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    """Stages by their own commands and recipes, on a small world; too little is learned for a ranker to be trained."""
+    """All stages with their commands and recipes on a few tasks, which are too few to train a ranker."""
 
     def random_ranker(folder: Path, student: Path, problems: Path, seed: int) -> None:
         assert problems.read_text().count("\n") == 6
@@ -158,7 +158,7 @@ def test_codeplan_goes_from_plans_to_ranked_programs(tmp_path: Path, monkeypatch
 
 @pytest.mark.end_to_end
 def test_iterkd_runs_two_cycles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    """Every stage on a small world; so untaught a teacher is never right, and the questions bring answers."""
+    """All stages on a few tasks; the teacher is untrained and never right, so questions come with answers."""
     write_tasks = build.write_iterkd_tasks
 
     def build_with_answers(folder: Path) -> build.TaskFiles:
@@ -213,4 +213,4 @@ def test_the_student_learns_to_plan(tmp_path: Path):
     scores = {number: points["pass@1"][0] for number, points in curve.items()}
     assert results["teacher"]["metrics"]["pass@1"] > 0.8
     assert scores["0"] > results["student"]["metrics"]["pass@1"] + 0.15
-    assert scores["10"] > scores["1"], "more plans to choose from must help"
+    assert scores["10"] > scores["1"], "more plans must help"

@@ -15,7 +15,7 @@ from trl_akd.cli.training import find_checkpoint, load_datasets, load_tokenizers
 
 @pytest.fixture
 def parse(parser: RecipeParser, settings: dict[str, Any]):
-    """Dataclasses of the tiny recipe with some values replaced; `None` takes a key out."""
+    """Dataclasses of the tiny recipe with some values replaced; `None` removes a key."""
 
     def make(**replaced: Any) -> Any:
         values = {key: value for key, value in {**settings, **replaced}.items() if value is not None}
@@ -35,7 +35,7 @@ def test_nothing_to_resume(parse):
 
 
 def test_a_torn_checkpoint_is_passed_over(parse, tmp_path: Path):
-    """One that a full disk or a kill left without its last file; 10 follows 9."""
+    """A checkpoint without its last file, after a full disk or a kill, is skipped; 10 comes after 9."""
     args = parse(resume_from_checkpoint=True)[1]
     args.check_checkpoint = lambda path: None
     for name in ("checkpoint-9", "checkpoint-10", "checkpoint-11", "checkpoint-best"):

@@ -21,7 +21,7 @@ def config(tmp_path: Path) -> Callable[..., CodePLANConfig]:
 
 @pytest.fixture
 def trainer(config: Callable[..., CodePLANConfig]) -> Callable[..., CodePLANTrainer]:
-    """Make a trainer of a tiny student; settings of the trainer by name, all others go to the configuration."""
+    """Create a trainer of a tiny student; settings that are not arguments of the trainer go to the configuration."""
 
     def make(model: Any = None, teacher_model: Any = None, **settings: Any) -> CodePLANTrainer:
         names = ("train_dataset", "eval_dataset", "data_collator", "processing_class", "peft_config", "callbacks")

@@ -1,4 +1,4 @@
-"""Train with `CodePLANMixin` in one process of several and write down losses and weights: `mixin_worker.py FOLDER`."""
+"""Train with `CodePLANMixin` on each process and write losses and weights to files: `mixin_worker.py FOLDER`."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Ask for plans on every process and write down what each got.
+"""Generate plans on each process and write the results of each to a file.
 
 Run by `test_plan_local.py` under `accelerate launch`: `python -m tests.codeplan.plan_worker FOLDER`.
 """
@@ -21,7 +21,7 @@ ROWS = [{"id": str(number), "problem": "P" * number, "solutions": [f"print({numb
 
 
 def ask(folder: Path, accelerator: Accelerator | None = None, **settings: Any) -> PlanGenerator:
-    """Ask for two plans a row; what a tiny model writes is none, so the answers on disk count."""
+    """Request two plans per row; a tiny model generates no valid plans, so the answers on disk are compared."""
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     teacher = TransformersGenerator(model, tiny.tokenizer(), batch_size=2, accelerator=accelerator)
     made = PlanGenerator(

@@ -1,4 +1,4 @@
-"""Sample plans on every process, and write down what each process got.
+"""Sample plans on each process, and write the results of each to a file.
 
 Run by `test_plan_sampling_processes.py` under `accelerate launch`: `python -m tests.codeplan.sampling_worker FOLDER`.
 """
@@ -32,7 +32,7 @@ PROBLEMS = [
 
 
 class Shortest:
-    """Rank programs by their length, on the main process alone."""
+    """Rank programs by their length, on the main process only."""
 
     def __init__(self, may_rank: bool) -> None:
         self.may_rank = may_rank
@@ -43,7 +43,7 @@ class Shortest:
 
 
 def sample(folder: Path, accelerator: Accelerator | None = None) -> list[dict[str, Any]]:
-    """Sample for all problems; execution times, which vary, are left out of what is returned."""
+    """Sample for all problems, and return the results without execution times."""
     main = accelerator is None or accelerator.is_main_process
     student = TransformersGenerator(
         tiny.model(max_position_embeddings=512), tiny.tokenizer(), batch_size=2, accelerator=accelerator

@@ -1,4 +1,4 @@
-"""Generators that answer from a function, and real data or a skip that names it."""
+"""Generators whose completions are given by a function, and real data, whose tests are skipped if it is missing."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def data(path: str) -> Path:
 
 
 class Scripted:
-    """Complete a prompt by `write(prompt, number, seed)`: a text, or a text and its mean log-probability."""
+    """Complete a prompt by `write(prompt, number, seed)`: a text, optionally with its mean log-probability."""
 
     def __init__(self, write: Callable[[str, int, int | None], Any]) -> None:
         self.write = write

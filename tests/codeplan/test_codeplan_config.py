@@ -1,4 +1,4 @@
-"""What CodePLANConfig accepts, and how it refuses the rest."""
+"""Accepted and refused values of CodePLANConfig."""
 
 import re
 from dataclasses import fields

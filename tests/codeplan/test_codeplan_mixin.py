@@ -1,4 +1,4 @@
-"""CodePLAN in a trainer that is not the project's own."""
+"""CodePLAN in trainers of other packages."""
 
 import re
 from pathlib import Path
@@ -40,7 +40,7 @@ class TunedTrainer(CodePLANMixin, SFTTrainer):
 
 @pytest.fixture(scope="module")
 def rows() -> Dataset:
-    """Seven problems, so that the last step of an epoch has a short micro-batch, with the numbers that draws go by."""
+    """Seven problems, so that the last step of an epoch has a short micro-batch, with indices for the draws."""
     return world.problems(7).map(lambda row, index: {"index": index}, with_indices=True)
 
 
@@ -78,7 +78,7 @@ def script() -> str:
 
 
 def run_script(folder: Path, monkeypatch: pytest.MonkeyPatch, block: str) -> Any:
-    """Run the block where its model and data are found by the names that it uses."""
+    """Run the block in a folder with the model and data that it names."""
     home = folder / "Salesforce" / "codegen-350M-mono"
     model = tiny.model("codegen")
     model.save_pretrained(home)
@@ -175,7 +175,7 @@ def test_an_adapter_with_a_plan_head(rows, tmp_path: Path):
     assert not torch.equal(saved, before)
 
 
-def test_each_epoch_draws_anew(rows, tmp_path: Path):
+def test_each_epoch_has_different_draws(rows, tmp_path: Path):
     made = make(PlainTrainer, tmp_path, rows, max_steps=-1, num_train_epochs=3, learning_rate=0.0)
     drawn: list[tuple[int, int]] = []
     collate = made.data_collator
@@ -233,7 +233,7 @@ def test_a_run_that_resumes_has_its_plan_head(rows, tmp_path: Path):
 
 
 def test_a_loop_without_a_trainer(rows):
-    """Micro-batches that share their divisors add up to the batch that they were cut from."""
+    """The losses of micro-batches with shared divisors add up to the loss of the whole batch."""
     model, collate = tiny.model(), collator(plan_weight=0.3)
     add_plan_head(model)
     whole = codeplan_loss(model, collate(list(rows)))
@@ -252,28 +252,28 @@ def test_a_loop_without_a_trainer(rows):
 
 
 class OwnLoss(Trainer):
-    """A trainer whose author reads the weights."""
+    """A trainer whose loss reads the weights."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         return codeplan_loss(model, inputs)
 
 
 class OwnLogs(SFTTrainer):
-    """A trainer that changes anything but the loss."""
+    """A trainer that overrides anything but the loss."""
 
     def log(self, logs, start_time=None):
         super().log(logs, start_time)
 
 
 class OwnTimes(Trainer):
-    """A trainer that leaves the loss to its base class and does something beside."""
+    """A trainer whose loss calls its base class and does something else as well."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
 class OwnFallback(Trainer):
-    """A trainer that reads the weights where a batch has them."""
+    """A trainer that reads the weights if a batch has them."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "token_weights" not in inputs:
@@ -282,7 +282,7 @@ class OwnFallback(Trainer):
 
 
 class Reversed(Trainer, CodePLANMixin):
-    """The mixin in the wrong place, where the trainer's own methods hide those of the mixin."""
+    """The mixin listed after the trainer, whose methods override those of the mixin."""
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_akd_ignores_them_as_well(rows, tmp_path: Path):
 
 
 class PlainWithTimes(CodePLANMixin, OwnTimes):
-    """The mixin before a trainer whose `compute_loss` it takes the place of."""
+    """The mixin before a trainer whose `compute_loss` it overrides."""
 
 
 class TimesBefore(OwnTimes, PlainTrainer):

@@ -1,4 +1,4 @@
-"""CodePLANTrainer as its users meet it."""
+"""CodePLANTrainer through its public interface."""
 
 import math
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_both_losses_fall(trainer, schedule, family):
 
 @pytest.mark.parametrize("family", ["llama_tied", "t5"])
 def test_a_student_learns_to_plan_and_to_code(trainer, family):
-    """What it was shown, it writes: the plan through the plan head, the program through the LM head."""
+    """The student generates what it was trained on: the plan with the plan head, the program with the LM head."""
     rows = [
         {"problem": "A", "solution": "return 1", "plan": "1. One."},
         {"problem": "B", "solution": "print(2)", "plan": "1. Two."},
@@ -82,7 +82,7 @@ def test_tasks_learned_from_a_teacher_lead_beta(trainer):
 
 
 def first_gradient(trainer, problems, **settings):
-    """The gradient of the student over the first optimiser step, by name."""
+    """Gradients of the student in the first optimizer step, by name."""
     made = trainer(train_dataset=problems, max_steps=1, max_grad_norm=1e9, learning_rate=1.0, optim="sgd",
                    lr_scheduler_type="constant", seed=1, **settings)  # fmt: skip
     before = {name: value.detach().clone() for name, value in made.model.named_parameters()}
@@ -92,7 +92,7 @@ def first_gradient(trainer, problems, **settings):
 
 @pytest.mark.parametrize("plan_weight", [0.5, 0.2])
 def test_turns_equal_weights_where_every_problem_is_the_same(trainer, plan_weight):
-    """One step of two turns is one step of both tasks at once: exactly, where both see the same examples."""
+    """One step of two alternating micro-batches equals one step of both tasks if the examples are the same."""
     same = Dataset.from_list([{"problem": "p", "solution": "return 1", "plan": "1. Return one."}] * 8)
     weighted = first_gradient(trainer, same, plan_weight=plan_weight, per_device_train_batch_size=4)
     alternate = first_gradient(
@@ -104,7 +104,7 @@ def test_turns_equal_weights_where_every_problem_is_the_same(trainer, plan_weigh
 
 
 def test_turns_equal_weights_in_expectation(trainer):
-    """Over all ways to give half of four problems the code turn and half the plan turn, the mean gradient is equal."""
+    """The mean gradient over all splits of four problems into two for code and two for plans is equal."""
     problems = world.problems(4).map(lambda row: {"solutions": row["solutions"][:1], "plans": row["plans"][:1]})
     made = trainer(train_dataset=problems, schedule="alternate", gradient_accumulation_steps=2)
     rows = list(made.train_dataset)
@@ -157,7 +157,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(trainer, settings):
 @pytest.mark.parametrize("name", ["eval", "train", "held_out"])
 @pytest.mark.parametrize("own_collator", [False, True])
 def test_evaluations_compare(trainer, own_collator, name):
-    """Whatever the epoch, the dataset's name and the collator, the same solutions and plans are judged."""
+    """Evaluation uses the same solutions and plans for any epoch, dataset name and collator."""
     problems = world.problems(6, seed=1)
     given = {"data_collator": DataCollatorForCodePLAN(tiny.tokenizer(), max_length=256)} if own_collator else {}
     made = trainer(eval_dataset=problems if name == "eval" else {name: problems}, max_steps=-1, num_train_epochs=3,
@@ -165,7 +165,7 @@ def test_evaluations_compare(trainer, own_collator, name):
     made.train()
     judged = logs(made, "eval_loss" if name == "eval" else f"eval_{name}_loss")
     assert len(judged) == 3 and len(set(judged)) == 1
-    assert len(set(logs(made, "loss"))) == 6, "training draws anew"
+    assert len(set(logs(made, "loss"))) == 6, "training draws in each epoch"
 
 
 def test_predictions_compare(trainer):

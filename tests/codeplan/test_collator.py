@@ -1,4 +1,4 @@
-"""The collator of CodePLAN: masks, weights, draws and turns."""
+"""The collator of CodePLAN: masks, weights, draws and alternation of tasks."""
 
 from typing import Any
 
@@ -109,7 +109,7 @@ def test_turns(plan_weight: float) -> None:
 
 @pytest.mark.parametrize("plan_weight", [0.25, 0.5])
 def test_turns_equal_weights_in_expectation(plan_weight: float) -> None:
-    """The mean over a code batch and a plan batch of the same problems is what both tasks in one batch give."""
+    """The mean over a code batch and a plan batch of the same problems equals a batch of both tasks."""
     weighted, alternate = (DataCollatorForCodePLAN(TOKENIZER, plan_weight, name) for name in ("weighted", "alternate"))
     both, turns = weighted(ROWS), [alternate(ROWS), alternate(ROWS)]
 

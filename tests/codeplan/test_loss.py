@@ -19,7 +19,7 @@ def batch_of(trainer):
 
 
 def untie(trainer):
-    """Make the plan head differ from the LM head, or which of them is used would not show."""
+    """Change the plan head so that it differs from the LM head."""
     head = plan_head_of(trainer.model)
     if head is not None:
         with torch.no_grad():
@@ -27,7 +27,7 @@ def untie(trainer):
 
 
 def by_hand(trainer, batch, weights, normalization="sequence"):
-    """(1 - lambda) L_code + lambda L_plan with loops over rows, each task through the head that is its own."""
+    """(1 - lambda) L_code + lambda L_plan with loops over rows, each task with its own head."""
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     shift = 1
     if trainer.model.config.is_encoder_decoder:
@@ -156,7 +156,7 @@ def test_no_teacher_is_computed_for_cross_entropy(trainer, monkeypatch):
 
 
 def test_encoder_decoder_loss_is_that_of_transformers(trainer):
-    """With one example a task and lambda 0 or 1, the loss is the model's own."""
+    """With one example per task and lambda 0 or 1, the loss equals that of the model."""
     for plan_weight, task in ((0.0, Task.CODE), (1.0, Task.PLAN)):
         made = trainer(
             world.t5(), processing_class=world.roberta_tokenizer(), plan_weight=plan_weight, plan_head="shared",

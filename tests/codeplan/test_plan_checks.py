@@ -1,4 +1,4 @@
-"""What counts as a plan."""
+"""Checks and extraction of plans."""
 
 import json
 

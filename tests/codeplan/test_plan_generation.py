@@ -1,4 +1,4 @@
-"""Plans from a scripted teacher: asked for once, kept, checked and counted."""
+"""Plans from a scripted teacher: requested once, stored, checked and counted."""
 
 import json
 import multiprocessing
@@ -99,7 +99,7 @@ def test_rejected_answers_leave_no_gap_between_plans_and_solutions(tmp_path: Pat
 
 
 class Refusing(Scripted):
-    """Refuse every prompt that holds a word."""
+    """Refuse every prompt that contains a word."""
 
     def _complete(self, prompt, number, seed):
         if "please" in prompt:
@@ -108,7 +108,7 @@ class Refusing(Scripted):
 
 
 def test_a_refused_prompt_costs_that_prompt(tmp_path: Path):
-    """It is recorded with the server's words and not asked again; the others get their plans."""
+    """The prompt is recorded with the server's message and not sent again; the others get plans."""
     asked = Refusing(lambda *_: plan())
     plans = generator(tmp_path, asked)
     rows = plans.run(ROWS)
@@ -219,7 +219,7 @@ def test_rejects_are_counted_kept_and_not_asked_for_again(tmp_path: Path):
     assert asked.asked == 3 and plans.report.rejected == {"not_numbered": 1, "code": 1}
     lenient = generator(tmp_path, asked, max_plan_chars=5)
     lenient.run(ROWS)
-    assert lenient.report.rejected == {"not_numbered": 1, "too_long": 2} and asked.asked == 3, "judged anew"
+    assert lenient.report.rejected == {"not_numbered": 1, "too_long": 2} and asked.asked == 3, "checked again"
 
 
 def test_truncated_plans_are_rejected(tmp_path: Path):
@@ -421,7 +421,9 @@ def test_a_full_disk_is_told_and_keeps_what_was_written(tmp_path: Path, monkeypa
         pytest.skip("needs /dev/full")
     with monkeypatch.context() as patch:
         patch.setattr(module, "Ledger", Full)
-        with pytest.raises(OSError, match=r"answers\.jsonl cannot grow \(No space left on device\); make room"):
+        with pytest.raises(
+            OSError, match=r"answers\.jsonl cannot be extended \(No space left on device\); free some space"
+        ):
             generator(tmp_path, teacher(), batch_size=2).run(ROWS)
     asked = teacher()
     generator(tmp_path, asked).run(ROWS)

@@ -1,4 +1,4 @@
-"""The plan head: trained, saved, loaded again, and used when plans are written."""
+"""The plan head: training, saving, loading, and generation of plans."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def family(name):
 
 
 def told_apart(model):
-    """Give the model a plan head that writes otherwise than its LM head."""
+    """Add a plan head that differs from the LM head."""
     head = add_plan_head(model)
     with torch.no_grad():
         head.weight.copy_(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(9)))

@@ -1,4 +1,4 @@
-"""Whatever saves, pushes, adapts or merges a model keeps its plan head, and it is found again."""
+"""Saving, pushing, adapting and merging a model keep its plan head."""
 
 import copy
 import pickle
@@ -53,7 +53,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pushed(monkeypatch):
-    """Names of the files of each push to the Hub, which is not asked."""
+    """Names of the files of each push to the Hub, which is mocked."""
     from transformers import trainer as transformers_trainer
     from transformers.utils import hub
 
@@ -101,7 +101,7 @@ def test_save_pretrained(tmp_path: Path, settings):
 
 
 def test_save_pretrained_of_a_state_dict(tmp_path: Path):
-    """What an engine has gathered counts; without a plan head in it, the model's own does."""
+    """The gathered state dict is used; without a plan head in it, that of the model is used."""
     model = tiny.model("llama_tied")
     head = told_apart(model)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -160,7 +160,7 @@ def test_push_to_hub(pushed, base: Path, tmp_path: Path, adapted):
 
 
 def test_an_adapter_takes_its_plan_head_along(trainer, base: Path, tmp_path: Path):
-    """Trained, saved, and found in every way in which the adapter's folder is loaded."""
+    """The plan head is trained, saved, and found by every way of loading the adapter's folder."""
     made = trainer(str(base), peft_config=lora())
     made.train()
     folder = tmp_path / "adapter"
@@ -209,7 +209,7 @@ def test_an_adapter_without_one_has_that_of_its_model(trainer, base: Path, tmp_p
 
 
 def test_a_new_adapter_around_a_model_that_plans(trainer, base: Path, tmp_path: Path):
-    """The plan head is trained whole and saved, although the adapter froze the model it was in."""
+    """The plan head is fully trained and saved although the adapter freezes the model."""
     model = AutoModelForCausalLM.from_pretrained(base)
     before = told_apart(model).weight.detach().clone()
     made = trainer(model, peft_config=lora())
@@ -327,7 +327,7 @@ def test_an_adapter_of_a_model_whose_head_is_lost(base: Path, tmp_path: Path):
 
 
 def test_a_model_of_the_hub_that_was_cached_without_it(base: Path, tmp_path: Path, monkeypatch):
-    """As `from_pretrained` alone leaves it: offline, the plan head cannot be had, and is missed."""
+    """Offline after `from_pretrained` alone, the missing plan head is an error."""
     cache = tmp_path / "cache"
     snapshot = cache / "models--me--student" / "snapshots" / ("0" * 40)
     saved(snapshot, "model", base)

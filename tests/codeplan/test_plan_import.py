@@ -1,4 +1,4 @@
-"""Released plans, put beside their problems and solutions."""
+"""Import of released plans, paired with problems and solutions."""
 
 import json
 from pathlib import Path

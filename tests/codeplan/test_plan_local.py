@@ -1,4 +1,4 @@
-"""Plans from a model in this process, or in two, and by the command."""
+"""Plans from a model in one process and in two, and by the command."""
 
 import json
 import os

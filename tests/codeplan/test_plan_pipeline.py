@@ -1,4 +1,4 @@
-"""The whole method on real data with a tiny student: plans, training, plan sampling, hidden tests."""
+"""The complete method on real data with a tiny student: plans, training, plan sampling, hidden tests."""
 
 import json
 from pathlib import Path

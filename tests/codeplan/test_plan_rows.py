@@ -1,4 +1,4 @@
-"""Problems and solutions from any dataset."""
+"""Problems and solutions from datasets in different formats."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Plans chosen by the programs they lead to, with a scripted student and the real executor."""
+"""Plan selection by public tests, with a scripted student and the real executor."""
 
 import random
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def executor() -> Iterator[CodeExecutor]:
 
 
 def student(plans: list[Any], programs: dict[str, list[str]] | None = None) -> Scripted:
-    """Write the plans in turn; behind a plan, the programs named after it in turn, by default the one it is."""
+    """Generate the plans in turn and, for a plan, its programs in turn, by default the program of its name."""
 
     def write(prompt: str, number: int, seed: int | None) -> Any:
         if prompt.startswith("[GEN_PLAN]"):
@@ -110,7 +110,7 @@ def test_a_test_program(executor: CodeExecutor):
 
 
 class Spy:
-    """An executor that notes the tests it is given, in the order of everything that happens."""
+    """An executor that logs its tests in the order of all events."""
 
     def __init__(self, executor: CodeExecutor, log: list[tuple[str, Any]]) -> None:
         self.executor, self.log = executor, log
@@ -121,7 +121,7 @@ class Spy:
 
 
 def test_hidden_tests_have_no_say(executor: CodeExecutor):
-    """Whatever they are, plans, scores, programs and everything that is asked are the same."""
+    """Plans, scores, programs and requests do not depend on the hidden tests."""
     plans = ["crash", "double", "square"]
     hidden: list[Any] = [
         PROBLEM["hidden_tests"],
@@ -177,7 +177,7 @@ def test_everything_is_sampled_as_the_paper_does(executor: CodeExecutor):
 
 
 def test_final_programs_are_new_ones(executor: CodeExecutor):
-    """The programs that made a plan win are the luckier ones; with the same seed they would come again."""
+    """The programs by which a plan was selected are biased; with the same seed they would be generated again."""
     asked = student(["double"])
     sampler(asked, executor).run([PROBLEM])
     seeds = [settings["seed"] for settings in asked.settings]
@@ -394,7 +394,7 @@ def test_other_settings_are_other_calls(tmp_path: Path):
 def test_a_foreign_record_is_refused(tmp_path: Path):
     with Ledger(tmp_path / "calls.jsonl", {}) as ledger:
         ledger.append([{"text": "x"}])
-        with pytest.raises(ValueError, match="line 1 is no record of a generator"):
+        with pytest.raises(ValueError, match="line 1 is not a record of a generator"):
             RecordedGenerator(Scripted(lambda *_: "x"), ledger)
 
 
@@ -404,7 +404,7 @@ def test_a_foreign_record_is_refused(tmp_path: Path):
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("several", [slice(1, 3), pytest.param(slice(None), marks=pytest.mark.slow)])
 def test_real_apps_problems_with_their_own_solutions(executor: CodeExecutor, several: slice):
-    """A student that knows the solution behind one plan of three, and another problem's behind the others."""
+    """A student that generates the solution with one plan of three, and that of another problem with the others."""
     problems = apps_problems()[several]
     solution = {row["problem"]: row["solutions"][1] for row in problems}
 

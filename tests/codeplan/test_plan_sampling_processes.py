@@ -1,4 +1,4 @@
-"""Two processes choose the plans that one does, and ask for nothing that is on record."""
+"""Two processes select the same plans as one, and request nothing that is recorded."""
 
 import json
 import os
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.distributed
 
 
 def close(found: object, expected: object) -> bool:
-    """Compare JSON values, numbers nearly: rounding depends on what is generated together."""
+    """Compare JSON values, with a tolerance for numbers, since rounding depends on the batch."""
     if isinstance(expected, float):
         return found == pytest.approx(expected, abs=1e-4)
     if isinstance(expected, dict):

@@ -1,4 +1,4 @@
-"""Plans from a server that answers well, busily, badly, slowly or not at all."""
+"""Plans from correct, busy, faulty, slow and unreachable servers."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def test_plans(server: Server, tmp_path: Path):
 def test_a_refused_prompt_costs_that_prompt(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], refusal: str
 ):
-    """The command goes on with the other problems, ends well, and does not ask again."""
+    """The command continues with the other problems, succeeds, and does not send the prompt again."""
     server.refuses = lambda body: Fault(400, refusal) if "Print 0." in json.dumps(body) else None
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
@@ -165,7 +165,7 @@ def test_the_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_kill_9_of_the_command(server: Server, tmp_path: Path):
-    """While the fourth request hangs, the three before are on disk; the next run asks for the rest."""
+    """While the fourth request hangs, the first three are on disk; the next run requests the rest."""
     good = Fault(body=json.dumps(server.answer("/v1/chat/completions", {"temperature": 0.2})))
     server.faults.extend([good, good, good, Fault(delay=30.0)])
     command = [sys.executable, "-m", "trl_akd.cli.plans", *flags(server, tmp_path, "--concurrency", "1")]

@@ -1,4 +1,4 @@
-"""The card of a planning student shows how to plan with it, in a program that runs."""
+"""The program in the model card of a planning student runs."""
 
 import re
 from pathlib import Path

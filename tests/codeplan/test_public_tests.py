@@ -1,4 +1,4 @@
-"""Public test programs as cases: fractions that agree with the whole."""
+"""Public test programs split into cases, whose fractions are consistent with the whole program."""
 
 import gzip
 import json
@@ -184,14 +184,14 @@ def test_two_of_three_whatever_the_form(executor: CodeExecutor, form: str):
 
 
 def test_cases_that_depend_on_one_another(executor: CodeExecutor):
-    """Together they fail, one by one they pass: not all of them count."""
+    """Cases that fail together but pass separately do not all count."""
     counting = "calls = 0\ndef double(x):\n    global calls\n    calls += 1\n    return 2 * x if calls == 1 else 0"
     test = "assert double(1) == 2\nassert double(2) == 4\nassert double(3) == 6"
     assert fractions(executor, test, [counting]) == pytest.approx([2 / 3])
 
 
 class Table:
-    """Run programs by a table that says which of a test's assertions hold for each."""
+    """Mock execution by a table of the assertions that hold for each program."""
 
     def __init__(self, holds: dict[str, list[bool]]) -> None:
         self.holds = holds
@@ -228,7 +228,7 @@ def test_programs_that_could_not_be_judged():
 
 
 def test_real_tests_split_and_their_solutions_pass_every_case(executor: CodeExecutor):
-    """The reference solutions of HumanEval and MBPP pass each case alone, so that no case lacks its surroundings."""
+    """The reference solutions of HumanEval and MBPP pass each case separately, so cases are complete."""
     rows = [json.loads(line) for line in gzip.open(data("humaneval/HumanEval.jsonl.gz"), "rt")][::8]
     mbpp = [json.loads(line) for line in data("mbpp/mbpp.jsonl").open()][10:500:25]
     pairs, split = [], 0

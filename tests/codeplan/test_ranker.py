@@ -1,4 +1,4 @@
-"""A ranker: its classes, its data, its training on real verdicts, and what it puts in order."""
+"""The ranker: classes, data, training on real verdicts, and ranking."""
 
 import json
 import random
@@ -153,7 +153,7 @@ def test_pairs_that_are_too_long_keep_some_of_both():
 
 
 def rows_that_tell(number: int, seed: int = 0) -> list[dict]:
-    """Programs with a tell-tale sign: correct ones say `return`, others `pass` or name what is not there."""
+    """Programs that are easy to classify: correct ones contain `return`, others `pass` or an undefined name."""
     source = random.Random(seed)
     bodies = {"correct": "return x", "wrong_answer": "pass", "NameError": "undefined"}
     rows = []
@@ -230,7 +230,7 @@ def test_samples_are_put_in_order_a_problem_at_a_time():
 
 @pytest.fixture
 def evaluated(tmp_path: Path) -> Path:
-    """An evaluation of twelve programs a problem, run for real."""
+    """An evaluation of twelve programs per problem with the real executor."""
     benchmark = tmp_path / "two.jsonl"
     benchmark.write_text("".join(f"{json.dumps(row)}\n" for row in BENCHMARK))
     bodies = ["return 2 * x", "return x", "return undefined", "return x +", "pass", "return x * 2"]

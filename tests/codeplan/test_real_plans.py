@@ -1,4 +1,4 @@
-"""Problems, programs and plans as they are: MBPP with plans that a large model wrote, and APPS."""
+"""Real problems, programs and plans: MBPP with plans of a large model, and APPS."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def mbpp() -> Dataset:
 
 @pytest.fixture
 def apps() -> Dataset:
-    """APPS has no plans of its own; the solution's lines stand in, which are as long."""
+    """APPS has no plans; the lines of the solutions, which are equally long, are used instead."""
     folders = sorted(path.parent for path in (DATA / "apps" / "train").glob("*/solutions.json"))
     if not folders:
         pytest.skip("APPS is not in ../shared/data")

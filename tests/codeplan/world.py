@@ -33,7 +33,7 @@ def problems(number: int, seed: int = 0) -> Dataset:
 
 
 def roberta_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level, with `<s>` before and `</s>` behind every text, as CodeT5's."""
+    """A byte-level tokenizer that adds `<s>` and `</s>` to every text, like that of CodeT5."""
     special = {"<pad>": 0, "<s>": 1, "</s>": 2}
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {**special, **{symbol: index + len(special) for index, symbol in enumerate(alphabet)}}
@@ -49,7 +49,7 @@ def roberta_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def t5(seed: int = 0, *, scaled: bool = True, hidden: int = 32, **config: Any) -> T5ForConditionalGeneration:
-    """A random T5; `scaled` is the rescaling of hidden states that goes with tied embeddings."""
+    """A random T5; `scaled` enables the scaling of hidden states for tied embeddings."""
     torch.manual_seed(seed)
     settings = T5Config(
         vocab_size=VOCABULARY,

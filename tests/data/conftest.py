@@ -1,4 +1,4 @@
-"""Tokenizers built on the spot, and a place of their own for the caches of `datasets`."""
+"""Tokenizers created in the tests, and a separate cache folder for `datasets`."""
 
 import string
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def _finish(backend: Tokenizer, post_processor: str | None, **special: str) -> P
 
 @pytest.fixture
 def byte_level() -> Callable[..., PreTrainedTokenizerFast]:
-    """As GPT-2's: byte-level BPE with merges, pad equal to EOS, no BOS unless the post-processor adds one."""
+    """Like GPT-2: byte-level BPE with merges, pad equal to EOS, BOS only from a post-processor."""
 
     def build(
         post_processor: str | None = None, size: int = 320, corpus: list[str] = CORPUS
@@ -53,7 +53,7 @@ def byte_level() -> Callable[..., PreTrainedTokenizerFast]:
 
 @pytest.fixture
 def sentence_piece() -> PreTrainedTokenizerFast:
-    """As Llama's: every text opens with a space, unknown characters fall back to bytes, BOS in front."""
+    """Like Llama: a space is added before each text, byte fallback, and BOS."""
     merges = [("▁", "a"), ("▁", "d"), ("d", "e"), ("▁d", "e"), ("e", "f"), ("▁", "▁"), ("f", "i"), ("fi", "n")]
     tokens = ["<unk>", "<bos>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *string.printable[:95]]
     tokens = list(dict.fromkeys([*tokens, *("".join(merge) for merge in merges)]))

@@ -1,4 +1,4 @@
-"""Padding that reads lengths and never ids, and the packed alternative."""
+"""Padding by lengths instead of ids, and padding-free batches."""
 
 import copy
 from typing import Any

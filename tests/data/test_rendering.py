@@ -87,7 +87,7 @@ def tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
 
 
 class _Preparation:
-    """Holds what `SFTTrainer._prepare_dataset` reads of its trainer."""
+    """The attributes of its trainer that `SFTTrainer._prepare_dataset` reads."""
 
     chat_template = None
     completion_only_loss = True
@@ -110,13 +110,13 @@ def sft(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def dataset(*rows: dict[str, Any]) -> Dataset:
-    """As TRL's documentation advises: what may be anything is kept as JSON."""
+    """Values of any type are stored as JSON, as TRL's documentation recommends."""
     features = Features({column: List(Json()) if isinstance(rows[0][column], list) else Json() for column in rows[0]})
     return Dataset.from_list(list(rows), features=features)
 
 
 def cut_after_eos(ids: list[int], labels: list[int], eos: int) -> tuple[list[int], list[int]]:
-    """Take off what a template writes behind its last EOS, or close the row with one."""
+    """Remove text after the last EOS of a template, or append EOS."""
     last = len(ids) - 1 - ids[::-1].index(eos) if eos in ids else -1
     if last >= 0 and labels[last] == eos and tiny.tokenizer().decode(ids[last + 1 :]).strip() == "":
         return ids[: last + 1], labels[: last + 1]

@@ -1,4 +1,4 @@
-"""Which format a set of columns has, and what is said of the wrong ones."""
+"""Detection of dataset formats, and errors for wrong columns."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Local files of each kind, saved folders, and what is said when there is nothing to load."""
+"""Local files of each format, saved folders, and errors for missing data."""
 
 import json
 from pathlib import Path

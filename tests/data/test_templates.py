@@ -1,4 +1,4 @@
-"""The wording of each template, letter by letter."""
+"""The exact text of each template."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Every row is either kept whole, cut at its end, or dropped and counted; the prompt is never cut."""
+"""Rows are kept, truncated at the end, or dropped and counted; prompts are never truncated."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ def texts() -> Dataset:
 
 
 def split(row: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """The prompt's and the target tokens, having checked that the targets are the row's tail."""
+    """Return prompt and target tokens, after checking that the targets are at the end of the row."""
     first = next(i for i, label in enumerate(row["labels"]) if label != -100)
     assert row["labels"][:first] == [-100] * first
     assert row["labels"][first:] == row["input_ids"][first:]

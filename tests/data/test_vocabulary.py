@@ -1,4 +1,4 @@
-"""When two vocabularies share a prefix, and what is said when they do not."""
+"""Comparison of vocabularies, and errors if they differ."""
 
 import warnings
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def tokenizer(
     split: bool = True,
     **special: Any,
 ) -> PreTrainedTokenizerFast:
-    """Bytes, four merged tokens and `<eos>`, with something changed."""
+    """A vocabulary of bytes, four merged tokens and `<eos>`, with a change."""
     tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "de", "def", "ef", "to", "<eos>", *extra]
     vocabulary = {(renamed or {}).get(token, token): index for index, token in enumerate(tokens)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))

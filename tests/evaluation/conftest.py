@@ -19,7 +19,7 @@ ROWS = [
 
 
 def data(path: str) -> Path:
-    """A file of real data, or a skip that names it."""
+    """A file of real data; skips the test if it is missing."""
     if not (DATA / path).exists():
         pytest.skip(f"needs ../shared/data/{path}")
     return DATA / path
@@ -31,7 +31,7 @@ def write_lines(path: Path, rows: Sequence[dict]) -> Path:
 
 
 class Scripted:
-    """A generator that takes completions from a function of the prompt and the sample's number."""
+    """A generator whose completions are a function of the prompt and the number of the sample."""
 
     def __init__(self, write) -> None:
         self.write = write

@@ -1,4 +1,4 @@
-"""Base and plus scores side by side, the test-case average, and `eval_results.json` as other tools read it."""
+"""Base and plus scores, the test-case average, and `eval_results.json` in the formats of other tools."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_humaneval_plus(humaneval_plus: Evaluation):
 
 
 def test_eval_results_as_evalplus_reads_them(humaneval_plus: Evaluation):
-    """The keys that `evalplus.evaluate` and scripts written for it use, and its rule: plus needs base as well."""
+    """The keys used by `evalplus.evaluate` and its scripts, and its rule that plus includes base."""
     found = json.loads((humaneval_plus.folder / "eval_results.json").read_text())
     assert set(found) >= {"date", "hash", "eval", "pass_at_k"}
     for results in found["eval"].values():
@@ -120,7 +120,7 @@ def test_what_a_trainer_wrote_is_kept(tmp_path: Path, benchmark_file: Path):
 
 
 def test_the_test_case_average(tmp_path: Path):
-    """APPS's harness averages, over problems, the share of tests passed; programs that fail to compile pass none."""
+    """APPS's harness averages the fraction of tests passed over problems; programs that do not compile pass none."""
     tests = {"inputs": ["0", "1", "2", "3"], "outputs": ["0", "1", "2", "0"]}
     apps = [{"problem_id": n, "question": "Same?", "input_output": json.dumps(tests)} for n in range(2)]
     benchmark = write_lines(tmp_path / "apps.jsonl", apps)

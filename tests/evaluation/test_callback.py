@@ -1,4 +1,4 @@
-"""A benchmark inside training, on one process; `tests/invariant` has several."""
+"""Benchmarks during training on one process; `tests/invariant` tests several."""
 
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def test_the_best_model_is_evaluated_again(tmp_path: Path, benchmark_file: Path,
 
 
 def test_the_card_of_a_resumed_run_knows_earlier_scores(tmp_path: Path, benchmark_file: Path, monkeypatch):
-    """Of a run that was interrupted after the evaluation of its best model."""
+    """The card of a run that was interrupted after the evaluation of its best model."""
     best = {"metric_for_best_model": "eval_pass@1", "load_best_model_at_end": True, "save_strategy": "steps"}
     for score in (0.75, 0.25):
         trainer = make_trainer(tmp_path, **best, save_steps=2, eval_steps=2, max_steps=4)

@@ -22,7 +22,7 @@ def config(**values) -> EvaluationConfig:
         ({"model_name_or_path": None, "compare": ["a"]}, "`compare` is .*two folders or more"),
         ({"benchmark": None}, "`benchmark` is missing"),
         ({"backend": "openai"}, "`base_url` is None"),
-        ({"base_url": "http://localhost"}, "an address goes with the backend openai"),
+        ({"base_url": "http://localhost"}, "give both the backend openai and an address"),
         ({"backend": "tgi"}, "`backend` is 'tgi'; choose one of transformers, vllm, openai"),
         ({"prompt_style": "code"}, "`prompt_style` is 'code'; choose"),
         ({"prompt_template": "alpacca"}, "Did you mean 'alpaca'"),
@@ -71,7 +71,7 @@ def test_what_samples_depend_on():
 
 
 def test_old_names_of_fields():
-    """Each with a warning; `timeout`, which meant two things, is a program's here and a request's elsewhere."""
+    """Each with a warning; `timeout` is the limit of a program here and of a request elsewhere."""
     with pytest.warns(FutureWarning) as warned:
         found = EvaluationConfig(model="m", benchmark="humaneval", timeout=2.0, batch_size=4)  # type: ignore[call-arg]
     assert (found.model_name_or_path, found.program_timeout, found.generation_batch_size) == ("m", 2.0, 4)

@@ -1,4 +1,4 @@
-"""LiveCodeBench: its columns, its packed tests, and verdicts on programs that its harness accepts."""
+"""LiveCodeBench: columns, packed tests, and verdicts on programs that its harness accepts."""
 
 import base64
 import contextlib
@@ -107,7 +107,7 @@ def test_malformed_rows(change: dict, message: str):
 
 
 def test_damaged_pickles_are_refused_or_read():
-    """Whatever bytes a pickle has been changed to, it is a text or a ValueError, and costs no memory."""
+    """A corrupted pickle gives a string or a ValueError, with little memory."""
     draw = random.Random(0)
     for protocol in (0, 1, 2, 4, 5):
         whole = pickle.dumps(cases(("1", "é\ud83d")), protocol)

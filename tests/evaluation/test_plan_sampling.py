@@ -1,4 +1,4 @@
-"""An evaluation whose student plans first."""
+"""Evaluation with plan sampling."""
 
 import json
 import sys
@@ -36,7 +36,7 @@ def benchmark(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> list[LLM]:
-    """Engines of a stand-in for vLLM."""
+    """Engines of a mock of vLLM."""
     module = ModuleType("vllm")
     module.LLM, module.SamplingParams = LLM, SamplingParams  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
@@ -83,7 +83,7 @@ def test_other_hidden_tests_choose_no_other_plan(model: Path, tmp_path: Path):
 
 
 def test_plans_come_from_the_plan_head_and_programs_do_not(model: Path, benchmark: Path, tmp_path: Path, monkeypatch):
-    """The paper's released decoding forgets the head."""
+    """The paper's released decoding does not use the plan head."""
     net = tiny.model(max_position_embeddings=8192)
     head = add_plan_head(net)
     with torch.no_grad():
@@ -202,7 +202,7 @@ def test_what_makes_plans_mean_less_is_told(model: Path, benchmark: Path, tmp_pa
 
 
 def test_long_prompts_count_as_not_solved(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """The first problem leaves no room for a plan; the second does, but not for a program behind it."""
+    """The first problem is too long for a plan; the second only for a program after it."""
     net = tiny.model(max_position_embeddings=256)
     net.save_pretrained(tmp_path / "model")
     tokenizer = tiny.tokenizer()

@@ -1,4 +1,4 @@
-"""A whole evaluation, with a model made on the spot."""
+"""Complete evaluations of a tiny model."""
 
 import json
 import subprocess
@@ -216,7 +216,7 @@ def test_reference_solutions_of_apps_pass(tmp_path: Path):
 def test_samples_of_names_with_dots_have_folders_of_their_own(
     kind: str, tmp_path: Path, benchmark_file: Path, monkeypatch
 ):
-    """As EvalPlus names them: model, size and temperature."""
+    """EvalPlus's names consist of model, size and temperature."""
     names = ["Qwen2.5-Coder-0.5B_temp_0.0", "Qwen2.5-Coder-0.5B_temp_0.8", "Qwen2.5-Coder-1.5B_temp_0.0"]
     benchmark = load_benchmark(str(benchmark_file))
     folders = []

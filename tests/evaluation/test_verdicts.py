@@ -1,4 +1,4 @@
-"""Verdicts on disk: what is kept, what runs anew, and a judging that is killed."""
+"""Verdicts on disk: which are stored, which programs run again, and an evaluation that is killed."""
 
 import json
 import os
@@ -23,7 +23,7 @@ SAMPLES = {problem.task_id: [Sample(problem.task_id, "def f(x): return x + 1")] 
 
 
 class Counting:
-    """An executor that counts what it is asked to run, and may fail after some."""
+    """An executor that counts programs, and may fail after some."""
 
     isolation = "process"
 
@@ -71,7 +71,7 @@ def test_judging_resumes_where_it_was_interrupted(tmp_path: Path):
         ({"problems": [*PROBLEMS[:3], Problem("3", "", "assert f(5) == 6")]}, 1),
     ],
 )
-def test_what_runs_anew(change: dict, runs: int, tmp_path: Path):
+def test_programs_that_run_again(change: dict, runs: int, tmp_path: Path):
     run(tmp_path / "verdicts.jsonl", Counting())
     executor = Counting()
     run(tmp_path / "verdicts.jsonl", executor, **change)

@@ -42,7 +42,7 @@ def executor(level: str) -> Iterator[CodeExecutor]:
 
 @pytest.fixture(scope="session")
 def footprint(executor: CodeExecutor) -> Footprint:
-    """What the executor takes up with all its helpers running."""
+    """Resources of the executor with all its helpers running."""
     return Footprint.now()
 
 

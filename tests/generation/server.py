@@ -1,4 +1,4 @@
-"""A server on loopback that speaks OpenAI's protocol, and misbehaves on demand."""
+"""A local server with OpenAI's interface, with faults on demand."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass
 class Fault:
-    """How to answer one request instead of well."""
+    """A faulty response to a request."""
 
     status: int = 200
     body: str = ""
@@ -24,7 +24,7 @@ class Fault:
 
 
 class Server(ThreadingHTTPServer):
-    """Answer each prompt by itself in capitals, with its seed and the number of the choice."""
+    """Answer each prompt with itself in upper case, its seed and the number of the choice."""
 
     daemon_threads = True
 

@@ -1,4 +1,4 @@
-"""The reader of answers, on answers as models write them."""
+"""The parser of answers, tested on realistic answers."""
 
 import ast
 import contextlib
@@ -34,7 +34,7 @@ def corpus() -> list[tuple[str, str, str | None, str]]:
 
 
 def outcome(program: str, check: str) -> str | None:
-    """Run a program and return what is wrong with it; its standard input is empty unless the check gives one."""
+    """Run a program and return its error; its standard input is empty unless the check defines it."""
     given, expected = map(eval, re.findall(r"'[^']*'", check)) if check.startswith("IO ") else ("", None)
     printed = io.StringIO()
     names = {"__name__": "__main__" if expected is not None else "answer"}
@@ -207,7 +207,7 @@ UNITS += [
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_repetitive_texts_take_linear_time(unit: str):
-    """One that takes quadratic time would take minutes."""
+    """Quadratic time would be minutes."""
     text = unit * (20_000 // len(unit))
     parse_answer(text, "f")
     parse_answer(f"```python\ndef f():\n    return 1\n```\n{text}", "f")

@@ -1,4 +1,4 @@
-"""Budgets around any generator, and around servers that do not tell what they cost."""
+"""Budgets of any generator, and of servers that do not report usage."""
 
 import itertools
 import json
@@ -148,7 +148,7 @@ def test_requests_are_counted_exactly(limit: int, concurrency: int):
 @pytest.mark.parametrize(("limit", "most"), [(1, 8), (100, 104), (60, 64), (1000, 160)])
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_tokens_are_reserved_and_settled(limit: int, most: int, concurrency: int):
-    """Each of 20 requests costs 8 tokens, and might cost 21."""
+    """Each of 20 requests costs 8 tokens, and at most 21."""
     with serving() as server:
         generator = OpenAIGenerator(server.url, "tiny", concurrency=concurrency)
         budgeted = BudgetedGenerator(generator, max_tokens=limit)
@@ -160,7 +160,7 @@ def test_tokens_are_reserved_and_settled(limit: int, most: int, concurrency: int
 
 
 def test_a_budget_leaves_no_thread_idle():
-    """A slow request holds up nobody: beside it the others go on, as many as there are threads."""
+    """A slow request does not block the others, which use all other threads."""
     with serving() as server:
         slow = Fault(body=json.dumps(server.answer("", {"prompt": "a", "temperature": 0})))
         gate = threading.Event()
@@ -186,7 +186,7 @@ def test_two_generators_share_a_budget():
 
 @pytest.mark.parametrize("fault", [Fault(429, "busy"), Fault(500), Fault(body="<html>")], ids=["429", "500", "html"])
 def test_no_repetition_is_sent_after_the_last_second(fault: Fault, monkeypatch: pytest.MonkeyPatch):
-    """A server that never answers well ends a run by its budget of time, not by its number of repetitions."""
+    """A run with a faulty server ends by its time budget, not by its number of retries."""
     with serving() as server:
         now = [0.0]
         monkeypatch.setattr(Budget, "seconds", property(lambda budget: now[0]))

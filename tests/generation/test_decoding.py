@@ -1,4 +1,4 @@
-"""Tokens chosen as they should be, text without a lost space, ends found wherever tokens cut them."""
+"""Selection of tokens, detokenization without lost spaces, and stop strings across token boundaries."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from trl_akd.generation.decoding import Detokenizer, StopStrings, TokenChooser
 
 
 def sentencepiece() -> PreTrainedTokenizerFast:
-    """A tokenizer in the manner of Llama 2: a space opens each text, and decoding takes it off."""
+    """A tokenizer like that of Llama 2: a space is added before each text, and removed by decoding."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "x", "▁x", "▁▁", "▁▁▁▁"]
     merges = [("▁", "x"), ("▁", "▁"), ("▁▁", "▁▁")]
     backend = Tokenizer(
@@ -87,7 +87,7 @@ def chosen(scores: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.8), (1.5, 0.5), (0.01, 0.9)])
 def test_samples_follow_the_warped_distribution(temperature: float, top_p: float) -> None:
-    """A grid of draws as fine as this hits each token as often as its probability says, but for one hit at its rim."""
+    """On a fine grid of draws, the frequency of each token equals its probability up to one grid point."""
     logits = torch.tensor([0.3, 2.0, -1.0, 1.9, 0.3, -torch.inf, 1.0])
     expected = (logits.double() / temperature).softmax(-1)
     nucleus: list[int] = []

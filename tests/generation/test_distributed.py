@@ -1,4 +1,4 @@
-"""Two processes write what one writes, each gets all of it, and training goes on."""
+"""Two processes generate the same as one, each gets all completions, and training continues."""
 
 import json
 import os

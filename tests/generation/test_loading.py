@@ -1,4 +1,4 @@
-"""One loader for all commands: what it makes of a configuration, and what it refuses before anything is loaded."""
+"""The loader of generators: results for each configuration, and errors before anything is loaded."""
 
 import sys
 from pathlib import Path
@@ -110,7 +110,7 @@ def test_a_server_gets_what_the_configuration_says(monkeypatch: pytest.MonkeyPat
     ("values", "message"),
     [
         ({"backend": "tgi"}, "`backend` is 'tgi'; choose one of transformers, vllm, openai"),
-        ({"base_url": "http://h"}, "an address goes with the backend openai"),
+        ({"base_url": "http://h"}, "give both the backend openai and an address"),
         ({"backend": "openai"}, "`base_url` is None"),
         ({"dtype": "int8"}, "`dtype` is 'int8'; choose one of auto"),
         ({"concurrency": 0}, "`concurrency` is 0; give at least 1"),

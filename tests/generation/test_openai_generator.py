@@ -1,4 +1,4 @@
-"""A server that is asked well, and one that misbehaves."""
+"""Generation with a correct server and with faulty ones."""
 
 import json
 import random
@@ -203,7 +203,7 @@ def test_a_server_that_drips_bytes(drip: str, generator: Callable[..., OpenAIGen
 
 @contextmanager
 def dripping_headers() -> Iterator[str]:
-    """Serve answers whose status line and headers come a byte at a time, for five seconds."""
+    """Serve responses whose status line and headers arrive byte by byte, for five seconds."""
 
     def drip(connection: socket.socket) -> None:
         with connection, suppress(OSError):
@@ -291,7 +291,7 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refusing(*prompts: str, status: int = 400, body: str = "no") -> Callable[[dict[str, Any]], Any]:
-    """Refuse these prompts, or all without any."""
+    """Refuse the given prompts, or all if none are given."""
 
     def refuses(sent: dict[str, Any]) -> Fault | None:
         prompt = sent["prompt"] if "prompt" in sent else sent["messages"][0]["content"]

@@ -1,4 +1,4 @@
-"""What all backends share: the arguments they refuse, the seeds they use, and what importing them costs."""
+"""Common behaviour of all backends: refused arguments, seeds, and the cost of imports."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What one process finds out, or fails at, is known to all."""
+"""Results and errors of the main process are broadcast to all processes."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ def process(*, main: bool) -> Any:
 
 @pytest.fixture
 def wire(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Carry what the main process sends to the other one, which calls later."""
+    """Pass the messages of the main process to the other one, which calls later."""
     carried: list[Any] = []
 
     def broadcast(objects: list[Any]) -> list[Any]:

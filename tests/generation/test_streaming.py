@@ -1,4 +1,4 @@
-"""Completions as they come: from a model, from a server, and across an interruption of either."""
+"""Streams of completions from a model and from a server, also when interrupted."""
 
 import json
 import multiprocessing
@@ -25,7 +25,7 @@ SAMPLED = {"n": 3, "temperature": 1.0, "max_new_tokens": 5, "seed": 7}
 
 
 class Halting:
-    """Complete prompts by themselves, one at a time, and raise before the `stops`-th."""
+    """Echo prompts one at a time, and raise an error before the `stops`-th."""
 
     def __init__(self, stops: int = sys.maxsize, error: BaseException | None = None) -> None:
         self.stops, self.error = stops, error or GenerationError("gone")
@@ -101,7 +101,7 @@ def test_answers_come_as_the_server_gives_them(server: Server):
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Let SIGINT interrupt, which a shell's background jobs are born ignoring."""
+    """Restore the handler of SIGINT, which background jobs of a shell ignore."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -240,7 +240,7 @@ def test_facts_and_cost_stand_beside_a_record(tmp_path: Path):
         recorded.noting(origin="seed").noting(prompt="v2").generate(["a"], n=3, temperature=1.0, seed=0)
         recorded.generate(["a"], n=3, temperature=1.0, seed=0)
         recorded.generate(["b"], seed=0)
-        with pytest.raises(ValueError, match="`key` is a field of every record"):
+        with pytest.raises(ValueError, match="`key` is a field of all records"):
             recorded.noting(key="x")
     first, second = lines(tmp_path / "calls.jsonl")
     assert (first["origin"], first["prompt"], first["num_tokens"]) == ("seed", "v2", 6)

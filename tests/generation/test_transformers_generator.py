@@ -1,4 +1,4 @@
-"""A model's plain distribution, whatever the batch, the model's mode and its habits."""
+"""Samples of the model's plain distribution, independent of batch, mode and generation config."""
 
 import random
 from collections.abc import Callable
@@ -20,7 +20,7 @@ PROMPTS = ["def add(a, b):\n", "x", "# größe\nprint(", "for i in range(10):\n 
 
 
 def oracle(model: Any, tokens: list[int], steps: int, ends: set[int]) -> tuple[list[int], list[float]]:
-    """Take the most probable token each time, by a full forward pass without padding or cache."""
+    """Greedy decoding by full forward passes without padding or cache."""
     model.eval()
     written: list[int] = []
     logprobs: list[float] = []
@@ -38,7 +38,7 @@ def oracle(model: Any, tokens: list[int], steps: int, ends: set[int]) -> tuple[l
 
 
 def chain(text: str, end: int = 257) -> Any:
-    """A model that writes `text` and ends: each character leads to the next, and the last to the token `end`."""
+    """A model that generates `text`, then the token `end`: each character predicts the next one."""
     tokenizer, model = tiny.tokenizer(), tiny.model()
     tokens = [*tokenizer(text)["input_ids"], end]
     assert len(set(tokens)) == len(tokens)
@@ -366,7 +366,7 @@ def test_memory_that_does_not_suffice(generator, monkeypatch, caplog) -> None:
     assert sizes == [10, 5, 2, 2, 2, 2, 2]
     assert "continuing with 2 at a time" in caplog.text
     limit = 0
-    with pytest.raises(torch.OutOfMemoryError, match=r"does not suffice for `prompts\[3\]` alone, of 39 tokens"):
+    with pytest.raises(torch.OutOfMemoryError, match=r"does not suffice for `prompts\[3\]`, of 39 tokens"):
         generator(model).generate(PROMPTS, max_new_tokens=3)
 
 

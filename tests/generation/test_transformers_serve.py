@@ -1,4 +1,4 @@
-"""A real server on loopback, started and stopped here: `transformers serve` with a tiny model."""
+"""Generation with a real local server: `transformers serve` with a tiny model."""
 
 import os
 import socket

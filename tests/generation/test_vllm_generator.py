@@ -1,4 +1,4 @@
-"""vLLM's documented interface, as a stand-in plays it; vLLM itself needs a GPU."""
+"""Tests with a mock of vLLM's documented interface, since vLLM needs a GPU."""
 
 import sys
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from trl_akd.generation import Completion, GenerationError, VLLMGenerator
 
 @dataclass
 class SamplingParams:
-    """Those arguments of vLLM's class that matter here, with its defaults."""
+    """The arguments of vLLM's class that are used here, with its defaults."""
 
     n: int = 1
     temperature: float = 1.0
@@ -42,7 +42,7 @@ class RequestOutput:
 
 
 class LLM:
-    """Answer `abc` for each sample, cut at `max_tokens`, with log-probabilities -0.5 a token."""
+    """Return `abc` for each sample, truncated at `max_tokens`, with log-probability -0.5 per token."""
 
     made: ClassVar[list["LLM"]] = []
 

@@ -1,4 +1,4 @@
-"""Generators that other processes or a chat stand before: what passes through."""
+"""Wrappers of generators for chat templates and several processes."""
 
 import pickle
 from typing import Any
@@ -15,7 +15,7 @@ from trl_akd.generation.wrappers import ChatGenerator, OnMainProcess, for_all_pr
 
 
 class Halting:
-    """Hand over completions, and fail after so many."""
+    """Yield completions, and fail after a number of them."""
 
     model_name = "halting"
 

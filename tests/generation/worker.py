@@ -1,4 +1,4 @@
-"""Generate on every process, between two steps of training, and write down what each process got.
+"""Generate on each process, between two training steps, and write the results of each process to a file.
 
 Run by `test_distributed.py` under `accelerate launch`: `python -m tests.generation.worker FOLDER`.
 """
@@ -21,7 +21,7 @@ SAMPLED: dict[str, Any] = {"n": 2, "temperature": 1.0, "top_p": 0.95, "max_new_t
 
 
 def cases(generator: TransformersGenerator) -> dict[str, Any]:
-    """More sequences than processes, fewer, and none."""
+    """Cases with more sequences than processes, fewer, and none."""
     outputs = {
         "many": generator.generate(PROMPTS, **SAMPLED),
         "greedy": generator.generate(PROMPTS[:3], max_new_tokens=10),

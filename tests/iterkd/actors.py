@@ -1,4 +1,4 @@
-"""A student and a runner that act by rule, and what took part in a run."""
+"""A deterministic student and runner, and the records of a run."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from trl_akd.iterkd.cycle.report import CycleReport
 
 
 class Student:
-    """Knows the answers that it was trained on, and says of all else what `says` does."""
+    """Student that knows the answers it was trained on, and replies with `says` to other questions."""
 
     def __init__(self, says: Callable[[str], str] = lambda prompt: "def add(x):\n    return 0\n") -> None:
         self.known: dict[str, str] = {}
@@ -44,7 +44,7 @@ class Student:
 
 @dataclass
 class Actors:
-    """Who took part in a run, and what it left."""
+    """Participants and results of a run."""
 
     student: Student
     asked: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Actors:
 
 
 def _execute(program: str, tests: str) -> ExecutionResult:
-    """Run a program with its tests here, or alone, as a main program whose frame ends its process, in a child."""
+    """Run a program with its tests in this process, or as a main program in a child, which its harness ends."""
     if tests:
         try:
             exec(f"{program}\n{tests}", {})

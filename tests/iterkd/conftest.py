@@ -1,4 +1,4 @@
-"""Whole runs of the cycles, all of whose actors act by rule."""
+"""Runs of the cycles with deterministic models."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ from trl_akd.iterkd.judge.judges import GenerativeJudge
 
 @pytest.fixture
 def act(tmp_path: Path) -> Callable[..., Actors]:
-    """Run the cycles in a folder, all actors new; what is raised has them as `actors`."""
+    """Run the cycles in a folder with new models; errors have them as the attribute `actors`."""
     (tmp_path / "layouts.yaml").write_text(yaml.safe_dump(LAYOUTS))
     (tmp_path / "judge.txt").write_text(JUDGE_LAYOUT)
     accelerator = Accelerator(cpu=True)

@@ -1,4 +1,4 @@
-"""Teachers and judges that answer from a function, and real data or a skip that names it."""
+"""Teachers and judges whose replies are computed by a function, and access to real data, which skips without it."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from trl_akd.generation import Completion
+from trl_akd.iterkd.cycle.config import CycleConfig
+from trl_akd.iterkd.cycle.prompts import TeachingPrompts
 from trl_akd.iterkd.judge.rubric import RULES, Judgement, Unjudged
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -24,17 +26,28 @@ def rows(path: str) -> list[dict[str, Any]]:
 
 
 def soda(name: str) -> list[dict[str, Any]]:
-    """Return what SODA's authors released."""
+    """Return data that the authors of SODA released."""
     return rows(f"soda/{name}")
 
 
 def labelled(name: str) -> list[dict[str, Any]]:
-    """Return texts with what a careful person makes of them."""
+    """Return labelled texts."""
     return [json.loads(line) for line in Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines()]
 
 
+class ShortConfig(CycleConfig):
+    """Configuration with prompts of a few words."""
+
+    teaching_prompts = TeachingPrompts(
+        correct="RIGHT {instruction}",
+        faulty="FAULTY {kind} {instruction}",
+        new_easy="EASY {instruction}",
+        new_same="SAME {instruction}",
+    )
+
+
 class Teacher:
-    """Complete a prompt by `write(prompt)`: a text, or a completion of one's own."""
+    """Generator that replies with `write(prompt)`, a text or a completion."""
 
     def __init__(self, write: Callable[[str], str | Completion]) -> None:
         self.write = write
@@ -52,7 +65,7 @@ class Teacher:
 
 
 class Judge:
-    """Give an answer the points that `points(answer)` says, a multiple of a half, or no judgement at all."""
+    """Judge that gives an answer `points(answer)` points, a multiple of 0.5, or no judgement."""
 
     def __init__(self, points: Callable[[str], float | None]) -> None:
         self.points = points

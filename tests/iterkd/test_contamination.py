@@ -91,7 +91,7 @@ def test_short_statements_are_found_though_the_benchmark_has_them_among_tests(la
         ("def is_prime(n): pass", False),
     ],
 )
-def test_functions_are_found_by_signature_or_a_name_of_their_own(text, found):
+def test_functions_are_found_by_signature_or_long_name(text, found):
     index = BenchmarkIndex(
         {"toy": ["def has_close_elements(numbers: List[float], threshold: float) -> bool: ...",
                  "def max_pair(a: int, b: int = 0): return max(a, b)", "def is_prime(n): return n > 1"]}
@@ -115,7 +115,7 @@ def test_most_instructions_pass(index, path, total, most):
     assert 0 < len(overlaps) <= most
 
 
-def test_the_authors_own_questions_repeat_humaneval(index):
+def test_released_questions_repeat_humaneval(index):
     """`count_up_to`, HumanEval/96, to be written in Rust."""
     _, [overlap] = decontaminate(questions([row["instruction"] for row in scripted.soda("new_data.json")]), index)
     assert (overlap.benchmark, overlap.index) == ("humaneval", 96)
@@ -160,7 +160,7 @@ def test_texts_without_words_or_with_numbers_alone_match_nothing():
     assert index.find(Question("2", "")) is None
 
 
-def test_seeds_are_warned_of_and_stay(caplog):
+def test_seed_questions_are_kept_with_a_warning(caplog):
     index = BenchmarkIndex({"toy": ["Reverse a string."]})
     seeds = questions(["Reverse a string.", "Sort a list."])
     with caplog.at_level(logging.WARNING):

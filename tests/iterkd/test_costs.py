@@ -1,4 +1,4 @@
-"""What a run costs is never more than was said before."""
+"""Costs of a run, which are not higher than estimated."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def test_the_estimate_is_an_upper_bound(act, tmp_path: Path, changed: dict[str, 
         assert used.completion_tokens == used.requests * config.teacher_max_new_tokens
 
 
-def test_the_first_delivery_is_counted_exactly():
+def test_requests_of_the_first_cycle_are_exact():
     seeds = read_questions(questions(7))
     config = CycleConfig(cycles=1, faults_per_question=2)
     prompts = [config.teaching_prompts.for_answer(question.instruction) for question in seeds]
@@ -52,7 +52,7 @@ def test_prices(price: tuple[float | None, float | None], expected: float | None
     assert Price(*price).of(Usage(9, 1_000_000, 1_000_000)) == expected
 
 
-def test_who_pays_what():
+def test_prices_of_teacher_and_judge():
     config = CycleConfig(price_per_million_prompt_tokens=1.0, judge_price_per_million_completion_tokens=2.0)
     assert prices(config, teacher_judges=True) == {"teacher": Price(1.0, None), "judge": Price(1.0, None)}
     assert prices(config, teacher_judges=False)["judge"] == Price(None, 2.0)

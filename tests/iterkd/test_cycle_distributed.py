@@ -1,4 +1,4 @@
-"""Two processes run the cycles that one runs, and fail together."""
+"""Cycles on two processes equal those on one, and errors occur on both."""
 
 import json
 import os
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.distributed
 
 
 def launch(folder: Path, backend: str, *attempts: str) -> tuple[Path, list[dict[str, Any]]]:
-    """Run the worker; return its output folder and what each process wrote down."""
+    """Run the worker, and return its output folder and the results of each process."""
     output_dir = folder / backend
     path = folder / f"{backend}.json"
     path.write_text(json.dumps({"folder": str(folder), "output_dir": str(output_dir), "attempts": attempts}))

@@ -1,4 +1,4 @@
-"""A run of two cycles that is killed again and again ends like one that is not."""
+"""A run of two cycles that is killed repeatedly ends like an uninterrupted one."""
 
 import json
 import random
@@ -87,7 +87,7 @@ def test_kills_anywhere(forge: Forge, unbroken: Path, seed: int) -> None:
 
 
 @pytest.mark.end_to_end
-def test_a_run_that_is_done_asks_nobody(forge: Forge, unbroken: Path) -> None:
+def test_a_finished_run_sends_no_requests(forge: Forge, unbroken: Path) -> None:
     count = unbroken.with_suffix(".count").read_text()
     asked = unbroken.with_suffix(".asked").read_text()
     students = [load_file(unbroken / f"cycle-{cycle}/student/model.safetensors") for cycle in range(2)]

@@ -1,4 +1,4 @@
-"""A ledger that is torn, damaged, held, full, or another run's."""
+"""Ledgers that are incomplete, damaged, locked, on a full disk, or of another run."""
 
 import errno
 import json
@@ -67,7 +67,7 @@ def test_a_ledger_serves_one_run_at_a_time(act, tmp_path: Path):
     assert not act().asked
 
 
-def test_items_that_come_out_otherwise_are_an_error(act):
+def test_items_that_differ_from_recorded_ones_are_an_error(act):
     act()
     with pytest.raises(ValueError, match="the question 'add-1' of cycle 0 differs from the one in the ledger"):
         act(seeds=[{**questions()[0], "instruction": task(77)}, *questions()[1:]])
@@ -106,7 +106,7 @@ def test_a_full_disk_loses_nothing(act, tmp_path: Path):
     assert done.reports == act().reports
 
 
-def test_what_an_interruption_leaves_goes(act, tmp_path: Path):
+def test_leftovers_of_an_interruption_are_removed(act, tmp_path: Path):
     act()
     (tmp_path / "cycle-0" / "checkpoint-9").mkdir()
     (tmp_path / "cycle-1" / "student").rename(tmp_path / "cycle-1" / "student.part")

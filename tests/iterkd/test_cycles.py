@@ -1,4 +1,4 @@
-"""The cycles with a teacher, a judge, a runner and a student that all act by rule: what they do and leave."""
+"""Cycles with a deterministic teacher, judge, runner and student."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def _numbered(rows: dict[str, Any]) -> list[tuple[int, Any]]:
     return [(int(prompt.split("plus ")[1].split(".")[0]), row) for prompt, row in rows.items()]
 
 
-def test_a_replay_asks_runs_and_trains_nothing(act, tmp_path: Path):
+def test_a_finished_run_repeats_nothing(act, tmp_path: Path):
     before = act()
     ledger = {path.name: path.read_bytes() for path in (tmp_path / "ledger").iterdir()}
     again = act()
@@ -47,7 +47,7 @@ def test_a_replay_asks_runs_and_trains_nothing(act, tmp_path: Path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "ledger").iterdir()} == ledger
 
 
-def test_raised_cycles_go_on(act):
+def test_more_cycles_continue_a_finished_run(act):
     two = act()
     three = act(cycles=3)
     assert three.reports[0] == two.reports[0] and len(three.reports) == 3
@@ -58,7 +58,7 @@ def test_raised_cycles_go_on(act):
     assert act(cycles=1).student.loaded == ["cycle-0"]
 
 
-def test_no_gain_ends_it(act):
+def test_too_little_gain_ends_the_run(act):
     deaf = Student()
     deaf.train_cycle = lambda pairs, *, cycle, output_dir: output_dir.mkdir()  # type: ignore[method-assign]
     same = {"new_easy": 0, "new_medium": 0, "new_hard": 0}
@@ -68,11 +68,11 @@ def test_no_gain_ends_it(act):
     assert len(act(cycles=3, **same).reports) == 3, "without the rule it goes on"
 
 
-def test_gain_lets_it_go_on(act):
+def test_enough_gain_continues_the_run(act):
     assert len(act(cycles=3, min_gain=-1.0).reports) == 3
 
 
-def test_a_budget_stops_at_a_boundary_and_more_of_it_goes_on(act, tmp_path: Path):
+def test_a_larger_budget_continues_a_stopped_run(act, tmp_path: Path):
     asked, spent, stopped = [], 0, []
     while True:
         try:
@@ -92,7 +92,7 @@ def test_a_budget_stops_at_a_boundary_and_more_of_it_goes_on(act, tmp_path: Path
     assert len(done.reports) == 2
 
 
-def test_nothing_to_train_on_is_an_error(act):
+def test_no_training_data_is_an_error(act):
     with pytest.raises(
         ValueError, match=r"cycle 0 has no correct answer to train on; dropped: 8 correct/refused\. Look"
     ):
@@ -100,7 +100,7 @@ def test_nothing_to_train_on_is_an_error(act):
 
 
 def test_a_cycle_without_valid_pairs_loses_nothing(act, tmp_path: Path):
-    """The teacher falls silent: what was there remains, and another teacher's answers are asked for."""
+    """Recorded results remain, and another teacher can write the missing answers."""
     refuses = {task(n + 100) for n in range(9)}
 
     def write(prompt: str) -> str:
@@ -112,8 +112,8 @@ def test_a_cycle_without_valid_pairs_loses_nothing(act, tmp_path: Path):
     assert (tmp_path / "cycle-0" / "student").is_dir() and not (tmp_path / "cycle-1").exists()
 
 
-def test_a_run_ends_where_no_question_is_left(act):
-    """The student solves all, easy questions are left out, and no new ones are asked for."""
+def test_a_run_ends_without_questions(act):
+    """All questions are easy, easy questions are excluded, and no new ones are requested."""
     student = Student(lambda prompt: f"def add(x):\n    return x + {prompt.split('plus ')[1].split('.')[0]}\n")
     actors = act(student=student, judged=False, mix_easy=0.0, new_easy=0, new_medium=0, new_hard=0)
     assert [report.feedback["easy"] for report in actors.reports] == [1.0]
@@ -182,7 +182,7 @@ def test_without_an_update(act):
     assert actors.reports[0].new == {"asked": 0, "kept": 0} and actors.reports[1].origins == {"seed": 8}
 
 
-def test_the_held_out_questions_are_measured(act):
+def test_held_out_questions_are_evaluated(act):
     knows = f"# {task(1002)}"
 
     def says(prompt: str) -> str:
@@ -245,7 +245,7 @@ def test_the_last_student_is_trained_again_if_it_was_deleted(act, tmp_path: Path
     assert len(act(cycles=2).student.rows) == 2, "all of them"
 
 
-def test_a_student_that_is_needed_and_gone(act, tmp_path: Path):
+def test_a_deleted_student_that_is_needed_is_named(act, tmp_path: Path):
     act(cycles=2)
     shutil.rmtree(tmp_path / "cycle-0")
     with pytest.raises(ValueError, match=r"cycle-0/student is needed but has been deleted; restore it"):

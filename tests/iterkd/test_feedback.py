@@ -51,7 +51,7 @@ configs = st.builds(
 
 
 @given(judgements | unjudged, views, shares, configs)
-def test_scores_are_shares_and_levels_are_levels(judgement, view, passed, config):
+def test_ranges_of_scores_and_levels(judgement, view, passed, config):
     assert 0.0 <= feedback_score(judgement, view, passed, config) <= 1.0 + 1e-12
     assert feedback_level(judgement, view, passed, config) in LEVELS
 
@@ -81,7 +81,7 @@ def test_more_tests_passed_never_hurt(judgement, view, one, other, config):
 
 
 @given(judgements | unjudged, views, shares)
-def test_levels_are_as_they_are_written_down(judgement, view, passed):
+def test_levels_follow_their_definition(judgement, view, passed):
     """The three conditions, each by itself, hold for exactly one level."""
     failed = view.executed == "fail" if passed is None else passed < 1
     succeeded = view.executed == "pass" if passed is None else passed == 1
@@ -138,7 +138,7 @@ def test_scores_and_levels_by_hand(judgement, executed, passed, score, level):
     assert feedback_level(judgement, StaticView(False, "python", executed=executed), passed, CycleConfig()) == "hard"
 
 
-def test_every_setting_counts():
+def test_every_setting_has_an_effect():
     judgement, view = Judgement((2, 1, 0.5, 0, 0)), StaticView(True, "python", executed="unknown")
 
     def found(**settings):
@@ -175,7 +175,7 @@ def test_settings_out_of_range(settings: dict, message: str):
 
 
 class ByAnswer:
-    """Judge by what a dictionary says of the answer."""
+    """Judge with the judgements of a dictionary."""
 
     def __init__(self, verdicts) -> None:
         self.verdicts = verdicts
@@ -196,7 +196,7 @@ def run():
         yield lambda programs: executor.run(programs, timeout=1.0)
 
 
-def test_listening_to_real_programs(run):
+def test_feedback_on_real_programs(run):
     script = "n = int(input())\nprint(n * 2 if n < 3 else 0)"
     questions = [
         Question("tested", "Double.", tests=TESTS),
@@ -247,7 +247,7 @@ def test_ablations():
     assert [one.score for one in weighty] == [1.0, 1.0]
 
 
-def test_a_fault_of_the_sandbox_is_not_the_answers():
+def test_errors_of_the_sandbox_are_unknown():
     def broken(programs):
         return [ExecutionResult("infra_error") for _ in programs]
 
@@ -255,7 +255,7 @@ def test_a_fault_of_the_sandbox_is_not_the_answers():
     assert (found.tests_passed, found.view.executed, found.level) == (None, "unknown", "medium")
 
 
-def test_listening_to_nothing_and_to_too_much():
+def test_no_answers_and_too_many_answers():
     assert collect_feedback([], [], judge=ByAnswer({}), run=None) == []
     assert feedback_metrics([]) == {}
     with pytest.raises(ValueError, match="2 answers to 1 questions; give one per question"):

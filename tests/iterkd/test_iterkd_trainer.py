@@ -1,4 +1,4 @@
-"""What the trainer of cycles refuses, and what it hands on."""
+"""Errors and results of the trainer of cycles."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class Interruption(TrainerCallback):
         raise RuntimeError("interrupted")
 
 
-def test_a_student_that_was_in_training_begins_no_run(world: Path, tmp_path: Path):
+def test_a_partially_trained_student_starts_no_run(world: Path, tmp_path: Path):
     """Without a checkpoint, going on with what is in memory would train from half-trained weights."""
     trainer = cycle_world.trainer(
         world, tmp_path, RuleTeacher(), None, callbacks=[Interruption()], save_strategy="no", keep_unverified=True
@@ -36,7 +36,7 @@ def test_a_student_that_was_in_training_begins_no_run(world: Path, tmp_path: Pat
         trainer.train()
 
 
-def test_a_run_needs_a_teacher_and_no_checkpoint(world: Path, tmp_path: Path):
+def test_a_run_requires_a_teacher_and_refuses_a_checkpoint(world: Path, tmp_path: Path):
     trainer = cycle_world.trainer(world, tmp_path, RuleTeacher(), None)
     with pytest.raises(ValueError, match="`resume_from_checkpoint` is 'checkpoint-2'"):
         trainer.train("checkpoint-2")
@@ -45,7 +45,7 @@ def test_a_run_needs_a_teacher_and_no_checkpoint(world: Path, tmp_path: Path):
         trainer.train()
 
 
-def test_who_takes_part_may_not_change(world: Path, tmp_path: Path):
+def test_models_may_not_change_between_starts(world: Path, tmp_path: Path):
     def run(**changed: Any) -> None:
         trainer = cycle_world.trainer(world, tmp_path, RuleTeacher(), None, max_requests=2, **changed)
         trainer.judge = changed.pop("judge", trainer.judge)
@@ -97,7 +97,7 @@ def test_errors_name_the_fields_of_the_run(settings: dict[str, Any], message: st
         IterKDConfig("outputs", use_cpu=True, **settings)
 
 
-def test_the_last_trainings_loss_is_handed_on(world: Path, tmp_path: Path):
+def test_the_loss_of_the_last_training_is_returned(world: Path, tmp_path: Path):
     losses = [
         cycle_world.trainer(world, tmp_path, RuleTeacher(), None, cycles=1, keep_unverified=True).train().training_loss
         for _ in range(2)
@@ -105,7 +105,7 @@ def test_the_last_trainings_loss_is_handed_on(world: Path, tmp_path: Path):
     assert losses[0] > 0 and losses[1] == 0, "the second time, nothing is trained"
 
 
-def test_the_card_names_who_took_part_and_what_was_measured(world: Path, tmp_path: Path):
+def test_the_model_card_has_models_and_scores(world: Path, tmp_path: Path):
     teacher = RuleTeacher()
     with CodeExecutor(1, allow_code_execution=True) as executor:
         trainer = cycle_world.trainer(world, tmp_path, teacher, executor, cycles=1)

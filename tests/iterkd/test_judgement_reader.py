@@ -46,8 +46,8 @@ def test_the_last_five_numbers_of_a_released_judgement_are_its_scores():
 # What is read
 
 
-def test_texts_are_read_as_a_careful_person_reads_them():
-    """Judgements as models write them; `scores` is `null` where a careful person refuses the text."""
+def test_labelled_texts_are_parsed_as_labelled():
+    """Judgements as models write them; `scores` is `null` if the text must be refused."""
     for row in labelled("judgements.jsonl"):
         found = parse_judgement(row["text"])
         assert (list(found.scores) if isinstance(found, Judgement) else None) == row["scores"], row["text"]
@@ -99,7 +99,7 @@ def test_ways_to_write_the_same_scores(text: str):
         (lines(2, 1, 1, 1, 1) + " </think>", "no_scores"),
     ],
 )
-def test_what_is_refused(text: str, reason: str):
+def test_reasons_to_refuse_scores(text: str, reason: str):
     assert parse_judgement(text) == Unjudged(reason)
 
 
@@ -189,7 +189,7 @@ def test_the_prompt_shows_task_answer_and_every_rule():
 
 
 @pytest.mark.parametrize("prompt", [JUDGE_PROMPT, JSON_JUDGE_PROMPT], ids=lambda prompt: prompt.name)
-def test_what_is_judged_cannot_end_its_own_part_of_the_prompt(prompt: JudgePrompt):
+def test_answers_cannot_end_their_part_of_the_prompt(prompt: JudgePrompt):
     """An attacker who knows the mark of one answer and puts it into another meets another mark."""
     answer = "x = 1"
     for _ in range(3):
@@ -202,7 +202,7 @@ def test_what_is_judged_cannot_end_its_own_part_of_the_prompt(prompt: JudgePromp
     assert rendered == prompt.render("Add.", inside), "the same request for the same answer"
 
 
-def test_a_prompt_alone_is_no_judgement():
+def test_a_prompt_is_not_a_judgement():
     """A model that repeats its prompt has judged nothing."""
     assert parse_judgement(JUDGE_PROMPT.render("Add.", "x")) == Unjudged("no_scores")
 
@@ -225,6 +225,6 @@ def test_the_version_follows_the_wording():
         ("{instruction:{x}} {answer}", "is not a format string"),
     ],
 )
-def test_layouts_that_cannot_be_filled(layout: str, message: str):
+def test_invalid_layouts_are_refused(layout: str, message: str):
     with pytest.raises(ValueError, match=message):
         JudgePrompt(layout)

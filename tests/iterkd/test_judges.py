@@ -30,7 +30,7 @@ GOOD, POOR = Judgement((2.0, 1.0, 1.0, 0.5, 0.5)), Judgement((0.0, 0.0, 0.5, 0.5
 
 
 class Scripted:
-    """Answer by `write(prompt, seed)`, and keep what was asked."""
+    """Generator that replies with `write(prompt, seed)` and records its requests."""
 
     def __init__(self, write) -> None:
         self.write = write
@@ -44,7 +44,7 @@ class Scripted:
 # A judge that writes
 
 
-def test_a_generative_judge_asks_reads_and_keeps_the_order():
+def test_a_generative_judge_keeps_the_order():
     generator = Scripted(lambda prompt, seed: format_judgement(GOOD if "2 * x" in prompt else POOR))
     judge = GenerativeJudge(generator, format_prompt=lambda request: f"<user>{request}", max_new_tokens=99, stop=["#"])
     pairs = [("Double x.", "x"), ("Double x.", "2 * x"), ("Double x.", "x")]
@@ -54,7 +54,7 @@ def test_a_generative_judge_asks_reads_and_keeps_the_order():
     assert settings == {"temperature": 0.0, "max_new_tokens": 99, "stop": ("#",), "seed": 0}
 
 
-def test_what_cannot_be_read_is_asked_for_again_sampled():
+def test_unparsable_judgements_are_sampled_again():
     def write(prompt: str, seed: int) -> str:
         if "never" in prompt:
             return "No." if seed < 9 else "Score:\nRule 1: 2"
@@ -86,7 +86,7 @@ def test_a_number_that_the_token_limit_may_have_cut_is_no_score(finish_reason):
 
 
 @pytest.mark.parametrize("takes_json", [True, False])
-def test_a_server_is_requesting_json_and_read_whatever_it_writes(takes_json: bool):
+def test_a_server_gets_a_json_schema_and_any_reply_is_parsed(takes_json: bool):
     with serving() as server:
         refused = set() if takes_json else {"response_format"}
         server.refuses = lambda body: Fault(400, "no response_format here") if refused & set(body) else None
@@ -102,7 +102,7 @@ def test_a_server_is_requesting_json_and_read_whatever_it_writes(takes_json: boo
         assert ("response_format" in server.bodies[-1]) is takes_json
 
 
-def test_json_is_asked_for_neither_in_words_of_the_users_own_nor_of_a_model_in_this_process():
+def test_custom_prompts_and_models_in_this_process_get_no_json_schema():
     own, local = JudgePrompt("{instruction}{answer}"), Scripted(lambda prompt, seed: "")
     server = OpenAIGenerator("http://localhost:1/v1", "m")
     assert requesting_json(server, own) == (server, own)
@@ -174,7 +174,7 @@ def arguments(folder: Path, **settings) -> SFTConfig:
 
 
 def judged(number: int) -> list[JudgedAnswer]:
-    """Judgements that a glance at the answer gives away."""
+    """Judgements that follow from the words of the answer."""
     rows = []
     for index in range(number):
         judgement = (GOOD, POOR)[index % 2]
@@ -218,7 +218,7 @@ def test_accumulated_batches_train_as_one(tmp_path: Path):
     torch.testing.assert_close(*found)
 
 
-def test_what_a_regression_judge_needs(tmp_path: Path):
+def test_requirements_of_a_regression_judge(tmp_path: Path):
     with pytest.raises(ValueError, match="the model has 2 classes; load it with num_labels=5"):
         make_regression_trainer(classifier(2), tiny.tokenizer(), arguments(tmp_path), judged(8))
     with pytest.raises(ValueError, match="`max_length` is missing"):
@@ -245,7 +245,7 @@ def test_a_generative_judge_learns_to_write_judgements(tmp_path: Path):
     assert metrics == {"unjudged": 0.0, "mean_absolute_error": 0.0, "rank_correlation": 1.0}
 
 
-def test_judgements_that_do_not_fit_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_judgements_that_are_too_long_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     prompt = JudgePrompt("{instruction}{answer}\n")
     rows = [*judged(3), JudgedAnswer("x" * 300, "x", GOOD, format_judgement(GOOD))]
     trainer = make_generative_trainer(tiny.model(), tiny.tokenizer(), arguments(tmp_path), rows, prompt=prompt)
@@ -279,7 +279,7 @@ def test_a_judge_is_trained_on_the_released_judgements(tmp_path: Path):
     assert trainer.evaluate()["eval_mean_absolute_error"] < before
 
 
-def test_rows_of_ones_own():
+def test_custom_rows():
     row = {"instruction": "Double x.", "answer": "2 * x", "scores": [2, 0, 1, 0.5, 0.5]}
     [found], refused = read_judgements([row])
     assert found.judgement.total == 4.0 and found.text == format_judgement(found.judgement) and not refused
@@ -302,7 +302,7 @@ def test_rows_of_ones_own():
         ({"instruction": "x", "response": "It is fine."}, r"can be parsed; the reasons are \{'no_scores': 1\}"),
     ],
 )
-def test_rows_that_are_no_judgements(row: dict, message: str):
+def test_invalid_rows_are_refused(row: dict, message: str):
     with pytest.raises(ValueError, match=message):
         read_judgements([row])
 

@@ -5,7 +5,7 @@ from trl_akd.iterkd.cycle.main_programs import Outcome, lacks_resources, run_mai
 from trl_akd.iterkd.cycle.records import Fault, Pair, Question
 from trl_akd.iterkd.cycle.verification import verify
 
-from .alone_programs import PROGRAMS
+from .labelled_programs import PROGRAMS
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +20,13 @@ def outcomes(executor) -> dict[str, Outcome]:
     return dict(zip(programs, run_main_programs(executor.run, programs), strict=True))
 
 
-def test_every_program_gets_the_verdict_of_a_careful_reader(outcomes):
+def test_labelled_programs_get_their_verdicts(outcomes):
     wrong = [(program, outcomes[program], due) for due, program in PROGRAMS if outcomes[program].verdict != due]
     assert not wrong
 
 
-def test_what_lacks_its_surroundings_is_neither_a_fault_nor_a_wrong_answer(outcomes):
-    """The programs as answers, right and faulty, with the verdicts that running them gave."""
+def test_missing_resources_decide_neither_faults_nor_correct_answers(outcomes):
+    """The programs as correct and faulty answers, with the outcomes of their execution."""
 
     def run(jobs):
         return [next(result for text, result in results if repr(text) in job) for job, _ in jobs]
@@ -50,7 +50,7 @@ def _result(outcome: Outcome) -> ExecutionResult:
     return ExecutionResult("failed", "ResourceMissing" if missing else "ValueError", outcome.error_type or "")
 
 
-def test_what_could_not_be_run_is_unknown_and_nothing_is_asked_for_nothing():
+def test_errors_of_the_sandbox_and_no_programs():
     [outcome] = run_main_programs(lambda programs: [ExecutionResult("infra_error")], ["x = 1"])
     assert outcome == Outcome("unknown")
     assert run_main_programs(lambda programs: pytest.fail("nothing to run"), []) == []
@@ -76,7 +76,7 @@ def test_what_could_not_be_run_is_unknown_and_nothing_is_asked_for_nothing():
         ("def f(x):\n    return str(x) + x", False),
     ],
 )
-def test_beside_tests_too_a_lack_is_no_verdict(executor, program: str, unknown: bool):
+def test_missing_resources_decide_no_tests(executor, program: str, unknown: bool):
     tests = "assert f(1) == 1"
     [result] = executor.run([(program, tests)])
     assert not result.passed and lacks_resources(result, tests) is unknown

@@ -6,16 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_akd.generation import Completion
-from trl_akd.generation.protocol import SamplingParams
 from trl_akd.iterkd.cycle.config import CycleConfig
 from trl_akd.iterkd.cycle.new_questions import check_question, generate_questions, mix_questions, read_question
-from trl_akd.iterkd.cycle.prompts import TeachingPrompts
 from trl_akd.iterkd.cycle.records import LEVELS, Question
 
 from . import scripted
-from .scripted import Teacher
+from .scripted import ShortConfig, Teacher
 
-SHORT = TeachingPrompts(new_easy="EASY {instruction}", new_same="SAME {instruction}")
 levels = st.sampled_from(LEVELS)
 frames = st.sampled_from(["#Created Instruction#:", "### ", "1. ", '"', "Sort it.", "\n", "Task: ", "Sure:\n"])
 
@@ -46,7 +43,7 @@ class TestReading:
             'Certainly, here it is:\n\n#Created Instruction#:\n1) "Sort a list of names."',
         ],
     )  # fmt: skip
-    def test_what_stands_around_a_question_goes(self, answer):
+    def test_text_around_a_question_is_removed(self, answer):
         assert read_question(answer) == "Sort a list of names."
 
     @pytest.mark.parametrize(
@@ -58,12 +55,12 @@ class TestReading:
             "Write a form.\n\nNew question:\nThe user types here.",
         ],
     )  # fmt: skip
-    def test_what_belongs_to_a_question_stays(self, answer):
+    def test_text_of_a_question_is_kept(self, answer):
         assert read_question(answer) == answer
 
     @given(st.text("ab1.\n #*:\"'`", max_size=40) | st.lists(frames).map("".join))
     @settings(deadline=None)
-    def test_reading_again_changes_nothing(self, text):
+    def test_parsing_is_idempotent(self, text):
         assert read_question(read_question(text)) == read_question(text)
 
     @pytest.mark.parametrize(
@@ -77,17 +74,17 @@ class TestReading:
             ("Speed this up:\n```python\nx = 1\n```", None), ("Write a class that holds an answer.", None),
         ],
     )  # fmt: skip
-    def test_what_is_no_question_is_told_why(self, answer, reason):
+    def test_reasons_to_refuse_a_question(self, answer, reason):
         assert check(answer) == reason
 
-    def test_questions_are_read_as_a_careful_person_reads_them(self):
-        """What teachers write, each with the question in it, or `null` where there is none."""
+    def test_labelled_questions_are_parsed_as_labelled(self):
+        """Texts of teachers with the question that they contain, or `null`."""
         for row in scripted.labelled("questions.jsonl"):
             found = read_question(row["text"])
             reason = check_question(found, min_chars=20, max_chars=4000)
             assert (None if reason else found) == row["question"], row["text"]
 
-    def test_the_authors_own_questions_pass_as_they_are(self):
+    def test_released_questions_are_unchanged(self):
         texts = [row["instruction"] for row in scripted.soda("new_data.json")]
         assert len(texts) == 100
         assert [read_question(text) for text in texts] == [text.strip() for text in texts]
@@ -97,48 +94,50 @@ class TestReading:
         assert Counter(check(text, **limits) for text in texts) == {None: 100}
 
 
-class TestRenewal:
+class TestGeneration:
     QUESTIONS = tuple(Question(name, f"Task {name}.") for name in "abcdef")
     FEEDBACK = tuple(
         Graded(name, level) for name, level in zip("abcdef", ("easy", *["medium"] * 2, *["hard"] * 3), strict=True)
     )
 
-    def renew(self, write=lambda prompt: f"A task after {prompt}", config=None, feedback=FEEDBACK, cycle=1, **given):
+    def generate(
+        self, write=lambda prompt: f"A task after {prompt}", config=None, feedback=FEEDBACK, cycle=1, **given
+    ):
         teacher = Teacher(write)
-        config = config or CycleConfig(new_easy=2, new_medium=1, new_hard=3)
-        return generate_questions(
-            feedback, self.QUESTIONS, teacher, prompts=SHORT, cycle=cycle, config=config, **given
-        ), teacher
+        config = config or ShortConfig(new_easy=2, new_medium=1, new_hard=3)
+        return generate_questions(feedback, self.QUESTIONS, teacher, cycle=cycle, config=config, **given), teacher
 
     def test_each_level_is_asked_by_its_prompt(self):
-        renewal, teacher = self.renew(sampling=SamplingParams(seed=5))
-        assert len(teacher.calls) == 1 and teacher.settings[0]["seed"] == 5
+        config = ShortConfig(new_easy=2, new_medium=1, new_hard=3)
+        config.seed = 4
+        new, teacher = self.generate(config=config)
+        assert len(teacher.calls) == 1 and teacher.settings[0]["seed"] == 5, "that of the run and the cycle"
         assert teacher.calls[0][:2] == ["EASY Task a."] * 2
         assert teacher.calls[0][2] in ("SAME Task b.", "SAME Task c.")
         assert sorted(teacher.calls[0][3:]) == ["SAME Task d.", "SAME Task e.", "SAME Task f."]
-        assert renewal.asked == {"easy": 2, "medium": 1, "hard": 3}
+        assert new.asked == {"easy": 2, "medium": 1, "hard": 3}
 
     def test_new_questions_name_their_parents_and_levels(self):
-        renewal, _ = self.renew()
-        assert [question.id for question in renewal.questions[:2]] == ["a/1.0", "a/1.1"]
+        new, _ = self.generate()
+        assert [question.id for question in new.questions[:2]] == ["a/1.0", "a/1.1"]
         by_name = {question.id: question for question in self.QUESTIONS}
-        for question in renewal.questions:
+        for question in new.questions:
             assert question.id.startswith(f"{question.parent}/1.")
             assert by_name[question.parent].instruction in question.instruction
             assert question.origin == {item.question_id: item.level for item in self.FEEDBACK}[question.parent]
             assert question.tests is question.answer is None
 
     def test_it_depends_on_seed_and_cycle_alone(self):
-        first, _ = self.renew()
-        again, _ = self.renew(feedback=self.FEEDBACK[::-1])
+        first, _ = self.generate()
+        again, _ = self.generate(feedback=self.FEEDBACK[::-1])
         assert first == again
         one = CycleConfig(new_easy=0, new_medium=0, new_hard=1)
-        parents = {self.renew(config=one, cycle=cycle)[0].questions[0].parent for cycle in range(20)}
+        parents = {self.generate(config=one, cycle=cycle)[0].questions[0].parent for cycle in range(20)}
         assert parents == {"d", "e", "f"}
 
-    def test_few_parents_are_asked_several_times(self):
-        renewal, _ = self.renew(config=CycleConfig(new_easy=0, new_medium=5, new_hard=0))
-        names = {question.id for question in renewal.questions}
+    def test_few_parents_are_used_several_times(self):
+        new, _ = self.generate(config=CycleConfig(new_easy=0, new_medium=5, new_hard=0))
+        names = {question.id for question in new.questions}
         assert names in ({"b/1.0", "b/1.1", "b/1.2", "c/1.0", "c/1.1"}, {"b/1.0", "b/1.1", "c/1.0", "c/1.1", "c/1.2"})
 
     def test_generations_follow_one_another(self):
@@ -151,7 +150,7 @@ class TestRenewal:
         ).questions
         assert (grandchild.id, grandchild.parent, grandchild.origin) == ("a/1.0/2.0", "a/1.0", "hard")
 
-    def test_answers_that_are_no_questions_are_counted_by_level(self):
+    def test_unusable_questions_are_counted_by_level(self):
         answers = {"a": "I'm sorry.", "d": "", "e": "Solution:\nx = 1"}
 
         def write(prompt):
@@ -162,19 +161,19 @@ class TestRenewal:
                 else answers.get(name, "Sort names in a list.")
             )
 
-        renewal, _ = self.renew(write)
-        assert [question.instruction for question in renewal.questions] == ["Sort names in a list."]
-        assert renewal.dropped == {"easy/refused": 2, "hard/empty": 1, "hard/solution": 1, "hard/truncated": 1}
+        new, _ = self.generate(write)
+        assert [question.instruction for question in new.questions] == ["Sort names in a list."]
+        assert new.dropped == {"easy/refused": 2, "hard/empty": 1, "hard/solution": 1, "hard/truncated": 1}
 
-    def test_a_level_without_questions_asks_nothing(self):
-        renewal, teacher = self.renew(feedback=self.FEEDBACK[:1])
-        assert renewal.asked == {"easy": 2} and len(teacher.calls[0]) == 2
-        renewal, teacher = self.renew(feedback=[])
-        assert renewal.questions == [] and teacher.calls == []
+    def test_levels_without_questions_request_nothing(self):
+        new, teacher = self.generate(feedback=self.FEEDBACK[:1])
+        assert new.asked == {"easy": 2} and len(teacher.calls[0]) == 2
+        new, teacher = self.generate(feedback=[])
+        assert new.questions == [] and teacher.calls == []
 
     def test_feedback_on_unknown_questions_is_refused(self):
         with pytest.raises(ValueError, match="`feedback` refers to 'z', which is not among `questions`"):
-            self.renew(feedback=[Graded("z", "easy")])
+            self.generate(feedback=[Graded("z", "easy")])
 
     def test_a_cycle_that_was_there_already_is_refused(self):
         taken = [*self.QUESTIONS, Question("a/1.0", "")]
@@ -212,7 +211,7 @@ class TestMix:
     def seeds(self, **counts):
         return old({f"old-{level}-{number}": level for level, count in counts.items() for number in range(count)})
 
-    def test_parts_are_kept_among_old_and_new(self):
+    def test_shares_of_levels_hold_for_old_and_new_questions(self):
         seeds, known = self.seeds(easy=50, medium=50, hard=50)
         fresh = [question for level in LEVELS for question in new(50, level)]
         mixed = mix_questions(seeds, fresh, known, CycleConfig(questions_per_cycle=100, old_share=0.5))
@@ -227,14 +226,14 @@ class TestMix:
             (True, "hard"): 1,
         }
 
-    def test_what_one_lacks_the_others_fill(self):
+    def test_missing_questions_are_replaced(self):
         seeds, known = self.seeds(easy=100, hard=3)
         mixed = mix_questions(seeds, new(4, "medium"), known, CycleConfig(questions_per_cycle=50, old_share=0.2))
         assert self.counts(mixed) == {(True, "hard"): 3, (True, "easy"): 43, (False, "medium"): 4}
         assert len(mix_questions([], new(80, "hard"), {}, CycleConfig(questions_per_cycle=50, old_share=0.9))) == 50
         assert len(mix_questions(seeds, [], known, CycleConfig(questions_per_cycle=50, old_share=0.0))) == 50
 
-    def test_a_level_without_a_part_is_left_out(self):
+    def test_levels_with_weight_0_are_excluded(self):
         seeds, known = self.seeds(easy=9, medium=9, hard=9)
         mixed = mix_questions(seeds, [], known, CycleConfig(questions_per_cycle=20, mix_easy=0.0))
         assert self.counts(mixed) == {(True, "medium"): 9, (True, "hard"): 9}

@@ -66,7 +66,7 @@ def test_short_texts(left, right, same):
     assert (index.nearest(right) is not None) == same
 
 
-def test_the_threshold_itself_is_too_near():
+def test_the_threshold_itself_is_a_duplicate():
     seven = "one two three four five six seven"
     index = NoveltyIndex(0.7)
     index.add(f"{seven} x y z")
@@ -75,7 +75,7 @@ def test_the_threshold_itself_is_too_near():
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(texts, max_size=20), st.lists(st.integers(0, 20), max_size=4))
-def test_cuts_into_batches_do_not_matter(instructions, cuts):
+def test_division_into_calls_does_not_matter(instructions, cuts):
     asked = questions(instructions)
     at_once = filter_novel(asked, NoveltyIndex())
     index = NoveltyIndex()
@@ -87,7 +87,7 @@ def test_cuts_into_batches_do_not_matter(instructions, cuts):
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(texts, max_size=20))
-def test_what_is_kept_is_new_and_keeping_it_again_changes_nothing(instructions):
+def test_filtering_is_idempotent(instructions):
     kept = filter_novel(questions(instructions), NoveltyIndex())
     assert filter_novel(kept, NoveltyIndex()) == kept
     index = NoveltyIndex()
@@ -130,7 +130,7 @@ def test_words_that_repeat_count_each_time():
     assert index.nearest("no " * 10 + "four five six") is not None
 
 
-def test_earlier_questions_count_whatever_they_are():
+def test_all_earlier_questions_are_compared():
     index = NoveltyIndex()
     for text in ("Sort a list.", "Sort a list!"):
         index.add(text)
@@ -138,7 +138,7 @@ def test_earlier_questions_count_whatever_they_are():
     assert filter_novel(questions(["sort a LIST", "Add numbers."]), index) == [Question("1", "Add numbers.")]
 
 
-def test_problems_that_share_their_wording_alone_are_new():
+def test_problems_that_share_only_their_wording_are_new():
     """MBPP's 500 test problems are distinct; ROUGE-L of 0.7 over all words drops 186 of them."""
     mbpp = [json.loads(line)["text"] for line in scripted.data("mbpp/mbpp.jsonl").open()][10:510]
     assert len(mbpp) == 500 and len(filter_novel(questions(mbpp), NoveltyIndex())) >= 470

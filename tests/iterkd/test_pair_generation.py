@@ -6,23 +6,21 @@ from hypothesis import strategies as st
 
 from trl_akd.execution import CodeExecutor, ExecutionResult
 from trl_akd.generation import Completion, GenerationError
-from trl_akd.generation.protocol import FinishReason, SamplingParams
+from trl_akd.generation.protocol import FinishReason
 from trl_akd.iterkd.cycle.answers import has_code, identity, python_program, refuses, remarks
 from trl_akd.iterkd.cycle.config import CycleConfig
 from trl_akd.iterkd.cycle.leaks import find_leak
 from trl_akd.iterkd.cycle.pair_generation import assign_kinds, generate_pairs, read_pairs
-from trl_akd.iterkd.cycle.prompts import TeachingPrompts
 from trl_akd.iterkd.cycle.records import FAULT_KINDS, Fault, Pair, Question
 from trl_akd.iterkd.cycle.verification import verify
 
 from . import scripted
-from .scripted import Judge, Teacher
+from .scripted import Judge, ShortConfig, Teacher
 
 ADD = Question("add", "Write add(a, b).", tests="assert add(1, 2) == 3\nassert add(0, 0) == 0")
 UNTESTED = Question("add", "Write add(a, b) and show that it works.")
 RIGHT = "Sure!\n```python\ndef add(a, b):\n    return a + b\n\nprint(add(1, 2))\n```"
 WRONG = "def add(a, b):\n    return a - b"
-SHORT = TeachingPrompts(correct="RIGHT {instruction}", faulty="FAULTY {kind} {instruction}")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +71,7 @@ class TestAnswers:
     @pytest.mark.parametrize(
         "answer", ["Sort the list.", "class of problems", "return the value to them.", "for example"]
     )
-    def test_prose_is_no_code(self, answer):
+    def test_prose_is_not_code(self, answer):
         assert not has_code(answer)
 
     @pytest.mark.parametrize(
@@ -84,10 +82,10 @@ class TestAnswers:
             "Here:\n~~~py\ndef add(a, b):\n        return a + b\nprint(add(1, 2))\n~~~\nDone.",
         ],
     )
-    def test_programs_are_the_same_but_for_layout_comments_and_docstrings(self, other):
+    def test_identity_ignores_layout_comments_and_docstrings(self, other):
         assert identity(RIGHT) == identity(other) != identity(WRONG)
 
-    def test_what_does_not_parse_is_compared_as_text(self):
+    def test_code_that_does_not_parse_is_compared_as_text(self):
         assert (
             identity("```java\nint  x;\n```")
             == identity("Look:\n```java\nint x;\n```")
@@ -97,7 +95,7 @@ class TestAnswers:
         deep = "x = " + "+".join("1" * 4000)
         assert identity(deep) == identity(f"  {deep}")
 
-    def test_other_languages_are_no_python(self):
+    def test_other_languages_are_not_python(self):
         assert python_program("```java\nint x;\n```") is None
         assert python_program("```sql\nSELECT 1\n```\n```python\nx = 1\n```") == "x = 1\n"
         assert python_program("x = 1") == "x = 1"
@@ -134,31 +132,31 @@ class TestAnswers:
             "This function should be able to sort.\n```python\nx = 1\n```",
         ],
     )
-    def test_what_the_program_says_or_calls_things_is_no_leak(self, fault):
+    def test_messages_and_names_of_data_are_not_leaks(self, fault):
         assert find_leak(fault) is None
 
-    def test_words_of_the_subject_are_no_leak(self):
+    def test_words_of_the_subject_are_not_leaks(self):
         fault = "wrong_sum = 1  # the bug"
         assert find_leak(fault) == "bug"
         assert find_leak(fault, instruction="Describe a bug.") == "wrong"
         assert find_leak(fault, instruction="Describe a bug.", correct="wrong_sum = 2") is None
         assert find_leak(fault, instruction="Let wrong_sum be 2.", correct="x = 1  # no bug") is None
 
-    def test_faults_are_told_from_leaks_as_a_careful_person_does(self):
+    def test_labelled_faults_are_classified_as_labelled(self):
         for row in scripted.labelled("faults.jsonl"):
             found = find_leak(row["text"], instruction=row["instruction"], correct=row["correct"])
             assert (found is not None) is row["leaks"], row
 
     @given(st.text("abc#'\"\n `~\\/*-", max_size=60))
     @settings(deadline=None)
-    def test_any_text_can_be_read(self, text):
+    def test_any_text_can_be_parsed(self, text):
         assert identity(text) == identity(text)
         assert isinstance(remarks(text), list)
         assert refuses(text) in (True, False) and has_code(text) in (True, False)
 
 
 class TestVerification:
-    def test_tests_tell_right_from_faulty(self, run):
+    def test_tests_decide(self, run):
         done = sift(RIGHT, WRONG, "def add(a, b):\n    return b + a", run=run)
         assert texts(done) == [WRONG]
         assert done.dropped == {"fault/none": 1}
@@ -175,32 +173,32 @@ class TestVerification:
     def test_every_kind_of_fault_fails_tests(self, run, fault):
         assert texts(sift(RIGHT, fault, run=run)) == [fault]
 
-    def test_a_wrong_right_answer_ends_the_question(self, run):
+    def test_a_wrong_correct_answer_drops_the_question(self, run):
         done = sift(WRONG, "def add(a, b):\n    return 0", run=run)
         assert (done.pairs, done.without_fault, done.dropped) == ([], [], {"correct/wrong": 1})
 
-    def test_a_right_answer_without_faults_is_kept_apart(self, run):
+    def test_correct_answers_without_faults_are_kept_separately(self, run):
         done = sift(RIGHT, RIGHT, run=run)
         assert [(pair.correct, pair.faults) for pair in done.without_fault] == [(RIGHT, ())]
         assert done.dropped == {"fault/same": 1}
 
-    def test_without_tests_a_fault_that_does_not_exit_counts(self, run):
+    def test_without_tests_a_failing_program_is_a_fault(self, run):
         crash = "def add(a, b):\n    return a + c\n\nprint(add(1, 2))"
         done = sift(RIGHT, crash, WRONG, "while True: pass", question=UNTESTED, run=run)
         assert texts(done) == [crash, "while True: pass"]
         assert done.dropped == {"fault/unverified": 1}
 
-    def test_without_tests_another_language_tells_nothing(self, run):
+    def test_without_tests_other_languages_are_undecided(self, run):
         done = sift(RIGHT, "```java\nint x = y;\n```", question=UNTESTED, run=run)
         assert done.dropped == {"fault/unverified": 1}
 
-    def test_without_tests_a_right_answer_that_crashes_is_wrong(self, run):
+    def test_without_tests_a_correct_answer_that_crashes_is_wrong(self, run):
         assert sift("x = y", WRONG, question=UNTESTED, run=run).dropped == {"correct/wrong": 1}
 
     @pytest.mark.parametrize(
         "correct", ["n = int(input())", "import no_such_library", "open('data.csv')", "```java\nint x;\n```", "int x;"]
     )
-    def test_a_right_answer_that_only_lacks_something_is_left_to_the_judge(self, run, correct):
+    def test_a_correct_answer_with_a_missing_resource_is_left_to_the_judge(self, run, correct):
         given = {"question": UNTESTED, "run": run}
         done = sift(correct, "x = y", **given)
         assert (done.without_fault, done.dropped) == ([], {"fault/unverified": 1, "correct/unverified": 1})
@@ -223,7 +221,7 @@ class TestVerification:
         assert texts(done) == ([] if verdict else [WRONG])
         assert done.dropped == ({f"fault/{verdict}": 1, "correct/unverified": 1} if verdict else {})
 
-    def test_the_judge_is_asked_once_for_each_answer_that_is_left_open(self, run):
+    def test_the_judge_is_called_once_for_undecided_answers(self, run):
         judge = Judge(lambda answer: 6.0 if answer == RIGHT else 1.0)
         crash = "def add(a, b):\n    return c\n\nprint(add(1, 2))"
         other = "def add(a, b):\n    return b - a"
@@ -231,21 +229,21 @@ class TestVerification:
         assert texts(done) == [WRONG, crash, other]
         assert judge.calls == [[(UNTESTED.instruction, answer) for answer in (RIGHT, WRONG, other)]]
 
-    def test_what_nobody_can_tell_is_kept_if_wanted(self):
+    def test_unverified_faults_are_kept_on_request(self):
         assert sift(RIGHT, WRONG).dropped == {"fault/unverified": 1, "correct/unverified": 1}
         assert texts(sift(RIGHT, WRONG, unverified="keep")) == [WRONG]
 
-    def test_without_faults_too_right_answers_that_nobody_can_tell_are_kept_if_wanted(self):
+    def test_unverified_correct_answers_without_faults_are_kept_on_request(self):
         assert sift(RIGHT).dropped == {"correct/unverified": 1}
         assert [pair.correct for pair in sift(RIGHT, unverified="keep").without_fault] == [RIGHT]
 
-    def test_programs_that_could_not_be_run_count_neither_way(self):
+    def test_errors_of_the_sandbox_decide_nothing(self):
         def broken(programs):
             return [ExecutionResult("infra_error") for _ in programs]
 
         assert sift(RIGHT, WRONG, run=broken).dropped == {"fault/unverified": 1, "correct/unverified": 1}
 
-    def test_every_reason_of_the_text_is_counted(self):
+    def test_reasons_to_drop_texts_are_counted(self):
         done = sift(
             RIGHT, "", "Just subtract.", RIGHT, WRONG, f"Oh.\n```\n{WRONG}\n```", f"{WRONG}  # oops", unverified="keep"
         )
@@ -253,69 +251,69 @@ class TestVerification:
         assert texts(done) == [WRONG]
         assert done.dropped == {f"fault/{reason}": 1 for reason in reasons} | {"fault/duplicate": 2}
 
-    def test_thoughts_are_no_part_of_an_answer(self):
+    def test_thoughts_are_not_part_of_an_answer(self):
         thought = "<think>\nI shall hide a bug: subtract.\n```python\nx = 1  # BUG\n```\n</think>\n\n"
         done = sift(thought + RIGHT, thought + WRONG, "<think>" + WRONG, unverified="keep")
         assert [(pair.correct, texts(done)) for pair in done.pairs] == [(RIGHT, [WRONG])]
         assert done.dropped == {"fault/refused": 1}
         assert sift("<think>" + RIGHT, WRONG).dropped == {"correct/refused": 1}
 
-    def test_nothing_gives_nothing(self):
+    def test_no_pairs(self):
         assert verify([]).pairs == []
         assert sift("I'm sorry.", WRONG).dropped == {"correct/refused": 1}
 
 
 class TestDelivery:
-    def test_all_is_asked_in_one_call_and_an_answer_that_is_there_is_not(self):
+    def test_all_missing_answers_are_requested_in_one_call(self):
         teacher = Teacher(lambda prompt: WRONG if "FAULTY" in prompt else RIGHT)
         questions = [Question("1", "one", answer="x = 1"), Question("2", "two")]
-        config = CycleConfig(faults_per_question=2, keep_unverified=True, fault_kinds=["name", "type"])
-        sampling = SamplingParams(temperature=0.5, top_p=0.95, max_new_tokens=1024, stop=("###",), seed=3)
-        done = generate_pairs(questions, teacher, prompts=SHORT, config=config, sampling=sampling)
+        config = ShortConfig(
+            faults_per_question=2, keep_unverified=True, fault_kinds=["name", "type"], teacher_temperature=0.5
+        )
+        config.seed = 3
+        done = generate_pairs(questions, teacher, config=config)
         assert len(teacher.calls) == 1 and sorted(teacher.calls[0]) == [
             "FAULTY name one", "FAULTY name two", "FAULTY type one", "FAULTY type two", "RIGHT two",
         ]  # fmt: skip
-        assert teacher.settings == [
-            {"temperature": 0.5, "top_p": 0.95, "max_new_tokens": 1024, "stop": ("###",), "seed": 3}
-        ]
+        assert teacher.settings == [{"temperature": 0.5, "top_p": 0.95, "max_new_tokens": 1024, "stop": (), "seed": 3}]
         assert [(pair.correct, len(pair.faults)) for pair in done.pairs] == [("x = 1", 1), (RIGHT, 1)]
         assert done.dropped == {"fault/duplicate": 2}
 
     def test_a_fault_keeps_its_kind(self):
-        config = CycleConfig(faults_per_question=5, keep_unverified=True)
+        config = ShortConfig(faults_per_question=5, keep_unverified=True)
         teacher = Teacher(lambda prompt: f"x = '{prompt}'")
-        [pair] = generate_pairs([UNTESTED], teacher, prompts=SHORT, config=config).pairs
+        [pair] = generate_pairs([UNTESTED], teacher, config=config).pairs
         assert {fault.kind for fault in pair.faults} == set(FAULT_KINDS)
         assert all(f"FAULTY {fault.kind} " in fault.text for fault in pair.faults)
 
     @pytest.mark.parametrize(("finish", "reason"), [("length", "truncated"), ("refused", "refused")])
-    def test_answers_that_are_not_whole_are_dropped(self, finish: FinishReason, reason: str):
+    def test_incomplete_answers_are_dropped(self, finish: FinishReason, reason: str):
         def write(prompt):
             text = WRONG if "FAULTY" in prompt else RIGHT
             return Completion(text, None, finish if "cut" in prompt else "stop", None)
 
         questions = [Question("1", "cut", answer="x = 1"), Question("2", "cut"), Question("3", "whole")]
-        done = generate_pairs(questions, Teacher(write), prompts=SHORT, config=CycleConfig(keep_unverified=True))
+        done = generate_pairs(questions, Teacher(write), config=ShortConfig(keep_unverified=True))
         assert [pair.question.id for pair in done.pairs] == ["3"]
         assert done.dropped == {f"correct/{reason}": 1, f"fault/{reason}": 1}
 
-    def test_own_failures_are_checked_like_the_teachers_faults(self, run):
+    def test_own_faults_are_verified_like_those_of_the_teacher(self, run):
         own = {"add": [WRONG, RIGHT, "def add(a, b):\n    return 0"], "unknown": ["x"]}
         teacher = Teacher(lambda prompt: "def add(a, b):\n    return a" if "FAULTY" in prompt else RIGHT)
-        done = generate_pairs([ADD], teacher, prompts=SHORT, run=run, own_faults=own)
+        done = generate_pairs([ADD], teacher, config=ShortConfig(), run=run, own_faults=own)
         assert [fault.kind is None for fault in done.pairs[0].faults] == [True, True, False]
         assert done.dropped == {"fault/same": 1}
 
-    def test_a_teacher_that_always_refuses_leaves_nothing_and_says_so(self, run):
+    def test_refusals_are_counted(self, run):
         questions = [Question(str(number), "Add.") for number in range(3)]
         done = generate_pairs(questions, Teacher(lambda prompt: "I'm sorry, I can't do that."), run=run)
         assert (done.pairs, done.dropped) == ([], {"correct/refused": 3})
 
-    def test_no_question_asks_nothing(self):
+    def test_without_questions_the_teacher_is_not_called(self):
         teacher = Teacher(lambda prompt: RIGHT)
         assert generate_pairs([], teacher).pairs == [] and teacher.calls == []
 
-    def test_a_failing_teacher_is_not_hidden(self):
+    def test_errors_of_the_teacher_are_raised(self):
         def fail(prompt):
             raise GenerationError("down")
 
@@ -355,7 +353,7 @@ class TestDelivery:
 class TestReleasedPairs:
     """The authors' own hundred pairs, noise included."""
 
-    def test_what_their_text_tells(self):
+    def test_released_pairs_by_their_text(self):
         pairs = read_pairs(scripted.soda("pairwise_data.json"))
         assert [len(pair.faults) for pair in pairs] == [1] * 100
         done = verify(pairs, unverified="keep")
@@ -365,7 +363,7 @@ class TestReleasedPairs:
         assert sum(not has_code(pair.faults[0].text) for pair in pairs) == 1
         assert sum(python_program(pair.correct) is None for pair in pairs) == 44
 
-    def test_with_nobody_to_ask_none_is_verified(self):
+    def test_without_judge_and_runner_no_released_pair_is_verified(self):
         done = verify(read_pairs(scripted.soda("pairwise_data.json")))
         assert (done.pairs, done.dropped["fault/unverified"]) == ([], 78)
 

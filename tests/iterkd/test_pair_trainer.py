@@ -161,7 +161,7 @@ def test_without_faults_it_is_akd(trainer, config, settings):
     assert not logs(ours, "iterkd/contrastive_loss")
 
 
-def test_training_tells_right_from_wrong(trainer):
+def test_training_increases_the_margin(trainer):
     made = trainer(max_steps=30, learning_rate=3e-3)
     made.train()
     assert all(len(logs(made, key)) == 30 for key in OWN)
@@ -179,7 +179,7 @@ def test_evaluation_is_supervised(trainer):
     assert "eval_iterkd/margin" not in results[0]
 
 
-def test_the_teacher_reads_correct_answers_alone(trainer, monkeypatch):
+def test_the_teacher_gets_only_correct_answers(trainer, monkeypatch):
     made = trainer(None, teacher(), objective="akd")
     batch = made.data_collator(list(made.train_dataset))
     seen = made._targets(batch).teacher_inputs["input_ids"]
@@ -191,7 +191,7 @@ def test_the_teacher_reads_correct_answers_alone(trainer, monkeypatch):
 
 
 @pytest.mark.end_to_end
-def test_cycles_are_runs_of_their_own(trainer, tmp_path):
+def test_cycles_are_separate_runs(trainer, tmp_path):
     both = trainer(train_dataset=None, max_steps=3)
     one, two = world.pairs(8), world.pairs(10, seed=5)
     both.train_on(one, 0, tmp_path / "0")

@@ -1,4 +1,4 @@
-"""Pairs: what is kept, cut, dropped and counted, and how it becomes a batch."""
+"""Tokenization, counts and batches of pairs."""
 
 import pytest
 from datasets import Dataset
@@ -21,7 +21,7 @@ def row(completion="a + b", rejected=(), prompt="sum\n"):
     return {"prompt": prompt, "completion": completion, "rejected": list(rejected)}
 
 
-def test_what_becomes_of_answers():
+def test_answers_are_kept_truncated_or_dropped():
     rows = [
         row("x" * 30, ["a" * 15, "a" * 16]),  # 20 tokens less 4 of prompt leave 16, EOS included
         row("ok", ["", " ", "ok", "no", "no", "never", "but"]),
@@ -49,13 +49,13 @@ def test_instructions_go_through_the_template():
     assert text(pairs[0]["prompt"]) == render("starcoder", "Add.")
 
 
-def test_prepared_pairs_pass_and_no_fault_is_wanted():
+def test_tokenized_pairs_are_unchanged_and_faults_can_be_excluded():
     pairs, _ = prepare([row(rejected=["a - b"])], max_faults=0)
     assert pairs[0]["rejected"] == []
     assert prepare(pairs) == (pairs, None)
 
 
-def test_shuffled_pairs_keep_numbers_of_their_own():
+def test_shuffled_pairs_have_distinct_answer_ids():
     rows = [row("a" * index, ["b" * k for k in range(1, index)]) for index in range(1, 6)]
     pairs, _ = prepare_pairs(Dataset.from_list(rows), PairEncoder(tiny.tokenizer()), shuffle_seed=1)
     numbers = [first + k for first, faults in zip(pairs["first_answer"], pairs["rejected"], strict=True)

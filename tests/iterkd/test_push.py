@@ -1,4 +1,4 @@
-"""What reaches the Hub, of which a server on this machine takes the place."""
+"""Uploads to the Hub, which is replaced by a local server."""
 
 import json
 import re

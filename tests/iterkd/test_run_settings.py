@@ -1,4 +1,4 @@
-"""What may change between two parts of a run: all else is compared, and only whole students are loaded."""
+"""Settings that may change between two starts of a run, and the loading of complete students."""
 
 import dataclasses
 from pathlib import Path
@@ -123,7 +123,7 @@ class OneProcess:
     num_processes, mixed_precision = 1, "no"
 
 
-def test_models_are_told_apart():
+def test_models_are_distinguished():
     def lora(**settings: Any) -> Any:
         return get_peft_model(tiny.model(), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], **settings))
 

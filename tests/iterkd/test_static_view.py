@@ -85,7 +85,7 @@ def test_languages(answer: str, language: str | None):
     assert (found.parses is None) is (language != "python")
 
 
-def test_a_finished_thought_holds_no_answer():
+def test_closed_thoughts_are_not_searched_for_code():
     assert program_of("<think>\ndef one(): ...\n</think>\n```python\nx = 2\n```").strip() == "x = 2"
 
 
@@ -127,7 +127,7 @@ def test_programs_are_run_as_main_programs(
     assert (found.compiles, found.executed, found.error_type) == (compiles, executed, error_type)
 
 
-def test_a_fault_of_the_sandbox_is_not_the_answers():
+def test_errors_of_the_sandbox_are_unknown():
     def broken(programs):
         return [ExecutionResult("infra_error") for _ in programs]
 

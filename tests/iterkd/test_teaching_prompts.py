@@ -71,7 +71,7 @@ def test_layouts_come_from_a_file(tmp_path, name):
         ("", "does not map names to texts"),
     ],
 )
-def test_a_wrong_file_says_what_is_wrong(tmp_path, text, message):
+def test_errors_in_files_are_named(tmp_path, text, message):
     path = tmp_path / "own.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""What the metrics compute, by results made by hand and by real programs, and what they refuse."""
+"""Values of the metrics on hand-made results and real programs, and their errors."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ TEST = "assert add(2, 3) == 5"
 
 
 class FakeExecutor:
-    """Give out results made by hand: `results` maps a program to what comes of it."""
+    """Mock executor; `results` maps a program to its result."""
 
     isolation = "process"
     results: ClassVar[dict[str, ExecutionResult]] = {}

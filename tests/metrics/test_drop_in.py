@@ -1,4 +1,4 @@
-"""The metrics used as `evaluate`'s own are: other containers, `combine`, and calls written for code_eval."""
+"""Compatibility of the metrics with `evaluate`: other containers, `combine`, and calls of code_eval."""
 
 import warnings
 from typing import Any

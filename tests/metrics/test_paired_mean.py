@@ -1,4 +1,4 @@
-"""Student's t against printed tables, numerical integration and simulation; Holm's method against its definition."""
+"""Student's t compared with tables, numerical integration and simulation; Holm's method with its definition."""
 
 import math
 from itertools import permutations

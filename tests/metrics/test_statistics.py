@@ -1,4 +1,4 @@
-"""Estimator, interval and test against enumeration, exact binomial sums and simulation."""
+"""Estimator, intervals and tests compared with enumeration, exact binomial sums and simulation."""
 
 import math
 from itertools import combinations, product
@@ -80,7 +80,7 @@ def test_pass_at_k_over_tasks_names_the_task() -> None:
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
 @pytest.mark.parametrize(("tasks", "correct"), [(1, 0), (1, 1), (10, 0), (10, 3), (164, 34), (500, 499)])
 def test_interval_of_0_and_1_is_wilsons(tasks: int, correct: int, confidence: float) -> None:
-    """Its ends are the proportions that a z-test at that level just does not reject."""
+    """The bounds of Wilson's interval are the proportions at which a z-test has that p-value."""
     interval = mean_interval([1.0] * correct + [0.0] * (tasks - correct), confidence)
     p = correct / tasks
     for end in {interval.low, interval.high} - {0.0, 1.0}:
@@ -104,7 +104,7 @@ def test_interval_covers_a_proportion(tasks: int) -> None:
 @pytest.mark.parametrize(("a", "b"), [(0.5, 0.5), (3, 3), (0.1, 0.9), (20, 20)])
 @pytest.mark.parametrize(("tasks", "k"), [(30, 1), (30, 5), (164, 1)])
 def test_interval_covers_fractional_scores(a: float, b: float, tasks: int, k: int) -> None:
-    """Tasks differ in difficulty by a beta distribution; ten programs a task."""
+    """Difficulties of tasks follow a beta distribution, with ten programs per task."""
     generator = np.random.default_rng(0)
     truth = 1 - math.prod((b + i) / (a + b + i) for i in range(k))
     width = covered = plain = 0.0
@@ -140,7 +140,7 @@ def test_interval_refuses_what_is_no_level(confidence: float) -> None:
 
 
 def enumerate_flips(differences: list[float]) -> float:
-    """Share of all ways to flip the signs that give a sum at least as large."""
+    """Fraction of all sign flips with a sum at least as large."""
     observed = abs(math.fsum(differences))
     flips = list(product([-1, 1], repeat=len(differences)))
     sums = [abs(math.fsum(s * d for s, d in zip(signs, differences, strict=True))) for signs in flips]

@@ -1,4 +1,4 @@
-"""Labels for what real programs do, and sums that hold for any results."""
+"""Labels of real programs, and sums that hold for any results."""
 
 import json
 from itertools import chain
@@ -14,7 +14,7 @@ ROWS = {(kind, cause) for table in (CAUSES, OWN_CAUSES) for kind, causes in tabl
 
 
 def run(program: str, test: str = "") -> ExecutionResult:
-    """Run a program that this file wrote, and report as the executor would."""
+    """Run a program of this file, and return a result like that of the executor."""
     names: dict[str, object] = {}
     stage, origin = "compile", "candidate"
     try:

@@ -161,16 +161,21 @@ class AKDConfig(GKDConfig):
         return self.divergence == "akd"
 
     @property
+    def divergence_settings(self) -> dict[str, Any]:
+        """`divergence_kwargs` as a dictionary."""
+        return self.divergence_kwargs if isinstance(self.divergence_kwargs, dict) else {}
+
+    @property
     def divergence_knobs(self) -> dict[str, Any]:
         """Arguments of the divergence, without the one that its schedule moves."""
-        return divergences.get(self.divergence).split(self._divergence_settings)[0]
+        return divergences.get(self.divergence).split(self.divergence_settings)[0]
 
     def make_schedule(self, beta: AdaptiveBeta) -> KnobSchedule | None:
         """Return the schedule of the divergence's knob that moves during training: `beta`, another, or none."""
         if self.uses_beta:
             return beta
         rule = divergences.get(self.divergence)
-        return None if rule.schedule is None else rule.schedule(**rule.split(self._divergence_settings)[1])
+        return None if rule.schedule is None else rule.schedule(**rule.split(self.divergence_settings)[1])
 
     def make_beta(self) -> AdaptiveBeta:
         """Return the mixing coefficient that this configuration describes."""
@@ -194,11 +199,7 @@ class AKDConfig(GKDConfig):
     @property
     def loss_settings(self) -> dict[str, Any]:
         """Settings of the divergence that a resumed run must share with its checkpoint."""
-        return {"divergence": self.divergence, "divergence_kwargs": self._divergence_settings}
-
-    @property
-    def _divergence_settings(self) -> dict[str, Any]:
-        return self.divergence_kwargs if isinstance(self.divergence_kwargs, dict) else {}
+        return {"divergence": self.divergence, "divergence_kwargs": self.divergence_settings}
 
     def _check_types(self) -> None:
         try:
@@ -227,6 +228,8 @@ class AKDConfig(GKDConfig):
         knobs = self.divergence_kwargs
         if not (knobs is None or isinstance(knobs, dict)):
             raise ValueError(f"`divergence_kwargs` is {knobs!r}; give a dictionary, such as {{'beta': 0.5}}.")
+        if knobs:  # checkpoints and JSON hold no scalars of NumPy or torch
+            knobs = self.divergence_kwargs = {name: _plain(value) for name, value in knobs.items()}
         if self.uses_beta:
             if knobs:
                 raise ValueError(
@@ -312,6 +315,11 @@ class AKDConfig(GKDConfig):
 def _default(entry: Field[Any]) -> Any:
     factory = entry.default_factory
     return entry.default if factory is MISSING else factory()
+
+
+def _plain(value: Any) -> Any:
+    """Return a scalar of NumPy or torch as a number of Python, and anything else unchanged."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _is_finite(value: object) -> bool:

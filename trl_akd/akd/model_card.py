@@ -164,7 +164,7 @@ def objective(args: AKDConfig) -> dict[str, Any]:
     """Return the settings of the objective for the model card."""
     names = ["divergence", "normalization", "kd_temperature", "lmbda", "ce_weight"]
     if not args.uses_beta:
-        return {name: getattr(args, name) for name in names} | {**args.loss_settings["divergence_kwargs"]}
+        return {name: getattr(args, name) for name in names} | args.divergence_settings
     names.insert(1, "beta_strategy")
     if args.beta_strategy == "fixed":
         names.append("beta")

@@ -26,7 +26,7 @@ class ScheduleCallback(TrainerCallback):
 
     def __init__(self, beta: AdaptiveBeta, schedule: KnobSchedule | None, finish_step: Callable[[], None]) -> None:
         self.beta = beta
-        self.schedules: set[KnobSchedule] = {beta} if schedule is None else {beta, schedule}
+        self.schedules = [beta] if schedule is None or schedule is beta else [beta, schedule]
         self.finish_step = finish_step
         self._is_first_epoch = True
 

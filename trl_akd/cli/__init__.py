@@ -20,10 +20,11 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "quickstart": "train a small student on generated tasks and evaluate it; offline, on a CPU",
         "akd": "distill a teacher into a student with adaptive knowledge distillation",
-        "plans": "let a teacher write the plans behind solutions, as training data for codeplan",
+        "plans": "generate plans for solutions with a teacher, as training data for codeplan",
         "codeplan": "train a student on solutions and plans",
         "iterkd": "train a student in cycles of correct and faulty answers, feedback and new questions",
         "evaluate": "evaluate a model by running the programs that it writes",
+        "bench": "compare divergences in a world of generated programs; offline, on a CPU",
         "ranker": "train a small model that ranks programs by correctness, and rank programs with it",
         "judge": "train a small model that scores answers on IterKD's six-point rubric",
     }
@@ -44,7 +45,7 @@ With TRL_AKD_DEBUG=1 in the environment, errors come with their traceback."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command named first in `argv` (by default the process's arguments) and return the exit status."""
+    """Run the command named first in `argv`, by default the arguments of the process, and return the exit status."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
         print(_help())

@@ -31,9 +31,9 @@ Action: TypeAlias = tuple[Callable[[], tuple[type, ...]], Callable[..., None]]
 
 @dataclass
 class CommandLine:
-    """A recipe and flags, read but not yet turned into dataclasses.
+    """Values of a recipe and flags, before they are converted to dataclasses.
 
-    `arguments` are command-line arguments that give the same `values`.
+    `arguments` are command-line arguments with the same `values`.
     """
 
     parser: RecipeParser
@@ -45,7 +45,7 @@ class CommandLine:
 
     @classmethod
     def read(cls, command: str, argument_types: Callable[[], tuple[type, ...]], argv: list[str] | None) -> Self:
-        """Read the recipe and the flags in `argv`, by default the process's arguments.
+        """Read the recipe and the flags in `argv`, by default the arguments of the process.
 
         `argument_types` is called after the recipe's `env` is set, so that it may import torch.
 
@@ -124,7 +124,7 @@ def start(
 
 
 def start_action(command: str, actions: Mapping[str, Action], description: str, argv: list[str] | None = None) -> None:
-    """Run the action of a command that comes first in `argv`, by default the process's arguments.
+    """Run the action of a command that is named first in `argv`, by default the arguments of the process.
 
     Args:
         command (`str`):
@@ -168,7 +168,7 @@ def make_accelerator() -> Any:
     """Return an accelerator if accelerate's launcher started several processes, else `None`.
 
     Raises:
-        ValueError: If it shards the model, which generation alone does not support.
+        ValueError: If it shards the model, which generation does not support.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
@@ -179,7 +179,7 @@ def make_accelerator() -> Any:
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
         raise ValueError(
-            "`accelerate_config` shards the model, which generation alone does not support; use ddp, or leave it out "
+            "`accelerate_config` shards the model, which this command does not support; use ddp, or leave it out "
             "and set `device_map: auto` for a model too large for a single GPU."
         )
     return accelerator

@@ -1,6 +1,6 @@
-"""Try a recipe offline: the same command with tiny models, a few rows and two steps.
+"""Dry run of a recipe: the same command offline, with tiny models, a few rows and two steps.
 
-The method adapts its own values, see `Method.adapt_dry_run`.
+Methods adapt their values in `Method.adapt_dry_run`.
 """
 
 import json
@@ -69,7 +69,7 @@ _ROWS = [
     }
     for task, given, code, plan in _TASKS
 ]
-"""Rows with the columns of every built-in method."""
+"""Rows with the columns of all methods of this package."""
 
 _WITHOUT_GPU = {
     "load_in_4bit": False,
@@ -85,21 +85,21 @@ _GPU_MODEL_KWARGS = {"attn_implementation", "device_map", "quantization_config"}
 
 @dataclass
 class DryRun:
-    """A dry run that is being prepared.
+    """State of the preparation of a dry run.
 
     Args:
         values (`Namespace`):
             Value of every field of the recipe, replaced in place.
         folder (`Path`):
-            Temporary folder for everything that the run reads and writes.
+            Temporary folder of the run.
         resources (`ExitStack`):
-            Context managers that close after the run.
+            Context managers that are closed after the run.
         replaced (`list[str]`, *optional*, defaults to `[]`):
             Replacements, for the summary.
         checked (`list[str]`, *optional*, defaults to `[]`):
-            Parts of the run that a success has shown to work, for the summary.
+            Parts of the run that are tested by a success, for the summary.
         not_checked (`list[str]`, *optional*, defaults to `[]`):
-            Parts of a real run that the dry run leaves out, for the summary.
+            Parts of a real run that are not tested, for the summary.
     """
 
     values: Namespace
@@ -123,10 +123,10 @@ class DryRun:
 
 @contextmanager
 def dry_run(method: Method, values: Namespace) -> Iterator[tuple[Namespace, list[str]]]:
-    """Replace a recipe's models and data by small ones, and print a summary if the run succeeds.
+    """Replace the models and data of a recipe by small ones, and print a summary if the run succeeds.
 
-    Yields the values of the recipe with these replacements, and command-line arguments that give the same values.
-    Everything is in a temporary folder. If all models are local folders, their own tokenizers are used.
+    Yields the values of the recipe with these replacements, and command-line arguments with the same values. All files
+    are in a temporary folder. If all models are local folders, their tokenizers are used.
 
     Args:
         method (`Method`):
@@ -195,7 +195,7 @@ def _replace_data(run: DryRun, method: Method) -> None:
 
 
 def _remove_benchmark(run: DryRun) -> None:
-    """Remove the benchmark, which a tiny model would fail and which may have to come from the Hub."""
+    """Remove the benchmark, which a tiny model would fail and which may be on the Hub."""
     name = getattr(run.values, "eval_benchmark", None)
     if name is not None:
         run.values.eval_benchmark = None

@@ -24,7 +24,7 @@ STOPPED = 3
 
 
 class StoppedEarly(Exception):
-    """A budget ended a run, which has printed that and continues when it is started again."""
+    """A budget ended a run, which continues when it is started again."""
 
 
 class UserError(Exception):
@@ -63,19 +63,19 @@ def run(command: Callable[[list[str] | None], None], argv: list[str] | None = No
 
 
 def _environment_message(error: BaseException) -> str | None:
-    """Return a sentence about a full disk or an unreachable Hub, or `None` for another error."""
+    """Return a message about a full disk or an unreachable Hub, or `None` for another error."""
     text = next(iter(str(error).splitlines()), "")
     if (isinstance(error, OSError) and error.errno in _NO_ROOM) or _FAILED_WRITE.search(str(error)):
         return (
-            f"a file cannot be written ({text}); make room or choose another `output_dir`, and run the command again. "
-            "What was saved before is kept: training continues from its last checkpoint with "
+            f"a file cannot be written ({text}); free some space or choose another `output_dir`, and run the command "
+            "again. Files saved before are kept: training continues from its last checkpoint with "
             "`--resume_from_checkpoint true`."
         )
     if any(kind.__module__.partition(".")[0] in _HUB_CLIENTS for kind in type(error).__mro__):
         return (
             f"the Hugging Face Hub cannot be reached, or refused the request ({text or type(error).__name__}); check "
-            "the connection, the name and HF_TOKEN, or do without it (`push_to_hub: false`, local paths). What was "
-            "trained and saved is in `output_dir`."
+            "the connection, the name and HF_TOKEN, or work offline (`push_to_hub: false`, local paths). "
+            "Everything that was trained and saved is in `output_dir`."
         )
     return None
 

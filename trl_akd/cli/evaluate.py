@@ -29,7 +29,7 @@ PLAN_FIGURE = "plans.png"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command on `argv`, by default the process's arguments."""
+    """Run the command with `argv`, by default the arguments of the process."""
     start("evaluate", _argument_types, _run, argv)
 
 

@@ -69,7 +69,7 @@ class IterKDMethod(Method):
         if teaching.text_teacher_model_name_or_path is None and training_args.teacher_model_name_or_path is None:
             raise ValueError(
                 "no model writes answers: give `teacher_model_name_or_path`, or `text_teacher_model_name_or_path` "
-                "for a teacher that only writes."
+                "for a text teacher."
             )
 
     def adapt_dry_run(self, dry_run: "DryRun") -> None:
@@ -87,11 +87,11 @@ class IterKDMethod(Method):
         values.max_requests = values.max_tokens = values.max_seconds = None
         limits = _DRY_RUN_QUESTIONS | {"answer_max_new_tokens": MAX_NEW_TOKENS}
         vars(values).update({name: min(getattr(values, name), limit) for name, limit in limits.items()})
-        dry_run.checked.append(f"{_DRY_RUN_CYCLES} cycles of delivery, training, feedback and update")
+        dry_run.checked.append(f"{_DRY_RUN_CYCLES} cycles of answers, training, feedback and new questions")
         dry_run.not_checked += ["whether the server can be reached", "what the real teacher writes"]
 
     def dry_run_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the questions without their tests, which no canned reply would pass.
+        """Return the questions without their tests, which the canned replies would not pass.
 
         Raises:
             ValueError: If a row is not a question.
@@ -108,7 +108,7 @@ class IterKDMethod(Method):
         return ITERKD
 
     def train(self, *arguments: Any, recipe: str | None = None) -> None:
-        """Run the cycles, save the last student, and push it to the Hub if the arguments ask for it.
+        """Run the cycles, save the last student, and push it to the Hub if requested.
 
         Raises:
             UserError: If something is wrong with the arguments, or the teacher or the judge fails.
@@ -150,7 +150,7 @@ class IterKDMethod(Method):
 
 
 def _mock_teacher(dry_run: "DryRun") -> None:
-    """Check the values about teacher and judge, then replace both by a mock server."""
+    """Check the fields of teacher and judge, then replace both by a mock server."""
     from ..generation.loading import DEFAULT_API_KEY_ENV
     from ..iterkd.cycle.prompts import TeachingPrompts
     from ..iterkd.judge.prompts import JudgePrompt
@@ -237,7 +237,7 @@ def _executor(teaching: TeachingConfig) -> "AbstractContextManager[CodeExecutor 
 
 
 def _text_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "TextGenerator":
-    """Return the text teacher in this process: a model of its own, or the teacher model of the trainer."""
+    """Return the text teacher in this process: a separate model, or the teacher model of the trainer."""
     from ..generation.loading import generator_of_model, load_generator
 
     chat = teaching.prompt_style == "chat"
@@ -280,7 +280,7 @@ def _is_classifier(name: str, revision: str | None) -> bool:
 
 
 def _servers(teaching: TeachingConfig) -> tuple["TextGenerator | None", "TextGenerator | None"]:
-    """Return the text teacher and the judge that are behind servers."""
+    """Return the text teacher and the judge if they are on servers."""
     from ..generation.loading import load_generator
 
     teacher = judge = None

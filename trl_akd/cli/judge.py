@@ -26,7 +26,7 @@ __all__ = ["main", "train"]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the action that comes first in `argv`, by default the process's arguments."""
+    """Run the action named first in `argv`, by default the arguments of the process."""
     start_action("judge", {"train": (_training_types, train)}, str(__doc__), argv)
 
 

@@ -36,7 +36,7 @@ def find_launcher(name: str | None) -> "Launcher | None":
 
     Raises:
         FileNotFoundError: If there is no such configuration.
-        ValueError: If this machine cannot run it as it is written.
+        ValueError: If this machine cannot run the configuration.
     """
     return None if name is None else Launcher(find_accelerate_config(name))
 
@@ -44,15 +44,15 @@ def find_launcher(name: str | None) -> "Launcher | None":
 class Launcher:
     """accelerate's launcher with one of its configurations.
 
-    Refuses configurations that accelerate would silently change: processes of type `MULTI_CPU` run as one, FSDP on CPU
-    runs as DDP, and processes for missing GPUs each train alone.
+    Refuses configurations that accelerate would silently change: `MULTI_CPU` runs as one process, FSDP on CPU runs as
+    DDP, and processes without their GPUs each train separately.
 
     Args:
         config (`Path`):
             Configuration file of accelerate.
 
     Raises:
-        ValueError: If this machine cannot run it as it is written.
+        ValueError: If this machine cannot run the configuration.
     """
 
     def __init__(self, config: Path) -> None:
@@ -85,9 +85,9 @@ class Launcher:
             module (`str`):
                 Module of the command.
             flags (`Sequence[str]`):
-                Flags for the launcher.
+                Flags of the launcher.
             arguments (`Sequence[str]`):
-                Arguments for the module.
+                Arguments of the module.
 
         Raises:
             SystemExit: With the status of the first process that failed, which has printed the reason, or with 128
@@ -160,8 +160,8 @@ def check_processes(*, use_cpu: bool, deepspeed: bool) -> None:
     accelerators = 0 if use_cpu else torch.accelerator.device_count()
     if (processes > 1 or deepspeed) and not use_cpu and accelerators == 0:
         raise ValueError(
-            f"`use_cpu` is false, but this machine has no accelerator, and {processes} processes were launched that "
-            "would each train alone; set `use_cpu: true` and launch with one of the *_cpu configurations."
+            f"`use_cpu` is false, but this machine has no accelerator, and each of the {processes} launched processes "
+            "would train separately; set `use_cpu: true` and launch with one of the *_cpu configurations."
         )
     if "LOCAL_RANK" not in os.environ and accelerators > 1:
         raise ValueError(
@@ -184,11 +184,11 @@ def check_reporting(*arguments: Any) -> None:
         get_available_reporting_integrations,
     )
 
-    known = INTEGRATION_TO_CALLBACK.keys() - {"flyte"}  # which transformers cannot look for
+    known = INTEGRATION_TO_CALLBACK.keys() - {"flyte"}  # whose availability transformers cannot check
     for name in (name for values in arguments for name in getattr(values, "report_to", None) or ()):
         if name in known and name not in get_available_reporting_integrations():
             raise ValueError(
-                f"`report_to` names {name!r}, whose package is not installed; install it, or set `report_to: none`."
+                f"`report_to` includes {name!r}, whose package is not installed; install it, or set `report_to: none`."
             )
 
 

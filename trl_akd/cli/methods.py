@@ -1,8 +1,8 @@
-"""Training methods as the command line knows them.
+"""Interface between training methods and the command line.
 
-A method is one class: its configuration, its trainer, what a dry run replaces, and checks before a model is loaded.
-`trl-akd NAME` runs it. The methods of this package are listed in `METHODS`. Another package adds one by an entry point
-in the group `trl_akd.methods`, which names an instance of a subclass of [`Method`]:
+A method is one class: its configuration, its trainer, its replacements in a dry run, and checks before a model is
+loaded. `trl-akd NAME` runs it. The methods of this package are listed in `METHODS`. Another package adds one by an
+entry point in the group `trl_akd.methods`, which names an instance of a subclass of [`Method`]:
 
 ```toml
 [project.entry-points."trl_akd.methods"]
@@ -35,15 +35,15 @@ _OWN = ("akd", "codeplan", "iterkd")
 
 @dataclass(frozen=True)
 class Quickstart:
-    """An example of a method from nothing to measured results, offline.
+    """Offline example of a method, from generated data to measured results.
 
     Args:
         folder (`str`):
-            Default output folder, which the recipes of the example name too.
+            Default output folder, as in the recipes of the example.
         made (`Sequence[str]`):
-            Names that it writes in the output folder, removed before it runs again.
+            Names that it creates in the output folder, removed before it runs again.
         run (`Callable`):
-            Called with the output folder and the seed.
+            Function that runs it, given the output folder and the seed.
     """
 
     folder: str
@@ -72,7 +72,7 @@ class Method(ABC):
         """Return the class of the trainer."""
 
     def argument_types(self) -> tuple[type, ...]:
-        """Return the dataclasses whose fields a recipe may set: data, training, student, and those of the method."""
+        """Return the dataclasses of a recipe's fields: data, training, student, and those of the method."""
         from trl import ModelConfig
 
         from .arguments import AKDScriptArguments, BenchmarkArguments
@@ -83,13 +83,14 @@ class Method(ABC):
         """Check one instance of each of `argument_types` before a model is loaded.
 
         Raises:
-            ValueError: If they contradict one another.
+            ValueError: If they contradict each other.
         """
 
     def base_model(self, student: str, revision: str) -> tuple[str, str]:
         """Return name and revision of the model whose configuration has the student's vocabulary.
 
-        By default it is the student. A method whose student may be an adapter returns the adapter's base.
+        By default, this is the student. A method whose student may be an adapter returns the base model of the
+        adapter.
         """
         return student, revision
 
@@ -97,15 +98,15 @@ class Method(ABC):
         """Replace values of the recipe that a dry run cannot use, before models and data are replaced."""
 
     def dry_run_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the rows that a dry run trains on, given those of the recipe or, in their absence, built-in ones."""
+        """Return the rows for a dry run, given those of the recipe or, if they are not local, built-in ones."""
         return rows
 
     def quickstart(self) -> Quickstart | None:
-        """Return the example that `trl-akd quickstart --method NAME` runs, if there is one."""
+        """Return the example that `trl-akd quickstart --method NAME` runs, or `None`."""
         return None
 
     def train(self, *arguments: Any, recipe: str | None = None) -> None:
-        """Train, save, and, where the arguments ask for it, evaluate and push to the Hub.
+        """Train, save and, if requested, evaluate and push to the Hub.
 
         Args:
             arguments:
@@ -114,14 +115,15 @@ class Method(ABC):
                 Name of the recipe, for the model card.
 
         Raises:
-            UserError: If something is wrong with the arguments, before training, or with a model's logits, during it.
+            UserError: If an argument is wrong, before training, or if the logits of a model are not finite, during
+            training.
         """
         from .training import distill
 
         distill(self, *arguments, recipe=recipe)
 
     def main(self, argv: list[str] | None = None) -> None:
-        """Run the command on `argv`, by default the process's arguments.
+        """Run the command with `argv`, by default the arguments of the process.
 
         Raises:
             UserError: If a value, a file or the machine does not allow the run.
@@ -143,13 +145,13 @@ class Method(ABC):
 
 
 def find_methods() -> dict[str, EntryPoint]:
-    """Return the entry points of all methods by name: those of this package first, then those of others."""
+    """Return the entry points of all methods by name, those of this package first."""
     own = {name: EntryPoint(name, f"{__package__}.{name}:METHOD", _GROUP) for name in _OWN}
     return own | {found.name: found for found in entry_points(group=_GROUP) if found.name not in own}
 
 
 def load_method(name: str) -> Method:
-    """Return the method called `name`.
+    """Return the method with that name.
 
     Raises:
         UserError: If it cannot be imported from the package that registers it.
@@ -168,6 +170,6 @@ def load_method(name: str) -> Method:
     except (ImportError, AttributeError) as error:
         raise UserError(
             f"the method {name!r} cannot be loaded from {found.module} ({error}); update or remove the package that "
-            "registers it."
+            "provides it."
         ) from error
     return method

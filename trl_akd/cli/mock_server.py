@@ -1,4 +1,4 @@
-"""Mock server with OpenAI's interface and canned replies, in place of IterKD's teacher and judge in a dry run."""
+"""Mock server with OpenAI's interface and canned replies, for IterKD's teacher and judge in a dry run."""
 
 import json
 import os
@@ -33,7 +33,7 @@ _JUDGE_LAYOUT = "[judge] {instruction}\n{answer}"
 
 
 def write_prompts(folder: Path) -> tuple[str, str]:
-    """Write prompts that the mock server recognizes, and return the files of the teacher's and the judge's."""
+    """Write prompts that the mock server recognizes, and return the prompt files of teacher and judge."""
     prompts, judge_prompt = folder / "prompts.yaml", folder / "judge_prompt.txt"
     prompts.write_text(yaml.safe_dump(_LAYOUTS), encoding="utf-8")
     judge_prompt.write_text(_JUDGE_LAYOUT, encoding="utf-8")

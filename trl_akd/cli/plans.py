@@ -1,4 +1,4 @@
-r"""`trl-akd plans`: let a teacher write the plans behind solutions, as training data.
+r"""`trl-akd plans`: generate plans for solutions with a teacher, as training data.
 
 ```bash
 trl-akd plans --model_name_or_path Qwen/Qwen2.5-Coder-7B-Instruct --dataset_name APPS/train --num_plans 2 \
@@ -35,7 +35,7 @@ _NO_TESTS = {"inputs": [""], "outputs": [""]}  # some problems of APPS have none
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command on `argv`, by default the process's arguments."""
+    """Run the command with `argv`, by default the arguments of the process."""
     start("plans", _argument_types, make_plans, argv)
 
 

@@ -1,9 +1,9 @@
-"""`trl-akd quickstart`: from nothing to a student, evaluated by running the code that it writes. Offline, on a CPU.
+"""`trl-akd quickstart`: train a student and evaluate it by running its code, offline and on a CPU.
 
-Generates small programming tasks, trains a teacher and a student on them, and distills the teacher into the student by
-the recipes in `recipes/micro`, with the same commands as a large run. `--method` selects the method, such as `akd`, by
-the teacher's distribution; `codeplan`, by plans that the teacher writes; or `iterkd`, in cycles of correct and faulty
-answers, feedback and new questions.
+Generates small programming tasks, trains a teacher and a student on them, and distills the teacher into the student
+with the recipes in `recipes/micro` and the same commands as in a large run. `--method` selects the method, such as
+`akd`, by the teacher's distribution; `codeplan`, by plans from the teacher; or `iterkd`, in cycles of correct and
+faulty answers, feedback and new questions.
 """
 
 import argparse
@@ -21,7 +21,7 @@ _MARKER = ".trl_akd_quickstart"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command on `argv`, by default the process's arguments."""
+    """Run the command with `argv`, by default the arguments of the process."""
     parser = argparse.ArgumentParser(
         prog="trl-akd quickstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads stall one another on a busy machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow each other down on a busy machine
     quickstart = load_method(options.method).quickstart()
     if quickstart is None:
         raise UserError(f"`--method` is {options.method!r}, which has no quickstart; choose another method.")
@@ -41,9 +41,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _prepare_folder(folder: Path, made: Sequence[str]) -> Path:
-    """Remove what an earlier quickstart made in `folder`, and return it; other files stay."""
+    """Remove the files of an earlier quickstart from `folder`, and return the folder; other files are kept."""
     if folder.exists() and any(folder.iterdir()) and not (folder / _MARKER).exists():
-        raise UserError(f"`--output_dir` is {str(folder)!r}, which holds other files; name a new or an empty folder.")
+        raise UserError(f"`--output_dir` is {str(folder)!r}, which has other files; give a new or an empty folder.")
     for name in made:
         shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Quickstarts of the methods: generate tasks, train teacher and student on them, run the method's recipe, evaluate."""
+"""Quickstarts of the methods: generate tasks, train teacher and student, run the method's recipe, evaluate."""
 
 import json
 import shlex
@@ -26,7 +26,7 @@ _AS_TRAINED = {"prompt_style": "template", "prompt_template": "codeplan_code"}
 _RESULTS = "results.json"
 _EVALUATION = "evaluation"
 _RANKER = "ranker"
-_WIDTH = 112  # of a printed command
+_WIDTH = 112  # maximum number of characters per line of a printed command
 
 Fields = dict[str, Path | int]
 
@@ -47,13 +47,17 @@ def _run(command: Callable[[list[str]], None], recipe: str | None, **fields: Pat
 
 
 def next_command(command: str, recipe: str | None = None, *flags: str, **overrides: Path | str | float) -> str:
-    r"""Return a command for the user to type next, over several lines where it is long.
+    r"""Return a command for the user to run next, wrapped if it is long.
 
     Args:
-        command (`str`): name of the command.
-        recipe (`str`, *optional*): its recipe.
-        flags (`str`): flags without a value.
-        overrides: fields and their values; those that the recipe gives already are left out.
+        command (`str`):
+            Name of the command.
+        recipe (`str`, *optional*):
+            Its recipe.
+        *flags (`str`):
+            Flags without a value.
+        **overrides:
+            Values of fields; those equal to the recipe's are left out.
 
     Example:
 
@@ -210,7 +214,7 @@ def _parameters(model: Path) -> int:
 
 
 def _run_codeplan(folder: Path, seed: int) -> None:
-    """Let the teacher write plans, train with and without them, sample plans, and print a table."""
+    """Generate plans with the teacher, train with and without them, sample plans, and print a table."""
     from ..micro.build import default_cache, make_student, make_teacher, write_codeplan_tasks
     from ..micro.teacher_data import BACKWARD_PROMPT, CODEPLAN_DATA, FORWARD_PROMPT
 
@@ -267,7 +271,7 @@ def _write_example(student: Path, problems: Path) -> Path:
 
 
 def _codeplan_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a table of pass@1 of each model, for a model with plans by the number of plans to choose from."""
+    """Return a table of pass@1 of each model and, for a model with plans, by the number of plans."""
     from ..evaluation.report import markdown_table
 
     rows = []
@@ -279,7 +283,7 @@ def _codeplan_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             continue
         for number, points in curve.items():
             rows.append([name, number, *_cells(points["pass@1"]), f"{points['top@1'][0]:.2f}"])
-    return markdown_table(["model", "plans to choose from", "pass@1", "95 % interval", "ranked first"], rows)
+    return markdown_table(["model", "plans", "pass@1", "95 % interval", "ranked first"], rows)
 
 
 def _cells(point: Sequence[float]) -> list[str]:
@@ -321,7 +325,7 @@ def _codeplan_fields(folder: Path, output_dir: Path, seed: int) -> Fields:
 
 
 def _train_ranker(folder: Path, student: Path, problems: Path, seed: int) -> None:
-    """Train a ranker on the student's programs for problems like those of its training."""
+    """Train a ranker on the student's programs for problems of its training distribution."""
     from . import ranker
 
     _evaluate_codeplan(folder, student, problems, seed, **_AS_TRAINED, num_samples=4)

@@ -27,7 +27,7 @@ __all__ = ["build_data", "main", "rank", "train"]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the action that comes first in `argv`, by default the process's arguments."""
+    """Run the action named first in `argv`, by default the arguments of the process."""
     start_action("ranker", _ACTIONS, str(__doc__), argv)
 
 

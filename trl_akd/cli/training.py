@@ -1,4 +1,4 @@
-"""Training: check what a recipe names, make the trainer, train, save, evaluate and push."""
+"""Training: check a recipe, create the trainer, train, save, evaluate and push."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,10 +42,11 @@ def distill(
     *,
     recipe: str | None = None,
 ) -> None:
-    """Train, save, and, where the arguments ask for it, evaluate and push to the Hub.
+    """Train, save and, if requested, evaluate and push to the Hub.
 
     Raises:
-        UserError: If something is wrong with the arguments, before training, or with a model's logits, during it.
+        UserError: If an argument is wrong, before training, or if the logits of a model are not finite, during
+        training.
     """
     with user_errors():
         method.check(script_args, training_args, model_args, benchmark_args)
@@ -62,7 +63,7 @@ def distill(
 
 
 def set_provenance(trainer: "AKDTrainer", script_args: AKDScriptArguments, recipe: str | None) -> None:
-    """Tell the trainer which dataset and recipe the model card names."""
+    """Set the dataset and the recipe for the model card."""
     trainer.provenance.dataset = script_args.dataset_name
     trainer.provenance.dataset_revision = script_args.dataset_revision
     trainer.provenance.recipe = recipe
@@ -73,7 +74,7 @@ def finish(trainer: "AKDTrainer", *, is_trained: bool = True) -> None:
 
     A student that was not trained is saved without a model card and is not pushed.
     """
-    trainer.save_model(_internal_call=True)  # without it, the model would be pushed here and again below
+    trainer.save_model(_internal_call=True)  # otherwise the model would also be pushed here
     if trainer.eval_dataset is not None:
         _report(trainer, "eval", trainer.evaluate())
     trainer.save_state()
@@ -91,9 +92,9 @@ def make_trainer(
     model_args: ModelConfig,
     **kwargs: Any,
 ) -> Any:
-    """Return the method's trainer with the models, tokenizers and data that the arguments name.
+    """Return the method's trainer with the models, tokenizers and data of the arguments.
 
-    `kwargs` are more arguments of its constructor.
+    `kwargs` are further arguments of its constructor.
     """
     tokenizer, teacher_tokenizer = load_tokenizers(method, model_args, training_args)
     train_dataset, eval_dataset = load_datasets(script_args, training_args)
@@ -104,7 +105,7 @@ def make_trainer(
         **cast(dict[str, Any], training_args.model_init_kwargs or {}),
     }
     if isinstance(model_args.lora_target_modules, str) and model_args.lora_target_modules.isidentifier():
-        # TRL takes a single name out of its list, and PEFT would match it, as a pattern, against whole paths.
+        # TRL extracts a single name from its list, and PEFT would match it as a pattern against whole paths.
         model_args.lora_target_modules = [model_args.lora_target_modules]
     return method.trainer_class()(
         cast(str, model_args.model_name_or_path),
@@ -173,7 +174,7 @@ def find_checkpoint(args: AKDConfig) -> str | None:
 
 
 def _last_checkpoint(output_dir: Path) -> str | None:
-    """Return the last complete checkpoint; transformers writes `trainer_state.json` last."""
+    """Return the last complete checkpoint, with `trainer_state.json`, which transformers writes last."""
     whole = {path.parent for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")}
     steps = [path for path in whole if path.name.rpartition("-")[2].isdigit()]
     return str(max(steps, key=lambda path: int(path.name.rpartition("-")[2]))) if steps else None
@@ -232,17 +233,17 @@ def load_datasets(script_args: AKDScriptArguments, args: AKDConfig) -> tuple[Dat
 def load_tokenizers(
     method: Method, model_args: ModelConfig, args: AKDConfig
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None]:
-    """Return the tokenizers of student and teacher, which share a vocabulary; the second is `None` without a teacher.
+    """Return the tokenizers of student and teacher, which share a vocabulary, or `None` without a teacher.
 
     If the student is an adapter, its vocabulary is that of `method.base_model`.
 
     Raises:
-        ValueError: If the student is not named, if a tokenizer or a model's configuration cannot be read, or if the
+        ValueError: If the student is not set, if a tokenizer or a model's configuration cannot be read, or if the
             vocabularies differ.
     """
     student, teacher = model_args.model_name_or_path, args.teacher_model_name_or_path
     if student is None:
-        raise ValueError("`model_name_or_path` is not set; name the student, in a recipe (`--config`) or by a flag.")
+        raise ValueError("`model_name_or_path` is not set; set the student in a recipe (`--config`) or by a flag.")
     student_tokenizer, student_size = _vocabulary(
         "model_name_or_path",
         student,

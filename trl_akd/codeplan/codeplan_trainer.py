@@ -313,7 +313,7 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
 
 
 def _is_encoder_decoder(model: Any, args: CodePLANConfig) -> bool:
-    """Whether a model, or the model with that name, is an encoder-decoder."""
+    """Return whether a model, or the model with that name, is an encoder-decoder."""
     if not isinstance(model, str):
         return bool(model.config.is_encoder_decoder)
     revision = (args.model_init_kwargs or {}).get("revision") or "main"

@@ -383,7 +383,7 @@ def _check_loss_of_caller() -> None:
 
 
 def _reads_token_weights(trainer_class: type) -> bool:
-    """Whether the `compute_loss` of a Trainer reads `token_weights`.
+    """Return whether the `compute_loss` of a Trainer reads `token_weights`.
 
     Those of transformers and TRL do not. Any other is assumed to read them, unless it delegates to its base class: if
     it calls `super().compute_loss` and names neither the weights nor `codeplan_loss`, the base class decides.

@@ -141,7 +141,7 @@ def check_plan(plan: str, *, truncated: bool, max_chars: int) -> Reject | None:
 
 
 def _is_code(line: str) -> bool:
-    """Whether a line without its number or bullet is a Python statement with an effect."""
+    """Return whether a line without its number or bullet is a Python statement with an effect."""
     step = _STEP.match(line)
     text = (step.group(2) if step else _BULLET.sub("", line)).strip().strip("`*").strip()
     try:

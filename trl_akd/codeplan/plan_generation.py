@@ -1,7 +1,7 @@
 """Generate plans with a teacher, and keep its answers on disk so that none is paid for twice.
 
-Departures from CodePLAN: the teacher sees the problem beside the solution (the released script shows the solution
-alone), the prompts are this project's own, and answers that are not valid plans are rejected.
+Departures from CodePLAN: the teacher sees the problem and the solution (the released script shows only the
+solution), the prompts are this project's own, and answers that are not valid plans are rejected.
 """
 
 import hashlib

@@ -181,7 +181,7 @@ def find_plan_head(name_or_path: str, revision: str | None = None) -> Path | Non
 
 
 def declares_plan_head(model: Any) -> bool:
-    """Whether the configuration of a model declares a plan head."""
+    """Return whether the configuration of a model declares a plan head."""
     return getattr(model.config, _DECLARATION, None) == "separate"
 
 

@@ -110,7 +110,7 @@ def _guarded_runners(body: list[ast.stmt], nodes: list[ast.AST]) -> tuple[str, .
 
 
 def _is_helper(node: _Definition) -> bool:
-    """Whether a function named like a test, in a test program that asserts by itself, is never called by a runner."""
+    """Return whether a function named like a test takes arguments and has no decorator, so that no runner calls it."""
     return isinstance(node, _FUNCTION) and not node.decorator_list and _arguments_from_pytest(node, 0) is not None
 
 

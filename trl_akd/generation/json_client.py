@@ -23,7 +23,7 @@ __all__ = ["Deadline", "JSONClient", "MalformedAnswer", "RefusedRequest", "deadl
 Answer = TypeVar("Answer")
 
 _LONGEST_WAIT = 300.0  # seconds
-_KEY = "`api_key`, or the environment variable that holds it, such as OPENAI_API_KEY"
+_KEY = "`api_key`, or its environment variable, such as OPENAI_API_KEY"
 _EXCERPT = 300  # maximum number of characters of a response in a message
 _TRANSIENT = (408, 409, 425, 429)  # in addition to 5xx
 _OF_ONE_REQUEST = (400, 413, 422)

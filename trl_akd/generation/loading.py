@@ -33,10 +33,10 @@ DType: TypeAlias = Literal["auto", "bfloat16", "float16", "float32"]
 DEFAULT_API_KEY_ENV = "OPENAI_API_KEY"
 _BATCH_SIZES = {"transformers": 16, "vllm": 128, "openai": 128}
 
-# Files with weights, and files that turn prompts into tokens and tokens into text.
+# Files of weights, configuration and tokenizer.
 _MODEL_FILES = ("*.safetensors", "*model*.bin", "*config.json", "tokenizer*", "*.jinja", "vocab*", "merges.txt")
 _PROBES = 64
-_PROBE_SIZE = 1 << 16  # bytes; at most 4 MiB per file, whatever the model's size
+_PROBE_SIZE = 1 << 16  # bytes; at most 4 MiB per file of any size
 
 
 @dataclass
@@ -51,7 +51,7 @@ class BackendConfig:
         base_url (`str`, *optional*):
             Address of the server, such as `http://localhost:8000/v1`.
         api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable that holds the server's API key.
+            Environment variable with the server's API key.
         extra_body (`dict`, *optional*):
             Fields to add to each request, or to replace, as JSON; null removes a field.
         concurrency (`int`, *optional*, defaults to `8`):
@@ -90,8 +90,8 @@ class BackendConfig:
             raise ValueError(f"`backend` is {self.backend!r}; choose one of {', '.join(get_args(Backend))}.")
         if (self.backend == "openai") != (self.base_url is not None):
             raise ValueError(
-                f"`backend` is {self.backend!r} and `base_url` is {self.base_url!r}; an address goes with the backend "
-                "openai, and it with an address."
+                f"`backend` is {self.backend!r} and `base_url` is {self.base_url!r}; give both the backend openai "
+                "and an address, or neither."
             )
         for name in ("concurrency", "max_refusals", "generation_batch_size"):
             value = getattr(self, name)
@@ -99,7 +99,7 @@ class BackendConfig:
                 raise ValueError(f"`{name}` is {value}; give at least 1, or leave it out.")
         if self.request_timeout <= 0 or self.max_retries < 0:
             raise ValueError(
-                f"`request_timeout` is {self.request_timeout} and `max_retries` is {self.max_retries}; allow more "
+                f"`request_timeout` is {self.request_timeout} and `max_retries` is {self.max_retries}; give more "
                 "than 0 seconds, and 0 retries or more."
             )
         check_server_fields(self, "base_url", ("extra_body", "api_key_env"))
@@ -118,10 +118,10 @@ def check_server_fields(config: Any, url: str, names: tuple[str, ...], owner: st
 
 
 def read_json_object(name: str, value: Any) -> dict[str, Any] | None:
-    """Return the value of a field that takes a JSON object, from its text or as it is.
+    """Return the value of a field that takes a JSON object, decoded if it is a string.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If it is not a JSON object.
     """
     if isinstance(value, str):
         try:
@@ -142,8 +142,7 @@ class GeneratorConfig(BackendConfig):
 
     Args:
         model_name_or_path (`str`, *optional*):
-            Model that generates: a folder, a name on the Hub or, for a server, the name under which it serves the
-            model.
+            Model: a folder, a name on the Hub or, for a server, its name on the server.
         model_revision (`str`, *optional*):
             Branch, tag or commit of the model on the Hub.
         dtype (`str`, *optional*, defaults to `"auto"`):
@@ -162,13 +161,13 @@ class GeneratorConfig(BackendConfig):
 
 @dataclass(frozen=True)
 class LoadedGenerator:
-    """A text generator and the facts about its model.
+    """A text generator and properties of its model.
 
     Args:
         generator (`TextGenerator`):
             Generator. With a chat prompt style, prompts are sent as user messages.
         batch_size (`int`):
-            Number of sequences that it generates together on each process.
+            Number of sequences generated together on each process.
         revision (`str`, *optional*):
             Commit of a model from the Hub.
         model (`PreTrainedModel`, *optional*):
@@ -197,15 +196,15 @@ def load_generator(
         chat (`bool`):
             Whether prompts are sent as user messages, by the tokenizer's chat template or the server's chat interface.
         accelerator (`Accelerator`, *optional*):
-            Shares the work of transformers among its processes.
+            Distributes generation with transformers over its processes.
         prefix (`str`, *optional*, defaults to `""`):
-            Prefix of the fields' names in messages, such as `"judge_"`.
+            Prefix of the field names in messages, such as `"judge_"`.
         **engine_args:
             Arguments of `vllm.LLM`.
 
     Raises:
-        OSError: If there is no such model.
-        ValueError: If the model is no language model or has no tokenizer, has no chat template although `chat` is set,
+        OSError: If there is no such model. ValueError: If the model is not a language model, has no tokenizer, has no
+        chat template although `chat` is set,
             or cannot be run by its backend.
         ImportError: If vLLM is not installed.
     """
@@ -258,10 +257,10 @@ def max_new_tokens_for(config: GeneratorConfig) -> int:
 
 
 def weights_fingerprint(model: str) -> str | None:
-    """Return a digest of names, sizes and samples of the content of a model's files, `None` for a name on the Hub.
+    """Return a digest of a model's files, by names, sizes and samples of their content; `None` for a name on the Hub.
 
-    A model that is retrained into the same folder, or given another tokenizer, gets another digest; a copy has the
-    same.
+    The digest changes if a model is retrained into the same folder or its tokenizer changes; a copy has the same
+    digest.
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():

@@ -468,11 +468,11 @@ def _read(answer: Any, prompt: str, sampling: SamplingParams) -> list[Completion
     return [replace(completions[0], usage=_usage(counts, prompt, completions)), *completions[1:]]
 
 
-def _counts(told: Any) -> dict[str, int]:
+def _counts(usage: Any) -> dict[str, int]:
     """Return the counts in the usage of a response, with 0 for missing or malformed ones."""
     counts = {}
     for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
-        value = told.get(name) if isinstance(told, Mapping) else None
+        value = usage.get(name) if isinstance(usage, Mapping) else None
         try:
             counts[name] = max(0, int(float(value or 0)))
         except (OverflowError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""A generator that records its completions, so that a restarted run generates nothing twice."""
+"""Generator that records its completions, so that a restarted run generates nothing twice."""
 
 import copy
 import hashlib
@@ -21,8 +21,8 @@ _RECORD = ("key", "name", "completions", "num_tokens")
 class RecordedGenerator(StreamingGenerator):
     """Replay recorded completions from a file, and generate only the rest.
 
-    Samples of a prompt depend only on prompt and seed, so a run that repeats its calls gets the same completions,
-    whether it was interrupted or not. Calls without a seed are not recognised. A prompt is written to disk when the
+    Samples depend only on prompt and seed, so a run that repeats its calls gets the same completions, whether it was
+    interrupted or not. Calls without a seed are never replayed. A prompt is written to disk when the
     last of its completions has arrived; a prompt with only some completions is generated again. Refused prompts are
     recorded and not retried unless `retry_refused` is set.
 
@@ -39,7 +39,7 @@ class RecordedGenerator(StreamingGenerator):
             Whether to retry prompts that are recorded as refused.
 
     Raises:
-        ValueError: If a line of the ledger is no such record.
+        ValueError: If a line of the ledger is not such a record.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class RecordedGenerator(StreamingGenerator):
         """Return a copy of this generator that adds JSON values to each new record.
 
         Raises:
-            ValueError: If the name is that of a field of every record.
+            ValueError: If a name is that of a field of all records.
         """
         for fact in facts:
             if fact in _RECORD:
-                raise ValueError(f"`{fact}` is a field of every record; give the fact another name.")
+                raise ValueError(f"`{fact}` is a field of all records; give the fact another name.")
         noting = copy.copy(self)
         noting._facts = {**self._facts, **facts}
         return noting
@@ -112,7 +112,7 @@ class RecordedGenerator(StreamingGenerator):
             try:
                 known[row["key"]] = [read_completion(completion) for completion in row["completions"]]
             except (KeyError, TypeError) as error:
-                raise ValueError(f"{where} is no record of a generator; give another output.") from error
+                raise ValueError(f"{where} is not a record of a generator; give another output.") from error
         return known
 
     def _key(self, prompt: str, times: int, sampling: SamplingParams) -> str:

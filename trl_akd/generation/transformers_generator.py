@@ -53,30 +53,30 @@ _Written: TypeAlias = tuple[_Row, Completion]
 
 
 class TransformersGenerator(StreamingGenerator):
-    r"""Generate with a transformers model in memory, in training or not.
+    r"""Generate with a transformers model in memory, also during training.
 
-    Sequences are batched by length, the longest first, so that memory runs out early if at all; then the batch is
-    halved. The KV cache is always used, also with gradient checkpointing. Of the model's own generation settings
-    (repetition penalty, `top_k`, …) only the end-of-sequence ids are used, together with the tokenizer's. Mode,
-    settings and random state of the model and of the caller are restored.
+    Sequences are batched by length, the longest first. If memory does not suffice, the batch size is halved. The KV
+    cache is always used, also with gradient checkpointing. Of the model's own generation settings (repetition penalty,
+    `top_k`, …) only the end-of-sequence ids are used, together with the tokenizer's. Mode, settings and random state
+    of the model and of the caller are restored.
 
-    Prompts are tokenised as in training (`trl_akd.data.encoding`). A sample depends only on prompt, seed and settings
+    Prompts are tokenized as in training (`trl_akd.data.encoding`). A sample depends only on prompt, seed and settings
     (apart from rounding, which depends on the batch): not on other prompts, batch size or the number of processes. A
     prompt given twice gets different samples.
 
     Args:
         model (`PreTrainedModel`, `PeftModel` or engine):
-            A causal language model or an encoder-decoder, on its device, or what `accelerator.prepare` made of it.
+            A causal language model or an encoder-decoder on its device, or the result of `accelerator.prepare`.
         tokenizer (`PreTrainedTokenizerBase`):
-            Its tokenizer; needs no padding token, and its padding side does not matter.
+            Its tokenizer, with or without a padding token; the padding side has no effect.
         batch_size (`int`, *optional*, defaults to `16`):
             Maximum number of sequences generated together on one process.
         accelerator (`Accelerator`, *optional*):
-            Shares the prompts among its processes. All must call `generate` with the same arguments, and all get all
-            completions. Required for a model that it prepared. Under ZeRO-3 each process gathers the whole model
+            Distributes the prompts over its processes. All must call `generate` with the same arguments, and all get
+            all completions. Required for a model that it prepared. Under ZeRO-3, each process gathers the whole model
             while generating.
         add_special_tokens (`bool`, *optional*, defaults to `True`):
-            Whether the tokenizer adds its BOS token; `False` for prompts from a chat template, which has its own.
+            Whether the tokenizer adds BOS; `False` for prompts from a chat template, which contain it.
 
     Raises:
         ValueError: If `batch_size` is below 1 or the model is sharded by FSDP.
@@ -105,7 +105,7 @@ class TransformersGenerator(StreamingGenerator):
         add_special_tokens: bool = True,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size}; generate at least one sequence at a time.")
+            raise ValueError(f"`batch_size` is {batch_size}; give at least 1.")
         if accelerator is not None and accelerator.distributed_type == DistributedType.FSDP:
             raise ValueError("`accelerator` shards models by FSDP, which cannot generate here; use DDP or ZeRO.")
         self._engine = model
@@ -168,7 +168,7 @@ class TransformersGenerator(StreamingGenerator):
     def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
         if not prompts:
             return []
-        if self._is_encoder_decoder:  # an encoder is trained to see the end of its input
+        if self._is_encoder_decoder:  # encoders are trained with EOS
             encoded = self._tokenizer(list(prompts), add_special_tokens=self._add_special_tokens, verbose=False)
             return list(encoded["input_ids"])
         encoded = encode_prompts(self._tokenizer, prompts, add_special_tokens=self._add_special_tokens)
@@ -178,7 +178,7 @@ class TransformersGenerator(StreamingGenerator):
     def _check_length(self, prompt: int, length: int, max_new_tokens: int) -> None:
         if length == 0:
             raise ValueError(
-                f"`prompts[{prompt}]` is empty and the tokenizer has no BOS token to begin with; give it some text."
+                f"`prompts[{prompt}]` is empty and the tokenizer has no BOS token; give a non-empty prompt."
             )
         if self._exceeds(length, max_new_tokens):
             raise ValueError(
@@ -218,7 +218,7 @@ class TransformersGenerator(StreamingGenerator):
             except torch.OutOfMemoryError as error:
                 if len(batch) == 1:
                     raise torch.OutOfMemoryError(
-                        f"memory does not suffice for `prompts[{batch[0].prompt}]` alone, of "
+                        f"memory does not suffice for `prompts[{batch[0].prompt}]`, of "
                         f"{len(batch[0].tokens)} tokens and max_new_tokens={sampling.max_new_tokens}; shorten it, "
                         "or lower `max_new_tokens`."
                     ) from error
@@ -313,7 +313,7 @@ def _positions(config: PreTrainedConfig) -> int | None:
 
 
 def _in_step(batches: Iterator[list[_Written]]) -> Iterator[list[_Written]]:
-    """Yield the completions of all processes, one batch of each at a time; if one process fails, all do."""
+    """Yield the completions of one batch per process at a time; if a process fails, all fail."""
     while True:
         batch, failure = None, None
         try:
@@ -340,7 +340,7 @@ def _left_padded(sequences: list[list[int]], pad: int, device: torch.device) -> 
 
 
 def _draws(rows: list[_Row], steps: int, device: torch.device) -> torch.Tensor:
-    """Return uniform numbers `[B, T]`; a row's are a function of its seed, and fewer steps take the first of them."""
+    """Return uniform numbers `[B, T]`, which are a function of the row's seed; fewer steps use the first of them."""
     sources = [random.Random(row.seed) for row in rows]
     precision = torch.float32 if device.type == "mps" else torch.float64
     return torch.tensor([[source.random() for _ in range(steps)] for source in sources], dtype=precision).to(device)

@@ -24,9 +24,9 @@ __all__ = ["VLLMGenerator"]
 
 
 class VLLMGenerator(StreamingGenerator):
-    r"""Generate with vLLM, which loads the model itself.
+    r"""Generate with vLLM, which loads the model.
 
-    Prompts are tokenised as in training (`trl_akd.data.encoding`) and passed as tokens. Of the model's generation
+    Prompts are tokenized as in training (`trl_akd.data.encoding`) and passed as tokens. Of the model's generation
     settings vLLM uses only the end-of-sequence ids. Log-probabilities are those before temperature and `top_p`.
 
     The project's tests have not run this backend on a GPU; they use a mock of vLLM's documented interface.
@@ -39,7 +39,7 @@ class VLLMGenerator(StreamingGenerator):
         tensor_parallel_size (`int`, *optional*, defaults to `1`):
             Number of GPUs that share each layer.
         add_special_tokens (`bool`, *optional*, defaults to `True`):
-            Whether the tokenizer adds its BOS token; `False` for prompts from a chat template, which has its own.
+            Whether the tokenizer adds BOS; `False` for prompts from a chat template, which contain it.
         **engine_args:
             Other arguments of `vllm.LLM`, such as `dtype`, `revision`, `max_model_len`, `gpu_memory_utilization`.
 
@@ -82,7 +82,7 @@ class VLLMGenerator(StreamingGenerator):
 
         Raises:
             ValueError: If an argument is outside its range, or vLLM finds a prompt too long.
-            GenerationError: If vLLM gives up a prompt.
+            GenerationError: If vLLM aborts a prompt.
         """
         check_prompts(prompts)
         if not prompts:
@@ -109,7 +109,7 @@ def sampling_arguments(sampling: SamplingParams, prompt: str, first: int) -> dic
         "max_tokens": sampling.max_new_tokens,
         "stop": list(sampling.stop),
         "seed": sampling.sample_seed(prompt, first),
-        "logprobs": 0,  # that of the chosen token alone
+        "logprobs": 0,  # only of the chosen token
     }
 
 
@@ -127,7 +127,7 @@ def read_output(output: Any, sampling: SamplingParams, prompt_tokens: int) -> li
 def _completion(choice: Any, stop: Sequence[str]) -> Completion:
     if choice.finish_reason not in ("stop", "length"):
         raise GenerationError(
-            f"vLLM gave up a prompt with finish_reason={choice.finish_reason!r}; see its log for the cause."
+            f"vLLM aborted a prompt with finish_reason={choice.finish_reason!r}; see its log for the cause."
         )
     count = len(choice.token_ids)
     mean = choice.cumulative_logprob / count if count and choice.cumulative_logprob is not None else None

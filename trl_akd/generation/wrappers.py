@@ -1,4 +1,4 @@
-"""Wrappers of text generators: chat templates, progress bars, and one process that generates for all."""
+"""Wrappers of text generators: chat templates, progress bars, and generation on one process for all."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -103,7 +103,7 @@ class ProgressBar(StreamingGenerator):
 class OnMainProcess(StreamingGenerator):
     """Call a generator on the main process only, and broadcast its completions or its error to all processes.
 
-    All processes make the same calls. A server thus gets each request once, however many processes train.
+    All processes make the same calls. A server thus gets each request once with any number of processes.
     """
 
     def __init__(self, generator: TextGenerator, accelerator: Any) -> None:
@@ -119,7 +119,7 @@ class OnMainProcess(StreamingGenerator):
 
 
 def for_all_processes(generator: TextGenerator, accelerator: Any) -> TextGenerator:
-    """Return the generator if its processes share the work, and otherwise wrap it in [`OnMainProcess`]."""
+    """Return the generator if it is distributed over the processes, and otherwise wrap it in [`OnMainProcess`]."""
     return generator if is_shared(generator) else OnMainProcess(generator, accelerator)
 
 

@@ -1,1 +1,1 @@
-"""IterKD: cycles of right and wrong answers, feedback on the student's own, and new questions by difficulty."""
+"""IterKD: cycles of training on correct and faulty answers, feedback, and new questions by difficulty."""

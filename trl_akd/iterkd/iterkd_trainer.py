@@ -27,15 +27,7 @@ from ..generation import TextGenerator, TransformersGenerator
 from ..generation.budget import Budget, BudgetedGenerator, BudgetSpent, Limit
 from ..generation.protocol import Usage
 from ..generation.wrappers import for_all_processes, is_shared, model_name
-from .cycle.costs import (
-    Price,
-    describe_usage,
-    estimate_usage,
-    prices,
-    read_spending,
-    recording_spending,
-    write_usage,
-)
+from .cycle import costs
 from .cycle.cycles import Cycles, Participants, ProgramOf
 from .cycle.ledger import CycleLedger, upload_ledger
 from .cycle.records import Question, digest, read_questions
@@ -171,7 +163,7 @@ class IterKDTrainer(PairTrainer):
             spent = ledger.usage(self._paid_models)
             budget = self._budget(spent, spending)
             if budget.is_limited and is_main_process(self.accelerator):
-                stack.enter_context(recording_spending(spending, budget))
+                stack.enter_context(costs.recording_spending(spending, budget))
             self._announce_costs(spent)
             cycles = Cycles(
                 self,
@@ -243,7 +235,7 @@ class IterKDTrainer(PairTrainer):
         def share(generator: TextGenerator) -> TextGenerator:
             """Return a generator that all processes call together, within the budget; the same for the same one."""
             if id(generator) not in shared:
-                limited = self._within(budget, generator) if budget.is_limited else generator
+                limited = self._limited(generator, budget) if budget.is_limited else generator
                 shared[id(generator)] = for_all_processes(limited, self.accelerator)
             return shared[id(generator)]
 
@@ -259,7 +251,7 @@ class IterKDTrainer(PairTrainer):
     def _budget(self, spent: Mapping[str, Usage], spending: Path) -> Budget:
         """Return the budget of the whole run, with earlier spending deducted."""
         recorded = sum(spent.values(), Usage())
-        earlier = run_on_main_and_broadcast(self.accelerator, lambda: read_spending(spending))
+        earlier = run_on_main_and_broadcast(self.accelerator, lambda: costs.read_spending(spending))
         return Budget(
             max_requests=self.args.max_requests,
             max_tokens=self.args.max_tokens,
@@ -268,7 +260,7 @@ class IterKDTrainer(PairTrainer):
             seconds=earlier.seconds,
         )
 
-    def _within(self, budget: Budget, generator: TextGenerator) -> TextGenerator:
+    def _limited(self, generator: TextGenerator, budget: Budget) -> TextGenerator:
         return BudgetedGenerator(
             generator,
             budget=budget,
@@ -286,21 +278,20 @@ class IterKDTrainer(PairTrainer):
         return self.judge is not None and not isinstance(self.judge, Judge)
 
     @property
-    def _prices(self) -> dict[str, Price]:
-        return prices(self.args, teacher_judges=self.judge is self.text_teacher)
+    def _prices(self) -> dict[str, costs.Price]:
+        return costs.prices(self.args, teacher_judges=self.judge is self.text_teacher)
 
     def _announce_costs(self, spent: Mapping[str, Usage]) -> None:
         """Log an estimate of the cost before the first request."""
-        bound = estimate_usage(self.seeds, self.args, judged=self._judge_is_generative)
-        self._announce(
-            f"Upper bound of the cost, with cycles={self.args.cycles}: {describe_usage(bound, self._prices)}"
-        )
+        bound = costs.estimate_usage(self.seeds, self.args, judged=self._judge_is_generative)
+        most = costs.describe_usage(bound, self._prices)
+        self._announce(f"Upper bound of the cost, with cycles={self.args.cycles}: {most}")
         if sum(spent.values(), Usage()).requests:
-            self._announce(f"Spent so far: {describe_usage(spent, self._prices)}")
+            self._announce(f"Spent so far: {costs.describe_usage(spent, self._prices)}")
 
     def _write_reports(self, folder: Path, usage: Mapping[str, Usage], budget: Budget) -> None:
         write_reports(self.reports, folder)
-        write_usage(
+        costs.write_usage(
             folder,
             usage,
             self._prices,

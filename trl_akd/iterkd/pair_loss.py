@@ -10,17 +10,8 @@ from torch import Tensor
 
 from ..akd.batches import Batch, Targets, backbone_inputs
 from ..distributed import widest_float
-from ..losses.contrastive import (
-    Comparison,
-    ContrastiveLoss,
-    Sequences,
-    dpo,
-    dpo_norm,
-    infonce,
-    mean_over_faults,
-    simpo,
-    unlikelihood,
-)
+from ..losses import contrastive
+from ..losses.contrastive import Comparison, ContrastiveLoss, Sequences
 from ..losses.fused_log_probs import fused_linear_log_probs
 from ..losses.lm_head import LMHead
 from ..losses.reduction import IGNORE_INDEX, Normalization, count_items, token_weights
@@ -36,13 +27,6 @@ __all__ = [
 ]
 
 SUPERVISED, CONTRASTIVE = range(2)  # task ids
-
-_COMPARISONS: dict[str, Callable[..., Comparison]] = {
-    "dpo": dpo,
-    "dpo_norm": dpo_norm,
-    "simpo": simpo,
-    "infonce": infonce,
-}
 
 
 @dataclass(frozen=True)
@@ -102,10 +86,10 @@ ContrastiveObjective = Callable[[Tensor, PairTargets, Tensor | None], Comparison
 
 
 def contrastive_objective(name: ContrastiveLoss, settings: dict[str, float]) -> ContrastiveObjective:
-    """Return a contrastive loss of batches by its name; `settings` are its arguments."""
+    """Return the loss of batches by the name of a function in `contrastive`; `settings` are its arguments."""
     if name == "unlikelihood":
         return _unlikelihood
-    return partial(_compare, partial(_COMPARISONS[name], **settings))
+    return partial(_compare, partial(getattr(contrastive, name), **settings))
 
 
 def pair_loss(
@@ -120,18 +104,12 @@ def pair_loss(
     """Compute the contrastive loss of correct against faulty answers.
 
     Args:
-        head (`LMHead`):
-            LM head of the student.
-        hidden (`torch.Tensor` of shape `[B, T, H]`):
-            Final hidden states of the student.
-        targets (`PairTargets`):
-            Targets of the batch.
-        weights (`torch.Tensor` of shape `[B, T]`):
-            Normalized weights of the tokens.
-        objective (`Callable`):
-            Loss from [`contrastive_objective`].
-        reference (`torch.Tensor` of shape `[answers]`, *optional*):
-            Reference log-probabilities of all answers in the dataset.
+        head (`LMHead`), hidden (`torch.Tensor` of shape `[B, T, H]`):
+            LM head and final hidden states of the student.
+        targets (`PairTargets`), weights (`torch.Tensor` of shape `[B, T]`):
+            Targets of the batch, and normalized weights of the tokens.
+        objective (`Callable`), reference (`torch.Tensor` of shape `[answers]`, *optional*):
+            Loss from [`contrastive_objective`], and the reference log-probabilities of all answers in the dataset.
         chunk_size (`int`, *optional*):
             Number of tokens per chunk.
     """
@@ -160,10 +138,10 @@ def _compare(
 
 def _unlikelihood(log_probs: Tensor, targets: PairTargets, reference: Tensor | None) -> Comparison:
     """Return the loss of faulty answers; the logged rewards are mean log-probabilities."""
-    losses = unlikelihood(log_probs, targets.labels != IGNORE_INDEX)
+    losses = contrastive.unlikelihood(log_probs, targets.labels != IGNORE_INDEX)
     rewards = log_probs.sum(dim=1) / _lengths(targets)
     mask = targets.fault_rows >= 0
-    loss = mean_over_faults(_gather(losses, targets.fault_rows), mask)
+    loss = contrastive.mean_over_faults(_gather(losses, targets.fault_rows), mask)
     return Comparison.of(loss, rewards[: targets.pairs], _gather(rewards, targets.fault_rows), mask)
 
 

@@ -73,17 +73,7 @@ class PairTrainer(AKDTrainer):
     - A teacher is required only if `objective` is `"akd"`.
     - Evaluation ignores faulty answers: `eval_loss` is the supervised loss.
 
-    Args:
-        model (`PreTrainedModel` or `str`):
-            The student, or its name or path.
-        teacher_model (`PreTrainedModel` or `str`, *optional*):
-            Teacher model.
-        args (`IterKDConfig`, *optional*):
-            Configuration.
-        train_dataset (`Dataset`, *optional*):
-            Pairs for [`~transformers.Trainer.train`].
-        **kwargs:
-            As in [`AKDTrainer`], except for `data_collator`.
+    Other arguments are those of [`AKDTrainer`], except for `data_collator`.
 
     Raises:
         ValueError: If a row has no prompt or answer, if all rows are too long, or if models and settings are not
@@ -93,7 +83,7 @@ class PairTrainer(AKDTrainer):
 
     _tag_names = ["trl", "iterkd", "knowledge-distillation"]  # noqa: RUF012
     _name = "IterKD"
-    _method = "IterKD (correct answers learned, and set against faulty ones)"
+    _method = "IterKD (training on correct answers and against faulty ones)"
     _measured = (*METRICS, *CONTRASTIVE_METRICS)
 
     args: IterKDConfig
@@ -173,15 +163,7 @@ class PairTrainer(AKDTrainer):
         the cycle depends only on the weights, the pairs and the arguments. The engine of the previous cycle is
         released, and the new one is kept until the next cycle, so that the student can generate in between.
 
-        Args:
-            pairs (`Dataset`):
-                Rows in the format of `train_dataset`.
-            cycle (`int`):
-                Number of the cycle, from 0.
-            output_dir (`str` or `Path`):
-                Folder for the checkpoints of the cycle.
-            resume_from_checkpoint (`str` or `bool`, *optional*):
-                Checkpoint of this cycle, or `True` for the last one in `output_dir`.
+        `cycle` counts from 0, and checkpoints are in `output_dir`.
 
         Raises:
             ValueError: If the pairs are not usable, or the checkpoint belongs to other pairs or settings.

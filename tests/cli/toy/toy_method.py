@@ -1,4 +1,4 @@
-"""A method outside of the package: its configuration, its trainer, and what the command line asks about it."""
+"""A method outside the package: its configuration, its trainer, and its interface to the command line."""
 
 import json
 from dataclasses import dataclass

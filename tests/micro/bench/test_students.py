@@ -13,7 +13,7 @@ TOKENIZER = make_tokenizer()
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_sizes_are_as_named(name: str):
-    parameters = new_model(student_config(TOKENIZER, STUDENTS[name])).num_parameters()
+    parameters = new_model(student_config(TOKENIZER, STUDENTS[name].hidden_size)).num_parameters()
     assert parameters == pytest.approx(int(name.removesuffix("k")) * 1000, rel=0.03)
 
 
@@ -35,7 +35,9 @@ def test_pretraining_ends_at_the_criterion_and_is_repeatable(monkeypatch: pytest
     world = World(0)
     held_out = world.sample_tasks(40, split="held_out")
     starts = [make_start(world, TOKENIZER, 32, held_out=held_out, mass=0.05, max_steps=60) for _ in range(2)]
-    assert starts[0].steps == starts[1].steps < 60 and starts[0].steps % 10 == 0
+    assert starts[0].steps == starts[1].steps < 60 and starts[0].steps % 5 == 0
+    longer = make_start(world, TOKENIZER, 32, held_out=held_out, mass=0.05, max_steps=60, min_steps=55)
+    assert longer.steps == 55
     assert starts[0].mass == starts[1].mass == valid_mass(starts[0].model, TOKENIZER, world, held_out) >= 0.05
     one, other = (start.model.state_dict() for start in starts)
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -117,7 +117,7 @@ def raise_oom_score(score: int = _MAX_OOM_SCORE, proc: int | None = None) -> Non
 
 
 def landlock_available() -> bool:
-    """Whether the kernel supports Landlock."""
+    """Return whether the kernel supports Landlock."""
     return _landlock_version() >= 1
 
 

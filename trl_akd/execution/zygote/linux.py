@@ -161,7 +161,7 @@ def mapped_ids(kind: str) -> list[tuple[int, int]]:
 
 
 def can_switch_to_nobody() -> bool:
-    """Whether this process is root and user `nobody` exists; containers with a single user have none."""
+    """Return whether this process is root and user `nobody` exists; containers with a single user have none."""
     return os.geteuid() == 0 and any(first <= NOBODY < first + count for first, count in mapped_ids("uid"))
 
 

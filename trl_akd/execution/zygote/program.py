@@ -205,7 +205,7 @@ def call(progress: Progress, name: str, preamble: str) -> None:
 
 
 def is_from_preamble(function: object, name: str, preamble: str, progress: Progress) -> bool:
-    """Whether a function comes from the preamble and the candidate does not bind its name."""
+    """Return whether a function comes from the preamble and the candidate does not bind its name."""
     try:
         symbol = symtable.symtable(progress.sources[progress.script].text, progress.script, "exec").lookup(name)
     except KeyError:

@@ -35,16 +35,7 @@ class Price:
     completion: float | None
 
     def of(self, usage: Usage) -> float | None:
-        """Return the price of usage.
-
-        Example:
-
-        ```python
-        >>> Price(0.5, 1.5).of(Usage(10, 2_000_000, 1_000_000))
-        2.5
-
-        ```
-        """
+        """Return the price of usage."""
         if self.prompt is None and self.completion is None:
             return None
         tokens = usage.prompt_tokens * (self.prompt or 0.0) + usage.completion_tokens * (self.completion or 0.0)
@@ -64,13 +55,7 @@ def estimate_usage(questions: Sequence[Question], config: CycleConfig, *, judged
     All answers are assumed to be kept, judged and followed up, no request to be repeated after an error, and all
     completions to have their maximum length. The lengths of prompts are estimated from the first cycle.
 
-    Args:
-        questions (`Sequence[Question]`):
-            Questions of the first cycle.
-        config ([`CycleConfig`]):
-            Configuration of the cycles.
-        judged (`bool`):
-            Whether a model writes judgements.
+    `questions` are those of the first cycle, and `judged` is whether a model writes judgements.
 
     Example:
 

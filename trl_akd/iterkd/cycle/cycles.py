@@ -61,7 +61,7 @@ class Student(Protocol):
 
 @dataclass(frozen=True)
 class Participants:
-    """Models, executors and data of the cycles beside the student, as [`IterKDTrainer`] describes them."""
+    """Models, runner and data of the cycles, except for the student; see [`IterKDTrainer`]."""
 
     teacher: TextGenerator
     judge: Judge | None = None
@@ -157,7 +157,6 @@ class Cycles:
         verified = generate_pairs(
             questions,
             self._recorded_teacher("delivery", cycle, retry_refused=retry),
-            sampling=self._config.sampling(0),  # the same in all cycles, so that old questions reuse their answers
             config=self._config,
             judge=self._participants.judge,
             run=self._runner,

@@ -40,9 +40,7 @@ __all__ = [
     "static_views",
 ]
 
-MAX_CHARS = 50_000
-"""Maximum number of characters of an answer from which a program is extracted."""
-
+MAX_CHARS = 50_000  # of an answer from which a program is extracted
 MAX_FINDINGS = 20
 _FINDING_CHARS = 200
 _TAG_CHARS = 20
@@ -51,37 +49,19 @@ _Linter: TypeAlias = Callable[[ast.Module], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class StaticView:
-    """Results of static tools on one answer.
+    """Results of static tools on one answer, and the outcome of its program as a main program.
 
-    Args:
-        complete (`bool`):
-            Whether the thoughts and all code blocks are closed.
-        language (`str`, *optional*):
-            Language of the first fenced block, by its tag, or `"python"` for text that looks like Python; `None`
-            without code.
-        parses (`bool`, *optional*):
-            Whether the Python program parses; `None` without a Python program.
-        compiles (`bool`, *optional*):
-            Whether the program compiles; `None` if that was not tried.
-        executed (`str`):
-            `"pass"` if the program succeeds as a main program, `"fail"` if it fails or exceeds the time limit, and
-            `"unknown"` without a Python program or a runner, after an error of the sandbox, and if a resource is
-            missing (see `main_programs`).
-        error_type (`str`, *optional*):
-            Class name of the exception that ended it, `"timeout"`, or another cause.
-        findings (`tuple[str, ...]`):
-            First findings of the linter, as line number and message.
-        num_findings (`int`):
-            Number of findings.
+    The outcome is `"unknown"` without a Python program or a runner, after an error of the sandbox, and if a resource
+    is missing (see `main_programs`).
     """
 
-    complete: bool
-    language: str | None
-    parses: bool | None = None
-    compiles: bool | None = None
+    complete: bool  # whether the thoughts and all code blocks are closed
+    language: str | None  # tag of the first block, or "python" for text that looks like Python
+    parses: bool | None = None  # None without a Python program
+    compiles: bool | None = None  # None if that was not tried
     executed: Verdict = "unknown"
-    error_type: str | None = None
-    findings: tuple[str, ...] = ()
+    error_type: str | None = None  # class name of the exception that ended the program, "timeout", or another cause
+    findings: tuple[str, ...] = ()  # first ones of the linter, as line number and message
     num_findings: int = 0
 
 
@@ -162,30 +142,16 @@ def _linter() -> _Linter:
 class Feedback:
     """Feedback on one answer of the student.
 
-    Args:
-        question_id (`str`):
-            Id of the question.
-        answer (`str`):
-            Answer of the student.
-        judgement ([`Judgement`] or [`Unjudged`], *optional*):
-            Judgement, or the reason why there is none; `None` without a judge.
-        view ([`StaticView`]):
-            Results of the static tools.
-        tests_passed (`float`, *optional*):
-            Fraction of the question's tests that the answer passes, a test program counting as one; `None` without
-            tests or a runner, after an error of the sandbox, and if a resource is missing.
-        score (`float`):
-            Combination of judgement and execution, in [0, 1].
-        level (`str`):
-            `"easy"`, `"medium"` or `"hard"`.
+    `tests_passed` is the fraction of the question's tests that the answer passes, a test program counting as one. It
+    is `None` without tests or a runner, after an error of the sandbox, and if a resource is missing.
     """
 
     question_id: str
     answer: str
-    judgement: Judgement | Unjudged | None
+    judgement: Judgement | Unjudged | None  # None without a judge
     view: StaticView
     tests_passed: float | None
-    score: float
+    score: float  # in [0, 1]
     level: Level
 
     def as_json(self) -> dict[str, Any]:
@@ -218,17 +184,8 @@ def collect_feedback(
 ) -> list[Feedback]:
     """Collect feedback on the student's answers.
 
-    Args:
-        questions (`Sequence[Question]`):
-            Questions.
-        answers (`Sequence[str]`):
-            One answer per question.
-        judge ([`Judge`], *optional*):
-            Judge of the answers; `None` for execution only.
-        run (`Runner`, *optional*):
-            Function that runs programs; with `None`, programs are only parsed.
-        config ([`CycleConfig`], *optional*):
-            Weights and thresholds.
+    There is one answer per question. Without a judge, only execution counts; without a runner, programs are only
+    parsed. Weights and thresholds are those of `config`.
 
     Raises:
         ValueError: If the numbers of answers and questions differ.

@@ -220,7 +220,7 @@ _LEAKS = _rules(
     without a|an|the|any PART ; BE not|never ADV* in scope ; out of scope ; unable to ; fail* to ;
     has|have no effect ; does nothing ; stays|remains CODE|zero|the|unchanged|at|constant|true|false ;
     before it|they|being ADV* BE? exist*|defin*|assign*|declar*|initiali*|bound|set ;
-    # Parts that are left out.
+    # Missing parts.
     LACK the|its|an|a|one|any|every|some? _? POSITION|PART ; SELF ADV* LOSE|lose|miss ; ^ ADV* LOSE ;
     BE lost|omitted|gone ; left|leave|leaves|leaving out|off|undone ;
     # Contrast with the request or the intention.

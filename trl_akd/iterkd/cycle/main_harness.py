@@ -52,7 +52,7 @@ def run_as_main(source: str, bound: frozenset[str]) -> None:
 
     Raises:
         NotCompiled: If the program does not compile; the message is the class name of the exception.
-        ResourceMissing: If it fails because input, arguments, files and the like are missing; likewise.
+        ResourceMissing: If it fails because input, arguments, files and the like are missing; the message is the same.
     """
     try:
         code = compile(source, FILE, "exec", dont_inherit=True)

@@ -28,20 +28,11 @@ _EXTERNAL_ERRORS = {"OSError", "EOFError", "TclError"}
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Outcome of a main program.
-
-    Args:
-        verdict (`str`):
-            `"pass"`, `"fail"`, or `"unknown"` if a resource was missing or the sandbox failed.
-        compiles (`bool`, *optional*, defaults to `True`):
-            Whether the program compiles.
-        error_type (`str`, *optional*):
-            Class name of the exception that ended it, `"timeout"`, or another cause; `None` if it succeeded.
-    """
+    """Outcome of a main program, which is unknown if a resource was missing or the sandbox failed."""
 
     verdict: Verdict
     compiles: bool = True
-    error_type: str | None = None
+    error_type: str | None = None  # class name of the exception that ended it, "timeout", or another cause
 
 
 def run_present(run: Runner, jobs: Sequence[tuple[str, Tests] | None]) -> list[ExecutionResult | None]:
@@ -52,18 +43,7 @@ def run_present(run: Runner, jobs: Sequence[tuple[str, Tests] | None]) -> list[E
 
 
 def run_main_programs(run: Runner, programs: Sequence[str | None]) -> list[Outcome]:
-    """Run Python programs as main programs, without arguments, input or tests; `None` has an unknown outcome.
-
-    Example:
-
-    ```python
-    >>> from trl_akd.execution import CodeExecutor
-    >>> with CodeExecutor(allow_code_execution=True) as executor:  # doctest: +SKIP
-    ...     [outcome.verdict for outcome in run_main_programs(executor.run, ["print(1)", "1 / 0", "input()"])]
-    ['pass', 'fail', 'unknown']
-
-    ```
-    """
+    """Run Python programs as main programs, without arguments, input or tests; `None` has an unknown outcome."""
     jobs = [None if program is None else (_in_harness(program), "") for program in programs]
     return [Outcome("unknown") if result is None else _outcome(result) for result in run_present(run, jobs)]
 

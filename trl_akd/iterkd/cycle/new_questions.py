@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from ...generation import TextGenerator, parse_answer
-from ...generation.protocol import SamplingParams
 from ...generation.python_ast import parse
 from .answers import has_code, refuses
 from .config import CycleConfig
 from .feedback import Feedback
-from .prompts import INCOMPLETE, TeachingPrompts, complete
+from .prompts import INCOMPLETE, complete
 from .records import LEVELS, Level, Question
 
 __all__ = [
@@ -358,8 +357,8 @@ def _cut_label(text: str) -> int | None:
     """
     asks = _ASKS_FOR_CODE.search(text)
     for label in _LATER_LABEL.finditer(text):
-        behind = text[label.end() :].strip("*_ \t\n")
-        if asks and asks.start() < label.start() and (not behind or _ASKS.match(behind)):
+        following = text[label.end() :].strip("*_ \t\n")
+        if asks and asks.start() < label.start() and (not following or _ASKS.match(following)):
             return label.start()
     for label in _CUT_LABEL.finditer(text):
         above = text[: label.start()].rstrip().rpartition("\n")[2]
@@ -421,8 +420,6 @@ def generate_questions(
     *,
     cycle: int,
     config: CycleConfig | None = None,
-    prompts: TeachingPrompts | None = None,
-    sampling: SamplingParams | None = None,
     seed: int = 0,
 ) -> NewQuestions:
     """Generate new questions from those of the last cycle, by their levels.
@@ -432,20 +429,12 @@ def generate_questions(
     a number. If a level has fewer questions than requested, several are derived from each.
 
     Args:
-        feedback (`Sequence[Feedback]`):
-            Feedback with the levels of the questions.
-        questions (`Sequence[Question]`):
-            Questions of the last cycle.
-        teacher (`TextGenerator`):
-            Teacher that writes the questions.
-        cycle (`int`):
-            Number of the cycle.
+        feedback (`Sequence[Feedback]`), questions (`Sequence[Question]`):
+            Feedback with the levels of the questions, and the questions of the last cycle.
+        teacher (`TextGenerator`), cycle (`int`):
+            Teacher that writes the questions, and number of the cycle.
         config ([`CycleConfig`], *optional*):
-            Number of new questions by level, and their lengths.
-        prompts ([`TeachingPrompts`], *optional*):
-            Prompts for the teacher. Defaults to those of `config`.
-        sampling (`SamplingParams`, *optional*):
-            Sampling parameters of the teacher. Defaults to those of `config` for the cycle.
+            Prompts, sampling parameters, and number and lengths of new questions.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the choice of parents.
 
@@ -470,7 +459,7 @@ def generate_questions(
     ```
     """
     config = config or CycleConfig()
-    prompts, sampling = prompts or config.teaching_prompts, sampling or config.sampling(cycle)
+    prompts = config.teaching_prompts
     known = {question.id: question for question in questions}
     requested = [
         (level, parent, f"{parent.id}/{cycle}.{number}")
@@ -480,7 +469,7 @@ def generate_questions(
     if taken := [name for _, _, name in requested if name in known]:
         raise ValueError(f"`questions` already has the id {taken[0]!r} of a new one; give another `cycle`.")
     texts = [prompts.for_question(parent.instruction, level) for level, parent, _ in requested]
-    completions = complete(teacher, texts, sampling)
+    completions = complete(teacher, texts, config.sampling(cycle))
     new = NewQuestions(asked=Counter(level for level, _, _ in requested))
     for (level, parent, name), completion in zip(requested, completions, strict=True):
         text = read_question(completion.text)
@@ -508,10 +497,8 @@ def mix_questions(
     if there are enough questions of each level, and the size is reached if there are enough in total.
 
     Args:
-        seeds (`Sequence[Question]`):
-            Old questions.
-        new (`Sequence[Question]`):
-            New questions, which have the level of their parents.
+        seeds (`Sequence[Question]`), new (`Sequence[Question]`):
+            Old questions, and new ones, which have the level of their parents.
         levels (`Mapping[str, Level]`):
             Levels of the old questions by id.
         config ([`CycleConfig`]):

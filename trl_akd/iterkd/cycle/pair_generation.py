@@ -7,10 +7,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from ...generation import Completion, TextGenerator
-from ...generation.protocol import SamplingParams
 from ..judge.judges import Judge
 from .config import CycleConfig
-from .prompts import INCOMPLETE, TeachingPrompts, complete
+from .prompts import INCOMPLETE, complete
 from .records import Fault, FaultKind, Pair, Question, Runner
 from .verification import Verification, verify
 
@@ -22,8 +21,6 @@ def generate_pairs(
     teacher: TextGenerator,
     *,
     config: CycleConfig | None = None,
-    prompts: TeachingPrompts | None = None,
-    sampling: SamplingParams | None = None,
     judge: Judge | None = None,
     run: Runner | None = None,
     own_faults: Mapping[str, Sequence[str]] | None = None,
@@ -37,16 +34,10 @@ def generate_pairs(
     refuses as `correct/refused` and `fault/refused`; for other reasons see `verify`.
 
     Args:
-        questions (`Sequence[Question]`):
-            Questions with unique ids.
-        teacher (`TextGenerator`):
-            Teacher that writes the answers.
+        questions (`Sequence[Question]`), teacher (`TextGenerator`):
+            Questions with unique ids, and the teacher that writes the answers.
         config ([`CycleConfig`], *optional*):
-            Number and kinds of faults, and settings of the verification.
-        prompts ([`TeachingPrompts`], *optional*):
-            Prompts for the teacher. Defaults to those of `config`.
-        sampling (`SamplingParams`, *optional*):
-            Sampling parameters of the teacher. Defaults to those of `config`.
+            Prompts and sampling parameters, number and kinds of faults, and settings of the verification.
         judge (`Judge`, *optional*), run (`Runner`, *optional*):
             Judge and runner for the verification.
         own_faults (`Mapping[str, Sequence[str]]`, *optional*):
@@ -72,9 +63,7 @@ def generate_pairs(
     config = config or CycleConfig()
     _check_ids(questions)
     dropped: Counter[str] = Counter()
-    pairs = _write_pairs(
-        questions, teacher, prompts or config.teaching_prompts, sampling or config.sampling(0), config, dropped
-    )
+    pairs = _write_pairs(questions, teacher, config, dropped)
     own = own_faults or {}
     pairs = [
         replace(pair, faults=(*(Fault(text, None) for text in own.get(pair.question.id, ())), *pair.faults))
@@ -131,21 +120,18 @@ def _check_ids(questions: Sequence[Question]) -> None:
 
 
 def _write_pairs(
-    questions: Sequence[Question],
-    teacher: TextGenerator,
-    prompts: TeachingPrompts,
-    sampling: SamplingParams,
-    config: CycleConfig,
-    dropped: Counter[str],
+    questions: Sequence[Question], teacher: TextGenerator, config: CycleConfig, dropped: Counter[str]
 ) -> list[Pair]:
-    """Request all answers in one call, and return the complete ones."""
+    """Request all answers in one call, and return the complete ones.
+
+    The sampling parameters are the same in all cycles, so that questions of the previous cycle reuse their answers.
+    """
+    prompts, seed = config.teaching_prompts, config.run_seed
     unanswered = [question for question in questions if question.answer is None]
-    requested = [
-        (question, kind) for question in questions for kind in assign_kinds(question.id, config, sampling.seed or 0)
-    ]
+    requested = [(question, kind) for question in questions for kind in assign_kinds(question.id, config, seed)]
     texts = [prompts.for_answer(question.instruction) for question in unanswered]
     texts += [prompts.for_fault(question.instruction, kind) for question, kind in requested]
-    completions = complete(teacher, texts, sampling)
+    completions = complete(teacher, texts, config.sampling(0))
     correct = {question.id: question.answer for question in questions}
     for question, completion in zip(unanswered, completions[: len(unanswered)], strict=True):
         correct[question.id] = _complete_text(completion, "correct", dropped)

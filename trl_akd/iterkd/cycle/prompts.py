@@ -111,15 +111,7 @@ class TeachingPrompts:
 
     As in the paper (arXiv 2408.03680), one template is for easy questions and one for medium and hard ones.
 
-    Args:
-        correct (`str`, *optional*):
-            Template for a correct answer, with the field `instruction`.
-        faulty (`str`, *optional*):
-            Template for a faulty answer, with the fields `instruction`, `kind` and optionally `definition`.
-        new_easy (`str`, *optional*):
-            Template for a question derived from an easy one, with the field `instruction`.
-        new_same (`str`, *optional*):
-            Template for a question derived from a medium or hard one, with the field `instruction`.
+    All have the field `instruction`; `faulty` has also `kind` and optionally `definition`.
 
     Raises:
         ValueError: If a template lacks a field or has an unknown one.
@@ -136,8 +128,8 @@ class TeachingPrompts:
 
     correct: str = _CORRECT
     faulty: str = _FAULTY
-    new_easy: str = _NEW_EASY
-    new_same: str = _NEW_SAME
+    new_easy: str = _NEW_EASY  # derived from an easy question
+    new_same: str = _NEW_SAME  # derived from a medium or hard one
 
     def __post_init__(self) -> None:
         for name, (required, optional) in _FIELDS.items():

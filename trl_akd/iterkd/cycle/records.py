@@ -32,29 +32,14 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Programming question.
+    """Programming question."""
 
-    Args:
-        id (`str`):
-            Identifier, unique within a run.
-        instruction (`str`):
-            Instruction for student and teacher.
-        tests (`Tests`, *optional*):
-            Tests of a correct program, in the format of `CodeExecutor.run`.
-        answer (`str`, *optional*):
-            Correct answer, if the data have one; otherwise the teacher writes it.
-        origin (`str`, *optional*, defaults to `"seed"`):
-            `"seed"`, or the level of the question from which the teacher derived this one.
-        parent (`str`, *optional*):
-            Id of that question.
-    """
-
-    id: str
+    id: str  # unique within a run
     instruction: str
-    tests: Tests | None = None
-    answer: str | None = None
-    origin: Literal["seed"] | Level = "seed"
-    parent: str | None = None
+    tests: Tests | None = None  # as for `CodeExecutor.run`
+    answer: str | None = None  # correct one, if the data have any
+    origin: Literal["seed"] | Level = "seed"  # level of the question from which the teacher derived it
+    parent: str | None = None  # id of that question
 
 
 @dataclass(frozen=True, slots=True)

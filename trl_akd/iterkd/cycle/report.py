@@ -17,36 +17,18 @@ __all__ = ["CycleReport", "cycle_table", "make_report", "plot_cycles", "write_re
 
 @dataclass(frozen=True)
 class CycleReport:
-    """Report of a cycle; mappings without values are empty.
-
-    Args:
-        cycle (`int`):
-            Number of the cycle, from 0.
-        questions (`int`), origins (`Mapping[str, int]`):
-            Number of questions, in total and by origin.
-        pairs (`int`), faults (`Mapping[str, int]`), without_fault (`int`):
-            Number of correct answers with faults, of faults by kind (`own` for the student's), and of correct answers
-            without faults.
-        dropped (`Mapping[str, int]`):
-            Number of dropped answers by reason.
-        feedback (`Mapping[str, float]`):
-            Metrics of [`feedback_metrics`].
-        held_out (`Mapping[str, float]`):
-            `pass@1`, `pass@1_low` and `pass@1_high` on the held-out questions.
-        new (`Mapping[str, int]`):
-            Number of new questions requested (`asked`) and `kept`, and of those dropped by reason.
-    """
+    """Metrics of a cycle, which counts from 0; mappings without values are empty."""
 
     cycle: int
     questions: int
-    origins: Mapping[str, int]
-    pairs: int
-    faults: Mapping[str, int]
-    without_fault: int
-    dropped: Mapping[str, int]
-    feedback: Mapping[str, float]
-    held_out: Mapping[str, float]
-    new: Mapping[str, int]
+    origins: Mapping[str, int]  # number of questions by origin
+    pairs: int  # correct answers with faults
+    faults: Mapping[str, int]  # by kind, `own` for those of the student
+    without_fault: int  # correct answers without faults
+    dropped: Mapping[str, int]  # answers by reason
+    feedback: Mapping[str, float]  # see `feedback_metrics`
+    held_out: Mapping[str, float]  # pass@1, pass@1_low and pass@1_high
+    new: Mapping[str, int]  # questions requested (`asked`) and `kept`, and dropped by reason
 
     def as_item(self) -> dict[str, Any]:
         """Return the fields that are known after the evaluation of the student."""

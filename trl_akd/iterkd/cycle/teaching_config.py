@@ -125,8 +125,8 @@ class TeachingConfig(BackendConfig):
         check_server_fields(self, "judge_base_url", ("judge_extra_body", "judge_api_key_env"), "judge's ")
         if self.judge_backend is not None and (self.judge_backend == "openai") != (self.judge_base_url is not None):
             raise ValueError(
-                f"`judge_backend` is {self.judge_backend!r} and `judge_base_url` is {self.judge_base_url!r}; the "
-                "backend openai needs an address, and the others take none."
+                f"`judge_backend` is {self.judge_backend!r} and `judge_base_url` is {self.judge_base_url!r}; give "
+                "both the backend openai and an address, or neither."
             )
 
     @property
@@ -142,17 +142,15 @@ class TeachingConfig(BackendConfig):
     @property
     def judge_generator(self) -> GeneratorConfig:
         """Configuration of the judge model."""
+        shared = {entry.name: getattr(self, entry.name) for entry in fields(BackendConfig)}
+        own: dict[str, Any] = {
+            "backend": self.judge_backend or ("transformers" if self.judge_base_url is None else "openai"),
+            "base_url": self.judge_base_url,
+            "api_key_env": self.judge_api_key_env,
+            "extra_body": self.judge_extra_body,
+        }
         return GeneratorConfig(
-            backend=self.judge_backend or ("transformers" if self.judge_base_url is None else "openai"),
-            base_url=self.judge_base_url,
-            api_key_env=self.judge_api_key_env,
-            extra_body=self.judge_extra_body,
-            concurrency=self.concurrency,
-            request_timeout=self.request_timeout,
-            max_retries=self.max_retries,
-            max_refusals=self.max_refusals,
-            device_map=self.device_map,
-            generation_batch_size=self.generation_batch_size,
+            **{**shared, **own},
             model_name_or_path=self.judge_model_name_or_path,
             model_revision=self.judge_model_revision,
         )

@@ -60,17 +60,8 @@ def verify(
     as a main program (see `main_programs`). A program for which a resource is missing is neither correct nor wrong. If
     running does not decide, the judge must give the correct answer at least `min_gap` points more.
 
-    Args:
-        pairs (`Sequence[Pair]`):
-            Pairs to verify.
-        run (`Runner`, *optional*):
-            Function that runs programs.
-        judge (`Judge`, *optional*):
-            Judge, called once for all answers that running does not decide.
-        min_gap (`float`, *optional*, defaults to `2.0`):
-            Minimum difference between the judge's totals of correct and faulty answer.
-        unverified (`str`, *optional*, defaults to `"drop"`):
-            Whether to `"drop"` or `"keep"` undecided faults, and undecided correct answers without a fault.
+    Undecided faults, and undecided correct answers without a fault, are kept if `unverified` is `"keep"`. The judge is
+    called once.
 
     Example:
 

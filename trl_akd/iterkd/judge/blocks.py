@@ -25,8 +25,9 @@ from .values import (
     checked_score,
     read_cell,
     read_value,
-    read_value_behind,
+    read_value_after_label,
     rule_of_key,
+    rule_of_label,
     rule_of_name,
     split_numbers,
     to_number,
@@ -278,7 +279,7 @@ class Lines:
         label = LABEL.match(line)
         assert label is not None
         rest = line[label.end() :]
-        by_number = DIGITS.get((label["rule"] or label["item"] or "").casefold())
+        by_number = rule_of_label(label)
         if label["rule"] is not None and by_number is None:
             by_number = int(label["rule"])
         head = "" if rest[:1].isdigit() else re.split(r"[:=\t]|,(?=[ ]*[0-9])|[ ][\u2013\u2014-]+[ ]", rest)[0][:80]
@@ -292,7 +293,7 @@ class Lines:
         rule = self._choose(by_number, named, head)
         if rule is None:
             return False
-        score = read_value_behind(rule, rest, label["item"] is not None or label["rule"] is not None)
+        score = read_value_after_label(rule, rest, label["item"] is not None or label["rule"] is not None)
         if isinstance(score, float):
             self._enter(number, rule, score)
             self._pending = None
@@ -311,7 +312,7 @@ class Lines:
         """Return the rule by its name, unless the label also has the name of the numbered rule."""
         if named is None or by_number is None:
             return by_number if named is None else named
-        if 1 <= by_number <= len(RULES) and NAMES[by_number - 1].search(head.casefold()):
+        if by_number in RULE_NUMBERS and NAMES[by_number - 1].search(head.casefold()):
             return by_number
         return named
 
@@ -321,14 +322,13 @@ class Lines:
         if len(cells) < 2 or all(_LABELLED.fullmatch(cell) for cell in cells):
             return False
         rules = [self._rule_of(cell) for cell in cells]
-        is_head = len([rule for rule in rules if rule]) >= len(RULES) or _score_column(cells) is not None
+        is_head = len(list(filter(None, rules))) >= len(RULES) or _score_column(cells) is not None
         if self._columns is None and not is_head and not line.lstrip().startswith("|") and rules[0] is None:
             return False
         if all(not cell.strip("-: ") for cell in cells):
             return True
-        if found := _SUM.match(
-            " ".join([cells[0], ":", next((c for c in reversed(cells) if re.match(r"[0-9]", c)), "")])
-        ):
+        last_number = next((cell for cell in reversed(cells) if re.match(r"[0-9]", cell)), "")
+        if found := _SUM.match(f"{cells[0]} : {last_number}"):
             self._note_total(found)
             return True
         if self._columns is None:
@@ -339,7 +339,7 @@ class Lines:
         across = [self._rule_of(cell) for cell in self._columns]
         if _MAXIMUM_ROW.match(cells[0]):
             return True
-        if len([rule for rule in across if rule]) >= len(RULES):
+        if len(list(filter(None, across))) >= len(RULES):
             for rule, cell in zip(across, cells, strict=False):
                 if rule:
                     self._enter(number, rule, read_cell(rule, cell))
@@ -351,7 +351,7 @@ class Lines:
         named = next((rule for cell, rule in zip(cells, rules, strict=True) if rule and rule_of_name(cell)), None)
         first = next((rule for rule in rules if rule), None)
         item = re.fullmatch(r"([1-9])[.)]?", cells[0])
-        by_number = DIGITS[item[1]] if item else self._number_of(cells[0])
+        by_number = DIGITS[item[1]] if item else rule_of_label(LABEL.match(cells[0]))
         rule = named or first or by_number
         if by_number is not None and named is not None:
             rule = self._choose(by_number, named, " ".join(cells[:2]))
@@ -365,11 +365,6 @@ class Lines:
         if scores:
             self._enter(number, rule, scores[0] if len(scores) == 1 else "not_a_number")
         return True
-
-    def _number_of(self, cell: str) -> int | None:
-        label = LABEL.match(cell)
-        text = (label["rule"] or label["item"] or "") if label else ""
-        return DIGITS.get(text.casefold())
 
     def _bare_values(self, number: int, line: str) -> list[float] | None:
         """Return five scores without labels: on this line, or on this one and the next four."""

@@ -36,16 +36,12 @@ class GenerativeJudge:
             Prompt template.
         format_prompt (`Callable`, *optional*):
             Function that converts the request to the prompt of the generator, as a chat template does.
-        max_new_tokens (`int`, *optional*, defaults to `512`):
-            Maximum number of tokens of a judgement.
-        stop (`Sequence[str]`, *optional*):
-            Strings that end a judgement.
+        max_new_tokens (`int`, *optional*, defaults to `512`), stop (`Sequence[str]`, *optional*):
+            Maximum number of tokens of a judgement, and strings that end it.
         temperature (`float`, *optional*, defaults to `0.0`):
-            Temperature of the first attempt; 0 for greedy decoding.
-        retries (`int`, *optional*, defaults to `0`):
-            Number of attempts after the first.
-        retry_temperature (`float`, *optional*, defaults to `0.7`):
-            Temperature of these attempts, above 0.
+            Temperature of the first attempt.
+        retries (`int`, *optional*, defaults to `0`), retry_temperature (`float`, *optional*, defaults to `0.7`):
+            Number of attempts after the first one, and their temperature, above 0.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the first attempt; each further attempt adds 1.
 
@@ -120,25 +116,10 @@ class RegressionJudge:
 
     The five outputs are the scores of the five rules, rounded to the nearest half point within their ranges.
 
-    Args:
-        model (`PreTrainedModel`):
-            Sequence classifier with one output per rule.
-        tokenizer (`PreTrainedTokenizerBase`):
-            Tokenizer with a padding token, whose `model_max_length` is the maximum number of tokens of a pair.
-        batch_size (`int`, *optional*, defaults to `16`):
-            Number of answers per batch.
+    The tokenizer has a padding token, and its `model_max_length` is the maximum number of tokens of a pair.
 
     Raises:
         ValueError: If the model is not such a classifier, or `batch_size` is below 1.
-
-    Example:
-
-    ```python
-    >>> judge = RegressionJudge.from_pretrained("outputs/judge")  # doctest: +SKIP
-    >>> judge.judge([("Double a number.", "print(2 * int(input()))")])  # doctest: +SKIP
-    [Judgement(scores=(2.0, 0.0, 1.0, 0.5, 0.5))]
-
-    ```
     """
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 16) -> None:

@@ -26,14 +26,8 @@ _MARK_DIGITS = 12
 class JudgePrompt:
     """Template of a request to judge an answer to a task.
 
-    Args:
-        layout (`str`):
-            Format string with the fields `instruction` and `answer`, each once. The optional field `mark` is replaced
-            by a delimiter that occurs in neither of them.
-        name (`str`, *optional*, defaults to `"custom"`):
-            Name of the template.
-        source (`str`, *optional*, defaults to `"the user"`):
-            Source of the wording.
+    `layout` is a format string with the fields `instruction` and `answer`, each once. The optional field `mark` is
+    replaced by a delimiter that occurs in neither of them. `source` is the source of the wording.
 
     Raises:
         ValueError: If the layout has other fields.

@@ -70,22 +70,10 @@ MAX_TOTAL = sum(rule.maximum for rule in RULES)
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Scores of one answer.
-
-    Args:
-        scores (`tuple[float, ...]`):
-            Points by rule, in the order of `RULES`, each a multiple of 0.5.
+    """Scores of one answer, multiples of 0.5 in the order of `RULES`.
 
     Raises:
         ValueError: If these are not five scores of the rubric.
-
-    Example:
-
-    ```python
-    >>> Judgement((2, 0, 1, 0.5, 0.5)).total
-    4.0
-
-    ```
     """
 
     scores: tuple[float, ...]

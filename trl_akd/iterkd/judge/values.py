@@ -21,8 +21,9 @@ __all__ = [
     "checked_score",
     "read_cell",
     "read_value",
-    "read_value_behind",
+    "read_value_after_label",
     "rule_of_key",
+    "rule_of_label",
     "rule_of_name",
     "split_numbers",
     "to_number",
@@ -138,6 +139,11 @@ def _amount(text: str) -> float:
     return _AMOUNTS[word] if word in _AMOUNTS else to_number(word)
 
 
+def rule_of_label(label: re.Match[str] | None) -> int | None:
+    """Return the number of the rule in a match of `LABEL`."""
+    return None if label is None else DIGITS.get((label["rule"] or label["item"] or "").casefold())
+
+
 def checked_score(rule: int, text: str, scale: str | None = None) -> float | Refusal:
     """Return a score, or the reason why it is invalid."""
     score = _amount(text)
@@ -194,10 +200,10 @@ def read_value(rule: int, text: str) -> float | Refusal | None:
     return checked_score(rule, found["score"], scale)
 
 
-def read_value_behind(rule: int, rest: str, numbered: bool) -> float | Refusal | None:
+def read_value_after_label(rule: int, rest: str, numbered: bool) -> float | Refusal | None:
     """Return the score after the label of a rule, the reason why it is invalid, or `None` without a number."""
-    if behind := _MAXIMUM_FIRST.match(rest):
-        rest = rest if read_value(rule, behind["value"]) is None else behind["value"]
+    if (found := _MAXIMUM_FIRST.match(rest)) and read_value(rule, found["value"]) is not None:
+        rest = found["value"]
     if numbered and (direct := read_value(rule, rest)) is not None:
         return direct
     before = 0
@@ -232,11 +238,10 @@ def split_numbers(text: str) -> list[float]:
 def rule_of_key(key: str) -> int | None:
     """Return the number of the rule to which a JSON key or the name of an element refers."""
     plain = re.sub(r"(?<=[a-z])(?=[A-Z0-9])|[_-]", " ", key).strip()
+    if (named := rule_of_name(plain)) is not None:
+        return named
     label = LABEL.match(plain)
-    number = (label["rule"] or label["item"]) if label else None
-    if number is None and (
-        digits := re.fullmatch(r"(?:rule|r|score|criterion|rule score)?[ ]*([1-9])(?:[ ]*score)?", plain, re.I)
-    ):
-        number = digits[1]
-    named = rule_of_name(plain)
-    return named if named is not None else DIGITS.get((number or "").casefold())
+    if label is not None and (label["rule"] or label["item"]):
+        return rule_of_label(label)
+    digits = re.fullmatch(r"(?:rule|r|score|criterion|rule score)?[ ]*([1-9])(?:[ ]*score)?", plain, re.I)
+    return DIGITS[digits[1]] if digits else None

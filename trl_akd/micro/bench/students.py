@@ -28,6 +28,7 @@ __all__ = [
     "MAX_LENGTH",
     "STUDENTS",
     "Start",
+    "Student",
     "make_start",
     "make_tokenizer",
     "student_config",
@@ -35,12 +36,21 @@ __all__ = [
     "word_probabilities",
 ]
 
-STUDENTS = MappingProxyType({"32k": 32, "68k": 48, "255k": 96})
-"""Hidden sizes of the students, by their approximate number of parameters."""
+
+@dataclass(frozen=True)
+class Student:
+    """Size of a student, and the learning rate of its distillation."""
+
+    hidden_size: int
+    learning_rate: float
+
+
+STUDENTS = MappingProxyType({"32k": Student(32, 3e-3), "68k": Student(48, 3e-3), "255k": Student(96, 2e-3)})
+"""Students by their approximate number of parameters."""
 
 MAX_LENGTH = 64
 BATCH_SIZE = 48
-_PRETRAINING_ROWS, _CHECK_STEPS = 12_000, 10
+_PRETRAINING_ROWS, _CHECK_STEPS = 12_000, 5
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -120,6 +130,7 @@ def make_start(
     held_out: Sequence[BenchTask],
     mass: float = 0.35,
     max_steps: int = 900,
+    min_steps: int = 0,
     learning_rate: float = 3e-3,
 ) -> Start:
     """Train a new student on programs of the world until its first word is valid with probability `mass`.
@@ -132,19 +143,20 @@ def make_start(
         hidden_size (`int`):
             Hidden size of the student.
         held_out (`Sequence[BenchTask]`):
-            Tasks on which the probability is computed, every 10 steps.
+            Tasks on which the probability is computed, every 5 steps.
         mass (`float`, *optional*, defaults to `0.35`):
             Probability at which training stops.
         max_steps (`int`, *optional*, defaults to `900`):
             Number of steps after which training stops in any case.
+        min_steps (`int`, *optional*, defaults to `0`):
+            Number of steps before which training does not stop.
         learning_rate (`float`, *optional*, defaults to `3e-3`):
             Peak learning rate.
     """
     model = new_model(student_config(tokenizer, hidden_size), seed=world.seed)
-    gate = _Gate(lambda: valid_mass(model, tokenizer, world, held_out), mass)
-    rows = world.sample_rows(
-        world.sample_tasks(_PRETRAINING_ROWS, split="train", stream="pretraining"), stream="pretraining"
-    )
+    gate = _Gate(lambda: valid_mass(model, tokenizer, world, held_out), mass, min_steps)
+    count = min(_PRETRAINING_ROWS, max_steps * BATCH_SIZE)
+    rows = world.sample_rows(world.sample_tasks(count, split="train", stream="pretraining"), stream="pretraining")
     with tempfile.TemporaryDirectory() as scratch:
         pretrain(
             model,
@@ -161,10 +173,10 @@ def make_start(
 
 
 class _Gate(TrainerCallback):
-    """Stop training when a measure reaches a value."""
+    """Stop training when a measure reaches a value, but not before a number of steps."""
 
-    def __init__(self, measure: Callable[[], float], value: float) -> None:
-        self._measure, self._value = measure, value
+    def __init__(self, measure: Callable[[], float], value: float, min_steps: int) -> None:
+        self._measure, self._value, self._min_steps = measure, value, min_steps
         self.steps, self.reached = 0, 0.0
 
     def on_step_end(
@@ -173,7 +185,7 @@ class _Gate(TrainerCallback):
         self.steps = state.global_step
         if state.global_step % _CHECK_STEPS == 0 or state.global_step == state.max_steps:
             self.reached = self._measure()
-            control.should_training_stop |= self.reached >= self._value
+            control.should_training_stop |= self.reached >= self._value and self.steps >= self._min_steps
 
 
 def _escaped(piece: str) -> str:

@@ -1,4 +1,4 @@
-"""Programs as people write them, and what running each alone tells about it."""
+"""Labelled main programs with the verdicts of their execution."""
 
 PROGRAMS: list[tuple[str, str]] = [
     # What ends well is a pass

@@ -1,0 +1,126 @@
+"""Configurations of the benchmark: what they refuse, and which runs they plan."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from trl_akd.micro.bench.config import BenchConfig
+from trl_akd.micro.bench.runs import plan
+
+VALID: dict[str, Any] = {
+    "worlds": {"one": {"rows": 96}, "null": {"num_valid": 1, "rules": ["kl"]}},
+    "students": ["32k", "68k"],
+    "rules": {"kl": {"divergence": "forward_kl"}, "rkl": {"divergence": "reverse_kl"}, "akd": {"draws": 3}},
+    "seeds": [0, 1],
+    "control": {"world": "one", "student": "32k", "covering": "kl", "concentrating": "rkl"},
+    "line": ["kl", "rkl"],
+    "predictions": {
+        "a": {"world": "one", "student": "32k", "measure": "pass@1", "first": "rkl", "second": "kl", "at_least": 0.1},
+        "b": {"world": "one", "student": "32k", "measure": "line", "first": "akd", "at_most": 0.0},
+    },
+}
+PREDICTION = VALID["predictions"]["a"]
+
+
+def test_runs_are_the_product_of_worlds_students_rules_seeds_and_draws():
+    runs = plan(BenchConfig(**VALID))
+    places = [(run.seed, run.world_name, run.student, run.rule, run.draw) for run in runs]
+    one = [("kl", 0), ("rkl", 0), ("akd", 0), ("akd", 1), ("akd", 2)]
+    assert places == [
+        (seed, world, student, *rule)
+        for seed in (0, 1)
+        for world, rules in (("one", one), ("null", one[:1]))
+        for student in ("32k", "68k")
+        for rule in rules
+    ]
+    assert len({run.key for run in runs}) == len(runs)
+
+
+def test_rules_of_a_seed_share_their_start_and_worlds_do_if_they_differ_in_rows_or_noise_only():
+    worlds = {"one": {}, "scarce": {"rows": 50, "epochs": 9}, "noisy": {"noise": 0.1}, "null": {"num_valid": 1}}
+    runs = plan(BenchConfig(**{**VALID, "worlds": worlds}))
+    starts = {(run.world_name, run.student, run.seed): run.start.key for run in runs}
+    assert len({(run.start.key, run.student, run.seed) for run in runs}) == len(set(starts.values())) == 8
+    assert starts["one", "32k", 0] == starts["scarce", "32k", 0] == starts["noisy", "32k", 0]
+    assert starts["one", "32k", 0] != starts["null", "32k", 0]
+
+
+def test_a_run_is_identified_by_all_that_its_result_depends_on_and_nothing_else():
+    [run, *_] = plan(BenchConfig(**VALID))
+    others = [
+        replace(run, student="68k"),
+        replace(run, seed=5),
+        replace(run, draw=1),
+        replace(run, fields={"divergence": "reverse_kl"}),
+        replace(run, num_tasks=7),
+        replace(run, num_samples=7),
+        *(
+            replace(run, world=replace(run.world, **change))
+            for change in (
+                {"num_valid": 2},
+                {"same_everywhere": True},
+                {"noise": 0.2},
+                {"rows": 97},
+                {"epochs": 4},
+                {"start_mass": 0.3},
+                {"start_range": (0.2, 0.5)},
+                {"start_max_steps": 100},
+                {"start_min_steps": 100},
+            )
+        ),
+    ]
+    assert len({run.key, *(other.key for other in others)}) == 1 + len(others)
+    renamed = replace(run, world_name="other", rule="other", world=replace(run.world, students=("32k",)))
+    assert renamed.key == run.key
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"predictions": None}, "`predictions` is not set; write down what you expect"),
+        ({"rules": {}}, "`rules` is not set"),
+        ({"control": None}, "`control` is not set"),
+        ({"students": ["31k"]}, "`students` has '31k', which is not one of 32k, 68k, 255k"),
+        ({"seeds": [1, 1]}, r"`seeds` is \[1, 1\], which names one twice"),
+        ({"workers": 0}, "`workers` is 0; give an integer of at least 1"),
+        ({"worlds": {"one": {"row": 3}}}, "`worlds` has 'one', in which `row` is unknown; choose from num_valid"),
+        ({"worlds": {"one": {"num_valid": 9}}}, "`num_valid` is 9"),
+        ({"worlds": {"one": {"start_mass": 0.9}}}, "`start_mass` is 0.9; give a value in `start_range`, 0.25 to 0.45"),
+        ({"worlds": {"one": {"noise": "much"}}}, "`worlds` has 'one', in which `noise` is 'much'; give a number"),
+        ({"worlds": {"one": {"rows": 9.5}}}, "`rows` is 9.5; give an integer"),
+        ({"worlds": {"one": {"rows": 0}}}, "`rows` is 0; give an integer of at least 1"),
+        ({"worlds": {"one": {"epochs": True}}}, "`epochs` is True; give a number"),
+        ({"worlds": {"one": {"epochs": 0}}}, "`epochs` is 0; give a number above 0"),
+        ({"worlds": {"one": {"same_everywhere": 1}}}, "`same_everywhere` is 1; give true or false"),
+        ({"worlds": {"one": {"start_range": [0.1]}}}, r"`start_range` is \[0.1\]; give a list of two numbers"),
+        ({"worlds": {"one": {"students": "32k"}}}, "`students` is '32k'; give a list of names"),
+        ({"worlds": {"one": {"students": [32]}}}, r"`students` is \[32\]; give a list of names"),
+        ({"worlds": {"one": 5}}, "`worlds` has 'one', in which the settings are 5; give a mapping"),
+        ({"predictions": {"p": {**PREDICTION, "at_least": "big"}}}, "`at_least` is 'big'; give a number"),
+        ({"control": {**VALID["control"], "world": ["one"]}}, r"`control`: `world` is \['one'\]; give a name"),
+        ({"worlds": {"one": {"rules": ["sft"]}}}, "`worlds: one: rules` has 'sft', which is not one of kl, rkl, akd"),
+        ({"worlds": "{"}, "`worlds` is not JSON"),
+        ({"rules": {"kl": {"divergence": "forward"}}}, "`rules` has 'kl', which `trl-akd akd` refuses: `divergence`"),
+        ({"rules": {"kl": {"divergense": "jsd"}}}, "`rules` has 'kl', which `trl-akd akd` refuses: .*divergense"),
+        ({"rules": {"kl": {"seed": 3}}}, "`rules` has 'kl', in which `seed` is set; the benchmark sets it itself"),
+        ({"rules": {"kl": {"draws": 0}}}, "`draws` is 0; give an integer of at least 1"),
+        ({"control": {"world": "one"}}, "`control`: `student` is missing; add it"),
+        ({"control": {**VALID["control"], "covering": "sft"}}, "`control` has 'sft'"),
+        ({"line": ["kl"]}, r"`line` is \['kl'\]; give two rules"),
+        ({"predictions": {"p": {**PREDICTION, "second": "sft"}}}, "`predictions: p` has 'sft'"),
+        ({"predictions": {"p": {**PREDICTION, "measure": "speed"}}}, "`predictions: p` has 'speed'"),
+        ({"predictions": {"p": {**PREDICTION, "measure": "line"}}}, "leave it out for 'line'"),
+        ({"predictions": {"p": {**PREDICTION, "at_least": None}}}, "`predictions: p` has no bound"),
+        ({"page": "results.md"}, "`page` is 'results.md', which has no effect without `report`"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_wrong_settings_are_refused_in_one_sentence(change: dict, message: str):
+    with pytest.raises(ValueError, match=message) as caught:
+        BenchConfig(**{**VALID, **change})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_report_needs_no_other_settings():
+    assert BenchConfig(report="results.json", page="results.md").report == "results.json"

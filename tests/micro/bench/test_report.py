@@ -1,0 +1,241 @@
+"""The page of results: from numbers made up here, so that every difference and verdict is known."""
+
+import copy
+import json
+import random
+import re
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from trl_akd.cli import main
+from trl_akd.metrics.statistics import holm, paired_mean
+from trl_akd.micro.bench.charts import Series, bar_chart, xy_chart
+from trl_akd.micro.bench.report import Results, write_page
+
+RULES = ("kl", "quarter", "three_quarters", "rkl", "akd")
+PLACE = ("one", "32k")
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def made_up(advantage: float = 0.2, loss: float = 0.4, seeds: int = 4) -> dict[str, Any]:
+    """Results in which each step from kl to rkl adds to pass@1 and takes from coverage; akd lies below their line."""
+    rng = random.Random(0)
+    place = {"kl": 0.0, "quarter": 0.25, "three_quarters": 0.75, "rkl": 1.0, "akd": 0.5}
+    runs = []
+    for seed in range(seeds):
+        level = rng.uniform(0.4, 0.6)
+        for rule in RULES:
+            for draw in range(2 if rule == "akd" else 1):
+                measures = dict.fromkeys(("pass@10", "greedy", "valid_mass", "coverage_of_passes"), 0.5)
+                measures |= {
+                    "pass@1": level + advantage * place[rule] + rng.uniform(-0.01, 0.01) + 0.02 * draw,
+                    "coverage": 0.9 - loss * place[rule] - 0.1 * (rule == "akd") + rng.uniform(-0.01, 0.01),
+                    "forward_kl": 0.1,
+                    "reverse_kl": 0.2,
+                    "errors": {"AttributeError": 0.2, "NameError": 0.05},
+                }
+                history = [{"step": step, "forward_kl": 1 / step, "reverse_kl": 2 / step} for step in (10, 20, 30)]
+                if rule == "akd":
+                    history = [{**point, "beta": 0.1 * (1 + draw)} for point in history]
+                runs.append(
+                    {
+                        "key": f"{seed}{rule}{draw}",
+                        "world": "one",
+                        "student": "32k",
+                        "rule": rule,
+                        "seed": seed,
+                        "draw": draw,
+                        "start": {"steps": 400 + seed, "mass": 0.35},
+                        "commit": "abc",
+                        "started": True,
+                        "measures": measures,
+                        "history": history,
+                        "seconds": {"train": 8.0, "measure": 5.0, "cpu": 9.0},
+                        "peak_memory_mb": 500,
+                    }
+                )
+    where = {"world": "one", "student": "32k"}
+    return {
+        "worlds": {"one": {}},
+        "students": ["32k"],
+        "rules": {rule: {} for rule in RULES},
+        "seeds": list(range(seeds)),
+        "num_tasks": 100,
+        "num_samples": 20,
+        "control": {**where, "covering": "kl", "concentrating": "rkl"},
+        "line": ["quarter", "three_quarters"],
+        "predictions": {
+            "right": {**where, "measure": "pass@1", "first": "rkl", "second": "kl", "at_least": 0.1},
+            "wrong": {**where, "measure": "coverage", "first": "rkl", "second": "kl", "at_least": 0.0},
+            "below": {**where, "measure": "line", "first": "akd", "at_most": 0.0},
+            "unseen": {**where, "world": "two", "measure": "greedy", "first": "rkl", "second": "kl", "at_least": 0.0},
+        },
+        "planned": len(runs),
+        "runs": runs,
+    }  # fmt: skip
+
+
+def page_of(content: dict[str, Any], folder: Path) -> str:
+    (folder / "results.json").write_text(json.dumps(content))
+    return write_page(folder / "results.json").read_text()
+
+
+def row_of(page: str, start: str) -> list[str]:
+    [line] = [line for line in page.splitlines() if line.startswith(f"| {start} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_draws_are_averaged_before_seeds_are_paired():
+    results = Results(made_up())
+    akd = [run for run in results.at(PLACE, "akd")]
+    expected = {seed: fmean(run["measures"]["pass@1"] for run in akd if run["seed"] == seed) for seed in range(4)}
+    assert results.by_seed(PLACE, "akd", "pass@1") == pytest.approx(expected)
+    found = results.compare(PLACE, "pass@1", "akd", "kl")
+    kl = results.by_seed(PLACE, "kl", "pass@1")
+    assert found == paired_mean(list(results.by_seed(PLACE, "akd", "pass@1").values()), list(kl.values()))
+    assert found.pairs == 4
+
+
+def test_only_seeds_that_both_rules_have_are_compared():
+    content = made_up()
+    content["runs"] = [run for run in content["runs"] if (run["rule"], run["seed"]) not in {("rkl", 0), ("kl", 3)}]
+    assert Results(content).compare(PLACE, "pass@1", "rkl", "kl").pairs == 2
+    content["runs"] = [run for run in content["runs"] if (run["rule"], run["seed"]) != ("rkl", 1)]
+    assert Results(content).compare(PLACE, "pass@1", "rkl", "kl") is None
+
+
+def test_the_line_goes_through_both_mixes():
+    content = made_up()
+    results = Results(content)
+    found = results.above_line(PLACE, "akd")
+    assert found.difference == pytest.approx(-0.1, abs=0.04) and found.high < 0
+    assert results.above_line(PLACE, "quarter") is None
+    mixes = [
+        {**run, "rule": "akd", "draw": 0} for run in copy.deepcopy(content["runs"]) if run["rule"] == "three_quarters"
+    ]
+    content["runs"] = [run for run in content["runs"] if run["rule"] != "akd"] + mixes
+    assert Results(content).above_line(PLACE, "akd").difference == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("advantage", "loss", "seeds", "holds"),
+    [(0.2, 0.4, 4, True), (0.05, 0.4, 4, False), (0.2, 0.05, 4, False), (0.2, 0.4, 1, False), (-0.2, 0.4, 4, False)],
+)
+def test_nothing_is_ranked_unless_the_control_holds(advantage, loss, seeds, holds, tmp_path: Path):
+    content = made_up(advantage, loss, seeds)
+    assert Results(content).control_holds == holds
+    page = page_of(content, tmp_path)
+    assert ("The control holds." in page) == ("## World one, student 32k" in page) == holds
+    assert ("nothing is ranked" in page) != holds
+    assert bool(list(tmp_path.glob("*.svg"))) == holds
+
+
+def test_wide_intervals_do_not_make_a_control(tmp_path: Path):
+    """A large mean difference whose interval holds 0."""
+    content = made_up(seeds=2)
+    for run in content["runs"]:
+        if run["rule"] == "rkl":
+            run["measures"]["pass@1"] += 0.5 * (run["seed"] - 0.5)
+    results = Results(content)
+    difference = results.control_differences()[0]
+    assert difference.difference > 0.1 and difference.low < 0 and not results.control_holds
+
+
+def test_the_page_says_what_was_predicted_and_found(tmp_path: Path):
+    page = page_of(made_up(), tmp_path)
+    assert [row_of(page, name)[-1] for name in ("right", "wrong", "below", "unseen")] == [
+        "yes",
+        "no",
+        "yes",
+        "not run",
+    ]
+    assert "24 of 24 runs, at commit abc" in page
+
+
+def test_p_values_are_holms_over_the_table(tmp_path: Path):
+    content = made_up(advantage=0.21, loss=0.3)
+    results, page = Results(content), page_of(content, tmp_path)
+    others = RULES[1:]
+    tests = [results.compare(PLACE, measure, rule, "kl") for rule in others for measure in ("pass@1", "coverage")]
+    adjusted = holm([test.p_value for test in tests])
+    ranking = page.split("Differences to kl")[1]
+    for rule, values in zip(others, zip(adjusted[::2], adjusted[1::2], strict=True), strict=True):
+        cells = row_of(ranking.split("![")[0], rule)
+        for cell, value in zip((cells[2], cells[4]), values, strict=True):
+            text = "< .001" if value < 0.001 else f"{value:.3f}"
+            assert cell == (f"**{text}**" if value < 0.05 else text)
+
+
+def test_seeds_that_did_not_start_are_listed(tmp_path: Path):
+    content = made_up()
+    failed = {"world": "one", "student": "32k", "rule": "kl", "seed": 9, "draw": 0, "commit": "abc", "started": False}
+    content["runs"].append({**failed, "key": "x", "start": {"steps": 900, "mass": 0.12}})
+    page = page_of(content, tmp_path)
+    starts = row_of(page.split("## Positive control")[0], "one")
+    assert (starts[2], starts[3], starts[-1]) == ("4", "400 to 403", "seed 9 (0.12)")
+    assert Results(content).mean(PLACE, "kl", "pass@1") == Results(made_up()).mean(PLACE, "kl", "pass@1")
+
+
+def test_equal_results_give_equal_bytes_and_figures_that_are_shown(tmp_path: Path):
+    pages = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(made_up()))
+        write_page(tmp_path / name / "results.json", tmp_path / name / "page.md")
+        pages.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert pages[0] == pages[1]
+    figures = {name for name in pages[0] if name.endswith(".svg")}
+    assert figures == set(re.findall(r"\]\((.+?\.svg)\)", pages[0]["page.md"].decode()))
+    assert figures == {f"page-{kind}-one-32k.svg" for kind in ("coverage", "curves", "beta", "errors")}
+    for name in figures:
+        root = ElementTree.fromstring(pages[0][name])
+        texts = {node.text for node in root.iter(f"{SVG}text")}
+        assert texts >= ({"akd"} if "beta" in name else set(RULES)), name
+
+
+def test_markers_are_at_their_values():
+    points = {"a": (0.2, 0.9), "b": (0.4, 0.5), "c": (0.6, 0.1)}
+    series = [Series(name, [point], colour) for colour, (name, point) in enumerate(points.items())]
+    root = ElementTree.fromstring(xy_chart("Title", "x", "y & z", series))
+    circles = [(float(node.get("cx")), float(node.get("cy"))) for node in root.iter(f"{SVG}circle")]
+    (ax, ay), (bx, by), (cx, cy) = circles
+    assert ax < bx < cx and bx - ax == pytest.approx(cx - bx, abs=0.2), "to the right, evenly"
+    assert ay < by < cy and by - ay == pytest.approx(cy - by, abs=0.2), "larger values are higher"
+    assert {"x", "y & z", "a", "b", "c"} <= {node.text for node in root.iter(f"{SVG}text")}
+    with pytest.raises(ValueError, match="no points"):
+        xy_chart("Title", "x", "y", [])
+
+
+def test_bars_have_the_length_of_their_shares():
+    root = ElementTree.fromstring(bar_chart("Title", "share", {"one": {"a": 0.25, "b": 0.75}, "two": {"a": 0.5}}))
+    widths = [float(node.get("width")) for node in root.iter(f"{SVG}rect") if node.get("height") == "18.0"]
+    assert widths[0] * 3 == pytest.approx(widths[1], abs=0.3) and widths[0] * 2 == pytest.approx(widths[2], abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "message"),
+    [
+        (None, [], "there is no such file; give a results.json"),
+        ("{}", [], "is not the results of `trl-akd bench`"),
+        ("[1", [], "is not the results of `trl-akd bench`"),
+        ("{}", ["--page", "page.html"], "`page` is 'page.html'; give a file with the suffix .md"),
+    ],
+)
+def test_other_files_are_refused(content, flags, message, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content)
+    assert main(["bench", "--report", str(path), *flags]) == 2
+    err = capsys.readouterr().err
+    assert message in err and len(err.strip().splitlines()) == 1
+
+
+def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "results.json").write_text(json.dumps(made_up()))
+    assert main(["bench", "--report", str(tmp_path / "results.json"), "--page", str(tmp_path / "docs" / "a.md")]) == 0
+    assert f"Page: {tmp_path / 'docs' / 'a.md'}" in capsys.readouterr().out
+    assert (tmp_path / "docs" / "a.md").is_file()

@@ -1,0 +1,144 @@
+"""Runs of the benchmark, from the start to a row; whole commands, interrupted and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from trl_akd.cli.recipes import RECIPES
+from trl_akd.micro.bench.config import MEASURES, BenchConfig
+from trl_akd.micro.bench.runs import Run, _execute, plan, train_and_measure
+
+TINY: dict[str, Any] = {
+    "worlds": {"one": {"rows": 96, "epochs": 2, "start_mass": 0.03, "start_range": [0.0, 1.0], "start_max_steps": 5}},
+    "rules": {
+        "kl": {"divergence": "forward_kl", "draws": 2},
+        "random_epoch": {"beta_strategy": "random_epoch", "draws": 2},
+        "rkl": {"divergence": "reverse_kl"},
+    },
+    "num_tasks": 8,
+    "num_samples": 10,
+    "control": {"world": "one", "student": "32k", "covering": "kl", "concentrating": "rkl"},
+    "predictions": {
+        "p": {"world": "one", "student": "32k", "measure": "pass@1", "first": "rkl", "second": "kl", "at_least": 0.0}
+    },
+}
+
+
+def tiny_runs(**change: Any) -> list[Run]:
+    return plan(BenchConfig(**{**TINY, **change}))
+
+
+def stable(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in ("seconds", "peak_memory_mb", "commit")}
+
+
+def test_a_row_has_all_measures_and_depends_on_the_settings_alone(tmp_path: Path):
+    first, *_ = tiny_runs()
+    (tmp_path / "a").mkdir()
+    row = train_and_measure(first, tmp_path / "a")
+    assert (row["key"], row["started"]) == (first.key, True)
+    assert set(MEASURES) | {"errors"} == row["measures"].keys()
+    assert row["measures"]["forward_kl"] > 0 and row["start"]["steps"] == 5
+    assert [point["step"] for point in row["history"]] == [1, 2, 3, 4]
+    assert row["peak_memory_mb"] > 100 and row["seconds"].keys() == {"train", "measure", "cpu"}
+    json.dumps(row)
+    assert os.listdir(tmp_path / "a") == [first.start.key], "nothing else is left"
+    assert stable(train_and_measure(first, tmp_path / "a")) == stable(row), "with the start from disk"
+
+
+def test_draws_change_beta_and_nothing_else(tmp_path: Path):
+    """Order of rows, weights and samples are those of the seed, so that rules are compared in pairs."""
+    rows = [train_and_measure(run, tmp_path) for run in tiny_runs()]
+    kl, other_kl, *random_epochs, rkl = rows
+    assert kl["key"] != other_kl["key"]
+    assert (kl["measures"], kl["history"]) == (other_kl["measures"], other_kl["history"])
+    sequences = {tuple(point["beta"] for point in row["history"]) for row in random_epochs}
+    assert len(sequences) > 1 and {beta for sequence in sequences for beta in sequence} == {0.1, 0.6}
+    first_points = [row["history"][0] for row in rows]
+    assert len({(point["forward_kl"], point["reverse_kl"]) for point in first_points}) == 1, "the same first batch"
+    assert rkl["measures"] != kl["measures"]
+
+
+def test_a_seed_that_may_not_start_is_recorded_and_not_run(tmp_path: Path):
+    world = {**TINY["worlds"]["one"], "start_mass": 0.4, "start_range": [0.4, 0.5]}
+    first, *_ = tiny_runs(worlds={"one": world})
+    row = train_and_measure(first, tmp_path)
+    assert row["started"] is False and row["start"]["mass"] < 0.4 and "measures" not in row
+
+
+def command(recipe: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "trl_akd", "bench", "--config", str(recipe)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.end_to_end
+def test_a_killed_benchmark_continues_and_gives_the_results_of_an_uninterrupted_one(tmp_path: Path):
+    """After its last run it refuses other predictions."""
+    folder, recipe = tmp_path / "bench", tmp_path / "recipe.yaml"
+    settings = {**TINY, "output_dir": str(folder), "workers": 2}
+    recipe.write_text(yaml.safe_dump(settings))
+    process, lines = command(recipe), folder / "runs.jsonl"
+    while process.poll() is None and (not lines.exists() or not lines.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finished = lines.read_text().count("\n")
+    with lines.open("a") as file:
+        file.write('{"key": "to')  # a line torn by a power failure
+    process = command(recipe)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert 0 < finished < 5 and f"5 runs, {finished} of them finished before" in out
+    found = json.loads((folder / "results.json").read_text())["runs"]
+    (tmp_path / "starts").mkdir()
+    expected = [stable(train_and_measure(run, tmp_path / "starts")) for run in tiny_runs()]
+    assert [stable(run) for run in found] == [
+        {key: value for key, value in json.loads(json.dumps(run)).items() if key != "settings"} for run in expected
+    ]
+    changed = {"p": {**TINY["predictions"]["p"], "at_least": -1.0}}
+    recipe.write_text(yaml.safe_dump({**settings, "predictions": changed}))
+    process = command(recipe)
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert "predictions" in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.end_to_end
+def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path: Path):
+    kl, _, _, _, rkl = tiny_runs()
+    broken = replace(kl, fields={"divergence": "forward"})
+    found = {run.rule: (row, failure) for run, row, failure in _execute([broken, rkl], tmp_path, workers=1)}
+    assert found["kl"][0] is None and found["kl"][1].startswith("ValueError: `divergence`")
+    row, _ = found["rkl"]
+    assert row is not None and row["key"] == rkl.key
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_the_reduced_benchmark_separates_both_divergences(tmp_path: Path):
+    recipe = tmp_path / "reduced.yaml"
+    content = yaml.safe_load((RECIPES / "micro" / "bench" / "reduced.yaml").read_text())
+    recipe.write_text(yaml.safe_dump({**content, "output_dir": str(tmp_path / "bench")}))
+    for finished in (0, 6):
+        process = command(recipe)
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert f"6 runs, {finished} of them finished before" in out
+    runs = json.loads((tmp_path / "bench" / "results.json").read_text())["runs"]
+    measures = {(run["seed"], run["rule"]): run["measures"] for run in runs}
+    for seed in content["seeds"]:
+        assert measures[seed, "rkl"]["pass@1"] - measures[seed, "kl"]["pass@1"] > 0.05
+        assert measures[seed, "kl"]["coverage"] - measures[seed, "rkl"]["coverage"] > 0.1

@@ -1,0 +1,368 @@
+"""Configuration of the benchmark: worlds, students, rules, seeds and predictions."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+from ...akd.akd_config import AKDConfig
+from .students import BATCH_SIZE, MAX_LENGTH, STUDENTS
+from .world import World
+
+__all__ = ["BETA_DRAWS", "MEASURES", "BenchConfig", "Control", "Prediction", "WorldSettings", "rule_config"]
+
+MEASURES = (
+    "pass@1",
+    "pass@10",
+    "coverage",
+    "greedy",
+    "valid_mass",
+    "coverage_of_passes",
+    "forward_kl",
+    "reverse_kl",
+)
+BETA_DRAWS = "draws"
+_RESERVED = ("output_dir", "seed", "data_seed", "num_train_epochs", "max_steps", "max_length")
+
+
+@dataclass(frozen=True)
+class WorldSettings:
+    """One world of a benchmark: arguments of [`World`], the amount of data, and the students' pre-training.
+
+    Args:
+        num_valid (`int`, *optional*, defaults to `4`): as in [`World`].
+        same_everywhere (`bool`, *optional*, defaults to `False`): as in [`World`].
+        noise (`float`, *optional*, defaults to `0.0`): as in [`World`].
+        rows (`int`, *optional*, defaults to `2000`): number of training rows.
+        epochs (`float`, *optional*, defaults to `3`): number of epochs.
+        start_mass (`float`, *optional*, defaults to `0.35`): probability of a valid first word at which pre-training
+            ends.
+        start_range (`tuple[float, float]`, *optional*, defaults to `(0.25, 0.45)`): probabilities with which a student
+            may start; a seed outside is reported, and not run.
+        start_max_steps (`int`, *optional*, defaults to `900`): maximum number of steps of pre-training.
+        start_min_steps (`int`, *optional*, defaults to `0`): minimum number of steps of pre-training, for worlds whose
+            valid words are learned before anything else.
+        students (`tuple[str, ...]`, *optional*): students to run in this world, by default all.
+        rules (`tuple[str, ...]`, *optional*): rules to run in this world, by default all.
+    """
+
+    num_valid: int = 4
+    same_everywhere: bool = False
+    noise: float = 0.0
+    rows: int = 2000
+    epochs: float = 3
+    start_mass: float = 0.35
+    start_range: tuple[float, float] = (0.25, 0.45)
+    start_max_steps: int = 900
+    start_min_steps: int = 0
+    students: tuple[str, ...] | None = None
+    rules: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("rows", 1), ("start_max_steps", 1), ("start_min_steps", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; give an integer of at least {least}.")
+        if not self.epochs > 0:
+            raise ValueError(f"`epochs` is {self.epochs}; give a number above 0.")
+        low, high = self.start_range
+        if not low <= self.start_mass <= high:
+            raise ValueError(f"`start_mass` is {self.start_mass}; give a value in `start_range`, {low} to {high}.")
+        self.world(0)
+
+    def world(self, seed: int) -> World:
+        """Return the world of a seed."""
+        return World(seed, self.num_valid, self.same_everywhere, self.noise)
+
+
+@dataclass(frozen=True)
+class Control:
+    """The positive control: two rules whose known differences must be seen before any rules are ranked.
+
+    Args:
+        world (`str`), student (`str`): where it is looked for.
+        covering (`str`): rule that must have the higher coverage, forward KL.
+        concentrating (`str`): rule that must have the higher pass@1, reverse KL.
+        margin (`float`, *optional*, defaults to `0.1`): least mean difference of both measures.
+    """
+
+    world: str
+    student: str
+    covering: str
+    concentrating: str
+    margin: float = 0.1
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A prediction about the mean difference of two rules over seeds.
+
+    Args:
+        world (`str`), student (`str`): where it is tested.
+        measure (`str`): one of the measures, or `"line"`: how far the coverage of `first` lies above the line
+            through the two fixed mixes in `BenchConfig.line`.
+        first (`str`), second (`str`, *optional*): rules; the difference is that of the first minus the second.
+        at_least (`float`, *optional*), at_most (`float`, *optional*): predicted bounds of the mean difference.
+    """
+
+    world: str
+    student: str
+    measure: str
+    first: str
+    second: str | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+@dataclass
+class BenchConfig:
+    """
+    Configuration of `trl-akd bench`.
+
+    Args:
+        output_dir (`str`, *optional*, defaults to `"outputs/bench"`):
+            Folder of the runs (`runs.jsonl`), of pre-trained students and of the results (`results.json`).
+        worlds (`dict`, *optional*):
+            Worlds by name, such as `{separating: {rows: 2000, epochs: 3}}`; their keys are described in
+            docs/methods/bench.md.
+        students (`list[str]`, *optional*, defaults to `["32k"]`):
+            Students: 32k, 68k or 255k.
+        rules (`dict`, *optional*):
+            Rules by name, each with the fields of `trl-akd akd` that make it, such as `{kl: {divergence:
+            forward_kl}}`. The key `draws` repeats a run with that many seeds of its beta.
+        seeds (`list[int]`, *optional*, defaults to `[0]`):
+            Seeds. Worlds, rows, weights and order of rows are a function of the seed, so that rules are compared in
+            pairs.
+        num_tasks (`int`, *optional*, defaults to `100`):
+            Number of held-out tasks.
+        num_samples (`int`, *optional*, defaults to `20`):
+            Number of samples per task.
+        control (`dict`, *optional*):
+            Positive control: `world`, `student`, and the rules `covering` and `concentrating`.
+        line (`list[str]`, *optional*):
+            Two rules, fixed mixes, whose line of coverage against pass@1 other rules are compared with.
+        predictions (`dict`, *optional*):
+            Predictions by name, written before the runs. Runs that have begun refuse others.
+        workers (`int`, *optional*):
+            Number of runs at the same time. Defaults to the number of cores.
+        report (`str`, *optional*):
+            Write the page of these results (a results.json) instead of running anything.
+        page (`str`, *optional*):
+            File of the page, with the suffix .md; figures are written beside it. By default `results.md` beside the
+            results.
+    """
+
+    output_dir: str = "outputs/bench"
+    worlds: dict[str, Any] | str | None = None
+    students: list[str] = field(default_factory=lambda: ["32k"])
+    rules: dict[str, Any] | str | None = None
+    seeds: list[int] = field(default_factory=lambda: [0])
+    num_tasks: int = 100
+    num_samples: int = 20
+    control: dict[str, Any] | str | None = None
+    line: list[str] | None = None
+    predictions: dict[str, Any] | str | None = None
+    workers: int | None = None
+    report: str | None = None
+    page: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("worlds", "rules", "control", "predictions"):
+            setattr(self, name, _mapping(name, getattr(self, name)))
+        if self.report is not None:
+            return
+        if self.page is not None:
+            raise ValueError(f"`page` is {self.page!r}, which has no effect without `report`; leave it out.")
+        for name in ("worlds", "rules", "students", "seeds", "control", "predictions"):
+            if not getattr(self, name):
+                reason = "; write down what you expect before anything runs" if name == "predictions" else ""
+                raise ValueError(f"`{name}` is not set{reason or '; give it in a recipe'}.")
+        for name in ("num_tasks", "num_samples", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}; give an integer of at least 1.")
+        for name in ("students", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"`{name}` is {values}, which names one twice; give each once.")
+        _check_names("students", self.students, STUDENTS)
+        self.world_settings()
+        self._check_rules()
+        self._check_comparisons()
+
+    def world_settings(self) -> dict[str, WorldSettings]:
+        """Return the worlds by name."""
+        found = {}
+        for name, entry in self._mapping("worlds").items():
+            settings = _build(WorldSettings, entry or {}, f"`worlds` has {name!r}, in which")
+            _check_names(f"worlds: {name}: students", settings.students or (), self.students)
+            _check_names(f"worlds: {name}: rules", settings.rules or (), self._mapping("rules"))
+            found[name] = settings
+        return found
+
+    def rule_fields(self) -> dict[str, dict[str, Any]]:
+        """Return the fields of [`AKDConfig`] of each rule."""
+        return {
+            name: {key: value for key, value in (entry or {}).items() if key != BETA_DRAWS}
+            for name, entry in self._mapping("rules").items()
+        }
+
+    def draws(self, rule: str) -> int:
+        """Return the number of seeds of beta with which a rule is run."""
+        return int((self._mapping("rules")[rule] or {}).get(BETA_DRAWS, 1))
+
+    def control_settings(self) -> Control:
+        """Return the positive control."""
+        control: Control = _build(Control, self._mapping("control"), "`control`:")
+        return control
+
+    def prediction_settings(self) -> dict[str, Prediction]:
+        """Return the predictions by name."""
+        return {
+            name: _build(Prediction, entry, f"`predictions` has {name!r}, in which")
+            for name, entry in self._mapping("predictions").items()
+        }
+
+    def _mapping(self, name: str) -> dict[str, Any]:
+        value = getattr(self, name)
+        assert isinstance(value, dict)
+        return value
+
+    def _check_rules(self) -> None:
+        for name, values in self.rule_fields().items():
+            draws = (self._mapping("rules")[name] or {}).get(BETA_DRAWS, 1)
+            if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+                raise ValueError(
+                    f"`rules` has {name!r}, in which `draws` is {draws!r}; give an integer of at least 1."
+                )
+            for key in _RESERVED:
+                if key in values:
+                    raise ValueError(f"`rules` has {name!r}, in which `{key}` is set; the benchmark sets it itself.")
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    rule_config(values, folder, epochs=1, learning_rate=1e-3, seed=0, beta_seed=0)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"`rules` has {name!r}, which `trl-akd akd` refuses: {error}") from error
+
+    def _check_comparisons(self) -> None:
+        worlds, rules = self._mapping("worlds"), self._mapping("rules")
+        control = self.control_settings()
+        _check_names("control: world", [control.world], worlds)
+        _check_names("control: student", [control.student], self.students)
+        _check_names("control", [control.covering, control.concentrating], rules)
+        _check_names("line", self.line or (), rules)
+        if self.line is not None and len(set(self.line)) != 2:
+            raise ValueError(f"`line` is {self.line}; give two rules.")
+        for name, prediction in self.prediction_settings().items():
+            where = f"predictions: {name}"
+            _check_names(where, [prediction.world], worlds)
+            _check_names(where, [prediction.student], self.students)
+            is_line = prediction.measure == "line"
+            _check_names(where, [prediction.first, *([prediction.second] if prediction.second else [])], rules)
+            _check_names(where, [prediction.measure], (*MEASURES, "line"))
+            if is_line == (prediction.second is not None) or (is_line and self.line is None):
+                raise ValueError(
+                    f"`{where}` has measure {prediction.measure!r} and second {prediction.second!r}; give `second` "
+                    "for a measure, and leave it out for 'line', which needs the field `line`."
+                )
+            if prediction.at_least is None and prediction.at_most is None:
+                raise ValueError(f"`{where}` has no bound; give `at_least` or `at_most`.")
+
+
+def rule_config(
+    values: Mapping[str, Any],
+    output_dir: str,
+    *,
+    epochs: float,
+    learning_rate: float,
+    seed: int,
+    beta_seed: int,
+    logging_steps: int = 10,
+) -> AKDConfig:
+    """Return the training arguments of a run.
+
+    The order of rows depends on `seed` alone; `beta_seed` seeds the draws of β, and text that is sampled on-policy.
+    """
+    fixed: dict[str, Any] = {
+        "per_device_train_batch_size": BATCH_SIZE,
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "cosine",
+        "gradient_checkpointing": False,
+        "logging_steps": logging_steps,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": True,
+        "max_new_tokens": 32,
+    }
+    return AKDConfig(
+        output_dir,
+        num_train_epochs=epochs,
+        max_length=MAX_LENGTH,
+        seed=beta_seed,
+        data_seed=seed,
+        **{**fixed, **values},
+    )
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"`{name}` is not JSON ({error}); give a mapping, in a recipe or as JSON.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"`{name}` is {value!r}; give a mapping from names to settings.")
+    return value
+
+
+def _build(kind: Any, entry: Any, where: str) -> Any:
+    """Return a dataclass made of a mapping from its fields to values."""
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{where} the settings are {entry!r}; give a mapping.")
+    known = {item.name: item for item in fields(kind)}
+    for key in entry:
+        if key not in known:
+            raise ValueError(f"{where} `{key}` is unknown; choose from {', '.join(known)}.")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    for key, value in values.items():
+        if not _fits(value, known[key].type):
+            raise ValueError(f"{where} `{key}` is {entry[key]!r}; give {_describe(known[key].type)}.")
+    for key, item in known.items():
+        if key not in values and item.default is MISSING:
+            raise ValueError(f"{where} `{key}` is missing; add it.")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{where} {error}") from error
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value is of an annotated type, where an integer is a number and a truth value is none."""
+    arguments = get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if get_origin(kind) is tuple:
+        kinds = arguments[:1] * len(value) if isinstance(value, tuple) and arguments[-1] is ... else arguments
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _describe(kind: Any) -> str:
+    """Return an annotated type in words."""
+    if isinstance(kind, UnionType):
+        return _describe(get_args(kind)[0])
+    if get_origin(kind) is tuple:
+        return "a list of names" if get_args(kind)[0] is str else "a list of two numbers"
+    return {int: "an integer", float: "a number", bool: "true or false", str: "a name"}[kind]
+
+
+def _check_names(where: str, names: Any, known: Any) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"`{where}` has {name!r}, which is not one of {', '.join(map(str, known))}.")

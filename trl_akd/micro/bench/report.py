@@ -1,0 +1,415 @@
+"""The page of a benchmark's results, as a function of `results.json` alone."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from ...ledger import replace_text
+from ...metrics.statistics import PairedMean, holm, paired_mean
+from .charts import Series, bar_chart, xy_chart
+from .config import Control, Prediction
+
+__all__ = ["Results", "write_page"]
+
+_TESTED = ("pass@1", "coverage")
+_COLUMNS = {
+    "pass@1": "pass@1",
+    "pass@10": "pass@10",
+    "coverage": "coverage",
+    "greedy": "greedy",
+    "valid_mass": "valid mass",
+    "coverage_of_passes": "coverage of passes",
+    "forward_kl": "forward KL",
+    "reverse_kl": "reverse KL",
+}
+_MAX_ERRORS = 6
+_SIGNIFICANT = 0.05
+
+
+class Results:
+    """Finished runs of a benchmark, by place, rule and seed.
+
+    A seed's value of a measure is the mean over its draws of β.
+
+    Args:
+        content (`Mapping`):
+            Content of `results.json`.
+    """
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self.content = content
+        self.control = Control(**content["control"])
+        self.predictions = {name: Prediction(**entry) for name, entry in content["predictions"].items()}
+        self.runs: list[Mapping[str, Any]] = [run for run in content["runs"] if run["started"]]
+
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """Pairs of a world and a student, in the order of the runs."""
+        return list(dict.fromkeys((run["world"], run["student"]) for run in self.runs))
+
+    def rules(self, place: tuple[str, str]) -> list[str]:
+        """Return the rules with runs at a place, in the order of the recipe."""
+        found = {run["rule"] for run in self.at(place)}
+        return [rule for rule in self.content["rules"] if rule in found]
+
+    def at(self, place: tuple[str, str], rule: str | None = None) -> list[Mapping[str, Any]]:
+        """Return the runs at a place, of one rule or of all."""
+        return [run for run in self.runs if (run["world"], run["student"]) == place and rule in (None, run["rule"])]
+
+    def by_seed(self, place: tuple[str, str], rule: str, measure: str) -> dict[int, float]:
+        """Return the value of a measure for each seed with runs of the rule."""
+        values: dict[int, list[float]] = {}
+        for run in self.at(place, rule):
+            if measure in run["measures"]:
+                values.setdefault(run["seed"], []).append(run["measures"][measure])
+        return {seed: fmean(several) for seed, several in sorted(values.items())}
+
+    def mean(self, place: tuple[str, str], rule: str, measure: str) -> float | None:
+        """Return the mean of a measure over seeds, `None` if there are none."""
+        values = self.by_seed(place, rule, measure)
+        return fmean(values.values()) if values else None
+
+    def compare(self, place: tuple[str, str], measure: str, first: str, second: str) -> PairedMean | None:
+        """Return the paired difference of two rules over the seeds that both have, `None` for fewer than two."""
+        one, other = (self.by_seed(place, rule, measure) for rule in (first, second))
+        return _paired({seed: one[seed] - other[seed] for seed in one if seed in other})
+
+    def above_line(self, place: tuple[str, str], rule: str) -> PairedMean | None:
+        """Return how far the coverage of a rule lies above the line through the two fixed mixes, at its pass@1.
+
+        The slope of the line is that of the mixes' means; its place is, for each seed, that of the first mix.
+        """
+        if not self.content["line"] or rule in self.content["line"]:
+            return None
+        low, high = self.content["line"]
+        run = self.compare(place, "pass@1", high, low)
+        rise = self.compare(place, "coverage", high, low)
+        if run is None or rise is None or abs(run.difference) < 1e-9:
+            return None
+        slope = rise.difference / run.difference
+        passes, covers = ({name: self.by_seed(place, name, measure) for name in (rule, low)} for measure in _TESTED)
+        seeds = [seed for seed in passes[rule] if seed in passes[low]]
+        return _paired(
+            {
+                seed: covers[rule][seed] - covers[low][seed] - slope * (passes[rule][seed] - passes[low][seed])
+                for seed in seeds
+            }
+        )
+
+    def control_differences(self) -> tuple[PairedMean | None, PairedMean | None]:
+        """Return the two differences of the positive control: in pass@1, and in coverage."""
+        place = (self.control.world, self.control.student)
+        covering, concentrating = self.control.covering, self.control.concentrating
+        return (
+            self.compare(place, "pass@1", concentrating, covering),
+            self.compare(place, "coverage", covering, concentrating),
+        )
+
+    @property
+    def control_holds(self) -> bool:
+        """Whether both differences reach the margin, with intervals above 0."""
+        return all(
+            found is not None and found.difference >= self.control.margin and found.low > 0
+            for found in self.control_differences()
+        )
+
+
+def write_page(results: str | Path, page: str | Path | None = None) -> Path:
+    """Write the page of results with its figures, and return its path.
+
+    Args:
+        results (`str` or `Path`):
+            A `results.json`.
+        page (`str` or `Path`, *optional*):
+            The page. Figures are written beside it, and their names start with that of the page.
+
+    Raises:
+        FileNotFoundError: If there are no such results.
+        ValueError: If the file is something else.
+    """
+    path = Path(results).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"`report` is {str(results)!r}, but there is no such file; give a results.json.")
+    target = path.with_name("results.md") if page is None else Path(page).expanduser()
+    if target.suffix != ".md":
+        raise ValueError(f"`page` is {str(page)!r}; give a file with the suffix .md.")
+    try:
+        found = Results(json.loads(path.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"`report` is {str(results)!r}, which is not the results of `trl-akd bench` ({error!r}); give its "
+            "results.json."
+        ) from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figures = _figures(found) if found.control_holds else {}
+    for name, figure in figures.items():
+        replace_text(target.with_name(f"{target.stem}-{name}.svg"), figure)
+    replace_text(target, _page(found, {name: f"{target.stem}-{name}.svg" for name in figures}))
+    return target
+
+
+def _page(results: Results, figures: Mapping[str, str]) -> str:
+    sections = [
+        "# Benchmark of divergences: results",
+        _summary(results),
+        _starts(results),
+        _control(results),
+        _predictions(results),
+    ]
+    if results.control_holds:
+        sections += [_ranking(results, place, figures) for place in results.places]
+    sections.append(_costs(results))
+    return "\n\n".join(sections) + "\n"
+
+
+def _summary(results: Results) -> str:
+    content = results.content
+    commits = sorted({run["commit"] for run in content["runs"]})
+    finished = len(content["runs"])
+    asked = "; ".join(
+        f"{name} {', '.join(map(str, content[name]))}" for name in ("worlds", "students", "rules", "seeds")
+    )
+    return (
+        f"{finished} of {content['planned']} runs, at commit {', '.join(commits)}: {asked}.\n\n"
+        f"Measures are of {content['num_samples']} samples at temperature 1 for each of {content['num_tasks']} "
+        "held-out tasks. Differences are paired by seed, with 95 % intervals by Student's t. The page on the "
+        "benchmark of divergences describes worlds and measures. `trl-akd bench` made this page from the results "
+        "alone."
+    )
+
+
+def _starts(results: Results) -> str:
+    """Return the table of pre-trained students, with every seed that could not start."""
+    rows = []
+    places: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
+    for run in results.content["runs"]:
+        places.setdefault((run["world"], run["student"]), {})[run["seed"]] = run
+    for (world, student), by_seed in places.items():
+        started = [run["start"] for run in by_seed.values() if run["started"]]
+        failed = [f"seed {seed} ({run['start']['mass']:.2f})" for seed, run in by_seed.items() if not run["started"]]
+        steps, masses = ([start[key] for start in started] for key in ("steps", "mass"))
+        rows.append(
+            [
+                world,
+                student,
+                str(len(started)),
+                f"{min(steps)} to {max(steps)}" if steps else "",
+                f"{min(masses):.2f} to {max(masses):.2f}" if masses else "",
+                ", ".join(failed) or "none",
+            ]
+        )
+    header = ["world", "student", "seeds", "steps of pre-training", "mass on valid words", "not started (mass)"]
+    return "## Starts\n\n" + _table(header, rows)
+
+
+def _control(results: Results) -> str:
+    control = results.control
+    found = results.control_differences()
+    rows = [
+        [f"{one} minus {other}, {measure}", _interval(difference), f"at least {control.margin:.2f}, above 0"]
+        for difference, measure, one, other in (
+            (found[0], "pass@1", control.concentrating, control.covering),
+            (found[1], "coverage", control.covering, control.concentrating),
+        )
+    ]
+    verdict = (
+        "The control holds."
+        if results.control_holds
+        else "The control does not hold, so nothing is ranked: a world that does not show known differences cannot "
+        "show others."
+    )
+    table = _table(["difference", "mean and 95 % interval", "required"], rows)
+    return f"## Positive control\n\nWorld {control.world}, student {control.student}.\n\n{table}\n\n{verdict}"
+
+
+def _predictions(results: Results) -> str:
+    rows = []
+    for name, prediction in results.predictions.items():
+        place = (prediction.world, prediction.student)
+        if prediction.second is None:
+            found, subject = (
+                results.above_line(place, prediction.first),
+                f"{prediction.first}, coverage above the line",
+            )
+        else:
+            found = results.compare(place, prediction.measure, prediction.first, prediction.second)
+            subject = f"{prediction.first} minus {prediction.second}, {prediction.measure}"
+        low, high = prediction.at_least, prediction.at_most
+        bounds = [f"at {end} {bound:g}" for end, bound in (("least", low), ("most", high)) if bound is not None]
+        held = "not run"
+        if found is not None:
+            inside = (low is None or found.difference >= low) and (high is None or found.difference <= high)
+            held = "yes" if inside else "no"
+        rows.append(
+            [name, f"{prediction.world}, {prediction.student}", subject, ", ".join(bounds), _interval(found), held]
+        )
+    header = ["prediction", "where", "mean difference of", "predicted", "found", "held"]
+    return "## Predictions\n\nWritten before the runs.\n\n" + _table(header, rows)
+
+
+def _ranking(results: Results, place: tuple[str, str], figures: Mapping[str, str]) -> str:
+    reference = results.control.covering
+    rules = results.rules(place)
+    parts = [f"## World {place[0]}, student {place[1]}"]
+    rows = [[rule, *(_number(results.mean(place, rule, measure)) for measure in _COLUMNS)] for rule in rules]
+    parts.append(_table(["rule", *_COLUMNS.values()], rows))
+    others = [rule for rule in rules if rule != reference]
+    if reference in rules and others:
+        tests = {
+            (rule, measure): results.compare(place, measure, rule, reference) for rule in others for measure in _TESTED
+        }
+        family = {key: test.p_value for key, test in tests.items() if test is not None}
+        adjusted = dict(zip(family, holm(list(family.values())), strict=True))
+        rows = []
+        for rule in others:
+            cells = [rule]
+            for measure in _TESTED:
+                cells += [_interval(tests[rule, measure]), _p_value(adjusted.get((rule, measure)))]
+            rows.append([*cells, _interval(results.above_line(place, rule))])
+        header = ["rule", "Δ pass@1", "p", "Δ coverage", "p", "coverage above the line"]
+        parts.append(
+            f"Differences to {reference}; p-values by Holm's method over the {len(family)} tests of this table:\n\n"
+            + _table(header, rows)
+        )
+    parts += [f"![{_ALT[kind]}]({figures[name]})" for kind in _ALT if (name := _figure_name(kind, place)) in figures]
+    return "\n\n".join(parts)
+
+
+def _costs(results: Results) -> str:
+    rows = [
+        [
+            *place,
+            rule,
+            *(f"{median(run['seconds'][part] for run in runs):.0f}" for part in ("train", "measure", "cpu")),
+            f"{median(run['peak_memory_mb'] for run in runs):.0f}",
+        ]
+        for place in results.places
+        for rule in results.rules(place)
+        if (runs := results.at(place, rule))
+    ]
+    header = [
+        "world",
+        "student",
+        "rule",
+        "seconds of training",
+        "seconds of measuring",
+        "CPU seconds of both",
+        "peak memory, MB",
+    ]
+    return (
+        "## Cost\n\nMedians over runs, one core per run, on a machine that may have been shared. CPU seconds are "
+        "without the sandbox.\n\n" + _table(header, rows)
+    )
+
+
+_ALT = {
+    "coverage": "Coverage against pass@1, with the line of fixed mixes",
+    "curves": "Forward KL during training",
+    "beta": "β during training",
+    "errors": "Outcomes of samples",
+}
+
+
+def _figure_name(kind: str, place: tuple[str, str]) -> str:
+    return f"{kind}-{place[0]}-{place[1]}"
+
+
+def _figures(results: Results) -> dict[str, str]:
+    figures = {}
+    for place in results.places:
+        figures[_figure_name("coverage", place)] = _coverage_figure(results, place)
+        figures[_figure_name("curves", place)] = _curves_figure(results, place)
+        beta = _beta_figure(results, place)
+        if beta is not None:
+            figures[_figure_name("beta", place)] = beta
+        figures[_figure_name("errors", place)] = _errors_figure(results, place)
+    return figures
+
+
+def _coverage_figure(results: Results, place: tuple[str, str]) -> str:
+    points = {
+        rule: (results.mean(place, rule, "pass@1") or 0.0, results.mean(place, rule, "coverage") or 0.0)
+        for rule in results.rules(place)
+    }
+    series = [Series(rule, [point], colour) for colour, (rule, point) in enumerate(points.items())]
+    line = [points[rule] for rule in results.content["line"] or () if rule in points]
+    if len(line) == 2:
+        series.insert(0, Series("", line, dashed=True))
+    return xy_chart(f"{_ALT['coverage']}: {', '.join(place)}", "pass@1 at temperature 1", "coverage", series)
+
+
+def _curves_figure(results: Results, place: tuple[str, str]) -> str:
+    series = []
+    for colour, rule in enumerate(results.rules(place)):
+        by_step: dict[int, list[float]] = {}
+        for run in results.at(place, rule):
+            for point in run["history"]:
+                by_step.setdefault(point["step"], []).append(point["forward_kl"])
+        series.append(Series(rule, [(step, fmean(values)) for step, values in sorted(by_step.items())], colour))
+    title = f"{_ALT['curves']}: {', '.join(place)}"
+    return xy_chart(title, "optimizer step", "forward KL, nats per token", series)
+
+
+def _beta_figure(results: Results, place: tuple[str, str]) -> str | None:
+    """Return the curves of β of every run of the rules whose β moves, `None` if there are no such rules."""
+    series = []
+    for colour, rule in enumerate(results.rules(place)):
+        curves = [
+            [(point["step"], point["beta"]) for point in run["history"] if "beta" in point]
+            for run in results.at(place, rule)
+        ]
+        if len({beta for curve in curves for _, beta in curve}) > 1:
+            series += [Series(rule if index == 0 else "", curve, colour) for index, curve in enumerate(curves)]
+    if not series:
+        return None
+    return xy_chart(f"{_ALT['beta']}: {', '.join(place)}", "optimizer step", "β, share of reverse KL", series)
+
+
+def _errors_figure(results: Results, place: tuple[str, str]) -> str:
+    shares: dict[str, dict[str, float]] = {}
+    for rule in results.rules(place):
+        runs = results.at(place, rule)
+        names = {name for run in runs for name in run["measures"]["errors"]}
+        shares[rule] = {
+            name: fmean(run["measures"]["errors"].get(name, 0.0) for run in runs) for name in sorted(names)
+        }
+    totals: dict[str, float] = {}
+    for errors in shares.values():
+        for name, share in errors.items():
+            totals[name] = totals.get(name, 0.0) + share
+    common = sorted(totals, key=lambda name: (-totals[name], name))[:_MAX_ERRORS]
+    bars = {}
+    for rule, errors in shares.items():
+        parts = {"passed": 1 - sum(errors.values()), **{name: errors.get(name, 0.0) for name in common}}
+        rest = sum(share for name, share in errors.items() if name not in common)
+        bars[rule] = {**parts, **({"other": rest} if len(totals) > _MAX_ERRORS else {})}
+    return bar_chart(f"{_ALT['errors']}: {', '.join(place)}", "share of samples", bars)
+
+
+def _paired(differences: Mapping[int, float]) -> PairedMean | None:
+    values = list(differences.values())
+    return paired_mean(values, [0.0] * len(values)) if len(values) >= 2 else None
+
+
+def _interval(found: PairedMean | None) -> str:
+    if found is None:
+        return ""
+    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def _p_value(p_value: float | None) -> str:
+    if p_value is None:
+        return ""
+    text = "< .001" if p_value < 0.001 else f"{p_value:.3f}"
+    return f"**{text}**" if p_value < _SIGNIFICANT else text
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,417 @@
+"""Runs of the benchmark: one per world, student, rule, seed and draw of β, each a row of a file.
+
+Every run has its own process. A run is identified by a hash of all settings that its result depends on, so that an
+interrupted benchmark continues, and one with more rules or seeds runs only what is new.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from datasets import Dataset
+from transformers import LlamaForCausalLM, PrinterCallback
+from transformers.utils import logging
+
+from ... import __version__
+from ...akd.akd_trainer import AKDTrainer
+from ...data.encoding import encode_completions, encode_prompts
+from ...execution import CodeExecutor
+from ...generation.protocol import derive_seed
+from ...ledger import Ledger, replace_text
+from ...losses.reduction import IGNORE_INDEX
+from .config import BenchConfig, WorldSettings, rule_config
+from .measures import measure
+from .students import BATCH_SIZE, STUDENTS, make_start, make_tokenizer
+from .teacher import ExactTeacher
+from .world import World
+
+__all__ = ["RESULTS", "Run", "StartSettings", "plan", "run_benchmark", "train_and_measure"]
+
+RESULTS, RUNS, LOG = "results.json", "runs.jsonl", "log.txt"
+_FORMAT = 1  # changes whenever equal settings give another result than before
+_POINTS = 12  # of a learning curve
+
+
+@dataclass(frozen=True)
+class StartSettings:
+    """Settings of a pre-trained student, which all rules of a seed start from.
+
+    Args:
+        world (`World`): the world, without noise.
+        student (`str`): name of the student.
+        mass (`float`): probability of a valid first word at which pre-training ends.
+        max_steps (`int`): maximum number of steps.
+        min_steps (`int`): minimum number of steps.
+        num_tasks (`int`): number of held-out tasks on which the probability is computed.
+    """
+
+    world: World
+    student: str
+    mass: float
+    max_steps: int
+    min_steps: int
+    num_tasks: int
+
+    @property
+    def key(self) -> str:
+        """Hash of the settings."""
+        return _digest(asdict(self))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the benchmark.
+
+    Args:
+        world_name (`str`), student (`str`), rule (`str`), seed (`int`), draw (`int`): its place in the results.
+        world (`WorldSettings`): the world.
+        fields (`Mapping`): fields of [`AKDConfig`] of the rule.
+        num_tasks (`int`), num_samples (`int`): size of the evaluation.
+    """
+
+    world_name: str
+    student: str
+    rule: str
+    seed: int
+    draw: int
+    world: WorldSettings
+    fields: Mapping[str, Any]
+    num_tasks: int
+    num_samples: int
+
+    @property
+    def start(self) -> StartSettings:
+        """Settings of the student from which it starts."""
+        world = replace(self.world.world(self.seed), noise=0.0)
+        return StartSettings(
+            world,
+            self.student,
+            self.world.start_mass,
+            self.world.start_max_steps,
+            self.world.start_min_steps,
+            self.num_tasks,
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings that the result depends on."""
+        world = {key: value for key, value in asdict(self.world).items() if key not in ("students", "rules")}
+        return {
+            "world": world,
+            "student": self.student,
+            "fields": dict(self.fields),
+            "seed": self.seed,
+            "draw": self.draw,
+            "num_tasks": self.num_tasks,
+            "num_samples": self.num_samples,
+        }
+
+    @property
+    def key(self) -> str:
+        """Hash of the settings."""
+        return _digest(self.settings)
+
+    @property
+    def name(self) -> str:
+        """Name for messages."""
+        return f"{self.world_name}, {self.student}, {self.rule}, seed {self.seed}, draw {self.draw}"
+
+
+def plan(config: BenchConfig) -> list[Run]:
+    """Return the runs of a benchmark, those of the first seed first."""
+    fields = config.rule_fields()
+    return [
+        Run(world_name, student, rule, seed, draw, world, fields[rule], config.num_tasks, config.num_samples)
+        for seed in config.seeds
+        for world_name, world in config.world_settings().items()
+        for student in world.students or config.students
+        for rule in world.rules or fields
+        for draw in range(config.draws(rule))
+    ]
+
+
+def run_benchmark(config: BenchConfig) -> Path:
+    """Run what is missing, and return the file of the results, `results.json`.
+
+    Raises:
+        ValueError: If the folder has runs with other predictions.
+        BlockingIOError: If another process writes to the folder.
+        RuntimeError: If runs failed; others are kept.
+    """
+    folder = Path(config.output_dir)
+    runs = plan(config)
+    with Ledger(folder / RUNS, {"predictions": config.predictions}, option="output_dir") as ledger:
+        rows = {row["key"]: row for row, _ in ledger.read()}
+        missing = [run for run in runs if run.key not in rows]
+        print(
+            f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before. Output of the runs: {folder / LOG}"
+        )
+        failures, commit = [], _commit()
+        began = time.monotonic()
+        for number, (run, row, failure) in enumerate(_execute(missing, folder, config.workers), start=1):
+            if row is None:
+                failures.append(f"{run.name}: {failure}")
+                print(f"failed: {failures[-1]}", file=sys.stderr)
+                continue
+            rows[run.key] = {**row, "commit": commit}
+            ledger.append([rows[run.key]])
+            print(f"{number}/{len(missing)} ({time.monotonic() - began:.0f} s)  {_summary(run, row)}", flush=True)
+    results = folder / RESULTS
+    replace_text(results, _results(config, runs, rows))
+    if failures:
+        raise RuntimeError(
+            f"{len(failures)} of {len(missing)} runs failed, the first of them {failures[0]}; see {folder / LOG}, and "
+            "run the command again."
+        )
+    return results
+
+
+def train_and_measure(run: Run, starts: Path) -> dict[str, Any]:
+    """Distill the exact teacher into a student by a rule, measure the student, and return the row of the run.
+
+    Args:
+        run (`Run`):
+            The run.
+        starts (`Path`):
+            Folder of pre-trained students; the one that the run starts from is made if it is not there.
+    """
+    tokenizer, world = make_tokenizer(), run.world.world(run.seed)
+    held_out = world.sample_tasks(run.num_tasks, split="held_out")
+    start = _find_start(run.start, starts)
+    row: dict[str, Any] = {
+        "key": run.key,
+        "world": run.world_name,
+        "student": run.student,
+        "rule": run.rule,
+        "seed": run.seed,
+        "draw": run.draw,
+        "settings": run.settings,
+        "start": start,
+    }
+    low, high = run.world.start_range
+    if not low <= start["mass"] <= high:
+        return {**row, "started": False}
+    model = LlamaForCausalLM.from_pretrained(starts / run.start.key)
+    tasks = world.sample_tasks(run.world.rows, split="train")
+    began, processor = time.perf_counter(), time.process_time()
+    with tempfile.TemporaryDirectory() as scratch:
+        history = _distill(run, model, tokenizer, world, tasks, scratch)
+    trained = time.perf_counter()
+    with CodeExecutor(workers=1, allow_code_execution=True) as executor:
+        measures = measure(
+            model,
+            tokenizer,
+            world,
+            held_out,
+            executor,
+            num_samples=run.num_samples,
+            seed=derive_seed(run.seed, "samples"),
+        )
+    measured = time.perf_counter()
+    seconds = {
+        "train": round(trained - began, 1),
+        "measure": round(measured - trained, 1),
+        "cpu": round(time.process_time() - processor, 1),
+    }
+    return {
+        **row,
+        "started": True,
+        "measures": _rounded(measures),
+        "history": _rounded(history),
+        "seconds": seconds,
+        "peak_memory_mb": _peak_memory_mb(),
+    }
+
+
+def _distill(
+    run: Run, model: Any, tokenizer: Any, world: World, tasks: Sequence[Any], folder: str
+) -> list[dict[str, Any]]:
+    """Train a student in place, and return points of its learning curve."""
+    steps = int(-(-len(tasks) // BATCH_SIZE) * run.world.epochs)
+    args = rule_config(
+        run.fields,
+        folder,
+        epochs=run.world.epochs,
+        learning_rate=STUDENTS[run.student].learning_rate,
+        seed=run.seed,
+        beta_seed=derive_seed(run.seed, f"draw {run.draw}"),
+        logging_steps=max(1, steps // _POINTS),
+    )
+    rows = world.sample_rows(tasks)
+    prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows])
+    completions = encode_completions(tokenizer, [row["completion"] for row in rows])
+    dataset = Dataset.from_list(
+        [
+            {"input_ids": [*prompt, *completion], "labels": [IGNORE_INDEX] * len(prompt) + completion}
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+    )
+    teacher = ExactTeacher([(task, world.taught_answers(task)) for task in tasks], tokenizer)
+    trainer = AKDTrainer(model, teacher, args, train_dataset=dataset, processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    names = {"step": "step", "kd/forward_kl": "forward_kl", "kd/reverse_kl": "reverse_kl", "kd/beta": "beta"}
+    return [
+        {short: log[name] for name, short in names.items() if name in log}
+        for log in trainer.state.log_history
+        if "loss" in log
+    ]
+
+
+def _find_start(settings: StartSettings, starts: Path) -> dict[str, Any]:
+    """Return steps and mass of a pre-trained student, which is made and saved if it is not there."""
+    folder = starts / settings.key
+    if not folder.exists():
+        tokenizer = make_tokenizer()
+        start = make_start(
+            settings.world,
+            tokenizer,
+            STUDENTS[settings.student].hidden_size,
+            held_out=settings.world.sample_tasks(settings.num_tasks, split="held_out"),
+            mass=settings.mass,
+            max_steps=settings.max_steps,
+            min_steps=settings.min_steps,
+        )
+        scratch = starts / f"{settings.key}.{os.getpid()}"
+        start.model.save_pretrained(scratch)
+        (scratch / "start.json").write_text(json.dumps({"steps": start.steps, "mass": round(start.mass, 6)}))
+        try:
+            scratch.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(scratch)
+    found: dict[str, Any] = json.loads((folder / "start.json").read_text())
+    return found
+
+
+def _execute(
+    runs: Sequence[Run], folder: Path, workers: int | None
+) -> Iterator[tuple[Run, dict[str, Any] | None, str]]:
+    """Yield each run with its row, or with `None` and the reason of its failure.
+
+    A run whose student must be pre-trained first goes before the others that start from it.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = workers or cores
+    (folder / "starts").mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    waiting, active = list(runs), dict[Any, tuple[Run, Any]]()
+    try:
+        while waiting or active:
+            while len(active) < workers and (run := _next(waiting, active, folder / "starts")) is not None:
+                waiting.remove(run)
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_child, args=(run, folder, sender), daemon=True)
+                process.start()
+                sender.close()
+                active[receiver] = run, process
+            for receiver in cast(list[Connection], wait(list(active))):
+                run, process = active.pop(receiver)
+                try:
+                    row, failure = receiver.recv()
+                except EOFError:
+                    row, failure = None, ""
+                receiver.close()
+                process.join()
+                yield run, row, failure or f"its process ended with status {process.exitcode}"
+    finally:
+        for _, process in active.values():
+            process.kill()
+            process.join()
+
+
+def _next(waiting: Sequence[Run], active: Mapping[Any, tuple[Run, Any]], starts: Path) -> Run | None:
+    """Return the first run whose start is there, or is not being made."""
+    being_made = {run.start.key for run, _ in active.values() if not (starts / run.start.key).exists()}
+    return next((run for run in waiting if run.start.key not in being_made), None)
+
+
+def _child(run: Run, folder: Path, sender: Connection) -> None:
+    """Carry out a run in a process of its own, whose output goes to the log."""
+    log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    print(f"== {run.name}", flush=True)
+    try:
+        sender.send((train_and_measure(run, folder / "starts"), ""))
+    except Exception as error:
+        sender.send((None, f"{type(error).__name__}: {error}"))
+        raise
+
+
+def _results(config: BenchConfig, runs: Sequence[Run], rows: Mapping[str, dict[str, Any]]) -> str:
+    """Return the results as JSON: what was asked and predicted, and the finished runs in the order of the plan."""
+    content = {
+        "format": _FORMAT,
+        "worlds": config.worlds,
+        "students": config.students,
+        "rules": config.rules,
+        "seeds": config.seeds,
+        "num_tasks": config.num_tasks,
+        "num_samples": config.num_samples,
+        "control": config.control,
+        "line": config.line,
+        "predictions": config.predictions,
+        "planned": len(runs),
+        "runs": [_without(rows[run.key], "settings") for run in runs if run.key in rows],
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def _summary(run: Run, row: Mapping[str, Any]) -> str:
+    if not row["started"]:
+        return f"{run.name}: not run, as its start has a mass of {row['start']['mass']:.2f} on valid words"
+    measures = row["measures"]
+    return f"{run.name}: pass@1 {measures['pass@1']:.3f}, coverage {measures['coverage']:.3f}"
+
+
+def _without(row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != name}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    text = json.dumps({"format": _FORMAT, **settings}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _peak_memory_mb() -> int:
+    import resource  # which Windows does not have
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+def _commit() -> str:
+    """Return the commit of a checkout, with `+` if files of the package differ from it, or the package's version."""
+    package = Path(__file__).parents[2]
+    git = ["git", "-C", str(package)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--", str(package)], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return f"version {__version__}"
+    return commit.strip()[:12] + ("+" if changed.strip() else "")

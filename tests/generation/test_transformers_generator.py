@@ -366,7 +366,7 @@ def test_memory_that_does_not_suffice(generator, monkeypatch, caplog) -> None:
     assert sizes == [10, 5, 2, 2, 2, 2, 2]
     assert "continuing with 2 at a time" in caplog.text
     limit = 0
-    with pytest.raises(torch.OutOfMemoryError, match=r"does not suffice for `prompts\[3\]` alone, of 39 tokens"):
+    with pytest.raises(torch.OutOfMemoryError, match=r"does not suffice for `prompts\[3\]`, of 39 tokens"):
         generator(model).generate(PROMPTS, max_new_tokens=3)
 
 

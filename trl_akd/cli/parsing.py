@@ -131,8 +131,8 @@ class RecipeParser(TrlParser):
     def _read_json_objects(self, values: Namespace) -> None:
         """Read fields that take a JSON object.
 
-        Text that a dataclass reads itself is checked and stays text, because `TrainingArguments` also converts the
-        strings in it, such as `"true"`.
+        Strings are checked, but kept if the field accepts strings, because `TrainingArguments` decodes them and also
+        converts the strings in them, such as `"true"`.
         """
         for kind in self.dataclass_types:
             hints = get_type_hints(kind)

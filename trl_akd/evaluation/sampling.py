@@ -238,14 +238,11 @@ def write_samples(
             for batch in (pending[start : start + size] for start in range(0, len(pending), size)):
                 prompts, names = [prompting.ask(problem) for problem in batch], [problem.task_id for problem in batch]
                 for index, completions in stream(generator, prompts, rest, problems=names):
-                    task_id, first = names[index], len(samples[names[index]])
-                    programs = [prompting.program(batch[index], completion.text) for completion in completions]
+                    problem = batch[index]
                     samples.append(
                         [
-                            Sample.of(task_id, program, completion, number)
-                            for number, (program, completion) in enumerate(
-                                zip(programs, completions, strict=True), start=first
-                            )
+                            Sample.of(problem.task_id, prompting.program(problem, completion.text), completion, number)
+                            for number, completion in enumerate(completions, start=len(samples[problem.task_id]))
                         ]
                     )
                     bar.update(len(completions))

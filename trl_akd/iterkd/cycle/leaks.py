@@ -460,7 +460,7 @@ _FUNCTION_WORDS = frozenset(
 _SYNONYMS = tuple(
     frozenset(words.split())
     for words in (
-        "wrong wrongly incorrect incorrectly erroneous mistaken mistake mistakes false",
+        "wrong wrongly incorrect incorrectly erroneous mistaken mistake mistakes",
         "broken faulty defective damaged fault faults defect defects",
         "typo typos misspelled misspelling misspellings mistyped spelling",
         "error errors failure failures fatal fail failed exception exceptions",

@@ -213,6 +213,7 @@ def test_what_is_reserved_is_given_back_when_a_call_ends_early(end: str):
                 break
         sent = len(server.bodies)
         assert budget.spent.requests == sent < 20
+        server.faults.clear()  # the second request may not have been sent
         generator.generate([str(n) for n in range(30 - sent)], max_new_tokens=50)
         assert len(server.bodies) == 30 and generator.exhausted == "max_requests"
 

@@ -15,7 +15,7 @@ import yaml
 
 from trl_akd.cli.recipes import RECIPES
 from trl_akd.micro.bench.config import MEASURES, BenchConfig
-from trl_akd.micro.bench.runs import Run, _execute, plan, train_and_measure
+from trl_akd.micro.bench.runs import Run, _execute, _results, plan, train_and_measure
 
 TINY: dict[str, Any] = {
     "worlds": {"one": {"rows": 96, "epochs": 2, "start_mass": 0.03, "start_range": [0.0, 1.0], "start_max_steps": 5}},
@@ -73,6 +73,24 @@ def test_a_seed_that_may_not_start_is_recorded_and_not_run(tmp_path: Path):
     first, *_ = tiny_runs(worlds={"one": world})
     row = train_and_measure(first, tmp_path)
     assert row["started"] is False and row["start"]["mass"] < 0.4 and "measures" not in row
+
+
+def test_finished_runs_have_the_present_names_of_worlds_and_rules():
+    rows = {
+        run.key: {"key": run.key, "world": run.world_name, "rule": run.rule, "settings": {}} for run in tiny_runs()
+    }
+    worlds = {"renamed": TINY["worlds"]["one"], "same": TINY["worlds"]["one"]}
+    rules = {"forward": TINY["rules"]["kl"], "new": {"divergence": "jsd"}}
+    control = {"world": "same", "student": "32k", "covering": "forward", "concentrating": "new"}
+    prediction = {**TINY["predictions"]["p"], "world": "same", "first": "new", "second": "forward"}
+    config = BenchConfig(
+        **{**TINY, "worlds": worlds, "rules": rules, "control": control, "predictions": {"p": prediction}}
+    )
+    content = json.loads(_results(config, plan(config), rows))
+    assert [(run["world"], run["rule"]) for run in content["runs"]] == [
+        (world, "forward") for world in ("renamed", "renamed", "same", "same")
+    ]
+    assert content["planned"] == 6
 
 
 def command(recipe: Path) -> subprocess.Popen:

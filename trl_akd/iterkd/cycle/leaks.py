@@ -43,6 +43,7 @@ _LEXICON = _read_lexicon(
         exception exceptions undefined unexpected crash crashes crashed crashing fault faults inconsistent undeclared
         uninitialised uninitialized nonexistent non-existent unimported unbound misformed problematic suspicious
         unstable issue issues unhandled unchecked unclosed unterminated stale
+        mismatch*
     ERRNAME: *error *exception stopiteration segfault*
     BLUNDER: nameerror unboundlocalerror syntaxerror indentationerror taberror recursionerror attributeerror
         modulenotfounderror importerror typeerror indexerror zerodivisionerror
@@ -277,7 +278,9 @@ _LEAKS = _rules(
     never ADV* *ed|bottoms|comes|goes|gets|becomes ; keeps|keep *ing itself ; break|breaks this ;
     hits|exceeds|reaches the? recursion|stack ; takes minutes|hours|days|years ; makes ... too EXTREME ;
     PART BE inside|outside|within the? loop|function|class|body ; extra|stray|superfluous PART !of|to|for ;
-    has|have no attribute|method|member ; tries|trying to concatenate|add|index|divide ;
+    has|have no attribute|method|member ;
+    AUX not ADV* hold|pass|match|agree $ ; can|could you tell|spot|see|guess|find ;
+    ^ _ replaced|exchanged|substituted by|with|for ; tries|trying to concatenate|add|index|divide ;
     which it|they|this BE|AUX not $ ; mixes|mixing|mix up ; BE mixed-up ; spelled|spelt|written differently ;
     """
 )
@@ -289,7 +292,7 @@ _RELEASES = _rules(
     AUX not ADV* break for|on|with|when ;
     # Documented exceptions, and the exceptions of the language.
     raise|raises|raised|throws|throw|raising a|an|the? ERRNAME &COND|on|for|in|with ;
-    raise|raises|raised|throws|throw|raising a|an|the? !BLUNDER ERRNAME &$ ; ERRNAME : &COND|in|raised|for ;
+    raise|raises|raised|throws|throw|raising a|an|the? !BLUNDER ERRNAME &$ ; ERRNAME : &COND|in|on|raised|for ;
     HANDLE _? _? ERRNAME ; COND ... raises|throws ERRNAME|error|exception ; ^ BLUNDER : &COND|in|for ;
     # States of data, in conditions, and their handling.
     COND !SELF _? _? _? _? _? _? STATE|missing|LOSE|BADLY|FAILS|LACK DATA? ; STATE|BADLY|missing -? _? DATA ;
@@ -457,7 +460,7 @@ _FUNCTION_WORDS = frozenset(
 _SYNONYMS = tuple(
     frozenset(words.split())
     for words in (
-        "wrong wrongly incorrect incorrectly erroneous mistaken mistake mistakes false",
+        "wrong wrongly incorrect incorrectly erroneous mistaken mistake mistakes",
         "broken faulty defective damaged fault faults defect defects",
         "typo typos misspelled misspelling misspellings mistyped spelling",
         "error errors failure failures fatal fail failed exception exceptions",

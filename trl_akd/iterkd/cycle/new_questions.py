@@ -139,7 +139,8 @@ _CUT_LABEL = re.compile(
     r"|outcomes?)|concepts?(?: tested| covered)?|topics?(?: covered)?|difficulty(?: level)?|estimated time|duration"
     r"|tags|keywords|evaluation(?: criteria)?|grading|differences?|changes?(?: made)?|what(?:'s| is) new"
     r"|comments? for [^:\n]{0,30}|notes? (?:for|to) the (?:teacher|instructor|grader)|teacher'?s? notes?|pseudo-?code"
-    r"|key ideas?|how to solve[^:\n]{0,30})|lösung\w*|antwort|erklärung|begründung|testfälle|solución|respuesta"
+    r"|key ideas?|alternatively|alternatives?|another (?:option|version|variant)"
+    r"|how to solve[^:\n]{0,30})|lösung\w*|antwort|erklärung|begründung|testfälle|solución|respuesta"
     r"|explicación|réponse|corrigé|explication|soluzione|risposta|resposta|solução|решение|ответ|объяснение|答案"
     r"|参考答案|解答|解法|解析|说明|思路|测试用例|解説|回答|정답|해설"
     r"|풀이)[*_ \t]*(?:\([^()\n]{0,40}\))?[*_ \t]*(?:[:\uff1a]|[*_ \t]*$)",
@@ -175,9 +176,9 @@ _PRAISE = re.compile(
     re.IGNORECASE,
 )
 _REQUEST = re.compile(
-    r"\?|\A(?:what|which|how|why|who|where|when|suppose)\b|\b(?:should|must|shall|needs? to|ha(?:s|ve) to|how to"
-    r"|(?:task|goal|challenge) is|(?:how|what|why) (?:do|does|is|are|can|would|many|much))\b|(?:\A"
-    r"|[.:;,!?()\"'`*>-]\s*|\n\s*|\b(?:and|then|please|you|\d+[.)])\s+)[\"'`*_(]*(?:write|create|implement|design"
+    r"\A(?:what|which|how|why|who|where|when|suppose)\b|\b(?:should|must|shall|needs? to|ha(?:s|ve) to|how to"
+    r"|(?:task|goal|challenge) is|(?:how|what|why) (?:do|does|is|are|can|would|many|much))\b"
+    r"|(?:\A|[.:;,!?()\"'`*>-]\s*|\n\s*|\b(?:and|then|please|you|\d+[.)])\s+)[\"'`*_(]*(?:write|create|implement|design"
     r"|develop|build|define|make|construct|code|find|compute|calculate|determine|return|print|output|read|generate"
     r"|convert|sort|count|check|remove|replace|simulate|given|solve|use|complete|explain|describe|identify|provide"
     r"|show|fix)\b|(?:\A|[.,:!?] |\n\s*|please )[\"'`*_(]*(?!(?:in|on|at|by|for|of|with|from|as|to|if|when|while|like"
@@ -186,7 +187,15 @@ _REQUEST = re.compile(
     r"|[0-9]+|your|this|these|if|whether|code)\b",
     re.IGNORECASE,
 )
-"""Questions, requirements and imperatives: verbs of programming tasks, and words before an object."""
+"""Requirements and imperatives: verbs of programming tasks, and words before an object."""
+_NOT_OF_THE_TASK = re.compile(
+    r"\W*(?:(?:I|we)(?:['\u2019]ll| will|['\u2019]m going to| am going to| plan to| would| want to)\b|let me\b"
+    r"|let['\u2019]s see\b|(?:the|your|this) (?:solution|answer|code|program|implementation|approach)"
+    r"(?: (?:above|below))? (?:is|was|has an?|looks|works|contains)\b)",
+    re.IGNORECASE,
+)
+"""Beginnings of plans and of feedback, whose requirements are not those of a task."""
+_LATER_REQUEST = re.compile(rf"(?:[.!:]\s+|\n\s*){_ASKS.pattern}", re.IGNORECASE)
 _ENGLISH = re.compile(r"\b(?:the|of|is|are|and|with|that|to|it|they)\b", re.IGNORECASE)
 _SENTENCE_BREAK = re.compile(r"[^\n]{4}[.!?] +[A-Z]")
 _ENDS_WITHIN_A_SENTENCE = re.compile(
@@ -200,10 +209,11 @@ _PROSE_WANTED = re.compile(
     re.IGNORECASE,
 )
 _MIN_ENGLISH_WORDS = 2
+_MAX_LAYERS = 20
 _TO_THE_REQUESTER = re.compile(
-    r"[^.?!\n]*\b(?:(?:could|can|would|will) you (?:please |also )?(?:tell me|clarify|confirm|specify|share|let me"
-    r"|paste)|(?:do|would) you (?:want|like|prefer|mean)|(?:shall|may) I|should I (?:include|add|keep|make|proceed"
-    r"|continue)|can I (?:help|assist))\b[^.?!\n]*[?]",
+    r"[^.?!\n]{0,200}\b(?:(?:could|can|would|will) you (?:please |also )?(?:tell me|clarify|confirm|specify|share"
+    r"|let me|paste)|(?:do|would) you (?:want|like|prefer|mean)|(?:shall|may) I|should I (?:include|add|keep|make"
+    r"|proceed|continue)|can I (?:help|assist))\b[^.?!\n]*[?]",
     re.IGNORECASE,
 )
 _CLOSING = re.compile(
@@ -242,7 +252,9 @@ def read_question(answer: str) -> str:
     ```
     """
     text = parse_answer(answer).text.strip()
-    while (inner := _without_outer_layer(text)) != text:
+    for _ in range(_MAX_LAYERS):
+        if (inner := _without_outer_layer(text)) == text:
+            break
         text = inner
     return text
 
@@ -284,7 +296,11 @@ def _has_no_request(question: str) -> bool:
     if not asked or len(_ENGLISH.findall(asked)) < _MIN_ENGLISH_WORDS:
         return not asked
     is_short = asked == question and _SENTENCE_BREAK.search(asked) is None
-    return not is_short and _REQUEST.search(asked) is None
+    if is_short or "?" in asked:
+        return False
+    if _NOT_OF_THE_TASK.match(asked):
+        return _LATER_REQUEST.search(asked) is None
+    return _REQUEST.search(asked) is None
 
 
 def _without_outer_layer(text: str) -> str:
@@ -339,9 +355,10 @@ def _cut_label(text: str) -> int | None:
 
     Explanations of examples are part of the question.
     """
+    asks = _ASKS_FOR_CODE.search(text)
     for label in _LATER_LABEL.finditer(text):
         following = text[label.end() :].strip("*_ \t\n")
-        if _ASKS_FOR_CODE.search(text[: label.start()]) and (not following or _ASKS.match(following)):
+        if asks and asks.start() < label.start() and (not following or _ASKS.match(following)):
             return label.start()
     for label in _CUT_LABEL.finditer(text):
         above = text[: label.start()].rstrip().rpartition("\n")[2]

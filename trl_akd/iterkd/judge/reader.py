@@ -31,7 +31,7 @@ _OWN_WORD = re.compile(
     r"|response|analysis|above|given|giv(?:e|ing)|award(?:s|ed)?|assign(?:ed)?|allocat\w+|receives?|gets?|deserves?"
     r"|earns?|detailed|details|individual|revised|revision|corrected|correction|updated|adjusted|amended|reconsidered"
     r"|new|official|definitive|actual|ok(?:ay)?|well|right|after|considering|consideration|everything|careful|looking"
-    r"|like|but|say|submitted"
+    r"|like|but|say|submitted|step"
     r"|reading|running|testing|checking|reflection|second|thought|would|will|let|us|go|goes|come|comes|down|think|can"
     r"|total|sum|totals|sums|put|together|feedback|report|task|ready|done|section|part|number|no|name|value|format"
     r"|requested|asked|instead|wait|edit|erratum|stands?|not|it|hand|scale|half|both|quick|short|brief|full|complete"
@@ -47,6 +47,7 @@ _OWN_WORD = re.compile(
 """Words by which judges introduce their own scores; with other words, the scores may be quoted or hypothetical."""
 _RUBRIC = re.compile(r"\b(?:rubric|rules|criteria|scheme|guidelines?|maxim\w+|possible|available)\b", re.IGNORECASE)
 _VERDICT = re.compile(r"\b(?:I|my|scor\w*|rat\w*|grad\w*|judge?\w*|evaluat\w*|assess\w*|verdict)\b", re.IGNORECASE)
+_OTHER_SCALE = re.compile(r"\b(?:out of|from 0 to|0 ?[-\u2013] ?|scale of|1 to) ?(?:5|10|100)\b", re.IGNORECASE)
 _OWN_FINAL = re.compile(r"\b(?:my|mine|final)\b", re.IGNORECASE)
 _MAX_INTRODUCTION_WORDS = 25
 _REASON = re.compile(r"\b(?:because|since)\b[^,]*", re.IGNORECASE)
@@ -213,6 +214,8 @@ def _is_own_and_final(block: Block) -> bool:
     """
     heading, _, above = block.over.partition("\n")
     if not heading and _RUBRIC.search(above) and not _VERDICT.search(above) and block.has_full_marks:
+        return False
+    if _OTHER_SCALE.search(block.over):
         return False
     above = above.strip()[-_MAX_INTRODUCTION:]
     last_sentence = re.split(r"[.!?;\u3002][ ]*(?=\S)", above)[-1]

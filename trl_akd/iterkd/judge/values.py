@@ -59,7 +59,7 @@ REFERENCE = re.compile(rf"(?<!\w){RULE}[ ]*(?:no\.?|number)?[ #-]*(?P<number>{NU
 LABEL = re.compile(
     rf"(?>(?:(?:score|points?|rating|marks?)[ ](?:for|of|on)[ ])?)(?:{RULE}[ ]*(?:no\.?"
     rf"|number)?[ #-]*(?P<rule>{NUMBER})(?:条|條|項)?|[(\[]?(?P<item>[1-9][0-9]?)(?:[.)\]、:]+(?![0-9])"
-    rf"|(?=[ ]+(?:[\u2013\u2014-]+[ ]+)?[a-z])))?[ .):\]、]*(?:[\u2013\u2014-]+[ ]+(?=[^\W\d]))?",
+    rf"|(?=[ ]+(?:[\u2013\u2014-]+[ ]+)?[a-z])))?(?:[ ):\]、]|[.](?![0-9]))*(?:[\u2013\u2014-]+[ ]+(?=[^\W\d]))?",
     re.IGNORECASE,
 )
 SCORE_WORD = (

@@ -354,7 +354,10 @@ def _child(run: Run, folder: Path, sender: Connection) -> None:
 
 
 def _results(config: BenchConfig, runs: Sequence[Run], rows: Mapping[str, dict[str, Any]]) -> str:
-    """Return the results as JSON: what was asked and predicted, and the finished runs in the order of the plan."""
+    """Return the results as JSON: what was asked and predicted, and the finished runs in the order of the plan.
+
+    Worlds and rules have their present names, whatever they were called when they ran.
+    """
     content = {
         "format": _FORMAT,
         "worlds": config.worlds,
@@ -367,7 +370,11 @@ def _results(config: BenchConfig, runs: Sequence[Run], rows: Mapping[str, dict[s
         "line": config.line,
         "predictions": config.predictions,
         "planned": len(runs),
-        "runs": [_without(rows[run.key], "settings") for run in runs if run.key in rows],
+        "runs": [
+            {**_without(rows[run.key], "settings"), "world": run.world_name, "rule": run.rule}
+            for run in runs
+            if run.key in rows
+        ],
     }
     return json.dumps(content, indent=1) + "\n"
 

@@ -279,7 +279,7 @@ def test_nan_student_is_named_before_it_is_touched(trainer):
 
 def test_a_divergence_that_overflows_is_named(trainer):
     made = trainer(divergence="abkd", divergence_kwargs={"alpha": -30, "beta": -30})
-    with pytest.raises(FloatingPointError, match="the divergence 'abkd' .*'alpha': -30.* is not finite at step 0"):
+    with pytest.raises(FloatingPointError, match=r"the divergence 'abkd' .*'alpha': -30.* is not finite at step 0"):
         made.train()
 
 

@@ -341,7 +341,7 @@ def test_equally_probable_words_count_alike(p, mu):
     ("name", "knobs", "student", "teacher", "expected"),
     [
         ("akl", {}, [0.5, 0.5, 0.0], [0.5, 0.25, 0.25], 0.5 * math.log(2)),  # w = 0, and forward KL is infinite
-        ("akl", {"mu": 1.0}, [0.2, 0.3, 0.5], [0.5, 0.5, 0.0], 0.5 * math.log(0.25 / 0.06)),  # w = 1, and reverse KL is
+        ("akl", {"mu": 1.0}, [0.2, 0.3, 0.5], [0.5, 0.5, 0.0], 0.5 * math.log(0.25 / 0.06)),  # w = 1
         ("akl", {"mu": 1.0}, [0.1, 0.3, 0.6], [0.3, 0.7, 0.0], 0.3 * math.log(3) + 0.7 * math.log(7 / 3)),
         ("eopd", {}, [0.9, 0.1, 0.0], [0.9, 0.05, 0.05], 0.1 * math.log(2)),  # forward KL is infinite and not added
         ("akd", {"beta": 0.0}, [0.2, 0.3, 0.5], [0.5, 0.5, 0.0], 0.5 * math.log(0.25 / 0.06)),

@@ -469,7 +469,7 @@ def _head_error(p: Tensor, errors: Tensor, limit: float, listed: int) -> Tensor:
         # The head, or the tokens tied with its last one, may go on after those listed.
         [unfinished] = torch.where(tied[:, -1])
         # Sorting whole rows takes several times their memory.
-        for rows in unfinished.split(max(1, 2**20 // p.shape[-1])):
+        for rows in torch.split(unfinished, max(1, 2**20 // p.shape[-1])):
             head[rows] = _head_error(p[rows], errors[rows], limit, listed=p.shape[-1])
     return head
 

@@ -466,6 +466,13 @@ def test_names_of_a_rule_from_outside(name, alias, registered):
                 registered(spelling)(forward_kl)
 
 
+@pytest.mark.parametrize("schedule", [partial(divergences.Interpolation, t_start=0.5), lambda: None, "linear"])
+def test_a_schedule_is_a_class_that_names_its_knob(schedule, registered):
+    with pytest.raises(ValueError, match=r"the schedule of the divergence 'mine' is .*; give a class with a `knob`"):
+        registered("mine", schedule=schedule)
+    assert "mine" not in divergences.names()
+
+
 def test_a_rule_may_take_any_knob(registered, logits):
     @registered("mine")
     def scaled(student_logits, teacher_logits, **knobs):

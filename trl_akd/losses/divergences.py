@@ -205,8 +205,10 @@ def register(
             Class of the schedule of the knob that moves during training, see [`Rule`].
 
     Raises:
-        ValueError: another function is registered under one of the names.
+        ValueError: another function is registered under one of the names, or the schedule names no knob.
     """
+    if schedule is not None and not hasattr(schedule, "knob"):
+        raise ValueError(f"the schedule of the divergence {name!r} is {schedule!r}; give a class with a `knob`.")
 
     def decorate(function: Function) -> Function:
         for each in (name, *aliases):

@@ -161,3 +161,17 @@ def test_every_text_is_made_of_the_vocabulary_and_decodes_to_itself():
             assert len(prompt + completion) < MAX_LENGTH // 1.5
             assert tokenizer.convert_ids_to_tokens(completion[0]) == word, "the fork is the first token"
             assert sum(tokenizer.convert_ids_to_tokens(token) == word for token in completion) == 5
+
+
+def test_tests_fail_programs_with_a_step_left_out():
+    world = World(0)
+    for task in world.sample_tasks(400, split="train"):
+        program = task.prompt + world.answers(task)[0].completion
+        word = world.answers(task)[0].word
+        *head, call, first, last = program.split("\n")
+        tests = world.tests(task)
+        exec(compile(f"{program}\n{tests}", "whole", "exec"), {})
+        for lines in ([*head, call, last], [*head, call, first, f"    return {word}"]):
+            text = "\n".join(lines)
+            with pytest.raises((AssertionError, TypeError)):
+                exec(compile(f"{text}\n{tests}", "shorter", "exec"), {})

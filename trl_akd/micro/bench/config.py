@@ -223,6 +223,10 @@ class BenchConfig:
         for name in ("worlds", "rules", "control", "predictions"):
             setattr(self, name, _mapping(name, getattr(self, name)))
         if self.report is not None:
+            for item in fields(self):
+                default = item.default if item.default_factory is MISSING else item.default_factory()
+                if item.name not in ("report", "page") and getattr(self, item.name) not in (default, {}):
+                    raise ValueError(f"`{item.name}` has no effect with `report`; leave it out.")
             return
         if self.page is not None:
             raise ValueError(f"`page` is {self.page!r}, which has no effect without `report`; leave it out.")

@@ -346,8 +346,11 @@ def _ranking(results: Results, place: tuple[str, str], figures: Mapping[str, str
     reason = results.why_unranked(place)
     if reason is not None:
         return f"{parts[0]}\n\nNot ranked: {reason}"
-    rows = [[rule, *(_number(results.mean(place, rule, measure)) for measure in _COLUMNS)] for rule in rules]
-    parts.append(_table(["rule", *_COLUMNS.values()], rows))
+    rows = []
+    for rule in rules:
+        draws = len({run["draw"] for run in results.at(place, rule)})
+        rows.append([rule, str(draws), *(_number(results.mean(place, rule, measure)) for measure in _COLUMNS)])
+    parts.append(_table(["rule", "draws", *_COLUMNS.values()], rows))
     others = [rule for rule in rules if rule != reference]
     if reference in rules and others:
         tests = {

@@ -183,14 +183,14 @@ def run_benchmark(config: BenchConfig) -> Path:
         began = time.monotonic()
         for number, (run, row, failure) in enumerate(_execute(missing, folder, config.workers), start=1):
             if row is None:
-                failures.append(f"{run.name}: {failure}")
+                failures.append(f"{run.name}: {' '.join(failure.split())}")
                 print(f"failed: {failures[-1]}", file=sys.stderr)
                 continue
             rows[run.key] = {**row, "commit": commit}
             ledger.append([rows[run.key]])
             print(f"{number}/{len(missing)} ({time.monotonic() - began:.0f} s)  {_summary(run, row)}", flush=True)
-    results = folder / RESULTS
-    replace_text(results, _results(config, runs, rows))
+        results = folder / RESULTS
+        replace_text(results, _results(config, runs, rows))
     if failures:
         raise RuntimeError(
             f"{len(failures)} of {len(missing)} runs failed, the first of them {failures[0]}; see {folder / LOG}, and "

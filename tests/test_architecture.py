@@ -82,6 +82,7 @@ def test_imports_look_down(path: Path):
                 "collections",
                 "dataclasses",
                 "math",
+                "numbers",
                 "typing",
                 "functools",
                 "inspect",

@@ -142,11 +142,11 @@ def test_state_of_another_strategy_is_refused():
         AdaptiveBeta("akd").load_state_dict(AdaptiveBeta("m2").state_dict())
 
 
-def test_restart_is_a_new_beginning():
+def test_each_training_begins_alike():
     used, fresh = AdaptiveBeta(seed=3), AdaptiveBeta(seed=3)
     used.reset()
     used.step(1.0, 3.0)
-    used.restart()
+    used.begin_training()
     assert [used.step(1.0, 1.2), used.reset()] == [fresh.step(1.0, 1.2), fresh.reset()]
 
 

@@ -194,7 +194,7 @@ class AdaptiveBeta:
             self._start()
         return self.value
 
-    def restart(self) -> float:
+    def begin_training(self) -> float:
         """Return to the first epoch, with its value and a new optimiser, and return the value."""
         self.epoch = 0
         self._start()

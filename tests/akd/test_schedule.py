@@ -1,5 +1,6 @@
 """A knob of the divergence that moves during training: the trainer's part in TAID's schedule."""
 
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from tests import tiny
 from tests.codeplan import world
 from tests.iterkd import world as pairs_world
-from trl_akd import AKDConfig, CodePLANConfig, CodePLANTrainer, IterKDConfig
+from trl_akd import AKDConfig, AKDTrainer, CodePLANConfig, CodePLANTrainer, IterKDConfig
 from trl_akd.akd.checkpoint import save_state
+from trl_akd.akd.metrics import METRICS, Means
+from trl_akd.akd.model_card import objective
 from trl_akd.iterkd.pair_trainer import PairTrainer
 from trl_akd.losses import Interpolation, divergences
 
@@ -111,6 +114,22 @@ def test_from_a_recipe_to_the_card(trainer, tmp_path):
     made.create_model_card()
     card = (tmp_path / "README.md").read_text()
     assert "| divergence | `taid` |" in card and "| t_start | `0.25` |" in card and "| t |" not in card
+    assert all(f"| {row} |" in card for row in ("t_end | `1.0`", "step_size | `0.0005`", "momentum | `0.99`"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"divergence": "akl"}, {"mu": 0.5}),
+        ({"divergence": "abkd", "divergence_kwargs": {"beta": 0.3}}, {"alpha": 0.2, "beta": 0.3}),
+        ({"divergence": "todi"}, {}),
+        ({"beta_strategy": "fixed", "beta": 0.25}, {"beta_strategy": "fixed", "beta": 0.25}),
+    ],
+)
+def test_the_card_states_all_settings_of_the_divergence(settings, expected):
+    found = objective(AKDConfig("run", **settings))
+    assert list(found)[:5] == ["divergence", "normalization", "kd_temperature", "lmbda", "ce_weight"]
+    assert dict(list(found.items())[5:]) == expected
 
 
 @pytest.mark.parametrize(
@@ -122,7 +141,7 @@ def test_from_a_recipe_to_the_card(trainer, tmp_path):
     ],
 )
 def test_unsuitable_settings(settings, complaint):
-    with pytest.raises(ValueError, match=f"`divergence` is 'taid' with divergence_kwargs=.*{complaint}"):
+    with pytest.raises(ValueError, match=rf"`divergence_kwargs` is {{.*}}: [^:]*{complaint}"):
         AKDConfig("run", divergence="taid", divergence_kwargs=settings)
 
 
@@ -147,6 +166,36 @@ def test_numbers_of_any_type_are_saved(value, settings, tmp_path):
     same.check_checkpoint(str(tmp_path))
 
 
+def test_a_checkpoint_without_the_state_of_the_schedule(tmp_path):
+    args = AKDConfig("run", **SETTINGS)
+    for settings in ({}, args.loss_settings):  # of an older version; of a rule that had no schedule
+        save_state(tmp_path, args.make_beta(), None, settings, 0)
+        with pytest.raises(ValueError, match=r"written without a schedule of 't', but .* 'taid' moves it; start"):
+            args.check_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, {"beta_strategy": "akd"}])
+def test_a_step_without_targets_moves_nothing(trainer, settings):
+    made = trainer(**settings)
+    before = made.schedule.state_dict()
+    made._step_schedule([Means(dict.fromkeys(METRICS, 0.0), 0.0)])
+    assert str(made.schedule.state_dict()) == str(before)
+    made.state.max_steps = 2
+    made._step_schedule([Means(dict.fromkeys(METRICS, 0.5), 1.0)])
+    assert str(made.schedule.state_dict()) != str(before)
+
+
+def test_a_loss_of_ones_own_cannot_move_the_knob(pair, tmp_path):
+    class Own(AKDTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return model(input_ids=inputs["input_ids"]).logits.logsumexp(-1).mean()
+
+    args = AKDConfig(**{**tiny.SHORT_RUN, "output_dir": str(tmp_path), "max_length": 64, **SETTINGS})
+    made = Own(*pair, args, train_dataset=tiny.rows(4))
+    with pytest.raises(ValueError, match=r"'taid', whose t moves by .* `Own.compute_loss` measures none; call `super"):
+        made.train()
+
+
 @pytest.mark.parametrize(("name", "rule"), [("kl", "forward_kl"), ("RKL", "reverse_kl"), ("skl", "skew_kl")])
 def test_a_divergence_has_one_name(name, rule, trainer, tmp_path):
     settings = {"output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 1}
@@ -162,11 +211,14 @@ def test_a_schedule_of_ones_own(trainer, monkeypatch):
     """A registered rule may bring a schedule, and keep other knobs."""
     monkeypatch.setattr(divergences, "_RULES", dict(divergences._RULES))
 
+    @dataclass  # not hashable
     class Warmup(Interpolation):
+        start: float = 0.0
+
         knob = "share"
 
-        def __init__(self, start: float = 0.0):
-            super().__init__(t_start=start, step_size=0.0)
+        def __post_init__(self):
+            super().__init__(t_start=self.start, step_size=0.0)
 
     @divergences.register("warm", schedule=Warmup)
     def warm(student_logits, teacher_logits, share, factor=1.0):

@@ -274,6 +274,20 @@ def test_singularities_of_the_alpha_beta_divergence_are_removed(alpha, beta, dir
         torch.testing.assert_close(near, exact, rtol=100 * step + 1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("alpha", "beta"), [(0.01, 0), (0, 0.01), (0.01, 0.01), (0.01, -0.01), (-0.01, 0.01), (-0.01, 1e-9), (1, 1e-9)]
+)
+@pytest.mark.parametrize("scale", [3.0, 0.1])
+def test_small_exponents_are_exact_in_float32(alpha, beta, scale):
+    student, teacher = scale * torch.randn(2, 4, 1000, generator=torch.Generator().manual_seed(0))
+    exact, single = student.double().requires_grad_(), student.requires_grad_()
+    expected = divergences.abkd(exact, teacher.double(), alpha=alpha, beta=beta)
+    found = divergences.abkd(single, teacher, alpha=alpha, beta=beta)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=0)
+    found.sum().backward(), expected.sum().backward()
+    assert (single.grad - exact.grad).norm() < 1e-3 * exact.grad.norm()
+
+
 def test_exchanging_the_exponents_exchanges_the_models(logits):
     student, teacher = logits
     for alpha, beta in [(0.2, 0.7), (1, 0), (0.5, -0.2), (0.3, -0.3)]:
@@ -384,6 +398,15 @@ def test_heads_of_many_words(words, levels):
                 assert found[row].item() == pytest.approx(oracles.akl(p, q, 0.6), abs=1e-12)
 
 
+def test_long_heads_of_many_tokens():
+    """Rows whose head is longer than the list are sorted some at a time."""
+    student, teacher = torch.randn(2, 300, 5000, generator=torch.Generator().manual_seed(0))
+    teacher[::7] *= 5
+    found = divergences.akl(student, teacher, mu=0.9)
+    for rows in (slice(0, 3), slice(208, 212), slice(297, 300)):
+        torch.testing.assert_close(found[rows], divergences.akl(student[rows], teacher[rows], mu=0.9))
+
+
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
@@ -443,6 +466,13 @@ def test_names_of_a_rule_from_outside(name, alias, registered):
                 registered(spelling)(forward_kl)
 
 
+@pytest.mark.parametrize("schedule", [partial(divergences.Interpolation, t_start=0.5), lambda: None, "linear"])
+def test_a_schedule_is_a_class_that_names_its_knob(schedule, registered):
+    with pytest.raises(ValueError, match=r"the schedule of the divergence 'mine' is .*; give a class with a `knob`"):
+        registered("mine", schedule=schedule)
+    assert "mine" not in divergences.names()
+
+
 def test_a_rule_may_take_any_knob(registered, logits):
     @registered("mine")
     def scaled(student_logits, teacher_logits, **knobs):
@@ -493,6 +523,18 @@ def test_a_name_is_taken_once(registered):
         ("taid", {"t": 1.2}, r"t is 1\.2; give a number in \[0, 1\]"),
         ("abkd", {"alpha": math.inf}, "alpha is inf; give a finite number"),
         ("abkd", {"beta": "0.7"}, "beta is '0.7'; give a finite number"),
+        ("abkd", {"beta": 10**400}, "beta is 10*; give a finite number"),
+        ("abkd", {"alpha": -(10**400)}, "alpha is -10*; give a finite number"),
+        ("abkd", {"alpha": 1e-5, "beta": 1e-5}, "alpha is 1e-05 and beta is 1e-05, so small .* at least 0.01 for one"),
+        ("abkd", {"alpha": 1e-6, "beta": -1e-6}, "alpha is 1e-06 and beta is -1e-06, so small"),
+        ("abkd", {"alpha": 0, "beta": 0.009}, "alpha is 0.0 and beta is 0.009, so small"),
+        ("jsd", {"beta": b"0.5"}, "beta is b'0.5'; give a number"),
+        ("jsd", {"beta": bytearray(b"0.5")}, "beta is bytearray"),
+        ("jsd", {"beta": np.bool_(True)}, "beta is .*True"),
+        ("jsd", {"beta": np.array("0.5")}, "beta is array"),
+        ("jsd", {"beta": torch.tensor(True)}, "beta is tensor"),
+        ("jsd", {"beta": torch.tensor(0.5 + 0j)}, "beta is tensor"),
+        ("jsd", {"beta": np.array([0.1, 0.2])}, "beta is array"),
         ("eopd", {"threshold": math.nan}, "threshold is nan; give a finite number"),
         ("todi", {"alpha": 0.1}, "'todi' has no knob 'alpha'; it takes none"),
     ],

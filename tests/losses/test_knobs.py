@@ -38,6 +38,7 @@ def run(schedule, losses=LOSSES, begin=0, end=8):
         {"step_size": 0.3, "momentum": 0.0},
         {"t_start": 0.0, "t_end": 0.5, "step_size": 1.0},
         {"t_start": 0.7, "t_end": 0.7},
+        {"t_start": 0.0, "t_end": 0.01},
     ],
 )
 def test_equals_the_recurrence(settings):
@@ -82,7 +83,7 @@ def test_it_goes_on_from_its_state_and_begins_again(tmp_path):
     resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     assert resumed.value == begun[-1] == resumed.reset()
     assert begun + run(resumed, begin=3) == expected
-    assert resumed.restart() == 0.4
+    assert resumed.begin_training() == 0.4
     assert run(resumed) == expected
 
 
@@ -94,6 +95,10 @@ def test_it_goes_on_from_its_state_and_begins_again(tmp_path):
         ({"step_size": 2}, "step_size is 2"),
         ({"momentum": True}, "momentum is True"),
         ({"t_start": 0.6, "t_end": 0.5}, r"t_end is 0\.5, below t_start, 0\.6"),
+        ({"t_start": 0.0, "t_end": 0.0}, "t_end is 0, with which the loss is 0 throughout; give a value above 0"),
+        ({"t_start": 0, "t_end": False}, "t_end is False"),
+        ({"step_size": 0.0, "momentum": 0.5}, r"momentum is 0\.5, which has no effect with step_size 0; leave it out"),
+        ({"step_size": 0, "momentum": 0}, "momentum is 0, which has no effect with step_size 0"),
         ({"momentum": 1.0}, r"momentum is 1\.0, with which the running mean never moves"),
     ],
 )

@@ -242,7 +242,7 @@ class AKDConfig(GKDConfig):
         try:
             divergences.get(self.divergence).check_settings(knobs or {})
         except ValueError as error:
-            raise ValueError(f"`divergence` is {self.divergence!r} with divergence_kwargs={knobs}: {error}") from None
+            raise ValueError(f"`divergence_kwargs` is {knobs}: {error}") from None
 
     def _check_beta(self) -> None:
         if not self.uses_beta:

@@ -472,8 +472,14 @@ class AKDTrainer(GKDTrainer):
 
     def _finish_step(self) -> None:
         """Log the means over an optimiser step's micro-batches and ranks, then move the divergence's knob."""
-        if self.distillation_metrics["train"].is_empty():
-            return  # a subclass overrides `compute_loss`
+        if self.distillation_metrics["train"].is_empty():  # a subclass overrides `compute_loss`
+            if self.schedule is not None and self.schedule is not self.adaptive_beta:
+                raise ValueError(
+                    f"`divergence` is {self.args.divergence!r}, whose {self.schedule.knob} moves by the mean "
+                    f"divergence of a step, but `{type(self).__name__}.compute_loss` measures none; call "
+                    "`super().compute_loss` in it, or choose another `divergence`."
+                )
+            return
         means, tokens = self.distillation_metrics["train"].reduce(self.accelerator)
         self._total_train_tokens += tokens
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
@@ -486,7 +492,7 @@ class AKDTrainer(GKDTrainer):
         return {key: means[0].by_name[name] for name, key in METRICS.items()}
 
     def _step_schedule(self, means: list[Means]) -> None:
-        if self.schedule is None:
+        if self.schedule is None or means[0].weight == 0:
             return
         self._metrics["train"][f"kd/{self.schedule.knob}"].append(self.schedule.value)
         progress = (self.state.global_step + 1) / self.state.max_steps

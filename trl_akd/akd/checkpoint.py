@@ -65,6 +65,11 @@ def load_state(
     except ValueError as error:
         raise ValueError(f"`resume_from_checkpoint` is {str(checkpoint)!r}: {error}") from None
     if schedule is not None and schedule is not beta:
+        if "schedule" not in state:
+            raise ValueError(
+                f"`resume_from_checkpoint` is {str(checkpoint)!r}, which was written without a schedule of "
+                f"{schedule.knob!r}, but the divergence {loss.get('divergence')!r} moves it; start a new run."
+            )
         schedule.load_state_dict(state["schedule"])
     num_tokens: int = state["num_tokens"]
     return num_tokens

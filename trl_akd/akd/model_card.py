@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, model_info
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..losses import divergences
 from .akd_config import AKDConfig
 from .card_scores import evaluation_section
 from .model_utils import name_of
@@ -48,6 +49,13 @@ tokenizer = AutoTokenizer.from_pretrained("{{ repository }}")
 
 _SELF_TEACHER = "the student without its adapter"
 _DATA_FILES = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".txt", ".arrow")
+_OF_LEARNED_BETA = [
+    "beta_strategy",
+    "beta_initial_values",
+    "beta_learning_rate",
+    "beta_regularization",
+    "beta_regularizer",
+]
 _PACKAGES = ("trl_akd", "trl", "transformers", "torch", "datasets", "tokenizers")
 
 
@@ -164,12 +172,9 @@ def objective(args: AKDConfig) -> dict[str, Any]:
     """Return the settings of the objective for the model card."""
     names = ["divergence", "normalization", "kd_temperature", "lmbda", "ce_weight"]
     if not args.uses_beta:
-        return {name: getattr(args, name) for name in names} | args.divergence_settings
-    names.insert(1, "beta_strategy")
-    if args.beta_strategy == "fixed":
-        names.append("beta")
-    else:
-        names += ["beta_initial_values", "beta_learning_rate", "beta_regularization", "beta_regularizer"]
+        settings = divergences.get(args.divergence).default_settings | args.divergence_settings
+        return {name: getattr(args, name) for name in names} | settings
+    names += ["beta_strategy", "beta"] if args.beta_strategy == "fixed" else _OF_LEARNED_BETA
     return {name: getattr(args, name) for name in names}
 
 

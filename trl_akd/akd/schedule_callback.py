@@ -37,7 +37,7 @@ class ScheduleCallback(TrainerCallback):
         self._is_first_epoch = True
         if state.global_step == 0:
             for schedule in self.schedules:
-                schedule.restart()
+                schedule.begin_training()
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

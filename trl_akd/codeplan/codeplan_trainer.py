@@ -256,8 +256,7 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
         return report
 
     def _step_schedule(self, means: list[Means]) -> None:
-        if (distilled := self._distilled_means(means)).weight > 0:
-            super()._step_schedule([distilled])
+        super()._step_schedule([self._distilled_means(means)])
 
     def _loss_of(self, means: list[Means], beta: float) -> float:
         return sum(self.task_weights[task] * loss for task, loss in self._task_losses(means, beta).items())

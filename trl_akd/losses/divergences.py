@@ -60,17 +60,17 @@ class Softened(NamedTuple):
         q (`Tensor`): shape `[n, V]`, the student's probabilities.
         p (`Tensor`): shape `[n, V]`, the teacher's.
         log_ratio (`Tensor`): shape `[n, V]`, log q - log p.
-        scratch (`Tensor`): shape `[n, V]`, of no meaning.
         forward_kl (`Tensor`): shape `[n]`, KL(p || q).
         reverse_kl (`Tensor`): shape `[n]`, KL(q || p).
+        scratch (`Tensor`): shape `[n, V]`, of no meaning.
     """
 
     q: Tensor
     p: Tensor
     log_ratio: Tensor
-    scratch: Tensor
     forward_kl: Tensor
     reverse_kl: Tensor
+    scratch: Tensor
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class Rule:
             divergence `[n]`, and writes the gradient with respect to the softened student logits to `Softened.p`.
         aliases (`tuple[str, ...]`, *optional*):
             Other names for it.
-        schedule (`Callable`, *optional*):
-            Makes the [`KnobSchedule`] of the knob that moves during training, if there is one. Its keyword arguments
-            are settings of the rule in a configuration, where they take the place of that knob.
+        schedule (`type[KnobSchedule]`, *optional*):
+            Class of the [`KnobSchedule`] of the knob that moves during training, if there is one. Its arguments are
+            settings of the rule in a configuration, where they take the place of that knob.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Rule:
     paper: str = ""
     fused: Callable[..., Tensor] | None = None
     aliases: tuple[str, ...] = ()
-    schedule: Callable[..., KnobSchedule] | None = None
+    schedule: type[KnobSchedule] | None = None
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **knobs: Any) -> Tensor:
         """Return the divergence `[...]` between logits `[..., V]`."""
@@ -133,12 +133,23 @@ class Rule:
         try:
             values = self(probe, probe, **knobs)
         except TypeError as error:
-            raise ValueError(f"the divergence {self.name!r} does not take {dict(knobs)!r}: {error}.") from None
+            raise ValueError(f"the divergence {self.name!r} does not take {dict(knobs)!r} ({error}).") from None
         if not isinstance(values, Tensor) or values.shape != probe.shape[:-1]:
             found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
                 f"the divergence {self.name!r} returns {found} for logits [1, 2]; return one number per token, [1]."
             )
+
+    @property
+    def default_settings(self) -> dict[str, Any]:
+        """Settings of a configuration with their defaults: arguments of the schedule, and knobs that do not move."""
+        if self.schedule is None:
+            return dict(self.knobs)
+        arguments = inspect.signature(self.schedule).parameters.values()
+        moving = self.schedule.knob
+        return {each.name: each.default for each in arguments} | {
+            name: default for name, default in self.knobs.items() if name != moving
+        }
 
     def split(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Divide the settings of a configuration into knobs and arguments of the schedule."""
@@ -152,8 +163,7 @@ class Rule:
         if self.schedule is None:
             self.check(knobs)
             return
-        schedule = self.schedule(**arguments)
-        known = [*inspect.signature(self.schedule).parameters, *(name for name in self.knobs if name != schedule.knob)]
+        schedule, known = self.schedule(**arguments), self.default_settings
         for name in knobs:
             if name not in known:
                 raise ValueError(
@@ -173,7 +183,7 @@ def register(
     paper: str = "",
     fused: Callable[..., Tensor] | None = None,
     aliases: tuple[str, ...] = (),
-    schedule: Callable[..., KnobSchedule] | None = None,
+    schedule: type[KnobSchedule] | None = None,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a rule.
 
@@ -191,12 +201,14 @@ def register(
             Its hand-written gradient, see [`Rule`]. By default the fused loss uses autograd.
         aliases (`tuple[str, ...]`, *optional*):
             Other names for it.
-        schedule (`Callable`, *optional*):
-            Makes the schedule of the knob that moves during training, see [`Rule`].
+        schedule (`type[KnobSchedule]`, *optional*):
+            Class of the schedule of the knob that moves during training, see [`Rule`].
 
     Raises:
-        ValueError: another function is registered under one of the names.
+        ValueError: another function is registered under one of the names, or the schedule names no knob.
     """
+    if schedule is not None and not hasattr(schedule, "knob"):
+        raise ValueError(f"the schedule of the divergence {name!r} is {schedule!r}; give a class with a `knob`.")
 
     def decorate(function: Function) -> Function:
         for each in (name, *aliases):
@@ -458,8 +470,9 @@ def _head_error(p: Tensor, errors: Tensor, limit: float, listed: int) -> Tensor:
     if listed < p.shape[-1]:
         # The head, or the tokens tied with its last one, may go on after those listed.
         [unfinished] = torch.where(tied[:, -1])
-        if len(unfinished):
-            head[unfinished] = _head_error(p[unfinished], errors[unfinished], limit, listed=p.shape[-1])
+        # Sorting whole rows takes several times their memory.
+        for rows in torch.split(unfinished, max(1, 2**20 // p.shape[-1])):
+            head[rows] = _head_error(p[rows], errors[rows], limit, listed=p.shape[-1])
     return head
 
 
@@ -540,7 +553,8 @@ def abkd(
     Args:
         student_logits, teacher_logits, temperature: as in [`forward_kl`], and so is the result.
         alpha (`float`, *optional*, defaults to `0.2`): exponent of the teacher, finite.
-        beta (`float`, *optional*, defaults to `0.7`): exponent of the student, finite.
+        beta (`float`, *optional*, defaults to `0.7`): exponent of the student, finite. Unless both exponents are 0,
+            one must be at least 0.01 in size: the differences between powers would be lost in float32.
 
     Example:
         >>> student, teacher = torch.tensor([0.0, 0.0]), torch.tensor([3.0, 1.0]).log()
@@ -548,6 +562,11 @@ def abkd(
         (tensor(0.1520), tensor(0.1308))
     """
     alpha, beta = as_real("alpha", alpha), as_real("beta", beta)
+    if 0.0 < max(abs(alpha), abs(beta)) < 0.01:
+        raise ValueError(
+            f"alpha is {alpha} and beta is {beta}, so small that the differences between powers are lost in float32; "
+            "give 0 for both, or at least 0.01 for one."
+        )
     log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
     if abs(alpha) < abs(beta):
         # Exchanging both the exponents and the distributions changes nothing. Dividing by the larger exponent leaves

@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Protocol
-
-from torch import Tensor
 
 __all__ = ["Interpolation", "KnobSchedule", "as_real", "as_share"]
 
@@ -27,10 +26,10 @@ def as_real(name: str, value: Any) -> float:
 
 def _as_float(value: Any) -> float:
     """Return a number, also one of NumPy's or a tensor of one element, as a float; NaN for anything else."""
-    value = value.detach() if isinstance(value, Tensor) else value
     try:
-        return math.nan if isinstance(value, (bool, str)) else float(value)
-    except (TypeError, ValueError, RuntimeError):
+        number = value.item() if hasattr(value, "item") else value
+        return float(number) if isinstance(number, Real) and not isinstance(number, bool) else math.nan
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         return math.nan
 
 
@@ -68,8 +67,8 @@ class KnobSchedule(Protocol):
     def reset(self) -> float:
         """Begin the next epoch, and return the value."""
 
-    def restart(self) -> float:
-        """Return to the beginning of training, and return the value."""
+    def begin_training(self) -> float:
+        """Begin a new training, and return the value."""
 
     def state_dict(self) -> Any:
         """Return the state for `load_state_dict`, loadable with `torch.load(weights_only=True)`."""
@@ -94,11 +93,11 @@ class Interpolation:
         t_start (`float`, *optional*, defaults to `0.4`):
             Value of the first step, in [0, 1].
         t_end (`float`, *optional*, defaults to `1.0`):
-            Largest value, in [`t_start`, 1]; also the value in evaluations.
+            Largest value, above 0 and in [`t_start`, 1]; also the value in evaluations.
         step_size (`float`, *optional*, defaults to `5e-4`):
             Factor η of a step beyond the line, in [0, 1]. With 0, `t` is linear in time.
         momentum (`float`, *optional*, defaults to `0.99`):
-            Weight μ of the running mean, in [0, 1).
+            Weight μ of the running mean, in [0, 1). Without effect, and refused, with `step_size=0`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -122,6 +121,13 @@ class Interpolation:
         self.step_size, self.momentum = as_share("step_size", step_size), as_share("momentum", momentum)
         if self.t_end < self.t_start:
             raise ValueError(f"t_end is {t_end}, below t_start, {t_start}; t never falls, so give at least t_start.")
+        if self.t_end == 0.0:
+            raise ValueError("t_end is 0, with which the loss is 0 throughout; give a value above 0.")
+        if self.step_size == 0.0 and self.momentum != 0.99:
+            raise ValueError(
+                f"momentum is {momentum}, which has no effect with step_size 0; leave it out, or give a step_size "
+                "above 0."
+            )
         if self.momentum == 1.0:
             raise ValueError("momentum is 1.0, with which the running mean never moves; give less than 1.")
         self._value, self._trend = self.t_start, 0.0
@@ -153,7 +159,7 @@ class Interpolation:
         """Go on: `t` does not depend on the epoch."""
         return self._value
 
-    def restart(self) -> float:
+    def begin_training(self) -> float:
         """Return to `t_start`, without a memory of losses."""
         self._value, self._trend, self._loss = self.t_start, 0.0, None
         return self._value

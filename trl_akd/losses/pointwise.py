@@ -74,8 +74,9 @@ def divergence_and_gradient_(
 ) -> TokenStatistics:
     """Compute each token's statistics, and overwrite the teacher's logits with the objective's gradient.
 
-    A rule with a hand-written gradient needs no memory beyond the four tensors given, but for a cross-entropy at
-    another temperature than 1, which takes a fifth. A rule without one is differentiated by autograd.
+    A rule with a hand-written gradient needs no large tensors beyond those given, but for a cross-entropy at another
+    temperature than 1, which takes one more, and for `akl`, which sorts the few tokens' distributions whose head is
+    long, some at a time. A rule without one is differentiated by autograd.
 
     Args:
         student_logits (`Tensor`): shape `[n, V]`, not yet divided by the temperature. Overwritten with `q`.
@@ -106,7 +107,7 @@ def divergence_and_gradient_(
     forward = -_expectation(p, log_ratio, spare)
 
     if rule.fused is not None:
-        divergence = rule.fused(Softened(q, p, log_ratio, spare, forward, reverse), with_gradient, **knobs)
+        divergence = rule.fused(Softened(q, p, log_ratio, forward, reverse, spare), with_gradient, **knobs)
     elif gradient is not None:
         p.copy_(gradient)
     if with_gradient:

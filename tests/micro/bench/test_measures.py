@@ -105,7 +105,7 @@ def test_a_teacher_who_is_the_student_has_no_divergence_and_all_modes(executor: 
     assert found["forward_kl"] == pytest.approx(0.0, abs=1e-9) == found["reverse_kl"]
     assert found["valid_mass"] == pytest.approx(1.0, abs=1e-3)
     expected = sum(1 - (1 - p) ** 20 for p in WORLD.probabilities) / 4
-    assert found["coverage_of_passes"] == pytest.approx(expected, abs=1e-3)
+    assert found["coverage_of_valid"] == pytest.approx(expected, abs=1e-3)
     assert found["coverage"] == pytest.approx(expected, abs=0.03)
 
 
@@ -139,7 +139,7 @@ def test_words_of_the_first_token_by_hand():
     found = words_of_first_token(model, TOKENIZER, WORLD, TASKS, num_samples=3)
     assert found["valid_mass"] == pytest.approx((weights.sum() / (weights.sum() + len(TOKENIZER) - 4)).item())
     shares = weights / weights.sum()
-    assert found["coverage_of_passes"] == pytest.approx((1 - (1 - shares) ** 3).mean().item())
+    assert found["coverage_of_valid"] == pytest.approx((1 - (1 - shares) ** 3).mean().item())
 
 
 def test_divergences_weigh_programs_by_their_probabilities():

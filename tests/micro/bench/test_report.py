@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import random
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from trl_akd.cli import main
 from trl_akd.metrics.statistics import holm, paired_mean
 from trl_akd.micro.bench.charts import Series, bar_chart, xy_chart
+from trl_akd.micro.bench.config import FORMAT
 from trl_akd.micro.bench.report import Results, write_page
 
 RULES = ("kl", "quarter", "three_quarters", "rkl", "akd")
@@ -21,7 +23,7 @@ PLACE = ("one", "32k")
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def made_up(advantage: float = 0.2, loss: float = 0.4, seeds: int = 4) -> dict[str, Any]:
+def made_up(advantage: float = 0.2, loss: float = 0.4, seeds: int = 8) -> dict[str, Any]:
     """Results in which each step from kl to rkl adds to pass@1 and takes from coverage; akd lies below their line."""
     rng = random.Random(0)
     place = {"kl": 0.0, "quarter": 0.25, "three_quarters": 0.75, "rkl": 1.0, "akd": 0.5}
@@ -30,7 +32,7 @@ def made_up(advantage: float = 0.2, loss: float = 0.4, seeds: int = 4) -> dict[s
         level = rng.uniform(0.4, 0.6)
         for rule in RULES:
             for draw in range(2 if rule == "akd" else 1):
-                measures = dict.fromkeys(("pass@10", "greedy", "valid_mass", "coverage_of_passes"), 0.5)
+                measures = dict.fromkeys(("pass@10", "greedy", "valid_mass", "coverage_of_valid"), 0.5)
                 measures |= {
                     "pass@1": level + advantage * place[rule] + rng.uniform(-0.01, 0.01) + 0.02 * draw,
                     "coverage": 0.9 - loss * place[rule] - 0.1 * (rule == "akd") + rng.uniform(-0.01, 0.01),
@@ -49,7 +51,7 @@ def made_up(advantage: float = 0.2, loss: float = 0.4, seeds: int = 4) -> dict[s
                         "rule": rule,
                         "seed": seed,
                         "draw": draw,
-                        "start": {"steps": 400 + seed, "mass": 0.35},
+                        "start": {"steps": 400 + seed, "mass": 0.35, "commit": "abc"},
                         "commit": "abc",
                         "started": True,
                         "measures": measures,
@@ -60,6 +62,7 @@ def made_up(advantage: float = 0.2, loss: float = 0.4, seeds: int = 4) -> dict[s
                 )
     where = {"world": "one", "student": "32k"}
     return {
+        "format": FORMAT,
         "worlds": {"one": {}},
         "students": ["32k"],
         "rules": {rule: {} for rule in RULES},
@@ -74,7 +77,7 @@ def made_up(advantage: float = 0.2, loss: float = 0.4, seeds: int = 4) -> dict[s
             "below": {**where, "measure": "line", "first": "akd", "at_most": 0.0},
             "unseen": {**where, "world": "two", "measure": "greedy", "first": "rkl", "second": "kl", "at_least": 0.0},
         },
-        "planned": len(runs),
+        "planned": [{key: run[key] for key in ("world", "student", "rule", "seed", "draw")} for run in runs],
         "runs": runs,
     }  # fmt: skip
 
@@ -92,19 +95,19 @@ def row_of(page: str, start: str) -> list[str]:
 def test_draws_are_averaged_before_seeds_are_paired():
     results = Results(made_up())
     akd = [run for run in results.at(PLACE, "akd")]
-    expected = {seed: fmean(run["measures"]["pass@1"] for run in akd if run["seed"] == seed) for seed in range(4)}
+    expected = {seed: fmean(run["measures"]["pass@1"] for run in akd if run["seed"] == seed) for seed in range(8)}
     assert results.by_seed(PLACE, "akd", "pass@1") == pytest.approx(expected)
     found = results.compare(PLACE, "pass@1", "akd", "kl")
     kl = results.by_seed(PLACE, "kl", "pass@1")
     assert found == paired_mean(list(results.by_seed(PLACE, "akd", "pass@1").values()), list(kl.values()))
-    assert found.pairs == 4
+    assert found.pairs == 8
 
 
 def test_only_seeds_that_both_rules_have_are_compared():
     content = made_up()
     content["runs"] = [run for run in content["runs"] if (run["rule"], run["seed"]) not in {("rkl", 0), ("kl", 3)}]
-    assert Results(content).compare(PLACE, "pass@1", "rkl", "kl").pairs == 2
-    content["runs"] = [run for run in content["runs"] if (run["rule"], run["seed"]) != ("rkl", 1)]
+    assert Results(content).compare(PLACE, "pass@1", "rkl", "kl").pairs == 6
+    content["runs"] = [run for run in content["runs"] if run["rule"] != "rkl" or run["seed"] == 1]
     assert Results(content).compare(PLACE, "pass@1", "rkl", "kl") is None
 
 
@@ -123,7 +126,7 @@ def test_the_line_goes_through_both_mixes():
 
 @pytest.mark.parametrize(
     ("advantage", "loss", "seeds", "holds"),
-    [(0.2, 0.4, 4, True), (0.05, 0.4, 4, False), (0.2, 0.05, 4, False), (0.2, 0.4, 1, False), (-0.2, 0.4, 4, False)],
+    [(0.2, 0.4, 8, True), (0.05, 0.4, 8, False), (0.2, 0.05, 8, False), (0.2, 0.4, 1, False), (-0.2, 0.4, 8, False)],
 )
 def test_nothing_is_ranked_unless_the_control_holds(advantage, loss, seeds, holds, tmp_path: Path):
     content = made_up(advantage, loss, seeds)
@@ -151,9 +154,112 @@ def test_the_page_says_what_was_predicted_and_found(tmp_path: Path):
         "yes",
         "no",
         "yes",
-        "not run",
+        "no interval",
     ]
-    assert "24 of 24 runs, at commit abc" in page
+    assert "48 of 48 runs, at commit abc" in page
+
+
+@pytest.mark.parametrize(
+    ("at_least", "at_most", "spread", "verdict"),
+    [
+        (0.1, None, 0.0, "yes"),
+        (None, 0.1, 0.0, "no"),
+        (0.3, None, 0.0, "no"),
+        (0.1, 0.3, 0.0, "yes"),
+        (0.1, None, 0.6, "open"),
+        (None, 0.3, 0.6, "open"),
+    ],
+)
+def test_verdicts_are_of_the_whole_interval(at_least, at_most, spread, verdict):
+    content = made_up()
+    for run in content["runs"]:
+        if run["rule"] == "three_quarters":
+            run["measures"]["greedy"] += 0.2 + spread * (run["seed"] / 7 - 0.5)
+    where = {"world": "one", "student": "32k", "measure": "greedy", "first": "three_quarters", "second": "kl"}
+    content["predictions"] = {"p": {**where, "at_least": at_least, "at_most": at_most}}
+    results = Results(content)
+    assert results.verdict(results.predictions["p"]) == verdict
+
+
+def test_only_the_controls_own_verdicts_are_given_while_it_does_not_hold():
+    results = Results(made_up(advantage=-0.2))
+    found = {name: results.verdict(prediction) for name, prediction in results.predictions.items()}
+    assert found == {"right": "no", "wrong": "no", "below": "withheld", "unseen": "no interval"}
+
+
+def test_missing_runs_are_counted_and_nothing_is_ranked_or_decided_by_the_rest(tmp_path: Path):
+    content = made_up()
+    content["runs"] = [run for run in content["runs"] if (run["rule"], run["seed"], run["draw"]) != ("akd", 3, 1)]
+    page = page_of(content, tmp_path)
+    assert "Not ranked: 1 of its runs are missing" in page and "Differences to" not in page
+    assert [row_of(page, name)[-1] for name in ("right", "below")] == ["yes", "runs are missing"]
+    assert not list(tmp_path.glob("*.svg"))
+    content["runs"] = [run for run in content["runs"] if (run["rule"], run["seed"]) != ("kl", 2)]
+    assert not Results(content).control_holds
+
+
+def test_few_seeds_are_not_ranked(tmp_path: Path):
+    page = page_of(made_up(seeds=7), tmp_path)
+    assert "The control holds." in page
+    assert "Not ranked: 7 seeds have started, and a ranking needs at least 8" in page and "Differences to" not in page
+
+
+@pytest.mark.parametrize(
+    ("commit", "where", "warning"),
+    [
+        ("abc", "run", None),
+        ("def", "run", "are from several commits"),
+        ("def", "start", "are from several commits"),
+        ("abc+", "run", "are from several commits and include code that was not committed"),
+    ],
+)
+def test_runs_of_several_or_changed_commits_are_marked(commit, where, warning, tmp_path: Path):
+    content = made_up()
+    run = content["runs"][5]
+    (run if where == "run" else run["start"])["commit"] = commit
+    page = page_of(content, tmp_path)
+    assert ("may not be comparable" in page) == (warning is not None) and (warning or "") in page
+
+
+def test_the_line_is_blank_without_a_slope_and_marked_beyond_its_ends():
+    content = made_up()
+    values = Results(content).by_seed(PLACE, "quarter", "pass@1")
+    for run in content["runs"]:
+        if run["rule"] == "three_quarters":
+            run["measures"]["pass@1"] = values[run["seed"]] + 0.1 * (run["seed"] % 2) - 0.045
+    assert Results(content).above_line(PLACE, "akd") is None
+    results = Results(made_up())
+    assert results.is_beyond_line(PLACE, "rkl") and not results.is_beyond_line(PLACE, "akd")
+
+
+def test_the_interval_above_the_line_includes_the_uncertainty_of_the_slope():
+    """With the line's slope known, the interval would be that of the paired heights, about a quarter as wide."""
+    content = made_up()
+    for run in content["runs"]:
+        if run["rule"] == "three_quarters":
+            run["measures"]["coverage"] += 0.2 * (run["seed"] % 2 - 0.5)
+        if run["rule"] == "akd":
+            run["measures"]["coverage"] = 0.5
+    results = Results(content)
+    found, rise = results.above_line(PLACE, "akd"), results.compare(PLACE, "coverage", "three_quarters", "quarter")
+    assert found.high - found.low > 0.4 * (rise.high - rise.low)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.pop("line"), "KeyError('line')"),
+        (lambda content: content.update(format=1), "its format is 1"),
+        (lambda content: content["runs"][0]["measures"].update(greedy=math.nan), "greedy is nan in the run of world"),
+        (lambda content: content["runs"][0].pop("seconds"), "KeyError('seconds')"),
+    ],
+)
+def test_results_that_are_incomplete_are_refused_in_one_sentence(change, message, tmp_path: Path):
+    content = made_up()
+    change(content)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        page_of(content, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_p_values_are_holms_over_the_table(tmp_path: Path):
@@ -173,10 +279,10 @@ def test_p_values_are_holms_over_the_table(tmp_path: Path):
 def test_seeds_that_did_not_start_are_listed(tmp_path: Path):
     content = made_up()
     failed = {"world": "one", "student": "32k", "rule": "kl", "seed": 9, "draw": 0, "commit": "abc", "started": False}
-    content["runs"].append({**failed, "key": "x", "start": {"steps": 900, "mass": 0.12}})
+    content["runs"].append({**failed, "key": "x", "start": {"steps": 900, "mass": 0.12, "commit": "abc"}})
     page = page_of(content, tmp_path)
     starts = row_of(page.split("## Positive control")[0], "one")
-    assert (starts[2], starts[3], starts[-1]) == ("4", "400 to 403", "seed 9 (0.12)")
+    assert (starts[2], starts[3], starts[-1]) == ("8", "400 to 407", "seed 9 (0.12)")
     assert Results(content).mean(PLACE, "kl", "pass@1") == Results(made_up()).mean(PLACE, "kl", "pass@1")
 
 

@@ -14,8 +14,12 @@ import pytest
 import yaml
 
 from trl_akd.cli.recipes import RECIPES
+from trl_akd.micro.bench import runs
 from trl_akd.micro.bench.config import MEASURES, BenchConfig
 from trl_akd.micro.bench.runs import Run, _execute, _results, plan, train_and_measure
+from trl_akd.micro.bench.students import Student
+
+START = {"steps": 5, "mass": 0.1, "commit": "abc"}
 
 TINY: dict[str, Any] = {
     "worlds": {"one": {"rows": 96, "epochs": 2, "start_mass": 0.03, "start_range": [0.0, 1.0], "start_max_steps": 5}},
@@ -79,7 +83,7 @@ def test_finished_runs_have_the_present_names_of_worlds_and_rules():
     rows = {
         run.key: {"key": run.key, "world": run.world_name, "rule": run.rule, "settings": {}} for run in tiny_runs()
     }
-    worlds = {"renamed": TINY["worlds"]["one"], "same": TINY["worlds"]["one"]}
+    worlds = {"renamed": TINY["worlds"]["one"], "same": {**TINY["worlds"]["one"], "rows": 97}}
     rules = {"forward": TINY["rules"]["kl"], "new": {"divergence": "jsd"}}
     control = {"world": "same", "student": "32k", "covering": "forward", "concentrating": "new"}
     prediction = {**TINY["predictions"]["p"], "world": "same", "first": "new", "second": "forward"}
@@ -88,9 +92,71 @@ def test_finished_runs_have_the_present_names_of_worlds_and_rules():
     )
     content = json.loads(_results(config, plan(config), rows))
     assert [(run["world"], run["rule"]) for run in content["runs"]] == [
-        (world, "forward") for world in ("renamed", "renamed", "same", "same")
+        ("renamed", "forward"),
+        ("renamed", "forward"),
     ]
-    assert content["planned"] == 6
+    assert [(run["world"], run["rule"], run["draw"]) for run in content["planned"]] == [
+        (world, *rule) for world in worlds for rule in (("forward", 0), ("forward", 1), ("new", 0))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"worlds": {"one": TINY["worlds"]["one"], "two": {**TINY["worlds"]["one"], "noise": 0}}},
+            "`worlds` has 'one' and 'two', which are equal",
+        ),
+        (
+            {"rules": {**TINY["rules"], "same": {"divergence": "forward_kl", "kd_temperature": 1.0}}},
+            "`rules` has 'kl' and 'same', which are equal",
+        ),
+    ],
+)
+def test_equal_runs_under_two_names_are_refused(change: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        tiny_runs(**change)
+
+
+def test_constants_are_part_of_the_key(monkeypatch: pytest.MonkeyPatch):
+    [run, *_] = tiny_runs()
+    keys = {replace(run, draw=0).key}
+    for module, name, value in (
+        (runs, "EPSILON", 0.5),
+        (runs, "BATCH_SIZE", 7),
+        (runs, "STUDENTS", {"32k": Student(32, 1.0)}),
+        (runs, "PRETRAINING", {"rows": 3}),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            keys.add(replace(run, draw=0).key)
+    assert len(keys) == 5
+
+
+def test_a_measure_that_is_not_a_number_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first, *_ = tiny_runs()
+    monkeypatch.setattr(runs, "measure", lambda *args, **kwargs: {"pass@1": float("nan"), "errors": {}})
+    with pytest.raises(ValueError, match=r"pass@1 is nan"):
+        train_and_measure(first, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"predictions": {"p": {**TINY["predictions"]["p"], "at_least": -1.0}}},
+        {"control": {**TINY["control"], "margin": 0.3}},
+        {"line": ["kl", "rkl"]},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_predictions_control_and_line_do_not_change_after_the_first_run(
+    change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(runs, "_execute", lambda missing, *_: [(missing[0], {"started": False, "start": START}, "")])
+    settings = {**TINY, "output_dir": str(tmp_path)}
+    runs.run_benchmark(BenchConfig(**settings))
+    with pytest.raises(ValueError, match=next(iter(change))):
+        runs.run_benchmark(BenchConfig(**{**settings, **change}))
 
 
 def command(recipe: Path) -> subprocess.Popen:
@@ -155,8 +221,8 @@ def test_the_reduced_benchmark_separates_both_divergences(tmp_path: Path):
         out, err = process.communicate()
         assert process.returncode == 0, err
         assert f"6 runs, {finished} of them finished before" in out
-    runs = json.loads((tmp_path / "bench" / "results.json").read_text())["runs"]
-    measures = {(run["seed"], run["rule"]): run["measures"] for run in runs}
+    found = json.loads((tmp_path / "bench" / "results.json").read_text())["runs"]
+    measures = {(run["seed"], run["rule"]): run["measures"] for run in found}
     for seed in content["seeds"]:
         assert measures[seed, "rkl"]["pass@1"] - measures[seed, "kl"]["pass@1"] > 0.05
         assert measures[seed, "kl"]["coverage"] - measures[seed, "rkl"]["coverage"] > 0.1

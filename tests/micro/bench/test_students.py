@@ -31,7 +31,7 @@ def test_the_mass_on_valid_words_is_that_of_the_first_token():
 
 
 def test_pretraining_ends_at_the_criterion_and_is_repeatable(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(students, "_PRETRAINING_ROWS", 480)
+    monkeypatch.setattr(students, "PRETRAINING", {**students.PRETRAINING, "rows": 480})
     world = World(0)
     held_out = world.sample_tasks(40, split="held_out")
     starts = [make_start(world, TOKENIZER, 32, held_out=held_out, mass=0.05, max_steps=60) for _ in range(2)]
@@ -44,7 +44,7 @@ def test_pretraining_ends_at_the_criterion_and_is_repeatable(monkeypatch: pytest
 
 
 def test_pretraining_ends_after_its_steps_in_any_case(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(students, "_PRETRAINING_ROWS", 96)
+    monkeypatch.setattr(students, "PRETRAINING", {**students.PRETRAINING, "rows": 96})
     world = World(0)
     start = make_start(world, TOKENIZER, 32, held_out=world.sample_tasks(5, split="held_out"), mass=0.99, max_steps=3)
     assert (start.steps, start.mass < 0.99) == (3, True)

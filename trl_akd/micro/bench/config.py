@@ -1,9 +1,12 @@
 """Configuration of the benchmark: worlds, students, rules, seeds and predictions."""
 
 import json
+import math
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from functools import lru_cache
 from types import UnionType
 from typing import Any, get_args, get_origin
 
@@ -11,7 +14,20 @@ from ...akd.akd_config import AKDConfig
 from .students import BATCH_SIZE, MAX_LENGTH, STUDENTS
 from .world import World
 
-__all__ = ["BETA_DRAWS", "MEASURES", "BenchConfig", "Control", "Prediction", "WorldSettings", "rule_config"]
+__all__ = [
+    "BETA_DRAWS",
+    "FORMAT",
+    "MEASURES",
+    "BenchConfig",
+    "Control",
+    "Prediction",
+    "WorldSettings",
+    "resolved_fields",
+    "rule_config",
+]
+
+FORMAT = 2  # of `runs.jsonl` and `results.json`; changes with the world, the measures or the files
+
 
 MEASURES = (
     "pass@1",
@@ -19,12 +35,22 @@ MEASURES = (
     "coverage",
     "greedy",
     "valid_mass",
-    "coverage_of_passes",
+    "coverage_of_valid",
     "forward_kl",
     "reverse_kl",
 )
 BETA_DRAWS = "draws"
-_RESERVED = ("output_dir", "seed", "data_seed", "num_train_epochs", "max_steps", "max_length")
+_RULE_FIELDS = (
+    *("divergence", "divergence_kwargs", "beta_strategy", "beta", "beta_initial_values", "beta_learning_rate"),
+    *("beta_regularization", "beta_regularizer", "kd_temperature", "normalization", "ce_weight"),
+    *("lmbda", "temperature"),
+)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_OPTIMIZER_FIELDS = (
+    *("optim", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("max_grad_norm", "gradient_accumulation_steps", "per_device_train_batch_size", "max_new_tokens"),
+    *("disable_dropout", "max_length"),
+)
 
 
 @dataclass(frozen=True)
@@ -64,9 +90,16 @@ class WorldSettings:
         for name, least in (("rows", 1), ("start_max_steps", 1), ("start_min_steps", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; give an integer of at least {least}.")
-        if not self.epochs > 0:
+        if not 0 < self.epochs < math.inf:
             raise ValueError(f"`epochs` is {self.epochs}; give a number above 0.")
+        if self.start_min_steps > self.start_max_steps:
+            raise ValueError(
+                f"`start_min_steps` is {self.start_min_steps}, above `start_max_steps`, {self.start_max_steps}; "
+                "give at most as many."
+            )
         low, high = self.start_range
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"`start_range` is {low} to {high}; give two probabilities, the lower one first.")
         if not low <= self.start_mass <= high:
             raise ValueError(f"`start_mass` is {self.start_mass}; give a value in `start_range`, {low} to {high}.")
         self.world(0)
@@ -93,6 +126,12 @@ class Control:
     concentrating: str
     margin: float = 0.1
 
+    def __post_init__(self) -> None:
+        if self.covering == self.concentrating:
+            raise ValueError(f"`covering` and `concentrating` are both {self.covering!r}; give two rules.")
+        if not 0 <= self.margin <= 1:
+            raise ValueError(f"`margin` is {self.margin}; give a number from 0 to 1.")
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -113,6 +152,18 @@ class Prediction:
     second: str | None = None
     at_least: float | None = None
     at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        bounds = [bound for bound in (self.at_least, self.at_most) if bound is not None]
+        if not bounds:
+            raise ValueError("there is no bound; give `at_least` or `at_most`.")
+        if not all(map(math.isfinite, bounds)) or bounds != sorted(bounds):
+            raise ValueError(
+                f"the bounds are at least {self.at_least} and at most {self.at_most}, between which there is no "
+                "number; give finite numbers, the lower one as `at_least`."
+            )
+        if self.first == self.second:
+            raise ValueError(f"`first` and `second` are both {self.first!r}; give two rules.")
 
 
 @dataclass
@@ -143,7 +194,8 @@ class BenchConfig:
         line (`list[str]`, *optional*):
             Two rules, fixed mixes, whose line of coverage against pass@1 other rules are compared with.
         predictions (`dict`, *optional*):
-            Predictions by name, written before the runs. Runs that have begun refuse others.
+            Predictions by name. They, `control` and `line` are recorded before the first run, and the folder then
+            refuses others.
         workers (`int`, *optional*):
             Number of runs at the same time. Defaults to the number of cores.
         report (`str`, *optional*):
@@ -182,6 +234,9 @@ class BenchConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; give an integer of at least 1.")
+        for seed in self.seeds:
+            if isinstance(seed, bool) or not isinstance(seed, int):
+                raise ValueError(f"`seeds` has {seed!r}; give integers.")
         for name in ("students", "seeds"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
@@ -196,16 +251,27 @@ class BenchConfig:
         found = {}
         for name, entry in self._mapping("worlds").items():
             settings = _build(WorldSettings, entry or {}, f"`worlds` has {name!r}, in which")
-            _check_names(f"worlds: {name}: students", settings.students or (), self.students)
-            _check_names(f"worlds: {name}: rules", settings.rules or (), self._mapping("rules"))
+            for key, chosen, known in (
+                ("students", settings.students, self.students),
+                ("rules", settings.rules, self._mapping("rules")),
+            ):
+                _check_names(f"worlds: {name}: {key}", chosen or (), known)
+                if chosen is not None and len(set(chosen)) != max(1, len(chosen)):
+                    raise ValueError(f"`worlds: {name}: {key}` is {list(chosen)}; name at least one, and each once.")
             found[name] = settings
         return found
 
     def rule_fields(self) -> dict[str, dict[str, Any]]:
         """Return the fields of [`AKDConfig`] of each rule."""
+        rules = self._mapping("rules")
+        for name, entry in rules.items():
+            if not isinstance(entry or {}, Mapping):
+                raise ValueError(
+                    f"`rules` has {name!r}, which is {entry!r}; give a mapping, such as {{divergence: forward_kl}}."
+                )
         return {
             name: {key: value for key, value in (entry or {}).items() if key != BETA_DRAWS}
-            for name, entry in self._mapping("rules").items()
+            for name, entry in rules.items()
         }
 
     def draws(self, rule: str) -> int:
@@ -236,12 +302,14 @@ class BenchConfig:
                 raise ValueError(
                     f"`rules` has {name!r}, in which `draws` is {draws!r}; give an integer of at least 1."
                 )
-            for key in _RESERVED:
-                if key in values:
-                    raise ValueError(f"`rules` has {name!r}, in which `{key}` is set; the benchmark sets it itself.")
+            for key in values:
+                if key not in _RULE_FIELDS:
+                    raise ValueError(
+                        f"`rules` has {name!r}, in which `{key}` is set; a rule sets only {', '.join(_RULE_FIELDS)}, "
+                        "and `draws`."
+                    )
             try:
-                with tempfile.TemporaryDirectory() as folder:
-                    rule_config(values, folder, epochs=1, learning_rate=1e-3, seed=0, beta_seed=0)
+                resolved_fields(values)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"`rules` has {name!r}, which `trl-akd akd` refuses: {error}") from error
 
@@ -251,9 +319,10 @@ class BenchConfig:
         _check_names("control: world", [control.world], worlds)
         _check_names("control: student", [control.student], self.students)
         _check_names("control", [control.covering, control.concentrating], rules)
+        self._check_place("control", control, (control.covering, control.concentrating))
         _check_names("line", self.line or (), rules)
         if self.line is not None and len(set(self.line)) != 2:
-            raise ValueError(f"`line` is {self.line}; give two rules.")
+            raise ValueError(f"`line` is {self.line}; give two different rules.")
         for name, prediction in self.prediction_settings().items():
             where = f"predictions: {name}"
             _check_names(where, [prediction.world], worlds)
@@ -266,8 +335,41 @@ class BenchConfig:
                     f"`{where}` has measure {prediction.measure!r} and second {prediction.second!r}; give `second` "
                     "for a measure, and leave it out for 'line', which needs the field `line`."
                 )
-            if prediction.at_least is None and prediction.at_most is None:
-                raise ValueError(f"`{where}` has no bound; give `at_least` or `at_most`.")
+            if is_line and prediction.first in (self.line or ()):
+                raise ValueError(f"`{where}` has first {prediction.first!r}, which is in `line`; give another rule.")
+            if prediction.measure == "pass@10" and self.num_samples < 10:
+                raise ValueError(
+                    f"`{where}` has measure 'pass@10', which needs at least 10 `num_samples`, not {self.num_samples}."
+                )
+            compared = (prediction.second,) if prediction.second else tuple(self.line or ())
+            self._check_place(where, prediction, (prediction.first, *compared))
+
+    def _check_place(self, where: str, place: Control | Prediction, rules: tuple[str, ...]) -> None:
+        """Refuse a comparison of rules that do not run in its world with its student."""
+        settings = self.world_settings()[place.world]
+        for kind, names, running in (
+            ("student", (place.student,), settings.students),
+            ("rule", rules, settings.rules),
+        ):
+            for name in names:
+                if running is not None and name not in running:
+                    raise ValueError(
+                        f"`{where}` needs the {kind} {name!r}, which does not run in the world {place.world!r}; "
+                        f"add it to the world's `{kind}s`, or choose another."
+                    )
+
+
+def resolved_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all training arguments that distinguish rules or change their results, with their defaults filled in."""
+    return dict(_resolved_fields(json.dumps(values, sort_keys=True)))
+
+
+@lru_cache
+def _resolved_fields(text: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        config = rule_config(json.loads(text), folder, epochs=1, learning_rate=1e-3, seed=0, beta_seed=0)
+    found = {name: getattr(config, name) for name in (*_RULE_FIELDS, *_OPTIMIZER_FIELDS)}
+    return {name: getattr(value, "value", value) for name, value in found.items()}
 
 
 def rule_config(
@@ -294,6 +396,8 @@ def rule_config(
         "report_to": "none",
         "save_strategy": "no",
         "use_cpu": True,
+        "bf16": False,
+        "fp16": False,
         "max_new_tokens": 32,
     }
     return AKDConfig(
@@ -316,6 +420,12 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
             raise ValueError(f"`{name}` is not JSON ({error}); give a mapping, in a recipe or as JSON.") from error
     if not isinstance(value, dict):
         raise ValueError(f"`{name}` is {value!r}; give a mapping from names to settings.")
+    for key in value:
+        if not isinstance(key, str) or not _NAME.fullmatch(key):
+            raise ValueError(
+                f"`{name}` has the name {key!r}; give names of letters, digits, '.', '_' and '-', which start with a "
+                "letter or digit."
+            )
     return value
 
 

@@ -44,7 +44,7 @@ def measure(
     - `pass@1`, and `pass@10` if there are as many samples: of samples at temperature 1.
     - `coverage`: share of a task's correct programs whose word is that of a sample that passes.
     - `greedy`: pass@1 of the most probable token at each position.
-    - `valid_mass`, `coverage_of_passes`: from the probabilities of the first token, exactly; see
+    - `valid_mass`, `coverage_of_valid`: from the probabilities of the first token, exactly; see
       [`words_of_first_token`].
     - `forward_kl`, `reverse_kl`: from the exact teacher; see [`held_out_divergences`].
     - `errors`: shares of the samples by error class.
@@ -126,7 +126,7 @@ def words_of_first_token(
     """Return measures of the distribution of the first token, at which correct programs part.
 
     - `valid_mass`: probability of a valid word.
-    - `coverage_of_passes`: expected share of the valid words among `num_samples` draws from the valid words alone,
+    - `coverage_of_valid`: expected share of the valid words among `num_samples` draws from the valid words alone,
       each with its probability given that it is valid.
     """
     probabilities = word_probabilities(model, tokenizer, tasks)
@@ -134,7 +134,7 @@ def words_of_first_token(
     chosen = probabilities.gather(1, torch.tensor(valid))
     mass = chosen.sum(1, keepdim=True)
     covered = 1 - (1 - chosen / mass) ** num_samples
-    return {"valid_mass": float(mass.mean()), "coverage_of_passes": float(covered.mean())}
+    return {"valid_mass": float(mass.mean()), "coverage_of_valid": float(covered.mean())}
 
 
 @torch.no_grad()

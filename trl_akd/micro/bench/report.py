@@ -1,7 +1,9 @@
 """The page of a benchmark's results, as a function of `results.json` alone."""
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 from ...ledger import replace_text
 from ...metrics.statistics import PairedMean, holm, paired_mean
 from .charts import Series, bar_chart, xy_chart
-from .config import Control, Prediction
+from .config import FORMAT, Control, Prediction
 
 __all__ = ["Results", "write_page"]
 
@@ -20,12 +22,14 @@ _COLUMNS = {
     "coverage": "coverage",
     "greedy": "greedy",
     "valid_mass": "valid mass",
-    "coverage_of_passes": "coverage of passes",
+    "coverage_of_valid": "coverage of valid words",
     "forward_kl": "forward KL",
     "reverse_kl": "reverse KL",
 }
+_PLACE = ("world", "student", "rule", "seed", "draw")
 _MAX_ERRORS = 6
 _SIGNIFICANT = 0.05
+_MIN_SEEDS = 8
 
 
 class Results:
@@ -36,13 +40,25 @@ class Results:
     Args:
         content (`Mapping`):
             Content of `results.json`.
+
+    Raises:
+        ValueError: If it has another format, or a measure that is not finite.
     """
 
     def __init__(self, content: Mapping[str, Any]) -> None:
+        if content["format"] != FORMAT:
+            raise ValueError(f"its format is {content['format']}, and this version reads {FORMAT}; run it again")
         self.content = content
+        self.line: Sequence[str] = content["line"] or ()
+        self.planned: list[Mapping[str, Any]] = content["planned"]
         self.control = Control(**content["control"])
         self.predictions = {name: Prediction(**entry) for name, entry in content["predictions"].items()}
         self.runs: list[Mapping[str, Any]] = [run for run in content["runs"] if run["started"]]
+        for run in self.runs:
+            for name, value in run["measures"].items():
+                if name != "errors" and not math.isfinite(value):
+                    place = ", ".join(f"{key} {run[key]}" for key in _PLACE)
+                    raise ValueError(f"{name} is {value} in the run of {place}")
 
     @property
     def places(self) -> list[tuple[str, str]]:
@@ -66,6 +82,25 @@ class Results:
                 values.setdefault(run["seed"], []).append(run["measures"][measure])
         return {seed: fmean(several) for seed, several in sorted(values.items())}
 
+    def num_missing(self, place: tuple[str, str], rules: Collection[str] | None = None) -> int:
+        """Return the number of planned runs at a place that are not finished, of some rules or of all."""
+        finished = {tuple(run[key] for key in _PLACE) for run in self.content["runs"]}
+        return sum(
+            (run["world"], run["student"]) == place
+            and (rules is None or run["rule"] in rules)
+            and tuple(run[key] for key in _PLACE) not in finished
+            for run in self.planned
+        )
+
+    def why_unranked(self, place: tuple[str, str]) -> str | None:
+        """Return the reason for which the rules at a place are not ranked, `None` if they are."""
+        missing, seeds = self.num_missing(place), len({run["seed"] for run in self.at(place)})
+        if missing:
+            return f"{missing} of its runs are missing; run the benchmark again."
+        if seeds < _MIN_SEEDS:
+            return f"{seeds} seeds have started, and a ranking needs at least {_MIN_SEEDS}; add seeds."
+        return None
+
     def mean(self, place: tuple[str, str], rule: str, measure: str) -> float | None:
         """Return the mean of a measure over seeds, `None` if there are none."""
         values = self.by_seed(place, rule, measure)
@@ -79,24 +114,40 @@ class Results:
     def above_line(self, place: tuple[str, str], rule: str) -> PairedMean | None:
         """Return how far the coverage of a rule lies above the line through the two fixed mixes, at its pass@1.
 
-        The slope of the line is that of the mixes' means; its place is, for each seed, that of the first mix.
+        Estimated by the jackknife over seeds, so that the interval includes the uncertainty of the line. `None` if
+        the mixes' difference in pass@1 is not clearly different from 0, or for fewer than three seeds.
         """
-        if not self.content["line"] or rule in self.content["line"]:
+        if not self.line or rule in self.line:
             return None
-        low, high = self.content["line"]
+        low, high = self.line
         run = self.compare(place, "pass@1", high, low)
-        rise = self.compare(place, "coverage", high, low)
-        if run is None or rise is None or abs(run.difference) < 1e-9:
+        if run is None or run.low <= 0 <= run.high:
             return None
-        slope = rise.difference / run.difference
-        passes, covers = ({name: self.by_seed(place, name, measure) for name in (rule, low)} for measure in _TESTED)
-        seeds = [seed for seed in passes[rule] if seed in passes[low]]
+        values = {
+            (name, measure): self.by_seed(place, name, measure) for name in (rule, low, high) for measure in _TESTED
+        }
+        seeds = [seed for seed in values[rule, "pass@1"] if all(seed in found for found in values.values())]
+
+        def height(chosen: Sequence[int]) -> float:
+            mean = {key: fmean(found[seed] for seed in chosen) for key, found in values.items()}
+            steps = {measure: mean[high, measure] - mean[low, measure] for measure in _TESTED}
+            along = (mean[rule, "pass@1"] - mean[low, "pass@1"]) / steps["pass@1"]
+            return mean[rule, "coverage"] - mean[low, "coverage"] - along * steps["coverage"]
+
+        count = len(seeds)
+        if count < 3:
+            return None
+        whole = height(seeds)
         return _paired(
-            {
-                seed: covers[rule][seed] - covers[low][seed] - slope * (passes[rule][seed] - passes[low][seed])
-                for seed in seeds
-            }
+            {seed: count * whole - (count - 1) * height([other for other in seeds if other != seed]) for seed in seeds}
         )
+
+    def is_beyond_line(self, place: tuple[str, str], rule: str) -> bool:
+        """Return whether the mean pass@1 of a rule lies outside those of the two mixes, where the line is a guess."""
+        ends = [self.mean(place, name, "pass@1") for name in self.line]
+        mean = self.mean(place, rule, "pass@1")
+        found = [end for end in ends if end is not None]
+        return bool(found) and mean is not None and not min(found) <= mean <= max(found)
 
     def control_differences(self) -> tuple[PairedMean | None, PairedMean | None]:
         """Return the two differences of the positive control: in pass@1, and in coverage."""
@@ -109,11 +160,45 @@ class Results:
 
     @property
     def control_holds(self) -> bool:
-        """Whether both differences reach the margin, with intervals above 0."""
-        return all(
+        """Whether all of its runs are finished and both differences reach the margin, with intervals above 0."""
+        place = (self.control.world, self.control.student)
+        rules = (self.control.covering, self.control.concentrating)
+        return self.num_missing(place, rules) == 0 and all(
             found is not None and found.difference >= self.control.margin and found.low > 0
             for found in self.control_differences()
         )
+
+    def verdict(self, prediction: Prediction) -> str:
+        """Return whether a prediction is right: `"yes"` or `"no"` if its interval decides, and else `"open"`.
+
+        Verdicts need all runs of the rules, and, unless they are those of the control, a control that holds.
+        """
+        found, control = self.found(prediction), self.control
+        rules = (prediction.first, *((prediction.second,) if prediction.second else self.line))
+        place = (prediction.world, prediction.student)
+        if self.num_missing(place, rules):
+            return "runs are missing"
+        if found is None:
+            return "no interval"
+        is_control = (
+            place == (control.world, control.student)
+            and set(rules) == {control.covering, control.concentrating}
+            and prediction.measure in _TESTED
+        )
+        if not is_control and not self.control_holds:
+            return "withheld"
+        low = -math.inf if prediction.at_least is None else prediction.at_least
+        high = math.inf if prediction.at_most is None else prediction.at_most
+        if low <= found.low and found.high <= high:
+            return "yes"
+        return "no" if found.high < low or found.low > high else "open"
+
+    def found(self, prediction: Prediction) -> PairedMean | None:
+        """Return the difference that a prediction is about."""
+        place = (prediction.world, prediction.student)
+        if prediction.second is None:
+            return self.above_line(place, prediction.first)
+        return self.compare(place, prediction.measure, prediction.first, prediction.second)
 
 
 def write_page(results: str | Path, page: str | Path | None = None) -> Path:
@@ -137,16 +222,17 @@ def write_page(results: str | Path, page: str | Path | None = None) -> Path:
         raise ValueError(f"`page` is {str(page)!r}; give a file with the suffix .md.")
     try:
         found = Results(json.loads(path.read_text(encoding="utf-8")))
+        figures = _figures(found) if found.control_holds else {}
+        text = _page(found, {name: f"{target.stem}-{name}.svg" for name in figures})
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"`report` is {str(results)!r}, which is not the results of `trl-akd bench` ({error!r}); give its "
             "results.json."
         ) from error
     target.parent.mkdir(parents=True, exist_ok=True)
-    figures = _figures(found) if found.control_holds else {}
     for name, figure in figures.items():
         replace_text(target.with_name(f"{target.stem}-{name}.svg"), figure)
-    replace_text(target, _page(found, {name: f"{target.stem}-{name}.svg" for name in figures}))
+    replace_text(target, text)
     return target
 
 
@@ -166,15 +252,20 @@ def _page(results: Results, figures: Mapping[str, str]) -> str:
 
 def _summary(results: Results) -> str:
     content = results.content
-    commits = sorted({run["commit"] for run in content["runs"]})
+    commits = sorted({commit for run in content["runs"] for commit in (run["commit"], run["start"]["commit"])})
+    doubts = ["are from several commits"] if len(commits) > 1 else []
+    if any(commit.endswith("+") for commit in commits):
+        doubts.append("include code that was not committed (+)")
+    warning = f"**The runs {' and '.join(doubts)}, so they may not be comparable.** " if doubts else ""
     finished = len(content["runs"])
     asked = "; ".join(
         f"{name} {', '.join(map(str, content[name]))}" for name in ("worlds", "students", "rules", "seeds")
     )
     return (
-        f"{finished} of {content['planned']} runs, at commit {', '.join(commits)}: {asked}.\n\n"
-        f"Measures are of {content['num_samples']} samples at temperature 1 for each of {content['num_tasks']} "
-        "held-out tasks. Differences are paired by seed, with 95 % intervals by Student's t. The page on the "
+        f"{finished} of {len(results.planned)} runs, at commit {', '.join(commits)}: {asked}.\n\n"
+        f"{warning}Measures are of {content['num_samples']} samples at temperature 1 for each of "
+        f"{content['num_tasks']} held-out tasks. Differences are paired by seed, with 95 % intervals by "
+        "Student's t. The page on the "
         "benchmark of divergences describes worlds and measures. `trl-akd bench` made this page from the results "
         "alone."
     )
@@ -227,32 +318,34 @@ def _control(results: Results) -> str:
 def _predictions(results: Results) -> str:
     rows = []
     for name, prediction in results.predictions.items():
-        place = (prediction.world, prediction.student)
+        found, place = results.found(prediction), (prediction.world, prediction.student)
         if prediction.second is None:
-            found, subject = (
-                results.above_line(place, prediction.first),
-                f"{prediction.first}, coverage above the line",
-            )
+            beyond = ", extrapolated" if results.is_beyond_line(place, prediction.first) else ""
+            subject = f"{prediction.first}, coverage above the line{beyond}"
         else:
-            found = results.compare(place, prediction.measure, prediction.first, prediction.second)
             subject = f"{prediction.first} minus {prediction.second}, {prediction.measure}"
         low, high = prediction.at_least, prediction.at_most
         bounds = [f"at {end} {bound:g}" for end, bound in (("least", low), ("most", high)) if bound is not None]
-        held = "not run"
-        if found is not None:
-            inside = (low is None or found.difference >= low) and (high is None or found.difference <= high)
-            held = "yes" if inside else "no"
         rows.append(
-            [name, f"{prediction.world}, {prediction.student}", subject, ", ".join(bounds), _interval(found), held]
+            [name, ", ".join(place), subject, ", ".join(bounds), _interval(found), results.verdict(prediction)]
         )
-    header = ["prediction", "where", "mean difference of", "predicted", "found", "held"]
-    return "## Predictions\n\nWritten before the runs.\n\n" + _table(header, rows)
+    header = ["prediction", "where", "mean difference of", "predicted", "found, with 95 % interval", "right"]
+    frozen = {name: results.content[name] for name in ("predictions", "control", "line")}
+    mark = hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()[:16]
+    return (
+        "## Predictions\n\nPredictions, control and line were recorded before the first run, and their folder refuses "
+        f"others (SHA-256 {mark}). Right: yes or no if the whole interval lies inside or outside the bounds, else "
+        "open; withheld while the control does not hold.\n\n" + _table(header, rows)
+    )
 
 
 def _ranking(results: Results, place: tuple[str, str], figures: Mapping[str, str]) -> str:
     reference = results.control.covering
     rules = results.rules(place)
     parts = [f"## World {place[0]}, student {place[1]}"]
+    reason = results.why_unranked(place)
+    if reason is not None:
+        return f"{parts[0]}\n\nNot ranked: {reason}"
     rows = [[rule, *(_number(results.mean(place, rule, measure)) for measure in _COLUMNS)] for rule in rules]
     parts.append(_table(["rule", *_COLUMNS.values()], rows))
     others = [rule for rule in rules if rule != reference]
@@ -267,11 +360,13 @@ def _ranking(results: Results, place: tuple[str, str], figures: Mapping[str, str
             cells = [rule]
             for measure in _TESTED:
                 cells += [_interval(tests[rule, measure]), _p_value(adjusted.get((rule, measure)))]
-            rows.append([*cells, _interval(results.above_line(place, rule))])
+            height = results.above_line(place, rule)
+            beyond = height is not None and results.is_beyond_line(place, rule)
+            rows.append([*cells, f"{_interval(height)}{', extrapolated' if beyond else ''}"])
         header = ["rule", "Δ pass@1", "p", "Δ coverage", "p", "coverage above the line"]
         parts.append(
-            f"Differences to {reference}; p-values by Holm's method over the {len(family)} tests of this table:\n\n"
-            + _table(header, rows)
+            f"Differences to {reference}; p-values by Holm's method over the {len(family)} tests of this "
+            "table, a family of its own; n is the number of seeds:\n\n" + _table(header, rows)
         )
     parts += [f"![{_ALT[kind]}]({figures[name]})" for kind in _ALT if (name := _figure_name(kind, place)) in figures]
     return "\n\n".join(parts)
@@ -319,6 +414,8 @@ def _figure_name(kind: str, place: tuple[str, str]) -> str:
 def _figures(results: Results) -> dict[str, str]:
     figures = {}
     for place in results.places:
+        if results.why_unranked(place) is not None:
+            continue
         figures[_figure_name("coverage", place)] = _coverage_figure(results, place)
         figures[_figure_name("curves", place)] = _curves_figure(results, place)
         beta = _beta_figure(results, place)
@@ -334,7 +431,7 @@ def _coverage_figure(results: Results, place: tuple[str, str]) -> str:
         for rule in results.rules(place)
     }
     series = [Series(rule, [point], colour) for colour, (rule, point) in enumerate(points.items())]
-    line = [points[rule] for rule in results.content["line"] or () if rule in points]
+    line = [points[rule] for rule in results.line if rule in points]
     if len(line) == 2:
         series.insert(0, Series("", line, dashed=True))
     return xy_chart(f"{_ALT['coverage']}: {', '.join(place)}", "pass@1 at temperature 1", "coverage", series)
@@ -396,7 +493,7 @@ def _paired(differences: Mapping[int, float]) -> PairedMean | None:
 def _interval(found: PairedMean | None) -> str:
     if found is None:
         return ""
-    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], n = {found.pairs}"
 
 
 def _p_value(p_value: float | None) -> str:

@@ -6,6 +6,7 @@ interrupted benchmark continues, and one with more rules or seeds runs only what
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, cast
@@ -31,16 +33,15 @@ from ...execution import CodeExecutor
 from ...generation.protocol import derive_seed
 from ...ledger import Ledger, replace_text
 from ...losses.reduction import IGNORE_INDEX
-from .config import BenchConfig, WorldSettings, rule_config
+from .config import FORMAT, BenchConfig, WorldSettings, resolved_fields, rule_config
 from .measures import measure
-from .students import BATCH_SIZE, STUDENTS, make_start, make_tokenizer
-from .teacher import ExactTeacher
+from .students import BATCH_SIZE, PRETRAINING, STUDENTS, make_start, make_tokenizer
+from .teacher import EPSILON, ExactTeacher
 from .world import World
 
 __all__ = ["RESULTS", "Run", "StartSettings", "plan", "run_benchmark", "train_and_measure"]
 
 RESULTS, RUNS, LOG = "results.json", "runs.jsonl", "log.txt"
-_FORMAT = 1  # changes whenever equal settings give another result than before
 _POINTS = 12  # of a learning curve
 
 
@@ -66,8 +67,9 @@ class StartSettings:
 
     @property
     def key(self) -> str:
-        """Hash of the settings."""
-        return _digest(asdict(self))
+        """Hash of the settings and of the constants of pre-training."""
+        size = STUDENTS[self.student].hidden_size
+        return _digest({**asdict(self), "hidden_size": size, "batch_size": BATCH_SIZE, **PRETRAINING})
 
 
 @dataclass(frozen=True)
@@ -106,19 +108,22 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All settings that the result depends on."""
+        """All settings that the result depends on, with their defaults filled in."""
         world = {key: value for key, value in asdict(self.world).items() if key not in ("students", "rules")}
         return {
             "world": world,
+            "start": self.start.key,
             "student": self.student,
-            "fields": dict(self.fields),
+            "learning_rate": STUDENTS[self.student].learning_rate,
+            "epsilon": EPSILON,
+            "fields": resolved_fields(self.fields),
             "seed": self.seed,
             "draw": self.draw,
             "num_tasks": self.num_tasks,
             "num_samples": self.num_samples,
         }
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hash of the settings."""
         return _digest(self.settings)
@@ -130,9 +135,13 @@ class Run:
 
 
 def plan(config: BenchConfig) -> list[Run]:
-    """Return the runs of a benchmark, those of the first seed first."""
+    """Return the runs of a benchmark, those of the first seed first.
+
+    Raises:
+        ValueError: If two runs have equal settings, so that one of them would be the other under a second name.
+    """
     fields = config.rule_fields()
-    return [
+    runs = [
         Run(world_name, student, rule, seed, draw, world, fields[rule], config.num_tasks, config.num_samples)
         for seed in config.seeds
         for world_name, world in config.world_settings().items()
@@ -140,19 +149,31 @@ def plan(config: BenchConfig) -> list[Run]:
         for rule in world.rules or fields
         for draw in range(config.draws(rule))
     ]
+    found: dict[str, Run] = {}
+    for run in runs:
+        other = found.setdefault(run.key, run)
+        if other is not run:
+            kind, first, second = (
+                ("worlds", other.world_name, run.world_name)
+                if other.world_name != run.world_name
+                else ("rules", other.rule, run.rule)
+            )
+            raise ValueError(f"`{kind}` has {first!r} and {second!r}, which are equal; leave one of them out.")
+    return runs
 
 
 def run_benchmark(config: BenchConfig) -> Path:
     """Run what is missing, and return the file of the results, `results.json`.
 
     Raises:
-        ValueError: If the folder has runs with other predictions.
+        ValueError: If two runs are equal, or the folder has runs with other predictions, control or line.
         BlockingIOError: If another process writes to the folder.
         RuntimeError: If runs failed; others are kept.
     """
     folder = Path(config.output_dir)
     runs = plan(config)
-    with Ledger(folder / RUNS, {"predictions": config.predictions}, option="output_dir") as ledger:
+    fixed = {"predictions": config.predictions, "control": asdict(config.control_settings()), "line": config.line}
+    with Ledger(folder / RUNS, fixed, option="output_dir") as ledger:
         rows = {row["key"]: row for row, _ in ledger.read()}
         missing = [run for run in runs if run.key not in rows]
         print(
@@ -192,11 +213,7 @@ def train_and_measure(run: Run, starts: Path) -> dict[str, Any]:
     start = _find_start(run.start, starts)
     row: dict[str, Any] = {
         "key": run.key,
-        "world": run.world_name,
-        "student": run.student,
-        "rule": run.rule,
-        "seed": run.seed,
-        "draw": run.draw,
+        **_place(run),
         "settings": run.settings,
         "start": start,
     }
@@ -220,6 +237,7 @@ def train_and_measure(run: Run, starts: Path) -> dict[str, Any]:
             seed=derive_seed(run.seed, "samples"),
         )
     measured = time.perf_counter()
+    _check_finite(measures, history)
     seconds = {
         "train": round(trained - began, 1),
         "measure": round(measured - trained, 1),
@@ -233,6 +251,15 @@ def train_and_measure(run: Run, starts: Path) -> dict[str, Any]:
         "seconds": seconds,
         "peak_memory_mb": _peak_memory_mb(),
     }
+
+
+def _check_finite(measures: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> None:
+    values = _without(measures, "errors")
+    for point in history:
+        values |= {f"{name} at step {point['step']}": value for name, value in point.items()}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}")
 
 
 def _distill(
@@ -285,12 +312,15 @@ def _find_start(settings: StartSettings, starts: Path) -> dict[str, Any]:
             min_steps=settings.min_steps,
         )
         scratch = starts / f"{settings.key}.{os.getpid()}"
+        content = {"steps": start.steps, "mass": round(start.mass, 6), "commit": _commit()}
         start.model.save_pretrained(scratch)
-        (scratch / "start.json").write_text(json.dumps({"steps": start.steps, "mass": round(start.mass, 6)}))
+        (scratch / "start.json").write_text(json.dumps(content))
         try:
             scratch.rename(folder)
-        except OSError:  # another process was faster
+        except OSError:
             shutil.rmtree(scratch)
+            if not folder.exists():  # no other process was faster
+                raise
     found: dict[str, Any] = json.loads((folder / "start.json").read_text())
     return found
 
@@ -356,10 +386,10 @@ def _child(run: Run, folder: Path, sender: Connection) -> None:
 def _results(config: BenchConfig, runs: Sequence[Run], rows: Mapping[str, dict[str, Any]]) -> str:
     """Return the results as JSON: what was asked and predicted, and the finished runs in the order of the plan.
 
-    Worlds and rules have their present names, whatever they were called when they ran.
+    Each run has its place in the plan, whatever its world and rule were called when it ran.
     """
     content = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "worlds": config.worlds,
         "students": config.students,
         "rules": config.rules,
@@ -369,14 +399,20 @@ def _results(config: BenchConfig, runs: Sequence[Run], rows: Mapping[str, dict[s
         "control": config.control,
         "line": config.line,
         "predictions": config.predictions,
-        "planned": len(runs),
-        "runs": [
-            {**_without(rows[run.key], "settings"), "world": run.world_name, "rule": run.rule}
-            for run in runs
-            if run.key in rows
-        ],
+        "planned": [_place(run) for run in runs],
+        "runs": [{**_without(rows[run.key], "settings"), **_place(run)} for run in runs if run.key in rows],
     }
     return json.dumps(content, indent=1) + "\n"
+
+
+def _place(run: Run) -> dict[str, Any]:
+    return {
+        "world": run.world_name,
+        "student": run.student,
+        "rule": run.rule,
+        "seed": run.seed,
+        "draw": run.draw,
+    }
 
 
 def _summary(run: Run, row: Mapping[str, Any]) -> str:
@@ -398,8 +434,17 @@ def _rounded(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
+def _with_float_numbers(value: Any) -> Any:
+    """Return JSON values in which equal numbers, such as 1 and 1.0, are written alike."""
+    if isinstance(value, Mapping):
+        return {key: _with_float_numbers(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_float_numbers(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _digest(settings: Mapping[str, Any]) -> str:
-    text = json.dumps({"format": _FORMAT, **settings}, sort_keys=True)
+    text = json.dumps(_with_float_numbers({"format": FORMAT, **settings}), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

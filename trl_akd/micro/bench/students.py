@@ -26,6 +26,7 @@ from .world import WORDS, BenchTask, World, vocabulary
 __all__ = [
     "BATCH_SIZE",
     "MAX_LENGTH",
+    "PRETRAINING",
     "STUDENTS",
     "Start",
     "Student",
@@ -50,7 +51,7 @@ STUDENTS = MappingProxyType({"32k": Student(32, 3e-3), "68k": Student(48, 3e-3),
 
 MAX_LENGTH = 64
 BATCH_SIZE = 48
-_PRETRAINING_ROWS, _CHECK_STEPS = 12_000, 5
+PRETRAINING = MappingProxyType({"rows": 12_000, "check_steps": 5, "learning_rate": 3e-3})
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -131,7 +132,6 @@ def make_start(
     mass: float = 0.35,
     max_steps: int = 900,
     min_steps: int = 0,
-    learning_rate: float = 3e-3,
 ) -> Start:
     """Train a new student on programs of the world until its first word is valid with probability `mass`.
 
@@ -150,12 +150,10 @@ def make_start(
             Number of steps after which training stops in any case.
         min_steps (`int`, *optional*, defaults to `0`):
             Number of steps before which training does not stop.
-        learning_rate (`float`, *optional*, defaults to `3e-3`):
-            Peak learning rate.
     """
     model = new_model(student_config(tokenizer, hidden_size), seed=world.seed)
     gate = _Gate(lambda: valid_mass(model, tokenizer, world, held_out), mass, min_steps)
-    count = min(_PRETRAINING_ROWS, max_steps * BATCH_SIZE)
+    count = min(int(PRETRAINING["rows"]), max_steps * BATCH_SIZE)
     rows = world.sample_rows(world.sample_tasks(count, split="train", stream="pretraining"), stream="pretraining")
     with tempfile.TemporaryDirectory() as scratch:
         pretrain(
@@ -164,7 +162,7 @@ def make_start(
             rows,
             output_dir=scratch,
             max_steps=max_steps,
-            learning_rate=learning_rate,
+            learning_rate=PRETRAINING["learning_rate"],
             batch_size=BATCH_SIZE,
             seed=world.seed,
             callbacks=[gate],
@@ -183,7 +181,7 @@ class _Gate(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.steps = state.global_step
-        if state.global_step % _CHECK_STEPS == 0 or state.global_step == state.max_steps:
+        if state.global_step % PRETRAINING["check_steps"] == 0 or state.global_step == state.max_steps:
             self.reached = self._measure()
             control.should_training_stop |= self.reached >= self._value and self.steps >= self._min_steps
 

@@ -211,7 +211,10 @@ class World:
     def tests(self, task: BenchTask) -> str:
         """Return the test program of a task: the library of its context, then assertions."""
         entries = ", ".join(f"{word}=list" for word in self.valid_words(task.context))
-        examples = draw_examples(random.Random(f"{self.seed} tests {task.prompt}"), NUMBERS, _NUM_EXAMPLES)
+        rng = random.Random(f"{self.seed} tests {task.prompt}")
+        examples = draw_examples(rng, NUMBERS, _NUM_EXAMPLES)
+        while not every_step_matters(task.steps, examples):  # as for other examples when the task was drawn
+            examples = draw_examples(rng, NUMBERS, _NUM_EXAMPLES)
         library = f"import types\n\n{task.context.library} = types.SimpleNamespace({entries})\n"
         return library + write_tests(task.steps, examples)
 

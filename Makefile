@@ -28,7 +28,7 @@ quickstart: $(VENV)/.installed
 
 # Style, types, and the fast tests of the packages that differ from BASE (by default, from origin/main).
 check: lint
-	$(PYTEST) $$($(BIN)/python -m tests.changed $(BASE))
+	$(PYTEST) -m "not (lengthy or slow or gpu or distributed or end_to_end)" $$($(BIN)/python -m tests.changed $(BASE))
 
 test: $(VENV)/.installed
 	$(PYTEST)

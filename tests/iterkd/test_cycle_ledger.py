@@ -14,6 +14,8 @@ from tests.iterkd.cycle_world import LAYOUTS, questions, task
 from trl_akd.iterkd.cycle.ledger import CycleLedger
 from trl_akd.ledger import Ledger
 
+pytestmark = pytest.mark.lengthy
+
 
 @pytest.mark.parametrize(
     ("changed", "message"),

@@ -12,6 +12,8 @@ from tests.iterkd.cycle_world import answer, lines, task
 from trl_akd.generation.budget import BudgetSpent
 from trl_akd.iterkd.cycle.report import cycle_table, write_reports
 
+pytestmark = pytest.mark.lengthy
+
 
 def test_stages_follow_one_another(act):
     said = act().said

@@ -12,6 +12,8 @@ from tests.iterkd.cycle_world import RuleTeacher
 from trl_akd.execution import CodeExecutor
 from trl_akd.iterkd.iterkd_config import IterKDConfig
 
+pytestmark = pytest.mark.lengthy
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -7,6 +7,8 @@ from trl_akd.iterkd.cycle.verification import verify
 
 from .labelled_programs import PROGRAMS
 
+pytestmark = pytest.mark.lengthy
+
 
 @pytest.fixture(scope="module")
 def executor():

@@ -20,6 +20,8 @@ from trl_akd.iterkd.cycle.ledger import upload_ledger
 from trl_akd.iterkd.iterkd_config import IterKDConfig
 from trl_akd.iterkd.iterkd_trainer import IterKDTrainer
 
+pytestmark = pytest.mark.lengthy
+
 TOKEN = "hf_" + "secret" * 4
 
 

@@ -20,6 +20,8 @@ from trl_akd.iterkd.iterkd_config import IterKDConfig
 from trl_akd.iterkd.iterkd_trainer import IterKDTrainer
 from trl_akd.iterkd.pair_trainer import PairTrainer
 
+pytestmark = pytest.mark.lengthy
+
 # Every field that a run may not change. A field that is neither here nor among those that may change was added by a
 # new version of this package, TRL or transformers: say which it is.
 SHAPES_WEIGHTS = {

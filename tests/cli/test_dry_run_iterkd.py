@@ -44,7 +44,7 @@ def test_all_stages_run_and_nothing_is_kept(
     assert main(["iterkd", "--config", path, "--dry_run"]) == 0
     assert set(tmp_path.rglob("*")) == before
     out = capsys.readouterr().out
-    for said in ("Cycle 1 of 2, update", "Cycle 2 of 2, feedback", "apps: left out", "Dry run passed"):
+    for said in ("Cycle 1 of 2, new questions", "Cycle 2 of 2, feedback", "apps: left out", "Dry run passed"):
         assert said in out
     assert "text of some/teacher" in out and "what the real teacher writes" in out
 

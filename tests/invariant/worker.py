@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from typing import Any
 @atexit.register  # before other modules register anything, so that it is called last
 def record_threads() -> None:
     """Write down the names of the native threads with which this process goes into the interpreter's shutdown."""
-    names = [thread.read_text().strip() for thread in Path("/proc/self/task").glob("*/comm")]
+    names = []
+    for thread in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # the thread has ended meanwhile
+            names.append(thread.read_text().strip())
     folder = Path(json.loads(Path(sys.argv[1]).read_text())["results"])
     (folder / f"threads-{os.environ.get('RANK', 0)}.json").write_text(json.dumps(names))
 

@@ -1,12 +1,12 @@
 r"""The learnable mixing coefficient of adaptive knowledge distillation (AKD, Eq. 13-17 and Algorithm 1).
 
-Departures from the paper, each argued in `docs/methods/akd.md`:
+Departures from the paper, each explained in `docs/methods/akd.md`:
 
 - Equation 16, the printed gradient of the regulariser, cancels to zero; the exact derivative of Eq. 13 is used.
 - Algorithm 1 writes the regulariser differently from Eq. 13 and thereby rewards the extremes that the text wants to
   avoid; it is available as `regularizer="alg1"`.
-- β is drawn from the set of initial values by a seeded pick that depends on the epoch alone, so that every rank, and a
-  resumed run, agrees without communicating.
+- The draw of β from the initial values depends on the seed and the epoch alone, so that all ranks, and a resumed run,
+  agree without communication.
 """
 
 import math
@@ -22,7 +22,7 @@ BetaRegularizer = Literal["eq13", "alg1", "eq16"]
 
 
 class AdaptiveBetaState(TypedDict):
-    """State from which β continues exactly."""
+    """Complete state of [`AdaptiveBeta`]."""
 
     settings: dict[str, Any]
     epoch: int
@@ -64,8 +64,8 @@ class AdaptiveBeta:
 
     Args:
         strategy (`str`, *optional*, defaults to `"akd"`):
-            `"akd"` (the paper's M3): ascent, and a new draw with a fresh optimiser at each epoch. `"m2"`: ascent, one
-            draw. `"m1"`: descent, one draw. `"fixed"`: always the first initial value. `"random_epoch"`: a new draw at
+            `"akd"` (the paper's M3): ascent, with a new draw and a new optimiser in each epoch. `"m2"`: ascent, one
+            draw. `"m1"`: descent, one draw. `"fixed"`: always the first initial value. `"random_epoch"`: a new draw in
             each epoch, and no updates.
         initial_values (`Sequence[float]`, *optional*, defaults to `(0.1, 0.6)`):
             Values in [0, 1] to draw from, each with the same probability.
@@ -150,7 +150,7 @@ class AdaptiveBeta:
         return self.value if self.strategy == "fixed" else 0.5
 
     def update(self, means: Mapping[str, float], progress: float) -> float:
-        """Update β after an optimiser step from its means, as a [`trl_akd.losses.KnobSchedule`]."""
+        """Update β from the means of an optimiser step, as a [`trl_akd.losses.KnobSchedule`] does."""
         return self.step(means["forward_kl"], means["reverse_kl"])
 
     def step(self, forward_kl: float | torch.Tensor, reverse_kl: float | torch.Tensor) -> float:
@@ -163,7 +163,7 @@ class AdaptiveBeta:
                 Mean KL(student‖teacher), likewise.
 
         Returns:
-            `float`: The new value; unchanged with strategies that do not learn.
+            `float`: The new value; the old one with strategies that do not learn.
 
         Raises:
             ValueError: If a divergence is not finite; β is left unchanged.
@@ -250,7 +250,7 @@ class AdaptiveBeta:
 
     def _penalty(self) -> torch.Tensor:
         offset = self._beta - 0.5
-        # At exactly 0.5 the absolute value has no slope; the slope from below is used.
+        # At exactly 0.5 the absolute value has no derivative; the one from below is used.
         distance = torch.where(offset == 0, -offset, offset.abs())
         return self.regularization * REGULARIZERS[self.regularizer](distance, self.eps)
 

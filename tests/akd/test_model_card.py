@@ -161,7 +161,7 @@ def test_scores_of_others_are_metadata_but_no_row(tmp_path: Path):
 def test_a_card_that_cannot_be_read_is_left_as_it_is(content: bytes, tmp_path: Path):
     file = tmp_path / "README.md"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"README\.md cannot be read \(.*\); mend the metadata") as caught:
+    with pytest.raises(ValueError, match=r"README\.md cannot be read \(.*\); correct the metadata") as caught:
         add_scores(file, score_results("three", "three", METRICS))
     assert "\n" not in str(caught.value) and file.read_bytes() == content
     assert find_license(str(tmp_path)) in (None, "mit")

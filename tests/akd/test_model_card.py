@@ -175,7 +175,7 @@ def test_a_card_in_the_cache_of_the_hub_is_not_changed(tmp_path: Path):
     assert blob.read_text() == "# M\n" and "| three | pass@1 |" in link.read_text()
 
 
-def test_the_licence_of_a_local_student(tmp_path: Path):
+def test_the_license_of_a_local_student(tmp_path: Path):
     assert find_license(str(tmp_path)) is None
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     assert find_license(str(tmp_path)) == "apache-2.0"

@@ -55,11 +55,11 @@ class AKDConfig(GKDConfig):
         beta_initial_values (`list[float]`, *optional*, defaults to `[0.1, 0.6]`):
             Values from which the initial β is drawn (paper, Algorithm 1).
         beta_learning_rate (`float`, *optional*, defaults to `0.01`):
-            Learning rate of the AdamW optimiser of β (paper, section 4.2), to which no scheduler applies.
+            Learning rate of the AdamW optimizer of β (paper, section 4.2), to which no scheduler applies.
         beta_regularization (`float`, *optional*, defaults to `0.5`):
-            Strength λ of the regulariser on β, in nats (paper, Algorithm 1).
+            Strength λ of the regularizer on β, in nats (paper, Algorithm 1).
         beta_regularizer (`str`, *optional*, defaults to `"eq13"`):
-            Form of the regulariser: `"eq13"`, `"alg1"` or `"eq16"`. The paper gives all three, and they differ.
+            Form of the regularizer: `"eq13"`, `"alg1"` or `"eq16"`. The paper gives all three, and they differ.
         kd_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of both distributions inside the divergence. (`temperature` is the sampling temperature.)
         normalization (`str`, *optional*, defaults to `"sequence"`):

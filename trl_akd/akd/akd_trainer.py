@@ -1,6 +1,6 @@
 r"""Adaptive knowledge distillation (AKD) for code generation, as a drop-in for TRL's `GKDTrainer`.
 
-On every target token, the student minimises \((1-\beta)\,\mathrm{KL}(p\|q) + \beta\,\mathrm{KL}(q\|p)\) between the
+On every target token, the student minimizes \((1-\beta)\,\mathrm{KL}(p\|q) + \beta\,\mathrm{KL}(q\|p)\) between the
 teacher's distribution p and its own q (Eq. 9), which β ascends (Eq. 14), or another divergence. Departures from the
 paper, explained in `docs/methods/akd.md`: divergences have a plus sign and sum over the vocabulary; the length in
 Eq. 9 is the number of target tokens; the gradient of β is that of Eq. 13.
@@ -78,10 +78,10 @@ class AKDTrainer(GKDTrainer):
     Takes the arguments of [`trl.experimental.gkd.GKDTrainer`]. Differences:
 
     - Datasets may have `prompt` and `completion`, `messages`, Alpaca's columns, or `input_ids` and `labels`. They are
-      tokenised once, by the trainer, unless `args.dataset_kwargs` has `skip_prepare_dataset`.
+      tokenized once, by the trainer, unless `args.dataset_kwargs` has `skip_prepare_dataset`.
     - Student and teacher may have vocabularies of different size, if their tokenizers agree on the shared prefix.
     - Without a teacher, a PEFT student learns from itself with the adapter disabled.
-    - A `data_collator` receives raw rows; nothing is tokenised beforehand.
+    - A `data_collator` receives raw rows; nothing is tokenized beforehand.
 
     Args:
         model (`PreTrainedModel` or `str`):
@@ -295,7 +295,7 @@ class AKDTrainer(GKDTrainer):
             require_shared_tokens(dataset, self.vocabulary_size, self._tokenizer, name=name)
 
     def _datasets(self) -> dict[str, Dataset]:
-        """Return the tokenised datasets by name."""
+        """Return the tokenized datasets by name."""
         return {
             name: rows
             for name, rows in named_datasets(self.train_dataset, self.eval_dataset).items()
@@ -307,7 +307,7 @@ class AKDTrainer(GKDTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor]:
-        """Return the micro-batches of one optimiser step, with generated text, and the number of their items."""
+        """Return the micro-batches of one optimizer step, with generated text, and the number of their items."""
         batches = list(islice(epoch_iterator, num_batches))
         repeats = own_rows(self.accelerator) if batches else None
         batches = self._complete(batches)
@@ -322,7 +322,7 @@ class AKDTrainer(GKDTrainer):
         return batches, items
 
     def _complete(self, batches: list[Batch]) -> list[Batch]:
-        """Complete the micro-batches of one optimiser step, before their items are counted."""
+        """Complete the micro-batches of one optimizer step, before their items are counted."""
         return [self._with_generated_text(batch, micro_batch) for micro_batch, batch in enumerate(batches)]
 
     def _without_repeats(self, batch: Batch, rows: int, own: int) -> Batch:
@@ -471,7 +471,7 @@ class AKDTrainer(GKDTrainer):
         self._completions.write(self.state.global_step)
 
     def _finish_step(self) -> None:
-        """Log the means over the micro-batches and ranks of an optimiser step, then update the divergence's knob."""
+        """Log the means over the micro-batches and ranks of an optimizer step, then update the divergence's knob."""
         if self.distillation_metrics["train"].is_empty():  # a subclass overrides `compute_loss`
             if self.schedule is not None and self.schedule is not self.adaptive_beta:
                 raise ValueError(
@@ -649,7 +649,7 @@ def _sized(dataset: Any) -> Any:
 def _as_padded(args: AKDConfig) -> Iterator[None]:
     """Hide `padding_free` from SFTTrainer's constructor, which refuses it together with `max_length`.
 
-    Here rows are cut to `max_length` when they are tokenised.
+    Here rows are cut to `max_length` when they are tokenized.
     """
     given, args.padding_free = args.padding_free, False
     try:

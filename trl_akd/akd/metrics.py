@@ -87,7 +87,7 @@ def not_finite(sums: torch.Tensor, step: int, args: AKDConfig) -> FloatingPointE
         sums (`torch.Tensor` of shape `[tasks, len(METRICS)]`):
             Sums of `METRICS`.
         step (`int`):
-            Number of the optimiser step.
+            Number of the optimizer step.
         args (`AKDConfig`):
             Settings named in the message.
     """

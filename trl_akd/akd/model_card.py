@@ -79,7 +79,7 @@ class Provenance:
         recipe (`str`, *optional*):
             Path of the recipe.
         license (`str`, *optional*):
-            Licence of the distilled model, as a licence identifier of the Hub.
+            License of the distilled model, as a license identifier of the Hub.
     """
 
     student: str | None = None
@@ -189,7 +189,7 @@ def provenance(student: Any, teacher: Any, args: AKDConfig) -> Provenance:
 
 
 def find_license(student: str | None) -> str | None:
-    """Return the licence in the student's model card, in its folder or on the Hub."""
+    """Return the license in the student's model card, in its folder or on the Hub."""
     if student is None:
         return None
     card = Path(student) / "README.md"

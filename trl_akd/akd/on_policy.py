@@ -136,7 +136,7 @@ def _until_stop(completion: list[int], stops: set[int]) -> list[int]:
 
 
 class CompletionLog:
-    """Prompts and completions of the latest optimiser step, written when the trainer logs.
+    """Prompts and completions of the latest optimizer step, written when the trainer logs.
 
     Args:
         args (`AKDConfig`):

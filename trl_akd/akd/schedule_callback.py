@@ -10,7 +10,7 @@ from ..losses.knobs import KnobSchedule
 
 
 class ScheduleCallback(TrainerCallback):
-    """Callback that resets schedules at the beginning of each epoch, and calls `finish_step` in each optimiser step.
+    """Callback that resets schedules at the beginning of each epoch, and calls `finish_step` in each optimizer step.
 
     When training resumes within an epoch, `on_epoch_begin` is called for that epoch a second time, with the schedules
     already loaded. Epochs are counted as they begin, since the length of a stream is unknown.
@@ -21,7 +21,7 @@ class ScheduleCallback(TrainerCallback):
         schedule (`KnobSchedule`, *optional*):
             The schedule of the divergence, which may be `beta`.
         finish_step (`Callable`):
-            Function called once per optimiser step on all ranks, when the gradients are complete.
+            Function called once per optimizer step on all ranks, when the gradients are complete.
     """
 
     def __init__(self, beta: AdaptiveBeta, schedule: KnobSchedule | None, finish_step: Callable[[], None]) -> None:

@@ -77,7 +77,7 @@ def fused_divergence(
     `sum_n token_weights[n] * (divergence_n + ce_weight * NLL_n)`. The normalization is in `token_weights`. No factor
     `T ** 2` is applied.
 
-    Tokens of weight 0 are removed before the projection. On a GPU, finding them synchronises with the host once, which
+    Tokens of weight 0 are removed before the projection. On a GPU, finding them synchronizes with the host once, which
     costs less than projecting every prompt. Logits are float32 for all inputs (float64 stays float64), and must be
     finite. The gradients are computed in the forward pass, accumulated in float32, returned in the inputs' dtypes, and
     released by the backward pass, which can therefore run only once.

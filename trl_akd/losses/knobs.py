@@ -36,7 +36,7 @@ def _as_float(value: Any) -> float:
 class KnobSchedule(Protocol):
     """Schedule of a divergence's knob that changes during training.
 
-    The trainer calls `update` once per optimiser step with the same numbers on all ranks, so that the knob has the
+    The trainer calls `update` once per optimizer step with the same numbers on all ranks, so that the knob has the
     same value on all of them, and saves the state in checkpoints.
 
     Attributes:
@@ -54,7 +54,7 @@ class KnobSchedule(Protocol):
         """Value of the knob in evaluations, which is constant."""
 
     def update(self, means: Mapping[str, float], progress: float) -> float:
-        """Update the knob after an optimiser step, and return its new value.
+        """Update the knob after an optimizer step, and return its new value.
 
         Args:
             means (`Mapping[str, float]`):
@@ -86,7 +86,7 @@ class Interpolation:
 
     \[ t \leftarrow \min\big(t_\mathrm{end},\ \max(\mathrm{line},\ t + \eta\,\sigma(m)\,(1-t))\big) \]
 
-    The loss is the mean divergence of an optimiser step over all micro-batches and ranks. The authors do not limit
+    The loss is the mean divergence of an optimizer step over all micro-batches and ranks. The authors do not limit
     \(\delta\), but with `t_start=0` the first loss is rounding error, and the next one is orders of magnitude larger.
 
     Args:
@@ -146,7 +146,7 @@ class Interpolation:
         return self.t_end
 
     def update(self, means: Mapping[str, float], progress: float) -> float:
-        """Update `t` from the mean `divergence` of an optimiser step, and return it."""
+        """Update `t` from the mean `divergence` of an optimizer step, and return it."""
         loss = means["divergence"]
         if self._loss is not None and self._loss > 0.0:
             fall = max(-1.0, min(1 - loss / self._loss, 1.0))

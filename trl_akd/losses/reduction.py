@@ -1,6 +1,6 @@
 """Token weights. A loss is `sum(weights * per_token_loss)`; all divisions are in this module.
 
-An optimiser step has one global batch, which may be split into micro-batches, ranks and packed rows:
+An optimizer step has one global batch, which may be split into micro-batches, ranks and packed rows:
 
     items = all ranks' and micro-batches' count_items(labels), summed
     weights = scale(token_weights(labels), items, world_size)
@@ -10,7 +10,7 @@ There are two normalizations:
 
 - `"sequence"`: the mean over a sample's target tokens, then the mean over samples. Eq. (9) of Adaptive Knowledge
   Distillation for code generation (jos.org.cn 7462) divides by the length of the *input*, and Algorithm 1 by no
-  length; a mean over target tokens gives divergences of the scale that the paper's regulariser of beta assumes.
+  length; a mean over target tokens gives divergences of the scale that the paper's regularizer of beta assumes.
 - `"token"`: the mean over all target tokens.
 """
 

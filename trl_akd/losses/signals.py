@@ -3,7 +3,7 @@
 - [`DenseSignal`], final hidden states and an LM head, gives every divergence exactly.
 - [`SparseSignal`], the most probable tokens and the total probability of all others, gives a divergence between
   distributions in which those others are one outcome. By the data processing inequality, it is a lower bound of
-  forward KL, reverse KL and every other f-divergence. The retained probabilities are never renormalised.
+  forward KL, reverse KL and every other f-divergence. The retained probabilities are never renormalized.
 """
 
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ class SparseSignal:
         ids (`torch.Tensor` of shape `[..., K]`):
             Distinct token ids, int64, all of them in the vocabulary that both models share.
         log_probs (`torch.Tensor` of shape `[..., K]`):
-            The teacher's log-probabilities of these tokens, in nats, not renormalised.
+            The teacher's log-probabilities of these tokens, in nats, not renormalized.
         tail_log_prob (`torch.Tensor` of shape `[...]`):
             Logarithm of the total probability of all other tokens; -inf if it is 0. Compute it from the full
             distribution: if it is small, one minus the sum of the retained probabilities is mostly rounding error.

@@ -59,7 +59,7 @@ def test_equilibrium_of_eq13(start, difference, equilibrium):
 
 
 @pytest.mark.parametrize(("difference", "end"), [(-0.2, 0.0), (0.2, 1.0)])
-def test_eq16_is_no_regularisation(difference, end):
+def test_eq16_is_no_regularization(difference, end):
     beta = AdaptiveBeta("m2", [0.4], regularizer="eq16")
     for _ in range(300):
         beta.step(1.0, 1.0 + difference)

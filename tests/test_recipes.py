@@ -57,7 +57,7 @@ def test_parses(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     values = parser.values(read_recipe(str(path)), ["--use_cpu", "true", "--output_dir", str(tmp_path)])
     script_args, training_args, model_args, _ = parser.dataclasses(values)
     assert script_args.dataset_name and model_args.model_name_or_path
-    assert (training_args.teacher_model_name_or_path is not None) == training_args.asks_teacher
+    assert (training_args.teacher_model_name_or_path is not None) == training_args.uses_teacher
     assert training_args.report_to == [] and not training_args.push_to_hub
 
 

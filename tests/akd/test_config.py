@@ -43,7 +43,7 @@ def test_docstring_lists_the_fields_that_are_added_or_changed():
     [
         ({"divergence": "kll"}, "`divergence`: 'kll' is not a divergence; choose one of 'akd'"),
         ({"divergence": None}, "`divergence`: None is not"),
-        ({"divergence_kwargs": {"beta": 0.5}}, "'akd' takes its beta from `beta` and `beta_strategy`"),
+        ({"divergence_kwargs": {"beta": 0.5}}, "'akd' takes β from `beta` and `beta_strategy`"),
         ({"divergence": "jsd", "beta": 0.5}, "`beta` is 0.5, which has no effect with divergence='jsd'; use"),
         ({"divergence": "jsd", "beta_strategy": "m1"}, "`beta_strategy` is 'm1', which has no effect with"),
         ({"divergence": "jsd", "divergence_kwargs": {"alpha": 0.5}}, "has no knob 'alpha'; it takes 'beta'"),

@@ -109,8 +109,8 @@ def test_a_smaller_vocabulary(pair, config):
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"seq_kd": True}, "`seq_kd` is set, but a `Teacher` of your own generates no text"),
-        ({"teacher_device": "cpu"}, "`teacher_device` is set, but a `Teacher` of your own chooses"),
+        ({"seq_kd": True}, "`seq_kd` is set, but a custom `Teacher` generates no text"),
+        ({"teacher_device": "cpu"}, "`teacher_device` is set, but a custom `Teacher` chooses"),
     ],
 )
 def test_options_of_a_loaded_teacher(pair, config, settings, complaint):

@@ -161,7 +161,7 @@ def test_scores_of_others_are_metadata_but_no_row(tmp_path: Path):
 def test_a_card_that_cannot_be_read_is_left_as_it_is(content: bytes, tmp_path: Path):
     file = tmp_path / "README.md"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"README\.md cannot be read \(.*\); mend the metadata") as caught:
+    with pytest.raises(ValueError, match=r"README\.md cannot be read \(.*\); correct the metadata") as caught:
         add_scores(file, score_results("three", "three", METRICS))
     assert "\n" not in str(caught.value) and file.read_bytes() == content
     assert find_license(str(tmp_path)) in (None, "mit")
@@ -175,7 +175,7 @@ def test_a_card_in_the_cache_of_the_hub_is_not_changed(tmp_path: Path):
     assert blob.read_text() == "# M\n" and "| three | pass@1 |" in link.read_text()
 
 
-def test_the_licence_of_a_local_student(tmp_path: Path):
+def test_the_license_of_a_local_student(tmp_path: Path):
     assert find_license(str(tmp_path)) is None
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     assert find_license(str(tmp_path)) == "apache-2.0"

@@ -43,7 +43,7 @@ def test_no_language_model(trainer, role, kind):
 
 @pytest.mark.parametrize("role", ["model", "teacher_model"])
 def test_a_compiled_model(trainer, role):
-    with pytest.raises(ValueError, match=f"`{role}` is compiled already; give the model itself"):
+    with pytest.raises(ValueError, match=f"`{role}` is already compiled; pass the original model"):
         trainer(**{role: torch.compile(tiny.model("qwen2"))})
 
 

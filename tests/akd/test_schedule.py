@@ -135,8 +135,8 @@ def test_the_card_states_all_settings_of_the_divergence(settings, expected):
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"t": 0.5}, "moves 't' during training; it takes 't_start', 't_end', 'step_size', 'momentum', not 't'"),
-        ({"alpha": 0.5}, "moves 't' during training; it takes 't_start', .*, not 'alpha'"),
+        ({"t": 0.5}, "changes 't' during training; it takes 't_start', 't_end', 'step_size', 'momentum', not 't'"),
+        ({"alpha": 0.5}, "changes 't' during training; it takes 't_start', .*, not 'alpha'"),
         ({"t_start": 2}, r"t_start is 2; give a number in \[0, 1\]"),
     ],
 )
@@ -192,7 +192,9 @@ def test_a_loss_of_ones_own_cannot_move_the_knob(pair, tmp_path):
 
     args = AKDConfig(**{**tiny.SHORT_RUN, "output_dir": str(tmp_path), "max_length": 64, **SETTINGS})
     made = Own(*pair, args, train_dataset=tiny.rows(4))
-    with pytest.raises(ValueError, match=r"'taid', whose t moves by .* `Own.compute_loss` measures none; call `super"):
+    with pytest.raises(
+        ValueError, match=r"'taid', whose t depends on .* `Own.compute_loss` does not measure it; call"
+    ):
         made.train()
 
 

@@ -242,7 +242,7 @@ def test_a_launched_deepspeed_run_is_checked(scripts: Path, monkeypatch: pytest.
         check_processes(use_cpu=True, deepspeed=False)
 
 
-def test_gpus_need_no_compiler_unless_the_optimiser_is_offloaded(
+def test_gpus_need_no_compiler_unless_the_optimizer_is_offloaded(
     scripts: Path, accelerators, monkeypatch: pytest.MonkeyPatch
 ):
     accelerators(1)

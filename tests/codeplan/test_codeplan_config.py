@@ -11,7 +11,7 @@ from trl_akd import AKDConfig, CodePLANConfig
 def test_defaults_are_the_papers(config):
     made = CodePLANConfig("outputs", use_cpu=True)
     assert (made.plan_weight, made.schedule, made.plan_head) == (0.5, "weighted", "separate")
-    assert (made.code_objective, made.plan_objective, made.asks_teacher) == ("ce", "ce", False)
+    assert (made.code_objective, made.plan_objective, made.uses_teacher) == ("ce", "ce", False)
     assert made.guided_weight == 0.0
 
 
@@ -56,4 +56,4 @@ def test_refusals(config, settings, message):
 
 def test_a_fixed_divergence(config):
     made = config(plan_objective="akd", beta_strategy="fixed", beta=0.0, kd_temperature=2.0)
-    assert made.asks_teacher and made.make_beta().value == 0.0
+    assert made.uses_teacher and made.make_beta().value == 0.0

@@ -39,7 +39,7 @@ def by_hand(trainer, batch, weights, normalization="sequence"):
     if trainer.args.plan_head == "separate":
         with writing_plans(trainer.model):
             plan = trainer.model(**inputs).logits
-    teacher = trainer.teacher.model(**inputs).logits if trainer.args.asks_teacher else code
+    teacher = trainer.teacher.model(**inputs).logits if trainer.args.uses_teacher else code
     losses = {task: [] for task in Task}
     for row, task in enumerate(batch["task_ids"].tolist()):
         logits = plan[row] if task == Task.PLAN else code[row]

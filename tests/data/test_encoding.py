@@ -40,7 +40,7 @@ def test_sentence_piece_puts_no_space_before_the_completion(
     [prompt_ids] = encode_prompts(sentence_piece, [prompt])
     [completion_ids] = encode_completions(sentence_piece, [completion])
     assert sentence_piece.decode(prompt_ids + completion_ids, skip_special_tokens=True) == prompt + completion
-    # The fixture does what it is there for: a text tokenised alone opens with a space.
+    # The fixture does what it is there for: a text tokenized alone opens with a space.
     assert sentence_piece.convert_ids_to_tokens(sentence_piece("a", add_special_tokens=False)["input_ids"])[0] == "▁a"
 
 

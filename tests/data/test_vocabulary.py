@@ -80,7 +80,7 @@ def test_id_without_a_token_is_named() -> None:
         tokenizer(lower=True),
         tokenizer(merges=(("d", "e"), ("de", "f"), ("t", "o"))),
     ],
-    ids=["merge order", "normaliser", "another merge"],
+    ids=["merge order", "normalizer", "another merge"],
 )
 def test_same_tokens_cut_differently(other: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match=r"split the same text differently.*the student reads \[.*the teacher \["):

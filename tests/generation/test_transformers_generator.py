@@ -179,7 +179,7 @@ def texts(outputs: list[list[Completion]]) -> list[list[str]]:
 SAMPLED = {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 12, "seed": 7}
 
 
-def test_samples_do_not_depend_on_their_neighbours(generator) -> None:
+def test_samples_do_not_depend_on_their_neighbors(generator) -> None:
     model = tiny.model()
     together = texts(generator(model).generate(PROMPTS, n=3, **SAMPLED))
     assert together == texts(generator(model, batch_size=2).generate(PROMPTS, n=3, **SAMPLED))
@@ -281,7 +281,7 @@ def test_tokenizer_is_left_alone(generator) -> None:
 # What the model is given
 
 
-def test_prompts_are_tokenised_as_in_training(generator, monkeypatch) -> None:
+def test_prompts_are_tokenized_as_in_training(generator, monkeypatch) -> None:
     tokenizer = sentencepiece()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair=None, special_tokens=[("<s>", 1), ("</s>", 2)]

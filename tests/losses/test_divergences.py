@@ -462,7 +462,7 @@ def test_names_of_a_rule_from_outside(name, alias, registered):
     for written in (name, alias):
         for spelling in (written, written.lower(), written.upper(), written.replace("-", "_")):
             assert divergences.get(spelling).function is rule
-            with pytest.raises(ValueError, match=f"'{spelling}' is registered already"):
+            with pytest.raises(ValueError, match=f"'{spelling}' is already registered"):
                 registered(spelling)(forward_kl)
 
 
@@ -495,9 +495,9 @@ def test_a_name_is_taken_once(registered):
         return student_logits.sum(-1)
 
     for name in ("jsd", "JSD", "kl"):
-        with pytest.raises(ValueError, match=f"'{name}' is registered already"):
+        with pytest.raises(ValueError, match=f"'{name}' is already registered"):
             registered(name)(again)
-    with pytest.raises(ValueError, match="'skl' is registered already"):
+    with pytest.raises(ValueError, match="'skl' is already registered"):
         registered("mine", aliases=("skl",))(again)
     assert divergences.get("jsd").function is divergences.jsd
     assert registered("mine")(again) is again

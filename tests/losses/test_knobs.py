@@ -99,7 +99,7 @@ def test_it_goes_on_from_its_state_and_begins_again(tmp_path):
         ({"t_start": 0, "t_end": False}, "t_end is False"),
         ({"step_size": 0.0, "momentum": 0.5}, r"momentum is 0\.5, which has no effect with step_size 0; leave it out"),
         ({"step_size": 0, "momentum": 0}, "momentum is 0, which has no effect with step_size 0"),
-        ({"momentum": 1.0}, r"momentum is 1\.0, with which the running mean never moves"),
+        ({"momentum": 1.0}, r"momentum is 1\.0, with which the running mean never changes"),
     ],
 )
 def test_unsuitable_settings(settings, complaint):

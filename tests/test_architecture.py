@@ -64,12 +64,12 @@ def test_possessive_quantifiers_of_groups_are_written_as_atomic_groups(path: Pat
     assert not found, "write (?>(?:...)*) in place of (?:...)*+"
 
 
-def test_there_is_something_to_read():
+def test_files_are_found():
     assert len(MODULES) > 20
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_look_down(path: Path):
+def test_imports_point_to_lower_levels(path: Path):
     module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
     own = room(module)
     if own == "__init__":

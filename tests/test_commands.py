@@ -235,6 +235,6 @@ def prepare(text: str) -> None:
     [pytest.param(text, marks=[pytest.mark.slow] if any(part in text for part in SLOW) else []) for text in RUNNABLE],
     ids=str,
 )
-def test_runs_as_printed(text: str, place: Path):
+def test_commands_run_as_printed(text: str, place: Path):
     prepare(text)
     assert main(PRINTED[text][1:]) == 0

@@ -74,13 +74,13 @@ def test_arrows_between_packages_are_imports():
     assert set(arrows) <= package_imports()
 
 
-def test_every_import_between_packages_is_drawn_or_follows():
+def test_every_import_between_packages_is_in_the_figure():
     _, arrows = figure("Packages")
     assert {(start, end) for start, end in package_imports() if end not in reachable(start, arrows)} == set()
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_is_read_in_twelve_files(method: str):
+def test_a_method_has_at_most_twelve_files(method: str):
     labels, arrows = figure(method)
     files = [label for label in labels.values() if label.endswith(".py")]
     assert 8 <= len(files) <= 12
@@ -90,7 +90,7 @@ def test_a_method_is_read_in_twelve_files(method: str):
     assert reachable("recipe.yaml", arrows) == set(files), "every file follows from the recipe"
 
 
-def test_configurations_are_where_the_page_says_with_their_bases():
+def test_configurations_match_the_page():
     [table] = re.findall(r"^\*\*Configurations\.\*\*.*?\n\n(.*?)\n\n", DESIGN.read_text(), re.DOTALL | re.MULTILINE)
     rows = [line.split("|")[1:3] for line in table.splitlines()[2:]]
     assert len(rows) > 5
@@ -106,7 +106,7 @@ def test_configurations_are_where_the_page_says_with_their_bases():
             assert classes[name] == set(re.findall(r"`(\w+)`", bases)), name
 
 
-def test_files_that_the_page_names_exist():
+def test_files_named_on_the_page_exist():
     found = set(re.findall(r"`([\w/]+/[\w]+\.py)`", DESIGN.read_text()))
     assert len(found) > 30
     roots = (PACKAGE, PACKAGE.parent)

@@ -9,7 +9,7 @@ from .mutants import ROOT, Mutant, read_mutants
 MUTANTS = read_mutants()
 
 
-def test_the_core_has_mutants():
+def test_number_of_mutants():
     assert len(MUTANTS) >= 40
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
 

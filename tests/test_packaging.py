@@ -49,7 +49,7 @@ def test_dependencies_are_used():
     assert BASE - used == set()
 
 
-def test_everything_but_the_sandbox_imports_without_unix_modules():
+def test_only_the_sandbox_needs_unix_modules():
     """The sandbox's own processes are for Linux and macOS, and so are the modules that start them."""
     modules = sorted(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)

@@ -60,6 +60,6 @@ def test_an_encoder_decoder(trainer, tmp_path, role, named):
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu0", 1.5])
-def test_a_device_that_is_not_there(trainer, device):
+def test_missing_device(trainer, device):
     with pytest.raises(ValueError, match=rf"`teacher_device` is {device!r}, which cannot be used \(.*; give a device"):
         trainer(teacher_device=device)

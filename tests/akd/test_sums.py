@@ -51,7 +51,7 @@ def make_pairs(pair, args, **settings):
 
 @pytest.mark.parametrize("make", [make_akd, make_codeplan, make_pairs])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_step_makes_no_float64(pair, make, training, monkeypatch, tmp_path):
+def test_step_uses_no_float64(pair, make, training, monkeypatch, tmp_path):
     made = make(pair, {**tiny.SHORT_RUN, "output_dir": str(tmp_path), "max_length": 256})
     [batch, *_] = made.get_train_dataloader()
     made.model.train(training)
@@ -69,7 +69,7 @@ def test_a_step_makes_no_float64(pair, make, training, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("make", [make_akd, make_codeplan, make_pairs])
 @pytest.mark.parametrize("normalization", ["sequence", "token"])
-def test_repeated_rows_do_not_count(pair, make, normalization, tmp_path):
+def test_repeated_rows_are_ignored(pair, make, normalization, tmp_path):
     """Rows that only fill up a batch leave loss, means and number of tokens as they are without them."""
     made = make(
         pair,

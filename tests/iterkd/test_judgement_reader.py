@@ -23,7 +23,7 @@ def lines(*values: object) -> str:
 # Real judgements
 
 
-def test_the_released_judgements_as_they_are():
+def test_released_judgements():
     """Totals as they were counted when the data was first looked at, by other means than this parser."""
     found = [parse_judgement(row["response"]) for row in soda("scoring_data.json")]
     totals = Counter(judgement.total for judgement in found if isinstance(judgement, Judgement))
@@ -189,7 +189,7 @@ def test_the_prompt_shows_task_answer_and_every_rule():
 
 
 @pytest.mark.parametrize("prompt", [JUDGE_PROMPT, JSON_JUDGE_PROMPT], ids=lambda prompt: prompt.name)
-def test_answers_cannot_end_their_part_of_the_prompt(prompt: JudgePrompt):
+def test_answers_cannot_forge_the_end_marker(prompt: JudgePrompt):
     """An attacker who knows the mark of one answer and puts it into another meets another mark."""
     answer = "x = 1"
     for _ in range(3):

@@ -112,7 +112,7 @@ def test_candidates_are_not_missed(threshold):
     assert threshold == 1.0 or len(kept) < len(instructions)
 
 
-def test_pairs_right_at_the_threshold_are_found():
+def test_pairs_at_the_threshold_are_found():
     """As unlike as a ROUGE-L of 0.7 allows: 14 of 20 words in common, the others unlike."""
     missed = 0
     for number in range(300):

@@ -47,7 +47,7 @@ class TestAnswers:
             "I am not able to assist with this.", "I won't do that.",
         ],
     )  # fmt: skip
-    def test_refusals(self, answer):
+    def test_invalid_values(self, answer):
         assert refuses(answer)
 
     @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_lower_precision(dtype: torch.dtype, tolerance: float) -> None:
         torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance)
 
 
-def test_no_token_counts() -> None:
+def test_all_weights_zero() -> None:
     arguments = problem(bias=True, token_weights=torch.zeros(TOKENS))
     result = run(arguments)
     assert result.loss.item() == 0.0

@@ -94,7 +94,7 @@ def test_a_frozen_backbone_saves_a_product(arguments):
     assert spy.multiplications == products(STUDENT_WIDTH, TEACHER_WIDTH, STUDENT_WIDTH)
 
 
-def test_without_gradients_only_the_projections_are_left(arguments):
+def test_only_projections_without_gradients(arguments):
     with Spy() as spy, torch.no_grad():
         run(arguments)
     assert spy.multiplications == products(STUDENT_WIDTH, TEACHER_WIDTH)
@@ -103,7 +103,7 @@ def test_without_gradients_only_the_projections_are_left(arguments):
 
 
 @pytest.mark.parametrize("case", SOME_RULES)
-def test_all_logits_never_exist(case, arguments):
+def test_full_logits_are_never_stored(case, arguments):
     name, knobs, _ = RULES[case]
     with Spy() as spy:
         run(arguments | {"divergence": name, "knobs": knobs}).loss.backward()
@@ -129,7 +129,7 @@ def test_autograd_sees_small_blocks(words):
     assert size * words * 4 <= 2 * 2**20
 
 
-def test_the_backward_pass_hands_its_buffers_over(arguments):
+def test_gradients_are_the_buffers_of_the_forward_pass(arguments):
     loss = run(arguments).loss
     with Spy() as spy:
         loss.backward()

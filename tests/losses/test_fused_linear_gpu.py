@@ -46,7 +46,7 @@ def test_other_rules_equal_the_cpu(name, knobs):
 
 
 @HALVES
-def test_halves_sum_in_float32(dtype):
+def test_half_precision_sums_in_float32(dtype):
     here = problem(dtype=dtype, **OPTIONS["everything"])
     there = moved(here)
     loss = fused(there)

@@ -43,7 +43,7 @@ def test_values_and_gradients(options, with_bias, chunk_size):
         torch.testing.assert_close(gradient, reference)
 
 
-def test_nothing_to_learn():
+def test_no_targets():
     hidden, weight, bias, labels = tensors()
     found = fused_linear_log_probs(hidden, LMHead(weight, bias), labels=labels, loss=lambda values: 0.0 * values.sum())
     for gradient in torch.autograd.grad(found.loss, (hidden, weight, bias)):

@@ -69,7 +69,7 @@ def test_packing_changes_nothing(normalization, ids):
     assert (scale(weights, items, 1) * losses_like(labels)).sum().item() == pytest.approx(expected(normalization))
 
 
-def test_one_id_in_two_rows_is_two_samples():
+def test_equal_ids_in_two_rows_are_two_samples():
     labels = padded([2, 4])
     ids = torch.zeros_like(labels)
     assert count_items(labels, normalization="sequence", sample_ids=ids) == 2
@@ -101,7 +101,7 @@ def test_ranks_average_to_the_global_loss(normalization):
 
 
 @BOTH
-def test_nothing_to_learn(normalization):
+def test_no_targets(normalization):
     labels = padded([0, 0])
     items = count_items(labels, normalization=normalization)
     share = scale(token_weights(labels, normalization=normalization), items, world_size=2)
@@ -110,7 +110,7 @@ def test_nothing_to_learn(normalization):
 
 
 @BOTH
-def test_task_weights_multiply_and_do_not_count(normalization):
+def test_task_weights_do_not_change_the_number_of_items(normalization):
     labels = padded(LENGTHS)
     task_weights = torch.full(labels.shape, 2.0, dtype=torch.float64)
     task_weights[3:] = 0.5
@@ -129,7 +129,7 @@ def test_task_weights_multiply_and_do_not_count(normalization):
     ],
     ids=["normalization", "sample_ids", "task_weights"],
 )
-def test_misuse_is_named(arguments, words):
+def test_invalid_arguments(arguments, words):
     with pytest.raises(ValueError, match=words):
         token_weights(padded(LENGTHS), **arguments)
 
@@ -140,7 +140,7 @@ def test_misuse_is_named(arguments, words):
 @BOTH
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_tasks_keep_their_shares_however_the_batch_is_cut(normalization, size, share):
+def test_weights_of_tasks_do_not_depend_on_the_split(normalization, size, share):
     """Rows 0, 3 and 4 are of one task, the others of another; the micro-batches hold different numbers of each."""
     labels, tasks = padded(LENGTHS), torch.tensor([0, 1, 1, 0, 0, 1])
     task_weights = torch.tensor([1 - share, share])[tasks].unsqueeze(1).expand_as(labels)
@@ -155,7 +155,7 @@ def test_tasks_keep_their_shares_however_the_batch_is_cut(normalization, size, s
     assert total == pytest.approx(wanted)
 
 
-def test_a_task_without_items_divides_by_nothing():
+def test_task_without_items():
     labels, tasks = padded([2, 3]), torch.tensor([0, 0])
     items = count_items_by_task(labels, tasks, tasks=2, normalization="sequence")
     assert items.tolist() == [2, 0]

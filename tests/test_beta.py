@@ -1,4 +1,4 @@
-"""β against Eq. 13-17 and Algorithm 1, worked out here in plain floats."""
+"""β compared with Eq. 13-17 and Algorithm 1, computed in plain floats."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""The figures of docs/design.md show the modules and imports that there are."""
+"""The figures of docs/design.md show the existing modules and imports."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .test_architecture import LEVELS, MODULES, PACKAGE, imports, room
+from .test_architecture import LEVELS, MODULES, PACKAGE, imports, package_of
 
 DESIGN = PACKAGE.parent / "docs" / "design.md"
 FIGURES = re.findall(
@@ -37,15 +37,15 @@ def reachable(start: str, arrows: list[tuple[str, str]]) -> set[str]:
 def package_imports() -> set[tuple[str, str]]:
     found = set()
     for path in MODULES:
-        own = room(".".join(path.relative_to(PACKAGE).with_suffix("").parts))
-        found |= {(own, room(name)) for name in imports(path) if not name.startswith("!")}
+        own = package_of(".".join(path.relative_to(PACKAGE).with_suffix("").parts))
+        found |= {(own, package_of(name)) for name in imports(path) if not name.startswith("!")}
     named = {name for name in LEVELS if not name.startswith("__")}
     return {(own, other) for own, other in found if own != other and {own, other} <= named}
 
 
 @cache
 def file_imports(path: Path) -> set[Path]:
-    """Return the files of this package from which a file imports names, also by way of an `__init__.py`."""
+    """Return the files of this package from which a file imports names, directly or through an `__init__.py`."""
     here = ["trl_akd", *path.relative_to(PACKAGE).with_suffix("").parts]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):

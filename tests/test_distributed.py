@@ -1,4 +1,4 @@
-"""What distributed.py knows of processes, batches and devices."""
+"""Helpers for processes, batches and devices."""
 
 import os
 import subprocess
@@ -107,7 +107,7 @@ if "destroyed" in sys.argv:
     ("settings", "ends"), [(["destroyed"], False), (["trl_akd"], True), (["trl_akd", "destroyed"], True)]
 )
 def test_threads_of_gloo_end_before_the_interpreter_shuts_down(settings: list[str], ends: bool) -> None:
-    """Destroying the group does not end them while an engine refers to it, which is why this package does more."""
+    """Destroying the group does not end its threads while an engine refers to it, so this package does more."""
     finished = subprocess.run(
         [sys.executable, "-c", _SCRIPT, *settings],
         capture_output=True,
@@ -145,7 +145,7 @@ for _ in range(300):
 @pytest.mark.distributed
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process")
 def test_processes_leave_while_reductions_are_under_way(tmp_path: Path) -> None:
-    """Neither do they abort, nor do they wait with the interpreter's lock for threads that need it."""
+    """The processes neither abort nor wait with the GIL for threads that need it."""
     finished = subprocess.run(
         [sys.executable, "-c", _TWO_PROCESSES, str(tmp_path / "store")], capture_output=True, text=True, timeout=600
     )

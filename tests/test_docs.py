@@ -1,4 +1,4 @@
-"""What the documentation says exists, and its examples run."""
+"""Names and paths in the documentation exist, and its examples run."""
 
 import ast
 import doctest

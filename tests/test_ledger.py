@@ -1,4 +1,4 @@
-"""Files that only grow: torn, held twice, full, and killed."""
+"""Append-only files: incomplete lines, locks, full disks and killed processes."""
 
 import json
 import multiprocessing

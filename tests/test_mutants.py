@@ -1,4 +1,4 @@
-"""The list of mutants fits the code; `make mutants` runs them."""
+"""The list of mutants matches the code; `make mutants` runs them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every recipe parses, keeps to the paper, and trains for two steps with tiny models of its own architectures."""
+"""Every recipe parses, follows the paper, and trains for two steps with tiny models of its architectures."""
 
 import re
 from pathlib import Path
@@ -36,7 +36,7 @@ def command_of(path: Path) -> str:
 
 
 def values_of(path: Path, flags: list[str]):
-    """Read a step's recipe as its command does."""
+    """Read the recipe of a step as its command does."""
     parser = RecipeParser(argument_types(command_of(path)), prog="trl-akd")
     return parser.dataclasses(parser.values(read_recipe(str(path)), flags))
 
@@ -63,7 +63,7 @@ def test_parses(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("path", [path for path in STEPS if "micro" not in path.parts], ids=name)
 def test_steps_of_a_recipe_fit_together(path: Path, tmp_path: Path):
-    """It parses, and reads what the step before wrote where that wrote it."""
+    """It parses, and its input paths are the output paths of the previous step."""
     trainings = [yaml.safe_load(config.read_text()) for config in CODEPLAN]
     beside = [yaml.safe_load(config.read_text()) for config in path.parent.glob("config*.yaml")]
     device = ["--use_cpu", "true"] if command_of(path) == "ranker train" else []

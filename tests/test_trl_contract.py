@@ -1,6 +1,6 @@
-"""Every part of TRL, transformers and accelerate that is not documented as stable and that this package leans on.
+"""All parts of TRL, transformers and accelerate that this package relies on without a documented guarantee.
 
-A failure here says what moved, before anything subtler breaks.
+A failure names the part that changed, before other tests fail for that reason.
 """
 
 import inspect
@@ -76,7 +76,7 @@ def test_attributes_of_sft_trainer():
 
 
 def test_epoch_begins_before_its_first_batch():
-    """`DataCollatorForCodePLAN` is told of it, and must know before workers begin."""
+    """`DataCollatorForCodePLAN` must be told the epoch before workers start."""
     source = inspect.getsource(Trainer._inner_training_loop)
     assert 0 < source.index("on_epoch_begin") < source.index("self._run_epoch(")
     assert "iter(train_dataloader)" in inspect.getsource(Trainer._run_epoch)

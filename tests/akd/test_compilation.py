@@ -1,4 +1,4 @@
-"""`torch_compile` compiles the student's backbone, and changes nothing else.
+"""`torch_compile` compiles the student's backbone and has no other effect.
 
 Backend `eager` traces and splits graphs as every backend does, and needs no compiler of C++.
 """
@@ -14,7 +14,7 @@ from tests import tiny
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    """transformers hands the settings to accelerate by the environment."""
+    """Remove environment variables, by which transformers passes the settings to accelerate."""
     before = dict(os.environ)
     torch._dynamo.reset()
     counters.clear()

@@ -1,4 +1,4 @@
-"""A `teacher_model` of the user's own class, with dense and sparse signals."""
+"""Custom classes as `teacher_model`, with dense and sparse signals."""
 
 from contextlib import contextmanager
 
@@ -28,7 +28,8 @@ class AverageTeacher:
 
 
 class TopK:
-    """Keep the most probable tokens of a language model, and the mass of the others, while the context is open."""
+    """Return the most probable tokens of a language model and the total probability of the others, inside the
+    context."""
 
     def __init__(self, model, k, temperature=1.0):
         self.model, self.k, self.temperature = model, k, temperature
@@ -45,7 +46,7 @@ class TopK:
 
 
 class DeprecatedTeacher:
-    """A teacher with the methods of the former interface."""
+    """A teacher with the deprecated methods."""
 
     vocabulary_size = 300
 
@@ -144,7 +145,7 @@ def test_sparse_signal_of_all_tokens_is_exact(pair, config, settings):
 
 
 def test_sparse_signal_lowers_the_full_divergence(pair, config):
-    """Training on four tokens and a tail lowers the divergence of the whole distributions."""
+    """Training on four tokens and a tail lowers the divergence between the full distributions."""
     teacher = tiny.model("qwen2", hidden=48, seed=2)
     student = tiny.model(seed=1)
     settings = {"train_dataset": tiny.rows(8), "processing_class": tiny.tokenizer()}

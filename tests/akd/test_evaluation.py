@@ -1,4 +1,4 @@
-"""Evaluation is a function of the student and the data alone."""
+"""Evaluation depends on the student and the data alone."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_evaluation_loss_of_a_batch_does_not_depend_on_beta(trainer):
 
 
 def test_early_stopping_depends_on_the_student_not_on_the_draw(trainer):
-    """Both divergences fall in every epoch, so nothing stops, and the last checkpoint is the best."""
+    """Both divergences fall in every epoch, so training does not stop, and the last checkpoint is the best."""
     made = trainer(
         eval_dataset=tiny.rows(8),
         eval_strategy="epoch",

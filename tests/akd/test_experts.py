@@ -1,4 +1,4 @@
-"""Students that are mixtures of experts: the load-balancing loss of their routers."""
+"""Load-balancing loss of students that are mixtures of experts."""
 
 import pytest
 import torch

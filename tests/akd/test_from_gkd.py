@@ -1,4 +1,4 @@
-"""What a user of TRL's `GKDTrainer` passes and overrides.
+"""Arguments and overridden methods of users of TRL's `GKDTrainer`.
 
 The cases of TRL's own tests of `GKDTrainer`, adapted to tiny local models. A case that must fail here is one of
 `docs/methods/akd.md`, section "Differences from GKDTrainer".
@@ -177,7 +177,7 @@ def test_override_without_effect_is_refused(pair, tmp_path, hook, base):
 
 
 def test_all_other_overrides_are_called():
-    """Every method that an overridden method would have called is called elsewhere, or refused."""
+    """Methods that an overridden method would have called are called elsewhere, or overrides of them are refused."""
 
     def called_in(function) -> set[str]:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
@@ -280,7 +280,7 @@ def test_prompts_without_completions_are_refused_otherwise(trainer):
 
 
 def test_reasoning_template_is_sampled_from_as_at_inference(trainer):
-    """The prompt in training may end otherwise than the one that text is generated from."""
+    """The prompt in training may end differently from the one that text is generated from."""
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = CHAT.replace("<assistant>{% endif", "<assistant><think>{% endif")
     made = trainer(

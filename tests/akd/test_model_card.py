@@ -1,4 +1,4 @@
-"""Model cards: what the Hub reads of them, and the scores that were measured."""
+"""Model cards: metadata for the Hub, and measured scores."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is given as student or teacher is a language model, or refused before anything is prepared."""
+"""Student and teacher must be language models; other objects are refused before the data is prepared."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests import tiny
 
 
 class Around(nn.Module):
-    """A module around a language model, with its configuration."""
+    """A module that wraps a language model and has its configuration."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is sampled differs between processes, steps and micro-batches, and is the same again after resuming."""
+"""Sampled text differs between processes, steps and micro-batches, and is the same after resuming."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_a_resumed_run_samples_the_same_text(trainer, tmp_path):
 
 @pytest.mark.parametrize("step", [2, 3, 5, 6, 7])
 def test_stream_resumes_within_the_interrupted_epoch(trainer, tmp_path, step):
-    """Three steps a pass: β is drawn anew, and the rows begin anew, after the third step and the sixth."""
+    """Three steps per epoch: β is redrawn, and the rows start over, after the third and the sixth step."""
     settings = {
         "train_dataset": tiny.rows(12).to_iterable_dataset(),
         "max_steps": 8,

@@ -1,4 +1,4 @@
-"""A knob of the divergence that moves during training: the trainer's part in TAID's schedule."""
+"""Knobs of a divergence that change during training, with TAID's schedule as the example."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -210,7 +210,7 @@ def test_a_divergence_has_one_name(name, rule, trainer, tmp_path):
 
 
 def test_custom_schedule(trainer, monkeypatch):
-    """A registered rule may bring a schedule, and keep other knobs."""
+    """A registered rule may have a schedule as well as constant knobs."""
     monkeypatch.setattr(divergences, "_RULES", dict(divergences._RULES))
 
     @dataclass  # not hashable

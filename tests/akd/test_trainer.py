@@ -1,4 +1,4 @@
-"""AKDTrainer as its users meet it."""
+"""AKDTrainer through its public interface."""
 
 import math
 
@@ -190,7 +190,7 @@ def test_generated_rows_keep_the_prompt_and_stop_once(trainer):
     batch = next(iter(made.get_train_dataloader()))
 
     class Scripted(torch.nn.Module):
-        """Answers every prompt with the same tokens, one of which is a stop token that is also the pad token."""
+        """Model that answers every prompt with the same tokens, one of which is a stop token and the pad token."""
 
         is_gradient_checkpointing = False
         generation_config = made.model.generation_config
@@ -460,7 +460,7 @@ def test_padding_free_with_a_collator_is_refused(trainer):
     ("role", "family"), [("student", "qwen2"), ("teacher", "qwen2"), ("teacher", "llama"), ("teacher", "gpt_bigcode")]
 )
 def test_folder_without_tokenizer(pair, config, tmp_path, role, family):
-    """For Qwen2 transformers makes a tokenizer up; for others it fails."""
+    """For Qwen2, transformers creates an empty tokenizer; for others it raises an error."""
     tiny.model(family).save_pretrained(tmp_path / role)
     models = {"student": pair[0], "teacher": pair[1], role: str(tmp_path / role)}
     with pytest.raises(ValueError, match=f"no tokenizer could be loaded for the {role}"):

@@ -1,4 +1,4 @@
-"""CodePLAN's tasks keep their weights, their draws and their plan head, however the work is split or interrupted."""
+"""CodePLAN's weights, draws and plan head do not depend on the split of the work or on interruptions."""
 
 import json
 from collections.abc import Callable
@@ -89,7 +89,7 @@ def test_split_does_not_matter(train: Train, backend: str, batch: int, accumulat
 
 @pytest.mark.parametrize("backend", ["ddp", pytest.param("zero3", marks=pytest.mark.slow)])
 def test_alternation_does_not_depend_on_the_split(train: Train, backend: str) -> None:
-    """Two micro-batches a step, one of each task, on one process or two; their losses are those of both tasks."""
+    """Two micro-batches per step, one of each task, on one process or two, have the losses of both tasks."""
     found, expected = train(backend, 1, 2, schedule="alternate"), train("single", 2, 2, schedule="alternate")
     code, plan = (expected.series(key) for key in TASK_LOSSES)
     assert expected.series("loss") == pytest.approx(
@@ -124,7 +124,7 @@ def test_sharded_weights_load_without_deepspeed(train: Train) -> None:
 
 @pytest.mark.slow
 def test_model_saved_in_shards_has_a_plan_head_file(train: Train) -> None:
-    """Without gathering on save there is no model.safetensors, but the plan head, and a run that can go on."""
+    """Without gathering on save there is no model.safetensors, but a plan head, and the run can be resumed."""
     whole, shards = train("zero3", 1, 2), train("zero3", 1, 2, gather=False)
     assert shards.parameters.keys() == {"plan_head.weight"}
     torch.testing.assert_close(shards.parameters["plan_head.weight"], whole.parameters["plan_head.weight"])
@@ -161,7 +161,7 @@ def test_split_does_not_matter_for(train: Train, backend: str, settings: dict[st
     "backend", ["ddp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero2", "zero3"))]
 )
 def test_split_does_not_matter_with_the_mixin(tmp_path: Path, backend: str) -> None:
-    """The mixin gives `transformers.Trainer` the same losses and plan head however a batch of four is split."""
+    """With the mixin, `transformers.Trainer` has the same losses and plan head for any split of a batch of four."""
 
     def train(backend: str, batch: int, accumulation: int) -> tuple[dict[str, Any], torch.Tensor]:
         folder = tmp_path / f"{backend}-{accumulation}"

@@ -1,4 +1,4 @@
-"""The same samples give the same losses, β, gradients and parameters, however the work is split or interrupted."""
+"""Equal samples give equal losses, β, gradients and parameters for any split of the work, and after interruptions."""
 
 import json
 from collections.abc import Callable
@@ -152,7 +152,7 @@ def test_sharded_weights_load_without_deepspeed(train: Train) -> None:
 
 @pytest.fixture(scope="module")
 def parity(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Seven problems, which do not divide by two ranks; what solves one depends on each character of the program."""
+    """Seven problems, an odd number for two ranks; a solution depends on each character of the program."""
     text = "assert sum(open('candidate.py', 'rb').read()) % 2\n"
     problems = ({"task_id": i, "prompt": "# solve\n" * i + "#", "test": text} for i in range(1, 8))
     path = tmp_path_factory.mktemp("benchmark") / "parity.jsonl"

@@ -1,4 +1,4 @@
-"""IterKD's loss, reference and cycles are the same, however the work is split, interrupted or begun again."""
+"""IterKD's loss, reference and cycles do not depend on the split of the work, interruptions and restarts."""
 
 from collections.abc import Callable
 from functools import cache
@@ -112,7 +112,7 @@ def test_resumed_cycle_equals_the_uninterrupted_one(train: Train, backend: str) 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["zero2", "zero3"])
 def test_engines_of_earlier_cycles_are_released(train: Train, backend: str) -> None:
-    """As many tensors live after five cycles as after three."""
+    """The number of live tensors after five cycles equals that after three."""
     three, five = (train(backend, 2, 1, cycles=tuple(range(cycles)), save_strategy="no") for cycles in (3, 5))
     assert five.record["tensors"] <= three.record["tensors"] + 2
 

@@ -77,7 +77,7 @@ def test_items_that_differ_from_recorded_ones_are_an_error(act):
 
 @contextmanager
 def full_after(number: int):
-    """Let the disk be full once so many times lines were appended."""
+    """Simulate a full disk after a number of appends."""
     left = [number]
 
     def append(ledger: Ledger, rows: Any) -> None:

@@ -28,7 +28,7 @@ class Interruption(TrainerCallback):
 
 
 def test_partially_trained_student_is_refused(world: Path, tmp_path: Path):
-    """Without a checkpoint, going on with what is in memory would train from half-trained weights."""
+    """Without a checkpoint, the run would start from partially trained weights."""
     trainer = cycle_world.trainer(
         world, tmp_path, RuleTeacher(), None, callbacks=[Interruption()], save_strategy="no", keep_unverified=True
     )

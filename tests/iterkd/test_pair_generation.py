@@ -351,7 +351,7 @@ class TestDelivery:
 
 
 class TestReleasedPairs:
-    """The authors' own hundred pairs, noise included."""
+    """The hundred pairs that the authors released, including noise."""
 
     def test_released_pairs_by_their_text(self):
         pairs = read_pairs(scripted.soda("pairwise_data.json"))

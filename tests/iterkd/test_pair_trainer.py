@@ -42,7 +42,7 @@ def config(tmp_path: Path) -> Callable[..., IterKDConfig]:
 
 @pytest.fixture
 def trainer(config: Callable[..., IterKDConfig]) -> Callable[..., PairTrainer]:
-    """Make a trainer of a tiny student; settings of the trainer by name, all others go to the configuration."""
+    """Create a trainer of a tiny student; settings that are not arguments of the trainer go to the configuration."""
 
     def make(model: Any = None, teacher_model: Any = None, **settings: Any) -> PairTrainer:
         names = ("train_dataset", "eval_dataset", "peft_config", "callbacks", "data_collator")
@@ -104,7 +104,7 @@ def by_hand(name, model, frozen, pairs):
 
 @pytest.mark.parametrize("name", ["dpo", "dpo_norm", "simpo", "unlikelihood", "infonce"])
 def test_loss_equals_that_of_full_logits(trainer, name):
-    """Cross-entropy plus the contrast with a frozen copy, value and gradients, once the student has moved."""
+    """Value and gradients of cross-entropy plus contrastive loss with a frozen copy, after updates of the student."""
     made = trainer(contrastive_loss=name, contrastive_weight=0.7)
     frozen = tiny.model()
     made.train()

@@ -144,7 +144,7 @@ def test_models_are_distinguished():
 
 
 def run(tmp_path: Path, model: str = "model", **changed: Any) -> IterKDTrainer:
-    """Run in a folder; PEFT's configuration is a setting as others are."""
+    """Run in a folder, with PEFT's configuration as one of the settings."""
     beside = {name: changed.pop(name) for name in ("peft_config",) if name in changed}
     trainer = IterKDTrainer(
         str(tmp_path / model),

@@ -195,7 +195,8 @@ def test_deeply_nested_programs(nested: str):
 
 
 def test_the_released_answers(run):
-    """The right answers of SODA's pairs: all fences closed, and the languages as they were counted beforehand."""
+    """Correct answers of SODA's pairs: all fences are closed, and the counts of languages are those counted
+    independently."""
     found = static_views([row["response"][0] for row in soda("pairwise_data.json")], run)
     assert all(one.complete for one in found)
     languages = [one.language for one in found]

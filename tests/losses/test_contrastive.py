@@ -1,4 +1,4 @@
-"""Contrastive losses against float64 loops over the formulas, and what must hold whatever the numbers."""
+"""Contrastive losses compared with float64 loops over the formulas, and their general properties."""
 
 import math
 
@@ -13,7 +13,7 @@ BETA = {"dpo": 0.1, "dpo_norm": 2.0, "simpo": 2.0, "infonce": 2.0}
 
 
 def problem(dtype=torch.float64, seed=0):
-    """Four pairs with up to three faults; what stands in the gaps must not matter."""
+    """Four pairs with up to three faults; masked values must have no effect."""
     generator = torch.Generator().manual_seed(seed)
 
     def answers(*shape):
@@ -118,7 +118,7 @@ def test_infonce_with_one_fault_is_dpo_norm():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_extremes(name):
-    """Answers ten thousand nats apart, either way, in float32."""
+    """Answers that differ by ten thousand nats, in both directions, in float32."""
     correct = Sequences(torch.tensor([-1.0, -1e4]), torch.tensor([1, 1]), torch.tensor([-1.0, -1.0]))
     faulty = Sequences(*(tensor.flip(0).unsqueeze(1) for tensor in correct))
     correct.log_probs.requires_grad_()

@@ -1,4 +1,4 @@
-"""The rules of the registry: against loops, against TRL, and the properties of every divergence."""
+"""Rules of the registry, compared with loops and with TRL, and properties of every divergence."""
 
 import inspect
 import math
@@ -141,7 +141,7 @@ def test_the_order_of_the_vocabulary_changes_nothing(name, knobs, oracle, logits
 
 @EVERY_RULE
 def test_gradient(name, knobs, oracle, logits):
-    """The slope of the loops, with the weights held where the paper lets no gradient through them."""
+    """Gradient of the loops, with constant weights if the paper has no gradient through them."""
     student, teacher = logits[:, 0]
     student.requires_grad_()
     divergences.get(name)(student, teacher, temperature=1.7, **knobs).sum().backward()
@@ -244,7 +244,7 @@ def test_certain_models_that_contradict_each_other(case, dtype):
 
 
 def test_student_that_excludes_tokens():
-    """Where `beta` and `alpha + beta` are positive, so that the divergence is finite, so is its gradient."""
+    """If `beta` and `alpha + beta` are positive, the divergence and its gradient are finite."""
     student = torch.tensor([0.0, 1.0, -math.inf, -math.inf], dtype=torch.float64, requires_grad=True)
     teacher = torch.tensor([0.3, -math.inf, 0.2, -math.inf], dtype=torch.float64)
     found = divergences.abkd(student, teacher)
@@ -338,7 +338,7 @@ def test_eopd_switches_on_the_entropy_of_the_teacher(logits):
 )
 @pytest.mark.parametrize("mu", [0.0, 0.25, 0.5, 0.8, 1.0])
 def test_equally_probable_tokens_count_equally(p, mu):
-    """The mean weight over all orders in which they can be sorted, however the vocabulary is ordered."""
+    """The weight is the mean over all orders in which they can be sorted, for any order of the vocabulary."""
     q = [0.1, 0.35, 0.3, 0.05, 0.2]
     orders = [list(order) for order in permutations(range(5)) if sorted(p, reverse=True) == [p[v] for v in order]]
     weight = sum(oracles.akl_weight(p, q, mu, order) for order in orders) / len(orders)

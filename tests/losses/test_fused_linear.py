@@ -1,4 +1,4 @@
-"""The fused divergence: its numbers, its gradients and its edges."""
+"""The fused divergence: values, gradients and edge cases."""
 
 import math
 
@@ -80,7 +80,7 @@ def test_gradients_equal_autograd_through_full_logits(options, beta):
 
 
 class Repeatable(torch.autograd.Function):
-    """Call the fused divergence anew for every backward pass, which gradcheck makes several of."""
+    """Compute the fused divergence again for every backward pass, since gradcheck makes several."""
 
     @staticmethod
     def forward(ctx, arguments, names, *tensors):

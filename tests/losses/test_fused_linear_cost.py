@@ -1,4 +1,4 @@
-"""What the fused divergence spends: matrix products and memory, counted rather than timed."""
+"""Cost of the fused divergence: matrix products and memory, counted rather than timed."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def arguments():
 
 
 class Spy(TorchDispatchMode):
-    """Count multiplications of matrix products, and remember the size of every storage that comes into being."""
+    """Count the multiplications of matrix products, and record the size of every new storage."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +59,7 @@ class Spy(TorchDispatchMode):
         return result
 
     def unknown(self, values):
-        """Yield the storages not seen before among `values`, which from now on are known."""
+        """Yield the storages of `values` that were not seen before."""
         for tensor in tree_leaves(values):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()

@@ -1,4 +1,4 @@
-"""The fused divergence on CUDA, where halves are multiplied as halves."""
+"""The fused divergence on CUDA, with matrix products in half precision."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 
 
 def moved(arguments, **to):
-    """The same problem elsewhere; masks and labels keep their dtype."""
+    """Return the problem on another device and in another dtype, except masks and labels."""
     dtype = to.pop("dtype", None)
     return {
         name: value.detach()

@@ -1,4 +1,4 @@
-"""Losses of log-probabilities against autograd through full logits."""
+"""Losses of log-probabilities, compared with autograd through full logits."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def tensors(dtype=torch.float64, with_bias=True):
 
 
 def sequences(log_probs):
-    """Not a sum over tokens, and without a slope in the last four of them."""
+    """A loss that is not a sum over tokens, with derivative 0 for the last four."""
     first, second, _ = log_probs.view(3, 4).sum(1)
     return torch.nn.functional.softplus(second - first) ** 2
 

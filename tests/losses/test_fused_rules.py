@@ -1,4 +1,4 @@
-"""Rules without a hand-written gradient in the fused pass, against autograd through full logits."""
+"""Rules without a hand-written gradient in the fused pass, compared with autograd through full logits."""
 
 import pytest
 import torch
@@ -106,7 +106,7 @@ def test_half_precision_is_computed_in_float32(dtype):
 
 
 def test_rules_receive_raw_logits(monkeypatch):
-    """Unlike a divergence, it may tell logits apart that differ by a constant."""
+    """Unlike a divergence, a rule may distinguish logits that differ by a constant."""
     monkeypatch.setattr(divergences, "_RULES", dict(divergences._RULES))
 
     @divergences.register("mean_squares")

@@ -1,4 +1,4 @@
-"""The share t of TAID's intermediate teacher over training."""
+"""TAID's schedule of the share t of the teacher."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Token weights and the one divisor: every way of cutting a global batch gives the same loss."""
+"""Token weights and their divisor: every split of a global batch gives the same loss."""
 
 import pytest
 import torch
@@ -20,14 +20,14 @@ def padded(lengths, width=9):
 
 
 def packed(lengths, ids):
-    """One row holding every sample, prompts included, and which sample each position belongs to."""
+    """Return one row with all samples, including prompts, and the sample of each position."""
     pieces = [padded([length], width=2 + length)[0] for length in lengths]
     sample_ids = [torch.full_like(piece, number) for piece, number in zip(pieces, ids, strict=True)]
     return torch.cat(pieces).unsqueeze(0), torch.cat(sample_ids).unsqueeze(0)
 
 
 def losses_like(labels):
-    """A loss for each position that depends on its label and its row's length, so that mistakes do not cancel."""
+    """Return a loss per position that depends on its label and the length of its row, so that errors do not cancel."""
     return torch.where(labels >= 0, 1.0 + labels**2, 1e6).float()
 
 
@@ -141,7 +141,7 @@ def test_invalid_arguments(arguments, words):
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_weights_of_tasks_do_not_depend_on_the_split(normalization, size, share):
-    """Rows 0, 3 and 4 are of one task, the others of another; the micro-batches hold different numbers of each."""
+    """Rows 0, 3 and 4 belong to one task, the others to another; the micro-batches have different numbers of each."""
     labels, tasks = padded(LENGTHS), torch.tensor([0, 1, 1, 0, 0, 1])
     task_weights = torch.tensor([1 - share, share])[tasks].unsqueeze(1).expand_as(labels)
     cuts = [slice(start, start + size) for start in range(0, 6, size)]

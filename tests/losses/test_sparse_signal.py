@@ -1,4 +1,4 @@
-"""A teacher's most probable tokens and the mass of all others, against loops and against the dense signal."""
+"""Sparse signals, compared with loops and with dense signals."""
 
 import math
 from dataclasses import replace
@@ -35,7 +35,7 @@ EVERY_OPTION = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
 def run(arguments, signal, name="akd", knobs=None):
-    """`fused_divergence` of a problem with another signal than its teacher's."""
+    """`fused_divergence` of a problem with another signal than that of its teacher."""
     head = LMHead(
         arguments["student_weight"],
         arguments.get("student_bias"),
@@ -138,7 +138,7 @@ def test_signal_of_all_tokens_equals_the_dense_signal(name, knobs, oracle, optio
 
 @pytest.mark.parametrize(("name", "knobs"), [rule[:2] for rule in RULES.values() if rule[0] in F_DIVERGENCES])
 def test_more_tokens_never_lower_the_divergence(name, knobs):
-    """The data processing inequality: what is told apart less differs less."""
+    """The data processing inequality: merging outcomes does not increase the divergence."""
     generator = torch.Generator().manual_seed(3)
     arguments = problem()
     for side in ("student", "teacher"):
@@ -195,7 +195,7 @@ def test_tokens_of_weight_zero_have_no_influence():
 
 
 def test_log_probabilities_are_not_renormalized():
-    """Log-probabilities enter as they are: their sum and the tail make one."""
+    """The log-probabilities are used unchanged: the probabilities and the tail sum to 1."""
     signal = top(problem(), 4)
     mass = signal.log_probs.exp().sum(-1) + signal.tail_log_prob.exp()
     torch.testing.assert_close(mass, torch.ones_like(mass))

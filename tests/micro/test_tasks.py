@@ -23,7 +23,7 @@ def held_out() -> list[Task]:
 
 
 def all_sequences(length: int) -> list[tuple[str, ...]]:
-    """Every typed sequence of distinct operations that starts from a task's input."""
+    """Return every sequence of distinct operations with matching types that starts from the input of a task."""
     return [
         tuple(operation.name for operation in sequence)
         for sequence in itertools.permutations(OPERATIONS, length)

@@ -68,6 +68,10 @@ def test_fractions_are_means_over_programs_and_cases(executor: CodeExecutor):
     asked = student(["mixed", "square"], {"mixed": ["double", "crash"]})
     [result] = sampler(asked, executor, num_plans=2).run([PROBLEM])
     assert [score.pass_fraction for score in result.plan_scores] == [0.5, pytest.approx(2 / 3)]
+    assert [score.programs for score in result.plan_scores] == [
+        (PROGRAMS["double"], PROGRAMS["crash"]),
+        (PROGRAMS["square"],) * 2,
+    ]
     assert result.plan == "square"
 
 

@@ -1,4 +1,4 @@
-"""What is given as student or teacher is a language model, or refused before anything is prepared."""
+"""Student and teacher must be language models; other objects are refused before the data is prepared."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests import tiny
 
 
 class Around(nn.Module):
-    """A module around a language model, with its configuration."""
+    """A module that wraps a language model and has its configuration."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,6 +60,6 @@ def test_an_encoder_decoder(trainer, tmp_path, role, named):
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu0", 1.5])
-def test_a_device_that_is_not_there(trainer, device):
+def test_missing_device(trainer, device):
     with pytest.raises(ValueError, match=rf"`teacher_device` is {device!r}, which cannot be used \(.*; give a device"):
         trainer(teacher_device=device)

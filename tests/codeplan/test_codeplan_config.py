@@ -8,7 +8,7 @@ import pytest
 from trl_akd import AKDConfig, CodePLANConfig
 
 
-def test_defaults_are_the_papers(config):
+def test_defaults_follow_the_paper(config):
     made = CodePLANConfig("outputs", use_cpu=True)
     assert (made.plan_weight, made.schedule, made.plan_head) == (0.5, "weighted", "separate")
     assert (made.code_objective, made.plan_objective, made.uses_teacher) == ("ce", "ce", False)
@@ -49,7 +49,7 @@ def test_docstring_lists_the_fields_in_order():
         ({"beta_strategy": "fixed", "beta": 0.5}, "`beta` is 0.5, which has no effect"),
     ],
 )
-def test_refusals(config, settings, message):
+def test_invalid_values(config, settings, message):
     with pytest.raises(ValueError, match=message):
         config(**settings)
 

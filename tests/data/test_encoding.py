@@ -34,7 +34,7 @@ def test_byte_level_round_trip(
 
 
 @pytest.mark.parametrize(("prompt", "completion"), BOUNDARIES)
-def test_sentence_piece_puts_no_space_before_the_completion(
+def test_sentence_piece_adds_no_space_before_the_completion(
     sentence_piece: PreTrainedTokenizerFast, prompt: str, completion: str
 ) -> None:
     [prompt_ids] = encode_prompts(sentence_piece, [prompt])
@@ -51,7 +51,7 @@ def test_prompt_tokens_are_those_of_inference(byte_level: Callable[..., PreTrain
     assert encode_prompts(tokenizer, ["de"]) == [alone]
 
 
-def test_away_from_merges_the_tokens_are_those_of_the_joint_text(
+def test_tokens_equal_those_of_the_joint_text_without_merges(
     byte_level: Callable[..., PreTrainedTokenizerFast],
 ) -> None:
     tokenizer = byte_level()

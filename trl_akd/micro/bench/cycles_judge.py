@@ -17,9 +17,15 @@ from ..tasks import Task, draw_solution
 from ..teacher_data import JUDGE_PROMPT, draw_fault
 from .cycles_world import PASSED, QuestionPool, outcomes
 
-__all__ = ["MISSING_STEP", "NoisyJudge", "auc", "judge_aucs"]
+__all__ = ["MISSING_STEP", "REPLY_TOKENS", "NoisyJudge", "auc", "judge_aucs", "judge_request"]
 
 MISSING_STEP = "missing step"
+REPLY_TOKENS = len(RULES)  # a judge writes one score per rule
+
+
+def judge_request(instruction: str, answer: str) -> str:
+    """Return the text that a judge reads."""
+    return JUDGE_PROMPT.format(instruction=instruction, answer=answer)
 
 
 def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
@@ -128,8 +134,7 @@ class NoisyJudge:
             if instruction not in self._pool.tasks:
                 raise ValueError(f"The instruction {instruction!r} is not that of a task that this judge knows.")
             programs.append((self._pool.tasks[instruction], extract_program(answer)))
-            request = JUDGE_PROMPT.format(instruction=instruction, answer=answer)
-            self.tokens += len(self._tokenizer(request)["input_ids"]) + len(RULES)
+            self.tokens += len(self._tokenizer(judge_request(instruction, answer))["input_ids"]) + REPLY_TOKENS
         judgements: list[Judgement | Unjudged] = []
         for (task, text), outcome in zip(programs, outcomes(programs, self._executor), strict=True):
             if parse(text) is None:

@@ -1,41 +1,69 @@
-"""Runs of the experiment on IterKD: one per variant and seed."""
+"""Runs of the experiment on IterKD: one per variant and seed, each a row of a file.
 
+All runs of a seed share world, pre-trained student, seed questions and held-out tasks. Budgets are equal: the number of
+new questions is chosen such that teacher and judge use `teacher_tokens`, and the number of epochs such that the student
+is trained on `trained_tokens`.
+"""
+
+import json
 import random
+import shutil
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import datasets
 import yaml
 from datasets import Dataset
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase, PrinterCallback
 
 from ...data.encoding import encode_completions
 from ...execution import CodeExecutor
-from ...generation import TransformersGenerator
 from ...generation.protocol import Usage, derive_seed
-from ...iterkd.cycle.records import Question
+from ...iterkd.cycle.records import FAULT_KINDS, Question
+from ...iterkd.cycle.report import CycleReport
 from ...iterkd.iterkd_config import IterKDConfig
 from ...iterkd.iterkd_trainer import IterKDTrainer
-from ...iterkd.judge.rubric import MAX_TOTAL, Judgement, format_judgement
 from ..models import llama_config, new_model, pretrain, train_tokenizer
 from ..tasks import Task
-from ..teacher_data import JUDGE_PROMPT, TEACHING_PROMPTS, code_rows
-from .cycles_config import CyclesSettings, Variant
-from .cycles_judge import NoisyJudge, auc
+from ..teacher_data import TEACHING_PROMPTS, code_rows
+from .cycles_config import CYCLES_FORMAT, CyclesConfig, CyclesSettings, Variant
+from .cycles_judge import REPLY_TOKENS, NoisyJudge, auc, judge_request
+from .cycles_measures import measure_student
 from .cycles_teacher import ScriptedTeacher, StudentFaults
-from .cycles_world import MAX_NEW_TOKENS, PASSED, CyclesWorld, QuestionPool, outcomes
+from .cycles_world import MAX_NEW_TOKENS, CyclesWorld, QuestionPool
+from .runner import digest, peak_memory_mb, results_text, rounded, run_all
 
-BATCH_SIZE = 48
-MAX_LENGTH = 96
-PRETRAINING_ROWS = 16_000
-TOKENIZER_TASKS = 4_000
-NUM_FAULTS = 1
-OLD_SHARE = 0.5
+__all__ = ["CyclesRun", "TokenCosts", "num_new_questions", "plan_cycles", "run_cycles"]
+
+_BATCH_SIZE = 48  # answers per step
+_MAX_LENGTH = 96
+_PRETRAINING_ROWS, _TOKENIZER_TASKS = 16_000, 4_000
+_OLD_SHARE = 0.5
+_GENERATION_BATCH = 256
+_MEASURED_TASKS = 300  # on which mean costs are computed
+_FIXED: dict[str, Any] = {
+    "prompt_template": "comment",
+    "min_question_chars": 10,
+    "novelty_threshold": 0.95,  # questions have similar wordings
+    "overlap_words": 20,
+    "objective": "ce",
+    "max_length": _MAX_LENGTH,
+    "answer_max_new_tokens": MAX_NEW_TOKENS,
+    "lr_scheduler_type": "cosine",
+    "gradient_checkpointing": False,
+    "disable_tqdm": True,
+    "report_to": "none",
+    "save_strategy": "no",
+    "use_cpu": True,
+    "bf16": False,
+    "fp16": False,
+}
 
 
 @dataclass(frozen=True)
@@ -47,170 +75,397 @@ class TokenCosts:
     question: float
     judgement: float
 
+    @classmethod
+    def measure(cls, tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase) -> "TokenCosts":
+        """Return the means over tasks."""
 
-def measure_costs(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBase) -> TokenCosts:
-    def mean(texts):
-        return fmean(len(ids) for ids in tokenizer(list(texts))["input_ids"])
+        def mean(texts: Sequence[str]) -> float:
+            return fmean(map(len, tokenizer(list(texts))["input_ids"]))
 
-    def asked(name):
-        return mean(TEACHING_PROMPTS[name].format(instruction=task.instruction, kind="logical") for task in tasks)
+        def request(name: str) -> float:
+            template = TEACHING_PROMPTS[name]
+            return mean([template.format(instruction=task.instruction, kind=FAULT_KINDS[0]) for task in tasks])
 
-    program = mean(task.solution for task in tasks) + 1
-    question = mean(task.instruction for task in tasks) + 1
-    judged = mean(JUDGE_PROMPT.format(instruction=task.instruction, answer=task.solution) for task in tasks) + 5
-    return TokenCosts(asked("correct") + program, asked("faulty") + program, (asked("new_easy") + asked("new_same")) / 2 + question, judged)
+        program = mean([task.solution for task in tasks]) + 1
+        question = mean([task.instruction for task in tasks]) + 1
+        return cls(
+            answer=request("correct") + program,
+            fault=request("faulty") + program,
+            question=(request("new_easy") + request("new_same")) / 2 + question,
+            judgement=mean([judge_request(task.instruction, task.solution) for task in tasks]) + REPLY_TOKENS,
+        )
 
 
-def allot(variant: Variant, settings: CyclesSettings, costs: TokenCosts) -> int:
-    has_faults = variant.faults != "none"
-    fault = costs.fault if variant.faults in ("taxonomy", "logical") else 0.0
-    judgement = costs.judgement if variant.judge is not None else 0.0
-    verification = 2 * judgement if has_faults and not variant.keep_unverified else 0.0
-    spent = settings.questions * (costs.answer + has_faults * fault + judgement + (0 if variant.tests else verification))
-    new = costs.question + costs.answer + fault + verification + judgement
+def num_new_questions(variant: Variant, settings: CyclesSettings, costs: TokenCosts) -> int:
+    """Return the number of new questions per cycle with which a variant uses the budget of teacher and judge.
+
+    A question costs its correct answer, its fault, and the judgements of both if running cannot tell them apart; a new
+    one also the question itself. The answers of the student to all questions of a cycle are judged.
+
+    Raises:
+        ValueError: If the budget does not suffice for the seed questions and one new one.
+    """
     if variant.questions == "same":
         return 0
-    if variant.questions == "blind":
-        return int((settings.teacher_tokens - spent) / new)
-    later = new + judgement
-    return int((settings.teacher_tokens - spent) / (variant.cycles - 1) / later)
+    fault = costs.fault if variant.faults in ("taxonomy", "logical") else 0.0
+    judgement = 0.0 if variant.judge is None else costs.judgement
+    verification = 2 * judgement * variant.faults_per_question
+    seeds = costs.answer + fault + judgement + (0.0 if variant.tests else verification)
+    new = costs.question + costs.answer + fault + judgement + verification
+    old = judgement * _OLD_SHARE / (1 - _OLD_SHARE)
+    left = settings.teacher_tokens - settings.questions * seeds
+    count = int(left / (new if variant.questions == "blind" else (variant.cycles - 1) * (new + old)))
+    if count < 1:
+        raise ValueError(
+            f"`teacher_tokens` is {settings.teacher_tokens}, but {settings.questions} seed questions need "
+            f"{settings.questions * seeds:.0f} and a new one {new:.0f}; raise it, or lower `questions`."
+        )
+    return count
+
+
+@dataclass(frozen=True)
+class CyclesStart:
+    """A pre-trained student, which all variants of a seed start from.
+
+    Args:
+        settings (`CyclesSettings`): world and student.
+        seed (`int`): seed of the world, the weights and the order of rows.
+        num_tasks (`int`), num_samples (`int`): size of the evaluation.
+    """
+
+    settings: CyclesSettings
+    seed: int
+    num_tasks: int
+    num_samples: int
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of the settings and of the constants of pre-training."""
+        names = ("num_rare", "rare_share", "hidden_size", "start_steps")
+        return digest(
+            {
+                "format": CYCLES_FORMAT,
+                **{name: getattr(self.settings, name) for name in names},
+                "rows": _PRETRAINING_ROWS,
+                "batch_size": _BATCH_SIZE,
+                "seed": self.seed,
+                "num_tasks": self.num_tasks,
+                "num_samples": self.num_samples,
+            }
+        )
+
+    @property
+    def world(self) -> CyclesWorld:
+        """The world of the seed."""
+        return self.settings.world(self.seed)
+
+    def held_out(self) -> list[Task]:
+        """Return the tasks on which students are measured."""
+        return self.world.sample(self.num_tasks, split="held_out", stream="held_out")
+
+    def measure(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Return the measures of a student of this seed."""
+        seed = derive_seed(self.seed, "samples")
+        with CodeExecutor(workers=1, allow_code_execution=True) as executor:
+            return measure_student(
+                model, tokenizer, self.world, self.held_out(), executor, num_samples=self.num_samples, seed=seed
+            )
+
+    def save(self, folder: Path) -> None:
+        """Train the student, and save it with its tokenizer and its measures."""
+        world, settings = self.world, self.settings
+        tasks = world.sample(_TOKENIZER_TASKS, split="train", stream="tokenizer")
+        tokenizer = train_tokenizer(row["prompt"] + row["completion"] for row in code_rows(tasks))
+        config = llama_config(tokenizer, _MAX_LENGTH, hidden_size=settings.hidden_size, layers=2, heads=2)
+        model = new_model(config, seed=self.seed)
+        count = min(_PRETRAINING_ROWS, settings.start_steps * _BATCH_SIZE)
+        rows = list(code_rows(world.sample_pretraining(count)))
+        with tempfile.TemporaryDirectory() as scratch:
+            pretrain(
+                model,
+                tokenizer,
+                rows,
+                output_dir=scratch,
+                max_steps=settings.start_steps,
+                batch_size=_BATCH_SIZE,
+                seed=self.seed,
+            )
+        model.eval().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        measures = rounded(self.measure(model, tokenizer))
+        (folder / "start.json").write_text(json.dumps({"rare": sorted(world.rare), "measures": measures}))
+
+
+@dataclass(frozen=True)
+class CyclesRun:
+    """One run of the experiment.
+
+    Args:
+        variant_name (`str`), seed (`int`): its place in the results.
+        settings (`CyclesSettings`): world, student and budgets.
+        variant (`Variant`): the variant.
+        questions_of (`Variant`): variant whose number of new questions is used, `variant` itself by default.
+        num_tasks (`int`), num_samples (`int`): size of the evaluation.
+    """
+
+    variant_name: str
+    seed: int
+    settings: CyclesSettings
+    variant: Variant
+    questions_of: Variant
+    num_tasks: int
+    num_samples: int
+
+    @property
+    def start(self) -> CyclesStart:
+        """The student from which it starts."""
+        return CyclesStart(self.settings, self.seed, self.num_tasks, self.num_samples)
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of all settings that the result depends on."""
+        return digest(
+            {
+                "start": self.start.key,
+                "settings": asdict(self.settings),
+                "variant": _without_name(self.variant),
+                "questions_of": _without_name(self.questions_of),
+                "fixed": {**_FIXED, "batch_size": _BATCH_SIZE, "old_share": _OLD_SHARE},
+                "seed": self.seed,
+            }
+        )
+
+    @property
+    def name(self) -> str:
+        """Name for messages."""
+        return f"{self.variant_name}, seed {self.seed}"
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Variant and seed, as in a row of the results."""
+        return {"variant": self.variant_name, "seed": self.seed}
+
+    def execute(self, starts: Path) -> dict[str, Any]:
+        """Run the variant from the saved start, which is made if it is not there, and return its row."""
+        datasets.disable_progress_bars()
+        folder = starts / self.start.key
+        if not folder.exists():
+            scratch = folder.with_suffix(".part")
+            shutil.rmtree(scratch, ignore_errors=True)
+            self.start.save(scratch)
+            scratch.rename(folder)
+        start = json.loads((folder / "start.json").read_text())
+        row = {"key": self.key, **self.place, "start": start}
+        low, high = self.settings.start_range
+        if not low <= start["measures"]["greedy"] <= high:
+            return {**row, "started": False}
+        began, processor = time.perf_counter(), time.process_time()
+        with tempfile.TemporaryDirectory() as scratch:
+            found = self._train_and_measure(folder, Path(scratch))
+        seconds = {"wall": time.perf_counter() - began, "cpu": time.process_time() - processor}
+        return {**row, "started": True, **rounded({**found, "seconds": seconds}), "peak_memory_mb": peak_memory_mb()}
+
+    def summary(self, row: dict[str, Any]) -> str:
+        """Return a row in a few words."""
+        if not row["started"]:
+            return f"{self.name}: not run, as its start has a pass@1 of {row['start']['measures']['greedy']:.2f}"
+        measures = row["measures"]
+        return f"{self.name}: pass@1 {measures['pass@1']:.3f}, greedy {measures['greedy']:.3f}"
+
+    def _train_and_measure(self, start: Path, folder: Path) -> dict[str, Any]:
+        settings, variant, seed = self.settings, self.variant, self.seed
+        tokenizer = AutoTokenizer.from_pretrained(start)
+        world = settings.world(seed)
+        seeds = world.sample(settings.questions, split="train", stream="questions")
+        pool = QuestionPool(world)
+        pool.add(seeds)
+        costs = TokenCosts.measure(seeds[:_MEASURED_TASKS], tokenizer)
+        new = num_new_questions(self.questions_of, settings, costs)
+        with CodeExecutor(workers=1, allow_code_execution=True) as executor:
+            trainer: Student | None = None
+            own = StudentFaults(lambda: trainer.student_generator(_GENERATION_BATCH), executor, seed)
+            teacher = ScriptedTeacher(
+                pool,
+                tokenizer,
+                error_rate=settings.teacher_error,
+                only_rare=variant.questions == "rare",
+                student_faults=own if variant.faults == "own" else None,
+                seed=seed,
+            )
+            judge = None
+            if variant.judge is not None:
+                judge = NoisyJudge(pool, executor, tokenizer, auc=variant.judge, seed=seed)
+            questions, spent = [_question(task, variant.tests) for task in seeds], Usage()
+            if variant.questions == "blind":
+                blind, spent = _blind_questions(seeds, new, teacher, seed)
+                questions += blind
+            trainer = Student(
+                LlamaForCausalLM.from_pretrained(start),
+                None,
+                self._arguments(folder, new),
+                Dataset.from_list(questions),
+                processing_class=tokenizer,
+                text_teacher=teacher,
+                judge=judge,
+                executor=executor if variant.execution else None,
+                held_out=[Question(task.task_id, task.instruction, task.tests) for task in self.start.held_out()],
+                generation_batch_size=_GENERATION_BATCH,
+                token_budget=settings.trained_tokens,
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        usage = json.loads((folder / "run" / "usage.json").read_text())["teacher"]
+        return {
+            "measures": self.start.measure(trainer.model, tokenizer),
+            "cycles": [_cycle(report) for report in trainer.reports],
+            "tokens": {
+                "trained": trainer.trained_tokens,
+                "teacher": usage["prompt_tokens"] + usage["completion_tokens"] + spent.tokens,
+                "judge": 0 if judge is None else judge.tokens,
+            },
+            **({} if judge is None else {"judge_auc": _measured_auc(judge)}),
+        }
+
+    def _arguments(self, folder: Path, new: int) -> IterKDConfig:
+        variant = self.variant
+        prompts = folder / "prompts.yaml"
+        prompts.write_text(yaml.safe_dump(dict(TEACHING_PROMPTS)))
+        requested = new if variant.questions in ("derived", "rare") else 0
+        weights = variant.level_weights
+        by_level = {level: round(requested * weight / sum(weights.values())) for level, weight in weights.items()}
+        return IterKDConfig(
+            str(folder / "run"),
+            cycles=variant.cycles,
+            faults_per_question=variant.faults_per_question,
+            fault_kinds=list(FAULT_KINDS) if variant.faults == "taxonomy" else ["logical"],
+            own_faults=variant.faults == "own",
+            contrastive_weight=variant.contrastive_weight if variant.faults_per_question else 0.0,
+            keep_unverified=variant.keep_unverified,
+            questions_per_cycle=round(requested / (1 - _OLD_SHARE)) or self.settings.questions,
+            old_share=_OLD_SHARE if requested else 1.0,
+            new_easy=by_level.get("easy", 0),
+            new_medium=by_level.get("medium", 0),
+            new_hard=by_level.get("hard", 0),
+            prompts_file=str(prompts),
+            per_device_train_batch_size=_BATCH_SIZE // (1 + variant.faults_per_question),
+            learning_rate=self.settings.learning_rate,
+            logging_steps=1_000_000,
+            seed=self.seed,
+            **_FIXED,
+        )
 
 
 class Student(IterKDTrainer):
-    """IterKD with a number of epochs that spends a budget of tokens."""
+    """IterKD with a budget of tokens, which sets the number of epochs of each cycle.
 
-    token_budget = 0
-    trained_tokens = 0
+    Args:
+        token_budget (`int`):
+            Number of tokens of answers, correct and faulty, on which the student is trained in all cycles.
 
-    def train_cycle(self, pairs, *, cycle, output_dir):
-        answers = [*pairs["completion"]]
-        if self.args.contrastive_weight > 0:
-            answers += [text for several in pairs["rejected"] for text in several]
+    Attributes:
+        trained_tokens (`int`): Number of tokens of answers on which it has been trained.
+    """
+
+    def __init__(self, *args: Any, token_budget: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._token_budget = token_budget
+        self.trained_tokens = 0
+
+    def train_cycle(self, pairs: Dataset, *, cycle: int, output_dir: Path) -> None:
+        """Train one cycle on its share of the budget."""
+        answers = list(pairs["completion"])
+        if self.args.contrastive_weight > 0.0:
+            answers += [text for rejected in pairs["rejected"] for text in rejected]
         per_epoch = sum(map(len, encode_completions(self._tokenizer, answers)))
-        self.args.num_train_epochs = self.token_budget / self.args.cycles / per_epoch
+        self.args.num_train_epochs = self._token_budget / self.args.cycles / per_epoch
         super().train_cycle(pairs, cycle=cycle, output_dir=output_dir)
-        self.trained_tokens += round(per_epoch * self.state.epoch)
-        print("cycle", cycle, "pairs", len(pairs), "epochs", self.args.num_train_epochs, "steps", self.state.global_step)
+        self.trained_tokens += round(per_epoch * (self.state.epoch or 0.0))
 
 
-def levels(variant: Variant) -> dict[str, int]:
-    if variant.judge is None:
-        return {"easy": 1} if variant.execution else {"medium": 1}
-    if not variant.execution:
-        return {"medium": 2, "hard": 2}
-    return {"easy": 1, "hard": 4} if variant.judge == 1.0 else {"easy": 1, "medium": 2, "hard": 2}
+def plan_cycles(config: CyclesConfig) -> list[CyclesRun]:
+    """Return the runs, those of the first seed first.
+
+    Raises:
+        ValueError: If two variants are equal, so that one of them would be the other under a second name.
+    """
+    variants = config.named_variants()
+    settings = config.shared_settings()
+    runs = [
+        CyclesRun(
+            name,
+            seed,
+            settings,
+            variant,
+            variants[variant.as_many_questions_as or name],
+            config.num_tasks,
+            config.num_samples,
+        )
+        for seed in config.seeds
+        for name, variant in variants.items()
+    ]
+    found: dict[str, CyclesRun] = {}
+    for run in runs:
+        if (other := found.setdefault(run.key, run)) is not run:
+            raise ValueError(
+                f"`variants` has {other.variant_name!r} and {run.variant_name!r}, which are equal; leave one of them "
+                "out."
+            )
+    return runs
 
 
-def measure(model, tokenizer, world, tasks, executor, *, num_samples, seed):
-    generator = TransformersGenerator(model, tokenizer, batch_size=512)
-    prompts = [task.prompt for task in tasks]
-    sampled = generator.generate(prompts, n=num_samples, temperature=1.0, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
-    greedy = generator.generate(prompts, max_new_tokens=MAX_NEW_TOKENS)
-    found = outcomes([(task, c.text) for task, several in zip(tasks, sampled, strict=True) for c in several], executor)
-    first = outcomes([(task, c.text) for task, [c] in zip(tasks, greedy, strict=True)], executor)
-    rare = [bool(world.rare.intersection(task.operations)) for task in tasks]
-    errors = Counter(o for o in found if o != PASSED)
-    return {
-        "pass@1": found.count(PASSED) / len(found),
-        "greedy": first.count(PASSED) / len(first),
-        "greedy_rare": fmean(o == PASSED for o, r in zip(first, rare) if r),
-        "greedy_common": fmean(o == PASSED for o, r in zip(first, rare) if not r),
-        "errors": {name: count / len(found) for name, count in errors.most_common()},
+def run_cycles(config: CyclesConfig) -> Path:
+    """Run what is missing, and return the file of the results, `results.json`.
+
+    Raises:
+        ValueError: If two variants are equal, or the folder has runs with other predictions or another control.
+        BlockingIOError: If another process writes to the folder.
+        RuntimeError: If runs failed; others are kept.
+    """
+    fixed = {"predictions": config.predictions, "control": config.control}
+    content = {
+        "format": CYCLES_FORMAT,
+        "settings": asdict(config.shared_settings()),
+        "variants": {name: asdict(variant) for name, variant in config.named_variants().items()},
+        "seeds": config.seeds,
+        "num_tasks": config.num_tasks,
+        "num_samples": config.num_samples,
+        **fixed,
     }
+    return run_all(plan_cycles(config), Path(config.output_dir), fixed=fixed, content=content, workers=config.workers)
 
 
-def make_start(settings, seed, folder):
-    world = CyclesWorld(seed, settings.num_rare, settings.rare_share)
-    tokenizer = train_tokenizer(r["prompt"] + r["completion"] for r in code_rows(world.sample(TOKENIZER_TASKS, split="train", stream="tokenizer")))
-    model = new_model(llama_config(tokenizer, MAX_LENGTH, hidden_size=settings.hidden_size, layers=2, heads=2), seed=seed)
-    rows = list(code_rows(world.sample_pretraining(min(PRETRAINING_ROWS, settings.start_steps * BATCH_SIZE))))
-    with tempfile.TemporaryDirectory() as scratch:
-        pretrain(model, tokenizer, rows, output_dir=scratch, max_steps=settings.start_steps, batch_size=BATCH_SIZE, seed=seed)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def _without_name(variant: Variant) -> dict[str, Any]:
+    return {name: value for name, value in asdict(variant).items() if name != "as_many_questions_as"}
 
 
-def run(settings, variant, seed, start, num_tasks=200, num_samples=10, new=None):
-    began = time.process_time()
-    world = CyclesWorld(seed, settings.num_rare, settings.rare_share)
-    held_out = world.sample(num_tasks, split="held_out", stream="held_out")
-    seeds = world.sample(settings.questions, split="train", stream="questions")
-    pool = QuestionPool(world)
-    pool.add(seeds)
-    tokenizer = AutoTokenizer.from_pretrained(start)
-    model = LlamaForCausalLM.from_pretrained(start)
-    costs = measure_costs(seeds, tokenizer)
-    new = allot(variant, settings, costs) if new is None else new
-    shares = levels(variant)
-    requested = {f"new_{level}": round(new * shares.get(level, 0) / sum(shares.values())) for level in ("easy", "medium", "hard")}
-    print(costs, new, requested)
-    spent = Usage()
-    with tempfile.TemporaryDirectory() as scratch, CodeExecutor(workers=1, allow_code_execution=True, timeout=1.0) as executor:
-        prompts = Path(scratch) / "prompts.yaml"
-        prompts.write_text(yaml.safe_dump(dict(TEACHING_PROMPTS)))
-        args = IterKDConfig(
-            str(Path(scratch) / "out"),
-            cycles=variant.cycles,
-            faults_per_question=0 if variant.faults == "none" else NUM_FAULTS,
-            fault_kinds=["logical"] if variant.faults in ("own", "logical") else ["syntax", "logical", "type", "name", "timeout"],
-            own_faults=variant.faults == "own",
-            contrastive_weight=0.0 if variant.faults == "none" else variant.contrastive_weight,
-            keep_unverified=variant.keep_unverified,
-            questions_per_cycle=max(2 * new, settings.questions) if variant.questions == "same" else 2 * new or 1,
-            old_share=1.0 if variant.questions == "same" else OLD_SHARE,
-            **(requested if variant.questions in ("derived", "rare") else {"new_easy": 0, "new_medium": 0, "new_hard": 0}),
-            prompts_file=str(prompts),
-            prompt_template="comment",
-            min_question_chars=10,
-            novelty_threshold=0.95,
-            overlap_words=20,
-            objective="ce",
-            max_length=MAX_LENGTH,
-            answer_max_new_tokens=MAX_NEW_TOKENS,
-            per_device_train_batch_size=BATCH_SIZE // (1 if variant.faults == "none" else 1 + NUM_FAULTS),
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type="cosine",
-            gradient_checkpointing=False,
-            logging_steps=10_000,
-            disable_tqdm=True,
-            report_to="none",
-            save_strategy="no",
-            use_cpu=True,
-            bf16=False,
-            seed=seed,
-        )
-        rows = [{"id": task.task_id, "instruction": task.instruction, **({"tests": task.tests} if variant.tests else {})} for task in seeds]
-        teacher = ScriptedTeacher(pool, tokenizer, error_rate=settings.teacher_error, only_rare=variant.questions == "rare", seed=seed)
-        if variant.questions == "blind":
-            rng = random.Random(f"{seed} blind")
-            asked = [TEACHING_PROMPTS[rng.choice(["new_easy", "new_same"])].format(instruction=rng.choice(seeds).instruction) for _ in range(new)]
-            made = teacher.generate(asked)
-            spent += sum((c.usage for [c] in made), Usage())
-            known = {row["instruction"] for row in rows}
-            for number, [c] in enumerate(made):
-                if c.text not in known:
-                    known.add(c.text)
-                    rows.append({"id": f"new/{number}", "instruction": c.text})
-        judge = None if variant.judge is None else NoisyJudge(pool, executor, tokenizer, auc=variant.judge, seed=seed)
-        trainer = Student(
-            model, None, args, Dataset.from_list(rows), processing_class=tokenizer,
-            text_teacher=teacher, judge=judge, executor=executor if variant.execution else None,
-            held_out=[Question(task.task_id, task.instruction, task.tests) for task in held_out] , generation_batch_size=256,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.token_budget = settings.trained_tokens
-        if variant.faults == "own":
-            teacher._student_faults = StudentFaults(lambda: trainer.student_generator(512), executor, seed)
-        before = time.process_time()
-        trainer.train()
-        print("train", time.process_time() - before)
-        import json
-        usage = json.loads((Path(args.output_dir) / "usage.json").read_text())
-        for report in trainer.reports:
-            print(report.questions, "pairs", report.pairs, dict(report.faults), "without", report.without_fault, "dropped", dict(report.dropped), {k: round(v, 3) for k, v in report.feedback.items()}, "held", round(report.held_out.get("pass@1", -1), 3), "new", dict(report.new))
-        measures = measure(trainer.model, tokenizer, world, held_out, executor, num_samples=num_samples, seed=derive_seed(seed, "samples"))
-    if judge:
-        right = [t for ok, t in judge.outcomes if ok]; wrong = [t for ok, t in judge.outcomes if not ok]
-        print("judge AUC", auc(right, wrong), "tokens", judge.tokens)
-    print("usage", usage["teacher"], spent.tokens, "trained", trainer.trained_tokens, "cpu", time.process_time() - began)
-    return measures
+def _question(task: Task, tested: bool) -> dict[str, str]:
+    row = {"id": task.task_id, "instruction": task.instruction}
+    return {**row, "tests": task.tests} if tested else row
+
+
+def _blind_questions(
+    seeds: Sequence[Task], count: int, teacher: ScriptedTeacher, seed: int
+) -> tuple[list[dict[str, str]], Usage]:
+    """Return new questions from random seed questions, without repetitions, and the usage of the teacher."""
+    rng = random.Random(f"{seed} blind")
+    prompts = [
+        TEACHING_PROMPTS[rng.choice(["new_easy", "new_same"])].format(instruction=rng.choice(seeds).instruction)
+        for _ in range(count)
+    ]
+    written = [completion for [completion] in teacher.generate(prompts)]
+    known = {task.instruction for task in seeds}
+    new = [text for text in dict.fromkeys(completion.text for completion in written) if text not in known]
+    usage = sum((completion.usage or Usage() for completion in written), Usage())
+    return [{"id": f"blind/{number}", "instruction": text} for number, text in enumerate(new)], usage
+
+
+def _cycle(report: CycleReport) -> dict[str, Any]:
+    found = asdict(report)
+    names = ("questions", "origins", "pairs", "faults", "without_fault", "dropped", "feedback", "new")
+    return {**{name: found[name] for name in names}, "greedy": report.held_out.get("pass@1")}
+
+
+def _measured_auc(judge: NoisyJudge) -> float | None:
+    """Return the AUC of the judge's totals on all programs that it judged, `None` if all are right or all wrong."""
+    right, wrong = ([total for is_right, total in judge.outcomes if is_right is kind] for kind in (True, False))
+    return auc(right, wrong) if right and wrong else None

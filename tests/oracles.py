@@ -22,7 +22,7 @@ def mixture(a: Vector, b: Vector, share: float) -> Vector:
 
 
 def generalized_jsd(p: Vector, q: Vector, beta: float) -> float:
-    """GKD, Eq. 1, whose limits TRL replaces by forward and reverse KL; p is the teacher's."""
+    """GKD, Eq. 1, whose limits TRL replaces by forward and reverse KL; p is the distribution of the teacher."""
     if beta in (0.0, 1.0):
         return divergence(q, p) if beta else divergence(p, q)
     m = mixture(p, q, beta)
@@ -65,7 +65,7 @@ def eopd(p: Vector, q: Vector, threshold: float) -> float:
 
 
 def abkd(p: Vector, q: Vector, a: float, b: float) -> float:
-    """The alpha-beta divergence, a case for each of its limits."""
+    """The alpha-beta divergence, with a case for each of its limits."""
 
     def term(x: float, y: float) -> float:
         if a == b == 0:
@@ -136,7 +136,7 @@ def akd_token(
 
 
 def sequence_mean(samples: list[Vector]) -> float:
-    """The mean over samples of the mean over a sample's tokens; a sample without tokens is no sample."""
+    """The mean over samples of the mean over a sample's tokens; samples without tokens are ignored."""
     means = [sum(tokens) / len(tokens) for tokens in samples if tokens]
     return sum(means) / len(means) if means else 0.0
 

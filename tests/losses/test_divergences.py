@@ -1,4 +1,4 @@
-"""The rules of the registry: against loops, against TRL, and the properties of every divergence."""
+"""Rules of the registry, compared with loops and with TRL, and properties of every divergence."""
 
 import inspect
 import math
@@ -84,7 +84,7 @@ def test_every_rule_is_documented():
         assert ("hand-written" in row) == (rule.fused is not None)
 
 
-def test_two_words_by_hand():
+def test_two_tokens_by_hand():
     student, teacher = torch.tensor([0.0, 0.0]), torch.tensor([3.0, 1.0]).log()
     assert forward_kl(student, teacher).item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
     assert reverse_kl(student, teacher).item() == pytest.approx(0.5 * math.log(2 / 3) + 0.5 * math.log(2))
@@ -111,7 +111,7 @@ def test_jsd_is_that_of_trl(logits, beta, temperature):
     torch.testing.assert_close(*(torch.autograd.grad(loss, student) for loss in (ours, theirs)), rtol=1e-9, atol=1e-12)
 
 
-def test_directions_are_each_others_mirror(logits):
+def test_directions_are_mirror_images(logits):
     torch.testing.assert_close(forward_kl(*logits), reverse_kl(*logits.flip(0)))
 
 
@@ -141,7 +141,7 @@ def test_the_order_of_the_vocabulary_changes_nothing(name, knobs, oracle, logits
 
 @EVERY_RULE
 def test_gradient(name, knobs, oracle, logits):
-    """The slope of the loops, with the weights held where the paper lets no gradient through them."""
+    """Gradient of the loops, with constant weights if the paper has no gradient through them."""
     student, teacher = logits[:, 0]
     student.requires_grad_()
     divergences.get(name)(student, teacher, temperature=1.7, **knobs).sum().backward()
@@ -160,7 +160,7 @@ def test_gradient(name, knobs, oracle, logits):
 
 
 @EVERY_RULE
-def test_words_beyond_the_shared_vocabulary_do_not_count(name, knobs, oracle, logits):
+def test_tokens_beyond_the_shared_vocabulary_are_ignored(name, knobs, oracle, logits):
     student, teacher = logits
     divergence = divergences.get(name)
     expected = divergence(student[..., :8], teacher[..., :8], **knobs)
@@ -170,7 +170,7 @@ def test_words_beyond_the_shared_vocabulary_do_not_count(name, knobs, oracle, lo
 
 
 @EVERY_RULE
-def test_words_impossible_for_both_add_nothing(name, knobs, oracle, logits):
+def test_tokens_impossible_for_both_add_nothing(name, knobs, oracle, logits):
     student, teacher = (torch.nn.functional.pad(side, (0, 3), value=-math.inf) for side in logits)
     student.requires_grad_()
     loss = divergences.get(name)(student, teacher, **knobs)
@@ -180,7 +180,7 @@ def test_words_impossible_for_both_add_nothing(name, knobs, oracle, logits):
     assert (student.grad[..., 11:] == 0).all()
 
 
-def test_words_impossible_for_one():
+def test_tokens_impossible_for_one():
     sure, unsure = torch.tensor([0.0, -math.inf]), torch.tensor([0.0, 0.0])
     assert forward_kl(unsure, sure).item() == pytest.approx(math.log(2))
     assert reverse_kl(sure, unsure).item() == pytest.approx(math.log(2))
@@ -189,7 +189,7 @@ def test_words_impossible_for_one():
 
 
 @EVERY_RULE
-def test_halves_are_computed_in_float32(name, knobs, oracle, logits):
+def test_half_precision_is_computed_in_float32(name, knobs, oracle, logits):
     student, teacher = logits.bfloat16()
     divergence = divergences.get(name)
     near = divergence(student, (student + 0.01).bfloat16(), **knobs)
@@ -215,7 +215,7 @@ INFINITE_FOR_ONE_HOT |= {f"abkd-{pair}" for pair in ("0-1", "0--0.3", "0.4--0.4"
 
 
 @pytest.mark.parametrize("case", RULES)
-def test_a_teacher_that_excludes_words(case, logits):
+def test_teacher_that_excludes_tokens(case, logits):
     name, knobs, _ = RULES[case]
     student = logits[0].requires_grad_()
     teacher = torch.full_like(student, -math.inf)
@@ -231,7 +231,7 @@ def test_a_teacher_that_excludes_words(case, logits):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("case", [case for case in RULES if case not in {"abkd-0--0.3", "abkd-0.4--0.4"}])
-def test_sure_models_that_contradict_each_other(case, dtype):
+def test_certain_models_that_contradict_each_other(case, dtype):
     """Nothing overflows, although probabilities differ by a factor of e^200."""
     name, knobs, _ = RULES[case]
     student, teacher = torch.zeros(2, 1, 7, dtype=dtype)
@@ -243,8 +243,8 @@ def test_sure_models_that_contradict_each_other(case, dtype):
     assert student.grad.isfinite().all()
 
 
-def test_a_student_that_excludes_words():
-    """Where `beta` and `alpha + beta` are positive, so that the divergence is finite, so is its gradient."""
+def test_student_that_excludes_tokens():
+    """If `beta` and `alpha + beta` are positive, the divergence and its gradient are finite."""
     student = torch.tensor([0.0, 1.0, -math.inf, -math.inf], dtype=torch.float64, requires_grad=True)
     teacher = torch.tensor([0.3, -math.inf, 0.2, -math.inf], dtype=torch.float64)
     found = divergences.abkd(student, teacher)
@@ -337,8 +337,8 @@ def test_eopd_switches_on_the_entropy_of_the_teacher(logits):
     ],
 )
 @pytest.mark.parametrize("mu", [0.0, 0.25, 0.5, 0.8, 1.0])
-def test_equally_probable_words_count_alike(p, mu):
-    """The mean weight over all orders in which they can be sorted, however the vocabulary is ordered."""
+def test_equally_probable_tokens_count_equally(p, mu):
+    """The weight is the mean over all orders in which they can be sorted, for any order of the vocabulary."""
     q = [0.1, 0.35, 0.3, 0.05, 0.2]
     orders = [list(order) for order in permutations(range(5)) if sorted(p, reverse=True) == [p[v] for v in order]]
     weight = sum(oracles.akl_weight(p, q, mu, order) for order in orders) / len(orders)
@@ -371,7 +371,7 @@ def test_an_infinite_part_without_weight(name, knobs, student, teacher, expected
 
 
 @pytest.mark.parametrize("words", [5, 63, 200, 5000])
-def test_a_head_of_all_words_is_forward_kl(words):
+def test_head_of_all_tokens_is_forward_kl(words):
     teacher, student = torch.randn(2, 50, words, generator=torch.Generator().manual_seed(words))
     teacher[:, -2:] = -math.inf
     student.requires_grad_()
@@ -383,7 +383,7 @@ def test_a_head_of_all_words_is_forward_kl(words):
 
 @pytest.mark.parametrize("words", [63, 64, 65, 300])
 @pytest.mark.parametrize("levels", [1, 2, 300])
-def test_heads_of_many_words(words, levels):
+def test_heads_of_many_tokens(words, levels):
     generator = torch.Generator().manual_seed(words)
     teacher = torch.randint(levels, (4, words), generator=generator).double() / 3
     student = torch.randn(4, words, generator=generator, dtype=torch.float64)
@@ -439,7 +439,7 @@ def registered(monkeypatch):
     return divergences.register
 
 
-def test_a_rule_from_outside(registered, logits):
+def test_custom_rule(registered, logits):
     @registered("mine", paper="https://example.org")
     def total_variation(student_logits, teacher_logits, power=1.0):
         return 0.5 * (student_logits.softmax(-1) - teacher_logits.softmax(-1)).abs().pow(power).sum(-1)
@@ -454,7 +454,7 @@ def test_a_rule_from_outside(registered, logits):
 @pytest.mark.parametrize(
     ("name", "alias"), [("my_rule", "My-Alias"), ("Big-Rule", "big"), ("UPPER", "lower-Case"), ("a-b", "C")]
 )
-def test_names_of_a_rule_from_outside(name, alias, registered):
+def test_names_of_a_custom_rule(name, alias, registered):
     def rule(student_logits, teacher_logits):
         return forward_kl(student_logits, teacher_logits)
 
@@ -462,7 +462,7 @@ def test_names_of_a_rule_from_outside(name, alias, registered):
     for written in (name, alias):
         for spelling in (written, written.lower(), written.upper(), written.replace("-", "_")):
             assert divergences.get(spelling).function is rule
-            with pytest.raises(ValueError, match=f"'{spelling}' is registered already"):
+            with pytest.raises(ValueError, match=f"'{spelling}' is already registered"):
                 registered(spelling)(forward_kl)
 
 
@@ -490,14 +490,14 @@ def test_a_partial_function_is_a_rule(registered, logits):
     torch.testing.assert_close(rule(*logits), divergences.jsd(*logits, beta=0.2))
 
 
-def test_a_name_is_taken_once(registered):
+def test_names_are_unique(registered):
     def again(student_logits, teacher_logits):
         return student_logits.sum(-1)
 
     for name in ("jsd", "JSD", "kl"):
-        with pytest.raises(ValueError, match=f"'{name}' is registered already"):
+        with pytest.raises(ValueError, match=f"'{name}' is already registered"):
             registered(name)(again)
-    with pytest.raises(ValueError, match="'skl' is registered already"):
+    with pytest.raises(ValueError, match="'skl' is already registered"):
         registered("mine", aliases=("skl",))(again)
     assert divergences.get("jsd").function is divergences.jsd
     assert registered("mine")(again) is again
@@ -539,7 +539,7 @@ def test_a_name_is_taken_once(registered):
         ("todi", {"alpha": 0.1}, "'todi' has no knob 'alpha'; it takes none"),
     ],
 )
-def test_unsuitable_knobs(name, knobs, complaint):
+def test_invalid_knobs(name, knobs, complaint):
     with pytest.raises(ValueError, match=complaint):
         divergences.get(name).check(knobs)
 

@@ -1,4 +1,4 @@
-"""Losses: divergences per token, contrasts per pair, and their fused, chunked forms. Imports torch alone."""
+"""Losses: divergences per token, contrastive losses per pair, and their fused, chunked forms. Imports only torch."""
 
 from . import divergences
 from .contrastive import dpo, dpo_norm, infonce, simpo, unlikelihood

@@ -54,8 +54,12 @@ BATCH_SIZE = 48
 PRETRAINING = MappingProxyType({"rows": 12_000, "check_steps": 5})
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Return the tokenizer of the world: its vocabulary, of which every text is the longest match.
+def make_tokenizer(pieces: Sequence[str] = vocabulary()) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a world: its vocabulary, of which every text is the longest match.
+
+    Args:
+        pieces (`Sequence[str]`, *optional*):
+            The vocabulary, by default that of [`World`].
 
     Example:
 
@@ -66,7 +70,6 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
     ```
     """
-    pieces = vocabulary()
     backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate((PAD_TOKEN, EOS_TOKEN, *pieces))}))
     longest_first = "|".join(_escaped(piece) for piece in sorted(pieces, key=len, reverse=True))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(longest_first), "isolated")

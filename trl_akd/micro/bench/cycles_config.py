@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 from ...iterkd.cycle.records import Level
-from .config import build, check_names, read_mapping
 from .cycles_measures import CYCLES_MEASURES
 from .cycles_world import CyclesWorld
+from .fields import build, check_counts, check_distinct, check_names, check_required, is_report, read_mapping
 
 __all__ = ["CYCLES_FORMAT", "Comparison", "CyclesConfig", "CyclesSettings", "Faults", "Questions", "Variant"]
 
@@ -207,24 +207,11 @@ class CyclesConfig:
     def __post_init__(self) -> None:
         for name in ("settings", "variants", "control", "predictions"):
             setattr(self, name, read_mapping(name, getattr(self, name)))
-        if self.report is not None:
-            for item in fields(self):
-                default = item.default if item.default_factory is MISSING else item.default_factory()
-                if item.name not in ("report", "page") and getattr(self, item.name) not in (default, {}):
-                    raise ValueError(f"`{item.name}` has no effect with `report`; leave it out.")
+        if is_report(self):
             return
-        if self.page is not None:
-            raise ValueError(f"`page` is {self.page!r}, which has no effect without `report`; leave it out.")
-        for name in ("variants", "seeds", "control", "predictions"):
-            if not getattr(self, name):
-                reason = "; write down what you expect before anything runs" if name == "predictions" else ""
-                raise ValueError(f"`{name}` is not set{reason or '; give it in a recipe'}.")
-        for name in ("num_tasks", "num_samples", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}; give an integer of at least 1.")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"`seeds` is {self.seeds}, which names one twice; give each once.")
+        check_required(self, ("variants", "seeds", "control", "predictions"))
+        check_counts(self, ("num_tasks", "num_samples", "workers"))
+        check_distinct("seeds", self.seeds)
         self.shared_settings()
         variants = self.named_variants()
         for name, variant in variants.items():

@@ -140,8 +140,9 @@ class NoisyJudge:
             if parse(text) is None:
                 judgements.append(_judgement(0.0))
                 continue
-            judgements.append(_judgement(self._total(task, text, outcome == PASSED)))
-            self.outcomes.append((outcome == PASSED, judgements[-1].total))
+            judgement = _judgement(self._total(task, text, outcome == PASSED))
+            judgements.append(judgement)
+            self.outcomes.append((outcome == PASSED, judgement.total))
         return judgements
 
     def _total(self, task: Task, text: str, is_right: bool) -> float:

@@ -8,10 +8,10 @@ from statistics import fmean
 from typing import Any
 
 from ...ledger import replace_text
-from ...metrics.statistics import PairedMean, holm, mean_interval, paired_mean
+from ...metrics.statistics import PairedMean, holm
 from .cycles_config import CYCLES_FORMAT, Comparison
 from .cycles_measures import CYCLES_MEASURES
-from .tables import format_interval, format_p_value, table
+from .tables import format_interval, format_number, format_p_value, mean_over_seeds, table
 
 __all__ = ["CyclesResults", "write_cycles_page"]
 
@@ -38,7 +38,9 @@ class CyclesResults:
 
     def __init__(self, content: Mapping[str, Any]) -> None:
         if content["format"] != CYCLES_FORMAT:
-            raise ValueError(f"its format is {content['format']}, and this version reads {CYCLES_FORMAT}; run it again")
+            raise ValueError(
+                f"its format is {content['format']}, and this version reads {CYCLES_FORMAT}; run it again"
+            )
         self.content = content
         self.runs: list[Mapping[str, Any]] = [run for run in content["runs"] if run["started"]]
         self.control = Comparison(**content["control"])
@@ -65,10 +67,7 @@ class CyclesResults:
     def compare(self, measure: str, first: str, second: str) -> PairedMean | None:
         """Return the paired difference of two variants over the seeds of both, `None` for fewer than two."""
         one, other = self.by_seed(first, measure), self.by_seed(second, measure)
-        seeds = sorted(one.keys() & other.keys())
-        if len(seeds) < 2:
-            return None
-        return paired_mean([one[seed] for seed in seeds], [other[seed] for seed in seeds])
+        return mean_over_seeds({seed: one[seed] - other[seed] for seed in one if seed in other})
 
     def num_missing(self, variants: Sequence[str]) -> int:
         """Return the number of planned runs of variants that are not finished."""
@@ -162,7 +161,7 @@ def _starts(results: CyclesResults) -> str:
     rows = [
         [
             str(seed),
-            *(_number(run["start"]["measures"].get(measure)) for measure in CYCLES_MEASURES),
+            *(format_number(run["start"]["measures"].get(measure)) for measure in CYCLES_MEASURES),
             "" if run["started"] else "not started",
         ]
         for seed, run in sorted(by_seed.items())
@@ -190,7 +189,7 @@ def _prediction(results: CyclesResults, name: str, comparison: Comparison) -> li
     ]
     return [
         name,
-        f"{comparison.first} − {comparison.second}",
+        f"{comparison.first} minus {comparison.second}",
         _HEADINGS[comparison.measure],
         ", ".join(bounds),
         format_interval(results.compare(comparison.measure, comparison.first, comparison.second)),
@@ -213,7 +212,7 @@ def _variants(results: CyclesResults) -> str:
         ]
         for name in results.variants
     ]
-    header = ["variant", *_HEADINGS.values(), f"pass@1 − {base}", "p (Holm)"]
+    header = ["variant", *_HEADINGS.values(), f"pass@1 minus {base}", "p (Holm)"]
     return f"## Students after\n\n{table(header, rows)}"
 
 
@@ -247,12 +246,12 @@ def _cycles(results: CyclesResults) -> str:
     for name in results.variants:
         runs = results.at(name)
         before = fmean(run["start"]["measures"]["greedy"] for run in runs)
-        cycles = [_number(fmean(values)) for values in zip(*map(_greedy_by_cycle, runs), strict=True)]
+        cycles = [format_number(fmean(values)) for values in zip(*map(_greedy_by_cycle, runs), strict=True)]
         hard = [
             " / ".join(f"{fmean(run['cycles'][number]['feedback'][level] for run in runs):.2f}" for level in _LEVELS)
             for number in range(len(cycles))
         ]
-        rows.append([name, _number(before), ", ".join(cycles), ", ".join(hard)])
+        rows.append([name, format_number(before), ", ".join(cycles), ", ".join(hard)])
     header = ["variant", "before", "greedy after each cycle", "easy / medium / hard in each cycle"]
     return f"## Cycles\n\n{table(header, rows)}"
 
@@ -276,8 +275,8 @@ def _errors(results: CyclesResults) -> str:
     rows = [
         [
             name,
-            *(_number(errors.get(error, 0.0)) for error in common),
-            _number(sum(share for error, share in errors.items() if error not in common)),
+            *(format_number(errors.get(error, 0.0)) for error in common),
+            format_number(sum(share for error, share in errors.items() if error not in common)),
         ]
         for name, errors in columns.items()
     ]
@@ -290,12 +289,8 @@ def _mean_errors(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _mean(results: CyclesResults, variant: str, measure: str) -> str:
-    values = list(results.by_seed(variant, measure).values())
-    if len(values) < 2:
-        return _number(values[0]) if values else ""
-    interval = mean_interval(values)
-    return f"{interval.value:.3f} ± {(interval.high - interval.low) / 2:.3f}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+    values = results.by_seed(variant, measure)
+    found = mean_over_seeds(values)
+    if found is None:
+        return format_number(next(iter(values.values()), None))
+    return f"{found.difference:.3f} ± {found.difference - found.low:.3f}"

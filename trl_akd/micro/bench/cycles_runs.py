@@ -1,16 +1,15 @@
 """Runs of the experiment on IterKD: one per variant and seed, each a row of a file.
 
-All runs of a seed share world, pre-trained student, seed questions and held-out tasks. Budgets are equal: the number of
-new questions is chosen such that teacher and judge use `teacher_tokens`, and the number of epochs such that the student
-is trained on `trained_tokens`.
+All runs of a seed share world, pre-trained student, seed questions and held-out tasks. Budgets are equal: the number
+of new questions is chosen such that teacher and judge use `teacher_tokens`, and the number of epochs such that the
+student is trained on `trained_tokens`.
 """
 
 import json
 import random
-import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +36,7 @@ from .cycles_judge import REPLY_TOKENS, NoisyJudge, auc, judge_request
 from .cycles_measures import measure_student
 from .cycles_teacher import ScriptedTeacher, StudentFaults
 from .cycles_world import MAX_NEW_TOKENS, CyclesWorld, QuestionPool
-from .runner import digest, peak_memory_mb, results_text, rounded, run_all
+from .runner import digest, find_start, peak_memory_mb, rounded, run_experiment
 
 __all__ = ["CyclesRun", "TokenCosts", "num_new_questions", "plan_cycles", "run_cycles"]
 
@@ -171,8 +170,8 @@ class CyclesStart:
                 model, tokenizer, self.world, self.held_out(), executor, num_samples=self.num_samples, seed=seed
             )
 
-    def save(self, folder: Path) -> None:
-        """Train the student, and save it with its tokenizer and its measures."""
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Train the student, save it with its tokenizer, and return its measures and the rare operations."""
         world, settings = self.world, self.settings
         tasks = world.sample(_TOKENIZER_TASKS, split="train", stream="tokenizer")
         tokenizer = train_tokenizer(row["prompt"] + row["completion"] for row in code_rows(tasks))
@@ -192,8 +191,7 @@ class CyclesStart:
             )
         model.eval().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        measures = rounded(self.measure(model, tokenizer))
-        (folder / "start.json").write_text(json.dumps({"rare": sorted(world.rare), "measures": measures}))
+        return {"rare": sorted(world.rare), "measures": rounded(self.measure(model, tokenizer))}
 
 
 @dataclass(frozen=True)
@@ -245,17 +243,17 @@ class CyclesRun:
         """Variant and seed, as in a row of the results."""
         return {"variant": self.variant_name, "seed": self.seed}
 
+    @property
+    def start_key(self) -> str:
+        """Hash of the settings of the student from which it starts."""
+        return self.start.key
+
     def execute(self, starts: Path) -> dict[str, Any]:
         """Run the variant from the saved start, which is made if it is not there, and return its row."""
         datasets.disable_progress_bars()
-        folder = starts / self.start.key
-        if not folder.exists():
-            scratch = folder.with_suffix(".part")
-            shutil.rmtree(scratch, ignore_errors=True)
-            self.start.save(scratch)
-            scratch.rename(folder)
-        start = json.loads((folder / "start.json").read_text())
-        row = {"key": self.key, **self.place, "start": start}
+        folder = starts / self.start_key
+        start = find_start(folder, self.start.save)
+        row: dict[str, Any] = {"key": self.key, **self.place, "start": start}
         low, high = self.settings.start_range
         if not low <= start["measures"]["greedy"] <= high:
             return {**row, "started": False}
@@ -265,12 +263,12 @@ class CyclesRun:
         seconds = {"wall": time.perf_counter() - began, "cpu": time.process_time() - processor}
         return {**row, "started": True, **rounded({**found, "seconds": seconds}), "peak_memory_mb": peak_memory_mb()}
 
-    def summary(self, row: dict[str, Any]) -> str:
-        """Return a row in a few words."""
+    def summary(self, row: Mapping[str, Any]) -> str:
+        """Return its row in a few words."""
         if not row["started"]:
-            return f"{self.name}: not run, as its start has a pass@1 of {row['start']['measures']['greedy']:.2f}"
+            return f"not run, as its start has a greedy pass@1 of {row['start']['measures']['greedy']:.2f}"
         measures = row["measures"]
-        return f"{self.name}: pass@1 {measures['pass@1']:.3f}, greedy {measures['greedy']:.3f}"
+        return f"pass@1 {measures['pass@1']:.3f}, greedy {measures['greedy']:.3f}"
 
     def _train_and_measure(self, start: Path, folder: Path) -> dict[str, Any]:
         settings, variant, seed = self.settings, self.variant, self.seed
@@ -282,14 +280,13 @@ class CyclesRun:
         costs = TokenCosts.measure(seeds[:_MEASURED_TASKS], tokenizer)
         new = num_new_questions(self.questions_of, settings, costs)
         with CodeExecutor(workers=1, allow_code_execution=True) as executor:
-            trainer: Student | None = None
-            own = StudentFaults(lambda: trainer.student_generator(_GENERATION_BATCH), executor, seed)
+            own = StudentFaults(executor, seed) if variant.faults == "own" else None
             teacher = ScriptedTeacher(
                 pool,
                 tokenizer,
                 error_rate=settings.teacher_error,
                 only_rare=variant.questions == "rare",
-                student_faults=own if variant.faults == "own" else None,
+                student_faults=own,
                 seed=seed,
             )
             judge = None
@@ -313,6 +310,8 @@ class CyclesRun:
                 token_budget=settings.trained_tokens,
             )
             trainer.remove_callback(PrinterCallback)
+            if own is not None:
+                own.student = trainer.student_generator
             trainer.train()
         usage = json.loads((folder / "run" / "usage.json").read_text())["teacher"]
         return {
@@ -421,17 +420,20 @@ def run_cycles(config: CyclesConfig) -> Path:
         BlockingIOError: If another process writes to the folder.
         RuntimeError: If runs failed; others are kept.
     """
-    fixed = {"predictions": config.predictions, "control": config.control}
-    content = {
-        "format": CYCLES_FORMAT,
-        "settings": asdict(config.shared_settings()),
-        "variants": {name: asdict(variant) for name, variant in config.named_variants().items()},
-        "seeds": config.seeds,
-        "num_tasks": config.num_tasks,
-        "num_samples": config.num_samples,
-        **fixed,
-    }
-    return run_all(plan_cycles(config), Path(config.output_dir), fixed=fixed, content=content, workers=config.workers)
+    return run_experiment(
+        plan_cycles(config),
+        Path(config.output_dir),
+        asked={"predictions": config.predictions, "control": config.control},
+        content={
+            "format": CYCLES_FORMAT,
+            "settings": asdict(config.shared_settings()),
+            "variants": {name: asdict(variant) for name, variant in config.named_variants().items()},
+            "seeds": config.seeds,
+            "num_tasks": config.num_tasks,
+            "num_samples": config.num_samples,
+        },
+        workers=config.workers,
+    )
 
 
 def _without_name(variant: Variant) -> dict[str, Any]:

@@ -23,24 +23,26 @@ class StudentFaults:
     """Failing samples of the current student, to be used as faulty answers.
 
     Args:
-        student (`Callable`):
-            Returns a generator of the current student.
         executor (`CodeExecutor`):
             Sandbox in which samples run.
         seed (`int`):
             Seed of the samples.
+
+    Attributes:
+        student (`Callable`, *optional*): Returns a generator of the current student; set before the first use.
     """
 
-    def __init__(self, student: Callable[[], TextGenerator], executor: CodeExecutor, seed: int) -> None:
-        self._student = student
+    def __init__(self, executor: CodeExecutor, seed: int) -> None:
         self._executor = executor
         self._seed = seed
+        self.student: Callable[[], TextGenerator] | None = None
 
     def write(self, tasks: Sequence[Task]) -> list[str | None]:
         """Return the first of four samples at temperature 1 that fails for each task, `None` if all pass."""
         if not tasks:
             return []
-        written = self._student().generate(
+        assert self.student is not None, "`student` is set before the first use"
+        written = self.student().generate(
             [task.prompt for task in tasks],
             n=_NUM_SAMPLES,
             temperature=1.0,

@@ -9,9 +9,14 @@ from statistics import fmean, median
 from typing import Any
 
 from ...ledger import replace_text
-from ...metrics.statistics import PairedMean, holm, paired_mean
+from ...metrics.statistics import PairedMean, holm
 from .charts import Series, bar_chart, xy_chart
 from .config import FORMAT, Control, Prediction
+from .tables import format_interval as _interval
+from .tables import format_number as _number
+from .tables import format_p_value as _p_value
+from .tables import mean_over_seeds as _paired
+from .tables import table as _table
 
 __all__ = ["Results", "write_page"]
 
@@ -28,7 +33,6 @@ _COLUMNS = {
 }
 _PLACE = ("world", "student", "rule", "seed", "draw")
 _MAX_ERRORS = 6
-_SIGNIFICANT = 0.05
 _MIN_SEEDS = 8
 
 
@@ -514,30 +518,3 @@ def _errors_figure(results: Results, place: tuple[str, str]) -> str:
         rest = sum(share for name, share in errors.items() if name not in common)
         bars[rule] = {**parts, **({"other": rest} if len(totals) > _MAX_ERRORS else {})}
     return bar_chart(f"{_ALT['errors']}: {', '.join(place)}", "share of samples", bars)
-
-
-def _paired(differences: Mapping[int, float]) -> PairedMean | None:
-    values = list(differences.values())
-    return paired_mean(values, [0.0] * len(values)) if len(values) >= 2 else None
-
-
-def _interval(found: PairedMean | None) -> str:
-    if found is None:
-        return ""
-    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], n = {found.pairs}"
-
-
-def _p_value(p_value: float | None) -> str:
-    if p_value is None:
-        return ""
-    text = "< .001" if p_value < 0.001 else f"{p_value:.3f}"
-    return f"**{text}**" if p_value < _SIGNIFICANT else text
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,11 +1,11 @@
-"""The share t of TAID's intermediate teacher over training."""
+"""Schedules of knobs: the share t of TAID's intermediate teacher, and a share of reverse KL that moves linearly."""
 
 import math
 
 import pytest
 import torch
 
-from trl_akd.losses import Interpolation
+from trl_akd.losses import Interpolation, LinearBeta
 
 LOSSES = [2.0, 1.5, 1.6, 0.9, 0.9, 3.0, 0.5, 0.4]
 
@@ -105,3 +105,31 @@ def test_it_goes_on_from_its_state_and_begins_again(tmp_path):
 def test_unsuitable_settings(settings, complaint):
     with pytest.raises(ValueError, match=complaint):
         Interpolation(**settings)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (0.1, 0.9), (0.75, 0.25), (1.0, 0.0)])
+def test_a_linear_beta(start, end):
+    schedule = LinearBeta(beta_start=start, beta_end=end)
+    assert schedule.value == schedule.begin_training() == start
+    for step in range(1, 8):
+        assert schedule.update({}, step / 7) == schedule.value == pytest.approx(start + (end - start) * step / 7)
+        assert schedule.reset() == schedule.value
+        resumed = LinearBeta(beta_start=start, beta_end=end)
+        resumed.load_state_dict(schedule.state_dict())
+        assert resumed.value == schedule.value
+    assert schedule.value == schedule.evaluation_value == end
+    assert schedule.begin_training() == start
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta_start": 0.5, "beta_end": 0.5}, "beta_start and beta_end are both 0.5"),
+        ({"beta_start": -0.1}, "beta_start is -0.1"),
+        ({"beta_end": 1.1}, "beta_end is 1.1"),
+        ({"beta_end": None}, "beta_end is None"),
+    ],
+)
+def test_bad_settings_of_a_linear_beta_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        LinearBeta(**settings)

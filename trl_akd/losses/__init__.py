@@ -11,7 +11,7 @@ from .fused_linear import (
     fused_linear_divergence,
 )
 from .fused_log_probs import LossOfLogProbs, fused_linear_log_probs
-from .knobs import Interpolation, KnobSchedule
+from .knobs import Interpolation, KnobSchedule, LinearBeta
 from .lm_head import LMHead
 from .reduction import count_items, count_items_by_task, scale, token_weights
 from .signals import DenseSignal, SparseSignal, TeacherSignal
@@ -23,6 +23,7 @@ __all__ = [
     "Interpolation",
     "KnobSchedule",
     "LMHead",
+    "LinearBeta",
     "LossOfLogProbs",
     "SparseSignal",
     "TeacherSignal",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any, Protocol
 
-__all__ = ["Interpolation", "KnobSchedule", "as_real", "as_share"]
+__all__ = ["Interpolation", "KnobSchedule", "LinearBeta", "as_real", "as_share"]
 
 
 def as_share(name: str, value: Any) -> float:
@@ -171,3 +171,71 @@ class Interpolation:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a state returned by `state_dict`."""
         self._value, self._trend, self._loss = state["value"], state["trend"], state["loss"]
+
+
+class LinearBeta:
+    r"""Schedule of the share of reverse KL that moves linearly over all training steps.
+
+    \[ \beta = \beta_\mathrm{start} + (\beta_\mathrm{end} - \beta_\mathrm{start})\,\mathrm{progress} \]
+
+    Args:
+        beta_start (`float`, *optional*, defaults to `0.0`):
+            Value of the first step, in [0, 1].
+        beta_end (`float`, *optional*, defaults to `1.0`):
+            Value after the last step, in [0, 1], other than `beta_start`; also the value in evaluations.
+
+    Raises:
+        ValueError: If an argument is out of its range, or both are equal.
+
+    Example:
+
+    ```python
+    >>> schedule = LinearBeta(beta_start=0.25, beta_end=0.75)
+    >>> schedule.value, schedule.update({}, progress=0.5), schedule.update({}, progress=1.0)
+    (0.25, 0.5, 0.75)
+
+    ```
+    """
+
+    knob = "beta"
+
+    def __init__(self, beta_start: float = 0.0, beta_end: float = 1.0) -> None:
+        self.beta_start, self.beta_end = as_share("beta_start", beta_start), as_share("beta_end", beta_end)
+        if self.beta_start == self.beta_end:
+            raise ValueError(
+                f"beta_start and beta_end are both {beta_start}, so that beta never moves; give different values, or "
+                f"choose the divergence 'akd' with beta_strategy 'fixed'."
+            )
+        self._value = self.beta_start
+
+    @property
+    def value(self) -> float:
+        """Share of reverse KL, in [0, 1]."""
+        return self._value
+
+    @property
+    def evaluation_value(self) -> float:
+        """The last value, `beta_end`."""
+        return self.beta_end
+
+    def update(self, means: Mapping[str, float], progress: float) -> float:
+        """Move `beta` after an optimiser step, and return it; the means have no influence."""
+        self._value = (1 - progress) * self.beta_start + progress * self.beta_end
+        return self._value
+
+    def reset(self) -> float:
+        """Go on: `beta` does not depend on the epoch."""
+        return self._value
+
+    def begin_training(self) -> float:
+        """Return to `beta_start`."""
+        self._value = self.beta_start
+        return self._value
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the state for `load_state_dict`."""
+        return {"value": self._value}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load a state returned by `state_dict`."""
+        self._value = state["value"]

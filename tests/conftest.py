@@ -1,8 +1,15 @@
 """Shared test settings: offline, quiet, one thread."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def pytest_collection_finish() -> None:
+    """Exempt imported modules from garbage collection: each training run ends with one, and would search them all."""
+    gc.collect()
+    gc.freeze()

@@ -1,6 +1,6 @@
 """References in float64 loops, written from the equations. Imports nothing from `trl_akd`."""
 
-from math import exp, expm1, log, tanh
+from math import exp, log, tanh
 
 Vector = list[float]
 Matrix = list[Vector]
@@ -22,7 +22,7 @@ def mixture(a: Vector, b: Vector, share: float) -> Vector:
 
 
 def generalized_jsd(p: Vector, q: Vector, beta: float) -> float:
-    """GKD, Eq. 1, whose limits TRL replaces by forward and reverse KL; p is the teacher's."""
+    """GKD, Eq. 1, whose limits TRL replaces by forward and reverse KL; p is the distribution of the teacher."""
     if beta in (0.0, 1.0):
         return divergence(q, p) if beta else divergence(p, q)
     m = mixture(p, q, beta)
@@ -64,18 +64,8 @@ def eopd(p: Vector, q: Vector, threshold: float) -> float:
     return divergence(q, p) + (divergence(p, q) if entropy(p) > threshold else 0.0)
 
 
-def adaptive_alpha(p: Vector, q: Vector, k: float, c: float, at: Vector | None = None) -> float:
-    """The weighted alpha divergence of order a = 1 - b, taken at the student's distribution `at`."""
-    b = k * sum(min(x, z) for x, z in zip(p, q if at is None else at, strict=True))
-    weight = (1 + c * entropy(p)) / (1 - b)
-    if b == 0:
-        return weight * divergence(p, q)
-    # x^a y^b - x for each token, whose sum is that of p^a q^b minus 1
-    return -weight * sum(x * expm1(b * log(y / x)) for x, y in zip(p, q, strict=True) if x > 0) / b
-
-
 def abkd(p: Vector, q: Vector, a: float, b: float) -> float:
-    """The alpha-beta divergence, a case for each of its limits."""
+    """The alpha-beta divergence, with a case for each of its limits."""
 
     def term(x: float, y: float) -> float:
         if a == b == 0:
@@ -146,7 +136,7 @@ def akd_token(
 
 
 def sequence_mean(samples: list[Vector]) -> float:
-    """The mean over samples of the mean over a sample's tokens; a sample without tokens is no sample."""
+    """The mean over samples of the mean over a sample's tokens; samples without tokens are ignored."""
     means = [sum(tokens) / len(tokens) for tokens in samples if tokens]
     return sum(means) / len(means) if means else 0.0
 

@@ -1,4 +1,4 @@
-"""Commands that a page or a program prints, as a user would copy them."""
+"""Commands on a page or in the output of a program, as a user would copy them."""
 
 import re
 import shlex
@@ -9,7 +9,7 @@ _LINE = re.compile(r"^[ #$]*(?:\w[\w ,]*?:?\s+)??((?:trl-akd|accelerate launch) 
 
 
 def printed_commands(text: str) -> list[list[str]]:
-    r"""Return the words of each command that stands on a line of its own, continued lines joined, comments dropped."""
+    r"""Return the words of each command on a separate line, with continued lines joined and comments dropped."""
     joined = re.sub(r"\s*\\\n[ #]*", " ", text)
     return [shlex.split(command, comments=True) for command in _LINE.findall(joined)]
 

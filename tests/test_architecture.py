@@ -1,4 +1,4 @@
-"""Rooms may look down, never up or sideways."""
+"""Imports between packages: each package imports only packages of lower levels."""
 
 import ast
 import re
@@ -35,7 +35,7 @@ ONLY_TORCH = {"losses"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def room(module: str) -> str:
+def package_of(module: str) -> str:
     return module if module in LEVELS else module.split(".")[0]
 
 
@@ -64,14 +64,14 @@ def test_possessive_quantifiers_of_groups_are_written_as_atomic_groups(path: Pat
     assert not found, "write (?>(?:...)*) in place of (?:...)*+"
 
 
-def test_there_is_something_to_read():
+def test_files_are_found():
     assert len(MODULES) > 20
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_look_down(path: Path):
+def test_imports_point_to_lower_levels(path: Path):
     module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    own = room(module)
+    own = package_of(module)
     if own == "__init__":
         return
     for name in imports(path):
@@ -90,8 +90,8 @@ def test_imports_look_down(path: Path):
             }
             assert own not in ONLY_TORCH or name[1:].split(".")[0] in allowed, f"{module} imports {name[1:]}"
             continue
-        other = room(name)
+        other = package_of(name)
         if other in (own, "__version__", "trl_akd"):
             continue
-        assert other in LEVELS, f"{module} imports {name}, a room without a level"
+        assert other in LEVELS, f"{module} imports {name}, which has no level"
         assert LEVELS[other] < LEVELS[own], f"{module} (level {LEVELS[own]}) imports {name} (level {LEVELS[other]})"

@@ -1,4 +1,4 @@
-"""β against Eq. 13-17 and Algorithm 1, worked out here in plain floats."""
+"""β compared with Eq. 13-17 and Algorithm 1, computed in plain floats."""
 
 import io
 import math
@@ -59,7 +59,7 @@ def test_equilibrium_of_eq13(start, difference, equilibrium):
 
 
 @pytest.mark.parametrize(("difference", "end"), [(-0.2, 0.0), (0.2, 1.0)])
-def test_eq16_is_no_regularisation(difference, end):
+def test_eq16_does_not_regularize(difference, end):
     beta = AdaptiveBeta("m2", [0.4], regularizer="eq16")
     for _ in range(300):
         beta.step(1.0, 1.0 + difference)
@@ -68,7 +68,7 @@ def test_eq16_is_no_regularisation(difference, end):
 
 @pytest.mark.parametrize("start", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("name", ["eq13", "alg1"])
-def test_walls_and_edges_stay_finite_and_inside(start, name):
+def test_extremes_are_finite_and_in_range(start, name):
     beta = AdaptiveBeta("m2", [start], regularizer=name)
     for _ in range(50):
         assert 0.0 <= beta.step(50.0, 0.0) <= 1.0
@@ -111,7 +111,7 @@ def _history(seed: int) -> list[float]:
     return [beta.reset() for _ in range(10)]
 
 
-def test_reset_forgets_the_moments():
+def test_reset_clears_the_optimizer_state():
     used, fresh = AdaptiveBeta(seed=1), AdaptiveBeta(seed=1)
     for _ in range(7):
         used.step(3.0, 0.5)
@@ -120,8 +120,39 @@ def test_reset_forgets_the_moments():
     assert [used.step(1.0, 1.2) for _ in range(3)] == [fresh.step(1.0, 1.2) for _ in range(3)]
 
 
+MEANS = {"forward_kl": 1.1, "reverse_kl": 0.9}
+
+
+@pytest.mark.parametrize("ends", [(0.1, 0.9), (0.75, 0.25), (0.3, 0.3), (0.0, 1.0)])
+def test_a_linear_beta_depends_on_progress_alone(ends: tuple[float, float]):
+    beta = AdaptiveBeta("linear", ends, seed=7)
+    values = [beta.value]
+    for step in range(1, 11):
+        values.append(beta.update({"forward_kl": step, "reverse_kl": 0.0}, progress=step / 10))
+        if step == 5:
+            before = beta.value
+            assert beta.reset() == before, "an epoch does not begin it again"
+    first, last = ends
+    assert values == pytest.approx([first + (last - first) * step / 10 for step in range(11)], abs=1e-12)
+    assert beta.begin_training() == first
+
+
+def test_a_linear_beta_resumes_at_its_value():
+    saved, resumed = (AdaptiveBeta("linear", [0.1, 0.9]) for _ in range(2))
+    saved.update(MEANS, progress=0.4)
+    resumed.load_state_dict(saved.state_dict())
+    assert resumed.value == pytest.approx(0.42)
+    assert resumed.update(MEANS, progress=0.5) == saved.update(MEANS, progress=0.5) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("values", [[0.1], [0.1, 0.5, 0.9]])
+def test_a_linear_beta_has_two_ends(values: list[float]):
+    with pytest.raises(ValueError, match=f"`initial_values` has {len(values)} values; give two"):
+        AdaptiveBeta("linear", values)
+
+
 @pytest.mark.parametrize("strategy", ["akd", "m1", "m2", "fixed", "random_epoch"])
-def test_resume_continues_bit_for_bit(strategy):
+def test_resume_is_exact(strategy):
     unbroken, saved = AdaptiveBeta(strategy, seed=5), AdaptiveBeta(strategy, seed=5)
     for beta in (unbroken, saved):
         beta.reset()
@@ -142,7 +173,7 @@ def test_state_of_another_strategy_is_refused():
         AdaptiveBeta("akd").load_state_dict(AdaptiveBeta("m2").state_dict())
 
 
-def test_each_training_begins_alike():
+def test_each_training_starts_the_same():
     used, fresh = AdaptiveBeta(seed=3), AdaptiveBeta(seed=3)
     used.reset()
     used.step(1.0, 3.0)
@@ -150,7 +181,7 @@ def test_each_training_begins_alike():
     assert [used.step(1.0, 1.2), used.reset()] == [fresh.step(1.0, 1.2), fresh.reset()]
 
 
-def test_tensors_are_accepted_and_left_alone():
+def test_tensors_are_accepted_and_not_changed():
     forward_kl = torch.tensor(1.0, requires_grad=True)
     beta = AdaptiveBeta()
     beta.step(forward_kl, torch.tensor(2.0))
@@ -158,7 +189,7 @@ def test_tensors_are_accepted_and_left_alone():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_non_finite_divergence_leaves_beta_alone(bad):
+def test_non_finite_divergence_does_not_change_beta(bad):
     beta = AdaptiveBeta()
     before = beta.value
     with pytest.raises(ValueError, match="NaN or infinity"):
@@ -187,6 +218,6 @@ def test_non_finite_divergence_leaves_beta_alone(bad):
         ({"eps": 0.0}, "`eps` is 0.0"),
     ],
 )
-def test_bad_arguments_are_named(arguments, message):
+def test_errors_name_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         AdaptiveBeta(**arguments)

@@ -1,4 +1,4 @@
-"""Every command that README, documentation, recipes and help texts print is understood, and runs as printed.
+"""Every command in the README, documentation, recipes and help texts is valid and runs as printed.
 
 What the commands name, such as models on the Hub, lies in the working directory under the same names, as tiny models
 that write a few tokens. Not run here are commands that train by a recipe of large models (`test_recipes.py` dry-runs
@@ -44,7 +44,7 @@ PRINTED = {" ".join(words): words for _, commands in sources() for words in comm
 
 
 def as_arguments(words: list[str]) -> tuple[str, list[str]]:
-    """Return the command's name and its arguments, also where accelerate's launcher starts it."""
+    """Return the name and the arguments of a command, including one that accelerate's launcher starts."""
     if words[0] == "trl-akd":
         return words[1], words[2:]
     module = words[words.index("-m") + 1]
@@ -95,7 +95,7 @@ RUNNABLE = dict.fromkeys(
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that the commands name."""
+    """A folder with all files that the commands name."""
     folder = tmp_path_factory.mktemp("made")
     save_writers(folder)
     save_rankers(folder)
@@ -136,7 +136,7 @@ def write(path: Path, rows: list[dict]) -> None:
 
 
 def save_writers(folder: Path) -> None:
-    """Models that end their text after a few tokens: their logits do not depend on what they read."""
+    """Save models that end their text after a few tokens: their logits do not depend on the input."""
     tokenizer = tiny.tokenizer()
     config = CodeGenConfig(
         vocab_size=len(tokenizer), n_positions=4096, n_embd=32, n_layer=1, n_head=4, rotary_dim=4,
@@ -186,7 +186,7 @@ def write_apps(folder: Path) -> None:
 
 @pytest.fixture
 def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that folder as working directory, with the Hub's benchmarks taken from it."""
+    """A copy of that folder as working directory, from which the benchmarks of the Hub are loaded."""
     copy = tmp_path / "place"
     shutil.copytree(made, copy)
     monkeypatch.chdir(copy)
@@ -203,7 +203,7 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def prepare(text: str) -> None:
-    """Run what a command needs to have run before it."""
+    """Run the commands that a command depends on."""
     evaluate = ["evaluate", "--allow_code_execution", "--model_name_or_path"]
     if "--compare" in text:
         for model in ("teacher", "student"):
@@ -235,6 +235,6 @@ def prepare(text: str) -> None:
     [pytest.param(text, marks=[pytest.mark.slow] if any(part in text for part in SLOW) else []) for text in RUNNABLE],
     ids=str,
 )
-def test_runs_as_printed(text: str, place: Path):
+def test_commands_run_as_printed(text: str, place: Path):
     prepare(text)
     assert main(PRINTED[text][1:]) == 0

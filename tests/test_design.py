@@ -1,4 +1,4 @@
-"""The figures of docs/design.md show the modules and imports that there are."""
+"""The figures of docs/design.md show the existing modules and imports."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .test_architecture import LEVELS, MODULES, PACKAGE, imports, room
+from .test_architecture import LEVELS, MODULES, PACKAGE, imports, package_of
 
 DESIGN = PACKAGE.parent / "docs" / "design.md"
 FIGURES = re.findall(
@@ -37,15 +37,15 @@ def reachable(start: str, arrows: list[tuple[str, str]]) -> set[str]:
 def package_imports() -> set[tuple[str, str]]:
     found = set()
     for path in MODULES:
-        own = room(".".join(path.relative_to(PACKAGE).with_suffix("").parts))
-        found |= {(own, room(name)) for name in imports(path) if not name.startswith("!")}
+        own = package_of(".".join(path.relative_to(PACKAGE).with_suffix("").parts))
+        found |= {(own, package_of(name)) for name in imports(path) if not name.startswith("!")}
     named = {name for name in LEVELS if not name.startswith("__")}
     return {(own, other) for own, other in found if own != other and {own, other} <= named}
 
 
 @cache
 def file_imports(path: Path) -> set[Path]:
-    """Return the files of this package from which a file imports names, also by way of an `__init__.py`."""
+    """Return the files of this package from which a file imports names, directly or through an `__init__.py`."""
     here = ["trl_akd", *path.relative_to(PACKAGE).with_suffix("").parts]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -74,13 +74,13 @@ def test_arrows_between_packages_are_imports():
     assert set(arrows) <= package_imports()
 
 
-def test_every_import_between_packages_is_drawn_or_follows():
+def test_every_import_between_packages_is_in_the_figure():
     _, arrows = figure("Packages")
     assert {(start, end) for start, end in package_imports() if end not in reachable(start, arrows)} == set()
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_is_read_in_twelve_files(method: str):
+def test_a_method_has_at_most_twelve_files(method: str):
     labels, arrows = figure(method)
     files = [label for label in labels.values() if label.endswith(".py")]
     assert 8 <= len(files) <= 12
@@ -90,7 +90,7 @@ def test_a_method_is_read_in_twelve_files(method: str):
     assert reachable("recipe.yaml", arrows) == set(files), "every file follows from the recipe"
 
 
-def test_configurations_are_where_the_page_says_with_their_bases():
+def test_configurations_match_the_page():
     [table] = re.findall(r"^\*\*Configurations\.\*\*.*?\n\n(.*?)\n\n", DESIGN.read_text(), re.DOTALL | re.MULTILINE)
     rows = [line.split("|")[1:3] for line in table.splitlines()[2:]]
     assert len(rows) > 5
@@ -106,7 +106,7 @@ def test_configurations_are_where_the_page_says_with_their_bases():
             assert classes[name] == set(re.findall(r"`(\w+)`", bases)), name
 
 
-def test_files_that_the_page_names_exist():
+def test_files_named_on_the_page_exist():
     found = set(re.findall(r"`([\w/]+/[\w]+\.py)`", DESIGN.read_text()))
     assert len(found) > 30
     roots = (PACKAGE, PACKAGE.parent)

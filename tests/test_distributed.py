@@ -1,4 +1,4 @@
-"""What distributed.py knows of processes, batches and devices."""
+"""Helpers for processes, batches and devices."""
 
 import os
 import subprocess
@@ -47,28 +47,28 @@ def _last_batch(batches: BatchSampler, dataset: range, **settings: Any) -> Any:
     return SimpleNamespace(gradient_state=SimpleNamespace(end_of_dataloader=True, active_dataloader=loader))
 
 
-def test_a_sampler_s_own_length_counts() -> None:
+def test_length_of_a_sampler_is_used() -> None:
     batches = BatchSampler(SequentialSampler(range(7)), 2, drop_last=False)
     assert own_rows(_last_batch(batches, range(12))) == (2, 1)
 
 
-def test_nothing_is_repeated_where_batches_are_not_filled_up() -> None:
+def test_no_repetition_without_filling_up() -> None:
     batches = BatchSampler(SequentialSampler(range(5)), 2, drop_last=False)
     assert own_rows(_last_batch(batches, range(5), even_batches=False)) is None
     batches.batch_size = None  # type: ignore[assignment]
     assert own_rows(_last_batch(batches, range(5))) is None
 
 
-def test_batches_before_the_last_are_a_process_s_own() -> None:
+def test_batches_before_the_last_have_no_repetitions() -> None:
     assert own_rows(SimpleNamespace(gradient_state=SimpleNamespace(end_of_dataloader=False))) is None
 
 
-def test_float64_where_a_device_has_it() -> None:
+def test_widest_float_of_devices() -> None:
     assert widest_float(torch.device("cpu")) is torch.float64
     assert widest_float(torch.device("mps", 0)) is torch.float32
 
 
-def test_engines_are_unwrapped_without_a_search() -> None:
+def test_unwrapping_is_cheap() -> None:
     class Refusing:
         def unwrap_model(self, engine: object) -> object:
             return "searched"
@@ -107,7 +107,7 @@ if "destroyed" in sys.argv:
     ("settings", "ends"), [(["destroyed"], False), (["trl_akd"], True), (["trl_akd", "destroyed"], True)]
 )
 def test_threads_of_gloo_end_before_the_interpreter_shuts_down(settings: list[str], ends: bool) -> None:
-    """Destroying the group does not end them while an engine refers to it, which is why this package does more."""
+    """Destroying the group does not end its threads while an engine refers to it, so this package does more."""
     finished = subprocess.run(
         [sys.executable, "-c", _SCRIPT, *settings],
         capture_output=True,
@@ -145,7 +145,7 @@ for _ in range(300):
 @pytest.mark.distributed
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process")
 def test_processes_leave_while_reductions_are_under_way(tmp_path: Path) -> None:
-    """Neither do they abort, nor do they wait with the interpreter's lock for threads that need it."""
+    """The processes neither abort nor wait with the GIL for threads that need it."""
     finished = subprocess.run(
         [sys.executable, "-c", _TWO_PROCESSES, str(tmp_path / "store")], capture_output=True, text=True, timeout=600
     )

@@ -1,4 +1,4 @@
-"""What the documentation says exists, and its examples run."""
+"""Names and paths in the documentation exist, and its examples run."""
 
 import ast
 import doctest
@@ -17,13 +17,13 @@ MODULES = sorted(
 )
 
 
-def test_there_is_something_to_read():
+def test_files_are_found():
     assert len(PAGES) > 8
     assert len(MODULES) > 30
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_and_paths_lead_somewhere(page: Path):
+def test_links_and_paths_exist(page: Path):
     text = page.read_text()
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
         assert (page.parent / link).exists(), link

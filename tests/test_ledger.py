@@ -1,4 +1,4 @@
-"""Files that only grow: torn, held twice, full, and killed."""
+"""Append-only files: incomplete lines, locks, full disks and killed processes."""
 
 import json
 import multiprocessing
@@ -19,7 +19,7 @@ def lines(path: Path) -> list[dict]:
         return [row for row, _ in ledger.read()]
 
 
-def test_what_is_written_is_read_again(tmp_path: Path):
+def test_round_trip(tmp_path: Path):
     path = tmp_path / "folder" / "ledger.jsonl"
     with Ledger(path, SETTINGS) as ledger:
         ledger.append([{"a": "é\ud800\x00\n"}, {"b": None}])
@@ -31,7 +31,7 @@ def test_what_is_written_is_read_again(tmp_path: Path):
 
 @pytest.mark.parametrize("whole", [0, 1, 3])
 @pytest.mark.parametrize("length", [1, 100, 200_000])
-def test_a_torn_line_is_dropped_and_nothing_else(tmp_path: Path, whole: int, length: int):
+def test_only_an_incomplete_last_line_is_dropped(tmp_path: Path, whole: int, length: int):
     path = tmp_path / "ledger.jsonl"
     with Ledger(path, SETTINGS) as ledger:
         ledger.append([{"text": "x" * length} for _ in range(whole)])
@@ -60,7 +60,7 @@ def test_lines_without_settings_are_refused(tmp_path: Path):
         Ledger(path, SETTINGS)
 
 
-def test_damaged_settings_are_named(tmp_path: Path):
+def test_error_names_damaged_settings(tmp_path: Path):
     path = tmp_path / "ledger.jsonl"
     with Ledger(path, SETTINGS) as ledger:
         ledger.append([{}])
@@ -69,7 +69,7 @@ def test_damaged_settings_are_named(tmp_path: Path):
         Ledger(path, SETTINGS)
 
 
-def test_facts_are_kept_and_not_compared(tmp_path: Path):
+def test_facts_are_stored_and_not_compared(tmp_path: Path):
     path = tmp_path / "ledger.jsonl"
     with Ledger(path, SETTINGS) as ledger:
         ledger.append([{}])
@@ -78,7 +78,7 @@ def test_facts_are_kept_and_not_compared(tmp_path: Path):
         assert ledger.facts == {"model": "teacher", "stop": ["a"], "revision": "abc"}
 
 
-def test_two_at_a_time_are_refused(tmp_path: Path):
+def test_second_process_is_refused(tmp_path: Path):
     path = tmp_path / "ledger.jsonl"
     with Ledger(path, SETTINGS), pytest.raises(BlockingIOError, match="is being written by another process"):
         Ledger(path, SETTINGS)
@@ -96,7 +96,7 @@ def _fill(path: Path, reports) -> None:
         ledger.append([{"n": 5}])  # a short line still fits, and must not follow a torn one
 
 
-def test_what_fits_on_a_full_disk_is_kept(tmp_path: Path):
+def test_full_disk_keeps_complete_lines(tmp_path: Path):
     path = tmp_path / "ledger.jsonl"
     context = multiprocessing.get_context("fork")
     reports = context.SimpleQueue()
@@ -108,7 +108,7 @@ def test_what_fits_on_a_full_disk_is_kept(tmp_path: Path):
     assert lines(path) == [{"number": 0, "text": "x" * 15}, {"number": 1, "text": "x" * 15}, {"n": 5}]
 
 
-def test_no_room_at_all(tmp_path: Path):
+def test_full_disk_without_a_complete_line(tmp_path: Path):
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
     path = tmp_path / "ledger.jsonl"
@@ -131,7 +131,7 @@ def _append_until_killed(path: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_kill_9_loses_nothing_that_was_appended(tmp_path: Path):
+def test_appended_lines_survive_kill_9(tmp_path: Path):
     path = tmp_path / "ledger.jsonl"
     process = multiprocessing.get_context("fork").Process(target=_append_until_killed, args=(path,))
     process.start()
@@ -141,7 +141,7 @@ def test_kill_9_loses_nothing_that_was_appended(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("line", "message"), [("{", "line 2 is not JSON"), ("[1]", "line 2 is b'.1..n'; give one")])
-def test_malformed_lines_are_named(tmp_path: Path, line: str, message: str):
+def test_errors_name_malformed_lines(tmp_path: Path, line: str, message: str):
     path = tmp_path / "ledger.jsonl"
     path.write_text(f"{json.dumps({})}\n{line}\n")
     with pytest.raises(ValueError, match=message):

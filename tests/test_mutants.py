@@ -1,4 +1,4 @@
-"""The list of mutants fits the code; `make mutants` runs them."""
+"""The list of mutants matches the code; `make mutants` runs them."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from .mutants import ROOT, Mutant, read_mutants
 MUTANTS = read_mutants()
 
 
-def test_the_core_has_mutants():
+def test_number_of_mutants():
     assert len(MUTANTS) >= 40
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
 

@@ -1,4 +1,4 @@
-"""Declared dependencies are those that the package imports, and it imports where Unix's own modules are missing."""
+"""Declared dependencies are those that the package imports, and it can be imported without Unix-only modules."""
 
 import ast
 import re
@@ -38,7 +38,7 @@ def third_party(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_are_declared(path: Path):
-    """A base install has all but extras, and these are imported inside the functions that need them."""
+    """A base install has everything except extras, which are imported inside the functions that need them."""
     for distribution, indent in third_party(ast.parse(path.read_text())):
         assert distribution in BASE | EXTRAS, f"{distribution} is imported, but pyproject.toml does not name it"
         assert distribution in BASE or indent, f"{distribution} is an extra, but imported with the module"
@@ -49,8 +49,8 @@ def test_dependencies_are_used():
     assert BASE - used == set()
 
 
-def test_everything_but_the_sandbox_imports_without_unix_modules():
-    """The sandbox's own processes are for Linux and macOS, and so are the modules that start them."""
+def test_only_the_sandbox_needs_unix_modules():
+    """The processes of the sandbox are for Linux and macOS, and so are the modules that start them."""
     modules = sorted(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in PACKAGE.rglob("[a-z]*.py")

@@ -1,4 +1,4 @@
-"""Every recipe parses, keeps to the paper, and trains for two steps with tiny models of its own architectures."""
+"""Every recipe parses, follows the paper, and trains for two steps with tiny models of its architectures."""
 
 import re
 from pathlib import Path
@@ -36,7 +36,7 @@ def command_of(path: Path) -> str:
 
 
 def values_of(path: Path, flags: list[str]):
-    """Read a step's recipe as its command does."""
+    """Read the recipe of a step as its command does."""
     parser = RecipeParser(argument_types(command_of(path)), prog="trl-akd")
     return parser.dataclasses(parser.values(read_recipe(str(path)), flags))
 
@@ -57,13 +57,13 @@ def test_parses(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     values = parser.values(read_recipe(str(path)), ["--use_cpu", "true", "--output_dir", str(tmp_path)])
     script_args, training_args, model_args, _ = parser.dataclasses(values)
     assert script_args.dataset_name and model_args.model_name_or_path
-    assert (training_args.teacher_model_name_or_path is not None) == training_args.asks_teacher
+    assert (training_args.teacher_model_name_or_path is not None) == training_args.uses_teacher
     assert training_args.report_to == [] and not training_args.push_to_hub
 
 
 @pytest.mark.parametrize("path", [path for path in STEPS if "micro" not in path.parts], ids=name)
-def test_step_goes_with_the_training(path: Path, tmp_path: Path):
-    """It parses, and reads what the step before wrote where that wrote it."""
+def test_steps_of_a_recipe_fit_together(path: Path, tmp_path: Path):
+    """It parses, and its input paths are the output paths of the previous step."""
     trainings = [yaml.safe_load(config.read_text()) for config in CODEPLAN]
     beside = [yaml.safe_load(config.read_text()) for config in path.parent.glob("config*.yaml")]
     device = ["--use_cpu", "true"] if command_of(path) == "ranker train" else []
@@ -94,7 +94,7 @@ def test_benchmark_parses_and_predicts(path: Path):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=name)
-def test_says_what_matters(path: Path):
+def test_header_of_a_recipe(path: Path):
     content = yaml.safe_load(path.read_text())
     assert {"seed", "output_dir", "report_to", "push_to_hub"} <= content.keys()
     assert {"akd": "beta_strategy", "codeplan": "plan_weight", "iterkd": "contrastive_loss"}[
@@ -120,7 +120,7 @@ def test_commands_of_the_header_exist(path: Path):
 
 
 @pytest.mark.parametrize("path", AKD, ids=name)
-def test_keeps_to_the_paper(path: Path):
+def test_values_of_the_paper(path: Path):
     recipe = yaml.safe_load(path.read_text())
     assert recipe["learning_rate"] == 1e-5
     assert recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"] == 8
@@ -135,7 +135,7 @@ def test_keeps_to_the_paper(path: Path):
 
 
 @pytest.mark.parametrize("path", CODEPLAN, ids=name)
-def test_keeps_to_the_authors_code(path: Path):
+def test_values_of_the_authors_code(path: Path):
     recipe = yaml.safe_load(path.read_text())
     assert (recipe["plan_weight"], recipe["plan_head"], recipe["plan_objective"]) == (0.5, "separate", "ce")
     assert (recipe["learning_rate"], recipe["weight_decay"]) == (2e-5, 0.05)
@@ -145,7 +145,7 @@ def test_keeps_to_the_authors_code(path: Path):
 
 
 @pytest.mark.parametrize("path", ITERKD, ids=name)
-def test_cycles_are_as_the_method_page_says(path: Path):
+def test_cycles_match_the_method_page(path: Path):
     recipe = yaml.safe_load(path.read_text())
     assert (recipe["cycles"], recipe["contrastive_loss"], recipe["contrastive_weight"]) == (3, "dpo_norm", 1.0)
     assert 2 * recipe["new_easy"] == recipe["new_medium"] == recipe["new_hard"]

@@ -1,4 +1,4 @@
-"""The documentation's site: formulas and diagrams are drawn, and pages load nothing from other hosts."""
+"""The site of the documentation: formulas and diagrams are rendered, and pages load nothing from other hosts."""
 
 import html
 import re
@@ -57,7 +57,7 @@ def test_pages_load_nothing_from_other_hosts(site: Path, page: Path):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
 def test_a_browser_shows_the_formulas(site: Path):
-    """Without a network, the page of AKD has formulas with a size, in a browser that runs its scripts."""
+    """In a browser without a network, the formulas of AKD's page have a nonzero size."""
     probe = (
         "<script>addEventListener('load', () => {"
         "const boxes = [...document.querySelectorAll('math')].map(formula => formula.getBoundingClientRect());"

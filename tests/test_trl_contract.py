@@ -1,6 +1,6 @@
-"""Every part of TRL, transformers and accelerate that is not documented as stable and that this package leans on.
+"""All parts of TRL, transformers and accelerate that this package relies on without a documented guarantee.
 
-A failure here says what moved, before anything subtler breaks.
+A failure names the part that changed, before other tests fail for that reason.
 """
 
 import inspect
@@ -23,7 +23,7 @@ def test_types():
     assert GKDTrainer.__mro__[1] is SFTTrainer, "AKDTrainer calls GKDTrainer's parent's constructor"
 
 
-def test_gkd_arguments_are_kept():
+def test_arguments_of_gkd_are_accepted():
     kept = {"lmbda", "seq_kd", "temperature", "max_new_tokens", "teacher_model_name_or_path", "disable_dropout"}
     assert kept | {"teacher_model_init_kwargs", "beta"} <= set(GKDConfig.__dataclass_fields__)
     new = set(parameters(AKDTrainer.__init__))
@@ -60,7 +60,7 @@ def test_gkd_arguments_are_kept():
         (Trainer, "_push_from_checkpoint", ["self", "checkpoint_folder"]),
     ],
 )  # fmt: skip
-def test_overridden_methods_have_the_signature_we_override(owner, method, expected):
+def test_signatures_of_overridden_methods(owner, method, expected):
     assert parameters(getattr(owner, method)) == expected
 
 
@@ -69,20 +69,20 @@ def test_loss_is_not_divided_again():
     assert AKDTrainer.loss_is_scaled_for_ga is True
 
 
-def test_sft_trainer_sets_what_is_read():
+def test_attributes_of_sft_trainer():
     source = inspect.getsource(SFTTrainer.__init__)
     for attribute in ("self._tokenizer", "self.padding_free", "self._metrics", "self._total_train_tokens"):
         assert f"{attribute} =" in source, attribute
 
 
-def test_an_epoch_is_announced_before_its_first_batch():
-    """`DataCollatorForCodePLAN` is told of it, and must know before workers begin."""
+def test_epoch_begins_before_its_first_batch():
+    """`DataCollatorForCodePLAN` must be told the epoch before workers start."""
     source = inspect.getsource(Trainer._inner_training_loop)
     assert 0 < source.index("on_epoch_begin") < source.index("self._run_epoch(")
     assert "iter(train_dataloader)" in inspect.getsource(Trainer._run_epoch)
 
 
-def test_models_leave_named_tensors_out_of_what_they_save():
+def test_models_can_exclude_tensors_from_saving():
     """The plan head is saved beside the model, not in it."""
     assert "_keys_to_ignore_on_save" in inspect.getsource(PreTrainedModel.save_pretrained)
 
@@ -118,7 +118,7 @@ def test_packing_helpers():
     assert "padding_free" in DataCollatorForLanguageModeling.__dataclass_fields__
 
 
-def test_what_training_again_takes_off():
+def test_hooks_of_deepspeed():
     """`release_engine` removes by name what DeepSpeed's `destroy` leaves on the model."""
     engine = pytest.importorskip("deepspeed.runtime.engine")
     source = inspect.getsource(engine.DeepSpeedEngine)

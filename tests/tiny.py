@@ -1,4 +1,4 @@
-"""Tiny models, tokenizers and data, built on the spot."""
+"""Tiny models, tokenizers and data, created in the tests."""
 
 import random
 from pathlib import Path
@@ -34,7 +34,7 @@ SHORT_RUN: dict[str, Any] = {
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer of 258 tokens: the bytes, `<pad>` and `<|endoftext|>`, the name that Qwen2 insists on."""
+    """A byte-level tokenizer of 258 tokens: the bytes, `<pad>` and `<|endoftext|>`, the name that Qwen2 requires."""
     alphabet = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocab={**alphabet, "<pad>": 256, "<|endoftext|>": 257}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -85,7 +85,7 @@ _CONFIGS: dict[str, Any] = {
 def model(
     family: str = "llama", *, vocabulary: int = VOCABULARY, hidden: int = 32, seed: int = 0, **config: Any
 ) -> PreTrainedModel:
-    """A random model with logits far enough from uniform to tell tokens apart."""
+    """A random model whose logits are far enough from uniform to distinguish tokens."""
     torch.manual_seed(seed)
     settings = _CONFIGS[family](vocabulary, hidden)
     settings.eos_token_id, settings.bos_token_id, settings.pad_token_id = 257, None, 256

@@ -1,12 +1,12 @@
 r"""The learnable mixing coefficient of adaptive knowledge distillation (AKD, Eq. 13-17 and Algorithm 1).
 
-Departures from the paper, each argued in `docs/methods/akd.md`:
+Departures from the paper, each explained in `docs/methods/akd.md`:
 
-- Equation 16, the printed gradient of the regulariser, cancels to zero; the exact derivative of Eq. 13 is used.
-- Algorithm 1 writes the regulariser differently from Eq. 13 and thereby rewards the extremes that the text wants to
+- Equation 16, the printed gradient of the regularizer, cancels to zero; the exact derivative of Eq. 13 is used.
+- Algorithm 1 writes the regularizer differently from Eq. 13 and thereby rewards the extremes that the text wants to
   avoid; it is available as `regularizer="alg1"`.
-- β is drawn from the set of initial values by a seeded pick that depends on the epoch alone, so that every rank, and a
-  resumed run, agrees without communicating.
+- The draw of β from the initial values depends on the seed and the epoch alone, so that all ranks, and a resumed run,
+  agree without communication.
 """
 
 import math
@@ -17,12 +17,12 @@ from typing import Any, Literal, TypedDict, get_args
 
 import torch
 
-BetaStrategy = Literal["akd", "m1", "m2", "fixed", "random_epoch"]
+BetaStrategy = Literal["akd", "m1", "m2", "fixed", "random_epoch", "linear"]
 BetaRegularizer = Literal["eq13", "alg1", "eq16"]
 
 
 class AdaptiveBetaState(TypedDict):
-    """State from which β continues exactly."""
+    """Complete state of [`AdaptiveBeta`]."""
 
     settings: dict[str, Any]
     epoch: int
@@ -54,8 +54,8 @@ _REDRAWN = {"akd", "random_epoch"}
 class AdaptiveBeta:
     r"""Learnable mixing coefficient of forward and reverse KL.
 
-    AKD minimises \((1-\beta)\,\mathrm{KL} + \beta\,\mathrm{RKL}\) over the student while β ascends the same quantity
-    minus a regulariser (Eq. 14):
+    AKD minimizes \((1-\beta)\,\mathrm{KL} + \beta\,\mathrm{RKL}\) over the student while β ascends the same quantity
+    minus a regularizer (Eq. 14):
 
     \[ \min_\beta\; -\big[(1-\beta)\,\mathrm{KL} + \beta\,\mathrm{RKL}\big] + \mathrm{Reg}(\beta) \]
 
@@ -64,20 +64,21 @@ class AdaptiveBeta:
 
     Args:
         strategy (`str`, *optional*, defaults to `"akd"`):
-            `"akd"` (the paper's M3): ascent, and a new draw with a fresh optimiser at each epoch. `"m2"`: ascent, one
-            draw. `"m1"`: descent, one draw. `"fixed"`: always the first initial value. `"random_epoch"`: a new draw at
-            each epoch, and no updates.
+            `"akd"` (the paper's M3): ascent, with a new draw and a new optimizer in each epoch. `"m2"`: ascent, one
+            draw. `"m1"`: descent, one draw. `"fixed"`: always the first initial value. `"random_epoch"`: a new draw in
+            each epoch, and no updates. `"linear"`: from the first to the second of two values, linearly over all
+            training steps.
         initial_values (`Sequence[float]`, *optional*, defaults to `(0.1, 0.6)`):
-            Values in [0, 1] to draw from, each with the same probability.
+            Values in [0, 1] to draw from, each with the same probability; with `"linear"`, the first and the last one.
         learning_rate (`float`, *optional*, defaults to `0.01`):
-            Learning rate of the AdamW optimiser of β, without weight decay and without a scheduler.
+            Learning rate of the AdamW optimizer of β, without weight decay and without a scheduler.
         regularization (`float`, *optional*, defaults to `0.5`):
-            Strength λ of the regulariser, in nats.
+            Strength λ of the regularizer, in nats.
         eps (`float`, *optional*, defaults to `1e-4`):
-            Offset inside the logarithms of the regulariser.
+            Offset inside the logarithms of the regularizer.
         regularizer (`str`, *optional*, defaults to `"eq13"`):
             `"eq13"`, `"alg1"` (as Algorithm 1 prints it) or `"eq16"` (its printed gradient, which does
-            not regularise).
+            not regularize).
         seed (`int`, *optional*, defaults to `0`):
             Seed of the draws.
 
@@ -127,6 +128,11 @@ class AdaptiveBeta:
                 raise ValueError(
                     f"`initial_values` contains {initial_value!r}; beta mixes two divergences and must lie in [0, 1]."
                 )
+        if strategy == "linear" and len(initial_values) != 2:
+            raise ValueError(
+                f"`initial_values` has {len(initial_values)} values; give two with the strategy 'linear', the first "
+                "and the last value of beta, such as [0.1, 0.9]."
+            )
         _check_positive("learning_rate", learning_rate)
         _check_positive("eps", eps)
         if not (_is_number(regularization) and regularization >= 0.0 and math.isfinite(regularization)):
@@ -150,11 +156,16 @@ class AdaptiveBeta:
         return self.value if self.strategy == "fixed" else 0.5
 
     def update(self, means: Mapping[str, float], progress: float) -> float:
-        """Update β after an optimiser step from its means, as a [`trl_akd.losses.KnobSchedule`]."""
+        """Update β after an optimizer step from its means, as a [`trl_akd.losses.KnobSchedule`]."""
+        if self.strategy == "linear":
+            first, last = self.initial_values
+            with torch.no_grad():
+                self._beta.fill_(first + (last - first) * progress)
+            return self.value
         return self.step(means["forward_kl"], means["reverse_kl"])
 
     def step(self, forward_kl: float | torch.Tensor, reverse_kl: float | torch.Tensor) -> float:
-        """Update β once from the two mean divergences of an optimiser step (Eq. 14, 17).
+        """Update β once from the two mean divergences of an optimizer step (Eq. 14, 17).
 
         Args:
             forward_kl (`float` or 0-dim `torch.Tensor`):
@@ -163,7 +174,7 @@ class AdaptiveBeta:
                 Mean KL(student‖teacher), likewise.
 
         Returns:
-            `float`: The new value; unchanged with strategies that do not learn.
+            `float`: The new value; the old one with strategies that do not learn.
 
         Raises:
             ValueError: If a divergence is not finite; β is left unchanged.
@@ -184,7 +195,7 @@ class AdaptiveBeta:
         return self.value
 
     def reset(self) -> float:
-        """Begin the next epoch: strategies `"akd"` and `"random_epoch"` draw a new value and reset the optimiser.
+        """Begin the next epoch: strategies `"akd"` and `"random_epoch"` draw a new value and reset the optimizer.
 
         Returns:
             `float`: β for the new epoch.
@@ -195,7 +206,7 @@ class AdaptiveBeta:
         return self.value
 
     def begin_training(self) -> float:
-        """Return to the first epoch, with its value and a new optimiser, and return the value."""
+        """Return to the first epoch, with its value and a new optimizer, and return the value."""
         self.epoch = 0
         self._start()
         return self.value
@@ -244,13 +255,13 @@ class AdaptiveBeta:
         self._optimizer = torch.optim.AdamW([self._beta], lr=self.learning_rate, weight_decay=0.0)
 
     def _draw(self) -> float:
-        if self.strategy == "fixed":
+        if self.strategy in ("fixed", "linear"):
             return self.initial_values[0]
         return random.Random(f"{self.seed}:{self.epoch}").choice(self.initial_values)
 
     def _penalty(self) -> torch.Tensor:
         offset = self._beta - 0.5
-        # At exactly 0.5 the absolute value has no slope; the slope from below is used.
+        # At exactly 0.5 the absolute value has no derivative; the one from below is used.
         distance = torch.where(offset == 0, -offset, offset.abs())
         return self.regularization * REGULARIZERS[self.regularizer](distance, self.eps)
 

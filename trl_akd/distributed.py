@@ -269,9 +269,8 @@ def leave_process_groups() -> None:
     for holder in gc.get_referrers(*found.values()):
         if holder is not found and holder is not groups:
             _drop_references(holder)
-    for (
-        function
-    ) in objects:  # defaults such as `group=dist.group.WORLD` of modules imported after the group was created
+    # Modules imported after the group was created have functions with defaults such as `group=dist.group.WORLD`.
+    for function in objects:
         defaults = function.__defaults__ or () if type(function) is FunctionType else ()
         if any(type(default) in _HOLDING_GROUPS for default in defaults):
             function.__defaults__ = tuple(None if type(each) in _HOLDING_GROUPS else each for each in defaults)

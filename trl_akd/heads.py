@@ -1,6 +1,6 @@
-"""The two parts of a language model that the fused losses need: its final hidden states and its LM head.
+"""Final hidden states and LM head of a language model, the two parts that the fused losses need.
 
-The model is causal, or an encoder-decoder, whose final hidden states are the decoder's.
+The model is causal, or an encoder-decoder, whose final hidden states are those of the decoder.
 """
 
 import math
@@ -15,14 +15,14 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from .distributed import gathered
 from .losses.lm_head import LMHead
 
-# Keys of a model's forward that its backbone shares.
+# Arguments that a model's forward passes to its backbone.
 BACKBONE_INPUTS = ("input_ids", "attention_mask", "position_ids", "decoder_input_ids")
 _PROBE_LENGTH = 4
 
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Keep `model` in eval mode, without dropout, within the context."""
+    """Set a model to eval mode inside the context."""
     was_training = model.training
     model.eval()
     try:
@@ -32,10 +32,10 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def lm_head(model: Any) -> LMHead:
-    """Return the LM head of `model`, a language model or a PEFT model around one.
+    """Return the LM head of a language model or PEFT model.
 
     Raises:
-        ValueError: If the head carries an adapter, which a matrix product with its weight would ignore.
+        ValueError: If the LM head has an adapter, which a matrix product with its weight would ignore.
     """
     layer = model.get_output_embeddings()
     if layer is None or not hasattr(layer, "weight"):
@@ -43,20 +43,20 @@ def lm_head(model: Any) -> LMHead:
     layer = _trained_copy(layer)
     if hasattr(layer, "base_layer"):
         raise ValueError(
-            "`lm_head` carries a PEFT adapter, which the fused loss would not train; take 'lm_head' out of "
-            "`lora_target_modules`, or list it under `lora_modules_to_save` to train it whole."
+            "`lm_head` has a PEFT adapter, which the fused loss would not train; remove 'lm_head' from "
+            "`lora_target_modules`, or add it to `lora_modules_to_save` to train all of its weights."
         )
     return head_of(layer, model)
 
 
 def head_of(layer: Any, model: Any) -> LMHead:
-    """Return `layer` as an LM head of `model`, which may scale and bound the logits further.
+    """Return a linear layer as an LM head, with the scale and cap of a model's logits.
 
     Args:
         layer (`torch.nn.Linear`):
-            Projects hidden states to logits.
+            Layer that projects hidden states to logits.
         model (`PreTrainedModel` or `PeftModel`):
-            The model whose hidden states these are.
+            Model whose hidden states are projected.
     """
     config = model.config.get_text_config()
     return LMHead(
@@ -68,14 +68,14 @@ def head_of(layer: Any, model: Any) -> LMHead:
 
 
 def compiler(options: Mapping[str, Any] | None) -> Callable[[Any], AbstractContextManager[None]]:
-    """Return a context manager within which the backbone of a model, always the same one, runs compiled.
+    """Return a context manager inside which the backbone of a model is compiled; it is for one model only.
 
-    Outside of it the backbone runs uncompiled, so that generation, whose shapes change with every token, compiles
-    nothing.
+    Outside the context the backbone runs uncompiled, so that generation, whose shapes change with every token, causes
+    no recompilation.
 
     Args:
         options (`Mapping`, *optional*):
-            Arguments of [`torch.compile`]; `None` compiles nothing.
+            Arguments of [`torch.compile`]; `None` to compile nothing.
     """
     if options is None:
         return nullcontext
@@ -88,7 +88,7 @@ def compiler(options: Mapping[str, Any] | None) -> Callable[[Any], AbstractConte
         for part, call in compiled:
             part._compiled_call_impl = call
         try:
-            # DDP's own optimiser of graphs cannot split those that hold gradient checkpoints.
+            # DDP's graph optimizer cannot split graphs that contain gradient checkpoints.
             with torch._dynamo.config.patch(optimize_ddp=False):
                 yield
         finally:
@@ -99,7 +99,7 @@ def compiler(options: Mapping[str, Any] | None) -> Callable[[Any], AbstractConte
 
 
 def _backbone(model: Any) -> list[nn.Module]:
-    """Return the modules that turn tokens into final hidden states."""
+    """Return the modules that compute the final hidden states."""
     lm = _without_adapter(model)
     return [lm.get_encoder(), lm.get_decoder()] if lm.config.is_encoder_decoder else [lm.base_model]
 
@@ -109,24 +109,24 @@ def _without_adapter(model: Any) -> Any:
 
 
 def final_hidden_states(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
-    """Return the hidden states `[B, T, H]` that enter the LM head of `model`; T counts `decoder_input_ids`, if any."""
-    lm, read = _without_adapter(model), {key: inputs[key] for key in BACKBONE_INPUTS if key in inputs}
+    """Return the hidden states `[B, T, H]` that enter the LM head, where T is the length of the decoder's input."""
+    lm, known = _without_adapter(model), {key: inputs[key] for key in BACKBONE_INPUTS if key in inputs}
     if lm.config.is_encoder_decoder:
-        return _decoder_hidden_states(lm, **read)
-    hidden: torch.Tensor = lm.base_model(**read, use_cache=False).last_hidden_state
+        return _decoder_hidden_states(lm, **known)
+    hidden: torch.Tensor = lm.base_model(**known, use_cache=False).last_hidden_state
     return hidden
 
 
 def hidden_states_and_router_loss(model: Any, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the final hidden states and the load-balancing loss, unweighted, of a mixture-of-experts model.
+    """Return the final hidden states and the unweighted load-balancing loss of a mixture-of-experts model.
 
-    The loss is a 0-dim tensor, and that of Mixtral, which all such models of transformers share. Padding is left out.
+    The loss is a 0-dim tensor. It is Mixtral's, as in all such models of transformers, and excludes padding.
     """
     lm, config = _without_adapter(model), model.config.get_text_config()
-    read = {key: inputs[key] for key in BACKBONE_INPUTS if key in inputs}
-    output = lm.base_model(**read, use_cache=False, output_router_logits=True)
+    known = {key: inputs[key] for key in BACKBONE_INPUTS if key in inputs}
+    output = lm.base_model(**known, use_cache=False, output_router_logits=True)
     loss = load_balancing_loss_func(
-        output.router_logits, config.num_experts, config.num_experts_per_tok, read.get("attention_mask")
+        output.router_logits, config.num_experts, config.num_experts_per_tok, known.get("attention_mask")
     )
     return output.last_hidden_state, torch.as_tensor(loss)
 
@@ -134,10 +134,10 @@ def hidden_states_and_router_loss(model: Any, inputs: Mapping[str, Any]) -> tupl
 def _decoder_hidden_states(
     model: Any, input_ids: torch.Tensor, decoder_input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    read = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    encoded = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
     output = model.get_decoder()(
         input_ids=decoder_input_ids,
-        encoder_hidden_states=read,
+        encoder_hidden_states=encoded,
         encoder_attention_mask=attention_mask,
         use_cache=False,
     )
@@ -147,16 +147,15 @@ def _decoder_hidden_states(
 
 @torch.no_grad()
 def verify_head(model: Any, input_ids: torch.Tensor, *, role: str) -> None:
-    """Check that backbone and head together give the logits that `model` itself gives.
+    """Check on four tokens that `final_hidden_states` and `lm_head` reproduce the logits of a model.
 
-    Architectures differ in what they do to logits (scales, caps, extra projections). Four tokens tell whether
-    `final_hidden_states` and `lm_head` describe this one.
+    Architectures may scale, cap or project logits further.
 
     Args:
         model (`PreTrainedModel`):
-            Model whose parameters are all available.
+            Model whose parameters are all gathered.
         input_ids (`torch.Tensor` of shape `[B, T]`):
-            Tokens of which the first few are used.
+            Tokens, of which the first four are used.
         role (`str`):
             `"student"` or `"teacher"`, for the message.
 
@@ -166,8 +165,8 @@ def verify_head(model: Any, input_ids: torch.Tensor, *, role: str) -> None:
     probe = {"input_ids": input_ids[:1, :_PROBE_LENGTH]}
     if model.config.is_encoder_decoder:
         probe["decoder_input_ids"] = probe["input_ids"]
-    # Not `model(...)`: inside DeepSpeed's forward, the hooks of a nested call would end the outer one early. Nor
-    # `model.forward(...)`: accelerate may have wrapped it in a lower precision.
+    # Not `model(...)`: inside DeepSpeed's forward, the hooks of a nested call would end the outer one early. Not
+    # `model.forward(...)` either: accelerate may have wrapped it in a lower precision.
     expected = type(model).forward(model, **probe, use_cache=False).logits
     hidden = final_hidden_states(model, probe)
     head = lm_head(model)
@@ -176,25 +175,25 @@ def verify_head(model: Any, input_ids: torch.Tensor, *, role: str) -> None:
     tolerance = 1e-3 if expected.dtype == found.dtype == torch.float32 else 5e-2
     if not _close(found.float(), expected.float(), tolerance):
         raise ValueError(
-            f"the {role} ({type(model).__name__}) turns hidden states into logits in a way that the fused loss does "
-            "not reproduce; please report the architecture."
+            f"the {role} ({type(model).__name__}) computes logits from hidden states in a way that the fused loss "
+            "does not reproduce; please report the architecture."
         )
 
 
 @torch.no_grad()
 def verify_packing(model: Any, input_ids: torch.Tensor, *, role: str) -> None:
-    """Check that `model` keeps packed samples apart when it is told their positions.
+    """Check that packed samples with `position_ids` do not attend to each other.
 
     Args:
         model (`PreTrainedModel`):
-            Model whose parameters are all available.
+            Model whose parameters are all gathered.
         input_ids (`torch.Tensor` of shape `[1, T]`):
-            Tokens of which the first few are used.
+            Tokens, of which the first four are used.
         role (`str`):
             `"student"` or `"teacher"`, for the message.
 
     Raises:
-        ValueError: If a sample sees its neighbour.
+        ValueError: If a sample attends to another.
     """
     sample = input_ids[:1, :_PROBE_LENGTH]
     positions = torch.arange(sample.shape[1], device=sample.device)[None]
@@ -205,12 +204,12 @@ def verify_packing(model: Any, input_ids: torch.Tensor, *, role: str) -> None:
         attention = getattr(model.config, "_attn_implementation", None)
         raise ValueError(
             f"`packing` is on, but the {role} ({type(model).__name__}, attn_implementation={attention!r}) lets packed "
-            "samples attend to one another; set attn_implementation='flash_attention_2', or packing=False."
+            "samples attend to each other; set attn_implementation='flash_attention_2', or packing=False."
         )
 
 
 def _close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
-    """Compare up to a fraction of the largest value; values that are not finite count as close."""
+    """Return whether tensors differ by at most a fraction of the largest value, or the largest value is not finite."""
     largest = expected.abs().max()
     return not bool(torch.isfinite(largest)) or bool((found - expected).abs().max() <= tolerance * largest)
 

@@ -25,7 +25,7 @@ def config(tmp_path: Path) -> Callable[..., AKDConfig]:
 
 @pytest.fixture
 def trainer(pair: tuple[str, str], config: Callable[..., AKDConfig]) -> Callable[..., AKDTrainer]:
-    """Make a trainer of the tiny pair; settings of the trainer by name, all others go to the configuration."""
+    """Create a trainer of the tiny pair; settings that are not arguments of the trainer go to the configuration."""
 
     def make(
         model: Any = None,

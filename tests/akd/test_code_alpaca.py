@@ -1,4 +1,4 @@
-"""AKD on real instructions, by the recipe and the command line, with models made on the spot."""
+"""AKD on real instructions, by the recipe and the command line, with models created in the test."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`torch_compile` compiles the student's backbone, and changes nothing else.
+"""`torch_compile` compiles the student's backbone and has no other effect.
 
 Backend `eager` traces and splits graphs as every backend does, and needs no compiler of C++.
 """
@@ -14,7 +14,7 @@ from tests import tiny
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    """transformers hands the settings to accelerate by the environment."""
+    """Remove environment variables, by which transformers passes the settings to accelerate."""
     before = dict(os.environ)
     torch._dynamo.reset()
     counters.clear()
@@ -47,7 +47,7 @@ def lora():
         pytest.param("llama", {"adapter": True}, marks=pytest.mark.slow),
     ],
 )
-def test_student_is_compiled_and_learns_the_same(pair, config, family, settings):
+def test_compiled_student_has_the_same_losses(pair, config, family, settings):
     from trl_akd import AKDTrainer
 
     settings = dict(settings)
@@ -75,7 +75,7 @@ def test_student_is_compiled_and_learns_the_same(pair, config, family, settings)
         assert torch.allclose(weight, compiled.model.state_dict()[name], atol=1e-5), name
 
 
-def test_generation_compiles_nothing(trainer):
+def test_generation_is_not_compiled(trainer):
     made = trainer(torch_compile=True, torch_compile_backend="eager", lmbda=1.0, max_new_tokens=8)
     made._train_batch_size, made.model_wrapped = 4, made.model
     made.get_batch_samples(iter(made.get_train_dataloader()), 2, torch.device("cpu"))
@@ -99,7 +99,7 @@ def test_evaluation_and_metrics_from_logits(trainer):
 
 
 @pytest.mark.slow
-def test_a_compiled_student_is_saved_as_any_other(trainer, tmp_path):
+def test_compilation_does_not_change_the_saved_student(trainer, tmp_path):
     from transformers import AutoModelForCausalLM
 
     made = trainer(

@@ -11,7 +11,7 @@ def make(**settings):
     return AKDConfig(output_dir="unused", use_cpu=True, report_to="none", **settings)
 
 
-def test_defaults_are_the_papers():
+def test_defaults_follow_the_paper():
     config = make()
     assert (config.learning_rate, config.per_device_train_batch_size, config.max_length) == (1e-5, 8, 512)
     assert (config.beta_strategy, config.beta_initial_values) == ("akd", [0.1, 0.6])
@@ -19,7 +19,7 @@ def test_defaults_are_the_papers():
     assert (config.lmbda, config.seq_kd, config.kd_temperature, config.ce_weight) == (0.0, False, 1.0, 0.0)
 
 
-def test_a_machine_without_bf16_needs_no_flag():
+def test_bf16_is_off_by_default_without_support():
     assert AKDConfig(output_dir="unused").bf16 is False
 
 
@@ -43,7 +43,7 @@ def test_docstring_lists_the_fields_that_are_added_or_changed():
     [
         ({"divergence": "kll"}, "`divergence`: 'kll' is not a divergence; choose one of 'akd'"),
         ({"divergence": None}, "`divergence`: None is not"),
-        ({"divergence_kwargs": {"beta": 0.5}}, "'akd' takes its beta from `beta` and `beta_strategy`"),
+        ({"divergence_kwargs": {"beta": 0.5}}, "'akd' takes β from `beta` and `beta_strategy`"),
         ({"divergence": "jsd", "beta": 0.5}, "`beta` is 0.5, which has no effect with divergence='jsd'; use"),
         ({"divergence": "jsd", "beta_strategy": "m1"}, "`beta_strategy` is 'm1', which has no effect with"),
         ({"divergence": "jsd", "divergence_kwargs": {"alpha": 0.5}}, "has no knob 'alpha'; it takes 'beta'"),

@@ -1,4 +1,4 @@
-"""A `teacher_model` of the user's own class, with dense and sparse signals."""
+"""Custom classes as `teacher_model`, with dense and sparse signals."""
 
 from contextlib import contextmanager
 
@@ -12,7 +12,7 @@ from trl_akd.losses import LMHead
 from trl_akd.teachers import DenseSignal, SparseSignal
 
 
-class Halves:
+class AverageTeacher:
     """Average the logits of language models."""
 
     def __init__(self, *models):
@@ -28,7 +28,8 @@ class Halves:
 
 
 class TopK:
-    """Keep the most probable tokens of a language model, and the mass of the others, while the context is open."""
+    """Return the most probable tokens of a language model and the total probability of the others, inside the
+    context."""
 
     def __init__(self, model, k, temperature=1.0):
         self.model, self.k, self.temperature = model, k, temperature
@@ -44,8 +45,8 @@ class TopK:
         return SparseSignal.from_logits(self.logits, self.k, self.temperature)
 
 
-class Observed:
-    """A teacher with the methods of the former interface."""
+class DeprecatedTeacher:
+    """A teacher with the deprecated methods."""
 
     vocabulary_size = 300
 
@@ -67,11 +68,11 @@ def losses(made):
     return [log["loss"] for log in made.state.log_history if "loss" in log]
 
 
-def test_a_model_twice_is_the_model(pair, config):
+def test_average_of_equal_models_is_the_model(pair, config):
     teacher = tiny.model("qwen2", hidden=48, seed=2)
     settings = {"train_dataset": tiny.rows(8), "processing_class": tiny.tokenizer()}
     expected = losses(AKDTrainer(tiny.model(seed=1), teacher, config(), **settings))
-    own = AKDTrainer(tiny.model(seed=1), Halves(teacher, teacher), config(), **settings)
+    own = AKDTrainer(tiny.model(seed=1), AverageTeacher(teacher, teacher), config(), **settings)
     assert own.teacher_model is None
     assert losses(own) == pytest.approx(expected, rel=1e-4)
 
@@ -80,7 +81,7 @@ def test_the_logits_are_averaged(pair, config):
     models = tiny.model("qwen2", hidden=48, seed=2), tiny.model("llama", seed=3)
     made = AKDTrainer(
         tiny.model(seed=1),
-        Halves(*models),
+        AverageTeacher(*models),
         config(beta_strategy="fixed", beta=0.0, normalization="token"),
         train_dataset=tiny.rows(8),
         processing_class=tiny.tokenizer(),
@@ -96,7 +97,7 @@ def test_the_logits_are_averaged(pair, config):
 
 
 def test_a_smaller_vocabulary(pair, config):
-    teacher = Halves(tiny.model("qwen2", vocabulary=300))
+    teacher = AverageTeacher(tiny.model("qwen2", vocabulary=300))
     teacher.vocabulary_size = 300
     made = AKDTrainer(pair[0], teacher, config(lmbda=1.0, max_new_tokens=4), train_dataset=tiny.rows(8))
     assert made.vocabulary_size == 300
@@ -109,27 +110,27 @@ def test_a_smaller_vocabulary(pair, config):
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"seq_kd": True}, "`seq_kd` is set, but a `Teacher` of your own generates no text"),
-        ({"teacher_device": "cpu"}, "`teacher_device` is set, but a `Teacher` of your own chooses"),
+        ({"seq_kd": True}, "`seq_kd` is set, but a custom `Teacher` generates no text"),
+        ({"teacher_device": "cpu"}, "`teacher_device` is set, but a custom `Teacher` chooses"),
     ],
 )
 def test_options_of_a_loaded_teacher(pair, config, settings, complaint):
     with pytest.raises(ValueError, match=complaint):
-        AKDTrainer(pair[0], Halves(tiny.model()), config(**settings), train_dataset=tiny.rows(4))
+        AKDTrainer(pair[0], AverageTeacher(tiny.model()), config(**settings), train_dataset=tiny.rows(4))
 
 
-def test_codeplan_learns_from_it_too(pair, tmp_path):
+def test_codeplan_accepts_a_custom_teacher(pair, tmp_path):
     from datasets import Dataset
 
     rows = Dataset.from_dict({"problem": ["Add."] * 4, "solution": ["a + b"] * 4, "plan": ["Use +."] * 4})
     settings = {**tiny.SHORT_RUN, "output_dir": str(tmp_path), "max_length": 256}
     args = CodePLANConfig(**settings, code_objective="akd")
-    made = CodePLANTrainer(pair[0], Halves(tiny.model("qwen2", seed=2)), args, train_dataset=rows)
+    made = CodePLANTrainer(pair[0], AverageTeacher(tiny.model("qwen2", seed=2)), args, train_dataset=rows)
     assert all(loss > 0 for loss in losses(made))
 
 
 @pytest.mark.parametrize("settings", [{}, {"divergence": "jsd"}, {"lmbda": 1.0, "max_new_tokens": 4}])
-def test_all_tokens_sparse_are_the_model(pair, config, settings):
+def test_sparse_signal_of_all_tokens_is_exact(pair, config, settings):
     teacher = tiny.model("qwen2", hidden=48, seed=2)
     common = {"train_dataset": tiny.rows(8), "eval_dataset": tiny.rows(4), "processing_class": tiny.tokenizer()}
     settings = {"eval_strategy": "steps", "eval_steps": 1, **settings}
@@ -143,8 +144,8 @@ def test_all_tokens_sparse_are_the_model(pair, config, settings):
     assert ("kd/beta" in sparse.state.log_history[0]) == ("divergence" not in settings)
 
 
-def test_a_few_tokens_teach_towards_the_whole(pair, config):
-    """Training on four tokens and a tail lowers the divergence of the whole distributions."""
+def test_sparse_signal_lowers_the_full_divergence(pair, config):
+    """Training on four tokens and a tail lowers the divergence between the full distributions."""
     teacher = tiny.model("qwen2", hidden=48, seed=2)
     student = tiny.model(seed=1)
     settings = {"train_dataset": tiny.rows(8), "processing_class": tiny.tokenizer()}
@@ -164,11 +165,13 @@ def test_a_sparse_teacher_at_another_temperature(pair, config):
     assert losses(AKDTrainer(pair[0], teacher, config(kd_temperature=2.0), train_dataset=tiny.rows(8)))
 
 
-def test_the_former_interface(pair, config):
+def test_deprecated_interface(pair, config):
     model = tiny.model("qwen2", vocabulary=300, seed=2)
-    with pytest.warns(FutureWarning, match=r"Observed\) has the methods `observe` and `knowledge`.*deprecated"):
-        made = AKDTrainer(pair[0], Observed(model), config(), train_dataset=tiny.rows(8))
-    teacher = Halves(model)
+    with pytest.warns(
+        FutureWarning, match=r"DeprecatedTeacher\) has the methods `observe` and `knowledge`.*deprecated"
+    ):
+        made = AKDTrainer(pair[0], DeprecatedTeacher(model), config(), train_dataset=tiny.rows(8))
+    teacher = AverageTeacher(model)
     teacher.vocabulary_size = 300
     expected = losses(AKDTrainer(pair[0], teacher, config(), train_dataset=tiny.rows(8)))
     assert losses(made) == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""Evaluation is a function of the student and the data alone."""
+"""Evaluation depends on the student and the data alone."""
 
 import pytest
 import torch
@@ -36,14 +36,14 @@ def test_an_unchanged_student_has_the_same_loss_in_every_epoch(trainer, strategy
     )
 
 
-def test_a_fixed_mix_is_that_of_the_evaluation(trainer):
+def test_evaluation_uses_a_fixed_mix(trainer):
     found = trainer(eval_dataset=tiny.rows(5, seed=1), beta_strategy="fixed", beta=0.2).evaluate()
     expected = 0.8 * found["eval_kd/forward_kl"] + 0.2 * found["eval_kd/reverse_kl"]
     assert found["eval_loss"] == pytest.approx(expected, rel=1e-6)
     assert "eval_training_loss" not in found
 
 
-def test_loss_of_a_batch_in_evaluation_does_not_follow_beta(trainer):
+def test_evaluation_loss_of_a_batch_does_not_depend_on_beta(trainer):
     made = trainer()
     batch = next(iter(made.get_train_dataloader()))
     made.model.eval()
@@ -55,8 +55,8 @@ def test_loss_of_a_batch_in_evaluation_does_not_follow_beta(trainer):
     assert losses[0] == losses[1]
 
 
-def test_training_stops_by_the_student_not_by_the_draw(trainer):
-    """Both divergences fall in every epoch, so nothing stops, and the last checkpoint is the best."""
+def test_early_stopping_depends_on_the_student_not_on_the_draw(trainer):
+    """Both divergences fall in every epoch, so training does not stop, and the last checkpoint is the best."""
     made = trainer(
         eval_dataset=tiny.rows(8),
         eval_strategy="epoch",
@@ -78,7 +78,7 @@ def test_training_stops_by_the_student_not_by_the_draw(trainer):
 
 
 @pytest.mark.parametrize("metric", ["eval_kd/forward_kl", "eval_entropy", "eval_kd/student_nll"])
-def test_any_metric_chooses_the_best_checkpoint(trainer, metric):
+def test_any_metric_selects_the_best_checkpoint(trainer, metric):
     made = trainer(
         eval_dataset=tiny.rows(4, seed=1),
         eval_strategy="steps",
@@ -94,7 +94,7 @@ def test_any_metric_chooses_the_best_checkpoint(trainer, metric):
     assert made.state.best_metric == min(logs(made, metric))
 
 
-def test_a_resumed_run_evaluates_alike(trainer, tmp_path):
+def test_resumed_run_has_the_same_evaluations(trainer, tmp_path):
     settings = {
         "eval_dataset": tiny.rows(5, seed=1),
         "eval_strategy": "epoch",
@@ -111,7 +111,7 @@ def test_a_resumed_run_evaluates_alike(trainer, tmp_path):
 
 
 @pytest.mark.parametrize("rows", [3, 6])
-def test_rows_are_dropped_from_training_alone(trainer, rows):
+def test_rows_are_dropped_only_from_training(trainer, rows):
     found, expected = (
         trainer(eval_dataset=tiny.rows(rows, seed=1), train_dataset=tiny.rows(9), dataloader_drop_last=drop)
         for drop in (True, False)
@@ -124,7 +124,7 @@ def test_rows_are_dropped_from_training_alone(trainer, rows):
     assert len(found.get_train_dataloader()) == 2 < len(expected.get_train_dataloader())
 
 
-def test_a_stream_is_evaluated_whole(trainer):
+def test_stream_is_evaluated_completely(trainer):
     rows = tiny.rows(7, seed=1)
     found = trainer(eval_dataset=rows.to_iterable_dataset()).evaluate()
     expected = trainer(eval_dataset=rows).evaluate()
@@ -132,7 +132,7 @@ def test_a_stream_is_evaluated_whole(trainer):
 
 
 @pytest.mark.parametrize("settings", [{}, {"normalization": "token"}, {"packing": True, "max_length": 48}])
-def test_repeated_rows_do_not_count(trainer, settings):
+def test_repeated_rows_are_ignored(trainer, settings):
     made = trainer(train_dataset=tiny.rows(20), **settings)
     made.model.train()
     rows = [made.train_dataset[index] for index in range(4)]

@@ -1,4 +1,4 @@
-"""Students that are mixtures of experts: the load-balancing loss of their routers."""
+"""Load-balancing loss of students that are mixtures of experts."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def make(pair, config):
 
 @pytest.mark.parametrize("kind", [MixtralConfig, Qwen2MoeConfig, Qwen3MoeConfig])
 @pytest.mark.parametrize("training", [True, False])
-def test_the_models_own_router_loss_is_added(make, kind, training):
+def test_router_loss_of_the_model_is_added(make, kind, training):
     made = make(kind, router_aux_loss_coef=0.5)
     assert made.aux_loss_enabled
     batch = made.data_collator([made.train_dataset[index] for index in range(3)])
@@ -88,7 +88,7 @@ def test_it_is_averaged_over_accumulation_and_logged(make):
     assert results["eval_loss"] < 1.5 < whole.state.log_history[-1]["eval_aux_loss"]
 
 
-def test_the_coefficient_is_the_models_own_or_none(make):
+def test_coefficient_defaults_to_that_of_the_model(make):
     assert make().router_aux_loss_coef == 0.001
     off = make(router_aux_loss_coef=0.0)
     assert not off.aux_loss_enabled

@@ -1,4 +1,4 @@
-"""What a user of TRL's `GKDTrainer` passes and overrides.
+"""Arguments and overridden methods of users of TRL's `GKDTrainer`.
 
 The cases of TRL's own tests of `GKDTrainer`, adapted to tiny local models. A case that must fail here is one of
 `docs/methods/akd.md`, section "Differences from GKDTrainer".
@@ -71,7 +71,7 @@ def test_trains_evaluates_and_saves(trainer, tmp_path):
 @pytest.mark.parametrize(
     "kind", ["dataset", "stream", "dataset_dict", "stream_dict", "dict", "dict_of_streams", "none"]
 )
-def test_forms_of_evaluation_data(trainer, kind):
+def test_types_of_evaluation_data(trainer, kind):
     rows = conversations()
     streamed = rows.to_iterable_dataset()
     data = {
@@ -125,7 +125,7 @@ def test_loss_is_divided_by_the_items_given(trainer, normalization, training):
             assert made.compute_loss(made.model, batch, num_items_in_batch=2 * given) == pytest.approx(float(mean) / 2)
 
 
-def test_loss_covers_all_completion_tokens_whatever_the_prompts(trainer):
+def test_loss_covers_all_completion_tokens_for_any_prompt_lengths(trainer):
     turns = [
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there, how are you?"}],
         [
@@ -141,7 +141,7 @@ def test_loss_covers_all_completion_tokens_whatever_the_prompts(trainer):
     assert texts == [f"{row[1]['content']}\n<|endoftext|>" for row in turns]
 
 
-def test_a_loss_of_ones_own(pair, config):
+def test_custom_loss(pair, config):
     class Own(AKDTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
@@ -152,7 +152,7 @@ def test_a_loss_of_ones_own(pair, config):
     assert all(log["loss"] > 0 for log in made.state.log_history if "loss" in log)
 
 
-def test_a_loss_around_ours(pair, config):
+def test_custom_loss_that_calls_super(pair, config):
     class Half(AKDTrainer):
         def compute_loss(self, *args, **kwargs):
             return super().compute_loss(*args, **kwargs) / 2
@@ -169,15 +169,15 @@ def test_a_loss_around_ours(pair, config):
 
 @pytest.mark.parametrize("hook", sorted(_NEVER_CALLED))
 @pytest.mark.parametrize("base", [AKDTrainer, CodePLANTrainer, IterKDTrainer])
-def test_a_hook_that_would_never_be_called_is_refused(pair, tmp_path, hook, base):
+def test_override_without_effect_is_refused(pair, tmp_path, hook, base):
     parent = type("Parent", (base,), {hook: lambda *args: None})
     child = type("Child", (parent,), {})
     with pytest.raises(TypeError, match=rf"Parent overrides `{hook}`, which .* never calls.*override `"):
         child(pair[0], pair[1], None, train_dataset=Dataset.from_dict({"instruction": ["x"]}))
 
 
-def test_no_other_hook_is_left_out():
-    """Every method that an overridden method would have called is called elsewhere, or refused."""
+def test_all_other_overrides_are_called():
+    """Methods that an overridden method would have called are called elsewhere, or overrides of them are refused."""
 
     def called_in(function) -> set[str]:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
@@ -255,7 +255,7 @@ def test_parallelism_within_a_row_is_refused(trainer, monkeypatch, method):
 
 @pytest.mark.parametrize("settings", [{"lmbda": 1.0}, {"seq_kd": True}, {"lmbda": 0.5, "seq_kd": True}])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_prompts_alone_where_all_text_is_generated(trainer, settings, streaming):
+def test_prompts_without_completions_if_all_text_is_generated(trainer, settings, streaming):
     rows = tiny.rows(8).select_columns("prompt")
     made = trainer(
         train_dataset=rows.to_iterable_dataset() if streaming else rows,
@@ -268,7 +268,7 @@ def test_prompts_alone_where_all_text_is_generated(trainer, settings, streaming)
     assert made.evaluate()["eval_loss"] > 0
 
 
-def test_prompts_alone_are_not_enough_otherwise(trainer):
+def test_prompts_without_completions_are_refused_otherwise(trainer):
     rows = tiny.rows(4).select_columns("prompt")
     with pytest.raises(
         ValueError,
@@ -280,7 +280,7 @@ def test_prompts_alone_are_not_enough_otherwise(trainer):
 
 
 def test_reasoning_template_is_sampled_from_as_at_inference(trainer):
-    """The prompt in training may end otherwise than the one that text is generated from."""
+    """The prompt in training may end differently from the one that text is generated from."""
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = CHAT.replace("<assistant>{% endif", "<assistant><think>{% endif")
     made = trainer(
@@ -368,7 +368,7 @@ def test_completions_are_logged_by_trls_callback(trainer, monkeypatch, form):
     assert made.evaluate(rows)["eval_loss"] > 0
 
 
-def test_an_evaluation_dataset_named_train_is_no_training_data(trainer):
+def test_evaluation_dataset_named_train_is_not_training_data(trainer):
     prompts, rows = tiny.rows(4).remove_columns("completion"), tiny.rows(3, seed=1)
     settings = {"train_dataset": prompts, "lmbda": 1.0, "max_new_tokens": 4}
     made = trainer(eval_dataset={"train": rows, "other": rows}, **settings)

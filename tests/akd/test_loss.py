@@ -127,15 +127,15 @@ def test_scaled_and_capped_logits(trainer):
         assert loss.item() == pytest.approx(by_hand(made, batch, made.adaptive_beta.value).item(), rel=1e-4)
 
 
-def test_unknown_twist_of_the_logits_is_refused(trainer):
-    class Twisted(LlamaForCausalLM):
+def test_unknown_transformation_of_the_logits_is_refused(trainer):
+    class Transformed(LlamaForCausalLM):
         def forward(self, *args, **kwargs):
             output = super().forward(*args, **kwargs)
             output.logits = output.logits * 3 + 1
             return output
 
-    made = trainer(Twisted(tiny.model().config))
-    with pytest.raises(ValueError, match=r"student \(Twisted\).*does not reproduce"):
+    made = trainer(Transformed(tiny.model().config))
+    with pytest.raises(ValueError, match=r"student \(Transformed\).*does not reproduce"):
         made.compute_loss(made.model, batch_of(made))
 
 
@@ -168,7 +168,7 @@ def test_lora_student_and_its_self_teacher(trainer):
     }
 
 
-def test_self_teacher_starts_at_zero_and_pulls_back(pair, config):
+def test_divergence_from_the_self_teacher_starts_at_zero_and_grows(pair, config):
     from trl_akd import AKDTrainer
 
     made = AKDTrainer(
@@ -183,7 +183,7 @@ def test_self_teacher_starts_at_zero_and_pulls_back(pair, config):
     assert divergence[-1] > 0
 
 
-def test_head_saved_whole_by_peft_is_trained(trainer):
+def test_lm_head_in_modules_to_save_is_trained(trainer):
     peft = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
     made = trainer(peft_config=peft)
     batch = batch_of(made)
@@ -193,7 +193,7 @@ def test_head_saved_whole_by_peft_is_trained(trainer):
     assert any("lm_head" in name and p.grad is not None for name, p in made.model.named_parameters())
 
 
-def test_self_teacher_keeps_its_own_head(pair, config):
+def test_self_teacher_uses_the_original_lm_head(pair, config):
     from trl_akd import AKDTrainer
 
     peft = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
@@ -209,7 +209,7 @@ def test_self_teacher_keeps_its_own_head(pair, config):
     torch.testing.assert_close(signal.head.logits(signal.hidden), expected)
 
 
-def test_adapter_on_the_head_is_refused(trainer):
+def test_adapter_of_the_lm_head_is_refused(trainer):
     with pytest.raises(ValueError, match="lm_head"):
         trainer(peft_config=LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM"))
 
@@ -234,21 +234,21 @@ def test_packed_equals_unpacked(trainer, student, attention):
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-5)
 
 
-def test_packing_that_leaks_is_refused(trainer):
+def test_packing_with_attention_between_samples_is_refused(trainer):
     student = tiny.model()
     original = student.model.forward
 
-    def deaf_to_positions(*args, position_ids=None, **kwargs):
+    def ignore_positions(*args, position_ids=None, **kwargs):
         return original(*args, **kwargs)
 
-    student.model.forward = deaf_to_positions
+    student.model.forward = ignore_positions
     made = trainer(student, packing=True)
     with pytest.raises(ValueError, match="`packing` is on, but the student"):
         made.compute_loss(made.model, batch_of(made))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_never_turns_the_loss_negative(trainer, dtype):
+def test_loss_is_not_negative_in_half_precision(trainer, dtype):
     twin = tiny.model(seed=4).to(dtype)
     student = tiny.model(seed=4).to(dtype)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Model cards: what the Hub reads of them, and the scores that were measured."""
+"""Model cards: metadata for the Hub, and measured scores."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def made(provenance: Provenance = Provenance(), **settings) -> ModelCard:  # noq
         ({"adapter": True, "encoder_decoder": True}, {"library_name": "peft"}, "AutoPeftModelForSeq2SeqLM"),
     ],
 )
-def test_what_the_hub_reads(settings: dict, metadata: dict, loader: str):
+def test_hub_metadata(settings: dict, metadata: dict, loader: str):
     provenance = Provenance(student="org/base", dataset="org/data", license="mit")
     card = made(provenance, **settings)
     read = ModelCard(str(card)).data.to_dict()
@@ -44,7 +44,7 @@ def test_what_the_hub_reads(settings: dict, metadata: dict, loader: str):
 
 
 @pytest.mark.parametrize("name", ["/data/models/student", "a/b/c", "data.jsonl", "HERE", None, "../x", "with space"])
-def test_what_is_no_name_on_the_hub_is_no_metadata(name: str | None, tmp_path: Path, monkeypatch):
+def test_local_paths_are_not_in_the_metadata(name: str | None, tmp_path: Path, monkeypatch):
     (tmp_path / "HERE").mkdir()
     monkeypatch.chdir(tmp_path)
     data = made(Provenance(student=name, dataset=name)).data
@@ -62,7 +62,7 @@ def test_scores_reach_metadata_and_text():
     assert "No benchmark" not in card.text
 
 
-def test_scores_are_added_to_a_card_in_place_of_earlier_ones(tmp_path: Path):
+def test_scores_replace_earlier_scores(tmp_path: Path):
     file = tmp_path / "README.md"
     made(sections=["## Planning\n\nPlan first."]).save(file)
     humaneval, mbpp = (score_results(name, name, METRICS, problems=3) for name in ("humaneval", "mbpp"))
@@ -80,7 +80,7 @@ def test_scores_are_added_to_a_card_in_place_of_earlier_ones(tmp_path: Path):
         assert kept in card.text
 
 
-def test_scores_are_added_to_a_card_of_someone_else(tmp_path: Path):
+def test_scores_are_added_to_a_card_of_another_tool(tmp_path: Path):
     file = tmp_path / "README.md"
     file.write_text("---\nlicense: mit\n---\n\n# Mine\n\nWords.\n")
     add_scores(file, score_results("three", "three", METRICS))
@@ -98,7 +98,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_others_wrote_about_evaluation_is_kept(name: str, tmp_path: Path):
+def test_evaluation_sections_of_other_tools_are_kept(name: str, tmp_path: Path):
     file = tmp_path / "README.md"
     file.write_text(f"---\nlicense: mit\n---\n{OTHERS[name]}\n")
     for score in (0.25, 0.75):
@@ -116,7 +116,7 @@ def test_windows_line_ends(tmp_path: Path):
     assert "No benchmark" not in (card := ModelCard.load(file).text) and card.count("## Evaluation") == 1
 
 
-def test_scores_with_plans_stand_beside_the_others(tmp_path: Path):
+def test_scores_with_plans_are_separate(tmp_path: Path):
     file = tmp_path / "README.md"
     made().save(file)
     for score, variant in ((0.1, None), (0.2, "with plans"), (0.3, None), (0.4, "with plans")):
@@ -131,7 +131,7 @@ def test_scores_with_plans_stand_beside_the_others(tmp_path: Path):
     assert card.text.count("| humaneval |") == 2
 
 
-def test_scores_of_others_are_metadata_but_no_row(tmp_path: Path):
+def test_scores_of_other_tools_are_only_in_the_metadata(tmp_path: Path):
     file = tmp_path / "README.md"
     theirs = EvalResult("text-generation", "cais/mmlu", "MMLU", "accuracy", 61.2, dataset_config="all")
     named_otherwise = EvalResult("text-generation", "openai/openai_humaneval", "HumanEval", "pass@1", 0.9)
@@ -158,10 +158,10 @@ def test_scores_of_others_are_metadata_but_no_row(tmp_path: Path):
         "---\nlicense: mit\n---\n# Müller\n".encode("latin1"),
     ],
 )
-def test_a_card_that_cannot_be_read_is_left_as_it_is(content: bytes, tmp_path: Path):
+def test_malformed_card_is_unchanged(content: bytes, tmp_path: Path):
     file = tmp_path / "README.md"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"README\.md cannot be read \(.*\); mend the metadata") as caught:
+    with pytest.raises(ValueError, match=r"README\.md cannot be read \(.*\); correct the metadata") as caught:
         add_scores(file, score_results("three", "three", METRICS))
     assert "\n" not in str(caught.value) and file.read_bytes() == content
     assert find_license(str(tmp_path)) in (None, "mit")
@@ -175,14 +175,14 @@ def test_a_card_in_the_cache_of_the_hub_is_not_changed(tmp_path: Path):
     assert blob.read_text() == "# M\n" and "| three | pass@1 |" in link.read_text()
 
 
-def test_the_licence_of_a_local_student(tmp_path: Path):
+def test_the_license_of_a_local_student(tmp_path: Path):
     assert find_license(str(tmp_path)) is None
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     assert find_license(str(tmp_path)) == "apache-2.0"
     assert find_license(None) is None
 
 
-def test_an_adapter_says_so(trainer, tmp_path: Path):
+def test_card_of_an_adapter(trainer, tmp_path: Path):
     made = trainer(peft_config=LoraConfig(target_modules=["q_proj"]), output_dir=str(tmp_path / "adapter"))
     made.create_model_card()
     card = ModelCard.load(tmp_path / "adapter" / "README.md")

@@ -1,4 +1,4 @@
-"""What is given as student or teacher is a language model, or refused before anything is prepared."""
+"""Student and teacher must be language models; other objects are refused before the data is prepared."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests import tiny
 
 
 class Around(nn.Module):
-    """A module around a language model, with its configuration."""
+    """A module that wraps a language model and has its configuration."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def test_no_language_model(trainer, role, kind):
 
 @pytest.mark.parametrize("role", ["model", "teacher_model"])
 def test_a_compiled_model(trainer, role):
-    with pytest.raises(ValueError, match=f"`{role}` is compiled already; give the model itself"):
+    with pytest.raises(ValueError, match=f"`{role}` is already compiled; pass the original model"):
         trainer(**{role: torch.compile(tiny.model("qwen2"))})
 
 
@@ -60,6 +60,6 @@ def test_an_encoder_decoder(trainer, tmp_path, role, named):
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu0", 1.5])
-def test_a_device_that_is_not_there(trainer, device):
+def test_missing_device(trainer, device):
     with pytest.raises(ValueError, match=rf"`teacher_device` is {device!r}, which cannot be used \(.*; give a device"):
         trainer(teacher_device=device)

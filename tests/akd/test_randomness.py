@@ -1,4 +1,4 @@
-"""What is sampled differs between processes, steps and micro-batches, and is the same again after resuming."""
+"""Sampled text differs between processes, steps and micro-batches, and is the same after resuming."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def written(trainer, batch, micro_batch=0):
     return trainer._with_generated_text(batch, micro_batch)["labels"].tolist()
 
 
-def test_equal_prompts_give_different_text_on_each_process_and_micro_batch(trainer, monkeypatch):
+def test_equal_prompts_have_different_text_per_process_and_micro_batch(trainer, monkeypatch):
     rows = Dataset.from_list([{"prompt": "def f\n", "completion": "x"}] * 4)
     made = trainer(train_dataset=rows, lmbda=1.0, max_new_tokens=8)
     batch = made.data_collator([made.train_dataset[index] for index in range(4)])
@@ -29,7 +29,7 @@ def test_equal_prompts_give_different_text_on_each_process_and_micro_batch(train
 
 
 @pytest.mark.parametrize("settings", [{"lmbda": 1.0}, {"seq_kd": True}])
-def test_sampling_leaves_the_random_state_alone(trainer, settings):
+def test_sampling_does_not_change_the_random_state(trainer, settings):
     made = trainer(max_new_tokens=4, **settings)
     batch = next(iter(made.get_train_dataloader()))
     before = torch.get_rng_state()
@@ -58,8 +58,8 @@ def test_a_resumed_run_samples_the_same_text(trainer, tmp_path):
 
 
 @pytest.mark.parametrize("step", [2, 3, 5, 6, 7])
-def test_a_stream_resumes_within_the_pass_that_was_interrupted(trainer, tmp_path, step):
-    """Three steps a pass: β is drawn anew, and the rows begin anew, after the third step and the sixth."""
+def test_stream_resumes_within_the_interrupted_epoch(trainer, tmp_path, step):
+    """Three steps per epoch: β is redrawn, and the rows start over, after the third and the sixth step."""
     settings = {
         "train_dataset": tiny.rows(12).to_iterable_dataset(),
         "max_steps": 8,
@@ -85,7 +85,7 @@ def test_a_stream_resumes_within_the_pass_that_was_interrupted(trainer, tmp_path
         torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=0, atol=1e-7)
 
 
-def test_a_stream_goes_on_with_more_steps_within_its_first_pass(trainer, tmp_path):
+def test_stream_continues_with_more_steps_within_its_first_epoch(trainer, tmp_path):
     settings = {"train_dataset": tiny.rows(40).to_iterable_dataset(), "save_strategy": "steps", "save_steps": 2}
     trainer(**settings, max_steps=2, output_dir=str(tmp_path)).train()
     longer = trainer(**settings, max_steps=4)

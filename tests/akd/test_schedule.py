@@ -1,4 +1,4 @@
-"""A knob of the divergence that moves during training: the trainer's part in TAID's schedule."""
+"""Knobs of a divergence that change during training, with TAID's schedule as the example."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -46,7 +46,7 @@ def test_t_follows_the_logged_divergence(trainer):
     assert not series(made, "kd/beta")
 
 
-def test_the_loss_uses_the_present_t_and_the_evaluation_the_last(trainer):
+def test_loss_uses_the_current_t_and_evaluation_the_final_one(trainer):
     made = trainer(eval_dataset=tiny.rows(3, seed=1), **RUN)
     [batch, *_] = made.get_train_dataloader()
     made.model.train()
@@ -65,7 +65,7 @@ def test_the_loss_uses_the_present_t_and_the_evaluation_the_last(trainer):
     assert losses[0] == losses[1]
 
 
-def test_accumulation_moves_t_alike(trainer):
+def test_accumulation_does_not_change_t(trainer):
     found = []
     for accumulation in (1, 4):
         made = trainer(
@@ -81,7 +81,7 @@ def test_accumulation_moves_t_alike(trainer):
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 
-def test_a_resumed_run_is_the_uninterrupted_run_and_a_new_one_begins_again(trainer, tmp_path):
+def test_resumed_run_equals_the_uninterrupted_one_and_a_new_run_starts_over(trainer, tmp_path):
     settings = {**RUN, "output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 2}
     whole = trainer(train_dataset=tiny.rows(12), **settings)
     whole.train()
@@ -108,7 +108,7 @@ def test_resume_with_another_schedule(trainer, tmp_path):
             made.args.check_checkpoint(str(tmp_path / "checkpoint-1"))
 
 
-def test_from_a_recipe_to_the_card(trainer, tmp_path):
+def test_schedule_from_recipe_to_model_card(trainer, tmp_path):
     made = trainer(output_dir=str(tmp_path), divergence="TAID", divergence_kwargs='{"t_start": 0.25}')
     assert made.schedule.value == 0.25
     made.create_model_card()
@@ -135,12 +135,12 @@ def test_the_card_states_all_settings_of_the_divergence(settings, expected):
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"t": 0.5}, "moves 't' during training; it takes 't_start', 't_end', 'step_size', 'momentum', not 't'"),
-        ({"alpha": 0.5}, "moves 't' during training; it takes 't_start', .*, not 'alpha'"),
+        ({"t": 0.5}, "changes 't' during training; it takes 't_start', 't_end', 'step_size', 'momentum', not 't'"),
+        ({"alpha": 0.5}, "changes 't' during training; it takes 't_start', .*, not 'alpha'"),
         ({"t_start": 2}, r"t_start is 2; give a number in \[0, 1\]"),
     ],
 )
-def test_unsuitable_settings(settings, complaint):
+def test_invalid_settings(settings, complaint):
     with pytest.raises(ValueError, match=rf"`divergence_kwargs` is {{.*}}: [^:]*{complaint}"):
         AKDConfig("run", divergence="taid", divergence_kwargs=settings)
 
@@ -175,7 +175,7 @@ def test_a_checkpoint_without_the_state_of_the_schedule(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, {"beta_strategy": "akd"}])
-def test_a_step_without_targets_moves_nothing(trainer, settings):
+def test_step_without_targets_changes_nothing(trainer, settings):
     made = trainer(**settings)
     before = made.schedule.state_dict()
     made._step_schedule([Means(dict.fromkeys(METRICS, 0.0), 0.0)])
@@ -185,14 +185,16 @@ def test_a_step_without_targets_moves_nothing(trainer, settings):
     assert str(made.schedule.state_dict()) != str(before)
 
 
-def test_a_loss_of_ones_own_cannot_move_the_knob(pair, tmp_path):
+def test_custom_loss_cannot_update_the_knob(pair, tmp_path):
     class Own(AKDTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             return model(input_ids=inputs["input_ids"]).logits.logsumexp(-1).mean()
 
     args = AKDConfig(**{**tiny.SHORT_RUN, "output_dir": str(tmp_path), "max_length": 64, **SETTINGS})
     made = Own(*pair, args, train_dataset=tiny.rows(4))
-    with pytest.raises(ValueError, match=r"'taid', whose t moves by .* `Own.compute_loss` measures none; call `super"):
+    with pytest.raises(
+        ValueError, match=r"'taid', whose t depends on .* `Own.compute_loss` does not measure it; call"
+    ):
         made.train()
 
 
@@ -207,8 +209,8 @@ def test_a_divergence_has_one_name(name, rule, trainer, tmp_path):
         assert made.state.global_step == 2
 
 
-def test_a_schedule_of_ones_own(trainer, monkeypatch):
-    """A registered rule may bring a schedule, and keep other knobs."""
+def test_custom_schedule(trainer, monkeypatch):
+    """A registered rule may have a schedule as well as constant knobs."""
     monkeypatch.setattr(divergences, "_RULES", dict(divergences._RULES))
 
     @dataclass  # not hashable
@@ -234,7 +236,7 @@ def test_a_schedule_of_ones_own(trainer, monkeypatch):
         assert found == pytest.approx(2 * ((1 - share) * forward + share * reverse), rel=1e-4)
 
 
-def test_codeplan_moves_t_by_its_distilled_tasks(pair, tmp_path):
+def test_codeplan_updates_t_from_its_distilled_tasks(pair, tmp_path):
     rows = world.problems(8)
     args = CodePLANConfig(
         **{**tiny.SHORT_RUN, "output_dir": str(tmp_path), "max_length": 256, **SETTINGS},
@@ -250,7 +252,7 @@ def test_codeplan_moves_t_by_its_distilled_tasks(pair, tmp_path):
     assert made.schedule.value == pytest.approx(schedule.value, abs=1e-6) != 0.2
 
 
-def test_each_cycle_of_iterkd_begins_again(pair, tmp_path):
+def test_each_cycle_of_iterkd_resets_the_schedule(pair, tmp_path):
     args = IterKDConfig(
         **{**tiny.SHORT_RUN, "output_dir": str(tmp_path), "max_length": 256, **SETTINGS}, objective="akd"
     )

@@ -1,4 +1,4 @@
-"""What a batch adds to the sums over a step: in no more precision than a device has, and each row once."""
+"""Sums over a step: no more precision than the device supports, and each row counts once."""
 
 from contextlib import contextmanager
 
@@ -15,7 +15,7 @@ from trl_akd.iterkd.pair_trainer import PairTrainer
 
 
 class NoFloat64(TorchDispatchMode):
-    """Fail where an operation makes a float64 tensor."""
+    """Raise an error if an operation creates a float64 tensor."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -25,7 +25,7 @@ class NoFloat64(TorchDispatchMode):
 
 @contextmanager
 def without_float64(monkeypatch, trainer):
-    """Take the CPU for a device without float64, but for β, which stays on the CPU under all circumstances."""
+    """Treat the CPU as a device without float64, except for β, which is always on the CPU."""
     monkeypatch.setattr("trl_akd.distributed._WITHOUT_FLOAT64", {"cpu"})
     value = trainer.adaptive_beta.value
     monkeypatch.setattr(type(trainer.adaptive_beta), "value", property(lambda beta: value))
@@ -51,7 +51,7 @@ def make_pairs(pair, args, **settings):
 
 @pytest.mark.parametrize("make", [make_akd, make_codeplan, make_pairs])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_step_makes_no_float64(pair, make, training, monkeypatch, tmp_path):
+def test_step_uses_no_float64(pair, make, training, monkeypatch, tmp_path):
     made = make(pair, {**tiny.SHORT_RUN, "output_dir": str(tmp_path), "max_length": 256})
     [batch, *_] = made.get_train_dataloader()
     made.model.train(training)
@@ -69,8 +69,8 @@ def test_a_step_makes_no_float64(pair, make, training, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("make", [make_akd, make_codeplan, make_pairs])
 @pytest.mark.parametrize("normalization", ["sequence", "token"])
-def test_repeated_rows_do_not_count(pair, make, normalization, tmp_path):
-    """Rows that only fill up a batch leave loss, means and number of tokens as they are without them."""
+def test_repeated_rows_are_ignored(pair, make, normalization, tmp_path):
+    """Rows that only fill up a batch do not change the loss, the means and the number of tokens."""
     made = make(
         pair,
         {**tiny.SHORT_RUN, "output_dir": str(tmp_path), "max_length": 256},

@@ -1,4 +1,4 @@
-"""AKDTrainer as its users meet it."""
+"""AKDTrainer through its public interface."""
 
 import math
 
@@ -15,7 +15,7 @@ def logs(trainer, key):
     return [log[key] for log in trainer.state.log_history if key in log]
 
 
-def test_training_lowers_the_divergences_and_leaves_the_teacher_alone(trainer):
+def test_training_lowers_the_divergences_and_does_not_change_the_teacher(trainer):
     made = trainer(max_steps=30, learning_rate=3e-3, beta_strategy="fixed", beta=0.5)
     before = {name: value.clone() for name, value in made.teacher.model.state_dict().items()}
     made.train()
@@ -26,7 +26,7 @@ def test_training_lowers_the_divergences_and_leaves_the_teacher_alone(trainer):
     assert all(torch.equal(value, before[name]) for name, value in made.teacher.model.state_dict().items())
 
 
-def test_everything_promised_is_logged(trainer):
+def test_documented_metrics_are_logged(trainer):
     made = trainer(eval_dataset=tiny.rows(6, seed=1), eval_strategy="steps", eval_steps=1)
     made.train()
     for key in ("kd/forward_kl", "kd/reverse_kl", "entropy", "kd/teacher_nll", "kd/student_nll"):
@@ -56,7 +56,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(trainer, settings):
         assert [result[key] for result in results] == pytest.approx([results[0][key]] * 3, rel=1e-5)
 
 
-def test_best_checkpoint_can_be_chosen_by_loss(trainer):
+def test_best_checkpoint_by_loss(trainer):
     made = trainer(
         eval_dataset=tiny.rows(4, seed=1),
         eval_strategy="steps",
@@ -82,7 +82,7 @@ def test_metrics_from_logits(trainer):
     assert seen[0][-1] == tiny.VOCABULARY
 
 
-def test_beta_is_drawn_anew_at_each_epoch(trainer):
+def test_beta_is_redrawn_in_each_epoch(trainer):
     made = trainer(max_steps=-1, num_train_epochs=4, seed=1, data_seed=0)
     made.train()
     starts = logs(made, "kd/beta")[::2]
@@ -91,7 +91,7 @@ def test_beta_is_drawn_anew_at_each_epoch(trainer):
     assert len(set(starts)) == 2
 
 
-def test_arguments_may_be_left_out(pair, monkeypatch, tmp_path):
+def test_optional_arguments(pair, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     made = AKDTrainer(model=pair[0], teacher_model=pair[1], train_dataset=tiny.rows(4))
     assert isinstance(made.args, AKDConfig)
@@ -112,14 +112,14 @@ def test_teacher_in_another_precision(trainer, dtype):
     assert all(loss > 0 for loss in logs(made, "loss"))
 
 
-def test_teacher_on_a_device_of_its_own(trainer):
+def test_teacher_on_a_separate_device(trainer):
     made = trainer(teacher_device="cpu")
     made.train()
     assert made.teacher.engine.device.type == "cpu"
 
 
 @pytest.mark.parametrize("columns", ["messages", "alpaca", "tokenized"])
-def test_forms_of_data(trainer, columns, pair):
+def test_data_formats(trainer, columns, pair):
     if columns == "messages":
         rows = [[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y = 1"}]] * 4
         data = Dataset.from_dict({"messages": rows})
@@ -137,7 +137,7 @@ def test_forms_of_data(trainer, columns, pair):
     assert len(logs(made, "loss")) == 2
 
 
-def test_trls_own_collator_still_works(trainer):
+def test_collator_of_trl(trainer):
     from trl.experimental.utils import DataCollatorForChatML
 
     tokenizer = tiny.tokenizer()
@@ -190,7 +190,7 @@ def test_generated_rows_keep_the_prompt_and_stop_once(trainer):
     batch = next(iter(made.get_train_dataloader()))
 
     class Scripted(torch.nn.Module):
-        """Answers every prompt with the same tokens, one of which is a stop token that is also the pad token."""
+        """Model that answers every prompt with the same tokens, one of which is a stop token and the pad token."""
 
         is_gradient_checkpointing = False
         generation_config = made.model.generation_config
@@ -211,7 +211,7 @@ def test_generated_rows_keep_the_prompt_and_stop_once(trainer):
         assert row["labels"] == [-100] * len(words) + [5, 257]
 
 
-def test_generation_uses_the_cache_and_stops_at_either_models_end(trainer, monkeypatch):
+def test_generation_uses_the_cache_and_stops_at_the_eos_of_either_model(trainer, monkeypatch):
     teacher = tiny.model("qwen2")
     teacher.generation_config.eos_token_id = [11, 12]
     made = trainer(None, teacher, lmbda=1.0, gradient_checkpointing=True, max_new_tokens=4)
@@ -235,7 +235,7 @@ def test_only_shared_ids_are_sampled(trainer):
     assert max(batch["input_ids"].max() for batch in batches) < 320
 
 
-def test_sampling_ignores_the_models_habits(trainer):
+def test_sampling_ignores_the_models_generation_config(trainer):
     from trl_akd.generation.decoding import unwrapped_for_generation
 
     made = trainer(lmbda=1.0)
@@ -246,7 +246,7 @@ def test_sampling_ignores_the_models_habits(trainer):
     assert made.model.generation_config is habit
 
 
-def test_coins_agree_and_match_lmbda():
+def test_on_policy_decisions_agree_and_match_lmbda():
     from trl_akd.akd.on_policy import is_on_policy
 
     coins = [is_on_policy(0.3, seed=0, step=step, micro_batch=0) for step in range(2000)]
@@ -257,7 +257,7 @@ def test_coins_agree_and_match_lmbda():
 # Bad input
 
 
-def test_nan_teacher_is_named_before_the_student_is_touched(trainer):
+def test_nan_teacher_is_an_error_before_the_student_changes(trainer):
     teacher = tiny.model("qwen2", seed=2)
     with torch.no_grad():
         teacher.get_output_embeddings().weight[3] = float("nan")
@@ -268,7 +268,7 @@ def test_nan_teacher_is_named_before_the_student_is_touched(trainer):
     assert all(torch.equal(value, before[name]) for name, value in made.model.state_dict().items())
 
 
-def test_nan_student_is_named_before_it_is_touched(trainer):
+def test_nan_student_is_an_error_before_it_changes(trainer):
     student = tiny.model()
     with torch.no_grad():
         student.model.embed_tokens.weight[:] = float("inf")
@@ -277,7 +277,7 @@ def test_nan_student_is_named_before_it_is_touched(trainer):
         made.train()
 
 
-def test_a_divergence_that_overflows_is_named(trainer):
+def test_error_names_a_divergence_that_overflows(trainer):
     made = trainer(divergence="abkd", divergence_kwargs={"alpha": -30, "beta": -30})
     with pytest.raises(FloatingPointError, match=r"the divergence 'abkd' .*'alpha': -30.* is not finite at step 0"):
         made.train()
@@ -309,7 +309,7 @@ def test_arguments_without_effect_are_refused(pair, config, name):
         AKDTrainer(pair[0], pair[1], config(), train_dataset=tiny.rows(4), **{name: print})
 
 
-def test_same_folder_spelled_otherwise(pair, config):
+def test_same_folder_with_another_spelling(pair, config):
     with pytest.raises(ValueError, match="student and teacher are the same model"):
         AKDTrainer(pair[0], pair[0] + "/.", config(), train_dataset=tiny.rows(4))
 
@@ -346,7 +346,7 @@ def test_init_kwargs_for_a_loaded_teacher(trainer):
         )
 
 
-def test_other_vocabulary_names_the_first_token_that_differs(trainer):
+def test_error_names_the_first_different_token(trainer):
     other = tiny.tokenizer()
     state = other.backend_tokenizer.to_str().replace('"A":', '"@@":').replace('"B":', '"A":').replace('"@@":', '"B":')
     swapped = type(other)(
@@ -400,7 +400,7 @@ def test_resume_with_another_learning_rate_of_beta(trainer, tmp_path):
         changed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
-def test_training_again_begins_again(trainer):
+def test_second_training_starts_over(trainer):
     made = trainer(max_steps=-1, num_train_epochs=3, seed=3)
     made.train()
     first = logs(made, "kd/beta")
@@ -415,7 +415,7 @@ def test_resume_from_another_method(trainer, tmp_path):
         trainer(output_dir=str(tmp_path)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
-def test_card_names_the_parts_and_no_score(trainer, pair, tmp_path):
+def test_card_has_the_models_and_no_score(trainer, pair, tmp_path):
     made = trainer(output_dir=str(tmp_path / "mine"))
     made.provenance.recipe = "recipes/micro/akd/config.yaml"
     made.create_model_card(dataset_name="code_alpaca")
@@ -438,7 +438,7 @@ def test_student_loads_afterwards(trainer, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{}, {"normalization": "token"}])
-def test_padding_free_batches_give_the_same_losses(trainer, settings):
+def test_padding_free_batches_have_the_same_losses(trainer, settings):
     rows = tiny.rows(8)
     padded, flat = (
         trainer(train_dataset=rows, eval_dataset=rows, max_length=40, padding_free=on, **settings)
@@ -460,7 +460,7 @@ def test_padding_free_with_a_collator_is_refused(trainer):
     ("role", "family"), [("student", "qwen2"), ("teacher", "qwen2"), ("teacher", "llama"), ("teacher", "gpt_bigcode")]
 )
 def test_folder_without_tokenizer(pair, config, tmp_path, role, family):
-    """For Qwen2 transformers makes a tokenizer up; for others it fails."""
+    """For Qwen2, transformers creates an empty tokenizer; for others it raises an error."""
     tiny.model(family).save_pretrained(tmp_path / role)
     models = {"student": pair[0], "teacher": pair[1], role: str(tmp_path / role)}
     with pytest.raises(ValueError, match=f"no tokenizer could be loaded for the {role}"):

@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.bench_codeplan [--repeats 5] [--steps 12] [--json PATH]
 
-Each step learns from as many examples of a program as of a plan, of like length, with one SGD update. The Trainer
-reads them in two micro-batches, one of each task, through one LM head and its own loss; so does `alternate`, while
-`weighted` reads both tasks together. Every measurement is a process of its own, and the contenders take turns. The
-time is that of the fastest step, in CPU seconds of one thread, because other programs may share the cores; the memory
-is the peak beyond what the process held before its first step. Nothing here passes or fails by its speed.
+Each step has equally many examples of programs and of plans, of equal length, and one SGD update. The Trainer has them
+in two micro-batches, one per task, with one LM head and its own loss; so has `alternate`, while `weighted` has both
+tasks in one batch. Every measurement runs in a separate process, and the implementations take turns. The time is that
+of the fastest step, in CPU seconds of one thread, because other programs may share the cores; the memory is the
+increase of the peak since before the first step. No test depends on the speed.
 """
 
 import random

@@ -2,12 +2,12 @@
 
     python -m tests.benchmarks.bench_execution [--repeats 5] [--workers 2] [--tiny 20000] [--json PATH]
 
-The metric's script is on the Hub and not in the wheel, so the rival is written anew after it: a pool of threads, each
-of which starts a Manager and forks a process for every program from a parent that has `evaluate` and `datasets`
-imported; the child works in a temporary folder, sets what could harm its parent to None, swallows output, and runs
-candidate and test as one text under an alarm; "passed" goes into the Manager's list. Every measurement is a process of
-its own, and the contenders take turns. Our time includes making and closing the executor. Nothing here passes or fails
-by its speed; that all 164 pass is checked.
+The metric's script is on the Hub and not in the wheel, so it is reimplemented here: a pool of threads, each of which
+starts a Manager and forks a process for every program from a parent that has imported `evaluate` and `datasets`; the
+child works in a temporary folder, sets functions that could harm its parent to None, discards output, and runs
+candidate and test as one text under an alarm; "passed" goes into the Manager's list. Every measurement runs in a
+separate process, and the implementations take turns. The executor's time includes its creation and its end. No test
+depends on the speed; it is checked that all 164 programs pass.
 """
 
 import argparse

@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.bench_iterkd [--repeats 5] [--steps 12] [--json PATH]
 
-Each step learns from as many pairs, one faulty answer each, of like length, with one SGD update: the cross-entropy of
-the right answers and a contrastive loss (`dpo`, sums over tokens) here, `loss_type=["sigmoid", "sft"]` there. Every
-measurement is a process of its own, and the contenders take turns. The time is that of the fastest step, in CPU
-seconds of one thread; the memory is the peak beyond what the process held before its first step. Nothing here passes
-or fails by its speed.
+Each step has equally many pairs with one faulty answer each, of equal length, and one SGD update. IterKD's loss is the
+cross-entropy of the correct answers and a contrastive loss (`dpo`, sums over tokens); DPOTrainer has
+`loss_type=["sigmoid", "sft"]`. Every measurement runs in a separate process, and the implementations take turns. The
+time is that of the fastest step, in CPU seconds of one thread; the memory is the increase of the peak since before the
+first step. No test depends on the speed.
 """
 
 import random

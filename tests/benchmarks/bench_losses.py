@@ -3,10 +3,10 @@
     python -m tests.benchmarks.bench_losses --tokens 1024 --vocab 49152 [--repeats 5] [--json PATH]
     python -m tests.benchmarks.bench_losses --tokens 2048 --vocab 152064 --student_hidden 896 --teacher_hidden 3584
 
-The contenders take turns in one process for the time. Each runs in a process of its own for the memory: what it needs
-at its peak beyond its inputs, its gradients included. All tokens count, which spares TRL's GKD loss the prompts it
-would project and drop. Nothing here passes or fails by its speed; equal losses are checked. Where other programs keep
-the cores busy, `--clock cpu --threads 1` measures more fairly than the clock on the wall.
+For the time, the losses take turns in one process. For the memory, each runs in a separate process: its peak without
+its inputs, including gradients. All tokens have a weight, so TRL's GKD loss does not project prompts in vain. No test
+depends on the speed; it is checked that the losses are equal. If other programs use the cores, `--clock cpu --threads
+1` is more accurate than wall-clock time.
 """
 
 import argparse

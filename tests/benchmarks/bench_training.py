@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.bench_training [--repeats 5] [--steps 12] [--json PATH]
 
-Every measurement is a process of its own, and the contenders take turns. The time is that of the fastest step, in CPU
-seconds of one thread, because other programs may share the cores; the memory is the peak beyond what the process held
-before its first step. Nothing here passes or fails by its speed.
+Every measurement runs in a separate process, and the implementations take turns. The time is that of the fastest step,
+in CPU seconds of one thread, because other programs may share the cores; the memory is the increase of the peak since
+before the first step. No test depends on the speed.
 """
 
 import tempfile

@@ -17,7 +17,8 @@ ROWS = [
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the variables of a process group, which a run leaves behind and which look like those of a launcher."""
+    """Remove the environment variables of process groups that a run leaves behind, which look like those of a
+    launcher."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_USE_DEEPSPEED", "TRL_AKD_DEBUG"):
         monkeypatch.delenv(name, raising=False)
 

@@ -26,7 +26,7 @@ def no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
 
 
-def test_a_run_leaves_a_student_its_history_and_a_card(settings: dict[str, Any], recipe, tmp_path: Path):
+def test_run_writes_student_history_and_card(settings: dict[str, Any], recipe, tmp_path: Path):
     path = recipe({**settings, "eval_strategy": "steps", "eval_steps": 1})
     assert main(["akd", "--config", path, "--max_steps", "3"]) == 0
     run = tmp_path / "run"
@@ -68,7 +68,7 @@ def judged(settings: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def test_a_benchmark_chooses_the_best_model(judged: dict[str, Any], recipe, tmp_path: Path):
+def test_benchmark_selects_the_best_model(judged: dict[str, Any], recipe, tmp_path: Path):
     best = {"save_strategy": "steps", "save_steps": 1, "metric_for_best_model": "eval_pass@1"}
     assert main(["akd", "--config", recipe({**judged, **best})]) == 0
     assert [log["eval_pass@1"] for log in history(tmp_path / "run") if "eval_pass@1" in log] == [1.0, 1.0, 1.0]
@@ -96,7 +96,7 @@ def test_a_benchmark_that_cannot_be_run(
     assert message in capsys.readouterr().err
 
 
-def test_lora_is_its_own_teacher(settings: dict[str, Any], recipe, tmp_path: Path):
+def test_lora_student_without_a_teacher(settings: dict[str, Any], recipe, tmp_path: Path):
     del settings["teacher_model_name_or_path"]
     settings |= {"use_peft": True, "lora_target_modules": "q_proj"}  # one name, which PEFT alone would not find
     assert main(["akd", "--config", recipe(settings)]) == 0
@@ -129,7 +129,7 @@ def checkpoint(settings: dict[str, Any], recipe) -> Path:
     return Path(settings["output_dir"])
 
 
-def test_an_earlier_run_is_not_written_over(
+def test_earlier_run_is_not_overwritten(
     checkpoint: Path, settings: dict[str, Any], recipe, capsys: pytest.CaptureFixture[str]
 ):
     before = {path: path.stat().st_mtime_ns for path in checkpoint.rglob("*")}
@@ -169,7 +169,7 @@ def test_resume_with_another_strategy(
         ({"unknown": 1}, "unknown key `unknown`"),
     ],
 )
-def test_bad_input_is_one_sentence_before_any_model_is_loaded(
+def test_bad_input_is_an_error_of_one_sentence_before_loading(
     replaced: dict[str, Any],
     sentence: str,
     settings: dict[str, Any],

@@ -21,7 +21,7 @@ def codeplan(settings: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     return {**settings, "dataset_name": str(rows)}
 
 
-def test_a_run_leaves_a_student_with_its_plan_head(codeplan: dict[str, Any], recipe, tmp_path: Path):
+def test_run_writes_a_student_with_its_plan_head(codeplan: dict[str, Any], recipe, tmp_path: Path):
     path = recipe({**codeplan, "eval_strategy": "steps", "eval_steps": 1})
     assert main(["codeplan", "--config", path, "--plan_weight", "0.3"]) == 0
     run = tmp_path / "run"
@@ -36,14 +36,14 @@ def test_a_run_leaves_a_student_with_its_plan_head(codeplan: dict[str, Any], rec
         assert fact in card
 
 
-def test_a_run_goes_on(codeplan: dict[str, Any], recipe, tmp_path: Path):
+def test_resume(codeplan: dict[str, Any], recipe, tmp_path: Path):
     path = recipe({**codeplan, "save_strategy": "steps", "save_steps": 1})
     assert main(["codeplan", "--config", path]) == 0
     assert main(["codeplan", "--config", path, "--max_steps", "3", "--resume_from_checkpoint", "true"]) == 0
     assert (tmp_path / "run" / "checkpoint-3" / "plan_head.safetensors").is_file()
 
 
-def test_a_run_that_cannot_go_on(codeplan: dict[str, Any], recipe, capsys: pytest.CaptureFixture[str]):
+def test_impossible_resume(codeplan: dict[str, Any], recipe, capsys: pytest.CaptureFixture[str]):
     path = recipe({**codeplan, "save_strategy": "steps", "save_steps": 1, "plan_head": "shared"})
     assert main(["codeplan", "--config", path]) == 0
     assert main(["codeplan", "--config", path, "--plan_head", "separate", "--resume_from_checkpoint", "true"]) != 0
@@ -60,12 +60,12 @@ def test_a_run_that_cannot_go_on(codeplan: dict[str, Any], recipe, capsys: pytes
         (["--max_length", "8"], "Every row of the train dataset is too long"),
     ],
 )
-def test_what_is_wrong_is_said(codeplan: dict[str, Any], recipe, capsys: pytest.CaptureFixture[str], flags, message):
+def test_error_messages(codeplan: dict[str, Any], recipe, capsys: pytest.CaptureFixture[str], flags, message):
     assert main(["codeplan", "--config", recipe(codeplan), *flags]) != 0
     assert message in capsys.readouterr().err
 
 
-def test_an_adapter_goes_on(codeplan: dict[str, Any], recipe, tmp_path: Path):
+def test_training_of_an_adapter_continues(codeplan: dict[str, Any], recipe, tmp_path: Path):
     path = recipe({**codeplan, "max_steps": 1})
     adapter, again = tmp_path / "run", tmp_path / "again"
     assert main(["codeplan", "--config", path, "--use_peft", "true", "--lora_target_modules", "q_proj"]) == 0

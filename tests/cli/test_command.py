@@ -54,14 +54,14 @@ def test_a_ranker_in_two_processes(model: str, tmp_path: Path):
     assert (tmp_path / "ranker" / "model.safetensors").exists()
 
 
-def test_some_things_run_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_actions_of_a_single_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     assert main(["ranker", "data", "--benchmark", "humaneval", "--evaluations", str(tmp_path)]) == 2
     assert "`trl-akd ranker data` runs in one process; leave `accelerate_config` out" in capsys.readouterr().err
 
 
-def test_warnings_of_deepspeed_stay_off_stdout(capsys, monkeypatch):
+def test_warnings_of_deepspeed_are_not_on_stdout(capsys, monkeypatch):
     logger = logging.Logger("DeepSpeed")
     monkeypatch.setitem(logging.root.manager.loggerDict, "DeepSpeed", logger)
     logger.addFilter(keep_off_stdout)

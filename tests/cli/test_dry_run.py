@@ -70,7 +70,7 @@ def test_unknown_model_without_the_hub(tmp_path: Path):
         build({"nowhere/at-all": "main"}, tmp_path, own_tokenizers=False)
 
 
-def test_arguments_say_the_same_as_the_values(values, parser: RecipeParser):
+def test_arguments_equal_the_values(values, parser: RecipeParser):
     given = values(teacher_model_init_kwargs={"dtype": "bfloat16"}, lora_target_modules=["q_proj"])
     with dry_run(METHOD, given) as (replaced, arguments):
         options, flags = read_options(arguments)
@@ -78,7 +78,7 @@ def test_arguments_say_the_same_as_the_values(values, parser: RecipeParser):
         assert vars(parser.values(read_recipe(options.config))) == vars(replaced)
 
 
-def test_what_is_replaced(values):
+def test_replaced_settings(values):
     given = values(
         model_name_or_path="Qwen/Qwen2.5-Coder-0.5B",
         teacher_model_name_or_path="Qwen/Qwen2.5-Coder-7B",
@@ -109,7 +109,7 @@ def test_local_rows_are_used(values, settings: dict[str, Any]):
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="the machine has an accelerator")
-def test_what_needs_a_gpu_is_left_out_and_said(values, capsys: pytest.CaptureFixture[str]):
+def test_gpu_settings_are_removed_with_a_message(values, capsys: pytest.CaptureFixture[str]):
     kwargs = {"dtype": "float32", "attn_implementation": "flash_attention_2"}
     given = values(load_in_4bit=True, attn_implementation="flash_attention_2", teacher_model_init_kwargs=kwargs)
     with dry_run(METHOD, given) as (replaced, _):
@@ -119,7 +119,7 @@ def test_what_needs_a_gpu_is_left_out_and_said(values, capsys: pytest.CaptureFix
     assert "load_in_4bit" in out and "attn_implementation" in out
 
 
-def test_nothing_is_kept(settings: dict[str, Any], recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_no_files_remain(settings: dict[str, Any], recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     before = set(tmp_path.rglob("*"))
     path = recipe(settings)
     assert main(["akd", "--config", path, "--dry_run"]) == 0
@@ -129,9 +129,7 @@ def test_nothing_is_kept(settings: dict[str, Any], recipe, tmp_path: Path, capsy
         assert settings[name] in out
 
 
-def test_a_failed_dry_run_does_not_say_that_it_passed(
-    settings: dict[str, Any], recipe, capsys: pytest.CaptureFixture[str]
-):
+def test_failed_dry_run_does_not_report_success(settings: dict[str, Any], recipe, capsys: pytest.CaptureFixture[str]):
     settings |= {"use_peft": True, "lora_target_modules": ["c_attn"]}
     assert main(["akd", "--config", recipe(settings), "--dry_run"]) == 2
     out, err = capsys.readouterr()

@@ -36,7 +36,7 @@ def served(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.end_to_end
-def test_all_stages_run_and_nothing_is_kept(
+def test_all_stages_run_and_no_files_remain(
     served: dict[str, Any], recipe: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     path = recipe(served | {"decontaminate": ["apps"], "cycles": 7})
@@ -50,7 +50,7 @@ def test_all_stages_run_and_nothing_is_kept(
 
 
 @pytest.mark.end_to_end
-def test_a_teacher_model_gives_its_distribution_and_the_mock_server_its_text(
+def test_teacher_model_for_distributions_and_mock_server_for_text(
     settings: dict[str, Any], served: dict[str, Any], recipe: Write, capsys: pytest.CaptureFixture[str]
 ):
     own = {
@@ -74,7 +74,7 @@ def test_a_teacher_model_gives_its_distribution_and_the_mock_server_its_text(
         ({"dataset_name": "seeds.json"}, "row 0 has 1 inputs and 0 outputs"),
     ],
 )
-def test_what_a_real_run_would_refuse_is_refused(
+def test_errors_equal_those_of_a_real_run(
     served: dict[str, Any],
     recipe: Write,
     changed: dict[str, Any],
@@ -93,9 +93,7 @@ def test_what_a_real_run_would_refuse_is_refused(
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_replies_are_answers_faults_judgements_and_questions(
-    chat: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_replies_of_all_kinds(chat: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("http_proxy", NOBODY)
     prompts_file, judge_file = write_prompts(tmp_path)
     prompts, judge_prompt = TeachingPrompts.from_file(prompts_file), JudgePrompt(Path(judge_file).read_text())

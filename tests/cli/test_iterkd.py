@@ -82,7 +82,7 @@ def usage(run: Path) -> dict[str, Any]:
 
 
 @pytest.mark.end_to_end
-def test_a_budget_is_that_of_the_folder(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):
+def test_budget_applies_to_the_folder(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):
     """The run ends with a student, reports, totals and a status, and continues only with a larger budget."""
     path, run = recipe({**iterkd, "base_url": server.url, "concurrency": 3}), tmp_path / "run"
     for limit, sent in ((5, 5), (5, 5), (20, 20)):
@@ -125,7 +125,7 @@ def test_tokens_and_prices(iterkd: dict[str, Any], server: Server, recipe, capsy
     assert f"Spent so far: teacher: {first['requests']} requests" in capsys.readouterr().out
 
 
-def test_seconds_are_those_of_the_folder(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):
+def test_time_budget_applies_to_the_folder(iterkd: dict[str, Any], server: Server, recipe, capsys, tmp_path: Path):
     path = recipe({**iterkd, "base_url": server.url, "max_seconds": 300.0})
     seconds = tmp_path / "run" / "ledger" / "spending.json"
     seconds.parent.mkdir(parents=True)
@@ -200,7 +200,7 @@ def test_a_judge_on_another_server(iterkd: dict[str, Any], server: Server, recip
     assert "sk-judge" not in text
 
 
-def test_a_checkpoint_is_no_place_to_go_on_from(iterkd: dict[str, Any], recipe, capsys):
+def test_resume_from_a_checkpoint_is_refused(iterkd: dict[str, Any], recipe, capsys):
     assert main(["iterkd", "--config", recipe(iterkd), "--resume_from_checkpoint", "checkpoint-5"]) == 2
     assert "`resume_from_checkpoint` is 'checkpoint-5'" in capsys.readouterr().err
 
@@ -216,7 +216,7 @@ def test_a_held_out_program_has_the_imports_of_its_problem(tmp_path: Path):
     exec(f"{program}\n{question.tests}", {})
 
 
-def test_teacher_and_judge_in_this_process_come_from_the_one_loader(monkeypatch: pytest.MonkeyPatch):
+def test_local_teacher_and_judge_use_the_same_loader(monkeypatch: pytest.MonkeyPatch):
     """Fields without a prefix configure the text teacher's generator, those with `judge_` the judge's."""
     loaded: list[tuple[GeneratorConfig, dict[str, Any]]] = []
 
@@ -268,7 +268,7 @@ def test_a_model_in_judge_is_the_judge_model():
     assert (config.judge, config.judge_model_name_or_path) == ("teacher", "outputs/judge")
 
 
-def test_a_key_that_is_not_there(iterkd: dict[str, Any], recipe, capsys):
+def test_missing_api_key(iterkd: dict[str, Any], recipe, capsys):
     assert main(["iterkd", "--config", recipe({**iterkd, "api_key_env": "NO_SUCH_KEY"})]) == 2
     message = "`api_key_env` is 'NO_SUCH_KEY', but no environment variable has that name; set it to the key of http"
     assert message in capsys.readouterr().err
@@ -294,7 +294,7 @@ def test_servers_are_checked_before_models_are_loaded(
     assert message in capsys.readouterr().err
 
 
-def test_a_server_that_is_not_there(iterkd: dict[str, Any], recipe, capsys):
+def test_unreachable_server(iterkd: dict[str, Any], recipe, capsys):
     assert main(["iterkd", "--config", recipe(iterkd), "--max_retries", "0"]) == 2
     assert "http://127.0.0.1:9/v1" in capsys.readouterr().err
 

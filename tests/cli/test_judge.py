@@ -81,7 +81,7 @@ def test_a_judge_in_two_processes(kind: str, files: list[str], tmp_path: Path):
         (["train", "MODEL", "--knd", "regression"], "did you mean `--kind`"),
     ],
 )
-def test_mistakes_are_one_sentence(
+def test_errors_have_one_sentence(
     argv: list[str], message: str, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     given = {"MODEL": [*files, "--use_cpu", "true", "--bf16", "false"], "ODD": [str(tmp_path / "odd.json")]}

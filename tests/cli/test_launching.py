@@ -45,7 +45,7 @@ def test_there_are_configs():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_config_launches_as_it_reads(path: Path, gpus, launched: list[Any]):
+def test_config_is_launched_as_written(path: Path, gpus, launched: list[Any]):
     gpus(3)
     Launcher(path).launch("trl_akd.cli.akd", [], ["--seed", "1"])
     (args,) = launched
@@ -90,7 +90,7 @@ def test_split(parser: RecipeParser, gpus):
     assert rest == ["--lora_target_modules", "a", "b", "--beta", "-1", "--seed=3", "--x"]
 
 
-def test_a_flag_that_both_know_is_for_training(parser: RecipeParser, gpus):
+def test_shared_flags_apply_to_training(parser: RecipeParser, gpus):
     gpus(1)
     flags = ["--gradient_accumulation_steps", "4"]
     assert is_launch_flag(flags[0])
@@ -98,7 +98,7 @@ def test_a_flag_that_both_know_is_for_training(parser: RecipeParser, gpus):
 
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path not in CPU_CONFIGS], ids=lambda path: path.stem)
-def test_configs_for_gpus_are_refused_without_any(path: Path, gpus):
+def test_gpu_configs_are_refused_without_gpus(path: Path, gpus):
     gpus(0)
     if path.stem == "single":
         Launcher(path)
@@ -116,7 +116,7 @@ def test_configs_for_gpus_are_refused_without_any(path: Path, gpus):
         ([1], "is not a configuration of accelerate"),
     ],
 )
-def test_configs_that_would_run_otherwise_than_they_read(content: Any, message: str, tmp_path: Path, gpus):
+def test_configs_that_would_not_run_as_written(content: Any, message: str, tmp_path: Path, gpus):
     gpus(1)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -125,9 +125,7 @@ def test_configs_that_would_run_otherwise_than_they_read(content: Any, message: 
 
 
 @pytest.mark.parametrize(("offload", "builds"), [("none", False), ("cpu", True)])
-def test_zero_needs_a_compiler_for_what_it_builds(
-    offload: str, builds: bool, tmp_path: Path, gpus, monkeypatch: pytest.MonkeyPatch
-):
+def test_zero_needs_a_compiler(offload: str, builds: bool, tmp_path: Path, gpus, monkeypatch: pytest.MonkeyPatch):
     gpus(1)
     asked: list[bool] = []
     monkeypatch.setattr(launching, "require_deepspeed", lambda *, builds_operators: asked.append(builds_operators))
@@ -153,7 +151,7 @@ def test_status_of_a_failed_process_is_passed_on(gpus, monkeypatch: pytest.Monke
     assert caught.value.code == 2
 
 
-def test_an_interrupt_is_no_traceback(gpus, monkeypatch: pytest.MonkeyPatch):
+def test_interrupt_has_no_traceback(gpus, monkeypatch: pytest.MonkeyPatch):
     gpus(1)
 
     def interrupt(args: Any) -> None:
@@ -242,7 +240,7 @@ def test_a_launched_deepspeed_run_is_checked(scripts: Path, monkeypatch: pytest.
         check_processes(use_cpu=True, deepspeed=False)
 
 
-def test_gpus_need_no_compiler_unless_the_optimiser_is_offloaded(
+def test_gpus_need_no_compiler_unless_the_optimizer_is_offloaded(
     scripts: Path, accelerators, monkeypatch: pytest.MonkeyPatch
 ):
     accelerators(1)

@@ -76,7 +76,7 @@ def _hub_refuses() -> None:
         (_hub_refuses, "refused the request.*HF_TOKEN"),
     ],
 )
-def test_what_the_surroundings_refuse_is_one_sentence(
+def test_environment_errors_have_one_sentence(
     fail, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """These errors are handled in one place, not in each command."""
@@ -98,7 +98,7 @@ def test_reporters_must_be_installed(reporter: str):
         check_reporting(SimpleNamespace(report_to=[reporter]))
 
 
-def test_one_of_several_processes_says_which_it_is(
+def test_errors_of_several_processes_have_the_rank(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -123,7 +123,7 @@ def test_debug_keeps_the_traceback(monkeypatch: pytest.MonkeyPatch):
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
-def test_faults_of_the_program_are_not_hidden():
+def test_internal_errors_keep_their_traceback():
     def command(argv: list[str] | None) -> None:
         with user_errors():
             raise KeyError("a fault")

@@ -27,7 +27,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_recipe_runs_dry(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_dry_run_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["toy", "--config", str(TOY / "config.yaml"), "--dry_run"]) == 0
     out = capsys.readouterr().out
     assert "losses.json: a temporary file" in out and "the file of losses" in out
@@ -45,7 +45,7 @@ def test_config_and_trainer_are_used(settings: dict[str, Any], recipe, tmp_path:
 
 
 @pytest.mark.parametrize("dry_run", [[], ["--dry_run"]])
-def test_its_own_check_comes_before_a_model_is_loaded(
+def test_check_of_the_method_runs_before_loading(
     dry_run: list[str], settings: dict[str, Any], recipe, capsys: pytest.CaptureFixture[str]
 ):
     path = recipe({**settings, "use_peft": True, "loss_scale": 2.0})
@@ -76,7 +76,7 @@ def test_a_method_that_cannot_be_loaded(capsys: pytest.CaptureFixture[str]):
     assert err.count("\n") == 1
 
 
-def test_the_names_of_this_package_cannot_be_taken():
+def test_names_of_this_package_are_reserved():
     assert isinstance(find_methods()["akd"].load(), AKDMethod)
     assert {"akd", "codeplan", "iterkd"} <= COMMANDS.keys() & find_methods().keys()
 

@@ -33,12 +33,12 @@ def test_config_without_a_path():
         ("env: fast\n", "`env` in .* is 'fast'; give a mapping"),
     ],
 )
-def test_what_is_no_recipe(content: str, message: str, recipe):
+def test_invalid_recipes(content: str, message: str, recipe):
     with pytest.raises(ValueError, match=message):
         read_recipe(recipe(content))
 
 
-def test_env_goes_into_the_environment(recipe, monkeypatch: pytest.MonkeyPatch):
+def test_env_sets_environment_variables(recipe, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TRL_AKD_TEST", "before")
     assert read_recipe(recipe("env:\n  TRL_AKD_TEST: 2\nseed: 3\n")).values == {"seed": 3}
     assert os.environ["TRL_AKD_TEST"] == "2"
@@ -48,7 +48,7 @@ def read(parser: RecipeParser, path: str, *flags: str):
     return parser.values(read_recipe(path), flags)
 
 
-def test_flags_come_before_the_recipe_and_the_recipe_before_defaults(parser: RecipeParser, recipe):
+def test_precedence_of_flags_recipe_and_defaults(parser: RecipeParser, recipe):
     values = read(parser, recipe({"seed": 3, "max_steps": 5}), "--seed", "7")
     assert (values.seed, values.max_steps, values.logging_steps) == (7, 5, 10)
 
@@ -116,7 +116,7 @@ def test_wrong_flags(flags: list[str], message: str, parser: RecipeParser):
         ("teacher_model_init_kwargs: {dtype: bfloat16}", "teacher_model_init_kwargs", {"dtype": "bfloat16"}),
     ],
 )
-def test_values_as_yaml_spells_them(line: str, field: str, value: object, parser: RecipeParser, recipe):
+def test_yaml_values(line: str, field: str, value: object, parser: RecipeParser, recipe):
     found = getattr(read(parser, recipe(f"{line}\n")), field)
     assert (type(found), found) == (type(value), value)
 
@@ -133,7 +133,7 @@ def test_values_as_yaml_spells_them(line: str, field: str, value: object, parser
         ("bf16: maybe", "`bf16` in .* is 'maybe'; give true or false"),
         ("save_strategy: epochs", "`save_strategy` in .* is 'epochs'; did you mean `epoch`"),
         ("save_strategy: true", "`save_strategy` in .* is True; choose one of no, steps"),
-        ("beta_strategy: m4", "`beta_strategy` in .* is 'm4'; choose one of akd, m1, m2, fixed, random_epoch"),
+        ("beta_strategy: m4", "`beta_strategy` in .* is 'm4'; choose one of akd, m1, m2, fixed, random_epoch, linear"),
     ],
 )
 def test_values_of_the_wrong_type(line: str, message: str, parser: RecipeParser, recipe):
@@ -175,7 +175,7 @@ def test_the_old_and_the_current_name_of_a_field(command: str, recipe):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_field_that_takes_a_json_object_names_itself_if_it_gets_something_else(command: str, recipe):
+def test_error_names_a_field_that_needs_a_json_object(command: str, recipe):
     types = argument_types(command)
     parser = RecipeParser(types, prog=f"trl-akd {command}")
     names = [entry.name for kind in types for entry in fields(kind) if "dict" in str(get_type_hints(kind)[entry.name])]
@@ -201,7 +201,7 @@ def test_every_field_that_takes_a_json_object_names_itself_if_it_gets_something_
         assert found == ("file.json" if is_path_too else None)
 
 
-def test_on_by_default_can_be_switched_off_both_ways(parser: RecipeParser, recipe):
+def test_flags_that_are_on_by_default_can_be_turned_off(parser: RecipeParser, recipe):
     assert read(parser, recipe({"gradient_checkpointing": False})).gradient_checkpointing is False
     assert parser.values(Recipe(), ["--no_gradient_checkpointing"]).gradient_checkpointing is False
     assert parser.values(Recipe()).gradient_checkpointing is True
@@ -213,7 +213,7 @@ def test_dataclasses(parser: RecipeParser, settings: dict, recipe):
     assert training_args.gradient_checkpointing is False
 
 
-def test_a_dataclass_may_refuse_its_values(parser: RecipeParser, settings: dict, recipe):
+def test_values_refused_by_a_dataclass(parser: RecipeParser, settings: dict, recipe):
     values = read(parser, recipe({**settings, "beta_strategy": "fixed", "beta": 1.5}))
     with pytest.raises(ValueError, match=r"`beta` is 1\.5"):
         parser.dataclasses(values)

@@ -18,7 +18,7 @@ from trl_akd.micro import build, teacher_data
 from trl_akd.micro.tasks import sample_tasks, write_json_lines, write_problems
 
 
-def test_reference_solutions_of_the_world_pass(tmp_path: Path):
+def test_reference_solutions_of_the_tasks_pass(tmp_path: Path):
     tasks = sample_tasks(30, split="held_out", lengths=(3,))
     write_problems(tasks, tmp_path / "held_out.jsonl")
     problems = load_benchmark(str(tmp_path / "held_out.jsonl")).problems
@@ -86,7 +86,7 @@ def test_the_default_folder_needs_no_overrides(small, capsys):
 
 
 @pytest.mark.end_to_end
-def test_it_ends_in_a_table(small, tmp_path: Path, capsys):
+def test_it_prints_a_table(small, tmp_path: Path, capsys):
     folder = tmp_path / "quickstart"
     assert main(["quickstart", "--output_dir", str(folder)]) == 0
     out = capsys.readouterr().out
@@ -101,7 +101,7 @@ def test_it_ends_in_a_table(small, tmp_path: Path, capsys):
 
 
 @pytest.mark.end_to_end
-def test_a_second_run_leaves_what_a_user_put_beside(small, tmp_path: Path):
+def test_second_run_keeps_other_files(small, tmp_path: Path):
     folder = tmp_path / "quickstart"
     assert main(["quickstart", "--output_dir", str(folder)]) == 0
     (folder / "student-kd").mkdir()
@@ -109,14 +109,14 @@ def test_a_second_run_leaves_what_a_user_put_beside(small, tmp_path: Path):
     assert (folder / "student-kd").is_dir()
 
 
-def test_another_folder_is_left_alone(tmp_path: Path, capsys):
+def test_other_folders_are_refused(tmp_path: Path, capsys):
     (tmp_path / "cwd" / "thesis.tex").touch()
     assert main(["quickstart", "--output_dir", str(tmp_path / "cwd")]) == 2
     assert "has other files" in capsys.readouterr().err
 
 
 @pytest.mark.end_to_end
-def test_codeplan_goes_from_plans_to_ranked_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_codeplan_runs_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """All stages with their commands and recipes on a few tasks, which are too few to train a ranker."""
 
     def random_ranker(folder: Path, student: Path, problems: Path, seed: int) -> None:

@@ -18,7 +18,7 @@ def test_recipe_of_the_package_is_found_from_any_folder(tmp_path: Path, monkeypa
     assert find_recipe(NAME) == find_recipe(NAME.removeprefix("recipes/")) == RECIPES.parent / NAME
 
 
-def test_own_file_comes_before_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_local_file_precedes_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     own = tmp_path / NAME
     own.parent.mkdir(parents=True)
     own.touch()
@@ -32,12 +32,12 @@ def test_missing_recipe_suggests_a_close_one(name: str):
         find_recipe(name.removesuffix(".yaml"))
 
 
-def test_missing_recipe_that_is_close_to_none():
+def test_missing_recipe_without_a_suggestion():
     with pytest.raises(FileNotFoundError, match=r"'zzz\.yml', but there is no such file; check the path"):
         find_recipe("zzz.yml")
 
 
-def test_folder_is_no_recipe(tmp_path: Path):
+def test_folder_is_not_a_recipe(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="which is a folder; name a YAML file"):
         find_recipe(str(tmp_path))
 

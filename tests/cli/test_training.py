@@ -34,7 +34,7 @@ def test_nothing_to_resume(parse):
         find_checkpoint(parse(resume_from_checkpoint=True)[1])
 
 
-def test_a_torn_checkpoint_is_passed_over(parse, tmp_path: Path):
+def test_incomplete_checkpoint_is_skipped(parse, tmp_path: Path):
     """A checkpoint without its last file, after a full disk or a kill, is skipped; 10 comes after 9."""
     args = parse(resume_from_checkpoint=True)[1]
     args.check_checkpoint = lambda path: None
@@ -45,7 +45,7 @@ def test_a_torn_checkpoint_is_passed_over(parse, tmp_path: Path):
     assert Path(find_checkpoint(args)).name == "checkpoint-10"
 
 
-def test_path_that_is_no_checkpoint(parse, tmp_path: Path):
+def test_path_without_a_checkpoint(parse, tmp_path: Path):
     with pytest.raises(ValueError, match="which is not a checkpoint folder"):
         find_checkpoint(parse(resume_from_checkpoint=str(tmp_path))[1])
 
@@ -72,7 +72,7 @@ def test_all_rows_without_evaluation(parse):
     assert (len(train), test) == (8, None)
 
 
-def test_own_test_split(parse, tmp_path: Path):
+def test_explicit_test_split(parse, tmp_path: Path):
     splits = {name: Dataset.from_list([{"prompt": name, "completion": "y"}] * 3) for name in ("train", "valid")}
     DatasetDict(splits).save_to_disk(tmp_path / "saved")
     given = {"dataset_name": str(tmp_path / "saved"), "test_size": None, "eval_strategy": "epoch"}
@@ -106,13 +106,13 @@ def test_tokenizers_of_both_models(parse):
     assert student.get_vocab() == teacher.get_vocab() == tiny.tokenizer().get_vocab()
 
 
-def test_no_teacher_no_teacher_tokenizer(parse):
+def test_no_teacher_tokenizer_without_a_teacher(parse):
     _, training_args, model_args, _ = parse(teacher_model_name_or_path=None)
     assert load_tokenizers(METHOD, model_args, training_args)[1] is None
 
 
 @pytest.mark.parametrize("field", ["model_name_or_path", "teacher_model_name_or_path"])
-def test_model_that_is_not_there(field: str, parse, tmp_path: Path):
+def test_missing_model(field: str, parse, tmp_path: Path):
     _, training_args, model_args, _ = parse(**{field: str(tmp_path / "nowhere")})
     with pytest.raises(
         ValueError, match=f"`{field}` is '.*nowhere', whose tokenizer and configuration cannot be read"
@@ -120,13 +120,13 @@ def test_model_that_is_not_there(field: str, parse, tmp_path: Path):
         load_tokenizers(METHOD, model_args, training_args)
 
 
-def test_student_not_named(parse):
+def test_missing_student_name(parse):
     _, training_args, model_args, _ = parse(model_name_or_path=None)
     with pytest.raises(ValueError, match="`model_name_or_path` is not set"):
         load_tokenizers(METHOD, model_args, training_args)
 
 
-def test_other_vocabulary(parse, pair: tuple[str, str], tmp_path: Path):
+def test_different_vocabulary(parse, pair: tuple[str, str], tmp_path: Path):
     other = tmp_path / "other"
     shutil.copytree(pair[1], other)
     content = json.loads((other / "tokenizer.json").read_text())

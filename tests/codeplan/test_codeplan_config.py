@@ -8,10 +8,10 @@ import pytest
 from trl_akd import AKDConfig, CodePLANConfig
 
 
-def test_defaults_are_the_papers(config):
+def test_defaults_follow_the_paper(config):
     made = CodePLANConfig("outputs", use_cpu=True)
     assert (made.plan_weight, made.schedule, made.plan_head) == (0.5, "weighted", "separate")
-    assert (made.code_objective, made.plan_objective, made.asks_teacher) == ("ce", "ce", False)
+    assert (made.code_objective, made.plan_objective, made.uses_teacher) == ("ce", "ce", False)
     assert made.guided_weight == 0.0
 
 
@@ -49,11 +49,11 @@ def test_docstring_lists_the_fields_in_order():
         ({"beta_strategy": "fixed", "beta": 0.5}, "`beta` is 0.5, which has no effect"),
     ],
 )
-def test_refusals(config, settings, message):
+def test_invalid_values(config, settings, message):
     with pytest.raises(ValueError, match=message):
         config(**settings)
 
 
 def test_a_fixed_divergence(config):
     made = config(plan_objective="akd", beta_strategy="fixed", beta=0.0, kd_temperature=2.0)
-    assert made.asks_teacher and made.make_beta().value == 0.0
+    assert made.uses_teacher and made.make_beta().value == 0.0

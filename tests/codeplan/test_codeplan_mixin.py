@@ -90,7 +90,7 @@ def run_script(folder: Path, monkeypatch: pytest.MonkeyPatch, block: str) -> Any
     return names["trainer"]
 
 
-def test_the_page_s_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_script_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     block = script().replace("num_train_epochs=10", "num_train_epochs=2, logging_steps=1")
     assert len([line for line in block.splitlines() if line.strip()]) <= 20
     seen = {}
@@ -119,7 +119,7 @@ def test_the_page_s_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (TunedTrainer, False, 1.0),
     ],
 )
-def test_losses_and_updates_are_those_of_codeplan_trainer(
+def test_losses_and_updates_equal_those_of_codeplan_trainer(
     trainer, rows, tmp_path: Path, trainer_class: Any, plan_head: bool, plan_weight: float
 ):
     model = tiny.model()
@@ -141,7 +141,7 @@ def test_losses_and_updates_are_those_of_codeplan_trainer(
     [{"schedule": "alternate"}, {"guided_weight": 0.5}, {"normalization": "token"}, {"pad_to_multiple_of": 16}],
     ids=str,
 )
-def test_the_collator_s_settings_count(trainer, rows, tmp_path: Path, settings: dict[str, Any]):
+def test_settings_of_the_collator_are_used(trainer, rows, tmp_path: Path, settings: dict[str, Any]):
     made = make(PlainTrainer, tmp_path / "own", rows, collate=collator(plan_weight=0.3, **settings))
     made.train()
     expected = trainer(train_dataset=rows, plan_weight=0.3, plan_head="shared", **RUN, **settings)
@@ -194,7 +194,7 @@ def test_each_epoch_has_different_draws(rows, tmp_path: Path):
 
 
 @pytest.mark.parametrize("trainer_class", [PlainTrainer, TunedTrainer])
-def test_evaluations_compare(rows, tmp_path: Path, trainer_class: Any):
+def test_evaluations_are_comparable(rows, tmp_path: Path, trainer_class: Any):
     made = make(
         trainer_class, tmp_path, rows, max_steps=-1, num_train_epochs=3, learning_rate=0.0, eval_strategy="epoch",
         eval_dataset=world.problems(4, seed=1),
@@ -219,7 +219,7 @@ def test_predictions_are_losses(rows, tmp_path: Path):
     assert output.predictions is None and output.metrics["test_loss"] > 0
 
 
-def test_a_run_that_resumes_has_its_plan_head(rows, tmp_path: Path):
+def test_resumed_run_has_its_plan_head(rows, tmp_path: Path):
     def start(folder: Path, **settings: Any) -> Any:
         model = tiny.model()
         add_plan_head(model)
@@ -232,7 +232,7 @@ def test_a_run_that_resumes_has_its_plan_head(rows, tmp_path: Path):
     torch.testing.assert_close(plan_head_of(resumed.model).weight, plan_head_of(whole.model).weight)
 
 
-def test_a_loop_without_a_trainer(rows):
+def test_custom_training_loop(rows):
     """The losses of micro-batches with shared divisors add up to the loss of the whole batch."""
     model, collate = tiny.model(), collator(plan_weight=0.3)
     add_plan_head(model)
@@ -309,7 +309,7 @@ def test_a_trainer_that_ignores_the_weights_is_refused(rows, tmp_path: Path, tra
 
 
 @pytest.mark.parametrize("context", ["spawn", "forkserver"])
-def test_it_is_refused_before_workers_start(rows, tmp_path: Path, context: str, monkeypatch: pytest.MonkeyPatch):
+def test_error_before_workers_start(rows, tmp_path: Path, context: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.multiprocessing.get_start_method", lambda allow_none=False: context)
     made = make(Trainer, tmp_path, rows, remove_unused_columns=False, dataloader_num_workers=1)
     usual = made.get_train_dataloader
@@ -324,7 +324,7 @@ def test_it_is_refused_before_workers_start(rows, tmp_path: Path, context: str, 
         made.train()
 
 
-def test_akd_ignores_them_as_well(rows, tmp_path: Path):
+def test_akd_with_the_collator_is_refused(rows, tmp_path: Path):
     made = AKDTrainer(
         tiny.model(),
         tiny.model("qwen2"),
@@ -346,7 +346,7 @@ class TimesBefore(OwnTimes, PlainTrainer):
 
 
 @pytest.mark.parametrize("trainer_class", [PlainWithTimes, TimesBefore])
-def test_the_mixin_among_other_classes(rows, tmp_path: Path, trainer_class):
+def test_mixin_with_other_base_classes(rows, tmp_path: Path, trainer_class):
     expected = make(PlainTrainer, tmp_path / "plain", rows, max_steps=1)
     made = make(trainer_class, tmp_path / "own", rows, max_steps=1)
     for each in (made, expected):
@@ -355,7 +355,7 @@ def test_the_mixin_among_other_classes(rows, tmp_path: Path, trainer_class):
 
 
 @pytest.mark.parametrize("trainer_class", [OwnLoss, OwnFallback])
-def test_a_loss_of_one_s_own_is_not(rows, tmp_path: Path, trainer_class):
+def test_custom_loss_is_accepted(rows, tmp_path: Path, trainer_class):
     collate = collator()
     made = make(trainer_class, tmp_path, rows, collate=collate, remove_unused_columns=False)
     made.add_callback(EpochCallback(collate))
@@ -395,7 +395,7 @@ def test_batches_by_length(rows, tmp_path: Path):
     assert len(losses(made)) == 4
 
 
-def test_a_batch_for_the_other_kind_of_model(rows):
+def test_batch_for_another_model_type(rows):
     for model, tokenizer in ((tiny.model(), TOKENIZER), (world.t5(), world.roberta_tokenizer())):
         kind = model.config.is_encoder_decoder
         batch = DataCollatorForCodePLAN(tokenizer, is_encoder_decoder=not kind)(list(rows)[:2])

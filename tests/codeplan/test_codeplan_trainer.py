@@ -91,7 +91,7 @@ def first_gradient(trainer, problems, **settings):
 
 
 @pytest.mark.parametrize("plan_weight", [0.5, 0.2])
-def test_turns_equal_weights_where_every_problem_is_the_same(trainer, plan_weight):
+def test_alternation_equals_weighting_for_equal_problems(trainer, plan_weight):
     """One step of two alternating micro-batches equals one step of both tasks if the examples are the same."""
     same = Dataset.from_list([{"problem": "p", "solution": "return 1", "plan": "1. Return one."}] * 8)
     weighted = first_gradient(trainer, same, plan_weight=plan_weight, per_device_train_batch_size=4)
@@ -103,7 +103,7 @@ def test_turns_equal_weights_where_every_problem_is_the_same(trainer, plan_weigh
         torch.testing.assert_close(alternate[name], gradient, msg=name)
 
 
-def test_turns_equal_weights_in_expectation(trainer):
+def test_alternation_equals_weighting_in_expectation(trainer):
     """The mean gradient over all splits of four problems into two for code and two for plans is equal."""
     problems = world.problems(4).map(lambda row: {"solutions": row["solutions"][:1], "plans": row["plans"][:1]})
     made = trainer(train_dataset=problems, schedule="alternate", gradient_accumulation_steps=2)
@@ -129,7 +129,7 @@ def test_turns_equal_weights_in_expectation(trainer):
         torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_turns_go_on_over_steps_of_one_micro_batch(trainer):
+def test_alternation_continues_over_steps_of_one_micro_batch(trainer):
     made = trainer(schedule="alternate", max_steps=4)
     made.train()
     assert [log["step"] for log in made.state.log_history if "codeplan/code_loss" in log] == [1, 3]
@@ -156,7 +156,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(trainer, settings):
 
 @pytest.mark.parametrize("name", ["eval", "train", "held_out"])
 @pytest.mark.parametrize("own_collator", [False, True])
-def test_evaluations_compare(trainer, own_collator, name):
+def test_evaluations_are_comparable(trainer, own_collator, name):
     """Evaluation uses the same solutions and plans for any epoch, dataset name and collator."""
     problems = world.problems(6, seed=1)
     given = {"data_collator": DataCollatorForCodePLAN(tiny.tokenizer(), max_length=256)} if own_collator else {}
@@ -168,7 +168,7 @@ def test_evaluations_compare(trainer, own_collator, name):
     assert len(set(logs(made, "loss"))) == 6, "training draws in each epoch"
 
 
-def test_predictions_compare(trainer):
+def test_predictions_are_comparable(trainer):
     made = trainer(learning_rate=0.0, max_steps=-1, num_train_epochs=2)
     before = made.predict(made.train_dataset).metrics["test_loss"]
     made.train()
@@ -201,12 +201,12 @@ def test_problems_that_are_too_long_are_dropped_and_counted(trainer, caplog):
     assert "truncated 1 solutions and dropped 1 plans" in caplog.text
 
 
-def test_nothing_is_short_enough(trainer):
+def test_all_problems_too_long(trainer):
     with pytest.raises(ValueError, match=r"Every row of the train dataset is too long\. The first: A prompt of row 0"):
         trainer(train_dataset=world.problems(3), max_length=16)
 
 
-def test_one_solution_and_one_plan_a_row(trainer):
+def test_one_solution_and_one_plan_per_row(trainer):
     rows = [{"problem": "p", "solution": "x", "plan": "1. a", "id": 3, "difficulty": None}] * 4
     trainer(train_dataset=Dataset.from_list(rows)).train()
 
@@ -246,7 +246,7 @@ def test_streams(trainer):
 
 
 @pytest.mark.parametrize("schedule", ["weighted", "alternate"])
-def test_a_collator_of_ones_own(trainer, schedule):
+def test_custom_collator(trainer, schedule):
     collator = DataCollatorForCodePLAN(tiny.tokenizer(), plan_weight=0.3, schedule=schedule, max_length=128)
     settings = {"plan_weight": 0.3, "schedule": schedule, "gradient_accumulation_steps": 2, "max_length": 128}
     own, usual = trainer(data_collator=collator, **settings), trainer(**settings)
@@ -262,7 +262,7 @@ def test_a_collator_that_contradicts_the_configuration(trainer, settings):
         trainer(data_collator=DataCollatorForCodePLAN(tiny.tokenizer(), **settings))
 
 
-def test_a_collator_learns_what_the_model_is(trainer):
+def test_collator_adapts_to_the_model(trainer):
     tokenizer = world.roberta_tokenizer()
     made = trainer(world.t5(), processing_class=tokenizer, data_collator=DataCollatorForCodePLAN(tokenizer))
     assert made.data_collator.is_encoder_decoder
@@ -272,12 +272,12 @@ def test_a_collator_learns_what_the_model_is(trainer):
 # Models
 
 
-def test_a_teacher_that_nobody_asks(trainer):
+def test_unused_teacher(trainer):
     with pytest.raises(ValueError, match="`teacher_model` is given, but no objective uses a teacher"):
         trainer(None, tiny.model("qwen2"))
 
 
-def test_a_teacher_that_is_missing(trainer):
+def test_missing_teacher(trainer):
     with pytest.raises(ValueError, match="`teacher_model_name_or_path` is not set"):
         trainer(plan_objective="akd")
 
@@ -288,7 +288,7 @@ def test_tokens_that_the_teacher_lacks(trainer):
         trainer(tiny.model(), teacher, plan_objective="akd")
 
 
-def test_nan_is_named(trainer):
+def test_nan_is_an_error(trainer):
     student = tiny.model()
     with torch.no_grad():
         student.model.embed_tokens.weight[:] = float("inf")
@@ -296,7 +296,7 @@ def test_nan_is_named(trainer):
         trainer(student).train()
 
 
-def test_from_names_alone(config, tmp_path: Path, monkeypatch):
+def test_models_by_name(config, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     world.t5().save_pretrained(tmp_path / "t5")
     world.roberta_tokenizer().save_pretrained(tmp_path / "t5")
@@ -308,7 +308,7 @@ def test_from_names_alone(config, tmp_path: Path, monkeypatch):
 
 @pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"bf16": True}, {"dataloader_num_workers": 1}])
 @pytest.mark.parametrize("family", ["llama_tied", "t5"])
-def test_ways_to_train(trainer, settings, family):
+def test_training_variants(trainer, settings, family):
     given = {"processing_class": world.roberta_tokenizer()} if family == "t5" else {}
     made = trainer(world.t5() if family == "t5" else tiny.model(family), **settings, **given)
     made.train()

@@ -80,7 +80,7 @@ def test_both_tasks_of_every_problem() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(PROBLEMS, st.floats(0, 1), st.sampled_from(["sequence", "token"]), st.integers(0, 5))
-def test_the_loss_is_that_of_the_paper_whatever_the_lengths(
+def test_loss_equals_that_of_the_paper_for_any_lengths(
     rows: list[dict[str, Any]], plan_weight: float, normalization: str, epoch: int
 ) -> None:
     collate = DataCollatorForCodePLAN(TOKENIZER, plan_weight, normalization=normalization, max_length=None)
@@ -99,7 +99,7 @@ def test_the_loss_is_that_of_the_paper_whatever_the_lengths(
 
 
 @pytest.mark.parametrize("plan_weight", [0.0, 0.3, 1.0])
-def test_turns(plan_weight: float) -> None:
+def test_alternation(plan_weight: float) -> None:
     collate = DataCollatorForCodePLAN(TOKENIZER, plan_weight, "alternate")
     batches = [collate(ROWS) for _ in range(4)]
     assert [batch["task_ids"].unique().tolist() for batch in batches] == [[0], [1], [0], [1]]
@@ -108,7 +108,7 @@ def test_turns(plan_weight: float) -> None:
 
 
 @pytest.mark.parametrize("plan_weight", [0.25, 0.5])
-def test_turns_equal_weights_in_expectation(plan_weight: float) -> None:
+def test_alternation_equals_weighting_in_expectation(plan_weight: float) -> None:
     """The mean over a code batch and a plan batch of the same problems equals a batch of both tasks."""
     weighted, alternate = (DataCollatorForCodePLAN(TOKENIZER, plan_weight, name) for name in ("weighted", "alternate"))
     both, turns = weighted(ROWS), [alternate(ROWS), alternate(ROWS)]
@@ -120,7 +120,7 @@ def test_turns_equal_weights_in_expectation(plan_weight: float) -> None:
     assert mean == pytest.approx(loss(both, per_token(both)), rel=1e-6)
 
 
-def test_one_task_out_of_a_batch_is_as_if_collated_alone() -> None:
+def test_selected_task_equals_a_separate_batch() -> None:
     both = DataCollatorForCodePLAN(TOKENIZER, 0.3)(ROWS)
     alternate = DataCollatorForCodePLAN(TOKENIZER, 0.3, "alternate")
     for task in (Task.CODE, Task.PLAN):
@@ -173,7 +173,7 @@ def test_draws_are_fair() -> None:
     assert all(900 < draws.count(option) < 1100 for option in range(5))
 
 
-def test_epochs_reach_workers_that_outlive_them() -> None:
+def test_persistent_workers_receive_the_epoch() -> None:
     rows = [{"problem": f"{n}", "solutions": list("abcdefgh"), "plans": list("abcdefgh")} for n in range(4)]
     collate = DataCollatorForCodePLAN(TOKENIZER)
     loader = torch.utils.data.DataLoader(
@@ -189,7 +189,7 @@ def test_epochs_reach_workers_that_outlive_them() -> None:
 
 
 @pytest.mark.parametrize("max_length", [64, 80, 90])
-def test_solutions_lose_their_end_and_prompts_nothing(max_length: int) -> None:
+def test_solutions_are_truncated_and_prompts_are_not(max_length: int) -> None:
     row = {"problem": "p", "solution": "x" * 200, "plan": "1."}
     batch = DataCollatorForCodePLAN(TOKENIZER, max_length=max_length)([row])
     prompt, answer = decoded(batch, 0)
@@ -199,7 +199,7 @@ def test_solutions_lose_their_end_and_prompts_nothing(max_length: int) -> None:
     assert batch["token_weights"][0].sum().item() == pytest.approx(0.5)
 
 
-def test_plans_are_whole_or_drawn_elsewhere() -> None:
+def test_plans_that_are_too_long_are_not_drawn() -> None:
     collate = DataCollatorForCodePLAN(TOKENIZER, max_length=64)
     row = {"problem": "p", "solution": "x", "plans": ["1. " + "long " * 30, "1. Do."]}
     for epoch in range(8):
@@ -209,12 +209,12 @@ def test_plans_are_whole_or_drawn_elsewhere() -> None:
         collate([{**row, "plans": row["plans"][:1]}])
 
 
-def test_prompts_that_leave_no_room() -> None:
+def test_prompts_that_are_too_long() -> None:
     with pytest.raises(ValueError, match=r"A prompt of row 1 has \d+ tokens, which max_length=96 does not allow"):
         DataCollatorForCodePLAN(TOKENIZER, max_length=96)([ROWS[0], {**ROWS[1], "problem": "p" * 90}])
 
 
-def test_answers_have_a_limit_of_their_own() -> None:
+def test_separate_limit_for_answers() -> None:
     batch = DataCollatorForCodePLAN(TOKENIZER, max_target_length=21)([{**ROWS[2], "plan": "1. " + "y" * 17}])
     assert (batch["labels"] != -100).sum(1).tolist() == [21, 21]
 
@@ -235,7 +235,7 @@ def test_a_tokenizer_without_a_pad_token_pads_with_eos() -> None:
 # Encoder-decoders and the third task
 
 
-def test_encoders_read_the_prompt_alone() -> None:
+def test_encoder_input_is_the_prompt() -> None:
     from tests.codeplan.world import roberta_tokenizer
 
     tokenizer = roberta_tokenizer()
@@ -283,14 +283,14 @@ def guided_pairs(row: dict[str, Any], epochs: int = 60, tokenized: bool = False)
 
 
 @pytest.mark.parametrize("tokenized", [False, True])
-def test_a_plan_guides_to_the_solution_it_was_written_for(tokenized: bool) -> None:
+def test_guided_example_has_the_solution_of_its_plan(tokenized: bool) -> None:
     known = {("1. A0.", "a"), ("1. B.", "b"), ("1. A1.", "a")}
     found = guided_pairs(PAIRED, tokenized=tokenized)
     assert {pair for pair in found if pair[0] != "1. ?."} == known
     assert {solution for plan, solution in found if plan == "1. ?."} == {"a", "b", "c"}, "unknown: any of them"
 
 
-def test_blank_texts_and_long_plans_leave_the_pairs_alone() -> None:
+def test_dropped_texts_do_not_change_the_pairs() -> None:
     row = {
         "problem": "p",
         "solutions": ["a", " ", "c", "d"],
@@ -307,7 +307,7 @@ def test_without_pairs_plan_and_solution_are_drawn_independently() -> None:
     assert len(guided_pairs(row, epochs=200)) == 12
 
 
-def test_pairs_change_no_other_draw() -> None:
+def test_pairs_do_not_change_other_draws() -> None:
     plain = {name: value for name, value in PAIRED.items() if name != "plan_solutions"}
     collate = DataCollatorForCodePLAN(TOKENIZER, guided_weight=1.0)
     for epoch in range(8):
@@ -317,7 +317,7 @@ def test_pairs_change_no_other_draw() -> None:
             assert decoded(with_pairs, row) == decoded(without, row)
 
 
-def test_rows_that_were_tokenized_before_there_were_pairs() -> None:
+def test_rows_tokenized_by_an_earlier_version() -> None:
     encoded = ProblemEncoder(TOKENIZER, guided=True)(PAIRED, 0)
     del encoded["plan_solutions"]
     assert DataCollatorForCodePLAN(TOKENIZER, guided_weight=1.0)([encoded])["task_ids"].tolist() == [0, 1, 2]
@@ -388,7 +388,7 @@ def test_tokenized_rows_give_the_same_batch() -> None:
     assert all(torch.equal(raw[key], tokenized[key]) for key in raw)
 
 
-def test_the_old_location_still_works() -> None:
+def test_deprecated_location() -> None:
     with pytest.warns(FutureWarning, match=r"moved to trl_akd\.codeplan\.collator"):
         from trl_akd.data.codeplan import share_divisors
     assert share_divisors is collator.share_divisors

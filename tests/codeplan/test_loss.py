@@ -39,7 +39,7 @@ def by_hand(trainer, batch, weights, normalization="sequence"):
     if trainer.args.plan_head == "separate":
         with writing_plans(trainer.model):
             plan = trainer.model(**inputs).logits
-    teacher = trainer.teacher.model(**inputs).logits if trainer.args.asks_teacher else code
+    teacher = trainer.teacher.model(**inputs).logits if trainer.args.uses_teacher else code
     losses = {task: [] for task in Task}
     for row, task in enumerate(batch["task_ids"].tolist()):
         logits = plan[row] if task == Task.PLAN else code[row]
@@ -123,12 +123,12 @@ def test_lambda(trainer, plan_weight, normalization):
     check(made, {Task.CODE: 1 - plan_weight, Task.PLAN: plan_weight}, normalization=normalization)
 
 
-def test_third_task(trainer):
+def test_guided_task(trainer):
     made = trainer(guided_weight=0.4, plan_weight=0.2)
     check(made, {Task.CODE: 0.8, Task.PLAN: 0.2, Task.GUIDED: 0.4})
 
 
-def test_lora_trains_the_plan_head_whole(trainer):
+def test_lora_trains_all_weights_of_the_plan_head(trainer):
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     made = trainer(peft_config=lora)
     trained = {name for name, parameter in made.model.named_parameters() if parameter.requires_grad}
@@ -137,7 +137,7 @@ def test_lora_trains_the_plan_head_whole(trainer):
     check(made, {Task.CODE: 0.5, Task.PLAN: 0.5})
 
 
-def test_student_without_adapter_teaches(trainer):
+def test_student_without_adapter_as_teacher(trainer):
     lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     made = trainer(peft_config=lora, plan_objective="akd")
     batch = batch_of(made)
@@ -146,7 +146,7 @@ def test_student_without_adapter_teaches(trainer):
     made.train()
 
 
-def test_no_teacher_is_computed_for_cross_entropy(trainer, monkeypatch):
+def test_cross_entropy_computes_no_teacher(trainer, monkeypatch):
     from trl_akd.losses import fused_linear
 
     made = trainer()

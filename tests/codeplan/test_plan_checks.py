@@ -90,14 +90,14 @@ def test_prose_around_a_plan_is_cut(answer: str):
 @pytest.mark.parametrize(
     "thoughts", ["<think>\n1. Read n.\n2. Print it.", "<think>\n1. Read n.\n2. Print it.\n</think>\n"]
 )
-def test_thoughts_are_no_plan(thoughts: str):
+def test_thoughts_are_not_a_plan(thoughts: str):
     assert check(extract_plan(thoughts)) == "empty"
 
 
 @pytest.mark.parametrize(
     "answer", [" 1. Read n.\n2. Print it.", "  1. Read n.\n  2. Print it.\n", "\n\n 1. Read n.\n 2. Print it."]
 )
-def test_blanks_before_the_first_step_do_no_harm(answer: str):
+def test_blanks_before_the_first_step(answer: str):
     assert extract_plan(answer) == "1. Read n.\n2. Print it."
     assert check(extract_plan(answer)) is None
 
@@ -108,7 +108,7 @@ def test_blank_lines_between_steps_are_kept():
     assert check(spaced) is None
 
 
-def test_plans_of_the_paper_s_authors_are_plans_and_programs_are_not():
+def test_plans_of_the_authors_pass_and_programs_do_not():
     for home in sorted(data("apps/train").iterdir()):
         for plan in json.loads((home / "plans.json").read_text()):
             assert check(extract_plan(plan)) is None, plan

@@ -38,7 +38,7 @@ def test_against_counting_subsets():
             assert metrics[f"pass@{k}"].low <= metrics[f"pass@{k}"].value <= metrics[f"pass@{k}"].high
 
 
-def test_the_order_matters_to_top_k_alone():
+def test_only_top_k_depends_on_the_order():
     tops = top_k_by_plans(RESULTS, k=[1, 2])
     assert {number: (m["top@1"].value, m["top@2"].value) for number, m in tops.items()} == {
         0: (0.0, 0.0),
@@ -47,14 +47,14 @@ def test_the_order_matters_to_top_k_alone():
     }
 
 
-def test_programs_that_were_not_judged_do_not_count():
+def test_programs_that_were_not_run_are_excluded():
     curve = pass_at_k_by_plans([result("a", n1="+?-?")])
     assert curve[1]["pass@1"].value == 0.5
     with pytest.raises(ValueError, match="a"):
         pass_at_k_by_plans([result("a", n1="+?")], k=[2])
 
 
-def test_without_hidden_tests_there_is_no_curve():
+def test_curve_needs_hidden_tests():
     bare = PlanSamplingResult("a", (PlanScore("", None, None),), {1: PlanChoice(0, (), ("",), ())})
     with pytest.raises(ValueError, match="problem 'a' has no results of `hidden_tests`"):
         pass_at_k_by_plans([bare])

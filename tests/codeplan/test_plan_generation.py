@@ -37,7 +37,7 @@ def generator(tmp_path: Path, asked: Scripted, **settings) -> PlanGenerator:
 # What is asked, and what comes of it
 
 
-def test_backward_asks_with_every_distinct_solution(tmp_path: Path):
+def test_backward_prompts_have_every_distinct_solution(tmp_path: Path):
     asked = teacher()
     rows = generator(tmp_path, asked, n=2).run(ROWS)
     assert rows[0]["plans"] == [plan(s, n) for s in ("print(2 * x)", "print(x + x)") for n in "01"]
@@ -69,7 +69,7 @@ def test_rows_that_had_plans_already(tmp_path: Path, reasoning: str):
     assert rows[0].get("plan_solutions") == ([0] if reasoning == "backward" else None)
 
 
-def test_prompts_end_where_the_plan_begins_and_show_one_example():
+def test_prompts_have_one_example_and_end_before_the_plan():
     for prompt in PLAN_PROMPTS.values():
         text = prompt.render("PROBLEM", "SOLUTION")
         assert text.endswith("### Plan\n") and text.count("### Plan") == 2 and text.count("PROBLEM") == 1
@@ -78,7 +78,7 @@ def test_prompts_end_where_the_plan_begins_and_show_one_example():
     assert PLAN_STOP[0] in PLAN_PROMPTS["forward"].layout
 
 
-def test_the_example_s_plan_is_a_plan(tmp_path: Path):
+def test_plan_of_the_example_is_valid(tmp_path: Path):
     demo = PLAN_PROMPTS["backward"].layout.split("### Plan\n")[1].split("\n\n###")[0]
     rows = generator(tmp_path, Scripted(lambda *_: demo)).run(ROWS)
     assert rows[1]["plans"] == [demo]
@@ -92,7 +92,7 @@ def test_shortest_solutions(tmp_path: Path):
     assert row["plan_solutions"] == [1, 2]
 
 
-def test_rejected_answers_leave_no_gap_between_plans_and_solutions(tmp_path: Path):
+def test_rejected_answers_do_not_shift_plan_solutions(tmp_path: Path):
     asked = Scripted(lambda prompt, number, seed: "no plan" if "print(2 * x)" in prompt else plan())
     [row, _] = generator(tmp_path, asked).run(ROWS)
     assert (row["plans"], row["plan_solutions"]) == ([plan()], [1])
@@ -107,7 +107,7 @@ class Refusing(Scripted):
         return super()._complete(prompt, number, seed)
 
 
-def test_a_refused_prompt_costs_that_prompt(tmp_path: Path):
+def test_only_the_refused_prompt_fails(tmp_path: Path):
     """The prompt is recorded with the server's message and not sent again; the others get plans."""
     asked = Refusing(lambda *_: plan())
     plans = generator(tmp_path, asked)
@@ -121,7 +121,7 @@ def test_a_refused_prompt_costs_that_prompt(tmp_path: Path):
     assert later.run(ROWS) == rows and again.asked == 0 and later.report.rejected == {"refused": 2}
 
 
-def test_a_file_from_before_refusals_were_kept(tmp_path: Path):
+def test_file_of_an_earlier_version(tmp_path: Path):
     generator(tmp_path, teacher()).run(ROWS)
     file = tmp_path / "answers.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -133,7 +133,7 @@ def test_a_file_from_before_refusals_were_kept(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("written", "kept"), [("\ud83d", "\ufffd"), ("\ud83d\ude00", "\U0001f600")])
-def test_half_a_character_spoils_no_file(tmp_path: Path, written: str, kept: str):
+def test_lone_surrogates_in_answers(tmp_path: Path, written: str, kept: str):
     rows = generator(tmp_path, Scripted(lambda *_: plan(written))).run(ROWS)
     assert rows[1]["plans"] == [plan(kept)]
     file = tmp_path / "plans.jsonl"
@@ -144,7 +144,7 @@ def test_half_a_character_spoils_no_file(tmp_path: Path, written: str, kept: str
 
 
 @pytest.mark.parametrize("change", [{"problem": "\ud83d"}, {"solutions": ["print('\udc00')"]}])
-def test_half_a_character_in_what_is_asked_for(tmp_path: Path, change: dict):
+def test_lone_surrogates_in_problems(tmp_path: Path, change: dict):
     with pytest.raises(ValueError, match=r"of row 'one' contains a lone surrogate"):
         generator(tmp_path, teacher()).run([ROWS[0], {**ROWS[1], **change}])
 
@@ -155,7 +155,7 @@ def test_the_teacher_s_template(tmp_path: Path):
     assert all(prompt.startswith("<user>You help") and prompt.endswith("</user>") for prompt in asked.calls[0])
 
 
-def test_a_request_of_one_s_own(tmp_path: Path):
+def test_custom_prompt(tmp_path: Path):
     asked = teacher()
     own = "Write {{steps}} for {problem}\n### Program\n{solution}\n"
     rows = generator(tmp_path, asked, layout=own).run(ROWS[1:])
@@ -175,7 +175,7 @@ def test_a_request_of_one_s_own(tmp_path: Path):
         ("forward", "{problem} {", "is not a format string"),
     ],
 )
-def test_a_request_with_other_fields(tmp_path: Path, reasoning: str, layout: str, message: str):
+def test_custom_prompt_with_wrong_fields(tmp_path: Path, reasoning: str, layout: str, message: str):
     with pytest.raises(ValueError, match=message.replace("{", r"\{")):
         generator(tmp_path, teacher(), reasoning=reasoning, layout=layout)
     file = tmp_path / "prompt.txt"
@@ -187,7 +187,7 @@ def test_a_request_with_other_fields(tmp_path: Path, reasoning: str, layout: str
         config.layout()
 
 
-def test_a_request_in_a_file(tmp_path: Path):
+def test_custom_prompt_in_a_file(tmp_path: Path):
     file = tmp_path / "prompt.txt"
     config = PlanGenerationConfig(
         model_name_or_path="teacher", dataset_name="problems", reasoning="forward", prompt_file=str(file)
@@ -202,7 +202,7 @@ def test_a_request_in_a_file(tmp_path: Path):
 # Rejects
 
 
-def test_rejects_are_counted_kept_and_not_asked_for_again(tmp_path: Path):
+def test_rejected_answers_are_counted_kept_and_not_requested_again(tmp_path: Path):
     answers = {"print(2 * x)": "no plan", "print(x + x)": "1. x = 1\n2. Print it.", "print(1)": plan()}
 
     def write(prompt: str, number: int, seed: int | None) -> str:
@@ -242,7 +242,7 @@ def test_prompts_that_are_too_long_are_left_out(tmp_path: Path):
 # Going on
 
 
-def test_what_is_there_is_not_asked_for_again(tmp_path: Path):
+def test_recorded_answers_are_not_requested_again(tmp_path: Path):
     asked = teacher()
     first = generator(tmp_path, asked).run(ROWS[:1])
     more = generator(tmp_path, asked).run(ROWS)
@@ -250,7 +250,7 @@ def test_what_is_there_is_not_asked_for_again(tmp_path: Path):
     assert [len(call) for call in asked.calls] == [2, 1]
 
 
-def test_more_plans_are_other_ones(tmp_path: Path):
+def test_additional_plans_are_different(tmp_path: Path):
     asked = Scripted(lambda prompt, number, seed: plan(str(seed), str(number)))
     few = generator(tmp_path, asked, n=1).run(ROWS)
     many = generator(tmp_path, asked, n=3).run(ROWS)
@@ -259,7 +259,7 @@ def test_more_plans_are_other_ones(tmp_path: Path):
     assert generator(tmp_path, asked, n=1).run(ROWS) == few and len(asked.calls) == 2
 
 
-def test_another_solution_or_prompt_is_another_question(tmp_path: Path):
+def test_another_solution_or_prompt_is_a_new_request(tmp_path: Path):
     asked = teacher()
     generator(tmp_path, asked).run(ROWS[1:])
     changed = [{**ROWS[1], "solutions": ["print(0 + 1)"]}]
@@ -284,7 +284,7 @@ def test_answers_of_another_teacher_are_refused(tmp_path: Path):
         generator(tmp_path, teacher(), settings={"model": "a"}, temperature=0.9).run(ROWS)
 
 
-def test_a_foreign_file_is_refused(tmp_path: Path):
+def test_file_of_another_tool_is_refused(tmp_path: Path):
     generator(tmp_path, teacher()).run(ROWS)
     (tmp_path / "answers.jsonl").write_text('{"text": "x"}\n')
     with pytest.raises(ValueError, match="line 1 is not an answer of this package"):
@@ -300,7 +300,7 @@ def _ask_until_killed(tmp_path: Path) -> None:
     generator(tmp_path, Scripted(write), batch_size=1).run(ROWS)
 
 
-def test_after_kill_9_nothing_is_paid_twice(tmp_path: Path):
+def test_no_request_is_repeated_after_kill_9(tmp_path: Path):
     process = multiprocessing.get_context("fork").Process(target=_ask_until_killed, args=(tmp_path,))
     process.start()
     process.join()
@@ -313,7 +313,7 @@ def test_after_kill_9_nothing_is_paid_twice(tmp_path: Path):
     assert asked.asked == 1 and "print(1)" in asked.calls[0][0]
 
 
-def test_a_failure_keeps_what_was_paid_for(tmp_path: Path):
+def test_failure_keeps_recorded_answers(tmp_path: Path):
     class Failing(Scripted):
         def stream(self, prompts, sampling):
             found = self.generate(prompts, **vars(sampling))
@@ -334,7 +334,7 @@ def test_a_failure_keeps_what_was_paid_for(tmp_path: Path):
     assert len(set(rows[0]["plans"][:2])) == 2, "the second half of an answer is another sample"
 
 
-def test_a_prompt_that_the_teacher_refuses_is_named(tmp_path: Path):
+def test_error_names_the_refused_prompt(tmp_path: Path):
     class Short(Scripted):
         def generate(self, prompts, **settings):
             raise ValueError("`prompts[0]` exceeds the positions of the model.")
@@ -366,7 +366,7 @@ def test_max_tokens(tmp_path: Path):
     assert (plans.report.tokens, plans.report.stopped) == (16, "max_tokens")
 
 
-def test_tokens_that_are_not_told_count_as_the_most_there_may_be(tmp_path: Path):
+def test_unreported_tokens_count_as_the_maximum(tmp_path: Path):
     class Silent(Scripted):
         def _complete(self, prompt, number, seed):
             return Completion(plan(), None, "stop", None)
@@ -392,19 +392,19 @@ def test_tokens_that_are_not_told_count_as_the_most_there_may_be(tmp_path: Path)
         ({"max_tokens": -1}, "`max_tokens` is -1"),
     ],
 )
-def test_settings_that_make_no_sense(tmp_path: Path, settings: dict, message: str):
+def test_invalid_arguments(tmp_path: Path, settings: dict, message: str):
     with pytest.raises(ValueError, match=message):
         generator(tmp_path, teacher(), **settings)
 
 
-def test_bad_rows_cost_nothing(tmp_path: Path):
+def test_bad_rows_are_refused_before_requests(tmp_path: Path):
     asked = teacher()
     with pytest.raises(ValueError, match="row 'two' has no solutions"):
         generator(tmp_path, asked).run([*ROWS, {"id": "two", "problem": "P", "solutions": []}])
     assert asked.calls == [] and not (tmp_path / "answers.jsonl").exists()
 
 
-def test_a_full_disk_is_told_and_keeps_what_was_written(tmp_path: Path, monkeypatch):
+def test_full_disk_is_an_error_that_keeps_written_answers(tmp_path: Path, monkeypatch):
     import trl_akd.codeplan.plan_generation as module
 
     class Full(module.Ledger):

@@ -30,7 +30,7 @@ def family(name):
     return (world.t5(), world.roberta_tokenizer()) if name == "t5" else (tiny.model(name), tiny.tokenizer())
 
 
-def told_apart(model):
+def separate_plan_head(model):
     """Add a plan head that differs from the LM head."""
     head = add_plan_head(model)
     with torch.no_grad():
@@ -39,7 +39,7 @@ def told_apart(model):
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "t5"])
-def test_begins_as_an_untied_copy(name):
+def test_initial_plan_head_is_an_untied_copy(name):
     model, _ = family(name)
     head = add_plan_head(model)
     assert torch.equal(head.weight, model.get_output_embeddings().weight)
@@ -52,18 +52,18 @@ def test_begins_as_an_untied_copy(name):
     assert not head.weight.any()
 
 
-def test_a_bias_comes_along():
+def test_bias_is_copied():
     head = add_plan_head(tiny.model("codegen"))
     assert head.bias is not None and head.bias.requires_grad
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "t5"])
-def test_plans_are_decoded_through_it_and_programs_are_not(name):
+def test_only_plans_use_the_plan_head(name):
     model, tokenizer = family(name)
     usual = TransformersGenerator(model, tokenizer)
     prompts = ["[GEN_PLAN] a", "[GEN_PLAN] of b"]
     programs = usual.generate(prompts, max_new_tokens=8)
-    told_apart(model)
+    separate_plan_head(model)
     plans = PlanHeadGenerator(usual, model).generate(prompts, max_new_tokens=8)
     assert [row[0].text for row in plans] != [row[0].text for row in programs]
     assert usual.generate(prompts, max_new_tokens=8) == programs
@@ -73,7 +73,7 @@ def test_plans_are_decoded_through_it_and_programs_are_not(name):
     assert [row[0].text for row in plans] == [row[0].text for row in expected]
 
 
-def test_the_head_comes_back_after_an_error():
+def test_lm_head_is_restored_after_an_error():
     model = tiny.model()
     add_plan_head(model)
     with pytest.raises(RuntimeError), writing_plans(model):
@@ -81,19 +81,19 @@ def test_the_head_comes_back_after_an_error():
     assert model.get_output_embeddings() is not plan_head_of(model)
 
 
-def test_an_adapter_does_not_hide_it():
+def test_plan_head_of_a_peft_model():
     from peft import get_peft_model
 
     lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
     model = get_peft_model(tiny.model(), lora)
-    head = told_apart(model)
+    head = separate_plan_head(model)
     inputs = {"input_ids": torch.arange(4)[None]}
     expected = model.get_base_model().model(**inputs).last_hidden_state @ head.weight.T
     with writing_plans(model):
         torch.testing.assert_close(model(**inputs).logits, expected)
 
 
-def test_no_head_to_write_with():
+def test_writing_plans_without_a_plan_head():
     with pytest.raises(ValueError, match="has no plan head; load it"), writing_plans(tiny.model()):
         pass
 
@@ -102,9 +102,9 @@ def test_no_head_to_write_with():
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "t5"])
-def test_saved_beside_the_model(name, tmp_path: Path):
+def test_plan_head_file(name, tmp_path: Path):
     model, _ = family(name)
-    head = told_apart(model)
+    head = separate_plan_head(model)
     model.save_pretrained(tmp_path)
     assert not any("plan_head" in key for key in load_file(tmp_path / "model.safetensors"))
     kind = T5ForConditionalGeneration if name == "t5" else AutoModelForCausalLM
@@ -115,7 +115,7 @@ def test_saved_beside_the_model(name, tmp_path: Path):
     assert torch.equal(again.get_output_embeddings().weight, model.get_output_embeddings().weight)
 
 
-def test_saving_a_model_without_a_head_removes_an_older_one(tmp_path: Path):
+def test_saving_without_a_plan_head_removes_an_old_file(tmp_path: Path):
     model = tiny.model()
     add_plan_head(model)
     save_plan_head(model, tmp_path)
@@ -123,7 +123,7 @@ def test_saving_a_model_without_a_head_removes_an_older_one(tmp_path: Path):
     assert find_plan_head(str(tmp_path)) is None
 
 
-def test_loading_names_what_is_wrong(tmp_path: Path):
+def test_errors_of_loading(tmp_path: Path):
     with pytest.raises(ValueError, match=r"'separate'.*has no plan_head\.safetensors"):
         load_plan_head(tiny.model(), str(tmp_path))
     save_file({"weight": torch.zeros(3, 3)}, tmp_path / PLAN_HEAD_FILE)
@@ -132,7 +132,7 @@ def test_loading_names_what_is_wrong(tmp_path: Path):
 
 
 @pytest.mark.parametrize("peft", [False, True])
-def test_training_saves_it_and_goes_on_with_it(trainer, tmp_path: Path, peft):
+def test_training_saves_and_resumes_the_plan_head(trainer, tmp_path: Path, peft):
     lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM") if peft else None
     base = tmp_path / "base"
     tiny.model("llama_tied").save_pretrained(base)
@@ -153,14 +153,14 @@ def test_training_saves_it_and_goes_on_with_it(trainer, tmp_path: Path, peft):
         assert torch.equal(plan_head_of(further.model).weight, trained)
 
 
-def test_shared_would_leave_a_trained_head_out(trainer, tmp_path: Path):
+def test_shared_with_a_plan_head_file_is_refused(trainer, tmp_path: Path):
     made = trainer(output_dir=str(tmp_path))
     made.save_model(str(tmp_path / "trained"))
     with pytest.raises(ValueError, match=r"`plan_head` is 'shared', but .* contains a plan_head\.safetensors"):
         trainer(str(tmp_path / "trained"), plan_head="shared")
 
 
-def test_shared_would_leave_the_head_of_a_model_as_it_is(trainer):
+def test_shared_with_a_plan_head_is_refused(trainer):
     model = tiny.model()
     add_plan_head(model)
     with pytest.raises(ValueError, match="`plan_head` is 'shared', but the student has a plan head"):
@@ -168,7 +168,7 @@ def test_shared_would_leave_the_head_of_a_model_as_it_is(trainer):
 
 
 @pytest.mark.parametrize("peft", [False, True])
-def test_resumed_run_is_the_uninterrupted_run(trainer, tmp_path: Path, peft):
+def test_resumed_run_equals_the_uninterrupted_run(trainer, tmp_path: Path, peft):
     def make(folder: str):
         lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM") if peft else None
         return trainer(
@@ -191,7 +191,7 @@ def test_resume_from_a_checkpoint_without_it(trainer, tmp_path: Path):
         trainer(output_dir=str(tmp_path), max_steps=3).train(resume_from_checkpoint=True)
 
 
-def test_best_model_brings_its_plan_head(trainer, tmp_path: Path):
+def test_best_model_has_its_plan_head(trainer, tmp_path: Path):
     made = trainer(
         eval_dataset=world.problems(4, seed=1), eval_strategy="steps", eval_steps=1, save_strategy="steps",
         save_steps=1, max_steps=4, load_best_model_at_end=True, metric_for_best_model="codeplan/plan_loss",

@@ -26,7 +26,7 @@ from trl_akd.codeplan.plan_head import (
 from trl_akd.evaluation.evaluation_config import EvaluationConfig
 from trl_akd.generation.loading import load_generator
 
-from .test_plan_head import told_apart
+from .test_plan_head import separate_plan_head
 
 PROMPT = {"input_ids": torch.arange(6)[None]}
 
@@ -89,7 +89,7 @@ def pushed(monkeypatch):
 @pytest.mark.parametrize("settings", [{}, {"max_shard_size": "20KB"}])
 def test_save_pretrained(tmp_path: Path, settings):
     model = tiny.model("llama_tied")
-    head = told_apart(model)
+    head = separate_plan_head(model)
     model.save_pretrained(tmp_path, **settings)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     load_plan_head(again, str(tmp_path))
@@ -103,7 +103,7 @@ def test_save_pretrained(tmp_path: Path, settings):
 def test_save_pretrained_of_a_state_dict(tmp_path: Path):
     """The gathered state dict is used; without a plan head in it, that of the model is used."""
     model = tiny.model("llama_tied")
-    head = told_apart(model)
+    head = separate_plan_head(model)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state["plan_head.weight"] += 1
     model.save_pretrained(tmp_path / "whole", state_dict=dict(state))
@@ -121,7 +121,7 @@ def test_one_process_saves(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_shards_of_zero3_are_not_taken_for_a_head(tmp_path: Path):
+def test_sharded_plan_head_is_not_saved(tmp_path: Path):
     model = tiny.model("llama_tied")
     add_plan_head(model).weight.data = torch.empty(0)
     with pytest.raises(ValueError, match=r"sharded by ZeRO-3.*`trainer.save_model`"):
@@ -129,9 +129,9 @@ def test_shards_of_zero3_are_not_taken_for_a_head(tmp_path: Path):
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_a_copy_saves_its_own(tmp_path: Path, duplicate):
+def test_copied_model_saves_its_own_plan_head(tmp_path: Path, duplicate):
     model = tiny.model("llama_tied")
-    told_apart(model)
+    separate_plan_head(model)
     other = duplicate(model)
     with torch.no_grad():
         plan_head_of(other).weight.zero_()
@@ -145,7 +145,7 @@ def test_a_copy_saves_its_own(tmp_path: Path, duplicate):
 def test_push_to_hub(pushed, base: Path, tmp_path: Path, adapted):
     model = AutoModelForCausalLM.from_pretrained(base)
     model = get_peft_model(model, lora()) if adapted else model
-    told_apart(model)
+    separate_plan_head(model)
     weights = "adapter_model.safetensors" if adapted else "model.safetensors"
     model.push_to_hub("me/mine")
     model.save_pretrained(tmp_path / "pushed", push_to_hub=True, repo_id="me/other", commit_message="Both")
@@ -159,7 +159,7 @@ def test_push_to_hub(pushed, base: Path, tmp_path: Path, adapted):
 # Adapters
 
 
-def test_an_adapter_takes_its_plan_head_along(trainer, base: Path, tmp_path: Path):
+def test_adapter_is_saved_with_its_plan_head(trainer, base: Path, tmp_path: Path):
     """The plan head is trained, saved, and found by every way of loading the adapter's folder."""
     made = trainer(str(base), peft_config=lora())
     made.train()
@@ -184,7 +184,7 @@ def test_an_adapter_takes_its_plan_head_along(trainer, base: Path, tmp_path: Pat
     assert not torch.equal(plan_logits(further.model), expected)
 
 
-def test_a_merged_model_takes_the_plan_head_along(trainer, base: Path, tmp_path: Path):
+def test_merged_model_keeps_the_plan_head(trainer, base: Path, tmp_path: Path):
     made = trainer(str(base), peft_config=lora())
     made.train()
     expected = plan_logits(made.model)
@@ -197,9 +197,9 @@ def test_a_merged_model_takes_the_plan_head_along(trainer, base: Path, tmp_path:
     torch.testing.assert_close(plan_logits(trainer(str(tmp_path / "merged")).model), expected)
 
 
-def test_an_adapter_without_one_has_that_of_its_model(trainer, base: Path, tmp_path: Path):
+def test_adapter_without_a_plan_head_uses_that_of_its_base_model(trainer, base: Path, tmp_path: Path):
     model = AutoModelForCausalLM.from_pretrained(base)
-    head = told_apart(model)
+    head = separate_plan_head(model)
     model.save_pretrained(base)
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora()).save_pretrained(tmp_path / "adapter")
     assert find_plan_head(str(tmp_path / "adapter")) == base / PLAN_HEAD_FILE
@@ -208,10 +208,10 @@ def test_an_adapter_without_one_has_that_of_its_model(trainer, base: Path, tmp_p
         trainer(str(tmp_path / "adapter"), plan_head="shared")
 
 
-def test_a_new_adapter_around_a_model_that_plans(trainer, base: Path, tmp_path: Path):
+def test_new_adapter_of_a_model_with_a_plan_head(trainer, base: Path, tmp_path: Path):
     """The plan head is fully trained and saved although the adapter freezes the model."""
     model = AutoModelForCausalLM.from_pretrained(base)
-    before = told_apart(model).weight.detach().clone()
+    before = separate_plan_head(model).weight.detach().clone()
     made = trainer(model, peft_config=lora())
     assert torch.equal(plan_head_of(made.model).weight, before)
     made.train()
@@ -220,9 +220,9 @@ def test_a_new_adapter_around_a_model_that_plans(trainer, base: Path, tmp_path: 
     assert torch.equal(saved_head(tmp_path / "adapter"), plan_head_of(made.model).weight)
 
 
-def test_loading_into_a_head_that_an_adapter_froze(base: Path, tmp_path: Path):
+def test_loading_into_a_frozen_plan_head(base: Path, tmp_path: Path):
     model = AutoModelForCausalLM.from_pretrained(base)
-    before = told_apart(model).weight.detach().clone()
+    before = separate_plan_head(model).weight.detach().clone()
     model.save_pretrained(tmp_path / "model")
     adapted = get_peft_model(model, lora())
     with torch.no_grad():
@@ -234,14 +234,14 @@ def test_loading_into_a_head_that_an_adapter_froze(base: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("settings", [{"target_modules": "all-linear"}, {"modules_to_save": ["plan_head"]}])
-def test_an_adapter_that_reaches_into_the_plan_head(trainer, base: Path, settings):
+def test_adapter_of_the_plan_head_is_refused(trainer, base: Path, settings):
     model = AutoModelForCausalLM.from_pretrained(base)
     add_plan_head(model)
     with pytest.raises(ValueError, match="the plan head has a PEFT adapter"):
         trainer(model, peft_config=lora(**settings))
 
 
-def test_an_adapter_that_came_alone_is_warned_of(trainer, base: Path, tmp_path: Path, caplog):
+def test_adapter_without_its_folder_is_a_warning(trainer, base: Path, tmp_path: Path, caplog):
     made = trainer(str(base), peft_config=lora())
     made.save_model(str(tmp_path / "adapter"))
 
@@ -280,7 +280,7 @@ def saved(folder: Path, kind: str, base: Path) -> Path:
     if kind != "model":
         task = None if kind == "untyped adapter" else "CAUSAL_LM"
         model = get_peft_model(model, lora(task_type=task))
-    told_apart(model)
+    separate_plan_head(model)
     if kind == "merged":
         model = model.merge_and_unload()
     model.save_pretrained(folder)
@@ -288,7 +288,7 @@ def saved(folder: Path, kind: str, base: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["model", "adapter", "untyped adapter", "merged"])
-def test_a_plan_head_that_is_lost_is_missed(trainer, base: Path, tmp_path: Path, kind: str):
+def test_missing_plan_head_file_is_an_error(trainer, base: Path, tmp_path: Path, kind: str):
     folder = saved(tmp_path / "saved", kind, base)
     assert find_plan_head(str(folder)) == folder / PLAN_HEAD_FILE
     (folder / PLAN_HEAD_FILE).unlink()
@@ -305,7 +305,7 @@ def test_a_plan_head_that_is_lost_is_missed(trainer, base: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("kind", ["model", "adapter", "untyped adapter"])
-def test_others_load_it_as_ever(base: Path, tmp_path: Path, kind: str, recwarn):
+def test_other_libraries_load_the_model(base: Path, tmp_path: Path, kind: str, recwarn):
     folder = str(saved(tmp_path / "saved", kind, base))
     recwarn.clear()
     if kind == "model":
@@ -318,7 +318,7 @@ def test_others_load_it_as_ever(base: Path, tmp_path: Path, kind: str, recwarn):
     assert [str(warning.message) for warning in recwarn if "Unexpected" in str(warning.message)] == []
 
 
-def test_an_adapter_of_a_model_whose_head_is_lost(base: Path, tmp_path: Path):
+def test_adapter_of_a_model_with_a_missing_plan_head(base: Path, tmp_path: Path):
     saved(base, "model", base)
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora()).save_pretrained(tmp_path / "adapter")
     (base / PLAN_HEAD_FILE).unlink()
@@ -326,7 +326,7 @@ def test_an_adapter_of_a_model_whose_head_is_lost(base: Path, tmp_path: Path):
         find_plan_head(str(tmp_path / "adapter"))
 
 
-def test_a_model_of_the_hub_that_was_cached_without_it(base: Path, tmp_path: Path, monkeypatch):
+def test_cached_model_without_its_plan_head(base: Path, tmp_path: Path, monkeypatch):
     """Offline after `from_pretrained` alone, the missing plan head is an error."""
     cache = tmp_path / "cache"
     snapshot = cache / "models--me--student" / "snapshots" / ("0" * 40)
@@ -342,7 +342,7 @@ def test_a_model_of_the_hub_that_was_cached_without_it(base: Path, tmp_path: Pat
         find_plan_head("me/student")
 
 
-def test_models_that_never_had_one_are_not_asked(base: Path):
+def test_models_without_a_plan_head(base: Path):
     assert find_plan_head(str(base)) is None
     assert find_plan_head("nobody/nothing") is None
 
@@ -350,7 +350,7 @@ def test_models_that_never_had_one_are_not_asked(base: Path):
 # The trainer's pushes, and heads of earlier runs
 
 
-def test_pushing_a_checkpoint_takes_it_along(trainer, pushed, tmp_path: Path):
+def test_pushed_checkpoint_has_the_plan_head(trainer, pushed, tmp_path: Path):
     made = trainer(save_strategy="steps", save_steps=1, hub_strategy="every_save", output_dir=str(tmp_path))
     made.train()
     shutil.rmtree(tmp_path / "checkpoint-1")
@@ -369,7 +369,7 @@ def test_a_push_is_the_student_with_its_plan_head_and_its_card(trainer, pushed, 
     assert not [file for file in files if file.startswith("checkpoint") or file.endswith((".bin", ".pt"))]
 
 
-def test_a_head_of_an_earlier_run_is_removed(trainer, pushed, tmp_path: Path):
+def test_plan_head_of_an_earlier_run_is_removed(trainer, pushed, tmp_path: Path):
     earlier = tiny.model()
     add_plan_head(earlier)
     for folder in ("saved", "run"):
@@ -390,7 +390,7 @@ def test_a_head_of_an_earlier_run_is_removed(trainer, pushed, tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"\x10\x00"])
-def test_a_damaged_file_is_named(tmp_path: Path, content: bytes):
+def test_error_names_a_damaged_file(tmp_path: Path, content: bytes):
     model = tiny.model()
     (tmp_path / PLAN_HEAD_FILE).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{PLAN_HEAD_FILE} is not a safetensors file .*; copy or download it again"):
@@ -398,7 +398,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes):
     assert plan_head_of(model) is None
 
 
-def test_a_damaged_configuration_is_named(tmp_path: Path):
+def test_error_names_a_damaged_configuration(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"codeplan_plan')
     with pytest.raises(ValueError, match=r"config.json is not JSON .*; copy or download it again"):
         find_plan_head(str(tmp_path))

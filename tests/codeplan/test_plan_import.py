@@ -52,7 +52,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert json.loads((tmp_path / "plans" / "report.json").read_text())["rejected"] == {"not_numbered": 1}
 
 
-def test_a_folder_of_apps_is_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_folder_of_apps_is_not_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = apps(tmp_path)
     tiny.model().save_pretrained(tmp_path / "m")
     tiny.tokenizer().save_pretrained(tmp_path / "m")
@@ -73,7 +73,7 @@ def test_a_folder_of_apps_is_no_dataset(tmp_path: Path, capsys: pytest.CaptureFi
     ("plans", "message"),
     [("{", "is not JSON"), ({"a": PLAN}, "give a list of texts"), ([1], "give a list of texts")],
 )
-def test_files_that_are_no_plans(tmp_path: Path, plans: object, message: str):
+def test_invalid_plan_files(tmp_path: Path, plans: object, message: str):
     with pytest.raises(ValueError, match=message):
         read_plans(apps(tmp_path, plans=plans))
 

@@ -33,7 +33,7 @@ def answers(folder: Path) -> list[dict]:
 
 
 @pytest.mark.distributed
-def test_two_processes_ask_for_what_one_does(tmp_path: Path):
+def test_two_processes_make_the_same_requests_as_one(tmp_path: Path):
     for folder in ("one", "two"):
         save(tmp_path / folder / "model")
     (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(accelerate_config(tmp_path, "ddp")))

@@ -24,7 +24,7 @@ PLAN = "1. Read the input.\n2. Compute the answer.\n3. Print it."
 
 @pytest.mark.slow
 @pytest.mark.parametrize("benchmark", ["apps", "mbpp"])
-def test_plans_training_sampling_scoring(tmp_path: Path, benchmark: str):
+def test_complete_method(tmp_path: Path, benchmark: str):
     apps = benchmark == "apps"
     rows = read_rows(data("apps/train")) if apps else read_rows(data("mbpp/mbpp.jsonl"), split="train[600:610]")
     teacher = Scripted(lambda prompt, number, seed: PLAN)

@@ -73,7 +73,7 @@ def test_limit_of_a_folder():
         ({"id": 1, "problem": "P", "solutions": None}, "`solutions` of row '1' is None; give a list"),
     ],
 )
-def test_rows_that_no_plan_can_be_asked_for(row: dict, message: str):
+def test_rows_without_a_problem_or_solution(row: dict, message: str):
     with pytest.raises(ValueError, match=message):
         check_rows([row], need_solutions=True)
 
@@ -84,7 +84,7 @@ def test_ids_are_unique():
         check_rows([row, {**row, "id": "1"}], need_solutions=True)
 
 
-def test_the_problem_alone_suffices_for_reasoning_forward():
+def test_forward_reasoning_needs_no_solution():
     check_rows([{"id": 1, "problem": "P", "solutions": []}, {"id": 2, "problem": "P"}], need_solutions=False)
 
 
@@ -97,14 +97,14 @@ def test_files_that_do_not_fit(tmp_path: Path, row: dict, message: str):
         read_rows(write(tmp_path / "rows.jsonl", row))
 
 
-def test_problems_read_as_an_evaluation_asks_them():
+def test_problems_have_the_wording_of_evaluations():
     for name, path in (("apps", "apps/test"), ("mbpp", "mbpp/mbpp.jsonl")):
         problems = load_benchmark(name, data(path), limit=5).problems
         rows = {row["id"]: row["problem"] for row in read_rows(data(path), limit=20)}
         assert [rows[problem.task_id] for problem in problems] == [problem.instruction for problem in problems]
 
 
-def test_rows_with_plans_are_what_training_takes():
+def test_rows_with_plans_can_be_trained_on():
     encode = ProblemEncoder(tiny.tokenizer(), max_length=4096)
     for row in read_rows(data("apps/train"), limit=2):
         encoded = encode({**row, "plans": ["1. Read.\n2. Print."]}, index=0)

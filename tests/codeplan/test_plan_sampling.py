@@ -56,7 +56,7 @@ def sampler(asked: Scripted, executor: CodeExecutor, **settings: Any) -> PlanSam
 # The choice
 
 
-def test_the_plan_whose_programs_pass_most_is_chosen(executor: CodeExecutor):
+def test_plan_with_the_highest_pass_fraction_is_selected(executor: CodeExecutor):
     asked = student(["crash", ("double", -9.0), ("square", -0.1)])
     [result] = sampler(asked, executor).run([PROBLEM])
     assert [score.pass_fraction for score in result.plan_scores] == [0.0, 1.0, pytest.approx(2 / 3)]
@@ -68,13 +68,17 @@ def test_fractions_are_means_over_programs_and_cases(executor: CodeExecutor):
     asked = student(["mixed", "square"], {"mixed": ["double", "crash"]})
     [result] = sampler(asked, executor, num_plans=2).run([PROBLEM])
     assert [score.pass_fraction for score in result.plan_scores] == [0.5, pytest.approx(2 / 3)]
+    assert [score.programs for score in result.plan_scores] == [
+        (PROGRAMS["double"], PROGRAMS["crash"]),
+        (PROGRAMS["square"],) * 2,
+    ]
     assert result.plan == "square"
 
 
 @pytest.mark.parametrize(
     ("logprobs", "index"), [((-3.0, -1.0, -2.0), 1), ((-1.0, -1.0, -2.0), 0), ((None, -5.0, None), 1), ((None,), 0)]
 )
-def test_ties_go_to_the_likelier_plan_then_to_the_earlier(executor: CodeExecutor, logprobs: tuple, index: int):
+def test_ties_go_to_the_more_likely_then_the_earlier_plan(executor: CodeExecutor, logprobs: tuple, index: int):
     asked = student([("double", logprob) for logprob in logprobs])
     [result] = sampler(asked, executor).run([PROBLEM])
     assert result.choice.index == index
@@ -120,7 +124,7 @@ class Spy:
         return self.executor.run(programs, **settings)
 
 
-def test_hidden_tests_have_no_say(executor: CodeExecutor):
+def test_hidden_tests_do_not_affect_the_selection(executor: CodeExecutor):
     """Plans, scores, programs and requests do not depend on the hidden tests."""
     plans = ["crash", "double", "square"]
     hidden: list[Any] = [
@@ -137,7 +141,7 @@ def test_hidden_tests_have_no_say(executor: CodeExecutor):
     assert all(one == seen[0] for one in seen) and seen[0][0] == "double"
 
 
-def test_hidden_tests_are_run_after_all_is_written(executor: CodeExecutor):
+def test_hidden_tests_run_after_generation(executor: CodeExecutor):
     log: list[tuple[str, Any]] = []
     asked = student(["crash", "double", "square"])
     answer = asked.write
@@ -165,7 +169,7 @@ def test_prompts_do_not_see_hidden_tests(executor: CodeExecutor):
 # What is sampled
 
 
-def test_everything_is_sampled_as_the_paper_does(executor: CodeExecutor):
+def test_sampling_parameters_of_the_authors(executor: CodeExecutor):
     asked = student(["double"])
     PlanSampler(asked, executor, progress=False).run([PROBLEM])
     assert [(settings["n"], len(call)) for settings, call in zip(asked.settings, asked.calls, strict=True)] == [
@@ -176,7 +180,7 @@ def test_everything_is_sampled_as_the_paper_does(executor: CodeExecutor):
     assert {(settings["temperature"], settings["top_p"]) for settings in asked.settings} == {(0.6, 0.95)}
 
 
-def test_final_programs_are_new_ones(executor: CodeExecutor):
+def test_final_programs_are_generated_separately(executor: CodeExecutor):
     """The programs by which a plan was selected are biased; with the same seed they would be generated again."""
     asked = student(["double"])
     sampler(asked, executor).run([PROBLEM])
@@ -184,7 +188,7 @@ def test_final_programs_are_new_ones(executor: CodeExecutor):
     assert len(set(seeds)) == 3
 
 
-def test_plans_of_another_head(executor: CodeExecutor):
+def test_separate_plan_generator(executor: CodeExecutor):
     planner, coder = student(["double"]), student(["none"])
     [result] = sampler(coder, executor, plan_generator=planner).run([PROBLEM])
     assert result.plan == "double" and result.programs == (PROGRAMS["double"],) * 2
@@ -212,7 +216,7 @@ def test_fewer_plans_and_none(executor: CodeExecutor):
         ({"public_tests": " \n"}, ValueError, "has no `public_tests`"),
     ],
 )
-def test_wrong_tests_are_found_before_anything_is_written(executor: CodeExecutor, change, error, message):
+def test_wrong_tests_are_refused_before_generation(executor: CodeExecutor, change, error, message):
     asked = student(["double"])
     with pytest.raises(error, match=message):
         sampler(asked, executor).run([{**PROBLEM, "id": "first"}, {**PROBLEM, **change}])
@@ -251,7 +255,7 @@ def test_a_ranker_orders_the_final_programs(executor: CodeExecutor):
 
 
 @pytest.mark.parametrize("public", [None, "", {}])
-def test_public_tests_are_needed_unless_said_otherwise(executor: CodeExecutor, public: Any):
+def test_public_tests_are_required_by_default(executor: CodeExecutor, public: Any):
     asked = student([("double", -2.0), ("square", -1.0), ("crash", -3.0)])
     problem = {**PROBLEM, "public_tests": public}
     with pytest.raises(ValueError, match=r"problem 'double' has no `public_tests`.*without_public_tests='logprob'"):
@@ -262,7 +266,7 @@ def test_public_tests_are_needed_unless_said_otherwise(executor: CodeExecutor, p
     assert [verdict.passed for verdict in result.verdicts] == [False, False], "hidden tests did not help"
 
 
-def test_a_mixture(executor: CodeExecutor):
+def test_problems_with_and_without_public_tests(executor: CodeExecutor):
     asked = student([("double", -2.0), ("square", -1.0)])
     bare = {name: value for name, value in PROBLEM.items() if name != "public_tests"} | {"id": "bare"}
     results = sampler(asked, executor, num_plans=2, without_public_tests="logprob").run(
@@ -272,7 +276,7 @@ def test_a_mixture(executor: CodeExecutor):
     assert [result.id for result in results] == ["bare", "double", "3"]
 
 
-def test_nothing_to_choose_by(executor: CodeExecutor):
+def test_selection_without_tests_or_log_probabilities(executor: CodeExecutor):
     asked = student([("double", None)])
     with pytest.raises(ValueError, match="log-probability, which this generator does not return"):
         sampler(asked, executor, without_public_tests="logprob").run([{"id": 1, "problem": "P"}])
@@ -295,7 +299,7 @@ def test_nothing_to_choose_by(executor: CodeExecutor):
         ({"batch_size": 0}, "`batch_size` is 0"),
     ],
 )
-def test_settings_that_make_no_sense(executor: CodeExecutor, settings: dict, message: str):
+def test_invalid_arguments(executor: CodeExecutor, settings: dict, message: str):
     with pytest.raises(ValueError, match=message):
         sampler(student(["double"]), executor, **settings)
 
@@ -344,7 +348,7 @@ def test_malformed_problems(executor: CodeExecutor, column: str):
 # Going on
 
 
-def test_what_was_generated_is_not_generated_again(tmp_path: Path, executor: CodeExecutor):
+def test_recorded_completions_are_not_generated_again(tmp_path: Path, executor: CodeExecutor):
     first, second = student(["crash", "double", "square"]), student(["crash", "double", "square"])
     problems = [PROBLEM, {**PROBLEM, "id": "twin"}]  # with equal prompts
     found = []
@@ -356,7 +360,7 @@ def test_what_was_generated_is_not_generated_again(tmp_path: Path, executor: Cod
     assert first.asked > 0 and second.calls == []
 
 
-def test_a_failure_keeps_whole_prompts(tmp_path: Path):
+def test_failure_keeps_complete_prompts(tmp_path: Path):
     class Failing(Scripted):
         def stream(self, prompts, sampling):
             found = self.generate(prompts, **vars(sampling))
@@ -374,7 +378,7 @@ def test_a_failure_keeps_whole_prompts(tmp_path: Path):
     assert [[completion.text for completion in several] for several in found[:2]] == [["a0", "a1"], ["b0", "b1"]]
 
 
-def test_other_settings_are_other_calls(tmp_path: Path):
+def test_other_settings_are_recorded_separately(tmp_path: Path):
     asked = Scripted(lambda *_: "x")
     with Ledger(tmp_path / "calls.jsonl", {}) as ledger:
         recorded = RecordedGenerator(asked, ledger)
@@ -391,7 +395,7 @@ def test_other_settings_are_other_calls(tmp_path: Path):
     assert len(asked.calls) == 6
 
 
-def test_a_foreign_record_is_refused(tmp_path: Path):
+def test_record_of_another_tool_is_refused(tmp_path: Path):
     with Ledger(tmp_path / "calls.jsonl", {}) as ledger:
         ledger.append([{"text": "x"}])
         with pytest.raises(ValueError, match="line 1 is not a record of a generator"):

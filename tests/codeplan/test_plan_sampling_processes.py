@@ -26,7 +26,7 @@ def close(found: object, expected: object) -> bool:
     return found == expected
 
 
-def test_two_processes_sample_what_one_does(tmp_path: Path):
+def test_two_processes_sample_the_same_as_one(tmp_path: Path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
     (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(accelerate_config(tmp_path, "ddp")))

@@ -60,7 +60,7 @@ def test_plans(server: Server, tmp_path: Path):
 @pytest.mark.parametrize(
     "refusal", ["content_filter", "This model's maximum context length is 4096 tokens", "no reason at all"]
 )
-def test_a_refused_prompt_costs_that_prompt(
+def test_only_the_refused_prompt_fails(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], refusal: str
 ):
     """The command continues with the other problems, succeeds, and does not send the prompt again."""
@@ -91,14 +91,14 @@ def test_a_refused_prompt_costs_that_prompt(
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_server_that_refuses_everything_ends_the_run(server: Server, tmp_path: Path, status: int):
+def test_refusal_of_all_prompts_ends_the_run(server: Server, tmp_path: Path, status: int):
     server.refuses = lambda body: Fault(status, "no")
     with pytest.raises(GenerationError, match=f"status {status}"):
         generator(server, tmp_path, concurrency=1).run(ROWS)
     assert len(server.bodies) <= 2, "one more may be under way"
 
 
-def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path):
+def test_busy_server_is_retried(server: Server, tmp_path: Path):
     server.faults.extend([Fault(429, headers={"Retry-After": "0"}), Fault(500), Fault(body="garbage"), Fault(503)])
     made = generator(server, tmp_path, concurrency=1)
     assert sum(len(row["plans"]) for row in made.run(ROWS)) == 6
@@ -117,7 +117,7 @@ def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path):
         (Fault(401, body="who?"), "refused with status 401: 'who\\?'; check `api_key`"),
     ],
 )
-def test_a_broken_server_is_an_error_that_loses_nothing(server: Server, tmp_path: Path, fault: Fault, message: str):
+def test_server_error_keeps_recorded_answers(server: Server, tmp_path: Path, fault: Fault, message: str):
     good = json.dumps(server.answer("/v1/chat/completions", {"temperature": 0.2}))
     faults = 1 if fault.status == 401 else 2  # a refusal is not repeated
     server.faults.extend([Fault(body=good), Fault(body=good), *[fault] * faults])
@@ -131,7 +131,7 @@ def test_a_broken_server_is_an_error_that_loses_nothing(server: Server, tmp_path
     assert len(server.bodies) - before == 6 - (before - faults)
 
 
-def test_budgets_count_what_the_server_counts(server: Server, tmp_path: Path):
+def test_budgets_use_the_reported_tokens(server: Server, tmp_path: Path):
     made = generator(server, tmp_path, max_requests=4, batch_size=3)
     made.run(ROWS)
     assert (len(server.bodies), made.report.requests, made.report.stopped) == (4, 4, "max_requests")
@@ -196,7 +196,7 @@ def generator_like_the_command(server: Server, tmp_path: Path) -> PlanGenerator:
         (["--model_name_or_path", "m", "--dataset_name", "x", "--num_plans", "0"], "`num_plans` is 0"),
     ],
 )
-def test_mistakes_are_one_sentence(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+def test_errors_have_one_sentence(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     from trl_akd.cli.errors import run
 
     assert run(plans.main, arguments) == 2
@@ -204,7 +204,9 @@ def test_mistakes_are_one_sentence(arguments: list[str], message: str, capsys: p
     assert message in error and "Traceback" not in error and error.count("\n") == 1
 
 
-def test_a_server_that_refuses_is_one_sentence(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_error_of_a_refusing_server_has_one_sentence(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     from trl_akd.cli.errors import run
 
     server.faults.extend([Fault(404)] * 6)

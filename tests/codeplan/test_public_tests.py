@@ -82,7 +82,7 @@ def test_cases(test: str, cases: int):
         compile(part, "part", "exec")
 
 
-def test_a_case_keeps_what_is_no_case():
+def test_each_case_keeps_all_other_statements():
     first, *loop, last = split_tests(CHECK)
     for part in (first, *loop, last):
         assert "METADATA" in part and "limit = helper(2)" in part and part.endswith("check(double)")
@@ -178,7 +178,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_two_of_three_whatever_the_form(executor: CodeExecutor, form: str):
+def test_two_of_three_cases_in_any_form(executor: CodeExecutor, form: str):
     found = fractions(executor, FORMS[form], [PROGRAMS["right"], PROGRAMS["positive"], PROGRAMS["wrong"]])
     assert found == pytest.approx([1, 2 / 3, 0])
 
@@ -210,7 +210,7 @@ class Table:
         lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=4)
     )
 )
-def test_a_fraction_is_one_if_and_only_if_the_whole_passes(holds: list[list[bool]]):
+def test_fraction_is_one_if_and_only_if_the_test_program_passes(holds: list[list[bool]]):
     test = "\n".join(f"assert ok({number})" for number in range(len(holds[0])))
     programs = [f"program {number}" for number in range(len(holds))]
     run = Table(dict(zip(programs, holds, strict=True)))
@@ -220,7 +220,7 @@ def test_a_fraction_is_one_if_and_only_if_the_whole_passes(holds: list[list[bool
         assert fraction == pytest.approx(sum(held) / len(held))
 
 
-def test_programs_that_could_not_be_judged():
+def test_programs_that_could_not_be_run():
     def broken(pairs):
         return [ExecutionResult("infra_error", tests_passed=0, tests_total=1) for _ in pairs]
 

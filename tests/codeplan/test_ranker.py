@@ -130,7 +130,7 @@ def test_files_that_do_not_belong_together(samples: list, verdicts: list, messag
         ranker_rows(PROBLEMS, samples, verdicts)
 
 
-def test_a_problem_is_on_one_side_of_the_split():
+def test_split_by_problem():
     rows = [{"id": str(number % 10), "program": str(number)} for number in range(40)]
     train, held_out = hold_out(rows, 0.3, seed=0)
     assert len({row["id"] for row in held_out}) == 3 and len(train) + len(held_out) == 40
@@ -140,7 +140,7 @@ def test_a_problem_is_on_one_side_of_the_split():
         hold_out(rows, 0.01, seed=0)
 
 
-def test_pairs_that_are_too_long_keep_some_of_both():
+def test_long_pairs_keep_parts_of_both_texts():
     tokenizer = tiny.tokenizer()
     for problem, program in product(["p" * 10, "p" * 1000], ["q" * 10, "q" * 1000]):
         [ids] = encode_pairs(tokenizer, [problem], [program_text(program)], 200)["input_ids"]
@@ -152,7 +152,7 @@ def test_pairs_that_are_too_long_keep_some_of_both():
 # Training
 
 
-def rows_that_tell(number: int, seed: int = 0) -> list[dict]:
+def separable_rows(number: int, seed: int = 0) -> list[dict]:
     """Programs that are easy to classify: correct ones contain `return`, others `pass` or an undefined name."""
     source = random.Random(seed)
     bodies = {"correct": "return x", "wrong_answer": "pass", "NameError": "undefined"}
@@ -171,8 +171,8 @@ def test_a_ranker_learns_is_saved_and_ranks(tmp_path: Path, labels: str):
         classifier(len(RANKER_LABELS[labels])),
         tiny.tokenizer(),
         arguments(tmp_path, **settings),
-        rows_that_tell(192),
-        rows_that_tell(48, seed=1),
+        separable_rows(192),
+        separable_rows(48, seed=1),
         labels=labels,
         max_length=100,
     )
@@ -198,7 +198,7 @@ def test_ranking_accuracy_by_hand():
 
 
 def test_a_ranker_needs_several_classes_and_its_own_head(tmp_path: Path):
-    rows = [row for row in rows_that_tell(50) if row["label"] != "correct"]
+    rows = [row for row in separable_rows(50) if row["label"] != "correct"]
     with pytest.raises(ValueError, match="all programs to train on belong to one class"):
         make_ranker_trainer(classifier(2), tiny.tokenizer(), arguments(tmp_path), rows, labels="binary")
     with pytest.raises(ValueError, match="the model has 2 classes; load it with num_labels=3"):
@@ -215,7 +215,7 @@ class ByLength:
         return [len(program) / 10 for program in programs]
 
 
-def test_samples_are_put_in_order_a_problem_at_a_time():
+def test_samples_are_ranked_per_problem():
     samples = [sample("one", 0, "a"), sample("double", 0, "c"), sample("one", 1, "bb"), sample("one", 2, "c")]
     ranked = rank_samples(ByLength(), PROBLEMS, samples)
     assert [(row["task_id"], row["sample"]) for row in ranked] == [("one", 1), ("one", 0), ("one", 2), ("double", 0)]
@@ -296,7 +296,7 @@ def test_data_train_rank(evaluated: Path, tmp_path: Path, capsys: pytest.Capture
         (["rank", "--benchmark", "humaneval", "--rnker", "r"], "did you mean `--ranker`"),
     ],
 )
-def test_mistakes_are_one_sentence(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+def test_errors_have_one_sentence(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     assert run(command.main, argv) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error

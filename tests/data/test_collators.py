@@ -18,7 +18,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("multiple", [None, 1, 4, 8])
-def test_rows_come_back_from_the_batch(multiple: int | None) -> None:
+def test_batch_contains_the_rows(multiple: int | None) -> None:
     batch = DataCollatorForDistillation(PAD, with_prompts=True, pad_to_multiple_of=multiple)(ROWS)
     assert all(tensor.dtype == torch.int64 for tensor in batch.values())
     width = batch["input_ids"].shape[1]
@@ -47,7 +47,7 @@ def test_without_prompts_and_untouched_rows() -> None:
 
 
 @pytest.mark.parametrize("labels", [[1, 2], [-100, -100]])
-def test_no_prompt_to_generate_from(labels: list[int]) -> None:
+def test_rows_without_a_prompt(labels: list[int]) -> None:
     rows = [{"input_ids": [1, 2], "labels": labels}]
     assert DataCollatorForDistillation(PAD)(rows)["labels"].tolist() == [labels]
     with pytest.raises(ValueError, match="no completion can be generated for it"):
@@ -59,7 +59,7 @@ def test_packed_rows_are_refused() -> None:
         DataCollatorForDistillation(PAD)([ROWS[0] | {"seq_lengths": [1, 3]}])
 
 
-def test_packed_batch_numbers_its_samples() -> None:
+def test_sample_ids_of_a_packed_batch() -> None:
     packed: list[dict[str, Any]] = [
         {"input_ids": [1, 2, 3, 4, 5], "labels": [-100, 2, 3, -100, 5], "seq_lengths": [3, 2]},
         {"input_ids": [6, 7], "labels": [-100, 7], "seq_lengths": [2]},
@@ -70,6 +70,6 @@ def test_packed_batch_numbers_its_samples() -> None:
     assert sample_ids_from_position_ids(batch["position_ids"]).tolist() == [[0, 0, 0, 1, 1, 2, 2]]
 
 
-def test_sample_ids_go_on_through_the_rows() -> None:
+def test_sample_ids_continue_over_rows() -> None:
     position_ids = torch.tensor([[0, 1, 0, 1, 2], [0, 0, 1, 2, 3]])
     assert sample_ids_from_position_ids(position_ids).tolist() == [[0, 0, 1, 1, 1], [2, 3, 3, 3, 3]]

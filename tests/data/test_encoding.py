@@ -34,13 +34,13 @@ def test_byte_level_round_trip(
 
 
 @pytest.mark.parametrize(("prompt", "completion"), BOUNDARIES)
-def test_sentence_piece_puts_no_space_before_the_completion(
+def test_sentence_piece_adds_no_space_before_the_completion(
     sentence_piece: PreTrainedTokenizerFast, prompt: str, completion: str
 ) -> None:
     [prompt_ids] = encode_prompts(sentence_piece, [prompt])
     [completion_ids] = encode_completions(sentence_piece, [completion])
     assert sentence_piece.decode(prompt_ids + completion_ids, skip_special_tokens=True) == prompt + completion
-    # The fixture does what it is there for: a text tokenised alone opens with a space.
+    # The fixture does what it is there for: a text tokenized alone opens with a space.
     assert sentence_piece.convert_ids_to_tokens(sentence_piece("a", add_special_tokens=False)["input_ids"])[0] == "▁a"
 
 
@@ -51,7 +51,7 @@ def test_prompt_tokens_are_those_of_inference(byte_level: Callable[..., PreTrain
     assert encode_prompts(tokenizer, ["de"]) == [alone]
 
 
-def test_away_from_merges_the_tokens_are_those_of_the_joint_text(
+def test_tokens_equal_those_of_the_joint_text_without_merges(
     byte_level: Callable[..., PreTrainedTokenizerFast],
 ) -> None:
     tokenizer = byte_level()

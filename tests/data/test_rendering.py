@@ -138,7 +138,7 @@ USUAL = (
 @pytest.mark.parametrize(
     "name", [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in TEMPLATES]
 )
-def test_rows_are_those_of_sft(sft: Any, name: str) -> None:
+def test_rows_equal_those_of_sft(sft: Any, name: str) -> None:
     given, agreed = tokenizer(TEMPLATES[name]), 0
     if "<|im_end|>" in TEMPLATES[name]:
         given.eos_token = "<|im_end|>"
@@ -223,7 +223,7 @@ def test_whole_texts(sft: Any, text: str, field: str) -> None:
     assert (report.kept, report.dropped_empty) == (1, 1)
 
 
-def test_a_text_beside_other_columns_is_not_the_row() -> None:
+def test_text_column_is_ignored_in_other_formats() -> None:
     given = tokenizer()
     alpaca = {"instruction": "Sort.", "output": "sorted(x)", "text": "### Instruction: Sort."}
     assert "Below is an instruction" in decoded(Dataset.from_list([alpaca]), given)[0][0]
@@ -244,7 +244,7 @@ def test_a_text_beside_other_columns_is_not_the_row() -> None:
         {"instruction": ["a", "b"], "input": ["", "c"]},
     ],
 )
-def test_prompts_alone(rows: dict[str, list[Any]]) -> None:
+def test_prompts_without_completions(rows: dict[str, list[Any]]) -> None:
     given, data = tokenizer(CHATML), Dataset.from_dict(rows)
     settings = {"max_length": None, "with_prompts": True, "allow_prompt_only": True}
     tokenized, report = tokenize_dataset(data, given, **settings)
@@ -272,7 +272,7 @@ def test_prompts_alone(rows: dict[str, list[Any]]) -> None:
         {"instruction": ["a", "b"], "output": [None, "c"]},
     ],
 )
-def test_a_missing_answer_counts_as_an_empty_one(rows: dict[str, list[Any]]) -> None:
+def test_missing_answer_is_an_empty_one(rows: dict[str, list[Any]]) -> None:
     _, report = tokenize_dataset(Dataset.from_dict(rows), tokenizer(CHATML), max_length=None)
     assert (report.kept, report.dropped_empty) == (1, 1)
 
@@ -285,7 +285,7 @@ def test_tools_as_json(sft: Any) -> None:
     assert decoded(dataset({**row, "tools": json.dumps(TOOLS)}), given) == expected
 
 
-def test_arrow_s_fillings_are_no_settings() -> None:
+def test_missing_values_of_arrow_are_not_settings() -> None:
     given = tokenizer(TEMPLATES["qwen3"])
     conversations = [[user(), assistant()]] * 2
     settings = [{"enable_thinking": False}, {"other": 1}]
@@ -341,7 +341,7 @@ def test_whole_texts_have_no_prompts_to_complete() -> None:
         tokenize_dataset(Dataset.from_dict({"text": ["x"]}), tokenizer(), max_length=None, with_prompts=True)
 
 
-def test_rows_whose_prompt_ends_otherwise_are_counted() -> None:
+def test_rows_with_a_different_end_of_the_prompt_are_counted() -> None:
     given = tokenizer(TEMPLATES["nemotron_3_nano"])
     rows = [{"messages": [user(), assistant(text)]} for text in ("2 * x", "<think>\nhm\n</think>\n2 * x")]
     _, report = tokenize_dataset(Dataset.from_list(rows), given, max_length=None)

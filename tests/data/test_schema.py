@@ -48,7 +48,7 @@ def test_text_of_another_type(value: Any, kind: str) -> None:
         read_text({"output": value}, "output", 7)
 
 
-def test_messages_lose_the_keys_that_arrow_filled_up() -> None:
+def test_keys_filled_by_arrow_are_removed() -> None:
     row = {"messages": [{"role": "user", "content": "Hi", "tool_calls": None}]}
     assert read_messages(row, "messages", 0) == [{"role": "user", "content": "Hi"}]
 
@@ -64,7 +64,7 @@ def test_messages_lose_the_keys_that_arrow_filled_up() -> None:
         ([{"content": "Hi"}], "of row 4 has a role of type NoneType"),
     ],
 )
-def test_messages_of_another_shape(value: Any, complaint: str) -> None:
+def test_malformed_messages(value: Any, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         read_messages({"messages": value}, "messages", 4)
 
@@ -78,6 +78,6 @@ def test_messages_of_another_shape(value: Any, complaint: str) -> None:
         ([1], ["1"], "Column 'labels' of row 5 holds list, not a list of integers"),
     ],
 )
-def test_tokens_of_another_shape(input_ids: Any, labels: Any, complaint: str) -> None:
+def test_malformed_tokens(input_ids: Any, labels: Any, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         read_tokens({"input_ids": input_ids, "labels": labels}, 5)

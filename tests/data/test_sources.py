@@ -79,7 +79,7 @@ def test_file_without_rows(tmp_path: Path, name: str, content: str, complaint: s
     assert name in str(caught.value)
 
 
-def test_split_that_a_file_does_not_have(tmp_path: Path) -> None:
+def test_missing_split(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read as json with the split 'test'"):
         load(write(tmp_path, ".jsonl"), split="test")
 
@@ -91,14 +91,14 @@ def test_saved_folder_without_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "./rows", "~/no/such/rows", "/no/such/rows"])
-def test_missing_path_is_not_looked_up_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_path_is_not_requested_from_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "load_dataset", lambda *args, **kwargs: pytest.fail("asked the Hub"))
     with pytest.raises(FileNotFoundError, match=f"no file or folder '{name}'"):
         load(name)
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("gone"), ConnectionError("offline")])
-def test_hub_without_an_answer(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise error
 

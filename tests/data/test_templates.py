@@ -69,7 +69,7 @@ def test_unknown_name_suggests_the_closest() -> None:
     assert "Did you mean" not in str(caught.value)
 
 
-def test_import_costs_the_standard_library_alone() -> None:
+def test_import_needs_only_the_standard_library() -> None:
     heavy = "{'torch', 'datasets', 'transformers', 'trl', 'numpy'}"
     program = f"import sys, trl_akd.data.templates; print(sorted({heavy} & set(sys.modules)))"
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -42,7 +42,7 @@ def split(row: dict[str, Any]) -> tuple[list[int], list[int]]:
     return row["input_ids"][:first], row["input_ids"][first:]
 
 
-def test_kept_rows_read_as_they_were_written(byte_level: Build, texts: Dataset) -> None:
+def test_decoded_rows_equal_the_texts(byte_level: Build, texts: Dataset) -> None:
     tokenizer = byte_level("<bos> $A")
     tokenized, report = tokenize_dataset(texts, tokenizer, max_length=None)
     assert tokenized.column_names == ["input_ids", "labels"]
@@ -56,7 +56,7 @@ def test_kept_rows_read_as_they_were_written(byte_level: Build, texts: Dataset) 
 
 
 @pytest.mark.parametrize("max_length", [*range(2, 40), 60, 81, 200])
-def test_cut_at_the_end_or_dropped(byte_level: Build, texts: Dataset, max_length: int) -> None:
+def test_rows_are_truncated_or_dropped(byte_level: Build, texts: Dataset, max_length: int) -> None:
     tokenizer = byte_level()
     whole = [split(row) for row in tokenize_dataset(texts, tokenizer, max_length=None)[0]]
     fitting = [(prompt, targets[: max_length - len(prompt)]) for prompt, targets in whole if len(prompt) < max_length]
@@ -156,7 +156,7 @@ def test_conversations_that_cannot_be_split(
         (2, [[5, 6], [7, 8]], TokenizationReport(5, 2, 1, 1, 2)),
     ],
 )
-def test_tokenized_rows_obey_the_same_rule(
+def test_tokenized_rows_are_truncated_or_dropped(
     byte_level: Build, max_length: int | None, expected: list[list[int]], report: TokenizationReport
 ) -> None:
     rows = Dataset.from_dict(
@@ -188,7 +188,7 @@ def test_tokenized_rows_obey_the_same_rule(
         ({"prompt": ["a"], "completion": [" "]}, "all 1 completions are empty"),
     ],
 )
-def test_bad_rows_are_named(byte_level: Build, rows: dict[str, list[Any]], complaint: str) -> None:
+def test_errors_name_bad_rows(byte_level: Build, rows: dict[str, list[Any]], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         tokenize_dataset(Dataset.from_dict(rows), byte_level(), max_length=16)
 
@@ -199,7 +199,7 @@ def test_row_number_counts_from_the_start_of_the_dataset(byte_level: Build) -> N
         tokenize_dataset(rows, byte_level(), max_length=None)
 
 
-def test_nothing_fits(byte_level: Build) -> None:
+def test_all_rows_too_long(byte_level: Build) -> None:
     rows = Dataset.from_dict({"prompt": ["0" * 9, "0" * 5, "0"], "completion": ["b", "b", ""]})
     with pytest.raises(ValueError, match=r"eval dataset.*max_length=4.*2 rows take 5 to 9 tokens, and 1 completions"):
         tokenize_dataset(rows, byte_level(), max_length=4, name="eval")
@@ -272,7 +272,7 @@ def test_packing_keeps_every_sample(byte_level: Build, texts: Dataset, max_lengt
     assert sorted(samples) == sorted(zip(tokenized["input_ids"], tokenized["labels"], strict=True))
 
 
-def test_packing_refuses_to_cut(byte_level: Build, texts: Dataset) -> None:
+def test_packing_refuses_rows_that_are_too_long(byte_level: Build, texts: Dataset) -> None:
     tokenized, _ = tokenize_dataset(texts, byte_level(), max_length=45)
     with pytest.raises(ValueError, match=r"a row of 45 tokens.*max_length=44"):
         pack(tokenized, 44)

@@ -46,7 +46,7 @@ def test_padding_rows(student_size: int, teacher_size: int, shared: int) -> None
 
 
 @pytest.mark.parametrize(("student_size", "teacher_size"), [(TOKENS, TOKENS + 1), (320, 272), (272, 320)])
-def test_one_tokenizer_goes_on(student_size: int, teacher_size: int) -> None:
+def test_tokenizers_of_different_length(student_size: int, teacher_size: int) -> None:
     longer = tokenizer(extra=("<fim>",))
     assert shared_vocabulary_size(tokenizer(), longer, student_size, teacher_size) == TOKENS
     assert shared_vocabulary_size(longer, tokenizer(), teacher_size, student_size) == TOKENS
@@ -59,13 +59,13 @@ def test_added_tokens_count(byte_level: Build) -> None:
     assert shared_vocabulary_size(longer, longer, 320, 330) == 320
 
 
-def test_first_differing_token_is_named() -> None:
+def test_error_names_the_first_different_token() -> None:
     other = tokenizer(renamed={"ef": "fe", "to": "ot"})
     with pytest.raises(ValueError, match=r"id 258 is 'ef' for the student but 'fe' for the teacher; choose a teacher"):
         shared_vocabulary_size(tokenizer(), other, 272, 272)
 
 
-def test_id_without_a_token_is_named() -> None:
+def test_error_names_an_id_without_a_token() -> None:
     gap = tokenizer(merges=(), extra=("<x>", "<y>"))
     vocabulary = {token: index for token, index in gap.get_vocab().items() if token != "<x>"}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -80,9 +80,9 @@ def test_id_without_a_token_is_named() -> None:
         tokenizer(lower=True),
         tokenizer(merges=(("d", "e"), ("de", "f"), ("t", "o"))),
     ],
-    ids=["merge order", "normaliser", "another merge"],
+    ids=["merge order", "normalizer", "another merge"],
 )
-def test_same_tokens_cut_differently(other: PreTrainedTokenizerFast) -> None:
+def test_same_tokens_with_different_splits(other: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match=r"split the same text differently.*the student reads \[.*the teacher \["):
         shared_vocabulary_size(tokenizer(), other, 272, 272)
 
@@ -106,7 +106,7 @@ def test_slow_tokenizers() -> None:
         shared_vocabulary_size(slow, tokenizer(), 400, 384)
 
 
-def test_data_beyond_the_prefix_is_named() -> None:
+def test_error_names_a_token_beyond_the_prefix() -> None:
     longer = tokenizer(extra=("<fim>",))
     rows = Dataset.from_dict({"input_ids": [[1, 2], [3, TOKENS], []], "labels": [[1, 2], [3, TOKENS], []]})
     require_shared_tokens(rows, TOKENS + 1, longer)

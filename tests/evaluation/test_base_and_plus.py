@@ -110,7 +110,7 @@ def test_mbpp_plus_has_its_base_tests_in_its_rows(tmp_path: Path):
     assert [row["plus_status"] for row in found["eval"]["Mbpp/2"]] == ["pass", "fail", "fail"]
 
 
-def test_what_a_trainer_wrote_is_kept(tmp_path: Path, benchmark_file: Path):
+def test_results_of_a_trainer_are_kept(tmp_path: Path, benchmark_file: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "eval_results.json").write_text('{"eval_loss": 1.5}')
     lines = [{"task_id": task, "solution": ""} for task in ("double", "negate", "one")]
@@ -157,7 +157,7 @@ CHEATS = [
 
 
 @pytest.mark.parametrize("cheat", CHEATS)
-def test_cheats_fail_by_default(cheat: str, tmp_path: Path):
+def test_cheating_programs_fail_by_default(cheat: str, tmp_path: Path):
     lines = [{"task_id": f"HumanEval/{n}", "solution": cheat} for n in range(2)]
     test = "import math\n" + PLUS.replace("== n", "== n and math.isclose(candidate(n), n)")
     evaluation = judged(

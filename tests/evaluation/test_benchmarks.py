@@ -52,7 +52,7 @@ def test_mbpp_without_a_reference_takes_the_name_that_tests_call():
     assert read_problem(row, "line 1").entry_point == "plus"
 
 
-def test_mbpp_plus_keeps_its_tests_from_view():
+def test_mbpp_plus_prompts_have_no_tests():
     row = {**MBPP, "prompt": MBPP["text"], "test_imports": ["import re"], "test": "assert plus(5, 5) == 10"}
     del row["text"]
     problem = read_problem(row, "line 1")
@@ -92,7 +92,7 @@ def test_apps_with_a_function_asks_for_it():
 @pytest.mark.parametrize(
     ("prompt", "code"), [("# Add.\n", "# Add.\n"), ("def f(x):\n", "def f(x):\n"), ("Add two numbers, please.", "")]
 )
-def test_a_prompt_of_prose_is_no_part_of_the_program(prompt: str, code: str):
+def test_prose_prompts_are_not_part_of_the_program(prompt: str, code: str):
     assert read_problem({"task_id": 1, "prompt": prompt, "test": "pass"}, "line 1").code_prompt == code
 
 
@@ -122,7 +122,7 @@ def test_malformed_rows(row: dict, message: str):
         read_problem(row, "line 1")
 
 
-def test_a_file_of_ones_own(benchmark_file: Path):
+def test_custom_file(benchmark_file: Path):
     benchmark = load_benchmark(str(benchmark_file), limit=2)
     assert (benchmark.name, [p.task_id for p in benchmark.problems]) == ("three", ["double", "negate"])
     assert benchmark.left_out == {"one"}
@@ -135,7 +135,7 @@ def test_gzip(tmp_path: Path):
     assert len(load_benchmark(str(path)).problems) == 3
 
 
-def test_the_fingerprint_sees_a_changed_test(tmp_path: Path, benchmark_file: Path):
+def test_fingerprint_depends_on_the_tests(tmp_path: Path, benchmark_file: Path):
     other = write_lines(tmp_path / "other.jsonl", [*ROWS[:2], {**ROWS[2], "test": "assert one() == 2"}])
     assert load_benchmark(str(other)).fingerprint != load_benchmark(str(benchmark_file)).fingerprint
 
@@ -165,7 +165,7 @@ def test_a_task_id_that_occurs_twice(tmp_path: Path):
 
 
 @pytest.mark.parametrize("cases", ["", "{}", '{"inputs": [], "outputs": []}', '{"inputs": [[' + "9" * 5000 + "]]}"])
-def test_apps_without_usable_tests_are_left_out_and_told(cases: str, tmp_path: Path):
+def test_apps_without_usable_tests_are_skipped_with_a_warning(cases: str, tmp_path: Path):
     rows = [{**APPS, "problem_id": 1}, {**APPS, "id": 2, "input_output": cases}]
     with pytest.warns(UserWarning, match="Left out 1 problems without usable tests, the first: `input_output`"):
         benchmark = load_benchmark("apps", write_lines(tmp_path / "apps.jsonl", rows))
@@ -186,19 +186,19 @@ def test_names(tmp_path: Path, benchmark_file: Path):
         load_benchmark("apps", tmp_path / "empty")
 
 
-def test_humaneval_as_it_is():
+def test_humaneval():
     benchmark = load_benchmark("humaneval", data("humaneval/HumanEval.jsonl.gz"))
     assert len(benchmark.problems) == 164
     assert all(problem.code_prompt and problem.entry_point for problem in benchmark.problems)
 
 
-def test_mbpp_as_it_is():
+def test_mbpp():
     benchmark = load_benchmark("mbpp", data("mbpp/mbpp.jsonl"))
     assert [problem.task_id for problem in benchmark.problems] == list(map(str, range(11, 511)))
     assert all(problem.entry_point for problem in benchmark.problems)
 
 
-def test_apps_as_it_is():
+def test_apps():
     problems = load_benchmark("apps", data("apps/test")).problems
     assert [problem.task_id for problem in problems] == ["0000", "0001", "0002", "0003", "0004"]
     assert all(problem.public_tests for problem in problems)

@@ -54,7 +54,7 @@ def test_it_logs_at_every_evaluation(tmp_path: Path, benchmark_file: Path):
     assert {"eval_pass@1", "eval_pass@1_low", "eval_pass@1_high", "eval_loss"} <= set(trainer.evaluate())
 
 
-def test_it_measures_what_passes(tmp_path: Path):
+def test_score_is_the_fraction_of_passed_problems(tmp_path: Path):
     file = write_lines(
         tmp_path / "half.jsonl",
         [
@@ -81,7 +81,7 @@ def test_the_best_model_is_evaluated_again(tmp_path: Path, benchmark_file: Path,
     assert trainer.evaluate()["eval_pass@1"] == 0.5, "the weights are others than at the step's first evaluation"
 
 
-def test_the_card_of_a_resumed_run_knows_earlier_scores(tmp_path: Path, benchmark_file: Path, monkeypatch):
+def test_card_of_a_resumed_run_has_earlier_scores(tmp_path: Path, benchmark_file: Path, monkeypatch):
     """The card of a run that was interrupted after the evaluation of its best model."""
     best = {"metric_for_best_model": "eval_pass@1", "load_best_model_at_end": True, "save_strategy": "steps"}
     for score in (0.75, 0.25):
@@ -96,7 +96,7 @@ def test_the_card_of_a_resumed_run_knows_earlier_scores(tmp_path: Path, benchmar
     assert "| three | pass@1 | 0.750 | 0.375 to 1.000 | problems 3," in card and "step 2 |" in card
 
 
-def test_of_several_datasets_the_first_runs_it(tmp_path: Path, benchmark_file: Path, monkeypatch):
+def test_first_of_several_datasets_runs_the_benchmark(tmp_path: Path, benchmark_file: Path, monkeypatch):
     trainer = make_trainer(tmp_path)
     trainer.eval_dataset = {"a": trainer.eval_dataset, "b": trainer.eval_dataset}
     made = callback(trainer, benchmark_file)
@@ -105,7 +105,7 @@ def test_of_several_datasets_the_first_runs_it(tmp_path: Path, benchmark_file: P
     assert trainer.evaluate()["eval_pass@1"] == 0.25
 
 
-def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, benchmark_file: Path):
+def test_evaluation_does_not_affect_training(tmp_path: Path, benchmark_file: Path):
     losses = []
     for judged in (False, True):
         trainer = make_trainer(tmp_path / str(judged))
@@ -117,7 +117,7 @@ def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, benchmark_f
     assert losses[0] == losses[1]
 
 
-def test_a_failed_evaluation_ends_the_run_with_its_reason(tmp_path: Path, benchmark_file: Path, monkeypatch):
+def test_failed_evaluation_ends_the_run_with_an_error(tmp_path: Path, benchmark_file: Path, monkeypatch):
     trainer = make_trainer(tmp_path)
     made = callback(trainer, benchmark_file)
     monkeypatch.setattr(made._executor, "stream", lambda *args, **kwargs: iter(()))
@@ -146,7 +146,7 @@ def test_a_trainer_that_never_evaluates(tmp_path: Path, benchmark_file: Path):
         callback(trainer, benchmark_file)
 
 
-def test_the_gate(tmp_path: Path, benchmark_file: Path, monkeypatch):
+def test_consent_is_required(tmp_path: Path, benchmark_file: Path, monkeypatch):
     monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
     with pytest.raises(PermissionError):
         callback(make_trainer(tmp_path), benchmark_file, allow_code_execution=None)

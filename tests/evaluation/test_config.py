@@ -54,7 +54,7 @@ def test_wrong_values_are_named(values: dict, message: str):
         config(**values)
 
 
-def test_samples_of_others_may_have_any_k():
+def test_given_samples_allow_any_k():
     assert config(model_name_or_path=None, samples="s.jsonl", k=[1, 10]).k == [1, 10]
 
 
@@ -64,7 +64,7 @@ def test_every_field_is_documented():
     assert [*inherited, *documented] == [field.name for field in dataclasses.fields(EvaluationConfig)]
 
 
-def test_what_samples_depend_on():
+def test_settings_of_samples():
     kept = set(config().generation_settings)
     assert kept == {*GENERATION_FIELDS, "model"} - {"model_name_or_path"}, "files of samples name the model so"
     assert not kept & {"num_samples", "k", "limit", "program_timeout", "isolation", "generation_batch_size"}

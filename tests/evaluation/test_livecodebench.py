@@ -144,7 +144,7 @@ def test_hostile_pickles(data: bytes):
         tracemalloc.stop()
 
 
-def test_tests_that_unpack_to_too_much(monkeypatch):
+def test_tests_of_excessive_size(monkeypatch):
     monkeypatch.setattr("trl_akd.evaluation.formats._MAX_TESTS_BYTES", 1000)
     with pytest.raises(ValueError, match="unpacks to more than"):
         read_problem({**SCRIPT, "private_test_cases": packed("1" * 100_000)}, "line 1")
@@ -170,7 +170,7 @@ def test_a_folder_of_files(tmp_path: Path):
     assert [problem.task_id for problem in load_benchmark("livecodebench", tmp_path).problems] == ["q1", "q2"]
 
 
-def test_programs_that_its_harness_accepts(tmp_path: Path):
+def test_programs_accepted_by_its_harness(tmp_path: Path):
     benchmark = write_lines(tmp_path / "test6.jsonl", [SCRIPT, FUNCTION])
     wrong = {"abc301_a": RIGHT["abc301_a"].replace("sum", "max"), "2727": RIGHT["2727"].replace(">", "<")}
     rows = [{"task_id": task, "solution": text} for found in (RIGHT, wrong) for task, text in found.items()]

@@ -64,7 +64,7 @@ def test_the_command(model: Path, benchmark: Path, tmp_path: Path, capsys: pytes
         assert len((tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()) == 6
 
 
-def test_an_evaluation_goes_on_where_it_was(model: Path, benchmark: Path, tmp_path: Path, monkeypatch):
+def test_interrupted_evaluation_continues(model: Path, benchmark: Path, tmp_path: Path, monkeypatch):
     first = run(model, benchmark, tmp_path / "out")
     lines = (tmp_path / "out" / "generated_programs.jsonl").read_text()
     monkeypatch.setattr(TransformersGenerator, "_write", lambda *_: pytest.fail("all of it was there"))
@@ -73,7 +73,7 @@ def test_an_evaluation_goes_on_where_it_was(model: Path, benchmark: Path, tmp_pa
     assert (tmp_path / "out" / "generated_programs.jsonl").read_text() == lines
 
 
-def test_other_hidden_tests_choose_no_other_plan(model: Path, tmp_path: Path):
+def test_hidden_tests_do_not_affect_the_plan(model: Path, tmp_path: Path):
     found = []
     for number, test in enumerate(["pass", "raise ValueError"]):
         rows = [{**row, "public_test": row["test"], "test": test} for row in ROWS]
@@ -102,7 +102,7 @@ def test_plans_come_from_the_plan_head_and_programs_do_not(model: Path, benchmar
     assert set(written) == {(True, True), (False, False)}
 
 
-def test_vllm_writes_the_programs_and_transformers_the_plans(
+def test_vllm_generates_programs_and_transformers_plans(
     model: Path, benchmark: Path, tmp_path: Path, monkeypatch, engines
 ):
     net = tiny.model(max_position_embeddings=8192)
@@ -126,7 +126,7 @@ def test_vllm_writes_the_programs_and_transformers_the_plans(
     assert results["generation"]["backend"] == "vllm"
 
 
-def test_vllm_writes_everything_for_a_student_without_a_plan_head(
+def test_vllm_generates_everything_without_a_plan_head(
     model: Path, benchmark: Path, tmp_path: Path, monkeypatch, engines
 ):
     monkeypatch.setattr(TransformersGenerator, "_write", lambda *_: pytest.fail("vLLM writes it all"))
@@ -170,7 +170,7 @@ def test_a_plan_head_that_is_declared_and_missing(model: Path, benchmark: Path, 
         (["--benchmark", "{bare}"], "3 of 3 problems, such as 'double', have no public tests"),
     ],
 )
-def test_mistakes_are_found_first(flags: list[str], message: str, benchmark: Path, benchmark_file: Path, capsys):
+def test_errors_before_loading(flags: list[str], message: str, benchmark: Path, benchmark_file: Path, capsys):
     flags = [flag.replace("{bare}", str(benchmark_file)) for flag in flags]
     assert main(["evaluate", "--model_name_or_path", "./none", "--benchmark", str(benchmark), *FEW, *flags]) == 2
     error = capsys.readouterr().err
@@ -195,7 +195,7 @@ def test_the_choice_by_difficulty(model: Path, tmp_path: Path, capsys: pytest.Ca
     assert "Note: For" not in out, "public and hidden tests differ"
 
 
-def test_what_makes_plans_mean_less_is_told(model: Path, benchmark: Path, tmp_path: Path, capsys):
+def test_warnings_about_plans(model: Path, benchmark: Path, tmp_path: Path, capsys):
     run(model, benchmark, tmp_path / "out")
     remark = "For 3 of 3 problems, the public tests, which select the plan, are also the hidden tests"
     assert remark in capsys.readouterr().out
@@ -231,7 +231,7 @@ def test_long_prompts_count_as_not_solved(tmp_path: Path, capsys: pytest.Capture
     assert "6 plans exceed the model's positions and count as not solved" in capsys.readouterr().out
 
 
-def test_a_server_knows_no_plan_head(model: Path, benchmark: Path, capsys: pytest.CaptureFixture[str]):
+def test_server_with_a_plan_head_is_refused(model: Path, benchmark: Path, capsys: pytest.CaptureFixture[str]):
     net = tiny.model(max_position_embeddings=8192)
     add_plan_head(net)
     save_plan_head(net, model)
@@ -240,7 +240,7 @@ def test_a_server_knows_no_plan_head(model: Path, benchmark: Path, capsys: pytes
     assert "`backend` 'openai' does not support plan heads" in capsys.readouterr().err
 
 
-def test_a_server_s_plan_head_cannot_be_known(benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_server_with_an_unknown_plan_head(benchmark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with serving() as server:
         where = ["--backend", "openai", "--base_url", server.url]
         results = run(Path("tiny"), benchmark, tmp_path / "out", *where)
@@ -253,7 +253,7 @@ def test_a_ranker_needs_plans(benchmark: Path, capsys):
     assert "`ranker` is 'r' without `plan_sampling`" in capsys.readouterr().err
 
 
-def test_without_public_tests_if_asked(model: Path, benchmark_file: Path, tmp_path: Path, capsys):
+def test_option_for_problems_without_public_tests(model: Path, benchmark_file: Path, tmp_path: Path, capsys):
     results = run(model, benchmark_file, tmp_path / "out", "--without_public_tests", "logprob")
     assert (
         "3 of 3 problems have no public tests; for them, the most likely plan was selected" in capsys.readouterr().out

@@ -40,11 +40,11 @@ HELPED = Problem(
         f"Solution\n{CODE}\nDone",
     ],
 )
-def test_the_program_is_found(text: str):
+def test_program_extraction(text: str):
     assert extract_program(text, "one").strip() == CODE
 
 
-def test_imports_and_helpers_in_blocks_of_their_own_are_kept():
+def test_imports_and_helpers_in_separate_blocks_are_kept():
     text = f"```python\nimport math\n```\n```python\nprint('example')\n```\n```python\n{CODE}\n```"
     assert extract_program(text, "one").split("\n") == ["import math", *CODE.split("\n")]
 
@@ -54,22 +54,22 @@ def test_a_truncated_answer_stays_truncated():
     assert extract_program(text, "one") == "import math\ndef one():\n    return (1 +"
 
 
-def test_several_blocks_are_one_program_where_they_parse():
+def test_several_blocks_are_joined_if_they_parse():
     text = "```python\nimport math\n```\nthen\n```python\nprint(math.pi)\n```"
     assert extract_program(text) == "import math\nprint(math.pi)"
 
 
-def test_the_run_that_defines_the_entry_point_wins():
+def test_blocks_with_the_entry_point_are_used():
     text = "def long():\n    a = 1\n    b = 2\n    c = 3\nso much for that.\ndef one():\n    return 1\nDone, I think."
     assert extract_program(text, "one") == CODE
 
 
 @pytest.mark.parametrize("text", ["", "I cannot do that.", "x" * 10, "(" * 5000, "\x00\ud800", "``` ```"])
-def test_without_a_program_the_text_is_the_program(text: str):
+def test_text_without_a_program_is_returned(text: str):
     assert extract_program(text, "one") == text
 
 
-def test_a_long_text_of_prose_is_quick():
+def test_long_prose_takes_little_time():
     extract_program("def f(:\n" * 3000, "one")
 
 
@@ -134,11 +134,11 @@ def test_future_imports_come_before_the_problem_s_own():
 
 
 @pytest.mark.parametrize("after", ["", "\nThe last line:\n```python\n    return 1\n```", "\nThat is `return 1`."])
-def test_a_wrong_name_stays_wrong(after: str):
+def test_wrong_names_are_not_corrected(after: str):
     assert "def one" not in program_of_answer(HELPED, f"```python\ndef two():\n    return 1\n```{after}")
 
 
-def test_a_continuation_is_appended_as_it_is():
+def test_continuation_is_appended_unchanged():
     problem = Problem("0", "", "", code_prompt="def one():\n")
     assert program_of_continuation(problem, "    return 1 # ```") == "def one():\n    return 1 # ```"
 

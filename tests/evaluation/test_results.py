@@ -57,7 +57,7 @@ def test_pass_at_k_over_tasks():
     assert "pass@1" in json.dumps(results)
 
 
-def test_unjudged_programs_count_neither_way():
+def test_programs_without_a_verdict_are_excluded():
     tasks = {chr(97 + i): [PASSED] * 10 for i in range(20)}
     tasks["a"] = [PASSED] * 8 + [WRONG, UNJUDGED]
     tasks["b"] = [PASSED] * 9 + [UNJUDGED]
@@ -67,12 +67,12 @@ def test_unjudged_programs_count_neither_way():
     assert results["samples"]["infra_error"] == results["errors"]["infra_errors"] == 2
 
 
-def test_too_many_unjudged_programs_are_an_error():
+def test_too_many_programs_without_a_verdict_are_an_error():
     with pytest.raises(RuntimeError, match=r"1 of 2 programs could not be run.*helper died"):
         run({"a": [UNJUDGED], "b": [PASSED]})
 
 
-def test_a_test_that_is_no_program_counts_against_nobody():
+def test_invalid_test_is_not_a_failure_of_the_model():
     broken = ExecutionResult("failed", "SyntaxError", "'(' was never closed", stage="compile", origin="test")
     with pytest.raises(ValueError, match="test of the problem 'b' is not a Python program"):
         run({"a": [PASSED], "b": [broken]})
@@ -91,14 +91,14 @@ def test_errors_add_up():
     assert error_counts({"errors": errors}) == {"passed": 1, "wrong answer": 1, "NameError": 1, "timeout": 1}
 
 
-def test_difficulties_are_told_apart():
+def test_scores_by_difficulty():
     problems = (Problem("a", "", "", difficulty="easy"), Problem("b", "", "", difficulty="hard"))
     found = summarize(Benchmark("x", problems, "x", "x"), [verdict("a", PASSED), verdict("b", WRONG)], [1])
     assert {level: values["pass@1"] for level, values in found["difficulties"].items()} == {"easy": 1.0, "hard": 0.0}
     assert "easy" in results_table("m", found)
 
 
-def test_what_is_written_is_read(tmp_path: Path):
+def test_round_trip(tmp_path: Path):
     verdicts = [verdict("a", PASSED), verdict("b", NAME_ERROR)]
     results = summarize(benchmark("ab"), verdicts, [1])
     write_results(tmp_path / "new", results)
@@ -110,7 +110,7 @@ def test_what_is_written_is_read(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"benchmark": {}, "metrics": 3, "tasks": {}}'])
-def test_what_is_no_results_file(content: str, tmp_path: Path):
+def test_invalid_results_files(content: str, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="run `trl-akd evaluate` into it first"):
         read_results(tmp_path)
     (tmp_path / "results.json").write_text(content)
@@ -151,17 +151,17 @@ def test_comparison():
     assert len({len(line) for line in table.splitlines()}) == 1
 
 
-def test_a_teacher_that_solves_nothing_has_no_loss_to_it():
+def test_accuracy_loss_needs_a_teacher_that_solves_a_problem():
     rows = compare({"teacher": scores("00"), "student": scores("01")})
     assert [row["accuracy_loss"] for row in rows] == [None, None]
 
 
-def test_different_problems_do_not_compare():
+def test_different_problems_are_refused():
     with pytest.raises(ValueError, match="compare results on the same problems"):
         compare({"teacher": scores("11"), "student": scores("111")})
 
 
-def test_other_settings_of_execution_do_not_compare():
+def test_other_execution_settings_are_refused():
     later = {**scores("11"), "execution": {"timeout": 10.0}}
     with pytest.raises(ValueError, match=r"evaluated with timeout=10\.0 and teacher with 3\.0"):
         compare({"teacher": scores("11"), "student": later})

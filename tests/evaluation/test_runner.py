@@ -30,7 +30,7 @@ def settings(benchmark_file: Path, tmp_path: Path, **values) -> EvaluationConfig
     return EvaluationConfig(**{**common, **values})
 
 
-def test_samples_of_someone_else(benchmark_file: Path, tmp_path: Path):
+def test_given_samples(benchmark_file: Path, tmp_path: Path):
     rows = [{"task_id": task, "completion": text} for task, text in SOLUTIONS.items()]
     samples = write_lines(tmp_path / "samples.jsonl", rows)
     evaluation = evaluate(settings(benchmark_file, tmp_path, samples=str(samples)))
@@ -78,7 +78,7 @@ def test_a_prompt_beyond_the_models_positions(tmp_path: Path, model: str):
     assert by_task["long"].sample.truncated and by_task["long"].sample.completion == ""
 
 
-def test_a_model_is_known_by_its_weights(benchmark_file: Path, tmp_path: Path, model: str, monkeypatch):
+def test_models_are_identified_by_their_weights(benchmark_file: Path, tmp_path: Path, model: str, monkeypatch):
     evaluate(settings(benchmark_file, tmp_path, model_name_or_path=model, max_new_tokens=2))
     kept = (tmp_path / "out" / "samples.jsonl").read_text()
     monkeypatch.chdir(tmp_path)
@@ -164,7 +164,7 @@ def test_the_command_compares(benchmark_file: Path, tmp_path: Path, capsys):
         (["--model_name_or_path", "./no-model", "--benchmark", "{file}"], "no-model"),
     ],
 )
-def test_mistakes_are_one_sentence(flags: list[str], message: str, benchmark_file: Path, tmp_path: Path, capsys):
+def test_errors_have_one_sentence(flags: list[str], message: str, benchmark_file: Path, tmp_path: Path, capsys):
     samples = write_lines(tmp_path / "samples.jsonl", [{"task_id": task, "solution": ""} for task in SOLUTIONS])
     named = {"{file}": str(benchmark_file), "{samples}": str(samples)}
     flags = [named.get(flag, flag) for flag in flags]
@@ -174,7 +174,7 @@ def test_mistakes_are_one_sentence(flags: list[str], message: str, benchmark_fil
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_writes(benchmark_file: Path, tmp_path: Path, model: str):
+def test_two_processes_write_the_same_as_one(benchmark_file: Path, tmp_path: Path, model: str):
     written = []
     for name, launch in (("one", []), ("two", ["--accelerate_config", "ddp_cpu", "--num_processes", "2"])):
         flags = ["--benchmark", str(benchmark_file), "--output_dir", str(tmp_path / name), "--max_new_tokens", "4"]
@@ -213,9 +213,7 @@ def test_reference_solutions_of_apps_pass(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["file", "gzipped", "folder", "folder_with_slash", "here"])
-def test_samples_of_names_with_dots_have_folders_of_their_own(
-    kind: str, tmp_path: Path, benchmark_file: Path, monkeypatch
-):
+def test_names_with_dots_have_separate_folders(kind: str, tmp_path: Path, benchmark_file: Path, monkeypatch):
     """EvalPlus's names consist of model, size and temperature."""
     names = ["Qwen2.5-Coder-0.5B_temp_0.0", "Qwen2.5-Coder-0.5B_temp_0.8", "Qwen2.5-Coder-1.5B_temp_0.0"]
     benchmark = load_benchmark(str(benchmark_file))

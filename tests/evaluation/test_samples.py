@@ -64,7 +64,7 @@ def test_mbpp_as_evalplus_numbers_it(tmp_path: Path, problems):
     assert list(read_samples(write_lines(tmp_path / "s.jsonl", rows), benchmark([problem]), program)) == ["11"]
 
 
-def test_samples_beyond_the_limit_are_passed_over(tmp_path: Path, problems):
+def test_samples_beyond_the_limit_are_skipped(tmp_path: Path, problems):
     rows = [{"task_id": problem.task_id, "solution": ""} for problem in problems]
     limited = benchmark(problems[:1], left_out=frozenset({"negate", "one"}))
     assert list(read_samples(write_lines(tmp_path / "s.jsonl", rows), limited, program)) == ["double"]
@@ -76,7 +76,7 @@ def test_a_solution_that_is_null_is_a_completion(tmp_path: Path, problems):
     assert found["one"][0].solution == "def one():\n    return 1"
 
 
-def test_facts_are_kept_and_not_compared(tmp_path: Path):
+def test_facts_are_stored_and_not_compared(tmp_path: Path):
     with SampleFile(tmp_path, SETTINGS) as file:
         file.append([Sample("a", "")])
         file.note(commit="abc")
@@ -84,7 +84,7 @@ def test_facts_are_kept_and_not_compared(tmp_path: Path):
         assert file.facts == {**SETTINGS, "commit": "abc"}
 
 
-def test_damaged_settings_are_named(tmp_path: Path):
+def test_error_names_damaged_settings(tmp_path: Path):
     with SampleFile(tmp_path, SETTINGS) as file:
         file.append([Sample("a", "")])
     (tmp_path / "generation.json").write_text("{")
@@ -93,7 +93,7 @@ def test_damaged_settings_are_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize("line", ['{"what": 1}', '{"task_id": "a", "solution": 5}', '{"task_id": "a"}'])
-def test_a_line_that_is_no_sample_is_named(line: str, tmp_path: Path):
+def test_error_names_an_invalid_line(line: str, tmp_path: Path):
     with SampleFile(tmp_path, SETTINGS) as file:
         file.append([Sample("a", "1")])
     (tmp_path / "samples.jsonl").write_text(f"{line}\n")
@@ -101,7 +101,7 @@ def test_a_line_that_is_no_sample_is_named(line: str, tmp_path: Path):
         SampleFile(tmp_path, SETTINGS)
 
 
-def test_what_is_written_is_read_again(tmp_path: Path):
+def test_round_trip(tmp_path: Path):
     samples = [Sample("a", "x = 'é\ud800'", "é", 0, "length", -1.5, 3), Sample("b", "\x00")]
     with SampleFile(tmp_path, SETTINGS) as file:
         file.append(samples)
@@ -123,7 +123,7 @@ def test_settings_may_change_while_there_are_no_samples(tmp_path: Path):
     SampleFile(tmp_path, {**SETTINGS, "temperature": 0.8}).close()
 
 
-def test_a_torn_line_is_dropped_and_nothing_else(tmp_path: Path):
+def test_only_an_incomplete_last_line_is_dropped(tmp_path: Path):
     with SampleFile(tmp_path, SETTINGS) as file:
         file.append([Sample("a", "1"), Sample("b", "2")])
     path = tmp_path / "samples.jsonl"
@@ -134,7 +134,7 @@ def test_a_torn_line_is_dropped_and_nothing_else(tmp_path: Path):
     assert [json.loads(line)["task_id"] for line in path.read_text().splitlines()] == ["a", "b", "c"]
 
 
-def test_two_at_a_time_are_refused(tmp_path: Path):
+def test_second_process_is_refused(tmp_path: Path):
     with SampleFile(tmp_path, SETTINGS), pytest.raises(BlockingIOError, match="is being written by another process"):
         SampleFile(tmp_path, SETTINGS)
     SampleFile(tmp_path, SETTINGS).close()
@@ -174,7 +174,7 @@ def test_the_longest_prompts_come_first(problems):
     assert lengths == sorted(lengths, reverse=True)
 
 
-def test_what_is_there_is_not_generated_again(problems):
+def test_existing_samples_are_not_generated_again(problems):
     samples = Samples({"double": [Sample("double", "kept", sample=0)]})
     generator = Scripted(lambda prompt, i: "new")
     write_samples(generator, problems, samples, Prompting(), SamplingParams(2, 1.0))
@@ -196,7 +196,7 @@ def _generate_until_killed(folder: Path, problems) -> None:
         write_samples(Scripted(write), problems, file, Prompting(), batch_size=1, progress=False)
 
 
-def test_after_kill_9_it_goes_on(tmp_path: Path, problems):
+def test_continues_after_kill_9(tmp_path: Path, problems):
     process = multiprocessing.get_context("fork").Process(target=_generate_until_killed, args=(tmp_path, problems))
     process.start()
     process.join()
@@ -212,7 +212,7 @@ def test_after_kill_9_it_goes_on(tmp_path: Path, problems):
     assert generator.calls == [["def one():\n"]]
 
 
-def test_what_a_failing_backend_had_finished_is_kept(problems):
+def test_finished_samples_of_a_failing_backend_are_kept(problems):
     class Failing(Scripted):
         def stream(self, prompts, sampling):
             yield 1, self.generate(prompts, **vars(sampling))[1]
@@ -224,7 +224,7 @@ def test_what_a_failing_backend_had_finished_is_kept(problems):
     assert [s.completion for several in samples.by_task.values() for s in several] == ["paid"]
 
 
-def test_a_refused_prompt_is_traced_to_its_problem(problems):
+def test_error_names_the_problem_of_a_refused_prompt(problems):
     def refuse(prompt: str, i: int) -> str:
         raise ValueError("`prompts[0]` is too long.")
 
@@ -232,7 +232,7 @@ def test_a_refused_prompt_is_traced_to_its_problem(problems):
         write_samples(Scripted(refuse), problems, Samples(), Prompting())
 
 
-def test_stop_texts_are_those_of_the_style(problems):
+def test_stop_strings_of_each_style(problems):
     problem = problems[0].__class__("a", "def f():\n", "", stop=("\ndef ",))
     generator = Scripted(lambda prompt, i: "")
     write_samples(generator, [problem], Samples(), Prompting())
@@ -249,7 +249,7 @@ def found_in(folder: Path, benchmark_file: Path) -> list[tuple[str, str]]:
     return [(sample.task_id, sample.solution) for several in found.values() for sample in several]
 
 
-def test_a_folder_as_of_evalplus(tmp_path: Path):
+def test_folder_of_evalplus(tmp_path: Path):
     rows = [{**row, "task_id": f"Human_Eval/{n}"} for n, row in enumerate(ROWS[:2])]
     benchmark = write_lines(tmp_path / "benchmark.jsonl", rows)
     folder = tmp_path / "model_temp_0.8"
@@ -279,7 +279,7 @@ def test_a_folder_without_samples(benchmark_file: Path, tmp_path: Path):
         found_in(empty, benchmark_file)
 
 
-def test_a_program_that_is_no_text(tmp_path: Path, benchmark_file: Path):
+def test_program_that_is_not_text(tmp_path: Path, benchmark_file: Path):
     (tmp_path / "samples" / "three_0").mkdir(parents=True)
     (tmp_path / "samples" / "three_0" / "0.py").write_bytes(b"# \xff\n")
     with pytest.raises(ValueError, match=r"0\.py is not UTF-8"):

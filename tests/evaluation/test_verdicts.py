@@ -46,7 +46,7 @@ def run(path: Path, executor: Counting, limits=None, problems=PROBLEMS, samples=
     return verdicts
 
 
-def test_judging_resumes_where_it_was_interrupted(tmp_path: Path):
+def test_execution_resumes(tmp_path: Path):
     path = tmp_path / "verdicts.jsonl"
     with pytest.raises(KeyboardInterrupt):
         run(path, Counting(fails_after=3))
@@ -87,7 +87,7 @@ def test_a_program_that_could_not_be_run_is_run_again(tmp_path: Path):
 
 
 @pytest.mark.parametrize("line", ['{"key": "x"}', '{"task_id": "0", "status": "passed"}', '{"key": "x", "status": 3}'])
-def test_lines_of_another_version_are_no_verdicts(line: str, tmp_path: Path):
+def test_lines_of_another_version_are_ignored(line: str, tmp_path: Path):
     path = tmp_path / "verdicts.jsonl"
     path.write_text(f"{line}\n")
     executor = Counting()
@@ -117,7 +117,7 @@ def times(evaluation: Evaluation) -> list[float]:
 
 
 @pytest.mark.end_to_end
-def test_an_evaluation_that_is_killed_goes_on(tmp_path: Path):
+def test_killed_evaluation_continues(tmp_path: Path):
     write_benchmark(tmp_path, 40, "import time\ntime.sleep(0.05)\ndef f(x): return True")
     code = (
         "import sys; from pathlib import Path; from tests.evaluation.test_verdicts import *; "

@@ -170,7 +170,7 @@ AssertionError = BaseException = Exception = Harmless
 """
     + WRONG,
     "no asserts": "import builtins\nvars(builtins)['__debug__'] = False\n" + WRONG,
-    "no asserts, optimised": "import sys, os\nos.environ['PYTHONOPTIMIZE'] = '2'\n__debug__ = 0\n" + WRONG,
+    "no asserts, optimized": "import sys, os\nos.environ['PYTHONOPTIMIZE'] = '2'\n__debug__ = 0\n" + WRONG,
     "no modules": "import sys\nsys.modules.clear()\n" + WRONG,
     "false modules": """
 import sys

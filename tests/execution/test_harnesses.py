@@ -1,8 +1,8 @@
-"""Verdicts on inputs and outputs beside those of APPS's and LiveCodeBench's harnesses, whose rules are reimplemented.
+"""Verdicts on inputs and outputs compared with those of the harnesses of APPS and LiveCodeBench, reimplemented here.
 
-The oracle runs programs in this process, as those harnesses do, and tells whether an output is `same`, `different` or
-only `loose`: accepted by APPS's last resorts (lines and words in any order, numbers rounded to three decimals), which
-the executor refuses on purpose.
+The oracle runs programs in this process, as those harnesses do, and returns whether an output is `same`, `different`
+or only `loose`: accepted only by the most lenient rules of APPS (lines and words in any order, numbers rounded to
+three decimals), which the executor does not have.
 """
 
 import builtins

@@ -39,7 +39,7 @@ PROGRAMS = {
     "stdin by name": "print(open('/dev/stdin').read())",
     "encodings": "import locale, sys\nprint(sys.getdefaultencoding(), sys.getfilesystemencoding(), 'ä'.encode())",
     "recursion": "import sys\nprint(sys.getrecursionlimit(), sys.getswitchinterval())",
-    "optimisation": "import sys\nprint(__debug__, sys.flags.optimize, sys.flags.isolated, sys.flags.inspect)",
+    "optimization": "import sys\nprint(__debug__, sys.flags.optimize, sys.flags.isolated, sys.flags.inspect)",
     "threads": "import threading\nt = threading.current_thread()\nprint(t is threading.main_thread(), t.name, "
     "threading.active_count())",
     "collector": "import gc\nprint(gc.isenabled(), gc.get_threshold())",

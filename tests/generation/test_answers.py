@@ -49,7 +49,7 @@ def outcome(program: str, check: str) -> str | None:
 
 
 @pytest.mark.parametrize(("text", "entry_point", "check"), [pytest.param(*case[1:], id=case[0]) for case in corpus()])
-def test_programs_are_read_as_a_careful_person_reads_them(text: str, entry_point: str | None, check: str):
+def test_programs_of_the_corpus(text: str, entry_point: str | None, check: str):
     program = parse_answer(text, entry_point).program
     if check == NO_PROGRAM:
         assert program is None
@@ -104,7 +104,7 @@ def test_parts(text: str, thoughts: str, prose: str, blocks: list, language: str
     assert [(block.language, block.text, block.closed) for block in answer.blocks] == blocks
 
 
-def test_blocks_know_their_places():
+def test_positions_of_blocks():
     text = "a\n  ```c++ numbered\n  int x;\n  ```\nb\n~~~\nrest"
     answer = parse_answer(text)
     first, second = answer.blocks
@@ -142,7 +142,7 @@ TOKENS += [
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_any_text_is_read(seed: int):
+def test_any_text_can_be_parsed(seed: int):
     draw = random.Random(seed)
     text = "".join(draw.choices(TOKENS, k=200))
     answer = parse_answer(text, "f")
@@ -249,14 +249,14 @@ def check_wrapping(code: str, name: str, wrapping: str) -> None:
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
-def test_humaneval_s_solutions_survive(wrapping: str):
+def test_solutions_of_humaneval_are_extracted(wrapping: str):
     with gzip.open(data("humaneval/HumanEval.jsonl.gz")) as lines:
         for row in map(json.loads, lines):
             check_wrapping(row["prompt"] + row["canonical_solution"], row["entry_point"], wrapping)
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
-def test_mbpp_s_solutions_survive(wrapping: str):
+def test_solutions_of_mbpp_are_extracted(wrapping: str):
     path = data("mbpp/mbpp.jsonl")
     names = {problem.task_id: problem.entry_point for problem in load_benchmark("mbpp", path).problems}
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -265,7 +265,7 @@ def test_mbpp_s_solutions_survive(wrapping: str):
             check_wrapping(row["code"].replace("\r\n", "\n"), name, wrapping)
 
 
-def test_apps_s_programs_stay_whole():
+def test_programs_of_apps_are_complete():
     for home in sorted(data("apps/train").iterdir()):
         for solution in json.loads((home / "solutions.json").read_text()):
             for text in (

@@ -42,7 +42,7 @@ def test_limits(limits: dict, asked: int, limit: str | None):
     assert (budgeted.requests, budgeted.tokens, budgeted.exhausted) == (asked, 2 * asked, limit)
 
 
-def test_time_is_looked_at_between_batches(monkeypatch: pytest.MonkeyPatch):
+def test_time_is_checked_between_batches(monkeypatch: pytest.MonkeyPatch):
     now = [100.0]
     monkeypatch.setattr("trl_akd.generation.budget.time.monotonic", lambda: now[0])
     budget = Budget(max_seconds=30)
@@ -65,7 +65,7 @@ def test_time_is_looked_at_between_batches(monkeypatch: pytest.MonkeyPatch):
         ({"max_requests": 3}, ["aab"]),
     ],
 )
-def test_equal_prompts_go_out_together(limits: dict, batches: list[str]):
+def test_equal_prompts_are_sent_together(limits: dict, batches: list[str]):
     class Batches(Halting):
         def stream(self, prompts, sampling):
             called.append("".join(prompts))
@@ -80,7 +80,7 @@ def test_equal_prompts_go_out_together(limits: dict, batches: list[str]):
     assert called == batches and arrived == [0, 2, 1, 3, 4][: len("".join(batches))]
 
 
-def test_what_is_replayed_costs_nothing(tmp_path: Path):
+def test_replayed_completions_cost_nothing(tmp_path: Path):
     for limit, expected in ((2, "ab"), (2, "abcd"), (2, "abcde")):
         with Ledger(tmp_path / "calls.jsonl", {}) as ledger:
             budgeted = BudgetedGenerator(Halting(), max_requests=limit)
@@ -91,7 +91,7 @@ def test_what_is_replayed_costs_nothing(tmp_path: Path):
         assert len((tmp_path / "calls.jsonl").read_text().splitlines()) == len(expected)
 
 
-def test_tokens_that_are_not_told_count_as_the_most_there_may_be():
+def test_unreported_tokens_count_as_the_maximum():
     class Silent(Halting):
         def stream(self, prompts, sampling):
             for index, _ in super().stream(prompts, sampling):
@@ -114,7 +114,7 @@ def test_tokens_that_are_not_told_count_as_the_most_there_may_be():
         ({"total_tokens": 0}, False, 7),
     ],
 )
-def test_a_server_that_does_not_tell_what_it_cost(usage: dict | None, logprobs: bool, tokens: int):
+def test_server_that_reports_no_usage(usage: dict | None, logprobs: bool, tokens: int):
     with serving() as server:
         server.logprobs = logprobs
         answer = server.answer("/v1/completions", {"prompt": "a", "temperature": 1, "n": 2, "logprobs": 1})
@@ -159,7 +159,7 @@ def test_tokens_are_reserved_and_settled(limit: int, most: int, concurrency: int
         assert budgeted.tokens == most == 8 * len(server.bodies), "the rest is used up, and one request exceeds it"
 
 
-def test_a_budget_leaves_no_thread_idle():
+def test_budget_does_not_block_threads():
     """A slow request does not block the others, which use all other threads."""
     with serving() as server:
         slow = Fault(body=json.dumps(server.answer("", {"prompt": "a", "temperature": 0})))
@@ -185,7 +185,7 @@ def test_two_generators_share_a_budget():
 
 
 @pytest.mark.parametrize("fault", [Fault(429, "busy"), Fault(500), Fault(body="<html>")], ids=["429", "500", "html"])
-def test_no_repetition_is_sent_after_the_last_second(fault: Fault, monkeypatch: pytest.MonkeyPatch):
+def test_no_retry_after_the_time_budget(fault: Fault, monkeypatch: pytest.MonkeyPatch):
     """A run with a faulty server ends by its time budget, not by its number of retries."""
     with serving() as server:
         now = [0.0]
@@ -203,7 +203,7 @@ def test_no_repetition_is_sent_after_the_last_second(fault: Fault, monkeypatch: 
 
 
 @pytest.mark.parametrize("end", ["error", "break"])
-def test_what_is_reserved_is_given_back_when_a_call_ends_early(end: str):
+def test_reservations_are_released_when_a_call_ends_early(end: str):
     with serving() as server:
         budget = Budget(max_requests=30, max_tokens=10_000)
         generator = BudgetedGenerator(OpenAIGenerator(server.url, "tiny", concurrency=2), budget=budget)
@@ -219,6 +219,6 @@ def test_what_is_reserved_is_given_back_when_a_call_ends_early(end: str):
 
 
 @pytest.mark.parametrize("name", ["batch_size", "max_requests", "max_tokens", "max_seconds"])
-def test_no_room_for_anything(name: str):
+def test_budget_too_small_for_any_request(name: str):
     with pytest.raises(ValueError, match=f"`{name}` is 0; give"):
         BudgetedGenerator(Halting(), **{name: 0})

@@ -39,7 +39,7 @@ def test_no_indent_is_lost() -> None:
     assert Detokenizer(tokenizer, continuing=False)(indented) == "   x"
 
 
-def test_special_and_unknown_tokens_are_silent() -> None:
+def test_special_and_unknown_tokens_have_no_text() -> None:
     tokenizer = tiny.tokenizer()
     detokenizer = Detokenizer(tokenizer, continuing=True)
     letter = tokenizer("a")["input_ids"]

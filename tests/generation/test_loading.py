@@ -61,7 +61,7 @@ def test_transformers(folders: dict[str, Path], name: str, chat: bool):
     assert too_long_prompts(loaded.generator, ["Hello"], room) == ([0] if chat else [])
 
 
-def test_vllm_gets_what_the_configuration_says(folders: dict[str, Path], vllm: type[LLM]):
+def test_arguments_of_vllm(folders: dict[str, Path], vllm: type[LLM]):
     config = GeneratorConfig(
         backend="vllm", model_name_or_path=str(folders["model"]), model_revision="main", dtype="bfloat16"
     )
@@ -72,7 +72,7 @@ def test_vllm_gets_what_the_configuration_says(folders: dict[str, Path], vllm: t
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_what_vllm_cannot_do(folders: dict[str, Path], vllm: type[LLM], processes: int):
+def test_options_not_supported_by_vllm(folders: dict[str, Path], vllm: type[LLM], processes: int):
     config = GeneratorConfig(backend="vllm", model_name_or_path=str(folders["adapter"]))
     message = {1: "is an adapter of .* merge it", 2: "`judge_backend` is 'vllm'.* there are several"}[processes]
     with pytest.raises(ValueError, match=message):
@@ -80,7 +80,7 @@ def test_what_vllm_cannot_do(folders: dict[str, Path], vllm: type[LLM], processe
     assert vllm.made == []
 
 
-def test_a_server_gets_what_the_configuration_says(monkeypatch: pytest.MonkeyPatch):
+def test_requests_to_a_server(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SOME_KEY", "secret")
     with serving() as server:
         config = GeneratorConfig(

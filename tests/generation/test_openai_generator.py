@@ -40,7 +40,7 @@ def generator(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 
 @pytest.mark.parametrize("given", [0, 3, 4, 5, 8])
-def test_no_more_stop_texts_are_sent_than_openai_takes(
+def test_at_most_four_stop_strings_are_sent(
     server: Server, generator: Callable[..., OpenAIGenerator], given: int
 ) -> None:
     server.finish_reason = "length"
@@ -99,7 +99,7 @@ def test_order_and_concurrency(server: Server, generator: Callable[..., OpenAIGe
     assert server.most_under_way == 3
 
 
-def test_what_the_server_cut_and_what_it_did_not(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
+def test_truncation_by_server_and_stop_strings(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
     server.finish_reason = "length"
     assert generator().generate(["abc"]) == [[Completion("ABC", -2.0, "length", 3)]]
     assert generator().generate(["abc"], stop=["C", "B"]) == [[Completion("A", None, "stop", 3)]]
@@ -161,7 +161,7 @@ GARBAGE = [
     ],
     ids=lambda fault: f"{fault.status} {fault.body}",
 )
-def test_passing_faults_are_outlived(server: Server, generator: Callable[..., OpenAIGenerator], fault: Fault) -> None:
+def test_temporary_faults_are_retried(server: Server, generator: Callable[..., OpenAIGenerator], fault: Fault) -> None:
     server.faults.extend([fault] * 3)
     made = generator(max_retries=3)
     assert made.generate(["a"])[0][0].text == "A"
@@ -169,7 +169,7 @@ def test_passing_faults_are_outlived(server: Server, generator: Callable[..., Op
 
 
 @pytest.mark.parametrize("fault", [Fault(429, "busy"), Fault(200, "<html>")], ids=["429", "garbage"])
-def test_lasting_faults_are_named(server: Server, generator: Callable[..., OpenAIGenerator], fault: Fault) -> None:
+def test_errors_of_permanent_faults(server: Server, generator: Callable[..., OpenAIGenerator], fault: Fault) -> None:
     server.faults.extend([fault] * 9)
     with pytest.raises(
         GenerationError, match=rf"no valid response in 3 attempts, .*{fault.body}.*raise `max_retries`"
@@ -187,7 +187,7 @@ def test_slow_server(server: Server, generator: Callable[..., OpenAIGenerator]) 
 
 
 @pytest.mark.parametrize("drip", ["body", "headers"])
-def test_a_server_that_drips_bytes(drip: str, generator: Callable[..., OpenAIGenerator], server: Server) -> None:
+def test_server_that_sends_single_bytes(drip: str, generator: Callable[..., OpenAIGenerator], server: Server) -> None:
     if drip == "body":
         server.faults.append(Fault(body=json.dumps(server.answer("", {"prompt": "a", "temperature": 0})), drip=0.05))
         url = server.url
@@ -266,7 +266,7 @@ def test_refusals_end_at_once(
     assert KEY not in repr(vars(made))
 
 
-def test_what_is_paid_for_is_kept(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
+def test_finished_answers_are_kept(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
     server.choices = 1
     made = generator(concurrency=1)
     made.generate(["a"])
@@ -279,7 +279,7 @@ def test_what_is_paid_for_is_kept(server: Server, generator: Callable[..., OpenA
     assert paid[:3] == [(0, 1), (0, 1), (1, 1)] and len(paid) == len(server.bodies) - 2
 
 
-def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_server(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -314,7 +314,7 @@ EXPLAINED = [
 
 @pytest.mark.parametrize(("status", "body"), [*EXPLAINED, (400, "bad prompt"), (422, "unprocessable")])
 @pytest.mark.parametrize("chat", [False, True])
-def test_a_refused_prompt_costs_that_prompt(
+def test_only_the_refused_prompt_fails(
     server: Server, generator: Callable[..., OpenAIGenerator], status: int, body: str, chat: bool
 ) -> None:
     server.refuses = refusing("b", status=status, body=body)
@@ -355,7 +355,7 @@ def test_unexplained_refusals_in_a_row_end_the_call(
         "Unsupported parameter: 'service_policy'",
     ],
 )
-def test_a_refused_setting_is_not_blamed_on_the_prompts(
+def test_refused_setting_is_not_a_refused_prompt(
     server: Server, generator: Callable[..., OpenAIGenerator], body: str
 ) -> None:
     server.refuses = refusing(body=body)
@@ -365,16 +365,14 @@ def test_a_refused_setting_is_not_blamed_on_the_prompts(
     assert not arrived and len(server.bodies) == 3
 
 
-def test_refusals_that_say_why_do_not_end_it(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
+def test_refusals_with_a_reason_do_not_end_the_run(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
     for status, body in EXPLAINED:
         server.refuses = refusing(status=status, body=body)
         found = generator(max_refusals=1).generate(list("abc"))
         assert [completion.finish_reason for [completion] in found] == ["refused"] * 3
 
 
-def test_an_answer_between_refusals_begins_a_new_row(
-    server: Server, generator: Callable[..., OpenAIGenerator]
-) -> None:
+def test_an_answer_resets_the_count_of_refusals(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
     server.refuses = refusing(*"abcdefg", *"ijklmno")
     found = generator(concurrency=1).generate(list("abcdefghijklmnop"))
     assert [index for index, [completion] in enumerate(found) if completion.finish_reason == "stop"] == [7, 15]
@@ -401,7 +399,7 @@ def test_a_message_in_parts(server: Server, generator: Callable[..., OpenAIGener
     assert generator(chat=True).generate(["a"])[0][0].text == "x = 1"
 
 
-def test_an_error_in_place_of_an_answer_is_shown(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
+def test_error_message_in_an_answer_is_shown(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
     error = {"error": {"message": "Provider returned error", "code": 502}}
     server.faults.extend([Fault(body=json.dumps(error))] * 3)
     assert generator(max_retries=3).generate(["a"])[0][0].text == "A"
@@ -430,9 +428,7 @@ def test_a_reasoning_server_that_refuses_max_tokens(
     assert [body.get("max_completion_tokens") for body in server.bodies] == [None, 7, 7]
 
 
-def test_a_prompt_too_long_is_not_taken_for_a_refused_field(
-    server: Server, generator: Callable[..., OpenAIGenerator]
-) -> None:
+def test_long_prompt_is_not_a_refused_field(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
     body = (
         "'max_tokens' or 'max_completion_tokens' is too large: 512. This model's maximum context length is 64 tokens."
     )
@@ -486,7 +482,7 @@ def test_usage(server: Server, generator: Callable[..., OpenAIGenerator], choice
         ("49 tokens", Usage(1, 4, 2, estimated=True)),
     ],
 )
-def test_counts_that_the_server_leaves_out(
+def test_missing_counts_of_the_server(
     server: Server, generator: Callable[..., OpenAIGenerator], told: Any, expected: Usage
 ) -> None:
     answer = {"choices": [{"text": "abcdef", "finish_reason": "stop"}], "usage": told}
@@ -526,7 +522,7 @@ def test_request_out_of_range_is_not_sent(server: Server, generator: Callable[..
     assert server.bodies == []
 
 
-def test_random_state_is_left_alone(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
+def test_random_state_does_not_change(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
     server.faults.append(Fault(500))
     before = random.getstate()
     generator().generate(["a"], temperature=1.0)
@@ -544,7 +540,7 @@ def test_random_state_is_left_alone(server: Server, generator: Callable[..., Ope
         "This server has no structured outputs.",
     ],
 )
-def test_json_is_asked_for_until_the_server_refuses_it(
+def test_json_schema_is_dropped_if_refused(
     server: Server, generator: Callable[..., OpenAIGenerator], reason: str
 ) -> None:
     plain = generator(chat=True, concurrency=1)

@@ -1,4 +1,4 @@
-"""Common behaviour of all backends: refused arguments, seeds, and the cost of imports."""
+"""Common behavior of all backends: refused arguments, seeds, and the cost of imports."""
 
 import subprocess
 import sys

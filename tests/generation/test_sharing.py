@@ -27,7 +27,7 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return carried
 
 
-def test_the_main_process_tells(wire: list[Any]):
+def test_result_of_the_main_process(wire: list[Any]):
     assert run_on_main_and_broadcast(process(main=True), lambda: {"known": 1}) == {"known": 1}
     assert run_on_main_and_broadcast(process(main=False), lambda: pytest.fail("the main process alone looks")) == {
         "known": 1
@@ -40,7 +40,7 @@ def test_the_main_process_tells(wire: list[Any]):
 
 
 @pytest.mark.parametrize("main", [True, False])
-def test_an_error_of_the_main_process_is_everybody_s(wire: list[Any], main: bool):
+def test_error_of_the_main_process_is_raised_on_all(wire: list[Any], main: bool):
     def fail() -> None:
         raise OSError("the disk is full")
 
@@ -51,14 +51,14 @@ def test_an_error_of_the_main_process_is_everybody_s(wire: list[Any], main: bool
 
 
 @pytest.mark.parametrize("other", [[["b"], ["c"], None], [["b"], None, None]])
-def test_processes_go_on_until_the_last_is_done(monkeypatch: pytest.MonkeyPatch, other: list[Any]):
+def test_processes_continue_until_the_last_is_done(monkeypatch: pytest.MonkeyPatch, other: list[Any]):
     theirs = iter(other)
     monkeypatch.setattr(transformers_generator, "gather_object", lambda mine: [*mine, (next(theirs), None)])
     found = [written for batch in transformers_generator._in_step(iter([["a"]])) for written in batch]
     assert found == ["a", *(text for batch in other for text in batch or ())]
 
 
-def test_where_one_process_fails_all_do(monkeypatch: pytest.MonkeyPatch):
+def test_error_of_one_process_is_raised_on_all(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         transformers_generator, "gather_object", lambda mine: [*mine, (None, ValueError("NaN over there"))]
     )

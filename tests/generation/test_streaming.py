@@ -56,14 +56,14 @@ def lines(path: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_a_model_s_stream_is_what_it_generates(batch_size: int):
+def test_stream_of_a_model_equals_its_completions(batch_size: int):
     generator = TransformersGenerator(tiny.model(), tiny.tokenizer(), batch_size=batch_size)
     arrivals = list(generator.stream(PROMPTS, SamplingParams(**SAMPLED)))
     assert sorted(index for index, _ in arrivals) == list(range(len(PROMPTS)))
     assert collect(arrivals, len(PROMPTS)) == generator.generate(PROMPTS, **SAMPLED)
 
 
-def test_a_model_hands_over_each_batch_before_the_next(monkeypatch: pytest.MonkeyPatch):
+def test_model_yields_each_batch_before_the_next(monkeypatch: pytest.MonkeyPatch):
     generator, batches = TransformersGenerator(tiny.model(), tiny.tokenizer(), batch_size=3), []
     write = TransformersGenerator._write_batch
 
@@ -77,7 +77,7 @@ def test_a_model_hands_over_each_batch_before_the_next(monkeypatch: pytest.Monke
         assert number > 1 or index == 2, "the longest prompt first"
 
 
-def test_a_model_is_as_it_was_once_its_stream_is_left():
+def test_model_is_restored_after_a_closed_stream():
     model = tiny.model().train()
     arrivals = TransformersGenerator(model, tiny.tokenizer(), batch_size=1).stream(
         PROMPTS, SamplingParams(max_new_tokens=2)
@@ -91,7 +91,7 @@ def test_a_model_is_as_it_was_once_its_stream_is_left():
 # A server
 
 
-def test_answers_come_as_the_server_gives_them(server: Server):
+def test_answers_arrive_in_the_order_of_the_server(server: Server):
     good = Fault(body=json.dumps(server.answer("/v1/completions", {"prompt": "late", "temperature": 0})), delay=1.0)
     server.faults.append(good)
     generator = OpenAIGenerator(server.url, "tiny", concurrency=2)
@@ -107,7 +107,7 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_waits_for_what_is_under_way_and_sends_no_more(server: Server, interruptible: None):
+def test_ctrl_c_waits_for_pending_requests(server: Server, interruptible: None):
     server.pause = 1.0
     generator, arrived = OpenAIGenerator(server.url, "tiny", concurrency=2), []
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -117,7 +117,7 @@ def test_ctrl_c_waits_for_what_is_under_way_and_sends_no_more(server: Server, in
     assert sorted(arrived) == [0, 1] and len(server.bodies) == 2
 
 
-def test_a_listener_that_leaves_costs_what_is_under_way(server: Server):
+def test_closed_stream_costs_the_pending_requests(server: Server):
     generator = OpenAIGenerator(server.url, "tiny", concurrency=1)
     arrivals = generator.stream(list("abcdef"))
     next(arrivals)
@@ -129,7 +129,7 @@ def test_a_listener_that_leaves_costs_what_is_under_way(server: Server):
 
 
 @pytest.mark.parametrize("error", [GenerationError("gone"), KeyboardInterrupt(), OSError("full")])
-def test_what_had_come_is_recorded(tmp_path: Path, error: BaseException):
+def test_received_completions_are_recorded(tmp_path: Path, error: BaseException):
     path = tmp_path / "calls.jsonl"
     with Ledger(path, {}) as ledger, pytest.raises(type(error)):
         RecordedGenerator(Halting(2, error), ledger).generate(["a", "b", "c", "d"], n=2, temperature=1.0, seed=0)
@@ -150,7 +150,7 @@ def _record_until_killed(path: Path) -> None:
         RecordedGenerator(Killer(), ledger).generate(list("abcdef"), seed=0)
 
 
-def test_kill_9_leaves_what_had_come(tmp_path: Path):
+def test_received_completions_survive_kill_9(tmp_path: Path):
     path = tmp_path / "calls.jsonl"
     process = multiprocessing.get_context("fork").Process(target=_record_until_killed, args=(path,))
     process.start()
@@ -177,7 +177,7 @@ with Ledger(Path(sys.argv[2]), {}) as ledger:
 
 
 @pytest.mark.end_to_end
-def test_kill_9_amid_a_call_to_a_slow_server_pays_again_for_requests_under_way_alone(server: Server, tmp_path: Path):
+def test_only_pending_requests_are_repeated_after_kill_9(server: Server, tmp_path: Path):
     server.pause = 0.1
     path = tmp_path / "calls.jsonl"
     command = [sys.executable, "-c", SCRIPT, server.url, str(path)]
@@ -193,7 +193,7 @@ def test_kill_9_amid_a_call_to_a_slow_server_pays_again_for_requests_under_way_a
     assert len(lines(path)) == 12 and len(server.bodies) == sent + 12 - kept
 
 
-def test_names_of_generators_tell_their_records_apart(tmp_path: Path):
+def test_records_are_distinguished_by_generator(tmp_path: Path):
     teacher, student = Halting(), Halting()
     with Ledger(tmp_path / "calls.jsonl", {}) as ledger:
         for _ in range(2):
@@ -203,7 +203,7 @@ def test_names_of_generators_tell_their_records_apart(tmp_path: Path):
     assert [record["name"] for record in lines(tmp_path / "calls.jsonl")] == ["teacher", "student"]
 
 
-def test_refused_prompts_are_kept_as_such_and_may_be_asked_again(server: Server, tmp_path: Path):
+def test_refused_prompts_are_recorded_and_may_be_repeated(server: Server, tmp_path: Path):
     server.refuses = lambda body: Fault(400, "content_filter") if body["prompt"] == "b" else None
     for _ in range(2):
         with Ledger(tmp_path / "calls.jsonl", {}) as ledger:
@@ -229,12 +229,12 @@ def test_usage_is_kept(server: Server, tmp_path: Path):
     assert usages == [[Usage(1, 5, 6), None]] * 2
 
 
-def test_a_model_tells_its_usage():
+def test_usage_of_a_model():
     [[completion]] = TransformersGenerator(tiny.model(), tiny.tokenizer()).generate(["x = 1"], max_new_tokens=5)
     assert completion.usage == Usage(0, len(tiny.tokenizer()("x = 1").input_ids), completion.num_tokens)
 
 
-def test_facts_and_cost_stand_beside_a_record(tmp_path: Path):
+def test_facts_and_cost_of_a_record(tmp_path: Path):
     with Ledger(tmp_path / "calls.jsonl", {}) as ledger:
         recorded = RecordedGenerator(Halting(), ledger)
         recorded.noting(origin="seed").noting(prompt="v2").generate(["a"], n=3, temperature=1.0, seed=0)
@@ -250,7 +250,7 @@ def test_facts_and_cost_stand_beside_a_record(tmp_path: Path):
 # Any generator
 
 
-def test_a_generator_that_cannot_stream_hands_over_all_at_once():
+def test_generator_without_streaming_yields_all_at_once():
     class Parrot:
         def generate(self, prompts, **sampling):
             return [[Completion(prompt, None, "stop", 1)] for prompt in prompts]
@@ -258,7 +258,7 @@ def test_a_generator_that_cannot_stream_hands_over_all_at_once():
     assert [(index, completion.text) for index, [completion] in stream(Parrot(), ("a", "b"))] == [(0, "a"), (1, "b")]
 
 
-def test_a_refusal_names_the_problems():
+def test_error_of_a_refusal_names_the_problems():
     with pytest.raises(ValueError, match=r"no\. \(The prompts are those of the problems 'p', 'q'\.\)"):
         list(stream(Halting(1, ValueError("no.")), ["a", "b"], problems=["p", "q"]))
     with pytest.raises(ValueError, match=r"^no\.$"):

@@ -108,7 +108,7 @@ def test_greedy_is_the_plain_argmax_loop(generator, family: str, batch_size: int
 
 
 @pytest.mark.parametrize("family", ["llama", "codegen", "gpt_bigcode"])
-def test_each_position_goes_through_the_model_once(generator, family: str) -> None:
+def test_each_position_is_computed_once(generator, family: str) -> None:
     model = tiny.model(family).train()
     model.generation_config.eos_token_id = None
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -144,7 +144,7 @@ def test_stop_strings_across_tokens(generator, stop: list[str], text: str, num_t
 
 
 @pytest.mark.parametrize("padding", ["<pad>", "<|endoftext|>"])
-def test_rows_of_a_batch_end_apart(generator, padding: str) -> None:
+def test_rows_of_a_batch_end_independently(generator, padding: str) -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.pad_token = padding
     outputs = generator(chain("abcdefghij"), tokenizer).generate(["e", "a", "i", "b"], stop=["gh"], max_new_tokens=6)
@@ -179,7 +179,7 @@ def texts(outputs: list[list[Completion]]) -> list[list[str]]:
 SAMPLED = {"temperature": 1.0, "top_p": 0.95, "max_new_tokens": 12, "seed": 7}
 
 
-def test_samples_do_not_depend_on_their_neighbours(generator) -> None:
+def test_samples_do_not_depend_on_their_neighbors(generator) -> None:
     model = tiny.model()
     together = texts(generator(model).generate(PROMPTS, n=3, **SAMPLED))
     assert together == texts(generator(model, batch_size=2).generate(PROMPTS, n=3, **SAMPLED))
@@ -220,7 +220,7 @@ def test_samples_follow_the_models_distribution(generator) -> None:
         assert abs(found - 4000 * expected[token]) < 4 * deviation
 
 
-def test_random_states_are_left_alone(generator) -> None:
+def test_random_states_do_not_change(generator) -> None:
     def states() -> list[Any]:
         return [torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())]
 
@@ -234,7 +234,7 @@ def test_random_states_are_left_alone(generator) -> None:
 # The model is left as it was found
 
 
-def test_habits_are_ignored_and_kept(generator) -> None:
+def test_generation_config_is_ignored_and_not_changed(generator) -> None:
     model = tiny.model()
     expected = generator(model).generate(PROMPTS, max_new_tokens=12)
     habits = model.generation_config
@@ -271,7 +271,7 @@ def test_mode_and_checkpointing_are_restored(generator, monkeypatch, training: b
     assert [getattr(module, "_gradient_checkpointing_func", None) for module in model.modules()] == before
 
 
-def test_tokenizer_is_left_alone(generator) -> None:
+def test_tokenizer_does_not_change(generator) -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.padding_side = "right"
     generator(tokenizer=tokenizer).generate(PROMPTS, max_new_tokens=2)
@@ -281,7 +281,7 @@ def test_tokenizer_is_left_alone(generator) -> None:
 # What the model is given
 
 
-def test_prompts_are_tokenised_as_in_training(generator, monkeypatch) -> None:
+def test_prompts_are_tokenized_as_in_training(generator, monkeypatch) -> None:
     tokenizer = sentencepiece()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair=None, special_tokens=[("<s>", 1), ("</s>", 2)]
@@ -304,7 +304,7 @@ def test_prompts_are_tokenised_as_in_training(generator, monkeypatch) -> None:
     assert given == [[opening]]
 
 
-def test_longest_prompts_go_first_and_batches_are_bounded(generator, monkeypatch) -> None:
+def test_longest_prompts_come_first_and_batches_are_limited(generator, monkeypatch) -> None:
     model, shapes = tiny.model(), []
     original = type(model).generate
 
@@ -350,7 +350,7 @@ def test_diverged_model_is_named(generator) -> None:
             generator(model).generate(["x"], **{"max_new_tokens": 3, **sampling})
 
 
-def test_memory_that_does_not_suffice(generator, monkeypatch, caplog) -> None:
+def test_insufficient_memory(generator, monkeypatch, caplog) -> None:
     model, sizes, limit = tiny.model(), [], 3
     expected = generator(model).generate(PROMPTS, n=2, **SAMPLED)
     original = type(model).generate

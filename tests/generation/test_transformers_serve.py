@@ -77,7 +77,7 @@ def test_greedy_is_that_of_the_model(url: str, model: Path, chat: bool) -> None:
     assert [completion.finish_reason for [completion] in there] == [completion.finish_reason for [completion] in here]
 
 
-def test_samples_of_a_server_that_knows_no_n(url: str, model: Path) -> None:
+def test_samples_of_a_server_without_n(url: str, model: Path) -> None:
     generator = OpenAIGenerator(url, str(model), timeout=60, max_retries=1)
     [first] = generator.generate(["x"], n=4, temperature=1.0, max_new_tokens=12, seed=0)
     assert len({completion.text for completion in first}) == 4

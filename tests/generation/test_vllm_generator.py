@@ -106,7 +106,7 @@ def test_samples(vllm: type[LLM]) -> None:
     assert [asked.seed for _, asked in vllm.made[0].asked[3:]] == [first.seed, second.seed]
 
 
-def test_text_behind_an_earlier_stop_string_is_cut(vllm: type[LLM]) -> None:
+def test_text_after_an_earlier_stop_string_is_removed(vllm: type[LLM]) -> None:
     assert VLLMGenerator("m", tokenizer=tiny.tokenizer()).generate(["x"], stop=["c", "b"])[0][0].text == "a"
 
 
@@ -117,7 +117,7 @@ def test_aborted_prompt(vllm: type[LLM]) -> None:
         made.generate(["x"])
 
 
-def test_arguments_are_checked_before_the_engine_is_asked(vllm: type[LLM]) -> None:
+def test_arguments_are_checked_before_the_engine_is_called(vllm: type[LLM]) -> None:
     made = VLLMGenerator("m", tokenizer=tiny.tokenizer())
     with pytest.raises(ValueError, match="`n` is 2 and `temperature` 0"):
         made.generate(["x"], n=2)

@@ -49,7 +49,7 @@ class Tokenizer:
     ],
     ids=["on main", "chat", "budget"],
 )
-def test_what_comes_before_an_error_is_handed_over(wrap: Any):
+def test_completions_before_an_error_are_yielded(wrap: Any):
     found = []
     with pytest.raises(GenerationError, match="gone"):
         for _, [completion] in stream(wrap(Halting(2)), ["a", "b", "c"]):
@@ -58,7 +58,7 @@ def test_what_comes_before_an_error_is_handed_over(wrap: Any):
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_only_generators_that_share_no_work_are_asked_on_the_main_process(shared: bool):
+def test_undistributed_generators_are_called_on_the_main_process(shared: bool):
     generator = BudgetedGenerator(ChatGenerator(Halting(0, shared), Tokenizer()), max_requests=1)  # type: ignore[arg-type]
     assert is_shared(generator) is shared
     assert isinstance(for_all_processes(generator, Accelerator(cpu=True)), OnMainProcess) is not shared
@@ -69,7 +69,7 @@ def test_models_are_named():
     assert model_name(object()) == "object"
 
 
-def test_a_refusal_reaches_other_processes_whole():
+def test_refusal_on_other_processes():
     refusal = pickle.loads(pickle.dumps(picklable_error(RefusedRequest("no such model", 404, "excerpt"))))
     assert isinstance(refusal, RefusedRequest)
     assert (str(refusal), refusal.status, refusal.excerpt) == ("no such model", 404, "excerpt")

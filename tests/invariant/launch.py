@@ -1,4 +1,4 @@
-"""Start the worker under each way of splitting the work."""
+"""Start the worker on one or several processes."""
 
 import json
 import os
@@ -28,7 +28,7 @@ _COMMON = {
 
 @dataclass
 class Outcome:
-    """What a run wrote down."""
+    """Recorded results of a run."""
 
     record: dict[str, Any]
     parameters: dict[str, Tensor]
@@ -41,7 +41,7 @@ class Outcome:
 def run(folder: Path, backend: str, timeout: float = 300, gather: bool = True, **settings: Any) -> Outcome:
     """Run the worker in `folder`; `backend` is `single`, `ddp`, `zero1`, `zero2` or `zero3`.
 
-    ZeRO-3 shards everything, even the tiniest tensor, and saves the model as shards unless told to `gather` it.
+    ZeRO-3 shards even the smallest tensors, and saves the model as shards unless `gather` is set.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"output_dir": str(folder / "checkpoints"), "results": str(folder), **settings}
@@ -62,7 +62,7 @@ def run(folder: Path, backend: str, timeout: float = 300, gather: bool = True, *
 def launch(
     folder: Path, backend: str, module: str, *arguments: str, timeout: float = 300, gather: bool = True
 ) -> None:
-    """Run a module alone or, with any other backend than `single`, on two processes; its failure is an error."""
+    """Run a module on one process or, with any backend other than `single`, on two; a failure is an error."""
     command = [sys.executable, "-m"]
     if backend != "single":
         (folder / "accelerate.yaml").write_text(yaml.safe_dump(accelerate_config(folder, backend, gather)))

@@ -1,4 +1,4 @@
-"""CodePLAN's tasks keep their weights, their draws and their plan head, however the work is split or interrupted."""
+"""CodePLAN's weights, draws and plan head do not depend on the split of the work or on interruptions."""
 
 import json
 from collections.abc import Callable
@@ -88,8 +88,8 @@ def test_split_does_not_matter(train: Train, backend: str, batch: int, accumulat
 
 
 @pytest.mark.parametrize("backend", ["ddp", pytest.param("zero3", marks=pytest.mark.slow)])
-def test_turns_do_not_depend_on_the_split(train: Train, backend: str) -> None:
-    """Two micro-batches a step, one of each task, on one process or two; their losses are those of both tasks."""
+def test_alternation_does_not_depend_on_the_split(train: Train, backend: str) -> None:
+    """Two micro-batches per step, one of each task, on one process or two, have the losses of both tasks."""
     found, expected = train(backend, 1, 2, schedule="alternate"), train("single", 2, 2, schedule="alternate")
     code, plan = (expected.series(key) for key in TASK_LOSSES)
     assert expected.series("loss") == pytest.approx(
@@ -101,7 +101,7 @@ def test_turns_do_not_depend_on_the_split(train: Train, backend: str) -> None:
 @pytest.mark.parametrize(
     "backend", ["zero3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "zero2"))]
 )
-def test_resumed_run_is_the_uninterrupted_run(train: Train, backend: str) -> None:
+def test_resumed_run_equals_the_uninterrupted_run(train: Train, backend: str) -> None:
     unbroken = train(backend, 1, 2)
     checkpoint = unbroken.checkpoints / "checkpoint-4"  # one step into the second epoch
     assert (checkpoint / "plan_head.safetensors").is_file()
@@ -123,8 +123,8 @@ def test_sharded_weights_load_without_deepspeed(train: Train) -> None:
 
 
 @pytest.mark.slow
-def test_a_model_left_in_shards_has_its_plan_head_beside(train: Train) -> None:
-    """Without gathering on save there is no model.safetensors, but the plan head, and a run that can go on."""
+def test_model_saved_in_shards_has_a_plan_head_file(train: Train) -> None:
+    """Without gathering on save there is no model.safetensors, but a plan head, and the run can be resumed."""
     whole, shards = train("zero3", 1, 2), train("zero3", 1, 2, gather=False)
     assert shards.parameters.keys() == {"plan_head.weight"}
     torch.testing.assert_close(shards.parameters["plan_head.weight"], whole.parameters["plan_head.weight"])
@@ -160,8 +160,8 @@ def test_split_does_not_matter_for(train: Train, backend: str, settings: dict[st
 @pytest.mark.parametrize(
     "backend", ["ddp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero2", "zero3"))]
 )
-def test_split_does_not_matter_in_a_trainer_of_one_s_own(tmp_path: Path, backend: str) -> None:
-    """The mixin gives `transformers.Trainer` the same losses and plan head however a batch of four is split."""
+def test_split_does_not_matter_with_the_mixin(tmp_path: Path, backend: str) -> None:
+    """With the mixin, `transformers.Trainer` has the same losses and plan head for any split of a batch of four."""
 
     def train(backend: str, batch: int, accumulation: int) -> tuple[dict[str, Any], torch.Tensor]:
         folder = tmp_path / f"{backend}-{accumulation}"

@@ -1,4 +1,4 @@
-"""The same samples give the same losses, β, gradients and parameters, however the work is split or interrupted."""
+"""Equal samples give equal losses, β, gradients and parameters for any split of the work, and after interruptions."""
 
 import json
 from collections.abc import Callable
@@ -132,7 +132,7 @@ def test_split_does_not_matter_for_a_divergence_with_a_schedule(
 
 
 @pytest.mark.parametrize(("backend", "batch"), [("single", 4), ("ddp", 2), ("zero2", 2), ("zero3", 2)])
-def test_resumed_run_is_the_uninterrupted_run(train: Train, backend: str, batch: int) -> None:
+def test_resumed_run_equals_the_uninterrupted_run(train: Train, backend: str, batch: int) -> None:
     unbroken = train(backend, batch)
     checkpoint = unbroken.checkpoints / "checkpoint-4"  # one step into the second epoch
     resumed = train(backend, batch, resume=str(checkpoint), save_strategy="no")
@@ -152,7 +152,7 @@ def test_sharded_weights_load_without_deepspeed(train: Train) -> None:
 
 @pytest.fixture(scope="module")
 def parity(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Seven problems, which do not divide by two ranks; what solves one depends on each character of the program."""
+    """Seven problems, an odd number for two ranks; a solution depends on each character of the program."""
     text = "assert sum(open('candidate.py', 'rb').read()) % 2\n"
     problems = ({"task_id": i, "prompt": "# solve\n" * i + "#", "test": text} for i in range(1, 8))
     path = tmp_path_factory.mktemp("benchmark") / "parity.jsonl"
@@ -161,7 +161,7 @@ def parity(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("backend", ["ddp", "zero2", "zero3"])
-def test_a_benchmark_in_training_scores_the_same(train: Train, backend: str, parity: str) -> None:
+def test_benchmark_scores_do_not_depend_on_the_split(train: Train, backend: str, parity: str) -> None:
     settings = {"benchmark": parity, "eval_strategy": "steps", "eval_steps": 2}
     expected = train(**settings)
     found = train(backend, 2, **settings)
@@ -197,7 +197,7 @@ def test_text_is_generated_under(train: Train, backend: str) -> None:
     assert all(loss > 0 for loss in outcome.series("loss"))
 
 
-def test_checkpoints_hold_beta(train: Train) -> None:
+def test_checkpoints_contain_beta(train: Train) -> None:
     folder: Path = train().checkpoints / "checkpoint-4"
     state = torch.load(folder / "akd_state.pt", weights_only=True)
     assert state["beta"]["epoch"] == 1

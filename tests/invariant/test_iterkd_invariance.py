@@ -1,4 +1,4 @@
-"""IterKD's loss, reference and cycles are the same, however the work is split, interrupted or begun again."""
+"""IterKD's loss, reference and cycles do not depend on the split of the work, interruptions and restarts."""
 
 from collections.abc import Callable
 from functools import cache
@@ -81,7 +81,7 @@ def test_split_does_not_matter(train: Train, backend: str, batch: int, accumulat
 @pytest.mark.parametrize(
     "backend", ["zero3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "zero2"))]
 )
-def test_cycles_of_one_trainer_are_runs_of_their_own(train: Train, backend: str) -> None:
+def test_cycles_of_one_trainer_are_independent(train: Train, backend: str) -> None:
     """The second cycle equals that of a new trainer, which loads what the first one saved."""
     settings: dict[str, Any] = {"optim_args": "momentum=0.9", "lr_scheduler_type": "linear", "save_strategy": "no"}
     both = train(backend, 1, 2, cycles=(0, 1), **settings)
@@ -99,7 +99,7 @@ def test_cycles_of_one_trainer_are_runs_of_their_own(train: Train, backend: str)
 @pytest.mark.parametrize(
     "backend", ["ddp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero2", "zero3"))]
 )
-def test_a_resumed_cycle_is_the_uninterrupted_one(train: Train, backend: str) -> None:
+def test_resumed_cycle_equals_the_uninterrupted_one(train: Train, backend: str) -> None:
     """Its reference is the student at the start of the cycle, not at the interruption."""
     unbroken = train(backend, 1, 2, cycles=(1,))
     checkpoint = unbroken.checkpoints.parent / "cycle-1" / "checkpoint-4"
@@ -111,8 +111,8 @@ def test_a_resumed_cycle_is_the_uninterrupted_one(train: Train, backend: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["zero2", "zero3"])
-def test_engines_of_former_cycles_go(train: Train, backend: str) -> None:
-    """As many tensors live after five cycles as after three."""
+def test_engines_of_earlier_cycles_are_released(train: Train, backend: str) -> None:
+    """The number of live tensors after five cycles equals that after three."""
     three, five = (train(backend, 2, 1, cycles=tuple(range(cycles)), save_strategy="no") for cycles in (3, 5))
     assert five.record["tensors"] <= three.record["tensors"] + 2
 

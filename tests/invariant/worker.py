@@ -1,4 +1,4 @@
-"""Train a tiny pair once and write down all that must not depend on how the work was split.
+"""Train a tiny pair once, and record everything that must not depend on the split of the work.
 
 Run by `test_invariance.py`, under `accelerate launch` or alone: `python worker.py SETTINGS.json`.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 @atexit.register  # before other modules register anything, so that it is called last
 def record_threads() -> None:
-    """Write down the names of the native threads with which this process goes into the interpreter's shutdown."""
+    """Record the names of the native threads that exist when the interpreter shuts down."""
     names = []
     for thread in Path("/proc/self/task").glob("*/comm"):
         with suppress(OSError):  # the thread has ended meanwhile
@@ -129,7 +129,7 @@ def _lora() -> Any:
 
 
 def _write_plans(trainer: CodePLANTrainer) -> list[str]:
-    """Let the trained student write, inside its engine, through the head that its plans have."""
+    """Generate plans by the plan head of the trained student, inside its engine."""
     from trl_akd.codeplan.plan_head import PlanHeadGenerator
     from trl_akd.generation import TransformersGenerator
 
@@ -143,7 +143,7 @@ def _write_plans(trainer: CodePLANTrainer) -> list[str]:
 
 
 def _train_cycles(trainer: PairTrainer, cycles: list[int], results: Path, resume: str | None) -> list[str]:
-    """Train on other pairs in each cycle, save the student after each, and let it write before and after."""
+    """Train on other pairs in each cycle, save the student after each, and generate text before and after."""
     written = []
 
     def write() -> None:
@@ -166,7 +166,7 @@ def _tensors() -> int:
 
 
 def _is_sharded(trainer: AKDTrainer) -> bool:
-    """Tell whether every tensor of student and teacher is really split over the ranks, between two steps."""
+    """Return whether every tensor of student and teacher is sharded between two steps."""
     parameters = [*trainer.model.parameters(), *getattr(trainer.teacher, "model", trainer.model).parameters()]
     return all(hasattr(parameter, "ds_tensor") and parameter.numel() == 0 for parameter in parameters)
 

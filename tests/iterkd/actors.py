@@ -13,7 +13,7 @@ from trl_akd.iterkd.cycle.report import CycleReport
 
 
 class Student:
-    """Student that knows the answers it was trained on, and replies with `says` to other questions."""
+    """Student that repeats the answers it was trained on, and replies with `says` to other questions."""
 
     def __init__(self, says: Callable[[str], str] = lambda prompt: "def add(x):\n    return 0\n") -> None:
         self.known: dict[str, str] = {}

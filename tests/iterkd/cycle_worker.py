@@ -1,4 +1,4 @@
-"""Run two cycles on every process, and write down what each process knows in the end.
+"""Run two cycles on every process, and record the final state of each process.
 
 Run by `test_cycle_distributed.py`, under `accelerate launch` or alone: `python -m tests.iterkd.cycle_worker SETTINGS`.
 """

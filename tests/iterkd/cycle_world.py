@@ -1,4 +1,4 @@
-"""A world of sums in which whole runs of IterKD take seconds: a teacher that answers by rule, a tiny student."""
+"""Addition tasks on which complete runs of IterKD take seconds, with a rule-based teacher and a tiny student."""
 
 import hashlib
 import json
@@ -60,7 +60,7 @@ def answer(prompt: str) -> str:
 
 
 def judgement(text: str) -> str:
-    """Judge programs by their sign, and the student's scribbles by a digest."""
+    """Judge programs by their sign, and other texts of the student by a digest."""
     if "x + " in text or " + x" in text:
         share = 1.0
     else:
@@ -69,7 +69,7 @@ def judgement(text: str) -> str:
 
 
 class RuleTeacher:
-    """Answer one prompt after another by a rule, after telling of it and a pause."""
+    """Answer prompts one by one by a rule, after a call of `ask` and a pause."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class RuleTeacher:
 
 
 def prepare(folder: Path) -> None:
-    """Write what every run in a folder reads: a student and the layouts."""
+    """Write the files that every run in a folder reads: a student and the layouts."""
     tiny.model(seed=1).save_pretrained(folder / "model")
     tiny.tokenizer().save_pretrained(folder / "model")
     (folder / "layouts.yaml").write_text(yaml.safe_dump(LAYOUTS))
@@ -161,7 +161,7 @@ def lines(output_dir: Path, name: str) -> list[dict[str, Any]]:
 
 
 def completions(output_dir: Path) -> dict[str, Any]:
-    """Return the recorded completions by key, without what rounding changes; each is there once."""
+    """Return the recorded completions by key, each of which occurs once, without values that depend on rounding."""
     rows = lines(output_dir, "completions")
     for row in rows:
         for completion in row["completions"]:

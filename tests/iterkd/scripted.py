@@ -1,4 +1,5 @@
-"""Teachers and judges whose replies are computed by a function, and access to real data, which skips without it."""
+"""Teachers and judges whose replies are computed by a function, and access to real data, which skips tests without
+it."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -65,7 +66,7 @@ class Teacher:
 
 
 class Judge:
-    """Judge that gives an answer `points(answer)` points, a multiple of 0.5, or no judgement."""
+    """Judge that gives `points(answer)`, a multiple of 0.5 or `None` for no judgement."""
 
     def __init__(self, points: Callable[[str], float | None]) -> None:
         self.points = points

@@ -71,7 +71,7 @@ def edited(text: str, kind: str, source: random.Random) -> str:
     "layout", ["{}", 'def f(x):\n    """\n    {}\n    """', "### Instruction:\n{}\n\n### Response:\n"]
 )
 def test_short_statements_are_found_though_the_benchmark_has_them_among_tests(layout):
-    """As `trl-akd iterkd` gives them: MBPP's with their tests, HumanEval's with their signatures and examples."""
+    """With the texts of `trl-akd iterkd`: MBPP's with tests, HumanEval's with signatures and examples."""
     statements = ["Write a function to sort a matrix.", "Find the parity of a number.", "Add two numbers x and y"]
     tests = "\n\nYour code must pass these tests:\n\n```python\nassert f({}) == 1\n```"
     given = [statements[0] + tests.format(1), statements[1] + tests.format(2)]
@@ -108,7 +108,7 @@ def test_functions_are_found_by_signature_or_long_name(text, found):
     ],
 )
 def test_most_instructions_pass(index, path, total, most):
-    """Of other people's questions few are taken for a benchmark's; HumanEval/26, /96 and /113 are among SODA's."""
+    """Few questions of other datasets match a benchmark; SODA contains HumanEval/26, /96 and /113."""
     asked = questions([row["instruction"] + "\n" + row.get("input", "") for row in scripted.rows(path)])
     kept, overlaps = decontaminate(asked, index)
     assert len(asked) == total == len(kept) + len(overlaps)
@@ -116,7 +116,7 @@ def test_most_instructions_pass(index, path, total, most):
 
 
 def test_released_questions_repeat_humaneval(index):
-    """`count_up_to`, HumanEval/96, to be written in Rust."""
+    """`count_up_to`, HumanEval/96, as a task in Rust."""
     _, [overlap] = decontaminate(questions([row["instruction"] for row in scripted.soda("new_data.json")]), index)
     assert (overlap.benchmark, overlap.index) == ("humaneval", 96)
 
@@ -154,7 +154,7 @@ def test_a_text_shorter_than_n_counts_as_a_whole():
     assert index.find(Question("2", "Reverse the string.")) is None
 
 
-def test_texts_without_words_or_with_numbers_alone_match_nothing():
+def test_texts_without_words_match_nothing():
     index = BenchmarkIndex({"numbers": ["", "??", "1 2 3 4 5 6 7 8 9 10 11"]})
     assert index.find(Question("1", "Sort 1 2 3 4 5 6 7 8 9 10 11")) is None
     assert index.find(Question("2", "")) is None

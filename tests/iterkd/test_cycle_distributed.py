@@ -64,7 +64,7 @@ def assert_same(found: Path, expected: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["ddp", pytest.param("zero2", marks=pytest.mark.slow), "zero3"])
 def test_two_processes(folder: Path, alone: tuple[Path, list[dict[str, Any]]], backend: str) -> None:
-    """Under DDP also where the teacher fails, the disk is full and training is interrupted, one after another."""
+    """Under DDP also with a failing teacher, a full disk and interrupted training, one after another."""
     output_dir, [first, second] = launch(
         folder, backend, *(["teacher", "disk", "training"] if backend == "ddp" else [])
     )

@@ -11,90 +11,94 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from tests.iterkd.cycle_world import completions, lines, verdicts
-from tests.iterkd.doomed import Forge, forging
+from tests.iterkd.killed_runs import RunServer, serving_runs
 
 
 @pytest.fixture(scope="module")
-def forge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forge]:
-    with forging(tmp_path_factory.mktemp("runs")) as forge:
-        yield forge
+def run_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunServer]:
+    with serving_runs(tmp_path_factory.mktemp("runs")) as run_server:
+        yield run_server
 
 
 @pytest.fixture(scope="module")
-def unbroken(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output_dir = tmp_path_factory.getbasetemp() / "runs0" / "unbroken"
-    assert forge.run(output_dir)["status"] == 0, (output_dir.parent / "log").read_text()[-4000:]
+def uninterrupted(run_server: RunServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output_dir = tmp_path_factory.getbasetemp() / "runs0" / "uninterrupted"
+    assert run_server.run(output_dir)["status"] == 0, (output_dir.parent / "log").read_text()[-4000:]
     return output_dir
 
 
-def kill_until_done(forge: Forge, output_dir: Path, source: random.Random, *, kills: int, reach: int) -> Counter[str]:
-    """Run until it is done, which nobody hinders after so many kills; return what the runs that died were at."""
-    died: Counter[str] = Counter()
+def kill_until_done(
+    run_server: RunServer, output_dir: Path, source: random.Random, *, kills: int, reach: int
+) -> Counter[str]:
+    """Run, and kill up to `kills` times, until the run is complete; return the number of kills by event."""
+    killed: Counter[str] = Counter()
     while True:
-        fatal = source.randint(1, reach) if died.total() < kills else 0
-        ended = forge.run(output_dir, fatal=fatal, delay=source.uniform(0, 0.02), attempt=died.total())
+        fatal = source.randint(1, reach) if killed.total() < kills else 0
+        ended = run_server.run(output_dir, fatal=fatal, delay=source.uniform(0, 0.02), attempt=killed.total())
         if ended["status"] == 0:
-            return died
+            return killed
         assert ended["status"] == -9, (output_dir.parent / "log").read_text()[-4000:]
-        died[ended["doing"]] += 1
+        killed[ended["event"]] += 1
 
 
-def assert_same(output_dir: Path, unbroken: Path) -> None:
-    assert completions(output_dir) == completions(unbroken)
-    assert verdicts(output_dir) == verdicts(unbroken)
-    assert lines(output_dir, "items") == lines(unbroken, "items")
-    assert (output_dir / "cycles.json").read_text() == (unbroken / "cycles.json").read_text()
-    files = {path.relative_to(unbroken) for path in unbroken.rglob("*") if path.is_file()}
+def assert_same(output_dir: Path, uninterrupted: Path) -> None:
+    assert completions(output_dir) == completions(uninterrupted)
+    assert verdicts(output_dir) == verdicts(uninterrupted)
+    assert lines(output_dir, "items") == lines(uninterrupted, "items")
+    assert (output_dir / "cycles.json").read_text() == (uninterrupted / "cycles.json").read_text()
+    files = {path.relative_to(uninterrupted) for path in uninterrupted.rglob("*") if path.is_file()}
     assert {path.relative_to(output_dir) for path in output_dir.rglob("*") if path.is_file()} == files
     for cycle in range(2):
         student, expected = (
-            load_file(run / f"cycle-{cycle}/student/model.safetensors") for run in (output_dir, unbroken)
+            load_file(run / f"cycle-{cycle}/student/model.safetensors") for run in (output_dir, uninterrupted)
         )
         assert_close(student, expected, rtol=0, atol=1e-6)
 
 
-def assert_asked_once(output_dir: Path) -> None:
-    """Only the prompt under way when a run died, which is its last one, is asked again."""
-    asked = [json.loads(line) for line in output_dir.with_suffix(".asked").read_text().splitlines()]
-    last = {attempt: prompt for attempt, prompt in asked}
-    for number, (attempt, prompt) in enumerate(asked):
-        for earlier, before in asked[:number]:
+def assert_requested_once(output_dir: Path) -> None:
+    """Only the last prompt of a killed run, which was pending, is sent again."""
+    sent = [json.loads(line) for line in output_dir.with_suffix(".prompts").read_text().splitlines()]
+    last = {attempt: prompt for attempt, prompt in sent}
+    for number, (attempt, prompt) in enumerate(sent):
+        for earlier, before in sent[:number]:
             assert prompt != before or (earlier < attempt and last[earlier] == prompt)
 
 
-def check_kills(forge: Forge, unbroken: Path, kills: int, seed: int) -> Counter[str]:
-    doings = int(unbroken.with_suffix(".count").read_text())
-    source, died, number = random.Random(seed), Counter[str](), 0
-    while died.total() < kills:
-        output_dir = unbroken.with_name(f"killed-{seed}-{number}")
-        died += kill_until_done(forge, output_dir, source, kills=kills - died.total(), reach=4 * doings // kills)
-        assert_same(output_dir, unbroken)
-        assert_asked_once(output_dir)
+def check_kills(run_server: RunServer, uninterrupted: Path, kills: int, seed: int) -> Counter[str]:
+    events = int(uninterrupted.with_suffix(".count").read_text())
+    source, killed, number = random.Random(seed), Counter[str](), 0
+    while killed.total() < kills:
+        output_dir = uninterrupted.with_name(f"killed-{seed}-{number}")
+        killed += kill_until_done(
+            run_server, output_dir, source, kills=kills - killed.total(), reach=4 * events // kills
+        )
+        assert_same(output_dir, uninterrupted)
+        assert_requested_once(output_dir)
         number += 1
-    return died
+    return killed
 
 
 @pytest.mark.end_to_end
-def test_a_run_that_was_killed_twenty_times_ends_as_an_unbroken_one(forge: Forge, unbroken: Path) -> None:
-    died = check_kills(forge, unbroken, kills=20, seed=1)
-    assert {"ledger", "train"} <= set(died) and len(died) >= 3, "where the kills strike depends on the machine's load"
+def test_run_killed_twenty_times_equals_an_uninterrupted_one(run_server: RunServer, uninterrupted: Path) -> None:
+    killed = check_kills(run_server, uninterrupted, kills=20, seed=1)
+    assert {"ledger", "train"} <= set(killed) and len(killed) >= 3, "the events depend on the load"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 11))
-def test_kills_anywhere(forge: Forge, unbroken: Path, seed: int) -> None:
-    check_kills(forge, unbroken, kills=40, seed=seed)
+def test_kills_at_random_points(run_server: RunServer, uninterrupted: Path, seed: int) -> None:
+    check_kills(run_server, uninterrupted, kills=40, seed=seed)
 
 
 @pytest.mark.end_to_end
-def test_a_finished_run_sends_no_requests(forge: Forge, unbroken: Path) -> None:
-    count = unbroken.with_suffix(".count").read_text()
-    asked = unbroken.with_suffix(".asked").read_text()
-    students = [load_file(unbroken / f"cycle-{cycle}/student/model.safetensors") for cycle in range(2)]
-    ledger = {path: path.read_bytes() for path in (unbroken / "ledger").iterdir()}
-    assert forge.run(unbroken)["status"] == 0
-    assert unbroken.with_suffix(".asked").read_text() == asked
-    assert {path: path.read_bytes() for path in (unbroken / "ledger").iterdir()} == ledger
-    again = [load_file(unbroken / f"cycle-{cycle}/student/model.safetensors") for cycle in range(2)]
+def test_a_finished_run_sends_no_requests(run_server: RunServer, uninterrupted: Path) -> None:
+    count = uninterrupted.with_suffix(".count").read_text()
+    prompts = uninterrupted.with_suffix(".prompts").read_text()
+    students = [load_file(uninterrupted / f"cycle-{cycle}/student/model.safetensors") for cycle in range(2)]
+    ledger = {path: path.read_bytes() for path in (uninterrupted / "ledger").iterdir()}
+    assert run_server.run(uninterrupted)["status"] == 0
+    assert uninterrupted.with_suffix(".prompts").read_text() == prompts
+    assert {path: path.read_bytes() for path in (uninterrupted / "ledger").iterdir()} == ledger
+    again = [load_file(uninterrupted / f"cycle-{cycle}/student/model.safetensors") for cycle in range(2)]
     assert_close(again, students, rtol=0, atol=0)
-    unbroken.with_suffix(".count").write_text(count)  # the other tests need that of the whole run
+    uninterrupted.with_suffix(".count").write_text(count)  # the other tests need the count of the complete run

@@ -39,7 +39,7 @@ def test_another_wording_is_refused(act, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["completions", "verdicts", "items"])
-def test_a_torn_line_is_dropped(act, tmp_path: Path, name: str):
+def test_incomplete_line_is_dropped(act, tmp_path: Path, name: str):
     before = act()
     path = tmp_path / "ledger" / f"{name}.jsonl"
     whole = path.read_bytes()
@@ -60,7 +60,7 @@ def test_a_damaged_line_is_named(act, tmp_path: Path, name: str, line: str):
         act()
 
 
-def test_a_ledger_serves_one_run_at_a_time(act, tmp_path: Path):
+def test_ledger_is_locked_by_one_run(act, tmp_path: Path):
     act()
     settings = json.loads((tmp_path / "ledger" / "items.settings.json").read_text())
     held = CycleLedger(tmp_path / "ledger", settings, Accelerator(cpu=True))
@@ -77,7 +77,7 @@ def test_items_that_differ_from_recorded_ones_are_an_error(act):
 
 @contextmanager
 def full_after(number: int):
-    """Let the disk be full once so many times lines were appended."""
+    """Simulate a full disk after a number of appends."""
     left = [number]
 
     def append(ledger: Ledger, rows: Any) -> None:

@@ -22,7 +22,7 @@ def test_stages_follow_one_another(act):
     assert [sentence.split(",")[0] for sentence in said] == ["Cycle 1 of 2"] * 5 + ["Cycle 2 of 2"] * 4
 
 
-def test_what_a_cycle_trains_on(act):
+def test_training_data_of_a_cycle(act):
     actors = act()
     [first, second] = actors.student.rows
     assert len(first) == 7, "the teacher refuses one answer"
@@ -101,7 +101,7 @@ def test_no_training_data_is_an_error(act):
         act(write=lambda prompt: "I'm sorry, but I cannot help with that.")
 
 
-def test_a_cycle_without_valid_pairs_loses_nothing(act, tmp_path: Path):
+def test_cycle_without_valid_pairs_keeps_its_records(act, tmp_path: Path):
     """Recorded results remain, and another teacher can write the missing answers."""
     refuses = {task(n + 100) for n in range(9)}
 
@@ -247,14 +247,14 @@ def test_the_last_student_is_trained_again_if_it_was_deleted(act, tmp_path: Path
     assert len(act(cycles=2).student.rows) == 2, "all of them"
 
 
-def test_a_deleted_student_that_is_needed_is_named(act, tmp_path: Path):
+def test_error_names_a_deleted_student(act, tmp_path: Path):
     act(cycles=2)
     shutil.rmtree(tmp_path / "cycle-0")
     with pytest.raises(ValueError, match=r"cycle-0/student is needed but has been deleted; restore it"):
         act(cycles=1)
 
 
-def test_a_removal_that_was_cut_short_is_finished(act, tmp_path: Path):
+def test_interrupted_removal_is_completed(act, tmp_path: Path):
     act(cycles=2)
     (tmp_path / "cycle-0" / "student").rename(tmp_path / "cycle-0" / "student.part")
     assert not act(cycles=2, keep_students=1).student.rows

@@ -82,7 +82,7 @@ def test_more_tests_passed_never_hurt(judgement, view, one, other, config):
 
 @given(judgements | unjudged, views, shares)
 def test_levels_follow_their_definition(judgement, view, passed):
-    """The three conditions, each by itself, hold for exactly one level."""
+    """Each of the three conditions holds for exactly one level."""
     failed = view.executed == "fail" if passed is None else passed < 1
     succeeded = view.executed == "pass" if passed is None else passed == 1
     total = judgement.total if isinstance(judgement, Judgement) else None
@@ -272,7 +272,7 @@ def test_a_damaged_row_is_named(change: dict):
 
 
 def test_real_answers_with_real_judgements():
-    """The released judgements, as if they were on the released right answers: every level occurs."""
+    """Released judgements, assigned to the released correct answers, so that every level occurs."""
     answers = [row["response"][0] for row in soda("pairwise_data.json")]
     verdicts = [parse_judgement(row["response"]) for row in soda("scoring_data.json")]
     questions = [Question(str(number), row["instruction"]) for number, row in enumerate(soda("pairwise_data.json"))]

@@ -27,8 +27,8 @@ class Interruption(TrainerCallback):
         raise RuntimeError("interrupted")
 
 
-def test_a_partially_trained_student_starts_no_run(world: Path, tmp_path: Path):
-    """Without a checkpoint, going on with what is in memory would train from half-trained weights."""
+def test_partially_trained_student_is_refused(world: Path, tmp_path: Path):
+    """Without a checkpoint, the run would start from partially trained weights."""
     trainer = cycle_world.trainer(
         world, tmp_path, RuleTeacher(), None, callbacks=[Interruption()], save_strategy="no", keep_unverified=True
     )
@@ -47,7 +47,7 @@ def test_a_run_requires_a_teacher_and_refuses_a_checkpoint(world: Path, tmp_path
         trainer.train()
 
 
-def test_models_may_not_change_between_starts(world: Path, tmp_path: Path):
+def test_models_must_not_change_between_starts(world: Path, tmp_path: Path):
     def run(**changed: Any) -> None:
         trainer = cycle_world.trainer(world, tmp_path, RuleTeacher(), None, max_requests=2, **changed)
         trainer.judge = changed.pop("judge", trainer.judge)

@@ -23,8 +23,8 @@ def lines(*values: object) -> str:
 # Real judgements
 
 
-def test_the_released_judgements_as_they_are():
-    """Totals as they were counted when the data was first looked at, by other means than this parser."""
+def test_released_judgements():
+    """Totals counted independently of this parser."""
     found = [parse_judgement(row["response"]) for row in soda("scoring_data.json")]
     totals = Counter(judgement.total for judgement in found if isinstance(judgement, Judgement))
     assert totals == {5: 17, 4: 17, 3: 13, 2: 11, 0: 9, 1.5: 8, 4.5: 6, 2.5: 5, 1: 4, 6: 3, 3.5: 3, 0.5: 2}
@@ -154,7 +154,7 @@ def test_every_reason_to_refuse_scores_occurs():
     ],
 )
 def test_time_is_linear(unit: str):
-    """So much takes less than a second; were anything quadratic, it would take far longer."""
+    """Such texts take less than a second; quadratic time would be far longer."""
     for text in (unit * (200_000 // len(unit)), "Score:\nRule 1. " + unit * (200_000 // len(unit))):
         start = time.process_time()
         parse_judgement(text)
@@ -189,8 +189,8 @@ def test_the_prompt_shows_task_answer_and_every_rule():
 
 
 @pytest.mark.parametrize("prompt", [JUDGE_PROMPT, JSON_JUDGE_PROMPT], ids=lambda prompt: prompt.name)
-def test_answers_cannot_end_their_part_of_the_prompt(prompt: JudgePrompt):
-    """An attacker who knows the mark of one answer and puts it into another meets another mark."""
+def test_answers_cannot_forge_the_end_marker(prompt: JudgePrompt):
+    """The end marker of one answer does not end another answer."""
     answer = "x = 1"
     for _ in range(3):
         rendered = prompt.render("Add.", answer)
@@ -203,7 +203,7 @@ def test_answers_cannot_end_their_part_of_the_prompt(prompt: JudgePrompt):
 
 
 def test_a_prompt_is_not_a_judgement():
-    """A model that repeats its prompt has judged nothing."""
+    """A repetition of the prompt contains no judgement."""
     assert parse_judgement(JUDGE_PROMPT.render("Add.", "x")) == Unjudged("no_scores")
 
 

@@ -174,7 +174,7 @@ def arguments(folder: Path, **settings) -> SFTConfig:
 
 
 def judged(number: int) -> list[JudgedAnswer]:
-    """Judgements that follow from the words of the answer."""
+    """Judgements that depend on the words of the answer."""
     rows = []
     for index in range(number):
         judgement = (GOOD, POOR)[index % 2]
@@ -200,7 +200,7 @@ def test_a_regression_judge_learns_is_saved_and_judges(tmp_path: Path):
 
 
 def test_accumulated_batches_train_as_one(tmp_path: Path):
-    """The model's own loss would count four batches four times."""
+    """The model's own loss would be too large by the number of accumulated batches."""
     found = []
     for batch, steps in ((8, 1), (2, 4)):
         args = arguments(

@@ -16,7 +16,7 @@ texts = words.map(" ".join)
 
 
 def lcs(left: list[str], right: list[str]) -> int:
-    """The longest common subsequence, by the table of the textbook."""
+    """Length of the longest common subsequence, by dynamic programming."""
     table = [[0] * (len(right) + 1) for _ in range(len(left) + 1)]
     for i, first in enumerate(left, 1):
         for j, second in enumerate(right, 1):
@@ -98,7 +98,7 @@ def test_filtering_is_idempotent(instructions):
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.9, 1.0])
 def test_candidates_are_not_missed(threshold):
-    """Texts at all distances from one another: MinHash keeps what brute force keeps."""
+    """For texts of all similarities, MinHash keeps the same texts as brute force."""
     rng = random.Random(0)
     stock = [f"w{number}" for number in range(60)]
     instructions = []
@@ -112,8 +112,8 @@ def test_candidates_are_not_missed(threshold):
     assert threshold == 1.0 or len(kept) < len(instructions)
 
 
-def test_pairs_right_at_the_threshold_are_found():
-    """As unlike as a ROUGE-L of 0.7 allows: 14 of 20 words in common, the others unlike."""
+def test_pairs_at_the_threshold_are_found():
+    """Texts with a ROUGE-L of exactly 0.7: 14 of 20 words in common, the others different."""
     missed = 0
     for number in range(300):
         common = [f"w{number}x{word}" for word in range(14)]

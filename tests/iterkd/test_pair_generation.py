@@ -47,7 +47,7 @@ class TestAnswers:
             "I am not able to assist with this.", "I won't do that.",
         ],
     )  # fmt: skip
-    def test_refusals(self, answer):
+    def test_invalid_values(self, answer):
         assert refuses(answer)
 
     @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ class TestDelivery:
 
 
 class TestReleasedPairs:
-    """The authors' own hundred pairs, noise included."""
+    """The hundred pairs that the authors released, including noise."""
 
     def test_released_pairs_by_their_text(self):
         pairs = read_pairs(scripted.soda("pairwise_data.json"))

@@ -42,7 +42,7 @@ def config(tmp_path: Path) -> Callable[..., IterKDConfig]:
 
 @pytest.fixture
 def trainer(config: Callable[..., IterKDConfig]) -> Callable[..., PairTrainer]:
-    """Make a trainer of a tiny student; settings of the trainer by name, all others go to the configuration."""
+    """Create a trainer of a tiny student; settings that are not arguments of the trainer go to the configuration."""
 
     def make(model: Any = None, teacher_model: Any = None, **settings: Any) -> PairTrainer:
         names = ("train_dataset", "eval_dataset", "peft_config", "callbacks", "data_collator")
@@ -103,8 +103,8 @@ def by_hand(name, model, frozen, pairs):
 
 
 @pytest.mark.parametrize("name", ["dpo", "dpo_norm", "simpo", "unlikelihood", "infonce"])
-def test_the_loss_is_that_of_full_logits(trainer, name):
-    """Cross-entropy plus the contrast with a frozen copy, value and gradients, once the student has moved."""
+def test_loss_equals_that_of_full_logits(trainer, name):
+    """Value and gradients of cross-entropy plus contrastive loss with a frozen copy, after updates of the student."""
     made = trainer(contrastive_loss=name, contrastive_weight=0.7)
     frozen = tiny.model()
     made.train()
@@ -191,7 +191,7 @@ def test_the_teacher_gets_only_correct_answers(trainer, monkeypatch):
 
 
 @pytest.mark.end_to_end
-def test_cycles_are_separate_runs(trainer, tmp_path):
+def test_cycles_are_independent(trainer, tmp_path):
     both = trainer(train_dataset=None, max_steps=3)
     one, two = world.pairs(8), world.pairs(10, seed=5)
     both.train_on(one, 0, tmp_path / "0")
@@ -229,7 +229,7 @@ def test_a_cycle_resumes(trainer, tmp_path):
 
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("settings", [{"bf16": True}, {"gradient_checkpointing": True}, {"lora": True}])
-def test_ways_to_train_again(trainer, tmp_path, settings):
+def test_repeated_training_variants(trainer, tmp_path, settings):
     lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM") if settings.pop("lora", False) else None
     made = trainer(train_dataset=None, peft_config=lora, **settings)
     forwards = []
@@ -317,7 +317,7 @@ def test_settings_reach_the_loss():
     assert objective.args[0].keywords == {"beta": 3.0, "margin": 0.2}
 
 
-def test_from_names_alone(tmp_path, monkeypatch):
+def test_models_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     student, _ = tiny.save_pair(tmp_path)
     made = PairTrainer(student, train_dataset=world.pairs(4))

@@ -26,7 +26,7 @@ TOKEN = "hf_" + "secret" * 4
 
 
 class Hub:
-    """Stand in for `HfApi`, and keep what is uploaded."""
+    """Mock of `HfApi` that keeps the uploaded files."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, Any]] = {}

@@ -76,7 +76,7 @@ def test_every_field_is_classified(fields: set[str], shapes: set[str], may_chang
     assert fields - shapes - may_change == set() and not shapes & may_change
 
 
-def test_ledgers_of_earlier_versions_lack_new_fields_at_their_defaults(tmp_path):
+def test_ledgers_of_earlier_versions_have_the_defaults_of_new_fields(tmp_path):
     kept = training_settings(made(tmp_path))
     changed = training_settings(made(tmp_path, divergence="jsd", divergence_kwargs={"beta": 0.5}))
     assert not {"divergence", "divergence_kwargs"} & set(kept)
@@ -110,12 +110,12 @@ def made(tmp_path: Path, **changed: Any) -> IterKDConfig:
         ({"max_requests": 3, "keep_students": 1, "cycles": 9}, None),
     ],
 )
-def test_what_is_compared(tmp_path: Path, changed: dict[str, Any], name: str | None):
+def test_compared_settings(tmp_path: Path, changed: dict[str, Any], name: str | None):
     before, after = training_settings(made(tmp_path)), training_settings(made(tmp_path, **changed))
     assert {key for key in before if before[key] != after[key]} == ({name} if name else set())
 
 
-def test_what_chooses_the_best_model_is_compared_where_it_counts(tmp_path: Path):
+def test_settings_of_the_best_model_are_compared_if_used(tmp_path: Path):
     best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "loss"}
     before, after = (training_settings(made(tmp_path, **best, eval_delay=delay)) for delay in (0, 5))
     assert {key for key in before if before[key] != after[key]} == {"eval_delay"}
@@ -144,7 +144,7 @@ def test_models_are_distinguished():
 
 
 def run(tmp_path: Path, model: str = "model", **changed: Any) -> IterKDTrainer:
-    """Run in a folder; PEFT's configuration is a setting as others are."""
+    """Run in a folder, with PEFT's configuration as one of the settings."""
     beside = {name: changed.pop(name) for name in ("peft_config",) if name in changed}
     trainer = IterKDTrainer(
         str(tmp_path / model),
@@ -161,7 +161,7 @@ def lora(**settings: Any) -> LoraConfig:
     return LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], **settings)
 
 
-def test_a_run_does_not_go_on_with_another_model(tmp_path: Path):
+def test_run_does_not_continue_with_another_model(tmp_path: Path):
     cycle_world.prepare(tmp_path)
     small = {"max_steps": 1, "new_easy": 0, "new_medium": 1, "new_hard": 1, "save_strategy": "no"}
     run(tmp_path, cycles=1, **small)
@@ -194,7 +194,7 @@ def student(tmp_path: Path):
 
 @pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("change", ["missing", "unexpected", "none"])
-def test_only_a_whole_student_is_loaded(student, tmp_path: Path, adapted: bool, change: str):
+def test_only_a_complete_student_is_loaded(student, tmp_path: Path, adapted: bool, change: str):
     settings = {"peft_config": lora()} if adapted else {}
     saved = tmp_path / "saved"
     student(**settings).save_model(str(saved))

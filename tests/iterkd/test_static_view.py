@@ -89,7 +89,7 @@ def test_closed_thoughts_are_not_searched_for_code():
     assert program_of("<think>\ndef one(): ...\n</think>\n```python\nx = 2\n```").strip() == "x = 2"
 
 
-def test_an_answer_without_end_is_not_searched():
+def test_unterminated_answer_is_not_searched():
     answer = "x = 1\n" * (MAX_CHARS // 6 + 1)
     assert program_of(answer) is None and view(answer) == StaticView(True, None)
     assert view(fenced(answer)) == StaticView(True, "python")
@@ -187,7 +187,7 @@ def test_any_text_has_a_view(text: str):
 
 
 @pytest.mark.parametrize("nested", ["(" * 40_000, "-" * 40_000 + "1", "[" * 90 + "]" * 90, "x" + ".y" * 20_000])
-def test_deep_programs_do_no_harm(nested: str):
+def test_deeply_nested_programs(nested: str):
     assert view(fenced(nested)).language == "python"
 
 
@@ -195,7 +195,8 @@ def test_deep_programs_do_no_harm(nested: str):
 
 
 def test_the_released_answers(run):
-    """The right answers of SODA's pairs: all fences closed, and the languages as they were counted beforehand."""
+    """Correct answers of SODA's pairs: all fences are closed, and the counts of languages are those counted
+    independently."""
     found = static_views([row["response"][0] for row in soda("pairwise_data.json")], run)
     assert all(one.complete for one in found)
     languages = [one.language for one in found]

@@ -8,7 +8,7 @@ from trl_akd.iterkd.cycle.records import FAULT_KINDS
 
 
 @pytest.mark.parametrize("kind", FAULT_KINDS)
-def test_a_fault_is_asked_for_by_kind_and_definition(kind):
+def test_prompt_of_a_fault_has_its_kind_and_definition(kind):
     prompt = TeachingPrompts().for_fault("  Add two numbers.\n", kind)
     assert f": {kind}." in prompt and FAULT_DEFINITIONS[kind] in prompt
     assert "Task:\nAdd two numbers.\n" in prompt
@@ -16,7 +16,7 @@ def test_a_fault_is_asked_for_by_kind_and_definition(kind):
     assert not any(other in prompt for name, other in FAULT_DEFINITIONS.items() if name != kind)
 
 
-def test_easy_questions_ask_for_something_else_and_the_others_for_more_of_the_same():
+def test_prompts_of_new_questions_by_level():
     prompts = TeachingPrompts()
     easy, medium, hard = (prompts.for_question("Sort.", level) for level in ("easy", "medium", "hard"))
     assert medium == hard != easy
@@ -47,7 +47,7 @@ def test_the_version_changes_with_any_wording():
         ({"correct": "{instruction} {"}, r"`correct` is not a format string .*braces"),
     ],
 )
-def test_a_wrong_layout_names_its_field(layouts, message):
+def test_error_names_the_field_of_a_wrong_layout(layouts, message):
     with pytest.raises(ValueError, match=message):
         TeachingPrompts(**layouts)
 
@@ -71,7 +71,7 @@ def test_layouts_come_from_a_file(tmp_path, name):
         ("", "does not map names to texts"),
     ],
 )
-def test_errors_in_files_are_named(tmp_path, text, message):
+def test_errors_name_the_file(tmp_path, text, message):
     path = tmp_path / "own.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):

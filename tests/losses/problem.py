@@ -1,4 +1,4 @@
-"""A small distillation problem, and its answer by full logits and autograd."""
+"""A small distillation problem, and its solution by full logits and autograd."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def problem(
     labels: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Arguments of `run`; tokens 1 and 5 weigh nothing, and token 3 has no label."""
+    """Return arguments of `run`; tokens 1 and 5 have weight 0, and token 3 has no label."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -73,7 +73,7 @@ OPTIONS = {
 
 
 def logits(arguments: dict[str, Any], side: str) -> Tensor:
-    """Full logits of one side, cut to the vocabulary that counts."""
+    """Full logits of one model, cut to the shared vocabulary."""
     full = arguments[f"{side}_hidden"] @ arguments[f"{side}_weight"].T
     if (bias := arguments.get(f"{side}_bias")) is not None:
         full = full + bias

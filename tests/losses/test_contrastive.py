@@ -1,4 +1,4 @@
-"""Contrastive losses against float64 loops over the formulas, and what must hold whatever the numbers."""
+"""Contrastive losses compared with float64 loops over the formulas, and their general properties."""
 
 import math
 
@@ -13,7 +13,7 @@ BETA = {"dpo": 0.1, "dpo_norm": 2.0, "simpo": 2.0, "infonce": 2.0}
 
 
 def problem(dtype=torch.float64, seed=0):
-    """Four pairs with up to three faults; what stands in the gaps must not matter."""
+    """Four pairs with up to three faults; masked values must have no effect."""
     generator = torch.Generator().manual_seed(seed)
 
     def answers(*shape):
@@ -91,7 +91,7 @@ def test_the_order_of_faults_does_not_matter(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_answers_that_are_alike(name):
+def test_equal_answers(name):
     correct, _, _ = problem()
     twin = Sequences(*(tensor.unsqueeze(1) for tensor in correct))
     found = LOSSES[name](correct, twin, **({"margin": 0.0} if name == "simpo" else {}))
@@ -99,7 +99,7 @@ def test_answers_that_are_alike(name):
     assert (found.margin == 0).all() and (found.accuracy == 0).all()
 
 
-def test_length_counts_for_dpo_alone():
+def test_only_dpo_depends_on_length():
     """Each token of an answer twice as long has the same log-probabilities."""
     correct, faulty, mask = problem()
     longer = Sequences(*(2 * tensor for tensor in faulty))
@@ -118,7 +118,7 @@ def test_infonce_with_one_fault_is_dpo_norm():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_extremes(name):
-    """Answers ten thousand nats apart, either way, in float32."""
+    """Answers that differ by ten thousand nats, in both directions, in float32."""
     correct = Sequences(torch.tensor([-1.0, -1e4]), torch.tensor([1, 1]), torch.tensor([-1.0, -1.0]))
     faulty = Sequences(*(tensor.flip(0).unsqueeze(1) for tensor in correct))
     correct.log_probs.requires_grad_()
@@ -129,7 +129,7 @@ def test_extremes(name):
     assert gradient[0].abs() < 1e-6 and gradient[1].item() == pytest.approx(-beta)
 
 
-def test_a_reference_is_asked_for():
+def test_missing_reference():
     correct, faulty, _ = problem()
     with pytest.raises(ValueError, match="`reference` is missing"):
         dpo(correct._replace(reference=None), faulty)
@@ -147,7 +147,7 @@ def test_unlikelihood_values_and_gradients():
     assert torch.autograd.gradcheck(lambda values: unlikelihood(values, mask), log_probs)
 
 
-def test_unlikelihood_of_sure_and_impossible_tokens():
+def test_unlikelihood_of_certain_and_impossible_tokens():
     log_probs = torch.tensor([[0.0, -1e-9, -1e-5, -200.0]], requires_grad=True)
     value = unlikelihood(log_probs, torch.ones(1, 4, dtype=torch.bool))
     [[*sure, impossible]] = torch.autograd.grad(value.sum(), log_probs)[0].tolist()

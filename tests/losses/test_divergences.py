@@ -1,4 +1,4 @@
-"""The rules of the registry: against loops, against TRL, and the properties of every divergence."""
+"""Rules of the registry, compared with loops and with TRL, and properties of every divergence."""
 
 import inspect
 import math
@@ -48,27 +48,11 @@ RULES = {
         f"abkd-{a}-{b}": ("abkd", {"alpha": a, "beta": b}, partial(oracles.abkd, a=a, b=b))
         for a, b in [(0.2, 0.7), (0.6, -0.1), (1, 0), (0, 1), (0.5, 0), (0, -0.3), (0.4, -0.4), (-0.4, 0.4), (0, 0)]
     },
-    "annealed_kl": (
-        "annealed_kl",
-        {"beta": 0.8},
-        lambda p, q: 0.2 * oracles.divergence(p, q) + 0.8 * oracles.divergence(q, p),
-    ),
-    **{
-        f"adaptive_alpha-{k}-{c}": (
-            "adaptive_alpha",
-            {"concentration": k, "entropy_weight": c},
-            lambda p, q, at=None, k=k, c=c: oracles.adaptive_alpha(p, q, k, c, at),
-        )
-        for k, c in [(0.9, 3.0), (0.4, 0.0), (0.0, 0.5)]
-    },
     **{f"taid-{t}": ("taid", {"t": t}, lambda p, q, at=None, t=t: oracles.taid(p, q, t, at)) for t in (0.4, 1.0)},
 }
-DETACHED = {"akl", "todi", "taid", "adaptive_alpha"}
-F_DIVERGENCES = {"forward_kl", "reverse_kl", "akd", "annealed_kl", "jsd", "skew_kl", "skew_reverse_kl", "todi", "eopd"}
-SOME_RULES = (
-    *("forward_kl", "akd", "jsd-0.2", "skew_kl-0.1", "akl-0.5", "todi", "eopd-1.5", "abkd-0.2-0.7", "taid-0.4"),
-    "adaptive_alpha-0.9-3.0",
-)
+DETACHED = {"akl", "todi", "taid"}
+F_DIVERGENCES = {"forward_kl", "reverse_kl", "akd", "jsd", "skew_kl", "skew_reverse_kl", "todi", "eopd"}
+SOME_RULES = ("forward_kl", "akd", "jsd-0.2", "skew_kl-0.1", "akl-0.5", "todi", "eopd-1.5", "abkd-0.2-0.7", "taid-0.4")
 EVERY_RULE = pytest.mark.parametrize(("name", "knobs", "oracle"), RULES.values(), ids=RULES)
 
 
@@ -100,7 +84,7 @@ def test_every_rule_is_documented():
         assert ("hand-written" in row) == (rule.fused is not None)
 
 
-def test_two_words_by_hand():
+def test_two_tokens_by_hand():
     student, teacher = torch.tensor([0.0, 0.0]), torch.tensor([3.0, 1.0]).log()
     assert forward_kl(student, teacher).item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
     assert reverse_kl(student, teacher).item() == pytest.approx(0.5 * math.log(2 / 3) + 0.5 * math.log(2))
@@ -127,7 +111,7 @@ def test_jsd_is_that_of_trl(logits, beta, temperature):
     torch.testing.assert_close(*(torch.autograd.grad(loss, student) for loss in (ours, theirs)), rtol=1e-9, atol=1e-12)
 
 
-def test_directions_are_each_others_mirror(logits):
+def test_directions_are_mirror_images(logits):
     torch.testing.assert_close(forward_kl(*logits), reverse_kl(*logits.flip(0)))
 
 
@@ -157,7 +141,7 @@ def test_the_order_of_the_vocabulary_changes_nothing(name, knobs, oracle, logits
 
 @EVERY_RULE
 def test_gradient(name, knobs, oracle, logits):
-    """The slope of the loops, with the weights held where the paper lets no gradient through them."""
+    """Gradient of the loops, with constant weights if the paper has no gradient through them."""
     student, teacher = logits[:, 0]
     student.requires_grad_()
     divergences.get(name)(student, teacher, temperature=1.7, **knobs).sum().backward()
@@ -176,7 +160,7 @@ def test_gradient(name, knobs, oracle, logits):
 
 
 @EVERY_RULE
-def test_words_beyond_the_shared_vocabulary_do_not_count(name, knobs, oracle, logits):
+def test_tokens_beyond_the_shared_vocabulary_are_ignored(name, knobs, oracle, logits):
     student, teacher = logits
     divergence = divergences.get(name)
     expected = divergence(student[..., :8], teacher[..., :8], **knobs)
@@ -186,7 +170,7 @@ def test_words_beyond_the_shared_vocabulary_do_not_count(name, knobs, oracle, lo
 
 
 @EVERY_RULE
-def test_words_impossible_for_both_add_nothing(name, knobs, oracle, logits):
+def test_tokens_impossible_for_both_add_nothing(name, knobs, oracle, logits):
     student, teacher = (torch.nn.functional.pad(side, (0, 3), value=-math.inf) for side in logits)
     student.requires_grad_()
     loss = divergences.get(name)(student, teacher, **knobs)
@@ -196,7 +180,7 @@ def test_words_impossible_for_both_add_nothing(name, knobs, oracle, logits):
     assert (student.grad[..., 11:] == 0).all()
 
 
-def test_words_impossible_for_one():
+def test_tokens_impossible_for_one():
     sure, unsure = torch.tensor([0.0, -math.inf]), torch.tensor([0.0, 0.0])
     assert forward_kl(unsure, sure).item() == pytest.approx(math.log(2))
     assert reverse_kl(sure, unsure).item() == pytest.approx(math.log(2))
@@ -205,7 +189,7 @@ def test_words_impossible_for_one():
 
 
 @EVERY_RULE
-def test_halves_are_computed_in_float32(name, knobs, oracle, logits):
+def test_half_precision_is_computed_in_float32(name, knobs, oracle, logits):
     student, teacher = logits.bfloat16()
     divergence = divergences.get(name)
     near = divergence(student, (student + 0.01).bfloat16(), **knobs)
@@ -219,7 +203,6 @@ def test_halves_are_computed_in_float32(name, knobs, oracle, logits):
 INFINITE_FOR_ONE_HOT = {
     "reverse_kl",
     "akd",
-    "annealed_kl",
     "jsd-1.0",
     "akl-0.0",
     "akl-0.5",
@@ -232,7 +215,7 @@ INFINITE_FOR_ONE_HOT |= {f"abkd-{pair}" for pair in ("0-1", "0--0.3", "0.4--0.4"
 
 
 @pytest.mark.parametrize("case", RULES)
-def test_a_teacher_that_excludes_words(case, logits):
+def test_teacher_that_excludes_tokens(case, logits):
     name, knobs, _ = RULES[case]
     student = logits[0].requires_grad_()
     teacher = torch.full_like(student, -math.inf)
@@ -248,7 +231,7 @@ def test_a_teacher_that_excludes_words(case, logits):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("case", [case for case in RULES if case not in {"abkd-0--0.3", "abkd-0.4--0.4"}])
-def test_sure_models_that_contradict_each_other(case, dtype):
+def test_certain_models_that_contradict_each_other(case, dtype):
     """Nothing overflows, although probabilities differ by a factor of e^200."""
     name, knobs, _ = RULES[case]
     student, teacher = torch.zeros(2, 1, 7, dtype=dtype)
@@ -260,8 +243,8 @@ def test_sure_models_that_contradict_each_other(case, dtype):
     assert student.grad.isfinite().all()
 
 
-def test_a_student_that_excludes_words():
-    """Where `beta` and `alpha + beta` are positive, so that the divergence is finite, so is its gradient."""
+def test_student_that_excludes_tokens():
+    """If `beta` and `alpha + beta` are positive, the divergence and its gradient are finite."""
     student = torch.tensor([0.0, 1.0, -math.inf, -math.inf], dtype=torch.float64, requires_grad=True)
     teacher = torch.tensor([0.3, -math.inf, 0.2, -math.inf], dtype=torch.float64)
     found = divergences.abkd(student, teacher)
@@ -341,69 +324,6 @@ def test_eopd_switches_on_the_entropy_of_the_teacher(logits):
     assert 0 < (forward == 0).sum() < forward.numel()
 
 
-@pytest.mark.parametrize("concentration", [0.9, 0.3, 1e-3, 1e-12, 0.0])
-def test_adaptive_alpha_of_a_sure_teacher(concentration):
-    """With one possible token, the overlap is its probability for the student, and the teacher's entropy is 0."""
-    q = torch.tensor([1e-9, 1e-4, 0.1, 0.5, 0.9, 1 - 1e-6], dtype=torch.float64)
-    student = torch.stack([q, 1 - q], dim=-1).log()
-    teacher = torch.tensor([0.0, -math.inf], dtype=torch.float64).expand_as(student)
-    found = divergences.adaptive_alpha(student, teacher, concentration=concentration)
-    a = 1 - concentration * q
-    expected = -torch.expm1((1 - a) * q.log()) / (a * (1 - a)) if concentration > 1e-12 else -q.log()
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-
-
-def test_adaptive_alpha_moves_from_forward_to_reverse_kl(logits):
-    """Without overlap it is forward KL; where both models nearly agree, a mix of both KLs."""
-    student, teacher = logits
-    found = divergences.adaptive_alpha(student, teacher, concentration=0.0, entropy_weight=0.0)
-    torch.testing.assert_close(found, forward_kl(student, teacher))
-    apart = torch.tensor([0.0, 40.0, 0.0], dtype=torch.float64), torch.tensor([40.0, 0.0, 0.0], dtype=torch.float64)
-    torch.testing.assert_close(
-        divergences.adaptive_alpha(*apart, entropy_weight=0.0), forward_kl(*apart), rtol=1e-9, atol=0
-    )
-    near = teacher + 0.02 * student
-    order = 1 - 0.9 * torch.minimum(teacher.softmax(-1), near.softmax(-1)).sum(-1)
-    forward, reverse = forward_kl(near, teacher), reverse_kl(near, teacher)
-    found = divergences.adaptive_alpha(near, teacher, concentration=0.9, entropy_weight=0.0)
-    # The mix of both KLs, up to the fourth order of the difference of the logits; both KLs differ in the third.
-    error = found - order * forward - (1 - order) * reverse
-    assert (error.abs() < 0.05 * (forward - reverse).abs() + 1e-8).all()
-
-
-def test_adaptive_alpha_weighs_tokens_by_the_entropy_of_the_teacher(logits):
-    student, teacher = logits
-    entropy = torch.distributions.Categorical(logits=teacher).entropy()
-    ratio = divergences.adaptive_alpha(student, teacher, entropy_weight=2.0) / divergences.adaptive_alpha(
-        student, teacher, entropy_weight=0.0
-    )
-    torch.testing.assert_close(ratio, 1 + 2 * entropy)
-
-
-def test_adaptive_alpha_is_infinite_where_no_token_is_possible_for_both():
-    student = torch.tensor([0.0, 1.0, -math.inf, -math.inf], dtype=torch.float64, requires_grad=True)
-    for teacher, finite in (([-math.inf, -math.inf, 0.0, 0.0], False), ([0.5, -math.inf, 0.0, -math.inf], True)):
-        found = divergences.adaptive_alpha(student, torch.tensor(teacher, dtype=torch.float64))
-        assert found.isfinite() == finite and found > 0
-    found.backward()
-    assert student.grad.isfinite().all() and student.grad.abs().max() > 0.1
-
-
-@pytest.mark.parametrize(
-    ("knobs", "message"),
-    [
-        ({"concentration": 1.0}, "give at most 0.99"),
-        ({"concentration": -0.1}, r"in \[0, 1\]"),
-        ({"concentration": "much"}, "concentration is 'much'"),
-        ({"entropy_weight": -1}, "entropy_weight is -1.0; give a number of at least 0"),
-        ({"entropy_weight": math.inf}, "entropy_weight is inf; give a finite number"),
-    ],
-)
-def test_bad_knobs_of_adaptive_alpha_are_refused(knobs, message):
-    with pytest.raises(ValueError, match=message):
-        divergences.get("adaptive_alpha").check_settings(knobs)
-
-
 @pytest.mark.parametrize(
     "p",
     [
@@ -417,8 +337,8 @@ def test_bad_knobs_of_adaptive_alpha_are_refused(knobs, message):
     ],
 )
 @pytest.mark.parametrize("mu", [0.0, 0.25, 0.5, 0.8, 1.0])
-def test_equally_probable_words_count_alike(p, mu):
-    """The mean weight over all orders in which they can be sorted, however the vocabulary is ordered."""
+def test_equally_probable_tokens_count_equally(p, mu):
+    """The weight is the mean over all orders in which they can be sorted, for any order of the vocabulary."""
     q = [0.1, 0.35, 0.3, 0.05, 0.2]
     orders = [list(order) for order in permutations(range(5)) if sorted(p, reverse=True) == [p[v] for v in order]]
     weight = sum(oracles.akl_weight(p, q, mu, order) for order in orders) / len(orders)
@@ -451,7 +371,7 @@ def test_an_infinite_part_without_weight(name, knobs, student, teacher, expected
 
 
 @pytest.mark.parametrize("words", [5, 63, 200, 5000])
-def test_a_head_of_all_words_is_forward_kl(words):
+def test_head_of_all_tokens_is_forward_kl(words):
     teacher, student = torch.randn(2, 50, words, generator=torch.Generator().manual_seed(words))
     teacher[:, -2:] = -math.inf
     student.requires_grad_()
@@ -463,7 +383,7 @@ def test_a_head_of_all_words_is_forward_kl(words):
 
 @pytest.mark.parametrize("words", [63, 64, 65, 300])
 @pytest.mark.parametrize("levels", [1, 2, 300])
-def test_heads_of_many_words(words, levels):
+def test_heads_of_many_tokens(words, levels):
     generator = torch.Generator().manual_seed(words)
     teacher = torch.randint(levels, (4, words), generator=generator).double() / 3
     student = torch.randn(4, words, generator=generator, dtype=torch.float64)
@@ -519,7 +439,7 @@ def registered(monkeypatch):
     return divergences.register
 
 
-def test_a_rule_from_outside(registered, logits):
+def test_custom_rule(registered, logits):
     @registered("mine", paper="https://example.org")
     def total_variation(student_logits, teacher_logits, power=1.0):
         return 0.5 * (student_logits.softmax(-1) - teacher_logits.softmax(-1)).abs().pow(power).sum(-1)
@@ -534,7 +454,7 @@ def test_a_rule_from_outside(registered, logits):
 @pytest.mark.parametrize(
     ("name", "alias"), [("my_rule", "My-Alias"), ("Big-Rule", "big"), ("UPPER", "lower-Case"), ("a-b", "C")]
 )
-def test_names_of_a_rule_from_outside(name, alias, registered):
+def test_names_of_a_custom_rule(name, alias, registered):
     def rule(student_logits, teacher_logits):
         return forward_kl(student_logits, teacher_logits)
 
@@ -542,7 +462,7 @@ def test_names_of_a_rule_from_outside(name, alias, registered):
     for written in (name, alias):
         for spelling in (written, written.lower(), written.upper(), written.replace("-", "_")):
             assert divergences.get(spelling).function is rule
-            with pytest.raises(ValueError, match=f"'{spelling}' is registered already"):
+            with pytest.raises(ValueError, match=f"'{spelling}' is already registered"):
                 registered(spelling)(forward_kl)
 
 
@@ -570,14 +490,14 @@ def test_a_partial_function_is_a_rule(registered, logits):
     torch.testing.assert_close(rule(*logits), divergences.jsd(*logits, beta=0.2))
 
 
-def test_a_name_is_taken_once(registered):
+def test_names_are_unique(registered):
     def again(student_logits, teacher_logits):
         return student_logits.sum(-1)
 
     for name in ("jsd", "JSD", "kl"):
-        with pytest.raises(ValueError, match=f"'{name}' is registered already"):
+        with pytest.raises(ValueError, match=f"'{name}' is already registered"):
             registered(name)(again)
-    with pytest.raises(ValueError, match="'skl' is registered already"):
+    with pytest.raises(ValueError, match="'skl' is already registered"):
         registered("mine", aliases=("skl",))(again)
     assert divergences.get("jsd").function is divergences.jsd
     assert registered("mine")(again) is again
@@ -619,7 +539,7 @@ def test_a_name_is_taken_once(registered):
         ("todi", {"alpha": 0.1}, "'todi' has no knob 'alpha'; it takes none"),
     ],
 )
-def test_unsuitable_knobs(name, knobs, complaint):
+def test_invalid_knobs(name, knobs, complaint):
     with pytest.raises(ValueError, match=complaint):
         divergences.get(name).check(knobs)
 

@@ -1,4 +1,4 @@
-"""The cross-entropy that needs no teacher, against float64 loops and against full logits."""
+"""Cross-entropy without a teacher, compared with float64 loops and with full logits."""
 
 from math import log
 from typing import Any
@@ -23,7 +23,7 @@ EACH = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
 def problem(dtype: torch.dtype = torch.float64, bias: bool = False, **options: Any) -> dict[str, Any]:
-    """Arguments of `run`; tokens 1 and 5 weigh nothing, and token 3 has no label."""
+    """Return arguments of `run`; tokens 1 and 5 have weight 0, and token 3 has no label."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -108,7 +108,7 @@ def test_lower_precision(dtype: torch.dtype, tolerance: float) -> None:
         torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance)
 
 
-def test_no_token_counts() -> None:
+def test_all_weights_zero() -> None:
     arguments = problem(bias=True, token_weights=torch.zeros(TOKENS))
     result = run(arguments)
     assert result.loss.item() == 0.0

@@ -1,4 +1,4 @@
-"""The fused divergence: its numbers, its gradients and its edges."""
+"""The fused divergence: values, gradients and edge cases."""
 
 import math
 
@@ -13,16 +13,16 @@ EVERY_OPTION = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.
 EVERY_BETA = pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 
 
-def two_words(beta):
+def two_tokens(beta):
     """Student (1/2, 1/2), teacher (3/4, 1/4), from hidden states of one number."""
     student, teacher = torch.zeros(2, 1, requires_grad=True), torch.tensor([[3.0], [1.0]]).log()
     one = torch.ones(1, 1)
     return student, fused_linear_divergence(one, student, one, teacher, token_weights=torch.ones(1), beta=beta)
 
 
-def test_two_words_by_hand():
+def test_two_tokens_by_hand():
     forward, reverse = 0.75 * math.log(1.5) + 0.25 * math.log(0.5), 0.5 * math.log(2 / 3) + 0.5 * math.log(2)
-    weight, result = two_words(beta=0.25)
+    weight, result = two_tokens(beta=0.25)
     assert result.forward_kl.item() == pytest.approx(forward)
     assert result.reverse_kl.item() == pytest.approx(reverse)
     assert result.student_entropy.item() == pytest.approx(math.log(2))
@@ -80,7 +80,7 @@ def test_gradients_equal_autograd_through_full_logits(options, beta):
 
 
 class Repeatable(torch.autograd.Function):
-    """Call the fused divergence anew for every backward pass, which gradcheck makes several of."""
+    """Compute the fused divergence again for every backward pass, since gradcheck makes several."""
 
     @staticmethod
     def forward(ctx, arguments, names, *tensors):
@@ -204,7 +204,7 @@ def test_gradients_beyond_the_shared_vocabulary_are_zero():
 
 
 @pytest.mark.parametrize("tokens", [0, TOKENS])
-def test_nothing_to_learn(tokens):
+def test_no_targets(tokens):
     arguments = problem(bias=True, labels=True)
     for name in ("student_hidden", "teacher_hidden", "labels"):
         arguments[name] = arguments[name].detach()[:tokens]
@@ -259,7 +259,7 @@ def test_a_second_backward_raises():
     torch.testing.assert_close(arguments["student_weight"].grad, before, rtol=0, atol=0)
 
 
-def test_everything_but_the_loss_is_detached():
+def test_only_the_loss_is_differentiable():
     result = run(problem(labels=True))
     assert result.loss.requires_grad
     for name in ("forward_kl", "reverse_kl", "student_entropy", "student_nll", "teacher_nll"):
@@ -291,7 +291,7 @@ def test_without_gradients_the_numbers_are_the_same():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @EVERY_OPTION
-def test_halves_are_computed_in_float32(options, dtype):
+def test_half_precision_is_computed_in_float32(options, dtype):
     halves = problem(dtype=dtype, **options)
     exact = {
         name: value.detach().float().requires_grad_(value.requires_grad)
@@ -318,14 +318,14 @@ def test_near_the_teacher_bfloat16_stays_above_zero():
     assert result.reverse_kl.min() > -1e-6
 
 
-def test_autocast_does_not_reach_inside():
+def test_autocast_has_no_effect():
     arguments = problem(dtype=torch.float32)
     expected = fused(arguments)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(fused(arguments), expected, rtol=0, atol=0)
 
 
-def test_tiny_weights_of_half_inputs_survive():
+def test_tiny_weights_in_half_precision():
     arguments = problem(dtype=torch.float16)
     expected = gradients(fused(arguments), arguments)[1]
     arguments["token_weights"] = arguments["token_weights"] * 2**-20
@@ -357,6 +357,6 @@ def test_tiny_weights_of_half_inputs_survive():
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_misuse_is_named(change, words):
+def test_invalid_arguments(change, words):
     with pytest.raises(ValueError, match=words):
         run(problem() | change)

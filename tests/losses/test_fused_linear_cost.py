@@ -1,4 +1,4 @@
-"""What the fused divergence spends: matrix products and memory, counted rather than timed."""
+"""Cost of the fused divergence: matrix products and memory, counted rather than timed."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def arguments():
 
 
 class Spy(TorchDispatchMode):
-    """Count multiplications of matrix products, and remember the size of every storage that comes into being."""
+    """Count the multiplications of matrix products, and record the size of every new storage."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +59,7 @@ class Spy(TorchDispatchMode):
         return result
 
     def unknown(self, values):
-        """Yield the storages not seen before among `values`, which from now on are known."""
+        """Yield the storages of `values` that were not seen before."""
         for tensor in tree_leaves(values):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
@@ -94,7 +94,7 @@ def test_a_frozen_backbone_saves_a_product(arguments):
     assert spy.multiplications == products(STUDENT_WIDTH, TEACHER_WIDTH, STUDENT_WIDTH)
 
 
-def test_without_gradients_only_the_projections_are_left(arguments):
+def test_only_projections_without_gradients(arguments):
     with Spy() as spy, torch.no_grad():
         run(arguments)
     assert spy.multiplications == products(STUDENT_WIDTH, TEACHER_WIDTH)
@@ -103,7 +103,7 @@ def test_without_gradients_only_the_projections_are_left(arguments):
 
 
 @pytest.mark.parametrize("case", SOME_RULES)
-def test_all_logits_never_exist(case, arguments):
+def test_full_logits_are_never_stored(case, arguments):
     name, knobs, _ = RULES[case]
     with Spy() as spy:
         run(arguments | {"divergence": name, "knobs": knobs}).loss.backward()
@@ -129,7 +129,7 @@ def test_autograd_sees_small_blocks(words):
     assert size * words * 4 <= 2 * 2**20
 
 
-def test_the_backward_pass_hands_its_buffers_over(arguments):
+def test_gradients_are_the_buffers_of_the_forward_pass(arguments):
     loss = run(arguments).loss
     with Spy() as spy:
         loss.backward()

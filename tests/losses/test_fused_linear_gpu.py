@@ -1,4 +1,4 @@
-"""The fused divergence on CUDA, where halves are multiplied as halves."""
+"""The fused divergence on CUDA, with matrix products in half precision."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 
 
 def moved(arguments, **to):
-    """The same problem elsewhere; masks and labels keep their dtype."""
+    """Return the problem on another device and in another dtype, except masks and labels."""
     dtype = to.pop("dtype", None)
     return {
         name: value.detach()
@@ -46,7 +46,7 @@ def test_other_rules_equal_the_cpu(name, knobs):
 
 
 @HALVES
-def test_halves_sum_in_float32(dtype):
+def test_half_precision_sums_in_float32(dtype):
     here = problem(dtype=dtype, **OPTIONS["everything"])
     there = moved(here)
     loss = fused(there)

@@ -1,4 +1,4 @@
-"""Losses of log-probabilities against autograd through full logits."""
+"""Losses of log-probabilities, compared with autograd through full logits."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def tensors(dtype=torch.float64, with_bias=True):
 
 
 def sequences(log_probs):
-    """Not a sum over tokens, and without a slope in the last four of them."""
+    """A loss that is not a sum over tokens, with derivative 0 for the last four."""
     first, second, _ = log_probs.view(3, 4).sum(1)
     return torch.nn.functional.softplus(second - first) ** 2
 
@@ -43,7 +43,7 @@ def test_values_and_gradients(options, with_bias, chunk_size):
         torch.testing.assert_close(gradient, reference)
 
 
-def test_nothing_to_learn():
+def test_no_targets():
     hidden, weight, bias, labels = tensors()
     found = fused_linear_log_probs(hidden, LMHead(weight, bias), labels=labels, loss=lambda values: 0.0 * values.sum())
     for gradient in torch.autograd.grad(found.loss, (hidden, weight, bias)):

@@ -1,4 +1,4 @@
-"""Rules without a hand-written gradient in the fused pass, against autograd through full logits."""
+"""Rules without a hand-written gradient in the fused pass, compared with autograd through full logits."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_equals_autograd_through_full_logits(options, name, knobs):
 
 
 @EVERY_RULE
-def test_both_kls_are_measured_whatever_the_rule(name, knobs):
+def test_both_kls_are_measured_for_every_rule(name, knobs):
     arguments = problem(**OPTIONS["everything"])
     expected = run(arguments)
     found = run(arguments | {"divergence": name, "knobs": knobs})
@@ -92,7 +92,7 @@ def test_without_gradients_the_numbers_are_the_same():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_halves_are_computed_in_float32(dtype):
+def test_half_precision_is_computed_in_float32(dtype):
     halves = problem(dtype=dtype, bias=True) | {"divergence": "jsd", "knobs": {"beta": 0.2}}
     exact = {
         name: value.detach().float().requires_grad_(value.requires_grad)
@@ -105,8 +105,8 @@ def test_halves_are_computed_in_float32(dtype):
         torch.testing.assert_close(found, expected.to(dtype))
 
 
-def test_a_rule_sees_raw_logits(monkeypatch):
-    """Unlike a divergence, it may tell logits apart that differ by a constant."""
+def test_rules_receive_raw_logits(monkeypatch):
+    """Unlike a divergence, a rule may distinguish logits that differ by a constant."""
     monkeypatch.setattr(divergences, "_RULES", dict(divergences._RULES))
 
     @divergences.register("mean_squares")
@@ -119,6 +119,6 @@ def test_a_rule_sees_raw_logits(monkeypatch):
     torch.testing.assert_close(gradients(fused(arguments), arguments), gradients(reference_loss(arguments), arguments))
 
 
-def test_unsuitable_knobs_are_named():
+def test_errors_name_invalid_knobs():
     with pytest.raises(ValueError, match="'jsd' has no knob 'alpha'"):
         run(problem() | {"divergence": "jsd", "knobs": {"alpha": 0.1}})

@@ -1,11 +1,11 @@
-"""Schedules of knobs: the share t of TAID's intermediate teacher, and a share of reverse KL that moves linearly."""
+"""TAID's schedule of the share t of the teacher."""
 
 import math
 
 import pytest
 import torch
 
-from trl_akd.losses import Interpolation, LinearBeta
+from trl_akd.losses import Interpolation
 
 LOSSES = [2.0, 1.5, 1.6, 0.9, 0.9, 3.0, 0.5, 0.4]
 
@@ -49,7 +49,7 @@ def test_equals_the_recurrence(settings):
     assert values[-1] == schedule.evaluation_value == settings.get("t_end", 1.0)
 
 
-def test_a_falling_loss_runs_ahead():
+def test_falling_loss_exceeds_linear_growth():
     falling, rising = (run(Interpolation(step_size=0.3, momentum=0.1), losses) for losses in (LOSSES, LOSSES[::-1]))
     line = run(Interpolation(step_size=0.0))
     assert all(
@@ -57,7 +57,7 @@ def test_a_falling_loss_runs_ahead():
     )
 
 
-def test_a_loss_of_zero_or_an_explosion_does_no_harm():
+def test_loss_of_zero_or_infinity():
     schedule = Interpolation(step_size=0.5, momentum=0.0)
     for loss in (0.0, 0.0, 1e-30, 1e300, 1.0):
         schedule.update({"divergence": loss}, 0.1)
@@ -65,7 +65,7 @@ def test_a_loss_of_zero_or_an_explosion_does_no_harm():
 
 
 @pytest.mark.parametrize("first", [5.8e-9, -5.8e-9, 1e-30, 0.0])
-def test_a_first_loss_of_roundoff_leaves_the_schedule_adaptive(first):
+def test_schedule_stays_adaptive_after_a_first_loss_of_roundoff(first):
     """With `t_start=0` the first divergence is that of the student from itself."""
     schedule = Interpolation(t_start=0.0, step_size=0.1)
     previous = schedule.update({"divergence": first}, 1e-6)
@@ -75,7 +75,7 @@ def test_a_first_loss_of_roundoff_leaves_the_schedule_adaptive(first):
         previous = value
 
 
-def test_it_goes_on_from_its_state_and_begins_again(tmp_path):
+def test_state_and_reset(tmp_path):
     whole, interrupted, resumed = (Interpolation(step_size=0.3, momentum=0.5) for _ in range(3))
     expected = run(whole)
     begun = run(interrupted, end=3)
@@ -99,37 +99,9 @@ def test_it_goes_on_from_its_state_and_begins_again(tmp_path):
         ({"t_start": 0, "t_end": False}, "t_end is False"),
         ({"step_size": 0.0, "momentum": 0.5}, r"momentum is 0\.5, which has no effect with step_size 0; leave it out"),
         ({"step_size": 0, "momentum": 0}, "momentum is 0, which has no effect with step_size 0"),
-        ({"momentum": 1.0}, r"momentum is 1\.0, with which the running mean never moves"),
+        ({"momentum": 1.0}, r"momentum is 1\.0, with which the running mean never changes"),
     ],
 )
-def test_unsuitable_settings(settings, complaint):
+def test_invalid_settings(settings, complaint):
     with pytest.raises(ValueError, match=complaint):
         Interpolation(**settings)
-
-
-@pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (0.1, 0.9), (0.75, 0.25), (1.0, 0.0)])
-def test_a_linear_beta(start, end):
-    schedule = LinearBeta(beta_start=start, beta_end=end)
-    assert schedule.value == schedule.begin_training() == start
-    for step in range(1, 8):
-        assert schedule.update({}, step / 7) == schedule.value == pytest.approx(start + (end - start) * step / 7)
-        assert schedule.reset() == schedule.value
-        resumed = LinearBeta(beta_start=start, beta_end=end)
-        resumed.load_state_dict(schedule.state_dict())
-        assert resumed.value == schedule.value
-    assert schedule.value == schedule.evaluation_value == end
-    assert schedule.begin_training() == start
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"beta_start": 0.5, "beta_end": 0.5}, "beta_start and beta_end are both 0.5"),
-        ({"beta_start": -0.1}, "beta_start is -0.1"),
-        ({"beta_end": 1.1}, "beta_end is 1.1"),
-        ({"beta_end": None}, "beta_end is None"),
-    ],
-)
-def test_bad_settings_of_a_linear_beta_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        LinearBeta(**settings)

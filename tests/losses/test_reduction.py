@@ -1,4 +1,4 @@
-"""Token weights and the one divisor: every way of cutting a global batch gives the same loss."""
+"""Token weights and their divisor: every split of a global batch gives the same loss."""
 
 import pytest
 import torch
@@ -20,14 +20,14 @@ def padded(lengths, width=9):
 
 
 def packed(lengths, ids):
-    """One row holding every sample, prompts included, and which sample each position belongs to."""
+    """Return one row with all samples, including prompts, and the sample of each position."""
     pieces = [padded([length], width=2 + length)[0] for length in lengths]
     sample_ids = [torch.full_like(piece, number) for piece, number in zip(pieces, ids, strict=True)]
     return torch.cat(pieces).unsqueeze(0), torch.cat(sample_ids).unsqueeze(0)
 
 
 def losses_like(labels):
-    """A loss for each position that depends on its label and its row's length, so that mistakes do not cancel."""
+    """Return a loss per position that depends on its label and the length of its row, so that errors do not cancel."""
     return torch.where(labels >= 0, 1.0 + labels**2, 1e6).float()
 
 
@@ -69,7 +69,7 @@ def test_packing_changes_nothing(normalization, ids):
     assert (scale(weights, items, 1) * losses_like(labels)).sum().item() == pytest.approx(expected(normalization))
 
 
-def test_one_id_in_two_rows_is_two_samples():
+def test_equal_ids_in_two_rows_are_two_samples():
     labels = padded([2, 4])
     ids = torch.zeros_like(labels)
     assert count_items(labels, normalization="sequence", sample_ids=ids) == 2
@@ -101,7 +101,7 @@ def test_ranks_average_to_the_global_loss(normalization):
 
 
 @BOTH
-def test_nothing_to_learn(normalization):
+def test_no_targets(normalization):
     labels = padded([0, 0])
     items = count_items(labels, normalization=normalization)
     share = scale(token_weights(labels, normalization=normalization), items, world_size=2)
@@ -110,7 +110,7 @@ def test_nothing_to_learn(normalization):
 
 
 @BOTH
-def test_task_weights_multiply_and_do_not_count(normalization):
+def test_task_weights_do_not_change_the_number_of_items(normalization):
     labels = padded(LENGTHS)
     task_weights = torch.full(labels.shape, 2.0, dtype=torch.float64)
     task_weights[3:] = 0.5
@@ -129,7 +129,7 @@ def test_task_weights_multiply_and_do_not_count(normalization):
     ],
     ids=["normalization", "sample_ids", "task_weights"],
 )
-def test_misuse_is_named(arguments, words):
+def test_invalid_arguments(arguments, words):
     with pytest.raises(ValueError, match=words):
         token_weights(padded(LENGTHS), **arguments)
 
@@ -140,8 +140,8 @@ def test_misuse_is_named(arguments, words):
 @BOTH
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_tasks_keep_their_shares_however_the_batch_is_cut(normalization, size, share):
-    """Rows 0, 3 and 4 are of one task, the others of another; the micro-batches hold different numbers of each."""
+def test_weights_of_tasks_do_not_depend_on_the_split(normalization, size, share):
+    """Rows 0, 3 and 4 belong to one task, the others to another; the micro-batches have different numbers of each."""
     labels, tasks = padded(LENGTHS), torch.tensor([0, 1, 1, 0, 0, 1])
     task_weights = torch.tensor([1 - share, share])[tasks].unsqueeze(1).expand_as(labels)
     cuts = [slice(start, start + size) for start in range(0, 6, size)]
@@ -155,7 +155,7 @@ def test_tasks_keep_their_shares_however_the_batch_is_cut(normalization, size, s
     assert total == pytest.approx(wanted)
 
 
-def test_a_task_without_items_divides_by_nothing():
+def test_task_without_items():
     labels, tasks = padded([2, 3]), torch.tensor([0, 0])
     items = count_items_by_task(labels, tasks, tasks=2, normalization="sequence")
     assert items.tolist() == [2, 0]

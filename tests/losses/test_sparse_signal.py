@@ -1,4 +1,4 @@
-"""A teacher's most probable tokens and the mass of all others, against loops and against the dense signal."""
+"""Sparse signals, compared with loops and with dense signals."""
 
 import math
 from dataclasses import replace
@@ -35,7 +35,7 @@ EVERY_OPTION = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
 def run(arguments, signal, name="akd", knobs=None):
-    """`fused_divergence` of a problem with another signal than its teacher's."""
+    """`fused_divergence` of a problem with another signal than that of its teacher."""
     head = LMHead(
         arguments["student_weight"],
         arguments.get("student_bias"),
@@ -125,7 +125,7 @@ def test_gradients_equal_autograd(name, knobs, oracle, options, k):
 
 @EVERY_OPTION
 @SEVERAL_RULES
-def test_all_words_are_the_dense_signal(name, knobs, oracle, options):
+def test_signal_of_all_tokens_equals_the_dense_signal(name, knobs, oracle, options):
     arguments = problem(**options)
     head = LMHead(arguments["teacher_weight"], arguments.get("teacher_bias"))
     dense = run(arguments, DenseSignal(arguments["teacher_hidden"], head), name, knobs)
@@ -137,8 +137,8 @@ def test_all_words_are_the_dense_signal(name, knobs, oracle, options):
 
 
 @pytest.mark.parametrize(("name", "knobs"), [rule[:2] for rule in RULES.values() if rule[0] in F_DIVERGENCES])
-def test_more_words_never_lower_the_divergence(name, knobs):
-    """The data processing inequality: what is told apart less differs less."""
+def test_more_tokens_never_lower_the_divergence(name, knobs):
+    """The data processing inequality: merging outcomes does not increase the divergence."""
     generator = torch.Generator().manual_seed(3)
     arguments = problem()
     for side in ("student", "teacher"):
@@ -160,7 +160,7 @@ def test_zero_between_equals(name, knobs, oracle):
     assert max(slope.abs().max() for slope in slopes(found.loss, arguments)) < 1e-14
 
 
-def test_what_the_tail_consists_of_is_not_learned():
+def test_composition_of_the_tail_has_no_effect():
     """Moving probability within the tail changes neither the loss nor its gradient."""
     arguments = problem()
     full = logits(arguments, "teacher")
@@ -174,7 +174,7 @@ def test_what_the_tail_consists_of_is_not_learned():
     torch.testing.assert_close(slopes(found, arguments), slopes(expected, arguments))
 
 
-def test_single_precision_with_a_tail_that_all_but_vanishes():
+def test_single_precision_with_a_tiny_tail():
     arguments = problem(dtype=torch.float32)
     sure = 40.0 * torch.nn.functional.one_hot(torch.arange(TOKENS), WORDS).float()
     signal = SparseSignal.from_logits(sure, 1)
@@ -194,8 +194,8 @@ def test_tokens_of_weight_zero_have_no_influence():
     torch.testing.assert_close(vars(run(arguments, spoilt)), vars(expected))
 
 
-def test_nothing_of_the_teacher_is_normalized_again():
-    """Log-probabilities enter as they are: their sum and the tail make one."""
+def test_log_probabilities_are_not_renormalized():
+    """The log-probabilities are used unchanged: the probabilities and the tail sum to 1."""
     signal = top(problem(), 4)
     mass = signal.log_probs.exp().sum(-1) + signal.tail_log_prob.exp()
     torch.testing.assert_close(mass, torch.ones_like(mass))
@@ -214,7 +214,7 @@ def test_nothing_of_the_teacher_is_normalized_again():
         ({"temperature": 2.0}, r"temperature is 1\.0, but the teacher's log-probabilities are at temperature 2\.0"),
     ],
 )
-def test_misuse_is_named(change, complaint):
+def test_invalid_arguments(change, complaint):
     arguments = problem()
     with pytest.raises(ValueError, match=complaint):
         run(arguments, replace(top(arguments, 2), **change))

@@ -93,7 +93,7 @@ def test_wrong_k(fake: type[FakeExecutor], k: Any, complaint: str) -> None:
         load("pass_at_k").compute(predictions=[["good"]], references=["a"], k=k)
 
 
-def test_what_was_not_judged_is_left_out(fake: type[FakeExecutor]) -> None:
+def test_programs_without_a_verdict_are_excluded(fake: type[FakeExecutor]) -> None:
     predictions = [["good", "lost"], *[["good", "bad"]] * 49]
     found = load("pass_at_k").compute(predictions=predictions, references=["a"] * 50, k=[1, 2])
     assert found["infra_errors"] == 1
@@ -104,7 +104,7 @@ def test_what_was_not_judged_is_left_out(fake: type[FakeExecutor]) -> None:
 
 
 @pytest.mark.parametrize("name", ["pass_at_k", "code_errors"])
-def test_too_many_without_a_verdict_are_an_error(fake: type[FakeExecutor], name: str) -> None:
+def test_too_many_programs_without_a_verdict_are_an_error(fake: type[FakeExecutor], name: str) -> None:
     with pytest.raises(RuntimeError, match=r"2 of 100 programs could not be run.*no processes left"):
         load(name).compute(predictions=[["good"] * 98 + ["lost"] * 2], references=["a"])
 
@@ -115,7 +115,7 @@ def test_no_task_left_for_k(fake: type[FakeExecutor]) -> None:
 
 
 @pytest.mark.parametrize("name", ["pass_at_k", "code_errors"])
-def test_a_broken_test_is_not_the_models_fault(fake: type[FakeExecutor], name: str) -> None:
+def test_broken_test_is_not_a_failure_of_the_model(fake: type[FakeExecutor], name: str) -> None:
     fake.results["bad"] = ExecutionResult(
         "failed", error_type="SyntaxError", message="'(' was never closed", stage="compile", origin="test"
     )
@@ -174,7 +174,7 @@ def test_batches_add_up(fake: type[FakeExecutor]) -> None:
     assert found["pass@1"] == pytest.approx(1.5 / 4)
 
 
-def test_text_arrives_as_it_was(fake: type[FakeExecutor]) -> None:
+def test_texts_are_unchanged(fake: type[FakeExecutor]) -> None:
     programs = ["", "a\0b", "\ud800", "é" * 100_000, "(" * 10_000, '"x"', "\\ud800", "\r\n"]
     tests = [
         "",
@@ -189,7 +189,7 @@ def test_text_arrives_as_it_was(fake: type[FakeExecutor]) -> None:
     assert found == [*tests[:3], {"inputs": ["\ud800"], "outputs": [[1, "a"]], "fn_name": "f"}, tests[4]]
 
 
-def test_a_failed_computation_leaves_nothing_behind(fake: type[FakeExecutor], tmp_path: Path) -> None:
+def test_failed_computation_leaves_no_files(fake: type[FakeExecutor], tmp_path: Path) -> None:
     metric = evaluate.load(str(FOLDER / "pass_at_k"), cache_dir=str(tmp_path))
     with pytest.raises(TypeError):
         metric.compute(predictions=[["good"]], references=["a"], time_out=1)

@@ -45,7 +45,7 @@ def test_unknown_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_signature_has_no_catch_all(name: str) -> None:
+def test_signature_has_no_variadic_arguments(name: str) -> None:
     parameters = inspect.signature(load(name)._compute).parameters.values()
     assert not [parameter for parameter in parameters if parameter.kind is parameter.VAR_KEYWORD]
 
@@ -82,7 +82,7 @@ def test_examples_of_card(name: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["", ".statistics", ".taxonomy"])
-def test_examples_of_the_rest(module: str) -> None:
+def test_examples_of_other_modules(module: str) -> None:
     found = doctest.testmod(import_module(f"trl_akd.metrics{module}"))
     assert found.attempted
     assert not found.failed
@@ -113,7 +113,7 @@ for name, folder in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
 
 
 @pytest.mark.parametrize("offline", ["0", "1"])
-def test_nothing_reaches_for_the_hub(offline: str, tmp_path: Path) -> None:
+def test_no_requests_to_the_hub(offline: str, tmp_path: Path) -> None:
     arguments = [text for name in NAMES for text in (name, str(FOLDER / name))]
     environment = {**os.environ, "HF_HUB_OFFLINE": offline, "HF_HOME": str(tmp_path), "HF_EVALUATE_OFFLINE": "0"}
     ended = subprocess.run(

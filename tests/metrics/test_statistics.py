@@ -120,7 +120,7 @@ def test_interval_covers_fractional_scores(a: float, b: float, tasks: int, k: in
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.floats(0.01, 0.99))
-def test_interval_holds_the_mean(scores: list[float], confidence: float) -> None:
+def test_interval_contains_the_mean(scores: list[float], confidence: float) -> None:
     interval = mean_interval(scores, confidence)
     assert 0 <= interval.low <= interval.value <= interval.high <= 1
     assert interval.value == pytest.approx(fmean(scores))
@@ -128,13 +128,13 @@ def test_interval_holds_the_mean(scores: list[float], confidence: float) -> None
 
 
 @pytest.mark.parametrize("score", [-0.1, 1.1, math.nan, math.inf, "1", None])
-def test_interval_refuses_what_is_no_fraction(score: object) -> None:
+def test_interval_refuses_values_that_are_not_fractions(score: object) -> None:
     with pytest.raises(ValueError, match=r"scores\[1\] is"):
         mean_interval([0.5, score])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("confidence", [0, 1, 95, math.nan])
-def test_interval_refuses_what_is_no_level(confidence: float) -> None:
+def test_interval_refuses_invalid_levels(confidence: float) -> None:
     with pytest.raises(ValueError, match=r"confidence is .*; give"):
         mean_interval([0.5], confidence)
 
@@ -188,7 +188,7 @@ def test_paired_test_never_claims_certainty() -> None:
     assert found.p_value == 0.01
 
 
-def test_paired_test_takes_rounding_for_a_tie() -> None:
+def test_paired_test_ignores_rounding_errors() -> None:
     assert paired_test([0.1 + 0.2, 1], [0.3, 0]).ties == 1
 
 

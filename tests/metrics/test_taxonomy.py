@@ -194,7 +194,7 @@ def test_stubs(head: str, body: str, entry_point: str | None) -> None:
         ("def f(x): return " + "-" * 5000 + "1", "f"),
     ],
 )
-def test_no_stubs(program: str, entry_point: str | None) -> None:
+def test_programs_that_are_not_stubs(program: str, entry_point: str | None) -> None:
     failed = ExecutionResult("failed", error_type="AssertionError", ending="exception", origin="test")
     assert classify(failed, program, entry_point).error_type == "wrong_answer"
 
@@ -233,7 +233,7 @@ def test_endings_without_a_row_in_the_paper(result: ExecutionResult, expected: s
     assert classify(result, "def f(x): pass", "f") == ErrorLabel(expected, expected, False)
 
 
-def test_what_was_not_judged_counts_nowhere() -> None:
+def test_programs_without_a_verdict_are_excluded() -> None:
     unjudged = classify(ExecutionResult("infra_error"), "def f(x): pass", "f")
     assert unjudged == ErrorLabel("infra_error", "infra_error", None)
     assert not unjudged.correct

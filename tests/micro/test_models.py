@@ -51,7 +51,7 @@ def test_every_program_decodes_to_itself_whether_or_not_joined_to_its_prompt(
         assert tokenizer.decode(prompt + solution) == task.prompt + task.solution
 
 
-def test_arguments_are_tokens_of_their_own(tokenizer: PreTrainedTokenizerFast):
+def test_arguments_are_separate_tokens(tokenizer: PreTrainedTokenizerFast):
     for text in ("keep the first 7 characters", "text[7:]", "remove the letter 'e'", "text.replace('e', '')"):
         tokens = [tokenizer.decode([token]) for token in tokenizer(text)["input_ids"]]
         assert "7" in tokens or tokenizer.decode(tokenizer("'e'")["input_ids"]) in "".join(tokens)
@@ -90,7 +90,7 @@ def test_new_models_depend_on_the_seed_alone(tokenizer: PreTrainedTokenizerFast)
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_batches_are_alike_in_length_and_in_no_order():
+def test_batches_have_similar_lengths_in_random_order():
     rng = random.Random(0)
     lengths = [rng.randint(10, 50) for _ in range(2010)]
 

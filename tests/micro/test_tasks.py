@@ -23,7 +23,7 @@ def held_out() -> list[Task]:
 
 
 def all_sequences(length: int) -> list[tuple[str, ...]]:
-    """Every typed sequence of distinct operations that starts from a task's input."""
+    """Return every sequence of distinct operations with matching types that starts from the input of a task."""
     return [
         tuple(operation.name for operation in sequence)
         for sequence in itertools.permutations(OPERATIONS, length)
@@ -32,7 +32,7 @@ def all_sequences(length: int) -> list[tuple[str, ...]]:
     ]
 
 
-def test_every_drawn_task_is_on_its_side_of_the_split(training: list[Task], held_out: list[Task]):
+def test_drawn_tasks_belong_to_their_split(training: list[Task], held_out: list[Task]):
     assert not any(is_held_out(task.operations) for task in training)
     assert all(is_held_out(task.operations) for task in held_out)
     assert {task.operations for task in training}.isdisjoint(task.operations for task in held_out)
@@ -63,7 +63,7 @@ def test_reference_solutions_pass_their_tests(training: list[Task], held_out: li
 
 
 @pytest.mark.parametrize("dropped", range(MAX_STEPS))
-def test_leaving_out_a_step_is_noticed(held_out: list[Task], dropped: int):
+def test_tests_fail_without_a_step(held_out: list[Task], dropped: int):
     seen = 0
     for task in held_out:
         if len(task.steps) <= dropped or task.steps[dropped].operation.takes != task.steps[dropped].operation.gives:
@@ -75,7 +75,7 @@ def test_leaving_out_a_step_is_noticed(held_out: list[Task], dropped: int):
     assert seen > 20
 
 
-def test_a_constant_answer_never_passes(held_out: list[Task]):
+def test_constant_answer_fails(held_out: list[Task]):
     for task in held_out:
         expected = [ast_value.split(" == ", 1)[1] for ast_value in task.tests.splitlines()]
         assert len(set(expected)) > 1
@@ -129,7 +129,7 @@ def test_held_out_single_operations_are_refused():
         sample_tasks(1, split="held_out", lengths=(1,))
 
 
-def test_run_goes_first_to_last():
+def test_order_of_steps():
     steps = [Step(BY_NAME["add"], "2"), Step(BY_NAME["keep_above"], "4"), Step(BY_NAME["sum"], "")]
     assert run(steps, [1, 3, 4]) == 11
 

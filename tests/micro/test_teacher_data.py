@@ -47,7 +47,7 @@ def test_an_endless_loop_is_timed_out(tasks: list[Task], executor: CodeExecutor)
     assert {result.status for result in results} == {"timed_out"}
 
 
-def test_judgements_read_back_and_put_right_answers_first(tasks: list[Task]):
+def test_judgements_round_trip_and_rank_correct_answers_first(tasks: list[Task]):
     right = score(tasks[0].solution, None)
     assert right.total >= 5.5 and min(right.scores) >= 0.5
     for kind in FAULT_KINDS:
@@ -57,7 +57,7 @@ def test_judgements_read_back_and_put_right_answers_first(tasks: list[Task]):
     assert all(isinstance(parse_judgement(row["completion"]), Judgement) for row in judged)
 
 
-def test_new_questions_are_of_the_domain_and_those_of_a_kind_end_alike(tasks: list[Task]):
+def test_new_questions_have_the_domain_and_type(tasks: list[Task]):
     by_instruction = {task.instruction: task for task in tasks}
     seen = Counter()
     for row in ITERKD_DATA.rows(tasks):
@@ -72,7 +72,7 @@ def test_new_questions_are_of_the_domain_and_those_of_a_kind_end_alike(tasks: li
     assert min(seen["new_easy"], seen["new_same"]) > 200
 
 
-def test_rows_fit_and_are_told_apart_by_their_prompts(tasks: list[Task]):
+def test_rows_fit_and_prompts_differ_by_task(tasks: list[Task]):
     rows = list(ITERKD_DATA.rows(tasks))
     assert len(rows) == 4 * len(tasks)
     tokenizer: PreTrainedTokenizerFast = train_tokenizer(row["prompt"] + row["completion"] for row in rows)

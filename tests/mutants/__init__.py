@@ -1,4 +1,4 @@
-"""Mutation testing: small faults put into the package, each of which `make test` must notice."""
+"""Mutation testing: small faults introduced into the package, each of which `make test` must detect."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One fault: a piece of text of one file, what replaces it, and the tests that notice.
+    """One fault: a piece of text of one file, its replacement, and the tests that detect it.
 
     Args:
         name (`str`):

@@ -20,7 +20,7 @@ _LIMIT = 600.0  # seconds
 
 
 def run(mutant: Mutant) -> str:
-    """Return `killed`, `survived`, or why the tests could not be run."""
+    """Return `killed`, `survived`, or the reason why the tests could not be run."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / ROOT.name
         ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", "outputs", "site")

@@ -41,25 +41,27 @@ class AKDConfig(GKDConfig):
             Divergence between teacher and student per token, a name in [`trl_akd.losses.divergences`]: `"akd"` (the
             paper's mix of forward and reverse KL, to which the `beta` options belong), `"forward_kl"` (or `"kl"`),
             `"reverse_kl"` (`"rkl"`), `"jsd"`, `"skew_kl"` (`"skl"`), `"skew_reverse_kl"` (`"srkl"`), `"akl"`,
-            `"todi"`, `"eopd"`, `"abkd"`, `"taid"`, `"adaptive_alpha"`, `"annealed_kl"`, or one registered with
+            `"todi"`, `"eopd"`, `"abkd"`, `"taid"`, or one registered with
             [`trl_akd.losses.divergences.register`].
         divergence_kwargs (`dict[str, Any]`, *optional*):
             Arguments of the divergence, such as `{"beta": 0.5}` of `"jsd"` or `{"alpha": 0.1}` of `"skew_kl"`, and
             settings of its schedule, such as `{"t_start": 0.4}` of `"taid"`. `"akd"` takes none here.
         beta_strategy (`str`, *optional*, defaults to `"akd"`):
             How `divergence="akd"` mixes forward KL (β = 0) and reverse KL (β = 1): `"akd"` (learned, and redrawn at
-            each epoch), `"m1"`, `"m2"` (the paper's ablations), `"random_epoch"` (drawn, never learned) or `"fixed"`.
+            each epoch), `"m1"`, `"m2"` (the paper's ablations), `"random_epoch"` (drawn, never learned), `"linear"`
+            (from the first to the second of two `beta_initial_values` over all training steps) or `"fixed"`.
         beta (`float`, *optional*):
             The constant mix of `beta_strategy="fixed"`, in [0, 1]. Unlike GKD's, it mixes the two divergences
             linearly: 0 is plain KD, 1 is reverse KD. Must be left out with every other strategy.
         beta_initial_values (`list[float]`, *optional*, defaults to `[0.1, 0.6]`):
-            Values from which the initial β is drawn (paper, Algorithm 1).
+            Values from which the initial β is drawn (paper, Algorithm 1); with `beta_strategy="linear"`, its first and
+            last value.
         beta_learning_rate (`float`, *optional*, defaults to `0.01`):
-            Learning rate of the AdamW optimiser of β (paper, section 4.2), to which no scheduler applies.
+            Learning rate of the AdamW optimizer of β (paper, section 4.2), to which no scheduler applies.
         beta_regularization (`float`, *optional*, defaults to `0.5`):
-            Strength λ of the regulariser on β, in nats (paper, Algorithm 1).
+            Strength λ of the regularizer on β, in nats (paper, Algorithm 1).
         beta_regularizer (`str`, *optional*, defaults to `"eq13"`):
-            Form of the regulariser: `"eq13"`, `"alg1"` or `"eq16"`, three that contradict each other in the paper.
+            Form of the regularizer: `"eq13"`, `"alg1"` or `"eq16"`. The paper gives all three, and they differ.
         kd_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of both distributions inside the divergence. (`temperature` is the sampling temperature.)
         normalization (`str`, *optional*, defaults to `"sequence"`):
@@ -80,7 +82,7 @@ class AKDConfig(GKDConfig):
             Whether to log prompts and completions of generated text every `logging_steps` steps: printed if `rich` is
             installed, saved as Parquet in the folder `completions`, and reported to `wandb` and `trackio` if in use.
         num_completions_to_print (`int`, *optional*):
-            Number of completions to print, drawn at random. Defaults to all of the step.
+            Number of completions to print, drawn at random. Defaults to all completions of the step.
         log_unique_prompts (`bool`, *optional*, defaults to `False`):
             Whether to report each prompt only once.
         hub_strategy (`str`, *optional*, defaults to `"end"`):
@@ -147,11 +149,11 @@ class AKDConfig(GKDConfig):
 
     @property
     def prompts_suffice(self) -> bool:
-        """Whether all of the training text is generated, so that rows need no completion."""
+        """Whether all of the training text is generated, so that rows need only a prompt."""
         return self.lmbda == 1.0 or self.seq_kd
 
     @property
-    def asks_teacher(self) -> bool:
+    def uses_teacher(self) -> bool:
         """Whether the objective uses a teacher."""
         return True
 
@@ -171,14 +173,14 @@ class AKDConfig(GKDConfig):
         return divergences.get(self.divergence).split(self.divergence_settings)[0]
 
     def make_schedule(self, beta: AdaptiveBeta) -> KnobSchedule | None:
-        """Return the schedule of the divergence's knob that moves during training: `beta`, another, or none."""
+        """Return the schedule of the knob that changes during training: `beta`, one of the rule's own, or `None`."""
         if self.uses_beta:
             return beta
         rule = divergences.get(self.divergence)
         return None if rule.schedule is None else rule.schedule(**rule.split(self.divergence_settings)[1])
 
     def make_beta(self) -> AdaptiveBeta:
-        """Return the mixing coefficient that this configuration describes."""
+        """Return the mixing coefficient β described by this configuration."""
         try:
             return AdaptiveBeta(
                 strategy=self.beta_strategy,
@@ -235,8 +237,8 @@ class AKDConfig(GKDConfig):
         if self.uses_beta:
             if knobs:
                 raise ValueError(
-                    f"`divergence_kwargs` is {knobs}, but 'akd' takes its beta from `beta` and `beta_strategy`; leave "
-                    "it out, or choose another `divergence`."
+                    f"`divergence_kwargs` is {knobs}, but 'akd' takes β from `beta` and `beta_strategy`; leave it "
+                    "out, or choose another `divergence`."
                 )
             return
         try:
@@ -297,11 +299,11 @@ class AKDConfig(GKDConfig):
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, which AKD does not support; {remedy}.")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to pickle, as into `training_args.bin` of a checkpoint, without the Hub token."""
+        """Return the state to pickle, for instance in a checkpoint's `training_args.bin`, without the Hub token."""
         return {**self.__dict__, "hub_token": None}
 
     def _check_no_teacher_options(self, reason: str) -> None:
-        """Refuse options about teacher and divergence if the objective uses no teacher."""
+        """Refuse options of the teacher and the divergence if the objective uses no teacher."""
         self._check_without_effect(_OF_TEACHERS, reason)
 
     def _check_without_effect(self, names: Iterable[str], reason: str) -> None:
@@ -320,7 +322,7 @@ def _default(entry: Field[Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return numbers of NumPy, torch and `fractions` as those of Python, which checkpoints and JSON can hold."""
+    """Convert numbers of NumPy, torch and `fractions` to Python numbers, which checkpoints and JSON can hold."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, (list, tuple)):

@@ -1,13 +1,13 @@
 r"""Adaptive knowledge distillation (AKD) for code generation, as a drop-in for TRL's `GKDTrainer`.
 
-The student minimises, on every target token, \((1-\beta)\,\mathrm{KL}(p\|q) + \beta\,\mathrm{KL}(q\|p)\) between the
-teacher's distribution p and its own q (Eq. 9), while β ascends it (Eq. 14), or another divergence. Departures from the
-paper, argued in `docs/methods/akd.md`: divergences carry a plus sign and sum over the vocabulary; the length that
-Eq. 9 divides by is the number of target tokens; β's gradient is that of Eq. 13.
+On every target token, the student minimizes \((1-\beta)\,\mathrm{KL}(p\|q) + \beta\,\mathrm{KL}(q\|p)\) between the
+teacher's distribution p and its own q (Eq. 9), which β ascends (Eq. 14), or another divergence. Departures from the
+paper, explained in `docs/methods/akd.md`: divergences have a plus sign and sum over the vocabulary; the length in
+Eq. 9 is the number of target tokens; the gradient of β is that of Eq. 13.
 
-Departures from `GKDTrainer`: the default divergence is a linear mix, not a Jensen-Shannon interpolation; it is
-computed without full logits; the global batch has one divisor, counted after generation, whatever the gradient
-accumulation and the number of processes.
+Departures from `GKDTrainer`: the default divergence is a linear mix instead of a generalized Jensen-Shannon
+divergence; it is computed without full logits; and the loss is divided once by the number of items in the global
+batch, counted after generation, for any gradient accumulation and number of processes.
 """
 
 import logging
@@ -73,36 +73,36 @@ logger = logging.getLogger(__name__)
 
 
 class AKDTrainer(GKDTrainer):
-    """Trainer of adaptive knowledge distillation: a divergence from a teacher, by default a learnable mix of both KLs.
+    """Trainer for adaptive knowledge distillation: by default, a learnable mix of forward and reverse KL.
 
-    Accepts what [`trl.experimental.gkd.GKDTrainer`] accepts. Differences:
+    Takes the arguments of [`trl.experimental.gkd.GKDTrainer`]. Differences:
 
     - Datasets may have `prompt` and `completion`, `messages`, Alpaca's columns, or `input_ids` and `labels`. They are
-      tokenised once, here, unless `args.dataset_kwargs` has `skip_prepare_dataset`.
+      tokenized once, by the trainer, unless `args.dataset_kwargs` has `skip_prepare_dataset`.
     - Student and teacher may have vocabularies of different size, if their tokenizers agree on the shared prefix.
     - Without a teacher, a PEFT student learns from itself with the adapter disabled.
-    - A `data_collator` receives raw rows; nothing is tokenised beforehand.
+    - A `data_collator` receives raw rows; nothing is tokenized beforehand.
 
     Args:
         model (`PreTrainedModel` or `str`):
             The student, or its name or path.
         teacher_model (`PreTrainedModel`, `str` or [`~trl_akd.teachers.Teacher`], *optional*):
-            The teacher, its name or path, or an object that yields a dense or sparse signal per batch.
+            The teacher, its name or path, or an object that returns a dense or sparse signal for each batch.
             Defaults to `args.teacher_model_name_or_path`.
         args (`AKDConfig`, *optional*):
             Configuration.
         data_collator (`Callable`, *optional*):
-            Collates rows into `input_ids`, `attention_mask` and `labels`, and, where text is generated, left-padded
-            `prompts` and `prompt_attention_mask`.
+            Function that collates rows into `input_ids`, `attention_mask` and `labels`, and, if text is generated,
+            left-padded `prompts` and `prompt_attention_mask`.
         train_dataset (`Dataset`):
             Training data.
         eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*):
             Evaluation data.
         processing_class (`PreTrainedTokenizerBase`, *optional*):
-            The tokenizer; by default that of the student.
+            The tokenizer. Defaults to the student's.
         teacher_tokenizer (`PreTrainedTokenizerBase`, *optional*):
-            The teacher's tokenizer, compared with the student's. By default loaded from the teacher's name or path
-            where it has one that differs from the student's.
+            Tokenizer of the teacher, which is compared with the student's. Defaults to the one at the teacher's name
+            or path.
         peft_config (`PeftConfig`, *optional*):
             Configuration of an adapter to train instead of the whole student.
         **kwargs:
@@ -161,7 +161,7 @@ class AKDTrainer(GKDTrainer):
             args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
             args.remove_unused_columns = False
         self._training_data = train_dataset
-        # GKDTrainer's constructor refuses padded vocabularies, args=None and a dtype left out; its parent's is used.
+        # GKDTrainer's constructor refuses padded vocabularies, args=None and a missing dtype, so it is skipped.
         with _as_padded(args):
             super(GKDTrainer, self).__init__(
                 model,
@@ -238,7 +238,7 @@ class AKDTrainer(GKDTrainer):
         return prepared
 
     def _tokenize(self, dataset: Dataset, args: Any, packing: bool, name: str) -> tuple[Dataset, Any]:
-        """Return the rows for the collator, and a report of truncated and dropped ones."""
+        """Return the rows for the collator, and a report of truncated and dropped rows."""
         return prepare_dataset(
             dataset,
             self._tokenizer,
@@ -264,7 +264,7 @@ class AKDTrainer(GKDTrainer):
         self.vocabulary_size = student_size
         check_architectures(self.model, None, encoder_decoders=self._takes_encoder_decoders)
         if model is None:
-            self.teacher: Teacher = SelfTeacher() if self.args.asks_teacher else NoTeacher()
+            self.teacher: Teacher = SelfTeacher() if self.args.uses_teacher else NoTeacher()
             self.teacher_model = None
             return
         if isinstance(model, Teacher):
@@ -295,7 +295,7 @@ class AKDTrainer(GKDTrainer):
             require_shared_tokens(dataset, self.vocabulary_size, self._tokenizer, name=name)
 
     def _datasets(self) -> dict[str, Dataset]:
-        """Return the tokenised datasets by name."""
+        """Return the tokenized datasets by name."""
         return {
             name: rows
             for name, rows in named_datasets(self.train_dataset, self.eval_dataset).items()
@@ -307,7 +307,7 @@ class AKDTrainer(GKDTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor]:
-        """Return the micro-batches of one optimiser step, with generated text, and their number of items."""
+        """Return the micro-batches of one optimizer step, with generated text, and the number of their items."""
         batches = list(islice(epoch_iterator, num_batches))
         repeats = own_rows(self.accelerator) if batches else None
         batches = self._complete(batches)
@@ -322,11 +322,11 @@ class AKDTrainer(GKDTrainer):
         return batches, items
 
     def _complete(self, batches: list[Batch]) -> list[Batch]:
-        """Complete the micro-batches of one optimiser step, before their items are counted."""
+        """Complete the micro-batches of one optimizer step, before their items are counted."""
         return [self._with_generated_text(batch, micro_batch) for micro_batch, batch in enumerate(batches)]
 
     def _without_repeats(self, batch: Batch, rows: int, own: int) -> Batch:
-        """Return a batch of `rows` rows of which only the first `own` count; other batches have the rest as well."""
+        """Return a batch of `rows` rows in which only the first `own` count, as the rest is also in other batches."""
         if "row_lengths" not in batch and len(batch["labels"]) % rows:
             return batch  # from a collator that joins rows, which cannot be told apart
         return without_repeats(batch, row_numbers(batch, rows), own)
@@ -369,10 +369,10 @@ class AKDTrainer(GKDTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | float | None = None,
     ) -> Any:
-        """Return the micro-batch's part of the global loss: a 0-dim float32 tensor, in nats.
+        """Return the contribution of a micro-batch to the loss of the global batch: a 0-dim float32 tensor, in nats.
 
-        Parts add up to the global batch's loss over accumulation steps, and average to it over ranks, as DDP and
-        DeepSpeed average gradients.
+        Contributions are summed over accumulation steps and averaged over ranks, as DDP and DeepSpeed do with
+        gradients.
 
         Args:
             model (`torch.nn.Module`):
@@ -382,8 +382,8 @@ class AKDTrainer(GKDTrainer):
             return_outputs (`bool`, *optional*, defaults to `False`):
                 Also return the student's outputs, with full logits.
             num_items_in_batch (`torch.Tensor` of shape `[tasks]` or `[]`, or `float`, *optional*):
-                Divisor of the global batch: its number of samples, or of target tokens with `normalization="token"`.
-                By default the number of this batch.
+                Number of samples in the global batch, or of target tokens with `normalization="token"`, by which the
+                loss is divided. Defaults to the number in this batch.
         """
         targets = self._targets(inputs)
         items, ranks = targets.items, 1
@@ -412,7 +412,7 @@ class AKDTrainer(GKDTrainer):
     def _student_loss(
         self, student: Any, targets: Targets, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the loss, sums of `METRICS` `[tasks, metrics]`, and the experts' router loss, or 0 without experts.
+        """Return the loss, the sums of `METRICS` `[tasks, metrics]`, and the router loss, which is 0 without experts.
 
         The loss is weighted by `weights`, the sums by `targets.weights`, and the router loss is not weighted. Runs
         inside the forward of the student's engine.
@@ -435,7 +435,7 @@ class AKDTrainer(GKDTrainer):
     def _loss_from_hidden(
         self, student: Any, hidden: torch.Tensor, signal: Any, targets: Targets, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss and sums of `_student_loss` from hidden states `[B, T, H]` and the teacher's signal."""
+        """Return the loss and the sums of `_student_loss` from hidden states `[B, T, H]` and the teacher's signal."""
         divergence = self._divergence(lm_head(student).whole(), hidden, signal, targets.labels, weights)
         per_token = torch.stack([getattr(divergence, name).flatten() for name in METRICS])
         precision = widest_float(hidden.device)
@@ -444,7 +444,7 @@ class AKDTrainer(GKDTrainer):
     def _divergence(
         self, head: LMHead, hidden: torch.Tensor, signal: TeacherSignal, labels: torch.Tensor, weights: torch.Tensor
     ) -> FusedDivergence:
-        """Return the divergence that the configuration chooses, for labels `[B, T]`; a signal may be longer in T."""
+        """Return the configured divergence for labels `[B, T]`. The signal may be longer in T."""
         knobs = self.args.divergence_knobs
         if self.schedule is not None:
             moving = self.schedule.value if self.model.training else self.schedule.evaluation_value
@@ -471,12 +471,12 @@ class AKDTrainer(GKDTrainer):
         self._completions.write(self.state.global_step)
 
     def _finish_step(self) -> None:
-        """Log the means over an optimiser step's micro-batches and ranks, then move the divergence's knob."""
+        """Log the means over the micro-batches and ranks of an optimizer step, then update the divergence's knob."""
         if self.distillation_metrics["train"].is_empty():  # a subclass overrides `compute_loss`
             if self.schedule is not None and self.schedule is not self.adaptive_beta:
                 raise ValueError(
-                    f"`divergence` is {self.args.divergence!r}, whose {self.schedule.knob} moves by the mean "
-                    f"divergence of a step, but `{type(self).__name__}.compute_loss` measures none; call "
+                    f"`divergence` is {self.args.divergence!r}, whose {self.schedule.knob} depends on the mean "
+                    f"divergence of each step, but `{type(self).__name__}.compute_loss` does not measure it; call "
                     "`super().compute_loss` in it, or choose another `divergence`."
                 )
             return
@@ -505,7 +505,7 @@ class AKDTrainer(GKDTrainer):
     # Evaluation
 
     def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader[Any]:
-        """Return batches; an evaluation reads all rows, also with `dataloader_drop_last`."""
+        """Return a dataloader. Evaluations read all rows, even with `dataloader_drop_last`."""
         given = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = given and is_training
         try:
@@ -517,16 +517,16 @@ class AKDTrainer(GKDTrainer):
         return batches
 
     def prediction_step(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate one batch, without rows that are in other batches as well."""
+        """Evaluate one batch, ignoring rows that are also in other batches."""
         repeats = own_rows(self.accelerator)
         inputs = inputs if repeats is None else self._without_repeats(inputs, *repeats)
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """Evaluate, and report the loss and the means of `METRICS` over all samples, whatever the batches.
+        """Evaluate, and report the loss and the means of `METRICS` over all samples, independently of the batch size.
 
-        The knob that moves in training has one value in all evaluations, so that the loss depends on the student and
-        the data alone. Where β is learned or drawn, `training_loss` is the loss with the present β.
+        A knob that changes during training has the same value in all evaluations, so that the loss depends on the
+        student and the data alone. If β is learned or drawn, `training_loss` is the loss with the current β.
         """
         self.distillation_metrics["eval"] = DistillationMetrics(self._measured)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -534,7 +534,7 @@ class AKDTrainer(GKDTrainer):
             means, _ = self.distillation_metrics["eval"].reduce(self.accelerator)
             beta = self.adaptive_beta.evaluation_value
             report = {"loss": self._loss_of(means, beta), **self._report(means, beta)}
-            if self.args.asks_teacher and self.args.uses_beta and self.args.beta is None:
+            if self.args.uses_teacher and self.args.uses_beta and self.args.beta is None:
                 report["training_loss"] = self._loss_of(means, self.adaptive_beta.value)
             output.metrics.update({f"{metric_key_prefix}_{key}": mean for key, mean in report.items()})
         return output
@@ -544,9 +544,9 @@ class AKDTrainer(GKDTrainer):
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
-        """Return the number of finished epochs, and of batches read in the current one.
+        """Return the number of finished epochs, and of batches already read in the current one.
 
-        `Trainer` assumes that a stream, whose length it does not know, is still in its first epoch.
+        `Trainer` assumes that a stream, whose length is unknown, is still in its first epoch.
         """
         done, batches = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)
         if checkpoint is None or has_length(self.train_dataset) or self.state.global_step == 0:
@@ -585,7 +585,7 @@ class AKDTrainer(GKDTrainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Upload the student, its tokenizer and its card, and nothing else of the output folder.
+        """Upload the student, its tokenizer and its card, and no other files of the output folder.
 
         Arguments are those of [`transformers.Trainer.push_to_hub`].
         """
@@ -608,7 +608,7 @@ class AKDTrainer(GKDTrainer):
         return []
 
     def _measured_scores(self) -> list[EvalResult]:
-        """Return the scores of the model that was saved: those of the best one if that is loaded at the end."""
+        """Return the scores of the saved model: those of the best one if `load_best_model_at_end` is on."""
         if self.args.load_best_model_at_end and self.state.best_global_step in self.scores:
             return self.scores[self.state.best_global_step]
         return list(self.scores.values())[-1] if self.scores else []
@@ -641,15 +641,15 @@ class AKDTrainer(GKDTrainer):
 
 
 def _sized(dataset: Any) -> Any:
-    """Return a dataset unchanged, or the rows of a stream as a list, to distribute them evenly over processes."""
+    """Return a dataset unchanged, or a stream as a list of rows, which can be divided evenly over processes."""
     return list(dataset) if isinstance(dataset, torch.utils.data.IterableDataset) else dataset
 
 
 @contextmanager
 def _as_padded(args: AKDConfig) -> Iterator[None]:
-    """Hide `padding_free` from SFTTrainer's constructor, which refuses it with a `max_length` that it does not apply.
+    """Hide `padding_free` from SFTTrainer's constructor, which refuses it together with `max_length`.
 
-    Rows are cut to `max_length` when they are tokenised.
+    Here rows are cut to `max_length` when they are tokenized.
     """
     given, args.padding_free = args.padding_free, False
     try:

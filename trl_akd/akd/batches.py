@@ -1,4 +1,4 @@
-"""Targets of a collated batch: what the student must predict, and with which weights."""
+"""Targets of a collated batch: the tokens that the student must predict, and their weights."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ class Targets:
         inputs (`dict`):
             Inputs of the backbone.
         labels (`torch.Tensor` of shape `[B, T]`):
-            The token that each of the first `T` hidden states must predict, -100 for none.
+            Token to predict from each of the first `T` hidden states; -100 for none.
         weights (`torch.Tensor` of shape `[B, T]`):
             Weights of the labels before the division by the number of items.
         items (`torch.Tensor` of shape `[tasks]`):
@@ -51,7 +51,7 @@ class Targets:
 
 
 def causal_targets(batch: Batch, normalization: Normalization) -> Targets:
-    """Return the targets of a causal language model: at each position the next token."""
+    """Return the targets of a causal language model: the next token at each position."""
     sample_ids = None
     if "position_ids" in batch:
         sample_ids = sample_ids_from_position_ids(batch["position_ids"])[:, 1:]
@@ -68,7 +68,7 @@ def causal_targets(batch: Batch, normalization: Normalization) -> Targets:
 def without_repeats(batch: Batch, row_numbers: Tensor, own: int) -> Batch:
     """Return a batch in which only the first `own` rows of the dataset count.
 
-    The other rows stay, as all processes must run the same engine, but lose their labels.
+    The other rows remain in the batch, because all processes must run the same forward pass, but lose their labels.
 
     Args:
         batch (`dict`):

@@ -18,7 +18,7 @@ _SOURCE = (
     "Measured by running the programs that the model writes against the benchmark's tests, with `trl-akd evaluate` or "
     "during training."
 )
-_SECTION = re.compile(  # as `evaluation_section` writes it, so that a section of the card's author is left alone
+_SECTION = re.compile(  # only as `evaluation_section` writes it: a section written by the card's author is kept
     rf"^## Evaluation\s+(?:{re.escape(_NO_SCORES)}|(?:\|[^\n]*\n)+\s*{re.escape(_SOURCE)})\s*", re.MULTILINE
 )
 
@@ -38,10 +38,10 @@ def score_results(
         benchmark (`str`):
             Name of the benchmark, such as `humaneval`.
         dataset (`str`):
-            Its dataset on the Hub, or its name again where it has none.
+            Dataset of the benchmark on the Hub; the benchmark's name if there is none.
         metrics (`Mapping[str, float]`):
-            Scores `pass@k`, fractions, each with the ends `pass@k_low` and `pass@k_high` of its interval; other
-            entries are ignored.
+            Scores `pass@k` as fractions, each with the bounds `pass@k_low` and `pass@k_high` of its confidence
+            interval. Other entries are ignored.
         revision (`str`, *optional*):
             Commit of the dataset.
         variant (`str`, *optional*):
@@ -76,7 +76,7 @@ def score_results(
 
 
 def evaluation_section(results: Sequence[EvalResult]) -> str:
-    """Return the card's section on scores, also where none was measured.
+    """Return the card's section on scores, including when no score was measured.
 
     Example:
 
@@ -113,7 +113,7 @@ def add_scores(card_file: Path, results: Sequence[EvalResult]) -> None:
     except (ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise ValueError(
-            f"{card_file} cannot be read ({reason}); mend the metadata between its lines `---`."
+            f"{card_file} cannot be read ({reason}); correct the metadata between its `---` lines."
         ) from error
     replaced = set(map(_identity, results))
     kept = [old for old in card.data.eval_results or () if _identity(old) not in replaced]
@@ -126,7 +126,7 @@ def add_scores(card_file: Path, results: Sequence[EvalResult]) -> None:
 
 
 def _identity(result: EvalResult) -> tuple[Any, ...]:
-    """Return the key of a score; without the dataset's name, of which `model-index` keeps one per dataset."""
+    """Return the key of a score, without the dataset's name, because `model-index` keeps one name per dataset."""
     return result.dataset_type, result.dataset_config, result.metric_type, result.metric_name
 
 
@@ -139,5 +139,5 @@ def _row(result: EvalResult) -> str:
     low, high = settings.pop("interval", (None, None))
     interval = "" if low is None else f"{low:.3f} to {high:.3f}"
     score = f"{result.metric_value:.3f}" if isinstance(result.metric_value, float | int) else str(result.metric_value)
-    how = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
-    return f"| {result.dataset_name} | {result.metric_name or result.metric_type} | {score} | {interval} | {how} |"
+    given = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+    return f"| {result.dataset_name} | {result.metric_name or result.metric_type} | {score} | {interval} | {given} |"

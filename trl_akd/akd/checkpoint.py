@@ -22,13 +22,13 @@ def save_state(
     loss: Mapping[str, Any],
     num_tokens: int,
 ) -> None:
-    """Write the file.
+    """Write the state file of a checkpoint.
 
     Args:
         checkpoint (`str` or `Path`):
             Folder of the checkpoint.
         beta (`AdaptiveBeta`):
-            The coefficient of AKD, which counts the epochs.
+            The mixing coefficient of AKD, which also counts the epochs.
         schedule (`KnobSchedule`, *optional*):
             The schedule of the divergence, which may be `beta`.
         loss (`Mapping`):
@@ -45,13 +45,13 @@ def save_state(
 def load_state(
     checkpoint: str | Path, beta: AdaptiveBeta, schedule: KnobSchedule | None, loss: Mapping[str, Any]
 ) -> int:
-    """Continue `beta` and `schedule` from a checkpoint folder; the arguments are those of `save_state`.
+    """Restore `beta` and `schedule` from a checkpoint folder. The arguments are those of `save_state`.
 
     Returns:
         `int`: Tokens read so far.
 
     Raises:
-        ValueError: If the checkpoint was not written by AKD, or with other settings.
+        ValueError: If the checkpoint was not written by AKD, or was written with other settings.
     """
     state = _read(checkpoint)
     for name, written in state.get("loss", {}).items():
@@ -87,9 +87,9 @@ def _read(checkpoint: str | Path) -> dict[str, Any]:
 
 
 def last_whole_checkpoint(folder: str | Path) -> str | None:
-    """Return the last checkpoint in a folder, after removing those whose writing was interrupted.
+    """Return the last complete checkpoint in a folder, after removing later ones whose writing was interrupted.
 
-    The trainer writes `trainer_state.json` last, so a checkpoint in which that can be read is whole.
+    The trainer writes `trainer_state.json` last, so a checkpoint is complete if this file can be read.
     """
     while Path(folder).is_dir() and (last := get_last_checkpoint(str(folder))) is not None:
         try:

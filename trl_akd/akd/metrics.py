@@ -28,11 +28,11 @@ class Means(NamedTuple):
 
 
 class DistillationMetrics:
-    """Weighted sums of per-token quantities on the device, by task, divided once by the weights of all ranks.
+    """Weighted sums of per-token quantities by task, kept on the device and reduced over ranks once per step.
 
     Args:
         names (`Sequence[str]`, *optional*):
-            Names of the quantities; by default `METRICS`.
+            Names of the quantities. Defaults to `METRICS`.
     """
 
     def __init__(self, names: Sequence[str] = tuple(METRICS)) -> None:
@@ -73,7 +73,7 @@ class DistillationMetrics:
 
 
 def loss_from_means(means: dict[str, float], beta: float, args: AKDConfig) -> float:
-    """Return the objective's value from the means of `METRICS`, with the share `beta` of reverse KL if it has one."""
+    """Return the objective's value from the means of `METRICS`; `beta` counts only if the divergence uses it."""
     divergence = means["divergence"]
     if args.uses_beta:
         divergence = (1 - beta) * means["forward_kl"] + beta * means["reverse_kl"]
@@ -87,9 +87,9 @@ def not_finite(sums: torch.Tensor, step: int, args: AKDConfig) -> FloatingPointE
         sums (`torch.Tensor` of shape `[tasks, len(METRICS)]`):
             Sums of `METRICS`.
         step (`int`):
-            Number of the optimiser step.
+            Number of the optimizer step.
         args (`AKDConfig`):
-            Settings to name.
+            Settings named in the message.
     """
     is_finite = {name: bool(column.isfinite().all()) for name, column in zip(METRICS, sums.T, strict=False)}
     if not is_finite["teacher_nll"]:

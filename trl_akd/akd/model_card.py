@@ -67,19 +67,19 @@ class Provenance:
         student (`str`, *optional*):
             Name or path of the model that was trained.
         student_revision (`str`, *optional*):
-            Its revision.
+            Revision of the student.
         teacher (`str`, *optional*):
             Name or path of the teacher.
         teacher_revision (`str`, *optional*):
-            Its revision.
+            Revision of the teacher.
         dataset (`str`, *optional*):
             Name or path of the training data.
         dataset_revision (`str`, *optional*):
-            Its revision.
+            Revision of the training data.
         recipe (`str`, *optional*):
-            The recipe file.
+            Path of the recipe.
         license (`str`, *optional*):
-            Licence of the distilled model, as an identifier of the Hub.
+            License of the distilled model, as a license identifier of the Hub.
     """
 
     student: str | None = None
@@ -179,17 +179,17 @@ def objective(args: AKDConfig) -> dict[str, Any]:
 
 
 def provenance(student: Any, teacher: Any, args: AKDConfig) -> Provenance:
-    """Return the sources that the trainer knows."""
+    """Return the sources known to the trainer."""
     return Provenance(
         student=name_of(student),
         student_revision=(args.model_init_kwargs or {}).get("revision"),
-        teacher=_SELF_TEACHER if teacher is None and args.asks_teacher else name_of(teacher),
+        teacher=_SELF_TEACHER if teacher is None and args.uses_teacher else name_of(teacher),
         teacher_revision=args.teacher_model_revision if isinstance(teacher, str) else None,
     )
 
 
 def find_license(student: str | None) -> str | None:
-    """Return the licence in the student's model card, in its folder or on the Hub."""
+    """Return the license in the student's model card, in its folder or on the Hub."""
     if student is None:
         return None
     card = Path(student) / "README.md"

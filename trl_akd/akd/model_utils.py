@@ -1,4 +1,4 @@
-"""Properties of models that trainers read or set: names, tokenizers, adapters, dropout; and names of datasets."""
+"""Helpers for models and datasets of a trainer: names, tokenizers, adapters and dropout."""
 
 import logging
 from typing import Any
@@ -17,15 +17,18 @@ def name_of(model: Any) -> str | None:
 
 
 def adapters_of(model: Any) -> list[Any]:
-    """Return the configurations of the adapters that a model came with."""
+    """Return the configurations of a model's adapters."""
     return list(getattr(model, "peft_config", {}).values())
 
 
 def tokenizer_of(model: Any, args: AKDConfig, default: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a teacher; `default` for a model that was built in memory and has no name."""
+    """Return the tokenizer of a teacher, or `default` for a model without a name, built in memory."""
     name = name_of(model)
     if name is None:
-        logger.warning("The teacher has no name, so it is taken to have the student's tokenizer; or pass one.")
+        logger.warning(
+            "The teacher has no name, so it is assumed to have the student's tokenizer; pass `teacher_tokenizer` if "
+            "it has another."
+        )
         return default
     missing = ValueError(
         f"no tokenizer could be loaded for the teacher {name!r}, so its vocabulary cannot be compared with the "
@@ -43,9 +46,10 @@ def tokenizer_of(model: Any, args: AKDConfig, default: PreTrainedTokenizerBase) 
 
 
 def has_vocabulary(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether a tokenizer was loaded, not made up by transformers for a folder without tokenizer files.
+    """Return whether a tokenizer has a vocabulary.
 
-    The latter has special tokens and at most one other, which stands for a space.
+    For a folder without tokenizer files, transformers returns a tokenizer that has only special tokens and at most one
+    other, for the space.
     """
     return len(set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())) > 1
 
@@ -57,14 +61,14 @@ def named_datasets(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
 
 
 def evaluation_name(key: str) -> str:
-    """Return what to call an evaluation dataset, by its key in a dictionary: its metrics' prefix in the logs."""
+    """Return the name of an evaluation dataset from its key in a dictionary: the prefix of its metrics in the logs."""
     return key if key == "eval" else f"eval_{key}"
 
 
 def disable_dropout(model: Any) -> None:
-    """Set every dropout probability of `model` to zero, except those of LoRA adapters, which their recipe chooses.
+    """Set every dropout probability of a model to zero, except those of LoRA adapters, which `LoraConfig` sets.
 
-    TRL's helper sets only `nn.Dropout`; attention layers keep a probability as a plain number (0.1 in GPT-BigCode).
+    TRL's helper sets only `nn.Dropout`; attention layers may hold a probability as a float (0.1 in GPT-BigCode).
 
     Example:
 

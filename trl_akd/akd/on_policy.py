@@ -26,7 +26,7 @@ def is_on_policy(lmbda: float, *, seed: int, step: int, micro_batch: int) -> boo
     """Decide at random, with probability `lmbda`, whether a micro-batch is on-policy.
 
     The decision depends on the arguments alone, so that all ranks agree (generation under ZeRO-3 is a collective) and
-    a resumed run decides alike.
+    a resumed run makes the same decisions.
 
     Example:
 
@@ -40,9 +40,10 @@ def is_on_policy(lmbda: float, *, seed: int, step: int, micro_batch: int) -> boo
 
 
 def sampling_seed(seed: int, step: int, micro_batch: int, process: int) -> int:
-    """Return the seed of the text of one micro-batch on one process, distinct for any two of them.
+    """Return the sampling seed of one micro-batch on one process.
 
-    It depends on the arguments alone, so that a resumed run samples the same text.
+    It differs between micro-batches and processes, and depends on the arguments alone, so that a resumed run samples
+    the same text.
 
     Example:
 
@@ -88,22 +89,22 @@ def sample_rows(
         batch (`Mapping`):
             `prompts` and `prompt_attention_mask`, int64 tensors `[B, P]`, left-padded.
         accelerator (`Accelerator`):
-            The run's accelerator.
+            Accelerator of the trainer.
         config (`GenerationConfig`):
             Sampling parameters.
         vocabulary_size (`int`):
-            Number of leading ids that both models share; no other ids are sampled.
+            Number of leading token ids that both models share. No other ids are sampled.
         seed (`int`):
             Seed of the sampling. The random state of the process is left unchanged.
 
     Returns:
         `list[dict]`: Rows `{input_ids, labels}` whose labels cover the completion up to and including its first stop
-        token. A completion that never stops keeps all its tokens.
+        token, or all of it if there is none.
     """
-    author = accelerator.unwrap_model(engine)
-    device = author.get_input_embeddings().weight.device
-    foreign = list(range(vocabulary_size, author.config.get_text_config().vocab_size))
-    config = GenerationConfig(**{**config.to_diff_dict(), "suppress_tokens": foreign or None})
+    bare = accelerator.unwrap_model(engine)
+    device = bare.get_input_embeddings().weight.device
+    not_shared = list(range(vocabulary_size, bare.config.get_text_config().vocab_size))
+    config = GenerationConfig(**{**config.to_diff_dict(), "suppress_tokens": not_shared or None})
     prompts, mask = batch["prompts"].to(device), batch["prompt_attention_mask"].to(device)
     with unwrapped_for_generation(engine, accelerator) as model, _seeded(seed, device):
         sequences = model.generate(input_ids=prompts, attention_mask=mask, generation_config=config)
@@ -135,15 +136,15 @@ def _until_stop(completion: list[int], stops: set[int]) -> list[int]:
 
 
 class CompletionLog:
-    """Prompts and completions of the latest optimiser step, written when the trainer logs.
+    """Prompts and completions of the latest optimizer step, written when the trainer logs.
 
     Args:
         args (`AKDConfig`):
-            `log_completions`, `num_completions_to_print`, `log_unique_prompts`, `report_to` and the output folder.
+            Configuration; `num_completions_to_print`, `log_unique_prompts`, `report_to` and `output_dir` are read.
         tokenizer (`PreTrainedTokenizerBase`):
-            Decodes the texts.
+            Tokenizer that decodes the texts.
         accelerator (`Accelerator`):
-            Gathers the texts from all processes.
+            Accelerator that gathers the texts from all processes.
     """
 
     def __init__(self, args: AKDConfig, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> None:

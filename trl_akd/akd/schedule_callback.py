@@ -1,4 +1,4 @@
-"""Callback that moves the knobs of divergences at the events of the training loop."""
+"""Callback that updates the knobs of divergences during training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,18 +10,18 @@ from ..losses.knobs import KnobSchedule
 
 
 class ScheduleCallback(TrainerCallback):
-    """Callback that resets schedules at each epoch's beginning, and calls `finish_step` once gradients are complete.
+    """Callback that resets schedules at the beginning of each epoch, and calls `finish_step` in each optimizer step.
 
-    A run that resumes within an epoch begins that epoch again, with the schedules already loaded. Epochs are counted
-    as they begin, since the length of a stream is unknown.
+    When training resumes within an epoch, `on_epoch_begin` is called for that epoch a second time, with the schedules
+    already loaded. Epochs are counted as they begin, since the length of a stream is unknown.
 
     Args:
         beta (`AdaptiveBeta`):
-            The coefficient of AKD, which counts the epochs whatever the divergence.
+            The mixing coefficient of AKD, which counts the epochs for every divergence.
         schedule (`KnobSchedule`, *optional*):
             The schedule of the divergence, which may be `beta`.
         finish_step (`Callable`):
-            Called once per optimiser step, on all ranks.
+            Function called once per optimizer step on all ranks, when the gradients are complete.
     """
 
     def __init__(self, beta: AdaptiveBeta, schedule: KnobSchedule | None, finish_step: Callable[[], None]) -> None:
@@ -33,7 +33,7 @@ class ScheduleCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set the knobs to their values of the first step, unless the run resumes."""
+        """Set the knobs to their initial values, unless training resumes."""
         self._is_first_epoch = True
         if state.global_step == 0:
             for schedule in self.schedules:

@@ -24,8 +24,8 @@ def upload_student(
 ) -> Any:
     """Upload a trainer's student in one commit. All processes must call it.
 
-    Transformers uploads the whole output folder, with the ledger of a run, students of other cycles, and the training
-    arguments including the Hub token. Here the student is first saved into a separate folder.
+    Transformers would upload the whole output folder, including a run's ledger, the students of other cycles, and the
+    training arguments with the Hub token. Here the student is first saved to a separate folder.
 
     Args:
         trainer (`AKDTrainer`):

@@ -1,4 +1,4 @@
-"""Checks of models, data and arguments that need no forward pass; each raises one sentence."""
+"""Checks of models, data and arguments that need no forward pass."""
 
 import os
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ def check_arguments(trainer: type, args: Any, expected: type[AKDConfig]) -> None
     """Refuse a configuration of another trainer, whose fields may be missing or mean something else."""
     if args is not None and not isinstance(args, expected):
         raise TypeError(
-            f"`args` is a {type(args).__name__}, but {trainer.__name__} takes {_article(expected.__name__)}; make one "
-            "with the same settings."
+            f"`args` is a {type(args).__name__}, but {trainer.__name__} takes {_with_article(expected.__name__)}; "
+            "create one with the same settings."
         )
 
 
-def _article(name: str) -> str:
+def _with_article(name: str) -> str:
     return f"an {name}" if name[0] in "AEIOU" else f"a {name}"
 
 
-# Methods of TRL's and transformers' trainers that this package's trainers never call, and what to override instead.
+# Methods of TRL's and transformers' trainers that this package never calls -> the method to override instead.
 _NEVER_CALLED = {
     "generalized_jsd_loss": "`compute_loss`",
     "generate_on_policy_outputs": "`get_batch_samples`, which returns the micro-batches of a step with their text",
@@ -47,11 +47,11 @@ def check_overrides(trainer: type, base: type) -> None:
 
 
 def check_parallelism(config: Any) -> None:
-    """Refuse context, sequence and tensor parallelism, under which a process sees a part of a row or of the logits.
+    """Refuse context, sequence and tensor parallelism, under which a process sees only part of a row or of the logits.
 
     Args:
         config (`ParallelismConfig`, *optional*):
-            That of `accelerate`.
+            Parallelism of `accelerate`.
     """
     for name, method in (("cp", "context"), ("sp", "sequence"), ("tp", "tensor")):
         size = getattr(config, f"{name}_size", 1)
@@ -81,20 +81,20 @@ def check_experts(config: Any) -> None:
 
     Args:
         config (`PretrainedConfig`):
-            That of a student whose router is to be trained by it.
+            Configuration of a student trained with the load-balancing loss.
     """
     if config.is_encoder_decoder or not (hasattr(config, "num_experts") and hasattr(config, "output_router_logits")):
         raise ValueError(
-            f"the student is a mixture of experts ({type(config).__name__}) whose load-balancing loss is not known "
-            "here; set router_aux_loss_coef=0 to train without it."
+            f"the student is a mixture of experts ({type(config).__name__}) whose load-balancing loss is not "
+            "supported; set router_aux_loss_coef=0 to train without it."
         )
 
 
 def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter: bool) -> None:
-    """Refuse objects that are no language models, a missing teacher, and settings that it does not support."""
+    """Refuse objects that are not language models, a missing teacher, and settings that it does not support."""
     if not isinstance(student, str):
         check_language_model(student, role="model")
-    if not args.asks_teacher:
+    if not args.uses_teacher:
         if teacher is not None:
             raise ValueError(
                 "`teacher_model` is given, but no objective uses a teacher; leave it out, or choose one that does."
@@ -103,7 +103,7 @@ def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter:
         if not trains_adapter:
             raise ValueError(
                 "`teacher_model_name_or_path` is not set and no `teacher_model` was given; name a teacher, or train "
-                "an adapter (`use_peft: true`) to let the student without it be the teacher."
+                "an adapter (`use_peft: true`) to use the student without the adapter as the teacher."
             )
         if args.seq_kd:
             raise ValueError(
@@ -121,12 +121,12 @@ def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter:
         _check_device(args.teacher_device)
     if isinstance(teacher, Teacher) and (args.seq_kd or args.teacher_device is not None):
         name, reason = ("seq_kd", "generates no text") if args.seq_kd else ("teacher_device", "chooses its own device")
-        raise ValueError(f"`{name}` is set, but a `Teacher` of your own {reason}; leave it out.")
+        raise ValueError(f"`{name}` is set, but a custom `Teacher` {reason}; leave it out.")
     zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
     if args.teacher_device is not None and zero3:
         raise ValueError(
-            f"`teacher_device` is {args.teacher_device!r}, but ZeRO-3 shards the teacher over the processes itself; "
-            "leave `teacher_device` out."
+            f"`teacher_device` is {args.teacher_device!r}, but ZeRO-3 shards the teacher over the processes; leave "
+            "`teacher_device` out."
         )
     if args.teacher_model_init_kwargs and not isinstance(teacher, str):
         raise ValueError(
@@ -135,11 +135,11 @@ def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter:
 
 
 def check_language_model(model: Any, *, role: str) -> None:
-    """Refuse an object that is no language model of transformers, with or without an adapter.
+    """Refuse an object that is not a language model of transformers, with or without an adapter.
 
     Args:
         model (`object`):
-            The object to check.
+            Object to check.
         role (`str`):
             `"model"` or `"teacher_model"`, for the message.
     """
@@ -147,7 +147,7 @@ def check_language_model(model: Any, *, role: str) -> None:
     if isinstance(bare, PreTrainedModel) and hasattr(bare.get_output_embeddings(), "weight"):
         return
     if hasattr(model, "_orig_mod"):
-        raise ValueError(f"`{role}` is compiled already; give the model itself and set torch_compile=True.")
+        raise ValueError(f"`{role}` is already compiled; pass the original model and set torch_compile=True.")
     own = ", or an object with the methods of `trl_akd.teachers.Teacher`" if role == "teacher_model" else ""
     raise ValueError(
         f"`{role}` is a {type(model).__name__}, which is not a language model of transformers; give one with an LM "
@@ -156,7 +156,7 @@ def check_language_model(model: Any, *, role: str) -> None:
 
 
 def check_architectures(student: Any, teacher: Any, *, encoder_decoders: bool) -> None:
-    """Refuse an encoder-decoder where the trainer reads prompt and answer as one text, or beside a causal model.
+    """Refuse an encoder-decoder that the trainer does not support, or one that is paired with a causal model.
 
     Args:
         student (`PreTrainedModel` or `PeftModel`):
@@ -164,7 +164,7 @@ def check_architectures(student: Any, teacher: Any, *, encoder_decoders: bool) -
         teacher (`PreTrainedModel`, *optional*):
             The teacher, if it is a model.
         encoder_decoders (`bool`):
-            Whether the trainer takes encoder-decoders.
+            Whether the trainer supports encoder-decoders.
     """
     kinds = {True: "an encoder-decoder", False: "a causal model"}
     if student.config.is_encoder_decoder and not encoder_decoders:
@@ -176,7 +176,7 @@ def check_architectures(student: Any, teacher: Any, *, encoder_decoders: bool) -
         raise ValueError(
             f"`teacher_model` is {kinds[bool(teacher.config.is_encoder_decoder)]} ({teacher.config.model_type}) but "
             f"the student {kinds[bool(student.config.is_encoder_decoder)]} ({student.config.model_type}), and both "
-            "must read the same tokens; give two of a kind."
+            "must read the same tokens; give two models of the same kind."
         )
 
 
@@ -193,9 +193,9 @@ def _check_device(device: Any) -> None:
 
 
 def check_data(datasets: Mapping[str, Any], args: AKDConfig) -> None:
-    """Refuse empty datasets and datasets without the columns of any known form.
+    """Refuse empty datasets and datasets whose columns fit no supported format.
 
-    Evaluation reads completions, so that prompts alone suffice for training only.
+    Prompts without completions are enough for training only, since evaluation reads completions.
     """
     for name, dataset in datasets.items():
         if isinstance(dataset, Dataset):

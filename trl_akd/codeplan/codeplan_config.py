@@ -83,7 +83,7 @@ class CodePLANConfig(AKDConfig):
         self._check_tasks()
 
     @property
-    def asks_teacher(self) -> bool:
+    def uses_teacher(self) -> bool:
         """Whether any task is distilled from a teacher."""
         return "akd" in (self.code_objective, self.plan_objective)
 
@@ -105,7 +105,7 @@ class CodePLANConfig(AKDConfig):
             )
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` is on, which would remove the prompts; turn it off.")
-        if not self.asks_teacher:
+        if not self.uses_teacher:
             self._check_no_teacher_options(
                 "while `code_objective` and `plan_objective` are both 'ce'; set one of them to 'akd'"
             )

@@ -290,7 +290,7 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
         if self.args.guided_weight > 0.0:
             names.append("guided_weight")
         settings = {name: getattr(self.args, name) for name in names}
-        return settings | super()._objective() if self.args.asks_teacher else settings
+        return settings | super()._objective() if self.args.uses_teacher else settings
 
     def _card_sections(self) -> list[str]:
         plan_head = self.args.plan_head == "separate"

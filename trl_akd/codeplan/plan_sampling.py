@@ -43,12 +43,15 @@ class PlanScore:
         too_long (`bool`, *optional*, defaults to `False`):
             Whether the prompt for the plan or for its programs exceeds the model's positions; the plan then counts as
             one whose programs pass nothing.
+        programs (`tuple[str, ...]`, *optional*):
+            The programs in which `pass_fraction` was measured; empty without public tests.
     """
 
     plan: str
     mean_logprob: float | None
     pass_fraction: float | None
     too_long: bool = False
+    programs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,11 +309,13 @@ class PlanSampler:
 
     def _score_plan(self, problem: _Problem, plan: Completion, trials: Iterator[list[_Program]]) -> PlanScore:
         too_long, fraction = plan is _NOT_GENERATED, None
+        texts: tuple[str, ...] = ()
         if _has_public_tests(problem):
             programs = [] if too_long else next(trials)
             too_long = too_long or programs[0][1] is _NOT_GENERATED
-            fraction = 0.0 if too_long else self._pass_fraction(problem, [program for program, _ in programs])
-        return PlanScore(plan.text.strip(), plan.mean_logprob, fraction, too_long)
+            texts = () if too_long else tuple(program for program, _ in programs)
+            fraction = 0.0 if too_long else self._pass_fraction(problem, texts)
+        return PlanScore(plan.text.strip(), plan.mean_logprob, fraction, too_long, texts)
 
     def _generate_programs(self, pairs: Sequence[tuple[_Problem, str | None]], purpose: str) -> list[list[_Program]]:
         """Generate programs for pairs of problem and plan; the samples differ by purpose."""

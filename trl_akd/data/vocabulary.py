@@ -57,7 +57,7 @@ def shared_vocabulary_size(
     if lengths[0] != lengths[1]:
         shared = min(shared, *lengths)
     _require_equal_tokens(student, teacher, shared)
-    _require_equal_behaviour(student_tokenizer, teacher_tokenizer)
+    _require_equal_behavior(student_tokenizer, teacher_tokenizer)
     _warn_of_special_tokens(student_tokenizer, teacher_tokenizer)
     return shared
 
@@ -108,7 +108,7 @@ def _describe(token: str | None) -> str:
     return "no token" if token is None else repr(token)
 
 
-def _require_equal_behaviour(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+def _require_equal_behavior(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
     ids = [tokenizer(_PROBE, add_special_tokens=False)["input_ids"] for tokenizer in (student, teacher)]
     if ids[0] == ids[1]:
         return

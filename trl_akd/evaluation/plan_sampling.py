@@ -249,7 +249,10 @@ def _without_public_tests(benchmark: Benchmark) -> list[str]:
 def _scores(result: PlanSamplingResult) -> dict[str, Any]:
     return {
         "chosen": {str(number): choice.index for number, choice in result.choices.items()},
-        "scores": [asdict(score) for score in result.plan_scores],
+        "scores": [
+            {name: value for name, value in asdict(score).items() if name != "programs"}  # which are in a file
+            for score in result.plan_scores
+        ],
     }
 
 

@@ -70,8 +70,8 @@ def plot_errors(results: Mapping[str, Any], path: str | Path) -> None:
     counts = error_counts(results)
     figure = Figure(figsize=(7, 1 + 0.32 * len(counts)), layout="constrained")
     axes = figure.add_subplot()
-    colours = ["tab:green", "tab:orange", *["tab:red"] * (len(counts) - 2)]
-    bars = axes.barh(list(counts), list(counts.values()), color=colours)
+    colors = ["tab:green", "tab:orange", *["tab:red"] * (len(counts) - 2)]
+    bars = axes.barh(list(counts), list(counts.values()), color=colors)
     axes.bar_label(bars, padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.1)

@@ -85,7 +85,7 @@ def start_worker(settings: dict[str, Any]) -> Worker:
     """Start a helper.
 
     Raises:
-        IsolationError: If the machine is short of files, processes or memory for one.
+        IsolationError: If the machine lacks open files, processes or memory for it.
     """
     try:
         return Worker(settings)
@@ -124,8 +124,8 @@ def _helper_settings(level: Isolation, folders: dict[str, str], sources: list[st
 def _bwrap_settings(sources: Iterable[str]) -> dict[str, Any]:
     """Return the settings of level `bwrap`, which runs the helper inside bubblewrap's sandbox.
 
-    It is for machines whose ordinary users may not make namespaces, but where bubblewrap may: it is setuid, or has an
-    AppArmor profile that permits it.
+    It is for machines on which ordinary users may not create namespaces, but bubblewrap may, because it is setuid or
+    has an AppArmor profile.
 
     Args:
         sources (`Iterable[str]`): Paths to show besides the system's.

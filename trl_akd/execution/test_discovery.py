@@ -31,15 +31,15 @@ class DiscoveredTests:
             Names of test functions and of classes of test methods that the test program does not refer to. TestCases
             of unittest are found when the test program runs.
         runners (`tuple[str, ...]`):
-            Those of the packages `unittest` and `pytest` that the test program mentions, and `pytest.main` where
-            pytest is imported under `if __name__ == "__main__":` alone.
+            `unittest` and `pytest`, if the test program mentions them, and `pytest.main` if pytest is imported only
+            under `if __name__ == "__main__":`.
         exits (`tuple[tuple[int, int, int, int], ...]`):
             Positions of statements by which it may exit, such as `sys.exit(main())`: first and last line, first and
             last column.
         imports_pytest (`bool`):
             Whether it imports pytest at its top level, outside `if` and `try`.
         unrunnable (`str`, *optional*):
-            Reason why its tests cannot be run here.
+            Reason why its tests cannot be run.
     """
 
     functions: tuple[str, ...] = ()
@@ -162,7 +162,7 @@ def _missing_tests(called: set[str], statements: list[ast.stmt], has_functions: 
 
 
 def _needs_pytest(left: list[_Definition], statements: list[ast.stmt]) -> str | None:
-    """Return a message about the first test to be called that works under pytest alone."""
+    """Return a message about the first test to be called that needs pytest."""
     for node in left:
         if not isinstance(node, ast.ClassDef):
             needs = _pytest_only(statements) or _arguments_from_pytest(node, 0)
@@ -181,7 +181,7 @@ def _needs_pytest(left: list[_Definition], statements: list[ast.stmt]) -> str | 
 def _pytest_only(body: list[ast.stmt]) -> str | None:
     for node in body:
         if isinstance(node, _FUNCTION) and node.name in _PYTEST_HOOKS:
-            return f"{node.name} in the test is called by pytest alone; do the set-up in the test function itself"
+            return f"{node.name} in the test is called only by pytest; move the set-up into the test function"
     return None
 
 

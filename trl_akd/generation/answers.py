@@ -129,7 +129,7 @@ class Answer:
         thoughts_closed (`bool`):
             Whether the reasoning ended. If not, there is no answer and `text` is empty.
         text (`str`):
-            Answer without thoughts, terminal colours and special tokens of chat templates.
+            Answer without thoughts, terminal colors and special tokens of chat templates.
         prose (`str`):
             Text outside the code blocks.
         blocks (`tuple[CodeBlock, ...]`):

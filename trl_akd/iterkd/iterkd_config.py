@@ -65,7 +65,7 @@ class IterKDConfig(CycleConfig, AKDConfig):
         self._check_training()
 
     @property
-    def asks_teacher(self) -> bool:
+    def uses_teacher(self) -> bool:
         """Whether the objective needs a teacher model."""
         return self.objective == "akd" or (self.objective is None and self.teacher_model_name_or_path is not None)
 

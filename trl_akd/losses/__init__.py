@@ -1,4 +1,4 @@
-"""Losses: divergences per token, contrasts per pair, and their fused, chunked forms. Imports torch alone."""
+"""Losses: divergences per token, contrastive losses per pair, and their fused, chunked forms. Imports only torch."""
 
 from . import divergences
 from .contrastive import dpo, dpo_norm, infonce, simpo, unlikelihood
@@ -11,7 +11,7 @@ from .fused_linear import (
     fused_linear_divergence,
 )
 from .fused_log_probs import LossOfLogProbs, fused_linear_log_probs
-from .knobs import Interpolation, KnobSchedule, LinearBeta
+from .knobs import Interpolation, KnobSchedule
 from .lm_head import LMHead
 from .reduction import count_items, count_items_by_task, scale, token_weights
 from .signals import DenseSignal, SparseSignal, TeacherSignal
@@ -23,7 +23,6 @@ __all__ = [
     "Interpolation",
     "KnobSchedule",
     "LMHead",
-    "LinearBeta",
     "LossOfLogProbs",
     "SparseSignal",
     "TeacherSignal",

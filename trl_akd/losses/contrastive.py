@@ -1,8 +1,8 @@
 r"""Contrastive losses of correct and faulty answers, from the log-probabilities of whole sequences.
 
-For a prompt x with a correct answer \(y^+\) and faulty ones \(y^-_1, …, y^-_K\), each loss but one compares *rewards*,
-functions of the answer's log-probability \(\log\pi(y|x)\), its length \(|y|\) in tokens and its log-probability
-\(\log\pi_\mathrm{ref}(y|x)\) under a frozen reference:
+For a prompt x with a correct answer \(y^+\) and faulty answers \(y^-_1, …, y^-_K\), all losses but one compare
+*rewards*, functions of the answer's log-probability \(\log\pi(y|x)\), its length \(|y|\) in tokens and its
+log-probability \(\log\pi_\mathrm{ref}(y|x)\) under a frozen reference model:
 
 | loss | reward r(y) | loss per pair |
 |---|---|---|
@@ -12,9 +12,9 @@ functions of the answer's log-probability \(\log\pi(y|x)\), its length \(|y|\) i
 | [`infonce`] | β (log π - log π_ref) / \|y\| | -log softmax of r⁺ among r⁺, r⁻₁, …, r⁻ₖ |
 | [`unlikelihood`] | (unused) | mean over k, then over tokens, of -log(1 - p) |
 
-β has the inverse unit of what it multiplies. Sums differ by tens of nats, means over tokens by about one, so DPO's 0.1
-for the former corresponds to SimPO's 2 for the latter: with 0.1, the sigmoid of [`dpo_norm`] would not saturate before
-the answers differ by ten nats per token.
+β has the inverse unit of the quantity it multiplies. Sums differ by tens of nats and means over tokens by about one,
+so DPO's 0.1 for sums corresponds to SimPO's 2 for means: with 0.1, the sigmoid of [`dpo_norm`] would saturate only
+when the answers differ by ten nats per token.
 """
 
 import math
@@ -196,9 +196,9 @@ def unlikelihood(token_log_probs: Tensor, mask: Tensor) -> Tensor:
 
     ```
     """
-    surest = token_log_probs.clamp(max=_ALMOST_SURE)
-    kept_slope = token_log_probs + (surest - token_log_probs).detach()
-    terms = -log1mexp(kept_slope.masked_fill(~mask, -1.0)).masked_fill(~mask, 0.0)
+    clamped = token_log_probs.clamp(max=_ALMOST_SURE)
+    with_slope = token_log_probs + (clamped - token_log_probs).detach()
+    terms = -log1mexp(with_slope.masked_fill(~mask, -1.0)).masked_fill(~mask, 0.0)
     return terms.sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)
 
 

@@ -1,7 +1,7 @@
-"""Divergences between a teacher and a student, one number per token: a registry of rules, by name.
+"""Divergences between teacher and student per token: a registry of rules by name.
 
-A rule is a function of both models' logits. It may bring a hand-written gradient; the fused loss differentiates all
-others by autograd, a chunk of tokens at a time. To add a rule, write its function and register it:
+A rule is a function of both models' logits. It may have a hand-written gradient; the fused loss differentiates all
+other rules by autograd, a chunk of tokens at a time. To add a rule, write its function and register it:
 
 ```python
 >>> from trl_akd.losses import divergences
@@ -28,16 +28,14 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .knobs import Interpolation, KnobSchedule, LinearBeta, as_real, as_share
+from .knobs import Interpolation, KnobSchedule, as_real, as_share
 
 __all__ = [
     "Rule",
     "Softened",
     "abkd",
-    "adaptive_alpha",
     "akd",
     "akl",
-    "annealed_kl",
     "eopd",
     "forward_kl",
     "get",
@@ -56,7 +54,7 @@ Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 
 class Softened(NamedTuple):
-    """A block of tokens as a hand-written gradient sees it. The tensors `[n, V]` may be overwritten.
+    """Inputs of a hand-written gradient for a block of tokens. The tensors `[n, V]` may be overwritten.
 
     Attributes:
         q (`Tensor`): shape `[n, V]`, the student's probabilities.
@@ -64,7 +62,7 @@ class Softened(NamedTuple):
         log_ratio (`Tensor`): shape `[n, V]`, log q - log p.
         forward_kl (`Tensor`): shape `[n]`, KL(p || q).
         reverse_kl (`Tensor`): shape `[n]`, KL(q || p).
-        scratch (`Tensor`): shape `[n, V]`, of no meaning.
+        scratch (`Tensor`): shape `[n, V]`, working memory with arbitrary contents.
     """
 
     q: Tensor
@@ -77,23 +75,24 @@ class Softened(NamedTuple):
 
 @dataclass(frozen=True)
 class Rule:
-    """A divergence by name; call it as its function.
+    """Named divergence, which can be called like its function.
 
     Args:
         name (`str`):
-            Its name in configurations.
+            Name in configurations.
         function (`Callable`):
-            From student logits and teacher logits `[..., V]`, and keyword arguments, its knobs, to nats `[...]`.
+            Function of student logits and teacher logits `[..., V]`, and keyword arguments, the knobs, that returns
+            the divergence `[...]` in nats.
         paper (`str`, *optional*):
-            Its source.
+            Link to the source.
         fused (`Callable`, *optional*):
-            Its hand-written gradient. Takes [`Softened`], whether a gradient is needed, and the knobs; returns the
+            Hand-written gradient. Takes [`Softened`], whether a gradient is needed, and the knobs; returns the
             divergence `[n]`, and writes the gradient with respect to the softened student logits to `Softened.p`.
         aliases (`tuple[str, ...]`, *optional*):
-            Other names for it.
+            Alternative names.
         schedule (`type[KnobSchedule]`, *optional*):
-            Class of the [`KnobSchedule`] of the knob that moves during training, if there is one. Its arguments are
-            settings of the rule in a configuration, where they take the place of that knob.
+            [`KnobSchedule`] class of the knob that changes during training, if there is one. In a configuration, its
+            arguments replace that knob.
     """
 
     name: str
@@ -109,7 +108,7 @@ class Rule:
 
     @cached_property
     def knobs(self) -> dict[str, Any]:
-        """Names of the knobs, without the temperature, with their defaults (`inspect.Parameter.empty` for none)."""
+        """Defaults of the knobs by name, without the temperature; `inspect.Parameter.empty` if there is no default."""
         _, _, *others = self._parameters
         return {knob.name: knob.default for knob in others if knob.name != "temperature" and knob.kind in _NAMED}
 
@@ -144,7 +143,7 @@ class Rule:
 
     @property
     def default_settings(self) -> dict[str, Any]:
-        """Settings of a configuration with their defaults: arguments of the schedule, and knobs that do not move."""
+        """Defaults of a configuration's settings: arguments of the schedule, and knobs that it does not change."""
         if self.schedule is None:
             return dict(self.knobs)
         arguments = inspect.signature(self.schedule).parameters.values()
@@ -154,13 +153,13 @@ class Rule:
         }
 
     def split(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Divide the settings of a configuration into knobs and arguments of the schedule."""
+        """Split the settings of a configuration into knobs and arguments of the schedule."""
         names = () if self.schedule is None else tuple(inspect.signature(self.schedule).parameters)
         knobs = {name: value for name, value in settings.items() if name not in names}
         return knobs, {name: value for name, value in settings.items() if name in names}
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Raise a ValueError if the settings of a configuration do not suit the rule and its schedule."""
+        """Raise a ValueError if the settings of a configuration are not valid for the rule and its schedule."""
         knobs, arguments = self.split(settings)
         if self.schedule is None:
             self.check(knobs)
@@ -169,7 +168,7 @@ class Rule:
         for name in knobs:
             if name not in known:
                 raise ValueError(
-                    f"the divergence {self.name!r} moves {schedule.knob!r} during training; it takes "
+                    f"the divergence {self.name!r} changes {schedule.knob!r} during training; it takes "
                     f"{', '.join(map(repr, known))}, not {name!r}."
                 )
         self.check({**knobs, schedule.knob: schedule.value})
@@ -190,24 +189,24 @@ def register(
     """Register the decorated function as a rule.
 
     The function takes student logits and teacher logits `[..., V]` of the shared vocabulary, already divided by the
-    temperature, and returns nats `[...]`. Its other arguments are the rule's knobs. It may have an argument
-    `temperature=1.0` for direct calls, which the fused loss leaves alone.
+    temperature, and returns the divergence `[...]` in nats. Its other arguments are the rule's knobs. It may have an
+    argument `temperature=1.0` for direct calls, which the fused loss does not pass.
 
     Args:
         name (`str`):
-            The rule's name: `divergence` in a configuration or a recipe, and the argument of [`get`]. As there, case
-            and `-` or `_` make no difference.
+            Name of the rule, for `divergence` in a configuration or a recipe and for [`get`]. Case is ignored, and `-`
+            is the same as `_`.
         paper (`str`, *optional*):
-            Its source.
+            Link to the source.
         fused (`Callable`, *optional*):
-            Its hand-written gradient, see [`Rule`]. By default the fused loss uses autograd.
+            Hand-written gradient, see [`Rule`]. By default the fused loss uses autograd.
         aliases (`tuple[str, ...]`, *optional*):
-            Other names for it.
+            Alternative names.
         schedule (`type[KnobSchedule]`, *optional*):
-            Class of the schedule of the knob that moves during training, see [`Rule`].
+            Class of the schedule of the knob that changes during training, see [`Rule`].
 
     Raises:
-        ValueError: another function is registered under one of the names, or the schedule names no knob.
+        ValueError: another function is registered under one of the names, or the schedule has no `knob`.
     """
     if schedule is not None and not hasattr(schedule, "knob"):
         raise ValueError(f"the schedule of the divergence {name!r} is {schedule!r}; give a class with a `knob`.")
@@ -217,7 +216,7 @@ def register(
             present = _find(_plain_name(each))
             if present is not None and _source(present.function) != _source(function):
                 raise ValueError(
-                    f"a divergence {each!r} is registered already ({_source(present.function)}); choose another name."
+                    f"a divergence {each!r} is already registered ({_source(present.function)}); choose another name."
                 )
         rule = Rule(_plain_name(name), function, paper, fused, tuple(map(_plain_name, aliases)), schedule)
         _RULES[rule.name] = rule
@@ -231,7 +230,7 @@ def _source(function: Callable[..., Tensor]) -> str:
 
 
 def get(name: str) -> Rule:
-    """Return the rule of a name or alias, in lower or upper case, with `-` or `_`.
+    """Return the rule with a name or alias. Case is ignored, and `-` is the same as `_`.
 
     Raises:
         ValueError: no rule has the name.
@@ -267,8 +266,8 @@ def shared_vocabulary(student_logits: Tensor, teacher_logits: Tensor) -> tuple[T
     """Cut both models' logits to the vocabulary prefix they share.
 
     Models of one family often pad their LM heads to different sizes (Qwen2.5-Coder: 151,936 and 152,064). The rows
-    beyond the shorter head name no token the other model knows. Equal sizes prove nothing: the caller must have shown
-    that the two tokenizers give the same token to every id of the prefix.
+    beyond the smaller head stand for no token of the other model. Equal sizes prove nothing: the caller must have
+    checked that both tokenizers have the same token for every id of the prefix.
 
     Args:
         student_logits (`Tensor`): shape `[..., Vs]`.
@@ -370,18 +369,6 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     return _relative_entropy(log_q, log_p)
 
 
-@register("annealed_kl", fused=_akd_, schedule=LinearBeta)
-def annealed_kl(student_logits: Tensor, teacher_logits: Tensor, beta: float, temperature: float = 1.0) -> Tensor:
-    """Compute the mix of [`akd`], whose share of reverse KL moves from one value to another over training.
-
-    Forward KL first, while the student learns the teacher's modes; reverse KL last, which removes what is left of
-    probability elsewhere. In training, [`LinearBeta`] moves `beta`.
-
-    Arguments and result are as in [`akd`].
-    """
-    return akd(student_logits, teacher_logits, beta, temperature)
-
-
 @register("jsd", paper="https://huggingface.co/papers/2306.13649")
 def jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float = 0.5, temperature: float = 1.0) -> Tensor:
     """Compute the generalized Jensen-Shannon divergence of each token, as TRL's `GKDTrainer` does.
@@ -443,8 +430,8 @@ def akl(student_logits: Tensor, teacher_logits: Tensor, mu: float = 0.5, tempera
     [Rethinking KL](https://huggingface.co/papers/2404.02657): `w = g_head / (g_head + g_tail)`,
     where `g` is the sum of `|p - q|` over the head or the tail of the teacher's distribution. The head is the most
     probable token, and the next ones as long as their cumulative probability does not exceed `mu`. No gradient flows
-    through `w`. Tokens of equal probability at the boundary count in equal parts, as on average over the orders in
-    which they can be sorted: the authors' code lets the order of the vocabulary decide. (A port of it in TAID's
+    through `w`. Tokens of equal probability at the boundary count in equal parts, the average over all orders in which
+    they can be sorted; in the authors' code, the order of the vocabulary decides. (A port of that code in TAID's
     repository applies the mask of the sorted order to the unsorted vocabulary.)
 
     Args:
@@ -482,7 +469,7 @@ def _head_error(p: Tensor, errors: Tensor, limit: float, listed: int) -> Tensor:
     share_of_tied = (size - above.sum(dim=-1, keepdim=True)).to(p.dtype) / tied.sum(dim=-1, keepdim=True)
     head = (errors.gather(-1, ids) * torch.where(above, 1.0, share_of_tied * tied)).sum(dim=-1)
     if listed < p.shape[-1]:
-        # The head, or the tokens tied with its last one, may go on after those listed.
+        # The head, or the tokens tied with its last one, may extend beyond the listed tokens.
         [unfinished] = torch.where(tied[:, -1])
         # Sorting whole rows takes several times their memory.
         for rows in torch.split(unfinished, max(1, 2**20 // p.shape[-1])):
@@ -502,11 +489,11 @@ def _todi_(block: Softened, with_gradient: bool) -> Tensor:
 
 @register("todi", paper="https://huggingface.co/papers/2505.16297", fused=_todi_)
 def todi(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Compute the token-wise divergence of each token, `sum_v a p log(p / q) + (1 - a) q log(q / p)`.
+    """Compute the token-wise distillation loss of each token, `sum_v a p log(p / q) + (1 - a) q log(q / p)`.
 
     [ToDi](https://huggingface.co/papers/2505.16297), with `a = sigmoid(log p_v - log q_v)`, that is
     `p_v / (p_v + q_v)`, for each entry v of the vocabulary. No gradient flows through `a`. The value is
-    `KL(p || q) + KL(q || p)` exactly, whatever p and q; only the gradient differs from that of the sum.
+    `KL(p || q) + KL(q || p)` for all p and q; only the gradient differs from that of the sum.
 
     Arguments and result are as in [`forward_kl`].
 
@@ -552,82 +539,6 @@ def eopd(student_logits: Tensor, teacher_logits: Tensor, threshold: float = 0.8,
     return _relative_entropy(log_q, log_p) + _relative_entropy(log_p, log_q, is_uncertain)
 
 
-def _adaptive_alpha_(
-    block: Softened, with_gradient: bool, concentration: float = 0.9, entropy_weight: float = 3.0
-) -> Tensor:
-    """Compute [`adaptive_alpha`]; with `u = p^alpha q^(1 - alpha)`, its gradient is `w (q sum(u) - u) / alpha`."""
-    concentration, entropy_weight = _check_adaptive_alpha(concentration, entropy_weight)
-    q, p, log_ratio, scratch = block.q, block.p, block.log_ratio, block.scratch
-    log_p = torch.clamp(p, min=torch.finfo(p.dtype).tiny, out=scratch).log_()
-    weight = 1 - entropy_weight * log_p.mul_(p).sum(dim=-1)
-    complement = concentration * torch.minimum(p, q, out=scratch).sum(dim=-1)
-    alpha = 1 - complement
-    # u is the larger probability, reduced: nothing overflows, and u - p keeps its digits where both are nearly equal.
-    reduced = torch.clamp(log_ratio, min=0, out=scratch).mul_(-alpha.unsqueeze(-1)).exp_()
-    larger = torch.maximum(p, q, out=p).mul_(reduced)  # u where q > p, otherwise p
-    steps = torch.abs(log_ratio, out=scratch).mul_(-complement.unsqueeze(-1)).expm1_().mul_(larger)
-    differences = torch.copysign(steps, log_ratio, out=steps)  # u - p
-    change = differences.sum(dim=-1)
-    if with_gradient:
-        u = larger.add_(differences.clamp_(max=0))
-        u.neg_().addcmul_(q, (1 + change).unsqueeze(-1)).mul_((weight / alpha).unsqueeze(-1))
-    return weight * torch.where(complement > 0, -change / complement, block.forward_kl) / alpha
-
-
-@register("adaptive_alpha", fused=_adaptive_alpha_)
-def adaptive_alpha(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    concentration: float = 0.9,
-    entropy_weight: float = 3.0,
-    temperature: float = 1.0,
-) -> Tensor:
-    """Compute an alpha divergence of each token, whose order follows the overlap of both distributions.
-
-    `(1 + c H(p)) (1 - sum_v p^a q^(1 - a)) / (a (1 - a))` with `a = 1 - k sum_v min(p, q)`, the teacher's entropy
-    `H(p)` in nats, k = `concentration` and c = `entropy_weight`. No gradient flows through `a`. The alpha divergence
-    is forward KL in the limit a = 1, and reverse KL in the limit a = 0. Where the student lacks the teacher's
-    probability, the divergence is therefore near forward KL, from which it learns the missing tokens; where most of it
-    is there, near reverse KL, which removes what is left elsewhere. Both have the same curvature near p = q. The
-    first factor raises the weight of tokens for which the teacher has several continuations.
-
-    Infinite where no token is possible for both models; with `concentration=0`, as forward KL.
-
-    Args:
-        student_logits, teacher_logits, temperature: as in [`forward_kl`], and so is the result.
-        concentration (`float`, *optional*, defaults to `0.9`): by how much the order falls from 1 as the overlap rises
-            to 1, in [0, 0.99]. 0 is forward KL.
-        entropy_weight (`float`, *optional*, defaults to `3.0`): weight of the teacher's entropy, at least 0, per nat.
-
-    Example:
-        >>> student, teacher = torch.tensor([0.0, 0.0]), torch.tensor([3.0, 1.0]).log()
-        >>> adaptive_alpha(student, teacher, concentration=2 / 3, entropy_weight=0)  # overlap 3/4, a = 1/2
-        tensor(0.1363)
-    """
-    concentration, entropy_weight = _check_adaptive_alpha(concentration, entropy_weight)
-    log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
-    p, q = log_p.exp(), log_q.exp().detach()
-    weight = 1 + entropy_weight * torch.special.entr(p).sum(dim=-1)
-    complement = concentration * torch.minimum(p, q).sum(dim=-1, keepdim=True)
-    log_ratio = torch.where(log_p == -math.inf, 0.0, log_q - log_p)
-    step = complement * torch.where(complement > 0, log_ratio, 0.0)
-    change = _power_difference(log_p, log_p + step, step) / torch.where(complement > 0, complement, 1.0)
-    terms = torch.where(complement > 0, change, p * log_ratio)
-    return -weight * terms.sum(dim=-1) / (1 - complement.squeeze(-1))
-
-
-def _check_adaptive_alpha(concentration: float, entropy_weight: float) -> tuple[float, float]:
-    concentration, entropy_weight = as_share("concentration", concentration), as_real("entropy_weight", entropy_weight)
-    if concentration > 0.99:
-        raise ValueError(
-            f"concentration is {concentration}, with which the order of the divergence is nearly 0 where both models "
-            "agree, so that rounding decides; give at most 0.99."
-        )
-    if entropy_weight < 0:
-        raise ValueError(f"entropy_weight is {entropy_weight}; give a number of at least 0.")
-    return concentration, entropy_weight
-
-
 @register("abkd", paper="https://huggingface.co/papers/2505.04560")
 def abkd(
     student_logits: Tensor, teacher_logits: Tensor, alpha: float = 0.2, beta: float = 0.7, temperature: float = 1.0
@@ -659,8 +570,8 @@ def abkd(
         )
     log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
     if abs(alpha) < abs(beta):
-        # Exchanging both the exponents and the distributions changes nothing. Dividing by the larger exponent leaves
-        # no singularity but (0, 0).
+        # The divergence is symmetric under exchange of both exponents and distributions. Dividing by the larger
+        # exponent leaves no singularity except (0, 0).
         alpha, beta, log_p, log_q = beta, alpha, log_q, log_p
     total = alpha + beta
     never_p, never_q = log_p == -math.inf, log_q == -math.inf
@@ -687,17 +598,13 @@ def _times(factor: float, values: Tensor) -> Tensor:
 
 
 def _chord(start: Tensor, end: Tensor, log_ratio: Tensor, factor: float) -> Tensor:
-    """Return (exp(end) - exp(start)) / factor for end = start + factor * log_ratio, also in the limit of factor 0."""
+    """Return (exp(end) - exp(start)) / factor for end = start + factor * log_ratio, or its limit for factor 0."""
     if factor == 0.0:
         return start.exp() * log_ratio.masked_fill(start == -math.inf, 0.0)
-    return _power_difference(start, end, factor * log_ratio) / factor
-
-
-def _power_difference(start: Tensor, end: Tensor, step: Tensor) -> Tensor:
-    """Return exp(end) - exp(start) for end = start + step."""
-    # `expm1` keeps small differences exact. The larger exponential is the factor, so that nothing overflows.
+    step = factor * log_ratio
+    # `expm1` keeps small differences exact. The larger exponential is factored out, so that nothing overflows.
     rise, fall = step.clamp(min=0.0), step.clamp(max=0.0)
-    return torch.where(step > 0, end.exp() * -torch.expm1(-rise), start.exp() * torch.expm1(fall))
+    return torch.where(step > 0, end.exp() * -torch.expm1(-rise), start.exp() * torch.expm1(fall)) / factor
 
 
 @register("taid", paper="https://huggingface.co/papers/2501.16937", schedule=Interpolation)
@@ -736,7 +643,7 @@ def _log_probabilities(student_logits: Tensor, teacher_logits: Tensor, temperatu
 
 
 def _relative_entropy(log_a: Tensor, log_b: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Return `sum(weights * a * log(a / b))`, by default KL(a || b); what has no weight may be infinite."""
+    """Return `sum(weights * a * log(a / b))`, by default KL(a || b). Terms of weight 0 may be infinite."""
     a = log_a.exp()
     counts = a > 0 if weights is None else (a > 0) & (weights > 0)
     # The gap is masked, not the product: 0 * inf would be NaN, and so would its gradient.
@@ -748,6 +655,6 @@ def _log_mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
     """Return log(share * a + (1 - share) * b)."""
     log_shares = [math.log(part) if part else -math.inf for part in (share, 1 - share)]
     parts = torch.stack([log_a + log_shares[0], log_b + log_shares[1]])
-    # Where neither has any probability, the gradient of logsumexp is NaN.
+    # Where both probabilities are 0, the gradient of logsumexp is NaN.
     impossible = (parts == -math.inf).all(dim=0)
     return torch.logsumexp(parts.masked_fill(impossible, 0.0), dim=0).masked_fill(impossible, -math.inf)

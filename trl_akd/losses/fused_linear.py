@@ -1,12 +1,12 @@
 """Divergences and cross-entropy from hidden states and LM heads, a chunk of tokens at a time.
 
-Full logits of both models are the largest tensors of a distillation step: 8,192 tokens x 152,064 words x 4 bytes are
-5 GB, several times over. Here a chunk of tokens is projected, its divergences are reduced to one number per token, and
-its gradient is pushed through the student's LM head at once: four matrix products per chunk, each done exactly once,
-none recomputed in the backward pass. Computing the gradient in the forward pass is the idea of
+The full logits of both models are the largest tensors of a distillation step: 8,192 tokens x 152,064 vocabulary
+entries x 4 bytes are 5 GB, several times over. Here a chunk of tokens is projected, its divergences are reduced to one
+number per token, and its gradient is at once propagated through the student's LM head: four matrix products per chunk,
+none of them recomputed in the backward pass. The gradient is computed in the forward pass, as in
 [Liger Kernel](https://huggingface.co/papers/2410.10989).
 
-With a sparse signal there is no teacher to project, and with labels alone neither: three products per chunk.
+A sparse signal, or labels alone, need no projection of the teacher: three products per chunk.
 """
 
 import math
@@ -72,20 +72,20 @@ def fused_divergence(
     chunk_size: int | None = None,
     vocab_size: int | None = None,
 ) -> FusedDivergence:
-    """Compute a weighted sum of divergences between two models without ever holding all logits of either.
+    """Compute a weighted sum of divergences between two models without storing the full logits of either.
 
     `sum_n token_weights[n] * (divergence_n + ce_weight * NLL_n)`. The normalization is in `token_weights`. No factor
     `T ** 2` is applied.
 
-    Tokens of weight 0 are left out before the projection. On a GPU finding them makes the host wait once, which costs
-    less than projecting every prompt. Logits are float32 whatever the inputs (float64 stays float64), and must be
+    Tokens of weight 0 are removed before the projection. On a GPU, finding them synchronizes with the host once, which
+    costs less than projecting every prompt. Logits are float32 for all inputs (float64 stays float64), and must be
     finite. The gradients are computed in the forward pass, accumulated in float32, returned in the inputs' dtypes, and
-    given away by the backward pass, which therefore runs once.
+    released by the backward pass, which can therefore run only once.
 
     Args:
         student_hidden (`Tensor`): shape `[..., Hs]`, final hidden states of the student.
-        student_head (`LMHead`): the student's. Under DeepSpeed ZeRO-3 the caller gathers it.
-        teacher (`DenseSignal` or `SparseSignal`): the same tokens seen by the teacher. Never differentiated.
+        student_head (`LMHead`): LM head of the student. Under DeepSpeed ZeRO-3 the caller gathers it.
+        teacher (`DenseSignal` or `SparseSignal`): signal of the teacher for the same tokens. Never differentiated.
         token_weights (`Tensor`): shape `[...]`, see [`token_weights`] and [`scale`] in `reduction.py`.
         divergence (`str`, *optional*, defaults to `"akd"`): name of a rule in [`divergences`].
         knobs (`Mapping`, *optional*): arguments of the rule, such as `{"beta": 0.3}`. Never differentiated.
@@ -94,14 +94,14 @@ def fused_divergence(
         ce_weight (`float`, *optional*, defaults to `0.0`): weight of the student's NLL of the labels.
         chunk_size (`int`, *optional*): tokens projected at a time. By default one model's chunk of logits takes up to
             64 MiB on a CPU and 512 MiB elsewhere, but at least 256 tokens.
-        vocab_size (`int`, *optional*): number of leading rows of the heads that count, defaults to as many as both
-            have. The caller must have shown that the tokenizers agree on them. Gradient rows beyond are 0.
+        vocab_size (`int`, *optional*): number of leading rows of the heads to use, by default all that both heads
+            have. The caller must have checked that the tokenizers agree on them. Gradients of other rows are 0.
 
     Returns:
         [`FusedDivergence`].
 
     Raises:
-        ValueError: an argument out of its range, or tensors whose shapes do not fit together.
+        ValueError: an argument is out of its range, or the shapes of two tensors do not match.
         RuntimeError: on a second backward pass through the same loss.
 
     Example:
@@ -204,13 +204,13 @@ class FusedCrossEntropy:
 def fused_linear_cross_entropy(
     hidden: Tensor, head: LMHead, *, token_weights: Tensor, labels: Tensor, chunk_size: int | None = None
 ) -> FusedCrossEntropy:
-    """Compute the labels' weighted cross-entropy without ever holding all logits, and without a teacher.
+    """Compute the weighted cross-entropy of the labels without storing the full logits, and without a teacher.
 
-    `sum_n token_weights[n] * NLL_n`, over the whole vocabulary; all else is as in [`fused_divergence`].
+    `sum_n token_weights[n] * NLL_n`, over the whole vocabulary; otherwise as [`fused_divergence`].
 
     Args:
         hidden (`Tensor`): shape `[..., H]`, final hidden states.
-        head (`LMHead`): the model's. Under DeepSpeed ZeRO-3 the caller gathers it.
+        head (`LMHead`): LM head of the model. Under DeepSpeed ZeRO-3 the caller gathers it.
         token_weights (`Tensor`): shape `[...]`, see [`token_weights`] and [`scale`] in `reduction.py`.
         labels (`Tensor`): shape `[...]`, int64, -100 for none.
         chunk_size (`int`, *optional*): tokens projected at a time.
@@ -219,7 +219,7 @@ def fused_linear_cross_entropy(
         [`FusedCrossEntropy`].
 
     Raises:
-        ValueError: an argument out of its range, or tensors whose shapes do not fit together.
+        ValueError: an argument is out of its range, or the shapes of two tensors do not match.
         RuntimeError: on a second backward pass through the same loss.
 
     Example:
@@ -235,7 +235,7 @@ def fused_linear_cross_entropy(
 
 
 class _Tokens(NamedTuple):
-    """The student's hidden states [N, H], and rows, weights and labels [M] of the tokens that count."""
+    """Hidden states [N, H] of the student, and rows, weights and labels [M] of the tokens with a weight."""
 
     hidden: Tensor
     rows: Tensor
@@ -244,7 +244,7 @@ class _Tokens(NamedTuple):
 
 
 class _Gradients(NamedTuple):
-    """Sums of the gradients of the student's tensors; None for a tensor that needs none."""
+    """Sums of the gradients of the student's tensors; None for a tensor that requires none."""
 
     hidden: Tensor | None
     weight: Tensor | None
@@ -252,7 +252,7 @@ class _Gradients(NamedTuple):
 
     @classmethod
     def zeros(cls, *tensors: Tensor | None, dtype: torch.dtype) -> Self:
-        """Start at zero for each tensor that requires a gradient, while gradients are enabled at all."""
+        """Return zeros for each tensor that requires a gradient, if gradients are enabled."""
 
         def start(tensor: Tensor | None) -> Tensor | None:
             if tensor is None or not (tensor.requires_grad and torch.is_grad_enabled()):
@@ -262,7 +262,7 @@ class _Gradients(NamedTuple):
         return cls(*map(start, tensors))
 
     def __bool__(self) -> bool:
-        """Whether any tensor needs a gradient."""
+        """Return whether any tensor requires a gradient."""
         return any(buffer is not None for buffer in self)
 
     def add_(self, logit_gradient: Tensor, hidden: Tensor, rows: Tensor, weights: Tensor, head: LMHead) -> None:
@@ -305,7 +305,8 @@ def _weighted_sum(
             teacher = DenseSignal(teacher.hidden, teacher.head.cut(vocab_size, dtype))
         rows = token_weights.nonzero().squeeze(1)
         weights = token_weights[rows].to(dtype)
-        # Half precision cannot represent a weight of 1e-6: the largest is 1 until the gradients are in float32.
+        # Half precision cannot represent a weight of 1e-6, so the weights are scaled to a maximum of 1 until the
+        # gradients are in float32.
         unit = weights.abs().amax() if len(weights) else weights.new_ones(())
         tokens = _Tokens(hidden, rows, weights / unit, _labels_of(rows, labels, vocab_size))
         if isinstance(teacher, SparseSignal):
@@ -330,10 +331,10 @@ def _chunked_forward(
     gradients: _Gradients,
     chunk_size: int | None,
 ) -> Tensor:
-    """Visit the tokens a chunk at a time: fill the gradients and return each token's statistics [fields, M].
+    """Accumulate the gradients a chunk of tokens at a time, and return the statistics of each token [fields, M].
 
-    Matrix products are efficient for many tokens at once, and element-wise work on a CPU for few: chunks are for the
-    former, blocks of a chunk for the latter.
+    Matrix products are efficient for many tokens at once, and element-wise operations on a CPU for few: the former
+    work on chunks, the latter on blocks of a chunk.
     """
     is_dense = isinstance(teacher, DenseSignal)
     fields = LabelStatistics._fields if teacher is None else TokenStatistics._fields
@@ -348,24 +349,24 @@ def _chunked_forward(
         rows, labels = tokens.rows[chunk], tokens.labels[chunk]
         hidden = tokens.hidden[rows]
         products = head.project(hidden, out=tiles[0, : len(rows)])
-        taught = None if teacher is None else teacher[rows]
-        # The gradient is written over the last logits that are needed.
+        signal = None if teacher is None else teacher[rows]
+        # The gradient overwrites the logits that are needed last.
         gradient = products
-        if isinstance(taught, DenseSignal):
-            gradient = taught.head.project(taught.hidden, out=tiles[1, : len(rows)])
+        if isinstance(signal, DenseSignal):
+            gradient = signal.head.project(signal.hidden, out=tiles[1, : len(rows)])
         for block in _slices(len(rows), block_size):
             logits = head.finish_(products[block])
             slope = head.slope(logits) if gradients else None
             spare, needed = scratch[:, : len(logits)], bool(gradients)
             numbers: LabelStatistics | TokenStatistics
-            if taught is None or objective is None:
+            if signal is None or objective is None:
                 numbers = likelihood_and_gradient_(logits, labels[block], spare[0], needed)
-            elif isinstance(taught, DenseSignal):
-                teacher_logits = taught.head.finish_(gradient[block])
+            elif isinstance(signal, DenseSignal):
+                teacher_logits = signal.head.finish_(gradient[block])
                 numbers = divergence_and_gradient_(logits, teacher_logits, labels[block], objective, spare, needed)
             else:
                 numbers = sparse_divergence_and_gradient_(
-                    logits, taught[block], labels[block], objective, spare, needed
+                    logits, signal[block], labels[block], objective, spare, needed
                 )
             if slope is not None:
                 gradient[block].mul_(slope)
@@ -375,7 +376,7 @@ def _chunked_forward(
 
 
 class _AttachGradients(torch.autograd.Function):
-    """Give a loss the gradients that are already known; only their factor, the gradient of the loss itself, is not."""
+    """Attach known gradients to a loss. The backward pass only multiplies them by the gradient of the loss."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, gradients: _Gradients, unit: Tensor, *tensors: Tensor | None) -> Tensor:
@@ -388,10 +389,10 @@ class _AttachGradients(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError(
-                "The gradients of this fused loss were given away by its first backward pass; "
-                "compute it again for another."
+                "The gradients of this fused loss were released by its first backward pass; compute the loss again "
+                "for another."
             )
-        # No reference stays behind, so that the optimiser's .grad can be the buffer itself instead of a copy.
+        # No reference is kept, so that .grad can be the buffer itself instead of a copy.
         gradients, ctx.gradients = ctx.gradients, None
         factor = grad_loss * ctx.unit
         scaled = (
@@ -406,15 +407,15 @@ def _slices(length: int, size: int) -> Iterator[slice]:
 
 
 def _chunk_size(tokens: int, vocab_size: int, like: Tensor) -> int:
-    """Bound the bytes of one model's logits, but never leave a matrix product with too few tokens to keep it busy."""
+    """Bound the bytes of one model's logits, but keep enough tokens for an efficient matrix product."""
     budget = (64 if like.device.type == "cpu" else 512) * _MIB
     return _even(tokens, max(256, budget // (vocab_size * like.itemsize)))
 
 
 def _block_size(chunk_size: int, vocab_size: int, like: Tensor, by_autograd: bool) -> int:
-    """Bound the bytes of element-wise work.
+    """Bound the bytes of a tensor in element-wise operations.
 
-    A CPU's cache holds 16 MiB. Other devices prefer few launches. Autograd keeps 20 to 50 tensors of this size.
+    On a CPU, 16 MiB fit the cache. On other devices, few launches are faster. Autograd keeps 20 to 50 such tensors.
     """
     on_cpu = like.device.type == "cpu"
     if not (on_cpu or by_autograd):
@@ -441,7 +442,7 @@ def _result_dtype(hidden: Tensor, head: LMHead, teacher: TeacherSignal | None) -
 
 
 def _labels_of(rows: Tensor, labels: Tensor | None, vocab_size: int) -> Tensor:
-    """Return the labels of the tokens that count, all of them words of the shared vocabulary or -100."""
+    """Return the labels of the given rows, after checking that each is a token of the shared vocabulary or -100."""
     if labels is None:
         return torch.full_like(rows, IGNORE_INDEX)
     labels = labels[rows]

@@ -1,9 +1,9 @@
-"""Any loss of the labels' log-probabilities, a chunk of tokens at a time.
+"""Fused computation of any loss of the labels' log-probabilities, a chunk of tokens at a time.
 
-A loss on whole sequences is not a sum over tokens, so its gradient is unknown until all tokens have been projected.
-Each token enters it through one number, its log-probability. Two passes are therefore made: the first computes the
-log-probabilities; the second is a cross-entropy weighted by the slope of the loss in each of them, which has the
-gradient of the loss.
+A loss of whole sequences is not a sum over tokens, so its gradient is unknown until all tokens have been projected.
+But each token enters it through one number, its log-probability. Two passes are therefore made: the first computes the
+log-probabilities; the second is a cross-entropy weighted by the derivative of the loss with respect to each of them,
+which has the gradient of the loss.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class LossOfLogProbs:
     """Result of [`fused_linear_log_probs`].
 
     Attributes:
-        loss (`Tensor`): shape `[]`, what the function returned, differentiable in hidden states and head.
+        loss (`Tensor`): shape `[]`, value of the function, differentiable in hidden states and head.
         log_probs (`Tensor`): shape `[...]`, in nats, detached, 0 where there is no label.
     """
 
@@ -38,24 +38,24 @@ def fused_linear_log_probs(
     loss: Callable[[Tensor], Tensor],
     chunk_size: int | None = None,
 ) -> LossOfLogProbs:
-    """Compute a loss of the labels' log-probabilities without ever holding all logits.
+    """Compute a loss of the labels' log-probabilities without storing the full logits.
 
-    Costs one matrix product per chunk more than [`fused_linear_cross_entropy`], as a checkpointed projection would.
-    The gradient is computed here, not in the backward pass, which suits engines that shard the weight. Tokens in which
-    the loss has no slope are visited once.
+    Needs one more matrix product per chunk than [`fused_linear_cross_entropy`], as a checkpointed projection would.
+    The gradient is computed in the forward pass, as engines that shard the weight require. Tokens for which the
+    derivative of the loss is 0 are projected only once.
 
     Args:
         hidden (`Tensor`): shape `[..., H]`, final hidden states.
-        head (`LMHead`): the model's. Under DeepSpeed ZeRO-3 the caller gathers it.
+        head (`LMHead`): LM head of the model. Under DeepSpeed ZeRO-3 the caller gathers it.
         labels (`Tensor`): shape `[...]`, int64, -100 for none.
-        loss (`Callable`): from the log-probabilities `[...]` to a differentiable scalar.
+        loss (`Callable`): function of the log-probabilities `[...]` that returns a differentiable scalar.
         chunk_size (`int`, *optional*): tokens projected at a time.
 
     Returns:
         [`LossOfLogProbs`].
 
     Raises:
-        ValueError: an argument out of its range, or tensors whose shapes do not fit together.
+        ValueError: an argument is out of its range, or the shapes of two tensors do not match.
 
     Example:
 
@@ -80,6 +80,6 @@ def fused_linear_log_probs(
         [slope] = torch.autograd.grad(value, log_probs)
     value = value.detach()
     if torch.is_grad_enabled():
-        pushed = cross_entropy(-slope).loss
-        value = value + (pushed - pushed.detach())
+        weighted = cross_entropy(-slope).loss
+        value = value + (weighted - weighted.detach())
     return LossOfLogProbs(value, log_probs.detach())

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any, Protocol
 
-__all__ = ["Interpolation", "KnobSchedule", "LinearBeta", "as_real", "as_share"]
+__all__ = ["Interpolation", "KnobSchedule", "as_real", "as_share"]
 
 
 def as_share(name: str, value: Any) -> float:
-    """Return a share as a float, or raise a ValueError."""
+    """Return a number in [0, 1] as a float, or raise a ValueError."""
     number = _as_float(value)
     if not 0.0 <= number <= 1.0:
         raise ValueError(f"{name} is {value!r}; give a number in [0, 1].")
@@ -25,7 +25,7 @@ def as_real(name: str, value: Any) -> float:
 
 
 def _as_float(value: Any) -> float:
-    """Return a number, also one of NumPy's or a tensor of one element, as a float; NaN for anything else."""
+    """Return a number, a NumPy number or a one-element tensor as a float; NaN for anything else."""
     try:
         number = value.item() if hasattr(value, "item") else value
         return float(number) if isinstance(number, Real) and not isinstance(number, bool) else math.nan
@@ -34,10 +34,10 @@ def _as_float(value: Any) -> float:
 
 
 class KnobSchedule(Protocol):
-    """A knob of a divergence that moves during training.
+    """Schedule of a divergence's knob that changes during training.
 
-    The trainer calls `update` once per optimiser step, on all ranks with the same numbers, so that the knob is the
-    same everywhere, and saves the state in checkpoints.
+    The trainer calls `update` once per optimizer step with the same numbers on all ranks, so that the knob has the
+    same value on all of them, and saves the state in checkpoints.
 
     Attributes:
         knob (`str`): name of the rule's argument; logged as `kd/<knob>`.
@@ -47,28 +47,28 @@ class KnobSchedule(Protocol):
 
     @property
     def value(self) -> float:
-        """The knob's value for the next training batch."""
+        """Value of the knob for the next training batch."""
 
     @property
     def evaluation_value(self) -> float:
-        """The knob's value in evaluations, which does not move."""
+        """Value of the knob in evaluations, which is constant."""
 
     def update(self, means: Mapping[str, float], progress: float) -> float:
-        """Move the knob after an optimiser step, and return its new value.
+        """Update the knob after an optimizer step, and return its new value.
 
         Args:
             means (`Mapping[str, float]`):
                 Means over the step's micro-batches and ranks, in nats: `divergence`, `forward_kl`, `reverse_kl`,
                 `student_entropy`, `student_nll` and `teacher_nll`.
             progress (`float`):
-                Finished share of the training steps, in (0, 1].
+                Fraction of the training steps that are finished, in (0, 1].
         """
 
     def reset(self) -> float:
         """Begin the next epoch, and return the value."""
 
     def begin_training(self) -> float:
-        """Begin a new training, and return the value."""
+        """Begin a new training run, and return the value."""
 
     def state_dict(self) -> Any:
         """Return the state for `load_state_dict`, loadable with `torch.load(weights_only=True)`."""
@@ -80,24 +80,24 @@ class KnobSchedule(Protocol):
 class Interpolation:
     r"""Schedule of the share `t` of the teacher in TAID's intermediate distribution.
 
-    [TAID](https://huggingface.co/papers/2501.16937): `t` follows the line from `t_start` to `t_end`
-    over all training steps, and runs ahead of it while the loss falls. With \(\delta\) the relative fall of the loss
-    since the step before, limited to [-1, 1], \(m \leftarrow \mu m + (1-\mu)\,\delta\) and
+    [TAID](https://huggingface.co/papers/2501.16937): `t` grows linearly from `t_start` to `t_end` over all training
+    steps, and faster while the loss falls. With \(\delta\) the relative decrease of the loss since the previous step,
+    limited to [-1, 1], \(m \leftarrow \mu m + (1-\mu)\,\delta\) and
 
     \[ t \leftarrow \min\big(t_\mathrm{end},\ \max(\mathrm{line},\ t + \eta\,\sigma(m)\,(1-t))\big) \]
 
-    The loss is the mean divergence of an optimiser step over all micro-batches and ranks. The authors set no limit to
-    \(\delta\); but with `t_start=0` the first loss is roundoff, and the next one larger by orders of magnitude.
+    The loss is the mean divergence of an optimizer step over all micro-batches and ranks. The authors do not limit
+    \(\delta\), but with `t_start=0` the first loss is rounding error, and the next one is orders of magnitude larger.
 
     Args:
         t_start (`float`, *optional*, defaults to `0.4`):
-            Value of the first step, in [0, 1].
+            Value at the first step, in [0, 1].
         t_end (`float`, *optional*, defaults to `1.0`):
-            Largest value, above 0 and in [`t_start`, 1]; also the value in evaluations.
+            Final value, above 0 and in [`t_start`, 1]; also the value in evaluations.
         step_size (`float`, *optional*, defaults to `5e-4`):
-            Factor η of a step beyond the line, in [0, 1]. With 0, `t` is linear in time.
+            Size η of the steps that exceed linear growth, in [0, 1]. With 0, `t` is linear in time.
         momentum (`float`, *optional*, defaults to `0.99`):
-            Weight μ of the running mean, in [0, 1). Without effect, and refused, with `step_size=0`.
+            Weight μ of the running mean, in [0, 1). Not allowed with `step_size=0`, where it has no effect.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -120,7 +120,9 @@ class Interpolation:
         self.t_start, self.t_end = as_share("t_start", t_start), as_share("t_end", t_end)
         self.step_size, self.momentum = as_share("step_size", step_size), as_share("momentum", momentum)
         if self.t_end < self.t_start:
-            raise ValueError(f"t_end is {t_end}, below t_start, {t_start}; t never falls, so give at least t_start.")
+            raise ValueError(
+                f"t_end is {t_end}, below t_start, {t_start}; t never decreases, so give at least t_start."
+            )
         if self.t_end == 0.0:
             raise ValueError("t_end is 0, with which the loss is 0 throughout; give a value above 0.")
         if self.step_size == 0.0 and self.momentum != 0.99:
@@ -129,7 +131,7 @@ class Interpolation:
                 "above 0."
             )
         if self.momentum == 1.0:
-            raise ValueError("momentum is 1.0, with which the running mean never moves; give less than 1.")
+            raise ValueError("momentum is 1.0, with which the running mean never changes; give less than 1.")
         self._value, self._trend = self.t_start, 0.0
         self._loss: float | None = None
 
@@ -140,11 +142,11 @@ class Interpolation:
 
     @property
     def evaluation_value(self) -> float:
-        """The last value, `t_end`."""
+        """Final value, `t_end`."""
         return self.t_end
 
     def update(self, means: Mapping[str, float], progress: float) -> float:
-        """Move `t` after an optimiser step with the mean `divergence`, and return it."""
+        """Update `t` from the mean `divergence` of an optimizer step, and return it."""
         loss = means["divergence"]
         if self._loss is not None and self._loss > 0.0:
             fall = max(-1.0, min(1 - loss / self._loss, 1.0))
@@ -156,11 +158,11 @@ class Interpolation:
         return self._value
 
     def reset(self) -> float:
-        """Go on: `t` does not depend on the epoch."""
+        """Return `t` unchanged, since it does not depend on the epoch."""
         return self._value
 
     def begin_training(self) -> float:
-        """Return to `t_start`, without a memory of losses."""
+        """Reset `t` to `t_start`, discard past losses, and return `t`."""
         self._value, self._trend, self._loss = self.t_start, 0.0, None
         return self._value
 
@@ -171,71 +173,3 @@ class Interpolation:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a state returned by `state_dict`."""
         self._value, self._trend, self._loss = state["value"], state["trend"], state["loss"]
-
-
-class LinearBeta:
-    r"""Schedule of the share of reverse KL that moves linearly over all training steps.
-
-    \[ \beta = \beta_\mathrm{start} + (\beta_\mathrm{end} - \beta_\mathrm{start})\,\mathrm{progress} \]
-
-    Args:
-        beta_start (`float`, *optional*, defaults to `0.0`):
-            Value of the first step, in [0, 1].
-        beta_end (`float`, *optional*, defaults to `1.0`):
-            Value after the last step, in [0, 1], other than `beta_start`; also the value in evaluations.
-
-    Raises:
-        ValueError: If an argument is out of its range, or both are equal.
-
-    Example:
-
-    ```python
-    >>> schedule = LinearBeta(beta_start=0.25, beta_end=0.75)
-    >>> schedule.value, schedule.update({}, progress=0.5), schedule.update({}, progress=1.0)
-    (0.25, 0.5, 0.75)
-
-    ```
-    """
-
-    knob = "beta"
-
-    def __init__(self, beta_start: float = 0.0, beta_end: float = 1.0) -> None:
-        self.beta_start, self.beta_end = as_share("beta_start", beta_start), as_share("beta_end", beta_end)
-        if self.beta_start == self.beta_end:
-            raise ValueError(
-                f"beta_start and beta_end are both {beta_start}, so that beta never moves; give different values, or "
-                f"choose the divergence 'akd' with beta_strategy 'fixed'."
-            )
-        self._value = self.beta_start
-
-    @property
-    def value(self) -> float:
-        """Share of reverse KL, in [0, 1]."""
-        return self._value
-
-    @property
-    def evaluation_value(self) -> float:
-        """The last value, `beta_end`."""
-        return self.beta_end
-
-    def update(self, means: Mapping[str, float], progress: float) -> float:
-        """Move `beta` after an optimiser step, and return it; the means have no influence."""
-        self._value = (1 - progress) * self.beta_start + progress * self.beta_end
-        return self._value
-
-    def reset(self) -> float:
-        """Go on: `beta` does not depend on the epoch."""
-        return self._value
-
-    def begin_training(self) -> float:
-        """Return to `beta_start`."""
-        self._value = self.beta_start
-        return self._value
-
-    def state_dict(self) -> dict[str, float]:
-        """Return the state for `load_state_dict`."""
-        return {"value": self._value}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load a state returned by `state_dict`."""
-        self._value = state["value"]

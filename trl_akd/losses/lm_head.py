@@ -1,6 +1,7 @@
 """The LM head of a language model, and the matrix products that apply it to a chunk of tokens.
 
-Every product is written to a given tensor, which autocast leaves alone: it only chooses operands, in `_operand_dtype`.
+Every product is written to a given tensor, which autocast does not change. Autocast only determines the dtype of the
+operands, in `_operand_dtype`.
 """
 
 from dataclasses import dataclass, replace
@@ -54,7 +55,7 @@ class LMHead:
         return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
 
     def whole(self) -> Self:
-        """Return the head with whole tensors where FSDP2 left shards."""
+        """Return the head with full tensors in place of FSDP2's shards."""
         return replace(self, weight=_whole(self.weight), bias=None if self.bias is None else _whole(self.bias))
 
     # Used by the fused losses, without gradients.
@@ -81,7 +82,7 @@ class LMHead:
         return products
 
     def slope(self, logits: Tensor) -> Tensor | None:
-        """Return the derivative of [`finish_`] where it gave `logits`, or None where it is 1 everywhere."""
+        """Return the derivative of [`finish_`] where it returned `logits`, or `None` if it is 1 everywhere."""
         if self.softcap is not None:
             return (logits / self.softcap).square_().neg_().add_(1.0).mul_(self.logit_scale)
         return None if self.logit_scale == 1.0 else logits.new_tensor(self.logit_scale)
@@ -108,8 +109,8 @@ def _whole(tensor: Tensor) -> Tensor:
 def _operand_dtype(weight: Tensor, result: torch.dtype) -> torch.dtype:
     """Choose the dtype of the matrix products.
 
-    CUDA multiplies halves straight into float32; elsewhere the operands take the dtype of the result. Under CUDA
-    autocast the operands are halved, as `torch.nn.functional.linear` would.
+    CUDA multiplies half-precision operands into float32; on other devices the operands get the dtype of the result.
+    Under CUDA autocast the operands are cast to half precision, as by `torch.nn.functional.linear`.
     """
     if weight.device.type != "cuda" or result == torch.float64:
         return result

@@ -1,4 +1,4 @@
-"""The element-wise part of the fused losses: blocks of logits in, numbers per token and a gradient out."""
+"""Element-wise part of the fused losses: statistics per token and a gradient from blocks of logits."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,12 +20,12 @@ class Objective(NamedTuple):
     ce_weight: float
 
     def __call__(self, token: "TokenStatistics") -> Tensor:
-        """Add the likelihood to the divergence of each token."""
+        """Return the loss of each token."""
         return token.divergence + self.ce_weight * token.student_nll
 
 
 class TokenStatistics(NamedTuple):
-    """Numbers of shape `[n]`, in nats. The NLLs are at temperature 1 and 0 where there is no label."""
+    """Statistics of shape `[n]`, in nats. The NLLs are at temperature 1, and 0 where there is no label."""
 
     divergence: Tensor
     forward_kl: Tensor
@@ -36,7 +36,7 @@ class TokenStatistics(NamedTuple):
 
 
 class LabelStatistics(NamedTuple):
-    """Numbers of shape `[n]`, in nats, at temperature 1. The NLL is 0 where there is no label."""
+    """Statistics of shape `[n]`, in nats, at temperature 1. The NLL is 0 where there is no label."""
 
     student_entropy: Tensor
     student_nll: Tensor
@@ -74,15 +74,15 @@ def divergence_and_gradient_(
 ) -> TokenStatistics:
     """Compute each token's statistics, and overwrite the teacher's logits with the objective's gradient.
 
-    A rule with a hand-written gradient needs no large tensors beyond those given, but for a cross-entropy at another
-    temperature than 1, which takes one more, and for `akl`, which sorts the few tokens' distributions whose head is
-    long, some at a time. A rule without one is differentiated by autograd.
+    A rule with a hand-written gradient needs no large tensors beyond those given, except that a cross-entropy at a
+    temperature other than 1 needs one more, and that `akl` sorts the distributions of the few tokens whose head is
+    long, some at a time. A rule without a hand-written gradient is differentiated by autograd.
 
     Args:
         student_logits (`Tensor`): shape `[n, V]`, not yet divided by the temperature. Overwritten with `q`.
         teacher_logits (`Tensor`): shape `[n, V]`. Overwritten with the gradient, or with `p`.
         labels (`Tensor`): shape `[n]`, int64, -100 for none.
-        objective (`Objective`): what the gradient is of.
+        objective (`Objective`): loss to differentiate.
         scratch (`Tensor`): shape `[2, n, V]`, overwritten.
         with_gradient (`bool`): whether the gradient is needed.
 
@@ -131,15 +131,15 @@ def sparse_divergence_and_gradient_(
 
     Args:
         logits (`Tensor`): shape `[n, V]`, not divided by the temperature. Overwritten with the gradient, or with `q`.
-        teacher (`SparseSignal`): of `n` tokens, at the objective's temperature.
+        teacher (`SparseSignal`): signal of `n` tokens, at the objective's temperature.
         labels (`Tensor`): shape `[n]`, int64, -100 for none.
-        objective (`Objective`): what the gradient is of.
+        objective (`Objective`): loss to differentiate.
         scratch (`Tensor`): shape `[2, n, V]`, overwritten.
         with_gradient (`bool`): whether the gradient is needed.
 
     Returns:
-        [`TokenStatistics`]. The teacher's NLL is at the objective's temperature; for a label in the tail it is that of
-        the tail, a lower bound.
+        [`TokenStatistics`]. The teacher's NLL is at the objective's temperature; for a label in the tail it is the NLL
+        of the tail, a lower bound.
     """
     q, (log_q, spare) = logits, scratch
     likelihood = _likelihood(logits, objective, with_gradient)
@@ -183,7 +183,10 @@ def _differentiate(
 
 
 def _likelihood(student_logits: Tensor, objective: Objective, with_gradient: bool) -> Tensor:
-    """Return the student's probabilities at temperature 1, or the tensor that will hold them, if they are needed."""
+    """Return the probabilities that the gradient of the cross-entropy needs, at temperature 1.
+
+    Where `_soften_` will compute them in place, return the logits that it overwrites.
+    """
     if with_gradient and objective.ce_weight != 0.0 and objective.temperature != 1.0:
         return torch.softmax(student_logits, dim=-1)
     return student_logits

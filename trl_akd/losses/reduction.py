@@ -1,6 +1,6 @@
-"""Token weights. A loss is `sum(weights * per_token_loss)`; all divisions are made here.
+"""Token weights. A loss is `sum(weights * per_token_loss)`; all divisions are in this module.
 
-An optimiser step has one global batch, however it is split into micro-batches, ranks and packed rows:
+An optimizer step has one global batch, which may be split into micro-batches, ranks and packed rows:
 
     items = all ranks' and micro-batches' count_items(labels), summed
     weights = scale(token_weights(labels), items, world_size)
@@ -9,8 +9,8 @@ An optimiser step has one global batch, however it is split into micro-batches, 
 There are two normalizations:
 
 - `"sequence"`: the mean over a sample's target tokens, then the mean over samples. Eq. (9) of Adaptive Knowledge
-  Distillation for code generation (jos.org.cn 7462) divides by the length of the *input*, and Algorithm 1 by none;
-  a mean over target tokens keeps the divergences on the scale that the paper's regulariser of beta presumes.
+  Distillation for code generation (jos.org.cn 7462) divides by the length of the *input*, and Algorithm 1 by no
+  length; a mean over target tokens gives divergences of the scale that the paper's regularizer of beta assumes.
 - `"token"`: the mean over all target tokens.
 """
 
@@ -31,7 +31,7 @@ def token_weights(
     sample_ids: Tensor | None = None,
     task_weights: Tensor | None = None,
 ) -> Tensor:
-    """Return a weight per target token, before the division by the global number of items.
+    """Return the weight of each target token, before the division by the global number of items.
 
     Args:
         labels (`Tensor`): shape `[B, T]`, already shifted, -100 where there is no target.
@@ -45,7 +45,7 @@ def token_weights(
         Shape `[B, T]`, float32, 0 where there is no target.
 
     Raises:
-        ValueError: unknown normalization, or a tensor whose shape is not that of `labels`.
+        ValueError: the normalization is unknown, or a tensor's shape is not that of `labels`.
 
     Example:
         >>> labels = torch.tensor([[-100, 5, 6, 7, 8], [-100, -100, -100, 9, 9]])
@@ -73,7 +73,7 @@ def count_items(labels: Tensor, *, normalization: Normalization, sample_ids: Ten
         Shape `[]`, int64, on the labels' device, to be summed over micro-batches and ranks.
 
     Raises:
-        ValueError: unknown normalization, or `sample_ids` whose shape is not that of `labels`.
+        ValueError: the normalization is unknown, or the shape of `sample_ids` is not that of `labels`.
 
     Example:
         >>> count_items(torch.tensor([[-100, 5, 6], [-100, -100, -100]]), normalization="sequence")
@@ -115,9 +115,9 @@ def scale(weights: Tensor, items: Tensor | float, world_size: int, task_ids: Ten
     Args:
         weights (`Tensor`): from [`token_weights`].
         items (`Tensor` or `float`): [`count_items`], summed over all micro-batches of the step and all ranks. 0 counts
-            as 1, since there is no loss to divide without a target.
-        world_size (`int`): number of ranks whose gradients are averaged; 1 where `items` was not summed over ranks.
-        task_ids (`Tensor`, *optional*): shape `[B]`, where `items` is that of [`count_items_by_task`].
+            as 1, since without targets there is no loss to divide.
+        world_size (`int`): number of ranks whose gradients are averaged; 1 if `items` was not summed over ranks.
+        task_ids (`Tensor`, *optional*): shape `[B]`; required if `items` is from [`count_items_by_task`].
 
     Returns:
         Shape of `weights`.

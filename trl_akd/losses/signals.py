@@ -1,9 +1,9 @@
-"""What a teacher says about the tokens of a batch: the two inputs that the fused divergence takes.
+"""Teacher signals: the two forms of a teacher's output that the fused divergence takes.
 
 - [`DenseSignal`], final hidden states and an LM head, gives every divergence exactly.
-- [`SparseSignal`], the most probable tokens and the mass of all others, gives a divergence between distributions in
-  which those others are one outcome. By the data processing inequality that is a lower bound of forward KL, reverse KL
-  and every other f-divergence. The retained probabilities are never renormalised.
+- [`SparseSignal`], the most probable tokens and the total probability of all others, gives a divergence between
+  distributions in which those others are one outcome. By the data processing inequality, it is a lower bound of
+  forward KL, reverse KL and every other f-divergence. The retained probabilities are never renormalized.
 """
 
 from dataclasses import dataclass, replace
@@ -23,14 +23,14 @@ class DenseSignal:
         hidden (`torch.Tensor` of shape `[..., H]`):
             One hidden state per token.
         head (`LMHead`):
-            The teacher's, whole, over at least the vocabulary that both models share.
+            LM head of the teacher, with full tensors, over at least the vocabulary that both models share.
     """
 
     hidden: Tensor
     head: LMHead
 
     def __getitem__(self, index: Any) -> Self:
-        """Return the signal of some of the tokens."""
+        """Return the signal of a subset of the tokens."""
         return replace(self, hidden=self.hidden[index])
 
     def flatten(self) -> Self:
@@ -40,16 +40,16 @@ class DenseSignal:
 
 @dataclass(frozen=True)
 class SparseSignal:
-    """Log-probabilities of a few tokens, and of all others together.
+    """Log-probabilities of a few tokens, and the total of all others.
 
     Args:
         ids (`torch.Tensor` of shape `[..., K]`):
             Distinct token ids, int64, all of them in the vocabulary that both models share.
         log_probs (`torch.Tensor` of shape `[..., K]`):
-            The teacher's log-probabilities of these tokens, in nats, as part of its whole distribution.
+            The teacher's log-probabilities of these tokens, in nats, not renormalized.
         tail_log_prob (`torch.Tensor` of shape `[...]`):
-            Logarithm of the probability of all other tokens together; -inf where there is none. Take it from the
-            whole distribution: one minus the sum of the others is lost in rounding when it is small.
+            Logarithm of the total probability of all other tokens; -inf if it is 0. Compute it from the full
+            distribution: if it is small, one minus the sum of the retained probabilities is mostly rounding error.
         temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of the distribution; the loss must use the same.
 
@@ -78,7 +78,7 @@ class SparseSignal:
         return cls(ids, top, log_probs.scatter(-1, ids, -torch.inf).logsumexp(-1), temperature)
 
     def __getitem__(self, index: Any) -> Self:
-        """Return the signal of some of the tokens."""
+        """Return the signal of a subset of the tokens."""
         return replace(
             self, ids=self.ids[index], log_probs=self.log_probs[index], tail_log_prob=self.tail_log_prob[index]
         )

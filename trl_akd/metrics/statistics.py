@@ -362,10 +362,10 @@ def _effective_tasks(scores: Sequence[float], mean: float) -> float:
 
 
 def _wilson(proportion: float, tasks: float, z: float) -> tuple[float, float]:
-    centre = proportion + z * z / (2 * tasks)
+    center = proportion + z * z / (2 * tasks)
     half_width = z * math.sqrt(proportion * (1 - proportion) / tasks + (z / (2 * tasks)) ** 2)
     total = 1 + z * z / tasks
-    return max(0.0, (centre - half_width) / total), min(1.0, (centre + half_width) / total)
+    return max(0.0, (center - half_width) / total), min(1.0, (center + half_width) / total)
 
 
 def _mcnemar(wins: int, losses: int) -> float:

@@ -1,4 +1,4 @@
-"""Teachers: whatever yields one signal per batch, dense or sparse."""
+"""Teachers, which return a dense or sparse signal for each batch."""
 
 from ..losses.signals import DenseSignal, SparseSignal, TeacherSignal
 from .base import NoTeacher, Teacher, as_teacher

@@ -12,11 +12,11 @@ from ..losses.signals import DenseSignal, TeacherSignal
 class Teacher(Protocol):
     """Interface of teachers; an object of any class with these two methods can be given as `teacher_model`.
 
-    Its signal is a [`DenseSignal`] or a [`SparseSignal`] with the leading dimensions `[B, T]` of the batch. Position t
-    is about the token after t.
+    The signal is a [`DenseSignal`] or a [`SparseSignal`] with the leading dimensions `[B, T]` of the batch. Position t
+    has the distribution of token t + 1.
 
-    If it knows fewer tokens than the student, its attribute `vocabulary_size` is the number of leading ids that both
-    share.
+    If the teacher's vocabulary is smaller than the student's, the attribute `vocabulary_size` of the teacher is the
+    number of leading token ids that both share.
 
     Example:
 
@@ -40,17 +40,17 @@ class Teacher(Protocol):
     """
 
     def forward(self, inputs: Mapping[str, Any]) -> AbstractContextManager[Any] | None:
-        """Read a batch; optionally return a context to stay open until [`signal`] has been used.
+        """Process a batch, and optionally return a context manager to keep open until the signal has been used.
 
         Args:
             inputs (`Mapping`):
-                `input_ids` `[B, T]`, and `attention_mask`, `position_ids` or `decoder_input_ids` where there are any.
+                `input_ids` `[B, T]`, and `attention_mask`, `position_ids` or `decoder_input_ids` if there are any.
         """
 
     def signal(self, student: Any) -> TeacherSignal | None:
-        """Return the signal of the batch, on the student's device; `None` if nothing is learned from it.
+        """Return the signal of the batch on the student's device, or `None` if the objective uses no teacher.
 
-        Called once after each [`forward`], inside the student's own forward.
+        Called once after each [`forward`], inside the student's forward.
 
         Args:
             student (`PreTrainedModel` or `PeftModel`):
@@ -59,7 +59,7 @@ class Teacher(Protocol):
 
 
 class NoTeacher:
-    """Teacher of a run that learns from the data alone."""
+    """Placeholder for objectives without a teacher."""
 
     def forward(self, inputs: Mapping[str, Any]) -> None:
         """Do nothing."""
@@ -68,8 +68,8 @@ class NoTeacher:
         """Return `None`."""
 
 
-class _ObservingTeacher:
-    """Adapter of a teacher with the methods `observe` and `knowledge`, the former interface."""
+class _DeprecatedTeacher:
+    """Adapter of a teacher with the deprecated methods `observe` and `knowledge`."""
 
     def __init__(self, teacher: Any) -> None:
         self._teacher = teacher
@@ -86,7 +86,7 @@ class _ObservingTeacher:
 
 
 def as_teacher(model: Any) -> Any:
-    """Adapt a teacher that has the deprecated methods `observe` and `knowledge`; return anything else as it is."""
+    """Adapt a teacher with the deprecated methods `observe` and `knowledge`, and return other objects unchanged."""
     if isinstance(model, Teacher) or not (hasattr(model, "observe") and hasattr(model, "knowledge")):
         return model
     warnings.warn(
@@ -95,4 +95,4 @@ def as_teacher(model: Any) -> Any:
         FutureWarning,
         stacklevel=3,
     )
-    return _ObservingTeacher(model)
+    return _DeprecatedTeacher(model)

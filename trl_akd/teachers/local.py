@@ -21,9 +21,9 @@ class LocalTeacher:
         model (`PreTrainedModel`):
             The teacher.
         accelerator (`Accelerator`):
-            The run's accelerator, which places the model; under ZeRO-3 a second engine shards it.
+            Accelerator of the trainer, which places the model; under ZeRO-3 a second engine shards it.
         device (`str`, *optional*):
-            Device on which the model stays instead, such as `"cpu"`.
+            Device of the model, such as `"cpu"`. By default the accelerator chooses it.
         compilation (`Mapping`, *optional*):
             Arguments of [`torch.compile`]; the model is compiled if they are given.
     """
@@ -45,11 +45,11 @@ class LocalTeacher:
 
     @contextmanager
     def forward(self, inputs: Mapping[str, Any]) -> Iterator[None]:
-        """Run the model on a batch, and keep its head gathered until the context closes."""
+        """Run the model on a batch, and keep its LM head gathered inside the context."""
         device = _device_of(self.model)
         placed = {key: value.to(device) if torch.is_tensor(value) else value for key, value in inputs.items()}
         with torch.no_grad(), self._accelerator.autocast():
-            self._hidden = through_forward(self.engine, self.model, lambda: self._read(placed))
+            self._hidden = through_forward(self.engine, self.model, lambda: self._final_hidden_states(placed))
         try:
             with gathered(lm_head(self.model).parameters()):
                 yield
@@ -57,7 +57,7 @@ class LocalTeacher:
             self._hidden = None
 
     def signal(self, student: Any) -> DenseSignal:
-        """Return the batch's hidden states and the head, on the student's device."""
+        """Return the hidden states of the batch and the LM head, on the student's device."""
         if self._hidden is None:
             raise RuntimeError("`signal` was called outside the context of `forward`.")
         if self._head is None:
@@ -67,7 +67,7 @@ class LocalTeacher:
             self._head = head
         return DenseSignal(self._hidden.to(self._accelerator.device), self._head)
 
-    def _read(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+    def _final_hidden_states(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         if not self._is_verified:
             verify_architecture(self.model, inputs, role="teacher")
             self._is_verified = True
@@ -76,14 +76,14 @@ class LocalTeacher:
 
 
 class SelfTeacher:
-    """The student with its adapter disabled (LoRA students only), which needs no second model."""
+    """The student with its adapter disabled, for PEFT students; it needs no second model."""
 
     def __init__(self) -> None:
         self._inputs: Mapping[str, Any] = {}
 
     @contextmanager
     def forward(self, inputs: Mapping[str, Any]) -> Iterator[None]:
-        """Keep the batch until the context closes."""
+        """Keep the batch inside the context."""
         self._inputs = inputs
         try:
             yield
@@ -111,9 +111,9 @@ def load_teacher(
         revision (`str`, *optional*, defaults to `"main"`):
             Revision on the Hub.
         init_kwargs (`Mapping`, *optional*):
-            Passed to `from_pretrained`, such as `dtype`, `attn_implementation` or `quantization_config`.
+            Arguments of `from_pretrained`, such as `dtype`, `attn_implementation` or `quantization_config`.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether code from the Hub may run.
+            Whether to run code of the model from the Hub.
     """
     source = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = AutoConfig.from_pretrained(name_or_path, **source)
@@ -123,7 +123,7 @@ def load_teacher(
 
 
 def verify_architecture(model: Any, inputs: Mapping[str, Any], *, role: str) -> None:
-    """Raise a ValueError if the fused loss or packing would treat this architecture wrongly."""
+    """Raise a ValueError if the model's architecture does not support the fused loss, or packing if it is used."""
     with evaluating(model):
         verify_head(model, inputs["input_ids"], role=role)
         if "position_ids" in inputs:

@@ -1,6 +1,6 @@
 """The helper ("zygote") process of one worker: sets up its sandbox once, then forks one process per program.
 
-It is started by exec, so it is small, and a socket is all that it shares with its caller.
+It is started by exec, so it is small, and shares only a socket with its caller.
 """
 
 import gc

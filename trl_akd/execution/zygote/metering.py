@@ -49,7 +49,7 @@ def _has_runnable_thread(pid: int) -> bool:
 
 
 def memory_bytes(processes: Iterable[int], enough: int) -> int:
-    """Estimate the anonymous memory of several processes together, in the absence of a control group.
+    """Estimate the total anonymous memory of several processes, if there is no control group.
 
     Pages that several processes share count once. Memory that the kernel holds for them counts at its maximum: shared
     mappings, whose pages remain when their owner drops or unmaps them; sockets; pipes; tables of mappings.

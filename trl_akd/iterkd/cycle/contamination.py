@@ -48,7 +48,7 @@ class Overlap:
     """Text of a benchmark that a question repeats.
 
     `words` is the repeated text of problem number `index` of the benchmark, and `edits` the number of words that are
-    replaced, omitted, added or swapped with their neighbours.
+    replaced, omitted, added or swapped with their neighbors.
     """
 
     question_id: str
@@ -234,7 +234,7 @@ def _allowed_edits(length: int) -> int:
 def _pieces(length: int) -> Iterator[tuple[int, int]]:
     """Return the bounds of pieces of a statement, two per allowed edit and one more, so that one piece is unedited.
 
-    A swap of neighbours may edit two pieces.
+    A swap of neighbors may edit two pieces.
     """
     number = 2 * _allowed_edits(length) + 1
     bounds = [round(part * length / number) for part in range(number + 1)]

@@ -1,7 +1,7 @@
 """Detection of leaks: words by which a faulty answer reveals its fault.
 
 A fault is a variation of a correct answer to a known instruction. Its remarks (prose, comments, docstrings) are
-analysed sentence by sentence; sentences that the instruction or the correct answer contains as well are ignored. A
+analyzed sentence by sentence; sentences that the instruction or the correct answer contains as well are ignored. A
 lexicon assigns classes to words, and rules over these classes find assessments of the program: words for faults,
 omissions, negated actions, contrasts with an intention, doubts and bad consequences. A match counts as a leak unless a
 release rule shows that the words are about the subject: a condition ("if the file is missing"), data ("wrong

@@ -96,9 +96,9 @@ def plot_cycles(reports: Sequence[CycleReport], path: str | Path) -> None:
         low, high = ([report.held_out[f"pass@1_{end}"] for report in measured] for end in ("low", "high"))
         scores.fill_between(numbers, low, high, color=line.get_color(), alpha=0.15)
     bottom = [0.0] * len(reports)
-    for level, colour in zip(LEVELS, ("#7fbf7b", "#f1c40f", "#c0392b"), strict=True):
+    for level, color in zip(LEVELS, ("#7fbf7b", "#f1c40f", "#c0392b"), strict=True):
         shares = [report.feedback[level] for report in reports]
-        levels.bar(cycles, shares, bottom=bottom, label=level, color=colour, width=0.6)
+        levels.bar(cycles, shares, bottom=bottom, label=level, color=color, width=0.6)
         bottom = [below + share for below, share in zip(bottom, shares, strict=True)]
     for axes, label in ((scores, "score, fraction"), (levels, "share of questions")):
         axes.set_xticks(cycles)

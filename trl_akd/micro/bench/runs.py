@@ -4,6 +4,7 @@ Every run has its own process. A run is identified by a hash of all settings tha
 interrupted benchmark continues, and one with more rules or seeds runs only what is new.
 """
 
+import gc
 import hashlib
 import json
 import math
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,8 +27,10 @@ import torch
 from datasets import Dataset
 from transformers import LlamaForCausalLM, PrinterCallback
 from transformers.utils import logging
+from trl import SFTTrainer
 
 from ... import __version__
+from ...akd.akd_config import AKDConfig
 from ...akd.akd_trainer import AKDTrainer
 from ...data.encoding import encode_completions, encode_prompts
 from ...execution import CodeExecutor
@@ -34,14 +38,15 @@ from ...generation.protocol import derive_seed
 from ...ledger import Ledger, replace_text
 from ...losses.reduction import IGNORE_INDEX
 from .config import FORMAT, BenchConfig, WorldSettings, resolved_fields, rule_config
+from .draws import beta_draws, stratified_seed
 from .measures import measure
 from .students import BATCH_SIZE, PRETRAINING, STUDENTS, make_start, make_tokenizer
 from .teacher import EPSILON, ExactTeacher
 from .world import World
 
-__all__ = ["RESULTS", "Run", "StartSettings", "plan", "run_benchmark", "train_and_measure"]
+__all__ = ["Run", "StartSettings", "plan", "run_benchmark", "train_and_measure"]
 
-RESULTS, RUNS, LOG = "results.json", "runs.jsonl", "log.txt"
+RUNS, LOG = "runs.jsonl", "log.txt"
 _POINTS = 12  # of a learning curve
 
 
@@ -55,7 +60,7 @@ class StartSettings:
         mass (`float`): probability of a valid first word at which pre-training ends.
         max_steps (`int`): maximum number of steps.
         min_steps (`int`): minimum number of steps.
-        num_tasks (`int`): number of held-out tasks on which the probability is computed.
+        num_tasks (`int`): number of tasks on which the probability is computed.
     """
 
     world: World
@@ -68,8 +73,8 @@ class StartSettings:
     @property
     def key(self) -> str:
         """Hash of the settings and of the constants of pre-training."""
-        size = STUDENTS[self.student].hidden_size
-        return _digest({**asdict(self), "hidden_size": size, "batch_size": BATCH_SIZE, **PRETRAINING})
+        student = asdict(STUDENTS[self.student])
+        return _digest({**asdict(self), **student, "batch_size": BATCH_SIZE, **PRETRAINING})
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Run:
     Args:
         world_name (`str`), student (`str`), rule (`str`), seed (`int`), draw (`int`): its place in the results.
         world (`WorldSettings`): the world.
-        fields (`Mapping`): fields of [`AKDConfig`] of the rule.
+        fields (`Mapping`): fields of [`AKDConfig`], or the method, of the rule.
         num_tasks (`int`), num_samples (`int`): size of the evaluation.
     """
 
@@ -114,7 +119,6 @@ class Run:
             "world": world,
             "start": self.start.key,
             "student": self.student,
-            "learning_rate": STUDENTS[self.student].learning_rate,
             "epsilon": EPSILON,
             "fields": resolved_fields(self.fields),
             "seed": self.seed,
@@ -163,22 +167,21 @@ def plan(config: BenchConfig) -> list[Run]:
 
 
 def run_benchmark(config: BenchConfig) -> Path:
-    """Run what is missing, and return the file of the results, `results.json`.
+    """Run what is missing, and return the file of the results.
 
     Raises:
-        ValueError: If two runs are equal, or the folder has runs with other predictions, control or line.
+        ValueError: If two runs are equal, or other predictions, control or line were recorded for these results.
         BlockingIOError: If another process writes to the folder.
         RuntimeError: If runs failed; others are kept.
     """
     folder = Path(config.output_dir)
     runs = plan(config)
-    fixed = {"predictions": config.predictions, "control": asdict(config.control_settings()), "line": config.line}
-    with Ledger(folder / RUNS, fixed, option="output_dir") as ledger:
+    with Ledger(folder / RUNS, option="output_dir") as ledger:
         rows = {row["key"]: row for row, _ in ledger.read()}
         missing = [run for run in runs if run.key not in rows]
-        print(
-            f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before. Output of the runs: {folder / LOG}"
-        )
+        num_finished = len(runs) - len(missing)
+        finished_before = _record_predictions(config, folder / f"{config.name}.predictions.json", num_finished)
+        print(f"{len(runs)} runs, {num_finished} of them finished before. Output of the runs: {folder / LOG}")
         failures, commit = [], _commit()
         began = time.monotonic()
         for number, (run, row, failure) in enumerate(_execute(missing, folder, config.workers), start=1):
@@ -189,14 +192,33 @@ def run_benchmark(config: BenchConfig) -> Path:
             rows[run.key] = {**row, "commit": commit}
             ledger.append([rows[run.key]])
             print(f"{number}/{len(missing)} ({time.monotonic() - began:.0f} s)  {_summary(run, row)}", flush=True)
-        results = folder / RESULTS
-        replace_text(results, _results(config, runs, rows))
+        results = folder / f"{config.name}.json"
+        replace_text(results, _results(config, runs, rows, finished_before))
     if failures:
         raise RuntimeError(
             f"{len(failures)} of {len(missing)} runs failed, the first of them {failures[0]}; see {folder / LOG}, and "
             "run the command again."
         )
     return results
+
+
+def _record_predictions(config: BenchConfig, path: Path, num_finished: int) -> int:
+    """Record predictions, control and line, and return the number of runs that were finished when they were recorded.
+
+    Raises:
+        ValueError: If others were recorded for the same results.
+    """
+    asked = {"predictions": config.predictions, "control": asdict(config.control_settings()), "line": config.line}
+    if not path.exists():
+        replace_text(path, json.dumps({**asked, "finished_before": num_finished}, indent=2) + "\n")
+    recorded = json.loads(path.read_text())
+    for name, value in asked.items():
+        if recorded[name] != value:
+            raise ValueError(
+                f"`{name}` differs from what {path} recorded before the runs; restore it, or give another `name`, "
+                "with which the page says how many runs were finished before."
+            )
+    return int(recorded["finished_before"])
 
 
 def train_and_measure(run: Run, starts: Path) -> dict[str, Any]:
@@ -224,7 +246,7 @@ def train_and_measure(run: Run, starts: Path) -> dict[str, Any]:
     tasks = world.sample_tasks(run.world.rows, split="train")
     began, processor = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
-        history = _distill(run, model, tokenizer, world, tasks, scratch)
+        history, draws = _train(run, model, tokenizer, world, tasks, scratch)
     trained = time.perf_counter()
     with CodeExecutor(workers=1, allow_code_execution=True) as executor:
         measures = measure(
@@ -248,6 +270,7 @@ def train_and_measure(run: Run, starts: Path) -> dict[str, Any]:
         "started": True,
         "measures": _rounded(measures),
         "history": _rounded(history),
+        "beta_draws": draws,
         "seconds": seconds,
         "peak_memory_mb": _peak_memory_mb(),
     }
@@ -262,10 +285,10 @@ def _check_finite(measures: Mapping[str, Any], history: Sequence[Mapping[str, fl
             raise ValueError(f"{name} is {value}")
 
 
-def _distill(
+def _train(
     run: Run, model: Any, tokenizer: Any, world: World, tasks: Sequence[Any], folder: str
-) -> list[dict[str, Any]]:
-    """Train a student in place, and return points of its learning curve."""
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """Train a student in place, and return points of its learning curve and the values that β drew."""
     steps = int(-(-len(tasks) // BATCH_SIZE) * run.world.epochs)
     args = rule_config(
         run.fields,
@@ -273,9 +296,9 @@ def _distill(
         epochs=run.world.epochs,
         learning_rate=STUDENTS[run.student].learning_rate,
         seed=run.seed,
-        beta_seed=derive_seed(run.seed, f"draw {run.draw}"),
         logging_steps=max(1, steps // _POINTS),
     )
+    args.seed = stratified_seed(args, run.seed, run.draw)
     rows = world.sample_rows(tasks)
     prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows])
     completions = encode_completions(tokenizer, [row["completion"] for row in rows])
@@ -285,16 +308,20 @@ def _distill(
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
     )
-    teacher = ExactTeacher([(task, world.taught_answers(task)) for task in tasks], tokenizer)
-    trainer = AKDTrainer(model, teacher, args, train_dataset=dataset, processing_class=tokenizer)
+    if isinstance(args, AKDConfig):
+        teacher = ExactTeacher([(task, world.taught_answers(task)) for task in tasks], tokenizer)
+        trainer = AKDTrainer(model, teacher, args, train_dataset=dataset, processing_class=tokenizer)
+    else:
+        trainer = SFTTrainer(model, args, train_dataset=dataset, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     names = {"step": "step", "kd/forward_kl": "forward_kl", "kd/reverse_kl": "reverse_kl", "kd/beta": "beta"}
-    return [
+    history = [
         {short: log[name] for name, short in names.items() if name in log}
         for log in trainer.state.log_history
-        if "loss" in log
+        if "kd/forward_kl" in log
     ]
+    return history, beta_draws(args)
 
 
 def _find_start(settings: StartSettings, starts: Path) -> dict[str, Any]:
@@ -305,8 +332,8 @@ def _find_start(settings: StartSettings, starts: Path) -> dict[str, Any]:
         start = make_start(
             settings.world,
             tokenizer,
-            STUDENTS[settings.student].hidden_size,
-            held_out=settings.world.sample_tasks(settings.num_tasks, split="held_out"),
+            STUDENTS[settings.student],
+            gate_tasks=settings.world.sample_tasks(settings.num_tasks, split="held_out", stream="gate"),
             mass=settings.mass,
             max_steps=settings.max_steps,
             min_steps=settings.min_steps,
@@ -335,8 +362,11 @@ def _execute(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = workers or cores
     (folder / "starts").mkdir(parents=True, exist_ok=True)
+    for unfinished in (folder / "starts").glob("*.*"):  # of a benchmark that was killed
+        shutil.rmtree(unfinished)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    # DeepSpeed is imported by accelerate when a trainer begins; without it, its name is passed over.
+    context.set_forkserver_preload([__name__, "deepspeed"])
     waiting, active = list(runs), dict[Any, tuple[Run, Any]]()
     try:
         while waiting or active:
@@ -369,7 +399,9 @@ def _next(waiting: Sequence[Run], active: Mapping[Any, tuple[Run, Any]], starts:
 
 
 def _child(run: Run, folder: Path, sender: Connection) -> None:
-    """Carry out a run in a process of its own, whose output goes to the log."""
+    """Carry out a run in a process of its own, whose output goes to the log, and which ends when its parent does."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    gc.freeze()  # the trainer collects garbage, and there are many objects of imported modules
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -383,7 +415,16 @@ def _child(run: Run, folder: Path, sender: Connection) -> None:
         raise
 
 
-def _results(config: BenchConfig, runs: Sequence[Run], rows: Mapping[str, dict[str, Any]]) -> str:
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _results(
+    config: BenchConfig, runs: Sequence[Run], rows: Mapping[str, dict[str, Any]], finished_before: int
+) -> str:
     """Return the results as JSON: what was asked and predicted, and the finished runs in the order of the plan.
 
     Each run has its place in the plan, whatever its world and rule were called when it ran.
@@ -399,6 +440,7 @@ def _results(config: BenchConfig, runs: Sequence[Run], rows: Mapping[str, dict[s
         "control": config.control,
         "line": config.line,
         "predictions": config.predictions,
+        "finished_before": finished_before,
         "planned": [_place(run) for run in runs],
         "runs": [{**_without(rows[run.key], "settings"), **_place(run)} for run in runs if run.key in rows],
     }

@@ -1,8 +1,8 @@
-"""Runs of IterKD that are killed: a process that has imported everything forks each, and kills it from outside.
+"""Runs of IterKD that are killed: a process that has imported everything forks one process per run, and kills it.
 
-`python -m tests.iterkd.doomed` reads requests, one JSON object a line, and answers each when its run has ended. A run
-counts its doings: prompts asked, lines kept, steps trained, files written, renamed and removed. Some milliseconds
-after the one that the request names, wherever it is by then, it gets SIGKILL.
+`python -m tests.iterkd.killed_runs` reads requests, one JSON object per line, and answers each when its run has ended.
+A run counts its events: prompts sent, lines written, steps trained, files written, renamed and removed. Some
+milliseconds after the event that the request names, the run gets SIGKILL.
 """
 
 import gc
@@ -29,95 +29,95 @@ from trl_akd.ledger import Ledger
 ROOT = Path(__file__).parents[2]
 
 
-class Doings:
-    """Count what a run does, and tell of the one that it shall die after."""
+class Progress:
+    """Count the events of a run, and report the one after which it is to be killed."""
 
-    def __init__(self, folder: Path, fatal: int, tell: int) -> None:
+    def __init__(self, folder: Path, fatal: int, report: int) -> None:
         self.count = 0
         self._folder = str(folder)
         self._fatal = fatal
-        self._tell = tell
-        sys.addaudithook(self._hear)
-        self._hear_ledgers()
+        self._report = report
+        sys.addaudithook(self._audit)
+        self._watch_ledgers()
 
-    def note(self, doing: str) -> None:
+    def note(self, event: str) -> None:
         self.count += 1
         if self.count == self._fatal:
-            os.write(self._tell, doing.encode())
+            os.write(self._report, event.encode())
 
-    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in ("open", "os.rename", "os.remove", "os.mkdir", "shutil.rmtree"):
             path, writes = str(arguments[0]), event != "open" or bool((arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR))
             if writes and path.startswith(self._folder):
                 self.note("train" if "/checkpoint-" in path else "student" if "/student" in path else "file")
 
-    def _hear_ledgers(self) -> None:
+    def _watch_ledgers(self) -> None:
         append = Ledger.append
 
-        def heard(ledger: Ledger, rows: Any) -> None:
+        def noted(ledger: Ledger, rows: Any) -> None:
             self.note("ledger")
             append(ledger, rows)
 
-        Ledger.append = heard  # type: ignore[method-assign]
+        Ledger.append = noted  # type: ignore[method-assign]
 
 
 class Steps(TrainerCallback):
-    def __init__(self, doings: Doings) -> None:
-        self._doings = doings
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self._doings.note("train")
+        self._progress.note("train")
 
 
-def _run(request: dict[str, Any], tell: int) -> None:
+def _run(request: dict[str, Any], report: int) -> None:
     folder, output_dir = Path(request["folder"]), Path(request["output_dir"])
-    doings = Doings(output_dir, request["fatal"], tell)
-    asked = open(folder / f"{output_dir.name}.asked", "a")
+    progress = Progress(output_dir, request["fatal"], report)
+    prompts = open(folder / f"{output_dir.name}.prompts", "a")
 
     def ask(prompt: str) -> None:
-        doings.note("ask")
-        print(json.dumps([request["attempt"], prompt]), file=asked, flush=True)
+        progress.note("ask")
+        print(json.dumps([request["attempt"], prompt]), file=prompts, flush=True)
 
     teacher = cycle_world.RuleTeacher(ask, pause=0.002)
     with CodeExecutor(allow_code_execution=True, workers=1) as executor:
-        cycle_world.trainer(folder, output_dir, teacher, executor, callbacks=[Steps(doings)]).train()
-    (folder / f"{output_dir.name}.count").write_text(str(doings.count))
+        cycle_world.trainer(folder, output_dir, teacher, executor, callbacks=[Steps(progress)]).train()
+    (folder / f"{output_dir.name}.count").write_text(str(progress.count))
 
 
 def _fork(request: dict[str, Any]) -> dict[str, Any]:
-    """Run a request in a child, and kill it when it says so; return its status and what it was doing."""
-    hear, tell = os.pipe()
+    """Run a request in a child process, and kill it after the event; return its status and the event."""
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            os.close(hear)
-            os.dup2(2, 1)  # the answers' stream is not for progress
-            _run(request, tell)
+            os.close(reader)
+            os.dup2(2, 1)  # standard output is for the answers
+            _run(request, writer)
             status = 0
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(status)
-    os.close(tell)
-    with open(hear, "rb", buffering=0) as heard:
-        doing = heard.read(100).decode()
-        if doing:
+    os.close(writer)
+    with open(reader, "rb", buffering=0) as pipe:
+        event = pipe.read(100).decode()
+        if event:
             time.sleep(request["delay"])
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-    return {"status": os.waitstatus_to_exitcode(status), "doing": doing}
+    return {"status": os.waitstatus_to_exitcode(status), "event": event}
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    gc.freeze()  # or every collection of each run goes through all that was imported
+    gc.freeze()  # so that the runs do not collect the imported objects
     for line in sys.stdin:
         print(json.dumps(_fork(json.loads(line))), flush=True)
 
 
-class Forge:
-    """Send requests to the process that forks."""
+class RunServer:
+    """Client of the process that forks."""
 
     def __init__(self, process: "subprocess.Popen[str]", folder: Path) -> None:
         self._process = process
@@ -133,14 +133,14 @@ class Forge:
 
 
 @contextmanager
-def forging(folder: Path) -> Iterator[Forge]:
-    """Start the process that forks; what the runs say goes to `log` in the folder."""
+def serving_runs(folder: Path) -> Iterator[RunServer]:
+    """Start the process that forks; the output of its runs goes to `log` in the folder."""
     cycle_world.prepare(folder)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     with (
         open(folder / "log", "w") as log,
         subprocess.Popen(
-            [sys.executable, "-m", "tests.iterkd.doomed"],
+            [sys.executable, "-m", "tests.iterkd.killed_runs"],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,
@@ -149,7 +149,7 @@ def forging(folder: Path) -> Iterator[Forge]:
             text=True,
         ) as process,
     ):
-        yield Forge(process, folder)
+        yield RunServer(process, folder)
 
 
 if __name__ == "__main__":

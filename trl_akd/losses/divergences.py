@@ -605,7 +605,8 @@ def adaptive_alpha(
     step = complement * torch.where(complement > 0, log_ratio, 0.0)
     change = _power_difference(log_p, log_p + step, step) / torch.where(complement > 0, complement, 1.0)
     terms = torch.where(complement > 0, change, p * log_ratio)
-    return -weight * terms.sum(dim=-1) / (1 - complement.squeeze(-1))
+    divergence: Tensor = -weight * terms.sum(dim=-1) / (1 - complement.squeeze(-1))
+    return divergence
 
 
 def _check_adaptive_alpha(concentration: float, entropy_weight: float) -> tuple[float, float]:

@@ -208,19 +208,19 @@ class PlanWorld:
         ]
 
     def pretraining_rows(self, count: int) -> list[dict[str, str]]:
-        """Return rows of `prompt` and `completion` for the base model.
+        """Return rows of `kind`, `prompt` and `completion` for the base model.
 
-        Three kinds take turns: the plan of a problem, its program, and its program by a given plan.
+        Three kinds take turns: the `plan` of a problem, its `program`, and its `program_by_plan`, a given one.
         """
         tasks = self.pretraining_tasks(count), self.pretraining_tasks(count, with_plans=True)
         rows = []
         for number, (task, planned) in enumerate(zip(*tasks, strict=True)):
-            prompt, completion = (
-                (render("codeplan_plan", task.problem), task.plan),
-                (render("codeplan_code", task.problem), self.solution(task)),
-                (render("codeplan_guided", planned.problem, planned.plan), self.solution(planned)),
+            kind, prompt, completion = (
+                ("plan", render("codeplan_plan", task.problem), task.plan),
+                ("program", render("codeplan_code", task.problem), self.solution(task)),
+                ("program_by_plan", render("codeplan_guided", planned.problem, planned.plan), self.solution(planned)),
             )[number % 3]
-            rows.append({"prompt": prompt, "completion": completion})
+            rows.append({"kind": kind, "prompt": prompt, "completion": completion})
         return rows
 
     def problems(self, tasks: Sequence[PlanTask]) -> list[dict[str, str]]:

@@ -120,6 +120,37 @@ def test_reset_clears_the_optimizer_state():
     assert [used.step(1.0, 1.2) for _ in range(3)] == [fresh.step(1.0, 1.2) for _ in range(3)]
 
 
+MEANS = {"forward_kl": 1.1, "reverse_kl": 0.9}
+
+
+@pytest.mark.parametrize("ends", [(0.1, 0.9), (0.75, 0.25), (0.3, 0.3), (0.0, 1.0)])
+def test_a_linear_beta_depends_on_progress_alone(ends: tuple[float, float]):
+    beta = AdaptiveBeta("linear", ends, seed=7)
+    values = [beta.value]
+    for step in range(1, 11):
+        values.append(beta.update({"forward_kl": step, "reverse_kl": 0.0}, progress=step / 10))
+        if step == 5:
+            before = beta.value
+            assert beta.reset() == before, "an epoch does not begin it again"
+    first, last = ends
+    assert values == pytest.approx([first + (last - first) * step / 10 for step in range(11)], abs=1e-12)
+    assert beta.begin_training() == first
+
+
+def test_a_linear_beta_resumes_at_its_value():
+    saved, resumed = (AdaptiveBeta("linear", [0.1, 0.9]) for _ in range(2))
+    saved.update(MEANS, progress=0.4)
+    resumed.load_state_dict(saved.state_dict())
+    assert resumed.value == pytest.approx(0.42)
+    assert resumed.update(MEANS, progress=0.5) == saved.update(MEANS, progress=0.5) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("values", [[0.1], [0.1, 0.5, 0.9]])
+def test_a_linear_beta_has_two_ends(values: list[float]):
+    with pytest.raises(ValueError, match=f"`initial_values` has {len(values)} values; give two"):
+        AdaptiveBeta("linear", values)
+
+
 @pytest.mark.parametrize("strategy", ["akd", "m1", "m2", "fixed", "random_epoch"])
 def test_resume_is_exact(strategy):
     unbroken, saved = AdaptiveBeta(strategy, seed=5), AdaptiveBeta(strategy, seed=5)

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 import torch
 
-BetaStrategy = Literal["akd", "m1", "m2", "fixed", "random_epoch"]
+BetaStrategy = Literal["akd", "m1", "m2", "fixed", "random_epoch", "linear"]
 BetaRegularizer = Literal["eq13", "alg1", "eq16"]
 
 
@@ -66,9 +66,10 @@ class AdaptiveBeta:
         strategy (`str`, *optional*, defaults to `"akd"`):
             `"akd"` (the paper's M3): ascent, with a new draw and a new optimizer in each epoch. `"m2"`: ascent, one
             draw. `"m1"`: descent, one draw. `"fixed"`: always the first initial value. `"random_epoch"`: a new draw in
-            each epoch, and no updates.
+            each epoch, and no updates. `"linear"`: from the first to the second of two values, linearly over all
+            training steps.
         initial_values (`Sequence[float]`, *optional*, defaults to `(0.1, 0.6)`):
-            Values in [0, 1] to draw from, each with the same probability.
+            Values in [0, 1] to draw from, each with the same probability; with `"linear"`, the first and the last one.
         learning_rate (`float`, *optional*, defaults to `0.01`):
             Learning rate of the AdamW optimizer of β, without weight decay and without a scheduler.
         regularization (`float`, *optional*, defaults to `0.5`):
@@ -127,6 +128,11 @@ class AdaptiveBeta:
                 raise ValueError(
                     f"`initial_values` contains {initial_value!r}; beta mixes two divergences and must lie in [0, 1]."
                 )
+        if strategy == "linear" and len(initial_values) != 2:
+            raise ValueError(
+                f"`initial_values` has {len(initial_values)} values; give two with the strategy 'linear', the first "
+                "and the last value of beta, such as [0.1, 0.9]."
+            )
         _check_positive("learning_rate", learning_rate)
         _check_positive("eps", eps)
         if not (_is_number(regularization) and regularization >= 0.0 and math.isfinite(regularization)):
@@ -150,7 +156,12 @@ class AdaptiveBeta:
         return self.value if self.strategy == "fixed" else 0.5
 
     def update(self, means: Mapping[str, float], progress: float) -> float:
-        """Update β from the means of an optimizer step, as a [`trl_akd.losses.KnobSchedule`] does."""
+        """Update β after an optimizer step from its means, as a [`trl_akd.losses.KnobSchedule`]."""
+        if self.strategy == "linear":
+            first, last = self.initial_values
+            with torch.no_grad():
+                self._beta.fill_(first + (last - first) * progress)
+            return self.value
         return self.step(means["forward_kl"], means["reverse_kl"])
 
     def step(self, forward_kl: float | torch.Tensor, reverse_kl: float | torch.Tensor) -> float:
@@ -244,7 +255,7 @@ class AdaptiveBeta:
         self._optimizer = torch.optim.AdamW([self._beta], lr=self.learning_rate, weight_decay=0.0)
 
     def _draw(self) -> float:
-        if self.strategy == "fixed":
+        if self.strategy in ("fixed", "linear"):
             return self.initial_values[0]
         return random.Random(f"{self.seed}:{self.epoch}").choice(self.initial_values)
 

@@ -133,7 +133,7 @@ def test_yaml_values(line: str, field: str, value: object, parser: RecipeParser,
         ("bf16: maybe", "`bf16` in .* is 'maybe'; give true or false"),
         ("save_strategy: epochs", "`save_strategy` in .* is 'epochs'; did you mean `epoch`"),
         ("save_strategy: true", "`save_strategy` in .* is True; choose one of no, steps"),
-        ("beta_strategy: m4", "`beta_strategy` in .* is 'm4'; choose one of akd, m1, m2, fixed, random_epoch"),
+        ("beta_strategy: m4", "`beta_strategy` in .* is 'm4'; choose one of akd, m1, m2, fixed, random_epoch, linear"),
     ],
 )
 def test_values_of_the_wrong_type(line: str, message: str, parser: RecipeParser, recipe):

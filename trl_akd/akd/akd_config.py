@@ -48,12 +48,14 @@ class AKDConfig(GKDConfig):
             settings of its schedule, such as `{"t_start": 0.4}` of `"taid"`. `"akd"` takes none here.
         beta_strategy (`str`, *optional*, defaults to `"akd"`):
             How `divergence="akd"` mixes forward KL (β = 0) and reverse KL (β = 1): `"akd"` (learned, and redrawn at
-            each epoch), `"m1"`, `"m2"` (the paper's ablations), `"random_epoch"` (drawn, never learned) or `"fixed"`.
+            each epoch), `"m1"`, `"m2"` (the paper's ablations), `"random_epoch"` (drawn, never learned), `"linear"`
+            (from the first to the second of two `beta_initial_values` over all training steps) or `"fixed"`.
         beta (`float`, *optional*):
             The constant mix of `beta_strategy="fixed"`, in [0, 1]. Unlike GKD's, it mixes the two divergences
             linearly: 0 is plain KD, 1 is reverse KD. Must be left out with every other strategy.
         beta_initial_values (`list[float]`, *optional*, defaults to `[0.1, 0.6]`):
-            Values from which the initial β is drawn (paper, Algorithm 1).
+            Values from which the initial β is drawn (paper, Algorithm 1); with `beta_strategy="linear"`, its first and
+            last value.
         beta_learning_rate (`float`, *optional*, defaults to `0.01`):
             Learning rate of the AdamW optimizer of β (paper, section 4.2), to which no scheduler applies.
         beta_regularization (`float`, *optional*, defaults to `0.5`):

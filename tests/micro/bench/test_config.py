@@ -53,6 +53,7 @@ def test_a_run_is_identified_by_all_that_its_result_depends_on_and_nothing_else(
         replace(run, seed=5),
         replace(run, draw=1),
         replace(run, fields={"divergence": "reverse_kl"}),
+        replace(run, fields={"method": "sft"}),
         replace(run, num_tasks=7),
         replace(run, num_samples=7),
         *(
@@ -71,6 +72,7 @@ def test_a_run_is_identified_by_all_that_its_result_depends_on_and_nothing_else(
         ),
     ]
     assert len({run.key, *(other.key for other in others)}) == 1 + len(others)
+    assert replace(run, fields={"divergence": "kl", "method": "akd"}).key == run.key
     renamed = replace(run, world_name="other", rule="other", world=replace(run.world, students=("32k",)))
     assert renamed.key == run.key
 
@@ -103,7 +105,7 @@ def test_a_run_is_identified_by_all_that_its_result_depends_on_and_nothing_else(
         ({"worlds": "{"}, "`worlds` is not JSON"),
         ({"rules": {"kl": {"divergence": "forward"}}}, "`rules` has 'kl', which `trl-akd akd` refuses: `divergence`"),
         *(
-            ({"rules": {"kl": {name: 3}}}, f"`rules` has 'kl', in which `{name}` is set; a rule sets only divergence")
+            ({"rules": {"kl": {name: 3}}}, f"`rules` has 'kl', in which `{name}` is set; with the method akd, a rule")
             for name in (
                 "seed",
                 "learning_rate",
@@ -116,8 +118,8 @@ def test_a_run_is_identified_by_all_that_its_result_depends_on_and_nothing_else(
             )
         ),
         ({"rules": {"kl": "forward"}}, "`rules` has 'kl', which is 'forward'; give a mapping"),
-        ({"rules": {"k l": {}}}, "`rules` has the name 'k l'; give names of letters"),
-        ({"worlds": {"a/b": {}}}, "`worlds` has the name 'a/b'; give names of letters"),
+        ({"rules": {"k l": {}}}, "`rules` has the name 'k l'; give letters"),
+        ({"worlds": {"a/b": {}}}, "`worlds` has the name 'a/b'; give letters"),
         ({"seeds": ["a"]}, "`seeds` has 'a'; give integers"),
         ({"worlds": {"one": {"rows": "2000"}}}, "`rows` is '2000'; give an integer"),
         ({"worlds": {"one": {"epochs": -1}}}, "`epochs` is -1; give a number above 0"),
@@ -132,7 +134,7 @@ def test_a_run_is_identified_by_all_that_its_result_depends_on_and_nothing_else(
         ({"control": {**VALID["control"], "covering": "rkl"}}, "`covering` and `concentrating` are both 'rkl'"),
         ({"control": {**VALID["control"], "margin": -5}}, "`margin` is -5; give a number from 0 to 1"),
         ({"line": ["akd", "rkl"]}, "`predictions: b` has first 'akd', which is in `line`"),
-        ({"line": ["rkl", "rkl"]}, "give two different rules"),
+        ({"line": ["rkl", "rkl"]}, "give at least two rules"),
         ({"predictions": {"p": {**PREDICTION, "second": "rkl"}}}, "`first` and `second` are both 'rkl'"),
         ({"predictions": {"p": {**PREDICTION, "at_most": 0.0}}}, "at least 0.1 and at most 0.0, between which there"),
         (
@@ -140,9 +142,24 @@ def test_a_run_is_identified_by_all_that_its_result_depends_on_and_nothing_else(
             "measure 'pass@10', which needs at least 10 `num_samples`, not 5",
         ),
         ({"rules": {"kl": {"draws": 0}}}, "`draws` is 0; give an integer of at least 1"),
+        *(
+            ({"rules": {"kl": {**rule, "draws": 2}}}, "`draws` is 2, but neither its beta nor its text is drawn")
+            for rule in (
+                {"divergence": "forward_kl"},
+                {"beta_strategy": "fixed", "beta": 0.5},
+                {"beta_strategy": "linear"},
+                {"method": "sft"},
+            )
+        ),
+        ({"rules": {"kl": {"method": "grpo"}}}, "`rules: kl: method` has 'grpo', which is not one of akd, sft"),
+        (
+            {"rules": {"kl": {"method": "sft", "divergence": "akd"}}},
+            "`divergence` is set; with the method sft, a rule sets only method and `draws`",
+        ),
+        ({"name": "a/b"}, "`name` is 'a/b'; give letters"),
         ({"control": {"world": "one"}}, "`control`: `student` is missing; add it"),
         ({"control": {**VALID["control"], "covering": "sft"}}, "`control` has 'sft'"),
-        ({"line": ["kl"]}, r"`line` is \['kl'\]; give two different rules"),
+        ({"line": ["kl"]}, r"`line` is \['kl'\]; give at least two rules"),
         ({"predictions": {"p": {**PREDICTION, "second": "sft"}}}, "`predictions: p` has 'sft'"),
         ({"predictions": {"p": {**PREDICTION, "measure": "speed"}}}, "`predictions: p` has 'speed'"),
         ({"predictions": {"p": {**PREDICTION, "measure": "line"}}}, "leave it out for 'line'"),

@@ -71,6 +71,7 @@ def made_up(advantage: float = 0.2, loss: float = 0.4, seeds: int = 8) -> dict[s
         "num_samples": 20,
         "control": {**where, "covering": "kl", "concentrating": "rkl"},
         "line": ["quarter", "three_quarters"],
+        "finished_before": 0,
         "predictions": {
             "right": {**where, "measure": "pass@1", "first": "rkl", "second": "kl", "at_least": 0.1},
             "wrong": {**where, "measure": "coverage", "first": "rkl", "second": "kl", "at_least": 0.0},
@@ -184,7 +185,7 @@ def test_verdicts_are_of_the_whole_interval(at_least, at_most, spread, verdict):
 def test_only_the_controls_own_verdicts_are_given_while_it_does_not_hold():
     results = Results(made_up(advantage=-0.2))
     found = {name: results.verdict(prediction) for name, prediction in results.predictions.items()}
-    assert found == {"right": "no", "wrong": "no", "below": "withheld", "unseen": "no interval"}
+    assert found == {"right": "no", "wrong": "no", "below": "withheld", "unseen": "withheld"}
 
 
 def test_missing_runs_are_counted_and_nothing_is_ranked_or_decided_by_the_rest(tmp_path: Path):
@@ -230,6 +231,34 @@ def test_the_line_is_blank_without_a_slope_and_marked_beyond_its_ends():
     assert Results(content).above_line(PLACE, "akd") is None
     results = Results(made_up())
     assert results.is_beyond_line(PLACE, "rkl") and not results.is_beyond_line(PLACE, "akd")
+
+
+def test_the_line_joins_the_mixes_that_no_other_exceeds_in_both():
+    """Heights are above the two neighbours of the rule, or, beyond an end, above the last two."""
+    content = made_up()
+    content["line"] = ["kl", "quarter", "three_quarters", "rkl"]
+    means = {"kl": (0.2, 0.9), "quarter": (0.4, 0.8), "three_quarters": (0.5, 0.6), "rkl": (0.45, 0.5), "akd": (0, 0)}
+
+    def results(akd: tuple[float, float]) -> Results:
+        for run in content["runs"]:
+            jitter = 0.01 * (run["seed"] - 3.5)  # common to all rules
+            accuracy, coverage = akd if run["rule"] == "akd" else means[run["rule"]]
+            run["measures"] |= {"pass@1": accuracy + jitter, "coverage": coverage + jitter}
+        return Results(content)
+
+    assert list(results((0.0, 0.0)).line_points(PLACE)) == ["kl", "quarter", "three_quarters"]
+    for akd, height in (
+        ((0.3, 0.9), 0.05),
+        ((0.4, 0.8), 0.0),
+        ((0.45, 0.6), -0.1),
+        ((0.6, 0.6), 0.2),
+        ((0.1, 1), 0.05),
+    ):
+        found = results(akd)
+        above = found.above_line(PLACE, "akd")
+        assert above is not None and above.difference == pytest.approx(height)
+        assert found.is_beyond_line(PLACE, "akd") == (not 0.2 <= akd[0] <= 0.5)
+        assert found.above_line(PLACE, "rkl") is None, "it is one of the mixes"
 
 
 def test_the_interval_above_the_line_includes_the_uncertainty_of_the_slope():

@@ -6,25 +6,31 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from trl_akd.cli.recipes import RECIPES
-from trl_akd.micro.bench import runs
+from trl_akd.micro.bench import runner, runs
 from trl_akd.micro.bench.config import MEASURES, BenchConfig
-from trl_akd.micro.bench.runs import Run, _execute, _results, plan, train_and_measure
+from trl_akd.micro.bench.runner import execute_all, results_text
+from trl_akd.micro.bench.runs import Run, plan, train_and_measure
 from trl_akd.micro.bench.students import Student
+from trl_akd.micro.bench.teacher import ExactTeacher
+
+from ...execution.machine_state import Process, alive, descendants
 
 START = {"steps": 5, "mass": 0.1, "commit": "abc"}
 
 TINY: dict[str, Any] = {
     "worlds": {"one": {"rows": 96, "epochs": 2, "start_mass": 0.03, "start_range": [0.0, 1.0], "start_max_steps": 5}},
     "rules": {
-        "kl": {"divergence": "forward_kl", "draws": 2},
+        "kl": {"divergence": "forward_kl"},
         "random_epoch": {"beta_strategy": "random_epoch", "draws": 2},
         "rkl": {"divergence": "reverse_kl"},
     },
@@ -62,14 +68,45 @@ def test_a_row_has_all_measures_and_depends_on_the_settings_alone(tmp_path: Path
 def test_draws_change_beta_and_nothing_else(tmp_path: Path):
     """Order of rows, weights and samples are those of the seed, so that rules are compared in pairs."""
     rows = [train_and_measure(run, tmp_path) for run in tiny_runs()]
-    kl, other_kl, *random_epochs, rkl = rows
+    kl, *random_epochs, rkl = rows
+    other_kl = train_and_measure(replace(tiny_runs()[0], draw=1), tmp_path)
     assert kl["key"] != other_kl["key"]
     assert (kl["measures"], kl["history"]) == (other_kl["measures"], other_kl["history"])
-    sequences = {tuple(point["beta"] for point in row["history"]) for row in random_epochs}
-    assert len(sequences) > 1 and {beta for sequence in sequences for beta in sequence} == {0.1, 0.6}
+    assert [row["beta_draws"] for row in (kl, *random_epochs)] == [[], [0.1, 0.1], [0.6, 0.6]]
+    for row in random_epochs:
+        first, second = row["beta_draws"]
+        assert [point["beta"] for point in row["history"]] == [first, first, second, second]
     first_points = [row["history"][0] for row in rows]
     assert len({(point["forward_kl"], point["reverse_kl"]) for point in first_points}) == 1, "the same first batch"
     assert rkl["measures"] != kl["measures"]
+
+
+class OneHotTeacher(ExactTeacher):
+    """Teacher that is certain of each row's own token, to which forward KL is the cross-entropy."""
+
+    def log_probs(self, input_ids: torch.Tensor) -> torch.Tensor:
+        following = torch.nn.functional.pad(input_ids[:, 1:], (0, 1))
+        return torch.nn.functional.one_hot(following, self.vocabulary_size).double().clamp(min=1e-30).log()
+
+
+def test_supervised_training_has_the_rows_order_start_and_steps_of_the_rules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first, *_ = tiny_runs()
+    weights = []
+
+    def keep(model: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        weights.append({name: weight.clone() for name, weight in model.state_dict().items()})
+        return {"errors": {}}
+
+    monkeypatch.setattr(runs, "measure", keep)
+    supervised = train_and_measure(replace(first, fields={"method": "sft"}), tmp_path)
+    assert (supervised["history"], supervised["beta_draws"]) == ([], [])
+    monkeypatch.setattr(runs, "ExactTeacher", OneHotTeacher)
+    train_and_measure(replace(first, fields={"divergence": "forward_kl", "normalization": "token"}), tmp_path)
+    monkeypatch.undo()
+    for name, weight in weights[0].items():  # a step moves most weights by about the learning rate, 3e-3
+        torch.testing.assert_close(weight, weights[1][name], rtol=0.0, atol=1e-4)
 
 
 def test_a_seed_that_may_not_start_is_recorded_and_not_run(tmp_path: Path):
@@ -90,13 +127,12 @@ def test_finished_runs_have_the_present_names_of_worlds_and_rules():
     config = BenchConfig(
         **{**TINY, "worlds": worlds, "rules": rules, "control": control, "predictions": {"p": prediction}}
     )
-    content = json.loads(_results(config, plan(config), rows))
+    content = json.loads(results_text({}, plan(config), rows))
     assert [(run["world"], run["rule"]) for run in content["runs"]] == [
-        ("renamed", "forward"),
         ("renamed", "forward"),
     ]
     assert [(run["world"], run["rule"], run["draw"]) for run in content["planned"]] == [
-        (world, *rule) for world in worlds for rule in (("forward", 0), ("forward", 1), ("new", 0))
+        (world, rule, 0) for world in worlds for rule in rules
     ]
 
 
@@ -152,11 +188,38 @@ def test_a_measure_that_is_not_a_number_fails_the_run(tmp_path: Path, monkeypatc
 def test_predictions_control_and_line_do_not_change_after_the_first_run(
     change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(runs, "_execute", lambda missing, *_: [(missing[0], {"started": False, "start": START}, "")])
+    monkeypatch.setattr(
+        runner, "execute_all", lambda missing, *_: [(missing[0], {"key": "a", "started": False, "start": START}, "")]
+    )
     settings = {**TINY, "output_dir": str(tmp_path)}
     runs.run_benchmark(BenchConfig(**settings))
     with pytest.raises(ValueError, match=next(iter(change))):
         runs.run_benchmark(BenchConfig(**{**settings, **change}))
+
+
+def test_recipes_of_a_folder_share_equal_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The results of each say how many runs were finished before its predictions were recorded."""
+    asked = []
+
+    def execute(missing: list[Run], *_: Any) -> Iterator[tuple[Run, dict[str, Any], str]]:
+        for run in missing:
+            asked.append(run.rule)
+            yield run, {"key": run.key, "started": False, "start": START}, ""
+
+    monkeypatch.setattr(runner, "execute_all", execute)
+    settings = {**TINY, "output_dir": str(tmp_path)}
+    rules = {**TINY["rules"], "jsd": {"divergence": "jsd"}}
+    second = {
+        **settings,
+        "name": "more",
+        "rules": rules,
+        "predictions": {"p": {**TINY["predictions"]["p"], "at_most": 1.0}},
+    }
+    paths = [runs.run_benchmark(BenchConfig(**each)) for each in (settings, second, second)]
+    assert [path.name for path in paths] == ["results.json", "more.json", "more.json"]
+    assert asked == ["kl", "random_epoch", "random_epoch", "rkl", "jsd"]
+    contents = [json.loads(path.read_text()) for path in paths]
+    assert [(content["finished_before"], len(content["runs"])) for content in contents] == [(0, 4), (4, 5), (4, 5)]
 
 
 def command(recipe: Path) -> subprocess.Popen:
@@ -175,17 +238,21 @@ def test_a_killed_benchmark_continues_and_gives_the_results_of_an_uninterrupted_
     settings = {**TINY, "output_dir": str(folder), "workers": 2}
     recipe.write_text(yaml.safe_dump(settings))
     process, lines = command(recipe), folder / "runs.jsonl"
-    while process.poll() is None and (not lines.exists() or not lines.read_text()):
+    started: set[Process] = set()
+    while process.poll() is None and not (lines.exists() and lines.read_text() and len(started) > 2):
         time.sleep(0.05)
+        started = descendants(process.pid)  # two of them are multiprocessing's own
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    while any(map(alive, started)):
+        time.sleep(0.05)
     finished = lines.read_text().count("\n")
     with lines.open("a") as file:
         file.write('{"key": "to')  # a line torn by a power failure
     process = command(recipe)
     out, err = process.communicate()
     assert process.returncode == 0, err
-    assert 0 < finished < 5 and f"5 runs, {finished} of them finished before" in out
+    assert 0 < finished < 4 and f"4 runs, {finished} of them finished before" in out
     found = json.loads((folder / "results.json").read_text())["runs"]
     (tmp_path / "starts").mkdir()
     expected = [stable(train_and_measure(run, tmp_path / "starts")) for run in tiny_runs()]
@@ -202,9 +269,9 @@ def test_a_killed_benchmark_continues_and_gives_the_results_of_an_uninterrupted_
 
 @pytest.mark.end_to_end
 def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path: Path):
-    kl, _, _, _, rkl = tiny_runs()
+    kl, _, _, rkl = tiny_runs()
     broken = replace(kl, fields={"divergence": "forward"})
-    found = {run.rule: (row, failure) for run, row, failure in _execute([broken, rkl], tmp_path, workers=1)}
+    found = {run.rule: (row, failure) for run, row, failure in execute_all([broken, rkl], tmp_path, workers=1)}
     assert found["kl"][0] is None and found["kl"][1].startswith("ValueError: `divergence`")
     row, _ = found["rkl"]
     assert row is not None and row["key"] == rkl.key

@@ -9,6 +9,7 @@ from trl_akd.micro.bench.world import World
 from trl_akd.micro.models import new_model
 
 TOKENIZER = make_tokenizer()
+SMALLEST = STUDENTS["32k"]
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -34,9 +35,9 @@ def test_pretraining_ends_at_the_criterion_and_is_repeatable(monkeypatch: pytest
     monkeypatch.setattr(students, "PRETRAINING", {**students.PRETRAINING, "rows": 480})
     world = World(0)
     held_out = world.sample_tasks(40, split="held_out")
-    starts = [make_start(world, TOKENIZER, 32, held_out=held_out, mass=0.05, max_steps=60) for _ in range(2)]
+    starts = [make_start(world, TOKENIZER, SMALLEST, gate_tasks=held_out, mass=0.05, max_steps=60) for _ in range(2)]
     assert starts[0].steps == starts[1].steps < 60 and starts[0].steps % 5 == 0
-    longer = make_start(world, TOKENIZER, 32, held_out=held_out, mass=0.05, max_steps=60, min_steps=55)
+    longer = make_start(world, TOKENIZER, SMALLEST, gate_tasks=held_out, mass=0.05, max_steps=60, min_steps=55)
     assert longer.steps == 55
     assert starts[0].mass == starts[1].mass == valid_mass(starts[0].model, TOKENIZER, world, held_out) >= 0.05
     one, other = (start.model.state_dict() for start in starts)
@@ -46,6 +47,8 @@ def test_pretraining_ends_at_the_criterion_and_is_repeatable(monkeypatch: pytest
 def test_pretraining_ends_after_its_steps_in_any_case(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(students, "PRETRAINING", {**students.PRETRAINING, "rows": 96})
     world = World(0)
-    start = make_start(world, TOKENIZER, 32, held_out=world.sample_tasks(5, split="held_out"), mass=0.99, max_steps=3)
+    start = make_start(
+        world, TOKENIZER, SMALLEST, gate_tasks=world.sample_tasks(5, split="held_out"), mass=0.99, max_steps=3
+    )
     assert (start.steps, start.mass < 0.99) == (3, True)
     assert start.mass > 0, "the mass is measured at the end"

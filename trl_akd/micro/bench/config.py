@@ -2,15 +2,26 @@
 
 import json
 import math
-import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import lru_cache
-from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any
+
+from trl import SFTConfig
 
 from ...akd.akd_config import AKDConfig
+from .draws import beta_draws
+from .fields import (
+    build,
+    check_counts,
+    check_distinct,
+    check_name,
+    check_names,
+    check_required,
+    is_report,
+    read_mapping,
+)
 from .students import BATCH_SIZE, MAX_LENGTH, STUDENTS
 from .world import World
 
@@ -26,7 +37,7 @@ __all__ = [
     "rule_config",
 ]
 
-FORMAT = 2  # of `runs.jsonl` and `results.json`; changes with the world, the measures or the files
+FORMAT = 3  # of `runs.jsonl` and `results.json`; changes with the world, the measures or the files
 
 
 MEASURES = (
@@ -40,12 +51,13 @@ MEASURES = (
     "reverse_kl",
 )
 BETA_DRAWS = "draws"
+_METHOD = "method"
+_METHODS = ("akd", "sft")
 _RULE_FIELDS = (
     *("divergence", "divergence_kwargs", "beta_strategy", "beta", "beta_initial_values", "beta_learning_rate"),
     *("beta_regularization", "beta_regularizer", "kd_temperature", "normalization", "ce_weight"),
     *("lmbda", "temperature"),
 )
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _OPTIMIZER_FIELDS = (
     *("optim", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("max_grad_norm", "gradient_accumulation_steps", "per_device_train_batch_size", "max_new_tokens"),
@@ -140,7 +152,7 @@ class Prediction:
     Args:
         world (`str`), student (`str`): where it is tested.
         measure (`str`): one of the measures, or `"line"`: how far the coverage of `first` lies above the line
-            through the two fixed mixes in `BenchConfig.line`.
+            of the fixed mixes in `BenchConfig.line`.
         first (`str`), second (`str`, *optional*): rules; the difference is that of the first minus the second.
         at_least (`float`, *optional*), at_most (`float`, *optional*): predicted bounds of the mean difference.
     """
@@ -173,7 +185,10 @@ class BenchConfig:
 
     Args:
         output_dir (`str`, *optional*, defaults to `"outputs/bench"`):
-            Folder of the runs (`runs.jsonl`), of pre-trained students and of the results (`results.json`).
+            Folder of the runs (`runs.jsonl`), of pre-trained students and of the results.
+        name (`str`, *optional*, defaults to `"results"`):
+            Name of the results in that folder: `<name>.json`, and `<name>.predictions.json`. Recipes with different
+            names share the runs that are equal.
         worlds (`dict`, *optional*):
             Worlds by name, such as `{separating: {rows: 2000, epochs: 3}}`; their keys are described in
             docs/methods/bench.md.
@@ -181,7 +196,8 @@ class BenchConfig:
             Students: 32k, 68k or 255k.
         rules (`dict`, *optional*):
             Rules by name, each with the fields of `trl-akd akd` that make it, such as `{kl: {divergence:
-            forward_kl}}`. The key `draws` repeats a run with that many seeds of its beta.
+            forward_kl}}`, or `{method: sft}` for supervised training on the rows. The key `draws` repeats a run with
+            that many seeds of its beta.
         seeds (`list[int]`, *optional*, defaults to `[0]`):
             Seeds. Worlds, rows, weights and order of rows are a function of the seed, so that rules are compared in
             pairs.
@@ -192,10 +208,10 @@ class BenchConfig:
         control (`dict`, *optional*):
             Positive control: `world`, `student`, and the rules `covering` and `concentrating`.
         line (`list[str]`, *optional*):
-            Two rules, fixed mixes, whose line of coverage against pass@1 other rules are compared with.
+            Rules, at least two fixed mixes, whose line of coverage against pass@1 other rules are compared with.
         predictions (`dict`, *optional*):
-            Predictions by name. They, `control` and `line` are recorded before the first run, and the folder then
-            refuses others.
+            Predictions by name. They, `control` and `line` are recorded before the first run, and others are then
+            refused for this `name`.
         workers (`int`, *optional*):
             Number of runs at the same time. Defaults to the number of cores.
         report (`str`, *optional*):
@@ -206,6 +222,7 @@ class BenchConfig:
     """
 
     output_dir: str = "outputs/bench"
+    name: str = "results"
     worlds: dict[str, Any] | str | None = None
     students: list[str] = field(default_factory=lambda: ["32k"])
     rules: dict[str, Any] | str | None = None
@@ -221,31 +238,15 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         for name in ("worlds", "rules", "control", "predictions"):
-            setattr(self, name, _mapping(name, getattr(self, name)))
-        if self.report is not None:
-            for item in fields(self):
-                default = item.default if item.default_factory is MISSING else item.default_factory()
-                if item.name not in ("report", "page") and getattr(self, item.name) not in (default, {}):
-                    raise ValueError(f"`{item.name}` has no effect with `report`; leave it out.")
+            setattr(self, name, read_mapping(name, getattr(self, name)))
+        if is_report(self):
             return
-        if self.page is not None:
-            raise ValueError(f"`page` is {self.page!r}, which has no effect without `report`; leave it out.")
-        for name in ("worlds", "rules", "students", "seeds", "control", "predictions"):
-            if not getattr(self, name):
-                reason = "; write down what you expect before anything runs" if name == "predictions" else ""
-                raise ValueError(f"`{name}` is not set{reason or '; give it in a recipe'}.")
-        for name in ("num_tasks", "num_samples", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}; give an integer of at least 1.")
-        for seed in self.seeds:
-            if isinstance(seed, bool) or not isinstance(seed, int):
-                raise ValueError(f"`seeds` has {seed!r}; give integers.")
+        check_required(self, ("worlds", "rules", "students", "seeds", "control", "predictions"))
+        check_name("`name` is", self.name)
+        check_counts(self, ("num_tasks", "num_samples", "workers"))
         for name in ("students", "seeds"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise ValueError(f"`{name}` is {values}, which names one twice; give each once.")
-        _check_names("students", self.students, STUDENTS)
+            check_distinct(name, getattr(self, name))
+        check_names("students", self.students, STUDENTS)
         self.world_settings()
         self._check_rules()
         self._check_comparisons()
@@ -254,19 +255,19 @@ class BenchConfig:
         """Return the worlds by name."""
         found = {}
         for name, entry in self._mapping("worlds").items():
-            settings = _build(WorldSettings, entry or {}, f"`worlds` has {name!r}, in which")
+            settings = build(WorldSettings, entry or {}, f"`worlds` has {name!r}, in which")
             for key, chosen, known in (
                 ("students", settings.students, self.students),
                 ("rules", settings.rules, self._mapping("rules")),
             ):
-                _check_names(f"worlds: {name}: {key}", chosen or (), known)
+                check_names(f"worlds: {name}: {key}", chosen or (), known)
                 if chosen is not None and len(set(chosen)) != max(1, len(chosen)):
                     raise ValueError(f"`worlds: {name}: {key}` is {list(chosen)}; name at least one, and each once.")
             found[name] = settings
         return found
 
     def rule_fields(self) -> dict[str, dict[str, Any]]:
-        """Return the fields of [`AKDConfig`] of each rule."""
+        """Return the fields of [`AKDConfig`], or the method, of each rule."""
         rules = self._mapping("rules")
         for name, entry in rules.items():
             if not isinstance(entry or {}, Mapping):
@@ -284,13 +285,13 @@ class BenchConfig:
 
     def control_settings(self) -> Control:
         """Return the positive control."""
-        control: Control = _build(Control, self._mapping("control"), "`control`:")
+        control: Control = build(Control, self._mapping("control"), "`control`:")
         return control
 
     def prediction_settings(self) -> dict[str, Prediction]:
         """Return the predictions by name."""
         return {
-            name: _build(Prediction, entry, f"`predictions` has {name!r}, in which")
+            name: build(Prediction, entry, f"`predictions` has {name!r}, in which")
             for name, entry in self._mapping("predictions").items()
         }
 
@@ -306,34 +307,42 @@ class BenchConfig:
                 raise ValueError(
                     f"`rules` has {name!r}, in which `draws` is {draws!r}; give an integer of at least 1."
                 )
+            method = values.get(_METHOD, "akd")
+            check_names(f"rules: {name}: {_METHOD}", [method], _METHODS)
+            known = (_METHOD, *(_RULE_FIELDS if method == "akd" else ()))
             for key in values:
-                if key not in _RULE_FIELDS:
+                if key not in known:
                     raise ValueError(
-                        f"`rules` has {name!r}, in which `{key}` is set; a rule sets only {', '.join(_RULE_FIELDS)}, "
-                        "and `draws`."
+                        f"`rules` has {name!r}, in which `{key}` is set; with the method {method}, a rule sets only "
+                        f"{', '.join(known)} and `draws`."
                     )
             try:
-                resolved_fields(values)
+                is_random = _is_random(values)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"`rules` has {name!r}, which `trl-akd akd` refuses: {error}") from error
+            if draws > 1 and not is_random:
+                raise ValueError(
+                    f"`rules` has {name!r}, in which `draws` is {draws}, but neither its beta nor its text is drawn; "
+                    "leave `draws` out."
+                )
 
     def _check_comparisons(self) -> None:
         worlds, rules = self._mapping("worlds"), self._mapping("rules")
         control = self.control_settings()
-        _check_names("control: world", [control.world], worlds)
-        _check_names("control: student", [control.student], self.students)
-        _check_names("control", [control.covering, control.concentrating], rules)
+        check_names("control: world", [control.world], worlds)
+        check_names("control: student", [control.student], self.students)
+        check_names("control", [control.covering, control.concentrating], rules)
         self._check_place("control", control, (control.covering, control.concentrating))
-        _check_names("line", self.line or (), rules)
-        if self.line is not None and len(set(self.line)) != 2:
-            raise ValueError(f"`line` is {self.line}; give two different rules.")
+        check_names("line", self.line or (), rules)
+        if self.line is not None and not 2 <= len(set(self.line)) == len(self.line):
+            raise ValueError(f"`line` is {self.line}; give at least two rules, each once.")
         for name, prediction in self.prediction_settings().items():
             where = f"predictions: {name}"
-            _check_names(where, [prediction.world], worlds)
-            _check_names(where, [prediction.student], self.students)
+            check_names(where, [prediction.world], worlds)
+            check_names(where, [prediction.student], self.students)
             is_line = prediction.measure == "line"
-            _check_names(where, [prediction.first, *([prediction.second] if prediction.second else [])], rules)
-            _check_names(where, [prediction.measure], (*MEASURES, "line"))
+            check_names(where, [prediction.first, *([prediction.second] if prediction.second else [])], rules)
+            check_names(where, [prediction.measure], (*MEASURES, "line"))
             if is_line == (prediction.second is not None) or (is_line and self.line is None):
                 raise ValueError(
                     f"`{where}` has measure {prediction.measure!r} and second {prediction.second!r}; give `second` "
@@ -364,16 +373,28 @@ class BenchConfig:
 
 
 def resolved_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all training arguments that distinguish rules or change their results, with their defaults filled in."""
+    """Return the method and all training arguments that change results, with their defaults filled in."""
     return dict(_resolved_fields(json.dumps(values, sort_keys=True)))
 
 
 @lru_cache
 def _resolved_fields(text: str) -> dict[str, Any]:
+    config = _example_config(json.loads(text))
+    names = [name for name in (*_RULE_FIELDS, *_OPTIMIZER_FIELDS) if hasattr(config, name)]
+    found = {name: getattr(config, name) for name in names}
+    method = "akd" if isinstance(config, AKDConfig) else "sft"
+    return {_METHOD: method, **{name: getattr(value, "value", value) for name, value in found.items()}}
+
+
+def _is_random(values: Mapping[str, Any]) -> bool:
+    """Return whether a rule draws values of β, or text."""
+    config = _example_config(values)
+    return bool(beta_draws(config)) or getattr(config, "generates", False)
+
+
+def _example_config(values: Mapping[str, Any]) -> SFTConfig:
     with tempfile.TemporaryDirectory() as folder:
-        config = rule_config(json.loads(text), folder, epochs=1, learning_rate=1e-3, seed=0, beta_seed=0)
-    found = {name: getattr(config, name) for name in (*_RULE_FIELDS, *_OPTIMIZER_FIELDS)}
-    return {name: getattr(value, "value", value) for name, value in found.items()}
+        return rule_config(values, folder, epochs=1, learning_rate=1e-3, seed=0)
 
 
 def rule_config(
@@ -383,14 +404,17 @@ def rule_config(
     epochs: float,
     learning_rate: float,
     seed: int,
-    beta_seed: int,
     logging_steps: int = 10,
-) -> AKDConfig:
-    """Return the training arguments of a run.
+) -> SFTConfig:
+    """Return the training arguments of a run, an [`AKDConfig`] unless the rule is supervised training.
 
-    The order of rows depends on `seed` alone; `beta_seed` seeds the draws of β, and text that is sampled on-policy.
+    The order of rows depends on `data_seed` alone, which is set to `seed`. Draws of β and text that is sampled
+    on-policy depend on the field `seed`, which the caller sets.
     """
-    fixed: dict[str, Any] = {
+    common: dict[str, Any] = {
+        "num_train_epochs": epochs,
+        "max_length": MAX_LENGTH,
+        "data_seed": seed,
         "per_device_train_batch_size": BATCH_SIZE,
         "learning_rate": learning_rate,
         "lr_scheduler_type": "cosine",
@@ -402,81 +426,8 @@ def rule_config(
         "use_cpu": True,
         "bf16": False,
         "fp16": False,
-        "max_new_tokens": 32,
     }
-    return AKDConfig(
-        output_dir,
-        num_train_epochs=epochs,
-        max_length=MAX_LENGTH,
-        seed=beta_seed,
-        data_seed=seed,
-        **{**fixed, **values},
-    )
-
-
-def _mapping(name: str, value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise ValueError(f"`{name}` is not JSON ({error}); give a mapping, in a recipe or as JSON.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"`{name}` is {value!r}; give a mapping from names to settings.")
-    for key in value:
-        if not isinstance(key, str) or not _NAME.fullmatch(key):
-            raise ValueError(
-                f"`{name}` has the name {key!r}; give names of letters, digits, '.', '_' and '-', which start with a "
-                "letter or digit."
-            )
-    return value
-
-
-def _build(kind: Any, entry: Any, where: str) -> Any:
-    """Return a dataclass made of a mapping from its fields to values."""
-    if not isinstance(entry, Mapping):
-        raise ValueError(f"{where} the settings are {entry!r}; give a mapping.")
-    known = {item.name: item for item in fields(kind)}
-    for key in entry:
-        if key not in known:
-            raise ValueError(f"{where} `{key}` is unknown; choose from {', '.join(known)}.")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-    for key, value in values.items():
-        if not _fits(value, known[key].type):
-            raise ValueError(f"{where} `{key}` is {entry[key]!r}; give {_describe(known[key].type)}.")
-    for key, item in known.items():
-        if key not in values and item.default is MISSING:
-            raise ValueError(f"{where} `{key}` is missing; add it.")
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise ValueError(f"{where} {error}") from error
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Return whether a value is of an annotated type, where an integer is a number and a truth value is none."""
-    arguments = get_args(kind)
-    if isinstance(kind, UnionType):
-        return any(_fits(value, one) for one in arguments)
-    if get_origin(kind) is tuple:
-        kinds = arguments[:1] * len(value) if isinstance(value, tuple) and arguments[-1] is ... else arguments
-        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
-    if kind in (int, float):
-        return isinstance(value, (int, kind)) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def _describe(kind: Any) -> str:
-    """Return an annotated type in words."""
-    if isinstance(kind, UnionType):
-        return _describe(get_args(kind)[0])
-    if get_origin(kind) is tuple:
-        return "a list of names" if get_args(kind)[0] is str else "a list of two numbers"
-    return {int: "an integer", float: "a number", bool: "true or false", str: "a name"}[kind]
-
-
-def _check_names(where: str, names: Any, known: Any) -> None:
-    for name in names:
-        if name not in known:
-            raise ValueError(f"`{where}` has {name!r}, which is not one of {', '.join(map(str, known))}.")
+    if values.get(_METHOD) == "sft":
+        return SFTConfig(output_dir, **common)
+    fields = {key: value for key, value in values.items() if key != _METHOD}
+    return AKDConfig(output_dir, **common, max_new_tokens=32, **fields)

@@ -9,9 +9,14 @@ from statistics import fmean, median
 from typing import Any
 
 from ...ledger import replace_text
-from ...metrics.statistics import PairedMean, holm, paired_mean
+from ...metrics.statistics import PairedMean, holm
 from .charts import Series, bar_chart, xy_chart
 from .config import FORMAT, Control, Prediction
+from .tables import format_interval as _interval
+from .tables import format_number as _number
+from .tables import format_p_value as _p_value
+from .tables import mean_over_seeds as _paired
+from .tables import table as _table
 
 __all__ = ["Results", "write_page"]
 
@@ -28,7 +33,6 @@ _COLUMNS = {
 }
 _PLACE = ("world", "student", "rule", "seed", "draw")
 _MAX_ERRORS = 6
-_SIGNIFICANT = 0.05
 _MIN_SEEDS = 8
 
 
@@ -112,16 +116,18 @@ class Results:
         return _paired({seed: one[seed] - other[seed] for seed in one if seed in other})
 
     def above_line(self, place: tuple[str, str], rule: str) -> PairedMean | None:
-        """Return how far the coverage of a rule lies above the line through the two fixed mixes, at its pass@1.
+        """Return how far the coverage of a rule lies above the line of fixed mixes, at its pass@1.
 
-        Estimated by the jackknife over seeds, so that the interval includes the uncertainty of the line. `None` if
-        the mixes' difference in pass@1 is not clearly different from 0, or for fewer than three seeds.
+        The line joins the mixes that no other mix equals or exceeds in both means. Estimated by the jackknife over
+        seeds, so that the interval includes the uncertainty of the two mixes next to the rule. `None` if their
+        difference in pass@1 is not clearly different from 0, or for fewer than three seeds.
         """
-        if not self.line or rule in self.line:
+        segment = self._segment(place, rule)
+        if segment is None or rule in self.line:
             return None
-        low, high = self.line
+        low, high = segment
         run = self.compare(place, "pass@1", high, low)
-        if run is None or run.low <= 0 <= run.high:
+        if run is None or run.low <= 0:
             return None
         values = {
             (name, measure): self.by_seed(place, name, measure) for name in (rule, low, high) for measure in _TESTED
@@ -142,12 +148,34 @@ class Results:
             {seed: count * whole - (count - 1) * height([other for other in seeds if other != seed]) for seed in seeds}
         )
 
+    def line_points(self, place: tuple[str, str]) -> dict[str, tuple[float, float]]:
+        """Return the mean pass@1 and coverage of the mixes that make the line at a place, by pass@1."""
+        found = {}
+        for name in self.line:
+            accuracy, coverage = (self.mean(place, name, measure) for measure in _TESTED)
+            if accuracy is not None and coverage is not None:
+                found[name] = (accuracy, coverage)
+        points = sorted(found.items(), key=lambda item: item[1], reverse=True)
+        line: dict[str, tuple[float, float]] = {}
+        for name, point in points:  # from the highest pass@1 down, each with more coverage than those before
+            if all(point[1] > other[1] for other in line.values()):
+                line = {name: point, **line}
+        return line
+
     def is_beyond_line(self, place: tuple[str, str], rule: str) -> bool:
-        """Return whether the mean pass@1 of a rule lies outside those of the two mixes, where the line is a guess."""
-        ends = [self.mean(place, name, "pass@1") for name in self.line]
+        """Return whether the mean pass@1 of a rule lies outside those of the line, where the line is a guess."""
+        ends = [accuracy for accuracy, _ in self.line_points(place).values()]
         mean = self.mean(place, rule, "pass@1")
-        found = [end for end in ends if end is not None]
-        return bool(found) and mean is not None and not min(found) <= mean <= max(found)
+        return bool(ends) and mean is not None and not ends[0] <= mean <= ends[-1]
+
+    def _segment(self, place: tuple[str, str], rule: str) -> tuple[str, str] | None:
+        """Return the two neighbours on the line between which a rule's mean pass@1 lies, or the nearest two."""
+        points, mean = self.line_points(place), self.mean(place, rule, "pass@1")
+        names = list(points)
+        if mean is None or len(names) < 2:
+            return None
+        last = sum(points[name][0] <= mean for name in names[1:-1])
+        return names[last], names[last + 1]
 
     def control_differences(self) -> tuple[PairedMean | None, PairedMean | None]:
         """Return the two differences of the positive control: in pass@1, and in coverage."""
@@ -178,8 +206,6 @@ class Results:
         place = (prediction.world, prediction.student)
         if self.num_missing(place, rules):
             return "runs are missing"
-        if found is None:
-            return "no interval"
         is_control = (
             place == (control.world, control.student)
             and set(rules) == {control.covering, control.concentrating}
@@ -187,6 +213,8 @@ class Results:
         )
         if not is_control and not self.control_holds:
             return "withheld"
+        if found is None:
+            return "no interval"
         low = -math.inf if prediction.at_least is None else prediction.at_least
         high = math.inf if prediction.at_most is None else prediction.at_most
         if low <= found.low and found.high <= high:
@@ -332,9 +360,13 @@ def _predictions(results: Results) -> str:
     header = ["prediction", "where", "mean difference of", "predicted", "found, with 95 % interval", "right"]
     frozen = {name: results.content[name] for name in ("predictions", "control", "line")}
     mark = hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()[:16]
+    before = results.content["finished_before"]
+    exception = (
+        f"after {before} of the {len(results.planned)} runs and before the others" if before else "before the runs"
+    )
     return (
-        "## Predictions\n\nPredictions, control and line were recorded before the first run, and their folder refuses "
-        f"others (SHA-256 {mark}). Right: yes or no if the whole interval lies inside or outside the bounds, else "
+        f"## Predictions\n\nPredictions, control and line were recorded {exception}, and others are refused since "
+        f"(SHA-256 {mark}). Right: yes or no if the whole interval lies inside or outside the bounds, else "
         "open; withheld while the control does not hold.\n\n" + _table(header, rows)
     )
 
@@ -434,8 +466,8 @@ def _coverage_figure(results: Results, place: tuple[str, str]) -> str:
         for rule in results.rules(place)
     }
     series = [Series(rule, [point], colour) for colour, (rule, point) in enumerate(points.items())]
-    line = [points[rule] for rule in results.line if rule in points]
-    if len(line) == 2:
+    line = list(results.line_points(place).values())
+    if len(line) > 1:
         series.insert(0, Series("", line, dashed=True))
     return xy_chart(f"{_ALT['coverage']}: {', '.join(place)}", "pass@1 at temperature 1", "coverage", series)
 
@@ -486,30 +518,3 @@ def _errors_figure(results: Results, place: tuple[str, str]) -> str:
         rest = sum(share for name, share in errors.items() if name not in common)
         bars[rule] = {**parts, **({"other": rest} if len(totals) > _MAX_ERRORS else {})}
     return bar_chart(f"{_ALT['errors']}: {', '.join(place)}", "share of samples", bars)
-
-
-def _paired(differences: Mapping[int, float]) -> PairedMean | None:
-    values = list(differences.values())
-    return paired_mean(values, [0.0] * len(values)) if len(values) >= 2 else None
-
-
-def _interval(found: PairedMean | None) -> str:
-    if found is None:
-        return ""
-    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], n = {found.pairs}"
-
-
-def _p_value(p_value: float | None) -> str:
-    if p_value is None:
-        return ""
-    text = "< .001" if p_value < 0.001 else f"{p_value:.3f}"
-    return f"**{text}**" if p_value < _SIGNIFICANT else text
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -4,44 +4,35 @@ Every run has its own process. A run is identified by a hash of all settings tha
 interrupted benchmark continues, and one with more rules or seeds runs only what is new.
 """
 
-import hashlib
-import json
 import math
-import multiprocessing
-import os
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import LlamaForCausalLM, PrinterCallback
-from transformers.utils import logging
+from trl import SFTTrainer
 
-from ... import __version__
+from ...akd.akd_config import AKDConfig
 from ...akd.akd_trainer import AKDTrainer
 from ...data.encoding import encode_completions, encode_prompts
 from ...execution import CodeExecutor
 from ...generation.protocol import derive_seed
-from ...ledger import Ledger, replace_text
 from ...losses.reduction import IGNORE_INDEX
 from .config import FORMAT, BenchConfig, WorldSettings, resolved_fields, rule_config
+from .draws import beta_draws, stratified_seed
 from .measures import measure
+from .runner import digest, find_start, peak_memory_mb, rounded, run_experiment
 from .students import BATCH_SIZE, PRETRAINING, STUDENTS, make_start, make_tokenizer
 from .teacher import EPSILON, ExactTeacher
 from .world import World
 
-__all__ = ["RESULTS", "Run", "StartSettings", "plan", "run_benchmark", "train_and_measure"]
+__all__ = ["Run", "StartSettings", "plan", "run_benchmark", "train_and_measure"]
 
-RESULTS, RUNS, LOG = "results.json", "runs.jsonl", "log.txt"
 _POINTS = 12  # of a learning curve
 
 
@@ -55,7 +46,7 @@ class StartSettings:
         mass (`float`): probability of a valid first word at which pre-training ends.
         max_steps (`int`): maximum number of steps.
         min_steps (`int`): minimum number of steps.
-        num_tasks (`int`): number of held-out tasks on which the probability is computed.
+        num_tasks (`int`): number of tasks on which the probability is computed.
     """
 
     world: World
@@ -68,8 +59,8 @@ class StartSettings:
     @property
     def key(self) -> str:
         """Hash of the settings and of the constants of pre-training."""
-        size = STUDENTS[self.student].hidden_size
-        return _digest({**asdict(self), "hidden_size": size, "batch_size": BATCH_SIZE, **PRETRAINING})
+        student = asdict(STUDENTS[self.student])
+        return digest({"format": FORMAT, **asdict(self), **student, "batch_size": BATCH_SIZE, **PRETRAINING})
 
 
 @dataclass(frozen=True)
@@ -79,7 +70,7 @@ class Run:
     Args:
         world_name (`str`), student (`str`), rule (`str`), seed (`int`), draw (`int`): its place in the results.
         world (`WorldSettings`): the world.
-        fields (`Mapping`): fields of [`AKDConfig`] of the rule.
+        fields (`Mapping`): fields of [`AKDConfig`], or the method, of the rule.
         num_tasks (`int`), num_samples (`int`): size of the evaluation.
     """
 
@@ -114,7 +105,6 @@ class Run:
             "world": world,
             "start": self.start.key,
             "student": self.student,
-            "learning_rate": STUDENTS[self.student].learning_rate,
             "epsilon": EPSILON,
             "fields": resolved_fields(self.fields),
             "seed": self.seed,
@@ -126,12 +116,39 @@ class Run:
     @cached_property
     def key(self) -> str:
         """Hash of the settings."""
-        return _digest(self.settings)
+        return digest({"format": FORMAT, **self.settings})
 
     @property
     def name(self) -> str:
         """Name for messages."""
         return f"{self.world_name}, {self.student}, {self.rule}, seed {self.seed}, draw {self.draw}"
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Its place in the results."""
+        return {
+            "world": self.world_name,
+            "student": self.student,
+            "rule": self.rule,
+            "seed": self.seed,
+            "draw": self.draw,
+        }
+
+    @property
+    def start_key(self) -> str:
+        """Hash of the settings of the student from which it starts."""
+        return self.start.key
+
+    def execute(self, starts: Path) -> dict[str, Any]:
+        """Return the row of the run, see [`train_and_measure`]."""
+        return train_and_measure(self, starts)
+
+    def summary(self, row: Mapping[str, Any]) -> str:
+        """Return its row in a few words."""
+        if not row["started"]:
+            return f"not run, as its start has a mass of {row['start']['mass']:.2f} on valid words"
+        measures = row["measures"]
+        return f"pass@1 {measures['pass@1']:.3f}, coverage {measures['coverage']:.3f}"
 
 
 def plan(config: BenchConfig) -> list[Run]:
@@ -163,40 +180,26 @@ def plan(config: BenchConfig) -> list[Run]:
 
 
 def run_benchmark(config: BenchConfig) -> Path:
-    """Run what is missing, and return the file of the results, `results.json`.
+    """Run what is missing, and return the file of the results.
 
     Raises:
-        ValueError: If two runs are equal, or the folder has runs with other predictions, control or line.
+        ValueError: If two runs are equal, or other predictions, control or line were recorded for these results.
         BlockingIOError: If another process writes to the folder.
         RuntimeError: If runs failed; others are kept.
     """
-    folder = Path(config.output_dir)
-    runs = plan(config)
-    fixed = {"predictions": config.predictions, "control": asdict(config.control_settings()), "line": config.line}
-    with Ledger(folder / RUNS, fixed, option="output_dir") as ledger:
-        rows = {row["key"]: row for row, _ in ledger.read()}
-        missing = [run for run in runs if run.key not in rows]
-        print(
-            f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before. Output of the runs: {folder / LOG}"
-        )
-        failures, commit = [], _commit()
-        began = time.monotonic()
-        for number, (run, row, failure) in enumerate(_execute(missing, folder, config.workers), start=1):
-            if row is None:
-                failures.append(f"{run.name}: {' '.join(failure.split())}")
-                print(f"failed: {failures[-1]}", file=sys.stderr)
-                continue
-            rows[run.key] = {**row, "commit": commit}
-            ledger.append([rows[run.key]])
-            print(f"{number}/{len(missing)} ({time.monotonic() - began:.0f} s)  {_summary(run, row)}", flush=True)
-        results = folder / RESULTS
-        replace_text(results, _results(config, runs, rows))
-    if failures:
-        raise RuntimeError(
-            f"{len(failures)} of {len(missing)} runs failed, the first of them {failures[0]}; see {folder / LOG}, and "
-            "run the command again."
-        )
-    return results
+    names = ("worlds", "students", "rules", "seeds", "num_tasks", "num_samples")
+    return run_experiment(
+        plan(config),
+        Path(config.output_dir),
+        asked={
+            "predictions": config.predictions,
+            "control": asdict(config.control_settings()),
+            "line": config.line,
+        },
+        content={"format": FORMAT, **{name: getattr(config, name) for name in names}},
+        name=config.name,
+        workers=config.workers,
+    )
 
 
 def train_and_measure(run: Run, starts: Path) -> dict[str, Any]:
@@ -210,10 +213,10 @@ def train_and_measure(run: Run, starts: Path) -> dict[str, Any]:
     """
     tokenizer, world = make_tokenizer(), run.world.world(run.seed)
     held_out = world.sample_tasks(run.num_tasks, split="held_out")
-    start = _find_start(run.start, starts)
+    start = find_start(starts / run.start.key, lambda folder: _save_start(run.start, folder))
     row: dict[str, Any] = {
         "key": run.key,
-        **_place(run),
+        **run.place,
         "settings": run.settings,
         "start": start,
     }
@@ -224,7 +227,7 @@ def train_and_measure(run: Run, starts: Path) -> dict[str, Any]:
     tasks = world.sample_tasks(run.world.rows, split="train")
     began, processor = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
-        history = _distill(run, model, tokenizer, world, tasks, scratch)
+        history, draws = _train(run, model, tokenizer, world, tasks, scratch)
     trained = time.perf_counter()
     with CodeExecutor(workers=1, allow_code_execution=True) as executor:
         measures = measure(
@@ -246,15 +249,16 @@ def train_and_measure(run: Run, starts: Path) -> dict[str, Any]:
     return {
         **row,
         "started": True,
-        "measures": _rounded(measures),
-        "history": _rounded(history),
+        "measures": rounded(measures),
+        "history": rounded(history),
+        "beta_draws": draws,
         "seconds": seconds,
-        "peak_memory_mb": _peak_memory_mb(),
+        "peak_memory_mb": peak_memory_mb(),
     }
 
 
 def _check_finite(measures: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> None:
-    values = _without(measures, "errors")
+    values = {name: value for name, value in measures.items() if name != "errors"}
     for point in history:
         values |= {f"{name} at step {point['step']}": value for name, value in point.items()}
     for name, value in values.items():
@@ -262,10 +266,10 @@ def _check_finite(measures: Mapping[str, Any], history: Sequence[Mapping[str, fl
             raise ValueError(f"{name} is {value}")
 
 
-def _distill(
+def _train(
     run: Run, model: Any, tokenizer: Any, world: World, tasks: Sequence[Any], folder: str
-) -> list[dict[str, Any]]:
-    """Train a student in place, and return points of its learning curve."""
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """Train a student in place, and return points of its learning curve and the values that β drew."""
     steps = int(-(-len(tasks) // BATCH_SIZE) * run.world.epochs)
     args = rule_config(
         run.fields,
@@ -273,9 +277,9 @@ def _distill(
         epochs=run.world.epochs,
         learning_rate=STUDENTS[run.student].learning_rate,
         seed=run.seed,
-        beta_seed=derive_seed(run.seed, f"draw {run.draw}"),
         logging_steps=max(1, steps // _POINTS),
     )
+    args.seed = stratified_seed(args, run.seed, run.draw)
     rows = world.sample_rows(tasks)
     prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows])
     completions = encode_completions(tokenizer, [row["completion"] for row in rows])
@@ -285,185 +289,32 @@ def _distill(
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
     )
-    teacher = ExactTeacher([(task, world.taught_answers(task)) for task in tasks], tokenizer)
-    trainer = AKDTrainer(model, teacher, args, train_dataset=dataset, processing_class=tokenizer)
+    if isinstance(args, AKDConfig):
+        teacher = ExactTeacher([(task, world.taught_answers(task)) for task in tasks], tokenizer)
+        trainer = AKDTrainer(model, teacher, args, train_dataset=dataset, processing_class=tokenizer)
+    else:
+        trainer = SFTTrainer(model, args, train_dataset=dataset, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     names = {"step": "step", "kd/forward_kl": "forward_kl", "kd/reverse_kl": "reverse_kl", "kd/beta": "beta"}
-    return [
+    history = [
         {short: log[name] for name, short in names.items() if name in log}
         for log in trainer.state.log_history
-        if "loss" in log
+        if "kd/forward_kl" in log
     ]
+    return history, beta_draws(args)
 
 
-def _find_start(settings: StartSettings, starts: Path) -> dict[str, Any]:
-    """Return steps and mass of a pre-trained student, which is made and saved if it is not there."""
-    folder = starts / settings.key
-    if not folder.exists():
-        tokenizer = make_tokenizer()
-        start = make_start(
-            settings.world,
-            tokenizer,
-            STUDENTS[settings.student].hidden_size,
-            held_out=settings.world.sample_tasks(settings.num_tasks, split="held_out"),
-            mass=settings.mass,
-            max_steps=settings.max_steps,
-            min_steps=settings.min_steps,
-        )
-        scratch = starts / f"{settings.key}.{os.getpid()}"
-        content = {"steps": start.steps, "mass": round(start.mass, 6), "commit": _commit()}
-        start.model.save_pretrained(scratch)
-        (scratch / "start.json").write_text(json.dumps(content))
-        try:
-            scratch.rename(folder)
-        except OSError:
-            shutil.rmtree(scratch)
-            if not folder.exists():  # no other process was faster
-                raise
-    found: dict[str, Any] = json.loads((folder / "start.json").read_text())
-    return found
-
-
-def _execute(
-    runs: Sequence[Run], folder: Path, workers: int | None
-) -> Iterator[tuple[Run, dict[str, Any] | None, str]]:
-    """Yield each run with its row, or with `None` and the reason of its failure.
-
-    A run whose student must be pre-trained first goes before the others that start from it.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = workers or cores
-    (folder / "starts").mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    waiting, active = list(runs), dict[Any, tuple[Run, Any]]()
-    try:
-        while waiting or active:
-            while len(active) < workers and (run := _next(waiting, active, folder / "starts")) is not None:
-                waiting.remove(run)
-                receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_child, args=(run, folder, sender), daemon=True)
-                process.start()
-                sender.close()
-                active[receiver] = run, process
-            for receiver in cast(list[Connection], wait(list(active))):
-                run, process = active.pop(receiver)
-                try:
-                    row, failure = receiver.recv()
-                except EOFError:
-                    row, failure = None, ""
-                receiver.close()
-                process.join()
-                yield run, row, failure or f"its process ended with status {process.exitcode}"
-    finally:
-        for _, process in active.values():
-            process.kill()
-            process.join()
-
-
-def _next(waiting: Sequence[Run], active: Mapping[Any, tuple[Run, Any]], starts: Path) -> Run | None:
-    """Return the first run whose start is there, or is not being made."""
-    being_made = {run.start.key for run, _ in active.values() if not (starts / run.start.key).exists()}
-    return next((run for run in waiting if run.start.key not in being_made), None)
-
-
-def _child(run: Run, folder: Path, sender: Connection) -> None:
-    """Carry out a run in a process of its own, whose output goes to the log."""
-    log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    print(f"== {run.name}", flush=True)
-    try:
-        sender.send((train_and_measure(run, folder / "starts"), ""))
-    except Exception as error:
-        sender.send((None, f"{type(error).__name__}: {error}"))
-        raise
-
-
-def _results(config: BenchConfig, runs: Sequence[Run], rows: Mapping[str, dict[str, Any]]) -> str:
-    """Return the results as JSON: what was asked and predicted, and the finished runs in the order of the plan.
-
-    Each run has its place in the plan, whatever its world and rule were called when it ran.
-    """
-    content = {
-        "format": FORMAT,
-        "worlds": config.worlds,
-        "students": config.students,
-        "rules": config.rules,
-        "seeds": config.seeds,
-        "num_tasks": config.num_tasks,
-        "num_samples": config.num_samples,
-        "control": config.control,
-        "line": config.line,
-        "predictions": config.predictions,
-        "planned": [_place(run) for run in runs],
-        "runs": [{**_without(rows[run.key], "settings"), **_place(run)} for run in runs if run.key in rows],
-    }
-    return json.dumps(content, indent=1) + "\n"
-
-
-def _place(run: Run) -> dict[str, Any]:
-    return {
-        "world": run.world_name,
-        "student": run.student,
-        "rule": run.rule,
-        "seed": run.seed,
-        "draw": run.draw,
-    }
-
-
-def _summary(run: Run, row: Mapping[str, Any]) -> str:
-    if not row["started"]:
-        return f"{run.name}: not run, as its start has a mass of {row['start']['mass']:.2f} on valid words"
-    measures = row["measures"]
-    return f"{run.name}: pass@1 {measures['pass@1']:.3f}, coverage {measures['coverage']:.3f}"
-
-
-def _without(row: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != name}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return round(value, 6) if isinstance(value, float) else value
-
-
-def _with_float_numbers(value: Any) -> Any:
-    """Return JSON values in which equal numbers, such as 1 and 1.0, are written alike."""
-    if isinstance(value, Mapping):
-        return {key: _with_float_numbers(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_with_float_numbers(item) for item in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _digest(settings: Mapping[str, Any]) -> str:
-    text = json.dumps(_with_float_numbers({"format": FORMAT, **settings}), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _peak_memory_mb() -> int:
-    import resource  # which Windows does not have
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
-
-
-def _commit() -> str:
-    """Return the commit of a checkout, with `+` if files of the package differ from it, or the package's version."""
-    package = Path(__file__).parents[2]
-    git = ["git", "-C", str(package)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--", str(package)], capture_output=True, text=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return f"version {__version__}"
-    return commit.strip()[:12] + ("+" if changed.strip() else "")
+def _save_start(settings: StartSettings, folder: Path) -> dict[str, Any]:
+    """Pre-train and save a student, and return its steps and mass."""
+    start = make_start(
+        settings.world,
+        make_tokenizer(),
+        STUDENTS[settings.student],
+        gate_tasks=settings.world.sample_tasks(settings.num_tasks, split="held_out", stream="gate"),
+        mass=settings.mass,
+        max_steps=settings.max_steps,
+        min_steps=settings.min_steps,
+    )
+    start.model.save_pretrained(folder)
+    return {"steps": start.steps, "mass": round(start.mass, 6)}

@@ -40,7 +40,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Student:
-    """Size of a student, and the learning rate of its distillation."""
+    """Size of a student, and the peak learning rate of its pre-training and of its distillation."""
 
     hidden_size: int
     learning_rate: float
@@ -51,7 +51,7 @@ STUDENTS = MappingProxyType({"32k": Student(32, 3e-3), "68k": Student(48, 3e-3),
 
 MAX_LENGTH = 64
 BATCH_SIZE = 48
-PRETRAINING = MappingProxyType({"rows": 12_000, "check_steps": 5, "learning_rate": 3e-3})
+PRETRAINING = MappingProxyType({"rows": 12_000, "check_steps": 5})
 
 
 def make_tokenizer(pieces: Sequence[str] = vocabulary()) -> PreTrainedTokenizerFast:
@@ -118,7 +118,7 @@ class Start:
         steps (`int`):
             Number of optimizer steps of its pre-training.
         mass (`float`):
-            Its probability of a valid first word on held-out tasks.
+            Its probability of a valid first word on the tasks of the gate.
     """
 
     model: LlamaForCausalLM
@@ -129,9 +129,9 @@ class Start:
 def make_start(
     world: World,
     tokenizer: PreTrainedTokenizerFast,
-    hidden_size: int,
+    student: Student,
     *,
-    held_out: Sequence[BenchTask],
+    gate_tasks: Sequence[BenchTask],
     mass: float = 0.35,
     max_steps: int = 900,
     min_steps: int = 0,
@@ -143,10 +143,10 @@ def make_start(
             The world, whose seed is also that of the weights and of the order of rows.
         tokenizer (`PreTrainedTokenizerFast`):
             Tokenizer of the world.
-        hidden_size (`int`):
-            Hidden size of the student.
-        held_out (`Sequence[BenchTask]`):
-            Tasks on which the probability is computed, every 5 steps.
+        student (`Student`):
+            Size and learning rate of the student.
+        gate_tasks (`Sequence[BenchTask]`):
+            Tasks on which the probability is computed, every 5 steps; held out, and not those of the evaluation.
         mass (`float`, *optional*, defaults to `0.35`):
             Probability at which training stops.
         max_steps (`int`, *optional*, defaults to `900`):
@@ -154,8 +154,8 @@ def make_start(
         min_steps (`int`, *optional*, defaults to `0`):
             Number of steps before which training does not stop.
     """
-    model = new_model(student_config(tokenizer, hidden_size), seed=world.seed)
-    gate = _Gate(lambda: valid_mass(model, tokenizer, world, held_out), mass, min_steps)
+    model = new_model(student_config(tokenizer, student.hidden_size), seed=world.seed)
+    gate = _Gate(lambda: valid_mass(model, tokenizer, world, gate_tasks), mass, min_steps)
     count = min(int(PRETRAINING["rows"]), max_steps * BATCH_SIZE)
     rows = world.sample_rows(world.sample_tasks(count, split="train", stream="pretraining"), stream="pretraining")
     with tempfile.TemporaryDirectory() as scratch:
@@ -165,7 +165,7 @@ def make_start(
             rows,
             output_dir=scratch,
             max_steps=max_steps,
-            learning_rate=PRETRAINING["learning_rate"],
+            learning_rate=student.learning_rate,
             batch_size=BATCH_SIZE,
             seed=world.seed,
             callbacks=[gate],

@@ -93,9 +93,10 @@ class PlanTraining:
     times_epochs: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, most in (("plan_weight", 1.0), ("guided_weight", math.inf)):
-            if not 0 <= getattr(self, name) <= most or getattr(self, name) == math.inf:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; give a number of at least 0, at most {most}.")
+        if not 0 <= self.plan_weight <= 1:
+            raise ValueError(f"`plan_weight` is {self.plan_weight}; give a number from 0 to 1.")
+        if not 0 <= self.guided_weight < math.inf:
+            raise ValueError(f"`guided_weight` is {self.guided_weight}; give a number of at least 0.")
         if not 0 < self.times_epochs < math.inf:
             raise ValueError(f"`times_epochs` is {self.times_epochs}; give a number above 0.")
 

@@ -214,15 +214,15 @@ def text_accuracies(
 
 
 def plan_runs(config: PlansConfig) -> list[PlansRun]:
-    """Return the runs, those of the first seed first.
+    """Return the runs: those of the first world first, and in it those of the first seed.
 
     Raises:
         ValueError: If two runs are equal, so that one of them would be the other under a second name.
     """
     runs = [
         PlansRun(world_name, training_name, seed, world, training, config.num_tasks)
-        for seed in config.seeds
         for world_name, world in config.named_worlds().items()
+        for seed in config.seeds
         for training_name, training in config.named_trainings().items()
     ]
     found: dict[str, PlansRun] = {}

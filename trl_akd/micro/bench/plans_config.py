@@ -186,7 +186,7 @@ class PlansConfig:
             Name of the results in that folder: `<name>.json`, and `<name>.predictions.json`.
         worlds (`dict`, *optional*):
             Worlds by name, such as `{scarce: {rows: 300, epochs: 10}}`; their keys are described in
-            docs/methods/codeplan_experiment.md.
+            docs/methods/codeplan_bench.md.
         trainings (`dict`, *optional*):
             Trainings by name, each with `plan_weight`, `guided_weight` and `times_epochs`.
         seeds (`list[int]`, *optional*, defaults to `[0]`):

@@ -2,19 +2,19 @@
 
 A problem names a library and two procedures:
 
-    harbor: glaze, then temper
+    lantern: plait, then crimp
 
-Its plan lists the steps of the procedures, which the problem does not spell out:
+Its plan lists the steps of the procedures, two each, which the problem does not spell out:
 
-    1. add 3 to every number
+    1. keep the odd numbers
     2. reverse the list
-    3. keep the even numbers
-    4. multiply every number by 2
+    3. skip the first 4 numbers
+    4. replace every number by its remainder modulo 9
 
-Its program calls the methods of the library for these steps, whose names differ from library to library:
+Its program calls the library's methods for these steps, whose names differ from library to library:
 
     def solve(numbers):
-        return harbor(numbers).tern(3).wolf().kite().carp(2)
+        return lantern(numbers).hare().colt().shark(4).stork(9)
 
 A program thus needs two facts per step: the step of the procedure, and the library's method for it. Texts of the base
 model (`pretraining_rows`) show both kinds of facts for other procedures, whose steps are named or spelled out: from
@@ -131,7 +131,10 @@ class PlanWorld:
     ```python
     >>> world = PlanWorld(seed=0)
     >>> [task] = world.sample_tasks(1, split="train")
-    >>> print(task.problem, task.plan, world.solution(task), sep="\\n")  # doctest: +SKIP
+    >>> task.problem
+    'lantern: plait, then crimp'
+    >>> task.plan.splitlines()[0], world.solution(task).splitlines()[1]
+    ('1. keep the odd numbers', '    return lantern(numbers).hare().colt().shark(4).stork(9)')
 
     ```
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.commands import ACTIONS, argument_types
+from tests.commands import argument_types
 from trl_akd.cli import main
 from trl_akd.cli.parsing import RecipeParser
 from trl_akd.cli.quickstarts import JUDGE_PROMPT_FILE, PROMPTS_FILE
@@ -18,13 +18,15 @@ ROOT = RECIPES.parent
 PATHS = sorted(RECIPES.rglob("config*.yaml"))
 PAPER = [path for path in PATHS if "micro" not in path.parts]
 BENCH = sorted(RECIPES.glob("*/bench/*.yaml"))
-EXPERIMENTS = [path for path in BENCH if f"bench {path.stem}" in ACTIONS]
+EXPERIMENTS = {"cycles": "bench cycles", "plans": "bench plans"}  # commands of benchmarks other than that of divergences
 STEPS = sorted(set(RECIPES.glob("*/*/*.yaml")) - set(PATHS) - set(BENCH))  # what comes before and after the training
 AKD, CODEPLAN, ITERKD = (
     [path for path in PAPER if path.parent.name == method] for method in ("akd", "codeplan", "iterkd")
 )
 SECTIONS = ["# Model", "# Teacher", "# Data", "# Method", "# Trainer", "# Evaluation", "# Hub"]
-COMMANDS = re.compile(r"(?:trl-akd |-m trl_akd\.cli\.)(\w+(?: train)?) --config (\S+)(?:.*--accelerate_config (\S+))?")
+COMMANDS = re.compile(
+    r"(?:trl-akd |-m trl_akd\.cli\.)(\w+(?: train| cycles)?) --config (\S+)(?:.*--accelerate_config (\S+))?"
+)
 
 
 def name(path: Path) -> str:
@@ -32,9 +34,7 @@ def name(path: Path) -> str:
 
 
 def command_of(path: Path) -> str:
-    if path in BENCH:
-        return f"bench {path.stem}" if path in EXPERIMENTS else "bench"
-    step = path.stem.partition("_")[0]
+    step = EXPERIMENTS.get(path.stem, "bench") if path in BENCH else path.stem.partition("_")[0]
     return {"config": path.parent.name, "ranker": "ranker train"}.get(step, step)
 
 
@@ -88,19 +88,15 @@ def test_steps_of_a_recipe_fit_together(path: Path, tmp_path: Path):
         assert training.report_to == [] and not training.push_to_hub
 
 
-@pytest.mark.parametrize("path", [path for path in BENCH if path not in EXPERIMENTS], ids=name)
+@pytest.mark.parametrize("path", BENCH, ids=name)
 def test_benchmark_parses_and_predicts(path: Path):
     [config] = values_of(path, [])
+    assert config.output_dir == f"outputs/bench/{path.stem}"
+    if path.stem in EXPERIMENTS:
+        assert len(config.predictions) >= 5 and len(config.seeds) >= 5
+        return
     assert {prediction.world for prediction in config.prediction_settings().values()} <= config.world_settings().keys()
     assert config.control_settings().margin == 0.1
-    assert config.output_dir == f"outputs/bench/{path.stem}"
-
-
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
-def test_experiment_parses_and_predicts(path: Path):
-    [config] = values_of(path, [])
-    assert len(config.named_predictions()) > 3 and len(config.seeds) >= 5
-    assert config.output_dir == f"outputs/bench/{path.stem}"
 
 
 @pytest.mark.parametrize("path", PATHS, ids=name)

@@ -18,7 +18,7 @@ ROOT = RECIPES.parent
 PATHS = sorted(RECIPES.rglob("config*.yaml"))
 PAPER = [path for path in PATHS if "micro" not in path.parts]
 BENCH = sorted(RECIPES.glob("*/bench/*.yaml"))
-EXPERIMENTS = {"cycles": "bench cycles", "plans": "bench plans"}  # commands of benchmarks other than that of divergences
+EXPERIMENTS = {"cycles": "bench cycles", "plans": "bench plans"}  # benchmarks of methods
 STEPS = sorted(set(RECIPES.glob("*/*/*.yaml")) - set(PATHS) - set(BENCH))  # what comes before and after the training
 AKD, CODEPLAN, ITERKD = (
     [path for path in PAPER if path.parent.name == method] for method in ("akd", "codeplan", "iterkd")

@@ -31,6 +31,7 @@ __all__ = [
 PASSED = "passed"
 LENGTHS = (2, 3)
 MAX_NEW_TOKENS = 48
+_TASKS_PER_BATCH = 2_000
 _MAY_BE_RARE = tuple(operation.name for operation in OPERATIONS if operation.takes == operation.gives)
 _ARGUMENT = re.compile(r"\d|'[a-z]'")
 _Type: TypeAlias = tuple[tuple[str, ...], int, int]
@@ -86,14 +87,16 @@ class CyclesWorld:
     def sample_pretraining(self, count: int) -> list[Task]:
         """Return training tasks in which the rare operations are rare."""
         rng = random.Random(f"{self.seed} kept")
-        kept: list[Task] = []
-        for number in itertools.count():
-            for task in self.sample(count, split="train", stream=f"pretraining {number}"):
-                if all(name not in self.rare or rng.random() < self.rare_share for name in task.operations):
-                    kept.append(task)
-            if len(kept) >= count:
-                return kept[:count]
-        raise AssertionError("unreachable")
+        batches = (
+            self.sample(_TASKS_PER_BATCH, split="train", stream=f"pretraining {number}")
+            for number in itertools.count()
+        )
+        kept = (
+            task
+            for task in itertools.chain.from_iterable(batches)
+            if all(name not in self.rare or rng.random() < self.rare_share for name in task.operations)
+        )
+        return list(itertools.islice(kept, count))
 
 
 class QuestionPool:

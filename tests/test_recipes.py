@@ -25,7 +25,7 @@ AKD, CODEPLAN, ITERKD = (
 )
 SECTIONS = ["# Model", "# Teacher", "# Data", "# Method", "# Trainer", "# Evaluation", "# Hub"]
 COMMANDS = re.compile(
-    r"(?:trl-akd |-m trl_akd\.cli\.)(\w+(?: train| cycles)?) --config (\S+)(?:.*--accelerate_config (\S+))?"
+    r"(?:trl-akd |-m trl_akd\.cli\.)(\w+(?: train| cycles| plans)?) --config (\S+)(?:.*--accelerate_config (\S+))?"
 )
 
 

@@ -430,7 +430,7 @@ def rule_config(
         "per_device_train_batch_size": BATCH_SIZE,
         "learning_rate": learning_rate,
         "lr_scheduler_type": "cosine",
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "logging_steps": logging_steps,
         "disable_tqdm": True,
         "report_to": "none",

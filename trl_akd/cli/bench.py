@@ -44,7 +44,7 @@ def _run(config: "BenchConfig") -> None:
         return
     from ..micro.bench.report import write_page
 
-    print(f"Page: {write_page(config.report, config.page)}")
+    print(f"Page: {write_page(config.report, config.page, config.introduction)}")
 
 
 if __name__ == "__main__":

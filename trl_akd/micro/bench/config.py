@@ -44,6 +44,7 @@ MEASURES = (
 )
 BETA_DRAWS = "draws"
 _METHOD = "method"
+_OF_PAGES = ("report", "page", "introduction")
 _METHODS = ("akd", "sft")
 _RULE_FIELDS = (
     *("divergence", "divergence_kwargs", "beta_strategy", "beta", "beta_initial_values", "beta_learning_rate"),
@@ -208,11 +209,13 @@ class BenchConfig:
             refused for this `name`.
         workers (`int`, *optional*):
             Number of runs at the same time. Defaults to the number of cores.
-        report (`str`, *optional*):
-            Write the page of these results (a results.json) instead of running anything.
+        report (`list[str]`, *optional*):
+            Write the page of these files of results instead of running anything.
         page (`str`, *optional*):
-            File of the page, with the suffix .md; figures are written beside it. By default `results.md` beside the
-            results.
+            File of the page, with the suffix .md, by default beside the first results. Figures are written to a
+            folder beside it with its name.
+        introduction (`str`, *optional*):
+            Markdown file whose text comes first on the page.
     """
 
     output_dir: str = "outputs/bench"
@@ -227,8 +230,9 @@ class BenchConfig:
     line: list[str] | None = None
     predictions: dict[str, Any] | str | None = None
     workers: int | None = None
-    report: str | None = None
+    report: list[str] | None = None
     page: str | None = None
+    introduction: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("worlds", "rules", "control", "predictions"):
@@ -236,11 +240,14 @@ class BenchConfig:
         if self.report is not None:
             for item in fields(self):
                 default = item.default if item.default_factory is MISSING else item.default_factory()
-                if item.name not in ("report", "page") and getattr(self, item.name) not in (default, {}):
+                if item.name not in _OF_PAGES and getattr(self, item.name) not in (default, {}):
                     raise ValueError(f"`{item.name}` has no effect with `report`; leave it out.")
             return
-        if self.page is not None:
-            raise ValueError(f"`page` is {self.page!r}, which has no effect without `report`; leave it out.")
+        for name in _OF_PAGES[1:]:
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}, which has no effect without `report`; leave it out."
+                )
         for name in ("worlds", "rules", "students", "seeds", "control", "predictions"):
             if not getattr(self, name):
                 reason = "; write down what you expect before anything runs" if name == "predictions" else ""

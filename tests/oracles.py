@@ -1,6 +1,6 @@
 """References in float64 loops, written from the equations. Imports nothing from `trl_akd`."""
 
-from math import exp, log, tanh
+from math import exp, expm1, log, tanh
 
 Vector = list[float]
 Matrix = list[Vector]
@@ -62,6 +62,16 @@ def todi(p: Vector, q: Vector, at: Vector | None = None) -> float:
 
 def eopd(p: Vector, q: Vector, threshold: float) -> float:
     return divergence(q, p) + (divergence(p, q) if entropy(p) > threshold else 0.0)
+
+
+def adaptive_alpha(p: Vector, q: Vector, k: float, c: float, at: Vector | None = None) -> float:
+    """The weighted alpha divergence of order a = 1 - b, taken at the student's distribution `at`."""
+    b = k * sum(min(x, z) for x, z in zip(p, q if at is None else at, strict=True))
+    weight = (1 + c * entropy(p)) / (1 - b)
+    if b == 0:
+        return weight * divergence(p, q)
+    # x^a y^b - x for each token, whose sum is that of p^a q^b minus 1
+    return -weight * sum(x * expm1(b * log(y / x)) for x, y in zip(p, q, strict=True) if x > 0) / b
 
 
 def abkd(p: Vector, q: Vector, a: float, b: float) -> float:

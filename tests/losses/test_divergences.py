@@ -48,11 +48,22 @@ RULES = {
         f"abkd-{a}-{b}": ("abkd", {"alpha": a, "beta": b}, partial(oracles.abkd, a=a, b=b))
         for a, b in [(0.2, 0.7), (0.6, -0.1), (1, 0), (0, 1), (0.5, 0), (0, -0.3), (0.4, -0.4), (-0.4, 0.4), (0, 0)]
     },
+    **{
+        f"adaptive_alpha-{k}-{c}": (
+            "adaptive_alpha",
+            {"concentration": k, "entropy_weight": c},
+            lambda p, q, at=None, k=k, c=c: oracles.adaptive_alpha(p, q, k, c, at),
+        )
+        for k, c in [(0.9, 3.0), (0.4, 0.0), (0.0, 0.5)]
+    },
     **{f"taid-{t}": ("taid", {"t": t}, lambda p, q, at=None, t=t: oracles.taid(p, q, t, at)) for t in (0.4, 1.0)},
 }
-DETACHED = {"akl", "todi", "taid"}
+DETACHED = {"akl", "todi", "taid", "adaptive_alpha"}
 F_DIVERGENCES = {"forward_kl", "reverse_kl", "akd", "jsd", "skew_kl", "skew_reverse_kl", "todi", "eopd"}
-SOME_RULES = ("forward_kl", "akd", "jsd-0.2", "skew_kl-0.1", "akl-0.5", "todi", "eopd-1.5", "abkd-0.2-0.7", "taid-0.4")
+SOME_RULES = (
+    *("forward_kl", "akd", "jsd-0.2", "skew_kl-0.1", "akl-0.5", "todi", "eopd-1.5", "abkd-0.2-0.7", "taid-0.4"),
+    "adaptive_alpha-0.9-3.0",
+)
 EVERY_RULE = pytest.mark.parametrize(("name", "knobs", "oracle"), RULES.values(), ids=RULES)
 
 
@@ -322,6 +333,69 @@ def test_eopd_switches_on_the_entropy_of_the_teacher(logits):
     forward = torch.where(entropy > threshold, forward_kl(student, teacher), 0.0)
     torch.testing.assert_close(found, reverse_kl(student, teacher) + forward)
     assert 0 < (forward == 0).sum() < forward.numel()
+
+
+@pytest.mark.parametrize("concentration", [0.9, 0.3, 1e-3, 1e-12, 0.0])
+def test_adaptive_alpha_of_a_sure_teacher(concentration):
+    """With one possible token, the overlap is its probability for the student, and the teacher's entropy is 0."""
+    q = torch.tensor([1e-9, 1e-4, 0.1, 0.5, 0.9, 1 - 1e-6], dtype=torch.float64)
+    student = torch.stack([q, 1 - q], dim=-1).log()
+    teacher = torch.tensor([0.0, -math.inf], dtype=torch.float64).expand_as(student)
+    found = divergences.adaptive_alpha(student, teacher, concentration=concentration)
+    a = 1 - concentration * q
+    expected = -torch.expm1((1 - a) * q.log()) / (a * (1 - a)) if concentration > 1e-12 else -q.log()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_adaptive_alpha_moves_from_forward_to_reverse_kl(logits):
+    """Without overlap it is forward KL; where both models nearly agree, a mix of both KLs."""
+    student, teacher = logits
+    found = divergences.adaptive_alpha(student, teacher, concentration=0.0, entropy_weight=0.0)
+    torch.testing.assert_close(found, forward_kl(student, teacher))
+    apart = torch.tensor([0.0, 40.0, 0.0], dtype=torch.float64), torch.tensor([40.0, 0.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(
+        divergences.adaptive_alpha(*apart, entropy_weight=0.0), forward_kl(*apart), rtol=1e-9, atol=0
+    )
+    near = teacher + 0.02 * student
+    order = 1 - 0.9 * torch.minimum(teacher.softmax(-1), near.softmax(-1)).sum(-1)
+    forward, reverse = forward_kl(near, teacher), reverse_kl(near, teacher)
+    found = divergences.adaptive_alpha(near, teacher, concentration=0.9, entropy_weight=0.0)
+    # The mix of both KLs, up to the fourth order of the difference of the logits; both KLs differ in the third.
+    error = found - order * forward - (1 - order) * reverse
+    assert (error.abs() < 0.05 * (forward - reverse).abs() + 1e-8).all()
+
+
+def test_adaptive_alpha_weights_tokens_by_the_entropy_of_the_teacher(logits):
+    student, teacher = logits
+    entropy = torch.distributions.Categorical(logits=teacher).entropy()
+    ratio = divergences.adaptive_alpha(student, teacher, entropy_weight=2.0) / divergences.adaptive_alpha(
+        student, teacher, entropy_weight=0.0
+    )
+    torch.testing.assert_close(ratio, 1 + 2 * entropy)
+
+
+def test_adaptive_alpha_is_infinite_where_no_token_is_possible_for_both():
+    student = torch.tensor([0.0, 1.0, -math.inf, -math.inf], dtype=torch.float64, requires_grad=True)
+    for teacher, finite in (([-math.inf, -math.inf, 0.0, 0.0], False), ([0.5, -math.inf, 0.0, -math.inf], True)):
+        found = divergences.adaptive_alpha(student, torch.tensor(teacher, dtype=torch.float64))
+        assert found.isfinite() == finite and found > 0
+    found.backward()
+    assert student.grad.isfinite().all() and student.grad.abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"concentration": 1.0}, "give at most 0.99"),
+        ({"concentration": -0.1}, r"in \[0, 1\]"),
+        ({"concentration": "much"}, "concentration is 'much'"),
+        ({"entropy_weight": -1}, "entropy_weight is -1.0; give a number of at least 0"),
+        ({"entropy_weight": math.inf}, "entropy_weight is inf; give a finite number"),
+    ],
+)
+def test_invalid_knobs_of_adaptive_alpha(knobs, message):
+    with pytest.raises(ValueError, match=message):
+        divergences.get("adaptive_alpha").check_settings(knobs)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,10 @@ def test_equals_the_cpu(options):
 
 @pytest.mark.parametrize(
     ("name", "knobs"),
-    [("jsd", {"beta": 0.2}), *((name, {}) for name in ("skew_kl", "akl", "todi", "eopd", "abkd", "taid"))],
+    [
+        ("jsd", {"beta": 0.2}),
+        *((name, {}) for name in ("skew_kl", "akl", "todi", "eopd", "abkd", "taid", "adaptive_alpha")),
+    ],
 )
 def test_other_rules_equal_the_cpu(name, knobs):
     options = OPTIONS["everything"] | {"divergence": name, "knobs": knobs}

@@ -41,7 +41,7 @@ class AKDConfig(GKDConfig):
             Divergence between teacher and student per token, a name in [`trl_akd.losses.divergences`]: `"akd"` (the
             paper's mix of forward and reverse KL, to which the `beta` options belong), `"forward_kl"` (or `"kl"`),
             `"reverse_kl"` (`"rkl"`), `"jsd"`, `"skew_kl"` (`"skl"`), `"skew_reverse_kl"` (`"srkl"`), `"akl"`,
-            `"todi"`, `"eopd"`, `"abkd"`, `"taid"`, or one registered with
+            `"todi"`, `"eopd"`, `"abkd"`, `"taid"`, `"adaptive_alpha"`, or one registered with
             [`trl_akd.losses.divergences.register`].
         divergence_kwargs (`dict[str, Any]`, *optional*):
             Arguments of the divergence, such as `{"beta": 0.5}` of `"jsd"` or `{"alpha": 0.1}` of `"skew_kl"`, and

@@ -34,6 +34,7 @@ __all__ = [
     "Rule",
     "Softened",
     "abkd",
+    "adaptive_alpha",
     "akd",
     "akl",
     "eopd",
@@ -509,10 +510,15 @@ def todi(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
 
 
 def _eopd_(block: Softened, with_gradient: bool, threshold: float = 0.8) -> Tensor:
-    log_p = torch.clamp(block.p, min=torch.finfo(block.p.dtype).tiny, out=block.scratch).log_()
-    entropy = -log_p.mul_(block.p).sum(dim=-1)
+    entropy = _teacher_entropy_(block)
     forward_weight = (entropy > as_real("threshold", threshold)).to(entropy.dtype)
     return _mix_(block, with_gradient, forward_weight, torch.ones_like(forward_weight))
+
+
+def _teacher_entropy_(block: Softened) -> Tensor:
+    """Return the entropy of the teacher; the scratch memory is overwritten."""
+    log_p = torch.clamp(block.p, min=torch.finfo(block.p.dtype).tiny, out=block.scratch).log_()
+    return -log_p.mul_(block.p).sum(dim=-1)
 
 
 @register("eopd", paper="https://huggingface.co/papers/2603.07079", fused=_eopd_)
@@ -537,6 +543,82 @@ def eopd(student_logits: Tensor, teacher_logits: Tensor, threshold: float = 0.8,
     entropy = torch.special.entr(log_p.exp()).sum(dim=-1)
     is_uncertain = (entropy > threshold).to(entropy.dtype).unsqueeze(-1)
     return _relative_entropy(log_q, log_p) + _relative_entropy(log_p, log_q, is_uncertain)
+
+
+def _adaptive_alpha_(
+    block: Softened, with_gradient: bool, concentration: float = 0.9, entropy_weight: float = 3.0
+) -> Tensor:
+    """Compute [`adaptive_alpha`]; with `u = p^alpha q^(1 - alpha)`, its gradient is `w (q sum(u) - u) / alpha`."""
+    concentration, entropy_weight = _check_adaptive_alpha(concentration, entropy_weight)
+    q, p, log_ratio, scratch = block.q, block.p, block.log_ratio, block.scratch
+    weight = 1 + entropy_weight * _teacher_entropy_(block)
+    complement = concentration * torch.minimum(p, q, out=scratch).sum(dim=-1)
+    alpha = 1 - complement
+    # u is the larger probability, reduced: nothing overflows, and u - p keeps its digits where both are nearly equal.
+    reduced = torch.clamp(log_ratio, min=0, out=scratch).mul_(-alpha.unsqueeze(-1)).exp_()
+    larger = torch.maximum(p, q, out=p).mul_(reduced)  # u where q > p, otherwise p
+    steps = torch.abs(log_ratio, out=scratch).mul_(-complement.unsqueeze(-1)).expm1_().mul_(larger)
+    differences = torch.copysign(steps, log_ratio, out=steps)  # u - p
+    change = differences.sum(dim=-1)
+    if with_gradient:
+        u = larger.add_(differences.clamp_(max=0))
+        u.neg_().addcmul_(q, (1 + change).unsqueeze(-1)).mul_((weight / alpha).unsqueeze(-1))
+    return weight * torch.where(complement > 0, -change / complement, block.forward_kl) / alpha
+
+
+@register("adaptive_alpha", fused=_adaptive_alpha_)
+def adaptive_alpha(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    concentration: float = 0.9,
+    entropy_weight: float = 3.0,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Compute an alpha divergence of each token, whose order follows the overlap of both distributions.
+
+    `(1 + c H(p)) (1 - sum_v p^a q^(1 - a)) / (a (1 - a))` with `a = 1 - k sum_v min(p, q)`, the teacher's entropy
+    `H(p)` in nats, k = `concentration` and c = `entropy_weight`. No gradient flows through `a`. The alpha divergence
+    is forward KL in the limit a = 1, and reverse KL in the limit a = 0. Where the student lacks the teacher's
+    probability, the divergence is therefore near forward KL, from which it learns the missing tokens; where most of it
+    is there, near reverse KL, which removes what is left elsewhere. Both have the same curvature near p = q. The
+    first factor raises the weight of tokens for which the teacher has several continuations.
+
+    Infinite where no token is possible for both models; with `concentration=0`, as forward KL.
+
+    Args:
+        student_logits, teacher_logits, temperature: as in [`forward_kl`], and so is the result.
+        concentration (`float`, *optional*, defaults to `0.9`): by how much the order falls from 1 as the overlap rises
+            to 1, in [0, 0.99]. 0 is forward KL.
+        entropy_weight (`float`, *optional*, defaults to `3.0`): weight of the teacher's entropy, at least 0, per nat.
+
+    Example:
+        >>> student, teacher = torch.tensor([0.0, 0.0]), torch.tensor([3.0, 1.0]).log()
+        >>> adaptive_alpha(student, teacher, concentration=2 / 3, entropy_weight=0)  # overlap 3/4, a = 1/2
+        tensor(0.1363)
+    """
+    concentration, entropy_weight = _check_adaptive_alpha(concentration, entropy_weight)
+    log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
+    p, q = log_p.exp(), log_q.exp().detach()
+    weight = 1 + entropy_weight * torch.special.entr(p).sum(dim=-1)
+    complement = concentration * torch.minimum(p, q).sum(dim=-1, keepdim=True)
+    log_ratio = torch.where(log_p == -math.inf, 0.0, log_q - log_p)
+    step = complement * torch.where(complement > 0, log_ratio, 0.0)
+    change = _power_difference(log_p, log_p + step, step) / torch.where(complement > 0, complement, 1.0)
+    terms = torch.where(complement > 0, change, p * log_ratio)
+    divergence: Tensor = -weight * terms.sum(dim=-1) / (1 - complement.squeeze(-1))
+    return divergence
+
+
+def _check_adaptive_alpha(concentration: float, entropy_weight: float) -> tuple[float, float]:
+    concentration, entropy_weight = as_share("concentration", concentration), as_real("entropy_weight", entropy_weight)
+    if concentration > 0.99:
+        raise ValueError(
+            f"concentration is {concentration}, with which the order of the divergence is nearly 0 where both models "
+            "agree, so that rounding decides; give at most 0.99."
+        )
+    if entropy_weight < 0:
+        raise ValueError(f"entropy_weight is {entropy_weight}; give a number of at least 0.")
+    return concentration, entropy_weight
 
 
 @register("abkd", paper="https://huggingface.co/papers/2505.04560")
@@ -601,10 +683,14 @@ def _chord(start: Tensor, end: Tensor, log_ratio: Tensor, factor: float) -> Tens
     """Return (exp(end) - exp(start)) / factor for end = start + factor * log_ratio, or its limit for factor 0."""
     if factor == 0.0:
         return start.exp() * log_ratio.masked_fill(start == -math.inf, 0.0)
-    step = factor * log_ratio
+    return _power_difference(start, end, factor * log_ratio) / factor
+
+
+def _power_difference(start: Tensor, end: Tensor, step: Tensor) -> Tensor:
+    """Return exp(end) - exp(start) for end = start + step."""
     # `expm1` keeps small differences exact. The larger exponential is factored out, so that nothing overflows.
     rise, fall = step.clamp(min=0.0), step.clamp(max=0.0)
-    return torch.where(step > 0, end.exp() * -torch.expm1(-rise), start.exp() * torch.expm1(fall)) / factor
+    return torch.where(step > 0, end.exp() * -torch.expm1(-rise), start.exp() * torch.expm1(fall))
 
 
 @register("taid", paper="https://huggingface.co/papers/2501.16937", schedule=Interpolation)

@@ -36,6 +36,8 @@ MEASURES = (
     "pass@1",
     "pass@10",
     "coverage",
+    "pass@1_T0.7",
+    "coverage_T0.7",
     "greedy",
     "valid_mass",
     "coverage_of_valid",

@@ -1,6 +1,5 @@
 """Measures of a student in the world: by running samples, and exactly."""
 
-import itertools
 import re
 import warnings
 from collections import Counter
@@ -22,10 +21,19 @@ from .students import word_probabilities
 from .teacher import ExactTeacher
 from .world import WORDS, BenchTask, World
 
-__all__ = ["MAX_NEW_TOKENS", "PASSED", "held_out_divergences", "measure", "outcomes", "words_of_first_token"]
+__all__ = [
+    "LOW_TEMPERATURE",
+    "MAX_NEW_TOKENS",
+    "PASSED",
+    "held_out_divergences",
+    "measure",
+    "outcomes",
+    "words_of_first_token",
+]
 
 PASSED = "passed"
 MAX_NEW_TOKENS = 32
+LOW_TEMPERATURE = 0.7
 _GENERATION_BATCH, _DIVERGENCE_BATCH = 512, 64
 
 
@@ -43,6 +51,7 @@ def measure(
 
     - `pass@1`, and `pass@10` if there are as many samples: of samples at temperature 1.
     - `coverage`: share of a task's correct programs whose word is that of a sample that passes.
+    - `pass@1_T0.7`, `coverage_T0.7`: the same of samples at temperature 0.7.
     - `greedy`: pass@1 of the most probable token at each position.
     - `valid_mass`, `coverage_of_valid`: from the probabilities of the first token, exactly; see
       [`words_of_first_token`].
@@ -67,30 +76,45 @@ def measure(
     """
     generator = TransformersGenerator(model, tokenizer, batch_size=_GENERATION_BATCH)
     prompts = [task.prompt for task in tasks]
-    sampled = generator.generate(prompts, n=num_samples, temperature=1.0, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
-    greedy = generator.generate(prompts, max_new_tokens=MAX_NEW_TOKENS)
+    completions = {
+        temperature: generator.generate(
+            prompts, n=num_samples, temperature=temperature, max_new_tokens=MAX_NEW_TOKENS, seed=seed
+        )
+        for temperature in (1.0, LOW_TEMPERATURE)
+    }
+    completions[0.0] = generator.generate(prompts, max_new_tokens=MAX_NEW_TOKENS)
     programs = [
-        [(task, completion.text) for completion in [*several, *single]]
-        for task, several, single in zip(tasks, sampled, greedy, strict=True)
+        (task, completion.text)
+        for several_tasks in completions.values()
+        for task, several in zip(tasks, several_tasks, strict=True)
+        for completion in several
     ]
-    found = iter(outcomes(world, list(itertools.chain.from_iterable(programs)), executor))
-    verdicts = [[(text, next(found)) for _, text in several] for several in programs]
-    samples = [several[:num_samples] for several in verdicts]
-    passes = [[text for text, outcome in several if outcome == PASSED] for several in samples]
-    modes = [
-        {_called(task, text) for text in texts}.intersection(world.valid_words(task.context))
-        for task, texts in zip(tasks, passes, strict=True)
-    ]
-    errors = Counter(outcome for several in samples for _, outcome in several if outcome != PASSED)
+    outcome_of = dict(zip(programs, outcomes(world, programs, executor), strict=True))
+    passes = {
+        temperature: [
+            [completion.text for completion in several if outcome_of[task, completion.text] == PASSED]
+            for task, several in zip(tasks, several_tasks, strict=True)
+        ]
+        for temperature, several_tasks in completions.items()
+    }
+    errors = Counter(
+        outcome_of[task, completion.text]
+        for task, several in zip(tasks, completions[1.0], strict=True)
+        for completion in several
+    )
+    del errors[PASSED]
     scores = {
-        f"pass@{k}": fmean(pass_at_k(num_samples, len(texts), k) for texts in passes)
+        f"pass@{k}": fmean(pass_at_k(num_samples, len(texts), k) for texts in passes[1.0])
         for k in (1, 10)
         if k <= num_samples
     }
+    low = f"_T{LOW_TEMPERATURE}"
     return {
         **scores,
-        "coverage": fmean(len(words) / world.num_valid for words in modes),
-        "greedy": fmean(several[-1][1] == PASSED for several in verdicts),
+        "coverage": _coverage(world, tasks, passes[1.0]),
+        f"pass@1{low}": fmean(len(texts) / num_samples for texts in passes[LOW_TEMPERATURE]),
+        f"coverage{low}": _coverage(world, tasks, passes[LOW_TEMPERATURE]),
+        "greedy": fmean(map(len, passes[0.0])),
         **words_of_first_token(model, tokenizer, world, tasks, num_samples),
         **held_out_divergences(model, tokenizer, world, tasks),
         "errors": {name: count / (num_samples * len(tasks)) for name, count in sorted(errors.items())},
@@ -171,6 +195,14 @@ def held_out_divergences(
                 for row, (weight, length, ids) in enumerate(batch)
             )
     return totals
+
+
+def _coverage(world: World, tasks: Sequence[BenchTask], passes: Sequence[Sequence[str]]) -> float:
+    """Return the mean over tasks of the share of correct programs, by their words, found among passing samples."""
+    return fmean(
+        len({_called(task, text) for text in texts}.intersection(world.valid_words(task.context))) / world.num_valid
+        for task, texts in zip(tasks, passes, strict=True)
+    )
 
 
 def _called(task: BenchTask, completion: str) -> str | None:

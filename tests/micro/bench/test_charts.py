@@ -27,13 +27,15 @@ def labels(root: ElementTree.Element, names: list[str]) -> dict[str, tuple[float
 
 def test_markers_are_at_their_values():
     points = {"a": (0.2, 0.9), "b": (0.4, 0.5), "c": (0.6, 0.1)}
-    root = ElementTree.fromstring(scatter_chart("Title", "x", "y & z", points, ["a", "c"]))
+    root = ElementTree.fromstring(scatter_chart("Title", "x", "y & z", points, ["a", "c"], ["a", "c"]))
     (ax, ay), (bx, by), (cx, cy) = circles(root)
     assert ax < bx < cx and bx - ax == pytest.approx(cx - bx, abs=0.2), "to the right, evenly"
     assert ay < by < cy and by - ay == pytest.approx(cy - by, abs=0.2), "larger values are higher"
     assert {"x", "y & z", "a", "b", "c"} <= {node.text for node in root.iter(f"{SVG}text")}
     dashed = [node.get("points") for node in root.iter(f"{SVG}polyline") if node.get("stroke-dasharray")]
     assert dashed == [f"{ax:.1f},{ay:.1f} {cx:.1f},{cy:.1f}"]
+    fills = [node.get("fill") for node in root.iter(f"{SVG}circle")]
+    assert fills[0] == fills[2] != fills[1]
 
 
 @pytest.mark.parametrize("spread", [0.02, 0.3, 1.0])

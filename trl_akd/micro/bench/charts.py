@@ -101,9 +101,14 @@ class _Plot:
 
 
 def scatter_chart(
-    title: str, x_label: str, y_label: str, points: Mapping[str, Point], line: Sequence[str] = ()
+    title: str,
+    x_label: str,
+    y_label: str,
+    points: Mapping[str, Point],
+    line: Sequence[str] = (),
+    grey: Sequence[str] = (),
 ) -> str:
-    """Return a chart of named points, of which those in `line` are joined by a dashed line.
+    """Return a chart of named points, of which those in `line` are joined by a dashed line, and some are grey.
 
     Raises:
         ValueError: If there is no point.
@@ -113,8 +118,13 @@ def scatter_chart(
     placed = {name: plot.place(point) for name, point in points.items()}
     canvas.line([placed[name] for name in line], _GREY, dashes="5 4")
     for name, point in placed.items():
-        canvas.circle(*point, _GREY if name in line else _COLOURS[0])
+        canvas.circle(*point, _GREY if name in grey else _COLOURS[0])
     taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in placed.values()]
+    for start, end in itertools.pairwise(placed[name] for name in line):
+        count = int(math.dist(start, end) // 6) + 1
+        for part in range(count + 1):
+            x, y = (start[axis] + (end[axis] - start[axis]) * part / count for axis in (0, 1))
+            taken.append((x - 2, y - 2, x + 2, y + 2))
     for name, point in placed.items():
         box = _free_box(point, len(name) * _CHARACTER, taken, plot.right)
         taken.append(box)

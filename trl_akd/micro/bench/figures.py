@@ -4,13 +4,14 @@ from statistics import fmean
 from typing import Any
 
 from .charts import Series, bar_chart, line_chart, scatter_chart
-from .results import Place, Results
+from .results import LOW, Place, Results
 
 __all__ = ["TITLES", "draw_figures"]
 
 TITLES = {
-    "coverage": "Coverage against pass@1, with the line of fixed mixes",
-    "curves": "Forward KL to the teacher during training",
+    "coverage": "Coverage against pass@1 at temperature 1, with the line of fixed mixes",
+    "low": "Coverage against pass@1 at temperature 0.7, with the line of fixed mixes",
+    "curves": "Forward KL on the rows of training, of the rules that train on them",
     "beta": "β during training",
     "errors": "Outcomes of samples",
 }
@@ -24,6 +25,7 @@ def draw_figures(results: Results, place: Place) -> dict[str, str]:
     """Return the figures of a world and student by their kind; all but `coverage` only where the control is."""
     figures = {"coverage": _coverage(results, place)}
     if place == (results.control.world, results.control.student):
+        figures["low"] = _low(results, place)
         figures["curves"] = _curves(results, place)
         figures["beta"] = _beta(results, place)
         figures["errors"] = _errors(results, place)
@@ -35,17 +37,24 @@ def _title(kind: str, place: Place) -> str:
 
 
 def _coverage(results: Results, place: Place) -> str:
-    points = {
-        rule: (results.mean(place, rule, "pass@1") or 0.0, results.mean(place, rule, "coverage") or 0.0)
-        for rule in results.rules(place)
-    }
+    points, reference = results.points(place, results.rules(place)), results.control.covering
+    cooler = results.points(place, [reference], LOW)
+    points |= {f"{reference} at T = 0.7": point for point in cooler.values()}
     line = list(results.line_points(place))
-    return scatter_chart(_title("coverage", place), "pass@1 at temperature 1", "coverage", points, line)
+    return scatter_chart(_title("coverage", place), "pass@1", "coverage", points, line, results.line)
+
+
+def _low(results: Results, place: Place) -> str:
+    points = results.points(place, results.rules(place), LOW)
+    line = list(results.line_points(place, LOW))
+    if not points:
+        return ""
+    return scatter_chart(_title("low", place), "pass@1", "coverage", points, line, results.line)
 
 
 def _curves(results: Results, place: Place) -> str:
     series = []
-    for style, rule in enumerate(results.rules(place)):
+    for style, rule in enumerate(rule for rule in results.rules(place) if not _fields(results, rule).get("lmbda")):
         by_step: dict[int, list[float]] = {}
         for run in results.at(place, rule):
             for point in run["history"]:
@@ -72,8 +81,13 @@ def _beta(results: Results, place: Place) -> str:
     return line_chart(_title("beta", place), "optimizer step", "β, share of reverse KL", series) if series else ""
 
 
-def _moves(results: Results, rule: str) -> bool:
+def _fields(results: Results, rule: str) -> dict[str, Any]:
     fields: dict[str, Any] = results.content["rules"][rule] or {}
+    return fields
+
+
+def _moves(results: Results, rule: str) -> bool:
+    fields = _fields(results, rule)
     is_mix = fields.get("divergence", "akd") == "akd" and fields.get("method", "akd") == "akd"
     return is_mix and fields.get("beta_strategy", "akd") in _MOVING
 

@@ -12,7 +12,7 @@ from ...ledger import replace_text
 from ...metrics.statistics import PairedMean, holm
 from .config import BETA_DRAWS
 from .figures import TITLES, draw_figures
-from .results import TESTED, Place, Results
+from .results import LOW, TESTED, Place, Results
 
 __all__ = ["write_page"]
 
@@ -21,6 +21,8 @@ _COLUMNS = {
     "pass@1": "pass@1",
     "pass@10": "pass@10",
     "coverage": "coverage",
+    "pass@1_T0.7": "pass@1 at T = 0.7",
+    "coverage_T0.7": "coverage at T = 0.7",
     "greedy": "greedy pass@1",
     "valid_mass": "mass on valid words",
     "coverage_of_valid": "coverage of valid words",
@@ -202,8 +204,7 @@ def _ranking(results: Results, place: Place, figures: Mapping[str, str]) -> str:
     reason = results.why_unranked(place)
     if reason is not None:
         return f"{parts[0]}\n\nNot ranked: {reason}"
-    if "coverage" in figures:
-        parts.append(f"![{TITLES['coverage']}]({figures['coverage']})")
+    parts += [_image(kind, figures) for kind in ("coverage", "low") if kind in figures]
     rows = []
     for rule in rules:
         runs = results.at(place, rule)
@@ -212,24 +213,29 @@ def _ranking(results: Results, place: Place, figures: Mapping[str, str]) -> str:
     parts.append("Means over seeds:\n\n" + _table(["rule", "seeds", "draws of β", *_COLUMNS.values()], rows))
     others = [rule for rule in rules if rule != reference]
     if reference in rules and others:
-        parts.append(_differences(results, place, reference, others))
+        parts += [_differences(results, place, reference, others, suffix) for suffix in ("", LOW)]
         parts += _draws(results, place, reference)
-    parts += [f"![{TITLES[kind]}]({figures[kind]})" for kind in TITLES if kind in figures and kind != "coverage"]
+    parts += [_image(kind, figures) for kind in TITLES if kind in figures and kind not in ("coverage", "low")]
     return "\n\n".join(parts)
 
 
-def _differences(results: Results, place: Place, reference: str, others: Sequence[str]) -> str:
+def _image(kind: str, figures: Mapping[str, str]) -> str:
+    return f"{TITLES[kind]}:\n\n![{TITLES[kind]}]({figures[kind]})"
+
+
+def _differences(results: Results, place: Place, reference: str, others: Sequence[str], suffix: str) -> str:
+    measures = [f"{measure}{suffix}" for measure in TESTED]
     tests = {
-        (rule, measure): results.compare(place, measure, rule, reference) for rule in others for measure in TESTED
+        (rule, measure): results.compare(place, measure, rule, reference) for rule in others for measure in measures
     }
     family = {key: test.p_value for key, test in tests.items() if test is not None}
     adjusted = dict(zip(family, holm(list(family.values())), strict=True))
     rows = []
     for rule in others:
         cells = [rule]
-        for measure in TESTED:
+        for measure in measures:
             cells += [_interval(tests[rule, measure]), _p_value(adjusted.get((rule, measure)))]
-        rows.append([*cells, _height(results, place, rule)])
+        rows.append([*cells, _height(results, place, rule, suffix)])
     header = [
         "rule",
         f"pass@1, minus {reference}",
@@ -238,9 +244,10 @@ def _differences(results: Results, place: Place, reference: str, others: Sequenc
         "p",
         "coverage above the line",
     ]
+    temperature = "0.7" if suffix else "1"
     return (
-        f"Differences to {reference}, with p-values by Holm's method over the {len(family)} tests of this table "
-        f"(bold below {_SIGNIFICANT}):\n\n" + _table(header, rows)
+        f"Differences to {reference} at temperature {temperature}, with p-values by Holm's method over the "
+        f"{len(family)} tests of this table (bold below {_SIGNIFICANT}):\n\n" + _table(header, rows)
     )
 
 
@@ -323,9 +330,9 @@ def _costs(results: Results) -> str:
     )
 
 
-def _height(results: Results, place: Place, rule: str) -> str:
-    height = results.above_line(place, rule)
-    beyond = height is not None and results.is_beyond_line(place, rule)
+def _height(results: Results, place: Place, rule: str, suffix: str = "") -> str:
+    height = results.above_line(place, rule, suffix)
+    beyond = height is not None and results.is_beyond_line(place, rule, suffix)
     return f"{_interval(height)}{', extrapolated' if beyond else ''}"
 
 

@@ -8,12 +8,15 @@ from typing import Any, Self
 from ...metrics.statistics import PairedMean, paired_mean
 from .config import BETA_DRAWS, FORMAT, Control, Prediction
 
-__all__ = ["TESTED", "Place", "Results"]
+__all__ = ["LOW", "TESTED", "Place", "Results"]
 
 Place = tuple[str, str]
 """Names of a world and of a student."""
 
 TESTED = ("pass@1", "coverage")
+LOW = "_T0.7"
+"""Suffix of these measures at the lower temperature."""
+
 _PLACE = ("world", "student", "rule", "seed", "draw")
 _MIN_SEEDS = 8
 
@@ -97,30 +100,35 @@ class Results:
         one, other = (self.by_seed(place, rule, measure) for rule in (first, second))
         return _paired({seed: one[seed] - other[seed] for seed in one if seed in other})
 
-    def above_line(self, place: Place, rule: str) -> PairedMean | None:
+    def above_line(self, place: Place, rule: str, suffix: str = "") -> PairedMean | None:
         """Return how far the coverage of a rule lies above the line of fixed mixes, at its pass@1.
+
+        Both are measures with a suffix, for one temperature.
 
         The line joins the mixes that no other mix equals or exceeds in both means. Estimated by the jackknife over
         seeds, so that the interval includes the uncertainty of the two mixes next to the rule. `None` if their
         difference in pass@1 is not clearly different from 0, or for fewer than three seeds.
         """
-        segment = self._segment(place, rule)
+        accuracy, coverage = (f"{measure}{suffix}" for measure in TESTED)
+        segment = self._segment(place, rule, suffix)
         if segment is None or rule in self.line:
             return None
         low, high = segment
-        run = self.compare(place, "pass@1", high, low)
+        run = self.compare(place, accuracy, high, low)
         if run is None or run.low <= 0:
             return None
         values = {
-            (name, measure): self.by_seed(place, name, measure) for name in (rule, low, high) for measure in TESTED
+            (name, measure): self.by_seed(place, name, measure)
+            for name in (rule, low, high)
+            for measure in (accuracy, coverage)
         }
-        seeds = [seed for seed in values[rule, "pass@1"] if all(seed in found for found in values.values())]
+        seeds = [seed for seed in values[rule, accuracy] if all(seed in found for found in values.values())]
 
         def height(chosen: Sequence[int]) -> float:
             mean = {key: fmean(found[seed] for seed in chosen) for key, found in values.items()}
-            steps = {measure: mean[high, measure] - mean[low, measure] for measure in TESTED}
-            along = (mean[rule, "pass@1"] - mean[low, "pass@1"]) / steps["pass@1"]
-            return mean[rule, "coverage"] - mean[low, "coverage"] - along * steps["coverage"]
+            steps = {measure: mean[high, measure] - mean[low, measure] for measure in (accuracy, coverage)}
+            along = (mean[rule, accuracy] - mean[low, accuracy]) / steps[accuracy]
+            return mean[rule, coverage] - mean[low, coverage] - along * steps[coverage]
 
         count = len(seeds)
         if count < 3:
@@ -130,29 +138,35 @@ class Results:
             {seed: count * whole - (count - 1) * height([other for other in seeds if other != seed]) for seed in seeds}
         )
 
-    def line_points(self, place: Place) -> dict[str, tuple[float, float]]:
-        """Return the mean pass@1 and coverage of the mixes that make the line at a place, by pass@1."""
+    def points(self, place: Place, rules: Sequence[str], suffix: str = "") -> dict[str, tuple[float, float]]:
+        """Return the mean pass@1 and coverage of rules, of those for which they were measured."""
         found = {}
-        for name in self.line:
-            accuracy, coverage = (self.mean(place, name, measure) for measure in TESTED)
+        for name in rules:
+            accuracy, coverage = (self.mean(place, name, f"{measure}{suffix}") for measure in TESTED)
             if accuracy is not None and coverage is not None:
                 found[name] = (accuracy, coverage)
-        points = sorted(found.items(), key=lambda item: item[1], reverse=True)
+        return found
+
+    def line_points(self, place: Place, suffix: str = "") -> dict[str, tuple[float, float]]:
+        """Return the mean pass@1 and coverage of the mixes that make the line at a place, by pass@1."""
+        found = self.points(place, self.line, suffix)
         line: dict[str, tuple[float, float]] = {}
-        for name, point in points:  # from the highest pass@1 down, each with more coverage than those before
+        for name, point in sorted(
+            found.items(), key=lambda item: item[1], reverse=True
+        ):  # from the highest pass@1 down, each with more coverage than those before
             if all(point[1] > other[1] for other in line.values()):
                 line = {name: point, **line}
         return line
 
-    def is_beyond_line(self, place: Place, rule: str) -> bool:
+    def is_beyond_line(self, place: Place, rule: str, suffix: str = "") -> bool:
         """Return whether the mean pass@1 of a rule lies outside those of the line, where the line is a guess."""
-        ends = [accuracy for accuracy, _ in self.line_points(place).values()]
-        mean = self.mean(place, rule, "pass@1")
+        ends = [accuracy for accuracy, _ in self.line_points(place, suffix).values()]
+        mean = self.mean(place, rule, f"pass@1{suffix}")
         return bool(ends) and mean is not None and not ends[0] <= mean <= ends[-1]
 
-    def _segment(self, place: Place, rule: str) -> tuple[str, str] | None:
+    def _segment(self, place: Place, rule: str, suffix: str) -> tuple[str, str] | None:
         """Return the two neighbours on the line between which a rule's mean pass@1 lies, or the nearest two."""
-        points, mean = self.line_points(place), self.mean(place, rule, "pass@1")
+        points, mean = self.line_points(place, suffix), self.mean(place, rule, f"pass@1{suffix}")
         names = list(points)
         if mean is None or len(names) < 2:
             return None

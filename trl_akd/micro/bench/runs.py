@@ -444,7 +444,15 @@ def _results(
         "planned": [_place(run) for run in runs],
         "runs": [{**_without(rows[run.key], "settings"), **_place(run)} for run in runs if run.key in rows],
     }
-    return json.dumps(content, indent=1) + "\n"
+    # One line per run, so that committed results are small and have readable changes.
+    return "{\n" + ",\n".join(f"{json.dumps(name)}: {_lines(value)}" for name, value in content.items()) + "\n}\n"
+
+
+def _lines(value: Any) -> str:
+    """Return JSON in which each item of a list of objects has its line."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
+    return json.dumps(value)
 
 
 def _place(run: Run) -> dict[str, Any]:

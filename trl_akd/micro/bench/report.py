@@ -70,25 +70,24 @@ def write_page(
             found = Results(json.loads(content))
             drawn = _draw(found, path.stem)
             figures |= {name: figure for several in drawn.values() for name, figure in several.values()}
-            folder = target.stem
             names = {
-                place: {kind: f"{folder}/{name}" for kind, (name, _) in several.items()}
+                place: {kind: f"{target.stem}/{name}" for kind, (name, _) in several.items()}
                 for place, several in drawn.items()
             }
-            texts += _sections(found, names, f"## {path.stem}" if len(paths) > 1 else None)
+            texts += [f"## {path.stem}", *_sections(found, names)]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"`report` is {str(path)!r}, which is not the results of `trl-akd bench` ({error!r}); give its "
                 "results.json."
             ) from error
-    folder_path = target.with_suffix("")
+    folder = target.with_suffix("")
     for path in paths:
         for kind in TITLES:
-            for old in folder_path.glob(f"{path.stem}-{kind}-*.svg"):
+            for old in folder.glob(f"{path.stem}-{kind}-*.svg"):
                 if old.name not in figures:
                     old.unlink()
     for name, figure in figures.items():
-        replace_text(folder_path / name, figure)
+        replace_text(folder / name, figure)
     replace_text(target, "\n\n".join(texts) + "\n")
     return target
 
@@ -113,9 +112,8 @@ def _draw(results: Results, stem: str) -> dict[Place, dict[str, tuple[str, str]]
     }
 
 
-def _sections(results: Results, figures: Mapping[Place, Mapping[str, str]], heading: str | None) -> list[str]:
+def _sections(results: Results, figures: Mapping[Place, Mapping[str, str]]) -> list[str]:
     sections = [
-        *([heading] if heading else []),
         _summary(results),
         _control(results),
         _predictions(results),

@@ -43,7 +43,9 @@ class Results:
         self.control = Control(**content["control"])
         self.predictions = {name: Prediction(**entry) for name, entry in content["predictions"].items()}
         self.runs: list[Mapping[str, Any]] = [run for run in content["runs"] if run["started"]]
+        self._runs: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
         for run in self.runs:
+            self._runs.setdefault((run["world"], run["student"], run["rule"]), []).append(run)
             for name, value in run["measures"].items():
                 if name != "errors" and not math.isfinite(value):
                     place = ", ".join(f"{key} {run[key]}" for key in _PLACE)
@@ -56,12 +58,11 @@ class Results:
 
     def rules(self, place: Place) -> list[str]:
         """Return the rules with runs at a place, in the order of the recipe."""
-        found = {run["rule"] for run in self.at(place)}
-        return [rule for rule in self.content["rules"] if rule in found]
+        return [rule for rule in self.content["rules"] if self.at(place, rule)]
 
-    def at(self, place: Place, rule: str | None = None) -> list[Mapping[str, Any]]:
-        """Return the runs at a place, of one rule or of all."""
-        return [run for run in self.runs if (run["world"], run["student"]) == place and rule in (None, run["rule"])]
+    def at(self, place: Place, rule: str) -> list[Mapping[str, Any]]:
+        """Return the runs of a rule at a place."""
+        return self._runs.get((*place, rule), [])
 
     def by_seed(self, place: Place, rule: str, measure: str) -> dict[int, float]:
         """Return the value of a measure for each seed with runs of the rule."""
@@ -83,7 +84,10 @@ class Results:
 
     def why_unranked(self, place: Place) -> str | None:
         """Return the reason for which the rules at a place are not ranked, `None` if they are."""
-        missing, seeds = self.num_missing(place), len({run["seed"] for run in self.at(place)})
+        missing, seeds = (
+            self.num_missing(place),
+            len({run["seed"] for rule in self.rules(place) for run in self.at(place, rule)}),
+        )
         if missing:
             return f"{missing} of its runs are missing; run the benchmark again."
         if seeds < _MIN_SEEDS:

@@ -7,6 +7,7 @@ ACTIONS = {
     "ranker train": "_training_types",
     "ranker rank": "_ranking_types",
     "judge train": "_training_types",
+    "bench cycles": "_cycles_types",
 }
 METHODS = ("akd", "codeplan", "iterkd")
 COMMANDS = (*METHODS, "bench", "evaluate", "plans", *ACTIONS)

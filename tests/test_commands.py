@@ -27,7 +27,7 @@ from trl_akd.evaluation import benchmarks
 ROOT = Path(__file__).parents[1]
 WITHOUT_FIELDS = {"quickstart", "--help"}
 RUN = ("evaluate", "plans", "ranker", "judge")  # the commands that run here as printed
-SLOW = ("--plan_sampling", "plan_sampling", "--num_samples", "codeplan/evaluate.yaml", "train")
+SLOW = ("--plan_sampling", "plan_sampling", "--num_samples", "codeplan/evaluate.yaml", "ranker train", "judge train")
 
 
 def sources() -> Iterator[tuple[Path, list[list[str]]]]:
@@ -181,6 +181,7 @@ def write_apps(folder: Path) -> None:
             (problem / "input_output.json").write_text(cases)
             (problem / "example_input_output.json").write_text(cases)
             (problem / "solutions.json").write_text(json.dumps(["print(input())\n"]))
+            (problem / "plans.json").write_text(json.dumps(["1. Read the number.\n2. Print it."]))
             (problem / "metadata.json").write_text(json.dumps({"difficulty": "introductory", "url": ""}))
 
 

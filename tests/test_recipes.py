@@ -18,12 +18,15 @@ ROOT = RECIPES.parent
 PATHS = sorted(RECIPES.rglob("config*.yaml"))
 PAPER = [path for path in PATHS if "micro" not in path.parts]
 BENCH = sorted(RECIPES.glob("*/bench/*.yaml"))
+EXPERIMENTS = {"cycles": "bench cycles"}  # commands of benchmarks other than that of divergences
 STEPS = sorted(set(RECIPES.glob("*/*/*.yaml")) - set(PATHS) - set(BENCH))  # what comes before and after the training
 AKD, CODEPLAN, ITERKD = (
     [path for path in PAPER if path.parent.name == method] for method in ("akd", "codeplan", "iterkd")
 )
 SECTIONS = ["# Model", "# Teacher", "# Data", "# Method", "# Trainer", "# Evaluation", "# Hub"]
-COMMANDS = re.compile(r"(?:trl-akd |-m trl_akd\.cli\.)(\w+(?: train)?) --config (\S+)(?:.*--accelerate_config (\S+))?")
+COMMANDS = re.compile(
+    r"(?:trl-akd |-m trl_akd\.cli\.)(\w+(?: train| cycles)?) --config (\S+)(?:.*--accelerate_config (\S+))?"
+)
 
 
 def name(path: Path) -> str:
@@ -31,7 +34,7 @@ def name(path: Path) -> str:
 
 
 def command_of(path: Path) -> str:
-    step = "bench" if path in BENCH else path.stem.partition("_")[0]
+    step = EXPERIMENTS.get(path.stem, "bench") if path in BENCH else path.stem.partition("_")[0]
     return {"config": path.parent.name, "ranker": "ranker train"}.get(step, step)
 
 
@@ -88,9 +91,12 @@ def test_steps_of_a_recipe_fit_together(path: Path, tmp_path: Path):
 @pytest.mark.parametrize("path", BENCH, ids=name)
 def test_benchmark_parses_and_predicts(path: Path):
     [config] = values_of(path, [])
+    assert config.output_dir == f"outputs/bench/{path.stem}"
+    if path.stem in EXPERIMENTS:
+        assert len(config.predictions) >= 5 and len(config.seeds) >= 5
+        return
     assert {prediction.world for prediction in config.prediction_settings().values()} <= config.world_settings().keys()
     assert config.control_settings().margin == 0.1
-    assert config.output_dir == f"outputs/bench/{path.stem}"
 
 
 @pytest.mark.parametrize("path", PATHS, ids=name)

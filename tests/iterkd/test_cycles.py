@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.iterkd.actors import Student
-from tests.iterkd.cycle_world import answer, lines, task
+from tests.iterkd.cycle_world import answer, lines, questions, task
 from trl_akd.generation.budget import BudgetSpent
 from trl_akd.iterkd.cycle.report import cycle_table, write_reports
 
@@ -161,6 +161,14 @@ def test_failures_of_the_student_are_faults(act):
     actors = act(own_faults=True)
     assert "own" not in actors.reports[0].faults and actors.reports[1].faults["own"] > 0
     assert any("def add(x):\n    return 0\n" in row["rejected"] for row in actors.student.rows[1])
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_wrong_answers_to_questions_without_tests_are_faults_if_a_judge_sees_them(act, judged):
+    untested = [{name: row[name] for name in ("id", "instruction")} for row in questions()]
+    [first, second] = act(own_faults=True, seeds=untested, judged=judged, keep_unverified=not judged).reports
+    assert "own" not in first.faults
+    assert ("own" in second.faults) == judged
 
 
 def test_without_faults(act):

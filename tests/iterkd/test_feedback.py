@@ -251,7 +251,8 @@ def test_errors_of_the_sandbox_are_unknown():
     def broken(programs):
         return [ExecutionResult("infra_error") for _ in programs]
 
-    [found] = collect_feedback([Question("a", "Double.", tests=TESTS)], [DOUBLE], judge=None, run=broken)
+    answer = f"{DOUBLE}\nprint(double(2))"  # only definitions would pass without the sandbox
+    [found] = collect_feedback([Question("a", "Double.", tests=TESTS)], [answer], judge=None, run=broken)
     assert (found.tests_passed, found.view.executed, found.level) == (None, "unknown", "medium")
 
 

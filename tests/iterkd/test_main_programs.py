@@ -52,6 +52,37 @@ def _result(outcome: Outcome) -> ExecutionResult:
     return ExecutionResult("failed", "ResourceMissing" if missing else "ValueError", outcome.error_type or "")
 
 
+DEFINITIONS = (
+    ("def add(a, b=1, *rest, c=None, **named):\n    return a + undefined", True),
+    ('"""Programs."""\n\nasync def wait():\n    await nothing\n\ndef run(): pass', True),
+    ("def one():\n    def two(x: undefined): ...\n    return two", True),
+    ("def add(a, b=undefined):\n    return a", False),
+    ("def add(a: undefined):\n    return a", False),
+    ("def add(a) -> undefined:\n    return a", False),
+    ("def add(*a: undefined):\n    return a", False),
+    ("def add(*, a=undefined):\n    return a", False),
+    ("@undefined\ndef add(a):\n    return a", False),
+    ("def add(a):\n    break", False),
+    ("def add(a):\n    global a", False),
+    ("def add(a)\n    return a", False),
+    ("class Add:\n    x = undefined", False),
+    ("def add(a):\n    return a\n\nadd()", False),
+)
+
+
+@pytest.mark.parametrize(("program", "passes"), DEFINITIONS)
+def test_programs_that_only_define_functions_pass_and_do_not_run(executor, program: str, passes: bool):
+    ran: list[str] = []
+
+    def run(programs):
+        ran.extend(program for program, _ in programs)
+        return executor.run(programs)
+
+    [outcome, with_a_statement] = run_main_programs(run, [program, f"{program}\n_ = 0\n"])
+    assert outcome == with_a_statement
+    assert (outcome.verdict, len(ran)) == (("pass", 1) if passes else ("fail", 2))
+
+
 def test_errors_of_the_sandbox_and_no_programs():
     [outcome] = run_main_programs(lambda programs: [ExecutionResult("infra_error")], ["x = 1"])
     assert outcome == Outcome("unknown")

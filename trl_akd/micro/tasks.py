@@ -155,7 +155,12 @@ def sample_tasks(count: int, *, split: Split, seed: int = 0, lengths: Sequence[i
 
 def draw_solution(steps: Sequence[Step], rng: random.Random) -> str:
     """Return a program of the steps, each in one of its implementations."""
-    expressions = [step.expression(rng.randrange(len(step.operation.forms))) for step in steps]
+    return write_solution(steps, [rng.randrange(len(step.operation.forms)) for step in steps])
+
+
+def write_solution(steps: Sequence[Step], forms: Sequence[int]) -> str:
+    """Return the program of the steps in the given implementations."""
+    expressions = [step.expression(form) for step, form in zip(steps, forms, strict=True)]
     assignments = [f"{step.operation.gives} = {e}" for step, e in zip(steps[:-1], expressions[:-1], strict=True)]
     lines = [*assignments, f"return {expressions[-1]}"]
     return f"def {ENTRY_POINT}({steps[0].operation.takes}):\n" + "".join(f"    {line}\n" for line in lines)

@@ -16,9 +16,10 @@ import torch
 import yaml
 
 from trl_akd.cli.recipes import RECIPES
-from trl_akd.micro.bench import runs
+from trl_akd.micro.bench import runner, runs
 from trl_akd.micro.bench.config import MEASURES, BenchConfig
-from trl_akd.micro.bench.runs import Run, _execute, _results, plan, train_and_measure
+from trl_akd.micro.bench.runner import execute_all, results_text
+from trl_akd.micro.bench.runs import Run, plan, train_and_measure
 from trl_akd.micro.bench.students import Student
 from trl_akd.micro.bench.teacher import ExactTeacher
 
@@ -126,7 +127,7 @@ def test_finished_runs_have_the_present_names_of_worlds_and_rules():
     config = BenchConfig(
         **{**TINY, "worlds": worlds, "rules": rules, "control": control, "predictions": {"p": prediction}}
     )
-    content = json.loads(_results(config, plan(config), rows, 0))
+    content = json.loads(results_text({}, plan(config), rows))
     assert [(run["world"], run["rule"]) for run in content["runs"]] == [
         ("renamed", "forward"),
     ]
@@ -188,7 +189,7 @@ def test_predictions_control_and_line_do_not_change_after_the_first_run(
     change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        runs, "_execute", lambda missing, *_: [(missing[0], {"key": "a", "started": False, "start": START}, "")]
+        runner, "execute_all", lambda missing, *_: [(missing[0], {"key": "a", "started": False, "start": START}, "")]
     )
     settings = {**TINY, "output_dir": str(tmp_path)}
     runs.run_benchmark(BenchConfig(**settings))
@@ -205,7 +206,7 @@ def test_recipes_of_a_folder_share_equal_runs(tmp_path: Path, monkeypatch: pytes
             asked.append(run.rule)
             yield run, {"key": run.key, "started": False, "start": START}, ""
 
-    monkeypatch.setattr(runs, "_execute", execute)
+    monkeypatch.setattr(runner, "execute_all", execute)
     settings = {**TINY, "output_dir": str(tmp_path)}
     rules = {**TINY["rules"], "jsd": {"divergence": "jsd"}}
     second = {
@@ -270,7 +271,7 @@ def test_a_killed_benchmark_continues_and_gives_the_results_of_an_uninterrupted_
 def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path: Path):
     kl, _, _, rkl = tiny_runs()
     broken = replace(kl, fields={"divergence": "forward"})
-    found = {run.rule: (row, failure) for run, row, failure in _execute([broken, rkl], tmp_path, workers=1)}
+    found = {run.rule: (row, failure) for run, row, failure in execute_all([broken, rkl], tmp_path, workers=1)}
     assert found["kl"][0] is None and found["kl"][1].startswith("ValueError: `divergence`")
     row, _ = found["rkl"]
     assert row is not None and row["key"] == rkl.key

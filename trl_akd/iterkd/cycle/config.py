@@ -93,7 +93,9 @@ class CycleConfig:
         fault_kinds (`list[str]`, *optional*, defaults to all five):
             Kinds of faults, used in rotation: `syntax`, `logical`, `type`, `name`, `timeout`.
         own_faults (`bool`, *optional*, defaults to `False`):
-            Whether to use failed answers of the student in the previous cycle as faults as well.
+            Whether to use failed answers of the student in the previous cycle as faults as well: answers that fail
+            their tests or, without tests, fail when run or get at most `hard_at_most` points from the judge. They are
+            verified like all faults.
         min_gap (`float`, *optional*, defaults to `2.0`):
             Minimum difference between the judge's totals of correct and faulty answer, if running them does not
             decide.

@@ -24,6 +24,7 @@ from ...generation.budget import BudgetSpent
 from ...generation.protocol import GREEDY, Arrival, SamplingParams, StreamingGenerator, stream
 from ...metrics.statistics import pass_at_k_over_tasks
 from ..judge.judges import Judge
+from ..judge.rubric import Judgement
 from .config import CycleConfig
 from .contamination import BenchmarkIndex, decontaminate, warn_of_overlap
 from .feedback import Feedback, collect_feedback
@@ -160,7 +161,7 @@ class Cycles:
             config=self._config,
             judge=self._participants.judge,
             run=self._runner,
-            own_faults=_failures(feedback) if self._config.own_faults else None,
+            own_faults=_failures(feedback, self._config) if self._config.own_faults else None,
         )
         pairs = map(_pair_as_json, [*verified.pairs, *verified.without_fault])
         self._ledger.note("pair", pairs, cycle=cycle, may_differ=retry)
@@ -350,13 +351,16 @@ class _Lazy(StreamingGenerator):
         return stream(self._make(), prompts, sampling)
 
 
-def _failures(feedback: Sequence[Feedback]) -> dict[str, list[str]]:
-    """Return the answers of the student that failed when run, by question."""
-    return {
-        found.question_id: [found.answer]
-        for found in feedback
-        if (found.tests_passed is not None and found.tests_passed < 1.0) or found.view.executed == "fail"
-    }
+def _failures(feedback: Sequence[Feedback], config: CycleConfig) -> dict[str, list[str]]:
+    """Return the answers of the student that failed when run, or that the judge rates as hard questions' answers."""
+    return {found.question_id: [found.answer] for found in feedback if _failed(found, config)}
+
+
+def _failed(found: Feedback, config: CycleConfig) -> bool:
+    if found.tests_passed is not None:
+        return found.tests_passed < 1.0
+    rated_low = isinstance(found.judgement, Judgement) and found.judgement.total <= config.hard_at_most
+    return rated_low or found.view.executed == "fail"
 
 
 def _pair_as_json(pair: Pair) -> dict[str, Any]:

@@ -8,6 +8,7 @@ environment variables, files, modules, other programs, the network or a display 
 
 import ast
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -43,9 +44,19 @@ def run_present(run: Runner, jobs: Sequence[tuple[str, Tests] | None]) -> list[E
 
 
 def run_main_programs(run: Runner, programs: Sequence[str | None]) -> list[Outcome]:
-    """Run Python programs as main programs, without arguments, input or tests; `None` has an unknown outcome."""
-    jobs = [None if program is None else (_in_harness(program), "") for program in programs]
-    return [Outcome("unknown") if result is None else _outcome(result) for result in run_present(run, jobs)]
+    """Run Python programs as main programs, without arguments, input or tests; `None` has an unknown outcome.
+
+    Programs that only define functions pass, and are not run.
+    """
+    passing = [program is not None and _only_defines_functions(program) for program in programs]
+    jobs = [
+        None if program is None or passes else (_in_harness(program), "")
+        for program, passes in zip(programs, passing, strict=True)
+    ]
+    return [
+        Outcome("pass") if passes else Outcome("unknown") if result is None else _outcome(result)
+        for passes, result in zip(passing, run_present(run, jobs), strict=True)
+    ]
 
 
 def lacks_resources(result: ExecutionResult, tests: Tests) -> bool:
@@ -80,6 +91,36 @@ def _outcome(result: ExecutionResult) -> Outcome:
     if result.error_type == main_harness.NotCompiled.__name__:
         return Outcome("fail", compiles=False, error_type=result.message)
     return Outcome("fail", error_type=result.error_type or result.ending)
+
+
+def _only_defines_functions(program: str) -> bool:
+    """Return whether a program compiles, and its top level has only functions, whose definition evaluates nothing."""
+    tree = parse(program)
+    if tree is None or not tree.body or not all(map(_evaluates_nothing, tree.body)):
+        return False
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            compile(program, "<candidate>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def _evaluates_nothing(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Constant)
+    if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+        return False
+    arguments = statement.args
+    parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+    annotations = [statement.returns, *(parameter.annotation for parameter in parameters if parameter is not None)]
+    defaults = [default for default in (*arguments.defaults, *arguments.kw_defaults) if default is not None]
+    return (
+        not statement.decorator_list
+        and not getattr(statement, "type_params", ())
+        and all(annotation is None for annotation in annotations)
+        and all(isinstance(default, ast.Constant) for default in defaults)
+    )
 
 
 def _in_harness(program: str) -> str:

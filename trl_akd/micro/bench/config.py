@@ -2,18 +2,26 @@
 
 import json
 import math
-import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import lru_cache
-from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from trl import SFTConfig
 
 from ...akd.akd_config import AKDConfig
 from .draws import beta_draws
+from .fields import (
+    build,
+    check_counts,
+    check_distinct,
+    check_name,
+    check_names,
+    check_required,
+    is_report,
+    read_mapping,
+)
 from .students import BATCH_SIZE, MAX_LENGTH, STUDENTS
 from .world import World
 
@@ -46,15 +54,12 @@ MEASURES = (
 )
 BETA_DRAWS = "draws"
 _METHOD = "method"
-_OF_PAGES = ("report", "page", "introduction")
 _METHODS = ("akd", "sft")
 _RULE_FIELDS = (
     *("divergence", "divergence_kwargs", "beta_strategy", "beta", "beta_initial_values", "beta_learning_rate"),
     *("beta_regularization", "beta_regularizer", "kd_temperature", "normalization", "ce_weight"),
     *("lmbda", "temperature"),
 )
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_VALID_NAME = "give letters, digits, '.', '_' and '-', with a letter or digit first"
 _OPTIMIZER_FIELDS = (
     *("optim", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("max_grad_norm", "gradient_accumulation_steps", "per_device_train_batch_size", "max_new_tokens"),
@@ -238,36 +243,15 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         for name in ("worlds", "rules", "control", "predictions"):
-            setattr(self, name, _mapping(name, getattr(self, name)))
-        if self.report is not None:
-            for item in fields(self):
-                default = item.default if item.default_factory is MISSING else item.default_factory()
-                if item.name not in _OF_PAGES and getattr(self, item.name) not in (default, {}):
-                    raise ValueError(f"`{item.name}` has no effect with `report`; leave it out.")
+            setattr(self, name, read_mapping(name, getattr(self, name)))
+        if is_report(self):
             return
-        for name in _OF_PAGES[1:]:
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"`{name}` is {getattr(self, name)!r}, which has no effect without `report`; leave it out."
-                )
-        for name in ("worlds", "rules", "students", "seeds", "control", "predictions"):
-            if not getattr(self, name):
-                reason = "; write down what you expect before anything runs" if name == "predictions" else ""
-                raise ValueError(f"`{name}` is not set{reason or '; give it in a recipe'}.")
-        if not _NAME.fullmatch(self.name):
-            raise ValueError(f"`name` is {self.name!r}; {_VALID_NAME}.")
-        for name in ("num_tasks", "num_samples", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}; give an integer of at least 1.")
-        for seed in self.seeds:
-            if isinstance(seed, bool) or not isinstance(seed, int):
-                raise ValueError(f"`seeds` has {seed!r}; give integers.")
+        check_required(self, ("worlds", "rules", "students", "seeds", "control", "predictions"))
+        check_name("`name` is", self.name)
+        check_counts(self, ("num_tasks", "num_samples", "workers"))
         for name in ("students", "seeds"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise ValueError(f"`{name}` is {values}, which names one twice; give each once.")
-        _check_names("students", self.students, STUDENTS)
+            check_distinct(name, getattr(self, name))
+        check_names("students", self.students, STUDENTS)
         self.world_settings()
         self._check_rules()
         self._check_comparisons()
@@ -276,12 +260,12 @@ class BenchConfig:
         """Return the worlds by name."""
         found = {}
         for name, entry in self._mapping("worlds").items():
-            settings = _build(WorldSettings, entry or {}, f"`worlds` has {name!r}, in which")
+            settings = build(WorldSettings, entry or {}, f"`worlds` has {name!r}, in which")
             for key, chosen, known in (
                 ("students", settings.students, self.students),
                 ("rules", settings.rules, self._mapping("rules")),
             ):
-                _check_names(f"worlds: {name}: {key}", chosen or (), known)
+                check_names(f"worlds: {name}: {key}", chosen or (), known)
                 if chosen is not None and len(set(chosen)) != max(1, len(chosen)):
                     raise ValueError(f"`worlds: {name}: {key}` is {list(chosen)}; name at least one, and each once.")
             found[name] = settings
@@ -306,13 +290,13 @@ class BenchConfig:
 
     def control_settings(self) -> Control:
         """Return the positive control."""
-        control: Control = _build(Control, self._mapping("control"), "`control`:")
+        control: Control = build(Control, self._mapping("control"), "`control`:")
         return control
 
     def prediction_settings(self) -> dict[str, Prediction]:
         """Return the predictions by name."""
         return {
-            name: _build(Prediction, entry, f"`predictions` has {name!r}, in which")
+            name: build(Prediction, entry, f"`predictions` has {name!r}, in which")
             for name, entry in self._mapping("predictions").items()
         }
 
@@ -329,7 +313,7 @@ class BenchConfig:
                     f"`rules` has {name!r}, in which `draws` is {draws!r}; give an integer of at least 1."
                 )
             method = values.get(_METHOD, "akd")
-            _check_names(f"rules: {name}: {_METHOD}", [method], _METHODS)
+            check_names(f"rules: {name}: {_METHOD}", [method], _METHODS)
             known = (_METHOD, *(_RULE_FIELDS if method == "akd" else ()))
             for key in values:
                 if key not in known:
@@ -350,20 +334,20 @@ class BenchConfig:
     def _check_comparisons(self) -> None:
         worlds, rules = self._mapping("worlds"), self._mapping("rules")
         control = self.control_settings()
-        _check_names("control: world", [control.world], worlds)
-        _check_names("control: student", [control.student], self.students)
-        _check_names("control", [control.covering, control.concentrating], rules)
+        check_names("control: world", [control.world], worlds)
+        check_names("control: student", [control.student], self.students)
+        check_names("control", [control.covering, control.concentrating], rules)
         self._check_place("control", control, (control.covering, control.concentrating))
-        _check_names("line", self.line or (), rules)
+        check_names("line", self.line or (), rules)
         if self.line is not None and not 2 <= len(set(self.line)) == len(self.line):
             raise ValueError(f"`line` is {self.line}; give at least two rules, each once.")
         for name, prediction in self.prediction_settings().items():
             where = f"predictions: {name}"
-            _check_names(where, [prediction.world], worlds)
-            _check_names(where, [prediction.student], self.students)
+            check_names(where, [prediction.world], worlds)
+            check_names(where, [prediction.student], self.students)
             is_line = prediction.measure == "line"
-            _check_names(where, [prediction.first, *([prediction.second] if prediction.second else [])], rules)
-            _check_names(where, [prediction.measure], (*MEASURES, "line"))
+            check_names(where, [prediction.first, *([prediction.second] if prediction.second else [])], rules)
+            check_names(where, [prediction.measure], (*MEASURES, "line"))
             if is_line == (prediction.second is not None) or (is_line and self.line is None):
                 raise ValueError(
                     f"`{where}` has measure {prediction.measure!r} and second {prediction.second!r}; give `second` "
@@ -452,68 +436,3 @@ def rule_config(
         return SFTConfig(output_dir, **common)
     fields = {key: value for key, value in values.items() if key != _METHOD}
     return AKDConfig(output_dir, **common, max_new_tokens=32, **fields)
-
-
-def _mapping(name: str, value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise ValueError(f"`{name}` is not JSON ({error}); give a mapping, in a recipe or as JSON.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"`{name}` is {value!r}; give a mapping from names to settings.")
-    for key in value:
-        if not isinstance(key, str) or not _NAME.fullmatch(key):
-            raise ValueError(f"`{name}` has the name {key!r}; {_VALID_NAME}.")
-    return value
-
-
-def _build(kind: Any, entry: Any, where: str) -> Any:
-    """Return a dataclass made of a mapping from its fields to values."""
-    if not isinstance(entry, Mapping):
-        raise ValueError(f"{where} the settings are {entry!r}; give a mapping.")
-    known = {item.name: item for item in fields(kind)}
-    for key in entry:
-        if key not in known:
-            raise ValueError(f"{where} `{key}` is unknown; choose from {', '.join(known)}.")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-    for key, value in values.items():
-        if not _fits(value, known[key].type):
-            raise ValueError(f"{where} `{key}` is {entry[key]!r}; give {_describe(known[key].type)}.")
-    for key, item in known.items():
-        if key not in values and item.default is MISSING:
-            raise ValueError(f"{where} `{key}` is missing; add it.")
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise ValueError(f"{where} {error}") from error
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Return whether a value is of an annotated type, where an integer is a number and a truth value is none."""
-    arguments = get_args(kind)
-    if isinstance(kind, UnionType):
-        return any(_fits(value, one) for one in arguments)
-    if get_origin(kind) is tuple:
-        kinds = arguments[:1] * len(value) if isinstance(value, tuple) and arguments[-1] is ... else arguments
-        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
-    if kind in (int, float):
-        return isinstance(value, (int, kind)) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def _describe(kind: Any) -> str:
-    """Return an annotated type in words."""
-    if isinstance(kind, UnionType):
-        return _describe(get_args(kind)[0])
-    if get_origin(kind) is tuple:
-        return "a list of names" if get_args(kind)[0] is str else "a list of two numbers"
-    return {int: "an integer", float: "a number", bool: "true or false", str: "a name"}[kind]
-
-
-def _check_names(where: str, names: Any, known: Any) -> None:
-    for name in names:
-        if name not in known:
-            raise ValueError(f"`{where}` has {name!r}, which is not one of {', '.join(map(str, known))}.")

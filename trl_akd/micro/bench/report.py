@@ -9,10 +9,11 @@ from statistics import median
 from typing import Any
 
 from ...ledger import replace_text
-from ...metrics.statistics import PairedMean, holm
+from ...metrics.statistics import holm
 from .config import BETA_DRAWS
 from .figures import TITLES, draw_figures
 from .results import LOW, TESTED, Place, Results
+from .tables import SIGNIFICANT, format_difference, format_number, format_p_value, table
 
 __all__ = ["write_page"]
 
@@ -29,7 +30,6 @@ _COLUMNS = {
     "forward_kl": "forward KL, nats per token",
     "reverse_kl": "reverse KL, nats per token",
 }
-_SIGNIFICANT = 0.05
 _MIN_SEEDS_OF_DRAWS = 3
 _VERDICTS = ("right", "wrong", "open", "withheld", "no interval", "runs are missing")
 
@@ -150,7 +150,12 @@ def _control(results: Results) -> str:
     control = results.control
     found = results.control_differences()
     rows = [
-        [measure, f"{one} minus {other}", _interval(difference), f"at least {control.margin:.2f}, interval above 0"]
+        [
+            measure,
+            f"{one} minus {other}",
+            format_difference(difference),
+            f"at least {control.margin:.2f}, interval above 0",
+        ]
         for difference, measure, one, other in (
             (found[0], "pass@1", control.concentrating, control.covering),
             (found[1], "coverage", control.covering, control.concentrating),
@@ -162,8 +167,8 @@ def _control(results: Results) -> str:
         else "The control does not hold, so nothing is ranked: a world that does not show known differences cannot "
         "show others."
     )
-    table = _table(["measure", "difference", "mean [95 % interval]", "required"], rows)
-    return f"### Positive control\n\nWorld {control.world}, student {control.student}.\n\n{table}\n\n{verdict}"
+    compared = table(["measure", "difference", "mean [95 % interval]", "required"], rows)
+    return f"### Positive control\n\nWorld {control.world}, student {control.student}.\n\n{compared}\n\n{verdict}"
 
 
 def _predictions(results: Results) -> str:
@@ -181,7 +186,7 @@ def _predictions(results: Results) -> str:
         verdict = results.verdict(prediction)
         verdicts[verdict] += 1
         seeds = "" if found is None else str(found.pairs)
-        rows.append([name, ", ".join(place), subject, ", ".join(bounds), _interval(found), seeds, verdict])
+        rows.append([name, ", ".join(place), subject, ", ".join(bounds), format_difference(found), seeds, verdict])
     header = ["prediction", "world, student", "quantity", "predicted", "found [95 % interval]", "seeds", "verdict"]
     frozen = {name: results.content[name] for name in ("predictions", "control", "line")}
     mark = hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()[:16]
@@ -191,7 +196,7 @@ def _predictions(results: Results) -> str:
     return (
         f"### Predictions\n\nPredictions, control and line were recorded {when}, and others are refused since "
         f"(SHA-256 {mark}). A prediction is right or wrong if the whole interval lies inside or outside the bounds, "
-        f"and otherwise open. Of {len(rows)}: {counts}.\n\n" + _table(header, rows)
+        f"and otherwise open. Of {len(rows)}: {counts}.\n\n" + table(header, rows)
     )
 
 
@@ -207,8 +212,8 @@ def _ranking(results: Results, place: Place, figures: Mapping[str, str]) -> str:
     for rule in rules:
         runs = results.at(place, rule)
         counts = [str(len({run[key] for run in runs})) for key in ("seed", "draw")]
-        rows.append([rule, *counts, *(_number(results.mean(place, rule, measure)) for measure in _COLUMNS)])
-    parts.append("Means over seeds:\n\n" + _table(["rule", "seeds", "draws of β", *_COLUMNS.values()], rows))
+        rows.append([rule, *counts, *(format_number(results.mean(place, rule, measure)) for measure in _COLUMNS)])
+    parts.append("Means over seeds:\n\n" + table(["rule", "seeds", "draws of β", *_COLUMNS.values()], rows))
     others = [rule for rule in rules if rule != reference]
     if reference in rules and others:
         parts += [_differences(results, place, reference, others, suffix) for suffix in ("", LOW)]
@@ -232,7 +237,7 @@ def _differences(results: Results, place: Place, reference: str, others: Sequenc
     for rule in others:
         cells = [rule]
         for measure in measures:
-            cells += [_interval(tests[rule, measure]), _p_value(adjusted.get((rule, measure)))]
+            cells += [format_difference(tests[rule, measure]), format_p_value(adjusted.get((rule, measure)))]
         rows.append([*cells, _height(results, place, rule, suffix)])
     header = [
         "rule",
@@ -245,7 +250,7 @@ def _differences(results: Results, place: Place, reference: str, others: Sequenc
     temperature = "0.7" if suffix else "1"
     return (
         f"Differences to {reference} at temperature {temperature}, with p-values by Holm's method over the "
-        f"{len(family)} tests of this table (bold below {_SIGNIFICANT}):\n\n" + _table(header, rows)
+        f"{len(family)} tests of this table (bold below {SIGNIFICANT}):\n\n" + table(header, rows)
     )
 
 
@@ -258,13 +263,13 @@ def _draws(results: Results, place: Place, reference: str) -> list[str]:
         if rule in own or len(seeds) < _MIN_SEEDS_OF_DRAWS:
             continue
         name, _, values = rule.partition(": ")
-        differences = [_interval(found.compare(place, measure, rule, reference)) for measure in TESTED]
+        differences = [format_difference(found.compare(place, measure, rule, reference)) for measure in TESTED]
         rows.append([name, values, str(len(seeds)), *differences, _height(found, place, rule)])
     if not rows:
         return []
     differences = [f"{measure}, minus {reference}" for measure in TESTED]
     header = ["rule", "values of β, by epoch", "seeds", *differences, "coverage above the line"]
-    return ["By the values that β drew, without adjustment:\n\n" + _table(header, rows)]
+    return ["By the values that β drew, without adjustment:\n\n" + table(header, rows)]
 
 
 def _setup(results: Results) -> str:
@@ -274,9 +279,9 @@ def _setup(results: Results) -> str:
     rules = [[name, _settings(entry, without=(BETA_DRAWS,))] for name, entry in content["rules"].items()]
     return (
         "### Worlds and rules\n\n"
-        + _table(["world", "settings"], worlds)
+        + table(["world", "settings"], worlds)
         + "\n\n"
-        + _table(["rule", "fields of `trl-akd akd`, or method"], rules)
+        + table(["rule", "fields of `trl-akd akd`, or method"], rules)
     )
 
 
@@ -306,7 +311,7 @@ def _starts(results: Results) -> str:
             ]
         )
     header = ["world", "student", "seeds", "steps of pre-training", "mass on valid words", "not started (mass)"]
-    return "### Pre-trained students\n\n" + _table(header, rows)
+    return "### Pre-trained students\n\n" + table(header, rows)
 
 
 def _costs(results: Results) -> str:
@@ -324,31 +329,11 @@ def _costs(results: Results) -> str:
     header = ["world", "student", "rule", "training, s", "measuring, s", "CPU time of both, s", "peak memory, MB"]
     return (
         "### Cost\n\nMedians over runs, one core per run, on a machine that may have been shared. CPU time is "
-        "without the sandbox.\n\n" + _table(header, rows)
+        "without the sandbox.\n\n" + table(header, rows)
     )
 
 
 def _height(results: Results, place: Place, rule: str, suffix: str = "") -> str:
     height = results.above_line(place, rule, suffix)
     beyond = height is not None and results.is_beyond_line(place, rule, suffix)
-    return f"{_interval(height)}{', extrapolated' if beyond else ''}"
-
-
-def _interval(found: PairedMean | None) -> str:
-    return "" if found is None else f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-
-
-def _p_value(p_value: float | None) -> str:
-    if p_value is None:
-        return ""
-    text = "< .001" if p_value < 0.001 else f"{p_value:.3f}"
-    return f"**{text}**" if p_value < _SIGNIFICANT else text
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"{format_difference(height)}{', extrapolated' if beyond else ''}"

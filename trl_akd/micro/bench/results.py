@@ -5,8 +5,9 @@ from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Self
 
-from ...metrics.statistics import PairedMean, paired_mean
+from ...metrics.statistics import PairedMean
 from .config import BETA_DRAWS, FORMAT, Control, Prediction
+from .tables import mean_over_seeds
 
 __all__ = ["LOW", "TESTED", "Place", "Results"]
 
@@ -102,7 +103,7 @@ class Results:
     def compare(self, place: Place, measure: str, first: str, second: str) -> PairedMean | None:
         """Return the paired difference of two rules over the seeds that both have, `None` for fewer than two."""
         one, other = (self.by_seed(place, rule, measure) for rule in (first, second))
-        return _paired({seed: one[seed] - other[seed] for seed in one if seed in other})
+        return mean_over_seeds({seed: one[seed] - other[seed] for seed in one if seed in other})
 
     def above_line(self, place: Place, rule: str, suffix: str = "") -> PairedMean | None:
         """Return how far the coverage of a rule lies above the line of fixed mixes, at its pass@1.
@@ -138,7 +139,7 @@ class Results:
         if count < 3:
             return None
         whole = height(seeds)
-        return _paired(
+        return mean_over_seeds(
             {seed: count * whole - (count - 1) * height([other for other in seeds if other != seed]) for seed in seeds}
         )
 
@@ -246,8 +247,3 @@ class Results:
     def num_draws(self, rule: str) -> int:
         """Return the number of seeds of β with which a rule was run."""
         return int((self.content["rules"][rule] or {}).get(BETA_DRAWS, 1))
-
-
-def _paired(differences: Mapping[int, float]) -> PairedMean | None:
-    values = list(differences.values())
-    return paired_mean(values, [0.0] * len(values)) if len(values) >= 2 else None

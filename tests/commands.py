@@ -8,6 +8,7 @@ ACTIONS = {
     "ranker rank": "_ranking_types",
     "judge train": "_training_types",
     "bench cycles": "_cycles_types",
+    "bench plans": "_plans_types",
 }
 METHODS = ("akd", "codeplan", "iterkd")
 COMMANDS = (*METHODS, "bench", "evaluate", "plans", *ACTIONS)

@@ -18,14 +18,14 @@ ROOT = RECIPES.parent
 PATHS = sorted(RECIPES.rglob("config*.yaml"))
 PAPER = [path for path in PATHS if "micro" not in path.parts]
 BENCH = sorted(RECIPES.glob("*/bench/*.yaml"))
-EXPERIMENTS = {"cycles": "bench cycles"}  # commands of benchmarks other than that of divergences
+EXPERIMENTS = {"cycles": "bench cycles", "plans": "bench plans"}  # benchmarks of methods
 STEPS = sorted(set(RECIPES.glob("*/*/*.yaml")) - set(PATHS) - set(BENCH))  # what comes before and after the training
 AKD, CODEPLAN, ITERKD = (
     [path for path in PAPER if path.parent.name == method] for method in ("akd", "codeplan", "iterkd")
 )
 SECTIONS = ["# Model", "# Teacher", "# Data", "# Method", "# Trainer", "# Evaluation", "# Hub"]
 COMMANDS = re.compile(
-    r"(?:trl-akd |-m trl_akd\.cli\.)(\w+(?: train| cycles)?) --config (\S+)(?:.*--accelerate_config (\S+))?"
+    r"(?:trl-akd |-m trl_akd\.cli\.)(\w+(?: train| cycles| plans)?) --config (\S+)(?:.*--accelerate_config (\S+))?"
 )
 
 

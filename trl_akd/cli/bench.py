@@ -5,24 +5,30 @@ trl-akd bench --config recipes/micro/bench/reduced.yaml
 trl-akd bench --report outputs/bench/reduced/results.json
 ```
 
-`trl-akd bench cycles` compares variants of IterKD in a world of their own.
+`trl-akd bench cycles` compares variants of IterKD, and `trl-akd bench plans` trainings of CodePLAN, in worlds of their
+own.
 
 ```bash
 trl-akd bench cycles --config recipes/micro/bench/cycles.yaml
-trl-akd bench cycles --report outputs/bench/cycles/results.json
+trl-akd bench plans --config recipes/micro/bench/plans.yaml
+trl-akd bench plans --report outputs/bench/plans/results.json
 ```
 """
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command import require_one_process, start
+from .command import Action, require_one_process, start
 from .errors import run, user_errors
 
 if TYPE_CHECKING:
     from ..micro.bench.config import BenchConfig
     from ..micro.bench.cycles_config import CyclesConfig
+    from ..micro.bench.plans_config import PlansConfig
 
 __all__ = ["main"]
 
@@ -34,10 +40,11 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # there is one run per core
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # without it, DeepSpeed warns that there is no GPU
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments[:1] == ["cycles"]:
-        start("bench", _cycles_types, _run_cycles, arguments[1:], action="cycles")
-    else:
+    action = arguments[0] if arguments and arguments[0] in _ACTIONS else None
+    if action is None:
         start("bench", _argument_types, _run, arguments)
+    else:
+        start("bench", *_ACTIONS[action], arguments[1:], action=action)
 
 
 def _argument_types() -> tuple[type, ...]:
@@ -47,17 +54,11 @@ def _argument_types() -> tuple[type, ...]:
 
 
 def _run(config: "BenchConfig") -> None:
-    require_one_process("`trl-akd bench`, which starts its own processes,")
-    if config.report is None:
-        from ..micro.bench.runs import run_benchmark
-
-        with user_errors((RuntimeError,)):
-            results = run_benchmark(config)
-        print(f"Results: {results}. Make their page: trl-akd bench --report {results}")
-        return
     from ..micro.bench.report import write_page
+    from ..micro.bench.runs import run_benchmark
 
-    print(f"Page: {write_page(config.report, config.page, config.introduction)}")
+    page = partial(write_page, introduction=config.introduction)
+    _run_or_report("trl-akd bench", config, run_benchmark, page)
 
 
 def _cycles_types() -> tuple[type, ...]:
@@ -67,17 +68,41 @@ def _cycles_types() -> tuple[type, ...]:
 
 
 def _run_cycles(config: "CyclesConfig") -> None:
-    require_one_process("`trl-akd bench cycles`, which starts its own processes,")
-    if config.report is None:
-        from ..micro.bench.cycles_runs import run_cycles
-
-        with user_errors((RuntimeError,)):
-            results = run_cycles(config)
-        print(f"Results: {results}. Make their page: trl-akd bench cycles --report {results}")
-        return
     from ..micro.bench.cycles_report import write_cycles_page
+    from ..micro.bench.cycles_runs import run_cycles
 
-    print(f"Page: {write_cycles_page(config.report, config.page)}")
+    _run_or_report("trl-akd bench cycles", config, run_cycles, write_cycles_page)
+
+
+def _plans_types() -> tuple[type, ...]:
+    from ..micro.bench.plans_config import PlansConfig
+
+    return (PlansConfig,)
+
+
+def _run_plans(config: "PlansConfig") -> None:
+    from ..micro.bench.plans_report import write_plans_page
+    from ..micro.bench.plans_runs import run_plans
+
+    _run_or_report("trl-akd bench plans", config, run_plans, write_plans_page)
+
+
+def _run_or_report(
+    command: str,
+    config: "BenchConfig | CyclesConfig | PlansConfig",
+    execute: Callable[..., Path],
+    write_page: Callable[..., Path],
+) -> None:
+    require_one_process(f"`{command}`, which starts its own processes,")
+    if config.report is not None:
+        print(f"Page: {write_page(config.report, config.page)}")
+        return
+    with user_errors((RuntimeError,)):
+        results = execute(config)
+    print(f"Results: {results}. Make their page: {command} --report {results}")
+
+
+_ACTIONS: dict[str, Action] = {"cycles": (_cycles_types, _run_cycles), "plans": (_plans_types, _run_plans)}
 
 
 if __name__ == "__main__":

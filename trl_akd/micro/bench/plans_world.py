@@ -2,19 +2,19 @@
 
 A problem names a library and two procedures:
 
-    harbor: glaze, then temper
+    lantern: plait, then crimp
 
-Its plan lists the steps of the procedures, which the problem does not spell out:
+Its plan lists the steps of the procedures, two each, which the problem does not spell out:
 
-    1. add 3 to every number
+    1. keep the odd numbers
     2. reverse the list
-    3. keep the even numbers
-    4. multiply every number by 2
+    3. skip the first 4 numbers
+    4. replace every number by its remainder modulo 9
 
-Its program calls the methods of the library for these steps, whose names differ from library to library:
+Its program calls the library's methods for these steps, whose names differ from library to library:
 
     def solve(numbers):
-        return harbor(numbers).tern(3).wolf().kite().carp(2)
+        return lantern(numbers).hare().colt().shark(4).stork(9)
 
 A program thus needs two facts per step: the step of the procedure, and the library's method for it. Texts of the base
 model (`pretraining_rows`) show both kinds of facts for other procedures, whose steps are named or spelled out: from
@@ -131,7 +131,10 @@ class PlanWorld:
     ```python
     >>> world = PlanWorld(seed=0)
     >>> [task] = world.sample_tasks(1, split="train")
-    >>> print(task.problem, task.plan, world.solution(task), sep="\\n")  # doctest: +SKIP
+    >>> task.problem
+    'lantern: plait, then crimp'
+    >>> task.plan.splitlines()[0], world.solution(task).splitlines()[1]
+    ('1. keep the odd numbers', '    return lantern(numbers).hare().colt().shark(4).stork(9)')
 
     ```
     """
@@ -208,19 +211,19 @@ class PlanWorld:
         ]
 
     def pretraining_rows(self, count: int) -> list[dict[str, str]]:
-        """Return rows of `prompt` and `completion` for the base model.
+        """Return rows of `kind`, `prompt` and `completion` for the base model.
 
-        Three kinds take turns: the plan of a problem, its program, and its program by a given plan.
+        Three kinds take turns: the `plan` of a problem, its `program`, and its `program_by_plan`, a given one.
         """
         tasks = self.pretraining_tasks(count), self.pretraining_tasks(count, with_plans=True)
         rows = []
         for number, (task, planned) in enumerate(zip(*tasks, strict=True)):
-            prompt, completion = (
-                (render("codeplan_plan", task.problem), task.plan),
-                (render("codeplan_code", task.problem), self.solution(task)),
-                (render("codeplan_guided", planned.problem, planned.plan), self.solution(planned)),
+            kind, prompt, completion = (
+                ("plan", render("codeplan_plan", task.problem), task.plan),
+                ("program", render("codeplan_code", task.problem), self.solution(task)),
+                ("program_by_plan", render("codeplan_guided", planned.problem, planned.plan), self.solution(planned)),
             )[number % 3]
-            rows.append({"prompt": prompt, "completion": completion})
+            rows.append({"kind": kind, "prompt": prompt, "completion": completion})
         return rows
 
     def problems(self, tasks: Sequence[PlanTask]) -> list[dict[str, str]]:

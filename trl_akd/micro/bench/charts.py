@@ -196,7 +196,7 @@ def bar_chart(title: str, x_label: str, bars: Mapping[str, Mapping[str, float]])
     width = _WIDTH - left - margin
     bottom = _TOP + step * len(bars)
     for row, (label, parts) in enumerate(bars.items()):
-        y, x = _TOP + row * step, left
+        y, x = _TOP + row * step, float(left)
         canvas.text(left - 6, y + 15, label, anchor="end")
         for name, share in parts.items():
             canvas.box(x, y + 3, share * width, step - 6, _colour(names.index(name)))

@@ -181,7 +181,7 @@ def _spread(heights: Sequence[float]) -> list[float]:
     spread: list[float] = []
     for height in heights:
         spread.append(max(height, spread[-1] + _LINE) if spread else height)
-    limit = _HEIGHT - _BOTTOM
+    limit = float(_HEIGHT - _BOTTOM)
     for index in reversed(range(len(spread))):
         spread[index] = min(spread[index], limit)
         limit = spread[index] - _LINE

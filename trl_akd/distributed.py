@@ -72,10 +72,6 @@ def own_rows(accelerator: Accelerator) -> tuple[int, int] | None:
     accelerate fills up the last batches of an epoch with its first rows, so that all processes get batches of the same
     size. Call this after the batch is fetched and before the next one.
 
-    Args:
-        accelerator (`Accelerator`):
-            Accelerator that prepared the data loader.
-
     Returns:
         `tuple[int, int]`, or `None` if no row is repeated or the length of the data is unknown.
     """
@@ -140,14 +136,6 @@ def release_engine(engine: Any, model: Any, accelerator: Accelerator) -> None:
 
     DeepSpeed's `destroy` leaves two hooks on the model, which run again and keep the engine and its optimizer states
     alive, and a reference from each sharded parameter. DDP's wrapper can be reused.
-
-    Args:
-        engine (`torch.nn.Module`):
-            Result of `accelerator.prepare` for `model`; may be `model` itself.
-        model (`torch.nn.Module`):
-            Model inside the engine.
-        accelerator (`Accelerator`):
-            Accelerator of the run, which releases the objects that it prepared.
     """
     for name in ("module_forward_pre_hook", "module_forward_post_hook"):
         if getattr(engine, name, None) is not None:

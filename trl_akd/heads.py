@@ -50,14 +50,7 @@ def lm_head(model: Any) -> LMHead:
 
 
 def head_of(layer: Any, model: Any) -> LMHead:
-    """Return a linear layer as an LM head, with the scale and cap of a model's logits.
-
-    Args:
-        layer (`torch.nn.Linear`):
-            Layer that projects hidden states to logits.
-        model (`PreTrainedModel` or `PeftModel`):
-            Model whose hidden states are projected.
-    """
+    """Return a linear layer as an LM head, with the scale and cap of a model's logits."""
     config = model.config.get_text_config()
     return LMHead(
         layer.weight,
@@ -68,14 +61,10 @@ def head_of(layer: Any, model: Any) -> LMHead:
 
 
 def compiler(options: Mapping[str, Any] | None) -> Callable[[Any], AbstractContextManager[None]]:
-    """Return a context manager inside which the backbone of a model is compiled; it is for one model only.
+    """Return a context manager inside which the backbone of a model is compiled by [`torch.compile`] with `options`.
 
-    Outside the context the backbone runs uncompiled, so that generation, whose shapes change with every token, causes
-    no recompilation.
-
-    Args:
-        options (`Mapping`, *optional*):
-            Arguments of [`torch.compile`]; `None` to compile nothing.
+    It is for one model only, and has no effect if `options` is `None`. Outside the context the backbone runs
+    uncompiled, so that generation, whose shapes change with every token, causes no recompilation.
     """
     if options is None:
         return nullcontext
@@ -100,17 +89,18 @@ def compiler(options: Mapping[str, Any] | None) -> Callable[[Any], AbstractConte
 
 def _backbone(model: Any) -> list[nn.Module]:
     """Return the modules that compute the final hidden states."""
-    lm = _without_adapter(model)
+    lm = without_adapter(model)
     return [lm.get_encoder(), lm.get_decoder()] if lm.config.is_encoder_decoder else [lm.base_model]
 
 
-def _without_adapter(model: Any) -> Any:
+def without_adapter(model: Any) -> Any:
+    """Return the base model of an adapter, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def final_hidden_states(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
     """Return the hidden states `[B, T, H]` that enter the LM head, where T is the length of the decoder's input."""
-    lm, known = _without_adapter(model), {key: inputs[key] for key in BACKBONE_INPUTS if key in inputs}
+    lm, known = without_adapter(model), {key: inputs[key] for key in BACKBONE_INPUTS if key in inputs}
     if lm.config.is_encoder_decoder:
         return _decoder_hidden_states(lm, **known)
     hidden: torch.Tensor = lm.base_model(**known, use_cache=False).last_hidden_state
@@ -122,7 +112,7 @@ def hidden_states_and_router_loss(model: Any, inputs: Mapping[str, Any]) -> tupl
 
     The loss is a 0-dim tensor. It is Mixtral's, as in all such models of transformers, and excludes padding.
     """
-    lm, config = _without_adapter(model), model.config.get_text_config()
+    lm, config = without_adapter(model), model.config.get_text_config()
     known = {key: inputs[key] for key in BACKBONE_INPUTS if key in inputs}
     output = lm.base_model(**known, use_cache=False, output_router_logits=True)
     loss = load_balancing_loss_func(
@@ -149,15 +139,7 @@ def _decoder_hidden_states(
 def verify_head(model: Any, input_ids: torch.Tensor, *, role: str) -> None:
     """Check on four tokens that `final_hidden_states` and `lm_head` reproduce the logits of a model.
 
-    Architectures may scale, cap or project logits further.
-
-    Args:
-        model (`PreTrainedModel`):
-            Model whose parameters are all gathered.
-        input_ids (`torch.Tensor` of shape `[B, T]`):
-            Tokens, of which the first four are used.
-        role (`str`):
-            `"student"` or `"teacher"`, for the message.
+    Architectures may scale, cap or project logits further. The model's parameters must be gathered.
 
     Raises:
         ValueError: If the logits differ.
@@ -182,15 +164,7 @@ def verify_head(model: Any, input_ids: torch.Tensor, *, role: str) -> None:
 
 @torch.no_grad()
 def verify_packing(model: Any, input_ids: torch.Tensor, *, role: str) -> None:
-    """Check that packed samples with `position_ids` do not attend to each other.
-
-    Args:
-        model (`PreTrainedModel`):
-            Model whose parameters are all gathered.
-        input_ids (`torch.Tensor` of shape `[1, T]`):
-            Tokens, of which the first four are used.
-        role (`str`):
-            `"student"` or `"teacher"`, for the message.
+    """Check that packed samples with `position_ids` do not attend to each other. Parameters must be gathered.
 
     Raises:
         ValueError: If a sample attends to another.

@@ -1,8 +1,8 @@
 """Runs of IterKD that are killed: a process that has imported everything forks one process per run, and kills it.
 
 `python -m tests.iterkd.killed_runs` reads requests, one JSON object per line, and answers each when its run has ended.
-A run counts its events: prompts sent, lines written, steps trained, files written, renamed and removed. Some
-milliseconds after the event that the request names, the run gets SIGKILL.
+A run counts its events by kind: prompts sent, lines written, steps trained, files of students and other files written,
+renamed and removed. Some milliseconds after the event that the request names, the run gets SIGKILL.
 """
 
 import gc
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,10 +31,10 @@ ROOT = Path(__file__).parents[2]
 
 
 class Progress:
-    """Count the events of a run, and report the one after which it is to be killed."""
+    """Count the events of a run by kind, and report the one after which it is to be killed."""
 
-    def __init__(self, folder: Path, fatal: int, report: int) -> None:
-        self.count = 0
+    def __init__(self, folder: Path, fatal: tuple[str, int] | None, report: int) -> None:
+        self.counts: Counter[str] = Counter()
         self._folder = str(folder)
         self._fatal = fatal
         self._report = report
@@ -41,8 +42,8 @@ class Progress:
         self._watch_ledgers()
 
     def note(self, event: str) -> None:
-        self.count += 1
-        if self.count == self._fatal:
+        self.counts[event] += 1
+        if self._fatal == (event, self.counts[event]):
             os.write(self._report, event.encode())
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -71,7 +72,8 @@ class Steps(TrainerCallback):
 
 def _run(request: dict[str, Any], report: int) -> None:
     folder, output_dir = Path(request["folder"]), Path(request["output_dir"])
-    progress = Progress(output_dir, request["fatal"], report)
+    fatal = request["fatal"]
+    progress = Progress(output_dir, None if fatal is None else tuple(fatal), report)
     prompts = open(folder / f"{output_dir.name}.prompts", "a")
 
     def ask(prompt: str) -> None:
@@ -81,7 +83,7 @@ def _run(request: dict[str, Any], report: int) -> None:
     teacher = cycle_world.RuleTeacher(ask, pause=0.002)
     with CodeExecutor(allow_code_execution=True, workers=1) as executor:
         cycle_world.trainer(folder, output_dir, teacher, executor, callbacks=[Steps(progress)]).train()
-    (folder / f"{output_dir.name}.count").write_text(str(progress.count))
+    (folder / f"{output_dir.name}.count").write_text(json.dumps(progress.counts))
 
 
 def _fork(request: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +125,9 @@ class RunServer:
         self._process = process
         self._folder = folder
 
-    def run(self, output_dir: Path, *, fatal: int = 0, delay: float = 0.0, attempt: int = 0) -> dict[str, Any]:
+    def run(
+        self, output_dir: Path, *, fatal: tuple[str, int] | None = None, delay: float = 0.0, attempt: int = 0
+    ) -> dict[str, Any]:
         request = {"folder": str(self._folder), "output_dir": str(output_dir)}
         request |= {"fatal": fatal, "delay": delay, "attempt": attempt}
         assert self._process.stdin and self._process.stdout

@@ -81,16 +81,7 @@ def loss_from_means(means: dict[str, float], beta: float, args: AKDConfig) -> fl
 
 
 def not_finite(sums: torch.Tensor, step: int, args: AKDConfig) -> FloatingPointError:
-    """Return the error that names the model or the divergence that is not finite.
-
-    Args:
-        sums (`torch.Tensor` of shape `[tasks, len(METRICS)]`):
-            Sums of `METRICS`.
-        step (`int`):
-            Number of the optimizer step.
-        args (`AKDConfig`):
-            Settings named in the message.
-    """
+    """Return the error that names the model or the divergence that is not finite."""
     is_finite = {name: bool(column.isfinite().all()) for name, column in zip(METRICS, sums.T, strict=False)}
     if not is_finite["teacher_nll"]:
         return FloatingPointError(

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.schema import detect_format
+from ..heads import without_adapter
 from ..teachers import Teacher
 from .akd_config import AKDConfig
 from .model_utils import has_vocabulary
@@ -47,12 +48,7 @@ def check_overrides(trainer: type, base: type) -> None:
 
 
 def check_parallelism(config: Any) -> None:
-    """Refuse context, sequence and tensor parallelism, under which a process sees only part of a row or of the logits.
-
-    Args:
-        config (`ParallelismConfig`, *optional*):
-            Parallelism of `accelerate`.
-    """
+    """Refuse context, sequence and tensor parallelism, under which a process sees part of a row or of the logits."""
     for name, method in (("cp", "context"), ("sp", "sequence"), ("tp", "tensor")):
         size = getattr(config, f"{name}_size", 1)
         if size > 1:
@@ -77,12 +73,7 @@ def check_adapter(*configs: Any) -> None:
 
 
 def check_experts(config: Any) -> None:
-    """Refuse a mixture of experts whose load-balancing loss cannot be computed.
-
-    Args:
-        config (`PretrainedConfig`):
-            Configuration of a student trained with the load-balancing loss.
-    """
+    """Refuse a mixture of experts whose load-balancing loss cannot be computed."""
     if config.is_encoder_decoder or not (hasattr(config, "num_experts") and hasattr(config, "output_router_logits")):
         raise ValueError(
             f"the student is a mixture of experts ({type(config).__name__}) whose load-balancing loss is not "
@@ -135,15 +126,8 @@ def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter:
 
 
 def check_language_model(model: Any, *, role: str) -> None:
-    """Refuse an object that is not a language model of transformers, with or without an adapter.
-
-    Args:
-        model (`object`):
-            Object to check.
-        role (`str`):
-            `"model"` or `"teacher_model"`, for the message.
-    """
-    bare = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+    """Refuse an object that is not a language model of transformers, with or without an adapter."""
+    bare = without_adapter(model)
     if isinstance(bare, PreTrainedModel) and hasattr(bare.get_output_embeddings(), "weight"):
         return
     if hasattr(model, "_orig_mod"):
@@ -156,16 +140,7 @@ def check_language_model(model: Any, *, role: str) -> None:
 
 
 def check_architectures(student: Any, teacher: Any, *, encoder_decoders: bool) -> None:
-    """Refuse an encoder-decoder that the trainer does not support, or one that is paired with a causal model.
-
-    Args:
-        student (`PreTrainedModel` or `PeftModel`):
-            The student.
-        teacher (`PreTrainedModel`, *optional*):
-            The teacher, if it is a model.
-        encoder_decoders (`bool`):
-            Whether the trainer supports encoder-decoders.
-    """
+    """Refuse an encoder-decoder that the trainer does not support, or one that is paired with a causal model."""
     kinds = {True: "an encoder-decoder", False: "a causal model"}
     if student.config.is_encoder_decoder and not encoder_decoders:
         raise ValueError(

@@ -128,12 +128,6 @@ def dry_run(method: Method, values: Namespace) -> Iterator[tuple[Namespace, list
     Yields the values of the recipe with these replacements, and command-line arguments with the same values. All files
     are in a temporary folder. If all models are local folders, their tokenizers are used.
 
-    Args:
-        method (`Method`):
-            Training method.
-        values (`Namespace`):
-            Value of every field of the recipe.
-
     Raises:
         OSError: If the configuration of a model is neither known, nor in a local folder, nor available from the Hub.
     """

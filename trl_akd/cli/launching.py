@@ -81,14 +81,6 @@ class Launcher:
     def launch(self, module: str, flags: Sequence[str], arguments: Sequence[str]) -> None:
         """Run `python -m module arguments` in every process.
 
-        Args:
-            module (`str`):
-                Module of the command.
-            flags (`Sequence[str]`):
-                Flags of the launcher.
-            arguments (`Sequence[str]`):
-                Arguments of the module.
-
         Raises:
             SystemExit: With the status of the first process that failed, which has printed the reason, or with 128
                 plus the number of the signal that ended the run.

@@ -49,16 +49,6 @@ def _run(command: Callable[[list[str]], None], recipe: str | None, **fields: Pat
 def next_command(command: str, recipe: str | None = None, *flags: str, **overrides: Path | str | float) -> str:
     r"""Return a command for the user to run next, wrapped if it is long.
 
-    Args:
-        command (`str`):
-            Name of the command.
-        recipe (`str`, *optional*):
-            Its recipe.
-        *flags (`str`):
-            Flags without a value.
-        **overrides:
-            Values of fields; those equal to the recipe's are left out.
-
     Example:
 
     ```python

@@ -305,18 +305,8 @@ def alternate_tasks(
 ) -> list[dict[str, Tensor]]:
     """Keep one task per micro-batch of one optimizer step, alternating, for `schedule="alternate"`.
 
-    A task's loss is a mean over the examples of the step, so it is weighted by the task's fraction of the
-    micro-batches.
-
-    Args:
-        batches (`Sequence[dict[str, Tensor]]`):
-            Batches from [`DataCollatorForCodePLAN`], with all tasks in each.
-        tasks (`Sequence[Task]`):
-            The tasks in alternating order.
-        first (`int`):
-            Number of the step's first micro-batch in the run.
-        multiple (`int`, *optional*, defaults to `1`):
-            Pad to a multiple of this.
+    The order of tasks depends on `first`, the number of the step's first micro-batch in the run. A task's loss is a
+    mean over the examples of the step, so it is weighted by the task's fraction of the micro-batches.
     """
     order = [tasks[(first + number) % len(tasks)] for number in range(len(batches))]
     counts = Counter(order)
@@ -327,18 +317,7 @@ def alternate_tasks(
 
 
 def select_task(batch: Mapping[str, Tensor], task: Task, factor: float, *, multiple: int = 1) -> dict[str, Tensor]:
-    """Return the examples of one task in a batch, without excess padding, and their weights multiplied by `factor`.
-
-    Args:
-        batch (`Mapping[str, Tensor]`):
-            Batch from [`DataCollatorForCodePLAN`].
-        task (`Task`):
-            The task.
-        factor (`float`):
-            Factor of the weights.
-        multiple (`int`, *optional*, defaults to `1`):
-            Pad to a multiple of this.
-    """
+    """Return the examples of one task in a batch, without excess padding, and their weights multiplied by `factor`."""
     rows = batch["task_ids"] == task
     selected = {key: value[rows] for key, value in batch.items()}
     width = round_up(int(selected["attention_mask"].sum(dim=1).max()), multiple)

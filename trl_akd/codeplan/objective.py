@@ -74,12 +74,6 @@ def task_groups(code_objective: TaskObjective, plan_objective: TaskObjective, *,
     Every micro-batch computes the loss of every group, even without a token of its tasks: distributed engines expect a
     gradient of each output layer from every rank and micro-batch.
 
-    Args:
-        code_objective (`str`), plan_objective (`str`):
-            `"ce"` or `"akd"`, for programs and for plans.
-        plan_head (`bool`):
-            Whether the student has a plan head.
-
     Example:
 
     ```python
@@ -195,18 +189,8 @@ def answer_tokens(student: Any, batch: Batch) -> tuple[Batch, torch.Tensor, torc
 def without_repeated_problems(batch: Batch, rows: int, own: int, normalization: Normalization) -> Batch:
     """Return a batch without the labels and weights of problems that are repeated on other processes.
 
-    The examples themselves stay, since all processes must run the same forward pass. Each task is divided by its
-    remaining items.
-
-    Args:
-        batch (`dict[str, torch.Tensor]`):
-            Batch from [`DataCollatorForCodePLAN`], with all tasks or a single one.
-        rows (`int`):
-            Number of collated problems.
-        own (`int`):
-            Number of problems to count; the rest is in the batches of other processes as well.
-        normalization (`str`):
-            `normalization` of the collator.
+    Only the first `own` of its `rows` problems count. The others stay in the batch, since all processes must run the
+    same forward pass. Each task is divided by its remaining items.
     """
     if len(batch["labels"]) % rows:
         return batch  # from a custom collator, whose rows are unknown

@@ -32,12 +32,6 @@ _CODE_STATEMENTS = (
 def check_rows(rows: Iterable[Mapping[str, Any]], *, need_solutions: bool) -> None:
     """Check rows that plans are to be written for.
 
-    Args:
-        rows (`Iterable[Mapping]`):
-            Rows `{id, problem, solutions}`.
-        need_solutions (`bool`):
-            Whether every problem must have a solution.
-
     Raises:
         ValueError: For the first row that is malformed; the message names it.
     """

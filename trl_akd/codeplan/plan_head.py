@@ -28,7 +28,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, cached_file
 from ..distributed import gathered
 from ..generation import TextGenerator
 from ..generation.protocol import GREEDY, Arrival, SamplingParams, StreamingGenerator, stream
-from ..heads import lm_head
+from ..heads import lm_head, without_adapter
 
 __all__ = [
     "PLAN_HEAD_FILE",
@@ -56,7 +56,7 @@ _HUB_OPTIONS = ("repo_id", "commit_message", "create_pr", "private", "token")
 
 def plan_head_of(model: Any) -> nn.Linear | None:
     """Return the plan head of a language model or a PEFT model, or `None`."""
-    head: nn.Linear | None = getattr(_language_model(model), _NAME, None)
+    head: nn.Linear | None = getattr(without_adapter(model), _NAME, None)
     return head
 
 
@@ -90,7 +90,7 @@ def add_plan_head(model: Any) -> nn.Linear:
         head.weight = nn.Parameter(source.weight.detach().clone())
         if source.bias is not None:
             head.bias = nn.Parameter(source.bias.detach().clone())
-    lm = _language_model(model)
+    lm = without_adapter(model)
     setattr(lm, _NAME, head)
     setattr(lm.config, _DECLARATION, "separate")
     keys = {f"{_NAME}.{name}" for name, _ in head.named_parameters()}
@@ -101,10 +101,6 @@ def add_plan_head(model: Any) -> nn.Linear:
 
 def adopt_plan_head(model: Any) -> nn.Linear:
     """Make an existing plan head trainable and saved, for example after an adapter was added to the model.
-
-    Args:
-        model (`PreTrainedModel` or `PeftModel`):
-            A model with a plan head.
 
     Raises:
         ValueError: If the adapter includes the plan head.
@@ -267,7 +263,7 @@ def writing_plans(model: Any) -> Iterator[None]:
             f"the model ({type(model).__name__}) has no plan head; load it with `load_plan_head`, or generate without "
             "`writing_plans` if the model was trained with plan_head='shared'."
         )
-    lm = _language_model(model)
+    lm = without_adapter(model)
     original = lm.get_output_embeddings()
     lm.set_output_embeddings(head)
     try:
@@ -296,14 +292,9 @@ class PlanHeadGenerator(StreamingGenerator):
             yield from stream(self._generator, prompts, sampling)
 
 
-def _language_model(model: Any) -> Any:
-    """Return the base model of an adapter, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def _override_save_pretrained(model: Any) -> None:
     """Let `save_pretrained` of a model and its adapter write the plan head as well."""
-    for each in (_language_model(model), model):
+    for each in (without_adapter(model), model):
         each.save_pretrained = partial(_save_pretrained, each)
 
 
@@ -324,7 +315,7 @@ def _save_pretrained(
         model, save_directory, is_main_process=is_main_process, state_dict=state_dict, **options
     )
     if is_main_process:
-        _declare_in_adapter(_language_model(model), save_directory)
+        _declare_in_adapter(without_adapter(model), save_directory)
     if push_to_hub and is_main_process:
         model.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 

@@ -44,10 +44,6 @@ def read_plans(folder: str | Path) -> dict[str, list[str]]:
     | `NAME/plans.json`, a list of texts in the order of the problem's solutions | APPS |
     | `NAME.txt`, one plan | MBPP |
 
-    Args:
-        folder (`str` or `Path`):
-            Folder of these folders or files.
-
     Raises:
         FileNotFoundError: If the folder does not exist.
         ValueError: If the folder contains no plans, or a file is not a list of texts.

@@ -26,10 +26,6 @@ def split_tests(test: str) -> list[str]:
     each iteration is a case. Each program has one case and all other statements; values that other statements read
     from an omitted case, such as a sum, are still computed. `assert True` is not a case.
 
-    Args:
-        test (`str`):
-            The test program.
-
     Returns:
         `list[str]`: One program per case, in order; only `test` if it does not parse or has a single case.
 
@@ -57,14 +53,6 @@ def pass_fractions(programs: Sequence[str], tests: Tests, run: Run) -> list[floa
 
     The fraction is 1 if and only if the program passes the whole test program. If it does not, the cases run one by
     one, each in a separate process.
-
-    Args:
-        programs (`Sequence[str]`):
-            The programs.
-        tests (`str` or `Mapping`):
-            Test program, or inputs and outputs.
-        run (`Callable`):
-            Function that runs pairs of program and tests.
 
     Returns:
         `list[float | None]`: The fractions, with `None` for programs that could not be run.

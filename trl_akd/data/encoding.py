@@ -5,7 +5,7 @@ even where a merge would cross the boundary. The completion is tokenized as the 
 that add a space to the beginning of a text (SentencePiece) add none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
@@ -45,51 +45,25 @@ def encode_completions(tokenizer: PreTrainedTokenizerBase, completions: Sequence
     An empty completion stays empty, without EOS. Whitespace after the EOS of a chat template (usually a line break) is
     removed, since generation stops before it.
 
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`):
-            The student's tokenizer.
-        completions (`Sequence[str]`):
-            Texts.
-
     Raises:
         ValueError: If the tokenizer has no EOS token.
     """
-    _require_eos(tokenizer)
-    texts = [_without_eos(text, str(tokenizer.eos_token)) for text in completions]
-    encoded = _encode_continuations(tokenizer, texts)
-    return [[*ids, tokenizer.eos_token_id] if text.strip() else [] for text, ids in zip(texts, encoded, strict=True)]
+    return _encode_with_eos(tokenizer, completions, _encode_continuations)
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Tokenize whole texts so that each ends with a single EOS; an empty text stays empty.
 
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`):
-            The student's tokenizer.
-        texts (`Sequence[str]`):
-            Texts.
-
     Raises:
         ValueError: If the tokenizer has no EOS token.
     """
-    _require_eos(tokenizer)
-    texts = [_without_eos(text, str(tokenizer.eos_token)) for text in texts]
-    encoded = encode_prompts(tokenizer, texts)
-    return [[*ids, tokenizer.eos_token_id] if text.strip() else [] for text, ids in zip(texts, encoded, strict=True)]
+    return _encode_with_eos(tokenizer, texts, encode_prompts)
 
 
 def encode_rerendered(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], conversation: str
 ) -> tuple[list[int], list[int]]:
     """Tokenize a conversation that does not start with its rendered prompt, and split it after their common prefix.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`):
-            The student's tokenizer.
-        prompt (`Sequence[int]`):
-            Tokens of the prompt.
-        conversation (`str`):
-            Text of the whole conversation.
 
     Returns:
         `tuple[list[int], list[int]]`: The tokens of the common prefix, and the tokens after it, ending with EOS.
@@ -101,6 +75,17 @@ def encode_rerendered(
     [ids] = _encode(tokenizer, [_without_eos(conversation, str(tokenizer.eos_token))])
     shared = common_prefix_length(list(prompt), ids)
     return ids[:shared], [*ids[shared:], tokenizer.eos_token_id]
+
+
+def _encode_with_eos(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    encode: Callable[[PreTrainedTokenizerBase, Sequence[str]], list[list[int]]],
+) -> list[list[int]]:
+    _require_eos(tokenizer)
+    texts = [_without_eos(text, str(tokenizer.eos_token)) for text in texts]
+    encoded = encode(tokenizer, texts)
+    return [[*ids, tokenizer.eos_token_id] if text.strip() else [] for text, ids in zip(texts, encoded, strict=True)]
 
 
 def _require_eos(tokenizer: PreTrainedTokenizerBase) -> None:

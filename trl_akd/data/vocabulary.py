@@ -67,16 +67,6 @@ def require_shared_tokens(
 ) -> None:
     """Raise a ValueError if a tokenized dataset contains an id that student and teacher do not share.
 
-    Args:
-        dataset (`Dataset`):
-            Rows with `input_ids`.
-        shared_size (`int`):
-            Result of [`shared_vocabulary_size`].
-        tokenizer (`PreTrainedTokenizerBase`):
-            The student's tokenizer, to name the token.
-        name (`str`, *optional*, defaults to `"train"`):
-            Name of the dataset in messages.
-
     Raises:
         ValueError: If an id is `shared_size` or more; the message names it and its token.
     """

@@ -127,9 +127,6 @@ def _bwrap_settings(sources: Iterable[str]) -> dict[str, Any]:
     It is for machines on which ordinary users may not create namespaces, but bubblewrap may, because it is setuid or
     has an AppArmor profile.
 
-    Args:
-        sources (`Iterable[str]`): Paths to show besides the system's.
-
     Raises:
         FileNotFoundError: If bubblewrap is not installed.
     """

@@ -520,12 +520,6 @@ def extract_program(text: str, entry_point: str | None = None) -> str:
     If there is no program, the answer without its thoughts is returned, which fails with an error when it is run. If
     the thoughts are not closed, the result is empty.
 
-    Args:
-        text (`str`):
-            Text that a model generated.
-        entry_point (`str`, *optional*):
-            Name that the program should define. See [`parse_answer`] for the choice between several definitions.
-
     Example:
 
     ```python

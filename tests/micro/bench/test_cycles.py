@@ -124,6 +124,9 @@ def test_teacher_answers_all_requests_and_errs_at_its_rate(pool: QuestionPool, t
         assert completion.usage is not None and completion.usage.completion_tokens == completion.num_tokens
     assert right["correct"] / (5 * len(tasks)) == pytest.approx(0.7, abs=0.2)
     assert right["faulty"] / (5 * len(tasks)) == pytest.approx(0.3, abs=0.1)
+    again = [TEACHING_PROMPTS["new_same"].format(instruction=tasks[0].instruction)] * 6
+    first, second = ([text for [text] in teacher.generate(again, seed=seed)] for seed in (0, 1))
+    assert len({completion.text for completion in first}) > 1 and first != second, "repeated requests differ"
     with pytest.raises(ValueError, match="not a request about a task"):
         teacher.generate(["# What is this?\n"])
 

@@ -21,13 +21,7 @@ class Source(NamedTuple):
 
 
 def facts(error: BaseException, stage: str, sources: dict[str, Source]) -> dict[str, Any]:
-    """Describe an exception without calling any of its methods.
-
-    Args:
-        error (`BaseException`): Exception that ended the program.
-        stage (`str`): `compile`, `load` or `test`.
-        sources (`dict`): Compilation units by file name.
-    """
+    """Describe an exception without calling any of its methods."""
     file, line = _position(error, stage, sources)
     source = sources.get(file or "")
     raised = source is not None and line is not None and _is_raise(source.text, line)

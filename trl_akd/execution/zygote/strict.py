@@ -89,12 +89,7 @@ class CandidateError(Exception):
 
 
 def start_candidate(run: Callable[[Pipe], None], closed_to_it: tuple[int, ...]) -> tuple[Pipe, int]:
-    """Fork a process that runs the candidate; return the pipe to it and its id.
-
-    Args:
-        run (`Callable`): Function that the process calls.
-        closed_to_it (`tuple[int, ...]`): Descriptors that the process must not have.
-    """
+    """Fork a process that calls `run`, without some descriptors; return the pipe to it and its id."""
     linux.set_dumpable(False)  # before the fork, so that the candidate can never read this memory
     requests, ask = os.pipe()
     answer, answers = os.pipe()

@@ -29,8 +29,8 @@ class CyclesSettings:
             step, and of its faulty ones that are correct.
         hidden_size (`int`, *optional*, defaults to `64`): hidden size of the student.
         start_steps (`int`, *optional*, defaults to `400`): number of steps of pre-training.
-        start_range (`tuple[float, float]`, *optional*, defaults to `(0.2, 0.6)`): greedy pass@1 with which a student
-            may start; a seed outside is reported, and not run.
+        start_range (`tuple[float, float]`, *optional*, defaults to `(0.2, 0.6)`): greedy pass@1, on tasks of its own,
+            with which a student may start; a seed outside is reported, and not run.
         questions (`int`, *optional*, defaults to `600`): number of seed questions.
         teacher_tokens (`int`, *optional*, defaults to `240000`): tokens of teacher and judge per run, which determine
             the number of new questions.

@@ -158,20 +158,24 @@ class CyclesStart:
         """The world of the seed."""
         return self.settings.world(self.seed)
 
-    def held_out(self) -> list[Task]:
-        """Return the tasks on which students are measured."""
-        return self.world.sample(self.num_tasks, split="held_out", stream="held_out")
+    def held_out(self, stream: str = "held_out") -> list[Task]:
+        """Return the tasks on which students are measured, or others of the same kind."""
+        return self.world.sample(self.num_tasks, split="held_out", stream=stream)
 
-    def measure(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    def measure(self, model: Any, tokenizer: PreTrainedTokenizerBase, stream: str = "held_out") -> dict[str, Any]:
         """Return the measures of a student of this seed."""
         seed = derive_seed(self.seed, "samples")
         with CodeExecutor(workers=1, allow_code_execution=True) as executor:
             return measure_student(
-                model, tokenizer, self.world, self.held_out(), executor, num_samples=self.num_samples, seed=seed
+                model, tokenizer, self.world, self.held_out(stream), executor, num_samples=self.num_samples, seed=seed
             )
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Train the student, save it with its tokenizer, and return its measures and the rare operations."""
+        """Train the student, save it with its tokenizer, and return facts about it.
+
+        They are the rare operations, its measures, and its greedy pass@1 on other tasks, which decides whether it may
+        start.
+        """
         world, settings = self.world, self.settings
         tasks = world.sample(_TOKENIZER_TASKS, split="train", stream="tokenizer")
         tokenizer = train_tokenizer(row["prompt"] + row["completion"] for row in code_rows(tasks))
@@ -191,7 +195,11 @@ class CyclesStart:
             )
         model.eval().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        return {"rare": sorted(world.rare), "measures": rounded(self.measure(model, tokenizer))}
+        return {
+            "rare": sorted(world.rare),
+            "measures": rounded(self.measure(model, tokenizer)),
+            "gate": self.measure(model, tokenizer, "gate")["greedy"],
+        }
 
 
 @dataclass(frozen=True)
@@ -255,7 +263,7 @@ class CyclesRun:
         start = find_start(folder, self.start.save)
         row: dict[str, Any] = {"key": self.key, **self.place, "start": start}
         low, high = self.settings.start_range
-        if not low <= start["measures"]["greedy"] <= high:
+        if not low <= start["gate"] <= high:
             return {**row, "started": False}
         began, processor = time.perf_counter(), time.process_time()
         with tempfile.TemporaryDirectory() as scratch:
@@ -266,7 +274,7 @@ class CyclesRun:
     def summary(self, row: Mapping[str, Any]) -> str:
         """Return its row in a few words."""
         if not row["started"]:
-            return f"not run, as its start has a greedy pass@1 of {row['start']['measures']['greedy']:.2f}"
+            return f"not run, as its start has a greedy pass@1 of {row['start']['gate']:.2f}"
         measures = row["measures"]
         return f"pass@1 {measures['pass@1']:.3f}, greedy {measures['greedy']:.3f}"
 

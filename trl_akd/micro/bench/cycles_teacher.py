@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...execution import CodeExecutor
 from ...generation import Completion, TextGenerator
-from ...generation.protocol import Usage, derive_seed
+from ...generation.protocol import Usage, derive_seed, sample_offsets
 from ...iterkd.cycle.records import FAULT_KINDS, FaultKind
 from ..tasks import Task, draw_solution
 from ..teacher_data import TEACHING_PROMPTS, draw_fault
@@ -59,7 +59,9 @@ class StudentFaults:
 
 
 class ScriptedTeacher:
-    """Teacher that answers the requests of IterKD by rule, as a function of prompt and seed.
+    """Teacher that answers the requests of IterKD by rule.
+
+    Its samples are a function of prompt, seed and number, those of equal prompts being numbered consecutively.
 
     Args:
         pool (`QuestionPool`):
@@ -106,25 +108,32 @@ class ScriptedTeacher:
         stop: Sequence[str] = (),
         seed: int | None = None,
     ) -> list[list[Completion]]:
-        """Answer each prompt `n` times by the same text; sampling parameters have no effect.
+        """Answer each prompt `n` times; of the sampling parameters, only `seed` has an effect.
 
         Raises:
             ValueError: If a prompt is not a request about a known task.
         """
         requests = [self._read(prompt) for prompt in prompts]
         by_student = [place for place, (_, _, kind) in enumerate(requests) if kind and self._student_faults]
-        texts: dict[int, str] = {}
+        own: dict[int, str] = {}
         if self._student_faults is not None:
             faults = self._student_faults.write([requests[place][0] for place in by_student])
-            texts = {place: fault or _NO_ANSWER for place, fault in zip(by_student, faults, strict=True)}
+            own = {place: fault or _NO_ANSWER for place, fault in zip(by_student, faults, strict=True)}
         completions = []
-        for place, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
-            text = texts.get(place)
-            usage = Usage(1) if text is not None else None
-            text = self._write(prompt, *request) if text is None else text
-            usage = usage or Usage(1, self._count(prompt), self._count(text) + 1)
-            completions.append([Completion(text, None, "stop", self._count(text) + 1, usage=usage)] * n)
+        for place, (prompt, first) in enumerate(zip(prompts, sample_offsets(prompts, n), strict=True)):
+            if place in own:
+                completions.append([Completion(own[place], None, "stop", None, usage=Usage(1))] * n)
+                continue
+            texts = [
+                self._write(random.Random(f"{self._seed} {seed} {number} {prompt}"), *requests[place])
+                for number in range(first, first + n)
+            ]
+            completions.append([self._completion(prompt, text) for text in texts])
         return completions
+
+    def _completion(self, prompt: str, text: str) -> Completion:
+        num_tokens = self._count(text) + 1
+        return Completion(text, None, "stop", num_tokens, usage=Usage(1, self._count(prompt), num_tokens))
 
     def _read(self, prompt: str) -> tuple[Task, str, FaultKind | None]:
         """Return the task of a prompt, the name of its template, and the requested kind of fault."""
@@ -136,8 +145,7 @@ class ScriptedTeacher:
                     return task, name, kind
         raise ValueError(f"The prompt {prompt!r} is not a request about a task that this teacher knows.")
 
-    def _write(self, prompt: str, task: Task, name: str, kind: FaultKind | None) -> str:
-        rng = random.Random(f"{self._seed} {prompt}")
+    def _write(self, rng: random.Random, task: Task, name: str, kind: FaultKind | None) -> str:
         errs = rng.random() < self._error_rate
         if name == "correct":
             return draw_fault(task, "logical", rng) if errs else draw_solution(task.steps, rng)

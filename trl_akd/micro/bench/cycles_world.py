@@ -80,7 +80,7 @@ class CyclesWorld:
         return frozenset(random.Random(f"{self.seed} rare").sample(_MAY_BE_RARE, self.num_rare))
 
     def sample(self, count: int, *, split: Split, stream: str) -> list[Task]:
-        """Return random tasks of a split, in which all operations are equally frequent; streams are independent."""
+        """Return random tasks of a split, in which no operation is made rare; streams are independent."""
         seed = random.Random(f"{self.seed} {stream}").getrandbits(31)
         return sample_tasks(count, split=split, seed=seed, lengths=LENGTHS)
 
@@ -110,7 +110,6 @@ class QuestionPool:
     """
 
     def __init__(self, world: CyclesWorld, size: int = 8_000) -> None:
-        self._world = world
         self.tasks = {task.instruction: task for task in world.sample(size, split="train", stream="pool")}
         self._by_type: defaultdict[_Type, list[Task]] = defaultdict(list)
         self._by_domain: defaultdict[str, list[Task]] = defaultdict(list)

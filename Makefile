@@ -10,10 +10,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet $(addprefix --extra-index-url ,$(TORCH_INDEX)) $(addprefix -c ,$(CONSTRAINTS))
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+RESULTS := $(addprefix docs/results/,full.json adaptive.json)
 export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart check test test-distributed test-slow test-gpu test-lowest mutants bench docs lint format clean
+.PHONY: quickstart check test test-distributed test-slow test-gpu test-lowest mutants bench results docs lint format clean
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@echo "Installing trl_akd and what its tests need into $(VENV): downloads about 0.5 GB with a CPU build of PyTorch, which"
@@ -56,6 +57,10 @@ mutants: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	OMP_NUM_THREADS=2 $(BIN)/python -m tests.benchmarks
+
+# The page of results and its figures, from the committed results and introduction alone.
+results: $(VENV)/.installed
+	$(BIN)/trl-akd bench --report $(RESULTS) --page docs/results.md --introduction docs/results/answer.md
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

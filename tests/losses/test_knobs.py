@@ -99,6 +99,11 @@ def test_state_and_reset(tmp_path):
         ({"t_start": 0, "t_end": False}, "t_end is False"),
         ({"step_size": 0.0, "momentum": 0.5}, r"momentum is 0\.5, which has no effect with step_size 0; leave it out"),
         ({"step_size": 0, "momentum": 0}, "momentum is 0, which has no effect with step_size 0"),
+        (
+            {"t_start": 0.5, "t_end": 0.5, "step_size": 0.1},
+            r"step_size is 0\.1, which has no effect with t_start equal",
+        ),
+        ({"t_start": 1, "momentum": 0.5}, r"momentum is 0\.5, which has no effect with t_start equal to t_end, 1\.0"),
         ({"momentum": 1.0}, r"momentum is 1\.0, with which the running mean never changes"),
     ],
 )

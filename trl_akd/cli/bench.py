@@ -18,6 +18,7 @@ trl-akd bench plans --report outputs/bench/plans/results.json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,8 @@ def _run(config: "BenchConfig") -> None:
     from ..micro.bench.report import write_page
     from ..micro.bench.runs import run_benchmark
 
-    _run_or_report("trl-akd bench", config, run_benchmark, write_page)
+    page = partial(write_page, introduction=config.introduction)
+    _run_or_report("trl-akd bench", config, run_benchmark, page)
 
 
 def _cycles_types() -> tuple[type, ...]:

@@ -125,6 +125,12 @@ class Interpolation:
             )
         if self.t_end == 0.0:
             raise ValueError("t_end is 0, with which the loss is 0 throughout; give a value above 0.")
+        for name, value, default in (("step_size", self.step_size, 5e-4), ("momentum", self.momentum, 0.99)):
+            if self.t_start == self.t_end and value != default:
+                raise ValueError(
+                    f"{name} is {value}, which has no effect with t_start equal to t_end, {t_end}; leave it out, or "
+                    "give a lower t_start."
+                )
         if self.step_size == 0.0 and self.momentum != 0.99:
             raise ValueError(
                 f"momentum is {momentum}, which has no effect with step_size 0; leave it out, or give a step_size "

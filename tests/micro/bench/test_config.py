@@ -178,8 +178,8 @@ def test_wrong_settings_are_refused_in_one_sentence(change: dict, message: str):
 def test_settings_of_runs_are_refused_beside_a_report(name: str):
     value = [3] if name == "seeds" else VALID[name]
     with pytest.raises(ValueError, match=f"`{name}` has no effect with `report`"):
-        BenchConfig(report="results.json", **{name: value})
+        BenchConfig(report=["results.json"], **{name: value})
 
 
 def test_a_report_needs_no_other_settings():
-    assert BenchConfig(report="results.json", page="results.md").report == "results.json"
+    assert BenchConfig(report=["results.json"], page="results.md").report == ["results.json"]

@@ -1,10 +1,13 @@
 """Runs and page of the experiment on CodePLAN."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.micro.bench.test_plans_config import CONFIG
 from trl_akd.micro.bench import plans_runs
@@ -20,6 +23,7 @@ def tiny_runs(**change: Any) -> list[plans_runs.PlansRun]:
     return plan_runs(PlansConfig(**{**CONFIG, "worlds": {"one": {**TINY, **change}}, "num_tasks": 3}))
 
 
+@pytest.mark.lengthy
 def test_a_run_trains_and_measures(tmp_path: Path):
     code, guided = tiny_runs()
     rows = [run.execute(tmp_path) for run in (code, guided)]
@@ -54,6 +58,22 @@ def test_equal_runs_under_two_names_are_refused():
     config = PlansConfig(**{**CONFIG, "trainings": {**CONFIG["trainings"], "plain": {"plan_weight": 0.0}}})
     with pytest.raises(ValueError, match="one, plain, seed 0 equals that of one, code, seed 0"):
         plan_runs(config)
+
+
+@pytest.mark.end_to_end
+def test_the_command_runs_what_is_missing_and_writes_the_page(tmp_path: Path):
+    folder, recipe = tmp_path / "plans", tmp_path / "recipe.yaml"
+    settings = {**CONFIG, "worlds": {"one": TINY}, "num_tasks": 3, "output_dir": str(folder), "workers": 2}
+    command = [sys.executable, "-m", "trl_akd", "bench", "plans"]
+    for seeds, finished in (([0], 0), ([0, 1], 2)):
+        recipe.write_text(yaml.safe_dump({**settings, "seeds": seeds}))
+        ran = subprocess.run([*command, "--config", str(recipe)], capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        assert f"{2 * len(seeds)} runs, {finished} of them finished before" in ran.stdout
+    reported = subprocess.run([*command, "--report", str(folder / "results.json")], capture_output=True, text=True)
+    assert reported.returncode == 0, reported.stderr
+    text = (folder / "results.md").read_text()
+    assert text.startswith("# Experiment on CodePLAN: results\n\n4 of 4 runs") and "too few seeds" in text
 
 
 # The page

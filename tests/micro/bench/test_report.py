@@ -14,9 +14,9 @@ import pytest
 
 from trl_akd.cli import main
 from trl_akd.metrics.statistics import holm, paired_mean
-from trl_akd.micro.bench.charts import Series, bar_chart, xy_chart
 from trl_akd.micro.bench.config import FORMAT
-from trl_akd.micro.bench.report import Results, write_page
+from trl_akd.micro.bench.report import write_page
+from trl_akd.micro.bench.results import Results
 
 RULES = ("kl", "quarter", "three_quarters", "rkl", "akd")
 PLACE = ("one", "32k")
@@ -34,6 +34,8 @@ def made_up(advantage: float = 0.2, loss: float = 0.4, seeds: int = 8) -> dict[s
             for draw in range(2 if rule == "akd" else 1):
                 measures = dict.fromkeys(("pass@10", "greedy", "valid_mass", "coverage_of_valid"), 0.5)
                 measures |= {
+                    "pass@1_T0.7": level + 0.1 + advantage / 2 * place[rule] + rng.uniform(-0.01, 0.01),
+                    "coverage_T0.7": 0.8 - loss * place[rule] + rng.uniform(-0.01, 0.01),
                     "pass@1": level + advantage * place[rule] + rng.uniform(-0.01, 0.01) + 0.02 * draw,
                     "coverage": 0.9 - loss * place[rule] - 0.1 * (rule == "akd") + rng.uniform(-0.01, 0.01),
                     "forward_kl": 0.1,
@@ -56,6 +58,7 @@ def made_up(advantage: float = 0.2, loss: float = 0.4, seeds: int = 8) -> dict[s
                         "started": True,
                         "measures": measures,
                         "history": history,
+                        "beta_draws": [],
                         "seconds": {"train": 8.0, "measure": 5.0, "cpu": 9.0},
                         "peak_memory_mb": 500,
                     }
@@ -65,7 +68,7 @@ def made_up(advantage: float = 0.2, loss: float = 0.4, seeds: int = 8) -> dict[s
         "format": FORMAT,
         "worlds": {"one": {}},
         "students": ["32k"],
-        "rules": {rule: {} for rule in RULES},
+        "rules": {rule: {} if rule == "akd" else {"divergence": "forward_kl"} for rule in RULES},
         "seeds": list(range(seeds)),
         "num_tasks": 100,
         "num_samples": 20,
@@ -85,7 +88,7 @@ def made_up(advantage: float = 0.2, loss: float = 0.4, seeds: int = 8) -> dict[s
 
 def page_of(content: dict[str, Any], folder: Path) -> str:
     (folder / "results.json").write_text(json.dumps(content))
-    return write_page(folder / "results.json").read_text()
+    return write_page([folder / "results.json"]).read_text()
 
 
 def row_of(page: str, start: str) -> list[str]:
@@ -133,9 +136,9 @@ def test_nothing_is_ranked_unless_the_control_holds(advantage, loss, seeds, hold
     content = made_up(advantage, loss, seeds)
     assert Results(content).control_holds == holds
     page = page_of(content, tmp_path)
-    assert ("The control holds." in page) == ("## World one, student 32k" in page) == holds
+    assert ("The control holds." in page) == ("### World one, student 32k" in page) == holds
     assert ("nothing is ranked" in page) != holds
-    assert bool(list(tmp_path.glob("*.svg"))) == holds
+    assert bool(list(tmp_path.glob("**/*.svg"))) == holds
 
 
 def test_wide_intervals_do_not_make_a_control(tmp_path: Path):
@@ -152,21 +155,25 @@ def test_wide_intervals_do_not_make_a_control(tmp_path: Path):
 def test_the_page_says_what_was_predicted_and_found(tmp_path: Path):
     page = page_of(made_up(), tmp_path)
     assert [row_of(page, name)[-1] for name in ("right", "wrong", "below", "unseen")] == [
-        "yes",
-        "no",
-        "yes",
+        "right",
+        "wrong",
+        "right",
         "no interval",
     ]
-    assert "48 of 48 runs, at commit abc" in page
+    assert "Of 4: 2 right, 1 wrong, 1 no interval." in page
+    assert "48 of 48 runs are finished, with 8 seeds, at commit abc." in page
+    assert "recorded before the runs, and" in page
+    content = {**made_up(), "finished_before": 9}
+    assert "recorded after 9 of the 48 runs and before the others" in page_of(content, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("at_least", "at_most", "spread", "verdict"),
     [
-        (0.1, None, 0.0, "yes"),
-        (None, 0.1, 0.0, "no"),
-        (0.3, None, 0.0, "no"),
-        (0.1, 0.3, 0.0, "yes"),
+        (0.1, None, 0.0, "right"),
+        (None, 0.1, 0.0, "wrong"),
+        (0.3, None, 0.0, "wrong"),
+        (0.1, 0.3, 0.0, "right"),
         (0.1, None, 0.6, "open"),
         (None, 0.3, 0.6, "open"),
     ],
@@ -185,7 +192,7 @@ def test_verdicts_are_of_the_whole_interval(at_least, at_most, spread, verdict):
 def test_only_the_controls_own_verdicts_are_given_while_it_does_not_hold():
     results = Results(made_up(advantage=-0.2))
     found = {name: results.verdict(prediction) for name, prediction in results.predictions.items()}
-    assert found == {"right": "no", "wrong": "no", "below": "withheld", "unseen": "withheld"}
+    assert found == {"right": "wrong", "wrong": "wrong", "below": "withheld", "unseen": "withheld"}
 
 
 def test_missing_runs_are_counted_and_nothing_is_ranked_or_decided_by_the_rest(tmp_path: Path):
@@ -193,8 +200,8 @@ def test_missing_runs_are_counted_and_nothing_is_ranked_or_decided_by_the_rest(t
     content["runs"] = [run for run in content["runs"] if (run["rule"], run["seed"], run["draw"]) != ("akd", 3, 1)]
     page = page_of(content, tmp_path)
     assert "Not ranked: 1 of its runs are missing" in page and "Differences to" not in page
-    assert [row_of(page, name)[-1] for name in ("right", "below")] == ["yes", "runs are missing"]
-    assert not list(tmp_path.glob("*.svg"))
+    assert [row_of(page, name)[-1] for name in ("right", "below")] == ["right", "runs are missing"]
+    assert not list(tmp_path.glob("**/*.svg"))
     content["runs"] = [run for run in content["runs"] if (run["rule"], run["seed"]) != ("kl", 2)]
     assert not Results(content).control_holds
 
@@ -297,7 +304,7 @@ def test_p_values_are_holms_over_the_table(tmp_path: Path):
     others = RULES[1:]
     tests = [results.compare(PLACE, measure, rule, "kl") for rule in others for measure in ("pass@1", "coverage")]
     adjusted = holm([test.p_value for test in tests])
-    ranking = page.split("Differences to kl")[1]
+    ranking = page.split("Differences to kl at temperature 1")[1].split("Differences")[0]
     for rule, values in zip(others, zip(adjusted[::2], adjusted[1::2], strict=True), strict=True):
         cells = row_of(ranking.split("![")[0], rule)
         for cell, value in zip((cells[2], cells[4]), values, strict=True):
@@ -310,9 +317,13 @@ def test_seeds_that_did_not_start_are_listed(tmp_path: Path):
     failed = {"world": "one", "student": "32k", "rule": "kl", "seed": 9, "draw": 0, "commit": "abc", "started": False}
     content["runs"].append({**failed, "key": "x", "start": {"steps": 900, "mass": 0.12, "commit": "abc"}})
     page = page_of(content, tmp_path)
-    starts = row_of(page.split("## Positive control")[0], "one")
+    starts = row_of(page.split("### Pre-trained students")[1].split("### Cost")[0], "one")
     assert (starts[2], starts[3], starts[-1]) == ("8", "400 to 407", "seed 9 (0.12)")
     assert Results(content).mean(PLACE, "kl", "pass@1") == Results(made_up()).mean(PLACE, "kl", "pass@1")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_equal_results_give_equal_bytes_and_figures_that_are_shown(tmp_path: Path):
@@ -320,35 +331,57 @@ def test_equal_results_give_equal_bytes_and_figures_that_are_shown(tmp_path: Pat
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps(made_up()))
-        write_page(tmp_path / name / "results.json", tmp_path / name / "page.md")
-        pages.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+        write_page([tmp_path / name / "results.json"], tmp_path / name / "page.md")
+        pages.append(files_of(tmp_path / name))
     assert pages[0] == pages[1]
     figures = {name for name in pages[0] if name.endswith(".svg")}
     assert figures == set(re.findall(r"\]\((.+?\.svg)\)", pages[0]["page.md"].decode()))
-    assert figures == {f"page-{kind}-one-32k.svg" for kind in ("coverage", "curves", "beta", "errors")}
+    assert figures == {f"page/results-{kind}-one-32k.svg" for kind in ("coverage", "low", "curves", "beta", "errors")}
     for name in figures:
         root = ElementTree.fromstring(pages[0][name])
         texts = {node.text for node in root.iter(f"{SVG}text")}
         assert texts >= ({"akd"} if "beta" in name else set(RULES)), name
 
 
-def test_markers_are_at_their_values():
-    points = {"a": (0.2, 0.9), "b": (0.4, 0.5), "c": (0.6, 0.1)}
-    series = [Series(name, [point], colour) for colour, (name, point) in enumerate(points.items())]
-    root = ElementTree.fromstring(xy_chart("Title", "x", "y & z", series))
-    circles = [(float(node.get("cx")), float(node.get("cy"))) for node in root.iter(f"{SVG}circle")]
-    (ax, ay), (bx, by), (cx, cy) = circles
-    assert ax < bx < cx and bx - ax == pytest.approx(cx - bx, abs=0.2), "to the right, evenly"
-    assert ay < by < cy and by - ay == pytest.approx(cy - by, abs=0.2), "larger values are higher"
-    assert {"x", "y & z", "a", "b", "c"} <= {node.text for node in root.iter(f"{SVG}text")}
-    with pytest.raises(ValueError, match="no points"):
-        xy_chart("Title", "x", "y", [])
+def test_a_page_has_an_introduction_and_a_section_for_each_file_of_results(tmp_path: Path):
+    for name, content in (("full", made_up()), ("more", made_up(seeds=9))):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "answer.md").write_text("## Which rule, when\n\nIt depends.\n")
+    sources = [tmp_path / "full.json", tmp_path / "more.json"]
+    page = write_page(sources, tmp_path / "page.md", tmp_path / "answer.md").read_text()
+    assert page.startswith("# Benchmark of divergences: results\n\n## Which rule, when\n\nIt depends.\n\n## full\n")
+    assert page.index("with 8 seeds") < page.index("## more") < page.index("with 9 seeds")
+    assert {path.name.split("-")[0] for path in (tmp_path / "page").iterdir()} == {"full", "more"}
 
 
-def test_bars_have_the_length_of_their_shares():
-    root = ElementTree.fromstring(bar_chart("Title", "share", {"one": {"a": 0.25, "b": 0.75}, "two": {"a": 0.5}}))
-    widths = [float(node.get("width")) for node in root.iter(f"{SVG}rect") if node.get("height") == "18.0"]
-    assert widths[0] * 3 == pytest.approx(widths[1], abs=0.3) and widths[0] * 2 == pytest.approx(widths[2], abs=0.3)
+def test_figures_of_earlier_results_are_removed_and_no_other_files(tmp_path: Path):
+    page_of(made_up(), tmp_path)
+    others = [tmp_path / "results" / name for name in ("other-coverage-one-32k.svg", "results-notes.svg", "answer.md")]
+    for path in others:
+        path.write_text("mine")
+    page_of(made_up(advantage=0.0), tmp_path)
+    assert sorted((tmp_path / "results").iterdir()) == sorted(others)
+
+
+def test_sequences_of_draws_are_compared_where_enough_seeds_have_them(tmp_path: Path):
+    """Each of two sequences has its own differences to forward KL, and sequences of two seeds are left out."""
+    content = made_up()
+    content["rules"]["akd"] = {"draws": 2}
+    for run in content["runs"]:
+        if run["rule"] == "akd":
+            run["beta_draws"] = [0.6, 0.1] if run["seed"] < 2 else [0.1, [0.1, 0.6][run["draw"]]]
+            run["measures"]["coverage"] += 0.2 * run["draw"]
+    page = page_of(content, tmp_path).split("By the values")[1].split("###")[0]
+    rows = [line.split(" | ")[1:4] for line in page.splitlines() if line.startswith("| akd")]
+    assert [row[:2] for row in rows] == [["0.1, 0.1", "6"], ["0.1, 0.6", "6"]]
+    kl = Results(content).by_seed(PLACE, "kl", "pass@1")
+    for draw, row in enumerate(rows):
+        akd = {
+            run["seed"]: run["measures"]["pass@1"]
+            for run in content["runs"]
+            if run["rule"] == "akd" and run["draw"] == draw
+        }
+        assert row[2].startswith(f"{fmean(akd[seed] - kl[seed] for seed in range(2, 8)):+.3f} [")
 
 
 @pytest.mark.parametrize(
@@ -358,6 +391,7 @@ def test_bars_have_the_length_of_their_shares():
         ("{}", [], "is not the results of `trl-akd bench`"),
         ("[1", [], "is not the results of `trl-akd bench`"),
         ("{}", ["--page", "page.html"], "`page` is 'page.html'; give a file with the suffix .md"),
+        ("{}", ["--introduction", "none.md"], "`introduction` is 'none.md', but there is no such file"),
     ],
 )
 def test_other_files_are_refused(content, flags, message, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,52 +1,57 @@
 """Small charts in SVG, as a function of the numbers alone: equal numbers give equal bytes."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from xml.sax.saxutils import escape
 
-__all__ = ["Series", "bar_chart", "xy_chart"]
+__all__ = ["Series", "bar_chart", "line_chart", "scatter_chart"]
 
 _COLOURS = (
-    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933"),
-    *("#882255", "#44aa99", "#332288", "#aa4499", "#117733", "#ddcc77", "#661100", "#6699cc"),
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#332288", "#000000", "#888800"),
+    *("#882255", "#2a9d8f", "#661100"),
 )
+_DASHES = ("", "6 3", "2 3")
 _GREY = "#777777"
-_WIDTH, _HEIGHT = 640, 420
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 150, 24, 52
+_WIDTH, _HEIGHT = 720, 440
+_LEFT, _TOP, _BOTTOM = 64, 24, 52
 _TICKS = 6
+_CHARACTER, _LINE = 6.8, 14.0  # width of a character, and height of a label, in pixels
 
 Point = tuple[float, float]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
 class Series:
-    """A named series of points, drawn as a line, or as a marker if there is only one.
+    """A named line.
 
     Args:
-        name (`str`): name in the legend; an empty one is left out.
-        points (`Sequence[tuple[float, float]]`): points.
-        colour (`int`, *optional*): number of its colour; grey without one.
-        dashed (`bool`, *optional*, defaults to `False`): whether the line is dashed.
+        name (`str`): name of the line.
+        points (`Sequence[tuple[float, float]]`): its points, from left to right.
+        style (`int`): number of its colour and dashes; lines of one style have one label.
     """
 
     name: str
     points: Sequence[Point]
-    colour: int | None = None
-    dashed: bool = False
+    style: int
 
 
 @dataclass
 class _Canvas:
     parts: list[str] = field(default_factory=list)
 
-    def text(self, x: float, y: float, content: str, *, anchor: str = "start", turned: bool = False) -> None:
+    def text(
+        self, x: float, y: float, content: str, *, anchor: str = "start", colour: str = "", turned: bool = False
+    ) -> None:
         turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
-        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turn}>{escape(content)}</text>')
+        fill = f' fill="{colour}"' if colour else ""
+        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}{turn}>{escape(content)}</text>')
 
-    def line(self, points: Sequence[Point], colour: str, *, width: float = 1.5, dashed: bool = False) -> None:
+    def line(self, points: Sequence[Point], colour: str, *, width: float = 1.5, dashes: str = "") -> None:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        dash = ' stroke-dasharray="5 4"' if dashed else ""
+        dash = f' stroke-dasharray="{dashes}"' if dashes else ""
         self.parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}"{dash}/>')
 
     def circle(self, x: float, y: float, colour: str) -> None:
@@ -64,50 +69,131 @@ class _Canvas:
         return "\n".join([head, background, *self.parts, "</svg>"]) + "\n"
 
 
-def xy_chart(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> str:
-    """Return a chart of lines and markers.
+class _Plot:
+    """Axes with ticks on a canvas, and the place of points in them.
 
     Raises:
         ValueError: If there is no point.
     """
-    points = [point for one in series for point in one.points]
-    if not points:
-        raise ValueError(f"The chart {title!r} has no points.")
-    (left, right), (bottom, top) = (_range([point[axis] for point in points]) for axis in (0, 1))
-    canvas = _Canvas()
 
-    def place(point: Point) -> Point:
-        x = _LEFT + (point[0] - left) / (right - left) * (_WIDTH - _LEFT - _RIGHT)
-        y = _HEIGHT - _BOTTOM - (point[1] - bottom) / (top - bottom) * (_HEIGHT - _TOP - _BOTTOM)
+    def __init__(self, canvas: _Canvas, title: str, labels: tuple[str, str], points: Sequence[Point], right: float):
+        if not points:
+            raise ValueError(f"The chart {title!r} has no points.")
+        self.right = right
+        (self._x_low, self._x_high), (self._y_low, self._y_high) = (
+            _range([point[axis] for point in points]) for axis in (0, 1)
+        )
+        for tick in _ticks(self._x_low, self._x_high):
+            x, y = self.place((tick, self._y_low))
+            canvas.line([(x, y), (x, _TOP)], "#dddddd", width=1)
+            canvas.text(x, y + 18, f"{tick:g}", anchor="middle")
+        for tick in _ticks(self._y_low, self._y_high):
+            x, y = self.place((self._x_low, tick))
+            canvas.line([(x, y), (right, y)], "#dddddd", width=1)
+            canvas.text(x - 6, y + 4, f"{tick:g}", anchor="end")
+        canvas.text((_LEFT + right) / 2, _HEIGHT - 12, labels[0], anchor="middle")
+        canvas.text(16, (_TOP + _HEIGHT - _BOTTOM) / 2, labels[1], anchor="middle", turned=True)
+
+    def place(self, point: Point) -> Point:
+        x = _LEFT + (point[0] - self._x_low) / (self._x_high - self._x_low) * (self.right - _LEFT)
+        y = _HEIGHT - _BOTTOM - (point[1] - self._y_low) / (self._y_high - self._y_low) * (_HEIGHT - _TOP - _BOTTOM)
         return x, y
 
-    for tick in _ticks(left, right):
-        x, y = place((tick, bottom))
-        canvas.line([(x, y), (x, _TOP)], "#dddddd", width=1)
-        canvas.text(x, y + 18, f"{tick:g}", anchor="middle")
-    for tick in _ticks(bottom, top):
-        x, y = place((left, tick))
-        canvas.line([(x, y), (_WIDTH - _RIGHT, y)], "#dddddd", width=1)
-        canvas.text(x - 6, y + 4, f"{tick:g}", anchor="end")
-    canvas.text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 12, x_label, anchor="middle")
-    canvas.text(16, (_TOP + _HEIGHT - _BOTTOM) / 2, y_label, anchor="middle", turned=True)
-    for one in series:
-        placed, colour = [place(point) for point in one.points], _colour(one.colour)
-        if len(placed) == 1:
-            [(x, y)] = placed
-            canvas.circle(x, y, colour)
-            canvas.text(x + 6, y - 6, one.name)
-        else:
-            canvas.line(placed, colour, dashed=one.dashed)
-    _legend(canvas, {one.name: one.colour for one in series if one.name})
+
+def scatter_chart(
+    title: str,
+    x_label: str,
+    y_label: str,
+    points: Mapping[str, Point],
+    line: Sequence[str] = (),
+    grey: Sequence[str] = (),
+) -> str:
+    """Return a chart of named points, of which those in `line` are joined by a dashed line, and some are grey.
+
+    Raises:
+        ValueError: If there is no point.
+    """
+    canvas = _Canvas()
+    plot = _Plot(canvas, title, (x_label, y_label), list(points.values()), _WIDTH - 20)
+    placed = {name: plot.place(point) for name, point in points.items()}
+    canvas.line([placed[name] for name in line], _GREY, dashes="5 4")
+    for name, point in placed.items():
+        canvas.circle(*point, _GREY if name in grey else _COLOURS[0])
+    taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in placed.values()]
+    for start, end in itertools.pairwise(placed[name] for name in line):
+        count = int(math.dist(start, end) // 6) + 1
+        for part in range(count + 1):
+            x, y = (start[axis] + (end[axis] - start[axis]) * part / count for axis in (0, 1))
+            taken.append((x - 2, y - 2, x + 2, y + 2))
+    for name, point in placed.items():
+        box = _free_box(point, len(name) * _CHARACTER, taken, plot.right)
+        taken.append(box)
+        near = min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3])
+        if math.dist(near, point) > 12:
+            canvas.line([point, near], "#aaaaaa", width=0.8)
+        canvas.text(box[0], box[3] - 3, name)
     return canvas.svg(title)
+
+
+def _free_box(point: Point, width: float, taken: Sequence[Box], right: float) -> Box:
+    """Return the place nearest to a point at which a label covers no other label and no point."""
+    x, y = point
+    for distance, turn in itertools.product(range(8, 200, 6), range(16)):
+        across, up = math.cos(turn * math.pi / 8), math.sin(turn * math.pi / 8)
+        left = x + across * distance - (0 if across > 0.1 else width if across < -0.1 else width / 2)
+        top = y - up * distance - _LINE / 2
+        box = left, top, left + width, top + _LINE
+        inside = _LEFT <= box[0] and box[2] <= right and _TOP <= box[1] and box[3] <= _HEIGHT - _BOTTOM
+        if inside and not any(_overlap(box, other) for other in taken):
+            return box
+    return x + 8, y - _LINE / 2, x + 8 + width, y + _LINE / 2
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> str:
+    """Return a chart of lines, labelled at the right in the order of their last points.
+
+    Raises:
+        ValueError: If there is no point.
+    """
+    canvas, width = _Canvas(), max((len(one.name) for one in series), default=0) * _CHARACTER
+    points = [point for one in series for point in one.points]
+    plot = _Plot(canvas, title, (x_label, y_label), points, _WIDTH - 60 - width)
+    ends: dict[str, tuple[float, int]] = {}
+    for one in series:
+        placed = [plot.place(point) for point in one.points]
+        canvas.line(placed, _colour(one.style), dashes=_dashes(one.style))
+        ends.setdefault(one.name, (placed[-1][1], one.style))
+    names = sorted(ends, key=lambda name: ends[name][0])
+    for name, y in zip(names, _spread([ends[name][0] for name in names]), strict=True):
+        style = ends[name][1]
+        x = plot.right + 6
+        canvas.line([(x, y), (x + 26, y)], _colour(style), dashes=_dashes(style), width=2)
+        canvas.text(x + 32, y + 4, name, colour=_colour(style))
+    return canvas.svg(title)
+
+
+def _spread(heights: Sequence[float]) -> list[float]:
+    """Return ascending heights at least a label apart, moved as little as one pass down and one up allow."""
+    spread: list[float] = []
+    for height in heights:
+        spread.append(max(height, spread[-1] + _LINE) if spread else height)
+    limit = float(_HEIGHT - _BOTTOM)
+    for index in reversed(range(len(spread))):
+        spread[index] = min(spread[index], limit)
+        limit = spread[index] - _LINE
+    return spread
 
 
 def bar_chart(title: str, x_label: str, bars: Mapping[str, Mapping[str, float]]) -> str:
     """Return a chart of horizontal bars, each a stack of named parts, on an axis from 0 to 1."""
     names = list(dict.fromkeys(name for parts in bars.values() for name in parts))
-    canvas, step = _Canvas(), 24
-    left, width = 110, _WIDTH - 110 - _RIGHT
+    canvas, step, margin = _Canvas(), 24, 150
+    left = 20 + max(map(len, bars), default=0) * _CHARACTER
+    width = _WIDTH - left - margin
     bottom = _TOP + step * len(bars)
     for row, (label, parts) in enumerate(bars.items()):
         y, x = _TOP + row * step, float(left)
@@ -119,19 +205,19 @@ def bar_chart(title: str, x_label: str, bars: Mapping[str, Mapping[str, float]])
         canvas.line([(left + tick * width, _TOP), (left + tick * width, bottom)], "#dddddd", width=1)
         canvas.text(left + tick * width, bottom + 18, f"{tick:g}", anchor="middle")
     canvas.text(left + width / 2, bottom + 40, x_label, anchor="middle")
-    _legend(canvas, {name: index for index, name in enumerate(names)})
+    for row, name in enumerate(names):
+        y = _TOP + 18 * row
+        canvas.box(_WIDTH - margin + 14, y, 10, 10, _colour(row))
+        canvas.text(_WIDTH - margin + 30, y + 10, name)
     return canvas.svg(title, max(bottom + 52, _TOP + 18 * len(names) + 12))
 
 
-def _colour(number: int | None) -> str:
-    return _GREY if number is None else _COLOURS[number % len(_COLOURS)]
+def _colour(style: int) -> str:
+    return _COLOURS[style % len(_COLOURS)]
 
 
-def _legend(canvas: _Canvas, entries: Mapping[str, int | None]) -> None:
-    for row, (name, colour) in enumerate(entries.items()):
-        y = _TOP + 18 * row
-        canvas.box(_WIDTH - _RIGHT + 14, y, 10, 10, _colour(colour))
-        canvas.text(_WIDTH - _RIGHT + 30, y + 10, name)
+def _dashes(style: int) -> str:
+    return _DASHES[style // len(_COLOURS) % len(_DASHES)]
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

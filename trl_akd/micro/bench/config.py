@@ -216,11 +216,13 @@ class BenchConfig:
             refused for this `name`.
         workers (`int`, *optional*):
             Number of runs at the same time. Defaults to the number of cores.
-        report (`str`, *optional*):
-            Write the page of these results (a results.json) instead of running anything.
+        report (`list[str]`, *optional*):
+            Write the page of these files of results instead of running anything.
         page (`str`, *optional*):
-            File of the page, with the suffix .md; figures are written beside it. By default `results.md` beside the
-            results.
+            File of the page, with the suffix .md, by default beside the first results. Figures are written to a
+            folder beside it with its name.
+        introduction (`str`, *optional*):
+            Markdown file whose text comes first on the page.
     """
 
     output_dir: str = "outputs/bench"
@@ -235,8 +237,9 @@ class BenchConfig:
     line: list[str] | None = None
     predictions: dict[str, Any] | str | None = None
     workers: int | None = None
-    report: str | None = None
+    report: list[str] | None = None
     page: str | None = None
+    introduction: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("worlds", "rules", "control", "predictions"):
@@ -420,7 +423,7 @@ def rule_config(
         "per_device_train_batch_size": BATCH_SIZE,
         "learning_rate": learning_rate,
         "lr_scheduler_type": "cosine",
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "logging_steps": logging_steps,
         "disable_tqdm": True,
         "report_to": "none",

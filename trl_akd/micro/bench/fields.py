@@ -18,6 +18,7 @@ __all__ = [
     "read_mapping",
 ]
 
+_OF_PAGES = ("page", "introduction")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VALID_NAME = "give letters, digits, '.', '_' and '-', with a letter or digit first"
 
@@ -29,12 +30,14 @@ def is_report(config: Any) -> bool:
         ValueError: If it also has settings of runs, or a page but no results.
     """
     if config.report is None:
-        if config.page is not None:
-            raise ValueError(f"`page` is {config.page!r}, which has no effect without `report`; leave it out.")
+        for name in _OF_PAGES:
+            value = getattr(config, name, None)
+            if value is not None:
+                raise ValueError(f"`{name}` is {value!r}, which has no effect without `report`; leave it out.")
         return False
     for item in fields(config):
         default = item.default if item.default_factory is MISSING else item.default_factory()
-        if item.name not in ("report", "page") and getattr(config, item.name) not in (default, {}):
+        if item.name not in ("report", *_OF_PAGES) and getattr(config, item.name) not in (default, {}):
             raise ValueError(f"`{item.name}` has no effect with `report`; leave it out.")
     return True
 

@@ -15,7 +15,7 @@ from .fields import (
     is_report,
     read_mapping,
 )
-from .plans_measures import NUM_PROGRAMS, OWN_PLANS, REDRAWN, TRUE_PLAN, WITHOUT_PLAN
+from .plans_measures import NUM_COMPARED, NUM_PROGRAMS, OWN_PLANS, REDRAWN, TRUE_PLAN, WITHOUT_PLAN
 from .plans_world import PlanWorld
 
 __all__ = [
@@ -31,14 +31,15 @@ __all__ = [
 PLANS_FORMAT = 1  # of `runs.jsonl` and of the results; changes with the world, the measures or the files
 
 _PLAN_MEASURES = ("plan_accuracy", f"right_plan@{max(NUM_PROGRAMS)}", "pass_given_right", "pass_given_wrong")
-_DRAWN = tuple(f"best@{number}" for number in NUM_PROGRAMS)
-_ONE_MORE = tuple(f"best@{number}" for number in sorted({*NUM_PROGRAMS, *(number + 1 for number in NUM_PROGRAMS)}))
+_BY_OWN_PLANS = tuple(f"best@{number}" for number in NUM_PROGRAMS)
+_BY_OTHERS = tuple(f"best@{number}" for number in NUM_COMPARED)
 PLANS_MEASURES: Mapping[str, tuple[str, ...]] = {
-    WITHOUT_PLAN: _ONE_MORE,
-    TRUE_PLAN: _ONE_MORE,
-    OWN_PLANS: (*_DRAWN, *_PLAN_MEASURES),
-    REDRAWN: _DRAWN,
+    WITHOUT_PLAN: _BY_OTHERS,
+    TRUE_PLAN: _BY_OTHERS,
+    OWN_PLANS: (*_BY_OWN_PLANS, *_PLAN_MEASURES),
+    REDRAWN: _BY_OWN_PLANS,
 }
+"""Measures by the plan that programs follow."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ...generation.protocol import derive_seed
 from .plans_world import CALLS, PlanTask, PlanWorld
 
 __all__ = [
+    "NUM_COMPARED",
     "NUM_PROGRAMS",
     "OWN_PLANS",
     "REDRAWN",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 NUM_PROGRAMS = (1, 2, 5, 10)
+NUM_COMPARED = tuple(sorted({*NUM_PROGRAMS, *(number + 1 for number in NUM_PROGRAMS)}))  # with a redrawn program
 WITHOUT_PLAN, TRUE_PLAN, OWN_PLANS, REDRAWN = "without_plan", "true_plan", "own_plans", "own_plans_redrawn"
 SAMPLING: Mapping[str, Any] = MappingProxyType({"temperature": 0.6, "top_p": 0.95})  # as in the authors' code
 _MAX_TOKENS = 48
@@ -144,7 +146,7 @@ def measure_plans(
                 prompting.code(problem, task.plan if name == TRUE_PLAN else None)
                 for problem, task in zip(problems, tasks, strict=True)
             ],
-            n=max(NUM_PROGRAMS) + 1,
+            n=max(NUM_COMPARED),
             max_new_tokens=_MAX_TOKENS,
             seed=derive_seed(seed, name),
             **SAMPLING,
@@ -153,7 +155,7 @@ def measure_plans(
             _candidates(problem, [(each.text, each.mean_logprob) for each in several], executor)
             for problem, several in zip(problems, completions, strict=True)
         ]
-        found[name] = _best(candidates, sorted({*NUM_PROGRAMS, *(number + 1 for number in NUM_PROGRAMS)}))
+        found[name] = _best(candidates, NUM_COMPARED)
     if own_plans:
         found |= _by_own_plans(model, generator, problems, tasks, executor, seed)
     return found

@@ -1,281 +1,126 @@
-"""The page of a benchmark's results, as a function of `results.json` alone."""
+"""The page of a benchmark's results, as a function of the files of results and of an introduction alone."""
 
 import hashlib
 import json
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from ...ledger import replace_text
-from ...metrics.statistics import PairedMean, holm
-from .charts import Series, bar_chart, xy_chart
-from .config import FORMAT, Control, Prediction
-from .tables import format_interval as _interval
-from .tables import format_number as _number
-from .tables import format_p_value as _p_value
-from .tables import mean_over_seeds as _paired
-from .tables import table as _table
+from ...metrics.statistics import holm
+from .config import BETA_DRAWS
+from .figures import TITLES, draw_figures
+from .results import LOW, TESTED, Place, Results
+from .tables import SIGNIFICANT, format_difference, format_number, format_p_value, table
 
-__all__ = ["Results", "write_page"]
+__all__ = ["write_page"]
 
-_TESTED = ("pass@1", "coverage")
+_TITLE = "# Benchmark of divergences: results"
 _COLUMNS = {
     "pass@1": "pass@1",
     "pass@10": "pass@10",
     "coverage": "coverage",
-    "greedy": "greedy",
-    "valid_mass": "valid mass",
+    "pass@1_T0.7": "pass@1 at T = 0.7",
+    "coverage_T0.7": "coverage at T = 0.7",
+    "greedy": "greedy pass@1",
+    "valid_mass": "mass on valid words",
     "coverage_of_valid": "coverage of valid words",
-    "forward_kl": "forward KL",
-    "reverse_kl": "reverse KL",
+    "forward_kl": "forward KL, nats per token",
+    "reverse_kl": "reverse KL, nats per token",
 }
-_PLACE = ("world", "student", "rule", "seed", "draw")
-_MAX_ERRORS = 6
-_MIN_SEEDS = 8
+_MIN_SEEDS_OF_DRAWS = 3
+_VERDICTS = ("right", "wrong", "open", "withheld", "no interval", "runs are missing")
 
 
-class Results:
-    """Finished runs of a benchmark, by place, rule and seed.
-
-    A seed's value of a measure is the mean over its draws of β.
-
-    Args:
-        content (`Mapping`):
-            Content of `results.json`.
-
-    Raises:
-        ValueError: If it has another format, or a measure that is not finite.
-    """
-
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']}, and this version reads {FORMAT}; run it again")
-        self.content = content
-        self.line: Sequence[str] = content["line"] or ()
-        self.planned: list[Mapping[str, Any]] = content["planned"]
-        self.control = Control(**content["control"])
-        self.predictions = {name: Prediction(**entry) for name, entry in content["predictions"].items()}
-        self.runs: list[Mapping[str, Any]] = [run for run in content["runs"] if run["started"]]
-        for run in self.runs:
-            for name, value in run["measures"].items():
-                if name != "errors" and not math.isfinite(value):
-                    place = ", ".join(f"{key} {run[key]}" for key in _PLACE)
-                    raise ValueError(f"{name} is {value} in the run of {place}")
-
-    @property
-    def places(self) -> list[tuple[str, str]]:
-        """Pairs of a world and a student, in the order of the runs."""
-        return list(dict.fromkeys((run["world"], run["student"]) for run in self.runs))
-
-    def rules(self, place: tuple[str, str]) -> list[str]:
-        """Return the rules with runs at a place, in the order of the recipe."""
-        found = {run["rule"] for run in self.at(place)}
-        return [rule for rule in self.content["rules"] if rule in found]
-
-    def at(self, place: tuple[str, str], rule: str | None = None) -> list[Mapping[str, Any]]:
-        """Return the runs at a place, of one rule or of all."""
-        return [run for run in self.runs if (run["world"], run["student"]) == place and rule in (None, run["rule"])]
-
-    def by_seed(self, place: tuple[str, str], rule: str, measure: str) -> dict[int, float]:
-        """Return the value of a measure for each seed with runs of the rule."""
-        values: dict[int, list[float]] = {}
-        for run in self.at(place, rule):
-            if measure in run["measures"]:
-                values.setdefault(run["seed"], []).append(run["measures"][measure])
-        return {seed: fmean(several) for seed, several in sorted(values.items())}
-
-    def num_missing(self, place: tuple[str, str], rules: Collection[str] | None = None) -> int:
-        """Return the number of planned runs at a place that are not finished, of some rules or of all."""
-        finished = {tuple(run[key] for key in _PLACE) for run in self.content["runs"]}
-        return sum(
-            (run["world"], run["student"]) == place
-            and (rules is None or run["rule"] in rules)
-            and tuple(run[key] for key in _PLACE) not in finished
-            for run in self.planned
-        )
-
-    def why_unranked(self, place: tuple[str, str]) -> str | None:
-        """Return the reason for which the rules at a place are not ranked, `None` if they are."""
-        missing, seeds = self.num_missing(place), len({run["seed"] for run in self.at(place)})
-        if missing:
-            return f"{missing} of its runs are missing; run the benchmark again."
-        if seeds < _MIN_SEEDS:
-            return f"{seeds} seeds have started, and a ranking needs at least {_MIN_SEEDS}; add seeds."
-        return None
-
-    def mean(self, place: tuple[str, str], rule: str, measure: str) -> float | None:
-        """Return the mean of a measure over seeds, `None` if there are none."""
-        values = self.by_seed(place, rule, measure)
-        return fmean(values.values()) if values else None
-
-    def compare(self, place: tuple[str, str], measure: str, first: str, second: str) -> PairedMean | None:
-        """Return the paired difference of two rules over the seeds that both have, `None` for fewer than two."""
-        one, other = (self.by_seed(place, rule, measure) for rule in (first, second))
-        return _paired({seed: one[seed] - other[seed] for seed in one if seed in other})
-
-    def above_line(self, place: tuple[str, str], rule: str) -> PairedMean | None:
-        """Return how far the coverage of a rule lies above the line of fixed mixes, at its pass@1.
-
-        The line joins the mixes that no other mix equals or exceeds in both means. Estimated by the jackknife over
-        seeds, so that the interval includes the uncertainty of the two mixes next to the rule. `None` if their
-        difference in pass@1 is not clearly different from 0, or for fewer than three seeds.
-        """
-        segment = self._segment(place, rule)
-        if segment is None or rule in self.line:
-            return None
-        low, high = segment
-        run = self.compare(place, "pass@1", high, low)
-        if run is None or run.low <= 0:
-            return None
-        values = {
-            (name, measure): self.by_seed(place, name, measure) for name in (rule, low, high) for measure in _TESTED
-        }
-        seeds = [seed for seed in values[rule, "pass@1"] if all(seed in found for found in values.values())]
-
-        def height(chosen: Sequence[int]) -> float:
-            mean = {key: fmean(found[seed] for seed in chosen) for key, found in values.items()}
-            steps = {measure: mean[high, measure] - mean[low, measure] for measure in _TESTED}
-            along = (mean[rule, "pass@1"] - mean[low, "pass@1"]) / steps["pass@1"]
-            return mean[rule, "coverage"] - mean[low, "coverage"] - along * steps["coverage"]
-
-        count = len(seeds)
-        if count < 3:
-            return None
-        whole = height(seeds)
-        return _paired(
-            {seed: count * whole - (count - 1) * height([other for other in seeds if other != seed]) for seed in seeds}
-        )
-
-    def line_points(self, place: tuple[str, str]) -> dict[str, tuple[float, float]]:
-        """Return the mean pass@1 and coverage of the mixes that make the line at a place, by pass@1."""
-        found = {}
-        for name in self.line:
-            accuracy, coverage = (self.mean(place, name, measure) for measure in _TESTED)
-            if accuracy is not None and coverage is not None:
-                found[name] = (accuracy, coverage)
-        points = sorted(found.items(), key=lambda item: item[1], reverse=True)
-        line: dict[str, tuple[float, float]] = {}
-        for name, point in points:  # from the highest pass@1 down, each with more coverage than those before
-            if all(point[1] > other[1] for other in line.values()):
-                line = {name: point, **line}
-        return line
-
-    def is_beyond_line(self, place: tuple[str, str], rule: str) -> bool:
-        """Return whether the mean pass@1 of a rule lies outside those of the line, where the line is a guess."""
-        ends = [accuracy for accuracy, _ in self.line_points(place).values()]
-        mean = self.mean(place, rule, "pass@1")
-        return bool(ends) and mean is not None and not ends[0] <= mean <= ends[-1]
-
-    def _segment(self, place: tuple[str, str], rule: str) -> tuple[str, str] | None:
-        """Return the two neighbours on the line between which a rule's mean pass@1 lies, or the nearest two."""
-        points, mean = self.line_points(place), self.mean(place, rule, "pass@1")
-        names = list(points)
-        if mean is None or len(names) < 2:
-            return None
-        last = sum(points[name][0] <= mean for name in names[1:-1])
-        return names[last], names[last + 1]
-
-    def control_differences(self) -> tuple[PairedMean | None, PairedMean | None]:
-        """Return the two differences of the positive control: in pass@1, and in coverage."""
-        place = (self.control.world, self.control.student)
-        covering, concentrating = self.control.covering, self.control.concentrating
-        return (
-            self.compare(place, "pass@1", concentrating, covering),
-            self.compare(place, "coverage", covering, concentrating),
-        )
-
-    @property
-    def control_holds(self) -> bool:
-        """Whether all of its runs are finished and both differences reach the margin, with intervals above 0."""
-        place = (self.control.world, self.control.student)
-        rules = (self.control.covering, self.control.concentrating)
-        return self.num_missing(place, rules) == 0 and all(
-            found is not None and found.difference >= self.control.margin and found.low > 0
-            for found in self.control_differences()
-        )
-
-    def verdict(self, prediction: Prediction) -> str:
-        """Return whether a prediction is right: `"yes"` or `"no"` if its interval decides, and else `"open"`.
-
-        Verdicts need all runs of the rules, and, unless they are those of the control, a control that holds.
-        """
-        found, control = self.found(prediction), self.control
-        rules = (prediction.first, *((prediction.second,) if prediction.second else self.line))
-        place = (prediction.world, prediction.student)
-        if self.num_missing(place, rules):
-            return "runs are missing"
-        is_control = (
-            place == (control.world, control.student)
-            and set(rules) == {control.covering, control.concentrating}
-            and prediction.measure in _TESTED
-        )
-        if not is_control and not self.control_holds:
-            return "withheld"
-        if found is None:
-            return "no interval"
-        low = -math.inf if prediction.at_least is None else prediction.at_least
-        high = math.inf if prediction.at_most is None else prediction.at_most
-        if low <= found.low and found.high <= high:
-            return "yes"
-        return "no" if found.high < low or found.low > high else "open"
-
-    def found(self, prediction: Prediction) -> PairedMean | None:
-        """Return the difference that a prediction is about."""
-        place = (prediction.world, prediction.student)
-        if prediction.second is None:
-            return self.above_line(place, prediction.first)
-        return self.compare(place, prediction.measure, prediction.first, prediction.second)
-
-
-def write_page(results: str | Path, page: str | Path | None = None) -> Path:
+def write_page(
+    results: Sequence[str | Path], page: str | Path | None = None, introduction: str | Path | None = None
+) -> Path:
     """Write the page of results with its figures, and return its path.
 
+    Figures of earlier results are removed.
+
     Args:
-        results (`str` or `Path`):
-            A `results.json`.
+        results (`Sequence[str | Path]`):
+            Files of results, each a section of the page.
         page (`str` or `Path`, *optional*):
-            The page. Figures are written beside it, and their names start with that of the page.
+            The page, by default beside the first file of results, with its name. Figures are written to a folder
+            beside it with the name of the page, less its suffix; their names begin with that of their results.
+        introduction (`str` or `Path`, *optional*):
+            Markdown file whose text comes first.
 
     Raises:
-        FileNotFoundError: If there are no such results.
-        ValueError: If the file is something else.
+        FileNotFoundError: If a file does not exist.
+        ValueError: If a file is something else.
     """
-    path = Path(results).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"`report` is {str(results)!r}, but there is no such file; give a results.json.")
-    target = path.with_name("results.md") if page is None else Path(page).expanduser()
+    paths = [Path(each).expanduser() for each in results]
+    target = paths[0].with_suffix(".md") if page is None else Path(page).expanduser()
     if target.suffix != ".md":
         raise ValueError(f"`page` is {str(page)!r}; give a file with the suffix .md.")
-    try:
-        found = Results(json.loads(path.read_text(encoding="utf-8")))
-        figures = _figures(found) if found.control_holds else {}
-        text = _page(found, {name: f"{target.stem}-{name}.svg" for name in figures})
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"`report` is {str(results)!r}, which is not the results of `trl-akd bench` ({error!r}); give its "
-            "results.json."
-        ) from error
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if len({path.stem for path in paths}) < len(paths):
+        raise ValueError(f"`report` is {list(map(str, results))}, two of which have the same name; rename one.")
+    texts = [_TITLE]
+    if introduction is not None:
+        texts.append(_read("introduction", Path(introduction).expanduser(), "a Markdown file").strip())
+    figures: dict[str, str] = {}
+    for path in paths:
+        content = _read("report", path, "a results.json")
+        try:
+            found = Results(json.loads(content))
+            drawn = _draw(found, path.stem)
+            figures |= {name: figure for several in drawn.values() for name, figure in several.values()}
+            names = {
+                place: {kind: f"{target.stem}/{name}" for kind, (name, _) in several.items()}
+                for place, several in drawn.items()
+            }
+            texts += [f"## {path.stem}", *_sections(found, names)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"`report` is {str(path)!r}, which is not the results of `trl-akd bench` ({error!r}); give its "
+                "results.json."
+            ) from error
+    folder = target.with_suffix("")
+    for path in paths:
+        for kind in TITLES:
+            for old in folder.glob(f"{path.stem}-{kind}-*.svg"):
+                if old.name not in figures:
+                    old.unlink()
     for name, figure in figures.items():
-        replace_text(target.with_name(f"{target.stem}-{name}.svg"), figure)
-    replace_text(target, text)
+        replace_text(folder / name, figure)
+    replace_text(target, "\n\n".join(texts) + "\n")
     return target
 
 
-def _page(results: Results, figures: Mapping[str, str]) -> str:
+def _read(option: str, path: Path, expected: str) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"`{option}` is {str(path)!r}, but there is no such file; give {expected}.")
+    return path.read_text(encoding="utf-8")
+
+
+def _draw(results: Results, stem: str) -> dict[Place, dict[str, tuple[str, str]]]:
+    """Return the names and contents of the figures by place and kind; none unless the control holds."""
+    if not results.control_holds:
+        return {}
+    return {
+        place: {
+            kind: (f"{stem}-{kind}-{'-'.join(place)}.svg", figure)
+            for kind, figure in draw_figures(results, place).items()
+        }
+        for place in results.places
+        if results.why_unranked(place) is None
+    }
+
+
+def _sections(results: Results, figures: Mapping[Place, Mapping[str, str]]) -> list[str]:
     sections = [
-        "# Benchmark of divergences: results",
         _summary(results),
-        _starts(results),
         _control(results),
         _predictions(results),
     ]
     if results.control_holds:
-        sections += [_ranking(results, place, figures) for place in results.places]
-    sections.append(_costs(results))
-    return "\n\n".join(sections) + "\n"
+        sections += [_ranking(results, place, figures.get(place, {})) for place in results.places]
+    return [*sections, _setup(results), _starts(results), _costs(results)]
 
 
 def _summary(results: Results) -> str:
@@ -285,24 +130,170 @@ def _summary(results: Results) -> str:
     if any(commit.endswith("+") for commit in commits):
         doubts.append("include code that was not committed (+)")
     warning = f"**The runs {' and '.join(doubts)}, so they may not be comparable.** " if doubts else ""
-    finished = len(content["runs"])
-    asked = "; ".join(
-        f"{name} {', '.join(map(str, content[name]))}" for name in ("worlds", "students", "rules", "seeds")
+    line = (
+        " *Coverage above the line* is the coverage of a rule minus that of the fixed mixes "
+        f"({', '.join(results.line)}) at the same pass@1."
+        if results.line
+        else ""
     )
     return (
-        f"{finished} of {len(results.planned)} runs, at commit {', '.join(commits)}: {asked}.\n\n"
-        f"{warning}Measures are of {content['num_samples']} samples at temperature 1 for each of "
-        f"{content['num_tasks']} held-out tasks. Differences are paired by seed, with 95 % intervals by "
-        "Student's t. The page on the "
-        "benchmark of divergences describes worlds and measures. `trl-akd bench` made this page from the results "
-        "alone."
+        f"{len(content['runs'])} of {len(results.planned)} runs are finished, with {len(content['seeds'])} seeds, at "
+        f"commit {', '.join(commits)}. {warning}Each student writes {content['num_samples']} samples at temperature 1 "
+        f"for each of {content['num_tasks']} held-out tasks. *pass@1* is the probability that a sample passes the "
+        "task's tests, and *coverage* the share of a task's correct programs among the samples that pass. Rules of a "
+        "seed share the world, the rows, their order and the pre-trained student, so differences are paired by seed; "
+        f"brackets are 95 % intervals by Student's t.{line}"
     )
+
+
+def _control(results: Results) -> str:
+    control = results.control
+    found = results.control_differences()
+    rows = [
+        [
+            measure,
+            f"{one} minus {other}",
+            format_difference(difference),
+            f"at least {control.margin:.2f}, interval above 0",
+        ]
+        for difference, measure, one, other in (
+            (found[0], "pass@1", control.concentrating, control.covering),
+            (found[1], "coverage", control.covering, control.concentrating),
+        )
+    ]
+    verdict = (
+        "The control holds."
+        if results.control_holds
+        else "The control does not hold, so nothing is ranked: a world that does not show known differences cannot "
+        "show others."
+    )
+    compared = table(["measure", "difference", "mean [95 % interval]", "required"], rows)
+    return f"### Positive control\n\nWorld {control.world}, student {control.student}.\n\n{compared}\n\n{verdict}"
+
+
+def _predictions(results: Results) -> str:
+    rows = []
+    verdicts: Counter[str] = Counter()
+    for name, prediction in results.predictions.items():
+        found, place = results.found(prediction), (prediction.world, prediction.student)
+        if prediction.second is None:
+            beyond = ", extrapolated" if results.is_beyond_line(place, prediction.first) else ""
+            subject = f"{prediction.first}, coverage above the line{beyond}"
+        else:
+            subject = f"{prediction.first} minus {prediction.second}, {_COLUMNS[prediction.measure]}"
+        low, high = prediction.at_least, prediction.at_most
+        bounds = [f"at {end} {bound:g}" for end, bound in (("least", low), ("most", high)) if bound is not None]
+        verdict = results.verdict(prediction)
+        verdicts[verdict] += 1
+        seeds = "" if found is None else str(found.pairs)
+        rows.append([name, ", ".join(place), subject, ", ".join(bounds), format_difference(found), seeds, verdict])
+    header = ["prediction", "world, student", "quantity", "predicted", "found [95 % interval]", "seeds", "verdict"]
+    frozen = {name: results.content[name] for name in ("predictions", "control", "line")}
+    mark = hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()[:16]
+    before = results.content["finished_before"]
+    when = f"after {before} of the {len(results.planned)} runs and before the others" if before else "before the runs"
+    counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in _VERDICTS if verdicts[verdict])
+    return (
+        f"### Predictions\n\nPredictions, control and line were recorded {when}, and others are refused since "
+        f"(SHA-256 {mark}). A prediction is right or wrong if the whole interval lies inside or outside the bounds, "
+        f"and otherwise open. Of {len(rows)}: {counts}.\n\n" + table(header, rows)
+    )
+
+
+def _ranking(results: Results, place: Place, figures: Mapping[str, str]) -> str:
+    reference = results.control.covering
+    rules = results.rules(place)
+    parts = [f"### World {place[0]}, student {place[1]}"]
+    reason = results.why_unranked(place)
+    if reason is not None:
+        return f"{parts[0]}\n\nNot ranked: {reason}"
+    parts += [_image(kind, figures) for kind in ("coverage", "low") if kind in figures]
+    rows = []
+    for rule in rules:
+        runs = results.at(place, rule)
+        counts = [str(len({run[key] for run in runs})) for key in ("seed", "draw")]
+        rows.append([rule, *counts, *(format_number(results.mean(place, rule, measure)) for measure in _COLUMNS)])
+    parts.append("Means over seeds:\n\n" + table(["rule", "seeds", "draws of β", *_COLUMNS.values()], rows))
+    others = [rule for rule in rules if rule != reference]
+    if reference in rules and others:
+        parts += [_differences(results, place, reference, others, suffix) for suffix in ("", LOW)]
+        parts += _draws(results, place, reference)
+    parts += [_image(kind, figures) for kind in TITLES if kind in figures and kind not in ("coverage", "low")]
+    return "\n\n".join(parts)
+
+
+def _image(kind: str, figures: Mapping[str, str]) -> str:
+    return f"{TITLES[kind]}:\n\n![{TITLES[kind]}]({figures[kind]})"
+
+
+def _differences(results: Results, place: Place, reference: str, others: Sequence[str], suffix: str) -> str:
+    measures = [f"{measure}{suffix}" for measure in TESTED]
+    tests = {
+        (rule, measure): results.compare(place, measure, rule, reference) for rule in others for measure in measures
+    }
+    family = {key: test.p_value for key, test in tests.items() if test is not None}
+    adjusted = dict(zip(family, holm(list(family.values())), strict=True))
+    rows = []
+    for rule in others:
+        cells = [rule]
+        for measure in measures:
+            cells += [format_difference(tests[rule, measure]), format_p_value(adjusted.get((rule, measure)))]
+        rows.append([*cells, _height(results, place, rule, suffix)])
+    header = [
+        "rule",
+        f"pass@1, minus {reference}",
+        "p",
+        f"coverage, minus {reference}",
+        "p",
+        "coverage above the line",
+    ]
+    temperature = "0.7" if suffix else "1"
+    return (
+        f"Differences to {reference} at temperature {temperature}, with p-values by Holm's method over the "
+        f"{len(family)} tests of this table (bold below {SIGNIFICANT}):\n\n" + table(header, rows)
+    )
+
+
+def _draws(results: Results, place: Place, reference: str) -> list[str]:
+    """Return the table of the sequences of values that β drew, if sequences have enough seeds."""
+    found, own = results.by_draws(), set(results.rules(place))
+    rows = []
+    for rule in found.rules(place):
+        seeds = found.by_seed(place, rule, "pass@1")
+        if rule in own or len(seeds) < _MIN_SEEDS_OF_DRAWS:
+            continue
+        name, _, values = rule.partition(": ")
+        differences = [format_difference(found.compare(place, measure, rule, reference)) for measure in TESTED]
+        rows.append([name, values, str(len(seeds)), *differences, _height(found, place, rule)])
+    if not rows:
+        return []
+    differences = [f"{measure}, minus {reference}" for measure in TESTED]
+    header = ["rule", "values of β, by epoch", "seeds", *differences, "coverage above the line"]
+    return ["By the values that β drew, without adjustment:\n\n" + table(header, rows)]
+
+
+def _setup(results: Results) -> str:
+    """Return the tables of worlds and rules as the recipe gives them."""
+    content = results.content
+    worlds = [[name, _settings(entry, without=("students", "rules"))] for name, entry in content["worlds"].items()]
+    rules = [[name, _settings(entry, without=(BETA_DRAWS,))] for name, entry in content["rules"].items()]
+    return (
+        "### Worlds and rules\n\n"
+        + table(["world", "settings"], worlds)
+        + "\n\n"
+        + table(["rule", "fields of `trl-akd akd`, or method"], rules)
+    )
+
+
+def _settings(entry: Mapping[str, Any] | None, without: Sequence[str]) -> str:
+    chosen = {key: value for key, value in (entry or {}).items() if key not in without}
+    return ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in chosen.items()) or "defaults"
 
 
 def _starts(results: Results) -> str:
     """Return the table of pre-trained students, with every seed that could not start."""
     rows = []
-    places: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
+    places: dict[Place, dict[int, Mapping[str, Any]]] = {}
     for run in results.content["runs"]:
         places.setdefault((run["world"], run["student"]), {})[run["seed"]] = run
     for (world, student), by_seed in places.items():
@@ -320,91 +311,7 @@ def _starts(results: Results) -> str:
             ]
         )
     header = ["world", "student", "seeds", "steps of pre-training", "mass on valid words", "not started (mass)"]
-    return "## Starts\n\n" + _table(header, rows)
-
-
-def _control(results: Results) -> str:
-    control = results.control
-    found = results.control_differences()
-    rows = [
-        [f"{one} minus {other}, {measure}", _interval(difference), f"at least {control.margin:.2f}, above 0"]
-        for difference, measure, one, other in (
-            (found[0], "pass@1", control.concentrating, control.covering),
-            (found[1], "coverage", control.covering, control.concentrating),
-        )
-    ]
-    verdict = (
-        "The control holds."
-        if results.control_holds
-        else "The control does not hold, so nothing is ranked: a world that does not show known differences cannot "
-        "show others."
-    )
-    table = _table(["difference", "mean and 95 % interval", "required"], rows)
-    return f"## Positive control\n\nWorld {control.world}, student {control.student}.\n\n{table}\n\n{verdict}"
-
-
-def _predictions(results: Results) -> str:
-    rows = []
-    for name, prediction in results.predictions.items():
-        found, place = results.found(prediction), (prediction.world, prediction.student)
-        if prediction.second is None:
-            beyond = ", extrapolated" if results.is_beyond_line(place, prediction.first) else ""
-            subject = f"{prediction.first}, coverage above the line{beyond}"
-        else:
-            subject = f"{prediction.first} minus {prediction.second}, {prediction.measure}"
-        low, high = prediction.at_least, prediction.at_most
-        bounds = [f"at {end} {bound:g}" for end, bound in (("least", low), ("most", high)) if bound is not None]
-        rows.append(
-            [name, ", ".join(place), subject, ", ".join(bounds), _interval(found), results.verdict(prediction)]
-        )
-    header = ["prediction", "where", "mean difference of", "predicted", "found, with 95 % interval", "right"]
-    frozen = {name: results.content[name] for name in ("predictions", "control", "line")}
-    mark = hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()[:16]
-    before = results.content["finished_before"]
-    exception = (
-        f"after {before} of the {len(results.planned)} runs and before the others" if before else "before the runs"
-    )
-    return (
-        f"## Predictions\n\nPredictions, control and line were recorded {exception}, and others are refused since "
-        f"(SHA-256 {mark}). Right: yes or no if the whole interval lies inside or outside the bounds, else "
-        "open; withheld while the control does not hold.\n\n" + _table(header, rows)
-    )
-
-
-def _ranking(results: Results, place: tuple[str, str], figures: Mapping[str, str]) -> str:
-    reference = results.control.covering
-    rules = results.rules(place)
-    parts = [f"## World {place[0]}, student {place[1]}"]
-    reason = results.why_unranked(place)
-    if reason is not None:
-        return f"{parts[0]}\n\nNot ranked: {reason}"
-    rows = []
-    for rule in rules:
-        draws = len({run["draw"] for run in results.at(place, rule)})
-        rows.append([rule, str(draws), *(_number(results.mean(place, rule, measure)) for measure in _COLUMNS)])
-    parts.append(_table(["rule", "draws", *_COLUMNS.values()], rows))
-    others = [rule for rule in rules if rule != reference]
-    if reference in rules and others:
-        tests = {
-            (rule, measure): results.compare(place, measure, rule, reference) for rule in others for measure in _TESTED
-        }
-        family = {key: test.p_value for key, test in tests.items() if test is not None}
-        adjusted = dict(zip(family, holm(list(family.values())), strict=True))
-        rows = []
-        for rule in others:
-            cells = [rule]
-            for measure in _TESTED:
-                cells += [_interval(tests[rule, measure]), _p_value(adjusted.get((rule, measure)))]
-            height = results.above_line(place, rule)
-            beyond = height is not None and results.is_beyond_line(place, rule)
-            rows.append([*cells, f"{_interval(height)}{', extrapolated' if beyond else ''}"])
-        header = ["rule", "Δ pass@1", "p", "Δ coverage", "p", "coverage above the line"]
-        parts.append(
-            f"Differences to {reference}; p-values by Holm's method over the {len(family)} tests of this "
-            "table, a family of its own; n is the number of seeds:\n\n" + _table(header, rows)
-        )
-    parts += [f"![{_ALT[kind]}]({figures[name]})" for kind in _ALT if (name := _figure_name(kind, place)) in figures]
-    return "\n\n".join(parts)
+    return "### Pre-trained students\n\n" + table(header, rows)
 
 
 def _costs(results: Results) -> str:
@@ -412,109 +319,21 @@ def _costs(results: Results) -> str:
         [
             *place,
             rule,
-            *(f"{median(run['seconds'][part] for run in runs):.0f}" for part in ("train", "measure", "cpu")),
+            *(f"{median(run['seconds'][part] for run in runs):.1f}" for part in ("train", "measure", "cpu")),
             f"{median(run['peak_memory_mb'] for run in runs):.0f}",
         ]
         for place in results.places
         for rule in results.rules(place)
         if (runs := results.at(place, rule))
     ]
-    header = [
-        "world",
-        "student",
-        "rule",
-        "seconds of training",
-        "seconds of measuring",
-        "CPU seconds of both",
-        "peak memory, MB",
-    ]
+    header = ["world", "student", "rule", "training, s", "measuring, s", "CPU time of both, s", "peak memory, MB"]
     return (
-        "## Cost\n\nMedians over runs, one core per run, on a machine that may have been shared. CPU seconds are "
-        "without the sandbox.\n\n" + _table(header, rows)
+        "### Cost\n\nMedians over runs, one core per run, on a machine that may have been shared. CPU time is "
+        "without the sandbox.\n\n" + table(header, rows)
     )
 
 
-_ALT = {
-    "coverage": "Coverage against pass@1, with the line of fixed mixes",
-    "curves": "Forward KL during training",
-    "beta": "β during training",
-    "errors": "Outcomes of samples",
-}
-
-
-def _figure_name(kind: str, place: tuple[str, str]) -> str:
-    return f"{kind}-{place[0]}-{place[1]}"
-
-
-def _figures(results: Results) -> dict[str, str]:
-    figures = {}
-    for place in results.places:
-        if results.why_unranked(place) is not None:
-            continue
-        figures[_figure_name("coverage", place)] = _coverage_figure(results, place)
-        figures[_figure_name("curves", place)] = _curves_figure(results, place)
-        beta = _beta_figure(results, place)
-        if beta is not None:
-            figures[_figure_name("beta", place)] = beta
-        figures[_figure_name("errors", place)] = _errors_figure(results, place)
-    return figures
-
-
-def _coverage_figure(results: Results, place: tuple[str, str]) -> str:
-    points = {
-        rule: (results.mean(place, rule, "pass@1") or 0.0, results.mean(place, rule, "coverage") or 0.0)
-        for rule in results.rules(place)
-    }
-    series = [Series(rule, [point], colour) for colour, (rule, point) in enumerate(points.items())]
-    line = list(results.line_points(place).values())
-    if len(line) > 1:
-        series.insert(0, Series("", line, dashed=True))
-    return xy_chart(f"{_ALT['coverage']}: {', '.join(place)}", "pass@1 at temperature 1", "coverage", series)
-
-
-def _curves_figure(results: Results, place: tuple[str, str]) -> str:
-    series = []
-    for colour, rule in enumerate(results.rules(place)):
-        by_step: dict[int, list[float]] = {}
-        for run in results.at(place, rule):
-            for point in run["history"]:
-                by_step.setdefault(point["step"], []).append(point["forward_kl"])
-        series.append(Series(rule, [(step, fmean(values)) for step, values in sorted(by_step.items())], colour))
-    title = f"{_ALT['curves']}: {', '.join(place)}"
-    return xy_chart(title, "optimizer step", "forward KL, nats per token", series)
-
-
-def _beta_figure(results: Results, place: tuple[str, str]) -> str | None:
-    """Return the curves of β of every run of the rules whose β moves, `None` if there are no such rules."""
-    series = []
-    for colour, rule in enumerate(results.rules(place)):
-        curves = [
-            [(point["step"], point["beta"]) for point in run["history"] if "beta" in point]
-            for run in results.at(place, rule)
-        ]
-        if len({beta for curve in curves for _, beta in curve}) > 1:
-            series += [Series(rule if index == 0 else "", curve, colour) for index, curve in enumerate(curves)]
-    if not series:
-        return None
-    return xy_chart(f"{_ALT['beta']}: {', '.join(place)}", "optimizer step", "β, share of reverse KL", series)
-
-
-def _errors_figure(results: Results, place: tuple[str, str]) -> str:
-    shares: dict[str, dict[str, float]] = {}
-    for rule in results.rules(place):
-        runs = results.at(place, rule)
-        names = {name for run in runs for name in run["measures"]["errors"]}
-        shares[rule] = {
-            name: fmean(run["measures"]["errors"].get(name, 0.0) for run in runs) for name in sorted(names)
-        }
-    totals: dict[str, float] = {}
-    for errors in shares.values():
-        for name, share in errors.items():
-            totals[name] = totals.get(name, 0.0) + share
-    common = sorted(totals, key=lambda name: (-totals[name], name))[:_MAX_ERRORS]
-    bars = {}
-    for rule, errors in shares.items():
-        parts = {"passed": 1 - sum(errors.values()), **{name: errors.get(name, 0.0) for name in common}}
-        rest = sum(share for name, share in errors.items() if name not in common)
-        bars[rule] = {**parts, **({"other": rest} if len(totals) > _MAX_ERRORS else {})}
-    return bar_chart(f"{_ALT['errors']}: {', '.join(place)}", "share of samples", bars)
+def _height(results: Results, place: Place, rule: str, suffix: str = "") -> str:
+    height = results.above_line(place, rule, suffix)
+    beyond = height is not None and results.is_beyond_line(place, rule, suffix)
+    return f"{format_difference(height)}{', extrapolated' if beyond else ''}"

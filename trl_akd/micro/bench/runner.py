@@ -156,7 +156,16 @@ def results_text(
         for run in runs
         if run.key in rows
     ]
-    return json.dumps({**content, "planned": [run.place for run in runs], "runs": finished}, indent=1) + "\n"
+    fields = {**content, "planned": [run.place for run in runs], "runs": finished}
+    # One line per run, so that committed results are small and have readable changes.
+    return "{\n" + ",\n".join(f"{json.dumps(name)}: {_lines(value)}" for name, value in fields.items()) + "\n}\n"
+
+
+def _lines(value: Any) -> str:
+    """Return JSON in which each item of a list of objects has its line."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
+    return json.dumps(value)
 
 
 def find_start(folder: Path, save: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:

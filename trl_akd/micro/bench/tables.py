@@ -4,9 +4,17 @@ from collections.abc import Mapping, Sequence
 
 from ...metrics.statistics import PairedMean, paired_mean
 
-__all__ = ["format_interval", "format_number", "format_p_value", "mean_over_seeds", "table"]
+__all__ = [
+    "SIGNIFICANT",
+    "format_difference",
+    "format_interval",
+    "format_number",
+    "format_p_value",
+    "mean_over_seeds",
+    "table",
+]
 
-_SIGNIFICANT = 0.05
+SIGNIFICANT = 0.05
 
 
 def mean_over_seeds(values: Mapping[int, float]) -> PairedMean | None:
@@ -15,11 +23,14 @@ def mean_over_seeds(values: Mapping[int, float]) -> PairedMean | None:
     return paired_mean(found, [0.0] * len(found)) if len(found) >= 2 else None
 
 
+def format_difference(found: PairedMean | None) -> str:
+    """Return a difference with its interval."""
+    return "" if found is None else f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
 def format_interval(found: PairedMean | None) -> str:
     """Return a difference with its interval and the number of pairs."""
-    if found is None:
-        return ""
-    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], n = {found.pairs}"
+    return "" if found is None else f"{format_difference(found)}, n = {found.pairs}"
 
 
 def format_p_value(p_value: float | None) -> str:
@@ -27,7 +38,7 @@ def format_p_value(p_value: float | None) -> str:
     if p_value is None:
         return ""
     text = "< .001" if p_value < 0.001 else f"{p_value:.3f}"
-    return f"**{text}**" if p_value < _SIGNIFICANT else text
+    return f"**{text}**" if p_value < SIGNIFICANT else text
 
 
 def format_number(value: float | None) -> str:

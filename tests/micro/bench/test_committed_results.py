@@ -1,0 +1,27 @@
+"""The page of results in the documentation is the one that `make results` makes of the committed files."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from trl_akd.micro.bench.report import write_page
+
+ROOT = Path(__file__).parents[3]
+DOCS = ROOT / "docs"
+
+
+@pytest.mark.skipif(not (DOCS / "results.md").exists(), reason="the full benchmark has not been run")
+def test_the_page_is_that_of_the_committed_results(tmp_path: Path):
+    [names] = re.findall(
+        r"^RESULTS := \$\(addprefix docs/results/,(.+)\)$", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
+    sources = [DOCS / "results" / name for name in names.split()]
+    made = write_page(sources, tmp_path / "results.md", DOCS / "results" / "answer.md")
+    assert made.read_bytes() == (DOCS / "results.md").read_bytes(), "run `make results`"
+    figures, committed = (
+        {path.name: path.read_bytes() for path in folder.glob("*.svg")}
+        for folder in (tmp_path / "results", DOCS / "results")
+    )
+    assert figures == committed
+    assert {path.name for path in (DOCS / "results").glob("*.json")} == set(names.split())

@@ -91,7 +91,7 @@ def test_steps_of_a_recipe_fit_together(path: Path, tmp_path: Path):
 @pytest.mark.parametrize("path", BENCH, ids=name)
 def test_benchmark_parses_and_predicts(path: Path):
     [config] = values_of(path, [])
-    assert config.output_dir == f"outputs/bench/{path.stem}"
+    assert path.stem in (Path(config.output_dir).name, config.name), "recipes that share a folder have names"
     if path.stem in EXPERIMENTS:
         assert len(config.predictions) >= 5 and len(config.seeds) >= 5
         return

@@ -177,8 +177,8 @@ VALID: dict[str, Any] = {
     "settings": {
         "questions": 20,
         "teacher_tokens": 5_000,
-        "trained_tokens": 1_500,
-        "start_steps": 4,
+        "trained_tokens": 20_000,
+        "start_steps": 60,
         "start_range": [0, 1],
     },
     "variants": {"derived": {"judge": 1.0, "cycles": 2}, "own": {"judge": 0.9, "faults": "own", "cycles": 2}},

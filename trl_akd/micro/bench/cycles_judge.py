@@ -8,7 +8,6 @@ from statistics import NormalDist
 from transformers import PreTrainedTokenizerBase
 
 from ...execution import CodeExecutor
-from ...generation.answers import extract_program
 from ...generation.python_ast import parse
 from ...iterkd.cycle.records import FAULT_KINDS
 from ...iterkd.judge.judges import Judge
@@ -73,7 +72,7 @@ def judge_aucs(judge: Judge, tasks: Sequence[Task], *, seed: int = 0) -> dict[st
 
 
 class NoisyJudge:
-    """Judge that knows the outcome of every program, and errs as often as a judge with a given AUC.
+    """Judge that knows the outcome of every answer, a program, and errs as often as a judge with a given AUC.
 
     Its totals are a function of a normal variable whose means for right and wrong programs differ such that the AUC
     is the given one; the noise is a function of question, answer and seed. Programs that do not parse get no points.
@@ -133,7 +132,7 @@ class NoisyJudge:
         for instruction, answer in pairs:
             if instruction not in self._pool.tasks:
                 raise ValueError(f"The instruction {instruction!r} is not that of a task that this judge knows.")
-            programs.append((self._pool.tasks[instruction], extract_program(answer)))
+            programs.append((self._pool.tasks[instruction], answer))
             self.tokens += len(self._tokenizer(judge_request(instruction, answer))["input_ids"]) + REPLY_TOKENS
         judgements: list[Judgement | Unjudged] = []
         for (task, text), outcome in zip(programs, outcomes(programs, self._executor), strict=True):

@@ -60,7 +60,7 @@ bench: $(VENV)/.installed
 
 # The page of results and its figures, from the committed results and introduction alone.
 results: $(VENV)/.installed
-	$(BIN)/trl-akd bench --report $(RESULTS) --page docs/results.md --introduction docs/results/answer.md
+	$(BIN)/trl-akd bench --report $(RESULTS) --page docs/results.md --introduction docs/results/answer.txt
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

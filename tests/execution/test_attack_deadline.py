@@ -10,7 +10,7 @@ from tests.execution.conftest import HONEST, RunOne
 from tests.execution.machine_state import commands, eventually, linux_only
 from trl_akd.execution import CodeExecutor
 
-pytestmark = linux_only
+pytestmark = [linux_only, pytest.mark.lengthy]
 
 DEADLINE = 0.2
 GRACE = 5.0  # Generous, as other programs may share the cores.

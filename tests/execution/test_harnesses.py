@@ -218,6 +218,7 @@ def test_calls(name: str, executor: CodeExecutor):
         assert result.tests_passed == wanted.count("same"), (candidate, wanted, result)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", ["test/0000", "test/0001", "test/0002", "test/0003", "test/0004", "train"])
 def test_apps_problems(name: str, executor: CodeExecutor):
     """Compare verdicts on three reference solutions per problem and their mutants."""

@@ -29,7 +29,7 @@ from tests.execution.machine_state import (
 )
 from trl_akd.execution import CodeExecutor
 
-pytestmark = linux_only
+pytestmark = [linux_only, pytest.mark.lengthy]
 
 TOKEN = f"5151.{os.getpid()}"
 NAP = ("import time\ntime.sleep(0.1)\n" + HONEST[0], HONEST[1])

@@ -13,7 +13,7 @@ from tests.execution.conftest import HONEST, RunOne
 from tests.execution.machine_state import linux_only
 from trl_akd.execution import CodeExecutor
 
-pytestmark = linux_only
+pytestmark = [linux_only, pytest.mark.lengthy]
 
 TIMEOUT = 0.3
 BUSY = "import time\nend = time.process_time() + {}\nwhile time.process_time() < end: pass\n" + HONEST[0]

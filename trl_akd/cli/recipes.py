@@ -27,7 +27,7 @@ import yaml
 from .errors import run, user_errors
 from .help import Formatter, description, examples
 
-__all__ = ["RECIPES", "Recipe", "find_accelerate_config", "find_recipe", "main", "read_recipe"]
+__all__ = ["RECIPES", "Recipe", "find_accelerate_config", "find_recipe", "main", "read_recipe", "read_values"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 RECIPES = next(folder / "recipes" for folder in (_PACKAGE, _PACKAGE.parent) if (folder / "recipes").is_dir())
@@ -47,8 +47,8 @@ class Recipe:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def find_recipe(name: str) -> Path:
-    """Return the file `name`, or the recipe of the package with that name.
+def find_recipe(name: str, option: str = "--config") -> Path:
+    """Return the file `name`, or the recipe of the package with that name; `option` is named in errors.
 
     Raises:
         FileNotFoundError: If neither exists.
@@ -67,10 +67,10 @@ def find_recipe(name: str) -> Path:
     if (shipped := _shipped(name)) is not None:
         return shipped
     if path.is_dir() or _is_shipped_folder(name):
-        raise FileNotFoundError(f"`--config` is {name!r}, which is a folder; name a YAML file in it.")
+        raise FileNotFoundError(f"`{option}` is {name!r}, which is a folder; name a YAML file in it.")
     names = [f"recipes/{recipe}" for recipe in _names() if not recipe.startswith(_CONFIGS)]
     raise FileNotFoundError(
-        f"`--config` is {name!r}, but there is no such file;{_closest(name, names)} check the path, or see "
+        f"`{option}` is {name!r}, but there is no such file;{_closest(name, names)} check the path, or see "
         "`trl-akd recipes list`."
     )
 
@@ -87,17 +87,27 @@ def read_recipe(name: str | None) -> Recipe:
     if name is None:
         return Recipe()
     path = find_recipe(name)
+    values = read_values(path)
+    environment = values.pop("env", {})
+    if not isinstance(environment, dict):
+        raise ValueError(f"`env` in {path} is {environment!r}; give a mapping from variables to values.")
+    os.environ.update({str(variable): str(value) for variable, value in environment.items()})
+    return Recipe(path, values)
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Return the content of a recipe, with `env`.
+
+    Raises:
+        ValueError: If it is not a YAML mapping.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from error
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{name} is not a mapping; a recipe consists of lines `key: value`.")
-    environment = values.pop("env", {})
-    if not isinstance(environment, dict):
-        raise ValueError(f"`env` in {name} is {environment!r}; give a mapping from variables to values.")
-    os.environ.update({str(variable): str(value) for variable, value in environment.items()})
-    return Recipe(path, values)
+        raise ValueError(f"{path} is not a mapping; a recipe consists of lines `key: value`.")
+    return values
 
 
 def find_accelerate_config(name: str) -> Path:

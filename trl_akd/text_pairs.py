@@ -76,8 +76,9 @@ def load_classifier(path: str, revision: str | None = None) -> tuple[Any, PreTra
     Raises:
         OSError: If the model does not exist.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(path, revision=revision)
-    return model.to(default_device()), AutoTokenizer.from_pretrained(path, revision=revision)
+    source = {"revision": revision, "trust_remote_code": False}
+    model = AutoModelForSequenceClassification.from_pretrained(path, **source)
+    return model.to(default_device()), AutoTokenizer.from_pretrained(path, **source)
 
 
 class PairClassifier:

@@ -288,8 +288,8 @@ def _refuse_keys(values: Namespace) -> None:
         given += [f"{name}.{key}" for key in found if key in _KEYS] if isinstance(found, dict) else []
     if given:
         raise ValueError(
-            f"`{given[0]}` is set, but keys are read from the environment only; leave it out, and set HF_TOKEN for the "
-            "Hub (or run `hf auth login`), or the variable that `api_key_env` names for a server."
+            f"`{given[0]}` is set, but keys are read from the environment only; leave it out, and set HF_TOKEN (or "
+            "run `hf auth login`) for the Hub, or the variable that `api_key_env` names for a server."
         )
 
 

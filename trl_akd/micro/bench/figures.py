@@ -3,7 +3,7 @@
 from statistics import fmean
 from typing import Any
 
-from .charts import Series, bar_chart, line_chart, scatter_chart
+from ...charts import Series, bar_chart, line_chart, scatter_chart
 from .results import LOW, Place, Results
 
 __all__ = ["TITLES", "draw_figures"]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..iterkd.cycle.teaching_config import TeachingConfig
 from .errors import run, user_errors
 from .methods import Method, Quickstart
+from .recipes import Recipe
 
 if TYPE_CHECKING:
     from ..evaluation.benchmarks import Benchmark
@@ -107,7 +108,7 @@ class IterKDMethod(Method):
 
         return ITERKD
 
-    def train(self, *arguments: Any, recipe: str | None = None) -> None:
+    def train(self, *arguments: Any, recipe: Recipe | None = None) -> None:
         """Run the cycles, save the last student, and push it to the Hub if requested.
 
         Raises:
@@ -141,7 +142,7 @@ class IterKDMethod(Method):
                 trainer.judge = _judge(teaching, trainer) if judge_server is None else judge_server
                 if benchmark is not None:
                     trainer.held_out_name, trainer.held_out_dataset = benchmark.name, benchmark.dataset
-                set_provenance(trainer, script_args, recipe)
+                set_provenance(trainer, self.name, script_args, recipe)
                 trainer.train(training_args.resume_from_checkpoint)
             finish(trainer, is_trained=trainer.trained_cycles > 0)
         _print_results(trainer)

@@ -1,9 +1,12 @@
 """Training: check a recipe, create the trainer, train, save, evaluate and push."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import yaml
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.trainer import TRAINER_STATE_NAME
@@ -14,9 +17,13 @@ from ..akd.akd_config import AKDConfig
 from ..data.sources import load, split_off
 from ..data.vocabulary import shared_vocabulary_size
 from ..evaluation.benchmarks import Benchmark, load_benchmark
+from ..hub.model_card import RECIPE_FILE
+from ..hub.private import public_settings
+from ..ledger import replace_text
 from .arguments import AKDScriptArguments, BenchmarkArguments
 from .errors import user_errors
 from .methods import Method
+from .recipes import Recipe
 
 if TYPE_CHECKING:
     from ..akd.akd_trainer import AKDTrainer
@@ -32,6 +39,9 @@ __all__ = [
     "set_provenance",
 ]
 
+_OF_THE_MACHINE = re.compile(r"hub_|push_|resume_from_checkpoint$|dry_run$")
+"""Names of fields that a recipe as it was run leaves out."""
+
 
 def distill(
     method: Method,
@@ -40,7 +50,7 @@ def distill(
     model_args: ModelConfig,
     benchmark_args: BenchmarkArguments,
     *,
-    recipe: str | None = None,
+    recipe: Recipe | None = None,
 ) -> None:
     """Train, save and, if requested, evaluate and push to the Hub.
 
@@ -55,18 +65,37 @@ def distill(
         trainer = make_trainer(method, script_args, training_args, model_args)
         if benchmark is not None:
             _add_benchmark_callback(trainer, benchmark, benchmark_args)
-    set_provenance(trainer, script_args, recipe)
+    set_provenance(trainer, method.name, script_args, recipe)
     with user_errors((FloatingPointError,)):
         result = trainer.train(resume_from_checkpoint=checkpoint)
     _report(trainer, "train", result.metrics)
     finish(trainer)
 
 
-def set_provenance(trainer: "AKDTrainer", script_args: AKDScriptArguments, recipe: str | None) -> None:
-    """Set the dataset and the recipe for the model card."""
+def set_provenance(trainer: "AKDTrainer", method: str, script_args: AKDScriptArguments, recipe: Recipe | None) -> None:
+    """Set dataset, recipe and command for the model card, and write the recipe as it is run to the output folder."""
     trainer.provenance.dataset = script_args.dataset_name
     trainer.provenance.dataset_revision = script_args.dataset_revision
-    trainer.provenance.recipe = recipe
+    if recipe is None:
+        return
+    trainer.provenance.recipe = None if recipe.path is None else str(recipe.path)
+    trainer.provenance.command = f"trl-akd {method} --config {RECIPE_FILE}{_launch_flags(trainer.accelerator)}"
+    if trainer.is_world_process_zero():
+        given = {name: value for name, value in recipe.values.items() if not _OF_THE_MACHINE.match(name)}
+        text = yaml.safe_dump(public_settings(given), sort_keys=False, allow_unicode=True)
+        replace_text(Path(str(trainer.args.output_dir)) / RECIPE_FILE, f"# {trainer.provenance.command}\n\n{text}")
+
+
+def _launch_flags(accelerator: Any) -> str:
+    """Return the flags that start as many processes in the same way."""
+    if accelerator.num_processes == 1:
+        return ""
+    plugin = accelerator.state.deepspeed_plugin
+    name = "ddp" if plugin is None else f"zero{plugin.zero_stage}"
+    if accelerator.distributed_type == DistributedType.FSDP:
+        name = "fsdp2"
+    cpu = "_cpu" if accelerator.device.type == "cpu" else ""
+    return f" --accelerate_config {name}{cpu} --num_processes {accelerator.num_processes}"
 
 
 def finish(trainer: "AKDTrainer", *, is_trained: bool = True) -> None:

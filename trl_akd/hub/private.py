@@ -30,10 +30,10 @@ def public_path(name: str) -> str:
 
     ```
     """
-    text = name.rstrip("/")
-    if text.startswith(("/", "~")):
-        return PurePosixPath(text).name
-    return PureWindowsPath(text).name if PureWindowsPath(text).is_absolute() else name
+    if name.startswith(("/", "~")):
+        return PurePosixPath(name).name or name
+    windows = PureWindowsPath(name)
+    return windows.name if windows.is_absolute() and windows.name else name
 
 
 def public_settings(value: Any) -> Any:

@@ -28,8 +28,9 @@ _EVALUATION, _LIMITS = "evaluation", "not measured"
 _NO_SCORES = "No benchmark has been run on this model."
 _SOURCE = (
     "Measured by running the programs that the model writes against the benchmark's tests, with `trl-akd evaluate` or "
-    "during training."
+    "during training. Intervals are 95 % confidence intervals unless another level is named."
 )
+_USUAL_LEVEL = 0.95
 _NEVER_MEASURED = (
     "The variation between training runs: this is a single run.",
     "Whether the training data contains problems of the benchmarks, unless a section of this card says so.",
@@ -194,7 +195,7 @@ def read_card(card_file: Path) -> ModelCard:
 def _evaluation(results: Sequence[EvalResult]) -> str:
     if not results:
         return f"## Evaluation\n\n{_NO_SCORES}"
-    header = "| benchmark | revision | metric | score | interval | settings |\n|---|---|---|---:|---|---|"
+    header = "| benchmark | metric | score | interval | settings | revision |\n|---|---|---:|---|---|---|"
     return "\n".join(["## Evaluation", "", header, *map(_row, results), "", _SOURCE])
 
 
@@ -226,7 +227,7 @@ def _row(result: EvalResult) -> str:
     settings = {name: value for name, value in result.metric_args.items() if name not in ("interval", "confidence")}
     given = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
     revision = code(result.dataset_revision) if result.dataset_revision else ""
-    cells = [escape(result.dataset_name), revision, _metric(result), _score(result), _interval(result), escape(given)]
+    cells = [escape(result.dataset_name), _metric(result), _score(result), _interval(result), escape(given), revision]
     return f"| {' | '.join(cells)} |"
 
 
@@ -240,7 +241,7 @@ def _score(result: EvalResult) -> str:
 
 def _interval(result: EvalResult) -> str:
     (low, high), level = result.metric_args["interval"], result.metric_args.get("confidence")
-    return f"{low:.3f} to {high:.3f}" + ("" if level is None else f" ({level:.0%})")
+    return f"{low:.3f} to {high:.3f}" + ("" if level in (None, _USUAL_LEVEL) else f" ({level:.0%})")
 
 
 def _key(kind: str, benchmark: str) -> str:

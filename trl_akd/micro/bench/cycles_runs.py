@@ -440,6 +440,7 @@ def run_cycles(config: CyclesConfig) -> Path:
             "num_tasks": config.num_tasks,
             "num_samples": config.num_samples,
         },
+        name=config.name,
         workers=config.workers,
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["RECIPES", "Recipe", "find_accelerate_config", "find_recipe", "read_recipe"]
+__all__ = ["RECIPES", "Recipe", "find_accelerate_config", "find_recipe", "read_recipe", "read_values"]
 
 RECIPES = (Path(__file__).parents[1] / "recipes").resolve()
 """Folder of the recipes of the package; in a checkout, `recipes` at its top."""
@@ -22,8 +22,8 @@ class Recipe:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def find_recipe(name: str) -> Path:
-    """Return the file `name`, or the recipe of the package with that name.
+def find_recipe(name: str, option: str = "--config") -> Path:
+    """Return the file `name`, or the recipe of the package with that name; `option` is named in errors.
 
     Raises:
         FileNotFoundError: If neither exists.
@@ -43,10 +43,10 @@ def find_recipe(name: str) -> Path:
     if shipped.is_file():
         return shipped
     if path.is_dir():
-        raise FileNotFoundError(f"`--config` is {name!r}, which is a folder; name a YAML file in it.")
+        raise FileNotFoundError(f"`{option}` is {name!r}, which is a folder; name a YAML file in it.")
     names = [f"recipes/{recipe.relative_to(RECIPES)}" for recipe in RECIPES.glob("*/*/*.yaml")]
     raise FileNotFoundError(
-        f"`--config` is {name!r}, but there is no such file;{_closest(name, names)} check the path."
+        f"`{option}` is {name!r}, but there is no such file;{_closest(name, names)} check the path."
     )
 
 
@@ -62,17 +62,27 @@ def read_recipe(name: str | None) -> Recipe:
     if name is None:
         return Recipe()
     path = find_recipe(name)
+    values = read_values(path)
+    environment = values.pop("env", {})
+    if not isinstance(environment, dict):
+        raise ValueError(f"`env` in {path} is {environment!r}; give a mapping from variables to values.")
+    os.environ.update({str(variable): str(value) for variable, value in environment.items()})
+    return Recipe(path, values)
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Return the content of a recipe, with `env`.
+
+    Raises:
+        ValueError: If it is not a YAML mapping.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from error
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{name} is not a mapping; a recipe consists of lines `key: value`.")
-    environment = values.pop("env", {})
-    if not isinstance(environment, dict):
-        raise ValueError(f"`env` in {name} is {environment!r}; give a mapping from variables to values.")
-    os.environ.update({str(variable): str(value) for variable, value in environment.items()})
-    return Recipe(path, values)
+        raise ValueError(f"{path} is not a mapping; a recipe consists of lines `key: value`.")
+    return values
 
 
 def find_accelerate_config(name: str) -> Path:

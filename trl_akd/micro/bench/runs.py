@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from ...losses.reduction import IGNORE_INDEX
 from .config import FORMAT, BenchConfig, WorldSettings, resolved_fields, rule_config
 from .draws import beta_draws, stratified_seed
 from .measures import measure
-from .runner import digest, find_start, peak_memory_mb, rounded, run_experiment
+from .runner import digest, execute_all, find_start, peak_memory_mb, rounded, run_experiment
 from .students import BATCH_SIZE, PRETRAINING, STUDENTS, make_start, make_tokenizer
 from .teacher import EPSILON, ExactTeacher
 from .world import World
@@ -188,9 +188,11 @@ def run_benchmark(config: BenchConfig) -> Path:
         RuntimeError: If runs failed; others are kept.
     """
     names = ("worlds", "students", "rules", "seeds", "num_tasks", "num_samples")
+    folder = Path(config.output_dir)
     return run_experiment(
         plan(config),
-        Path(config.output_dir),
+        folder,
+        partial(execute_all, folder=folder, workers=config.workers),
         asked={
             "predictions": config.predictions,
             "control": asdict(config.control_settings()),
@@ -198,7 +200,6 @@ def run_benchmark(config: BenchConfig) -> Path:
         },
         content={"format": FORMAT, **{name: getattr(config, name) for name in names}},
         name=config.name,
-        workers=config.workers,
     )
 
 

@@ -12,7 +12,7 @@ from trl import SFTConfig
 
 from ...akd.akd_config import AKDConfig
 from .draws import beta_draws
-from .fields import Bounds, ExperimentConfig, build, check_counts, check_distinct, check_names
+from .fields import Bounds, WorldExperimentConfig, build, check_counts, check_distinct, check_names
 from .measures import LOW
 from .students import BATCH_SIZE, MAX_LENGTH, STUDENTS
 from .world import World
@@ -164,9 +164,9 @@ class Prediction(Bounds):
 
 
 @dataclass
-class BenchConfig(ExperimentConfig):
+class BenchConfig(WorldExperimentConfig):
     """
-    Configuration of `trl-akd bench`, with the fields of [`ExperimentConfig`].
+    Configuration of `trl-akd bench`, with the fields of [`WorldExperimentConfig`].
 
     Args:
         predictions (`dict`, *optional*):
@@ -205,6 +205,7 @@ class BenchConfig(ExperimentConfig):
         Raises:
             ValueError: If a value is refused.
         """
+        super().check_runs()
         check_counts(self, ("num_samples",))
         check_distinct("students", self.students)
         check_names("students", self.students, STUDENTS)

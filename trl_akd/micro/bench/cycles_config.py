@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from ...iterkd.cycle.records import Level
 from .cycles_measures import CYCLES_MEASURES
 from .cycles_world import CyclesWorld
-from .fields import Bounds, ExperimentConfig, build, check_counts, check_names
+from .fields import Bounds, WorldExperimentConfig, build, check_counts, check_names
 
 __all__ = ["CYCLES_FORMAT", "Comparison", "CyclesConfig", "CyclesSettings", "Faults", "Questions", "Variant"]
 
@@ -153,9 +153,9 @@ class Comparison(Bounds):
 
 
 @dataclass
-class CyclesConfig(ExperimentConfig):
+class CyclesConfig(WorldExperimentConfig):
     """
-    Configuration of `trl-akd bench cycles`, with the fields of [`ExperimentConfig`].
+    Configuration of `trl-akd bench cycles`, with the fields of [`WorldExperimentConfig`].
 
     Args:
         predictions (`dict`, *optional*):
@@ -187,6 +187,7 @@ class CyclesConfig(ExperimentConfig):
         Raises:
             ValueError: If a value is refused.
         """
+        super().check_runs()
         check_counts(self, ("num_samples",))
         self.shared_settings()
         variants = self.named_variants()

@@ -13,6 +13,7 @@ from ...metrics.statistics import PairedMean
 __all__ = [
     "Bounds",
     "ExperimentConfig",
+    "WorldExperimentConfig",
     "build",
     "check_counts",
     "check_distinct",
@@ -72,13 +73,9 @@ class ExperimentConfig:
             Name of the results in that folder: `<name>.json`, and `<name>.predictions.json`. Recipes with different
             names share the runs that are equal.
         seeds (`list[int]`, *optional*, defaults to `[0]`):
-            Seeds. World, data and initial weights are a function of the seed, so that runs are compared in pairs.
-        num_tasks (`int`, *optional*, defaults to `100`):
-            Number of held-out tasks.
+            Seeds. Runs of the same seed are compared in pairs.
         predictions (`dict`, *optional*):
             Predictions by name, recorded before the first run; others are then refused for this `name`.
-        workers (`int`, *optional*):
-            Number of runs at the same time. Defaults to the number of cores.
         report (`list[str]`, *optional*):
             Write the page of these files of results instead of running anything.
         page (`str`, *optional*):
@@ -96,9 +93,7 @@ class ExperimentConfig:
     output_dir: str = "outputs/bench"
     name: str = "results"
     seeds: list[int] = field(default_factory=lambda: [0])
-    num_tasks: int = 100
     predictions: dict[str, Any] | str | None = None
-    workers: int | None = None
     report: list[str] | None = None
     page: str | None = None
     introduction: str | None = None
@@ -118,7 +113,6 @@ class ExperimentConfig:
                 reason = "write down what you expect before anything runs"
                 raise ValueError(f"`{name}` is not set; {reason if name == 'predictions' else 'give it in a recipe'}.")
         check_name("`name` is", self.name)
-        check_counts(self, ("num_tasks", "workers"))
         check_distinct("seeds", self.seeds)
         self.check_runs()
 
@@ -147,6 +141,32 @@ class ExperimentConfig:
             default = item.default if item.default_factory is MISSING else item.default_factory()
             if item.name not in ("report", *_OF_PAGES) and getattr(self, item.name) not in (default, {}):
                 raise ValueError(f"`{item.name}` has no effect with `report`; leave it out.")
+
+
+@dataclass
+class WorldExperimentConfig(ExperimentConfig):
+    """
+    Configuration that experiments in worlds of generated programs share.
+
+    Args:
+        seeds (`list[int]`, *optional*, defaults to `[0]`):
+            Seeds. World, data and initial weights are a function of the seed, so that runs are compared in pairs.
+        num_tasks (`int`, *optional*, defaults to `100`):
+            Number of held-out tasks.
+        workers (`int`, *optional*):
+            Number of runs at the same time. Defaults to the number of cores.
+    """
+
+    num_tasks: int = 100
+    workers: int | None = None
+
+    def check_runs(self) -> None:
+        """Check the size of the evaluation, and the number of runs at the same time.
+
+        Raises:
+            ValueError: If a value is refused.
+        """
+        check_counts(self, ("num_tasks", "workers"))
 
 
 def check_counts(config: Any, names: Sequence[str]) -> None:

@@ -240,8 +240,8 @@ def describe_predictions(results: ExperimentResults[Any]) -> str:
     verdicts = Counter(map(results.verdict, results.predictions.values()))
     counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in _VERDICTS if verdicts[verdict])
     return (
-        f"{names.capitalize()} were recorded {when}, and others have been refused since (SHA-256 {mark}). A prediction is "
-        "right or wrong if the whole interval lies inside or outside the bounds, and otherwise open. Of "
+        f"{names.capitalize()} were recorded {when}, and others have been refused since (SHA-256 {mark}). A "
+        "prediction is right or wrong if the whole interval lies inside or outside the bounds, and otherwise open. Of "
         f"{len(results.predictions)}: {counts}."
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .fields import Bounds, ExperimentConfig, check_names
+from .fields import Bounds, WorldExperimentConfig, check_names
 from .plans_measures import NUM_COMPARED, NUM_PROGRAMS, OWN_PLANS, REDRAWN, TRUE_PLAN, WITHOUT_PLAN
 from .plans_world import PlanWorld
 
@@ -160,9 +160,9 @@ class PlanPrediction(Bounds):
 
 
 @dataclass
-class PlansConfig(ExperimentConfig):
+class PlansConfig(WorldExperimentConfig):
     """
-    Configuration of `trl-akd bench plans`, with the fields of [`ExperimentConfig`].
+    Configuration of `trl-akd bench plans`, with the fields of [`WorldExperimentConfig`].
 
     Args:
         worlds (`dict`, *optional*):
@@ -185,6 +185,7 @@ class PlansConfig(ExperimentConfig):
         Raises:
             ValueError: If a value is refused.
         """
+        super().check_runs()
         worlds, trainings = self.named_worlds(), self.named_trainings()
         for name, prediction in self.named_predictions().items():
             check_names(f"predictions: {name}: world", [prediction.world], worlds)

@@ -1,20 +1,14 @@
 """Configuration of the benchmark: worlds, students, rules, seeds and predictions."""
 
-import json
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
-from trl import SFTConfig
-
-from ...akd.akd_config import AKDConfig
-from .draws import beta_draws
 from .fields import Bounds, WorldExperimentConfig, build, check_counts, check_distinct, check_names
 from .measures import LOW
-from .students import BATCH_SIZE, MAX_LENGTH, STUDENTS
+from .rules import check_rule
+from .students import STUDENTS
 from .world import World
 
 __all__ = [
@@ -25,8 +19,6 @@ __all__ = [
     "Control",
     "Prediction",
     "WorldSettings",
-    "resolved_fields",
-    "rule_config",
 ]
 
 FORMAT = 3  # of `runs.jsonl` and `results.json`; changes with the world, the measures or the files
@@ -45,18 +37,6 @@ MEASURES = (
     "reverse_kl",
 )
 BETA_DRAWS = "draws"
-_METHOD = "method"
-_METHODS = ("akd", "sft")
-_RULE_FIELDS = (
-    *("divergence", "divergence_kwargs", "beta_strategy", "beta", "beta_initial_values", "beta_learning_rate"),
-    *("beta_regularization", "beta_regularizer", "kd_temperature", "normalization", "ce_weight"),
-    *("lmbda", "temperature"),
-)
-_OPTIMIZER_FIELDS = (
-    *("optim", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
-    *("max_grad_norm", "gradient_accumulation_steps", "per_device_train_batch_size", "max_new_tokens"),
-    *("disable_dropout", "max_length"),
-)
 
 
 @dataclass(frozen=True)
@@ -179,8 +159,9 @@ class BenchConfig(WorldExperimentConfig):
             Students: 32k, 68k or 255k.
         rules (`dict`, *optional*):
             Rules by name, each with the fields of `trl-akd akd` that make it, such as `{kl: {divergence:
-            forward_kl}}`, or `{method: sft}` for supervised training on the rows. The key `draws` repeats a run with
-            that many seeds of its beta.
+            forward_kl}}`, or `{method: sft}` for supervised training on the rows. A rule may have its own
+            `learning_rate` and `num_train_epochs`, and train a LoRA adapter (`use_peft`, `lora_r`, `lora_alpha`,
+            `lora_dropout`, `lora_target_modules`). The key `draws` repeats a run with that many seeds of its beta.
         num_samples (`int`, *optional*, defaults to `20`):
             Number of samples per task.
         control (`dict`, *optional*):
@@ -254,29 +235,7 @@ class BenchConfig(WorldExperimentConfig):
 
     def _check_rules(self) -> None:
         for name, values in self.rule_fields().items():
-            draws = (self.mapping("rules")[name] or {}).get(BETA_DRAWS, 1)
-            if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-                raise ValueError(
-                    f"`rules` has {name!r}, in which `draws` is {draws!r}; give an integer of at least 1."
-                )
-            method = values.get(_METHOD, "akd")
-            check_names(f"rules: {name}: {_METHOD}", [method], _METHODS)
-            known = (_METHOD, *(_RULE_FIELDS if method == "akd" else ()))
-            for key in values:
-                if key not in known:
-                    raise ValueError(
-                        f"`rules` has {name!r}, in which `{key}` is set; with the method {method}, a rule sets only "
-                        f"{', '.join(known)} and `draws`."
-                    )
-            try:
-                is_random = _is_random(values)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"`rules` has {name!r}, which `trl-akd akd` refuses: {error}") from error
-            if draws > 1 and not is_random:
-                raise ValueError(
-                    f"`rules` has {name!r}, in which `draws` is {draws}, but neither its beta nor its text is drawn; "
-                    "leave `draws` out."
-                )
+            check_rule(name, values, (self.mapping("rules")[name] or {}).get(BETA_DRAWS, 1))
 
     def _check_comparisons(self) -> None:
         worlds, rules = self.mapping("worlds"), self.mapping("rules")
@@ -322,64 +281,3 @@ class BenchConfig(WorldExperimentConfig):
                         f"`{where}` needs the {kind} {name!r}, which does not run in the world {place.world!r}; "
                         f"add it to the world's `{kind}s`, or choose another."
                     )
-
-
-def resolved_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the method and all training arguments that change results, with their defaults filled in."""
-    return dict(_resolved_fields(json.dumps(values, sort_keys=True)))
-
-
-@lru_cache
-def _resolved_fields(text: str) -> dict[str, Any]:
-    config = _example_config(json.loads(text))
-    names = [name for name in (*_RULE_FIELDS, *_OPTIMIZER_FIELDS) if hasattr(config, name)]
-    found = {name: getattr(config, name) for name in names}
-    method = "akd" if isinstance(config, AKDConfig) else "sft"
-    return {_METHOD: method, **{name: getattr(value, "value", value) for name, value in found.items()}}
-
-
-def _is_random(values: Mapping[str, Any]) -> bool:
-    """Return whether a rule draws values of β, or text."""
-    config = _example_config(values)
-    return bool(beta_draws(config)) or getattr(config, "generates", False)
-
-
-def _example_config(values: Mapping[str, Any]) -> SFTConfig:
-    with tempfile.TemporaryDirectory() as folder:
-        return rule_config(values, folder, epochs=1, learning_rate=1e-3, seed=0)
-
-
-def rule_config(
-    values: Mapping[str, Any],
-    output_dir: str,
-    *,
-    epochs: float,
-    learning_rate: float,
-    seed: int,
-    logging_steps: int = 10,
-) -> SFTConfig:
-    """Return the training arguments of a run, an [`AKDConfig`] unless the rule is supervised training.
-
-    The order of rows depends on `data_seed` alone, which is set to `seed`. Draws of β and text that is sampled
-    on-policy depend on the field `seed`, which the caller sets.
-    """
-    common: dict[str, Any] = {
-        "num_train_epochs": epochs,
-        "max_length": MAX_LENGTH,
-        "data_seed": seed,
-        "per_device_train_batch_size": BATCH_SIZE,
-        "learning_rate": learning_rate,
-        "lr_scheduler_type": "cosine",
-        "activation_checkpointing": False,
-        "logging_steps": logging_steps,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "use_cpu": True,
-        "bf16": False,
-        "fp16": False,
-    }
-    if values.get(_METHOD) == "sft":
-        return SFTConfig(output_dir, **common)
-    fields = {key: value for key, value in values.items() if key != _METHOD}
-    return AKDConfig(output_dir, **common, max_new_tokens=32, **fields)

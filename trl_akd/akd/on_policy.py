@@ -13,8 +13,11 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
-from transformers.utils import is_rich_available
 
 from ..generation.decoding import collect_eos_token_ids, unwrapped_for_generation
 from ..losses.reduction import IGNORE_INDEX
@@ -177,8 +180,7 @@ class CompletionLog:
     def write(self, step: int) -> None:
         """Print the texts, save them as Parquet under `completions`, and report them; then clear them."""
         if self._texts and self._accelerator.is_main_process:
-            if is_rich_available():
-                _print(step, list(self._texts)[: self._args.num_completions_to_print])
+            _print(step, list(self._texts)[: self._args.num_completions_to_print])
             folder = Path(str(self._args.output_dir)) / "completions"
             folder.mkdir(parents=True, exist_ok=True)
             pq.write_table(_table(step, self._texts), folder / f"completions_{step:05d}.parquet")
@@ -197,11 +199,6 @@ class CompletionLog:
 
 def _print(step: int, texts: Sequence[tuple[str, str]]) -> None:
     """Print prompts and completions as a table, as TRL's trainers do."""
-    from rich.console import Console
-    from rich.panel import Panel
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table("Prompt", "Completion", expand=True, show_lines=True)
     for prompt, completion in texts:
         table.add_row(Text(prompt, style="bright_yellow"), Text(completion, style="bright_green"))

@@ -24,9 +24,11 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "codeplan": "train a student on solutions and plans",
         "iterkd": "train a student in cycles of correct and faulty answers, feedback and new questions",
         "evaluate": "evaluate a model by running the programs that it writes",
+        "push": "upload a trained student, or generated texts as a dataset, to the Hub",
         "bench": "compare divergences in a world of generated programs; offline, on a CPU",
         "ranker": "train a small model that ranks programs by correctness, and rank programs with it",
         "judge": "train a small model that scores answers on IterKD's six-point rubric",
+        "recipes": "list, print and copy the recipes and accelerate configurations of the package",
     }
 )
 

@@ -64,7 +64,7 @@ class CommandLine:
 
     def as_run(self) -> Recipe:
         """Return the values that differ from the defaults, from the recipe and from flags, as a recipe."""
-        defaults = self.parser.defaults
+        defaults = vars(self.parser.values(Recipe()))
         values = {name: value for name, value in vars(self.values).items() if value != defaults[name]}
         return Recipe(None if self.recipe is None else Path(self.recipe), values)
 

@@ -118,11 +118,12 @@ class IterKDMethod(Method):
         from ..execution import IsolationError
         from ..generation import GenerationError
         from .errors import SETUP_ERRORS, StoppedEarly
-        from .training import finish, make_trainer, set_provenance
+        from .training import check_merging, finish, make_trainer, set_provenance
 
         script_args, training_args, model_args, teaching = arguments
         with user_errors((*SETUP_ERRORS, GenerationError, IsolationError, FloatingPointError)):
             self.check(*arguments)
+            check_merging(script_args, training_args, model_args)
             teacher_server, judge_server = _servers(teaching)  # checked before models load
             benchmark = _benchmark(teaching)
             with _executor(teaching) as executor:
@@ -144,7 +145,7 @@ class IterKDMethod(Method):
                     trainer.held_out_name, trainer.held_out_dataset = benchmark.name, benchmark.dataset
                 set_provenance(trainer, self.name, script_args, recipe)
                 trainer.train(training_args.resume_from_checkpoint)
-            finish(trainer, is_trained=trainer.trained_cycles > 0)
+            finish(trainer, is_trained=trainer.trained_cycles > 0, merge_adapter=script_args.hub_merge_adapter)
         _print_results(trainer)
         if trainer.stopped is not None:
             raise StoppedEarly(trainer.stopped)

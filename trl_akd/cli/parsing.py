@@ -105,16 +105,6 @@ class RecipeParser(TrlParser):
         del values.config, values.accelerate_config
         return values
 
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """Default of every field."""
-        return {name: action.default for name, action in self._actions_by_field.items()}
-
-    @property
-    def _actions_by_field(self) -> dict[str, Action]:
-        # A field that is on by default has a second action, `--no_<field>`, which takes no value from a recipe.
-        return {action.dest: action for action in reversed(self._actions) if action.dest != "help"}
-
     def dataclasses(self, values: Namespace) -> tuple[Any, ...]:
         """Return one instance of each dataclass.
 
@@ -157,7 +147,8 @@ class RecipeParser(TrlParser):
                     setattr(values, name, found)
 
     def _converted(self, recipe: Recipe) -> dict[str, Any]:
-        actions = self._actions_by_field
+        # A field that is on by default has a second action, `--no_<field>`, which takes no value from a recipe.
+        actions = {action.dest: action for action in reversed(self._actions) if action.dest != "help"}
         for option in ("config", "accelerate_config"):
             del actions[option]
             if option in recipe.values:

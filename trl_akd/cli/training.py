@@ -9,6 +9,7 @@ import yaml
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, get_peft_config, get_quantization_config
@@ -19,16 +20,19 @@ from ..data.vocabulary import shared_vocabulary_size
 from ..evaluation.benchmarks import Benchmark, load_benchmark
 from ..hub.model_card import RECIPE_FILE
 from ..hub.private import public_settings
+from ..hub.upload import HubError
 from ..ledger import replace_text
 from .arguments import AKDScriptArguments, BenchmarkArguments
 from .errors import user_errors
 from .methods import Method
+from .push import push_model
 from .recipes import Recipe
 
 if TYPE_CHECKING:
     from ..akd.akd_trainer import AKDTrainer
 
 __all__ = [
+    "check_merging",
     "distill",
     "find_benchmark",
     "find_checkpoint",
@@ -60,6 +64,7 @@ def distill(
     """
     with user_errors():
         method.check(script_args, training_args, model_args, benchmark_args)
+        check_merging(script_args, training_args, model_args)
         checkpoint = find_checkpoint(training_args)
         benchmark = find_benchmark(benchmark_args, training_args)
         trainer = make_trainer(method, script_args, training_args, model_args)
@@ -69,7 +74,16 @@ def distill(
     with user_errors((FloatingPointError,)):
         result = trainer.train(resume_from_checkpoint=checkpoint)
     _report(trainer, "train", result.metrics)
-    finish(trainer)
+    finish(trainer, merge_adapter=script_args.hub_merge_adapter)
+
+
+def check_merging(script_args: AKDScriptArguments, args: AKDConfig, model_args: ModelConfig) -> None:
+    """Raise a ValueError if `hub_merge_adapter` is on without an adapter or without `push_to_hub`."""
+    if script_args.hub_merge_adapter and not (args.push_to_hub and model_args.use_peft):
+        raise ValueError(
+            "`hub_merge_adapter` is on, which merges the adapter of `use_peft` for the upload of `push_to_hub`; turn "
+            "on both, or leave it out."
+        )
 
 
 def set_provenance(trainer: "AKDTrainer", method: str, script_args: AKDScriptArguments, recipe: Recipe | None) -> None:
@@ -98,10 +112,13 @@ def _launch_flags(accelerator: Any) -> str:
     return f" --accelerate_config {name}{cpu} --num_processes {accelerator.num_processes}"
 
 
-def finish(trainer: "AKDTrainer", *, is_trained: bool = True) -> None:
-    """Save, evaluate and push the student.
+def finish(trainer: "AKDTrainer", *, is_trained: bool = True, merge_adapter: bool = False) -> None:
+    """Save, evaluate and push the student, with its adapter merged if `merge_adapter`.
 
     A student that was not trained is saved without a model card and is not pushed.
+
+    Raises:
+        UserError: If the upload fails; the student is in the output folder.
     """
     trainer.save_model(_internal_call=True)  # otherwise the model would also be pushed here
     if trainer.eval_dataset is not None:
@@ -110,8 +127,25 @@ def finish(trainer: "AKDTrainer", *, is_trained: bool = True) -> None:
     if is_trained:
         trainer.create_model_card()
         if trainer.args.push_to_hub:
-            trainer.push_to_hub()
+            with user_errors((HubError, ValueError)):
+                _push(trainer, merge_adapter)
     trainer.end()
+
+
+def _push(trainer: "AKDTrainer", merge_adapter: bool) -> None:
+    if not merge_adapter:
+        trainer.push_to_hub()
+    elif trainer.is_world_process_zero():
+        args = trainer.args
+        unset_hf_deepspeed_config()  # otherwise ZeRO-3 would shard the merged model over processes that do not load it
+        push_model(
+            Path(str(args.output_dir)),
+            str(trainer.hub_model_id),
+            merge_adapter=True,
+            private=args.hub_private_repo,
+            revision=args.hub_revision,
+            token=args.hub_token,
+        )
 
 
 def make_trainer(

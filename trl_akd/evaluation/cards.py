@@ -6,17 +6,30 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from ..hub.markdown import code, markdown_table
+from ..hub.datasets import DatasetContent
+from ..hub.markdown import code, escape, markdown_table
 from ..hub.model_card import hub_name
 from ..hub.private import public_path
 from ..hub.scores import add_scores, add_scores_to_file, comparison_section, errors_section, score_results
 from ..hub.upload import update_card
-from .report import compare, error_counts
+from ..ledger import read_json_lines
+from .report import compare, error_counts, results_table
+from .results import read_results
+from .verdicts import VERDICTS
 
-__all__ = ["card_comparison", "card_scores", "card_sections", "check_card", "find_card", "update_model_card"]
+__all__ = [
+    "card_comparison",
+    "card_scores",
+    "card_sections",
+    "check_card",
+    "find_card",
+    "samples_content",
+    "update_model_card",
+]
 
 _SETTINGS = ("num_samples", "temperature", "top_p", "max_new_tokens", "prompt_style", "prompt_template", "step")
 _PLANNED = "with plans"
+_OF_VERDICTS = ("status", "error_type", "message", "stage", "tests_passed", "tests_total", "label")
 
 
 def card_scores(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[EvalResult]:
@@ -124,6 +137,42 @@ def update_model_card(
         revision=revision,
     )
     return f"https://huggingface.co/{model}"
+
+
+def samples_content(folder: Path) -> DatasetContent:
+    """Return the programs of an evaluation, with their verdicts, as a dataset.
+
+    Raises:
+        FileNotFoundError: If the folder has no results or samples.
+        ValueError: If a file is malformed.
+    """
+    results = read_results(folder)
+    verdicts = {(row["task_id"], row["sample"]): row for row, _ in read_json_lines(folder / VERDICTS)}
+    samples = (row for row, _ in read_json_lines(folder / "samples.jsonl"))
+    rows = [
+        {**row, **{name: verdicts[key][name] for name in _OF_VERDICTS if name in verdicts[key]}}
+        for row in samples
+        if (key := (row["task_id"], row.get("sample", 0))) in verdicts
+    ]
+    benchmark, settings = results["benchmark"], results.get("generation") or {}
+    counts = error_counts(results)
+    outcomes = markdown_table(["outcome", "programs"], [[escape(name), str(count)] for name, count in counts.items()])
+    model = public_path(str(results["model"]["name"]))
+    return DatasetContent(
+        title=f"Programs of {model.rpartition('/')[2]} for {benchmark['name']}",
+        description="Programs that a model wrote for a benchmark, and the results of running them against its tests, "
+        "by `trl-akd evaluate` of [trl_akd](https://pypi.org/project/trl_akd/).",
+        tables={"samples": rows},
+        facts={
+            "Model": model,
+            "Commit": results["model"].get("commit"),
+            "Benchmark": benchmark["dataset"] or benchmark["name"],
+            "Revision": benchmark["revision"],
+            **{name: settings.get(name) for name in _SETTINGS},
+        },
+        sections=[f"## Scores\n\n{results_table(code(model), results)}", f"## Outcomes\n\n{outcomes}"],
+        sources=[benchmark["dataset"]] if benchmark["dataset"] else [],
+    )
 
 
 def _role(run: str, runs: Mapping[str, Mapping[str, Any]]) -> str:

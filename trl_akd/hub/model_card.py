@@ -56,7 +56,9 @@ from transformers import AutoTokenizer{% else %}from transformers import {{ arch
 model = {{ architecture }}.from_pretrained("{{ repository }}")
 tokenizer = AutoTokenizer.from_pretrained("{{ repository }}")
 ```
-
+{% if library == "peft" and not base_model %}
+The adapter's base model was a local folder, so the adapter loads only where that folder is.
+{% endif %}
 ## Reproduce
 
 {{ reproduction }}
@@ -209,6 +211,7 @@ def model_card(provenance: Provenance, content: ModelCardContent, base: BaseMode
         method=content.method,
         repository=content.repository,
         library=library,
+        base_model=base.name,
         architecture=_architecture(content.adapter, content.encoder_decoder),
         facts=[(name, value) for name, value in rows if value],
         sections=[*explanation, *measured_sections(content.results, content.measurements), *content.sections],

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    HfHubHTTPError,
     HFValidationError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
@@ -19,14 +20,14 @@ from .files import Files
 from .private import check_no_secrets
 from .scores import read_card
 
-__all__ = ["HubError", "hub_api", "hub_errors", "repeat_command", "update_card", "upload"]
+__all__ = ["HubError", "hub_api", "repeat_command", "request", "update_card", "upload"]
 
 CARD = "README.md"
 _ATTEMPTS = 5
 _SECONDS = 1.0  # before the first retry, doubled before each further one
 
 
-class HubError(RuntimeError):
+class HubError(OSError):
     """A request to the Hub failed, for a reason that the message states with a remedy."""
 
 
@@ -80,14 +81,14 @@ def upload(
     """
     check_no_secrets(files, token)
     api = hub_api()
-    with hub_errors(repository, kept):
+    with _hub_errors(repository, kept):
         name = _retried(
             lambda: api.create_repo(repository, repo_type=repo_type, private=private, token=token, exist_ok=True)
         ).repo_id
         where = {"repo_type": repo_type, "token": token, "revision": revision}
         if revision is not None:
             _retried(lambda: api.create_branch(name, branch=revision, repo_type=repo_type, token=token, exist_ok=True))
-        existing = _retried(lambda: api.list_repo_files(name, **where))
+        existing = _existing(lambda: api.list_repo_files(name, **where))
         deletions = [CommitOperationDelete(old) for old in existing if old not in files and replaces(old)]
 
         def commit() -> Any:
@@ -139,13 +140,21 @@ def update_card(
             parent_commit=head,
         )
 
-    with hub_errors(repository, kept):
-        return _retried(update)
+    return request(update, repository, kept)
+
+
+def request(call: Callable[[], Any], repository: str, kept: str) -> Any:
+    """Return the result of a request about a repository, which is repeated if the connection or the server fails.
+
+    Raises:
+        HubError: If it fails in the end, with the sentence `kept` about what is not lost.
+    """
+    with _hub_errors(repository, kept):
+        return _retried(call)
 
 
 @contextmanager
-def hub_errors(repository: str, kept: str) -> Iterator[None]:
-    """Turn errors of the Hub's client into a `HubError` about a repository; `kept` says what is not lost."""
+def _hub_errors(repository: str, kept: str) -> Iterator[None]:
     try:
         yield
     except HubError:
@@ -156,6 +165,17 @@ def hub_errors(repository: str, kept: str) -> Iterator[None]:
         if not _is_transient(error):
             raise
         raise HubError(f"{_reason(repository, error)} {kept}".rstrip()) from error
+
+
+def _existing(list_files: Callable[[], list[str]]) -> list[str]:
+    """Return the files of a repository, or none if it has no commit yet."""
+    try:
+        found: list[str] = _retried(list_files)
+    except HfHubHTTPError as error:
+        if _status(error) != 404:
+            raise
+        return []
+    return found
 
 
 def _retried(request: Callable[[], Any]) -> Any:

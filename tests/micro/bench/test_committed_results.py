@@ -1,11 +1,14 @@
 """The page of results in the documentation is the one that `make results` makes of the committed files."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from trl_akd.micro.bench.report import write_page
+from trl_akd.micro.bench.config import BenchConfig
+from trl_akd.micro.bench.report import BENCH_PAGE
+from trl_akd.micro.bench.runs import plan
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
@@ -17,7 +20,7 @@ def test_the_page_is_that_of_the_committed_results(tmp_path: Path):
         r"^RESULTS := \$\(addprefix docs/results/,(.+)\)$", (ROOT / "Makefile").read_text(), re.MULTILINE
     )
     sources = [DOCS / "results" / name for name in names.split()]
-    made = write_page(sources, tmp_path / "results.md", DOCS / "results" / "answer.txt")
+    made = BENCH_PAGE.write(sources, tmp_path / "results.md", DOCS / "results" / "answer.txt")
     assert made.read_bytes() == (DOCS / "results.md").read_bytes(), "run `make results`"
     figures, committed = (
         {path.name: path.read_bytes() for path in folder.glob("*.svg")}
@@ -25,3 +28,19 @@ def test_the_page_is_that_of_the_committed_results(tmp_path: Path):
     )
     assert figures == committed
     assert {path.name for path in (DOCS / "results").glob("*.json")} == set(names.split())
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_finished_runs_keep_their_keys(path: Path):
+    """So that a benchmark continues after fields of rules were added."""
+    content = json.loads(path.read_text())
+    if "control" not in content:
+        pytest.skip("the results of another experiment")
+    names = ("worlds", "students", "rules", "num_tasks", "num_samples", "predictions", "line")
+    control = content["control"]
+    config = BenchConfig(seeds=[0], control=control, **{name: content[name] for name in names})
+    keys = {tuple(run.place.values()): run.key for run in plan(config)}
+    finished = [run for run in content["runs"] if run["seed"] == 0]
+    assert finished
+    for run in finished:
+        assert run["key"] == keys[tuple(run[name] for name in ("world", "student", "rule", "seed", "draw"))]

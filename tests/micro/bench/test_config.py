@@ -1,5 +1,6 @@
 """Configurations of the benchmark: what they refuse, and which runs they plan."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ VALID: dict[str, Any] = {
     },
 }
 PREDICTION = VALID["predictions"]["a"]
+LORA: dict[str, Any] = {"use_peft": True, "lora_target_modules": "all-linear"}
 
 
 def test_runs_are_the_product_of_worlds_students_rules_seeds_and_draws():
@@ -54,6 +56,19 @@ def test_a_run_is_identified_by_all_that_its_result_depends_on_and_nothing_else(
         replace(run, draw=1),
         replace(run, fields={"divergence": "reverse_kl"}),
         replace(run, fields={"method": "sft"}),
+        replace(run, fields={"method": "sft", **LORA}),
+        *(
+            replace(run, fields={**run.fields, **change})
+            for change in (
+                {"learning_rate": 0.01},
+                {"num_train_epochs": 3.9},
+                LORA,
+                {**LORA, "lora_r": 8},
+                {**LORA, "lora_alpha": 8},
+                {**LORA, "lora_dropout": 0.0},
+                {**LORA, "lora_target_modules": ["q_proj"]},
+            )
+        ),
         replace(run, num_tasks=7),
         replace(run, num_samples=7),
         *(
@@ -73,6 +88,25 @@ def test_a_run_is_identified_by_all_that_its_result_depends_on_and_nothing_else(
     ]
     assert len({run.key, *(other.key for other in others)}) == 1 + len(others)
     assert replace(run, fields={"divergence": "kl", "method": "akd"}).key == run.key
+    for same in (
+        {"use_peft": False},
+        {"num_train_epochs": 3},  # as the world
+        {"num_train_epochs": 3.0},
+        {"learning_rate": 3e-3},  # as the student
+    ):
+        assert replace(run, fields={**run.fields, **same}).key == run.key
+    longer = replace(run, fields={**run.fields, "num_train_epochs": 4})
+    assert longer.key == replace(run, world=replace(run.world, epochs=4)).key
+    adapter = replace(run, fields={**run.fields, **LORA})
+    for same in (
+        {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05},  # the defaults of TRL
+        {
+            "lora_target_modules": [
+                *reversed(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
+            ]
+        },
+    ):
+        assert replace(adapter, fields={**adapter.fields, **same}).key == adapter.key
     renamed = replace(run, world_name="other", rule="other", world=replace(run.world, students=("32k",)))
     assert renamed.key == run.key
 
@@ -108,13 +142,14 @@ def test_a_run_is_identified_by_all_that_its_result_depends_on_and_nothing_else(
             ({"rules": {"kl": {name: 3}}}, f"`rules` has 'kl', in which `{name}` is set; with the method akd, a rule")
             for name in (
                 "seed",
-                "learning_rate",
+                "epochs",
                 "use_cpu",
                 "push_to_hub",
                 "bf16",
                 "max_steps",
                 "divergense",
                 "seq_kd",
+                "use_rslora",
             )
         ),
         ({"rules": {"kl": "forward"}}, "`rules` has 'kl', which is 'forward'; give a mapping"),
@@ -154,7 +189,52 @@ def test_a_run_is_identified_by_all_that_its_result_depends_on_and_nothing_else(
         ({"rules": {"kl": {"method": "grpo"}}}, "`rules: kl: method` has 'grpo', which is not one of akd, sft"),
         (
             {"rules": {"kl": {"method": "sft", "divergence": "akd"}}},
-            "`divergence` is set; with the method sft, a rule sets only method and `draws`",
+            "with the method sft, a rule sets only method, learning_rate, num_train_epochs, use_peft, lora_r, ",
+        ),
+        *(
+            (
+                {"rules": {"kl": {name: value}}},
+                re.escape(f"`rules` has 'kl', in which `{name}` is {value!r}; give a number above 0, such as 0.01."),
+            )
+            for name in ("learning_rate", "num_train_epochs")
+            for value in (0, -1.5, "1e-2", None, True, [3], float("inf"), float("nan"))
+        ),
+        *(
+            ({"rules": {"kl": {**rule, "use_peft": value}}}, f"`use_peft` is {value!r}; give true or false")
+            for rule in ({}, {"method": "sft"})
+            for value in (1, "true", None)
+        ),
+        *(
+            (
+                {"rules": {"kl": {"lora_r": 8, **switch}}},
+                "`lora_r` is 8, which has no effect without LoRA; set `use_peft: true`, or leave it out",
+            )
+            for switch in ({}, {"use_peft": False}, {"method": "sft"})
+        ),
+        *(
+            ({"rules": {"kl": {**LORA, name: value}}}, f"`{name}` is {value!r}; give an integer of at least 1")
+            for name in ("lora_r", "lora_alpha")
+            for value in (0, -8, 8.0, "8", True, None)
+        ),
+        *(
+            ({"rules": {"kl": {**LORA, "lora_dropout": value}}}, f"`lora_dropout` is {value!r}; give a number from 0")
+            for value in (1, 1.5, -0.1, "0.1", None, False, float("nan"))
+        ),
+        *(
+            (
+                {"rules": {"kl": {"use_peft": True, **modules}}},
+                r"`lora_target_modules` is .*; give 'all-linear', or a list of some of q_proj, k_proj",
+            )
+            for modules in (
+                {},
+                {"lora_target_modules": []},
+                {"lora_target_modules": "q_proj"},
+                {"lora_target_modules": ["q_proj", "c_attn"]},
+                {"lora_target_modules": ["lm_head"]},
+                {"lora_target_modules": ["all-linear"]},
+                {"lora_target_modules": 3},
+                {"lora_target_modules": [["q_proj"]]},
+            )
         ),
         ({"name": "a/b"}, "`name` is 'a/b'; give letters"),
         ({"control": {"world": "one"}}, "`control`: `student` is missing; add it"),

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from trl_akd.micro.bench.config import rule_config
 from trl_akd.micro.bench.draws import beta_draws, stratified_seed
+from trl_akd.micro.bench.rules import rule_config
 
 
 def sequences(rule: dict[str, Any], epochs: float, seeds: range, draws: int) -> dict[int, list[tuple[float, ...]]]:

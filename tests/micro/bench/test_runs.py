@@ -14,14 +14,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from transformers import LlamaForCausalLM
 
 from trl_akd.cli.recipes import RECIPES
-from trl_akd.micro.bench import runner, runs
+from trl_akd.micro.bench import runs
 from trl_akd.micro.bench.config import MEASURES, BenchConfig
+from trl_akd.micro.bench.rules import add_adapter
 from trl_akd.micro.bench.runner import execute_all, results_text
 from trl_akd.micro.bench.runs import Run, plan, train_and_measure
-from trl_akd.micro.bench.students import Student
+from trl_akd.micro.bench.students import Student, make_tokenizer, student_config
 from trl_akd.micro.bench.teacher import ExactTeacher
+from trl_akd.micro.models import new_model
 
 from ...execution.machine_state import Process, alive, descendants
 
@@ -89,24 +92,96 @@ class OneHotTeacher(ExactTeacher):
         return torch.nn.functional.one_hot(following, self.vocabulary_size).double().clamp(min=1e-30).log()
 
 
-def test_supervised_training_has_the_rows_order_start_and_steps_of_the_rules(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    first, *_ = tiny_runs()
-    weights = []
+@pytest.fixture
+def trained_weights(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """Weights of the students that are trained from now on, which are not measured."""
+    weights: list[dict[str, torch.Tensor]] = []
 
     def keep(model: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         weights.append({name: weight.clone() for name, weight in model.state_dict().items()})
         return {"errors": {}}
 
     monkeypatch.setattr(runs, "measure", keep)
-    supervised = train_and_measure(replace(first, fields={"method": "sft"}), tmp_path)
+    return weights
+
+
+LORA = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.0}
+
+
+@pytest.mark.parametrize(
+    "own", [{}, LORA, {"num_train_epochs": 1, "learning_rate": 0.001}], ids=["full", "LoRA", "own"]
+)
+def test_supervised_training_has_the_rows_order_start_and_steps_of_the_rules(
+    own: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trained_weights: list[dict[str, torch.Tensor]],
+):
+    first, *_ = tiny_runs()
+    supervised = train_and_measure(replace(first, fields={"method": "sft", **own}), tmp_path)
     assert (supervised["history"], supervised["beta_draws"]) == ([], [])
     monkeypatch.setattr(runs, "ExactTeacher", OneHotTeacher)
-    train_and_measure(replace(first, fields={"divergence": "forward_kl", "normalization": "token"}), tmp_path)
-    monkeypatch.undo()
-    for name, weight in weights[0].items():  # a step moves most weights by about the learning rate, 3e-3
-        torch.testing.assert_close(weight, weights[1][name], rtol=0.0, atol=1e-4)
+    fields = {"divergence": "forward_kl", "normalization": "token", **own}
+    distilled = train_and_measure(replace(first, fields=fields), tmp_path)
+    assert distilled["history"][-1]["step"] == (2 if "num_train_epochs" in own else 4)
+    for name, weight in trained_weights[0].items():  # a step moves most weights by about the learning rate, 3e-3
+        torch.testing.assert_close(weight, trained_weights[1][name], rtol=0.0, atol=1e-4)
+
+
+def test_an_adapter_starts_alike_for_all_rules_and_draws_and_is_merged_into_its_layers(
+    tmp_path: Path, trained_weights: list[dict[str, torch.Tensor]]
+):
+    """The first batch has the same divergences whatever the draw, and other layers keep their weights."""
+    first, *_ = tiny_runs()
+    fast = {**LORA, "learning_rate": 0.1}
+    rules = [
+        ({"divergence": "forward_kl", **fast}, 0),
+        ({"divergence": "forward_kl", **fast}, 1),
+        ({"beta_strategy": "akd", **fast}, 1),
+    ]
+    rows = [train_and_measure(replace(first, fields=fields, draw=draw), tmp_path) for fields, draw in rules]
+    assert rows[0]["history"] == rows[1]["history"]
+    assert len({row["history"][0]["forward_kl"] for row in rows}) == 1
+    start = LlamaForCausalLM.from_pretrained(tmp_path / first.start.key).state_dict()
+    for weights in trained_weights:
+        changed = {name for name, weight in weights.items() if not torch.equal(weight, start[name])}
+        assert weights.keys() == start.keys()
+        assert changed == {name for name in start if "q_proj" in name or "v_proj" in name}
+
+
+def test_the_learning_rate_of_a_rule_is_that_of_its_training(
+    tmp_path: Path, trained_weights: list[dict[str, torch.Tensor]]
+):
+    first, *_ = tiny_runs()
+    for rate in ({}, {"learning_rate": 3e-5}):
+        train_and_measure(replace(first, fields={"divergence": "forward_kl", **rate}), tmp_path)
+    start = LlamaForCausalLM.from_pretrained(tmp_path / first.start.key).state_dict()
+    moved, moved_less = (
+        sum((weight - start[name]).abs().sum().item() for name, weight in weights.items())
+        for weights in trained_weights
+    )
+    assert 0 < moved_less < moved / 50
+
+
+@pytest.mark.parametrize(("rule", "count"), [("kl_lora", 10_240), ("kl_lora_attention", 3_072)])
+def test_adapters_of_the_ablations_train_as_many_weights_as_the_recipe_says(rule: str, count: int):
+    path = RECIPES / "micro" / "bench" / "akd_ablations.yaml"
+    assert f"{count:,} weights" in path.read_text()
+    student = new_model(student_config(make_tokenizer(), hidden_size=32))
+    model = add_adapter(student, BenchConfig(**yaml.safe_load(path.read_text())).rule_fields()[rule], seed=0)
+    assert sum(weight.numel() for weight in model.parameters() if weight.requires_grad) == count
+
+
+def test_the_ablations_share_the_runs_of_the_full_benchmark():
+    first, second = (
+        {run.key: run.rule for run in plan(BenchConfig(**{**content, "seeds": [0]})) if run.world_name == "separating"}
+        for content in (
+            yaml.safe_load((RECIPES / "micro" / "bench" / name).read_text())
+            for name in ("full.yaml", "akd_ablations.yaml")
+        )
+    )
+    shared = {"kl", "quarter", "half", "three_quarters", "rkl", "ramp", "akd", "sft"}
+    assert {(first[key], second[key]) for key in first.keys() & second.keys()} == {(rule, rule) for rule in shared}
 
 
 def test_a_seed_that_may_not_start_is_recorded_and_not_run(tmp_path: Path):
@@ -189,7 +264,7 @@ def test_predictions_control_and_line_do_not_change_after_the_first_run(
     change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        runner, "execute_all", lambda missing, *_: [(missing[0], {"key": "a", "started": False, "start": START}, "")]
+        runs, "execute_all", lambda missing, **_: [(missing[0], {"key": "a", "started": False, "start": START}, "")]
     )
     settings = {**TINY, "output_dir": str(tmp_path)}
     runs.run_benchmark(BenchConfig(**settings))
@@ -201,12 +276,12 @@ def test_recipes_of_a_folder_share_equal_runs(tmp_path: Path, monkeypatch: pytes
     """The results of each say how many runs were finished before its predictions were recorded."""
     asked = []
 
-    def execute(missing: list[Run], *_: Any) -> Iterator[tuple[Run, dict[str, Any], str]]:
+    def execute(missing: list[Run], **_: Any) -> Iterator[tuple[Run, dict[str, Any], str]]:
         for run in missing:
             asked.append(run.rule)
             yield run, {"key": run.key, "started": False, "start": START}, ""
 
-    monkeypatch.setattr(runner, "execute_all", execute)
+    monkeypatch.setattr(runs, "execute_all", execute)
     settings = {**TINY, "output_dir": str(tmp_path)}
     rules = {**TINY["rules"], "jsd": {"divergence": "jsd"}}
     second = {

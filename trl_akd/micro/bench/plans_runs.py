@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
@@ -21,7 +21,7 @@ from ..models import llama_config, new_model, pretrain
 from .plans_config import PLANS_FORMAT, PlansConfig, PlanTraining, PlanWorldSettings
 from .plans_measures import NUM_PROGRAMS, OWN_PLANS, SAMPLING, WITHOUT_PLAN, PlanWorldExecutor, measure_plans
 from .plans_world import PlanWorld, plan_vocabulary
-from .runner import digest, find_start, peak_memory_mb, rounded, run_experiment
+from .runner import digest, execute_all, find_start, peak_memory_mb, rounded, run_experiment
 from .students import make_tokenizer
 
 __all__ = ["PlansRun", "PlansStart", "plan_runs", "run_plans"]
@@ -249,11 +249,12 @@ def run_plans(config: PlansConfig) -> Path:
         "seeds": config.seeds,
         "num_tasks": config.num_tasks,
     }
+    folder = Path(config.output_dir)
     return run_experiment(
         plan_runs(config),
-        Path(config.output_dir),
+        folder,
+        partial(execute_all, folder=folder, workers=config.workers),
         asked={"predictions": config.predictions},
         content=content,
         name=config.name,
-        workers=config.workers,
     )

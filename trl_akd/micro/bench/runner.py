@@ -27,6 +27,7 @@ from ...ledger import Ledger, replace_text
 
 __all__ = [
     "ExperimentRun",
+    "PlannedRun",
     "commit",
     "digest",
     "execute_all",
@@ -40,8 +41,8 @@ __all__ = [
 RUNS, LOG, STARTS = "runs.jsonl", "log.txt", "starts"
 
 
-class ExperimentRun(Protocol):
-    """Interface of a run, which is sent to the process that executes it."""
+class PlannedRun(Protocol):
+    """Interface of a run in the plan and in the results."""
 
     @property
     def key(self) -> str:
@@ -55,6 +56,13 @@ class ExperimentRun(Protocol):
     def place(self) -> dict[str, Any]:
         """Place in the results, such as rule and seed."""
 
+    def summary(self, row: Mapping[str, Any]) -> str:
+        """Return the row in a few words."""
+
+
+class ExperimentRun(PlannedRun, Protocol):
+    """Interface of a run that is sent to the process that executes it."""
+
     @property
     def start_key(self) -> str:
         """Name of the pre-trained student in the folder of starts."""
@@ -62,37 +70,36 @@ class ExperimentRun(Protocol):
     def execute(self, starts: Path) -> dict[str, Any]:
         """Return the row of the run; the pre-trained student is saved in `starts` if it is not there."""
 
-    def summary(self, row: Mapping[str, Any]) -> str:
-        """Return the row in a few words."""
 
-
+_Planned = TypeVar("_Planned", bound=PlannedRun)
 _Run = TypeVar("_Run", bound=ExperimentRun)
 
 
 def run_experiment(
-    runs: Sequence[ExperimentRun],
+    runs: Sequence[_Planned],
     folder: Path,
+    execute: Callable[[Sequence[_Planned]], Iterator[tuple[_Planned, dict[str, Any] | None, str]]],
     *,
     asked: Mapping[str, Any],
     content: Mapping[str, Any],
     name: str = "results",
-    workers: int | None = None,
 ) -> Path:
     """Execute the runs that are missing, and return the file of the results.
 
     Args:
-        runs (`Sequence[ExperimentRun]`):
-            All runs of the experiment.
+        runs (`Sequence[PlannedRun]`):
+            All runs of the experiment. Runs with equal keys are executed once.
         folder (`Path`):
-            Folder of the runs, of pre-trained students and of the results.
+            Folder of the runs and of the results.
+        execute (`Callable`):
+            Function that yields each of the runs that it is given with its row, or with `None` and the reason of its
+            failure.
         asked (`Mapping`):
             Predictions and the like, which are recorded before the first run.
         content (`Mapping`):
             Further fields of the results.
         name (`str`, *optional*, defaults to `"results"`):
             Name of the results. Results with different names share runs that are equal.
-        workers (`int`, *optional*):
-            Number of runs at the same time. Defaults to the number of cores.
 
     Raises:
         ValueError: If something else was recorded for these results.
@@ -101,13 +108,14 @@ def run_experiment(
     """
     with Ledger(folder / RUNS, option="output_dir") as ledger:
         rows = {row["key"]: row for row, _ in ledger.read()}
-        missing = [run for run in runs if run.key not in rows]
-        num_finished = len(runs) - len(missing)
+        num_finished = sum(run.key in rows for run in runs)
+        first = {run.key: run for run in reversed(runs)}
+        missing = [run for run in runs if run.key not in rows and run is first[run.key]]
         finished_before = _record(asked, folder / f"{name}.predictions.json", num_finished)
         print(f"{len(runs)} runs, {num_finished} of them finished before. Output of the runs: {folder / LOG}")
         failures, made_by = [], commit()
         began = time.monotonic()
-        for number, (run, row, failure) in enumerate(execute_all(missing, folder, workers), start=1):
+        for number, (run, row, failure) in enumerate(execute(missing), start=1):
             if row is None:
                 failures.append(f"{run.name}: {' '.join(failure.split())}")
                 print(f"failed: {failures[-1]}", file=sys.stderr)
@@ -144,9 +152,7 @@ def _record(asked: Mapping[str, Any], path: Path, num_finished: int) -> int:
     return int(recorded["finished_before"])
 
 
-def results_text(
-    content: Mapping[str, Any], runs: Sequence[ExperimentRun], rows: Mapping[str, Mapping[str, Any]]
-) -> str:
+def results_text(content: Mapping[str, Any], runs: Sequence[PlannedRun], rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the results as JSON: what was asked, and the planned and the finished runs in the order of the plan.
 
     Each run has its place in the plan, whatever it was called when it was executed.

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from ...data.encoding import encode_completions, encode_prompts
 from ...execution import CodeExecutor
 from ...generation.protocol import derive_seed
 from ...losses.reduction import IGNORE_INDEX
-from .config import FORMAT, BenchConfig, WorldSettings, resolved_fields, rule_config
+from .config import FORMAT, BenchConfig, WorldSettings
 from .draws import beta_draws, stratified_seed
 from .measures import measure
-from .runner import digest, find_start, peak_memory_mb, rounded, run_experiment
+from .rules import add_adapter, merge_adapter, resolved_fields, rule_config
+from .runner import digest, execute_all, find_start, peak_memory_mb, rounded, run_experiment
 from .students import BATCH_SIZE, PRETRAINING, STUDENTS, make_start, make_tokenizer
 from .teacher import EPSILON, ExactTeacher
 from .world import World
@@ -70,7 +71,7 @@ class Run:
     Args:
         world_name (`str`), student (`str`), rule (`str`), seed (`int`), draw (`int`): its place in the results.
         world (`WorldSettings`): the world.
-        fields (`Mapping`): fields of [`AKDConfig`], or the method, of the rule.
+        fields (`Mapping`): fields of the rule.
         num_tasks (`int`), num_samples (`int`): size of the evaluation.
     """
 
@@ -98,11 +99,21 @@ class Run:
         )
 
     @property
+    def epochs(self) -> float:
+        """Number of epochs: the rule's own, or that of the world."""
+        return float(self.fields.get("num_train_epochs", self.world.epochs))
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate: the rule's own, or that of the student."""
+        return float(self.fields.get("learning_rate", STUDENTS[self.student].learning_rate))
+
+    @property
     def settings(self) -> dict[str, Any]:
         """All settings that the result depends on, with their defaults filled in."""
         world = {key: value for key, value in asdict(self.world).items() if key not in ("students", "rules")}
-        return {
-            "world": world,
+        settings: dict[str, Any] = {
+            "world": {**world, "epochs": self.epochs},
             "start": self.start.key,
             "student": self.student,
             "epsilon": EPSILON,
@@ -112,6 +123,9 @@ class Run:
             "num_tasks": self.num_tasks,
             "num_samples": self.num_samples,
         }
+        if self.learning_rate != STUDENTS[self.student].learning_rate:  # which the hash of the start includes
+            settings["learning_rate"] = self.learning_rate
+        return settings
 
     @cached_property
     def key(self) -> str:
@@ -188,9 +202,11 @@ def run_benchmark(config: BenchConfig) -> Path:
         RuntimeError: If runs failed; others are kept.
     """
     names = ("worlds", "students", "rules", "seeds", "num_tasks", "num_samples")
+    folder = Path(config.output_dir)
     return run_experiment(
         plan(config),
-        Path(config.output_dir),
+        folder,
+        partial(execute_all, folder=folder, workers=config.workers),
         asked={
             "predictions": config.predictions,
             "control": asdict(config.control_settings()),
@@ -198,7 +214,6 @@ def run_benchmark(config: BenchConfig) -> Path:
         },
         content={"format": FORMAT, **{name: getattr(config, name) for name in names}},
         name=config.name,
-        workers=config.workers,
     )
 
 
@@ -223,12 +238,14 @@ def train_and_measure(run: Run, starts: Path) -> dict[str, Any]:
     low, high = run.world.start_range
     if not low <= start["mass"] <= high:
         return {**row, "started": False}
-    model = LlamaForCausalLM.from_pretrained(starts / run.start.key)
+    student = LlamaForCausalLM.from_pretrained(starts / run.start.key)
+    model = add_adapter(student, run.fields, seed=derive_seed(run.seed, "adapter"))
     tasks = world.sample_tasks(run.world.rows, split="train")
     began, processor = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
         history, draws = _train(run, model, tokenizer, world, tasks, scratch)
     trained = time.perf_counter()
+    model = merge_adapter(model)
     with CodeExecutor(workers=1, allow_code_execution=True) as executor:
         measures = measure(
             model,
@@ -270,12 +287,12 @@ def _train(
     run: Run, model: Any, tokenizer: Any, world: World, tasks: Sequence[Any], folder: str
 ) -> tuple[list[dict[str, Any]], list[float]]:
     """Train a student in place, and return points of its learning curve and the values that β drew."""
-    steps = int(-(-len(tasks) // BATCH_SIZE) * run.world.epochs)
+    steps = int(-(-len(tasks) // BATCH_SIZE) * run.epochs)
     args = rule_config(
         run.fields,
         folder,
-        epochs=run.world.epochs,
-        learning_rate=STUDENTS[run.student].learning_rate,
+        epochs=run.epochs,
+        learning_rate=run.learning_rate,
         seed=run.seed,
         logging_steps=max(1, steps // _POINTS),
     )

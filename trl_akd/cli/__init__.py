@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "templates": "compare prompt templates by a model's likelihood of the reference answers",
         "ranker": "train a small model that ranks programs by correctness, and rank programs with it",
         "judge": "train a small model that scores answers on IterKD's six-point rubric",
+        "recipes": "list, print and copy the recipes and accelerate configurations of the package",
     }
 )
 

@@ -17,7 +17,7 @@ import yaml
 from transformers import LlamaForCausalLM
 
 from trl_akd.cli.recipes import RECIPES
-from trl_akd.micro.bench import runner, runs
+from trl_akd.micro.bench import runs
 from trl_akd.micro.bench.config import MEASURES, BenchConfig
 from trl_akd.micro.bench.rules import add_adapter
 from trl_akd.micro.bench.runner import execute_all, results_text
@@ -264,7 +264,7 @@ def test_predictions_control_and_line_do_not_change_after_the_first_run(
     change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        runner, "execute_all", lambda missing, *_: [(missing[0], {"key": "a", "started": False, "start": START}, "")]
+        runs, "execute_all", lambda missing, **_: [(missing[0], {"key": "a", "started": False, "start": START}, "")]
     )
     settings = {**TINY, "output_dir": str(tmp_path)}
     runs.run_benchmark(BenchConfig(**settings))
@@ -276,12 +276,12 @@ def test_recipes_of_a_folder_share_equal_runs(tmp_path: Path, monkeypatch: pytes
     """The results of each say how many runs were finished before its predictions were recorded."""
     asked = []
 
-    def execute(missing: list[Run], *_: Any) -> Iterator[tuple[Run, dict[str, Any], str]]:
+    def execute(missing: list[Run], **_: Any) -> Iterator[tuple[Run, dict[str, Any], str]]:
         for run in missing:
             asked.append(run.rule)
             yield run, {"key": run.key, "started": False, "start": START}, ""
 
-    monkeypatch.setattr(runner, "execute_all", execute)
+    monkeypatch.setattr(runs, "execute_all", execute)
     settings = {**TINY, "output_dir": str(tmp_path)}
     rules = {**TINY["rules"], "jsd": {"divergence": "jsd"}}
     second = {

@@ -11,8 +11,10 @@ from datasets import Dataset
 from tests import tiny
 from trl_akd.cli import main
 from trl_akd.data.templates import render
+from trl_akd.evaluation import template_scores
 from trl_akd.evaluation.template_scores import TemplateScores, score_templates, summarize_templates, template_table
 
+LOG2 = math.log(2)
 TEMPLATES = ("alpaca", "comment", "starcoder")
 ROWS = [
     {"instruction": "Add.", "input": "1, 2", "output": "3"},
@@ -74,7 +76,12 @@ def test_a_row_that_is_too_long_with_one_template_is_left_out_for_all(model):
         score_templates(model, tiny.tokenizer(), dataset, ("comment", "alpaca"), max_length=short - 1)
 
 
-def test_an_impossible_token_has_an_entropy_of_zero_and_logits_that_are_not_finite_are_refused(model):
+def test_an_impossible_token_adds_no_entropy():
+    logits = torch.tensor([[0.0, 0.0, -math.inf]])
+    assert template_scores._score_tokens(logits, torch.tensor([0])).tolist() == [pytest.approx([-LOG2, LOG2])]
+
+
+def test_logits_that_are_not_finite_are_refused_and_uniform_ones_have_the_entropy_of_the_vocabulary():
     dataset, tokenizer = Dataset.from_list(ROWS), tiny.tokenizer()
     broken = tiny.model("llama")
     torch.nn.init.constant_(broken.lm_head.weight, math.nan)
@@ -82,10 +89,8 @@ def test_an_impossible_token_has_an_entropy_of_zero_and_logits_that_are_not_fini
         score_templates(broken, tokenizer, dataset, TEMPLATES)
     torch.nn.init.constant_(broken.lm_head.weight, 0.0)
     scores = score_templates(broken, tokenizer, dataset, ("alpaca",))["alpaca"]
-    size = broken.config.vocab_size
-    assert scores.log_probs == pytest.approx([-math.log(size)] * 3) and scores.entropies == pytest.approx(
-        [math.log(size)] * 3
-    )
+    entropy = math.log(broken.config.vocab_size)
+    assert scores.log_probs == pytest.approx([-entropy] * 3) and scores.entropies == pytest.approx([entropy] * 3)
 
 
 def test_summary_and_table():

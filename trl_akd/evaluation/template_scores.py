@@ -75,9 +75,9 @@ def score_templates(
         ValueError: If rows have other columns, if none has an answer and fits into `max_length`, or if the model's
             logits are not finite.
     """
-    if (found := detect_format(dataset.column_names)) != "alpaca":
+    if (kind := detect_format(dataset.column_names)) != "alpaca":
         raise ValueError(
-            f"the dataset is in the format {found!r}, to which no prompt template applies; give one with the columns "
+            f"the dataset is in the format {kind!r}, to which no prompt template applies; give one with the columns "
             "`instruction` and `output`."
         )
     rows = {
@@ -111,21 +111,22 @@ def _scores(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, batch
     with evaluating(model):
         for start in range(0, len(rows), batch_size):
             batch = collate(rows.select(range(start, min(start + batch_size, len(rows)))).to_list())
-            labels = batch.pop("labels")[:, 1:].to(model.device)
+            device = head.weight.device  # the model may be on several
+            labels = batch.pop("labels")[:, 1:].to(device)
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            hidden = final_hidden_states(model, inputs)[:, :-1]
+            hidden = final_hidden_states(model, inputs)[:, :-1].to(device)
             is_target = labels != IGNORE_INDEX
             scored = torch.cat(
                 [
                     _score_tokens(head.logits(some).float(), targets)
                     for some, targets in zip(
-                        hidden[is_target].split(_TOKENS_PER_CHUNK),
-                        labels[is_target].split(_TOKENS_PER_CHUNK),
+                        torch.split(hidden[is_target], _TOKENS_PER_CHUNK),
+                        torch.split(labels[is_target], _TOKENS_PER_CHUNK),
                         strict=True,
                     )
                 ]
             )
-            for row in scored.double().cpu().split(is_target.sum(1).tolist()):
+            for row in torch.split(scored.cpu().double(), is_target.sum(1).tolist()):
                 log_prob, entropy = row.mean(0).tolist()
                 log_probs.append(log_prob)
                 entropies.append(entropy)

@@ -69,7 +69,9 @@ def test_accelerate_config_by_path_and_name(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_missing_accelerate_config_lists_the_names():
-    with pytest.raises(FileNotFoundError, match=r"neither a file nor one of ddp, .*zero3_offload; did you mean 'zero3'\?"):
+    with pytest.raises(
+        FileNotFoundError, match=r"neither a file nor one of ddp, .*zero3_offload; did you mean 'zero3'\?"
+    ):
         find_accelerate_config("zeor3")
 
 

@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import has_length
+from transformers.trainer_utils import HubStrategy, has_length
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -34,8 +34,12 @@ from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
 from ..distributed import own_rows, take_compilation, through_forward, unwrapped, widest_float
 from ..generation.decoding import collect_eos_token_ids
 from ..heads import compiler, final_hidden_states, hidden_states_and_router_loss, lm_head
-from ..losses.fused_linear import FusedDivergence, fused_divergence
+from ..hub.model_card import ModelCardContent, model_card, read_base_model
+from ..hub.scores import before_and_after, errors_section
+from ..hub.upload import request
+from ..losses.fused_linear import FusedDivergence, fused_divergence, fused_linear_cross_entropy
 from ..losses.lm_head import LMHead
+from ..losses.policy_gradient import PolicyGradient
 from ..teachers import (
     LocalTeacher,
     NoTeacher,
@@ -51,11 +55,12 @@ from .batches import Batch, Targets, causal_targets, number_of_tokens, row_numbe
 from .checkpoint import load_state, save_state
 from .gkd import GKDTrainer
 from .metrics import METRICS, DistillationMetrics, Means, loss_from_means, not_finite
-from .model_card import find_license, model_card, objective, provenance
+from .model_card import draw_schedule, explain_divergence, objective, provenance
 from .model_utils import adapters_of, disable_dropout, evaluation_name, name_of, named_datasets, tokenizer_of
 from .on_policy import CompletionLog, is_on_policy, sample_rows, sampling_config, sampling_seed
 from .schedule_callback import ScheduleCallback
-from .upload import upload_student
+from .teacher_mix import TeacherMix, require_dense, teacher_next_logits
+from .upload import upload_checkpoint, upload_student
 from .validation import (
     check_adapter,
     check_architectures,
@@ -110,7 +115,8 @@ class AKDTrainer(GKDTrainer):
             in [`trl.SFTTrainer`].
 
     Attributes:
-        scores (`dict[int, list[EvalResult]]`): scores measured on benchmarks, by training step, for the model card.
+        scores (`dict[int, list[EvalResult]]`): scores measured on a benchmark, by training step, for the model card.
+        outcomes (`dict[int, dict[str, int]]`): number of programs by outcome, such as `"passed"`, likewise.
 
     Raises:
         ValueError: If the teacher is missing, vocabularies differ, or the data has no usable row.
@@ -126,6 +132,7 @@ class AKDTrainer(GKDTrainer):
 
     args: AKDConfig
     model: Any
+    data_collator: Any
 
     def __init__(
         self,
@@ -174,6 +181,8 @@ class AKDTrainer(GKDTrainer):
                 **kwargs,
             )
         self.padding_free = args.padding_free or args.packing
+        if not hasattr(self, "router_aux_loss_coef"):  # TRL before 1.14
+            self.router_aux_loss_coef = args.router_aux_loss_coef if self.aux_loss_enabled else 0.0
         if self.router_aux_loss_coef:
             check_experts(self.model.config.get_text_config())
         self._compilation = take_compilation(self.accelerator)
@@ -182,6 +191,7 @@ class AKDTrainer(GKDTrainer):
         check_parallelism(self.accelerator.parallelism_config)
         self.adaptive_beta = args.make_beta()
         self.schedule = args.make_schedule(self.adaptive_beta)
+        self.policy_gradient = args.make_policy_gradient()
         self.lmbda, self.seq_kd, self.temperature = args.lmbda, args.seq_kd, args.temperature
         if args.disable_dropout:
             disable_dropout(self.model)
@@ -195,8 +205,9 @@ class AKDTrainer(GKDTrainer):
             eos_token_ids=collect_eos_token_ids(self._tokenizer, self.model, getattr(self.teacher, "model", None)),
         )
         self.distillation_metrics = {mode: DistillationMetrics(self._measured) for mode in ("train", "eval")}
-        self.provenance = provenance(model, teacher_model, args)
+        self.provenance = provenance(model, teacher_model, args, self.model, self.teacher_model)
         self.scores: dict[int, list[EvalResult]] = {}
+        self.outcomes: dict[int, dict[str, int]] = {}
         self._student_is_verified = False
         self._completions = CompletionLog(args, self._tokenizer, self.accelerator)
         self.add_callback(ScheduleCallback(self.adaptive_beta, self.schedule, self._finish_step))
@@ -350,10 +361,20 @@ class AKDTrainer(GKDTrainer):
             self.generation_config,
             vocabulary_size=self.vocabulary_size,
             seed=sampling_seed(self.args.seed, step, micro_batch, self.accelerator.process_index),
+            processor=self._mix_teacher if self.policy_gradient and self.policy_gradient.teacher_mix else None,
         )
         if self.args.log_completions:
             self._completions.add(rows)
         return DataCollatorForDistillation(self._tokenizer.pad_token_id)(rows)
+
+    @contextmanager
+    def _mix_teacher(self, student: Any, attention_mask: torch.Tensor) -> Iterator[TeacherMix]:
+        """Yield the logits processor that mixes the teacher into the student's distribution."""
+        assert self.policy_gradient is not None
+        with teacher_next_logits(
+            self.teacher, student, self.accelerator, attention_mask, vocabulary_size=self.vocabulary_size
+        ) as next_logits:
+            yield TeacherMix(next_logits, self.policy_gradient.teacher_mix)
 
     # Loss
 
@@ -436,10 +457,39 @@ class AKDTrainer(GKDTrainer):
         self, student: Any, hidden: torch.Tensor, signal: Any, targets: Targets, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss and the sums of `_student_loss` from hidden states `[B, T, H]` and the teacher's signal."""
-        divergence = self._divergence(lm_head(student).whole(), hidden, signal, targets.labels, weights)
+        head, policy_gradient = lm_head(student).whole(), self.policy_gradient if self.model.training else None
+        if policy_gradient is not None:
+            require_dense(signal)
+        with nullcontext() if policy_gradient is None or policy_gradient.single_step else torch.no_grad():
+            divergence = self._divergence(head, hidden, signal, targets.labels, weights)
+        loss = divergence.loss
+        if policy_gradient is not None:
+            loss = loss + self._long_term_part(policy_gradient, head, hidden, divergence, targets.labels, weights)
         per_token = torch.stack([getattr(divergence, name).flatten() for name in METRICS])
         precision = widest_float(hidden.device)
-        return divergence.loss, (per_token.to(precision) @ targets.weights.flatten().to(precision)).unsqueeze(0)
+        return loss, (per_token.to(precision) @ targets.weights.flatten().to(precision)).unsqueeze(0)
+
+    def _long_term_part(
+        self,
+        policy_gradient: PolicyGradient,
+        head: LMHead,
+        hidden: torch.Tensor,
+        divergence: FusedDivergence,
+        labels: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return 0, with the gradient of the influence of each token on the rewards of later ones."""
+        assert divergence.student_nll is not None and divergence.teacher_nll is not None
+        nll_weights = policy_gradient.nll_weights(divergence.student_nll, divergence.teacher_nll, labels)
+        surrogate = fused_linear_cross_entropy(
+            hidden,
+            head,
+            token_weights=weights * nll_weights,
+            labels=labels,
+            chunk_size=self.args.loss_chunk_size,
+            vocab_size=self.vocabulary_size,
+        ).loss
+        return surrogate - surrogate.detach()
 
     def _divergence(
         self, head: LMHead, hidden: torch.Tensor, signal: TeacherSignal, labels: torch.Tensor, weights: torch.Tensor
@@ -576,6 +626,15 @@ class AKDTrainer(GKDTrainer):
         """Return the settings of the objective for the model card."""
         return objective(self.args)
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository as [`transformers.Trainer`] does, before training.
+
+        Raises:
+            HubError: If the Hub refuses, or cannot be reached.
+        """
+        name = str(self.args.hub_model_id or Path(str(self.args.output_dir)).name)
+        request(lambda: super(AKDTrainer, self).init_hf_repo(token, private), name, "")
+
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",
@@ -585,9 +644,13 @@ class AKDTrainer(GKDTrainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Upload the student, its tokenizer and its card, and no other files of the output folder.
+        """Upload the student, its tokenizer, its card and its recipe in one commit, and no other files.
 
         Arguments are those of [`transformers.Trainer.push_to_hub`].
+
+        Raises:
+            HubError: If the upload fails; the message says how to repeat it.
+            ValueError: If a file contains the token or another secret of the environment; nothing is uploaded.
         """
         return upload_student(
             self,
@@ -599,19 +662,43 @@ class AKDTrainer(GKDTrainer):
             **kwargs,
         )
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            upload_checkpoint(self, Path(checkpoint_folder))
+
     def _card_facts(self) -> dict[str, str]:
         """Return additional rows for the table at the top of the model card."""
         return {}
 
+    def _card_explanation(self) -> str:
+        """Return the model card's paragraphs on the method and its equation, in Markdown."""
+        return explain_divergence(self.args)
+
     def _card_sections(self) -> list[str]:
         """Return additional sections of the model card in Markdown, each beginning with its heading."""
-        return []
+        knob = None if self.schedule is None else self.schedule.knob
+        section = draw_schedule(knob, self.state.log_history, Path(str(self.args.output_dir)))
+        return [] if section is None else [section]
+
+    def _measured_step(self) -> int | None:
+        """Return the step of the saved model's scores: that of the best one if `load_best_model_at_end` is on."""
+        best = self.state.best_global_step if self.args.load_best_model_at_end else None
+        return best if best in self.scores else next(reversed(self.scores), None)
 
     def _measured_scores(self) -> list[EvalResult]:
-        """Return the scores of the saved model: those of the best one if `load_best_model_at_end` is on."""
-        if self.args.load_best_model_at_end and self.state.best_global_step in self.scores:
-            return self.scores[self.state.best_global_step]
-        return list(self.scores.values())[-1] if self.scores else []
+        """Return the scores of the saved model."""
+        step = self._measured_step()
+        return [] if step is None else self.scores[step]
+
+    def _measurements(self) -> dict[str, str]:
+        """Return the model card's sections on errors, and on the student before and after training, by key."""
+        step = self._measured_step()
+        found: dict[str, str] = {}
+        if step and step in self.outcomes:
+            found |= errors_section(self.scores[step][0].dataset_name, self.outcomes[step])
+        if step and 0 in self.scores:
+            found |= before_and_after(self.scores[0], self.scores[step])
+        return found
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
@@ -621,23 +708,23 @@ class AKDTrainer(GKDTrainer):
             return
         if dataset_name is not None:
             self.provenance.dataset = dataset_name
-        if self.provenance.license is None and self.args.push_to_hub:
-            self.provenance.license = find_license(self.provenance.student)
-        repository = self.hub_model_id or self.args.hub_model_id or self.args.output_dir
-        card = model_card(
-            self.provenance,
+        repository = str(self.hub_model_id or self.args.hub_model_id or self.args.output_dir)
+        content = ModelCardContent(
             method=self._method,
             objective=self._objective(),
-            model_name=model_name or str(repository).split("/")[-1],
-            repository=str(repository),
+            model_name=model_name or repository.split("/")[-1],
+            repository=repository,
             tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
+            explanation=self._card_explanation(),
             encoder_decoder=self.model.config.is_encoder_decoder,
             adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
             facts=self._card_facts(),
             results=self._measured_scores(),
+            measurements=self._measurements(),
             sections=self._card_sections(),
         )
-        card.save(f"{self.args.output_dir}/README.md")
+        base = read_base_model(self.provenance.student, online=self.args.push_to_hub)
+        model_card(self.provenance, content, base).save(f"{self.args.output_dir}/README.md")
 
 
 def _sized(dataset: Any) -> Any:

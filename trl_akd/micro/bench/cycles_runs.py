@@ -35,7 +35,7 @@ from .cycles_config import CYCLES_FORMAT, CyclesConfig, CyclesSettings, Variant
 from .cycles_judge import REPLY_TOKENS, NoisyJudge, auc, judge_request
 from .cycles_measures import measure_student
 from .cycles_teacher import ScriptedTeacher, StudentFaults
-from .cycles_world import MAX_NEW_TOKENS, CyclesWorld, QuestionPool
+from .cycles_world import MAX_NEW_TOKENS, TIMEOUT, CyclesWorld, QuestionPool
 from .runner import digest, execute_all, find_start, peak_memory_mb, rounded, run_experiment
 
 __all__ = ["CyclesRun", "TokenCosts", "num_new_questions", "plan_cycles", "run_cycles"]
@@ -165,7 +165,7 @@ class CyclesStart:
     def measure(self, model: Any, tokenizer: PreTrainedTokenizerBase, stream: str = "held_out") -> dict[str, Any]:
         """Return the measures of a student of this seed."""
         seed = derive_seed(self.seed, "samples")
-        with CodeExecutor(workers=1, allow_code_execution=True) as executor:
+        with CodeExecutor(workers=1, timeout=TIMEOUT, allow_code_execution=True) as executor:
             return measure_student(
                 model, tokenizer, self.world, self.held_out(stream), executor, num_samples=self.num_samples, seed=seed
             )
@@ -287,7 +287,7 @@ class CyclesRun:
         pool.add(seeds)
         costs = TokenCosts.measure(seeds[:_MEASURED_TASKS], tokenizer)
         new = num_new_questions(self.questions_of, settings, costs)
-        with CodeExecutor(workers=1, allow_code_execution=True) as executor:
+        with CodeExecutor(workers=1, timeout=TIMEOUT, allow_code_execution=True) as executor:
             own = StudentFaults(executor, seed) if variant.faults == "own" else None
             teacher = ScriptedTeacher(
                 pool,
@@ -421,10 +421,10 @@ def plan_cycles(config: CyclesConfig) -> list[CyclesRun]:
 
 
 def run_cycles(config: CyclesConfig) -> Path:
-    """Run what is missing, and return the file of the results, `results.json`.
+    """Run what is missing, and return the file of the results.
 
     Raises:
-        ValueError: If two variants are equal, or the folder has runs with other predictions or another control.
+        ValueError: If two variants are equal, or other predictions or another control were recorded for these results.
         BlockingIOError: If another process writes to the folder.
         RuntimeError: If runs failed; others are kept.
     """
@@ -442,6 +442,7 @@ def run_cycles(config: CyclesConfig) -> Path:
             "num_tasks": config.num_tasks,
             "num_samples": config.num_samples,
         },
+        name=config.name,
     )
 
 

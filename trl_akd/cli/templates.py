@@ -2,7 +2,8 @@ r"""`trl-akd templates`: compare prompt templates by a model's likelihood of the
 
 ```bash
 trl-akd templates --model_name_or_path Qwen/Qwen2.5-Coder-7B \
-    --dataset_name sahil2801/CodeAlpaca-20k --dataset_train_split "train[:200]" --output_file outputs/templates.json
+    --dataset_name sahil2801/CodeAlpaca-20k --dataset_train_split "train[:200]" \
+    --output_file outputs/templates.json
 ```
 """
 

@@ -588,6 +588,9 @@ def eopd(student_logits: Tensor, teacher_logits: Tensor, threshold: float = 0.8,
     return _relative_entropy(log_q, log_p) + _relative_entropy(log_p, log_q, is_uncertain)
 
 
+_MIN_COMPLEMENT = 1e-30  # the divergence is forward KL to all digits below, and the inverse would overflow
+
+
 def _adaptive_alpha_(
     block: Softened, with_gradient: bool, concentration: float = 0.9, entropy_weight: float = 3.0
 ) -> Tensor:
@@ -597,16 +600,20 @@ def _adaptive_alpha_(
     weight = 1 + entropy_weight * _teacher_entropy_(block)
     complement = concentration * torch.minimum(p, q, out=scratch).sum(dim=-1)
     alpha = 1 - complement
+    larger = torch.maximum(p, q, out=p)
+    differences = torch.abs(log_ratio, out=scratch).neg_().expm1_().mul_(larger)
+    drift = torch.copysign(differences, log_ratio, out=differences).sum(dim=-1)  # of q - p: 0 but for rounding
     # u is the larger probability, reduced: nothing overflows, and u - p keeps its digits where both are nearly equal.
     reduced = torch.clamp(log_ratio, min=0, out=scratch).mul_(-alpha.unsqueeze(-1)).exp_()
-    larger = torch.maximum(p, q, out=p).mul_(reduced)  # u where q > p, otherwise p
+    larger.mul_(reduced)  # u where q > p, otherwise p
     steps = torch.abs(log_ratio, out=scratch).mul_(-complement.unsqueeze(-1)).expm1_().mul_(larger)
     differences = torch.copysign(steps, log_ratio, out=steps)  # u - p
     change = differences.sum(dim=-1)
     if with_gradient:
         u = larger.add_(differences.clamp_(max=0))
         u.neg_().addcmul_(q, (1 + change).unsqueeze(-1)).mul_((weight / alpha).unsqueeze(-1))
-    return weight * torch.where(complement > 0, -change / complement, block.forward_kl) / alpha
+    mixed = complement > _MIN_COMPLEMENT
+    return weight * torch.where(mixed, drift - change / complement, block.forward_kl) / alpha
 
 
 @register("adaptive_alpha", fused=_adaptive_alpha_)
@@ -644,10 +651,13 @@ def adaptive_alpha(
     p, q = log_p.exp(), log_q.exp().detach()
     weight = 1 + entropy_weight * torch.special.entr(p).sum(dim=-1)
     complement = concentration * torch.minimum(p, q).sum(dim=-1, keepdim=True)
+    mixed = complement > _MIN_COMPLEMENT
     log_ratio = torch.where(log_p == -math.inf, 0.0, log_q - log_p)
-    step = complement * torch.where(complement > 0, log_ratio, 0.0)
-    change = _power_difference(log_p, log_p + step, step) / torch.where(complement > 0, complement, 1.0)
-    terms = torch.where(complement > 0, change, p * log_ratio)
+    step = complement * torch.where(mixed, log_ratio, 0.0)
+    change = _power_difference(log_p, log_p + step, step) / torch.where(mixed, complement, 1.0)
+    # q - p adds up to 0 but for rounding. Near p = q it cancels the rounding of the probabilities in `change`.
+    drift = torch.where(log_p == -math.inf, q, _power_difference(log_p, log_q, log_ratio)).detach()
+    terms = torch.where(mixed, change - drift, p * log_ratio)
     divergence: Tensor = -weight * terms.sum(dim=-1) / (1 - complement.squeeze(-1))
     return divergence
 

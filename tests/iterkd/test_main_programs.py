@@ -8,7 +8,7 @@ from trl_akd.iterkd.cycle.main_programs import Outcome, lacks_resources, run_mai
 from trl_akd.iterkd.cycle.records import Fault, Pair, Question
 from trl_akd.iterkd.cycle.verification import verify
 
-from .labelled_programs import PROGRAMS
+from .labeled_programs import PROGRAMS
 
 pytestmark = pytest.mark.lengthy
 
@@ -25,7 +25,7 @@ def outcomes(executor) -> dict[str, Outcome]:
     return dict(zip(programs, run_main_programs(executor.run, programs), strict=True))
 
 
-def test_labelled_programs_get_their_verdicts(outcomes):
+def test_labeled_programs_get_their_verdicts(outcomes):
     wrong = [(program, outcomes[program], due) for due, program in PROGRAMS if outcomes[program].verdict != due]
     assert not wrong
 

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..losses import divergences
-from .akd_config import AKDConfig
+from .akd_config import AKDConfig, options_of_beta
 from .card_scores import evaluation_section
 from .model_utils import name_of
 
@@ -49,13 +49,6 @@ tokenizer = AutoTokenizer.from_pretrained("{{ repository }}")
 
 _SELF_TEACHER = "the student without its adapter"
 _DATA_FILES = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".txt", ".arrow")
-_OF_LEARNED_BETA = [
-    "beta_strategy",
-    "beta_initial_values",
-    "beta_learning_rate",
-    "beta_regularization",
-    "beta_regularizer",
-]
 _PACKAGES = ("trl_akd", "trl", "transformers", "torch", "datasets", "tokenizers")
 
 
@@ -174,7 +167,7 @@ def objective(args: AKDConfig) -> dict[str, Any]:
     if not args.uses_beta:
         settings = divergences.get(args.divergence).default_settings | args.divergence_settings
         return {name: getattr(args, name) for name in names} | settings
-    names += ["beta_strategy", "beta"] if args.beta_strategy == "fixed" else _OF_LEARNED_BETA
+    names += ["beta_strategy", *options_of_beta(args.beta_strategy)]
     return {name: getattr(args, name) for name in names}
 
 

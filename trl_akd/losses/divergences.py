@@ -629,16 +629,16 @@ def adaptive_alpha(
     `(1 + c H(p)) (1 - sum_v p^a q^(1 - a)) / (a (1 - a))` with `a = 1 - k sum_v min(p, q)`, the teacher's entropy
     `H(p)` in nats, k = `concentration` and c = `entropy_weight`. No gradient flows through `a`. The alpha divergence
     is forward KL in the limit a = 1, and reverse KL in the limit a = 0. Where the student lacks the teacher's
-    probability, the divergence is therefore near forward KL, from which it learns the missing tokens; where most of it
-    is there, near reverse KL, which removes what is left elsewhere. Both have the same curvature near p = q. The
-    first factor raises the weight of tokens for which the teacher has several continuations.
+    probability, the divergence is therefore near forward KL, from which it learns the missing tokens; where the
+    student has most of it, near reverse KL, which removes probability elsewhere. Both have the same curvature near
+    p = q. The first factor raises the weight of tokens for which the teacher has several continuations.
 
     Infinite where no token is possible for both models; with `concentration=0`, as forward KL.
 
     Args:
         student_logits, teacher_logits, temperature: as in [`forward_kl`], and so is the result.
         concentration (`float`, *optional*, defaults to `0.9`): by how much the order falls from 1 as the overlap rises
-            to 1, in [0, 0.99]. 0 is forward KL.
+            to 1, in [0, 0.99]. With 0, each token has its forward KL, times the first factor.
         entropy_weight (`float`, *optional*, defaults to `3.0`): weight of the teacher's entropy, at least 0, per nat.
 
     Example:
@@ -752,7 +752,7 @@ def taid(student_logits: Tensor, teacher_logits: Tensor, t: float = 0.4, tempera
 
     [TAID](https://huggingface.co/papers/2501.16937):
     `p_t = softmax((1 - t) student_logits + t teacher_logits)`. No gradient flows through `p_t`. `t = 1` is forward KL,
-    and `t = 0` is 0 throughout. In training, [`Interpolation`] moves `t`.
+    and `t = 0` is 0 throughout. In training, [`Interpolation`] changes `t`.
 
     Infinite where no token is possible for both models, and at `t = 1` as forward KL.
 

@@ -11,7 +11,7 @@ ACTIONS = {
     "bench plans": "_plans_types",
 }
 METHODS = ("akd", "codeplan", "iterkd")
-COMMANDS = (*METHODS, "bench", "evaluate", "plans", *ACTIONS)
+COMMANDS = (*METHODS, "bench", "evaluate", "plans", "push", "templates", *ACTIONS)
 
 
 def argument_types(command: str) -> tuple[type, ...]:

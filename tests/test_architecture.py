@@ -28,8 +28,9 @@ LEVELS: dict[str, int] = {
     "evaluation": 6,
     "hub": 6,
     "micro": 6,
-    "cli": 7,
-    "__main__": 8,
+    "bench": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 ONLY_TORCH = {"losses"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -18,9 +18,8 @@ trl-akd bench plans --report outputs/bench/plans/results.json
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from .command import Action, require_one_process, start
 from .errors import run, user_errors
@@ -28,9 +27,13 @@ from .errors import run, user_errors
 if TYPE_CHECKING:
     from ..micro.bench.config import BenchConfig
     from ..micro.bench.cycles_config import CyclesConfig
+    from ..micro.bench.fields import ExperimentConfig
+    from ..micro.bench.pages import Page
     from ..micro.bench.plans_config import PlansConfig
 
 __all__ = ["main"]
+
+_Config = TypeVar("_Config", bound="ExperimentConfig")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -54,11 +57,10 @@ def _argument_types() -> tuple[type, ...]:
 
 
 def _run(config: "BenchConfig") -> None:
-    from ..micro.bench.report import write_page
+    from ..micro.bench.report import BENCH_PAGE
     from ..micro.bench.runs import run_benchmark
 
-    page = partial(write_page, introduction=config.introduction)
-    _run_or_report("trl-akd bench", config, run_benchmark, page)
+    _run_or_report(config, run_benchmark, BENCH_PAGE)
 
 
 def _cycles_types() -> tuple[type, ...]:
@@ -68,10 +70,10 @@ def _cycles_types() -> tuple[type, ...]:
 
 
 def _run_cycles(config: "CyclesConfig") -> None:
-    from ..micro.bench.cycles_report import write_cycles_page
+    from ..micro.bench.cycles_report import CYCLES_PAGE
     from ..micro.bench.cycles_runs import run_cycles
 
-    _run_or_report("trl-akd bench cycles", config, run_cycles, write_cycles_page)
+    _run_or_report(config, run_cycles, CYCLES_PAGE)
 
 
 def _plans_types() -> tuple[type, ...]:
@@ -81,25 +83,20 @@ def _plans_types() -> tuple[type, ...]:
 
 
 def _run_plans(config: "PlansConfig") -> None:
-    from ..micro.bench.plans_report import write_plans_page
+    from ..micro.bench.plans_report import PLANS_PAGE
     from ..micro.bench.plans_runs import run_plans
 
-    _run_or_report("trl-akd bench plans", config, run_plans, write_plans_page)
+    _run_or_report(config, run_plans, PLANS_PAGE)
 
 
-def _run_or_report(
-    command: str,
-    config: "BenchConfig | CyclesConfig | PlansConfig",
-    execute: Callable[..., Path],
-    write_page: Callable[..., Path],
-) -> None:
-    require_one_process(f"`{command}`, which starts its own processes,")
+def _run_or_report(config: _Config, execute: Callable[[_Config], Path], page: "Page") -> None:
+    require_one_process(f"`{page.command}`, which starts its own processes,")
     if config.report is not None:
-        print(f"Page: {write_page(config.report, config.page)}")
+        print(f"Page: {page.write(config.report, config.page, config.introduction)}")
         return
     with user_errors((RuntimeError,)):
         results = execute(config)
-    print(f"Results: {results}. Make their page: {command} --report {results}")
+    print(f"Results: {results}. Make their page: {page.command} --report {results}")
 
 
 _ACTIONS: dict[str, Action] = {"cycles": (_cycles_types, _run_cycles), "plans": (_plans_types, _run_plans)}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trl_akd.micro.bench.config import BenchConfig
-from trl_akd.micro.bench.report import write_page
+from trl_akd.micro.bench.report import BENCH_PAGE
 from trl_akd.micro.bench.runs import plan
 
 ROOT = Path(__file__).parents[3]
@@ -20,7 +20,7 @@ def test_the_page_is_that_of_the_committed_results(tmp_path: Path):
         r"^RESULTS := \$\(addprefix docs/results/,(.+)\)$", (ROOT / "Makefile").read_text(), re.MULTILINE
     )
     sources = [DOCS / "results" / name for name in names.split()]
-    made = write_page(sources, tmp_path / "results.md", DOCS / "results" / "answer.txt")
+    made = BENCH_PAGE.write(sources, tmp_path / "results.md", DOCS / "results" / "answer.txt")
     assert made.read_bytes() == (DOCS / "results.md").read_bytes(), "run `make results`"
     figures, committed = (
         {path.name: path.read_bytes() for path in folder.glob("*.svg")}

@@ -14,7 +14,7 @@ from trl_akd.iterkd.cycle.records import FAULT_KINDS
 from trl_akd.iterkd.judge.rubric import Judgement
 from trl_akd.micro.bench.cycles_config import CyclesConfig, CyclesSettings, Variant
 from trl_akd.micro.bench.cycles_judge import MISSING_STEP, NoisyJudge, auc, judge_aucs
-from trl_akd.micro.bench.cycles_report import CyclesResults, write_cycles_page
+from trl_akd.micro.bench.cycles_report import CYCLES_PAGE, CyclesResults
 from trl_akd.micro.bench.cycles_runs import TokenCosts, num_new_questions, plan_cycles
 from trl_akd.micro.bench.cycles_teacher import ScriptedTeacher
 from trl_akd.micro.bench.cycles_world import CyclesWorld, QuestionPool, correct_programs, error_class, outcomes
@@ -201,11 +201,16 @@ VALID: dict[str, Any] = {
         ({"variants": {"a": {"faulty": 1}}}, "`faulty` is unknown"),
         ({"variants": {"derived": {}, "own": {"as_many_questions_as": "x"}}}, "'x', which is not one of"),
         ({"control": {"first": "derived", "second": "x", "at_least": 0.0}}, "'x', which is not one of"),
-        ({"control": {"first": "derived", "second": "own"}}, "the bounds are"),
+        ({"control": {"first": "derived", "second": "own"}}, "there is no bound; give `at_least`"),
+        ({"control": {**VALID["control"], "at_most": -2.0}}, "the lower one as `at_least`"),
+        ({"predictions": {"p": {"first": "own", "second": "own", "at_least": 0.0}}}, "give two variants"),
         ({"settings": {"questions": 0}}, "`questions` is 0"),
         ({"settings": {"start_range": [0.5, 0.2]}}, "the lower one first"),
         ({"seeds": [0, 0]}, "`seeds` is"),
         ({"num_tasks": 0}, "`num_tasks` is 0"),
+        ({"num_samples": 0}, "`num_samples` is 0"),
+        ({"name": "a/b"}, "`name` is 'a/b'; give letters"),
+        ({"introduction": "answer.txt"}, "`introduction` is 'answer.txt', which has no effect without `report`"),
     ],
 )
 def test_configurations_that_are_refused(change: dict[str, Any], message: str):
@@ -259,6 +264,7 @@ def content(gain: float, seeds: int = 5) -> dict[str, Any]:
         "num_tasks": 10,
         "num_samples": 2,
         "control": {"first": "better", "second": "base", "measure": "greedy", "at_least": 0.05},
+        "finished_before": 0,
         "predictions": {"p": {"first": "base", "second": "better", "at_most": 0.0}},
         "planned": [{"variant": name, "seed": seed} for name, seed in places],
         "runs": [
@@ -271,10 +277,10 @@ def content(gain: float, seeds: int = 5) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "control", "prediction"),
     [
-        ({"gain": 0.1}, "yes", "yes"),
-        ({"gain": 0.01}, "no", "withheld"),
-        ({"gain": 0.1, "seeds": 4}, "yes", "withheld"),
-        ({"gain": 0.1, "seeds": 1}, "no interval", "no interval"),
+        ({"gain": 0.1}, "right", "right"),
+        ({"gain": 0.01}, "wrong", "withheld"),
+        ({"gain": 0.1, "seeds": 4}, "too few seeds", "withheld"),
+        ({"gain": 0.1, "seeds": 1}, "no interval", "withheld"),
     ],
 )
 def test_verdicts_need_a_control_that_holds_on_five_seeds(change: dict[str, Any], control: str, prediction: str):
@@ -292,14 +298,16 @@ def test_page(tmp_path: Path):
     results = tmp_path / "results.json"
     found = content(0.1)
     results.write_text(json.dumps(found))
-    page = write_cycles_page(results).read_text()
-    assert write_cycles_page(results, tmp_path / "other.md").read_text() == page
-    assert "The control holds." in page and "| p | base minus better | pass@1 | at most +0.00 | -0.100" in page
-    assert "| better | 0.420 ± 0.020 | 0.420 ± 0.020 |" in page and "| 10 | 25 | 5 | 9 | 4 | 0.900 | 3 |" in page
+    page = CYCLES_PAGE.write([results]).read_text()
+    assert CYCLES_PAGE.write([results], tmp_path / "other.md").read_text() == page
+    assert "The control holds." in page and "10 of 10 runs are finished, with 5 seeds, at commit abc." in page
+    assert "Predictions and control were recorded before the runs" in page and "Of 1: 1 right." in page
+    assert "| p | base minus better | pass@1 | at most 0 | -0.100 [-0.101, -0.100] | 5 | right |" in page
+    assert "| better | 5 | 0.420 ± 0.020 | 0.420 ± 0.020 |" in page and "| 10 | 25 | 5 | 9 | 4 | 0.900 | 3 |" in page
     not_started = {**row("base", 0, 0.0), "started": False}
     del not_started["measures"]
     results.write_text(json.dumps({**found, "runs": [not_started]}))
-    assert "not started" in write_cycles_page(results).read_text()
+    assert "not started" in CYCLES_PAGE.write([results]).read_text()
 
 
 @pytest.mark.parametrize(
@@ -313,9 +321,9 @@ def test_page(tmp_path: Path):
 def test_other_files_are_refused(text: str, message: str, tmp_path: Path):
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(ValueError, match=message):
-        write_cycles_page(tmp_path / "results.json")
+        CYCLES_PAGE.write([tmp_path / "results.json"])
     with pytest.raises(FileNotFoundError, match="no such file"):
-        write_cycles_page(tmp_path / "none.json")
+        CYCLES_PAGE.write([tmp_path / "none.json"])
 
 
 @pytest.mark.end_to_end

@@ -65,7 +65,7 @@ def test_outcomes_without_own_plans_have_one_program_more():
         (with_prediction(first="plain own_plans best@10"), "`predictions: help` has 'plain'"),
         (with_prediction(first="code own_plans best@10"), "about own plans of 'code', whose `plan_weight` is 0"),
         (with_prediction(first="code without_plan best@10"), "give two outcomes"),
-        (with_prediction(at_least=None), "`at_least` is None and `at_most` None; give one or both"),
+        (with_prediction(at_least=None), "there is no bound; give `at_least` or `at_most`"),
         (with_prediction(at_most=-1.0), "the lower one as `at_least`"),
     ],
 )

@@ -12,7 +12,7 @@ import yaml
 from tests.micro.bench.test_plans_config import CONFIG
 from trl_akd.micro.bench import plans_runs
 from trl_akd.micro.bench.plans_config import PLANS_FORMAT, PLANS_MEASURES, Outcome, PlansConfig
-from trl_akd.micro.bench.plans_report import PlansResults, write_plans_page
+from trl_akd.micro.bench.plans_report import PLANS_PAGE, PlansResults
 from trl_akd.micro.bench.plans_runs import plan_runs
 from trl_akd.micro.bench.runner import results_text
 
@@ -118,11 +118,11 @@ def prediction(**bounds: float) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("bounds", "verdict"),
     [
-        ({"at_least": 0.0}, "yes"),
-        ({"at_most": 0.0}, "no"),
-        ({"at_least": 0.05, "at_most": 0.2}, "yes"),
+        ({"at_least": 0.0}, "right"),
+        ({"at_most": 0.0}, "wrong"),
+        ({"at_least": 0.05, "at_most": 0.2}, "right"),
         ({"at_least": 0.112}, "open"),
-        ({"at_least": 0.3}, "no"),
+        ({"at_least": 0.3}, "wrong"),
     ],
 )
 def test_a_prediction_is_judged_by_its_interval(bounds: dict[str, float], verdict: str):
@@ -145,19 +145,23 @@ def test_verdicts_need_all_runs_and_five_seeds():
 def test_the_mean_of_one_outcome_is_predicted_as_well():
     found = PlansResults(results(VALUES, {"high": {"world": "one", "first": OWN, "at_least": 0.65}}))
     [one] = found.predictions.values()
-    assert found.verdict(one) == "yes"
+    assert found.verdict(one) == "right"
 
 
 def test_the_page_is_a_function_of_the_results(tmp_path: Path):
     path = tmp_path / "results.json"
     extra = {"guided own_plans plan_accuracy": [0.5] * 5, "guided own_plans pass_given_wrong": [0.125] * 5}
     path.write_text(json.dumps(results({**VALUES, **extra}, prediction(at_least=0.0))))
-    page = write_plans_page(path)
+    page = PLANS_PAGE.write([path])
     text = page.read_text()
-    assert page == tmp_path / "results.md" and write_plans_page(path, tmp_path / "other.md").read_text() == text
-    assert "10 of 10 runs, at commit abc: seeds 0, 1, 2, 3, 4; 100 held-out problems each." in text
+    assert page == tmp_path / "results.md" and PLANS_PAGE.write([path], tmp_path / "other.md").read_text() == text
+    assert "10 of 10 runs are finished, with 5 seeds, at commit abc." in text
     line = next(line for line in text.splitlines() if line.startswith("| help |"))
-    assert f"{OWN} minus {PLAIN}" in line and "at least +0.00" in line and line.endswith("| yes |")
+    assert (
+        f"{OWN} minus {PLAIN}" in line
+        and "| at least 0 | +0.112 [" in line
+        and line.endswith("| 5 | **< .001** | right |")
+    )
     assert "| guided | own plans |  |  |  | 0.724 ± 0.026 |" in text
     assert "| guided | 0.500 ± 0.000 |  |  | 0.125 ± 0.000 |" in text
 
@@ -167,7 +171,7 @@ def test_other_files_are_refused(content: str, tmp_path: Path):
     path = tmp_path / "results.json"
     path.write_text(content)
     with pytest.raises(ValueError, match="which is not the results of `trl-akd bench plans`") as error:
-        write_plans_page(path)
+        PLANS_PAGE.write([path])
     assert "\n" not in str(error.value)
     with pytest.raises(FileNotFoundError, match="no such file"):
-        write_plans_page(tmp_path / "missing.json")
+        PLANS_PAGE.write([tmp_path / "missing.json"])

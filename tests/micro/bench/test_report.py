@@ -15,7 +15,7 @@ import pytest
 from trl_akd.cli import main
 from trl_akd.metrics.statistics import holm, paired_mean
 from trl_akd.micro.bench.config import FORMAT
-from trl_akd.micro.bench.report import write_page
+from trl_akd.micro.bench.report import BENCH_PAGE
 from trl_akd.micro.bench.results import Results
 
 RULES = ("kl", "quarter", "three_quarters", "rkl", "akd")
@@ -88,7 +88,7 @@ def made_up(advantage: float = 0.2, loss: float = 0.4, seeds: int = 8) -> dict[s
 
 def page_of(content: dict[str, Any], folder: Path) -> str:
     (folder / "results.json").write_text(json.dumps(content))
-    return write_page([folder / "results.json"]).read_text()
+    return BENCH_PAGE.write([folder / "results.json"]).read_text()
 
 
 def row_of(page: str, start: str) -> list[str]:
@@ -331,7 +331,7 @@ def test_equal_results_give_equal_bytes_and_figures_that_are_shown(tmp_path: Pat
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps(made_up()))
-        write_page([tmp_path / name / "results.json"], tmp_path / name / "page.md")
+        BENCH_PAGE.write([tmp_path / name / "results.json"], tmp_path / name / "page.md")
         pages.append(files_of(tmp_path / name))
     assert pages[0] == pages[1]
     figures = {name for name in pages[0] if name.endswith(".svg")}
@@ -348,7 +348,7 @@ def test_a_page_has_an_introduction_and_a_section_for_each_file_of_results(tmp_p
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     (tmp_path / "answer.md").write_text("## Which rule, when\n\nIt depends.\n")
     sources = [tmp_path / "full.json", tmp_path / "more.json"]
-    page = write_page(sources, tmp_path / "page.md", tmp_path / "answer.md").read_text()
+    page = BENCH_PAGE.write(sources, tmp_path / "page.md", tmp_path / "answer.md").read_text()
     assert page.startswith("# Benchmark of divergences: results\n\n## Which rule, when\n\nIt depends.\n\n## full\n")
     assert page.index("with 8 seeds") < page.index("## more") < page.index("with 9 seeds")
     assert {path.name.split("-")[0] for path in (tmp_path / "page").iterdir()} == {"full", "more"}

@@ -5,16 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .fields import (
-    build,
-    check_counts,
-    check_distinct,
-    check_name,
-    check_names,
-    check_required,
-    is_report,
-    read_mapping,
-)
+from .fields import Bounds, WorldExperimentConfig, build, check_counts, check_distinct, check_names
+from .measures import LOW
 from .rules import check_rule
 from .students import STUDENTS
 from .world import World
@@ -36,8 +28,8 @@ MEASURES = (
     "pass@1",
     "pass@10",
     "coverage",
-    "pass@1_T0.7",
-    "coverage_T0.7",
+    f"pass@1{LOW}",
+    f"coverage{LOW}",
     "greedy",
     "valid_mass",
     "coverage_of_valid",
@@ -128,7 +120,7 @@ class Control:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(Bounds):
     """A prediction about the mean difference of two rules over seeds.
 
     Args:
@@ -144,33 +136,22 @@ class Prediction:
     measure: str
     first: str
     second: str | None = None
-    at_least: float | None = None
-    at_most: float | None = None
 
     def __post_init__(self) -> None:
-        bounds = [bound for bound in (self.at_least, self.at_most) if bound is not None]
-        if not bounds:
-            raise ValueError("there is no bound; give `at_least` or `at_most`.")
-        if not all(map(math.isfinite, bounds)) or bounds != sorted(bounds):
-            raise ValueError(
-                f"the bounds are at least {self.at_least} and at most {self.at_most}, between which there is no "
-                "number; give finite numbers, the lower one as `at_least`."
-            )
+        super().__post_init__()
         if self.first == self.second:
             raise ValueError(f"`first` and `second` are both {self.first!r}; give two rules.")
 
 
 @dataclass
-class BenchConfig:
+class BenchConfig(WorldExperimentConfig):
     """
-    Configuration of `trl-akd bench`.
+    Configuration of `trl-akd bench`, with the fields of [`WorldExperimentConfig`].
 
     Args:
-        output_dir (`str`, *optional*, defaults to `"outputs/bench"`):
-            Folder of the runs (`runs.jsonl`), of pre-trained students and of the results.
-        name (`str`, *optional*, defaults to `"results"`):
-            Name of the results in that folder: `<name>.json`, and `<name>.predictions.json`. Recipes with different
-            names share the runs that are equal.
+        predictions (`dict`, *optional*):
+            Predictions by name. They, `control` and `line` are recorded before the first run, and others are then
+            refused for this `name`.
         worlds (`dict`, *optional*):
             Worlds by name, such as `{separating: {rows: 2000, epochs: 3}}`; their keys are described in
             docs/methods/bench.md.
@@ -181,57 +162,33 @@ class BenchConfig:
             forward_kl}}`, or `{method: sft}` for supervised training on the rows. A rule may have its own
             `learning_rate` and `num_train_epochs`, and train a LoRA adapter (`use_peft`, `lora_r`, `lora_alpha`,
             `lora_dropout`, `lora_target_modules`). The key `draws` repeats a run with that many seeds of its beta.
-        seeds (`list[int]`, *optional*, defaults to `[0]`):
-            Seeds. Worlds, rows, weights and order of rows are a function of the seed, so that rules are compared in
-            pairs.
-        num_tasks (`int`, *optional*, defaults to `100`):
-            Number of held-out tasks.
         num_samples (`int`, *optional*, defaults to `20`):
             Number of samples per task.
         control (`dict`, *optional*):
             Positive control: `world`, `student`, and the rules `covering` and `concentrating`.
         line (`list[str]`, *optional*):
             Rules, at least two fixed mixes, whose line of coverage against pass@1 other rules are compared with.
-        predictions (`dict`, *optional*):
-            Predictions by name. They, `control` and `line` are recorded before the first run, and others are then
-            refused for this `name`.
-        workers (`int`, *optional*):
-            Number of runs at the same time. Defaults to the number of cores.
-        report (`list[str]`, *optional*):
-            Write the page of these files of results instead of running anything.
-        page (`str`, *optional*):
-            File of the page, with the suffix .md, by default beside the first results. Figures are written to a
-            folder beside it with its name.
-        introduction (`str`, *optional*):
-            Markdown file whose text comes first on the page.
     """
 
-    output_dir: str = "outputs/bench"
-    name: str = "results"
+    mappings = ("worlds", "rules", "control", "predictions")
+    required = ("worlds", "rules", "students", "seeds", "control", "predictions")
+
     worlds: dict[str, Any] | str | None = None
     students: list[str] = field(default_factory=lambda: ["32k"])
     rules: dict[str, Any] | str | None = None
-    seeds: list[int] = field(default_factory=lambda: [0])
-    num_tasks: int = 100
     num_samples: int = 20
     control: dict[str, Any] | str | None = None
     line: list[str] | None = None
-    predictions: dict[str, Any] | str | None = None
-    workers: int | None = None
-    report: list[str] | None = None
-    page: str | None = None
-    introduction: str | None = None
 
-    def __post_init__(self) -> None:
-        for name in ("worlds", "rules", "control", "predictions"):
-            setattr(self, name, read_mapping(name, getattr(self, name)))
-        if is_report(self):
-            return
-        check_required(self, ("worlds", "rules", "students", "seeds", "control", "predictions"))
-        check_name("`name` is", self.name)
-        check_counts(self, ("num_tasks", "num_samples", "workers"))
-        for name in ("students", "seeds"):
-            check_distinct(name, getattr(self, name))
+    def check_runs(self) -> None:
+        """Check worlds, students, rules, control, line and predictions.
+
+        Raises:
+            ValueError: If a value is refused.
+        """
+        super().check_runs()
+        check_counts(self, ("num_samples",))
+        check_distinct("students", self.students)
         check_names("students", self.students, STUDENTS)
         self.world_settings()
         self._check_rules()
@@ -239,22 +196,20 @@ class BenchConfig:
 
     def world_settings(self) -> dict[str, WorldSettings]:
         """Return the worlds by name."""
-        found = {}
-        for name, entry in self._mapping("worlds").items():
-            settings = build(WorldSettings, entry or {}, f"`worlds` has {name!r}, in which")
+        found: dict[str, WorldSettings] = self.build_each("worlds", WorldSettings)
+        for name, settings in found.items():
             for key, chosen, known in (
                 ("students", settings.students, self.students),
-                ("rules", settings.rules, self._mapping("rules")),
+                ("rules", settings.rules, self.mapping("rules")),
             ):
                 check_names(f"worlds: {name}: {key}", chosen or (), known)
                 if chosen is not None and len(set(chosen)) != max(1, len(chosen)):
                     raise ValueError(f"`worlds: {name}: {key}` is {list(chosen)}; name at least one, and each once.")
-            found[name] = settings
         return found
 
     def rule_fields(self) -> dict[str, dict[str, Any]]:
         """Return the fields of [`AKDConfig`], or the method, of each rule."""
-        rules = self._mapping("rules")
+        rules = self.mapping("rules")
         for name, entry in rules.items():
             if not isinstance(entry or {}, Mapping):
                 raise ValueError(
@@ -267,31 +222,23 @@ class BenchConfig:
 
     def draws(self, rule: str) -> int:
         """Return the number of seeds of beta with which a rule is run."""
-        return int((self._mapping("rules")[rule] or {}).get(BETA_DRAWS, 1))
+        return int((self.mapping("rules")[rule] or {}).get(BETA_DRAWS, 1))
 
     def control_settings(self) -> Control:
         """Return the positive control."""
-        control: Control = build(Control, self._mapping("control"), "`control`:")
+        control: Control = build(Control, self.mapping("control"), "`control`:")
         return control
 
     def prediction_settings(self) -> dict[str, Prediction]:
         """Return the predictions by name."""
-        return {
-            name: build(Prediction, entry, f"`predictions` has {name!r}, in which")
-            for name, entry in self._mapping("predictions").items()
-        }
-
-    def _mapping(self, name: str) -> dict[str, Any]:
-        value = getattr(self, name)
-        assert isinstance(value, dict)
-        return value
+        return self.build_each("predictions", Prediction)
 
     def _check_rules(self) -> None:
         for name, values in self.rule_fields().items():
-            check_rule(name, values, (self._mapping("rules")[name] or {}).get(BETA_DRAWS, 1))
+            check_rule(name, values, (self.mapping("rules")[name] or {}).get(BETA_DRAWS, 1))
 
     def _check_comparisons(self) -> None:
-        worlds, rules = self._mapping("worlds"), self._mapping("rules")
+        worlds, rules = self.mapping("worlds"), self.mapping("rules")
         control = self.control_settings()
         check_names("control: world", [control.world], worlds)
         check_names("control: student", [control.student], self.students)

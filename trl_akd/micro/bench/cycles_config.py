@@ -1,14 +1,13 @@
 """Configuration of the experiment on IterKD: world, budgets, variants, seeds and predictions."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 from ...iterkd.cycle.records import Level
 from .cycles_measures import CYCLES_MEASURES
 from .cycles_world import CyclesWorld
-from .fields import build, check_counts, check_distinct, check_names, check_required, is_report, read_mapping
+from .fields import Bounds, WorldExperimentConfig, build, check_counts, check_names
 
 __all__ = ["CYCLES_FORMAT", "Comparison", "CyclesConfig", "CyclesSettings", "Faults", "Questions", "Variant"]
 
@@ -132,7 +131,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Bounds):
     """A prediction about the mean difference of two variants over seeds.
 
     Args:
@@ -144,16 +143,9 @@ class Comparison:
     first: str
     second: str
     measure: str = "pass@1"
-    at_least: float | None = None
-    at_most: float | None = None
 
     def __post_init__(self) -> None:
-        bounds = [bound for bound in (self.at_least, self.at_most) if bound is not None]
-        if not bounds or not all(map(math.isfinite, bounds)) or bounds != sorted(bounds):
-            raise ValueError(
-                f"the bounds are at least {self.at_least} and at most {self.at_most}; give one or two finite numbers, "
-                "the lower one as `at_least`."
-            )
+        super().__post_init__()
         if self.first == self.second:
             raise ValueError(f"`first` and `second` are both {self.first!r}; give two variants.")
         if self.measure not in CYCLES_MEASURES:
@@ -161,57 +153,42 @@ class Comparison:
 
 
 @dataclass
-class CyclesConfig:
+class CyclesConfig(WorldExperimentConfig):
     """
-    Configuration of `trl-akd bench cycles`.
+    Configuration of `trl-akd bench cycles`, with the fields of [`WorldExperimentConfig`].
 
     Args:
-        output_dir (`str`, *optional*, defaults to `"outputs/bench/cycles"`):
-            Folder of the runs (`runs.jsonl`), of pre-trained students and of the results (`results.json`).
+        predictions (`dict`, *optional*):
+            Predictions by name: `first`, `second`, `measure`, `at_least`, `at_most`. They and `control` are recorded
+            before the first run, and others are then refused for this `name`.
         settings (`dict`, *optional*):
             World, student and budgets; the keys are described in docs/methods/iterkd_bench.md.
         variants (`dict`, *optional*):
             Variants by name, such as `{derived: {judge: 1.0}}`; the keys are described there as well.
-        seeds (`list[int]`, *optional*, defaults to `[0]`):
-            Seeds. World, start, questions and held-out tasks are a function of the seed, so that variants are compared
-            in pairs.
-        num_tasks (`int`, *optional*, defaults to `200`):
-            Number of held-out tasks.
         num_samples (`int`, *optional*, defaults to `10`):
             Number of samples per task.
         control (`dict`, *optional*):
             Comparison that must hold before anything is ranked, with the keys of a prediction.
-        predictions (`dict`, *optional*):
-            Predictions by name: `first`, `second`, `measure`, `at_least`, `at_most`. They and `control` are recorded
-            before the first run, and the folder then refuses others.
-        workers (`int`, *optional*):
-            Number of runs at the same time. Defaults to the number of cores.
-        report (`str`, *optional*):
-            Write the page of these results (a results.json) instead of running anything.
-        page (`str`, *optional*):
-            File of the page, with the suffix .md. By default `results.md` beside the results.
     """
 
+    mappings = ("settings", "variants", "control", "predictions")
+    required = ("variants", "seeds", "control", "predictions")
+
     output_dir: str = "outputs/bench/cycles"
+    num_tasks: int = 200
     settings: dict[str, Any] | str | None = None
     variants: dict[str, Any] | str | None = None
-    seeds: list[int] = field(default_factory=lambda: [0])
-    num_tasks: int = 200
     num_samples: int = 10
     control: dict[str, Any] | str | None = None
-    predictions: dict[str, Any] | str | None = None
-    workers: int | None = None
-    report: str | None = None
-    page: str | None = None
 
-    def __post_init__(self) -> None:
-        for name in ("settings", "variants", "control", "predictions"):
-            setattr(self, name, read_mapping(name, getattr(self, name)))
-        if is_report(self):
-            return
-        check_required(self, ("variants", "seeds", "control", "predictions"))
-        check_counts(self, ("num_tasks", "num_samples", "workers"))
-        check_distinct("seeds", self.seeds)
+    def check_runs(self) -> None:
+        """Check settings, variants, control and predictions.
+
+        Raises:
+            ValueError: If a value is refused.
+        """
+        super().check_runs()
+        check_counts(self, ("num_samples",))
         self.shared_settings()
         variants = self.named_variants()
         for name, variant in variants.items():
@@ -222,29 +199,18 @@ class CyclesConfig:
 
     def shared_settings(self) -> CyclesSettings:
         """Return world, student and budgets."""
-        settings: CyclesSettings = build(CyclesSettings, self.settings or {}, "`settings`:")
+        settings: CyclesSettings = build(CyclesSettings, self.mapping("settings"), "`settings`:")
         return settings
 
     def named_variants(self) -> dict[str, Variant]:
         """Return the variants by name."""
-        return {
-            name: build(Variant, entry or {}, f"`variants` has {name!r}, in which")
-            for name, entry in _entries(self.variants).items()
-        }
+        return self.build_each("variants", Variant)
 
     def control_comparison(self) -> Comparison:
         """Return the comparison that must hold before anything is ranked."""
-        comparison: Comparison = build(Comparison, self.control, "`control`:")
+        comparison: Comparison = build(Comparison, self.mapping("control"), "`control`:")
         return comparison
 
     def named_predictions(self) -> dict[str, Comparison]:
         """Return the predictions by name."""
-        return {
-            name: build(Comparison, entry, f"`predictions` has {name!r}, in which")
-            for name, entry in _entries(self.predictions).items()
-        }
-
-
-def _entries(value: Any) -> Mapping[str, Any]:
-    assert isinstance(value, dict)
-    return value
+        return self.build_each("predictions", Comparison)

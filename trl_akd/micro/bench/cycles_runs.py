@@ -421,10 +421,10 @@ def plan_cycles(config: CyclesConfig) -> list[CyclesRun]:
 
 
 def run_cycles(config: CyclesConfig) -> Path:
-    """Run what is missing, and return the file of the results, `results.json`.
+    """Run what is missing, and return the file of the results.
 
     Raises:
-        ValueError: If two variants are equal, or the folder has runs with other predictions or another control.
+        ValueError: If two variants are equal, or other predictions or another control were recorded for these results.
         BlockingIOError: If another process writes to the folder.
         RuntimeError: If runs failed; others are kept.
     """
@@ -442,6 +442,7 @@ def run_cycles(config: CyclesConfig) -> Path:
             "num_tasks": config.num_tasks,
             "num_samples": config.num_samples,
         },
+        name=config.name,
     )
 
 

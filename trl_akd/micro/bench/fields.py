@@ -1,21 +1,24 @@
-"""Checks of the fields of an experiment's configuration, whose values a recipe gives as mappings."""
+"""Configuration that all experiments share, and checks of fields whose values a recipe gives as mappings."""
 
 import json
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, field, fields
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, ClassVar, get_args, get_origin
+
+from ...metrics.statistics import PairedMean
 
 __all__ = [
+    "Bounds",
+    "ExperimentConfig",
+    "WorldExperimentConfig",
     "build",
     "check_counts",
     "check_distinct",
     "check_name",
     "check_names",
-    "check_required",
-    "is_report",
-    "read_mapping",
 ]
 
 _OF_PAGES = ("page", "introduction")
@@ -23,31 +26,147 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VALID_NAME = "give letters, digits, '.', '_' and '-', with a letter or digit first"
 
 
-def is_report(config: Any) -> bool:
-    """Return whether a configuration only makes the page of finished results.
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """Predicted bounds of a mean over seeds, of which at least one is given.
 
-    Raises:
-        ValueError: If it also has settings of runs, or a page but no results.
+    Args:
+        at_least (`float`, *optional*), at_most (`float`, *optional*): the bounds.
     """
-    if config.report is None:
+
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        bounds = [bound for bound in (self.at_least, self.at_most) if bound is not None]
+        if not bounds:
+            raise ValueError("there is no bound; give `at_least` or `at_most`.")
+        if not all(map(math.isfinite, bounds)) or bounds != sorted(bounds):
+            raise ValueError(
+                f"the bounds are at least {self.at_least} and at most {self.at_most}, between which there is no "
+                "number; give finite numbers, the lower one as `at_least`."
+            )
+
+    def verdict(self, found: PairedMean) -> str:
+        """Return `"right"` if the whole interval lies inside the bounds, `"wrong"` if outside, and else `"open"`."""
+        low = -math.inf if self.at_least is None else self.at_least
+        high = math.inf if self.at_most is None else self.at_most
+        if low <= found.low and found.high <= high:
+            return "right"
+        return "wrong" if found.high < low or found.low > high else "open"
+
+    def describe_bounds(self) -> str:
+        """Return the bounds in words."""
+        bounds = (("least", self.at_least), ("most", self.at_most))
+        return ", ".join(f"at {end} {bound:g}" for end, bound in bounds if bound is not None)
+
+
+@dataclass
+class ExperimentConfig:
+    """
+    Configuration that all experiments share.
+
+    Args:
+        output_dir (`str`):
+            Folder of the runs (`runs.jsonl`), of pre-trained students and of the results.
+        name (`str`, *optional*, defaults to `"results"`):
+            Name of the results in that folder: `<name>.json`, and `<name>.predictions.json`. Recipes with different
+            names share the runs that are equal.
+        seeds (`list[int]`, *optional*, defaults to `[0]`):
+            Seeds. Runs of the same seed are compared in pairs.
+        predictions (`dict`, *optional*):
+            Predictions by name, recorded before the first run; others are then refused for this `name`.
+        report (`list[str]`, *optional*):
+            Write the page of these files of results instead of running anything.
+        page (`str`, *optional*):
+            File of the page, with the suffix .md, by default beside the first results. Figures are written to a
+            folder beside it with its name.
+        introduction (`str`, *optional*):
+            Markdown file whose text comes first on the page.
+    """
+
+    mappings: ClassVar[tuple[str, ...]] = ("predictions",)
+    """Fields that are mappings."""
+    required: ClassVar[tuple[str, ...]] = ("seeds", "predictions")
+    """Fields that must not be empty."""
+
+    output_dir: str = "outputs/bench"
+    name: str = "results"
+    seeds: list[int] = field(default_factory=lambda: [0])
+    predictions: dict[str, Any] | str | None = None
+    report: list[str] | None = None
+    page: str | None = None
+    introduction: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.mappings:
+            setattr(self, name, _read_mapping(name, getattr(self, name)))
+        if self.report is not None:
+            self._check_report()
+            return
         for name in _OF_PAGES:
-            value = getattr(config, name, None)
+            value = getattr(self, name)
             if value is not None:
                 raise ValueError(f"`{name}` is {value!r}, which has no effect without `report`; leave it out.")
-        return False
-    for item in fields(config):
-        default = item.default if item.default_factory is MISSING else item.default_factory()
-        if item.name not in ("report", *_OF_PAGES) and getattr(config, item.name) not in (default, {}):
-            raise ValueError(f"`{item.name}` has no effect with `report`; leave it out.")
-    return True
+        for name in self.required:
+            if not getattr(self, name):
+                reason = "write down what you expect before anything runs"
+                raise ValueError(f"`{name}` is not set; {reason if name == 'predictions' else 'give it in a recipe'}.")
+        check_name("`name` is", self.name)
+        check_distinct("seeds", self.seeds)
+        self.check_runs()
+
+    def check_runs(self) -> None:
+        """Check the fields of one experiment, unless only the page of finished results is made.
+
+        Raises:
+            ValueError: If a value is refused.
+        """
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """Return the value of a field that is a mapping."""
+        value = getattr(self, name)
+        assert isinstance(value, dict)
+        return value
+
+    def build_each(self, name: str, kind: Any) -> dict[str, Any]:
+        """Return the entries of a mapping as dataclasses of a kind; an empty entry has the defaults."""
+        return {
+            key: build(kind, {} if entry is None else entry, f"`{name}` has {key!r}, in which")
+            for key, entry in self.mapping(name).items()
+        }
+
+    def _check_report(self) -> None:
+        for item in fields(self):
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            if item.name not in ("report", *_OF_PAGES) and getattr(self, item.name) not in (default, {}):
+                raise ValueError(f"`{item.name}` has no effect with `report`; leave it out.")
 
 
-def check_required(config: Any, names: Sequence[str]) -> None:
-    """Raise a ValueError if a field is empty."""
-    for name in names:
-        if not getattr(config, name):
-            reason = "; write down what you expect before anything runs" if name == "predictions" else ""
-            raise ValueError(f"`{name}` is not set{reason or '; give it in a recipe'}.")
+@dataclass
+class WorldExperimentConfig(ExperimentConfig):
+    """
+    Configuration that experiments in worlds of generated programs share.
+
+    Args:
+        seeds (`list[int]`, *optional*, defaults to `[0]`):
+            Seeds. World, data and initial weights are a function of the seed, so that runs are compared in pairs.
+        num_tasks (`int`, *optional*, defaults to `100`):
+            Number of held-out tasks.
+        workers (`int`, *optional*):
+            Number of runs at the same time. Defaults to the number of cores.
+    """
+
+    num_tasks: int = 100
+    workers: int | None = None
+
+    def check_runs(self) -> None:
+        """Check the size of the evaluation, and the number of runs at the same time.
+
+        Raises:
+            ValueError: If a value is refused.
+        """
+        check_counts(self, ("num_tasks", "workers"))
 
 
 def check_counts(config: Any, names: Sequence[str]) -> None:
@@ -73,7 +192,7 @@ def check_name(where: str, name: Any) -> None:
         raise ValueError(f"{where} {name!r}; {_VALID_NAME}.")
 
 
-def read_mapping(name: str, value: Any) -> dict[str, Any]:
+def _read_mapping(name: str, value: Any) -> dict[str, Any]:
     """Return the mapping in a field, which may be given as JSON; `None` is an empty one.
 
     Raises:

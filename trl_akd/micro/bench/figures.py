@@ -4,13 +4,15 @@ from statistics import fmean
 from typing import Any
 
 from .charts import Series, bar_chart, line_chart, scatter_chart
-from .results import LOW, Place, Results
+from .measures import LOW, LOW_TEMPERATURE
+from .pages import common_errors, mean_errors
+from .results import Place, Results
 
 __all__ = ["TITLES", "draw_figures"]
 
 TITLES = {
     "coverage": "Coverage against pass@1 at temperature 1, with the line of fixed mixes",
-    "low": "Coverage against pass@1 at temperature 0.7, with the line of fixed mixes",
+    "low": f"Coverage against pass@1 at temperature {LOW_TEMPERATURE}, with the line of fixed mixes",
     "curves": "Forward KL on the rows of training, of the rules that train on them",
     "beta": "β during training",
     "errors": "Outcomes of samples",
@@ -39,7 +41,7 @@ def _title(kind: str, place: Place) -> str:
 def _coverage(results: Results, place: Place) -> str:
     points, reference = results.points(place, results.rules(place)), results.control.covering
     cooler = results.points(place, [reference], LOW)
-    points |= {f"{reference} at T = 0.7": point for point in cooler.values()}
+    points |= {f"{reference} at T = {LOW_TEMPERATURE}": point for point in cooler.values()}
     line = list(results.line_points(place))
     return scatter_chart(_title("coverage", place), "pass@1", "coverage", points, line, results.line)
 
@@ -93,21 +95,12 @@ def _moves(results: Results, rule: str) -> bool:
 
 
 def _errors(results: Results, place: Place) -> str:
-    shares: dict[str, dict[str, float]] = {}
-    for rule in results.rules(place):
-        runs = results.at(place, rule)
-        names = {name for run in runs for name in run["measures"]["errors"]}
-        shares[rule] = {
-            name: fmean(run["measures"]["errors"].get(name, 0.0) for run in runs) for name in sorted(names)
-        }
-    totals: dict[str, float] = {}
-    for errors in shares.values():
-        for name, share in errors.items():
-            totals[name] = totals.get(name, 0.0) + share
-    common = sorted(totals, key=lambda name: (-totals[name], name))[:_MAX_ERRORS]
+    shares = {rule: mean_errors([run["measures"] for run in results.at(place, rule)]) for rule in results.rules(place)}
+    common = common_errors(shares.values(), _MAX_ERRORS)
+    has_others = len({name for errors in shares.values() for name in errors}) > len(common)
     bars = {}
     for rule, errors in shares.items():
         parts = {"passed": 1 - sum(errors.values()), **{name: errors.get(name, 0.0) for name in common}}
         rest = sum(share for name, share in errors.items() if name not in common)
-        bars[rule] = {**parts, **({"other": rest} if len(totals) > _MAX_ERRORS else {})}
+        bars[rule] = {**parts, **({"other": rest} if has_others else {})}
     return bar_chart(_title("errors", place), "share of samples", bars)

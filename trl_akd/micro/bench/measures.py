@@ -22,6 +22,7 @@ from .teacher import ExactTeacher
 from .world import WORDS, BenchTask, World
 
 __all__ = [
+    "LOW",
     "LOW_TEMPERATURE",
     "MAX_NEW_TOKENS",
     "PASSED",
@@ -34,6 +35,9 @@ __all__ = [
 PASSED = "passed"
 MAX_NEW_TOKENS = 32
 LOW_TEMPERATURE = 0.7
+LOW = f"_T{LOW_TEMPERATURE}"
+"""Suffix of measures at the lower temperature."""
+
 _GENERATION_BATCH, _DIVERGENCE_BATCH = 512, 64
 
 
@@ -108,12 +112,11 @@ def measure(
         for k in (1, 10)
         if k <= num_samples
     }
-    low = f"_T{LOW_TEMPERATURE}"
     return {
         **scores,
         "coverage": _coverage(world, tasks, passes[1.0]),
-        f"pass@1{low}": fmean(len(texts) / num_samples for texts in passes[LOW_TEMPERATURE]),
-        f"coverage{low}": _coverage(world, tasks, passes[LOW_TEMPERATURE]),
+        f"pass@1{LOW}": fmean(len(texts) / num_samples for texts in passes[LOW_TEMPERATURE]),
+        f"coverage{LOW}": _coverage(world, tasks, passes[LOW_TEMPERATURE]),
         "greedy": fmean(map(len, passes[0.0])),
         **words_of_first_token(model, tokenizer, world, tasks, num_samples),
         **held_out_divergences(model, tokenizer, world, tasks),

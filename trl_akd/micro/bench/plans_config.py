@@ -2,19 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from .fields import (
-    build,
-    check_counts,
-    check_distinct,
-    check_name,
-    check_names,
-    check_required,
-    is_report,
-    read_mapping,
-)
+from .fields import Bounds, WorldExperimentConfig, check_names
 from .plans_measures import NUM_COMPARED, NUM_PROGRAMS, OWN_PLANS, REDRAWN, TRUE_PLAN, WITHOUT_PLAN
 from .plans_world import PlanWorld
 
@@ -142,7 +133,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class PlanPrediction:
+class PlanPrediction(Bounds):
     """A prediction about the mean of an outcome over seeds, or about the mean difference of two.
 
     Args:
@@ -154,16 +145,9 @@ class PlanPrediction:
     world: str
     first: str
     second: str | None = None
-    at_least: float | None = None
-    at_most: float | None = None
 
     def __post_init__(self) -> None:
-        bounds = [bound for bound in (self.at_least, self.at_most) if bound is not None]
-        if not bounds or not all(map(math.isfinite, bounds)) or bounds != sorted(bounds):
-            raise ValueError(
-                f"`at_least` is {self.at_least} and `at_most` {self.at_most}; give one or both, finite numbers, the "
-                "lower one as `at_least`."
-            )
+        super().__post_init__()
         if self.first == self.second:
             raise ValueError(f"`first` and `second` are both {self.first!r}; give two outcomes.")
         for outcome in self.outcomes:
@@ -176,55 +160,32 @@ class PlanPrediction:
 
 
 @dataclass
-class PlansConfig:
+class PlansConfig(WorldExperimentConfig):
     """
-    Configuration of `trl-akd bench plans`.
+    Configuration of `trl-akd bench plans`, with the fields of [`WorldExperimentConfig`].
 
     Args:
-        output_dir (`str`, *optional*, defaults to `"outputs/bench/plans"`):
-            Folder of the runs (`runs.jsonl`), of pre-trained students and of the results.
-        name (`str`, *optional*, defaults to `"results"`):
-            Name of the results in that folder: `<name>.json`, and `<name>.predictions.json`.
         worlds (`dict`, *optional*):
             Worlds by name, such as `{scarce: {rows: 300, epochs: 10}}`; their keys are described in
             docs/methods/codeplan_bench.md.
         trainings (`dict`, *optional*):
             Trainings by name, each with `plan_weight`, `guided_weight` and `times_epochs`.
-        seeds (`list[int]`, *optional*, defaults to `[0]`):
-            Seeds. Worlds, rows, weights and order of rows are a function of the seed, so that trainings are compared
-            in pairs.
-        num_tasks (`int`, *optional*, defaults to `100`):
-            Number of held-out problems.
-        predictions (`dict`, *optional*):
-            Predictions by name, recorded before the first run; others are then refused for this `name`.
-        workers (`int`, *optional*):
-            Number of runs at the same time. Defaults to the number of cores.
-        report (`str`, *optional*):
-            Write the page of these results (a .json) instead of running anything.
-        page (`str`, *optional*):
-            File of the page, with the suffix .md; by default it is beside the results.
     """
 
+    mappings = ("worlds", "trainings", "predictions")
+    required = ("worlds", "trainings", "seeds", "predictions")
+
     output_dir: str = "outputs/bench/plans"
-    name: str = "results"
     worlds: dict[str, Any] | str | None = None
     trainings: dict[str, Any] | str | None = None
-    seeds: list[int] = field(default_factory=lambda: [0])
-    num_tasks: int = 100
-    predictions: dict[str, Any] | str | None = None
-    workers: int | None = None
-    report: str | None = None
-    page: str | None = None
 
-    def __post_init__(self) -> None:
-        for name in ("worlds", "trainings", "predictions"):
-            setattr(self, name, read_mapping(name, getattr(self, name)))
-        if is_report(self):
-            return
-        check_required(self, ("worlds", "trainings", "seeds", "predictions"))
-        check_counts(self, ("num_tasks", "workers"))
-        check_distinct("seeds", self.seeds)
-        check_name("`name` is", self.name)
+    def check_runs(self) -> None:
+        """Check worlds, trainings and predictions.
+
+        Raises:
+            ValueError: If a value is refused.
+        """
+        super().check_runs()
         worlds, trainings = self.named_worlds(), self.named_trainings()
         for name, prediction in self.named_predictions().items():
             check_names(f"predictions: {name}: world", [prediction.world], worlds)
@@ -238,16 +199,12 @@ class PlansConfig:
 
     def named_worlds(self) -> dict[str, PlanWorldSettings]:
         """Return the worlds by name."""
-        return self._built("worlds", PlanWorldSettings)
+        return self.build_each("worlds", PlanWorldSettings)
 
     def named_trainings(self) -> dict[str, PlanTraining]:
         """Return the trainings by name."""
-        return self._built("trainings", PlanTraining)
+        return self.build_each("trainings", PlanTraining)
 
     def named_predictions(self) -> dict[str, PlanPrediction]:
         """Return the predictions by name."""
-        return self._built("predictions", PlanPrediction)
-
-    def _built(self, name: str, kind: type) -> dict[str, Any]:
-        entries = getattr(self, name)
-        return {key: build(kind, entry or {}, f"`{name}` has {key!r}, in which") for key, entry in entries.items()}
+        return self.build_each("predictions", PlanPrediction)

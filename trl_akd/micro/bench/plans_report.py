@@ -1,21 +1,30 @@
-"""The page of the experiment on CodePLAN, as a function of its results alone."""
+"""The page of the experiment on CodePLAN."""
 
-import json
-import math
-from collections.abc import Mapping
-from pathlib import Path
-from statistics import fmean, median
+from collections.abc import Iterable, Mapping
+from statistics import fmean
 from typing import Any
 
-from ...ledger import replace_text
-from ...metrics.statistics import PairedMean, holm
+from ...metrics.statistics import PairedMean
+from .pages import (
+    COSTS,
+    ExperimentResults,
+    Page,
+    adjust_p_values,
+    cost_cells,
+    describe_predictions,
+    describe_progress,
+    difference_over_seeds,
+    format_mean,
+    format_settings,
+    mean_over_seeds,
+    predictions_table,
+    table,
+)
 from .plans_config import PLANS_FORMAT, PLANS_MEASURES, Outcome, PlanPrediction
 from .plans_measures import NUM_PROGRAMS, OWN_PLANS
-from .tables import format_interval, format_p_value, mean_over_seeds, table
 
-__all__ = ["PlansResults", "write_plans_page"]
+__all__ = ["PLANS_PAGE", "PlansResults"]
 
-_MIN_SEEDS = 5
 _PLANS = {
     "without_plan": "without a plan",
     "true_plan": "true plan",
@@ -33,22 +42,24 @@ _OWN_MEASURES = {
 }
 
 
-class PlansResults:
+class PlansResults(ExperimentResults[PlanPrediction]):
     """Finished runs of the experiment, by world, training and seed.
 
     Args:
         content (`Mapping`):
-            Content of the results.
+            Content of `results.json`.
 
     Raises:
-        ValueError: If they have another format.
+        ValueError: If it has another format, or a measure that is not finite.
     """
 
+    format = PLANS_FORMAT
+    place = ("world", "training", "seed")
+    recorded = ("predictions",)
+    min_seeds = 5
+
     def __init__(self, content: Mapping[str, Any]) -> None:
-        if content["format"] != PLANS_FORMAT:
-            raise ValueError(f"its format is {content['format']}, and this version reads {PLANS_FORMAT}; run it again")
-        self.content = content
-        self.runs: list[Mapping[str, Any]] = [run for run in content["runs"] if run["started"]]
+        super().__init__(content)
         self.predictions = {name: PlanPrediction(**entry) for name, entry in content["predictions"].items()}
 
     def at(self, world: str, training: str) -> list[Mapping[str, Any]]:
@@ -63,98 +74,35 @@ class PlansResults:
         }
         return {seed: value for seed, value in sorted(found.items()) if value is not None}
 
-    def mean(self, world: str, outcome: Outcome, minus: Outcome | None = None) -> PairedMean | None:
-        """Return the mean of an outcome over seeds, or that of its paired difference to another.
-
-        `None` if fewer than two seeds have a value.
-        """
-        values = self.by_seed(world, outcome)
-        if minus is not None:
-            others = self.by_seed(world, minus)
-            values = {seed: values[seed] - others[seed] for seed in values if seed in others}
-        return mean_over_seeds(values)
-
-    def num_missing(self, world: str, trainings: set[str]) -> int:
-        """Return the number of planned runs of trainings in a world that are not finished."""
-        places = [
-            {(run["training"], run["seed"]) for run in self.content[part] if run["world"] == world}
-            for part in ("planned", "runs")
-        ]
-        return sum(training in trainings for training, _ in places[0] - places[1])
-
     def found(self, prediction: PlanPrediction) -> PairedMean | None:
-        """Return the mean that a prediction is about."""
-        return self.mean(prediction.world, *prediction.outcomes)
+        """Return the mean that a prediction is about, or the mean difference."""
+        values = [self.by_seed(prediction.world, outcome) for outcome in prediction.outcomes]
+        return mean_over_seeds(*values) if len(values) == 1 else difference_over_seeds(*values)
 
-    def verdict(self, prediction: PlanPrediction) -> str:
-        """Return whether a prediction is right: `"yes"` or `"no"` if its interval decides, and else `"open"`.
-
-        Verdicts need all runs of the trainings, and at least five seeds that started.
-        """
-        if self.num_missing(prediction.world, {outcome.training for outcome in prediction.outcomes}):
-            return "runs are missing"
-        found = self.found(prediction)
-        if found is None or found.pairs < _MIN_SEEDS:
-            return "too few seeds"
-        low = -math.inf if prediction.at_least is None else prediction.at_least
-        high = math.inf if prediction.at_most is None else prediction.at_most
-        if low <= found.low and found.high <= high:
-            return "yes"
-        return "no" if found.high < low or found.low > high else "open"
+    def is_needed(self, run: Mapping[str, Any], prediction: PlanPrediction) -> bool:
+        """Return whether a run is one of the trainings of a prediction, in its world."""
+        trainings = {outcome.training for outcome in prediction.outcomes}
+        return run["world"] == prediction.world and run["training"] in trainings
 
 
-def write_plans_page(results: str | Path, page: str | Path | None = None) -> Path:
-    """Write the page of results, and return its path.
-
-    Args:
-        results (`str` or `Path`):
-            Results of `trl-akd bench plans`.
-        page (`str` or `Path`, *optional*):
-            The page, by default beside the results.
-
-    Raises:
-        FileNotFoundError: If there are no such results.
-        ValueError: If the file is something else.
-    """
-    path = Path(results).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"`report` is {str(results)!r}, but there is no such file; give a results.json.")
-    target = path.with_suffix(".md") if page is None else Path(page).expanduser()
-    if target.suffix != ".md":
-        raise ValueError(f"`page` is {str(page)!r}; give a file with the suffix .md.")
-    try:
-        text = _page(PlansResults(json.loads(path.read_text(encoding="utf-8"))))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"`report` is {str(results)!r}, which is not the results of `trl-akd bench plans` ({error!r}); give its "
-            "results.json."
-        ) from error
-    target.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(target, text)
-    return target
-
-
-def _page(results: PlansResults) -> str:
+def _sections(content: Mapping[str, Any], prefix: str) -> tuple[list[str], dict[str, str]]:
+    """Return the texts of a file of results, which have no figures."""
+    results = PlansResults(content)
     worlds = [_world(results, world) for world in results.content["worlds"]]
-    return "\n\n".join([_summary(results), _starts(results), _predictions(results), *worlds, _costs(results)]) + "\n"
+    return [_summary(results), _starts(results), _predictions(results), *worlds, _costs(results)], {}
+
+
+PLANS_PAGE = Page("Experiment on CodePLAN: results", "trl-akd bench plans", _sections)
+"""Page of the results of `trl-akd bench plans`."""
 
 
 def _summary(results: PlansResults) -> str:
     content = results.content
-    commits = sorted({commit for run in content["runs"] for commit in (run["commit"], run["start"]["commit"])})
-    doubts = ["are from several commits"] if len(commits) > 1 else []
-    if any(commit.endswith("+") for commit in commits):
-        doubts.append("include code that was not committed (+)")
-    warning = f"**The runs {' and '.join(doubts)}, so they may not be comparable.** " if doubts else ""
-    early = content["finished_before"]
-    known = f" {early} of the runs were finished when the predictions were recorded." if early else ""
     return (
-        "# Experiment on CodePLAN: results\n\n"
-        f"{len(content['runs'])} of {len(content['planned'])} runs, at commit {', '.join(commits)}: seeds "
-        f"{', '.join(map(str, content['seeds']))}; {content['num_tasks']} held-out problems each.{known}\n\n"
-        f"{warning}best@n: of n programs, the one that passes the largest fraction of the public cases passes the "
-        "hidden tests; best@1 is pass@1. Means over seeds, with 95 % intervals by Student's t; differences are paired "
-        "by seed. `trl-akd bench plans` made this page from the results alone."
+        f"{describe_progress(content)} Each student is measured on {content['num_tasks']} held-out problems. "
+        "*best@n*: of n programs, the one that passes the largest fraction of the public cases passes the hidden "
+        "tests; *best@1* is pass@1. Differences are paired by seed; brackets are 95 % intervals by Student's t, and ± "
+        "is half of one."
     )
 
 
@@ -167,81 +115,56 @@ def _starts(results: PlansResults) -> str:
     ]
     header = ["world", "seed", "plans", "programs", "programs by a given plan", "started"]
     return (
-        "## Students before training\n\nShare of unseen texts of the base model that the pre-trained student "
+        "### Students before training\n\nShare of unseen texts of the base model that the pre-trained student "
         f"writes.\n\n{table(header, rows)}"
     )
 
 
 def _predictions(results: PlansResults) -> str:
-    found = {name: results.found(prediction) for name, prediction in results.predictions.items()}
-    tested = {
-        name: mean.p_value
-        for name, mean in found.items()
-        if mean is not None and len(results.predictions[name].outcomes) == 2
+    columns = {
+        "world": lambda prediction: prediction.world,
+        "outcome": lambda prediction: " minus ".join(map(str, prediction.outcomes)),
     }
-    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
-    rows = []
-    for name, prediction in results.predictions.items():
-        bounds = [
-            f"at {word} {bound:+.2f}"
-            for word, bound in (("least", prediction.at_least), ("most", prediction.at_most))
-            if bound is not None
-        ]
-        rows.append(
-            [
-                name,
-                prediction.world,
-                " minus ".join(map(str, prediction.outcomes)),
-                ", ".join(bounds),
-                format_interval(found[name]),
-                format_p_value(adjusted.get(name)),
-                results.verdict(prediction),
-            ]
-        )
-    header = ["prediction", "world", "outcome", "predicted", "mean and 95 % interval", "p (Holm)", "right"]
-    return (
-        "## Predictions\n\nRecorded before the runs. Right: yes or no if the whole interval lies inside or outside "
-        f"the bounds, else open. p: of differences from 0.\n\n{table(header, rows)}"
-    )
+    differences = {
+        name: results.found(prediction)
+        for name, prediction in results.predictions.items()
+        if len(prediction.outcomes) == 2
+    }
+    listed = predictions_table(results, results.predictions, columns, adjust_p_values(differences))
+    return f"### Predictions\n\n{describe_predictions(results)} p-values are of differences from 0.\n\n{listed}"
 
 
 def _world(results: PlansResults, world: str) -> str:
-    settings = ", ".join(f"{name} {value}" for name, value in results.content["worlds"][world].items())
     rows, own = [], []
     for training in results.content["trainings"]:
         rows += [
             [training, words, *cells]
             for plan, words in _PLANS.items()
-            if any(cells := [_mean(results, world, Outcome(training, plan, measure)) for measure in _BEST])
+            if any(cells := _means(results, world, training, plan, _BEST))
         ]
-        cells = [_mean(results, world, Outcome(training, OWN_PLANS, measure)) for measure in _OWN_MEASURES]
+        cells = _means(results, world, training, OWN_PLANS, _OWN_MEASURES)
         if any(cells):
             own.append([training, *cells])
-    parts = [f"## World {world}", f"{settings}.", table(["training", "programs", *_BEST], rows)]
+    parts = [
+        f"### World {world}",
+        f"{format_settings(results.content['worlds'][world])}.",
+        table(["training", "programs", *_BEST], rows),
+    ]
     if own:
         parts += ["Own plans:", table(["training", *_OWN_MEASURES.values()], own)]
     return "\n\n".join(parts)
 
 
-def _mean(results: PlansResults, world: str, outcome: Outcome) -> str:
-    found = results.mean(world, outcome)
-    if found is None:
-        return "".join(f"{value:.3f}" for value in results.by_seed(world, outcome).values())
-    return f"{found.difference:.3f} ± {found.difference - found.low:.3f}"
+def _means(results: PlansResults, world: str, training: str, plan: str, measures: Iterable[str]) -> list[str]:
+    return [format_mean(results.by_seed(world, Outcome(training, plan, measure))) for measure in measures]
 
 
 def _costs(results: PlansResults) -> str:
     rows = [
-        [
-            world,
-            training,
-            f"{fmean(run['steps'] for run in runs):.0f}",
-            *(f"{median(run['seconds'][part] for run in runs):.0f}" for part in ("train", "measure", "cpu")),
-            f"{median(run['peak_memory_mb'] for run in runs):.0f}",
-        ]
+        [world, training, f"{fmean(run['steps'] for run in runs):.0f}", *cost_cells(runs)]
         for world in results.content["worlds"]
         for training in results.content["trainings"]
         if (runs := results.at(world, training))
     ]
-    header = ["world", "training", "steps", "s of training", "s of measuring", "CPU s of both", "peak memory, MiB"]
-    return f"## Cost\n\nMedians over runs, one core per run.\n\n{table(header, rows)}"
+    header = ["world", "training", "steps", *COSTS]
+    return f"### Cost\n\nMedians over runs, one core per run.\n\n{table(header, rows)}"

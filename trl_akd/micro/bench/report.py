@@ -1,29 +1,36 @@
-"""The page of a benchmark's results, as a function of the files of results and of an introduction alone."""
+"""The page of the benchmark of divergences."""
 
-import hashlib
-import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from statistics import median
 from typing import Any
 
-from ...ledger import replace_text
-from ...metrics.statistics import holm
-from .config import BETA_DRAWS
+from .config import BETA_DRAWS, Prediction
 from .figures import TITLES, draw_figures
-from .results import LOW, TESTED, Place, Results
-from .tables import SIGNIFICANT, format_difference, format_number, format_p_value, table
+from .measures import LOW, LOW_TEMPERATURE
+from .pages import (
+    COSTS,
+    SIGNIFICANT,
+    Page,
+    adjust_p_values,
+    cost_cells,
+    describe_predictions,
+    describe_progress,
+    format_difference,
+    format_number,
+    format_p_value,
+    format_settings,
+    predictions_table,
+    table,
+)
+from .results import TESTED, Place, Results
 
-__all__ = ["write_page"]
+__all__ = ["BENCH_PAGE"]
 
-_TITLE = "# Benchmark of divergences: results"
 _COLUMNS = {
     "pass@1": "pass@1",
     "pass@10": "pass@10",
     "coverage": "coverage",
-    "pass@1_T0.7": "pass@1 at T = 0.7",
-    "coverage_T0.7": "coverage at T = 0.7",
+    f"pass@1{LOW}": f"pass@1 at T = {LOW_TEMPERATURE}",
+    f"coverage{LOW}": f"coverage at T = {LOW_TEMPERATURE}",
     "greedy": "greedy pass@1",
     "valid_mass": "mass on valid words",
     "coverage_of_valid": "coverage of valid words",
@@ -31,105 +38,28 @@ _COLUMNS = {
     "reverse_kl": "reverse KL, nats per token",
 }
 _MIN_SEEDS_OF_DRAWS = 3
-_VERDICTS = ("right", "wrong", "open", "withheld", "no interval", "runs are missing")
 
 
-def write_page(
-    results: Sequence[str | Path], page: str | Path | None = None, introduction: str | Path | None = None
-) -> Path:
-    """Write the page of results with its figures, and return its path.
-
-    Figures of earlier results are removed.
-
-    Args:
-        results (`Sequence[str | Path]`):
-            Files of results, each a section of the page.
-        page (`str` or `Path`, *optional*):
-            The page, by default beside the first file of results, with its name. Figures are written to a folder
-            beside it with the name of the page, less its suffix; their names begin with that of their results.
-        introduction (`str` or `Path`, *optional*):
-            Markdown file whose text comes first.
-
-    Raises:
-        FileNotFoundError: If a file does not exist.
-        ValueError: If a file is something else.
-    """
-    paths = [Path(each).expanduser() for each in results]
-    target = paths[0].with_suffix(".md") if page is None else Path(page).expanduser()
-    if target.suffix != ".md":
-        raise ValueError(f"`page` is {str(page)!r}; give a file with the suffix .md.")
-    if len({path.stem for path in paths}) < len(paths):
-        raise ValueError(f"`report` is {list(map(str, results))}, two of which have the same name; rename one.")
-    texts = [_TITLE]
-    if introduction is not None:
-        texts.append(_read("introduction", Path(introduction).expanduser(), "a Markdown file").strip())
+def _sections(content: Mapping[str, Any], prefix: str) -> tuple[list[str], dict[str, str]]:
+    """Return the texts of a file of results, and the figures by path; there are none unless the control holds."""
+    results = Results(content)
+    sections = [_summary(results), _control(results), _predictions(results)]
     figures: dict[str, str] = {}
-    for path in paths:
-        content = _read("report", path, "a results.json")
-        try:
-            found = Results(json.loads(content))
-            drawn = _draw(found, path.stem)
-            figures |= {name: figure for several in drawn.values() for name, figure in several.values()}
-            names = {
-                place: {kind: f"{target.stem}/{name}" for kind, (name, _) in several.items()}
-                for place, several in drawn.items()
-            }
-            texts += [f"## {path.stem}", *_sections(found, names)]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"`report` is {str(path)!r}, which is not the results of `trl-akd bench` ({error!r}); give its "
-                "results.json."
-            ) from error
-    folder = target.with_suffix("")
-    for path in paths:
-        for kind in TITLES:
-            for old in folder.glob(f"{path.stem}-{kind}-*.svg"):
-                if old.name not in figures:
-                    old.unlink()
-    for name, figure in figures.items():
-        replace_text(folder / name, figure)
-    replace_text(target, "\n\n".join(texts) + "\n")
-    return target
-
-
-def _read(option: str, path: Path, expected: str) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"`{option}` is {str(path)!r}, but there is no such file; give {expected}.")
-    return path.read_text(encoding="utf-8")
-
-
-def _draw(results: Results, stem: str) -> dict[Place, dict[str, tuple[str, str]]]:
-    """Return the names and contents of the figures by place and kind; none unless the control holds."""
-    if not results.control_holds:
-        return {}
-    return {
-        place: {
-            kind: (f"{stem}-{kind}-{'-'.join(place)}.svg", figure)
-            for kind, figure in draw_figures(results, place).items()
-        }
-        for place in results.places
-        if results.why_unranked(place) is None
-    }
-
-
-def _sections(results: Results, figures: Mapping[Place, Mapping[str, str]]) -> list[str]:
-    sections = [
-        _summary(results),
-        _control(results),
-        _predictions(results),
-    ]
     if results.control_holds:
-        sections += [_ranking(results, place, figures.get(place, {})) for place in results.places]
-    return [*sections, _setup(results), _starts(results), _costs(results)]
+        for place in results.places:
+            drawn = draw_figures(results, place) if results.why_unranked(place) is None else {}
+            paths = {kind: f"{prefix}-{kind}-{'-'.join(place)}.svg" for kind in drawn}
+            figures |= {paths[kind]: figure for kind, figure in drawn.items()}
+            sections.append(_ranking(results, place, paths))
+    return [*sections, _setup(results), _starts(results), _costs(results)], figures
+
+
+BENCH_PAGE = Page("Benchmark of divergences: results", "trl-akd bench", _sections, tuple(TITLES))
+"""Page of the results of `trl-akd bench`."""
 
 
 def _summary(results: Results) -> str:
     content = results.content
-    commits = sorted({commit for run in content["runs"] for commit in (run["commit"], run["start"]["commit"])})
-    doubts = ["are from several commits"] if len(commits) > 1 else []
-    if any(commit.endswith("+") for commit in commits):
-        doubts.append("include code that was not committed (+)")
-    warning = f"**The runs {' and '.join(doubts)}, so they may not be comparable.** " if doubts else ""
     line = (
         " *Coverage above the line* is the coverage of a rule minus that of the fixed mixes "
         f"({', '.join(results.line)}) at the same pass@1."
@@ -137,10 +67,9 @@ def _summary(results: Results) -> str:
         else ""
     )
     return (
-        f"{len(content['runs'])} of {len(results.planned)} runs are finished, with {len(content['seeds'])} seeds, at "
-        f"commit {', '.join(commits)}. {warning}Each student writes {content['num_samples']} samples at temperature 1 "
-        f"for each of {content['num_tasks']} held-out tasks. *pass@1* is the probability that a sample passes the "
-        "task's tests, and *coverage* the share of a task's correct programs among the samples that pass. Rules of a "
+        f"{describe_progress(content)} Each student writes {content['num_samples']} samples at temperature 1 for each "
+        f"of {content['num_tasks']} held-out tasks. *pass@1* is the probability that a sample passes the task's "
+        "tests, and *coverage* the share of a task's correct programs among the samples that pass. Rules of a "
         "seed share the world, the rows, their order and the pre-trained student, so differences are paired by seed; "
         f"brackets are 95 % intervals by Student's t.{line}"
     )
@@ -172,32 +101,18 @@ def _control(results: Results) -> str:
 
 
 def _predictions(results: Results) -> str:
-    rows = []
-    verdicts: Counter[str] = Counter()
-    for name, prediction in results.predictions.items():
-        found, place = results.found(prediction), (prediction.world, prediction.student)
-        if prediction.second is None:
-            beyond = ", extrapolated" if results.is_beyond_line(place, prediction.first) else ""
-            subject = f"{prediction.first}, coverage above the line{beyond}"
-        else:
-            subject = f"{prediction.first} minus {prediction.second}, {_COLUMNS[prediction.measure]}"
-        low, high = prediction.at_least, prediction.at_most
-        bounds = [f"at {end} {bound:g}" for end, bound in (("least", low), ("most", high)) if bound is not None]
-        verdict = results.verdict(prediction)
-        verdicts[verdict] += 1
-        seeds = "" if found is None else str(found.pairs)
-        rows.append([name, ", ".join(place), subject, ", ".join(bounds), format_difference(found), seeds, verdict])
-    header = ["prediction", "world, student", "quantity", "predicted", "found [95 % interval]", "seeds", "verdict"]
-    frozen = {name: results.content[name] for name in ("predictions", "control", "line")}
-    mark = hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()[:16]
-    before = results.content["finished_before"]
-    when = f"after {before} of the {len(results.planned)} runs and before the others" if before else "before the runs"
-    counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in _VERDICTS if verdicts[verdict])
-    return (
-        f"### Predictions\n\nPredictions, control and line were recorded {when}, and others are refused since "
-        f"(SHA-256 {mark}). A prediction is right or wrong if the whole interval lies inside or outside the bounds, "
-        f"and otherwise open. Of {len(rows)}: {counts}.\n\n" + table(header, rows)
-    )
+    def quantity(prediction: Prediction) -> str:
+        if prediction.second is not None:
+            return f"{prediction.first} minus {prediction.second}, {_COLUMNS[prediction.measure]}"
+        is_beyond = results.is_beyond_line((prediction.world, prediction.student), prediction.first)
+        return f"{prediction.first}, coverage above the line{', extrapolated' if is_beyond else ''}"
+
+    columns = {
+        "world, student": lambda prediction: f"{prediction.world}, {prediction.student}",
+        "quantity": quantity,
+    }
+    listed = predictions_table(results, results.predictions, columns)
+    return f"### Predictions\n\n{describe_predictions(results)}\n\n{listed}"
 
 
 def _ranking(results: Results, place: Place, figures: Mapping[str, str]) -> str:
@@ -231,8 +146,7 @@ def _differences(results: Results, place: Place, reference: str, others: Sequenc
     tests = {
         (rule, measure): results.compare(place, measure, rule, reference) for rule in others for measure in measures
     }
-    family = {key: test.p_value for key, test in tests.items() if test is not None}
-    adjusted = dict(zip(family, holm(list(family.values())), strict=True))
+    adjusted = adjust_p_values(tests)
     rows = []
     for rule in others:
         cells = [rule]
@@ -247,10 +161,10 @@ def _differences(results: Results, place: Place, reference: str, others: Sequenc
         "p",
         "coverage above the line",
     ]
-    temperature = "0.7" if suffix else "1"
+    temperature = LOW_TEMPERATURE if suffix else 1
     return (
         f"Differences to {reference} at temperature {temperature}, with p-values by Holm's method over the "
-        f"{len(family)} tests of this table (bold below {SIGNIFICANT}):\n\n" + table(header, rows)
+        f"{len(adjusted)} tests of this table (bold below {SIGNIFICANT}):\n\n" + table(header, rows)
     )
 
 
@@ -275,19 +189,16 @@ def _draws(results: Results, place: Place, reference: str) -> list[str]:
 def _setup(results: Results) -> str:
     """Return the tables of worlds and rules as the recipe gives them."""
     content = results.content
-    worlds = [[name, _settings(entry, without=("students", "rules"))] for name, entry in content["worlds"].items()]
-    rules = [[name, _settings(entry, without=(BETA_DRAWS,))] for name, entry in content["rules"].items()]
+    worlds = [
+        [name, format_settings(entry, without=("students", "rules"))] for name, entry in content["worlds"].items()
+    ]
+    rules = [[name, format_settings(entry, without=(BETA_DRAWS,))] for name, entry in content["rules"].items()]
     return (
         "### Worlds and rules\n\n"
         + table(["world", "settings"], worlds)
         + "\n\n"
         + table(["rule", "fields of `trl-akd akd`, or method"], rules)
     )
-
-
-def _settings(entry: Mapping[str, Any] | None, without: Sequence[str]) -> str:
-    chosen = {key: value for key, value in (entry or {}).items() if key not in without}
-    return ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in chosen.items()) or "defaults"
 
 
 def _starts(results: Results) -> str:
@@ -316,17 +227,11 @@ def _starts(results: Results) -> str:
 
 def _costs(results: Results) -> str:
     rows = [
-        [
-            *place,
-            rule,
-            *(f"{median(run['seconds'][part] for run in runs):.1f}" for part in ("train", "measure", "cpu")),
-            f"{median(run['peak_memory_mb'] for run in runs):.0f}",
-        ]
+        [*place, rule, *cost_cells(results.at(place, rule))]
         for place in results.places
         for rule in results.rules(place)
-        if (runs := results.at(place, rule))
     ]
-    header = ["world", "student", "rule", "training, s", "measuring, s", "CPU time of both, s", "peak memory, MB"]
+    header = ["world", "student", "rule", *COSTS]
     return (
         "### Cost\n\nMedians over runs, one core per run, on a machine that may have been shared. CPU time is "
         "without the sandbox.\n\n" + table(header, rows)

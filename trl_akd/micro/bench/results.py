@@ -1,28 +1,24 @@
-"""Results of a benchmark: its finished runs, their differences, and verdicts on predictions."""
+"""Results of the benchmark of divergences: means, differences, and the line of fixed mixes."""
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Self
 
 from ...metrics.statistics import PairedMean
 from .config import BETA_DRAWS, FORMAT, Control, Prediction
-from .tables import mean_over_seeds
+from .pages import ExperimentResults, difference_over_seeds, mean_over_seeds
 
-__all__ = ["LOW", "TESTED", "Place", "Results"]
+__all__ = ["TESTED", "Place", "Results"]
 
 Place = tuple[str, str]
 """Names of a world and of a student."""
 
 TESTED = ("pass@1", "coverage")
-LOW = "_T0.7"
-"""Suffix of these measures at the lower temperature."""
 
-_PLACE = ("world", "student", "rule", "seed", "draw")
 _MIN_SEEDS = 8
 
 
-class Results:
+class Results(ExperimentResults[Prediction]):
     """Finished runs of a benchmark, by place, rule and seed.
 
     A seed's value of a measure is the mean over its draws of β.
@@ -35,22 +31,18 @@ class Results:
         ValueError: If it has another format, or a measure that is not finite.
     """
 
+    format = FORMAT
+    place = ("world", "student", "rule", "seed", "draw")
+    recorded = ("predictions", "control", "line")
+
     def __init__(self, content: Mapping[str, Any]) -> None:
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']}, and this version reads {FORMAT}; run it again")
-        self.content = content
+        super().__init__(content)
         self.line: Sequence[str] = content["line"] or ()
-        self.planned: list[Mapping[str, Any]] = content["planned"]
         self.control = Control(**content["control"])
         self.predictions = {name: Prediction(**entry) for name, entry in content["predictions"].items()}
-        self.runs: list[Mapping[str, Any]] = [run for run in content["runs"] if run["started"]]
         self._runs: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
         for run in self.runs:
             self._runs.setdefault((run["world"], run["student"], run["rule"]), []).append(run)
-            for name, value in run["measures"].items():
-                if name != "errors" and not math.isfinite(value):
-                    place = ", ".join(f"{key} {run[key]}" for key in _PLACE)
-                    raise ValueError(f"{name} is {value} in the run of {place}")
 
     @property
     def places(self) -> list[Place]:
@@ -73,22 +65,10 @@ class Results:
                 values.setdefault(run["seed"], []).append(run["measures"][measure])
         return {seed: fmean(several) for seed, several in sorted(values.items())}
 
-    def num_missing(self, place: Place, rules: Collection[str] | None = None) -> int:
-        """Return the number of planned runs at a place that are not finished, of some rules or of all."""
-        finished = {tuple(run[key] for key in _PLACE) for run in self.content["runs"]}
-        return sum(
-            (run["world"], run["student"]) == place
-            and (rules is None or run["rule"] in rules)
-            and tuple(run[key] for key in _PLACE) not in finished
-            for run in self.planned
-        )
-
     def why_unranked(self, place: Place) -> str | None:
         """Return the reason for which the rules at a place are not ranked, `None` if they are."""
-        missing, seeds = (
-            self.num_missing(place),
-            len({run["seed"] for rule in self.rules(place) for run in self.at(place, rule)}),
-        )
+        missing = self.num_missing(lambda run: (run["world"], run["student"]) == place)
+        seeds = len({run["seed"] for rule in self.rules(place) for run in self.at(place, rule)})
         if missing:
             return f"{missing} of its runs are missing; run the benchmark again."
         if seeds < _MIN_SEEDS:
@@ -102,8 +82,7 @@ class Results:
 
     def compare(self, place: Place, measure: str, first: str, second: str) -> PairedMean | None:
         """Return the paired difference of two rules over the seeds that both have, `None` for fewer than two."""
-        one, other = (self.by_seed(place, rule, measure) for rule in (first, second))
-        return mean_over_seeds({seed: one[seed] - other[seed] for seed in one if seed in other})
+        return difference_over_seeds(self.by_seed(place, first, measure), self.by_seed(place, second, measure))
 
     def above_line(self, place: Place, rule: str, suffix: str = "") -> PairedMean | None:
         """Return how far the coverage of a rule lies above the line of fixed mixes, at its pass@1.
@@ -190,37 +169,32 @@ class Results:
     @property
     def control_holds(self) -> bool:
         """Whether all of its runs are finished and both differences reach the margin, with intervals above 0."""
-        place = (self.control.world, self.control.student)
+        control = (self.control.world, self.control.student)
         rules = (self.control.covering, self.control.concentrating)
-        return self.num_missing(place, rules) == 0 and all(
+        missing = self.num_missing(lambda run: (run["world"], run["student"]) == control and run["rule"] in rules)
+        return missing == 0 and all(
             found is not None and found.difference >= self.control.margin and found.low > 0
             for found in self.control_differences()
         )
 
-    def verdict(self, prediction: Prediction) -> str:
-        """Return the verdict on a prediction: `"right"` or `"wrong"` if its interval decides, and else `"open"`.
+    def is_needed(self, run: Mapping[str, Any], prediction: Prediction) -> bool:
+        """Return whether a run is one of the rules of a prediction, in its world with its student."""
+        place = (run["world"], run["student"])
+        return place == (prediction.world, prediction.student) and run["rule"] in self._compared(prediction)
 
-        Verdicts need all runs of the rules, and, unless they are those of the control, a control that holds.
-        """
-        found, control = self.found(prediction), self.control
-        rules = (prediction.first, *((prediction.second,) if prediction.second else self.line))
-        place = (prediction.world, prediction.student)
-        if self.num_missing(place, rules):
-            return "runs are missing"
+    def is_withheld(self, prediction: Prediction) -> bool:
+        """Return whether the control does not hold, unless the prediction is about its own difference."""
+        control = self.control
         is_control = (
-            place == (control.world, control.student)
-            and set(rules) == {control.covering, control.concentrating}
+            (prediction.world, prediction.student) == (control.world, control.student)
+            and self._compared(prediction) == {control.covering, control.concentrating}
             and prediction.measure in TESTED
         )
-        if not is_control and not self.control_holds:
-            return "withheld"
-        if found is None:
-            return "no interval"
-        low = -math.inf if prediction.at_least is None else prediction.at_least
-        high = math.inf if prediction.at_most is None else prediction.at_most
-        if low <= found.low and found.high <= high:
-            return "right"
-        return "wrong" if found.high < low or found.low > high else "open"
+        return not is_control and not self.control_holds
+
+    def _compared(self, prediction: Prediction) -> set[str]:
+        """Return the rules that a prediction compares."""
+        return {prediction.first, *((prediction.second,) if prediction.second else self.line)}
 
     def found(self, prediction: Prediction) -> PairedMean | None:
         """Return the difference that a prediction is about."""

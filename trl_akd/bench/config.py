@@ -1,23 +1,17 @@
 """Configuration of the benchmark with real models: pairs, rules, seeds, evaluations and predictions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from ..micro.bench.fields import Bounds, ExperimentConfig, check_names
-from .runs import Command, Run
 
-__all__ = ["COSTS", "ModelPrediction", "ModelsConfig", "Resolve", "plan"]
+__all__ = ["COSTS", "ModelPrediction", "ModelsConfig"]
 
 COSTS = ("seconds", "peak_memory_mib")
 _BEFORE = ("student", "teacher")
 _SET_BY_BENCHMARK = ("output_dir", "seed", "resume_from_checkpoint", "dry_run", "allow_code_execution")
 _SET_FOR_EVALUATION = ("output_dir", "seed", "model_name_or_path", "samples", "compare", "allow_code_execution")
-
-Resolve: TypeAlias = Callable[[str, str | None, Mapping[str, Any]], tuple[Command, Mapping[str, Any]]]
-"""Function that checks a command. Its arguments are the name of the command, a recipe, and values that replace those of
-the recipe, where `None` removes one. It returns the command and the value of every field, and raises a ValueError if
-the command would refuse them."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +62,8 @@ class ModelsConfig(ExperimentConfig):
             Rules by name, each with the fields of the method that make it, such as `{kd: {divergence: forward_kl}}`.
             Null removes a field of the recipe. `method` and `evaluate` replace those of the benchmark.
         benchmarks (`dict`, *optional*):
-            Benchmarks by name, each with fields of `trl-akd evaluate`, such as `{humaneval: {}, mbpp: {}}`. `benchmark`
-            is the name unless it is given.
+            Benchmarks by name, each with fields of `trl-akd evaluate`, such as `{humaneval: {}, mbpp: {}}`. Their
+            `benchmark` defaults to the name.
         evaluate (`dict`, *optional*):
             Fields of `trl-akd evaluate` for all benchmarks.
         before (`list[str]`, *optional*):
@@ -94,7 +88,7 @@ class ModelsConfig(ExperimentConfig):
     rules: dict[str, Any] | str | None = None
     benchmarks: dict[str, Any] | str | None = None
     evaluate: dict[str, Any] | str | None = None
-    before: list[Literal["student", "teacher"]] = field(default_factory=list)
+    before: list[str] = field(default_factory=list)
     reference: str | None = None
     dry_run: bool = False
     keep_students: bool = True
@@ -110,9 +104,7 @@ class ModelsConfig(ExperimentConfig):
         for name in ("pairs", "rules", "benchmarks"):
             for key, entry in self.mapping(name).items():
                 if not isinstance({} if entry is None else entry, Mapping):
-                    raise ValueError(
-                        f"`{name}` has {key!r}, which is {entry!r}; give a mapping from fields to values."
-                    )
+                    raise ValueError(f"`{name}` has {key!r}, which is {entry!r}; give a mapping of fields to values.")
         self._check_reserved()
         for name in _BEFORE:
             if name in self.mapping("rules"):
@@ -145,7 +137,7 @@ class ModelsConfig(ExperimentConfig):
             rule = self.entry("rules", name)
             trainings[f"rules: {name}"] = rule
             if not isinstance(found := rule.get("evaluate") or {}, Mapping):
-                raise ValueError(f"`rules: {name}: evaluate` is {found!r}; give a mapping from fields to values.")
+                raise ValueError(f"`rules: {name}: evaluate` is {found!r}; give a mapping of fields to values.")
             evaluations[f"rules: {name}: evaluate"] = dict(found)
         for name in self.mapping("benchmarks"):
             evaluations[f"benchmarks: {name}"] = self.entry("benchmarks", name)
@@ -156,106 +148,3 @@ class ModelsConfig(ExperimentConfig):
                         raise ValueError(f"`{where}` sets `{key}`, which the benchmark sets itself; leave it out.")
         if "benchmark" in self.mapping("evaluate"):
             raise ValueError("`evaluate` sets `benchmark`; give the benchmarks in `benchmarks`.")
-
-
-def plan(config: ModelsConfig, resolve: Resolve) -> list[Run]:
-    """Return the runs of a benchmark, those of the first seed first.
-
-    Args:
-        config ([`ModelsConfig`]):
-            Configuration.
-        resolve (`Resolve`):
-            Function that checks a command.
-
-    Raises:
-        ValueError: If a command refuses its fields, two rules are equal, or a prediction has an unknown measure.
-        FileNotFoundError: If a recipe does not exist.
-    """
-    runs: list[Run] = []
-    for seed in config.seeds:
-        for pair in config.mapping("pairs"):
-            runs += [_untrained(config, resolve, pair, role, seed) for role in config.before]
-            runs += [_trained(config, resolve, pair, rule, seed) for rule in config.mapping("rules")]
-    found: dict[str, Run] = {}
-    for run in runs:
-        other = found.setdefault(run.key, run)
-        if (other.pair, other.rule) != (run.pair, run.rule):
-            kind, first, second = (
-                ("pairs", other.pair, run.pair) if other.pair != run.pair else ("rules", other.rule, run.rule)
-            )
-            raise ValueError(f"`{kind}` has {first!r} and {second!r}, which are equal; leave one of them out.")
-    _check_measures(config, runs)
-    return runs
-
-
-def _trained(config: ModelsConfig, resolve: Resolve, pair: str, rule: str, seed: int) -> Run:
-    fields = config.entry("rules", rule)
-    method, evaluate = fields.pop("method", config.method), fields.pop("evaluate", None) or {}
-    training, values = _training(config, resolve, pair, rule, method, {**fields, "seed": seed})
-    return Run(pair, rule, seed, training, _evaluations(config, resolve, (pair, rule), evaluate, values, seed))
-
-
-def _untrained(config: ModelsConfig, resolve: Resolve, pair: str, role: str, seed: int) -> Run:
-    _, values = _training(config, resolve, pair, role, config.method, {"seed": seed})
-    prefix = "teacher_model" if role == "teacher" else "model"
-    model = values.get(f"{prefix}_name_or_path")
-    if model is None:
-        raise ValueError(
-            f"`before` has {role!r}, but the recipe of the pair {pair!r} does not set `{prefix}_name_or_path`; leave "
-            f"{role!r} out of `before`."
-        )
-    named = {"model_name_or_path": model, "model_revision": values.get(f"{prefix}_revision")}
-    return Run(pair, role, seed, None, _evaluations(config, resolve, (pair, role), named, values, seed))
-
-
-def _training(
-    config: ModelsConfig, resolve: Resolve, pair: str, rule: str, method: str, fields: Mapping[str, Any]
-) -> tuple[Command, Mapping[str, Any]]:
-    own = config.entry("pairs", pair)
-    recipe = own.pop("recipe", None)
-    values = {**config.mapping("common"), **own, **fields, "output_dir": config.output_dir}
-    return _resolve(resolve, f"pair {pair!r} with {rule!r}", method, recipe, values)
-
-
-def _evaluations(
-    config: ModelsConfig,
-    resolve: Resolve,
-    place: tuple[str, str],
-    fields: Mapping[str, Any],
-    training: Mapping[str, Any],
-    seed: int,
-) -> dict[str, Command]:
-    """Return the evaluations of a run by benchmark, with the prompt template of the training unless one is given."""
-    found = {}
-    for name in config.mapping("benchmarks"):
-        values = {"benchmark": name, **config.mapping("evaluate"), **config.entry("benchmarks", name), **fields}
-        if values.get("prompt_style") == "template":
-            values.setdefault("prompt_template", training.get("prompt_template"))
-        if values.get("temperature"):
-            values["seed"] = seed
-        where = f"pair {place[0]!r} with {place[1]!r} on {name!r}"
-        found[name], _ = _resolve(resolve, where, "evaluate", None, values)
-    return found
-
-
-def _resolve(
-    resolve: Resolve, where: str, name: str, recipe: str | None, values: Mapping[str, Any]
-) -> tuple[Command, Mapping[str, Any]]:
-    try:
-        return resolve(name, recipe, values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}, which `trl-akd {name}` refuses: {error}") from error
-
-
-def _check_measures(config: ModelsConfig, runs: list[Run]) -> None:
-    """Refuse predictions about scores that the evaluations do not compute."""
-    for name, prediction in config.named_predictions().items():
-        if prediction.benchmark is None:
-            continue
-        for run in runs:
-            if run.pair == prediction.pair and run.rule in (prediction.first, prediction.second):
-                values = run.evaluations[prediction.benchmark].values
-                known = [f"pass@{k}" for k in values.get("k", [1])]
-                known += [f"base {score}" for score in known if str(values["benchmark"]).endswith("_plus")]
-                known += ["test_case_average"] if values.get("all_tests") else []
-                check_names(f"predictions: {name}: measure", [prediction.measure], known)

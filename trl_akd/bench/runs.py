@@ -1,4 +1,4 @@
-"""Runs of the benchmark: one per pair, rule and seed, each a training and its evaluations by the commands of `trl-akd`.
+"""Runs of the benchmark: a training and its evaluations per pair, rule and seed, by the commands of `trl-akd`.
 
 The student of a training, its evaluations and the whole run are each identified by a hash of their settings, so that
 an interrupted benchmark continues, and another benchmark is evaluated without another training.
@@ -21,7 +21,7 @@ from ..ledger import replace_text
 from ..micro.bench.runner import LOG, digest, rounded
 from .process import run_command
 
-__all__ = ["MODELS_FORMAT", "Command", "Run", "execute_in_turn", "write_recipes"]
+__all__ = ["MODELS_FORMAT", "Command", "Run", "execute_in_turn"]
 
 MODELS_FORMAT = 1  # of `runs.jsonl` and `results.json`; changes with their fields
 _TRAINED = "trained.json"
@@ -138,12 +138,6 @@ class Run:
 def _model_of(values: Mapping[str, Any]) -> dict[str, Any]:
     names = ("model_name_or_path", "model_revision", "dtype")
     return {name: values.get(name) for name in names}
-
-
-def write_recipes(runs: Sequence[Run], output_dir: Path) -> Iterator[tuple[Run, list[str]]]:
-    """Write the recipes of runs, and yield each run with its command lines."""
-    for run in runs:
-        yield run, [" ".join(["trl-akd", *arguments]) for arguments in run.write_recipes(output_dir)]
 
 
 def execute_in_turn(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.trainer import TRAINER_STATE_NAME
@@ -14,6 +15,7 @@ from ..akd.akd_config import AKDConfig
 from ..data.sources import load, split_off
 from ..data.vocabulary import shared_vocabulary_size
 from ..evaluation.benchmarks import Benchmark, load_benchmark
+from ..micro.bench.runner import peak_memory_mb
 from .arguments import AKDScriptArguments, BenchmarkArguments
 from .errors import user_errors
 from .methods import Method
@@ -58,7 +60,7 @@ def distill(
     set_provenance(trainer, script_args, recipe)
     with user_errors((FloatingPointError,)):
         result = trainer.train(resume_from_checkpoint=checkpoint)
-    _report(trainer, "train", result.metrics)
+    _report(trainer, "train", {**result.metrics, **_peak_memory(trainer.args.device)})
     finish(trainer)
 
 
@@ -132,6 +134,13 @@ def _add_benchmark_callback(trainer: "AKDTrainer", benchmark: "Benchmark", args:
         allow_code_execution=args.allow_code_execution or None,
     )
     trainer.add_callback(callback)
+
+
+def _peak_memory(device: torch.device) -> dict[str, float]:
+    """Return the peak memory of this process in MiB: allocated on its GPU, or resident on a CPU."""
+    if device.type == "cuda":
+        return {"train_peak_memory_mib": torch.cuda.max_memory_allocated(device) / 2**20}
+    return {"train_peak_memory_mib": float(peak_memory_mb())} if device.type == "cpu" else {}
 
 
 def _report(trainer: "AKDTrainer", split: str, metrics: dict[str, float]) -> None:

@@ -122,11 +122,12 @@ def _run_models(config: "ModelsConfig") -> None:
 
 def _print_plan(runs: "Sequence[Run]", folder: Path) -> None:
     """Write the recipes of the runs, and print their commands."""
-    for planned in runs:
+    distinct = list({planned.key: planned for planned in reversed(runs)}.values())[::-1]
+    for planned in distinct:
         print(f"{planned.name}:")
         for arguments in planned.write_recipes(folder):
             print(f"  {shlex.join(['trl-akd', *arguments])}")
-    print(f"{len(runs)} runs, none of which was started. Their recipes: {folder / 'runs'}")
+    print(f"{len(distinct)} runs, none of which was started. Their recipes: {folder / 'runs'}")
 
 
 def _run_or_report(config: _Config, execute: Callable[[_Config], Path], page: "Page") -> None:

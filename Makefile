@@ -14,7 +14,7 @@ RESULTS := $(addprefix docs/results/,full.json adaptive.json)
 export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart check test test-distributed test-slow test-gpu test-lowest mutants bench results docs lint format clean
+.PHONY: quickstart check test test-distributed test-slow test-gpu test-lowest mutants bench results docs dist lint format clean
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@echo "Installing trl_akd and what its tests need into $(VENV): downloads about 0.5 GB with a CPU build of PyTorch, which"
@@ -73,6 +73,14 @@ format: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	$(BIN)/mkdocs build --strict
+
+# Wheel and sdist, checked; the same commit gives the same files.
+dist: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+dist: $(VENV)/.installed
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m check_wheel_contents dist
 
 clean:
 	rm -rf $(VENV) .venv-lowest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache site

@@ -29,6 +29,8 @@ def tests_of(path: str) -> set[str]:
             found = {path}
         case ("tests", package, _, *_):
             found = {f"tests/{package}"}
+        case ("pyproject.toml",):
+            found = {"tests/test_packaging.py"}
         case ("recipes", *_):
             found = {"tests/test_recipes.py", "tests/test_commands.py"}
         case ("docs", *_) | ("README.md",) | ("CHANGELOG.md",):

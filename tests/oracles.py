@@ -51,6 +51,27 @@ def akl_weight(p: Vector, q: Vector, mu: float, order: list[int] | None = None) 
     return head / sum(errors) if sum(errors) else 0.5
 
 
+def minillm_weights(
+    q: Vector, p: Vector, mix: float, *, single_step: bool = True, normalize: bool = True, clip: float | None = None
+) -> Vector:
+    """MiniLLM, the factor of the gradient of -log q(y_t) for each token t of one completion.
+
+    `q` and `p` are the probabilities of the tokens sampled. With PPO's objective `min(w A, clip(w) A)`, the factor is
+    the derivative of its minus with respect to -log q, where A = R and w = q / (mix p + (1 - mix) q).
+    """
+    found = []
+    for t in range(len(q)):
+        rewards = [log(p[s] / q[s]) for s in range(t + single_step, len(q))]
+        total = sum(rewards)
+        if normalize and rewards:
+            total /= len(rewards)
+        w = q[t] / (mix * p[t] + (1 - mix) * q[t])
+        if clip is not None and min(w * total, min(max(w, 1 - clip), 1 + clip) * total) != w * total:
+            w = 0.0
+        found.append(w * total)
+    return found
+
+
 def todi(p: Vector, q: Vector, at: Vector | None = None) -> float:
     """ToDi with the weights taken at the student's distribution `at`."""
     total = 0.0

@@ -7,6 +7,7 @@ these recipes), that need GPUs or a server, and the quickstarts (`cli/test_quick
 
 import ast
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,8 @@ from trl_akd.cli.recipes import RECIPES, find_accelerate_config, read_recipe
 from trl_akd.evaluation import benchmarks
 
 ROOT = Path(__file__).parents[1]
-WITHOUT_FIELDS = {"quickstart", "--help"}
-RUN = ("evaluate", "plans", "ranker", "judge")  # the commands that run here as printed
+WITHOUT_FIELDS = {"quickstart", "recipes", "--help"}
+RUN = ("evaluate", "plans", "ranker", "judge", "recipes")  # the commands that run here as printed
 SLOW = ("--plan_sampling", "plan_sampling", "--num_samples", "codeplan/evaluate.yaml", "ranker train", "judge train")
 
 
@@ -49,7 +50,12 @@ def as_arguments(words: list[str]) -> tuple[str, list[str]]:
         return words[1], words[2:]
     module = words[words.index("-m") + 1]
     assert words[:2] == ["accelerate", "launch"] and module.startswith("trl_akd.cli.")
-    assert (ROOT / words[words.index("--config_file") + 1]).is_file()
+    config = words[words.index("--config_file") + 1]
+    if config.startswith("$("):
+        [name] = re.findall(r"^\$\(trl-akd recipes path (\w+)\)$", config)
+        find_accelerate_config(name)
+    else:
+        assert (ROOT / config).is_file()
     return module.rpartition(".")[2], words[words.index(module) + 1 :]
 
 

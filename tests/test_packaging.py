@@ -1,18 +1,26 @@
-"""Declared dependencies are those that the package imports, and it can be imported without Unix-only modules."""
+"""Metadata, wheel and sdist: dependencies, links on PyPI, files, reproducible builds; imports without Unix modules."""
 
 import ast
+import hashlib
+import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
+import venv
 from collections.abc import Iterator
+from email import message_from_bytes
+from importlib.util import find_spec
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trl_akd"
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+METADATA = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = METADATA["project"]
 DISTRIBUTIONS = {"yaml": "PyYAML"}  # where it is not the module's name
 UNIX_ONLY = ("fcntl", "grp", "pwd", "resource", "termios")
 
@@ -67,3 +75,127 @@ def test_only_the_sandbox_needs_unix_modules():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def readme_on_pypi() -> str:
+    """Return the README with the substitutions of the build."""
+    text = (ROOT / "README.md").read_text()
+    for rule in METADATA["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(rule["pattern"], rule["replacement"], text)
+    return text
+
+
+def test_links_of_the_readme_are_absolute_on_pypi():
+    """Pictures, links, and pictures that are links, such as badges."""
+    relative = re.findall(r"\]\(((?!https?:|#)[^)\s]+)", (ROOT / "README.md").read_text())
+    absolute = re.findall(r"\]\(([^)\s]+)", readme_on_pypi())
+    assert len(relative) > 10
+    assert not [link for link in absolute if not link.startswith(("https://", "#"))]
+    repository = PROJECT["urls"]["Repository"]
+    raw = repository.replace("github.com", "raw.githubusercontent.com")
+    for link in relative:
+        is_picture = link.endswith((".svg", ".png"))
+        assert (f"{raw}/main/{link}" if is_picture else f"{repository}/blob/main/{link}") in absolute
+
+
+@pytest.mark.parametrize(
+    ("markdown", "expected"),
+    [
+        ("[a](docs/a.md#b)", "[a](BLOB/docs/a.md#b)"),
+        ("[**a**\nb](docs/a.md)", "[**a**\nb](BLOB/docs/a.md)"),
+        ("[`a[0]`](a.md)", "[`a[0]`](BLOB/a.md)"),
+        ("![a](b.svg)", "![a](RAW/b.svg)"),
+        ("[![a](b.svg)](docs/)", "[![a](RAW/b.svg)](BLOB/docs/)"),
+        ("[![a](https://x/b.svg)](LICENSE)", "[![a](https://x/b.svg)](BLOB/LICENSE)"),
+        ("[a](#b) [c](https://d)", "[a](#b) [c](https://d)"),
+    ],
+)
+def test_substitutions_of_links(markdown: str, expected: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Path, "read_text", lambda path: markdown)
+    repository = PROJECT["urls"]["Repository"]
+    raw = repository.replace("github.com", "raw.githubusercontent.com")
+    assert readme_on_pypi() == expected.replace("BLOB", f"{repository}/blob/main").replace("RAW", f"{raw}/main")
+
+
+def test_metadata():
+    """Python versions are those of the CI, and the addresses belong to one repository."""
+    tested = re.findall(
+        r"\d\.\d+", (ROOT / ".github/workflows/ci.yml").read_text().partition("python: [")[2].split("]")[0]
+    )
+    declared = [name.rpartition(" ")[2] for name in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+$", name)]
+    assert declared == tested
+    assert PROJECT["requires-python"] == f">={declared[0]}"
+    assert PROJECT["authors"] and PROJECT["license"] == "Apache-2.0"
+    urls = PROJECT["urls"]
+    assert urls.keys() >= {"Homepage", "Documentation", "Repository", "Issues", "Changelog"}
+    assert urls["Issues"].startswith(urls["Repository"]) and urls["Changelog"].startswith(urls["Repository"])
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two folders with wheel and sdist of the same sources."""
+    if any(find_spec(name) is None for name in ("build", "hatchling", "hatch_fancy_pypi_readme")):
+        pytest.skip("needs `pip install 'trl_akd[package]'`")
+    folders = [tmp_path_factory.mktemp("dist") for _ in range(2)]
+    for folder in folders:
+        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+        environment = {**os.environ, "SOURCE_DATE_EPOCH": "1700000000"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "warning" not in (done.stdout + done.stderr).lower()
+    return folders
+
+
+@pytest.mark.slow
+def test_builds_are_reproducible(built: list[Path]):
+    digests = [
+        {path.name: hashlib.sha256(path.read_bytes()).digest() for path in folder.iterdir()} for folder in built
+    ]
+    assert len(digests[0]) == 2
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_are_complete_and_valid(built: list[Path]):
+    [wheel], [sdist] = built[0].glob("*.whl"), built[0].glob("*.tar.gz")
+    kept = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    with ZipFile(wheel) as archive:
+        content = set(archive.namelist())
+        [metadata] = [archive.read(name) for name in content if name.endswith(".dist-info/METADATA")]
+    package = {name for name in kept if name.startswith("trl_akd/")}
+    package |= {f"trl_akd/{name}" for name in kept if name.startswith("recipes/")}
+    assert {name for name in content if ".dist-info/" not in name} == package
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert names - {"PKG-INFO"} == {name for name in kept if not name.startswith(".ci/")}
+    message = message_from_bytes(metadata)
+    assert message.get_payload(decode=True).decode() == readme_on_pypi()
+    assert message["Description-Content-Type"] == "text/markdown"
+    for check in (["twine", "check", "--strict", str(wheel), str(sdist)], ["check_wheel_contents", str(wheel)]):
+        done = subprocess.run([sys.executable, "-m", *check], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_installed_wheel_has_recipes_and_documents_its_commands(built: list[Path], tmp_path: Path):
+    """In another environment and folder, without the sources."""
+    venv.create(tmp_path / "venv")
+    python = str(tmp_path / "venv" / "bin" / "python")
+    [site] = (tmp_path / "venv" / "lib").glob("*/site-packages")
+    (site / "dependencies.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    [wheel] = built[0].glob("*.whl")
+    with ZipFile(wheel) as archive:
+        archive.extractall(site)
+    runs = [
+        ["--version"],
+        ["recipes", "path", "zero3"],
+        ["akd", "--config", "starcoder-7b-to-1b/akd/config_full", "--help"],
+    ]
+    outputs = []
+    for arguments in runs:
+        command = [python, "-P", "-m", "trl_akd", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]
+        outputs.append(done.stdout)
+    assert Path(outputs[1].strip()) == site / "trl_akd" / "recipes" / "accelerate_configs" / "zero3.yaml"
+    assert "--beta_strategy" in outputs[2]

@@ -1,7 +1,12 @@
+import subprocess
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
+from trl_akd.cli import main
 from trl_akd.cli.recipes import RECIPES, find_accelerate_config, find_recipe
 
 NAME = "recipes/starcoder-7b-to-1b/akd/config_full.yaml"
@@ -15,7 +20,9 @@ def test_recipe_by_path(tmp_path: Path):
 
 def test_recipe_of_the_package_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    assert find_recipe(NAME) == find_recipe(NAME.removeprefix("recipes/")) == RECIPES.parent / NAME
+    short = NAME.removeprefix("recipes/")
+    for name in (NAME, short, NAME.removesuffix(".yaml"), short.removesuffix(".yaml")):
+        assert find_recipe(name) == RECIPES.parent / NAME
 
 
 def test_local_file_precedes_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -29,26 +36,108 @@ def test_local_file_precedes_the_package(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", [NAME, "recipes/micro/codeplan/plans.yaml"])
 def test_missing_recipe_suggests_a_close_one(name: str):
     with pytest.raises(FileNotFoundError, match=f"did you mean '{name}'"):
-        find_recipe(name.removesuffix(".yaml"))
+        find_recipe(name.replace(".yaml", ".yam"))
 
 
 def test_missing_recipe_without_a_suggestion():
-    with pytest.raises(FileNotFoundError, match=r"'zzz\.yml', but there is no such file; check the path"):
+    with pytest.raises(FileNotFoundError, match=r"'zzz\.yml', but there is no such file; check the path, or see"):
         find_recipe("zzz.yml")
 
 
 def test_folder_is_not_a_recipe(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="which is a folder; name a YAML file"):
         find_recipe(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="which is a folder; name a YAML file"):
+        find_recipe("micro/akd")
 
 
-def test_accelerate_config_by_path_and_name(tmp_path: Path):
+def test_accelerate_config_by_path_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "mine.yaml"
     path.touch()
     assert find_accelerate_config(str(path)) == path
-    assert find_accelerate_config("zero3") == RECIPES / "accelerate_configs" / "zero3.yaml"
+    for name in ("zero3", "accelerate_configs/zero3", "recipes/accelerate_configs/zero3.yaml"):
+        assert find_accelerate_config(name) == RECIPES / "accelerate_configs" / "zero3.yaml"
 
 
 def test_missing_accelerate_config_lists_the_names():
     with pytest.raises(FileNotFoundError, match=r"neither a file nor one of ddp, .*zero3_cpu; did you mean 'zero3'\?"):
         find_accelerate_config("zeor3")
+
+
+def names() -> list[str]:
+    files = [path.relative_to(RECIPES.parent).as_posix() for path in RECIPES.rglob("*") if path.is_file()]
+    return [name for name in files if not name.endswith("README.md")]
+
+
+def test_list_shows_every_file_with_a_description(capsys: pytest.CaptureFixture[str]):
+    assert main(["recipes", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    entries = {line.strip(): after.strip() for line, after in pairwise(lines)}
+    for name in names():
+        shown = Path(name).stem if "accelerate_configs" in name else name
+        assert len(entries[shown]) > 20, f"{name} begins with a comment that describes it"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "other"), [("codet5", "codet5-770m", "starcoder"), ("ZERO", "zero2", "ddp")]
+)
+def test_list_of_names_with_a_text(text: str, expected: str, other: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["recipes", "list", text]) == 0
+    out = capsys.readouterr().out
+    assert expected in out and other not in out
+
+
+@pytest.mark.parametrize(
+    "name", [NAME, "starcoder-7b-to-1b/akd/config_full", "zero3", "accelerate_configs/zero3.yaml"]
+)
+def test_show_and_path(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes", "path", name]) == 0
+    path = Path(capsys.readouterr().out.removesuffix("\n"))
+    assert path.is_absolute() and path.is_file()
+    assert main(["recipes", "show", name]) == 0
+    assert capsys.readouterr().out == path.read_text()
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_file_can_be_copied(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes", "copy", name]) == 0
+    assert (tmp_path / Path(name).name).read_bytes() == (RECIPES.parent / name).read_bytes()
+    assert main(["recipes", "copy", name, "made/here/copy"]) == 0
+    assert (tmp_path / "made/here/copy").is_file()
+    (tmp_path / "made/here/copy").write_text("mine")
+    assert main(["recipes", "copy", name, "made/here/copy"]) == 2
+    assert "exists; give another name" in capsys.readouterr().err
+    assert (tmp_path / "made/here/copy").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["path", "zeor3"], "no file 'zeor3'; did you mean 'zero3'?"),
+        (["show", "starcoder-7b-to-1b/akd/config_ful.yaml"], f"did you mean '{NAME}'?"),
+        (["copy", "../pyproject.toml"], "no file '../pyproject.toml'"),
+        (["copy", "/etc/hostname"], "no file '/etc/hostname'"),
+        (["show", "recipes/micro/akd"], "is a folder; `trl-akd recipes list recipes/micro/akd` lists its files"),
+        (["list", "no such thing"], "no name or description contains 'no such thing'"),
+        (["lst"], "invalid choice: 'lst'"),
+        (["show"], "the following arguments are required: NAME"),
+        (["list", "a", "b"], "unrecognized arguments: b"),
+    ],
+)
+def test_refusals_are_one_sentence(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["recipes", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+def test_path_is_printed_alone_and_without_torch(tmp_path: Path):
+    """As in `accelerate launch --config_file "$(trl-akd recipes path zero3)"`, from any folder."""
+    program = (
+        "import sys, trl_akd.cli as cli; cli.main(['recipes', 'path', 'zero3']); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert yaml.safe_load(Path(done.stdout.strip()).read_text())["deepspeed_config"]["zero_stage"] == 3

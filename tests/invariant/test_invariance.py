@@ -190,9 +190,26 @@ def test_split_does_not_matter_for(train: Train, backend: str, settings: dict[st
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", ["single", "ddp", "zero2", "zero3"])
+def test_policy_gradient_does_not_depend_on_the_split(train: Train, backend: str) -> None:
+    settings = {"divergence": "minillm", "lmbda": 1.0, "temperature": 1.0, "given_text": True}
+    expected = train(**settings)
+    found = train(backend, 1, 4 if backend == "single" else 2, **settings)
+    assert expected.series("grad_norm") != pytest.approx(
+        train(divergence="reverse_kl", given_text=True).series("grad_norm"), rel=1e-2
+    )
+    assert_same(found, expected)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["ddp", "zero2", "zero3"])
-def test_text_is_generated_under(train: Train, backend: str) -> None:
-    outcome = train(backend, 1, 2, lmbda=0.5, seq_kd=True, max_new_tokens=8)
+@pytest.mark.parametrize(
+    "settings",
+    [{"lmbda": 0.5, "seq_kd": True}, {"divergence": "minillm", "lmbda": 1.0, "temperature": 1.0}],
+    ids=["student-or-teacher", "mixture"],
+)
+def test_text_is_generated_under(train: Train, backend: str, settings: dict[str, Any]) -> None:
+    outcome = train(backend, 1, 2, max_new_tokens=8, **settings)
     assert len(outcome.series("loss")) == 6
     assert all(loss > 0 for loss in outcome.series("loss"))
 

@@ -21,6 +21,7 @@ from trl_akd.losses import divergences, forward_kl, reverse_kl, shared_vocabular
 RULES = {
     "forward_kl": ("forward_kl", {}, lambda p, q: oracles.divergence(p, q)),
     "reverse_kl": ("reverse_kl", {}, lambda p, q: oracles.divergence(q, p)),
+    "minillm": ("minillm", {}, lambda p, q: oracles.divergence(q, p)),
     "akd": (
         "akd",
         {"beta": 0.3},
@@ -59,7 +60,7 @@ RULES = {
     **{f"taid-{t}": ("taid", {"t": t}, lambda p, q, at=None, t=t: oracles.taid(p, q, t, at)) for t in (0.4, 1.0)},
 }
 DETACHED = {"akl", "todi", "taid", "adaptive_alpha"}
-F_DIVERGENCES = {"forward_kl", "reverse_kl", "akd", "jsd", "skew_kl", "skew_reverse_kl", "todi", "eopd"}
+F_DIVERGENCES = {"forward_kl", "reverse_kl", "minillm", "akd", "jsd", "skew_kl", "skew_reverse_kl", "todi", "eopd"}
 SOME_RULES = (
     *("forward_kl", "akd", "jsd-0.2", "skew_kl-0.1", "akl-0.5", "todi", "eopd-1.5", "abkd-0.2-0.7", "taid-0.4"),
     "adaptive_alpha-0.9-3.0",
@@ -85,12 +86,13 @@ def test_every_rule_is_documented():
         [row] = re.findall(rf"^\| `{name}`.*$", page, re.MULTILINE)
         rule = divergences.get(name)
         assert rule.paper in row
-        if rule.schedule is None:
+        if (owner := rule.schedule or rule.policy_gradient) is None:
             settings = rule.knobs
         else:
-            settings = {each.name: each.default for each in inspect.signature(rule.schedule).parameters.values()}
+            settings = {each.name: each.default for each in inspect.signature(owner).parameters.values()}
         for setting, default in settings.items():
-            assert name == "akd" or f"`{setting}: {default}`" in row
+            written = str(default).lower() if isinstance(default, bool) else default  # as in YAML
+            assert name == "akd" or f"`{setting}: {written}`" in row
         assert all(f"`{alias}`" in row for alias in rule.aliases)
         assert ("hand-written" in row) == (rule.fused is not None)
 
@@ -213,6 +215,7 @@ def test_half_precision_is_computed_in_float32(name, knobs, oracle, logits):
 # With a teacher that excludes all words but one: the divergences that are infinite by definition.
 INFINITE_FOR_ONE_HOT = {
     "reverse_kl",
+    "minillm",
     "akd",
     "jsd-1.0",
     "akl-0.0",

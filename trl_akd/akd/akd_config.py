@@ -4,13 +4,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from transformers.utils import is_torch_bf16_gpu_available
 
 from ..beta import AdaptiveBeta, BetaRegularizer, BetaStrategy
 from ..data.templates import PROMPT_TEMPLATES
-from ..losses import KnobSchedule, divergences
+from ..losses import KnobSchedule, PolicyGradient, divergences
 from ..losses.reduction import Normalization
 from .checkpoint import load_state
 from .gkd import GKDConfig
@@ -40,12 +40,14 @@ class AKDConfig(GKDConfig):
         divergence (`str`, *optional*, defaults to `"akd"`):
             Divergence between teacher and student per token, a name in [`trl_akd.losses.divergences`]: `"akd"` (the
             paper's mix of forward and reverse KL, to which the `beta` options belong), `"forward_kl"` (or `"kl"`),
-            `"reverse_kl"` (`"rkl"`), `"jsd"`, `"skew_kl"` (`"skl"`), `"skew_reverse_kl"` (`"srkl"`), `"akl"`,
-            `"todi"`, `"eopd"`, `"abkd"`, `"taid"`, `"adaptive_alpha"`, or one registered with
+            `"reverse_kl"` (`"rkl"`), `"minillm"` (MiniLLM's policy gradient, which needs `lmbda=1` and
+            `temperature=1`), `"jsd"`, `"skew_kl"` (`"skl"`), `"skew_reverse_kl"` (`"srkl"`), `"akl"`, `"todi"`,
+            `"eopd"`, `"abkd"`, `"taid"`, `"adaptive_alpha"`, or one registered with
             [`trl_akd.losses.divergences.register`].
         divergence_kwargs (`dict[str, Any]`, *optional*):
             Arguments of the divergence, such as `{"beta": 0.5}` of `"jsd"` or `{"alpha": 0.1}` of `"skew_kl"`, and
-            settings of its schedule, such as `{"t_start": 0.4}` of `"taid"`. `"akd"` takes none here.
+            settings of its schedule, such as `{"t_start": 0.4}` of `"taid"`, or of its policy gradient, such as
+            `{"teacher_mix": 0.2}` of `"minillm"`. `"akd"` takes none here.
         beta_strategy (`str`, *optional*, defaults to `"akd"`):
             How `divergence="akd"` mixes forward KL (β = 0) and reverse KL (β = 1): `"akd"` (learned, and redrawn at
             each epoch), `"m1"`, `"m2"` (the paper's ablations), `"random_epoch"` (drawn, never learned), `"linear"`
@@ -103,6 +105,7 @@ class AKDConfig(GKDConfig):
     """
 
     _VALID_DICT_FIELDS = [*GKDConfig._VALID_DICT_FIELDS, "divergence_kwargs"]  # noqa: RUF012
+    _may_generate: ClassVar[bool] = True
 
     divergence: str = "akd"
     divergence_kwargs: dict[str, Any] | str | None = None
@@ -169,7 +172,7 @@ class AKDConfig(GKDConfig):
 
     @property
     def divergence_knobs(self) -> dict[str, Any]:
-        """Arguments of the divergence, without the one that its schedule moves."""
+        """Arguments of the divergence, without those of its schedule or policy gradient."""
         return divergences.get(self.divergence).split(self.divergence_settings)[0]
 
     def make_schedule(self, beta: AdaptiveBeta) -> KnobSchedule | None:
@@ -178,6 +181,13 @@ class AKDConfig(GKDConfig):
             return beta
         rule = divergences.get(self.divergence)
         return None if rule.schedule is None else rule.schedule(**rule.split(self.divergence_settings)[1])
+
+    def make_policy_gradient(self) -> PolicyGradient | None:
+        """Return the settings of the divergence's part of whole completions, or `None` if it has none."""
+        rule = divergences.get(self.divergence)
+        if rule.policy_gradient is None:
+            return None
+        return rule.policy_gradient(**rule.split(self.divergence_settings)[1])
 
     def make_beta(self) -> AdaptiveBeta:
         """Return the mixing coefficient β described by this configuration."""
@@ -245,6 +255,25 @@ class AKDConfig(GKDConfig):
             divergences.get(self.divergence).check_settings(knobs or {})
         except ValueError as error:
             raise ValueError(f"`divergence_kwargs` is {knobs}: {error}") from None
+        if divergences.get(self.divergence).policy_gradient is not None:
+            self._check_policy_gradient()
+
+    def _check_policy_gradient(self) -> None:
+        """Refuse settings with which the text does not come from the distributions in the loss."""
+        if not self._may_generate:
+            raise ValueError(
+                f"`divergence` is {self.divergence!r}, whose gradient needs text sampled from the student, but this "
+                "method trains on given text; choose another `divergence`, such as 'reverse_kl'."
+            )
+        needed = {"lmbda": 1.0, "temperature": 1.0, "seq_kd": False, "kd_temperature": 1.0, "ce_weight": 0.0}
+        wrong = {name: value for name, value in needed.items() if getattr(self, name) != value}
+        if wrong:
+            found = " and ".join(f"`{name}` is {getattr(self, name)}" for name in wrong)
+            raise ValueError(
+                f"`divergence` is {self.divergence!r} but {found}; its gradient is that of text sampled from the "
+                "student, at the temperature of the loss and with no other term, so set "
+                f"{' and '.join(f'{name}={value}' for name, value in wrong.items())}."
+            )
 
     def _check_beta(self) -> None:
         if not self.uses_beta:

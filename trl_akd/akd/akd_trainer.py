@@ -34,8 +34,9 @@ from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
 from ..distributed import own_rows, take_compilation, through_forward, unwrapped, widest_float
 from ..generation.decoding import collect_eos_token_ids
 from ..heads import compiler, final_hidden_states, hidden_states_and_router_loss, lm_head
-from ..losses.fused_linear import FusedDivergence, fused_divergence
+from ..losses.fused_linear import FusedDivergence, fused_divergence, fused_linear_cross_entropy
 from ..losses.lm_head import LMHead
+from ..losses.policy_gradient import PolicyGradient
 from ..teachers import (
     LocalTeacher,
     NoTeacher,
@@ -55,6 +56,7 @@ from .model_card import find_license, model_card, objective, provenance
 from .model_utils import adapters_of, disable_dropout, evaluation_name, name_of, named_datasets, tokenizer_of
 from .on_policy import CompletionLog, is_on_policy, sample_rows, sampling_config, sampling_seed
 from .schedule_callback import ScheduleCallback
+from .teacher_mix import TeacherMix, require_dense, teacher_next_logits
 from .upload import upload_student
 from .validation import (
     check_adapter,
@@ -182,6 +184,7 @@ class AKDTrainer(GKDTrainer):
         check_parallelism(self.accelerator.parallelism_config)
         self.adaptive_beta = args.make_beta()
         self.schedule = args.make_schedule(self.adaptive_beta)
+        self.policy_gradient = args.make_policy_gradient()
         self.lmbda, self.seq_kd, self.temperature = args.lmbda, args.seq_kd, args.temperature
         if args.disable_dropout:
             disable_dropout(self.model)
@@ -350,10 +353,20 @@ class AKDTrainer(GKDTrainer):
             self.generation_config,
             vocabulary_size=self.vocabulary_size,
             seed=sampling_seed(self.args.seed, step, micro_batch, self.accelerator.process_index),
+            processor=self._mix_teacher if self.policy_gradient and self.policy_gradient.teacher_mix else None,
         )
         if self.args.log_completions:
             self._completions.add(rows)
         return DataCollatorForDistillation(self._tokenizer.pad_token_id)(rows)
+
+    @contextmanager
+    def _mix_teacher(self, student: Any, attention_mask: torch.Tensor) -> Iterator[TeacherMix]:
+        """Yield the logits processor that mixes the teacher into the student's distribution."""
+        assert self.policy_gradient is not None
+        with teacher_next_logits(
+            self.teacher, student, self.accelerator, attention_mask, vocabulary_size=self.vocabulary_size
+        ) as next_logits:
+            yield TeacherMix(next_logits, self.policy_gradient.teacher_mix)
 
     # Loss
 
@@ -436,10 +449,39 @@ class AKDTrainer(GKDTrainer):
         self, student: Any, hidden: torch.Tensor, signal: Any, targets: Targets, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss and the sums of `_student_loss` from hidden states `[B, T, H]` and the teacher's signal."""
-        divergence = self._divergence(lm_head(student).whole(), hidden, signal, targets.labels, weights)
+        head, policy_gradient = lm_head(student).whole(), self.policy_gradient if self.model.training else None
+        if policy_gradient is not None:
+            require_dense(signal)
+        with nullcontext() if policy_gradient is None or policy_gradient.single_step else torch.no_grad():
+            divergence = self._divergence(head, hidden, signal, targets.labels, weights)
+        loss = divergence.loss
+        if policy_gradient is not None:
+            loss = loss + self._long_term_part(policy_gradient, head, hidden, divergence, targets.labels, weights)
         per_token = torch.stack([getattr(divergence, name).flatten() for name in METRICS])
         precision = widest_float(hidden.device)
-        return divergence.loss, (per_token.to(precision) @ targets.weights.flatten().to(precision)).unsqueeze(0)
+        return loss, (per_token.to(precision) @ targets.weights.flatten().to(precision)).unsqueeze(0)
+
+    def _long_term_part(
+        self,
+        policy_gradient: PolicyGradient,
+        head: LMHead,
+        hidden: torch.Tensor,
+        divergence: FusedDivergence,
+        labels: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return 0, with the gradient of the influence of each token on the rewards of later ones."""
+        assert divergence.student_nll is not None and divergence.teacher_nll is not None
+        nll_weights = policy_gradient.nll_weights(divergence.student_nll, divergence.teacher_nll, labels)
+        surrogate = fused_linear_cross_entropy(
+            hidden,
+            head,
+            token_weights=weights * nll_weights,
+            labels=labels,
+            chunk_size=self.args.loss_chunk_size,
+            vocab_size=self.vocabulary_size,
+        ).loss
+        return surrogate - surrogate.detach()
 
     def _divergence(
         self, head: LMHead, hidden: torch.Tensor, signal: TeacherSignal, labels: torch.Tensor, weights: torch.Tensor

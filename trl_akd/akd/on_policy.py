@@ -3,8 +3,8 @@
 import importlib
 import random
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.utils import is_rich_available
 from trl.trainer.utils import print_prompt_completions_sample
 
@@ -80,6 +80,7 @@ def sample_rows(
     *,
     vocabulary_size: int,
     seed: int,
+    processor: Callable[[Any, torch.Tensor], AbstractContextManager[LogitsProcessor]] | None = None,
 ) -> list[dict[str, list[int]]]:
     """Sample completions of the prompts of a batch.
 
@@ -96,6 +97,9 @@ def sample_rows(
             Number of leading token ids that both models share. No other ids are sampled.
         seed (`int`):
             Seed of the sampling. The random state of the process is left unchanged.
+        processor (`Callable`, *optional*):
+            Function of the unwrapped model and the prompts' attention mask `[B, P]` that returns a context manager of
+            a `LogitsProcessor`.
 
     Returns:
         `list[dict]`: Rows `{input_ids, labels}` whose labels cover the completion up to and including its first stop
@@ -106,8 +110,13 @@ def sample_rows(
     not_shared = list(range(vocabulary_size, bare.config.get_text_config().vocab_size))
     config = GenerationConfig(**{**config.to_diff_dict(), "suppress_tokens": not_shared or None})
     prompts, mask = batch["prompts"].to(device), batch["prompt_attention_mask"].to(device)
-    with unwrapped_for_generation(engine, accelerator) as model, _seeded(seed, device):
-        sequences = model.generate(input_ids=prompts, attention_mask=mask, generation_config=config)
+    with ExitStack() as stack:
+        model = stack.enter_context(unwrapped_for_generation(engine, accelerator))
+        options = {"generation_config": config}
+        if processor is not None:
+            options["logits_processor"] = LogitsProcessorList([stack.enter_context(processor(model, mask))])
+        stack.enter_context(_seeded(seed, device))
+        sequences = model.generate(input_ids=prompts, attention_mask=mask, **options)
     completions, stops = sequences[:, prompts.shape[1] :].tolist(), set(collect_eos_token_ids(config))
     return [
         _row(prompt[keep.bool()].tolist(), _until_stop(completion, stops))

@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "bench": "compare divergences in a world of generated programs; offline, on a CPU",
         "ranker": "train a small model that ranks programs by correctness, and rank programs with it",
         "judge": "train a small model that scores answers on IterKD's six-point rubric",
+        "recipes": "list, print and copy the recipes and accelerate configurations of the package",
     }
 )
 

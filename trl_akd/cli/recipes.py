@@ -1,17 +1,42 @@
-"""Find and read recipes; find accelerate configurations. Both are given by path or by the name of a shipped file."""
+r"""`trl-akd recipes`: list, print and copy the recipes, accelerate configurations and scripts of the package.
 
+```bash
+trl-akd recipes list starcoder
+trl-akd recipes show recipes/starcoder-7b-to-1b/akd/config_full.yaml
+trl-akd recipes copy recipes/starcoder-7b-to-1b/akd/config_full.yaml my_recipe.yaml
+accelerate launch --config_file "$(trl-akd recipes path zero3)" --num_processes 8 \
+    -m trl_akd.cli.akd --config recipes/starcoder-7b-to-1b/akd/config_full.yaml
+```
+
+A name may leave out the folder `recipes` and the suffix `.yaml`. `--config` and `--accelerate_config` take the same
+names in any folder; a local file with that path takes precedence.
+"""
+
+import argparse
 import os
+import re
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
-__all__ = ["RECIPES", "Recipe", "find_accelerate_config", "find_recipe", "read_recipe", "read_values"]
+from .errors import run, user_errors
+from .help import Formatter, description, examples
 
-RECIPES = (Path(__file__).parents[1] / "recipes").resolve()
-"""Folder of the recipes of the package; in a checkout, `recipes` at its top."""
+__all__ = ["RECIPES", "Recipe", "find_accelerate_config", "find_recipe", "main", "read_recipe", "read_values"]
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+RECIPES = next(folder / "recipes" for folder in (_PACKAGE, _PACKAGE.parent) if (folder / "recipes").is_dir())
+"""Folder of the recipes: in the installed package or, in a checkout, beside it."""
+
+_CONFIGS = "accelerate_configs"
+_RECIPE = "Recipes, for --config:"
+_CONFIG = "Accelerate configurations, for --accelerate_config:"
+_OTHER = "Other files:"
 
 
 @dataclass(frozen=True)
@@ -39,14 +64,14 @@ def find_recipe(name: str, option: str = "--config") -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    shipped = RECIPES / name.removeprefix("recipes/")
-    if shipped.is_file():
+    if (shipped := _shipped(name)) is not None:
         return shipped
-    if path.is_dir():
+    if path.is_dir() or _is_shipped_folder(name):
         raise FileNotFoundError(f"`{option}` is {name!r}, which is a folder; name a YAML file in it.")
-    names = [f"recipes/{recipe.relative_to(RECIPES)}" for recipe in RECIPES.glob("*/*/*.yaml")]
+    names = [f"recipes/{recipe}" for recipe in _names() if not recipe.startswith(_CONFIGS)]
     raise FileNotFoundError(
-        f"`{option}` is {name!r}, but there is no such file;{_closest(name, names)} check the path."
+        f"`{option}` is {name!r}, but there is no such file;{_closest(name, names)} check the path, or see "
+        "`trl-akd recipes list`."
     )
 
 
@@ -102,16 +127,143 @@ def find_accelerate_config(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    folder = RECIPES / "accelerate_configs"
-    if (folder / f"{name}.yaml").is_file():
-        return folder / f"{name}.yaml"
-    names = sorted(config.stem for config in folder.glob("*.yaml"))
+    if (shipped := _shipped(name, _CONFIGS)) is not None:
+        return shipped
+    names = _accelerate_configs()
     raise FileNotFoundError(
         f"`--accelerate_config` is {name!r}, which is neither a file nor one of {', '.join(names)};"
         f"{_closest(name, names)} check the name."
     )
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with `argv`, by default the arguments of the process.
+
+    Raises:
+        UserError: If there is no file with a name, or a copy would replace a file.
+    """
+    parser = _Parser(
+        prog="trl-akd recipes",
+        description=description(str(__doc__)),
+        epilog=examples(str(__doc__)),
+        formatter_class=Formatter,
+    )
+    actions = parser.add_subparsers(metavar="ACTION", dest="action")
+    listing = actions.add_parser("list", help="list names and descriptions: all, or those that contain a text")
+    listing.add_argument("text", nargs="?", default="", metavar="TEXT")
+    for action, text in {"show": "print a file", "path": "print the path of a file, for other programs"}.items():
+        actions.add_parser(action, help=text).add_argument("name", metavar="NAME")
+    copy = actions.add_parser("copy", help="copy a file to TO, a file or folder (default: the working directory)")
+    copy.add_argument("name", metavar="NAME")
+    copy.add_argument("to", nargs="?", default=".", metavar="TO")
+    with user_errors():
+        options = parser.parse_args(argv)
+        match options.action:
+            case "list":
+                print(_list(options.text))
+            case "show":
+                print(_find(options.name).read_text(encoding="utf-8"), end="")
+            case "path":
+                print(_find(options.name))
+            case "copy":
+                print(f"Copied to {_copy(_find(options.name), Path(options.to).expanduser())}.")
+            case _:
+                parser.print_help()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise an error instead of printing the usage."""
+        raise ValueError(f"{message}; `trl-akd recipes --help` shows the actions.")
+
+
+def _names() -> list[str]:
+    """Return the paths of all shipped files relative to the folder of the recipes."""
+    files = (path.relative_to(RECIPES) for path in RECIPES.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in files if path.name != "README.md")
+
+
+def _accelerate_configs() -> list[str]:
+    return sorted(path.stem for path in (RECIPES / _CONFIGS).glob("*.yaml"))
+
+
+def _shipped(name: str, *folders: str) -> Path | None:
+    """Return the shipped file with that name, in the folder of the recipes or in one of its `folders`, or `None`."""
+    names = [name.removeprefix("recipes/"), *(f"{folder}/{name}" for folder in folders)]
+    known = _names()
+    return next((RECIPES / found for each in names for found in (each, f"{each}.yaml") if found in known), None)
+
+
+def _is_shipped_folder(name: str) -> bool:
+    folder = f"{name.removeprefix('recipes/').rstrip('/')}/"
+    return any(known.startswith(folder) for known in _names())
+
+
+def _find(name: str) -> Path:
+    """Return the shipped file with that name, of any kind.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if (shipped := _shipped(name, _CONFIGS)) is not None:
+        return shipped
+    if _is_shipped_folder(name):
+        raise FileNotFoundError(f"{name!r} is a folder; `trl-akd recipes list {name}` lists its files.")
+    names = [*(f"recipes/{known}" for known in _names()), *_accelerate_configs()]
+    raise FileNotFoundError(
+        f"the package has no file {name!r};{_closest(name, names)} `trl-akd recipes list` lists all names."
+    )
+
+
+def _list(text: str) -> str:
+    """Return names and descriptions of the files whose name or description contains `text`."""
+    kinds: dict[str, list[str]] = {kind: [] for kind in (_RECIPE, _CONFIG, _OTHER)}
+    for name in _names():
+        path = RECIPES / name
+        summary = _summary(path)
+        if name.startswith(_CONFIGS):
+            kind, shown = _CONFIG, path.stem
+        elif path.suffix == ".yaml":
+            kind, shown = _RECIPE, f"recipes/{name}"
+        else:
+            kind, shown = _OTHER, f"recipes/{name}"
+        if text.lower() in f"recipes/{name} {summary}".lower():
+            kinds[kind].append(f"  {shown}\n      {summary}")
+    if not any(kinds.values()):
+        raise ValueError(f"no name or description contains {text!r}; `trl-akd recipes list` lists all.")
+    return "\n\n".join("\n".join([kind, *entries]) for kind, entries in kinds.items() if entries)
+
+
+def _summary(path: Path) -> str:
+    """Return the first sentence of the comment at the beginning of a file."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#!")]
+    words = []
+    for line in lines:
+        if not re.match(r"# \S", line):
+            break
+        words.append(line[2:])
+    return " ".join(words).partition(". ")[0].removesuffix(".")
+
+
+def _copy(source: Path, target: Path) -> Path:
+    """Copy a file to a new file, or into a folder under its own name, and return the new path.
+
+    Raises:
+        FileExistsError: If the file exists.
+    """
+    if target.is_dir():
+        target = target / source.name
+    if target.exists():
+        raise FileExistsError(f"{str(target)!r} exists; give another name as the last argument.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return target
+
+
 def _closest(name: str, names: list[str]) -> str:
     close = get_close_matches(name, names, n=1)
     return f" did you mean {close[0]!r}? If not," if close else ""
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

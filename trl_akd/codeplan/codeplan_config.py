@@ -1,7 +1,7 @@
 """Configuration of [`CodePLANTrainer`]."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 from ..akd.akd_config import AKDConfig, PromptTemplateName
 from .collator import Schedule, task_loss_weights
@@ -55,6 +55,7 @@ class CodePLANConfig(AKDConfig):
 
     _VALID_DICT_FIELDS = AKDConfig._VALID_DICT_FIELDS
 
+    _may_generate: ClassVar[bool] = False
     plan_weight: float = 0.5
     schedule: Schedule = "weighted"
     plan_head: PlanHead = "separate"

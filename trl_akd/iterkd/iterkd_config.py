@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 from ..akd.akd_config import AKDConfig
 from ..losses.contrastive import ContrastiveLoss
@@ -47,6 +47,7 @@ class IterKDConfig(CycleConfig, AKDConfig):
 
     _VALID_DICT_FIELDS = AKDConfig._VALID_DICT_FIELDS
 
+    _may_generate: ClassVar[bool] = False
     objective: Objective | None = None
     contrastive_weight: float = 1.0
     contrastive_loss: ContrastiveLoss = "dpo_norm"

@@ -13,6 +13,7 @@ from .fused_linear import (
 from .fused_log_probs import LossOfLogProbs, fused_linear_log_probs
 from .knobs import Interpolation, KnobSchedule
 from .lm_head import LMHead
+from .policy_gradient import PolicyGradient
 from .reduction import count_items, count_items_by_task, scale, token_weights
 from .signals import DenseSignal, SparseSignal, TeacherSignal
 
@@ -24,6 +25,7 @@ __all__ = [
     "KnobSchedule",
     "LMHead",
     "LossOfLogProbs",
+    "PolicyGradient",
     "SparseSignal",
     "TeacherSignal",
     "count_items",

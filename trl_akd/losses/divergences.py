@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from .knobs import Interpolation, KnobSchedule, as_real, as_share
+from .policy_gradient import PolicyGradient
 
 __all__ = [
     "Rule",
@@ -41,6 +42,7 @@ __all__ = [
     "forward_kl",
     "get",
     "jsd",
+    "minillm",
     "names",
     "register",
     "reverse_kl",
@@ -94,6 +96,9 @@ class Rule:
         schedule (`type[KnobSchedule]`, *optional*):
             [`KnobSchedule`] class of the knob that changes during training, if there is one. In a configuration, its
             arguments replace that knob.
+        policy_gradient (`type[PolicyGradient]`, *optional*):
+            [`PolicyGradient`] class, if the gradient also has a part of whole completions. In a configuration, its
+            arguments are added to the knobs.
     """
 
     name: str
@@ -102,6 +107,7 @@ class Rule:
     fused: Callable[..., Tensor] | None = None
     aliases: tuple[str, ...] = ()
     schedule: type[KnobSchedule] | None = None
+    policy_gradient: type[PolicyGradient] | None = None
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **knobs: Any) -> Tensor:
         """Return the divergence `[...]` between logits `[..., V]`."""
@@ -144,24 +150,35 @@ class Rule:
 
     @property
     def default_settings(self) -> dict[str, Any]:
-        """Defaults of a configuration's settings: arguments of the schedule, and knobs that it does not change."""
-        if self.schedule is None:
-            return dict(self.knobs)
-        arguments = inspect.signature(self.schedule).parameters.values()
-        moving = self.schedule.knob
-        return {each.name: each.default for each in arguments} | {
-            name: default for name, default in self.knobs.items() if name != moving
-        }
+        """Defaults of a configuration's settings: knobs, and arguments of the schedule or the policy gradient.
+
+        The knob that a schedule changes is not a setting.
+        """
+        moving = None if self.schedule is None else self.schedule.knob
+        return self._default_arguments | {name: default for name, default in self.knobs.items() if name != moving}
+
+    @property
+    def _default_arguments(self) -> dict[str, Any]:
+        """Defaults of the arguments of the schedule or the policy gradient."""
+        owner = self.schedule or self.policy_gradient
+        parameters = () if owner is None else inspect.signature(owner).parameters.values()
+        return {each.name: each.default for each in parameters}
 
     def split(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Split the settings of a configuration into knobs and arguments of the schedule."""
-        names = () if self.schedule is None else tuple(inspect.signature(self.schedule).parameters)
+        """Split the settings of a configuration into knobs and arguments of the schedule or the policy gradient."""
+        names = self._default_arguments
         knobs = {name: value for name, value in settings.items() if name not in names}
         return knobs, {name: value for name, value in settings.items() if name in names}
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Raise a ValueError if the settings of a configuration are not valid for the rule and its schedule."""
+        """Raise a ValueError if the settings of a configuration are not valid."""
         knobs, arguments = self.split(settings)
+        if self.policy_gradient is not None:
+            self.policy_gradient(**arguments)
+            for name in knobs:
+                if name not in self.default_settings:
+                    accepted = ", ".join(map(repr, self.default_settings))
+                    raise ValueError(f"the divergence {self.name!r} has no knob {name!r}; it takes {accepted}.")
         if self.schedule is None:
             self.check(knobs)
             return
@@ -186,6 +203,7 @@ def register(
     fused: Callable[..., Tensor] | None = None,
     aliases: tuple[str, ...] = (),
     schedule: type[KnobSchedule] | None = None,
+    policy_gradient: type[PolicyGradient] | None = None,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a rule.
 
@@ -205,12 +223,17 @@ def register(
             Alternative names.
         schedule (`type[KnobSchedule]`, *optional*):
             Class of the schedule of the knob that changes during training, see [`Rule`].
+        policy_gradient (`type[PolicyGradient]`, *optional*):
+            Class of the part of the gradient from whole completions, see [`Rule`]. Not together with a schedule.
 
     Raises:
-        ValueError: another function is registered under one of the names, or the schedule has no `knob`.
+        ValueError: another function is registered under one of the names, the schedule has no `knob`, or there is both
+            a schedule and a policy gradient.
     """
     if schedule is not None and not hasattr(schedule, "knob"):
         raise ValueError(f"the schedule of the divergence {name!r} is {schedule!r}; give a class with a `knob`.")
+    if schedule is not None and policy_gradient is not None:
+        raise ValueError(f"the divergence {name!r} has a schedule and a policy gradient; leave one of them out.")
 
     def decorate(function: Function) -> Function:
         for each in (name, *aliases):
@@ -219,7 +242,9 @@ def register(
                 raise ValueError(
                     f"a divergence {each!r} is already registered ({_source(present.function)}); choose another name."
                 )
-        rule = Rule(_plain_name(name), function, paper, fused, tuple(map(_plain_name, aliases)), schedule)
+        rule = Rule(
+            _plain_name(name), function, paper, fused, tuple(map(_plain_name, aliases)), schedule, policy_gradient
+        )
         _RULES[rule.name] = rule
         return function
 
@@ -368,6 +393,24 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     """
     log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
     return _relative_entropy(log_q, log_p)
+
+
+@register(
+    "minillm",
+    paper="https://huggingface.co/papers/2306.08543",
+    fused=partial(_akd_, beta=1.0),
+    policy_gradient=PolicyGradient,
+)
+def minillm(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Compute KL(q || p) of each token, the single-step part of MiniLLM.
+
+    The value is that of [`reverse_kl`], whose sum over a completion sampled from the student is an unbiased estimate
+    of the reverse KL between the distributions of whole completions. In training, [`PolicyGradient`] adds the
+    influence of each token on later ones to the gradient.
+
+    Arguments and result are as in [`forward_kl`].
+    """
+    return reverse_kl(student_logits, teacher_logits, temperature)
 
 
 @register("jsd", paper="https://huggingface.co/papers/2306.13649")

@@ -202,11 +202,17 @@ class FusedCrossEntropy:
 
 
 def fused_linear_cross_entropy(
-    hidden: Tensor, head: LMHead, *, token_weights: Tensor, labels: Tensor, chunk_size: int | None = None
+    hidden: Tensor,
+    head: LMHead,
+    *,
+    token_weights: Tensor,
+    labels: Tensor,
+    chunk_size: int | None = None,
+    vocab_size: int | None = None,
 ) -> FusedCrossEntropy:
     """Compute the weighted cross-entropy of the labels without storing the full logits, and without a teacher.
 
-    `sum_n token_weights[n] * NLL_n`, over the whole vocabulary; otherwise as [`fused_divergence`].
+    `sum_n token_weights[n] * NLL_n`; otherwise as [`fused_divergence`].
 
     Args:
         hidden (`Tensor`): shape `[..., H]`, final hidden states.
@@ -214,6 +220,7 @@ def fused_linear_cross_entropy(
         token_weights (`Tensor`): shape `[...]`, see [`token_weights`] and [`scale`] in `reduction.py`.
         labels (`Tensor`): shape `[...]`, int64, -100 for none.
         chunk_size (`int`, *optional*): tokens projected at a time.
+        vocab_size (`int`, *optional*): number of leading rows of the head to use, by default all.
 
     Returns:
         [`FusedCrossEntropy`].
@@ -229,7 +236,8 @@ def fused_linear_cross_entropy(
     """
     _check_tokens(hidden, token_weights, labels, chunk_size)
     _check_head("", hidden, head)
-    loss, statistics = _weighted_sum(hidden, head, token_weights, labels, chunk_size, len(head.weight))
+    vocab_size = _shared_size(len(head.weight), vocab_size)
+    loss, statistics = _weighted_sum(hidden, head, token_weights, labels, chunk_size, vocab_size)
     token = LabelStatistics(*statistics)
     return FusedCrossEntropy(loss, token.student_nll, token.student_entropy)
 

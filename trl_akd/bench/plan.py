@@ -47,11 +47,15 @@ def plan(config: ModelsConfig, resolve: Resolve) -> list[Run]:
         ValueError: If a command refuses its fields, two rules are equal, or a prediction has an unknown measure.
         FileNotFoundError: If a recipe does not exist.
     """
-    runs: list[Run] = []
-    for seed in config.seeds:
-        for pair in config.mapping("pairs"):
-            runs += [_untrained(config, resolve, pair, role, seed) for role in config.before]
-            runs += [_trained(config, resolve, pair, rule, seed) for rule in config.mapping("rules")]
+    checked = [
+        run
+        for pair in config.mapping("pairs")
+        for run in (
+            *(_untrained(config, resolve, pair, role) for role in config.before),
+            *(_trained(config, resolve, pair, rule) for rule in config.mapping("rules")),
+        )
+    ]
+    runs = [run.with_seed(seed) for seed in config.seeds for run in checked]
     found: dict[str, Run] = {}
     for run in runs:
         other = found.setdefault(run.key, run)
@@ -64,15 +68,15 @@ def plan(config: ModelsConfig, resolve: Resolve) -> list[Run]:
     return runs
 
 
-def _trained(config: ModelsConfig, resolve: Resolve, pair: str, rule: str, seed: int) -> Run:
+def _trained(config: ModelsConfig, resolve: Resolve, pair: str, rule: str) -> Run:
     fields = config.entry("rules", rule)
     method, evaluate = fields.pop("method", config.method), fields.pop("evaluate", None) or {}
-    training, values = _training(config, resolve, pair, rule, method, {**fields, "seed": seed})
-    return Run(pair, rule, seed, training, _evaluations(config, resolve, (pair, rule), evaluate, values, seed))
+    training, values = _training(config, resolve, pair, rule, method, fields)
+    return Run(pair, rule, training, _evaluations(config, resolve, (pair, rule), evaluate, values))
 
 
-def _untrained(config: ModelsConfig, resolve: Resolve, pair: str, role: str, seed: int) -> Run:
-    _, values = _training(config, resolve, pair, role, config.method, {"seed": seed})
+def _untrained(config: ModelsConfig, resolve: Resolve, pair: str, role: str) -> Run:
+    _, values = _training(config, resolve, pair, role, config.method, {})
     prefix = "teacher_model" if role == "teacher" else "model"
     model = values.get(f"{prefix}_name_or_path")
     if model is None:
@@ -81,7 +85,7 @@ def _untrained(config: ModelsConfig, resolve: Resolve, pair: str, role: str, see
             f"{role!r} out of `before`."
         )
     named = {"model_name_or_path": model, "model_revision": values.get(f"{prefix}_revision")}
-    return Run(pair, role, seed, None, _evaluations(config, resolve, (pair, role), named, values, seed))
+    return Run(pair, role, None, _evaluations(config, resolve, (pair, role), named, values))
 
 
 def _training(
@@ -99,7 +103,6 @@ def _evaluations(
     place: tuple[str, str],
     fields: Mapping[str, Any],
     training: Mapping[str, Any],
-    seed: int,
 ) -> dict[str, Command]:
     """Return the evaluations of a run by benchmark, with the prompt template of the training unless one is given."""
     found = {}
@@ -107,8 +110,6 @@ def _evaluations(
         values = {"benchmark": name, **config.mapping("evaluate"), **config.entry("benchmarks", name), **fields}
         if values.get("prompt_style") == "template":
             values.setdefault("prompt_template", training.get("prompt_template"))
-        if values.get("temperature"):
-            values["seed"] = seed
         where = f"pair {place[0]!r} with {place[1]!r} on {name!r}"
         found[name], _ = _resolve(resolve, where, "evaluate", None, values)
     return found

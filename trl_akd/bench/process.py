@@ -59,7 +59,8 @@ def _main(command: Sequence[str]) -> int:
 
 
 def _end_with_input(process: "subprocess.Popen[bytes]") -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # sys.stdin would hold a lock that the end of the interpreter waits for
+        pass
     _signal_group(process, signal.SIGTERM)
     try:
         process.wait(_SECONDS_TO_END)

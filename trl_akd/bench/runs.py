@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class Command:
             Flags, beside that of the recipe.
         continues (`bool`, *optional*, defaults to `True`):
             Whether the command continues an interrupted run without being asked.
+        seed (`int`, *optional*):
+            Seed, if the result depends on one.
     """
 
     name: str
@@ -50,15 +52,23 @@ class Command:
     settings: Mapping[str, Any]
     flags: tuple[str, ...] = ()
     continues: bool = True
+    seed: int | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the result depends on."""
+        return {"command": self.name, **self.settings, "seed": self.seed}
 
     @cached_property
     def key(self) -> str:
-        """Hash of the command and its settings."""
-        return digest({"format": MODELS_FORMAT, "command": self.name, **self.settings})
+        """Hash of the command, its settings and the seed."""
+        return digest({"format": MODELS_FORMAT, **self.identity})
 
     def write_recipe(self, path: Path, **values: Any) -> list[str]:
         """Write the recipe, with further values, and return the arguments of `trl-akd`."""
-        replace_text(path, yaml.safe_dump({**self.values, **values}, sort_keys=False, allow_unicode=True))
+        seed = {} if self.seed is None else {"seed": self.seed}
+        content = {**self.values, **seed, **values}
+        replace_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
         return [self.name, "--config", str(path), *self.flags]
 
 
@@ -67,26 +77,40 @@ class Run:
     """One run of the benchmark.
 
     Args:
-        pair (`str`), rule (`str`), seed (`int`):
+        pair (`str`), rule (`str`):
             Its place in the results.
         training ([`Command`], *optional*):
             Training. Without it, a model is evaluated as it is, which the recipes of `evaluations` name.
-        evaluations (`Mapping`, *optional*):
+        evaluations (`Mapping`):
             Evaluations by the name of their benchmark.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed.
     """
 
     pair: str
     rule: str
-    seed: int
     training: Command | None
-    evaluations: Mapping[str, Command] = field(default_factory=dict)
+    evaluations: Mapping[str, Command]
+    seed: int = 0
+
+    def with_seed(self, seed: int) -> "Run":
+        """Return the run with another seed. Greedy evaluations do not depend on it."""
+        return replace(
+            self,
+            seed=seed,
+            training=None if self.training is None else replace(self.training, seed=seed),
+            evaluations={
+                name: replace(command, seed=seed if command.settings.get("temperature") else None)
+                for name, command in self.evaluations.items()
+            },
+        )
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """All settings that the result depends on and that differ from their defaults."""
         return {
-            "training": None if self.training is None else {"command": self.training.name, **self.training.settings},
-            "evaluations": {name: dict(command.settings) for name, command in self.evaluations.items()},
+            "training": None if self.training is None else self.training.identity,
+            "evaluations": {name: command.identity for name, command in self.evaluations.items()},
         }
 
     @cached_property
@@ -166,7 +190,6 @@ def _execute(run: Run, output_dir: Path) -> dict[str, Any]:
     training: dict[str, Any] = {"seconds": None, "continued": False, "peak_memory_mib": None}
     if run.training is not None:
         training = _train(run.training, commands.pop(0), folder, log)
-    began = time.monotonic()
     measures, versions = {}, {}
     for (name, _), arguments in zip(run.evaluations.items(), commands, strict=True):
         found = run.evaluation_folder(output_dir, name)
@@ -180,7 +203,7 @@ def _execute(run: Run, output_dir: Path) -> dict[str, Any]:
         **run.place,
         "settings": run.settings,
         "measures": rounded(measures),
-        "seconds": {"train": training["seconds"], "evaluate": round(time.monotonic() - began, 1)},
+        "seconds": training["seconds"],
         "continued": training["continued"],
         "peak_memory_mib": training["peak_memory_mib"],
         "versions": versions,

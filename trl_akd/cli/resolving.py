@@ -18,7 +18,7 @@ _EVALUATE = "evaluate"
 _LAUNCH = "accelerate_config"
 _CONSENT = "allow_code_execution"
 _WITHOUT_EFFECT = (
-    *("output_dir", "report_to", "run_name", "disable_tqdm", "push_to_hub", "save_total_limit", "workers"),
+    *("output_dir", "seed", "report_to", "run_name", "disable_tqdm", "push_to_hub", "save_total_limit", "workers"),
     *("log_level", "log_level_replica", "log_on_each_node", _CONSENT),
 )
 _WITHOUT_EFFECT_PREFIXES = ("hub_", "logging_")
@@ -55,7 +55,7 @@ def resolve(command: str, recipe: str | None, values: Mapping[str, Any]) -> tupl
     parsed = parser.values(Recipe(Path("the recipe"), fields))
     _check(parser, parsed, method)
     flags = () if launch is None else ("--accelerate_config", str(find_accelerate_config(str(launch))))
-    settings = _settings(vars(parsed), vars(parser.values(Recipe())))
+    settings = _settings(vars(parsed), _defaults(command))
     if method is None and _SUBJECT not in given:
         del settings[_SUBJECT]
     settings |= {key: value for key, value in (("env", given.get("env")), (_LAUNCH, launch)) if value is not None}
@@ -78,6 +78,11 @@ def _parser(command: str) -> RecipeParser:
     else:
         types = load_method(command).argument_types()
     return RecipeParser(types, prog=f"trl-akd {command}")
+
+
+@cache
+def _defaults(command: str) -> dict[str, Any]:
+    return vars(_parser(command).values(Recipe()))
 
 
 def _check(parser: RecipeParser, values: Namespace, method: Method | None) -> None:

@@ -14,7 +14,7 @@ RESULTS := $(addprefix docs/results/,full.json adaptive.json)
 export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart check test test-distributed test-slow test-gpu test-lowest mutants bench results docs dist lint format clean
+.PHONY: quickstart check test test-distributed test-slow test-gpu test-lowest test-trl mutants bench results docs dist lint format clean
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@echo "Installing trl_akd and what its tests need into $(VENV): downloads about 0.5 GB with a CPU build of PyTorch, which"
@@ -51,6 +51,18 @@ test-lowest:
 		-c constraints-lowest.txt -e ".[test]"
 	PATH="$(CURDIR)/.venv-lowest/bin:$$PATH" .venv-lowest/bin/python -m pytest
 
+# Trainers with another version of TRL, such as VERSION=1.9.2, or VERSION=main for that of its repository.
+VERSION ?= 1.9.2
+TRL_VENV = .venv-trl-$(VERSION)
+test-trl:
+	$(PYTHON) -m venv $(TRL_VENV)
+	$(TRL_VENV)/bin/python -m pip install --quiet $(addprefix --extra-index-url ,$(TORCH_INDEX)) \
+		$(addprefix -c ,$(CONSTRAINTS)) -e ".[test]"
+	$(TRL_VENV)/bin/python -m pip install --quiet --no-deps \
+		$(if $(filter main,$(VERSION)),git+https://github.com/huggingface/trl,trl==$(VERSION))
+	PATH="$(CURDIR)/$(TRL_VENV)/bin:$$PATH" $(TRL_VENV)/bin/python -m pytest --numprocesses auto --dist loadfile \
+		tests/test_trl_contract.py tests/akd tests/codeplan tests/iterkd
+
 # Faults put into the package one at a time: `make test` must notice each.
 mutants: $(VENV)/.installed
 	$(BIN)/python -m tests.mutants
@@ -83,4 +95,4 @@ dist: $(VENV)/.installed
 	$(BIN)/python -m check_wheel_contents dist
 
 clean:
-	rm -rf $(VENV) .venv-lowest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache site
+	rm -rf $(VENV) .venv-lowest .venv-trl-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache site

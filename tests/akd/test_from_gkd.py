@@ -208,7 +208,8 @@ def test_all_other_overrides_are_called():
     own_of_gkd = {
         name for name in vars(GKDTrainer) if not name.startswith("__") and callable(getattr(GKDTrainer, name))
     }
-    assert (reached | own_of_gkd) - live - {"compute_loss", "training_step"} == set(_NEVER_CALLED)
+    private = {"_liger_student_forward"}  # of TRL before 1.14, whose loss with Liger kernels is replaced as a whole
+    assert (reached | own_of_gkd) - live - private - {"compute_loss", "training_step"} == set(_NEVER_CALLED)
 
 
 @pytest.mark.parametrize(

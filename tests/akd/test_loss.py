@@ -211,7 +211,7 @@ def test_self_teacher_uses_the_original_lm_head(pair, config):
 
 def test_adapter_of_the_lm_head_is_refused(trainer):
     with pytest.raises(ValueError, match="lm_head"):
-        trainer(peft_config=LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM"))
+        trainer(peft_config=LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")).train()
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

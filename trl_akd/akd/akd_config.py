@@ -133,6 +133,9 @@ class AKDConfig(GKDConfig):
     max_length: int | None = 512
 
     def __post_init__(self) -> None:
+        inherited: Any = self
+        if inherited.loss_type is None:  # the default of TRL before 1.15
+            inherited.loss_type = "nll"
         self._check_types()
         self._check_beta()
         self._check_data()

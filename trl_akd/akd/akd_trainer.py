@@ -176,6 +176,8 @@ class AKDTrainer(GKDTrainer):
                 **kwargs,
             )
         self.padding_free = args.padding_free or args.packing
+        if not hasattr(self, "router_aux_loss_coef"):  # TRL before 1.14
+            self.router_aux_loss_coef = args.router_aux_loss_coef if self.aux_loss_enabled else 0.0
         if self.router_aux_loss_coef:
             check_experts(self.model.config.get_text_config())
         self._compilation = take_compilation(self.accelerator)

@@ -1,9 +1,12 @@
-"""Import of TRL's experimental GKD; `tests/test_trl_contract.py` names the parts that are relied on."""
+"""TRL's experimental GKD, or a replacement where TRL has none."""
 
 import os
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-from trl.experimental.gkd import GKDConfig, GKDTrainer
+try:
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+except ImportError:  # TRL removes experimental trainers without deprecating them
+    from .gkd_replacement import GKDConfig, GKDTrainer
 
 __all__ = ["GKDConfig", "GKDTrainer"]

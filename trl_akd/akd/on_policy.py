@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
-from transformers.utils import is_rich_available
-from trl.trainer.utils import print_prompt_completions_sample
 
 from ..generation.decoding import collect_eos_token_ids, unwrapped_for_generation
 from ..losses.reduction import IGNORE_INDEX
@@ -178,11 +180,7 @@ class CompletionLog:
     def write(self, step: int) -> None:
         """Print the texts, save them as Parquet under `completions`, and report them; then clear them."""
         if self._texts and self._accelerator.is_main_process:
-            prompts, completions = (list(column) for column in zip(*self._texts, strict=True))
-            if is_rich_available():
-                print_prompt_completions_sample(
-                    prompts, completions, {}, None, step, self._args.num_completions_to_print
-                )
+            _print(step, list(self._texts)[: self._args.num_completions_to_print])
             folder = Path(str(self._args.output_dir)) / "completions"
             folder.mkdir(parents=True, exist_ok=True)
             pq.write_table(_table(step, self._texts), folder / f"completions_{step:05d}.parquet")
@@ -197,6 +195,14 @@ class CompletionLog:
             if name in self._args.report_to:
                 tracker: Any = importlib.import_module(name)
                 tracker.log({"completions": tracker.Table(dataframe=_table(step, texts).to_pandas())})
+
+
+def _print(step: int, texts: Sequence[tuple[str, str]]) -> None:
+    """Print prompts and completions as a table, as TRL's trainers do."""
+    table = Table("Prompt", "Completion", expand=True, show_lines=True)
+    for prompt, completion in texts:
+        table.add_row(Text(prompt, style="bright_yellow"), Text(completion, style="bright_green"))
+    Console().print(Panel(table, expand=False, title=f"Step {step}"))
 
 
 def _table(step: int, texts: Sequence[tuple[str, str]]) -> pa.Table:

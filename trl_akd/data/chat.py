@@ -7,7 +7,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from trl.data_utils import common_prefix_length
+
+from .encoding import common_prefix_length
 
 __all__ = ["Conversation", "render"]
 

@@ -6,11 +6,18 @@ that add a space to the beginning of a text (SentencePiece) add none.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from trl.data_utils import common_prefix_length
 
-__all__ = ["encode_completions", "encode_prompts", "encode_rerendered", "encode_texts"]
+__all__ = ["common_prefix_length", "encode_completions", "encode_prompts", "encode_rerendered", "encode_texts"]
+
+
+def common_prefix_length(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Return the number of leading items that two sequences share."""
+    pairs = zip(first, second, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def encode_prompts(
@@ -73,7 +80,7 @@ def encode_rerendered(
     """
     _require_eos(tokenizer)
     [ids] = _encode(tokenizer, [_without_eos(conversation, str(tokenizer.eos_token))])
-    shared = common_prefix_length(list(prompt), ids)
+    shared = common_prefix_length(prompt, ids)
     return ids[:shared], [*ids[shared:], tokenizer.eos_token_id]
 
 

@@ -17,7 +17,15 @@ from trl_akd.micro.bench.cycles_judge import MISSING_STEP, NoisyJudge, auc, judg
 from trl_akd.micro.bench.cycles_report import CYCLES_PAGE, CyclesResults
 from trl_akd.micro.bench.cycles_runs import TokenCosts, num_new_questions, plan_cycles
 from trl_akd.micro.bench.cycles_teacher import ScriptedTeacher
-from trl_akd.micro.bench.cycles_world import CyclesWorld, QuestionPool, correct_programs, error_class, outcomes
+from trl_akd.micro.bench.cycles_world import (
+    TIMEOUT,
+    CyclesWorld,
+    QuestionPool,
+    _known_outcome,
+    correct_programs,
+    error_class,
+    outcomes,
+)
 from trl_akd.micro.models import train_tokenizer
 from trl_akd.micro.operations import OPERATIONS
 from trl_akd.micro.tasks import Step, Task, draw_solution
@@ -83,11 +91,15 @@ def test_new_questions_of_the_same_type_differ_in_one_operation(pool: QuestionPo
 
 
 def test_known_outcomes_are_those_of_the_sandbox(tasks: list[Task]):
-    """Correct programs need not run, and wrong ones are told apart by what differs."""
+    """Correct programs and those with an endless loop need not run, and wrong ones are told apart by what differs."""
     rng = random.Random(0)
-    with CodeExecutor(1, allow_code_execution=True) as executor:
+    with CodeExecutor(1, timeout=TIMEOUT, allow_code_execution=True) as executor:
         texts = [(task, text) for task in tasks[:4] for text in sorted(correct_programs(task))]
         assert all(result.passed for result in executor.run([(text, task.tests) for task, text in texts]))
+        endless = [(task, draw_fault(task, "timeout", rng)) for task in tasks[:2]]
+        results = executor.run([(text, task.tests) for task, text in endless])
+        assert [error_class(*each, result) for each, result in zip(endless, results, strict=True)] == ["timed_out"] * 2
+        assert [_known_outcome(*each) for each in endless] == ["timed_out"] * 2
         kinds: tuple[Any, ...] = ("syntax", "type", "name")
         wrong = [(task, draw_fault(task, kind, rng)) for kind in kinds for task in tasks[:4]]
         wrong += [(task, draw_solution(task.steps[:-1], rng)) for task in tasks[:4]]

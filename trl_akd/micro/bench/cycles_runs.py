@@ -35,7 +35,7 @@ from .cycles_config import CYCLES_FORMAT, CyclesConfig, CyclesSettings, Variant
 from .cycles_judge import REPLY_TOKENS, NoisyJudge, auc, judge_request
 from .cycles_measures import measure_student
 from .cycles_teacher import ScriptedTeacher, StudentFaults
-from .cycles_world import MAX_NEW_TOKENS, CyclesWorld, QuestionPool
+from .cycles_world import MAX_NEW_TOKENS, TIMEOUT, CyclesWorld, QuestionPool
 from .runner import digest, execute_all, find_start, peak_memory_mb, rounded, run_experiment
 
 __all__ = ["CyclesRun", "TokenCosts", "num_new_questions", "plan_cycles", "run_cycles"]
@@ -165,7 +165,7 @@ class CyclesStart:
     def measure(self, model: Any, tokenizer: PreTrainedTokenizerBase, stream: str = "held_out") -> dict[str, Any]:
         """Return the measures of a student of this seed."""
         seed = derive_seed(self.seed, "samples")
-        with CodeExecutor(workers=1, allow_code_execution=True) as executor:
+        with CodeExecutor(workers=1, timeout=TIMEOUT, allow_code_execution=True) as executor:
             return measure_student(
                 model, tokenizer, self.world, self.held_out(stream), executor, num_samples=self.num_samples, seed=seed
             )
@@ -287,7 +287,7 @@ class CyclesRun:
         pool.add(seeds)
         costs = TokenCosts.measure(seeds[:_MEASURED_TASKS], tokenizer)
         new = num_new_questions(self.questions_of, settings, costs)
-        with CodeExecutor(workers=1, allow_code_execution=True) as executor:
+        with CodeExecutor(workers=1, timeout=TIMEOUT, allow_code_execution=True) as executor:
             own = StudentFaults(executor, seed) if variant.faults == "own" else None
             teacher = ScriptedTeacher(
                 pool,

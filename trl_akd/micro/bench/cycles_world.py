@@ -20,6 +20,7 @@ from ..tasks import Split, Task, sample_tasks, write_solution
 __all__ = [
     "MAX_NEW_TOKENS",
     "PASSED",
+    "TIMEOUT",
     "CyclesWorld",
     "QuestionPool",
     "Relation",
@@ -29,11 +30,14 @@ __all__ = [
 ]
 
 PASSED = "passed"
+TIMED_OUT = "timed_out"
+TIMEOUT = 0.5  # seconds of CPU; programs that end need less than a hundredth of that
 LENGTHS = (2, 3)
 MAX_NEW_TOKENS = 48
 _TASKS_PER_BATCH = 2_000
 _MAY_BE_RARE = tuple(operation.name for operation in OPERATIONS if operation.takes == operation.gives)
 _ARGUMENT = re.compile(r"\d|'[a-z]'")
+_ENDLESS_LOOP = re.compile(r"^    while True:\n        (\w+) = \1\n", re.MULTILINE)
 _Type: TypeAlias = tuple[tuple[str, ...], int, int]
 Relation: TypeAlias = Literal["new_easy", "new_same"]
 
@@ -155,20 +159,25 @@ def correct_programs(task: Task) -> frozenset[str]:
 def outcomes(programs: Sequence[tuple[Task, str]], executor: CodeExecutor) -> list[str]:
     """Return `"passed"` or the error class of each program of a task; see [`error_class`].
 
-    Equal programs run once. Programs that data and teacher may write are correct, and do not run.
+    Equal programs run once. Programs that data and teacher may write are correct, and do not run; neither do they with
+    the endless loop of a fault of the kind `timeout`.
 
     Raises:
         RuntimeError: If the sandbox could not run a program.
     """
-    known = {
-        program: PASSED if program[1].strip() in correct_programs(program[0]) else None
-        for program in dict.fromkeys(programs)
-    }
+    known = {program: _known_outcome(*program) for program in dict.fromkeys(programs)}
     unknown = [program for program, outcome in known.items() if outcome is None]
     results = executor.run([(text, task.tests) for task, text in unknown])
     for (task, text), result in zip(unknown, results, strict=True):
         known[task, text] = error_class(task, text, result)
     return [str(known[program]) for program in programs]
+
+
+def _known_outcome(task: Task, text: str) -> str | None:
+    for changed, outcome in ((text, PASSED), (_ENDLESS_LOOP.sub("", text), TIMED_OUT)):
+        if changed.strip() in correct_programs(task):
+            return outcome
+    return None
 
 
 def error_class(task: Task, program: str, result: ExecutionResult) -> str:

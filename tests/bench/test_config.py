@@ -102,6 +102,7 @@ def test_prediction_is_refused(settings: dict[str, Any], prediction: dict[str, A
         ("rules/logs", {"logging_steps": 7}, "`rules` has 'akd' and 'logs', which are equal"),
         ("pairs/tiny/recipe", "none.yaml", "`recipe` is 'none.yaml', but there is no such file"),
         ("evaluate/k", [2], "pair 'tiny' with 'student' on 'three', which `trl-akd evaluate` refuses: `k` asks for"),
+        ("rules/akd/evaluate", {"plan_sampling": True}, "refuses: `temperature` is 0, at which all plans are equal"),
         ("evaluate/tmperature", 1, "the unknown key `tmperature`; did you mean `temperature`"),
         ("benchmarks/humanevl", {}, "benchmark 'humanevl' is unknown; did you mean 'humaneval'"),
         ("predictions/p/measure", "pass@10", "`predictions: p: measure` has 'pass@10', which is not one of pass@1"),

@@ -19,7 +19,7 @@ trl-akd bench plans --report outputs/bench/plans/results.json
 ```bash
 trl-akd bench models --config recipes/paper/akd/table4_5.yaml --dry_run
 trl-akd bench models --config recipes/paper/akd/table4_5.yaml --allow_code_execution
-trl-akd bench models --report outputs/bench/akd/table4_5/results.json
+trl-akd bench models --report outputs/bench/akd/table4_5.json
 ```
 """
 

@@ -91,9 +91,12 @@ def _check(parser: RecipeParser, values: Namespace, method: Method | None) -> No
 
     if method is None:
         from ..evaluation.benchmarks import local_copy
+        from ..evaluation.plan_sampling import PlanningSampler
 
         local_copy(values.benchmark, values.benchmark_path)
-        parser.dataclasses(values)
+        config, planning = parser.dataclasses(values)
+        if planning.plan_sampling:
+            PlanningSampler(config, planning).check_settings()
         return
     on_cpu = {} if torch.accelerator.is_available() else {"use_cpu": True}
     method.check(*parser.dataclasses(Namespace(**{**vars(values), **on_cpu})))

@@ -28,7 +28,8 @@ AKD, CODEPLAN, ITERKD = (
 )
 SECTIONS = ["# Model", "# Teacher", "# Data", "# Method", "# Trainer", "# Evaluation", "# Hub"]
 COMMANDS = re.compile(
-    r"(?:trl-akd |-m trl_akd\.cli\.)(\w+(?: train| cycles| plans| models)?) --config (\S+)(?:.*--accelerate_config (\S+))?"
+    r"(?:trl-akd |-m trl_akd\.cli\.)(\w+(?: train| cycles| plans| models)?) --config (\S+)"
+    r"(?:.*--accelerate_config (\S+))?"
 )
 
 

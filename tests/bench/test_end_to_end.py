@@ -15,10 +15,10 @@ from trl_akd.cli import main
 
 @pytest.mark.end_to_end
 def test_benchmark_is_killed_and_continues(settings: dict[str, Any], tmp_path: Path):
-    settings["common"] = {**settings["common"], "max_steps": 40}
+    settings["common"] = {**settings["common"], "max_steps": 20}
     settings["before"] = ["student"]
     recipe = tmp_path / "bench.yaml"
-    recipe.write_text(yaml.safe_dump(settings))
+    recipe.write_text(yaml.safe_dump(settings, sort_keys=False))
     arguments = ["bench", "models", "--config", str(recipe), "--allow_code_execution"]
     runs = Path(settings["output_dir"]) / "runs"
     with subprocess.Popen([sys.executable, "-m", "trl_akd", *arguments]) as process:

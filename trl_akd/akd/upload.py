@@ -1,15 +1,16 @@
-"""Upload of a student, its tokenizer and its card to the Hub, without the rest of the output folder."""
+"""Upload of a trainer's student, its tokenizer, its card and its recipe, without the rest of the output folder."""
 
 import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.utils import hub
+from ..hub.files import Files, is_replaced, student_files
+from ..hub.upload import hub_api, repeat_command, upload
 
 __all__ = ["upload_student"]
 
 _STAGING = ".upload"
+_BESIDE = ("README.md", "recipe.yaml", "beta.svg")
 
 
 def upload_student(
@@ -25,7 +26,7 @@ def upload_student(
     """Upload a trainer's student in one commit. All processes must call it.
 
     Transformers would upload the whole output folder, including a run's ledger, the students of other cycles, and the
-    training arguments with the Hub token. Here the student is first saved to a separate folder.
+    training arguments. Here the student is first saved to a separate folder.
 
     Args:
         trainer (`AKDTrainer`):
@@ -42,6 +43,7 @@ def upload_student(
     args = trainer.args
     trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
     token = args.hub_token if token is None else token
+    private = args.hub_private_repo if private is None else private
     if trainer.hub_model_id is None:
         trainer.init_hf_repo(token=token, private=private)
     output_dir = Path(args.output_dir)
@@ -53,23 +55,26 @@ def upload_student(
     if not trainer.is_world_process_zero():
         return None
     trainer.create_model_card(**card)
-    shutil.copy(output_dir / "README.md", folder)
-    (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
     trainer._finish_current_push()
-    try:
-        done = hub.hf_api().upload_folder(
-            repo_id=trainer.hub_model_id,
-            folder_path=folder,
-            commit_message=commit_message,
-            token=token,
-            run_as_future=not blocking,
-            revision=args.hub_revision if revision is None else revision,
-        )
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    if blocking:
-        shutil.rmtree(folder)
-    else:
-        done.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
-    return done
+
+    def run() -> Any:
+        try:
+            return upload(
+                trainer.hub_model_id,
+                _files(folder, output_dir),
+                message=commit_message or "Upload of the student",
+                kept=repeat_command(output_dir, "hub_model_id", trainer.hub_model_id),
+                token=token,
+                private=private,
+                revision=args.hub_revision if revision is None else revision,
+                replaces=is_replaced,
+            )
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    return run() if blocking else hub_api().run_as_future(run)
+
+
+def _files(folder: Path, output_dir: Path) -> Files:
+    beside = {name: output_dir / name for name in _BESIDE if (output_dir / name).is_file()}
+    return {**student_files(folder), **beside}

@@ -5,12 +5,13 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from .errors import SETUP_ERRORS, user_errors
 from .launching import Launcher, check_reporting, find_launcher
 from .parsing import RecipeParser, read_options
-from .recipes import read_recipe
+from .recipes import Recipe, read_recipe
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -60,6 +61,12 @@ class CommandLine:
         launch_flags, flags = launcher.split(flags, parser) if launcher else ([], flags)
         arguments = [*(["--config", options.config] if options.config else []), *flags]
         return cls(parser, parser.values(recipe, flags), arguments, options.config, launcher, launch_flags)
+
+    def as_run(self) -> Recipe:
+        """Return the values that differ from the defaults, from the recipe and from flags, as a recipe."""
+        defaults = vars(self.parser.values(Recipe()))
+        values = {name: value for name, value in vars(self.values).items() if value != defaults[name]}
+        return Recipe(None if self.recipe is None else Path(self.recipe), values)
 
     def launch(self, *command: str) -> None:
         """Run `trl-akd command` with these arguments in several processes.

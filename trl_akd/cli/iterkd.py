@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..iterkd.cycle.teaching_config import TeachingConfig
 from .errors import run, user_errors
 from .methods import Method, Quickstart
+from .recipes import Recipe
 
 if TYPE_CHECKING:
     from ..evaluation.benchmarks import Benchmark
@@ -42,6 +43,7 @@ class IterKDMethod(Method):
     """IterKD: cycles of correct and faulty answers, feedback and new questions."""
 
     name = "iterkd"
+    continues = True
 
     def config_class(self) -> "type[IterKDConfig]":
         """Return [`IterKDConfig`]."""
@@ -107,7 +109,7 @@ class IterKDMethod(Method):
 
         return ITERKD
 
-    def train(self, *arguments: Any, recipe: str | None = None) -> None:
+    def train(self, *arguments: Any, recipe: Recipe | None = None) -> None:
         """Run the cycles, save the last student, and push it to the Hub if requested.
 
         Raises:
@@ -117,11 +119,12 @@ class IterKDMethod(Method):
         from ..execution import IsolationError
         from ..generation import GenerationError
         from .errors import SETUP_ERRORS, StoppedEarly
-        from .training import finish, make_trainer, set_provenance
+        from .training import check_merging, finish, make_trainer, set_provenance
 
         script_args, training_args, model_args, teaching = arguments
         with user_errors((*SETUP_ERRORS, GenerationError, IsolationError, FloatingPointError)):
             self.check(*arguments)
+            check_merging(script_args, training_args, model_args)
             teacher_server, judge_server = _servers(teaching)  # checked before models load
             benchmark = _benchmark(teaching)
             with _executor(teaching) as executor:
@@ -141,9 +144,9 @@ class IterKDMethod(Method):
                 trainer.judge = _judge(teaching, trainer) if judge_server is None else judge_server
                 if benchmark is not None:
                     trainer.held_out_name, trainer.held_out_dataset = benchmark.name, benchmark.dataset
-                set_provenance(trainer, script_args, recipe)
+                set_provenance(trainer, self.name, script_args, recipe)
                 trainer.train(training_args.resume_from_checkpoint)
-            finish(trainer, is_trained=trainer.trained_cycles > 0)
+            finish(trainer, is_trained=trainer.trained_cycles > 0, merge_adapter=script_args.hub_merge_adapter)
         _print_results(trainer)
         if trainer.stopped is not None:
             raise StoppedEarly(trainer.stopped)

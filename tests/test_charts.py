@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from trl_akd.micro.bench.charts import Series, bar_chart, line_chart, scatter_chart
+from trl_akd.charts import Series, bar_chart, line_chart, scatter_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 

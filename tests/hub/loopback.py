@@ -15,6 +15,8 @@ from threading import Lock, Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from huggingface_hub import ModelCard
+
 DROP = "drop"
 """In place of a status: the connection is closed without a response."""
 
@@ -137,7 +139,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def info(self, body: bytes, kind: str, name: str, revision: str | None) -> None:
         if repository := self._repository(kind, name):
-            self._send(200, {"id": name, "sha": repository.head, "siblings": [], "private": repository.private})
+            card = ModelCard(repository.files.get("README.md", b"").decode()).data.to_dict()
+            found = {"id": name, "sha": repository.head, "siblings": [], "private": repository.private}
+            self._send(200, {**found, "cardData": card})
 
     def preupload(self, body: bytes, kind: str, name: str, revision: str) -> None:
         rows = [

@@ -88,8 +88,9 @@ class AKDConfig(GKDConfig):
         log_unique_prompts (`bool`, *optional*, defaults to `False`):
             Whether to report each prompt only once.
         hub_strategy (`str`, *optional*, defaults to `"end"`):
-            When to upload to the Hub with `push_to_hub`. The default uploads the trained student once; the other
-            values of [`transformers.TrainingArguments`] also upload the output folder during training.
+            When to upload to the Hub with `push_to_hub`. The default uploads the trained student once. `"every_save"`
+            uploads the student of each checkpoint as well, and `"checkpoint"` and `"all_checkpoints"` also the last
+            one or all of the checkpoints, with optimizer states.
         bf16 (`bool`, *optional*):
             Whether to use mixed precision in bfloat16. Defaults to `True` on a GPU that supports it; TRL's default
             fails without one.

@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import has_length
+from transformers.trainer_utils import HubStrategy, has_length
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -60,7 +60,7 @@ from .model_utils import adapters_of, disable_dropout, evaluation_name, name_of,
 from .on_policy import CompletionLog, is_on_policy, sample_rows, sampling_config, sampling_seed
 from .schedule_callback import ScheduleCallback
 from .teacher_mix import TeacherMix, require_dense, teacher_next_logits
-from .upload import upload_student
+from .upload import upload_checkpoint, upload_student
 from .validation import (
     check_adapter,
     check_architectures,
@@ -661,6 +661,10 @@ class AKDTrainer(GKDTrainer):
             private=private,
             **kwargs,
         )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            upload_checkpoint(self, Path(checkpoint_folder))
 
     def _card_facts(self) -> dict[str, str]:
         """Return additional rows for the table at the top of the model card."""

@@ -4,10 +4,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer_utils import HubStrategy
+from transformers.utils.hub import PushInProgress
+
 from ..hub.files import Files, is_replaced, student_files
 from ..hub.upload import hub_api, repeat_command, upload
 
-__all__ = ["upload_student"]
+__all__ = ["upload_checkpoint", "upload_student"]
 
 _STAGING = ".upload"
 _BESIDE = ("README.md", "recipe.yaml", "beta.svg")
@@ -73,6 +76,57 @@ def upload_student(
             shutil.rmtree(folder, ignore_errors=True)
 
     return run() if blocking else hub_api().run_as_future(run)
+
+
+def upload_checkpoint(trainer: Any, checkpoint: Path) -> None:
+    """Upload the student of a checkpoint in the background, and the checkpoint itself if `hub_strategy` says so.
+
+    Does nothing during another upload, unless `hub_always_push` is on.
+    """
+    args, running = trainer.args, trainer.push_in_progress
+    if not args.hub_always_push and running is not None and not running.is_done():
+        return
+    trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
+    name, message = trainer.hub_model_id, f"Training in progress, step {trainer.state.global_step}"
+    output_dir = Path(args.output_dir)
+    where = {"token": args.hub_token, "revision": args.hub_revision}
+    kept = repeat_command(output_dir, "hub_model_id", name)
+    staging = output_dir / f"{_STAGING}-{checkpoint.name}"  # as the checkpoint may be deleted soon
+    files = _copied(_files(checkpoint, output_dir), staging)
+
+    def run() -> Any:
+        try:
+            return upload(name, files, message=message, kept=kept, replaces=is_replaced, **where)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    api = hub_api()
+    jobs = [api.run_as_future(run)]
+    if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+        place = "last-checkpoint" if args.hub_strategy == HubStrategy.CHECKPOINT else checkpoint.name
+        jobs.append(
+            api.upload_folder(
+                repo_id=name,
+                folder_path=checkpoint,
+                path_in_repo=place,
+                commit_message=f"{message}, checkpoint",
+                run_as_future=True,
+                **where,
+            )
+        )
+    if running is None or running.is_done():
+        trainer.push_in_progress = PushInProgress(jobs)
+    else:
+        running.jobs.extend(jobs)
+
+
+def _copied(files: Files, folder: Path) -> Files:
+    """Return the files with copies in a folder in place of paths."""
+    for name, content in files.items():
+        if isinstance(content, Path):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(content, folder / name)
+    return {name: folder / name if isinstance(content, Path) else content for name, content in files.items()}
 
 
 def _files(folder: Path, output_dir: Path) -> Files:

@@ -15,7 +15,7 @@ uploaded.
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,7 @@ class PushConfig:
     run_dir: str | None = None
     hub_model_id: str | None = None
     hub_dataset_id: str | None = None
-    private: bool | None = None
+    private: bool | None = field(default=None, metadata={"nargs": "?", "const": True})
     merge_adapter: bool = False
     base_model: str | None = None
     revision: str | None = None

@@ -65,8 +65,8 @@ class PlanningSampler(Sampler):
         super().__init__(config)
         self._planning = planning
 
-    def check(self, benchmark: Benchmark) -> None:
-        """Raise a ValueError if the settings contradict plan sampling, or the benchmark lacks public tests."""
+    def check_settings(self) -> None:
+        """Raise a ValueError if the settings contradict plan sampling."""
         config = self._config
         if config.model_name_or_path is None:
             raise ValueError(
@@ -85,6 +85,11 @@ class PlanningSampler(Sampler):
                 "`temperature` is 0, at which all plans are equal; give a higher one, such as 0.6 as in the authors' "
                 "code."
             )
+
+    def check(self, benchmark: Benchmark) -> None:
+        """Raise a ValueError if the settings contradict plan sampling, or the benchmark lacks public tests."""
+        self.check_settings()
+        config = self._config
         if self._has_plan_head() and config.backend == "openai":  # the former also finds one that is missing
             raise ValueError(
                 f"`backend` 'openai' does not support plan heads, but {config.model_name_or_path!r} has one; use "

@@ -77,7 +77,7 @@ def belongs(name: str) -> bool:
 
 def is_replaced(name: str) -> bool:
     """Return whether a file of this name, from an earlier upload, belongs to the model that a new upload replaces."""
-    return belongs(name) or _SUPERSEDED.fullmatch(name) is not None
+    return name != "README.md" and (belongs(name) or _SUPERSEDED.fullmatch(name) is not None)
 
 
 def is_adapter(files: Files) -> bool:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, model_info
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from .markdown import code, code_block
 from .private import public_path
 from .scores import measured_sections
+from .upload import hub_api
 
 __all__ = [
     "RECIPE_FILE",
@@ -232,7 +233,7 @@ def read_base_model(student: str | None, *, online: bool) -> BaseModelFacts:
         derived = getattr(data, "base_model", None)
         name = hub_name(derived) if isinstance(derived, str) else None
     elif name is not None and online:
-        data = _stated(lambda: model_info(name).card_data)
+        data = _stated(lambda: hub_api().model_info(name).card_data)
     found = {key: getattr(data, key, None) for key in _LICENSE_FIELDS}
     license = {key: value for key, value in found.items() if isinstance(value, str)}
     link = license.get("license_link", "")
@@ -294,7 +295,7 @@ def _architecture(adapter: bool, encoder_decoder: bool) -> str:
 def _stated(read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except (OSError, ValueError, HfHubHTTPError, yaml.YAMLError):
+    except (OSError, ValueError, HTTPError, yaml.YAMLError):
         return None
 
 

@@ -11,6 +11,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
@@ -159,11 +160,7 @@ def _hub_errors(repository: str, kept: str) -> Iterator[None]:
         yield
     except HubError:
         raise
-    except (OSError, RuntimeError, ValueError) as error:
-        raise HubError(f"{_reason(repository, error)} {kept}".rstrip()) from error
-    except Exception as error:
-        if not _is_transient(error):
-            raise
+    except (OSError, RuntimeError, ValueError, HTTPError) as error:
         raise HubError(f"{_reason(repository, error)} {kept}".rstrip()) from error
 
 

@@ -44,6 +44,7 @@ class IterKDMethod(Method):
     """IterKD: cycles of correct and faulty answers, feedback and new questions."""
 
     name = "iterkd"
+    continues = True
 
     def config_class(self) -> "type[IterKDConfig]":
         """Return [`IterKDConfig`]."""

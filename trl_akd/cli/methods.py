@@ -61,9 +61,12 @@ class Method(ABC):
     Attributes:
         name (`str`):
             Name of the command.
+        continues (`bool`):
+            Whether the command continues an interrupted run without `resume_from_checkpoint`.
     """
 
     name: str
+    continues: bool = False
 
     @abstractmethod
     def config_class(self) -> "type[AKDConfig]":

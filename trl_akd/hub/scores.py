@@ -28,8 +28,8 @@ _EVALUATION, _LIMITS = "evaluation", "not measured"
 _NO_SCORES = "No benchmark has been run on this model."
 _SOURCE = (
     "Measured by running the programs that the model writes against the benchmark's tests, with `trl-akd evaluate` or "
-    "during training. Intervals are 95 % confidence intervals unless another level is named. For problems that are not "
-    "from the Hub, the last column has a digest of them."
+    "during training. Intervals are 95 % confidence intervals unless another level is named. For problems that are "
+    "not from the Hub, the last column has a digest of them."
 )
 _USUAL_LEVEL = 0.95
 _OWN_COLUMNS = ("interval", "confidence", "fingerprint")

@@ -10,6 +10,7 @@ my_method = "my_package.method:METHOD"
 ```
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -135,7 +136,8 @@ class Method(ABC):
         """
         with ExitStack() as stack:
             with user_errors():
-                line = CommandLine.read(self.name, self.argument_types, argv)
+                docstring = sys.modules[type(self).__module__].__doc__
+                line = CommandLine.read(self.name, self.argument_types, argv, docstring)
                 if line.values.dry_run:
                     from .dry_run import dry_run
 

@@ -255,7 +255,9 @@ def _scores(result: PlanSamplingResult) -> dict[str, Any]:
     return {
         "chosen": {str(number): choice.index for number, choice in result.choices.items()},
         "scores": [
-            {name: value for name, value in asdict(score).items() if name != "programs"}  # which are in a file
+            {
+                name: value for name, value in asdict(score).items() if name != "programs"
+            }  # their completions are in generated_programs.jsonl
             for score in result.plan_scores
         ],
     }

@@ -9,6 +9,7 @@ ACTIONS = {
     "judge train": "_training_types",
     "bench cycles": "_cycles_types",
     "bench plans": "_plans_types",
+    "bench models": "_models_types",
 }
 METHODS = ("akd", "codeplan", "iterkd")
 COMMANDS = (*METHODS, "bench", "evaluate", "plans", "push", "templates", *ACTIONS)

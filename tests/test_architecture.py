@@ -29,8 +29,9 @@ LEVELS: dict[str, int] = {
     "iterkd": 5,
     "evaluation": 6,
     "micro": 6,
-    "cli": 7,
-    "__main__": 8,
+    "bench": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 ONLY_TORCH = {"losses"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

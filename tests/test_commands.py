@@ -23,13 +23,13 @@ from tests.printed import commands_of_page, printed_commands
 from trl_akd.cli import COMMANDS, main
 from trl_akd.cli.launching import is_launch_flag
 from trl_akd.cli.parsing import RecipeParser, read_options
-from trl_akd.cli.recipes import RECIPES, find_accelerate_config, read_recipe
+from trl_akd.cli.recipes import RECIPES, find_accelerate_config, find_recipe, read_recipe
 from trl_akd.evaluation import benchmarks
 
 __all__ = ["hub"]
 
 ROOT = Path(__file__).parents[1]
-WITHOUT_FIELDS = {"quickstart", "recipes", "--help"}
+WITHOUT_FIELDS = {"quickstart", "recipes", "--help", "--version"}
 RUN = ("evaluate", "plans", "ranker", "judge", "recipes")  # the commands that run here as printed
 SLOW = ("--plan_sampling", "plan_sampling", "--num_samples", "codeplan/evaluate.yaml", "ranker train", "judge train")
 
@@ -64,7 +64,7 @@ def as_arguments(words: list[str]) -> tuple[str, list[str]]:
 
 def test_commands_are_found():
     found = {as_arguments(words)[0] for words in PRINTED.values()}
-    assert found - {"--help"} == COMMANDS.keys(), "each command is shown somewhere"
+    assert found - {"--help", "--version"} == COMMANDS.keys(), "each command is shown somewhere"
     assert len(PRINTED) > 40
 
 
@@ -83,8 +83,9 @@ def test_flags_exist_and_values_are_of_their_type(text: str):
     for flag in (word for word in flags if word.startswith("--") and word not in known):
         assert options.accelerate_config and is_launch_flag(flag), flag
         flags = flags[: flags.index(flag)] + flags[flags.index(flag) + 2 :]
-    there = options.config and (ROOT / options.config).is_file()
-    assert there or options.config in (None, "...", "plans.yaml"), f"{options.config} does not exist"
+    placeholders = (None, "...", "plans.yaml")
+    there = options.config not in placeholders and find_recipe(options.config).is_file()
+    assert there or options.config in placeholders, f"{options.config} does not exist"
     parser.values(read_recipe(options.config) if there else read_recipe(None), flags)
 
 

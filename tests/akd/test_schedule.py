@@ -1,4 +1,4 @@
-"""Knobs of a divergence that change during training: TAID's schedule, and β that moves linearly."""
+"""Knobs of a divergence that change during training: TAID's schedule, and β that changes linearly."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -191,7 +191,7 @@ def test_a_checkpoint_without_the_state_of_the_schedule(tmp_path):
     args = AKDConfig("run", **SETTINGS)
     for settings in ({}, args.loss_settings):  # of an older version; of a rule that had no schedule
         save_state(tmp_path, args.make_beta(), None, settings, 0)
-        with pytest.raises(ValueError, match=r"written without a schedule of 't', but .* 'taid' moves it; start"):
+        with pytest.raises(ValueError, match=r"written without a schedule of 't', but .* 'taid' changes it; start"):
             args.check_checkpoint(str(tmp_path))
 
 

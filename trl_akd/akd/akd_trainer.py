@@ -107,7 +107,7 @@ class AKDTrainer(GKDTrainer):
             The tokenizer. Defaults to the student's.
         teacher_tokenizer (`PreTrainedTokenizerBase`, *optional*):
             Tokenizer of the teacher, which is compared with the student's. Defaults to the one at the teacher's name
-            or path.
+            or path. A teacher without either, such as one built in memory, gets the student's, with a warning.
         peft_config (`PeftConfig`, *optional*):
             Configuration of an adapter to train instead of the whole student.
         **kwargs:

@@ -9,20 +9,13 @@ from typing import Any
 from ..charts import Series, line_chart
 from ..hub.model_card import Provenance
 from ..losses import divergences
-from .akd_config import AKDConfig
+from .akd_config import AKDConfig, options_of_beta
 from .model_utils import name_of
 
 __all__ = ["SCHEDULE_FIGURE", "draw_schedule", "explain_divergence", "objective", "provenance"]
 
 SCHEDULE_FIGURE = "beta.svg"
 _SELF_TEACHER = "the student without its adapter"
-_OF_LEARNED_BETA = [
-    "beta_strategy",
-    "beta_initial_values",
-    "beta_learning_rate",
-    "beta_regularization",
-    "beta_regularizer",
-]
 _MIX = r"$$(1-\beta)\,\mathrm{KL}(p\,\|\,q) + \beta\,\mathrm{KL}(q\,\|\,p)$$"
 _BETA = {
     "akd": "drawn from the initial values in each epoch, and then ascended the divergence minus a regularizer",
@@ -40,7 +33,7 @@ def objective(args: AKDConfig) -> dict[str, Any]:
     if not args.uses_beta:
         settings = divergences.get(args.divergence).default_settings | args.divergence_settings
         return {name: getattr(args, name) for name in names} | settings
-    names += ["beta_strategy", "beta"] if args.beta_strategy == "fixed" else _OF_LEARNED_BETA
+    names += ["beta_strategy", *options_of_beta(args.beta_strategy)]
     return {name: getattr(args, name) for name in names}
 
 

@@ -1,13 +1,15 @@
 r"""`trl-akd evaluate`: evaluate a model by running the programs that it writes.
 
 ```bash
-trl-akd evaluate --model_name_or_path Qwen/Qwen2.5-Coder-0.5B --benchmark humaneval --allow_code_execution
+trl-akd evaluate --model_name_or_path Qwen/Qwen2.5-Coder-0.5B --benchmark humaneval \
+    --allow_code_execution
 trl-akd evaluate --model_name_or_path outputs/student --benchmark mbpp --prompt_style template \
     --num_samples 10 --temperature 0.8 --k 1 10 --allow_code_execution
 trl-akd evaluate --samples samples.jsonl --benchmark humaneval --allow_code_execution
-trl-akd evaluate --model_name_or_path outputs/student --benchmark apps --plan_sampling --num_samples 10 \
-    --temperature 0.6 --top_p 0.95 --allow_code_execution
-trl-akd evaluate --compare outputs/evaluation/humaneval/teacher outputs/evaluation/humaneval/student --update_card
+trl-akd evaluate --model_name_or_path outputs/student --benchmark apps --plan_sampling \
+    --num_samples 10 --temperature 0.6 --top_p 0.95 --allow_code_execution
+trl-akd evaluate --update_card \
+    --compare outputs/evaluation/humaneval/teacher outputs/evaluation/humaneval/student
 ```
 """
 

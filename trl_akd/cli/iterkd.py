@@ -2,7 +2,8 @@ r"""`trl-akd iterkd`: train a student in cycles of correct and faulty answers, f
 
 ```bash
 trl-akd iterkd --config recipes/deepseek-coder-33b-to-6.7b/iterkd/config.yaml --dry_run
-trl-akd iterkd --config recipes/deepseek-coder-33b-to-6.7b/iterkd/config.yaml --accelerate_config zero3
+trl-akd iterkd --config recipes/deepseek-coder-33b-to-6.7b/iterkd/config.yaml \
+    --accelerate_config zero3
 accelerate launch --config_file recipes/accelerate_configs/zero3.yaml --num_processes 8 \
     -m trl_akd.cli.iterkd --config recipes/deepseek-coder-33b-to-6.7b/iterkd/config.yaml
 ```
@@ -43,6 +44,7 @@ class IterKDMethod(Method):
     """IterKD: cycles of correct and faulty answers, feedback and new questions."""
 
     name = "iterkd"
+    continues = True
 
     def config_class(self) -> "type[IterKDConfig]":
         """Return [`IterKDConfig`]."""
@@ -249,7 +251,11 @@ def _text_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "TextGe
 
     return generator_of_model(
         trainer.teacher_model,
-        AutoTokenizer.from_pretrained(trainer.args.teacher_model_name_or_path),
+        AutoTokenizer.from_pretrained(
+            trainer.args.teacher_model_name_or_path,
+            revision=trainer.args.teacher_model_revision,
+            trust_remote_code=trainer.args.trust_remote_code,
+        ),
         chat=chat,
         batch_size=teaching.generation_batch_size or DEFAULT_BATCH_SIZE,
         accelerator=trainer.accelerator,
@@ -277,7 +283,8 @@ def _is_classifier(name: str, revision: str | None) -> bool:
 
     if find_adapter_config_file(name, revision=revision) is not None:
         return False
-    architectures = AutoConfig.from_pretrained(name, revision=revision).architectures or ()
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    architectures = config.architectures or ()
     return any("SequenceClassification" in architecture for architecture in architectures)
 
 

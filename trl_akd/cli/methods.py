@@ -10,6 +10,7 @@ my_method = "my_package.method:METHOD"
 ```
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -60,9 +61,12 @@ class Method(ABC):
     Attributes:
         name (`str`):
             Name of the command.
+        continues (`bool`):
+            Whether the command continues an interrupted run without `resume_from_checkpoint`.
     """
 
     name: str
+    continues: bool = False
 
     @abstractmethod
     def config_class(self) -> "type[AKDConfig]":
@@ -132,7 +136,8 @@ class Method(ABC):
         """
         with ExitStack() as stack:
             with user_errors():
-                line = CommandLine.read(self.name, self.argument_types, argv)
+                docstring = sys.modules[type(self).__module__].__doc__
+                line = CommandLine.read(self.name, self.argument_types, argv, docstring)
                 if line.values.dry_run:
                     from .dry_run import dry_run
 

@@ -1,8 +1,8 @@
 r"""`trl-akd plans`: generate plans for solutions with a teacher, as training data.
 
 ```bash
-trl-akd plans --model_name_or_path Qwen/Qwen2.5-Coder-7B-Instruct --dataset_name APPS/train --num_plans 2 \
-    --max_solutions 5
+trl-akd plans --model_name_or_path Qwen/Qwen2.5-Coder-7B-Instruct --dataset_name APPS/train \
+    --num_plans 2 --max_solutions 5
 trl-akd plans --model_name_or_path gpt-x --backend openai --base_url https://example.com/v1 \
     --dataset_name mbpp.jsonl --max_requests 1000 --max_tokens 2000000
 trl-akd plans --config plans.yaml --reasoning forward --output_dir outputs/plans-forward

@@ -256,7 +256,7 @@ def _merge(folder: Path, target: Path) -> None:
     kinds = {"SEQ_2_SEQ_LM": AutoPeftModelForSeq2SeqLM}
     task = PeftConfig.from_pretrained(str(folder)).task_type
     model = kinds.get(str(getattr(task, "value", task)), AutoPeftModelForCausalLM).from_pretrained(
-        str(folder), dtype="auto"
+        str(folder), dtype="auto", trust_remote_code=False
     )
     if find_plan_head(str(folder)) is not None:
         load_plan_head(model, str(folder))

@@ -201,7 +201,8 @@ def _akd_table(results: Mapping[str, Mapping[str, Any]], paths: Mapping[str, Pat
 def _parameters(model: Path) -> int:
     from transformers import AutoModelForCausalLM
 
-    return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_pretrained(model).parameters())
+    loaded = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False)
+    return sum(parameter.numel() for parameter in loaded.parameters())
 
 
 def _run_codeplan(folder: Path, seed: int) -> None:

@@ -1,8 +1,9 @@
 r"""`trl-akd templates`: compare prompt templates by a model's likelihood of the reference answers.
 
 ```bash
-trl-akd templates --model_name_or_path Qwen/Qwen2.5-Coder-7B --dataset_name sahil2801/CodeAlpaca-20k \
-    --dataset_train_split "train[:200]" --output_file outputs/templates.json
+trl-akd templates --model_name_or_path Qwen/Qwen2.5-Coder-7B \
+    --dataset_name sahil2801/CodeAlpaca-20k --dataset_train_split "train[:200]" \
+    --output_file outputs/templates.json
 ```
 """
 
@@ -95,19 +96,18 @@ def _run(config: TemplatesConfig) -> None:
     from ..ledger import replace_text
 
     require_one_process("`trl-akd templates`")
-    name, revision = str(config.model_name_or_path), config.model_revision
+    name = str(config.model_name_or_path)
+    source = {"revision": config.model_revision, "trust_remote_code": False}
     dataset = load(
         str(config.dataset_name),
         config=config.dataset_config,
         split=config.dataset_train_split,
         revision=config.dataset_revision,
     )
-    if AutoConfig.from_pretrained(name, revision=revision).is_encoder_decoder:
+    if AutoConfig.from_pretrained(name, **source).is_encoder_decoder:
         raise ValueError(f"`model_name_or_path` is {name!r}, an encoder-decoder; give a causal language model.")
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    model = AutoModelForCausalLM.from_pretrained(
-        name, revision=revision, dtype=config.dtype, device_map=config.device_map
-    )
+    tokenizer = AutoTokenizer.from_pretrained(name, **source)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=config.dtype, device_map=config.device_map, **source)
     if config.device_map is None:
         model = model.to(default_device())
     scores = score_templates(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 import yaml
 from accelerate.utils import DistributedType
 from datasets import Dataset
@@ -22,6 +23,7 @@ from ..hub.model_card import RECIPE_FILE
 from ..hub.private import public_settings
 from ..hub.upload import HubError
 from ..ledger import replace_text
+from ..micro.bench.runner import peak_memory_mb
 from .arguments import AKDScriptArguments, BenchmarkArguments
 from .errors import user_errors
 from .methods import Method
@@ -73,7 +75,7 @@ def distill(
     set_provenance(trainer, method.name, script_args, recipe)
     with user_errors((FloatingPointError,)):
         result = trainer.train(resume_from_checkpoint=checkpoint)
-    _report(trainer, "train", result.metrics)
+    _report(trainer, "train", {**result.metrics, **_peak_memory(trainer.args.device)})
     finish(trainer, merge_adapter=script_args.hub_merge_adapter)
 
 
@@ -195,6 +197,13 @@ def _add_benchmark_callback(trainer: "AKDTrainer", benchmark: "Benchmark", args:
         allow_code_execution=args.allow_code_execution or None,
     )
     trainer.add_callback(callback)
+
+
+def _peak_memory(device: torch.device) -> dict[str, float]:
+    """Return the peak memory of this process in MiB: allocated on its GPU, or resident on a CPU."""
+    if device.type == "cuda":
+        return {"train_peak_memory_mib": torch.cuda.max_memory_allocated(device) / 2**20}
+    return {"train_peak_memory_mib": float(peak_memory_mb())} if device.type == "cpu" else {}
 
 
 def _report(trainer: "AKDTrainer", split: str, metrics: dict[str, float]) -> None:

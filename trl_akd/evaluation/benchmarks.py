@@ -13,7 +13,7 @@ from ..ledger import read_json_lines
 from .formats import Row, UntestableError, read_problem
 from .problems import Problem, fingerprint
 
-__all__ = ["BENCHMARKS", "Benchmark", "bare_name", "load_benchmark"]
+__all__ = ["BENCHMARKS", "Benchmark", "bare_name", "load_benchmark", "local_copy"]
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,23 @@ def bare_name(path: Path) -> str:
     ```
     """
     return path.resolve().name.removesuffix(".gz").removesuffix(".jsonl")
+
+
+def local_copy(name: str, path: str | Path | None = None) -> Path | None:
+    """Return the file or folder of a benchmark, or `None` if it is loaded from the Hub.
+
+    Raises:
+        ValueError: If the name is unknown.
+
+    Example:
+
+    ```python
+    >>> local_copy("humaneval") is None
+    True
+
+    ```
+    """
+    return _locate(name, path)[1]
 
 
 def _locate(name: str, path: str | Path | None) -> tuple[_Known, Path | None]:

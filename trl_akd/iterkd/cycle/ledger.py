@@ -117,8 +117,8 @@ class CycleLedger:
                 continue
             if key in self._items and not may_differ:
                 raise ValueError(
-                    f"the {kind} {row['id']!r} of cycle {cycle} differs from the one in the ledger, because the data "
-                    "or the programs have changed since; give another output_dir."
+                    f"the {kind} {row['id']!r} of cycle {cycle} differs from the one in the ledger, because the "
+                    "data, the programs or the version of trl_akd have changed since; give another output_dir."
                 )
             self._items[key] = row
             new.append(row)

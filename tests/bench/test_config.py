@@ -136,6 +136,14 @@ def test_runs_of_a_recipe(settings: dict[str, Any]):
     assert "logging_steps" not in training.settings and "output_dir" not in training.settings
 
 
+def test_evaluations_of_a_model_share_a_folder(settings: dict[str, Any], tmp_path: Path):
+    settings["benchmarks"]["humaneval"] = {"dtype": "bfloat16", "limit": 3}
+    student, teacher, trained, _ = make_runs({**settings, "seeds": [1]})
+    folders = [run.folder(tmp_path) for run in (student, teacher, trained)]
+    assert len(set(folders)) == 3 and all(folder.parent == tmp_path / "runs" for folder in folders)
+    assert student.evaluation_folder(tmp_path, "humaneval").parent.parent == folders[0]
+
+
 def test_sampling_depends_on_the_seed(settings: dict[str, Any]):
     sampled = {"temperature": 0.8, "num_samples": 2, "k": [1, 2], "max_new_tokens": 4}
     found = named(make_runs({**settings, "evaluate": sampled}))

@@ -18,9 +18,9 @@ SCHEDULE_FIGURE = "beta.svg"
 _SELF_TEACHER = "the student without its adapter"
 _MIX = r"$$(1-\beta)\,\mathrm{KL}(p\,\|\,q) + \beta\,\mathrm{KL}(q\,\|\,p)$$"
 _BETA = {
-    "akd": "drawn from the initial values in each epoch, and then ascends the divergence minus a regularizer",
-    "m1": "drawn from the initial values once, and then descends the divergence plus a regularizer",
-    "m2": "drawn from the initial values once, and then ascends the divergence minus a regularizer",
+    "akd": "drawn from the initial values in each epoch, and then ascended the divergence minus a regularizer",
+    "m1": "drawn from the initial values once, and then descended the divergence plus a regularizer",
+    "m2": "drawn from the initial values once, and then ascended the divergence minus a regularizer",
     "fixed": "constant",
     "random_epoch": "drawn from the initial values in each epoch",
     "linear": "changed linearly from the first to the second of the initial values",
@@ -43,7 +43,8 @@ def explain_divergence(args: AKDConfig) -> str:
     source = f" ([source]({rule.paper}))" if rule.paper else ""
     opening = "On every target token, with the teacher's distribution p and the student's distribution q, the student "
     if args.uses_beta:
-        return f"{opening}minimizes{source}\n\n{_MIX}\n\nβ, the weight of reverse KL, was {_BETA[args.beta_strategy]}."
+        mix = f"minimizes a mix of forward and reverse KL{source}:\n\n{_MIX}"
+        return f"{opening}{mix}\n\nβ, the weight of reverse KL, was {_BETA[args.beta_strategy]}."
     definition = re.split(r"\n\n(?=Arg)", cleandoc(rule.function.__doc__ or ""))[0]
     quoted = "\n".join(f"> {line}" for line in re.sub(r"\[(`\w+`)\](?!\()", r"\1", definition).splitlines())
     return f"{opening}minimizes the divergence `{rule.name}`{source}:\n\n{quoted}"

@@ -137,7 +137,7 @@ class Run:
         if self.training is not None:
             key = self.training.key
         else:
-            [key] = {digest(_model_of(command.values)) for command in self.evaluations.values()}
+            [key] = {digest(_model_of(command)) for command in self.evaluations.values()}
         runs = output_dir / "runs"
         return next(runs.glob(f"*-{key}"), runs / f"{self.pair}-{self.rule}-{self.seed}-{key}")
 
@@ -159,9 +159,8 @@ class Run:
         return self.folder(output_dir) / "evaluations" / f"{name}-{self.evaluations[name].key}"
 
 
-def _model_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("model_name_or_path", "model_revision", "dtype")
-    return {name: values.get(name) for name in names}
+def _model_of(evaluation: Command) -> dict[str, Any]:
+    return {name: evaluation.values.get(name) for name in ("model_name_or_path", "model_revision")}
 
 
 def execute_in_turn(

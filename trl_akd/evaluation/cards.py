@@ -32,9 +32,11 @@ _PLANNED = "with plans"
 _OF_VERDICTS = ("status", "error_type", "message", "stage", "tests_passed", "tests_total", "label")
 
 
-def card_scores(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[EvalResult]:
-    """Return scores for a model card."""
+def card_scores(results: Mapping[str, Any], settings: Mapping[str, Any] | None) -> list[EvalResult]:
+    """Return scores for a model card, with the settings of generation if these are known."""
     benchmark = results["benchmark"]
+    counts = [task["samples"] for task in results.get("tasks", {}).values()]
+    known = {**({"num_samples": max(counts)} if counts else {}), **(settings or {})}
     return score_results(
         benchmark["name"],
         benchmark["dataset"] or benchmark["name"],
@@ -42,7 +44,8 @@ def card_scores(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list
         revision=benchmark["revision"],
         variant=_PLANNED if "plans" in results else None,
         problems=benchmark["problems"],
-        **{name: settings[name] for name in _SETTINGS if settings.get(name) is not None},
+        **{name: known[name] for name in _SETTINGS if known.get(name) is not None},
+        fingerprint=benchmark["fingerprint"],
     )
 
 

@@ -28,9 +28,11 @@ _EVALUATION, _LIMITS = "evaluation", "not measured"
 _NO_SCORES = "No benchmark has been run on this model."
 _SOURCE = (
     "Measured by running the programs that the model writes against the benchmark's tests, with `trl-akd evaluate` or "
-    "during training. Intervals are 95 % confidence intervals unless another level is named."
+    "during training. Intervals are 95 % confidence intervals unless another level is named. For problems that are "
+    "not from the Hub, the last column has a digest of them."
 )
 _USUAL_LEVEL = 0.95
+_OWN_COLUMNS = ("interval", "confidence", "fingerprint")
 _NEVER_MEASURED = (
     "The variation between training runs: this is a single run.",
     "Whether the training data contains problems of the benchmarks, unless a section of this card says so.",
@@ -224,11 +226,11 @@ def _is_ours(result: EvalResult) -> bool:
 
 
 def _row(result: EvalResult) -> str:
-    settings = {name: value for name, value in result.metric_args.items() if name not in ("interval", "confidence")}
+    settings = {name: value for name, value in result.metric_args.items() if name not in _OWN_COLUMNS}
     given = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
-    revision = code(result.dataset_revision) if result.dataset_revision else ""
-    cells = [escape(result.dataset_name), _metric(result), _score(result), _interval(result), escape(given), revision]
-    return f"| {' | '.join(cells)} |"
+    revision = result.dataset_revision or result.metric_args.get("fingerprint")
+    cells = [escape(result.dataset_name), _metric(result), _score(result), _interval(result), escape(given)]
+    return f"| {' | '.join([*cells, code(revision) if revision else ''])} |"
 
 
 def _metric(result: EvalResult) -> str:

@@ -9,9 +9,10 @@ ACTIONS = {
     "judge train": "_training_types",
     "bench cycles": "_cycles_types",
     "bench plans": "_plans_types",
+    "bench models": "_models_types",
 }
 METHODS = ("akd", "codeplan", "iterkd")
-COMMANDS = (*METHODS, "bench", "evaluate", "plans", *ACTIONS)
+COMMANDS = (*METHODS, "bench", "evaluate", "plans", "push", "templates", *ACTIONS)
 
 
 def argument_types(command: str) -> tuple[type, ...]:

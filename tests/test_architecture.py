@@ -15,8 +15,10 @@ LEVELS: dict[str, int] = {
     "data.templates": 0,
     "distributed": 0,
     "ledger": 0,
+    "charts": 0,
     "deprecation": 0,
     "heads": 1,
+    "hub": 1,
     "text_pairs": 1,
     "data": 2,
     "teachers": 3,
@@ -26,10 +28,10 @@ LEVELS: dict[str, int] = {
     "codeplan": 5,
     "iterkd": 5,
     "evaluation": 6,
-    "hub": 6,
     "micro": 6,
-    "cli": 7,
-    "__main__": 8,
+    "bench": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 ONLY_TORCH = {"losses"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -19,15 +19,18 @@ from transformers import CodeGenConfig, CodeGenForCausalLM, RobertaConfig, Rober
 
 from tests import tiny
 from tests.commands import argument_types
+from tests.hub.fixtures import hub
 from tests.printed import commands_of_page, printed_commands
 from trl_akd.cli import COMMANDS, main
 from trl_akd.cli.launching import is_launch_flag
 from trl_akd.cli.parsing import RecipeParser, read_options
-from trl_akd.cli.recipes import RECIPES, find_accelerate_config, read_recipe
+from trl_akd.cli.recipes import RECIPES, find_accelerate_config, find_recipe, read_recipe
 from trl_akd.evaluation import benchmarks
 
+__all__ = ["hub"]
+
 ROOT = Path(__file__).parents[1]
-WITHOUT_FIELDS = {"quickstart", "recipes", "--help"}
+WITHOUT_FIELDS = {"quickstart", "recipes", "--help", "--version"}
 RUN = ("evaluate", "plans", "ranker", "judge", "recipes")  # the commands that run here as printed
 SLOW = ("--plan_sampling", "plan_sampling", "--num_samples", "codeplan/evaluate.yaml", "ranker train", "judge train")
 
@@ -62,7 +65,7 @@ def as_arguments(words: list[str]) -> tuple[str, list[str]]:
 
 def test_commands_are_found():
     found = {as_arguments(words)[0] for words in PRINTED.values()}
-    assert found - {"--help"} == COMMANDS.keys(), "each command is shown somewhere"
+    assert found - {"--help", "--version"} == COMMANDS.keys(), "each command is shown somewhere"
     assert len(PRINTED) > 40
 
 
@@ -81,14 +84,21 @@ def test_flags_exist_and_values_are_of_their_type(text: str):
     for flag in (word for word in flags if word.startswith("--") and word not in known):
         assert options.accelerate_config and is_launch_flag(flag), flag
         flags = flags[: flags.index(flag)] + flags[flags.index(flag) + 2 :]
-    there = options.config and (ROOT / options.config).is_file()
-    assert there or options.config in (None, "...", "plans.yaml", "my_recipe.yaml"), f"{options.config} does not exist"
+    placeholders = (None, "...", "plans.yaml", "my_recipe.yaml")
+    there = options.config not in placeholders and find_recipe(options.config).is_file()
+    assert there or options.config in placeholders, f"{options.config} does not exist"
     parser.values(read_recipe(options.config) if there else read_recipe(None), flags)
 
 
 def is_run(text: str) -> bool:
     command, arguments = as_arguments(PRINTED[text])
-    elsewhere = ("--backend openai", "recipes/micro/", "--config ...", "--prompt_template codeplan_code")
+    elsewhere = (
+        "--merge_adapter",
+        "--backend openai",
+        "recipes/micro/",
+        "--config ...",
+        "--prompt_template codeplan_code",
+    )
     return command in RUN and bool(arguments) and not any(part in text for part in elsewhere)
 
 
@@ -134,6 +144,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for n in range(40)
     ]
     write(folder / "outputs" / "ranker" / "data.jsonl", ranked)
+    write(folder / "outputs" / "plans" / "plans.jsonl", [{"id": "1", "problem": "f", "plans": ["1. Return x."]}])
+    pair = {"kind": "pair", "cycle": 0, "id": "1", "correct": "x = 1", "faults": []}
+    write(folder / "outputs" / "iterkd" / "ledger" / "items.jsonl", [pair])
     return folder
 
 
@@ -163,6 +176,7 @@ def save_writers(folder: Path) -> None:
     for name in names:
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+        (folder / name / "README.md").write_text(f"# {name}\n")
 
 
 def save_rankers(folder: Path) -> None:
@@ -213,7 +227,9 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def prepare(text: str) -> None:
     """Run the commands that a command depends on."""
     evaluate = ["evaluate", "--allow_code_execution", "--model_name_or_path"]
-    if "--compare" in text:
+    if "push outputs/evaluation" in text:
+        assert main([*evaluate, "student", "--benchmark", "humaneval"]) == 0
+    elif "--compare" in text:
         for model in ("teacher", "student"):
             assert main([*evaluate, model, "--benchmark", "humaneval"]) == 0
     elif "ranker data" in text and "/apps/" in text:
@@ -243,6 +259,8 @@ def prepare(text: str) -> None:
     [pytest.param(text, marks=[pytest.mark.slow] if any(part in text for part in SLOW) else []) for text in RUNNABLE],
     ids=str,
 )
-def test_commands_run_as_printed(text: str, place: Path):
+def test_commands_run_as_printed(text: str, place: Path, request: pytest.FixtureRequest):
     prepare(text)
+    if text.startswith("trl-akd push"):
+        request.getfixturevalue("hub")
     assert main(PRINTED[text][1:]) == 0

@@ -7,10 +7,12 @@ import pytest
 import yaml
 
 from tests.commands import argument_types
+from trl_akd.bench.plan import plan
 from trl_akd.cli import main
 from trl_akd.cli.parsing import RecipeParser
 from trl_akd.cli.quickstarts import JUDGE_PROMPT_FILE, PROMPTS_FILE
 from trl_akd.cli.recipes import RECIPES, find_accelerate_config, read_recipe
+from trl_akd.cli.resolving import resolve
 from trl_akd.cli.tiny_models import KNOWN_MODELS
 from trl_akd.micro.teacher_data import JUDGE_PROMPT, TEACHING_PROMPTS
 
@@ -18,14 +20,16 @@ ROOT = RECIPES.parent
 PATHS = sorted(RECIPES.rglob("config*.yaml"))
 PAPER = [path for path in PATHS if "micro" not in path.parts]
 BENCH = sorted(RECIPES.glob("*/bench/*.yaml"))
+MODELS = sorted(RECIPES.glob("paper/*/*.yaml"))  # benchmarks with real models, one per table of the papers
 EXPERIMENTS = {"cycles": "bench cycles", "plans": "bench plans"}  # benchmarks of methods
-STEPS = sorted(set(RECIPES.glob("*/*/*.yaml")) - set(PATHS) - set(BENCH))  # what comes before and after the training
+STEPS = sorted(set(RECIPES.glob("*/*/*.yaml")) - {*PATHS, *BENCH, *MODELS})  # what comes before and after the training
 AKD, CODEPLAN, ITERKD = (
     [path for path in PAPER if path.parent.name == method] for method in ("akd", "codeplan", "iterkd")
 )
 SECTIONS = ["# Model", "# Teacher", "# Data", "# Method", "# Trainer", "# Evaluation", "# Hub"]
 COMMANDS = re.compile(
-    r"(?:trl-akd |-m trl_akd\.cli\.)(\w+(?: train| cycles| plans)?) --config (\S+)(?:.*--accelerate_config (\S+))?"
+    r"(?:trl-akd |-m trl_akd\.cli\.)(\w+(?: train| cycles| plans| models)?) --config (\S+)"
+    r"(?:.*--accelerate_config (\S+))?"
 )
 
 
@@ -34,6 +38,8 @@ def name(path: Path) -> str:
 
 
 def command_of(path: Path) -> str:
+    if path in MODELS:
+        return "bench models"
     step = EXPERIMENTS.get(path.stem, "bench") if path in BENCH else path.stem.partition("_")[0]
     return {"config": path.parent.name, "ranker": "ranker train"}.get(step, step)
 
@@ -100,6 +106,21 @@ def test_benchmark_parses_and_predicts(path: Path):
     assert config.control_settings().margin == 0.1
 
 
+@pytest.mark.parametrize("path", MODELS, ids=name)
+def test_tables_of_papers_are_planned(path: Path):
+    """Every command that the recipe starts accepts the recipe that it is given."""
+    [config] = values_of(path, [])
+    assert config.output_dir == f"outputs/bench/{path.parent.name}" and config.name == path.stem
+    assert config.method == path.parent.name and len(config.seeds) >= 3
+    assert not config.allow_code_execution, "consent is a flag"
+    runs = plan(config, resolve)
+    rules = {*config.rules, *config.before}
+    assert len(runs) == len(config.pairs) * len(rules) * len(config.seeds)
+    predicted = {rule for each in config.named_predictions().values() for rule in (each.first, each.second)}
+    assert len(config.predictions) >= 2 and predicted <= rules
+    assert "# Result:   not yet run" in path.read_text()
+
+
 @pytest.mark.parametrize("path", PATHS, ids=name)
 def test_header_of_a_recipe(path: Path):
     content = yaml.safe_load(path.read_text())
@@ -115,7 +136,7 @@ def test_header_of_a_recipe(path: Path):
     assert ("# Teacher" in headings) == has_teacher
 
 
-@pytest.mark.parametrize("path", [*PATHS, *STEPS, *BENCH], ids=name)
+@pytest.mark.parametrize("path", [*PATHS, *STEPS, *BENCH, *MODELS], ids=name)
 def test_commands_of_the_header_exist(path: Path):
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
     commands = COMMANDS.findall(header)
@@ -170,7 +191,7 @@ def test_cycles_match_the_method_page(path: Path):
 
 def test_readme_lists_every_recipe_and_config():
     text = (RECIPES / "README.md").read_text()
-    for path in [*PAPER, *STEPS]:
+    for path in [*PAPER, *STEPS, *MODELS]:
         assert f"`recipes/{name(path)}`" in text
     for config in (RECIPES / "accelerate_configs").glob("*.yaml"):
         assert f"`{config.stem}`" in text

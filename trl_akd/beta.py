@@ -156,13 +156,18 @@ class AdaptiveBeta:
         return self.value if self.strategy == "fixed" else 0.5
 
     def update(self, means: Mapping[str, float], progress: float) -> float:
-        """Update β after an optimizer step from its means, as a [`trl_akd.losses.KnobSchedule`]."""
-        if self.strategy == "linear":
-            first, last = self.initial_values
-            with torch.no_grad():
-                self._beta.fill_(first + (last - first) * progress)
-            return self.value
-        return self.step(means["forward_kl"], means["reverse_kl"])
+        """Update β after an optimizer step from its means, as a [`trl_akd.losses.KnobSchedule`].
+
+        Raises:
+            ValueError: If a divergence is not finite; β is left unchanged.
+        """
+        if self.strategy != "linear":
+            return self.step(means["forward_kl"], means["reverse_kl"])
+        _finite(means["forward_kl"], means["reverse_kl"])
+        first, last = self.initial_values
+        with torch.no_grad():
+            self._beta.fill_(first + (last - first) * progress)
+        return self.value
 
     def step(self, forward_kl: float | torch.Tensor, reverse_kl: float | torch.Tensor) -> float:
         """Update β once from the two mean divergences of an optimizer step (Eq. 14, 17).
@@ -179,12 +184,7 @@ class AdaptiveBeta:
         Raises:
             ValueError: If a divergence is not finite; β is left unchanged.
         """
-        forward_kl, reverse_kl = (torch.as_tensor(mean).detach().item() for mean in (forward_kl, reverse_kl))
-        if not (math.isfinite(forward_kl) and math.isfinite(reverse_kl)):
-            raise ValueError(
-                f"beta cannot be updated from forward_kl={forward_kl} and reverse_kl={reverse_kl}; check the logits "
-                "of teacher and student for NaN or infinity."
-            )
+        forward_kl, reverse_kl = _finite(forward_kl, reverse_kl)
         if self.strategy in _LEARNED:
             self._optimizer.zero_grad()
             mixed = (1 - self._beta) * forward_kl + self._beta * reverse_kl
@@ -264,6 +264,17 @@ class AdaptiveBeta:
         # At exactly 0.5 the absolute value has no derivative; the one from below is used.
         distance = torch.where(offset == 0, -offset, offset.abs())
         return self.regularization * REGULARIZERS[self.regularizer](distance, self.eps)
+
+
+def _finite(forward_kl: float | torch.Tensor, reverse_kl: float | torch.Tensor) -> tuple[float, float]:
+    """Return the two mean divergences as floats, or raise a ValueError if one is not finite."""
+    forward, reverse = (float(torch.as_tensor(mean).detach().item()) for mean in (forward_kl, reverse_kl))
+    if not (math.isfinite(forward) and math.isfinite(reverse)):
+        raise ValueError(
+            f"beta cannot be updated from forward_kl={forward} and reverse_kl={reverse}; check the logits of teacher "
+            "and student for NaN or infinity."
+        )
+    return forward, reverse
 
 
 def _is_number(value: object) -> bool:

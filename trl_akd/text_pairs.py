@@ -19,10 +19,10 @@ from transformers import (
 
 from .distributed import default_device
 
-__all__ = ["LabelledPair", "PairClassifier", "encode_pairs", "hold_out", "load_classifier", "make_pair_trainer"]
+__all__ = ["LabeledPair", "PairClassifier", "encode_pairs", "hold_out", "load_classifier", "make_pair_trainer"]
 
 Row = TypeVar("Row", bound=Mapping[str, Any])
-LabelledPair: TypeAlias = tuple[str, str, int | Sequence[float]]
+LabeledPair: TypeAlias = tuple[str, str, int | Sequence[float]]
 """First text, second text, and the class or the numbers to predict."""
 
 
@@ -76,8 +76,9 @@ def load_classifier(path: str, revision: str | None = None) -> tuple[Any, PreTra
     Raises:
         OSError: If the model does not exist.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(path, revision=revision)
-    return model.to(default_device()), AutoTokenizer.from_pretrained(path, revision=revision)
+    source = {"revision": revision, "trust_remote_code": False}
+    model = AutoModelForSequenceClassification.from_pretrained(path, **source)
+    return model.to(default_device()), AutoTokenizer.from_pretrained(path, **source)
 
 
 class PairClassifier:
@@ -121,8 +122,8 @@ def make_pair_trainer(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     args: TrainingArguments,
-    train: Sequence[LabelledPair],
-    held_out: Sequence[LabelledPair] = (),
+    train: Sequence[LabeledPair],
+    held_out: Sequence[LabeledPair] = (),
     *,
     names: Sequence[str],
     max_length: int,
@@ -138,7 +139,7 @@ def make_pair_trainer(
             Its tokenizer; EOS is the padding token if it has none.
         args (`TrainingArguments`):
             Training arguments.
-        train (`Sequence[LabelledPair]`), held_out (`Sequence[LabelledPair]`, *optional*):
+        train (`Sequence[LabeledPair]`), held_out (`Sequence[LabeledPair]`, *optional*):
             Pairs to train on and to evaluate on.
         names (`Sequence[str]`):
             Names of the outputs.
@@ -162,7 +163,7 @@ def make_pair_trainer(
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: index for index, name in enumerate(names)}
 
-    def encode(pairs: Sequence[LabelledPair]) -> Dataset:
+    def encode(pairs: Sequence[LabeledPair]) -> Dataset:
         first, second, labels = zip(*pairs, strict=True)
         return Dataset.from_dict({**encode_pairs(tokenizer, first, second, max_length), "labels": labels})
 

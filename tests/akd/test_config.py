@@ -52,6 +52,23 @@ def test_docstring_lists_the_fields_that_are_added_or_changed():
         ({"divergence": "jsd", "divergence_kwargs": {"temperature": 2.0}}, "has no knob 'temperature'"),
         ({"beta": 0.5}, "`beta` is 0.5, which has no effect with beta_strategy='akd'"),
         ({"beta_strategy": "fixed"}, "`beta` is not set"),
+        *(
+            ({**strategy, name: value}, f"`{name}` is .*, which has no effect with beta_strategy=")
+            for strategy in (
+                {"beta_strategy": "linear", "beta_initial_values": [0, 1]},
+                {"beta_strategy": "random_epoch", "beta_initial_values": [0.2, 0.7]},
+                {"beta_strategy": "fixed", "beta": 0.5},
+            )
+            for name, value in (
+                ("beta_learning_rate", 0.5),
+                ("beta_regularization", 3.0),
+                ("beta_regularizer", "alg1"),
+            )
+        ),
+        (
+            {"beta_strategy": "fixed", "beta": 0.5, "beta_initial_values": [0.5]},
+            "`beta_initial_values` is .*, which has no effect with beta_strategy='fixed'",
+        ),
         ({"beta_strategy": "fixed", "beta": 1.5}, r"`beta` is 1.5; .*\[0, 1\]"),
         ({"beta_strategy": "fixed", "beta": -0.1}, "`beta` is -0.1"),
         ({"beta_strategy": "m3"}, "`beta_strategy` is 'm3'"),

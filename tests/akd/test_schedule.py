@@ -1,4 +1,4 @@
-"""Knobs of a divergence that change during training, with TAID's schedule as the example."""
+"""Knobs of a divergence that change during training: TAID's schedule, and β that changes linearly."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,8 +18,9 @@ from trl_akd.iterkd.pair_trainer import PairTrainer
 from trl_akd.losses import Interpolation, divergences
 
 SETTINGS = {"divergence": "taid", "divergence_kwargs": {"t_start": 0.2, "step_size": 0.2, "momentum": 0.5}}
-RUN = {
-    **SETTINGS,
+LINEAR = {"beta_strategy": "linear", "beta_initial_values": [0.2, 0.8]}
+SCHEDULES = pytest.mark.parametrize(("settings", "key"), [(SETTINGS, "kd/t"), (LINEAR, "kd/beta")], ids=["t", "beta"])
+TRAINING = {
     "max_steps": 6,
     "per_device_train_batch_size": 4,
     "learning_rate": 1e-2,
@@ -27,6 +28,7 @@ RUN = {
     "lr_scheduler_type": "constant",
     "ce_weight": 0.3,
 }
+RUN = {**SETTINGS, **TRAINING}
 
 
 def series(made, key):
@@ -44,6 +46,20 @@ def test_t_follows_the_logged_divergence(trainer):
     assert made.schedule.value == expected[-1] == 1.0
     assert len(set(series(made, "kd/t"))) == 6
     assert not series(made, "kd/beta")
+
+
+def test_a_linear_beta_is_a_function_of_the_step(trainer):
+    made = trainer(train_dataset=tiny.rows(12), **LINEAR, **TRAINING)
+    made.train()
+    assert series(made, "kd/beta") == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6, 0.7], abs=1e-6)
+    assert made.schedule.value == pytest.approx(0.8)
+    for beta, forward, reverse, loss in zip(
+        *(series(made, f"kd/{name}") for name in ("beta", "forward_kl", "reverse_kl", "divergence")), strict=True
+    ):
+        assert loss == pytest.approx((1 - beta) * forward + beta * reverse, rel=1e-4)
+    metrics = made.evaluate(tiny.rows(3, seed=1))
+    half = (metrics["eval_kd/forward_kl"] + metrics["eval_kd/reverse_kl"]) / 2
+    assert metrics["eval_kd/divergence"] == pytest.approx(half, rel=1e-5)
 
 
 def test_loss_uses_the_current_t_and_evaluation_the_final_one(trainer):
@@ -65,28 +81,33 @@ def test_loss_uses_the_current_t_and_evaluation_the_final_one(trainer):
     assert losses[0] == losses[1]
 
 
-def test_accumulation_does_not_change_t(trainer):
+@SCHEDULES
+def test_accumulation_does_not_change_the_knob(settings, key, trainer):
     found = []
     for accumulation in (1, 4):
         made = trainer(
             train_dataset=tiny.rows(12),
             **{
-                **RUN,
+                **settings,
+                **TRAINING,
                 "per_device_train_batch_size": 4 // accumulation,
                 "gradient_accumulation_steps": accumulation,
             },
         )
         made.train()
-        found.append((series(made, "kd/t"), series(made, "kd/divergence"), list(made.model.state_dict().values())))
+        found.append((series(made, key), series(made, "kd/divergence"), list(made.model.state_dict().values())))
+    assert len(set(found[0][0])) == 6
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 
-def test_resumed_run_equals_the_uninterrupted_one_and_a_new_run_starts_over(trainer, tmp_path):
-    settings = {**RUN, "output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 2}
+@SCHEDULES
+def test_resumed_run_equals_the_uninterrupted_one_and_a_new_run_starts_over(settings, key, trainer, tmp_path):
+    settings = {**settings, **TRAINING, "output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 2}
     whole = trainer(train_dataset=tiny.rows(12), **settings)
     whole.train()
     state = torch.load(tmp_path / "checkpoint-4" / "akd_state.pt", weights_only=True)
-    assert state["schedule"]["value"] == pytest.approx(series(whole, "kd/t")[4], abs=1e-6)
+    saved = state.get("schedule", state["beta"])["value"]
+    assert float(saved) == pytest.approx(series(whole, key)[4], abs=1e-6)
     resumed = trainer(train_dataset=tiny.rows(12), **{**settings, "save_strategy": "no"})
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert resumed.schedule.state_dict() == whole.schedule.state_dict()
@@ -94,7 +115,7 @@ def test_resumed_run_equals_the_uninterrupted_one_and_a_new_run_starts_over(trai
         torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=0, atol=1e-7)
     resumed.args.max_steps = 1
     resumed.train()
-    assert series(resumed, "kd/t") == [0.2]
+    assert series(resumed, key) == [0.2]
 
 
 def test_resume_with_another_schedule(trainer, tmp_path):
@@ -170,7 +191,7 @@ def test_a_checkpoint_without_the_state_of_the_schedule(tmp_path):
     args = AKDConfig("run", **SETTINGS)
     for settings in ({}, args.loss_settings):  # of an older version; of a rule that had no schedule
         save_state(tmp_path, args.make_beta(), None, settings, 0)
-        with pytest.raises(ValueError, match=r"written without a schedule of 't', but .* 'taid' moves it; start"):
+        with pytest.raises(ValueError, match=r"written without a schedule of 't', but .* 'taid' changes it; start"):
             args.check_checkpoint(str(tmp_path))
 
 
@@ -252,12 +273,13 @@ def test_codeplan_updates_t_from_its_distilled_tasks(pair, tmp_path):
     assert made.schedule.value == pytest.approx(schedule.value, abs=1e-6) != 0.2
 
 
-def test_each_cycle_of_iterkd_resets_the_schedule(pair, tmp_path):
+@SCHEDULES
+def test_each_cycle_of_iterkd_resets_the_schedule(settings, key, pair, tmp_path):
     args = IterKDConfig(
-        **{**tiny.SHORT_RUN, "output_dir": str(tmp_path), "max_length": 256, **SETTINGS}, objective="akd"
+        **{**tiny.SHORT_RUN, "output_dir": str(tmp_path), "max_length": 256, **settings}, objective="akd"
     )
     made = PairTrainer(*pair, args, train_dataset=pairs_world.pairs(4))
     for cycle in range(2):
         made.train_on(pairs_world.pairs(4, seed=cycle), cycle, tmp_path / str(cycle))
-        found = [log["kd/t"] for log in made.state.log_history if "kd/t" in log]
+        found = series(made, key)
         assert found[0] == pytest.approx(0.2) and found == sorted(set(found))

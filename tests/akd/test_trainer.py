@@ -1,6 +1,7 @@
 """AKDTrainer through its public interface."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -420,7 +421,15 @@ def test_card_has_the_models_and_no_score(trainer, pair, tmp_path):
     made.provenance.recipe = "recipes/micro/akd/config.yaml"
     made.create_model_card(dataset_name="code_alpaca")
     card = (tmp_path / "mine" / "README.md").read_text()
-    for part in (*pair, "revision `main`", "code_alpaca", "AKD", "`akd`", "recipes/micro/akd/config.yaml", "eq13"):
+    for part in (
+        *(f"`{Path(path).name}`" for path in pair),
+        "revision `main`",
+        "code_alpaca",
+        "AKD",
+        "`akd`",
+        "recipes/micro/akd/config.yaml",
+        "eq13",
+    ):
         assert part in card, part
     assert "No benchmark has been run on this model." in card and "pass@" not in card
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from trl_akd.cli import main
@@ -39,7 +40,12 @@ def test_run_writes_student_history_and_card(settings: dict[str, Any], recipe, t
     assert json.loads((run / "all_results.json").read_text())["train_loss"] > 0
     card = (run / "README.md").read_text()
     for fact in (settings["teacher_model_name_or_path"], settings["dataset_name"], path):
-        assert fact in card
+        assert f"`{Path(fact).name}`" in card and fact not in card
+    assert "trl-akd akd --config recipe.yaml\n" in card
+    as_run = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert (as_run["max_steps"], as_run["eval_strategy"], as_run["eval_steps"]) == (3, "steps", 1)
+    assert (as_run["teacher_model_name_or_path"], as_run["output_dir"]) == ("teacher", "run")
+    assert as_run.keys() <= settings.keys() | {"eval_strategy", "eval_steps"}, "defaults are left out"
 
 
 def test_another_divergence(settings: dict[str, Any], recipe, tmp_path: Path):

@@ -40,6 +40,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_there_are_configs():
     assert {path.stem for path in CONFIGS} == {
         *("single", "ddp", "zero1", "zero2", "zero3", "fsdp2"),
+        *("zero2_offload", "zero3_offload"),
         *("ddp_cpu", "zero1_cpu", "zero2_cpu", "zero3_cpu"),
     }
 
@@ -59,6 +60,9 @@ def test_config_is_launched_as_written(path: Path, gpus, launched: list[Any]):
     )
     if args.use_deepspeed:
         assert args.zero_stage == int(path.stem[4])
+        offloads = path.stem.endswith("_offload")
+        assert args.offload_optimizer_device == ("cpu" if offloads else "none")
+        assert args.offload_param_device == ("cpu" if path.stem == "zero3_offload" else "none")
     assert args.module and args.training_script == "trl_akd.cli.akd"
     assert args.training_script_args == ["--seed", "1"]
     assert Launcher(path).use_cpu == use_cpu
@@ -134,8 +138,9 @@ def test_zero_needs_a_compiler(offload: str, builds: bool, tmp_path: Path, gpus,
         yaml.safe_dump({"distributed_type": "DEEPSPEED", "deepspeed_config": {"offload_optimizer_device": offload}})
     )
     Launcher(path)
-    Launcher(find_accelerate_config("zero2_cpu"))
-    assert asked == [builds, True]
+    for name in ("zero2_cpu", "zero2", "zero2_offload", "zero3_offload"):
+        Launcher(find_accelerate_config(name))
+    assert asked == [builds, True, False, True, True]
 
 
 def test_status_of_a_failed_process_is_passed_on(gpus, monkeypatch: pytest.MonkeyPatch):

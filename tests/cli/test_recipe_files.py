@@ -1,3 +1,7 @@
+import json
+import os
+import re
+import shlex
 import subprocess
 import sys
 from itertools import pairwise
@@ -6,8 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.commands import argument_types
+from tests.printed import printed_commands
 from trl_akd.cli import main
-from trl_akd.cli.recipes import RECIPES, find_accelerate_config, find_recipe
+from trl_akd.cli.launching import Launcher
+from trl_akd.cli.parsing import RecipeParser, read_options
+from trl_akd.cli.recipes import RECIPES, find_accelerate_config, find_recipe, read_recipe
 
 NAME = "recipes/starcoder-7b-to-1b/akd/config_full.yaml"
 
@@ -61,7 +69,9 @@ def test_accelerate_config_by_path_and_name(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_missing_accelerate_config_lists_the_names():
-    with pytest.raises(FileNotFoundError, match=r"neither a file nor one of ddp, .*zero3_cpu; did you mean 'zero3'\?"):
+    with pytest.raises(
+        FileNotFoundError, match=r"neither a file nor one of ddp, .*zero3_offload; did you mean 'zero3'\?"
+    ):
         find_accelerate_config("zeor3")
 
 
@@ -141,3 +151,64 @@ def test_path_is_printed_alone_and_without_torch(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert yaml.safe_load(Path(done.stdout.strip()).read_text())["deepspeed_config"]["zero_stage"] == 3
+
+
+def assert_parses(words: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Check the arguments of a training or evaluation, and return those of accelerate's launcher."""
+    command, *arguments = words
+    options, flags = read_options(arguments)
+    parser = RecipeParser(argument_types(command), prog="trl-akd")
+    launch_flags: list[str] = []
+    if options.accelerate_config:
+        monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+        monkeypatch.setattr("trl_akd.cli.launching.require_deepspeed", lambda **settings: None)
+        launch_flags, flags = Launcher(find_accelerate_config(options.accelerate_config)).split(flags, parser)
+    parser.values(read_recipe(options.config), flags)
+    return launch_flags
+
+
+def test_dockerfile(monkeypatch: pytest.MonkeyPatch):
+    """Known instructions, and commands in its header that parse."""
+    text = (RECIPES / "docker" / "Dockerfile").read_text()
+    lines = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)).splitlines()
+    instructions = [line.split()[0] for line in lines if line]
+    assert set(instructions) == {"FROM", "ARG", "RUN", "ENV", "WORKDIR", "CMD"} and instructions[0] == "FROM"
+    assert json.loads(next(line for line in lines if line.startswith("CMD")).removeprefix("CMD")) == [
+        "trl-akd",
+        "--help",
+    ]
+    header = re.sub(r"\s*\\\n#\s*", " ", text)
+    commands = [shlex.split(words) for words in re.findall(r"^#.* trl_akd (trl-akd .*)$", header, re.MULTILINE)]
+    assert [words[1] for words in commands] == ["akd", "evaluate"]
+    for words in commands:
+        assert_parses(words[1:], monkeypatch)
+
+
+FAKES = {
+    "scontrol": "printf 'node-a\\nnode-b\\n'",
+    "srun": 'shift; for rank in 0 1; do SLURM_NODEID=$rank SLURM_GPUS_ON_NODE=4 "$@"; done',
+    "trl-akd": 'python3 -c "import json, sys; print(json.dumps(sys.argv[1:]))" "$@"',
+}
+
+
+def test_slurm_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each node starts the launcher with its own rank, with Slurm's commands and `trl-akd` replaced."""
+    for name, script in FAKES.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    script = RECIPES / "slurm" / "train.sbatch"
+    [words] = [words for words in printed_commands(script.read_text()) if words[1] == "recipes"]
+    assert words[2:] == ["copy", "slurm/train.sbatch"]
+    runs = re.findall(r"sbatch train\.sbatch (akd .*)$", script.read_text(), re.MULTILINE)
+    assert len(runs) == 2
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_NNODES": "2"}
+    for run in runs:
+        done = subprocess.run(["bash", script, *run.split()], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        started = [json.loads(line) for line in done.stdout.splitlines()]
+        assert len(started) == 2
+        for rank, arguments in enumerate(started):
+            assert arguments[: len(run.split())] == run.split()
+            expected = ["--num_machines", "2", "--num_processes", "8", "--machine_rank", str(rank)]
+            expected += ["--main_process_ip", "node-a", "--main_process_port", "29500"]
+            assert assert_parses(arguments, monkeypatch) == expected

@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import cached_file
 
 from tests import tiny
+from tests.hub.fixtures import hub
+from tests.hub.loopback import Hub
 from trl_akd.codeplan.plan_head import (
     PLAN_HEAD_FILE,
     add_plan_head,
@@ -27,6 +29,8 @@ from trl_akd.evaluation.evaluation_config import EvaluationConfig
 from trl_akd.generation.loading import load_generator
 
 from .test_plan_head import separate_plan_head
+
+__all__ = ["hub"]
 
 PROMPT = {"input_ids": torch.arange(6)[None]}
 
@@ -54,16 +58,9 @@ def base(tmp_path: Path) -> Path:
 @pytest.fixture
 def pushed(monkeypatch):
     """Names of the files of each push to the Hub, which is mocked."""
-    from transformers import trainer as transformers_trainer
     from transformers.utils import hub
 
     pushes = []
-
-    class Job:
-        def done(self):
-            return True
-
-        is_done = done
 
     class Api:
         def create_repo(self, repo_id, **kwargs):
@@ -73,12 +70,7 @@ def pushed(monkeypatch):
         def create_commit(self, operations, **kwargs):
             pushes.append((kwargs["repo_id"], sorted(operation.path_in_repo for operation in operations)))
 
-        def upload_folder(self, folder_path, repo_id, **kwargs):
-            pushes.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
-            return Job()
-
-    for module in (hub, transformers_trainer):
-        monkeypatch.setattr(module, "hf_api", Api)
+    monkeypatch.setattr(hub, "hf_api", Api)
     monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *args, **kwargs: ModelCard("A model."))
     return pushes
 
@@ -350,26 +342,28 @@ def test_models_without_a_plan_head(base: Path):
 # The trainer's pushes, and heads of earlier runs
 
 
-def test_pushed_checkpoint_has_the_plan_head(trainer, pushed, tmp_path: Path):
+def test_pushed_checkpoint_has_the_plan_head(trainer, hub: Hub, tmp_path: Path):
     made = trainer(save_strategy="steps", save_steps=1, hub_strategy="every_save", output_dir=str(tmp_path))
     made.train()
     shutil.rmtree(tmp_path / "checkpoint-1")
     made.push_in_progress, made.hub_model_id = None, "me/mine"
     made._push_from_checkpoint(str(tmp_path / "checkpoint-2"))
-    assert {PLAN_HEAD_FILE, "model.safetensors"} <= set(pushed[0][1])
+    made._finish_current_push()
+    assert {PLAN_HEAD_FILE, "model.safetensors"} <= set(hub.files("me/mine"))
+    assert not {"optimizer.pt", "training_args.bin", "trainer_state.json"} & set(hub.files("me/mine"))
 
 
-def test_a_push_is_the_student_with_its_plan_head_and_its_card(trainer, pushed, tmp_path: Path):
+def test_a_push_is_the_student_with_its_plan_head_and_its_card(trainer, hub: Hub, tmp_path: Path):
     made = trainer(save_strategy="steps", save_steps=1, output_dir=str(tmp_path / "run"), hub_model_id="me/mine")
     made.train()
     made.push_to_hub()
-    [(name, files)] = pushed
+    files = hub.files("me/mine")
     expected = {PLAN_HEAD_FILE, "model.safetensors", "config.json", "README.md", "tokenizer.json"}
-    assert name == "me/mine" and expected <= set(files)
+    assert expected <= set(files)
     assert not [file for file in files if file.startswith("checkpoint") or file.endswith((".bin", ".pt"))]
 
 
-def test_plan_head_of_an_earlier_run_is_removed(trainer, pushed, tmp_path: Path):
+def test_plan_head_of_an_earlier_run_is_removed(trainer, hub: Hub, tmp_path: Path):
     earlier = tiny.model()
     add_plan_head(earlier)
     for folder in ("saved", "run"):
@@ -385,8 +379,10 @@ def test_plan_head_of_an_earlier_run_is_removed(trainer, pushed, tmp_path: Path)
     made.save_model(str(tmp_path / "saved"))
     assert find_plan_head(str(tmp_path / "saved")) is None
     made.push_in_progress, made.hub_model_id = None, "me/mine"
+    hub.add("me/mine", {PLAN_HEAD_FILE: b"", "README.md": b"# Mine"})
     made._push_from_checkpoint(str(tmp_path / "run" / "checkpoint-2"))
-    assert PLAN_HEAD_FILE not in pushed[0][1]
+    made._finish_current_push()
+    assert PLAN_HEAD_FILE not in hub.files("me/mine") and "README.md" in hub.files("me/mine")
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"\x10\x00"])

@@ -1,5 +1,6 @@
 """Benchmarks during training on one process; `tests/invariant` tests several."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,8 @@ def callback(trainer: Trainer, file: Path, **settings) -> PassAtKCallback:
 
 
 def results(score: float) -> dict:
-    return {"pass@1": score, "pass@1_low": score / 2, "pass@1_high": 1.0, "confidence": 0.95}
+    metrics = {"pass@1": score, "pass@1_low": score / 2, "pass@1_high": 1.0, "confidence": 0.95}
+    return {"metrics": metrics, "errors": {"correct": 3, "wrong_answer": 1, "NameError/undefined": 2}}
 
 
 def test_it_logs_at_every_evaluation(tmp_path: Path, benchmark_file: Path):
@@ -77,8 +79,22 @@ def test_the_best_model_is_evaluated_again(tmp_path: Path, benchmark_file: Path,
     assert trainer.state.best_metric == 0.75
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
     trainer.create_model_card()
-    assert "| three | pass@1 | 0.750 | 0.375 to 1.000 |" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| three | pass@1 | 0.750 | 0.375 to 1.000 |" in card
+    assert re.search(r"\| NameError +\| +2 \| 33.3% \|", card), "outcomes of its programs"
+    assert "How the teacher, and the student before training, score" in card
     assert trainer.evaluate()["eval_pass@1"] == 0.5, "the weights are others than at the step's first evaluation"
+
+
+def test_card_compares_the_student_before_and_after_training(tmp_path: Path, benchmark_file: Path, monkeypatch):
+    trainer = make_trainer(tmp_path, eval_on_start=True)
+    scores = iter([0.25, 0.5, 0.75])
+    monkeypatch.setattr(callback(trainer, benchmark_file), "_evaluate", lambda: results(next(scores)))
+    trainer.train()
+    trainer.create_model_card()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert re.search(r"\| pass@1 \| before training \| 0.250 \|.*\n\| pass@1 \|  after training \| 0.750 \|", card)
+    assert "How the teacher scores" in card and "before training, score" not in card
 
 
 def test_card_of_a_resumed_run_has_earlier_scores(tmp_path: Path, benchmark_file: Path, monkeypatch):

@@ -213,6 +213,25 @@ def test_repetitive_texts_take_linear_time(unit: str):
     parse_answer(f"```python\ndef f():\n    return 1\n```\n{text}", "f")
 
 
+@pytest.mark.parametrize(
+    "deep",
+    [
+        "x" + ".a" * 2500 + " = 1",
+        "x" + "[0]" * 2500 + " = 1",
+        "x = " + "+".join("1" * 2500),
+        "x = " + "lambda: " * 1200 + "1",
+        "def stub():\n    raise x" + ".a" * 2500,
+        "if x: pass\n" + "elif x: pass\n" * 900,
+    ],
+)
+def test_deep_syntax_trees(deep: str):
+    """Trees that Python parses, but that are too deep for its recursive functions."""
+    program = f"{deep}\n\ndef one():\n    return 1\n\ndef stub():\n    raise x{'()' * 2500}\n"
+    for entry_point in ("one", "stub"):
+        found = extract_program(f"```python\n{program}\n```", entry_point)
+        assert f"def {entry_point}()" in found
+
+
 def test_many_definitions_take_linear_time():
     chain = "".join(f"def f{number}(x):\n    return f{number - 1}(x)\n" for number in range(1, 1000))
     program = parse_answer(f"```python\n{chain}print(f1(input()))\n```", "f999").program

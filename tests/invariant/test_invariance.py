@@ -118,12 +118,19 @@ def test_split_does_not_matter_for_a_divergence_by_autograd(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "batch", "accumulation"), [("ddp", 1, 2), ("zero3", 1, 2)])
-def test_split_does_not_matter_for_a_divergence_with_a_schedule(
-    train: Train, backend: str, batch: int, accumulation: int
+@pytest.mark.parametrize(
+    ("knob", "settings"),
+    [
+        ("kd/t", {"divergence": "taid", "divergence_kwargs": '{"step_size": 0.3, "momentum": 0.5}'}),
+        ("kd/beta", {"beta_strategy": "linear"}),
+    ],
+    ids=["t", "beta"],
+)
+def test_split_does_not_matter_for_a_knob_with_a_schedule(
+    train: Train, knob: str, settings: dict[str, Any], backend: str, batch: int, accumulation: int
 ) -> None:
-    settings = {"divergence": "taid", "divergence_kwargs": '{"step_size": 0.3, "momentum": 0.5}'}
     expected = train(**settings)
-    assert len(set(expected.series("kd/t"))) == 6, "t must move"
+    assert len(set(expected.series(knob))) == 6, "the knob must move"
     found = train(backend, batch, accumulation, **settings)
     assert_same(found, expected)
     checkpoint = found.checkpoints / "checkpoint-4"

@@ -31,8 +31,8 @@ def soda(name: str) -> list[dict[str, Any]]:
     return rows(f"soda/{name}")
 
 
-def labelled(name: str) -> list[dict[str, Any]]:
-    """Return labelled texts."""
+def labeled(name: str) -> list[dict[str, Any]]:
+    """Return labeled texts."""
     return [json.loads(line) for line in Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines()]
 
 

@@ -115,7 +115,11 @@ def test_the_model_card_has_models_and_scores(world: Path, tmp_path: Path):
         trainer.train()
     trainer.create_model_card()
     card = ModelCard.load(tmp_path / "README.md")
-    for part in ("| Teacher that writes the answers | `RuleTeacher` |", "| Judge | `RuleTeacher` |", "| Cycles | 1 |"):
+    for part in (
+        "| Teacher that writes the answers | `RuleTeacher` |",
+        "| Judge | `RuleTeacher` |",
+        "| Cycles | `1` |",
+    ):
         assert part in card.text, part
     assert "## Cycles" in card.text and "No benchmark" not in card.text
     (score,) = card.data.eval_results

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.iterkd.scripted import labelled, soda
+from tests.iterkd.scripted import labeled, soda
 from trl_akd.iterkd.judge.prompts import JSON_JUDGE_PROMPT, JUDGE_PROMPT, JudgePrompt
 from trl_akd.iterkd.judge.reader import parse_judgement
 from trl_akd.iterkd.judge.rubric import MAX_TOTAL, REFUSALS, RULES, Judgement, Unjudged, format_judgement
@@ -46,9 +46,9 @@ def test_the_last_five_numbers_of_a_released_judgement_are_its_scores():
 # What is read
 
 
-def test_labelled_texts_are_parsed_as_labelled():
+def test_labeled_texts_are_parsed_as_labeled():
     """Judgements as models write them; `scores` is `null` if the text must be refused."""
-    for row in labelled("judgements.jsonl"):
+    for row in labeled("judgements.jsonl"):
         found = parse_judgement(row["text"])
         assert (list(found.scores) if isinstance(found, Judgement) else None) == row["scores"], row["text"]
 

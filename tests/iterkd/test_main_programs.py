@@ -1,3 +1,6 @@
+import ast
+import builtins
+
 import pytest
 
 from trl_akd.execution import CodeExecutor, ExecutionResult
@@ -5,7 +8,7 @@ from trl_akd.iterkd.cycle.main_programs import Outcome, lacks_resources, run_mai
 from trl_akd.iterkd.cycle.records import Fault, Pair, Question
 from trl_akd.iterkd.cycle.verification import verify
 
-from .labelled_programs import PROGRAMS
+from .labeled_programs import PROGRAMS
 
 pytestmark = pytest.mark.lengthy
 
@@ -22,7 +25,7 @@ def outcomes(executor) -> dict[str, Outcome]:
     return dict(zip(programs, run_main_programs(executor.run, programs), strict=True))
 
 
-def test_labelled_programs_get_their_verdicts(outcomes):
+def test_labeled_programs_get_their_verdicts(outcomes):
     wrong = [(program, outcomes[program], due) for due, program in PROGRAMS if outcomes[program].verdict != due]
     assert not wrong
 
@@ -70,17 +73,68 @@ DEFINITIONS = (
 )
 
 
-@pytest.mark.parametrize(("program", "passes"), DEFINITIONS)
-def test_programs_that_only_define_functions_pass_and_do_not_run(executor, program: str, passes: bool):
+def test_programs_that_evaluate_nothing_pass_if_they_compile(executor):
+    """They have the outcome of the same program with a statement, which runs as a main program."""
+    programs = [program for program, _ in DEFINITIONS]
+    passes = [passes for _, passes in DEFINITIONS]
     ran: list[str] = []
 
-    def run(programs):
-        ran.extend(program for program, _ in programs)
-        return executor.run(programs)
+    def run(jobs):
+        ran.extend(job for job, _ in jobs)
+        return executor.run(jobs)
 
-    [outcome, with_a_statement] = run_main_programs(run, [program, f"{program}\n_ = 0\n"])
-    assert outcome == with_a_statement
-    assert (outcome.verdict, len(ran)) == (("pass", 1) if passes else ("fail", 2))
+    outcomes = run_main_programs(run, programs)
+    assert outcomes == run_main_programs(executor.run, [f"{program}\n_ = 0\n" for program in programs])
+    assert [outcome.verdict == "pass" for outcome in outcomes] == passes
+    together, *alone = ran
+    assert all(repr(program) in together for program, passing in DEFINITIONS if passing)
+    assert len(alone) == len(programs), "one of the programs that evaluate nothing does not compile"
+    ran.clear()
+    right = [program for program, passing in DEFINITIONS if passing]
+    assert run_main_programs(run, [*right, None]) == [Outcome("pass")] * len(right) + [Outcome("unknown")]
+    assert len(ran) == 1
+
+
+def test_programs_that_evaluate_nothing_are_compiled_in_groups():
+    ran: list[str] = []
+
+    def run(jobs):
+        ran.extend(job for job, _ in jobs)
+        return [ExecutionResult("failed" if "'def f7()" in job else "passed") for job, _ in jobs]
+
+    outcomes = run_main_programs(run, [f"def f{number}(): pass" for number in range(150)])
+    assert outcomes == [Outcome("pass")] * 7 + [Outcome("fail")] + [Outcome("pass")] * 142
+    assert len(ran) == 3 + 64
+
+
+def nested_finally(depth: int) -> str:
+    lines = [f"{' ' * level}{word}" for level in range(1, depth + 1) for word in ("try: x()", "finally:")]
+    return "\n".join(["def f():", *lines, f"{' ' * (depth + 1)}x()"])
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        nested_finally(18),
+        "async " + nested_finally(18),
+        "def f():\n try: " + "return 1;" * 4000 + "\n finally: " + "x();" * 4000,
+    ],
+)
+def test_programs_are_not_compiled_by_the_caller(executor, monkeypatch, attack: str):
+    """Python copies the body of each `finally`, so that compilation takes exponential time and memory."""
+    original = builtins.compile
+
+    def compile_trees_only(source, file, mode, flags=0, *arguments, **options):
+        assert flags & ast.PyCF_ONLY_AST, "compiled by the caller"
+        return original(source, file, mode, flags, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "compile", compile_trees_only)
+    innocent = "def one():\n    return 1"
+    outcomes = run_main_programs(
+        lambda jobs: executor.run(jobs, timeout=0.3, memory_mb=128), [innocent, attack, innocent]
+    )
+    assert outcomes[0] == outcomes[2] == Outcome("pass")
+    assert outcomes[1].verdict == "fail"
 
 
 def test_errors_of_the_sandbox_and_no_programs():

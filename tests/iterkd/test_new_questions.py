@@ -77,9 +77,9 @@ class TestReading:
     def test_reasons_to_refuse_a_question(self, answer, reason):
         assert check(answer) == reason
 
-    def test_labelled_questions_are_parsed_as_labelled(self):
+    def test_labeled_questions_are_parsed_as_labeled(self):
         """Texts of teachers with the question that they contain, or `null`."""
-        for row in scripted.labelled("questions.jsonl"):
+        for row in scripted.labeled("questions.jsonl"):
             found = read_question(row["text"])
             reason = check_question(found, min_chars=20, max_chars=4000)
             assert (None if reason else found) == row["question"], row["text"]

@@ -142,8 +142,8 @@ class TestAnswers:
         assert find_leak(fault, instruction="Describe a bug.", correct="wrong_sum = 2") is None
         assert find_leak(fault, instruction="Let wrong_sum be 2.", correct="x = 1  # no bug") is None
 
-    def test_labelled_faults_are_classified_as_labelled(self):
-        for row in scripted.labelled("faults.jsonl"):
+    def test_labeled_faults_are_classified_as_labeled(self):
+        for row in scripted.labeled("faults.jsonl"):
             found = find_leak(row["text"], instruction=row["instruction"], correct=row["correct"])
             assert (found is not None) is row["leaks"], row
 

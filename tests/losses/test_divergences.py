@@ -14,7 +14,15 @@ import torch
 from trl.experimental.gkd import GKDTrainer
 
 from tests import oracles
-from trl_akd.losses import divergences, forward_kl, reverse_kl, shared_vocabulary
+from trl_akd.losses import (
+    DenseSignal,
+    LMHead,
+    divergences,
+    forward_kl,
+    fused_divergence,
+    reverse_kl,
+    shared_vocabulary,
+)
 
 # Rule, knobs, and the oracle from the teacher's probabilities p and the student's q. Oracles of rules with detached
 # weights also take the student's probabilities `at` which the weights are computed.
@@ -257,6 +265,29 @@ def test_certain_models_that_contradict_each_other(case, dtype):
     assert student.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("case", RULES)
+def test_finite_divergences_of_sure_models_have_finite_gradients(case):
+    """For all gaps up to those whose probabilities are 0 in float32, with denormal numbers in between."""
+    name, knobs, _ = RULES[case]
+    gaps = torch.tensor([40.0, *range(60, 121), 200.0, 1000.0]).unsqueeze(-1)
+    for student, teacher in SURE_MODELS:
+        logits = (gaps * torch.tensor(student)).requires_grad_()
+        found = divergences.get(name)(logits, gaps * torch.tensor(teacher), **knobs)
+        found[found.isfinite()].sum().backward()
+        assert logits.grad[found.isfinite()].isfinite().all(), gaps[~logits.grad.isfinite().all(-1)]
+        exact = divergences.get(name)(logits.double(), gaps.double() * torch.tensor(teacher), **knobs)
+        torch.testing.assert_close(found[found.isfinite()], exact[found.isfinite()].float(), atol=1e-5, rtol=1e-4)
+
+
+SURE_MODELS = (
+    ([0.0, 1.0], [1.0, 0.0]),
+    ([0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 1.0, 0.0]),
+    ([0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]),
+    ([1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 1.0, 1.0]),
+    ([0.0, 0.5, 1.0, 0.75], [0.0, 0.5, 0.0, 1.0]),
+)
+
+
 def test_student_that_excludes_tokens():
     """If `beta` and `alpha + beta` are positive, the divergence and its gradient are finite."""
     student = torch.tensor([0.0, 1.0, -math.inf, -math.inf], dtype=torch.float64, requires_grad=True)
@@ -366,6 +397,25 @@ def test_adaptive_alpha_moves_from_forward_to_reverse_kl(logits):
     # The mix of both KLs, up to the fourth order of the difference of the logits; both KLs differ in the third.
     error = found - order * forward - (1 - order) * reverse
     assert (error.abs() < 0.05 * (forward - reverse).abs() + 1e-8).all()
+
+
+@pytest.mark.parametrize("concentration", [0.0, 0.3, 0.9, 0.99])
+@pytest.mark.parametrize("noise", [1e-2, 1e-3])
+def test_adaptive_alpha_of_nearly_equal_models_in_single_precision(noise, concentration):
+    """Rounding of the probabilities is not magnified as the order of the divergence falls to 0."""
+    generator = torch.Generator().manual_seed(0)
+    teacher, change = torch.randn(2, 200, 500, generator=generator)
+    student, knobs = teacher + noise * change, {"concentration": concentration}
+    exact = divergences.adaptive_alpha(student.double(), teacher.double(), **knobs).float()
+    identity = LMHead(torch.eye(500))
+    fused = fused_divergence(
+        *(student, identity, DenseSignal(teacher, identity)),
+        **{"token_weights": torch.ones(200), "divergence": "adaptive_alpha", "knobs": knobs},
+    )
+    for found in (divergences.adaptive_alpha(student, teacher, **knobs), fused.divergence):
+        if concentration:
+            assert (found > 0).all()
+        torch.testing.assert_close(found, exact, rtol=0.05, atol=0.0 if concentration else 1e-5)
 
 
 def test_adaptive_alpha_weights_tokens_by_the_entropy_of_the_teacher(logits):

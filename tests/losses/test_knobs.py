@@ -38,6 +38,7 @@ def run(schedule, losses=LOSSES, begin=0, end=8):
         {"step_size": 0.3, "momentum": 0.0},
         {"t_start": 0.0, "t_end": 0.5, "step_size": 1.0},
         {"t_start": 0.7, "t_end": 0.7},
+        {"t_start": 1.0, "t_end": 1.0, "step_size": 0.0},
         {"t_start": 0.0, "t_end": 0.01},
     ],
 )

@@ -184,6 +184,21 @@ def test_single_precision_with_a_tiny_tail():
     assert all(slope.isfinite().all() for slope in slopes(found.loss, arguments))
 
 
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("case", RULES)
+def test_finite_losses_of_sure_models_have_finite_gradients(case, dense):
+    """Also where the overlap of both distributions is a denormal number."""
+    name, knobs, _ = RULES[case]
+    identity = LMHead(torch.eye(4))
+    for gap in (40.0, 85.0, 88.0, 90.0, 95.0, 100.0, 103.0, 104.0, 120.0):
+        student = gap * torch.tensor([[0.0, 1.0, 0.0, 1.0]]).requires_grad_()
+        teacher = gap * torch.tensor([[1.0, 0.0, 1.0, 0.0]])
+        signal = DenseSignal(teacher, identity) if dense else SparseSignal.from_logits(teacher, k=2)
+        found = fused_divergence(student, identity, signal, token_weights=torch.ones(1), divergence=name, knobs=knobs)
+        [slope] = torch.autograd.grad(found.loss, student)
+        assert slope.isfinite().all() or not found.loss.isfinite(), gap
+
+
 def test_tokens_of_weight_zero_have_no_influence():
     arguments = problem(labels=True)
     signal = top(arguments, 3)

@@ -88,8 +88,9 @@ class AKDConfig(GKDConfig):
         log_unique_prompts (`bool`, *optional*, defaults to `False`):
             Whether to report each prompt only once.
         hub_strategy (`str`, *optional*, defaults to `"end"`):
-            When to upload to the Hub with `push_to_hub`. The default uploads the trained student once; the other
-            values of [`transformers.TrainingArguments`] also upload the output folder during training.
+            When to upload to the Hub with `push_to_hub`. The default uploads the trained student once. `"every_save"`
+            uploads the student of each checkpoint as well, and `"checkpoint"` and `"all_checkpoints"` also the last
+            one or all of the checkpoints, with optimizer states.
         bf16 (`bool`, *optional*):
             Whether to use mixed precision in bfloat16. Defaults to `True` on a GPU that supports it; TRL's default
             fails without one.
@@ -157,6 +158,14 @@ class AKDConfig(GKDConfig):
     def prompts_suffice(self) -> bool:
         """Whether all of the training text is generated, so that rows need only a prompt."""
         return self.lmbda == 1.0 or self.seq_kd
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a subclass with a property under its old name, which is never read."""
+        super().__init_subclass__(**options)
+        if "asks_teacher" in vars(cls):
+            raise TypeError(
+                f"{cls.__name__} defines `asks_teacher`, which is never read; define `uses_teacher`, its new name."
+            )
 
     @property
     def uses_teacher(self) -> bool:
@@ -288,6 +297,10 @@ class AKDConfig(GKDConfig):
                 f"`beta` is {self.beta}, which has no effect with beta_strategy={self.beta_strategy!r}; set "
                 "beta_strategy='fixed' to hold it constant, or `beta_initial_values` to choose where it starts."
             )
+        unused = [name for name in _OF_BETA[2:] if name not in options_of_beta(self.beta_strategy)]
+        self._check_without_effect(
+            unused, f"with beta_strategy={self.beta_strategy!r}; choose a strategy that uses it"
+        )
         if self.beta is not None and not 0.0 <= self.beta <= 1.0:
             raise ValueError(f"`beta` is {self.beta}; it mixes two divergences and must lie in [0, 1].")
         if not 0.0 <= self.lmbda <= 1.0:
@@ -346,6 +359,12 @@ class AKDConfig(GKDConfig):
                 raise ValueError(
                     f"`{name}` is {getattr(self, name)!r}, which has no effect {reason}, or leave it out."
                 )
+
+
+def options_of_beta(strategy: str) -> tuple[str, ...]:
+    """Return the fields that determine β with a strategy."""
+    of_strategy = {"fixed": ("beta",), "random_epoch": ("beta_initial_values",), "linear": ("beta_initial_values",)}
+    return of_strategy.get(strategy, _OF_BETA[2:])
 
 
 def _default(entry: Field[Any]) -> Any:

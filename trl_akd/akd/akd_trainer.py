@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import has_length
+from transformers.trainer_utils import HubStrategy, has_length
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -34,6 +34,9 @@ from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
 from ..distributed import own_rows, take_compilation, through_forward, unwrapped, widest_float
 from ..generation.decoding import collect_eos_token_ids
 from ..heads import compiler, final_hidden_states, hidden_states_and_router_loss, lm_head
+from ..hub.model_card import ModelCardContent, model_card, read_base_model
+from ..hub.scores import before_and_after, errors_section
+from ..hub.upload import request
 from ..losses.fused_linear import FusedDivergence, fused_divergence, fused_linear_cross_entropy
 from ..losses.lm_head import LMHead
 from ..losses.policy_gradient import PolicyGradient
@@ -52,12 +55,12 @@ from .batches import Batch, Targets, causal_targets, number_of_tokens, row_numbe
 from .checkpoint import load_state, save_state
 from .gkd import GKDTrainer
 from .metrics import METRICS, DistillationMetrics, Means, loss_from_means, not_finite
-from .model_card import find_license, model_card, objective, provenance
+from .model_card import draw_schedule, explain_divergence, objective, provenance
 from .model_utils import adapters_of, disable_dropout, evaluation_name, name_of, named_datasets, tokenizer_of
 from .on_policy import CompletionLog, is_on_policy, sample_rows, sampling_config, sampling_seed
 from .schedule_callback import ScheduleCallback
 from .teacher_mix import TeacherMix, require_dense, teacher_next_logits
-from .upload import upload_student
+from .upload import upload_checkpoint, upload_student
 from .validation import (
     check_adapter,
     check_architectures,
@@ -104,7 +107,7 @@ class AKDTrainer(GKDTrainer):
             The tokenizer. Defaults to the student's.
         teacher_tokenizer (`PreTrainedTokenizerBase`, *optional*):
             Tokenizer of the teacher, which is compared with the student's. Defaults to the one at the teacher's name
-            or path.
+            or path. A teacher without either, such as one built in memory, gets the student's, with a warning.
         peft_config (`PeftConfig`, *optional*):
             Configuration of an adapter to train instead of the whole student.
         **kwargs:
@@ -112,7 +115,8 @@ class AKDTrainer(GKDTrainer):
             in [`trl.SFTTrainer`].
 
     Attributes:
-        scores (`dict[int, list[EvalResult]]`): scores measured on benchmarks, by training step, for the model card.
+        scores (`dict[int, list[EvalResult]]`): scores measured on a benchmark, by training step, for the model card.
+        outcomes (`dict[int, dict[str, int]]`): number of programs by outcome, such as `"passed"`, likewise.
 
     Raises:
         ValueError: If the teacher is missing, vocabularies differ, or the data has no usable row.
@@ -128,6 +132,7 @@ class AKDTrainer(GKDTrainer):
 
     args: AKDConfig
     model: Any
+    data_collator: Any
 
     def __init__(
         self,
@@ -200,8 +205,9 @@ class AKDTrainer(GKDTrainer):
             eos_token_ids=collect_eos_token_ids(self._tokenizer, self.model, getattr(self.teacher, "model", None)),
         )
         self.distillation_metrics = {mode: DistillationMetrics(self._measured) for mode in ("train", "eval")}
-        self.provenance = provenance(model, teacher_model, args)
+        self.provenance = provenance(model, teacher_model, args, self.model, self.teacher_model)
         self.scores: dict[int, list[EvalResult]] = {}
+        self.outcomes: dict[int, dict[str, int]] = {}
         self._student_is_verified = False
         self._completions = CompletionLog(args, self._tokenizer, self.accelerator)
         self.add_callback(ScheduleCallback(self.adaptive_beta, self.schedule, self._finish_step))
@@ -620,6 +626,15 @@ class AKDTrainer(GKDTrainer):
         """Return the settings of the objective for the model card."""
         return objective(self.args)
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository as [`transformers.Trainer`] does, before training.
+
+        Raises:
+            HubError: If the Hub refuses, or cannot be reached.
+        """
+        name = str(self.args.hub_model_id or Path(str(self.args.output_dir)).name)
+        request(lambda: super(AKDTrainer, self).init_hf_repo(token, private), name, "")
+
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",
@@ -629,9 +644,13 @@ class AKDTrainer(GKDTrainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Upload the student, its tokenizer and its card, and no other files of the output folder.
+        """Upload the student, its tokenizer, its card and its recipe in one commit, and no other files.
 
         Arguments are those of [`transformers.Trainer.push_to_hub`].
+
+        Raises:
+            HubError: If the upload fails; the message says how to repeat it.
+            ValueError: If a file contains the token or another secret of the environment; nothing is uploaded.
         """
         return upload_student(
             self,
@@ -643,19 +662,43 @@ class AKDTrainer(GKDTrainer):
             **kwargs,
         )
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            upload_checkpoint(self, Path(checkpoint_folder))
+
     def _card_facts(self) -> dict[str, str]:
         """Return additional rows for the table at the top of the model card."""
         return {}
 
+    def _card_explanation(self) -> str:
+        """Return the model card's paragraphs on the method and its equation, in Markdown."""
+        return explain_divergence(self.args)
+
     def _card_sections(self) -> list[str]:
         """Return additional sections of the model card in Markdown, each beginning with its heading."""
-        return []
+        knob = None if self.schedule is None else self.schedule.knob
+        section = draw_schedule(knob, self.state.log_history, Path(str(self.args.output_dir)))
+        return [] if section is None else [section]
+
+    def _measured_step(self) -> int | None:
+        """Return the step of the saved model's scores: that of the best one if `load_best_model_at_end` is on."""
+        best = self.state.best_global_step if self.args.load_best_model_at_end else None
+        return best if best in self.scores else next(reversed(self.scores), None)
 
     def _measured_scores(self) -> list[EvalResult]:
-        """Return the scores of the saved model: those of the best one if `load_best_model_at_end` is on."""
-        if self.args.load_best_model_at_end and self.state.best_global_step in self.scores:
-            return self.scores[self.state.best_global_step]
-        return list(self.scores.values())[-1] if self.scores else []
+        """Return the scores of the saved model."""
+        step = self._measured_step()
+        return [] if step is None else self.scores[step]
+
+    def _measurements(self) -> dict[str, str]:
+        """Return the model card's sections on errors, and on the student before and after training, by key."""
+        step = self._measured_step()
+        found: dict[str, str] = {}
+        if step and step in self.outcomes:
+            found |= errors_section(self.scores[step][0].dataset_name, self.outcomes[step])
+        if step and 0 in self.scores:
+            found |= before_and_after(self.scores[0], self.scores[step])
+        return found
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
@@ -665,23 +708,23 @@ class AKDTrainer(GKDTrainer):
             return
         if dataset_name is not None:
             self.provenance.dataset = dataset_name
-        if self.provenance.license is None and self.args.push_to_hub:
-            self.provenance.license = find_license(self.provenance.student)
-        repository = self.hub_model_id or self.args.hub_model_id or self.args.output_dir
-        card = model_card(
-            self.provenance,
+        repository = str(self.hub_model_id or self.args.hub_model_id or self.args.output_dir)
+        content = ModelCardContent(
             method=self._method,
             objective=self._objective(),
-            model_name=model_name or str(repository).split("/")[-1],
-            repository=str(repository),
+            model_name=model_name or repository.split("/")[-1],
+            repository=repository,
             tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
+            explanation=self._card_explanation(),
             encoder_decoder=self.model.config.is_encoder_decoder,
             adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
             facts=self._card_facts(),
             results=self._measured_scores(),
+            measurements=self._measurements(),
             sections=self._card_sections(),
         )
-        card.save(f"{self.args.output_dir}/README.md")
+        base = read_base_model(self.provenance.student, online=self.args.push_to_hub)
+        model_card(self.provenance, content, base).save(f"{self.args.output_dir}/README.md")
 
 
 def _sized(dataset: Any) -> Any:

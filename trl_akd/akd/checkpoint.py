@@ -68,7 +68,7 @@ def load_state(
         if "schedule" not in state:
             raise ValueError(
                 f"`resume_from_checkpoint` is {str(checkpoint)!r}, which was written without a schedule of "
-                f"{schedule.knob!r}, but the divergence {loss.get('divergence')!r} moves it; start a new run."
+                f"{schedule.knob!r}, but the divergence {loss.get('divergence')!r} changes it; start a new run."
             )
         schedule.load_state_dict(state["schedule"])
     num_tokens: int = state["num_tokens"]

@@ -28,7 +28,7 @@ class Means(NamedTuple):
 
 
 class DistillationMetrics:
-    """Weighted sums of per-token quantities by task, kept on the device and reduced over ranks once per step.
+    """Weighted sums of per-token quantities by task, kept on the device and reduced over ranks when they are read.
 
     Args:
         names (`Sequence[str]`, *optional*):

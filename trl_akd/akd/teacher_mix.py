@@ -92,7 +92,7 @@ class _Cached:
         self._model = model
         self._prompt_mask = attention_mask
         self._context = context
-        self._takes_positions = "position_ids" in inspect.signature(without_adapter(model).forward).parameters
+        self._parameters = inspect.signature(without_adapter(model).forward).parameters
         self._cache: Any = None
 
     def __call__(self, input_ids: Tensor) -> Tensor:
@@ -100,9 +100,9 @@ class _Cached:
         device = self._model.get_input_embeddings().weight.device
         mask = _extended(self._prompt_mask, input_ids).to(device)
         new = slice(None) if self._cache is None else slice(-1, None)
-        inputs = {"input_ids": input_ids.to(device)[:, new], "attention_mask": mask}
-        if self._takes_positions:
-            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, new]
+        inputs: dict[str, Any] = {"input_ids": input_ids.to(device)[:, new], "attention_mask": mask}
+        optional = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, new], "logits_to_keep": 1}
+        inputs |= {name: value for name, value in optional.items() if name in self._parameters}
         with self._context():
             output = self._model(**inputs, past_key_values=self._cache, use_cache=True)
         self._cache = output.past_key_values

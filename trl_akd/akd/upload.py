@@ -1,15 +1,19 @@
-"""Upload of a student, its tokenizer and its card to the Hub, without the rest of the output folder."""
+"""Upload of a trainer's student, its tokenizer, its card and its recipe, without the rest of the output folder."""
 
 import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.utils import hub
+from transformers.trainer_utils import HubStrategy
+from transformers.utils.hub import PushInProgress
 
-__all__ = ["upload_student"]
+from ..hub.files import Files, is_replaced, student_files
+from ..hub.upload import hub_api, repeat_command, upload
+
+__all__ = ["upload_checkpoint", "upload_student"]
 
 _STAGING = ".upload"
+_BESIDE = ("README.md", "recipe.yaml", "beta.svg")
 
 
 def upload_student(
@@ -25,7 +29,7 @@ def upload_student(
     """Upload a trainer's student in one commit. All processes must call it.
 
     Transformers would upload the whole output folder, including a run's ledger, the students of other cycles, and the
-    training arguments with the Hub token. Here the student is first saved to a separate folder.
+    training arguments. Here the student is first saved to a separate folder.
 
     Args:
         trainer (`AKDTrainer`):
@@ -42,6 +46,7 @@ def upload_student(
     args = trainer.args
     trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
     token = args.hub_token if token is None else token
+    private = args.hub_private_repo if private is None else private
     if trainer.hub_model_id is None:
         trainer.init_hf_repo(token=token, private=private)
     output_dir = Path(args.output_dir)
@@ -53,23 +58,77 @@ def upload_student(
     if not trainer.is_world_process_zero():
         return None
     trainer.create_model_card(**card)
-    shutil.copy(output_dir / "README.md", folder)
-    (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
     trainer._finish_current_push()
-    try:
-        done = hub.hf_api().upload_folder(
-            repo_id=trainer.hub_model_id,
-            folder_path=folder,
-            commit_message=commit_message,
-            token=token,
-            run_as_future=not blocking,
-            revision=args.hub_revision if revision is None else revision,
+
+    def run() -> Any:
+        try:
+            return upload(
+                trainer.hub_model_id,
+                _files(folder, output_dir),
+                message=commit_message or "Upload of the student",
+                kept=repeat_command(output_dir, "hub_model_id", trainer.hub_model_id),
+                token=token,
+                private=private,
+                revision=args.hub_revision if revision is None else revision,
+                replaces=is_replaced,
+            )
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    return run() if blocking else hub_api().run_as_future(run)
+
+
+def upload_checkpoint(trainer: Any, checkpoint: Path) -> None:
+    """Upload the student of a checkpoint in the background, and the checkpoint itself if `hub_strategy` says so.
+
+    Does nothing during another upload, unless `hub_always_push` is on.
+    """
+    args, running = trainer.args, trainer.push_in_progress
+    if not args.hub_always_push and running is not None and not running.is_done():
+        return
+    trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
+    name, message = trainer.hub_model_id, f"Training in progress, step {trainer.state.global_step}"
+    output_dir = Path(args.output_dir)
+    where = {"token": args.hub_token, "revision": args.hub_revision}
+    kept = repeat_command(output_dir, "hub_model_id", name)
+    staging = output_dir / f"{_STAGING}-{checkpoint.name}"  # as the checkpoint may be deleted soon
+    files = _copied(_files(checkpoint, output_dir), staging)
+
+    def run() -> Any:
+        try:
+            return upload(name, files, message=message, kept=kept, replaces=is_replaced, **where)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    api = hub_api()
+    jobs = [api.run_as_future(run)]
+    if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+        place = "last-checkpoint" if args.hub_strategy == HubStrategy.CHECKPOINT else checkpoint.name
+        jobs.append(
+            api.upload_folder(
+                repo_id=name,
+                folder_path=checkpoint,
+                path_in_repo=place,
+                commit_message=f"{message}, checkpoint",
+                run_as_future=True,
+                **where,
+            )
         )
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    if blocking:
-        shutil.rmtree(folder)
+    if running is None or running.is_done():
+        trainer.push_in_progress = PushInProgress(jobs)
     else:
-        done.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
-    return done
+        running.jobs.extend(jobs)
+
+
+def _copied(files: Files, folder: Path) -> Files:
+    """Return the files with copies in a folder in place of paths."""
+    for name, content in files.items():
+        if isinstance(content, Path):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(content, folder / name)
+    return {name: folder / name if isinstance(content, Path) else content for name, content in files.items()}
+
+
+def _files(folder: Path, output_dir: Path) -> Files:
+    beside = {name: output_dir / name for name in _BESIDE if (output_dir / name).is_file()}
+    return {**student_files(folder), **beside}

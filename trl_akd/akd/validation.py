@@ -20,7 +20,7 @@ def check_arguments(trainer: type, args: Any, expected: type[AKDConfig]) -> None
     if args is not None and not isinstance(args, expected):
         raise TypeError(
             f"`args` is a {type(args).__name__}, but {trainer.__name__} takes {_with_article(expected.__name__)}; "
-            "create one with the same settings."
+            f"create {_with_article(expected.__name__)} with the same settings."
         )
 
 

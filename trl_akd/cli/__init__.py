@@ -5,6 +5,7 @@ To add a command, add its module, with a function `main(argv)`, and a row in `CO
 """
 
 import sys
+import textwrap
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
@@ -24,13 +25,16 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "codeplan": "train a student on solutions and plans",
         "iterkd": "train a student in cycles of correct and faulty answers, feedback and new questions",
         "evaluate": "evaluate a model by running the programs that it writes",
-        "bench": "compare divergences in a world of generated programs; offline, on a CPU",
+        "push": "upload a trained student, or generated texts as a dataset, to the Hub",
+        "bench": "compare divergences in a world of generated programs on a CPU, or rules with real models",
+        "templates": "compare prompt templates by a model's likelihood of the reference answers",
         "ranker": "train a small model that ranks programs by correctness, and rank programs with it",
         "judge": "train a small model that scores answers on IterKD's six-point rubric",
         "recipes": "list, print and copy the recipes and accelerate configurations of the package",
     }
 )
 
+_WIDTH = 80
 _HELP = """usage: trl-akd COMMAND [--config RECIPE] [--field value ...]
 
 {description}
@@ -39,10 +43,15 @@ commands:
 {commands}
 
 options:
-  -h, --help   show this help; `trl-akd COMMAND --help` lists every field of a recipe
+  -h, --help   show this help; `trl-akd COMMAND --help` shows that of a command
   --version    show the version
 
-With TRL_AKD_DEBUG=1 in the environment, errors come with their traceback."""
+With TRL_AKD_DEBUG=1 in the environment, errors come with their traceback.
+
+examples:
+  trl-akd quickstart
+  trl-akd recipes list starcoder
+  trl-akd akd --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml --dry_run"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -82,4 +91,5 @@ def _help() -> str:
     descriptions = {**COMMANDS, **{name: f"method of {method.module}" for name, method in _plugins().items()}}
     width = max(map(len, descriptions))
     commands = "\n".join(f"  {name:{width}}   {description}" for name, description in descriptions.items())
-    return _HELP.format(description=sys.modules[__package__.rpartition(".")[0]].__doc__, commands=commands)
+    summary = textwrap.fill(str(sys.modules[__package__.rpartition(".")[0]].__doc__), _WIDTH)
+    return _HELP.format(description=summary, commands=commands)

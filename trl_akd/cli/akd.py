@@ -3,7 +3,8 @@ r"""`trl-akd akd`: distill a teacher into a student.
 ```bash
 trl-akd akd --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml --dry_run
 trl-akd akd --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml --learning_rate 2e-5
-trl-akd akd --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml --accelerate_config zero3
+trl-akd akd --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml \
+    --accelerate_config zero3
 accelerate launch --config_file recipes/accelerate_configs/zero3.yaml --num_processes 8 \
     -m trl_akd.cli.akd --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml
 ```

@@ -26,6 +26,9 @@ class AKDScriptArguments:
             Number of training rows to hold out for evaluation, or their fraction if below 1.
         dry_run (`bool`, *optional*, defaults to `False`):
             Whether to try the recipe offline for two steps with tiny models of the same architectures. Saves nothing.
+        hub_merge_adapter (`bool`, *optional*, defaults to `False`):
+            Whether `push_to_hub` uploads a PEFT student as a whole model, with its adapter merged, rather than the
+            adapter.
     """
 
     dataset_name: str | None = None
@@ -35,6 +38,7 @@ class AKDScriptArguments:
     dataset_test_split: str = "test"
     test_size: float | None = None
     dry_run: bool = False
+    hub_merge_adapter: bool = False
 
     def __post_init__(self) -> None:
         if self.test_size is not None and (self.test_size <= 0 or (self.test_size > 1 and self.test_size % 1)):

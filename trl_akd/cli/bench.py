@@ -13,11 +13,20 @@ trl-akd bench cycles --config recipes/micro/bench/cycles.yaml
 trl-akd bench plans --config recipes/micro/bench/plans.yaml
 trl-akd bench plans --report outputs/bench/plans/results.json
 ```
+
+`trl-akd bench models` compares rules with real models: it trains and evaluates them by the commands of this package.
+
+```bash
+trl-akd bench models --config recipes/paper/akd/table4_5.yaml --dry_run
+trl-akd bench models --config recipes/paper/akd/table4_5.yaml --allow_code_execution
+trl-akd bench models --report outputs/bench/akd/table4_5.json
+```
 """
 
 import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,6 +34,8 @@ from .command import Action, require_one_process, start
 from .errors import run, user_errors
 
 if TYPE_CHECKING:
+    from ..bench.config import ModelsConfig
+    from ..bench.runs import Run
     from ..micro.bench.config import BenchConfig
     from ..micro.bench.cycles_config import CyclesConfig
     from ..micro.bench.fields import ExperimentConfig
@@ -38,12 +49,13 @@ _Config = TypeVar("_Config", bound="ExperimentConfig")
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command on `argv`, by default the process's arguments."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # there is one run per core
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # without it, DeepSpeed warns that there is no GPU
     arguments = sys.argv[1:] if argv is None else argv
     action = arguments[0] if arguments and arguments[0] in _ACTIONS else None
+    if action != "models":
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # there is one run per core
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # without it, DeepSpeed warns that there is no GPU
     if action is None:
         start("bench", _argument_types, _run, arguments)
     else:
@@ -89,6 +101,35 @@ def _run_plans(config: "PlansConfig") -> None:
     _run_or_report(config, run_plans, PLANS_PAGE)
 
 
+def _models_types() -> tuple[type, ...]:
+    from ..bench.config import ModelsConfig
+
+    return (ModelsConfig,)
+
+
+def _run_models(config: "ModelsConfig") -> None:
+    from ..bench.plan import plan, run_models
+    from ..bench.report import MODELS_PAGE
+    from .resolving import resolve
+
+    if config.report is None:
+        runs = plan(config, resolve)
+        if config.dry_run:
+            _print_plan(runs, Path(config.output_dir))
+            return
+    _run_or_report(config, lambda config: run_models(config, runs), MODELS_PAGE)
+
+
+def _print_plan(runs: "Sequence[Run]", folder: Path) -> None:
+    """Write the recipes of the runs, and print their commands."""
+    distinct = list({planned.key: planned for planned in reversed(runs)}.values())[::-1]
+    for planned in distinct:
+        print(f"{planned.name}:")
+        for arguments in planned.write_recipes(folder):
+            print(f"  {shlex.join(['trl-akd', *arguments])}")
+    print(f"{len(distinct)} runs, none of which was started. Their recipes: {folder / 'runs'}")
+
+
 def _run_or_report(config: _Config, execute: Callable[[_Config], Path], page: "Page") -> None:
     require_one_process(f"`{page.command}`, which starts its own processes,")
     if config.report is not None:
@@ -99,7 +140,11 @@ def _run_or_report(config: _Config, execute: Callable[[_Config], Path], page: "P
     print(f"Results: {results}. Make their page: {page.command} --report {results}")
 
 
-_ACTIONS: dict[str, Action] = {"cycles": (_cycles_types, _run_cycles), "plans": (_plans_types, _run_plans)}
+_ACTIONS: dict[str, Action] = {
+    "cycles": (_cycles_types, _run_cycles),
+    "plans": (_plans_types, _run_plans),
+    "models": (_models_types, _run_models),
+}
 
 
 if __name__ == "__main__":

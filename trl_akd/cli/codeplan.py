@@ -3,7 +3,8 @@ r"""`trl-akd codeplan`: train a student on solutions and plans.
 ```bash
 trl-akd codeplan --config recipes/codegen-350m-mono/codeplan/config_apps.yaml --dry_run
 trl-akd codeplan --config recipes/codegen-350m-mono/codeplan/config_apps.yaml --plan_weight 0.3
-trl-akd codeplan --config recipes/codegen-350m-mono/codeplan/config_apps.yaml --accelerate_config zero2
+trl-akd codeplan --config recipes/codegen-350m-mono/codeplan/config_apps.yaml \
+    --accelerate_config zero2
 accelerate launch --config_file recipes/accelerate_configs/zero2.yaml --num_processes 8 \
     -m trl_akd.cli.codeplan --config recipes/codegen-350m-mono/codeplan/config_apps.yaml
 ```

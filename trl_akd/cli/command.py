@@ -2,15 +2,18 @@
 
 import os
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import cleandoc
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from .errors import SETUP_ERRORS, user_errors
+from .help import Formatter, description, examples
 from .launching import Launcher, check_reporting, find_launcher
 from .parsing import RecipeParser, read_options
-from .recipes import read_recipe
+from .recipes import Recipe, read_recipe
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -44,22 +47,43 @@ class CommandLine:
     launch_flags: Sequence[str] = ()
 
     @classmethod
-    def read(cls, command: str, argument_types: Callable[[], tuple[type, ...]], argv: list[str] | None) -> Self:
+    def read(
+        cls,
+        command: str,
+        argument_types: Callable[[], tuple[type, ...]],
+        argv: list[str] | None,
+        docstring: str | None = None,
+        summary: str | None = None,
+    ) -> Self:
         """Read the recipe and the flags in `argv`, by default the arguments of the process.
 
-        `argument_types` is called after the recipe's `env` is set, so that it may import torch.
+        `argument_types` is called after the recipe's `env` is set, so that it may import torch. The help text has the
+        description and the examples of the module's `docstring`, or `summary` in place of this description.
 
         Raises:
+            SystemExit: After printing the help, if it is requested.
             ValueError: If a key, a flag or a value is wrong.
             FileNotFoundError: If the recipe or the accelerate configuration does not exist.
         """
         options, flags = read_options(sys.argv[1:] if argv is None else argv)
+        prog = f"trl-akd {command}"
+        if "help" in options:
+            texts = {"description": summary or description(docstring or ""), "epilog": examples(docstring or "", prog)}
+            parser = RecipeParser(argument_types(), prog, **texts)
+            print(parser.format_help(every_field=options.help == "all"), end="")
+            raise SystemExit(0)
         recipe = read_recipe(options.config)
-        parser = RecipeParser(argument_types(), prog=f"trl-akd {command}")
+        parser = RecipeParser(argument_types(), prog)
         launcher = find_launcher(options.accelerate_config)
         launch_flags, flags = launcher.split(flags, parser) if launcher else ([], flags)
         arguments = [*(["--config", options.config] if options.config else []), *flags]
         return cls(parser, parser.values(recipe, flags), arguments, options.config, launcher, launch_flags)
+
+    def as_run(self) -> Recipe:
+        """Return the values that differ from the defaults, from the recipe and from flags, as a recipe."""
+        defaults = vars(self.parser.values(Recipe()))
+        values = {name: value for name, value in vars(self.values).items() if value != defaults[name]}
+        return Recipe(None if self.recipe is None else Path(self.recipe), values)
 
     def launch(self, *command: str) -> None:
         """Run `trl-akd command` with these arguments in several processes.
@@ -113,8 +137,9 @@ def start(
     from ..generation import GenerationError
 
     name = [command] if action is None else [command, action]
+    summary = None if action is None or run.__doc__ is None else cleandoc(run.__doc__).partition("\n\n")[0]
     with user_errors():
-        line = CommandLine.read(" ".join(name), argument_types, argv)
+        line = CommandLine.read(" ".join(name), argument_types, argv, sys.modules[run.__module__].__doc__, summary)
         if line.launcher is not None:
             line.launch(*name)
             return
@@ -123,7 +148,7 @@ def start(
         run(*parsed)
 
 
-def start_action(command: str, actions: Mapping[str, Action], description: str, argv: list[str] | None = None) -> None:
+def start_action(command: str, actions: Mapping[str, Action], docstring: str, argv: list[str] | None = None) -> None:
     """Run the action of a command that is named first in `argv`, by default the arguments of the process.
 
     Args:
@@ -131,8 +156,8 @@ def start_action(command: str, actions: Mapping[str, Action], description: str, 
             Name of the command.
         actions (`Mapping[str, Action]`):
             Actions by name.
-        description (`str`):
-            Help text.
+        docstring (`str`):
+            Docstring of the command's module, with a description and examples for the help text.
         argv (`list[str]`, *optional*):
             Arguments after the command, by default those of the process.
 
@@ -142,9 +167,15 @@ def start_action(command: str, actions: Mapping[str, Action], description: str, 
     """
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
-        print(
-            f"usage: trl-akd {command} {{{','.join(actions)}}} [--config RECIPE] [--field value ...]\n\n{description}"
+        usage = f"trl-akd {command} {{{','.join(actions)}}} [--config RECIPE] [--field value ...]"
+        parser = ArgumentParser(
+            usage=usage,
+            description=description(docstring),
+            epilog=examples(docstring),
+            formatter_class=Formatter,
+            add_help=False,
         )
+        print(parser.format_help())
         return
     with user_errors():
         if name not in actions:

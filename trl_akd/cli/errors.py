@@ -17,6 +17,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _FAILED_WRITE = re.compile(
     r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed|unexpected pos \d+"
 )
+_REMOTE_CODE = re.compile(r"The repository (\S+) (?:contains|references) custom code")
 _HUB_CLIENTS = {"huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
 
 STOPPED = 3
@@ -37,7 +38,7 @@ def user_errors(kinds: tuple[type[Exception], ...] = SETUP_ERRORS) -> Iterator[N
     try:
         yield
     except kinds as error:
-        raise UserError(str(error)) from error
+        raise UserError(_remote_code_message(error) or str(error)) from error
 
 
 def run(command: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
@@ -60,6 +61,15 @@ def run(command: Callable[[list[str] | None], None], argv: list[str] | None = No
         print(f"trl-akd{_rank()}: {message}", file=sys.stderr)
         return 2
     return 0
+
+
+def _remote_code_message(error: BaseException) -> str | None:
+    """Return a message about a model that needs code of its own, or `None` for another error."""
+    found = _REMOTE_CODE.search(str(error))
+    return found and (
+        f"{found[1]} contains code of its own, which is not run; read that code and set `trust_remote_code: true` to "
+        "train with it, which only training offers, or choose a model of an architecture in transformers."
+    )
 
 
 def _environment_message(error: BaseException) -> str | None:

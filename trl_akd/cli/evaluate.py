@@ -1,13 +1,15 @@
 r"""`trl-akd evaluate`: evaluate a model by running the programs that it writes.
 
 ```bash
-trl-akd evaluate --model_name_or_path Qwen/Qwen2.5-Coder-0.5B --benchmark humaneval --allow_code_execution
+trl-akd evaluate --model_name_or_path Qwen/Qwen2.5-Coder-0.5B --benchmark humaneval \
+    --allow_code_execution
 trl-akd evaluate --model_name_or_path outputs/student --benchmark mbpp --prompt_style template \
     --num_samples 10 --temperature 0.8 --k 1 10 --allow_code_execution
 trl-akd evaluate --samples samples.jsonl --benchmark humaneval --allow_code_execution
-trl-akd evaluate --model_name_or_path outputs/student --benchmark apps --plan_sampling --num_samples 10 \
-    --temperature 0.6 --top_p 0.95 --allow_code_execution
-trl-akd evaluate --compare outputs/evaluation/humaneval/teacher outputs/evaluation/humaneval/student
+trl-akd evaluate --model_name_or_path outputs/student --benchmark apps --plan_sampling \
+    --num_samples 10 --temperature 0.6 --top_p 0.95 --allow_code_execution
+trl-akd evaluate --update_card \
+    --compare outputs/evaluation/humaneval/teacher outputs/evaluation/humaneval/student
 ```
 """
 
@@ -42,8 +44,12 @@ def _argument_types() -> tuple[type, ...]:
 
 def _run(config: "EvaluationConfig", planning: "PlanSamplingConfig") -> None:
     if config.compare:
-        print(_compare(config))
+        _compare(config)
         return
+    if config.update_card:
+        from ..evaluation.cards import check_card
+
+        check_card(config.model_name_or_path or "")
     from ..evaluation.plan_sampling import PlanningSampler
     from ..evaluation.runner import evaluate
 
@@ -57,7 +63,8 @@ def _run(config: "EvaluationConfig", planning: "PlanSamplingConfig") -> None:
             _report_plans(evaluation)
 
 
-def _compare(config: "EvaluationConfig") -> str:
+def _compare(config: "EvaluationConfig") -> None:
+    from ..evaluation.cards import card_comparison, card_scores, check_card, update_model_card
     from ..evaluation.report import compare, comparison_table
     from ..evaluation.results import read_results
 
@@ -65,7 +72,20 @@ def _compare(config: "EvaluationConfig") -> str:
     runs = {name: read_results(name) for name in names}
     if len(runs) < len(names):
         raise ValueError(f"`compare` names a folder twice: {' '.join(names)}; give each once.")
-    return "\n\n".join(comparison_table(compare(runs, k=k, seed=config.seed), k=k) for k in config.k)
+    print("\n\n".join(comparison_table(compare(runs, k=k, seed=config.seed), k=k) for k in config.k))
+    if not config.update_card:
+        return
+    last = runs[names[-1]]
+    model = last["model"]["name"]
+    check_card(model)
+    place = update_model_card(
+        model,
+        card_scores(last, last["generation"]),
+        card_comparison(runs, config.k, config.seed),
+        revision=config.model_revision,
+        folder=Path(names[-1]),
+    )
+    print(f"\nComparison added to the model card: {place}.")
 
 
 def _report(config: "EvaluationConfig", evaluation: "Evaluation") -> None:
@@ -76,11 +96,7 @@ def _report(config: "EvaluationConfig", evaluation: "Evaluation") -> None:
         print(f"Note: {remark}")
     written = "Verdicts and results" if config.samples else "Samples, verdicts and results"
     print(f"{written}: {evaluation.folder}. {_draw(evaluation)}")
-    if (
-        config.model_name_or_path is not None
-        and (card := Path(config.model_name_or_path).expanduser() / "README.md").is_file()
-    ):
-        print(_update_card(card, evaluation))
+    _update_card(config, evaluation)
 
 
 def _report_plans(evaluation: "Evaluation") -> None:
@@ -97,15 +113,27 @@ def _report_plans(evaluation: "Evaluation") -> None:
     print(f"Effect of the number of plans: {evaluation.folder / PLAN_FIGURE}")
 
 
-def _update_card(card: Path, evaluation: "Evaluation") -> str:
-    from ..akd.card_scores import add_scores
-    from ..evaluation.results import card_scores
+def _update_card(config: "EvaluationConfig", evaluation: "Evaluation") -> None:
+    """Add the scores to the model card, if there is one in the model's folder or `update_card` is on."""
+    from ..evaluation.cards import card_scores, card_sections, find_card, update_model_card
 
+    model, results = config.model_name_or_path, evaluation.results
+    if model is None or config.update_card is False or not (config.update_card or find_card(model)):
+        return
     try:
-        add_scores(card, card_scores(evaluation.results, evaluation.results["generation"]))
+        place = update_model_card(
+            model,
+            card_scores(results, results["generation"]),
+            card_sections(results),
+            revision=config.model_revision,
+            folder=evaluation.folder,
+        )
     except (OSError, ValueError) as error:
-        return f"Note: the scores were not added to the model card: {error}"
-    return f"Scores added to the model card: {card}."
+        if config.update_card:
+            raise
+        print(f"Note: the scores were not added to the model card: {error}")
+        return
+    print(f"Scores added to the model card: {place}.")
 
 
 def _draw(evaluation: "Evaluation") -> str:

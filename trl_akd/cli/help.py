@@ -4,8 +4,9 @@ import argparse
 import re
 import shutil
 import textwrap
+from typing import ClassVar, cast
 
-__all__ = ["WIDTH", "Formatter", "description", "examples"]
+__all__ = ["WIDTH", "FieldFormatter", "Formatter", "description", "examples"]
 
 WIDTH = 100
 """Maximum width of a line of help."""
@@ -32,6 +33,33 @@ class Formatter(argparse.HelpFormatter):
         return "\n\n".join(super(Formatter, self)._fill_text(part, width, indent) for part in text.split("\n\n"))
 
 
+class FieldFormatter(Formatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Formatter of fields: one spelling of each flag, the type of its value, and its default."""
+
+    _TYPES: ClassVar = {"int": "INT", "float": "FLOAT", "string_to_bool": "true|false", "_optional_text": "JSON"}
+    _LONG = 60
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        flags = [flag for flag in action.option_strings if "-" not in flag.lstrip("-")]
+        metavar = self._metavar(action)
+        value = {None: metavar, "?": f"[{metavar}]", "+": f"{metavar} ..."}[cast(str | None, action.nargs)]
+        return f"{', '.join(flags)} {value}"
+
+    def _metavar(self, action: argparse.Action) -> str:
+        if action.metavar is not None:
+            return str(action.metavar)
+        if action.choices is None:
+            return self._TYPES.get(getattr(action.type, "__name__", ""), "TEXT")
+        choices = "|".join(map(str, action.choices))
+        return choices if len(choices) <= self._LONG else "TEXT"
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help if action.metavar is not None else super()._get_help_string(action)
+        if action.choices is None or self._metavar(action) != "TEXT":
+            return text
+        return f"One of {', '.join(map(str, action.choices))}. {text}"
+
+
 def description(docstring: str) -> str:
     """Return the paragraphs of a command's docstring, without its shell blocks and the name of the command.
 
@@ -47,7 +75,16 @@ def description(docstring: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def examples(docstring: str) -> str:
-    """Return the commands in the shell blocks of a command's docstring, for the end of its help."""
-    commands = "".join(_BLOCK.findall(docstring))
-    return f"{_EXAMPLES}{textwrap.indent(commands, '  ')}" if commands else ""
+def examples(docstring: str, command: str = "") -> str:
+    """Return the commands in the shell blocks of a command's docstring, for the end of its help.
+
+    Args:
+        docstring (`str`):
+            Docstring of the command's module.
+        command (`str`, *optional*, defaults to `""`):
+            Command with its action. If there are commands of several actions, only those with this one are returned.
+    """
+    commands = re.findall(r"^\S.*(?:\n +.*)*", "".join(_BLOCK.findall(docstring)), re.MULTILINE)
+    if any(line.startswith("trl-akd") and not line.startswith(f"{command} -") for line in commands):
+        commands = [line for line in commands if line.startswith(command)]
+    return _EXAMPLES + textwrap.indent("\n".join(commands), "  ") if commands else ""

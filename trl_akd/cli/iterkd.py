@@ -2,7 +2,8 @@ r"""`trl-akd iterkd`: train a student in cycles of correct and faulty answers, f
 
 ```bash
 trl-akd iterkd --config recipes/deepseek-coder-33b-to-6.7b/iterkd/config.yaml --dry_run
-trl-akd iterkd --config recipes/deepseek-coder-33b-to-6.7b/iterkd/config.yaml --accelerate_config zero3
+trl-akd iterkd --config recipes/deepseek-coder-33b-to-6.7b/iterkd/config.yaml \
+    --accelerate_config zero3
 accelerate launch --config_file recipes/accelerate_configs/zero3.yaml --num_processes 8 \
     -m trl_akd.cli.iterkd --config recipes/deepseek-coder-33b-to-6.7b/iterkd/config.yaml
 ```
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..iterkd.cycle.teaching_config import TeachingConfig
 from .errors import run, user_errors
 from .methods import Method, Quickstart
+from .recipes import Recipe
 
 if TYPE_CHECKING:
     from ..evaluation.benchmarks import Benchmark
@@ -42,6 +44,7 @@ class IterKDMethod(Method):
     """IterKD: cycles of correct and faulty answers, feedback and new questions."""
 
     name = "iterkd"
+    continues = True
 
     def config_class(self) -> "type[IterKDConfig]":
         """Return [`IterKDConfig`]."""
@@ -107,7 +110,7 @@ class IterKDMethod(Method):
 
         return ITERKD
 
-    def train(self, *arguments: Any, recipe: str | None = None) -> None:
+    def train(self, *arguments: Any, recipe: Recipe | None = None) -> None:
         """Run the cycles, save the last student, and push it to the Hub if requested.
 
         Raises:
@@ -117,11 +120,12 @@ class IterKDMethod(Method):
         from ..execution import IsolationError
         from ..generation import GenerationError
         from .errors import SETUP_ERRORS, StoppedEarly
-        from .training import finish, make_trainer, set_provenance
+        from .training import check_merging, finish, make_trainer, set_provenance
 
         script_args, training_args, model_args, teaching = arguments
         with user_errors((*SETUP_ERRORS, GenerationError, IsolationError, FloatingPointError)):
             self.check(*arguments)
+            check_merging(script_args, training_args, model_args)
             teacher_server, judge_server = _servers(teaching)  # checked before models load
             benchmark = _benchmark(teaching)
             with _executor(teaching) as executor:
@@ -141,9 +145,9 @@ class IterKDMethod(Method):
                 trainer.judge = _judge(teaching, trainer) if judge_server is None else judge_server
                 if benchmark is not None:
                     trainer.held_out_name, trainer.held_out_dataset = benchmark.name, benchmark.dataset
-                set_provenance(trainer, script_args, recipe)
+                set_provenance(trainer, self.name, script_args, recipe)
                 trainer.train(training_args.resume_from_checkpoint)
-            finish(trainer, is_trained=trainer.trained_cycles > 0)
+            finish(trainer, is_trained=trainer.trained_cycles > 0, merge_adapter=script_args.hub_merge_adapter)
         _print_results(trainer)
         if trainer.stopped is not None:
             raise StoppedEarly(trainer.stopped)
@@ -247,7 +251,11 @@ def _text_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "TextGe
 
     return generator_of_model(
         trainer.teacher_model,
-        AutoTokenizer.from_pretrained(trainer.args.teacher_model_name_or_path),
+        AutoTokenizer.from_pretrained(
+            trainer.args.teacher_model_name_or_path,
+            revision=trainer.args.teacher_model_revision,
+            trust_remote_code=trainer.args.trust_remote_code,
+        ),
         chat=chat,
         batch_size=teaching.generation_batch_size or DEFAULT_BATCH_SIZE,
         accelerator=trainer.accelerator,
@@ -275,7 +283,8 @@ def _is_classifier(name: str, revision: str | None) -> bool:
 
     if find_adapter_config_file(name, revision=revision) is not None:
         return False
-    architectures = AutoConfig.from_pretrained(name, revision=revision).architectures or ()
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    architectures = config.architectures or ()
     return any("SequenceClassification" in architecture for architecture in architectures)
 
 

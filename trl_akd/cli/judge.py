@@ -1,8 +1,8 @@
 r"""`trl-akd judge`: train a small model that scores answers on the six-point rubric.
 
 ```bash
-trl-akd judge train --kind regression --model_name_or_path microsoft/codebert-base --train_file judgements.jsonl \
-    --test_size 0.1 --max_length 512 --output_dir outputs/judge
+trl-akd judge train --kind regression --model_name_or_path microsoft/codebert-base \
+    --train_file judgements.jsonl --test_size 0.1 --max_length 512 --output_dir outputs/judge
 trl-akd judge train --kind generative --model_name_or_path Qwen/Qwen2.5-Coder-0.5B-Instruct \
     --train_file judgements.jsonl --test_size 0.1 --max_length 4096 --output_dir outputs/judge
 ```
@@ -114,9 +114,9 @@ def _generative(
 def _load(config: "JudgeModel", kind: Any, **settings: Any) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
-    name, revision = config.model_name_or_path, config.model_revision
-    model = kind.from_pretrained(name, revision=revision, dtype="float32", **settings)
-    return model, AutoTokenizer.from_pretrained(name, revision=revision)
+    source = {"revision": config.model_revision, "trust_remote_code": False}
+    model = kind.from_pretrained(config.model_name_or_path, dtype="float32", **source, **settings)
+    return model, AutoTokenizer.from_pretrained(config.model_name_or_path, **source)
 
 
 def _training_types() -> tuple[type, ...]:

@@ -10,6 +10,7 @@ my_method = "my_package.method:METHOD"
 ```
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from .command import CommandLine
 from .errors import UserError, user_errors
 from .launching import check_processes
+from .recipes import Recipe
 
 if TYPE_CHECKING:
     from ..akd.akd_config import AKDConfig
@@ -59,9 +61,12 @@ class Method(ABC):
     Attributes:
         name (`str`):
             Name of the command.
+        continues (`bool`):
+            Whether the command continues an interrupted run without `resume_from_checkpoint`.
     """
 
     name: str
+    continues: bool = False
 
     @abstractmethod
     def config_class(self) -> "type[AKDConfig]":
@@ -105,14 +110,14 @@ class Method(ABC):
         """Return the example that `trl-akd quickstart --method NAME` runs, or `None`."""
         return None
 
-    def train(self, *arguments: Any, recipe: str | None = None) -> None:
+    def train(self, *arguments: Any, recipe: Recipe | None = None) -> None:
         """Train, save and, if requested, evaluate and push to the Hub.
 
         Args:
             arguments:
                 One instance of each of `argument_types`.
-            recipe (`str`, *optional*):
-                Name of the recipe, for the model card.
+            recipe (`Recipe`, *optional*):
+                The recipe as it is run, with the values of flags, for the model card.
 
         Raises:
             UserError: If an argument is wrong, before training, or if the logits of a model are not finite, during
@@ -131,7 +136,8 @@ class Method(ABC):
         """
         with ExitStack() as stack:
             with user_errors():
-                line = CommandLine.read(self.name, self.argument_types, argv)
+                docstring = sys.modules[type(self).__module__].__doc__
+                line = CommandLine.read(self.name, self.argument_types, argv, docstring)
                 if line.values.dry_run:
                     from .dry_run import dry_run
 
@@ -141,7 +147,7 @@ class Method(ABC):
                     return
                 check_processes(use_cpu=line.values.use_cpu, deepspeed=line.values.deepspeed is not None)
                 arguments = line.dataclasses()
-            self.train(*arguments, recipe=line.recipe)
+            self.train(*arguments, recipe=line.as_run())
 
 
 def find_methods() -> dict[str, EntryPoint]:

@@ -2,17 +2,18 @@
 
 import re
 import warnings
-from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
+from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
-from inspect import cleandoc
+from inspect import cleandoc, get_annotations
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from trl import TrlParser
 
 from ..deprecation import current_names, renamed_fields
 from ..generation.loading import read_json_object
+from .help import FieldFormatter
 from .launching import is_launch_flag
 from .recipes import Recipe
 
@@ -23,6 +24,15 @@ _ARGUMENTS = re.compile(r"^(?:Args|Parameters):\n((?:(?:    .*)?\n)*)", re.M)
 _ARGUMENT = re.compile(r"^    (\w+) \(.*?\): *(.*\n(?:(?:     .*)?\n)*)", re.M)
 _LINK = re.compile(r"\[(`[^`]+`)\]|\[([^]]+)\]\(\S+\)")
 
+_FREQUENT_FIELDS = (
+    *("model_name_or_path", "output_dir", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
+    *("gradient_accumulation_steps", "learning_rate", "bf16", "use_cpu", "use_peft", "lora_r", "eval_strategy"),
+    *("save_strategy", "resume_from_checkpoint", "report_to", "push_to_hub", "hub_model_id", "seed"),
+)
+"""Fields of other packages that the help shows without `all`."""
+_FREQUENT = "frequently used fields of TRL and transformers"
+
+_KEYS = {"api_key", "hub_token", "token", "use_auth_token"}
 _FILE_FIELDS = {"accelerator_config", "deepspeed", "fsdp_config"}
 """Fields that take a JSON object or the path of a file with one."""
 
@@ -32,8 +42,12 @@ class _Options(ArgumentParser):
 
     def __init__(self) -> None:
         super().__init__(add_help=False, allow_abbrev=False)
-        options = self.add_argument_group("recipe and launcher")
-        options.add_argument("--config", metavar="RECIPE", help="Recipe: a YAML file with any of the fields below.")
+        options = self.add_argument_group("options")
+        options.add_argument(
+            "--config",
+            metavar="RECIPE",
+            help="Recipe: a YAML file with any of the fields below, or the name of one that `trl-akd recipes` lists.",
+        )
         options.add_argument(
             "--accelerate_config",
             "--accelerate-config",
@@ -41,13 +55,22 @@ class _Options(ArgumentParser):
             help="Run through accelerate's launcher with this configuration, such as ddp, zero2, zero3 or zero3_cpu. "
             "Its own flags may follow, such as --num_processes 8.",
         )
+        options.add_argument(
+            "-h",
+            "--help",
+            nargs="?",
+            choices=["all"],
+            default=SUPPRESS,
+            metavar="all",
+            help="Show this help; with `all`, also every field of TRL and transformers.",
+        )
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}.")
 
 
 def read_options(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """Split `--config` and `--accelerate_config` from the other flags.
+    """Split `--config`, `--accelerate_config` and `--help` from the other flags.
 
     Example:
 
@@ -69,17 +92,30 @@ class RecipeParser(TrlParser):
             Dataclasses whose fields a recipe may set.
         prog (`str`):
             Command, for the help text.
+        description (`str`, *optional*, defaults to `""`):
+            Beginning of the help text.
+        epilog (`str`, *optional*, defaults to `""`):
+            End of the help text.
     """
 
-    def __init__(self, dataclass_types: Iterable[Any], prog: str) -> None:
+    def __init__(self, dataclass_types: Iterable[Any], prog: str, *, description: str = "", epilog: str = "") -> None:
         super().__init__(
             dataclass_types,
             prog=prog,
             usage=f"{prog} [--config RECIPE] [--accelerate_config NAME|PATH] [--field value ...]",
+            description=description,
+            epilog=epilog,
+            formatter_class=FieldFormatter,
             parents=[_Options()],
             allow_abbrev=False,
+            add_help=False,
         )
-        texts = {name: text for kind in self.dataclass_types for name, text in field_descriptions(kind).items()}
+        self._owners: dict[str, type] = {}
+        texts: dict[str, str] = {}
+        for kind in self.dataclass_types:
+            self._owners |= {name: base for base in reversed(kind.__mro__) for name in get_annotations(base)}
+            for name, (owner, text) in _descriptions(kind).items():
+                self._owners[name], texts[name] = owner, text
         for action in self._actions:
             action.help = texts.get(action.dest, action.help)
             if getattr(action.type, "__name__", None) == "dict":  # which takes no text
@@ -89,6 +125,38 @@ class RecipeParser(TrlParser):
     def error(self, message: str) -> NoReturn:
         """Raise an error instead of printing hundreds of lines of usage."""
         raise ValueError(f"{message}.")
+
+    def format_help(self, *, every_field: bool = True) -> str:
+        """Return the help text, by default with the fields that only TRL and transformers describe."""
+        own = [base.__name__ for kind in self.dataclass_types for base in kind.__mro__ if not _is_foreign(base)]
+        sections: dict[str, list[Action]] = {title: [] for title in ("options", *own, _FREQUENT)}
+        rest: dict[str, list[Action]] = {}
+        for action in self._actions:
+            owner = self._owners.get(action.dest)
+            if owner is None:
+                sections["options"].append(action)
+            elif action.const is False:
+                continue  # `--no_field` is `--field false`
+            elif not _is_foreign(owner):
+                sections[owner.__name__].append(action)
+            elif action.dest in _FREQUENT_FIELDS:
+                sections[_FREQUENT].append(action)
+            else:
+                rest.setdefault(owner.__module__.partition(".")[0], []).append(action)
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, [], [])
+        formatter.add_text(self.description)
+        if every_field:
+            sections |= {f"other fields of {package}": actions for package, actions in rest.items()}
+        for title, actions in sections.items():
+            formatter.start_section(title)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        if rest and not every_field:
+            number, packages = sum(map(len, rest.values())), " and ".join(rest)
+            formatter.add_text(f"`{self.prog} --help all` also shows the {number} other fields of {packages}.")
+        formatter.add_text(self.epilog)
+        return str(formatter.format_help())
 
     def values(self, recipe: Recipe, flags: Sequence[str] = ()) -> Namespace:
         """Return the value of every field, from the flags, the recipe or the default, in this order of priority.
@@ -102,6 +170,7 @@ class RecipeParser(TrlParser):
         if unknown:
             raise ValueError(self._unknown_flag(unknown[0]))
         self._read_json_objects(values)
+        _refuse_keys(values)
         del values.config, values.accelerate_config
         return values
 
@@ -194,12 +263,34 @@ def field_descriptions(kind: type) -> dict[str, str]:
 
     ```
     """
-    texts: dict[str, str] = {}
+    return {name: text for name, (_, text) in _descriptions(kind).items()}
+
+
+def _descriptions(kind: type) -> dict[str, tuple[type, str]]:
+    """Return the class that describes each field, and its description."""
+    found: dict[str, tuple[type, str]] = {}
     for base in reversed(kind.__mro__):
         section = _ARGUMENTS.search(cleandoc(base.__doc__ or "") + "\n")
         for name, text in _ARGUMENT.findall(section[1] if section else ""):
-            texts[name] = _LINK.sub(r"\1\2", " ".join(text.split())).replace("%", "%%")
-    return texts
+            found[name] = base, _LINK.sub(r"\1\2", " ".join(text.split())).replace("%", "%%")
+    return found
+
+
+def _is_foreign(owner: type) -> bool:
+    return owner.__module__.partition(".")[0] in ("builtins", "transformers", "trl")
+
+
+def _refuse_keys(values: Namespace) -> None:
+    """Raise a ValueError if a field has a key: recipes are published, and other users see the flags of a process."""
+    given = ["hub_token"] if getattr(values, "hub_token", None) else []
+    for name, value in vars(values).items():
+        found = read_json_object(name, value) if isinstance(value, str) and value.startswith("{") else value
+        given += [f"{name}.{key}" for key in found if key in _KEYS] if isinstance(found, dict) else []
+    if given:
+        raise ValueError(
+            f"`{given[0]}` is set, but keys are read from the environment only; leave it out, and set HF_TOKEN (or "
+            "run `hf auth login`) for the Hub, or the variable that `api_key_env` names for a server."
+        )
 
 
 def _optional_text(text: str) -> str | None:

@@ -1,8 +1,8 @@
 r"""`trl-akd plans`: generate plans for solutions with a teacher, as training data.
 
 ```bash
-trl-akd plans --model_name_or_path Qwen/Qwen2.5-Coder-7B-Instruct --dataset_name APPS/train --num_plans 2 \
-    --max_solutions 5
+trl-akd plans --model_name_or_path Qwen/Qwen2.5-Coder-7B-Instruct --dataset_name APPS/train \
+    --num_plans 2 --max_solutions 5
 trl-akd plans --model_name_or_path gpt-x --backend openai --base_url https://example.com/v1 \
     --dataset_name mbpp.jsonl --max_requests 1000 --max_tokens 2000000
 trl-akd plans --config plans.yaml --reasoning forward --output_dir outputs/plans-forward
@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..ledger import replace_text, write_json_lines
+from ..ledger import read_json_lines, replace_text, write_json_lines
 from .command import make_accelerator, require_one_process, start
 from .errors import run
 
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from ..codeplan.plan_config import PlanGenerationConfig
     from ..codeplan.plan_generation import PlanReport
     from ..codeplan.plan_import import ImportReport
+    from ..hub.datasets import DatasetContent
 
-__all__ = ["main", "make_plans", "read_rows"]
+__all__ = ["main", "make_plans", "plans_content", "read_rows"]
 
 ANSWERS = "answers.jsonl"
 PLANS = "plans.jsonl"
 REPORT = "report.json"
+_ON_CARDS = ("temperature", "top_p", "max_new_tokens", "seed")
 _NO_TESTS = {"inputs": [""], "outputs": [""]}  # some problems of APPS have none, and a plan needs none
 
 
@@ -108,6 +110,35 @@ def _import_plans(config: "PlanGenerationConfig", rows: list[dict[str, Any]]) ->
 def _write(folder: Path, rows: Iterable[Mapping[str, Any]], report: Any) -> None:
     write_json_lines(folder / PLANS, (row for row in rows if row["plans"]))
     replace_text(folder / REPORT, json.dumps(asdict(report), indent=2) + "\n")
+
+
+def plans_content(folder: Path) -> "DatasetContent":
+    """Return the plans in a folder of `trl-akd plans` as a dataset.
+
+    Raises:
+        FileNotFoundError: If there are no plans.
+        ValueError: If a line is malformed.
+    """
+    from ..hub.datasets import DatasetContent
+    from ..hub.private import public_path
+
+    rows = [row for row, _ in read_json_lines(folder / PLANS)]
+    file = (folder / ANSWERS).with_suffix(".settings.json")
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    report = json.loads((folder / REPORT).read_text(encoding="utf-8")) if (folder / REPORT).is_file() else {}
+    teacher = settings.get("model")
+    return DatasetContent(
+        title=f"Plans for {len(rows)} problems",
+        description="Plans for programming problems, with solutions, as training data of `trl-akd codeplan`; made by "
+        "`trl-akd plans` of [trl_akd](https://pypi.org/project/trl_akd/).",
+        tables={"plans": rows},
+        facts={
+            "Teacher": None if teacher is None else public_path(str(teacher)),
+            **{name: settings.get(name) for name in _ON_CARDS},
+            "Plans": report.get("plans"),
+            "Problems without a plan, left out": report.get("without"),
+        },
+    )
 
 
 def _argument_types() -> tuple[type, ...]:

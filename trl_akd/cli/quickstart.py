@@ -4,6 +4,11 @@ Generates small programming tasks, trains a teacher and a student on them, and d
 with the recipes in `recipes/micro` and the same commands as in a large run. `--method` selects the method, such as
 `akd`, by the teacher's distribution; `codeplan`, by plans from the teacher; or `iterkd`, in cycles of correct and
 faulty answers, feedback and new questions.
+
+```bash
+trl-akd quickstart
+trl-akd quickstart --method iterkd --seed 1 --output_dir outputs/second
+```
 """
 
 import argparse
@@ -13,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import UserError, user_errors
+from .help import Formatter, description, examples
 from .methods import find_methods, load_method
 
 __all__ = ["main"]
@@ -23,11 +29,14 @@ _MARKER = ".trl_akd_quickstart"
 def main(argv: list[str] | None = None) -> None:
     """Run the command with `argv`, by default the arguments of the process."""
     parser = argparse.ArgumentParser(
-        prog="trl-akd quickstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="trl-akd quickstart",
+        description=description(str(__doc__)),
+        epilog=examples(str(__doc__)),
+        formatter_class=Formatter,
     )
     parser.add_argument("--method", choices=list(find_methods()), default="akd", help="training method (default: akd)")
     parser.add_argument("--output_dir", help="folder for data, models and results (default: that of the recipes)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the student and of its training")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the student and of its training (default: 0)")
     options = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -181,7 +181,8 @@ def _plot_curves(run: Path) -> str:
 
 
 def _akd_table(results: Mapping[str, Mapping[str, Any]], paths: Mapping[str, Path]) -> str:
-    from ..evaluation.report import compare, markdown_table
+    from ..evaluation.report import compare
+    from ..hub.markdown import markdown_table
 
     rows = [
         [
@@ -200,7 +201,8 @@ def _akd_table(results: Mapping[str, Mapping[str, Any]], paths: Mapping[str, Pat
 def _parameters(model: Path) -> int:
     from transformers import AutoModelForCausalLM
 
-    return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_pretrained(model).parameters())
+    loaded = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False)
+    return sum(parameter.numel() for parameter in loaded.parameters())
 
 
 def _run_codeplan(folder: Path, seed: int) -> None:
@@ -262,7 +264,7 @@ def _write_example(student: Path, problems: Path) -> Path:
 
 def _codeplan_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a table of pass@1 of each model and, for a model with plans, by the number of plans."""
-    from ..evaluation.report import markdown_table
+    from ..hub.markdown import markdown_table
 
     rows = []
     for name, result in results.items():

@@ -2,7 +2,8 @@ r"""`trl-akd ranker`: train a small model that ranks programs by correctness, an
 
 ```bash
 trl-akd ranker data --evaluations outputs/evaluation/apps/student --benchmark apps
-trl-akd ranker train --model_name_or_path microsoft/codebert-base --test_size 0.1 --output_dir outputs/ranker/model
+trl-akd ranker train --model_name_or_path microsoft/codebert-base --test_size 0.1 \
+    --output_dir outputs/ranker/model
 trl-akd ranker rank --ranker outputs/ranker/model --benchmark humaneval \
     --samples outputs/evaluation/humaneval/student/samples.jsonl --output ranked.jsonl --keep 1
 trl-akd evaluate --samples ranked.jsonl --benchmark humaneval --allow_code_execution
@@ -76,7 +77,7 @@ def train(config: "RankerModel", args: "TrainingArguments") -> None:
     if config.test_size is not None:
         rows, held_out = hold_out(rows, config.test_size, args.seed)
     set_seed(args.seed)  # before the classification head is drawn
-    source = {"revision": config.model_revision}
+    source = {"revision": config.model_revision, "trust_remote_code": False}
     trainer = make_ranker_trainer(
         AutoModelForSequenceClassification.from_pretrained(
             config.model_name_or_path,

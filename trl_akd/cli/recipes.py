@@ -37,6 +37,7 @@ _CONFIGS = "accelerate_configs"
 _RECIPE = "Recipes, for --config:"
 _CONFIG = "Accelerate configurations, for --accelerate_config:"
 _OTHER = "Other files:"
+_SECRET = re.compile(r"(?:^|_)(?:KEY|PASSWORD|SECRET|TOKEN)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def read_recipe(name: str | None) -> Recipe:
 
     Raises:
         FileNotFoundError: If there is no such recipe.
-        ValueError: If it is not a YAML mapping.
+        ValueError: If it is not a YAML mapping, or sets a key, such as HF_TOKEN, in its `env`.
     """
     if name is None:
         return Recipe()
@@ -91,6 +92,11 @@ def read_recipe(name: str | None) -> Recipe:
     environment = values.pop("env", {})
     if not isinstance(environment, dict):
         raise ValueError(f"`env` in {path} is {environment!r}; give a mapping from variables to values.")
+    for variable in filter(_SECRET.search, map(str, environment)):
+        raise ValueError(
+            f"`env` in {path} sets {variable}, which looks like a key; set it in the shell instead, since recipes are "
+            "copied and published."
+        )
     os.environ.update({str(variable): str(value) for variable, value in environment.items()})
     return Recipe(path, values)
 

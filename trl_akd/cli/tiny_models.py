@@ -117,12 +117,16 @@ def build(
     built = {}
     for seed, (name, config) in enumerate(configs.items()):
         if own_tokenizers:
-            tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name))
+            tokenizer = cast(
+                PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+            )
         else:
             tokenizer = _byte_tokenizer()
             _fit(config, tokenizer, padding=config.vocab_size - smallest)
         _shrink(config)
-        path = folder / name.strip("/")
+        path = folder.joinpath(
+            str(seed), *(part for part in Path(name).parts if part not in (Path(name).anchor, ".."))
+        )
         torch.manual_seed(seed)
         family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         family.from_config(config).save_pretrained(path)

@@ -1,11 +1,16 @@
 """Training: check a recipe, create the trainer, train, save, evaluate and push."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+import yaml
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, get_peft_config, get_quantization_config
@@ -14,14 +19,22 @@ from ..akd.akd_config import AKDConfig
 from ..data.sources import load, split_off
 from ..data.vocabulary import shared_vocabulary_size
 from ..evaluation.benchmarks import Benchmark, load_benchmark
+from ..hub.model_card import RECIPE_FILE
+from ..hub.private import public_settings
+from ..hub.upload import HubError
+from ..ledger import replace_text
+from ..micro.bench.runner import peak_memory_mb
 from .arguments import AKDScriptArguments, BenchmarkArguments
 from .errors import user_errors
 from .methods import Method
+from .push import push_model
+from .recipes import Recipe
 
 if TYPE_CHECKING:
     from ..akd.akd_trainer import AKDTrainer
 
 __all__ = [
+    "check_merging",
     "distill",
     "find_benchmark",
     "find_checkpoint",
@@ -32,6 +45,9 @@ __all__ = [
     "set_provenance",
 ]
 
+_OF_THE_MACHINE = re.compile(r"hub_|push_|resume_from_checkpoint$|dry_run$")
+"""Names of fields that a recipe as it was run leaves out."""
+
 
 def distill(
     method: Method,
@@ -40,7 +56,7 @@ def distill(
     model_args: ModelConfig,
     benchmark_args: BenchmarkArguments,
     *,
-    recipe: str | None = None,
+    recipe: Recipe | None = None,
 ) -> None:
     """Train, save and, if requested, evaluate and push to the Hub.
 
@@ -50,29 +66,61 @@ def distill(
     """
     with user_errors():
         method.check(script_args, training_args, model_args, benchmark_args)
+        check_merging(script_args, training_args, model_args)
         checkpoint = find_checkpoint(training_args)
         benchmark = find_benchmark(benchmark_args, training_args)
         trainer = make_trainer(method, script_args, training_args, model_args)
         if benchmark is not None:
             _add_benchmark_callback(trainer, benchmark, benchmark_args)
-    set_provenance(trainer, script_args, recipe)
+    set_provenance(trainer, method.name, script_args, recipe)
     with user_errors((FloatingPointError,)):
         result = trainer.train(resume_from_checkpoint=checkpoint)
-    _report(trainer, "train", result.metrics)
-    finish(trainer)
+    _report(trainer, "train", {**result.metrics, **_peak_memory(trainer.args.device)})
+    finish(trainer, merge_adapter=script_args.hub_merge_adapter)
 
 
-def set_provenance(trainer: "AKDTrainer", script_args: AKDScriptArguments, recipe: str | None) -> None:
-    """Set the dataset and the recipe for the model card."""
+def check_merging(script_args: AKDScriptArguments, args: AKDConfig, model_args: ModelConfig) -> None:
+    """Raise a ValueError if `hub_merge_adapter` is on without an adapter or without `push_to_hub`."""
+    if script_args.hub_merge_adapter and not (args.push_to_hub and model_args.use_peft):
+        raise ValueError(
+            "`hub_merge_adapter` is on, which merges the adapter of `use_peft` for the upload of `push_to_hub`; turn "
+            "on both, or leave it out."
+        )
+
+
+def set_provenance(trainer: "AKDTrainer", method: str, script_args: AKDScriptArguments, recipe: Recipe | None) -> None:
+    """Set dataset, recipe and command for the model card, and write the recipe as it is run to the output folder."""
     trainer.provenance.dataset = script_args.dataset_name
     trainer.provenance.dataset_revision = script_args.dataset_revision
-    trainer.provenance.recipe = recipe
+    if recipe is None:
+        return
+    trainer.provenance.recipe = None if recipe.path is None else str(recipe.path)
+    trainer.provenance.command = f"trl-akd {method} --config {RECIPE_FILE}{_launch_flags(trainer.accelerator)}"
+    if trainer.is_world_process_zero():
+        given = {name: value for name, value in recipe.values.items() if not _OF_THE_MACHINE.match(name)}
+        text = yaml.safe_dump(public_settings(given), sort_keys=False, allow_unicode=True)
+        replace_text(Path(str(trainer.args.output_dir)) / RECIPE_FILE, f"# {trainer.provenance.command}\n\n{text}")
 
 
-def finish(trainer: "AKDTrainer", *, is_trained: bool = True) -> None:
-    """Save, evaluate and push the student.
+def _launch_flags(accelerator: Any) -> str:
+    """Return the flags that start as many processes in the same way."""
+    if accelerator.num_processes == 1:
+        return ""
+    plugin = accelerator.state.deepspeed_plugin
+    name = "ddp" if plugin is None else f"zero{plugin.zero_stage}"
+    if accelerator.distributed_type == DistributedType.FSDP:
+        name = "fsdp2"
+    cpu = "_cpu" if accelerator.device.type == "cpu" else ""
+    return f" --accelerate_config {name}{cpu} --num_processes {accelerator.num_processes}"
+
+
+def finish(trainer: "AKDTrainer", *, is_trained: bool = True, merge_adapter: bool = False) -> None:
+    """Save, evaluate and push the student, with its adapter merged if `merge_adapter`.
 
     A student that was not trained is saved without a model card and is not pushed.
+
+    Raises:
+        UserError: If the upload fails; the student is in the output folder.
     """
     trainer.save_model(_internal_call=True)  # otherwise the model would also be pushed here
     if trainer.eval_dataset is not None:
@@ -81,8 +129,25 @@ def finish(trainer: "AKDTrainer", *, is_trained: bool = True) -> None:
     if is_trained:
         trainer.create_model_card()
         if trainer.args.push_to_hub:
-            trainer.push_to_hub()
+            with user_errors((HubError, ValueError)):
+                _push(trainer, merge_adapter)
     trainer.end()
+
+
+def _push(trainer: "AKDTrainer", merge_adapter: bool) -> None:
+    if not merge_adapter:
+        trainer.push_to_hub()
+    elif trainer.is_world_process_zero():
+        args = trainer.args
+        unset_hf_deepspeed_config()  # otherwise ZeRO-3 would shard the merged model over processes that do not load it
+        push_model(
+            Path(str(args.output_dir)),
+            str(trainer.hub_model_id),
+            merge_adapter=True,
+            private=args.hub_private_repo,
+            revision=args.hub_revision,
+            token=args.hub_token,
+        )
 
 
 def make_trainer(
@@ -132,6 +197,13 @@ def _add_benchmark_callback(trainer: "AKDTrainer", benchmark: "Benchmark", args:
         allow_code_execution=args.allow_code_execution or None,
     )
     trainer.add_callback(callback)
+
+
+def _peak_memory(device: torch.device) -> dict[str, float]:
+    """Return the peak memory of this process in MiB: allocated on its GPU, or resident on a CPU."""
+    if device.type == "cuda":
+        return {"train_peak_memory_mib": torch.cuda.max_memory_allocated(device) / 2**20}
+    return {"train_peak_memory_mib": float(peak_memory_mb())} if device.type == "cpu" else {}
 
 
 def _report(trainer: "AKDTrainer", split: str, metrics: dict[str, float]) -> None:

@@ -292,6 +292,21 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
         settings = {name: getattr(self.args, name) for name in names}
         return settings | super()._objective() if self.args.uses_teacher else settings
 
+    def _card_explanation(self) -> str:
+        weights = " + ".join(
+            f"{weight:g} L_{task.name.lower()}" for task, weight in self.task_weights.items() if weight > 0
+        )
+        explanation = (
+            f"The student minimizes {weights}: the losses on programs and on plans for the same problems, each a mean "
+            f"over its own {'examples' if self.args.normalization == 'sequence' else 'tokens'}."
+        )
+        if not self.args.uses_teacher:
+            return f"{explanation} Both are cross-entropies."
+        distilled = " and ".join(
+            task.name.lower() for group in self.task_groups if group.objective == "akd" for task in group.tasks
+        )
+        return f"{explanation} The loss on {distilled} is distilled from the teacher.\n\n{super()._card_explanation()}"
+
     def _card_sections(self) -> list[str]:
         plan_head = self.args.plan_head == "separate"
         repository = self.hub_model_id or self.args.hub_model_id or self.args.output_dir

@@ -15,7 +15,7 @@ import numpy as np
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..metrics.taxonomy import CAUSES, OWN_CAUSES
-from ..text_pairs import LabelledPair, PairClassifier, load_classifier, make_pair_trainer
+from ..text_pairs import LabeledPair, PairClassifier, load_classifier, make_pair_trainer
 
 __all__ = [
     "CORRECT",
@@ -242,7 +242,7 @@ def make_ranker_trainer(
     """
     names = RANKER_LABELS[labels]
 
-    def pairs(rows: Sequence[Mapping[str, Any]]) -> list[LabelledPair]:
+    def pairs(rows: Sequence[Mapping[str, Any]]) -> list[LabeledPair]:
         return [
             (row["problem"], program_text(row["program"]), names.index(ranker_label(row["label"], labels)))
             for row in rows

@@ -13,7 +13,7 @@ from ..ledger import read_json_lines
 from .formats import Row, UntestableError, read_problem
 from .problems import Problem, fingerprint
 
-__all__ = ["BENCHMARKS", "Benchmark", "bare_name", "load_benchmark"]
+__all__ = ["BENCHMARKS", "Benchmark", "bare_name", "load_benchmark", "local_copy"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class _Known:
     strict: bool = False  # all reference solutions pass in strict mode
 
 
+_COMMIT_TIMEOUT = 10.0  # seconds to look up the commit of a benchmark
+
 BENCHMARKS: Mapping[str, _Known] = MappingProxyType(
     {
         "humaneval": _Known("openai/openai_humaneval", strict=True),
@@ -117,6 +119,7 @@ def load_benchmark(
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} leaves no problem; give at least 1, or leave it out for all.")
     known, local = _locate(name, path)
+    revision = _commit(known.dataset, revision) if local is None else None
     rows = _local_rows(local) if local is not None else _hub_rows(known, revision)
     problems = _unique(_read(rows, skips=known.skips))
     if known.base is None and base_path is not None:
@@ -133,7 +136,7 @@ def load_benchmark(
         left_out=frozenset(problem.task_id for problem in problems[len(problems[:limit]) :]),
         source=known.dataset if local is None else str(local),
         fingerprint=fingerprint(problems),
-        revision=revision if local is None else None,
+        revision=revision,
         packages=known.packages,
         strict=known.strict,
         dataset=known.dataset if name in BENCHMARKS else None,
@@ -152,6 +155,23 @@ def bare_name(path: Path) -> str:
     ```
     """
     return path.resolve().name.removesuffix(".gz").removesuffix(".jsonl")
+
+
+def local_copy(name: str, path: str | Path | None = None) -> Path | None:
+    """Return the file or folder of a benchmark, or `None` if it is loaded from the Hub.
+
+    Raises:
+        ValueError: If the name is unknown.
+
+    Example:
+
+    ```python
+    >>> local_copy("humaneval") is None
+    True
+
+    ```
+    """
+    return _locate(name, path)[1]
 
 
 def _locate(name: str, path: str | Path | None) -> tuple[_Known, Path | None]:
@@ -213,6 +233,18 @@ def _hub_rows(known: _Known, revision: str | None) -> Iterable[tuple[Row, str]]:
 
     rows = load(known.dataset, config=known.config, split="test", revision=revision)
     return ((row, f"{known.dataset}, row {number}") for number, row in enumerate(rows))
+
+
+def _commit(dataset: str, revision: str | None) -> str | None:
+    """Return the commit of a dataset on the Hub, or `revision` if the Hub cannot be reached."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        commit: str | None = HfApi().dataset_info(dataset, revision=revision, timeout=_COMMIT_TIMEOUT).sha
+    except (OSError, HTTPError):
+        return revision
+    return commit
 
 
 def _read(rows: Iterable[tuple[Row, str]], *, skips: bool) -> Iterator[Problem]:

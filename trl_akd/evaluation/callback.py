@@ -13,9 +13,11 @@ from ..generation.loading import generator_of_model
 from ..generation.protocol import SamplingParams
 from ..generation.transformers_generator import default_max_new_tokens
 from .benchmarks import Benchmark, load_benchmark
+from .cards import card_scores
 from .evaluation_config import DEFAULT_PROGRAM_TIMEOUT
 from .prompts import Prompting, PromptStyle
-from .results import benchmark_facts, card_scores, summarize
+from .report import error_counts
+from .results import benchmark_facts, summarize
 from .samples import Samples
 from .sampling import handle_long_prompts, write_samples
 from .verdicts import run_samples
@@ -23,6 +25,7 @@ from .verdicts import run_samples
 __all__ = ["PassAtKCallback"]
 
 _LOGGED_AS = "eval_"
+_CONFIDENCE = 0.95
 
 
 class PassAtKCallback(TrainerCallback):
@@ -128,10 +131,13 @@ class PassAtKCallback(TrainerCallback):
         datasets = self._trainer.eval_dataset
         first = next(iter(datasets)) if isinstance(datasets, dict) else None
         if first is None or f"eval_{first}_runtime" in metrics:
-            scores = {name: value for name, value in self._evaluate().items() if name.startswith("pass@")}
+            results = self._evaluate()
+            scores = {name: value for name, value in results["metrics"].items() if name.startswith("pass@")}
             self._found = {f"{_LOGGED_AS}{name}": value for name, value in scores.items()}
             self._trainer.log(dict(self._found))
             self._keep_for_card(scores, state.global_step)
+            if isinstance(self._trainer, AKDTrainer):
+                self._trainer.outcomes[state.global_step] = error_counts(results)
         metrics.update(self._found)
 
     def on_train_begin(
@@ -157,10 +163,10 @@ class PassAtKCallback(TrainerCallback):
                 "prompt_style": self._prompting.style,
                 "step": step,
             }
-            results = {"benchmark": benchmark_facts(self.benchmark), "metrics": scores}
+            results = {"benchmark": benchmark_facts(self.benchmark), "metrics": {**scores, "confidence": _CONFIDENCE}}
             self._trainer.scores[step] = card_scores(results, settings)
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, Any]:
         accelerator = self._trainer.accelerator
         samples = Samples()
         write_samples(
@@ -180,8 +186,7 @@ class PassAtKCallback(TrainerCallback):
         )
         return run_on_main_and_broadcast(accelerator, lambda: self._score(samples))
 
-    def _score(self, samples: Samples) -> dict[str, float]:
+    def _score(self, samples: Samples) -> dict[str, Any]:
         assert self._executor is not None
         verdicts = run_samples(self.benchmark.problems, samples.by_task, self._executor, progress=False)
-        metrics: dict[str, float] = summarize(self.benchmark, verdicts, self._k)["metrics"]
-        return metrics
+        return summarize(self.benchmark, verdicts, self._k, confidence=_CONFIDENCE)

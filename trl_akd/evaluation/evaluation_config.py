@@ -98,6 +98,10 @@ class EvaluationConfig(GeneratorConfig):
             one of MBPP's reference solutions exceeds.
         memory_mb (`int`, *optional*, defaults to `512`):
             Memory limit of a program in MiB.
+        update_card (`bool`, *optional*):
+            Whether to add the scores to the model card: in the model's folder or, if the model is on the Hub, in its
+            repository. With `compare`, the comparison is added to the card of the last model. By default, only an
+            existing card in the model's folder is updated.
         packages (`list[str]`, *optional*):
             Packages that programs and tests may import in addition to the standard library and those of the benchmark.
     """
@@ -129,6 +133,7 @@ class EvaluationConfig(GeneratorConfig):
     program_timeout: float = DEFAULT_PROGRAM_TIMEOUT
     memory_mb: int = 512
     packages: list[str] | None = None
+    update_card: bool | None = field(default=None, metadata={"nargs": "?", "const": True})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -159,6 +164,10 @@ class EvaluationConfig(GeneratorConfig):
             self._check_no_generation()
         if self.compare is not None and len(self.compare) < 2:
             raise ValueError(f"`compare` is {self.compare}; give two folders or more, the teacher's first.")
+        if self.update_card and self.samples is not None:
+            raise ValueError(
+                "`update_card` is on, but `samples` have no model card; leave it out, or give `model_name_or_path`."
+            )
         if not self.compare and not self.benchmark:
             raise ValueError("`benchmark` is missing; give humaneval, mbpp, apps or a .jsonl file.")
         if self.long_prompts == "fail" and self.backend != "transformers":

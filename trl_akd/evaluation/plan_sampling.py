@@ -65,8 +65,8 @@ class PlanningSampler(Sampler):
         super().__init__(config)
         self._planning = planning
 
-    def check(self, benchmark: Benchmark) -> None:
-        """Raise a ValueError if the settings contradict plan sampling, or the benchmark lacks public tests."""
+    def check_settings(self) -> None:
+        """Raise a ValueError if the settings contradict plan sampling."""
         config = self._config
         if config.model_name_or_path is None:
             raise ValueError(
@@ -85,6 +85,11 @@ class PlanningSampler(Sampler):
                 "`temperature` is 0, at which all plans are equal; give a higher one, such as 0.6 as in the authors' "
                 "code."
             )
+
+    def check(self, benchmark: Benchmark) -> None:
+        """Raise a ValueError if the settings contradict plan sampling, or the benchmark lacks public tests."""
+        self.check_settings()
+        config = self._config
         if self._has_plan_head() and config.backend == "openai":  # the former also finds one that is missing
             raise ValueError(
                 f"`backend` 'openai' does not support plan heads, but {config.model_name_or_path!r} has one; use "
@@ -250,7 +255,9 @@ def _scores(result: PlanSamplingResult) -> dict[str, Any]:
     return {
         "chosen": {str(number): choice.index for number, choice in result.choices.items()},
         "scores": [
-            {name: value for name, value in asdict(score).items() if name != "programs"}  # which are in a file
+            {
+                name: value for name, value in asdict(score).items() if name != "programs"
+            }  # their completions are in generated_programs.jsonl
             for score in result.plan_scores
         ],
     }

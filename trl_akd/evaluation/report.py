@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..codeplan.plan_curve import plot_plan_curve
+from ..hub.markdown import markdown_table
 from ..metrics.statistics import Interval, accuracy_loss, paired_test, pass_at_k
 
 __all__ = [
     "compare",
     "comparison_table",
     "error_counts",
-    "markdown_table",
     "plan_curve_table",
     "plan_remarks",
     "plot_errors",
@@ -86,35 +86,6 @@ def _interval(value: float, low: float, high: float) -> str:
 
 def _intervals(metrics: Mapping[str, float], keys: Sequence[str]) -> list[str]:
     return [_interval(metrics[key], metrics[f"{key}_low"], metrics[f"{key}_high"]) for key in keys]
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table with the first column aligned left and the others right.
-
-    Example:
-
-    ```python
-    >>> print(markdown_table(["model", "pass@1"], [["teacher", "0.96"], ["student", "0.1"]]))
-    | model   | pass@1 |
-    |---------|-------:|
-    | teacher |   0.96 |
-    | student |    0.1 |
-
-    ```
-    """
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [_line(cells, widths) for cells in (header, *rows)]
-    rule = "|" + "|".join(
-        "-" * (width + (2 if i == 0 else 1)) + ("" if i == 0 else ":") for i, width in enumerate(widths)
-    )
-    return "\n".join([lines[0], f"{rule}|", *lines[1:]])
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    aligned = (
-        f"{cell:{'<' if i == 0 else '>'}{width}}" for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    )
-    return f"| {' | '.join(aligned)} |"
 
 
 def compare(runs: Mapping[str, Mapping[str, Any]], *, k: int = 1, seed: int = 0) -> list[dict[str, Any]]:

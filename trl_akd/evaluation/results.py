@@ -9,10 +9,7 @@ from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any
 
-from huggingface_hub import EvalResult
-
 from .. import __version__
-from ..akd.card_scores import score_results
 from ..execution import ExecutionResult
 from ..ledger import replace_text
 from ..metrics.taxonomy import error_table, is_tests_own_error
@@ -24,7 +21,6 @@ __all__ = [
     "EVAL_RESULTS",
     "RESULTS",
     "benchmark_facts",
-    "card_scores",
     "read_results",
     "summarize",
     "write_eval_results",
@@ -32,7 +28,6 @@ __all__ = [
 ]
 
 RESULTS = "results.json"
-_ON_CARDS = ("num_samples", "temperature", "top_p", "max_new_tokens", "prompt_style", "prompt_template", "step")
 
 
 def summarize(
@@ -96,20 +91,6 @@ def benchmark_facts(benchmark: Benchmark) -> dict[str, Any]:
         "problems": len(benchmark.problems),
         "fingerprint": benchmark.fingerprint,
     }
-
-
-def card_scores(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[EvalResult]:
-    """Return scores for a model card."""
-    benchmark = results["benchmark"]
-    return score_results(
-        benchmark["name"],
-        benchmark["dataset"] or benchmark["name"],
-        results["metrics"],
-        revision=benchmark["revision"],
-        variant="with plans" if "plans" in results else None,
-        problems=benchmark["problems"],
-        **{name: settings[name] for name in _ON_CARDS if settings.get(name) is not None},
-    )
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:

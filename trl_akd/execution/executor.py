@@ -50,8 +50,8 @@ class CodeExecutor:
     - It passes only if its process reached the end of the tests; exit codes, forked copies and forged messages do not
       count. Candidate and test are compiled separately, and changes by the candidate to built-ins, `__builtins__`,
       standard streams, tracing and timers are undone before the test runs.
-    - It runs as by `python candidate.py`: `sys.argv`, `__file__`, `sys.path[0]`, signals, file modes and limits
-      have their usual values, its file can be read and run again, and no path of the caller is visible.
+    - It runs as if started by `python candidate.py`: `sys.argv`, `__file__`, `sys.path[0]`, signals, file modes and
+      limits have their usual values, its file can be read and run again, and no path of the caller is visible.
     - A program that Python cannot compile is a failed program; it is compiled inside its sandbox.
 
     Not covered:
@@ -75,16 +75,15 @@ class CodeExecutor:
     - Level `bwrap` gives the same guarantees with bubblewrap, except that the programs of a worker share the quota of
       /tmp, and that if root's Python is in a folder that user `nobody` cannot enter, they may read everything in
       their sandbox.
-    - Level `process` enforces deadlines, limits and verdicts. Descendants are found and killed one by one, which a
-    chain
-      of forks in new sessions can outrun; if helper and caller are killed together, processes that left the program's
-      session continue. The limits of 64 MiB and 4096 files are checked several times per second, and removed files
-      that are still open do not count. Only Unix sockets are allowed (x86-64 and Arm). Access to files is restricted
-      by Landlock (Linux 5.13) and this user's permissions: without Landlock, a program may read and write what this
-      user may, or what user `nobody` may if the caller is root (the level is refused if root's Python is in a folder
-      that user `nobody` cannot enter). Signals to other processes of the user are blocked from Linux 6.12 on. /dev/shm
-      is shared: files there remain, and do not count as memory without a control group. macOS has this level only,
-      untested.
+    - Level `process` enforces deadlines, limits and verdicts. Descendants are found and killed one by one, which
+      a chain of forks in new sessions can outrun; if helper and caller are killed together, processes that left the
+      program's session continue. The limits of 64 MiB and 4096 files are checked several times per second, and removed
+      files that are still open do not count. Only Unix sockets are allowed (x86-64 and Arm). Access to files is
+      restricted by Landlock (Linux 5.13) and this user's permissions: without Landlock, a program may read and write
+      what this user may, or what user `nobody` may if the caller is root (the level is refused if root's Python is in
+      a folder that user `nobody` cannot enter). Signals to other processes of the user are blocked from Linux 6.12 on.
+      /dev/shm is shared: files there remain, and do not count as memory without a control group. macOS has this level
+      only, untested.
     - Other architectures than x86-64 and Arm have no system-call filter.
 
     Args:

@@ -85,7 +85,7 @@ def start_worker(settings: dict[str, Any]) -> Worker:
     """Start a helper.
 
     Raises:
-        IsolationError: If the machine lacks open files, processes or memory for it.
+        IsolationError: If the machine has too few file descriptors or processes, or too little memory, to start it.
     """
     try:
         return Worker(settings)

@@ -253,7 +253,7 @@ def max_new_tokens_for(config: GeneratorConfig) -> int:
     from .transformers_generator import default_max_new_tokens
 
     _, name, revision = _base_model(config)
-    return default_max_new_tokens(AutoConfig.from_pretrained(name, revision=revision))
+    return default_max_new_tokens(AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False))
 
 
 def weights_fingerprint(model: str) -> str | None:
@@ -332,7 +332,9 @@ def _start_vllm(
 def _load_tokenizer(config: GeneratorConfig) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(config.model_name_or_path, revision=config.model_revision)
+    return AutoTokenizer.from_pretrained(
+        config.model_name_or_path, revision=config.model_revision, trust_remote_code=False
+    )
 
 
 def _load_model(config: GeneratorConfig, accelerator: Any) -> Any:
@@ -341,9 +343,10 @@ def _load_model(config: GeneratorConfig, accelerator: Any) -> Any:
     from ..distributed import default_device
 
     adapter, name, revision = _base_model(config)
-    encoder_decoder = AutoConfig.from_pretrained(name, revision=revision).is_encoder_decoder
+    source = {"revision": revision, "trust_remote_code": False}
+    encoder_decoder = AutoConfig.from_pretrained(name, **source).is_encoder_decoder
     kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
-    model = kind.from_pretrained(name, revision=revision, dtype=config.dtype, device_map=config.device_map)
+    model = kind.from_pretrained(name, dtype=config.dtype, device_map=config.device_map, **source)
     if adapter is not None:
         from peft import PeftModel
 

@@ -245,7 +245,7 @@ class Statement:
         if self.is_future_import:
             return True
         if isinstance(self.node, ast.Assign):
-            return any("getcontext" in ast.dump(target) for target in self.node.targets)
+            return any(_mentions(target, "getcontext") for target in self.node.targets)
         call = self.node.value if isinstance(self.node, ast.Expr) else None
         return isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in _SETTINGS
 
@@ -305,7 +305,13 @@ def _is_stub(node: ast.stmt) -> bool:
         return all(map(_is_stub, node.body))
     if isinstance(node, ast.Expr):
         return isinstance(node.value, ast.Constant)
-    return isinstance(node, ast.Pass) or (isinstance(node, ast.Raise) and "NotImplemented" in ast.dump(node))
+    return isinstance(node, ast.Pass) or (isinstance(node, ast.Raise) and _mentions(node, "NotImplemented"))
+
+
+def _mentions(node: ast.AST, word: str) -> bool:
+    """Return whether a name, an attribute or a string contains a word."""
+    values = (value for part in ast.walk(node) for _, value in ast.iter_fields(part))
+    return any(isinstance(value, str) and word in value for value in values)
 
 
 def _first_line(node: ast.stmt) -> int:

@@ -73,7 +73,9 @@ class VLLMGenerator(StreamingGenerator):
         self._vllm = vllm
         self._engine = vllm.LLM(model=model_name_or_path, tensor_parallel_size=tensor_parallel_size, **engine_args)
         self._tokenizer = tokenizer or AutoTokenizer.from_pretrained(
-            model_name_or_path, revision=engine_args.get("revision")
+            model_name_or_path,
+            revision=engine_args.get("revision"),
+            trust_remote_code=engine_args.get("trust_remote_code", False),
         )
         self._add_special_tokens = add_special_tokens
 

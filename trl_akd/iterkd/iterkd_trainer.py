@@ -18,7 +18,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import TrainOutput
 
-from ..akd.card_scores import score_results
 from ..akd.checkpoint import last_whole_checkpoint
 from ..akd.model_utils import name_of
 from ..distributed import is_main_process, run_on_main_and_broadcast
@@ -27,9 +26,13 @@ from ..generation import TextGenerator, TransformersGenerator
 from ..generation.budget import Budget, BudgetedGenerator, BudgetSpent, Limit
 from ..generation.protocol import Usage
 from ..generation.wrappers import for_all_processes, is_shared, model_name
+from ..hub.datasets import upload_dataset
+from ..hub.private import public_path
+from ..hub.scores import score_results
+from ..hub.upload import repeat_command
 from .cycle import costs
 from .cycle.cycles import Cycles, Participants, ProgramOf
-from .cycle.ledger import CycleLedger, upload_ledger
+from .cycle.ledger import CycleLedger, ledger_content
 from .cycle.records import Question, digest, read_questions
 from .cycle.report import CycleReport, cycle_table, write_reports
 from .cycle.run_settings import model_settings, training_settings
@@ -208,9 +211,12 @@ class IterKDTrainer(PairTrainer):
         if self.args.push_ledger_to_hub and is_main_process(self.accelerator):
             assert self.hub_model_id is not None
             private = self.args.hub_private_repo if private is None else private
-            upload_ledger(
-                Path(str(self.args.output_dir)) / LEDGER,
-                self.hub_model_id,
+            name = f"{self.hub_model_id}-ledger"
+            folder = Path(str(self.args.output_dir))
+            upload_dataset(
+                name,
+                ledger_content(folder / LEDGER, self.hub_model_id),
+                kept=repeat_command(folder, "hub_dataset_id", name),
                 token=self.args.hub_token if token is None else token,
                 private=True if private is None else private,
             )
@@ -335,14 +341,15 @@ class IterKDTrainer(PairTrainer):
 
     def _card_facts(self) -> dict[str, str]:
         return {
-            "Teacher that writes the answers": f"`{model_name(self.text_teacher)}`",
-            "Judge": "none" if self.judge is None else f"`{model_name(self.judge)}`",
+            "Teacher that writes the answers": public_path(model_name(self.text_teacher)),
+            "Judge": "none" if self.judge is None else public_path(model_name(self.judge)),
             "Answers verified by": "parsing" if self.executor is None else "execution",
             "Cycles": str(len(self.reports)),
         }
 
     def _card_sections(self) -> list[str]:
-        return [f"## Cycles\n\n{cycle_table(self.reports)}"] if self.reports else []
+        cycles = [f"## Cycles\n\n{cycle_table(self.reports)}"] if self.reports else []
+        return [*super()._card_sections(), *cycles]
 
     def _measured_scores(self) -> list[EvalResult]:
         if not self.reports or not self.reports[-1].held_out:

@@ -360,6 +360,17 @@ class PairTrainer(AKDTrainer):
             self._reference = load_reference(checkpoint, number_of_answers(self.train_dataset))
         super()._load_optimizer_and_scheduler(checkpoint)
 
+    def _card_explanation(self) -> str:
+        explanation = "The student minimizes the loss on correct answers"
+        if self.args.contrastive_weight > 0.0:
+            explanation += (
+                f" plus {self.args.contrastive_weight:g} times the contrastive loss `{self.args.contrastive_loss}` of "
+                "correct against faulty answers to the same questions"
+            )
+        if self.args.objective == "akd":
+            return f"{explanation}. The first is distilled from the teacher.\n\n{super()._card_explanation()}"
+        return f"{explanation}. The first is the cross-entropy."
+
     def _objective(self) -> dict[str, Any]:
         names = ["objective", "contrastive_weight", "normalization"]
         if self.args.contrastive_weight > 0.0:

@@ -588,6 +588,9 @@ def eopd(student_logits: Tensor, teacher_logits: Tensor, threshold: float = 0.8,
     return _relative_entropy(log_q, log_p) + _relative_entropy(log_p, log_q, is_uncertain)
 
 
+_MIN_COMPLEMENT = 1e-30  # the divergence is forward KL to all digits below, and the inverse would overflow
+
+
 def _adaptive_alpha_(
     block: Softened, with_gradient: bool, concentration: float = 0.9, entropy_weight: float = 3.0
 ) -> Tensor:
@@ -597,16 +600,20 @@ def _adaptive_alpha_(
     weight = 1 + entropy_weight * _teacher_entropy_(block)
     complement = concentration * torch.minimum(p, q, out=scratch).sum(dim=-1)
     alpha = 1 - complement
+    larger = torch.maximum(p, q, out=p)
+    differences = torch.abs(log_ratio, out=scratch).neg_().expm1_().mul_(larger)
+    drift = torch.copysign(differences, log_ratio, out=differences).sum(dim=-1)  # of q - p: 0 but for rounding
     # u is the larger probability, reduced: nothing overflows, and u - p keeps its digits where both are nearly equal.
     reduced = torch.clamp(log_ratio, min=0, out=scratch).mul_(-alpha.unsqueeze(-1)).exp_()
-    larger = torch.maximum(p, q, out=p).mul_(reduced)  # u where q > p, otherwise p
+    larger.mul_(reduced)  # u where q > p, otherwise p
     steps = torch.abs(log_ratio, out=scratch).mul_(-complement.unsqueeze(-1)).expm1_().mul_(larger)
     differences = torch.copysign(steps, log_ratio, out=steps)  # u - p
     change = differences.sum(dim=-1)
     if with_gradient:
         u = larger.add_(differences.clamp_(max=0))
         u.neg_().addcmul_(q, (1 + change).unsqueeze(-1)).mul_((weight / alpha).unsqueeze(-1))
-    return weight * torch.where(complement > 0, -change / complement, block.forward_kl) / alpha
+    mixed = complement > _MIN_COMPLEMENT
+    return weight * torch.where(mixed, drift - change / complement, block.forward_kl) / alpha
 
 
 @register("adaptive_alpha", fused=_adaptive_alpha_)
@@ -622,16 +629,16 @@ def adaptive_alpha(
     `(1 + c H(p)) (1 - sum_v p^a q^(1 - a)) / (a (1 - a))` with `a = 1 - k sum_v min(p, q)`, the teacher's entropy
     `H(p)` in nats, k = `concentration` and c = `entropy_weight`. No gradient flows through `a`. The alpha divergence
     is forward KL in the limit a = 1, and reverse KL in the limit a = 0. Where the student lacks the teacher's
-    probability, the divergence is therefore near forward KL, from which it learns the missing tokens; where most of it
-    is there, near reverse KL, which removes what is left elsewhere. Both have the same curvature near p = q. The
-    first factor raises the weight of tokens for which the teacher has several continuations.
+    probability, the divergence is therefore near forward KL, from which it learns the missing tokens; where the
+    student has most of it, near reverse KL, which removes probability elsewhere. Both have the same curvature near
+    p = q. The first factor raises the weight of tokens for which the teacher has several continuations.
 
     Infinite where no token is possible for both models; with `concentration=0`, as forward KL.
 
     Args:
         student_logits, teacher_logits, temperature: as in [`forward_kl`], and so is the result.
         concentration (`float`, *optional*, defaults to `0.9`): by how much the order falls from 1 as the overlap rises
-            to 1, in [0, 0.99]. 0 is forward KL.
+            to 1, in [0, 0.99]. With 0, each token has its forward KL, times the first factor.
         entropy_weight (`float`, *optional*, defaults to `3.0`): weight of the teacher's entropy, at least 0, per nat.
 
     Example:
@@ -644,10 +651,13 @@ def adaptive_alpha(
     p, q = log_p.exp(), log_q.exp().detach()
     weight = 1 + entropy_weight * torch.special.entr(p).sum(dim=-1)
     complement = concentration * torch.minimum(p, q).sum(dim=-1, keepdim=True)
+    mixed = complement > _MIN_COMPLEMENT
     log_ratio = torch.where(log_p == -math.inf, 0.0, log_q - log_p)
-    step = complement * torch.where(complement > 0, log_ratio, 0.0)
-    change = _power_difference(log_p, log_p + step, step) / torch.where(complement > 0, complement, 1.0)
-    terms = torch.where(complement > 0, change, p * log_ratio)
+    step = complement * torch.where(mixed, log_ratio, 0.0)
+    change = _power_difference(log_p, log_p + step, step) / torch.where(mixed, complement, 1.0)
+    # q - p adds up to 0 but for rounding. Near p = q it cancels the rounding of the probabilities in `change`.
+    drift = torch.where(log_p == -math.inf, q, _power_difference(log_p, log_q, log_ratio)).detach()
+    terms = torch.where(mixed, change - drift, p * log_ratio)
     divergence: Tensor = -weight * terms.sum(dim=-1) / (1 - complement.squeeze(-1))
     return divergence
 
@@ -742,7 +752,7 @@ def taid(student_logits: Tensor, teacher_logits: Tensor, t: float = 0.4, tempera
 
     [TAID](https://huggingface.co/papers/2501.16937):
     `p_t = softmax((1 - t) student_logits + t teacher_logits)`. No gradient flows through `p_t`. `t = 1` is forward KL,
-    and `t = 0` is 0 throughout. In training, [`Interpolation`] moves `t`.
+    and `t = 0` is 0 throughout. In training, [`Interpolation`] changes `t`.
 
     Infinite where no token is possible for both models, and at `t = 1` as forward KL.
 

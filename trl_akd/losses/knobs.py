@@ -95,12 +95,14 @@ class Interpolation:
         t_end (`float`, *optional*, defaults to `1.0`):
             Final value, above 0 and in [`t_start`, 1]; also the value in evaluations.
         step_size (`float`, *optional*, defaults to `5e-4`):
-            Size η of the steps that exceed linear growth, in [0, 1]. With 0, `t` is linear in time.
+            Size η of the steps that exceed linear growth, in [0, 1]. With 0, `t` is linear in time. If `t_start`
+            equals `t_end`, `t` is constant, and only 0 or the default is accepted.
         momentum (`float`, *optional*, defaults to `0.99`):
-            Weight μ of the running mean, in [0, 1). Not allowed with `step_size=0`, where it has no effect.
+            Weight μ of the running mean, in [0, 1). Only the default is accepted where it has no effect: with
+            `step_size=0`, and if `t_start` equals `t_end`.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range, or has no effect with the others.
 
     Example:
 
@@ -125,8 +127,9 @@ class Interpolation:
             )
         if self.t_end == 0.0:
             raise ValueError("t_end is 0, with which the loss is 0 throughout; give a value above 0.")
-        for name, value, default in (("step_size", self.step_size, 5e-4), ("momentum", self.momentum, 0.99)):
-            if self.t_start == self.t_end and value != default:
+        without_effect = {"step_size": (0.0, 5e-4), "momentum": (0.99,)}
+        for name, accepted in without_effect.items():
+            if self.t_start == self.t_end and (value := getattr(self, name)) not in accepted:
                 raise ValueError(
                     f"{name} is {value}, which has no effect with t_start equal to t_end, {t_end}; leave it out, or "
                     "give a lower t_start."

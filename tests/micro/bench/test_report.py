@@ -241,7 +241,7 @@ def test_the_line_is_blank_without_a_slope_and_marked_beyond_its_ends():
 
 
 def test_the_line_joins_the_mixes_that_no_other_exceeds_in_both():
-    """Heights are above the two neighbours of the rule, or, beyond an end, above the last two."""
+    """Heights are above the two neighbors of the rule, or, beyond an end, above the last two."""
     content = made_up()
     content["line"] = ["kl", "quarter", "three_quarters", "rkl"]
     means = {"kl": (0.2, 0.9), "quarter": (0.4, 0.8), "three_quarters": (0.5, 0.6), "rkl": (0.45, 0.5), "akd": (0, 0)}

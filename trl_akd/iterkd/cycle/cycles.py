@@ -352,7 +352,7 @@ class _Lazy(StreamingGenerator):
 
 
 def _failures(feedback: Sequence[Feedback], config: CycleConfig) -> dict[str, list[str]]:
-    """Return the answers of the student that failed when run, or that the judge rates as hard questions' answers."""
+    """Return the student's answers that failed or, without tests, got at most `hard_at_most` points from the judge."""
     return {found.question_id: [found.answer] for found in feedback if _failed(found, config)}
 
 

@@ -8,7 +8,6 @@ environment variables, files, modules, other programs, the network or a display 
 
 import ast
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +24,7 @@ __all__ = ["Outcome", "Verdict", "lacks_resources", "run_main_programs", "run_pr
 Verdict: TypeAlias = Literal["pass", "fail", "unknown"]
 
 _EXTERNAL_ERRORS = {"OSError", "EOFError", "TclError"}
+_COMPILED_TOGETHER = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +46,14 @@ def run_present(run: Runner, jobs: Sequence[tuple[str, Tests] | None]) -> list[E
 def run_main_programs(run: Runner, programs: Sequence[str | None]) -> list[Outcome]:
     """Run Python programs as main programs, without arguments, input or tests; `None` has an unknown outcome.
 
-    Programs that only define functions pass, and are not run.
+    Programs that contain only function definitions and constants pass if they compile, as they evaluate nothing. Many
+    of them are compiled in one sandbox. All other programs run in their own.
     """
-    passing = [program is not None and _only_defines_functions(program) for program in programs]
-    jobs = [
-        None if program is None or passes else (_in_harness(program), "")
-        for program, passes in zip(programs, passing, strict=True)
-    ]
+    passing = _compiling(run, [program for program in programs if program is not None and _evaluates_nothing(program)])
+    jobs = [None if program is None or program in passing else (_in_harness(program), "") for program in programs]
     return [
-        Outcome("pass") if passes else Outcome("unknown") if result is None else _outcome(result)
-        for passes, result in zip(passing, run_present(run, jobs), strict=True)
+        Outcome("pass") if program in passing else Outcome("unknown") if result is None else _outcome(result)
+        for program, result in zip(programs, run_present(run, jobs), strict=True)
     ]
 
 
@@ -93,20 +91,29 @@ def _outcome(result: ExecutionResult) -> Outcome:
     return Outcome("fail", error_type=result.error_type or result.ending)
 
 
-def _only_defines_functions(program: str) -> bool:
-    """Return whether a program compiles, and its top level has only functions, whose definition evaluates nothing."""
+def _compiling(run: Runner, programs: Sequence[str]) -> set[str]:
+    """Return the programs that are known to compile.
+
+    A program that does not compile, or whose compilation needs too much time or memory, hides the others of its group.
+    """
+    groups = [programs[first : first + _COMPILED_TOGETHER] for first in range(0, len(programs), _COMPILED_TOGETHER)]
+    results = run([(_COMPILATION.format(programs=group), "") for group in groups]) if groups else []
+    return {program for group, result in zip(groups, results, strict=True) if result.passed for program in group}
+
+
+_COMPILATION = """\
+for program in {programs!r}:
+    compile(program, "<candidate>", "exec", dont_inherit=True)
+"""
+
+
+def _evaluates_nothing(program: str) -> bool:
+    """Return whether a program contains only constants and functions whose definition evaluates nothing."""
     tree = parse(program)
-    if tree is None or not tree.body or not all(map(_evaluates_nothing, tree.body)):
-        return False
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            compile(program, "<candidate>", "exec", dont_inherit=True)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+    return tree is not None and bool(tree.body) and all(map(_is_inert, tree.body))
 
 
-def _evaluates_nothing(statement: ast.stmt) -> bool:
+def _is_inert(statement: ast.stmt) -> bool:
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Constant)
     if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):

@@ -84,7 +84,7 @@ _BETWEEN = re.compile(
     rf"[ ]*[,;./|][ ]*(?:and[ ]+)?(?=(?:{RULE}|and )[ ]*#?{NUMBER})|[ ]+(?={RULE}[ ]*#?{NUMBER}[ ]*[:=(])", re.I
 )
 _MAXIMUM_ROW = re.compile(r"(?:max|weight|possible|available|out of|worth|满分|滿分|満点|höchst)", re.IGNORECASE)
-_LABELLED = re.compile(r"[^:=]+[:=][^:=]*[0-9][^:=]*")
+_LABELED = re.compile(r"[^:=]+[:=][^:=]*[0-9][^:=]*")
 _NAMED_VALUES = tuple(
     re.compile(
         rf"(?:{name.pattern})[^0-9,;]{{0,25}}?(?:[ :=]|[(](?={QUANTITY}/))"
@@ -319,7 +319,7 @@ class Lines:
     def _is_row(self, number: int, line: str) -> bool:
         """Read a line of a table, and return whether it is one."""
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-        if len(cells) < 2 or all(_LABELLED.fullmatch(cell) for cell in cells):
+        if len(cells) < 2 or all(_LABELED.fullmatch(cell) for cell in cells):
             return False
         rules = [self._rule_of(cell) for cell in cells]
         is_head = len(list(filter(None, rules))) >= len(RULES) or _score_column(cells) is not None

@@ -14,7 +14,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer
 from trl import SFTConfig, SFTTrainer
 
 from ...generation import TransformersGenerator
-from ...text_pairs import LabelledPair, make_pair_trainer
+from ...text_pairs import LabeledPair, make_pair_trainer
 from .judges import GenerativeJudge, answer_text, nearest_judgement
 from .prompts import JUDGE_PROMPT, JudgePrompt
 from .reader import parse_judgement
@@ -235,5 +235,5 @@ def _squared_error(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | in
     return errors.mean() if num_items_in_batch is None else errors.sum() / num_items_in_batch
 
 
-def _pairs(judged: Sequence[JudgedAnswer]) -> list[LabelledPair]:
+def _pairs(judged: Sequence[JudgedAnswer]) -> list[LabeledPair]:
     return [(row.instruction, answer_text(row.answer), row.judgement.scores) for row in judged]

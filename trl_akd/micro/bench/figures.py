@@ -3,7 +3,7 @@
 from statistics import fmean
 from typing import Any
 
-from .charts import Series, bar_chart, line_chart, scatter_chart
+from ...charts import Series, bar_chart, line_chart, scatter_chart
 from .measures import LOW, LOW_TEMPERATURE
 from .pages import common_errors, mean_errors
 from .results import Place, Results

@@ -72,7 +72,7 @@ class ExperimentResults(ABC, Generic[_Bounds]):
         if content["format"] != self.format:
             raise ValueError(f"its format is {content['format']}, and this version reads {self.format}; run it again")
         self.content = content
-        self.runs: list[Mapping[str, Any]] = [run for run in content["runs"] if run["started"]]
+        self.runs: list[Mapping[str, Any]] = [run for run in content["runs"] if run.get("started", True)]
         for run in self.runs:
             for name, value in _numbers(run["measures"]):
                 if not math.isfinite(value):
@@ -216,7 +216,8 @@ def _read(option: str, path: Path, expected: str) -> str:
 
 def describe_progress(content: Mapping[str, Any]) -> str:
     """Return how many runs are finished, at which commits, and a warning if they may not be comparable."""
-    commits = sorted({commit for run in content["runs"] for commit in (run["commit"], run["start"]["commit"])})
+    made = [each for run in content["runs"] for each in (run, run.get("start", run))]
+    commits = sorted({each["commit"] for each in made})
     doubts = ["are from several commits"] if len(commits) > 1 else []
     if any(commit.endswith("+") for commit in commits):
         doubts.append("include code that was not committed (+)")

@@ -149,7 +149,7 @@ class Results(ExperimentResults[Prediction]):
         return bool(ends) and mean is not None and not ends[0] <= mean <= ends[-1]
 
     def _segment(self, place: Place, rule: str, suffix: str) -> tuple[str, str] | None:
-        """Return the two neighbours on the line between which a rule's mean pass@1 lies, or the nearest two."""
+        """Return the two neighbors on the line between which a rule's mean pass@1 lies, or the nearest two."""
         points, mean = self.line_points(place, suffix), self.mean(place, rule, f"pass@1{suffix}")
         names = list(points)
         if mean is None or len(names) < 2:

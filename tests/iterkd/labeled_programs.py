@@ -1,4 +1,4 @@
-"""Labelled main programs with the verdicts of their execution."""
+"""Labeled main programs with the verdicts of their execution."""
 
 PROGRAMS: list[tuple[str, str]] = [
     # What ends well is a pass

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from trl_akd.micro.bench.charts import Series, bar_chart, line_chart, scatter_chart
+from trl_akd.charts import Series, bar_chart, line_chart, scatter_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -54,7 +54,7 @@ def test_labels_of_points_cover_no_other_label_and_no_point(spread: float):
         assert box[0] >= 0 and box[2] <= 720
 
 
-def test_lines_are_labelled_once_by_style_in_the_order_of_their_ends():
+def test_lines_are_labeled_once_by_style_in_the_order_of_their_ends():
     series = [Series(f"rule_{index}", [(0, 1.0), (10, 0.5 + 0.001 * index)], index) for index in range(25)]
     series.append(Series("rule_3", [(0, 1.0), (10, 0.4)], 3))
     svg = line_chart("Title", "step", "loss", series)

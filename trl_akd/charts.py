@@ -8,12 +8,12 @@ from xml.sax.saxutils import escape
 
 __all__ = ["Series", "bar_chart", "line_chart", "scatter_chart"]
 
-_COLOURS = (
+_COLORS = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#332288", "#000000", "#888800"),
     *("#882255", "#2a9d8f", "#661100"),
 )
 _DASHES = ("", "6 3", "2 3")
-_GREY = "#777777"
+_GRAY = "#777777"
 _WIDTH, _HEIGHT = 720, 440
 _LEFT, _TOP, _BOTTOM = 64, 24, 52
 _TICKS = 6
@@ -30,7 +30,7 @@ class Series:
     Args:
         name (`str`): name of the line.
         points (`Sequence[tuple[float, float]]`): its points, from left to right.
-        style (`int`): number of its colour and dashes; lines of one style have one label.
+        style (`int`): number of its color and dashes; lines of one style have one label.
     """
 
     name: str
@@ -43,22 +43,22 @@ class _Canvas:
     parts: list[str] = field(default_factory=list)
 
     def text(
-        self, x: float, y: float, content: str, *, anchor: str = "start", colour: str = "", turned: bool = False
+        self, x: float, y: float, content: str, *, anchor: str = "start", color: str = "", turned: bool = False
     ) -> None:
         turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
-        fill = f' fill="{colour}"' if colour else ""
+        fill = f' fill="{color}"' if color else ""
         self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}{turn}>{escape(content)}</text>')
 
-    def line(self, points: Sequence[Point], colour: str, *, width: float = 1.5, dashes: str = "") -> None:
+    def line(self, points: Sequence[Point], color: str, *, width: float = 1.5, dashes: str = "") -> None:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         dash = f' stroke-dasharray="{dashes}"' if dashes else ""
-        self.parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}"{dash}/>')
+        self.parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="{width}"{dash}/>')
 
-    def circle(self, x: float, y: float, colour: str) -> None:
-        self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
+    def circle(self, x: float, y: float, color: str) -> None:
+        self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}"/>')
 
-    def box(self, x: float, y: float, width: float, height: float, colour: str) -> None:
-        self.parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}"/>')
+    def box(self, x: float, y: float, width: float, height: float, color: str) -> None:
+        self.parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{color}"/>')
 
     def svg(self, title: str, height: float = _HEIGHT) -> str:
         head = (
@@ -106,9 +106,9 @@ def scatter_chart(
     y_label: str,
     points: Mapping[str, Point],
     line: Sequence[str] = (),
-    grey: Sequence[str] = (),
+    gray: Sequence[str] = (),
 ) -> str:
-    """Return a chart of named points, of which those in `line` are joined by a dashed line, and some are grey.
+    """Return a chart of named points, of which those in `line` are joined by a dashed line, and some are gray.
 
     Raises:
         ValueError: If there is no point.
@@ -116,9 +116,9 @@ def scatter_chart(
     canvas = _Canvas()
     plot = _Plot(canvas, title, (x_label, y_label), list(points.values()), _WIDTH - 20)
     placed = {name: plot.place(point) for name, point in points.items()}
-    canvas.line([placed[name] for name in line], _GREY, dashes="5 4")
+    canvas.line([placed[name] for name in line], _GRAY, dashes="5 4")
     for name, point in placed.items():
-        canvas.circle(*point, _GREY if name in grey else _COLOURS[0])
+        canvas.circle(*point, _GRAY if name in gray else _COLORS[0])
     taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in placed.values()]
     for start, end in itertools.pairwise(placed[name] for name in line):
         count = int(math.dist(start, end) // 6) + 1
@@ -154,7 +154,7 @@ def _overlap(one: Box, other: Box) -> bool:
 
 
 def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> str:
-    """Return a chart of lines, labelled at the right in the order of their last points.
+    """Return a chart of lines, labeled at the right in the order of their last points.
 
     Raises:
         ValueError: If there is no point.
@@ -165,14 +165,14 @@ def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series])
     ends: dict[str, tuple[float, int]] = {}
     for one in series:
         placed = [plot.place(point) for point in one.points]
-        canvas.line(placed, _colour(one.style), dashes=_dashes(one.style))
+        canvas.line(placed, _color(one.style), dashes=_dashes(one.style))
         ends.setdefault(one.name, (placed[-1][1], one.style))
     names = sorted(ends, key=lambda name: ends[name][0])
     for name, y in zip(names, _spread([ends[name][0] for name in names]), strict=True):
         style = ends[name][1]
         x = plot.right + 6
-        canvas.line([(x, y), (x + 26, y)], _colour(style), dashes=_dashes(style), width=2)
-        canvas.text(x + 32, y + 4, name, colour=_colour(style))
+        canvas.line([(x, y), (x + 26, y)], _color(style), dashes=_dashes(style), width=2)
+        canvas.text(x + 32, y + 4, name, color=_color(style))
     return canvas.svg(title)
 
 
@@ -199,7 +199,7 @@ def bar_chart(title: str, x_label: str, bars: Mapping[str, Mapping[str, float]])
         y, x = _TOP + row * step, float(left)
         canvas.text(left - 6, y + 15, label, anchor="end")
         for name, share in parts.items():
-            canvas.box(x, y + 3, share * width, step - 6, _colour(names.index(name)))
+            canvas.box(x, y + 3, share * width, step - 6, _color(names.index(name)))
             x += share * width
     for tick in _ticks(0.0, 1.0):
         canvas.line([(left + tick * width, _TOP), (left + tick * width, bottom)], "#dddddd", width=1)
@@ -207,17 +207,17 @@ def bar_chart(title: str, x_label: str, bars: Mapping[str, Mapping[str, float]])
     canvas.text(left + width / 2, bottom + 40, x_label, anchor="middle")
     for row, name in enumerate(names):
         y = _TOP + 18 * row
-        canvas.box(_WIDTH - margin + 14, y, 10, 10, _colour(row))
+        canvas.box(_WIDTH - margin + 14, y, 10, 10, _color(row))
         canvas.text(_WIDTH - margin + 30, y + 10, name)
     return canvas.svg(title, max(bottom + 52, _TOP + 18 * len(names) + 12))
 
 
-def _colour(style: int) -> str:
-    return _COLOURS[style % len(_COLOURS)]
+def _color(style: int) -> str:
+    return _COLORS[style % len(_COLORS)]
 
 
 def _dashes(style: int) -> str:
-    return _DASHES[style // len(_COLOURS) % len(_DASHES)]
+    return _DASHES[style // len(_COLORS) % len(_DASHES)]
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

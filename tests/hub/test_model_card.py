@@ -1,0 +1,188 @@
+"""Model cards: metadata for the Hub, and measured scores."""
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from trl_akd.hub.model_card import ModelCardContent, Provenance, model_card, read_base_model
+from trl_akd.hub.scores import add_scores_to_file, score_results
+
+METRICS = {"pass@1": 0.25, "pass@1_low": 0.2, "pass@1_high": 0.3, "pass@1_tasks": 164, "confidence": 0.95}
+
+
+def made(provenance: Provenance = Provenance(), **settings) -> ModelCard:  # noqa: B008
+    common = {"method": "AKD", "objective": {}, "model_name": "student", "repository": "me/student", "tags": ["akd"]}
+    return model_card(provenance, ModelCardContent(**common, **settings))
+
+
+def add_scores(file: Path, results: list[EvalResult]) -> None:
+    add_scores_to_file(file, results, {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "metadata", "loader"),
+    [
+        ({}, {"library_name": "transformers", "pipeline_tag": "text-generation"}, "AutoModelForCausalLM"),
+        (
+            {"encoder_decoder": True},
+            {"library_name": "transformers", "pipeline_tag": "text2text-generation"},
+            "AutoModelForSeq2SeqLM",
+        ),
+        (
+            {"adapter": True},
+            {"library_name": "peft", "base_model_relation": "adapter"},
+            "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer",
+        ),
+        ({"adapter": True, "encoder_decoder": True}, {"library_name": "peft"}, "AutoPeftModelForSeq2SeqLM"),
+    ],
+)
+def test_hub_metadata(settings: dict, metadata: dict, loader: str):
+    provenance = Provenance(student="org/base", dataset="org/data", license="mit")
+    card = made(provenance, **settings)
+    read = ModelCard(str(card)).data.to_dict()
+    expected = {"base_model": "org/base", "datasets": ["org/data"], "license": "mit", **metadata}
+    assert expected.items() <= read.items()
+    assert f"{loader}" in card.text and f"{loader.split()[-1].split('.')[0]}" in card.text
+
+
+@pytest.mark.parametrize("name", ["/data/models/student", "a/b/c", "data.jsonl", "HERE", None, "../x", "with space"])
+def test_local_paths_are_not_in_the_metadata(name: str | None, tmp_path: Path, monkeypatch):
+    (tmp_path / "HERE").mkdir()
+    monkeypatch.chdir(tmp_path)
+    data = made(Provenance(student=name, dataset=name)).data
+    assert data.base_model is None and data.datasets is None
+
+
+def test_scores_reach_metadata_and_text():
+    results = score_results(
+        "humaneval", "openai/openai_humaneval", METRICS, revision="abc", problems=164, temperature=0.0
+    )
+    card = made(results=results, facts={"Judge": "judge"}, sections=["## Planning\n\nPlan first."])
+    (read,) = ModelCard(str(card)).data.eval_results
+    assert (read.dataset_type, read.metric_type, read.metric_value) == ("openai/openai_humaneval", "pass@1", 0.25)
+    assert read.metric_args == {"interval": [0.2, 0.3], "confidence": 0.95, "problems": 164, "temperature": 0.0}
+    assert "| humaneval | pass@1 | 0.250 | 0.200 to 0.300 | problems 164, temperature 0.0 | `abc` |" in card.text
+    assert read.dataset_revision == "abc"
+    assert "| Judge | `judge` |" in card.text and "\n## Planning\n\nPlan first.\n" in card.text
+    assert "No benchmark" not in card.text
+
+
+def test_scores_replace_earlier_scores(tmp_path: Path):
+    file = tmp_path / "README.md"
+    made(sections=["## Planning\n\nPlan first."]).save(file)
+    humaneval, mbpp = (score_results(name, name, METRICS, problems=3) for name in ("humaneval", "mbpp"))
+    add_scores(file, humaneval)
+    add_scores(file, mbpp)
+    add_scores(file, score_results("humaneval", "humaneval", {**METRICS, "pass@1": 0.75}, problems=3))
+    card = ModelCard.load(file)
+    assert [(each.dataset_name, each.metric_value) for each in card.data.eval_results] == [
+        ("mbpp", 0.25),
+        ("humaneval", 0.75),
+    ]
+    assert card.text.count("## Evaluation") == 1 and "No benchmark" not in card.text
+    assert "| mbpp | pass@1 | 0.250 |" in card.text and "| humaneval | pass@1 | 0.750 |" in card.text
+    for kept in ("## Planning\n\nPlan first.", "## Use", "## Versions", "A student distilled with AKD"):
+        assert kept in card.text
+
+
+def test_scores_are_added_to_a_card_of_another_tool(tmp_path: Path):
+    file = tmp_path / "README.md"
+    file.write_text("---\nlicense: mit\n---\n\n# Mine\n\nWords.\n")
+    add_scores(file, score_results("three", "three", METRICS))
+    card = ModelCard.load(file)
+    assert card.data.license == "mit" and card.data.model_name == tmp_path.name
+    assert card.text.index("Words.") < card.text.index("## Evaluation")
+
+
+OTHERS = {
+    "section": "# M\n\n## Evaluation\n\nWe ran MT-Bench: 7.1.\n\n### Details\n\nBy hand.\n\n## Use\n\nx",
+    "section_with_table": "# M\n\n## Evaluation\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n## Use\n\nx",
+    "code": "# M\n\n```bash\n## Evaluation\nrun --all\n```\n\nMore.",
+    "other_heading": "# M\n\n## Evaluation results\n\nGood.",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_evaluation_sections_of_other_tools_are_kept(name: str, tmp_path: Path):
+    file = tmp_path / "README.md"
+    file.write_text(f"---\nlicense: mit\n---\n{OTHERS[name]}\n")
+    for score in (0.25, 0.75):
+        add_scores(file, score_results("three", "three", {**METRICS, "pass@1": score}))
+    card = ModelCard.load(file)
+    assert OTHERS[name] in card.text
+    assert card.text.count("| three | pass@1 |") == 1 and "| three | pass@1 | 0.750 |" in card.text
+
+
+def test_windows_line_ends(tmp_path: Path):
+    file = tmp_path / "README.md"
+    made(sections=["## Planning\n\nPlan first."]).save(file)
+    file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    add_scores(file, score_results("three", "three", METRICS))
+    assert "No benchmark" not in (card := ModelCard.load(file).text) and card.count("## Evaluation") == 1
+
+
+def test_scores_with_plans_are_separate(tmp_path: Path):
+    file = tmp_path / "README.md"
+    made().save(file)
+    for score, variant in ((0.1, None), (0.2, "with plans"), (0.3, None), (0.4, "with plans")):
+        metrics = {**METRICS, "pass@1": score}
+        add_scores(file, score_results("humaneval", "openai/openai_humaneval", metrics, variant=variant))
+    card = ModelCard.load(file)
+    assert {each.metric_name: each.metric_value for each in card.data.eval_results} == {
+        None: 0.3,
+        "pass@1 with plans": 0.4,
+    }
+    assert "| humaneval | pass@1 | 0.300 |" in card.text and "| humaneval | pass@1 with plans | 0.400 |" in card.text
+    assert card.text.count("| humaneval |") == 2
+
+
+def test_scores_of_other_tools_are_only_in_the_metadata(tmp_path: Path):
+    file = tmp_path / "README.md"
+    theirs = EvalResult("text-generation", "cais/mmlu", "MMLU", "accuracy", 61.2, dataset_config="all")
+    named_otherwise = EvalResult("text-generation", "openai/openai_humaneval", "HumanEval", "pass@1", 0.9)
+    data = ModelCardData(model_name="m", eval_results=[theirs, named_otherwise])
+    ModelCard(f"---\n{data}\n---\n# M\n").save(file)
+    for _ in range(2):
+        add_scores(file, score_results("humaneval", "openai/openai_humaneval", METRICS))
+    card = ModelCard.load(file)
+    assert [(each.metric_type, each.metric_value) for each in card.data.eval_results] == [
+        ("accuracy", 61.2),
+        ("pass@1", 0.25),
+    ]
+    assert "MMLU" not in card.text and card.text.count("| pass@1 |") == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"---\nlicense: [mit\n---\n# M\n",
+        b"---\n\tlicense: mit\n---\n# M\n",
+        b"---\n- mit\n---\n# M\n",
+        b"---\nmodel-index: 3\n---\n# M\n",
+        b"---\nmodel-index:\n- name: m\n  results:\n  - task: {type: t}\n---\n# M\n",
+        "---\nlicense: mit\n---\n# Müller\n".encode("latin1"),
+    ],
+)
+def test_malformed_card_is_unchanged(content: bytes, tmp_path: Path):
+    file = tmp_path / "README.md"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"README\.md cannot be read \(.*\); correct the metadata") as caught:
+        add_scores(file, score_results("three", "three", METRICS))
+    assert "\n" not in str(caught.value) and file.read_bytes() == content
+    assert read_base_model(str(tmp_path), online=False).license in ({}, {"license": "mit"})
+
+
+def test_a_card_in_the_cache_of_the_hub_is_not_changed(tmp_path: Path):
+    blob, link = tmp_path / "blob", tmp_path / "README.md"
+    blob.write_text("# M\n")
+    link.symlink_to(blob)
+    add_scores(link, score_results("three", "three", METRICS))
+    assert blob.read_text() == "# M\n" and "| three | pass@1 |" in link.read_text()
+
+
+def test_the_license_of_a_local_student(tmp_path: Path):
+    assert read_base_model(str(tmp_path), online=False).license == {}
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    assert read_base_model(str(tmp_path), online=False).license == {"license": "apache-2.0"}
+    assert read_base_model(None, online=True).license == {}

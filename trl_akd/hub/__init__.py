@@ -1,0 +1,1 @@
+"""Model cards, dataset cards, and uploads to the Hub."""

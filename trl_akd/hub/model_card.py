@@ -1,0 +1,325 @@
+"""Model card of a distilled model, with its provenance and measured scores."""
+
+import platform
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
+
+from .markdown import code, code_block
+from .private import public_path
+from .scores import measured_sections
+from .upload import hub_api
+
+__all__ = [
+    "RECIPE_FILE",
+    "BaseModelFacts",
+    "ModelCardContent",
+    "Provenance",
+    "add_base_model",
+    "hub_name",
+    "model_card",
+    "read_base_model",
+    "rename",
+]
+
+RECIPE_FILE = "recipe.yaml"
+
+_TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ model_name }}
+
+A student distilled with {{ method }} by [trl_akd](https://pypi.org/project/trl_akd/), a plugin for
+[TRL](https://github.com/huggingface/trl).
+
+| | |
+|---|---|
+{% for name, value in facts %}| {{ name }} | {{ value }} |
+{% endfor %}
+{% for section in sections %}
+{{ section }}
+{% endfor %}
+## Use
+
+```python
+{% if library == "peft" %}from peft import {{ architecture }}
+from transformers import AutoTokenizer{% else %}from transformers import {{ architecture }}, AutoTokenizer{% endif %}
+
+model = {{ architecture }}.from_pretrained("{{ repository }}")
+tokenizer = AutoTokenizer.from_pretrained("{{ repository }}")
+```
+{% if library == "peft" and not base_model %}
+The adapter's base model was a local folder, so the adapter loads only where that folder is.
+{% endif %}
+## Reproduce
+
+{{ reproduction }}
+
+## Versions
+
+{% for package, number in versions %}- {{ package }} {{ number }}
+{% endfor %}"""
+
+_DATA_FILES = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".txt", ".arrow")
+_PACKAGES = ("trl_akd", "trl", "transformers", "torch", "accelerate", "datasets", "tokenizers")
+_LICENSE_FIELDS = ("license", "license_name", "license_link")
+
+
+@dataclass
+class Provenance:
+    """Sources of a run: models, data and recipe.
+
+    Args:
+        student (`str`, *optional*):
+            Name or path of the model that was trained.
+        student_revision (`str`, *optional*):
+            Revision of the student.
+        teacher (`str`, *optional*):
+            Name or path of the teacher.
+        teacher_revision (`str`, *optional*):
+            Revision of the teacher.
+        dataset (`str`, *optional*):
+            Name or path of the training data.
+        dataset_revision (`str`, *optional*):
+            Revision of the training data.
+        recipe (`str`, *optional*):
+            Path of the recipe.
+        command (`str`, *optional*):
+            Command that trains by the recipe as it was run, which is in `recipe.yaml`.
+        license (`str`, *optional*):
+            License of the distilled model, as a license identifier of the Hub. Defaults to that of the student.
+    """
+
+    student: str | None = None
+    student_revision: str | None = None
+    teacher: str | None = None
+    teacher_revision: str | None = None
+    dataset: str | None = None
+    dataset_revision: str | None = None
+    recipe: str | None = None
+    command: str | None = None
+    license: str | None = None
+
+
+@dataclass(frozen=True)
+class BaseModelFacts:
+    """Facts about a student before its training, as its own card states them.
+
+    Args:
+        name (`str`, *optional*):
+            Its name on the Hub or, for a local folder, that of the model it was derived from.
+        license (`dict`):
+            `license` and, for a license without an identifier, `license_name` and `license_link`.
+    """
+
+    name: str | None = None
+    license: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelCardContent:
+    """Content of a model card besides its provenance.
+
+    Args:
+        method (`str`):
+            Name of the method.
+        objective (`dict`):
+            Settings of the objective, by name.
+        model_name (`str`):
+            Title of the card.
+        repository (`str`):
+            Hub id or folder from which the model can be loaded.
+        tags (`list[str]`):
+            Tags for the Hub.
+        explanation (`str`, *optional*):
+            Section on the method and its equation, without heading, in Markdown.
+        encoder_decoder (`bool`, *optional*, defaults to `False`):
+            Whether the model has an encoder.
+        adapter (`bool`, *optional*, defaults to `False`):
+            Whether the model is a PEFT adapter of the student rather than a whole model.
+        facts (`Mapping[str, str]`, *optional*):
+            Additional rows of the table of sources.
+        results (`Sequence[EvalResult]`, *optional*):
+            Scores measured on this model.
+        measurements (`Mapping[str, str]`, *optional*):
+            Sections about measurements, as of `trl_akd.hub.scores.errors_section`.
+        sections (`Sequence[str]`, *optional*):
+            Additional sections, in Markdown, each beginning with its heading.
+    """
+
+    method: str
+    objective: dict[str, Any]
+    model_name: str
+    repository: str
+    tags: list[str]
+    explanation: str = ""
+    encoder_decoder: bool = False
+    adapter: bool = False
+    facts: Mapping[str, str] = field(default_factory=dict)
+    results: Sequence[EvalResult] = ()
+    measurements: Mapping[str, str] = field(default_factory=dict)
+    sections: Sequence[str] = ()
+
+
+def model_card(provenance: Provenance, content: ModelCardContent, base: BaseModelFacts | None = None) -> ModelCard:
+    """Return the card of a distilled model. Unknown sources are omitted, and local paths are shortened.
+
+    Args:
+        provenance (`Provenance`):
+            Sources of the run.
+        content (`ModelCardContent`):
+            Everything else.
+        base (`BaseModelFacts`, *optional*):
+            Facts about the student before training, from [`read_base_model`].
+    """
+    base = base or BaseModelFacts(hub_name(provenance.student))
+    rows = [
+        ("Student", _at(provenance.student, provenance.student_revision)),
+        ("Teacher", _at(provenance.teacher, provenance.teacher_revision)),
+        ("Data", _at(provenance.dataset, provenance.dataset_revision)),
+        ("Method", content.method),
+        *((name, code(value)) for name, value in content.facts.items()),
+        *((name, code(value)) for name, value in content.objective.items()),
+        ("Recipe", _at(provenance.recipe, None)),
+    ]
+    library = "peft" if content.adapter else "transformers"
+    dataset = hub_name(provenance.dataset)
+    data = ModelCardData(
+        library_name=library,
+        pipeline_tag="text2text-generation" if content.encoder_decoder else "text-generation",
+        model_name=content.model_name,
+        base_model=base.name,
+        base_model_relation=_relation(content.adapter) if base.name else None,
+        datasets=None if dataset is None else [dataset],
+        eval_results=list(content.results) or None,
+        tags=sorted({"generated_from_trainer", *content.tags}),
+        **(base.license if provenance.license is None else {"license": provenance.license}),
+    )
+    explanation = [f"## Method\n\n{content.explanation}"] if content.explanation else []
+    card: ModelCard = ModelCard.from_template(
+        data,
+        template_str=_TEMPLATE,
+        model_name=content.model_name,
+        method=content.method,
+        repository=content.repository,
+        library=library,
+        base_model=base.name,
+        architecture=_architecture(content.adapter, content.encoder_decoder),
+        facts=[(name, value) for name, value in rows if value],
+        sections=[*explanation, *measured_sections(content.results, content.measurements), *content.sections],
+        reproduction=_reproduction(provenance),
+        versions=[("Python", platform.python_version()), *_versions()],
+    )
+    return card
+
+
+def read_base_model(student: str | None, *, online: bool) -> BaseModelFacts:
+    """Return facts from the student's own card, in its folder or, if `online`, on the Hub."""
+    if student is None:
+        return BaseModelFacts()
+    name, data = hub_name(student), None
+    card = Path(student) / "README.md"
+    if card.is_file():
+        data = _stated(lambda: ModelCard.load(card).data)
+        derived = getattr(data, "base_model", None)
+        name = hub_name(derived) if isinstance(derived, str) else None
+    elif name is not None and online:
+        data = _stated(lambda: hub_api().model_info(name).card_data)
+    found = {key: getattr(data, key, None) for key in _LICENSE_FIELDS}
+    license = {key: value for key, value in found.items() if isinstance(value, str)}
+    link = license.get("license_link", "")
+    if link and "://" not in link:
+        license["license_link"] = f"https://huggingface.co/{name}/blob/main/{link}" if name else link
+    return BaseModelFacts(name, license)
+
+
+def add_base_model(card: ModelCard, name: str, *, adapter: bool) -> None:
+    """Add the base model and its license to a card's metadata where these are missing."""
+    card.data.base_model = card.data.get("base_model") or name
+    card.data.base_model_relation = _relation(adapter)
+    if card.data.get("license") is None:
+        for key, value in read_base_model(name, online=True).license.items():
+            card.data[key] = value
+
+
+def rename(card: ModelCard, repository: str, *, adapter: bool, encoder_decoder: bool) -> None:
+    """Adapt title and examples of a card from this package to another repository, or to a merged adapter."""
+    old, new = card.data.get("model_name"), repository.rpartition("/")[2]
+    text = card.text
+    loaded = re.search(r'from_pretrained\("([^"]+)"\)', text)
+    if loaded:
+        text = text.replace(f'"{loaded[1]}"', f'"{repository}"')
+    if old:
+        text = re.sub(rf"^# {re.escape(old)}$", lambda _: f"# {new}", text, count=1, flags=re.M)
+    if not adapter and card.data.get("library_name") == "peft":
+        old_class, new_class = (_architecture(each, encoder_decoder) for each in (True, False))
+        text = text.replace(
+            f"from peft import {old_class}\nfrom transformers import AutoTokenizer",
+            f"from transformers import {new_class}, AutoTokenizer",
+        ).replace(old_class, new_class)
+        card.data.library_name = "transformers"
+        if card.data.get("base_model"):
+            card.data.base_model_relation = _relation(adapter)
+    card.data.model_name = new
+    card.text = text
+
+
+def hub_name(name: str | None) -> str | None:
+    """Return `name` if it may be a repository on the Hub rather than a folder or a file."""
+    if name is None or Path(name).exists() or name.endswith(_DATA_FILES):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def _relation(adapter: bool) -> str:
+    return "adapter" if adapter else "finetune"
+
+
+def _architecture(adapter: bool, encoder_decoder: bool) -> str:
+    return f"Auto{'Peft' if adapter else ''}ModelFor{'Seq2SeqLM' if encoder_decoder else 'CausalLM'}"
+
+
+def _stated(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (OSError, ValueError, HTTPError, yaml.YAMLError):
+        return None
+
+
+def _reproduction(provenance: Provenance) -> str:
+    if provenance.command is None:
+        return "Trained from Python; the settings of the objective are in the table above."
+    commands = code_block(f'pip install "trl_akd=={version("trl_akd")}"\n{provenance.command}', "bash")
+    return (
+        f"{commands}\n\n[`{RECIPE_FILE}`]({RECIPE_FILE}) is the recipe as it was run, with the values of flags. Of "
+        "local paths it has the last part only; secrets and the settings of the upload are left out."
+    )
+
+
+def _versions() -> list[tuple[str, str]]:
+    found = []
+    for package in _PACKAGES:
+        try:
+            found.append((package, version(package)))
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _at(name: str | None, revision: str | None) -> str | None:
+    if name is None:
+        return None
+    return code(public_path(name)) + ("" if revision is None else f" at revision {code(revision)}")

@@ -10,6 +10,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
 FAST = ("own_data", "evaluate_safely", "add_divergence")
 NOT_RUN = ("pip install ", "vllm serve ", "trl sft ", "accelerate launch ", "export ")
-SMALL = ["--use_cpu", "true", "--report_to", "none"]
+SMALL = {"--use_cpu": "true", "--report_to": "none", "--max_steps": "2", "--test_size": "2"}
 BLOCK = re.compile(r"^( *)```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^\1```", re.M | re.S)
 ADDRESS = "http://localhost:8000/v1"
 
@@ -58,7 +59,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer.save_pretrained(folder / f"Qwen/Qwen2.5-Coder-{size}")
     row = {"instruction": "Double x.", "input": "", "output": "def double(x):\n    return 2 * x\n"}
     (folder / "sahil2801" / "CodeAlpaca-20k").mkdir(parents=True)
-    Dataset.from_list([row] * 4).to_json(folder / "sahil2801" / "CodeAlpaca-20k" / "train.jsonl")
+    Dataset.from_list([row] * 8).to_json(folder / "sahil2801" / "CodeAlpaca-20k" / "train.jsonl")
     test = "def check(candidate):\n    assert candidate(1) == 1\n"
     humaneval = [
         {"task_id": f"HumanEval/{n}", "prompt": "def f(x):\n", "entry_point": "f", "test": test} for n in range(2)
@@ -100,7 +101,8 @@ def run_command(words: list[str]) -> None:
         start = arguments.index("--accelerate_config")
         arguments = [*arguments[:start], "--dry_run"]
     elif command in METHODS and "--dry_run" not in arguments:
-        arguments += SMALL + ([] if "--max_steps" in arguments else ["--max_steps", "2"])
+        missing = {name: value for name, value in SMALL.items() if name not in arguments}
+        arguments += chain.from_iterable(missing.items())
     assert main([command, *arguments]) == 0, words
 
 
@@ -145,7 +147,8 @@ def test_guides_are_short_and_listed():
     index = (ROOT / "docs" / "guides" / "index.md").read_text()
     site = (ROOT / "mkdocs.yml").read_text()
     for page in GUIDES:
-        assert len(page.read_text().splitlines()) <= 160 and f"guides/{page.name}" in site
+        assert len(page.read_text().splitlines()) <= 120 or page.name == "troubleshooting.md", page.name
+        assert f"guides/{page.name}" in site
         assert page.name == "index.md" or f"]({page.name})" in index
         assert page.name in ("index.md", "troubleshooting.md") or "\n## Next\n" in page.read_text(), page.name
 

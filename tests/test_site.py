@@ -31,7 +31,7 @@ addEventListener('load', () => {
     const drawn = box => box.getBoundingClientRect().width > 4 && box.getBoundingClientRect().height > 4
     return {
       page: frame.title, width: frame.clientWidth, shown: all('article h1').some(drawn),
-      formulas: all('math').filter(drawn).length, wide: wider(page.documentElement),
+      formulas: all('math').filter(drawn).length, wide: all('article').some(wider),
       pictures: all('article img').filter(picture => !picture.naturalWidth).length,
       cut: all('pre > code').filter(code => !code.closest('.language-text') && wider(code)).map(code => code.innerText)
     }
@@ -64,11 +64,11 @@ def reference() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def shown(site: Path) -> list[dict[str, Any]]:
-    """Measurements of every page at several widths, in a browser without a network."""
+    """Measurements of every page at several widths, in a browser without a network; scripts are off."""
     if CHROMIUM is None:
         pytest.skip("needs a Chromium")
     frames = "".join(
-        f'<iframe title="{page.parent.relative_to(site)}" src="{page.relative_to(site)}" '
+        f'<iframe sandbox="allow-same-origin" title="{page.parent.relative_to(site)}" src="{page.relative_to(site)}" '
         f'style="width: {width}px; height: 800px; border: 0"></iframe>'
         for page in sorted(site.rglob("index.html"))
         for width in WIDTHS
@@ -77,7 +77,7 @@ def shown(site: Path) -> list[dict[str, Any]]:
     probe.write_text(f"<!doctype html><body>{frames}<script>{MEASURE}</script></body>")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
     flags += ["--allow-file-access-from-files", "--dump-dom", probe.as_uri()]
-    done = subprocess.run([CHROMIUM, *flags], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([CHROMIUM, *flags], capture_output=True, text=True, timeout=900)
     [found] = re.findall(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
     return json.loads(html.unescape(found))
 

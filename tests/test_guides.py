@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
 FAST = ("own_data", "evaluate_safely", "add_divergence")
 NOT_RUN = ("pip install ", "vllm serve ", "trl sft ", "accelerate launch ", "export ")
-SMALL = {"--use_cpu": "true", "--report_to": "none", "--max_steps": "2", "--test_size": "2"}
+SMALL = {"--use_cpu": "true", "--report_to": "none", "--max_steps": "2", "--test_size": "1"}
 BLOCK = re.compile(r"^( *)```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^\1```", re.M | re.S)
 ADDRESS = "http://localhost:8000/v1"
 

@@ -22,6 +22,21 @@ PACKAGE = ROOT / "trl_akd"
 METADATA = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = METADATA["project"]
 DISTRIBUTIONS = {"yaml": "PyYAML"}  # where it is not the module's name
+# What Windows does not have.
+WITHOUT = {
+    "os": (
+        "fork",
+        "getuid",
+        "geteuid",
+        "getpgrp",
+        "killpg",
+        "setsid",
+        "sched_getaffinity",
+        "O_CLOEXEC",
+        "O_DIRECTORY",
+    ),
+    "signal": ("SIGKILL", "SIGALRM", "SIGHUP", "SIGUSR1", "setitimer", "alarm", "pthread_sigmask"),
+}
 UNIX_ONLY = ("fcntl", "grp", "pwd", "resource", "termios")
 
 
@@ -58,23 +73,38 @@ def test_dependencies_are_used():
 
 
 def test_only_the_sandbox_needs_unix_modules():
-    """The processes of the sandbox are for Linux and macOS, and so are the modules that start them."""
+    """As on Windows: everything but the sandbox is imported, help is shown, and the sandbox says what it needs."""
     modules = sorted(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in PACKAGE.rglob("[a-z]*.py")
         if "zygote" not in path.parts and path.stem not in ("pass_at_k", "code_errors", "accuracy_loss")
     )
-    script = "\n".join(
-        [
-            "import sys, importlib",
-            "import accelerate, datasets, datasketch, evaluate, filelock, peft, torch, transformers, trl",
-            f"sys.modules.update(dict.fromkeys({UNIX_ONLY!r}))",
-            f"for name in {modules!r}:",
-            "    importlib.import_module(name)",
-        ]
-    )
+    script = f"""
+import sys, importlib, os, signal
+import accelerate, datasets, datasketch, evaluate, filelock, peft, torch, transformers, trl
+sys.modules.update(dict.fromkeys({UNIX_ONLY!r}))
+for module, names in {WITHOUT!r}.items():
+    for name in names:
+        if hasattr(sys.modules[module], name):
+            delattr(sys.modules[module], name)
+for name in {modules!r}:
+    importlib.import_module(name)
+from trl_akd.cli import main
+assert main(["--help"]) == main(["recipes", "list"]) == 0
+for command in (["akd"], ["evaluate"], ["ranker", "train"]):
+    try:
+        main([*command, "--help"])
+    except SystemExit as end:
+        assert end.code == 0
+from trl_akd.execution import CodeExecutor, IsolationError
+try:
+    CodeExecutor(allow_code_execution=True).run([("x = 1", "assert x")])
+except IsolationError as error:
+    print("IsolationError:", error)
+"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "--beta_strategy" in done.stdout and "IsolationError: Programs run on Linux and macOS" in done.stdout
 
 
 def readme_on_pypi() -> str:

@@ -186,6 +186,7 @@ QUOTED = re.findall(r"^> (`+) ?(.*?) ?\1$", (ROOT / "docs" / "guides" / "trouble
 def test_troubleshooting_quotes_many_messages():
     assert 25 <= len(QUOTED) <= 45
     assert len({message for _, message in QUOTED}) == len(QUOTED)
+    assert [message for fence, message in QUOTED if fence in message] == [], "longer fences for text with backticks"
     page = (ROOT / "docs" / "guides" / "troubleshooting.md").read_text()
     assert page.count("\n> ") == len(QUOTED)
 

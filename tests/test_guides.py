@@ -114,7 +114,10 @@ def check_fields(snippet: str) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=[] if page.stem in FAST else [pytest.mark.end_to_end], id=page.stem) for page in GUIDES],
+    [
+        pytest.param(page, marks=[pytest.mark.lengthy if page.stem in FAST else pytest.mark.end_to_end], id=page.stem)
+        for page in GUIDES
+    ],
 )
 def test_guide_runs_as_written(page: Path, place: str, capsys: pytest.CaptureFixture[str]):
     if "--allow_code_execution" in page.read_text():

@@ -15,4 +15,7 @@ def on_page_content(content: str, **kwargs: Any) -> str:
 
 
 def _mathml(match: re.Match[str]) -> str:
-    return convert(html.unescape(match[3]).strip(), display="block" if match[2] == "[" else "inline")
+    formula = html.unescape(match[3]).strip()
+    if match[2] == "(":
+        return convert(formula)
+    return f'<div class="formula">{convert(formula, display="block")}</div>'  # which scrolls if the page is narrow

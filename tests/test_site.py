@@ -1,13 +1,19 @@
-"""The site of the documentation: formulas and diagrams are rendered, and pages load nothing from other hosts."""
+"""The site of the documentation: formulas are rendered, nothing is cut, and pages load nothing from other hosts."""
 
 import html
+import importlib.util
+import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+
+import trl_akd
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md"))
@@ -16,6 +22,27 @@ LOADED = re.compile(
     r'<(?:script|link|img|iframe)\b[^>]*?(?:src|href)="(?:https?:)?//[^"]*"|@import|url\("?(?:https?:)?//'
 )
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+WIDTHS = (400, 1280)
+MEASURE = """
+addEventListener('load', () => {
+  const wider = box => box.scrollWidth > box.clientWidth + 1
+  const beyond = page => box => box.getBoundingClientRect().right > page.documentElement.clientWidth + 1 &&
+    !box.parentElement.closest('table, pre, .formula')
+  const found = [...document.querySelectorAll('iframe')].map(frame => {
+    const page = frame.contentDocument, all = name => [...page.querySelectorAll(name)]
+    const drawn = box => box.getBoundingClientRect().width > 4 && box.getBoundingClientRect().height > 4
+    return {
+      page: frame.title, width: frame.clientWidth, shown: all('article h1').some(drawn),
+      formulas: all('math').filter(drawn).length,
+      wide: all('article *').filter(beyond(page)).map(box => box.outerHTML.slice(0, 80)),
+      pictures: all('article img').filter(picture => !picture.naturalWidth).length,
+      cut: all('pre > code').filter(code => !code.closest('.language-text') && wider(code)).map(code => code.innerText)
+    }
+  })
+  document.body.innerHTML = '<pre id="found"></pre>'
+  document.getElementById('found').textContent = JSON.stringify(found)
+})
+"""
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +55,39 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    pytest.importorskip("mkdocs")
+    spec = importlib.util.spec_from_file_location("api_reference", ROOT / "docs" / "api_reference.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["api_reference"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def shown(site: Path) -> list[dict[str, Any]]:
+    """Measurements of every page at several widths, in a browser without a network; scripts are off."""
+    if CHROMIUM is None:
+        pytest.skip("needs a Chromium")
+    frames = "".join(
+        f'<iframe sandbox="allow-same-origin" title="{page.parent.relative_to(site)}" src="{page.relative_to(site)}" '
+        f'style="width: {width}px; height: 800px; border: 0"></iframe>'
+        for page in sorted(site.rglob("index.html"))
+        for width in WIDTHS
+    )
+    probe = site / "probe.html"
+    probe.write_text(f"<!doctype html><body>{frames}<script>{MEASURE}</script></body>")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    flags += ["--allow-file-access-from-files", "--dump-dom", probe.as_uri()]
+    done = subprocess.run([CHROMIUM, *flags], capture_output=True, text=True, timeout=900)
+    [found] = re.findall(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
+    return json.loads(html.unescape(found))
+
+
 def built(site: Path, page: Path) -> Path:
-    return site / ("index.html" if page.stem == "index" else f"{page.with_suffix('')}/index.html")
+    folder = page.parent if page.stem == "index" else page.with_suffix("")
+    return site / folder / "index.html"
 
 
 def formulas(markdown: str) -> int:
@@ -40,33 +98,78 @@ def formulas(markdown: str) -> int:
     )
 
 
+def prose_of(page: Path) -> str:
+    text = re.sub(r"<annotation.*?</annotation>|<code.*?</code>", "", page.read_text(), flags=re.S)
+    return html.unescape(text)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_formulas_are_drawn_without_a_script(site: Path, page: Path):
     text = built(site, page).read_text()
-    shown = html.unescape(re.sub(r"<code.*?</code>", "", text, flags=re.S))
-    assert not RAW.search(re.sub(r"<annotation.*?</annotation>", "", shown, flags=re.S))
+    assert not RAW.search(prose_of(built(site, page)))
     assert text.count("<math") == formulas((ROOT / "docs" / page).read_text())
     assert "<merror" not in text
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
-def test_pages_load_nothing_from_other_hosts(site: Path, page: Path):
-    text = built(site, page).read_text()
-    assert LOADED.findall(re.sub(r'<link rel="canonical"[^>]*>', "", text)) == []
+def test_pages_load_nothing_from_other_hosts(site: Path):
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > len(PAGES)
+    for page in pages:
+        assert LOADED.findall(re.sub(r'<link rel="canonical"[^>]*>', "", page.read_text())) == [], page
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
-def test_a_browser_shows_the_formulas(site: Path):
-    """In a browser without a network, the formulas of AKD's page have a nonzero size."""
-    probe = (
-        "<script>addEventListener('load', () => {"
-        "const boxes = [...document.querySelectorAll('math')].map(formula => formula.getBoundingClientRect());"
-        "document.title = 'drawn ' + boxes.filter(box => box.width > 4 && box.height > 4).length})</script></body>"
+def test_a_browser_shows_every_page(site: Path, shown: list[dict[str, Any]]):
+    assert {(row["page"], row["width"]) for row in shown} == {
+        (str(page.parent.relative_to(site)), width) for page in site.rglob("index.html") for width in WIDTHS
+    }
+    for row in shown:
+        assert row["shown"] and row["pictures"] == 0, row["page"]
+        assert row["formulas"] == (site / row["page"] / "index.html").read_text().count("<math"), row["page"]
+
+
+def test_nothing_is_cut_at_the_edge(shown: list[dict[str, Any]]):
+    assert [row for row in shown if row["wide"] or row["cut"]] == []
+
+
+def test_every_public_name_is_in_the_reference(site: Path, reference: ModuleType):
+    public = {("trl_akd", name) for name in trl_akd.__all__}
+    for package in ("losses", "losses.divergences", "teachers", "generation", "execution", "metrics"):
+        module = importlib.import_module(f"trl_akd.{package}")
+        public |= {(module.__name__, name) for name in module.__all__ if name != "divergences"}
+    for module, name in public:
+        item = reference.find(module, name)
+        pages = [page for page in reference.PAGES if item in dict(reference.objects_of_page(page)).get(module, [])]
+        assert len(pages) == 1, name
+        assert f'id="{name}"' in (site / "reference" / pages[0] / "index.html").read_text(), name
+        assert item.docstring or item.name.isupper() or item.name in ("TeacherSignal", "Tests"), name
+
+
+def test_docstrings_become_pages(reference: ModuleType):
+    """Sections, entries and references in TRL's format; an example without a fence is code as well."""
+    docstring = (
+        "Do it with [`AKDTrainer`] or [`~trl.SFTTrainer`].\n\nArgs:\n    x (`int`, *optional*):\n        A number,\n"
+        "        or none.\n    **kwargs:\n        More.\n\nReturns:\n    Text.\n\nAfter.\n\nExample:\n    >>> 1\n"
+        "    1"
     )
-    page = site / "methods" / "akd" / "index.html"
-    copy = page.with_name("probe.html")
-    copy.write_text(page.read_text().replace("</body>", probe))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom"]
-    done = subprocess.run([str(CHROMIUM), *flags, copy.as_uri()], capture_output=True, text=True, timeout=120)
-    [title] = re.findall(r"<title>(.*?)</title>", done.stdout)
-    assert title == f"drawn {page.read_text().count('<math')}"
+    assert re.split(r"\n+", reference._docstring(docstring, "akd").strip()) == [
+        "Do it with [`AKDTrainer`](#AKDTrainer) or `SFTTrainer`.",
+        "**Parameters**",
+        "- **`x`** (`int`, *optional*): A number,",
+        "    or none.",
+        "- **`**kwargs`**: More.",
+        "**Returns**",
+        "Text.",
+        "After.",
+        "**Example**",
+        "```python",
+        ">>> 1",
+        "1",
+        "```",
+    ]
+
+
+def test_the_reference_leaves_no_marks(site: Path):
+    for page in sorted((site / "reference").rglob("index.html")):
+        text = re.sub(r"<[^>]+>", "", prose_of(page))
+        assert not re.search(r"\[`|^\s*(?:Args|Raises|Returns|Example):", text, re.M), page
+        assert not RAW.search(text), page

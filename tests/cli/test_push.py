@@ -156,7 +156,7 @@ def test_a_merged_adapter(hub: Hub, tmp_path: Path, plan_head: bool):
         (["run", "--hub_dataset_id", "me/x", "--merge_adapter"], "are for a student; give `hub_model_id`"),
         (["without_card"], "'without_card' has no README.md, the model card"),
         (["run", "--hub_modelid", "me/x"], "did you mean `--hub_model_id`"),
-        (["run", "--hub_model_id", "a/b/c"], "`hub_model_id` is 'a/b/c', which is not a name on the Hub"),
+        (["run", "--hub_model_id", "a/b/c"], "'a/b/c' is not a name on the Hub; give one such as 'me/student'"),
     ],
 )
 def test_mistakes(hub: Hub, run: Path, flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: Any):

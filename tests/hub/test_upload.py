@@ -69,7 +69,7 @@ def test_without_a_token(hub: Hub, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_name_that_is_none(hub: Hub):
-    with pytest.raises(HubError, match="`hub_model_id` is 'a/b/c', which is not a name on the Hub"):
+    with pytest.raises(HubError, match="'a/b/c' is not a name on the Hub; give one such as 'me/student'"):
         upload("a/b/c", FILES, message="Upload", kept=KEPT)
 
 

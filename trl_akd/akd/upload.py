@@ -1,5 +1,6 @@
 """Upload of a trainer's student, its tokenizer, its card and its recipe, without the rest of the output folder."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
 from ..hub.files import Files, is_replaced, student_files
-from ..hub.upload import hub_api, repeat_command, upload
+from ..hub.upload import HubError, hub_api, repeat_command, upload
 
 __all__ = ["upload_checkpoint", "upload_student"]
+
+logger = logging.getLogger(__name__)
 
 _STAGING = ".upload"
 _BESIDE = ("README.md", "recipe.yaml", "beta.svg")
@@ -92,11 +95,18 @@ def upload_checkpoint(trainer: Any, checkpoint: Path) -> None:
     where = {"token": args.hub_token, "revision": args.hub_revision}
     kept = repeat_command(output_dir, "hub_model_id", name)
     staging = output_dir / f"{_STAGING}-{checkpoint.name}"  # as the checkpoint may be deleted soon
-    files = _copied(_files(checkpoint, output_dir), staging)
+    try:
+        files = _copied(_files(checkpoint, output_dir), staging)
+    except ValueError as error:  # such as weights in shards, which only the end of training gathers
+        logger.warning("The checkpoint was not uploaded: %s", error)
+        return
 
     def run() -> Any:
         try:
             return upload(name, files, message=message, kept=kept, replaces=is_replaced, **where)
+        except (HubError, ValueError) as error:  # which nobody else sees
+            logger.warning("The checkpoint was not uploaded: %s", error)
+            raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 

@@ -26,7 +26,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "iterkd": "train a student in cycles of correct and faulty answers, feedback and new questions",
         "evaluate": "evaluate a model by running the programs that it writes",
         "push": "upload a trained student, or generated texts as a dataset, to the Hub",
-        "bench": "compare divergences in a world of generated programs on a CPU, or rules with real models",
+        "bench": "compare divergences in a world of generated programs on a CPU, or with real models",
         "templates": "compare prompt templates by a model's likelihood of the reference answers",
         "ranker": "train a small model that ranks programs by correctness, and rank programs with it",
         "judge": "train a small model that scores answers on IterKD's six-point rubric",

@@ -42,7 +42,7 @@ class FieldFormatter(Formatter, argparse.ArgumentDefaultsHelpFormatter):
     def _format_action_invocation(self, action: argparse.Action) -> str:
         flags = [flag for flag in action.option_strings if "-" not in flag.lstrip("-")]
         metavar = self._metavar(action)
-        value = {None: metavar, "?": f"[{metavar}]", "+": f"{metavar} ..."}[cast(str | None, action.nargs)]
+        value = {None: metavar, "?": f"[{metavar}]"}.get(cast(str | None, action.nargs), f"{metavar} ...")
         return f"{', '.join(flags)} {value}"
 
     def _metavar(self, action: argparse.Action) -> str:

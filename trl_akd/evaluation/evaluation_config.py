@@ -98,12 +98,12 @@ class EvaluationConfig(GeneratorConfig):
             one of MBPP's reference solutions exceeds.
         memory_mb (`int`, *optional*, defaults to `512`):
             Memory limit of a program in MiB.
+        packages (`list[str]`, *optional*):
+            Packages that programs and tests may import in addition to the standard library and those of the benchmark.
         update_card (`bool`, *optional*):
             Whether to add the scores to the model card: in the model's folder or, if the model is on the Hub, in its
             repository. With `compare`, the comparison is added to the card of the last model. By default, only an
             existing card in the model's folder is updated.
-        packages (`list[str]`, *optional*):
-            Packages that programs and tests may import in addition to the standard library and those of the benchmark.
     """
 
     samples: str | None = None

@@ -27,7 +27,7 @@ _BELONGS = re.compile(
     r"|(?:adapter_)?model(?:-\d+-of-\d+)?\.safetensors(?:\.index\.json)?|plan_head\.safetensors"
     r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
     r"|chat_template\.jinja|additional_chat_templates/[\w-]+\.jinja"
-    r"|vocab(?:\.json|\.txt|\.bpe)?|merges\.txt|[\w.-]+\.(?:model|bpe|tiktoken)"
+    r"|vocab(?:\.json|\.txt|\.bpe)?|merges\.txt|[\w.-]+\.(?:model|bpe|spm|tiktoken)|(?:pre)?processor_config\.json"
     r"|README\.md|recipe\.yaml|beta\.svg"
 )
 _SUPERSEDED = re.compile(r"pytorch_model(?:-\d+-of-\d+)?\.bin(?:\.index\.json)?|adapter_model\.bin")

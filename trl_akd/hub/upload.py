@@ -208,7 +208,7 @@ def _reason(repository: str, error: BaseException) -> str:
     """Return a sentence about an error with a remedy."""
     status = _status(error)
     if isinstance(error, HFValidationError):
-        return f"`hub_model_id` is {repository!r}, which is not a name on the Hub; give a name such as 'me/student'."
+        return f"{repository!r} is not a name on the Hub; give one such as 'me/student'."
     if isinstance(error, OfflineModeIsEnabled):
         return "The Hub was not contacted, because HF_HUB_OFFLINE is set in the environment; unset it."
     if isinstance(error, LocalTokenNotFoundError) or (status == 401 and get_token() is None):

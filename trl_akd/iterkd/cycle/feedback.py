@@ -125,7 +125,7 @@ def _linter() -> _Linter:
     try:
         from pyflakes.checker import Checker
     except ImportError as error:
-        raise ImportError('pyflakes is not installed; `pip install "trl_akd[iterkd]"`.') from error
+        raise ImportError("pyflakes is not installed; `pip install pyflakes`.") from error
 
     def lint(tree: ast.Module) -> list[str]:
         try:

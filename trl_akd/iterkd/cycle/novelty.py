@@ -41,7 +41,7 @@ try:
     from datasketch import MinHash, MinHashLSH
     from rapidfuzz.distance import LCSseq
 except ImportError as error:
-    raise ImportError('datasketch or RapidFuzz is not installed; `pip install "trl_akd[iterkd]"`.') from error
+    raise ImportError("datasketch or RapidFuzz is not installed; `pip install datasketch rapidfuzz`.") from error
 
 
 _WORD = re.compile(r"\w+")

@@ -25,7 +25,7 @@ from .runs import MODELS_FORMAT
 __all__ = ["MODELS_PAGE", "ModelsResults"]
 
 _SCORE = "pass@1"
-_BOUNDS = ("_low", "_high")
+_BESIDE_SCORES = ("_low", "_high", "_tasks")
 _UNITS = {"seconds": "s", "peak_memory_mib": "MiB"}
 
 
@@ -196,9 +196,9 @@ def _pair(results: ModelsResults, pair: str) -> str:
 
 
 def _scores(results: ModelsResults, pair: str, benchmark: str) -> list[str]:
-    """Return the names of the scores on a benchmark, without the bounds of their intervals over problems."""
+    """Return the names of the scores on a benchmark, without those of their intervals over problems."""
     run = _first_run(results, pair, benchmark)
-    return [name for name in run["measures"][benchmark] if name != "problems" and not name.endswith(_BOUNDS)]
+    return [name for name in run["measures"][benchmark] if name != "problems" and not name.endswith(_BESIDE_SCORES)]
 
 
 def _first_run(results: ModelsResults, pair: str, benchmark: str) -> Mapping[str, Any]:

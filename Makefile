@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet $(addprefix --extra-index-url ,$(TORCH_INDEX)) $(addprefix -c ,$(CONSTRAINTS))
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
-RESULTS := $(addprefix docs/results/,full.json adaptive.json minillm.json)
+RESULTS := $(addprefix docs/results/,full.json adaptive.json akd_ablations.json minillm.json)
 export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -73,6 +73,8 @@ bench: $(VENV)/.installed
 # The page of results and its figures, from the committed results and introduction alone.
 results: $(VENV)/.installed
 	$(BIN)/trl-akd bench --report $(RESULTS) --page docs/results.md --introduction docs/results/answer.txt
+	$(BIN)/trl-akd bench plans --report docs/results/plans.json --page docs/results_plans.md \
+		--introduction docs/results/plans_answer.txt
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

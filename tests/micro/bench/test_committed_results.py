@@ -1,4 +1,4 @@
-"""The page of results in the documentation is the one that `make results` makes of the committed files."""
+"""The pages of results in the documentation are those that `make results` makes of the committed files."""
 
 import json
 import re
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from trl_akd.micro.bench.config import BenchConfig
+from trl_akd.micro.bench.plans_report import PLANS_PAGE
 from trl_akd.micro.bench.report import BENCH_PAGE
 from trl_akd.micro.bench.runs import plan
 
@@ -27,7 +28,13 @@ def test_the_page_is_that_of_the_committed_results(tmp_path: Path):
         for folder in (tmp_path / "results", DOCS / "results")
     )
     assert figures == committed
-    assert {path.name for path in (DOCS / "results").glob("*.json")} == set(names.split())
+    assert {path.name for path in (DOCS / "results").glob("*.json")} == {*names.split(), "plans.json"}
+
+
+def test_the_page_on_plans_is_that_of_the_committed_results(tmp_path: Path):
+    folder = DOCS / "results"
+    made = PLANS_PAGE.write([folder / "plans.json"], tmp_path / "results_plans.md", folder / "plans_answer.txt")
+    assert made.read_bytes() == (DOCS / "results_plans.md").read_bytes(), "run `make results`"
 
 
 @pytest.mark.parametrize("path", sorted((DOCS / "results").glob("*.json")), ids=lambda path: path.stem)

@@ -32,7 +32,7 @@ def test_run_writes_a_student_with_its_plan_head(codeplan: dict[str, Any], recip
     assert len([log for log in history if "codeplan/plan_loss" in log]) == 2
     assert len([log for log in history if "eval_codeplan/code_loss" in log]) == 3
     card = (run / "README.md").read_text()
-    for fact in ("CodePLAN", "`0.3`", codeplan["dataset_name"], path):
+    for fact in ("CodePLAN", "`0.3`", "plans.jsonl", Path(path).name):
         assert fact in card
 
 

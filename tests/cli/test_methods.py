@@ -18,7 +18,18 @@ from trl_akd.cli.akd import AKDMethod
 from trl_akd.cli.methods import find_methods
 
 TOY = Path(__file__).parent / "toy"
-OF_ONE_METHOD = {"akd", "codeplan", "iterkd", "quickstarts", "mock_server", "plans", "ranker", "judge", "evaluate"}
+OF_ONE_METHOD = {
+    "akd",
+    "codeplan",
+    "iterkd",
+    "quickstarts",
+    "mock_server",
+    "plans",
+    "ranker",
+    "judge",
+    "evaluate",
+    "push",
+}
 
 
 @pytest.fixture(autouse=True)

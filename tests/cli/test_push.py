@@ -190,7 +190,7 @@ def test_plans(hub: Hub, tmp_path: Path):
 
 @pytest.mark.lengthy
 def test_a_recipe_that_pushes(hub: Hub, settings: dict[str, Any], recipe, tmp_path: Path):
-    pushes = {"push_to_hub": True, "hub_model_id": "me/student", "hub_token": TOKEN}
+    pushes = {"push_to_hub": True, "hub_model_id": "me/student"}
     settings |= {"eval_strategy": "no", "save_strategy": "steps", "save_steps": 1, **pushes}
     assert main(["akd", "--config", recipe(settings)]) == 0
     files = hub.files("me/student")

@@ -17,9 +17,8 @@ def test_defaults_follow_the_paper(config):
 
 def test_docstring_lists_the_fields_in_order():
     named = re.findall(r"^        (\w+) \(`", CodePLANConfig.__doc__, re.M)
-    own = [field.name for field in fields(CodePLANConfig) if field.name in CodePLANConfig.__annotations__]
-    assert sorted(named) == sorted(own)
-    assert named == list(CodePLANConfig.__annotations__)
+    names = {field.name for field in fields(CodePLANConfig)}
+    assert named == [name for name in CodePLANConfig.__annotations__ if name in names]
     assert issubclass(CodePLANConfig, AKDConfig)
 
 

@@ -353,7 +353,7 @@ def compare_with_oracle(executor: CodeExecutor, folder: Path, count: int) -> Non
         if expected:
             assert (result.error_type or result.status) == expected, (program[0], result)
             seen.add(expected)
-    assert {"passed", "AssertionError", "SyntaxError"} <= seen
+    assert {"passed", "AssertionError", "SyntaxError"} <= seen or len(corpus()) == len(BUILT_IN)  # without data
 
 
 def test_verdicts_are_those_of_a_plain_interpreter(fuzzed: CodeExecutor, tmp_path: Path) -> None:

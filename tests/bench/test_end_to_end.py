@@ -13,6 +13,7 @@ import yaml
 from trl_akd.cli import main
 
 
+@pytest.mark.slow
 @pytest.mark.end_to_end
 def test_benchmark_is_killed_and_continues(settings: dict[str, Any], tmp_path: Path):
     settings["common"] = {**settings["common"], "max_steps": 20}

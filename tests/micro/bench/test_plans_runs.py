@@ -73,7 +73,9 @@ def test_the_command_runs_what_is_missing_and_writes_the_page(tmp_path: Path):
     reported = subprocess.run([*command, "--report", str(folder / "results.json")], capture_output=True, text=True)
     assert reported.returncode == 0, reported.stderr
     text = (folder / "results.md").read_text()
-    assert text.startswith("# Experiment on CodePLAN: results\n\n4 of 4 runs") and "too few seeds" in text
+    assert (
+        text.startswith("# Experiment on CodePLAN: results\n\n## results\n\n4 of 4 runs") and "too few seeds" in text
+    )
 
 
 # The page

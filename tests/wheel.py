@@ -1,7 +1,8 @@
 """Install a wheel into an empty environment and use it there: `python -m tests.wheel WHEEL [REQUIREMENT ...]`.
 
-The environment has no other packages, no home folder, no variables of this one but those of pip, and no connection to the
-Hub; the working directory has no sources. The first command that fails ends the check. Needs the standard library alone.
+The environment has no other packages, no home folder, no variables of this one but those of pip, and no connection to
+the Hub; the working directory has no sources. The first command that fails ends the check. Needs the standard library
+alone.
 """
 
 import argparse
@@ -79,13 +80,16 @@ def install(wheel: Path, folder: Path, requirements: Sequence[str] = ()) -> Path
     """Create a virtual environment in `folder` with the wheel and `requirements`, and return its interpreter."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder / "home"), **pip}
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel.resolve(), *requirements]
-    subprocess.run(command, cwd=folder, env=environment, check=True)
-    listed = subprocess.run([python, "-m", "pip", "freeze"], text=True, capture_output=True, env=environment, check=True)
-    kept = ("torch==", "transformers==", "trl==", "trl_akd @", "trl-akd @")
-    print(*(line.partition(" @")[0] for line in listed.stdout.splitlines() if line.startswith(kept)), flush=True)
+    settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder / "home"), **settings}
+
+    def pip(*arguments: str | Path) -> str:
+        command = [python, "-m", "pip", "--disable-pip-version-check", *arguments]
+        return subprocess.check_output(command, cwd=folder, env=environment, text=True)
+
+    pip("install", "--quiet", wheel.resolve(), *requirements)
+    kept = ("torch==", "transformers==", "trl==")
+    print(wheel.name, *(line for line in pip("freeze").splitlines() if line.startswith(kept)), flush=True)
     return python
 
 

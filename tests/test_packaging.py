@@ -201,7 +201,7 @@ def test_workflows_have_least_rights_and_pinned_actions(path: Path):
                 if action.startswith("actions/checkout@"):
                     assert step["with"]["persist-credentials"] is False
             elif step["run"].startswith("make "):
-                assert set(re.findall(r"(?<=\s)[a-z-]+\b(?!=)", step["run"])) <= targets, step["run"]
+                assert step["run"].split()[1] in targets, step["run"]
 
 
 def test_a_release_is_published_without_tokens_after_its_tests():

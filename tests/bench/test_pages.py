@@ -1,4 +1,4 @@
-"""What the pages of all experiments share: verdicts, sentences, tables, and the files that are read and written."""
+"""Results and pages of all experiments: verdicts, sentences, tables, and the files that are read and written."""
 
 import itertools
 import json

@@ -28,10 +28,10 @@ LEVELS: dict[str, int] = {
     "codeplan": 6,
     "iterkd": 6,
     "evaluation": 7,
-    "micro": 7,
     "bench": 8,
-    "cli": 9,
-    "__main__": 10,
+    "micro": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 ONLY_TORCH = {"losses"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

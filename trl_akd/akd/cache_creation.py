@@ -57,7 +57,7 @@ def create_cache(
     kind: CacheKind = "hidden",
     dtype: str = "auto",
     top_k: int = 128,
-    shard_mb: int = 256,
+    shard_mb: float = 256,
     data: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Write the signals of a trainer's teacher for all rows of its datasets, or those that are missing.
@@ -76,7 +76,7 @@ def create_cache(
             `"int8"`.
         top_k (`int`, *optional*, defaults to `128`):
             Number of tokens per sparse signal.
-        shard_mb (`int`, *optional*, defaults to `256`):
+        shard_mb (`float`, *optional*, defaults to `256`):
             Maximum size of a shard in MB.
         data (`Mapping`, *optional*):
             Facts about the data for the manifest, such as `dataset_name`.
@@ -96,7 +96,7 @@ def create_cache(
     batch_size = trainer.args.per_device_eval_batch_size
     with _signal(trainer, rows[:batch_size]) as signal:
         encoding = _encoding(trainer, kind, dtype, top_k, signal)
-    shards = _plan(rows, encoding.bytes_per_token, shard_mb * 1_000_000)
+    shards = _plan(rows, encoding.bytes_per_token, int(shard_mb * 1_000_000))
     manifest = _manifest(trainer, kind, encoding, rows, len(shards), data or {})
     missing = run_on_main_and_broadcast(accelerator, lambda: _begin(folder, manifest, encoding))
     if missing is None:

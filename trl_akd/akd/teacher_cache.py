@@ -82,9 +82,11 @@ def check_cache(
     for name, dataset in rows.items():
         number, missing, without_targets = teacher.uncached(dataset)
         if missing or without_targets:
+            of_rows = f"{missing:,} of {number:,} rows"
+            of_targets = f"some targets of {without_targets:,} of {number:,} rows"
             raise ValueError(
-                f"{where} has no signal for {missing:,} of {number:,} rows of the {name} dataset, and not for all "
-                f"targets of {without_targets:,} others; {_explained(manifest.data, settings)}."
+                f"{where} has no signal for {of_rows if missing else of_targets} of the {name} dataset; "
+                f"{_explained(manifest.data, settings)}."
             )
 
 

@@ -305,7 +305,7 @@ def load_datasets(script_args: AKDScriptArguments, args: AKDConfig) -> tuple[Dat
 def load_tokenizers(
     method: Method, model_args: ModelConfig, args: AKDConfig
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None]:
-    """Return the tokenizers of student and teacher, which share a vocabulary, or `None` without a teacher.
+    """Return the tokenizers of student and teacher, which share a vocabulary, or `None` without a teacher model.
 
     If the student is an adapter, its vocabulary is that of `method.base_model`.
 
@@ -323,7 +323,7 @@ def load_tokenizers(
         args.trust_remote_code,
         method.base_model,
     )
-    if teacher is None:
+    if teacher is None or args.teacher_cache is not None:
         return student_tokenizer, None
     teacher_tokenizer, teacher_size = _vocabulary(
         "teacher_model_name_or_path", teacher, args.teacher_model_revision, args.trust_remote_code

@@ -33,9 +33,7 @@ def test_size(vocabulary: int, k: int, limit: int):
 
 
 @pytest.mark.parametrize("kind", ["flat", "usual", "steep", "peaked", "equal", "impossible"])
-@pytest.mark.parametrize(
-    ("vocabulary", "k"), [(1, 1), (2, 1), (2, 2), (5, 3), (320, 1), (320, 16), (320, 320), (4096, 50), (4096, 128)]
-)
+@pytest.mark.parametrize(("vocabulary", "k"), [(1, 1), (2, 1), (5, 3), (320, 16), (320, 320), (1024, 50)])
 def test_errors_are_within_the_bounds(kind: str, vocabulary: int, k: int):
     """The bounds of the docstring, against the signal in float64."""
     whole = SparseSignal.from_logits(logits(kind, 7, vocabulary), k)

@@ -1,17 +1,18 @@
 r"""`trl-akd cache`: run a teacher once over a dataset, and train from its stored signals.
 
 ```bash
-trl-akd cache --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml --output_dir outputs/teacher-cache
-trl-akd cache --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml --output_dir outputs/sparse-cache \
-    --cache_kind sparse --cache_top_k 64
-trl-akd cache --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml --output_dir outputs/teacher-cache \
-    --accelerate_config zero3
+trl-akd cache --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml \
+    --output_dir outputs/teacher-cache
+trl-akd cache --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml \
+    --output_dir outputs/sparse-cache --cache_kind sparse --cache_top_k 64
+trl-akd cache --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml \
+    --output_dir outputs/teacher-cache --accelerate_config zero3
 trl-akd cache inspect outputs/teacher-cache
-trl-akd akd --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml --teacher_cache outputs/teacher-cache
 ```
 
 The fields are those of the training recipe, which names the data, the student and the teacher. For a recipe of
-`trl-akd codeplan`, give `--method codeplan`. An interrupted command continues when it is started again.
+`trl-akd codeplan`, give `--method codeplan`. An interrupted command continues when it is started again. The recipe with
+`teacher_cache: FOLDER` then trains from the cache.
 """
 
 import sys

@@ -11,8 +11,8 @@ trl-akd cache inspect outputs/teacher-cache
 ```
 
 The fields are those of the training recipe, which names the data, the student and the teacher. For a recipe of
-`trl-akd codeplan`, give `--method codeplan`. An interrupted command continues when it is started again. The recipe with
-`teacher_cache: FOLDER` then trains from the cache.
+`trl-akd codeplan`, give `--method codeplan`. An interrupted command continues when it is started again. Training reads
+the cache if its recipe has `teacher_cache: FOLDER`.
 """
 
 import sys

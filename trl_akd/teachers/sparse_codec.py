@@ -47,10 +47,10 @@ class SparseCodec:
     >>> codec = SparseCodec(vocabulary_size=5, k=3)
     >>> packed = codec.encode(signal)
     >>> packed.shape, packed.dtype
-    (torch.Size([1, 7]), torch.uint8)
+    (torch.Size([1, 8]), torch.uint8)
     >>> decoded = codec.decode(packed)
     >>> decoded.ids, decoded.log_probs.exp(), decoded.tail_log_prob.exp()
-    (tensor([[0, 1, 2]]), tensor([[0.4994, 0.2501, 0.1252]]), tensor([0.1254]))
+    (tensor([[0, 1, 2]]), tensor([[0.4999, 0.2500, 0.1250]]), tensor([0.1251]))
 
     ```
     """

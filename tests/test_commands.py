@@ -30,7 +30,7 @@ from trl_akd.evaluation import benchmarks
 __all__ = ["hub"]
 
 ROOT = Path(__file__).parents[1]
-WITHOUT_FIELDS = {"quickstart", "recipes", "--help", "--version"}
+WITHOUT_FIELDS = {"quickstart", "recipes", "completion", "--help", "--version"}
 RUN = ("evaluate", "plans", "ranker", "judge", "recipes")  # the commands that run here as printed
 SLOW = ("--plan_sampling", "plan_sampling", "--num_samples", "codeplan/evaluate.yaml", "ranker train", "judge train")
 

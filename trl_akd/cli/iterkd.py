@@ -246,7 +246,8 @@ def _text_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "TextGe
 
     chat = teaching.prompt_style == "chat"
     if teaching.text_teacher_model_name_or_path is not None:
-        return load_generator(teaching.text_teacher_generator, chat=chat, accelerator=trainer.accelerator).generator
+        config = replace(teaching.text_teacher_generator, trust_remote_code=trainer.args.trust_remote_code)
+        return load_generator(config, chat=chat, accelerator=trainer.accelerator).generator
     from transformers import AutoTokenizer
 
     return generator_of_model(

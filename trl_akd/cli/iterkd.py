@@ -15,7 +15,7 @@ exit status 3; it continues with a larger budget.
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ..iterkd.cycle.teaching_config import TeachingConfig

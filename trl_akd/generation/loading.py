@@ -161,7 +161,8 @@ class GeneratorConfig(BackendConfig):
         super().__post_init__()
         if self.trust_remote_code and self.backend == "openai":
             raise ValueError(
-                "`trust_remote_code` is on, but the backend openai loads no model; set it on the server, or leave it out."
+                "`trust_remote_code` is true, but the backend openai loads no model; set it on the server, or leave "
+                "it out."
             )
         if self.dtype not in get_args(DType):
             raise ValueError(f"`dtype` is {self.dtype!r}; choose one of {', '.join(get_args(DType))}.")

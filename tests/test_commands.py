@@ -75,7 +75,8 @@ def test_flags_exist_and_values_are_of_their_type(text: str):
     if command in WITHOUT_FIELDS or "--help" in arguments:
         return
     if not arguments[0].startswith("-"):
-        command = f"{command} {arguments.pop(0)}"
+        word = arguments.pop(0)
+        command = command if command == "push" else f"{command} {word}"  # the folder to push
     options, flags = read_options(arguments)
     if options.accelerate_config:
         find_accelerate_config(options.accelerate_config)

@@ -317,7 +317,7 @@ def test_damaged_caches(pair, caches, tmp_path, name, complaint):
         ({"eval_dataset": {"other": tiny.rows(2, seed=9)}}, r"no signal for 2 of 2 rows of the eval_other dataset"),
         ({"lmbda": 0.5}, "`lmbda` is 0.5, but a cache has no signals for generated text"),
         ({"seq_kd": True}, "`seq_kd` is True, but a cache has no signals for generated text"),
-        ({"teacher_device": "cpu"}, "`teacher_device` is 'cpu', which has no effect with `teacher_cache`"),
+        ({"teacher_device": "cpu"}, "`teacher_device` is 'cpu' and `teacher_cache` is set, which needs no teacher"),
         ({"teacher_model_name_or_path": "other/model"}, r"has signals of '.*teacher', but .*'other/model'"),
         ({"teacher_cache": "nowhere"}, "`teacher_cache` is 'nowhere', which is not a folder"),
         ({"train_dataset": tiny.rows(8).to_iterable_dataset()}, "the train dataset is a stream.*streaming=False"),

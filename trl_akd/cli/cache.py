@@ -17,21 +17,21 @@ the cache if its recipe has `teacher_cache: FOLDER`.
 
 import sys
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
-from .command import CommandLine
+from .command import Action, start
 from .errors import run, user_errors
+from .launching import check_processes
 from .methods import load_method
 
 if TYPE_CHECKING:
     from ..teachers.cache_files import Manifest
 
-__all__ = ["CacheArguments", "create", "describe", "inspect", "main"]
-
-_METHODS = ("akd", "codeplan")
+__all__ = ["ACTIONS", "CacheArguments", "InspectConfig", "create", "describe", "inspect", "main"]
 
 
 @dataclass
@@ -40,6 +40,8 @@ class CacheArguments:
     Arguments of `trl-akd cache` about the stored signals.
 
     Args:
+        method (`str`, *optional*, defaults to `"akd"`):
+            Training method of the recipe, as a flag: `"akd"` or `"codeplan"`.
         cache_kind (`str`, *optional*, defaults to `"hidden"`):
             Stored signal: `"hidden"`, the final hidden states and once the LM head, which give every divergence as
             from the teacher itself, or `"sparse"`, the most probable tokens and the total of all others, which is
@@ -53,6 +55,7 @@ class CacheArguments:
             Maximum size of a file in MB. An interruption loses at most one per process.
     """
 
+    method: Literal["akd", "codeplan"] = "akd"
     cache_kind: Literal["hidden", "sparse"] = "hidden"
     cache_dtype: Literal["auto", "bfloat16", "float16", "float32", "int8"] = "auto"
     cache_top_k: int = 128
@@ -73,22 +76,39 @@ class CacheArguments:
             )
 
 
+@dataclass
+class InspectConfig:
+    """
+    Configuration of `trl-akd cache inspect`.
+
+    Args:
+        cache_dir (`str`, *optional*):
+            Folder of the cache. May be given without the flag, as the first argument.
+    """
+
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.cache_dir is None:
+            raise ValueError(
+                "`cache_dir` is missing; give the folder of a cache, as in `trl-akd cache inspect outputs/cache`."
+            )
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command with `argv`, by default the arguments of the process."""
     arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["inspect"]:
+        rest = arguments[1:]
+        named = rest[:1] and not rest[0].startswith("-")
+        start("cache", ACTIONS, ["--cache_dir", *rest] if named else rest, name="inspect")
+        return
     with user_errors():
-        if arguments[:1] == ["inspect"]:
-            inspect(arguments[1:])
-            return
-        method, rest = _split_method(arguments)
-        line = CommandLine.read("cache", lambda: _argument_types(method), rest, __doc__)
-        if line.launcher is not None:
-            line.launch("cache", "--method", method)
-            return
-        create(method, *line.dataclasses())
+        types = partial(_argument_types, _find_method(arguments))
+    start("cache", {"": Action(types, create)}, arguments)
 
 
-def create(method: str, cache: CacheArguments, script_args: Any, training_args: Any, model_args: Any, *_: Any) -> None:
+def create(cache: CacheArguments, script_args: Any, training_args: Any, model_args: Any, *_: Any) -> None:
     """Create a cache, or continue its creation, and print what it holds.
 
     Raises:
@@ -98,6 +118,7 @@ def create(method: str, cache: CacheArguments, script_args: Any, training_args: 
     from ..akd.cache_creation import create_cache
     from .training import make_trainer
 
+    check_processes(use_cpu=training_args.use_cpu, deepspeed=training_args.deepspeed is not None)
     if script_args.dry_run:
         raise ValueError("`dry_run` is on, which `trl-akd cache` does not have; leave it out.")
     if training_args.generates:
@@ -106,8 +127,8 @@ def create(method: str, cache: CacheArguments, script_args: Any, training_args: 
             "the data alone, not for generated text; set lmbda=0 and seq_kd=False."
         )
     training_args.teacher_cache = None  # where the recipe already names the cache
-    trainer = make_trainer(load_method(method), script_args, training_args, model_args)
-    source = {"method": method, "dataset_name": script_args.dataset_name}
+    trainer = make_trainer(load_method(cache.method), script_args, training_args, model_args)
+    source = {"method": cache.method, "dataset_name": script_args.dataset_name}
     manifest = create_cache(
         trainer,
         training_args.output_dir,
@@ -121,17 +142,15 @@ def create(method: str, cache: CacheArguments, script_args: Any, training_args: 
         print(describe(manifest, Path(training_args.output_dir)))
 
 
-def inspect(arguments: Sequence[str]) -> None:
+def inspect(config: InspectConfig) -> None:
     """Print what a cache holds, its size and its measured error.
 
     Raises:
         ValueError: If the folder is not a teacher cache, or a file of it is missing or damaged.
     """
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise ValueError("`trl-akd cache inspect` takes the folder of a cache: `trl-akd cache inspect FOLDER`.")
     from ..teachers import CachedTeacher
 
-    teacher = CachedTeacher(arguments[0])
+    teacher = CachedTeacher(str(config.cache_dir))
     print(describe(teacher.manifest, teacher.folder))
 
 
@@ -161,24 +180,26 @@ def describe(manifest: "Manifest", folder: Path) -> str:
     return "\n".join([f"Teacher cache {folder}", *lines])
 
 
-def _split_method(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the value of `--method`, and the other arguments."""
+def _find_method(arguments: Sequence[str]) -> str:
+    """Return the value of the flag `--method`, on which the fields of the recipe depend."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--method", default=_METHODS[0])
-    options, rest = parser.parse_known_args(arguments)
-    if options.method not in _METHODS:
-        remedy = (
-            "its cycles train on new answers, for which no cache has signals"
-            if options.method == "iterkd"
-            else f"choose one of {', '.join(_METHODS)}"
+    parser.add_argument("--method", default="akd")
+    method = str(parser.parse_known_args(arguments)[0].method)
+    if method == "iterkd":
+        raise ValueError(
+            "`--method` is 'iterkd', whose cycles train on new answers, for which no cache has signals; leave it out."
         )
-        raise ValueError(f"`--method` is {options.method!r}; {remedy}.")
-    return str(options.method), rest
+    return method if method in get_args(get_type_hints(CacheArguments)["method"]) else "akd"
 
 
-def _argument_types(method: str = _METHODS[0]) -> tuple[type, ...]:
+def _argument_types(method: str = "akd") -> tuple[type, ...]:
     return CacheArguments, *load_method(method).argument_types()
 
+
+ACTIONS: Mapping[str, Action] = {
+    "": Action(_argument_types, create),
+    "inspect": Action(lambda: (InspectConfig,), inspect, one_process=True),
+}
 
 if __name__ == "__main__":
     raise SystemExit(run(main))

@@ -161,13 +161,15 @@ def describe(manifest: "Manifest", folder: Path) -> str:
     else:
         signals = f"{manifest.top_k} most probable tokens and the tail, at temperature {manifest.temperature:g}"
     size = sum(path.stat().st_size for path in folder.glob("shard-*.safetensors"))
+    unit, divisor = ("GB", 1e9) if size >= 1e9 else ("MB", 1e6)
+    files = f"{manifest.shards} shard{'' if manifest.shards == 1 else 's'}"
     settings = ", ".join(f"{name} {value}" for name, value in manifest.data.items() if value is not None)
     facts = {
         "teacher": manifest.teacher + (f" at {manifest.teacher_revision}" if manifest.teacher_revision else ""),
         "signals": signals,
         "data": settings,
         "rows": f"{manifest.rows:,} distinct rows with {manifest.tokens:,} targets",
-        "size": f"{size / 1e6:,.1f} MB in {manifest.shards} shards, {size / manifest.tokens:,.1f} bytes per target",
+        "size": f"{size / divisor:,.2f} {unit} in {files}, {size / manifest.tokens:,.1f} bytes per target",
     }
     if measured := manifest.measured:
         for name, title in (("forward_kl", "forward KL"), ("reverse_kl", "reverse KL")):

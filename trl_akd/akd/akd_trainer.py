@@ -34,7 +34,7 @@ from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
 from ..distributed import own_rows, take_compilation, through_forward, unwrapped, widest_float
 from ..generation.decoding import collect_eos_token_ids
 from ..heads import compiler, final_hidden_states, hidden_states_and_router_loss, lm_head
-from ..hub.model_card import ModelCardContent, model_card, read_base_model
+from ..hub.model_card import ModelCardContent, model_card, read_base_model, write_run_facts
 from ..hub.scores import before_and_after, errors_section
 from ..hub.upload import request
 from ..losses.fused_linear import FusedDivergence, fused_divergence, fused_linear_cross_entropy
@@ -703,7 +703,10 @@ class AKDTrainer(GKDTrainer):
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Write the model card, with provenance and scores, to `README.md` in the output folder."""
+        """Write the model card, with provenance and scores, to `README.md` in the output folder.
+
+        Its facts about the run are also written to `run.json`, for the report of the run.
+        """
         if not self.is_world_process_zero():
             return
         if dataset_name is not None:
@@ -725,6 +728,7 @@ class AKDTrainer(GKDTrainer):
         )
         base = read_base_model(self.provenance.student, online=self.args.push_to_hub)
         model_card(self.provenance, content, base).save(f"{self.args.output_dir}/README.md")
+        write_run_facts(Path(str(self.args.output_dir)), self.provenance, content)
 
 
 def _sized(dataset: Any) -> Any:

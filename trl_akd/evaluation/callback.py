@@ -1,6 +1,8 @@
 """Trainer callback that runs a benchmark at every evaluation."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -17,12 +19,14 @@ from .cards import card_scores
 from .evaluation_config import DEFAULT_PROGRAM_TIMEOUT
 from .prompts import Prompting, PromptStyle
 from .report import error_counts
-from .results import benchmark_facts, summarize
-from .samples import Samples
+from .results import benchmark_facts, summarize, write_results
+from .samples import Samples, write_sample_file
 from .sampling import handle_long_prompts, write_samples
-from .verdicts import run_samples
+from .verdicts import Verdict, run_samples, write_verdicts
 
-__all__ = ["PassAtKCallback"]
+__all__ = ["PassAtKCallback", "evaluation_folder"]
+
+logger = logging.getLogger(__name__)
 
 _LOGGED_AS = "eval_"
 _CONFIDENCE = 0.95
@@ -33,7 +37,8 @@ class PassAtKCallback(TrainerCallback):
 
     The values are added to the metrics of the evaluation, so `metric_for_best_model="eval_pass@1"` works. Generation
     is distributed over all processes (DDP, ZeRO-1 to ZeRO-3); programs run on the main process. The model's mode and
-    the random state of training are restored.
+    the random state of training are restored. Samples, verdicts and results are written to `evaluation/step-N` in the
+    output folder, in the files of `trl-akd evaluate`.
 
     Args:
         trainer (`Trainer`):
@@ -155,16 +160,18 @@ class PassAtKCallback(TrainerCallback):
 
     def _keep_for_card(self, scores: Mapping[str, float], step: int) -> None:
         if isinstance(self._trainer, AKDTrainer):
-            settings = {
-                "num_samples": self._sampling.n,
-                "temperature": self._sampling.temperature,
-                "top_p": self._sampling.top_p,
-                "max_new_tokens": self._sampling.max_new_tokens,
-                "prompt_style": self._prompting.style,
-                "step": step,
-            }
             results = {"benchmark": benchmark_facts(self.benchmark), "metrics": {**scores, "confidence": _CONFIDENCE}}
-            self._trainer.scores[step] = card_scores(results, settings)
+            self._trainer.scores[step] = card_scores(results, self._settings(step))
+
+    def _settings(self, step: int) -> dict[str, Any]:
+        return {
+            "num_samples": self._sampling.n,
+            "temperature": self._sampling.temperature,
+            "top_p": self._sampling.top_p,
+            "max_new_tokens": self._sampling.max_new_tokens,
+            "prompt_style": self._prompting.style,
+            "step": step,
+        }
 
     def _evaluate(self) -> dict[str, Any]:
         accelerator = self._trainer.accelerator
@@ -189,4 +196,23 @@ class PassAtKCallback(TrainerCallback):
     def _score(self, samples: Samples) -> dict[str, Any]:
         assert self._executor is not None
         verdicts = run_samples(self.benchmark.problems, samples.by_task, self._executor, progress=False)
-        return summarize(self.benchmark, verdicts, self._k, confidence=_CONFIDENCE)
+        results = summarize(self.benchmark, verdicts, self._k, confidence=_CONFIDENCE)
+        try:
+            self._save(results, verdicts)
+        except OSError as error:
+            logger.warning("The programs of this evaluation were not saved: %s", error)
+        return results
+
+    def _save(self, results: Mapping[str, Any], verdicts: Sequence[Verdict]) -> None:
+        """Write samples, verdicts and results."""
+        step = self._trainer.state.global_step
+        folder = evaluation_folder(str(self._trainer.args.output_dir), step)
+        write_sample_file(folder, [verdict.sample for verdict in verdicts])
+        write_verdicts(folder, verdicts)
+        model = {"name": f"{Path(str(self._trainer.args.output_dir)).name}, step {step}", "commit": None}
+        write_results(folder, {"model": model, "generation": self._settings(step), **results})
+
+
+def evaluation_folder(output_dir: str | Path, step: int) -> Path:
+    """Return the folder of the evaluation at a training step."""
+    return Path(output_dir) / "evaluation" / f"step-{step}"

@@ -177,7 +177,9 @@ class PairTrainer(AKDTrainer):
                 [tokens] = [rows for name, rows in self._datasets().items() if name == "train"]
                 require_shared_tokens(tokens, self.vocabulary_size, self._tokenizer, name="train")
             set_seed(self.args.seed)
-            return super().train(resume_from_checkpoint=resume_from_checkpoint)
+            result = super().train(resume_from_checkpoint=resume_from_checkpoint)
+            self.save_state()  # the logs of the cycle, for the report of the run
+            return result
 
     def student_generator(self, batch_size: int = 16, **settings: Any) -> TransformersGenerator:
         """Return a [`TransformersGenerator`] of the current student, which is valid until the next cycle begins.

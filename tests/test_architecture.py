@@ -30,6 +30,7 @@ LEVELS: dict[str, int] = {
     "evaluation": 6,
     "micro": 6,
     "bench": 7,
+    "report": 7,
     "cli": 8,
     "__main__": 9,
 }

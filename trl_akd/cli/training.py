@@ -24,6 +24,7 @@ from ..hub.private import public_settings
 from ..hub.upload import HubError
 from ..ledger import replace_text
 from ..micro.bench.runner import peak_memory_mb
+from ..report.writer import try_to_write_report
 from .arguments import AKDScriptArguments, BenchmarkArguments
 from .errors import user_errors
 from .methods import Method
@@ -115,9 +116,9 @@ def _launch_flags(accelerator: Any) -> str:
 
 
 def finish(trainer: "AKDTrainer", *, is_trained: bool = True, merge_adapter: bool = False) -> None:
-    """Save, evaluate and push the student, with its adapter merged if `merge_adapter`.
+    """Save, evaluate and push the student, with its adapter merged if `merge_adapter`, and write the report.
 
-    A student that was not trained is saved without a model card and is not pushed.
+    A student that was not trained is saved without a model card and a report, and is not pushed.
 
     Raises:
         UserError: If the upload fails; the student is in the output folder.
@@ -128,6 +129,8 @@ def finish(trainer: "AKDTrainer", *, is_trained: bool = True, merge_adapter: boo
     trainer.save_state()
     if is_trained:
         trainer.create_model_card()
+        if trainer.is_world_process_zero():
+            try_to_write_report(str(trainer.args.output_dir))
         if trainer.args.push_to_hub:
             with user_errors((HubError, ValueError)):
                 _push(trainer, merge_adapter)

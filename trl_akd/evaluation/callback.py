@@ -210,7 +210,8 @@ class PassAtKCallback(TrainerCallback):
         write_sample_file(folder, [verdict.sample for verdict in verdicts])
         write_verdicts(folder, verdicts)
         model = {"name": f"{Path(str(self._trainer.args.output_dir)).name}, step {step}", "commit": None}
-        write_results(folder, {"model": model, "generation": self._settings(step), **results})
+        settings = {"generation": self._settings(step), "execution": self._executor.limits if self._executor else None}
+        write_results(folder, {"model": model, **settings, **results})
 
 
 def evaluation_folder(output_dir: str | Path, step: int) -> Path:

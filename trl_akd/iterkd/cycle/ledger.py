@@ -25,7 +25,7 @@ from ..judge.judges import Judge
 from ..judge.rubric import Judgement, Unjudged, read_judgement
 from .records import Runner
 
-__all__ = ["CycleLedger", "ResultCache", "ledger_content"]
+__all__ = ["CycleLedger", "ResultCache", "ledger_content", "read_items"]
 
 _FILES = ("completions", "verdicts", "items")
 
@@ -287,10 +287,9 @@ def ledger_content(folder: Path, student: str) -> DatasetContent:
     Raises:
         FileNotFoundError: If there is no ledger.
     """
-    items = [row for row, _ in read_json_lines(folder / "items.jsonl")]
-    latest = {(row["kind"], row["cycle"], row["id"]): row for row in items}  # the last one counts
+    items = read_items(folder)
     tables: dict[str, list[dict[str, Any]]] = {
-        name: [_without_kind(row) for row in latest.values() if row["kind"] == kind] for name, kind in _ITEMS.items()
+        name: [_without_kind(row) for row in items if row["kind"] == kind] for name, kind in _ITEMS.items()
     }
     for name in ("completions", "verdicts"):
         path = folder / f"{name}.jsonl"
@@ -303,6 +302,21 @@ def ledger_content(folder: Path, student: str) -> DatasetContent:
         tables=tables,
         facts={"Student": public_path(student)},
     )
+
+
+def read_items(folder: Path) -> list[dict[str, Any]]:
+    """Return the items in the ledger of a run: `kind`, `cycle`, `id` and the fields of that kind.
+
+    Args:
+        folder (`Path`):
+            Folder of the ledger.
+
+    Raises:
+        FileNotFoundError: If there is no ledger.
+        ValueError: If a line is malformed.
+    """
+    rows = (row for row, _ in read_json_lines(folder / "items.jsonl"))
+    return list({(row["kind"], row["cycle"], row["id"]): row for row in rows}.values())  # the last one counts
 
 
 def _without_kind(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ LEVELS: dict[str, int] = {
     "distributed": 0,
     "ledger": 0,
     "charts": 0,
+    "progress": 0,
     "deprecation": 0,
     "heads": 1,
     "hub": 1,

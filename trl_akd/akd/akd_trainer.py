@@ -40,6 +40,7 @@ from ..hub.upload import request
 from ..losses.fused_linear import FusedDivergence, fused_divergence, fused_linear_cross_entropy
 from ..losses.lm_head import LMHead
 from ..losses.policy_gradient import PolicyGradient
+from ..progress import dataset_bars
 from ..teachers import (
     LocalTeacher,
     NoTeacher,
@@ -242,7 +243,8 @@ class AKDTrainer(GKDTrainer):
         check_tokenizer(self._tokenizer)
         is_training = dataset_name == "train" and dataset is self._training_data  # a key may be "train" as well
         name = "train" if is_training else evaluation_name(dataset_name)
-        with args.main_process_first(desc=f"preparation of the {name} dataset"):
+        shows_bars = args.process_index == 0 and not args.disable_tqdm
+        with args.main_process_first(desc=f"preparation of the {name} dataset"), dataset_bars(shown=shows_bars):
             prepared, report = self._tokenize(dataset, args, packing, name)
         if report is not None and args.process_index == 0:
             logger.log(logging.INFO if report.is_clean else logging.WARNING, report.summary())

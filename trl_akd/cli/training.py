@@ -198,6 +198,7 @@ def _add_benchmark_callback(trainer: "AKDTrainer", benchmark: "Benchmark", args:
         prompt_template=trainer.args.prompt_template,
         max_new_tokens=args.eval_max_new_tokens,
         allow_code_execution=args.allow_code_execution or None,
+        log_completions=args.eval_log_completions,
     )
     trainer.add_callback(callback)
 

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..akd.akd_trainer import AKDTrainer
+from ..akd.on_policy import report_table
 from ..data.templates import DEFAULT_TEMPLATE
 from ..distributed import run_on_main_and_broadcast
 from ..execution import CodeExecutor
@@ -61,6 +63,9 @@ class PassAtKCallback(TrainerCallback):
             `allow_code_execution`.
         allow_code_execution (`bool`, *optional*):
             Whether that sandbox may run programs.
+        log_completions (`bool`, *optional*, defaults to `False`):
+            Whether to report the completions with their outcomes as a table `eval_completions` to Weights & Biases and
+            trackio, if they are in `report_to`.
 
     Raises:
         ValueError: If the benchmark is malformed, one of its prompts is too long for the model, or the trainer never
@@ -91,6 +96,7 @@ class PassAtKCallback(TrainerCallback):
         batch_size: int = 16,
         executor: CodeExecutor | None = None,
         allow_code_execution: bool | None = None,
+        log_completions: bool = False,
     ) -> None:
         if trainer.args.eval_strategy == "no":
             raise ValueError("`eval_strategy` is 'no', so no benchmark would be run; set it to 'steps' or 'epoch'.")
@@ -106,6 +112,8 @@ class PassAtKCallback(TrainerCallback):
             max_new_tokens = default_max_new_tokens(trainer.model.config)
         self._sampling = SamplingParams(num_samples, temperature, top_p, max_new_tokens, (), seed)
         self._batch_size = batch_size
+        self._log_completions = log_completions
+        self._progress = trainer.accelerator.is_main_process and not trainer.args.disable_tqdm
         self._executor = executor
         if executor is None and trainer.accelerator.is_main_process:
             self._executor = CodeExecutor(
@@ -189,19 +197,38 @@ class PassAtKCallback(TrainerCallback):
             self._prompting,
             self._sampling,
             batch_size=self._batch_size * accelerator.num_processes,
-            progress=False,
+            progress=self._progress,
         )
         return run_on_main_and_broadcast(accelerator, lambda: self._score(samples))
 
     def _score(self, samples: Samples) -> dict[str, Any]:
         assert self._executor is not None
-        verdicts = run_samples(self.benchmark.problems, samples.by_task, self._executor, progress=False)
+        verdicts = run_samples(self.benchmark.problems, samples.by_task, self._executor, progress=self._progress)
         results = summarize(self.benchmark, verdicts, self._k, confidence=_CONFIDENCE)
         try:
             self._save(results, verdicts)
         except OSError as error:
             logger.warning("The programs of this evaluation were not saved: %s", error)
+        if self._log_completions:
+            report_table("eval_completions", self._table(verdicts), self._trainer.args.report_to)
         return results
+
+    def _table(self, verdicts: Sequence[Verdict]) -> pa.Table:
+        prompts = {problem.task_id: self._prompting.ask(problem) for problem in self.benchmark.problems}
+        step = self._trainer.state.global_step
+        return pa.Table.from_pylist(
+            [
+                {
+                    "step": step,
+                    "task_id": verdict.sample.task_id,
+                    "prompt": prompts[verdict.sample.task_id],
+                    "completion": verdict.sample.completion,
+                    "status": verdict.result.status,
+                    "error_type": verdict.label.error_type,
+                }
+                for verdict in verdicts
+            ]
+        )
 
     def _save(self, results: Mapping[str, Any], verdicts: Sequence[Verdict]) -> None:
         """Write samples, verdicts and results."""

@@ -231,7 +231,7 @@ def run_facts(provenance: Provenance, content: ModelCardContent) -> dict[str, An
 
 def write_run_facts(folder: Path, provenance: Provenance, content: ModelCardContent) -> None:
     """Write [`run_facts`] to `run.json`, from which the report of the run is made."""
-    text = json.dumps(run_facts(provenance, content), indent=2, ensure_ascii=False)
+    text = json.dumps(run_facts(provenance, content), indent=2)
     replace_text(folder / RUN_FILE, f"{text}\n")
 
 

@@ -66,7 +66,7 @@ class Run:
         facts (`Mapping`):
             Content of `run.json`, see `trl_akd.hub.model_card.run_facts`; empty for an evaluation.
         logs (`Sequence[Mapping[str, float]]`):
-            Logged numbers, each with a `step`. The steps of IterKD's cycles follow each other.
+            Logged numbers, each with a `step`. Those of IterKD's cycles follow each other.
         evaluations (`Sequence[Evaluated]`):
             Evaluations: those during training, in order of their steps, and then others.
         card (`Sequence[EvalResult]`):
@@ -172,11 +172,7 @@ def _read_logs(folder: Path) -> list[Log]:
     cycles = sorted(folder.glob(f"cycle-*/{TRAINER_STATE_NAME}"), key=lambda path: _number(path.parent))
     if not cycles:
         return _read_log(_latest_state(folder))
-    logs: list[Log] = []
-    for path in cycles:
-        before = logs[-1]["step"] if logs else 0.0
-        logs += [{**log, "step": log["step"] + before} for log in _read_log(path)]
-    return logs
+    return [log for path in cycles for log in _read_log(path)]
 
 
 def _latest_state(folder: Path) -> Path:

@@ -21,6 +21,7 @@ __all__ = [
     "make_report",
     "plot_cycles",
     "read_reports",
+    "tracked_metrics",
     "write_reports",
 ]
 
@@ -68,6 +69,21 @@ def make_report(
         held_out=held_out,
         new={},
     )
+
+
+def tracked_metrics(report: CycleReport) -> dict[str, float]:
+    """Return the figures of a cycle that are logged, by name."""
+    feedback = {f"iterkd/{name}": report.feedback[name] for name in LEVELS}
+    return {
+        "iterkd/cycle": report.cycle + 1,
+        "iterkd/questions": report.questions,
+        "iterkd/pairs": report.pairs,
+        "iterkd/without_fault": report.without_fault,
+        "iterkd/dropped": sum(report.dropped.values()),
+        "iterkd/feedback": report.feedback["score"],
+        **feedback,
+        **{f"eval_{name}": value for name, value in report.held_out.items()},
+    }
 
 
 HEADER = ("cycle", "questions", "pairs", "dropped", "feedback", "easy / medium / hard", "held-out pass@1", "new")

@@ -13,10 +13,10 @@ from tests import tiny
 from tests.evaluation.conftest import write_lines
 from trl_akd.akd.akd_config import AKDConfig
 from trl_akd.akd.akd_trainer import AKDTrainer
-from trl_akd.evaluation.callback import PassAtKCallback, evaluation_folder
+from trl_akd.evaluation.callback import PassAtKCallback
 from trl_akd.evaluation.cards import read_judged_samples
 from trl_akd.evaluation.report import compare
-from trl_akd.evaluation.results import read_results
+from trl_akd.evaluation.results import evaluation_folder, read_results
 
 
 class Interruption(TrainerCallback):

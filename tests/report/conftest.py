@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trl_akd.evaluation.callback import evaluation_folder
+from trl_akd.evaluation.results import evaluation_folder
 from trl_akd.hub.model_card import ModelCardContent, Provenance, write_run_facts
 
 SOLUTION = "def double(x):\n    return x * 2\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.report.conftest import write, write_evaluation, write_run
-from trl_akd.evaluation.callback import evaluation_folder
+from trl_akd.evaluation.results import evaluation_folder
 from trl_akd.report.page import make_visible, shorten
 from trl_akd.report.writer import try_to_write_report, write_report
 

@@ -21,12 +21,12 @@ from .cards import card_scores
 from .evaluation_config import DEFAULT_PROGRAM_TIMEOUT
 from .prompts import Prompting, PromptStyle
 from .report import error_counts
-from .results import benchmark_facts, summarize, write_results
+from .results import benchmark_facts, evaluation_folder, summarize, write_results
 from .samples import Samples, write_sample_file
 from .sampling import handle_long_prompts, write_samples
 from .verdicts import Verdict, run_samples, write_verdicts
 
-__all__ = ["PassAtKCallback", "evaluation_folder"]
+__all__ = ["PassAtKCallback"]
 
 logger = logging.getLogger(__name__)
 
@@ -239,8 +239,3 @@ class PassAtKCallback(TrainerCallback):
         model = {"name": f"{Path(str(self._trainer.args.output_dir)).name}, step {step}", "commit": None}
         settings = {"generation": self._settings(step), "execution": self._executor.limits if self._executor else None}
         write_results(folder, {"model": model, **settings, **results})
-
-
-def evaluation_folder(output_dir: str | Path, step: int) -> Path:
-    """Return the folder of the evaluation at a training step."""
-    return Path(output_dir) / "evaluation" / f"step-{step}"

@@ -21,6 +21,7 @@ __all__ = [
     "EVAL_RESULTS",
     "RESULTS",
     "benchmark_facts",
+    "evaluation_folder",
     "read_results",
     "summarize",
     "write_eval_results",
@@ -91,6 +92,11 @@ def benchmark_facts(benchmark: Benchmark) -> dict[str, Any]:
         "problems": len(benchmark.problems),
         "fingerprint": benchmark.fingerprint,
     }
+
+
+def evaluation_folder(output_dir: str | Path, step: int) -> Path:
+    """Return the folder of the evaluation at a step of a training run."""
+    return Path(output_dir) / "evaluation" / f"step-{step}"
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:

@@ -36,7 +36,10 @@ _CURVES: Mapping[str, tuple[str, Mapping[str, str]]] = {
         _NATS,
         {"iterkd/supervised_loss": "supervised", "iterkd/contrastive_loss": "contrastive"},
     ),
-    "Share of pairs whose correct answer is the more likely one": ("share", {"iterkd/accuracy": ""}),
+    "Share of pairs whose correct answer has a higher reward than every faulty one": (
+        "share",
+        {"iterkd/accuracy": ""},
+    ),
     "Entropy of the student": (_NATS, {"entropy": ""}),
     "pass@1 during training": ("pass@1", {"eval_pass@1": ""}),
 }

@@ -11,9 +11,8 @@ from huggingface_hub import EvalResult
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..evaluation.callback import evaluation_folder
 from ..evaluation.cards import card_scores, read_judged_samples
-from ..evaluation.results import RESULTS, read_results
+from ..evaluation.results import RESULTS, evaluation_folder, read_results
 from ..hub.model_card import RUN_FILE
 from ..hub.private import public_path
 from ..hub.scores import read_card

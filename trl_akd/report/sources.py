@@ -140,10 +140,10 @@ def read_run(folder: Path, evaluations: Sequence[Path] = ()) -> Run:
         results = read_results(place)
         further.append(Evaluated(_role(results, run), place, results))
     run.evaluations = [*during, *further]
-    if not (run.facts or run.logs or run.evaluations or run.cycles or run.problems):
+    if not (run.facts or run.logs or run.evaluations or run.cycles):
         raise FileNotFoundError(
             f"{str(folder)!r} has no files of a run, such as {RUN_FILE}, {TRAINER_STATE_NAME} or {RESULTS}; give the "
-            "`output_dir` of a training or of `trl-akd evaluate`."
+            f"`output_dir` of a training or of `trl-akd evaluate`. {' '.join(run.problems)}".rstrip()
         )
     return run
 

@@ -29,11 +29,11 @@ LEVELS: dict[str, int] = {
     "codeplan": 5,
     "iterkd": 5,
     "evaluation": 6,
-    "micro": 6,
     "bench": 7,
     "report": 7,
-    "cli": 8,
-    "__main__": 9,
+    "micro": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 ONLY_TORCH = {"losses"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

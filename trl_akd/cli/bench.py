@@ -35,11 +35,11 @@ from .errors import run, user_errors
 
 if TYPE_CHECKING:
     from ..bench.config import ModelsConfig
+    from ..bench.fields import ExperimentConfig
+    from ..bench.pages import Page
     from ..bench.runs import Run
     from ..micro.bench.config import BenchConfig
     from ..micro.bench.cycles_config import CyclesConfig
-    from ..micro.bench.fields import ExperimentConfig
-    from ..micro.bench.pages import Page
     from ..micro.bench.plans_config import PlansConfig
 
 __all__ = ["main"]

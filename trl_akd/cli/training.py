@@ -16,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..akd.akd_config import AKDConfig
+from ..bench.runner import peak_memory_mb
 from ..data.sources import load, split_off
 from ..data.vocabulary import shared_vocabulary_size
 from ..evaluation.benchmarks import Benchmark, load_benchmark
@@ -23,7 +24,6 @@ from ..hub.model_card import RECIPE_FILE
 from ..hub.private import public_settings
 from ..hub.upload import HubError
 from ..ledger import replace_text
-from ..micro.bench.runner import peak_memory_mb
 from ..report.writer import try_to_write_report
 from .arguments import AKDScriptArguments, BenchmarkArguments
 from .errors import user_errors

@@ -1,4 +1,4 @@
-"""What must not be published: absolute paths of a machine, and secrets."""
+"""Removal of absolute paths, and checks for secrets, before publication."""
 
 import os
 import re

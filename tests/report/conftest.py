@@ -23,7 +23,7 @@ def write_evaluation(folder: Path, name: str, verdicts: Mapping[str, tuple[str, 
             errors[f"{kind}/all"] = errors.get(f"{kind}/all", 0) + 1
     results = {
         "model": {"name": name, "commit": None},
-        "generation": {"num_samples": 1, "temperature": 0.0},
+        "generation": {"num_samples": 1, "model": "/data/models/student", "base_url": "http://me:word@host/v1"},
         "execution": {"isolation": "namespace", "timeout": 10.0},
         "benchmark": {
             **{"name": "humaneval", "source": "file", "dataset": None, "revision": None},

@@ -119,6 +119,7 @@ def test_secrets_and_paths_are_not_shown(tmp_path: Path, monkeypatch: pytest.Mon
     )
     html = write_report(run).read_text()
     assert "sk-very" not in html and "hf_xx" not in html and str(tmp_path) not in html and "/home/me" not in html
+    assert "/data/models" not in html and "me:word" not in html
     assert "[removed: the environment variable OPENAI_API_KEY]" in html and "open(&#39;a.py&#39;)" in html
 
 

@@ -10,7 +10,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-__all__ = ["Block", "Bullets", "Code", "Facts", "Figure", "Program", "Prose", "Section", "Table", "render", "shorten"]
+__all__ = [
+    "Block",
+    "Bullets",
+    "Code",
+    "Facts",
+    "Figure",
+    "Program",
+    "Prose",
+    "Section",
+    "Table",
+    "Text",
+    "render",
+    "shorten",
+]
 
 _MAX_CHARACTERS, _MAX_LINES = 6000, 200  # of one text, such as a program
 _INVISIBLE = re.compile(
@@ -26,6 +39,14 @@ class Prose:
 
     text: str
     kind: ClassVar[str] = "prose"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph of plain text."""
+
+    text: str
+    kind: ClassVar[str] = "text"
 
 
 @dataclass(frozen=True)
@@ -95,7 +116,7 @@ class Program:
     kind: ClassVar[str] = "program"
 
 
-Block: TypeAlias = Prose | Bullets | Facts | Table | Figure | Code | Program
+Block: TypeAlias = Prose | Text | Bullets | Facts | Table | Figure | Code | Program
 
 
 @dataclass(frozen=True)

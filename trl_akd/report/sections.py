@@ -10,10 +10,11 @@ from ..akd.metrics import METRICS
 from ..charts import SMALL, Series, bar_chart, interval_chart, line_chart
 from ..evaluation.report import error_counts, plan_remarks, warnings_about
 from ..hub.model_card import RECIPE_FILE
+from ..hub.private import public_settings
 from ..hub.scores import not_measured
 from ..iterkd.cycle.records import LEVELS
 from ..iterkd.cycle.report import HEADER, cycle_cells
-from .page import Block, Bullets, Code, Facts, Figure, Program, Prose, Section, Table
+from .page import Block, Bullets, Code, Facts, Figure, Program, Prose, Section, Table, Text
 from .sources import AFTER, BEFORE, TEACHER, Evaluated, Log, Run
 
 __all__ = ["make_sections"]
@@ -170,7 +171,7 @@ def _programs(run: Run) -> Iterator[Block]:
         if failed["status"] != "passed":
             classes.setdefault(_outcome(failed), []).append(failed)
     if rows:
-        yield Prose(
+        yield Text(
             f"Programs of the {run.subject.model}: the first that passed, and the first of each class of failures."
         )
     shown = _first_of_each_problem(passed, _PASSED)
@@ -274,14 +275,14 @@ def _answers(run: Run) -> Iterator[Block]:
     questions = {item["id"]: item["instruction"] for item in run.items if item["kind"] == "question"}
     pairs = [item for item in items if item["kind"] == "pair" and item["faults"]]
     if pairs:
-        yield Prose(f"Correct and faulty answers of the teacher in cycle {last + 1}:")
+        yield Text(f"Correct and faulty answers of the teacher in cycle {last + 1}:")
     for item in pairs[:_TEXTS]:
         faults = [(f"Faulty answer ({fault['kind'] or 'of the student'})", fault["text"]) for fault in item["faults"]]
         parts = [("Question", questions.get(item["id"], "")), ("Correct answer", item["correct"]), *faults]
         yield Program(item["id"], f"{len(faults)} faults", None, parts)
     answers = [item for item in items if item["kind"] == "feedback"]
     if answers:
-        yield Prose(f"Answers of the student in cycle {last + 1}, by the difficulty of the question:")
+        yield Text(f"Answers of the student in cycle {last + 1}, by the difficulty of the question:")
     for level in LEVELS:
         for item in [each for each in answers if each["level"] == level][:_TEXTS]:
             passed = item["tests_passed"]
@@ -344,7 +345,7 @@ def _settings(run: Run) -> Iterator[Block]:
             yield Prose(run.facts["explanation"])
     for each in run.evaluations:
         if each is run.subject:
-            yield Prose(f"Evaluation of: {each.model}.")
+            yield Text(f"Evaluation of: {each.model}.")
             yield Facts(_evaluation_facts(each))
 
 
@@ -359,7 +360,7 @@ def _evaluation_facts(evaluated: Evaluated) -> list[tuple[str, str]]:
         **(results.get("execution") or {}),
         **{f"seconds of {name}": value for name, value in results.get("seconds", {}).items()},
     }
-    return [(name, str(value)) for name, value in settings.items() if value is not None]
+    return [(name, str(value)) for name, value in public_settings(settings).items() if value is not None]
 
 
 def _at(name: str, revision: str | None) -> str:
@@ -380,9 +381,9 @@ def _reproduction(run: Run) -> Iterator[Block]:
     command = run.facts.get("command")
     if command:
         yield Code(command)
-        yield Prose(f"`{RECIPE_FILE}` in the folder of the run has all settings that differ from the defaults.")
+        yield Text(f"{RECIPE_FILE} in the folder of the run has all settings that differ from the defaults.")
     elif run.facts:
-        yield Prose("The run was started from Python; the settings of the objective are listed above.")
+        yield Text("The run was started from Python; the settings of the objective are listed above.")
     versions = run.facts.get("versions") or (run.subject.results.get("versions") if run.subject else None) or {}
     if versions:
         yield Facts([(name, str(number)) for name, number in versions.items()])

@@ -159,7 +159,8 @@ def _read_facts(path: Path) -> dict[str, Any]:
     rows = [
         {"name": str(row["name"]), "value": str(row["value"]), "revision": row["revision"]} for row in facts["facts"]
     ]
-    return {**facts, "facts": rows}
+    texts = {name: str(facts[name]) for name in ("name", "method", "explanation")}
+    return {**texts, "facts": rows, "command": facts["command"], "versions": dict(facts["versions"])}
 
 
 def _read_scores(path: Path) -> list[EvalResult]:

@@ -107,7 +107,7 @@ def _subtitle(run: Run) -> str:
     if run.cycles:
         parts.append(f"{len(run.cycles)} cycles")
     if run.logs:
-        parts.append(f"{run.logs[-1]['step']:,.0f} optimizer steps")
+        parts.append(f"{max(log['step'] for log in run.logs):,.0f} optimizer steps")
     return ", ".join(parts)
 
 

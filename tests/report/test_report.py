@@ -86,6 +86,10 @@ def test_report_of_an_evaluation(tmp_path: Path):
     folder = write_evaluation(tmp_path / "out", "org/model", {"a": ("passed", None), "b": ("timed_out", "timeout")})
     text = check_safe(write_report(folder).read_text()).text
     assert "model on humaneval" in text and "0.500" in text and "timeout" in text and "namespace" in text
+    command = (
+        "trl-akd evaluate --model_name_or_path student --benchmark humaneval.jsonl --temperature 0.8 --num_samples 2"
+    )
+    assert f"{command} --allow_code_execution" in text
 
 
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE.keys())

@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult
 from ..akd.metrics import METRICS
 from ..charts import SMALL, Series, bar_chart, interval_chart, line_chart
 from ..evaluation.report import error_counts, plan_remarks, warnings_about
+from ..evaluation.results import evaluation_command
 from ..hub.model_card import RECIPE_FILE
 from ..hub.private import public_settings
 from ..hub.scores import not_measured
@@ -171,9 +172,7 @@ def _programs(run: Run) -> Iterator[Block]:
         if failed["status"] != "passed":
             classes.setdefault(_outcome(failed), []).append(failed)
     if rows:
-        yield Text(
-            f"Programs of the {run.subject.model}: the first that passed, and the first of each class of failures."
-        )
+        yield Text(f"{run.subject.model}: the first programs that passed, and the first of each class of failures.")
     shown = _first_of_each_problem(passed, _PASSED)
     for _, several in sorted(classes.items(), key=lambda item: -len(item[1])):
         shown += _first_of_each_problem(several, _PER_CLASS)
@@ -380,10 +379,12 @@ def _limits(run: Run) -> Iterator[Block]:
 def _reproduction(run: Run) -> Iterator[Block]:
     command = run.facts.get("command")
     if command:
-        yield Code(command)
+        yield Code(str(command))
         yield Text(f"{RECIPE_FILE} in the folder of the run has all settings that differ from the defaults.")
     elif run.facts:
         yield Text("The run was started from Python; the settings of the objective are listed above.")
+    elif run.subject is not None and (command := evaluation_command(run.subject.results)):
+        yield Code(command)
     versions = run.facts.get("versions") or (run.subject.results.get("versions") if run.subject else None) or {}
     if versions:
         yield Facts([(name, str(number)) for name, number in versions.items()])

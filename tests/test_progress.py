@@ -32,12 +32,13 @@ def go(clock: list[float], items: int, seconds: float, **settings: object) -> No
 
 
 def test_a_log_gets_a_line_at_intervals_with_the_time_left(clock, capsys: pytest.CaptureFixture[str]):
-    go(clock, 1200, 0.1)
+    go(clock, 4000, 0.03125)
     assert capsys.readouterr().err.splitlines() == [
-        "Running programs: 300 of 1,200 programs in 00:30, 01:30 left",
-        "Running programs: 600 of 1,200 programs in 01:00, 01:00 left",
-        "Running programs: 900 of 1,200 programs in 01:30, 00:30 left",
-        "Running programs: 1,200 of 1,200 programs in 02:00",
+        "Running programs: 960 of 4,000 programs in 00:30, 01:35 left",
+        "Running programs: 1,920 of 4,000 programs in 01:00, 01:05 left",
+        "Running programs: 2,880 of 4,000 programs in 01:30, 00:35 left",
+        "Running programs: 3,840 of 4,000 programs in 02:00, 00:05 left",
+        "Running programs: 4,000 of 4,000 programs in 02:05",
     ]
 
 

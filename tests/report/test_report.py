@@ -86,10 +86,8 @@ def test_report_of_an_evaluation(tmp_path: Path):
     folder = write_evaluation(tmp_path / "out", "org/model", {"a": ("passed", None), "b": ("timed_out", "timeout")})
     text = check_safe(write_report(folder).read_text()).text
     assert "model on humaneval" in text and "0.500" in text and "timeout" in text and "namespace" in text
-    command = (
-        "trl-akd evaluate --model_name_or_path student --benchmark humaneval.jsonl --temperature 0.8 --num_samples 2"
-    )
-    assert f"{command} --allow_code_execution" in text
+    command = "--model_name_or_path student --benchmark humaneval.jsonl --temperature 0.8 --base_url http://host/v1"
+    assert f"trl-akd evaluate {command} --num_samples 2 --allow_code_execution" in text
 
 
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE.keys())
@@ -135,7 +133,7 @@ DAMAGE = {
     "evaluation/step-3/samples.jsonl": ('{"task_id": "b", "sample": 0}', "3"),
     "README.md": ("---\na: [\n---\n", "\udcff"),
     "cycles.json": ("[{}]", "3"),
-    "usage.json": ("[]", '{"teacher": {}}'),
+    "usage.json": ("[]", "{"),
     "ledger/items.jsonl": ("{", '{"kind": "pair"}', '{"kind": "pair", "cycle": 0, "id": "a"}'),
 }
 

@@ -133,7 +133,7 @@ def read_run(folder: Path, evaluations: Sequence[Path] = ()) -> Run:
     run.card = run.read("README.md", lambda: _read_scores(folder / "README.md"), [])
     run.cycles = run.read(CYCLES, lambda: read_reports(folder), [])
     run.items = run.read("ledger/items.jsonl", lambda: read_items(folder / "ledger"), [])
-    run.usage = run.read("usage.json", lambda: dict(json.loads((folder / "usage.json").read_text())), {})
+    run.usage = run.read("usage.json", lambda: _read_usage(folder / "usage.json"), {})
     during = list(_evaluations_during_training(run))
     further = [Evaluated(_name(results), folder, results) for results in _results(run, folder)]
     for place in evaluations:
@@ -161,6 +161,10 @@ def _read_facts(path: Path) -> dict[str, Any]:
     ]
     texts = {name: str(facts[name]) for name in ("name", "method", "explanation")}
     return {**texts, "facts": rows, "command": facts["command"], "versions": dict(facts["versions"])}
+
+
+def _read_usage(path: Path) -> dict[str, Any]:
+    return {**json.loads(path.read_text(encoding="utf-8"))}
 
 
 def _read_scores(path: Path) -> list[EvalResult]:

@@ -178,6 +178,7 @@ class PairTrainer(AKDTrainer):
                 require_shared_tokens(tokens, self.vocabulary_size, self._tokenizer, name="train")
             set_seed(self.args.seed)
             result = super().train(resume_from_checkpoint=resume_from_checkpoint)
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
             self.save_state()  # the logs of the cycle, for the report of the run
             return result
 

@@ -171,8 +171,8 @@ def make_visible(text: str) -> str:
     Example:
 
     ```python
-    >>> print(make_visible("a\0b\u202ec\tn"))
-    a\x00b\u202ec	n
+    >>> print(make_visible("a\0b\u202ec"))
+    a\x00b\u202ec
 
     ```
     """

@@ -45,7 +45,7 @@ _CURVES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "Entropy of the student": (_NATS, {"entropy": ""}),
     "pass@1 during training": ("pass@1", {"eval_pass@1": ""}),
 }
-_KNOB = "kd/"
+_KNOB, _BETA = "kd/", "β, the weight of reverse KL"
 
 
 def make_sections(run: Run) -> list[Section]:
@@ -107,10 +107,10 @@ def _scores(run: Run) -> Iterator[Block]:
 def _training(run: Run) -> Iterator[Block]:
     knobs = {name for log in run.logs for name in log if name.startswith(_KNOB)} - set(METRICS.values())
     label = f"{_STEP}, of all cycles" if run.cycles else _STEP
-    curves = dict(_CURVES)
-    for name in sorted(knobs):
-        knob = name.removeprefix(_KNOB)
-        curves["β, the weight of reverse KL" if knob == "beta" else knob] = (knob, {name: ""})
+    names = {name: name.removeprefix(_KNOB) for name in sorted(knobs)}
+    changed = {_BETA if knob == "beta" else knob: (knob, {name: ""}) for name, knob in names.items()}
+    first, *others = _CURVES.items()
+    curves: Mapping[str, Any] = {**dict([first]), **changed, **dict(others)}
     for title, (unit, names) in curves.items():
         series = [
             Series(names[name], points, style)
@@ -126,7 +126,11 @@ def _points(logs: Sequence[Log], name: str) -> list[tuple[float, float]]:
 
 
 def _outcomes(run: Run) -> Iterator[Block]:
-    counts = {each.model: error_counts(each.results) for each in _compared(run)}
+    several = len({each.benchmark for each in run.evaluations}) > 1
+    counts = {
+        f"{each.model}, {each.benchmark}" if several else each.model: error_counts(each.results)
+        for each in _compared(run)
+    }
     totals = {model: sum(found.values()) for model, found in counts.items()}
     counts = {model: found for model, found in counts.items() if totals[model]}
     if not counts:

@@ -66,13 +66,18 @@ class IterKDMethod(Method):
         """Check that there is a teacher that writes answers.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If there is none, or only a server that scores texts.
         """
         _, training_args, _, teaching = arguments
         if teaching.text_teacher_model_name_or_path is None and training_args.teacher_model_name_or_path is None:
             raise ValueError(
                 "no model writes answers: give `teacher_model_name_or_path`, or `text_teacher_model_name_or_path` "
                 "for a text teacher."
+            )
+        if teaching.text_teacher_model_name_or_path is None and training_args.teacher_base_url is not None:
+            raise ValueError(
+                "`teacher_base_url` is set, so no teacher in this process writes answers: give "
+                "`text_teacher_model_name_or_path`, with `backend: openai` and `base_url` for the same server."
             )
 
     def adapt_dry_run(self, dry_run: "DryRun") -> None:

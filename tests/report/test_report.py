@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.report.conftest import write, write_evaluation, write_run
+from trl_akd.cli import main
 from trl_akd.evaluation.results import evaluation_folder
 from trl_akd.report.page import make_visible, shorten
 from trl_akd.report.writer import try_to_write_report, write_report
@@ -193,3 +194,16 @@ def test_run_in_progress_is_shown_from_its_last_checkpoint(run_dir: Path):
         history = [log for log in state["log_history"] if log["step"] <= 2]
         write(run_dir / f"checkpoint-{step}" / "trainer_state.json", json.dumps({"log_history": history[: step + 1]}))
     assert "2 optimizer steps" in write_report(run_dir).read_text()
+
+
+def test_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    teacher = write_evaluation(tmp_path / "t", "/elsewhere/teacher", {"a": ("passed", None)})
+    assert main(["report", str(run_dir), "--evaluations", str(teacher)]) == 0
+    assert capsys.readouterr().out == f"Report: {run_dir}/report.html\n"
+    for arguments, message in (
+        ([], "`run_dir` is missing; give the folder of a run"),
+        ([f"{tmp_path}/nowhere"], "but there is no such folder; check the path"),
+        ([str(run_dir), "--evaluations", f"{tmp_path}/nowhere"], "There is no results.json in"),
+    ):
+        assert main(["report", *arguments]) == 2
+        assert message in capsys.readouterr().err

@@ -105,10 +105,10 @@ def _scores(run: Run) -> Iterator[Block]:
 
 
 def _training(run: Run) -> Iterator[Block]:
-    knobs = {name for log in run.logs for name in log if name.startswith(_KNOB)} - set(METRICS.values())
+    logged = {name for log in run.logs for name in log if name.startswith(_KNOB)} - set(METRICS.values())
+    knobs = {name: name.removeprefix(_KNOB) for name in sorted(logged)}
+    changed = {_BETA if knob == "beta" else knob: (knob, {name: ""}) for name, knob in knobs.items()}
     label = f"{_STEP}, of all cycles" if run.cycles else _STEP
-    names = {name: name.removeprefix(_KNOB) for name in sorted(knobs)}
-    changed = {_BETA if knob == "beta" else knob: (knob, {name: ""}) for name, knob in names.items()}
     first, *others = _CURVES.items()
     curves: Mapping[str, Any] = {**dict([first]), **changed, **dict(others)}
     for title, (unit, names) in curves.items():

@@ -23,6 +23,8 @@ class Progress:
             Name of the stage, such as `"Running programs"`.
         unit (`str`):
             Name of an item.
+        units (`str`, *optional*):
+            Plural of the name, by default with an “s”.
         initial (`int`, *optional*, defaults to `0`):
             Number of items that were done before.
         shown (`bool`, *optional*, defaults to `True`):
@@ -38,11 +40,20 @@ class Progress:
     ```
     """
 
-    def __init__(self, total: int, description: str, unit: str, *, initial: int = 0, shown: bool = True) -> None:
+    def __init__(
+        self,
+        total: int,
+        description: str,
+        unit: str,
+        units: str | None = None,
+        *,
+        initial: int = 0,
+        shown: bool = True,
+    ) -> None:
         self._total = total
         self._done = self._initial = initial
         self._description = description
-        self._unit = unit
+        self._units = units or f"{unit}s"
         shown = shown and initial < total
         self._bar: Any = None
         if shown and _draws_bars():
@@ -75,7 +86,7 @@ class Progress:
     def _write_line(self) -> None:
         self._written, self._last = time.monotonic(), self._done
         seconds, done = self._written - self._began, self._done - self._initial
-        line = f"{self._description}: {self._done:,} of {self._total:,} {self._unit}s in {_duration(seconds)}"
+        line = f"{self._description}: {self._done:,} of {self._total:,} {self._units} in {_duration(seconds)}"
         if 0 < done and self._done < self._total:
             line += f", {_duration(seconds / done * (self._total - self._done))} left"
         print(line, file=sys.stderr, flush=True)

@@ -38,6 +38,7 @@ from ..generation import TransformersGenerator
 from ..heads import evaluating, final_hidden_states, lm_head
 from ..losses.fused_linear import FusedDivergence, fused_linear_cross_entropy
 from ..losses.reduction import IGNORE_INDEX
+from ..progress import Progress
 from .iterkd_config import IterKDConfig
 from .pair_loss import CONTRASTIVE, SUPERVISED, PairTargets, contrastive_objective, pair_loss, pair_targets
 from .pairs import DataCollatorForPairs, PairEncoder, check_pairs, number_of_answers, prepare_pairs
@@ -251,6 +252,7 @@ class PairTrainer(AKDTrainer):
                 self._log_probs,
                 self.accelerator,
                 batch_size=self.args.per_device_train_batch_size,
+                progress=not self.args.disable_tqdm,
             )
 
     @torch.no_grad()
@@ -420,6 +422,7 @@ def compute_reference(
     accelerator: Accelerator,
     *,
     batch_size: int,
+    progress: bool = False,
 ) -> Tensor:
     """Compute the log-probabilities of all answers, in float32 `[answers]`, distributed over the processes.
 
@@ -428,13 +431,16 @@ def compute_reference(
     """
     total = torch.zeros(number_of_answers(pairs), device=accelerator.device)
     batches = _longest_first(pairs, batch_size)
-    for first in range(0, len(batches), accelerator.num_processes):
-        number = first + accelerator.process_index
-        batch = collate([pairs[index] for index in batches[number % len(batches)]])
-        batch = {key: tensor.to(accelerator.device) for key, tensor in batch.items()}
-        values = log_probs(batch)
-        if number < len(batches):
-            total[batch["answer_ids"]] = values.to(total.dtype)
+    shown = progress and accelerator.is_main_process
+    with Progress(len(batches), "Reference log-probabilities", "batch", "batches", shown=shown) as bar:
+        for first in range(0, len(batches), accelerator.num_processes):
+            number = first + accelerator.process_index
+            batch = collate([pairs[index] for index in batches[number % len(batches)]])
+            batch = {key: tensor.to(accelerator.device) for key, tensor in batch.items()}
+            values = log_probs(batch)
+            if number < len(batches):
+                total[batch["answer_ids"]] = values.to(total.dtype)
+            bar.update(min(accelerator.num_processes, len(batches) - first))
     reduced: Tensor = accelerator.reduce(total, "sum")
     return reduced
 

@@ -30,7 +30,7 @@ class Tracker(TrainerCallback):
         self.logs: list[tuple[int, dict[str, float]]] = []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        self.logs.append((state.global_step, dict(logs)))
+        self.logs.append((state.global_step, {name: value for name, value in logs.items() if name != "epoch"}))
 
 
 class Interruption(TrainerCallback):

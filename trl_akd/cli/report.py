@@ -12,12 +12,13 @@ writes it from the last checkpoint.
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .command import require_one_process, start
+from .command import Action, start
 from .errors import run
 
-__all__ = ["ReportConfig", "main"]
+__all__ = ["ACTIONS", "ReportConfig", "main"]
 
 
 @dataclass
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command with `argv`, by default the arguments of the process."""
     arguments = sys.argv[1:] if argv is None else argv
     named = arguments[:1] and not arguments[0].startswith("-")
-    start("report", _argument_types, _run, ["--run_dir", *arguments] if named else arguments)
+    start("report", ACTIONS, ["--run_dir", *arguments] if named else arguments)
 
 
 def _argument_types() -> tuple[type, ...]:
@@ -55,9 +56,10 @@ def _argument_types() -> tuple[type, ...]:
 def _run(config: ReportConfig) -> None:
     from ..report import write_report
 
-    require_one_process("`trl-akd report`")
     print(f"Report: {write_report(config.run_dir or '', config.evaluations or ())}")
 
+
+ACTIONS: Mapping[str, Action] = {"": Action(_argument_types, _run, one_process=True)}
 
 if __name__ == "__main__":
     raise SystemExit(run(main))

@@ -1,6 +1,7 @@
 """Configuration of adaptive knowledge distillation."""
 
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from numbers import Real
@@ -145,6 +146,7 @@ class AKDConfig(GKDConfig):
         given_beta, self.beta = self.beta, 0.0  # GKD's own check compares it with numbers
         super().__post_init__()
         self._check_divergence()  # its arguments may have been text, which TRL reads
+        self._check_generation()
         self._check_count("pad_to_multiple_of", optional=True)  # which TRL reads from text
         self.beta = given_beta
         self.make_beta()
@@ -301,6 +303,12 @@ class AKDConfig(GKDConfig):
         self._check_without_effect(
             unused, f"with beta_strategy={self.beta_strategy!r}; choose a strategy that uses it"
         )
+        if self.beta_regularizer == "eq16":
+            self._check_without_effect(
+                ("beta_regularization",), "with beta_regularizer='eq16', which is zero; choose 'eq13' or 'alg1'"
+            )
+        if self.beta_regularization == 0.0:
+            self._check_without_effect(("beta_regularizer",), "with beta_regularization=0; raise that")
         if self.beta is not None and not 0.0 <= self.beta <= 1.0:
             raise ValueError(f"`beta` is {self.beta}; it mixes two divergences and must lie in [0, 1].")
         if not 0.0 <= self.lmbda <= 1.0:
@@ -313,6 +321,17 @@ class AKDConfig(GKDConfig):
             raise ValueError(f"`ce_weight` is {self.ce_weight}; it weighs a loss and must be at least 0.")
         if self.normalization not in get_args(Normalization):
             raise ValueError(f"`normalization` is {self.normalization!r}; choose 'sequence' or 'token'.")
+
+    def _check_generation(self) -> None:
+        """Refuse `seq_kd` if the student generates all text, and warn of a temperature if there is none."""
+        if self.lmbda == 1.0:
+            self._check_without_effect(("seq_kd",), "with lmbda=1, where the student generates all text; lower that")
+        if not self.generates and self.temperature != AKDConfig.temperature:
+            warnings.warn(
+                f"`temperature` is {self.temperature}, which has no effect, as it is the temperature of generated "
+                "text, and none is generated; for the temperature of the divergence, set `kd_temperature`.",
+                stacklevel=4,
+            )
 
     def _check_data(self) -> None:
         if self.prompt_template not in tuple(PROMPT_TEMPLATES):
@@ -400,6 +419,7 @@ _OF_BETA = (
 
 _OF_TEACHERS = (
     "teacher_model_name_or_path",
+    "teacher_model_init_kwargs",
     "teacher_model_revision",
     "teacher_device",
     "divergence",

@@ -82,7 +82,8 @@ def effects(rule: Rule, settings: Mapping[str, Any]) -> list[float]:
     """Return all numbers by which a divergence acts on training: its values, its schedule, its policy gradient."""
     knobs, arguments = rule.split(settings)
     generator = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(50, 7, generator=generator, dtype=torch.float64) for _ in range(2))
+    scale = torch.linspace(0.2, 4, 50, dtype=torch.float64).unsqueeze(1)
+    student, teacher = (scale * torch.randn(50, 7, generator=generator, dtype=torch.float64) for _ in range(2))
     found: list[float] = []
     if rule.schedule is not None:
         schedule = rule.schedule(**arguments)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..data.collators import pad
 from ..data.vocabulary import vocabulary_digest
@@ -25,6 +24,7 @@ from ..heads import evaluating, final_hidden_states, lm_head
 from ..losses.fused_linear import fused_divergence
 from ..losses.lm_head import LMHead
 from ..losses.signals import DenseSignal, TeacherSignal
+from ..progress import Progress
 from ..teachers import CachedTeacher, NoTeacher, SelfTeacher
 from ..teachers.cache_encoding import Encoding, HiddenEncoding, SparseEncoding
 from ..teachers.cache_files import (
@@ -289,11 +289,9 @@ def _write_shards(
         missing[start : start + accelerator.num_processes]
         for start in range(0, len(missing), accelerator.num_processes)
     ]
-    progress = tqdm(
-        total=sum(len(shards[numbers[0]]) for numbers in rounds),
-        desc="Caching the teacher (rows of this process)",
-        disable=trainer.args.disable_tqdm or not accelerator.is_main_process,
-    )
+    total = sum(len(shards[numbers[0]]) for numbers in rounds)
+    shown = accelerator.is_main_process and not trainer.args.disable_tqdm
+    progress = Progress(total, "Caching signals of the teacher (rows of this process)", "row", shown=shown)
     for numbers in rounds:
         number = numbers[accelerator.process_index] if accelerator.process_index < len(numbers) else None
         own = [] if number is None else _batches(shards[number], batch_size)

@@ -38,11 +38,8 @@ from ..generation import TransformersGenerator
 from ..heads import evaluating, final_hidden_states, lm_head
 from ..losses.fused_linear import FusedDivergence, fused_linear_cross_entropy
 from ..losses.reduction import IGNORE_INDEX
-<<<<<<< HEAD
-from ..teachers.cache_files import CachedRow
-=======
 from ..progress import Progress
->>>>>>> main
+from ..teachers.cache_files import CachedRow
 from .iterkd_config import IterKDConfig
 from .pair_loss import CONTRASTIVE, SUPERVISED, PairTargets, contrastive_objective, pair_loss, pair_targets
 from .pairs import DataCollatorForPairs, PairEncoder, check_pairs, number_of_answers, prepare_pairs

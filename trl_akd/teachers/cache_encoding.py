@@ -130,9 +130,9 @@ class SparseEncoding:
         given, k = int((signal.ids >= 0).sum(-1).min()), self.codec.k
         if given < k or signal.temperature != self.temperature:
             raise ValueError(
-                f"the teacher returns {given} tokens or more per position at temperature {signal.temperature}, but the "
-                f"cache is for `cache_top_k` {k} at `kd_temperature` {self.temperature}; give at most {given} and the "
-                "same temperature."
+                f"the teacher returns {given} tokens or more per position at temperature {signal.temperature}, but "
+                f"the cache is for `cache_top_k` {k} at `kd_temperature` {self.temperature}; give at most {given} and "
+                "the same temperature."
             )
         log_probs, order = signal.log_probs.sort(dim=-1, descending=True)
         rest = torch.cat([log_probs[..., k:], signal.tail_log_prob.unsqueeze(-1)], dim=-1)

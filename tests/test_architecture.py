@@ -29,6 +29,7 @@ LEVELS: dict[str, int] = {
     "iterkd": 5,
     "evaluation": 6,
     "micro": 6,
+    "doctor": 6,
     "bench": 7,
     "cli": 8,
     "__main__": 9,

@@ -12,7 +12,7 @@ ACTIONS = {
     "bench models": "_models_types",
 }
 METHODS = ("akd", "codeplan", "iterkd")
-COMMANDS = (*METHODS, "bench", "evaluate", "plans", "push", "templates", *ACTIONS)
+COMMANDS = (*METHODS, "bench", "doctor", "evaluate", "plans", "push", "templates", *ACTIONS)
 
 
 def argument_types(command: str) -> tuple[type, ...]:

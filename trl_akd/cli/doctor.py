@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         options, flags = read_options(sys.argv[1:] if argv is None else argv)
         if "help" in options:
             text = str(__doc__)
-            parser = _parser(load_method("akd"), description=description(text), epilog=examples(text))
+            parser = _parser(description=description(text), epilog=examples(text))
             print(parser.format_help(every_field=options.help == "all"), end="")
             return
         recipe = read_recipe(options.config)
@@ -103,8 +103,13 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(report.as_json(), indent=2) if values.json else report)
 
 
-def _parser(method: Method, **texts: str) -> RecipeParser:
-    return RecipeParser((DoctorArguments, *method.argument_types()), "trl-akd doctor", **texts)
+def _argument_types(method: Method | None = None) -> tuple[type, ...]:
+    """Return the dataclasses of a recipe's fields; without a method, those of a recipe of AKD."""
+    return DoctorArguments, *(method or load_method("akd")).argument_types()
+
+
+def _parser(method: Method | None = None, **texts: str) -> RecipeParser:
+    return RecipeParser(_argument_types(method), "trl-akd doctor", **texts)
 
 
 def _find_method(recipe: Recipe, flags: list[str]) -> Method:

@@ -30,6 +30,7 @@ PUBLISHED = {
     "deepseek-ai/deepseek-coder-33b-instruct": 33_342_991_360,
     "Qwen/Qwen2.5-Coder-0.5B": 494_032_768,
     "Qwen/Qwen2.5-Coder-7B": 7_615_616_512,
+    "Qwen/Qwen2.5-Coder-32B": 32_763_876_352,
 }
 
 # Settings of a step, and the LoRA adapter of its student.

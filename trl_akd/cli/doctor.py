@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from .command import Action
 from .errors import run as run_command
 from .errors import user_errors
 from .help import description, examples
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from ..doctor.report import Report
     from ..doctor.settings import RunSettings
 
-__all__ = ["DoctorArguments", "main"]
+__all__ = ["ACTIONS", "DoctorArguments", "main"]
 
 _OF_A_GPU = {"use_cpu": True, "fp16": False, "tf32": None, "deepspeed": None, "dry_run": False}
 """Values with which the arguments of a run on GPUs are valid on any machine."""
@@ -263,6 +264,9 @@ def _has_cycles(values: Namespace) -> bool:
     """Return whether the recipe trains in cycles."""
     return hasattr(values, "questions_per_cycle")
 
+
+# Not run by `start`: the options of the launcher describe the run that is estimated.
+ACTIONS: Mapping[str, Action] = {"": Action(_argument_types, main)}
 
 if __name__ == "__main__":
     raise SystemExit(run_command(main))

@@ -111,6 +111,7 @@ KNOWN_MODELS: Mapping[str, Architecture] = MappingProxyType(
         ),
         "Qwen/Qwen2.5-Coder-0.5B": Architecture("qwen2", 151_936, True, _llama(896, 4864, 24, 14, 2, 32_768)),
         "Qwen/Qwen2.5-Coder-7B": Architecture("qwen2", 152_064, False, _llama(3584, 18_944, 28, 28, 4, 32_768)),
+        "Qwen/Qwen2.5-Coder-32B": Architecture("qwen2", 152_064, False, _llama(5120, 27_648, 64, 40, 8, 32_768)),
     }
 )
 
@@ -132,7 +133,12 @@ _SIZES: Mapping[str, int] = MappingProxyType(
 
 
 def build(
-    revisions: Mapping[str, str], folder: Path, *, own_tokenizers: bool, trust_remote_code: bool = False
+    revisions: Mapping[str, str],
+    folder: Path,
+    *,
+    own_tokenizers: bool,
+    trust_remote_code: bool = False,
+    like: Mapping[str, str] | None = None,
 ) -> dict[str, TinyModel]:
     """Build a random tiny model for each large model.
 
@@ -148,17 +154,23 @@ def build(
             differ by the same number of padding rows as those of the large models.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether code from the Hub may run.
+        like (`Mapping[str, str]`, *optional*):
+            Models whose configuration and tokenizer replace those of others, by the others' names.
 
     Raises:
         OSError: If the configuration of a model is neither known, nor in a local folder, nor available from the Hub.
     """
-    configs = {name: read_config(name, revision, trust_remote_code) for name, revision in revisions.items()}
+    like = like or {}
+    configs = {
+        name: read_config(like.get(name, name), revision, trust_remote_code) for name, revision in revisions.items()
+    }
     smallest = min((config.vocab_size for config in configs.values()), default=0)
     built = {}
     for seed, (name, config) in enumerate(configs.items()):
         if own_tokenizers:
             tokenizer = cast(
-                PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+                PreTrainedTokenizerBase,
+                AutoTokenizer.from_pretrained(like.get(name, name), trust_remote_code=trust_remote_code),
             )
         else:
             tokenizer = _byte_tokenizer()

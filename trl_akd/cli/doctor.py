@@ -4,7 +4,7 @@ r"""`trl-akd doctor`: estimate the memory and time of a recipe before it runs, a
 trl-akd doctor --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml --gpu a100-40
 trl-akd doctor --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml \
     --accelerate_config zero3 --num_gpus 8 --gpu a100-80
-trl-akd doctor --config recipes/deepseek-coder-6.7b-to-1.3b/akd/config_lora.yaml --gpu rtx4090 --json true
+trl-akd doctor --config recipes/starcoder-7b-to-1b/akd/config_lora.yaml --gpu rtx4090 --json true
 ```
 
 No GPU and no weights are needed, only the models' configurations. All fields of the recipe can be given as flags.

@@ -10,6 +10,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from ..beta import AdaptiveBeta, BetaRegularizer, BetaStrategy
 from ..data.templates import PROMPT_TEMPLATES
+from ..generation.loading import DEFAULT_API_KEY_ENV, check_server_fields
 from ..losses import KnobSchedule, PolicyGradient, divergences
 from ..losses.reduction import Normalization
 from .checkpoint import load_state
@@ -80,6 +81,25 @@ class AKDConfig(GKDConfig):
             Revision of the teacher on the Hub: a branch, a tag or a commit.
         teacher_device (`str`, *optional*):
             Device of the teacher, such as `"cpu"`. Defaults to the student's.
+        teacher_base_url (`str`, *optional*):
+            Address of a vLLM server that scores the texts, such as `http://localhost:8000/v1`, in place of a teacher
+            in this process. `teacher_model_name_or_path` is then the model's name on the server. The divergence is a
+            lower bound, see [`~trl_akd.teachers.ServedTeacher`].
+        teacher_top_k (`int`, *optional*, defaults to `64`):
+            Number of most probable tokens whose log-probabilities the server returns for each token of a text. The
+            server must allow it (`--max-logprobs`, 20 by default).
+        teacher_api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
+            Environment variable with the server's API key.
+        teacher_concurrency (`int`, *optional*, defaults to `8`):
+            Maximum number of concurrent requests of each process to the server.
+        teacher_request_timeout (`float`, *optional*, defaults to `120.0`):
+            Timeout of a request in seconds, until the whole response has arrived.
+        teacher_max_retries (`int`, *optional*, defaults to `10`):
+            Maximum number of retries of a failed request, with exponential backoff.
+        teacher_max_requests (`int`, *optional*):
+            Maximum number of requests to the server in this run, over all processes.
+        teacher_max_tokens (`int`, *optional*):
+            Maximum number of tokens that the server scores in this run, over all processes.
         log_completions (`bool`, *optional*, defaults to `False`):
             Whether to log prompts and completions of generated text every `logging_steps` steps: printed if `rich` is
             installed, saved as Parquet in the folder `completions`, and reported to `wandb` and `trackio` if in use.
@@ -123,6 +143,14 @@ class AKDConfig(GKDConfig):
     loss_chunk_size: int | None = None
     teacher_model_revision: str = "main"
     teacher_device: str | None = None
+    teacher_base_url: str | None = None
+    teacher_top_k: int = 64
+    teacher_api_key_env: str = DEFAULT_API_KEY_ENV
+    teacher_concurrency: int = 8
+    teacher_request_timeout: float = 120.0
+    teacher_max_retries: int = 10
+    teacher_max_requests: int | None = None
+    teacher_max_tokens: int | None = None
     log_completions: bool = False
     num_completions_to_print: int | None = None
     log_unique_prompts: bool = False
@@ -145,6 +173,7 @@ class AKDConfig(GKDConfig):
         given_beta, self.beta = self.beta, 0.0  # GKD's own check compares it with numbers
         super().__post_init__()
         self._check_divergence()  # its arguments may have been text, which TRL reads
+        self._check_served_teacher()
         self._check_count("pad_to_multiple_of", optional=True)  # which TRL reads from text
         self.beta = given_beta
         self.make_beta()
@@ -236,9 +265,10 @@ class AKDConfig(GKDConfig):
             value = getattr(self, name)
             if not (_is_finite(value) or (name == "beta" and value is None)):
                 raise ValueError(f"`{name}` is {value!r}; give a finite number.")
-        for name in ("max_length", "loss_chunk_size", "num_completions_to_print"):
+        for name in ("max_length", "loss_chunk_size", "num_completions_to_print", *_LIMITS_OF_SERVERS):
             self._check_count(name, optional=True)
-        self._check_count("max_new_tokens", optional=False)
+        for name in ("max_new_tokens", "teacher_top_k", "teacher_concurrency"):
+            self._check_count(name, optional=False)
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; give True or False.")
@@ -313,6 +343,28 @@ class AKDConfig(GKDConfig):
             raise ValueError(f"`ce_weight` is {self.ce_weight}; it weighs a loss and must be at least 0.")
         if self.normalization not in get_args(Normalization):
             raise ValueError(f"`normalization` is {self.normalization!r}; choose 'sequence' or 'token'.")
+
+    def _check_served_teacher(self) -> None:
+        check_server_fields(self, "teacher_base_url", _OF_SERVERS, "teacher's ")
+        if self.teacher_base_url is None:
+            return
+        if self.teacher_model_name_or_path is None:
+            raise ValueError(
+                f"`teacher_base_url` is {self.teacher_base_url!r} and `teacher_model_name_or_path` is not set; give "
+                "the model's name on the server."
+            )
+        for name, neutral, reason in _WITHOUT_SERVERS:
+            if getattr(self, name) not in (None, neutral, {}):
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}, but `teacher_base_url` is set, and a server {reason}; "
+                    f"leave out one of them."
+                )
+        if divergences.get(self.divergence).policy_gradient is not None:
+            raise ValueError(
+                f"`divergence` is {self.divergence!r}, which needs the teacher's probability of every token, but "
+                "`teacher_base_url` is set, and a server returns only the largest; choose another `divergence`, such "
+                "as 'reverse_kl', or load the teacher here."
+            )
 
     def _check_data(self) -> None:
         if self.prompt_template not in tuple(PROMPT_TEMPLATES):
@@ -389,6 +441,24 @@ _SWITCHES = ("seq_kd", "disable_dropout", "packing", "padding_free", "log_comple
 
 _NUMBERS = ("beta", "lmbda", "temperature", "kd_temperature", "ce_weight")
 
+_LIMITS_OF_SERVERS = ("teacher_max_requests", "teacher_max_tokens")
+
+_OF_SERVERS = (
+    "teacher_top_k",
+    "teacher_api_key_env",
+    "teacher_concurrency",
+    "teacher_request_timeout",
+    "teacher_max_retries",
+    *_LIMITS_OF_SERVERS,
+)
+
+_WITHOUT_SERVERS: tuple[tuple[str, Any, str], ...] = (
+    ("teacher_device", None, "chooses its own device"),
+    ("teacher_model_init_kwargs", None, "loads the model itself"),
+    ("seq_kd", False, "scores texts here and generates none"),
+    ("kd_temperature", 1.0, "returns log-probabilities at temperature 1, whose tail cannot be softened"),
+)
+
 _OF_BETA = (
     "beta",
     "beta_strategy",
@@ -402,6 +472,7 @@ _OF_TEACHERS = (
     "teacher_model_name_or_path",
     "teacher_model_revision",
     "teacher_device",
+    "teacher_base_url",
     "divergence",
     "divergence_kwargs",
     *_OF_BETA,

@@ -59,6 +59,7 @@ from .model_card import draw_schedule, explain_divergence, objective, provenance
 from .model_utils import adapters_of, disable_dropout, evaluation_name, name_of, named_datasets, tokenizer_of
 from .on_policy import CompletionLog, is_on_policy, sample_rows, sampling_config, sampling_seed
 from .schedule_callback import ScheduleCallback
+from .served import connect_teacher, longest_text, served_vocabulary_size
 from .teacher_mix import TeacherMix, require_dense, teacher_next_logits
 from .upload import upload_checkpoint, upload_student
 from .validation import (
@@ -283,6 +284,9 @@ class AKDTrainer(GKDTrainer):
             self.vocabulary_size = min(student_size, getattr(model, "vocabulary_size", student_size))
             self._require_shared_tokens()
             return
+        if self.args.teacher_base_url is not None:
+            self._connect_teacher(tokenizer)
+            return
         if isinstance(model, str):
             model = load_teacher(
                 model,
@@ -300,6 +304,15 @@ class AKDTrainer(GKDTrainer):
         self._require_shared_tokens()
         self.teacher = LocalTeacher(model, self.accelerator, self.args.teacher_device, self._compilation)
         self.teacher_model = self.teacher.engine
+
+    def _connect_teacher(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        self.vocabulary_size = served_vocabulary_size(self.args, self._tokenizer, tokenizer, self.vocabulary_size)
+        self._require_shared_tokens()
+        teacher = connect_teacher(
+            self.args, self._tokenizer, self.vocabulary_size, num_processes=self.accelerator.num_processes
+        )
+        teacher.check(longest_text(self._datasets(), self.args, self._tokenizer))
+        self.teacher, self.teacher_model = teacher, None
 
     def _require_shared_tokens(self) -> None:
         for name, dataset in self._datasets().items():

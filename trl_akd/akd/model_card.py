@@ -30,6 +30,8 @@ _BETA = {
 def objective(args: AKDConfig) -> dict[str, Any]:
     """Return the settings of the objective for the model card."""
     names = ["divergence", "normalization", "kd_temperature", "lmbda", "ce_weight"]
+    if args.teacher_base_url is not None:
+        names.append("teacher_top_k")
     if not args.uses_beta:
         settings = divergences.get(args.divergence).default_settings | args.divergence_settings
         return {name: getattr(args, name) for name in names} | settings
@@ -58,7 +60,8 @@ def provenance(student: Any, teacher: Any, args: AKDConfig, *loaded: Any) -> Pro
         student=name_of(student),
         student_revision=student_commit or (args.model_init_kwargs or {}).get("revision"),
         teacher=_SELF_TEACHER if teacher is None and args.uses_teacher else name_of(teacher),
-        teacher_revision=teacher_commit or (args.teacher_model_revision if isinstance(teacher, str) else None),
+        teacher_revision=teacher_commit
+        or (args.teacher_model_revision if isinstance(teacher, str) and args.teacher_base_url is None else None),
     )
 
 

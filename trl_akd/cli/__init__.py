@@ -15,7 +15,7 @@ from types import MappingProxyType
 from .. import __version__
 from .errors import UserError, run
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "descriptions", "main"]
 
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "ranker": "train a small model that ranks programs by correctness, and rank programs with it",
         "judge": "train a small model that scores answers on IterKD's six-point rubric",
         "recipes": "list, print and copy the recipes and accelerate configurations of the package",
+        "completion": "print a script for bash or zsh that completes commands, fields and recipes",
     }
 )
 
@@ -80,6 +81,11 @@ def _run(command: str, argv: list[str] | None) -> None:
     load_method(command).main(argv)
 
 
+def descriptions() -> dict[str, str]:
+    """Return a line about each command, those of other packages last."""
+    return {**COMMANDS, **{name: f"method of {method.module}" for name, method in _plugins().items()}}
+
+
 def _plugins() -> dict[str, EntryPoint]:
     """Return the training methods of other packages."""
     from .methods import find_methods
@@ -88,8 +94,8 @@ def _plugins() -> dict[str, EntryPoint]:
 
 
 def _help() -> str:
-    descriptions = {**COMMANDS, **{name: f"method of {method.module}" for name, method in _plugins().items()}}
-    width = max(map(len, descriptions))
-    commands = "\n".join(f"  {name:{width}}   {description}" for name, description in descriptions.items())
+    commands = descriptions()
+    width = max(map(len, commands))
+    lines = "\n".join(f"  {name:{width}}   {description}" for name, description in commands.items())
     summary = textwrap.fill(str(sys.modules[__package__.rpartition(".")[0]].__doc__), _WIDTH)
-    return _HELP.format(description=summary, commands=commands)
+    return _HELP.format(description=summary, commands=lines)

@@ -68,7 +68,7 @@ def _remote_code_message(error: BaseException) -> str | None:
     found = _REMOTE_CODE.search(str(error))
     return found and (
         f"{found[1]} contains code of its own, which is not run; read that code and set `trust_remote_code: true` to "
-        "train with it, which only training offers, or choose a model of an architecture in transformers."
+        "run it, where the command has this field, or choose a model of an architecture in transformers."
     )
 
 

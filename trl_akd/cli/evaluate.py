@@ -13,10 +13,11 @@ trl-akd evaluate --update_card \
 ```
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command import make_accelerator, require_one_process, start
+from .command import Action, make_accelerator, require_one_process, start
 from .errors import run
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ..evaluation.evaluation_config import EvaluationConfig
     from ..evaluation.runner import Evaluation
 
-__all__ = ["main"]
+__all__ = ["ACTIONS", "main"]
 
 FIGURE = "errors.png"
 PLAN_FIGURE = "plans.png"
@@ -32,7 +33,7 @@ PLAN_FIGURE = "plans.png"
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command with `argv`, by default the arguments of the process."""
-    start("evaluate", _argument_types, _run, argv)
+    start("evaluate", ACTIONS, argv)
 
 
 def _argument_types() -> tuple[type, ...]:
@@ -145,6 +146,8 @@ def _draw(evaluation: "Evaluation") -> str:
         return "Install matplotlib to get a figure of the errors."
     return f"Outcomes of the programs: {evaluation.folder / FIGURE}"
 
+
+ACTIONS: Mapping[str, Action] = {"": Action(_argument_types, _run)}
 
 if __name__ == "__main__":
     raise SystemExit(run(main))

@@ -25,7 +25,7 @@ class IterKDConfig(CycleConfig, AKDConfig):
         objective (`str`, *optional*):
             Supervised objective on correct answers: `"akd"`, the divergence from a teacher, as configured by the
             fields of [`AKDConfig`], or `"ce"`, cross-entropy, as in the paper. Defaults to `"akd"` with a teacher
-            model, and to `"ce"` without, for example with a served teacher, which returns only text.
+            model, and to `"ce"` without, for example with a teacher that only writes text.
         contrastive_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the contrastive loss of correct against faulty answers, which is added to the supervised loss.
             With the default loss and weight 1, the gradient on the tokens of a correct answer is at first as large as

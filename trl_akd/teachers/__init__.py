@@ -3,12 +3,14 @@
 from ..losses.signals import DenseSignal, SparseSignal, TeacherSignal
 from .base import NoTeacher, Teacher, as_teacher
 from .local import LocalTeacher, SelfTeacher, load_teacher, verify_architecture
+from .served import ServedTeacher
 
 __all__ = [
     "DenseSignal",
     "LocalTeacher",
     "NoTeacher",
     "SelfTeacher",
+    "ServedTeacher",
     "SparseSignal",
     "Teacher",
     "TeacherSignal",

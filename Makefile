@@ -89,6 +89,8 @@ results: $(VENV)/.installed
 	$(BIN)/trl-akd bench --report $(RESULTS) --page docs/results.md --introduction docs/results/answer.txt
 	$(BIN)/trl-akd bench plans --report docs/results/plans.json --page docs/results_plans.md \
 		--introduction docs/results/plans_answer.txt
+	$(BIN)/trl-akd bench cycles --report docs/results/cycles.json --page docs/results_cycles.md \
+		--introduction docs/results/cycles_answer.txt
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -76,7 +76,7 @@ def test_flags_exist_and_values_are_of_their_type(text: str):
         return
     if not arguments[0].startswith("-"):
         word = arguments.pop(0)
-        command = command if command == "push" else f"{command} {word}"  # the folder to push
+        command = command if command in ("push", "report") else f"{command} {word}"  # the folder to push
     options, flags = read_options(arguments)
     if options.accelerate_config:
         find_accelerate_config(options.accelerate_config)

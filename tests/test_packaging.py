@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trl_akd"
 METADATA = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = METADATA["project"]
-DISTRIBUTIONS = {"yaml": "PyYAML"}  # where it is not the module's name
+DISTRIBUTIONS = {"markdown_it": "markdown-it-py", "yaml": "PyYAML"}  # where it is not the module's name
 # What Windows does not have.
 WITHOUT = {
     "os": (

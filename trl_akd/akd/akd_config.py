@@ -1,6 +1,7 @@
 """Configuration of adaptive knowledge distillation."""
 
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from numbers import Real
@@ -174,6 +175,7 @@ class AKDConfig(GKDConfig):
         super().__post_init__()
         self._check_divergence()  # its arguments may have been text, which TRL reads
         self._check_served_teacher()
+        self._check_generation()
         self._check_count("pad_to_multiple_of", optional=True)  # which TRL reads from text
         self.beta = given_beta
         self.make_beta()
@@ -331,6 +333,12 @@ class AKDConfig(GKDConfig):
         self._check_without_effect(
             unused, f"with beta_strategy={self.beta_strategy!r}; choose a strategy that uses it"
         )
+        if self.beta_regularizer == "eq16":
+            self._check_without_effect(
+                ("beta_regularization",), "with beta_regularizer='eq16', which is zero; choose 'eq13' or 'alg1'"
+            )
+        if self.beta_regularization == 0.0:
+            self._check_without_effect(("beta_regularizer",), "with beta_regularization=0; raise that")
         if self.beta is not None and not 0.0 <= self.beta <= 1.0:
             raise ValueError(f"`beta` is {self.beta}; it mixes two divergences and must lie in [0, 1].")
         if not 0.0 <= self.lmbda <= 1.0:
@@ -364,6 +372,17 @@ class AKDConfig(GKDConfig):
                 f"`divergence` is {self.divergence!r}, which needs the teacher's probability of every token, but "
                 "`teacher_base_url` is set, and a server returns only the largest; choose another `divergence`, such "
                 "as 'reverse_kl', or load the teacher here."
+            )
+
+    def _check_generation(self) -> None:
+        """Refuse `seq_kd` if the student generates all text, and warn of a temperature if there is none."""
+        if self.lmbda == 1.0:
+            self._check_without_effect(("seq_kd",), "with lmbda=1, where the student generates all text; lower that")
+        if not self.generates and self.temperature != AKDConfig.temperature:
+            warnings.warn(
+                f"`temperature` is {self.temperature}, which has no effect, as it is the temperature of generated "
+                "text, and none is generated; for the temperature of the divergence, set `kd_temperature`.",
+                stacklevel=4,
             )
 
     def _check_data(self) -> None:
@@ -470,6 +489,7 @@ _OF_BETA = (
 
 _OF_TEACHERS = (
     "teacher_model_name_or_path",
+    "teacher_model_init_kwargs",
     "teacher_model_revision",
     "teacher_device",
     "teacher_base_url",

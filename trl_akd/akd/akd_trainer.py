@@ -34,12 +34,13 @@ from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
 from ..distributed import own_rows, take_compilation, through_forward, unwrapped, widest_float
 from ..generation.decoding import collect_eos_token_ids
 from ..heads import compiler, final_hidden_states, hidden_states_and_router_loss, lm_head
-from ..hub.model_card import ModelCardContent, model_card, read_base_model
+from ..hub.model_card import ModelCardContent, model_card, read_base_model, write_run_facts
 from ..hub.scores import before_and_after, errors_section
 from ..hub.upload import request
 from ..losses.fused_linear import FusedDivergence, fused_divergence, fused_linear_cross_entropy
 from ..losses.lm_head import LMHead
 from ..losses.policy_gradient import PolicyGradient
+from ..progress import dataset_bars
 from ..teachers import (
     LocalTeacher,
     NoTeacher,
@@ -243,7 +244,8 @@ class AKDTrainer(GKDTrainer):
         check_tokenizer(self._tokenizer)
         is_training = dataset_name == "train" and dataset is self._training_data  # a key may be "train" as well
         name = "train" if is_training else evaluation_name(dataset_name)
-        with args.main_process_first(desc=f"preparation of the {name} dataset"):
+        shows_bars = args.process_index == 0 and not args.disable_tqdm
+        with args.main_process_first(desc=f"preparation of the {name} dataset"), dataset_bars(shown=shows_bars):
             prepared, report = self._tokenize(dataset, args, packing, name)
         if report is not None and args.process_index == 0:
             logger.log(logging.INFO if report.is_clean else logging.WARNING, report.summary())
@@ -716,7 +718,10 @@ class AKDTrainer(GKDTrainer):
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Write the model card, with provenance and scores, to `README.md` in the output folder."""
+        """Write the model card, with provenance and scores, to `README.md` in the output folder.
+
+        Its facts about the run are also written to `run.json`, for the report of the run.
+        """
         if not self.is_world_process_zero():
             return
         if dataset_name is not None:
@@ -738,6 +743,7 @@ class AKDTrainer(GKDTrainer):
         )
         base = read_base_model(self.provenance.student, online=self.args.push_to_hub)
         model_card(self.provenance, content, base).save(f"{self.args.output_dir}/README.md")
+        write_run_facts(Path(str(self.args.output_dir)), self.provenance, content)
 
 
 def _sized(dataset: Any) -> Any:

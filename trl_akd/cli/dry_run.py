@@ -230,9 +230,10 @@ def _do_without_gpu(run: DryRun) -> None:
         return
     values = run.values
     values.use_cpu = True
-    kwargs = values.teacher_model_init_kwargs or {}
-    kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
-    values.teacher_model_init_kwargs = {name: value for name, value in kwargs.items() if name not in _GPU_MODEL_KWARGS}
+    if kwargs := values.teacher_model_init_kwargs:
+        kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
+        kept = {name: value for name, value in kwargs.items() if name not in _GPU_MODEL_KWARGS}
+        values.teacher_model_init_kwargs = kept or None
     for name, instead in _WITHOUT_GPU.items():
         if (value := getattr(values, name)) != instead:
             setattr(values, name, instead)

@@ -48,6 +48,7 @@ def run(command: Callable[[list[str] | None], None], argv: list[str] | None = No
     errors are `UserError`, a full disk and an unreachable Hub. `TRL_AKD_DEBUG=1` in the environment shows their
     traceback.
     """
+    _hide_bars_in_logs()
     try:
         command(argv)
     except KeyboardInterrupt:
@@ -61,6 +62,15 @@ def run(command: Callable[[list[str] | None], None], argv: list[str] | None = No
         print(f"trl-akd{_rank()}: {message}", file=sys.stderr)
         return 2
     return 0
+
+
+def _hide_bars_in_logs() -> None:
+    """Turn off the bars of all libraries, here and in processes that are started, unless stderr is a terminal.
+
+    A file would get every update of a bar. tqdm reads the variable when it is imported, which commands do later.
+    """
+    if sys.stderr is not None and not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def _remote_code_message(error: BaseException) -> str | None:

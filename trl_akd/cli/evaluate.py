@@ -62,6 +62,7 @@ def _run(config: "EvaluationConfig", planning: "PlanSamplingConfig") -> None:
         _report(config, evaluation)
         if "plans" in evaluation.results:
             _report_plans(evaluation)
+        _write_report(evaluation.folder)
 
 
 def _compare(config: "EvaluationConfig") -> None:
@@ -112,6 +113,13 @@ def _report_plans(evaluation: "Evaluation") -> None:
     except ImportError:
         return
     print(f"Effect of the number of plans: {evaluation.folder / PLAN_FIGURE}")
+
+
+def _write_report(folder: Path) -> None:
+    from ..report.writer import try_to_write_report
+
+    if report := try_to_write_report(folder):
+        print(f"Report: {report}")
 
 
 def _update_card(config: "EvaluationConfig", evaluation: "Evaluation") -> None:

@@ -77,6 +77,8 @@ def test_flags_exist_and_values_are_of_their_type(text: str):
     if not arguments[0].startswith("-"):
         word = arguments.pop(0)
         command = command if command in ("push", "report") else f"{command} {word}"  # the folder to push
+    if command == "cache inspect":
+        arguments = ["--cache_dir", *arguments]
     options, flags = read_options(arguments)
     if options.accelerate_config:
         find_accelerate_config(options.accelerate_config)

@@ -82,6 +82,9 @@ class AKDConfig(GKDConfig):
             Revision of the teacher on the Hub: a branch, a tag or a commit.
         teacher_device (`str`, *optional*):
             Device of the teacher, such as `"cpu"`. Defaults to the student's.
+        teacher_cache (`str`, *optional*):
+            Folder of a cache that `trl-akd cache` wrote, from which the teacher's signals are read. No teacher is
+            loaded; a `teacher_model_name_or_path` is only compared with the cache's.
         teacher_base_url (`str`, *optional*):
             Address of a vLLM server that scores the texts, such as `http://localhost:8000/v1`, in place of a teacher
             in this process. `teacher_model_name_or_path` is then the model's name on the server. The divergence is a
@@ -144,6 +147,7 @@ class AKDConfig(GKDConfig):
     loss_chunk_size: int | None = None
     teacher_model_revision: str = "main"
     teacher_device: str | None = None
+    teacher_cache: str | None = None
     teacher_base_url: str | None = None
     teacher_top_k: int = 64
     teacher_api_key_env: str = DEFAULT_API_KEY_ENV
@@ -397,6 +401,8 @@ class AKDConfig(GKDConfig):
                     f"`{name}` is on together with `lmbda` above 0 or `seq_kd`, but prompts and generated text come "
                     f"in padded batches; set {name}=False, or train on the data alone with lmbda=0 and seq_kd=False."
                 )
+        if self.teacher_cache is not None:
+            self._check_teacher_cache()
         if self.eval_packing and not (self.packing or self.padding_free):
             raise ValueError(
                 "`eval_packing` is on, but training pads its batches, and one collator serves both; set packing=True "
@@ -413,6 +419,22 @@ class AKDConfig(GKDConfig):
         for name, accepted, remedy in _INHERITED_WITHOUT_EFFECT:
             if getattr(self, name) not in accepted:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, which AKD does not support; {remedy}.")
+
+    def _check_teacher_cache(self) -> None:
+        """Refuse generated text, for which a cache has no signals, and options of a teacher in memory."""
+        for name in ("lmbda", "seq_kd"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`teacher_cache` is set and `{name}` is {getattr(self, name)}, but a cache has no signals for "
+                    "generated text; train on the data alone with lmbda=0 and seq_kd=False, or leave `teacher_cache` "
+                    "out."
+                )
+        for name in ("teacher_device", "teacher_base_url"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r} and `teacher_cache` is set, which needs no teacher; leave "
+                    "one of them out."
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state to pickle, for instance in a checkpoint's `training_args.bin`, without the Hub token."""
@@ -492,6 +514,7 @@ _OF_TEACHERS = (
     "teacher_model_init_kwargs",
     "teacher_model_revision",
     "teacher_device",
+    "teacher_cache",
     "teacher_base_url",
     "divergence",
     "divergence_kwargs",

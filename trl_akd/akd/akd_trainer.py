@@ -42,6 +42,7 @@ from ..losses.lm_head import LMHead
 from ..losses.policy_gradient import PolicyGradient
 from ..progress import dataset_bars
 from ..teachers import (
+    CachedTeacher,
     LocalTeacher,
     NoTeacher,
     SelfTeacher,
@@ -51,6 +52,7 @@ from ..teachers import (
     load_teacher,
     verify_architecture,
 )
+from ..teachers.cache_files import CachedRow
 from .akd_config import AKDConfig
 from .batches import Batch, Targets, causal_targets, number_of_tokens, row_numbers, without_repeats
 from .checkpoint import load_state, save_state
@@ -61,6 +63,7 @@ from .model_utils import adapters_of, disable_dropout, evaluation_name, name_of,
 from .on_policy import CompletionLog, is_on_policy, sample_rows, sampling_config, sampling_seed
 from .schedule_callback import ScheduleCallback
 from .served import connect_teacher, longest_text, served_vocabulary_size
+from .teacher_cache import check_cache, open_cache, require_dataset, row_settings, unpacked_rows
 from .teacher_mix import TeacherMix, require_dense, teacher_next_logits
 from .upload import upload_checkpoint, upload_student
 from .validation import (
@@ -154,7 +157,10 @@ class AKDTrainer(GKDTrainer):
         args = AKDConfig(f"{(name_of(model) or 'model').split('/')[-1]}-AKD") if args is None else args
         check_adapter(peft_config, *adapters_of(model), *adapters_of(teacher_model))
         check_parallelism(args.parallelism_config)
-        teacher_model = args.teacher_model_name_or_path if teacher_model is None else as_teacher(teacher_model)
+        if args.teacher_cache is not None:
+            teacher_model = open_cache(teacher_model, args)
+        else:
+            teacher_model = args.teacher_model_name_or_path if teacher_model is None else as_teacher(teacher_model)
         check_models(
             model, teacher_model, args, trains_adapter=peft_config is not None or hasattr(model, "peft_config")
         )
@@ -285,6 +291,7 @@ class AKDTrainer(GKDTrainer):
             self.teacher, self.teacher_model = model, None
             self.vocabulary_size = min(student_size, getattr(model, "vocabulary_size", student_size))
             self._require_shared_tokens()
+            self._require_cached_rows()
             return
         if self.args.teacher_base_url is not None:
             self._connect_teacher(tokenizer)
@@ -319,6 +326,29 @@ class AKDTrainer(GKDTrainer):
     def _require_shared_tokens(self) -> None:
         for name, dataset in self._datasets().items():
             require_shared_tokens(dataset, self.vocabulary_size, self._tokenizer, name=name)
+
+    def _require_cached_rows(self) -> None:
+        if isinstance(self.teacher, CachedTeacher):
+            check_cache(
+                self.teacher,
+                {name: self.teacher_rows(rows) for name, rows in self.prepared_datasets().items()},
+                self._tokenizer,
+                self.model.config.get_text_config().vocab_size,
+                self.row_settings(),
+            )
+
+    def prepared_datasets(self) -> dict[str, Dataset]:
+        """Return the datasets by name, after checking that their rows can be read in advance for a teacher cache."""
+        datasets = named_datasets(self.train_dataset, self.eval_dataset)
+        return {name: require_dataset(rows, name) for name, rows in datasets.items() if rows is not None}
+
+    def teacher_rows(self, dataset: Dataset) -> Iterator[CachedRow]:
+        """Yield the rows of a tokenized dataset for which the loss needs the teacher, without packing."""
+        return unpacked_rows(dataset)
+
+    def row_settings(self) -> dict[str, Any]:
+        """Return the settings that determine the rows, as a teacher cache records them."""
+        return row_settings(self.args, self._tokenizer)
 
     def _datasets(self) -> dict[str, Dataset]:
         """Return the tokenized datasets by name."""

@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "akd": "distill a teacher into a student with adaptive knowledge distillation",
         "plans": "generate plans for solutions with a teacher, as training data for codeplan",
         "codeplan": "train a student on solutions and plans",
+        "cache": "run a teacher once over a dataset, to train from its stored signals",
         "iterkd": "train a student in cycles of correct and faulty answers, feedback and new questions",
         "evaluate": "evaluate a model by running the programs that it writes",
         "report": "write the report of a run, report.html, again from the files in its folder",

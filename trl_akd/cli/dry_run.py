@@ -18,6 +18,7 @@ import yaml
 
 from ..data.sources import load
 from ..generation.loading import DEFAULT_API_KEY_ENV
+from ..teachers.cache_files import read_manifest
 from .methods import Method
 from .mock_teacher import run_mock_teacher
 from .tiny_models import KNOWN_MODELS, MAX_TOKENS, build
@@ -154,6 +155,12 @@ def dry_run(method: Method, values: Namespace) -> Iterator[tuple[Namespace, list
 
 def _replace_models(run: DryRun) -> None:
     values = run.values
+    if values.teacher_cache is not None:
+        teacher = read_manifest(Path(values.teacher_cache).expanduser())
+        values.teacher_model_name_or_path = values.teacher_model_name_or_path or teacher.teacher
+        run.replaced.append(f"{values.teacher_cache}: its teacher {values.teacher_model_name_or_path}")
+        run.not_checked.append("whether the cache has the data")
+        values.teacher_cache = None
     revisions = {
         values.teacher_model_name_or_path: values.teacher_model_revision,
         values.model_name_or_path: values.model_revision,

@@ -329,8 +329,8 @@ def load_tokenizers(
         args.trust_remote_code,
         method.base_model,
     )
-    if teacher is None or args.teacher_base_url is not None:  # a served teacher may have another name on the server
-        return student_tokenizer, None
+    if teacher is None or args.teacher_cache is not None or args.teacher_base_url is not None:
+        return student_tokenizer, None  # a served teacher may have another name on the server
     teacher_tokenizer, teacher_size = _vocabulary(
         "teacher_model_name_or_path", teacher, args.teacher_model_revision, args.trust_remote_code
     )

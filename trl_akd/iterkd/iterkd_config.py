@@ -68,7 +68,9 @@ class IterKDConfig(CycleConfig, AKDConfig):
     @property
     def uses_teacher(self) -> bool:
         """Whether the objective needs a teacher model."""
-        return self.objective == "akd" or (self.objective is None and self.teacher_model_name_or_path is not None)
+        if self.objective is not None:
+            return self.objective == "akd"
+        return self.teacher_model_name_or_path is not None or self.teacher_cache is not None
 
     @property
     def needs_reference(self) -> bool:

@@ -113,6 +113,11 @@ class IterKDTrainer(PairTrainer):
         settings: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        if args is not None and args.teacher_cache is not None:
+            raise ValueError(
+                f"`teacher_cache` is {args.teacher_cache!r}, but each cycle trains on new answers, for which no cache "
+                "has signals; leave it out and set `teacher_model_name_or_path`."
+            )
         self._further_settings = dict(settings or {})
         self.seeds = read_questions(() if train_dataset is None else train_dataset)
         self._student_name = name_of(model)

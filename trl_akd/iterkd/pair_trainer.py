@@ -39,6 +39,7 @@ from ..heads import evaluating, final_hidden_states, lm_head
 from ..losses.fused_linear import FusedDivergence, fused_linear_cross_entropy
 from ..losses.reduction import IGNORE_INDEX
 from ..progress import Progress
+from ..teachers.cache_files import CachedRow
 from .iterkd_config import IterKDConfig
 from .pair_loss import CONTRASTIVE, SUPERVISED, PairTargets, contrastive_objective, pair_loss, pair_targets
 from .pairs import DataCollatorForPairs, PairEncoder, check_pairs, number_of_answers, prepare_pairs
@@ -102,7 +103,8 @@ class PairTrainer(AKDTrainer):
         args = IterKDConfig(f"{(name_of(model) or 'model').split('/')[-1]}-IterKD") if args is None else args
         if kwargs.get("data_collator") is not None:
             raise ValueError("`data_collator` is given, but the loss of IterKD requires its own; leave it out.")
-        args.resolve_objective(has_teacher=(teacher_model or args.teacher_model_name_or_path) is not None)
+        teacher = teacher_model or args.teacher_cache or args.teacher_model_name_or_path
+        args.resolve_objective(has_teacher=teacher is not None)
         dataset = _PLACEHOLDER if train_dataset is None else train_dataset
         super().__init__(model, teacher_model, args, train_dataset=dataset, **kwargs)
         if train_dataset is None:
@@ -149,6 +151,14 @@ class PairTrainer(AKDTrainer):
             if isinstance(rows, Dataset)
         }
 
+    def teacher_rows(self, dataset: Dataset) -> Iterator[CachedRow]:
+        """Yield the correct answers."""
+        if self._training_data is _PLACEHOLDER and dataset is self.train_dataset:
+            return
+        for pair in dataset.select_columns(["prompt", "completion"]):
+            prompt, answer = pair["prompt"], pair["completion"]
+            yield CachedRow.from_labels([*prompt, *answer], [IGNORE_INDEX] * len(prompt) + answer)
+
     # Cycles
 
     def train_on(
@@ -177,6 +187,7 @@ class PairTrainer(AKDTrainer):
             if self.teacher_model is not None:
                 [tokens] = [rows for name, rows in self._datasets().items() if name == "train"]
                 require_shared_tokens(tokens, self.vocabulary_size, self._tokenizer, name="train")
+            self._require_cached_rows()
             set_seed(self.args.seed)
             result = super().train(resume_from_checkpoint=resume_from_checkpoint)
             Path(output_dir).mkdir(parents=True, exist_ok=True)

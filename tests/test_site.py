@@ -192,7 +192,7 @@ def test_nothing_is_cut_at_the_edge(shown: list[dict[str, Any]]):
 
 def test_every_public_name_is_in_the_reference(site: Path, reference: ModuleType):
     public = {("trl_akd", name) for name in trl_akd.__all__}
-    for package in ("losses", "losses.divergences", "teachers", "generation", "execution", "metrics"):
+    for package in ("losses", "losses.divergences", "teachers", "generation", "execution", "metrics", "report"):
         module = importlib.import_module(f"trl_akd.{package}")
         public |= {(module.__name__, name) for name in module.__all__ if name != "divergences"}
     for module, name in public:

@@ -109,8 +109,8 @@ def _argument_types(method: Method | None = None) -> tuple[type, ...]:
     return DoctorArguments, *(method or load_method("akd")).argument_types()
 
 
-def _parser(method: Method | None = None, **texts: str) -> RecipeParser:
-    return RecipeParser(_argument_types(method), "trl-akd doctor", **texts)
+def _parser(method: Method | None = None, *, description: str = "", epilog: str = "") -> RecipeParser:
+    return RecipeParser(_argument_types(method), "trl-akd doctor", description=description, epilog=epilog)
 
 
 def _find_method(recipe: Recipe, flags: list[str]) -> Method:

@@ -113,8 +113,12 @@ dist: $(VENV)/.installed
 	$(BIN)/python -m check_wheel_contents dist
 
 # The wheel in empty environments, with the newest TRL and with VERSION: commands, training and evaluation.
-test-wheel: $(if $(CONSTRAINTS),export PIP_CONSTRAINT = $(CURDIR)/$(CONSTRAINTS))
-test-wheel: $(if $(TORCH_INDEX),export PIP_EXTRA_INDEX_URL = $(TORCH_INDEX))
+ifneq ($(CONSTRAINTS),)
+test-wheel: export PIP_CONSTRAINT = $(CURDIR)/$(CONSTRAINTS)
+endif
+ifneq ($(TORCH_INDEX),)
+test-wheel: export PIP_EXTRA_INDEX_URL = $(TORCH_INDEX)
+endif
 test-wheel: dist
 	$(PYTHON) -m tests.wheel dist/*.whl
 	$(PYTHON) -m tests.wheel dist/*.whl trl==$(VERSION)

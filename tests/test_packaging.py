@@ -111,6 +111,15 @@ except IsolationError as error:
     assert "--beta_strategy" in done.stdout and "IsolationError: Programs run on Linux and macOS" in done.stdout
 
 
+def test_lowest_versions_are_the_lower_bounds():
+    lowest = dict(line.split("==") for line in (ROOT / "constraints-lowest.txt").read_text().splitlines())
+    extra = PROJECT["optional-dependencies"]["deepspeed"][:1]
+    bounds = dict(re.split(">=|,", requirement)[:2] for requirement in [*PROJECT["dependencies"], *extra])
+    assert lowest.keys() == bounds.keys()
+    for name, bound in bounds.items():
+        assert f"{lowest[name]}.".startswith(f"{bound}."), name
+
+
 def readme_on_pypi() -> str:
     """Return the README with the substitutions of the build."""
     text = (ROOT / "README.md").read_text()

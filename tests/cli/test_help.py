@@ -60,7 +60,7 @@ def test_own_fields_come_first_and_others_on_request(command: str, capsys: pytes
     assert set(FLAG.findall(short)[number : number + len(own)]) == own
     assert ("--accelerate_config" in whole) != one_process
     if every == own:
-        assert short == whole
+        assert short == whole and "with `all`" not in whole
     else:
         assert len(short.splitlines()) < len(whole.splitlines()) / 2
         assert f"`trl-akd {command} --help all` also shows the" in short and "--help all`" not in whole
@@ -73,6 +73,17 @@ def test_defaults_are_shown(command: str, capsys: pytest.CaptureFixture[str]):
     for entry in (entry for kind in commands.argument_types(command) for entry in fields(kind)):
         if type(entry.default) in (bool, int, float, str) and entry.default != "" and entry.init:
             assert f"(default: {entry.default})" in texts[f"--{entry.name}"]
+    assert not any("(default: None)" in text for text in texts.values())
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_groups_list_their_actions(group: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    text = " ".join(shown(capsys, group, "--help").split())
+    actions = {name: action for name, action in commands.ACTIONS.items() if name.startswith(f"{group} ")}
+    assert actions
+    for name, action in actions.items():
+        assert action.summary is not None and f"{name.split()[1]} {action.summary}" in text
 
 
 def test_help_reads_no_recipe_and_names_its_argument(capsys: pytest.CaptureFixture[str]):

@@ -42,7 +42,7 @@ SHAPES_WEIGHTS = {
     *("disable_dropout", "seq_kd", "beta_strategy", "beta_initial_values", "beta_learning_rate"),
     *("beta_regularization", "beta_regularizer", "kd_temperature", "normalization", "ce_weight", "prompt_template"),
     *("teacher_model_revision", "objective", "contrastive_weight", "contrastive_loss", "contrastive_beta"),
-    *("simpo_margin", "max_faults"),
+    *("simpo_margin", "max_faults", "teacher_top_k"),
 }
 SHAPES_CYCLES = {
     *("faults_per_question", "fault_kinds", "own_faults", "min_gap", "keep_unverified", "judge_retries"),

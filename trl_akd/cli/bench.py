@@ -66,6 +66,7 @@ def _argument_types() -> tuple[type, ...]:
 
 
 def _run(config: "BenchConfig") -> None:
+    """Compare divergences in a world of generated programs."""
     from ..micro.bench.report import BENCH_PAGE
     from ..micro.bench.runs import run_benchmark
 
@@ -79,6 +80,7 @@ def _cycles_types() -> tuple[type, ...]:
 
 
 def _run_cycles(config: "CyclesConfig") -> None:
+    """Compare variants of IterKD in a world of generated programs."""
     from ..micro.bench.cycles_report import CYCLES_PAGE
     from ..micro.bench.cycles_runs import run_cycles
 
@@ -92,6 +94,7 @@ def _plans_types() -> tuple[type, ...]:
 
 
 def _run_plans(config: "PlansConfig") -> None:
+    """Compare trainings of CodePLAN in a world of generated programs."""
     from ..micro.bench.plans_report import PLANS_PAGE
     from ..micro.bench.plans_runs import run_plans
 
@@ -105,6 +108,7 @@ def _models_types() -> tuple[type, ...]:
 
 
 def _run_models(config: "ModelsConfig") -> None:
+    """Compare rules with real models, which are trained and evaluated by the commands of this package."""
     from ..bench.plan import plan, run_models
     from ..bench.report import MODELS_PAGE
     from .resolving import resolve

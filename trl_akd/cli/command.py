@@ -198,7 +198,10 @@ def start_action(command: str, actions: Mapping[str, Action], docstring: str, ar
             formatter_class=Formatter,
             add_help=False,
         )
-        print(parser.format_help())
+        listing = parser.add_subparsers(title="actions", metavar="ACTION")
+        for action, declared in actions.items():
+            listing.add_parser(action, help=declared.summary)
+        print(parser.format_help(), end="")
         return
     with user_errors():
         if name not in actions:

@@ -53,7 +53,8 @@ class FieldFormatter(Formatter, argparse.ArgumentDefaultsHelpFormatter):
         return choices if len(choices) <= self._LONG else "TEXT"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        text = action.help if action.metavar is not None else super()._get_help_string(action)
+        has_default = action.metavar is None and action.default is not None
+        text = super()._get_help_string(action) if has_default else action.help
         if action.choices is None or self._metavar(action) != "TEXT":
             return text
         return f"One of {', '.join(map(str, action.choices))}. {text}"

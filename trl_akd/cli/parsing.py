@@ -132,6 +132,8 @@ class RecipeParser(TrlParser):
                 self._owners[name], texts[name] = owner, text
         for action in self._actions:
             action.help = texts.get(action.dest, action.help)
+            if action.dest == "help" and not any(map(_is_foreign, self._owners.values())):
+                action.help = "Show this help."
             if getattr(action.type, "__name__", None) == "dict":  # which takes no text
                 action.type = _optional_text
         self._renamed = {old: new for kind in self.dataclass_types for old, new in renamed_fields(kind).items()}

@@ -187,12 +187,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     actions = parser.add_subparsers(metavar="ACTION", dest="action")
     listing = actions.add_parser("list", help="list names and descriptions: all, or those that contain a text")
-    listing.add_argument("text", nargs="?", default="", metavar="TEXT")
+    listing.add_argument("text", nargs="?", default="", metavar="TEXT", help="text in a name or description")
     for action, text in {"show": "print a file", "path": "print the path of a file, for other programs"}.items():
-        actions.add_parser(action, help=text).add_argument("name", metavar="NAME")
+        actions.add_parser(action, help=text).add_argument("name", metavar="NAME", help="name of the file")
     copy = actions.add_parser("copy", help="copy a file to TO, a file or folder (default: the working directory)")
-    copy.add_argument("name", metavar="NAME")
-    copy.add_argument("to", nargs="?", default=".", metavar="TO")
+    copy.add_argument("name", metavar="NAME", help="name of the file")
+    copy.add_argument("to", nargs="?", default=".", metavar="TO", help="new file, or folder")
     return parser
 
 

@@ -24,6 +24,10 @@ _COMMON = frozenset(
     "return returns returned returning output outputs input inputs print prints accept accepts should can will you "
     "your please following".split()
 )
+_WORD = re.compile(r"\w+")
+_PERMUTATIONS = 128
+_RECALL = 0.999
+_EMPTY = MinHash(num_perm=_PERMUTATIONS)
 
 
 def content_words(words: Sequence[str]) -> list[str]:
@@ -38,12 +42,6 @@ def content_words(words: Sequence[str]) -> list[str]:
     ```
     """
     return [word for word in words if word not in _COMMON]
-
-
-_WORD = re.compile(r"\w+")
-_PERMUTATIONS = 128
-_RECALL = 0.999
-_EMPTY = MinHash(num_perm=_PERMUTATIONS)
 
 
 class NoveltyIndex:

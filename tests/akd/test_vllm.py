@@ -65,7 +65,7 @@ def steps_with_text(made):
         {"peft_config": LoraConfig(**LORA)},
         {
             "vllm_enable_sleep_mode": True,
-            "lmbda": 0.5,
+            "lmbda": 0.3,
             "seq_kd": True,
             "max_steps": 5,
             "gradient_accumulation_steps": 1,

@@ -168,14 +168,14 @@ class TransformersSampler:
             def generate(batch: Sequence[int]) -> list[list[int]]:
                 return _generate(model, [prompts[index] for index in batch], config, list(not_shared), processor_of)
 
-            def describe(index: int) -> str:
+            def explain(index: int) -> str:
                 return (
-                    f"generating up to {config.max_new_tokens} tokens after a prompt of "
-                    f"{len(prompts[index].tokens)}; lower `max_new_tokens` or `max_length`"
+                    f"memory does not suffice for generating up to {config.max_new_tokens} tokens after a prompt of "
+                    f"{len(prompts[index].tokens)}; lower `max_new_tokens` or `max_length`."
                 )
 
             largest = 0
-            for batch, completions in in_batches(order, size, generate, describe):
+            for batch, completions in in_batches(order, size, generate, explain):
                 found.update(zip(batch, completions, strict=True))
                 largest = max(largest, len(batch))
         if largest < size:

@@ -171,7 +171,7 @@ def in_batches(
     rows: Sequence[Row],
     size: int,
     generate: Callable[[Sequence[Row]], list[Output]],
-    describe: Callable[[Row], str],
+    explain: Callable[[Row], str],
 ) -> Iterator[tuple[Sequence[Row], list[Output]]]:
     """Generate in batches, and halve the batch size when memory runs out.
 
@@ -182,8 +182,8 @@ def in_batches(
             Number of rows per batch.
         generate (`Callable`):
             Function that returns the outputs of a batch of rows.
-        describe (`Callable`):
-            Function that describes a row and the remedy, for the error if memory does not suffice for it alone.
+        explain (`Callable`):
+            Function that returns the message of the error if memory does not suffice for a single row.
 
     Yields:
         `tuple`: The rows of a batch and their outputs.
@@ -196,7 +196,7 @@ def in_batches(
             continue
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
-                raise torch.OutOfMemoryError(f"memory does not suffice for {describe(batch[0])}.") from error
+                raise torch.OutOfMemoryError(explain(batch[0])) from error
         # Outside of the clause above, whose error keeps the failed batch's tensors alive.
         size = len(batch) // 2
         logger.warning("Out of memory with %d sequences; continuing with %d at a time.", len(batch), size)

@@ -214,13 +214,13 @@ class TransformersGenerator(StreamingGenerator):
         def write(batch: Sequence[_Row]) -> list[Completion]:
             return self._write_batch(model, batch, sampling, config)
 
-        def describe(row: _Row) -> str:
+        def explain(row: _Row) -> str:
             return (
-                f"`prompts[{row.prompt}]`, of {len(row.tokens)} tokens and max_new_tokens={sampling.max_new_tokens}; "
-                "shorten it, or lower `max_new_tokens`"
+                f"memory does not suffice for `prompts[{row.prompt}]`, of {len(row.tokens)} tokens and "
+                f"max_new_tokens={sampling.max_new_tokens}; shorten it, or lower `max_new_tokens`."
             )
 
-        for batch, completions in in_batches(rows, self._batch_size, write, describe):
+        for batch, completions in in_batches(rows, self._batch_size, write, explain):
             yield list(zip(batch, completions, strict=True))
 
     def _config(self, max_new_tokens: int, eos: list[int]) -> GenerationConfig:

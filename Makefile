@@ -14,7 +14,7 @@ RESULTS := $(addprefix docs/results/,full.json adaptive.json akd_ablations.json 
 export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart check test test-distributed test-slow test-gpu test-lowest test-trl mutants bench results docs dist lint format clean
+.PHONY: quickstart check test test-distributed test-slow test-gpu test-lowest test-trl test-wheel coverage audit mutants bench results docs dist lint format clean
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@echo "Installing trl_akd and what its tests need into $(VENV): downloads about 0.5 GB with a CPU build of PyTorch, which"
@@ -63,6 +63,20 @@ test-trl:
 	PATH="$(CURDIR)/$(TRL_VENV)/bin:$$PATH" $(TRL_VENV)/bin/python -m pytest --numprocesses auto --dist loadfile \
 		tests/test_trl_contract.py tests/akd tests/codeplan tests/iterkd
 
+# Coverage of `make test`, or of some tests, as in `make coverage TESTS=tests/losses`.
+TESTS ?=
+coverage: $(VENV)/.installed
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest --numprocesses auto --dist loadfile $(TESTS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+# Known vulnerabilities of the installed dependencies.
+audit: $(VENV)/.installed
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet pip-audit
+	.venv-audit/bin/pip-audit --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
 # Faults put into the package one at a time: `make test` must notice each.
 mutants: $(VENV)/.installed
 	$(BIN)/python -m tests.mutants
@@ -75,6 +89,8 @@ results: $(VENV)/.installed
 	$(BIN)/trl-akd bench --report $(RESULTS) --page docs/results.md --introduction docs/results/answer.txt
 	$(BIN)/trl-akd bench plans --report docs/results/plans.json --page docs/results_plans.md \
 		--introduction docs/results/plans_answer.txt
+	$(BIN)/trl-akd bench cycles --report docs/results/cycles.json --page docs/results_cycles.md \
+		--introduction docs/results/cycles_answer.txt
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -96,5 +112,16 @@ dist: $(VENV)/.installed
 	$(BIN)/python -m twine check --strict dist/*
 	$(BIN)/python -m check_wheel_contents dist
 
+# The wheel in empty environments, with the newest TRL and with VERSION: commands, training and evaluation.
+ifneq ($(CONSTRAINTS),)
+test-wheel: export PIP_CONSTRAINT = $(CURDIR)/$(CONSTRAINTS)
+endif
+ifneq ($(TORCH_INDEX),)
+test-wheel: export PIP_EXTRA_INDEX_URL = $(TORCH_INDEX)
+endif
+test-wheel: dist
+	$(PYTHON) -m tests.wheel dist/*.whl
+	$(PYTHON) -m tests.wheel dist/*.whl trl==$(VERSION)
+
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-trl-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache site
+	rm -rf $(VENV) .venv-audit .venv-lowest .venv-trl-* .coverage* htmlcov build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache site

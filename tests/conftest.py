@@ -3,6 +3,8 @@
 import gc
 import os
 
+import pytest
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,3 +15,11 @@ def pytest_collection_finish() -> None:
     """Exempt imported modules from garbage collection: each training run ends with one, and would search them all."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Paths of a tiny student and a tiny teacher, with tokenizers."""
+    from tests import tiny  # imports torch
+
+    return tiny.save_pair(tmp_path_factory.mktemp("pair"))

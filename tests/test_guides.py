@@ -1,13 +1,14 @@
 """The guides run as written, in page order, with tiny models under the names of the large ones.
 
 A training command runs two steps on a CPU unless it sets its own; a command for several processes is dry-run in one;
-the address of a server becomes that of a local one; commands of other programs are not run. Blocks of text are
-expected output.
+the address of a server becomes that of a local one, and the Hub that of a loopback server; commands of other programs
+are not run. Blocks of text are expected output.
 """
 
 import ast
 import re
 import textwrap
+import threading
 from collections.abc import Iterator
 from functools import cache
 from itertools import chain
@@ -17,25 +18,31 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import tiny
 from tests.commands import METHODS, argument_types
 from tests.generation.server import Server, serving
+from tests.hub.fixtures import hub
 from tests.printed import printed_commands
 from trl_akd.cli import main
+from trl_akd.cli.mock_teacher import score
 from trl_akd.cli.parsing import RecipeParser
 from trl_akd.cli.recipes import Recipe
 from trl_akd.evaluation import benchmarks
 from trl_akd.execution import CodeExecutor, IsolationError
 from trl_akd.losses import divergences
 
+__all__ = ["hub"]
+
 ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
 FAST = ("own_data", "evaluate_safely", "add_divergence")
-NOT_RUN = ("pip install ", "vllm serve ", "trl sft ", "accelerate launch ", "export ")
+NOT_RUN = ("pip install ", "vllm serve ", "trl sft ", "accelerate launch ", "export ", "hf ")
 SMALL = {"--use_cpu": "true", "--report_to": "none", "--max_steps": "2", "--test_size": "1"}
 BLOCK = re.compile(r"^( *)```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^\1```", re.M | re.S)
 ADDRESS = "http://localhost:8000/v1"
+LOADING = threading.Lock()
 
 
 def blocks(page: Path) -> list[tuple[str, str, str]]:
@@ -72,7 +79,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Enter a working directory with these models, and yield the address of a server that writes plans."""
+    """Enter a working directory with these models, and yield the address of a server of text and log-probabilities."""
     for path in models.iterdir():
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
@@ -81,13 +88,23 @@ def place(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr(
         benchmarks, "_hub_rows", lambda known, revision: benchmarks._local_rows(Path("humaneval.jsonl"))
     )
-    monkeypatch.setattr(Server, "answer", write_plan)
+    monkeypatch.setattr(Server, "answer", answer)
     monkeypatch.setattr(divergences, "_RULES", dict(divergences._RULES))
     with serving() as server:
         yield server.url
 
 
-def write_plan(server: Server, path: str, body: dict) -> dict:
+@cache
+def load(folder: str) -> tuple:
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def answer(server: Server, path: str, body: dict) -> dict:
+    """Score a prompt with the model of the given name, or write a plan."""
+    if "prompt_logprobs" in body:
+        with LOADING:
+            served = load(str(Path(body["model"]).resolve()))
+        return score(*served, body)
     text = "1. Read the input.\n2. Print the result."
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
     return {"choices": [choice], "usage": {"prompt_tokens": 5, "completion_tokens": 9}}
@@ -120,7 +137,11 @@ def check_fields(snippet: str) -> None:
     ],
 )
 def test_guide_runs_as_written(
-    page: Path, place: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    place: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ):
     monkeypatch.setattr(divergences, "_RULES", dict(divergences._RULES))
     if "--allow_code_execution" in page.read_text():
@@ -128,6 +149,8 @@ def test_guide_runs_as_written(
             CodeExecutor(1, allow_code_execution=True).close()
         except IsolationError as error:
             pytest.skip(str(error))
+    if page.stem == "push":
+        request.getfixturevalue("hub")
     names: dict = {"__name__": "guide"}
     for language, title, content in blocks(page):
         content = content.replace(ADDRESS, place)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tarfile
 import tomllib
-import venv
 from collections.abc import Iterator
 from email import message_from_bytes
 from importlib.util import find_spec
@@ -16,12 +15,17 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import yaml
+
+from trl_akd import __version__
+
+from . import wheel as wheel_check
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trl_akd"
 METADATA = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = METADATA["project"]
-DISTRIBUTIONS = {"yaml": "PyYAML"}  # where it is not the module's name
+DISTRIBUTIONS = {"markdown_it": "markdown-it-py", "yaml": "PyYAML"}  # where it is not the module's name
 # What Windows does not have.
 WITHOUT = {
     "os": (
@@ -107,6 +111,15 @@ except IsolationError as error:
     assert "--beta_strategy" in done.stdout and "IsolationError: Programs run on Linux and macOS" in done.stdout
 
 
+def test_lowest_versions_are_the_lower_bounds():
+    lowest = dict(line.split("==") for line in (ROOT / "constraints-lowest.txt").read_text().splitlines())
+    extra = PROJECT["optional-dependencies"]["deepspeed"][:1]
+    bounds = dict(re.split(">=|,", requirement)[:2] for requirement in [*PROJECT["dependencies"], *extra])
+    assert lowest.keys() == bounds.keys()
+    for name, bound in bounds.items():
+        assert f"{lowest[name]}.".startswith(f"{bound}."), name
+
+
 def readme_on_pypi() -> str:
     """Return the README with the substitutions of the build."""
     text = (ROOT / "README.md").read_text()
@@ -161,6 +174,64 @@ def test_metadata():
     assert urls["Issues"].startswith(urls["Repository"]) and urls["Changelog"].startswith(urls["Repository"])
 
 
+def test_version_of_changelog_and_citation():
+    released = re.findall(r"^## \[(\d.*?)\] - (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    if re.fullmatch(r"[\d.]+", __version__):  # and not that of a later development version
+        assert released[0] == (__version__, citation["date-released"])
+    assert citation["version"] == released[0][0]
+    assert citation["license"] == PROJECT["license"]
+    assert citation["repository-code"] == PROJECT["urls"]["Repository"]
+    assert citation["url"] == PROJECT["urls"]["Documentation"]
+
+
+def test_changelog_has_the_sections_of_keep_a_changelog():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    versions = re.findall(r"^## \[(.+?)\]", text, re.M)
+    assert versions[0] == "Unreleased"
+    assert versions == re.findall(r"^\[(.+?)\]: https://", text, re.M)
+    sections = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert set(re.findall(r"^### (.+)$", text, re.M)) <= sections
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_have_least_rights_and_pinned_actions(path: Path):
+    workflow = yaml.safe_load(path.read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for name, job in workflow["jobs"].items():
+        assert "timeout-minutes" in job, name
+        for step in job["steps"]:
+            if (action := step.get("uses")) is not None:
+                assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action), f"{action} is not pinned to a commit"
+                if action.startswith("actions/checkout@"):
+                    assert step["with"]["persist-credentials"] is False
+            elif step["run"].startswith("make "):
+                assert step["run"].split()[1] in targets, step["run"]
+
+
+def test_a_release_is_published_without_tokens_after_its_tests():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]
+    publish = jobs["publish"]
+    assert publish["permissions"]["id-token"] == "write" and publish["environment"]["name"] == "pypi"
+    assert "test" in publish["needs"] and "build" in jobs["test"]["needs"]
+    assert "secrets." not in str(jobs)
+
+
+def test_forms_for_issues_ask_for_what_helps():
+    forms = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")}
+    assert forms.keys() == {"bug", "feature", "config"}
+    for name in ("bug", "feature"):
+        assert forms[name].keys() >= {"name", "description", "body"}
+        fields = {field.get("id"): field for field in forms[name]["body"] if field["type"] != "markdown"}
+        assert None not in fields and all(field["attributes"]["label"] for field in fields.values())
+    required = {field.get("id") for field in forms["bug"]["body"] if field.get("validations", {}).get("required")}
+    assert required == {"what", "reproduce", "versions"}
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two folders with wheel and sdist of the same sources."""
@@ -207,25 +278,11 @@ def test_wheel_and_sdist_are_complete_and_valid(built: list[Path]):
 
 
 @pytest.mark.slow
-def test_installed_wheel_has_recipes_and_documents_its_commands(built: list[Path], tmp_path: Path):
-    """In another environment and folder, without the sources."""
-    venv.create(tmp_path / "venv")
-    python = str(tmp_path / "venv" / "bin" / "python")
+def test_installed_wheel_works_in_another_environment(built: list[Path], tmp_path: Path):
+    """As `make test-wheel`, with the dependencies of this environment instead of downloaded ones."""
+    [wheel] = built[0].glob("*.whl")
+    python = wheel_check.install(wheel, tmp_path / "venv", ["--no-deps", "--no-index"])
     [site] = (tmp_path / "venv" / "lib").glob("*/site-packages")
     (site / "dependencies.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
-    [wheel] = built[0].glob("*.whl")
-    with ZipFile(wheel) as archive:
-        archive.extractall(site)
-    runs = [
-        ["--version"],
-        ["recipes", "path", "zero3"],
-        ["akd", "--config", "starcoder-7b-to-1b/akd/config_full", "--help"],
-    ]
-    outputs = []
-    for arguments in runs:
-        command = [python, "-P", "-m", "trl_akd", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr[-2000:]
-        outputs.append(done.stdout)
-    assert Path(outputs[1].strip()) == site / "trl_akd" / "recipes" / "accelerate_configs" / "zero3.yaml"
-    assert "--beta_strategy" in outputs[2]
+    (tmp_path / "used").mkdir()
+    wheel_check.check(python, tmp_path / "used")

@@ -51,7 +51,7 @@ def values_of(path: Path, flags: list[str]):
 
 
 def test_there_are_recipes():
-    assert (len(AKD), len(CODEPLAN), len(ITERKD), len(STEPS)) == (10, 5, 3, 11)
+    assert (len(AKD), len(CODEPLAN), len(ITERKD), len(STEPS)) == (11, 5, 3, 11)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=name)
@@ -160,6 +160,9 @@ def test_values_of_the_paper(path: Path):
         assert recipe["use_peft"]
         assert (recipe["lora_r"], recipe["lora_alpha"], recipe["lora_dropout"]) == (8, 32, 0.1)
     assert {recipe["model_name_or_path"], recipe["teacher_model_name_or_path"]} <= KNOWN_MODELS.keys()
+    if "teacher_base_url" in recipe:
+        command = f"vllm serve {recipe['teacher_model_name_or_path']} --max-logprobs {recipe['teacher_top_k']}"
+        assert command in path.read_text()
 
 
 @pytest.mark.parametrize("path", CODEPLAN, ids=name)
@@ -175,7 +178,7 @@ def test_values_of_the_authors_code(path: Path):
 @pytest.mark.parametrize("path", ITERKD, ids=name)
 def test_cycles_match_the_method_page(path: Path):
     recipe = yaml.safe_load(path.read_text())
-    assert (recipe["cycles"], recipe["contrastive_loss"], recipe["contrastive_weight"]) == (3, "dpo_norm", 1.0)
+    assert (recipe["cycles"], recipe["contrastive_loss"], recipe["contrastive_weight"]) == (3, "dpo_norm", 0.1)
     assert 2 * recipe["new_easy"] == recipe["new_medium"] == recipe["new_hard"]
     assert (recipe["judge"], recipe["eval_benchmark"]) == ("teacher", "humaneval")
     assert "allow_code_execution" not in recipe, "consent is a flag"

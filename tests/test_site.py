@@ -1,4 +1,4 @@
-"""The site of the documentation: formulas are rendered, nothing is cut, and pages load nothing from other hosts."""
+"""The site: formulas and diagrams are drawn, nothing is cut, and pages load nothing from other hosts."""
 
 import html
 import importlib.util
@@ -12,12 +12,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 import trl_akd
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md"))
 RAW = re.compile(r"\\\(|\\\[|\\(?:frac|sum|mathcal|mathrm|beta)\b|\$\$|\$\\|arithmatex|mermaid")
+DIAGRAM = re.compile(r"^(?:flowchart|graph|sequenceDiagram|stateDiagram)\b.*$", re.M)
 LOADED = re.compile(
     r'<(?:script|link|img|iframe)\b[^>]*?(?:src|href)="(?:https?:)?//[^"]*"|@import|url\("?(?:https?:)?//'
 )
@@ -25,15 +27,21 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 WIDTHS = (400, 1280)
 MEASURE = """
 addEventListener('load', () => {
+  const RAW = /%s/, DIAGRAM = /%s/m
   const wider = box => box.scrollWidth > box.clientWidth + 1
   const beyond = page => box => box.getBoundingClientRect().right > page.documentElement.clientWidth + 1 &&
-    !box.parentElement.closest('table, pre, .formula')
+    !box.closest('table, pre, .formula, .diagram, p:has(> img)')
   const found = [...document.querySelectorAll('iframe')].map(frame => {
     const page = frame.contentDocument, all = name => [...page.querySelectorAll(name)]
+    const texts = page.createTreeWalker(page.querySelector('article'), NodeFilter.SHOW_TEXT), raw = []
+    while (texts.nextNode()) {
+      const around = texts.currentNode.parentElement, text = texts.currentNode.textContent
+      if (!around.closest('annotation, style') && (around.closest('code') ? DIAGRAM : RAW).test(text)) raw.push(text)
+    }
     const drawn = box => box.getBoundingClientRect().width > 4 && box.getBoundingClientRect().height > 4
     return {
       page: frame.title, width: frame.clientWidth, shown: all('article h1').some(drawn),
-      formulas: all('math').filter(drawn).length,
+      formulas: all('math').filter(drawn).length, diagrams: all('.diagram > svg').filter(drawn).length, raw,
       wide: all('article *').filter(beyond(page)).map(box => box.outerHTML.slice(0, 80)),
       pictures: all('article img').filter(picture => !picture.naturalWidth).length,
       cut: all('pre > code').filter(code => !code.closest('.language-text') && wider(code)).map(code => code.innerText)
@@ -77,12 +85,29 @@ def shown(site: Path) -> list[dict[str, Any]]:
         for width in WIDTHS
     )
     probe = site / "probe.html"
-    probe.write_text(f"<!doctype html><body>{frames}<script>{MEASURE}</script></body>")
+    script = MEASURE % (RAW.pattern, DIAGRAM.pattern)
+    probe.write_text(f"<!doctype html><body>{frames}<script>{script}</script></body>")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
     flags += ["--allow-file-access-from-files", "--dump-dom", probe.as_uri()]
     done = subprocess.run([CHROMIUM, *flags], capture_output=True, text=True, timeout=900)
     [found] = re.findall(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
     return json.loads(html.unescape(found))
+
+
+def mkdocs_config() -> dict[str, Any]:
+    """Return the settings of the site; names of Python objects stay text."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/name:", lambda loader, name, node: name)
+    return yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)
+
+
+def listed(entries: list[Any]) -> list[str]:
+    """Return the pages of a navigation."""
+    values = [value for entry in entries for value in (entry.values() if isinstance(entry, dict) else [entry])]
+    return [page for value in values for page in (listed(value) if isinstance(value, list) else [value])]
 
 
 def built(site: Path, page: Path) -> Path:
@@ -99,7 +124,7 @@ def formulas(markdown: str) -> int:
 
 
 def prose_of(page: Path) -> str:
-    text = re.sub(r"<annotation.*?</annotation>|<code.*?</code>", "", page.read_text(), flags=re.S)
+    text = re.sub(r"<annotation.*?</annotation>|<code.*?</code>|<svg.*?</svg>", "", page.read_text(), flags=re.S)
     return html.unescape(text)
 
 
@@ -109,6 +134,30 @@ def test_formulas_are_drawn_without_a_script(site: Path, page: Path):
     assert not RAW.search(prose_of(built(site, page)))
     assert text.count("<math") == formulas((ROOT / "docs" / page).read_text())
     assert "<merror" not in text
+
+
+def test_diagrams_are_drawn_without_a_script(site: Path):
+    drawn = {page: built(site, page).read_text().count('<div class="diagram"><svg') for page in PAGES}
+    assert drawn == {page: (ROOT / "docs" / page).read_text().count("```mermaid\n") for page in PAGES}
+    assert sum(drawn.values()) > 0
+
+
+def test_every_page_is_in_the_navigation(reference: ModuleType):
+    pages = listed(mkdocs_config()["nav"])
+    assert sorted(pages) == sorted([*map(str, PAGES), *(f"reference/{name}.md" for name in reference.PAGES)])
+
+
+def test_first_page_repeats_the_results():
+    """The table of the first page has rows and numbers of the page of results."""
+    columns = r"\| (0\.\d{3}) \| (0\.\d{3}) \| (0\.\d{3}) \| (0\.\d{3}) \|$"
+    rows = re.findall(rf"^\| .+? \| `(\w+)` {columns}", (ROOT / "docs" / "index.md").read_text(), re.M)
+    results = (ROOT / "docs" / "results.md").read_text()
+    worlds = re.findall(r"^### World separating, student 32k\n(.*?)^###? ", results, re.M | re.S)
+    assert len(rows) >= 5
+    for name, *numbers in rows:
+        accuracy, coverage, low_accuracy, low_coverage = numbers
+        row = rf"^\| {name} \| 8 \| \d \| {accuracy} \| \S+ \| {coverage} \| {low_accuracy} \| {low_coverage} \|"
+        assert any(re.search(row, world, re.M) for world in worlds), name
 
 
 def test_pages_load_nothing_from_other_hosts(site: Path):
@@ -125,6 +174,8 @@ def test_a_browser_shows_every_page(site: Path, shown: list[dict[str, Any]]):
     for row in shown:
         assert row["shown"] and row["pictures"] == 0, row["page"]
         assert row["formulas"] == (site / row["page"] / "index.html").read_text().count("<math"), row["page"]
+        assert row["diagrams"] == (site / row["page"] / "index.html").read_text().count('class="diagram"'), row["page"]
+        assert row["raw"] == [], row["page"]
 
 
 def test_nothing_is_cut_at_the_edge(shown: list[dict[str, Any]]):
@@ -133,7 +184,7 @@ def test_nothing_is_cut_at_the_edge(shown: list[dict[str, Any]]):
 
 def test_every_public_name_is_in_the_reference(site: Path, reference: ModuleType):
     public = {("trl_akd", name) for name in trl_akd.__all__}
-    for package in ("losses", "losses.divergences", "teachers", "generation", "execution", "metrics"):
+    for package in ("losses", "losses.divergences", "teachers", "generation", "execution", "metrics", "report"):
         module = importlib.import_module(f"trl_akd.{package}")
         public |= {(module.__name__, name) for name in module.__all__ if name != "divergences"}
     for module, name in public:

@@ -8,12 +8,6 @@ from tests import tiny
 from trl_akd import AKDConfig, AKDTrainer
 
 
-@pytest.fixture(scope="session")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Paths of a tiny student and a tiny teacher, with tokenizers."""
-    return tiny.save_pair(tmp_path_factory.mktemp("pair"))
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> Callable[..., AKDConfig]:
     def make(**settings: Any) -> AKDConfig:

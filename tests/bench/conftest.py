@@ -11,26 +11,16 @@ from tests.cli.conftest import ROWS
 from tests.evaluation.conftest import ROWS as PROBLEMS
 
 TRAINING: dict[str, Any] = {
-    "test_size": 2,
-    "max_length": 256,
+    **tiny.SHORT_RUN,
     "max_steps": 4,
     "save_strategy": "steps",
     "save_steps": 1,
     "per_device_train_batch_size": 2,
-    "learning_rate": 1e-2,
-    "gradient_checkpointing": False,
+    "test_size": 2,
+    "max_length": 256,
     "bf16": False,
-    "use_cpu": True,
-    "logging_steps": 1,
     "eval_strategy": "no",
-    "report_to": "none",
 }
-
-
-@pytest.fixture(scope="session")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Paths of a tiny student and a tiny teacher, with tokenizers."""
-    return tiny.save_pair(tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the configuration of the benchmark refuses, and the runs that follow from it."""
+"""Values that the configuration of the benchmark refuses, and the runs that it describes."""
 
 import copy
 import re

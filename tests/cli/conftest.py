@@ -23,34 +23,22 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture(scope="session")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Paths of a tiny student and a tiny teacher, with tokenizers."""
-    return tiny.save_pair(tmp_path_factory.mktemp("pair"))
-
-
 @pytest.fixture
 def settings(pair: tuple[str, str], tmp_path: Path) -> dict[str, Any]:
     """Keys and values of a recipe that trains the tiny pair for two steps."""
     data = tmp_path / "rows.json"
     data.write_text(json.dumps(ROWS))
     return {
+        **tiny.SHORT_RUN,
         "model_name_or_path": pair[0],
         "teacher_model_name_or_path": pair[1],
         "dataset_name": str(data),
         "test_size": 2,
         "max_length": 256,
         "output_dir": str(tmp_path / "run"),
-        "max_steps": 2,
         "per_device_train_batch_size": 2,
-        "learning_rate": 1e-2,
-        "gradient_checkpointing": False,
         "bf16": False,
-        "use_cpu": True,
-        "logging_steps": 1,
-        "save_strategy": "no",
         "eval_strategy": "no",
-        "report_to": "none",
         "seed": 0,
     }
 

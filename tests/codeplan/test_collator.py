@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from trl_akd import DataCollatorForCodePLAN
-from trl_akd.codeplan import collator
 from trl_akd.codeplan.collator import draw, select_task
 from trl_akd.codeplan.encoding import ProblemEncoder, Task
 
@@ -386,9 +385,3 @@ def test_tokenized_rows_give_the_same_batch() -> None:
     collate = DataCollatorForCodePLAN(TOKENIZER)
     raw, tokenized = collate(ROWS), collate([encode(row, index) for index, row in enumerate(ROWS)])
     assert all(torch.equal(raw[key], tokenized[key]) for key in raw)
-
-
-def test_deprecated_location() -> None:
-    with pytest.warns(FutureWarning, match=r"moved to trl_akd\.codeplan\.collator"):
-        from trl_akd.data.codeplan import share_divisors
-    assert share_divisors is collator.share_divisors

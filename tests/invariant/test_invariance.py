@@ -17,7 +17,7 @@ pytestmark = pytest.mark.distributed
 
 Train = Callable[..., Outcome]
 
-# 11 rows and a global batch of 4 for two epochs: six steps, β drawn anew after the third.
+# 11 rows and a global batch of 4 for two epochs: six steps, β redrawn after the third.
 SPLITS: dict[str, tuple[str, int, int]] = {
     "2 accumulated": ("single", 2, 2),
     "4 accumulated": ("single", 1, 4),

@@ -160,6 +160,23 @@ def test_zero_between_equals(name, knobs, oracle):
     assert max(slope.abs().max() for slope in slopes(found.loss, arguments)) < 1e-14
 
 
+@pytest.mark.parametrize("options", [{}, {"labels": True, "ce_weight": 0.7, "temperature": 0.6}])
+@EVERY_RULE
+def test_missing_tokens_have_no_influence(name, knobs, oracle, options):
+    """The ids of tokens that some positions lack are -1."""
+    arguments = problem(**options)
+    signal = top(arguments, 3)
+    filler = torch.full((TOKENS, 2), -1), torch.full((TOKENS, 2), -math.inf, dtype=torch.float64)
+    longer = replace(
+        signal,
+        ids=torch.cat([signal.ids, filler[0]], dim=-1),
+        log_probs=torch.cat([signal.log_probs, filler[1]], dim=-1),
+    )
+    found, expected = run(arguments, longer, name, knobs), run(arguments, signal, name, knobs)
+    torch.testing.assert_close(vars(found), vars(expected))
+    torch.testing.assert_close(slopes(found.loss, arguments), slopes(expected.loss, arguments))
+
+
 def test_composition_of_the_tail_has_no_effect():
     """Moving probability within the tail changes neither the loss nor its gradient."""
     arguments = problem()
@@ -221,7 +238,12 @@ def test_log_probabilities_are_not_renormalized():
     ("change", "complaint"),
     [
         ({"ids": torch.full((TOKENS, 2), 11)}, r"token id 11; keep ids of the 11 shared tokens"),
-        ({"ids": torch.tensor([[0, -1]] * TOKENS)}, "token id -1"),
+        ({"ids": torch.tensor([[0, -2]] * TOKENS)}, "token id -2"),
+        ({"ids": torch.tensor([[0, -1]] * TOKENS)}, "token id -1 first, or with a log-probability"),
+        (
+            {"ids": torch.tensor([[-1, 0]] * TOKENS), "log_probs": torch.tensor([[-math.inf, -0.5]] * TOKENS)},
+            "token id -1 first, or with a log-probability",
+        ),
         ({"ids": torch.tensor([[3, 3]] * TOKENS)}, "token id 3 twice"),
         ({"ids": torch.zeros(TOKENS, 3, dtype=torch.long)}, r"ids \[7, 3\], log_probs \[7, 2\]"),
         ({"tail_log_prob": torch.zeros(TOKENS, 1)}, r"tail_log_prob \[7, 1\]; for \[7\] tokens"),

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from numbers import Real
@@ -11,6 +12,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from ..beta import AdaptiveBeta, BetaRegularizer, BetaStrategy
 from ..data.templates import PROMPT_TEMPLATES
+from ..generation.loading import DEFAULT_API_KEY_ENV, check_server_fields
 from ..losses import KnobSchedule, PolicyGradient, divergences
 from ..losses.reduction import Normalization
 from .checkpoint import load_state
@@ -107,6 +109,28 @@ class AKDConfig(GKDConfig):
             Maximum number of tokens of a prompt and its completion in vLLM. Defaults to that of the model.
         vllm_tensor_parallel_size (`int`, *optional*, defaults to `1`):
             Number of GPUs that share each layer of a colocated vLLM.
+        teacher_cache (`str`, *optional*):
+            Folder of a cache that `trl-akd cache` wrote, from which the teacher's signals are read. No teacher is
+            loaded; a `teacher_model_name_or_path` is only compared with the cache's.
+        teacher_base_url (`str`, *optional*):
+            Address of a vLLM server that scores the texts, such as `http://localhost:8000/v1`, in place of a teacher
+            in this process. `teacher_model_name_or_path` is then the model's name on the server. The divergence is a
+            lower bound, see [`~trl_akd.teachers.ServedTeacher`].
+        teacher_top_k (`int`, *optional*, defaults to `64`):
+            Number of most probable tokens whose log-probabilities the server returns for each token of a text. The
+            server must allow it (`--max-logprobs`, 20 by default).
+        teacher_api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
+            Environment variable with the server's API key.
+        teacher_concurrency (`int`, *optional*, defaults to `8`):
+            Maximum number of concurrent requests of each process to the server.
+        teacher_request_timeout (`float`, *optional*, defaults to `120.0`):
+            Timeout of a request in seconds, until the whole response has arrived.
+        teacher_max_retries (`int`, *optional*, defaults to `10`):
+            Maximum number of retries of a failed request, with exponential backoff.
+        teacher_max_requests (`int`, *optional*):
+            Maximum number of requests to the server in this run, over all processes.
+        teacher_max_tokens (`int`, *optional*):
+            Maximum number of tokens that the server scores in this run, over all processes.
         log_completions (`bool`, *optional*, defaults to `False`):
             Whether to log prompts and completions of generated text every `logging_steps` steps: printed if `rich` is
             installed, saved as Parquet in the folder `completions`, and reported to `wandb` and `trackio` if in use.
@@ -162,6 +186,15 @@ class AKDConfig(GKDConfig):
     vllm_gpu_memory_utilization: float = 0.3
     vllm_max_model_length: int | None = None
     vllm_tensor_parallel_size: int = 1
+    teacher_cache: str | None = None
+    teacher_base_url: str | None = None
+    teacher_top_k: int = 64
+    teacher_api_key_env: str = DEFAULT_API_KEY_ENV
+    teacher_concurrency: int = 8
+    teacher_request_timeout: float = 120.0
+    teacher_max_retries: int = 10
+    teacher_max_requests: int | None = None
+    teacher_max_tokens: int | None = None
     log_completions: bool = False
     num_completions_to_print: int | None = None
     log_unique_prompts: bool = False
@@ -185,6 +218,8 @@ class AKDConfig(GKDConfig):
         super().__post_init__()
         self._check_divergence()  # its arguments may have been text, which TRL reads
         self._check_vllm()
+        self._check_served_teacher()
+        self._check_generation()
         self._check_count("pad_to_multiple_of", optional=True)  # which TRL reads from text
         self.beta = given_beta
         self.make_beta()
@@ -276,9 +311,10 @@ class AKDConfig(GKDConfig):
             value = getattr(self, name)
             if not (_is_finite(value) or (name == "beta" and value is None)):
                 raise ValueError(f"`{name}` is {value!r}; give a finite number.")
-        for name in ("max_length", "loss_chunk_size", "num_completions_to_print"):
+        for name in ("max_length", "loss_chunk_size", "num_completions_to_print", *_LIMITS_OF_SERVERS):
             self._check_count(name, optional=True)
-        self._check_count("max_new_tokens", optional=False)
+        for name in ("max_new_tokens", "teacher_top_k", "teacher_concurrency"):
+            self._check_count(name, optional=False)
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; give True or False.")
@@ -382,6 +418,12 @@ class AKDConfig(GKDConfig):
         self._check_without_effect(
             unused, f"with beta_strategy={self.beta_strategy!r}; choose a strategy that uses it"
         )
+        if self.beta_regularizer == "eq16":
+            self._check_without_effect(
+                ("beta_regularization",), "with beta_regularizer='eq16', which is zero; choose 'eq13' or 'alg1'"
+            )
+        if self.beta_regularization == 0.0:
+            self._check_without_effect(("beta_regularizer",), "with beta_regularization=0; raise that")
         if self.beta is not None and not 0.0 <= self.beta <= 1.0:
             raise ValueError(f"`beta` is {self.beta}; it mixes two divergences and must lie in [0, 1].")
         if not 0.0 <= self.lmbda <= 1.0:
@@ -395,6 +437,39 @@ class AKDConfig(GKDConfig):
         if self.normalization not in get_args(Normalization):
             raise ValueError(f"`normalization` is {self.normalization!r}; choose 'sequence' or 'token'.")
 
+    def _check_served_teacher(self) -> None:
+        check_server_fields(self, "teacher_base_url", _OF_SERVERS, "teacher's ")
+        if self.teacher_base_url is None:
+            return
+        if self.teacher_model_name_or_path is None:
+            raise ValueError(
+                f"`teacher_base_url` is {self.teacher_base_url!r} and `teacher_model_name_or_path` is not set; give "
+                "the model's name on the server."
+            )
+        for name, neutral, reason in _WITHOUT_SERVERS:
+            if getattr(self, name) not in (None, neutral, {}):
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}, but `teacher_base_url` is set, and a server {reason}; "
+                    f"leave out one of them."
+                )
+        if divergences.get(self.divergence).policy_gradient is not None:
+            raise ValueError(
+                f"`divergence` is {self.divergence!r}, which needs the teacher's probability of every token, but "
+                "`teacher_base_url` is set, and a server returns only the largest; choose another `divergence`, such "
+                "as 'reverse_kl', or load the teacher here."
+            )
+
+    def _check_generation(self) -> None:
+        """Refuse `seq_kd` if the student generates all text, and warn of a temperature if there is none."""
+        if self.lmbda == 1.0:
+            self._check_without_effect(("seq_kd",), "with lmbda=1, where the student generates all text; lower that")
+        if not self.generates and self.temperature != AKDConfig.temperature:
+            warnings.warn(
+                f"`temperature` is {self.temperature}, which has no effect, as it is the temperature of generated "
+                "text, and none is generated; for the temperature of the divergence, set `kd_temperature`.",
+                stacklevel=4,
+            )
+
     def _check_data(self) -> None:
         if self.prompt_template not in tuple(PROMPT_TEMPLATES):
             raise ValueError(
@@ -407,6 +482,8 @@ class AKDConfig(GKDConfig):
                     f"`{name}` is on together with `lmbda` above 0 or `seq_kd`, but prompts and generated text come "
                     f"in padded batches; set {name}=False, or train on the data alone with lmbda=0 and seq_kd=False."
                 )
+        if self.teacher_cache is not None:
+            self._check_teacher_cache()
         if self.eval_packing and not (self.packing or self.padding_free):
             raise ValueError(
                 "`eval_packing` is on, but training pads its batches, and one collator serves both; set packing=True "
@@ -423,6 +500,22 @@ class AKDConfig(GKDConfig):
         for name, accepted, remedy in _INHERITED_WITHOUT_EFFECT:
             if getattr(self, name) not in accepted:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, which AKD does not support; {remedy}.")
+
+    def _check_teacher_cache(self) -> None:
+        """Refuse generated text, for which a cache has no signals, and options of a teacher in memory."""
+        for name in ("lmbda", "seq_kd"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`teacher_cache` is set and `{name}` is {getattr(self, name)}, but a cache has no signals for "
+                    "generated text; train on the data alone with lmbda=0 and seq_kd=False, or leave `teacher_cache` "
+                    "out."
+                )
+        for name in ("teacher_device", "teacher_base_url"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r} and `teacher_cache` is set, which needs no teacher; leave "
+                    "one of them out."
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state to pickle, for instance in a checkpoint's `training_args.bin`, without the Hub token."""
@@ -496,6 +589,24 @@ _OF_COLOCATED_VLLM = (
 
 _NUMBERS = ("beta", "lmbda", "temperature", "kd_temperature", "ce_weight")
 
+_LIMITS_OF_SERVERS = ("teacher_max_requests", "teacher_max_tokens")
+
+_OF_SERVERS = (
+    "teacher_top_k",
+    "teacher_api_key_env",
+    "teacher_concurrency",
+    "teacher_request_timeout",
+    "teacher_max_retries",
+    *_LIMITS_OF_SERVERS,
+)
+
+_WITHOUT_SERVERS: tuple[tuple[str, Any, str], ...] = (
+    ("teacher_device", None, "chooses its own device"),
+    ("teacher_model_init_kwargs", None, "loads the model itself"),
+    ("seq_kd", False, "scores texts here and generates none"),
+    ("kd_temperature", 1.0, "returns log-probabilities at temperature 1, whose tail cannot be softened"),
+)
+
 _OF_BETA = (
     "beta",
     "beta_strategy",
@@ -507,8 +618,11 @@ _OF_BETA = (
 
 _OF_TEACHERS = (
     "teacher_model_name_or_path",
+    "teacher_model_init_kwargs",
     "teacher_model_revision",
     "teacher_device",
+    "teacher_cache",
+    "teacher_base_url",
     "divergence",
     "divergence_kwargs",
     *_OF_BETA,

@@ -35,13 +35,15 @@ from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
 from ..distributed import own_rows, take_compilation, through_forward, unwrapped, widest_float
 from ..generation.decoding import collect_eos_token_ids
 from ..heads import compiler, final_hidden_states, hidden_states_and_router_loss, lm_head
-from ..hub.model_card import ModelCardContent, model_card, read_base_model
+from ..hub.model_card import ModelCardContent, model_card, read_base_model, write_run_facts
 from ..hub.scores import before_and_after, errors_section
 from ..hub.upload import request
 from ..losses.fused_linear import FusedDivergence, fused_divergence, fused_linear_cross_entropy
 from ..losses.lm_head import LMHead
 from ..losses.policy_gradient import PolicyGradient
+from ..progress import dataset_bars
 from ..teachers import (
+    CachedTeacher,
     LocalTeacher,
     NoTeacher,
     SelfTeacher,
@@ -51,6 +53,7 @@ from ..teachers import (
     load_teacher,
     verify_architecture,
 )
+from ..teachers.cache_files import CachedRow
 from .akd_config import AKDConfig
 from .batches import Batch, Targets, causal_targets, number_of_tokens, row_numbers, without_repeats
 from .checkpoint import load_state, save_state
@@ -69,6 +72,8 @@ from .on_policy import (
     sampling_seed,
 )
 from .schedule_callback import ScheduleCallback
+from .served import connect_teacher, longest_text, served_vocabulary_size
+from .teacher_cache import check_cache, open_cache, require_dataset, row_settings, unpacked_rows
 from .teacher_mix import TeacherMix, require_dense, teacher_next_logits
 from .upload import upload_checkpoint, upload_student
 from .validation import (
@@ -163,7 +168,10 @@ class AKDTrainer(GKDTrainer):
         args = AKDConfig(f"{(name_of(model) or 'model').split('/')[-1]}-AKD") if args is None else args
         check_adapter(peft_config, *adapters_of(model), *adapters_of(teacher_model))
         check_parallelism(args.parallelism_config)
-        teacher_model = args.teacher_model_name_or_path if teacher_model is None else as_teacher(teacher_model)
+        if args.teacher_cache is not None:
+            teacher_model = open_cache(teacher_model, args)
+        else:
+            teacher_model = args.teacher_model_name_or_path if teacher_model is None else as_teacher(teacher_model)
         check_models(
             model, teacher_model, args, trains_adapter=peft_config is not None or hasattr(model, "peft_config")
         )
@@ -259,7 +267,8 @@ class AKDTrainer(GKDTrainer):
         check_tokenizer(self._tokenizer)
         is_training = dataset_name == "train" and dataset is self._training_data  # a key may be "train" as well
         name = "train" if is_training else evaluation_name(dataset_name)
-        with args.main_process_first(desc=f"preparation of the {name} dataset"):
+        shows_bars = args.process_index == 0 and not args.disable_tqdm
+        with args.main_process_first(desc=f"preparation of the {name} dataset"), dataset_bars(shown=shows_bars):
             prepared, report = self._tokenize(dataset, args, packing, name)
         if report is not None and args.process_index == 0:
             logger.log(logging.INFO if report.is_clean else logging.WARNING, report.summary())
@@ -299,6 +308,10 @@ class AKDTrainer(GKDTrainer):
             self.teacher, self.teacher_model = model, None
             self.vocabulary_size = min(student_size, getattr(model, "vocabulary_size", student_size))
             self._require_shared_tokens()
+            self._require_cached_rows()
+            return
+        if self.args.teacher_base_url is not None:
+            self._connect_teacher(tokenizer)
             return
         if isinstance(model, str):
             model = load_teacher(
@@ -318,6 +331,15 @@ class AKDTrainer(GKDTrainer):
         self.teacher = LocalTeacher(model, self.accelerator, self.args.teacher_device, self._compilation)
         self.teacher_model = self.teacher.engine
 
+    def _connect_teacher(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        self.vocabulary_size = served_vocabulary_size(self.args, self._tokenizer, tokenizer, self.vocabulary_size)
+        self._require_shared_tokens()
+        teacher = connect_teacher(
+            self.args, self._tokenizer, self.vocabulary_size, num_processes=self.accelerator.num_processes
+        )
+        teacher.check(longest_text(self._datasets(), self.args, self._tokenizer))
+        self.teacher, self.teacher_model = teacher, None
+
     def _start_vllm(self) -> VLLMSampler:
         sampler = VLLMSampler(
             self.model, self.args, self.accelerator, self._tokenizer, vocabulary_size=self.vocabulary_size
@@ -331,6 +353,29 @@ class AKDTrainer(GKDTrainer):
     def _require_shared_tokens(self) -> None:
         for name, dataset in self._datasets().items():
             require_shared_tokens(dataset, self.vocabulary_size, self._tokenizer, name=name)
+
+    def _require_cached_rows(self) -> None:
+        if isinstance(self.teacher, CachedTeacher):
+            check_cache(
+                self.teacher,
+                {name: self.teacher_rows(rows) for name, rows in self.prepared_datasets().items()},
+                self._tokenizer,
+                self.model.config.get_text_config().vocab_size,
+                self.row_settings(),
+            )
+
+    def prepared_datasets(self) -> dict[str, Dataset]:
+        """Return the datasets by name, after checking that their rows can be read in advance for a teacher cache."""
+        datasets = named_datasets(self.train_dataset, self.eval_dataset)
+        return {name: require_dataset(rows, name) for name, rows in datasets.items() if rows is not None}
+
+    def teacher_rows(self, dataset: Dataset) -> Iterator[CachedRow]:
+        """Yield the rows of a tokenized dataset for which the loss needs the teacher, without packing."""
+        return unpacked_rows(dataset)
+
+    def row_settings(self) -> dict[str, Any]:
+        """Return the settings that determine the rows, as a teacher cache records them."""
+        return row_settings(self.args, self._tokenizer)
 
     def _datasets(self) -> dict[str, Dataset]:
         """Return the tokenized datasets by name."""
@@ -752,7 +797,10 @@ class AKDTrainer(GKDTrainer):
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Write the model card, with provenance and scores, to `README.md` in the output folder."""
+        """Write the model card, with provenance and scores, to `README.md` in the output folder.
+
+        Its facts about the run are also written to `run.json`, for the report of the run.
+        """
         if not self.is_world_process_zero():
             return
         if dataset_name is not None:
@@ -774,6 +822,7 @@ class AKDTrainer(GKDTrainer):
         )
         base = read_base_model(self.provenance.student, online=self.args.push_to_hub)
         model_card(self.provenance, content, base).save(f"{self.args.output_dir}/README.md")
+        write_run_facts(Path(str(self.args.output_dir)), self.provenance, content)
 
 
 def _sized(dataset: Any) -> Any:

@@ -277,10 +277,15 @@ class CompletionLog:
         texts: Sequence[tuple[str, str]] = self._texts
         if self._args.log_unique_prompts:
             texts = list({text[0]: text for text in reversed(texts)}.values())[::-1]
-        for name in ("wandb", "trackio"):
-            if name in self._args.report_to:
-                tracker: Any = importlib.import_module(name)
-                tracker.log({"completions": tracker.Table(dataframe=_table(step, texts).to_pandas())})
+        report_table("completions", _table(step, texts), self._args.report_to)
+
+
+def report_table(name: str, table: pa.Table, report_to: Sequence[str]) -> None:
+    """Log a table to Weights & Biases and trackio if they are in `report_to`, as TRL's trainers do."""
+    for package in ("wandb", "trackio"):
+        if package in report_to:
+            tracker: Any = importlib.import_module(package)
+            tracker.log({name: tracker.Table(dataframe=table.to_pandas())})
 
 
 def _print(step: int, texts: Sequence[tuple[str, str]]) -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.schema import detect_format
 from ..heads import without_adapter
-from ..teachers import Teacher
+from ..teachers import CachedTeacher, Teacher
 from .akd_config import AKDConfig
 from .model_utils import has_vocabulary
 
@@ -106,6 +106,11 @@ def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter:
             "the divergence is zero; give another `teacher_model_name_or_path`, or leave it out and set "
             "`use_peft: true`."
         )
+    if args.teacher_base_url is not None and not isinstance(teacher, str):
+        raise ValueError(
+            "`teacher_model` is given and `teacher_base_url` is set; leave out one of them: the teacher is either in "
+            "this process or on the server."
+        )
     if not (teacher is None or isinstance(teacher, str | Teacher)):
         check_language_model(teacher, role="teacher_model")
     if args.teacher_device is not None:
@@ -119,7 +124,7 @@ def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter:
             f"`teacher_device` is {args.teacher_device!r}, but ZeRO-3 shards the teacher over the processes; leave "
             "`teacher_device` out."
         )
-    if args.teacher_model_init_kwargs and not isinstance(teacher, str):
+    if args.teacher_model_init_kwargs and not isinstance(teacher, str | CachedTeacher):
         raise ValueError(
             "`teacher_model_init_kwargs` is set, but the teacher is already loaded; pass its name or path instead."
         )

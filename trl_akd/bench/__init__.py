@@ -1,1 +1,1 @@
-"""Benchmark of training rules with real models, by the commands that a user would run."""
+"""Benchmarks: execution of runs, results and pages; and the benchmark of training rules with real models."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..micro.bench.fields import Bounds, ExperimentConfig, check_names
+from .fields import Bounds, ExperimentConfig, check_names
 
 __all__ = ["COSTS", "ModelPrediction", "ModelsConfig"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..evaluation.benchmarks import local_copy
-from ..micro.bench.fields import check_names
-from ..micro.bench.runner import run_experiment
 from .config import ModelsConfig
+from .fields import check_names
+from .runner import check_distinct_runs, run_experiment
 from .runs import MODELS_FORMAT, Command, Run, execute_in_turn
 
 __all__ = ["Resolve", "plan", "run_models"]
@@ -56,14 +56,7 @@ def plan(config: ModelsConfig, resolve: Resolve) -> list[Run]:
         )
     ]
     runs = [run.with_seed(seed) for seed in config.seeds for run in checked]
-    found: dict[str, Run] = {}
-    for run in runs:
-        other = found.setdefault(run.key, run)
-        if (other.pair, other.rule) != (run.pair, run.rule):
-            kind, first, second = (
-                ("pairs", other.pair, run.pair) if other.pair != run.pair else ("rules", other.rule, run.rule)
-            )
-            raise ValueError(f"`{kind}` has {first!r} and {second!r}, which are equal; leave one of them out.")
+    check_distinct_runs(runs, {"pair": "pairs", "rule": "rules"})
     _check_measures(config, runs)
     return runs
 

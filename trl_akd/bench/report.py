@@ -5,7 +5,8 @@ from statistics import fmean, median
 from typing import Any
 
 from ..metrics.statistics import PairedMean, accuracy_loss
-from ..micro.bench.pages import (
+from .config import COSTS, ModelPrediction
+from .pages import (
     ExperimentResults,
     Page,
     adjust_p_values,
@@ -19,7 +20,6 @@ from ..micro.bench.pages import (
     predictions_table,
     table,
 )
-from .config import COSTS, ModelPrediction
 from .runs import MODELS_FORMAT
 
 __all__ = ["MODELS_PAGE", "ModelsResults"]

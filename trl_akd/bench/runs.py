@@ -18,8 +18,8 @@ import yaml
 
 from ..evaluation.results import RESULTS, read_results
 from ..ledger import replace_text
-from ..micro.bench.runner import LOG, digest, rounded
 from .process import run_command
+from .runner import LOG, digest, rounded
 
 __all__ = ["MODELS_FORMAT", "Command", "Run", "execute_in_turn"]
 

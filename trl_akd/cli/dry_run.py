@@ -18,8 +18,11 @@ import yaml
 
 from ..akd.akd_config import AKDConfig
 from ..data.sources import load
+from ..generation.loading import DEFAULT_API_KEY_ENV
+from ..teachers.cache_files import read_manifest
 from .methods import Method
-from .tiny_models import MAX_TOKENS, build
+from .mock_teacher import run_mock_teacher
+from .tiny_models import KNOWN_MODELS, MAX_TOKENS, build
 
 __all__ = ["MAX_NEW_TOKENS", "DryRun", "dry_run"]
 
@@ -27,6 +30,7 @@ MAX_NEW_TOKENS = 8
 _STEPS = 2
 _LOCAL_ROWS = 64
 _HELD_OUT = 2
+_TOP_K = 64
 
 # Instruction, input, output and plan.
 _TASKS = (
@@ -138,6 +142,7 @@ def dry_run(method: Method, values: Namespace) -> Iterator[tuple[Namespace, list
         run.not_checked += ["whether the real models and data are available", "whether they fit into memory"]
         method.adapt_dry_run(run)
         _replace_models(run)
+        _replace_server(run)
         _replace_data(run, method)
         _remove_benchmark(run)
         _do_without_gpu(run)
@@ -152,13 +157,28 @@ def dry_run(method: Method, values: Namespace) -> Iterator[tuple[Namespace, list
 
 def _replace_models(run: DryRun) -> None:
     values = run.values
+    if values.teacher_cache is not None:
+        teacher = read_manifest(Path(values.teacher_cache).expanduser())
+        values.teacher_model_name_or_path = values.teacher_model_name_or_path or teacher.teacher
+        run.replaced.append(f"{values.teacher_cache}: its teacher {values.teacher_model_name_or_path}")
+        run.not_checked.append("whether the cache has the data")
+        values.teacher_cache = None
     revisions = {
         values.teacher_model_name_or_path: values.teacher_model_revision,
         values.model_name_or_path: values.model_revision,
     }
     revisions.pop(None, None)
-    own_tokenizers = all(Path(name).is_dir() for name in revisions)
-    built = build(revisions, run.folder, own_tokenizers=own_tokenizers, trust_remote_code=values.trust_remote_code)
+    like, teacher = {}, values.teacher_model_name_or_path
+    if values.teacher_base_url is not None and teacher not in KNOWN_MODELS and not Path(teacher).is_dir():
+        like[teacher] = values.model_name_or_path  # the name on a server may not be that of a model
+    own_tokenizers = all(Path(like.get(name, name)).is_dir() for name in revisions)
+    built = build(
+        revisions,
+        run.folder,
+        own_tokenizers=own_tokenizers,
+        trust_remote_code=values.trust_remote_code,
+        like=like,
+    )
     for name in ("model_name_or_path", "teacher_model_name_or_path"):
         if getattr(values, name) is not None:
             setattr(values, name, built[getattr(values, name)].path)
@@ -168,6 +188,20 @@ def _replace_models(run: DryRun) -> None:
     run.replaced += [f"{name}: {model.description}" for name, model in built.items()]
     if values.use_peft:
         run.checked.append(f"LoRA on {values.lora_target_modules or 'the default modules'}")
+
+
+def _replace_server(run: DryRun) -> None:
+    """Replace the server of the teacher by one in this process with the tiny teacher."""
+    values = run.values
+    if values.teacher_base_url is None:
+        return
+    run.replaced.append(f"{values.teacher_base_url}: a mock server with the tiny teacher")
+    run.checked.append("requests to the teacher's server")
+    run.not_checked.append("whether the server can be reached and allows `teacher_top_k` log-probabilities")
+    values.teacher_base_url = run.resources.enter_context(run_mock_teacher(values.teacher_model_name_or_path))
+    values.teacher_api_key_env = DEFAULT_API_KEY_ENV
+    values.teacher_top_k = min(values.teacher_top_k, _TOP_K)
+    values.teacher_max_requests = values.teacher_max_tokens = None
 
 
 def _replace_data(run: DryRun, method: Method) -> None:
@@ -205,9 +239,10 @@ def _do_without_gpu(run: DryRun) -> None:
         return
     values = run.values
     values.use_cpu = True
-    kwargs = values.teacher_model_init_kwargs or {}
-    kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
-    values.teacher_model_init_kwargs = {name: value for name, value in kwargs.items() if name not in _GPU_MODEL_KWARGS}
+    if kwargs := values.teacher_model_init_kwargs:
+        kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
+        kept = {name: value for name, value in kwargs.items() if name not in _GPU_MODEL_KWARGS}
+        values.teacher_model_init_kwargs = kept or None
     for name, instead in _WITHOUT_GPU.items():
         if (value := getattr(values, name)) != instead:
             setattr(values, name, instead)

@@ -15,7 +15,7 @@ exit status 3; it continues with a larger budget.
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ..iterkd.cycle.teaching_config import TeachingConfig
@@ -66,13 +66,18 @@ class IterKDMethod(Method):
         """Check that there is a teacher that writes answers.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If there is none, or only a server that scores texts.
         """
         _, training_args, _, teaching = arguments
         if teaching.text_teacher_model_name_or_path is None and training_args.teacher_model_name_or_path is None:
             raise ValueError(
                 "no model writes answers: give `teacher_model_name_or_path`, or `text_teacher_model_name_or_path` "
                 "for a text teacher."
+            )
+        if teaching.text_teacher_model_name_or_path is None and training_args.teacher_base_url is not None:
+            raise ValueError(
+                "`teacher_base_url` is set, so no teacher in this process writes answers: give "
+                "`text_teacher_model_name_or_path`, with `backend: openai` and `base_url` for the same server."
             )
 
     def adapt_dry_run(self, dry_run: "DryRun") -> None:
@@ -246,7 +251,8 @@ def _text_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "TextGe
 
     chat = teaching.prompt_style == "chat"
     if teaching.text_teacher_model_name_or_path is not None:
-        return load_generator(teaching.text_teacher_generator, chat=chat, accelerator=trainer.accelerator).generator
+        config = replace(teaching.text_teacher_generator, trust_remote_code=trainer.args.trust_remote_code)
+        return load_generator(config, chat=chat, accelerator=trainer.accelerator).generator
     from transformers import AutoTokenizer
 
     return generator_of_model(

@@ -4,7 +4,7 @@ import json
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -41,12 +41,16 @@ def write_prompts(folder: Path) -> tuple[str, str]:
 
 
 @contextmanager
-def run_mock_server() -> Iterator[str]:
-    """Run the mock server on a free port, and yield its address."""
+def run_mock_server(answer: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> Iterator[str]:
+    """Run a server on a free port, and yield its address.
+
+    Args:
+        answer (`Callable`, *optional*):
+            Function of the body of a request that returns that of the response. Defaults to the canned replies.
+    """
     no_proxy = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     os.environ["no_proxy"] = ",".join(filter(None, [no_proxy, _HOST]))
-    with ThreadingHTTPServer((_HOST, 0), _Handler) as server:
-        server.daemon_threads = True
+    with _Server(answer or _canned_answer) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:
@@ -56,16 +60,21 @@ def run_mock_server() -> Iterator[str]:
             thread.join()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        super().__init__((_HOST, 0), _Handler)
+        self.answer = answer
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    server: _Server
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        prompt = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
-        text = _reply(prompt, body.get("seed"))
-        choice = {"index": 0, "finish_reason": "stop", "text": text, "message": {"role": "assistant", "content": text}}
-        usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(text.split())}
-        content = json.dumps({"choices": [choice], "usage": usage}).encode()
+        content = json.dumps(self.server.answer(body)).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -73,6 +82,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: Any) -> None:
         """Log nothing."""
+
+
+def _canned_answer(body: dict[str, Any]) -> dict[str, Any]:
+    prompt = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+    text = _reply(prompt, body.get("seed"))
+    choice = {"index": 0, "finish_reason": "stop", "text": text, "message": {"role": "assistant", "content": text}}
+    usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(text.split())}
+    return {"choices": [choice], "usage": usage}
 
 
 def _reply(prompt: str, seed: int | None) -> str:

@@ -72,6 +72,7 @@ KNOWN_MODELS: Mapping[str, Architecture] = MappingProxyType(
         "deepseek-ai/deepseek-coder-33b-instruct": Architecture("llama", 32_256),
         "Qwen/Qwen2.5-Coder-0.5B": Architecture("qwen2", 151_936, tie_word_embeddings=True),
         "Qwen/Qwen2.5-Coder-7B": Architecture("qwen2", 152_064),
+        "Qwen/Qwen2.5-Coder-32B": Architecture("qwen2", 152_064),
     }
 )
 
@@ -92,7 +93,12 @@ _SIZES: Mapping[str, int] = MappingProxyType(
 
 
 def build(
-    revisions: Mapping[str, str], folder: Path, *, own_tokenizers: bool, trust_remote_code: bool = False
+    revisions: Mapping[str, str],
+    folder: Path,
+    *,
+    own_tokenizers: bool,
+    trust_remote_code: bool = False,
+    like: Mapping[str, str] | None = None,
 ) -> dict[str, TinyModel]:
     """Build a random tiny model for each large model.
 
@@ -108,17 +114,23 @@ def build(
             differ by the same number of padding rows as those of the large models.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether code from the Hub may run.
+        like (`Mapping[str, str]`, *optional*):
+            Models whose configuration and tokenizer replace those of others, by the others' names.
 
     Raises:
         OSError: If the configuration of a model is neither known, nor in a local folder, nor available from the Hub.
     """
-    configs = {name: _config(name, revision, trust_remote_code) for name, revision in revisions.items()}
+    like = like or {}
+    configs = {
+        name: _config(like.get(name, name), revision, trust_remote_code) for name, revision in revisions.items()
+    }
     smallest = min((config.vocab_size for config in configs.values()), default=0)
     built = {}
     for seed, (name, config) in enumerate(configs.items()):
         if own_tokenizers:
             tokenizer = cast(
-                PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+                PreTrainedTokenizerBase,
+                AutoTokenizer.from_pretrained(like.get(name, name), trust_remote_code=trust_remote_code),
             )
         else:
             tokenizer = _byte_tokenizer()

@@ -16,16 +16,18 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..akd.akd_config import AKDConfig
+from ..bench.runner import peak_memory_mb
 from ..data.sources import load, split_off
 from ..data.vocabulary import shared_vocabulary_size
 from ..evaluation.benchmarks import Benchmark, load_benchmark
+from ..generation.protocol import GenerationError
 from ..hub.model_card import RECIPE_FILE
 from ..hub.private import public_settings
 from ..hub.upload import HubError
 from ..ledger import replace_text
-from ..micro.bench.runner import peak_memory_mb
+from ..report.writer import try_to_write_report
 from .arguments import AKDScriptArguments, BenchmarkArguments
-from .errors import user_errors
+from .errors import SETUP_ERRORS, user_errors
 from .methods import Method
 from .push import push_model
 from .recipes import Recipe
@@ -64,7 +66,7 @@ def distill(
         UserError: If an argument is wrong, before training, or if the logits of a model are not finite, during
         training.
     """
-    with user_errors():
+    with user_errors((*SETUP_ERRORS, GenerationError)):
         method.check(script_args, training_args, model_args, benchmark_args)
         check_merging(script_args, training_args, model_args)
         checkpoint = find_checkpoint(training_args)
@@ -73,7 +75,7 @@ def distill(
         if benchmark is not None:
             _add_benchmark_callback(trainer, benchmark, benchmark_args)
     set_provenance(trainer, method.name, script_args, recipe)
-    with user_errors((FloatingPointError,)):
+    with user_errors((FloatingPointError, GenerationError)):
         result = trainer.train(resume_from_checkpoint=checkpoint)
     _report(trainer, "train", {**result.metrics, **_peak_memory(trainer.args.device)})
     finish(trainer, merge_adapter=script_args.hub_merge_adapter)
@@ -115,19 +117,22 @@ def _launch_flags(accelerator: Any) -> str:
 
 
 def finish(trainer: "AKDTrainer", *, is_trained: bool = True, merge_adapter: bool = False) -> None:
-    """Save, evaluate and push the student, with its adapter merged if `merge_adapter`.
+    """Save, evaluate and push the student, with its adapter merged if `merge_adapter`, and write the report.
 
-    A student that was not trained is saved without a model card and is not pushed.
+    A student that was not trained is saved without a model card and a report, and is not pushed.
 
     Raises:
-        UserError: If the upload fails; the student is in the output folder.
+        UserError: If the upload, or a served teacher, fails; the student is in the output folder.
     """
     trainer.save_model(_internal_call=True)  # otherwise the model would also be pushed here
     if trainer.eval_dataset is not None:
-        _report(trainer, "eval", trainer.evaluate())
+        with user_errors((GenerationError,)):
+            _report(trainer, "eval", trainer.evaluate())
     trainer.save_state()
     if is_trained:
         trainer.create_model_card()
+        if trainer.is_world_process_zero():
+            try_to_write_report(str(trainer.args.output_dir))
         if trainer.args.push_to_hub:
             with user_errors((HubError, ValueError)):
                 _push(trainer, merge_adapter)
@@ -195,6 +200,7 @@ def _add_benchmark_callback(trainer: "AKDTrainer", benchmark: "Benchmark", args:
         prompt_template=trainer.args.prompt_template,
         max_new_tokens=args.eval_max_new_tokens,
         allow_code_execution=args.allow_code_execution or None,
+        log_completions=args.eval_log_completions,
     )
     trainer.add_callback(callback)
 
@@ -305,7 +311,7 @@ def load_datasets(script_args: AKDScriptArguments, args: AKDConfig) -> tuple[Dat
 def load_tokenizers(
     method: Method, model_args: ModelConfig, args: AKDConfig
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None]:
-    """Return the tokenizers of student and teacher, which share a vocabulary, or `None` without a teacher.
+    """Return the tokenizers of student and teacher, which share a vocabulary, or `None` without a teacher here.
 
     If the student is an adapter, its vocabulary is that of `method.base_model`.
 
@@ -323,8 +329,8 @@ def load_tokenizers(
         args.trust_remote_code,
         method.base_model,
     )
-    if teacher is None:
-        return student_tokenizer, None
+    if teacher is None or args.teacher_cache is not None or args.teacher_base_url is not None:
+        return student_tokenizer, None  # a served teacher may have another name on the server
     teacher_tokenizer, teacher_size = _vocabulary(
         "teacher_model_name_or_path", teacher, args.teacher_model_revision, args.trust_remote_code
     )

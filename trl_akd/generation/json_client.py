@@ -23,7 +23,6 @@ __all__ = ["Deadline", "JSONClient", "MalformedAnswer", "RefusedRequest", "deadl
 Answer = TypeVar("Answer")
 
 _LONGEST_WAIT = 300.0  # seconds
-_KEY = "`api_key`, or its environment variable, such as OPENAI_API_KEY"
 _EXCERPT = 300  # maximum number of characters of a response in a message
 _TRANSIENT = (408, 409, 425, 429)  # in addition to 5xx
 _OF_ONE_REQUEST = (400, 413, 422)
@@ -70,6 +69,7 @@ class JSONClient:
         max_retries (`int`): Maximum number of retries of a request.
         backoff (`float`): Seconds before the first retry, doubled with each further retry.
         connections (`int`): Number of open connections.
+        names (`Mapping[str, str]`, *optional*): Names of these arguments in messages, where they differ.
 
     Raises:
         ValueError: If an argument is outside its range, or the URL or key is malformed.
@@ -84,17 +84,19 @@ class JSONClient:
         max_retries: int,
         backoff: float,
         connections: int,
+        names: Mapping[str, str] | None = None,
     ) -> None:
-        _check_url(base_url)
+        self._names = names or {}
+        self._check_url(base_url)
         if timeout <= 0:
-            raise ValueError(f"`timeout` is {timeout}; give more than 0 seconds.")
+            raise ValueError(f"{self._name('timeout')} is {timeout}; give more than 0 seconds.")
         if max_retries < 0:
-            raise ValueError(f"`max_retries` is {max_retries}; give 0 or more.")
+            raise ValueError(f"{self._name('max_retries')} is {max_retries}; give 0 or more.")
         if backoff < 0:
             raise ValueError(f"`backoff` is {backoff}; give 0 seconds or more.")
         self.requests = 0
         self._base_url = base_url.rstrip("/")
-        self._key = _checked_key(api_key)
+        self._key = self._checked_key(api_key)
         self._timeout = timeout
         self._max_retries = max_retries
         self._backoff = backoff
@@ -109,25 +111,30 @@ class JSONClient:
         body: Mapping[str, Any],
         read: Callable[[Any], Answer],
         before_attempt: Callable[[], None] = lambda: None,
+        max_retries: int | None = None,
     ) -> Answer:
         """Post a body and return the result of `read` on the response.
+
+        `max_retries` replaces the client's for this request.
 
         Raises:
             RefusedRequest: If the service refuses.
             GenerationError: If all attempts fail.
         """
         url = f"{self._base_url}{path}"
-        for attempt in range(self._max_retries + 1):
+        max_retries = self._max_retries if max_retries is None else max_retries
+        for attempt in range(max_retries + 1):
             before_attempt()
             try:
                 return read(self._post_once(url, body))
             except (_TransientFault, MalformedAnswer) as error:
                 fault = error
-            if attempt < self._max_retries:
+            if attempt < max_retries:
                 time.sleep(self._pause(attempt, getattr(fault, "retry_after", None)))
         raise GenerationError(
-            f"{url} gave no valid response in {self._max_retries + 1} attempts, the last of which failed {fault}; "
-            "check that the server runs and is not overloaded, or raise `max_retries` or `timeout`."
+            f"{url} gave no valid response in {max_retries + 1} attempts, the last of which failed {fault}; check "
+            "that the server runs and is not overloaded, or raise "
+            f"{self._name('max_retries')} or {self._name('timeout')}."
         )
 
     def _post_once(self, url: str, body: Mapping[str, Any]) -> Any:
@@ -158,13 +165,15 @@ class JSONClient:
 
     def _refusal(self, url: str, response: requests.Response) -> RefusedRequest:
         excerpt = self._excerpt(response.text)
+        key = f"{self._name('api_key')}, or its environment variable, such as OPENAI_API_KEY"
+        address = self._name("base_url")
         remedy = {
-            401: f"check {_KEY}",
-            403: f"check {_KEY}, and what the key may use",
-            404: "check `base_url`, which usually ends in /v1, and the model's name",
+            401: f"check {key}",
+            403: f"check {key}, and what the key may use",
+            404: f"check {address}, which usually ends in /v1, and the model's name",
         }.get(
             response.status_code,
-            "check `base_url`, `model` and the request, whose fields `extra_body` can replace or remove",
+            f"check {address}, {self._name('model')} and the request, whose fields `extra_body` can replace or remove",
         )
         return RefusedRequest(
             f"{url} refused with status {response.status_code}: {excerpt}; {remedy}.", response.status_code, excerpt
@@ -184,6 +193,27 @@ class JSONClient:
             request.headers["Authorization"] = f"Bearer {self._key}"
         return request
 
+    def _name(self, argument: str) -> str:
+        return f"`{self._names.get(argument, argument)}`"
+
+    def _check_url(self, url: str) -> None:
+        parts, name = urlsplit(url), self._name("base_url")
+        if parts.username or parts.password:
+            raise ValueError(
+                f"{name} contains a user name or password, which messages would show; use {self._name('api_key')}."
+            )
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{name} is {url!r}; give an address such as 'http://localhost:8000/v1'.")
+
+    def _checked_key(self, key: str | None) -> str | None:
+        key = (key or "").strip()
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise ValueError(
+                f"{self._name('api_key')} contains characters that are not allowed in a key; check that it was copied "
+                "correctly."
+            )
+        return key or None
+
     def _excerpt(self, text: str) -> str:
         text = text if self._key is None else text.replace(self._key, "***")
         return repr(text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]}…")
@@ -200,23 +230,6 @@ def _retry_after(response: requests.Response) -> float | None:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (TypeError, ValueError):
         return None
-
-
-def _check_url(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.username or parts.password:
-        raise ValueError("`base_url` contains a user name or password, which messages would show; use `api_key`.")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"`base_url` is {url!r}; give an address such as 'http://localhost:8000/v1'.")
-
-
-def _checked_key(key: str | None) -> str | None:
-    key = (key or "").strip()
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ValueError(
-            "`api_key` contains characters that are not allowed in a key; check that it was copied correctly."
-        )
-    return key or None
 
 
 class Deadline:

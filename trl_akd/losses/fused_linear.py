@@ -29,7 +29,7 @@ from .pointwise import (
     sparse_divergence_and_gradient_,
 )
 from .reduction import IGNORE_INDEX
-from .signals import DenseSignal, SparseSignal, TeacherSignal
+from .signals import NO_TOKEN, DenseSignal, SparseSignal, TeacherSignal
 
 _MIB = 2**20
 
@@ -318,7 +318,7 @@ def _weighted_sum(
         unit = weights.abs().amax() if len(weights) else weights.new_ones(())
         tokens = _Tokens(hidden, rows, weights / unit, _labels_of(rows, labels, vocab_size))
         if isinstance(teacher, SparseSignal):
-            _check_ids(teacher.ids[rows], vocab_size)
+            _check_ids(teacher.ids[rows], teacher.log_probs[rows], vocab_size)
         statistics = _chunked_forward(head, tokens, teacher, objective, gradients, chunk_size)
         if objective is None:
             per_token = LabelStatistics(*statistics).student_nll
@@ -523,14 +523,19 @@ def _check_signal(teacher: TeacherSignal, tokens: torch.Size, temperature: float
         )
 
 
-def _check_ids(ids: Tensor, vocab_size: int) -> None:
-    ordered = ids.sort(dim=-1).values
-    unknown = ids[(ids < 0) | (ids >= vocab_size)]
+def _check_ids(ids: Tensor, log_probs: Tensor, vocab_size: int) -> None:
+    missing, ordered = ids == NO_TOKEN, ids.sort(dim=-1).values
+    if (missing[..., :1] | (missing & (log_probs != -torch.inf))).any():
+        raise ValueError(
+            f"the teacher's signal has the token id {NO_TOKEN} first, or with a log-probability; it stands for no "
+            "token, so put it last, with -inf."
+        )
+    unknown = ids[~missing & ((ids < 0) | (ids >= vocab_size))]
     if len(unknown):
         raise ValueError(
             f"the teacher's signal has the token id {unknown[0].item()}; keep ids of the {vocab_size} shared tokens, "
             "and count all others in the tail."
         )
-    repeated = ordered[..., 1:][ordered[..., 1:] == ordered[..., :-1]]
+    repeated = ordered[..., 1:][(ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] != NO_TOKEN)]
     if len(repeated):
         raise ValueError(f"the teacher's signal has the token id {repeated[0].item()} twice; make the ids distinct.")

@@ -1,4 +1,4 @@
-"""Knobs of divergences: checks of their values, and schedules of those that move during training."""
+"""Knobs of divergences: checks of their values, and schedules of those that change during training."""
 
 import math
 from collections.abc import Mapping

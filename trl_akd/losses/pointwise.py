@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .divergences import Rule, Softened, forward_kl, reverse_kl
 from .reduction import IGNORE_INDEX
-from .signals import SparseSignal
+from .signals import NO_TOKEN, SparseSignal
 
 
 class Objective(NamedTuple):
@@ -145,9 +145,12 @@ def sparse_divergence_and_gradient_(
     likelihood = _likelihood(logits, objective, with_gradient)
     student_nll = _soften_(q, labels, objective.temperature, log_probabilities=log_q)
     student_entropy = -_expectation(q, log_q, spare)
-    top = log_q.gather(-1, teacher.ids)
-    tail = log_q.scatter_(-1, teacher.ids, -torch.inf).logsumexp(-1, keepdim=True)
-    student_outcomes = torch.cat([top, tail], dim=-1)
+    # A missing token is an outcome without probability. Its index is that of the first token, and so is its gradient.
+    missing = teacher.ids == NO_TOKEN
+    ids = torch.where(missing, teacher.ids[..., :1], teacher.ids)
+    top = log_q.gather(-1, ids)
+    tail = log_q.scatter_(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+    student_outcomes = torch.cat([top.masked_fill(missing, -torch.inf), tail], dim=-1)
     teacher_outcomes = torch.cat([teacher.log_probs, teacher.tail_log_prob.unsqueeze(-1)], dim=-1).to(log_q.dtype)
     divergence, slopes = _differentiate(objective, student_outcomes, teacher_outcomes, with_gradient)
     is_label = torch.cat([teacher.ids == labels.unsqueeze(-1), torch.zeros_like(tail, dtype=torch.bool)], dim=-1)
@@ -156,7 +159,9 @@ def sparse_divergence_and_gradient_(
     if slopes is not None:
         total, tail_mass = slopes.sum(dim=-1, keepdim=True), tail.exp()
         factor = torch.where(tail_mass > 0, slopes[..., -1:] / tail_mass, 0.0) - total
-        gradient = torch.mul(q, factor, out=spare).scatter_(-1, teacher.ids, slopes[..., :-1] - top.exp() * total)
+        of_top = slopes[..., :-1] - top.exp() * total
+        gradient = torch.mul(q, factor, out=spare)
+        gradient.scatter_(-1, ids, torch.where(missing, of_top[..., :1], of_top))
         gradient.div_(objective.temperature)
         q.copy_(_add_likelihood_(gradient, likelihood, labels, objective))
     return TokenStatistics(

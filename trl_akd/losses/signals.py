@@ -14,6 +14,9 @@ from torch import Tensor
 
 from .lm_head import LMHead
 
+NO_TOKEN = -1
+"""Entry of `SparseSignal.ids` where there are fewer than K tokens."""
+
 
 @dataclass(frozen=True)
 class DenseSignal:
@@ -44,9 +47,10 @@ class SparseSignal:
 
     Args:
         ids (`torch.Tensor` of shape `[..., K]`):
-            Distinct token ids, int64, all of them in the vocabulary that both models share.
+            Distinct token ids, int64, all of them in the vocabulary that both models share; -1 in place of the last
+            ids where there are fewer than K.
         log_probs (`torch.Tensor` of shape `[..., K]`):
-            The teacher's log-probabilities of these tokens, in nats, not renormalized.
+            The teacher's log-probabilities of these tokens, in nats, not renormalized; -inf where there is no token.
         tail_log_prob (`torch.Tensor` of shape `[...]`):
             Logarithm of the total probability of all other tokens; -inf if it is 0. Compute it from the full
             distribution: if it is small, one minus the sum of the retained probabilities is mostly rounding error.

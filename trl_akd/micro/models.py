@@ -3,6 +3,8 @@
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -22,6 +24,18 @@ from ..data.tokenization import tokenize_dataset
 
 PAD_TOKEN, EOS_TOKEN = "<|pad|>", "<|endoftext|>"
 VOCABULARY_SIZE = 1024
+
+UNRECORDED_ON_CPU: Mapping[str, Any] = MappingProxyType(
+    {
+        "use_cpu": True,
+        "bf16": False,
+        "fp16": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+)
+"""Training arguments of a run on the CPU that saves and reports nothing."""
 
 # Digits, line breaks and quoted letters are separate tokens, so that program and instruction spell them alike.
 _KEPT_APART = Regex(r"\d|\n|'[a-z]'")

@@ -82,14 +82,16 @@ def test_known_outcomes_are_those_of_the_sandbox(executor: CodeExecutor):
         (task, f"{call}return ["),
         (task, f"{library} = {library}.{wrong}(numbers)\n    return 1"),
         (task, f"{wrong} = {library}.{wrong}(numbers)"),
+        (task, task.completion(wrong).replace(f".{wrong}(", f".{right}(")),
+        (task, task.completion(right).replace(f".{right}(", f".{wrong}(")),
         (task, ""),
     ]
     found = outcomes(WORLD, programs, executor)
     run = executor.run([(task.prompt + completion, WORLD.tests(task)) for task, completion in programs])
     assert found == [PASSED if result.passed else result.error_type for result in run]
     known = [outcome for program in programs if (outcome := measures._known_outcome(WORLD, *program)) is not None]
-    assert len(known) > 100 and {PASSED, "AttributeError", "SyntaxError"} <= set(known)
-    assert {"NameError", "AssertionError"} <= set(found) - set(known)
+    assert len(known) > 60 and set(known) == {PASSED, "AttributeError"}
+    assert {"NameError", "AssertionError", "SyntaxError"} <= set(found)
 
 
 def test_a_teacher_who_is_the_student_has_no_divergence_and_all_modes(executor: CodeExecutor, monkeypatch):

@@ -3,13 +3,14 @@
 import itertools
 import random
 import re
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
 import pytest
 
 from trl_akd.codeplan.plan_head import add_plan_head
-from trl_akd.execution import CodeExecutor
+from trl_akd.execution import CodeExecutor, ExecutionResult
 from trl_akd.generation import Completion
 from trl_akd.micro.bench import plans_measures
 from trl_akd.micro.bench.plans_measures import Candidate, PlanWorldExecutor, best_of, measure_plans
@@ -139,3 +140,22 @@ def test_known_results_are_those_of_the_sandbox(executor: PlanWorldExecutor):
     sandboxed = CodeExecutor.run(executor, pairs)
     assert [(one.status, one.error_type) for one in known] == [(one.status, one.error_type) for one in sandboxed]
     assert {result.error_type for result in known} >= {None, "SyntaxError", "AssertionError", "AttributeError"}
+
+
+def test_a_program_that_does_not_compile_runs_with_its_first_test_alone(monkeypatch: pytest.MonkeyPatch):
+    ran = []
+
+    def run(self: CodeExecutor, programs: Sequence[tuple[str, str]], *args: Any, **settings: Any):
+        ran.extend(programs)
+        stages: list[Any] = ["compile" if program == "(" else "test" for program, _ in programs]
+        return [
+            ExecutionResult("failed", f"of {tests}", stage=stage)
+            for (_, tests), stage in zip(programs, stages, strict=True)
+        ]
+
+    monkeypatch.setattr(CodeExecutor, "run", run)
+    executor = PlanWorldExecutor(workers=1, allow_code_execution=True)
+    pairs = [(program, tests) for tests in ("1", "2") for program in ("(", "x")]
+    assert [result.error_type for result in executor.run(pairs)] == ["of 1", "of 1", "of 1", "of 2"]
+    assert [result.error_type for result in executor.run([("(", "3")])] == ["of 1"]
+    assert sorted(ran) == [("(", "1"), ("x", "1"), ("x", "2")]

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from tests.micro.bench.test_plans_config import CONFIG
+from trl_akd.bench.runner import results_text
 from trl_akd.micro.bench import plans_runs
 from trl_akd.micro.bench.plans_config import PLANS_FORMAT, PLANS_MEASURES, Outcome, PlansConfig
 from trl_akd.micro.bench.plans_report import PLANS_PAGE, PlansResults
 from trl_akd.micro.bench.plans_runs import plan_runs
-from trl_akd.micro.bench.runner import results_text
 
 TINY = {"rows": 48, "epochs": 1, "start_steps": 2, "start_accuracy": 0.0}
 
@@ -56,7 +56,7 @@ def test_settings_and_constants_are_part_of_the_key(monkeypatch: pytest.MonkeyPa
 
 def test_equal_runs_under_two_names_are_refused():
     config = PlansConfig(**{**CONFIG, "trainings": {**CONFIG["trainings"], "plain": {"plan_weight": 0.0}}})
-    with pytest.raises(ValueError, match="one, plain, seed 0 equals that of one, code, seed 0"):
+    with pytest.raises(ValueError, match="`trainings` has 'code' and 'plain', which are equal"):
         plan_runs(config)
 
 

@@ -16,11 +16,11 @@ import torch
 import yaml
 from transformers import LlamaForCausalLM
 
+from trl_akd.bench.runner import execute_all, results_text
 from trl_akd.cli.recipes import RECIPES
 from trl_akd.micro.bench import runs
 from trl_akd.micro.bench.config import MEASURES, BenchConfig
 from trl_akd.micro.bench.rules import add_adapter
-from trl_akd.micro.bench.runner import execute_all, results_text
 from trl_akd.micro.bench.runs import Run, plan, train_and_measure
 from trl_akd.micro.bench.students import Student, make_tokenizer, student_config
 from trl_akd.micro.bench.teacher import ExactTeacher

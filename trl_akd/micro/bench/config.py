@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .fields import Bounds, WorldExperimentConfig, build, check_counts, check_distinct, check_names
+from ...bench.fields import Bounds, WorldExperimentConfig, build, check_counts, check_distinct, check_names
 from .measures import LOW
 from .rules import check_rule
 from .students import STUDENTS

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
+from ...bench.fields import Bounds, WorldExperimentConfig, build, check_counts, check_names
 from ...iterkd.cycle.records import Level
 from .cycles_measures import CYCLES_MEASURES
 from .cycles_world import CyclesWorld
-from .fields import Bounds, WorldExperimentConfig, build, check_counts, check_names
 
 __all__ = ["CYCLES_FORMAT", "Comparison", "CyclesConfig", "CyclesSettings", "Faults", "Questions", "Variant"]
 

@@ -4,10 +4,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from ...metrics.statistics import PairedMean
-from .cycles_config import CYCLES_FORMAT, Comparison
-from .cycles_measures import CYCLES_MEASURES
-from .pages import (
+from ...bench.pages import (
     ExperimentResults,
     Page,
     adjust_p_values,
@@ -24,6 +21,9 @@ from .pages import (
     predictions_table,
     table,
 )
+from ...metrics.statistics import PairedMean
+from .cycles_config import CYCLES_FORMAT, Comparison
+from .cycles_measures import CYCLES_MEASURES
 
 __all__ = ["CYCLES_PAGE", "CyclesResults"]
 

@@ -21,6 +21,15 @@ import yaml
 from datasets import Dataset
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase, PrinterCallback
 
+from ...bench.runner import (
+    check_distinct_runs,
+    digest,
+    execute_all,
+    find_start,
+    peak_memory_mb,
+    rounded,
+    run_experiment,
+)
 from ...data.encoding import encode_completions
 from ...execution import CodeExecutor
 from ...generation.protocol import Usage, derive_seed
@@ -28,7 +37,7 @@ from ...iterkd.cycle.records import FAULT_KINDS, Question
 from ...iterkd.cycle.report import CycleReport
 from ...iterkd.iterkd_config import IterKDConfig
 from ...iterkd.iterkd_trainer import IterKDTrainer
-from ..models import llama_config, new_model, pretrain, train_tokenizer
+from ..models import UNRECORDED_ON_CPU, llama_config, new_model, pretrain, train_tokenizer
 from ..tasks import Task
 from ..teacher_data import TEACHING_PROMPTS, code_rows
 from .cycles_config import CYCLES_FORMAT, CyclesConfig, CyclesSettings, Variant
@@ -36,7 +45,6 @@ from .cycles_judge import REPLY_TOKENS, NoisyJudge, auc, judge_request
 from .cycles_measures import measure_student
 from .cycles_teacher import ScriptedTeacher, StudentFaults
 from .cycles_world import MAX_NEW_TOKENS, TIMEOUT, CyclesWorld, QuestionPool
-from .runner import digest, execute_all, find_start, peak_memory_mb, rounded, run_experiment
 
 __all__ = ["CyclesRun", "TokenCosts", "num_new_questions", "plan_cycles", "run_cycles"]
 
@@ -56,12 +64,7 @@ _FIXED: dict[str, Any] = {
     "answer_max_new_tokens": MAX_NEW_TOKENS,
     "lr_scheduler_type": "cosine",
     "gradient_checkpointing": False,
-    "disable_tqdm": True,
-    "report_to": "none",
-    "save_strategy": "no",
-    "use_cpu": True,
-    "bf16": False,
-    "fp16": False,
+    **UNRECORDED_ON_CPU,
 }
 
 
@@ -410,13 +413,7 @@ def plan_cycles(config: CyclesConfig) -> list[CyclesRun]:
         for seed in config.seeds
         for name, variant in variants.items()
     ]
-    found: dict[str, CyclesRun] = {}
-    for run in runs:
-        if (other := found.setdefault(run.key, run)) is not run:
-            raise ValueError(
-                f"`variants` has {other.variant_name!r} and {run.variant_name!r}, which are equal; leave one of them "
-                "out."
-            )
+    check_distinct_runs(runs, {"variant": "variants"})
     return runs
 
 

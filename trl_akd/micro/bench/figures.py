@@ -3,9 +3,9 @@
 from statistics import fmean
 from typing import Any
 
+from ...bench.pages import common_errors, mean_errors
 from ...charts import Series, bar_chart, line_chart, scatter_chart
 from .measures import LOW, LOW_TEMPERATURE
-from .pages import common_errors, mean_errors
 from .results import Place, Results
 
 __all__ = ["TITLES", "draw_figures"]

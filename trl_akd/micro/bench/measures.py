@@ -1,7 +1,6 @@
 """Measures of a student in the world: by running samples, and exactly."""
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
@@ -16,7 +15,6 @@ from ...generation import TransformersGenerator
 from ...heads import evaluating
 from ...losses import divergences
 from ...metrics.statistics import pass_at_k
-from ..tasks import ENTRY_POINT
 from .students import word_probabilities
 from .teacher import ExactTeacher
 from .world import WORDS, BenchTask, World
@@ -127,8 +125,8 @@ def measure(
 def outcomes(world: World, programs: Sequence[tuple[BenchTask, str]], executor: CodeExecutor) -> list[str]:
     """Return `"passed"` or the name of the error class of each program, given as a task and its completion.
 
-    Equal programs run once. Programs that cannot be compiled, correct programs, and programs whose first statement
-    calls an entry point that the library lacks have known outcomes, and do not run.
+    Equal programs run once. Correct programs, and programs that differ from them only in calling an entry point that
+    the library lacks, have known outcomes, and do not run.
 
     Raises:
         RuntimeError: If the sandbox could not run a program.
@@ -216,17 +214,7 @@ def _called(task: BenchTask, completion: str) -> str | None:
 
 def _known_outcome(world: World, task: BenchTask, completion: str) -> str | None:
     """Return the outcome of a program that need not run, `None` for any other."""
-    if completion in (answer.completion for answer in world.answers(task)):
-        return PASSED
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            code = compile(task.prompt + completion, "candidate", "exec", dont_inherit=True)
-    except SyntaxError as error:
-        return type(error).__name__
-    call = re.match(rf"\w+ = {task.context.library}\.(\w+)\(numbers\)\n", completion)
-    is_body = all(line.startswith("    ") for line in completion.split("\n")[1:])
-    if call is None or not is_body or call[1] in world.valid_words(task.context):
+    word = _called(task, completion)
+    if word not in WORDS or completion != task.completion(word):
         return None
-    [function] = (part for part in code.co_consts if getattr(part, "co_name", None) == ENTRY_POINT)
-    is_local = task.context.library in (*function.co_varnames, *function.co_cellvars)
-    return None if is_local else "AttributeError"
+    return PASSED if word in world.valid_words(task.context) else "AttributeError"

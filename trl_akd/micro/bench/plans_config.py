@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .fields import Bounds, WorldExperimentConfig, check_names
+from ...bench.fields import Bounds, WorldExperimentConfig, check_names
 from .plans_measures import NUM_COMPARED, NUM_PROGRAMS, OWN_PLANS, REDRAWN, TRUE_PLAN, WITHOUT_PLAN
 from .plans_world import PlanWorld
 

@@ -1,7 +1,6 @@
 """Measures of a student that plans: of its programs without a plan, by the true plan, and by its own plans."""
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from math import comb
 from statistics import fmean
@@ -42,11 +41,15 @@ _GENERATION_BATCH = 512
 
 
 class PlanWorldExecutor(CodeExecutor):
-    """Sandbox in which programs of known form need not run.
+    """Sandbox for the programs of a planning student, many of which need not run in it.
 
     A program that only calls methods of a library can do nothing else, so it runs in this process, in a fraction of
-    the time. A program that Python cannot compile does not run. All others run in the sandbox.
+    the time. A program that does not compile runs with the first of its tests alone.
     """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._not_compiled: dict[str, ExecutionResult] = {}
 
     def run(
         self,
@@ -58,9 +61,20 @@ class PlanWorldExecutor(CodeExecutor):
     ) -> list[ExecutionResult]:
         """Run programs and return their results, in order; arguments as in [`CodeExecutor.run`]."""
         results = [_known_result(program, tests) for program, tests in programs]
-        unknown = [pair for pair, result in zip(programs, results, strict=True) if result is None]
-        others = iter(super().run(unknown, timeout, memory_mb, fail_fast=fail_fast) if unknown else ())
-        return [next(others) if result is None else result for result in results]
+        first = {program: number for number, (program, _) in reversed([*enumerate(programs)])}
+        for numbers in (first.values(), range(len(programs))):
+            missing = [
+                number
+                for number in numbers
+                if results[number] is None and programs[number][0] not in self._not_compiled
+            ]
+            pairs = [programs[number] for number in missing]
+            found = super().run(pairs, timeout, memory_mb, fail_fast=fail_fast) if pairs else []
+            for number, result in zip(missing, found, strict=True):
+                results[number] = result
+                if result.stage == "compile":
+                    self._not_compiled[programs[number][0]] = result
+        return [result or self._not_compiled[program] for (program, _), result in zip(programs, results, strict=True)]
 
 
 class Candidate(NamedTuple):
@@ -241,11 +255,6 @@ def _checked(result: ExecutionResult) -> ExecutionResult:
 
 def _known_result(program: str, tests: Tests) -> ExecutionResult | None:
     """Return the result of a program that need not run in the sandbox, `None` for any other."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            compile(program, "candidate", "exec", dont_inherit=True)
-    except SyntaxError as error:
-        return ExecutionResult("failed", type(error).__name__)
     if not isinstance(tests, str) or re.fullmatch(CALLS, program) is None:
         return None
     try:

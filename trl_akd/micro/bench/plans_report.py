@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
-from ...metrics.statistics import PairedMean
-from .pages import (
+from ...bench.pages import (
     COSTS,
     ExperimentResults,
     Page,
@@ -20,6 +19,7 @@ from .pages import (
     predictions_table,
     table,
 )
+from ...metrics.statistics import PairedMean
 from .plans_config import PLANS_FORMAT, PLANS_MEASURES, Outcome, PlanPrediction
 from .plans_measures import NUM_PROGRAMS, OWN_PLANS
 

@@ -13,15 +13,23 @@ from typing import Any
 from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback
 
+from ...bench.runner import (
+    check_distinct_runs,
+    digest,
+    execute_all,
+    find_start,
+    peak_memory_mb,
+    rounded,
+    run_experiment,
+)
 from ...codeplan.codeplan_config import CodePLANConfig
 from ...codeplan.codeplan_trainer import CodePLANTrainer
 from ...generation import TransformersGenerator
 from ...generation.protocol import derive_seed
-from ..models import llama_config, new_model, pretrain
+from ..models import UNRECORDED_ON_CPU, llama_config, new_model, pretrain
 from .plans_config import PLANS_FORMAT, PlansConfig, PlanTraining, PlanWorldSettings
 from .plans_measures import NUM_PROGRAMS, OWN_PLANS, SAMPLING, WITHOUT_PLAN, PlanWorldExecutor, measure_plans
 from .plans_world import PlanWorld, plan_vocabulary
-from .runner import digest, execute_all, find_start, peak_memory_mb, rounded, run_experiment
 from .students import make_tokenizer
 
 __all__ = ["PlansRun", "PlansStart", "plan_runs", "run_plans"]
@@ -185,13 +193,8 @@ class PlansRun:
             max_length=_POSITIONS,
             gradient_checkpointing=False,
             logging_steps=1_000_000,
-            disable_tqdm=True,
-            report_to="none",
-            save_strategy="no",
-            use_cpu=True,
-            bf16=False,
-            fp16=False,
             seed=self.seed,
+            **UNRECORDED_ON_CPU,
             **_TRAINING,
         )
         rows = world.rows(world.sample_tasks(self.world.rows, split="train"))
@@ -225,12 +228,7 @@ def plan_runs(config: PlansConfig) -> list[PlansRun]:
         for seed in config.seeds
         for training_name, training in config.named_trainings().items()
     ]
-    found: dict[str, PlansRun] = {}
-    for run in runs:
-        if (other := found.setdefault(run.key, run)) is not run:
-            raise ValueError(
-                f"the run of {run.name} equals that of {other.name}; leave one of the worlds or trainings out."
-            )
+    check_distinct_runs(runs, {"world": "worlds", "training": "trainings"})
     return runs
 
 

@@ -3,10 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .config import BETA_DRAWS, Prediction
-from .figures import TITLES, draw_figures
-from .measures import LOW, LOW_TEMPERATURE
-from .pages import (
+from ...bench.pages import (
     COSTS,
     SIGNIFICANT,
     Page,
@@ -21,6 +18,9 @@ from .pages import (
     predictions_table,
     table,
 )
+from .config import BETA_DRAWS, Prediction
+from .figures import TITLES, draw_figures
+from .measures import LOW, LOW_TEMPERATURE
 from .results import TESTED, Place, Results
 
 __all__ = ["BENCH_PAGE"]

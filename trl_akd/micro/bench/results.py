@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Self
 
+from ...bench.pages import ExperimentResults, difference_over_seeds, mean_over_seeds
 from ...metrics.statistics import PairedMean
 from .config import BETA_DRAWS, FORMAT, Control, Prediction
-from .pages import ExperimentResults, difference_over_seeds, mean_over_seeds
 
 __all__ = ["TESTED", "Place", "Results"]
 

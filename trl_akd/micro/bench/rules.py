@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from trl import ModelConfig, SFTConfig
 
 from ...akd.akd_config import AKDConfig
+from ...bench.fields import check_names
+from ..models import UNRECORDED_ON_CPU
 from .draws import beta_draws
-from .fields import check_names
 from .students import BATCH_SIZE, MAX_LENGTH
 
 __all__ = ["add_adapter", "check_rule", "merge_adapter", "resolved_fields", "rule_config"]
@@ -169,12 +170,7 @@ def rule_config(
         "lr_scheduler_type": "cosine",
         "activation_checkpointing": False,
         "logging_steps": logging_steps,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "use_cpu": True,
-        "bf16": False,
-        "fp16": False,
+        **UNRECORDED_ON_CPU,
     }
     if values.get(_METHOD) == "sft":
         return SFTConfig(output_dir, **common)

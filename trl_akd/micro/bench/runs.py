@@ -19,6 +19,15 @@ from trl import SFTTrainer
 
 from ...akd.akd_config import AKDConfig
 from ...akd.akd_trainer import AKDTrainer
+from ...bench.runner import (
+    check_distinct_runs,
+    digest,
+    execute_all,
+    find_start,
+    peak_memory_mb,
+    rounded,
+    run_experiment,
+)
 from ...data.encoding import encode_completions, encode_prompts
 from ...execution import CodeExecutor
 from ...generation.protocol import derive_seed
@@ -27,7 +36,6 @@ from .config import FORMAT, BenchConfig, WorldSettings
 from .draws import beta_draws, stratified_seed
 from .measures import measure
 from .rules import add_adapter, merge_adapter, resolved_fields, rule_config
-from .runner import digest, execute_all, find_start, peak_memory_mb, rounded, run_experiment
 from .students import BATCH_SIZE, PRETRAINING, STUDENTS, make_start, make_tokenizer
 from .teacher import EPSILON, ExactTeacher
 from .world import World
@@ -180,16 +188,7 @@ def plan(config: BenchConfig) -> list[Run]:
         for rule in world.rules or fields
         for draw in range(config.draws(rule))
     ]
-    found: dict[str, Run] = {}
-    for run in runs:
-        other = found.setdefault(run.key, run)
-        if other is not run:
-            kind, first, second = (
-                ("worlds", other.world_name, run.world_name)
-                if other.world_name != run.world_name
-                else ("rules", other.rule, run.rule)
-            )
-            raise ValueError(f"`{kind}` has {first!r} and {second!r}, which are equal; leave one of them out.")
+    check_distinct_runs(runs, {"world": "worlds", "rule": "rules"})
     return runs
 
 

@@ -22,12 +22,13 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 from transformers.utils import logging
 
-from ... import __version__
-from ...ledger import Ledger, replace_text
+from .. import __version__
+from ..ledger import Ledger, replace_text
 
 __all__ = [
     "ExperimentRun",
     "PlannedRun",
+    "check_distinct_runs",
     "commit",
     "digest",
     "execute_all",
@@ -73,6 +74,28 @@ class ExperimentRun(PlannedRun, Protocol):
 
 _Planned = TypeVar("_Planned", bound=PlannedRun)
 _Run = TypeVar("_Run", bound=ExperimentRun)
+
+
+def check_distinct_runs(runs: Sequence[PlannedRun], fields: Mapping[str, str]) -> None:
+    """Check that runs with different names have different settings.
+
+    Args:
+        runs (`Sequence[PlannedRun]`):
+            All runs of the experiment.
+        fields (`Mapping`):
+            Fields of the configuration that name the settings, by their key in the place of a run, such as
+            `{"rule": "rules"}`.
+
+    Raises:
+        ValueError: If two runs have equal settings, so that one of them would be the other under a second name.
+    """
+    found: dict[str, PlannedRun] = {}
+    for run in runs:
+        other = found.setdefault(run.key, run)
+        for key, field in fields.items():
+            first, second = other.place[key], run.place[key]
+            if first != second:
+                raise ValueError(f"`{field}` has {first!r} and {second!r}, which are equal; leave one of them out.")
 
 
 def run_experiment(
@@ -245,7 +268,7 @@ def _next(waiting: Sequence[_Run], active: Mapping[Any, tuple[_Run, Any]], start
 
 
 def _child(run: ExperimentRun, folder: Path, sender: Connection) -> None:
-    """Carry out a run in a process of its own, whose output goes to the log, and which ends when its parent does."""
+    """Execute a run in a separate process, whose output goes to the log, and which ends when its parent does."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     gc.freeze()  # the trainer collects garbage, and there are many objects of imported modules
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -302,7 +325,7 @@ def peak_memory_mb() -> int:
 
 def commit() -> str:
     """Return the commit of a checkout, with `+` if files of the package differ from it, or the package's version."""
-    package = Path(__file__).parents[2]
+    package = Path(__file__).parents[1]
     git = ["git", "-C", str(package)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout

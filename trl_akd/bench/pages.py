@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, ClassVar, Generic, TypeVar
 
-from ...ledger import replace_text
-from ...metrics.statistics import PairedMean, holm, paired_mean
+from ..ledger import replace_text
+from ..metrics.statistics import PairedMean, holm, paired_mean
 from .fields import Bounds
 
 __all__ = [

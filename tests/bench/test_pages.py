@@ -1,4 +1,4 @@
-"""What the pages of all experiments share: verdicts, sentences, tables, and the files that are read and written."""
+"""Results and pages of all experiments: verdicts, sentences, tables, and the files that are read and written."""
 
 import itertools
 import json
@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 
-from trl_akd.metrics.statistics import PairedMean, holm
-from trl_akd.micro.bench.cycles_report import CyclesResults
-from trl_akd.micro.bench.fields import Bounds
-from trl_akd.micro.bench.pages import (
+from trl_akd.bench.fields import Bounds
+from trl_akd.bench.pages import (
     Page,
     adjust_p_values,
     common_errors,
@@ -24,6 +22,8 @@ from trl_akd.micro.bench.pages import (
     mean_errors,
     mean_over_seeds,
 )
+from trl_akd.metrics.statistics import PairedMean, holm
+from trl_akd.micro.bench.cycles_report import CyclesResults
 from trl_akd.micro.bench.plans_report import PlansResults
 from trl_akd.micro.bench.results import Results
 

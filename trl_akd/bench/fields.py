@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from types import UnionType
 from typing import Any, ClassVar, get_args, get_origin
 
-from ...metrics.statistics import PairedMean
+from ..metrics.statistics import PairedMean
 
 __all__ = [
     "Bounds",

@@ -35,6 +35,7 @@ from tests.akd import vllm_double
 from tests.codeplan import world
 from tests.iterkd import world as pairs_world
 from trl_akd import AKDConfig, AKDTrainer, CodePLANConfig, CodePLANTrainer, IterKDConfig
+from trl_akd.akd.cache_creation import create_cache
 from trl_akd.iterkd.pair_trainer import PairTrainer
 
 METHODS = {
@@ -66,28 +67,37 @@ def main() -> AKDTrainer:
     student = settings.pop("student")
     lora = settings.pop("lora", False)
     benchmark = settings.pop("benchmark", None)
+    write_cache = settings.pop("write_cache", None)
     cycles, load = settings.pop("cycles", None), settings.pop("load", None)
     vllm = settings.pop("vllm", None)
     if vllm is not None:
         settings |= _vllm_double(vllm, student)
-    args = make_config(
-        use_cpu=True,
-        report_to="none",
-        logging_steps=1,
-        learning_rate=1e-2,
-        max_grad_norm=1e9,
-        seed=3,  # draws a smaller β for the first epoch than for the second
-        # SGD keeps a tiny difference in gradients tiny in parameters.
-        **{"max_length": 64, "optim": "sgd", "lr_scheduler_type": "constant", **settings},
-    )
-    trainer = make_trainer(
-        model=student,
-        args=args,
-        train_dataset=make_rows(rows),
-        eval_dataset=make_rows(5, seed=1),
-        peft_config=_lora() if lora else None,
-        callbacks=[history],
-    )
+
+    def make(**changes: Any) -> AKDTrainer:
+        args = make_config(
+            use_cpu=True,
+            report_to="none",
+            logging_steps=1,
+            learning_rate=1e-2,
+            max_grad_norm=1e9,
+            seed=3,  # draws a smaller β for the first epoch than for the second
+            # SGD keeps a tiny difference in gradients tiny in parameters.
+            **{"max_length": 64, "optim": "sgd", "lr_scheduler_type": "constant", **settings, **changes},
+        )
+        return make_trainer(
+            model=student,
+            args=args,
+            train_dataset=make_rows(rows),
+            eval_dataset=make_rows(5, seed=1),
+            peft_config=_lora() if lora else None,
+            callbacks=[history],
+        )
+
+    if write_cache is None:
+        trainer = make()
+    else:
+        create_cache(make(), write_cache, shard_mb=0.01)
+        trainer = make(teacher_cache=write_cache)
     if benchmark is not None:
         trainer.add_callback(_judge(trainer, benchmark))
     written = []

@@ -7,7 +7,7 @@ from trl_akd.cli.command import Action
 METHODS = ("akd", "codeplan", "iterkd")
 ACTIONS: dict[str, Action] = {
     f"{command} {name}".rstrip(): action
-    for command in ("bench", "cache", "evaluate", "judge", "plans", "push", "ranker", "report", "templates")
+    for command in ("bench", "cache", "doctor", "evaluate", "judge", "plans", "push", "ranker", "report", "templates")
     for name, action in import_module(f"trl_akd.cli.{command}").ACTIONS.items()
 }
 COMMANDS = (*METHODS, *ACTIONS)

@@ -29,6 +29,7 @@ LEVELS: dict[str, int] = {
     "codeplan": 6,
     "iterkd": 6,
     "evaluation": 7,
+    "doctor": 7,
     "bench": 8,
     "report": 8,
     "micro": 9,

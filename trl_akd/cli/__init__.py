@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "iterkd": "train a student in cycles of correct and faulty answers, feedback and new questions",
         "evaluate": "evaluate a model by running the programs that it writes",
         "report": "write the report of a run, report.html, again from the files in its folder",
+        "doctor": "estimate the memory and time of a recipe before it runs",
         "push": "upload a trained student, or generated texts as a dataset, to the Hub",
         "bench": "compare divergences in a world of generated programs on a CPU, or with real models",
         "templates": "compare prompt templates by a model's likelihood of the reference answers",

@@ -89,6 +89,8 @@ results: $(VENV)/.installed
 	$(BIN)/trl-akd bench --report $(RESULTS) --page docs/results.md --introduction docs/results/answer.txt
 	$(BIN)/trl-akd bench plans --report docs/results/plans.json --page docs/results_plans.md \
 		--introduction docs/results/plans_answer.txt
+	$(BIN)/trl-akd bench cycles --report docs/results/cycles.json --page docs/results_cycles.md \
+		--introduction docs/results/cycles_answer.txt
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -111,8 +113,12 @@ dist: $(VENV)/.installed
 	$(BIN)/python -m check_wheel_contents dist
 
 # The wheel in empty environments, with the newest TRL and with VERSION: commands, training and evaluation.
-test-wheel: $(if $(CONSTRAINTS),export PIP_CONSTRAINT = $(CURDIR)/$(CONSTRAINTS))
-test-wheel: $(if $(TORCH_INDEX),export PIP_EXTRA_INDEX_URL = $(TORCH_INDEX))
+ifneq ($(CONSTRAINTS),)
+test-wheel: export PIP_CONSTRAINT = $(CURDIR)/$(CONSTRAINTS)
+endif
+ifneq ($(TORCH_INDEX),)
+test-wheel: export PIP_EXTRA_INDEX_URL = $(TORCH_INDEX)
+endif
 test-wheel: dist
 	$(PYTHON) -m tests.wheel dist/*.whl
 	$(PYTHON) -m tests.wheel dist/*.whl trl==$(VERSION)

@@ -38,7 +38,7 @@ PAGES = {
     "divergences": ("Divergences", ["trl_akd.losses.divergences"]),
     "teachers": ("Teachers", ["trl_akd.teachers"]),
     "generation": ("Generation", ["trl_akd.generation"]),
-    "evaluation": ("Evaluation", ["trl_akd.evaluation.callback", "trl_akd.metrics"]),
+    "evaluation": ("Evaluation", ["trl_akd.evaluation.callback", "trl_akd.metrics", "trl_akd.report"]),
     "execution": ("Execution", ["trl_akd.execution"]),
 }
 """Title and content of each page: public names, or modules, of which all public names are documented."""

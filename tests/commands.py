@@ -2,22 +2,19 @@
 
 from importlib import import_module
 
-ACTIONS = {
-    "ranker data": "_data_types",
-    "ranker train": "_training_types",
-    "ranker rank": "_ranking_types",
-    "judge train": "_training_types",
-    "bench cycles": "_cycles_types",
-    "bench plans": "_plans_types",
-    "bench models": "_models_types",
-}
+from trl_akd.cli.command import Action
+
 METHODS = ("akd", "codeplan", "iterkd")
-COMMANDS = (*METHODS, "bench", "evaluate", "plans", "push", "templates", *ACTIONS)
+ACTIONS: dict[str, Action] = {
+    f"{command} {name}".rstrip(): action
+    for command in ("bench", "cache", "doctor", "evaluate", "judge", "plans", "push", "ranker", "report", "templates")
+    for name, action in import_module(f"trl_akd.cli.{command}").ACTIONS.items()
+}
+COMMANDS = (*METHODS, *ACTIONS)
 
 
 def argument_types(command: str) -> tuple[type, ...]:
     """Return the dataclasses whose fields a recipe of `command`, with its action, may set."""
-    module = import_module(f"trl_akd.cli.{command.partition(' ')[0]}")
     if command in METHODS:
-        return module.METHOD.argument_types()
-    return getattr(module, ACTIONS.get(command, "_argument_types"))()
+        return import_module(f"trl_akd.cli.{command}").METHOD.argument_types()
+    return ACTIONS[command].argument_types()

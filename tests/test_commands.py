@@ -30,7 +30,7 @@ from trl_akd.evaluation import benchmarks
 __all__ = ["hub"]
 
 ROOT = Path(__file__).parents[1]
-WITHOUT_FIELDS = {"quickstart", "recipes", "--help", "--version"}
+WITHOUT_FIELDS = {"quickstart", "recipes", "completion", "--help", "--version"}
 RUN = ("evaluate", "plans", "ranker", "judge", "recipes")  # the commands that run here as printed
 SLOW = ("--plan_sampling", "plan_sampling", "--num_samples", "codeplan/evaluate.yaml", "ranker train", "judge train")
 
@@ -75,7 +75,10 @@ def test_flags_exist_and_values_are_of_their_type(text: str):
     if command in WITHOUT_FIELDS or "--help" in arguments:
         return
     if not arguments[0].startswith("-"):
-        command = f"{command} {arguments.pop(0)}"
+        word = arguments.pop(0)
+        command = command if command in ("push", "report") else f"{command} {word}"  # the folder to push
+    if command == "cache inspect":
+        arguments = ["--cache_dir", *arguments]
     options, flags = read_options(arguments)
     if options.accelerate_config:
         find_accelerate_config(options.accelerate_config)

@@ -1,8 +1,8 @@
 """The guides run as written, in page order, with tiny models under the names of the large ones.
 
 A training command runs two steps on a CPU unless it sets its own; a command for several processes is dry-run in one;
-the address of a server becomes that of a local one; commands of other programs are not run. Blocks of text are
-expected output.
+the address of a server becomes that of a local one, and the Hub that of a loopback server; commands of other programs
+are not run. Blocks of text are expected output.
 """
 
 import ast
@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests import tiny
 from tests.commands import METHODS, argument_types
 from tests.generation.server import Server, serving
+from tests.hub.fixtures import hub
 from tests.printed import printed_commands
 from trl_akd.cli import main
 from trl_akd.cli.mock_teacher import score
@@ -32,10 +33,12 @@ from trl_akd.evaluation import benchmarks
 from trl_akd.execution import CodeExecutor, IsolationError
 from trl_akd.losses import divergences
 
+__all__ = ["hub"]
+
 ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
 FAST = ("own_data", "evaluate_safely", "add_divergence")
-NOT_RUN = ("pip install ", "vllm serve ", "trl sft ", "accelerate launch ", "export ")
+NOT_RUN = ("pip install ", "vllm serve ", "trl sft ", "accelerate launch ", "export ", "hf ")
 SMALL = {"--use_cpu": "true", "--report_to": "none", "--max_steps": "2", "--test_size": "1"}
 BLOCK = re.compile(r"^( *)```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^\1```", re.M | re.S)
 ADDRESS = "http://localhost:8000/v1"
@@ -114,7 +117,7 @@ def run_command(words: list[str]) -> None:
     if "--accelerate_config" in arguments:
         start = arguments.index("--accelerate_config")
         arguments = [*arguments[:start], "--dry_run"]
-    elif command in METHODS and "--dry_run" not in arguments:
+    elif command in (*METHODS, "cache") and arguments[0] != "inspect" and "--dry_run" not in arguments:
         missing = {name: value for name, value in SMALL.items() if name not in arguments}
         arguments += chain.from_iterable(missing.items())
     assert main([command, *arguments]) == 0, words
@@ -134,7 +137,11 @@ def check_fields(snippet: str) -> None:
     ],
 )
 def test_guide_runs_as_written(
-    page: Path, place: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    place: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ):
     monkeypatch.setattr(divergences, "_RULES", dict(divergences._RULES))
     if "--allow_code_execution" in page.read_text():
@@ -142,6 +149,8 @@ def test_guide_runs_as_written(
             CodeExecutor(1, allow_code_execution=True).close()
         except IsolationError as error:
             pytest.skip(str(error))
+    if page.stem == "push":
+        request.getfixturevalue("hub")
     names: dict = {"__name__": "guide"}
     for language, title, content in blocks(page):
         content = content.replace(ADDRESS, place)

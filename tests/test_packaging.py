@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trl_akd"
 METADATA = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = METADATA["project"]
-DISTRIBUTIONS = {"yaml": "PyYAML"}  # where it is not the module's name
+DISTRIBUTIONS = {"markdown_it": "markdown-it-py", "yaml": "PyYAML"}  # where it is not the module's name
 # What Windows does not have.
 WITHOUT = {
     "os": (
@@ -109,6 +109,15 @@ except IsolationError as error:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "--beta_strategy" in done.stdout and "IsolationError: Programs run on Linux and macOS" in done.stdout
+
+
+def test_lowest_versions_are_the_lower_bounds():
+    lowest = dict(line.split("==") for line in (ROOT / "constraints-lowest.txt").read_text().splitlines())
+    extra = PROJECT["optional-dependencies"]["deepspeed"][:1]
+    bounds = dict(re.split(">=|,", requirement)[:2] for requirement in [*PROJECT["dependencies"], *extra])
+    assert lowest.keys() == bounds.keys()
+    for name, bound in bounds.items():
+        assert f"{lowest[name]}.".startswith(f"{bound}."), name
 
 
 def readme_on_pypi() -> str:

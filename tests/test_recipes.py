@@ -178,7 +178,7 @@ def test_values_of_the_authors_code(path: Path):
 @pytest.mark.parametrize("path", ITERKD, ids=name)
 def test_cycles_match_the_method_page(path: Path):
     recipe = yaml.safe_load(path.read_text())
-    assert (recipe["cycles"], recipe["contrastive_loss"], recipe["contrastive_weight"]) == (3, "dpo_norm", 1.0)
+    assert (recipe["cycles"], recipe["contrastive_loss"], recipe["contrastive_weight"]) == (3, "dpo_norm", 0.1)
     assert 2 * recipe["new_easy"] == recipe["new_medium"] == recipe["new_hard"]
     assert (recipe["judge"], recipe["eval_benchmark"]) == ("teacher", "humaneval")
     assert "allow_code_execution" not in recipe, "consent is a flag"

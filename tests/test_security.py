@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import pickle
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -135,6 +136,7 @@ LOADS = {
     "evaluate": "evaluate --model_name_or_path MODEL --benchmark problems.jsonl --allow_code_execution",
     "plans": "plans --model_name_or_path MODEL --dataset_name rows.jsonl",
     "train a ranker": f"ranker train --model_name_or_path MODEL --train_file ranks.jsonl {TRAIN}",
+    "templates": "templates --model_name_or_path MODEL --dataset_name pairs.jsonl",
     "rank": "ranker rank --ranker MODEL --benchmark problems.jsonl --samples samples.jsonl --output o",
     "train a judge": f"judge train --model_name_or_path MODEL --train_file judged.jsonl --max_length 64 {TRAIN}",
 }
@@ -148,6 +150,41 @@ def test_code_of_a_model_is_not_run(load: str, remote: str, pair: tuple[str, str
     assert not marker.exists()
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"{remote} contains code of its own, which is not run" in error and "`trust_remote_code: true`" in error
+
+
+OWN = """from transformers import Qwen2Config, Qwen2ForCausalLM
+
+open(MARKER, "w").close()
+
+
+class OwnConfig(Qwen2Config):
+    model_type = "own"
+
+
+class OwnModel(Qwen2ForCausalLM):
+    config_class = OwnConfig
+"""
+TRUSTING = {
+    "evaluate": LOADS["evaluate"],
+    "plans": f"{LOADS['plans']} --prompt_style completion --max_new_tokens 4",
+    "templates": "templates --model_name_or_path MODEL --dataset_name pairs.jsonl --dataset_train_split train",
+}
+
+
+@pytest.mark.parametrize("command", TRUSTING)
+def test_code_of_a_trusted_model_is_run(command: str, marker: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(marker.parent / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    write_rows(marker.parent)
+    tiny.model("qwen2", max_position_embeddings=2048).save_pretrained("own")
+    tiny.tokenizer().save_pretrained("own")
+    config = json.loads(Path("own/config.json").read_text())
+    auto_map = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    Path("own/config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": auto_map}))
+    Path("own/own.py").write_text(OWN.replace("MARKER", repr(str(marker))))
+    arguments = TRUSTING[command].replace("MODEL", "own").split()
+    assert main(arguments) == 2 and not marker.exists()
+    assert main([*arguments, "--trust_remote_code", "true"]) == 0 and marker.exists()
 
 
 class Malicious:

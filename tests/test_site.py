@@ -142,6 +142,14 @@ def test_diagrams_are_drawn_without_a_script(site: Path):
     assert sum(drawn.values()) > 0
 
 
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_blocks_name_their_language(site: Path, page: Path):
+    """Blocks of `text`, such as drawings, scroll; others wrap."""
+    fences = re.findall(r"^ *```(\w*)", (ROOT / "docs" / page).read_text(), re.M)
+    assert all(fences[::2]) and not any(fences[1::2])
+    assert built(site, page).read_text().count('class="language-text ') == fences.count("text")
+
+
 def test_every_page_is_in_the_navigation(reference: ModuleType):
     pages = listed(mkdocs_config()["nav"])
     assert sorted(pages) == sorted([*map(str, PAGES), *(f"reference/{name}.md" for name in reference.PAGES)])
@@ -184,7 +192,7 @@ def test_nothing_is_cut_at_the_edge(shown: list[dict[str, Any]]):
 
 def test_every_public_name_is_in_the_reference(site: Path, reference: ModuleType):
     public = {("trl_akd", name) for name in trl_akd.__all__}
-    for package in ("losses", "losses.divergences", "teachers", "generation", "execution", "metrics"):
+    for package in ("losses", "losses.divergences", "teachers", "generation", "execution", "metrics", "report"):
         module = importlib.import_module(f"trl_akd.{package}")
         public |= {(module.__name__, name) for name in module.__all__ if name != "divergences"}
     for module, name in public:

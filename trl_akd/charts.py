@@ -2,21 +2,23 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from xml.sax.saxutils import escape
 
-__all__ = ["Series", "bar_chart", "line_chart", "scatter_chart"]
+__all__ = ["Series", "bar_chart", "interval_chart", "line_chart", "scatter_chart"]
 
 _COLORS = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#332288", "#000000", "#888800"),
     *("#882255", "#2a9d8f", "#661100"),
 )
 _DASHES = ("", "6 3", "2 3")
-_GRAY = "#777777"
+_GRAY, _LIGHT = "#777777", "#9ecae1"
 _WIDTH, _HEIGHT = 720, 440
+SMALL = (480, 300)  # for a page with several charts, which a phone also shows
 _LEFT, _TOP, _BOTTOM = 64, 24, 52
 _TICKS = 6
+_ROW = 24  # height of a bar with its margins, in pixels
 _CHARACTER, _LINE = 6.8, 14.0  # width of a character, and height of a label, in pixels
 
 Point = tuple[float, float]
@@ -40,6 +42,8 @@ class Series:
 
 @dataclass
 class _Canvas:
+    width: float = _WIDTH
+    height: float = _HEIGHT
     parts: list[str] = field(default_factory=list)
 
     def text(
@@ -60,9 +64,9 @@ class _Canvas:
     def box(self, x: float, y: float, width: float, height: float, color: str) -> None:
         self.parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{color}"/>')
 
-    def svg(self, title: str, height: float = _HEIGHT) -> str:
+    def svg(self, title: str) -> str:
         head = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:.0f}" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width:.0f} {self.height:.0f}" '
             'font-family="sans-serif" font-size="12">'
         )
         background = f'<title>{escape(title)}</title>\n<rect width="100%" height="100%" fill="#ffffff"/>'
@@ -80,6 +84,7 @@ class _Plot:
         if not points:
             raise ValueError(f"The chart {title!r} has no points.")
         self.right = right
+        self._bottom = canvas.height - _BOTTOM
         (self._x_low, self._x_high), (self._y_low, self._y_high) = (
             _range([point[axis] for point in points]) for axis in (0, 1)
         )
@@ -91,12 +96,12 @@ class _Plot:
             x, y = self.place((self._x_low, tick))
             canvas.line([(x, y), (right, y)], "#dddddd", width=1)
             canvas.text(x - 6, y + 4, f"{tick:g}", anchor="end")
-        canvas.text((_LEFT + right) / 2, _HEIGHT - 12, labels[0], anchor="middle")
-        canvas.text(16, (_TOP + _HEIGHT - _BOTTOM) / 2, labels[1], anchor="middle", turned=True)
+        canvas.text((_LEFT + right) / 2, canvas.height - 12, labels[0], anchor="middle")
+        canvas.text(16, (_TOP + self._bottom) / 2, labels[1], anchor="middle", turned=True)
 
     def place(self, point: Point) -> Point:
         x = _LEFT + (point[0] - self._x_low) / (self._x_high - self._x_low) * (self.right - _LEFT)
-        y = _HEIGHT - _BOTTOM - (point[1] - self._y_low) / (self._y_high - self._y_low) * (_HEIGHT - _TOP - _BOTTOM)
+        y = self._bottom - (point[1] - self._y_low) / (self._y_high - self._y_low) * (self._bottom - _TOP)
         return x, y
 
 
@@ -153,22 +158,36 @@ def _overlap(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> str:
+def line_chart(
+    title: str, x_label: str, y_label: str, series: Sequence[Series], size: tuple[float, float] = (_WIDTH, _HEIGHT)
+) -> str:
     """Return a chart of lines, labeled at the right in the order of their last points.
+
+    Args:
+        title (`str`):
+            Title for screen readers.
+        x_label (`str`), y_label (`str`):
+            Labels of the axes.
+        series (`Sequence[Series]`):
+            The lines; one with an empty name has no label.
+        size (`tuple[float, float]`, *optional*, defaults to `(720, 440)`):
+            Width and height in pixels.
 
     Raises:
         ValueError: If there is no point.
     """
-    canvas, width = _Canvas(), max((len(one.name) for one in series), default=0) * _CHARACTER
+    canvas, width = _Canvas(*size), max((len(one.name) for one in series), default=0) * _CHARACTER
     points = [point for one in series for point in one.points]
-    plot = _Plot(canvas, title, (x_label, y_label), points, _WIDTH - 60 - width)
+    plot = _Plot(canvas, title, (x_label, y_label), points, canvas.width - (60 + width if width else 20))
     ends: dict[str, tuple[float, int]] = {}
     for one in series:
         placed = [plot.place(point) for point in one.points]
         canvas.line(placed, _color(one.style), dashes=_dashes(one.style))
-        ends.setdefault(one.name, (placed[-1][1], one.style))
+        if one.name:
+            ends.setdefault(one.name, (placed[-1][1], one.style))
     names = sorted(ends, key=lambda name: ends[name][0])
-    for name, y in zip(names, _spread([ends[name][0] for name in names]), strict=True):
+    spread = _spread([ends[name][0] for name in names], canvas.height - _BOTTOM)
+    for name, y in zip(names, spread, strict=True):
         style = ends[name][1]
         x = plot.right + 6
         canvas.line([(x, y), (x + 26, y)], _color(style), dashes=_dashes(style), width=2)
@@ -176,40 +195,100 @@ def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series])
     return canvas.svg(title)
 
 
-def _spread(heights: Sequence[float]) -> list[float]:
+def _spread(heights: Sequence[float], limit: float) -> list[float]:
     """Return ascending heights at least a label apart, moved as little as one pass down and one up allow."""
     spread: list[float] = []
     for height in heights:
         spread.append(max(height, spread[-1] + _LINE) if spread else height)
-    limit = float(_HEIGHT - _BOTTOM)
     for index in reversed(range(len(spread))):
         spread[index] = min(spread[index], limit)
         limit = spread[index] - _LINE
     return spread
 
 
-def bar_chart(title: str, x_label: str, bars: Mapping[str, Mapping[str, float]]) -> str:
-    """Return a chart of horizontal bars, each a stack of named parts, on an axis from 0 to 1."""
+def bar_chart(title: str, x_label: str, bars: Mapping[str, Mapping[str, float]], width: float = _WIDTH) -> str:
+    """Return a chart of horizontal bars, each a stack of named parts, on an axis from 0 to 1.
+
+    Args:
+        title (`str`):
+            Title for screen readers.
+        x_label (`str`):
+            Label of the axis.
+        bars (`Mapping[str, Mapping[str, float]]`):
+            Lengths of the parts of each bar.
+        width (`float`, *optional*, defaults to `720`):
+            Width of the chart in pixels.
+    """
     names = list(dict.fromkeys(name for parts in bars.values() for name in parts))
-    canvas, step, margin = _Canvas(), 24, 150
-    left = 20 + max(map(len, bars), default=0) * _CHARACTER
-    width = _WIDTH - left - margin
-    bottom = _TOP + step * len(bars)
-    for row, (label, parts) in enumerate(bars.items()):
-        y, x = _TOP + row * step, float(left)
-        canvas.text(left - 6, y + 15, label, anchor="end")
+    margin = min(150, 40 + max(map(len, names), default=0) * _CHARACTER) if width < _WIDTH else 150
+    rows = _Rows(bars, width, margin)
+    canvas = rows.canvas
+    for label, parts in bars.items():
+        y, x = rows.add(label), rows.left
         for name, share in parts.items():
-            canvas.box(x, y + 3, share * width, step - 6, _color(names.index(name)))
-            x += share * width
-    for tick in _ticks(0.0, 1.0):
-        canvas.line([(left + tick * width, _TOP), (left + tick * width, bottom)], "#dddddd", width=1)
-        canvas.text(left + tick * width, bottom + 18, f"{tick:g}", anchor="middle")
-    canvas.text(left + width / 2, bottom + 40, x_label, anchor="middle")
+            canvas.box(x, y + 3, share * rows.length, _ROW - 6, _color(names.index(name)))
+            x += share * rows.length
+    rows.draw_axis(x_label)
     for row, name in enumerate(names):
         y = _TOP + 18 * row
-        canvas.box(_WIDTH - margin + 14, y, 10, 10, _color(row))
-        canvas.text(_WIDTH - margin + 30, y + 10, name)
-    return canvas.svg(title, max(bottom + 52, _TOP + 18 * len(names) + 12))
+        canvas.box(canvas.width - margin + 14, y, 10, 10, _color(row))
+        canvas.text(canvas.width - margin + 30, y + 10, name)
+    canvas.height = max(rows.bottom + 52, _TOP + 18 * len(names) + 12)
+    return canvas.svg(title)
+
+
+def interval_chart(
+    title: str, x_label: str, points: Mapping[str, tuple[float, float, float]], width: float = _WIDTH
+) -> str:
+    """Return a chart of horizontal bars with intervals, on an axis from 0 to 1.
+
+    Args:
+        title (`str`):
+            Title for screen readers.
+        x_label (`str`):
+            Label of the axis.
+        points (`Mapping[str, tuple[float, float, float]]`):
+            Value, lower bound and upper bound, by name.
+        width (`float`, *optional*, defaults to `720`):
+            Width of the chart in pixels.
+    """
+    rows = _Rows(points, width, 64)
+    canvas = rows.canvas
+    for label, (value, low, high) in points.items():
+        y = rows.add(label) + _ROW / 2
+        canvas.box(rows.left, y - 8, value * rows.length, 16, _LIGHT)
+        start, end = (rows.left + bound * rows.length for bound in (low, high))
+        canvas.line([(start, y), (end, y)], _COLORS[0], width=2)
+        for x in (start, end):
+            canvas.line([(x, y - 5), (x, y + 5)], _COLORS[0], width=2)
+        canvas.circle(rows.left + value * rows.length, y, _COLORS[0])
+        canvas.text(canvas.width - 54, y + 4, f"{value:.3f}")
+    rows.draw_axis(x_label)
+    canvas.height = rows.bottom + 52
+    return canvas.svg(title)
+
+
+class _Rows:
+    """Horizontal bars on a canvas, with their labels and an axis from 0 to 1."""
+
+    def __init__(self, labels: Iterable[str], width: float, margin: float) -> None:
+        self.canvas = _Canvas(width)
+        self.left = 20 + max(map(len, labels), default=0) * _CHARACTER
+        self.length = width - self.left - margin
+        self.bottom: float = _TOP
+
+    def add(self, label: str) -> float:
+        """Draw the label of the next bar, and return the top of its row."""
+        top, self.bottom = self.bottom, self.bottom + _ROW
+        self.canvas.text(self.left - 6, top + 15, label, anchor="end")
+        return top
+
+    def draw_axis(self, label: str) -> None:
+        for tick in _ticks(0.0, 1.0):
+            x = self.left + tick * self.length
+            self.canvas.line([(x, _TOP), (x, self.bottom)], "#dddddd", width=1)
+            self.canvas.text(x, self.bottom + 18, f"{tick:g}", anchor="middle")
+        self.canvas.text(self.left + self.length / 2, self.bottom + 40, label, anchor="middle")
 
 
 def _color(style: int) -> str:

@@ -182,7 +182,7 @@ def measure_peak(case: Case, name: str) -> int:
         torch.cuda.reset_peak_memory_stats()
         run(inputs).backward()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew.
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is reset.
     before = resident_bytes("VmRSS")
     run(inputs).backward()
     return resident_bytes("VmHWM") - before

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from tests.commands import ACTIONS
 from trl_akd.cli import main
 from trl_akd.distributed import keep_off_stdout
 
@@ -54,11 +55,30 @@ def test_a_ranker_in_two_processes(model: str, tmp_path: Path):
     assert (tmp_path / "ranker" / "model.safetensors").exists()
 
 
-def test_actions_of_a_single_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    assert main(["ranker", "data", "--benchmark", "humaneval", "--evaluations", str(tmp_path)]) == 2
-    assert "`trl-akd ranker data` runs in one process; leave `accelerate_config` out" in capsys.readouterr().err
+SINGLE = [command for command, action in ACTIONS.items() if action.one_process]
+
+
+def test_which_actions_need_a_single_process():
+    benchmarks = ["bench", "bench cycles", "bench plans", "bench models"]
+    assert SINGLE == [*benchmarks, "cache inspect", "push", "ranker data", "ranker rank", "report", "templates"]
+
+
+@pytest.mark.parametrize("command", SINGLE)
+@pytest.mark.parametrize("launched", [True, False])
+def test_actions_of_a_single_process(command: str, launched: bool, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Given accelerate's launcher, or started by it."""
+    if launched:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", "0")
+    assert main([*command.split(), *([] if launched else ["--accelerate_config", "ddp_cpu"])]) == 2
+    expected = f": `trl-akd {command}` runs in one process; leave `accelerate_config` out.\n"
+    assert capsys.readouterr().err.endswith(expected)
+
+
+@pytest.mark.parametrize("command", SINGLE)
+def test_a_single_process_has_no_launch_flags(command: str, capsys: pytest.CaptureFixture[str]):
+    assert main([*command.split(), "--num_processes", "2"]) == 2
+    assert "the flag `--num_processes` is unknown" in capsys.readouterr().err
 
 
 def test_warnings_of_deepspeed_are_not_on_stdout(capsys, monkeypatch):

@@ -12,7 +12,7 @@ from trl_akd.cli import COMMANDS, main
 from trl_akd.cli.help import description, examples
 
 GROUPS = ("ranker", "judge")  # commands that do nothing without an action
-WITHOUT_FIELDS = ("quickstart", "recipes")
+WITHOUT_FIELDS = ("quickstart", "recipes", "completion")
 FLAG = re.compile(r"^  (?:-\w, )?--(\w+)", re.MULTILINE)
 
 
@@ -51,12 +51,16 @@ def test_own_fields_come_first_and_others_on_request(command: str, capsys: pytes
     every = {entry.name for kind in kinds for entry in fields(kind) if entry.init}
     ours = [base for kind in kinds for base in kind.__mro__ if base.__module__.startswith("trl_akd")]
     own = {name for base in ours for name in re.findall(r"^ +(\w+) \(`", base.__doc__ or "", re.MULTILINE)} & every
-    assert FLAG.findall(short)[:3] == FLAG.findall(whole)[:3] == ["config", "accelerate_config", "help"]
-    assert set(FLAG.findall(whole)) == every | {"config", "accelerate_config", "help"}
-    assert len(FLAG.findall(whole)) == len(every) + 3, "each flag has one spelling and one place"
-    assert set(FLAG.findall(short)[3 : 3 + len(own)]) == own
+    one_process = command in commands.ACTIONS and commands.ACTIONS[command].one_process
+    options = ["config", "help"] if one_process else ["config", "accelerate_config", "help"]
+    number = len(options)
+    assert FLAG.findall(short)[:number] == FLAG.findall(whole)[:number] == options
+    assert set(FLAG.findall(whole)) == every | {*options}
+    assert len(FLAG.findall(whole)) == len(every) + number, "each flag has one spelling and one place"
+    assert set(FLAG.findall(short)[number : number + len(own)]) == own
+    assert ("--accelerate_config" in whole) != one_process
     if every == own:
-        assert short == whole
+        assert short == whole and "with `all`" not in whole
     else:
         assert len(short.splitlines()) < len(whole.splitlines()) / 2
         assert f"`trl-akd {command} --help all` also shows the" in short and "--help all`" not in whole
@@ -69,6 +73,17 @@ def test_defaults_are_shown(command: str, capsys: pytest.CaptureFixture[str]):
     for entry in (entry for kind in commands.argument_types(command) for entry in fields(kind)):
         if type(entry.default) in (bool, int, float, str) and entry.default != "" and entry.init:
             assert f"(default: {entry.default})" in texts[f"--{entry.name}"]
+    assert not any("(default: None)" in text for text in texts.values())
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_groups_list_their_actions(group: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    text = " ".join(shown(capsys, group, "--help").split())
+    actions = {name: action for name, action in commands.ACTIONS.items() if name.startswith(f"{group} ")}
+    assert actions
+    for name, action in actions.items():
+        assert action.summary is not None and f"{name.split()[1]} {action.summary}" in text
 
 
 def test_help_reads_no_recipe_and_names_its_argument(capsys: pytest.CaptureFixture[str]):

@@ -185,7 +185,7 @@ def test_dockerfile(monkeypatch: pytest.MonkeyPatch):
 
 
 FAKES = {
-    "scontrol": "printf 'node-a\\nnode-b\\n'",
+    "scontrol": "echo node-a; sleep 0.1; echo node-b",
     "srun": 'shift; for rank in 0 1; do SLURM_NODEID=$rank SLURM_GPUS_ON_NODE=4 "$@"; done',
     "trl-akd": 'python3 -c "import json, sys; print(json.dumps(sys.argv[1:]))" "$@"',
 }

@@ -1,7 +1,9 @@
 """Benchmarks during training on one process; `tests/invariant` tests several."""
 
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,9 @@ from tests.evaluation.conftest import write_lines
 from trl_akd.akd.akd_config import AKDConfig
 from trl_akd.akd.akd_trainer import AKDTrainer
 from trl_akd.evaluation.callback import PassAtKCallback
+from trl_akd.evaluation.cards import read_judged_samples
+from trl_akd.evaluation.report import compare
+from trl_akd.evaluation.results import evaluation_folder, read_results
 
 
 class Interruption(TrainerCallback):
@@ -54,6 +59,34 @@ def test_it_logs_at_every_evaluation(tmp_path: Path, benchmark_file: Path):
     steps = [log["step"] for log in trainer.state.log_history if "eval_pass@1" in log]
     assert steps == [1, 2]
     assert {"eval_pass@1", "eval_pass@1_low", "eval_pass@1_high", "eval_loss"} <= set(trainer.evaluate())
+
+
+def test_programs_are_kept_and_reported_to_trackers(tmp_path: Path, benchmark_file: Path, monkeypatch):
+    tables = []
+    tracker = SimpleNamespace(Table=lambda dataframe: dataframe, log=tables.append)
+    monkeypatch.setitem(sys.modules, "wandb", tracker)
+    trainer = make_trainer(tmp_path)
+    callback(trainer, benchmark_file, log_completions=True)
+    trainer.args.report_to = ["wandb"]
+    trainer.evaluate()
+    [table] = [entry["eval_completions"] for entry in tables]
+    assert list(table) == ["step", "task_id", "prompt", "completion", "status", "error_type"]
+    assert set(table.step) == {0} and len(table) == 3 and set(table.status) <= {"passed", "failed", "timed_out"}
+    folder = evaluation_folder(tmp_path / "out", 0)
+    assert [row["completion"] for row in read_judged_samples(folder)] == list(table.completion)
+    assert compare({"a": read_results(folder), "b": read_results(folder)})[1]["p_first"] == 1.0
+
+
+def test_full_disk_does_not_end_the_run(tmp_path: Path, benchmark_file: Path, monkeypatch, caplog):
+    trainer = make_trainer(tmp_path)
+    made = callback(trainer, benchmark_file)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(made, "_save", fail)
+    assert "eval_pass@1" in trainer.evaluate()
+    assert "programs of this evaluation were not saved" in caplog.text
 
 
 def test_score_is_the_fraction_of_passed_problems(tmp_path: Path):

@@ -11,6 +11,7 @@ from tests.iterkd import cycle_world
 from tests.iterkd.cycle_world import RuleTeacher
 from trl_akd.execution import CodeExecutor
 from trl_akd.iterkd.iterkd_config import IterKDConfig
+from trl_akd.report import save_report
 
 pytestmark = pytest.mark.lengthy
 
@@ -20,6 +21,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     cycle_world.prepare(folder)
     return folder
+
+
+class Tracker(TrainerCallback):
+    """Records what a tracker would get, by step."""
+
+    def __init__(self) -> None:
+        self.logs: list[tuple[int, dict[str, float]]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        self.logs.append((state.global_step, {name: value for name, value in logs.items() if name != "epoch"}))
 
 
 class Interruption(TrainerCallback):
@@ -124,3 +135,28 @@ def test_the_model_card_has_models_and_scores(world: Path, tmp_path: Path):
     assert "## Cycles" in card.text and "No benchmark" not in card.text
     (score,) = card.data.eval_results
     assert (score.dataset_name, score.metric_value) == ("mbpp", trainer.reports[-1].held_out["pass@1"])
+
+
+def test_trackers_and_the_report_get_the_cycles_one_after_another(world: Path, tmp_path: Path):
+    def run() -> list[tuple[int, dict[str, float]]]:
+        tracker = Tracker()
+        changed = {"callbacks": [tracker], "logging_strategy": "steps", "logging_steps": 1}
+        with CodeExecutor(1, allow_code_execution=True) as executor:
+            trainer = cycle_world.trainer(world, tmp_path, RuleTeacher(), executor, **changed)
+            trainer.train()
+        assert trainer.args.run_name == str(tmp_path), "one run of a tracker for all cycles"
+        save_report(trainer)
+        return tracker.logs
+
+    logs = run()
+    steps = [step for step, entry in logs if "loss" in entry]
+    assert steps == list(range(1, len(steps) + 1)), "the second cycle follows the first"
+    reports = [(step, entry) for step, entry in logs if "iterkd/cycle" in entry]
+    assert [entry["iterkd/cycle"] for _, entry in reports] == [1, 2] and reports[-1][0] == steps[-1]
+    for _, entry in reports:
+        assert {"iterkd/pairs", "iterkd/feedback", "iterkd/hard", "eval_pass@1", "eval_pass@1_low"} <= entry.keys()
+    html = (tmp_path / "report.html").read_text()
+    assert "Mean feedback" in html and "Losses on correct answers and against faulty ones" in html
+    assert f"2 cycles, {steps[-1]} optimizer steps" in html and "Not shown" not in html
+    again = run()
+    assert [entry for entry in again if "iterkd/cycle" in entry[1]] == reports, "at the same steps, when continued"

@@ -162,7 +162,7 @@ def test_without_faults_it_is_akd(trainer, config, settings):
 
 
 def test_training_increases_the_margin(trainer):
-    made = trainer(max_steps=30, learning_rate=3e-3)
+    made = trainer(max_steps=30, learning_rate=3e-3, contrastive_weight=1.0)
     made.train()
     assert all(len(logs(made, key)) == 30 for key in OWN)
     assert logs(made, "loss") == pytest.approx([a + b for a, b in zip(*map(logs, [made] * 2, OWN[:2]), strict=True)])

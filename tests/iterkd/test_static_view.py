@@ -1,4 +1,3 @@
-import builtins
 import json
 
 import pytest
@@ -157,19 +156,6 @@ def test_findings_are_in_order_and_bounded():
     many = view(fenced("\n".join(f"a{number}" + "b" * 300 for number in range(50))))
     assert many.num_findings == 50 and len(many.findings) == MAX_FINDINGS
     assert max(map(len, many.findings)) == 200
-
-
-def test_without_pyflakes_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch):
-    real = builtins.__import__
-
-    def without(name, *rest):
-        if name.startswith("pyflakes"):
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match="`pip install pyflakes`"):
-        static_views([], None)
 
 
 @given(

@@ -13,10 +13,11 @@ batch, counted after generation, for any gradient accumulation and number of pro
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from huggingface_hub import EvalResult
@@ -34,13 +35,15 @@ from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
 from ..distributed import own_rows, take_compilation, through_forward, unwrapped, widest_float
 from ..generation.decoding import collect_eos_token_ids
 from ..heads import compiler, final_hidden_states, hidden_states_and_router_loss, lm_head
-from ..hub.model_card import ModelCardContent, model_card, read_base_model
+from ..hub.model_card import ModelCardContent, model_card, read_base_model, write_run_facts
 from ..hub.scores import before_and_after, errors_section
 from ..hub.upload import request
 from ..losses.fused_linear import FusedDivergence, fused_divergence, fused_linear_cross_entropy
 from ..losses.lm_head import LMHead
 from ..losses.policy_gradient import PolicyGradient
+from ..progress import dataset_bars
 from ..teachers import (
+    CachedTeacher,
     LocalTeacher,
     NoTeacher,
     SelfTeacher,
@@ -50,6 +53,7 @@ from ..teachers import (
     load_teacher,
     verify_architecture,
 )
+from ..teachers.cache_files import CachedRow
 from .akd_config import AKDConfig
 from .batches import Batch, Targets, causal_targets, number_of_tokens, row_numbers, without_repeats
 from .checkpoint import load_state, save_state
@@ -57,9 +61,19 @@ from .gkd import GKDTrainer
 from .metrics import METRICS, DistillationMetrics, Means, loss_from_means, not_finite
 from .model_card import draw_schedule, explain_divergence, objective, provenance
 from .model_utils import adapters_of, disable_dropout, evaluation_name, name_of, named_datasets, tokenizer_of
-from .on_policy import CompletionLog, is_on_policy, sample_rows, sampling_config, sampling_seed
+from .on_policy import (
+    CompletionLog,
+    Prompt,
+    TransformersSampler,
+    completed_row,
+    is_on_policy,
+    read_prompts,
+    sampling_config,
+    sampling_seed,
+)
 from .schedule_callback import ScheduleCallback
 from .served import connect_teacher, longest_text, served_vocabulary_size
+from .teacher_cache import check_cache, open_cache, require_dataset, row_settings, unpacked_rows
 from .teacher_mix import TeacherMix, require_dense, teacher_next_logits
 from .upload import upload_checkpoint, upload_student
 from .validation import (
@@ -74,6 +88,7 @@ from .validation import (
     check_tokenizer,
     check_unused,
 )
+from .vllm_sampler import VLLMSampler, check_vllm
 
 logger = logging.getLogger(__name__)
 
@@ -153,10 +168,15 @@ class AKDTrainer(GKDTrainer):
         args = AKDConfig(f"{(name_of(model) or 'model').split('/')[-1]}-AKD") if args is None else args
         check_adapter(peft_config, *adapters_of(model), *adapters_of(teacher_model))
         check_parallelism(args.parallelism_config)
-        teacher_model = args.teacher_model_name_or_path if teacher_model is None else as_teacher(teacher_model)
+        if args.teacher_cache is not None:
+            teacher_model = open_cache(teacher_model, args)
+        else:
+            teacher_model = args.teacher_model_name_or_path if teacher_model is None else as_teacher(teacher_model)
         check_models(
             model, teacher_model, args, trains_adapter=peft_config is not None or hasattr(model, "peft_config")
         )
+        if args.use_vllm:
+            check_vllm(args, name_of(model))
         check_unused(kwargs)
         if data_collator is None:
             self._check_data(named_datasets(train_dataset, eval_dataset), args)
@@ -205,6 +225,10 @@ class AKDTrainer(GKDTrainer):
             pad_token_id=self._tokenizer.pad_token_id,
             eos_token_ids=collect_eos_token_ids(self._tokenizer, self.model, getattr(self.teacher, "model", None)),
         )
+        self._student_sampler, self._teacher_sampler = (
+            TransformersSampler(self.accelerator, self.vocabulary_size) for _ in range(2)
+        )
+        self._vllm_sampler = self._start_vllm() if args.use_vllm else None
         self.distillation_metrics = {mode: DistillationMetrics(self._measured) for mode in ("train", "eval")}
         self.provenance = provenance(model, teacher_model, args, self.model, self.teacher_model)
         self.scores: dict[int, list[EvalResult]] = {}
@@ -243,7 +267,8 @@ class AKDTrainer(GKDTrainer):
         check_tokenizer(self._tokenizer)
         is_training = dataset_name == "train" and dataset is self._training_data  # a key may be "train" as well
         name = "train" if is_training else evaluation_name(dataset_name)
-        with args.main_process_first(desc=f"preparation of the {name} dataset"):
+        shows_bars = args.process_index == 0 and not args.disable_tqdm
+        with args.main_process_first(desc=f"preparation of the {name} dataset"), dataset_bars(shown=shows_bars):
             prepared, report = self._tokenize(dataset, args, packing, name)
         if report is not None and args.process_index == 0:
             logger.log(logging.INFO if report.is_clean else logging.WARNING, report.summary())
@@ -283,6 +308,7 @@ class AKDTrainer(GKDTrainer):
             self.teacher, self.teacher_model = model, None
             self.vocabulary_size = min(student_size, getattr(model, "vocabulary_size", student_size))
             self._require_shared_tokens()
+            self._require_cached_rows()
             return
         if self.args.teacher_base_url is not None:
             self._connect_teacher(tokenizer)
@@ -314,9 +340,47 @@ class AKDTrainer(GKDTrainer):
         teacher.check(longest_text(self._datasets(), self.args, self._tokenizer))
         self.teacher, self.teacher_model = teacher, None
 
+    def _start_vllm(self) -> VLLMSampler:
+        sampler = VLLMSampler(
+            self.model, self.args, self.accelerator, self._tokenizer, vocabulary_size=self.vocabulary_size
+        )
+        if (rows := self._datasets().get("train")) is not None and PROMPT_COLUMN in rows.column_names:
+            prompts = rows.with_format("arrow")[:][PROMPT_COLUMN]
+            sampler.check_length(pc.max(pc.list_value_length(prompts)).as_py(), self.generation_config)
+        self.add_callback(sampler)
+        return sampler
+
     def _require_shared_tokens(self) -> None:
         for name, dataset in self._datasets().items():
             require_shared_tokens(dataset, self.vocabulary_size, self._tokenizer, name=name)
+
+    def _require_cached_rows(self) -> None:
+        if isinstance(self.teacher, CachedTeacher):
+            if self.model.config.is_encoder_decoder:
+                raise ValueError(
+                    "`teacher_cache` is set and `model` is an encoder-decoder, for which there are no caches; give a "
+                    "causal model, or leave `teacher_cache` out."
+                )
+            check_cache(
+                self.teacher,
+                {name: self.teacher_rows(rows) for name, rows in self.prepared_datasets().items()},
+                self._tokenizer,
+                self.model.config.get_text_config().vocab_size,
+                self.row_settings(),
+            )
+
+    def prepared_datasets(self) -> dict[str, Dataset]:
+        """Return the datasets by name, after checking that their rows can be read in advance for a teacher cache."""
+        datasets = named_datasets(self.train_dataset, self.eval_dataset)
+        return {name: require_dataset(rows, name) for name, rows in datasets.items() if rows is not None}
+
+    def teacher_rows(self, dataset: Dataset) -> Iterator[CachedRow]:
+        """Yield the rows of a tokenized dataset for which the loss needs the teacher, without packing."""
+        return unpacked_rows(dataset)
+
+    def row_settings(self) -> dict[str, Any]:
+        """Return the settings that determine the rows, as a teacher cache records them."""
+        return row_settings(self.args, self._tokenizer)
 
     def _datasets(self) -> dict[str, Dataset]:
         """Return the tokenized datasets by name."""
@@ -346,8 +410,24 @@ class AKDTrainer(GKDTrainer):
         return batches, items
 
     def _complete(self, batches: list[Batch]) -> list[Batch]:
-        """Complete the micro-batches of one optimizer step, before their items are counted."""
-        return [self._with_generated_text(batch, micro_batch) for micro_batch, batch in enumerate(batches)]
+        """Complete the micro-batches of one optimizer step, before their items are counted.
+
+        The student generates the text of all on-policy micro-batches at once, and so does the teacher that of the
+        others with `seq_kd`.
+        """
+        seed, step, completed = self.args.seed, self.state.global_step, list(batches)
+        on_policy = [
+            number
+            for number in range(len(batches))
+            if is_on_policy(self.lmbda, seed=seed, step=step, micro_batch=number)
+        ]
+        others = sorted(set(range(len(batches))) - set(on_policy)) if self.seq_kd else []
+        for sample, numbers in ((self._sample_student, on_policy), (self._sample_teacher, others)):
+            prompts = [read_prompts(batches[number], self._sampling_seeds(number)) for number in numbers]
+            completions = iter(sample(list(chain.from_iterable(prompts))) if prompts else ())
+            for number, own in zip(numbers, prompts, strict=True):
+                completed[number] = self._collate_completions(own, list(islice(completions, len(own))))
+        return completed
 
     def _without_repeats(self, batch: Batch, rows: int, own: int) -> Batch:
         """Return a batch of `rows` rows in which only the first `own` count, as the rest is also in other batches."""
@@ -359,35 +439,41 @@ class AKDTrainer(GKDTrainer):
         """Return the targets of a batch."""
         return causal_targets(batch, self.args.normalization)
 
-    def _with_generated_text(self, batch: Batch, micro_batch: int) -> Batch:
-        step = self.state.global_step
-        if is_on_policy(self.lmbda, seed=self.args.seed, step=step, micro_batch=micro_batch):
-            author = self.model_wrapped
-        elif self.seq_kd:
-            author = self.teacher_model
-        else:
-            return batch
-        rows = sample_rows(
-            author,
-            batch,
-            self.accelerator,
-            self.generation_config,
-            vocabulary_size=self.vocabulary_size,
-            seed=sampling_seed(self.args.seed, step, micro_batch, self.accelerator.process_index),
-            processor=self._mix_teacher if self.policy_gradient and self.policy_gradient.teacher_mix else None,
+    def _sampling_seeds(self, micro_batch: int) -> Iterator[int]:
+        """Yield the sampling seeds of the rows of a micro-batch, by their numbers in the global batch."""
+        before = micro_batch * self.accelerator.num_processes + self.accelerator.process_index
+        return (
+            sampling_seed(self.args.seed, self.state.global_step, row)
+            for row in count(before * self._train_batch_size)
         )
+
+    def _sample_student(self, prompts: list[Prompt]) -> list[list[int]]:
+        if self._vllm_sampler is not None:
+            return self._vllm_sampler.sample(prompts, self.generation_config)
+        mixes = self.policy_gradient is not None and self.policy_gradient.teacher_mix > 0
+        return self._student_sampler.sample(
+            self.model_wrapped, prompts, self.generation_config, self._mix_teacher if mixes else None
+        )
+
+    def _sample_teacher(self, prompts: list[Prompt]) -> list[list[int]]:
+        return self._teacher_sampler.sample(self.teacher_model, prompts, self.generation_config)
+
+    def _collate_completions(self, prompts: list[Prompt], completions: list[list[int]]) -> Batch:
+        stops = collect_eos_token_ids(self.generation_config)
+        rows = [completed_row(prompt, each, stops) for prompt, each in zip(prompts, completions, strict=True)]
         if self.args.log_completions:
             self._completions.add(rows)
         return DataCollatorForDistillation(self._tokenizer.pad_token_id)(rows)
 
     @contextmanager
-    def _mix_teacher(self, student: Any, attention_mask: torch.Tensor) -> Iterator[TeacherMix]:
-        """Yield the logits processor that mixes the teacher into the student's distribution."""
+    def _mix_teacher(self, student: Any) -> Iterator[Callable[[torch.Tensor], TeacherMix]]:
+        """Yield a function that returns the processor that mixes the teacher in, given the prompts' attention mask."""
         assert self.policy_gradient is not None
+        teacher_mix = self.policy_gradient.teacher_mix
         with teacher_next_logits(
-            self.teacher, student, self.accelerator, attention_mask, vocabulary_size=self.vocabulary_size
+            self.teacher, student, self.accelerator, vocabulary_size=self.vocabulary_size
         ) as next_logits:
-            yield TeacherMix(next_logits, self.policy_gradient.teacher_mix)
+            yield lambda mask: TeacherMix(next_logits(mask), teacher_mix)
 
     # Loss
 
@@ -716,7 +802,10 @@ class AKDTrainer(GKDTrainer):
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Write the model card, with provenance and scores, to `README.md` in the output folder."""
+        """Write the model card, with provenance and scores, to `README.md` in the output folder.
+
+        Its facts about the run are also written to `run.json`, for the report of the run.
+        """
         if not self.is_world_process_zero():
             return
         if dataset_name is not None:
@@ -738,6 +827,7 @@ class AKDTrainer(GKDTrainer):
         )
         base = read_base_model(self.provenance.student, online=self.args.push_to_hub)
         model_card(self.provenance, content, base).save(f"{self.args.output_dir}/README.md")
+        write_run_facts(Path(str(self.args.output_dir)), self.provenance, content)
 
 
 def _sized(dataset: Any) -> Any:

@@ -83,6 +83,11 @@ def loss_from_means(means: dict[str, float], beta: float, args: AKDConfig) -> fl
 def not_finite(sums: torch.Tensor, step: int, args: AKDConfig) -> FloatingPointError:
     """Return the error that names the model or the divergence that is not finite."""
     is_finite = {name: bool(column.isfinite().all()) for name, column in zip(METRICS, sums.T, strict=False)}
+    if not is_finite["teacher_nll"] and args.teacher_cache is not None:
+        return FloatingPointError(
+            f"the batch at step {step} has rows or targets without a signal in `teacher_cache` "
+            f"{args.teacher_cache!r}; create the cache from the data of this run. This step updated nothing."
+        )
     if not is_finite["teacher_nll"]:
         return FloatingPointError(
             f"the teacher's logits are not finite at step {step} (`teacher_model_name_or_path` "

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.schema import detect_format
 from ..heads import without_adapter
-from ..teachers import Teacher
+from ..teachers import CachedTeacher, Teacher
 from .akd_config import AKDConfig
 from .model_utils import has_vocabulary
 
@@ -124,7 +124,7 @@ def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter:
             f"`teacher_device` is {args.teacher_device!r}, but ZeRO-3 shards the teacher over the processes; leave "
             "`teacher_device` out."
         )
-    if args.teacher_model_init_kwargs and not isinstance(teacher, str):
+    if args.teacher_model_init_kwargs and not isinstance(teacher, str | CachedTeacher):
         raise ValueError(
             "`teacher_model_init_kwargs` is set, but the teacher is already loaded; pass its name or path instead."
         )

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, which end with the process that started them.
+"""Commands in separate processes, which end with the process that started them.
 
 `python -m trl_akd.bench.process COMMAND ...` runs a command until it ends or standard input is closed. The operating
 system closes it when the process at its other end is gone, for any reason.

@@ -268,7 +268,7 @@ def _next(waiting: Sequence[_Run], active: Mapping[Any, tuple[_Run, Any]], start
 
 
 def _child(run: ExperimentRun, folder: Path, sender: Connection) -> None:
-    """Carry out a run in a process of its own, whose output goes to the log, and which ends when its parent does."""
+    """Execute a run in a separate process, whose output goes to the log, and which ends when its parent does."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     gc.freeze()  # the trainer collects garbage, and there are many objects of imported modules
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from .. import __version__
 from .errors import UserError, run
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "descriptions", "main"]
 
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
@@ -23,14 +23,18 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "akd": "distill a teacher into a student with adaptive knowledge distillation",
         "plans": "generate plans for solutions with a teacher, as training data for codeplan",
         "codeplan": "train a student on solutions and plans",
+        "cache": "run a teacher once over a dataset, to train from its stored signals",
         "iterkd": "train a student in cycles of correct and faulty answers, feedback and new questions",
         "evaluate": "evaluate a model by running the programs that it writes",
+        "report": "write the report of a run, report.html, again from the files in its folder",
+        "doctor": "estimate the memory and time of a recipe before it runs",
         "push": "upload a trained student, or generated texts as a dataset, to the Hub",
         "bench": "compare divergences in a world of generated programs on a CPU, or with real models",
         "templates": "compare prompt templates by a model's likelihood of the reference answers",
         "ranker": "train a small model that ranks programs by correctness, and rank programs with it",
         "judge": "train a small model that scores answers on IterKD's six-point rubric",
         "recipes": "list, print and copy the recipes and accelerate configurations of the package",
+        "completion": "print a script for bash or zsh that completes commands, fields and recipes",
     }
 )
 
@@ -80,6 +84,11 @@ def _run(command: str, argv: list[str] | None) -> None:
     load_method(command).main(argv)
 
 
+def descriptions() -> dict[str, str]:
+    """Return a line about each command, those of other packages last."""
+    return {**COMMANDS, **{name: f"method of {method.module}" for name, method in _plugins().items()}}
+
+
 def _plugins() -> dict[str, EntryPoint]:
     """Return the training methods of other packages."""
     from .methods import find_methods
@@ -88,8 +97,8 @@ def _plugins() -> dict[str, EntryPoint]:
 
 
 def _help() -> str:
-    descriptions = {**COMMANDS, **{name: f"method of {method.module}" for name, method in _plugins().items()}}
-    width = max(map(len, descriptions))
-    commands = "\n".join(f"  {name:{width}}   {description}" for name, description in descriptions.items())
+    commands = descriptions()
+    width = max(map(len, commands))
+    lines = "\n".join(f"  {name:{width}}   {description}" for name, description in commands.items())
     summary = textwrap.fill(str(sys.modules[__package__.rpartition(".")[0]].__doc__), _WIDTH)
-    return _HELP.format(description=summary, commands=commands)
+    return _HELP.format(description=summary, commands=lines)

@@ -64,6 +64,9 @@ class BenchmarkArguments:
             Prompt format of problems: `"template"` (`prompt_template`, as in training), `"completion"` or `"chat"`.
         eval_max_new_tokens (`int`, *optional*):
             Maximum number of tokens per program. By default 512, or half of the student's positions if that is less.
+        eval_log_completions (`bool`, *optional*, defaults to `False`):
+            Whether to report the programs of every evaluation, with their outcomes, as a table to `wandb` and
+            `trackio` if they are in `report_to`.
         allow_code_execution (`bool`, *optional*, defaults to `False`):
             Whether to run the programs, in a sandbox. `HF_ALLOW_CODE_EVAL=1` in the environment also allows it.
     """
@@ -73,4 +76,5 @@ class BenchmarkArguments:
     eval_benchmark_limit: int | None = None
     eval_prompt_style: Literal["template", "completion", "chat"] = "template"
     eval_max_new_tokens: int | None = None
+    eval_log_completions: bool = False
     allow_code_execution: bool = False

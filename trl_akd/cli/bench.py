@@ -26,11 +26,11 @@ trl-akd bench models --report outputs/bench/akd/table4_5.json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from .command import Action, require_one_process, start
+from .command import Action, start
 from .errors import run, user_errors
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ..micro.bench.cycles_config import CyclesConfig
     from ..micro.bench.plans_config import PlansConfig
 
-__all__ = ["main"]
+__all__ = ["ACTIONS", "main"]
 
 _Config = TypeVar("_Config", bound="ExperimentConfig")
 
@@ -50,16 +50,13 @@ _Config = TypeVar("_Config", bound="ExperimentConfig")
 def main(argv: list[str] | None = None) -> None:
     """Run the command on `argv`, by default the process's arguments."""
     arguments = sys.argv[1:] if argv is None else argv
-    action = arguments[0] if arguments and arguments[0] in _ACTIONS else None
+    action = arguments[0] if arguments and arguments[0] in ACTIONS else ""
     if action != "models":
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # there is one run per core
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # without it, DeepSpeed warns that there is no GPU
-    if action is None:
-        start("bench", _argument_types, _run, arguments)
-    else:
-        start("bench", *_ACTIONS[action], arguments[1:], action=action)
+    start("bench", ACTIONS, arguments[1:] if action else arguments, name=action)
 
 
 def _argument_types() -> tuple[type, ...]:
@@ -69,6 +66,7 @@ def _argument_types() -> tuple[type, ...]:
 
 
 def _run(config: "BenchConfig") -> None:
+    """Compare divergences in a world of generated programs."""
     from ..micro.bench.report import BENCH_PAGE
     from ..micro.bench.runs import run_benchmark
 
@@ -82,6 +80,7 @@ def _cycles_types() -> tuple[type, ...]:
 
 
 def _run_cycles(config: "CyclesConfig") -> None:
+    """Compare variants of IterKD in a world of generated programs."""
     from ..micro.bench.cycles_report import CYCLES_PAGE
     from ..micro.bench.cycles_runs import run_cycles
 
@@ -95,6 +94,7 @@ def _plans_types() -> tuple[type, ...]:
 
 
 def _run_plans(config: "PlansConfig") -> None:
+    """Compare trainings of CodePLAN in a world of generated programs."""
     from ..micro.bench.plans_report import PLANS_PAGE
     from ..micro.bench.plans_runs import run_plans
 
@@ -108,6 +108,7 @@ def _models_types() -> tuple[type, ...]:
 
 
 def _run_models(config: "ModelsConfig") -> None:
+    """Compare rules with real models, which are trained and evaluated by the commands of this package."""
     from ..bench.plan import plan, run_models
     from ..bench.report import MODELS_PAGE
     from .resolving import resolve
@@ -131,7 +132,6 @@ def _print_plan(runs: "Sequence[Run]", folder: Path) -> None:
 
 
 def _run_or_report(config: _Config, execute: Callable[[_Config], Path], page: "Page") -> None:
-    require_one_process(f"`{page.command}`, which starts its own processes,")
     if config.report is not None:
         print(f"Page: {page.write(config.report, config.page, config.introduction)}")
         return
@@ -140,10 +140,11 @@ def _run_or_report(config: _Config, execute: Callable[[_Config], Path], page: "P
     print(f"Results: {results}. Make their page: {page.command} --report {results}")
 
 
-_ACTIONS: dict[str, Action] = {
-    "cycles": (_cycles_types, _run_cycles),
-    "plans": (_plans_types, _run_plans),
-    "models": (_models_types, _run_models),
+ACTIONS: Mapping[str, Action] = {
+    "": Action(_argument_types, _run, one_process=True),
+    "cycles": Action(_cycles_types, _run_cycles, one_process=True),
+    "plans": Action(_plans_types, _run_plans, one_process=True),
+    "models": Action(_models_types, _run_models, one_process=True),
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import cleandoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self
 
 from .errors import SETUP_ERRORS, user_errors
 from .help import Formatter, description, examples
@@ -28,8 +28,32 @@ __all__ = [
     "train_and_save",
 ]
 
-Action: TypeAlias = tuple[Callable[[], tuple[type, ...]], Callable[..., None]]
-"""Function that returns the dataclasses of an action's fields, and function that runs it, as in `start`."""
+
+@dataclass(frozen=True)
+class Action:
+    """Command that is not a training method, or one action of a command with several.
+
+    The module of such a command has `ACTIONS`, a mapping from the names of its actions; that of the command itself,
+    without an action, is `""`.
+
+    Args:
+        argument_types (`Callable`):
+            Returns the dataclasses whose fields a recipe may set. Called after the recipe's `env` is set, so that it
+            may import torch.
+        run (`Callable`):
+            Called with one instance of each dataclass.
+        one_process (`bool`, *optional*, defaults to `False`):
+            Whether it runs in one process only, and has no `--accelerate_config`.
+    """
+
+    argument_types: Callable[[], tuple[type, ...]]
+    run: Callable[..., None]
+    one_process: bool = False
+
+    @property
+    def summary(self) -> str | None:
+        """First paragraph of the docstring of `run`."""
+        return cleandoc(self.run.__doc__).partition("\n\n")[0] if self.run.__doc__ else None
 
 
 @dataclass
@@ -54,11 +78,13 @@ class CommandLine:
         argv: list[str] | None,
         docstring: str | None = None,
         summary: str | None = None,
+        one_process: bool = False,
     ) -> Self:
         """Read the recipe and the flags in `argv`, by default the arguments of the process.
 
         `argument_types` is called after the recipe's `env` is set, so that it may import torch. The help text has the
-        description and the examples of the module's `docstring`, or `summary` in place of this description.
+        description and the examples of the module's `docstring`, or `summary` in place of this description. With
+        `one_process`, there is no `--accelerate_config`.
 
         Raises:
             SystemExit: After printing the help, if it is requested.
@@ -69,11 +95,13 @@ class CommandLine:
         prog = f"trl-akd {command}"
         if "help" in options:
             texts = {"description": summary or description(docstring or ""), "epilog": examples(docstring or "", prog)}
-            parser = RecipeParser(argument_types(), prog, **texts)
+            parser = RecipeParser(argument_types(), prog, one_process=one_process, **texts)
             print(parser.format_help(every_field=options.help == "all"), end="")
             raise SystemExit(0)
+        if one_process and options.accelerate_config is not None:
+            raise ValueError(_one_process(f"`{prog}`"))
         recipe = read_recipe(options.config)
-        parser = RecipeParser(argument_types(), prog)
+        parser = RecipeParser(argument_types(), prog, one_process=one_process)
         launcher = find_launcher(options.accelerate_config)
         launch_flags, flags = launcher.split(flags, parser) if launcher else ([], flags)
         arguments = [*(["--config", options.config] if options.config else []), *flags]
@@ -106,28 +134,18 @@ class CommandLine:
         return parsed
 
 
-def start(
-    command: str,
-    argument_types: Callable[[], tuple[type, ...]],
-    run: Callable[..., None],
-    argv: list[str] | None = None,
-    *,
-    action: str | None = None,
-) -> None:
+def start(command: str, actions: Mapping[str, Action], argv: list[str] | None = None, *, name: str = "") -> None:
     """Run a command that is not a training method.
 
     Args:
         command (`str`):
             Name of the command.
-        argument_types (`Callable`):
-            Returns the dataclasses whose fields a recipe may set. Called after the recipe's `env` is set, so that it
-            may import torch.
-        run (`Callable`):
-            Called with one instance of each dataclass.
+        actions (`Mapping[str, Action]`):
+            Actions of the command.
         argv (`list[str]`, *optional*):
             Arguments after the command and the action, by default those of the process.
-        action (`str`, *optional*):
-            Action, for a command with several.
+        name (`str`, *optional*, defaults to `""`):
+            Name of the action.
 
     Raises:
         UserError: If a value, a file or the machine does not allow the run.
@@ -136,16 +154,21 @@ def start(
     from ..execution import IsolationError
     from ..generation import GenerationError
 
-    name = [command] if action is None else [command, action]
-    summary = None if action is None or run.__doc__ is None else cleandoc(run.__doc__).partition("\n\n")[0]
+    action, words = actions[name], [command, name] if name else [command]
+    summary = action.summary if name else None
+    docstring = sys.modules[action.run.__module__].__doc__
     with user_errors():
-        line = CommandLine.read(" ".join(name), argument_types, argv, sys.modules[run.__module__].__doc__, summary)
+        line = CommandLine.read(
+            " ".join(words), action.argument_types, argv, docstring, summary, one_process=action.one_process
+        )
         if line.launcher is not None:
-            line.launch(*name)
+            line.launch(*words)
             return
+        if action.one_process:
+            require_one_process(f"`trl-akd {' '.join(words)}`")
         parsed = line.dataclasses()
     with user_errors((*SETUP_ERRORS, GenerationError, IsolationError)):
-        run(*parsed)
+        action.run(*parsed)
 
 
 def start_action(command: str, actions: Mapping[str, Action], docstring: str, argv: list[str] | None = None) -> None:
@@ -175,13 +198,15 @@ def start_action(command: str, actions: Mapping[str, Action], docstring: str, ar
             formatter_class=Formatter,
             add_help=False,
         )
-        print(parser.format_help())
+        listing = parser.add_subparsers(title="actions", metavar="ACTION")
+        for action, declared in actions.items():
+            listing.add_parser(action, help=declared.summary)
+        print(parser.format_help(), end="")
         return
     with user_errors():
         if name not in actions:
             raise ValueError(f"{name!r} is not an action of `trl-akd {command}`; choose one of {', '.join(actions)}.")
-    types, run = actions[name]
-    start(command, types, run, rest, action=name)
+    start(command, actions, rest, name=name)
 
 
 def train_and_save(trainer: "Trainer", evaluate: Callable[[], dict[str, float]] | None = None) -> None:
@@ -219,4 +244,8 @@ def make_accelerator() -> Any:
 def require_one_process(subject: str) -> None:
     """Raise a ValueError about `subject` if accelerate's launcher started several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(f"{subject} runs in one process; leave `accelerate_config` out.")
+        raise ValueError(_one_process(subject))
+
+
+def _one_process(subject: str) -> str:
+    return f"{subject} runs in one process; leave `accelerate_config` out."

@@ -8,7 +8,7 @@ import os
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,8 +16,10 @@ from tempfile import TemporaryDirectory
 import torch
 import yaml
 
+from ..akd.akd_config import AKDConfig
 from ..data.sources import load
 from ..generation.loading import DEFAULT_API_KEY_ENV
+from ..teachers.cache_files import read_manifest
 from .methods import Method
 from .mock_teacher import run_mock_teacher
 from .tiny_models import KNOWN_MODELS, MAX_TOKENS, build
@@ -144,6 +146,7 @@ def dry_run(method: Method, values: Namespace) -> Iterator[tuple[Namespace, list
         _replace_data(run, method)
         _remove_benchmark(run)
         _do_without_gpu(run)
+        _do_without_vllm(run)
         _shorten(run)
         recipe = run.folder / "recipe.yaml"
         recipe.write_text(yaml.safe_dump(vars(run.values)), encoding="utf-8")
@@ -154,6 +157,12 @@ def dry_run(method: Method, values: Namespace) -> Iterator[tuple[Namespace, list
 
 def _replace_models(run: DryRun) -> None:
     values = run.values
+    if values.teacher_cache is not None:
+        teacher = read_manifest(Path(values.teacher_cache).expanduser())
+        values.teacher_model_name_or_path = values.teacher_model_name_or_path or teacher.teacher
+        run.replaced.append(f"{values.teacher_cache}: its teacher {values.teacher_model_name_or_path}")
+        run.not_checked.append("whether the cache has the data")
+        values.teacher_cache = None
     revisions = {
         values.teacher_model_name_or_path: values.teacher_model_revision,
         values.model_name_or_path: values.model_revision,
@@ -230,13 +239,25 @@ def _do_without_gpu(run: DryRun) -> None:
         return
     values = run.values
     values.use_cpu = True
-    kwargs = values.teacher_model_init_kwargs or {}
-    kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
-    values.teacher_model_init_kwargs = {name: value for name, value in kwargs.items() if name not in _GPU_MODEL_KWARGS}
+    if kwargs := values.teacher_model_init_kwargs:
+        kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
+        kept = {name: value for name, value in kwargs.items() if name not in _GPU_MODEL_KWARGS}
+        values.teacher_model_init_kwargs = kept or None
     for name, instead in _WITHOUT_GPU.items():
         if (value := getattr(values, name)) != instead:
             setattr(values, name, instead)
             run.replaced.append(f"{name} = {value}: {instead}, as there is no GPU")
+
+
+def _do_without_vllm(run: DryRun) -> None:
+    """Generate with transformers, since vLLM may be missing, and a server has other weights."""
+    if not run.values.use_vllm:
+        return
+    for entry in fields(AKDConfig):
+        if entry.name.startswith(("use_vllm", "vllm_")):
+            setattr(run.values, entry.name, entry.default)
+    run.replaced.append("use_vllm = True: False")
+    run.not_checked.append("vLLM")
 
 
 def _shorten(run: DryRun) -> None:

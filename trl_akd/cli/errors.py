@@ -48,6 +48,7 @@ def run(command: Callable[[list[str] | None], None], argv: list[str] | None = No
     errors are `UserError`, a full disk and an unreachable Hub. `TRL_AKD_DEBUG=1` in the environment shows their
     traceback.
     """
+    _hide_bars_in_logs()
     try:
         command(argv)
     except KeyboardInterrupt:
@@ -63,12 +64,21 @@ def run(command: Callable[[list[str] | None], None], argv: list[str] | None = No
     return 0
 
 
+def _hide_bars_in_logs() -> None:
+    """Turn off the bars of all libraries, here and in processes that are started, unless stderr is a terminal.
+
+    A file would get every update of a bar. tqdm reads the variable when it is imported, which commands do later.
+    """
+    if sys.stderr is not None and not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+
+
 def _remote_code_message(error: BaseException) -> str | None:
     """Return a message about a model that needs code of its own, or `None` for another error."""
     found = _REMOTE_CODE.search(str(error))
     return found and (
         f"{found[1]} contains code of its own, which is not run; read that code and set `trust_remote_code: true` to "
-        "train with it, which only training offers, or choose a model of an architecture in transformers."
+        "run it, where the command has this field, or choose a model of an architecture in transformers."
     )
 
 

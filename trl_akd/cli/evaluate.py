@@ -13,10 +13,11 @@ trl-akd evaluate --update_card \
 ```
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command import make_accelerator, require_one_process, start
+from .command import Action, make_accelerator, require_one_process, start
 from .errors import run
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ..evaluation.evaluation_config import EvaluationConfig
     from ..evaluation.runner import Evaluation
 
-__all__ = ["main"]
+__all__ = ["ACTIONS", "main"]
 
 FIGURE = "errors.png"
 PLAN_FIGURE = "plans.png"
@@ -32,7 +33,7 @@ PLAN_FIGURE = "plans.png"
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command with `argv`, by default the arguments of the process."""
-    start("evaluate", _argument_types, _run, argv)
+    start("evaluate", ACTIONS, argv)
 
 
 def _argument_types() -> tuple[type, ...]:
@@ -61,6 +62,7 @@ def _run(config: "EvaluationConfig", planning: "PlanSamplingConfig") -> None:
         _report(config, evaluation)
         if "plans" in evaluation.results:
             _report_plans(evaluation)
+        _write_report(evaluation.folder)
 
 
 def _compare(config: "EvaluationConfig") -> None:
@@ -113,6 +115,13 @@ def _report_plans(evaluation: "Evaluation") -> None:
     print(f"Effect of the number of plans: {evaluation.folder / PLAN_FIGURE}")
 
 
+def _write_report(folder: Path) -> None:
+    from ..report.writer import try_to_write_report
+
+    if report := try_to_write_report(folder):
+        print(f"Report: {report}")
+
+
 def _update_card(config: "EvaluationConfig", evaluation: "Evaluation") -> None:
     """Add the scores to the model card, if there is one in the model's folder or `update_card` is on."""
     from ..evaluation.cards import card_scores, card_sections, find_card, update_model_card
@@ -145,6 +154,8 @@ def _draw(evaluation: "Evaluation") -> str:
         return "Install matplotlib to get a figure of the errors."
     return f"Outcomes of the programs: {evaluation.folder / FIGURE}"
 
+
+ACTIONS: Mapping[str, Action] = {"": Action(_argument_types, _run)}
 
 if __name__ == "__main__":
     raise SystemExit(run(main))

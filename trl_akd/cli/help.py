@@ -6,7 +6,7 @@ import shutil
 import textwrap
 from typing import ClassVar, cast
 
-__all__ = ["WIDTH", "FieldFormatter", "Formatter", "description", "examples"]
+__all__ = ["WIDTH", "FieldFormatter", "Formatter", "description", "examples", "spellings"]
 
 WIDTH = 100
 """Maximum width of a line of help."""
@@ -40,10 +40,9 @@ class FieldFormatter(Formatter, argparse.ArgumentDefaultsHelpFormatter):
     _LONG = 60
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        flags = [flag for flag in action.option_strings if "-" not in flag.lstrip("-")]
         metavar = self._metavar(action)
         value = {None: metavar, "?": f"[{metavar}]"}.get(cast(str | None, action.nargs), f"{metavar} ...")
-        return f"{', '.join(flags)} {value}"
+        return f"{', '.join(spellings(action))} {value}"
 
     def _metavar(self, action: argparse.Action) -> str:
         if action.metavar is not None:
@@ -54,10 +53,16 @@ class FieldFormatter(Formatter, argparse.ArgumentDefaultsHelpFormatter):
         return choices if len(choices) <= self._LONG else "TEXT"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        text = action.help if action.metavar is not None else super()._get_help_string(action)
+        has_default = action.metavar is None and action.default is not None
+        text = super()._get_help_string(action) if has_default else action.help
         if action.choices is None or self._metavar(action) != "TEXT":
             return text
         return f"One of {', '.join(map(str, action.choices))}. {text}"
+
+
+def spellings(action: argparse.Action) -> list[str]:
+    """Return the flags of a field that are shown: those with `_` rather than `-` between words."""
+    return [flag for flag in action.option_strings if "-" not in flag.lstrip("-")]
 
 
 def description(docstring: str) -> str:

@@ -15,7 +15,7 @@ exit status 3; it continues with a larger budget.
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ..iterkd.cycle.teaching_config import TeachingConfig
@@ -251,7 +251,8 @@ def _text_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "TextGe
 
     chat = teaching.prompt_style == "chat"
     if teaching.text_teacher_model_name_or_path is not None:
-        return load_generator(teaching.text_teacher_generator, chat=chat, accelerator=trainer.accelerator).generator
+        config = replace(teaching.text_teacher_generator, trust_remote_code=trainer.args.trust_remote_code)
+        return load_generator(config, chat=chat, accelerator=trainer.accelerator).generator
     from transformers import AutoTokenizer
 
     return generator_of_model(

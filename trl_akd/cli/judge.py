@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from .command import start_action, train_and_save
+from .command import Action, start_action, train_and_save
 from .errors import run
 
 if TYPE_CHECKING:
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from ..iterkd.judge.config import JudgeModel
     from ..iterkd.judge.training import JudgedAnswer
 
-__all__ = ["main", "train"]
+__all__ = ["ACTIONS", "main", "train"]
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the action named first in `argv`, by default the arguments of the process."""
-    start_action("judge", {"train": (_training_types, train)}, str(__doc__), argv)
+    start_action("judge", ACTIONS, str(__doc__), argv)
 
 
 def train(config: "JudgeModel", args: "SFTConfig") -> None:
@@ -129,6 +129,7 @@ _KINDS: Mapping[str, Callable[..., tuple[Any, Callable[[], dict[str, float]]]]] 
     "regression": _regression,
     "generative": _generative,
 }
+ACTIONS: Mapping[str, Action] = {"train": Action(_training_types, train)}
 
 if __name__ == "__main__":
     raise SystemExit(run(main))

@@ -15,7 +15,15 @@ import yaml
 
 from .recipes import find_accelerate_config
 
-__all__ = ["Launcher", "check_processes", "check_reporting", "find_launcher", "is_launch_flag", "require_deepspeed"]
+__all__ = [
+    "Launcher",
+    "check_processes",
+    "check_reporting",
+    "find_launcher",
+    "is_launch_flag",
+    "read_accelerate_config",
+    "require_deepspeed",
+]
 
 
 @cache
@@ -57,7 +65,7 @@ class Launcher:
 
     def __init__(self, config: Path) -> None:
         self.config = config
-        self._values = _read(config)
+        self._values = read_accelerate_config(config)
         _check(self._values, config)
 
     @property
@@ -103,7 +111,12 @@ class Launcher:
             raise SystemExit(128 + signal.sigval) from None
 
 
-def _read(config: Path) -> dict[str, Any]:
+def read_accelerate_config(config: Path) -> dict[str, Any]:
+    """Return the content of a configuration of accelerate.
+
+    Raises:
+        ValueError: If the file is none.
+    """
     values = yaml.safe_load(config.read_text(encoding="utf-8"))
     if not isinstance(values, dict) or "distributed_type" not in values:
         raise ValueError(f"{config} is not a configuration of accelerate: it has no `distributed_type`.")

@@ -32,6 +32,8 @@ _FREQUENT_FIELDS = (
 """Fields of other packages that the help shows without `all`."""
 _FREQUENT = "frequently used fields of TRL and transformers"
 
+_OPTIONS = ("config", "accelerate_config")
+"""Flags with a value that are not fields of a recipe."""
 _KEYS = {"api_key", "hub_token", "token", "use_auth_token"}
 _FILE_FIELDS = {"accelerator_config", "deepspeed", "fsdp_config"}
 """Fields that take a JSON object or the path of a file with one."""
@@ -40,7 +42,7 @@ _FILE_FIELDS = {"accelerator_config", "deepspeed", "fsdp_config"}
 class _Options(ArgumentParser):
     """Flags that are not fields of a recipe."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, one_process: bool = False) -> None:
         super().__init__(add_help=False, allow_abbrev=False)
         options = self.add_argument_group("options")
         options.add_argument(
@@ -48,13 +50,14 @@ class _Options(ArgumentParser):
             metavar="RECIPE",
             help="Recipe: a YAML file with any of the fields below, or the name of one that `trl-akd recipes` lists.",
         )
-        options.add_argument(
-            "--accelerate_config",
-            "--accelerate-config",
-            metavar="NAME|PATH",
-            help="Run through accelerate's launcher with this configuration, such as ddp, zero2, zero3 or zero3_cpu. "
-            "Its own flags may follow, such as --num_processes 8.",
-        )
+        if not one_process:
+            options.add_argument(
+                "--accelerate_config",
+                "--accelerate-config",
+                metavar="NAME|PATH",
+                help="Run through accelerate's launcher with this configuration, such as ddp, zero2, zero3 or "
+                "zero3_cpu. Its own flags may follow, such as --num_processes 8.",
+            )
         options.add_argument(
             "-h",
             "--help",
@@ -96,17 +99,28 @@ class RecipeParser(TrlParser):
             Beginning of the help text.
         epilog (`str`, *optional*, defaults to `""`):
             End of the help text.
+        one_process (`bool`, *optional*, defaults to `False`):
+            Whether to leave out `--accelerate_config`.
     """
 
-    def __init__(self, dataclass_types: Iterable[Any], prog: str, *, description: str = "", epilog: str = "") -> None:
+    def __init__(
+        self,
+        dataclass_types: Iterable[Any],
+        prog: str,
+        *,
+        description: str = "",
+        epilog: str = "",
+        one_process: bool = False,
+    ) -> None:
+        launching = "" if one_process else " [--accelerate_config NAME|PATH]"
         super().__init__(
             dataclass_types,
             prog=prog,
-            usage=f"{prog} [--config RECIPE] [--accelerate_config NAME|PATH] [--field value ...]",
+            usage=f"{prog} [--config RECIPE]{launching} [--field value ...]",
             description=description,
             epilog=epilog,
             formatter_class=FieldFormatter,
-            parents=[_Options()],
+            parents=[_Options(one_process=one_process)],
             allow_abbrev=False,
             add_help=False,
         )
@@ -118,6 +132,8 @@ class RecipeParser(TrlParser):
                 self._owners[name], texts[name] = owner, text
         for action in self._actions:
             action.help = texts.get(action.dest, action.help)
+            if action.dest == "help" and not any(map(_is_foreign, self._owners.values())):
+                action.help = "Show this help."
             if getattr(action.type, "__name__", None) == "dict":  # which takes no text
                 action.type = _optional_text
         self._renamed = {old: new for kind in self.dataclass_types for old, new in renamed_fields(kind).items()}
@@ -171,7 +187,8 @@ class RecipeParser(TrlParser):
             raise ValueError(self._unknown_flag(unknown[0]))
         self._read_json_objects(values)
         _refuse_keys(values)
-        del values.config, values.accelerate_config
+        for option in _OPTIONS:
+            vars(values).pop(option, None)
         return values
 
     def dataclasses(self, values: Namespace) -> tuple[Any, ...]:
@@ -218,8 +235,8 @@ class RecipeParser(TrlParser):
     def _converted(self, recipe: Recipe) -> dict[str, Any]:
         # A field that is on by default has a second action, `--no_<field>`, which takes no value from a recipe.
         actions = {action.dest: action for action in reversed(self._actions) if action.dest != "help"}
-        for option in ("config", "accelerate_config"):
-            del actions[option]
+        for option in _OPTIONS:
+            actions.pop(option, None)
             if option in recipe.values:
                 raise ValueError(f"{recipe.path} sets `{option}`; give it as the flag `--{option}` instead.")
         for key in recipe.values:
@@ -233,7 +250,7 @@ class RecipeParser(TrlParser):
         if not flag.startswith("-"):
             return f"{flag!r} does not belong to a flag; give it as `--field {flag}`"
         name = flag.partition("=")[0]
-        if is_launch_flag(name):
+        if is_launch_flag(name) and "--accelerate_config" in self._option_string_actions:
             return (
                 f"the flag `{name}` is for accelerate's launcher; give `--accelerate_config` too, such as ddp or zero3"
             )

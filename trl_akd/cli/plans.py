@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..ledger import read_json_lines, replace_text, write_json_lines
-from .command import make_accelerator, require_one_process, start
+from .command import Action, make_accelerator, require_one_process, start
 from .errors import run
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..codeplan.plan_import import ImportReport
     from ..hub.datasets import DatasetContent
 
-__all__ = ["main", "make_plans", "plans_content", "read_rows"]
+__all__ = ["ACTIONS", "main", "make_plans", "plans_content", "read_rows"]
 
 ANSWERS = "answers.jsonl"
 PLANS = "plans.jsonl"
@@ -38,7 +38,7 @@ _NO_TESTS = {"inputs": [""], "outputs": [""]}  # some problems of APPS have none
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command with `argv`, by default the arguments of the process."""
-    start("plans", _argument_types, make_plans, argv)
+    start("plans", ACTIONS, argv)
 
 
 def make_plans(config: "PlanGenerationConfig") -> None:
@@ -260,6 +260,8 @@ def _replace_surrogates(value: Any) -> Any:
         return replace_lone_surrogates(value)
     return [_replace_surrogates(item) for item in value] if isinstance(value, list) else value
 
+
+ACTIONS: Mapping[str, Action] = {"": Action(_argument_types, make_plans)}
 
 if __name__ == "__main__":
     raise SystemExit(run(main))

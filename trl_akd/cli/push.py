@@ -20,14 +20,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from .command import require_one_process, start
+from .command import Action, start
 from .errors import run
 
 if TYPE_CHECKING:
     from ..hub.datasets import DatasetContent
     from ..hub.files import Files
 
-__all__ = ["PushConfig", "main", "push_dataset", "push_model"]
+__all__ = ["ACTIONS", "PushConfig", "main", "push_dataset", "push_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command with `argv`, by default the arguments of the process."""
     arguments = sys.argv[1:] if argv is None else argv
     named = arguments[:1] and not arguments[0].startswith("-")
-    start("push", _argument_types, _run, ["--run_dir", *arguments] if named else arguments)
+    start("push", ACTIONS, ["--run_dir", *arguments] if named else arguments)
 
 
 def _argument_types() -> tuple[type, ...]:
@@ -85,7 +85,6 @@ def _argument_types() -> tuple[type, ...]:
 
 
 def _run(config: PushConfig) -> None:
-    require_one_process("`trl-akd push`")
     folder = Path(config.run_dir or "").expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"`run_dir` is {config.run_dir!r}, but there is no such folder; check the path.")
@@ -156,7 +155,7 @@ def push_model(
             repository,
             {**files, "README.md": _card(folder / "README.md", repository, files, hub_name(base))},
             message=message or "Upload of the student",
-            kept=repeat_command(folder, "hub_model_id", repository),
+            kept=repeat_command(folder, "hub_model_id", repository, private=private),
             token=token,
             private=private,
             revision=revision,
@@ -185,7 +184,7 @@ def push_dataset(
         repository,
         _content(folder),
         message=message,
-        kept=repeat_command(folder, "hub_dataset_id", repository),
+        kept=repeat_command(folder, "hub_dataset_id", repository, private=private),
         private=private,
         revision=revision,
     )
@@ -262,6 +261,8 @@ def _merge(folder: Path, target: Path) -> None:
         load_plan_head(model, str(folder))
     model.merge_and_unload().save_pretrained(target)
 
+
+ACTIONS: Mapping[str, Action] = {"": Action(_argument_types, _run, one_process=True)}
 
 if __name__ == "__main__":
     raise SystemExit(run(main))

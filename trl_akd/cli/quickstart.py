@@ -21,13 +21,13 @@ from .errors import UserError, user_errors
 from .help import Formatter, description, examples
 from .methods import find_methods, load_method
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 _MARKER = ".trl_akd_quickstart"
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command with `argv`, by default the arguments of the process."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = argparse.ArgumentParser(
         prog="trl-akd quickstart",
         description=description(str(__doc__)),
@@ -37,7 +37,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--method", choices=list(find_methods()), default="akd", help="training method (default: akd)")
     parser.add_argument("--output_dir", help="folder for data, models and results (default: that of the recipes)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the student and of its training (default: 0)")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command with `argv`, by default the arguments of the process."""
+    options = make_parser().parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow each other down on a busy machine

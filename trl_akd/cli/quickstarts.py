@@ -88,6 +88,14 @@ def _evaluate(
     return results
 
 
+def _write_report(run: Path, evaluations: Sequence[Path]) -> None:
+    """Write the report of the training run again, now with the evaluations, and print where it is."""
+    from ..report.writer import try_to_write_report
+
+    if report := try_to_write_report(run, evaluations):
+        print(f"Scores, curves and sample programs: {report}")
+
+
 def _run_akd(folder: Path, seed: int) -> None:
     """Distill the teacher's distribution into the student, evaluate all three models and print a table."""
     from ..micro.build import default_cache, make_student, make_teacher, write_akd_tasks
@@ -114,6 +122,7 @@ def _run_akd(folder: Path, seed: int) -> None:
     _write_results(folder, seed, seconds, models=found)
     print(f"\n{_akd_table(results, models)}")
     print(f"\nDone in {seconds:.0f} s. {figure}")
+    _write_report(after, [folder / _EVALUATION / path.name for path in models.values()])
     print(f"\nLoad the student: AutoModelForCausalLM.from_pretrained({str(after)!r})")
     print("Evaluate it again:")
     print(next_command("evaluate", None, "--allow_code_execution", model_name_or_path=after, benchmark=files.held_out))
@@ -243,6 +252,9 @@ def _run_codeplan(folder: Path, seed: int) -> None:
     seconds = time.monotonic() - began
     _write_results(folder, seed, seconds, models=results)
     print(f"\n{_codeplan_table(results)}\n\nDone in {seconds:.0f} s.")
+    _write_report(
+        planned, [folder / _EVALUATION / files.held_out.stem / path.name for path in (teacher, before, planned)]
+    )
     print(f"Let the student plan:  python {_write_example(planned, files.held_out)}")
     print("Write plans from the problems alone, to compare:")
     forward = _plan_fields(folder, files.rows, FORWARD_PROMPT_FILE, folder / "plans-forward")
@@ -382,6 +394,7 @@ def _run_iterkd(folder: Path, seed: int) -> None:
     _write_results(folder, seed, seconds, before=pass_before, cycles=cycles)
     print(f"\nBefore the first cycle: pass@1 {pass_before:.2f}.\n")
     print(f"Done in {seconds:.0f} s. Requests, results and decisions: {after / 'ledger'}")
+    _write_report(after, [folder / _EVALUATION / before.name])
     print("Run a third cycle:")
     print(next_command("iterkd", ITERKD_RECIPE, cycles=3, **fields))
 

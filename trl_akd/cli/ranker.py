@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..ledger import read_json_lines, write_json_lines
-from .command import Action, require_one_process, start_action, train_and_save
+from .command import Action, start_action, train_and_save
 from .errors import run
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from ..codeplan.ranker_config import RankerBenchmark, RankerData, RankerModel, RankerRanking
 
-__all__ = ["build_data", "main", "rank", "train"]
+__all__ = ["ACTIONS", "build_data", "main", "rank", "train"]
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the action named first in `argv`, by default the arguments of the process."""
-    start_action("ranker", _ACTIONS, str(__doc__), argv)
+    start_action("ranker", ACTIONS, str(__doc__), argv)
 
 
 def build_data(benchmark: "RankerBenchmark", config: "RankerData") -> None:
@@ -41,7 +41,6 @@ def build_data(benchmark: "RankerBenchmark", config: "RankerData") -> None:
     """
     from ..codeplan.ranker import ranker_rows
 
-    require_one_process("`trl-akd ranker data`")
     problems = _problems(benchmark)
     rows = [
         row
@@ -105,7 +104,6 @@ def rank(benchmark: "RankerBenchmark", config: "RankerRanking") -> None:
     from ..codeplan.ranker import Ranker, rank_samples
 
     assert config.ranker is not None and config.samples is not None
-    require_one_process("`trl-akd ranker rank`")
     samples = [row for row, _ in read_json_lines(Path(config.samples).expanduser())]
     ranker = Ranker.from_pretrained(config.ranker, batch_size=config.batch_size)
     ranked = rank_samples(ranker, _problems(benchmark), samples, keep=config.keep)
@@ -141,10 +139,10 @@ def _ranking_types() -> tuple[type, ...]:
     return RankerBenchmark, RankerRanking
 
 
-_ACTIONS: Mapping[str, Action] = {
-    "data": (_data_types, build_data),
-    "train": (_training_types, train),
-    "rank": (_ranking_types, rank),
+ACTIONS: Mapping[str, Action] = {
+    "data": Action(_data_types, build_data, one_process=True),
+    "train": Action(_training_types, train),
+    "rank": Action(_ranking_types, rank, one_process=True),
 }
 
 if __name__ == "__main__":

@@ -27,16 +27,28 @@ import yaml
 from .errors import run, user_errors
 from .help import Formatter, description, examples
 
-__all__ = ["RECIPES", "Recipe", "find_accelerate_config", "find_recipe", "main", "read_recipe", "read_values"]
+__all__ = [
+    "RECIPES",
+    "Recipe",
+    "find_accelerate_config",
+    "find_recipe",
+    "main",
+    "make_parser",
+    "read_recipe",
+    "read_values",
+    "shipped_files",
+]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 RECIPES = next(folder / "recipes" for folder in (_PACKAGE, _PACKAGE.parent) if (folder / "recipes").is_dir())
 """Folder of the recipes: in the installed package or, in a checkout, beside it."""
 
 _CONFIGS = "accelerate_configs"
-_RECIPE = "Recipes, for --config:"
-_CONFIG = "Accelerate configurations, for --accelerate_config:"
-_OTHER = "Other files:"
+_TITLES = {
+    "recipe": "Recipes, for --config:",
+    "accelerate_config": "Accelerate configurations, for --accelerate_config:",
+    "other": "Other files:",
+}
 _SECRET = re.compile(r"(?:^|_)(?:KEY|PASSWORD|SECRET|TOKEN)$", re.IGNORECASE)
 
 
@@ -135,19 +147,38 @@ def find_accelerate_config(name: str) -> Path:
         return path
     if (shipped := _shipped(name, _CONFIGS)) is not None:
         return shipped
-    names = _accelerate_configs()
+    names = list(shipped_files()["accelerate_config"])
     raise FileNotFoundError(
         f"`--accelerate_config` is {name!r}, which is neither a file nor one of {', '.join(names)};"
         f"{_closest(name, names)} check the name."
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command with `argv`, by default the arguments of the process.
+def shipped_files() -> dict[str, dict[str, Path]]:
+    """Return the files of the package, by kind and name.
 
-    Raises:
-        UserError: If there is no file with a name, or a copy would replace a file.
+    Kinds are `"recipe"`, `"accelerate_config"` and `"other"`; names are those that `trl-akd recipes list` shows.
+
+    Example:
+
+    ```python
+    >>> shipped_files()["accelerate_config"]["zero3"].name
+    'zero3.yaml'
+
+    ```
     """
+    files: dict[str, dict[str, Path]] = {kind: {} for kind in _TITLES}
+    for name in _names():
+        path = RECIPES / name
+        if name.startswith(_CONFIGS):
+            files["accelerate_config"][path.stem] = path
+        else:
+            files["recipe" if path.suffix == ".yaml" else "other"][f"recipes/{name}"] = path
+    return files
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = _Parser(
         prog="trl-akd recipes",
         description=description(str(__doc__)),
@@ -156,12 +187,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     actions = parser.add_subparsers(metavar="ACTION", dest="action")
     listing = actions.add_parser("list", help="list names and descriptions: all, or those that contain a text")
-    listing.add_argument("text", nargs="?", default="", metavar="TEXT")
+    listing.add_argument("text", nargs="?", default="", metavar="TEXT", help="text in a name or description")
     for action, text in {"show": "print a file", "path": "print the path of a file, for other programs"}.items():
-        actions.add_parser(action, help=text).add_argument("name", metavar="NAME")
+        actions.add_parser(action, help=text).add_argument("name", metavar="NAME", help="name of the file")
     copy = actions.add_parser("copy", help="copy a file to TO, a file or folder (default: the working directory)")
-    copy.add_argument("name", metavar="NAME")
-    copy.add_argument("to", nargs="?", default=".", metavar="TO")
+    copy.add_argument("name", metavar="NAME", help="name of the file")
+    copy.add_argument("to", nargs="?", default=".", metavar="TO", help="new file, or folder")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with `argv`, by default the arguments of the process.
+
+    Raises:
+        UserError: If there is no file with a name, or a copy would replace a file.
+    """
+    parser = make_parser()
     with user_errors():
         options = parser.parse_args(argv)
         match options.action:
@@ -189,10 +230,6 @@ def _names() -> list[str]:
     return sorted(path.as_posix() for path in files if path.name != "README.md")
 
 
-def _accelerate_configs() -> list[str]:
-    return sorted(path.stem for path in (RECIPES / _CONFIGS).glob("*.yaml"))
-
-
 def _shipped(name: str, *folders: str) -> Path | None:
     """Return the shipped file with that name, in the folder of the recipes or in one of its `folders`, or `None`."""
     names = [name.removeprefix("recipes/"), *(f"{folder}/{name}" for folder in folders)]
@@ -215,7 +252,7 @@ def _find(name: str) -> Path:
         return shipped
     if _is_shipped_folder(name):
         raise FileNotFoundError(f"{name!r} is a folder; `trl-akd recipes list {name}` lists its files.")
-    names = [*(f"recipes/{known}" for known in _names()), *_accelerate_configs()]
+    names = [*(f"recipes/{known}" for known in _names()), *shipped_files()["accelerate_config"]]
     raise FileNotFoundError(
         f"the package has no file {name!r};{_closest(name, names)} `trl-akd recipes list` lists all names."
     )
@@ -223,21 +260,18 @@ def _find(name: str) -> Path:
 
 def _list(text: str) -> str:
     """Return names and descriptions of the files whose name or description contains `text`."""
-    kinds: dict[str, list[str]] = {kind: [] for kind in (_RECIPE, _CONFIG, _OTHER)}
-    for name in _names():
-        path = RECIPES / name
-        summary = _summary(path)
-        if name.startswith(_CONFIGS):
-            kind, shown = _CONFIG, path.stem
-        elif path.suffix == ".yaml":
-            kind, shown = _RECIPE, f"recipes/{name}"
-        else:
-            kind, shown = _OTHER, f"recipes/{name}"
-        if text.lower() in f"recipes/{name} {summary}".lower():
-            kinds[kind].append(f"  {shown}\n      {summary}")
-    if not any(kinds.values()):
+    sections = []
+    for kind, files in shipped_files().items():
+        summaries = {name: _summary(path) for name, path in files.items()}
+        entries = [
+            f"  {name}\n      {summaries[name]}"
+            for name, path in files.items()
+            if text.lower() in f"recipes/{path.relative_to(RECIPES).as_posix()} {summaries[name]}".lower()
+        ]
+        sections += ["\n".join([_TITLES[kind], *entries])] if entries else []
+    if not sections:
         raise ValueError(f"no name or description contains {text!r}; `trl-akd recipes list` lists all.")
-    return "\n\n".join("\n".join([kind, *entries]) for kind, entries in kinds.items() if entries)
+    return "\n\n".join(sections)
 
 
 def _summary(path: Path) -> str:

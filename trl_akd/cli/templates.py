@@ -8,15 +8,16 @@ trl-akd templates --model_name_or_path Qwen/Qwen2.5-Coder-7B \
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ..data.templates import get_template
-from .command import require_one_process, start
+from .command import Action, start
 from .errors import run
 
-__all__ = ["TemplatesConfig", "main"]
+__all__ = ["ACTIONS", "TemplatesConfig", "main"]
 
 
 @dataclass
@@ -29,6 +30,9 @@ class TemplatesConfig:
             Model that scores the answers, usually the teacher.
         model_revision (`str`, *optional*, defaults to `"main"`):
             Branch, tag or commit of a model on the Hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run code in the model's repository, for architectures that transformers does not have. Read
+            that code first.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Precision of the model: `"auto"`, `"bfloat16"`, `"float16"` or `"float32"`.
         device_map (`str`, *optional*):
@@ -54,6 +58,7 @@ class TemplatesConfig:
 
     model_name_or_path: str | None = None
     model_revision: str = "main"
+    trust_remote_code: bool = False
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     device_map: str | None = None
     dataset_name: str | None = None
@@ -80,7 +85,7 @@ class TemplatesConfig:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command with `argv`, by default the arguments of the process."""
-    start("templates", _argument_types, _run, argv)
+    start("templates", ACTIONS, argv)
 
 
 def _argument_types() -> tuple[type, ...]:
@@ -95,9 +100,8 @@ def _run(config: TemplatesConfig) -> None:
     from ..evaluation.template_scores import score_templates, summarize_templates, template_table
     from ..ledger import replace_text
 
-    require_one_process("`trl-akd templates`")
     name = str(config.model_name_or_path)
-    source = {"revision": config.model_revision, "trust_remote_code": False}
+    source = {"revision": config.model_revision, "trust_remote_code": config.trust_remote_code}
     dataset = load(
         str(config.dataset_name),
         config=config.dataset_config,
@@ -121,6 +125,8 @@ def _run(config: TemplatesConfig) -> None:
         replace_text(path, json.dumps({"settings": asdict(config), **summary, "by_row": rows}, indent=2) + "\n")
         print(f"\nResults: {path}")
 
+
+ACTIONS: Mapping[str, Action] = {"": Action(_argument_types, _run, one_process=True)}
 
 if __name__ == "__main__":
     raise SystemExit(run(main))

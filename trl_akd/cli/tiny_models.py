@@ -1,7 +1,7 @@
 """Tiny random models with the architectures of large ones, built without the Hub."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import cast
@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-__all__ = ["KNOWN_MODELS", "MAX_TOKENS", "Architecture", "TinyModel", "build"]
+__all__ = ["KNOWN_MODELS", "MAX_TOKENS", "Architecture", "TinyModel", "build", "read_config"]
 
 MAX_TOKENS = 2048
 """Maximum number of tokens of a tiny model with the byte tokenizer."""
@@ -26,7 +26,7 @@ MAX_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Architecture:
-    """Properties of a large model that its tiny model keeps.
+    """Architecture of a large model. Its tiny model keeps all but the sizes.
 
     Args:
         model_type (`str`):
@@ -35,11 +35,14 @@ class Architecture:
             Rows of its LM head, padding included.
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
             Whether embeddings and LM head share their weight.
+        sizes (`Mapping[str, int]`, *optional*):
+            Other values of its `config.json`.
     """
 
     model_type: str
     vocab_size: int
     tie_word_embeddings: bool = False
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,22 +60,58 @@ class TinyModel:
     description: str
 
 
+def _llama(
+    hidden: int, intermediate: int, layers: int, heads: int, key_value_heads: int, positions: int
+) -> dict[str, int]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads,
+        "max_position_embeddings": positions,
+    }
+
+
+def _gpt(embedding: int, layers: int, heads: int, positions: int, **others: int) -> dict[str, int]:
+    return {"n_embd": embedding, "n_layer": layers, "n_head": heads, "n_positions": positions, **others}
+
+
 KNOWN_MODELS: Mapping[str, Architecture] = MappingProxyType(
     {
-        "bigcode/starcoderbase-1b": Architecture("gpt_bigcode", 49_152, tie_word_embeddings=True),
-        "bigcode/starcoderbase-7b": Architecture("gpt_bigcode", 49_152, tie_word_embeddings=True),
-        "codellama/CodeLlama-7b-hf": Architecture("llama", 32_016),
-        "codellama/CodeLlama-7b-Python-hf": Architecture("llama", 32_000),
-        "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T": Architecture("llama", 32_000),
-        "Salesforce/codet5-large-ntp-py": Architecture("t5", 32_100, tie_word_embeddings=True),
-        "Salesforce/codegen-350M-mono": Architecture("codegen", 51_200),
-        "Salesforce/codegen-6B-mono": Architecture("codegen", 51_200),
-        "deepseek-ai/deepseek-coder-1.3b-base": Architecture("llama", 32_256),
-        "deepseek-ai/deepseek-coder-6.7b-base": Architecture("llama", 32_256),
-        "deepseek-ai/deepseek-coder-33b-instruct": Architecture("llama", 32_256),
-        "Qwen/Qwen2.5-Coder-0.5B": Architecture("qwen2", 151_936, tie_word_embeddings=True),
-        "Qwen/Qwen2.5-Coder-7B": Architecture("qwen2", 152_064),
-        "Qwen/Qwen2.5-Coder-32B": Architecture("qwen2", 152_064),
+        "bigcode/starcoderbase-1b": Architecture("gpt_bigcode", 49_152, True, _gpt(2048, 24, 16, 8192, n_inner=8192)),
+        "bigcode/starcoderbase-7b": Architecture(
+            "gpt_bigcode", 49_152, True, _gpt(4096, 42, 32, 8192, n_inner=16_384)
+        ),
+        "codellama/CodeLlama-7b-hf": Architecture("llama", 32_016, False, _llama(4096, 11_008, 32, 32, 32, 16_384)),
+        "codellama/CodeLlama-7b-Python-hf": Architecture(
+            "llama", 32_000, False, _llama(4096, 11_008, 32, 32, 32, 16_384)
+        ),
+        "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T": Architecture(
+            "llama", 32_000, False, _llama(2048, 5632, 22, 32, 4, 2048)
+        ),
+        "Salesforce/codet5-large-ntp-py": Architecture(
+            "t5",
+            32_100,
+            True,
+            {"d_model": 1024, "d_ff": 4096, "num_layers": 24, "num_decoder_layers": 24, "num_heads": 16},
+        ),
+        "Salesforce/codegen-350M-mono": Architecture(
+            "codegen", 51_200, False, _gpt(1024, 20, 16, 2048, rotary_dim=32)
+        ),
+        "Salesforce/codegen-6B-mono": Architecture("codegen", 51_200, False, _gpt(4096, 33, 16, 2048, rotary_dim=64)),
+        "deepseek-ai/deepseek-coder-1.3b-base": Architecture(
+            "llama", 32_256, False, _llama(2048, 5504, 24, 16, 16, 16_384)
+        ),
+        "deepseek-ai/deepseek-coder-6.7b-base": Architecture(
+            "llama", 32_256, False, _llama(4096, 11_008, 32, 32, 32, 16_384)
+        ),
+        "deepseek-ai/deepseek-coder-33b-instruct": Architecture(
+            "llama", 32_256, False, _llama(7168, 19_200, 62, 56, 8, 16_384)
+        ),
+        "Qwen/Qwen2.5-Coder-0.5B": Architecture("qwen2", 151_936, True, _llama(896, 4864, 24, 14, 2, 32_768)),
+        "Qwen/Qwen2.5-Coder-7B": Architecture("qwen2", 152_064, False, _llama(3584, 18_944, 28, 28, 4, 32_768)),
+        "Qwen/Qwen2.5-Coder-32B": Architecture("qwen2", 152_064, False, _llama(5120, 27_648, 64, 40, 8, 32_768)),
     }
 )
 
@@ -82,6 +121,7 @@ _SIZES: Mapping[str, int] = MappingProxyType(
         "hidden_size": 32,
         "intermediate_size": 64,
         "d_ff": 64,
+        "n_inner": 64,
         "num_hidden_layers": 2,
         "num_decoder_layers": 2,
         "num_attention_heads": 4,
@@ -122,7 +162,7 @@ def build(
     """
     like = like or {}
     configs = {
-        name: _config(like.get(name, name), revision, trust_remote_code) for name, revision in revisions.items()
+        name: read_config(like.get(name, name), revision, trust_remote_code) for name, revision in revisions.items()
     }
     smallest = min((config.vocab_size for config in configs.values()), default=0)
     built = {}
@@ -148,7 +188,20 @@ def build(
     return built
 
 
-def _config(name: str, revision: str, trust_remote_code: bool) -> PretrainedConfig:
+def read_config(name: str, revision: str, trust_remote_code: bool = False) -> PretrainedConfig:
+    """Return the configuration of a large model: of `KNOWN_MODELS`, or else from its `config.json`.
+
+    Args:
+        name (`str`):
+            Name or path.
+        revision (`str`):
+            Revision on the Hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code from the Hub may run.
+
+    Raises:
+        OSError: If it is neither known, nor in a local folder, nor available from the Hub.
+    """
     if name in KNOWN_MODELS:
         known = KNOWN_MODELS[name]
         return AutoConfig.for_model(
@@ -157,13 +210,14 @@ def _config(name: str, revision: str, trust_remote_code: bool) -> PretrainedConf
             tie_word_embeddings=known.tie_word_embeddings,
             bos_token_id=None,
             eos_token_id=None,
+            **known.sizes,
         )
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise OSError(
-            f"a dry run needs the architecture of {name!r}, which is none of {', '.join(KNOWN_MODELS)}, and could not "
-            "read its config.json; give a local folder, or connect to the Hub."
+            f"this needs the architecture of {name!r}, which is none of {', '.join(KNOWN_MODELS)}, and could not read "
+            "its config.json; give a local folder, or connect to the Hub."
         ) from error
     return cast(PretrainedConfig, config.get_text_config())
 

@@ -25,6 +25,7 @@ from ..hub.model_card import RECIPE_FILE
 from ..hub.private import public_settings
 from ..hub.upload import HubError
 from ..ledger import replace_text
+from ..report.writer import try_to_write_report
 from .arguments import AKDScriptArguments, BenchmarkArguments
 from .errors import SETUP_ERRORS, user_errors
 from .methods import Method
@@ -116,9 +117,9 @@ def _launch_flags(accelerator: Any) -> str:
 
 
 def finish(trainer: "AKDTrainer", *, is_trained: bool = True, merge_adapter: bool = False) -> None:
-    """Save, evaluate and push the student, with its adapter merged if `merge_adapter`.
+    """Save, evaluate and push the student, with its adapter merged if `merge_adapter`, and write the report.
 
-    A student that was not trained is saved without a model card and is not pushed.
+    A student that was not trained is saved without a model card and a report, and is not pushed.
 
     Raises:
         UserError: If the upload, or a served teacher, fails; the student is in the output folder.
@@ -130,6 +131,8 @@ def finish(trainer: "AKDTrainer", *, is_trained: bool = True, merge_adapter: boo
     trainer.save_state()
     if is_trained:
         trainer.create_model_card()
+        if trainer.is_world_process_zero():
+            try_to_write_report(str(trainer.args.output_dir))
         if trainer.args.push_to_hub:
             with user_errors((HubError, ValueError)):
                 _push(trainer, merge_adapter)
@@ -197,6 +200,7 @@ def _add_benchmark_callback(trainer: "AKDTrainer", benchmark: "Benchmark", args:
         prompt_template=trainer.args.prompt_template,
         max_new_tokens=args.eval_max_new_tokens,
         allow_code_execution=args.allow_code_execution or None,
+        log_completions=args.eval_log_completions,
     )
     trainer.add_callback(callback)
 
@@ -325,8 +329,8 @@ def load_tokenizers(
         args.trust_remote_code,
         method.base_model,
     )
-    if teacher is None or args.teacher_base_url is not None:  # a served teacher may have another name on the server
-        return student_tokenizer, None
+    if teacher is None or args.teacher_cache is not None or args.teacher_base_url is not None:
+        return student_tokenizer, None  # a served teacher may have another name on the server
     teacher_tokenizer, teacher_size = _vocabulary(
         "teacher_model_name_or_path", teacher, args.teacher_model_revision, args.trust_remote_code
     )

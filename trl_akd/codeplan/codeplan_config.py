@@ -106,6 +106,10 @@ class CodePLANConfig(AKDConfig):
             )
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` is on, which would remove the prompts; turn it off.")
+        if self.plan_weight == 0.0:
+            self._check_without_effect(("plan_head", "plan_objective"), "with plan_weight=0; raise that")
+        if self.plan_weight == 1.0 and self.guided_weight == 0.0:
+            self._check_without_effect(("code_objective",), "with plan_weight=1; lower that")
         if not self.uses_teacher:
             self._check_no_teacher_options(
                 "while `code_objective` and `plan_objective` are both 'ce'; set one of them to 'akd'"

@@ -7,7 +7,7 @@ models; either task may be distilled from a teacher.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from ..akd.model_utils import name_of, named_datasets
 from ..akd.validation import check_arguments
 from ..generation.transformers_generator import default_max_new_tokens
 from ..losses.fused_linear import FusedCrossEntropy, FusedDivergence, fused_linear_cross_entropy
+from ..losses.reduction import IGNORE_INDEX
+from ..teachers.cache_files import CachedRow
 from .codeplan_config import CodePLANConfig
 from .codeplan_mixin import EpochCallback, PlanningTrainer
 from .collator import DataCollatorForCodePLAN, alternate_tasks, count_task_items, task_loss_weights
@@ -179,6 +181,25 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
             for name, rows in named_datasets(self.train_dataset, self.eval_dataset).items()
             if isinstance(rows, Dataset) and "code_prompt" in rows.column_names
         }
+
+    def teacher_rows(self, dataset: Dataset) -> Iterator[CachedRow]:
+        """Yield each example of the distilled tasks that may be drawn."""
+        if "code_prompt" not in dataset.column_names:
+            return  # rows of a custom collator, which are known in training only
+        collator = self.data_collator
+        if not isinstance(collator, DataCollatorForCodePLAN):
+            collator = self._make_collator()
+        objectives = dict.fromkeys((Task.CODE, Task.GUIDED), self.args.code_objective)
+        objectives[Task.PLAN] = self.args.plan_objective
+        tasks = [task for task in collator.task_weights if objectives[task] == "akd"]
+        for problem in dataset:
+            for prompt, answer in (example for task in tasks for example in collator.examples(problem, task)):
+                yield CachedRow.from_labels([*prompt, *answer], [IGNORE_INDEX] * len(prompt) + answer)
+
+    def row_settings(self) -> dict[str, Any]:
+        """Return the settings that determine the rows."""
+        own = {name: getattr(self.args, name) for name in ("max_target_length", "guided_weight")}
+        return {**super().row_settings(), **own}
 
     def _set_plan_head(self, given: Any, revision: str | None) -> None:
         name = name_of(given)

@@ -5,7 +5,7 @@ import math
 import random
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from types import CodeType
@@ -220,15 +220,13 @@ class DataCollatorForCodePLAN:
     def _example(self, problem: Mapping[str, Any], task: Task) -> tuple[list[int], list[int]]:
         """Return the tokens of the prompt and of the answer."""
         key = (self.seed, int(self._epoch), problem["index"], task.name)
-        solutions = problem["solutions"]
-        if task is Task.PLAN:
-            prompt, answers = problem["plan_prompt"], problem["plans"]
-        elif task is Task.CODE:
-            prompt, answers = problem["code_prompt"], solutions
-        else:
-            prompt, solution = draw(_guided_prompts(problem), *key, "plan")
-            answers = solutions if solution == UNKNOWN_SOLUTION else [solutions[solution]]
+        prompt, answers = draw(_options(problem, task), *key, "plan")
         return prompt, draw(answers, *key)[: self.encoder.max_answer_tokens(prompt)]
+
+    def examples(self, problem: Mapping[str, Any], task: Task) -> Iterator[tuple[list[int], list[int]]]:
+        """Yield the tokens of prompt and answer of each example that may be drawn for a tokenized problem."""
+        for prompt, answers in _options(problem, task):
+            yield from ((prompt, answer[: self.encoder.max_answer_tokens(prompt)]) for answer in answers)
 
     def _pad(self, examples: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
         if self.is_encoder_decoder:
@@ -331,11 +329,19 @@ def select_task(batch: Mapping[str, Tensor], task: Task, factor: float, *, multi
     }
 
 
-def _guided_prompts(problem: Mapping[str, Any]) -> list[tuple[list[int], int]]:
-    """Return the prompts with a plan, and the index of the solution of each plan."""
+def _options(problem: Mapping[str, Any], task: Task) -> list[tuple[list[int], list[list[int]]]]:
+    """Return the prompts of a task, each with its possible answers."""
+    solutions = problem["solutions"]
+    if task is Task.PLAN:
+        return [(problem["plan_prompt"], problem["plans"])]
+    if task is Task.CODE:
+        return [(problem["code_prompt"], solutions)]
     prompts = problem["guided_prompts"]
-    solutions = problem.get("plan_solutions") or [UNKNOWN_SOLUTION] * len(prompts)
-    return list(zip(prompts, solutions, strict=True))
+    known = problem.get("plan_solutions") or [UNKNOWN_SOLUTION] * len(prompts)
+    return [
+        (prompt, solutions if solution == UNKNOWN_SOLUTION else [solutions[solution]])
+        for prompt, solution in zip(prompts, known, strict=True)
+    ]
 
 
 def _check_loss_of_caller() -> None:

@@ -15,13 +15,12 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from tqdm.auto import tqdm
-
 from ..distributed import is_main_process, run_on_main_and_broadcast
 from ..generation import TextGenerator
 from ..generation.budget import BudgetedGenerator, BudgetSpent
 from ..generation.protocol import SamplingParams, derive_seed, stream
 from ..ledger import Ledger
+from ..progress import Progress
 from .plan_checks import check_plan, check_rows, extract_plan
 from .plan_prompts import PLAN_STOP, Reasoning, plan_prompt
 
@@ -101,7 +100,7 @@ class PlanGenerator:
         accelerator (`Accelerator`, *optional*):
             Accelerator of a generator that is distributed over several processes, all of which then call `run`.
         progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a progress bar.
+            Whether to show the progress.
 
     Attributes:
         report ([`PlanReport`], *optional*): counts of the last run.
@@ -245,10 +244,9 @@ class PlanGenerator:
     ) -> None:
         """Generate the missing answers batch by batch, until a limit is reached."""
         missing = self._missing(requests, answers)
-        show = self._progress and is_main_process(self._accelerator) and bool(missing)
-        total = sum(n for n, _ in missing)
+        show = self._progress and is_main_process(self._accelerator)
         with (
-            tqdm(total=total, desc="Generating plans", unit="plan", disable=not show) as bar,
+            Progress(sum(n for n, _ in missing), "Generating plans", "plan", shown=show) as bar,
             suppress(BudgetSpent),
         ):
             for n, group in groupby(missing, key=itemgetter(0)):

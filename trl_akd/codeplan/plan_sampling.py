@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from tqdm.auto import tqdm
-
 from ..distributed import is_main_process, run_on_main_and_broadcast
 from ..execution import CodeExecutor, ExecutionResult, Tests, check_tests
 from ..generation import Completion, TextGenerator
 from ..generation.protocol import derive_seed
+from ..progress import Progress
 from .public_tests import pass_fractions
 from .task_prompts import TaskPrompting
 
@@ -165,7 +164,7 @@ class PlanSampler:
             Accelerator of generators that are distributed over several processes, all of which then call `run`.
             Programs are run and ranked on the main process.
         progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a progress bar.
+            Whether to show the progress.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -265,7 +264,7 @@ class PlanSampler:
         self._check(rows)
         results = []
         show = self._progress and is_main_process(self._accelerator)
-        with tqdm(total=len(rows), desc="Sampling plans", unit="problem", disable=not show) as bar:
+        with Progress(len(rows), "Sampling plans", "problem", shown=show) as bar:
             for start in range(0, len(rows), self._batch_size):
                 batch = rows[start : start + self._batch_size]
                 results += self._run_batch(batch)

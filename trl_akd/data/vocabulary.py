@@ -5,14 +5,16 @@ stand for the same tokens in both models; `require_shared_tokens` checks that a 
 trainer keeps sampled text below it.
 """
 
+import json
 import warnings
+from hashlib import blake2b
 from typing import Any
 
 import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["require_shared_tokens", "shared_vocabulary_size"]
+__all__ = ["require_shared_tokens", "shared_vocabulary_size", "vocabulary_digest"]
 
 _PROBE = (
     "def naïve_sum(xs: list[int]) -> int:\n"
@@ -78,6 +80,13 @@ def require_shared_tokens(
             f"but student and teacher share only the ids below {shared_size}; drop the rows that contain it or choose "
             "a teacher whose vocabulary has it."
         )
+
+
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase, size: int) -> str:
+    """Return a digest of the tokens with ids below `size`, and of how a tokenizer splits a text into them."""
+    tokens = sorted((index, token) for index, token in _tokens_by_id(tokenizer).items() if index < size)
+    facts = [tokens, tokenizer(_PROBE, add_special_tokens=False)["input_ids"]]
+    return blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
 
 
 def _tokens_by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

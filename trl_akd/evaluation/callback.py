@@ -1,11 +1,15 @@
 """Trainer callback that runs a benchmark at every evaluation."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..akd.akd_trainer import AKDTrainer
+from ..akd.on_policy import report_table
 from ..data.templates import DEFAULT_TEMPLATE
 from ..distributed import run_on_main_and_broadcast
 from ..execution import CodeExecutor
@@ -17,12 +21,14 @@ from .cards import card_scores
 from .evaluation_config import DEFAULT_PROGRAM_TIMEOUT
 from .prompts import Prompting, PromptStyle
 from .report import error_counts
-from .results import benchmark_facts, summarize
-from .samples import Samples
+from .results import benchmark_facts, evaluation_folder, summarize, write_results
+from .samples import Samples, write_sample_file
 from .sampling import handle_long_prompts, write_samples
-from .verdicts import run_samples
+from .verdicts import Verdict, run_samples, write_verdicts
 
 __all__ = ["PassAtKCallback"]
+
+logger = logging.getLogger(__name__)
 
 _LOGGED_AS = "eval_"
 _CONFIDENCE = 0.95
@@ -33,7 +39,8 @@ class PassAtKCallback(TrainerCallback):
 
     The values are added to the metrics of the evaluation, so `metric_for_best_model="eval_pass@1"` works. Generation
     is distributed over all processes (DDP, ZeRO-1 to ZeRO-3); programs run on the main process. The model's mode and
-    the random state of training are restored.
+    the random state of training are restored. Samples, verdicts and results are written to `evaluation/step-N` in the
+    output folder, in the files of `trl-akd evaluate`.
 
     Args:
         trainer (`Trainer`):
@@ -56,6 +63,9 @@ class PassAtKCallback(TrainerCallback):
             `allow_code_execution`.
         allow_code_execution (`bool`, *optional*):
             Whether that sandbox may run programs.
+        log_completions (`bool`, *optional*, defaults to `False`):
+            Whether to report the completions with their outcomes as a table `eval_completions` to Weights & Biases and
+            trackio, if they are in `report_to`.
 
     Raises:
         ValueError: If the benchmark is malformed, one of its prompts is too long for the model, or the trainer never
@@ -86,6 +96,7 @@ class PassAtKCallback(TrainerCallback):
         batch_size: int = 16,
         executor: CodeExecutor | None = None,
         allow_code_execution: bool | None = None,
+        log_completions: bool = False,
     ) -> None:
         if trainer.args.eval_strategy == "no":
             raise ValueError("`eval_strategy` is 'no', so no benchmark would be run; set it to 'steps' or 'epoch'.")
@@ -101,6 +112,8 @@ class PassAtKCallback(TrainerCallback):
             max_new_tokens = default_max_new_tokens(trainer.model.config)
         self._sampling = SamplingParams(num_samples, temperature, top_p, max_new_tokens, (), seed)
         self._batch_size = batch_size
+        self._log_completions = log_completions
+        self._progress = trainer.accelerator.is_main_process and not trainer.args.disable_tqdm
         self._executor = executor
         if executor is None and trainer.accelerator.is_main_process:
             self._executor = CodeExecutor(
@@ -155,16 +168,18 @@ class PassAtKCallback(TrainerCallback):
 
     def _keep_for_card(self, scores: Mapping[str, float], step: int) -> None:
         if isinstance(self._trainer, AKDTrainer):
-            settings = {
-                "num_samples": self._sampling.n,
-                "temperature": self._sampling.temperature,
-                "top_p": self._sampling.top_p,
-                "max_new_tokens": self._sampling.max_new_tokens,
-                "prompt_style": self._prompting.style,
-                "step": step,
-            }
             results = {"benchmark": benchmark_facts(self.benchmark), "metrics": {**scores, "confidence": _CONFIDENCE}}
-            self._trainer.scores[step] = card_scores(results, settings)
+            self._trainer.scores[step] = card_scores(results, self._settings(step))
+
+    def _settings(self, step: int) -> dict[str, Any]:
+        return {
+            "num_samples": self._sampling.n,
+            "temperature": self._sampling.temperature,
+            "top_p": self._sampling.top_p,
+            "max_new_tokens": self._sampling.max_new_tokens,
+            "prompt_style": self._prompting.style,
+            "step": step,
+        }
 
     def _evaluate(self) -> dict[str, Any]:
         accelerator = self._trainer.accelerator
@@ -182,11 +197,45 @@ class PassAtKCallback(TrainerCallback):
             self._prompting,
             self._sampling,
             batch_size=self._batch_size * accelerator.num_processes,
-            progress=False,
+            progress=self._progress,
         )
         return run_on_main_and_broadcast(accelerator, lambda: self._score(samples))
 
     def _score(self, samples: Samples) -> dict[str, Any]:
         assert self._executor is not None
-        verdicts = run_samples(self.benchmark.problems, samples.by_task, self._executor, progress=False)
-        return summarize(self.benchmark, verdicts, self._k, confidence=_CONFIDENCE)
+        verdicts = run_samples(self.benchmark.problems, samples.by_task, self._executor, progress=self._progress)
+        results = summarize(self.benchmark, verdicts, self._k, confidence=_CONFIDENCE)
+        try:
+            self._save(results, verdicts)
+        except OSError as error:
+            logger.warning("The programs of this evaluation were not saved: %s", error)
+        if self._log_completions:
+            report_table("eval_completions", self._table(verdicts), self._trainer.args.report_to)
+        return results
+
+    def _table(self, verdicts: Sequence[Verdict]) -> pa.Table:
+        prompts = {problem.task_id: self._prompting.ask(problem) for problem in self.benchmark.problems}
+        step = self._trainer.state.global_step
+        return pa.Table.from_pylist(
+            [
+                {
+                    "step": step,
+                    "task_id": verdict.sample.task_id,
+                    "prompt": prompts[verdict.sample.task_id],
+                    "completion": verdict.sample.completion,
+                    "status": verdict.result.status,
+                    "error_type": verdict.label.error_type,
+                }
+                for verdict in verdicts
+            ]
+        )
+
+    def _save(self, results: Mapping[str, Any], verdicts: Sequence[Verdict]) -> None:
+        """Write samples, verdicts and results."""
+        step = self._trainer.state.global_step
+        folder = evaluation_folder(str(self._trainer.args.output_dir), step)
+        write_sample_file(folder, [verdict.sample for verdict in verdicts])
+        write_verdicts(folder, verdicts)
+        model = {"name": f"{Path(str(self._trainer.args.output_dir)).name}, step {step}", "commit": None}
+        settings = {"generation": self._settings(step), "execution": self._executor.limits if self._executor else None}
+        write_results(folder, {"model": model, **settings, **results})

@@ -23,6 +23,7 @@ __all__ = [
     "card_sections",
     "check_card",
     "find_card",
+    "read_judged_samples",
     "samples_content",
     "update_model_card",
 ]
@@ -149,14 +150,7 @@ def samples_content(folder: Path) -> DatasetContent:
         FileNotFoundError: If the folder has no results or samples.
         ValueError: If a file is malformed.
     """
-    results = read_results(folder)
-    verdicts = {(row["task_id"], row["sample"]): row for row, _ in read_json_lines(folder / VERDICTS)}
-    samples = (row for row, _ in read_json_lines(folder / "samples.jsonl"))
-    rows = [
-        {**row, **{name: verdicts[key][name] for name in _OF_VERDICTS if name in verdicts[key]}}
-        for row in samples
-        if (key := (row["task_id"], row.get("sample", 0))) in verdicts
-    ]
+    results, rows = read_results(folder), read_judged_samples(folder)
     benchmark, settings = results["benchmark"], results.get("generation") or {}
     counts = error_counts(results)
     outcomes = markdown_table(["outcome", "programs"], [[escape(name), str(count)] for name, count in counts.items()])
@@ -176,6 +170,21 @@ def samples_content(folder: Path) -> DatasetContent:
         sections=[f"## Scores\n\n{results_table(code(model), results)}", f"## Outcomes\n\n{outcomes}"],
         sources=[benchmark["dataset"]] if benchmark["dataset"] else [],
     )
+
+
+def read_judged_samples(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of `samples.jsonl` that have a verdict, with its fields, such as `status` and `label`.
+
+    Raises:
+        FileNotFoundError: If the folder has no samples or verdicts.
+        ValueError: If a line is malformed.
+    """
+    verdicts = {(row["task_id"], row["sample"]): row for row, _ in read_json_lines(folder / VERDICTS)}
+    return [
+        {**row, **{name: verdicts[key][name] for name in _OF_VERDICTS if name in verdicts[key]}}
+        for row, _ in read_json_lines(folder / "samples.jsonl")
+        if (key := (row["task_id"], row.get("sample", 0))) in verdicts
+    ]
 
 
 def _role(run: str, runs: Mapping[str, Mapping[str, Any]]) -> str:

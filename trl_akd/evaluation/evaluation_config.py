@@ -28,7 +28,7 @@ GENERATION_FIELDS = (
 )
 _WITHOUT_EFFECT_ON_SAMPLES = (
     *(name for name in GENERATION_FIELDS if name not in ("model_name_or_path", "prompt_style", "prompt_template")),
-    *("num_samples", "generation_batch_size", "device_map", "long_prompts"),
+    *("num_samples", "generation_batch_size", "device_map", "long_prompts", "trust_remote_code"),
 )
 
 

@@ -2,8 +2,10 @@
 
 import json
 import platform
+import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from statistics import NormalDist, fmean
@@ -11,16 +13,20 @@ from typing import Any
 
 from .. import __version__
 from ..execution import ExecutionResult
+from ..hub.private import public_settings
 from ..ledger import replace_text
 from ..metrics.taxonomy import error_table, is_tests_own_error
 from ..metrics.verdicts import check_verdicts, scores
 from .benchmarks import Benchmark
+from .evaluation_config import EvaluationConfig
 from .verdicts import Verdict
 
 __all__ = [
     "EVAL_RESULTS",
     "RESULTS",
     "benchmark_facts",
+    "evaluation_command",
+    "evaluation_folder",
     "read_results",
     "summarize",
     "write_eval_results",
@@ -93,6 +99,11 @@ def benchmark_facts(benchmark: Benchmark) -> dict[str, Any]:
     }
 
 
+def evaluation_folder(output_dir: str | Path, step: int) -> Path:
+    """Return the folder of the evaluation at a step of a training run."""
+    return Path(output_dir) / "evaluation" / f"step-{step}"
+
+
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
     """Write `results.json` atomically."""
     replace_text(folder / RESULTS, json.dumps({**results, "versions": _versions()}, indent=2) + "\n")
@@ -115,6 +126,32 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} was not written by `trl-akd evaluate`; run it again with this folder.") from error
     return results
+
+
+def evaluation_command(results: Mapping[str, Any]) -> str | None:
+    """Return the command of an evaluation, with the settings that differ from the defaults and without local folders.
+
+    Returns `None` for an evaluation of other tools' samples, during training, or with plans.
+    """
+    settings, benchmark = results.get("generation") or {}, results["benchmark"]
+    if "model" not in settings or "plans" in results:
+        return None
+    defaults = {field.name: field.default for field in fields(EvaluationConfig)} | {"k": [1]}
+    known = benchmark["dataset"] is not None
+    given = {
+        "model_name_or_path": settings["model"],
+        "benchmark": benchmark["name"] if known else benchmark["source"],
+        "benchmark_path": None if benchmark["source"] == benchmark["dataset"] or not known else benchmark["source"],
+        **{name: value for name, value in settings.items() if name in defaults},
+        "num_samples": max(task["samples"] for task in results["tasks"].values()),
+        "k": [int(name.removeprefix("pass@")) for name in _without_bounds(results["metrics"])],
+    }
+    flags = [
+        f"--{name} {' '.join(shlex.quote(str(each)) for each in (value if isinstance(value, list) else [value]))}"
+        for name, value in public_settings(given).items()
+        if value is not None and value != defaults[name] and not isinstance(value, dict)
+    ]
+    return " ".join(["trl-akd evaluate", *flags, "--allow_code_execution"])
 
 
 def _scores(tasks: Iterable[Mapping[str, int]], k: Sequence[int], confidence: float) -> dict[str, float]:

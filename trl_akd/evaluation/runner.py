@@ -82,7 +82,7 @@ def evaluate(
         folder = output_folder(config, benchmark, sampler.folder_suffix)
         sampled = sampler.sample(benchmark, Resources(folder, executor, accelerator))
         generated = time.monotonic()
-        execution = _execution_settings(config, benchmark, executor.isolation)
+        execution = executor.limits
         limits = {**execution, "packages": _packages(config, benchmark), "fail_fast": not config.all_tests}
         base_verdicts: Sequence[Verdict] = ()
         if sampled.verdicts is not None:
@@ -167,13 +167,3 @@ def _packages(config: EvaluationConfig, benchmark: Benchmark) -> list[str]:
 
 def _strict(config: EvaluationConfig, benchmark: Benchmark) -> bool:
     return benchmark.strict if config.strict is None else config.strict
-
-
-def _execution_settings(config: EvaluationConfig, benchmark: Benchmark, isolation: str) -> dict[str, Any]:
-    """Return the section `execution` of the results."""
-    return {
-        "isolation": isolation,
-        "strict": _strict(config, benchmark),
-        "timeout": config.program_timeout,
-        "memory_mb": config.memory_mb,
-    }

@@ -7,13 +7,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from ..distributed import is_main_process, run_on_main_and_broadcast
 from ..execution import CodeExecutor
 from ..generation import TextGenerator
 from ..generation.loading import load_generator, max_new_tokens_for, weights_fingerprint
 from ..generation.protocol import GREEDY, SamplingParams, derive_seed, stream, too_long_prompts
+from ..progress import Progress
 from .benchmarks import Benchmark
 from .evaluation_config import EvaluationConfig
 from .problems import Problem
@@ -213,7 +212,7 @@ def write_samples(
         batch_size (`int`, *optional*, defaults to `16`):
             Number of samples per batch, over all processes.
         progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a progress bar.
+            Whether to show the progress.
 
     Raises:
         ValueError: If the generator refuses a prompt; the message names the problems.
@@ -229,9 +228,7 @@ def write_samples(
     todo = sorted(
         filter(missing, problems), key=lambda problem: (kind(problem), len(prompting.ask(problem))), reverse=True
     )
-    with tqdm(
-        total=sum(map(missing, problems)), desc="Generating", unit="sample", disable=not (todo and progress)
-    ) as bar:
+    with Progress(sum(map(missing, problems)), "Generating", "sample", shown=progress) as bar:
         for (n, stop), group in groupby(todo, key=kind):
             rest = replace(sampling, n=n, stop=stop, seed=derive_seed(sampling.seed or 0, sampling.n - n))
             pending, size = list(group), max(1, batch_size // n)

@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self, get_args
 
-from tqdm.auto import tqdm
-
 from .. import __version__
 from ..execution import CodeExecutor, ExecutionResult
 from ..execution.result import Status
 from ..ledger import Ledger, write_json_lines
 from ..metrics.taxonomy import ErrorLabel, classify
+from ..progress import Progress
 from .problems import Problem
 from .samples import Sample
 
@@ -176,9 +175,7 @@ def run_samples(
         else:
             verdicts[index] = Verdict(sample, kept, label(kept, problem, sample))
     pairs = ((asked[index][1].solution, asked[index][0].tests) for index in to_run)
-    with tqdm(
-        total=len(asked), initial=len(verdicts), desc="Running programs", unit="program", disable=not progress
-    ) as bar:
+    with Progress(len(asked), "Running programs", "program", initial=len(verdicts), shown=progress) as bar:
         for number, result in executor.stream(pairs, fail_fast=fail_fast):
             problem, sample = asked[to_run[number]]
             verdict = Verdict(sample, result, label(result, problem, sample))

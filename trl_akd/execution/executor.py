@@ -151,6 +151,16 @@ class CodeExecutor:
         self._helpers: list[Worker] = [worker]
         self._finalizer = weakref.finalize(self, _stop, self._helpers, self._owner)
 
+    @property
+    def limits(self) -> dict[str, Any]:
+        """Settings that verdicts depend on: `isolation`, `strict`, `timeout` in seconds and `memory_mb`."""
+        return {
+            "isolation": self.isolation,
+            "strict": self._strict,
+            "timeout": self._timeout,
+            "memory_mb": self._memory_mb,
+        }
+
     def __enter__(self) -> Self:
         return self
 

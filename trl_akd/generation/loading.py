@@ -145,16 +145,25 @@ class GeneratorConfig(BackendConfig):
             Model: a folder, a name on the Hub or, for a server, its name on the server.
         model_revision (`str`, *optional*):
             Branch, tag or commit of the model on the Hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run code in the model's repository, for architectures that transformers does not have. Read
+            that code first.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Precision of the weights: `"auto"` (as saved), `"bfloat16"`, `"float16"` or `"float32"`.
     """
 
     model_name_or_path: str | None = None
     model_revision: str | None = None
+    trust_remote_code: bool = False
     dtype: DType = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.trust_remote_code and self.backend == "openai":
+            raise ValueError(
+                "`trust_remote_code` is true, but the backend openai loads no model; set it on the server, or leave "
+                "it out."
+            )
         if self.dtype not in get_args(DType):
             raise ValueError(f"`dtype` is {self.dtype!r}; choose one of {', '.join(get_args(DType))}.")
 
@@ -253,7 +262,8 @@ def max_new_tokens_for(config: GeneratorConfig) -> int:
     from .transformers_generator import default_max_new_tokens
 
     _, name, revision = _base_model(config)
-    return default_max_new_tokens(AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False))
+    source = {"revision": revision, "trust_remote_code": config.trust_remote_code}
+    return default_max_new_tokens(AutoConfig.from_pretrained(name, **source))
 
 
 def weights_fingerprint(model: str) -> str | None:
@@ -324,6 +334,7 @@ def _start_vllm(
         add_special_tokens=not chat,
         dtype=config.dtype,
         revision=config.model_revision,
+        trust_remote_code=config.trust_remote_code,
         **engine_args,
     )
     return ChatGenerator(generator, tokenizer) if chat else generator
@@ -333,7 +344,7 @@ def _load_tokenizer(config: GeneratorConfig) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(
-        config.model_name_or_path, revision=config.model_revision, trust_remote_code=False
+        config.model_name_or_path, revision=config.model_revision, trust_remote_code=config.trust_remote_code
     )
 
 
@@ -343,7 +354,7 @@ def _load_model(config: GeneratorConfig, accelerator: Any) -> Any:
     from ..distributed import default_device
 
     adapter, name, revision = _base_model(config)
-    source = {"revision": revision, "trust_remote_code": False}
+    source = {"revision": revision, "trust_remote_code": config.trust_remote_code}
     encoder_decoder = AutoConfig.from_pretrained(name, **source).is_encoder_decoder
     kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
     model = kind.from_pretrained(name, dtype=config.dtype, device_map=config.device_map, **source)

@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from ..distributed import is_main_process, run_on_main_and_broadcast
+from ..progress import Progress
 from .protocol import (
     GREEDY,
     Arrival,
@@ -84,7 +83,7 @@ class ChatGenerator(StreamingGenerator):
 
 
 class ProgressBar(StreamingGenerator):
-    """Show a progress bar over the completions of each call."""
+    """Show the progress of each call, by the number of completions."""
 
     def __init__(self, generator: TextGenerator, description: str, *, shown: bool = True) -> None:
         self._generator = generator
@@ -94,7 +93,7 @@ class ProgressBar(StreamingGenerator):
     def stream(self, prompts: list[str], sampling: SamplingParams = GREEDY) -> Iterator[Arrival]:
         """Yield completions as they arrive."""
         total = len(prompts) * sampling.n
-        with tqdm(total=total, desc=self._description, unit="text", disable=not self._shown) as bar:
+        with Progress(total, self._description, "text", shown=self._shown) as bar:
             for index, completions in stream(self._generator, prompts, sampling):
                 bar.update(len(completions))
                 yield index, completions

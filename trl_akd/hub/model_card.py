@@ -1,9 +1,11 @@
 """Model card of a distilled model, with its provenance and measured scores."""
 
+import json
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
+from ..ledger import replace_text
 from .markdown import code, code_block
 from .private import public_path
 from .scores import measured_sections
@@ -20,7 +23,9 @@ from .upload import hub_api
 
 __all__ = [
     "RECIPE_FILE",
+    "RUN_FILE",
     "BaseModelFacts",
+    "Fact",
     "ModelCardContent",
     "Provenance",
     "add_base_model",
@@ -28,9 +33,13 @@ __all__ = [
     "model_card",
     "read_base_model",
     "rename",
+    "run_facts",
+    "versions",
+    "write_run_facts",
 ]
 
 RECIPE_FILE = "recipe.yaml"
+RUN_FILE = "run.json"
 
 _TEMPLATE = """---
 {{ card_data }}
@@ -170,6 +179,62 @@ class ModelCardContent:
     sections: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class Fact:
+    """A row of the table of sources and settings.
+
+    Args:
+        name (`str`):
+            Name of the source or setting.
+        value (`str`):
+            Its value, without absolute paths of the machine.
+        revision (`str`, *optional*):
+            Revision of a model or dataset.
+    """
+
+    name: str
+    value: str
+    revision: str | None = None
+
+
+def _facts(provenance: Provenance, content: ModelCardContent) -> list[Fact]:
+    """Return the known sources and settings of a run."""
+    sources = [
+        ("Student", provenance.student, provenance.student_revision),
+        ("Teacher", provenance.teacher, provenance.teacher_revision),
+        ("Data", provenance.dataset, provenance.dataset_revision),
+    ]
+    settings = {**content.facts, **content.objective}
+    return [
+        *(Fact(name, public_path(value), revision) for name, value, revision in sources if value is not None),
+        *(Fact(name, str(value)) for name, value in settings.items()),
+        *([] if provenance.recipe is None else [Fact("Recipe", public_path(provenance.recipe))]),
+    ]
+
+
+def run_facts(provenance: Provenance, content: ModelCardContent) -> dict[str, Any]:
+    """Return what the model card states about a run, except for scores, as JSON values.
+
+    Returns:
+        `dict`: `name` of the model, `method`, `explanation` of the method in Markdown, `facts` (fields of [`Fact`]),
+        `command` (`None` for a run from Python) and `versions` of packages.
+    """
+    return {
+        "name": content.model_name,
+        "method": content.method,
+        "explanation": content.explanation,
+        "facts": [asdict(fact) for fact in _facts(provenance, content)],
+        "command": provenance.command,
+        "versions": versions(),
+    }
+
+
+def write_run_facts(folder: Path, provenance: Provenance, content: ModelCardContent) -> None:
+    """Write [`run_facts`] to `run.json`, from which the report of the run is made."""
+    text = json.dumps(run_facts(provenance, content), indent=2)
+    replace_text(folder / RUN_FILE, f"{text}\n")
+
+
 def model_card(provenance: Provenance, content: ModelCardContent, base: BaseModelFacts | None = None) -> ModelCard:
     """Return the card of a distilled model. Unknown sources are omitted, and local paths are shortened.
 
@@ -182,15 +247,6 @@ def model_card(provenance: Provenance, content: ModelCardContent, base: BaseMode
             Facts about the student before training, from [`read_base_model`].
     """
     base = base or BaseModelFacts(hub_name(provenance.student))
-    rows = [
-        ("Student", _at(provenance.student, provenance.student_revision)),
-        ("Teacher", _at(provenance.teacher, provenance.teacher_revision)),
-        ("Data", _at(provenance.dataset, provenance.dataset_revision)),
-        ("Method", content.method),
-        *((name, code(value)) for name, value in content.facts.items()),
-        *((name, code(value)) for name, value in content.objective.items()),
-        ("Recipe", _at(provenance.recipe, None)),
-    ]
     library = "peft" if content.adapter else "transformers"
     dataset = hub_name(provenance.dataset)
     data = ModelCardData(
@@ -214,10 +270,10 @@ def model_card(provenance: Provenance, content: ModelCardContent, base: BaseMode
         library=library,
         base_model=base.name,
         architecture=_architecture(content.adapter, content.encoder_decoder),
-        facts=[(name, value) for name, value in rows if value],
+        facts=[("Method", content.method), *((fact.name, _cell(fact)) for fact in _facts(provenance, content))],
         sections=[*explanation, *measured_sections(content.results, content.measurements), *content.sections],
         reproduction=_reproduction(provenance),
-        versions=[("Python", platform.python_version()), *_versions()],
+        versions=versions().items(),
     )
     return card
 
@@ -309,17 +365,14 @@ def _reproduction(provenance: Provenance) -> str:
     )
 
 
-def _versions() -> list[tuple[str, str]]:
-    found = []
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages on which a run depends."""
+    found = {"Python": platform.python_version()}
     for package in _PACKAGES:
-        try:
-            found.append((package, version(package)))
-        except PackageNotFoundError:
-            continue
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
     return found
 
 
-def _at(name: str | None, revision: str | None) -> str | None:
-    if name is None:
-        return None
-    return code(public_path(name)) + ("" if revision is None else f" at revision {code(revision)}")
+def _cell(fact: Fact) -> str:
+    return code(fact.value) + ("" if fact.revision is None else f" at revision {code(fact.revision)}")

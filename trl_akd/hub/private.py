@@ -2,14 +2,15 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from huggingface_hub import get_token
 
-__all__ = ["check_no_secrets", "public_path", "public_settings"]
+__all__ = ["check_no_secrets", "make_redactor", "public_path", "public_settings"]
 
 _SECRET_SETTING = re.compile(
     r"secret|passw|credential|authorization|(?:^|_)key$|^token$|(?:hub|hf|api|auth|access|bearer|session)_?token$",
@@ -78,6 +79,29 @@ def check_no_secrets(files: Mapping[str, Path | bytes], token: str | None = None
                 raise ValueError(
                     f"{name} contains the value of {origin}, and nothing was uploaded; remove it from the file."
                 )
+
+
+def make_redactor(*folders: Path) -> Callable[[str], str]:
+    """Return a function that removes secrets and the places of folders from a text.
+
+    Secrets are the Hub's token and those of the environment. Of a path, what follows the folder is kept; the home
+    directory, the working directory and the Python environment are removed in addition to the given folders.
+
+    Args:
+        *folders (`Path`):
+            Further folders whose place is removed.
+    """
+    secrets = dict(_secrets(None))
+    places = {folder.expanduser().resolve() for folder in (Path.home(), Path.cwd(), Path(sys.prefix), *folders)}
+    found = sorted((str(place) for place in places if place.name), key=len, reverse=True)
+    pattern = re.compile(rf"(?<![\w.~/-])(?:{'|'.join(map(re.escape, found))})(?:/(?=[\w.])|(?![\w.-]))")
+
+    def redact(text: str) -> str:
+        for origin, value in secrets.items():
+            text = text.replace(value, f"[removed: {origin}]")
+        return pattern.sub("", text) if found else text
+
+    return redact
 
 
 def _secrets(token: str | None) -> Iterator[tuple[str, str]]:

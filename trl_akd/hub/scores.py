@@ -18,6 +18,7 @@ __all__ = [
     "comparison_section",
     "errors_section",
     "measured_sections",
+    "not_measured",
     "read_card",
     "score_results",
 ]
@@ -35,7 +36,7 @@ _USUAL_LEVEL = 0.95
 _OWN_COLUMNS = ("interval", "confidence", "fingerprint")
 _NEVER_MEASURED = (
     "The variation between training runs: this is a single run.",
-    "Whether the training data contains problems of the benchmarks, unless a section of this card says so.",
+    "Whether the training data contains problems of the benchmarks, unless it is stated here.",
     "Anything other than whether programs pass tests, such as their security, speed and style, and text in natural "
     "languages.",
 )
@@ -202,14 +203,33 @@ def _evaluation(results: Sequence[EvalResult]) -> str:
 
 
 def _not_measured(results: Sequence[EvalResult], text: str) -> str:
-    remarks = list(_NEVER_MEASURED)
-    if not results:
-        remarks.insert(0, "Whether the programs that this model writes are correct.")
-    if "<!-- trl_akd: comparison " not in text:
-        remarks.insert(0, "How the teacher, and the student before training, score with the settings of this card.")
-    elif "accuracy loss" not in text:
-        remarks.insert(0, "How the teacher scores with the settings of this card.")
+    remarks = not_measured(
+        is_measured=bool(results),
+        is_compared="<!-- trl_akd: comparison " in text,
+        with_teacher="accuracy loss" in text,
+    )
     return "\n".join(["## Not measured", "", *(f"- {remark}" for remark in remarks)])
+
+
+def not_measured(*, is_measured: bool, is_compared: bool, with_teacher: bool) -> list[str]:
+    """Return what the measurements of a run leave open, one sentence each.
+
+    Args:
+        is_measured (`bool`):
+            Whether the student's programs were run against a benchmark.
+        is_compared (`bool`):
+            Whether another model, such as the student before training, was measured in the same way.
+        with_teacher (`bool`):
+            Whether the teacher was.
+    """
+    remarks = list(_NEVER_MEASURED)
+    if not is_measured:
+        remarks.insert(0, "Whether the programs that this model writes are correct.")
+    if not is_compared:
+        remarks.insert(0, "How the teacher, and the student before training, score with the same settings.")
+    elif not with_teacher:
+        remarks.insert(0, "How the teacher scores with the same settings.")
+    return remarks
 
 
 def _identity(result: EvalResult) -> tuple[Any, ...]:

@@ -26,7 +26,7 @@ class IterKDConfig(CycleConfig, AKDConfig):
             Supervised objective on correct answers: `"akd"`, the divergence from a teacher, as configured by the
             fields of [`AKDConfig`], or `"ce"`, cross-entropy, as in the paper. Defaults to `"akd"` with a teacher
             model, and to `"ce"` without, for example with a teacher that only writes text.
-        contrastive_weight (`float`, *optional*, defaults to `1.0`):
+        contrastive_weight (`float`, *optional*, defaults to `0.1`):
             Weight of the contrastive loss of correct against faulty answers, which is added to the supervised loss.
             With the default loss and weight 1, the gradient on the tokens of a correct answer is at first as large as
             that of cross-entropy, and decreases as the margin grows. With 0, faulty answers are ignored.
@@ -49,7 +49,7 @@ class IterKDConfig(CycleConfig, AKDConfig):
 
     _may_generate: ClassVar[bool] = False
     objective: Objective | None = None
-    contrastive_weight: float = 1.0
+    contrastive_weight: float = 0.1
     contrastive_loss: ContrastiveLoss = "dpo_norm"
     contrastive_beta: float | None = None
     simpo_margin: float | None = None
@@ -68,7 +68,9 @@ class IterKDConfig(CycleConfig, AKDConfig):
     @property
     def uses_teacher(self) -> bool:
         """Whether the objective needs a teacher model."""
-        return self.objective == "akd" or (self.objective is None and self.teacher_model_name_or_path is not None)
+        if self.objective is not None:
+            return self.objective == "akd"
+        return self.teacher_model_name_or_path is not None or self.teacher_cache is not None
 
     @property
     def needs_reference(self) -> bool:

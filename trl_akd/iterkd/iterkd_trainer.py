@@ -5,6 +5,7 @@ later "Smaller but Better: Self-Paced Knowledge Distillation for Lightweight yet
 `docs/methods/iterkd.md` separates the paper's details from the choices made here.
 """
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from datasets import Dataset
 from huggingface_hub import EvalResult
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from ..akd.checkpoint import last_whole_checkpoint
@@ -34,7 +36,7 @@ from .cycle import costs
 from .cycle.cycles import Cycles, Participants, ProgramOf
 from .cycle.ledger import CycleLedger, ledger_content
 from .cycle.records import Question, digest, read_questions
-from .cycle.report import CycleReport, cycle_table, write_reports
+from .cycle.report import CycleReport, cycle_table, tracked_metrics, write_reports
 from .cycle.run_settings import model_settings, training_settings
 from .iterkd_config import IterKDConfig
 from .judge.judges import GenerativeJudge, Judge, requesting_json
@@ -111,6 +113,11 @@ class IterKDTrainer(PairTrainer):
         settings: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        if args is not None and args.teacher_cache is not None:
+            raise ValueError(
+                f"`teacher_cache` is {args.teacher_cache!r}, but each cycle trains on new answers, for which no cache "
+                "has signals; leave it out and set `teacher_model_name_or_path`."
+            )
         self._further_settings = dict(settings or {})
         self.seeds = read_questions(() if train_dataset is None else train_dataset)
         self._student_name = name_of(model)
@@ -131,6 +138,7 @@ class IterKDTrainer(PairTrainer):
         self.trained_cycles = 0
         self._has_trained = False  # whether the student in memory has been trained
         self._loss = 0.0  # of the last training
+        self._earlier_steps = 0  # of the cycles before the current one
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Run the cycles.
@@ -160,9 +168,13 @@ class IterKDTrainer(PairTrainer):
         if self.text_teacher is None:
             raise ValueError("`text_teacher` is missing; give a TextGenerator that writes the answers.")
         folder = Path(str(self.args.output_dir))
+        # transformers ends a run of trackio after each cycle, and continues one of the same name.
+        self.args.run_name = self.args.run_name or str(folder)
         spending = folder / LEDGER / "spending.json"
         with ExitStack() as stack:
-            ledger = stack.enter_context(CycleLedger(folder / LEDGER, self._settings(), self.accelerator))
+            ledger = stack.enter_context(
+                CycleLedger(folder / LEDGER, self._settings(), self.accelerator, progress=not self.args.disable_tqdm)
+            )
             spent = ledger.usage(self._paid_models)
             budget = self._budget(spent, spending)
             if budget.is_limited and is_main_process(self.accelerator):
@@ -177,6 +189,7 @@ class IterKDTrainer(PairTrainer):
                 prompt_template=self.args.prompt_template,
                 accelerator=self.accelerator,
                 announce=self._announce,
+                on_report=self._log_report,
             )
             self.stopped, self._limit = None, None
             try:
@@ -211,14 +224,15 @@ class IterKDTrainer(PairTrainer):
         if self.args.push_ledger_to_hub and is_main_process(self.accelerator):
             assert self.hub_model_id is not None
             private = self.args.hub_private_repo if private is None else private
+            private = True if private is None else private
             name = f"{self.hub_model_id}-ledger"
             folder = Path(str(self.args.output_dir))
             upload_dataset(
                 name,
                 ledger_content(folder / LEDGER, self.hub_model_id),
-                kept=repeat_command(folder, "hub_dataset_id", name),
+                kept=repeat_command(folder, "hub_dataset_id", name, private=private),
                 token=self.args.hub_token if token is None else token,
-                private=True if private is None else private,
+                private=private,
             )
         return result
 
@@ -231,7 +245,27 @@ class IterKDTrainer(PairTrainer):
                 "create a new trainer."
             )
         self._has_trained = True
+        self._earlier_steps = self._steps_before(cycle)
         self._loss = self.train_on(pairs, cycle, output_dir, resume_from_checkpoint=checkpoint).training_loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as [`AKDTrainer`] does, at the step since the beginning of the first cycle."""
+        own = self.state.global_step
+        self.state.global_step = own + self._earlier_steps
+        try:
+            super().log(logs, start_time)
+        finally:
+            self.state.global_step = own
+
+    def _log_report(self, report: CycleReport) -> None:
+        self._earlier_steps = self._steps_before(report.cycle + 1) - self.state.global_step
+        self.log(tracked_metrics(report))
+
+    def _steps_before(self, cycle: int) -> int:
+        """Return the number of optimizer steps of the cycles before one."""
+        folder = Path(str(self.args.output_dir))
+        states = [folder / f"cycle-{earlier}" / TRAINER_STATE_NAME for earlier in range(cycle)]
+        return run_on_main_and_broadcast(self.accelerator, lambda: sum(map(_steps_of, states)))
 
     def _participants(self, ledger: CycleLedger, budget: Budget) -> Participants:
         """Return teacher, judge, runner and data, with recorded results and a shared budget."""
@@ -368,3 +402,11 @@ class IterKDTrainer(PairTrainer):
             return {}
         last = self.reports[-1]
         return {"cycles": len(self.reports), "feedback": last.feedback["score"], **last.held_out}
+
+
+def _steps_of(state: Path) -> int:
+    """Return the number of steps in a saved state; 0 if there is none, as in runs of earlier versions."""
+    try:
+        return int(json.loads(state.read_text())["global_step"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0

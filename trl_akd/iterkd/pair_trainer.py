@@ -38,6 +38,8 @@ from ..generation import TransformersGenerator
 from ..heads import evaluating, final_hidden_states, lm_head
 from ..losses.fused_linear import FusedDivergence, fused_linear_cross_entropy
 from ..losses.reduction import IGNORE_INDEX
+from ..progress import Progress
+from ..teachers.cache_files import CachedRow
 from .iterkd_config import IterKDConfig
 from .pair_loss import CONTRASTIVE, SUPERVISED, PairTargets, contrastive_objective, pair_loss, pair_targets
 from .pairs import DataCollatorForPairs, PairEncoder, check_pairs, number_of_answers, prepare_pairs
@@ -101,7 +103,8 @@ class PairTrainer(AKDTrainer):
         args = IterKDConfig(f"{(name_of(model) or 'model').split('/')[-1]}-IterKD") if args is None else args
         if kwargs.get("data_collator") is not None:
             raise ValueError("`data_collator` is given, but the loss of IterKD requires its own; leave it out.")
-        args.resolve_objective(has_teacher=(teacher_model or args.teacher_model_name_or_path) is not None)
+        teacher = teacher_model or args.teacher_cache or args.teacher_model_name_or_path
+        args.resolve_objective(has_teacher=teacher is not None)
         dataset = _PLACEHOLDER if train_dataset is None else train_dataset
         super().__init__(model, teacher_model, args, train_dataset=dataset, **kwargs)
         if train_dataset is None:
@@ -148,6 +151,14 @@ class PairTrainer(AKDTrainer):
             if isinstance(rows, Dataset)
         }
 
+    def teacher_rows(self, dataset: Dataset) -> Iterator[CachedRow]:
+        """Yield the correct answers."""
+        if self._training_data is _PLACEHOLDER and dataset is self.train_dataset:
+            return
+        for pair in dataset.select_columns(["prompt", "completion"]):
+            prompt, answer = pair["prompt"], pair["completion"]
+            yield CachedRow.from_labels([*prompt, *answer], [IGNORE_INDEX] * len(prompt) + answer)
+
     # Cycles
 
     def train_on(
@@ -176,8 +187,12 @@ class PairTrainer(AKDTrainer):
             if self.teacher_model is not None:
                 [tokens] = [rows for name, rows in self._datasets().items() if name == "train"]
                 require_shared_tokens(tokens, self.vocabulary_size, self._tokenizer, name="train")
+            self._require_cached_rows()
             set_seed(self.args.seed)
-            return super().train(resume_from_checkpoint=resume_from_checkpoint)
+            result = super().train(resume_from_checkpoint=resume_from_checkpoint)
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            self.save_state()  # the logs of the cycle, for the report of the run
+            return result
 
     def student_generator(self, batch_size: int = 16, **settings: Any) -> TransformersGenerator:
         """Return a [`TransformersGenerator`] of the current student, which is valid until the next cycle begins.
@@ -248,6 +263,7 @@ class PairTrainer(AKDTrainer):
                 self._log_probs,
                 self.accelerator,
                 batch_size=self.args.per_device_train_batch_size,
+                progress=not self.args.disable_tqdm,
             )
 
     @torch.no_grad()
@@ -417,6 +433,7 @@ def compute_reference(
     accelerator: Accelerator,
     *,
     batch_size: int,
+    progress: bool = False,
 ) -> Tensor:
     """Compute the log-probabilities of all answers, in float32 `[answers]`, distributed over the processes.
 
@@ -425,13 +442,16 @@ def compute_reference(
     """
     total = torch.zeros(number_of_answers(pairs), device=accelerator.device)
     batches = _longest_first(pairs, batch_size)
-    for first in range(0, len(batches), accelerator.num_processes):
-        number = first + accelerator.process_index
-        batch = collate([pairs[index] for index in batches[number % len(batches)]])
-        batch = {key: tensor.to(accelerator.device) for key, tensor in batch.items()}
-        values = log_probs(batch)
-        if number < len(batches):
-            total[batch["answer_ids"]] = values.to(total.dtype)
+    shown = progress and accelerator.is_main_process
+    with Progress(len(batches), "Reference log-probabilities", "batch", "batches", shown=shown) as bar:
+        for first in range(0, len(batches), accelerator.num_processes):
+            number = first + accelerator.process_index
+            batch = collate([pairs[index] for index in batches[number % len(batches)]])
+            batch = {key: tensor.to(accelerator.device) for key, tensor in batch.items()}
+            values = log_probs(batch)
+            if number < len(batches):
+                total[batch["answer_ids"]] = values.to(total.dtype)
+            bar.update(min(accelerator.num_processes, len(batches) - first))
     reduced: Tensor = accelerator.reduce(total, "sum")
     return reduced
 

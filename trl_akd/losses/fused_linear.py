@@ -344,15 +344,18 @@ def _chunked_forward(
     Matrix products are efficient for many tokens at once, and element-wise operations on a CPU for few: the former
     work on chunks, the latter on blocks of a chunk.
     """
-    is_dense = isinstance(teacher, DenseSignal)
     fields = LabelStatistics._fields if teacher is None else TokenStatistics._fields
     statistics = tokens.weights.new_empty(len(fields), len(tokens.rows))
-    vocab_size = len(head.weight)
-    chunk_size = max(1, min(chunk_size or _chunk_size(len(tokens.rows), vocab_size, statistics), len(tokens.rows)))
-    by_autograd = is_dense and objective is not None and objective.rule.fused is None
-    block_size = _block_size(chunk_size, vocab_size, statistics, by_autograd)
-    tiles = statistics.new_empty(2 if is_dense else 1, chunk_size, vocab_size)
-    scratch = statistics.new_empty(1 if teacher is None else 2, block_size, vocab_size)
+    sizes = buffer_shapes(
+        len(tokens.rows),
+        len(head.weight),
+        statistics,
+        signal=type(teacher),
+        rule=None if objective is None else objective.rule,
+        chunk_size=chunk_size,
+    )
+    tiles, scratch = statistics.new_empty(sizes.tiles), statistics.new_empty(sizes.scratch)
+    chunk_size, block_size = sizes.tiles[1], sizes.scratch[1]
     for chunk in _slices(len(tokens.rows), chunk_size):
         rows, labels = tokens.rows[chunk], tokens.labels[chunk]
         hidden = tokens.hidden[rows]
@@ -408,6 +411,47 @@ class _AttachGradients(torch.autograd.Function):
             for buffer, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
         return None, None, None, *scaled
+
+
+class BufferShapes(NamedTuple):
+    """Shapes of the two largest buffers of a fused loss: `[models, chunk, V]` logits, and `[2 or 1, block, V]`."""
+
+    tiles: tuple[int, int, int]
+    scratch: tuple[int, int, int]
+
+
+def buffer_shapes(
+    tokens: int,
+    vocab_size: int,
+    like: Tensor,
+    *,
+    signal: type[DenseSignal | SparseSignal | None],
+    rule: divergences.Rule | None = None,
+    chunk_size: int | None = None,
+) -> BufferShapes:
+    """Return the shapes of the buffers of a fused loss, which has no others of the size of a chunk of logits.
+
+    Rules without a hand-written gradient are an exception: autograd keeps 20 to 50 tensors of the size of a block.
+
+    Args:
+        tokens (`int`): number of tokens with a weight.
+        vocab_size (`int`): number of rows of the heads.
+        like (`Tensor`): a tensor with the device and the dtype of the buffers; `meta` stands for a GPU.
+        signal (`type`): [`DenseSignal`], [`SparseSignal`], or `type(None)` for cross-entropy.
+        rule (`Rule`, *optional*): rule of the divergence.
+        chunk_size (`int`, *optional*): tokens projected at a time, as in [`fused_divergence`].
+
+    Example:
+        >>> buffer_shapes(4096, 151_936, torch.empty(0, device="meta"), signal=DenseSignal).tiles
+        (2, 820, 151936)
+    """
+    is_dense = issubclass(signal, DenseSignal)
+    chunk_size = max(1, min(chunk_size or _chunk_size(tokens, vocab_size, like), tokens))
+    block_size = _block_size(chunk_size, vocab_size, like, is_dense and rule is not None and rule.fused is None)
+    return BufferShapes(
+        (2 if is_dense else 1, chunk_size, vocab_size),
+        (1 if issubclass(signal, type(None)) else 2, block_size, vocab_size),
+    )
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:

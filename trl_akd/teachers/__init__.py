@@ -2,10 +2,12 @@
 
 from ..losses.signals import DenseSignal, SparseSignal, TeacherSignal
 from .base import NoTeacher, Teacher, as_teacher
+from .cached import CachedTeacher
 from .local import LocalTeacher, SelfTeacher, load_teacher, verify_architecture
 from .served import ServedTeacher
 
 __all__ = [
+    "CachedTeacher",
     "DenseSignal",
     "LocalTeacher",
     "NoTeacher",

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from trl_akd.bench.pages import Page
 from trl_akd.micro.bench.config import BenchConfig
+from trl_akd.micro.bench.cycles_config import CyclesConfig
+from trl_akd.micro.bench.cycles_report import CYCLES_PAGE
+from trl_akd.micro.bench.cycles_runs import plan_cycles
 from trl_akd.micro.bench.plans_report import PLANS_PAGE
 from trl_akd.micro.bench.report import BENCH_PAGE
 from trl_akd.micro.bench.runs import plan
@@ -28,26 +32,34 @@ def test_the_page_is_that_of_the_committed_results(tmp_path: Path):
         for folder in (tmp_path / "results", DOCS / "results")
     )
     assert figures == committed
-    assert {path.name for path in (DOCS / "results").glob("*.json")} == {*names.split(), "plans.json"}
+    assert {path.name for path in (DOCS / "results").glob("*.json")} == {*names.split(), "plans.json", "cycles.json"}
 
 
-def test_the_page_on_plans_is_that_of_the_committed_results(tmp_path: Path):
+@pytest.mark.parametrize(("page", "name"), [(PLANS_PAGE, "plans"), (CYCLES_PAGE, "cycles")])
+def test_other_pages_are_those_of_the_committed_results(page: Page, name: str, tmp_path: Path):
     folder = DOCS / "results"
-    made = PLANS_PAGE.write([folder / "plans.json"], tmp_path / "results_plans.md", folder / "plans_answer.txt")
-    assert made.read_bytes() == (DOCS / "results_plans.md").read_bytes(), "run `make results`"
+    made = page.write([folder / f"{name}.json"], tmp_path / f"results_{name}.md", folder / f"{name}_answer.txt")
+    assert made.read_bytes() == (DOCS / f"results_{name}.md").read_bytes(), "run `make results`"
 
 
-@pytest.mark.parametrize("path", sorted((DOCS / "results").glob("*.json")), ids=lambda path: path.stem)
+DIVERGENCES = [path for path in sorted((DOCS / "results").glob("*.json")) if path.stem not in ("plans", "cycles")]
+
+
+@pytest.mark.parametrize("path", DIVERGENCES, ids=lambda path: path.stem)
 def test_finished_runs_keep_their_keys(path: Path):
     """So that a benchmark continues after fields of rules were added."""
     content = json.loads(path.read_text())
-    if "control" not in content:
-        pytest.skip("the results of another experiment")
-    names = ("worlds", "students", "rules", "num_tasks", "num_samples", "predictions", "line")
-    control = content["control"]
-    config = BenchConfig(seeds=[0], control=control, **{name: content[name] for name in names})
+    names = ("worlds", "students", "rules", "num_tasks", "num_samples", "control", "predictions", "line")
+    config = BenchConfig(seeds=[0], **{name: content[name] for name in names})
     keys = {tuple(run.place.values()): run.key for run in plan(config)}
     finished = [run for run in content["runs"] if run["seed"] == 0]
     assert finished
     for run in finished:
         assert run["key"] == keys[tuple(run[name] for name in ("world", "student", "rule", "seed", "draw"))]
+
+
+def test_finished_runs_of_the_experiment_on_iterkd_keep_their_keys():
+    content = json.loads((DOCS / "results" / "cycles.json").read_text())
+    names = ("settings", "variants", "seeds", "num_tasks", "num_samples", "control", "predictions")
+    keys = {tuple(run.place.values()): run.key for run in plan_cycles(CyclesConfig(**{n: content[n] for n in names}))}
+    assert {(run["variant"], run["seed"]): run["key"] for run in content["runs"]} == keys

@@ -75,7 +75,8 @@ class Participants:
 class Cycles:
     """Loop over the cycles of a student, which all processes run together.
 
-    Students are saved in `folder`, and `announce` receives a sentence at the beginning of each stage.
+    Students are saved in `folder`, `announce` receives a sentence at the beginning of each stage, and `on_report` the
+    report of each cycle, before new questions are generated.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Cycles:
         prompt_template: str,
         accelerator: Accelerator,
         announce: Callable[[str], None] = lambda sentence: None,
+        on_report: Callable[[CycleReport], None] = lambda report: None,
     ) -> None:
         self._student = student
         self._participants = participants
@@ -98,6 +100,7 @@ class Cycles:
         self._template = prompt_template
         self._accelerator = accelerator
         self._announce = announce
+        self._on_report = on_report
         self._runner = None if participants.run is None else ledger.recorded_runner(participants.run)
         self.reports: list[CycleReport] = []
         self._in_memory = -1  # last cycle of the student in memory, -1 if untrained
@@ -137,6 +140,7 @@ class Cycles:
             report = make_report(cycle, questions, verified, feedback, held_out)
             self._ledger.note("report", [{"id": "report", **report.as_item()}], cycle=cycle)
             self.reports.append(report)
+            self._on_report(report)
             if cycle + 1 == self._config.cycles or self._gained_too_little():
                 break
             questions, new = self._generate_questions(cycle, questions, feedback, known, benchmarks)

@@ -13,9 +13,11 @@ import ast
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
+
+from pyflakes.checker import Checker
 
 from ...execution import ExecutionResult, Tests
 from ...generation import parse_answer
@@ -44,7 +46,6 @@ MAX_CHARS = 50_000  # of an answer from which a program is extracted
 MAX_FINDINGS = 20
 _FINDING_CHARS = 200
 _TAG_CHARS = 20
-_Linter: TypeAlias = Callable[[ast.Module], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +71,6 @@ def static_views(answers: Sequence[str], run: Runner | None) -> list[StaticView]
 
     Without a runner, programs are only parsed.
 
-    Raises:
-        ImportError: If pyflakes is not installed.
-
     Example:
 
     ```python
@@ -84,8 +82,7 @@ def static_views(answers: Sequence[str], run: Runner | None) -> list[StaticView]
 
     ```
     """
-    lint = _linter()
-    examined = [_examine(answer, lint) for answer in answers]
+    examined = [_examine(answer) for answer in answers]
     if run is None:
         return [view for view, _ in examined]
     outcomes = run_main_programs(run, [program for _, program in examined])
@@ -97,7 +94,7 @@ def program_of(answer: str) -> str | None:
     return extract_program(answer) if len(answer) <= MAX_CHARS else None
 
 
-def _examine(answer: str, lint: _Linter) -> tuple[StaticView, str | None]:
+def _examine(answer: str) -> tuple[StaticView, str | None]:
     """Return the view before execution, and the program to run."""
     parsed = parse_answer(answer)
     is_searched = bool(parsed.blocks) or len(answer) <= MAX_CHARS
@@ -108,7 +105,7 @@ def _examine(answer: str, lint: _Linter) -> tuple[StaticView, str | None]:
     tree = parse(program)
     if tree is None:
         return StaticView(parsed.complete, language, False, False, "fail", "SyntaxError"), program
-    findings = lint(tree)
+    findings = _lint(tree)
     shown = tuple(finding[:_FINDING_CHARS] for finding in findings[:MAX_FINDINGS])
     return StaticView(parsed.complete, language, True, findings=shown, num_findings=len(findings)), program
 
@@ -120,22 +117,14 @@ def _with_outcome(view: StaticView, outcome: Outcome) -> StaticView:
     return replace(view, compiles=outcome.compiles, executed=outcome.verdict, error_type=outcome.error_type)
 
 
-def _linter() -> _Linter:
-    """Return a function that returns line number and message of each finding of pyflakes in a syntax tree."""
+def _lint(tree: ast.Module) -> list[str]:
+    """Return line number and message of each finding of pyflakes in a syntax tree."""
     try:
-        from pyflakes.checker import Checker
-    except ImportError as error:
-        raise ImportError("pyflakes is not installed; `pip install pyflakes`.") from error
-
-    def lint(tree: ast.Module) -> list[str]:
-        try:
-            found = Checker(tree).messages
-        except RecursionError:
-            return []
-        messages = sorted(found, key=lambda message: (message.lineno, message.col))
-        return [f"line {message.lineno}: {message.message % message.message_args}" for message in messages]
-
-    return lint
+        found = Checker(tree).messages
+    except RecursionError:
+        return []
+    messages = sorted(found, key=lambda message: (message.lineno, message.col))
+    return [f"line {message.lineno}: {message.message % message.message_args}" for message in messages]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +178,6 @@ def collect_feedback(
 
     Raises:
         ValueError: If the numbers of answers and questions differ.
-        ImportError: If pyflakes is not installed.
 
     Example:
 

@@ -21,11 +21,12 @@ from ...generation.wrappers import ProgressBar
 from ...hub.datasets import DatasetContent
 from ...hub.private import public_path
 from ...ledger import Ledger, read_json_lines
+from ...progress import Progress
 from ..judge.judges import Judge
 from ..judge.rubric import Judgement, Unjudged, read_judgement
 from .records import Runner
 
-__all__ = ["CycleLedger", "ResultCache", "ledger_content"]
+__all__ = ["CycleLedger", "ResultCache", "ledger_content", "read_items"]
 
 _FILES = ("completions", "verdicts", "items")
 
@@ -40,20 +41,23 @@ class CycleLedger:
     | `items.jsonl` | question, pair, feedback on an answer, or report of a cycle |
 
     The main process writes, and all processes share the content. Recorded results are not requested or computed again.
-    `settings` are JSON values on which all lines depend.
+    `settings` are JSON values on which all lines depend. With `progress`, the main process shows that of each stage.
 
     Raises:
         ValueError: If the folder belongs to a run with other settings, or a line is damaged.
         BlockingIOError: If another run uses the folder.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], accelerator: Accelerator) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], accelerator: Accelerator, *, progress: bool = True
+    ) -> None:
         self._accelerator = accelerator
+        self._progress = progress and is_main_process(accelerator)
         self._files = ExitStack()
         self._ledgers: dict[str, Ledger] = {}
         try:
             run_on_main_and_broadcast(accelerator, lambda: self._open(folder, settings))
-            self._cache = ResultCache(self._ledgers.get("verdicts"), accelerator)
+            self._cache = ResultCache(self._ledgers.get("verdicts"), accelerator, progress=self._progress)
             self._items: dict[tuple[str, str], dict[str, Any]] = run_on_main_and_broadcast(accelerator, self._read)
         except BaseException:
             self.close()
@@ -71,7 +75,7 @@ class CycleLedger:
             retry_refused=retry_refused,
         )
         title = f"{author.capitalize()} writes"
-        return ProgressBar(recorded.noting(**facts), title, shown=is_main_process(self._accelerator))
+        return ProgressBar(recorded.noting(**facts), title, shown=self._progress)
 
     def recorded_runner(self, run: Runner) -> Runner:
         """Return a runner that runs each program with the same tests once.
@@ -84,7 +88,7 @@ class CycleLedger:
 
         def recorded(programs: Sequence[tuple[str, Tests]]) -> list[ExecutionResult]:
             keys = [_digest("run", program, tests) for program, tests in programs]
-            values = self._cache.get_or_compute(keys, programs, compute)
+            values = self._cache.get_or_compute(keys, programs, compute, "Running programs", "program")
             return [ExecutionResult(**{**value, "error_bases": tuple(value["error_bases"])}) for value in values]
 
         return recorded
@@ -193,21 +197,32 @@ class ResultCache:
     ```
     """
 
-    def __init__(self, ledger: Ledger | None, accelerator: Accelerator) -> None:
+    def __init__(self, ledger: Ledger | None, accelerator: Accelerator, *, progress: bool = False) -> None:
+        self._progress = progress
         self._ledger = ledger
         self._accelerator = accelerator
         self._known: dict[str, Any] = run_on_main_and_broadcast(accelerator, self._read)
 
     def get_or_compute(
-        self, keys: Sequence[str], jobs: Sequence[Any], compute: Callable[[list[Any]], list[Any]]
+        self,
+        keys: Sequence[str],
+        jobs: Sequence[Any],
+        compute: Callable[[list[Any]], list[Any]],
+        stage: str = "Computing",
+        unit: str = "value",
     ) -> list[Any]:
-        """Return the values of keys; `compute` returns the missing ones from their jobs, in order."""
+        """Return the values of keys; `compute` returns the missing ones from their jobs, in order.
+
+        `stage` and `unit` name what is computed in the display of the progress.
+        """
         missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in self._known}
         missing_keys = list(missing)
         size = _CHUNK * self._accelerator.num_processes
-        for start in range(0, len(missing_keys), size):
-            chunk = {key: missing[key] for key in missing_keys[start : start + size]}
-            self._record(self._distribute(chunk, compute))
+        with Progress(len(missing_keys), stage, unit, shown=self._progress) as progress:
+            for start in range(0, len(missing_keys), size):
+                chunk = {key: missing[key] for key in missing_keys[start : start + size]}
+                self._record(self._distribute(chunk, compute))
+                progress.update(len(chunk))
         return [self._known[key] for key in keys]
 
     def _distribute(self, jobs: Mapping[str, Any], compute: Callable[[list[Any]], list[Any]]) -> dict[str, Any]:
@@ -258,7 +273,7 @@ class _RecordedJudge:
             return [asdict(judgement) for judgement in self._judge.judge(jobs)]
 
         keys = [_digest("judge", self._name, *pair) for pair in pairs]
-        return list(map(read_judgement, self._cache.get_or_compute(keys, pairs, compute)))
+        return list(map(read_judgement, self._cache.get_or_compute(keys, pairs, compute, "Judging", "answer")))
 
 
 def _digest(*parts: Any) -> str:
@@ -287,10 +302,9 @@ def ledger_content(folder: Path, student: str) -> DatasetContent:
     Raises:
         FileNotFoundError: If there is no ledger.
     """
-    items = [row for row, _ in read_json_lines(folder / "items.jsonl")]
-    latest = {(row["kind"], row["cycle"], row["id"]): row for row in items}  # the last one counts
+    items = read_items(folder)
     tables: dict[str, list[dict[str, Any]]] = {
-        name: [_without_kind(row) for row in latest.values() if row["kind"] == kind] for name, kind in _ITEMS.items()
+        name: [_without_kind(row) for row in items if row["kind"] == kind] for name, kind in _ITEMS.items()
     }
     for name in ("completions", "verdicts"):
         path = folder / f"{name}.jsonl"
@@ -303,6 +317,21 @@ def ledger_content(folder: Path, student: str) -> DatasetContent:
         tables=tables,
         facts={"Student": public_path(student)},
     )
+
+
+def read_items(folder: Path) -> list[dict[str, Any]]:
+    """Return the items in the ledger of a run: `kind`, `cycle`, `id` and the fields of that kind.
+
+    Args:
+        folder (`Path`):
+            Folder of the ledger.
+
+    Raises:
+        FileNotFoundError: If there is no ledger.
+        ValueError: If a line is malformed.
+    """
+    rows = (row for row, _ in read_json_lines(folder / "items.jsonl"))
+    return list({(row["kind"], row["cycle"], row["id"]): row for row in rows}.values())  # the last one counts
 
 
 def _without_kind(row: Mapping[str, Any]) -> dict[str, Any]:

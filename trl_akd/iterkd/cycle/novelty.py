@@ -10,6 +10,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from datasketch import MinHash, MinHashLSH
+from rapidfuzz.distance import LCSseq
+
 from .records import Question
 
 __all__ = ["NoveltyIndex", "content_words", "filter_novel", "rouge_l"]
@@ -21,6 +24,10 @@ _COMMON = frozenset(
     "return returns returned returning output outputs input inputs print prints accept accepts should can will you "
     "your please following".split()
 )
+_WORD = re.compile(r"\w+")
+_PERMUTATIONS = 128
+_RECALL = 0.999
+_EMPTY = MinHash(num_perm=_PERMUTATIONS)
 
 
 def content_words(words: Sequence[str]) -> list[str]:
@@ -35,19 +42,6 @@ def content_words(words: Sequence[str]) -> list[str]:
     ```
     """
     return [word for word in words if word not in _COMMON]
-
-
-try:
-    from datasketch import MinHash, MinHashLSH
-    from rapidfuzz.distance import LCSseq
-except ImportError as error:
-    raise ImportError("datasketch or RapidFuzz is not installed; `pip install datasketch rapidfuzz`.") from error
-
-
-_WORD = re.compile(r"\w+")
-_PERMUTATIONS = 128
-_RECALL = 0.999
-_EMPTY = MinHash(num_perm=_PERMUTATIONS)
 
 
 class NoveltyIndex:

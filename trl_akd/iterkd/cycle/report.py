@@ -12,7 +12,20 @@ from .feedback import Feedback, feedback_metrics
 from .records import LEVELS, Question
 from .verification import Verification
 
-__all__ = ["CycleReport", "cycle_table", "make_report", "plot_cycles", "write_reports"]
+__all__ = [
+    "CYCLES",
+    "HEADER",
+    "CycleReport",
+    "cycle_cells",
+    "cycle_table",
+    "make_report",
+    "plot_cycles",
+    "read_reports",
+    "tracked_metrics",
+    "write_reports",
+]
+
+CYCLES = "cycles.json"
 
 
 @dataclass(frozen=True)
@@ -58,17 +71,48 @@ def make_report(
     )
 
 
+def tracked_metrics(report: CycleReport) -> dict[str, float]:
+    """Return the figures of a cycle that are logged, by name."""
+    feedback = {f"iterkd/{name}": report.feedback[name] for name in LEVELS}
+    return {
+        "iterkd/cycle": report.cycle + 1,
+        "iterkd/questions": report.questions,
+        "iterkd/pairs": report.pairs,
+        "iterkd/without_fault": report.without_fault,
+        "iterkd/dropped": sum(report.dropped.values()),
+        "iterkd/feedback": report.feedback["score"],
+        **feedback,
+        **{f"eval_{name}": value for name, value in report.held_out.items()},
+    }
+
+
+HEADER = ("cycle", "questions", "pairs", "dropped", "feedback", "easy / medium / hard", "held-out pass@1", "new")
+
+
 def cycle_table(reports: Sequence[CycleReport]) -> str:
     """Return the cycles as a Markdown table."""
-    header = ["cycle", "questions", "pairs", "dropped", "feedback", "easy / medium / hard", "held-out pass@1", "new"]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *map(_cells, reports)]
+    lines = [HEADER, ["---", *["---:"] * (len(HEADER) - 1)], *map(cycle_cells, reports)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def read_reports(folder: Path) -> list[CycleReport]:
+    """Read the reports that `write_reports` wrote to `cycles.json`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged.
+    """
+    path = folder / CYCLES
+    try:
+        return [CycleReport(**row) for row in json.loads(path.read_text())]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); run `trl-akd iterkd` again to write it.") from error
 
 
 def write_reports(reports: Sequence[CycleReport], folder: Path) -> None:
     """Write `cycles.json`, `cycles.md` and, if matplotlib is installed, `cycles.png`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cycles.json").write_text(json.dumps([asdict(report) for report in reports], indent=2) + "\n")
+    (folder / CYCLES).write_text(json.dumps([asdict(report) for report in reports], indent=2) + "\n")
     (folder / "cycles.md").write_text(f"{cycle_table(reports)}\n")
     if reports:
         with suppress(ImportError):
@@ -110,7 +154,8 @@ def plot_cycles(reports: Sequence[CycleReport], path: str | Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _cells(report: CycleReport) -> list[str]:
+def cycle_cells(report: CycleReport) -> list[str]:
+    """Return the cells of a cycle under `HEADER`."""
     measured = ""
     if report.held_out:
         measured = "{pass@1:.2f} ({pass@1_low:.2f} to {pass@1_high:.2f})".format(**report.held_out)

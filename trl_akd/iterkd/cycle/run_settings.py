@@ -44,10 +44,14 @@ _SPEED_AND_MEMORY = {
     *("ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout", "local_rank"),
     *("use_cpu", "fsdp", "fsdp_config", "deepspeed"),
 }
-MAY_CHANGE = frozenset(_SAVING | _HUB | _LOGS | _EVALUATION | _SPEED_AND_MEMORY)
+_TEACHER_SERVER = {
+    *("teacher_base_url", "teacher_api_key_env", "teacher_concurrency", "teacher_request_timeout"),
+    *("teacher_max_retries", "teacher_max_requests", "teacher_max_tokens"),
+}
+MAY_CHANGE = frozenset(_SAVING | _HUB | _LOGS | _EVALUATION | _SPEED_AND_MEMORY | _TEACHER_SERVER)
 """Fields of `IterKDConfig`, without those of `CycleConfig`, that leave the weights unchanged except for rounding."""
 
-_ADDED = frozenset({"divergence", "divergence_kwargs"})
+_ADDED = frozenset({"divergence", "divergence_kwargs", "teacher_top_k"})
 """Fields that earlier versions did not have; they are compared only if they differ from their defaults."""
 _BEST_MODEL = {"eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps"}
 

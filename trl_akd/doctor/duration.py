@@ -1,0 +1,197 @@
+"""Duration of a training step per GPU, from floating-point operations, bytes and the rates of a GPU.
+
+Matrix products run at a fraction of the GPU's peak (`utilization`); operations on single elements, the optimizer and
+generation are limited by the bandwidth of the memory. Parts run one after another; communication is not overlapped.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..losses import divergences
+from ..losses.pointwise import Objective, divergence_and_gradient_, likelihood_and_gradient_
+from .hardware import Gpu
+from .memory import kv_cache, optimizer_states, student_trace, teacher_trace
+from .settings import RunSettings
+from .tracing import ModelTrace, StudentTrace
+
+__all__ = ["Duration", "estimate_duration", "loss_flops", "loss_traffic"]
+
+_OF_BANDWIDTH = 0.8
+"""Fraction of the memory's bandwidth that simple kernels reach."""
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Seconds of an optimizer step by part.
+
+    Args:
+        parts (`Mapping[str, float]`):
+            Seconds of each part.
+        flops (`Mapping[str, int]`):
+            Floating-point operations per GPU of each part that has matrix products.
+        tokens (`int`):
+            Tokens per optimizer step on all GPUs, with padding.
+    """
+
+    parts: Mapping[str, float]
+    flops: Mapping[str, int]
+    tokens: int
+
+    @property
+    def step(self) -> float:
+        """Seconds of an optimizer step."""
+        return sum(self.parts.values())
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens per second on all GPUs."""
+        return self.tokens / self.step
+
+
+def estimate_duration(settings: RunSettings, gpu: Gpu, *, utilization: float = 0.4, tf32: bool = False) -> Duration:
+    """Return the duration of an optimizer step.
+
+    Args:
+        settings (`RunSettings`):
+            Settings of the run.
+        gpu (`Gpu`):
+            The GPU.
+        utilization (`float`, *optional*, defaults to `0.4`):
+            Fraction of the GPU's peak throughput that matrix products reach.
+        tf32 (`bool`, *optional*, defaults to `False`):
+            Whether float32 products run in TF32, at half of the throughput of half precision.
+
+    Raises:
+        ValueError: If `utilization` is not above 0 and at most 1, or a model cannot be traced.
+    """
+    if not 0.0 < utilization <= 1.0:
+        raise ValueError(f"`utilization` is {utilization}; give a fraction above 0 and at most 1.")
+    student, teacher = student_trace(settings), teacher_trace(settings)
+    is_half = settings.autocast is not None or settings.student.dtype.itemsize == 2
+    rate = 1e12 * utilization * (gpu.tflops if is_half else gpu.tflops / 2 if tf32 else gpu.tflops_float32)
+    teacher_is_half = settings.autocast is not None or (
+        settings.teacher is not None and settings.teacher.dtype.itemsize == 2
+    )
+    teacher_rate = 1e12 * utilization * (gpu.tflops if teacher_is_half else gpu.tflops_float32)
+    bandwidth = 1e9 * _OF_BANDWIDTH * gpu.bandwidth
+    flops = {
+        "student's forward": student.forward_flops,
+        "student's backward": student.backward_flops,
+        "teacher's forward": 0 if teacher is None else teacher.forward_flops,
+        "loss": loss_flops(settings, student, teacher),
+    }
+    per_micro_batch = {
+        part: count / (teacher_rate if part.startswith("teacher") else rate) for part, count in flops.items()
+    }
+    per_micro_batch["loss"] += loss_traffic(settings, student.model.head[0]) / bandwidth
+    parts = {part: settings.accumulation * seconds for part, seconds in per_micro_batch.items()}
+    if settings.teacher_on_cpu:
+        del parts["teacher's forward"]
+    parts["generation"] = (
+        settings.accumulation * settings.on_policy * _generation(settings, student, teacher, rate, bandwidth)
+    )
+    parts["optimizer"] = _optimizer_traffic(settings, student.model) / bandwidth
+    parts["communication"] = _communication(settings, student.model, teacher) / (1e9 * gpu.link_bandwidth)
+    return Duration(
+        {part: seconds for part, seconds in parts.items() if seconds > 0.0},
+        {part: settings.accumulation * count for part, count in flops.items() if count},
+        settings.rows_per_step
+        * (settings.length if settings.length == settings.target_length else settings.length + settings.target_length),
+    )
+
+
+def loss_flops(settings: RunSettings, student: StudentTrace, teacher: ModelTrace | None) -> int:
+    """Return the floating-point operations of the output layers of a micro-batch, forward and backward.
+
+    A trained output layer has three products: logits, gradient of the hidden states, and gradient of the weight, which
+    a frozen one does not need. The teacher has one.
+    """
+    vocabulary, size = student.model.head
+    is_trained = any(shape == (vocabulary, size) for shape, _ in student.model.trainable_shapes)
+    products = 0
+    for output in settings.outputs:
+        products += vocabulary * size * (3 if is_trained else 2)
+        if output.signal == "dense" and teacher is not None:
+            products += min(vocabulary, teacher.head[0]) * teacher.head[1]
+    return 2 * settings.tokens * products
+
+
+def loss_traffic(settings: RunSettings, vocabulary: int) -> int:
+    """Return the bytes that the operations on single logits of a micro-batch read and write."""
+    passes = sum(
+        _passes(settings.divergence if output.signal else None, settings.knobs) for output in settings.outputs
+    )
+    return int(passes * settings.tokens * vocabulary * 4)
+
+
+@cache
+def _passes(divergence: str | None, knobs: tuple[tuple[str, Any], ...]) -> float:
+    """Return how many tensors of the size of the logits the element-wise part of a loss reads and writes."""
+    rows, words = 4, 512
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, rows, words, generator=generator)
+    labels, scratch = torch.zeros(rows, dtype=torch.int64), torch.empty(2, rows, words)
+    traffic = _Traffic()  # type: ignore[no-untyped-call]
+    with traffic:
+        if divergence is None:
+            likelihood_and_gradient_(student, labels, scratch[0])
+        else:
+            objective = Objective(divergences.get(divergence), dict(knobs), 1.0, 0.0)
+            divergence_and_gradient_(student, teacher, labels, objective, scratch)
+    return float(traffic.total / (rows * words * 4))
+
+
+class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sum the bytes of the inputs and outputs of all operations that are not views."""
+
+    total: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+            self.total += sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+        return result
+
+
+def _optimizer_traffic(settings: RunSettings, student: ModelTrace) -> int:
+    """Return the bytes that a step of the optimizer reads and writes on one GPU."""
+    states = optimizer_states(settings.optimizer, student.trainable_shapes)
+    weights = sum(math.prod(shape) * dtype.itemsize for shape, dtype in student.trainable_shapes)
+    sharded = settings.parallelism.stage > 0 or settings.parallelism.kind == "fsdp"
+    return (2 * states + 3 * weights) // (settings.parallelism.gpus if sharded else 1)
+
+
+def _communication(settings: RunSettings, student: ModelTrace, teacher: ModelTrace | None) -> float:
+    """Return the bytes that a GPU sends in an optimizer step, with ring algorithms."""
+    parallelism = settings.parallelism
+    share = (parallelism.gpus - 1) / parallelism.gpus
+    itemsize = (settings.autocast or torch.float32).itemsize if parallelism.kind in ("zero", "fsdp") else 4
+    gradients, weights = student.trainable * itemsize, student.parameters * itemsize
+    steps = settings.accumulation
+    if parallelism.shards_models:
+        frozen = 0 if teacher is None or settings.own_teacher else teacher.weights
+        return share * steps * (2 * weights + gradients + frozen)
+    if parallelism.stage == 2:
+        return share * (steps * gradients + student.trainable * itemsize)
+    return share * 2 * gradients
+
+
+def _generation(
+    settings: RunSettings, student: StudentTrace, teacher: ModelTrace | None, rate: float, bandwidth: float
+) -> float:
+    """Return the seconds in which a micro-batch is generated: one pass over weights and cache per token."""
+    author, model = settings.student, student.model
+    if settings.generated_by_teacher and settings.teacher is not None and teacher is not None:
+        author, model = settings.teacher, teacher
+    cache = kv_cache(author, settings.rows, settings.length, settings.autocast or author.dtype)
+    per_token = (model.weights + cache / 2) / bandwidth
+    return settings.new_tokens * max(per_token, 2 * settings.rows * model.parameters / rate)

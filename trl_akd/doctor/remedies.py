@@ -1,0 +1,120 @@
+"""Changes of a run that reduce its memory, in the order in which to try them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from .memory import estimate_memory, student_trace
+from .settings import Parallelism, Quantization, RunSettings
+
+__all__ = ["Remedy", "find_remedies"]
+
+_MAX_GPUS = 8
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change, and the peak memory with it and all changes before it.
+
+    Args:
+        change (`str`):
+            Fields and flags to set.
+        peak (`int`):
+            Peak memory per GPU in bytes.
+        fits (`bool`):
+            Whether the run then fits.
+    """
+
+    change: str
+    peak: int
+    fits: bool
+
+
+def find_remedies(settings: RunSettings, usable: int) -> list[Remedy]:
+    """Return changes, each in addition to those before it, until the run fits into `usable` bytes per GPU.
+
+    The first ones keep the gradients as they are. A change that does not reduce the peak is left out.
+    """
+    found: list[Remedy] = []
+    peak = _peak(settings)
+    for text, change in _changes(settings):
+        if peak <= usable:
+            break
+        changed = change(settings)
+        if changed is None:
+            continue
+        try:
+            reduced = _peak(changed)
+        except ValueError:  # such as an adapter for an architecture without default target modules
+            continue
+        if reduced < peak:
+            settings, peak = changed, reduced
+            found.append(Remedy(text, peak, peak <= usable))
+    return found
+
+
+def _peak(settings: RunSettings) -> int:
+    return max(phase.total for phase in estimate_memory(settings))
+
+
+def _changes(settings: RunSettings) -> Iterator[tuple[str, Callable[[RunSettings], RunSettings | None]]]:
+    rows, gpus = settings.rows, settings.parallelism.gpus
+    yield "gradient_checkpointing: true", _checkpoint
+    if settings.padded and rows > 1:
+        accumulation = settings.accumulation * rows
+        yield (
+            f"micro-batches of one row: per_device_train_batch_size: 1, gradient_accumulation_steps: {accumulation}",
+            lambda run: replace(run, rows=1, accumulation=accumulation),
+        )
+    yield "loss_chunk_size: 256", lambda run: replace(run, chunk_size=256)
+    if settings.parallelism.stage < 3:
+        several = max(gpus, 2)
+        while several <= max(gpus, _MAX_GPUS):
+            yield f"--accelerate_config zero3 --num_gpus {several}", _sharding(several)
+            several *= 2
+    yield "a teacher in 4 bits: load_in_4bit in teacher_model_init_kwargs.quantization_config", _quantize_teacher
+    yield "LoRA: use_peft: true, dtype: bfloat16", _adapt
+    yield "teacher_device: cpu (slow)", _move_teacher
+
+
+def _checkpoint(run: RunSettings) -> RunSettings | None:
+    return None if run.checkpointing else replace(run, checkpointing=True)
+
+
+def _sharding(gpus: int) -> Callable[[RunSettings], RunSettings | None]:
+    def shard(run: RunSettings) -> RunSettings | None:
+        quantized = run.teacher is not None and run.teacher.quantization is not None
+        if quantized or run.teacher_on_cpu:  # which ZeRO-3 does not shard
+            return None
+        accumulation = max(1, run.accumulation * run.parallelism.gpus // gpus)
+        return replace(run, accumulation=accumulation, parallelism=Parallelism(gpus, "zero", 3))
+
+    return shard
+
+
+def _quantize_teacher(run: RunSettings) -> RunSettings | None:
+    if (
+        run.teacher is None
+        or run.teacher.quantization is not None
+        or run.teacher_on_cpu
+        or run.parallelism.shards_models
+    ):
+        return None
+    return replace(run, teacher=replace(run.teacher, quantization=Quantization(4)))
+
+
+def _adapt(run: RunSettings) -> RunSettings | None:
+    if run.student.adapter is not None or run.teacher is None:
+        return None
+    import torch
+    from peft import LoraConfig
+
+    adapted = replace(run.student, adapter=LoraConfig(r=16, task_type="CAUSAL_LM"), dtype=torch.bfloat16)
+    changed = replace(run, student=adapted)
+    student_trace(changed)
+    return changed
+
+
+def _move_teacher(run: RunSettings) -> RunSettings | None:
+    if run.teacher is None or run.teacher_on_cpu or run.parallelism.shards_models:
+        return None
+    return replace(run, teacher_on_cpu=True)

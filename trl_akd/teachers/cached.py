@@ -1,0 +1,95 @@
+"""Teacher that reads its signals from a cache, so that no model is in memory."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.collators import split_samples
+from ..losses.signals import TeacherSignal
+from .cache_encoding import HiddenEncoding, encoding_of
+from .cache_files import AGAIN, CachedRow, ShardReader, read_head, read_manifest, row_key, shard_path
+
+__all__ = ["CachedTeacher"]
+
+
+class CachedTeacher:
+    """Signals of a teacher, read from the cache that `trl-akd cache` wrote.
+
+    A row is found by its tokens, in padded and in packed batches. At positions that the cache does not have, which
+    must have no weight in the loss, the signal is NaN.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of the cache.
+
+    Attributes:
+        manifest (`Manifest`): Description of the cache.
+        vocabulary_size (`int`): Number of leading token ids of the signals.
+
+    Raises:
+        ValueError: If the folder is not a complete cache, or a file of it is missing or damaged.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        self.manifest = read_manifest(self.folder)
+        written = sum(
+            shard_path(self.folder, self.manifest, number).exists() for number in range(self.manifest.shards)
+        )
+        if written < self.manifest.shards:
+            raise ValueError(
+                f"`teacher_cache` {str(folder)!r} has {written} of {self.manifest.shards} shards; copy the whole "
+                f"cache, or {AGAIN}."
+            )
+        head = read_head(self.folder) if self.manifest.kind == "hidden" else None
+        self._encoding = encoding_of(self.manifest, head)
+        self._rows = ShardReader(self.folder, self.manifest)
+        self.vocabulary_size = self.manifest.vocabulary_size
+        self._signal: TeacherSignal | None = None
+
+    def forward(self, inputs: Mapping[str, Any]) -> None:
+        """Read the signals of a batch."""
+        if "decoder_input_ids" in inputs:
+            raise ValueError("`teacher_cache` is set, but a cache has no signals of encoder-decoders; leave it out.")
+        self._signal = self._read(inputs)
+
+    def signal(self, student: Any) -> TeacherSignal:
+        """Return the signal of the last batch, on the device of its inputs."""
+        if self._signal is None:
+            raise RuntimeError("`signal` was called before `forward`.")
+        signal, self._signal = self._signal, None
+        return signal
+
+    def uncached(self, rows: Iterable[CachedRow]) -> tuple[int, int, int]:
+        """Count the rows, those that the cache does not have, and the others that have a target without a signal."""
+        number = missing = without_targets = 0
+        for row in rows:
+            [found] = self._rows.find([row_key(row.tokens)])
+            wanted = np.flatnonzero(row.is_target)
+            number += 1
+            missing += int(found < 0 and len(wanted) > 0)
+            without_targets += int(found >= 0 and not np.isin(wanted, self._rows.positions(found)).all())
+        return number, missing, without_targets
+
+    def _read(self, inputs: Mapping[str, Any]) -> TeacherSignal:
+        ids = inputs["input_ids"]
+        tokens, samples = ids.cpu().numpy().astype(np.int32), list(split_samples(inputs))
+        numbers = self._rows.find([row_key(tokens[row, columns]) for row, columns in samples])
+        index = [torch.empty(2, 0, dtype=torch.int64)]
+        for number, (row, columns) in zip(numbers, samples, strict=True):
+            if number >= 0:
+                stored_columns = columns[self._rows.positions(number)]
+                index.append(torch.stack([torch.full_like(stored_columns, row), stored_columns]))
+        rows, columns = torch.cat(index, dim=1).to(ids.device)
+        stored = self._rows.read(numbers[numbers >= 0], self._encoding.names)
+        self._place_head(ids.device)
+        placed = {name: tensor.to(ids.device) for name, tensor in stored.items()}
+        return self._encoding.decode(placed, ids.shape, (rows, columns))
+
+    def _place_head(self, device: torch.device) -> None:
+        if isinstance(self._encoding, HiddenEncoding) and self._encoding.head is not None:
+            self._encoding = replace(self._encoding, head=self._encoding.head.to(device))

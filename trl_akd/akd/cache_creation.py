@@ -96,6 +96,7 @@ def create_cache(
     batch_size = trainer.args.per_device_eval_batch_size
     with _signal(trainer, rows[:batch_size]) as signal:
         encoding = _encoding(trainer, kind, dtype, top_k, signal)
+        encoding.encode(signal)  # may refuse it, before anything is written
     shards = _plan(rows, encoding.bytes_per_token, int(shard_mb * 1_000_000))
     manifest = _manifest(trainer, kind, encoding, rows, len(shards), data or {})
     missing = run_on_main_and_broadcast(accelerator, lambda: _begin(folder, manifest, encoding))
@@ -213,7 +214,7 @@ def _begin(folder: Path, manifest: Manifest, encoding: Encoding) -> list[int] | 
     missing = list(range(manifest.shards))
     if (folder / MANIFEST).exists():
         begun = read_manifest(folder)
-        if differences := begun.differences(manifest):
+        if (differences := begun.differences(manifest)) and any(folder.glob("shard-*")):
             raise ValueError(
                 f"{folder} has a teacher cache with {'; '.join(differences)}; give another `output_dir`, or the same "
                 "settings and data to continue."

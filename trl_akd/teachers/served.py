@@ -28,8 +28,9 @@ _CHECK_RETRIES = 3
 
 _ABOUT_TOP_K = re.compile(r"logprobs", re.IGNORECASE)
 _ABOUT_LENGTH = re.compile(
-    r"context.?length|max_model_len|model length|too long|at most \d+ .{0,20}tokens", re.IGNORECASE
+    r"context.?length|max_model_len|model length|too long|max_tokens must be at least 1", re.IGNORECASE
 )
+_ABOUT_VOCABULARY = re.compile(r"out of vocabulary", re.IGNORECASE)
 
 
 class ServedTeacher:
@@ -249,6 +250,8 @@ class ServedTeacher:
                 f"{reason}; it has {needed - 1} tokens, so start the server with `--max-model-len {needed}` or more, "
                 "or lower `max_length` or `max_new_tokens`."
             )
+        if _ABOUT_VOCABULARY.search(refusal.excerpt):
+            return GenerationError(f"{reason}; serve a teacher with the student's tokenizer.")
         if _ABOUT_TOP_K.search(refusal.excerpt):
             return GenerationError(
                 f"{reason}; start the server with `--max-logprobs {self._top_k}`, or lower {self._name('top_k')}."

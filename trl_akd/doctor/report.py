@@ -9,6 +9,7 @@ from .cache import CacheSize
 from .duration import Duration
 from .hardware import GIB, Gpu
 from .memory import PARTS, Phase
+from .preflight import Preflight
 from .remedies import Remedy
 from .settings import ModelSettings, RunSettings
 from .tracing import ModelTrace
@@ -47,14 +48,14 @@ class Report:
             Size of the teacher.
         steps (`int`, *optional*):
             Number of optimizer steps, if known.
-        epochs (`float`, *optional*):
-            Number of epochs, if known.
         remedies (`Sequence[Remedy]`, *optional*):
             Changes with which the run fits.
         cache (`Sequence[CacheSize]`, *optional*):
             Sizes of a cache of the teacher.
         notes (`Sequence[str]`, *optional*):
             Limits of the estimates.
+        preflight (`Preflight`, *optional*):
+            Checks of tokenizers and data.
     """
 
     settings: RunSettings
@@ -68,6 +69,7 @@ class Report:
     remedies: Sequence[Remedy] = ()
     cache: Sequence[CacheSize] = ()
     notes: Sequence[str] = field(default_factory=list)
+    preflight: Preflight | None = None
 
     @property
     def usable(self) -> int:
@@ -112,6 +114,7 @@ class Report:
             "seconds": self.seconds,
             "cache": [vars(size) for size in self.cache],
             "notes": list(self.notes),
+            "preflight": None if self.preflight is None else self.preflight.as_json(),
         }
 
     def __str__(self) -> str:
@@ -121,6 +124,8 @@ class Report:
             sections.append("\n".join(["Cache of the teacher's signal", *(f"  {size}" for size in self.cache)]))
         if self.notes:
             sections.append("\n".join(["Notes", *(f"  {note}" for note in self.notes)]))
+        if self.preflight is not None:
+            sections.append(str(self.preflight))
         return "\n\n".join(sections)
 
     def _models(self) -> str:

@@ -29,7 +29,7 @@ def tests_of(path: str) -> set[str]:
             found = {path}
         case ("tests", package, _, *_):
             found = {f"tests/{package}"}
-        case ("pyproject.toml",):
+        case ("pyproject.toml" | "constraints-lowest.txt" | "CITATION.cff",) | (".github", *_):
             found = {"tests/test_packaging.py"}
         case ("recipes", *_):
             found = {"tests/test_recipes.py", "tests/test_commands.py"}

@@ -117,7 +117,7 @@ def run_command(words: list[str]) -> None:
     if "--accelerate_config" in arguments:
         start = arguments.index("--accelerate_config")
         arguments = [*arguments[:start], "--dry_run"]
-    elif command in METHODS and "--dry_run" not in arguments:
+    elif command in (*METHODS, "cache") and arguments[0] != "inspect" and "--dry_run" not in arguments:
         missing = {name: value for name, value in SMALL.items() if name not in arguments}
         arguments += chain.from_iterable(missing.items())
     assert main([command, *arguments]) == 0, words

@@ -3,11 +3,14 @@
 A failure names the part that changed, before other tests fail for that reason.
 """
 
+import dataclasses
 import inspect
 
 import pytest
 from transformers import PreTrainedModel, Trainer
 from trl import SFTTrainer
+from trl.generation.vllm_client import VLLMClient
+from trl.generation.vllm_generation import VLLMGeneration
 
 from trl_akd import AKDConfig, AKDTrainer
 from trl_akd.akd.gkd import GKDConfig, GKDTrainer
@@ -122,3 +125,26 @@ def test_hooks_of_deepspeed():
     stage3 = pytest.importorskip("deepspeed.runtime.zero.stage3")
     assert "_z3_optimizer" in inspect.getsource(stage3)
     assert "self.model_wrapped" in inspect.getsource(Trainer._prepare_for_training)
+
+
+def test_vllm():
+    constructor = parameters(VLLMGeneration.__init__)
+    given = {
+        *("model", "accelerator", "processing_class", "mode", "server_base_url", "server_host", "server_port"),
+        *("server_timeout", "group_port", "tensor_parallel_size", "gpu_memory_utilization", "max_model_length"),
+        *("max_num_seqs", "enable_sleep_mode", "model_impl", "trust_remote_code", "logprobs"),
+    }
+    assert given <= set(constructor)
+    set_later = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_completion_length"}
+    assert set_later | {"generation_kwargs"} <= set(constructor)
+    assert parameters(VLLMGeneration.generate)[:4] == ["self", "prompts", "images", "num_generations"]
+    assert parameters(VLLMGeneration.sync_weights) == ["self"]
+    assert {"prompts", "generation_kwargs"} <= set(parameters(VLLMClient.generate))
+
+
+def test_vllm_options_are_those_of_the_distillation_trainer():
+    theirs = pytest.importorskip("trl.trainer.distillation_config", reason="TRL 1.9 has none").DistillationConfig
+    options = {field.name: field.default for field in dataclasses.fields(theirs) if "vllm" in field.name}
+    del options["vllm_structured_outputs_regex"]  # such text is not sampled from the student's distribution
+    assert {name: AKDConfig.__dataclass_fields__[name].default for name in options} == options
+    assert {name for name in AKDConfig.__dataclass_fields__ if "vllm" in name} == set(options)

@@ -8,24 +8,87 @@ from datasets import Dataset
 from tests import tiny
 
 
-def written(trainer, batch, micro_batch=0):
-    return trainer._with_generated_text(batch, micro_batch)["labels"].tolist()
+def written(trainer, *batches):
+    return [batch["labels"].tolist() for batch in trainer._complete(list(batches))]
+
+
+def texts_of(batches):
+    """Completions of all rows, in order."""
+    return [[token for token in row.tolist() if token != -100] for batch in batches for row in batch["labels"]]
 
 
 def test_equal_prompts_have_different_text_per_process_and_micro_batch(trainer, monkeypatch):
     rows = Dataset.from_list([{"prompt": "def f\n", "completion": "x"}] * 4)
     made = trainer(train_dataset=rows, lmbda=1.0, max_new_tokens=8)
     batch = made.data_collator([made.train_dataset[index] for index in range(4)])
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
     texts = {}
     for process in range(3):
         monkeypatch.setattr(Accelerator, "process_index", property(lambda self, process=process: process))
         for step in range(2):
             made.state.global_step = step
-            for micro_batch in range(2):
-                texts[process, step, micro_batch] = str(written(made, batch, micro_batch))
+            for micro_batch, rows in enumerate(written(made, batch, batch)):
+                texts[process, step, micro_batch] = str(rows)
     assert len(set(texts.values())) == len(texts)
     torch.manual_seed(99)
-    assert str(written(made, batch, 1)) == texts[2, 1, 1], "the text is a function of seed, step and process"
+    assert str(written(made, batch, batch)[1]) == texts[2, 1, 1], "the text is a function of seed, step and row"
+
+
+@pytest.mark.parametrize("settings", [{"lmbda": 1.0}, {"seq_kd": True}])
+@pytest.mark.parametrize(("processes", "size"), [(1, 4), (1, 1), (2, 2), (2, 1), (4, 1)])
+def test_text_does_not_depend_on_the_split(trainer, monkeypatch, settings, processes, size):
+    """Eight rows per step on any number of processes: each row has the same text, and its own."""
+    made = trainer(max_new_tokens=8, train_dataset=tiny.rows(8), **settings)
+    rows = [made.train_dataset[index] for index in range(8)]
+    whole = texts_of(made._complete([made.data_collator(rows)]))
+    assert len({tuple(text) for text in whole}) == 8
+    made._train_batch_size = size
+    monkeypatch.setattr(Accelerator, "num_processes", processes)
+    found = {}
+    for process in range(processes):
+        monkeypatch.setattr(Accelerator, "process_index", property(lambda self, process=process: process))
+        starts = range(process * size, 8, processes * size)
+        batches = [made.data_collator(rows[start : start + size]) for start in starts]
+        numbers = [number for start in starts for number in range(start, start + size)]
+        found.update(zip(numbers, texts_of(made._complete(batches)), strict=True))
+    assert [found[number] for number in range(8)] == whole
+
+
+@pytest.mark.parametrize("changed", [{"top_k": 1}, {"top_p": 1e-4}, {"min_p": 0.999}, {"do_sample": False}, {}])
+def test_generation_config_shapes_the_distribution(trainer, changed):
+    """With all but the most likely token excluded, every row has the text of greedy decoding."""
+    made = trainer(max_new_tokens=6, lmbda=1.0)
+    batch = next(iter(made.get_train_dataloader()))
+    for name, value in changed.items():
+        setattr(made.generation_config, name, value)
+    found = texts_of(made._complete([batch]))
+    greedy = made.model.generate(
+        batch["prompts"], attention_mask=batch["prompt_attention_mask"], max_new_tokens=6, do_sample=False
+    )[:, batch["prompts"].shape[1] :]
+    expected = [row.tolist() for row in greedy]
+    same = all(row[: len(text)] == text for row, text in zip(expected, found, strict=True))
+    assert same == bool(changed)
+
+
+def test_memory_that_does_not_suffice_halves_the_batch(trainer, monkeypatch):
+    made = trainer(max_new_tokens=4, lmbda=1.0, train_dataset=tiny.rows(8))
+    batches = [made.data_collator([made.train_dataset[index]]) for index in range(8)]
+    expected, sizes, original = written(made, *batches), [], type(made.model).generate
+
+    def limited(self, input_ids, **options):
+        sizes.append(len(input_ids))
+        if len(input_ids) > limit:
+            raise torch.OutOfMemoryError
+        return original(self, input_ids, **options)
+
+    monkeypatch.setattr(type(made.model), "generate", limited)
+    limit = 2
+    assert written(made, *batches) == expected
+    assert written(made, *batches) == expected
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2], "the second step begins with the size that sufficed"
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError, match="lower `max_new_tokens` or `max_length`"):
+        written(made, *batches)
 
 
 @pytest.mark.parametrize("settings", [{"lmbda": 1.0}, {"seq_kd": True}])

@@ -184,32 +184,23 @@ def test_divisor_is_counted_after_generation(trainer):
         assert all(length <= 5 for length in torch.cat(targets))
 
 
-def test_generated_rows_keep_the_prompt_and_stop_once(trainer):
-    from trl_akd.akd.on_policy import sample_rows, sampling_config
-
+def test_generated_rows_keep_the_prompt_and_stop_once(trainer, monkeypatch):
+    """All prompts get the same answer, with a stop token that is the pad token as well."""
     made = trainer(lmbda=1.0)
     batch = next(iter(made.get_train_dataloader()))
 
-    class Scripted(torch.nn.Module):
-        """Model that answers every prompt with the same tokens, one of which is a stop token and the pad token."""
+    def generate(self, input_ids, **options):
+        return torch.cat([input_ids, torch.tensor([5, 257, 257, 257]).repeat(len(input_ids), 1)], 1)
 
-        is_gradient_checkpointing = False
-        generation_config = made.model.generation_config
-        config = made.model.config
-
-        def get_input_embeddings(self):
-            return made.model.get_input_embeddings()
-
-        def generate(self, input_ids, attention_mask, generation_config):
-            tail = torch.tensor([5, 257, 257, 257]).repeat(len(input_ids), 1)
-            return torch.cat([input_ids, tail], 1)
-
-    config = sampling_config(max_new_tokens=4, temperature=1.0, pad_token_id=257, eos_token_ids=[257])
-    rows = sample_rows(Scripted(), batch, made.accelerator, config, vocabulary_size=320, seed=0)
-    for row, prompt, mask in zip(rows, batch["prompts"], batch["prompt_attention_mask"], strict=True):
+    monkeypatch.setattr(type(made.model), "generate", generate)
+    [found] = made._complete([batch])
+    for ids, labels, prompt, mask in zip(
+        found["input_ids"], found["labels"], batch["prompts"], batch["prompt_attention_mask"], strict=True
+    ):
         words = prompt[mask.bool()].tolist()
-        assert row["input_ids"] == [*words, 5, 257]
-        assert row["labels"] == [-100] * len(words) + [5, 257]
+        assert ids[: len(words) + 2].tolist() == [*words, 5, 257]
+        assert labels[: len(words) + 2].tolist() == [-100] * len(words) + [5, 257]
+        assert (labels[len(words) + 2 :] == -100).all()
 
 
 def test_generation_uses_the_cache_and_stops_at_the_eos_of_either_model(trainer, monkeypatch):

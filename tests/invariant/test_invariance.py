@@ -199,13 +199,31 @@ def test_split_does_not_matter_for(train: Train, backend: str, settings: dict[st
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["single", "ddp", "zero2", "zero3"])
 def test_policy_gradient_does_not_depend_on_the_split(train: Train, backend: str) -> None:
-    settings = {"divergence": "minillm", "lmbda": 1.0, "temperature": 1.0, "given_text": True}
-    expected = train(**settings)
-    found = train(backend, 1, 4 if backend == "single" else 2, **settings)
-    assert expected.series("grad_norm") != pytest.approx(
-        train(divergence="reverse_kl", given_text=True).series("grad_norm"), rel=1e-2
-    )
+    settings = {"lmbda": 1.0, "temperature": 1.0, "max_new_tokens": 8}
+    expected = train(divergence="minillm", **settings)
+    found = train(backend, 1, 4 if backend == "single" else 2, divergence="minillm", **settings)
+    on_policy = train(divergence="reverse_kl", **settings)
+    assert expected.series("grad_norm") != pytest.approx(on_policy.series("grad_norm"), rel=1e-2)
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("backend", "settings"),
+    [
+        ("ddp", {"vllm": "server"}),
+        *(
+            pytest.param(backend, {"vllm": "colocate", "lora": lora}, marks=pytest.mark.slow)
+            for backend, lora in (("ddp", True), ("zero3", False), ("zero3", True))
+        ),
+    ],
+)
+def test_text_from_vllm_equals_that_of_one_process_without_it(
+    train: Train, backend: str, settings: dict[str, Any]
+) -> None:
+    """With a double of vLLM, of which each process has its own if it is colocated."""
+    on_policy = {"lmbda": 1.0, "max_new_tokens": 8}
+    lora = {"lora": True} if settings.get("lora") else {}
+    assert_same(train(backend, 1, 2, **on_policy, **settings), train(**on_policy, **lora))
 
 
 @pytest.mark.slow

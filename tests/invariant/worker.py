@@ -8,7 +8,7 @@ import gc
 import json
 import os
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,16 @@ def record_threads() -> None:
     (folder / f"threads-{os.environ.get('RANK', 0)}.json").write_text(json.dumps(names))
 
 
+import pytest
 import torch
 from transformers import TrainerCallback
 
 from tests import tiny
+from tests.akd import vllm_double
 from tests.codeplan import world
 from tests.iterkd import world as pairs_world
 from trl_akd import AKDConfig, AKDTrainer, CodePLANConfig, CodePLANTrainer, IterKDConfig
+from trl_akd.akd.cache_creation import create_cache
 from trl_akd.iterkd.pair_trainer import PairTrainer
 
 METHODS = {
@@ -40,6 +43,9 @@ METHODS = {
     "codeplan": (CodePLANConfig, CodePLANTrainer, world.problems),
     "iterkd": (IterKDConfig, PairTrainer, pairs_world.pairs),
 }
+
+
+SERVERS = ExitStack()
 
 
 class History(TrainerCallback):
@@ -61,27 +67,37 @@ def main() -> AKDTrainer:
     student = settings.pop("student")
     lora = settings.pop("lora", False)
     benchmark = settings.pop("benchmark", None)
+    write_cache = settings.pop("write_cache", None)
     cycles, load = settings.pop("cycles", None), settings.pop("load", None)
-    if settings.pop("given_text", False):  # what the student would sample depends on the split
-        AKDTrainer._with_generated_text = lambda self, batch, micro_batch: batch  # type: ignore[method-assign]
-    args = make_config(
-        use_cpu=True,
-        report_to="none",
-        logging_steps=1,
-        learning_rate=1e-2,
-        max_grad_norm=1e9,
-        seed=3,  # draws a smaller β for the first epoch than for the second
-        # SGD keeps a tiny difference in gradients tiny in parameters.
-        **{"max_length": 64, "optim": "sgd", "lr_scheduler_type": "constant", **settings},
-    )
-    trainer = make_trainer(
-        model=student,
-        args=args,
-        train_dataset=make_rows(rows),
-        eval_dataset=make_rows(5, seed=1),
-        peft_config=_lora() if lora else None,
-        callbacks=[history],
-    )
+    vllm = settings.pop("vllm", None)
+    if vllm is not None:
+        settings |= _vllm_double(vllm, student)
+
+    def make(**changes: Any) -> AKDTrainer:
+        args = make_config(
+            use_cpu=True,
+            report_to="none",
+            logging_steps=1,
+            learning_rate=1e-2,
+            max_grad_norm=1e9,
+            seed=3,  # draws a smaller β for the first epoch than for the second
+            # SGD keeps a tiny difference in gradients tiny in parameters.
+            **{"max_length": 64, "optim": "sgd", "lr_scheduler_type": "constant", **settings, **changes},
+        )
+        return make_trainer(
+            model=student,
+            args=args,
+            train_dataset=make_rows(rows),
+            eval_dataset=make_rows(5, seed=1),
+            peft_config=_lora() if lora else None,
+            callbacks=[history],
+        )
+
+    if write_cache is None:
+        trainer = make()
+    else:
+        create_cache(make(), write_cache, shard_mb=0.01)
+        trainer = make(teacher_cache=write_cache)
     if benchmark is not None:
         trainer.add_callback(_judge(trainer, benchmark))
     written = []
@@ -122,6 +138,16 @@ def _judge(trainer: AKDTrainer, benchmark: str) -> TrainerCallback:
         batch_size=3,
         allow_code_execution=True,
     )
+
+
+def _vllm_double(mode: str, student: str) -> dict[str, Any]:
+    """Put the double in the place of vLLM, and return the settings to use it with."""
+    vllm_double.install(pytest.MonkeyPatch())
+    if mode == "colocate":
+        return {"use_vllm": True}
+    is_main = os.environ.get("RANK", "0") == "0"  # the only process that connects to the server
+    url = SERVERS.enter_context(vllm_double.serving(student))[0] if is_main else "http://localhost:1"
+    return {"use_vllm": True, "vllm_mode": mode, "vllm_server_base_url": url}
 
 
 def _lora() -> Any:

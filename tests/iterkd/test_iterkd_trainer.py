@@ -144,6 +144,7 @@ def test_trackers_and_the_report_get_the_cycles_one_after_another(world: Path, t
         with CodeExecutor(1, allow_code_execution=True) as executor:
             trainer = cycle_world.trainer(world, tmp_path, RuleTeacher(), executor, **changed)
             trainer.train()
+        assert trainer.args.run_name == str(tmp_path), "one run of a tracker for all cycles"
         save_report(trainer)
         return tracker.logs
 

@@ -1,6 +1,7 @@
 """Configuration of adaptive knowledge distillation."""
 
 import math
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -82,6 +83,32 @@ class AKDConfig(GKDConfig):
             Revision of the teacher on the Hub: a branch, a tag or a commit.
         teacher_device (`str`, *optional*):
             Device of the teacher, such as `"cpu"`. Defaults to the student's.
+        use_vllm (`bool`, *optional*, defaults to `False`):
+            Whether the student generates text with vLLM, which needs TRL 1.11 or later.
+        vllm_mode (`str`, *optional*, defaults to `"colocate"`):
+            `"colocate"` (vLLM runs in the training processes and shares their GPUs) or `"server"` (a server on other
+            GPUs, started with `vllm serve`).
+        vllm_model_impl (`str`, *optional*, defaults to `"vllm"`):
+            Implementation of the model in vLLM: `"vllm"`, `"transformers"` or `"auto"`. Of a colocated vLLM.
+        vllm_enable_sleep_mode (`bool`, *optional*, defaults to `False`):
+            Whether a colocated vLLM releases its GPU memory while the student is trained.
+        vllm_server_base_url (`str`, *optional*):
+            URL of the server, such as `"http://localhost:8000"`, in place of `vllm_server_host` and
+            `vllm_server_port`.
+        vllm_server_host (`str`, *optional*, defaults to `"0.0.0.0"`):
+            Host of the server.
+        vllm_server_port (`int`, *optional*, defaults to `8000`):
+            Port of the server.
+        vllm_server_timeout (`float`, *optional*, defaults to `240.0`):
+            Number of seconds to wait for the server to be up.
+        vllm_group_port (`int`, *optional*, defaults to `51216`):
+            Port through which weights are sent to the server.
+        vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):
+            Fraction of the GPU memory that a colocated vLLM reserves.
+        vllm_max_model_length (`int`, *optional*):
+            Maximum number of tokens of a prompt and its completion in vLLM. Defaults to that of the model.
+        vllm_tensor_parallel_size (`int`, *optional*, defaults to `1`):
+            Number of GPUs that share each layer of a colocated vLLM.
         teacher_cache (`str`, *optional*):
             Folder of a cache that `trl-akd cache` wrote, from which the teacher's signals are read. No teacher is
             loaded; a `teacher_model_name_or_path` is only compared with the cache's.
@@ -147,6 +174,18 @@ class AKDConfig(GKDConfig):
     loss_chunk_size: int | None = None
     teacher_model_revision: str = "main"
     teacher_device: str | None = None
+    use_vllm: bool = False
+    vllm_mode: str = "colocate"
+    vllm_model_impl: str = "vllm"
+    vllm_enable_sleep_mode: bool = False
+    vllm_server_base_url: str | None = None
+    vllm_server_host: str = "0.0.0.0"
+    vllm_server_port: int = 8000
+    vllm_server_timeout: float = 240.0
+    vllm_group_port: int = 51216
+    vllm_gpu_memory_utilization: float = 0.3
+    vllm_max_model_length: int | None = None
+    vllm_tensor_parallel_size: int = 1
     teacher_cache: str | None = None
     teacher_base_url: str | None = None
     teacher_top_k: int = 64
@@ -178,6 +217,7 @@ class AKDConfig(GKDConfig):
         given_beta, self.beta = self.beta, 0.0  # GKD's own check compares it with numbers
         super().__post_init__()
         self._check_divergence()  # its arguments may have been text, which TRL reads
+        self._check_vllm()
         self._check_served_teacher()
         self._check_generation()
         self._check_count("pad_to_multiple_of", optional=True)  # which TRL reads from text
@@ -322,6 +362,47 @@ class AKDConfig(GKDConfig):
                 "student, at the temperature of the loss and with no other term, so set "
                 f"{' and '.join(f'{name}={value}' for name, value in wrong.items())}."
             )
+
+    def _check_vllm(self) -> None:
+        if not self.use_vllm:
+            names = [entry.name for entry in fields(self) if entry.name.startswith("vllm_")]
+            self._check_without_effect(names, "while `use_vllm` is off; turn that on")
+            return
+        if self.lmbda == 0.0:
+            remedy = "set lmbda above 0, or leave it out" if self._may_generate else "leave it out"
+            raise ValueError(f"`use_vllm` is on, but the student generates no text; {remedy}.")
+        policy_gradient = self.make_policy_gradient()
+        if policy_gradient is not None and policy_gradient.teacher_mix > 0.0:
+            raise ValueError(
+                f"`use_vllm` is on, but divergence={self.divergence!r} samples from a mixture of student and teacher "
+                f"(teacher_mix={policy_gradient.teacher_mix}), which vLLM cannot; set use_vllm=False, or "
+                "divergence_kwargs={'teacher_mix': 0}."
+            )
+        for name, choices in _VLLM_CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; choose {' or '.join(map(repr, choices))}.")
+        others = _OF_VLLM_SERVERS if self.vllm_mode == "colocate" else _OF_COLOCATED_VLLM
+        self._check_without_effect(others, f"with vllm_mode={self.vllm_mode!r}; choose the other mode")
+        if self.vllm_server_base_url is not None:
+            self._check_without_effect(
+                ("vllm_server_host", "vllm_server_port"), "with `vllm_server_base_url`; put it into the URL"
+            )
+            if not re.match(r"https?://[^/]", str(self.vllm_server_base_url)):
+                raise ValueError(
+                    f"`vllm_server_base_url` is {self.vllm_server_base_url!r}; give a URL such as "
+                    "'http://localhost:8000'."
+                )
+        self._check_count("vllm_tensor_parallel_size", optional=False)
+        self._check_count("vllm_max_model_length", optional=True)
+        for name in ("vllm_server_port", "vllm_group_port"):
+            self._check_count(name, optional=False)
+            if getattr(self, name) > 65535:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; give a port of at most 65535.")
+        share, timeout = self.vllm_gpu_memory_utilization, self.vllm_server_timeout
+        if not (_is_finite(share) and 0.0 < share <= 1.0):
+            raise ValueError(f"`vllm_gpu_memory_utilization` is {share!r}; give a fraction above 0 and at most 1.")
+        if not (_is_finite(timeout) and timeout >= 0.0):
+            raise ValueError(f"`vllm_server_timeout` is {timeout!r}; give a number of seconds of at least 0.")
 
     def _check_beta(self) -> None:
         if not self.uses_beta:
@@ -478,7 +559,33 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-_SWITCHES = ("seq_kd", "disable_dropout", "packing", "padding_free", "log_completions", "log_unique_prompts")
+_SWITCHES = (
+    "seq_kd",
+    "disable_dropout",
+    "packing",
+    "padding_free",
+    "log_completions",
+    "log_unique_prompts",
+    "use_vllm",
+    "vllm_enable_sleep_mode",
+)
+
+_VLLM_CHOICES = {"vllm_mode": ("colocate", "server"), "vllm_model_impl": ("vllm", "transformers", "auto")}
+
+_OF_VLLM_SERVERS = (
+    "vllm_server_base_url",
+    "vllm_server_host",
+    "vllm_server_port",
+    "vllm_server_timeout",
+    "vllm_group_port",
+)
+
+_OF_COLOCATED_VLLM = (
+    "vllm_model_impl",
+    "vllm_enable_sleep_mode",
+    "vllm_gpu_memory_utilization",
+    "vllm_tensor_parallel_size",
+)
 
 _NUMBERS = ("beta", "lmbda", "temperature", "kd_temperature", "ce_weight")
 

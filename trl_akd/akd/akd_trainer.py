@@ -13,10 +13,11 @@ batch, counted after generation, for any gradient accumulation and number of pro
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from huggingface_hub import EvalResult
@@ -60,7 +61,16 @@ from .gkd import GKDTrainer
 from .metrics import METRICS, DistillationMetrics, Means, loss_from_means, not_finite
 from .model_card import draw_schedule, explain_divergence, objective, provenance
 from .model_utils import adapters_of, disable_dropout, evaluation_name, name_of, named_datasets, tokenizer_of
-from .on_policy import CompletionLog, is_on_policy, sample_rows, sampling_config, sampling_seed
+from .on_policy import (
+    CompletionLog,
+    Prompt,
+    TransformersSampler,
+    completed_row,
+    is_on_policy,
+    read_prompts,
+    sampling_config,
+    sampling_seed,
+)
 from .schedule_callback import ScheduleCallback
 from .served import connect_teacher, longest_text, served_vocabulary_size
 from .teacher_cache import check_cache, open_cache, require_dataset, row_settings, unpacked_rows
@@ -78,6 +88,7 @@ from .validation import (
     check_tokenizer,
     check_unused,
 )
+from .vllm_sampler import VLLMSampler, check_vllm
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +175,8 @@ class AKDTrainer(GKDTrainer):
         check_models(
             model, teacher_model, args, trains_adapter=peft_config is not None or hasattr(model, "peft_config")
         )
+        if args.use_vllm:
+            check_vllm(args, name_of(model))
         check_unused(kwargs)
         if data_collator is None:
             self._check_data(named_datasets(train_dataset, eval_dataset), args)
@@ -212,6 +225,10 @@ class AKDTrainer(GKDTrainer):
             pad_token_id=self._tokenizer.pad_token_id,
             eos_token_ids=collect_eos_token_ids(self._tokenizer, self.model, getattr(self.teacher, "model", None)),
         )
+        self._student_sampler, self._teacher_sampler = (
+            TransformersSampler(self.accelerator, self.vocabulary_size) for _ in range(2)
+        )
+        self._vllm_sampler = self._start_vllm() if args.use_vllm else None
         self.distillation_metrics = {mode: DistillationMetrics(self._measured) for mode in ("train", "eval")}
         self.provenance = provenance(model, teacher_model, args, self.model, self.teacher_model)
         self.scores: dict[int, list[EvalResult]] = {}
@@ -323,6 +340,16 @@ class AKDTrainer(GKDTrainer):
         teacher.check(longest_text(self._datasets(), self.args, self._tokenizer))
         self.teacher, self.teacher_model = teacher, None
 
+    def _start_vllm(self) -> VLLMSampler:
+        sampler = VLLMSampler(
+            self.model, self.args, self.accelerator, self._tokenizer, vocabulary_size=self.vocabulary_size
+        )
+        if (rows := self._datasets().get("train")) is not None and PROMPT_COLUMN in rows.column_names:
+            prompts = rows.with_format("arrow")[:][PROMPT_COLUMN]
+            sampler.check_length(pc.max(pc.list_value_length(prompts)).as_py(), self.generation_config)
+        self.add_callback(sampler)
+        return sampler
+
     def _require_shared_tokens(self) -> None:
         for name, dataset in self._datasets().items():
             require_shared_tokens(dataset, self.vocabulary_size, self._tokenizer, name=name)
@@ -378,8 +405,24 @@ class AKDTrainer(GKDTrainer):
         return batches, items
 
     def _complete(self, batches: list[Batch]) -> list[Batch]:
-        """Complete the micro-batches of one optimizer step, before their items are counted."""
-        return [self._with_generated_text(batch, micro_batch) for micro_batch, batch in enumerate(batches)]
+        """Complete the micro-batches of one optimizer step, before their items are counted.
+
+        The student generates the text of all on-policy micro-batches at once, and so does the teacher that of the
+        others with `seq_kd`.
+        """
+        seed, step, completed = self.args.seed, self.state.global_step, list(batches)
+        on_policy = [
+            number
+            for number in range(len(batches))
+            if is_on_policy(self.lmbda, seed=seed, step=step, micro_batch=number)
+        ]
+        others = sorted(set(range(len(batches))) - set(on_policy)) if self.seq_kd else []
+        for sample, numbers in ((self._sample_student, on_policy), (self._sample_teacher, others)):
+            prompts = [read_prompts(batches[number], self._sampling_seeds(number)) for number in numbers]
+            completions = iter(sample(list(chain.from_iterable(prompts))) if prompts else ())
+            for number, own in zip(numbers, prompts, strict=True):
+                completed[number] = self._collate_completions(own, list(islice(completions, len(own))))
+        return completed
 
     def _without_repeats(self, batch: Batch, rows: int, own: int) -> Batch:
         """Return a batch of `rows` rows in which only the first `own` count, as the rest is also in other batches."""
@@ -391,35 +434,41 @@ class AKDTrainer(GKDTrainer):
         """Return the targets of a batch."""
         return causal_targets(batch, self.args.normalization)
 
-    def _with_generated_text(self, batch: Batch, micro_batch: int) -> Batch:
-        step = self.state.global_step
-        if is_on_policy(self.lmbda, seed=self.args.seed, step=step, micro_batch=micro_batch):
-            author = self.model_wrapped
-        elif self.seq_kd:
-            author = self.teacher_model
-        else:
-            return batch
-        rows = sample_rows(
-            author,
-            batch,
-            self.accelerator,
-            self.generation_config,
-            vocabulary_size=self.vocabulary_size,
-            seed=sampling_seed(self.args.seed, step, micro_batch, self.accelerator.process_index),
-            processor=self._mix_teacher if self.policy_gradient and self.policy_gradient.teacher_mix else None,
+    def _sampling_seeds(self, micro_batch: int) -> Iterator[int]:
+        """Yield the sampling seeds of the rows of a micro-batch, by their numbers in the global batch."""
+        before = micro_batch * self.accelerator.num_processes + self.accelerator.process_index
+        return (
+            sampling_seed(self.args.seed, self.state.global_step, row)
+            for row in count(before * self._train_batch_size)
         )
+
+    def _sample_student(self, prompts: list[Prompt]) -> list[list[int]]:
+        if self._vllm_sampler is not None:
+            return self._vllm_sampler.sample(prompts, self.generation_config)
+        mixes = self.policy_gradient is not None and self.policy_gradient.teacher_mix > 0
+        return self._student_sampler.sample(
+            self.model_wrapped, prompts, self.generation_config, self._mix_teacher if mixes else None
+        )
+
+    def _sample_teacher(self, prompts: list[Prompt]) -> list[list[int]]:
+        return self._teacher_sampler.sample(self.teacher_model, prompts, self.generation_config)
+
+    def _collate_completions(self, prompts: list[Prompt], completions: list[list[int]]) -> Batch:
+        stops = collect_eos_token_ids(self.generation_config)
+        rows = [completed_row(prompt, each, stops) for prompt, each in zip(prompts, completions, strict=True)]
         if self.args.log_completions:
             self._completions.add(rows)
         return DataCollatorForDistillation(self._tokenizer.pad_token_id)(rows)
 
     @contextmanager
-    def _mix_teacher(self, student: Any, attention_mask: torch.Tensor) -> Iterator[TeacherMix]:
-        """Yield the logits processor that mixes the teacher into the student's distribution."""
+    def _mix_teacher(self, student: Any) -> Iterator[Callable[[torch.Tensor], TeacherMix]]:
+        """Yield a function that returns the processor that mixes the teacher in, given the prompts' attention mask."""
         assert self.policy_gradient is not None
+        teacher_mix = self.policy_gradient.teacher_mix
         with teacher_next_logits(
-            self.teacher, student, self.accelerator, attention_mask, vocabulary_size=self.vocabulary_size
+            self.teacher, student, self.accelerator, vocabulary_size=self.vocabulary_size
         ) as next_logits:
-            yield TeacherMix(next_logits, self.policy_gradient.teacher_mix)
+            yield lambda mask: TeacherMix(next_logits(mask), teacher_mix)
 
     # Loss
 

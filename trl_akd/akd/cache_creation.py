@@ -193,7 +193,11 @@ def _manifest(
         tokens=sum(int(row.is_target.sum()) for row in rows),
         rows_digest=digest.hexdigest(),
         shards=shards,
-        data={**data, "teacher_commit": source.teacher_revision, **trainer.row_settings()},
+        data={
+            **data,
+            "teacher_commit": source.teacher_revision if weights is None else None,
+            **trainer.row_settings(),
+        },
     )
 
 

@@ -3,10 +3,11 @@
 import importlib
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,11 +18,32 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 
-from ..generation.decoding import collect_eos_token_ids, unwrapped_for_generation
+from ..generation.decoding import (
+    TokenChooser,
+    in_batches,
+    left_padded,
+    uniform_draws,
+    unwrapped_for_generation,
+)
 from ..losses.reduction import IGNORE_INDEX
 from .akd_config import AKDConfig
+
+MixedProcessor: TypeAlias = Callable[[Any], AbstractContextManager[Callable[[torch.Tensor], LogitsProcessor]]]
+"""Function of a model, whose context manager yields a function of an attention mask `[B, P]` of prompts."""
 
 
 def is_on_policy(lmbda: float, *, seed: int, step: int, micro_batch: int) -> bool:
@@ -41,21 +63,21 @@ def is_on_policy(lmbda: float, *, seed: int, step: int, micro_batch: int) -> boo
     return random.Random(f"{seed}:{step}:{micro_batch}").random() < lmbda
 
 
-def sampling_seed(seed: int, step: int, micro_batch: int, process: int) -> int:
-    """Return the sampling seed of one micro-batch on one process.
+def sampling_seed(seed: int, step: int, row: int) -> int:
+    """Return the sampling seed of a row, given its number in the global batch of an optimizer step.
 
-    It differs between micro-batches and processes, and depends on the arguments alone, so that a resumed run samples
-    the same text.
+    It depends on the arguments alone, so that the text of a row is the same after resuming, for any number of
+    processes and of accumulated micro-batches.
 
     Example:
 
     ```python
-    >>> len({sampling_seed(0, 3, micro_batch, process) for micro_batch in range(2) for process in range(2)})
+    >>> len({sampling_seed(0, step, row) for step in range(2) for row in range(2)})
     4
 
     ```
     """
-    return random.Random(f"{seed}:{step}:{micro_batch}:{process}:text").getrandbits(63)
+    return random.Random(f"{seed}:{step}:{row}:text").getrandbits(63)
 
 
 def sampling_config(
@@ -74,76 +96,140 @@ def sampling_config(
     )
 
 
-def sample_rows(
-    engine: Any,
-    batch: Mapping[str, torch.Tensor],
-    accelerator: Accelerator,
-    config: GenerationConfig,
-    *,
-    vocabulary_size: int,
-    seed: int,
-    processor: Callable[[Any, torch.Tensor], AbstractContextManager[LogitsProcessor]] | None = None,
-) -> list[dict[str, list[int]]]:
-    """Sample completions of the prompts of a batch.
+@dataclass(frozen=True)
+class Prompt:
+    """Tokens of a prompt, and the seed with which its completion is sampled."""
+
+    tokens: list[int]
+    seed: int
+
+
+def read_prompts(batch: Mapping[str, torch.Tensor], seeds: Iterable[int]) -> list[Prompt]:
+    """Return the prompts of a collated batch, whose left-padded `prompts` have a `prompt_attention_mask` `[B, P]`."""
+    rows = zip(batch["prompts"], batch["prompt_attention_mask"].bool(), seeds, strict=False)
+    return [Prompt(tokens[mask].tolist(), seed) for tokens, mask, seed in rows]
+
+
+def completed_row(prompt: Prompt, completion: Sequence[int], stop_ids: Iterable[int]) -> dict[str, list[int]]:
+    """Return a row whose labels cover the completion up to its first stop token, or all of it if there is none."""
+    stops = set(stop_ids)
+    end = next((position + 1 for position, token in enumerate(completion) if token in stops), len(completion))
+    kept = list(completion[:end])
+    return {"input_ids": prompt.tokens + kept, "labels": [IGNORE_INDEX] * len(prompt.tokens) + kept}
+
+
+class TransformersSampler:
+    """Sampler of completions with the `generate` of transformers.
+
+    Prompts are sorted by length. They form one batch, whose size is halved when memory runs out. Each row has random
+    numbers of its own, so that its text does not depend on the other rows.
 
     Args:
-        engine (`torch.nn.Module`):
-            The model as `accelerator.prepare` returned it.
-        batch (`Mapping`):
-            `prompts` and `prompt_attention_mask`, int64 tensors `[B, P]`, left-padded.
         accelerator (`Accelerator`):
             Accelerator of the trainer.
-        config (`GenerationConfig`):
-            Sampling parameters.
         vocabulary_size (`int`):
             Number of leading token ids that both models share. No other ids are sampled.
-        seed (`int`):
-            Seed of the sampling. The random state of the process is left unchanged.
-        processor (`Callable`, *optional*):
-            Function of the unwrapped model and the prompts' attention mask `[B, P]` that returns a context manager of
-            a `LogitsProcessor`.
-
-    Returns:
-        `list[dict]`: Rows `{input_ids, labels}` whose labels cover the completion up to and including its first stop
-        token, or all of it if there is none.
     """
-    bare = accelerator.unwrap_model(engine)
-    device = bare.get_input_embeddings().weight.device
-    not_shared = list(range(vocabulary_size, bare.config.get_text_config().vocab_size))
-    config = GenerationConfig(**{**config.to_diff_dict(), "suppress_tokens": not_shared or None})
-    prompts, mask = batch["prompts"].to(device), batch["prompt_attention_mask"].to(device)
-    with ExitStack() as stack:
-        model = stack.enter_context(unwrapped_for_generation(engine, accelerator))
-        options = {"generation_config": config}
-        if processor is not None:
-            options["logits_processor"] = LogitsProcessorList([stack.enter_context(processor(model, mask))])
-        stack.enter_context(_seeded(seed, device))
-        sequences = model.generate(input_ids=prompts, attention_mask=mask, **options)
-    completions, stops = sequences[:, prompts.shape[1] :].tolist(), set(collect_eos_token_ids(config))
-    return [
-        _row(prompt[keep.bool()].tolist(), _until_stop(completion, stops))
-        for prompt, keep, completion in zip(prompts, mask, completions, strict=True)
-    ]
+
+    def __init__(self, accelerator: Accelerator, vocabulary_size: int) -> None:
+        self._accelerator = accelerator
+        self._vocabulary_size = vocabulary_size
+        self._batch_size: int | None = None
+
+    def sample(
+        self,
+        engine: Any,
+        prompts: Sequence[Prompt],
+        config: GenerationConfig,
+        processor: MixedProcessor | None = None,
+    ) -> list[list[int]]:
+        """Return one completion per prompt, followed by padding if others are longer.
+
+        Args:
+            engine (`torch.nn.Module`):
+                The model as `accelerator.prepare` returned it.
+            prompts (`Sequence[Prompt]`):
+                Prompts of this process.
+            config (`GenerationConfig`):
+                Sampling parameters.
+            processor (`Callable`, *optional*):
+                Function of the unwrapped model that returns a context manager, which yields a function from the
+                attention mask `[B, P]` of prompts to a `LogitsProcessor`.
+        """
+        bare = self._accelerator.unwrap_model(engine)
+        not_shared = range(self._vocabulary_size, bare.config.get_text_config().vocab_size)
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].tokens), reverse=True)
+        size = min(self._batch_size or len(prompts), len(prompts))
+        found: dict[int, list[int]] = {}
+        with ExitStack() as stack:
+            model = stack.enter_context(unwrapped_for_generation(engine, self._accelerator))
+            processor_of = None if processor is None else stack.enter_context(processor(model))
+
+            def generate(batch: Sequence[int]) -> list[list[int]]:
+                return _generate(model, [prompts[index] for index in batch], config, list(not_shared), processor_of)
+
+            def explain(index: int) -> str:
+                return (
+                    f"memory does not suffice for generating up to {config.max_new_tokens} tokens after a prompt of "
+                    f"{len(prompts[index].tokens)}; lower `max_new_tokens` or `max_length`."
+                )
+
+            largest = 0
+            for batch, completions in in_batches(order, size, generate, explain):
+                found.update(zip(batch, completions, strict=True))
+                largest = max(largest, len(batch))
+        if largest < size:
+            self._batch_size = largest
+        return [found[index] for index in range(len(prompts))]
 
 
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed random numbers within the context, and restore their state after it."""
-    has_states = device.type not in ("cpu", "mps")  # torch.random cannot restore those of MPS
-    with torch.random.fork_rng([device] if has_states else [], device_type=device.type if has_states else "cuda"):
-        torch.manual_seed(seed)
-        yield
+def _generate(
+    model: Any,
+    prompts: Sequence[Prompt],
+    config: GenerationConfig,
+    not_shared: list[int],
+    processor_of: Callable[[torch.Tensor], LogitsProcessor] | None,
+) -> list[list[int]]:
+    """Return the completions of one batch of prompts, without the token ids `not_shared`."""
+    device = model.get_input_embeddings().weight.device
+    inputs = left_padded([prompt.tokens for prompt in prompts], config.pad_token_id, device)
+    processors = LogitsProcessorList()
+    if processor_of is not None:
+        processors.append(processor_of(inputs["attention_mask"]))
+    draws = None
+    if config.do_sample:
+        processors += _warpers(config, str(device))
+        draws = uniform_draws([prompt.seed for prompt in prompts], config.max_new_tokens, device)
+    processors.append(TokenChooser(1.0, 1.0, draws))
+    kept = {name: value for name, value in config.to_diff_dict().items() if name not in ("do_sample", *_WARPERS)}
+    sequences = model.generate(
+        **inputs,
+        generation_config=GenerationConfig(**{**kept, "suppress_tokens": not_shared or None}),
+        logits_processor=processors,
+        synced_gpus=None if processor_of else False,  # a teacher that is mixed in may need all ranks at each step
+    )
+    completions: list[list[int]] = sequences[:, inputs["input_ids"].shape[1] :].tolist()
+    return completions
 
 
-def _row(prompt: list[int], completion: list[int]) -> dict[str, list[int]]:
-    return {"input_ids": prompt + completion, "labels": [IGNORE_INDEX] * len(prompt) + completion}
+# Fields of GenerationConfig that shape the distribution, in the order in which `generate` applies them -> class, and
+# the value that changes nothing.
+_WARPERS: dict[str, tuple[Callable[..., LogitsProcessor], float]] = {
+    "temperature": (TemperatureLogitsWarper, 1.0),
+    "top_k": (TopKLogitsWarper, 0),
+    "top_p": (TopPLogitsWarper, 1.0),
+    "min_p": (MinPLogitsWarper, 0.0),
+    "typical_p": (TypicalLogitsWarper, 1.0),
+    "epsilon_cutoff": (EpsilonLogitsWarper, 0.0),
+    "eta_cutoff": (EtaLogitsWarper, 0.0),
+}
 
 
-def _until_stop(completion: list[int], stops: set[int]) -> list[int]:
-    for position, token in enumerate(completion):
-        if token in stops:
-            return completion[: position + 1]
-    return completion
+def _warpers(config: GenerationConfig, device: str) -> Iterator[LogitsProcessor]:
+    for name, (warper, neutral) in _WARPERS.items():
+        value = getattr(config, name, None)
+        if value not in (None, neutral):
+            yield warper(value, device=device) if name == "eta_cutoff" else warper(value)
 
 
 class CompletionLog:

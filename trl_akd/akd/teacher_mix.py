@@ -41,9 +41,9 @@ class TeacherMix(LogitsProcessor):
 
 @contextmanager
 def teacher_next_logits(
-    teacher: Teacher, student: Any, accelerator: Accelerator, attention_mask: Tensor, *, vocabulary_size: int
-) -> Iterator[NextLogits]:
-    """Yield a function that returns the teacher's logits of the next token, for the steps of one `generate`.
+    teacher: Teacher, student: Any, accelerator: Accelerator, *, vocabulary_size: int
+) -> Iterator[Callable[[Tensor], NextLogits]]:
+    """Yield a function that returns, for the prompts of one `generate`, the function of the teacher's next logits.
 
     A language model keeps a KV cache. Any other teacher processes the whole text at each step, so that the cost grows
     with the square of the length. Under ZeRO-3, the teacher is gathered inside the context.
@@ -55,23 +55,24 @@ def teacher_next_logits(
             The student as it generates.
         accelerator (`Accelerator`):
             Accelerator of the trainer.
-        attention_mask (`torch.Tensor` of shape `[B, P]`):
-            Attention mask of the left-padded prompts.
         vocabulary_size (`int`):
             Number of leading token ids that both models share.
 
     Yields:
-        `Callable`: Function of the tokens so far `[B, T]`, which returns logits `[B, vocabulary_size]`.
+        `Callable`: Function of the attention mask `[B, P]` of left-padded prompts. It returns a function of the tokens
+        so far `[B, T]`, which returns logits `[B, vocabulary_size]`.
     """
+
+    def shared(logits: NextLogits) -> NextLogits:
+        return lambda input_ids: logits(input_ids)[:, :vocabulary_size]
+
     if isinstance(teacher, LocalTeacher):
         with unwrapped_for_generation(teacher.engine, accelerator) as model:
-            logits = _Cached(model, attention_mask, accelerator.autocast)
-            yield lambda input_ids: logits(input_ids)[:, :vocabulary_size]
+            yield lambda mask: shared(_Cached(model, mask, accelerator.autocast))
     elif isinstance(teacher, SelfTeacher):
-        logits = _Cached(student, attention_mask, student.disable_adapter)
-        yield lambda input_ids: logits(input_ids)[:, :vocabulary_size]
+        yield lambda mask: shared(_Cached(student, mask, student.disable_adapter))
     else:
-        yield lambda input_ids: _from_signal(teacher, student, input_ids, attention_mask)[:, :vocabulary_size]
+        yield lambda mask: shared(lambda input_ids: _from_signal(teacher, student, input_ids, mask))
 
 
 class _Cached:

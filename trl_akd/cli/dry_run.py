@@ -8,7 +8,7 @@ import os
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 import torch
 import yaml
 
+from ..akd.akd_config import AKDConfig
 from ..data.sources import load
 from ..generation.loading import DEFAULT_API_KEY_ENV
 from ..teachers.cache_files import read_manifest
@@ -145,6 +146,7 @@ def dry_run(method: Method, values: Namespace) -> Iterator[tuple[Namespace, list
         _replace_data(run, method)
         _remove_benchmark(run)
         _do_without_gpu(run)
+        _do_without_vllm(run)
         _shorten(run)
         recipe = run.folder / "recipe.yaml"
         recipe.write_text(yaml.safe_dump(vars(run.values)), encoding="utf-8")
@@ -245,6 +247,17 @@ def _do_without_gpu(run: DryRun) -> None:
         if (value := getattr(values, name)) != instead:
             setattr(values, name, instead)
             run.replaced.append(f"{name} = {value}: {instead}, as there is no GPU")
+
+
+def _do_without_vllm(run: DryRun) -> None:
+    """Generate with transformers, since vLLM may be missing, and a server has other weights."""
+    if not run.values.use_vllm:
+        return
+    for entry in fields(AKDConfig):
+        if entry.name.startswith(("use_vllm", "vllm_")):
+            setattr(run.values, entry.name, entry.default)
+    run.replaced.append("use_vllm = True: False")
+    run.not_checked.append("vLLM")
 
 
 def _shorten(run: DryRun) -> None:

@@ -1,19 +1,35 @@
 """Decoding with a transformers model: token selection, detokenization, stop strings, and an unwrapped model."""
 
+import logging
+import random
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase, StoppingCriteria
 
-from ..distributed import gathered
+from ..distributed import gathered, widest_float
 from ..heads import evaluating
 
-__all__ = ["Detokenizer", "StopStrings", "TokenChooser", "collect_eos_token_ids", "unwrapped_for_generation"]
+__all__ = [
+    "Detokenizer",
+    "StopStrings",
+    "TokenChooser",
+    "collect_eos_token_ids",
+    "in_batches",
+    "left_padded",
+    "uniform_draws",
+    "unwrapped_for_generation",
+]
+
+logger = logging.getLogger(__name__)
+
+Row = TypeVar("Row")
+Output = TypeVar("Output")
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # decoders return it for an incomplete character
 
@@ -134,6 +150,57 @@ class _Watch:
             self._settled, self._open = self._open, []
             self._settled_length = len(self._detokenizer(self._settled))
         return any(stop in text for stop in self._stop)
+
+
+def left_padded(sequences: Sequence[list[int]], pad_token_id: int, device: torch.device) -> dict[str, Tensor]:
+    """Return `input_ids` and `attention_mask` `[B, T]` of sequences, padded on the left."""
+    longest = max(map(len, sequences))
+    ids = [[pad_token_id] * (longest - len(tokens)) + tokens for tokens in sequences]
+    mask = [[0] * (longest - len(tokens)) + [1] * len(tokens) for tokens in sequences]
+    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+
+
+def uniform_draws(seeds: Sequence[int], steps: int, device: torch.device) -> Tensor:
+    """Return uniform numbers `[B, steps]`, a function of each row's seed; fewer steps use the first of them."""
+    sources = [random.Random(seed) for seed in seeds]
+    draws = [[source.random() for _ in range(steps)] for source in sources]
+    return torch.tensor(draws, dtype=widest_float(device)).to(device)
+
+
+def in_batches(
+    rows: Sequence[Row],
+    size: int,
+    generate: Callable[[Sequence[Row]], list[Output]],
+    explain: Callable[[Row], str],
+) -> Iterator[tuple[Sequence[Row], list[Output]]]:
+    """Generate in batches, and halve the batch size when memory runs out.
+
+    Args:
+        rows (`Sequence`):
+            Rows in the order in which they are generated.
+        size (`int`):
+            Number of rows per batch.
+        generate (`Callable`):
+            Function that returns the outputs of a batch of rows.
+        explain (`Callable`):
+            Function that returns the message of the error if memory does not suffice for a single row.
+
+    Yields:
+        `tuple`: The rows of a batch and their outputs.
+    """
+    while rows:
+        batch = rows[:size]
+        try:
+            yield batch, generate(batch)
+            rows = rows[size:]
+            continue
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                raise torch.OutOfMemoryError(explain(batch[0])) from error
+        # Outside of the clause above, whose error keeps the failed batch's tensors alive.
+        size = len(batch) // 2
+        logger.warning("Out of memory with %d sequences; continuing with %d at a time.", len(batch), size)
+        torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -1,13 +1,10 @@
 """Generator for a transformers model in this process, or in all processes of an `accelerate launch`."""
 
-import logging
 import math
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 from transformers import (
@@ -20,7 +17,16 @@ from transformers import (
 
 from ..data.encoding import encode_prompts
 from ..distributed import picklable_error
-from .decoding import Detokenizer, StopStrings, TokenChooser, collect_eos_token_ids, unwrapped_for_generation
+from .decoding import (
+    Detokenizer,
+    StopStrings,
+    TokenChooser,
+    collect_eos_token_ids,
+    in_batches,
+    left_padded,
+    uniform_draws,
+    unwrapped_for_generation,
+)
 from .protocol import (
     GREEDY,
     Arrival,
@@ -35,8 +41,6 @@ from .protocol import (
 )
 
 __all__ = ["TransformersGenerator", "default_max_new_tokens"]
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,25 +211,17 @@ class TransformersGenerator(StreamingGenerator):
     def _batches(
         self, model: Any, rows: list[_Row], sampling: SamplingParams, config: GenerationConfig
     ) -> Iterator[list[_Written]]:
-        """Generate in batches, and halve the batch size when memory runs out."""
-        size = self._batch_size
-        while rows:
-            batch = rows[:size]
-            try:
-                yield list(zip(batch, self._write_batch(model, batch, sampling, config), strict=True))
-                rows = rows[size:]
-                continue
-            except torch.OutOfMemoryError as error:
-                if len(batch) == 1:
-                    raise torch.OutOfMemoryError(
-                        f"memory does not suffice for `prompts[{batch[0].prompt}]`, of "
-                        f"{len(batch[0].tokens)} tokens and max_new_tokens={sampling.max_new_tokens}; shorten it, "
-                        "or lower `max_new_tokens`."
-                    ) from error
-            # Outside of the clause above, whose error keeps the failed batch's tensors alive.
-            size = len(batch) // 2
-            _logger.warning("Out of memory with %d sequences; continuing with %d at a time.", len(batch), size)
-            torch.cuda.empty_cache()
+        def write(batch: Sequence[_Row]) -> list[Completion]:
+            return self._write_batch(model, batch, sampling, config)
+
+        def explain(row: _Row) -> str:
+            return (
+                f"memory does not suffice for `prompts[{row.prompt}]`, of {len(row.tokens)} tokens and "
+                f"max_new_tokens={sampling.max_new_tokens}; shorten it, or lower `max_new_tokens`."
+            )
+
+        for batch, completions in in_batches(rows, self._batch_size, write, explain):
+            yield list(zip(batch, completions, strict=True))
 
     def _config(self, max_new_tokens: int, eos: list[int]) -> GenerationConfig:
         pad = self._tokenizer.pad_token_id
@@ -240,11 +236,12 @@ class TransformersGenerator(StreamingGenerator):
         )
 
     def _write_batch(
-        self, model: Any, rows: list[_Row], sampling: SamplingParams, config: GenerationConfig
+        self, model: Any, rows: Sequence[_Row], sampling: SamplingParams, config: GenerationConfig
     ) -> list[Completion]:
         device = model.get_input_embeddings().weight.device
-        inputs = _left_padded([row.tokens for row in rows], config.pad_token_id, device)
-        draws = None if sampling.temperature == 0.0 else _draws(rows, sampling.max_new_tokens, device)
+        inputs = left_padded([row.tokens for row in rows], config.pad_token_id, device)
+        seeds = [row.seed for row in rows]
+        draws = None if sampling.temperature == 0.0 else uniform_draws(seeds, sampling.max_new_tokens, device)
         chooser = TokenChooser(sampling.temperature, sampling.top_p, draws)
         stopper = StopStrings(sampling.stop, self._detokenizer, len(rows)) if sampling.stop else None
         sequences = model.generate(
@@ -327,20 +324,3 @@ def _in_step(batches: Iterator[list[_Written]]) -> Iterator[list[_Written]]:
         if all(batch is None for batch, _ in outcomes):
             return
         yield [written for batch, _ in outcomes for written in batch or ()]
-
-
-def _left_padded(sequences: list[list[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
-    longest = max(map(len, sequences))
-    return {
-        "input_ids": torch.tensor([[pad] * (longest - len(tokens)) + tokens for tokens in sequences], device=device),
-        "attention_mask": torch.tensor(
-            [[0] * (longest - len(tokens)) + [1] * len(tokens) for tokens in sequences], device=device
-        ),
-    }
-
-
-def _draws(rows: list[_Row], steps: int, device: torch.device) -> torch.Tensor:
-    """Return uniform numbers `[B, T]`, which are a function of the row's seed; fewer steps use the first of them."""
-    sources = [random.Random(row.seed) for row in rows]
-    precision = torch.float32 if device.type == "mps" else torch.float64
-    return torch.tensor([[source.random() for _ in range(steps)] for source in sources], dtype=precision).to(device)

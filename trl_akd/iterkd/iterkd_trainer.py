@@ -168,6 +168,8 @@ class IterKDTrainer(PairTrainer):
         if self.text_teacher is None:
             raise ValueError("`text_teacher` is missing; give a TextGenerator that writes the answers.")
         folder = Path(str(self.args.output_dir))
+        # transformers ends a run of trackio after each cycle, and continues one of the same name.
+        self.args.run_name = self.args.run_name or str(folder)
         spending = folder / LEDGER / "spending.json"
         with ExitStack() as stack:
             ledger = stack.enter_context(

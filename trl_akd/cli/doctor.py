@@ -32,6 +32,7 @@ from .recipes import Recipe, find_accelerate_config, read_recipe
 
 if TYPE_CHECKING:
     from ..akd.akd_config import AKDConfig
+    from ..doctor.hardware import Gpu
     from ..doctor.preflight import Preflight
     from ..doctor.report import Report
     from ..doctor.settings import RunSettings
@@ -96,6 +97,8 @@ class DoctorArguments:
     def __post_init__(self) -> None:
         if self.num_rows is not None and self.num_rows < 1:
             raise ValueError(f"`num_rows` is {self.num_rows}; give at least 1.")
+        if not 0.0 < self.utilization <= 1.0:
+            raise ValueError(f"`utilization` is {self.utilization}; give a fraction above 0 and at most 1.")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -212,7 +215,7 @@ def _estimate(
         steps,
         [] if fits else find_remedies(settings, usable_memory(gpu)),
         cache,
-        _notes(settings, values, preflight, cache=bool(cache)),
+        _notes(settings, gpu, values, preflight, cache=bool(cache)),
         preflight if doctor.preflight else None,
     )
 
@@ -249,6 +252,8 @@ def _preflight(method: Method, parser: RecipeParser, values: Namespace) -> "Pref
     except (OSError, ValueError, ImportError) as error:
         return Preflight(skipped=[f"models and data ({str(error).splitlines()[0].rstrip('.')})."])
     names = {model_args.model_name_or_path: model_args.model_revision}
+    if values.teacher_base_url is not None:
+        return Preflight(skipped=["models and data, as the teacher is on a server; a dry run checks them."])
     if args.teacher_model_name_or_path is not None:
         names[args.teacher_model_name_or_path] = args.teacher_model_revision
     with_weights = values.with_weights
@@ -345,7 +350,12 @@ def _settings(
         get_peft_config(model_args),
     )
     teacher = None
-    if args.uses_teacher and args.teacher_model_name_or_path is not None:
+    source: dict[str, Any] = {}
+    if args.uses_teacher and args.teacher_cache is not None:
+        source = _cached_signal(args.teacher_cache)
+    elif args.uses_teacher and args.teacher_base_url is not None:
+        source = {"signal": "sparse"}
+    elif args.uses_teacher and args.teacher_model_name_or_path is not None:
         config = read_config(args.teacher_model_name_or_path, args.teacher_model_revision, args.trust_remote_code)
         kwargs = args.teacher_model_init_kwargs if isinstance(args.teacher_model_init_kwargs, dict) else {}
         teacher = ModelSettings(
@@ -357,8 +367,18 @@ def _settings(
         )
     parallelism = Parallelism.read(accelerate, values.deepspeed, values.num_gpus)
     return RunSettings.read(
-        args, student, teacher, parallelism, autocast=_autocast(values), on_cpu=bool(values.use_cpu)
+        args, student, teacher, parallelism, autocast=_autocast(values), on_cpu=bool(values.use_cpu), **source
     )
+
+
+def _cached_signal(folder: str) -> dict[str, Any]:
+    """Return the kind of a teacher cache's signal and the shape of its LM head."""
+    from ..teachers.cache_files import read_manifest
+
+    manifest = read_manifest(Path(folder).expanduser())
+    if manifest.hidden_size is None:
+        return {"signal": "sparse"}
+    return {"cached_head": (manifest.vocabulary_size, manifest.hidden_size)}
 
 
 def _autocast(values: Namespace) -> Any:
@@ -370,8 +390,12 @@ def _autocast(values: Namespace) -> Any:
     return torch.bfloat16 if values.bf16 or (values.bf16 is None and not values.use_cpu) else None
 
 
-def _notes(settings: "RunSettings", values: Namespace, preflight: "Preflight", *, cache: bool) -> list[str]:
+def _notes(
+    settings: "RunSettings", gpu: "Gpu", values: Namespace, preflight: "Preflight", *, cache: bool
+) -> list[str]:
     """Return what the estimates assume or leave out."""
+    import torch
+
     maximum = f"Every row has {settings.length:,} tokens, the maximum, and all of them are targets: upper limits."
     if preflight.mean_length is not None:
         maximum = f"Memory is that of rows of {settings.length:,} tokens, time that of the rows that were read."
@@ -379,6 +403,8 @@ def _notes(settings: "RunSettings", values: Namespace, preflight: "Preflight", *
         maximum,
         "Time excludes loading, data, evaluation and checkpoints; communication is not overlapped.",
     ]
+    if settings.autocast is torch.bfloat16 and not gpu.has_bfloat16:
+        notes.append(f"{gpu.name} has no bfloat16; set `bf16: false` and `fp16: true`.")
     if settings.parallelism.kind == "zero":
         notes.append("DeepSpeed's buckets have their default sizes, 500 million elements.")
     if values.torch_compile:

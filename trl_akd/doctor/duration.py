@@ -82,10 +82,8 @@ def estimate_duration(
             Mean number of target tokens per row as a fraction of `settings.target_length`.
 
     Raises:
-        ValueError: If `utilization` is not above 0 and at most 1, or a model cannot be traced.
+        ValueError: If a model cannot be traced.
     """
-    if not 0.0 < utilization <= 1.0:
-        raise ValueError(f"`utilization` is {utilization}; give a fraction above 0 and at most 1.")
     student, teacher = student_trace(settings), teacher_trace(settings)
     is_half = settings.autocast is not None or settings.student.dtype.itemsize == 2
     rate = 1e12 * utilization * (gpu.tflops if is_half else gpu.tflops / 2 if tf32 else gpu.tflops_float32)
@@ -135,8 +133,9 @@ def loss_flops(settings: RunSettings, student: StudentTrace, teacher: ModelTrace
     products = 0
     for output in settings.outputs:
         products += vocabulary * size * (3 if is_trained else 2)
-        if output.signal == "dense" and teacher is not None:
-            products += min(vocabulary, teacher.head[0]) * teacher.head[1]
+        head = settings.cached_head if teacher is None else teacher.head
+        if output.signal == "dense" and head is not None:
+            products += min(vocabulary, head[0]) * head[1]
     return 2 * settings.tokens * products
 
 

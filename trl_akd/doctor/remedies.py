@@ -3,6 +3,9 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import torch
+from peft import LoraConfig
+
 from .memory import estimate_memory, student_trace
 from .settings import Parallelism, Quantization, RunSettings
 
@@ -71,6 +74,7 @@ def _changes(settings: RunSettings) -> Iterator[tuple[str, Callable[[RunSettings
         while several <= max(gpus, _MAX_GPUS):
             yield f"--accelerate_config zero3 --num_gpus {several}", _sharding(several)
             several *= 2
+    yield "a cache of the teacher: `trl-akd cache`, then teacher_cache: FOLDER", _cache_teacher
     yield "a teacher in 4 bits: load_in_4bit in teacher_model_init_kwargs.quantization_config", _quantize_teacher
     yield "LoRA: use_peft: true, dtype: bfloat16", _adapt
     yield "teacher_device: cpu (slow)", _move_teacher
@@ -91,6 +95,13 @@ def _sharding(gpus: int) -> Callable[[RunSettings], RunSettings | None]:
     return shard
 
 
+def _cache_teacher(run: RunSettings) -> RunSettings | None:
+    if run.teacher is None or run.on_policy > 0.0:
+        return None
+    text = run.teacher.text_config
+    return replace(run, teacher=None, teacher_on_cpu=False, cached_head=(text.vocab_size, text.hidden_size))
+
+
 def _quantize_teacher(run: RunSettings) -> RunSettings | None:
     if (
         run.teacher is None
@@ -105,8 +116,6 @@ def _quantize_teacher(run: RunSettings) -> RunSettings | None:
 def _adapt(run: RunSettings) -> RunSettings | None:
     if run.student.adapter is not None or run.teacher is None:
         return None
-    import torch
-    from peft import LoraConfig
 
     adapted = replace(run.student, adapter=LoraConfig(r=16, task_type="CAUSAL_LM"), dtype=torch.bfloat16)
     changed = replace(run, student=adapted)

@@ -1,6 +1,5 @@
 """Report of the estimates, as text and as JSON."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -145,25 +144,30 @@ class Report:
     def _memory(self) -> str:
         run, names = self.settings, [phase.name for phase in self.phases]
         parts = [part for part in PARTS if any(part in phase.parts for phase in self.phases)]
-        rows = [[part, *(_gib(phase.parts.get(part)) for phase in self.phases)] for part in parts]
-        rows.append(["total", *(_gib(phase.total) for phase in self.phases)])
-        title = f"Memory per GPU in GiB: {run.parallelism.gpus} x {self.gpu.name}, {run.parallelism.name}"
+        unit, size = ("GiB", GIB) if self.peak.total >= GIB else ("MiB", 2**20)
+
+        def cell(count: int | None) -> str:
+            return "-" if not count else f"{count / size:.2f}"
+
+        rows = [[part, *(cell(phase.parts.get(part)) for phase in self.phases)] for part in parts]
+        rows.append(["total", *(cell(phase.total) for phase in self.phases)])
+        title = f"Memory per GPU in {unit}: {run.parallelism.gpus} x {self.gpu.name}, {run.parallelism.name}"
         return f"{title}\n{_table(['', *names], rows)}"
 
     def _verdict(self) -> str:
         usable, failure = f"{self.usable / GIB:.1f} GiB", self.first_failure
         of = f"{usable} of {self.gpu.memory_gib:.1f} GiB can hold tensors"
         if failure is None:
-            return f"Fits: the peak of {_gib(self.peak.total)} GiB is in the {self.peak.name} phase; {of}."
+            return f"Fits: the peak of {_size(self.peak.total)} is in the {self.peak.name} phase; {of}."
         part = max(failure.parts, key=lambda part: failure.parts[part])
         lines = [
-            f"Does not fit: {failure.name} is the first phase that runs out of memory, with {_gib(failure.total)} "
-            f"GiB, of which {_gib(failure.parts[part])} GiB are {part}; {of}."
+            f"Does not fit: {failure.name} is the first phase that runs out of memory, with {_size(failure.total)}, "
+            f"of which {_size(failure.parts[part])} are {part}; {of}."
         ]
         if self.remedies:
             lines.append("Change, in this order:")
             lines += [
-                f"  {number}. {remedy.change}: {_gib(remedy.peak)} GiB{', fits' if remedy.fits else ''}"
+                f"  {number}. {remedy.change}: {_size(remedy.peak)}{', fits' if remedy.fits else ''}"
                 for number, remedy in enumerate(self.remedies, 1)
             ]
         if not (self.remedies and self.remedies[-1].fits):
@@ -210,8 +214,8 @@ def _millions(count: int) -> str:
     return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
 
 
-def _gib(size: int | None) -> str:
-    return "-" if not size else f"{size / GIB:.2f}"
+def _size(count: int) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.2f} MiB"
 
 
 def _tera(count: int | None) -> str:
@@ -236,7 +240,7 @@ def _span(seconds: float) -> str:
     for unit, size in (("days", 86_400.0), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
-    return f"{math.ceil(seconds)} seconds"
+    return f"{seconds:.1f} seconds"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

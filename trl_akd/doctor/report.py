@@ -136,7 +136,7 @@ class Report:
         run = self.settings
         rows = f"{run.rows} x {run.length} tokens" if run.padded else f"{run.length} tokens without padding"
         lines.append(
-            f"Batch     {rows} per GPU, {run.accumulation} micro-batches per step, {run.rows_per_step} rows per step; "
+            f"Batch     {rows} per micro-batch and GPU, accumulation {run.accumulation}, {run.rows_per_step} rows per step; "
             f"gradient checkpointing {'on' if run.checkpointing else 'off'}; {run.optimizer}"
         )
         return "\n".join(lines)
@@ -203,14 +203,16 @@ def _model(settings: ModelSettings, trace: ModelTrace) -> dict[str, Any]:
 
 
 def _describe(settings: ModelSettings, trace: ModelTrace) -> str:
-    trained = f", {_millions(trace.trainable)} of them trained" if settings.adapter is not None else ""
+    trained = f", {_count(trace.trainable)} of them trained" if settings.adapter is not None else ""
     bits = f", {settings.quantization.bits} bits" if settings.quantization is not None else ""
     dtype = str(settings.dtype).removeprefix("torch.")
-    parameters = f"{_millions(trace.parameters)} parameters{trained}"
+    parameters = f"{_count(trace.parameters)} parameters{trained}"
     return f"{settings.name}: {parameters}, {settings.config.model_type}, {dtype}{bits}"
 
 
-def _millions(count: int) -> str:
+def _count(count: int) -> str:
+    if count < 1e6:
+        return f"{count:,}"
     return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
 
 

@@ -33,12 +33,10 @@ CASES: dict[str, dict[str, Any]] = {
 def measure(case: dict[str, Any], steps: int) -> dict[str, float]:
     """Run and estimate one case."""
     import torch
-    from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
+    from transformers import LlamaConfig
 
-    from tests import tiny
-    from trl_akd import AKDConfig, AKDTrainer
+    from trl_akd import AKDConfig
     from trl_akd.doctor.duration import estimate_duration
     from trl_akd.doctor.memory import estimate_memory
     from trl_akd.doctor.settings import ModelSettings, Parallelism, RunSettings
@@ -73,37 +71,51 @@ def measure(case: dict[str, Any], steps: int) -> dict[str, float]:
         phases = estimate_memory(settings)
         cpu = calibrate()
         duration = estimate_duration(settings, cpu, utilization=1.0)
-        tokens = [{"input_ids": [7] * LENGTH, "labels": [7] * LENGTH} for _ in range(64)]
+        small = LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=1)
+        train([small, small], args, adapter)  # loads everything but the models
         before = _resident()
-        models = [AutoModelForCausalLM.from_config(config) for config in configs]
-        times: list[float] = []
-
-        class Clock(TrainerCallback):
-            def on_step_begin(self, *_: Any, **__: Any) -> None:
-                times.append(-time.process_time())
-
-            def on_step_end(self, *_: Any, **__: Any) -> None:
-                times[-1] += time.process_time()
-
-        trainer = AKDTrainer(
-            models[0],
-            models[1],
-            args,
-            train_dataset=Dataset.from_list(tokens),
-            processing_class=tiny.tokenizer(),
-            teacher_tokenizer=tiny.tokenizer(),
-            peft_config=adapter,
-            callbacks=[Clock()],
-        )
-        trainer.train()
+        seconds = train(configs, args, adapter)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
     return {
         "memory": peak - before,
         "estimated_memory": max(phase.total for phase in phases),
-        "seconds": min(times),
+        "seconds": seconds,
         "estimated_seconds": duration.step,
         "gflops": 1000 * cpu.tflops,
     }
+
+
+def train(configs: list[Any], args: Any, adapter: Any) -> float:
+    """Train random models, and return the seconds of the fastest step."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, TrainerCallback
+
+    from tests import tiny
+    from trl_akd import AKDTrainer
+
+    tokens = [{"input_ids": [7] * LENGTH, "labels": [7] * LENGTH} for _ in range(64)]
+    models = [AutoModelForCausalLM.from_config(config) for config in configs]
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            times.append(-time.process_time())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times[-1] += time.process_time()
+
+    trainer = AKDTrainer(
+        models[0],
+        models[1],
+        args,
+        train_dataset=Dataset.from_list(tokens),
+        processing_class=tiny.tokenizer(),
+        teacher_tokenizer=tiny.tokenizer(),
+        peft_config=adapter,
+        callbacks=[Clock()],
+    )
+    trainer.train()
+    return min(times)
 
 
 def calibrate() -> Any:

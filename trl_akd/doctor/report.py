@@ -136,8 +136,8 @@ class Report:
         run = self.settings
         rows = f"{run.rows} x {run.length} tokens" if run.padded else f"{run.length} tokens without padding"
         lines.append(
-            f"Batch     {rows} per micro-batch and GPU, accumulation {run.accumulation}, {run.rows_per_step} rows per step; "
-            f"gradient checkpointing {'on' if run.checkpointing else 'off'}; {run.optimizer}"
+            f"Batch     {rows} per micro-batch and GPU, accumulation {run.accumulation}, {run.rows_per_step} rows per "
+            f"step; gradient checkpointing {'on' if run.checkpointing else 'off'}; {run.optimizer}"
         )
         return "\n".join(lines)
 

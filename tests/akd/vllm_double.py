@@ -16,14 +16,19 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+import trl
 import trl.generation.vllm_client as client_module
 import trl.generation.vllm_generation as generation_module
+from packaging.version import Version
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 from trl.generation.vllm_client import VLLMClient
 
 import trl_akd.akd.vllm_sampler as sampler_module
 from trl_akd.generation.decoding import TokenChooser, uniform_draws
+
+SUPPORTED = Version(trl.__version__) >= Version("1.11.0")
+"""Whether the installed TRL can be used with vLLM."""
 
 
 @dataclass

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.akd import vllm_double
 
 from .launch import Outcome, run
 
@@ -207,6 +208,7 @@ def test_policy_gradient_does_not_depend_on_the_split(train: Train, backend: str
     assert_same(found, expected)
 
 
+@pytest.mark.skipif(not vllm_double.SUPPORTED, reason="vLLM needs TRL 1.11")
 @pytest.mark.parametrize(
     ("backend", "settings"),
     [

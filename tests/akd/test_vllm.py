@@ -41,6 +41,7 @@ def served(vllm, pair):
 
 
 def made_and_trained(trainer, **settings):
+    torch.manual_seed(0)  # of the adapter; not every version of TRL seeds it
     made = trainer(**{**SETTINGS, **settings})
     made.train()
     return made

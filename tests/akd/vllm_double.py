@@ -22,6 +22,7 @@ import trl.generation.vllm_generation as generation_module
 from packaging.version import Version
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers.integrations import deepspeed
 from trl.generation.vllm_client import VLLMClient
 
 import trl_akd.akd.vllm_sampler as sampler_module
@@ -54,7 +55,9 @@ class Engine:
     made: ClassVar[list["Engine"]] = []
 
     def __init__(self, folder: str) -> None:
-        self.net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        with pytest.MonkeyPatch.context() as patch:  # vLLM's model has no part in ZeRO-3
+            patch.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", None)
+            self.net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.parameters = SimpleNamespace(**dict(self.net.named_parameters()))
         self.loaded: set[str] = set()
         self.synced = 0

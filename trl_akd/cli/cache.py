@@ -180,6 +180,8 @@ def describe(manifest: "Manifest", folder: Path) -> str:
                 f"cache; error of the gradient {measured[name]['gradient_error']:.2%}"
             )
         facts["measured"] = f"with the student of the recipe, on {measured['tokens']:,} targets"
+    else:
+        facts["measured"] = "not yet; run the same `trl-akd cache` command again"
     lines = (f"  {name:10}  {value}" for name, value in facts.items())
     return "\n".join([f"Teacher cache {folder}", *lines])
 
@@ -191,7 +193,8 @@ def _find_method(arguments: Sequence[str]) -> str:
     method = str(parser.parse_known_args(arguments)[0].method)
     if method == "iterkd":
         raise ValueError(
-            "`--method` is 'iterkd', whose cycles train on new answers, for which no cache has signals; leave it out."
+            "`--method` is 'iterkd', whose cycles train on new answers, for which no cache has signals; train with "
+            "the teacher in memory."
         )
     return method if method in get_args(get_type_hints(CacheArguments)["method"]) else "akd"
 

@@ -155,10 +155,11 @@ def test_every_page_is_in_the_navigation(reference: ModuleType):
     assert sorted(pages) == sorted([*map(str, PAGES), *(f"reference/{name}.md" for name in reference.PAGES)])
 
 
-def test_first_page_repeats_the_results():
-    """The table of the first page has rows and numbers of the page of results."""
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_first_pages_repeat_the_results(page: str):
+    """Their table has rows and numbers of the page of results."""
     columns = r"\| (0\.\d{3}) \| (0\.\d{3}) \| (0\.\d{3}) \| (0\.\d{3}) \|$"
-    rows = re.findall(rf"^\| .+? \| `(\w+)` {columns}", (ROOT / "docs" / "index.md").read_text(), re.M)
+    rows = re.findall(rf"^\| .+? \| `(\w+)` {columns}", (ROOT / page).read_text(), re.M)
     results = (ROOT / "docs" / "results.md").read_text()
     worlds = re.findall(r"^### World separating, student 32k\n(.*?)^###? ", results, re.M | re.S)
     assert len(rows) >= 5

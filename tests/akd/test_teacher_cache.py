@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
+from transformers import AutoModelForCausalLM
 
 from tests import tiny
 from tests.codeplan import world
@@ -22,7 +23,7 @@ from trl_akd.akd import cache_creation
 from trl_akd.akd.cache_creation import create_cache
 from trl_akd.iterkd.pair_trainer import PairTrainer
 from trl_akd.losses.fused_linear import fused_divergence
-from trl_akd.losses.signals import DenseSignal
+from trl_akd.losses.signals import NO_TOKEN, DenseSignal, SparseSignal
 from trl_akd.teachers import CachedTeacher
 from trl_akd.teachers.cache_files import CachedRow, row_key, shard_path
 
@@ -82,7 +83,10 @@ def test_training_equals_that_with_the_teacher_in_memory(pair, caches, tmp_path,
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("bfloat16", 2e-3), ("int8", 5e-3), ("all tokens", 1e-2)])
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [("bfloat16", 2e-3), pytest.param("int8", 5e-3, marks=pytest.mark.slow), ("all tokens", 1e-2)],
+)
 def test_smaller_signals_are_close(pair, caches, tmp_path, name, tolerance):
     expected = history(make(pair, tmp_path, teacher_model_name_or_path=pair[1]))
     for ours, theirs in zip(history(make(pair, tmp_path, teacher_cache=str(caches[name]))), expected, strict=True):
@@ -130,7 +134,7 @@ def test_signals_equal_those_of_each_row_alone(pair, caches, tmp_path):
         cached.signal(None)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_equal_batches_have_equal_signals(pair, tmp_path, dtype):
     """Bit by bit, the hidden states and the LM head of the teacher in memory, in its own dtype."""
     trainer = make(
@@ -199,6 +203,45 @@ def test_equal_rows_are_stored_once_with_all_their_targets(pair, tmp_path):
         1,
         0,
     )
+
+
+class MostProbable:
+    """A teacher that returns the most probable tokens of a model, as a server does, and sometimes one more."""
+
+    def __init__(self, model: Any, k: int):
+        self.model, self.k = model, k
+
+    @torch.no_grad()
+    def forward(self, inputs: Any) -> None:
+        self.logits = self.model(**inputs).logits
+
+    def signal(self, student: Any) -> SparseSignal:
+        found = SparseSignal.from_logits(self.logits, self.k)
+        none = torch.full_like(found.tail_log_prob, -torch.inf).unsqueeze(-1)
+        ids = torch.cat([found.ids, torch.full_like(none, NO_TOKEN, dtype=torch.int64)], dim=-1)
+        return SparseSignal(ids, torch.cat([found.log_probs, none], dim=-1), found.tail_log_prob)
+
+
+def test_a_teacher_with_sparse_signals(pair, caches, tmp_path):
+    """Of its tokens, the most probable ones are stored, as from the model itself."""
+    args = AKDConfig(str(tmp_path / "run"), max_length=64, **tiny.SHORT_RUN)
+    model = AutoModelForCausalLM.from_pretrained(pair[1])
+    trainer = AKDTrainer(pair[0], MostProbable(model, 64), args, **DATA)
+    with pytest.raises(ValueError, match="`cache_kind` is 'hidden', but the teacher returns sparse signals"):
+        create_cache(trainer, tmp_path / "cache")
+    with pytest.raises(
+        ValueError, match=r"the teacher returns 64 tokens or more .*`cache_top_k` 65 .*give at most 64"
+    ):
+        create_cache(trainer, tmp_path / "cache", kind="sparse", top_k=65)
+    manifest = create_cache(trainer, tmp_path / "cache", kind="sparse", top_k=16)
+    assert manifest.teacher == "MostProbable"
+    expected, found = (CachedTeacher(folder) for folder in (caches["sparse"], tmp_path / "cache"))
+    batch = trainer.data_collator([trainer.train_dataset[number] for number in range(3)])
+    for teacher in (expected, found):
+        teacher.forward({name: batch[name] for name in ("input_ids", "attention_mask")})
+    signals_of = [teacher.signal(None) for teacher in (expected, found)]
+    assert torch.equal(signals_of[0].ids, signals_of[1].ids)
+    torch.testing.assert_close(signals_of[0].log_probs, signals_of[1].log_probs, equal_nan=True, atol=1e-2, rtol=0)
 
 
 def small(trainer: AKDTrainer, folder: Path) -> Any:
@@ -409,6 +452,16 @@ def test_codeplan(pair, tmp_path, objectives):
     cached.train()
     losses = [[log["loss"] for log in trainer.state.log_history if "loss" in log] for trainer in (cached, expected)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_encoder_decoders_are_refused(caches, tmp_path):
+    args = CodePLANConfig(
+        str(tmp_path), code_objective="akd", teacher_cache=str(caches["float32"]), **{**tiny.SHORT_RUN, "bf16": False}
+    )
+    with pytest.raises(ValueError, match="`teacher_cache` is set and `model` is an encoder-decoder"):
+        CodePLANTrainer(
+            world.t5(), args=args, train_dataset=world.problems(2), processing_class=world.roberta_tokenizer()
+        )
 
 
 def test_codeplan_without_a_teacher_refuses_a_cache(tmp_path):

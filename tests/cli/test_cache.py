@@ -30,6 +30,8 @@ def test_cache_is_written_inspected_and_trained_from(
     assert main(["akd", "--config", path]) == 0
     expected = losses(run)
     cached = recipe({**settings, "eval_strategy": "steps", "eval_steps": 2, "teacher_cache": str(folder)})
+    assert main(["cache", "--config", cached]) == 2
+    assert f"`output_dir` is {str(run)!r}, which has other files" in capsys.readouterr().err
     assert main(["cache", "--config", cached, "--output_dir", str(folder)]) == 0
     created = capsys.readouterr().out
     assert main(["cache", "inspect", str(folder)]) == 0

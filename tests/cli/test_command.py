@@ -60,7 +60,7 @@ SINGLE = [command for command, action in ACTIONS.items() if action.one_process]
 
 def test_which_actions_need_a_single_process():
     benchmarks = ["bench", "bench cycles", "bench plans", "bench models"]
-    assert SINGLE == [*benchmarks, "push", "ranker data", "ranker rank", "report", "templates"]
+    assert SINGLE == [*benchmarks, "cache inspect", "push", "ranker data", "ranker rank", "report", "templates"]
 
 
 @pytest.mark.parametrize("command", SINGLE)

@@ -129,6 +129,23 @@ def test_vllm_is_replaced_with_a_message(values, capsys: pytest.CaptureFixture[s
     assert "vLLM and its options" in printed
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_server_is_replaced(
+    values, pair: tuple[str, str], recipe, settings: dict[str, Any], capsys: pytest.CaptureFixture[str], known: bool
+):
+    served = settings | {
+        "teacher_base_url": "http://nowhere.invalid/v1",
+        "teacher_api_key_env": "NO_SUCH_KEY",
+        "teacher_model_name_or_path": pair[1] if known else "alias-on-the-server",
+        "teacher_max_requests": 1,
+    }
+    assert main(["akd", "--config", recipe(served), "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "http://nowhere.invalid/v1: a mock server with the tiny teacher" in out
+    assert f"{served['teacher_model_name_or_path']}: {'qwen2' if known else 'llama'} of 2 layers" in out
+    assert "requests to the teacher's server" in out
+
+
 def test_no_files_remain(settings: dict[str, Any], recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     before = set(tmp_path.rglob("*"))
     path = recipe(settings)

@@ -226,7 +226,8 @@ def test_local_teacher_and_judge_use_the_same_loader(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("trl_akd.generation.loading.load_generator", load)
     monkeypatch.setattr(iterkd_command, "_is_classifier", lambda name, revision: False)
-    trainer: Any = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1))
+    args = SimpleNamespace(trust_remote_code=False)
+    trainer: Any = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1), args=args)
     teaching = TeachingConfig(
         backend="vllm",
         text_teacher_model_name_or_path="coder",

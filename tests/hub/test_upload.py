@@ -7,7 +7,7 @@ import pytest
 from tests.hub.fixtures import TOKEN
 from tests.hub.loopback import DROP, Hub
 from trl_akd.hub.files import is_replaced
-from trl_akd.hub.upload import HubError, upload
+from trl_akd.hub.upload import HubError, repeat_command, upload
 
 FILES = {"README.md": b"---\nlicense: mit\n---\n# M\n", "config.json": b"{}", "model.safetensors": b"\0" * 100}
 KEPT = "Nothing is lost."
@@ -92,3 +92,11 @@ def test_secrets_are_not_uploaded(hub: Hub, name: str, monkeypatch: pytest.Monke
             upload("me/student", {**FILES, "README.md": content}, message="Upload", kept=KEPT)
         assert value not in str(caught.value)
     assert not hub.requests
+
+
+@pytest.mark.parametrize(("private", "end"), [(True, " --private`"), (False, "me/plans`"), (None, "me/plans`")])
+def test_the_command_that_uploads_again_keeps_it_private(private: bool | None, end: str):
+    assert (
+        repeat_command("run", "hub_dataset_id", "me/plans", private=private).split(", and ")[1].startswith("`trl-akd")
+    )
+    assert f"{end} uploads them" in repeat_command("run", "hub_dataset_id", "me/plans", private=private)

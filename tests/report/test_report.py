@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.report.conftest import write, write_evaluation, write_run
 from trl_akd.cli import main
+from trl_akd.codeplan.plan_sampling import PlanScore
 from trl_akd.evaluation.results import evaluation_folder
 from trl_akd.report.page import make_visible, shorten
 from trl_akd.report.writer import try_to_write_report, write_report
@@ -89,6 +91,24 @@ def test_report_of_an_evaluation(tmp_path: Path):
     assert "model on humaneval" in text and "0.500" in text and "timeout" in text and "namespace" in text
     command = "--model_name_or_path student --benchmark humaneval.jsonl --temperature 0.8 --base_url http://host/v1"
     assert f"trl-akd evaluate {command} --num_samples 2 --allow_code_execution" in text
+
+
+def test_plans_are_shown_with_the_selected_one(tmp_path: Path):
+    folder = write_evaluation(tmp_path / "out", "org/model", {"a": ("passed", None)})
+    results = json.loads((folder / "results.json").read_text())
+    scores = [
+        asdict(PlanScore(plan, -1.0, fraction))
+        for plan, fraction in (("1. Guess.", 0.0), ("1. Read x.\n2. Double it.", 1.0), ("1. Wait.", None))
+    ]
+    curve = {str(number): {"pass@1": [number / 10, 0.0, 1.0, 0.95]} for number in (0, 1, 3)}
+    plans = {"curve": curve, "problems": {"a": {"chosen": {"0": None, "1": 0, "3": 1}, "scores": scores}}}
+    plans |= {"judged_by_public_tests": 0, "without_public_tests": 0, "too_long": 2, "written_by": "LM head"}
+    write(folder / "results.json", json.dumps({**results, "plans": plans}))
+    text = check_safe(write_report(folder).read_text()).text
+    assert "Plan 1, 0% of the public tests passed" in text and "0.300 (0.000 to 1.000)" in text
+    assert "Plan 2, selected, 100% of the public tests passed" in text and "2. Double it." in text
+    assert "Plan 31. Wait." in text.replace("\n", "") and "2 plans exceed the model's positions" in text
+    assert "Not shown" not in text
 
 
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE.keys())

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -249,7 +250,15 @@ VLLM_LENGTH = (
     "This model's maximum context length is 4 tokens. However, you requested 6 tokens (5 in the prompt, 1 for the "
     "completion). Please reduce the length of the input prompt."
 )
-VLLM_TOP_K = "Requested prompt logprobs of 5, which is greater than max allowed: 3"
+# Messages of vLLM 0.32.0.
+VLLM_TOP_K = (
+    "Requested prompt logprobs of 5, which is greater than max allowed: 3 (parameter=prompt_logprobs, value=5)"
+)
+VLLM_EXACT_LENGTH = "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)"
+VLLM_LONG = (
+    "This model's maximum context length is 4 tokens. However, your prompt contains 5 input tokens, which exceeds "
+    "this limit even without any output tokens. Please reduce the length of the input prompt."
+)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +269,10 @@ VLLM_TOP_K = "Requested prompt logprobs of 5, which is greater than max allowed:
             VLLM_LENGTH,
             r"has 5 tokens, so start the server with `--max-model-len 6` or more, or lower `max_length`",
         ),
+        (400, VLLM_EXACT_LENGTH, r"has 5 tokens, so start the server with `--max-model-len 6` or more, or lower"),
+        (400, VLLM_LONG, r"has 5 tokens, so start the server with `--max-model-len 6` or more, or lower `max_length`"),
         (400, VLLM_TOP_K, r"greater than max allowed: 3.*`--max-logprobs 5`, or lower `top_k`\.$"),
+        (400, "Token id 250 is out of vocabulary", r"serve a teacher with the student's tokenizer\.$"),
         (400, "unknown field prompt_logprobs", r"`--max-logprobs 5`, or lower `top_k`\.$"),
         (
             400,
@@ -364,6 +376,36 @@ def test_invalid_addresses(url):
 def test_an_encoder_decoder(server):
     with pytest.raises(ValueError, match=r"`base_url` is set.*encoder-decoder"):
         connect(server).forward(batch() | {"decoder_input_ids": torch.ones(3, 2)})
+
+
+def structure(value: Any) -> Any:
+    """Return the types of JSON values; an object with numbers as keys counts as one of its values."""
+    if isinstance(value, dict) and all(key.isdigit() for key in value):
+        return [structure(next(iter(value.values())))]
+    if isinstance(value, dict):
+        return {key: structure(each) for key, each in value.items()}
+    return [structure(value[-1])] if isinstance(value, list) else type(value)
+
+
+def test_the_stand_in_answers_like_vllm():
+    """The response of vLLM 0.32.0 on a CPU to the same request, except for fields that are null there."""
+    recorded = json.loads((Path(__file__).parent / "vllm_response.json").read_text())
+    request = {"model": "teacher", "prompt": [40, 7, 99], "prompt_logprobs": 2, "return_token_ids": True}
+    found = score(MODEL, TOKENIZER, request)
+    expected = structure(recorded)["choices"][0]
+    assert structure(found)["choices"][0] == {key: expected[key] for key in found["choices"][0]}
+    assert all(value is None for key, value in recorded["choices"][0].items() if key not in found["choices"][0])
+    assert all(value is None for key, value in recorded.items() if key not in found and key != "system_fingerprint")
+    for position in (recorded["choices"][0]["prompt_logprobs"], found["choices"][0]["prompt_logprobs"]):
+        assert position[0] is None
+        assert [list(entries)[0] for entries in position[1:]] == ["7", "99"]  # noqa: RUF015
+
+
+def test_the_signal_of_a_response_of_vllm(server):
+    server.answer = lambda path, body: json.loads((Path(__file__).parent / "vllm_response.json").read_text())
+    signal = signal_of(connect(server, top_k=2), batch([[40, 7, 99]]))
+    assert outcomes(signal, 0, 0) == pytest.approx({206: -2.8224192, 257: -2.9399424, 7: -6.4878244})
+    assert outcomes(signal, 0, 1) == pytest.approx({273: -2.2260702, 101: -2.637604, 99: -6.1448693})
 
 
 def test_the_signal_is_used_once(server):

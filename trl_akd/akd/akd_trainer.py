@@ -356,6 +356,11 @@ class AKDTrainer(GKDTrainer):
 
     def _require_cached_rows(self) -> None:
         if isinstance(self.teacher, CachedTeacher):
+            if self.model.config.is_encoder_decoder:
+                raise ValueError(
+                    "`teacher_cache` is set and `model` is an encoder-decoder, for which there are no caches; give a "
+                    "causal model, or leave `teacher_cache` out."
+                )
             check_cache(
                 self.teacher,
                 {name: self.teacher_rows(rows) for name, rows in self.prepared_datasets().items()},

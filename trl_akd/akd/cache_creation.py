@@ -44,7 +44,7 @@ from ..teachers.sparse_codec import SparseCodec
 if TYPE_CHECKING:
     from .akd_trainer import AKDTrainer
 
-__all__ = ["create_cache"]
+__all__ = ["check_folder", "create_cache"]
 
 _SAMPLED_ROWS = 32
 _SAMPLED_TOKENS = 2048
@@ -96,6 +96,7 @@ def create_cache(
     batch_size = trainer.args.per_device_eval_batch_size
     with _signal(trainer, rows[:batch_size]) as signal:
         encoding = _encoding(trainer, kind, dtype, top_k, signal)
+        encoding.encode(signal)  # may refuse it, before anything is written
     shards = _plan(rows, encoding.bytes_per_token, int(shard_mb * 1_000_000))
     manifest = _manifest(trainer, kind, encoding, rows, len(shards), data or {})
     missing = run_on_main_and_broadcast(accelerator, lambda: _begin(folder, manifest, encoding))
@@ -105,6 +106,12 @@ def create_cache(
     _write_shards(trainer, folder, manifest, encoding, shards, missing, batch_size)
     accelerator.wait_for_everyone()
     return _finish(trainer, folder, manifest, rows)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise a ValueError if a folder has other files than those of a teacher cache."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
+        raise ValueError(f"`output_dir` is {str(folder)!r}, which has other files; give a new folder.")
 
 
 def _check_teacher(trainer: "AKDTrainer") -> None:
@@ -203,20 +210,18 @@ def _manifest(
 
 def _begin(folder: Path, manifest: Manifest, encoding: Encoding) -> list[int] | None:
     """Write the manifest, and return the numbers of the missing shards, or `None` if the cache is complete."""
+    check_folder(folder)
+    missing = list(range(manifest.shards))
     if (folder / MANIFEST).exists():
         begun = read_manifest(folder)
-        if differences := begun.differences(manifest):
+        if (differences := begun.differences(manifest)) and any(folder.glob("shard-*")):
             raise ValueError(
                 f"{folder} has a teacher cache with {'; '.join(differences)}; give another `output_dir`, or the same "
                 "settings and data to continue."
             )
-        missing = [number for number in range(manifest.shards) if not is_whole(folder, manifest, number)]
+        missing = [number for number in missing if not is_whole(folder, manifest, number)]
         if not missing and begun.measured is not None:
             return None
-    else:
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"`output_dir` is {str(folder)!r}, which has other files; give a new folder.")
-        missing = list(range(manifest.shards))
     folder.mkdir(parents=True, exist_ok=True)
     _check_space(folder, manifest, encoding, len(missing) / manifest.shards)
     write_manifest(folder, manifest)

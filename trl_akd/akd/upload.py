@@ -69,7 +69,7 @@ def upload_student(
                 trainer.hub_model_id,
                 _files(folder, output_dir),
                 message=commit_message or "Upload of the student",
-                kept=repeat_command(output_dir, "hub_model_id", trainer.hub_model_id),
+                kept=repeat_command(output_dir, "hub_model_id", trainer.hub_model_id, private=private),
                 token=token,
                 private=private,
                 revision=args.hub_revision if revision is None else revision,
@@ -93,7 +93,7 @@ def upload_checkpoint(trainer: Any, checkpoint: Path) -> None:
     name, message = trainer.hub_model_id, f"Training in progress, step {trainer.state.global_step}"
     output_dir = Path(args.output_dir)
     where = {"token": args.hub_token, "revision": args.hub_revision}
-    kept = repeat_command(output_dir, "hub_model_id", name)
+    kept = repeat_command(output_dir, "hub_model_id", name, private=args.hub_private_repo)
     staging = output_dir / f"{_STAGING}-{checkpoint.name}"  # as the checkpoint may be deleted soon
     try:
         files = _copied(_files(checkpoint, output_dir), staging)

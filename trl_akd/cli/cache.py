@@ -115,7 +115,7 @@ def create(cache: CacheArguments, script_args: Any, training_args: Any, model_ar
         ValueError: If an argument is wrong, or the folder has another cache.
         OSError: If a file cannot be written; finished shards are kept.
     """
-    from ..akd.cache_creation import create_cache
+    from ..akd.cache_creation import check_folder, create_cache
     from .training import make_trainer
 
     check_processes(use_cpu=training_args.use_cpu, deepspeed=training_args.deepspeed is not None)
@@ -126,7 +126,9 @@ def create(cache: CacheArguments, script_args: Any, training_args: Any, model_ar
             f"`lmbda` is {training_args.lmbda} and `seq_kd` is {training_args.seq_kd}, but a cache has signals for "
             "the data alone, not for generated text; set lmbda=0 and seq_kd=False."
         )
+    check_folder(Path(training_args.output_dir).expanduser())
     training_args.teacher_cache = None  # where the recipe already names the cache
+    training_args.push_to_hub = False  # the trainer would create the student's repository
     trainer = make_trainer(load_method(cache.method), script_args, training_args, model_args)
     source = {"method": cache.method, "dataset_name": script_args.dataset_name}
     manifest = create_cache(
@@ -178,6 +180,8 @@ def describe(manifest: "Manifest", folder: Path) -> str:
                 f"cache; error of the gradient {measured[name]['gradient_error']:.2%}"
             )
         facts["measured"] = f"with the student of the recipe, on {measured['tokens']:,} targets"
+    else:
+        facts["measured"] = "not yet; run the same `trl-akd cache` command again"
     lines = (f"  {name:10}  {value}" for name, value in facts.items())
     return "\n".join([f"Teacher cache {folder}", *lines])
 
@@ -189,7 +193,8 @@ def _find_method(arguments: Sequence[str]) -> str:
     method = str(parser.parse_known_args(arguments)[0].method)
     if method == "iterkd":
         raise ValueError(
-            "`--method` is 'iterkd', whose cycles train on new answers, for which no cache has signals; leave it out."
+            "`--method` is 'iterkd', whose cycles train on new answers, for which no cache has signals; train with "
+            "the teacher in memory."
         )
     return method if method in get_args(get_type_hints(CacheArguments)["method"]) else "akd"
 

@@ -255,6 +255,8 @@ def _notes(settings: "RunSettings", values: Namespace, *, cache: bool) -> list[s
         notes.append("torch.compile is not taken into account.")
     if _has_cycles(values):
         notes.append("The cycle's answers, judgements and feedback are not included, only the training.")
+    if values.teacher_cache is not None:
+        notes.append("The teacher is counted as if it were in memory; with `teacher_cache`, only its LM head is.")
     if cache:
         notes.append("The time saved by a cache is that of the teacher's forward passes after the first epoch.")
     return notes

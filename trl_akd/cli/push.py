@@ -155,7 +155,7 @@ def push_model(
             repository,
             {**files, "README.md": _card(folder / "README.md", repository, files, hub_name(base))},
             message=message or "Upload of the student",
-            kept=repeat_command(folder, "hub_model_id", repository),
+            kept=repeat_command(folder, "hub_model_id", repository, private=private),
             token=token,
             private=private,
             revision=revision,
@@ -184,7 +184,7 @@ def push_dataset(
         repository,
         _content(folder),
         message=message,
-        kept=repeat_command(folder, "hub_dataset_id", repository),
+        kept=repeat_command(folder, "hub_dataset_id", repository, private=private),
         private=private,
         revision=revision,
     )

@@ -1,6 +1,6 @@
 """Collate rows of token ids to padded or padding-free batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,14 @@ from torch import Tensor
 
 from ..losses.reduction import IGNORE_INDEX
 
-__all__ = ["DataCollatorForDistillation", "RowLengths", "pad", "round_up", "sample_ids_from_position_ids"]
+__all__ = [
+    "DataCollatorForDistillation",
+    "RowLengths",
+    "pad",
+    "round_up",
+    "sample_ids_from_position_ids",
+    "split_samples",
+]
 
 
 @dataclass
@@ -110,6 +117,32 @@ def sample_ids_from_position_ids(position_ids: Tensor) -> Tensor:
     ```
     """
     return (position_ids == 0).flatten().cumsum(0).view_as(position_ids) - 1
+
+
+def split_samples(inputs: Mapping[str, Any]) -> Iterator[tuple[int, Tensor]]:
+    """Yield the row of each sample in a batch, and the columns of its tokens, on the CPU.
+
+    Args:
+        inputs (`Mapping`):
+            `input_ids` `[B, T]`, and `attention_mask` of a padded batch or `position_ids` of a packed one.
+
+    Example:
+
+    ```python
+    >>> packed = {"input_ids": torch.tensor([[5, 6, 7]]), "position_ids": torch.tensor([[0, 1, 0]])}
+    >>> [(row, columns.tolist()) for row, columns in split_samples(packed)]
+    [(0, [0, 1]), (0, [2])]
+
+    ```
+    """
+    input_ids, mask, positions = (inputs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
+    assert input_ids is not None
+    is_token = torch.ones_like(input_ids, device="cpu") if mask is None else mask.cpu()
+    starts = torch.zeros_like(is_token) if positions is None else positions.cpu() == 0
+    for row, row_tokens in enumerate(is_token):
+        columns = row_tokens.nonzero().squeeze(1)
+        cuts = [cut for cut in starts[row, columns].nonzero().squeeze(1).tolist() if cut > 0]
+        yield from ((row, part) for part in torch.tensor_split(columns, cuts) if len(part))
 
 
 def _prompt_length(labels: Sequence[int]) -> int:

@@ -236,7 +236,7 @@ def _first_line(error: BaseException) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-def repeat_command(folder: Path | str, option: str, repository: str) -> str:
+def repeat_command(folder: Path | str, option: str, repository: str, *, private: bool | None) -> str:
     """Return a sentence that says where files are and how to upload them again."""
-    command = f"trl-akd push {folder} --{option} {repository}"
+    command = f"trl-akd push {folder} --{option} {repository}{' --private' if private else ''}"
     return f"Nothing is lost: the files are in {str(folder)!r}, and `{command}` uploads them."

@@ -224,14 +224,15 @@ class IterKDTrainer(PairTrainer):
         if self.args.push_ledger_to_hub and is_main_process(self.accelerator):
             assert self.hub_model_id is not None
             private = self.args.hub_private_repo if private is None else private
+            private = True if private is None else private
             name = f"{self.hub_model_id}-ledger"
             folder = Path(str(self.args.output_dir))
             upload_dataset(
                 name,
                 ledger_content(folder / LEDGER, self.hub_model_id),
-                kept=repeat_command(folder, "hub_dataset_id", name),
+                kept=repeat_command(folder, "hub_dataset_id", name, private=private),
                 token=self.args.hub_token if token is None else token,
-                private=True if private is None else private,
+                private=private,
             )
         return result
 

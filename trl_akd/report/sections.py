@@ -335,7 +335,7 @@ def _plans(run: Run) -> Iterator[Block]:
 
 
 def _fraction(score: Mapping[str, Any]) -> str:
-    fraction = score.get("fraction")
+    fraction = score["pass_fraction"]
     return "" if fraction is None else f", {fraction:.0%} of the public tests passed"
 
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
+from ..data.collators import split_samples
 from ..losses.signals import TeacherSignal
 from .cache_encoding import HiddenEncoding, encoding_of
 from .cache_files import AGAIN, CachedRow, ShardReader, read_head, read_manifest, row_key, shard_path
@@ -78,14 +77,14 @@ class CachedTeacher:
 
     def _read(self, inputs: Mapping[str, Any]) -> TeacherSignal:
         ids = inputs["input_ids"]
-        samples = _samples(inputs)
-        numbers = self._rows.find([row_key(tokens) for _, _, tokens in samples])
-        index = [np.empty((2, 0), dtype=np.int64)]
-        for number, (row, columns, _) in zip(numbers, samples, strict=True):
+        tokens, samples = ids.cpu().numpy().astype(np.int32), list(split_samples(inputs))
+        numbers = self._rows.find([row_key(tokens[row, columns]) for row, columns in samples])
+        index = [torch.empty(2, 0, dtype=torch.int64)]
+        for number, (row, columns) in zip(numbers, samples, strict=True):
             if number >= 0:
                 stored_columns = columns[self._rows.positions(number)]
-                index.append(np.stack([np.full_like(stored_columns, row), stored_columns]))
-        rows, columns = torch.from_numpy(np.concatenate(index, axis=1)).to(ids.device)
+                index.append(torch.stack([torch.full_like(stored_columns, row), stored_columns]))
+        rows, columns = torch.cat(index, dim=1).to(ids.device)
         stored = self._rows.read(numbers[numbers >= 0], self._encoding.names)
         self._place_head(ids.device)
         placed = {name: tensor.to(ids.device) for name, tensor in stored.items()}
@@ -94,22 +93,3 @@ class CachedTeacher:
     def _place_head(self, device: torch.device) -> None:
         if isinstance(self._encoding, HiddenEncoding) and self._encoding.head is not None:
             self._encoding = replace(self._encoding, head=self._encoding.head.to(device))
-
-
-def _samples(inputs: Mapping[str, Any]) -> list[tuple[int, NDArray[np.int64], NDArray[np.int32]]]:
-    """Return the row, the columns and the tokens of each sample of a padded or packed batch."""
-    ids, mask, positions = (_array(inputs.get(name)) for name in ("input_ids", "attention_mask", "position_ids"))
-    assert ids is not None
-    samples = []
-    for row, tokens in enumerate(ids):
-        columns = np.arange(len(tokens)) if mask is None else np.flatnonzero(mask[row])
-        if positions is None:
-            parts = [columns]
-        else:
-            parts = np.split(columns, np.flatnonzero(positions[row][columns] == 0))
-        samples += [(row, part, tokens[part].astype(np.int32)) for part in parts if len(part)]
-    return samples
-
-
-def _array(tensor: Tensor | None) -> NDArray[np.int64] | None:
-    return None if tensor is None else tensor.cpu().numpy()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..data.collators import split_samples
 from ..generation.budget import Budget, BudgetSpent, Reservation
 from ..generation.json_client import JSONClient, MalformedAnswer, RefusedRequest
 from ..generation.protocol import GenerationError, Usage
@@ -27,8 +28,9 @@ _CHECK_RETRIES = 3
 
 _ABOUT_TOP_K = re.compile(r"logprobs", re.IGNORECASE)
 _ABOUT_LENGTH = re.compile(
-    r"context.?length|max_model_len|model length|too long|at most \d+ .{0,20}tokens", re.IGNORECASE
+    r"context.?length|max_model_len|model length|too long|max_tokens must be at least 1", re.IGNORECASE
 )
+_ABOUT_VOCABULARY = re.compile(r"out of vocabulary", re.IGNORECASE)
 
 
 class ServedTeacher:
@@ -161,7 +163,7 @@ class ServedTeacher:
                 f"{self._name('base_url')} is set, but a server scores prompt and completion as one text, which an "
                 "encoder-decoder does not; give a causal student, or a teacher in this process."
             )
-        rows = list(_split(inputs))
+        rows = list(_texts(inputs))
         scores = self._score_all([text for text, _, _ in rows])
         shape = *inputs["input_ids"].shape, min(self._top_k + 1, self.vocabulary_size)
         ids, log_probs = torch.full(shape, NO_TOKEN), torch.full(shape, -torch.inf)
@@ -248,6 +250,8 @@ class ServedTeacher:
                 f"{reason}; it has {needed - 1} tokens, so start the server with `--max-model-len {needed}` or more, "
                 "or lower `max_length` or `max_new_tokens`."
             )
+        if _ABOUT_VOCABULARY.search(refusal.excerpt):
+            return GenerationError(f"{reason}; serve a teacher with the student's tokenizer.")
         if _ABOUT_TOP_K.search(refusal.excerpt):
             return GenerationError(
                 f"{reason}; start the server with `--max-logprobs {self._top_k}`, or lower {self._name('top_k')}."
@@ -374,19 +378,12 @@ class _Text:
     token_ids: tuple[int, ...]
 
 
-def _split(inputs: Mapping[str, Any]) -> Iterator[tuple[_Text, int, Tensor]]:
+def _texts(inputs: Mapping[str, Any]) -> Iterator[tuple[_Text, int, Tensor]]:
     """Yield the texts of at least two tokens in a batch, each with its row and the positions of its tokens."""
-    input_ids, starts = inputs["input_ids"].cpu(), None
-    mask = inputs.get("attention_mask")
-    mask = torch.ones_like(input_ids) if mask is None else mask.cpu()
-    if "position_ids" in inputs:
-        starts = inputs["position_ids"].cpu() == 0
-    for row, ids in enumerate(input_ids):
-        places = mask[row].nonzero().squeeze(1)
-        cuts = [] if starts is None else starts[row, places].nonzero().squeeze(1).tolist()
-        for text in torch.tensor_split(places, [cut for cut in cuts if cut > 0]):
-            if len(text) > 1:
-                yield _Text(f"row {row} of a batch", tuple(ids[text].tolist())), row, text
+    input_ids = inputs["input_ids"].cpu()
+    for row, columns in split_samples(inputs):
+        if len(columns) > 1:
+            yield _Text(f"row {row} of a batch", tuple(input_ids[row, columns].tolist())), row, columns
 
 
 def _entries(position: Mapping[str, Any]) -> _Entries:

@@ -23,7 +23,7 @@ from trl_akd.akd import cache_creation
 from trl_akd.akd.cache_creation import create_cache
 from trl_akd.iterkd.pair_trainer import PairTrainer
 from trl_akd.losses.fused_linear import fused_divergence
-from trl_akd.losses.signals import DenseSignal, SparseSignal
+from trl_akd.losses.signals import NO_TOKEN, DenseSignal, SparseSignal
 from trl_akd.teachers import CachedTeacher
 from trl_akd.teachers.cache_files import CachedRow, row_key, shard_path
 
@@ -206,7 +206,7 @@ def test_equal_rows_are_stored_once_with_all_their_targets(pair, tmp_path):
 
 
 class MostProbable:
-    """A teacher that returns the most probable tokens of a model, as a server does."""
+    """A teacher that returns the most probable tokens of a model, as a server does, and sometimes one more."""
 
     def __init__(self, model: Any, k: int):
         self.model, self.k = model, k
@@ -216,7 +216,10 @@ class MostProbable:
         self.logits = self.model(**inputs).logits
 
     def signal(self, student: Any) -> SparseSignal:
-        return SparseSignal.from_logits(self.logits, self.k)
+        found = SparseSignal.from_logits(self.logits, self.k)
+        none = torch.full_like(found.tail_log_prob, -torch.inf).unsqueeze(-1)
+        ids = torch.cat([found.ids, torch.full_like(none, NO_TOKEN, dtype=torch.int64)], dim=-1)
+        return SparseSignal(ids, torch.cat([found.log_probs, none], dim=-1), found.tail_log_prob)
 
 
 def test_a_teacher_with_sparse_signals(pair, caches, tmp_path):

@@ -18,8 +18,8 @@ __all__ = ["run_mock_teacher", "score"]
 @contextmanager
 def run_mock_teacher(folder: str | Path) -> Iterator[str]:
     """Serve the model in a folder on a free port, and yield the server's address."""
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     with run_mock_server(lambda body: score(model, tokenizer, body)) as url:
         yield url
 

@@ -16,14 +16,20 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+import trl
 import trl.generation.vllm_client as client_module
 import trl.generation.vllm_generation as generation_module
+from packaging.version import Version
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers.integrations import deepspeed
 from trl.generation.vllm_client import VLLMClient
 
 import trl_akd.akd.vllm_sampler as sampler_module
 from trl_akd.generation.decoding import TokenChooser, uniform_draws
+
+SUPPORTED = Version(trl.__version__) >= Version("1.11.0")
+"""Whether the installed TRL can be used with vLLM."""
 
 
 @dataclass
@@ -49,7 +55,9 @@ class Engine:
     made: ClassVar[list["Engine"]] = []
 
     def __init__(self, folder: str) -> None:
-        self.net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        with pytest.MonkeyPatch.context() as patch:  # vLLM's model has no part in ZeRO-3
+            patch.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", None)
+            self.net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.parameters = SimpleNamespace(**dict(self.net.named_parameters()))
         self.loaded: set[str] = set()
         self.synced = 0

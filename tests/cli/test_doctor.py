@@ -1,6 +1,7 @@
 """`trl-akd doctor`: the report, JSON, and errors before anything is traced."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,18 @@ def recipe(settings: dict[str, Any], tmp_path: Path):
     return write
 
 
+QUICK = ("--preflight", "false")
+
+
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert main(["doctor", *argv]) == 0, capsys.readouterr().err
     return capsys.readouterr().out
 
 
 def test_report_has_all_parts(recipe: Any, capsys: pytest.CaptureFixture[str]):
-    out = run(capsys, "--config", recipe(use_cpu=None), "--gpu", "t4", "--num_rows", "100", "--max_steps", "-1")
+    out = run(
+        capsys, "--config", recipe(use_cpu=None), "--gpu", "t4", "--num_rows", "100", "--max_steps", "-1", *QUICK
+    )
     for text in (
         "Student ",
         "Teacher ",
@@ -45,7 +51,7 @@ def test_report_has_all_parts(recipe: Any, capsys: pytest.CaptureFixture[str]):
 
 def test_json_has_bytes_and_seconds(recipe: Any, capsys: pytest.CaptureFixture[str]):
     zero = ["--accelerate_config", "zero3", "--num_gpus", "2"]
-    found = json.loads(run(capsys, "--config", recipe(use_cpu=None), "--gpu", "t4", *zero, "--json", "true"))
+    found = json.loads(run(capsys, "--config", recipe(use_cpu=None), "--gpu", "t4", *zero, "--json", "true", *QUICK))
     assert found["fits"] is True and found["first_failure"] is None
     assert found["parallelism"] == "ZeRO-3" and found["gpu"]["gpus"] == 2
     assert found["steps"] == 2 and found["seconds"] == pytest.approx(2 * found["seconds_per_step"]["total"])
@@ -54,13 +60,38 @@ def test_json_has_bytes_and_seconds(recipe: Any, capsys: pytest.CaptureFixture[s
 
 def test_a_run_that_does_not_fit_names_the_phase_and_the_changes(recipe: Any, capsys: pytest.CaptureFixture[str]):
     tight = ["--gpu", "t4", "--gpu_memory_gb", "1.054"]
-    out = run(capsys, "--config", recipe(use_cpu=None, per_device_train_batch_size=64), *tight)
+    out = run(capsys, "--config", recipe(use_cpu=None, per_device_train_batch_size=64), *tight, *QUICK)
     assert "is the first phase that runs out of memory" in out and "Change, in this order:" in out
     assert "gradient_checkpointing: true" in out
 
 
 def test_cpu_runs_are_measured_against_this_machine(recipe: Any, capsys: pytest.CaptureFixture[str]):
-    assert "1 x CPU, one process" in run(capsys, "--config", recipe())
+    assert "1 x CPU, one process" in run(capsys, "--config", recipe(), *QUICK)
+
+
+def test_preflight_shows_targets_and_likelihoods(recipe: Any, capsys: pytest.CaptureFixture[str]):
+    out = run(
+        capsys, "--config", recipe(max_length=200), "--gpu", "t4", "--num_train_epochs", "3", "--max_steps", "-1"
+    )
+    assert "EOS '<|endoftext|>' (257), padding '<pad>' (256)" in out and "both models share the ids below 320" in out
+    assert "First 8 of 8 rows: Kept 8 of 8 rows" in out and "targets: mean " in out
+    assert re.search(r"\n      ### Response:\n    \| def f\(x\):\n    \|     return x \+ \d<\|endoftext\|>", out)
+    assert re.search(r"in nats: student \d\.\d+, teacher \d\.\d+", out)
+    assert "12 steps: " in out and "Memory is that of rows of 177 tokens" in out
+
+
+def test_preflight_without_weights_and_with_long_rows(recipe: Any, capsys: pytest.CaptureFixture[str]):
+    short = ["--with_weights", "false", "--max_length", "160", "--json", "true"]
+    found = json.loads(run(capsys, "--config", recipe(), *short))["preflight"]
+    assert found["student_nll"] is None and "load the weights by" in found["skipped"][0]
+    assert found["num_rows"] == 8 and found["longest"] == 160
+    assert any("100% of the completions are truncated; raise `max_length`" in text for text in found["warnings"])
+    assert any("no target of the batch is EOS" in text for text in found["warnings"])
+
+
+def test_preflight_says_what_it_skips(recipe: Any, capsys: pytest.CaptureFixture[str]):
+    out = run(capsys, "--config", recipe(dataset_name="nowhere/at-all"), "--gpu", "t4")
+    assert "Skipped: models and data (The dataset 'nowhere/at-all'" in out and "Every row has 64 tokens" in out
 
 
 METHODS = {"plan_weight": "codeplan", "contrastive_weight": "iterkd", "beta_strategy": "akd"}

@@ -119,6 +119,16 @@ def test_gpu_settings_are_removed_with_a_message(values, capsys: pytest.CaptureF
     assert "load_in_4bit" in out and "attn_implementation" in out
 
 
+def test_vllm_is_replaced_with_a_message(values, capsys: pytest.CaptureFixture[str]):
+    server = {"vllm_mode": "server", "vllm_server_base_url": "http://localhost:8000"}
+    with dry_run(METHOD, values(lmbda=1.0, use_vllm=True, **server)) as (replaced, _):
+        found = (replaced.use_vllm, replaced.vllm_mode, replaced.vllm_server_base_url)
+        assert found == (False, "colocate", None)
+    printed = capsys.readouterr().out
+    assert "use_vllm = True: False, so that" in printed
+    assert "vLLM and its options" in printed
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_a_server_is_replaced(
     values, pair: tuple[str, str], recipe, settings: dict[str, Any], capsys: pytest.CaptureFixture[str], known: bool

@@ -1,7 +1,7 @@
 """Equal samples give equal losses, β, gradients and parameters for any split of the work, and after interruptions."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.akd import vllm_double
+from tests.generation.server import Server, serving
+from trl_akd.cli.mock_teacher import score
 
 from .launch import Outcome, run
 
@@ -104,6 +107,31 @@ def test_split_does_not_matter_for_token_normalization(
     expected = train(**settings)
     assert expected.series("loss") != pytest.approx(train().series("loss"), rel=1e-3)
     assert_same(train(backend, batch, accumulation, **settings), expected)
+
+
+@pytest.fixture(scope="module")
+def server(train: Train) -> Iterator[Server]:
+    """A server with the teacher's model."""
+    teacher = tiny.model("qwen2", hidden=48, seed=2).eval()  # as `save_pair` saves it
+    with serving() as server:
+        server.answer = lambda path, body: score(teacher, tiny.tokenizer(), body)  # type: ignore[method-assign]
+        yield server
+
+
+@pytest.mark.parametrize("backend", ["ddp", pytest.param("zero3", marks=pytest.mark.slow)])
+def test_split_does_not_matter_for_a_served_teacher(train: Train, server: Server, backend: str) -> None:
+    settings = {"teacher_base_url": server.url, "teacher_top_k": tiny.VOCABULARY}
+    expected = train(**settings)
+    before = len(server.bodies)
+    found = train(backend, 1, 2, **settings)
+    assert_same(found, expected)
+    assert_same(found, train(backend, 1, 2))
+    if backend == "ddp":  # two epochs of 11 rows, an evaluation of 5 rows, each filled up, and a check per process
+        assert len(server.bodies) - before <= 2 * 12 + 6 + 2
+        return
+    checkpoint = found.checkpoints / "checkpoint-4"
+    resumed = train(backend, 1, 2, resume=str(checkpoint), save_strategy="no", **settings)
+    assert_same(resumed, expected, last=2)
 
 
 @pytest.mark.slow
@@ -207,6 +235,7 @@ def test_policy_gradient_does_not_depend_on_the_split(train: Train, backend: str
     assert_same(found, expected)
 
 
+@pytest.mark.skipif(not vllm_double.SUPPORTED, reason="vLLM needs TRL 1.11")
 @pytest.mark.parametrize(
     ("backend", "settings"),
     [

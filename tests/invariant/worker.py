@@ -46,6 +46,7 @@ METHODS = {
 
 
 SERVERS = ExitStack()
+atexit.register(SERVERS.close)  # while their threads run
 
 
 class History(TrainerCallback):

@@ -12,11 +12,14 @@ No GPU and no weights are needed, only the models' configurations. All fields of
 
 import json
 import sys
+import warnings
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, cast
 
 from .command import Action
 from .errors import run as run_command
@@ -29,13 +32,22 @@ from .recipes import Recipe, find_accelerate_config, read_recipe
 
 if TYPE_CHECKING:
     from ..akd.akd_config import AKDConfig
+    from ..doctor.hardware import Gpu
+    from ..doctor.preflight import Preflight
     from ..doctor.report import Report
     from ..doctor.settings import RunSettings
+    from ..doctor.tracing import ModelTrace
 
 __all__ = ["ACTIONS", "DoctorArguments", "main"]
 
 _OF_A_GPU = {"use_cpu": True, "fp16": False, "tf32": None, "deepspeed": None, "dry_run": False}
 """Values with which the arguments of a run on GPUs are valid on any machine."""
+
+_WITHOUT_TEACHER_SERVICE = {"teacher_cache": None, "teacher_device": None}
+_ROWS = 1000
+"""Number of rows that are checked."""
+_SMALL = 2 * 10**9
+"""Bytes of weights that are loaded without being asked for."""
 
 
 @dataclass
@@ -61,6 +73,11 @@ class DoctorArguments:
             Fraction of this throughput that matrix products reach.
         num_rows (`int`, *optional*):
             Number of training rows, if the dataset cannot be read.
+        preflight (`bool`, *optional*, defaults to `True`):
+            Whether to check the tokenizers and the first 1,000 rows, if they can be read.
+        with_weights (`bool`, *optional*):
+            Whether to load both models, to compare their likelihoods of a batch. By default only models in local
+            folders of at most 2 GB are loaded.
         json (`bool`, *optional*, defaults to `False`):
             Whether to print JSON, with bytes and seconds.
     """
@@ -73,11 +90,15 @@ class DoctorArguments:
     gpu_bandwidth: float | None = None
     utilization: float = 0.4
     num_rows: int | None = None
+    preflight: bool = True
+    with_weights: bool | None = None
     json: bool = False
 
     def __post_init__(self) -> None:
         if self.num_rows is not None and self.num_rows < 1:
             raise ValueError(f"`num_rows` is {self.num_rows}; give at least 1.")
+        if not 0.0 < self.utilization <= 1.0:
+            raise ValueError(f"`utilization` is {self.utilization}; give a fraction above 0 and at most 1.")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -140,6 +161,7 @@ def _estimate(
     from ..doctor.duration import estimate_duration
     from ..doctor.hardware import find_gpu
     from ..doctor.memory import estimate_memory, student_trace, teacher_trace
+    from ..doctor.preflight import Preflight
     from ..doctor.remedies import find_remedies
     from ..doctor.report import Report, usable_memory
 
@@ -155,26 +177,33 @@ def _estimate(
         on_cpu=bool(values.use_cpu),
     )
     settings = _settings(method, values, args, model_args, accelerate)
+    preflight = _preflight(method, parser, on_any_machine) if doctor.preflight else Preflight()
+    if preflight.longest is not None and settings.padded:
+        longest = min(settings.length, preflight.longest)
+        settings = replace(settings, length=longest, target_length=min(settings.target_length, longest))
     teacher = teacher_trace(settings)
     phases = estimate_memory(settings)
-    duration = estimate_duration(settings, gpu, utilization=doctor.utilization, tf32=bool(values.tf32))
+    duration = estimate_duration(
+        settings,
+        gpu,
+        utilization=doctor.utilization,
+        tf32=bool(values.tf32),
+        **_shares(settings, preflight),
+    )
     fits = max(phase.total for phase in phases) <= usable_memory(gpu)
-    steps = epochs = None
+    rows = preflight.num_rows * preflight.kept if preflight.num_rows is not None else doctor.num_rows
+    steps = args.max_steps if args.max_steps > 0 else None
+    if steps is None and rows is not None:
+        steps = max(1, round(args.num_train_epochs * rows / settings.rows_per_step))
     cache: list[Any] = []
-    if args.max_steps > 0:
-        steps = args.max_steps
-    elif doctor.num_rows is not None:
-        steps = max(1, round(args.num_train_epochs * doctor.num_rows / settings.rows_per_step))
-    if doctor.num_rows is not None and steps is not None:
-        epochs = steps * settings.rows_per_step / doctor.num_rows
-        if teacher is not None and settings.on_policy == 0.0 and not settings.own_teacher:
-            cache = cache_sizes(
-                teacher,
-                duration,
-                target_tokens=doctor.num_rows * settings.target_length,
-                steps=steps,
-                epochs=max(1.0, epochs),
-            )
+    if rows is not None and steps is not None and _can_cache(settings, teacher):
+        cache = cache_sizes(
+            cast("ModelTrace", teacher),
+            duration,
+            target_tokens=round(rows * (preflight.mean_targets or settings.target_length)),
+            steps=steps,
+            epochs=max(1.0, steps * settings.rows_per_step / rows),
+        )
     return Report(
         settings,
         gpu,
@@ -186,8 +215,111 @@ def _estimate(
         steps,
         [] if fits else find_remedies(settings, usable_memory(gpu)),
         cache,
-        _notes(settings, values, cache=bool(cache)),
+        _notes(settings, gpu, values, preflight, cache=bool(cache)),
+        preflight if doctor.preflight else None,
     )
+
+
+def _shares(settings: "RunSettings", preflight: "Preflight") -> dict[str, float]:
+    """Return the fractions of a batch's tokens that are not padding, and that are targets."""
+    if preflight.mean_length is None or preflight.mean_targets is None or not settings.padded:
+        return {}
+    return {
+        "filled": min(1.0, preflight.mean_length / settings.length),
+        "targets": min(1.0, preflight.mean_targets / settings.target_length),
+    }
+
+
+def _can_cache(settings: "RunSettings", teacher: "ModelTrace | None") -> bool:
+    return teacher is not None and settings.on_policy == 0.0 and not settings.own_teacher
+
+
+def _preflight(method: Method, parser: RecipeParser, values: Namespace) -> "Preflight":
+    """Check tokenizers and data, as far as they can be read."""
+    from ..doctor.preflight import Preflight, inspect_trainer
+    from .tiny_models import build
+    from .training import load_datasets, load_tokenizers, make_trainer
+
+    values = Namespace(**{**vars(values), "eval_strategy": "no", "test_size": None, **_WITHOUT_TEACHER_SERVICE})
+    if _has_cycles(values):
+        return Preflight(skipped=["the rows of a batch, which are written in each cycle."])
+    _, script_args, args, model_args, *_ = parser.dataclasses(values)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            load_tokenizers(method, model_args, args)
+        rows, _ = load_datasets(script_args, args)
+    except (OSError, ValueError, ImportError) as error:
+        return Preflight(skipped=[f"models and data ({str(error).splitlines()[0].rstrip('.')})."])
+    names = {model_args.model_name_or_path: model_args.model_revision}
+    if values.teacher_base_url is not None:
+        return Preflight(skipped=["models and data, as the teacher is on a server; a dry run checks them."])
+    if args.teacher_model_name_or_path is not None:
+        names[args.teacher_model_name_or_path] = args.teacher_model_revision
+    with_weights = values.with_weights
+    if with_weights is None:
+        with_weights = all(_is_small(Path(name)) for name in names)
+    with TemporaryDirectory(prefix="trl_akd_doctor_") as folder:
+        first = rows.select(range(min(_ROWS, len(rows))))
+        first.save_to_disk(f"{folder}/rows")
+        values.dataset_name, values.dataset_train_split, values.dataset_config = f"{folder}/rows", "train", None
+        values.output_dir = f"{folder}/output"
+        if not with_weights:
+            built = build(names, Path(folder), own_tokenizers=True, trust_remote_code=values.trust_remote_code)
+            for name in ("model_name_or_path", "teacher_model_name_or_path"):
+                if getattr(values, name) is not None:
+                    setattr(values, name, built[getattr(values, name)].path)
+            values.model_revision = values.teacher_model_revision = "main"
+            values.teacher_model_init_kwargs = None
+            values.dtype, values.load_in_4bit, values.load_in_8bit = "float32", False, False
+        values.resume_from_checkpoint, values.report_to, values.push_to_hub = None, "none", False
+        values.attn_implementation = None
+        reports: list[Any] = []
+        _, script_args, args, model_args, *_ = parser.dataclasses(values)
+        try:
+            trainer = make_trainer(_Recording(method, reports), script_args, args, model_args)
+        except (OSError, ValueError, ImportError) as error:
+            return Preflight(warnings=[f"the trainer refuses models or data: {error}"])
+        found = inspect_trainer(trainer, next(iter(reports), None), len(rows), with_weights=with_weights)
+    messages = [str(warning.message) for warning in caught if warning.category is UserWarning]
+    skipped = (
+        [] if with_weights else ["the models' likelihoods of the batch; load the weights by `--with_weights true`."]
+    )
+    return replace(found, warnings=[*messages, *found.warnings], skipped=skipped)
+
+
+class _Recording(Method):
+    """A method whose trainer keeps the counts of its tokenization."""
+
+    def __init__(self, method: Method, reports: list[Any]) -> None:
+        self._method, self._reports = method, reports
+
+    def config_class(self) -> "type[AKDConfig]":
+        """Return that of the method."""
+        return self._method.config_class()
+
+    def base_model(self, student: str, revision: str) -> tuple[str, str]:
+        """Return that of the method."""
+        return self._method.base_model(student, revision)
+
+    def trainer_class(self) -> Any:
+        """Return a subclass of the method's trainer."""
+        base: Any = self._method.trainer_class()
+        reports = self._reports
+
+        class Trainer(base):
+            def _tokenize(self, *args: Any) -> Any:
+                rows, report = super()._tokenize(*args)
+                reports.append(report)
+                return rows, report
+
+        return Trainer
+
+
+def _is_small(folder: Path) -> bool:
+    """Return whether a folder has the weights of a model that is quick to load."""
+    sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
+    return 0 < sum(sizes) <= _SMALL
 
 
 def _check_counts(values: Namespace) -> None:
@@ -218,7 +350,12 @@ def _settings(
         get_peft_config(model_args),
     )
     teacher = None
-    if args.uses_teacher and args.teacher_model_name_or_path is not None:
+    source: dict[str, Any] = {}
+    if args.uses_teacher and args.teacher_cache is not None:
+        source = _cached_signal(args.teacher_cache)
+    elif args.uses_teacher and args.teacher_base_url is not None:
+        source = {"signal": "sparse"}
+    elif args.uses_teacher and args.teacher_model_name_or_path is not None:
         config = read_config(args.teacher_model_name_or_path, args.teacher_model_revision, args.trust_remote_code)
         kwargs = args.teacher_model_init_kwargs if isinstance(args.teacher_model_init_kwargs, dict) else {}
         teacher = ModelSettings(
@@ -230,8 +367,18 @@ def _settings(
         )
     parallelism = Parallelism.read(accelerate, values.deepspeed, values.num_gpus)
     return RunSettings.read(
-        args, student, teacher, parallelism, autocast=_autocast(values), on_cpu=bool(values.use_cpu)
+        args, student, teacher, parallelism, autocast=_autocast(values), on_cpu=bool(values.use_cpu), **source
     )
+
+
+def _cached_signal(folder: str) -> dict[str, Any]:
+    """Return the kind of a teacher cache's signal and the shape of its LM head."""
+    from ..teachers.cache_files import read_manifest
+
+    manifest = read_manifest(Path(folder).expanduser())
+    if manifest.hidden_size is None:
+        return {"signal": "sparse"}
+    return {"cached_head": (manifest.vocabulary_size, manifest.hidden_size)}
 
 
 def _autocast(values: Namespace) -> Any:
@@ -243,12 +390,21 @@ def _autocast(values: Namespace) -> Any:
     return torch.bfloat16 if values.bf16 or (values.bf16 is None and not values.use_cpu) else None
 
 
-def _notes(settings: "RunSettings", values: Namespace, *, cache: bool) -> list[str]:
+def _notes(
+    settings: "RunSettings", gpu: "Gpu", values: Namespace, preflight: "Preflight", *, cache: bool
+) -> list[str]:
     """Return what the estimates assume or leave out."""
+    import torch
+
+    maximum = f"Every row has {settings.length:,} tokens, the maximum, and all of them are targets: upper limits."
+    if preflight.mean_length is not None:
+        maximum = f"Memory is that of rows of {settings.length:,} tokens, time that of the rows that were read."
     notes = [
-        f"Every row has {settings.length:,} tokens, the maximum, and all of them are targets: upper limits.",
+        maximum,
         "Time excludes loading, data, evaluation and checkpoints; communication is not overlapped.",
     ]
+    if settings.autocast is torch.bfloat16 and not gpu.has_bfloat16:
+        notes.append(f"{gpu.name} has no bfloat16; set `bf16: false` and `fp16: true`.")
     if settings.parallelism.kind == "zero":
         notes.append("DeepSpeed's buckets have their default sizes, 500 million elements.")
     if values.torch_compile:

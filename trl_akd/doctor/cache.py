@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
+from ..teachers.sparse_codec import SparseCodec
 from .duration import Duration
 from .tracing import ModelTrace
 
 __all__ = ["CacheSize", "cache_sizes"]
 
-_SPARSE_BYTES = {128: 293, 50: 119}
-"""Bytes per token of a sparse signal of k tokens, with their ids and the tail."""
+_TOP_K = (128, 50)
 
 
 @dataclass(frozen=True)
@@ -61,5 +61,7 @@ def cache_sizes(
     head = 2 * vocabulary * hidden
     saved = steps * duration.parts.get("teacher's forward", 0.0) * (1.0 - 1.0 / epochs)
     kinds = [("hidden states in bfloat16", 2 * hidden, head), ("hidden states in int8", hidden + 4, head)]
-    kinds += [(f"{k} most likely tokens", size, 0) for k, size in _SPARSE_BYTES.items()]
+    kinds += [
+        (f"{k} most likely tokens", SparseCodec(vocabulary, k).bytes_per_token, 0) for k in _TOP_K if k <= vocabulary
+    ]
     return [CacheSize(kind, each, each * target_tokens + fixed, saved) for kind, each, fixed in kinds]

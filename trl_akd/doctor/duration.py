@@ -38,7 +38,7 @@ class Duration:
         flops (`Mapping[str, int]`):
             Floating-point operations per GPU of each part that has matrix products.
         tokens (`int`):
-            Tokens per optimizer step on all GPUs, with padding.
+            Tokens per optimizer step on all GPUs.
     """
 
     parts: Mapping[str, float]
@@ -56,7 +56,15 @@ class Duration:
         return self.tokens / self.step
 
 
-def estimate_duration(settings: RunSettings, gpu: Gpu, *, utilization: float = 0.4, tf32: bool = False) -> Duration:
+def estimate_duration(
+    settings: RunSettings,
+    gpu: Gpu,
+    *,
+    utilization: float = 0.4,
+    tf32: bool = False,
+    filled: float = 1.0,
+    targets: float = 1.0,
+) -> Duration:
     """Return the duration of an optimizer step.
 
     Args:
@@ -68,12 +76,14 @@ def estimate_duration(settings: RunSettings, gpu: Gpu, *, utilization: float = 0
             Fraction of the GPU's peak throughput that matrix products reach.
         tf32 (`bool`, *optional*, defaults to `False`):
             Whether float32 products run in TF32, at half of the throughput of half precision.
+        filled (`float`, *optional*, defaults to `1.0`):
+            Mean length of the rows as a fraction of `settings.length`.
+        targets (`float`, *optional*, defaults to `1.0`):
+            Mean number of target tokens per row as a fraction of `settings.target_length`.
 
     Raises:
-        ValueError: If `utilization` is not above 0 and at most 1, or a model cannot be traced.
+        ValueError: If a model cannot be traced.
     """
-    if not 0.0 < utilization <= 1.0:
-        raise ValueError(f"`utilization` is {utilization}; give a fraction above 0 and at most 1.")
     student, teacher = student_trace(settings), teacher_trace(settings)
     is_half = settings.autocast is not None or settings.student.dtype.itemsize == 2
     rate = 1e12 * utilization * (gpu.tflops if is_half else gpu.tflops / 2 if tf32 else gpu.tflops_float32)
@@ -83,15 +93,15 @@ def estimate_duration(settings: RunSettings, gpu: Gpu, *, utilization: float = 0
     teacher_rate = 1e12 * utilization * (gpu.tflops if teacher_is_half else gpu.tflops_float32)
     bandwidth = 1e9 * _OF_BANDWIDTH * gpu.bandwidth
     flops = {
-        "student's forward": student.forward_flops,
-        "student's backward": student.backward_flops,
-        "teacher's forward": 0 if teacher is None else teacher.forward_flops,
-        "loss": loss_flops(settings, student, teacher),
+        "student's forward": round(filled * student.forward_flops),
+        "student's backward": round(filled * student.backward_flops),
+        "teacher's forward": 0 if teacher is None else round(filled * teacher.forward_flops),
+        "loss": round(targets * loss_flops(settings, student, teacher)),
     }
     per_micro_batch = {
         part: count / (teacher_rate if part.startswith("teacher") else rate) for part, count in flops.items()
     }
-    per_micro_batch["loss"] += loss_traffic(settings, student.model.head[0]) / bandwidth
+    per_micro_batch["loss"] += targets * loss_traffic(settings, student.model.head[0]) / bandwidth
     parts = {part: settings.accumulation * seconds for part, seconds in per_micro_batch.items()}
     if settings.teacher_on_cpu:
         del parts["teacher's forward"]
@@ -103,9 +113,13 @@ def estimate_duration(settings: RunSettings, gpu: Gpu, *, utilization: float = 0
     return Duration(
         {part: seconds for part, seconds in parts.items() if seconds > 0.0},
         {part: settings.accumulation * count for part, count in flops.items() if count},
-        settings.rows_per_step
-        * (settings.length if settings.length == settings.target_length else settings.length + settings.target_length),
+        round(filled * settings.rows_per_step * _tokens_per_row(settings)),
     )
+
+
+def _tokens_per_row(settings: RunSettings) -> int:
+    is_encoder_decoder = settings.student.config.is_encoder_decoder
+    return settings.length + (settings.target_length if is_encoder_decoder else 0)
 
 
 def loss_flops(settings: RunSettings, student: StudentTrace, teacher: ModelTrace | None) -> int:
@@ -119,8 +133,9 @@ def loss_flops(settings: RunSettings, student: StudentTrace, teacher: ModelTrace
     products = 0
     for output in settings.outputs:
         products += vocabulary * size * (3 if is_trained else 2)
-        if output.signal == "dense" and teacher is not None:
-            products += min(vocabulary, teacher.head[0]) * teacher.head[1]
+        head = settings.cached_head if teacher is None else teacher.head
+        if output.signal == "dense" and head is not None:
+            products += min(vocabulary, head[0]) * head[1]
     return 2 * settings.tokens * products
 
 

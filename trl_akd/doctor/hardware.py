@@ -31,6 +31,8 @@ class Gpu:
             Bandwidth of the memory in GB/s.
         link_bandwidth (`float`, *optional*, defaults to `25.0`):
             Bandwidth to the other GPUs in GB/s and direction; by default that of PCIe 4.0 with 16 lanes, in practice.
+        has_bfloat16 (`bool`, *optional*, defaults to `True`):
+            Whether it multiplies matrices of bfloat16.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Gpu:
     tflops_float32: float
     bandwidth: float
     link_bandwidth: float = 25.0
+    has_bfloat16: bool = True
 
     @property
     def memory(self) -> int:
@@ -60,8 +63,8 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
             Gpu("a10g", 22.5, 70.0, 31.2, 600.0),
             Gpu("rtx4090", 24.0, 165.0, 82.6, 1008.0),
             Gpu("rtx3090", 24.0, 71.0, 35.6, 936.0),
-            Gpu("v100-32", 32.0, 125.0, 15.7, 900.0, 150.0),
-            Gpu("t4", 15.0, 65.0, 8.1, 320.0),
+            Gpu("v100-32", 32.0, 125.0, 15.7, 900.0, 150.0, has_bfloat16=False),
+            Gpu("t4", 15.0, 65.0, 8.1, 320.0, has_bfloat16=False),
             Gpu("mi300x", 192.0, 1307.0, 163.4, 5300.0, 64.0),
         )
     }

@@ -41,6 +41,7 @@ _STATES_8BIT: Mapping[str, int] = MappingProxyType(
         **dict.fromkeys(("lion_8bit", "paged_lion_8bit", "rmsprop_bnb_8bit"), 1),
     }
 )
+_CACHED = torch.bfloat16
 _WHOLE_BELOW = 4096
 """Elements below which bitsandbytes keeps states in float32."""
 
@@ -98,6 +99,7 @@ def _traced(settings: RunSettings) -> RunSettings:
         parallelism=Parallelism(kind="zero") if settings.parallelism.kind == "zero" else Parallelism(),
         optimizer="",
         teacher_on_cpu=False,
+        cached_head=None,
         own_teacher=False,
         on_policy=0.0,
         generated_by_teacher=False,
@@ -117,6 +119,8 @@ def estimate_memory(settings: RunSettings) -> list[Phase]:
     accumulated = fixed.gradients if settings.accumulation > 1 else 0
     running = {**loaded, OPTIMIZER: fixed.optimizer, GRADIENTS: accumulated}
     hidden = 0 if teacher is None else teacher.hidden
+    if settings.cached_head is not None:
+        hidden = settings.tokens * settings.cached_head[1] * _CACHED.itemsize
     phases = [Phase("loading", {STUDENT: fixed.student, TEACHER: fixed.teacher})]
     if settings.on_policy > 0.0:
         phases.append(Phase("generation", {**loaded, OPTIMIZER: fixed.optimizer, **_generation(settings, fixed)}))
@@ -198,6 +202,10 @@ class _Fixed:
         on_cpu = parallelism.offload_parameters
         self.student = 0 if on_cpu else weights // shards
         self.teacher = 0 if own_teacher or on_cpu or teacher is None else teacher.weights // shards
+        if settings.teacher_on_cpu and teacher is not None and settings.teacher is not None:
+            self.teacher = math.prod(teacher.head) * settings.teacher.dtype.itemsize  # copied to the student's device
+        elif settings.cached_head is not None:
+            self.teacher = math.prod(settings.cached_head) * _CACHED.itemsize
         self.gradients_stay_local = parallelism.kind in ("none", "ddp") or stage <= 1
         self.gradients = trained // (1 if self.gradients_stay_local else gpus)
         partitions = gpus if stage > 0 or parallelism.kind == "fsdp" else 1

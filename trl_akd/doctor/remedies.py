@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import torch
+from peft import LoraConfig
+
 from .memory import estimate_memory, student_trace
 from .settings import Parallelism, Quantization, RunSettings
 
 __all__ = ["Remedy", "find_remedies"]
-
-_MAX_GPUS = 8
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,14 @@ def _changes(settings: RunSettings) -> Iterator[tuple[str, Callable[[RunSettings
             lambda run: replace(run, rows=1, accumulation=accumulation),
         )
     yield "loss_chunk_size: 256", lambda run: replace(run, chunk_size=256)
-    if settings.parallelism.stage < 3:
-        several = max(gpus, 2)
-        while several <= max(gpus, _MAX_GPUS):
-            yield f"--accelerate_config zero3 --num_gpus {several}", _sharding(several)
-            several *= 2
+    if gpus > 1:
+        yield f"--accelerate_config zero3 --num_gpus {gpus}", _sharding(gpus)
+    yield "a cache of the teacher: `trl-akd cache`, then teacher_cache: FOLDER", _cache_teacher
     yield "a teacher in 4 bits: load_in_4bit in teacher_model_init_kwargs.quantization_config", _quantize_teacher
     yield "LoRA: use_peft: true, dtype: bfloat16", _adapt
+    for several in (2, 4, 8):
+        if several > gpus:
+            yield f"--accelerate_config zero3 --num_gpus {several}", _sharding(several)
     yield "teacher_device: cpu (slow)", _move_teacher
 
 
@@ -82,6 +84,8 @@ def _checkpoint(run: RunSettings) -> RunSettings | None:
 
 def _sharding(gpus: int) -> Callable[[RunSettings], RunSettings | None]:
     def shard(run: RunSettings) -> RunSettings | None:
+        if run.parallelism.stage == 3 and run.parallelism.gpus == gpus:
+            return None
         quantized = run.teacher is not None and run.teacher.quantization is not None
         if quantized or run.teacher_on_cpu:  # which ZeRO-3 does not shard
             return None
@@ -89,6 +93,13 @@ def _sharding(gpus: int) -> Callable[[RunSettings], RunSettings | None]:
         return replace(run, accumulation=accumulation, parallelism=Parallelism(gpus, "zero", 3))
 
     return shard
+
+
+def _cache_teacher(run: RunSettings) -> RunSettings | None:
+    if run.teacher is None or run.on_policy > 0.0:
+        return None
+    text = run.teacher.text_config
+    return replace(run, teacher=None, teacher_on_cpu=False, cached_head=(text.vocab_size, text.hidden_size))
 
 
 def _quantize_teacher(run: RunSettings) -> RunSettings | None:
@@ -105,8 +116,6 @@ def _quantize_teacher(run: RunSettings) -> RunSettings | None:
 def _adapt(run: RunSettings) -> RunSettings | None:
     if run.student.adapter is not None or run.teacher is None:
         return None
-    import torch
-    from peft import LoraConfig
 
     adapted = replace(run.student, adapter=LoraConfig(r=16, task_type="CAUSAL_LM"), dtype=torch.bfloat16)
     changed = replace(run, student=adapted)

@@ -1,6 +1,5 @@
 """Report of the estimates, as text and as JSON."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +8,7 @@ from .cache import CacheSize
 from .duration import Duration
 from .hardware import GIB, Gpu
 from .memory import PARTS, Phase
+from .preflight import Preflight
 from .remedies import Remedy
 from .settings import ModelSettings, RunSettings
 from .tracing import ModelTrace
@@ -47,14 +47,14 @@ class Report:
             Size of the teacher.
         steps (`int`, *optional*):
             Number of optimizer steps, if known.
-        epochs (`float`, *optional*):
-            Number of epochs, if known.
         remedies (`Sequence[Remedy]`, *optional*):
             Changes with which the run fits.
         cache (`Sequence[CacheSize]`, *optional*):
             Sizes of a cache of the teacher.
         notes (`Sequence[str]`, *optional*):
             Limits of the estimates.
+        preflight (`Preflight`, *optional*):
+            Checks of tokenizers and data.
     """
 
     settings: RunSettings
@@ -68,6 +68,7 @@ class Report:
     remedies: Sequence[Remedy] = ()
     cache: Sequence[CacheSize] = ()
     notes: Sequence[str] = field(default_factory=list)
+    preflight: Preflight | None = None
 
     @property
     def usable(self) -> int:
@@ -112,6 +113,7 @@ class Report:
             "seconds": self.seconds,
             "cache": [vars(size) for size in self.cache],
             "notes": list(self.notes),
+            "preflight": None if self.preflight is None else self.preflight.as_json(),
         }
 
     def __str__(self) -> str:
@@ -121,6 +123,8 @@ class Report:
             sections.append("\n".join(["Cache of the teacher's signal", *(f"  {size}" for size in self.cache)]))
         if self.notes:
             sections.append("\n".join(["Notes", *(f"  {note}" for note in self.notes)]))
+        if self.preflight is not None:
+            sections.append(str(self.preflight))
         return "\n\n".join(sections)
 
     def _models(self) -> str:
@@ -132,33 +136,38 @@ class Report:
         run = self.settings
         rows = f"{run.rows} x {run.length} tokens" if run.padded else f"{run.length} tokens without padding"
         lines.append(
-            f"Batch     {rows} per GPU, {run.accumulation} micro-batches per step, {run.rows_per_step} rows per step; "
-            f"gradient checkpointing {'on' if run.checkpointing else 'off'}; {run.optimizer}"
+            f"Batch     {rows} per micro-batch and GPU, accumulation {run.accumulation}, {run.rows_per_step} rows per "
+            f"step; gradient checkpointing {'on' if run.checkpointing else 'off'}; {run.optimizer}"
         )
         return "\n".join(lines)
 
     def _memory(self) -> str:
         run, names = self.settings, [phase.name for phase in self.phases]
         parts = [part for part in PARTS if any(part in phase.parts for phase in self.phases)]
-        rows = [[part, *(_gib(phase.parts.get(part)) for phase in self.phases)] for part in parts]
-        rows.append(["total", *(_gib(phase.total) for phase in self.phases)])
-        title = f"Memory per GPU in GiB: {run.parallelism.gpus} x {self.gpu.name}, {run.parallelism.name}"
+        unit, size = ("GiB", GIB) if self.peak.total >= GIB else ("MiB", 2**20)
+
+        def cell(count: int | None) -> str:
+            return "-" if not count else f"{count / size:.2f}"
+
+        rows = [[part, *(cell(phase.parts.get(part)) for phase in self.phases)] for part in parts]
+        rows.append(["total", *(cell(phase.total) for phase in self.phases)])
+        title = f"Memory per GPU in {unit}: {run.parallelism.gpus} x {self.gpu.name}, {run.parallelism.name}"
         return f"{title}\n{_table(['', *names], rows)}"
 
     def _verdict(self) -> str:
         usable, failure = f"{self.usable / GIB:.1f} GiB", self.first_failure
         of = f"{usable} of {self.gpu.memory_gib:.1f} GiB can hold tensors"
         if failure is None:
-            return f"Fits: the peak of {_gib(self.peak.total)} GiB is in the {self.peak.name} phase; {of}."
+            return f"Fits: the peak of {_size(self.peak.total)} is in the {self.peak.name} phase; {of}."
         part = max(failure.parts, key=lambda part: failure.parts[part])
         lines = [
-            f"Does not fit: {failure.name} is the first phase that runs out of memory, with {_gib(failure.total)} "
-            f"GiB, of which {_gib(failure.parts[part])} GiB are {part}; {of}."
+            f"Does not fit: {failure.name} is the first phase that runs out of memory, with {_size(failure.total)}, "
+            f"of which {_size(failure.parts[part])} are {part}; {of}."
         ]
         if self.remedies:
             lines.append("Change, in this order:")
             lines += [
-                f"  {number}. {remedy.change}: {_gib(remedy.peak)} GiB{', fits' if remedy.fits else ''}"
+                f"  {number}. {remedy.change}: {_size(remedy.peak)}{', fits' if remedy.fits else ''}"
                 for number, remedy in enumerate(self.remedies, 1)
             ]
         if not (self.remedies and self.remedies[-1].fits):
@@ -194,19 +203,21 @@ def _model(settings: ModelSettings, trace: ModelTrace) -> dict[str, Any]:
 
 
 def _describe(settings: ModelSettings, trace: ModelTrace) -> str:
-    trained = f", {_millions(trace.trainable)} of them trained" if settings.adapter is not None else ""
+    trained = f", {_count(trace.trainable)} of them trained" if settings.adapter is not None else ""
     bits = f", {settings.quantization.bits} bits" if settings.quantization is not None else ""
     dtype = str(settings.dtype).removeprefix("torch.")
-    parameters = f"{_millions(trace.parameters)} parameters{trained}"
+    parameters = f"{_count(trace.parameters)} parameters{trained}"
     return f"{settings.name}: {parameters}, {settings.config.model_type}, {dtype}{bits}"
 
 
-def _millions(count: int) -> str:
+def _count(count: int) -> str:
+    if count < 1e6:
+        return f"{count:,}"
     return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
 
 
-def _gib(size: int | None) -> str:
-    return "-" if not size else f"{size / GIB:.2f}"
+def _size(count: int) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.2f} MiB"
 
 
 def _tera(count: int | None) -> str:
@@ -231,7 +242,7 @@ def _span(seconds: float) -> str:
     for unit, size in (("days", 86_400.0), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
-    return f"{math.ceil(seconds)} seconds"
+    return f"{seconds:.1f} seconds"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

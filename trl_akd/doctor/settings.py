@@ -240,6 +240,8 @@ class RunSettings:
             Tokens per chunk of the loss.
         teacher_on_cpu (`bool`, *optional*, defaults to `False`):
             Whether the teacher is in the memory of the CPU.
+        cached_head (`tuple[int, int]`, *optional*):
+            Shape of the LM head in a cache of the teacher's hidden states, which takes the teacher's place.
         own_teacher (`bool`, *optional*, defaults to `False`):
             Whether the student without its adapter is the teacher.
         on_policy (`float`, *optional*, defaults to `0.0`):
@@ -268,6 +270,7 @@ class RunSettings:
     knobs: tuple[tuple[str, Any], ...] = (("beta", 0.5),)
     chunk_size: int | None = None
     teacher_on_cpu: bool = False
+    cached_head: tuple[int, int] | None = None
     own_teacher: bool = False
     on_policy: float = 0.0
     generated_by_teacher: bool = False
@@ -299,10 +302,13 @@ class RunSettings:
         *,
         autocast: torch.dtype | None,
         on_cpu: bool = False,
+        signal: Literal["dense", "sparse"] = "dense",
+        cached_head: tuple[int, int] | None = None,
     ) -> "RunSettings":
         """Return the settings of a run with these training arguments.
 
-        The dtype of mixed precision and the device are given separately, since they depend on the machine of the run.
+        The dtype of mixed precision and the device are given separately, since they depend on the machine of the run,
+        and the teacher's signal, since it may come from a cache or a server.
 
         Raises:
             ValueError: If a row is longer than the models' positions, or the batch is empty.
@@ -332,12 +338,13 @@ class RunSettings:
             padded=not (args.packing or args.padding_free),
             autocast=autocast,
             optimizer=str(getattr(args.optim, "value", args.optim)),
-            outputs=_outputs(args, has_teacher=teacher is not None or student.adapter is not None),
+            outputs=_outputs(args, signal),
             divergence=args.divergence,
             knobs=_knobs(args),
             chunk_size=args.loss_chunk_size,
             teacher_on_cpu=str(args.teacher_device).startswith("cpu"),
-            own_teacher=args.uses_teacher and teacher is None,
+            cached_head=cached_head,
+            own_teacher=args.uses_teacher and teacher is None and cached_head is None and signal == "dense",
             on_policy=1.0 if args.seq_kd else args.lmbda,
             generated_by_teacher=args.seq_kd,
             new_tokens=args.max_new_tokens if args.generates else 0,
@@ -358,16 +365,15 @@ def _rows_per_example(args: AKDConfig) -> int:
     return 2 if isinstance(args, IterKDConfig) and args.contrastive_weight > 0.0 else 1
 
 
-def _outputs(args: AKDConfig, *, has_teacher: bool) -> tuple[Output, ...]:
+def _outputs(args: AKDConfig, signal: Literal["dense", "sparse"]) -> tuple[Output, ...]:
     if isinstance(args, CodePLANConfig):
         groups = task_groups(args.code_objective, args.plan_objective, plan_head=args.plan_head == "separate")
-        return tuple(Output("dense" if group.objective == "akd" else None, group.plan_head) for group in groups)
-    if isinstance(args, IterKDConfig):
-        supervised = Output("dense" if args.uses_teacher else None)
-        return (supervised, Output(None)) if args.contrastive_weight > 0.0 else (supervised,)
-    if divergences.get(args.divergence).policy_gradient is not None:
-        return (Output("dense"), Output(None))
-    return (Output("dense" if has_teacher else None),)
+        return tuple(Output(signal if group.objective == "akd" else None, group.plan_head) for group in groups)
+    supervised = Output(signal if args.uses_teacher else None)
+    is_contrastive = isinstance(args, IterKDConfig) and args.contrastive_weight > 0.0
+    if is_contrastive or divergences.get(args.divergence).policy_gradient is not None:
+        return supervised, Output(None)
+    return (supervised,)
 
 
 def dtype_of(name: Any, config: PretrainedConfig) -> torch.dtype:

@@ -1,0 +1,175 @@
+"""Estimates of `trl-akd doctor` against measured runs on this CPU, each in a fresh process.
+
+Memory is the growth of the resident memory from before the models are built to its peak. Time is that of the fastest
+step in CPU seconds of one thread, because other programs may share the cores; its estimate is at the throughput of a
+product of two matrices, measured in the same way in the same process.
+
+    python -m tests.benchmarks.bench_doctor --steps 3
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROWS, LENGTH, VOCABULARY = 4, 256, 32_000
+STUDENT = {"hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 10, "num_attention_heads": 10}
+TEACHER = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
+CASES: dict[str, dict[str, Any]] = {
+    "AdamW": {},
+    "AdamW, checkpointing": {"gradient_checkpointing": True},
+    "SGD": {"optim": "sgd"},
+    "LoRA": {"lora": True},
+    "AdamW, 4 micro-batches": {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 1},
+}
+
+
+def measure(case: dict[str, Any], steps: int) -> dict[str, float]:
+    """Run and estimate one case."""
+    import torch
+    from peft import LoraConfig
+    from transformers import LlamaConfig
+
+    from trl_akd import AKDConfig
+    from trl_akd.doctor.duration import estimate_duration
+    from trl_akd.doctor.memory import estimate_memory
+    from trl_akd.doctor.settings import ModelSettings, Parallelism, RunSettings
+
+    torch.set_num_threads(1)
+    case = dict(case)
+    adapter = LoraConfig(r=16, target_modules=["q_proj", "v_proj"]) if case.pop("lora", False) else None
+    configs = [
+        LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=512, **sizes) for sizes in (STUDENT, TEACHER)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        args = AKDConfig(
+            folder,
+            **{
+                "max_steps": steps,
+                "per_device_train_batch_size": ROWS,
+                "gradient_checkpointing": False,
+                "max_length": LENGTH,
+                "use_cpu": True,
+                "bf16": False,
+                "report_to": "none",
+                "save_strategy": "no",
+                "disable_tqdm": True,
+                **case,
+            },
+        )
+        student, teacher = (
+            ModelSettings(name, config, torch.float32, adapter=each)
+            for name, config, each in zip(("student", "teacher"), configs, (adapter, None), strict=True)
+        )
+        settings = RunSettings.read(args, student, teacher, Parallelism(), autocast=None, on_cpu=True)
+        phases = estimate_memory(settings)
+        cpu = calibrate()
+        duration = estimate_duration(settings, cpu, utilization=1.0)
+        small = LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=1)
+        train([small, small], args, adapter)  # loads everything but the models
+        before = _resident()
+        seconds = train(configs, args, adapter)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+    return {
+        "memory": peak - before,
+        "estimated_memory": max(phase.total for phase in phases),
+        "seconds": seconds,
+        "estimated_seconds": duration.step,
+        "gflops": 1000 * cpu.tflops,
+    }
+
+
+def train(configs: list[Any], args: Any, adapter: Any) -> float:
+    """Train random models, and return the seconds of the fastest step."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, TrainerCallback
+
+    from tests import tiny
+    from trl_akd import AKDTrainer
+
+    tokens = [{"input_ids": [7] * LENGTH, "labels": [7] * LENGTH} for _ in range(64)]
+    models = [AutoModelForCausalLM.from_config(config) for config in configs]
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            times.append(-time.process_time())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times[-1] += time.process_time()
+
+    trainer = AKDTrainer(
+        models[0],
+        models[1],
+        args,
+        train_dataset=Dataset.from_list(tokens),
+        processing_class=tiny.tokenizer(),
+        teacher_tokenizer=tiny.tokenizer(),
+        peft_config=adapter,
+        callbacks=[Clock()],
+    )
+    trainer.train()
+    return min(times)
+
+
+def calibrate() -> Any:
+    """Return the throughput of this CPU in CPU seconds."""
+    import torch
+
+    from trl_akd.doctor.hardware import Gpu
+
+    matrix, weight = torch.ones(ROWS * LENGTH, 640), torch.ones(640, 1728)
+    vector = torch.ones(16 * 2**20)
+    seconds = []
+    for function in (lambda: matrix @ weight, vector.clone):
+        found = []
+        for _ in range(20):
+            start = time.process_time()
+            function()
+            found.append(time.process_time() - start)
+        seconds.append(sorted(found)[len(found) // 2])
+    tflops = 2 * matrix.numel() * weight.shape[1] / seconds[0] / 1e12
+    return Gpu("CPU", 16.0, tflops, tflops, 2 * 4 * vector.numel() / seconds[1] / 1e9 / 0.8)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def main() -> None:
+    """Print measured and estimated memory and time of every case, and their ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--case")
+    options = parser.parse_args()
+    if options.case is not None:
+        print(json.dumps(measure(CASES[options.case], options.steps)))
+        return
+    print("| run | measured MiB | estimate / measured | measured s | estimate / measured |\n|---|---|---|---|---|")
+    for name in CASES:
+        command = [
+            sys.executable,
+            "-m",
+            "tests.benchmarks.bench_doctor",
+            "--steps",
+            str(options.steps),
+            "--case",
+            name,
+        ]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found = json.loads(output.splitlines()[-1])
+        print(
+            f"| {name} | {found['memory'] / 2**20:,.0f} | {found['estimated_memory'] / found['memory']:.2f} "
+            f"| {found['seconds']:.2f} | {found['estimated_seconds'] / found['seconds']:.2f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -70,6 +70,26 @@ def test_generation_config_shapes_the_distribution(trainer, changed):
     assert same == bool(changed)
 
 
+def test_beam_search(trainer):
+    made = trainer(max_new_tokens=6, seq_kd=True)
+    batch = next(iter(made.get_train_dataloader()))
+    made.generation_config.num_beams = 3
+    with pytest.raises(ValueError, match="do_sample=True and num_beams=3; set do_sample=False for beam search"):
+        made._complete([batch])
+    made.generation_config.do_sample = False
+    found = texts_of(made._complete([batch]))
+    beams = made.teacher_model.generate(
+        batch["prompts"],
+        attention_mask=batch["prompt_attention_mask"],
+        generation_config=made.generation_config,
+    )[:, batch["prompts"].shape[1] :].tolist()
+    greedy = made.teacher_model.generate(
+        batch["prompts"], attention_mask=batch["prompt_attention_mask"], max_new_tokens=6, do_sample=False
+    )[:, batch["prompts"].shape[1] :].tolist()
+    assert beams != greedy
+    assert all(row[: len(text)] == text for row, text in zip(beams, found, strict=True))
+
+
 def test_memory_that_does_not_suffice_halves_the_batch(trainer, monkeypatch):
     made = trainer(max_new_tokens=4, lmbda=1.0, train_dataset=tiny.rows(8))
     batches = [made.data_collator([made.train_dataset[index]]) for index in range(8)]

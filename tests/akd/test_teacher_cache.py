@@ -360,6 +360,11 @@ def test_damaged_caches(pair, caches, tmp_path, name, complaint):
         ({"eval_dataset": {"other": tiny.rows(2, seed=9)}}, r"no signal for 2 of 2 rows of the eval_other dataset"),
         ({"lmbda": 0.5}, "`lmbda` is 0.5, but a cache has no signals for generated text"),
         ({"seq_kd": True}, "`seq_kd` is True, but a cache has no signals for generated text"),
+        ({"divergence": "minillm"}, "`divergence` is 'minillm', which trains on generated text"),
+        (
+            {"divergence": "minillm", "lmbda": 1.0, "temperature": 1.0},
+            "`divergence` is 'minillm', which trains on generated text",
+        ),
         ({"teacher_device": "cpu"}, "`teacher_device` is 'cpu' and `teacher_cache` is set, which needs no teacher"),
         ({"teacher_model_name_or_path": "other/model"}, r"has signals of '.*teacher', but .*'other/model'"),
         ({"teacher_cache": "nowhere"}, "`teacher_cache` is 'nowhere', which is not a folder"),
@@ -409,6 +414,25 @@ def test_settings_of_creations(pair, caches, tmp_path, settings, complaint):
     trainer = make(pair, tmp_path, teacher_model_name_or_path=pair[1])
     with pytest.raises(ValueError, match=complaint):
         create_cache(trainer, caches["float32"], **settings)
+
+
+def test_a_lost_head_is_written_again(pair, caches, tmp_path):
+    folder = tmp_path / "cache"
+    shutil.copytree(caches["float32"], folder)
+    edit("no LM head")(folder)
+    create_cache(make(pair, tmp_path, teacher_model_name_or_path=pair[1]), folder)
+    assert (folder / "head.safetensors").read_bytes() == (caches["float32"] / "head.safetensors").read_bytes()
+
+
+def test_hidden_states_that_a_dtype_cannot_represent(pair, tmp_path):
+    trainer = make(pair, tmp_path, teacher_model_name_or_path=pair[1])
+    with torch.no_grad():
+        trainer.teacher.model.model.norm.weight.fill_(1e6)
+    with pytest.raises(
+        ValueError, match=r"`cache_dtype` is 'float16', .* above its largest, 65504; choose 'bfloat16'"
+    ):
+        create_cache(trainer, tmp_path / "cache", dtype="float16")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_creations_that_are_refused(pair, caches, tmp_path):

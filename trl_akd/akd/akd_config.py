@@ -12,6 +12,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from ..beta import AdaptiveBeta, BetaRegularizer, BetaStrategy
 from ..data.templates import PROMPT_TEMPLATES
+from ..generation.json_client import check_url
 from ..generation.loading import DEFAULT_API_KEY_ENV, check_server_fields
 from ..losses import KnobSchedule, PolicyGradient, divergences
 from ..losses.reduction import Normalization
@@ -216,9 +217,9 @@ class AKDConfig(GKDConfig):
             self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
         given_beta, self.beta = self.beta, 0.0  # GKD's own check compares it with numbers
         super().__post_init__()
+        self._check_served_teacher()
         self._check_divergence()  # its arguments may have been text, which TRL reads
         self._check_vllm()
-        self._check_served_teacher()
         self._check_generation()
         self._check_count("pad_to_multiple_of", optional=True)  # which TRL reads from text
         self.beta = given_beta
@@ -251,6 +252,10 @@ class AKDConfig(GKDConfig):
     def uses_beta(self) -> bool:
         """Whether the divergence mixes forward and reverse KL by β."""
         return self.divergence == "akd"
+
+    @property
+    def _has_policy_gradient(self) -> bool:
+        return divergences.get(self.divergence).policy_gradient is not None
 
     @property
     def divergence_settings(self) -> dict[str, Any]:
@@ -343,7 +348,7 @@ class AKDConfig(GKDConfig):
             divergences.get(self.divergence).check_settings(knobs or {})
         except ValueError as error:
             raise ValueError(f"`divergence_kwargs` is {knobs}: {error}") from None
-        if divergences.get(self.divergence).policy_gradient is not None:
+        if self._has_policy_gradient:
             self._check_policy_gradient()
 
     def _check_policy_gradient(self) -> None:
@@ -446,13 +451,19 @@ class AKDConfig(GKDConfig):
                 f"`teacher_base_url` is {self.teacher_base_url!r} and `teacher_model_name_or_path` is not set; give "
                 "the model's name on the server."
             )
+        check_url(str(self.teacher_base_url), "`teacher_base_url`", "`teacher_api_key_env`")
+        timeout, retries = self.teacher_request_timeout, self.teacher_max_retries
+        if not (_is_finite(timeout) and timeout > 0.0):
+            raise ValueError(f"`teacher_request_timeout` is {timeout!r}; give a number of seconds above 0.")
+        if not (isinstance(retries, int) and not isinstance(retries, bool) and retries >= 0):
+            raise ValueError(f"`teacher_max_retries` is {retries!r}; give an integer of at least 0.")
         for name, neutral, reason in _WITHOUT_SERVERS:
             if getattr(self, name) not in (None, neutral, {}):
                 raise ValueError(
                     f"`{name}` is {getattr(self, name)!r}, but `teacher_base_url` is set, and a server {reason}; "
                     f"leave out one of them."
                 )
-        if divergences.get(self.divergence).policy_gradient is not None:
+        if self._has_policy_gradient:
             raise ValueError(
                 f"`divergence` is {self.divergence!r}, which needs the teacher's probability of every token, but "
                 "`teacher_base_url` is set, and a server returns only the largest; choose another `divergence`, such "
@@ -503,6 +514,12 @@ class AKDConfig(GKDConfig):
 
     def _check_teacher_cache(self) -> None:
         """Refuse generated text, for which a cache has no signals, and options of a teacher in memory."""
+        if self._has_policy_gradient:
+            raise ValueError(
+                f"`teacher_cache` is set and `divergence` is {self.divergence!r}, which trains on generated text, for "
+                "which a cache has no signals; choose another `divergence`, such as 'reverse_kl', or leave "
+                "`teacher_cache` out."
+            )
         for name in ("lmbda", "seq_kd"):
             if getattr(self, name):
                 raise ValueError(
@@ -617,12 +634,12 @@ _OF_BETA = (
 )
 
 _OF_TEACHERS = (
+    "teacher_base_url",
+    "teacher_cache",
     "teacher_model_name_or_path",
     "teacher_model_init_kwargs",
     "teacher_model_revision",
     "teacher_device",
-    "teacher_cache",
-    "teacher_base_url",
     "divergence",
     "divergence_kwargs",
     *_OF_BETA,

@@ -33,6 +33,7 @@ from ..teachers.cache_files import (
     CacheKind,
     Manifest,
     is_whole,
+    read_head,
     read_manifest,
     row_key,
     write_head,
@@ -220,12 +221,23 @@ def _begin(folder: Path, manifest: Manifest, encoding: Encoding) -> list[int] | 
                 "settings and data to continue."
             )
         missing = [number for number in missing if not is_whole(folder, manifest, number)]
-        if not missing and begun.measured is not None:
+        if not missing and begun.measured is not None and _has_head(folder, manifest):
             return None
     folder.mkdir(parents=True, exist_ok=True)
     _check_space(folder, manifest, encoding, len(missing) / manifest.shards)
     write_manifest(folder, manifest)
     return missing
+
+
+def _has_head(folder: Path, manifest: Manifest) -> bool:
+    """Return whether the folder has the LM head that signals of this kind need."""
+    if manifest.kind == "sparse":
+        return True
+    try:
+        read_head(folder)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_space(folder: Path, manifest: Manifest, encoding: Encoding, share: float) -> None:

@@ -155,7 +155,15 @@ class TransformersSampler:
             processor (`Callable`, *optional*):
                 Function of the unwrapped model that returns a context manager, which yields a function from the
                 attention mask `[B, P]` of prompts to a `LogitsProcessor`.
+
+        Raises:
+            ValueError: If beam search is combined with sampling.
         """
+        if config.do_sample and (config.num_beams or 1) > 1:
+            raise ValueError(
+                f"`generation_config` has do_sample=True and num_beams={config.num_beams}; set do_sample=False for "
+                "beam search, or num_beams=1."
+            )
         bare = self._accelerator.unwrap_model(engine)
         not_shared = range(self._vocabulary_size, bare.config.get_text_config().vocab_size)
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].tokens), reverse=True)
@@ -196,11 +204,10 @@ def _generate(
     processors = LogitsProcessorList()
     if processor_of is not None:
         processors.append(processor_of(inputs["attention_mask"]))
-    draws = None
     if config.do_sample:
         processors += _warpers(config, str(device))
         draws = uniform_draws([prompt.seed for prompt in prompts], config.max_new_tokens, device)
-    processors.append(TokenChooser(1.0, 1.0, draws))
+        processors.append(TokenChooser(1.0, 1.0, draws))
     kept = {name: value for name, value in config.to_diff_dict().items() if name not in ("do_sample", *_WARPERS)}
     sequences = model.generate(
         **inputs,

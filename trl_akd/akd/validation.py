@@ -106,7 +106,7 @@ def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter:
             "the divergence is zero; give another `teacher_model_name_or_path`, or leave it out and set "
             "`use_peft: true`."
         )
-    if args.teacher_base_url is not None and not isinstance(teacher, str):
+    if args.teacher_base_url is not None and teacher != args.teacher_model_name_or_path:
         raise ValueError(
             "`teacher_model` is given and `teacher_base_url` is set; leave out one of them: the teacher is either in "
             "this process or on the server."

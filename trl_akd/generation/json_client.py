@@ -18,7 +18,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from .protocol import GenerationError
 
-__all__ = ["Deadline", "JSONClient", "MalformedAnswer", "RefusedRequest", "deadline", "session"]
+__all__ = ["Deadline", "JSONClient", "MalformedAnswer", "RefusedRequest", "check_url", "deadline", "session"]
 
 Answer = TypeVar("Answer")
 
@@ -87,7 +87,7 @@ class JSONClient:
         names: Mapping[str, str] | None = None,
     ) -> None:
         self._names = names or {}
-        self._check_url(base_url)
+        check_url(base_url, self._name("base_url"), self._name("api_key"))
         if timeout <= 0:
             raise ValueError(f"{self._name('timeout')} is {timeout}; give more than 0 seconds.")
         if max_retries < 0:
@@ -196,15 +196,6 @@ class JSONClient:
     def _name(self, argument: str) -> str:
         return f"`{self._names.get(argument, argument)}`"
 
-    def _check_url(self, url: str) -> None:
-        parts, name = urlsplit(url), self._name("base_url")
-        if parts.username or parts.password:
-            raise ValueError(
-                f"{name} contains a user name or password, which messages would show; use {self._name('api_key')}."
-            )
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{name} is {url!r}; give an address such as 'http://localhost:8000/v1'.")
-
     def _checked_key(self, key: str | None) -> str | None:
         key = (key or "").strip()
         if not (key.isascii() and key.isprintable()) or " " in key:
@@ -217,6 +208,24 @@ class JSONClient:
     def _excerpt(self, text: str) -> str:
         text = text if self._key is None else text.replace(self._key, "***")
         return repr(text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]}…")
+
+
+def check_url(url: str, name: str, key: str) -> None:
+    """Refuse an address of a server that is no URL, or that contains a password.
+
+    Args:
+        url (`str`): The address.
+        name (`str`): Name of the address in messages.
+        key (`str`): Name of the API key in messages.
+
+    Raises:
+        ValueError: If the address is malformed or contains a user name or password.
+    """
+    parts = urlsplit(url)
+    if parts.username or parts.password:
+        raise ValueError(f"{name} contains a user name or password, which messages would show; use {key}.")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{name} is {url!r}; give an address such as 'http://localhost:8000/v1'.")
 
 
 def _retry_after(response: requests.Response) -> float | None:

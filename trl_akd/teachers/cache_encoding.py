@@ -47,7 +47,7 @@ class HiddenEncoding:
         """Return the tensors to store, on the CPU, for a dense signal of tokens `[N]`.
 
         Raises:
-            ValueError: If the signal is sparse.
+            ValueError: If the signal is sparse, or the dtype cannot represent a value.
         """
         if not isinstance(signal, DenseSignal):
             raise ValueError(
@@ -55,7 +55,14 @@ class HiddenEncoding:
                 "'sparse'."
             )
         if self.dtype != torch.int8:
-            return {"hidden": signal.hidden.to("cpu", self.dtype)}
+            stored = signal.hidden.to("cpu", self.dtype)
+            if not torch.isfinite(stored).all():
+                name, largest = str(self.dtype).removeprefix("torch."), torch.finfo(self.dtype).max
+                raise ValueError(
+                    f"`cache_dtype` is {name!r}, but the teacher's hidden states have values above its largest, "
+                    f"{largest:g}; choose 'bfloat16' or 'auto'."
+                )
+            return {"hidden": stored}
         hidden = signal.hidden.float()
         scale = hidden.abs().amax(-1).clamp(min=torch.finfo(torch.float32).tiny) / 127
         return {"hidden": (hidden / scale.unsqueeze(-1)).round().to("cpu", torch.int8), "scale": scale.cpu()}

@@ -19,6 +19,7 @@ SMALL = (480, 300)  # for a page with several charts, which a phone also shows
 _LEFT, _TOP, _BOTTOM = 64, 24, 52
 _TICKS = 6
 _ROW = 24  # height of a bar with its margins, in pixels
+_SHORTEST = 160  # length of the axis of bars, in pixels, beside long labels
 _CHARACTER, _LINE = 6.8, 14.0  # width of a character, and height of a label, in pixels
 
 Point = tuple[float, float]
@@ -217,7 +218,7 @@ def bar_chart(title: str, x_label: str, bars: Mapping[str, Mapping[str, float]],
         bars (`Mapping[str, Mapping[str, float]]`):
             Lengths of the parts of each bar.
         width (`float`, *optional*, defaults to `720`):
-            Width of the chart in pixels.
+            Width of the chart in pixels, which is larger if labels are long.
     """
     names = list(dict.fromkeys(name for parts in bars.values() for name in parts))
     margin = min(150, 40 + max(map(len, names), default=0) * _CHARACTER) if width < _WIDTH else 150
@@ -250,7 +251,7 @@ def interval_chart(
         points (`Mapping[str, tuple[float, float, float]]`):
             Value, lower bound and upper bound, by name.
         width (`float`, *optional*, defaults to `720`):
-            Width of the chart in pixels.
+            Width of the chart in pixels, which is larger if labels are long.
     """
     rows = _Rows(points, width, 64)
     canvas = rows.canvas
@@ -272,9 +273,9 @@ class _Rows:
     """Horizontal bars on a canvas, with their labels and an axis from 0 to 1."""
 
     def __init__(self, labels: Iterable[str], width: float, margin: float) -> None:
-        self.canvas = _Canvas(width)
         self.left = 20 + max(map(len, labels), default=0) * _CHARACTER
-        self.length = width - self.left - margin
+        self.canvas = _Canvas(max(width, self.left + _SHORTEST + margin))
+        self.length = self.canvas.width - self.left - margin
         self.bottom: float = _TOP
 
     def add(self, label: str) -> float:

@@ -197,7 +197,7 @@ def test_other_folders_are_refused(content: dict[str, str] | None, tmp_path: Pat
     for name, text in (content or {}).items():
         write(tmp_path / "run" / name, text)
     with pytest.raises(
-        FileNotFoundError, match=r"no such folder; check the path|has no files of a run, such as run.json"
+        FileNotFoundError, match=r"no such folder; check the path|has no readable file of a run, such as run.json"
     ):
         write_report(tmp_path / "run")
 
@@ -214,6 +214,37 @@ def test_run_in_progress_is_shown_from_its_last_checkpoint(run_dir: Path):
         history = [log for log in state["log_history"] if log["step"] <= 2]
         write(run_dir / f"checkpoint-{step}" / "trainer_state.json", json.dumps({"log_history": history[: step + 1]}))
     assert "2 optimizer steps" in write_report(run_dir).read_text()
+
+
+def test_iterkd_in_progress_is_shown_from_its_ledger(tmp_path: Path):
+    feedback = {"score": 0.25, "easy": 0.5, "medium": 0.25, "hard": 0.25}
+    counts = {"questions": 7, "origins": {}, "pairs": 5, "faults": {}, "without_fault": 0, "dropped": {}}
+    report = {"kind": "report", "cycle": 0, "id": "report", **counts, "feedback": feedback, "held_out": {}}
+    pair = {"kind": "pair", "cycle": 0, "id": "q", "correct": "2 * x", "faults": [{"kind": "name", "text": "2 * y"}]}
+    question = {"kind": "question", "cycle": 1, "id": "q", "instruction": "Double x."}
+    write(tmp_path / "ledger" / "items.jsonl", "".join(f"{json.dumps(each)}\n" for each in (report, pair, question)))
+    for place in ("cycle-0", "cycle-1/checkpoint-9"):
+        write(
+            tmp_path / place / "trainer_state.json", json.dumps({"log_history": [{"step": len(place), "loss": 1.0}]})
+        )
+    text = check_safe(write_report(tmp_path).read_text()).text
+    assert "1 cycle, 20 optimizer steps" in text and "0.50 / 0.25 / 0.25" in text and "2 * y" in text
+
+
+def test_names_do_not_hide_roles(tmp_path: Path):
+    """A setting may have the name of a model as its value."""
+    run = write_run(tmp_path / "run", facts={"Reference": "org/student"})
+    write_evaluation(tmp_path / "o", "org/student", {"a": ("passed", None)})
+    assert "<td>student before training</td>" in write_report(run, [tmp_path / "o"]).read_text()
+
+
+def test_outcomes_are_compared_within_a_benchmark(run_dir: Path, tmp_path: Path):
+    other = write_evaluation(tmp_path / "o", "a-model-with-a-long-name" * 4, {"a": ("failed", "TypeError")})
+    results = json.loads((other / "results.json").read_text())
+    write(other / "results.json", json.dumps({**results, "benchmark": {**results["benchmark"], "name": "mbpp"}}))
+    html = write_report(run_dir, [other]).read_text()
+    assert re.findall(r'<th scope="col">outcome, (\w+)</th>', html) == ["humaneval", "mbpp"]
+    assert not re.search(r'width="-', html), "long labels leave room for the bars"
 
 
 def test_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -131,8 +131,8 @@ def finish(trainer: "AKDTrainer", *, is_trained: bool = True, merge_adapter: boo
     trainer.save_state()
     if is_trained:
         trainer.create_model_card()
-        if trainer.is_world_process_zero():
-            try_to_write_report(str(trainer.args.output_dir))
+        if trainer.is_world_process_zero() and (report := try_to_write_report(str(trainer.args.output_dir))):
+            print(f"Report: {report}")
         if trainer.args.push_to_hub:
             with user_errors((HubError, ValueError)):
                 _push(trainer, merge_adapter)

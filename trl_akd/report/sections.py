@@ -126,36 +126,22 @@ def _points(logs: Sequence[Log], name: str) -> list[tuple[float, float]]:
 
 
 def _outcomes(run: Run) -> Iterator[Block]:
-    several = len({each.benchmark for each in run.evaluations}) > 1
-    counts = {
-        f"{each.model}, {each.benchmark}" if several else each.model: error_counts(each.results)
-        for each in _compared(run)
-    }
-    totals = {model: sum(found.values()) for model, found in counts.items()}
-    counts = {model: found for model, found in counts.items() if totals[model]}
-    if not counts:
-        return
-    classes = list(dict.fromkeys(name for found in counts.values() for name, count in found.items() if count))
-    shares = {
-        model: {name: found[name] / totals[model] for name in classes if found.get(name)}
-        for model, found in counts.items()
-    }
-    yield Figure(
-        bar_chart("Outcomes of the programs", "share of the programs", shares, SMALL[0]), "Outcomes of the programs."
-    )
-    yield Table(
-        ["outcome", *counts],
-        [
+    for benchmark in dict.fromkeys(each.benchmark for each in _compared(run)):
+        found = {each.model: error_counts(each.results) for each in _compared(run) if each.benchmark == benchmark}
+        counts = {model: {name: count for name, count in of.items() if count} for model, of in found.items()}
+        totals = {model: sum(of.values()) for model, of in counts.items() if of}
+        if not totals:
+            continue
+        title = f"Outcomes of the programs, {benchmark}"
+        shares = {model: {name: n / totals[model] for name, n in counts[model].items()} for model in totals}
+        yield Figure(bar_chart(title, "share of the programs", shares, SMALL[0]), f"{title}.")
+        yield Table(
+            [f"outcome, {benchmark}", *totals],
             [
-                name,
-                *(
-                    f"{found.get(name, 0)} ({found.get(name, 0) / totals[model]:.1%})"
-                    for model, found in counts.items()
-                ),
-            ]
-            for name in classes
-        ],
-    )
+                [name, *(f"{counts[model].get(name, 0)} ({shares[model].get(name, 0):.1%})" for model in totals)]
+                for name in dict.fromkeys(name for of in counts.values() for name in of)
+            ],
+        )
     remarks = [f"{each.model}: {remark}" for each in _compared(run) for remark in warnings_about(each.results)]
     if remarks:
         yield Bullets(remarks)
@@ -270,11 +256,12 @@ def _usage(usage: Mapping[str, Any]) -> Iterator[Block]:
 
 
 def _answers(run: Run) -> Iterator[Block]:
-    """Yield pairs of the last cycle, and answers of the student by level."""
-    if not run.items:
+    """Yield pairs of the last cycle that has any, and answers of the student by level."""
+    shown = [item for item in run.items if item["kind"] in ("pair", "feedback")]
+    if not shown:
         return
-    last = max(item["cycle"] for item in run.items)
-    items = [item for item in run.items if item["cycle"] == last]
+    last = max(item["cycle"] for item in shown)
+    items = [item for item in shown if item["cycle"] == last]
     questions = {item["id"]: item["instruction"] for item in run.items if item["kind"] == "question"}
     pairs = [item for item in items if item["kind"] == "pair" and item["faults"]]
     if pairs:

@@ -17,7 +17,7 @@ from ..hub.model_card import RUN_FILE
 from ..hub.private import public_path
 from ..hub.scores import read_card
 from ..iterkd.cycle.ledger import read_items
-from ..iterkd.cycle.report import CYCLES, CycleReport, read_reports
+from ..iterkd.cycle.report import CYCLES, CycleReport, read_reports, recorded_reports
 
 __all__ = ["AFTER", "BEFORE", "TEACHER", "Evaluated", "Run", "read_run"]
 
@@ -131,8 +131,11 @@ def read_run(folder: Path, evaluations: Sequence[Path] = ()) -> Run:
     run.facts = run.read(RUN_FILE, lambda: _read_facts(folder / RUN_FILE), {})
     run.logs = run.read(TRAINER_STATE_NAME, lambda: _read_logs(folder), [])
     run.card = run.read("README.md", lambda: _read_scores(folder / "README.md"), [])
-    run.cycles = run.read(CYCLES, lambda: read_reports(folder), [])
     run.items = run.read("ledger/items.jsonl", lambda: read_items(folder / "ledger"), [])
+    run.cycles = run.read(CYCLES, lambda: read_reports(folder), [])
+    recorded: list[CycleReport] = run.read("ledger/items.jsonl", lambda: recorded_reports(run.items), [])
+    if len(recorded) > len(run.cycles):  # the run is in progress
+        run.cycles = recorded
     run.usage = run.read("usage.json", lambda: _read_usage(folder / "usage.json"), {})
     during = list(_evaluations_during_training(run))
     further = [Evaluated(_name(results), folder, results) for results in _results(run, folder)]
@@ -140,10 +143,10 @@ def read_run(folder: Path, evaluations: Sequence[Path] = ()) -> Run:
         results = read_results(place)
         further.append(Evaluated(_role(results, run), place, results))
     run.evaluations = [*during, *further]
-    if not (run.facts or run.logs or run.evaluations or run.cycles):
+    if not (run.facts or run.logs or run.evaluations or run.cycles or run.items):
         raise FileNotFoundError(
-            f"{str(folder)!r} has no files of a run, such as {RUN_FILE}, {TRAINER_STATE_NAME} or {RESULTS}; give the "
-            f"`output_dir` of a training or of `trl-akd evaluate`. {' '.join(run.problems)}".rstrip()
+            f"{str(folder)!r} has no readable file of a run, such as {RUN_FILE}, {TRAINER_STATE_NAME} or {RESULTS}; "
+            f"give the `output_dir` of a training or of `trl-akd evaluate`. {' '.join(run.problems)}".rstrip()
         )
     return run
 
@@ -173,10 +176,9 @@ def _read_scores(path: Path) -> list[EvalResult]:
 
 def _read_logs(folder: Path) -> list[Log]:
     """Return the logs of a run or, for IterKD, of all its cycles, one after another."""
-    cycles = sorted(folder.glob(f"cycle-*/{TRAINER_STATE_NAME}"), key=lambda path: _number(path.parent))
-    if not cycles:
-        return _read_log(_latest_state(folder))
-    return [log for path in cycles for log in _read_log(path)]
+    cycles = [_latest_state(cycle) for cycle in sorted(folder.glob("cycle-*"), key=_number)]
+    states = [path for path in cycles if path.is_file()] or [_latest_state(folder)]
+    return [log for path in states for log in _read_log(path)]
 
 
 def _latest_state(folder: Path) -> Path:
@@ -219,8 +221,9 @@ def _role(results: Mapping[str, Any], run: Run) -> str:
     name = str(results["model"]["name"])
     if Path(name).expanduser().resolve() == run.folder.resolve():
         return AFTER
-    known = {row["value"]: row["name"] for row in run.facts.get("facts", [])}
-    return {"Teacher": TEACHER, "Student": BEFORE}.get(known.get(public_path(name), ""), _name(results))
+    roles = {"Student": BEFORE, "Teacher": TEACHER}
+    known = {row["value"]: roles[row["name"]] for row in run.facts.get("facts", []) if row["name"] in roles}
+    return known.get(public_path(name), _name(results))
 
 
 def _name(results: Mapping[str, Any]) -> str:

@@ -105,7 +105,7 @@ def _subtitle(run: Run) -> str:
     if not run.facts and run.evaluations:
         parts.append("Evaluation by running programs")
     if run.cycles:
-        parts.append(f"{len(run.cycles)} cycles")
+        parts.append(f"{len(run.cycles)} cycle{'s' if len(run.cycles) > 1 else ''}")
     if run.logs:
         parts.append(f"{max(log['step'] for log in run.logs):,.0f} optimizer steps")
     return ", ".join(parts)

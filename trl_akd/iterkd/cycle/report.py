@@ -21,6 +21,7 @@ __all__ = [
     "make_report",
     "plot_cycles",
     "read_reports",
+    "recorded_reports",
     "tracked_metrics",
     "write_reports",
 ]
@@ -107,6 +108,12 @@ def read_reports(folder: Path) -> list[CycleReport]:
         return [CycleReport(**row) for row in json.loads(path.read_text())]
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); run `trl-akd iterkd` again to write it.") from error
+
+
+def recorded_reports(items: Sequence[Mapping[str, Any]]) -> list[CycleReport]:
+    """Return the reports among the items of a ledger, which do not have the numbers of new questions."""
+    rows = [dict(item) for item in items if item["kind"] == "report"]
+    return [CycleReport(**{name: row[name] for name in row.keys() - {"kind", "id"}}, new={}) for row in rows]
 
 
 def write_reports(reports: Sequence[CycleReport], folder: Path) -> None:

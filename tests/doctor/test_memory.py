@@ -181,6 +181,7 @@ PARALLEL: list[tuple[dict[str, Any], Any, int | None, Parallelism | str]] = [
     ({}, {"zero_optimization": {"stage": 3}}, 8, Parallelism(8, "zero", 3)),
     ({}, '{"zero_optimization": {"stage": 1}}', 8, Parallelism(8, "zero", 1)),
     ({"distributed_type": "FSDP"}, None, 2, Parallelism(2, "fsdp")),
+    ({}, "missing.json", 2, "`deepspeed` is 'missing.json', but there is no such file"),
     ({}, None, 2, "nothing distributes the run"),
     ({}, None, 0, "give at least 1"),
 ]

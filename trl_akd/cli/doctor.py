@@ -335,11 +335,13 @@ def _settings(
     from trl import get_peft_config, get_quantization_config
 
     from ..doctor.settings import ModelSettings, Parallelism, Quantization, RunSettings, dtype_of
-    from .tiny_models import read_config
+    from .tiny_models import KNOWN_MODELS, read_config
 
     if model_args.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is not set; set the student in a recipe (`--config`) or by a flag.")
-    name, revision = method.base_model(model_args.model_name_or_path, model_args.model_revision)
+    name, revision = model_args.model_name_or_path, model_args.model_revision
+    if name not in KNOWN_MODELS:
+        name, revision = method.base_model(name, revision)
     config = read_config(name, revision, args.trust_remote_code)
     student = ModelSettings(
         model_args.model_name_or_path,

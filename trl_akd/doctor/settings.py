@@ -177,7 +177,10 @@ def _zero_settings(deepspeed: Any) -> Mapping[str, Any] | None:
     if deepspeed is None:
         return None
     if isinstance(deepspeed, str) and not deepspeed.lstrip().startswith("{"):
-        deepspeed = Path(deepspeed).expanduser().read_text(encoding="utf-8")
+        path = Path(deepspeed).expanduser()
+        if not path.is_file():
+            raise ValueError(f"`deepspeed` is {deepspeed!r}, but there is no such file; check the path.")
+        deepspeed = path.read_text(encoding="utf-8")
     settings = json.loads(deepspeed) if isinstance(deepspeed, str) else deepspeed
     found: Mapping[str, Any] = settings.get("zero_optimization") or {}
     return found

@@ -312,6 +312,13 @@ def test_transient_failures_are_retried(server):
     assert server.headers[0]["Authorization"] == "Bearer sk-secret"
 
 
+def test_an_error_ends_the_retries_of_other_texts(server):
+    server.refuses = lambda body: Fault(503 if body["prompt"] == TEXTS[0] else 400, "no such model")
+    with pytest.raises(GenerationError, match=r"refused row 1 of a batch with status 400.*no such model"):
+        connect(server, backoff=20.0, max_retries=1).forward(batch(TEXTS[:2]))
+    assert [body["prompt"] for body in server.bodies].count(TEXTS[0]) <= 1
+
+
 def test_slow_responses_time_out(server):
     server.refuses = lambda body: Fault(delay=0.5)
     with pytest.raises(GenerationError, match=r"in 2 attempts.*no response arrived within 0\.1 s.*or `timeout`"):

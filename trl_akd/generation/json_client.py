@@ -112,10 +112,11 @@ class JSONClient:
         read: Callable[[Any], Answer],
         before_attempt: Callable[[], None] = lambda: None,
         max_retries: int | None = None,
+        pause: Callable[[float], Any] | None = None,
     ) -> Answer:
         """Post a body and return the result of `read` on the response.
 
-        `max_retries` replaces the client's for this request.
+        `max_retries` replaces the client's for this request, and `pause` the `time.sleep` between attempts.
 
         Raises:
             RefusedRequest: If the service refuses.
@@ -130,7 +131,7 @@ class JSONClient:
             except (_TransientFault, MalformedAnswer) as error:
                 fault = error
             if attempt < max_retries:
-                time.sleep(self._pause(attempt, getattr(fault, "retry_after", None)))
+                (pause or time.sleep)(self._pause(attempt, getattr(fault, "retry_after", None)))
         raise GenerationError(
             f"{url} gave no valid response in {max_retries + 1} attempts, the last of which failed {fault}; check "
             "that the server runs and is not overloaded, or raise "

@@ -4,8 +4,9 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import torch
@@ -185,15 +186,22 @@ class ServedTeacher:
     def _score_all(
         self, texts: "Sequence[_Text]", max_retries: int | None = None
     ) -> "dict[tuple[int, ...], SparseSignal]":
-        """Return the signal of each distinct text."""
+        """Return the signal of each distinct text. The first error ends the retries of the others."""
+        ended = Event()
         under_way: dict[Future[SparseSignal], tuple[int, ...]] = {}
         with ThreadPoolExecutor(self._concurrency) as pool:
             try:
                 for text in {text.token_ids: text for text in texts}.values():
                     reservation = self._reserve(text, under_way)
-                    under_way[pool.submit(self._score, text, reservation, max_retries)] = text.token_ids
+                    under_way[pool.submit(self._score, text, reservation, max_retries, ended)] = text.token_ids
+                wait(under_way, return_when=FIRST_EXCEPTION)
+                ended.set()
+                errors = [error for future in under_way if (error := future.exception()) is not None]
+                if errors:
+                    raise next(error for error in errors if not isinstance(error, _GivenUp))
                 return {tokens: future.result() for future, tokens in under_way.items()}
             except BaseException:
+                ended.set()
                 pool.shutdown(cancel_futures=True)
                 raise
 
@@ -211,8 +219,14 @@ class ServedTeacher:
             "`resume_from_checkpoint`."
         )
 
-    def _score(self, text: "_Text", reservation: Reservation, max_retries: int | None) -> SparseSignal:
+    def _score(self, text: "_Text", reservation: Reservation, max_retries: int | None, ended: Event) -> SparseSignal:
         """Request the log-probabilities of a text's tokens but the first."""
+
+        def before_attempt() -> None:
+            if ended.is_set():
+                raise _GivenUp
+            self._budget.send(reservation)
+
         usage = Usage()
         body = {
             "model": self._model,
@@ -227,8 +241,9 @@ class ServedTeacher:
                 "/completions",
                 body,
                 read=lambda answer: self._read(answer, text),
-                before_attempt=lambda: self._budget.send(reservation),
+                before_attempt=before_attempt,
                 max_retries=max_retries,
+                pause=ended.wait,
             )
             usage = Usage(prompt_tokens=len(text.token_ids))
             return found
@@ -364,6 +379,10 @@ class ServedTeacher:
 
     def _name(self, argument: str) -> str:
         return f"`{self._names.get(argument, argument)}`"
+
+
+class _GivenUp(Exception):
+    """A text was not scored because of the error of another."""
 
 
 _Entries = dict[int, tuple[float, str | None]]

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from tests import tiny
 from trl_akd.akd.on_policy import Prompt, is_on_policy
+from trl_akd.generation import GenerationError
 
 from .vllm_double import SUPPORTED, Engine, install, serving
 
@@ -179,7 +180,9 @@ def test_prompts_must_leave_room_for_the_completion(trainer, served):
     with pytest.raises(ValueError, match=r"a prompt has \d+ tokens, .* exceeds vLLM's context of 16 tokens; raise"):
         trainer(**SETTINGS, use_vllm=True, vllm_max_model_length=16)
     made = trainer(**{**SETTINGS, "max_new_tokens": 250}, use_vllm=True, **served)
-    with pytest.raises(RuntimeError, match=r"vLLM's server did not complete a prompt of .*too long.*see the server's"):
+    with pytest.raises(
+        GenerationError, match=r"vLLM's server did not complete a prompt of .*too long.*see the server's"
+    ):
         made._complete([next(iter(made.get_train_dataloader()))])
 
 

@@ -21,6 +21,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, TrainerCallb
 from trl.import_utils import is_vllm_available
 
 from ..generation.decoding import collect_eos_token_ids
+from ..generation.protocol import GenerationError
 from .akd_config import AKDConfig
 from .on_policy import Prompt
 
@@ -162,7 +163,8 @@ class VLLMSampler(TrainerCallback):
         Raises:
             ValueError: If a prompt leaves too little room for its completion, or processes have different numbers of
                 prompts.
-            RuntimeError: If vLLM fails, or returns tokens outside the shared vocabulary.
+            GenerationError: If vLLM's server fails.
+            RuntimeError: If vLLM returns tokens outside the shared vocabulary.
         """
         self.check_length(max(len(prompt.tokens) for prompt in prompts), config)
         self._check_numbers(len(prompts))
@@ -287,7 +289,7 @@ def _request_each_prompt(generate: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 [completion] = generate(prompts=[list(prompt)], generation_kwargs=own, **options)["completion_ids"]
             except Exception as error:  # TRL's client raises no other class
-                raise RuntimeError(
+                raise GenerationError(
                     f"vLLM's server did not complete a prompt of {len(prompt)} tokens ({error}); see the server's "
                     "log, and resume from the last checkpoint."
                 ) from error

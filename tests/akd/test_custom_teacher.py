@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from tests import tiny
-from trl_akd import AKDTrainer, CodePLANConfig, CodePLANTrainer
+from tests.iterkd import world
+from trl_akd import AKDTrainer, CodePLANConfig, CodePLANTrainer, IterKDConfig
 from trl_akd.heads import final_hidden_states, lm_head
+from trl_akd.iterkd.pair_trainer import PairTrainer
 from trl_akd.losses import LMHead
 from trl_akd.teachers import DenseSignal, SparseSignal
 
@@ -105,6 +107,15 @@ def test_a_smaller_vocabulary(pair, config):
     teacher.vocabulary_size = 50
     with pytest.raises(ValueError, match="share only the ids below 50"):
         AKDTrainer(pair[0], teacher, config(), train_dataset=tiny.rows(8))
+
+
+def test_a_smaller_vocabulary_in_a_cycle(pair, tmp_path):
+    teacher = AverageTeacher(tiny.model("qwen2", vocabulary=300))
+    teacher.vocabulary_size = 50
+    args = IterKDConfig(str(tmp_path / "run"), max_length=64, **tiny.SHORT_RUN)
+    trainer = PairTrainer(pair[0], teacher, args)
+    with pytest.raises(ValueError, match=r"The train dataset contains .* share only the ids below 50"):
+        trainer.train_on(world.pairs(4), 0, tmp_path / "cycle")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from datasets import Dataset
 
 from tests import tiny
@@ -109,6 +110,42 @@ def test_memory_that_does_not_suffice_halves_the_batch(trainer, monkeypatch):
     limit = 0
     with pytest.raises(torch.OutOfMemoryError, match="lower `max_new_tokens` or `max_length`"):
         written(made, *batches)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({}, DistributedType.FSDP),
+        ({"divergence": "minillm", "temperature": 1.0}, DistributedType.DEEPSPEED),
+        ({}, DistributedType.DEEPSPEED),
+    ],
+    ids=["fsdp", "mixture", "alone"],
+)
+def test_processes_that_generate_in_step_have_equally_many_batches(trainer, monkeypatch, settings, kind):
+    """Where one process waits for the others in each step of `generate`, none halves its batches."""
+    made = trainer(max_new_tokens=4, lmbda=1.0, train_dataset=tiny.rows(8), per_device_train_batch_size=2, **settings)
+    batches = [made.data_collator([made.train_dataset[index] for index in (row, row + 1)]) for row in (0, 2, 4)]
+    calls, original, limit = [], type(made.model).generate, 8
+
+    def limited(self, input_ids, synced_gpus, **options):
+        calls.append((len(input_ids), synced_gpus))
+        if len(input_ids) > limit:
+            raise torch.OutOfMemoryError
+        return original(self, input_ids, **options)
+
+    monkeypatch.setattr(type(made.model), "generate", limited)
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    monkeypatch.setattr(Accelerator, "distributed_type", kind)
+    made._complete(batches)
+    if not settings and kind == DistributedType.DEEPSPEED:
+        assert calls == [(6, False)]
+        return
+    assert calls == [(2, None)] * 3
+    limit = 1
+    with pytest.raises(RuntimeError, match=r"memory does not suffice .* lower `max_new_tokens`") as caught:
+        made._complete(batches)
+    assert not isinstance(caught.value, torch.OutOfMemoryError)
+    assert len(calls) == 4
 
 
 @pytest.mark.parametrize("settings", [{"lmbda": 1.0}, {"seq_kd": True}])

@@ -135,6 +135,7 @@ def test_secrets_and_paths_are_not_shown(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 20)
     monkeypatch.setenv("HOME", str(tmp_path / "home" / "somebody"))
     program = f"key = 'sk-very-secret-value'\ntoken = 'hf_{'x' * 20}'\nopen('{tmp_path}/home/somebody/a.py')"
+    program += f"\n# see file://{tmp_path}/home/somebody/b.py"
     padding = "y" * (6000 - len("key = 'sk-very"))  # the text is cut within the secret
     run = write_run(tmp_path / "run", facts={"Data folder": f"{tmp_path}/run/data"})
     write_evaluation(

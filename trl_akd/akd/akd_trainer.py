@@ -226,7 +226,8 @@ class AKDTrainer(GKDTrainer):
             eos_token_ids=collect_eos_token_ids(self._tokenizer, self.model, getattr(self.teacher, "model", None)),
         )
         self._student_sampler, self._teacher_sampler = (
-            TransformersSampler(self.accelerator, self.vocabulary_size) for _ in range(2)
+            TransformersSampler(self.accelerator, self.vocabulary_size, size_in_step=self._train_batch_size)
+            for _ in range(2)
         )
         self._vllm_sampler = self._start_vllm() if args.use_vllm else None
         self.distillation_metrics = {mode: DistillationMetrics(self._measured) for mode in ("train", "eval")}

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -121,18 +121,22 @@ def completed_row(prompt: Prompt, completion: Sequence[int], stop_ids: Iterable[
 class TransformersSampler:
     """Sampler of completions with the `generate` of transformers.
 
-    Prompts are sorted by length. They form one batch, whose size is halved when memory runs out. Each row has random
-    numbers of its own, so that its text does not depend on the other rows.
+    Prompts are sorted by length. They form one batch, whose size is halved when memory runs out. Where processes must
+    generate in step (under FSDP, or with a processor), batches have a fixed size, since all need equally many. Each
+    row has random numbers of its own, so that its text does not depend on the other rows.
 
     Args:
         accelerator (`Accelerator`):
             Accelerator of the trainer.
         vocabulary_size (`int`):
             Number of leading token ids that both models share. No other ids are sampled.
+        size_in_step (`int`):
+            Number of prompts per batch where processes must generate in step.
     """
 
-    def __init__(self, accelerator: Accelerator, vocabulary_size: int) -> None:
+    def __init__(self, accelerator: Accelerator, vocabulary_size: int, *, size_in_step: int) -> None:
         self._accelerator = accelerator
+        self._size_in_step = size_in_step
         self._vocabulary_size = vocabulary_size
         self._batch_size: int | None = None
 
@@ -167,14 +171,22 @@ class TransformersSampler:
         bare = self._accelerator.unwrap_model(engine)
         not_shared = range(self._vocabulary_size, bare.config.get_text_config().vocab_size)
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].tokens), reverse=True)
-        size = min(self._batch_size or len(prompts), len(prompts))
+        is_sharded = self._accelerator.distributed_type == DistributedType.FSDP
+        in_step = self._accelerator.num_processes > 1 and (is_sharded or processor is not None)
+        size = min(self._size_in_step if in_step else self._batch_size or len(prompts), len(prompts))
         found: dict[int, list[int]] = {}
         with ExitStack() as stack:
             model = stack.enter_context(unwrapped_for_generation(engine, self._accelerator))
             processor_of = None if processor is None else stack.enter_context(processor(model))
 
             def generate(batch: Sequence[int]) -> list[list[int]]:
-                return _generate(model, [prompts[index] for index in batch], config, list(not_shared), processor_of)
+                rows = [prompts[index] for index in batch]
+                try:
+                    return _generate(model, rows, config, list(not_shared), processor_of, in_step=in_step)
+                except torch.OutOfMemoryError as error:
+                    if in_step:  # the other processes would wait for those with more batches
+                        raise RuntimeError(explain(batch[0])) from error
+                    raise
 
             def explain(index: int) -> str:
                 return (
@@ -197,6 +209,8 @@ def _generate(
     config: GenerationConfig,
     not_shared: list[int],
     processor_of: Callable[[torch.Tensor], LogitsProcessor] | None,
+    *,
+    in_step: bool,
 ) -> list[list[int]]:
     """Return the completions of one batch of prompts, without the token ids `not_shared`."""
     device = model.get_input_embeddings().weight.device
@@ -213,7 +227,7 @@ def _generate(
         **inputs,
         generation_config=GenerationConfig(**{**kept, "suppress_tokens": not_shared or None}),
         logits_processor=processors,
-        synced_gpus=None if processor_of else False,  # a teacher that is mixed in may need all ranks at each step
+        synced_gpus=None if in_step else False,
     )
     completions: list[list[int]] = sequences[:, inputs["input_ids"].shape[1] :].tolist()
     return completions

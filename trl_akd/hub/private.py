@@ -94,7 +94,7 @@ def make_redactor(*folders: Path) -> Callable[[str], str]:
     secrets = dict(_secrets(None))
     places = {folder.expanduser().resolve() for folder in (Path.home(), Path.cwd(), Path(sys.prefix), *folders)}
     found = sorted((str(place) for place in places if place.name), key=len, reverse=True)
-    pattern = re.compile(rf"(?<![\w.~/-])(?:{'|'.join(map(re.escape, found))})(?:/(?=[\w.])|(?![\w.-]))")
+    pattern = re.compile(rf"(?:(?<=//)|(?<![\w.~/-]))(?:{'|'.join(map(re.escape, found))})(?:/(?=[\w.])|(?![\w.-]))")
 
     def redact(text: str) -> str:
         for origin, value in secrets.items():

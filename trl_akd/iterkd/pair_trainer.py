@@ -184,7 +184,7 @@ class PairTrainer(AKDTrainer):
         self._training_data = pairs
         with self._as_cycle(cycle, str(output_dir)):
             self.train_dataset = self._prepare_dataset(pairs, self._tokenizer, self.args, False, None, "train")
-            if self.teacher_model is not None:
+            if self.vocabulary_size < self.model.config.get_text_config().vocab_size:
                 [tokens] = [rows for name, rows in self._datasets().items() if name == "train"]
                 require_shared_tokens(tokens, self.vocabulary_size, self._tokenizer, name="train")
             self._require_cached_rows()

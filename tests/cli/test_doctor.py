@@ -65,6 +65,12 @@ def test_a_run_that_does_not_fit_names_the_phase_and_the_changes(recipe: Any, ca
     assert "gradient_checkpointing: true" in out
 
 
+def test_a_single_target_module_of_lora_is_a_name(recipe: Any, capsys: pytest.CaptureFixture[str]):
+    lora = recipe(use_cpu=None, use_peft=True, lora_r=4, lora_target_modules=["q_proj"])
+    found = json.loads(run(capsys, "--config", lora, "--gpu", "t4", "--json", "true", *QUICK))
+    assert found["student"]["trainable"] == 2 * 2 * 4 * 32  # two layers, two matrices
+
+
 def test_cpu_runs_are_measured_against_this_machine(recipe: Any, capsys: pytest.CaptureFixture[str]):
     assert "1 x CPU, one process" in run(capsys, "--config", recipe(), *QUICK)
 

@@ -332,10 +332,11 @@ def _check_counts(values: Namespace) -> None:
 def _settings(
     method: Method, values: Namespace, args: "AKDConfig", model_args: Any, accelerate: Mapping[str, Any] | None
 ) -> "RunSettings":
-    from trl import get_peft_config, get_quantization_config
+    from trl import get_quantization_config
 
     from ..doctor.settings import ModelSettings, Parallelism, Quantization, RunSettings, dtype_of
     from .tiny_models import KNOWN_MODELS, read_config
+    from .training import adapter_config
 
     if model_args.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is not set; set the student in a recipe (`--config`) or by a flag.")
@@ -349,7 +350,7 @@ def _settings(
         dtype_of(model_args.dtype, config),
         model_args.attn_implementation,
         Quantization.read(get_quantization_config(model_args) or getattr(config, "quantization_config", None)),
-        get_peft_config(model_args),
+        adapter_config(model_args),
     )
     teacher = None
     source: dict[str, Any] = {}

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ..akd.akd_trainer import AKDTrainer
 
 __all__ = [
+    "adapter_config",
     "check_merging",
     "distill",
     "find_benchmark",
@@ -174,9 +175,6 @@ def make_trainer(
         "attn_implementation": model_args.attn_implementation,
         **cast(dict[str, Any], training_args.model_init_kwargs or {}),
     }
-    if isinstance(model_args.lora_target_modules, str) and model_args.lora_target_modules.isidentifier():
-        # TRL extracts a single name from its list, and PEFT would match it as a pattern against whole paths.
-        model_args.lora_target_modules = [model_args.lora_target_modules]
     return method.trainer_class()(
         cast(str, model_args.model_name_or_path),
         args=training_args,
@@ -184,10 +182,18 @@ def make_trainer(
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
         teacher_tokenizer=teacher_tokenizer,
-        peft_config=get_peft_config(model_args),
+        peft_config=adapter_config(model_args),
         quantization_config=get_quantization_config(model_args),
         **kwargs,
     )
+
+
+def adapter_config(model_args: ModelConfig) -> Any:
+    """Return the configuration of the adapter to train, or `None` without one."""
+    if isinstance(model_args.lora_target_modules, str) and model_args.lora_target_modules.isidentifier():
+        # TRL extracts a single name from its list, and PEFT would match it as a pattern against whole paths.
+        model_args.lora_target_modules = [model_args.lora_target_modules]
+    return get_peft_config(model_args)
 
 
 def _add_benchmark_callback(trainer: "AKDTrainer", benchmark: "Benchmark", args: BenchmarkArguments) -> None:

@@ -182,7 +182,7 @@ class Report:
         ]
         rows.append(["total", _seconds(duration.step), "100%", _tera(sum(duration.flops.values()))])
         lines = [
-            f"Time per step, at {self.utilization:.0%} of the GPU's throughput",
+            f"Time per step, at {self.utilization:.0%} of the device's throughput",
             _table(["", "time", "share", "TFLOP per GPU"], rows),
             f"{duration.tokens_per_second:,.0f} tokens per second",
         ]

@@ -29,7 +29,7 @@ def no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_run_writes_student_history_and_card(settings: dict[str, Any], recipe, tmp_path: Path):
     path = recipe({**settings, "eval_strategy": "steps", "eval_steps": 1})
-    assert main(["akd", "--config", path, "--max_steps", "3"]) == 0
+    assert main(["akd", "--config", path, "--max_steps", "3", "--allow_code_execution"]) == 0
     run = tmp_path / "run"
     student = AutoModelForCausalLM.from_pretrained(run)
     start = AutoModelForCausalLM.from_pretrained(settings["model_name_or_path"])
@@ -41,11 +41,11 @@ def test_run_writes_student_history_and_card(settings: dict[str, Any], recipe, t
     card = (run / "README.md").read_text()
     for fact in (settings["teacher_model_name_or_path"], settings["dataset_name"], path):
         assert f"`{Path(fact).name}`" in card and fact not in card
-    assert "trl-akd akd --config recipe.yaml\n" in card
+    assert "trl-akd akd --config recipe.yaml --allow_code_execution\n" in card
     as_run = yaml.safe_load((run / "recipe.yaml").read_text())
     assert (as_run["max_steps"], as_run["eval_strategy"], as_run["eval_steps"]) == (3, "steps", 1)
     assert (as_run["teacher_model_name_or_path"], as_run["output_dir"]) == ("teacher", "run")
-    assert as_run.keys() <= settings.keys() | {"eval_strategy", "eval_steps"}, "defaults are left out"
+    assert as_run.keys() <= settings.keys() | {"eval_strategy", "eval_steps"}, "defaults and consent are left out"
 
 
 def test_another_divergence(settings: dict[str, Any], recipe, tmp_path: Path):

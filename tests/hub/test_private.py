@@ -91,6 +91,27 @@ def test_code_that_the_model_needs_belongs(tmp_path: Path):
     assert "mine.py" in student_files(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "public"),
+    [
+        ("# a\n\nseed: 1\nallow_code_execution: true\nmax_steps: 2\n", "# a\n\nseed: 1\nmax_steps: 2\n"),
+        ('"allow_code_execution" : yes\nseed: 1\n', "seed: 1\n"),
+        ("allow_code_execution:\n  true\nseed: 1", "seed: 1\n"),
+        ("{allow_code_execution: true, seed: 1}\n", "seed: 1\n"),
+        ("# run --allow_code_execution\nseed:   1  # kept\n", None),
+        ("run: --allow_code_execution\nnested: {allow_code_execution: x}\n", None),
+        ("seed: [", None),
+        ("", None),
+    ],
+)
+def test_recipes_have_no_consent(recipe: str, public: str | None, tmp_path: Path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    expected = tmp_path / "recipe.yaml" if public is None else public.encode()
+    assert student_files(tmp_path)["recipe.yaml"] == expected
+
+
 def test_configurations_have_no_absolute_paths(tmp_path: Path):
     config = {
         "_name_or_path": str(tmp_path / "student"),

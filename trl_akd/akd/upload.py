@@ -8,7 +8,7 @@ from typing import Any
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
-from ..hub.files import Files, is_replaced, student_files
+from ..hub.files import Files, is_replaced, publishable, student_files
 from ..hub.upload import HubError, hub_api, repeat_command, upload
 
 __all__ = ["upload_checkpoint", "upload_student"]
@@ -140,5 +140,5 @@ def _copied(files: Files, folder: Path) -> Files:
 
 
 def _files(folder: Path, output_dir: Path) -> Files:
-    beside = {name: output_dir / name for name in _BESIDE if (output_dir / name).is_file()}
+    beside = {name: publishable(output_dir / name) for name in _BESIDE if (output_dir / name).is_file()}
     return {**student_files(folder), **beside}

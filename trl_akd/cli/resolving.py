@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.runs import Command
+from ..hub.files import CONSENT
 from .methods import Method, find_methods, load_method
 from .parsing import RecipeParser
 from .recipes import Recipe, find_accelerate_config, find_recipe, read_values
@@ -16,10 +17,9 @@ __all__ = ["resolve"]
 
 _EVALUATE = "evaluate"
 _LAUNCH = "accelerate_config"
-_CONSENT = "allow_code_execution"
 _WITHOUT_EFFECT = (
     *("output_dir", "seed", "report_to", "run_name", "disable_tqdm", "push_to_hub", "save_total_limit", "workers"),
-    *("log_level", "log_level_replica", "log_on_each_node", _CONSENT),
+    *("log_level", "log_level_replica", "log_on_each_node", CONSENT),
 )
 _WITHOUT_EFFECT_PREFIXES = ("hub_", "logging_")
 _SUBJECT = "model_name_or_path"  # of an evaluation, which is known after training
@@ -59,8 +59,8 @@ def resolve(command: str, recipe: str | None, values: Mapping[str, Any]) -> tupl
     if method is None and _SUBJECT not in given:
         del settings[_SUBJECT]
     settings |= {key: value for key, value in (("env", given.get("env")), (_LAUNCH, launch)) if value is not None}
-    if hasattr(parsed, _CONSENT):
-        flags = (*flags, f"--{_CONSENT}")
+    if hasattr(parsed, CONSENT):
+        flags = (*flags, f"--{CONSENT}")
     continues = method is None or method.continues
     return Command(command, given, settings, flags, continues), vars(parsed)
 

@@ -21,6 +21,7 @@ from ..data.sources import load, split_off
 from ..data.vocabulary import shared_vocabulary_size
 from ..evaluation.benchmarks import Benchmark, load_benchmark
 from ..generation.protocol import GenerationError
+from ..hub.files import CONSENT
 from ..hub.model_card import RECIPE_FILE
 from ..hub.private import public_settings
 from ..hub.upload import HubError
@@ -48,7 +49,7 @@ __all__ = [
     "set_provenance",
 ]
 
-_OF_THE_MACHINE = re.compile(r"hub_|push_|resume_from_checkpoint$|dry_run$")
+_NOT_IN_RECIPES = re.compile(rf"hub_|push_|resume_from_checkpoint$|dry_run$|{CONSENT}$")
 """Names of fields that a recipe as it was run leaves out."""
 
 
@@ -92,15 +93,20 @@ def check_merging(script_args: AKDScriptArguments, args: AKDConfig, model_args: 
 
 
 def set_provenance(trainer: "AKDTrainer", method: str, script_args: AKDScriptArguments, recipe: Recipe | None) -> None:
-    """Set dataset, recipe and command for the model card, and write the recipe as it is run to the output folder."""
+    """Set dataset, recipe and command for the model card, and write the recipe as it is run to the output folder.
+
+    The recipe has no consent to running programs: whoever runs it gives the flag, which the command has.
+    """
     trainer.provenance.dataset = script_args.dataset_name
     trainer.provenance.dataset_revision = script_args.dataset_revision
     if recipe is None:
         return
     trainer.provenance.recipe = None if recipe.path is None else str(recipe.path)
-    trainer.provenance.command = f"trl-akd {method} --config {RECIPE_FILE}{_launch_flags(trainer.accelerator)}"
+    consent = f" --{CONSENT}" if recipe.values.get(CONSENT) else ""
+    launch = _launch_flags(trainer.accelerator)
+    trainer.provenance.command = f"trl-akd {method} --config {RECIPE_FILE}{launch}{consent}"
     if trainer.is_world_process_zero():
-        given = {name: value for name, value in recipe.values.items() if not _OF_THE_MACHINE.match(name)}
+        given = {name: value for name, value in recipe.values.items() if not _NOT_IN_RECIPES.match(name)}
         text = yaml.safe_dump(public_settings(given), sort_keys=False, allow_unicode=True)
         replace_text(Path(str(trainer.args.output_dir)) / RECIPE_FILE, f"# {trainer.provenance.command}\n\n{text}")
 

@@ -3,23 +3,31 @@
 import json
 import re
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
+
+import yaml
 
 from .private import public_path
 
 __all__ = [
+    "CONSENT",
     "Files",
     "belongs",
     "find_adapter_base",
     "is_adapter",
     "is_replaced",
+    "publishable",
     "student_files",
     "with_adapter_base",
 ]
 
 Files: TypeAlias = Mapping[str, Path | bytes]
 """Files of a repository by name: paths, or contents."""
+
+CONSENT = "allow_code_execution"
+"""Setting that allows programs to run, which no published recipe contains."""
 
 ADAPTER_CONFIG, CONFIG = "adapter_config.json", "config.json"
 _BELONGS = re.compile(
@@ -33,13 +41,14 @@ _BELONGS = re.compile(
 _SUPERSEDED = re.compile(r"pytorch_model(?:-\d+-of-\d+)?\.bin(?:\.index\.json)?|adapter_model\.bin")
 _PATH_FIELD = re.compile(r"path|file|dir|folder")
 _WITH_PATHS = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json")
+_RECIPE = "recipe.yaml"
 _PICKLES = re.compile(r"(?:pytorch|adapter)_model.*\.bin")
 
 
 def student_files(folder: Path) -> dict[str, Path | bytes]:
     """Return the files of a student, its tokenizer and its card in a folder; other files are left out.
 
-    Configurations are rewritten without absolute paths.
+    Configurations are rewritten without absolute paths, and the recipe without the consent to run programs.
 
     Raises:
         ValueError: If the folder has no model, or its weights are not in safetensors.
@@ -58,7 +67,17 @@ def student_files(folder: Path) -> dict[str, Path | bytes]:
         raise ValueError(
             f"{str(folder)!r} has {found}; save the model by `save_pretrained`, which writes safetensors."
         )
-    return {name: _rewritten(path) if name in _WITH_PATHS else path for name, path in files.items()}
+    return {name: publishable(path) if "/" not in name else path for name, path in files.items()}
+
+
+def publishable(path: Path) -> Path | bytes:
+    """Return what to publish of a file: its path or, if it must be changed, its new content.
+
+    Absolute paths in configurations are shortened. The consent to run programs is removed from a recipe.
+    """
+    if path.name in _WITH_PATHS:
+        return _rewritten(path)
+    return _without_consent(path) if path.name == _RECIPE else path
 
 
 def belongs(name: str) -> bool:
@@ -107,6 +126,20 @@ def _rewritten(path: Path) -> Path | bytes:
     config = _read(path)
     public = _public(config)
     return path if public == config else _as_json(public)
+
+
+def _without_consent(recipe: Path) -> Path | bytes:
+    """Return a recipe without the consent, or its path if it has none. Comments at the beginning are kept."""
+    text = recipe.read_text(encoding="utf-8")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return recipe  # which no command reads either
+    if not isinstance(values, dict) or CONSENT not in values:
+        return recipe
+    comments = "".join(takewhile(lambda line: line.startswith("#") or line.isspace(), text.splitlines(keepends=True)))
+    del values[CONSENT]
+    return (comments + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)).encode()
 
 
 def _public(value: Any, key: str = "") -> Any:

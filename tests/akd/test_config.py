@@ -51,6 +51,7 @@ def test_docstring_lists_the_fields_that_are_added_or_changed():
         ({"divergence": "skew_kl", "divergence_kwargs": 0.1}, "`divergence_kwargs` is 0.1; give a dictionary"),
         ({"divergence": "jsd", "divergence_kwargs": {"temperature": 2.0}}, "has no knob 'temperature'"),
         ({"beta": 0.5}, "`beta` is 0.5, which has no effect with beta_strategy='akd'"),
+        ({"beta": 0.5}, "divergence='jsd', divergence_kwargs={'beta': 0.5}"),
         ({"beta_strategy": "fixed"}, "`beta` is not set"),
         *(
             ({**strategy, name: value}, f"`{name}` is .*, which has no effect with beta_strategy=")

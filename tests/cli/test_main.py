@@ -137,3 +137,18 @@ def test_interrupt_is_status_130():
         raise KeyboardInterrupt
 
     assert run(command) == 130
+
+
+@pytest.mark.parametrize(
+    ("argv", "unbuffered"),
+    [(["--help"], ""), (["recipes", "list"], ""), (["recipes", "list"], "1"), (["recipes", "--help"], "")],
+)
+def test_a_command_whose_output_is_no_longer_read_ends_silently(
+    argv: list[str], unbuffered: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    code = "import sys; sys.stdin.read(); from trl_akd.cli import main; sys.exit(main(sys.argv[1:]))"
+    with subprocess.Popen([sys.executable, "-c", code, *argv], stdin=-1, stdout=-1, stderr=-1, text=True) as process:
+        process.stdout.close()
+        process.stdin.close()
+        assert (process.stderr.read(), process.wait()) == ("", 141)

@@ -157,6 +157,7 @@ def test_a_merged_adapter(hub: Hub, tmp_path: Path, plan_head: bool):
         (["without_card"], "'without_card' has no README.md, the model card"),
         (["run", "--hub_modelid", "me/x"], "did you mean `--hub_model_id`"),
         (["run", "--hub_model_id", "a/b/c"], "'a/b/c' is not a name on the Hub; give one such as 'me/student'"),
+        (["run", "--hub_model_id", "my model"], "and `trl-akd push run --hub_model_id me/student` uploads them."),
     ],
 )
 def test_mistakes(hub: Hub, run: Path, flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: Any):

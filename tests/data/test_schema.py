@@ -40,6 +40,7 @@ def test_error_names_found_missing_and_accepted(columns: list[str], missing: str
     assert missing in message
     assert str(sorted(columns)) in message
     assert all(part in message for part in ("input_ids, labels", "messages", "prompt, completion", "instruction"))
+    assert "prompt_only (prompt); instruction_only (instruction)" in message and "lmbda=1" in message
 
 
 @pytest.mark.parametrize(("value", "kind"), [(None, "NoneType"), (3, "int"), (["a"], "list")])

@@ -7,7 +7,7 @@ import pytest
 from tests.hub.fixtures import TOKEN
 from tests.hub.loopback import DROP, Hub
 from trl_akd.hub.files import is_replaced
-from trl_akd.hub.upload import HubError, repeat_command, upload
+from trl_akd.hub.upload import HubError, repeat_command, request, upload
 
 FILES = {"README.md": b"---\nlicense: mit\n---\n# M\n", "config.json": b"{}", "model.safetensors": b"\0" * 100}
 KEPT = "Nothing is lost."
@@ -61,6 +61,28 @@ def test_errors_are_one_sentence_and_change_nothing(
     assert not any(repository.files for repository in hub.repositories.values())
 
 
+@pytest.mark.parametrize(
+    ("status", "message", "attempts"),
+    [
+        (404, "has no Xet storage; set HF_HUB_DISABLE_XET=1 in the environment", 1),
+        (403, "The token may not write to 'me/student'", 1),
+        (503, "or failed, 5 times in a row", 5),
+    ],
+)
+def test_errors_of_xet(status: int, message: str, attempts: int, monkeypatch: pytest.MonkeyPatch, hub: Hub):
+    kind = "server" if status >= 500 else "client"
+    url = f"{hub.endpoint}/api/models/me/student/xet-write-token/main"
+    calls = []
+
+    def fail():
+        calls.append(1)
+        raise ConnectionError(f"Network error: Request error: HTTP status {kind} error ({status} No), domain: {url}")
+
+    with pytest.raises(HubError, match=message):
+        request(fail, "me/student", KEPT)
+    assert len(calls) == attempts
+
+
 def test_without_a_token(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("HF_TOKEN")
     hub.fail("POST /api/repos/create", 401, 401)
@@ -100,3 +122,8 @@ def test_the_command_that_uploads_again_keeps_it_private(private: bool | None, e
         repeat_command("run", "hub_dataset_id", "me/plans", private=private).split(", and ")[1].startswith("`trl-akd")
     )
     assert f"{end} uploads them" in repeat_command("run", "hub_dataset_id", "me/plans", private=private)
+
+
+def test_the_command_that_uploads_again_works_in_a_shell():
+    sentence = repeat_command("my run", "hub_model_id", "my model", private=None)
+    assert "`trl-akd push 'my run' --hub_model_id me/student` uploads them" in sentence

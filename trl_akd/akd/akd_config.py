@@ -417,7 +417,8 @@ class AKDConfig(GKDConfig):
         if self.beta is not None and self.beta_strategy != "fixed":
             raise ValueError(
                 f"`beta` is {self.beta}, which has no effect with beta_strategy={self.beta_strategy!r}; set "
-                "beta_strategy='fixed' to hold it constant, or `beta_initial_values` to choose where it starts."
+                "beta_strategy='fixed' to hold it constant, or `beta_initial_values` to choose where it starts. GKD's "
+                f"objective with this `beta` is divergence='jsd', divergence_kwargs={{'beta': {self.beta}}}."
             )
         unused = [name for name in _OF_BETA[2:] if name not in options_of_beta(self.beta_strategy)]
         self._check_without_effect(

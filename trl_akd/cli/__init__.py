@@ -61,16 +61,16 @@ examples:
 def main(argv: list[str] | None = None) -> int:
     """Run the command named first in `argv`, by default the arguments of the process, and return the exit status."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    if command in ("-h", "--help"):
-        print(_help())
-    elif command == "--version":
-        print(f"trl-akd {__version__}")
-    else:
-        return run(lambda argv: _run(command, argv), rest)
-    return 0
+    return run(lambda argv: _run(command, argv), rest)
 
 
 def _run(command: str, argv: list[str] | None) -> None:
+    if command in ("-h", "--help"):
+        print(_help())
+        return
+    if command == "--version":
+        print(f"trl-akd {__version__}")
+        return
     if command in COMMANDS:
         import_module(f".{command}", __name__).main(argv)
         return

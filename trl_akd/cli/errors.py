@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["STOPPED", "StoppedEarly", "UserError", "run", "user_errors"]
+__all__ = ["CLOSED_OUTPUT", "STOPPED", "StoppedEarly", "UserError", "run", "user_errors"]
 
 # During setup, these types mean a wrong value, a missing file or a missing package. During training, they may also
 # mean a bug, whose traceback is needed.
@@ -22,6 +22,10 @@ _HUB_CLIENTS = {"huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "
 
 STOPPED = 3
 """Exit status of a run that a budget ended."""
+
+
+CLOSED_OUTPUT = 141
+"""Exit status of a command whose output is no longer read: that of a process ended by SIGPIPE."""
 
 
 class StoppedEarly(Exception):
@@ -44,24 +48,48 @@ def user_errors(kinds: tuple[type[Exception], ...] = SETUP_ERRORS) -> Iterator[N
 def run(command: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    The status is 0 for success, 2 for a user error, 3 if a budget ended the run, and 130 after an interrupt. User
-    errors are `UserError`, a full disk and an unreachable Hub. `TRL_AKD_DEBUG=1` in the environment shows their
-    traceback.
+    The status is 0 for success, 2 for a user error, 3 if a budget ended the run, 130 after an interrupt, and 141 if
+    the program that reads the output has ended, as `head` does. User errors are `UserError`, a full disk and an
+    unreachable Hub. `TRL_AKD_DEBUG=1` in the environment shows their traceback.
     """
     _hide_bars_in_logs()
     try:
-        command(argv)
+        try:
+            command(argv)
+        except SystemExit:  # of argparse, after the help
+            _flush_output()
+            raise
+        _flush_output()
     except KeyboardInterrupt:
         return 130
     except StoppedEarly:
         return STOPPED
     except Exception as error:
+        if _is_closed_output(error):
+            return CLOSED_OUTPUT
         message = str(error) if isinstance(error, UserError) else _environment_message(error)
         if message is None or os.environ.get("TRL_AKD_DEBUG") == "1":
             raise
         print(f"trl-akd{_rank()}: {message}", file=sys.stderr)
         return 2
     return 0
+
+
+def _flush_output() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _is_closed_output(error: Exception) -> bool:
+    """Return whether an error means that standard output is closed, and silence the flush at exit if so."""
+    if not (isinstance(error, BrokenPipeError) or isinstance(error.__cause__, BrokenPipeError)):
+        return False
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _hide_bars_in_logs() -> None:

@@ -78,19 +78,13 @@ def detect_format(
         return "text"
     if text_field is not None:
         accepted["text"] = (text_field,)
+    accepted.update(_PROMPTS)
     listed = "; ".join(f"{name} ({', '.join(required)})" for name, required in accepted.items())
     raise ValueError(
         f"The dataset has the columns {sorted(found)}, {_describe_missing(found)}. Accepted formats: {listed}. "
-        f"Rename the columns with dataset.rename_columns{_hint_for_prompts(found)}."
-    )
-
-
-def _hint_for_prompts(found: set[str]) -> str:
-    if not any(found.issuperset(required) for required in _PROMPTS.values()):
-        return ""
-    return (
-        ", or add completions: prompts alone are enough for training with lmbda=1 or seq_kd=True, where all text is "
-        "generated, but not for evaluation"
+        "Rename or rewrite the columns, for example to `prompt` and `completion`, with `rename_columns` or `map` of "
+        "the dataset, or add completions: prompts alone are enough for training with lmbda=1 or seq_kd=True, where "
+        "all text is generated, but not for evaluation."
     )
 
 

@@ -347,8 +347,8 @@ def _check_consent(allowed: bool | None) -> None:
         allowed = os.environ.get("HF_ALLOW_CODE_EVAL") == "1"
     if allowed is not True:
         raise PermissionError(
-            "Running model-written programs needs consent: pass allow_code_execution=True or set the environment "
-            "variable HF_ALLOW_CODE_EVAL=1."
+            "Running model-written programs needs consent: pass allow_code_execution=True (--allow_code_execution on "
+            "the command line), or set the environment variable HF_ALLOW_CODE_EVAL=1."
         )
 
 

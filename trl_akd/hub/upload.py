@@ -1,5 +1,7 @@
 """Uploads to the Hub in one commit, with retries, and errors in one sentence."""
 
+import re
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from huggingface_hub.errors import (
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from .. import __version__
 from .files import Files
@@ -26,6 +29,9 @@ __all__ = ["HubError", "hub_api", "repeat_command", "request", "update_card", "u
 CARD = "README.md"
 _ATTEMPTS = 5
 _SECONDS = 1.0  # before the first retry, doubled before each further one
+_EXAMPLE = "me/student"
+_XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
+_XET_TOKEN = "/xet-write-token/"
 
 
 class HubError(OSError):
@@ -200,7 +206,10 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def _status(error: BaseException) -> int | None:
+    """Return the HTTP status of an error; errors of Xet's client contain it only in their text."""
     status: int | None = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None and (found := _XET_STATUS.search(str(error))):
+        status = int(found[1])
     return status
 
 
@@ -208,7 +217,7 @@ def _reason(repository: str, error: BaseException) -> str:
     """Return a sentence about an error with a remedy."""
     status = _status(error)
     if isinstance(error, HFValidationError):
-        return f"{repository!r} is not a name on the Hub; give one such as 'me/student'."
+        return f"{repository!r} is not a name on the Hub; give one such as {_EXAMPLE!r}."
     if isinstance(error, OfflineModeIsEnabled):
         return "The Hub was not contacted, because HF_HUB_OFFLINE is set in the environment; unset it."
     if isinstance(error, LocalTokenNotFoundError) or (status == 401 and get_token() is None):
@@ -220,6 +229,8 @@ def _reason(repository: str, error: BaseException) -> str:
             f"The token may not write to {repository!r}; create one with write access at "
             "https://huggingface.co/settings/tokens and set HF_TOKEN, or choose another repository."
         )
+    if status == 404 and _XET_TOKEN in str(error):
+        return f"The Hub ({hub_api().endpoint}) has no Xet storage; set HF_HUB_DISABLE_XET=1 in the environment."
     if status == 404:
         return f"{repository!r}, its namespace or its branch does not exist on the Hub; check the name and the token."
     if _is_transient(error):
@@ -237,6 +248,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def repeat_command(folder: Path | str, option: str, repository: str, *, private: bool | None) -> str:
-    """Return a sentence that says where files are and how to upload them again."""
-    command = f"trl-akd push {folder} --{option} {repository}{' --private' if private else ''}"
+    """Return a sentence that says where files are and how to upload them again, under a valid name."""
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        repository = _EXAMPLE
+    command = f"trl-akd push {shlex.quote(str(folder))} --{option} {repository}{' --private' if private else ''}"
     return f"Nothing is lost: the files are in {str(folder)!r}, and `{command}` uploads them."

@@ -1,8 +1,10 @@
 """Model cards of trainers: metadata, equation and the curve of β."""
 
+import json
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 
@@ -37,3 +39,37 @@ def test_definition_of_another_divergence(trainer, tmp_path: Path):
     assert "minimizes the divergence `taid` ([source](https://huggingface.co/papers/2501.16937)):" in text
     assert "> `p_t = softmax((1 - t) student_logits + t teacher_logits)`" in text and "Args" not in text
     assert "![t, by optimizer step](beta.svg)" in text
+
+
+AKD = "AKD (adaptive knowledge distillation)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "method"),
+    [
+        ({}, AKD),
+        ({"beta_strategy": "m1"}, AKD),
+        ({"beta_strategy": "m2"}, AKD),
+        (
+            {"beta_strategy": "fixed", "beta": 0.0},
+            "KD (knowledge distillation by a constant mix of forward and reverse KL)",
+        ),
+        (
+            {"beta_strategy": "random_epoch"},
+            "KD (knowledge distillation by a mix of forward and reverse KL, random in each epoch)",
+        ),
+        (
+            {"beta_strategy": "linear"},
+            "KD (knowledge distillation by a mix of forward and reverse KL that changes linearly)",
+        ),
+        ({"divergence": "forward_kl"}, "KD (knowledge distillation by the divergence forward_kl)"),
+        ({"divergence": "adaptive_alpha"}, "KD (knowledge distillation by the divergence adaptive_alpha)"),
+    ],
+)
+def test_the_method_follows_the_divergence(settings: dict, method: str, trainer, tmp_path: Path):
+    trainer(output_dir=str(tmp_path), **settings).create_model_card()
+    card = ModelCard.load(tmp_path / "README.md")
+    assert f"distilled with {method} by" in card.text and f"| Method | {method} |" in card.text
+    assert json.loads((tmp_path / "run.json").read_text())["method"] == method
+    assert ("akd" in card.data.tags, "knowledge-distillation" in card.data.tags) == (method == AKD, True)
+    assert method == AKD or "AKD" not in card.text

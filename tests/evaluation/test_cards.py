@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from datasets import load_dataset
@@ -13,9 +14,11 @@ from tests.evaluation.test_runner import SOLUTIONS, settings
 from tests.hub.fixtures import hub
 from tests.hub.loopback import Hub
 from trl_akd.cli import main
+from trl_akd.cli.evaluate import _update_card
 from trl_akd.evaluation.cards import card_scores, card_sections, samples_content, update_model_card
 from trl_akd.evaluation.runner import evaluate
 from trl_akd.hub.datasets import dataset_files
+from trl_akd.hub.scores import FewerProblemsError
 from trl_akd.hub.upload import HubError
 
 __all__ = ["hub"]
@@ -69,6 +72,32 @@ def test_card_on_the_hub(hub: Hub):
     assert isinstance(score, EvalResult) and card.data.license == "mit" and "Words." in card.text
     assert card.text.count("## Evaluation") == 1 and "### Outcomes of the programs: humaneval" in card.text
     assert set(repository.files) == {"README.md", "config.json"}
+
+
+def test_a_repository_keeps_a_score_of_more_problems(hub: Hub):
+    repository = hub.add("me/student", {"README.md": b"# Student\n"})
+    update("me/student")
+    before = dict(repository.files)
+    fewer = {**RESULTS, "benchmark": {**RESULTS["benchmark"], "problems": 1}}
+    with pytest.raises(FewerProblemsError, match=r"^the card keeps its score of 2 problems"):
+        update_model_card("me/student", card_scores(fewer, SETTINGS), {}, revision=None, folder=Path("outputs"))
+    assert repository.files == before
+
+
+@pytest.mark.parametrize("update_card", [None, True])
+def test_a_score_of_fewer_problems_is_one_line(update_card: bool | None, tmp_path: Path, capsys):
+    (tmp_path / "README.md").write_text("# Student\n")
+    update(str(tmp_path))
+    before = (tmp_path / "README.md").read_text()
+    fewer = {**RESULTS, "benchmark": {**RESULTS["benchmark"], "problems": 1}, "generation": SETTINGS}
+    config = SimpleNamespace(model_name_or_path=str(tmp_path), update_card=update_card, model_revision=None)
+    _update_card(config, SimpleNamespace(results=fewer, folder=tmp_path))
+    assert capsys.readouterr().out == (
+        "Note: the scores were not added to the model card: the card keeps its score of 2 problems of 'humaneval', "
+        "because the new one is of only 1; evaluate all problems (without `limit`), or delete the score from the card "
+        "first.\n"
+    )
+    assert (tmp_path / "README.md").read_text() == before
 
 
 def test_repository_without_a_card(hub: Hub):

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from trl_akd.hub.model_card import ModelCardContent, Provenance, model_card, read_base_model
-from trl_akd.hub.scores import add_scores_to_file, score_results
+from trl_akd.hub.scores import FewerProblemsError, add_scores_to_file, score_results
 
 METRICS = {"pass@1": 0.25, "pass@1_low": 0.2, "pass@1_high": 0.3, "pass@1_tasks": 164, "confidence": 0.95}
 
@@ -84,6 +84,43 @@ def test_scores_replace_earlier_scores(tmp_path: Path):
     assert "| mbpp | pass@1 | 0.250 |" in card.text and "| humaneval | pass@1 | 0.750 |" in card.text
     for kept in ("## Planning\n\nPlan first.", "## Use", "## Versions", "A student distilled with AKD"):
         assert kept in card.text
+
+
+TWO = {"pass@2": 0.75, "pass@2_low": 0.7, "pass@2_high": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("new", "is_kept"),
+    [
+        ({"problems": 2}, True),
+        ({"problems": 59}, True),
+        ({"problems": 60}, False),
+        ({"problems": 61}, False),
+        ({"problems": 2, "metrics": TWO}, True),  # whose outcomes would replace those of 60 problems
+        ({"problems": 2, "variant": "with plans"}, False),
+        ({"problems": 2, "dataset": "others"}, False),
+        ({"problems": 2, "fingerprint": "f01"}, False),
+        ({"problems": 2, "revision": "abc"}, True),
+        ({}, False),
+    ],
+)
+def test_fewer_problems_of_a_benchmark_never_replace_more(new: dict, is_kept: bool, tmp_path: Path):
+    def scores(metrics=METRICS, dataset="tasks", **settings) -> list[EvalResult]:
+        return score_results("tasks", dataset, metrics, **{"fingerprint": "f00", **settings})
+
+    file = tmp_path / "README.md"
+    made().save(file)
+    add_scores_to_file(file, scores(problems=60), {"errors tasks": "### Outcomes\n\nof 60"})
+    before = file.read_text()
+    new = {"metrics": {**METRICS, "pass@1": 0.75}, **new}
+    if is_kept:
+        with pytest.raises(FewerProblemsError, match="keeps its score of 60 problems of 'tasks', because the new one"):
+            add_scores_to_file(file, scores(**new), {"errors tasks": "### Outcomes\n\nof fewer"})
+        assert file.read_text() == before
+    else:
+        add_scores_to_file(file, scores(**new), {"errors tasks": "### Outcomes\n\nof others"})
+        assert 0.75 in [score.metric_value for score in ModelCard.load(file).data.eval_results]
+        assert "of others" in file.read_text()
 
 
 def test_scores_are_added_to_a_card_of_another_tool(tmp_path: Path):

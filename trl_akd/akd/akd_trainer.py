@@ -59,7 +59,7 @@ from .batches import Batch, Targets, causal_targets, number_of_tokens, row_numbe
 from .checkpoint import load_state, save_state
 from .gkd import GKDTrainer
 from .metrics import METRICS, DistillationMetrics, Means, loss_from_means, not_finite
-from .model_card import draw_schedule, explain_divergence, objective, provenance
+from .model_card import draw_schedule, explain_divergence, is_adaptive, method_name, objective, provenance
 from .model_utils import adapters_of, disable_dropout, evaluation_name, name_of, named_datasets, tokenizer_of
 from .on_policy import (
     CompletionLog,
@@ -141,7 +141,6 @@ class AKDTrainer(GKDTrainer):
 
     _tag_names = ["trl", "akd", "knowledge-distillation"]  # noqa: RUF012
     _name = "AKD"
-    _method = "AKD (adaptive knowledge distillation)"
     _measured: tuple[str, ...] = tuple(METRICS)
     _takes_encoder_decoders = False
     loss_is_scaled_for_ga = True
@@ -766,6 +765,14 @@ class AKDTrainer(GKDTrainer):
         if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
             upload_checkpoint(self, Path(checkpoint_folder))
 
+    def _card_method(self) -> str:
+        """Return the name of the method for the model card."""
+        return method_name(self.args)
+
+    def _card_tags(self) -> list[str]:
+        """Return the tags of the model card; without `akd` if β is not learned."""
+        return [tag for tag in self._tag_names if tag != "akd" or is_adaptive(self.args)]
+
     def _card_facts(self) -> dict[str, str]:
         """Return additional rows for the table at the top of the model card."""
         return {}
@@ -813,11 +820,11 @@ class AKDTrainer(GKDTrainer):
             self.provenance.dataset = dataset_name
         repository = str(self.hub_model_id or self.args.hub_model_id or self.args.output_dir)
         content = ModelCardContent(
-            method=self._method,
+            method=self._card_method(),
             objective=self._objective(),
             model_name=model_name or repository.split("/")[-1],
             repository=repository,
-            tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
+            tags=[*self._card_tags(), *([tags] if isinstance(tags, str) else tags or [])],
             explanation=self._card_explanation(),
             encoder_decoder=self.model.config.is_encoder_decoder,
             adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),

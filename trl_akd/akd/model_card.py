@@ -13,7 +13,15 @@ from ..teachers import CachedTeacher
 from .akd_config import AKDConfig, options_of_beta
 from .model_utils import name_of
 
-__all__ = ["SCHEDULE_FIGURE", "draw_schedule", "explain_divergence", "objective", "provenance"]
+__all__ = [
+    "SCHEDULE_FIGURE",
+    "draw_schedule",
+    "explain_divergence",
+    "is_adaptive",
+    "method_name",
+    "objective",
+    "provenance",
+]
 
 SCHEDULE_FIGURE = "beta.svg"
 _SELF_TEACHER = "the student without its adapter"
@@ -26,6 +34,34 @@ _BETA = {
     "random_epoch": "drawn from the initial values in each epoch",
     "linear": "changed linearly from the first to the second of the initial values",
 }
+
+_MIXES = {
+    "fixed": "a constant mix of forward and reverse KL",
+    "random_epoch": "a mix of forward and reverse KL, random in each epoch",
+    "linear": "a mix of forward and reverse KL that changes linearly",
+}
+
+
+def is_adaptive(args: AKDConfig) -> bool:
+    """Return whether β is learned, as in AKD and its ablations."""
+    return args.uses_beta and args.beta_strategy not in _MIXES
+
+
+def method_name(args: AKDConfig) -> str:
+    """Return the name of the method for the model card, which depends on the divergence.
+
+    Example:
+
+    ```python
+    >>> method_name(AKDConfig("outputs", bf16=False, divergence="jsd"))
+    'KD (knowledge distillation by the divergence jsd)'
+
+    ```
+    """
+    if is_adaptive(args):
+        return "AKD (adaptive knowledge distillation)"
+    divergence = _MIXES[args.beta_strategy] if args.uses_beta else f"the divergence {args.divergence}"
+    return f"KD (knowledge distillation by {divergence})"
 
 
 def objective(args: AKDConfig) -> dict[str, Any]:

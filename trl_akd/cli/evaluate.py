@@ -125,6 +125,7 @@ def _write_report(folder: Path) -> None:
 def _update_card(config: "EvaluationConfig", evaluation: "Evaluation") -> None:
     """Add the scores to the model card, if there is one in the model's folder or `update_card` is on."""
     from ..evaluation.cards import card_scores, card_sections, find_card, update_model_card
+    from ..hub.scores import FewerProblemsError
 
     model, results = config.model_name_or_path, evaluation.results
     if model is None or config.update_card is False or not (config.update_card or find_card(model)):
@@ -138,7 +139,7 @@ def _update_card(config: "EvaluationConfig", evaluation: "Evaluation") -> None:
             folder=evaluation.folder,
         )
     except (OSError, ValueError) as error:
-        if config.update_card:
+        if config.update_card and not isinstance(error, FewerProblemsError):
             raise
         print(f"Note: the scores were not added to the model card: {error}")
         return

@@ -90,7 +90,6 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
 
     _tag_names = ["trl", "codeplan", "knowledge-distillation"]  # noqa: RUF012
     _name = "CodePLAN"
-    _method = "CodePLAN (multi-task training on plans and code)"
     _takes_encoder_decoders = True
 
     args: CodePLANConfig
@@ -305,6 +304,9 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
         if isinstance(checkpoint, str):
             self.args.check_checkpoint(checkpoint)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _card_method(self) -> str:
+        return "CodePLAN (multi-task training on plans and code)"
 
     def _objective(self) -> dict[str, Any]:
         names = ["plan_weight", "schedule", "plan_head", "code_objective", "plan_objective", "normalization"]

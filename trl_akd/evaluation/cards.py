@@ -142,6 +142,7 @@ def update_model_card(
 
     Raises:
         ValueError: If the card is malformed; it is left unchanged.
+        FewerProblemsError: If the card has a score of more problems of the benchmark; it is left unchanged.
         OSError: If the card cannot be replaced.
         HubError: If the repository cannot be changed.
     """

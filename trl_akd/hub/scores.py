@@ -12,6 +12,7 @@ from ..ledger import replace_text
 from .markdown import code, escape, has_section, markdown_table, section, set_section
 
 __all__ = [
+    "FewerProblemsError",
     "add_scores",
     "add_scores_to_file",
     "before_and_after",
@@ -40,6 +41,10 @@ _NEVER_MEASURED = (
     "Anything other than whether programs pass tests, such as their security, speed and style, and text in natural "
     "languages.",
 )
+
+
+class FewerProblemsError(ValueError):
+    """Scores were not added to a model card, because it has scores of more problems of the same benchmark."""
 
 
 def score_results(
@@ -154,7 +159,11 @@ def add_scores(card: ModelCard, results: Sequence[EvalResult], sections: Mapping
             Sections by key, from [`errors_section`] and [`comparison_section`].
         name (`str`):
             Name of the model in the `model-index`, if the card has none.
+
+    Raises:
+        FewerProblemsError: If the card has a score of more problems of a benchmark; it is left unchanged.
     """
+    _check_problems(card.data.eval_results or (), results)
     replaced = set(map(_identity, results))
     kept = [old for old in card.data.eval_results or () if _identity(old) not in replaced]
     card.data.eval_results = [*kept, *results] or None
@@ -173,6 +182,7 @@ def add_scores_to_file(card_file: Path, results: Sequence[EvalResult], sections:
 
     Raises:
         ValueError: If the file is not text, or its metadata is malformed; it is left unchanged.
+        FewerProblemsError: If the card has a score of more problems of a benchmark; it is left unchanged.
         OSError: If the file cannot be replaced; it is left unchanged.
     """
     card = read_card(card_file)
@@ -235,6 +245,27 @@ def not_measured(*, is_measured: bool, is_compared: bool, with_teacher: bool) ->
 def _identity(result: EvalResult) -> tuple[Any, ...]:
     """Return the key of a score, without the dataset's name, because `model-index` keeps one name per dataset."""
     return result.dataset_type, result.dataset_config, result.metric_type, result.metric_name
+
+
+def _check_problems(present: Sequence[EvalResult], results: Sequence[EvalResult]) -> None:
+    for new in results:
+        for old in filter(_is_ours, present):
+            more, fewer = ((result.metric_args or {}).get("problems") for result in (old, new))
+            if more is not None and fewer is not None and more > fewer and _is_same_benchmark(old, new):
+                raise FewerProblemsError(
+                    f"the card keeps its score of {more} problems of {old.dataset_name!r}, because the new one is of "
+                    f"only {fewer}; evaluate all problems (without `limit`), or delete the score from the card first."
+                )
+
+
+def _is_same_benchmark(old: EvalResult, new: EvalResult) -> bool:
+    """Return whether scores are of the same benchmark and variant; local files are compared by their digests."""
+    names, digests = [], []
+    for result in (old, new):
+        variant = (result.metric_name or "").partition(" ")[2]
+        names.append((result.dataset_type, result.dataset_config, variant))
+        digests.append(None if result.dataset_revision else result.metric_args.get("fingerprint"))
+    return names[0] == names[1] and (None in digests or digests[0] == digests[1])
 
 
 def _is_ours(result: EvalResult) -> bool:

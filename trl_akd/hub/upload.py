@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 from .. import __version__
 from .files import Files
 from .private import check_no_secrets
-from .scores import read_card
+from .scores import FewerProblemsError, read_card
 
 __all__ = ["HubError", "hub_api", "repeat_command", "request", "update_card", "upload"]
 
@@ -164,7 +164,7 @@ def request(call: Callable[[], Any], repository: str, kept: str) -> Any:
 def _hub_errors(repository: str, kept: str) -> Iterator[None]:
     try:
         yield
-    except HubError:
+    except (HubError, FewerProblemsError):
         raise
     except (OSError, RuntimeError, ValueError, HTTPError) as error:
         raise HubError(f"{_reason(repository, error)} {kept}".rstrip()) from error

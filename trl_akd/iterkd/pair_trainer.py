@@ -85,7 +85,6 @@ class PairTrainer(AKDTrainer):
 
     _tag_names = ["trl", "iterkd", "knowledge-distillation"]  # noqa: RUF012
     _name = "IterKD"
-    _method = "IterKD (training on correct answers and against faulty ones)"
     _measured = (*METRICS, *CONTRASTIVE_METRICS)
 
     args: IterKDConfig
@@ -386,6 +385,9 @@ class PairTrainer(AKDTrainer):
         if self.args.objective == "akd":
             return f"{explanation}. The first is distilled from the teacher.\n\n{super()._card_explanation()}"
         return f"{explanation}. The first is the cross-entropy."
+
+    def _card_method(self) -> str:
+        return "IterKD (training on correct answers and against faulty ones)"
 
     def _objective(self) -> dict[str, Any]:
         names = ["objective", "contrastive_weight", "normalization"]

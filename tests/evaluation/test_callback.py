@@ -181,6 +181,11 @@ def test_failed_evaluation_ends_the_run_with_an_error(tmp_path: Path, benchmark_
         ({"prompt_style": "chat"}, "tokenizer has no chat template"),
         ({"prompt_style": "prose"}, "is unknown"),
         ({"max_new_tokens": 256}, "3 of 3 prompts, such as that of 'double', exceed the positions"),
+        (
+            {"max_new_tokens": 256, "prompt_style": "template"},
+            r"lower it, or set eval_prompt_style to 'completion' if .* without the template 'alpaca'.*contain\.$",
+        ),
+        ({"max_new_tokens": 256, "prompt_style": "completion"}, r"max_new_tokens=256; lower it\.$"),
     ],
 )
 def test_wrong_settings(settings: dict, message: str, tmp_path: Path, benchmark_file: Path):

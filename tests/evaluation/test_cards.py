@@ -50,6 +50,13 @@ def test_metadata_of_scores():
     assert expected.items() <= score.metric_args.items()
 
 
+@pytest.mark.parametrize(("style", "template"), [("completion", None), ("chat", None), ("template", "alpaca")])
+def test_the_template_is_named_if_prompts_contain_it(style: str, template: str | None):
+    settings = {**SETTINGS, "prompt_style": style, "prompt_template": "alpaca"}
+    [score] = card_scores(RESULTS, settings)
+    assert (score.metric_args["prompt_style"], score.metric_args.get("prompt_template")) == (style, template)
+
+
 def test_text_of_programs_is_escaped():
     [section] = card_sections(RESULTS).values()
     assert "<img" not in section and r"&lt;img src=x&gt;\|" in section

@@ -128,7 +128,7 @@ class PassAtKCallback(TrainerCallback):
             Samples(),
             self._prompting,
             self._sampling,
-            fails=False,
+            long_prompts=None,
         )
         self._found: dict[str, float] = {}
 
@@ -178,6 +178,7 @@ class PassAtKCallback(TrainerCallback):
             "top_p": self._sampling.top_p,
             "max_new_tokens": self._sampling.max_new_tokens,
             "prompt_style": self._prompting.style,
+            "prompt_template": self._prompting.template,
             "step": step,
         }
 

@@ -23,6 +23,7 @@ __all__ = [
     "card_scores",
     "card_sections",
     "check_card",
+    "effective_settings",
     "find_card",
     "read_judged_samples",
     "samples_content",
@@ -38,7 +39,7 @@ def card_scores(results: Mapping[str, Any], settings: Mapping[str, Any] | None) 
     """Return scores for a model card, with the settings of generation if these are known."""
     benchmark = results["benchmark"]
     counts = [task["samples"] for task in results.get("tasks", {}).values()]
-    known = {**({"num_samples": max(counts)} if counts else {}), **(settings or {})}
+    known = {**({"num_samples": max(counts)} if counts else {}), **effective_settings(settings or {})}
     return score_results(
         benchmark["name"],
         benchmark["dataset"] or benchmark["name"],
@@ -49,6 +50,21 @@ def card_scores(results: Mapping[str, Any], settings: Mapping[str, Any] | None) 
         **{name: known[name] for name in _SETTINGS if known.get(name) is not None},
         fingerprint=benchmark["fingerprint"],
     )
+
+
+def effective_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of generation without `prompt_template` if the prompts did not contain it.
+
+    Example:
+
+    ```python
+    >>> effective_settings({"prompt_style": "completion", "prompt_template": "alpaca"})
+    {'prompt_style': 'completion'}
+
+    ```
+    """
+    without_template = settings.get("prompt_style") != "template"
+    return {name: value for name, value in settings.items() if not (without_template and name == "prompt_template")}
 
 
 def card_sections(results: Mapping[str, Any]) -> dict[str, str]:
@@ -153,7 +169,7 @@ def samples_content(folder: Path) -> DatasetContent:
         ValueError: If a file is malformed.
     """
     results, rows = read_results(folder), read_judged_samples(folder)
-    benchmark, settings = results["benchmark"], results.get("generation") or {}
+    benchmark, settings = results["benchmark"], effective_settings(results.get("generation") or {})
     counts = error_counts(results)
     outcomes = markdown_table(["outcome", "programs"], [[escape(name), str(count)] for name, count in counts.items()])
     model = public_path(str(results["model"]["name"]))

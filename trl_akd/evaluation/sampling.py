@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..distributed import is_main_process, run_on_main_and_broadcast
 from ..execution import CodeExecutor
@@ -159,7 +159,7 @@ class ModelSampler(Sampler):
         loaded = load_generator(config, chat=config.prompt_style == "chat", accelerator=accelerator)
         prompting, sampling = _prompting(config), config.sampling_params
         handle_long_prompts(
-            loaded.generator, benchmark.problems, samples, prompting, sampling, fails=config.long_prompts == "fail"
+            loaded.generator, benchmark.problems, samples, prompting, sampling, long_prompts=config.long_prompts
         )
         write_samples(
             loaded.generator,
@@ -252,22 +252,31 @@ def handle_long_prompts(
     prompting: Prompting,
     sampling: SamplingParams,
     *,
-    fails: bool,
+    long_prompts: Literal["error", "fail"] | None,
 ) -> None:
     """Count problems whose prompts exceed the model's positions as not solved, or refuse them.
 
-    Has no effect with generators that do not report the model's positions.
+    Has no effect with generators that do not report the model's positions. `None` refuses them as `"error"` does, in a
+    training, which has no field `long_prompts`.
 
     Raises:
-        ValueError: If there are such problems and `fails` is not set.
+        ValueError: If there are such problems, unless `long_prompts` is `"fail"`.
     """
     prompts = [prompting.ask(problem) for problem in problems]
     long = too_long_prompts(generator, prompts, sampling.max_new_tokens)
-    if long and not fails:
+    if long and long_prompts != "fail":
+        remedies = ["lower it"]
+        if prompting.style == "template":
+            field = "prompt_style" if long_prompts else "eval_prompt_style"
+            remedies.append(
+                f"set {field} to 'completion' if the model was trained without the template {prompting.template!r}, "
+                "which the prompts contain"
+            )
+        if long_prompts:
+            remedies.append("set long_prompts to 'fail' to count these problems as not solved")
         raise ValueError(
             f"{len(long)} of {len(problems)} prompts, such as that of {problems[long[0]].task_id!r}, exceed the "
-            f"positions of the model together with max_new_tokens={sampling.max_new_tokens}; lower it, or set "
-            "long_prompts to 'fail' to count these problems as not solved."
+            f"positions of the model together with max_new_tokens={sampling.max_new_tokens}; {', or '.join(remedies)}."
         )
     for problem in (problems[index] for index in long):
         for number in range(len(samples[problem.task_id]), sampling.n):

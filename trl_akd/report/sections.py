@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult
 
 from ..akd.metrics import METRICS
 from ..charts import SMALL, Series, bar_chart, interval_chart, line_chart
+from ..evaluation.cards import effective_settings
 from ..evaluation.report import error_counts, plan_remarks, warnings_about
 from ..evaluation.results import evaluation_command
 from ..hub.model_card import RECIPE_FILE
@@ -346,7 +347,7 @@ def _evaluation_facts(evaluated: Evaluated) -> list[tuple[str, str]]:
         "benchmark": benchmark["dataset"] or benchmark["name"],
         "revision": benchmark["revision"] or benchmark["fingerprint"],
         "problems": benchmark["problems"],
-        **(results.get("generation") or {}),
+        **effective_settings(results.get("generation") or {}),
         **(results.get("execution") or {}),
         **{f"seconds of {name}": value for name, value in results.get("seconds", {}).items()},
     }

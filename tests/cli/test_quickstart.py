@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests import tiny
@@ -14,6 +15,7 @@ from tests.printed import printed_commands
 from trl_akd.cli import main, quickstarts
 from trl_akd.evaluation.benchmarks import load_benchmark
 from trl_akd.execution import CodeExecutor
+from trl_akd.hub.model_card import ModelCardContent, Provenance, model_card
 from trl_akd.micro import build, teacher_data
 from trl_akd.micro.tasks import sample_tasks, write_json_lines, write_problems
 
@@ -51,6 +53,8 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         shutil.copytree(student, output_dir)
         logs = [{"step": 1, "kd/beta": 0.1, "kd/forward_kl": 1.0, "kd/reverse_kl": 1.0}]
         (output_dir / "trainer_state.json").write_text(json.dumps({"log_history": logs}))
+        content = ModelCardContent("AKD", {}, model_name="student", repository=str(output_dir), tags=[])
+        model_card(Provenance(), content).save(output_dir / "README.md")
 
     monkeypatch.setattr(build, "HELD_OUT_TASKS", 12)
     monkeypatch.setattr(build, "DISTILLATION_TASKS", 60)  # a batch of the recipe
@@ -97,6 +101,14 @@ def test_it_prints_a_table(small, tmp_path: Path, capsys):
     results = json.loads((folder / "results.json").read_text())
     assert results["models"]["teacher"]["metrics"]["pass@1"] == 0.0
     assert (folder / "evaluation" / "student-akd" / "samples.jsonl").exists()
+    card = ModelCard.load(folder / "student-akd" / "README.md")
+    [score] = card.data.eval_results
+    assert score.metric_value == results["models"]["student after AKD"]["metrics"]["pass@1"]
+    assert score.metric_args["problems"] == 12 and "### Outcomes of the programs: held_out" in card.text
+    for role in (r"teacher, `[^`]*teacher`", r"`[^`]*student-before`", "this model"):
+        assert re.search(rf"\| pass@1 \| +{role} ", card.text), role
+    assert "No benchmark" not in card.text and "programs that this model writes are correct" not in card.text
+    assert "How the teacher" not in card.text
     assert main(["quickstart", "--output_dir", str(folder)]) == 0, "a second time, over the first"
 
 

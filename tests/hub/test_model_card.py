@@ -1,5 +1,6 @@
 """Model cards: metadata for the Hub, and measured scores."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,22 @@ def test_local_paths_are_not_in_the_metadata(name: str | None, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     data = made(Provenance(student=name, dataset=name)).data
     assert data.base_model is None and data.datasets is None
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [("org/teacher", "| Teacher | `org/teacher` at revision `main` |"), ("", "| Teacher | `{folder}` |")],
+)
+def test_folders_have_no_revision(name: str, row: str, tmp_path: Path):
+    card = made(Provenance(teacher=name or str(tmp_path), teacher_revision="main"))
+    assert row.format(folder=tmp_path.name) in card.text
+
+
+def test_installation_is_from_the_repository_of_the_project():
+    urls = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["urls"]
+    text = made(Provenance(command="trl-akd akd --config recipe.yaml")).text
+    assert f'pip install "git+{urls["Repository"]}"\n' in text and f"[trl_akd]({urls['Repository']})" in text
+    assert "pypi.org" not in text
 
 
 def test_scores_reach_metadata_and_text():

@@ -119,6 +119,7 @@ def plans_content(folder: Path) -> "DatasetContent":
         FileNotFoundError: If there are no plans.
         ValueError: If a line is malformed.
     """
+    from ..hub import REPOSITORY
     from ..hub.datasets import DatasetContent
     from ..hub.private import public_path
 
@@ -130,7 +131,7 @@ def plans_content(folder: Path) -> "DatasetContent":
     return DatasetContent(
         title=f"Plans for {len(rows)} problems",
         description="Plans for programming problems, with solutions, as training data of `trl-akd codeplan`; made by "
-        "`trl-akd plans` of [trl_akd](https://pypi.org/project/trl_akd/).",
+        f"`trl-akd plans` of [trl_akd]({REPOSITORY}).",
         tables={"plans": rows},
         facts={
             "Teacher": None if teacher is None else public_path(str(teacher)),

@@ -116,6 +116,7 @@ def _run_akd(folder: Path, seed: int) -> None:
             name: _evaluate_akd(path, files.held_out, folder / _EVALUATION / path.name)
             for name, path in models.items()
         }
+        _update_card(after, results, folder / _EVALUATION)
     figure = _plot_curves(after)
     seconds = time.monotonic() - began
     found = {name: {part: result[part] for part in ("metrics", "samples")} for name, result in results.items()}
@@ -163,6 +164,15 @@ def _evaluate_akd(model: Path, problems: Path, output_dir: Path) -> Mapping[str,
     )
     assert evaluation is not None
     return evaluation.results
+
+
+def _update_card(student: Path, results: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """Add the scores of the student, which is last in `results`, and the comparison to its model card."""
+    from ..evaluation.cards import card_comparison, card_scores, card_sections, update_model_card
+
+    last = results[list(results)[-1]]
+    sections = {**card_sections(last), **card_comparison(results, [1], seed=0)}
+    update_model_card(str(student), card_scores(last, last["generation"]), sections, revision=None, folder=folder)
 
 
 def _plot_curves(run: Path) -> str:

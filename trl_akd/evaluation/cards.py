@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from ..hub import REPOSITORY
 from ..hub.datasets import DatasetContent
 from ..hub.markdown import code, escape, markdown_table
 from ..hub.model_card import hub_name
@@ -175,7 +176,7 @@ def samples_content(folder: Path) -> DatasetContent:
     return DatasetContent(
         title=f"Programs of {model.rpartition('/')[2]} for {benchmark['name']}",
         description="Programs that a model wrote for a benchmark, and the results of running them against its tests, "
-        "by `trl-akd evaluate` of [trl_akd](https://pypi.org/project/trl_akd/).",
+        f"by `trl-akd evaluate` of [trl_akd]({REPOSITORY}).",
         tables={"samples": rows},
         facts={
             "Model": model,

@@ -16,6 +16,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from ..ledger import replace_text
+from . import REPOSITORY
 from .markdown import code, code_block
 from .private import public_path
 from .scores import measured_sections
@@ -47,7 +48,7 @@ _TEMPLATE = """---
 
 # {{ model_name }}
 
-A student distilled with {{ method }} by [trl_akd](https://pypi.org/project/trl_akd/), a plugin for
+A student distilled with {{ method }} by [trl_akd]({{ project }}), a plugin for
 [TRL](https://github.com/huggingface/trl).
 
 | | |
@@ -189,7 +190,7 @@ class Fact:
         value (`str`):
             Its value, without absolute paths of the machine.
         revision (`str`, *optional*):
-            Revision of a model or dataset.
+            Revision of a model or dataset on the Hub.
     """
 
     name: str
@@ -206,7 +207,11 @@ def _facts(provenance: Provenance, content: ModelCardContent) -> list[Fact]:
     ]
     settings = {**content.facts, **content.objective}
     return [
-        *(Fact(name, public_path(value), revision) for name, value, revision in sources if value is not None),
+        *(
+            Fact(name, public_path(value), None if Path(value).expanduser().exists() else revision)
+            for name, value, revision in sources
+            if value is not None
+        ),
         *(Fact(name, str(value)) for name, value in settings.items()),
         *([] if provenance.recipe is None else [Fact("Recipe", public_path(provenance.recipe))]),
     ]
@@ -266,6 +271,7 @@ def model_card(provenance: Provenance, content: ModelCardContent, base: BaseMode
         template_str=_TEMPLATE,
         model_name=content.model_name,
         method=content.method,
+        project=REPOSITORY,
         repository=content.repository,
         library=library,
         base_model=base.name,
@@ -358,7 +364,7 @@ def _stated(read: Callable[[], Any]) -> Any:
 def _reproduction(provenance: Provenance) -> str:
     if provenance.command is None:
         return "Trained from Python; the settings of the objective are in the table above."
-    commands = code_block(f'pip install "trl_akd=={version("trl_akd")}"\n{provenance.command}', "bash")
+    commands = code_block(f'pip install "git+{REPOSITORY}"\n{provenance.command}', "bash")
     return (
         f"{commands}\n\n[`{RECIPE_FILE}`]({RECIPE_FILE}) is the recipe as it was run, with the values of flags. Of "
         "local paths it has the last part only; secrets and the settings of the upload are left out."

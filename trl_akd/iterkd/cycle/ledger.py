@@ -18,6 +18,7 @@ from ...generation import TextGenerator
 from ...generation.protocol import Usage
 from ...generation.recorded import RecordedGenerator, read_completion
 from ...generation.wrappers import ProgressBar
+from ...hub import REPOSITORY
 from ...hub.datasets import DatasetContent
 from ...hub.private import public_path
 from ...ledger import Ledger, read_json_lines
@@ -313,7 +314,7 @@ def ledger_content(folder: Path, student: str) -> DatasetContent:
     return DatasetContent(
         title=f"Texts of the training of {student.rpartition('/')[2]} with IterKD",
         description="Questions, answers and faults of a run of IterKD, with `trl-akd iterkd` of "
-        f"[trl_akd](https://pypi.org/project/trl_akd/).\n\n{content}",
+        f"[trl_akd]({REPOSITORY}).\n\n{content}",
         tables=tables,
         facts={"Student": public_path(student)},
     )

@@ -36,6 +36,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
             "num_train_epochs": 2,
             "save_steps": 4,
             "gradient_checkpointing": False,
+            "contrastive_weight": 1.0,
             "cycles": list(cycles) or None,
             **settings,
         }

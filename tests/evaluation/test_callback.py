@@ -183,7 +183,7 @@ def test_failed_evaluation_ends_the_run_with_an_error(tmp_path: Path, benchmark_
         ({"max_new_tokens": 256}, "3 of 3 prompts, such as that of 'double', exceed the positions"),
         (
             {"max_new_tokens": 256, "prompt_style": "template"},
-            r"lower it, or set eval_prompt_style to 'completion' if .* without the template 'alpaca'.*contain\.$",
+            r"or set prompt_style \(in a recipe, eval_prompt_style\) to 'completion' .* 'alpaca'.*contain\.$",
         ),
         ({"max_new_tokens": 256, "prompt_style": "completion"}, r"max_new_tokens=256; lower it\.$"),
     ],

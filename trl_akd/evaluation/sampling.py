@@ -267,7 +267,7 @@ def handle_long_prompts(
     if long and long_prompts != "fail":
         remedies = ["lower it"]
         if prompting.style == "template":
-            field = "prompt_style" if long_prompts else "eval_prompt_style"
+            field = "prompt_style" if long_prompts else "prompt_style (in a recipe, eval_prompt_style)"
             remedies.append(
                 f"set {field} to 'completion' if the model was trained without the template {prompting.template!r}, "
                 "which the prompts contain"

@@ -5,6 +5,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from datasets import Dataset
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 
@@ -39,6 +40,38 @@ def test_definition_of_another_divergence(trainer, tmp_path: Path):
     assert "minimizes the divergence `taid` ([source](https://huggingface.co/papers/2501.16937)):" in text
     assert "> `p_t = softmax((1 - t) student_logits + t teacher_logits)`" in text and "Args" not in text
     assert "![t, by optimizer step](beta.svg)" in text
+
+
+def test_settings_of_the_training(trainer, tmp_path: Path):
+    settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "seed": 7, "learning_rate": 2e-4}
+    rows = Dataset.from_list([{"instruction": "Add 1 and 2.", "output": "3"}] * 4)
+    made = trainer(
+        train_dataset=rows,
+        output_dir=str(tmp_path),
+        max_steps=2,
+        lr_scheduler_type="cosine",
+        max_length=256,
+        **settings,
+    )
+    made.create_model_card()
+    assert "Optimizer steps" not in (tmp_path / "README.md").read_text(), "it was not trained"
+    made.train()
+    made.create_model_card()
+    text = (tmp_path / "README.md").read_text()
+    for row in (
+        "| Prompt template | `alpaca` |",
+        "| Optimizer steps | `2` |",
+        "| Rows per optimizer step | `2` |",
+        "| Learning rate | `0.0002 (cosine)` |",
+        "| Seed | `7` |",
+    ):
+        assert row in text, row
+
+
+def test_a_template_that_no_row_used_is_not_on_the_card(trainer, tmp_path: Path):
+    rows = Dataset.from_list([{"prompt": "add(1, 2) is", "completion": " 3"}] * 4)
+    trainer(output_dir=str(tmp_path), train_dataset=rows).create_model_card()
+    assert "Prompt template" not in (tmp_path / "README.md").read_text()
 
 
 AKD = "AKD (adaptive knowledge distillation)"

@@ -59,7 +59,15 @@ from .batches import Batch, Targets, causal_targets, number_of_tokens, row_numbe
 from .checkpoint import load_state, save_state
 from .gkd import GKDTrainer
 from .metrics import METRICS, DistillationMetrics, Means, loss_from_means, not_finite
-from .model_card import draw_schedule, explain_divergence, is_adaptive, method_name, objective, provenance
+from .model_card import (
+    draw_schedule,
+    explain_divergence,
+    is_adaptive,
+    method_name,
+    objective,
+    provenance,
+    training_facts,
+)
 from .model_utils import adapters_of, disable_dropout, evaluation_name, name_of, named_datasets, tokenizer_of
 from .on_policy import (
     CompletionLog,
@@ -143,6 +151,7 @@ class AKDTrainer(GKDTrainer):
     _name = "AKD"
     _measured: tuple[str, ...] = tuple(METRICS)
     _takes_encoder_decoders = False
+    _used_template: str | None = None
     loss_is_scaled_for_ga = True
 
     args: AKDConfig
@@ -276,6 +285,8 @@ class AKDTrainer(GKDTrainer):
 
     def _tokenize(self, dataset: Dataset, args: Any, packing: bool, name: str) -> tuple[Dataset, Any]:
         """Return the rows for the collator, and a report of truncated and dropped rows."""
+        if name == "train" and "instruction" in (dataset.column_names or ()):
+            self._used_template = args.prompt_template
         return prepare_dataset(
             dataset,
             self._tokenizer,
@@ -775,7 +786,9 @@ class AKDTrainer(GKDTrainer):
 
     def _card_facts(self) -> dict[str, str]:
         """Return additional rows for the table at the top of the model card."""
-        return {}
+        facts = {} if self._used_template is None else {"Prompt template": self._used_template}
+        steps = self.state.global_step
+        return facts if steps == 0 else {**facts, **training_facts(self.args, steps)}
 
     def _card_explanation(self) -> str:
         """Return the model card's paragraphs on the method and its equation, in Markdown."""

@@ -21,6 +21,7 @@ __all__ = [
     "method_name",
     "objective",
     "provenance",
+    "training_facts",
 ]
 
 SCHEDULE_FIGURE = "beta.svg"
@@ -74,6 +75,17 @@ def objective(args: AKDConfig) -> dict[str, Any]:
         return {name: getattr(args, name) for name in names} | settings
     names += ["beta_strategy", *options_of_beta(args.beta_strategy)]
     return {name: getattr(args, name) for name in names}
+
+
+def training_facts(args: AKDConfig, steps: int) -> dict[str, str]:
+    """Return the settings of a training that ended after a number of optimizer steps, for the model card."""
+    rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return {
+        "Optimizer steps": str(steps),
+        "Rows per optimizer step": str(rows),
+        "Learning rate": f"{args.learning_rate:g} ({args.lr_scheduler_type.value})",
+        "Seed": str(args.seed),
+    }
 
 
 def explain_divergence(args: AKDConfig) -> str:

@@ -157,11 +157,13 @@ def test_cross_entropy_computes_no_teacher(trainer, monkeypatch):
 
 def test_encoder_decoder_loss_is_that_of_transformers(trainer):
     """With one example per task and lambda 0 or 1, the loss equals that of the model."""
-    for plan_weight, task in ((0.0, Task.CODE), (1.0, Task.PLAN)):
+    for task, settings in (
+        (Task.CODE, {"plan_weight": 0.0}),
+        (Task.PLAN, {"plan_weight": 1.0, "plan_head": "shared"}),
+    ):
         made = trainer(
-            world.t5(), processing_class=world.roberta_tokenizer(), plan_weight=plan_weight, plan_head="shared",
-            per_device_train_batch_size=1,
-        )  # fmt: skip
+            world.t5(), processing_class=world.roberta_tokenizer(), per_device_train_batch_size=1, **settings
+        )
         batch = batch_of(made)
         row = batch["task_ids"] == task
         own = made.model(

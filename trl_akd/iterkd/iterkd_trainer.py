@@ -22,6 +22,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..akd.checkpoint import last_whole_checkpoint
 from ..akd.model_utils import name_of
+from ..akd.validation import check_arguments
 from ..distributed import is_main_process, run_on_main_and_broadcast
 from ..execution import CodeExecutor
 from ..generation import TextGenerator, TransformersGenerator
@@ -113,6 +114,7 @@ class IterKDTrainer(PairTrainer):
         settings: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        check_arguments(type(self), args, IterKDConfig)
         if args is not None and args.teacher_cache is not None:
             raise ValueError(
                 f"`teacher_cache` is {args.teacher_cache!r}, but each cycle trains on new answers, for which no cache "

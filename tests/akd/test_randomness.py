@@ -122,7 +122,7 @@ def test_memory_that_does_not_suffice_halves_the_batch(trainer, monkeypatch):
     ids=["fsdp", "mixture", "alone"],
 )
 def test_processes_that_generate_in_step_have_equally_many_batches(trainer, monkeypatch, settings, kind):
-    """Where one process waits for the others in each step of `generate`, none halves its batches."""
+    """Processes that generate in step never halve their batches, as all must generate equally many."""
     made = trainer(max_new_tokens=4, lmbda=1.0, train_dataset=tiny.rows(8), per_device_train_batch_size=2, **settings)
     batches = [made.data_collator([made.train_dataset[index] for index in (row, row + 1)]) for row in (0, 2, 4)]
     calls, original, limit = [], type(made.model).generate, 8

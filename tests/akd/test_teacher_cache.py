@@ -395,6 +395,23 @@ def test_other_cases_of_another_run(pair, caches, tmp_path):
         make(pair, tmp_path, teacher_cache=str(caches["float32"]), teacher_model_name_or_path=str(teacher))
 
 
+def test_a_run_resumes_from_the_same_signals_alone(pair, caches, tmp_path):
+    first = make(
+        pair, tmp_path, teacher_cache=str(caches["float32"]), max_steps=3, save_strategy="steps", save_steps=2
+    )
+    first.train()
+    checkpoint = str(tmp_path / "run" / "checkpoint-2")
+    with pytest.raises(ValueError, match=r"written with teacher_cache='signals .*; resume with the old teacher_cache"):
+        make(pair, tmp_path, teacher_cache=str(caches["int8"])).train(checkpoint)
+    for source in ({"teacher_cache": str(caches["float32"])}, {"teacher_model_name_or_path": pair[1]}):
+        resumed = make(pair, tmp_path, max_steps=3, **source)
+        resumed.train(checkpoint)
+        assert resumed.state.global_step == 3
+        expected = first.model.state_dict()
+        for name, parameter in resumed.model.state_dict().items():
+            torch.testing.assert_close(parameter, expected[name], rtol=1e-5, atol=1e-6)
+
+
 def test_rows_that_no_check_sees(pair, caches, tmp_path):
     """Evaluation on another dataset: the loss is not finite, and the error says why."""
     trainer = make(pair, tmp_path, teacher_cache=str(caches["float32"]))

@@ -356,7 +356,7 @@ class AKDTrainer(GKDTrainer):
             self.model, self.args, self.accelerator, self._tokenizer, vocabulary_size=self.vocabulary_size
         )
         if (rows := self._datasets().get("train")) is not None and PROMPT_COLUMN in rows.column_names:
-            prompts = rows.with_format("arrow")[:][PROMPT_COLUMN]
+            prompts = rows.select_columns([PROMPT_COLUMN]).with_format("arrow")[:][PROMPT_COLUMN]
             sampler.check_length(pc.max(pc.list_value_length(prompts)).as_py(), self.generation_config)
         self.add_callback(sampler)
         return sampler
@@ -712,24 +712,26 @@ class AKDTrainer(GKDTrainer):
         if checkpoint is None or has_length(self.train_dataset) or self.state.global_step == 0:
             return done, batches
         saved = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-        load_state(checkpoint, self.adaptive_beta, self.schedule, self.args.loss_settings)
+        load_state(checkpoint, self.adaptive_beta, self.schedule, self._loss_settings())
         done = self.adaptive_beta.epoch
         steps = round((saved.epoch - done) * saved.max_steps)
         self.state.epoch = done + steps / max_steps
         return done, 0 if self.args.ignore_data_skip else steps * self.args.gradient_accumulation_steps
 
+    def _loss_settings(self) -> dict[str, Any]:
+        """Return the settings of the loss that a resumed run must share with its checkpoint."""
+        if not isinstance(self.teacher, CachedTeacher):
+            return self.args.loss_settings
+        return {**self.args.loss_settings, "teacher_cache": f"signals {self.teacher.manifest.identity}"}
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            save_state(
-                output_dir, self.adaptive_beta, self.schedule, self.args.loss_settings, self._total_train_tokens
-            )
+            save_state(output_dir, self.adaptive_beta, self.schedule, self._loss_settings(), self._total_train_tokens)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            self._total_train_tokens = load_state(
-                checkpoint, self.adaptive_beta, self.schedule, self.args.loss_settings
-            )
+            self._total_train_tokens = load_state(checkpoint, self.adaptive_beta, self.schedule, self._loss_settings())
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _objective(self) -> dict[str, Any]:

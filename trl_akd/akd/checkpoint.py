@@ -47,6 +47,9 @@ def load_state(
 ) -> int:
     """Restore `beta` and `schedule` from a checkpoint folder. The arguments are those of `save_state`.
 
+    Only settings that both the checkpoint and `loss` have are compared: a run may resume from a teacher cache if it
+    began with the teacher in memory, and vice versa.
+
     Returns:
         `int`: Tokens read so far.
 
@@ -55,10 +58,10 @@ def load_state(
     """
     state = _read(checkpoint)
     for name, written in state.get("loss", {}).items():
-        if loss.get(name) != written:
+        if name in loss and loss[name] != written:
             raise ValueError(
                 f"`resume_from_checkpoint` is {str(checkpoint)!r}, which was written with {name}={written!r}, but "
-                f"this run has {name}={loss.get(name)!r}; resume with the old {name}, or start a new run."
+                f"this run has {name}={loss[name]!r}; resume with the old {name}, or start a new run."
             )
     try:
         beta.load_state_dict(state["beta"])

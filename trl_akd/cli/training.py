@@ -95,7 +95,7 @@ def check_merging(script_args: AKDScriptArguments, args: AKDConfig, model_args: 
 def set_provenance(trainer: "AKDTrainer", method: str, script_args: AKDScriptArguments, recipe: Recipe | None) -> None:
     """Set dataset, recipe and command for the model card, and write the recipe as it is run to the output folder.
 
-    The recipe has no consent to running programs: whoever runs it gives the flag, which the command has.
+    The recipe has no consent to running programs; the user gives it by the flag, which the command has.
     """
     trainer.provenance.dataset = script_args.dataset_name
     trainer.provenance.dataset_revision = script_args.dataset_revision

@@ -1,4 +1,4 @@
-"""What the files in the folder of a run say about it."""
+"""Facts about a run, read from the files in its folder."""
 
 import json
 import math

@@ -56,6 +56,25 @@ def widest_float(device: torch.device) -> torch.dtype:
 _WITHOUT_FLOAT64 = {"mps"}
 
 
+class HostCopy:
+    """Copy of a tensor to the host that is under way while the device continues.
+
+    Args:
+        tensor (`torch.Tensor`):
+            Tensor to copy, which must not be changed afterwards.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._copy = tensor.detach().to("cpu", non_blocking=tensor.is_cuda)  # into pinned memory
+        self._done = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
+
+    def tolist(self) -> Any:
+        """Wait for the copy, and return it as a nested list."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._copy.tolist()
+
+
 def unwrapped(engine: Any, model: Any, accelerator: Accelerator) -> Any:
     """Return the model inside `engine`, by `Accelerator.unwrap_model` only if it is not `model`.
 

@@ -84,7 +84,7 @@ def without_repeats(batch: Batch, row_numbers: Tensor, own: int) -> Batch:
     return {
         **batch,
         "labels": batch["labels"].masked_fill(repeated, IGNORE_INDEX),
-        "num_tokens": int(tokens.sum()),
+        "num_tokens": tokens.sum(),
     }
 
 
@@ -106,8 +106,8 @@ def backbone_inputs(batch: Batch) -> Batch:
     return {key: batch[key] for key in BACKBONE_INPUTS if key in batch}
 
 
-def number_of_tokens(batch: Batch) -> int:
+def number_of_tokens(batch: Batch) -> Tensor | int:
     """Count the tokens of a batch, without padding and without rows that are in other batches as well."""
     if "num_tokens" in batch:
-        return int(batch["num_tokens"])
-    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
+        return batch["num_tokens"]  # type: ignore[no-any-return]
+    return batch["attention_mask"].sum() if "attention_mask" in batch else int(batch["input_ids"].numel())

@@ -11,6 +11,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -68,8 +69,9 @@ class HostCopy:
         self._copy = tensor.detach().to("cpu", non_blocking=tensor.is_cuda)  # into pinned memory
         self._done = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
 
-    def tolist(self) -> Any:
-        """Wait for the copy, and return it as a nested list."""
+    @cached_property
+    def values(self) -> Any:
+        """The tensor as a nested list; the first access waits for the copy."""
         if self._done is not None:
             self._done.synchronize()
         return self._copy.tolist()

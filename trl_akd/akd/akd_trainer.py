@@ -55,7 +55,7 @@ from ..teachers import (
 )
 from ..teachers.cache_files import CachedRow
 from .akd_config import AKDConfig
-from .batches import Batch, Targets, causal_targets, number_of_tokens, row_numbers, without_repeats
+from .batches import Batch, Targets, causal_targets, grouped_by_length, number_of_tokens, row_numbers, without_repeats
 from .checkpoint import load_state, save_state
 from .gkd import GKDTrainer
 from .metrics import METRICS, DistillationMetrics, Means, loss_from_means
@@ -412,6 +412,8 @@ class AKDTrainer(GKDTrainer):
         batches = self._complete(batches)
         if repeats is not None:
             batches[-1] = self._without_repeats(batches[-1], *repeats)
+        elif len(batches) > 1 and self._may_regroup:
+            batches = grouped_by_length(batches, self._tokenizer.pad_token_id, self.args.pad_to_multiple_of or 1)
         items = sum(
             (self._targets(batch).items.to(device) for batch in batches),
             start=torch.zeros((), dtype=torch.long, device=device),
@@ -419,6 +421,15 @@ class AKDTrainer(GKDTrainer):
         if self.args.average_tokens_across_devices:
             items = self.accelerator.reduce(items, "sum")
         return batches, items
+
+    @property
+    def _may_regroup(self) -> bool:
+        """Whether rows may move to other micro-batches of their step.
+
+        Those of custom collators may have other columns, and the router loss depends on the micro-batch.
+        """
+        is_padded = isinstance(self.data_collator, DataCollatorForDistillation) and self._train_batch_size > 1
+        return is_padded and not self.aux_loss_enabled
 
     def _complete(self, batches: list[Batch]) -> list[Batch]:
         """Complete the micro-batches of one optimizer step, before their items are counted.

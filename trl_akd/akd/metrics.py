@@ -95,7 +95,7 @@ class DistillationMetrics:
         self.start_reduction(accelerator)
         if self._transfer is None:
             raise RuntimeError("no micro-batch was added since the last reduction.")
-        totals: list[list[float]] = self._transfer.tolist()
+        totals: list[list[float]] = self._transfer.values
         return totals
 
 

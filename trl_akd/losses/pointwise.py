@@ -153,9 +153,9 @@ def sparse_divergence_and_gradient_(
     student_outcomes = torch.cat([top.masked_fill(missing, -torch.inf), tail], dim=-1)
     teacher_outcomes = torch.cat([teacher.log_probs, teacher.tail_log_prob.unsqueeze(-1)], dim=-1).to(log_q.dtype)
     divergence, slopes = _differentiate(objective, student_outcomes, teacher_outcomes, with_gradient)
-    is_label = torch.cat([teacher.ids == labels.unsqueeze(-1), torch.zeros_like(tail, dtype=torch.bool)], dim=-1)
-    is_label[..., -1] = ~is_label.any(dim=-1)
-    teacher_nll = -teacher_outcomes[is_label].masked_fill(labels == IGNORE_INDEX, 0.0)
+    is_label = torch.cat([teacher.ids == labels.unsqueeze(-1), torch.ones_like(tail, dtype=torch.bool)], dim=-1)
+    outcome = is_label.byte().argmax(dim=-1, keepdim=True)  # the first one: the label, or the tail
+    teacher_nll = -teacher_outcomes.gather(-1, outcome).squeeze(-1).masked_fill(labels == IGNORE_INDEX, 0.0)
     if slopes is not None:
         total, tail_mass = slopes.sum(dim=-1, keepdim=True), tail.exp()
         factor = torch.where(tail_mass > 0, slopes[..., -1:] / tail_mass, 0.0) - total

@@ -19,7 +19,7 @@ from ..generation.transformers_generator import default_max_new_tokens
 from .benchmarks import Benchmark, load_benchmark
 from .cards import card_scores
 from .evaluation_config import DEFAULT_PROGRAM_TIMEOUT
-from .prompts import Prompting, PromptStyle
+from .prompts import Prompting, PromptStyle, remark_on_style
 from .report import error_counts
 from .results import benchmark_facts, evaluation_folder, summarize, write_results
 from .samples import Samples, write_sample_file
@@ -130,6 +130,9 @@ class PassAtKCallback(TrainerCallback):
             self._sampling,
             long_prompts=None,
         )
+        if isinstance(trainer, AKDTrainer) and trainer.is_world_process_zero():
+            if remark := remark_on_style(trainer.prompt_format, self._prompting):
+                logger.warning("%s The field of a recipe is `eval_prompt_style`.", remark)
         self._found: dict[str, float] = {}
 
     def on_evaluate(

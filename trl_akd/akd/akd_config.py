@@ -134,7 +134,8 @@ class AKDConfig(GKDConfig):
             Maximum number of tokens that the server scores in this run, over all processes.
         log_completions (`bool`, *optional*, defaults to `False`):
             Whether to log prompts and completions of generated text every `logging_steps` steps: printed if `rich` is
-            installed, saved as Parquet in the folder `completions`, and reported to `wandb` and `trackio` if in use.
+            installed, saved as Parquet in the folder `completions`, and reported to `wandb`, `trackio` and
+            `tensorboard` if in use.
         num_completions_to_print (`int`, *optional*):
             Number of completions to print, drawn at random. Defaults to all completions of the step.
         log_unique_prompts (`bool`, *optional*, defaults to `False`):

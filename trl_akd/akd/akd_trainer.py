@@ -253,7 +253,7 @@ class AKDTrainer(GKDTrainer):
         self.scores: dict[int, list[EvalResult]] = {}
         self.outcomes: dict[int, dict[str, int]] = {}
         self._student_is_verified = False
-        self._completions = CompletionLog(args, self._tokenizer, self.accelerator)
+        self._completions = CompletionLog(args, self._tokenizer, self.accelerator, self.callback_handler.callbacks)
         self.add_callback(ScheduleCallback(self.adaptive_beta, self.schedule, self._finish_step))
 
     # Set-up

@@ -64,8 +64,8 @@ class PassAtKCallback(TrainerCallback):
         allow_code_execution (`bool`, *optional*):
             Whether that sandbox may run programs.
         log_completions (`bool`, *optional*, defaults to `False`):
-            Whether to report the completions with their outcomes as a table `eval_completions` to Weights & Biases and
-            trackio, if they are in `report_to`.
+            Whether to report the completions with their outcomes as a table `eval_completions` to Weights & Biases,
+            trackio and TensorBoard, if they are in `report_to`.
 
     Raises:
         ValueError: If the benchmark is malformed, one of its prompts is too long for the model, or the trainer never
@@ -214,7 +214,8 @@ class PassAtKCallback(TrainerCallback):
         except OSError as error:
             logger.warning("The programs of this evaluation were not saved: %s", error)
         if self._log_completions:
-            report_table("eval_completions", self._table(verdicts), self._trainer.args.report_to)
+            callbacks = self._trainer.callback_handler.callbacks
+            report_table("eval_completions", self._table(verdicts), self._trainer.args.report_to, callbacks)
         return results
 
     def _table(self, verdicts: Sequence[Verdict]) -> pa.Table:

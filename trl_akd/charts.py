@@ -112,7 +112,10 @@ class _Plot:
         (self._x_low, self._x_high), (self._y_low, self._y_high) = (
             _range([point[axis] for point in points]) for axis in (0, 1)
         )
+        whole = all(float(x).is_integer() for x, _ in points)  # such as steps and cycles
         for tick in _ticks(self._x_low, self._x_high):
+            if whole and not tick.is_integer():
+                continue
             x, y = self.place((tick, self._y_low))
             canvas.line([(x, y), (x, top)], "#dddddd", width=1)
             canvas.text(x, y + 18, f"{tick:g}", anchor="middle")

@@ -88,14 +88,9 @@ FORMATS: dict[str, tuple[dict[str, Any], str | None, str | None]] = {
 IN_WORDS = {"chat": "chat template of the tokenizer", "completion": "none"}
 
 
-@pytest.mark.parametrize("adapter", [False, True])
-@pytest.mark.parametrize("name", FORMATS)
-def test_the_example_of_the_card_gives_a_prompt_as_in_training(
-    name: str, adapter: bool, trainer, tmp_path: Path, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-):
+@pytest.mark.parametrize(("name", "adapter"), [*((name, False) for name in FORMATS), ("chat", True)])
+def test_the_example_of_the_card_gives_a_prompt_as_in_training(name: str, adapter: bool, trainer, tmp_path: Path):
     row, style, template = FORMATS[name]
-    if adapter and name != "chat":
-        pytest.skip("one format is enough for the classes of PEFT")
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = CHAT
     made = trainer(
@@ -112,7 +107,7 @@ def test_the_example_of_the_card_gives_a_prompt_as_in_training(
     text = (tmp_path / "student" / "README.md").read_text()
     program = re.findall(r"```python\n(.*?)```", text.partition("## Use")[2], re.DOTALL)[0]
     found: dict[str, Any] = {}
-    exec(compile(program, "card", "exec"), found)
+    exec(compile(program.replace("max_new_tokens=256", "max_new_tokens=2"), "card", "exec"), found)
     if style is not None:
         assert found["inputs"]["input_ids"][0].tolist() == made.train_dataset[0]["prompt_ids"]
     assert ("| Prompt template |" in text) == (style is not None)

@@ -203,7 +203,7 @@ def _argument_types(method: str = "akd") -> tuple[type, ...]:
 
 ACTIONS: Mapping[str, Action] = {
     "": Action(_argument_types, create),
-    "inspect": Action(lambda: (InspectConfig,), inspect, one_process=True),
+    "inspect": Action(lambda: (InspectConfig,), inspect, one_process=True, first="cache_dir"),
 }
 
 if __name__ == "__main__":

@@ -270,7 +270,7 @@ def _answers(run: Run) -> Iterator[Block]:
     for item in pairs[:_TEXTS]:
         faults = [(f"Faulty answer ({fault['kind'] or 'of the student'})", fault["text"]) for fault in item["faults"]]
         parts = [("Question", questions.get(item["id"], "")), ("Correct answer", item["correct"]), *faults]
-        yield Program(item["id"], f"{len(faults)} faults", None, parts)
+        yield Program(item["id"], "1 fault" if len(faults) == 1 else f"{len(faults)} faults", None, parts)
     answers = [item for item in items if item["kind"] == "feedback"]
     if answers:
         yield Text(f"Answers of the student in cycle {last + 1}, by the difficulty of the question:")

@@ -155,11 +155,11 @@ def test_the_longest_row_is_scored_before_training(served, server):
 @pytest.mark.parametrize(
     ("columns", "length"),
     [
-        ({"input_ids": [[1] * 20, [2] * 30]}, 30),
-        ({"input_ids": [[1] * 50, [2] * 40], "seq_lengths": [[20, 30], [5, 35]]}, 35),
+        ({"input_ids": [[1] * 60, [2] * 90]}, 90),
+        ({"input_ids": [[1] * 150, [2] * 140], "seq_lengths": [[70, 80], [50, 90]]}, 90),
         ({"input_ids": [[1] * 20, [2] * 30], "prompt_ids": [[1] * 12, [2] * 9]}, 112),
         ({"input_ids": [[], []], "prompt_ids": [[1] * 12, [2] * 9]}, 112),
-        ({"input_ids": [[1] * 20, [2] * 30], "prompt_ids": [[], []]}, 30),
+        ({"input_ids": [[1] * 60, [2] * 90], "prompt_ids": [[], []]}, 90),
         ({"input_ids": [[1]]}, None),
     ],
 )

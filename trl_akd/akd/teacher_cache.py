@@ -25,10 +25,11 @@ def open_cache(teacher_model: Any, args: AKDConfig) -> CachedTeacher:
     Raises:
         ValueError: If a teacher is given as well, or the cache is not complete, of another teacher, or of another
             temperature.
+        HubError: If the cache is on the Hub and cannot be downloaded.
     """
     if teacher_model is not None:
         raise ValueError("`teacher_model` is given and `teacher_cache` is set; leave one of them out.")
-    teacher = CachedTeacher(str(args.teacher_cache))
+    teacher = CachedTeacher(str(args.teacher_cache), args.teacher_cache_revision)
     manifest = teacher.manifest
     if not _is_teacher(manifest, args):
         raise ValueError(

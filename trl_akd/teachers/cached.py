@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..data.collators import split_samples
 from ..losses.signals import TeacherSignal
 from .cache_encoding import HiddenEncoding, encoding_of
-from .cache_files import AGAIN, CachedRow, ShardReader, read_head, read_manifest, row_key, shard_path
+from .cache_files import AGAIN, CachedRow, ShardReader, find_cache, read_head, read_manifest, row_key, shard_path
 
 __all__ = ["CachedTeacher"]
 
@@ -28,7 +28,9 @@ class CachedTeacher:
 
     Args:
         folder (`str` or `Path`):
-            Folder of the cache.
+            Folder of the cache, or its name on the Hub, such as `me/teacher-cache`, from where it is downloaded.
+        revision (`str`, *optional*):
+            Branch, tag or commit of a cache on the Hub.
 
     Attributes:
         manifest (`Manifest`): Description of the cache.
@@ -36,10 +38,11 @@ class CachedTeacher:
 
     Raises:
         ValueError: If the folder is not a complete cache, or a file of it is missing or damaged.
+        HubError: If the cache cannot be downloaded.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+    def __init__(self, folder: str | Path, revision: str | None = None) -> None:
+        self.folder = find_cache(folder, revision)
         self.manifest = read_manifest(self.folder)
         written = sum(
             shard_path(self.folder, self.manifest, number).exists() for number in range(self.manifest.shards)

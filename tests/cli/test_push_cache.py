@@ -61,6 +61,7 @@ def final_loss(run: Path) -> float:
     return float(json.loads((run / "trainer_state.json").read_text())["log_history"][-1]["train_loss"])
 
 
+@pytest.mark.lengthy
 def test_training_from_a_pushed_cache(
     hub: Hub, settings: dict[str, Any], recipe: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -26,6 +26,7 @@ from ..ledger import replace_text
 from ..losses.lm_head import LMHead
 
 __all__ = [
+    "CacheDtype",
     "CacheKind",
     "CachedRow",
     "Manifest",
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 CacheKind = Literal["hidden", "sparse"]
+CacheDtype = Literal["auto", "bfloat16", "float16", "float32", "int8"]
 
 MANIFEST = "manifest.json"
 HEAD = "head.safetensors"

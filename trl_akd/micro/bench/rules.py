@@ -165,7 +165,7 @@ def _is_random(values: Mapping[str, Any]) -> bool:
 
 def _example_config(values: Mapping[str, Any]) -> SFTConfig:
     with tempfile.TemporaryDirectory() as folder:
-        cache = folder if "cache_kind" in values else None
+        cache = None if cache_settings(values) is None else folder
         return rule_config(values, folder, epochs=1, learning_rate=1e-3, seed=0, teacher_cache=cache)
 
 

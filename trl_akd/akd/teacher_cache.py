@@ -5,6 +5,7 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -115,13 +116,16 @@ def unpacked_rows(dataset: Dataset) -> Iterator[CachedRow]:
     """Yield the rows of a tokenized dataset, packed or not."""
     if "input_ids" not in dataset.column_names:
         return  # rows of a custom collator, which are known in training only
-    columns = [name for name in ("input_ids", "labels", "seq_lengths") if name in dataset.column_names]
-    for row in dataset.select_columns(columns).with_format("numpy"):
-        tokens = row["input_ids"]
-        labels = row.get("labels", tokens)
-        ends = np.cumsum(row.get("seq_lengths", len(tokens)))[:-1]
-        for sample, targets in zip(np.split(tokens, ends), np.split(labels, ends), strict=True):
-            yield CachedRow.from_labels(sample, targets, IGNORE_INDEX)
+    names = [name for name in ("input_ids", "labels", "seq_lengths") if name in dataset.column_names]
+    for batch in dataset.select_columns(names).with_format("arrow").iter(batch_size=1000):
+        columns = {name: pc.list_flatten(batch[name]).to_numpy() for name in names}
+        tokens = columns["input_ids"].astype(np.int32)
+        lengths = columns.get("seq_lengths", pc.list_value_length(batch["input_ids"]).to_numpy())
+        ends = np.cumsum(lengths)
+        is_target = np.append(columns.get("labels", tokens)[1:] != IGNORE_INDEX, False)
+        is_target[ends - 1] = False
+        for start, stop in zip(ends - lengths, ends, strict=True):
+            yield CachedRow(tokens[start:stop], is_target[start:stop])
 
 
 def _is_teacher(manifest: Manifest, args: AKDConfig) -> bool:

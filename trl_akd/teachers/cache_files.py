@@ -285,6 +285,24 @@ class ShardReader:
         start, stop = self._row_spans[row]
         return np.concatenate([np.arange(*span) for span in self._spans[start:stop]])
 
+    def is_stored(self, rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether there is a signal for each position of rows, one row after another.
+
+        Args:
+            rows (`NDArray[np.int64]`):
+                Results of [`find`]. A row that was not found has no signals.
+            lengths (`NDArray[np.int64]`):
+                Number of tokens of each row.
+        """
+        starts, is_found = np.cumsum(lengths) - lengths, rows >= 0
+        first, stop = self._row_spans[rows[is_found]].T
+        counts = stop - first
+        spans = self._spans[np.arange(counts.sum()) + np.repeat(stop - np.cumsum(counts), counts)]
+        spans = spans + np.repeat(starts[is_found], counts)[:, None]
+        steps = np.zeros(int(lengths.sum()) + 1, dtype=np.int8)
+        steps[spans[:, 0]], steps[spans[:, 1]] = 1, -1
+        return np.cumsum(steps, dtype=np.int8)[:-1].astype(bool)
+
     def read(self, rows: Iterable[int], names: Sequence[str]) -> dict[str, Tensor]:
         """Return the stored tensors of rows, one after another."""
         parts = {name: [self._files[0].get_slice(name)[:0]] for name in names}

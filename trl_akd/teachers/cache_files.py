@@ -32,6 +32,7 @@ __all__ = [
     "HEAD",
     "MANIFEST",
     "SHARDS",
+    "CacheDtype",
     "CacheKind",
     "CachedRow",
     "Manifest",
@@ -49,6 +50,7 @@ __all__ = [
 ]
 
 CacheKind = Literal["hidden", "sparse"]
+CacheDtype = Literal["auto", "bfloat16", "float16", "float32", "int8"]
 
 MANIFEST = "manifest.json"
 HEAD = "head.safetensors"

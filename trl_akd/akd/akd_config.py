@@ -111,8 +111,10 @@ class AKDConfig(GKDConfig):
         vllm_tensor_parallel_size (`int`, *optional*, defaults to `1`):
             Number of GPUs that share each layer of a colocated vLLM.
         teacher_cache (`str`, *optional*):
-            Folder of a cache that `trl-akd cache` wrote, from which the teacher's signals are read. No teacher is
-            loaded; a `teacher_model_name_or_path` is only compared with the cache's.
+            Folder of a cache that `trl-akd cache` wrote, or its name on the Hub, from which the teacher's signals are
+            read. No teacher is loaded; a `teacher_model_name_or_path` is only compared with the cache's.
+        teacher_cache_revision (`str`, *optional*):
+            Branch, tag or commit of a cache on the Hub.
         teacher_base_url (`str`, *optional*):
             Address of a vLLM server that scores the texts, such as `http://localhost:8000/v1`, in place of a teacher
             in this process. `teacher_model_name_or_path` is then the model's name on the server. The divergence is a
@@ -189,6 +191,7 @@ class AKDConfig(GKDConfig):
     vllm_max_model_length: int | None = None
     vllm_tensor_parallel_size: int = 1
     teacher_cache: str | None = None
+    teacher_cache_revision: str | None = None
     teacher_base_url: str | None = None
     teacher_top_k: int = 64
     teacher_api_key_env: str = DEFAULT_API_KEY_ENV
@@ -497,6 +500,8 @@ class AKDConfig(GKDConfig):
                 )
         if self.teacher_cache is not None:
             self._check_teacher_cache()
+        else:
+            self._check_without_effect(("teacher_cache_revision",), "without `teacher_cache`; set that")
         if self.eval_packing and not (self.packing or self.padding_free):
             raise ValueError(
                 "`eval_packing` is on, but training pads its batches, and one collator serves both; set packing=True "
@@ -638,6 +643,7 @@ _OF_BETA = (
 _OF_TEACHERS = (
     "teacher_base_url",
     "teacher_cache",
+    "teacher_cache_revision",
     "teacher_model_name_or_path",
     "teacher_model_init_kwargs",
     "teacher_model_revision",

@@ -75,9 +75,9 @@ class Manifest:
         dtype (`str`):
             Dtype of the hidden states, `"int8"` with one scale per token, or `"packed"` for sparse signals.
         top_k (`int`, *optional*):
-            Number of tokens per sparse signal.
+            Number of most probable tokens per signal, if they are stored.
         temperature (`float`):
-            Temperature of sparse signals. Hidden states allow any.
+            Temperature of their log-probabilities. Hidden states allow any.
         vocabulary_size (`int`):
             Number of leading token ids that student and teacher share.
         hidden_size (`int`, *optional*):

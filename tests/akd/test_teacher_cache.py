@@ -21,11 +21,14 @@ from tests.iterkd import world as pairs_world
 from trl_akd import AKDConfig, AKDTrainer, CodePLANConfig, CodePLANTrainer, IterKDConfig, IterKDTrainer
 from trl_akd.akd import cache_creation
 from trl_akd.akd.cache_creation import create_cache
+from trl_akd.akd.teacher_cache import unpacked_rows
 from trl_akd.iterkd.pair_trainer import PairTrainer
 from trl_akd.losses.fused_linear import fused_divergence
 from trl_akd.losses.signals import NO_TOKEN, DenseSignal, SampledSignal, SparseSignal
 from trl_akd.teachers import CachedTeacher
-from trl_akd.teachers.cache_files import CachedRow, row_key, shard_path
+from trl_akd.teachers import cached as cached_module
+from trl_akd.teachers.cache_files import CachedRow, Manifest, row_key, shard_path, write_manifest, write_shard
+from trl_akd.teachers.sparse_codec import SparseCodec
 
 KINDS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -349,6 +352,58 @@ def test_a_teacher_with_sparse_signals(pair, caches, tmp_path):
     signals_of = [teacher.signal(None) for teacher in (expected, found)]
     assert torch.equal(signals_of[0].ids, signals_of[1].ids)
     torch.testing.assert_close(signals_of[0].log_probs, signals_of[1].log_probs, equal_nan=True, atol=1e-2, rtol=0)
+
+
+def test_looking_up_rows_in_blocks_equals_one_by_one(tmp_path, monkeypatch):
+    """Random rows and targets, some of them unknown, without targets, or with more targets than are stored."""
+    random = np.random.default_rng(0)
+    stored = [random_row(random, number) for number in range(40)]
+    manifest = Manifest(
+        "sparse", "packed", 1, 1.0, 9, None, "teacher", None, None, "", 40, int(sum(map(targets, stored))), "", 2
+    )
+    write_manifest(tmp_path, manifest)
+    for number, rows in enumerate((stored[:7], stored[7:])):
+        packed = torch.zeros(sum(map(targets, rows)), SparseCodec(9, 1).bytes_per_token, dtype=torch.uint8)
+        write_shard(tmp_path, manifest, number, rows, {"packed": packed})
+    cached = CachedTeacher(tmp_path)
+    known = {row.tokens.tobytes(): row.is_target for row in stored}
+    asked = [*stored[::3], *(random_row(random, number % 50) for number in range(60)), CachedRow(stored[0].tokens[:0],
+             stored[0].is_target[:0])]  # fmt: skip
+    stored_of = [known.get(row.tokens.tobytes()) for row in asked]
+    missing = sum(of is None and row.is_target.any() for row, of in zip(asked, stored_of, strict=True))
+    without = sum(of is not None and (row.is_target & ~of).any() for row, of in zip(asked, stored_of, strict=True))
+    assert missing > 2 and without > 10
+    for block in (1, 7, 1000):
+        monkeypatch.setattr(cached_module, "_BLOCK", block)
+        assert cached.uncached(iter(asked)) == (len(asked), missing, without)
+
+
+def random_row(random: np.random.Generator, number: int) -> CachedRow:
+    """Return a row whose tokens depend on its number alone, and whose targets are random; every fifth has few."""
+    tokens = np.arange(number, number + 2 + number % 11, dtype=np.int32)
+    is_target = random.random(len(tokens)) < (0.1 if number % 5 == 0 else 0.6)
+    is_target[-1] = False
+    return CachedRow(tokens, is_target)
+
+
+def targets(row: CachedRow) -> int:
+    return int(row.is_target.sum())
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_rows_of_a_dataset(is_packed):
+    samples = [([5, 6, 7], [-100, 6, 7]), ([8, 9], [8, 9]), ([3], [3]), ([4, 5, 6, 7], [-100, 5, -100, 7])]
+    rows = {"input_ids": [ids for ids, _ in samples], "labels": [labels for _, labels in samples]}
+    if is_packed:
+        rows = {name: [[*one, *two], [*three, *four]] for name, (one, two, three, four) in rows.items()}
+        rows["seq_lengths"] = [[3, 2], [1, 4]]
+    expected = [(ids, [*(label != -100 for label in labels[1:]), False]) for ids, labels in samples]
+    for dataset in (Dataset.from_dict(rows), Dataset.from_dict(rows).select([1, 0] if is_packed else [3, 2, 1, 0])):
+        found = [(row.tokens.tolist(), row.is_target.tolist()) for row in unpacked_rows(dataset)]
+        assert sorted(found) == sorted(expected)
+    assert [row.is_target.tolist() for row in unpacked_rows(Dataset.from_dict({"input_ids": [[1, 2]]}))] == [
+        [True, False]
+    ]
 
 
 def small(trainer: AKDTrainer, folder: Path) -> Any:

@@ -151,7 +151,7 @@ def test_a_merged_adapter(hub: Hub, tmp_path: Path, plan_head: bool):
         ([], "`run_dir` is missing; give the folder to upload"),
         (["nowhere"], "`run_dir` is 'nowhere', but there is no such folder; check the path."),
         (["empty"], "has neither config.json nor adapter_config.json"),
-        (["empty", "--hub_dataset_id", "me/x"], "has no texts to upload as a dataset: neither plans.jsonl, nor"),
+        (["empty", "--hub_dataset_id", "me/x"], "has nothing to upload as a dataset: neither plans.jsonl, nor"),
         (["run", "--merge_adapter"], "`merge_adapter` is on, but 'run' has a whole model; leave it out."),
         (["run", "--hub_dataset_id", "me/x", "--merge_adapter"], "are for a student; give `hub_model_id`"),
         (["without_card"], "'without_card' has no README.md, the model card"),

@@ -111,8 +111,10 @@ class AKDConfig(GKDConfig):
         vllm_tensor_parallel_size (`int`, *optional*, defaults to `1`):
             Number of GPUs that share each layer of a colocated vLLM.
         teacher_cache (`str`, *optional*):
-            Folder of a cache that `trl-akd cache` wrote, from which the teacher's signals are read. No teacher is
-            loaded; a `teacher_model_name_or_path` is only compared with the cache's.
+            Folder of a cache that `trl-akd cache` wrote, or its name on the Hub, from which the teacher's signals are
+            read. No teacher is loaded; a `teacher_model_name_or_path` is only compared with the cache's.
+        teacher_cache_revision (`str`, *optional*):
+            Branch, tag or commit of a cache on the Hub.
         teacher_tail_samples (`int`, *optional*):
             Number of tokens per position whose probabilities are computed from the hidden states of `teacher_cache`,
             besides its `cache_top_k` most probable ones: a faster loss, whose value and gradient are unbiased
@@ -193,6 +195,7 @@ class AKDConfig(GKDConfig):
     vllm_max_model_length: int | None = None
     vllm_tensor_parallel_size: int = 1
     teacher_cache: str | None = None
+    teacher_cache_revision: str | None = None
     teacher_tail_samples: int | None = None
     teacher_base_url: str | None = None
     teacher_top_k: int = 64
@@ -506,10 +509,12 @@ class AKDConfig(GKDConfig):
                     f"`{name}` is on together with `lmbda` above 0 or `seq_kd`, but prompts and generated text come "
                     f"in padded batches; set {name}=False, or train on the data alone with lmbda=0 and seq_kd=False."
                 )
-        if self.teacher_cache is None:
-            self._check_without_effect(("teacher_tail_samples",), "without `teacher_cache`; give that")
-        else:
+        if self.teacher_cache is not None:
             self._check_teacher_cache()
+        else:
+            self._check_without_effect(
+                ("teacher_cache_revision", "teacher_tail_samples"), "without `teacher_cache`; set that"
+            )
         if self.eval_packing and not (self.packing or self.padding_free):
             raise ValueError(
                 "`eval_packing` is on, but training pads its batches, and one collator serves both; set packing=True "
@@ -657,6 +662,7 @@ _OF_BETA = (
 _OF_TEACHERS = (
     "teacher_base_url",
     "teacher_cache",
+    "teacher_cache_revision",
     "teacher_tail_samples",
     "teacher_model_name_or_path",
     "teacher_model_init_kwargs",

@@ -30,6 +30,7 @@ from ..teachers.cache_encoding import Encoding, HiddenEncoding, SparseEncoding
 from ..teachers.cache_files import (
     MANIFEST,
     CachedRow,
+    CacheDtype,
     CacheKind,
     Manifest,
     is_whole,
@@ -57,7 +58,7 @@ def create_cache(
     folder: str | Path,
     *,
     kind: CacheKind = "hidden",
-    dtype: str = "auto",
+    dtype: CacheDtype = "auto",
     top_k: int | None = None,
     shard_mb: float = 256,
     data: Mapping[str, Any] | None = None,

@@ -3,18 +3,22 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..data.collators import split_samples
 from ..losses.signals import TeacherSignal
 from .cache_encoding import HiddenEncoding, encoding_of
-from .cache_files import AGAIN, CachedRow, ShardReader, read_head, read_manifest, row_key, shard_path
+from .cache_files import AGAIN, CachedRow, ShardReader, find_cache, read_head, read_manifest, row_key, shard_path
 
 __all__ = ["CachedTeacher"]
+
+_BLOCK = 1000  # rows that are looked up at once
 
 
 class CachedTeacher:
@@ -28,7 +32,9 @@ class CachedTeacher:
 
     Args:
         folder (`str` or `Path`):
-            Folder of the cache.
+            Folder of the cache, or its name on the Hub, such as `me/teacher-cache`, from where it is downloaded.
+        revision (`str`, *optional*):
+            Branch, tag or commit of a cache on the Hub.
         tail_samples (`int`, *optional*):
             Number of tokens of the tail whose probabilities are computed in training, see
             [`~trl_akd.losses.SampledSignal`]. Defaults to the whole vocabulary.
@@ -43,10 +49,13 @@ class CachedTeacher:
     Raises:
         ValueError: If the folder is not a complete cache, a file of it is missing or damaged, or it does not have what
             `tail_samples` needs.
+        HubError: If the cache cannot be downloaded.
     """
 
-    def __init__(self, folder: str | Path, *, tail_samples: int | None = None, seed: int = 0) -> None:
-        self.folder = Path(folder).expanduser()
+    def __init__(
+        self, folder: str | Path, revision: str | None = None, *, tail_samples: int | None = None, seed: int = 0
+    ) -> None:
+        self.folder = find_cache(folder, revision)
         self.manifest = read_manifest(self.folder)
         written = sum(
             shard_path(self.folder, self.manifest, number).exists() for number in range(self.manifest.shards)
@@ -86,12 +95,15 @@ class CachedTeacher:
     def uncached(self, rows: Iterable[CachedRow]) -> tuple[int, int, int]:
         """Count the rows, those that the cache does not have, and the others that have a target without a signal."""
         number = missing = without_targets = 0
-        for row in rows:
-            [found] = self._rows.find([row_key(row.tokens)])
-            wanted = np.flatnonzero(row.is_target)
-            number += 1
-            missing += int(found < 0 and len(wanted) > 0)
-            without_targets += int(found >= 0 and not np.isin(wanted, self._rows.positions(found)).all())
+        rows = iter(rows)
+        while block := list(islice(rows, _BLOCK)):
+            found = self._rows.find([row_key(row.tokens) for row in block])
+            lengths = np.array([len(row.tokens) for row in block])
+            is_target = np.concatenate([row.is_target for row in block])
+            is_missing = is_target & ~self._rows.is_stored(found, lengths)
+            number += len(block)
+            missing += int(np.sum((found < 0) & _any_of_each(is_target, lengths)))
+            without_targets += int(np.sum((found >= 0) & _any_of_each(is_missing, lengths)))
         return number, missing, without_targets
 
     def _read(self, inputs: Mapping[str, Any]) -> TeacherSignal:
@@ -130,3 +142,11 @@ class CachedTeacher:
     def _place_head(self, device: torch.device) -> None:
         if isinstance(self._encoding, HiddenEncoding) and self._encoding.head is not None:
             self._encoding = replace(self._encoding, head=self._encoding.head.to(device))
+
+
+def _any_of_each(values: NDArray[np.bool_], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return whether any value of each row is true, for the values of rows one after another."""
+    counts = np.concatenate([[0], np.cumsum(values)])
+    ends = np.cumsum(lengths)
+    is_any: NDArray[np.bool_] = counts[ends] > counts[ends - lengths]
+    return is_any

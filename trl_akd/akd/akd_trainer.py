@@ -537,6 +537,8 @@ class AKDTrainer(GKDTrainer):
             if self.model.training and self.args.average_tokens_across_devices:
                 ranks = self.accelerator.num_processes  # otherwise the items are those of this rank alone
         student, weights = unwrapped(model, self.model, self.accelerator), targets.scaled_weights(items, ranks)
+        if isinstance(self.teacher, CachedTeacher):
+            self.teacher.step = self.state.global_step if self.model.training else None
         with self.teacher.forward(targets.teacher_inputs) or nullcontext():
             loss, sums, router_loss = through_forward(
                 model, student, lambda: self._student_loss(student, targets, weights)

@@ -74,6 +74,8 @@ def objective(args: AKDConfig) -> dict[str, Any]:
     names = ["divergence", "normalization", "kd_temperature", "lmbda", "ce_weight"]
     if args.teacher_base_url is not None:
         names.append("teacher_top_k")
+    if args.teacher_tail_samples is not None:
+        names.append("teacher_tail_samples")
     if not args.uses_beta:
         settings = divergences.get(args.divergence).default_settings | args.divergence_settings
         return {name: getattr(args, name) for name in names} | settings

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tests import tiny
 from tests.generation.server import Fault, Server, serving
-from trl_akd import AKDTrainer, CodePLANConfig, CodePLANTrainer
+from trl_akd import AKDConfig, AKDTrainer, CodePLANConfig, CodePLANTrainer
 from trl_akd.akd.served import longest_text
 from trl_akd.cli.mock_teacher import score
 from trl_akd.generation import GenerationError
@@ -150,6 +150,23 @@ def test_the_longest_row_is_scored_before_training(served, server):
     longest = max(made.train_dataset["input_ids"], key=len)
     assert [body["prompt"] for body in server.bodies] == [longest]
     assert len(longest_text({"train": made.train_dataset}, made.args, tiny.tokenizer())) == len(longest)
+
+
+@pytest.mark.parametrize(
+    ("columns", "length"),
+    [
+        ({"input_ids": [[1] * 60, [2] * 90]}, 90),
+        ({"input_ids": [[1] * 150, [2] * 140], "seq_lengths": [[70, 80], [50, 90]]}, 90),
+        ({"input_ids": [[1] * 20, [2] * 30], "prompt_ids": [[1] * 12, [2] * 9]}, 112),
+        ({"input_ids": [[], []], "prompt_ids": [[1] * 12, [2] * 9]}, 112),
+        ({"input_ids": [[1] * 60, [2] * 90], "prompt_ids": [[], []]}, 90),
+        ({"input_ids": [[1]]}, None),
+    ],
+)
+def test_the_length_of_the_longest_text(columns, length, tmp_path):
+    args = AKDConfig(str(tmp_path), max_new_tokens=100, **tiny.SHORT_RUN)
+    program = longest_text({}, args, tiny.tokenizer())
+    assert len(longest_text({"train": Dataset.from_dict(columns)}, args, tiny.tokenizer())) == (length or len(program))
 
 
 def test_the_longest_row_with_generated_text(served, server):

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Mapping
 
+import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -117,11 +118,15 @@ def longest_text(datasets: Mapping[str, Dataset], args: AKDConfig, tokenizer: Pr
     longest: list[int] = tokenizer(_PROGRAM)["input_ids"]
     length = len(longest)
     for dataset in datasets.values():
-        for batch in dataset.with_format("numpy").iter(batch_size=1000):
-            for row, tokens in enumerate(batch["input_ids"]):
-                samples = batch["seq_lengths"][row] if "seq_lengths" in batch else [len(tokens)]
-                prompt = batch[PROMPT_COLUMN][row] if PROMPT_COLUMN in batch else ()
-                needed = max(*samples, len(prompt) + args.max_new_tokens if len(prompt) else 0)
-                if needed > length:
-                    longest, length = [*map(int, tokens if len(tokens) else prompt)], needed
+        for batch in dataset.with_format("arrow").iter(batch_size=1000):
+            columns = {name: batch[name] for name in ("input_ids", PROMPT_COLUMN) if name in batch.column_names}
+            sizes = {name: pc.list_value_length(column).to_numpy() for name, column in columns.items()}
+            needed = {name: int(lengths.max()) for name, lengths in sizes.items()}
+            if "seq_lengths" in batch.column_names:
+                needed["input_ids"] = pc.max(pc.list_flatten(batch["seq_lengths"])).as_py()
+            if needed.get(PROMPT_COLUMN):
+                needed[PROMPT_COLUMN] += args.max_new_tokens
+            name = max(needed, key=needed.__getitem__)
+            if needed[name] > length:
+                longest, length = columns[name][int(sizes[name].argmax())].as_py(), needed[name]
     return (longest * (length // max(len(longest), 1) + 1))[:length]

@@ -83,18 +83,19 @@ def raise_memory_limit() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
-def install_syscall_filter(memory_is_counted: bool) -> None:
+def install_syscall_filter(memory_is_counted: bool, later: list[linux.Call] | None = None) -> None:
     """Install the filter of system calls, on architectures that have one.
 
     Args:
         memory_is_counted (`bool`): Whether a control group counts shared memory. If not, shared mappings are limited
             in size, and huge pages are disabled.
+        later (`list[linux.Call]`, *optional*): List to add the calls to, instead of making them.
     """
     if not memory_is_counted:
-        linux.disable_huge_pages()
+        linux.disable_huge_pages(later)
     instructions = _SYSCALL_FILTERS[memory_is_counted]
     if instructions is not None:
-        linux.install_filter(instructions)
+        linux.install_filter(instructions, later)
 
 
 def raise_oom_score(score: int = _MAX_OOM_SCORE, proc: int | None = None) -> None:

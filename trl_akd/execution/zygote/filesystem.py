@@ -67,17 +67,29 @@ def remount_read_only() -> None:
         linux.mount("none", path, flags=linux.MS_REMOUNT | linux.MS_BIND | wanted | sum(set(kept)) & ~wanted)
 
 
-def mount_program_folders(extra: Iterable[str]) -> None:
-    """Mount a private /proc and scratch folder; paths of `extra` inside the scratch folder stay visible."""
-    flags = linux.MS_NOSUID | linux.MS_NODEV
-    inside = {path: os.open(path, os.O_PATH) for path in extra if path.startswith(f"{SCRATCH}/")}
-    linux.mount("proc", "/proc", "proc", flags | linux.MS_NOEXEC | linux.MS_RDONLY)
-    size = f"size={confinement.SCRATCH_BYTES},nr_inodes={confinement.SCRATCH_FILES}"
-    linux.mount("tmpfs", SCRATCH, "tmpfs", flags, f"{size},mode=1777")
-    for path, fd in inside.items():
-        _bind(fd, path)
-        os.close(fd)
-    os.chdir(SCRATCH)
+class ProgramFolders:
+    """Private /proc and scratch folder of a program.
+
+    Args:
+        extra (`Iterable[str]`): Paths shown to programs, of which those inside the scratch folder stay visible.
+    """
+
+    def __init__(self, extra: Iterable[str]) -> None:
+        self._covered = [path for path in extra if path.startswith(f"{SCRATCH}/")]
+        self._mounts: list[linux.Call] = []
+        flags = linux.MS_NOSUID | linux.MS_NODEV
+        linux.mount("proc", "/proc", "proc", flags | linux.MS_NOEXEC | linux.MS_RDONLY, later=self._mounts)
+        options = f"size={confinement.SCRATCH_BYTES},nr_inodes={confinement.SCRATCH_FILES},mode=1777"
+        linux.mount("tmpfs", SCRATCH, "tmpfs", flags, options, later=self._mounts)
+
+    def mount(self) -> None:
+        """Mount the folders, and enter the scratch folder."""
+        covered = {path: os.open(path, os.O_PATH) for path in self._covered} if self._covered else {}
+        linux.make(self._mounts)
+        for path, fd in covered.items():
+            _bind(fd, path)
+            os.close(fd)
+        os.chdir(SCRATCH)
 
 
 def used_bytes(folder: str) -> int:

@@ -21,8 +21,8 @@ from .cgroup import MemoryLimit
 
 _PRELOADED = (
     "__future__ abc array base64 bisect calendar cmath collections collections.abc contextlib copy dataclasses "
-    "datetime decimal enum fractions functools heapq io itertools json math numbers operator random re "
-    "statistics string struct textwrap threading time traceback types typing"
+    "datetime decimal enum fractions functools heapq io itertools json math numbers operator re "
+    "string struct textwrap time traceback types typing"
 ).split()
 
 _LEVELS: dict[str, Callable[[dict[str, Any], MemoryLimit | None], supervisor.Level]] = {
@@ -45,6 +45,7 @@ def main(socket_fd: int, code_fd: int | None) -> None:
     reset_inherited_state()
     if code_fd is not None:
         os.close(code_fd)
+    supervisor.reserve_descriptors()
     caller = socket.socket(fileno=socket_fd)
     settings, files = channel.receive(caller)
     group = [files.pop() for _ in range(settings["group_files"])][::-1]

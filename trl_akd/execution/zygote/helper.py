@@ -3,7 +3,6 @@
 It is started by exec, so it is small, and shares only a socket with its caller.
 """
 
-import gc
 import importlib
 import os
 import resource
@@ -16,14 +15,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-from . import channel, confinement, namespaces, processes, supervisor
+from . import channel, confinement, namespaces, processes, program, supervisor, warm_up
 from .cgroup import MemoryLimit
-
-_PRELOADED = (
-    "__future__ abc array base64 bisect calendar cmath collections collections.abc contextlib copy dataclasses "
-    "datetime decimal enum fractions functools heapq io itertools json math numbers operator re "
-    "string struct textwrap time traceback types typing"
-).split()
 
 _LEVELS: dict[str, Callable[[dict[str, Any], MemoryLimit | None], supervisor.Level]] = {
     "namespace": namespaces.NamespaceLevel,
@@ -45,8 +38,7 @@ def main(socket_fd: int, code_fd: int | None) -> None:
     reset_inherited_state()
     if code_fd is not None:
         os.close(code_fd)
-    supervisor.reserve_descriptors()
-    caller = socket.socket(fileno=socket_fd)
+    caller = socket.socket(fileno=_move_beyond_descriptors_of_programs(socket_fd))
     settings, files = channel.receive(caller)
     group = [files.pop() for _ in range(settings["group_files"])][::-1]
     memory = MemoryLimit(settings["group"], group) if group else None
@@ -57,6 +49,21 @@ def main(socket_fd: int, code_fd: int | None) -> None:
     finally:
         if memory is not None:
             memory.leave()
+
+
+def _move_beyond_descriptors_of_programs(fd: int) -> int:
+    """Copy a descriptor to a number that programs do not use, and take all numbers that they use.
+
+    The descriptors of this process can then be copied to those numbers in any order.
+    """
+    while (other := os.open(os.devnull, os.O_RDONLY)) <= program.LAST_FD:
+        pass
+    os.dup2(fd, other, inheritable=False)
+    if fd <= program.LAST_FD:
+        os.dup2(0, fd, inheritable=False)
+    else:
+        os.close(fd)
+    return other
 
 
 def reset_inherited_state() -> None:
@@ -119,13 +126,15 @@ def _serve_all(settings: dict[str, Any], memory: MemoryLimit | None, caller: soc
         while True:
             request, texts = channel.receive(caller)
             job = supervisor.Job(files=texts, **request)
+            if job.preamble:
+                warm_up.import_modules_of(job.preamble)
             channel.send(caller, supervisor.run(level, job, [caller.fileno(), *files]))
     finally:
         level.close()
 
 
 def _import_packages(settings: dict[str, Any], caller: socket.socket) -> bool:
-    """Import modules that programs often use, and `packages`; return whether all packages could be imported."""
+    """Import modules that programs use; return whether all of `packages` could be imported."""
     sys.meta_path.append(PackageFinder(settings["packages"]))
     del sys.path[0]  # the folder of this code
     sys.argv[:] = [_SCRIPT]
@@ -133,16 +142,15 @@ def _import_packages(settings: dict[str, Any], caller: socket.socket) -> bool:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for add_builtins in (site.setquit, site.setcopyright, site.sethelper):  # missing without `site`
         add_builtins()
-    for name in _PRELOADED:
-        importlib.import_module(name)
+    warm_up.import_common_modules()
     for name in settings["packages"]:
         try:
             importlib.import_module(name)
         except Exception as error:
             channel.send(caller, {"error": _describe(error), "package": name})
             return False
-    gc.collect()
-    gc.freeze()
+    warm_up.run_trivial_programs()
+    warm_up.freeze_objects()
     return True
 
 

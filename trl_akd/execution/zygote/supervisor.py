@@ -166,16 +166,6 @@ class _SetUp:
         os.closerange(program.LAST_FD + 1, self._end_of_descriptors)
 
 
-def reserve_descriptors() -> None:
-    """Make this process use all descriptors that a program's process needs, so that none of its own has their number.
-
-    Descriptors that are opened later can then be copied to these numbers in any order.
-    """
-    while (fd := os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)) <= program.LAST_FD:
-        pass
-    os.close(fd)
-
-
 @cache
 def _last_calls(memory_is_counted: bool) -> list[linux.Call]:
     calls: list[linux.Call] = []

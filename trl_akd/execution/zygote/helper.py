@@ -38,7 +38,12 @@ def main(socket_fd: int, code_fd: int | None) -> None:
     reset_inherited_state()
     if code_fd is not None:
         os.close(code_fd)
-    caller = socket.socket(fileno=_move_beyond_descriptors_of_programs(socket_fd))
+    caller = socket.socket(fileno=socket_fd)
+    try:
+        caller = _move_beyond_descriptors_of_programs(caller)
+    except OSError as error:
+        _send_error(caller, error)
+        return
     settings, files = channel.receive(caller)
     group = [files.pop() for _ in range(settings["group_files"])][::-1]
     memory = MemoryLimit(settings["group"], group) if group else None
@@ -51,19 +56,20 @@ def main(socket_fd: int, code_fd: int | None) -> None:
             memory.leave()
 
 
-def _move_beyond_descriptors_of_programs(fd: int) -> int:
-    """Copy a descriptor to a number that programs do not use, and take all numbers that they use.
+def _move_beyond_descriptors_of_programs(caller: socket.socket) -> socket.socket:
+    """Move a socket to a descriptor with a number that programs do not use, and take all numbers that they use.
 
     The descriptors of this process can then be copied to those numbers in any order.
     """
-    while (other := os.open(os.devnull, os.O_RDONLY)) <= program.LAST_FD:
+    while (fd := os.open(os.devnull, os.O_RDONLY)) <= program.LAST_FD:
         pass
-    os.dup2(fd, other, inheritable=False)
-    if fd <= program.LAST_FD:
-        os.dup2(0, fd, inheritable=False)
+    os.dup2(caller.fileno(), fd, inheritable=False)
+    old = caller.detach()
+    if old <= program.LAST_FD:
+        os.dup2(0, old, inheritable=False)
     else:
-        os.close(fd)
-    return other
+        os.close(old)
+    return socket.socket(fileno=fd)
 
 
 def reset_inherited_state() -> None:
@@ -115,10 +121,14 @@ def _serve_all(settings: dict[str, Any], memory: MemoryLimit | None, caller: soc
     try:
         level = _LEVELS[settings["level"]](settings, memory)
     except Exception as error:
-        channel.send(caller, {"error": _describe(error), "errno": getattr(error, "errno", None)})
+        _send_error(caller, error)
         return
     try:
-        if not _import_packages(settings, caller):
+        try:
+            if not _import_packages(settings, caller):
+                return
+        except OSError as error:
+            _send_error(caller, error)
             return
         if memory is not None:
             memory.enter()
@@ -152,6 +162,10 @@ def _import_packages(settings: dict[str, Any], caller: socket.socket) -> bool:
     warm_up.run_trivial_programs()
     warm_up.freeze_objects()
     return True
+
+
+def _send_error(caller: socket.socket, error: Exception) -> None:
+    channel.send(caller, {"error": _describe(error), "errno": getattr(error, "errno", None)})
 
 
 def _describe(error: Exception) -> str:

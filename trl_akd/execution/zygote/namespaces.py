@@ -48,8 +48,7 @@ class NamespaceLevel:
         _continue_as_pid_1()
         self._user, self._group = (linux.NOBODY, linux.NOBODY) if self._runs_as_nobody else (os.getuid(), os.getgid())
         sources = sorted({*settings["sources"], *map(os.path.realpath, settings["sources"])})
-        self._folders = filesystem.ProgramFolders(sources)
-        self._writable_proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
+        writable_proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
         filesystem.enter_private_root(sources, self._user, self._group)
         with open("/proc/sys/user/max_user_namespaces", "w") as file:
             file.write("0")
@@ -61,14 +60,16 @@ class NamespaceLevel:
         # IPC namespace. Freeing one takes the kernel milliseconds, and all workers share a lock for that.
         namespaces = linux.CLONE_NEWNS | (linux.CLONE_NEWIPC if not confinement.HAS_SYSCALL_FILTER else 0)
         self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        self._isolation: list[linux.Call] = []
-        linux.set_dumpable(True, later=self._isolation)  # the helper's memory contains no secrets
-        linux.unshare(namespaces, later=self._isolation)
-        self._loss_of_privileges: list[linux.Call] = []
+        self.set_up: list[linux.Call] = []
+        linux.set_dumpable(True, later=self.set_up)  # the helper's memory contains no secrets
+        self.set_up.append(("oom_score_adj", confinement.raise_oom_score, (confinement.MAX_OOM_SCORE, writable_proc)))
+        linux.unshare(namespaces, later=self.set_up)
+        self.set_up += filesystem.prepare_program_folders(sources)
+        self.drop_privileges: list[linux.Call] = []
         if self._runs_as_nobody:
-            linux.switch_user(self._user, self._group, later=self._loss_of_privileges)
-        linux.limit_capabilities(later=self._loss_of_privileges)
-        linux.set_dumpable(True, later=self._loss_of_privileges)
+            linux.switch_user(self._user, self._group, later=self.drop_privileges)
+        linux.limit_capabilities(later=self.drop_privileges)
+        linux.set_dumpable(True, later=self.drop_privileges)
 
     def fork(self) -> int:
         """Create a pid namespace with a reaper as pid 1, and fork the program's process into it."""
@@ -86,19 +87,9 @@ class NamespaceLevel:
                 linux.setns(self._pid_namespace, linux.CLONE_NEWPID)
         return child
 
-    def set_up(self) -> None:
-        """Mount the program's private folders; called in its process."""
-        linux.make(self._isolation)
-        confinement.raise_oom_score(proc=self._writable_proc)
-        self._folders.mount()
-
     def process_limit(self) -> int:
         """Return the limit on processes, which are counted per user namespace."""
         return confinement.PROCESSES
-
-    def drop_privileges(self) -> None:
-        """Become user `nobody`, if possible, and drop all capabilities."""
-        linux.make(self._loss_of_privileges)
 
     def processes(self) -> Iterator[int]:
         """List the program's processes: all visible ones except the helper and the reaper."""

@@ -1,12 +1,13 @@
 """Supervision of one program by its helper: start, limits, verdict and end."""
 
+import contextlib
 import os
 import select
 import signal
 import socket
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NoReturn, Protocol
@@ -29,18 +30,14 @@ class Level(Protocol):
     """Operations that differ between isolation levels."""
 
     memory: MemoryLimit | None
+    set_up: list[linux.Call]  # made in the program's process, for its private folders
+    drop_privileges: list[linux.Call]  # made last, for what the helper may do and a program may not
 
     def fork(self) -> int:
         """Fork the process of a program; return its id, or 0 in that process."""
 
-    def set_up(self) -> None:
-        """Set up the private folders of the program; called in its process."""
-
     def process_limit(self) -> int:
         """Return the limit on the number of processes of the program's user."""
-
-    def drop_privileges(self) -> None:
-        """Drop the privileges that the helper has and a program must not have."""
 
     def processes(self) -> Iterable[int]:
         """List the program's processes."""
@@ -104,10 +101,10 @@ def _start_and_monitor(
 ) -> dict[str, Any]:
     if _PASSES_CREDENTIALS:
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    set_up = _SetUp(level, job, sender.fileno())
+    set_up = _prepare_set_up(level, job, sender.fileno())
     child = level.fork()
     if child == 0:
-        set_up.run_program()
+        _run_program(job, set_up, sender.fileno())
     try:
         sender.close()
         nonce = os.urandom(verdict.NONCE_BYTES)  # made after the fork, so that the program's memory has no copy
@@ -117,53 +114,32 @@ def _start_and_monitor(
         level.destroy(child)
 
 
-class _SetUp:
-    """Set-up of a program's process.
+def _prepare_set_up(level: Level, job: Job, verdict_fd: int) -> list[linux.Call]:
+    """Prepare the calls that set up the sandbox in a program's process."""
+    counted = level.memory is not None
+    return [
+        *level.set_up,
+        *_descriptor_calls(job, verdict_fd),
+        ("setsid", os.setsid, ()),
+        *confinement.resource_limits(job.memory_bytes, job.timeout, level.process_limit(), counted),
+        *level.drop_privileges,
+        *_last_calls(counted),
+    ]
 
-    Each step of Python after the fork copies pages of memory, so as much as possible is prepared before it.
 
-    Args:
-        verdict_fd (`int`): The program's end of the socket for frames.
-    """
-
-    def __init__(self, level: Level, job: Job, verdict_fd: int) -> None:
-        self._level, self._job, self._verdict_fd = level, job, verdict_fd
-        counted = level.memory is not None
-        self._limits = confinement.resource_limits(job.memory_bytes, job.timeout, level.process_limit(), counted)
-        self._last_calls = _last_calls(counted)
-        wanted = {2: 1}  # /dev/null, as for the output of the helper; first, as descriptor 1 may change
-        wanted.update(zip((program.CANDIDATE_FD, program.TEXT_FD, program.OUTPUT_FD), job.files, strict=False))
-        wanted[program.VERDICT_FD] = verdict_fd
-        if job.mode == "script":
-            wanted[0], wanted[1] = wanted.pop(program.TEXT_FD), wanted.pop(program.OUTPUT_FD)
-        self._copies = list(wanted.items())
-        self._unused = [number for number in range(3, program.LAST_FD + 1) if number not in wanted]
-        self._end_of_descriptors = os.sysconf("SC_OPEN_MAX")
-
-    def run_program(self) -> NoReturn:
-        """Set up the sandbox of this process, then run the program."""
-        verdict_fd = self._verdict_fd
-        try:
-            self._level.set_up()
-            self._arrange_descriptors()
-            verdict_fd = program.VERDICT_FD
-            os.setsid()
-            confinement.set_resource_limits(self._limits)
-            self._level.drop_privileges()
-            linux.make(self._last_calls)
-        except BaseException as error:
-            verdict.send_setup_failed(verdict_fd, f"{type(error).__name__}: {error}")
-            os._exit(1)
-        job = self._job
-        program.main(job.mode, job.function, job.preamble, job.discovered)
-
-    def _arrange_descriptors(self) -> None:
-        """Move the descriptors that the program needs to their fixed numbers, and close all others."""
-        for number, fd in self._copies:
-            os.dup2(fd, number, number <= 2)
-        for number in self._unused:
-            os.close(number)
-        os.closerange(program.LAST_FD + 1, self._end_of_descriptors)
+def _descriptor_calls(job: Job, verdict_fd: int) -> Iterator[linux.Call]:
+    """Move the descriptors that the program needs to their fixed numbers, and close all others."""
+    wanted = {2: 1}  # /dev/null, as for the output of the helper; first, as descriptor 1 may change
+    wanted.update(zip((program.CANDIDATE_FD, program.TEXT_FD, program.OUTPUT_FD), job.files, strict=False))
+    wanted[program.VERDICT_FD] = verdict_fd
+    if job.mode == "script":
+        wanted[0], wanted[1] = wanted.pop(program.TEXT_FD), wanted.pop(program.OUTPUT_FD)
+    for number, fd in wanted.items():
+        yield "dup2", os.dup2, (fd, number, number <= 2)
+    for number in range(3, program.LAST_FD + 1):
+        if number not in wanted:
+            yield "close", os.close, (number,)
+    yield "closerange", os.closerange, (program.LAST_FD + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 @cache
@@ -186,7 +162,7 @@ class _Monitor:
         self._failure: dict[str, Any] | None = None
         self._failed_at = 0.0
         self._forked = self._started = self._checked_at = time.monotonic()
-        self._used = self._idle = 0.0
+        self._used = self._idle = self._pause = self._next_check = 0.0
         self._own_cpu = time.process_time()  # processor time of the checks
         self._schedule_check(job.timeout)
 
@@ -346,6 +322,19 @@ class _Monitor:
     def _result(self, status: str, **fields: Any) -> dict[str, Any]:
         stage = None if status == "passed" else self._stage
         return {"status": status, "stage": stage, "seconds": time.monotonic() - self._started, **fields}
+
+
+def _run_program(job: Job, set_up: list[linux.Call], verdict_fd: int) -> NoReturn:
+    """Set up the sandbox of this process, then run the program."""
+    try:
+        linux.make(set_up)
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}"
+        for fd in (program.VERDICT_FD, verdict_fd):  # whichever is the socket at this point
+            with contextlib.suppress(OSError):
+                verdict.send_setup_failed(fd, reason)
+        os._exit(1)
+    program.main(job.mode, job.function, job.preamble, job.discovered)
 
 
 def _signal_name(number: int) -> str:

@@ -278,7 +278,7 @@ class _Monitor:
         if (killed := self._killed_for_memory()) is not None:
             return killed
         elapsed = time.monotonic() - self._started
-        if metering.AVAILABLE and elapsed * _CORES >= self._job.timeout:
+        if metering.AVAILABLE and self._failure is None and elapsed * _CORES >= self._job.timeout:
             used, _ = metering.cpu_usage({self._child, *self._level.processes()})  # the child may be a zombie
             if used >= self._job.timeout:
                 return self._timed_out("of processor time")

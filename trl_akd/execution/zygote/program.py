@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
-from . import confinement, exceptions, plain_data, strict, test_runner, verdict
+from . import builtin_names, confinement, exceptions, plain_data, strict, test_runner, verdict
 
 # Descriptors of a program's process; 0 to 2 are its standard streams.
 CANDIDATE_FD, TEXT_FD, OUTPUT_FD, VERDICT_FD = 3, 4, 5, 6
@@ -254,7 +254,7 @@ def snapshot_interpreter() -> Callable[[], None]:
 
     The recursion limit and signal handlers are kept, as candidates set them for their own functions.
     """
-    names = dict(builtins.__dict__)
+    restore_builtins = builtin_names.current().restore
     streams = sys.stdin, sys.stdout, sys.stderr
     arguments = list(sys.argv)  # unittest.main() takes the tests to run from them
 
@@ -266,8 +266,7 @@ def snapshot_interpreter() -> Callable[[], None]:
             threading.settrace(None)
             threading.setprofile(None)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        builtins.__dict__.clear()
-        builtins.__dict__.update(names)
+        restore_builtins()
         sys.stdin, sys.stdout, sys.stderr = streams
 
     return restore

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .test_discovery import DiscoveredTests
@@ -142,7 +142,7 @@ class Worker:
             "memory_bytes": memory_mb << 20,
             "function": case.function,
             "preamble": case.preamble,
-            "discovered": asdict(case.discovered),
+            "discovered": vars(case.discovered),
         }
         files = [channel.make_file(text.encode("utf-8", "surrogatepass")) for text in (case.candidate, case.text)]
         if case.mode in ("script", "call"):

@@ -12,7 +12,7 @@ batch, counted after generation, for any gradient accumulation and number of pro
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,15 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from ..data.collators import DataCollatorForDistillation, RowLengths
 from ..data.tokenization import PROMPT_COLUMN, prepare_dataset
 from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
-from ..distributed import own_rows, take_compilation, through_forward, unwrapped, widest_float
+from ..distributed import (
+    own_rows,
+    raise_on_all,
+    run_on_main_and_broadcast,
+    take_compilation,
+    through_forward,
+    unwrapped,
+    widest_float,
+)
 from ..generation.decoding import collect_eos_token_ids
 from ..heads import compiler, final_hidden_states, hidden_states_and_router_loss, lm_head
 from ..hub.model_card import ModelCardContent, model_card, read_base_model, write_run_facts
@@ -47,6 +55,7 @@ from ..teachers import (
     LocalTeacher,
     NoTeacher,
     SelfTeacher,
+    ServedTeacher,
     Teacher,
     TeacherSignal,
     as_teacher,
@@ -345,10 +354,10 @@ class AKDTrainer(GKDTrainer):
     def _connect_teacher(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self.vocabulary_size = served_vocabulary_size(self.args, self._tokenizer, tokenizer, self.vocabulary_size)
         self._require_shared_tokens()
-        teacher = connect_teacher(
-            self.args, self._tokenizer, self.vocabulary_size, num_processes=self.accelerator.num_processes
+        teacher = connect_teacher(self.args, self._tokenizer, self.vocabulary_size, self.accelerator)
+        run_on_main_and_broadcast(
+            self.accelerator, lambda: teacher.check(longest_text(self._datasets(), self.args, self._tokenizer))
         )
-        teacher.check(longest_text(self._datasets(), self.args, self._tokenizer))
         self.teacher, self.teacher_model = teacher, None
 
     def _start_vllm(self) -> VLLMSampler:
@@ -523,7 +532,7 @@ class AKDTrainer(GKDTrainer):
             if self.model.training and self.args.average_tokens_across_devices:
                 ranks = self.accelerator.num_processes  # otherwise the items are those of this rank alone
         student, weights = unwrapped(model, self.model, self.accelerator), targets.scaled_weights(items, ranks)
-        with self.teacher.forward(targets.teacher_inputs) or nullcontext():
+        with self._forward_teacher(targets.teacher_inputs):
             loss, sums, router_loss = through_forward(
                 model, student, lambda: self._student_loss(student, targets, weights)
             )
@@ -539,6 +548,12 @@ class AKDTrainer(GKDTrainer):
             return loss
         with torch.no_grad():
             return loss, model(**targets.inputs)
+
+    def _forward_teacher(self, inputs: Batch) -> AbstractContextManager[Any]:
+        """Let the teacher process a batch. If its server fails on one process, all of them raise the error."""
+        if isinstance(self.teacher, ServedTeacher):
+            return raise_on_all(lambda: self.teacher.forward(inputs)) or nullcontext()
+        return self.teacher.forward(inputs) or nullcontext()
 
     def _student_loss(
         self, student: Any, targets: Targets, weights: torch.Tensor

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def main() -> None:
     record["sharded"] = all(hasattr(item, "ds_tensor") and item.numel() == 0 for item in parameters)
     train()
     record["losses"] = losses
-    record["errors"] = [error_of(lambda: refuse_on(accelerator.process_index, rank)) for rank in (None, 1, 0)]
+    record["errors"] = [error_of(partial(refuse_on, accelerator.process_index, rank)) for rank in (None, 1, 0)]
     (Path(sys.argv[1]) / f"rank{accelerator.process_index}.json").write_text(json.dumps(record))
 
 

@@ -50,8 +50,9 @@ class CacheArguments:
         cache_dtype (`str`, *optional*, defaults to `"auto"`):
             Dtype of hidden states: `"auto"` (that of the teacher), `"bfloat16"`, `"float16"`, `"float32"` or
             `"int8"` with a scale per token.
-        cache_top_k (`int`, *optional*, defaults to `128`):
-            Number of tokens per sparse signal.
+        cache_top_k (`int`, *optional*):
+            Number of most probable tokens per signal. By default 128 for sparse signals, and none for hidden states,
+            with which they allow a faster loss (`teacher_tail_samples`), at `kd_temperature`.
         cache_shard_mb (`int`, *optional*, defaults to `256`):
             Maximum size of a file in MB. An interruption loses at most one per process.
     """
@@ -59,21 +60,16 @@ class CacheArguments:
     method: Literal["akd", "codeplan"] = "akd"
     cache_kind: Literal["hidden", "sparse"] = "hidden"
     cache_dtype: Literal["auto", "bfloat16", "float16", "float32", "int8"] = "auto"
-    cache_top_k: int = 128
+    cache_top_k: int | None = None
     cache_shard_mb: int = 256
 
     def __post_init__(self) -> None:
         for name in ("cache_top_k", "cache_shard_mb"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; give at least 1.")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}; give at least 1.")
         if self.cache_kind == "sparse" and self.cache_dtype != "auto":
             raise ValueError(
                 f"`cache_dtype` is {self.cache_dtype!r}, which has no effect with cache_kind='sparse'; leave it out."
-            )
-        if self.cache_kind == "hidden" and self.cache_top_k != 128:
-            raise ValueError(
-                f"`cache_top_k` is {self.cache_top_k}, which has no effect with cache_kind='hidden'; choose 'sparse', "
-                "or leave it out."
             )
 
 
@@ -103,9 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command with `argv`, by default the arguments of the process."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["inspect"]:
-        rest = arguments[1:]
-        named = rest[:1] and not rest[0].startswith("-")
-        start("cache", ACTIONS, ["--cache_dir", *rest] if named else rest, name="inspect")
+        start("cache", ACTIONS, arguments[1:], name="inspect")
         return
     with user_errors():
         types = partial(_argument_types, _find_method(arguments))
@@ -192,7 +186,7 @@ def _argument_types(method: str = "akd") -> tuple[type, ...]:
 
 ACTIONS: Mapping[str, Action] = {
     "": Action(_argument_types, create),
-    "inspect": Action(lambda: (InspectConfig,), inspect, one_process=True),
+    "inspect": Action(lambda: (InspectConfig,), inspect, one_process=True, first="cache_dir"),
 }
 
 if __name__ == "__main__":

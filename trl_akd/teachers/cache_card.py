@@ -56,6 +56,8 @@ def describe_cache(manifest: Manifest, folder: Path) -> dict[str, str]:
     """Return what a cache holds, its size and its measured error, as texts by name."""
     if manifest.kind == "hidden":
         signals = f"hidden states, {manifest.dtype}, {manifest.hidden_size:,} elements"
+        if manifest.top_k is not None:
+            signals += f", and {manifest.top_k} most probable tokens at temperature {manifest.temperature:g}"
     else:
         signals = f"{manifest.top_k} most probable tokens and the tail, at temperature {manifest.temperature:g}"
     size = sum(path.stat().st_size for path in folder.glob(SHARDS))

@@ -89,9 +89,9 @@ class Manifest:
         dtype (`str`):
             Dtype of the hidden states, `"int8"` with one scale per token, or `"packed"` for sparse signals.
         top_k (`int`, *optional*):
-            Number of tokens per sparse signal.
+            Number of most probable tokens per signal, if they are stored.
         temperature (`float`):
-            Temperature of sparse signals. Hidden states allow any.
+            Temperature of their log-probabilities. Hidden states allow any.
         vocabulary_size (`int`):
             Number of leading token ids that student and teacher share.
         hidden_size (`int`, *optional*):
@@ -137,6 +137,7 @@ class Manifest:
         if self.kind not in get_args(CacheKind) or self.dtype not in _DTYPES[self.kind]:
             raise ValueError(f"kind {self.kind!r} and dtype {self.dtype!r} are unknown")
         numbers = ["vocabulary_size", "rows", "tokens", "shards", _WIDTH[self.kind]]
+        numbers += [] if self.top_k is None else ["top_k"]
         for name in numbers:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:

@@ -97,8 +97,8 @@ def main() -> AKDTrainer:
     if write_cache is None:
         trainer = make()
     else:
-        create_cache(make(), write_cache, shard_mb=0.01)
-        trainer = make(teacher_cache=write_cache)
+        create_cache(make(), **write_cache)
+        trainer = make(teacher_cache=write_cache["folder"])
     if benchmark is not None:
         trainer.add_callback(_judge(trainer, benchmark))
     written = []

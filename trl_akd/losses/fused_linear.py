@@ -6,7 +6,7 @@ number per token, and its gradient is at once propagated through the student's L
 none of them recomputed in the backward pass. The gradient is computed in the forward pass, as in
 [Liger Kernel](https://huggingface.co/papers/2410.10989).
 
-A sparse signal, or labels alone, need no projection of the teacher: three products per chunk.
+A sparse or sampled signal, or labels alone, need no projection of the teacher: three products per chunk.
 """
 
 import math
@@ -29,7 +29,7 @@ from .pointwise import (
     sparse_divergence_and_gradient_,
 )
 from .reduction import IGNORE_INDEX
-from .signals import NO_TOKEN, DenseSignal, SparseSignal, TeacherSignal
+from .signals import NO_TOKEN, DenseSignal, SampledSignal, SparseSignal, TeacherSignal
 
 _MIB = 2**20
 
@@ -46,7 +46,8 @@ class FusedDivergence:
         student_entropy (`Tensor`): shape `[...]`, in nats, at `temperature`.
         student_nll (`Tensor`, *optional*): shape `[...]`, -log q(label) in nats at temperature 1, given labels.
         teacher_nll (`Tensor`, *optional*): shape `[...]`, -log p(label) in nats at temperature 1, given labels. From a
-            sparse signal: at the signal's temperature, and of the whole tail where the label is in it.
+            sparse or sampled signal: at the signal's temperature; if sparse, of the whole tail where the label is in
+            it.
     """
 
     loss: Tensor
@@ -85,7 +86,9 @@ def fused_divergence(
     Args:
         student_hidden (`Tensor`): shape `[..., Hs]`, final hidden states of the student.
         student_head (`LMHead`): LM head of the student. Under DeepSpeed ZeRO-3 the caller gathers it.
-        teacher (`DenseSignal` or `SparseSignal`): signal of the teacher for the same tokens. Never differentiated.
+        teacher (`DenseSignal`, `SparseSignal` or `SampledSignal`): signal of the teacher for the same tokens. Never
+            differentiated. From a sampled signal, the results of a mix of both KLs are unbiased estimates; other rules
+            are refused.
         token_weights (`Tensor`): shape `[...]`, see [`token_weights`] and [`scale`] in `reduction.py`.
         divergence (`str`, *optional*, defaults to `"akd"`): name of a rule in [`divergences`].
         knobs (`Mapping`, *optional*): arguments of the rule, such as `{"beta": 0.3}`. Never differentiated.
@@ -116,10 +119,10 @@ def fused_divergence(
     _check_tokens(student_hidden, token_weights, labels, chunk_size)
     _check_head("student_", student_hidden, student_head)
     sizes = [len(student_head.weight)]
-    if isinstance(teacher, DenseSignal):
+    if isinstance(teacher, DenseSignal | SampledSignal):
         _check_head("teacher_", teacher.hidden, teacher.head)
         sizes.append(len(teacher.head.weight))
-    _check_signal(teacher, student_hidden.shape[:-1], temperature)
+    _check_signal(teacher, student_hidden.shape[:-1], temperature, objective.rule)
     vocab_size = _shared_size(min(sizes), vocab_size)
     loss, statistics = _weighted_sum(
         student_hidden, student_head, token_weights, labels, chunk_size, vocab_size, teacher.flatten(), objective
@@ -317,8 +320,9 @@ def _weighted_sum(
         # gradients are in float32.
         unit = weights.abs().amax() if len(weights) else weights.new_ones(())
         tokens = _Tokens(hidden, rows, weights / unit, _labels_of(rows, labels, vocab_size))
-        if isinstance(teacher, SparseSignal):
-            _check_ids(teacher.ids[rows], teacher.log_probs[rows], vocab_size)
+        top = teacher.top if isinstance(teacher, SampledSignal) else teacher
+        if isinstance(top, SparseSignal):
+            _check_ids(top.ids[rows], top.log_probs[rows], vocab_size)
         statistics = _chunked_forward(head, tokens, teacher, objective, gradients, chunk_size)
         if objective is None:
             per_token = LabelStatistics(*statistics).student_nll
@@ -425,7 +429,7 @@ def buffer_shapes(
     vocab_size: int,
     like: Tensor,
     *,
-    signal: type[DenseSignal | SparseSignal | None],
+    signal: type[TeacherSignal | None],
     rule: divergences.Rule | None = None,
     chunk_size: int | None = None,
 ) -> BufferShapes:
@@ -437,7 +441,7 @@ def buffer_shapes(
         tokens (`int`): number of tokens with a weight.
         vocab_size (`int`): number of rows of the heads.
         like (`Tensor`): a tensor with the device and the dtype of the buffers; `meta` stands for a GPU.
-        signal (`type`): [`DenseSignal`], [`SparseSignal`], or `type(None)` for cross-entropy.
+        signal (`type`): [`DenseSignal`], [`SparseSignal`], [`SampledSignal`], or `type(None)` for cross-entropy.
         rule (`Rule`, *optional*): rule of the divergence.
         chunk_size (`int`, *optional*): tokens projected at a time, as in [`fused_divergence`].
 
@@ -483,7 +487,7 @@ def _even(length: int, limit: int) -> int:
 
 def _result_dtype(hidden: Tensor, head: LMHead, teacher: TeacherSignal | None) -> torch.dtype:
     tensors = [hidden, head.weight]
-    if isinstance(teacher, DenseSignal):
+    if isinstance(teacher, DenseSignal | SampledSignal):
         tensors += [teacher.hidden, teacher.head.weight]
     elif isinstance(teacher, SparseSignal):
         tensors.append(teacher.log_probs)
@@ -545,13 +549,28 @@ def _check_head(prefix: str, hidden: Tensor, head: LMHead) -> None:
         raise ValueError(f"{prefix}softcap is {softcap}; make it positive, or None for no cap.")
 
 
-def _check_signal(teacher: TeacherSignal, tokens: torch.Size, temperature: float) -> None:
-    if isinstance(teacher, DenseSignal):
+def _check_signal(teacher: TeacherSignal, tokens: torch.Size, temperature: float, rule: divergences.Rule) -> None:
+    if isinstance(teacher, DenseSignal | SampledSignal):
         if teacher.hidden.shape[:-1] != tokens:
             raise ValueError(
                 f"teacher_hidden has {list(teacher.hidden.shape[:-1])} tokens; student_hidden has {list(tokens)}."
             )
+    if isinstance(teacher, DenseSignal):
         return
+    if isinstance(teacher, SampledSignal):
+        if rule.reverse_share is None:
+            raise ValueError(
+                f"the divergence {rule.name!r} is not estimated from sampled tokens, as it is no mix of forward and "
+                f"reverse KL; choose {', '.join(map(repr, divergences.sampled_names()))}, or pass a dense signal."
+            )
+        for name, tensor in (("log_normalizer", teacher.log_normalizer), ("offsets", teacher.offsets)):
+            if tensor.shape != tokens:
+                raise ValueError(
+                    f"the teacher's signal has {name} {list(tensor.shape)}; for {list(tokens)} tokens pass [...]."
+                )
+        if teacher.samples < 1:
+            raise ValueError(f"the teacher's signal has samples={teacher.samples}; give at least 1.")
+        teacher = teacher.top
     ids, log_probs, tail = teacher.ids.shape, teacher.log_probs.shape, teacher.tail_log_prob.shape
     if ids[:-1] != tokens or log_probs != ids or tail != tokens:
         raise ValueError(

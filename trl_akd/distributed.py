@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
-from accelerate.utils import DistributedType, DynamoBackend, broadcast_object_list
+from accelerate.utils import DistributedType, DynamoBackend, broadcast_object_list, gather_object, reduce
 from torch._C._distributed_c10d import Logger, ProcessGroup, Reducer
 from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection, prepare_fsdp
@@ -234,6 +234,36 @@ def run_on_main_and_broadcast(accelerator: Any, make: Callable[[], Result]) -> R
     if failure is not None:
         raise failure
     return result  # type: ignore[no-any-return]
+
+
+def raise_on_all(make: Callable[[], Result]) -> Result:
+    """Call a function on every process and return its result, or raise an error on all processes if one fails.
+
+    A process that fails alone would leave the others waiting in their next collective operation. All processes must
+    call this. The function must not communicate with other processes.
+
+    Example:
+
+    ```python
+    >>> raise_on_all(lambda: "known")
+    'known'
+
+    ```
+    """
+    failure: Exception | None = None
+    try:
+        result = make()
+    except Exception as error:
+        failure = error
+    state = PartialState()
+    if state.num_processes > 1:
+        number = torch.tensor(int(failure is not None), device=state.device)
+        if reduce(number, "sum") > 0:
+            failures = gather_object([None if failure is None else picklable_error(failure)])
+            failure = failure or next(error for error in failures if error is not None)
+    if failure is not None:
+        raise failure
+    return result
 
 
 def picklable_error(error: Exception) -> Exception:

@@ -136,9 +136,10 @@ class AKDConfig(GKDConfig):
         teacher_max_retries (`int`, *optional*, defaults to `10`):
             Maximum number of retries of a failed request, with exponential backoff.
         teacher_max_requests (`int`, *optional*):
-            Maximum number of requests to the server in this run, over all processes.
+            Maximum number of requests to the server, over all processes and all starts with the same `output_dir`.
         teacher_max_tokens (`int`, *optional*):
-            Maximum number of tokens that the server scores in this run, over all processes.
+            Maximum number of tokens that the server scores, over all processes and all starts with the same
+            `output_dir`.
         log_completions (`bool`, *optional*, defaults to `False`):
             Whether to log prompts and completions of generated text every `logging_steps` steps: printed if `rich` is
             installed, saved as Parquet in the folder `completions`, and reported to `wandb`, `trackio` and

@@ -12,7 +12,7 @@ batch, counted after generation, for any gradient accumulation and number of pro
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,15 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from ..data.collators import DataCollatorForDistillation, RowLengths
 from ..data.tokenization import PROMPT_COLUMN, prepare_dataset
 from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
-from ..distributed import own_rows, take_compilation, through_forward, unwrapped, widest_float
+from ..distributed import (
+    own_rows,
+    raise_on_all,
+    run_on_main_and_broadcast,
+    take_compilation,
+    through_forward,
+    unwrapped,
+    widest_float,
+)
 from ..generation.decoding import collect_eos_token_ids
 from ..generation.transformers_generator import default_max_new_tokens
 from ..heads import compiler, final_hidden_states, hidden_states_and_router_loss, lm_head
@@ -55,6 +63,7 @@ from ..teachers import (
     LocalTeacher,
     NoTeacher,
     SelfTeacher,
+    ServedTeacher,
     Teacher,
     TeacherSignal,
     as_teacher,
@@ -359,10 +368,10 @@ class AKDTrainer(GKDTrainer):
     def _connect_teacher(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self.vocabulary_size = served_vocabulary_size(self.args, self._tokenizer, tokenizer, self.vocabulary_size)
         self._require_shared_tokens()
-        teacher = connect_teacher(
-            self.args, self._tokenizer, self.vocabulary_size, num_processes=self.accelerator.num_processes
+        teacher = connect_teacher(self.args, self._tokenizer, self.vocabulary_size, self.accelerator)
+        run_on_main_and_broadcast(
+            self.accelerator, lambda: teacher.check(longest_text(self._datasets(), self.args, self._tokenizer))
         )
-        teacher.check(longest_text(self._datasets(), self.args, self._tokenizer))
         self.teacher, self.teacher_model = teacher, None
 
     def _start_vllm(self) -> VLLMSampler:
@@ -550,7 +559,7 @@ class AKDTrainer(GKDTrainer):
         student, weights = unwrapped(model, self.model, self.accelerator), targets.scaled_weights(items, ranks)
         if isinstance(self.teacher, CachedTeacher):
             self.teacher.step = self.state.global_step if self.model.training else None
-        with self.teacher.forward(targets.teacher_inputs) or nullcontext():
+        with self._forward_teacher(targets.teacher_inputs):
             loss, sums, router_loss = through_forward(
                 model, student, lambda: self._student_loss(student, targets, weights)
             )
@@ -564,6 +573,12 @@ class AKDTrainer(GKDTrainer):
             return loss
         with torch.no_grad():
             return loss, model(**targets.inputs)
+
+    def _forward_teacher(self, inputs: Batch) -> AbstractContextManager[Any]:
+        """Let the teacher process a batch. If its server fails on one process, all of them raise the error."""
+        if isinstance(self.teacher, ServedTeacher):
+            return raise_on_all(lambda: self.teacher.forward(inputs)) or nullcontext()
+        return self.teacher.forward(inputs) or nullcontext()
 
     def _student_loss(
         self, student: Any, targets: Targets, weights: torch.Tensor

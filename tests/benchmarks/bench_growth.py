@@ -27,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-WORDS = ["sort", "list", "number", "string", "file", "graph", "tree", "sum", "prime", "word", "line", "matrix", "date"]
+WORDS = [f"word{number}" for number in range(1000)]
+WEIGHTS = [1 / (rank + 1) for rank in range(len(WORDS))]  # as in natural language (Zipf)
 
 
 @dataclass
@@ -319,7 +320,9 @@ def questions(size: int) -> Cost:
     from trl_akd.iterkd.cycle.records import Question
 
     source = random.Random(0)
-    texts = [f"Write a function {number} that " + " ".join(source.choices(WORDS, k=20)) for number in range(size)]
+    texts = [
+        f"Write a function {number} that " + " ".join(source.choices(WORDS, WEIGHTS, k=20)) for number in range(size)
+    ]
     asked = [Question(str(number), text) for number, text in enumerate(texts)]
     index = NoveltyIndex()
     with measured() as cost:

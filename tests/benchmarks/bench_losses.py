@@ -1,16 +1,21 @@
-"""Benchmark of time and peak memory of the fused divergence and of TRL's losses, forward and backward, with LM heads.
+r"""Benchmark of time and peak memory of the fused divergence and of rivals, forward and backward, with LM heads.
 
     python -m tests.benchmarks.bench_losses --tokens 1024 --vocab 49152 [--repeats 5] [--json PATH]
     python -m tests.benchmarks.bench_losses --tokens 2048 --vocab 152064 --student_hidden 896 --teacher_hidden 3584
+    python -m tests.benchmarks.bench_losses --once --tokens 8192 --vocab 152064 --student_hidden 896 \
+        --teacher_hidden 3584
 
 For the time, the losses take turns in one process. For the memory, each runs in a separate process: its peak without
-its inputs, including gradients. All tokens have a weight, so TRL's GKD loss does not project prompts in vain. No test
-depends on the speed; it is checked that the losses are equal. If other programs use the cores, `--clock cpu --threads
-1` is more accurate than wall-clock time.
+its inputs, including gradients. With `--once`, each loss runs once, in the process that measures its memory; on two
+cores, the last command above takes about half an hour. All tokens have a weight, so TRL's GKD loss does not project
+prompts in vain. The four products are those of any fused loss: both projections, and the two of the gradient. Liger's
+loss is measured if `liger_kernel` is installed. No test depends on the speed; it is checked that the losses are equal.
+If other programs use the cores, `--clock cpu --threads 1` is more accurate than wall-clock time.
 """
 
 import argparse
 import gc
+import importlib.util
 import json
 import math
 import os
@@ -125,6 +130,33 @@ def trl_chunked(inputs: Inputs) -> Tensor:
     return loss
 
 
+def liger(inputs: Inputs) -> Tensor:
+    """Not compiled: on a CPU, compilation would take longer than the benchmark."""
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    loss: Tensor = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, compiled=False)(
+        inputs.student_hidden,
+        inputs.student_weight,
+        inputs.teacher_hidden,
+        inputs.teacher_weight,
+        torch.zeros(len(inputs.student_hidden), dtype=torch.long, device=inputs.student_hidden.device),
+    )
+    return loss
+
+
+def products(inputs: Inputs) -> Tensor:
+    """The matrix products of a fused loss, in chunks of 1,024 tokens, without a loss."""
+    with torch.no_grad():
+        gradient = torch.zeros_like(inputs.student_weight)
+        for start in range(0, len(inputs.student_hidden), 1024):
+            hidden, teacher = (each[start : start + 1024] for each in (inputs.student_hidden, inputs.teacher_hidden))
+            logits = hidden @ inputs.student_weight.t()
+            torch.mm(teacher, inputs.teacher_weight.t(), out=logits)
+            logits @ inputs.student_weight
+            gradient.addmm_(logits.t(), hidden)
+    return torch.zeros((), requires_grad=True)
+
+
 CONTENDERS: dict[str, Callable[[Inputs], Tensor]] = {
     "fused, beta 0": lambda inputs: fused(inputs, "akd", beta=0.0),
     "fused, beta 0.3": lambda inputs: fused(inputs, "akd", beta=0.3),
@@ -132,8 +164,11 @@ CONTENDERS: dict[str, Callable[[Inputs], Tensor]] = {
     "fused, 64 tokens and tail": sparse,
     BASELINE: trl_gkd,
     "TRL chunked divergence": trl_chunked,
+    "four products alone": products,
 }
-SAME_LOSS = ("fused, beta 0", BASELINE, "TRL chunked divergence")
+if importlib.util.find_spec("liger_kernel"):
+    CONTENDERS["Liger chunked JSD"] = liger
+SAME_LOSS = ("fused, beta 0", BASELINE, "TRL chunked divergence", "Liger chunked JSD")
 
 
 def synchronize(device: str) -> None:
@@ -169,8 +204,18 @@ def check_losses(losses: dict[str, float], dtype: str) -> None:
         raise ArithmeticError(f"the losses differ, so their times cannot be compared: {losses}")
 
 
-def measure_peak(case: Case, name: str) -> int:
-    """Measure the peak memory in bytes of a forward and backward pass, without its inputs."""
+@dataclass(frozen=True)
+class Once:
+    """Result of one forward and backward pass in a new process: the memory is its peak without the inputs."""
+
+    bytes: int
+    wall: float
+    cpu: float
+    loss: float
+
+
+def measure_once(case: Case, name: str) -> Once:
+    """Measure a forward and backward pass in this process."""
     run = CONTENDERS[name]
     small = Case(**(asdict(case) | {"tokens": 8, "vocab": 128})).inputs()
     run(small).backward()  # Libraries load, thread pools start.
@@ -180,12 +225,16 @@ def measure_peak(case: Case, name: str) -> int:
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        run(inputs).backward()
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is reset.
-    before = resident_bytes("VmRSS")
-    run(inputs).backward()
-    return resident_bytes("VmHWM") - before
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is reset.
+        before = resident_bytes("VmRSS")
+    starts = {name: clock() for name, clock in CLOCKS.items()}
+    loss = run(inputs)
+    loss.backward()
+    synchronize(case.device)
+    seconds = {name: clock() - starts[name] for name, clock in CLOCKS.items()}
+    peak = torch.cuda.max_memory_allocated() if case.device == "cuda" else resident_bytes("VmHWM")
+    return Once(peak - before, **seconds, loss=loss.item())
 
 
 def resident_bytes(field: str) -> int:
@@ -193,11 +242,12 @@ def resident_bytes(field: str) -> int:
     return 1024 * int(kilobytes)
 
 
-def measure_peak_elsewhere(case: Case, name: str) -> int:
-    command = [sys.executable, "-m", "tests.benchmarks.bench_losses", "--peak_of", name]
+def measure_once_elsewhere(case: Case, name: str) -> Once:
+    command = [sys.executable, "-m", "tests.benchmarks.bench_losses", "--only", name]
     for field, value in asdict(case).items():
         command += [f"--{field}", str(value)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    print(f"alone: {name}", file=sys.stderr)
+    return Once(**json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
 
 
 def contenders_that_fit(case: Case) -> list[str]:
@@ -252,17 +302,23 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
-    parser.add_argument("--peak_of", choices=CONTENDERS, help="only print one contender's peak memory in bytes")
+    parser.add_argument("--once", action="store_true", help="run each loss once, in a process of its own")
+    parser.add_argument("--only", choices=CONTENDERS, help="only print the result of running one loss once")
     arguments = vars(parser.parse_args())
-    repeats, clock, path, peak_of = (arguments.pop(name) for name in ("repeats", "clock", "json", "peak_of"))
+    repeats, clock, path, once, only = (arguments.pop(name) for name in ("repeats", "clock", "json", "once", "only"))
     case = Case(**arguments)
     torch.set_num_threads(case.threads)
-    if peak_of:
-        print(measure_peak(case, peak_of))
+    if only:
+        print(json.dumps(asdict(measure_once(case, only))))
         return
     names = contenders_that_fit(case)
-    peaks = {name: measure_peak_elsewhere(case, name) for name in names}
-    seconds = measure_times(case, names, repeats, CLOCKS[clock])
+    alone = {name: measure_once_elsewhere(case, name) for name in names}
+    peaks = {name: found.bytes for name, found in alone.items()}
+    if once:
+        check_losses({name: found.loss for name, found in alone.items() if name in SAME_LOSS}, case.dtype)
+        seconds = {name: [getattr(found, clock)] for name, found in alone.items()}
+    else:
+        seconds = measure_times(case, names, repeats, CLOCKS[clock])
     print(f"{case}\n{environment()}\n{clock} clock\n\n{table(seconds, peaks)}")
     if path:
         numbers = {

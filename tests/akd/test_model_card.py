@@ -76,7 +76,7 @@ def test_settings_of_the_training(trainer, tmp_path: Path):
 
 ASKED = "Write a Python function that doubles a number."
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ '<assistant>' if add_generation_prompt }}"
-QUESTION, ANSWER = {"role": "user", "content": f"{ASKED}\n"}, {"role": "assistant", "content": "f"}
+QUESTION, ANSWER = {"role": "user", "content": ASKED}, {"role": "assistant", "content": "f"}
 FORMATS: dict[str, tuple[dict[str, Any], str | None, str | None]] = {
     "alpaca": ({"instruction": ASKED, "output": "f"}, "template", "alpaca"),
     "starcoder": ({"instruction": ASKED, "output": "f"}, "template", "starcoder"),

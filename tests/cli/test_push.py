@@ -238,3 +238,11 @@ def test_a_token_without_write_access_is_reported_before_training(
 def test_merging_without_an_adapter_is_refused(settings: dict[str, Any], recipe, capsys: pytest.CaptureFixture[str]):
     assert main(["akd", "--config", recipe({**settings, "hub_merge_adapter": True})]) == 2
     assert "`hub_merge_adapter` is on, which merges the adapter of `use_peft`" in capsys.readouterr().err
+
+
+def test_the_command_that_repeats_a_push_is_whole(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]):
+    flags = ["--hub_model_id", "me/student", "--private", "true", "--base_model", "org/base", "--revision", "v2"]
+    hub.fail("POST .*/commit/", 403)
+    assert main(["push", str(run), *flags, "--commit_message", "my student"]) == 2
+    whole = f"`trl-akd push {run} --hub_model_id me/student --private --base_model org/base --revision v2 "
+    assert f"{whole}--commit_message 'my student'` uploads them" in capsys.readouterr().err

@@ -136,12 +136,14 @@ class AKDConfig(GKDConfig):
         teacher_max_retries (`int`, *optional*, defaults to `10`):
             Maximum number of retries of a failed request, with exponential backoff.
         teacher_max_requests (`int`, *optional*):
-            Maximum number of requests to the server in this run, over all processes.
+            Maximum number of requests to the server, over all processes and all starts with the same `output_dir`.
         teacher_max_tokens (`int`, *optional*):
-            Maximum number of tokens that the server scores in this run, over all processes.
+            Maximum number of tokens that the server scores, over all processes and all starts with the same
+            `output_dir`.
         log_completions (`bool`, *optional*, defaults to `False`):
             Whether to log prompts and completions of generated text every `logging_steps` steps: printed if `rich` is
-            installed, saved as Parquet in the folder `completions`, and reported to `wandb` and `trackio` if in use.
+            installed, saved as Parquet in the folder `completions`, and reported to `wandb`, `trackio` and
+            `tensorboard` if in use.
         num_completions_to_print (`int`, *optional*):
             Number of completions to print, drawn at random. Defaults to all completions of the step.
         log_unique_prompts (`bool`, *optional*, defaults to `False`):
@@ -153,6 +155,9 @@ class AKDConfig(GKDConfig):
         bf16 (`bool`, *optional*):
             Whether to use mixed precision in bfloat16. Defaults to `True` on a GPU that supports it; TRL's default
             fails without one.
+        logging_nan_inf_filter (`bool`, *optional*, defaults to `False`):
+            Whether to leave losses that are not finite out of the logs, for which the host waits for the end of every
+            backward pass. Here, such a loss ends the training in any case.
         lmbda (`float`, *optional*, defaults to `0.0`):
             Fraction of batches on text sampled from the student. The paper uses none.
         learning_rate (`float`, *optional*, defaults to `1e-5`):
@@ -213,6 +218,7 @@ class AKDConfig(GKDConfig):
     num_train_epochs: float = 10.0
     hub_strategy: str = "end"
     bf16: bool | None = None
+    logging_nan_inf_filter: bool = False
     max_length: int | None = 512
 
     def __post_init__(self) -> None:

@@ -41,6 +41,7 @@ from ..teachers.cache_files import (
     write_manifest,
     write_shard,
 )
+from ..teachers.served import is_usage_file
 from ..teachers.sparse_codec import SparseCodec
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ def create_cache(
 
 def check_folder(folder: Path) -> None:
     """Raise a ValueError if a folder has other files than those of a teacher cache."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
+    others = folder.iterdir() if folder.is_dir() and not (folder / MANIFEST).exists() else ()
+    if not all(map(is_usage_file, others)):
         raise ValueError(f"`output_dir` is {str(folder)!r}, which has other files; give a new folder.")
 
 

@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..data.vocabulary import vocabulary_digest
+from ..distributed import raise_on_all
 from ..generation.loading import weights_fingerprint
 from ..losses.reduction import IGNORE_INDEX
 from ..teachers import CachedTeacher
@@ -29,11 +30,13 @@ def open_cache(teacher_model: Any, args: AKDConfig) -> CachedTeacher:
     """
     if teacher_model is not None:
         raise ValueError("`teacher_model` is given and `teacher_cache` is set; leave one of them out.")
-    teacher = CachedTeacher(
-        str(args.teacher_cache),
-        args.teacher_cache_revision,
-        tail_samples=args.teacher_tail_samples,
-        seed=args.seed,
+    teacher = raise_on_all(
+        lambda: CachedTeacher(
+            str(args.teacher_cache),
+            args.teacher_cache_revision,
+            tail_samples=args.teacher_tail_samples,
+            seed=args.seed,
+        )
     )
     manifest = teacher.manifest
     if not _is_teacher(manifest, args):

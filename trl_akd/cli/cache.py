@@ -99,9 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command with `argv`, by default the arguments of the process."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["inspect"]:
-        rest = arguments[1:]
-        named = rest[:1] and not rest[0].startswith("-")
-        start("cache", ACTIONS, ["--cache_dir", *rest] if named else rest, name="inspect")
+        start("cache", ACTIONS, arguments[1:], name="inspect")
         return
     with user_errors():
         types = partial(_argument_types, _find_method(arguments))
@@ -188,7 +186,7 @@ def _argument_types(method: str = "akd") -> tuple[type, ...]:
 
 ACTIONS: Mapping[str, Action] = {
     "": Action(_argument_types, create),
-    "inspect": Action(lambda: (InspectConfig,), inspect, one_process=True),
+    "inspect": Action(lambda: (InspectConfig,), inspect, one_process=True, first="cache_dir"),
 }
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ cache of `trl-akd cache` can be uploaded.
 """
 
 import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,9 +75,7 @@ class PushConfig:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command with `argv`, by default the arguments of the process."""
-    arguments = sys.argv[1:] if argv is None else argv
-    named = arguments[:1] and not arguments[0].startswith("-")
-    start("push", ACTIONS, ["--run_dir", *arguments] if named else arguments)
+    start("push", ACTIONS, argv)
 
 
 def _argument_types() -> tuple[type, ...]:
@@ -98,10 +95,17 @@ def _run(config: PushConfig) -> None:
     options: dict[str, Any] = {
         "private": config.private,
         "revision": config.revision,
-        "message": config.commit_message,
+        "commit_message": config.commit_message,
     }
     if model is not None:
-        pushed = push_model(folder, model, merge_adapter=config.merge_adapter, base_model=config.base_model, **options)
+        pushed = push_model(
+            folder,
+            model,
+            hub_dataset_id=dataset,
+            merge_adapter=config.merge_adapter,
+            base_model=config.base_model,
+            **options,
+        )
         print(f"Student uploaded: {pushed.commit_url}")
     if dataset is not None:
         pushed = push_dataset(folder, dataset, **options)
@@ -112,14 +116,17 @@ def push_model(
     folder: Path,
     repository: str,
     *,
+    hub_dataset_id: str | None = None,
     merge_adapter: bool = False,
     base_model: str | None = None,
     private: bool | None = None,
     revision: str | None = None,
-    message: str | None = None,
+    commit_message: str | None = None,
     token: str | None = None,
 ) -> Any:
     """Upload the student in a folder with its card, see [`PushConfig`], and return the `CommitInfo`.
+
+    `hub_dataset_id` is the repository of the folder's texts, which is uploaded afterwards; an error names it.
 
     Raises:
         ValueError: If the folder has no student or no card, there is no adapter to merge, or a file contains a secret.
@@ -155,8 +162,17 @@ def push_model(
         return upload(
             repository,
             {**files, "README.md": _card(folder / "README.md", repository, files, hub_name(base))},
-            message=message or "Upload of the student",
-            kept=repeat_command(folder, "hub_model_id", repository, private=private),
+            message=commit_message or "Upload of the student",
+            kept=repeat_command(
+                folder,
+                hub_model_id=repository,
+                hub_dataset_id=hub_dataset_id,
+                private=private,
+                merge_adapter=merge_adapter or None,
+                base_model=base_model,
+                revision=revision,
+                commit_message=commit_message,
+            ),
             token=token,
             private=private,
             revision=revision,
@@ -170,7 +186,7 @@ def push_dataset(
     *,
     private: bool | None = None,
     revision: str | None = None,
-    message: str | None = None,
+    commit_message: str | None = None,
 ) -> Any:
     """Upload the texts or the teacher cache in a folder, see [`PushConfig`], and return the `CommitInfo`.
 
@@ -181,14 +197,17 @@ def push_dataset(
     from ..hub.datasets import upload_dataset
     from ..hub.upload import repeat_command, upload
 
-    kept = repeat_command(folder, "hub_dataset_id", repository, private=private)
+    kept = repeat_command(
+        folder, hub_dataset_id=repository, private=private, revision=revision, commit_message=commit_message
+    )
     where: dict[str, Any] = {"kept": kept, "private": private, "revision": revision}
     if _kind(folder) == "cache":
         from ..teachers.cache_card import cache_files, is_cache_file
 
-        files, message = cache_files(folder, repository), message or "Upload of the teacher cache"
+        message = commit_message or "Upload of the teacher cache"
+        files = cache_files(folder, repository)
         return upload(repository, files, message=message, repo_type="dataset", replaces=is_cache_file, **where)
-    return upload_dataset(repository, _content(folder), message=message, **where)
+    return upload_dataset(repository, _content(folder), message=commit_message, **where)
 
 
 def _content(folder: Path) -> "DatasetContent":
@@ -268,7 +287,7 @@ def _merge(folder: Path, target: Path) -> None:
     model.merge_and_unload().save_pretrained(target)
 
 
-ACTIONS: Mapping[str, Action] = {"": Action(_argument_types, _run, one_process=True)}
+ACTIONS: Mapping[str, Action] = {"": Action(_argument_types, _run, one_process=True, first="run_dir")}
 
 if __name__ == "__main__":
     raise SystemExit(run(main))

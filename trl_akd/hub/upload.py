@@ -261,11 +261,35 @@ def _first_line(error: BaseException) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-def repeat_command(folder: Path | str, option: str, repository: str, *, private: bool | None) -> str:
-    """Return a sentence that says where files are and how to upload them again, under a valid name."""
+def repeat_command(folder: Path | str, **flags: Any) -> str:
+    """Return a sentence that says where files are and how to upload them again, under a valid name.
+
+    Args:
+        folder (`Path` or `str`):
+            Folder of the files.
+        **flags:
+            Fields of `trl-akd push`; those that are `None` are left out.
+
+    Example:
+
+    ```python
+    >>> print(repeat_command("run", hub_model_id="me/student", private=True, revision=None))
+    Nothing is lost: the files are in 'run', and `trl-akd push run --hub_model_id me/student --private` uploads them.
+
+    ```
+    """
+    words = [str(folder)]
+    for name, value in flags.items():
+        if name in ("hub_model_id", "hub_dataset_id") and value is not None:
+            value = _valid_name(value)
+        if value is not None:
+            words += [f"--{name}", *([] if value is True else [str(value).lower() if value is False else str(value)])]
+    return f"Nothing is lost: the files are in {str(folder)!r}, and `trl-akd push {shlex.join(words)}` uploads them."
+
+
+def _valid_name(repository: str) -> str:
     try:
         validate_repo_id(repository)
     except HFValidationError:
-        repository = _EXAMPLE
-    command = f"trl-akd push {shlex.quote(str(folder))} --{option} {repository}{' --private' if private else ''}"
-    return f"Nothing is lost: the files are in {str(folder)!r}, and `{command}` uploads them."
+        return _EXAMPLE
+    return repository

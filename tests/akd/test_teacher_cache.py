@@ -21,11 +21,15 @@ from tests.iterkd import world as pairs_world
 from trl_akd import AKDConfig, AKDTrainer, CodePLANConfig, CodePLANTrainer, IterKDConfig, IterKDTrainer
 from trl_akd.akd import cache_creation
 from trl_akd.akd.cache_creation import create_cache
+from trl_akd.akd.teacher_cache import unpacked_rows
 from trl_akd.iterkd.pair_trainer import PairTrainer
 from trl_akd.losses.fused_linear import fused_divergence
-from trl_akd.losses.signals import NO_TOKEN, DenseSignal, SparseSignal
+from trl_akd.losses.signals import NO_TOKEN, DenseSignal, SampledSignal, SparseSignal
 from trl_akd.teachers import CachedTeacher
-from trl_akd.teachers.cache_files import CachedRow, row_key, shard_path
+from trl_akd.teachers import cached as cached_module
+from trl_akd.teachers.cache_card import describe_cache
+from trl_akd.teachers.cache_files import CachedRow, Manifest, row_key, shard_path, write_manifest, write_shard
+from trl_akd.teachers.sparse_codec import SparseCodec
 
 KINDS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -33,6 +37,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "int8": {"dtype": "int8"},
     "sparse": {"kind": "sparse", "top_k": 16},
     "all tokens": {"kind": "sparse", "top_k": tiny.VOCABULARY},
+    "top": {"top_k": 16},
+    "int8 top": {"dtype": "int8", "top_k": 16},
 }
 DATA = {"train_dataset": tiny.rows(8), "eval_dataset": tiny.rows(5, seed=1)}
 
@@ -91,6 +97,126 @@ def test_smaller_signals_are_close(pair, caches, tmp_path, name, tolerance):
     expected = history(make(pair, tmp_path, teacher_model_name_or_path=pair[1]))
     for ours, theirs in zip(history(make(pair, tmp_path, teacher_cache=str(caches[name]))), expected, strict=True):
         assert ours == pytest.approx(theirs, rel=tolerance, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["top", pytest.param("int8 top", marks=pytest.mark.slow)])
+def test_a_sample_of_all_tokens_is_exact(pair, caches, tmp_path, name):
+    """Evaluations are exact with few samples, too."""
+    settings = {"teacher_cache": str(caches[name]), "ce_weight": 0.5}
+    expected = history(make(pair, tmp_path, **settings))
+    found = history(make(pair, tmp_path, teacher_tail_samples=tiny.VOCABULARY, **settings))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    exact, sampled = (
+        make(pair, tmp_path, teacher_tail_samples=samples, **settings).evaluate() for samples in (None, 1)
+    )
+    assert sampled["eval_loss"] == exact["eval_loss"]
+
+
+def test_sampled_training_is_the_same_with_other_batches_and_resumed(pair, caches, tmp_path):
+    """The samples of a row depend on the seed and the step, not on its batch."""
+
+    def train(folder: str, checkpoint: str | None = None, **settings: Any) -> AKDTrainer:
+        own = {"teacher_cache": str(caches["top"]), "teacher_tail_samples": 2, "optim": "sgd", "max_steps": 3}
+        trainer = make(pair, tmp_path / folder, eval_strategy="no", **{**own, **settings})
+        trainer.train(checkpoint)
+        return trainer
+
+    unbroken = train("unbroken", save_strategy="steps", save_steps=2)
+    expected = unbroken.model.state_dict()
+    split = train("split", per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    resumed = train("resumed", str(tmp_path / "unbroken" / "run" / "checkpoint-2"))
+    for trainer in (split, resumed):
+        for name, parameter in trainer.model.state_dict().items():
+            torch.testing.assert_close(parameter, expected[name], rtol=1e-5, atol=1e-6)
+    other = train("other", data_seed=42, seed=43)
+    assert not all(
+        torch.allclose(value, expected[name], atol=1e-6) for name, value in other.model.state_dict().items()
+    )
+
+
+def test_the_error_of_samples_is_measured(pair, caches, tmp_path):
+    measured = CachedTeacher(caches["top"]).manifest.measured
+    assert measured["forward_kl"]["gradient_error"] == pytest.approx(0.0, abs=1e-5)
+    found = measured["sampled"]
+    assert found["tail_samples"] == 64 and found["tokens"] == measured["tokens"]
+    for name in ("forward_kl", "reverse_kl"):
+        assert 1e-4 < found[name]["gradient_error"] < 1.0
+        assert found[name]["teacher"] == measured[name]["teacher"]
+        assert found[name]["cache"] == pytest.approx(found[name]["teacher"], rel=0.1)
+    assert (
+        "error of the gradient with teacher_tail_samples 64: "
+        in describe_cache(CachedTeacher(caches["top"]).manifest, caches["top"])["sampled"]
+    )
+
+
+def test_samples_of_rows(pair, caches, tmp_path):
+    """In padded and packed batches, the same in one step, other numbers in the next, and without a step none."""
+    _, batches = teacher_and_batches(pair, tmp_path)
+    cached = CachedTeacher(caches["top"], tail_samples=4, seed=1)
+
+    def offsets(batch: dict[str, torch.Tensor], step: int) -> list[float]:
+        cached.step = step
+        cached.forward({name: value for name, value in batch.items() if name != "labels"})
+        signal = cached.signal(None)
+        assert isinstance(signal, SampledSignal) and signal.samples == 4
+        known = ~signal.offsets.isnan()
+        assert torch.equal(known, ~signal.hidden.isnan().any(-1))
+        assert torch.equal(known, ~signal.top.log_probs.isnan().any(-1))
+        exact = signal.head.logits(signal.hidden[known]).log_softmax(-1)
+        torch.testing.assert_close(signal.top.log_probs[known], exact.gather(-1, signal.top.ids[known]))
+        torch.testing.assert_close(
+            signal.log_normalizer[known], signal.head.logits(signal.hidden[known]).logsumexp(-1)
+        )
+        return signal.offsets[known].tolist()
+
+    whole = set(offsets(batches[0], step=3))
+    assert len(whole) == len(offsets(batches[0], step=3)) > 20 and all(0 <= number < 1 for number in whole)
+    for batch in batches[1:]:
+        assert set(offsets(batch, step=3)) < whole
+    assert not whole & set(offsets(batches[0], step=4))
+    cached.step = None
+    cached.forward({"input_ids": batches[0]["input_ids"], "attention_mask": batches[0]["attention_mask"]})
+    assert isinstance(cached.signal(None), DenseSignal)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"teacher_tail_samples": 0}, "`teacher_tail_samples` is 0; give an integer of at least 1 or None"),
+        ({"teacher_tail_samples": True}, "`teacher_tail_samples` is True; give an integer"),
+        ({"teacher_cache": None}, "`teacher_tail_samples` is 4, which has no effect without `teacher_cache`"),
+        ({"divergence": "jsd"}, "`divergence` is 'jsd', but only mixes of forward and reverse KL are estimated"),
+        (
+            {"divergence": "akl"},
+            "`divergence` is 'akl', but only mixes .*; choose 'akd', 'forward_kl' or 'reverse_kl'",
+        ),
+        (
+            {"teacher_cache": "float32"},
+            "`teacher_tail_samples` is 4, but .* does not have hidden states with the most",
+        ),
+        ({"teacher_cache": "sparse"}, "`teacher_tail_samples` is 4, but .* create it again with cache_kind='hidden'"),
+        ({"kd_temperature": 2.0}, r"`kd_temperature` is 2.0, but .*most probable tokens at temperature 1.0; set the"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_of_samples(pair, caches, tmp_path, settings, complaint):
+    settings = {"teacher_cache": "top", "teacher_tail_samples": 4, **settings}
+    if settings["teacher_cache"] is not None:
+        settings["teacher_cache"] = str(caches[settings["teacher_cache"]])
+    with pytest.raises(ValueError, match=complaint):
+        make(pair, tmp_path, **settings)
+
+
+def test_a_student_with_fewer_tokens_cannot_sample(pair, caches, tmp_path):
+    """The most probable tokens and the normalizer are those of the vocabulary for which the cache was created."""
+    args = AKDConfig(
+        str(tmp_path), teacher_cache=str(caches["top"]), teacher_tail_samples=4, max_length=64, **tiny.SHORT_RUN
+    )
+    student = AutoModelForCausalLM.from_pretrained(pair[0])
+    student.resize_token_embeddings(tiny.VOCABULARY - 8)
+    with pytest.raises(ValueError, match=r"has ids below 320, but the student's LM head has 312 rows"):
+        AKDTrainer(student, None, args, train_dataset=tiny.rows(8), processing_class=tiny.tokenizer())
 
 
 def teacher_and_batches(pair: tuple[str, str], folder: Path) -> tuple[AKDTrainer, list[dict[str, torch.Tensor]]]:
@@ -242,6 +368,58 @@ def test_a_teacher_with_sparse_signals(pair, caches, tmp_path):
     signals_of = [teacher.signal(None) for teacher in (expected, found)]
     assert torch.equal(signals_of[0].ids, signals_of[1].ids)
     torch.testing.assert_close(signals_of[0].log_probs, signals_of[1].log_probs, equal_nan=True, atol=1e-2, rtol=0)
+
+
+def test_looking_up_rows_in_blocks_equals_one_by_one(tmp_path, monkeypatch):
+    """Random rows and targets, some of them unknown, without targets, or with more targets than are stored."""
+    random = np.random.default_rng(0)
+    stored = [random_row(random, number) for number in range(40)]
+    manifest = Manifest(
+        "sparse", "packed", 1, 1.0, 9, None, "teacher", None, None, "", 40, int(sum(map(targets, stored))), "", 2
+    )
+    write_manifest(tmp_path, manifest)
+    for number, rows in enumerate((stored[:7], stored[7:])):
+        packed = torch.zeros(sum(map(targets, rows)), SparseCodec(9, 1).bytes_per_token, dtype=torch.uint8)
+        write_shard(tmp_path, manifest, number, rows, {"packed": packed})
+    cached = CachedTeacher(tmp_path)
+    known = {row.tokens.tobytes(): row.is_target for row in stored}
+    asked = [*stored[::3], *(random_row(random, number % 50) for number in range(60)), CachedRow(stored[0].tokens[:0],
+             stored[0].is_target[:0])]  # fmt: skip
+    stored_of = [known.get(row.tokens.tobytes()) for row in asked]
+    missing = sum(of is None and row.is_target.any() for row, of in zip(asked, stored_of, strict=True))
+    without = sum(of is not None and (row.is_target & ~of).any() for row, of in zip(asked, stored_of, strict=True))
+    assert missing > 2 and without > 10
+    for block in (1, 7, 1000):
+        monkeypatch.setattr(cached_module, "_BLOCK", block)
+        assert cached.uncached(iter(asked)) == (len(asked), missing, without)
+
+
+def random_row(random: np.random.Generator, number: int) -> CachedRow:
+    """Return a row whose tokens depend on its number alone, and whose targets are random; every fifth has few."""
+    tokens = np.arange(number, number + 2 + number % 11, dtype=np.int32)
+    is_target = random.random(len(tokens)) < (0.1 if number % 5 == 0 else 0.6)
+    is_target[-1] = False
+    return CachedRow(tokens, is_target)
+
+
+def targets(row: CachedRow) -> int:
+    return int(row.is_target.sum())
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_rows_of_a_dataset(is_packed):
+    samples = [([5, 6, 7], [-100, 6, 7]), ([8, 9], [8, 9]), ([3], [3]), ([4, 5, 6, 7], [-100, 5, -100, 7])]
+    rows = {"input_ids": [ids for ids, _ in samples], "labels": [labels for _, labels in samples]}
+    if is_packed:
+        rows = {name: [[*one, *two], [*three, *four]] for name, (one, two, three, four) in rows.items()}
+        rows["seq_lengths"] = [[3, 2], [1, 4]]
+    expected = [(ids, [*(label != -100 for label in labels[1:]), False]) for ids, labels in samples]
+    for dataset in (Dataset.from_dict(rows), Dataset.from_dict(rows).select([1, 0] if is_packed else [3, 2, 1, 0])):
+        found = [(row.tokens.tolist(), row.is_target.tolist()) for row in unpacked_rows(dataset)]
+        assert sorted(found) == sorted(expected)
+    assert [row.is_target.tolist() for row in unpacked_rows(Dataset.from_dict({"input_ids": [[1, 2]]}))] == [
+        [True, False]
+    ]
 
 
 def small(trainer: AKDTrainer, folder: Path) -> Any:

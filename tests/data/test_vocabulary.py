@@ -9,7 +9,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from trl_akd.data.vocabulary import require_shared_tokens, shared_vocabulary_size
+from trl_akd.data.vocabulary import require_shared_tokens, shared_vocabulary_size, vocabulary_digest
 
 Build = Callable[..., PreTrainedTokenizerFast]
 
@@ -104,6 +104,15 @@ def test_slow_tokenizers() -> None:
     assert shared_vocabulary_size(slow, ByT5Tokenizer(), 400, 384) == 384
     with pytest.raises(ValueError, match="id 0 is '<pad>' for the student but"):
         shared_vocabulary_size(slow, tokenizer(), 400, 384)
+
+
+def test_tokenizers_without_a_token_for_unknown_text() -> None:
+    one, same, other = (
+        PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({word: 0, "sum": 1})))
+        for word in ("def", "def", "class")
+    )
+    assert shared_vocabulary_size(one, same, 2, 2) == 2
+    assert vocabulary_digest(one, 2) == vocabulary_digest(same, 2) != vocabulary_digest(other, 2)
 
 
 def test_error_names_a_token_beyond_the_prefix() -> None:

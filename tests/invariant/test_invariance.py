@@ -99,7 +99,10 @@ def test_split_does_not_matter(train: Train, split: str) -> None:
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize(("backend", "batch", "accumulation"), [("single", 1, 4), ("ddp", 1, 2), ("zero3", 1, 2)])
+@pytest.mark.parametrize(
+    ("backend", "batch", "accumulation"),
+    [("single", 1, 4), ("ddp", 1, 2), pytest.param("zero3", 1, 2, marks=pytest.mark.slow)],
+)
 def test_split_does_not_matter_for_token_normalization(
     train: Train, backend: str, batch: int, accumulation: int
 ) -> None:
@@ -195,7 +198,9 @@ def parity(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("backend", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize(
+    "backend", ["zero3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "zero2"))]
+)
 def test_benchmark_scores_do_not_depend_on_the_split(train: Train, backend: str, parity: str) -> None:
     settings = {"benchmark": parity, "eval_strategy": "steps", "eval_steps": 2}
     expected = train(**settings)

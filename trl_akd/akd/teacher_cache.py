@@ -5,10 +5,12 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..data.vocabulary import vocabulary_digest
+from ..distributed import raise_on_all
 from ..generation.loading import weights_fingerprint
 from ..losses.reduction import IGNORE_INDEX
 from ..teachers import CachedTeacher
@@ -24,10 +26,18 @@ def open_cache(teacher_model: Any, args: AKDConfig) -> CachedTeacher:
     Raises:
         ValueError: If a teacher is given as well, or the cache is not complete, of another teacher, or of another
             temperature.
+        HubError: If the cache is on the Hub and cannot be downloaded.
     """
     if teacher_model is not None:
         raise ValueError("`teacher_model` is given and `teacher_cache` is set; leave one of them out.")
-    teacher = CachedTeacher(str(args.teacher_cache))
+    teacher = raise_on_all(
+        lambda: CachedTeacher(
+            str(args.teacher_cache),
+            args.teacher_cache_revision,
+            tail_samples=args.teacher_tail_samples,
+            seed=args.seed,
+        )
+    )
     manifest = teacher.manifest
     if not _is_teacher(manifest, args):
         raise ValueError(
@@ -40,6 +50,12 @@ def open_cache(teacher_model: Any, args: AKDConfig) -> CachedTeacher:
         raise ValueError(
             f"`kd_temperature` is {args.kd_temperature}, but `teacher_cache` {args.teacher_cache!r} has sparse "
             f"signals at temperature {manifest.temperature}; set the same, or create the cache again."
+        )
+    if args.teacher_tail_samples is not None and manifest.temperature != args.kd_temperature:
+        raise ValueError(
+            f"`kd_temperature` is {args.kd_temperature}, but `teacher_cache` {args.teacher_cache!r} has the most "
+            f"probable tokens at temperature {manifest.temperature}; set the same, create the cache again, or leave "
+            "`teacher_tail_samples` out."
         )
     return teacher
 
@@ -74,7 +90,8 @@ def check_cache(
             f"{where} was created with another tokenizer than the student's, so its ids stand for other tokens; "
             "create the cache again with this student."
         )
-    if manifest.kind == "sparse" and manifest.vocabulary_size > student_size:
+    has_ids = manifest.kind == "sparse" or teacher.tail_samples is not None
+    if has_ids and manifest.vocabulary_size > student_size:
         raise ValueError(
             f"{where} has ids below {manifest.vocabulary_size}, but the student's LM head has {student_size} rows; "
             "create the cache again with this student."
@@ -115,13 +132,16 @@ def unpacked_rows(dataset: Dataset) -> Iterator[CachedRow]:
     """Yield the rows of a tokenized dataset, packed or not."""
     if "input_ids" not in dataset.column_names:
         return  # rows of a custom collator, which are known in training only
-    columns = [name for name in ("input_ids", "labels", "seq_lengths") if name in dataset.column_names]
-    for row in dataset.select_columns(columns).with_format("numpy"):
-        tokens = row["input_ids"]
-        labels = row.get("labels", tokens)
-        ends = np.cumsum(row.get("seq_lengths", len(tokens)))[:-1]
-        for sample, targets in zip(np.split(tokens, ends), np.split(labels, ends), strict=True):
-            yield CachedRow.from_labels(sample, targets, IGNORE_INDEX)
+    names = [name for name in ("input_ids", "labels", "seq_lengths") if name in dataset.column_names]
+    for batch in dataset.select_columns(names).with_format("arrow").iter(batch_size=1000):
+        columns = {name: pc.list_flatten(batch[name]).to_numpy() for name in names}
+        tokens = columns["input_ids"].astype(np.int32)
+        lengths = columns.get("seq_lengths", pc.list_value_length(batch["input_ids"]).to_numpy())
+        ends = np.cumsum(lengths)
+        is_target = np.append(columns.get("labels", tokens)[1:] != IGNORE_INDEX, False)
+        is_target[ends - 1] = False
+        for start, stop in zip(ends - lengths, ends, strict=True):
+            yield CachedRow(tokens[start:stop], is_target[start:stop])
 
 
 def _is_teacher(manifest: Manifest, args: AKDConfig) -> bool:

@@ -47,6 +47,7 @@ __all__ = [
     "names",
     "register",
     "reverse_kl",
+    "sampled_names",
     "shared_vocabulary",
     "skew_kl",
     "skew_reverse_kl",
@@ -186,6 +187,9 @@ class Rule:
         policy_gradient (`type[PolicyGradient]`, *optional*):
             [`PolicyGradient`] class, if the gradient also has a part of whole completions. In a configuration, its
             arguments are added to the knobs.
+        reverse_share (`Callable`, *optional*):
+            Function of the knobs that returns the share s of reverse KL, if the divergence is
+            `(1 - s) KL(p || q) + s KL(q || p)`. Such a divergence can be estimated from a [`SampledSignal`].
         on_kernels (`bool`, *optional*, defaults to `False`):
             Whether `fused` uses only the operations of a [`Block`], so that it also runs on the Triton kernels.
     """
@@ -197,6 +201,7 @@ class Rule:
     aliases: tuple[str, ...] = ()
     schedule: type[KnobSchedule] | None = None
     policy_gradient: type[PolicyGradient] | None = None
+    reverse_share: Callable[..., float] | None = None
     on_kernels: bool = False
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **knobs: Any) -> Tensor:
@@ -294,6 +299,7 @@ def register(
     aliases: tuple[str, ...] = (),
     schedule: type[KnobSchedule] | None = None,
     policy_gradient: type[PolicyGradient] | None = None,
+    reverse_share: Callable[..., float] | None = None,
     on_kernels: bool = False,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a rule.
@@ -316,6 +322,8 @@ def register(
             Class of the schedule of the knob that changes during training, see [`Rule`].
         policy_gradient (`type[PolicyGradient]`, *optional*):
             Class of the part of the gradient from whole completions, see [`Rule`]. Not together with a schedule.
+        reverse_share (`Callable`, *optional*):
+            Share of reverse KL in a linear mix of both KLs, see [`Rule`].
         on_kernels (`bool`, *optional*, defaults to `False`):
             Whether `fused` uses only the operations of a [`Block`], see [`Rule`].
 
@@ -343,6 +351,7 @@ def register(
             tuple(map(_plain_name, aliases)),
             schedule,
             policy_gradient,
+            reverse_share,
             on_kernels,
         )
         _RULES[rule.name] = rule
@@ -388,6 +397,11 @@ def names() -> tuple[str, ...]:
     return tuple(_RULES)
 
 
+def sampled_names() -> tuple[str, ...]:
+    """Return the names of the rules that can be estimated from a [`SampledSignal`]."""
+    return tuple(name for name, rule in _RULES.items() if rule.reverse_share is not None)
+
+
 def shared_vocabulary(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
     """Cut both models' logits to the vocabulary prefix they share.
 
@@ -423,7 +437,13 @@ def _akd_(block: Block, with_gradient: bool, beta: float) -> Tensor:
     return _mix_(block, with_gradient, 1 - share, share)
 
 
-@register("akd", paper="https://www.jos.org.cn/josen/article/abstract/7462", fused=_akd_, on_kernels=True)
+@register(
+    "akd",
+    paper="https://www.jos.org.cn/josen/article/abstract/7462",
+    fused=_akd_,
+    reverse_share=lambda beta: as_share("beta", beta),
+    on_kernels=True,
+)
 def akd(student_logits: Tensor, teacher_logits: Tensor, beta: float, temperature: float = 1.0) -> Tensor:
     """Compute the linear mix `(1 - beta) KL(p || q) + beta KL(q || p)` of each token.
 
@@ -446,6 +466,7 @@ def akd(student_logits: Tensor, teacher_logits: Tensor, beta: float, temperature
     paper="https://huggingface.co/papers/1503.02531",
     fused=partial(_akd_, beta=0.0),
     aliases=("kl", "fkl"),
+    reverse_share=lambda: 0.0,
     on_kernels=True,
 )
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -476,6 +497,7 @@ def forward_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     paper="https://huggingface.co/papers/2306.08543",
     fused=partial(_akd_, beta=1.0),
     aliases=("rkl",),
+    reverse_share=lambda: 1.0,
     on_kernels=True,
 )
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -499,6 +521,7 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     paper="https://huggingface.co/papers/2306.08543",
     fused=partial(_akd_, beta=1.0),
     policy_gradient=PolicyGradient,
+    reverse_share=lambda: 1.0,
     on_kernels=True,
 )
 def minillm(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -67,6 +67,10 @@ def test_a_run_is_identified_by_all_that_its_result_depends_on_and_nothing_else(
                 {**LORA, "lora_alpha": 8},
                 {**LORA, "lora_dropout": 0.0},
                 {**LORA, "lora_target_modules": ["q_proj"]},
+                {"cache_kind": "hidden"},
+                {"cache_kind": "hidden", "cache_dtype": "int8"},
+                {"cache_kind": "sparse"},
+                {"cache_kind": "sparse", "cache_top_k": 2},
             )
         ),
         replace(run, num_tasks=7),
@@ -93,6 +97,7 @@ def test_a_run_is_identified_by_all_that_its_result_depends_on_and_nothing_else(
         {"num_train_epochs": 3},  # as the world
         {"num_train_epochs": 3.0},
         {"learning_rate": 3e-3},  # as the student
+        {"cache_kind": None},
     ):
         assert replace(run, fields={**run.fields, **same}).key == run.key
     longer = replace(run, fields={**run.fields, "num_train_epochs": 4})
@@ -235,6 +240,35 @@ def test_a_run_is_identified_by_all_that_its_result_depends_on_and_nothing_else(
                 {"lora_target_modules": 3},
                 {"lora_target_modules": [["q_proj"]]},
             )
+        ),
+        *(
+            ({"rules": {"kl": {"cache_kind": value}}}, "`rules: kl: cache_kind` has .* which is not one of hidden, sp")
+            for value in ("dense", 3, ["hidden"])
+        ),
+        ({"rules": {"kl": {"cache_kind": "hidden", "cache_dtype": "int4"}}}, "`rules: kl: cache_dtype` has 'int4'"),
+        *(
+            ({"rules": {"kl": fields}}, f"in which `{name}` is .*, which has no effect with `cache_kind`")
+            for name, fields in (
+                ("cache_top_k", {"cache_top_k": 8}),
+                ("cache_top_k", {"cache_kind": "hidden", "cache_top_k": 8}),
+                ("cache_dtype", {"cache_dtype": "int8"}),
+                ("cache_dtype", {"cache_kind": "sparse", "cache_dtype": "int8"}),
+            )
+        ),
+        *(
+            (
+                {"rules": {"kl": {"cache_kind": "sparse", "cache_top_k": value}}},
+                f"`cache_top_k` is {value!r}; give an integer from 1 to 141, the size of the vocabulary",
+            )
+            for value in (0, 142, 8.0, "8", True, None)
+        ),
+        (
+            {"rules": {"kl": {"cache_kind": "hidden", "lmbda": 0.5, "temperature": 1.0}}},
+            "which `trl-akd akd` refuses: `teacher_cache` is set and `lmbda` is 0.5, but a cache has no signals",
+        ),
+        (
+            {"rules": {"kl": {"method": "sft", "cache_kind": "hidden"}}},
+            "`cache_kind` is set; with the method sft, a rule sets only",
         ),
         ({"name": "a/b"}, "`name` is 'a/b'; give letters"),
         ({"control": {"world": "one"}}, "`control`: `student` is missing; add it"),

@@ -338,6 +338,7 @@ def test_other_files_are_refused(text: str, message: str, tmp_path: Path):
         CYCLES_PAGE.write([tmp_path / "none.json"])
 
 
+@pytest.mark.slow
 @pytest.mark.end_to_end
 def test_runs_of_a_seed_share_their_start_and_count_their_tokens(tmp_path: Path):
     config = CyclesConfig(**VALID)

@@ -60,6 +60,7 @@ def test_equal_runs_under_two_names_are_refused():
         plan_runs(config)
 
 
+@pytest.mark.slow
 @pytest.mark.end_to_end
 def test_the_command_runs_what_is_missing_and_writes_the_page(tmp_path: Path):
     folder, recipe = tmp_path / "plans", tmp_path / "recipe.yaml"

@@ -184,6 +184,21 @@ def test_the_ablations_share_the_runs_of_the_full_benchmark():
     assert {(first[key], second[key]) for key in first.keys() & second.keys()} == {(rule, rule) for rule in shared}
 
 
+def test_training_from_a_teacher_cache_is_that_from_its_signals(
+    tmp_path: Path, trained_weights: list[dict[str, torch.Tensor]]
+):
+    first, *_ = tiny_runs()
+    caches = ({}, {"cache_kind": "hidden"}, *({"cache_kind": "sparse", "cache_top_k": k} for k in (141, 1)))
+    rows = [train_and_measure(replace(first, fields={**first.fields, **cache}), tmp_path) for cache in caches]
+    dense, hidden, whole, top1 = rows
+    assert hidden["history"] == dense["history"]
+    for name, weight in trained_weights[0].items():
+        assert torch.equal(trained_weights[1][name], weight)
+    for point, of_all, of_one in zip(dense["history"], whole["history"], top1["history"], strict=True):
+        assert of_all["forward_kl"] == pytest.approx(point["forward_kl"], rel=0.02)
+        assert of_one["forward_kl"] < 0.98 * point["forward_kl"], "a lower bound"
+
+
 def test_a_seed_that_may_not_start_is_recorded_and_not_run(tmp_path: Path):
     world = {**TINY["worlds"]["one"], "start_mass": 0.4, "start_range": [0.4, 0.5]}
     first, *_ = tiny_runs(worlds={"one": world})

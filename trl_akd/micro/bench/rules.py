@@ -5,7 +5,7 @@ import math
 import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -14,11 +14,12 @@ from trl import ModelConfig, SFTConfig
 
 from ...akd.akd_config import AKDConfig
 from ...bench.fields import check_names
+from ...teachers.cache_files import CacheDtype, CacheKind
 from ..models import UNRECORDED_ON_CPU
 from .draws import beta_draws
-from .students import BATCH_SIZE, MAX_LENGTH
+from .students import BATCH_SIZE, MAX_LENGTH, make_tokenizer
 
-__all__ = ["add_adapter", "check_rule", "merge_adapter", "resolved_fields", "rule_config"]
+__all__ = ["add_adapter", "cache_settings", "check_rule", "merge_adapter", "resolved_fields", "rule_config"]
 
 _METHOD = "method"
 _METHODS = ("akd", "sft")
@@ -33,6 +34,7 @@ _OPTIMIZER_FIELDS = (
     *("disable_dropout", "max_length"),
 )
 _TRAINING_FIELDS = ("learning_rate", "num_train_epochs")  # of which a run otherwise has those of student and world
+_CACHE_FIELDS = ("cache_kind", "cache_dtype", "cache_top_k")  # of `trl-akd cache`
 _USE_PEFT = "use_peft"
 _LORA_FIELDS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 _LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -46,7 +48,8 @@ def check_rule(name: str, values: Mapping[str, Any], draws: Any) -> None:
         raise ValueError(f"{where} `draws` is {draws!r}; give an integer of at least 1.")
     method = values.get(_METHOD, "akd")
     check_names(f"rules: {name}: {_METHOD}", [method], _METHODS)
-    known = (_METHOD, *(_RULE_FIELDS if method == "akd" else ()), *_TRAINING_FIELDS, _USE_PEFT, *_LORA_FIELDS)
+    of_akd = (*_RULE_FIELDS, *_CACHE_FIELDS) if method == "akd" else ()
+    known = (_METHOD, *of_akd, *_TRAINING_FIELDS, _USE_PEFT, *_LORA_FIELDS)
     for key in values:
         if key not in known:
             raise ValueError(
@@ -56,6 +59,7 @@ def check_rule(name: str, values: Mapping[str, Any], draws: Any) -> None:
         if key in values and not _is_number(values[key], above=0.0):
             raise ValueError(f"{where} `{key}` is {values[key]!r}; give a number above 0, such as 0.01.")
     _check_adapter(where, values)
+    _check_cache(name, values)
     try:
         is_random = _is_random(values)
     except (TypeError, ValueError) as error:
@@ -92,6 +96,34 @@ def _check_adapter(where: str, values: Mapping[str, Any]) -> None:
         )
 
 
+def _check_cache(name: str, values: Mapping[str, Any]) -> None:
+    where, kind = f"`rules` has {name!r}, in which", values.get("cache_kind")
+    if kind is not None:
+        check_names(f"rules: {name}: cache_kind", [kind], get_args(CacheKind))
+    effective = {None: (), "hidden": ("cache_dtype",), "sparse": ("cache_top_k",)}[kind]
+    for key in _CACHE_FIELDS[1:]:
+        if key in values and key not in effective:
+            raise ValueError(
+                f"{where} `{key}` is {values[key]!r}, which has no effect with `cache_kind` {kind!r}; leave it out."
+            )
+    check_names(f"rules: {name}: cache_dtype", [values.get("cache_dtype", "auto")], get_args(CacheDtype))
+    top_k, size = values.get("cache_top_k", 1), len(make_tokenizer())
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= size:
+        raise ValueError(
+            f"{where} `cache_top_k` is {top_k!r}; give an integer from 1 to {size}, the size of the vocabulary."
+        )
+
+
+def cache_settings(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the arguments of [`~trl_akd.akd.cache_creation.create_cache`], `None` if a rule uses no teacher cache."""
+    kind = values.get("cache_kind")
+    if kind is None:
+        return None
+    if kind == "hidden":
+        return {"kind": kind, "dtype": values.get("cache_dtype", "auto")}
+    return {"kind": kind, "top_k": values.get("cache_top_k", 128)}
+
+
 def _is_number(value: Any, *, above: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and above < value < math.inf
 
@@ -121,7 +153,8 @@ def _resolved_fields(text: str) -> dict[str, Any]:
         modules = _lora_settings(values)["lora_target_modules"]
         layers = _LINEAR_LAYERS if modules == _ALL_LINEAR else set(modules)
         fields |= {**_lora_settings(values), "lora_target_modules": sorted(layers)}
-    return fields
+    cache = cache_settings(values)
+    return fields if cache is None else {**fields, "cache": cache}
 
 
 def _is_random(values: Mapping[str, Any]) -> bool:
@@ -132,7 +165,8 @@ def _is_random(values: Mapping[str, Any]) -> bool:
 
 def _example_config(values: Mapping[str, Any]) -> SFTConfig:
     with tempfile.TemporaryDirectory() as folder:
-        return rule_config(values, folder, epochs=1, learning_rate=1e-3, seed=0)
+        cache = None if cache_settings(values) is None else folder
+        return rule_config(values, folder, epochs=1, learning_rate=1e-3, seed=0, teacher_cache=cache)
 
 
 def rule_config(
@@ -143,6 +177,7 @@ def rule_config(
     learning_rate: float,
     seed: int,
     logging_steps: int = 10,
+    teacher_cache: str | None = None,
 ) -> SFTConfig:
     """Return the training arguments of a run, an [`AKDConfig`] unless the rule is supervised training.
 
@@ -160,6 +195,8 @@ def rule_config(
             Seed of the order of rows.
         logging_steps (`int`, *optional*, defaults to `10`):
             Number of steps between two points of the learning curve.
+        teacher_cache (`str`, *optional*):
+            Folder of the teacher cache to train from, not with supervised training.
     """
     common: dict[str, Any] = {
         "num_train_epochs": epochs,
@@ -174,9 +211,9 @@ def rule_config(
     }
     if values.get(_METHOD) == "sft":
         return SFTConfig(output_dir, **common)
-    not_of_akd = (_METHOD, *_TRAINING_FIELDS, _USE_PEFT, *_LORA_FIELDS)
+    not_of_akd = (_METHOD, *_CACHE_FIELDS, *_TRAINING_FIELDS, _USE_PEFT, *_LORA_FIELDS)
     fields = {key: value for key, value in values.items() if key not in not_of_akd}
-    return AKDConfig(output_dir, **common, max_new_tokens=32, **fields)
+    return AKDConfig(output_dir, **common, max_new_tokens=32, teacher_cache=teacher_cache, **fields)
 
 
 def add_adapter(model: PreTrainedModel, values: Mapping[str, Any], seed: int) -> PreTrainedModel | PeftModel:

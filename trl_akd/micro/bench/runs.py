@@ -19,6 +19,7 @@ from trl import SFTTrainer
 
 from ...akd.akd_config import AKDConfig
 from ...akd.akd_trainer import AKDTrainer
+from ...akd.cache_creation import create_cache
 from ...bench.runner import (
     check_distinct_runs,
     digest,
@@ -35,7 +36,7 @@ from ...losses.reduction import IGNORE_INDEX
 from .config import FORMAT, BenchConfig, WorldSettings
 from .draws import beta_draws, stratified_seed
 from .measures import measure
-from .rules import add_adapter, merge_adapter, resolved_fields, rule_config
+from .rules import add_adapter, cache_settings, merge_adapter, resolved_fields, rule_config
 from .students import BATCH_SIZE, PRETRAINING, STUDENTS, make_start, make_tokenizer
 from .teacher import EPSILON, ExactTeacher
 from .world import World
@@ -287,15 +288,22 @@ def _train(
 ) -> tuple[list[dict[str, Any]], list[float]]:
     """Train a student in place, and return points of its learning curve and the values that β drew."""
     steps = int(-(-len(tasks) // BATCH_SIZE) * run.epochs)
-    args = rule_config(
-        run.fields,
-        folder,
-        epochs=run.epochs,
-        learning_rate=run.learning_rate,
-        seed=run.seed,
-        logging_steps=max(1, steps // _POINTS),
-    )
-    args.seed = stratified_seed(args, run.seed, run.draw)
+    cache = cache_settings(run.fields)
+
+    def make_args(teacher_cache: str | None = None) -> Any:
+        args = rule_config(
+            run.fields,
+            folder,
+            epochs=run.epochs,
+            learning_rate=run.learning_rate,
+            seed=run.seed,
+            logging_steps=max(1, steps // _POINTS),
+            teacher_cache=teacher_cache,
+        )
+        args.seed = stratified_seed(args, run.seed, run.draw)
+        return args
+
+    args = make_args()
     rows = world.sample_rows(tasks)
     prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows])
     completions = encode_completions(tokenizer, [row["completion"] for row in rows])
@@ -308,6 +316,10 @@ def _train(
     if isinstance(args, AKDConfig):
         teacher = ExactTeacher([(task, world.taught_answers(task)) for task in tasks], tokenizer)
         trainer = AKDTrainer(model, teacher, args, train_dataset=dataset, processing_class=tokenizer)
+        if cache is not None:
+            signals = f"{folder}/teacher_cache"
+            create_cache(trainer, signals, **cache)
+            trainer = AKDTrainer(model, args=make_args(signals), train_dataset=dataset, processing_class=tokenizer)
     else:
         trainer = SFTTrainer(model, args, train_dataset=dataset, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)

@@ -86,8 +86,8 @@ def fused_divergence(
 
     Tokens of weight 0 are removed before the projection. On a GPU, counting them and checking labels synchronizes with
     the host once, which costs less than projecting every prompt. Logits must be finite; unless `half_logits` is set,
-    they are float32 for all inputs (float64 stays float64). The gradients are computed in the forward pass, accumulated
-    in float32, returned in the inputs' dtypes, and released by the backward pass, which can therefore run only once.
+    they are float32 for all inputs (float64 stays float64). Gradients are computed in the forward pass, accumulated in
+    float32, returned in the inputs' dtypes, and released by the backward pass, which can therefore run only once.
 
     Args:
         student_hidden (`Tensor`): shape `[..., Hs]`, final hidden states of the student.

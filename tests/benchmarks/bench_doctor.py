@@ -1,8 +1,8 @@
 """Estimates of `trl-akd doctor` against measured runs on this CPU, each in a fresh process.
 
 Memory is the growth of the resident memory from before the models are built to its peak. Time is that of the fastest
-step in CPU seconds of one thread, because other programs may share the cores; its estimate is at the throughput of a
-product of two matrices, measured in the same way in the same process.
+step in CPU seconds of one thread, because other programs may share the cores. Its estimate is at the throughput of the
+fastest of many products of two matrices, which run before each step: programs on the other cores slow both down.
 
     python -m tests.benchmarks.bench_doctor --steps 3
 """
@@ -69,13 +69,12 @@ def measure(case: dict[str, Any], steps: int) -> dict[str, float]:
         )
         settings = RunSettings.read(args, student, teacher, Parallelism(), autocast=None, on_cpu=True)
         phases = estimate_memory(settings)
-        cpu = calibrate()
-        duration = estimate_duration(settings, cpu, utilization=1.0)
         small = LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=1)
         train([small, small], args, adapter)  # loads everything but the models
         before = _resident()
-        seconds = train(configs, args, adapter)
+        seconds, cpu = train(configs, args, adapter)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+        duration = estimate_duration(settings, cpu, utilization=1.0)
     return {
         "memory": peak - before,
         "estimated_memory": max(phase.total for phase in phases),
@@ -85,20 +84,23 @@ def measure(case: dict[str, Any], steps: int) -> dict[str, float]:
     }
 
 
-def train(configs: list[Any], args: Any, adapter: Any) -> float:
-    """Train random models, and return the seconds of the fastest step."""
+def train(configs: list[Any], args: Any, adapter: Any) -> tuple[float, Any]:
+    """Train random models, and return the seconds of the fastest step and the throughput of this CPU."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, TrainerCallback
 
     from tests import tiny
     from trl_akd import AKDTrainer
+    from trl_akd.doctor.hardware import Gpu
 
     tokens = [{"input_ids": [7] * LENGTH, "labels": [7] * LENGTH} for _ in range(64)]
     models = [AutoModelForCausalLM.from_config(config) for config in configs]
     times: list[float] = []
+    calibrations: list[tuple[float, float]] = []
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
+            calibrations.append(calibrate())
             times.append(-time.process_time())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -115,27 +117,26 @@ def train(configs: list[Any], args: Any, adapter: Any) -> float:
         callbacks=[Clock()],
     )
     trainer.train()
-    return min(times)
+    flops, bandwidth = (max(found) for found in zip(*calibrations, strict=True))
+    return min(times), Gpu("CPU", 16.0, flops / 1e12, flops / 1e12, bandwidth / 1e9 / 0.8)
 
 
-def calibrate() -> Any:
-    """Return the throughput of this CPU in CPU seconds."""
+def calibrate() -> tuple[float, float]:
+    """Return floating-point operations and bytes per CPU second, of the fastest product and the fastest copy."""
     import torch
-
-    from trl_akd.doctor.hardware import Gpu
 
     matrix, weight = torch.ones(ROWS * LENGTH, 640), torch.ones(640, 1728)
     vector = torch.ones(16 * 2**20)
-    seconds = []
-    for function in (lambda: matrix @ weight, vector.clone):
-        found = []
+    amounts = (2 * matrix.numel() * weight.shape[1], 2 * 4 * vector.numel())
+    rates = []
+    for function, amount in zip((lambda: matrix @ weight, vector.clone), amounts, strict=True):
+        seconds = []
         for _ in range(20):
             start = time.process_time()
             function()
-            found.append(time.process_time() - start)
-        seconds.append(sorted(found)[len(found) // 2])
-    tflops = 2 * matrix.numel() * weight.shape[1] / seconds[0] / 1e12
-    return Gpu("CPU", 16.0, tflops, tflops, 2 * 4 * vector.numel() / seconds[1] / 1e9 / 0.8)
+            seconds.append(time.process_time() - start)
+        rates.append(amount / min(seconds))
+    return rates[0], rates[1]
 
 
 def _resident() -> int:

@@ -2,7 +2,8 @@
 
 Memory is the growth of the resident memory from before the models are built to its peak. Time is that of the fastest
 step in CPU seconds of one thread, because other programs may share the cores. Its estimate is at the throughput of the
-fastest of many products of two matrices, which run before each step: programs on the other cores slow both down.
+fastest of many products of two matrices and the bandwidth of the fastest of many copies, which run before each step,
+since programs on the other cores slow all of them down.
 
     python -m tests.benchmarks.bench_doctor --steps 3
 """
@@ -81,6 +82,7 @@ def measure(case: dict[str, Any], steps: int) -> dict[str, float]:
         "seconds": seconds,
         "estimated_seconds": duration.step,
         "gflops": 1000 * cpu.tflops,
+        "bandwidth": 0.8 * cpu.bandwidth,
     }
 
 
@@ -126,10 +128,10 @@ def calibrate() -> tuple[float, float]:
     import torch
 
     matrix, weight = torch.ones(ROWS * LENGTH, 640), torch.ones(640, 1728)
-    vector = torch.ones(16 * 2**20)
+    vector, copy = torch.ones(2, 16 * 2**20)  # as in the loss and the optimizer, whose buffers exist
     amounts = (2 * matrix.numel() * weight.shape[1], 2 * 4 * vector.numel())
     rates = []
-    for function, amount in zip((lambda: matrix @ weight, vector.clone), amounts, strict=True):
+    for function, amount in zip((lambda: matrix @ weight, lambda: copy.copy_(vector)), amounts, strict=True):
         seconds = []
         for _ in range(20):
             start = time.process_time()

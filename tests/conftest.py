@@ -1,14 +1,18 @@
-"""Shared test settings: offline, quiet, one thread."""
+"""Shared test settings: offline, quiet, one thread, no deadlines."""
 
 import gc
 import os
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+settings.register_profile("any_load", deadline=None)
+settings.load_profile("any_load")
 
 
 def pytest_collection_finish() -> None:

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from trl_akd.charts import Series, bar_chart, line_chart, scatter_chart
+from trl_akd.charts import SMALL, Series, bar_chart, interval_chart, line_chart, scatter_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -78,3 +78,38 @@ def test_bars_have_the_length_of_their_shares():
     root = ElementTree.fromstring(bar_chart("Title", "share", {"one": {"a": 0.25, "b": 0.75}, "two": {"a": 0.5}}))
     widths = [float(node.get("width", "")) for node in root.iter(f"{SVG}rect") if node.get("height") == "18.0"]
     assert widths[0] * 3 == pytest.approx(widths[1], abs=0.3) and widths[0] * 2 == pytest.approx(widths[2], abs=0.3)
+
+
+LONG = [
+    "student before training",
+    "org/a-model-with-a-very-long-name-that-is-longer-than-the-chart-is-wide-7b",
+    "teacher",
+]
+
+
+@pytest.mark.parametrize(
+    "svg",
+    [
+        bar_chart("Title", "share", {name: {kind: 0.2 for kind in ("passed", *LONG)} for name in LONG}, SMALL[0]),
+        interval_chart("Title", "pass@1", dict.fromkeys(LONG, (0.5, 0.4, 0.6)), SMALL[0]),
+        line_chart(
+            "Title", "step", "nats", [Series(name[:30], [(0, 1), (5, 2)], n) for n, name in enumerate(LONG)], SMALL
+        ),
+    ],
+    ids=["bars", "intervals", "lines"],
+)
+def test_small_charts_keep_their_width_and_their_text_inside(svg: str):
+    """So that text has 10 pixels on a phone whose page is 360 pixels wide."""
+    root = ElementTree.fromstring(svg)
+    _, _, width, height = map(float, root.get("viewBox", "").split())
+    assert width == SMALL[0]
+    boxes = []
+    for node in root.iter(f"{SVG}text"):
+        x, y, length = float(node.get("x", "")), float(node.get("y", "")), 6.8 * len(node.text or "")
+        if node.get("transform") is None:
+            left = x - {"start": 0, "middle": length / 2, "end": length}[node.get("text-anchor", "start")]
+            boxes.append((left, y - 11, left + length, y))
+    for box in boxes:
+        assert 0 <= box[1] and box[3] <= height and ((0 <= box[0] and box[2] <= width) or box[2] - box[0] > width - 40)
+    for one, other in itertools.combinations(boxes, 2):
+        assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1], "no text on text"

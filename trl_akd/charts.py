@@ -15,12 +15,12 @@ _COLORS = (
 _DASHES = ("", "6 3", "2 3")
 _GRAY, _LIGHT = "#777777", "#9ecae1"
 _WIDTH, _HEIGHT = 720, 440
-SMALL = (480, 300)  # for a page with several charts, which a phone also shows
+SMALL = (400, 280)  # for a page with several charts, whose text can also be read on a phone
 _LEFT, _TOP, _BOTTOM = 64, 24, 52
 _TICKS = 6
 _ROW = 24  # height of a bar with its margins, in pixels
 _SHORTEST = 160  # length of the axis of bars, in pixels, beside long labels
-_CHARACTER, _LINE = 6.8, 14.0  # width of a character, and height of a label, in pixels
+_CHARACTER, _LINE, _LEGEND = 6.8, 14.0, 18  # width of a character, height of a label and of a row of names, in pixels
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -65,6 +65,21 @@ class _Canvas:
     def box(self, x: float, y: float, width: float, height: float, color: str) -> None:
         self.parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{color}"/>')
 
+    def legend(self, styles: Mapping[str, int], left: float, top: float, *, dashed: bool = False) -> float:
+        """Draw names beside the colors of their styles, in as many rows as they need, and return the bottom."""
+        x, y = left, top
+        for name, style in styles.items():
+            width = 26 + len(name) * _CHARACTER
+            if x > left and x + width > self.width:
+                x, y = left, y + _LEGEND
+            if dashed:
+                self.line([(x, y + 6), (x + 20, y + 6)], _color(style), dashes=_dashes(style), width=2)
+            else:
+                self.box(x + 5, y + 1, 10, 10, _color(style))
+            self.text(x + 26, y + 10, name)
+            x += width + 10
+        return y + _LEGEND if styles else y
+
     def svg(self, title: str) -> str:
         head = (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width:.0f} {self.height:.0f}" '
@@ -81,28 +96,39 @@ class _Plot:
         ValueError: If there is no point.
     """
 
-    def __init__(self, canvas: _Canvas, title: str, labels: tuple[str, str], points: Sequence[Point], right: float):
+    def __init__(
+        self,
+        canvas: _Canvas,
+        title: str,
+        labels: tuple[str, str],
+        points: Sequence[Point],
+        right: float,
+        top: float = _TOP,
+    ) -> None:
         if not points:
             raise ValueError(f"The chart {title!r} has no points.")
-        self.right = right
+        self.right, self._top = right, top
         self._bottom = canvas.height - _BOTTOM
         (self._x_low, self._x_high), (self._y_low, self._y_high) = (
             _range([point[axis] for point in points]) for axis in (0, 1)
         )
+        whole = all(float(x).is_integer() for x, _ in points)  # such as steps and cycles
         for tick in _ticks(self._x_low, self._x_high):
+            if whole and not tick.is_integer():
+                continue
             x, y = self.place((tick, self._y_low))
-            canvas.line([(x, y), (x, _TOP)], "#dddddd", width=1)
+            canvas.line([(x, y), (x, top)], "#dddddd", width=1)
             canvas.text(x, y + 18, f"{tick:g}", anchor="middle")
         for tick in _ticks(self._y_low, self._y_high):
             x, y = self.place((self._x_low, tick))
             canvas.line([(x, y), (right, y)], "#dddddd", width=1)
             canvas.text(x - 6, y + 4, f"{tick:g}", anchor="end")
         canvas.text((_LEFT + right) / 2, canvas.height - 12, labels[0], anchor="middle")
-        canvas.text(16, (_TOP + self._bottom) / 2, labels[1], anchor="middle", turned=True)
+        canvas.text(16, (top + self._bottom) / 2, labels[1], anchor="middle", turned=True)
 
     def place(self, point: Point) -> Point:
         x = _LEFT + (point[0] - self._x_low) / (self._x_high - self._x_low) * (self.right - _LEFT)
-        y = self._bottom - (point[1] - self._y_low) / (self._y_high - self._y_low) * (self._bottom - _TOP)
+        y = self._bottom - (point[1] - self._y_low) / (self._y_high - self._y_low) * (self._bottom - self._top)
         return x, y
 
 
@@ -162,7 +188,7 @@ def _overlap(one: Box, other: Box) -> bool:
 def line_chart(
     title: str, x_label: str, y_label: str, series: Sequence[Series], size: tuple[float, float] = (_WIDTH, _HEIGHT)
 ) -> str:
-    """Return a chart of lines, labeled at the right in the order of their last points.
+    """Return a chart of lines, labeled at the right in the order of their last points or, if it is small, above.
 
     Args:
         title (`str`):
@@ -179,6 +205,12 @@ def line_chart(
     """
     canvas, width = _Canvas(*size), max((len(one.name) for one in series), default=0) * _CHARACTER
     points = [point for one in series for point in one.points]
+    if canvas.width < _WIDTH:
+        top = canvas.legend({one.name: one.style for one in series if one.name}, _LEFT, 8, dashed=True) + 8
+        plot = _Plot(canvas, title, (x_label, y_label), points, canvas.width - 20, top)
+        for one in series:
+            canvas.line(list(map(plot.place, one.points)), _color(one.style), dashes=_dashes(one.style))
+        return canvas.svg(title)
     plot = _Plot(canvas, title, (x_label, y_label), points, canvas.width - (60 + width if width else 20))
     ends: dict[str, tuple[float, int]] = {}
     for one in series:
@@ -218,11 +250,11 @@ def bar_chart(title: str, x_label: str, bars: Mapping[str, Mapping[str, float]],
         bars (`Mapping[str, Mapping[str, float]]`):
             Lengths of the parts of each bar.
         width (`float`, *optional*, defaults to `720`):
-            Width of the chart in pixels, which is larger if labels are long.
+            Width of the chart in pixels. In a smaller chart, labels are above the bars, and names below the axis; one
+            of this width is wider if labels are long.
     """
     names = list(dict.fromkeys(name for parts in bars.values() for name in parts))
-    margin = min(150, 40 + max(map(len, names), default=0) * _CHARACTER) if width < _WIDTH else 150
-    rows = _Rows(bars, width, margin)
+    rows = _Rows(bars, width, 20 if width < _WIDTH else 150)
     canvas = rows.canvas
     for label, parts in bars.items():
         y, x = rows.add(label), rows.left
@@ -230,10 +262,13 @@ def bar_chart(title: str, x_label: str, bars: Mapping[str, Mapping[str, float]],
             canvas.box(x, y + 3, share * rows.length, _ROW - 6, _color(names.index(name)))
             x += share * rows.length
     rows.draw_axis(x_label)
+    if width < _WIDTH:
+        canvas.height = canvas.legend({name: style for style, name in enumerate(names)}, 8, rows.bottom + 54) + 4
+        return canvas.svg(title)
     for row, name in enumerate(names):
         y = _TOP + 18 * row
-        canvas.box(canvas.width - margin + 14, y, 10, 10, _color(row))
-        canvas.text(canvas.width - margin + 30, y + 10, name)
+        canvas.box(canvas.width - 136, y, 10, 10, _color(row))
+        canvas.text(canvas.width - 120, y + 10, name)
     canvas.height = max(rows.bottom + 52, _TOP + 18 * len(names) + 12)
     return canvas.svg(title)
 
@@ -251,7 +286,8 @@ def interval_chart(
         points (`Mapping[str, tuple[float, float, float]]`):
             Value, lower bound and upper bound, by name.
         width (`float`, *optional*, defaults to `720`):
-            Width of the chart in pixels, which is larger if labels are long.
+            Width of the chart in pixels. In a smaller chart, labels are above the bars; one of this width is wider if
+            labels are long.
     """
     rows = _Rows(points, width, 64)
     canvas = rows.canvas
@@ -273,23 +309,34 @@ class _Rows:
     """Horizontal bars on a canvas, with their labels and an axis from 0 to 1."""
 
     def __init__(self, labels: Iterable[str], width: float, margin: float) -> None:
-        self.left = 20 + max(map(len, labels), default=0) * _CHARACTER
+        self._above = width < _WIDTH
+        self.left = 12 if self._above else 20 + max(map(len, labels), default=0) * _CHARACTER
         self.canvas = _Canvas(max(width, self.left + _SHORTEST + margin))
         self.length = self.canvas.width - self.left - margin
-        self.bottom: float = _TOP
+        self.top: float = 6 if self._above else _TOP
+        self.bottom = self.top
 
     def add(self, label: str) -> float:
-        """Draw the label of the next bar, and return the top of its row."""
-        top, self.bottom = self.bottom, self.bottom + _ROW
-        self.canvas.text(self.left - 6, top + 15, label, anchor="end")
+        """Draw the label of the next bar, and return the top of the bar's row."""
+        top = self.bottom
+        if self._above:
+            most = int((self.canvas.width - self.left) / _CHARACTER)
+            self.canvas.text(self.left, top + 13, label if len(label) <= most else f"{label[: most - 1]}…")
+            top += _LEGEND
+        else:
+            self.canvas.text(self.left - 6, top + 15, label, anchor="end")
+        self.bottom = top + _ROW
         return top
 
     def draw_axis(self, label: str) -> None:
+        drawn, self.canvas.parts = self.canvas.parts, []
         for tick in _ticks(0.0, 1.0):
             x = self.left + tick * self.length
-            self.canvas.line([(x, _TOP), (x, self.bottom)], "#dddddd", width=1)
+            self.canvas.line([(x, self.top), (x, self.bottom)], "#dddddd", width=1)
             self.canvas.text(x, self.bottom + 18, f"{tick:g}", anchor="middle")
         self.canvas.text(self.left + self.length / 2, self.bottom + 40, label, anchor="middle")
+        axis = self.canvas.parts
+        self.canvas.parts = [*axis, *drawn] if self._above else [*drawn, *axis]  # labels cover the lines above bars
 
 
 def _color(style: int) -> str:

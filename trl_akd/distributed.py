@@ -11,14 +11,15 @@ import pickle
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
-from accelerate.utils import DistributedType, DynamoBackend, broadcast_object_list
+from accelerate.utils import DistributedType, DynamoBackend, broadcast_object_list, gather_object, reduce
 from torch._C._distributed_c10d import Logger, ProcessGroup, Reducer
 from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection, prepare_fsdp
@@ -54,6 +55,26 @@ def widest_float(device: torch.device) -> torch.dtype:
 
 
 _WITHOUT_FLOAT64 = {"mps"}
+
+
+class HostCopy:
+    """Copy of a tensor to the host that is under way while the device continues.
+
+    Args:
+        tensor (`torch.Tensor`):
+            Tensor to copy, which must not be changed afterwards.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._copy = tensor.detach().to("cpu", non_blocking=tensor.is_cuda)  # into pinned memory
+        self._done = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
+
+    @cached_property
+    def values(self) -> Any:
+        """The tensor as a nested list; the first access waits for the copy."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._copy.tolist()
 
 
 def unwrapped(engine: Any, model: Any, accelerator: Accelerator) -> Any:
@@ -213,6 +234,36 @@ def run_on_main_and_broadcast(accelerator: Any, make: Callable[[], Result]) -> R
     if failure is not None:
         raise failure
     return result  # type: ignore[no-any-return]
+
+
+def raise_on_all(make: Callable[[], Result]) -> Result:
+    """Call a function on every process and return its result, or raise an error on all processes if one fails.
+
+    A process that fails alone would leave the others waiting in their next collective operation. All processes must
+    call this. The function must not communicate with other processes.
+
+    Example:
+
+    ```python
+    >>> raise_on_all(lambda: "known")
+    'known'
+
+    ```
+    """
+    failure: Exception | None = None
+    try:
+        result = make()
+    except Exception as error:
+        failure = error
+    state = PartialState()
+    if state.num_processes > 1:
+        number = torch.tensor(int(failure is not None), device=state.device)
+        if reduce(number, "sum") > 0:
+            failures = gather_object([None if failure is None else picklable_error(failure)])
+            failure = failure or next(error for error in failures if error is not None)
+    if failure is not None:
+        raise failure
+    return result
 
 
 def picklable_error(error: Exception) -> Exception:

@@ -118,8 +118,14 @@ class Ledger:
         self.close()
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def read_json_lines(path: Path, *, interrupted: bool = False) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield the objects of a JSON Lines file, plain or gzipped, each with the name of its line for error messages.
+
+    Args:
+        path (`Path`):
+            The file.
+        interrupted (`bool`, *optional*, defaults to `False`):
+            Whether an incomplete last line, from an interruption, is left out, as [`Ledger`] does.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -135,6 +141,8 @@ def read_json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
+                if interrupted and not line.endswith(b"\n"):
+                    return
                 raise ValueError(f"{where} is not JSON ({error}); correct or delete the line.") from error
             if not isinstance(row, dict):
                 raise ValueError(f"{where} is {line[:40]!r}; give one JSON object per line.")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from accelerate import ParallelismConfig
 from datasets import Dataset, DatasetDict, IterableDatasetDict, concatenate_datasets
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from tests import tiny
@@ -340,8 +340,15 @@ def test_completions_are_reported(trainer, tmp_path, monkeypatch):
         max_steps=1,
     )
     made.args.report_to = ["trackio"]
+    board: list[tuple[str, str, int]] = []
+    writer = TrainerCallback()
+    writer.tb_writer = SimpleNamespace(add_text=lambda *entry: board.append(entry))
+    made.add_callback(writer)
     made.train()
     assert [list(table.prompt) for table in reported] == [rows["prompt"][:]]
+    [(name, text, step)] = board
+    assert (name, step) == ("completions/0", 1) and text.startswith("**prompt**\n\n    ")
+    assert rows["prompt"][0].strip() in text and "\n\n**completion**\n\n    " in text
 
 
 @pytest.mark.parametrize("form", ["text", "messages"])

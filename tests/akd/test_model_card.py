@@ -1,13 +1,19 @@
 """Model cards of trainers: metadata, equation and the curve of β."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from peft import LoraConfig
+
+from tests import tiny
+from trl_akd.akd.model_card import objective
+from trl_akd.hub.model_card import read_prompt_format
 
 
 def test_card_of_an_adapter(trainer, tmp_path: Path):
@@ -68,10 +74,77 @@ def test_settings_of_the_training(trainer, tmp_path: Path):
         assert row in text, row
 
 
-def test_a_template_that_no_row_used_is_not_on_the_card(trainer, tmp_path: Path):
-    rows = Dataset.from_list([{"prompt": "add(1, 2) is", "completion": " 3"}] * 4)
-    trainer(output_dir=str(tmp_path), train_dataset=rows).create_model_card()
-    assert "Prompt template" not in (tmp_path / "README.md").read_text()
+ASKED = "Write a Python function that doubles a number."
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ '<assistant>' if add_generation_prompt }}"
+QUESTION, ANSWER = {"role": "user", "content": ASKED}, {"role": "assistant", "content": "f"}
+FORMATS: dict[str, tuple[dict[str, Any], str | None, str | None]] = {
+    "alpaca": ({"instruction": ASKED, "output": "f"}, "template", "alpaca"),
+    "starcoder": ({"instruction": ASKED, "output": "f"}, "template", "starcoder"),
+    "messages": ({"messages": [QUESTION, ANSWER]}, "chat", None),
+    "chat": ({"prompt": [QUESTION], "completion": [ANSWER]}, "chat", None),
+    "plain": ({"prompt": f"{ASKED}\n", "completion": "f"}, "completion", None),
+    "tokenized": ({"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}, None, None),
+}
+IN_WORDS = {"chat": "chat template of the tokenizer", "completion": "none"}
+
+
+@pytest.mark.parametrize(("name", "adapter"), [*((name, False) for name in FORMATS), ("chat", True)])
+def test_the_example_of_the_card_gives_a_prompt_as_in_training(name: str, adapter: bool, trainer, tmp_path: Path):
+    row, style, template = FORMATS[name]
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = CHAT
+    made = trainer(
+        output_dir=str(tmp_path / "student"),
+        train_dataset=Dataset.from_list([row] * 2),
+        processing_class=tokenizer,
+        max_length=256,
+        lmbda=0.5,  # so that the prompts are kept
+        **({"prompt_template": template} if template else {}),
+        **({"peft_config": LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")} if adapter else {}),
+    )
+    made.save_model()
+    made.create_model_card()
+    text = (tmp_path / "student" / "README.md").read_text()
+    program = re.findall(r"```python\n(.*?)```", text.partition("## Use")[2], re.DOTALL)[0]
+    found: dict[str, Any] = {}
+    exec(compile(program.replace("max_new_tokens=256", "max_new_tokens=2"), "card", "exec"), found)
+    if style is not None:
+        assert found["inputs"]["input_ids"][0].tolist() == made.train_dataset[0]["prompt_ids"]
+    assert ("| Prompt template |" in text) == (style is not None)
+    if style is not None:
+        assert f"| Prompt template | `{template or IN_WORDS[style]}` |" in text
+        assert (read := read_prompt_format(str(tmp_path / "student"))) and (read.style, read.template) == (
+            style,
+            template,
+        )
+    assert found["output"].shape[1] > found["inputs"]["input_ids"].shape[1]
+
+
+def test_the_card_of_a_run_from_python(trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    made = trainer(output_dir=str(tmp_path / "run"), max_steps=1)
+    made.train()
+    made.create_model_card(dataset_name="org/rows")
+    text = (tmp_path / "run" / "README.md").read_text()
+    for row in ("| Data | `org/rows` |", "| Training rows | `8` |", "| Optimizer steps | `1` |", "| Seed | `42` |"):
+        assert row in text, row
+    assert "Git commit" not in text, "the working directory is in no repository"
+    made.provenance.commit = "c0ffee-dirty"
+    made.create_model_card()
+    assert "| Git commit | `c0ffee-dirty` |" in (tmp_path / "run" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing"),
+    [
+        ({"beta_regularizer": "eq16"}, "beta_regularization"),
+        ({"beta_regularization": 0.0}, "beta_regularizer"),
+        ({}, None),
+    ],
+)
+def test_settings_of_beta_without_effect_are_left_out(settings: dict[str, Any], missing: str | None, config):
+    names = {"beta_regularization", "beta_regularizer"} - {missing}
+    assert {name for name in objective(config(**settings)) if "regulari" in name} == names
 
 
 AKD = "AKD (adaptive knowledge distillation)"

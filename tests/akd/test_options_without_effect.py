@@ -184,6 +184,6 @@ OF_TEACHERS = {
 @pytest.mark.parametrize("name", OF_TEACHERS)
 @pytest.mark.parametrize(("kind", "settings"), [(CodePLANConfig, {}), (IterKDConfig, {"objective": "ce"})])
 def test_objectives_without_a_teacher_refuse_the_options_of_teachers(kind: type, settings: dict[str, Any], name: str):
-    reasons = "has no effect while|is for the teacher's server|`teacher_model_name_or_path` is not set"
+    reasons = "has no effect (?:while|without)|is for the teacher's server|`teacher_model_name_or_path` is not set"
     with pytest.raises(ValueError, match=f"`{name}` is .*({reasons})"):
         make(kind, **settings, **{name: OF_TEACHERS[name]})

@@ -1,7 +1,9 @@
 """Trainers with a teacher behind a server, which is a stand-in for vLLM with a tiny model."""
 
+import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +14,13 @@ from transformers import AutoModelForCausalLM
 from tests import tiny
 from tests.generation.server import Fault, Server, serving
 from trl_akd import AKDConfig, AKDTrainer, CodePLANConfig, CodePLANTrainer
+from trl_akd.akd.cache_creation import check_folder
 from trl_akd.akd.served import longest_text
 from trl_akd.cli.mock_teacher import score
 from trl_akd.generation import GenerationError
+from trl_akd.generation.protocol import Usage
 from trl_akd.teachers import SparseSignal
+from trl_akd.teachers.served import read_usage, usage_file
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +224,29 @@ def test_the_limit_ends_training(served):
     with pytest.raises(GenerationError, match=r"`teacher_max_requests` is reached.*`resume_from_checkpoint`"):
         made.train()
     assert made.state.global_step == 1
+    used = json.loads((Path(made.args.output_dir) / "teacher_usage_0.json").read_text())
+    assert used == {"requests": 6, "tokens": made.teacher.tokens}
+    with pytest.raises(ValueError, match=r"`teacher_max_requests` is 6, of which earlier .* used 6, so less than one"):
+        served(teacher_max_requests=6)
+    tokens = used["tokens"] + 2 * len(max(made.train_dataset["input_ids"], key=len))
+    again = served(teacher_max_tokens=tokens)
+    with pytest.raises(GenerationError, match="`teacher_max_tokens` is reached"):
+        again.train()
+    assert read_usage(Path(made.args.output_dir)).requests > 7
+
+
+def test_usage_of_all_processes_counts(served, config, tmp_path):
+    (tmp_path / "run").mkdir()
+    for process, requests in ((0, 3), (7, 4)):
+        usage_file(tmp_path / "run", process).write_text(json.dumps({"requests": requests, "tokens": 10}))
+    made = served(teacher_max_requests=10)
+    assert made.teacher.requests == 1 and read_usage(tmp_path / "run") == Usage(8, 20 + made.teacher.tokens)
+    with pytest.raises(ValueError, match=r"`teacher_max_requests` is 8, of which"):
+        served(teacher_max_requests=8)
+    check_folder(tmp_path / "run")
+    usage_file(tmp_path / "run", 7).write_text("{")
+    with pytest.raises(ValueError, match=r"teacher_usage_7.json, which counts .*, is damaged; delete it"):
+        served()
 
 
 def test_keys_come_from_the_environment(served, server, monkeypatch):

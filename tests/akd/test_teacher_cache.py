@@ -24,7 +24,7 @@ from trl_akd.akd.cache_creation import create_cache
 from trl_akd.akd.teacher_cache import unpacked_rows
 from trl_akd.iterkd.pair_trainer import PairTrainer
 from trl_akd.losses.fused_linear import fused_divergence
-from trl_akd.losses.signals import NO_TOKEN, DenseSignal, SparseSignal
+from trl_akd.losses.signals import NO_TOKEN, DenseSignal, SampledSignal, SparseSignal
 from trl_akd.teachers import CachedTeacher
 from trl_akd.teachers import cached as cached_module
 from trl_akd.teachers.cache_files import CachedRow, Manifest, row_key, shard_path, write_manifest, write_shard
@@ -36,6 +36,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "int8": {"dtype": "int8"},
     "sparse": {"kind": "sparse", "top_k": 16},
     "all tokens": {"kind": "sparse", "top_k": tiny.VOCABULARY},
+    "top": {"top_k": 16},
+    "int8 top": {"dtype": "int8", "top_k": 16},
 }
 DATA = {"train_dataset": tiny.rows(8), "eval_dataset": tiny.rows(5, seed=1)}
 
@@ -94,6 +96,111 @@ def test_smaller_signals_are_close(pair, caches, tmp_path, name, tolerance):
     expected = history(make(pair, tmp_path, teacher_model_name_or_path=pair[1]))
     for ours, theirs in zip(history(make(pair, tmp_path, teacher_cache=str(caches[name]))), expected, strict=True):
         assert ours == pytest.approx(theirs, rel=tolerance, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["top", pytest.param("int8 top", marks=pytest.mark.slow)])
+def test_a_sample_of_all_tokens_is_exact(pair, caches, tmp_path, name):
+    """Evaluations are exact with few samples, too."""
+    settings = {"teacher_cache": str(caches[name]), "ce_weight": 0.5}
+    expected = history(make(pair, tmp_path, **settings))
+    found = history(make(pair, tmp_path, teacher_tail_samples=tiny.VOCABULARY, **settings))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    exact, sampled = (
+        make(pair, tmp_path, teacher_tail_samples=samples, **settings).evaluate() for samples in (None, 1)
+    )
+    assert sampled["eval_loss"] == exact["eval_loss"]
+
+
+def test_sampled_training_is_the_same_with_other_batches_and_resumed(pair, caches, tmp_path):
+    """The samples of a row depend on the seed and the step, not on its batch."""
+
+    def train(folder: str, checkpoint: str | None = None, **settings: Any) -> AKDTrainer:
+        own = {"teacher_cache": str(caches["top"]), "teacher_tail_samples": 2, "optim": "sgd", "max_steps": 3}
+        trainer = make(pair, tmp_path / folder, eval_strategy="no", **{**own, **settings})
+        trainer.train(checkpoint)
+        return trainer
+
+    unbroken = train("unbroken", save_strategy="steps", save_steps=2)
+    expected = unbroken.model.state_dict()
+    split = train("split", per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    resumed = train("resumed", str(tmp_path / "unbroken" / "run" / "checkpoint-2"))
+    for trainer in (split, resumed):
+        for name, parameter in trainer.model.state_dict().items():
+            torch.testing.assert_close(parameter, expected[name], rtol=1e-5, atol=1e-6)
+    other = train("other", data_seed=42, seed=43)
+    assert not all(
+        torch.allclose(value, expected[name], atol=1e-6) for name, value in other.model.state_dict().items()
+    )
+
+
+def test_samples_of_rows(pair, caches, tmp_path):
+    """In padded and packed batches, the same in one step, other numbers in the next, and without a step none."""
+    _, batches = teacher_and_batches(pair, tmp_path)
+    cached = CachedTeacher(caches["top"], tail_samples=4, seed=1)
+
+    def offsets(batch: dict[str, torch.Tensor], step: int) -> list[float]:
+        cached.step = step
+        cached.forward({name: value for name, value in batch.items() if name != "labels"})
+        signal = cached.signal(None)
+        assert isinstance(signal, SampledSignal) and signal.samples == 4
+        known = ~signal.offsets.isnan()
+        assert torch.equal(known, ~signal.hidden.isnan().any(-1))
+        assert torch.equal(known, ~signal.top.log_probs.isnan().any(-1))
+        exact = signal.head.logits(signal.hidden[known]).log_softmax(-1)
+        torch.testing.assert_close(signal.top.log_probs[known], exact.gather(-1, signal.top.ids[known]))
+        torch.testing.assert_close(
+            signal.log_normalizer[known], signal.head.logits(signal.hidden[known]).logsumexp(-1)
+        )
+        return signal.offsets[known].tolist()
+
+    whole = set(offsets(batches[0], step=3))
+    assert len(whole) == len(offsets(batches[0], step=3)) > 20 and all(0 <= number < 1 for number in whole)
+    for batch in batches[1:]:
+        assert set(offsets(batch, step=3)) < whole
+    assert not whole & set(offsets(batches[0], step=4))
+    cached.step = None
+    cached.forward({"input_ids": batches[0]["input_ids"], "attention_mask": batches[0]["attention_mask"]})
+    assert isinstance(cached.signal(None), DenseSignal)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"teacher_tail_samples": 0}, "`teacher_tail_samples` is 0; give an integer of at least 1 or None"),
+        ({"teacher_tail_samples": True}, "`teacher_tail_samples` is True; give an integer"),
+        ({"teacher_cache": None}, "`teacher_tail_samples` is 4, which has no effect without `teacher_cache`"),
+        ({"divergence": "jsd"}, "`divergence` is 'jsd', but only mixes of forward and reverse KL are estimated"),
+        (
+            {"divergence": "akl"},
+            "`divergence` is 'akl', but only mixes .*; choose 'akd', 'forward_kl' or 'reverse_kl'",
+        ),
+        (
+            {"teacher_cache": "float32"},
+            "`teacher_tail_samples` is 4, but .* does not have hidden states with the most",
+        ),
+        ({"teacher_cache": "sparse"}, "`teacher_tail_samples` is 4, but .* create it again with cache_kind='hidden'"),
+        ({"kd_temperature": 2.0}, r"`kd_temperature` is 2.0, but .*most probable tokens at temperature 1.0; set the"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_of_samples(pair, caches, tmp_path, settings, complaint):
+    settings = {"teacher_cache": "top", "teacher_tail_samples": 4, **settings}
+    if settings["teacher_cache"] is not None:
+        settings["teacher_cache"] = str(caches[settings["teacher_cache"]])
+    with pytest.raises(ValueError, match=complaint):
+        make(pair, tmp_path, **settings)
+
+
+def test_a_student_with_fewer_tokens_cannot_sample(pair, caches, tmp_path):
+    """The most probable tokens and the normalizer are those of the vocabulary for which the cache was created."""
+    args = AKDConfig(
+        str(tmp_path), teacher_cache=str(caches["top"]), teacher_tail_samples=4, max_length=64, **tiny.SHORT_RUN
+    )
+    student = AutoModelForCausalLM.from_pretrained(pair[0])
+    student.resize_token_embeddings(tiny.VOCABULARY - 8)
+    with pytest.raises(ValueError, match=r"has ids below 320, but the student's LM head has 312 rows"):
+        AKDTrainer(student, None, args, train_dataset=tiny.rows(8), processing_class=tiny.tokenizer())
 
 
 def teacher_and_batches(pair: tuple[str, str], folder: Path) -> tuple[AKDTrainer, list[dict[str, torch.Tensor]]]:

@@ -166,7 +166,7 @@ def test_only_shared_ids_are_sampled(trainer, vllm, tmp_path):
     assert max(batch["input_ids"].max() for batch in made._complete(batches)) < 320
     assert Engine.made[0].seen[0][1].logit_bias == dict.fromkeys(range(320, 400), -100.0)
     Engine.made[0].complete = lambda prompt, params: [5, 333]
-    with pytest.raises(RuntimeError, match=r"vLLM returned the token ids \[333\], which the teacher lacks"):
+    with pytest.raises(GenerationError, match=r"vLLM returned the token ids \[333\], which the teacher lacks"):
         made._complete(batches)
     tiny.model(vocabulary=2000).save_pretrained(tmp_path / "student")
     with pytest.raises(ValueError, match="1680 token ids that the teacher lacks, and vLLM can exclude 1024"):
@@ -184,6 +184,24 @@ def test_prompts_must_leave_room_for_the_completion(trainer, served):
         GenerationError, match=r"vLLM's server did not complete a prompt of .*too long.*see the server's"
     ):
         made._complete([next(iter(made.get_train_dataloader()))])
+
+
+def test_failures_of_vllm_during_training_are_one_sentence(trainer, vllm, monkeypatch):
+    made = trainer(**SETTINGS, use_vllm=True)
+    batches = [next(iter(made.get_train_dataloader()))]
+    with pytest.raises(GenerationError, match=r"a prompt has 600 tokens, .* exceeds vLLM's context of"):
+        made._sample_student([Prompt([5] * 600, seed=1)])
+    for name, failure in (("sync_weights", "the student's weights could not be copied"), ("generate", "2 prompts")):
+        with monkeypatch.context() as patch:
+            patch.setattr(made._vllm_sampler._vllm, name, fail)
+            with pytest.raises(GenerationError, match=rf"{failure} .*out of memory.*resume from the last") as caught:
+                made._complete(batches)
+        assert "\n" not in str(caught.value) and isinstance(caught.value.__cause__, ValueError)
+    made._complete(batches)
+
+
+def fail(*args, **kwargs):
+    raise ValueError("out of memory.\nsecond line")
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,17 @@ def test_resume_continues(settings: dict[str, Any], recipe, tmp_path: Path, caps
     assert [log["step"] for log in history(tmp_path / "run") if "loss" in log] == [1, 2, 3]
 
 
+def test_a_folder_with_a_student_is_named_before_training(
+    settings: dict[str, Any], recipe, no_model_is_loaded: None, caplog: pytest.LogCaptureFixture
+):
+    folder = Path(settings["output_dir"])
+    folder.mkdir()
+    (folder / "config.json").touch()
+    unknown = {"eval_benchmark": "humaneva", "eval_strategy": "steps", "eval_steps": 1}  # ends before training
+    assert main(["akd", "--config", recipe({**settings, **unknown})]) == 2
+    assert [message for message in caplog.messages if f"{str(folder)!r} has a trained student" in message]
+
+
 @pytest.fixture
 def checkpoint(settings: dict[str, Any], recipe) -> Path:
     """The output folder of a finished run, with a checkpoint."""

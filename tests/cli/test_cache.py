@@ -55,7 +55,7 @@ def test_cache_is_written_inspected_and_trained_from(
     [
         (["--method", "iterkd"], "`--method` is 'iterkd', whose cycles train on new answers"),
         (["--cache_kind", "sparse", "--cache_dtype", "int8"], "`cache_dtype` is 'int8', which has no effect with"),
-        (["--cache_top_k", "5"], "`cache_top_k` is 5, which has no effect with cache_kind='hidden'"),
+        (["--cache_top_k", "0"], "`cache_top_k` is 0; give at least 1"),
         (["--cache_shard_mb", "0"], "`cache_shard_mb` is 0; give at least 1"),
         (["--cache_dtype", "int4"], "int4"),
         (["--lmbda", "0.5"], "`lmbda` is 0.5 and `seq_kd` is False, but a cache has signals for the data alone"),

@@ -40,7 +40,12 @@ ANSWERS = {
     "recipes sh": "show",
     "recipes copy ddp_": "ddp_cpu",
     "recipes copy ddp_cpu compl": "completion.bash",
-    "completion ''": "bash zsh",
+    "completion ''": "bash zsh fish",
+    "push runs": "runs-of-today",
+    "push --run_dir runs": "runs-of-today",
+    "push runs-of-today --priv": "--private",
+    "report runs": "runs-of-today",
+    "cache inspect runs": "runs-of-today",
 }
 
 
@@ -54,6 +59,8 @@ def scripts() -> dict[str, str]:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_bash_completes(scripts: dict[str, str], tmp_path: Path):
     (tmp_path / "completion.bash").write_text(scripts["bash"])
+    (tmp_path / "runs-of-today").mkdir()
+    (tmp_path / "runs.json").touch()
     lines = "".join(f"trl-akd {words}\n" for words in [*ANSWERS, "''"])
     command = ["bash", "--norc", "-c", COMPLETE]
     done = subprocess.run(command, cwd=tmp_path, input=lines, capture_output=True, text=True, check=True)
@@ -65,6 +72,11 @@ def test_bash_completes(scripts: dict[str, str], tmp_path: Path):
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
 def test_zsh_reads_the_script(scripts: dict[str, str]):
     subprocess.run(["zsh", "-n"], input=scripts["zsh"], text=True, check=True)
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_fish_reads_the_script(scripts: dict[str, str]):
+    subprocess.run(["fish", "--no-execute"], input=scripts["fish"], text=True, check=True)
 
 
 def test_fields_and_recipes_are_complete(scripts: dict[str, str]):

@@ -1,4 +1,5 @@
 import errno
+import logging
 import os
 import re
 import subprocess
@@ -152,3 +153,17 @@ def test_a_command_whose_output_is_no_longer_read_ends_silently(
         process.stdout.close()
         process.stdin.close()
         assert (process.stderr.read(), process.wait()) == ("", 141)
+
+
+def test_deepspeed_does_not_tell_every_command_that_there_is_no_accelerator(caplog: pytest.LogCaptureFixture):
+    assert main(["--version"]) == 0
+    logger = logging.getLogger("DeepSpeed")
+    logger.addHandler(caplog.handler)
+    try:
+        logger.warning(
+            "Setting accelerator to CPU. If you have GPU or other accelerator, we were unable to detect it."
+        )
+        logger.warning("The operator cannot be built")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert set(caplog.messages) == {"The operator cannot be built"}

@@ -82,6 +82,8 @@ def test_accelerate_config_is_only_a_flag(parser: RecipeParser, recipe):
     [
         (["--lerning_rate", "1"], "`--lerning_rate` is unknown; did you mean `--learning_rate`"),
         (["--lerning_rate=1"], "`--lerning_rate` is unknown"),
+        (["--max-step", "1"], r"`--max-step` is unknown; did you mean `--max_steps`(?! or `--max-)"),
+        (["--qqqqqq"], "`--qqqqqq` is unknown; `trl-akd akd --help all` lists all flags$"),
         (["--learning", "1"], "`--learning` is unknown"),  # argparse would take it for --learning_rate
         (["--num_processes", "2"], "is for accelerate's launcher; give `--accelerate_config`"),
         (["1e-5"], "'1e-5' does not belong to a flag"),

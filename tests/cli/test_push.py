@@ -151,7 +151,7 @@ def test_a_merged_adapter(hub: Hub, tmp_path: Path, plan_head: bool):
         ([], "`run_dir` is missing; give the folder to upload"),
         (["nowhere"], "`run_dir` is 'nowhere', but there is no such folder; check the path."),
         (["empty"], "has neither config.json nor adapter_config.json"),
-        (["empty", "--hub_dataset_id", "me/x"], "has no texts to upload as a dataset: neither plans.jsonl, nor"),
+        (["empty", "--hub_dataset_id", "me/x"], "has nothing to upload as a dataset: neither plans.jsonl, nor"),
         (["run", "--merge_adapter"], "`merge_adapter` is on, but 'run' has a whole model; leave it out."),
         (["run", "--hub_dataset_id", "me/x", "--merge_adapter"], "are for a student; give `hub_model_id`"),
         (["without_card"], "'without_card' has no README.md, the model card"),
@@ -238,3 +238,11 @@ def test_a_token_without_write_access_is_reported_before_training(
 def test_merging_without_an_adapter_is_refused(settings: dict[str, Any], recipe, capsys: pytest.CaptureFixture[str]):
     assert main(["akd", "--config", recipe({**settings, "hub_merge_adapter": True})]) == 2
     assert "`hub_merge_adapter` is on, which merges the adapter of `use_peft`" in capsys.readouterr().err
+
+
+def test_the_command_that_repeats_a_push_is_whole(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]):
+    flags = ["--hub_model_id", "me/student", "--private", "true", "--base_model", "org/base", "--revision", "v2"]
+    hub.fail("POST .*/commit/", 403)
+    assert main(["push", str(run), *flags, "--commit_message", "my student"]) == 2
+    whole = f"`trl-akd push {run} --hub_model_id me/student --private --base_model org/base --revision v2 "
+    assert f"{whole}--commit_message 'my student'` uploads them" in capsys.readouterr().err

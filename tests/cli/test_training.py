@@ -10,7 +10,7 @@ from tests import tiny
 from trl_akd.cli.akd import METHOD
 from trl_akd.cli.parsing import RecipeParser
 from trl_akd.cli.recipes import Recipe
-from trl_akd.cli.training import find_checkpoint, load_datasets, load_tokenizers
+from trl_akd.cli.training import find_checkpoint, load_datasets, load_tokenizers, warn_about_student
 
 
 @pytest.fixture
@@ -27,6 +27,17 @@ def parse(parser: RecipeParser, settings: dict[str, Any]):
 def test_new_run_has_no_checkpoint(parse):
     assert find_checkpoint(parse()[1]) is None
     assert find_checkpoint(parse(resume_from_checkpoint="false")[1]) is None
+
+
+@pytest.mark.parametrize("file", ["config.json", "adapter_config.json", "trainer_state.json", None])
+def test_a_run_that_replaces_a_student_is_a_warning(file: str | None, parse, caplog: pytest.LogCaptureFixture):
+    args = parse()[1]
+    if file is not None:
+        Path(args.output_dir).mkdir()
+        (Path(args.output_dir) / file).touch()
+    warn_about_student(args)
+    expected = f"`output_dir` {args.output_dir!r} has a trained student, which this run replaces at its end"
+    assert [message.partition(";")[0] for message in caplog.messages] == [expected] * ("config" in str(file))
 
 
 def test_nothing_to_resume(parse):

@@ -77,7 +77,7 @@ def test_both_tasks_of_every_problem() -> None:
     assert (batch["input_ids"][batch["attention_mask"] == 0] == TOKENIZER.pad_token_id).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(PROBLEMS, st.floats(0, 1), st.sampled_from(["sequence", "token"]), st.integers(0, 5))
 def test_loss_equals_that_of_the_paper_for_any_lengths(
     rows: list[dict[str, Any]], plan_weight: float, normalization: str, epoch: int

@@ -193,6 +193,16 @@ def test_wrong_settings(settings: dict, message: str, tmp_path: Path, benchmark_
         callback(make_trainer(tmp_path), benchmark_file, **settings)
 
 
+def test_another_format_than_in_training_is_a_warning(tmp_path: Path, benchmark_file: Path, caplog):
+    trainer = make_trainer(tmp_path)
+    callback(trainer, benchmark_file)
+    assert not [message for message in caplog.messages if "Problems are given" in message]
+    callback(trainer, benchmark_file, prompt_style="template", prompt_template="comment")
+    [warning] = [message for message in caplog.messages if "Problems are given" in message]
+    assert "with the template `comment`" in warning and "trained without a template" in warning
+    assert "set `prompt_style` to 'completion'" in warning and "`eval_prompt_style`" in warning
+
+
 def test_a_trainer_that_never_evaluates(tmp_path: Path, benchmark_file: Path):
     args = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
     trainer = Trainer(tiny.model(), args, processing_class=tiny.tokenizer(), train_dataset=[torch.zeros(1)])

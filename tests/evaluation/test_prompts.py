@@ -5,8 +5,15 @@ import pytest
 from tests.evaluation.conftest import data
 from trl_akd.evaluation.benchmarks import load_benchmark
 from trl_akd.evaluation.problems import Problem
-from trl_akd.evaluation.prompts import program_of_answer, program_of_continuation
+from trl_akd.evaluation.prompts import (
+    Prompting,
+    PromptStyle,
+    program_of_answer,
+    program_of_continuation,
+    remark_on_style,
+)
 from trl_akd.generation.answers import extract_program
+from trl_akd.hub.model_card import PromptFormat
 
 CODE = "def one():\n    return 1"
 HELPED = Problem(
@@ -157,3 +164,25 @@ def test_reference_solutions_survive_any_wrapping():
         whole = problem.code_prompt + solutions[problem.task_id]
         program = program_of_answer(problem, f"Here you go:\n```python\n{whole}\n```\nGood luck!")
         assert whole.strip() in program
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "parts"),
+    [
+        (("template", "alpaca"), ("template", "alpaca"), None),
+        (("template", "alpaca"), ("template", "starcoder"), ("`alpaca`", "`starcoder`", "_template` to 'alpaca'")),
+        (("template", "alpaca"), ("completion", "alpaca"), ("`alpaca`", "without a", "`prompt_style` to 'template'")),
+        (("template", "alpaca"), ("chat", "alpaca"), ("`alpaca`", "tokenizer's chat template", "'template'")),
+        (("chat", None), ("chat", "alpaca"), None),
+        (("chat", None), ("completion", "alpaca"), ("tokenizer's chat template", "`prompt_style` to 'chat' for")),
+        (("completion", None), ("completion", "alpaca"), None),
+        (("completion", None), ("template", "alpaca"), ("without a template", "`alpaca`", "to 'completion' for")),
+        (None, ("chat", "alpaca"), None),
+    ],
+)
+def test_another_format_than_in_training_is_remarked(
+    trained: tuple[str, str | None] | None, given: tuple[PromptStyle, str], parts: tuple[str, ...] | None
+):
+    remark = remark_on_style(None if trained is None else PromptFormat(*trained), Prompting(*given))
+    assert (remark is None) == (parts is None)
+    assert all(part in str(remark) for part in parts or ())

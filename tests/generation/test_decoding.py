@@ -50,7 +50,7 @@ TEXT = st.text(st.sampled_from("ab\n é🎈"), max_size=12)
 
 
 @given(text=TEXT, stop=st.lists(st.text(st.sampled_from("ab\n é🎈"), min_size=1, max_size=4), min_size=1, max_size=3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @pytest.mark.parametrize("make", [tiny.tokenizer, sentencepiece], ids=["bytes", "sentencepiece"])
 def test_a_row_ends_at_the_first_token_that_completes_a_stop(make, text: str, stop: list[str]) -> None:
     tokenizer = TOKENIZERS.setdefault(make, make())

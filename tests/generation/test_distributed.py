@@ -40,6 +40,7 @@ def test_two_processes(tmp_path: Path, backend: str) -> None:
         assert record["world_size"] == 2
         assert record["training"] is True
         assert record["sharded"] is (backend == "zero3")
+        assert record["errors"] == ["accepted", "RefusedRequest: refused on 1", "RefusedRequest: refused on 0"]
         assert record["losses"][0] == pytest.approx(record["losses"][1])
         assert record["cases"].keys() == expected.keys()
         for name, outputs in expected.items():

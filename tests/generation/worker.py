@@ -5,7 +5,9 @@ Run by `test_distributed.py` under `accelerate launch`: `python -m tests.generat
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from accelerate import Accelerator, PartialState
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
+from trl_akd.distributed import raise_on_all
 from trl_akd.generation import TransformersGenerator
+from trl_akd.generation.json_client import RefusedRequest
 
 PROMPTS = ["def add(a, b):\n", "x", "# size\nprint(", "for i in range(10):\n    total += i * i\n", "x"]
 SAMPLED: dict[str, Any] = {"n": 2, "temperature": 1.0, "top_p": 0.95, "max_new_tokens": 10, "stop": ["e"], "seed": 3}
@@ -61,7 +65,22 @@ def main() -> None:
     record["sharded"] = all(hasattr(item, "ds_tensor") and item.numel() == 0 for item in parameters)
     train()
     record["losses"] = losses
+    record["errors"] = [error_of(partial(refuse_on, accelerator.process_index, rank)) for rank in (None, 1, 0)]
     (Path(sys.argv[1]) / f"rank{accelerator.process_index}.json").write_text(json.dumps(record))
+
+
+def refuse_on(process: int, rank: int | None) -> str:
+    if process == rank:
+        raise RefusedRequest(f"refused on {rank}", 400, "no")
+    return "accepted"
+
+
+def error_of(make: Callable[[], str]) -> str:
+    """Return the result of a function on all processes, or the class of the error with its message."""
+    try:
+        return raise_on_all(make)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A local server with the part of the Hub's interface that uploads use, which records what arrives.
+"""A local server with the part of the Hub's interface that this package uses, which records what arrives.
 
 Tests use the real client of `huggingface_hub` with it.
 """
@@ -133,12 +133,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def tree(self, body: bytes, kind: str, name: str, revision: str) -> None:
         if repository := self._repository(kind, name):
-            rows = [{"type": "file", "path": path, "oid": "0", "size": len(content)}
+            rows = [{"type": "file", "path": path, "oid": _digest(content), "size": len(content)}
                     for path, content in repository.files.items()]  # fmt: skip
             self._send(200, rows)
 
     def info(self, body: bytes, kind: str, name: str, revision: str | None) -> None:
         if repository := self._repository(kind, name):
+            if revision not in (None, "main", repository.head):
+                self._send(404, {"error": "no such revision"}, {"X-Error-Code": "RevisionNotFound"})
+                return
             card = ModelCard(repository.files.get("README.md", b"").decode()).data.to_dict()
             found = {"id": name, "sha": repository.head, "siblings": [], "private": repository.private}
             self._send(200, {**found, "cardData": card})
@@ -186,8 +189,8 @@ class Handler(BaseHTTPRequestHandler):
         repository.commits += 1
         self._send(200, {"commitUrl": f"{self.hub.endpoint}/{name}/commit/1", "commitOid": repository.head})
 
-    def resolve(self, body: bytes, name: str, revision: str, path: str) -> None:
-        repository = self._repository("model", name)
+    def resolve(self, body: bytes, kind: str | None, name: str, revision: str, path: str) -> None:
+        repository = self._repository(kind or "model", name)
         if repository is None:
             return
         headers = {"X-Repo-Commit": repository.head}
@@ -195,7 +198,11 @@ class Handler(BaseHTTPRequestHandler):
             self._send(404, {"error": "no such file"}, {**headers, "X-Error-Code": "EntryNotFound"})
             return
         content = repository.files[path]
-        self._send(200, content, {**headers, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'})
+        self._send(200, content, {**headers, "ETag": f'"{_digest(content)}"'})
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
 
 
 _NAME = r"([\w.-]+/[\w.-]+)"
@@ -210,7 +217,7 @@ ANSWERS: dict[str, Callable[..., None]] = {
     rf"/api/(models|datasets)/{_NAME}(?:/revision/([^/]+))?": Handler.info,
     rf"/(?:datasets/)?{_NAME}\.git/info/lfs/objects/batch": Handler.batch,
     r"/large/(\w+)": Handler.put,
-    rf"/{_NAME}/resolve/([^/]+)/(.+)": Handler.resolve,
+    rf"/(?:(datasets)/)?{_NAME}/resolve/([^/]+)/(.+)": Handler.resolve,
 }
 
 

@@ -1,12 +1,14 @@
 """Model cards: metadata for the Hub, and measured scores."""
 
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from trl_akd.hub.model_card import ModelCardContent, Provenance, model_card, read_base_model
+from trl_akd.hub.model_card import ModelCardContent, Provenance, git_commit, model_card, read_base_model
 from trl_akd.hub.scores import FewerProblemsError, add_scores_to_file, score_results
 
 METRICS = {"pass@1": 0.25, "pass@1_low": 0.2, "pass@1_high": 0.3, "pass@1_tasks": 164, "confidence": 0.95}
@@ -240,3 +242,26 @@ def test_the_license_of_a_local_student(tmp_path: Path):
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     assert read_base_model(str(tmp_path), online=False).license == {"license": "apache-2.0"}
     assert read_base_model(None, online=True).license == {}
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_of_a_folder(tmp_path: Path):
+    def git(*words: str) -> str:
+        command = ["git", "-c", "user.name=me", "-c", "user.email=me@example.org", *words]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert git_commit(tmp_path) is None and git_commit(tmp_path / "nowhere") is None
+    git("init", "--quiet")
+    git("remote", "add", "origin", "https://me:secret@example.org/repository")
+    assert git_commit(tmp_path) is None, "no commit yet"
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "recipe.yaml").write_text("max_steps: 1\n")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "first")
+    git("tag", "v1")
+    commit = git("rev-parse", "HEAD")
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "student").write_text("not tracked")
+    assert git_commit(tmp_path / "recipes") == commit == git_commit(tmp_path)
+    (tmp_path / "recipes" / "recipe.yaml").write_text("max_steps: 2\n")
+    assert git_commit(tmp_path / "outputs") == f"{commit}-dirty"

@@ -1,6 +1,7 @@
 """Uploads with the real client: one commit, retries, errors in one sentence, no secrets."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,14 +117,25 @@ def test_secrets_are_not_uploaded(hub: Hub, name: str, monkeypatch: pytest.Monke
     assert not hub.requests
 
 
-@pytest.mark.parametrize(("private", "end"), [(True, " --private`"), (False, "me/plans`"), (None, "me/plans`")])
-def test_the_command_that_uploads_again_keeps_it_private(private: bool | None, end: str):
-    assert (
-        repeat_command("run", "hub_dataset_id", "me/plans", private=private).split(", and ")[1].startswith("`trl-akd")
-    )
-    assert f"{end} uploads them" in repeat_command("run", "hub_dataset_id", "me/plans", private=private)
+@pytest.mark.parametrize(
+    ("flags", "command"),
+    [
+        ({"hub_dataset_id": "me/plans", "private": True}, "run --hub_dataset_id me/plans --private"),
+        ({"hub_dataset_id": "me/plans", "private": False}, "run --hub_dataset_id me/plans --private false"),
+        ({"hub_model_id": "me/student", "private": None, "revision": None}, "run --hub_model_id me/student"),
+        (
+            {"hub_model_id": "me/student", "merge_adapter": True, "base_model": "org/base", "revision": "v2"},
+            "run --hub_model_id me/student --merge_adapter --base_model org/base --revision v2",
+        ),
+        ({"hub_model_id": "my model", "commit_message": "It's new"}, None),
+    ],
+)
+def test_the_command_that_uploads_again_is_complete(flags: dict[str, Any], command: str | None):
+    sentence = repeat_command("run", **flags)
+    quoted = command or "run --hub_model_id me/student --commit_message 'It'\"'\"'s new'"
+    assert sentence == f"Nothing is lost: the files are in 'run', and `trl-akd push {quoted}` uploads them."
 
 
 def test_the_command_that_uploads_again_works_in_a_shell():
-    sentence = repeat_command("my run", "hub_model_id", "my model", private=None)
+    sentence = repeat_command("my run", hub_model_id="my model", private=None)
     assert "`trl-akd push 'my run' --hub_model_id me/student` uploads them" in sentence

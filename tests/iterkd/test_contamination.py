@@ -136,7 +136,7 @@ def alignment(statement: list[str], window: list[str]) -> int:
     return cost(len(statement), len(window))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(words.filter(bool), max_size=3), words)
 def test_a_statement_is_found_with_the_edits_that_its_length_allows(texts, asked):
     """By brute force over all parts of the question."""

@@ -98,6 +98,10 @@ def test_a_spent_budget_leaves_the_last_student_in_memory(world: Path, tmp_path:
         ({"questions_per_cycle": 0}, "`questions_per_cycle` is 0"),
         ({"min_question_chars": 0}, "`min_question_chars` is 0; give at least 1"),
         ({"fault_kinds": ["typo"]}, r"`fault_kinds` is \['typo'\]"),
+        (
+            {"fault_kinds": ["name"], "faults_per_question": 0},
+            r"`fault_kinds` is \['name'\], which has no effect while `faults_per_question` is 0; raise that, or leave",
+        ),
         ({"easy_at_least": 1.0}, r"`hard_at_most` is 2\.0 and `easy_at_least` 1\.0"),
         ({"teacher_temperature": -1.0}, r"`teacher_temperature` is -1\.0"),
         ({"teacher_top_p": 0.0}, r"`teacher_top_p` is 0\.0"),
@@ -130,6 +134,12 @@ def test_the_model_card_has_models_and_scores(world: Path, tmp_path: Path):
         "| Teacher that writes the answers | `RuleTeacher` |",
         "| Judge | `RuleTeacher` |",
         "| Cycles | `1` |",
+        f"| Prompt template | `{trainer.args.prompt_template}` |",
+        f"| Seed questions | `{len(trainer.seeds)}` |",
+        f"| Optimizer steps | `{trainer.state.global_step}` |",
+        f"| Rows per optimizer step | `{trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps}` |",
+        f"| Learning rate | `{trainer.args.learning_rate:g} (",
+        f"| Seed | `{trainer.args.seed}` |",
     ):
         assert part in card.text, part
     assert "## Cycles" in card.text and "No benchmark" not in card.text

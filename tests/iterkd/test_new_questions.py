@@ -2,7 +2,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trl_akd.generation import Completion
@@ -59,7 +59,6 @@ class TestReading:
         assert read_question(answer) == answer
 
     @given(st.text("ab1.\n #*:\"'`", max_size=40) | st.lists(frames).map("".join))
-    @settings(deadline=None)
     def test_parsing_is_idempotent(self, text):
         assert read_question(read_question(text)) == read_question(text)
 
@@ -238,7 +237,6 @@ class TestMix:
         mixed = mix_questions(seeds, [], known, CycleConfig(questions_per_cycle=20, mix_easy=0.0))
         assert self.counts(mixed) == {(True, "medium"): 9, (True, "hard"): 9}
 
-    @settings(deadline=None)
     @given(
         st.lists(levels, max_size=30), st.lists(levels, max_size=30), st.integers(1, 40), st.floats(0, 1),
         st.tuples(*[st.sampled_from([0.0, 0.5, 1.0, 2.0])] * 2, st.sampled_from([1.0, 3.0])),

@@ -45,7 +45,6 @@ def kept_by_brute_force(instructions: list[str], threshold: float) -> list[int]:
     return kept
 
 
-@settings(deadline=None)
 @given(words.filter(bool), words.filter(bool))
 def test_rouge_l_is_lins_f_measure(left, right):
     found = rouge_l(" ".join(left).upper(), ", ".join(right))
@@ -73,7 +72,7 @@ def test_the_threshold_itself_is_a_duplicate():
     assert index.nearest(f"{seven} p q r") and not index.nearest(f"{seven} p q r s")
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(texts, max_size=20), st.lists(st.integers(0, 20), max_size=4))
 def test_division_into_calls_does_not_matter(instructions, cuts):
     asked = questions(instructions)
@@ -85,7 +84,7 @@ def test_division_into_calls_does_not_matter(instructions, cuts):
     assert len(index) == len(at_once)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(texts, max_size=20))
 def test_filtering_is_idempotent(instructions):
     kept = filter_novel(questions(instructions), NoveltyIndex())

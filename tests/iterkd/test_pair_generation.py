@@ -1,7 +1,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trl_akd.execution import CodeExecutor, ExecutionResult
@@ -148,7 +148,6 @@ class TestAnswers:
             assert (found is not None) is row["leaks"], row
 
     @given(st.text("abc#'\"\n `~\\/*-", max_size=60))
-    @settings(deadline=None)
     def test_any_text_can_be_parsed(self, text):
         assert identity(text) == identity(text)
         assert isinstance(remarks(text), list)

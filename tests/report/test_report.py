@@ -151,12 +151,12 @@ DAMAGE = {
     "run.json": ("{", '{"facts": 3}', "[]", "\0"),
     "trainer_state.json": ("{", "[]", '{"log_history": [3]}', '{"log_history": [{"step": "x", "loss": NaN}]}'),
     "evaluation/step-3/results.json": ("{", "[]", '{"benchmark": {}, "metrics": {}, "tasks": {}}'),
-    "evaluation/step-3/verdicts.jsonl": ("{", '{"task_id": 1}', "\udcff"),
+    "evaluation/step-3/verdicts.jsonl": ("{\n", '{"task_id": 1}', "\udcff\n"),
     "evaluation/step-3/samples.jsonl": ('{"task_id": "b", "sample": 0}', "3"),
     "README.md": ("---\na: [\n---\n", "\udcff"),
     "cycles.json": ("[{}]", "3"),
     "usage.json": ("[]", "{"),
-    "ledger/items.jsonl": ("{", '{"kind": "pair"}', '{"kind": "pair", "cycle": 0, "id": "a"}'),
+    "ledger/items.jsonl": ("{\n", '{"kind": "pair"}', '{"kind": "pair", "cycle": 0, "id": "a"}'),
 }
 
 
@@ -230,6 +230,45 @@ def test_iterkd_in_progress_is_shown_from_its_ledger(tmp_path: Path):
         )
     text = check_safe(write_report(tmp_path).read_text()).text
     assert "1 cycle, 20 optimizer steps" in text and "0.50 / 0.25 / 0.25" in text and "2 * y" in text
+    with open(tmp_path / "ledger" / "items.jsonl", "a") as ledger:
+        ledger.write('{"kind": "pair", "cyc')  # interrupted
+    assert (
+        check_safe(write_report(tmp_path).read_text()).text.partition("Written by")[0]
+        == text.partition("Written by")[0]
+    )
+
+
+def test_an_interrupted_verdict_does_not_hide_the_programs(run_dir: Path):
+    for name in ("samples.jsonl", "verdicts.jsonl"):
+        with open(evaluation_folder(run_dir, 3) / name, "a") as file:
+            file.write('{"task_id": "c", "sam')
+    text = check_safe(write_report(run_dir).read_text()).text
+    assert "return x * 2" in text and "Not shown" not in text
+
+
+@pytest.mark.parametrize(("measured", "score"), [(1, "1.000"), (None, "0.500"), (9, "0.500")])
+def test_the_saved_model_is_that_of_its_step(measured: int | None, score: str, tmp_path: Path):
+    """With `load_best_model_at_end`, it is not the model of the last step."""
+    run = write_run(tmp_path / "run", measured_step=measured)
+    state = json.loads((run / "trainer_state.json").read_text())
+    state["log_history"].append({"step": 1, "eval_pass@1": 1.0})
+    write(run / "trainer_state.json", json.dumps(state))
+    write_evaluation(evaluation_folder(run, 1), "run, step 1", {"a": ("passed", None), "b": ("passed", None)})
+    rows = re.findall(r"<td>humaneval</td><td>pass@1</td><td>([\d.]+)</td>", write_report(run).read_text())
+    assert rows == ["0.000", score]
+
+
+def test_scores_with_and_without_plans_are_in_one_chart(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    planned = write_evaluation(tmp_path / "p", str(run), {"a": ("passed", None)})
+    results = json.loads((planned / "results.json").read_text())
+    curve = {str(number): {"pass@1": [1.0, 0.5, 1.0, 0.95]} for number in (0, 3)}
+    plans = {"curve": curve, "problems": {}, "judged_by_public_tests": 0, "without_public_tests": 0, "too_long": 0}
+    write(planned / "results.json", json.dumps({**results, "plans": {**plans, "written_by": "LM head"}}))
+    html = write_report(run, [planned]).read_text()
+    [chart] = [each for each in re.findall(r"<svg.*?</svg>", html, re.DOTALL) if "pass@1 on humaneval" in each]
+    labels = [each for each in re.findall(r"<text[^>]*>([^<]+)</text>", chart) if each.startswith("student")]
+    assert labels == ["student before training", "student", "student, with plans"]
 
 
 def test_names_do_not_hide_roles(tmp_path: Path):

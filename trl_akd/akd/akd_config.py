@@ -111,8 +111,15 @@ class AKDConfig(GKDConfig):
         vllm_tensor_parallel_size (`int`, *optional*, defaults to `1`):
             Number of GPUs that share each layer of a colocated vLLM.
         teacher_cache (`str`, *optional*):
-            Folder of a cache that `trl-akd cache` wrote, from which the teacher's signals are read. No teacher is
-            loaded; a `teacher_model_name_or_path` is only compared with the cache's.
+            Folder of a cache that `trl-akd cache` wrote, or its name on the Hub, from which the teacher's signals are
+            read. No teacher is loaded; a `teacher_model_name_or_path` is only compared with the cache's.
+        teacher_cache_revision (`str`, *optional*):
+            Branch, tag or commit of a cache on the Hub.
+        teacher_tail_samples (`int`, *optional*):
+            Number of tokens per position whose probabilities are computed from the hidden states of `teacher_cache`,
+            besides its `cache_top_k` most probable ones: a faster loss, whose value and gradient are unbiased
+            estimates. The tokens are drawn anew in each step. For `divergence` `"akd"`, `"forward_kl"` and
+            `"reverse_kl"`. By default all tokens, which is exact, as are evaluations in any case.
         teacher_base_url (`str`, *optional*):
             Address of a vLLM server that scores the texts, such as `http://localhost:8000/v1`, in place of a teacher
             in this process. `teacher_model_name_or_path` is then the model's name on the server. The divergence is a
@@ -129,12 +136,14 @@ class AKDConfig(GKDConfig):
         teacher_max_retries (`int`, *optional*, defaults to `10`):
             Maximum number of retries of a failed request, with exponential backoff.
         teacher_max_requests (`int`, *optional*):
-            Maximum number of requests to the server in this run, over all processes.
+            Maximum number of requests to the server, over all processes and all starts with the same `output_dir`.
         teacher_max_tokens (`int`, *optional*):
-            Maximum number of tokens that the server scores in this run, over all processes.
+            Maximum number of tokens that the server scores, over all processes and all starts with the same
+            `output_dir`.
         log_completions (`bool`, *optional*, defaults to `False`):
             Whether to log prompts and completions of generated text every `logging_steps` steps: printed if `rich` is
-            installed, saved as Parquet in the folder `completions`, and reported to `wandb` and `trackio` if in use.
+            installed, saved as Parquet in the folder `completions`, and reported to `wandb`, `trackio` and
+            `tensorboard` if in use.
         num_completions_to_print (`int`, *optional*):
             Number of completions to print, drawn at random. Defaults to all completions of the step.
         log_unique_prompts (`bool`, *optional*, defaults to `False`):
@@ -146,6 +155,9 @@ class AKDConfig(GKDConfig):
         bf16 (`bool`, *optional*):
             Whether to use mixed precision in bfloat16. Defaults to `True` on a GPU that supports it; TRL's default
             fails without one.
+        logging_nan_inf_filter (`bool`, *optional*, defaults to `False`):
+            Whether to leave losses that are not finite out of the logs, for which the host waits for the end of every
+            backward pass. Here, such a loss ends the training in any case.
         lmbda (`float`, *optional*, defaults to `0.0`):
             Fraction of batches on text sampled from the student. The paper uses none.
         learning_rate (`float`, *optional*, defaults to `1e-5`):
@@ -188,6 +200,8 @@ class AKDConfig(GKDConfig):
     vllm_max_model_length: int | None = None
     vllm_tensor_parallel_size: int = 1
     teacher_cache: str | None = None
+    teacher_cache_revision: str | None = None
+    teacher_tail_samples: int | None = None
     teacher_base_url: str | None = None
     teacher_top_k: int = 64
     teacher_api_key_env: str = DEFAULT_API_KEY_ENV
@@ -204,6 +218,7 @@ class AKDConfig(GKDConfig):
     num_train_epochs: float = 10.0
     hub_strategy: str = "end"
     bf16: bool | None = None
+    logging_nan_inf_filter: bool = False
     max_length: int | None = 512
 
     def __post_init__(self) -> None:
@@ -316,7 +331,13 @@ class AKDConfig(GKDConfig):
             value = getattr(self, name)
             if not (_is_finite(value) or (name == "beta" and value is None)):
                 raise ValueError(f"`{name}` is {value!r}; give a finite number.")
-        for name in ("max_length", "loss_chunk_size", "num_completions_to_print", *_LIMITS_OF_SERVERS):
+        for name in (
+            "max_length",
+            "loss_chunk_size",
+            "teacher_tail_samples",
+            "num_completions_to_print",
+            *_LIMITS_OF_SERVERS,
+        ):
             self._check_count(name, optional=True)
         for name in ("max_new_tokens", "teacher_top_k", "teacher_concurrency"):
             self._check_count(name, optional=False)
@@ -496,6 +517,10 @@ class AKDConfig(GKDConfig):
                 )
         if self.teacher_cache is not None:
             self._check_teacher_cache()
+        else:
+            self._check_without_effect(
+                ("teacher_cache_revision", "teacher_tail_samples"), "without `teacher_cache`; set that"
+            )
         if self.eval_packing and not (self.packing or self.padding_free):
             raise ValueError(
                 "`eval_packing` is on, but training pads its batches, and one collator serves both; set packing=True "
@@ -528,6 +553,12 @@ class AKDConfig(GKDConfig):
                     "generated text; train on the data alone with lmbda=0 and seq_kd=False, or leave `teacher_cache` "
                     "out."
                 )
+        if self.teacher_tail_samples is not None and divergences.get(self.divergence).reverse_share is None:
+            raise ValueError(
+                f"`teacher_tail_samples` is {self.teacher_tail_samples} and `divergence` is {self.divergence!r}, but "
+                "only mixes of forward and reverse KL are estimated from a sample of tokens; choose 'akd', "
+                "'forward_kl' or 'reverse_kl', or leave `teacher_tail_samples` out."
+            )
         for name in ("teacher_device", "teacher_base_url"):
             if getattr(self, name) is not None:
                 raise ValueError(
@@ -637,6 +668,8 @@ _OF_BETA = (
 _OF_TEACHERS = (
     "teacher_base_url",
     "teacher_cache",
+    "teacher_cache_revision",
+    "teacher_tail_samples",
     "teacher_model_name_or_path",
     "teacher_model_init_kwargs",
     "teacher_model_revision",

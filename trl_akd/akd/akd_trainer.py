@@ -12,7 +12,7 @@ batch, counted after generation, for any gradient accumulation and number of pro
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,26 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from ..data.collators import DataCollatorForDistillation, RowLengths
 from ..data.tokenization import PROMPT_COLUMN, prepare_dataset
 from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
-from ..distributed import own_rows, take_compilation, through_forward, unwrapped, widest_float
+from ..distributed import (
+    own_rows,
+    raise_on_all,
+    run_on_main_and_broadcast,
+    take_compilation,
+    through_forward,
+    unwrapped,
+    widest_float,
+)
 from ..generation.decoding import collect_eos_token_ids
+from ..generation.transformers_generator import default_max_new_tokens
 from ..heads import compiler, final_hidden_states, hidden_states_and_router_loss, lm_head
-from ..hub.model_card import ModelCardContent, model_card, read_base_model, write_run_facts
+from ..hub.model_card import (
+    ModelCardContent,
+    PromptFormat,
+    git_commit,
+    model_card,
+    read_base_model,
+    write_run_facts,
+)
 from ..hub.scores import before_and_after, errors_section
 from ..hub.upload import request
 from ..losses.fused_linear import FusedDivergence, fused_divergence, fused_linear_cross_entropy
@@ -47,6 +63,7 @@ from ..teachers import (
     LocalTeacher,
     NoTeacher,
     SelfTeacher,
+    ServedTeacher,
     Teacher,
     TeacherSignal,
     as_teacher,
@@ -55,13 +72,14 @@ from ..teachers import (
 )
 from ..teachers.cache_files import CachedRow
 from .akd_config import AKDConfig
-from .batches import Batch, Targets, causal_targets, number_of_tokens, row_numbers, without_repeats
+from .batches import Batch, Targets, causal_targets, grouped_by_length, number_of_tokens, row_numbers, without_repeats
 from .checkpoint import load_state, save_state
 from .gkd import GKDTrainer
-from .metrics import METRICS, DistillationMetrics, Means, loss_from_means, not_finite
+from .metrics import METRICS, DistillationMetrics, Means, loss_from_means
 from .model_card import (
     draw_schedule,
     explain_divergence,
+    find_prompt_format,
     is_adaptive,
     method_name,
     objective,
@@ -141,6 +159,7 @@ class AKDTrainer(GKDTrainer):
     Attributes:
         scores (`dict[int, list[EvalResult]]`): scores measured on a benchmark, by training step, for the model card.
         outcomes (`dict[int, dict[str, int]]`): number of programs by outcome, such as `"passed"`, likewise.
+        prompt_format (`PromptFormat`, *optional*): format of the prompts of training; `None` if rows are tokenized.
 
     Raises:
         ValueError: If the teacher is missing, vocabularies differ, or the data has no usable row.
@@ -151,12 +170,12 @@ class AKDTrainer(GKDTrainer):
     _name = "AKD"
     _measured: tuple[str, ...] = tuple(METRICS)
     _takes_encoder_decoders = False
-    _used_template: str | None = None
     loss_is_scaled_for_ga = True
 
     args: AKDConfig
     model: Any
     data_collator: Any
+    prompt_format: PromptFormat | None = None
 
     def __init__(
         self,
@@ -243,7 +262,7 @@ class AKDTrainer(GKDTrainer):
         self.scores: dict[int, list[EvalResult]] = {}
         self.outcomes: dict[int, dict[str, int]] = {}
         self._student_is_verified = False
-        self._completions = CompletionLog(args, self._tokenizer, self.accelerator)
+        self._completions = CompletionLog(args, self._tokenizer, self.accelerator, self.callback_handler.callbacks)
         self.add_callback(ScheduleCallback(self.adaptive_beta, self.schedule, self._finish_step))
 
     # Set-up
@@ -281,12 +300,16 @@ class AKDTrainer(GKDTrainer):
             prepared, report = self._tokenize(dataset, args, packing, name)
         if report is not None and args.process_index == 0:
             logger.log(logging.INFO if report.is_clean else logging.WARNING, report.summary())
+        if is_training:
+            self.prompt_format = self._find_prompt_format(dataset, args)
         return prepared
+
+    def _find_prompt_format(self, dataset: Dataset, args: Any) -> PromptFormat | None:
+        """Return the format of the prompts of the training data, if it is known."""
+        return find_prompt_format(dataset, args)
 
     def _tokenize(self, dataset: Dataset, args: Any, packing: bool, name: str) -> tuple[Dataset, Any]:
         """Return the rows for the collator, and a report of truncated and dropped rows."""
-        if name == "train" and "instruction" in (dataset.column_names or ()):
-            self._used_template = args.prompt_template
         return prepare_dataset(
             dataset,
             self._tokenizer,
@@ -345,10 +368,10 @@ class AKDTrainer(GKDTrainer):
     def _connect_teacher(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self.vocabulary_size = served_vocabulary_size(self.args, self._tokenizer, tokenizer, self.vocabulary_size)
         self._require_shared_tokens()
-        teacher = connect_teacher(
-            self.args, self._tokenizer, self.vocabulary_size, num_processes=self.accelerator.num_processes
+        teacher = connect_teacher(self.args, self._tokenizer, self.vocabulary_size, self.accelerator)
+        run_on_main_and_broadcast(
+            self.accelerator, lambda: teacher.check(longest_text(self._datasets(), self.args, self._tokenizer))
         )
-        teacher.check(longest_text(self._datasets(), self.args, self._tokenizer))
         self.teacher, self.teacher_model = teacher, None
 
     def _start_vllm(self) -> VLLMSampler:
@@ -412,6 +435,8 @@ class AKDTrainer(GKDTrainer):
         batches = self._complete(batches)
         if repeats is not None:
             batches[-1] = self._without_repeats(batches[-1], *repeats)
+        elif len(batches) > 1 and self._may_regroup:
+            batches = grouped_by_length(batches, self._tokenizer.pad_token_id, self.args.pad_to_multiple_of or 1)
         items = sum(
             (self._targets(batch).items.to(device) for batch in batches),
             start=torch.zeros((), dtype=torch.long, device=device),
@@ -419,6 +444,15 @@ class AKDTrainer(GKDTrainer):
         if self.args.average_tokens_across_devices:
             items = self.accelerator.reduce(items, "sum")
         return batches, items
+
+    @property
+    def _may_regroup(self) -> bool:
+        """Whether rows may move to other micro-batches of their step.
+
+        Those of custom collators may have other columns, and the router loss depends on the micro-batch.
+        """
+        is_padded = isinstance(self.data_collator, DataCollatorForDistillation) and self._train_batch_size > 1
+        return is_padded and not self.aux_loss_enabled
 
     def _complete(self, batches: list[Batch]) -> list[Batch]:
         """Complete the micro-batches of one optimizer step, before their items are counted.
@@ -523,22 +557,28 @@ class AKDTrainer(GKDTrainer):
             if self.model.training and self.args.average_tokens_across_devices:
                 ranks = self.accelerator.num_processes  # otherwise the items are those of this rank alone
         student, weights = unwrapped(model, self.model, self.accelerator), targets.scaled_weights(items, ranks)
-        with self.teacher.forward(targets.teacher_inputs) or nullcontext():
+        if isinstance(self.teacher, CachedTeacher):
+            self.teacher.step = self.state.global_step if self.model.training else None
+        with self._forward_teacher(targets.teacher_inputs):
             loss, sums, router_loss = through_forward(
                 model, student, lambda: self._student_loss(student, targets, weights)
             )
-        if not torch.isfinite(loss):
-            raise not_finite(sums, self.state.global_step, self.args)
         mode = "train" if self.model.training else "eval"
-        self.distillation_metrics[mode].add(sums, targets.weight_by_task(), number_of_tokens(inputs))
+        self.distillation_metrics[mode].add(sums, targets.weight_by_task(), number_of_tokens(inputs), loss)
         if self.aux_loss_enabled:
             steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
             loss = loss + self.router_aux_loss_coef * router_loss / steps
-            self._metrics[mode]["aux_loss"].append(self.accelerator.reduce(router_loss.detach(), "mean").item())
+            self._metrics[mode]["aux_loss"].append(self.accelerator.reduce(router_loss.detach(), "mean"))
         if not return_outputs:
             return loss
         with torch.no_grad():
             return loss, model(**targets.inputs)
+
+    def _forward_teacher(self, inputs: Batch) -> AbstractContextManager[Any]:
+        """Let the teacher process a batch. If its server fails on one process, all of them raise the error."""
+        if isinstance(self.teacher, ServedTeacher):
+            return raise_on_all(lambda: self.teacher.forward(inputs)) or nullcontext()
+        return self.teacher.forward(inputs) or nullcontext()
 
     def _student_loss(
         self, student: Any, targets: Targets, weights: torch.Tensor
@@ -627,12 +667,36 @@ class AKDTrainer(GKDTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as [`trl.SFTTrainer`] does, and the latest completions with `log_completions`."""
+        for metrics in self._metrics.values():
+            if "aux_loss" in metrics:  # kept on the device until now
+                metrics["aux_loss"] = [float(loss) for loss in metrics["aux_loss"]]
         super().log(logs, start_time)
         self._completions.write(self.state.global_step)
 
+    def compute_loss_context_manager(self) -> ExitStack:
+        """Return the context of `compute_loss`, after which the means of a complete step are reduced.
+
+        The backward pass is then launched without waiting for them.
+        """
+        contexts: ExitStack = super().compute_loss_context_manager()
+        contexts.push(self._start_reduction)
+        return contexts
+
+    def _start_reduction(self, error_type: type[BaseException] | None, *_: object) -> None:
+        if error_type is not None or not (self.model.training and self.accelerator.sync_gradients):
+            return
+        metrics = self.distillation_metrics["train"]
+        metrics.start_reduction(self.accelerator)
+        if self.is_deepspeed_enabled and not metrics.is_empty():  # its backward pass updates the student
+            metrics.check_finite(self.accelerator, self.state.global_step, self.args)
+
     def _finish_step(self) -> None:
-        """Log the means over the micro-batches and ranks of an optimizer step, then update the divergence's knob."""
-        if self.distillation_metrics["train"].is_empty():  # a subclass overrides `compute_loss`
+        """Check and log the means over the micro-batches and ranks of a step, then update the divergence's knob.
+
+        Called before the optimizer step, while the device may still compute the backward pass.
+        """
+        metrics = self.distillation_metrics["train"]
+        if metrics.is_empty():  # a subclass overrides `compute_loss`
             if self.schedule is not None and self.schedule is not self.adaptive_beta:
                 raise ValueError(
                     f"`divergence` is {self.args.divergence!r}, whose {self.schedule.knob} depends on the mean "
@@ -640,7 +704,8 @@ class AKDTrainer(GKDTrainer):
                     "`super().compute_loss` in it, or choose another `divergence`."
                 )
             return
-        means, tokens = self.distillation_metrics["train"].reduce(self.accelerator)
+        metrics.check_finite(self.accelerator, self.state.global_step, self.args)
+        means, tokens = metrics.reduce(self.accelerator)
         self._total_train_tokens += tokens
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         for key, mean in self._report(means, self.adaptive_beta.value).items():
@@ -691,6 +756,7 @@ class AKDTrainer(GKDTrainer):
         self.distillation_metrics["eval"] = DistillationMetrics(self._measured)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if not self.distillation_metrics["eval"].is_empty():
+            self.distillation_metrics["eval"].check_finite(self.accelerator, self.state.global_step, self.args)
             means, _ = self.distillation_metrics["eval"].reduce(self.accelerator)
             beta = self.adaptive_beta.evaluation_value
             report = {"loss": self._loss_of(means, beta), **self._report(means, beta)}
@@ -788,7 +854,8 @@ class AKDTrainer(GKDTrainer):
 
     def _card_facts(self) -> dict[str, str]:
         """Return additional rows for the table at the top of the model card."""
-        facts = {} if self._used_template is None else {"Prompt template": self._used_template}
+        rows = getattr(self._training_data, "num_rows", None)
+        facts = {} if rows is None else {"Training rows": f"{rows:,}"}
         steps = self.state.global_step
         return facts if steps == 0 else {**facts, **training_facts(self.args, steps)}
 
@@ -833,6 +900,8 @@ class AKDTrainer(GKDTrainer):
             return
         if dataset_name is not None:
             self.provenance.dataset = dataset_name
+        if self.provenance.commit is None:
+            self.provenance.commit = git_commit(Path.cwd())
         repository = str(self.hub_model_id or self.args.hub_model_id or self.args.output_dir)
         content = ModelCardContent(
             method=self._card_method(),
@@ -847,6 +916,9 @@ class AKDTrainer(GKDTrainer):
             results=self._measured_scores(),
             measurements=self._measurements(),
             sections=self._card_sections(),
+            prompts=self.prompt_format,
+            max_new_tokens=min(256, default_max_new_tokens(self.model.config)),
+            measured_step=self._measured_step(),
         )
         base = read_base_model(self.provenance.student, online=self.args.push_to_hub)
         model_card(self.provenance, content, base).save(f"{self.args.output_dir}/README.md")

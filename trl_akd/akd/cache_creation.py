@@ -23,7 +23,7 @@ from ..generation.loading import weights_fingerprint
 from ..heads import evaluating, final_hidden_states, lm_head
 from ..losses.fused_linear import fused_divergence
 from ..losses.lm_head import LMHead
-from ..losses.signals import DenseSignal, TeacherSignal
+from ..losses.signals import DenseSignal, SparseSignal, TeacherSignal
 from ..progress import Progress
 from ..teachers import CachedTeacher, NoTeacher, SelfTeacher
 from ..teachers.cache_encoding import Encoding, HiddenEncoding, SparseEncoding
@@ -41,6 +41,7 @@ from ..teachers.cache_files import (
     write_manifest,
     write_shard,
 )
+from ..teachers.served import is_usage_file
 from ..teachers.sparse_codec import SparseCodec
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_folder", "create_cache"]
 
+DEFAULT_TOP_K = 128  # of sparse signals
 _SAMPLED_ROWS = 32
 _SAMPLED_TOKENS = 2048
 
@@ -58,7 +60,7 @@ def create_cache(
     *,
     kind: CacheKind = "hidden",
     dtype: CacheDtype = "auto",
-    top_k: int = 128,
+    top_k: int | None = None,
     shard_mb: float = 256,
     data: Mapping[str, Any] | None = None,
 ) -> Manifest:
@@ -76,8 +78,8 @@ def create_cache(
         dtype (`str`, *optional*, defaults to `"auto"`):
             Dtype of hidden states: `"auto"` (that of the teacher), `"bfloat16"`, `"float16"`, `"float32"` or
             `"int8"`.
-        top_k (`int`, *optional*, defaults to `128`):
-            Number of tokens per sparse signal.
+        top_k (`int`, *optional*):
+            Number of most probable tokens per signal, by default 128 for sparse signals and none for hidden states.
         shard_mb (`float`, *optional*, defaults to `256`):
             Maximum size of a shard in MB.
         data (`Mapping`, *optional*):
@@ -112,7 +114,8 @@ def create_cache(
 
 def check_folder(folder: Path) -> None:
     """Raise a ValueError if a folder has other files than those of a teacher cache."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
+    others = folder.iterdir() if folder.is_dir() and not (folder / MANIFEST).exists() else ()
+    if not all(map(is_usage_file, others)):
         raise ValueError(f"`output_dir` is {str(folder)!r}, which has other files; give a new folder.")
 
 
@@ -155,20 +158,31 @@ def _plan(rows: Sequence[CachedRow], bytes_per_token: int, limit: int) -> list[l
     return shards
 
 
-def _encoding(trainer: "AKDTrainer", kind: CacheKind, dtype: str, top_k: int, signal: TeacherSignal) -> Encoding:
+def _encoding(
+    trainer: "AKDTrainer", kind: CacheKind, dtype: str, top_k: int | None, signal: TeacherSignal
+) -> Encoding:
+    size, temperature = trainer.vocabulary_size, trainer.args.kd_temperature
+    if kind == "sparse" and top_k is None:
+        top_k = DEFAULT_TOP_K
+    if top_k is not None and not 1 <= top_k <= size:
+        raise ValueError(
+            f"`cache_top_k` is {top_k}, but student and teacher share {size} tokens; give between 1 and {size}."
+        )
     if kind == "sparse":
-        size = trainer.vocabulary_size
-        if not 1 <= top_k <= size:
-            raise ValueError(
-                f"`cache_top_k` is {top_k}, but student and teacher share {size} tokens; give between 1 and {size}."
-            )
-        return SparseEncoding(SparseCodec(size, top_k), trainer.args.kd_temperature)
+        assert top_k is not None
+        return SparseEncoding(SparseCodec(size, top_k), temperature)
     if not isinstance(signal, DenseSignal):
         raise ValueError(
             "`cache_kind` is 'hidden', but the teacher returns sparse signals, without hidden states; choose 'sparse'."
         )
     stored = signal.hidden.dtype if dtype == "auto" else getattr(torch, dtype)
-    return HiddenEncoding(stored, signal.hidden.shape[-1])
+    return HiddenEncoding(
+        stored,
+        signal.hidden.shape[-1],
+        top_k=top_k,
+        vocabulary_size=size,
+        temperature=1.0 if top_k is None else temperature,
+    )
 
 
 def _manifest(
@@ -186,12 +200,11 @@ def _manifest(
     teacher = args.teacher_model_name_or_path or source.teacher or type(trainer.teacher).__name__
     weights = weights_fingerprint(teacher)
     hidden = encoding if isinstance(encoding, HiddenEncoding) else None
-    sparse = encoding if isinstance(encoding, SparseEncoding) else None
     return Manifest(
         kind=kind,
         dtype="packed" if hidden is None else str(hidden.dtype).removeprefix("torch."),
-        top_k=None if sparse is None else sparse.codec.k,
-        temperature=1.0 if sparse is None else sparse.temperature,
+        top_k=encoding.top_k,
+        temperature=encoding.temperature,
         vocabulary_size=trainer.vocabulary_size,
         hidden_size=None if hidden is None else hidden.hidden_size,
         teacher=teacher,
@@ -258,7 +271,7 @@ def _signal(trainer: "AKDTrainer", rows: Sequence[CachedRow]) -> Iterator[Teache
         signal = trainer.teacher.signal(trainer.model)
         assert signal is not None
         selected = signal[index]
-        values = selected.hidden if isinstance(selected, DenseSignal) else selected.log_probs.exp()
+        values = selected.log_probs.exp() if isinstance(selected, SparseSignal) else selected.hidden
         if not torch.isfinite(values).all():
             raise ValueError(
                 f"the teacher's output is not finite (`teacher_model_name_or_path` "

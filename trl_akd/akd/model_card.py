@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..charts import Series, line_chart
-from ..hub.model_card import Provenance
+from ..data.schema import detect_format, prompt_style
+from ..data.templates import render
+from ..hub.model_card import PromptFormat, Provenance
 from ..losses import divergences
 from ..teachers import CachedTeacher
 from .akd_config import AKDConfig, options_of_beta
@@ -17,10 +19,12 @@ __all__ = [
     "SCHEDULE_FIGURE",
     "draw_schedule",
     "explain_divergence",
+    "find_prompt_format",
     "is_adaptive",
     "method_name",
     "objective",
     "provenance",
+    "template_format",
     "training_facts",
 ]
 
@@ -70,17 +74,44 @@ def objective(args: AKDConfig) -> dict[str, Any]:
     names = ["divergence", "normalization", "kd_temperature", "lmbda", "ce_weight"]
     if args.teacher_base_url is not None:
         names.append("teacher_top_k")
+    if args.teacher_tail_samples is not None:
+        names.append("teacher_tail_samples")
     if not args.uses_beta:
         settings = divergences.get(args.divergence).default_settings | args.divergence_settings
         return {name: getattr(args, name) for name in names} | settings
     names += ["beta_strategy", *options_of_beta(args.beta_strategy)]
-    return {name: getattr(args, name) for name in names}
+    unused = {"beta_regularization"} if args.beta_regularizer == "eq16" else set()  # which is zero
+    if args.beta_regularization == 0.0:
+        unused.add("beta_regularizer")
+    return {name: getattr(args, name) for name in names if name not in unused}
 
 
-def training_facts(args: AKDConfig, steps: int) -> dict[str, str]:
-    """Return the settings of a training that ended after a number of optimizer steps, for the model card."""
+def find_prompt_format(dataset: Any, args: AKDConfig) -> PromptFormat | None:
+    """Return the format of the prompts of a dataset that is not tokenized yet; `None` if it is."""
+    row: Mapping[str, Any] = next(iter(dataset), {})
+    columns = dataset.column_names or row.keys()
+    if "seq_lengths" in columns:
+        return None
+    format = detect_format(columns, text_field=args.dataset_text_field, allow_prompt_only=args.prompts_suffice)
+    style = prompt_style(format, row)
+    if style == "template":
+        return template_format(args.prompt_template)
+    return None if style is None else PromptFormat(style)
+
+
+def template_format(template: str) -> PromptFormat:
+    """Return the format of prompts in a template."""
+    return PromptFormat("template", template, render(template, PromptFormat.example))
+
+
+def training_facts(args: AKDConfig, steps: int, per: str = "") -> dict[str, str]:
+    """Return the settings of a training that ended after a number of optimizer steps, for the model card.
+
+    `per` names the unit whose number of epochs `num_train_epochs` is, such as `" per cycle"`.
+    """
     rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
+        **({f"Epochs{per}": f"{args.num_train_epochs:g}"} if args.max_steps <= 0 else {}),
         "Optimizer steps": str(steps),
         "Rows per optimizer step": str(rows),
         "Learning rate": f"{args.learning_rate:g} ({args.lr_scheduler_type.value})",

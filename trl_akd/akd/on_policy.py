@@ -6,7 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
+from textwrap import indent
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -29,6 +31,7 @@ from transformers import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TrainerCallback,
     TypicalLogitsWarper,
 )
 
@@ -106,8 +109,8 @@ class Prompt:
 
 def read_prompts(batch: Mapping[str, torch.Tensor], seeds: Iterable[int]) -> list[Prompt]:
     """Return the prompts of a collated batch, whose left-padded `prompts` have a `prompt_attention_mask` `[B, P]`."""
-    rows = zip(batch["prompts"], batch["prompt_attention_mask"].bool(), seeds, strict=False)
-    return [Prompt(tokens[mask].tolist(), seed) for tokens, mask, seed in rows]
+    rows = zip(batch["prompts"].tolist(), batch["prompt_attention_mask"].tolist(), seeds, strict=False)
+    return [Prompt(list(compress(tokens, mask)), seed) for tokens, mask, seed in rows]
 
 
 def completed_row(prompt: Prompt, completion: Sequence[int], stop_ids: Iterable[int]) -> dict[str, list[int]]:
@@ -263,14 +266,23 @@ class CompletionLog:
             Tokenizer that decodes the texts.
         accelerator (`Accelerator`):
             Accelerator that gathers the texts from all processes.
+        callbacks (`Sequence[TrainerCallback]`, *optional*):
+            Callbacks of the trainer, as for [`report_table`].
     """
 
-    def __init__(self, args: AKDConfig, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        args: AKDConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        accelerator: Accelerator,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
         step = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
         self._texts: deque[tuple[str, str]] = deque(maxlen=step)
         self._args = args
         self._tokenizer = tokenizer
         self._accelerator = accelerator
+        self._callbacks = callbacks
 
     def add(self, rows: Sequence[dict[str, list[int]]]) -> None:
         """Add one micro-batch of rows `{input_ids, labels}`. All processes must call it."""
@@ -298,15 +310,39 @@ class CompletionLog:
         texts: Sequence[tuple[str, str]] = self._texts
         if self._args.log_unique_prompts:
             texts = list({text[0]: text for text in reversed(texts)}.values())[::-1]
-        report_table("completions", _table(step, texts), self._args.report_to)
+        report_table("completions", _table(step, texts), self._args.report_to, self._callbacks)
 
 
-def report_table(name: str, table: pa.Table, report_to: Sequence[str]) -> None:
-    """Log a table to Weights & Biases and trackio if they are in `report_to`, as TRL's trainers do."""
+def report_table(
+    name: str, table: pa.Table, report_to: Sequence[str], callbacks: Sequence[TrainerCallback] = ()
+) -> None:
+    """Log a table to Weights & Biases and trackio, as TRL's trainers do, and to TensorBoard, if in `report_to`.
+
+    Args:
+        name (`str`):
+            Name of the table.
+        table (`pa.Table`):
+            Table with a column `step`.
+        report_to (`Sequence[str]`):
+            Trackers.
+        callbacks (`Sequence[TrainerCallback]`, *optional*):
+            Callbacks of the trainer, one of which writes for TensorBoard.
+    """
     for package in ("wandb", "trackio"):
         if package in report_to:
             tracker: Any = importlib.import_module(package)
             tracker.log({name: tracker.Table(dataframe=table.to_pandas())})
+    for callback in callbacks:
+        writer = getattr(callback, "tb_writer", None)
+        if writer is not None:
+            for number, row in enumerate(table.to_pylist()):
+                writer.add_text(f"{name}/{number}", _as_markdown(row), row["step"])
+
+
+def _as_markdown(row: dict[str, Any]) -> str:
+    """Return the values of a row as blocks of code, which Markdown shows unchanged."""
+    values = {key: value for key, value in row.items() if key != "step" and value is not None}
+    return "\n\n".join(f"**{key}**\n\n{indent(str(value), '    ', lambda _: True)}" for key, value in values.items())
 
 
 def _print(step: int, texts: Sequence[tuple[str, str]]) -> None:

@@ -3,14 +3,18 @@
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import pyarrow.compute as pc
+from accelerate import Accelerator
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from ..data.tokenization import PROMPT_COLUMN
 from ..data.vocabulary import shared_vocabulary_size
+from ..distributed import run_on_main_and_broadcast
 from ..teachers import ServedTeacher
+from ..teachers.served import read_usage, usage_file
 from .akd_config import AKDConfig
 from .model_utils import has_vocabulary
 
@@ -34,15 +38,16 @@ _NAMES = {
 
 
 def connect_teacher(
-    args: AKDConfig, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, *, num_processes: int = 1
+    args: AKDConfig, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, accelerator: Accelerator
 ) -> ServedTeacher:
-    """Return the teacher behind the server of a configuration, without a request.
+    """Return the teacher behind the server of a configuration, without a request. All processes must call this.
 
-    The limits on requests and tokens are divided evenly among the processes.
+    What remains of the limits on requests and tokens, after earlier starts with the same output folder, is divided
+    evenly among the processes.
 
     Raises:
-        ValueError: If the environment has no API key of the given name, a limit is less than one for each process, or
-            an argument is outside its range.
+        ValueError: If the environment has no API key of the given name, less than one request or token for each
+            process remains of a limit, or an argument is outside its range.
     """
     assert args.teacher_base_url is not None and args.teacher_model_name_or_path is not None
     default = type(args).teacher_api_key_env
@@ -51,6 +56,9 @@ def connect_teacher(
             f"`teacher_api_key_env` is {args.teacher_api_key_env!r}, but no environment variable has that name; set "
             f"it to the key of {args.teacher_base_url}."
         )
+    folder = Path(str(args.output_dir))
+    earlier = run_on_main_and_broadcast(accelerator, lambda: read_usage(folder))
+    ranks = accelerator.num_processes
     return ServedTeacher(
         args.teacher_base_url,
         args.teacher_model_name_or_path,
@@ -61,21 +69,24 @@ def connect_teacher(
         concurrency=args.teacher_concurrency,
         timeout=args.teacher_request_timeout,
         max_retries=args.teacher_max_retries,
-        max_requests=_share(args, "teacher_max_requests", num_processes),
-        max_tokens=_share(args, "teacher_max_tokens", num_processes),
+        max_requests=_share(args, "teacher_max_requests", earlier.requests, ranks),
+        max_tokens=_share(args, "teacher_max_tokens", earlier.tokens, ranks),
+        usage_file=usage_file(folder, accelerator.process_index),
         names=_NAMES,
     )
 
 
-def _share(args: AKDConfig, name: str, num_processes: int) -> int | None:
+def _share(args: AKDConfig, name: str, used: int, ranks: int) -> int | None:
     limit: int | None = getattr(args, name)
     if limit is None:
         return None
-    if limit < num_processes:
+    if limit - used < ranks:
+        processes = f"one for each of the {ranks} processes" if ranks > 1 else "one"
+        earlier = f", of which earlier starts with the same `output_dir` used {used:,}" if used else ""
         raise ValueError(
-            f"`{name}` is {limit}, less than one for each of the {num_processes} processes; raise it, or leave it out."
+            f"`{name}` is {limit:,}{earlier}, so less than {processes} remains; raise it, or leave it out."
         )
-    return limit // num_processes
+    return (limit - used) // ranks
 
 
 def served_vocabulary_size(

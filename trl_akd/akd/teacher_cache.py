@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..data.vocabulary import vocabulary_digest
+from ..distributed import raise_on_all
 from ..generation.loading import weights_fingerprint
 from ..losses.reduction import IGNORE_INDEX
 from ..teachers import CachedTeacher
@@ -25,10 +26,18 @@ def open_cache(teacher_model: Any, args: AKDConfig) -> CachedTeacher:
     Raises:
         ValueError: If a teacher is given as well, or the cache is not complete, of another teacher, or of another
             temperature.
+        HubError: If the cache is on the Hub and cannot be downloaded.
     """
     if teacher_model is not None:
         raise ValueError("`teacher_model` is given and `teacher_cache` is set; leave one of them out.")
-    teacher = CachedTeacher(str(args.teacher_cache))
+    teacher = raise_on_all(
+        lambda: CachedTeacher(
+            str(args.teacher_cache),
+            args.teacher_cache_revision,
+            tail_samples=args.teacher_tail_samples,
+            seed=args.seed,
+        )
+    )
     manifest = teacher.manifest
     if not _is_teacher(manifest, args):
         raise ValueError(
@@ -41,6 +50,12 @@ def open_cache(teacher_model: Any, args: AKDConfig) -> CachedTeacher:
         raise ValueError(
             f"`kd_temperature` is {args.kd_temperature}, but `teacher_cache` {args.teacher_cache!r} has sparse "
             f"signals at temperature {manifest.temperature}; set the same, or create the cache again."
+        )
+    if args.teacher_tail_samples is not None and manifest.temperature != args.kd_temperature:
+        raise ValueError(
+            f"`kd_temperature` is {args.kd_temperature}, but `teacher_cache` {args.teacher_cache!r} has the most "
+            f"probable tokens at temperature {manifest.temperature}; set the same, create the cache again, or leave "
+            "`teacher_tail_samples` out."
         )
     return teacher
 
@@ -75,7 +90,8 @@ def check_cache(
             f"{where} was created with another tokenizer than the student's, so its ids stand for other tokens; "
             "create the cache again with this student."
         )
-    if manifest.kind == "sparse" and manifest.vocabulary_size > student_size:
+    has_ids = manifest.kind == "sparse" or teacher.tail_samples is not None
+    if has_ids and manifest.vocabulary_size > student_size:
         raise ValueError(
             f"{where} has ids below {manifest.vocabulary_size}, but the student's LM head has {student_size} rows; "
             "create the cache again with this student."

@@ -53,6 +53,7 @@ def upload_student(
     if trainer.hub_model_id is None:
         trainer.init_hf_repo(token=token, private=private)
     output_dir = Path(args.output_dir)
+    revision = args.hub_revision if revision is None else revision
     folder = output_dir / _STAGING
     if trainer.is_world_process_zero():
         shutil.rmtree(folder, ignore_errors=True)
@@ -69,10 +70,10 @@ def upload_student(
                 trainer.hub_model_id,
                 _files(folder, output_dir),
                 message=commit_message or "Upload of the student",
-                kept=repeat_command(output_dir, "hub_model_id", trainer.hub_model_id, private=private),
+                kept=repeat_command(output_dir, hub_model_id=trainer.hub_model_id, private=private, revision=revision),
                 token=token,
                 private=private,
-                revision=args.hub_revision if revision is None else revision,
+                revision=revision,
                 replaces=is_replaced,
             )
         finally:
@@ -93,7 +94,7 @@ def upload_checkpoint(trainer: Any, checkpoint: Path) -> None:
     name, message = trainer.hub_model_id, f"Training in progress, step {trainer.state.global_step}"
     output_dir = Path(args.output_dir)
     where = {"token": args.hub_token, "revision": args.hub_revision}
-    kept = repeat_command(output_dir, "hub_model_id", name, private=args.hub_private_repo)
+    kept = repeat_command(output_dir, hub_model_id=name, private=args.hub_private_repo, revision=args.hub_revision)
     staging = output_dir / f"{_STAGING}-{checkpoint.name}"  # as the checkpoint may be deleted soon
     try:
         files = _copied(_files(checkpoint, output_dir), staging)

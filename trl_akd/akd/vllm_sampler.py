@@ -20,6 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import GenerationConfig, PreTrainedTokenizerBase, TrainerCallback
 from trl.import_utils import is_vllm_available
 
+from ..distributed import raise_on_all
 from ..generation.decoding import collect_eos_token_ids
 from ..generation.protocol import GenerationError
 from .akd_config import AKDConfig
@@ -161,28 +162,35 @@ class VLLMSampler(TrainerCallback):
                 Sampling parameters.
 
         Raises:
-            ValueError: If a prompt leaves too little room for its completion, or processes have different numbers of
-                prompts.
-            GenerationError: If vLLM's server fails.
-            RuntimeError: If vLLM returns tokens outside the shared vocabulary.
+            GenerationError: If a prompt leaves too little room for its completion, processes have different numbers of
+                prompts, vLLM fails, or it returns tokens outside the shared vocabulary.
         """
-        self.check_length(max(len(prompt.tokens) for prompt in prompts), config)
+        raise_on_all(lambda: self._check_prompts(prompts, config))
         self._check_numbers(len(prompts))
         self._configure(config)
         with self._random_state_restored(), self._frozen_weights_restored():
             if self._is_outdated:
-                self._vllm.sync_weights()
+                with _explained("the student's weights could not be copied to vLLM"):
+                    self._vllm.sync_weights()
                 self._is_outdated = False
-            _, completions, _, _ = self._vllm.generate(
-                [_SeededTokens(prompt.tokens, prompt.seed) for prompt in prompts], images=None, num_generations=1
-            )
+            with _explained(f"vLLM could not complete {len(prompts)} prompts"):
+                _, completions, _, _ = self._vllm.generate(
+                    [_SeededTokens(prompt.tokens, prompt.seed) for prompt in prompts], images=None, num_generations=1
+                )
         for completion in completions:
             if not_shared := [token for token in completion if token >= self._not_shared.start]:
-                raise RuntimeError(
+                raise GenerationError(
                     f"vLLM returned the token ids {not_shared}, which the teacher lacks, although they were excluded; "
                     "set use_vllm=False."
                 )
         return [list(completion) for completion in completions]
+
+    def _check_prompts(self, prompts: Sequence[Prompt], config: GenerationConfig) -> None:
+        """Check the lengths during training, in which a custom collator may give longer prompts than the data has."""
+        try:
+            self.check_length(max(len(prompt.tokens) for prompt in prompts), config)
+        except ValueError as error:
+            raise GenerationError(str(error)) from None
 
     def check_length(self, prompt_length: int, config: GenerationConfig) -> None:
         """Refuse a prompt length that leaves too little room for a completion.
@@ -208,7 +216,7 @@ class VLLMSampler(TrainerCallback):
             return
         numbers = gather_object([number])
         if len(set(numbers)) > 1:
-            raise ValueError(
+            raise GenerationError(
                 f"the processes have different numbers of rows ({', '.join(map(str, numbers))}), and vLLM completes "
                 "them together; give a `data_collator` that keeps every row."
             )
@@ -257,6 +265,21 @@ class VLLMSampler(TrainerCallback):
         yield
         for weight, original in self._frozen_weights:
             weight.data.copy_(original)
+
+
+@contextmanager
+def _explained(failure: str) -> Iterator[None]:
+    """Turn any error of vLLM or of TRL's connection to it into one sentence."""
+    try:
+        yield
+    except GenerationError:
+        raise
+    except Exception as error:  # of many classes, some of them of vLLM
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise GenerationError(
+            f"{failure} ({lines[0].rstrip('.')}); see the log of vLLM, lower `vllm_gpu_memory_utilization` if memory "
+            "ran out, and resume from the last checkpoint, or set use_vllm=False."
+        ) from error
 
 
 class _SeededTokens(list[int]):

@@ -34,7 +34,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "ranker": "train a small model that ranks programs by correctness, and rank programs with it",
         "judge": "train a small model that scores answers on IterKD's six-point rubric",
         "recipes": "list, print and copy the recipes and accelerate configurations of the package",
-        "completion": "print a script for bash or zsh that completes commands, fields and recipes",
+        "completion": "print a script for bash, zsh or fish that completes commands, fields and recipes",
     }
 )
 

@@ -65,8 +65,8 @@ class BenchmarkArguments:
         eval_max_new_tokens (`int`, *optional*):
             Maximum number of tokens per program. By default 512, or half of the student's positions if that is less.
         eval_log_completions (`bool`, *optional*, defaults to `False`):
-            Whether to report the programs of every evaluation, with their outcomes, as a table to `wandb` and
-            `trackio` if they are in `report_to`.
+            Whether to report the programs of every evaluation, with their outcomes, as a table to `wandb`, `trackio`
+            and `tensorboard` if they are in `report_to`.
         allow_code_execution (`bool`, *optional*, defaults to `False`):
             Whether to run the programs, in a sandbox. `HF_ALLOW_CODE_EVAL=1` in the environment also allows it.
     """

@@ -8,11 +8,12 @@ trl-akd cache --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml \
 trl-akd cache --config recipes/qwen2.5-coder-7b-to-0.5b/akd/config_full.yaml \
     --output_dir outputs/teacher-cache --accelerate_config zero3
 trl-akd cache inspect outputs/teacher-cache
+trl-akd push outputs/teacher-cache --hub_dataset_id me/teacher-cache
 ```
 
 The fields are those of the training recipe, which names the data, the student and the teacher. For a recipe of
 `trl-akd codeplan`, give `--method codeplan`. An interrupted command continues when it is started again. Training reads
-the cache if its recipe has `teacher_cache: FOLDER`.
+the cache if its recipe has `teacher_cache: FOLDER`, or `teacher_cache: me/teacher-cache` for one on the Hub.
 """
 
 import sys
@@ -49,8 +50,9 @@ class CacheArguments:
         cache_dtype (`str`, *optional*, defaults to `"auto"`):
             Dtype of hidden states: `"auto"` (that of the teacher), `"bfloat16"`, `"float16"`, `"float32"` or
             `"int8"` with a scale per token.
-        cache_top_k (`int`, *optional*, defaults to `128`):
-            Number of tokens per sparse signal.
+        cache_top_k (`int`, *optional*):
+            Number of most probable tokens per signal. By default 128 for sparse signals, and none for hidden states,
+            with which they allow a faster loss (`teacher_tail_samples`), at `kd_temperature`.
         cache_shard_mb (`int`, *optional*, defaults to `256`):
             Maximum size of a file in MB. An interruption loses at most one per process.
     """
@@ -58,21 +60,16 @@ class CacheArguments:
     method: Literal["akd", "codeplan"] = "akd"
     cache_kind: Literal["hidden", "sparse"] = "hidden"
     cache_dtype: Literal["auto", "bfloat16", "float16", "float32", "int8"] = "auto"
-    cache_top_k: int = 128
+    cache_top_k: int | None = None
     cache_shard_mb: int = 256
 
     def __post_init__(self) -> None:
         for name in ("cache_top_k", "cache_shard_mb"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; give at least 1.")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}; give at least 1.")
         if self.cache_kind == "sparse" and self.cache_dtype != "auto":
             raise ValueError(
                 f"`cache_dtype` is {self.cache_dtype!r}, which has no effect with cache_kind='sparse'; leave it out."
-            )
-        if self.cache_kind == "hidden" and self.cache_top_k != 128:
-            raise ValueError(
-                f"`cache_top_k` is {self.cache_top_k}, which has no effect with cache_kind='hidden'; choose 'sparse', "
-                "or leave it out."
             )
 
 
@@ -83,10 +80,13 @@ class InspectConfig:
 
     Args:
         cache_dir (`str`, *optional*):
-            Folder of the cache. May be given without the flag, as the first argument.
+            Folder of the cache, or its name on the Hub. May be given without the flag, as the first argument.
+        revision (`str`, *optional*):
+            Branch, tag or commit of a cache on the Hub.
     """
 
     cache_dir: str | None = None
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         if self.cache_dir is None:
@@ -99,9 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command with `argv`, by default the arguments of the process."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["inspect"]:
-        rest = arguments[1:]
-        named = rest[:1] and not rest[0].startswith("-")
-        start("cache", ACTIONS, ["--cache_dir", *rest] if named else rest, name="inspect")
+        start("cache", ACTIONS, arguments[1:], name="inspect")
         return
     with user_errors():
         types = partial(_argument_types, _find_method(arguments))
@@ -127,7 +125,8 @@ def create(cache: CacheArguments, script_args: Any, training_args: Any, model_ar
             "the data alone, not for generated text; set lmbda=0 and seq_kd=False."
         )
     check_folder(Path(training_args.output_dir).expanduser())
-    training_args.teacher_cache = None  # where the recipe already names the cache
+    # where the recipe already names the cache
+    training_args.teacher_cache = training_args.teacher_cache_revision = None
     training_args.push_to_hub = False  # the trainer would create the student's repository
     trainer = make_trainer(load_method(cache.method), script_args, training_args, model_args)
     source = {"method": cache.method, "dataset_name": script_args.dataset_name}
@@ -149,38 +148,20 @@ def inspect(config: InspectConfig) -> None:
 
     Raises:
         ValueError: If the folder is not a teacher cache, or a file of it is missing or damaged.
+        HubError: If the cache is on the Hub and cannot be downloaded.
     """
     from ..teachers import CachedTeacher
 
-    teacher = CachedTeacher(str(config.cache_dir))
+    teacher = CachedTeacher(str(config.cache_dir), config.revision)
     print(describe(teacher.manifest, teacher.folder))
 
 
 def describe(manifest: "Manifest", folder: Path) -> str:
     """Return what a cache holds, its size and its measured error, one fact per line."""
-    if manifest.kind == "hidden":
-        signals = f"hidden states, {manifest.dtype}, {manifest.hidden_size:,} elements"
-    else:
-        signals = f"{manifest.top_k} most probable tokens and the tail, at temperature {manifest.temperature:g}"
-    size = sum(path.stat().st_size for path in folder.glob("shard-*.safetensors"))
-    unit, divisor = ("GB", 1e9) if size >= 1e9 else ("MB", 1e6)
-    files = f"{manifest.shards} shard{'' if manifest.shards == 1 else 's'}"
-    settings = ", ".join(f"{name} {value}" for name, value in manifest.data.items() if value is not None)
-    facts = {
-        "teacher": manifest.teacher + (f" at {manifest.teacher_revision}" if manifest.teacher_revision else ""),
-        "signals": signals,
-        "data": settings,
-        "rows": f"{manifest.rows:,} distinct rows with {manifest.tokens:,} targets",
-        "size": f"{size / divisor:,.2f} {unit} in {files}, {size / manifest.tokens:,.1f} bytes per target",
-    }
-    if measured := manifest.measured:
-        for name, title in (("forward_kl", "forward KL"), ("reverse_kl", "reverse KL")):
-            facts[title] = (
-                f"{measured[name]['teacher']:.5f} nats from the teacher, {measured[name]['cache']:.5f} from the "
-                f"cache; error of the gradient {measured[name]['gradient_error']:.2%}"
-            )
-        facts["measured"] = f"with the student of the recipe, on {measured['tokens']:,} targets"
-    else:
+    from ..teachers.cache_card import describe_cache
+
+    facts = describe_cache(manifest, folder)
+    if manifest.measured is None:
         facts["measured"] = "not yet; run the same `trl-akd cache` command again"
     lines = (f"  {name:10}  {value}" for name, value in facts.items())
     return "\n".join([f"Teacher cache {folder}", *lines])
@@ -205,7 +186,7 @@ def _argument_types(method: str = "akd") -> tuple[type, ...]:
 
 ACTIONS: Mapping[str, Action] = {
     "": Action(_argument_types, create),
-    "inspect": Action(lambda: (InspectConfig,), inspect, one_process=True),
+    "inspect": Action(lambda: (InspectConfig,), inspect, one_process=True, first="cache_dir"),
 }
 
 if __name__ == "__main__":

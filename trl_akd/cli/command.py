@@ -44,11 +44,14 @@ class Action:
             Called with one instance of each dataclass.
         one_process (`bool`, *optional*, defaults to `False`):
             Whether it runs in one process only, and has no `--accelerate_config`.
+        first (`str`, *optional*):
+            Field that may be given without its flag, as the first argument.
     """
 
     argument_types: Callable[[], tuple[type, ...]]
     run: Callable[..., None]
     one_process: bool = False
+    first: str | None = None
 
     @property
     def summary(self) -> str | None:
@@ -157,6 +160,9 @@ def start(command: str, actions: Mapping[str, Action], argv: list[str] | None = 
     action, words = actions[name], [command, name] if name else [command]
     summary = action.summary if name else None
     docstring = sys.modules[action.run.__module__].__doc__
+    argv = sys.argv[1:] if argv is None else argv
+    if action.first is not None and argv and not argv[0].startswith("-"):
+        argv = [f"--{action.first}", *argv]
     with user_errors():
         line = CommandLine.read(
             " ".join(words), action.argument_types, argv, docstring, summary, one_process=action.one_process

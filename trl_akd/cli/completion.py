@@ -1,8 +1,9 @@
-"""`trl-akd completion`: print a script for bash or zsh that completes commands, fields, recipes and files.
+"""`trl-akd completion`: print a script for bash, zsh or fish that completes commands, fields, recipes and files.
 
 ```bash
 trl-akd completion bash > ~/.local/share/bash-completion/completions/trl-akd
 trl-akd completion zsh > "${fpath[1]}/_trl-akd"
+trl-akd completion fish > ~/.config/fish/completions/trl-akd.fish
 ```
 
 A new shell reads the script. Write it again after an update: it has the commands and the fields of the installed
@@ -16,6 +17,7 @@ from importlib import import_module
 from itertools import chain
 
 from . import descriptions
+from .command import Action
 from .errors import run
 from .help import Formatter, description, examples, spellings
 from .methods import find_methods, load_method
@@ -23,7 +25,8 @@ from .recipes import shipped_files
 
 __all__ = ["SHELLS", "main", "make_parser", "make_script"]
 
-SHELLS = ("bash", "zsh")
+_FISH_FILES = "__fish_complete_path (commandline -ct)"
+SHELLS = ("bash", "zsh", "fish")
 
 
 def make_parser() -> ArgumentParser:
@@ -44,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make_script(shell: str) -> str:
-    """Return the script that completes `trl-akd` in a shell, `"bash"` or `"zsh"`."""
+    """Return the script that completes `trl-akd` in a shell, one of `SHELLS`."""
     import shtab
 
     root = ArgumentParser(prog="trl-akd")
@@ -78,12 +81,18 @@ def _parsers(command: str) -> dict[str, ArgumentParser]:
     module = import_module(f".{command}", __package__)
     if not hasattr(module, "ACTIONS"):
         return {"": module.make_parser()}
-    return {
-        name: RecipeParser(
-            action.argument_types(), prog, description=action.summary or "", one_process=action.one_process
-        )
-        for name, action in module.ACTIONS.items()
-    }
+    return {name: _parser_of_action(action, prog) for name, action in module.ACTIONS.items()}
+
+
+def _parser_of_action(action: Action, prog: str) -> ArgumentParser:
+    from .parsing import RecipeParser
+
+    parser = RecipeParser(
+        action.argument_types(), prog, description=action.summary or "", one_process=action.one_process
+    )
+    if action.first is not None:
+        parser.add_argument(action.first, nargs="?")
+    return parser
 
 
 def _complete_values(parser: ArgumentParser, shell: str) -> None:
@@ -99,8 +108,12 @@ def _complete_values(parser: ArgumentParser, shell: str) -> None:
             action.help = SUPPRESS  # `--no_field` is `--field false`
         elif action.option_strings:
             action.option_strings = spellings(action)
+            action.help = (action.help or "").partition(". ")[0]
         if action.dest in ("config", "accelerate_config", "name"):
-            action.complete = {shell: f"_trl_akd_{action.dest}"}  # type: ignore[attr-defined]
+            function = f"_trl_akd_{action.dest}"
+            action.complete = {shell: f"({function})" if shell == "fish" else function}  # type: ignore[attr-defined]
+        elif action.dest in ("run_dir", "cache_dir"):
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
         elif getattr(action.type, "__name__", "") == "string_to_bool":
             action.choices = ("true", "false")
         elif action.choices is None and action.type in (None, str) and action.nargs != 0:
@@ -110,6 +123,8 @@ def _complete_values(parser: ArgumentParser, shell: str) -> None:
 def _function(name: str, names: Iterable[str], shell: str) -> str:
     """Return a function of the shell that completes `names` and files."""
     words = " ".join(names)
+    if shell == "fish":
+        return f"function _trl_akd_{name}\n  string split ' ' {shlex.quote(words)}\n  {_FISH_FILES}\nend"
     body = {
         "bash": f'compgen -W {shlex.quote(words)} -- "$1"; compgen -f -- "$1"',
         "zsh": f"_alternative {shlex.quote(f'names:name:({words})')} 'files:file:_files'",

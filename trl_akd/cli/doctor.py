@@ -355,7 +355,7 @@ def _settings(
     teacher = None
     source: dict[str, Any] = {}
     if args.uses_teacher and args.teacher_cache is not None:
-        source = _cached_signal(args.teacher_cache)
+        source = _cached_signal(args.teacher_cache, args.teacher_cache_revision)
     elif args.uses_teacher and args.teacher_base_url is not None:
         source = {"signal": "sparse"}
     elif args.uses_teacher and args.teacher_model_name_or_path is not None:
@@ -374,11 +374,11 @@ def _settings(
     )
 
 
-def _cached_signal(folder: str) -> dict[str, Any]:
+def _cached_signal(name: str, revision: str | None) -> dict[str, Any]:
     """Return the kind of a teacher cache's signal and the shape of its LM head."""
-    from ..teachers.cache_files import read_manifest
+    from ..teachers.cache_files import find_cache, read_manifest
 
-    manifest = read_manifest(Path(folder).expanduser())
+    manifest = read_manifest(find_cache(name, revision, manifest_alone=True))
     if manifest.hidden_size is None:
         return {"signal": "sparse"}
     return {"cached_head": (manifest.vocabulary_size, manifest.hidden_size)}

@@ -19,7 +19,7 @@ import yaml
 from ..akd.akd_config import AKDConfig
 from ..data.sources import load
 from ..generation.loading import DEFAULT_API_KEY_ENV
-from ..teachers.cache_files import read_manifest
+from ..teachers.cache_files import find_cache, read_manifest
 from .methods import Method
 from .mock_teacher import run_mock_teacher
 from .tiny_models import KNOWN_MODELS, MAX_TOKENS, build
@@ -157,20 +157,22 @@ def dry_run(method: Method, values: Namespace) -> Iterator[tuple[Namespace, list
 
 def _replace_models(run: DryRun) -> None:
     values = run.values
+    replaceable = values.teacher_base_url is not None  # the name on a server may not be that of a model
     if values.teacher_cache is not None:
-        teacher = read_manifest(Path(values.teacher_cache).expanduser())
-        values.teacher_model_name_or_path = values.teacher_model_name_or_path or teacher.teacher
+        cached = read_manifest(find_cache(values.teacher_cache, values.teacher_cache_revision, manifest_alone=True))
+        replaceable = values.teacher_model_name_or_path is None  # a local teacher may be on another machine
+        values.teacher_model_name_or_path = values.teacher_model_name_or_path or cached.teacher
         run.replaced.append(f"{values.teacher_cache}: its teacher {values.teacher_model_name_or_path}")
         run.not_checked.append("whether the cache has the data")
-        values.teacher_cache = None
+        values.teacher_cache = values.teacher_cache_revision = None
     revisions = {
         values.teacher_model_name_or_path: values.teacher_model_revision,
         values.model_name_or_path: values.model_revision,
     }
     revisions.pop(None, None)
     like, teacher = {}, values.teacher_model_name_or_path
-    if values.teacher_base_url is not None and teacher not in KNOWN_MODELS and not Path(teacher).is_dir():
-        like[teacher] = values.model_name_or_path  # the name on a server may not be that of a model
+    if replaceable and teacher not in KNOWN_MODELS and not Path(teacher).is_dir():
+        like[teacher] = values.model_name_or_path
     own_tokenizers = all(Path(like.get(name, name)).is_dir() for name in revisions)
     built = build(
         revisions,

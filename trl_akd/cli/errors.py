@@ -1,6 +1,7 @@
 """User errors, shown as one sentence without a traceback, and exit statuses."""
 
 import errno
+import logging
 import os
 import re
 import sys
@@ -53,6 +54,7 @@ def run(command: Callable[[list[str] | None], None], argv: list[str] | None = No
     unreachable Hub. `TRL_AKD_DEBUG=1` in the environment shows their traceback.
     """
     _hide_bars_in_logs()
+    _hide_fallback_to_cpu()
     try:
         try:
             command(argv)
@@ -99,6 +101,18 @@ def _hide_bars_in_logs() -> None:
     """
     if sys.stderr is not None and not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def _hide_fallback_to_cpu() -> None:
+    """Hide DeepSpeed's warning that it found no accelerator, which it prints wherever it is installed and imported.
+
+    A run with DeepSpeed on a machine without an accelerator needs `use_cpu` in any case, see `check_processes`.
+    """
+    logging.getLogger("DeepSpeed").addFilter(_is_not_fallback_to_cpu)
+
+
+def _is_not_fallback_to_cpu(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Setting accelerator to CPU")
 
 
 def _remote_code_message(error: BaseException) -> str | None:

@@ -16,6 +16,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..iterkd.cycle.teaching_config import TeachingConfig
@@ -124,8 +125,9 @@ class IterKDMethod(Method):
         """
         from ..execution import IsolationError
         from ..generation import GenerationError
+        from ..iterkd.iterkd_trainer import LEDGER
         from .errors import SETUP_ERRORS, StoppedEarly
-        from .training import check_merging, finish, make_trainer, set_provenance
+        from .training import check_merging, finish, make_trainer, set_provenance, warn_about_student
 
         script_args, training_args, model_args, teaching = arguments
         with user_errors((*SETUP_ERRORS, GenerationError, IsolationError, FloatingPointError)):
@@ -133,6 +135,8 @@ class IterKDMethod(Method):
             check_merging(script_args, training_args, model_args)
             teacher_server, judge_server = _servers(teaching)  # checked before models load
             benchmark = _benchmark(teaching)
+            if not (Path(str(training_args.output_dir)) / LEDGER).is_dir():  # otherwise the run continues
+                warn_about_student(training_args)
             with _executor(teaching) as executor:
                 trainer = make_trainer(
                     self,

@@ -254,7 +254,9 @@ class RecipeParser(TrlParser):
             return (
                 f"the flag `{name}` is for accelerate's launcher; give `--accelerate_config` too, such as ddp or zero3"
             )
-        return f"the flag `{name}` is unknown{_suggestion(name, self._option_string_actions)}"
+        known = {spelling.lstrip("-").replace("-", "_") for spelling in self._option_string_actions}
+        suggestion = _suggestion(name.lstrip("-").replace("-", "_"), known, "--")
+        return f"the flag `{name}` is unknown{suggestion or f'; `{self.prog} --help all` lists all flags'}"
 
 
 def field_descriptions(kind: type) -> dict[str, str]:
@@ -351,6 +353,6 @@ def _choose(choices: list[Any], value: Any, where: str) -> Any:
     return value
 
 
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    close = [f"`{match}`" for match in get_close_matches(name, list(known))]
+def _suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
+    close = [f"`{prefix}{match}`" for match in get_close_matches(name, list(known))]
     return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -5,15 +5,15 @@ trl-akd push outputs/student --hub_model_id me/student
 trl-akd push outputs/student --hub_model_id me/student --private --merge_adapter
 trl-akd push outputs/plans --hub_dataset_id me/plans
 trl-akd push outputs/evaluation/humaneval/student --hub_dataset_id me/student-humaneval
+trl-akd push outputs/teacher-cache --hub_dataset_id me/teacher-cache
 ```
 
 A student is uploaded with its tokenizer, generation configuration, plan head, model card and recipe, and nothing else.
-As datasets, the plans of `trl-akd plans`, the programs of `trl-akd evaluate` and the texts of `trl-akd iterkd` can be
-uploaded.
+As datasets, the plans of `trl-akd plans`, the programs of `trl-akd evaluate`, the texts of `trl-akd iterkd` and the
+cache of `trl-akd cache` can be uploaded.
 """
 
 import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,14 +39,14 @@ class PushConfig:
 
     Args:
         run_dir (`str`, *optional*):
-            Folder to upload: the `output_dir` of a training, of `trl-akd plans` or of `trl-akd evaluate`. May be given
-            without the flag, as the first argument.
+            Folder to upload: the `output_dir` of a training, of `trl-akd plans`, `trl-akd evaluate` or
+            `trl-akd cache`. May be given without the flag, as the first argument.
         hub_model_id (`str`, *optional*):
             Name of the model's repository, such as `me/student`. Defaults to the name of the folder, if it has a
             student, in the namespace of the token's user.
         hub_dataset_id (`str`, *optional*):
-            Name of the repository of a dataset with the folder's texts: plans, programs with their verdicts, or the
-            ledger of IterKD. Defaults to the name of the folder, if it has texts and no student.
+            Name of the repository of a dataset with the folder's content: plans, programs with their verdicts, the
+            ledger of IterKD, or a teacher cache. Defaults to the name of the folder, if it has no student.
         private (`bool`, *optional*):
             Whether a new repository is private. Defaults to the setting of the user or organization.
         merge_adapter (`bool`, *optional*, defaults to `False`):
@@ -75,9 +75,7 @@ class PushConfig:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command with `argv`, by default the arguments of the process."""
-    arguments = sys.argv[1:] if argv is None else argv
-    named = arguments[:1] and not arguments[0].startswith("-")
-    start("push", ACTIONS, ["--run_dir", *arguments] if named else arguments)
+    start("push", ACTIONS, argv)
 
 
 def _argument_types() -> tuple[type, ...]:
@@ -91,16 +89,23 @@ def _run(config: PushConfig) -> None:
     name = folder.resolve().name
     model, dataset = config.hub_model_id, config.hub_dataset_id
     if model is None and dataset is None:
-        model, dataset = (None, name) if _has_texts_alone(folder) else (name, None)
+        model, dataset = (None, name) if _has_dataset_alone(folder) else (name, None)
     if model is None and (config.merge_adapter or config.base_model):
         raise ValueError("`merge_adapter` and `base_model` are for a student; give `hub_model_id`, or leave them out.")
     options: dict[str, Any] = {
         "private": config.private,
         "revision": config.revision,
-        "message": config.commit_message,
+        "commit_message": config.commit_message,
     }
     if model is not None:
-        pushed = push_model(folder, model, merge_adapter=config.merge_adapter, base_model=config.base_model, **options)
+        pushed = push_model(
+            folder,
+            model,
+            hub_dataset_id=dataset,
+            merge_adapter=config.merge_adapter,
+            base_model=config.base_model,
+            **options,
+        )
         print(f"Student uploaded: {pushed.commit_url}")
     if dataset is not None:
         pushed = push_dataset(folder, dataset, **options)
@@ -111,14 +116,17 @@ def push_model(
     folder: Path,
     repository: str,
     *,
+    hub_dataset_id: str | None = None,
     merge_adapter: bool = False,
     base_model: str | None = None,
     private: bool | None = None,
     revision: str | None = None,
-    message: str | None = None,
+    commit_message: str | None = None,
     token: str | None = None,
 ) -> Any:
     """Upload the student in a folder with its card, see [`PushConfig`], and return the `CommitInfo`.
+
+    `hub_dataset_id` is the repository of the folder's texts, which is uploaded afterwards; an error names it.
 
     Raises:
         ValueError: If the folder has no student or no card, there is no adapter to merge, or a file contains a secret.
@@ -154,8 +162,17 @@ def push_model(
         return upload(
             repository,
             {**files, "README.md": _card(folder / "README.md", repository, files, hub_name(base))},
-            message=message or "Upload of the student",
-            kept=repeat_command(folder, "hub_model_id", repository, private=private),
+            message=commit_message or "Upload of the student",
+            kept=repeat_command(
+                folder,
+                hub_model_id=repository,
+                hub_dataset_id=hub_dataset_id,
+                private=private,
+                merge_adapter=merge_adapter or None,
+                base_model=base_model,
+                revision=revision,
+                commit_message=commit_message,
+            ),
             token=token,
             private=private,
             revision=revision,
@@ -169,33 +186,36 @@ def push_dataset(
     *,
     private: bool | None = None,
     revision: str | None = None,
-    message: str | None = None,
+    commit_message: str | None = None,
 ) -> Any:
-    """Upload the texts in a folder as a dataset, see [`PushConfig`], and return the `CommitInfo`.
+    """Upload the texts or the teacher cache in a folder, see [`PushConfig`], and return the `CommitInfo`.
 
     Raises:
-        ValueError: If the folder has no such texts, or a row contains a secret.
+        ValueError: If the folder has neither, the cache is not complete, or a row contains a secret.
         HubError: If the upload fails.
     """
     from ..hub.datasets import upload_dataset
-    from ..hub.upload import repeat_command
+    from ..hub.upload import repeat_command, upload
 
-    return upload_dataset(
-        repository,
-        _content(folder),
-        message=message,
-        kept=repeat_command(folder, "hub_dataset_id", repository, private=private),
-        private=private,
-        revision=revision,
+    kept = repeat_command(
+        folder, hub_dataset_id=repository, private=private, revision=revision, commit_message=commit_message
     )
+    where: dict[str, Any] = {"kept": kept, "private": private, "revision": revision}
+    if _kind(folder) == "cache":
+        from ..teachers.cache_card import cache_files, is_cache_file
+
+        message = commit_message or "Upload of the teacher cache"
+        files = cache_files(folder, repository)
+        return upload(repository, files, message=message, repo_type="dataset", replaces=is_cache_file, **where)
+    return upload_dataset(repository, _content(folder), message=commit_message, **where)
 
 
 def _content(folder: Path) -> "DatasetContent":
     kind = _kind(folder)
     if kind is None:
         raise ValueError(
-            f"{str(folder)!r} has no texts to upload as a dataset: neither {', nor '.join(_TEXTS.values())}; give the "
-            "folder of `trl-akd plans`, `trl-akd evaluate` or `trl-akd iterkd`."
+            f"{str(folder)!r} has nothing to upload as a dataset: neither {', nor '.join(_DATASETS.values())}; give "
+            "the folder of `trl-akd plans`, `trl-akd evaluate`, `trl-akd iterkd` or `trl-akd cache`."
         )
     if kind == "plans":
         from .plans import plans_content
@@ -210,15 +230,20 @@ def _content(folder: Path) -> "DatasetContent":
     return ledger_content(folder / "ledger", folder.resolve().name)
 
 
-_TEXTS: Mapping[str, str] = {"plans": "plans.jsonl", "evaluation": "samples.jsonl", "iterkd": "ledger/items.jsonl"}
-"""Files by which the texts in a folder are recognized."""
+_DATASETS: Mapping[str, str] = {
+    "plans": "plans.jsonl",
+    "evaluation": "samples.jsonl",
+    "iterkd": "ledger/items.jsonl",
+    "cache": "manifest.json",
+}
+"""Files by which the datasets in a folder are recognized."""
 
 
 def _kind(folder: Path) -> str | None:
-    return next((kind for kind, file in _TEXTS.items() if (folder / file).is_file()), None)
+    return next((kind for kind, file in _DATASETS.items() if (folder / file).is_file()), None)
 
 
-def _has_texts_alone(folder: Path) -> bool:
+def _has_dataset_alone(folder: Path) -> bool:
     return _kind(folder) is not None and not any((folder / name).is_file() for name in _CONFIGS)
 
 
@@ -262,7 +287,7 @@ def _merge(folder: Path, target: Path) -> None:
     model.merge_and_unload().save_pretrained(target)
 
 
-ACTIONS: Mapping[str, Action] = {"": Action(_argument_types, _run, one_process=True)}
+ACTIONS: Mapping[str, Action] = {"": Action(_argument_types, _run, one_process=True, first="run_dir")}
 
 if __name__ == "__main__":
     raise SystemExit(run(main))

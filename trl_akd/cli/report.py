@@ -11,7 +11,6 @@ Nothing is trained or run. Training and `trl-akd evaluate` write the report at t
 writes it from the last checkpoint.
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -44,9 +43,7 @@ class ReportConfig:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command with `argv`, by default the arguments of the process."""
-    arguments = sys.argv[1:] if argv is None else argv
-    named = arguments[:1] and not arguments[0].startswith("-")
-    start("report", ACTIONS, ["--run_dir", *arguments] if named else arguments)
+    start("report", ACTIONS, argv)
 
 
 def _argument_types() -> tuple[type, ...]:
@@ -59,7 +56,7 @@ def _run(config: ReportConfig) -> None:
     print(f"Report: {write_report(config.run_dir or '', config.evaluations or ())}")
 
 
-ACTIONS: Mapping[str, Action] = {"": Action(_argument_types, _run, one_process=True)}
+ACTIONS: Mapping[str, Action] = {"": Action(_argument_types, _run, one_process=True, first="run_dir")}
 
 if __name__ == "__main__":
     raise SystemExit(run(main))

@@ -1,5 +1,6 @@
 """Training: check a recipe, create the trainer, train, save, evaluate and push."""
 
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,8 @@ from ..data.sources import load, split_off
 from ..data.vocabulary import shared_vocabulary_size
 from ..evaluation.benchmarks import Benchmark, load_benchmark
 from ..generation.protocol import GenerationError
-from ..hub.files import CONSENT
-from ..hub.model_card import RECIPE_FILE
+from ..hub.files import ADAPTER_CONFIG, CONFIG, CONSENT
+from ..hub.model_card import RECIPE_FILE, git_commit
 from ..hub.private import public_settings
 from ..hub.upload import HubError
 from ..ledger import replace_text
@@ -47,7 +48,10 @@ __all__ = [
     "load_tokenizers",
     "make_trainer",
     "set_provenance",
+    "warn_about_student",
 ]
+
+logger = logging.getLogger(__name__)
 
 _NOT_IN_RECIPES = re.compile(rf"hub_|push_|resume_from_checkpoint$|dry_run$|{CONSENT}$")
 """Names of fields that a recipe as it was run leaves out."""
@@ -72,6 +76,8 @@ def distill(
         method.check(script_args, training_args, model_args, benchmark_args)
         check_merging(script_args, training_args, model_args)
         checkpoint = find_checkpoint(training_args)
+        if checkpoint is None:
+            warn_about_student(training_args)
         benchmark = find_benchmark(benchmark_args, training_args)
         trainer = make_trainer(method, script_args, training_args, model_args)
         if benchmark is not None:
@@ -106,6 +112,7 @@ def set_provenance(trainer: "AKDTrainer", method: str, script_args: AKDScriptArg
     launch = _launch_flags(trainer.accelerator)
     trainer.provenance.command = f"trl-akd {method} --config {RECIPE_FILE}{launch}{consent}"
     if trainer.is_world_process_zero():
+        trainer.provenance.commit = (recipe.path and git_commit(recipe.path.parent)) or git_commit(Path.cwd())
         given = {name: value for name, value in recipe.values.items() if not _NOT_IN_RECIPES.match(name)}
         text = yaml.safe_dump(public_settings(given), sort_keys=False, allow_unicode=True)
         replace_text(Path(str(trainer.args.output_dir)) / RECIPE_FILE, f"# {trainer.provenance.command}\n\n{text}")
@@ -261,6 +268,17 @@ def find_checkpoint(args: AKDConfig) -> str | None:
         )
     args.check_checkpoint(requested)
     return str(requested)
+
+
+def warn_about_student(args: AKDConfig) -> None:
+    """Warn that a new run replaces the student that an earlier one saved."""
+    folder = Path(str(args.output_dir))
+    if args.process_index == 0 and any((folder / name).is_file() for name in (CONFIG, ADAPTER_CONFIG)):
+        logger.warning(
+            "`output_dir` %r has a trained student, which this run replaces at its end; choose another folder to keep "
+            "it.",
+            args.output_dir,
+        )
 
 
 def _last_checkpoint(output_dir: Path) -> str | None:

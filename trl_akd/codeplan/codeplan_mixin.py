@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,14 @@ else:
 
 __all__ = ["CodePLANMixin", "EpochCallback", "PlanningTrainer", "codeplan_loss"]
 
-_UNUSED_SETTINGS = {"label_smoothing_factor", "loss_type", "completion_only_loss", "assistant_only_loss"}
+# Settings that CodePLAN's loss does not use, with the values that ask for nothing else. TRL before 1.15 resolves its
+# default of `loss_type` to one of the two.
+_UNUSED_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "label_smoothing_factor": (0.0,),
+    "loss_type": ("nll", "chunked_nll"),
+    "completion_only_loss": (None,),
+    "assistant_only_loss": (False,),
+}
 
 
 class EpochCallback(TrainerCallback):
@@ -169,6 +176,10 @@ class CodePLANMixin(PlanningTrainer):
                 f"`data_collator` is a {type(self.data_collator).__name__}, which returns no token weights; give a "
                 "DataCollatorForCodePLAN."
             )
+        for name, neutral in _UNUSED_SETTINGS.items():
+            value = getattr(self.args, name, neutral[0])
+            if value not in neutral:
+                raise ValueError(f"`{name}` is {value!r}, which CodePLAN's loss does not use; leave it out.")
         if self.compute_loss_func is not None:
             raise ValueError("`compute_loss_func` is given, but CodePLANMixin computes the loss; leave it out.")
         if self.compute_metrics is not None:
@@ -176,12 +187,6 @@ class CodePLANMixin(PlanningTrainer):
                 "`compute_metrics` is given, but an evaluation with CodePLANMixin computes the loss alone; leave it "
                 "out, and evaluate programs with `trl-akd evaluate`."
             )
-        defaults = {each.name: each.default for each in fields(self.args)}
-        for name in _UNUSED_SETTINGS & defaults.keys():
-            if getattr(self.args, name) != defaults[name]:
-                raise ValueError(
-                    f"`{name}` is {getattr(self.args, name)!r}, which CodePLAN's loss does not use; leave it out."
-                )
         strategy, column = self.args.train_sampling_strategy, self.args.length_column_name
         columns = getattr(self.train_dataset, "column_names", None) or ()
         if strategy in ("group_by_length", "batch_rebalance") and column not in columns:

@@ -22,9 +22,11 @@ from transformers.utils import CONFIG_NAME, find_adapter_config_file
 from ..akd.akd_trainer import AKDTrainer
 from ..akd.batches import Batch, Targets
 from ..akd.metrics import METRICS, Means
+from ..akd.model_card import template_format
 from ..akd.model_utils import name_of, named_datasets
 from ..akd.validation import check_arguments
 from ..generation.transformers_generator import default_max_new_tokens
+from ..hub.model_card import PromptFormat
 from ..losses.fused_linear import FusedCrossEntropy, FusedDivergence, fused_linear_cross_entropy
 from ..losses.reduction import IGNORE_INDEX
 from ..teachers.cache_files import CachedRow
@@ -173,6 +175,9 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
             num_proc=args.dataset_num_proc,
             name=name,
         )
+
+    def _find_prompt_format(self, dataset: Dataset, args: Any) -> PromptFormat:
+        return template_format("codeplan_code")
 
     def _datasets(self) -> dict[str, Dataset]:
         return {

@@ -12,6 +12,7 @@ __all__ = [
     "DatasetFormat",
     "check_encodable",
     "detect_format",
+    "prompt_style",
     "read_instruction",
     "read_messages",
     "read_optional_text",
@@ -86,6 +87,30 @@ def detect_format(
         "the dataset, or add completions: prompts alone are enough for training with lmbda=1 or seq_kd=True, where "
         "all text is generated, but not for evaluation."
     )
+
+
+def prompt_style(format: DatasetFormat, row: Mapping[str, Any]) -> Literal["template", "chat", "completion"] | None:
+    """Return the style of the prompts of rows, as `trl-akd evaluate` names it; `None` for tokenized rows.
+
+    Args:
+        format (`str`):
+            Format of the rows, from [`detect_format`].
+        row (`Mapping[str, Any]`):
+            One of the rows.
+
+    Example:
+
+    ```python
+    >>> prompt_style("prompt_only", {"prompt": [{"role": "user", "content": "Add two numbers."}]})
+    'chat'
+
+    ```
+    """
+    if format == "tokenized":
+        return None
+    if format in ("messages", "conversations") or isinstance(row.get("prompt"), list):
+        return "chat"
+    return "template" if format in ("alpaca", "instruction_only") else "completion"
 
 
 def _describe_missing(found: set[str]) -> str:

@@ -19,7 +19,7 @@ from ..generation.transformers_generator import default_max_new_tokens
 from .benchmarks import Benchmark, load_benchmark
 from .cards import card_scores
 from .evaluation_config import DEFAULT_PROGRAM_TIMEOUT
-from .prompts import Prompting, PromptStyle
+from .prompts import Prompting, PromptStyle, remark_on_style
 from .report import error_counts
 from .results import benchmark_facts, evaluation_folder, summarize, write_results
 from .samples import Samples, write_sample_file
@@ -64,8 +64,8 @@ class PassAtKCallback(TrainerCallback):
         allow_code_execution (`bool`, *optional*):
             Whether that sandbox may run programs.
         log_completions (`bool`, *optional*, defaults to `False`):
-            Whether to report the completions with their outcomes as a table `eval_completions` to Weights & Biases and
-            trackio, if they are in `report_to`.
+            Whether to report the completions with their outcomes as a table `eval_completions` to Weights & Biases,
+            trackio and TensorBoard, if they are in `report_to`.
 
     Raises:
         ValueError: If the benchmark is malformed, one of its prompts is too long for the model, or the trainer never
@@ -130,6 +130,9 @@ class PassAtKCallback(TrainerCallback):
             self._sampling,
             long_prompts=None,
         )
+        if isinstance(trainer, AKDTrainer) and trainer.is_world_process_zero():
+            if remark := remark_on_style(trainer.prompt_format, self._prompting):
+                logger.warning("%s The field of a recipe is `eval_prompt_style`.", remark)
         self._found: dict[str, float] = {}
 
     def on_evaluate(
@@ -211,7 +214,8 @@ class PassAtKCallback(TrainerCallback):
         except OSError as error:
             logger.warning("The programs of this evaluation were not saved: %s", error)
         if self._log_completions:
-            report_table("eval_completions", self._table(verdicts), self._trainer.args.report_to)
+            callbacks = self._trainer.callback_handler.callbacks
+            report_table("eval_completions", self._table(verdicts), self._trainer.args.report_to, callbacks)
         return results
 
     def _table(self, verdicts: Sequence[Verdict]) -> pa.Table:

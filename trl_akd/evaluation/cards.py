@@ -197,10 +197,12 @@ def read_judged_samples(folder: Path) -> list[dict[str, Any]]:
         FileNotFoundError: If the folder has no samples or verdicts.
         ValueError: If a line is malformed.
     """
-    verdicts = {(row["task_id"], row["sample"]): row for row, _ in read_json_lines(folder / VERDICTS)}
+    verdicts = {
+        (row["task_id"], row["sample"]): row for row, _ in read_json_lines(folder / VERDICTS, interrupted=True)
+    }
     return [
         {**row, **{name: verdicts[key][name] for name in _OF_VERDICTS if name in verdicts[key]}}
-        for row, _ in read_json_lines(folder / "samples.jsonl")
+        for row, _ in read_json_lines(folder / "samples.jsonl", interrupted=True)
         if (key := (row["task_id"], row.get("sample", 0))) in verdicts
     ]
 

@@ -13,9 +13,17 @@ from ..generation.answers import extract_program
 from ..generation.programs import find_program
 from ..generation.python_ast import defines, line_of_error, parse
 from ..generation.python_parts import Part
+from ..hub.model_card import PromptFormat
 from .problems import Problem
 
-__all__ = ["PROMPT_STYLES", "PromptStyle", "Prompting", "program_of_answer", "program_of_continuation"]
+__all__ = [
+    "PROMPT_STYLES",
+    "PromptStyle",
+    "Prompting",
+    "program_of_answer",
+    "program_of_continuation",
+    "remark_on_style",
+]
 
 PromptStyle: TypeAlias = Literal["completion", "template", "chat"]
 
@@ -80,6 +88,35 @@ class Prompting:
         """Return the program of a completion."""
         make = program_of_continuation if self.style == "completion" else program_of_answer
         return make(problem, completion)
+
+
+def remark_on_style(trained: PromptFormat | None, prompting: Prompting) -> str | None:
+    """Return a warning if problems are given in another format than the prompts of a model's training.
+
+    Args:
+        trained ([`PromptFormat`], *optional*):
+            Format of the prompts of training, if it is known.
+        prompting ([`Prompting`]):
+            Prompts of the evaluation.
+
+    Example:
+
+    ```python
+    >>> remark_on_style(PromptFormat("chat"), Prompting("completion")).partition("; ")[0]
+    "Problems are given without a template, but the model was trained with the tokenizer's chat template"
+
+    ```
+    """
+    given = PromptFormat(prompting.style, prompting.template if prompting.style == "template" else None)
+    if trained is None or (trained.style, trained.template) == (given.style, given.template):
+        return None
+    remedy = f"`prompt_style` to {trained.style!r}"
+    if trained.template is not None:
+        remedy += f" and `prompt_template` to {trained.template!r}"
+    return (
+        f"Problems are given {given.phrase}, but the model was trained {trained.phrase}; set {remedy} for prompts as "
+        "in training."
+    )
 
 
 _MAX_CUTS = 100

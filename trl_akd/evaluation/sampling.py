@@ -1,5 +1,6 @@
 """Samplers of an evaluation, which generate samples with a model or read them from a file."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,11 +13,12 @@ from ..execution import CodeExecutor
 from ..generation import TextGenerator
 from ..generation.loading import load_generator, max_new_tokens_for, weights_fingerprint
 from ..generation.protocol import GREEDY, SamplingParams, derive_seed, stream, too_long_prompts
+from ..hub.model_card import read_prompt_format
 from ..progress import Progress
 from .benchmarks import Benchmark
 from .evaluation_config import EvaluationConfig
 from .problems import Problem
-from .prompts import Prompting
+from .prompts import Prompting, remark_on_style
 from .samples import Sample, SampleFile, Samples, read_samples
 from .verdicts import Verdict
 
@@ -30,6 +32,8 @@ __all__ = [
     "with_default_length",
     "write_samples",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,8 @@ class ModelSampler(Sampler):
         if resources.folder is None:
             self._generate(config, benchmark, None, resources)
             return Sampled({}, {})
+        if remark := remark_on_style(read_prompt_format(str(config.model_name_or_path)), _prompting(config)):
+            logger.warning("%s", remark)
         with SampleFile(resources.folder, self._file_settings(config, benchmark)) as file:
             commit = self._generate(config, benchmark, file, resources) or file.facts.get("commit")
             file.note(commit=commit)

@@ -14,7 +14,7 @@ from .markdown import code, code_block, escape, markdown_table
 from .private import check_no_secrets
 from .upload import upload
 
-__all__ = ["DatasetContent", "dataset_files", "upload_dataset"]
+__all__ = ["DatasetContent", "dataset_files", "size_category", "upload_dataset"]
 
 _EXAMPLE_CHARACTERS = 400  # maximum length of a value in the example
 _LICENSES = (
@@ -110,7 +110,7 @@ def _card(
         language_creators=["machine-generated"],
         source_datasets=list(content.sources) or None,
         task_categories=["text-generation"],
-        size_categories=_size(max(table.num_rows for table in tables.values())),
+        size_categories=size_category(max(table.num_rows for table in tables.values())),
         tags=["code", "trl_akd"],
         configs=[
             {"config_name": name, "data_files": f"{name}.parquet", **({"default": True} if name == default else {})}
@@ -145,7 +145,8 @@ def _columns(table: pa.Table) -> str:
     return ", ".join(map(code, table.column_names))
 
 
-def _size(rows: int) -> str:
+def size_category(rows: int) -> str:
+    """Return the category of size of a dataset on the Hub."""
     bounds = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
     return next((name for bound, name in bounds.items() if rows < bound), "n>1M")
 

@@ -12,6 +12,8 @@ import yaml
 from .private import public_path
 
 __all__ = [
+    "ADAPTER_CONFIG",
+    "CONFIG",
     "CONSENT",
     "Files",
     "belongs",

@@ -1,8 +1,10 @@
 """Model card of a distilled model, with its provenance and measured scores."""
 
 import json
+import os
 import platform
 import re
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -28,11 +30,14 @@ __all__ = [
     "BaseModelFacts",
     "Fact",
     "ModelCardContent",
+    "PromptFormat",
     "Provenance",
     "add_base_model",
+    "git_commit",
     "hub_name",
     "model_card",
     "read_base_model",
+    "read_prompt_format",
     "rename",
     "run_facts",
     "versions",
@@ -60,12 +65,10 @@ A student distilled with {{ method }} by [trl_akd]({{ project }}), a plugin for
 {% endfor %}
 ## Use
 
-```python
-{% if library == "peft" %}from peft import {{ architecture }}
-from transformers import AutoTokenizer{% else %}from transformers import {{ architecture }}, AutoTokenizer{% endif %}
+{{ prompts }}
 
-model = {{ architecture }}.from_pretrained("{{ repository }}")
-tokenizer = AutoTokenizer.from_pretrained("{{ repository }}")
+```python
+{{ example }}
 ```
 {% if library == "peft" and not base_model %}
 The adapter's base model was a local folder, so the adapter loads only where that folder is.
@@ -78,6 +81,21 @@ The adapter's base model was a local folder, so the adapter loads only where tha
 
 {% for package, number in versions %}- {{ package }} {{ number }}
 {% endfor %}"""
+
+_EXAMPLE = """\
+{imports}
+
+model = {architecture}.from_pretrained("{repository}")
+tokenizer = AutoTokenizer.from_pretrained("{repository}")
+{prompt}
+output = model.generate(**inputs, max_new_tokens={max_new_tokens})
+print(tokenizer.decode({answer}, skip_special_tokens=True))"""
+_TEXT = """\
+prompt = {prompt}
+inputs = tokenizer(prompt, return_tensors="pt")"""
+_MESSAGES = """\
+messages = [{{"role": "user", "content": {prompt}}}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""
 
 _DATA_FILES = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".txt", ".arrow")
 _PACKAGES = ("trl_akd", "trl", "transformers", "torch", "accelerate", "datasets", "tokenizers")
@@ -105,6 +123,9 @@ class Provenance:
             Path of the recipe.
         command (`str`, *optional*):
             Command that trains by the recipe as it was run, which is in `recipe.yaml`.
+        commit (`str`, *optional*):
+            Git commit of the folder of the recipe or, without a recipe or outside a repository, of the working
+            directory.
         license (`str`, *optional*):
             License of the distilled model, as a license identifier of the Hub. Defaults to that of the student.
     """
@@ -117,6 +138,7 @@ class Provenance:
     dataset_revision: str | None = None
     recipe: str | None = None
     command: str | None = None
+    commit: str | None = None
     license: str | None = None
 
 
@@ -133,6 +155,32 @@ class BaseModelFacts:
 
     name: str | None = None
     license: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """Format of the prompts on which a model was trained.
+
+    Args:
+        style (`str`):
+            Style of prompts, as in `trl-akd evaluate`: `"template"`, `"chat"` or, for prompts without a template,
+            `"completion"`.
+        template (`str`, *optional*):
+            Name of the template of the style `"template"`.
+        example (`str`, *optional*):
+            A prompt in this format, for the card; for the style `"chat"`, the user's message.
+    """
+
+    style: str
+    template: str | None = None
+    example: str = "Write a Python function that doubles a number."
+
+    @property
+    def phrase(self) -> str:
+        """The format in a sentence, such as "with the template `alpaca`"."""
+        if self.style == "template":
+            return f"with the template `{self.template}`"
+        return "with the tokenizer's chat template" if self.style == "chat" else "without a template"
 
 
 @dataclass(frozen=True)
@@ -164,6 +212,12 @@ class ModelCardContent:
             Sections about measurements, as of `trl_akd.hub.scores.errors_section`.
         sections (`Sequence[str]`, *optional*):
             Additional sections, in Markdown, each beginning with its heading.
+        prompts (`PromptFormat`, *optional*):
+            Format of the prompts of training, if it is known.
+        max_new_tokens (`int`, *optional*, defaults to `256`):
+            Maximum number of tokens that the example generates.
+        measured_step (`int`, *optional*):
+            Training step of the saved model, at which `results` were measured.
     """
 
     method: str
@@ -178,6 +232,9 @@ class ModelCardContent:
     results: Sequence[EvalResult] = ()
     measurements: Mapping[str, str] = field(default_factory=dict)
     sections: Sequence[str] = ()
+    prompts: PromptFormat | None = None
+    max_new_tokens: int = 256
+    measured_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -205,7 +262,7 @@ def _facts(provenance: Provenance, content: ModelCardContent) -> list[Fact]:
         ("Teacher", provenance.teacher, provenance.teacher_revision),
         ("Data", provenance.dataset, provenance.dataset_revision),
     ]
-    settings = {**content.facts, **content.objective}
+    settings = {**_prompt_fact(content.prompts), **content.facts, **content.objective}
     return [
         *(
             Fact(name, public_path(value), None if Path(value).expanduser().exists() else revision)
@@ -214,7 +271,15 @@ def _facts(provenance: Provenance, content: ModelCardContent) -> list[Fact]:
         ),
         *(Fact(name, str(value)) for name, value in settings.items()),
         *([] if provenance.recipe is None else [Fact("Recipe", public_path(provenance.recipe))]),
+        *([] if provenance.commit is None else [Fact("Git commit", provenance.commit)]),
     ]
+
+
+def _prompt_fact(prompts: PromptFormat | None) -> dict[str, str]:
+    if prompts is None:
+        return {}
+    other = {"chat": "chat template of the tokenizer", "completion": "none"}
+    return {"Prompt template": prompts.template or other.get(prompts.style, prompts.style)}
 
 
 def run_facts(provenance: Provenance, content: ModelCardContent) -> dict[str, Any]:
@@ -222,13 +287,17 @@ def run_facts(provenance: Provenance, content: ModelCardContent) -> dict[str, An
 
     Returns:
         `dict`: `name` of the model, `method`, `explanation` of the method in Markdown, `facts` (fields of [`Fact`]),
-        `command` (`None` for a run from Python) and `versions` of packages.
+        `prompts` (`style` and `template` of [`PromptFormat`], or `None`), `measured_step` (or `None`), `command`
+        (`None` for a run from Python) and `versions` of packages.
     """
+    prompts = content.prompts
     return {
         "name": content.model_name,
         "method": content.method,
         "explanation": content.explanation,
         "facts": [asdict(fact) for fact in _facts(provenance, content)],
+        "prompts": None if prompts is None else {"style": prompts.style, "template": prompts.template},
+        "measured_step": content.measured_step,
         "command": provenance.command,
         "versions": versions(),
     }
@@ -272,16 +341,57 @@ def model_card(provenance: Provenance, content: ModelCardContent, base: BaseMode
         model_name=content.model_name,
         method=content.method,
         project=REPOSITORY,
-        repository=content.repository,
         library=library,
         base_model=base.name,
-        architecture=_architecture(content.adapter, content.encoder_decoder),
+        prompts=_about_prompts(content.prompts),
+        example=_example(content),
         facts=[("Method", content.method), *((fact.name, _cell(fact)) for fact in _facts(provenance, content))],
         sections=[*explanation, *measured_sections(content.results, content.measurements), *content.sections],
         reproduction=_reproduction(provenance),
         versions=versions().items(),
     )
     return card
+
+
+def _about_prompts(prompts: PromptFormat | None) -> str:
+    if prompts is None:
+        return "Write the prompt in the format of the training data, which was tokenized before."
+    if prompts.style == "completion":
+        return "Write the prompt as those of the training data, which have no template."
+    return f"The prompt is written as in training, {prompts.phrase}."
+
+
+def _example(content: ModelCardContent) -> str:
+    """Return a program that loads the model and generates an answer."""
+    architecture = _architecture(content.adapter, content.encoder_decoder)
+    imports = f"from transformers import {architecture}, AutoTokenizer"
+    if content.adapter:
+        imports = f"from peft import {architecture}\nfrom transformers import AutoTokenizer"
+    prompts = content.prompts or PromptFormat("completion")
+    text = _literal(f"{prompts.example}\n" if prompts.style == "completion" else prompts.example)
+    return _EXAMPLE.format(
+        imports=imports,
+        architecture=architecture,
+        repository=content.repository,
+        prompt=(_MESSAGES if prompts.style == "chat" else _TEXT).format(prompt=text),
+        max_new_tokens=content.max_new_tokens,
+        answer="output[0]" if content.encoder_decoder else 'output[0, inputs["input_ids"].shape[1] :]',
+    )
+
+
+def _literal(text: str) -> str:
+    """Return a text as a literal of Python, over several lines if it has several."""
+    several = "\n" in text.strip() and not re.search(r'\\|"""|"$', text)
+    return f'"""{text}"""' if several else json.dumps(text, ensure_ascii=False)
+
+
+def read_prompt_format(model: str) -> PromptFormat | None:
+    """Return the format of the prompts of a model's training, if its folder has a `run.json` that states it."""
+    try:
+        prompts = json.loads((Path(model).expanduser() / RUN_FILE).read_text(encoding="utf-8"))["prompts"]
+        return PromptFormat(prompts["style"], prompts["template"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def read_base_model(student: str | None, *, online: bool) -> BaseModelFacts:
@@ -352,6 +462,27 @@ def _relation(adapter: bool) -> str:
 
 def _architecture(adapter: bool, encoder_decoder: bool) -> str:
     return f"Auto{'Peft' if adapter else ''}ModelFor{'Seq2SeqLM' if encoder_decoder else 'CausalLM'}"
+
+
+def git_commit(folder: Path) -> str | None:
+    """Return the commit of the Git repository that contains a folder, with `-dirty` if files differ from it.
+
+    Returns:
+        `str` or `None`: `None` outside a repository, before its first commit, or without Git.
+    """
+    command = ["git", "-c", "core.fsmonitor=false", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
 
 
 def _stated(read: Callable[[], Any]) -> Any:

@@ -1,10 +1,11 @@
-"""Uploads to the Hub in one commit, with retries, and errors in one sentence."""
+"""Uploads to the Hub, with retries, and errors in one sentence."""
 
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from .files import Files
 from .private import check_no_secrets
 from .scores import FewerProblemsError, read_card
 
-__all__ = ["HubError", "hub_api", "repeat_command", "request", "update_card", "upload"]
+__all__ = ["HubError", "hub_api", "repeat_command", "request", "retried", "update_card", "upload"]
 
 CARD = "README.md"
 _ATTEMPTS = 5
+_FILES_PER_COMMIT = 100
 _SECONDS = 1.0  # before the first retry, doubled before each further one
 _EXAMPLE = "me/student"
 _XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
@@ -55,9 +57,11 @@ def upload(
     revision: str | None = None,
     replaces: Callable[[str], bool] = lambda name: False,
 ) -> Any:
-    """Create a repository unless it exists, and upload files in one commit.
+    """Create a repository unless it exists, and upload files.
 
-    Either all files arrive or none. Requests that fail because of the connection or the server are repeated.
+    Up to 100 files are one commit, so that either all of them arrive or none. More files are several commits. The
+    last files arrive with the last one, and an earlier version of them is deleted with the first one. An upload that
+    is started again sends no file twice. Requests that fail because of the connection or the server are repeated.
 
     Args:
         repository (`str`):
@@ -89,20 +93,29 @@ def upload(
     check_no_secrets(files, token)
     api = hub_api()
     with _hub_errors(repository, kept):
-        name = _retried(
+        name = retried(
             lambda: api.create_repo(repository, repo_type=repo_type, private=private, token=token, exist_ok=True)
         ).repo_id
         where = {"repo_type": repo_type, "token": token, "revision": revision}
         if revision is not None:
-            _retried(lambda: api.create_branch(name, branch=revision, repo_type=repo_type, token=token, exist_ok=True))
+            retried(lambda: api.create_branch(name, branch=revision, repo_type=repo_type, token=token, exist_ok=True))
         existing = _existing(lambda: api.list_repo_files(name, **where))
-        deletions = [CommitOperationDelete(old) for old in existing if old not in files and replaces(old)]
+        names = list(files)
+        parts = [names[start : start + _FILES_PER_COMMIT] for start in range(0, len(names), _FILES_PER_COMMIT)]
+        replaced = {old for old in existing if old not in files and replaces(old)}
+        if len(parts) > 1:
+            replaced.update(set(existing).intersection(parts[-1]))
 
-        def commit() -> Any:
-            additions = [CommitOperationAdd(path, content) for path, content in files.items()]
-            return api.create_commit(name, [*additions, *deletions], commit_message=message, **where)
+        def commit(part: Sequence[str], deleted: Iterable[str], suffix: str) -> Any:
+            additions = [CommitOperationAdd(path, files[path]) for path in part]
+            deletions = [CommitOperationDelete(old) for old in deleted]
+            return api.create_commit(name, [*additions, *deletions], commit_message=message + suffix, **where)
 
-        return _retried(commit)
+        for number, part in enumerate(parts):
+            suffix = f" ({number + 1} of {len(parts)})" if len(parts) > 1 else ""
+            deleted = sorted(replaced) if number == 0 else ()
+            committed = retried(partial(commit, part, deleted, suffix))
+        return committed
 
 
 def update_card(
@@ -157,7 +170,7 @@ def request(call: Callable[[], Any], repository: str, kept: str) -> Any:
         HubError: If it fails in the end, with the sentence `kept` about what is not lost.
     """
     with _hub_errors(repository, kept):
-        return _retried(call)
+        return retried(call)
 
 
 @contextmanager
@@ -173,7 +186,7 @@ def _hub_errors(repository: str, kept: str) -> Iterator[None]:
 def _existing(list_files: Callable[[], list[str]]) -> list[str]:
     """Return the files of a repository, or none if it has no commit yet."""
     try:
-        found: list[str] = _retried(list_files)
+        found: list[str] = retried(list_files)
     except HfHubHTTPError as error:
         if _status(error) != 404:
             raise
@@ -181,7 +194,8 @@ def _existing(list_files: Callable[[], list[str]]) -> list[str]:
     return found
 
 
-def _retried(request: Callable[[], Any]) -> Any:
+def retried(request: Callable[[], Any]) -> Any:
+    """Return the result of a request, which is repeated if the connection or the server fails."""
     for attempt in range(_ATTEMPTS):
         try:
             return request()
@@ -247,11 +261,35 @@ def _first_line(error: BaseException) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-def repeat_command(folder: Path | str, option: str, repository: str, *, private: bool | None) -> str:
-    """Return a sentence that says where files are and how to upload them again, under a valid name."""
+def repeat_command(folder: Path | str, **flags: Any) -> str:
+    """Return a sentence that says where files are and how to upload them again, under a valid name.
+
+    Args:
+        folder (`Path` or `str`):
+            Folder of the files.
+        **flags:
+            Fields of `trl-akd push`; those that are `None` are left out.
+
+    Example:
+
+    ```python
+    >>> print(repeat_command("run", hub_model_id="me/student", private=True, revision=None))
+    Nothing is lost: the files are in 'run', and `trl-akd push run --hub_model_id me/student --private` uploads them.
+
+    ```
+    """
+    words = [str(folder)]
+    for name, value in flags.items():
+        if name in ("hub_model_id", "hub_dataset_id") and value is not None:
+            value = _valid_name(value)
+        if value is not None:
+            words += [f"--{name}", *([] if value is True else [str(value).lower() if value is False else str(value)])]
+    return f"Nothing is lost: the files are in {str(folder)!r}, and `trl-akd push {shlex.join(words)}` uploads them."
+
+
+def _valid_name(repository: str) -> str:
     try:
         validate_repo_id(repository)
     except HFValidationError:
-        repository = _EXAMPLE
-    command = f"trl-akd push {shlex.quote(str(folder))} --{option} {repository}{' --private' if private else ''}"
-    return f"Nothing is lost: the files are in {str(folder)!r}, and `{command}` uploads them."
+        return _EXAMPLE
+    return repository

@@ -21,6 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from ..akd.checkpoint import last_whole_checkpoint
+from ..akd.model_card import template_format, training_facts
 from ..akd.model_utils import name_of
 from ..akd.validation import check_arguments
 from ..distributed import is_main_process, run_on_main_and_broadcast
@@ -30,6 +31,7 @@ from ..generation.budget import Budget, BudgetedGenerator, BudgetSpent, Limit
 from ..generation.protocol import Usage
 from ..generation.wrappers import for_all_processes, is_shared, model_name
 from ..hub.datasets import upload_dataset
+from ..hub.model_card import PromptFormat
 from ..hub.private import public_path
 from ..hub.scores import score_results
 from ..hub.upload import repeat_command
@@ -232,7 +234,7 @@ class IterKDTrainer(PairTrainer):
             upload_dataset(
                 name,
                 ledger_content(folder / LEDGER, self.hub_model_id),
-                kept=repeat_command(folder, "hub_dataset_id", name, private=private),
+                kept=repeat_command(folder, hub_dataset_id=name, private=private),
                 token=self.args.hub_token if token is None else token,
                 private=private,
             )
@@ -265,9 +267,12 @@ class IterKDTrainer(PairTrainer):
 
     def _steps_before(self, cycle: int) -> int:
         """Return the number of optimizer steps of the cycles before one."""
+        return run_on_main_and_broadcast(self.accelerator, lambda: self._saved_steps(cycle))
+
+    def _saved_steps(self, cycles: int) -> int:
+        """Return the number of optimizer steps in the saved states of the first cycles."""
         folder = Path(str(self.args.output_dir))
-        states = [folder / f"cycle-{earlier}" / TRAINER_STATE_NAME for earlier in range(cycle)]
-        return run_on_main_and_broadcast(self.accelerator, lambda: sum(map(_steps_of, states)))
+        return sum(_steps_of(folder / f"cycle-{cycle}" / TRAINER_STATE_NAME) for cycle in range(cycles))
 
     def _participants(self, ledger: CycleLedger, budget: Budget) -> Participants:
         """Return teacher, judge, runner and data, with recorded results and a shared budget."""
@@ -375,13 +380,19 @@ class IterKDTrainer(PairTrainer):
         if is_main_process(self.accelerator):
             print(sentence, flush=True)
 
+    def _find_prompt_format(self, dataset: Dataset, args: Any) -> PromptFormat:
+        return template_format(args.prompt_template)
+
     def _card_facts(self) -> dict[str, str]:
-        return {
+        facts = {
             "Teacher that writes the answers": public_path(model_name(self.text_teacher)),
             "Judge": "none" if self.judge is None else public_path(model_name(self.judge)),
             "Answers verified by": "parsing" if self.executor is None else "execution",
+            "Seed questions": f"{len(self.seeds):,}",
             "Cycles": str(len(self.reports)),
         }
+        steps = self._saved_steps(self.trained_cycles)
+        return facts if steps == 0 else {**facts, **training_facts(self.args, steps, " per cycle")}
 
     def _card_sections(self) -> list[str]:
         cycles = [f"## Cycles\n\n{cycle_table(self.reports)}"] if self.reports else []

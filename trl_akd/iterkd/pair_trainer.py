@@ -30,12 +30,14 @@ from transformers import (
 from ..akd.akd_trainer import AKDTrainer
 from ..akd.batches import Batch, without_repeats
 from ..akd.metrics import METRICS, Means, loss_from_means
+from ..akd.model_card import template_format
 from ..akd.model_utils import name_of, named_datasets
 from ..akd.validation import check_arguments
 from ..data.vocabulary import require_shared_tokens
 from ..distributed import gathered, release_engine, rewriting, through_forward, unwrapped, widest_float
 from ..generation import TransformersGenerator
 from ..heads import evaluating, final_hidden_states, lm_head
+from ..hub.model_card import PromptFormat
 from ..losses.fused_linear import FusedDivergence, fused_linear_cross_entropy
 from ..losses.reduction import IGNORE_INDEX
 from ..progress import Progress
@@ -142,6 +144,11 @@ class PairTrainer(AKDTrainer):
         if report is not None and uses_faults and report.faults == 0 and args.process_index == 0:
             logger.warning("No pair of the train dataset has a faulty answer, so the contrastive loss is 0.")
         return prepared, report
+
+    def _find_prompt_format(self, dataset: Dataset, args: Any) -> PromptFormat:
+        if "instruction" in dataset.column_names:
+            return template_format(args.prompt_template)
+        return PromptFormat("completion")
 
     def _datasets(self) -> dict[str, Dataset]:
         return {

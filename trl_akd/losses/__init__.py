@@ -15,7 +15,7 @@ from .knobs import Interpolation, KnobSchedule
 from .lm_head import LMHead
 from .policy_gradient import PolicyGradient
 from .reduction import count_items, count_items_by_task, scale, token_weights
-from .signals import DenseSignal, SparseSignal, TeacherSignal
+from .signals import DenseSignal, SampledSignal, SparseSignal, TeacherSignal
 
 __all__ = [
     "DenseSignal",
@@ -26,6 +26,7 @@ __all__ = [
     "LMHead",
     "LossOfLogProbs",
     "PolicyGradient",
+    "SampledSignal",
     "SparseSignal",
     "TeacherSignal",
     "count_items",

@@ -46,6 +46,7 @@ __all__ = [
     "names",
     "register",
     "reverse_kl",
+    "sampled_names",
     "shared_vocabulary",
     "skew_kl",
     "skew_reverse_kl",
@@ -99,6 +100,9 @@ class Rule:
         policy_gradient (`type[PolicyGradient]`, *optional*):
             [`PolicyGradient`] class, if the gradient also has a part of whole completions. In a configuration, its
             arguments are added to the knobs.
+        reverse_share (`Callable`, *optional*):
+            Function of the knobs that returns the share s of reverse KL, if the divergence is
+            `(1 - s) KL(p || q) + s KL(q || p)`. Such a divergence can be estimated from a [`SampledSignal`].
     """
 
     name: str
@@ -108,6 +112,7 @@ class Rule:
     aliases: tuple[str, ...] = ()
     schedule: type[KnobSchedule] | None = None
     policy_gradient: type[PolicyGradient] | None = None
+    reverse_share: Callable[..., float] | None = None
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **knobs: Any) -> Tensor:
         """Return the divergence `[...]` between logits `[..., V]`."""
@@ -204,6 +209,7 @@ def register(
     aliases: tuple[str, ...] = (),
     schedule: type[KnobSchedule] | None = None,
     policy_gradient: type[PolicyGradient] | None = None,
+    reverse_share: Callable[..., float] | None = None,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a rule.
 
@@ -225,6 +231,8 @@ def register(
             Class of the schedule of the knob that changes during training, see [`Rule`].
         policy_gradient (`type[PolicyGradient]`, *optional*):
             Class of the part of the gradient from whole completions, see [`Rule`]. Not together with a schedule.
+        reverse_share (`Callable`, *optional*):
+            Share of reverse KL in a linear mix of both KLs, see [`Rule`].
 
     Raises:
         ValueError: another function is registered under one of the names, the schedule has no `knob`, or there is both
@@ -243,7 +251,14 @@ def register(
                     f"a divergence {each!r} is already registered ({_source(present.function)}); choose another name."
                 )
         rule = Rule(
-            _plain_name(name), function, paper, fused, tuple(map(_plain_name, aliases)), schedule, policy_gradient
+            _plain_name(name),
+            function,
+            paper,
+            fused,
+            tuple(map(_plain_name, aliases)),
+            schedule,
+            policy_gradient,
+            reverse_share,
         )
         _RULES[rule.name] = rule
         return function
@@ -288,6 +303,11 @@ def names() -> tuple[str, ...]:
     return tuple(_RULES)
 
 
+def sampled_names() -> tuple[str, ...]:
+    """Return the names of the rules that can be estimated from a [`SampledSignal`]."""
+    return tuple(name for name, rule in _RULES.items() if rule.reverse_share is not None)
+
+
 def shared_vocabulary(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
     """Cut both models' logits to the vocabulary prefix they share.
 
@@ -329,7 +349,12 @@ def _akd_(block: Softened, with_gradient: bool, beta: float) -> Tensor:
     return _mix_(block, with_gradient, 1 - share, share)
 
 
-@register("akd", paper="https://www.jos.org.cn/josen/article/abstract/7462", fused=_akd_)
+@register(
+    "akd",
+    paper="https://www.jos.org.cn/josen/article/abstract/7462",
+    fused=_akd_,
+    reverse_share=lambda beta: as_share("beta", beta),
+)
 def akd(student_logits: Tensor, teacher_logits: Tensor, beta: float, temperature: float = 1.0) -> Tensor:
     """Compute the linear mix `(1 - beta) KL(p || q) + beta KL(q || p)` of each token.
 
@@ -352,6 +377,7 @@ def akd(student_logits: Tensor, teacher_logits: Tensor, beta: float, temperature
     paper="https://huggingface.co/papers/1503.02531",
     fused=partial(_akd_, beta=0.0),
     aliases=("kl", "fkl"),
+    reverse_share=lambda: 0.0,
 )
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Compute KL(p || q) of each token, the divergence that makes the student cover the teacher's modes.
@@ -377,7 +403,11 @@ def forward_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
 
 
 @register(
-    "reverse_kl", paper="https://huggingface.co/papers/2306.08543", fused=partial(_akd_, beta=1.0), aliases=("rkl",)
+    "reverse_kl",
+    paper="https://huggingface.co/papers/2306.08543",
+    fused=partial(_akd_, beta=1.0),
+    aliases=("rkl",),
+    reverse_share=lambda: 1.0,
 )
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Compute KL(q || p) of each token, the divergence that makes the student seek the teacher's main mode.
@@ -400,6 +430,7 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     paper="https://huggingface.co/papers/2306.08543",
     fused=partial(_akd_, beta=1.0),
     policy_gradient=PolicyGradient,
+    reverse_share=lambda: 1.0,
 )
 def minillm(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Compute KL(q || p) of each token, the single-step part of MiniLLM.

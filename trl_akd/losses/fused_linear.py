@@ -6,7 +6,7 @@ number per token, and its gradient is at once propagated through the student's L
 none of them recomputed in the backward pass. The gradient is computed in the forward pass, as in
 [Liger Kernel](https://huggingface.co/papers/2410.10989).
 
-A sparse signal, or labels alone, need no projection of the teacher: three products per chunk.
+A sparse or sampled signal, or labels alone, need no projection of the teacher: three products per chunk.
 """
 
 import math
@@ -29,7 +29,7 @@ from .pointwise import (
     sparse_divergence_and_gradient_,
 )
 from .reduction import IGNORE_INDEX
-from .signals import NO_TOKEN, DenseSignal, SparseSignal, TeacherSignal
+from .signals import NO_TOKEN, DenseSignal, SampledSignal, SparseSignal, TeacherSignal
 
 _MIB = 2**20
 
@@ -46,7 +46,8 @@ class FusedDivergence:
         student_entropy (`Tensor`): shape `[...]`, in nats, at `temperature`.
         student_nll (`Tensor`, *optional*): shape `[...]`, -log q(label) in nats at temperature 1, given labels.
         teacher_nll (`Tensor`, *optional*): shape `[...]`, -log p(label) in nats at temperature 1, given labels. From a
-            sparse signal: at the signal's temperature, and of the whole tail where the label is in it.
+            sparse or sampled signal: at the signal's temperature; if sparse, of the whole tail where the label is in
+            it.
     """
 
     loss: Tensor
@@ -77,15 +78,17 @@ def fused_divergence(
     `sum_n token_weights[n] * (divergence_n + ce_weight * NLL_n)`. The normalization is in `token_weights`. No factor
     `T ** 2` is applied.
 
-    Tokens of weight 0 are removed before the projection. On a GPU, finding them synchronizes with the host once, which
-    costs less than projecting every prompt. Logits are float32 for all inputs (float64 stays float64), and must be
-    finite. The gradients are computed in the forward pass, accumulated in float32, returned in the inputs' dtypes, and
-    released by the backward pass, which can therefore run only once.
+    Tokens of weight 0 are removed before the projection. On a GPU, counting them and checking labels synchronizes with
+    the host once, which costs less than projecting every prompt. Logits are float32 for all inputs (float64 stays
+    float64), and must be finite. The gradients are computed in the forward pass, accumulated in float32, returned in
+    the inputs' dtypes, and released by the backward pass, which can therefore run only once.
 
     Args:
         student_hidden (`Tensor`): shape `[..., Hs]`, final hidden states of the student.
         student_head (`LMHead`): LM head of the student. Under DeepSpeed ZeRO-3 the caller gathers it.
-        teacher (`DenseSignal` or `SparseSignal`): signal of the teacher for the same tokens. Never differentiated.
+        teacher (`DenseSignal`, `SparseSignal` or `SampledSignal`): signal of the teacher for the same tokens. Never
+            differentiated. From a sampled signal, the results of a mix of both KLs are unbiased estimates; other rules
+            are refused.
         token_weights (`Tensor`): shape `[...]`, see [`token_weights`] and [`scale`] in `reduction.py`.
         divergence (`str`, *optional*, defaults to `"akd"`): name of a rule in [`divergences`].
         knobs (`Mapping`, *optional*): arguments of the rule, such as `{"beta": 0.3}`. Never differentiated.
@@ -116,10 +119,10 @@ def fused_divergence(
     _check_tokens(student_hidden, token_weights, labels, chunk_size)
     _check_head("student_", student_hidden, student_head)
     sizes = [len(student_head.weight)]
-    if isinstance(teacher, DenseSignal):
+    if isinstance(teacher, DenseSignal | SampledSignal):
         _check_head("teacher_", teacher.hidden, teacher.head)
         sizes.append(len(teacher.head.weight))
-    _check_signal(teacher, student_hidden.shape[:-1], temperature)
+    _check_signal(teacher, student_hidden.shape[:-1], temperature, objective.rule)
     vocab_size = _shared_size(min(sizes), vocab_size)
     loss, statistics = _weighted_sum(
         student_hidden, student_head, token_weights, labels, chunk_size, vocab_size, teacher.flatten(), objective
@@ -311,14 +314,13 @@ def _weighted_sum(
         head = head.cut(vocab_size, dtype)
         if isinstance(teacher, DenseSignal):
             teacher = DenseSignal(teacher.hidden, teacher.head.cut(vocab_size, dtype))
-        rows = token_weights.nonzero().squeeze(1)
+        rows = _weighted_rows(token_weights, labels, teacher, vocab_size)
         weights = token_weights[rows].to(dtype)
         # Half precision cannot represent a weight of 1e-6, so the weights are scaled to a maximum of 1 until the
         # gradients are in float32.
         unit = weights.abs().amax() if len(weights) else weights.new_ones(())
-        tokens = _Tokens(hidden, rows, weights / unit, _labels_of(rows, labels, vocab_size))
-        if isinstance(teacher, SparseSignal):
-            _check_ids(teacher.ids[rows], teacher.log_probs[rows], vocab_size)
+        targets = torch.full_like(rows, IGNORE_INDEX) if labels is None else labels[rows]
+        tokens = _Tokens(hidden, rows, weights / unit, targets)
         statistics = _chunked_forward(head, tokens, teacher, objective, gradients, chunk_size)
         if objective is None:
             per_token = LabelStatistics(*statistics).student_nll
@@ -425,7 +427,7 @@ def buffer_shapes(
     vocab_size: int,
     like: Tensor,
     *,
-    signal: type[DenseSignal | SparseSignal | None],
+    signal: type[TeacherSignal | None],
     rule: divergences.Rule | None = None,
     chunk_size: int | None = None,
 ) -> BufferShapes:
@@ -437,7 +439,7 @@ def buffer_shapes(
         tokens (`int`): number of tokens with a weight.
         vocab_size (`int`): number of rows of the heads.
         like (`Tensor`): a tensor with the device and the dtype of the buffers; `meta` stands for a GPU.
-        signal (`type`): [`DenseSignal`], [`SparseSignal`], or `type(None)` for cross-entropy.
+        signal (`type`): [`DenseSignal`], [`SparseSignal`], [`SampledSignal`], or `type(None)` for cross-entropy.
         rule (`Rule`, *optional*): rule of the divergence.
         chunk_size (`int`, *optional*): tokens projected at a time, as in [`fused_divergence`].
 
@@ -483,7 +485,7 @@ def _even(length: int, limit: int) -> int:
 
 def _result_dtype(hidden: Tensor, head: LMHead, teacher: TeacherSignal | None) -> torch.dtype:
     tensors = [hidden, head.weight]
-    if isinstance(teacher, DenseSignal):
+    if isinstance(teacher, DenseSignal | SampledSignal):
         tensors += [teacher.hidden, teacher.head.weight]
     elif isinstance(teacher, SparseSignal):
         tensors.append(teacher.log_probs)
@@ -493,17 +495,43 @@ def _result_dtype(hidden: Tensor, head: LMHead, teacher: TeacherSignal | None) -
     return dtype
 
 
-def _labels_of(rows: Tensor, labels: Tensor | None, vocab_size: int) -> Tensor:
-    """Return the labels of the given rows, after checking that each is a token of the shared vocabulary or -100."""
-    if labels is None:
-        return torch.full_like(rows, IGNORE_INDEX)
-    labels = labels[rows]
-    unknown = labels[((labels < 0) | (labels >= vocab_size)) & (labels != IGNORE_INDEX)]
+def _weighted_rows(
+    token_weights: Tensor, labels: Tensor | None, teacher: TeacherSignal | None, vocab_size: int
+) -> Tensor:
+    """Return the indices of the tokens with a weight, after checking their labels and the teacher's token ids.
+
+    The host reads one small tensor, which is the only synchronization with the device in a fused loss.
+
+    Raises:
+        ValueError: a label or a token id is not in the vocabulary, or a token id is repeated.
+    """
+    has_weight, top = token_weights != 0, teacher.top if isinstance(teacher, SampledSignal) else teacher
+    faults = [] if labels is None else [_unknown(labels, IGNORE_INDEX, vocab_size)]
+    if isinstance(top, SparseSignal):
+        faults += [fault.any(dim=-1) for fault in _faulty_ids(top, vocab_size)]
+    count, *numbers_of_faults = torch.stack(
+        [has_weight.sum(), *((has_weight & each).sum() for each in faults)]
+    ).tolist()
+    rows = (~has_weight).to(torch.uint8).argsort(stable=True)[:count]
+    if any(numbers_of_faults):
+        if labels is not None:
+            _check_labels(labels[rows], vocab_size)
+        if isinstance(top, SparseSignal):
+            _check_ids(top[rows], vocab_size)
+    return rows
+
+
+def _unknown(ids: Tensor, nothing: int, vocab_size: int) -> Tensor:
+    """Return which ids are neither in the vocabulary nor `nothing`."""
+    return ((ids < 0) | (ids >= vocab_size)) & (ids != nothing)
+
+
+def _check_labels(labels: Tensor, vocab_size: int) -> None:
+    unknown = labels[_unknown(labels, IGNORE_INDEX, vocab_size)]
     if len(unknown):
         raise ValueError(
             f"labels holds {unknown[0].item()}; a label is -100 or one of the {vocab_size} shared tokens."
         )
-    return labels
 
 
 def _shared_size(shared: int, vocab_size: int | None) -> int:
@@ -545,13 +573,28 @@ def _check_head(prefix: str, hidden: Tensor, head: LMHead) -> None:
         raise ValueError(f"{prefix}softcap is {softcap}; make it positive, or None for no cap.")
 
 
-def _check_signal(teacher: TeacherSignal, tokens: torch.Size, temperature: float) -> None:
-    if isinstance(teacher, DenseSignal):
+def _check_signal(teacher: TeacherSignal, tokens: torch.Size, temperature: float, rule: divergences.Rule) -> None:
+    if isinstance(teacher, DenseSignal | SampledSignal):
         if teacher.hidden.shape[:-1] != tokens:
             raise ValueError(
                 f"teacher_hidden has {list(teacher.hidden.shape[:-1])} tokens; student_hidden has {list(tokens)}."
             )
+    if isinstance(teacher, DenseSignal):
         return
+    if isinstance(teacher, SampledSignal):
+        if rule.reverse_share is None:
+            raise ValueError(
+                f"the divergence {rule.name!r} is not estimated from sampled tokens, as it is no mix of forward and "
+                f"reverse KL; choose {', '.join(map(repr, divergences.sampled_names()))}, or pass a dense signal."
+            )
+        for name, tensor in (("log_normalizer", teacher.log_normalizer), ("offsets", teacher.offsets)):
+            if tensor.shape != tokens:
+                raise ValueError(
+                    f"the teacher's signal has {name} {list(tensor.shape)}; for {list(tokens)} tokens pass [...]."
+                )
+        if teacher.samples < 1:
+            raise ValueError(f"the teacher's signal has samples={teacher.samples}; give at least 1.")
+        teacher = teacher.top
     ids, log_probs, tail = teacher.ids.shape, teacher.log_probs.shape, teacher.tail_log_prob.shape
     if ids[:-1] != tokens or log_probs != ids or tail != tokens:
         raise ValueError(
@@ -567,19 +610,27 @@ def _check_signal(teacher: TeacherSignal, tokens: torch.Size, temperature: float
         )
 
 
-def _check_ids(ids: Tensor, log_probs: Tensor, vocab_size: int) -> None:
-    missing, ordered = ids == NO_TOKEN, ids.sort(dim=-1).values
-    if (missing[..., :1] | (missing & (log_probs != -torch.inf))).any():
+def _faulty_ids(teacher: SparseSignal, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which ids are misplaced, not in the vocabulary, and repeated, the latter in ascending order."""
+    missing, ordered = teacher.ids == NO_TOKEN, teacher.ids.sort(dim=-1).values
+    misplaced = missing & (teacher.log_probs != -torch.inf)
+    misplaced[..., :1] |= missing[..., :1]
+    repeated = torch.nn.functional.pad((ordered.diff(dim=-1) == 0) & (ordered[..., 1:] != NO_TOKEN), (1, 0))
+    return misplaced, _unknown(teacher.ids, NO_TOKEN, vocab_size), repeated
+
+
+def _check_ids(teacher: SparseSignal, vocab_size: int) -> None:
+    misplaced, unknown, repeated = _faulty_ids(teacher, vocab_size)
+    if misplaced.any():
         raise ValueError(
             f"the teacher's signal has the token id {NO_TOKEN} first, or with a log-probability; it stands for no "
             "token, so put it last, with -inf."
         )
-    unknown = ids[~missing & ((ids < 0) | (ids >= vocab_size))]
-    if len(unknown):
+    if unknown.any():
         raise ValueError(
-            f"the teacher's signal has the token id {unknown[0].item()}; keep ids of the {vocab_size} shared tokens, "
-            "and count all others in the tail."
+            f"the teacher's signal has the token id {teacher.ids[unknown][0].item()}; keep ids of the {vocab_size} "
+            "shared tokens, and count all others in the tail."
         )
-    repeated = ordered[..., 1:][(ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] != NO_TOKEN)]
-    if len(repeated):
-        raise ValueError(f"the teacher's signal has the token id {repeated[0].item()} twice; make the ids distinct.")
+    if repeated.any():
+        first = teacher.ids.sort(dim=-1).values[repeated][0].item()
+        raise ValueError(f"the teacher's signal has the token id {first} twice; make the ids distinct.")

@@ -81,6 +81,26 @@ class LMHead:
             products.div_(self.softcap).tanh_().mul_(self.softcap)
         return products
 
+    def logits_of(self, hidden: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the logits `[N, n]` in `dtype` of a few tokens `[N, n]`, from hidden states `[N, H]`.
+
+        The rows of each token's ids are copied, so this is slower than [`project`] where `n` is a large part of the
+        vocabulary.
+        """
+        operand = _operand_dtype(self.weight, dtype)
+        logits = torch.empty(ids.shape, dtype=dtype, device=ids.device)
+        budget = (16 if ids.device.type == "cpu" else 128) * 2**20
+        size = max(1, budget // (ids.shape[-1] * self.weight.shape[1] * operand.itemsize))
+        for start in range(0, len(ids), size):
+            rows = slice(start, start + size)
+            weight, column = self.weight.detach()[ids[rows]].to(operand), hidden[rows].to(operand).unsqueeze(-1)
+            if operand == dtype:
+                torch.bmm(weight, column, out=logits[rows].unsqueeze(-1))
+            else:
+                logits[rows] = torch.bmm(weight, column, out_dtype=dtype).squeeze(-1)
+        bias = None if self.bias is None else self.bias.detach()[ids].to(dtype)
+        return replace(self, bias=bias).finish_(logits)
+
     def slope(self, logits: Tensor) -> Tensor | None:
         """Return the derivative of [`finish_`] where it returned `logits`, or `None` if it is 1 everywhere."""
         if self.softcap is not None:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .divergences import Rule, Softened, forward_kl, reverse_kl
 from .reduction import IGNORE_INDEX
-from .signals import NO_TOKEN, SparseSignal
+from .signals import NO_TOKEN, SampledSignal, SparseSignal
+from .tail_sampling import estimate_tail, sample_tail
 
 
 class Objective(NamedTuple):
@@ -117,7 +118,7 @@ def divergence_and_gradient_(
 
 def sparse_divergence_and_gradient_(
     logits: Tensor,
-    teacher: SparseSignal,
+    teacher: SparseSignal | SampledSignal,
     labels: Tensor,
     objective: Objective,
     scratch: Tensor,
@@ -127,20 +128,23 @@ def sparse_divergence_and_gradient_(
 
     The divergences are between the probabilities of K tokens and of all others together. With `Q_j` the student's
     probability of outcome j and `s_j` the derivative of the rule with respect to `log Q_j`, which autograd gives for
-    K + 1 numbers, the gradient for a token v of outcome j is `q_v s_j / Q_j - q_v sum(s)`.
+    K + 1 numbers, the gradient for a token v of outcome j is `q_v s_j / Q_j - q_v sum(s)`. A sampled signal adds the
+    terms of the sampled tokens, see `tail_sampling.py`.
 
     Args:
         logits (`Tensor`): shape `[n, V]`, not divided by the temperature. Overwritten with the gradient, or with `q`.
-        teacher (`SparseSignal`): signal of `n` tokens, at the objective's temperature.
+        teacher (`SparseSignal` or `SampledSignal`): signal of `n` tokens, at the objective's temperature.
         labels (`Tensor`): shape `[n]`, int64, -100 for none.
         objective (`Objective`): loss to differentiate.
         scratch (`Tensor`): shape `[2, n, V]`, overwritten.
         with_gradient (`bool`): whether the gradient is needed.
 
     Returns:
-        [`TokenStatistics`]. The teacher's NLL is at the objective's temperature; for a label in the tail it is the NLL
-        of the tail, a lower bound.
+        [`TokenStatistics`]. The teacher's NLL is at the objective's temperature; from a sparse signal, for a label in
+        the tail, it is the NLL of the tail, a lower bound.
     """
+    sampled = teacher if isinstance(teacher, SampledSignal) else None
+    teacher = teacher.top if isinstance(teacher, SampledSignal) else teacher
     q, (log_q, spare) = logits, scratch
     likelihood = _likelihood(logits, objective, with_gradient)
     student_nll = _soften_(q, labels, objective.temperature, log_probabilities=log_q)
@@ -153,25 +157,35 @@ def sparse_divergence_and_gradient_(
     student_outcomes = torch.cat([top.masked_fill(missing, -torch.inf), tail], dim=-1)
     teacher_outcomes = torch.cat([teacher.log_probs, teacher.tail_log_prob.unsqueeze(-1)], dim=-1).to(log_q.dtype)
     divergence, slopes = _differentiate(objective, student_outcomes, teacher_outcomes, with_gradient)
-    is_label = torch.cat([teacher.ids == labels.unsqueeze(-1), torch.zeros_like(tail, dtype=torch.bool)], dim=-1)
-    is_label[..., -1] = ~is_label.any(dim=-1)
-    teacher_nll = -teacher_outcomes[is_label].masked_fill(labels == IGNORE_INDEX, 0.0)
+    forward, reverse = forward_kl(student_outcomes, teacher_outcomes), reverse_kl(student_outcomes, teacher_outcomes)
+    is_label = torch.cat([teacher.ids == labels.unsqueeze(-1), torch.ones_like(tail, dtype=torch.bool)], dim=-1)
+    outcome = is_label.byte().argmax(dim=-1, keepdim=True)  # the first one: the label, or the tail
+    teacher_nll = -teacher_outcomes.gather(-1, outcome).squeeze(-1).masked_fill(labels == IGNORE_INDEX, 0.0)
+    sampled_ids = ids[:, :0]
+    if sampled is not None:
+        sampled_ids, tail_weights = sample_tail(q, ids, sampled.offsets, sampled.samples, spare)
+        log_p = sampled.log_probs(torch.cat([sampled_ids, _index(labels)], dim=-1))
+        teacher_nll = -log_p[:, -1].masked_fill(labels == IGNORE_INDEX, 0.0)
+        assert objective.rule.reverse_share is not None
+        share = objective.rule.reverse_share(**objective.knobs)
+        estimate = estimate_tail(
+            log_q.gather(-1, sampled_ids), log_p[:, :-1], tail, teacher_outcomes[:, -1:], tail_weights, share
+        )
+        divergence = divergence + (1 - share) * estimate.forward_kl + share * estimate.reverse_kl
+        forward, reverse = forward + estimate.forward_kl, reverse + estimate.reverse_kl
+        if slopes is not None:
+            slopes = torch.cat([slopes[:, :-1], slopes[:, -1:] + estimate.tail_slope, estimate.slopes], dim=-1)
     if slopes is not None:
         total, tail_mass = slopes.sum(dim=-1, keepdim=True), tail.exp()
-        factor = torch.where(tail_mass > 0, slopes[..., -1:] / tail_mass, 0.0) - total
-        of_top = slopes[..., :-1] - top.exp() * total
+        top_slopes, tail_slope, sampled_slopes = torch.tensor_split(slopes, [ids.shape[-1], ids.shape[-1] + 1], dim=-1)
+        factor = torch.where(tail_mass > 0, tail_slope / tail_mass, 0.0) - total
+        of_top = top_slopes - top.exp() * total
         gradient = torch.mul(q, factor, out=spare)
         gradient.scatter_(-1, ids, torch.where(missing, of_top[..., :1], of_top))
+        gradient.scatter_add_(-1, sampled_ids, sampled_slopes)
         gradient.div_(objective.temperature)
         q.copy_(_add_likelihood_(gradient, likelihood, labels, objective))
-    return TokenStatistics(
-        divergence,
-        forward_kl(student_outcomes, teacher_outcomes),
-        reverse_kl(student_outcomes, teacher_outcomes),
-        student_entropy,
-        student_nll,
-        teacher_nll,
-    )
+    return TokenStatistics(divergence, forward, reverse, student_entropy, student_nll, teacher_nll)
 
 
 def _differentiate(

@@ -1,9 +1,11 @@
-"""Teacher signals: the two forms of a teacher's output that the fused divergence takes.
+"""Teacher signals: the three forms of a teacher's output that the fused divergence takes.
 
 - [`DenseSignal`], final hidden states and an LM head, gives every divergence exactly.
 - [`SparseSignal`], the most probable tokens and the total probability of all others, gives a divergence between
   distributions in which those others are one outcome. By the data processing inequality, it is a lower bound of
   forward KL, reverse KL and every other f-divergence. The retained probabilities are never renormalized.
+- [`SampledSignal`], both together, gives unbiased estimates of forward and reverse KL: the probabilities of a few of
+  the other tokens are computed from the hidden states.
 """
 
 from dataclasses import dataclass, replace
@@ -97,4 +99,59 @@ class SparseSignal:
         )
 
 
-TeacherSignal = DenseSignal | SparseSignal
+@dataclass(frozen=True)
+class SampledSignal:
+    """The most probable tokens, and hidden states from which the probabilities of a few other tokens are computed.
+
+    The other tokens, the tail, are sampled, mostly from the student's distribution. The divergence and its gradient
+    are unbiased estimates of those of a [`DenseSignal`], and exact if `samples` is at least the size of the tail.
+
+    Args:
+        top (`SparseSignal`):
+            The most probable tokens of the shared vocabulary, and the total of all others.
+        hidden (`torch.Tensor` of shape `[..., H]`):
+            One hidden state per token.
+        head (`LMHead`):
+            LM head of the teacher, with full tensors, over at least the vocabulary that both models share.
+        log_normalizer (`torch.Tensor` of shape `[...]`):
+            `logsumexp` of the teacher's logits of the shared vocabulary, divided by the temperature of `top`.
+        offsets (`torch.Tensor` of shape `[...]`):
+            Independent random numbers, uniform in [0, 1), that determine the samples of each token.
+        samples (`int`):
+            Maximum number of tokens of the tail per position whose probabilities are computed.
+    """
+
+    top: SparseSignal
+    hidden: Tensor
+    head: LMHead
+    log_normalizer: Tensor
+    offsets: Tensor
+    samples: int
+
+    def __getitem__(self, index: Any) -> Self:
+        """Return the signal of a subset of the tokens."""
+        return replace(
+            self,
+            top=self.top[index],
+            hidden=self.hidden[index],
+            log_normalizer=self.log_normalizer[index],
+            offsets=self.offsets[index],
+        )
+
+    def flatten(self) -> Self:
+        """Return the signal with a single dimension of tokens."""
+        return replace(
+            self,
+            top=self.top.flatten(),
+            hidden=self.hidden.flatten(0, -2),
+            log_normalizer=self.log_normalizer.flatten(),
+            offsets=self.offsets.flatten(),
+        )
+
+    def log_probs(self, ids: Tensor) -> Tensor:
+        """Return the log-probabilities `[N, n]` of tokens `[N, n]`, computed from hidden states `[N, H]`."""
+        logits = self.head.logits_of(self.hidden, ids, self.log_normalizer.dtype)
+        return logits.div_(self.top.temperature).sub_(self.log_normalizer.unsqueeze(-1))
+
+
+TeacherSignal = DenseSignal | SparseSignal | SampledSignal

@@ -77,11 +77,11 @@ def _scores(run: Run) -> Iterator[Block]:
     known = {(benchmark, score.metric_type) for model, benchmark, score, _ in found if model == AFTER}
     on_card = [(AFTER, score.dataset_name, score, None) for score in run.card if _has_interval(score)]
     rows = [*found, *(row for row in on_card if (row[1], row[2].metric_type) not in known)]
-    for benchmark, metric in dict.fromkeys((row[1], _metric(row[2])) for row in rows):
+    for benchmark, metric in dict.fromkeys((row[1], row[2].metric_type) for row in rows):
         points = {
-            model: (score.metric_value, *score.metric_args["interval"])
+            f"{model}{_variant(score)}": (score.metric_value, *score.metric_args["interval"])
             for model, name, score, _ in rows
-            if (name, _metric(score)) == (benchmark, metric)
+            if (name, score.metric_type) == (benchmark, metric)
         }
         level = next(score.metric_args.get("confidence", 0.95) for _, name, score, _ in rows if name == benchmark)
         title = f"{metric} on {benchmark}"
@@ -270,7 +270,7 @@ def _answers(run: Run) -> Iterator[Block]:
     for item in pairs[:_TEXTS]:
         faults = [(f"Faulty answer ({fault['kind'] or 'of the student'})", fault["text"]) for fault in item["faults"]]
         parts = [("Question", questions.get(item["id"], "")), ("Correct answer", item["correct"]), *faults]
-        yield Program(item["id"], f"{len(faults)} faults", None, parts)
+        yield Program(item["id"], "1 fault" if len(faults) == 1 else f"{len(faults)} faults", None, parts)
     answers = [item for item in items if item["kind"] == "feedback"]
     if answers:
         yield Text(f"Answers of the student in cycle {last + 1}, by the difficulty of the question:")
@@ -388,6 +388,12 @@ def _has_interval(score: EvalResult) -> bool:
 
 def _metric(score: EvalResult) -> str:
     return str(score.metric_name or score.metric_type)
+
+
+def _variant(score: EvalResult) -> str:
+    """Return the variant of a score, such as `", with plans"`, or nothing."""
+    variant = _metric(score).removeprefix(score.metric_type).strip()
+    return f", {variant}" if variant else ""
 
 
 def _interval(score: EvalResult) -> str:

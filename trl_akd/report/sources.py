@@ -163,7 +163,10 @@ def _read_facts(path: Path) -> dict[str, Any]:
         {"name": str(row["name"]), "value": str(row["value"]), "revision": row["revision"]} for row in facts["facts"]
     ]
     texts = {name: str(facts[name]) for name in ("name", "method", "explanation")}
-    return {**texts, "facts": rows, "command": facts["command"], "versions": dict(facts["versions"])}
+    return {
+        **{**texts, "facts": rows, "command": facts["command"], "versions": dict(facts["versions"])},
+        "measured_step": facts.get("measured_step"),  # not in files of earlier versions
+    }
 
 
 def _read_usage(path: Path) -> dict[str, Any]:
@@ -208,10 +211,12 @@ def _number(folder: Path) -> int:
 def _evaluations_during_training(run: Run) -> list[Evaluated]:
     """Return the evaluations at the steps in the logs; others in the folder belong to an earlier run."""
     steps = sorted({int(log["step"]) for log in run.logs if any(name.startswith("eval_pass@") for name in log)})
+    measured = run.facts.get("measured_step")
+    saved = measured if measured in steps else next(reversed(steps), None)  # of the saved model
     found = []
     for step in steps:
         folder = evaluation_folder(run.folder, step)
-        role = BEFORE if step == 0 else AFTER if step == steps[-1] else f"student at step {step}"
+        role = BEFORE if step == 0 else AFTER if step == saved else f"student at step {step}"
         found += [Evaluated(role, folder, results) for results in _results(run, folder)]
     return found
 

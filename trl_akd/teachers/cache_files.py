@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
@@ -22,16 +22,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..hub.download import download_dataset
+from ..hub.model_card import hub_name
+from ..hub.upload import HubError
 from ..ledger import replace_text
 from ..losses.lm_head import LMHead
 
 __all__ = [
+    "HEAD",
+    "MANIFEST",
+    "SHARDS",
     "CacheDtype",
     "CacheKind",
     "CachedRow",
     "Manifest",
     "ShardReader",
+    "find_cache",
     "is_whole",
+    "manifest_text",
     "read_head",
     "read_manifest",
     "row_key",
@@ -46,9 +54,13 @@ CacheDtype = Literal["auto", "bfloat16", "float16", "float32", "int8"]
 
 MANIFEST = "manifest.json"
 HEAD = "head.safetensors"
+SHARDS = "shard-*.safetensors"
 FORMAT = 1
 AGAIN = "run the same `trl-akd cache` command again, which writes what is missing"
 _KEY_BYTES = 16
+_NOT_IN_IDENTITY = ("data", "measured", "published")
+_DTYPES = {"hidden": ("int8", "float16", "bfloat16", "float32", "float64"), "sparse": ("packed",)}
+_WIDTH = {"hidden": "hidden_size", "sparse": "top_k"}
 
 
 class CachedRow(NamedTuple):
@@ -77,9 +89,9 @@ class Manifest:
         dtype (`str`):
             Dtype of the hidden states, `"int8"` with one scale per token, or `"packed"` for sparse signals.
         top_k (`int`, *optional*):
-            Number of tokens per sparse signal.
+            Number of most probable tokens per signal, if they are stored.
         temperature (`float`):
-            Temperature of sparse signals. Hidden states allow any.
+            Temperature of their log-probabilities. Hidden states allow any.
         vocabulary_size (`int`):
             Number of leading token ids that student and teacher share.
         hidden_size (`int`, *optional*):
@@ -96,6 +108,11 @@ class Manifest:
             Number of shards.
         measured (`dict`, *optional*):
             Divergences of a sample with the teacher and with the cache. Present once all files are written.
+        published (`str`, *optional*):
+            Identity that the shards repeat, if the teacher's name was shortened for publication.
+
+    Raises:
+        ValueError: If a field has an impossible value.
     """
 
     kind: CacheKind
@@ -114,11 +131,26 @@ class Manifest:
     shards: int
     data: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] | None = None
+    published: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(CacheKind) or self.dtype not in _DTYPES[self.kind]:
+            raise ValueError(f"kind {self.kind!r} and dtype {self.dtype!r} are unknown")
+        numbers = ["vocabulary_size", "rows", "tokens", "shards", _WIDTH[self.kind]]
+        numbers += [] if self.top_k is None else ["top_k"]
+        for name in numbers:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}")
+        if not isinstance(self.teacher, str) or not isinstance(self.data, dict):
+            raise ValueError("the teacher's name or the settings of the data are missing")
 
     @property
     def identity(self) -> str:
         """Digest of everything that determines the signals, which each shard repeats."""
-        known = {name: value for name, value in asdict(self).items() if name not in ("data", "measured")}
+        if self.published is not None:
+            return self.published
+        known = {name: value for name, value in asdict(self).items() if name not in _NOT_IN_IDENTITY}
         return blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=_KEY_BYTES).hexdigest()
 
     def differences(self, other: "Manifest") -> list[str]:
@@ -126,7 +158,7 @@ class Manifest:
         return [
             f"{entry.name}={getattr(self, entry.name)!r}, not {getattr(other, entry.name)!r}"
             for entry in fields(self)
-            if entry.name not in ("data", "measured") and getattr(self, entry.name) != getattr(other, entry.name)
+            if entry.name not in _NOT_IN_IDENTITY and getattr(self, entry.name) != getattr(other, entry.name)
         ]
 
 
@@ -138,6 +170,41 @@ def row_key(tokens: NDArray[np.int32]) -> bytes:
 def shard_path(folder: Path, manifest: Manifest, number: int) -> Path:
     """Return the path of a shard."""
     return folder / f"shard-{number:05d}-of-{manifest.shards:05d}.safetensors"
+
+
+def find_cache(name: str | Path, revision: str | None = None, *, manifest_alone: bool = False) -> Path:
+    """Return the folder of a cache, after downloading it if it is on the Hub.
+
+    Args:
+        name (`str` or `Path`):
+            Folder, or name of a dataset on the Hub, which is a name with one slash that is no folder.
+        revision (`str`, *optional*):
+            Branch, tag or commit on the Hub.
+        manifest_alone (`bool`, *optional*, defaults to `False`):
+            Whether to download the manifest alone.
+
+    Raises:
+        ValueError: If a revision of a folder is given, or the dataset is not a complete cache.
+        HubError: If the cache cannot be downloaded.
+    """
+    folder, repository = Path(name).expanduser(), str(name)
+    if folder.exists() or repository.count("/") != 1 or hub_name(repository) is None:
+        if revision is not None:
+            raise ValueError(
+                f"`teacher_cache_revision` is {revision!r}, but `teacher_cache` is the folder {repository!r}; leave "
+                "the revision out."
+            )
+        return folder
+    try:
+        found = download_dataset(repository, revision, [MANIFEST] if manifest_alone else [MANIFEST, HEAD, SHARDS])
+    except HubError as error:
+        raise HubError(f"`teacher_cache` is {repository!r}, which is not a folder. {error}") from error
+    if not (found / MANIFEST).is_file():
+        raise ValueError(
+            f"`teacher_cache` is {repository!r}, a dataset on the Hub without {MANIFEST}: it is not a teacher cache, "
+            "or its upload was interrupted; check the name, or repeat `trl-akd push`."
+        )
+    return found
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -166,7 +233,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest of a cache."""
-    replace_text(folder / MANIFEST, json.dumps({"format": FORMAT, **asdict(manifest)}, indent=2) + "\n")
+    replace_text(folder / MANIFEST, manifest_text(manifest))
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """Return the content of a manifest's file."""
+    known = {name: value for name, value in asdict(manifest).items() if name != "published" or value is not None}
+    return json.dumps({"format": FORMAT, **known}, indent=2) + "\n"
 
 
 def write_head(folder: Path, head: LMHead) -> None:

@@ -1,11 +1,13 @@
 """Teachers behind a vLLM server, which scores texts by its prompt log-probabilities."""
 
+import json
 import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -17,9 +19,10 @@ from ..data.collators import split_samples
 from ..generation.budget import Budget, BudgetSpent, Reservation
 from ..generation.json_client import JSONClient, MalformedAnswer, RefusedRequest
 from ..generation.protocol import GenerationError, Usage
+from ..ledger import replace_text
 from ..losses.signals import NO_TOKEN, SparseSignal
 
-__all__ = ["ServedTeacher"]
+__all__ = ["ServedTeacher", "is_usage_file", "read_usage", "usage_file"]
 
 _RESOLUTION = 1e-6  # of one minus a sum of probabilities, whose logarithms are in float32
 _EXCESS = 1e-3  # of such a sum over 1, up to which it is rounding
@@ -27,6 +30,7 @@ _IMPOSSIBLE = -9998.0  # vLLM writes -inf as -9999.0
 _OTHER_TOKENS = 0.1  # maximum fraction of tokens with another text; that of incomplete characters depends on others
 _CHECK_RETRIES = 3
 
+_USAGE_FILE = re.compile(r"teacher_usage_\d+\.json(?:\.tmp)?")
 _ABOUT_TOP_K = re.compile(r"logprobs", re.IGNORECASE)
 _ABOUT_LENGTH = re.compile(
     r"context.?length|max_model_len|model length|too long|max_tokens must be at least 1", re.IGNORECASE
@@ -69,6 +73,8 @@ class ServedTeacher:
             Maximum number of requests, including retries.
         max_tokens (`int`, *optional*):
             Maximum number of tokens to score.
+        usage_file (`str` or `Path`, *optional*):
+            JSON file to which the numbers of requests and tokens are added, so that they outlast the process.
         names (`Mapping[str, str]`, *optional*):
             Names of these arguments in messages, where they differ.
 
@@ -105,6 +111,7 @@ class ServedTeacher:
         backoff: float = 1.0,
         max_requests: int | None = None,
         max_tokens: int | None = None,
+        usage_file: str | Path | None = None,
         names: Mapping[str, str] | None = None,
     ) -> None:
         self._names = names or {}
@@ -131,6 +138,8 @@ class ServedTeacher:
         self._tokenizer = tokenizer
         self._concurrency = concurrency
         self._budget = Budget(max_requests=max_requests, max_tokens=max_tokens)
+        self._usage_file = None if usage_file is None else Path(usage_file)
+        self._earlier = Usage() if self._usage_file is None else _read_usage_file(self._usage_file)
         self._token_texts: dict[int, str] = {}
         self._signal: SparseSignal | None = None
 
@@ -204,6 +213,14 @@ class ServedTeacher:
                 ended.set()
                 pool.shutdown(cancel_futures=True)
                 raise
+            finally:
+                self._record_usage()
+
+    def _record_usage(self) -> None:
+        if self._usage_file is not None:
+            total = self._earlier + self._budget.spent
+            counts = {"requests": total.requests, "tokens": total.prompt_tokens}
+            replace_text(self._usage_file, json.dumps(counts) + "\n")
 
     def _reserve(self, text: "_Text", under_way: "Mapping[Future[SparseSignal], Any]") -> Reservation:
         while (reservation := self._budget.reserve(len(text.token_ids))) is None:
@@ -379,6 +396,36 @@ class ServedTeacher:
 
     def _name(self, argument: str) -> str:
         return f"`{self._names.get(argument, argument)}`"
+
+
+def usage_file(folder: Path, process: int) -> Path:
+    """Return the file of a run's output folder in which a process records its requests to a served teacher."""
+    return folder / f"teacher_usage_{process}.json"
+
+
+def is_usage_file(path: Path) -> bool:
+    """Return whether a file is one of [`usage_file`]."""
+    return _USAGE_FILE.fullmatch(path.name) is not None
+
+
+def read_usage(folder: Path) -> Usage:
+    """Return the usage that all processes of all starts have recorded in a run's output folder.
+
+    Raises:
+        ValueError: If a file is damaged.
+    """
+    files = filter(is_usage_file, folder.iterdir()) if folder.is_dir() else ()
+    return sum(map(_read_usage_file, files), start=Usage())
+
+
+def _read_usage_file(path: Path) -> Usage:
+    if not path.is_file():
+        return Usage()
+    try:
+        counts = json.loads(path.read_text(encoding="utf-8"))
+        return Usage(int(counts["requests"]), int(counts["tokens"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}, which counts the requests to the teacher, is damaged; delete it.") from error
 
 
 class _GivenUp(Exception):

@@ -209,6 +209,11 @@ class CycleConfig:
             raise ValueError("`push_ledger_to_hub` is on without `push_to_hub`; turn on both or neither.")
         if not self.fault_kinds or not set(self.fault_kinds) <= set(FAULT_KINDS):
             raise ValueError(f"`fault_kinds` is {list(self.fault_kinds)}; choose some of {', '.join(FAULT_KINDS)}.")
+        if self.faults_per_question == 0 and set(self.fault_kinds) != set(FAULT_KINDS):
+            raise ValueError(
+                f"`fault_kinds` is {list(self.fault_kinds)}, which has no effect while `faults_per_question` is 0; "
+                "raise that, or leave it out."
+            )
         if self.hard_at_most >= self.easy_at_least:
             raise ValueError(
                 f"`hard_at_most` is {self.hard_at_most} and `easy_at_least` {self.easy_at_least}; the latter must be "

@@ -331,7 +331,7 @@ def read_items(folder: Path) -> list[dict[str, Any]]:
         FileNotFoundError: If there is no ledger.
         ValueError: If a line is malformed.
     """
-    rows = (row for row, _ in read_json_lines(folder / "items.jsonl"))
+    rows = (row for row, _ in read_json_lines(folder / "items.jsonl", interrupted=True))
     return list({(row["kind"], row["cycle"], row["id"]): row for row in rows}.values())  # the last one counts
 
 

@@ -347,7 +347,7 @@ class CyclesRun:
             str(folder / "run"),
             cycles=variant.cycles,
             faults_per_question=variant.faults_per_question,
-            fault_kinds=list(FAULT_KINDS) if variant.faults == "taxonomy" else ["logical"],
+            fault_kinds=list(FAULT_KINDS) if variant.faults in ("taxonomy", "none") else ["logical"],
             own_faults=variant.faults == "own",
             contrastive_weight=variant.contrastive_weight if variant.faults_per_question else 0.0,
             keep_unverified=variant.keep_unverified,

@@ -315,4 +315,4 @@ def _bytes(column: pa.ChunkedArray) -> Tensor:
     """Return the bytes `[N, bytes]` of one row's positions."""
     positions = pc.list_flatten(column)
     values = pc.list_flatten(positions).to_numpy()
-    return torch.from_numpy(values.reshape(len(positions), -1).copy())
+    return torch.from_numpy(values.astype(np.uint8).reshape(len(positions), -1))

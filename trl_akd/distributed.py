@@ -11,6 +11,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -54,6 +55,26 @@ def widest_float(device: torch.device) -> torch.dtype:
 
 
 _WITHOUT_FLOAT64 = {"mps"}
+
+
+class HostCopy:
+    """Copy of a tensor to the host that is under way while the device continues.
+
+    Args:
+        tensor (`torch.Tensor`):
+            Tensor to copy, which must not be changed afterwards.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._copy = tensor.detach().to("cpu", non_blocking=tensor.is_cuda)  # into pinned memory
+        self._done = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
+
+    @cached_property
+    def values(self) -> Any:
+        """The tensor as a nested list; the first access waits for the copy."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._copy.tolist()
 
 
 def unwrapped(engine: Any, model: Any, accelerator: Accelerator) -> Any:

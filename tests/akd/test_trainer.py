@@ -249,11 +249,14 @@ def test_on_policy_decisions_agree_and_match_lmbda():
 # Bad input
 
 
-def test_nan_teacher_is_an_error_before_the_student_changes(trainer):
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_nan_teacher_is_an_error_before_the_student_changes(trainer, accumulation):
     teacher = tiny.model("qwen2", seed=2)
     with torch.no_grad():
         teacher.get_output_embeddings().weight[3] = float("nan")
-    made = trainer(None, teacher, processing_class=tiny.tokenizer())
+    made = trainer(
+        None, teacher, processing_class=tiny.tokenizer(), gradient_accumulation_steps=accumulation, max_steps=1
+    )
     before = {name: value.clone() for name, value in made.model.state_dict().items()}
     with pytest.raises(FloatingPointError, match="teacher's logits are not finite at step 0"):
         made.train()

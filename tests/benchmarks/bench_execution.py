@@ -1,13 +1,14 @@
 """Benchmark of the executor: programs per second compared with `evaluate`'s code_eval, first verdict, caller's memory.
 
-    python -m tests.benchmarks.bench_execution [--repeats 5] [--workers 2] [--tiny 20000] [--json PATH]
+    python -m tests.benchmarks.bench_execution [--repeats 5] [--workers 3] [--tiny 20000] [--json PATH]
 
 The metric's script is on the Hub and not in the wheel, so it is reimplemented here: a pool of threads, each of which
 starts a Manager and forks a process for every program from a parent that has imported `evaluate` and `datasets`; the
 child works in a temporary folder, sets functions that could harm its parent to None, discards output, and runs
 candidate and test as one text under an alarm; "passed" goes into the Manager's list. Every measurement runs in a
-separate process, and the implementations take turns. The executor's time includes its creation and its end. No test
-depends on the speed; it is checked that all 164 programs pass.
+separate process, and the implementations take turns. The executor's time includes its creation and its end. Processor
+time is that of the caller and of all its descendants; unlike the rate, it is comparable between runs on a machine with
+other processes. No test depends on the speed; it is checked that all 164 programs pass.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import json
 import multiprocessing
 import os
 import platform
+import resource
 import shutil
 import signal
 import statistics
@@ -128,26 +130,32 @@ def contenders(workers: int) -> dict[str, Callable[[list[tuple[str, str]]], int]
     return ours | rivals
 
 
-def rate(contender: str, workers: int) -> float:
-    """Measure the programs per second of one executor in this process."""
+def rate(contender: str, workers: int) -> list[float]:
+    """Measure the programs per second, and the milliseconds of processor time per program, of one executor."""
     programs = reference_programs()
     if contender.startswith(RIVAL):
         import datasets  # noqa: F401
         import evaluate  # noqa: F401
-    start = time.perf_counter()
+    start, used = time.perf_counter(), processor_time()
     passed = contenders(workers)[contender](programs)
-    seconds = time.perf_counter() - start
+    seconds, used = time.perf_counter() - start, processor_time() - used
     if passed != len(programs):
         raise ArithmeticError(f"{contender}: only {passed} of {len(programs)} reference solutions pass")
-    return len(programs) / seconds
+    return [len(programs) / seconds, 1000 * used / len(programs)]
 
 
-def first_verdict(isolation: str) -> float:
+def processor_time() -> float:
+    """Return the seconds of processor time of this process and of its descendants that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def first_verdict(isolation: str) -> list[float]:
     """Measure the milliseconds from the creation of an executor to its first verdict in this process."""
     start = time.perf_counter()
     with CodeExecutor(1, TIMEOUT, isolation=isolation, allow_code_execution=True) as executor:
         assert executor.run([("def one():\n    return 1\n", "assert one() == 1\n")])[0].passed
-        return 1000 * (time.perf_counter() - start)
+        return [1000 * (time.perf_counter() - start)]
 
 
 def caller_memory(programs: int, workers: int) -> dict[int, int]:
@@ -163,49 +171,53 @@ def caller_memory(programs: int, workers: int) -> dict[int, int]:
     return held
 
 
-def elsewhere(task: str, workers: int) -> float:
+def elsewhere(task: str, workers: int) -> list[float]:
     command = [sys.executable, "-m", "tests.benchmarks.bench_execution", "--task", task, "--workers", str(workers)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    numbers: list[float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return numbers
 
 
-def measure(tasks: list[str], repeats: int, workers: int) -> dict[str, list[float]]:
-    measured: dict[str, list[float]] = {task: [] for task in tasks}
+def measure(tasks: list[str], repeats: int, workers: int) -> dict[str, list[list[float]]]:
+    measured: dict[str, list[list[float]]] = {task: [] for task in tasks}
     for turn in range(repeats):
         shift = turn % len(tasks)
         for task in tasks[shift:] + tasks[:shift]:
             measured[task].append(elsewhere(task, workers))
-            print(f"turn {turn}: {task}: {measured[task][-1]:.1f}", file=sys.stderr)
+            print(f"turn {turn}: {task}: {measured[task][-1]}", file=sys.stderr)
     return measured
 
 
-def table(rates: dict[str, list[float]]) -> str:
-    """Return a Markdown table of programs per second, milliseconds per program, and the speed-up over code_eval."""
+def table(measured: dict[str, list[list[float]]]) -> str:
+    """Return a Markdown table of programs per second, times per program, and the speed-up over code_eval."""
+    rates = {name: [rate for rate, _ in turns] for name, turns in measured.items()}
     best = max(statistics.median(turns) for name, turns in rates.items() if name.startswith(RIVAL))
     rows = [
-        "| executor | programs / s, median | min-max | ms a program | times code_eval's best |",
-        "|---|---|---|---|---|",
+        "| executor | programs per second, median | range | ms per program | processor time, ms per program "
+        "| speed-up over the best code_eval |",
+        "|---|---|---|---|---|---|",
     ]
     for name, turns in rates.items():
-        median = statistics.median(turns)
-        spread = f"{min(turns):.1f}-{max(turns):.1f}"
-        rows.append(f"| {name} | {median:.1f} | {spread} | {1000 / median:.1f} | {median / best:.2f} |")
+        median, used = statistics.median(turns), statistics.median(used for _, used in measured[name])
+        spread = f"{min(turns):.1f} to {max(turns):.1f}"
+        rows.append(f"| {name} | {median:.1f} | {spread} | {1000 / median:.1f} | {used:.1f} | {median / best:.2f} |")
     return "\n".join(rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) + 1, help="those of CodeExecutor")
     parser.add_argument("--tiny", type=int, default=20_000, help="programs while the caller's memory is watched")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     parser.add_argument("--task", help="only print one measurement: a contender's rate, or `first` and a level")
     arguments = parser.parse_args()
     if arguments.task:
         kind, _, isolation = arguments.task.partition(" ")
-        print(first_verdict(isolation) if kind == "first" else rate(arguments.task, arguments.workers))
+        print(json.dumps(first_verdict(isolation) if kind == "first" else rate(arguments.task, arguments.workers)))
         return
     rates = measure(list(contenders(arguments.workers)), arguments.repeats, arguments.workers)
-    firsts = measure(["first auto", "first process"], 3 * arguments.repeats, arguments.workers)
+    starts = measure(["first auto", "first process"], 3 * arguments.repeats, arguments.workers)
+    firsts = {name: [milliseconds for (milliseconds,) in turns] for name, turns in starts.items()}
     memory = caller_memory(arguments.tiny, arguments.workers)
     load = " ".join(f"{load:.1f}" for load in os.getloadavg())
     machine = f"{platform.machine()}, {os.cpu_count()} cores, load {load}"

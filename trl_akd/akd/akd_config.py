@@ -155,6 +155,9 @@ class AKDConfig(GKDConfig):
         bf16 (`bool`, *optional*):
             Whether to use mixed precision in bfloat16. Defaults to `True` on a GPU that supports it; TRL's default
             fails without one.
+        logging_nan_inf_filter (`bool`, *optional*, defaults to `False`):
+            Whether to leave losses that are not finite out of the logs, for which the host waits for the end of every
+            backward pass. Here, such a loss ends the training in any case.
         lmbda (`float`, *optional*, defaults to `0.0`):
             Fraction of batches on text sampled from the student. The paper uses none.
         learning_rate (`float`, *optional*, defaults to `1e-5`):
@@ -215,6 +218,7 @@ class AKDConfig(GKDConfig):
     num_train_epochs: float = 10.0
     hub_strategy: str = "end"
     bf16: bool | None = None
+    logging_nan_inf_filter: bool = False
     max_length: int | None = 512
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ batch, counted after generation, for any gradient accumulation and number of pro
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
@@ -72,10 +72,10 @@ from ..teachers import (
 )
 from ..teachers.cache_files import CachedRow
 from .akd_config import AKDConfig
-from .batches import Batch, Targets, causal_targets, number_of_tokens, row_numbers, without_repeats
+from .batches import Batch, Targets, causal_targets, grouped_by_length, number_of_tokens, row_numbers, without_repeats
 from .checkpoint import load_state, save_state
 from .gkd import GKDTrainer
-from .metrics import METRICS, DistillationMetrics, Means, loss_from_means, not_finite
+from .metrics import METRICS, DistillationMetrics, Means, loss_from_means
 from .model_card import (
     draw_schedule,
     explain_divergence,
@@ -435,6 +435,8 @@ class AKDTrainer(GKDTrainer):
         batches = self._complete(batches)
         if repeats is not None:
             batches[-1] = self._without_repeats(batches[-1], *repeats)
+        elif len(batches) > 1 and self._may_regroup:
+            batches = grouped_by_length(batches, self._tokenizer.pad_token_id, self.args.pad_to_multiple_of or 1)
         items = sum(
             (self._targets(batch).items.to(device) for batch in batches),
             start=torch.zeros((), dtype=torch.long, device=device),
@@ -442,6 +444,15 @@ class AKDTrainer(GKDTrainer):
         if self.args.average_tokens_across_devices:
             items = self.accelerator.reduce(items, "sum")
         return batches, items
+
+    @property
+    def _may_regroup(self) -> bool:
+        """Whether rows may move to other micro-batches of their step.
+
+        Those of custom collators may have other columns, and the router loss depends on the micro-batch.
+        """
+        is_padded = isinstance(self.data_collator, DataCollatorForDistillation) and self._train_batch_size > 1
+        return is_padded and not self.aux_loss_enabled
 
     def _complete(self, batches: list[Batch]) -> list[Batch]:
         """Complete the micro-batches of one optimizer step, before their items are counted.
@@ -552,14 +563,12 @@ class AKDTrainer(GKDTrainer):
             loss, sums, router_loss = through_forward(
                 model, student, lambda: self._student_loss(student, targets, weights)
             )
-        if not torch.isfinite(loss):
-            raise not_finite(sums, self.state.global_step, self.args)
         mode = "train" if self.model.training else "eval"
-        self.distillation_metrics[mode].add(sums, targets.weight_by_task(), number_of_tokens(inputs))
+        self.distillation_metrics[mode].add(sums, targets.weight_by_task(), number_of_tokens(inputs), loss)
         if self.aux_loss_enabled:
             steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
             loss = loss + self.router_aux_loss_coef * router_loss / steps
-            self._metrics[mode]["aux_loss"].append(self.accelerator.reduce(router_loss.detach(), "mean").item())
+            self._metrics[mode]["aux_loss"].append(self.accelerator.reduce(router_loss.detach(), "mean"))
         if not return_outputs:
             return loss
         with torch.no_grad():
@@ -658,12 +667,36 @@ class AKDTrainer(GKDTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as [`trl.SFTTrainer`] does, and the latest completions with `log_completions`."""
+        for metrics in self._metrics.values():
+            if "aux_loss" in metrics:  # kept on the device until now
+                metrics["aux_loss"] = [float(loss) for loss in metrics["aux_loss"]]
         super().log(logs, start_time)
         self._completions.write(self.state.global_step)
 
+    def compute_loss_context_manager(self) -> ExitStack:
+        """Return the context of `compute_loss`, after which the means of a complete step are reduced.
+
+        The backward pass is then launched without waiting for them.
+        """
+        contexts: ExitStack = super().compute_loss_context_manager()
+        contexts.push(self._start_reduction)
+        return contexts
+
+    def _start_reduction(self, error_type: type[BaseException] | None, *_: object) -> None:
+        if error_type is not None or not (self.model.training and self.accelerator.sync_gradients):
+            return
+        metrics = self.distillation_metrics["train"]
+        metrics.start_reduction(self.accelerator)
+        if self.is_deepspeed_enabled and not metrics.is_empty():  # its backward pass updates the student
+            metrics.check_finite(self.accelerator, self.state.global_step, self.args)
+
     def _finish_step(self) -> None:
-        """Log the means over the micro-batches and ranks of an optimizer step, then update the divergence's knob."""
-        if self.distillation_metrics["train"].is_empty():  # a subclass overrides `compute_loss`
+        """Check and log the means over the micro-batches and ranks of a step, then update the divergence's knob.
+
+        Called before the optimizer step, while the device may still compute the backward pass.
+        """
+        metrics = self.distillation_metrics["train"]
+        if metrics.is_empty():  # a subclass overrides `compute_loss`
             if self.schedule is not None and self.schedule is not self.adaptive_beta:
                 raise ValueError(
                     f"`divergence` is {self.args.divergence!r}, whose {self.schedule.knob} depends on the mean "
@@ -671,7 +704,8 @@ class AKDTrainer(GKDTrainer):
                     "`super().compute_loss` in it, or choose another `divergence`."
                 )
             return
-        means, tokens = self.distillation_metrics["train"].reduce(self.accelerator)
+        metrics.check_finite(self.accelerator, self.state.global_step, self.args)
+        means, tokens = metrics.reduce(self.accelerator)
         self._total_train_tokens += tokens
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         for key, mean in self._report(means, self.adaptive_beta.value).items():
@@ -722,6 +756,7 @@ class AKDTrainer(GKDTrainer):
         self.distillation_metrics["eval"] = DistillationMetrics(self._measured)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if not self.distillation_metrics["eval"].is_empty():
+            self.distillation_metrics["eval"].check_finite(self.accelerator, self.state.global_step, self.args)
             means, _ = self.distillation_metrics["eval"].reduce(self.accelerator)
             beta = self.adaptive_beta.evaluation_value
             report = {"loss": self._loss_of(means, beta), **self._report(means, beta)}

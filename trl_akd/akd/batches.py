@@ -1,12 +1,14 @@
 """Targets of a collated batch: the tokens that the student must predict, and their weights."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from ..data.collators import sample_ids_from_position_ids
+from ..data.collators import round_up, sample_ids_from_position_ids
 from ..heads import BACKBONE_INPUTS
 from ..losses.reduction import IGNORE_INDEX, Normalization, count_items, scale, token_weights
 
@@ -84,8 +86,49 @@ def without_repeats(batch: Batch, row_numbers: Tensor, own: int) -> Batch:
     return {
         **batch,
         "labels": batch["labels"].masked_fill(repeated, IGNORE_INDEX),
-        "num_tokens": int(tokens.sum()),
+        "num_tokens": tokens.sum(),
     }
+
+
+def grouped_by_length(batches: Sequence[Batch], pad_token_id: int, multiple: int = 1) -> list[Batch]:
+    """Return the rows of padded micro-batches in micro-batches of the same sizes, the longest rows first.
+
+    The loss of an optimizer step does not depend on how its rows are divided, but rows of similar length need less
+    padding. With the longest rows first, a lack of memory shows at once.
+
+    Args:
+        batches (`Sequence[dict]`):
+            Micro-batches with `input_ids`, `attention_mask` and `labels` `[B, T]`, padded on the right.
+        pad_token_id (`int`):
+            Token that `input_ids` are padded with.
+        multiple (`int`, *optional*, defaults to `1`):
+            Number of which the new widths are multiples.
+
+    Example:
+
+    ```python
+    >>> masks = torch.tensor([[[1, 1, 1], [1, 0, 0]], [[1, 0, 0], [1, 1, 0]]])
+    >>> batches = [{"input_ids": mask * 7, "attention_mask": mask, "labels": mask * 7} for mask in masks]
+    >>> [batch["input_ids"].tolist() for batch in grouped_by_length(batches, pad_token_id=0)]
+    [[[7, 7, 7], [7, 7, 0]], [[7], [7]]]
+
+    ```
+    """
+    sizes = [len(batch["labels"]) for batch in batches]
+    lengths, order = torch.cat([batch["attention_mask"].sum(dim=1) for batch in batches]).sort(
+        descending=True, stable=True
+    )
+    longest = torch.stack([rows[0] for rows in torch.split(lengths, sizes)]).tolist()
+    width = max(batch["labels"].shape[1] for batch in batches)
+    fillers = {"input_ids": pad_token_id, "attention_mask": 0, "labels": IGNORE_INDEX}
+    columns = {
+        name: torch.cat([pad(batch[name], (0, width - batch[name].shape[1]), value=filler) for batch in batches])
+        for name, filler in fillers.items()
+    }
+    return [
+        {name: column[rows, : round_up(length, multiple)] for name, column in columns.items()}
+        for rows, length in zip(torch.split(order, sizes), longest, strict=True)
+    ]
 
 
 def row_numbers(batch: Batch, rows: int) -> Tensor:
@@ -98,7 +141,7 @@ def row_numbers(batch: Batch, rows: int) -> Tensor:
         return (torch.arange(len(labels), device=labels.device) % rows).unsqueeze(1)
     lengths = batch["row_lengths"]
     numbers = torch.repeat_interleave(torch.arange(rows, device=labels.device), lengths)
-    return torch.nn.functional.pad(numbers, (0, labels.shape[1] - len(numbers)), value=rows).unsqueeze(0)
+    return pad(numbers, (0, labels.shape[1] - len(numbers)), value=rows).unsqueeze(0)
 
 
 def backbone_inputs(batch: Batch) -> Batch:
@@ -106,8 +149,8 @@ def backbone_inputs(batch: Batch) -> Batch:
     return {key: batch[key] for key in BACKBONE_INPUTS if key in batch}
 
 
-def number_of_tokens(batch: Batch) -> int:
+def number_of_tokens(batch: Batch) -> Tensor | int:
     """Count the tokens of a batch, without padding and without rows that are in other batches as well."""
     if "num_tokens" in batch:
-        return int(batch["num_tokens"])
-    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
+        return batch["num_tokens"]  # type: ignore[no-any-return]
+    return batch["attention_mask"].sum() if "attention_mask" in batch else int(batch["input_ids"].numel())

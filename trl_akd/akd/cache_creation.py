@@ -52,6 +52,7 @@ __all__ = ["check_folder", "create_cache"]
 
 DEFAULT_TOP_K = 128  # of sparse signals
 _LOCK = f"{MANIFEST}.lock"
+_MEASURED_SAMPLES = 64  # of the tail of each position
 _SAMPLED_ROWS = 32
 _SAMPLED_TOKENS = 2048
 
@@ -358,6 +359,10 @@ def _finish(trainer: "AKDTrainer", folder: Path, manifest: Manifest, rows: Seque
     """Measure the error of the cache, and write the complete manifest."""
     sample = [rows[number] for number in np.unique(np.linspace(0, len(rows) - 1, _SAMPLED_ROWS).astype(int))]
     measured = _measure(trainer, CachedTeacher(folder), sample)
+    if manifest.kind == "hidden" and manifest.top_k is not None:
+        sampled = CachedTeacher(folder, tail_samples=_MEASURED_SAMPLES)
+        sampled.step = 0
+        measured["sampled"] = {"tail_samples": _MEASURED_SAMPLES, **_measure(trainer, sampled, sample)}
     complete = replace(manifest, measured=measured)
     if trainer.accelerator.is_main_process:
         write_manifest(folder, complete)

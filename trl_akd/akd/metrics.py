@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 
-from ..distributed import widest_float
+from ..distributed import HostCopy, widest_float
 from .akd_config import AKDConfig
 
 # Field of the fused divergence -> name in the logs.
@@ -30,6 +30,8 @@ class Means(NamedTuple):
 class DistillationMetrics:
     """Weighted sums of per-token quantities by task, kept on the device and reduced over ranks when they are read.
 
+    The reduction can begin before its result is needed, so that the host does not wait for the device.
+
     Args:
         names (`Sequence[str]`, *optional*):
             Names of the quantities. Defaults to `METRICS`.
@@ -38,12 +40,13 @@ class DistillationMetrics:
     def __init__(self, names: Sequence[str] = tuple(METRICS)) -> None:
         self.names = names
         self._totals: torch.Tensor | None = None
+        self._transfer: HostCopy | None = None
 
     def is_empty(self) -> bool:
         """Return whether nothing was added since the last reduction."""
-        return self._totals is None
+        return self._totals is None and self._transfer is None
 
-    def add(self, sums: torch.Tensor, weights: torch.Tensor, tokens: int) -> None:
+    def add(self, sums: torch.Tensor, weights: torch.Tensor, tokens: torch.Tensor | int, loss: torch.Tensor) -> None:
         """Add one micro-batch.
 
         Args:
@@ -51,25 +54,53 @@ class DistillationMetrics:
                 Weighted sums over the micro-batch's tokens.
             weights (`torch.Tensor` of shape `[tasks]`):
                 Sums of the weights.
-            tokens (`int`):
+            tokens (`torch.Tensor` of shape `[]`, or `int`):
                 Tokens read, padding excluded.
+            loss (`torch.Tensor` of shape `[]`):
+                Loss, for [`check_finite`].
         """
         precision = widest_float(weights.device)
-        read = torch.full_like(weights, tokens, dtype=precision)
-        addition = torch.cat([sums.to(precision), weights.to(precision).unsqueeze(1), read.unsqueeze(1)], dim=1)
+        columns = [sums, weights, _column(weights, tokens), _column(weights, ~loss.detach().isfinite())]
+        addition = torch.cat([column.to(precision).view(len(weights), -1) for column in columns], dim=1)
         self._totals = addition if self._totals is None else self._totals + addition
+
+    def start_reduction(self, accelerator: Accelerator) -> None:
+        """Begin the sum over micro-batches and ranks, and its copy to the host, without waiting for either."""
+        if self._totals is not None:
+            self._transfer = HostCopy(accelerator.reduce(self._totals, "sum"))
+            self._totals = None
+
+    def check_finite(self, accelerator: Accelerator, step: int, args: AKDConfig) -> None:
+        """Raise an error, on all ranks, if the loss of a micro-batch on any rank is not finite.
+
+        Raises:
+            FloatingPointError: If it is not; the totals are discarded.
+        """
+        totals = self._read(accelerator)
+        if any(row[-1] for row in totals):
+            self._transfer = None
+            raise not_finite(torch.tensor([row[: len(self.names)] for row in totals]), step, args)
 
     def reduce(self, accelerator: Accelerator) -> tuple[list[Means], int]:
         """Return each task's means over micro-batches and ranks, and the tokens read by all; then reset."""
-        if self._totals is None:
-            raise RuntimeError("no micro-batch was added since the last reduction.")
-        totals = accelerator.reduce(self._totals, "sum").tolist()
-        self._totals = None
+        totals = self._read(accelerator)
+        self._transfer = None
         means = [
             Means({name: total / max(weight, 1e-30) for name, total in zip(self.names, sums, strict=True)}, weight)
-            for *sums, weight, _ in totals
+            for *sums, weight, _, _ in totals
         ]
-        return means, int(totals[0][-1])
+        return means, int(totals[0][-2])
+
+    def _read(self, accelerator: Accelerator) -> list[list[float]]:
+        self.start_reduction(accelerator)
+        if self._transfer is None:
+            raise RuntimeError("no micro-batch was added since the last reduction.")
+        totals: list[list[float]] = self._transfer.values
+        return totals
+
+
+def _column(weights: torch.Tensor, number: torch.Tensor | int) -> torch.Tensor:
+    return torch.zeros_like(weights, dtype=torch.int64) + number
 
 
 def loss_from_means(means: dict[str, float], beta: float, args: AKDConfig) -> float:

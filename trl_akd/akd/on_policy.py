@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from textwrap import indent
 from typing import Any, TypeAlias
@@ -108,8 +109,8 @@ class Prompt:
 
 def read_prompts(batch: Mapping[str, torch.Tensor], seeds: Iterable[int]) -> list[Prompt]:
     """Return the prompts of a collated batch, whose left-padded `prompts` have a `prompt_attention_mask` `[B, P]`."""
-    rows = zip(batch["prompts"], batch["prompt_attention_mask"].bool(), seeds, strict=False)
-    return [Prompt(tokens[mask].tolist(), seed) for tokens, mask, seed in rows]
+    rows = zip(batch["prompts"].tolist(), batch["prompt_attention_mask"].tolist(), seeds, strict=False)
+    return [Prompt(list(compress(tokens, mask)), seed) for tokens, mask, seed in rows]
 
 
 def completed_row(prompt: Prompt, completion: Sequence[int], stop_ids: Iterable[int]) -> dict[str, list[int]]:

@@ -21,7 +21,7 @@ class ScheduleCallback(TrainerCallback):
         schedule (`KnobSchedule`, *optional*):
             The schedule of the divergence, which may be `beta`.
         finish_step (`Callable`):
-            Function called once per optimizer step on all ranks, when the gradients are complete.
+            Function called on all ranks before each optimizer step.
     """
 
     def __init__(self, beta: AdaptiveBeta, schedule: KnobSchedule | None, finish_step: Callable[[], None]) -> None:
@@ -49,7 +49,7 @@ class ScheduleCallback(TrainerCallback):
             for schedule in self.schedules:
                 schedule.reset()
 
-    def on_optimizer_step(
+    def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Call `finish_step`."""

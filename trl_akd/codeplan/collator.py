@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..data.collators import pad, round_up
+from ..data.collators import pad, round_up, used_width
 from ..losses.reduction import IGNORE_INDEX, Normalization, count_items_by_task, scale, token_weights
 from .encoding import UNKNOWN_SOLUTION, ProblemEncoder, Task
 
@@ -316,10 +316,11 @@ def alternate_tasks(
 
 def select_task(batch: Mapping[str, Tensor], task: Task, factor: float, *, multiple: int = 1) -> dict[str, Tensor]:
     """Return the examples of one task in a batch, without excess padding, and their weights multiplied by `factor`."""
-    rows = batch["task_ids"] == task
+    [rows] = (batch["task_ids"] == task).nonzero(as_tuple=True)
     selected = {key: value[rows] for key, value in batch.items()}
-    width = round_up(int(selected["attention_mask"].sum(dim=1).max()), multiple)
-    label_width = round_up(int((selected["labels"] != IGNORE_INDEX).nonzero()[:, 1].max()) + 1, multiple)
+    masks = selected["attention_mask"], selected["labels"] != IGNORE_INDEX
+    widths = torch.stack([used_width(mask) for mask in masks]).tolist()
+    width, label_width = (round_up(max(used, 1), multiple) for used in widths)
     return {
         "input_ids": selected["input_ids"][:, :width],
         "attention_mask": selected["attention_mask"][:, :width],

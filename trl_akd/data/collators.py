@@ -16,6 +16,7 @@ __all__ = [
     "round_up",
     "sample_ids_from_position_ids",
     "split_samples",
+    "used_width",
 ]
 
 
@@ -143,6 +144,20 @@ def split_samples(inputs: Mapping[str, Any]) -> Iterator[tuple[int, Tensor]]:
         columns = row_tokens.nonzero().squeeze(1)
         cuts = [cut for cut in starts[row, columns].nonzero().squeeze(1).tolist() if cut > 0]
         yield from ((row, part) for part in torch.tensor_split(columns, cuts) if len(part))
+
+
+def used_width(mask: Tensor) -> Tensor:
+    """Return the number of columns of a mask `[B, T]` up to the last one that is used in any row; 0-dim int64.
+
+    Example:
+
+    ```python
+    >>> used_width(torch.tensor([[1, 0, 0, 0], [0, 1, 1, 0]]))
+    tensor(3)
+
+    ```
+    """
+    return (mask.any(dim=0) * torch.arange(1, mask.shape[1] + 1, device=mask.device)).max()
 
 
 def _prompt_length(labels: Sequence[int]) -> int:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .test_discovery import DiscoveredTests
@@ -24,7 +24,15 @@ _START_SECONDS = 30.0
 _STOP_SECONDS = 3.0
 _STDERR_TAIL_BYTES = 500
 _OVERDUE_SECONDS = 60.0  # helpers enforce deadlines; one that is this late is broken
-_START_CODE = "import sys; sys.path.insert(0, {code!r}); from zygote.helper import main; main({channel}, {folder})"
+_START_CODE = """\
+import sys
+sys.path.insert(0, {code!r})
+sys.dont_write_bytecode, kept = {dont_write_bytecode}, sys.dont_write_bytecode
+from zygote.helper import main
+sys.dont_write_bytecode = kept
+del kept
+main({channel}, {folder})
+"""
 _ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": "/tmp",
@@ -134,7 +142,7 @@ class Worker:
             "memory_bytes": memory_mb << 20,
             "function": case.function,
             "preamble": case.preamble,
-            "discovered": asdict(case.discovered),
+            "discovered": vars(case.discovered),
         }
         files = [channel.make_file(text.encode("utf-8", "surrogatepass")) for text in (case.candidate, case.text)]
         if case.mode in ("script", "call"):
@@ -234,7 +242,12 @@ def _start(settings: dict[str, Any], helper_end: socket.socket, stderr: int) -> 
     if code is None:
         folder = os.open(PACKAGE_FOLDER, os.O_RDONLY | os.O_DIRECTORY)
         code = f"/proc/self/fd/{folder}" if sys.platform == "linux" else PACKAGE_FOLDER
-    start = _START_CODE.format(code=code, channel=helper_end.fileno(), folder=folder)
+    start = _START_CODE.format(
+        code=code,
+        dont_write_bytecode=sys.dont_write_bytecode or sys.pycache_prefix is not None,
+        channel=helper_end.fileno(),
+        folder=folder,
+    )
     try:
         return subprocess.Popen(
             [*settings["command"], interpreter(), "-s", "-S", "-P", "-c", start],

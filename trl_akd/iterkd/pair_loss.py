@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..akd.batches import Batch, Targets, backbone_inputs
+from ..data.collators import used_width
 from ..distributed import widest_float
 from ..losses import contrastive
 from ..losses.contrastive import Comparison, ContrastiveLoss, Sequences
@@ -44,11 +45,11 @@ class PairTargets(Targets):
         """Number of pairs, whose correct answers are the first rows."""
         return len(self.fault_rows)
 
-    @property
+    @cached_property
     def correct(self) -> tuple[slice, slice]:
         """Rows and columns of the labels `[B, T]` that contain the correct answers."""
-        ends = (self.labels[: self.pairs] != IGNORE_INDEX).any(dim=0).nonzero()
-        return slice(self.pairs), slice(int(ends.max()) + 1 if len(ends) else 1)
+        width = int(used_width(self.labels[: self.pairs] != IGNORE_INDEX))
+        return slice(self.pairs), slice(max(width, 1))
 
     @property
     def teacher_inputs(self) -> Batch:
@@ -62,8 +63,9 @@ def pair_targets(batch: Batch, normalization: Normalization) -> PairTargets:
     labels, fault_rows = batch["labels"][:, 1:], batch["fault_rows"]
     pairs, mask = len(fault_rows), fault_rows >= 0
     task_ids = (torch.arange(len(labels), device=labels.device) >= pairs).long()
+    shares = mask / mask.sum(dim=1, keepdim=True).clamp(min=1)
     fault_weights = torch.zeros(len(labels), device=labels.device)
-    fault_weights[fault_rows[mask]] = (mask / mask.sum(dim=1, keepdim=True).clamp(min=1))[mask]
+    fault_weights.index_add_(0, fault_rows.clamp(min=0).flatten(), shares.flatten())  # 0 where there is no fault
     weights = torch.cat(
         [
             token_weights(labels[:pairs], normalization=normalization),

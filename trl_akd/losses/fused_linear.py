@@ -78,10 +78,10 @@ def fused_divergence(
     `sum_n token_weights[n] * (divergence_n + ce_weight * NLL_n)`. The normalization is in `token_weights`. No factor
     `T ** 2` is applied.
 
-    Tokens of weight 0 are removed before the projection. On a GPU, finding them synchronizes with the host once, which
-    costs less than projecting every prompt. Logits are float32 for all inputs (float64 stays float64), and must be
-    finite. The gradients are computed in the forward pass, accumulated in float32, returned in the inputs' dtypes, and
-    released by the backward pass, which can therefore run only once.
+    Tokens of weight 0 are removed before the projection. On a GPU, counting them and checking labels synchronizes with
+    the host once, which costs less than projecting every prompt. Logits are float32 for all inputs (float64 stays
+    float64), and must be finite. The gradients are computed in the forward pass, accumulated in float32, returned in
+    the inputs' dtypes, and released by the backward pass, which can therefore run only once.
 
     Args:
         student_hidden (`Tensor`): shape `[..., Hs]`, final hidden states of the student.
@@ -314,15 +314,13 @@ def _weighted_sum(
         head = head.cut(vocab_size, dtype)
         if isinstance(teacher, DenseSignal):
             teacher = DenseSignal(teacher.hidden, teacher.head.cut(vocab_size, dtype))
-        rows = token_weights.nonzero().squeeze(1)
+        rows = _weighted_rows(token_weights, labels, teacher, vocab_size)
         weights = token_weights[rows].to(dtype)
         # Half precision cannot represent a weight of 1e-6, so the weights are scaled to a maximum of 1 until the
         # gradients are in float32.
         unit = weights.abs().amax() if len(weights) else weights.new_ones(())
-        tokens = _Tokens(hidden, rows, weights / unit, _labels_of(rows, labels, vocab_size))
-        top = teacher.top if isinstance(teacher, SampledSignal) else teacher
-        if isinstance(top, SparseSignal):
-            _check_ids(top.ids[rows], top.log_probs[rows], vocab_size)
+        targets = torch.full_like(rows, IGNORE_INDEX) if labels is None else labels[rows]
+        tokens = _Tokens(hidden, rows, weights / unit, targets)
         statistics = _chunked_forward(head, tokens, teacher, objective, gradients, chunk_size)
         if objective is None:
             per_token = LabelStatistics(*statistics).student_nll
@@ -497,17 +495,43 @@ def _result_dtype(hidden: Tensor, head: LMHead, teacher: TeacherSignal | None) -
     return dtype
 
 
-def _labels_of(rows: Tensor, labels: Tensor | None, vocab_size: int) -> Tensor:
-    """Return the labels of the given rows, after checking that each is a token of the shared vocabulary or -100."""
-    if labels is None:
-        return torch.full_like(rows, IGNORE_INDEX)
-    labels = labels[rows]
-    unknown = labels[((labels < 0) | (labels >= vocab_size)) & (labels != IGNORE_INDEX)]
+def _weighted_rows(
+    token_weights: Tensor, labels: Tensor | None, teacher: TeacherSignal | None, vocab_size: int
+) -> Tensor:
+    """Return the indices of the tokens with a weight, after checking their labels and the teacher's token ids.
+
+    The host reads one small tensor, which is the only synchronization with the device in a fused loss.
+
+    Raises:
+        ValueError: a label or a token id is not in the vocabulary, or a token id is repeated.
+    """
+    has_weight, top = token_weights != 0, teacher.top if isinstance(teacher, SampledSignal) else teacher
+    faults = [] if labels is None else [_unknown(labels, IGNORE_INDEX, vocab_size)]
+    if isinstance(top, SparseSignal):
+        faults += [fault.any(dim=-1) for fault in _faulty_ids(top, vocab_size)]
+    count, *numbers_of_faults = torch.stack(
+        [has_weight.sum(), *((has_weight & each).sum() for each in faults)]
+    ).tolist()
+    rows = (~has_weight).to(torch.uint8).argsort(stable=True)[:count]
+    if any(numbers_of_faults):
+        if labels is not None:
+            _check_labels(labels[rows], vocab_size)
+        if isinstance(top, SparseSignal):
+            _check_ids(top[rows], vocab_size)
+    return rows
+
+
+def _unknown(ids: Tensor, nothing: int, vocab_size: int) -> Tensor:
+    """Return which ids are neither in the vocabulary nor `nothing`."""
+    return ((ids < 0) | (ids >= vocab_size)) & (ids != nothing)
+
+
+def _check_labels(labels: Tensor, vocab_size: int) -> None:
+    unknown = labels[_unknown(labels, IGNORE_INDEX, vocab_size)]
     if len(unknown):
         raise ValueError(
             f"labels holds {unknown[0].item()}; a label is -100 or one of the {vocab_size} shared tokens."
         )
-    return labels
 
 
 def _shared_size(shared: int, vocab_size: int | None) -> int:
@@ -586,19 +610,27 @@ def _check_signal(teacher: TeacherSignal, tokens: torch.Size, temperature: float
         )
 
 
-def _check_ids(ids: Tensor, log_probs: Tensor, vocab_size: int) -> None:
-    missing, ordered = ids == NO_TOKEN, ids.sort(dim=-1).values
-    if (missing[..., :1] | (missing & (log_probs != -torch.inf))).any():
+def _faulty_ids(teacher: SparseSignal, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which ids are misplaced, not in the vocabulary, and repeated, the latter in ascending order."""
+    missing, ordered = teacher.ids == NO_TOKEN, teacher.ids.sort(dim=-1).values
+    misplaced = missing & (teacher.log_probs != -torch.inf)
+    misplaced[..., :1] |= missing[..., :1]
+    repeated = torch.nn.functional.pad((ordered.diff(dim=-1) == 0) & (ordered[..., 1:] != NO_TOKEN), (1, 0))
+    return misplaced, _unknown(teacher.ids, NO_TOKEN, vocab_size), repeated
+
+
+def _check_ids(teacher: SparseSignal, vocab_size: int) -> None:
+    misplaced, unknown, repeated = _faulty_ids(teacher, vocab_size)
+    if misplaced.any():
         raise ValueError(
             f"the teacher's signal has the token id {NO_TOKEN} first, or with a log-probability; it stands for no "
             "token, so put it last, with -inf."
         )
-    unknown = ids[~missing & ((ids < 0) | (ids >= vocab_size))]
-    if len(unknown):
+    if unknown.any():
         raise ValueError(
-            f"the teacher's signal has the token id {unknown[0].item()}; keep ids of the {vocab_size} shared tokens, "
-            "and count all others in the tail."
+            f"the teacher's signal has the token id {teacher.ids[unknown][0].item()}; keep ids of the {vocab_size} "
+            "shared tokens, and count all others in the tail."
         )
-    repeated = ordered[..., 1:][(ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] != NO_TOKEN)]
-    if len(repeated):
-        raise ValueError(f"the teacher's signal has the token id {repeated[0].item()} twice; make the ids distinct.")
+    if repeated.any():
+        first = teacher.ids.sort(dim=-1).values[repeated][0].item()
+        raise ValueError(f"the teacher's signal has the token id {first} twice; make the ids distinct.")

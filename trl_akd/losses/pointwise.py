@@ -158,9 +158,9 @@ def sparse_divergence_and_gradient_(
     teacher_outcomes = torch.cat([teacher.log_probs, teacher.tail_log_prob.unsqueeze(-1)], dim=-1).to(log_q.dtype)
     divergence, slopes = _differentiate(objective, student_outcomes, teacher_outcomes, with_gradient)
     forward, reverse = forward_kl(student_outcomes, teacher_outcomes), reverse_kl(student_outcomes, teacher_outcomes)
-    is_label = torch.cat([teacher.ids == labels.unsqueeze(-1), torch.zeros_like(tail, dtype=torch.bool)], dim=-1)
-    is_label[..., -1] = ~is_label.any(dim=-1)
-    teacher_nll = -teacher_outcomes[is_label].masked_fill(labels == IGNORE_INDEX, 0.0)
+    is_label = torch.cat([teacher.ids == labels.unsqueeze(-1), torch.ones_like(tail, dtype=torch.bool)], dim=-1)
+    outcome = is_label.byte().argmax(dim=-1, keepdim=True)  # the first one: the label, or the tail
+    teacher_nll = -teacher_outcomes.gather(-1, outcome).squeeze(-1).masked_fill(labels == IGNORE_INDEX, 0.0)
     sampled_ids = ids[:, :0]
     if sampled is not None:
         sampled_ids, tail_weights = sample_tail(q, ids, sampled.offsets, sampled.samples, spare)

@@ -103,8 +103,10 @@ def count_items_by_task(labels: Tensor, task_ids: Tensor, *, tasks: int, normali
         >>> count_items_by_task(labels, torch.tensor([0, 0, 1]), tasks=2, normalization="token")
         tensor([3, 2])
     """
-    counts = [count_items(labels[task_ids == task], normalization=normalization) for task in range(tasks)]
-    return torch.stack(counts)
+    _check(labels, normalization)
+    targets = (labels != IGNORE_INDEX).sum(dim=1)
+    items = targets if normalization == "token" else (targets > 0).long()
+    return torch.zeros(tasks, dtype=torch.int64, device=labels.device).index_add_(0, task_ids, items)
 
 
 def scale(weights: Tensor, items: Tensor | float, world_size: int, task_ids: Tensor | None = None) -> Tensor:
@@ -133,16 +135,20 @@ def scale(weights: Tensor, items: Tensor | float, world_size: int, task_ids: Ten
 
 
 def _sample_lengths(labels: Tensor, sample_ids: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return each position's sample [B, T] and each sample's number of target tokens [samples]."""
+    """Return each position's sample [B, T] and each sample's number of target tokens [samples].
+
+    The number of samples is an upper bound that depends on shapes alone, so that no value is read by the host.
+    """
     rows = torch.arange(len(labels), device=labels.device).unsqueeze(1)
     if sample_ids is None:
         sample, samples_per_row = rows.expand_as(labels), 1
     else:
-        distinct, index = sample_ids.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        samples_per_row = len(distinct)
-        sample = rows * samples_per_row + index
-    length = torch.bincount(sample[labels != IGNORE_INDEX], minlength=len(labels) * samples_per_row)
-    return sample, length
+        ordered, order = sample_ids.sort(dim=1)
+        rank = torch.nn.functional.pad(ordered.diff(dim=1) != 0, (1, 0)).cumsum(dim=1)
+        samples_per_row = labels.shape[1]
+        sample = rows * samples_per_row + torch.empty_like(order).scatter_(1, order, rank)
+    length = torch.zeros(len(labels) * samples_per_row, dtype=torch.int64, device=labels.device)
+    return sample, length.index_add_(0, sample.flatten(), (labels != IGNORE_INDEX).long().flatten())
 
 
 def _check(labels: Tensor, normalization: str, **others: Tensor | None) -> None:

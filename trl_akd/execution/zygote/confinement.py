@@ -4,6 +4,7 @@ Landlock restricts the files of a process and its descendants (Linux 5.13), and 
 Source: Documentation/userspace-api/landlock.rst of Linux.
 """
 
+import contextlib
 import ctypes
 import math
 import os
@@ -28,7 +29,7 @@ _SYSCALL_FILTERS = {
     counted: seccomp.assemble_filter(os.uname().machine, memory_is_counted=counted) for counted in (False, True)
 }
 HAS_SYSCALL_FILTER = _SYSCALL_FILTERS[True] is not None
-_MAX_OOM_SCORE = 1000
+MAX_OOM_SCORE = 1000
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _GET_VERSION = 1
@@ -45,10 +46,8 @@ _SCOPE_VERSION, _ALL_SCOPES = 6, 0b11  # abstract sockets, signals
 
 
 @lru_cache(maxsize=8)
-def resource_limits(
-    memory_bytes: int, timeout: float, processes: int, memory_is_counted: bool
-) -> list[tuple[int, int, int]]:
-    """Return resource limits as kind, soft limit and hard limit, none above the current hard limit.
+def resource_limits(memory_bytes: int, timeout: float, processes: int, memory_is_counted: bool) -> list[linux.Call]:
+    """Prepare resource limits, none above the current hard limit.
 
     Args:
         memory_bytes (`int`): Address space of each process; the hard limit leaves some more for reporting.
@@ -67,37 +66,28 @@ def resource_limits(
     ]
 
 
-def set_resource_limits(wanted: list[tuple[int, int, int]]) -> None:
-    """Set resource limits for this process and its future children."""
-    for kind, soft, hard in wanted:
-        try:
-            resource.setrlimit(kind, (soft, hard))
-        except (OSError, ValueError):
-            if sys.platform == "linux":  # macOS does not implement all of these limits
-                raise
-
-
 def raise_memory_limit() -> None:
     """Raise the limit on memory to the hard limit, so that the process can report a MemoryError."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
-def install_syscall_filter(memory_is_counted: bool) -> None:
+def install_syscall_filter(memory_is_counted: bool, later: list[linux.Call] | None = None) -> None:
     """Install the filter of system calls, on architectures that have one.
 
     Args:
         memory_is_counted (`bool`): Whether a control group counts shared memory. If not, shared mappings are limited
             in size, and huge pages are disabled.
+        later (`list[linux.Call]`, *optional*): List to add the calls to, instead of making them.
     """
     if not memory_is_counted:
-        linux.disable_huge_pages()
+        linux.disable_huge_pages(later)
     instructions = _SYSCALL_FILTERS[memory_is_counted]
     if instructions is not None:
-        linux.install_filter(instructions)
+        linux.install_filter(instructions, later)
 
 
-def raise_oom_score(score: int = _MAX_OOM_SCORE, proc: int | None = None) -> None:
+def raise_oom_score(score: int = MAX_OOM_SCORE, proc: int | None = None) -> None:
     """Make the kernel prefer this process when it kills processes for lack of memory.
 
     Args:
@@ -110,7 +100,7 @@ def raise_oom_score(score: int = _MAX_OOM_SCORE, proc: int | None = None) -> Non
     except FileNotFoundError:
         return  # not Linux
     try:
-        if score == _MAX_OOM_SCORE or int(os.read(file, 16)) < score:
+        if score == MAX_OOM_SCORE or int(os.read(file, 16)) < score:
             os.write(file, str(score).encode())
     finally:
         os.close(file)
@@ -163,9 +153,15 @@ def _allow_path(rules: int, path: str, rights: int) -> None:
     os.close(fd)
 
 
-def _lowered(kind: int, soft: int, hard: int | None = None) -> tuple[int, int, int]:
+def _lowered(kind: int, soft: int, hard: int | None = None) -> linux.Call:
     _, ceiling = resource.getrlimit(kind)
     hard = soft if hard is None else hard
     if ceiling != resource.RLIM_INFINITY:
         hard = min(hard, ceiling)
-    return kind, min(soft, hard), hard
+    set_limit = resource.setrlimit if sys.platform == "linux" else _set_limit_if_possible
+    return "setrlimit", set_limit, (kind, (min(soft, hard), hard))
+
+
+def _set_limit_if_possible(kind: int, limits: tuple[int, int]) -> None:
+    with contextlib.suppress(OSError, ValueError):  # macOS does not implement all limits
+        resource.setrlimit(kind, limits)

@@ -67,17 +67,25 @@ def remount_read_only() -> None:
         linux.mount("none", path, flags=linux.MS_REMOUNT | linux.MS_BIND | wanted | sum(set(kept)) & ~wanted)
 
 
-def mount_program_folders(extra: Iterable[str]) -> None:
-    """Mount a private /proc and scratch folder; paths of `extra` inside the scratch folder stay visible."""
+def prepare_program_folders(extra: Iterable[str]) -> list[linux.Call]:
+    """Prepare the mounts of a private /proc and scratch folder, in which paths of `extra` stay visible."""
+    calls: list[linux.Call] = []
     flags = linux.MS_NOSUID | linux.MS_NODEV
-    inside = {path: os.open(path, os.O_PATH) for path in extra if path.startswith(f"{SCRATCH}/")}
-    linux.mount("proc", "/proc", "proc", flags | linux.MS_NOEXEC | linux.MS_RDONLY)
-    size = f"size={confinement.SCRATCH_BYTES},nr_inodes={confinement.SCRATCH_FILES}"
-    linux.mount("tmpfs", SCRATCH, "tmpfs", flags, f"{size},mode=1777")
-    for path, fd in inside.items():
+    linux.mount("proc", "/proc", "proc", flags | linux.MS_NOEXEC | linux.MS_RDONLY, later=calls)
+    options = f"size={confinement.SCRATCH_BYTES},nr_inodes={confinement.SCRATCH_FILES},mode=1777"
+    linux.mount("tmpfs", SCRATCH, "tmpfs", flags, options, later=calls)
+    if covered := [path for path in extra if path.startswith(f"{SCRATCH}/")]:
+        calls = [("mount", _mount_around, (covered, calls))]
+    return [*calls, ("chdir", os.chdir, (SCRATCH,))]
+
+
+def _mount_around(covered: list[str], mounts: list[linux.Call]) -> None:
+    """Make prepared mounts, and show paths again that they cover."""
+    opened = {path: os.open(path, os.O_PATH) for path in covered}
+    linux.make(mounts)
+    for path, fd in opened.items():
         _bind(fd, path)
         os.close(fd)
-    os.chdir(SCRATCH)
 
 
 def used_bytes(folder: str) -> int:

@@ -3,7 +3,6 @@
 It is started by exec, so it is small, and shares only a socket with its caller.
 """
 
-import gc
 import importlib
 import os
 import resource
@@ -16,14 +15,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-from . import channel, confinement, namespaces, processes, supervisor
+from . import channel, confinement, namespaces, processes, program, supervisor, warm_up
 from .cgroup import MemoryLimit
-
-_PRELOADED = (
-    "__future__ abc array base64 bisect calendar cmath collections collections.abc contextlib copy dataclasses "
-    "datetime decimal enum fractions functools heapq io itertools json math numbers operator random re "
-    "statistics string struct textwrap threading time traceback types typing"
-).split()
 
 _LEVELS: dict[str, Callable[[dict[str, Any], MemoryLimit | None], supervisor.Level]] = {
     "namespace": namespaces.NamespaceLevel,
@@ -46,6 +39,11 @@ def main(socket_fd: int, code_fd: int | None) -> None:
     if code_fd is not None:
         os.close(code_fd)
     caller = socket.socket(fileno=socket_fd)
+    try:
+        caller = _move_beyond_descriptors_of_programs(caller)
+    except OSError as error:
+        _send_error(caller, error)
+        return
     settings, files = channel.receive(caller)
     group = [files.pop() for _ in range(settings["group_files"])][::-1]
     memory = MemoryLimit(settings["group"], group) if group else None
@@ -56,6 +54,22 @@ def main(socket_fd: int, code_fd: int | None) -> None:
     finally:
         if memory is not None:
             memory.leave()
+
+
+def _move_beyond_descriptors_of_programs(caller: socket.socket) -> socket.socket:
+    """Move a socket to a descriptor with a number that programs do not use, and take all numbers that they use.
+
+    The descriptors of this process can then be copied to those numbers in any order.
+    """
+    while (fd := os.open(os.devnull, os.O_RDONLY)) <= program.LAST_FD:
+        pass
+    os.dup2(caller.fileno(), fd, inheritable=False)
+    old = caller.detach()
+    if old <= program.LAST_FD:
+        os.dup2(0, old, inheritable=False)
+    else:
+        os.close(old)
+    return socket.socket(fileno=fd)
 
 
 def reset_inherited_state() -> None:
@@ -107,10 +121,14 @@ def _serve_all(settings: dict[str, Any], memory: MemoryLimit | None, caller: soc
     try:
         level = _LEVELS[settings["level"]](settings, memory)
     except Exception as error:
-        channel.send(caller, {"error": _describe(error), "errno": getattr(error, "errno", None)})
+        _send_error(caller, error)
         return
     try:
-        if not _import_packages(settings, caller):
+        try:
+            if not _import_packages(settings, caller):
+                return
+        except OSError as error:
+            _send_error(caller, error)
             return
         if memory is not None:
             memory.enter()
@@ -118,13 +136,15 @@ def _serve_all(settings: dict[str, Any], memory: MemoryLimit | None, caller: soc
         while True:
             request, texts = channel.receive(caller)
             job = supervisor.Job(files=texts, **request)
+            if job.preamble:
+                warm_up.import_modules_of(job.preamble)
             channel.send(caller, supervisor.run(level, job, [caller.fileno(), *files]))
     finally:
         level.close()
 
 
 def _import_packages(settings: dict[str, Any], caller: socket.socket) -> bool:
-    """Import modules that programs often use, and `packages`; return whether all packages could be imported."""
+    """Import modules that programs use; return whether all of `packages` could be imported."""
     sys.meta_path.append(PackageFinder(settings["packages"]))
     del sys.path[0]  # the folder of this code
     sys.argv[:] = [_SCRIPT]
@@ -132,17 +152,21 @@ def _import_packages(settings: dict[str, Any], caller: socket.socket) -> bool:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for add_builtins in (site.setquit, site.setcopyright, site.sethelper):  # missing without `site`
         add_builtins()
-    for name in _PRELOADED:
-        importlib.import_module(name)
+    warm_up.import_common_modules()
     for name in settings["packages"]:
         try:
             importlib.import_module(name)
         except Exception as error:
             channel.send(caller, {"error": _describe(error), "package": name})
             return False
-    gc.collect()
-    gc.freeze()
+    warm_up.freeze_objects()  # makes the reports of failures fast, which collect garbage
+    warm_up.run_trivial_programs()
+    warm_up.freeze_objects()
     return True
+
+
+def _send_error(caller: socket.socket, error: Exception) -> None:
+    channel.send(caller, {"error": _describe(error), "errno": getattr(error, "errno", None)})
 
 
 def _describe(error: Exception) -> str:

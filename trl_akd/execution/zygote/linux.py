@@ -1,11 +1,21 @@
-"""System calls that Python 3.11 does not provide; each raises an OSError that names the failed step."""
+"""System calls that Python 3.11 does not provide; each raises an OSError that names the failed step.
+
+Functions with an argument `later` can prepare their call instead of making it: each step of Python in a forked process
+copies the pages of memory that it touches, so a process converts arguments before the fork, and its child makes the
+calls.
+"""
 
 import ctypes
 import os
 import signal
 import struct
 import sys
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any, NoReturn, TypeAlias
+
+# Step, function and arguments. The function raises an OSError or returns -1 and sets `errno`.
+Call: TypeAlias = tuple[str, Callable[..., Any], tuple[Any, ...]]
 
 NOBODY = 65534
 
@@ -60,14 +70,22 @@ class _FilterProgram(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
-def unshare(flags: int) -> None:
+def make(calls: Iterable[Call]) -> None:
+    """Make prepared calls."""
+    for step, function, arguments in calls:
+        if function(*arguments) == -1:
+            _fail(step)
+
+
+def unshare(flags: int, later: list[Call] | None = None) -> None:
     """Move this process into new namespaces."""
-    _check(_libc.unshare(flags), "creating a user namespace" if flags & CLONE_NEWUSER else "creating namespaces")
+    step = "creating a user namespace" if flags & CLONE_NEWUSER else "creating namespaces"
+    _make_or_prepare((step, _libc.unshare, (flags,)), later)
 
 
 def setns(fd: int, flags: int) -> None:
     """Enter the namespace of a descriptor."""
-    _check(_libc.setns(fd, flags), "setns")
+    make([("setns", _libc.setns, (fd, flags))])
 
 
 def start_reaper() -> int:
@@ -87,10 +105,17 @@ def start_reaper() -> int:
     return int(pid)
 
 
-def mount(source: str, target: str, kind: str | None = None, flags: int = 0, options: str = "") -> None:
+def mount(
+    source: str,
+    target: str,
+    kind: str | None = None,
+    flags: int = 0,
+    options: str = "",
+    later: list[Call] | None = None,
+) -> None:
     """Mount a file system, bind a path, or change the flags of a mount."""
     arguments = (os.fsencode(source), os.fsencode(target), kind and kind.encode(), ctypes.c_ulong(flags))
-    _check(_libc.mount(*arguments, options.encode()), f"mount {target}")
+    _make_or_prepare((f"mount {target}", _libc.mount, (*arguments, options.encode())), later)
 
 
 def pivot_root_here() -> None:
@@ -117,19 +142,19 @@ def try_syscall(number: int, *arguments: Any) -> int:
     return int(_libc.syscall(ctypes.c_long(number), *map(_wide, arguments)))
 
 
-def die_with_parent(number: int) -> None:
+def die_with_parent(number: int, later: list[Call] | None = None) -> None:
     """Request a signal when the thread that forked this process ends; a change of user cancels the request."""
-    _prctl(_PR_SET_PDEATHSIG, number, step="PR_SET_PDEATHSIG")
+    _prctl(_PR_SET_PDEATHSIG, number, step="PR_SET_PDEATHSIG", later=later)
 
 
-def set_dumpable(dumpable: bool) -> None:
+def set_dumpable(dumpable: bool, later: list[Call] | None = None) -> None:
     """Set whether processes of the same user may trace this process and read its memory."""
-    _prctl(_PR_SET_DUMPABLE, int(dumpable), step="PR_SET_DUMPABLE")
+    _prctl(_PR_SET_DUMPABLE, int(dumpable), step="PR_SET_DUMPABLE", later=later)
 
 
-def disable_huge_pages() -> None:
+def disable_huge_pages(later: list[Call] | None = None) -> None:
     """Disable huge pages for this process and its future children, as each stays whole while a part is mapped."""
-    _prctl(_PR_SET_THP_DISABLE, 1, step="PR_SET_THP_DISABLE")
+    _prctl(_PR_SET_THP_DISABLE, 1, step="PR_SET_THP_DISABLE", later=later)
 
 
 def become_subreaper() -> None:
@@ -165,37 +190,50 @@ def can_switch_to_nobody() -> bool:
     return os.geteuid() == 0 and any(first <= NOBODY < first + count for first, count in mapped_ids("uid"))
 
 
-def switch_user(user: int, group: int, kept_capabilities: int = 0) -> None:
+def switch_user(user: int, group: int, kept_capabilities: int = 0, later: list[Call] | None = None) -> None:
     """Become another user without supplementary groups; keep a mask of capabilities, also across exec."""
-    os.setgroups([])
-    os.setresgid(group, group, group)
-    _prctl(_PR_SET_KEEPCAPS, int(kept_capabilities != 0), step="PR_SET_KEEPCAPS")
-    os.setresuid(user, user, user)
+    _make_or_prepare(("setgroups", os.setgroups, ([],)), later)
+    _make_or_prepare(("setresgid", os.setresgid, (group, group, group)), later)
+    _prctl(_PR_SET_KEEPCAPS, int(kept_capabilities != 0), step="PR_SET_KEEPCAPS", later=later)
+    _make_or_prepare(("setresuid", os.setresuid, (user, user, user)), later)
     if kept_capabilities:
-        limit_capabilities(kept_capabilities)
+        limit_capabilities(kept_capabilities, later)
         for capability in range(_LAST_POSSIBLE_CAPABILITY + 1):
             if kept_capabilities >> capability & 1:
-                _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, step="PR_CAP_AMBIENT")
+                _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, step="PR_CAP_AMBIENT", later=later)
 
 
-def limit_capabilities(kept: int = 0) -> None:
+def limit_capabilities(kept: int = 0, later: list[Call] | None = None) -> None:
     """Drop all capabilities except those of a mask."""
     if sys.platform != "linux":
         return
     low, high = kept & 0xFFFFFFFF, kept >> 32
     # Effective, permitted, inheritable; the same for the upper half.
-    _check(_libc.capset(_CAPABILITY_HEADER, struct.pack("6I", low, low, low, high, high, high)), "capset")
+    masks = struct.pack("6I", low, low, low, high, high, high)
+    _make_or_prepare(("capset", _libc.capset, (_CAPABILITY_HEADER, masks)), later)
 
 
-def install_filter(instructions: bytes) -> None:
+def install_filter(instructions: bytes, later: list[Call] | None = None) -> None:
     """Filter the system calls of this process and its descendants by a program of 8-byte BPF instructions."""
-    program = _FilterProgram(len(instructions) // 8, instructions)
-    _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program), step="PR_SET_SECCOMP")
+    address = ctypes.addressof(_filter_program(instructions))
+    _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, address, step="PR_SET_SECCOMP", later=later)
 
 
-def _prctl(option: int, first: int, second: int = 0, *, step: str) -> None:
+@cache  # also keeps the program in memory, as the kernel reads it by its address
+def _filter_program(instructions: bytes) -> _FilterProgram:
+    return _FilterProgram(len(instructions) // 8, instructions)
+
+
+def _prctl(option: int, first: int, second: int = 0, *, step: str, later: list[Call] | None = None) -> None:
     if sys.platform == "linux":  # level `process` does without it on other systems
-        _check(_libc.prctl(option, first, second, 0, 0), step)
+        _make_or_prepare((step, _libc.prctl, (option, first, second, 0, 0)), later)
+
+
+def _make_or_prepare(call: Call, later: list[Call] | None) -> None:
+    if later is None:
+        make([call])
+    else:
+        later.append(call)
 
 
 def _wide(argument: Any) -> Any:
@@ -205,5 +243,9 @@ def _wide(argument: Any) -> Any:
 
 def _check(result: int, step: str) -> None:
     if result == -1:
-        errno = ctypes.get_errno()
-        raise OSError(errno, os.strerror(errno), step)
+        _fail(step)
+
+
+def _fail(step: str) -> NoReturn:
+    errno = ctypes.get_errno()
+    raise OSError(errno, os.strerror(errno), step)

@@ -47,9 +47,9 @@ class NamespaceLevel:
         _enter_worker_namespaces(maps_all=self._runs_as_nobody)
         _continue_as_pid_1()
         self._user, self._group = (linux.NOBODY, linux.NOBODY) if self._runs_as_nobody else (os.getuid(), os.getgid())
-        self._sources = sorted({*settings["sources"], *map(os.path.realpath, settings["sources"])})
-        self._writable_proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
-        filesystem.enter_private_root(self._sources, self._user, self._group)
+        sources = sorted({*settings["sources"], *map(os.path.realpath, settings["sources"])})
+        writable_proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
+        filesystem.enter_private_root(sources, self._user, self._group)
         with open("/proc/sys/user/max_user_namespaces", "w") as file:
             file.write("0")
         filesystem.remount_read_only()
@@ -58,8 +58,18 @@ class NamespaceLevel:
         linux.set_dumpable(False)  # the reapers of programs share this memory
         # Message queues and System V segments outlive processes, so where no filter forbids them, each program has an
         # IPC namespace. Freeing one takes the kernel milliseconds, and all workers share a lock for that.
-        self._program = linux.CLONE_NEWNS | (linux.CLONE_NEWIPC if not confinement.HAS_SYSCALL_FILTER else 0)
+        namespaces = linux.CLONE_NEWNS | (linux.CLONE_NEWIPC if not confinement.HAS_SYSCALL_FILTER else 0)
         self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self.set_up: list[linux.Call] = []
+        linux.set_dumpable(True, later=self.set_up)  # the helper's memory contains no secrets
+        self.set_up.append(("oom_score_adj", confinement.raise_oom_score, (confinement.MAX_OOM_SCORE, writable_proc)))
+        linux.unshare(namespaces, later=self.set_up)
+        self.set_up += filesystem.prepare_program_folders(sources)
+        self.drop_privileges: list[linux.Call] = []
+        if self._runs_as_nobody:
+            linux.switch_user(self._user, self._group, later=self.drop_privileges)
+        linux.limit_capabilities(later=self.drop_privileges)
+        linux.set_dumpable(True, later=self.drop_privileges)
 
     def fork(self) -> int:
         """Create a pid namespace with a reaper as pid 1, and fork the program's process into it."""
@@ -77,23 +87,9 @@ class NamespaceLevel:
                 linux.setns(self._pid_namespace, linux.CLONE_NEWPID)
         return child
 
-    def set_up(self) -> None:
-        """Mount the program's private folders; called in its process."""
-        linux.set_dumpable(True)  # the helper's memory contains no secrets
-        confinement.raise_oom_score(proc=self._writable_proc)
-        linux.unshare(self._program)
-        filesystem.mount_program_folders(self._sources)
-
     def process_limit(self) -> int:
         """Return the limit on processes, which are counted per user namespace."""
         return confinement.PROCESSES
-
-    def drop_privileges(self) -> None:
-        """Become user `nobody`, if possible, and drop all capabilities."""
-        if self._runs_as_nobody:
-            linux.switch_user(self._user, self._group)
-        linux.limit_capabilities()
-        linux.set_dumpable(True)
 
     def processes(self) -> Iterator[int]:
         """List the program's processes: all visible ones except the helper and the reaper."""

@@ -54,6 +54,8 @@ class ProcessLevel:
             )
         self._user = linux.NOBODY if self._runs_as_nobody else os.getuid()
         self._threads, self._counted_at = 0, -math.inf
+        self.set_up: list[linux.Call] = [("set-up", self._set_up, ())]
+        self.drop_privileges: list[linux.Call] = [("loss of privileges", self._drop_privileges, ())]
         self._folder = settings["folder"]
         if self._folder is not None:
             _make_folder(self._folder)
@@ -91,7 +93,7 @@ class ProcessLevel:
         self._next_measurement = 0.0
         return os.fork()
 
-    def set_up(self) -> None:
+    def _set_up(self) -> None:
         """Enter the program's folder."""
         linux.set_dumpable(True)
         confinement.raise_oom_score()
@@ -105,7 +107,7 @@ class ProcessLevel:
             self._threads, self._counted_at = _threads_of(self._user), time.monotonic()
         return self._threads + confinement.PROCESSES
 
-    def drop_privileges(self) -> None:
+    def _drop_privileges(self) -> None:
         """Drop root's privileges, and access to all files except those that programs need."""
         linux.drop_bounding_capabilities(self._kept_capabilities)
         if self._runs_as_nobody:

@@ -11,17 +11,17 @@ import os
 import signal
 import symtable
 import sys
-import threading
 from collections.abc import Callable
 from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
-from . import confinement, exceptions, plain_data, strict, test_runner, verdict
+from . import builtin_names, confinement, exceptions, plain_data, strict, test_runner, verdict
 
 # Descriptors of a program's process; 0 to 2 are its standard streams.
 CANDIDATE_FD, TEXT_FD, OUTPUT_FD, VERDICT_FD = 3, 4, 5, 6
 LAST_FD = VERDICT_FD
 TEST = "<test>"
+_READ_BYTES = 1 << 16
 
 _compile = compile  # a program may replace the built-in
 
@@ -158,7 +158,8 @@ def run_script(progress: Progress, preamble: str) -> None:
         if exceptions.exit_code(error) != 0:
             raise
     # Not after a failure, which is reported at once.
-    threading._shutdown()  # type: ignore[attr-defined]
+    if (threading := sys.modules.get("threading")) is not None:
+        threading._shutdown()
     atexit._run_exitfuncs()
     flush_output()
 
@@ -199,9 +200,7 @@ def call(progress: Progress, name: str, preamble: str) -> None:
     if function is None or (owner is module and is_from_preamble(function, name, preamble, progress)):
         raise NameError(f"name {name!r} is not defined", name=name)
     returned = function(*arguments)
-    data = memoryview(plain_data.encode(returned))
-    while data:
-        data = data[os.write(OUTPUT_FD, data) :]
+    write_all(OUTPUT_FD, plain_data.encode(returned))
 
 
 def is_from_preamble(function: object, name: str, preamble: str, progress: Progress) -> bool:
@@ -255,7 +254,7 @@ def snapshot_interpreter() -> Callable[[], None]:
 
     The recursion limit and signal handlers are kept, as candidates set them for their own functions.
     """
-    names = dict(builtins.__dict__)
+    restore_builtins = builtin_names.current().restore
     streams = sys.stdin, sys.stdout, sys.stderr
     arguments = list(sys.argv)  # unittest.main() takes the tests to run from them
 
@@ -263,11 +262,11 @@ def snapshot_interpreter() -> Callable[[], None]:
         sys.argv = list(arguments)
         sys.settrace(None)
         sys.setprofile(None)
-        threading.settrace(None)
-        threading.setprofile(None)
+        if (threading := sys.modules.get("threading")) is not None:
+            threading.settrace(None)
+            threading.setprofile(None)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        builtins.__dict__.clear()
-        builtins.__dict__.update(names)
+        restore_builtins()
         sys.stdin, sys.stdout, sys.stderr = streams
 
     return restore
@@ -282,16 +281,34 @@ def report(error: BaseException, progress: Progress) -> None:
 
 def read_candidate(script: str) -> str:
     """Read the candidate, and write it to its `__file__`, which spawned processes read."""
-    source = read_text(CANDIDATE_FD)
-    with (
-        contextlib.suppress(OSError),
-        open(script, "wb") as file,
-    ):  # a full disk is ignored
-        file.write(source.encode("utf-8", "surrogatepass"))
-    return source
+    source = read_file(CANDIDATE_FD)
+    try:
+        file = os.open(script, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            write_all(file, source)
+        finally:
+            os.close(file)
+    except OSError:
+        pass  # a full disk is ignored
+    return source.decode("utf-8", "surrogatepass")
 
 
 def read_text(fd: int) -> str:
     """Read a file of the caller, and close it."""
-    with open(fd, "rb") as file:
-        return file.read().decode("utf-8", "surrogatepass")
+    return read_file(fd).decode("utf-8", "surrogatepass")
+
+
+def read_file(fd: int) -> bytes:
+    """Read the bytes of a file of the caller, and close it."""
+    parts = []
+    while part := os.read(fd, _READ_BYTES):
+        parts.append(part)
+    os.close(fd)
+    return b"".join(parts)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write bytes to a descriptor."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]

@@ -1,14 +1,15 @@
 """Supervision of one program by its helper: start, limits, verdict and end."""
 
-import fcntl
+import contextlib
 import os
 import select
 import signal
 import socket
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NoReturn, Protocol
 
 from . import confinement, linux, metering, program, verdict
@@ -21,6 +22,7 @@ _MIN_PAUSE = 0.005
 _PAUSE_WITHOUT_CGROUP = {False: 0.01, True: 0.003}  # for one process, and for several, which fill memory faster
 _CORES = os.cpu_count() or 1
 _CREDENTIALS = struct.Struct("3i")
+_CREDENTIALS_SPACE = socket.CMSG_SPACE(_CREDENTIALS.size)
 _PASSES_CREDENTIALS = hasattr(socket, "SO_PASSCRED")
 
 
@@ -28,18 +30,14 @@ class Level(Protocol):
     """Operations that differ between isolation levels."""
 
     memory: MemoryLimit | None
+    set_up: list[linux.Call]  # made in the program's process, for its private folders
+    drop_privileges: list[linux.Call]  # made last, for what the helper may do and a program may not
 
     def fork(self) -> int:
         """Fork the process of a program; return its id, or 0 in that process."""
 
-    def set_up(self) -> None:
-        """Set up the private folders of the program; called in its process."""
-
     def process_limit(self) -> int:
         """Return the limit on the number of processes of the program's user."""
-
-    def drop_privileges(self) -> None:
-        """Drop the privileges that the helper has and a program must not have."""
 
     def processes(self) -> Iterable[int]:
         """List the program's processes."""
@@ -103,11 +101,10 @@ def _start_and_monitor(
 ) -> dict[str, Any]:
     if _PASSES_CREDENTIALS:
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    counted = level.memory is not None
-    limits = confinement.resource_limits(job.memory_bytes, job.timeout, level.process_limit(), counted)
-    child = level.fork()  # preparing the limits before the fork is faster
+    set_up = _prepare_set_up(level, job, sender.fileno())
+    child = level.fork()
     if child == 0:
-        _run_program(level, job, limits, sender.fileno())
+        _run_program(job, set_up, sender.fileno())
     try:
         sender.close()
         nonce = os.urandom(verdict.NONCE_BYTES)  # made after the fork, so that the program's memory has no copy
@@ -115,6 +112,42 @@ def _start_and_monitor(
         return _Monitor(level, job, child, receiver, nonce, caller).wait()
     finally:
         level.destroy(child)
+
+
+def _prepare_set_up(level: Level, job: Job, verdict_fd: int) -> list[linux.Call]:
+    """Prepare the calls that set up the sandbox in a program's process."""
+    counted = level.memory is not None
+    return [
+        *level.set_up,
+        *_descriptor_calls(job, verdict_fd),
+        ("setsid", os.setsid, ()),
+        *confinement.resource_limits(job.memory_bytes, job.timeout, level.process_limit(), counted),
+        *level.drop_privileges,
+        *_last_calls(counted),
+    ]
+
+
+def _descriptor_calls(job: Job, verdict_fd: int) -> Iterator[linux.Call]:
+    """Move the descriptors that the program needs to their fixed numbers, and close all others."""
+    wanted = {2: 1}  # /dev/null, as for the output of the helper; first, as descriptor 1 may change
+    wanted.update(zip((program.CANDIDATE_FD, program.TEXT_FD, program.OUTPUT_FD), job.files, strict=False))
+    wanted[program.VERDICT_FD] = verdict_fd
+    if job.mode == "script":
+        wanted[0], wanted[1] = wanted.pop(program.TEXT_FD), wanted.pop(program.OUTPUT_FD)
+    for number, fd in wanted.items():
+        yield "dup2", os.dup2, (fd, number, number <= 2)
+    for number in range(3, program.LAST_FD + 1):
+        if number not in wanted:
+            yield "close", os.close, (number,)
+    yield "closerange", os.closerange, (program.LAST_FD + 1, os.sysconf("SC_OPEN_MAX"))
+
+
+@cache
+def _last_calls(memory_is_counted: bool) -> list[linux.Call]:
+    calls: list[linux.Call] = []
+    linux.die_with_parent(signal.SIGKILL, later=calls)  # for levels without a pid namespace
+    confinement.install_syscall_filter(memory_is_counted, later=calls)
+    return calls
 
 
 class _Monitor:
@@ -128,23 +161,25 @@ class _Monitor:
         self._stage: str | None = None
         self._failure: dict[str, Any] | None = None
         self._failed_at = 0.0
-        self._started = self._checked_at = time.monotonic()
-        self._next_check = self._started + _SETUP_SECONDS
-        self._pause = self._used = self._idle = 0.0
+        self._forked = self._started = self._checked_at = time.monotonic()
+        self._used = self._idle = self._pause = self._next_check = 0.0
         self._own_cpu = time.process_time()  # processor time of the checks
+        self._schedule_check(job.timeout)
 
     def wait(self) -> dict[str, Any]:
         """Return the fields of the result as soon as they are known."""
         ended = os.pidfd_open(self._child) if hasattr(os, "pidfd_open") else None
         try:
             poll = select.poll()
-            for fd in (self._verdicts.fileno(), *self._caller, *([] if ended is None else [ended])):
+            # Most programs end before the first check, and all of their frames are read then.
+            for fd in (*self._caller, self._verdicts.fileno() if ended is None else ended):
                 poll.register(fd, select.POLLIN)
             while True:
                 wait = max(0.0, self._next_check - time.monotonic())
                 ready = {fd for fd, _ in poll.poll(min(wait, _MAX_PAUSE if ended is None else wait) * 1000)}
                 if (result := self._handle(ready, ended)) is not None:
                     return result
+                poll.register(self._verdicts, select.POLLIN)
         finally:
             if ended is not None:
                 os.close(ended)
@@ -152,26 +187,32 @@ class _Monitor:
     def _handle(self, ready: set[int], ended: int | None) -> dict[str, Any] | None:
         if ready.intersection(self._caller):
             raise CallerDisconnected
-        if time.monotonic() >= self._next_check:  # first, as a program may send frames forever
-            return self._check_limits()
-        if self._verdicts.fileno() in ready:
-            return self._handle_frame()
-        if ended is None or ended in ready:  # after all frames, as the last one may be the verdict
-            return self._handle_exit()
-        return None
+        is_due = time.monotonic() >= self._next_check
+        has_more, result = True, None
+        while has_more and result is None:
+            if (received := _receive(self._verdicts)) is None:
+                has_more = False
+            else:
+                result = self._handle_frame(*received)
+            if has_more and time.monotonic() >= self._next_check:  # a program may send frames forever
+                break
+        if is_due:
+            return self._check_limits() or result
+        if result is None and not has_more and (ended is None or ended in ready):
+            return self._handle_exit()  # after all frames, as the last one may be the verdict
+        return result
 
-    def _handle_frame(self) -> dict[str, Any] | None:
-        datagram, sender = _receive(self._verdicts)
+    def _handle_frame(self, datagram: bytes, sender: int | None) -> dict[str, Any] | None:
         frame = verdict.parse(datagram, self._nonce)
         if frame is None or sender not in (None, self._child):
             return None
         if frame.kind == verdict.SETUP_FAILED:
             return self._result("infra_error", message=frame.text) if self._stage is None else None
-        if self._stage is None:
-            self._started = self._checked_at = time.monotonic()
-            self._schedule_check(self._job.timeout)
         if frame.kind == verdict.STAGE:
-            self._stage = frame.text if frame.text in ("compile", "load", "test") else self._stage
+            stage, _, began = frame.text.partition(" ")
+            if self._stage is None:  # this frame is sent before the program could forge it
+                self._started = self._checked_at = float(began)
+            self._stage = stage if stage in ("compile", "load", "test") else self._stage
         elif frame.kind == verdict.FAILED and self._failure is None:
             self._failure = verdict.parse_facts(frame.text)
             self._failed_at = time.monotonic()
@@ -200,9 +241,12 @@ class _Monitor:
 
     def _check_limits(self) -> dict[str, Any] | None:
         """Compare the resources used by the program with its limits, and schedule the next check."""
-        if self._stage is None:
-            return self._result("infra_error", message=f"the program did not begin within {_SETUP_SECONDS:g} s")
         now, own_cpu = time.monotonic(), time.process_time()
+        if self._stage is None:
+            if now - self._forked >= _SETUP_SECONDS:
+                return self._result("infra_error", message=f"the program did not begin within {_SETUP_SECONDS:g} s")
+            self._schedule_check(self._job.timeout)
+            return None
         processes = list(self._level.processes())
         if result := self._over_memory(processes) or self._over_scratch():
             return result
@@ -234,7 +278,7 @@ class _Monitor:
         if (killed := self._killed_for_memory()) is not None:
             return killed
         elapsed = time.monotonic() - self._started
-        if metering.AVAILABLE and elapsed * _CORES >= self._job.timeout:
+        if metering.AVAILABLE and self._failure is None and elapsed * _CORES >= self._job.timeout:
             used, _ = metering.cpu_usage({self._child, *self._level.processes()})  # the child may be a zombie
             if used >= self._job.timeout:
                 return self._timed_out("of processor time")
@@ -280,44 +324,17 @@ class _Monitor:
         return {"status": status, "stage": stage, "seconds": time.monotonic() - self._started, **fields}
 
 
-def _run_program(level: Level, job: Job, limits: list[tuple[int, int, int]], verdict_fd: int) -> NoReturn:
+def _run_program(job: Job, set_up: list[linux.Call], verdict_fd: int) -> NoReturn:
     """Set up the sandbox of this process, then run the program."""
     try:
-        level.set_up()
-        _arrange_descriptors(job, verdict_fd)
-        verdict_fd = program.VERDICT_FD
-        os.setsid()
-        confinement.set_resource_limits(limits)
-        level.drop_privileges()
-        linux.die_with_parent(signal.SIGKILL)  # for levels without a pid namespace
-        confinement.install_syscall_filter(memory_is_counted=level.memory is not None)
+        linux.make(set_up)
     except BaseException as error:
-        verdict.send_setup_failed(verdict_fd, f"{type(error).__name__}: {error}")
+        reason = f"{type(error).__name__}: {error}"
+        for fd in (program.VERDICT_FD, verdict_fd):  # whichever is the socket at this point
+            with contextlib.suppress(OSError):
+                verdict.send_setup_failed(fd, reason)
         os._exit(1)
     program.main(job.mode, job.function, job.preamble, job.discovered)
-
-
-def _arrange_descriptors(job: Job, verdict_fd: int) -> None:
-    """Move the descriptors that the program needs to their fixed numbers, and close all others."""
-    wanted = dict(zip((program.CANDIDATE_FD, program.TEXT_FD, program.OUTPUT_FD), job.files, strict=False))
-    wanted[program.VERDICT_FD] = verdict_fd
-    wanted[2] = 1  # /dev/null, as for the output of the helper
-    if job.mode == "script":
-        wanted[0], wanted[1] = wanted.pop(program.TEXT_FD), wanted.pop(program.OUTPUT_FD)
-    copies = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, program.LAST_FD + 1) for number, fd in wanted.items()}
-    for number, fd in copies.items():
-        os.dup2(fd, number, inheritable=number <= 2)
-    for number in range(3, program.LAST_FD + 1):
-        if number not in copies:
-            _close_if_open(number)
-    os.closerange(program.LAST_FD + 1, os.sysconf("SC_OPEN_MAX"))
-
-
-def _close_if_open(fd: int) -> None:
-    try:
-        os.close(fd)
-    except OSError:
-        pass
 
 
 def _signal_name(number: int) -> str:
@@ -327,9 +344,16 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _receive(verdicts: socket.socket) -> tuple[bytes, int | None]:
-    """Receive a datagram and the sender's process id from the kernel, or None on systems without that."""
-    datagram, notes, _, _ = verdicts.recvmsg(verdict.MAX_FRAME, socket.CMSG_SPACE(_CREDENTIALS.size))
+def _receive(verdicts: socket.socket) -> tuple[bytes, int | None] | None:
+    """Receive a datagram and the sender's process id from the kernel, or None on systems without that.
+
+    Returns:
+        None if there is no datagram.
+    """
+    try:
+        datagram, notes, _, _ = verdicts.recvmsg(verdict.MAX_FRAME, _CREDENTIALS_SPACE, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return None
     for _, kind, data in notes:
         if _PASSES_CREDENTIALS and kind == socket.SCM_CREDENTIALS:
             return datagram, _CREDENTIALS.unpack(data)[0]

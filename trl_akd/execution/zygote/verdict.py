@@ -8,6 +8,7 @@ the socket after the fork. The nonce stays in the socket's buffer, outside the m
 
 import json
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ _MAX_NAME = 100
 _MAX_BASES = 32
 
 # Taken before the program runs, as it may replace any function of any module.
-_read, _write, _dumps = os.read, os.write, json.dumps
+_read, _write, _dumps, _monotonic = os.read, os.write, json.dumps, time.monotonic
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def send_setup_failed(fd: int, reason: str) -> None:
 
 
 def send_stage(fd: int, stage: str) -> None:
-    """Report the start of a stage."""
-    _send(fd, STAGE, stage)
+    """Report the start of a stage, and its time."""
+    _send(fd, STAGE, f"{stage} {_monotonic()!r}")
 
 
 def send_passed(fd: int) -> None:

@@ -1,0 +1,422 @@
+"""Growth of CPU time and peak memory with the size of each part of the work.
+
+    python -m tests.benchmarks.bench_growth [--full] [--only rows results] [--json PATH]
+
+Every measurement runs in a separate process, with one thread. The time is in CPU seconds, because other programs may
+share the cores; training steps report the fastest one. The memory is the growth of the anonymous resident memory to
+its peak, without libraries and without files that are mapped. The exponent is the slope of the logarithm of time or
+memory over that of the size, between the last two sizes: 1 is linear, 0 constant. `--full` has the large sizes.
+No test depends on the numbers.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+WORDS = ["sort", "list", "number", "string", "file", "graph", "tree", "sum", "prime", "word", "line", "matrix", "date"]
+
+
+@dataclass
+class Cost:
+    """CPU seconds, and increase of the anonymous memory in bytes."""
+
+    seconds: float = 0.0
+    bytes: int = 0
+
+
+@contextmanager
+def measured() -> Iterator[Cost]:
+    """Measure the cost of a block, with that of the child processes that it waits for."""
+    cost, before, stop = Cost(), anonymous_bytes(), threading.Event()
+
+    def watch() -> None:
+        while True:
+            cost.bytes = max(cost.bytes, anonymous_bytes() - before)
+            if stop.wait(0.02):
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = cpu_seconds()
+    try:
+        yield cost
+    finally:
+        cost.seconds = cpu_seconds() - start
+        stop.set()
+        watcher.join()
+
+
+def cpu_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def anonymous_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon"))
+
+
+def tokens(size: int) -> Cost:
+    """One fused loss, forward and backward, with a vocabulary of 8,192."""
+    return loss(size, 8192)
+
+
+def vocabulary(size: int) -> Cost:
+    """One fused loss, forward and backward, with 512 tokens."""
+    return loss(512, size)
+
+
+def loss(tokens: int, vocabulary: int) -> Cost:
+    import torch
+
+    from trl_akd.losses import DenseSignal, LMHead, fused_divergence
+
+    torch.set_num_threads(1)
+
+    def run(tokens: int) -> None:
+        hidden, weight = torch.randn(tokens, 128), torch.randn(vocabulary, 128)
+        teacher = DenseSignal(torch.randn(tokens, 256), LMHead(torch.randn(vocabulary, 256)))
+        weights = torch.full((tokens,), 1 / tokens)
+        head = LMHead(weight.requires_grad_())
+        found = fused_divergence(hidden.requires_grad_(), head, teacher, token_weights=weights, knobs={"beta": 0.3})
+        found.loss.backward()
+
+    run(8)
+    with measured() as cost:
+        run(tokens)
+    return cost
+
+
+def batch(size: int) -> Cost:
+    """One AKD step of rows of 128 tokens, with a vocabulary of 4,096."""
+    return step(rows=size)
+
+
+def accumulation(size: int) -> Cost:
+    """One AKD step of micro-batches of two rows."""
+    return step(rows=2, accumulation=size)
+
+
+def processes(size: int) -> Cost:
+    """One AKD step under DDP with four rows in each process: the slowest one's time, the largest memory."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    workers = []
+    for rank in range(size):
+        world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+        places = {name: str(value) for name, value in world.items()} if size > 1 else {}
+        environment = os.environ | places | {"MASTER_ADDR": "localhost", "ACCELERATE_USE_CPU": "true"}
+        workers.append(subprocess.Popen(_command("step", 4), env=environment, stdout=subprocess.PIPE, text=True))
+    found = [Cost(**json.loads(worker.communicate()[0].splitlines()[-1])) for worker in workers]
+    return Cost(max(cost.seconds for cost in found), max(cost.bytes for cost in found))
+
+
+def step(rows: int, accumulation: int = 1) -> Cost:
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+
+    from tests import tiny
+    from trl_akd import AKDConfig, AKDTrainer
+
+    torch.set_num_threads(1)
+    length, vocabulary, times = 128, 4096, []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            times.append(-time.process_time())
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            times[-1] += time.process_time()
+
+    ids = torch.randint(256, (8 * rows * accumulation, length), generator=torch.Generator().manual_seed(0)).tolist()
+    trainer = AKDTrainer(
+        tiny.model(vocabulary=vocabulary, hidden=128),
+        tiny.model("qwen2", vocabulary=vocabulary, hidden=256),
+        AKDConfig(
+            tempfile.mkdtemp(),
+            max_steps=4,
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=accumulation,
+            gradient_checkpointing=False,
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            save_strategy="no",
+            optim="sgd",
+            max_length=length,
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_dict({"input_ids": ids, "labels": ids}),
+        processing_class=tiny.tokenizer(),
+        teacher_tokenizer=tiny.tokenizer(),
+        callbacks=[Clock()],
+    )
+    with measured() as cost:
+        trainer.train()
+    cost.seconds = min(times[1:])
+    return cost
+
+
+def rows(size: int) -> Cost:
+    """Tokenization of a dataset of rows with about 30 tokens."""
+    from datasets import Dataset, disable_progress_bars
+
+    from tests import tiny
+    from trl_akd.data.tokenization import tokenize_dataset
+
+    disable_progress_bars()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        with open(path, "w", encoding="utf-8") as file:
+            for number in range(size):
+                file.write(json.dumps({"prompt": f"add {number:07d}", "completion": "return a + b"}) + "\n")
+        dataset = Dataset.from_json(str(path), cache_dir=folder)
+        tokenizer = tiny.tokenizer()
+        tokenize_dataset(dataset.select(range(10)), tokenizer, max_length=64)
+        with measured() as cost:
+            tokenize_dataset(dataset, tokenizer, max_length=64)
+    return cost
+
+
+def cache_check(size: int) -> Cost:
+    """Comparison of a dataset with a teacher cache of its rows."""
+    teacher_rows, folder = _teacher_cache(size)
+    with folder, measured() as cost:
+        _open_cache(folder).uncached(teacher_rows())
+    return cost
+
+
+def cache_reads(size: int) -> Cost:
+    """Signals of 200 batches of eight rows, from a teacher cache of this number of rows."""
+    import torch
+
+    teacher_rows, folder = _teacher_cache(size)
+    with folder:
+        teacher = _open_cache(folder)
+        known = [
+            torch.from_numpy(row.tokens.astype("int64")) for row, _ in zip(teacher_rows(), range(64), strict=False)
+        ]
+        batches = [torch.stack(random.Random(number).choices(known, k=8)) for number in range(200)]
+        with measured() as cost:
+            for ids in batches:
+                teacher.forward({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+                teacher.signal(None)
+    return cost
+
+
+def _teacher_cache(size: int) -> tuple[Callable[[], Iterator[Any]], Any]:
+    """Write a cache of rows with 16 targets, in shards of 65,536 rows."""
+    import numpy as np
+    import torch
+
+    from trl_akd.losses import LMHead
+    from trl_akd.teachers.cache_files import CachedRow, Manifest, write_head, write_manifest, write_shard
+
+    is_target = np.arange(24) >= 7
+    is_target[-1] = False
+
+    def make(start: int, stop: int) -> Iterator[Any]:
+        for number in range(start, stop):
+            digits = [int(digit) for digit in f"{number:08d}"]
+            yield CachedRow(np.array([*digits, *range(16)], dtype=np.int32), is_target)
+
+    folder, per_shard = tempfile.TemporaryDirectory(), 65_536
+    targets = int(is_target.sum())
+    manifest = Manifest(
+        kind="hidden", dtype="bfloat16", top_k=None, temperature=1.0, vocabulary_size=64, hidden_size=8, teacher="t",
+        teacher_revision=None, teacher_weights=None, tokenizer="", rows=size, tokens=size * targets, rows_digest="",
+        shards=math.ceil(size / per_shard),
+    )  # fmt: skip
+    write_head(Path(folder.name), LMHead(torch.zeros(64, 8)))
+    for number in range(manifest.shards):
+        written = list(make(number * per_shard, min((number + 1) * per_shard, size)))
+        hidden = torch.zeros(len(written) * targets, 8, dtype=torch.bfloat16)
+        write_shard(Path(folder.name), manifest, number, written, {"hidden": hidden})
+    write_manifest(Path(folder.name), manifest)
+    return lambda: make(0, size), folder
+
+
+def _open_cache(folder: Any) -> Any:
+    from trl_akd.teachers import CachedTeacher
+
+    return CachedTeacher(folder.name)
+
+
+def ledger(size: int) -> Cost:
+    """Lines appended to a ledger, 100 at a time, and read one by one."""
+    from trl_akd.ledger import Ledger
+
+    line = {"prompt": "p" * 200, "completions": ["c" * 200]}
+    with tempfile.TemporaryDirectory() as folder, measured() as cost:
+        with Ledger(Path(folder) / "ledger.jsonl", {"model": "m"}) as book:
+            for start in range(0, size, 100):
+                book.append([{"id": start + number, **line} for number in range(min(100, size - start))])
+            assert sum(1 for _ in book.read()) == size
+    return cost
+
+
+def results(size: int) -> Cost:
+    """Samples of an evaluation, ten per problem: written, read again, and summarized with their verdicts."""
+    from trl_akd.evaluation.benchmarks import Benchmark
+    from trl_akd.evaluation.problems import Problem
+    from trl_akd.evaluation.results import summarize, write_results
+    from trl_akd.evaluation.samples import Sample, SampleFile
+    from trl_akd.evaluation.verdicts import Verdict, write_verdicts
+    from trl_akd.execution import ExecutionResult
+    from trl_akd.metrics.taxonomy import ErrorLabel
+
+    problems = tuple(Problem(f"p/{number}", "p", "assert True") for number in range(size // 10))
+    benchmark = Benchmark("growth", problems, "memory", "0")
+    passed, failed = ExecutionResult("passed"), ExecutionResult("failed", "AssertionError", stage="test")
+    label = {"passed": ErrorLabel(None, None, True), "failed": ErrorLabel("wrong_answer", "wrong_answer", True)}
+    with tempfile.TemporaryDirectory() as folder, measured() as cost:
+        with SampleFile(Path(folder), {"model": "m"}) as file:
+            for problem in problems:
+                file.append([Sample(problem.task_id, "s" * 200, "c" * 200, number) for number in range(10)])
+        with SampleFile(Path(folder), {"model": "m"}) as file:
+            verdicts = [
+                Verdict(sample, outcome, label[outcome.status])
+                for problem in problems
+                for sample in file[problem.task_id]
+                for outcome in (passed if sample.sample % 2 else failed,)
+            ]
+        write_verdicts(Path(folder), verdicts)
+        write_results(Path(folder), summarize(benchmark, verdicts, [1, 10]))
+    return cost
+
+
+def programs(size: int) -> Cost:
+    """Programs run in the sandbox by two workers."""
+    from trl_akd.execution import CodeExecutor
+
+    def pairs() -> list[tuple[str, str]]:
+        return [(f"def f(x):\n    return x + {number}\n", f"assert f(1) == {number + 1}") for number in range(size)]
+
+    with measured() as cost, CodeExecutor(workers=2) as executor:
+        assert all(result.passed for result in executor.run(pairs()))
+    return cost
+
+
+def questions(size: int) -> Cost:
+    """Questions of IterKD that are compared with all before them."""
+    from trl_akd.iterkd.cycle.novelty import NoveltyIndex, filter_novel
+    from trl_akd.iterkd.cycle.records import Question
+
+    source = random.Random(0)
+    texts = [f"Write a function {number} that " + " ".join(source.choices(WORDS, k=20)) for number in range(size)]
+    asked = [Question(str(number), text) for number, text in enumerate(texts)]
+    index = NoveltyIndex()
+    with measured() as cost:
+        filter_novel(asked, index)
+    return cost
+
+
+def cycles(size: int) -> Cost:
+    """A run of IterKD with eight questions in each cycle, a teacher by rule and a tiny student."""
+    from tests.iterkd import cycle_world
+    from trl_akd.execution import CodeExecutor
+
+    with tempfile.TemporaryDirectory() as name, CodeExecutor(workers=1) as executor:
+        folder = Path(name)
+        cycle_world.prepare(folder)
+        teacher = cycle_world.RuleTeacher()
+        cycle_world.trainer(folder, folder / "warm", teacher, executor, cycles=1).train()
+        trainer = cycle_world.trainer(folder, folder / "run", teacher, executor, cycles=size)
+        with measured() as cost:
+            trainer.train()
+    return cost
+
+
+# What grows -> sizes by default, and further ones with --full.
+GROWTH: dict[Callable[[int], Cost], tuple[list[int], list[int]]] = {
+    tokens: ([512, 1024, 2048], [4096, 8192]),
+    vocabulary: ([4096, 8192, 16_384, 32_768], [65_536, 131_072]),
+    batch: ([4, 8, 16], [32, 64]),
+    accumulation: ([2, 4, 8], [16]),
+    processes: ([1, 2], []),
+    rows: ([1000, 4000, 16_000], [64_000, 250_000, 1_000_000]),
+    cache_check: ([1000, 10_000, 50_000], [250_000, 1_000_000]),
+    cache_reads: ([1000, 10_000, 50_000], [250_000, 1_000_000]),
+    ledger: ([1000, 10_000, 50_000], [250_000, 1_000_000]),
+    results: ([1000, 5000, 25_000], [100_000, 1_000_000]),
+    programs: ([250, 500, 1000], [10_000, 100_000]),
+    questions: ([250, 500, 1000], [5000, 20_000]),
+    cycles: ([1, 2, 4], [8, 16]),
+}
+
+
+def exponents(sizes: list[int], values: list[float]) -> str:
+    """Return the slope between the last two points in logarithms."""
+    if min(values[-2:]) <= 0:
+        return "-"
+    return f"{math.log(values[-1] / values[-2]) / math.log(sizes[-1] / sizes[-2]):.2f}"
+
+
+def table(found: dict[str, dict[int, Cost]]) -> str:
+    """Return a Markdown table of the first and the last size, and the exponents between the last two."""
+    lines = [
+        "| what grows | from | to | CPU s | CPU s | exponent | MiB | MiB | exponent |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    about = {function.__name__: (function.__doc__ or "").splitlines()[0].rstrip(".") for function in GROWTH}
+    for name, costs in found.items():
+        sizes, seconds = list(costs), [cost.seconds for cost in costs.values()]
+        mebibytes = [cost.bytes / 2**20 for cost in costs.values()]
+        cells = [f"`{name}`: {about[name]}", f"{sizes[0]:,}", f"{sizes[-1]:,}"]
+        cells += [f"{seconds[0]:.3g}", f"{seconds[-1]:.3g}", exponents(sizes, seconds)]
+        cells += [f"{mebibytes[0]:.0f}", f"{mebibytes[-1]:.0f}", exponents(sizes, mebibytes)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _command(name: str, size: int) -> list[str]:
+    return [sys.executable, "-m", "tests.benchmarks.bench_growth", "--measure", name, "--size", str(size)]
+
+
+def main() -> None:
+    names = [function.__name__ for function in GROWTH]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="also the large sizes")
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser.add_argument("--measure", choices=[*names, "step"], help="only print the cost of one measurement")
+    parser.add_argument("--size", type=int)
+    options = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    if options.measure:
+        print(json.dumps(vars(globals()[options.measure](options.size))))
+        return
+    found: dict[str, dict[int, Cost]] = {}
+    for function, (small, large) in GROWTH.items():
+        if function.__name__ not in options.only:
+            continue
+        costs = found[function.__name__] = {}
+        for size in [*small, *(large if options.full else [])]:
+            command = _command(function.__name__, size)
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            costs[size] = Cost(**json.loads(output.splitlines()[-1]))
+            print(f"{function.__name__} {size:,}: {costs[size]}", file=sys.stderr, flush=True)
+    print(table(found))
+    if options.json:
+        numbers = {name: {size: vars(cost) for size, cost in costs.items()} for name, costs in found.items()}
+        options.json.write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

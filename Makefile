@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet $(addprefix --extra-index-url ,$(TORCH_INDEX)) $(addprefix -c ,$(CONSTRAINTS))
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
-RESULTS := $(addprefix docs/results/,full.json adaptive.json akd_ablations.json minillm.json)
+RESULTS := $(addprefix docs/results/,full.json adaptive.json akd_ablations.json minillm.json caches.json)
 export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 

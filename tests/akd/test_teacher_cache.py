@@ -23,6 +23,7 @@ from trl_akd.akd import cache_creation
 from trl_akd.akd.cache_creation import create_cache
 from trl_akd.akd.teacher_cache import unpacked_rows
 from trl_akd.iterkd.pair_trainer import PairTrainer
+from trl_akd.ledger import acquire_lock
 from trl_akd.losses.fused_linear import fused_divergence
 from trl_akd.losses.signals import NO_TOKEN, DenseSignal, SampledSignal, SparseSignal
 from trl_akd.teachers import CachedTeacher
@@ -424,6 +425,15 @@ def test_rows_of_a_dataset(is_packed):
 
 def small(trainer: AKDTrainer, folder: Path) -> Any:
     return create_cache(trainer, folder, shard_mb=0.005)
+
+
+def test_two_runs_do_not_write_one_cache(pair, tmp_path):
+    trainer = make(pair, tmp_path, teacher_model_name_or_path=pair[1])
+    (tmp_path / "cache").mkdir()
+    with acquire_lock(tmp_path / "cache" / "manifest.json", "`output_dir`"):
+        with pytest.raises(BlockingIOError, match=r"is being written by another process; .* another `output_dir`"):
+            small(trainer, tmp_path / "cache")
+    assert small(trainer, tmp_path / "cache").measured
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ _PRELOADED = (
     "__future__ abc array base64 bisect calendar cmath collections collections.abc contextlib copy dataclasses "
     "datetime decimal enum fractions functools heapq io itertools json math numbers operator re string struct "
     "textwrap time traceback types typing"
-).split()  # without `random` and `threading`, whose hooks would make every fork 0.5 ms slower
+).split()  # not `random` and `threading`, whose hooks would make every fork 0.5 ms slower
 _TRIVIAL = b"def number():\n    return 1\n"
 _TESTS = (b"assert number() == 1\n", b"assert number() == 2\n")
 _RUNS = 12  # enough for the interpreter to specialize code

@@ -209,7 +209,10 @@ class Traffic:
 
 @pytest.mark.parametrize(
     ("half_logits", "rule", "bytes_per_logit"),
-    [(True, "akd", 18), (False, "akd", 30), (True, "eopd", 18), (True, "todi", 22), (True, "adaptive_alpha", 26)],
+    [
+        *((True, rule, number) for rule, number in [("akd", 18), ("eopd", 18), ("todi", 22), ("adaptive_alpha", 26)]),
+        *((False, rule, number) for rule, number in [("akd", 30), ("todi", 38), ("adaptive_alpha", 46)]),
+    ],
 )
 def test_memory_traffic_and_matrix_products(half_logits, rule, bytes_per_logit, half_products, monkeypatch):
     monkeypatch.setattr(kernels, "_block_size", lambda words: 1024)

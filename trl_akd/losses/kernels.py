@@ -6,6 +6,7 @@ student with the gradient. `akl`, `todi` and `adaptive_alpha` need more passes f
 
 import os
 import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -51,7 +52,6 @@ def _compiles(device: torch.device) -> bool:
     return True
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def likelihood_and_gradient_(
     head: LMHead, products: Tensor, labels: Tensor, dtype: torch.dtype, with_gradient: bool = True
 ) -> LabelStatistics:
@@ -73,7 +73,6 @@ def likelihood_and_gradient_(
     return LabelStatistics(block.statistics.student_entropy, block.statistics.student_nll)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def divergence_and_gradient_(
     student_head: LMHead,
     student_products: Tensor,
@@ -257,26 +256,37 @@ class TritonBlock:
 
     def _launch(self, name: str, *arguments: Tensor | int, **constants: Any) -> None:
         """Run a kernel, a program per token."""
-        from . import triton_kernels
+        tokens, words = self._student.products.shape
+        _eager_launch()(
+            name,
+            self._student.products,
+            self._teacher.products,
+            self._student.bias,
+            self._teacher.bias,
+            words,
+            self._student.products.stride(0),
+            tokens,
+            *arguments,
+            **constants,
+            **self._common,
+            BLOCK=_block_size(words),
+        )
 
+
+@cache
+def _eager_launch() -> Callable[..., None]:
+    """Return a launcher of kernels that `torch.compile` does not trace. Its decorator takes seconds to import."""
+    from . import triton_kernels
+
+    def launch(name: str, products: Tensor, *arguments: Tensor | int, **constants: Any) -> None:
         if "FORMULA" in constants:
             constants["FORMULA"] = getattr(triton_kernels, constants["FORMULA"]).value
-        tokens, words = self._student.products.shape
-        with torch.cuda.device_of(self._student.products):  # type: ignore[no-untyped-call]
-            getattr(triton_kernels, name)[(tokens,)](
-                self._student.products,
-                self._teacher.products,
-                self._student.bias,
-                self._teacher.bias,
-                words,
-                self._student.products.stride(0),
-                tokens,
-                *arguments,
-                **constants,
-                **self._common,
-                BLOCK=_block_size(words),
-                num_warps=_WARPS,
-            )
+        with torch.cuda.device_of(products):  # type: ignore[no-untyped-call]
+            kernel = getattr(triton_kernels, name)[(len(products),)]
+            kernel(products, *arguments, **constants, num_warps=_WARPS)
+
+    disabled: Callable[..., None] = torch.compiler.disable(launch)  # type: ignore[no-untyped-call]
+    return disabled
 
 
 def _block_size(words: int) -> int:

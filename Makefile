@@ -10,11 +10,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet $(addprefix --extra-index-url ,$(TORCH_INDEX)) $(addprefix -c ,$(CONSTRAINTS))
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
-RESULTS := $(addprefix docs/results/,full.json adaptive.json akd_ablations.json minillm.json)
+RESULTS := $(addprefix docs/results/,full.json adaptive.json akd_ablations.json minillm.json caches.json)
 export OMP_NUM_THREADS ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart check test test-distributed test-slow test-gpu test-lowest test-trl test-wheel coverage audit mutants bench results docs dist lint format clean
+.PHONY: quickstart check test test-distributed test-slow test-gpu test-lowest test-trl test-wheel coverage audit mutants bench bench-gpu results docs dist lint format clean
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@echo "Installing trl_akd and what its tests need into $(VENV): downloads about 0.5 GB with a CPU build of PyTorch, which"
@@ -91,6 +91,10 @@ results: $(VENV)/.installed
 		--introduction docs/results/plans_answer.txt
 	$(BIN)/trl-akd bench cycles --report docs/results/cycles.json --page docs/results_cycles.md \
 		--introduction docs/results/cycles_answer.txt
+
+# The fused loss and training steps on a GPU, with random weights and without network; about 8 minutes.
+bench-gpu: $(VENV)/.installed
+	$(BIN)/python -m tests.benchmarks.bench_gpu --output docs/benchmarks_gpu.md
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -46,6 +46,8 @@ def test_every_public_name_is_documented():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name: str):
+    if name.endswith("triton_kernels"):
+        pytest.importorskip("triton")
     module = importlib.import_module(name)
     finder = doctest.DocTestFinder(exclude_empty=True)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)

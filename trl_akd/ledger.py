@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Self, cast
 
 from filelock import FileLock, Timeout
 
-__all__ = ["Ledger", "read_json_lines", "replace_text", "write_json_lines"]
+__all__ = ["Ledger", "acquire_lock", "read_json_lines", "replace_text", "write_json_lines"]
 
 _BLOCK = 1 << 16  # bytes per read when searching backwards for the last line end
 
@@ -64,7 +64,7 @@ class Ledger:
     ) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _acquire_lock(path, option)
+        self._lock = acquire_lock(path, option)
         self._file = cast(BinaryIO, open(path, "a+b", buffering=0))
         try:
             self._sidecar = sidecar or path.with_suffix(".settings.json")
@@ -162,8 +162,18 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     replace_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-def _acquire_lock(path: Path, option: str) -> FileLock:
-    """Acquire the lock of a file. The operating system releases it when the process ends, for any reason."""
+def acquire_lock(path: Path, option: str) -> FileLock:
+    """Acquire the lock of a file. The operating system releases it when the process ends, for any reason.
+
+    Args:
+        path (`Path`):
+            The file, beside which the lock is a file of its own, with the suffix `.lock`.
+        option (`str`):
+            Option that names the file, for the error.
+
+    Raises:
+        BlockingIOError: If another process has the lock.
+    """
     lock = FileLock(path.with_suffix(path.suffix + ".lock"), thread_local=False)
     try:
         lock.acquire(timeout=0)

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import re
 
 import pytest
@@ -27,7 +28,7 @@ def test_docstring_lists_the_fields_that_are_added_or_changed():
     inherited = {field.name: field for field in dataclasses.fields(GKDConfig)}
     fields = {field.name: field for field in dataclasses.fields(AKDConfig)}
     own = {name for name in AKDConfig.__annotations__ if name in fields}
-    documented = dict(re.findall(r"^ {8}(\w+) \((.+)\):$", AKDConfig.__doc__, re.M))
+    documented = dict(re.findall(r"^ {4}(\w+) \((.+)\):$", inspect.getdoc(AKDConfig) or "", re.M))
     assert set(documented) == own
     for name in own:
         field = fields[name]

@@ -76,7 +76,7 @@ def test_settings_of_the_training(trainer, tmp_path: Path):
 
 ASKED = "Write a Python function that doubles a number."
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ '<assistant>' if add_generation_prompt }}"
-QUESTION, ANSWER = {"role": "user", "content": f"{ASKED}\n"}, {"role": "assistant", "content": "f"}
+QUESTION, ANSWER = {"role": "user", "content": ASKED}, {"role": "assistant", "content": "f"}
 FORMATS: dict[str, tuple[dict[str, Any], str | None, str | None]] = {
     "alpaca": ({"instruction": ASKED, "output": "f"}, "template", "alpaca"),
     "starcoder": ({"instruction": ASKED, "output": "f"}, "template", "starcoder"),
@@ -107,7 +107,7 @@ def test_the_example_of_the_card_gives_a_prompt_as_in_training(name: str, adapte
     text = (tmp_path / "student" / "README.md").read_text()
     program = re.findall(r"```python\n(.*?)```", text.partition("## Use")[2], re.DOTALL)[0]
     found: dict[str, Any] = {}
-    exec(compile(program.replace("max_new_tokens=256", "max_new_tokens=2"), "card", "exec"), found)
+    exec(compile(re.sub(r"max_new_tokens=\d+", "max_new_tokens=2", program), "card", "exec"), found)
     if style is not None:
         assert found["inputs"]["input_ids"][0].tolist() == made.train_dataset[0]["prompt_ids"]
     assert ("| Prompt template |" in text) == (style is not None)

@@ -23,10 +23,12 @@ from trl_akd.akd import cache_creation
 from trl_akd.akd.cache_creation import create_cache
 from trl_akd.akd.teacher_cache import unpacked_rows
 from trl_akd.iterkd.pair_trainer import PairTrainer
+from trl_akd.ledger import acquire_lock
 from trl_akd.losses.fused_linear import fused_divergence
 from trl_akd.losses.signals import NO_TOKEN, DenseSignal, SampledSignal, SparseSignal
 from trl_akd.teachers import CachedTeacher
 from trl_akd.teachers import cached as cached_module
+from trl_akd.teachers.cache_card import describe_cache
 from trl_akd.teachers.cache_files import CachedRow, Manifest, row_key, shard_path, write_manifest, write_shard
 from trl_akd.teachers.sparse_codec import SparseCodec
 
@@ -131,6 +133,21 @@ def test_sampled_training_is_the_same_with_other_batches_and_resumed(pair, cache
     other = train("other", data_seed=42, seed=43)
     assert not all(
         torch.allclose(value, expected[name], atol=1e-6) for name, value in other.model.state_dict().items()
+    )
+
+
+def test_the_error_of_samples_is_measured(pair, caches, tmp_path):
+    measured = CachedTeacher(caches["top"]).manifest.measured
+    assert measured["forward_kl"]["gradient_error"] == pytest.approx(0.0, abs=1e-5)
+    found = measured["sampled"]
+    assert found["tail_samples"] == 64 and found["tokens"] == measured["tokens"]
+    for name in ("forward_kl", "reverse_kl"):
+        assert 1e-4 < found[name]["gradient_error"] < 1.0
+        assert found[name]["teacher"] == measured[name]["teacher"]
+        assert found[name]["cache"] == pytest.approx(found[name]["teacher"], rel=0.1)
+    assert (
+        "error of the gradient with teacher_tail_samples 64: "
+        in describe_cache(CachedTeacher(caches["top"]).manifest, caches["top"])["sampled"]
     )
 
 
@@ -408,6 +425,15 @@ def test_rows_of_a_dataset(is_packed):
 
 def small(trainer: AKDTrainer, folder: Path) -> Any:
     return create_cache(trainer, folder, shard_mb=0.005)
+
+
+def test_two_runs_do_not_write_one_cache(pair, tmp_path):
+    trainer = make(pair, tmp_path, teacher_model_name_or_path=pair[1])
+    (tmp_path / "cache").mkdir()
+    with acquire_lock(tmp_path / "cache" / "manifest.json", "`output_dir`"):
+        with pytest.raises(BlockingIOError, match=r"is being written by another process; .* another `output_dir`"):
+            small(trainer, tmp_path / "cache")
+    assert small(trainer, tmp_path / "cache").measured
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -7,6 +7,8 @@ RUNS = [
     "bench_losses --tokens 1024 --vocab 49152",
     "bench_losses --tokens 2048 --vocab 152064 --student_hidden 896 --teacher_hidden 3584 --repeats 3",
     "bench_training",
+    "bench_cache loss",
+    "bench_cache steps --rounds 4",
     "bench_codeplan",
     "bench_iterkd",
     "bench_execution",

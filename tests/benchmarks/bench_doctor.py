@@ -1,8 +1,9 @@
 """Estimates of `trl-akd doctor` against measured runs on this CPU, each in a fresh process.
 
 Memory is the growth of the resident memory from before the models are built to its peak. Time is that of the fastest
-step in CPU seconds of one thread, because other programs may share the cores; its estimate is at the throughput of a
-product of two matrices, measured in the same way in the same process.
+step in CPU seconds of one thread, because other programs may share the cores. Its estimate is at the throughput of the
+fastest forward pass of one layer, which like `--utilization` includes operations on single elements, and the bandwidth
+of the fastest copy. Both run before each step, since programs on the other cores slow all of them down.
 
     python -m tests.benchmarks.bench_doctor --steps 3
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROWS, LENGTH, VOCABULARY = 4, 256, 32_000
+_COPIED = 16 * 2**20  # numbers
 STUDENT = {"hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 10, "num_attention_heads": 10}
 TEACHER = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
 CASES: dict[str, dict[str, Any]] = {
@@ -37,9 +39,11 @@ def measure(case: dict[str, Any], steps: int) -> dict[str, float]:
     from transformers import LlamaConfig
 
     from trl_akd import AKDConfig
-    from trl_akd.doctor.duration import estimate_duration
+    from trl_akd.doctor.duration import OF_BANDWIDTH, estimate_duration
+    from trl_akd.doctor.hardware import Gpu
     from trl_akd.doctor.memory import estimate_memory
     from trl_akd.doctor.settings import ModelSettings, Parallelism, RunSettings
+    from trl_akd.doctor.tracing import trace_student
 
     torch.set_num_threads(1)
     case = dict(case)
@@ -69,24 +73,27 @@ def measure(case: dict[str, Any], steps: int) -> dict[str, float]:
         )
         settings = RunSettings.read(args, student, teacher, Parallelism(), autocast=None, on_cpu=True)
         phases = estimate_memory(settings)
-        cpu = calibrate()
-        duration = estimate_duration(settings, cpu, utilization=1.0)
         small = LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=1)
         train([small, small], args, adapter)  # loads everything but the models
         before = _resident()
-        seconds = train(configs, args, adapter)
+        seconds, layer, copy = train(configs, args, adapter)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+        tflops = trace_student(settings).forward_flops / STUDENT["num_hidden_layers"] / layer / 1e12
+        bandwidth = 2 * 4 * _COPIED / copy / 1e9
+        cpu = Gpu("CPU", 16.0, tflops, tflops, bandwidth / OF_BANDWIDTH)
+        duration = estimate_duration(settings, cpu, utilization=1.0)
     return {
         "memory": peak - before,
         "estimated_memory": max(phase.total for phase in phases),
         "seconds": seconds,
         "estimated_seconds": duration.step,
-        "gflops": 1000 * cpu.tflops,
+        "gflops": 1000 * tflops,
+        "bandwidth": bandwidth,
     }
 
 
-def train(configs: list[Any], args: Any, adapter: Any) -> float:
-    """Train random models, and return the seconds of the fastest step."""
+def train(configs: list[Any], args: Any, adapter: Any) -> tuple[float, float, float]:
+    """Train random models, and return the seconds of the fastest step, forward pass of a layer, and copy."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, TrainerCallback
 
@@ -96,9 +103,11 @@ def train(configs: list[Any], args: Any, adapter: Any) -> float:
     tokens = [{"input_ids": [7] * LENGTH, "labels": [7] * LENGTH} for _ in range(64)]
     models = [AutoModelForCausalLM.from_config(config) for config in configs]
     times: list[float] = []
+    calibrations: list[tuple[float, float]] = []
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
+            calibrations.append(calibrate())
             times.append(-time.process_time())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -115,27 +124,28 @@ def train(configs: list[Any], args: Any, adapter: Any) -> float:
         callbacks=[Clock()],
     )
     trainer.train()
-    return min(times)
+    layer, copy = (min(found) for found in zip(*calibrations, strict=True))
+    return min(times), layer, copy
 
 
-def calibrate() -> Any:
-    """Return the throughput of this CPU in CPU seconds."""
+def calibrate() -> tuple[float, float]:
+    """Return the seconds of the fastest of several forward passes of a layer of the student, and of several copies."""
     import torch
+    from transformers import LlamaConfig, LlamaModel
 
-    from trl_akd.doctor.hardware import Gpu
-
-    matrix, weight = torch.ones(ROWS * LENGTH, 640), torch.ones(640, 1728)
-    vector = torch.ones(16 * 2**20)
-    seconds = []
-    for function in (lambda: matrix @ weight, vector.clone):
-        found = []
-        for _ in range(20):
-            start = time.process_time()
-            function()
-            found.append(time.process_time() - start)
-        seconds.append(sorted(found)[len(found) // 2])
-    tflops = 2 * matrix.numel() * weight.shape[1] / seconds[0] / 1e12
-    return Gpu("CPU", 16.0, tflops, tflops, 2 * 4 * vector.numel() / seconds[1] / 1e9 / 0.8)
+    layer = LlamaModel(LlamaConfig(vocab_size=8, **{**STUDENT, "num_hidden_layers": 1}))
+    tokens = torch.zeros(ROWS, LENGTH, dtype=torch.int64)
+    vector, copy = torch.ones(2, _COPIED)  # as in the loss and the optimizer, whose buffers exist
+    fastest = []
+    with torch.no_grad():
+        for function in (lambda: layer(tokens), lambda: copy.copy_(vector)):
+            seconds = []
+            for _ in range(20):
+                start = time.process_time()
+                function()
+                seconds.append(time.process_time() - start)
+            fastest.append(min(seconds))
+    return fastest[0], fastest[1]
 
 
 def _resident() -> int:

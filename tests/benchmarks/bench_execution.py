@@ -1,6 +1,6 @@
 """Benchmark of the executor: programs per second compared with `evaluate`'s code_eval, first verdict, caller's memory.
 
-    python -m tests.benchmarks.bench_execution [--repeats 5] [--workers 2] [--tiny 20000] [--json PATH]
+    python -m tests.benchmarks.bench_execution [--repeats 5] [--workers 3] [--tiny 20000] [--json PATH]
 
 The metric's script is on the Hub and not in the wheel, so it is reimplemented here: a pool of threads, each of which
 starts a Manager and forks a process for every program from a parent that has imported `evaluate` and `datasets`; the
@@ -206,7 +206,7 @@ def table(measured: dict[str, list[list[float]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) + 1, help="those of CodeExecutor")
     parser.add_argument("--tiny", type=int, default=20_000, help="programs while the caller's memory is watched")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     parser.add_argument("--task", help="only print one measurement: a contender's rate, or `first` and a level")

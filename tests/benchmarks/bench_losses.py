@@ -27,16 +27,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import torch
 import torch.nn.functional as F
-import trl
 from torch import Tensor
-from trl.experimental.gkd import GKDTrainer
-from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
 from trl_akd.losses import DenseSignal, LMHead, SparseSignal, TeacherSignal, fused_divergence
 
@@ -90,7 +88,9 @@ class Inputs:
         self.student_hidden.grad = self.student_weight.grad = None
 
 
-def fused(inputs: Inputs, divergence: str, signal: TeacherSignal | None = None, **knobs: float) -> Tensor:
+def fused(
+    inputs: Inputs, divergence: str, signal: TeacherSignal | None = None, half_logits: bool = False, **knobs: float
+) -> Tensor:
     tokens = len(inputs.student_hidden)
     return fused_divergence(
         inputs.student_hidden,
@@ -99,6 +99,7 @@ def fused(inputs: Inputs, divergence: str, signal: TeacherSignal | None = None, 
         token_weights=torch.full((tokens,), 1 / tokens, device=inputs.student_hidden.device),
         divergence=divergence,
         knobs=knobs,
+        half_logits=half_logits,
     ).loss
 
 
@@ -112,6 +113,8 @@ def sparse(inputs: Inputs) -> Tensor:
 
 
 def trl_gkd(inputs: Inputs) -> Tensor:
+    from trl.experimental.gkd import GKDTrainer
+
     with torch.no_grad():
         teacher_logits = F.linear(inputs.teacher_hidden, inputs.teacher_weight)
     student_logits = F.linear(inputs.student_hidden, inputs.student_weight)
@@ -119,6 +122,8 @@ def trl_gkd(inputs: Inputs) -> Tensor:
 
 
 def trl_chunked(inputs: Inputs) -> Tensor:
+    from trl.trainer.distillation_trainer import _chunked_divergence_loss
+
     loss, _, _ = _chunked_divergence_loss(
         inputs.student_hidden[None],
         inputs.teacher_hidden[None],
@@ -283,7 +288,7 @@ def table(seconds: dict[str, list[float]], peaks: dict[str, int]) -> str:
 def environment() -> dict[str, str]:
     return {
         "torch": torch.__version__,
-        "trl": trl.__version__,
+        "trl": version("trl"),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "load": " ".join(f"{load:.1f}" for load in os.getloadavg()),

@@ -18,6 +18,7 @@ from trl_akd.execution import CodeExecutor
 from trl_akd.hub.model_card import ModelCardContent, Provenance, model_card
 from trl_akd.micro import build, teacher_data
 from trl_akd.micro.tasks import sample_tasks, write_json_lines, write_problems
+from trl_akd.teachers import CachedTeacher
 
 
 def test_reference_solutions_of_the_tasks_pass(tmp_path: Path):
@@ -48,7 +49,8 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         tiny.model(max_position_embeddings=400).save_pretrained(folder)
         tiny.tokenizer().save_pretrained(folder)
 
-    def distill(teacher: Path, student: Path, rows: Path, output_dir: Path, seed: int) -> None:
+    def distill(teacher: Path, student: Path, rows: Path, output_dir: Path, seed: int, signals: Path) -> None:
+        assert CachedTeacher(signals).manifest.kind == "hidden"
         assert rows.read_text().count("\n") == 60
         shutil.copytree(student, output_dir)
         logs = [{"step": 1, "kd/beta": 0.1, "kd/forward_kl": 1.0, "kd/reverse_kl": 1.0}]

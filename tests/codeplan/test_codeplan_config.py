@@ -1,5 +1,6 @@
 """Accepted and refused values of CodePLANConfig."""
 
+import inspect
 import re
 from dataclasses import fields
 
@@ -16,7 +17,7 @@ def test_defaults_follow_the_paper(config):
 
 
 def test_docstring_lists_the_fields_in_order():
-    named = re.findall(r"^        (\w+) \(`", CodePLANConfig.__doc__, re.M)
+    named = re.findall(r"^    (\w+) \(`", inspect.getdoc(CodePLANConfig) or "", re.M)
     names = {field.name for field in fields(CodePLANConfig)}
     assert named == [name for name in CodePLANConfig.__annotations__ if name in names]
     assert issubclass(CodePLANConfig, AKDConfig)

@@ -1,7 +1,9 @@
 """Plans from a model in one process and in two, and by the command."""
 
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
@@ -89,9 +91,7 @@ def test_rows_are_read_before_a_model_is_loaded(tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.parametrize("kind", [PlanGenerationConfig, RankerBenchmark, RankerData, RankerModel, RankerRanking])
 def test_fields_are_documented_in_their_order(kind: type):
-    documented = [
-        line.split(" (")[0].strip() for line in (kind.__doc__ or "").splitlines() if line.startswith("        ")
-    ]
+    documented = re.findall(r"^    (\w+) \(`", inspect.getdoc(kind) or "", re.MULTILINE)
     inherited = [field.name for base in kind.__bases__ if is_dataclass(base) for field in fields(base)]
     names = [field.name for field in fields(kind)][len(inherited) :]
     assert [name for name in documented if name in names] == names

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import re
 
 import pytest
@@ -59,7 +60,7 @@ def test_given_samples_allow_any_k():
 
 
 def test_every_field_is_documented():
-    documented = re.findall(r"^        (\w+) \(`", EvaluationConfig.__doc__ or "", re.MULTILINE)
+    documented = re.findall(r"^    (\w+) \(`", inspect.getdoc(EvaluationConfig) or "", re.MULTILINE)
     inherited = [field.name for field in dataclasses.fields(GeneratorConfig)]
     assert [*inherited, *documented] == [field.name for field in dataclasses.fields(EvaluationConfig)]
 

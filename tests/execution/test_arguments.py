@@ -180,8 +180,8 @@ def test_invalid_program(executor: CodeExecutor, tmp_path: Path, faulty: Any) ->
 
 def test_more_workers_than_cores(level: str) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with pytest.warns(UserWarning, match=f"workers.*{cores + 1}"):
-        executor = CodeExecutor(cores + 1, isolation=level, allow_code_execution=True)
+    with pytest.warns(UserWarning, match=f"workers={cores + 2}.*; {cores + 1} are used"):
+        executor = CodeExecutor(cores + 2, isolation=level, allow_code_execution=True)
     with executor:
         assert executor.run([HONEST])[0].passed
 

@@ -335,7 +335,13 @@ def test_function_must_be_defined_by_the_candidate(
 ):
     """Imports of the harness and built-ins are not accepted."""
     tests = {"inputs": [arguments], "outputs": [value], "fn_name": name, "harness": harness}
-    others = ["", "x = 1", f"def other(*a):\n    return {name}(*a)", "class Solution:\n    pass"]
+    others = [
+        "",
+        "x = 1",
+        f"def other(*a):\n    return {name}(*a)",
+        "class Solution:\n    pass",
+        f"[{name} for {name} in ()]",
+    ]
     found, *missing = executor.run([(program, tests) for program in (own, *others)])
     assert found.passed, found
     assert {(result.error_type, result.missing) for result in missing} == {("NameError", name)}

@@ -1,7 +1,7 @@
 """Training from a teacher cache does not depend on the split of the work, nor on the processes that write the cache.
 
-From hidden states, it equals training with the teacher in memory; from sparse signals, that of one process from equal
-signals.
+From hidden states, it equals training with the teacher in memory; from sparse signals, and with samples of the tail,
+that of one process from equal signals.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,7 @@ Train = Callable[..., Outcome]
 CACHES: dict[str, dict[str, Any]] = {  # in several shards each
     "hidden": {"kind": "hidden", "shard_mb": 0.01},
     "sparse": {"kind": "sparse", "top_k": 16, "shard_mb": 0.002},
+    "sampled": {"kind": "hidden", "top_k": 16, "shard_mb": 0.01, "tail_samples": 2},
 }
 
 
@@ -68,7 +69,7 @@ def signals(outcome: Outcome) -> dict[str, bytes]:
             for split in SPLITS
             if split != "ZeRO-3, 2 accumulated"
         ),
-        *(pytest.param("sparse", split, marks=pytest.mark.slow) for split in SPLITS),
+        *(pytest.param(kind, split, marks=pytest.mark.slow) for kind in ("sparse", "sampled") for split in SPLITS),
     ],
 )
 def test_split_does_not_matter_for_a_cache(train: Train, kind: str, split: str) -> None:
@@ -80,7 +81,7 @@ def test_split_does_not_matter_for_a_cache(train: Train, kind: str, split: str) 
     assert_same(found, expected)
     shards = sorted(name for name in signals(found) if name.startswith("shard-"))
     assert len(shards) > 2 and shards[-1].startswith(f"shard-{len(shards) - 1:05d}-of-{len(shards):05d}")
-    if kind == "sparse":
+    if kind != "hidden":
         assert signals(found) == signals(expected)
         assert expected.series("loss") != pytest.approx(train(None).series("loss"), rel=1e-3)
 

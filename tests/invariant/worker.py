@@ -97,8 +97,9 @@ def main() -> AKDTrainer:
     if write_cache is None:
         trainer = make()
     else:
+        tail_samples = write_cache.pop("tail_samples", None)
         create_cache(make(), **write_cache)
-        trainer = make(teacher_cache=write_cache["folder"])
+        trainer = make(teacher_cache=write_cache["folder"], teacher_tail_samples=tail_samples)
     if benchmark is not None:
         trainer.add_callback(_judge(trainer, benchmark))
     written = []

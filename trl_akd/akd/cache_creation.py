@@ -6,7 +6,7 @@ with any number of processes, writes those that are missing.
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..data.vocabulary import vocabulary_digest
 from ..distributed import gathered, run_on_main_and_broadcast
 from ..generation.loading import weights_fingerprint
 from ..heads import evaluating, final_hidden_states, lm_head
+from ..ledger import acquire_lock
 from ..losses.fused_linear import fused_divergence
 from ..losses.lm_head import LMHead
 from ..losses.signals import DenseSignal, SparseSignal, TeacherSignal
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 __all__ = ["check_folder", "create_cache"]
 
 DEFAULT_TOP_K = 128  # of sparse signals
+_LOCK = f"{MANIFEST}.lock"
+_MEASURED_SAMPLES = 64  # of the tail of each position
 _SAMPLED_ROWS = 32
 _SAMPLED_TOKENS = 2048
 
@@ -90,7 +93,7 @@ def create_cache(
 
     Raises:
         ValueError: If there is no teacher that can be cached, a setting is wrong, or the folder has another cache.
-        OSError: If a file cannot be written; finished shards are kept.
+        OSError: If a file cannot be written, or another run is writing the cache; finished shards are kept.
     """
     _check_teacher(trainer)
     folder, accelerator = Path(folder).expanduser(), trainer.accelerator
@@ -103,19 +106,20 @@ def create_cache(
         encoding.encode(signal)  # may refuse it, before anything is written
     shards = _plan(rows, encoding.bytes_per_token, int(shard_mb * 1_000_000))
     manifest = _manifest(trainer, kind, encoding, rows, len(shards), data or {})
-    missing = run_on_main_and_broadcast(accelerator, lambda: _begin(folder, manifest, encoding))
-    if missing is None:
-        return read_manifest(folder)
-    _write_head(trainer, folder, encoding, rows[:1])
-    _write_shards(trainer, folder, manifest, encoding, shards, missing, batch_size)
-    accelerator.wait_for_everyone()
-    return _finish(trainer, folder, manifest, rows)
+    with ExitStack() as lock:
+        missing = run_on_main_and_broadcast(accelerator, lambda: _begin(folder, manifest, encoding, lock))
+        if missing is None:
+            return read_manifest(folder)
+        _write_head(trainer, folder, encoding, rows[:1])
+        _write_shards(trainer, folder, manifest, encoding, shards, missing, batch_size)
+        accelerator.wait_for_everyone()
+        return _finish(trainer, folder, manifest, rows)
 
 
 def check_folder(folder: Path) -> None:
     """Raise a ValueError if a folder has other files than those of a teacher cache."""
     others = folder.iterdir() if folder.is_dir() and not (folder / MANIFEST).exists() else ()
-    if not all(map(is_usage_file, others)):
+    if not all(path.name == _LOCK or is_usage_file(path) for path in others):
         raise ValueError(f"`output_dir` is {str(folder)!r}, which has other files; give a new folder.")
 
 
@@ -223,9 +227,14 @@ def _manifest(
     )
 
 
-def _begin(folder: Path, manifest: Manifest, encoding: Encoding) -> list[int] | None:
-    """Write the manifest, and return the numbers of the missing shards, or `None` if the cache is complete."""
+def _begin(folder: Path, manifest: Manifest, encoding: Encoding, lock: ExitStack) -> list[int] | None:
+    """Write the manifest, and return the numbers of the missing shards, or `None` if the cache is complete.
+
+    Until `lock` is closed, no other run can write the cache.
+    """
     check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock.enter_context(acquire_lock(folder / MANIFEST, "`output_dir`"))
     missing = list(range(manifest.shards))
     if (folder / MANIFEST).exists():
         begun = read_manifest(folder)
@@ -237,7 +246,6 @@ def _begin(folder: Path, manifest: Manifest, encoding: Encoding) -> list[int] | 
         missing = [number for number in missing if not is_whole(folder, manifest, number)]
         if not missing and begun.measured is not None and _has_head(folder, manifest):
             return None
-    folder.mkdir(parents=True, exist_ok=True)
     _check_space(folder, manifest, encoding, len(missing) / manifest.shards)
     write_manifest(folder, manifest)
     return missing
@@ -351,6 +359,10 @@ def _finish(trainer: "AKDTrainer", folder: Path, manifest: Manifest, rows: Seque
     """Measure the error of the cache, and write the complete manifest."""
     sample = [rows[number] for number in np.unique(np.linspace(0, len(rows) - 1, _SAMPLED_ROWS).astype(int))]
     measured = _measure(trainer, CachedTeacher(folder), sample)
+    if manifest.kind == "hidden" and manifest.top_k is not None:
+        sampled = CachedTeacher(folder, tail_samples=_MEASURED_SAMPLES)
+        sampled.step = 0
+        measured["sampled"] = {"tail_samples": _MEASURED_SAMPLES, **_measure(trainer, sampled, sample)}
     complete = replace(manifest, measured=measured)
     if trainer.accelerator.is_main_process:
         write_manifest(folder, complete)

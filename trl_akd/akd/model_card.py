@@ -101,7 +101,7 @@ def find_prompt_format(dataset: Any, args: AKDConfig) -> PromptFormat | None:
 
 def template_format(template: str) -> PromptFormat:
     """Return the format of prompts in a template."""
-    return PromptFormat("template", template, render(template, PromptFormat.example.strip()))
+    return PromptFormat("template", template, render(template, PromptFormat.example))
 
 
 def training_facts(args: AKDConfig, steps: int, per: str = "") -> dict[str, str]:

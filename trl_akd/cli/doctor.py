@@ -356,6 +356,8 @@ def _settings(
     source: dict[str, Any] = {}
     if args.uses_teacher and args.teacher_cache is not None:
         source = _cached_signal(args.teacher_cache, args.teacher_cache_revision)
+        if args.teacher_tail_samples is not None:  # whose buffers are those of a sparse signal
+            source["signal"] = "sparse"
     elif args.uses_teacher and args.teacher_base_url is not None:
         source = {"signal": "sparse"}
     elif args.uses_teacher and args.teacher_model_name_or_path is not None:

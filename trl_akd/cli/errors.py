@@ -43,7 +43,7 @@ def user_errors(kinds: tuple[type[Exception], ...] = SETUP_ERRORS) -> Iterator[N
     try:
         yield
     except kinds as error:
-        raise UserError(_remote_code_message(error) or str(error)) from error
+        raise UserError(_remote_code_message(error) or _text(error)) from error
 
 
 def run(command: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
@@ -113,6 +113,13 @@ def _hide_fallback_to_cpu() -> None:
 
 def _is_not_fallback_to_cpu(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("Setting accelerator to CPU")
+
+
+def _text(error: Exception) -> str:
+    """Return the message of an error, without the number of a system error whose message is a sentence."""
+    if isinstance(error, OSError) and error.filename is None and error.strerror:
+        return error.strerror
+    return str(error)
 
 
 def _remote_code_message(error: BaseException) -> str | None:

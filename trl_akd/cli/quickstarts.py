@@ -26,6 +26,7 @@ _AS_TRAINED = {"prompt_style": "template", "prompt_template": "codeplan_code"}
 _RESULTS = "results.json"
 _EVALUATION = "evaluation"
 _RANKER = "ranker"
+_CACHE = "teacher-cache"
 _WIDTH = 112  # maximum number of characters per line of a printed command
 
 Fields = dict[str, Path | int]
@@ -102,16 +103,19 @@ def _run_akd(folder: Path, seed: int) -> None:
 
     began = time.monotonic()
     teacher, before, after = folder / "teacher", folder / "student-before", folder / "student-akd"
+    signals = folder / _CACHE
     models = {"teacher": teacher, "student": before, "student after AKD": after}
-    with _stage("1/5 Generate programming tasks"):
+    with _stage("1/6 Generate programming tasks"):
         files = write_akd_tasks(folder)
-    with _stage("2/5 Train the teacher, kept in the cache"):
+    with _stage("2/6 Train the teacher, kept in the cache"):
         make_teacher(teacher, default_cache())
-    with _stage("3/5 Train the student briefly"):
+    with _stage("3/6 Train the student briefly"):
         make_student(before, teacher, seed)
-    with _stage(f"4/5 Distill: trl-akd akd --config {AKD_RECIPE}"):
-        _distill(teacher, before, files.rows, after, seed)
-    with _stage("5/5 Run the code of all three in a sandbox"):
+    with _stage(f"4/6 Run the teacher over the rows once: trl-akd cache --config {AKD_RECIPE}"):
+        _cache(teacher, before, files.rows, signals, seed)
+    with _stage(f"5/6 Distill: trl-akd akd --config {AKD_RECIPE} --teacher_cache {signals}"):
+        _distill(teacher, before, files.rows, after, seed, signals)
+    with _stage("6/6 Run the code of all three in a sandbox"):
         results = {
             name: _evaluate_akd(path, files.held_out, folder / _EVALUATION / path.name)
             for name, path in models.items()
@@ -132,10 +136,16 @@ def _run_akd(folder: Path, seed: int) -> None:
     print(next_command("akd", AKD_RECIPE, beta_strategy="fixed", beta=0, **kd))
 
 
-def _distill(teacher: Path, student: Path, rows: Path, output_dir: Path, seed: int) -> None:
+def _cache(teacher: Path, student: Path, rows: Path, output_dir: Path, seed: int) -> None:
+    from . import cache
+
+    _run(cache.main, AKD_RECIPE, **_akd_fields(teacher, student, rows, output_dir, seed))
+
+
+def _distill(teacher: Path, student: Path, rows: Path, output_dir: Path, seed: int, signals: Path) -> None:
     from . import akd
 
-    _run(akd.main, AKD_RECIPE, **_akd_fields(teacher, student, rows, output_dir, seed))
+    _run(akd.main, AKD_RECIPE, teacher_cache=signals, **_akd_fields(teacher, student, rows, output_dir, seed))
 
 
 def _akd_fields(teacher: Path, student: Path, rows: Path, output_dir: Path, seed: int) -> Fields:
@@ -409,7 +419,7 @@ def _run_iterkd(folder: Path, seed: int) -> None:
     print(next_command("iterkd", ITERKD_RECIPE, cycles=3, **fields))
 
 
-AKD = Quickstart("outputs/quickstart", ("student-before", "student-akd", "teacher", _EVALUATION), _run_akd)
+AKD = Quickstart("outputs/quickstart", ("student-before", "student-akd", "teacher", _CACHE, _EVALUATION), _run_akd)
 CODEPLAN = Quickstart(
     "outputs/quickstart-codeplan",
     ("teacher", "student-before", "student-unplanned", "student-codeplan", "plans", _RANKER, _EVALUATION),

@@ -22,9 +22,9 @@ from .memory import kv_cache, optimizer_states, student_trace, teacher_trace
 from .settings import RunSettings
 from .tracing import ModelTrace, StudentTrace
 
-__all__ = ["Duration", "estimate_duration", "loss_flops", "loss_traffic"]
+__all__ = ["OF_BANDWIDTH", "Duration", "estimate_duration", "loss_flops", "loss_traffic"]
 
-_OF_BANDWIDTH = 0.8
+OF_BANDWIDTH = 0.8
 """Fraction of the memory's bandwidth that simple kernels reach."""
 
 
@@ -91,7 +91,7 @@ def estimate_duration(
         settings.teacher is not None and settings.teacher.dtype.itemsize == 2
     )
     teacher_rate = 1e12 * utilization * (gpu.tflops if teacher_is_half else gpu.tflops_float32)
-    bandwidth = 1e9 * _OF_BANDWIDTH * gpu.bandwidth
+    bandwidth = 1e9 * OF_BANDWIDTH * gpu.bandwidth
     flops = {
         "student's forward": round(filled * student.forward_flops),
         "student's backward": round(filled * student.backward_flops),

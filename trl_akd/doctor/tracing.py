@@ -447,13 +447,13 @@ class _Buffers(torch.autograd.Function):
             rule=rule,
             chunk_size=settings.chunk_size,
         )
-        tiles, scratch = (weight.new_empty(shape, dtype=torch.float32) for shape in shapes)
+        tiles, scratch = (weight.new_empty(shape, dtype=torch.float32) for shape in shapes[:2])
         chunk = [weight.new_empty(shapes.tiles[1], weight.shape[1], dtype=torch.float32) for _ in range(2)]
         if signal == "dense" and rule.fused is None:
             blocks = math.ceil(_autograd_blocks(settings.divergence, settings.knobs))
             autograd = weight.new_empty(blocks, *shapes.scratch[1:], dtype=torch.float32)
             del autograd
-        product = tiles[0].to(operand)
+        product = tiles[0] if shapes.on_kernels else tiles[0].to(operand)
         del heads, tiles, scratch, chunk, product
         ctx.gradients, ctx.dtypes = gradients, dtypes
         return weight.new_zeros((), dtype=torch.float32)

@@ -92,7 +92,7 @@ class EvaluationConfig(GeneratorConfig):
             Whether to run tests in another process than the candidate. Defaults to true if the benchmark's tests allow
             it, as HumanEval's do. Outputs of APPS and LiveCodeBench are compared in another process in any case.
         workers (`int`, *optional*):
-            Number of programs that run concurrently. Defaults to one per core.
+            Number of programs that run concurrently. Defaults to one more than the number of cores.
         program_timeout (`float`, *optional*, defaults to `10.0`):
             Time limit of a program in seconds of processor time; see `CodeExecutor`. Longer than HumanEval's 3, which
             one of MBPP's reference solutions exceeds.

@@ -88,8 +88,9 @@ class CodeExecutor:
 
     Args:
         workers (`int`, *optional*):
-            Maximum number of programs that run at the same time. Defaults to the number of cores that this process may
-            use.
+            Maximum number of programs that run at the same time. Defaults to one more than the number of cores that
+            this process may use, which is also the maximum: programs wait for the kernel at their start and end, and
+            another one can use that time.
         timeout (`float`, *optional*, defaults to `3.0`):
             Limit in seconds on the processor time of all processes of a program together, per input for scripts. A
             program also ends after four times as many seconds in which none of its processes could run (because they
@@ -360,17 +361,18 @@ def _check_program(index: int, pair: object) -> None:
 
 def _check_workers(workers: int | None) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = cores + 1
     if workers is None:
-        return cores
+        return limit
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise ValueError(f"workers is {workers!r}; give a number of processes from 1 to {cores}, or None for {cores}.")
-    if workers > cores:
+        raise ValueError(f"workers is {workers!r}; give a number of processes from 1 to {limit}, or None for {limit}.")
+    if workers > limit:
         warnings.warn(
-            f"workers={workers} is more than the {cores} cores that this process may use; {cores} are used, as "
-            "programs on shared cores would time out.",
+            f"workers={workers} is more than {limit}, one more than the {cores} cores that this process may use; "
+            f"{limit} are used, as further programs would only wait for a core.",
             stacklevel=3,
         )
-    return min(workers, cores)
+    return min(workers, limit)
 
 
 def _check_timeout(timeout: float) -> float:

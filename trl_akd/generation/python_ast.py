@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import copy
 import re
 import symtable
 import sys
@@ -147,7 +148,7 @@ class Statement:
         if not any(isinstance(node, _SCOPES) for node in ast.walk(self.node)):
             return frozenset(_loaded(self._now))
         try:
-            tables = [symtable.symtable(self.text, "<answer>", "exec")]
+            tables = [symtable.symtable(_without_inlined_scopes(self.node, self.text), "<answer>", "exec")]
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return frozenset(_loaded(ast.walk(self.node)))
         names = {symbol.get_name() for symbol in tables[0].get_symbols() if symbol.is_referenced()}
@@ -324,6 +325,34 @@ def _unparsed(node: ast.stmt) -> str:
         return ast.unparse(node)
     except RecursionError:
         return "pass"
+
+
+class _ComprehensionsAsGenerators(ast.NodeTransformer):
+    """Replace comprehensions by generators, which have the same scopes in all versions of Python."""
+
+    def visit_ListComp(self, node: ast.ListComp) -> ast.GeneratorExp:
+        self.generic_visit(node)
+        return ast.GeneratorExp(node.elt, node.generators)
+
+    def visit_SetComp(self, node: ast.SetComp) -> ast.GeneratorExp:
+        self.generic_visit(node)
+        return ast.GeneratorExp(node.elt, node.generators)
+
+    def visit_DictComp(self, node: ast.DictComp) -> ast.GeneratorExp:
+        self.generic_visit(node)
+        return ast.GeneratorExp(ast.Tuple([node.key, node.value], ast.Load()), node.generators)
+
+
+def _without_inlined_scopes(node: ast.stmt, text: str) -> str:
+    """Return the source of a statement, from Python 3.12 with comprehensions as generators.
+
+    Symbol tables of Python 3.12 and later count the variables of a comprehension among those of its surroundings
+    (PEP 709).
+    """
+    comprehensions = (ast.ListComp, ast.SetComp, ast.DictComp)
+    if sys.version_info < (3, 12) or not any(isinstance(each, comprehensions) for each in ast.walk(node)):
+        return text
+    return ast.unparse(_ComprehensionsAsGenerators().visit(copy.deepcopy(node)))
 
 
 def _bound(nodes: Iterable[ast.AST]) -> Iterator[str]:

@@ -173,7 +173,7 @@ class PromptFormat:
 
     style: str
     template: str | None = None
-    example: str = "Write a Python function that doubles a number.\n"
+    example: str = "Write a Python function that doubles a number."
 
     @property
     def phrase(self) -> str:
@@ -368,7 +368,7 @@ def _example(content: ModelCardContent) -> str:
     if content.adapter:
         imports = f"from peft import {architecture}\nfrom transformers import AutoTokenizer"
     prompts = content.prompts or PromptFormat("completion")
-    text = _literal(prompts.example)
+    text = _literal(f"{prompts.example}\n" if prompts.style == "completion" else prompts.example)
     return _EXAMPLE.format(
         imports=imports,
         architecture=architecture,

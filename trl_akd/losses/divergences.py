@@ -23,7 +23,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from .knobs import Interpolation, KnobSchedule, as_real, as_share
 from .policy_gradient import PolicyGradient
 
 __all__ = [
+    "Block",
     "Rule",
     "Softened",
     "abkd",
@@ -57,12 +58,49 @@ __all__ = [
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 
+class Block(Protocol):
+    """Operations on the distributions of a block of tokens that make up the hand-written gradients of this module.
+
+    [`Softened`] performs them with PyTorch, and `TritonBlock` in `kernels.py` on a GPU. Results have shape `[n]`.
+    Gradients are with respect to the softened student logits, and writing one is the last operation.
+    """
+
+    @property
+    def forward_kl(self) -> Tensor:
+        """KL(p || q)."""
+
+    @property
+    def reverse_kl(self) -> Tensor:
+        """KL(q || p)."""
+
+    def teacher_entropy(self) -> Tensor:
+        """Return the entropy of p in nats."""
+
+    def overlap(self) -> Tensor:
+        """Return `sum(min(p, q))`."""
+
+    def head_share(self, mu: float) -> Tensor:
+        """Return the weight of forward KL in [`akl`]."""
+
+    def write_mix(self, forward_weight: Tensor, reverse_weight: Tensor) -> None:
+        """Write the gradient of a mix of both KLs with constant weights f and r, `q (f + r (log q/p - RKL)) - f p`."""
+
+    def write_todi(self) -> None:
+        """Write the gradient of [`todi`]: with h = (1 - a) q (log q/p + 1) - a p, it is `h - q sum(h)`."""
+
+    def alpha_sums(self, complement: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return `sum(q - p)` and `sum(u - p)` for `u = p^(1 - complement) q^complement`.
+
+        The first sum is 0 but for the rounding of p and q. With a factor, write the gradient `factor (q sum(u) - u)`.
+        """
+
+
 class Softened(NamedTuple):
     """Inputs of a hand-written gradient for a block of tokens. The tensors `[n, V]` may be overwritten.
 
     Attributes:
         q (`Tensor`): shape `[n, V]`, the student's probabilities.
-        p (`Tensor`): shape `[n, V]`, the teacher's.
+        p (`Tensor`): shape `[n, V]`, the teacher's. Its methods write gradients here.
         log_ratio (`Tensor`): shape `[n, V]`, log q - log p.
         forward_kl (`Tensor`): shape `[n]`, KL(p || q).
         reverse_kl (`Tensor`): shape `[n]`, KL(q || p).
@@ -75,6 +113,55 @@ class Softened(NamedTuple):
     forward_kl: Tensor
     reverse_kl: Tensor
     scratch: Tensor
+
+    # The operations of a [`Block`].
+
+    def teacher_entropy(self) -> Tensor:
+        """Return the entropy of p in nats."""
+        log_p = torch.clamp(self.p, min=torch.finfo(self.p.dtype).tiny, out=self.scratch).log_()
+        return -log_p.mul_(self.p).sum(dim=-1)
+
+    def overlap(self) -> Tensor:
+        """Return `sum(min(p, q))`."""
+        return torch.minimum(self.p, self.q, out=self.scratch).sum(dim=-1)
+
+    def head_share(self, mu: float) -> Tensor:
+        """Return the weight of forward KL in [`akl`]."""
+        return _head_share(self.p, self.q, mu, out=self.scratch)
+
+    def write_mix(self, forward_weight: Tensor, reverse_weight: Tensor) -> None:
+        """Write the gradient of a mix of both KLs."""
+        slope_of_q = torch.addcmul(
+            (forward_weight - reverse_weight * self.reverse_kl).unsqueeze(-1),
+            self.log_ratio,
+            reverse_weight.unsqueeze(-1),
+            out=self.log_ratio,
+        )
+        self.p.mul_(-forward_weight.unsqueeze(-1)).addcmul_(self.q, slope_of_q)
+
+    def write_todi(self) -> None:
+        """Write the gradient of [`todi`]."""
+        student_share = torch.sigmoid(self.log_ratio, out=self.scratch)
+        self.p.addcmul_(self.p, student_share, value=-1)
+        h = self.log_ratio.add_(1).mul_(self.q).mul_(student_share).sub_(self.p)
+        torch.addcmul(h, self.q, h.sum(dim=-1, keepdim=True), value=-1, out=self.p)
+
+    def alpha_sums(self, complement: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return `sum(q - p)` and `sum(u - p)`; with a factor, write the gradient."""
+        q, p, log_ratio, scratch = self.q, self.p, self.log_ratio, self.scratch
+        larger = torch.maximum(p, q, out=p)
+        differences = torch.abs(log_ratio, out=scratch).neg_().expm1_().mul_(larger)
+        drift = torch.copysign(differences, log_ratio, out=differences).sum(dim=-1)
+        # u is the larger probability, reduced: nothing overflows, and u - p keeps its digits where both nearly agree.
+        reduced = torch.clamp(log_ratio, min=0, out=scratch).mul_(-(1 - complement).unsqueeze(-1)).exp_()
+        larger.mul_(reduced)  # u where q > p, otherwise p
+        steps = torch.abs(log_ratio, out=scratch).mul_(-complement.unsqueeze(-1)).expm1_().mul_(larger)
+        differences = torch.copysign(steps, log_ratio, out=steps)  # u - p
+        change = differences.sum(dim=-1)
+        if factor is not None:
+            u = larger.add_(differences.clamp_(max=0))
+            u.neg_().addcmul_(q, (1 + change).unsqueeze(-1)).mul_(factor.unsqueeze(-1))
+        return drift, change
 
 
 @dataclass(frozen=True)
@@ -103,6 +190,8 @@ class Rule:
         reverse_share (`Callable`, *optional*):
             Function of the knobs that returns the share s of reverse KL, if the divergence is
             `(1 - s) KL(p || q) + s KL(q || p)`. Such a divergence can be estimated from a [`SampledSignal`].
+        on_kernels (`bool`, *optional*, defaults to `False`):
+            Whether `fused` uses only the operations of a [`Block`], so that it also runs on the Triton kernels.
     """
 
     name: str
@@ -113,6 +202,7 @@ class Rule:
     schedule: type[KnobSchedule] | None = None
     policy_gradient: type[PolicyGradient] | None = None
     reverse_share: Callable[..., float] | None = None
+    on_kernels: bool = False
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **knobs: Any) -> Tensor:
         """Return the divergence `[...]` between logits `[..., V]`."""
@@ -210,6 +300,7 @@ def register(
     schedule: type[KnobSchedule] | None = None,
     policy_gradient: type[PolicyGradient] | None = None,
     reverse_share: Callable[..., float] | None = None,
+    on_kernels: bool = False,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a rule.
 
@@ -233,6 +324,8 @@ def register(
             Class of the part of the gradient from whole completions, see [`Rule`]. Not together with a schedule.
         reverse_share (`Callable`, *optional*):
             Share of reverse KL in a linear mix of both KLs, see [`Rule`].
+        on_kernels (`bool`, *optional*, defaults to `False`):
+            Whether `fused` uses only the operations of a [`Block`], see [`Rule`].
 
     Raises:
         ValueError: another function is registered under one of the names, the schedule has no `knob`, or there is both
@@ -259,6 +352,7 @@ def register(
             schedule,
             policy_gradient,
             reverse_share,
+            on_kernels,
         )
         _RULES[rule.name] = rule
         return function
@@ -331,20 +425,14 @@ def shared_vocabulary(student_logits: Tensor, teacher_logits: Tensor) -> tuple[T
     return student_logits[..., :size], teacher_logits[..., :size]
 
 
-def _mix_(block: Softened, with_gradient: bool, forward_weight: Tensor, reverse_weight: Tensor) -> Tensor:
-    """Mix both KLs by constant weights `[n]`, f and r; the gradient is `q (f + r (log q - log p - RKL)) - f p`."""
+def _mix_(block: Block, with_gradient: bool, forward_weight: Tensor, reverse_weight: Tensor) -> Tensor:
+    """Mix both KLs by constant weights `[n]`."""
     if with_gradient:
-        slope_of_q = torch.addcmul(
-            (forward_weight - reverse_weight * block.reverse_kl).unsqueeze(-1),
-            block.log_ratio,
-            reverse_weight.unsqueeze(-1),
-            out=block.log_ratio,
-        )
-        block.p.mul_(-forward_weight.unsqueeze(-1)).addcmul_(block.q, slope_of_q)
+        block.write_mix(forward_weight, reverse_weight)
     return forward_weight * block.forward_kl + reverse_weight * block.reverse_kl
 
 
-def _akd_(block: Softened, with_gradient: bool, beta: float) -> Tensor:
+def _akd_(block: Block, with_gradient: bool, beta: float) -> Tensor:
     share = torch.full_like(block.forward_kl, as_share("beta", beta))
     return _mix_(block, with_gradient, 1 - share, share)
 
@@ -354,6 +442,7 @@ def _akd_(block: Softened, with_gradient: bool, beta: float) -> Tensor:
     paper="https://www.jos.org.cn/josen/article/abstract/7462",
     fused=_akd_,
     reverse_share=lambda beta: as_share("beta", beta),
+    on_kernels=True,
 )
 def akd(student_logits: Tensor, teacher_logits: Tensor, beta: float, temperature: float = 1.0) -> Tensor:
     """Compute the linear mix `(1 - beta) KL(p || q) + beta KL(q || p)` of each token.
@@ -378,6 +467,7 @@ def akd(student_logits: Tensor, teacher_logits: Tensor, beta: float, temperature
     fused=partial(_akd_, beta=0.0),
     aliases=("kl", "fkl"),
     reverse_share=lambda: 0.0,
+    on_kernels=True,
 )
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Compute KL(p || q) of each token, the divergence that makes the student cover the teacher's modes.
@@ -408,6 +498,7 @@ def forward_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     fused=partial(_akd_, beta=1.0),
     aliases=("rkl",),
     reverse_share=lambda: 1.0,
+    on_kernels=True,
 )
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Compute KL(q || p) of each token, the divergence that makes the student seek the teacher's main mode.
@@ -431,6 +522,7 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     fused=partial(_akd_, beta=1.0),
     policy_gradient=PolicyGradient,
     reverse_share=lambda: 1.0,
+    on_kernels=True,
 )
 def minillm(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Compute KL(q || p) of each token, the single-step part of MiniLLM.
@@ -493,12 +585,12 @@ def skew_reverse_kl(
     return skew_kl(teacher_logits, student_logits, alpha, temperature)
 
 
-def _akl_(block: Softened, with_gradient: bool, mu: float = 0.5) -> Tensor:
-    head = _head_share(block.p, block.q, as_share("mu", mu), out=block.scratch)
+def _akl_(block: Block, with_gradient: bool, mu: float = 0.5) -> Tensor:
+    head = block.head_share(as_share("mu", mu))
     return _mix_(block, with_gradient, head, 1 - head)
 
 
-@register("akl", paper="https://huggingface.co/papers/2404.02657", fused=_akl_)
+@register("akl", paper="https://huggingface.co/papers/2404.02657", fused=_akl_, on_kernels=True)
 def akl(student_logits: Tensor, teacher_logits: Tensor, mu: float = 0.5, temperature: float = 1.0) -> Tensor:
     """Compute the adaptive KL of each token, `w KL(p || q) + (1 - w) KL(q || p)`.
 
@@ -524,14 +616,24 @@ def akl(student_logits: Tensor, teacher_logits: Tensor, mu: float = 0.5, tempera
 
 
 def _head_share(p: Tensor, q: Tensor, mu: float, out: Tensor | None = None) -> Tensor:
-    """Return the share of the head in the sum of |p - q|, one half where the sum is 0; `out` is overwritten."""
+    """Return the share of the head in the sum of |p - q|; `out` is overwritten."""
     errors = torch.sub(p, q, out=out).abs_()
     total = errors.sum(dim=-1)
     if mu == 1.0:
         return torch.ones_like(total)  # a sum of all errors in another order may differ from the total
-    rows, limit = (-1, p.shape[-1]), mu + 16 * torch.finfo(p.dtype).eps
+    rows, limit = (-1, p.shape[-1]), head_limit(mu, p.dtype)
     # Sorting is slow, and nearly all heads are among the 64 most probable tokens.
     head = _head_error(p.reshape(rows), errors.reshape(rows), limit, listed=64).view(total.shape)
+    return share_of_head(head, total)
+
+
+def head_limit(mu: float, dtype: torch.dtype) -> float:
+    """Return the largest cumulative probability of the head, with a margin for rounding."""
+    return mu + 16 * torch.finfo(dtype).eps
+
+
+def share_of_head(head: Tensor, total: Tensor) -> Tensor:
+    """Return the share of the head in the sum of |p - q|, one half where the sum is 0."""
     return torch.where(total > 0, head / total, 0.5)
 
 
@@ -552,17 +654,13 @@ def _head_error(p: Tensor, errors: Tensor, limit: float, listed: int) -> Tensor:
     return head
 
 
-def _todi_(block: Softened, with_gradient: bool) -> Tensor:
-    """Compute [`todi`]; with h = (1 - a) q (log q - log p + 1) - a p, its gradient is `h - q sum(h)`."""
+def _todi_(block: Block, with_gradient: bool) -> Tensor:
     if with_gradient:
-        student_share = torch.sigmoid(block.log_ratio, out=block.scratch)
-        block.p.addcmul_(block.p, student_share, value=-1)
-        h = block.log_ratio.add_(1).mul_(block.q).mul_(student_share).sub_(block.p)
-        torch.addcmul(h, block.q, h.sum(dim=-1, keepdim=True), value=-1, out=block.p)
+        block.write_todi()
     return block.forward_kl + block.reverse_kl
 
 
-@register("todi", paper="https://huggingface.co/papers/2505.16297", fused=_todi_)
+@register("todi", paper="https://huggingface.co/papers/2505.16297", fused=_todi_, on_kernels=True)
 def todi(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Compute the token-wise distillation loss of each token, `sum_v a p log(p / q) + (1 - a) q log(q / p)`.
 
@@ -583,19 +681,13 @@ def todi(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
     return forward + _relative_entropy(log_q, log_p, torch.sigmoid(-log_ratio))
 
 
-def _eopd_(block: Softened, with_gradient: bool, threshold: float = 0.8) -> Tensor:
-    entropy = _teacher_entropy_(block)
+def _eopd_(block: Block, with_gradient: bool, threshold: float = 0.8) -> Tensor:
+    entropy = block.teacher_entropy()
     forward_weight = (entropy > as_real("threshold", threshold)).to(entropy.dtype)
     return _mix_(block, with_gradient, forward_weight, torch.ones_like(forward_weight))
 
 
-def _teacher_entropy_(block: Softened) -> Tensor:
-    """Return the entropy of the teacher; the scratch memory is overwritten."""
-    log_p = torch.clamp(block.p, min=torch.finfo(block.p.dtype).tiny, out=block.scratch).log_()
-    return -log_p.mul_(block.p).sum(dim=-1)
-
-
-@register("eopd", paper="https://huggingface.co/papers/2603.07079", fused=_eopd_)
+@register("eopd", paper="https://huggingface.co/papers/2603.07079", fused=_eopd_, on_kernels=True)
 def eopd(student_logits: Tensor, teacher_logits: Tensor, threshold: float = 0.8, temperature: float = 1.0) -> Tensor:
     """Compute reverse KL, plus forward KL where the teacher's entropy exceeds a threshold.
 
@@ -623,31 +715,19 @@ _MIN_COMPLEMENT = 1e-30  # the divergence is forward KL to all digits below, and
 
 
 def _adaptive_alpha_(
-    block: Softened, with_gradient: bool, concentration: float = 0.9, entropy_weight: float = 3.0
+    block: Block, with_gradient: bool, concentration: float = 0.9, entropy_weight: float = 3.0
 ) -> Tensor:
-    """Compute [`adaptive_alpha`]; with `u = p^alpha q^(1 - alpha)`, its gradient is `w (q sum(u) - u) / alpha`."""
     concentration, entropy_weight = _check_adaptive_alpha(concentration, entropy_weight)
-    q, p, log_ratio, scratch = block.q, block.p, block.log_ratio, block.scratch
-    weight = 1 + entropy_weight * _teacher_entropy_(block)
-    complement = concentration * torch.minimum(p, q, out=scratch).sum(dim=-1)
+    weight = 1 + entropy_weight * block.teacher_entropy()
+    complement = concentration * block.overlap()
     alpha = 1 - complement
-    larger = torch.maximum(p, q, out=p)
-    differences = torch.abs(log_ratio, out=scratch).neg_().expm1_().mul_(larger)
-    drift = torch.copysign(differences, log_ratio, out=differences).sum(dim=-1)  # of q - p: 0 but for rounding
-    # u is the larger probability, reduced: nothing overflows, and u - p keeps its digits where both are nearly equal.
-    reduced = torch.clamp(log_ratio, min=0, out=scratch).mul_(-alpha.unsqueeze(-1)).exp_()
-    larger.mul_(reduced)  # u where q > p, otherwise p
-    steps = torch.abs(log_ratio, out=scratch).mul_(-complement.unsqueeze(-1)).expm1_().mul_(larger)
-    differences = torch.copysign(steps, log_ratio, out=steps)  # u - p
-    change = differences.sum(dim=-1)
-    if with_gradient:
-        u = larger.add_(differences.clamp_(max=0))
-        u.neg_().addcmul_(q, (1 + change).unsqueeze(-1)).mul_((weight / alpha).unsqueeze(-1))
+    # Near p = q, the drift cancels the rounding of the probabilities in the change.
+    drift, change = block.alpha_sums(complement, weight / alpha if with_gradient else None)
     mixed = complement > _MIN_COMPLEMENT
     return weight * torch.where(mixed, drift - change / complement, block.forward_kl) / alpha
 
 
-@register("adaptive_alpha", fused=_adaptive_alpha_)
+@register("adaptive_alpha", fused=_adaptive_alpha_, on_kernels=True)
 def adaptive_alpha(
     student_logits: Tensor,
     teacher_logits: Tensor,

@@ -62,7 +62,8 @@ def sample_tail(q: Tensor, top: Tensor, offsets: Tensor, samples: int, scratch: 
     points = offsets.to(q.dtype).unsqueeze(-1) + torch.arange(samples, device=q.device, dtype=q.dtype)
     ids = torch.searchsorted(sums, points, right=True).clamp_(max=q.shape[-1] - 1)
     steps = sums.gather(-1, ids) - sums.gather(-1, (ids - 1).clamp_(min=0)).masked_fill_(ids == 0, 0.0)
-    return TailSample(ids, torch.where(points < sums[:, -1:], 1 / steps, 0.0))
+    # On a GPU, parallel sums of many small numbers may decrease by a rounding error.
+    return TailSample(ids, torch.where((points < sums[:, -1:]) & (steps > 0), 1 / steps, 0.0))
 
 
 class TailEstimate(NamedTuple):

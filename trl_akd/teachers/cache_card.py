@@ -76,6 +76,11 @@ def describe_cache(manifest: Manifest, folder: Path) -> dict[str, str]:
                 f"{measured[name]['teacher']:.5f} nats from the teacher, {measured[name]['cache']:.5f} from the "
                 f"cache; error of the gradient {measured[name]['gradient_error']:.2%}"
             )
+        if sampled := measured.get("sampled"):
+            errors = " and ".join(
+                f"{sampled[name]['gradient_error']:.2%} ({title})" for name, title in _DIVERGENCES.items()
+            )
+            facts["sampled"] = f"error of the gradient with teacher_tail_samples {sampled['tail_samples']}: {errors}"
         facts["measured"] = f"with the student of the recipe, on {measured['tokens']:,} targets"
     return facts
 

@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 
 from ..losses.signals import SparseSignal
 
-__all__ = ["SparseCodec"]
+__all__ = ["SparseCodec", "bits_of", "numbers_of"]
 
 _ODDS_BITS, _RANGE_BITS, _FINE_BITS = 13, 6, 6
 _ODDS_PER_NAT, _ODDS_ZERO = 128, 1 << (_ODDS_BITS - 1)
@@ -81,26 +81,26 @@ class SparseCodec:
         odds = ((signal.tail_log_prob.double() - kept) * _ODDS_PER_NAT).round().nan_to_num(neginf=-torch.inf)
         odds = torch.where(odds.isneginf(), 0, (odds + _ODDS_ZERO).clamp(1, 2**_ODDS_BITS - 1)).long()
         fields = (
-            _bits(odds.unsqueeze(-1), _ODDS_BITS),
-            _bits(ranges.unsqueeze(-1), _RANGE_BITS),
-            _bits(ids & (2**self._low_bits - 1), self._low_bits),
+            bits_of(odds.unsqueeze(-1), _ODDS_BITS),
+            bits_of(ranges.unsqueeze(-1), _RANGE_BITS),
+            bits_of(ids & (2**self._low_bits - 1), self._low_bits),
             self._bitmap(ids >> self._low_bits),
-            _bits(coarse, self._coarse_bits),
-            _bits((remainder * 2**_FINE_BITS).long().clamp(0, 2**_FINE_BITS - 1), _FINE_BITS),
+            bits_of(coarse, self._coarse_bits),
+            bits_of((remainder * 2**_FINE_BITS).long().clamp(0, 2**_FINE_BITS - 1), _FINE_BITS),
         )
         return _pack(torch.cat(fields, dim=-1))
 
     def decode(self, packed: Tensor, temperature: float = 1.0) -> SparseSignal:
         """Return the signal `[N, k]` of bytes `[N, bytes_per_token]`, sorted by id, with float32 log-probabilities."""
-        bits = _bits(packed.long(), 8)[:, : sum(self._widths)]
+        bits = bits_of(packed.long(), 8)[:, : sum(self._widths)]
         odds_bits, range_bits, low, bitmap, coarse_bits, fine_bits = torch.split(bits, list(self._widths), dim=-1)
         high = bitmap.nonzero()[:, 1].view(len(packed), self.k) - torch.arange(self.k, device=packed.device)
-        ids = (high << self._low_bits) + _numbers(low, self.k, self._low_bits)
-        coarse = _numbers(coarse_bits, self.k, self._coarse_bits)
-        fine = (_numbers(fine_bits, self._refined, _FINE_BITS).float() + 0.5) / 2**_FINE_BITS
+        ids = (high << self._low_bits) + numbers_of(low, self.k, self._low_bits)
+        coarse = numbers_of(coarse_bits, self.k, self._coarse_bits)
+        fine = (numbers_of(fine_bits, self._refined, _FINE_BITS).float() + 0.5) / 2**_FINE_BITS
         within = torch.full_like(coarse, 0.5, dtype=torch.float32).scatter_(-1, self._refined_tokens(coarse), fine)
-        below = (coarse + within) * self._step(_numbers(range_bits, 1, _RANGE_BITS)[:, 0])
-        code = _numbers(odds_bits, 1, _ODDS_BITS)[:, 0]
+        below = (coarse + within) * self._step(numbers_of(range_bits, 1, _RANGE_BITS)[:, 0])
+        code = numbers_of(odds_bits, 1, _ODDS_BITS)[:, 0]
         odds = ((code - _ODDS_ZERO) / _ODDS_PER_NAT).masked_fill(code == 0, -torch.inf)
         log_probs = -below - (softplus(odds) + (-below).logsumexp(-1)).unsqueeze(-1)
         return SparseSignal(ids, log_probs, -softplus(-odds), temperature)
@@ -143,13 +143,13 @@ class SparseCodec:
         return bitmap.scatter_(-1, high + torch.arange(self.k, device=high.device), 1)
 
 
-def _bits(numbers: Tensor, width: int) -> Tensor:
+def bits_of(numbers: Tensor, width: int) -> Tensor:
     """Return the lowest `width` bits of numbers `[N, n]` as `[N, n * width]`, the highest first."""
     shifts = torch.arange(width - 1, -1, -1, device=numbers.device)
     return ((numbers.unsqueeze(-1) >> shifts) & 1).to(torch.uint8).flatten(1)
 
 
-def _numbers(bits: Tensor, count: int, width: int) -> Tensor:
+def numbers_of(bits: Tensor, count: int, width: int) -> Tensor:
     """Return the numbers `[N, count]` of bits `[N, count * width]`."""
     weights = 1 << torch.arange(width - 1, -1, -1, device=bits.device)
     numbers: Tensor = (bits.view(len(bits), count, width) * weights).sum(-1)
@@ -158,4 +158,4 @@ def _numbers(bits: Tensor, count: int, width: int) -> Tensor:
 
 def _pack(bits: Tensor) -> Tensor:
     padded = torch.nn.functional.pad(bits, (0, -bits.shape[-1] % 8))
-    return _numbers(padded, padded.shape[-1] // 8, 8).to(torch.uint8)
+    return numbers_of(padded, padded.shape[-1] // 8, 8).to(torch.uint8)

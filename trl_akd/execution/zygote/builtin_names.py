@@ -11,10 +11,10 @@ _FIRST_WITHOUT_VERSIONS = (3, 13)
 class BuiltinNames:
     """Copy of the names in `builtins` and their values.
 
-    Copying and restoring them touches all built-in objects, for which a forked process copies 85 pages of memory: a
-    tenth of the time of a small program. Therefore `current` makes a copy before the fork, and `restore` does nothing
-    if nothing has changed. CPython up to 3.12 gives a dictionary a new version at each change (`ma_version_tag`, see
-    PEP 509); on others, every dictionary is assumed to have changed.
+    Copying and restoring them touches all built-in objects, for which a forked process copies 85 pages of memory, a
+    tenth of the time of a small program. Therefore a copy is made before the fork, and `restore` does nothing if
+    nothing has changed. CPython up to 3.12 gives a dictionary a new version at each change (`ma_version_tag`, see
+    PEP 509); elsewhere, the names are assumed to have changed.
     """
 
     def __init__(self) -> None:

@@ -159,6 +159,7 @@ def _import_packages(settings: dict[str, Any], caller: socket.socket) -> bool:
         except Exception as error:
             channel.send(caller, {"error": _describe(error), "package": name})
             return False
+    warm_up.freeze_objects()  # makes the reports of failures fast, which collect garbage
     warm_up.run_trivial_programs()
     warm_up.freeze_objects()
     return True

@@ -4,12 +4,12 @@ import ast
 import atexit
 import builtins
 import contextlib
+import dis
 import gc
 import json
 import linecache
 import os
 import signal
-import symtable
 import sys
 from collections.abc import Callable
 from types import CodeType, ModuleType
@@ -205,12 +205,10 @@ def call(progress: Progress, name: str, preamble: str) -> None:
 
 def is_from_preamble(function: object, name: str, preamble: str, progress: Progress) -> bool:
     """Return whether a function comes from the preamble and the candidate does not bind its name."""
-    try:
-        symbol = symtable.symtable(progress.sources[progress.script].text, progress.script, "exec").lookup(name)
-    except KeyError:
-        pass
-    else:
-        if symbol.is_assigned() or symbol.is_imported():
+    # Not a symbol table: from Python 3.12 it has the variables of comprehensions, too (PEP 709).
+    code = _compile(progress.sources[progress.script].text, progress.script, "exec", dont_inherit=True)
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("STORE_NAME", "STORE_GLOBAL") and instruction.argval == name:
             return False
     namespace: dict[str, Any] = {}
     exec(preamble, namespace)

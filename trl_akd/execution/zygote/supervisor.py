@@ -30,8 +30,8 @@ class Level(Protocol):
     """Operations that differ between isolation levels."""
 
     memory: MemoryLimit | None
-    set_up: list[linux.Call]  # made in the program's process, for its private folders
-    drop_privileges: list[linux.Call]  # made last, for what the helper may do and a program may not
+    set_up: list[linux.Call]  # makes the program's private folders, in its process
+    drop_privileges: list[linux.Call]  # drops what the helper may do and a program may not
 
     def fork(self) -> int:
         """Fork the process of a program; return its id, or 0 in that process."""

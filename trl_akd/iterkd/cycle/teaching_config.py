@@ -79,7 +79,7 @@ class TeachingConfig(BackendConfig):
         program_timeout (`float`, *optional*, defaults to `3.0`):
             Time limit of a program in seconds of processor time.
         workers (`int`, *optional*):
-            Number of programs that run concurrently on each process. Defaults to one per core.
+            Number of programs that run concurrently on each process. Defaults to one more than the number of cores.
 
     Raises:
         ValueError: If fields contradict one another.

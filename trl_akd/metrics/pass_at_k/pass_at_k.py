@@ -34,7 +34,8 @@ class PassAtK(ProgramMetric):
         k (`int` or `list[int]`, *optional*, defaults to `1`): Values of k. A k above the number of samples of a task
         is
             left out with a warning; it is an error if no other k is given.
-        workers (`int`, *optional*): Number of programs that run concurrently. Defaults to one per core.
+        workers (`int`, *optional*):
+            Number of programs that run concurrently. Defaults to one more than the number of cores.
         num_workers (`int`, *optional*): Alias of `workers`, as in `evaluate`'s code_eval.
         timeout (`float`, *optional*, defaults to `3.0`): Time limit of a program in seconds of processor time.
         memory_mb (`int`, *optional*, defaults to `512`): Memory limit of a program in MiB.

@@ -812,7 +812,13 @@ class AKDTrainer(GKDTrainer):
             HubError: If the Hub refuses, or cannot be reached.
         """
         name = str(self.args.hub_model_id or Path(str(self.args.output_dir)).name)
-        request(lambda: super(AKDTrainer, self).init_hf_repo(token, private), name, "")
+        given = self.args.hub_private_repo
+        if private is not None:  # an argument of this method from transformers 5.23 on
+            self.args.hub_private_repo = private
+        try:
+            request(lambda: super(AKDTrainer, self).init_hf_repo(token), name, "")
+        finally:
+            self.args.hub_private_repo = given
 
     def push_to_hub(
         self,

@@ -7,6 +7,8 @@ import dataclasses
 import inspect
 
 import pytest
+import transformers
+from packaging.version import Version
 from transformers import PreTrainedModel, Trainer
 from trl import SFTTrainer
 from trl.generation.vllm_client import VLLMClient
@@ -58,13 +60,19 @@ def test_arguments_of_gkd_are_accepted():
         (Trainer, "_load_best_model", ["self"]),
         (Trainer, "_issue_warnings_after_load", ["self", "load_result"]),
         (Trainer, "save_model", ["self", "output_dir", "_internal_call"]),
-        (Trainer, "push_to_hub",
-         ["self", "commit_message", "blocking", "token", "revision", "private", "kwargs"]),
         (Trainer, "_push_from_checkpoint", ["self", "checkpoint_folder"]),
     ],
 )  # fmt: skip
 def test_signatures_of_overridden_methods(owner, method, expected):
     assert parameters(getattr(owner, method)) == expected
+
+
+def test_push_to_hub_has_the_arguments_of_transformers():
+    private = ["private"] if Version(transformers.__version__) >= Version("5.23") else []
+    assert parameters(Trainer.push_to_hub) == [
+        *("self", "commit_message", "blocking", "token", "revision", *private, "kwargs")
+    ]
+    assert set(parameters(Trainer.push_to_hub)) <= set(parameters(AKDTrainer.push_to_hub))
 
 
 def test_loss_is_not_divided_again():

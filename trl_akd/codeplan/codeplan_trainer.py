@@ -382,7 +382,7 @@ def base_model_of(adapter: Any) -> tuple[str, str]:
     Raises:
         ValueError: If the adapter's configuration does not name it.
     """
-    if adapter.base_model_name_or_path is None:
+    if not adapter.base_model_name_or_path:
         raise ValueError(
             "`model` is the folder of an adapter that does not name its base model; set `base_model_name_or_path` in "
             "its adapter_config.json."

@@ -72,7 +72,8 @@ def _lock(repository: str) -> AbstractContextManager[Any]:
         path.touch(0o664)
     except OSError:
         return nullcontext()
-    return WeakFileLock(path)
+    lock: AbstractContextManager[Any] = WeakFileLock(path)
+    return lock
 
 
 def _reason(repository: str, revision: str | None, error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from datasets import Dataset
 
 from tests import tiny
 from trl_akd import AKDTrainer
@@ -80,17 +81,33 @@ def test_grouping_changes_no_number(trainer, monkeypatch, settings):
     torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-6)
 
 
+class WithNumbers(DataCollatorForDistillation):
+    """Collator of a user that adds a column."""
+
+    def __call__(self, rows):
+        return {**super().__call__(rows), "numbers": torch.arange(len(rows))}
+
+
 def test_rows_of_a_custom_collator_and_experts_stay_in_their_batch(trainer):
     def collate(rows):
         return DataCollatorForDistillation(PAD)(rows)
 
     ids = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}] * 8
-    from datasets import Dataset
-
     made = trainer(data_collator=collate, train_dataset=Dataset.from_list(ids))
     assert not made._may_regroup
+    made = trainer(data_collator=WithNumbers(PAD), train_dataset=Dataset.from_list(ids))
+    batches, _ = made.get_batch_samples(iter([made.data_collator(ids[:2])] * 2), 2, torch.device("cpu"))
+    assert all("numbers" in batch for batch in batches)
     made = trainer()
     assert made._may_regroup
     made.aux_loss_enabled = True
     assert not made._may_regroup
     assert not trainer(per_device_train_batch_size=1)._may_regroup
+
+
+def test_widths_are_multiples_of_the_collators(trainer):
+    collate = DataCollatorForDistillation(PAD, pad_to_multiple_of=8)
+    rows = [{"input_ids": [5] * length, "labels": [-100] + [5] * (length - 1)} for length in (3, 10, 4, 11)]
+    made = trainer(data_collator=collate, train_dataset=Dataset.from_list(rows))
+    batches, _ = made.get_batch_samples(iter([collate(rows[:2]), collate(rows[2:])]), 2, torch.device("cpu"))
+    assert [batch["labels"].shape[1] for batch in batches] == [16, 8]

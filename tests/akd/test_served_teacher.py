@@ -244,6 +244,8 @@ def test_usage_of_all_processes_counts(served, config, tmp_path):
     with pytest.raises(ValueError, match=r"`teacher_max_requests` is 8, of which"):
         served(teacher_max_requests=8)
     check_folder(tmp_path / "run")
+    usage_file(tmp_path / "run", 7).with_suffix(".json.tmp").write_text("{")  # of an interrupted write
+    assert read_usage(tmp_path / "run") == Usage(8, 20 + made.teacher.tokens)
     usage_file(tmp_path / "run", 7).write_text("{")
     with pytest.raises(ValueError, match=r"teacher_usage_7.json, which counts .*, is damaged; delete it"):
         served()

@@ -86,6 +86,13 @@ def test_preflight_shows_targets_and_likelihoods(recipe: Any, capsys: pytest.Cap
     assert "12 steps: " in out and "Memory is that of rows of 177 tokens" in out
 
 
+def test_preflight_warns_of_a_loss_that_is_not_finite(recipe: Any, capsys: pytest.CaptureFixture[str]):
+    overflowing = recipe(max_length=200, divergence="abkd", divergence_kwargs={"alpha": -30, "beta": -30})
+    found = json.loads(run(capsys, "--config", overflowing, "--json", "true"))["preflight"]
+    assert re.search(r"the divergence 'abkd' with .* is not finite", found["warnings"][0])
+    assert found["student_nll"] is None and found["num_rows"] == 8
+
+
 def test_preflight_without_weights_and_with_long_rows(recipe: Any, capsys: pytest.CaptureFixture[str]):
     short = ["--with_weights", "false", "--max_length", "160", "--json", "true"]
     found = json.loads(run(capsys, "--config", recipe(), *short))["preflight"]

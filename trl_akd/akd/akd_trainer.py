@@ -436,7 +436,8 @@ class AKDTrainer(GKDTrainer):
         if repeats is not None:
             batches[-1] = self._without_repeats(batches[-1], *repeats)
         elif len(batches) > 1 and self._may_regroup:
-            batches = grouped_by_length(batches, self._tokenizer.pad_token_id, self.args.pad_to_multiple_of or 1)
+            collator = self.data_collator
+            batches = grouped_by_length(batches, collator.pad_token_id, collator.pad_to_multiple_of or 1)
         items = sum(
             (self._targets(batch).items.to(device) for batch in batches),
             start=torch.zeros((), dtype=torch.long, device=device),
@@ -451,7 +452,7 @@ class AKDTrainer(GKDTrainer):
 
         Those of custom collators may have other columns, and the router loss depends on the micro-batch.
         """
-        is_padded = isinstance(self.data_collator, DataCollatorForDistillation) and self._train_batch_size > 1
+        is_padded = type(self.data_collator) is DataCollatorForDistillation and self._train_batch_size > 1
         return is_padded and not self.aux_loss_enabled
 
     def _complete(self, batches: list[Batch]) -> list[Batch]:

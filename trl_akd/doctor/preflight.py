@@ -120,17 +120,21 @@ def inspect_trainer(trainer: Any, report: Any, num_rows: int, *, with_weights: b
         facts.append(f"First {report.rows:,} of {num_rows:,} rows: {report.summary()}")
         kept = report.kept / report.rows
     student_nll = teacher_nll = None
+    warnings: list[str] = []
     if lengths:
         facts.append(
             f"Tokens per row: mean {_mean(lengths):.0f}, maximum {max(lengths):,}; targets: mean {_mean(targets):.0f} "
             f"({sum(targets) / sum(lengths):.0%})."
         )
     if with_weights and bool((batch["labels"] != IGNORE_INDEX).any()):
-        student_nll, teacher_nll = _likelihoods(trainer, batch)
+        try:
+            student_nll, teacher_nll = _likelihoods(trainer, batch)
+        except FloatingPointError as error:
+            warnings.append(str(error))
     return Preflight(
         facts,
         _examples(batch, tokenizer),
-        list(_warnings(batch, tokenizer, report, student_nll, teacher_nll)),
+        warnings + _warnings(batch, tokenizer, report, student_nll, teacher_nll),
         num_rows=num_rows,
         kept=kept,
         longest=max(lengths, default=None),
@@ -219,11 +223,17 @@ def _warnings(
 
 
 def _likelihoods(trainer: Any, batch: dict[str, Any]) -> tuple[float, float | None]:
-    """Return the mean NLL of the targets under the student and, if there is one, the teacher."""
+    """Return the mean NLL of the targets under the student and, if there is one, the teacher.
+
+    Raises:
+        FloatingPointError: If the loss is not finite.
+    """
     trainer.model.eval()
     with torch.no_grad():
         trainer.compute_loss(trainer.model, batch)
-    means, _ = trainer.distillation_metrics["eval"].reduce(trainer.accelerator)
+    metrics = trainer.distillation_metrics["eval"]
+    metrics.check_finite(trainer.accelerator, trainer.state.global_step, trainer.args)
+    means, _ = metrics.reduce(trainer.accelerator)
     weight = sum(mean.weight for mean in means)
 
     def pooled(name: str) -> float:

@@ -414,7 +414,8 @@ def read_usage(folder: Path) -> Usage:
     Raises:
         ValueError: If a file is damaged.
     """
-    files = filter(is_usage_file, folder.iterdir()) if folder.is_dir() else ()
+    paths = folder.iterdir() if folder.is_dir() else ()
+    files = (path for path in paths if is_usage_file(path) and path.suffix != ".tmp")  # of an interrupted write
     return sum(map(_read_usage_file, files), start=Usage())
 
 

@@ -4,17 +4,21 @@ Counted on a CPU: operations whose result has values or a shape that the host mu
 everything that was launched before. Operations on tensors that are never on a GPU are left out.
 """
 
+import os
 import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+import trl_akd
 from tests import tiny
 from tests.codeplan import world
 from tests.iterkd import world as pairs_world
@@ -41,6 +45,7 @@ UPSTREAM = {
     "find_packed_sequence_indices",  # transformers: whether a padding-free batch has several samples
 }
 GENERATION = {"_sample_student", "read_prompts", "_collate_completions"}  # before the step; each token is read
+PACKAGES = tuple(str(Path(str(package.__file__)).parent) + os.sep for package in (trl_akd, transformers))
 MICRO_BATCHES = 2
 
 # Functions that remain, and why the host waits in them.
@@ -72,7 +77,7 @@ class Synchronizations(TorchDispatchMode):
         frames = [frame for frame in traceback.extract_stack() if "test_synchronization" not in frame.filename]
         on_the_host = any(part in frame.filename for frame in frames for part in ON_THE_HOST)
         if not on_the_host and all(frame.name not in GENERATION for frame in frames):
-            own = [frame for frame in frames if "/trl_akd/" in frame.filename or "/transformers/" in frame.filename]
+            own = [frame for frame in frames if frame.filename.startswith(PACKAGES)]
             self.found[own[-1].name] += 1
 
     @contextmanager

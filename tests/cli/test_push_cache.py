@@ -199,6 +199,14 @@ def test_a_lost_connection_during_a_download(hub: Hub, tmp_path: Path, capsys):
     assert CachedTeacher("me/cache").manifest.rows == 3
 
 
+def test_downloaded_files_are_read_where_nothing_can_be_written(hub: Hub, tmp_path: Path, capsys):
+    assert push(make_cache(tmp_path / "cache", 2), capsys) == ""
+    locks = CachedTeacher("me/cache").folder.parents[2] / ".locks"
+    shutil.rmtree(locks)
+    locks.write_text("in place of a folder that this user cannot write to, which does not stop root")
+    assert CachedTeacher("me/cache").manifest.rows == 2
+
+
 def test_a_revision_of_a_folder(tmp_path: Path):
     with pytest.raises(ValueError, match=r"`teacher_cache_revision` is 'v1', but `teacher_cache` is the folder"):
         CachedTeacher(make_cache(tmp_path / "cache"), "v1")

@@ -323,7 +323,7 @@ class TestDelivery:
         with pytest.raises(ValueError, match="`questions` has the id 'add' more than once"):
             generate_pairs([ADD, UNTESTED], Teacher(lambda prompt: RIGHT))
 
-    @given(st.lists(st.sampled_from(FAULT_KINDS), min_size=1, unique=True), st.integers(0, 12), st.integers())
+    @given(st.lists(st.sampled_from(FAULT_KINDS), min_size=1, unique=True), st.integers(1, 12), st.integers())
     def test_kinds_take_turns(self, kinds, number, seed):
         config = CycleConfig(faults_per_question=number, fault_kinds=kinds)
         assigned = assign_kinds("q", config, seed)

@@ -42,7 +42,7 @@ SHAPES_WEIGHTS = {
     *("disable_dropout", "seq_kd", "beta_strategy", "beta_initial_values", "beta_learning_rate"),
     *("beta_regularization", "beta_regularizer", "kd_temperature", "normalization", "ce_weight", "prompt_template"),
     *("teacher_model_revision", "objective", "contrastive_weight", "contrastive_loss", "contrastive_beta"),
-    "teacher_cache",
+    *("teacher_cache", "teacher_cache_revision", "teacher_tail_samples"),
     *("simpo_margin", "max_faults", "teacher_top_k", "use_vllm", "vllm_mode", "vllm_model_impl"),
     *("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout", "vllm_group_port"),
     *("vllm_enable_sleep_mode", "vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_tensor_parallel_size"),

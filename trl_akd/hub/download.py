@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
@@ -41,11 +43,9 @@ def download_dataset(repository: str, revision: str | None, patterns: Sequence[s
     Raises:
         HubError: If the dataset or the revision does not exist, or the files cannot be downloaded.
     """
-    lock = Path(constants.HF_HUB_CACHE) / ".locks" / f"{repository.replace('/', '--')}.trl_akd.lock"
 
     def download() -> Path:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(lock):
+        with _lock(repository):
             return Path(
                 snapshot_download(
                     repository,
@@ -62,6 +62,18 @@ def download_dataset(repository: str, revision: str | None, patterns: Sequence[s
         return folder
     except (OSError, HTTPError, ValueError) as error:
         raise HubError(_reason(repository, revision, error)) from error
+
+
+def _lock(repository: str) -> AbstractContextManager[Any]:
+    """Return a lock for downloads of a dataset, or none if the cache can only be read, as one that users share."""
+    path = Path(constants.HF_HUB_CACHE) / ".locks" / f"{repository.replace('/', '--')}.trl_akd.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(0o664)
+    except OSError:
+        return nullcontext()
+    lock: AbstractContextManager[Any] = WeakFileLock(path)
+    return lock
 
 
 def _reason(repository: str, revision: str | None, error: BaseException) -> str:

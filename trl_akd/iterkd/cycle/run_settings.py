@@ -51,7 +51,9 @@ _TEACHER_SERVER = {
 MAY_CHANGE = frozenset(_SAVING | _HUB | _LOGS | _EVALUATION | _SPEED_AND_MEMORY | _TEACHER_SERVER)
 """Fields of `IterKDConfig`, without those of `CycleConfig`, that leave the weights unchanged except for rounding."""
 
-_ADDED = frozenset({"divergence", "divergence_kwargs", "teacher_top_k"})
+_ADDED = frozenset(
+    {"divergence", "divergence_kwargs", "teacher_top_k", "teacher_cache_revision", "teacher_tail_samples"}
+)
 """Fields that earlier versions did not have; they are compared only if they differ from their defaults."""
 _BEST_MODEL = {"eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps"}
 

@@ -12,11 +12,13 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import DatasetCard
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from tests.hub.fixtures import TOKEN, hub
 from tests.hub.loopback import DROP, Hub
 from trl_akd.cli import main
 from trl_akd.hub import upload
+from trl_akd.hub.upload import HubError
 from trl_akd.teachers import CachedTeacher
 from trl_akd.teachers.cache_files import CachedRow, Manifest, read_manifest, write_manifest, write_shard
 from trl_akd.teachers.sparse_codec import SparseCodec
@@ -210,3 +212,12 @@ def test_downloaded_files_are_read_where_nothing_can_be_written(hub: Hub, tmp_pa
 def test_a_revision_of_a_folder(tmp_path: Path):
     with pytest.raises(ValueError, match=r"`teacher_cache_revision` is 'v1', but `teacher_cache` is the folder"):
         CachedTeacher(make_cache(tmp_path / "cache"), "v1")
+
+
+def test_an_error_without_a_message(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+    def time_out(*args: Any, **kwargs: Any) -> str:
+        raise LocalEntryNotFoundError("not found") from TimeoutError()
+
+    monkeypatch.setattr("trl_akd.hub.download.snapshot_download", time_out)
+    with pytest.raises(HubError, match=r"could not be downloaded from the Hub \(TimeoutError\)"):
+        CachedTeacher("me/cache")

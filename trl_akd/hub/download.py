@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import WeakFileLock
 
 from .. import __version__
-from .upload import HubError, hub_api, retried
+from .upload import HubError, first_line, hub_api, retried
 
 __all__ = ["download_dataset"]
 
@@ -100,7 +100,7 @@ def _reason(repository: str, revision: str | None, error: BaseException) -> str:
             "download the dataset first."
         )
     if isinstance(error, (LocalEntryNotFoundError, HfHubHTTPError, HTTPError)):
-        cause = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
+        cause = first_line(error.__cause__ or error)
         return (
             f"The dataset {repository!r} could not be downloaded from the Hub ({cause}); check the connection and "
             f"{again}."

@@ -25,7 +25,7 @@ from .files import Files
 from .private import check_no_secrets
 from .scores import FewerProblemsError, read_card
 
-__all__ = ["HubError", "hub_api", "repeat_command", "request", "retried", "update_card", "upload"]
+__all__ = ["HubError", "first_line", "hub_api", "repeat_command", "request", "retried", "update_card", "upload"]
 
 CARD = "README.md"
 _ATTEMPTS = 5
@@ -250,12 +250,13 @@ def _reason(repository: str, error: BaseException) -> str:
     if _is_transient(error):
         return (
             f"The Hub ({hub_api().endpoint}) could not be reached, or failed, {_ATTEMPTS} times in a row "
-            f"({_first_line(error)}); check the connection."
+            f"({first_line(error)}); check the connection."
         )
-    return f"The upload to {repository!r} failed ({_first_line(error)})."
+    return f"The upload to {repository!r} failed ({first_line(error)})."
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class if it has none."""
     message = getattr(error, "server_message", None) or str(error)
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__

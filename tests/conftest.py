@@ -1,7 +1,9 @@
 """Shared test settings: offline, quiet, one thread, no deadlines."""
 
+import atexit
 import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,12 @@ def pytest_collection_finish() -> None:
     """Exempt imported modules from garbage collection: each training run ends with one, and would search them all."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Silence standard error while Python exits, when Triton prints a list of its objects."""
+    if "triton" in sys.modules:
+        atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
 
 
 @pytest.fixture(scope="session")

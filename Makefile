@@ -17,7 +17,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: quickstart check test test-distributed test-slow test-gpu test-lowest test-trl test-wheel coverage audit mutants bench bench-gpu results docs dist lint format clean
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
-	@echo "Installing trl_akd and what its tests need into $(VENV): downloads about 0.5 GB with a CPU build of PyTorch, which"
+	@echo "Installing trl_akd and what its tests need into $(VENV): downloads about 0.8 GB with a CPU build of PyTorch, which"
 	@echo "TORCH_INDEX selects (see the Makefile), or about 3 GB with the CUDA build, pip's choice on Linux."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -92,7 +92,7 @@ results: $(VENV)/.installed
 	$(BIN)/trl-akd bench cycles --report docs/results/cycles.json --page docs/results_cycles.md \
 		--introduction docs/results/cycles_answer.txt
 
-# The fused loss and training steps on a GPU, with random weights and without network; about 8 minutes.
+# The fused loss and training steps on a GPU, with random weights and without network. Not yet run on a GPU.
 bench-gpu: $(VENV)/.installed
 	$(BIN)/python -m tests.benchmarks.bench_gpu --output docs/benchmarks_gpu.md
 

@@ -87,6 +87,17 @@ LONG = [
 ]
 
 
+def test_bars_end_at_their_values_on_an_axis_of_any_length():
+    points = {"a": (0.5, 0.4, 0.6), "b": (2.0, 1.5, 2.5)}
+    for maximum in (2.5, 10.0):
+        root = ElementTree.fromstring(interval_chart("Title", "ratio", points, maximum=maximum))
+        bars = [float(node.get("width", "")) for node in root.iter(f"{SVG}rect") if node.get("height") == "16.0"]
+        assert bars[1] == pytest.approx(4 * bars[0], abs=0.5)
+        ticks = {node.text: float(node.get("x", "")) for node in root.iter(f"{SVG}text")}
+        (ax, _), _ = circles(root)
+        assert ticks["0"] + bars[0] == pytest.approx(ax, abs=0.2) and f"{maximum:g}" in ticks
+
+
 @pytest.mark.parametrize(
     "svg",
     [

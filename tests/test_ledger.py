@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trl_akd.ledger import Ledger, read_json_lines
+from trl_akd.ledger import Ledger, read_json_line, read_json_lines
 
 SETTINGS = {"model": "teacher", "stop": ("a",)}
 
@@ -27,6 +27,19 @@ def test_round_trip(tmp_path: Path):
         ledger.append([{"c": [1.5]}])
         assert [where.split(", ")[1] for _, where in ledger.read()] == ["line 1", "line 2", "line 3"]
     assert lines(path) == [{"a": "é\ud800\x00\n"}, {"b": None}, {"c": [1.5]}]
+
+
+def test_rows_are_read_at_their_positions(tmp_path: Path):
+    path, rows = tmp_path / "ledger.jsonl", [{"a": "é\ud800\n"}, {"b": "x" * 10_000}, {}, {"c": 1.5}]
+    with Ledger(path, SETTINGS) as ledger, open(path, "rb") as file:
+        written = [*ledger.append(rows[:3]), *ledger.append([]), *ledger.append(rows[3:])]
+        assert [read_json_line(file, position) for position in reversed(written)] == rows[::-1]
+        assert [(row, position) for row, _, position in ledger.locate()] == list(zip(rows, written, strict=True))
+    path.write_bytes(path.read_bytes() + b"\n{}")  # a blank line, and a line without its end
+    with Ledger(path, SETTINGS) as ledger, open(path, "rb") as file:
+        [last] = ledger.append([{"d": 2}])
+        assert read_json_line(file, last) == {"d": 2}
+        assert [position for *_, position in ledger.locate()] == [*written, last]
 
 
 @pytest.mark.parametrize("whole", [0, 1, 3])

@@ -88,7 +88,7 @@ def test_only_the_sandbox_needs_unix_modules():
     )
     script = f"""
 import sys, importlib, os, signal
-import accelerate, datasets, datasketch, evaluate, filelock, peft, torch, transformers, trl
+import accelerate, datasets, evaluate, filelock, peft, torch, transformers, trl
 sys.modules.update(dict.fromkeys({UNIX_ONLY!r}))
 for module, names in {WITHOUT!r}.items():
     for name in names:

@@ -162,7 +162,8 @@ def make_pairs(pair: Any, settings: Any, callback: Any) -> Any:
         (make_sparse, {}, {LOSS: 1}, {LENGTHS: 1}),
         (make_codeplan, {"code_objective": "akd"}, {LOSS: 2}, {}),  # programs and plans
         (make_codeplan, {"schedule": "alternate"}, {LOSS: 2, TASKS: 2}, {}),
-        (make_pairs, {"objective": "ce"}, {LOSS: 3, ANSWERS: 1}, {}),  # supervised; contrastive, value and gradient
+        (make_pairs, {"objective": "ce"}, {LOSS: 2, ANSWERS: 1}, {}),  # log-probabilities; gradient of both losses
+        # Log-probabilities; gradient of both losses of correct answers; gradient of faulty answers.
         (make_pairs, {"objective": "akd", "contrastive_loss": "simpo"}, {LOSS: 3, ANSWERS: 1}, {}),
     ],
     ids=[

@@ -259,8 +259,8 @@ def bar_chart(title: str, x_label: str, bars: Mapping[str, Mapping[str, float]],
     for label, parts in bars.items():
         y, x = rows.add(label), rows.left
         for name, share in parts.items():
-            canvas.box(x, y + 3, share * rows.length, _ROW - 6, _color(names.index(name)))
-            x += share * rows.length
+            canvas.box(x, y + 3, share * rows.unit, _ROW - 6, _color(names.index(name)))
+            x += share * rows.unit
     rows.draw_axis(x_label)
     if width < _WIDTH:
         canvas.height = canvas.legend({name: style for style, name in enumerate(names)}, 8, rows.bottom + 54) + 4
@@ -274,9 +274,13 @@ def bar_chart(title: str, x_label: str, bars: Mapping[str, Mapping[str, float]],
 
 
 def interval_chart(
-    title: str, x_label: str, points: Mapping[str, tuple[float, float, float]], width: float = _WIDTH
+    title: str,
+    x_label: str,
+    points: Mapping[str, tuple[float, float, float]],
+    width: float = _WIDTH,
+    maximum: float = 1.0,
 ) -> str:
-    """Return a chart of horizontal bars with intervals, on an axis from 0 to 1.
+    """Return a chart of horizontal bars with intervals, on an axis from 0 to `maximum`.
 
     Args:
         title (`str`):
@@ -288,17 +292,19 @@ def interval_chart(
         width (`float`, *optional*, defaults to `720`):
             Width of the chart in pixels. In a smaller chart, labels are above the bars; one of this width is wider if
             labels are long.
+        maximum (`float`, *optional*, defaults to `1.0`):
+            End of the axis.
     """
-    rows = _Rows(points, width, 64)
+    rows = _Rows(points, width, 64, maximum)
     canvas = rows.canvas
     for label, (value, low, high) in points.items():
         y = rows.add(label) + _ROW / 2
-        canvas.box(rows.left, y - 8, value * rows.length, 16, _LIGHT)
-        start, end = (rows.left + bound * rows.length for bound in (low, high))
+        canvas.box(rows.left, y - 8, value * rows.unit, 16, _LIGHT)
+        start, end = (rows.left + bound * rows.unit for bound in (low, high))
         canvas.line([(start, y), (end, y)], _COLORS[0], width=2)
         for x in (start, end):
             canvas.line([(x, y - 5), (x, y + 5)], _COLORS[0], width=2)
-        canvas.circle(rows.left + value * rows.length, y, _COLORS[0])
+        canvas.circle(rows.left + value * rows.unit, y, _COLORS[0])
         canvas.text(canvas.width - 54, y + 4, f"{value:.3f}")
     rows.draw_axis(x_label)
     canvas.height = rows.bottom + 52
@@ -306,13 +312,14 @@ def interval_chart(
 
 
 class _Rows:
-    """Horizontal bars on a canvas, with their labels and an axis from 0 to 1."""
+    """Horizontal bars on a canvas, with their labels and an axis from 0 to `maximum`."""
 
-    def __init__(self, labels: Iterable[str], width: float, margin: float) -> None:
+    def __init__(self, labels: Iterable[str], width: float, margin: float, maximum: float = 1.0) -> None:
         self._above = width < _WIDTH
         self.left = 12 if self._above else 20 + max(map(len, labels), default=0) * _CHARACTER
         self.canvas = _Canvas(max(width, self.left + _SHORTEST + margin))
-        self.length = self.canvas.width - self.left - margin
+        self.unit = (self.canvas.width - self.left - margin) / maximum
+        self._maximum = maximum
         self.top: float = 6 if self._above else _TOP
         self.bottom = self.top
 
@@ -330,11 +337,11 @@ class _Rows:
 
     def draw_axis(self, label: str) -> None:
         drawn, self.canvas.parts = self.canvas.parts, []
-        for tick in _ticks(0.0, 1.0):
-            x = self.left + tick * self.length
+        for tick in _ticks(0.0, self._maximum):
+            x = self.left + tick * self.unit
             self.canvas.line([(x, self.top), (x, self.bottom)], "#dddddd", width=1)
             self.canvas.text(x, self.bottom + 18, f"{tick:g}", anchor="middle")
-        self.canvas.text(self.left + self.length / 2, self.bottom + 40, label, anchor="middle")
+        self.canvas.text(self.left + self._maximum * self.unit / 2, self.bottom + 40, label, anchor="middle")
         axis = self.canvas.parts
         self.canvas.parts = [*axis, *drawn] if self._above else [*drawn, *axis]  # labels cover the lines above bars
 

@@ -5,12 +5,21 @@ import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
 
 from filelock import FileLock, Timeout
 
-__all__ = ["Ledger", "acquire_lock", "read_json_lines", "replace_text", "write_json_lines"]
+__all__ = [
+    "Ledger",
+    "acquire_lock",
+    "locate_json_lines",
+    "read_json_line",
+    "read_json_lines",
+    "replace_text",
+    "write_json_lines",
+]
 
 _BLOCK = 1 << 16  # bytes per read when searching backwards for the last line end
 
@@ -45,7 +54,7 @@ class Ledger:
     >>> with TemporaryDirectory() as folder:
     ...     path = Path(folder) / "plans.jsonl"
     ...     with Ledger(path, {"model": "teacher"}) as ledger:
-    ...         ledger.append([{"id": "1", "plan": "1. Read n."}])
+    ...         _ = ledger.append([{"id": "1", "plan": "1. Read n."}])
     ...     _ = path.write_text(path.read_text() + '{"id": "2", "pl')  # an interrupted write
     ...     with Ledger(path, {"model": "teacher"}) as ledger:
     ...         [row["id"] for row, where in ledger.read()]
@@ -83,13 +92,19 @@ class Ledger:
         """Yield the objects in the file, each with the name of its line for error messages."""
         return read_json_lines(self.path)
 
-    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append objects, and return once they are on disk.
+    def locate(self) -> Iterator[tuple[dict[str, Any], str, int]]:
+        """Yield the objects in the file, each with the name and the position of its line."""
+        return locate_json_lines(self.path)
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Append objects, and return the positions of their lines, for [`read_json_line`], once they are on disk.
 
         Raises:
             OSError: If the disk is full; complete lines are kept.
         """
-        rest = memoryview("".join(f"{json.dumps(row)}\n" for row in rows).encode("ascii"))
+        lines = [f"{json.dumps(row)}\n".encode("ascii") for row in rows]
+        end = self._file.seek(0, os.SEEK_END)
+        rest = memoryview(b"".join(lines))
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
@@ -100,6 +115,7 @@ class Ledger:
                 error.errno,
                 f"{self.path} cannot be extended ({error.strerror}); free some space and run again (lines are kept)",
             ) from error
+        return list(accumulate(map(len, lines[:-1]), initial=end)) if lines else []
 
     def note(self, **facts: Any) -> None:
         """Add facts to the settings; they are not compared with later settings."""
@@ -131,10 +147,18 @@ def read_json_lines(path: Path, *, interrupted: bool = False) -> Iterator[tuple[
         FileNotFoundError: If the file does not exist.
         ValueError: If a line is not a JSON object; the message has its number.
     """
+    for row, where, _ in locate_json_lines(path, interrupted=interrupted):
+        yield row, where
+
+
+def locate_json_lines(path: Path, *, interrupted: bool = False) -> Iterator[tuple[dict[str, Any], str, int]]:
+    """Yield what [`read_json_lines`] yields, each with the position of its line in the uncompressed file."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}; check the path.")
+    end = 0
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
+            position, end = end, end + len(line)
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
@@ -146,20 +170,28 @@ def read_json_lines(path: Path, *, interrupted: bool = False) -> Iterator[tuple[
                 raise ValueError(f"{where} is not JSON ({error}); correct or delete the line.") from error
             if not isinstance(row, dict):
                 raise ValueError(f"{where} is {line[:40]!r}; give one JSON object per line.")
-            yield row, where
+            yield row, where, position
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file atomically, with its folder: readers see the old content or the new."""
+def read_json_line(file: BinaryIO, position: int) -> dict[str, Any]:
+    """Return the object in the line at a position of an uncompressed JSON Lines file."""
+    file.seek(position)
+    row: dict[str, Any] = json.loads(file.readline())
+    return row
+
+
+def replace_text(path: Path, text: str | Iterable[str]) -> None:
+    """Write a text file, whole or in parts, atomically and with its folder: readers see the old content or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.tmp")
-    scratch.write_text(text, encoding="utf-8")
+    with open(scratch, "w", encoding="utf-8") as file:
+        file.writelines([text] if isinstance(text, str) else text)
     os.replace(scratch, path)
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write objects to a JSON Lines file atomically."""
-    replace_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
+    """Write objects to a JSON Lines file atomically, one after another."""
+    replace_text(path, (f"{json.dumps(row)}\n" for row in rows))
 
 
 def acquire_lock(path: Path, option: str) -> FileLock:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal as signals
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tests.iterkd import world as pairs_world
 from trl_akd import AKDConfig, AKDTrainer, CodePLANConfig, CodePLANTrainer, IterKDConfig, IterKDTrainer
 from trl_akd.akd import cache_creation
 from trl_akd.akd.cache_creation import create_cache
-from trl_akd.akd.teacher_cache import unpacked_rows
+from trl_akd.akd.teacher_cache import is_teacher, unpacked_rows
 from trl_akd.iterkd.pair_trainer import PairTrainer
 from trl_akd.ledger import acquire_lock
 from trl_akd.losses.fused_linear import fused_divergence
@@ -29,7 +30,15 @@ from trl_akd.losses.signals import NO_TOKEN, DenseSignal, SampledSignal, SparseS
 from trl_akd.teachers import CachedTeacher
 from trl_akd.teachers import cached as cached_module
 from trl_akd.teachers.cache_card import describe_cache
-from trl_akd.teachers.cache_files import CachedRow, Manifest, row_key, shard_path, write_manifest, write_shard
+from trl_akd.teachers.cache_files import (
+    CachedRow,
+    Manifest,
+    read_manifest,
+    row_key,
+    shard_path,
+    write_manifest,
+    write_shard,
+)
 from trl_akd.teachers.sparse_codec import SparseCodec
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -581,6 +590,25 @@ def test_other_cases_of_another_run(pair, caches, tmp_path):
     tiny.model("qwen2", hidden=48, seed=5).save_pretrained(teacher)
     with pytest.raises(ValueError, match="or its files have changed since"):
         make(pair, tmp_path, teacher_cache=str(caches["float32"]), teacher_model_name_or_path=str(teacher))
+
+
+def test_another_prompt_template(pair, tmp_path):
+    rows = Dataset.from_list([{"instruction": f"Add {number}.", "output": "x + 1"} for number in range(4)])
+    data = {"train_dataset": rows, "eval_dataset": rows, "max_length": 512}
+    folder = tmp_path / "cache"
+    create_cache(make(pair, tmp_path, teacher_model_name_or_path=pair[1], **data), folder)
+    make(pair, tmp_path, teacher_cache=str(folder), **data)
+    with pytest.raises(ValueError, match=r"prompt_template was 'alpaca' and is 'starcoder'"):
+        make(pair, tmp_path, teacher_cache=str(folder), prompt_template="starcoder", **data)
+
+
+@pytest.mark.parametrize(("revision", "is_same"), [("main", True), ("v2", False), (None, False)])
+def test_a_teacher_on_the_hub_is_compared_by_name_and_revision(caches, tmp_path, revision, is_same):
+    manifest = replace(
+        read_manifest(caches["float32"]), teacher="org/teacher", teacher_revision="main", teacher_weights=None
+    )
+    args = AKDConfig(str(tmp_path), teacher_model_name_or_path="org/teacher", teacher_model_revision=revision)
+    assert is_teacher(manifest, args) == is_same
 
 
 def test_a_run_resumes_from_the_same_signals_alone(pair, caches, tmp_path):

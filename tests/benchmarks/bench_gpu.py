@@ -1,22 +1,25 @@
 """Benchmark of the fused loss and of whole training steps on a GPU, with random weights: `make bench-gpu`.
 
-    python -m tests.benchmarks.bench_gpu [--output docs/benchmarks_gpu.md] [--repeats 10] [--dry_run]
+    python -m tests.benchmarks.bench_gpu [--output docs/benchmarks_gpu.md] [--repeats 10] [--minutes 8] [--dry_run]
 
-The losses take turns in one process, forward and backward, in bfloat16. The floor is the time of the four matrix
-products that every loss with exact gradients needs. What is not installed or does not fit into memory is left out.
-Training steps run in a process each, on several GPUs also with FSDP2. `--dry_run` runs the same code on a
-CPU with tiny sizes, where its figures mean nothing.
+The losses of a size take turns in one process, forward and backward, in bfloat16. The floor is the time of the four
+matrix products that every loss with exact gradients needs. What is not installed or fails is left out, and the page
+says why. Training steps are measured on one GPU, and with FSDP2 where there are several. Each part runs in its own
+process, and the page is written after each, so that the failure of one costs no other. `--dry_run` runs the same code
+on a CPU with tiny sizes, where its figures mean nothing.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bench_losses import BASELINE, COPIES_OF_ALL_LOGITS, MIB, Case, Inputs, fused, trl_chunked, trl_gkd
+from .bench_losses import BASELINE, MIB, Case, Inputs, fused, trl_chunked, trl_gkd
 
 SIZES = [(8192, 128_256, 2048, 4096), (8192, 151_936, 896, 3584)]
 TINY = [(32, 500, 8, 16)]
@@ -86,7 +89,7 @@ CONTENDERS: dict[str, Callable[[Inputs], Tensor | None]] = {
 }
 
 
-def measure(case: Case, contenders: dict[str, Callable[[Inputs], Tensor | None]], repeats: int) -> tuple[Any, ...]:
+def measure(case: Case, repeats: int) -> dict[str, Any]:
     """Return milliseconds and peak bytes beside the inputs of each loss, and why others were left out."""
     inputs, on_gpu = case.inputs(), case.device == "cuda"
     left_out: dict[str, str] = {}
@@ -96,7 +99,7 @@ def measure(case: Case, contenders: dict[str, Callable[[Inputs], Tensor | None]]
         if on_gpu:
             torch.cuda.synchronize()
         start = time.perf_counter()
-        loss = contenders[name](inputs)
+        loss = CONTENDERS[name](inputs)
         if loss is not None:
             loss.backward()
         if on_gpu:
@@ -104,7 +107,7 @@ def measure(case: Case, contenders: dict[str, Callable[[Inputs], Tensor | None]]
         return 1000 * (time.perf_counter() - start)
 
     peaks = {}
-    for name in contenders:
+    for name in CONTENDERS:
         try:
             for _ in range(2):  # kernels compile, and matrix products choose their algorithms
                 run(name)
@@ -119,8 +122,8 @@ def measure(case: Case, contenders: dict[str, Callable[[Inputs], Tensor | None]]
                 peaks[name] = 0
         except torch.OutOfMemoryError:
             left_out[name] = "out of memory"
-        except (ImportError, ValueError, RuntimeError, AttributeError, NotImplementedError, TypeError) as error:
-            left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
+        except Exception as error:  # whatever other packages raise, and Triton's compiler
+            left_out[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
         inputs.forget_gradients()
         if on_gpu:
             torch.cuda.empty_cache()
@@ -129,7 +132,7 @@ def measure(case: Case, contenders: dict[str, Callable[[Inputs], Tensor | None]]
         names = list(times)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             times[name].append(run(name))
-    return times, peaks, left_out
+    return {"times": times, "peaks": peaks, "left_out": left_out}
 
 
 def table(case: Case, times: dict[str, list[float]], peaks: dict[str, int], left_out: dict[str, str]) -> str:
@@ -142,7 +145,7 @@ def table(case: Case, times: dict[str, list[float]], peaks: dict[str, int], left
         "| loss | median (ms) | range (ms) | time / four products | peak memory (MiB) |",
         "|---|---|---|---|---|",
     ]
-    floor = statistics.median(times[FLOOR])
+    floor = statistics.median(times.get(FLOOR, [math.nan]))
     for name, turns in times.items():
         median = statistics.median(turns)
         lines.append(
@@ -238,24 +241,50 @@ def train(contender: str, dry_run: bool) -> None:
         print(json.dumps({"ms": 1000 * statistics.median(seconds[2:]), "bytes": peak, "tokens": rows * length}))
 
 
-def steps_table(dry_run: bool) -> str:
-    """Measure training steps, each in a process of its own."""
+class Parts:
+    """Parts of the benchmark, which run in processes until the time is up."""
+
+    def __init__(self, minutes: float, dry_run: bool) -> None:
+        self.end = time.monotonic() + 60 * minutes
+        self.arguments = ["--dry_run"] if dry_run else []
+
+    def run(self, *arguments: str, launcher: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
+        """Return the figures of a part, or why there are none."""
+        seconds = self.end - time.monotonic()
+        if seconds <= 0:
+            return {}, "no time was left"
+        command = [sys.executable, *launcher, "-m", __spec__.name, *arguments, *self.arguments]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, **pipes, start_new_session=True) as process:
+            try:
+                output, errors = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                return {}, f"no result in {seconds:.0f} s"
+        try:
+            return json.loads(output.strip().splitlines()[-1]), ""
+        except (IndexError, json.JSONDecodeError):
+            return {}, (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1][:200]
+
+
+def losses_table(parts: Parts, case: Case, size: int, repeats: int) -> str:
+    found, reason = parts.run("--losses", str(size), "--repeats", str(repeats))
+    return table(case, **found) if found else f"Losses of {case.tokens:,} tokens x {case.vocab:,} failed: {reason}."
+
+
+def steps_table(parts: Parts, gpus: int) -> str:
+    """Measure training steps on one GPU, and on all if there are several."""
     lines = ["| training step | median (ms) | tokens per second and GPU | peak memory (MiB) |", "|---|---|---|---|"]
     notes = []
-    launches: dict[str, list[str]] = {"": [sys.executable]}
-    if torch.cuda.device_count() > 1 and not dry_run:
-        gpus = str(torch.cuda.device_count())
-        launch = ["-m", "accelerate.commands.launch", "--config_file", FSDP, "--num_processes", gpus]
-        launches[f", FSDP2 on {gpus} GPUs"] = [sys.executable, *launch]
-    for suffix, launcher in launches.items():
+    launchers: dict[str, list[str]] = {"": []}
+    if gpus > 1:
+        launch = ["-m", "accelerate.commands.launch", "--config_file", FSDP, "--num_processes", str(gpus)]
+        launchers[f", FSDP2 on {gpus} GPUs"] = launch
+    for suffix, launcher in launchers.items():
         for contender, title in STEPS.items():
-            command = [*launcher, "-m", __spec__.name, "--train", contender, *(["--dry_run"] if dry_run else [])]
-            try:
-                ran = subprocess.run(command, capture_output=True, text=True, timeout=200)
-                found = json.loads(ran.stdout.strip().splitlines()[-1])
-            except (subprocess.TimeoutExpired, IndexError, json.JSONDecodeError):
-                errors = ran.stderr.strip().splitlines() if "ran" in locals() else []
-                notes.append(f"\n{title}{suffix} failed: {errors[-1][:200] if errors else 'no result in 200 s'}.")
+            found, reason = parts.run("--train", contender, launcher=launcher)
+            if reason:
+                notes.append(f"\n{title}{suffix} failed: {reason}.")
                 continue
             lines.append(
                 f"| {title}{suffix} | {found['ms']:.0f} | {1000 * found['tokens'] / found['ms']:,.0f} "
@@ -264,37 +293,41 @@ def steps_table(dry_run: bool) -> str:
     return "\n".join([*lines, *notes])
 
 
-def fits(case: Case, name: str) -> bool:
-    """Return whether a loss with all logits fits into the free memory."""
-    needed = COPIES_OF_ALL_LOGITS * case.tokens * case.vocab * 2
-    return BASELINE not in name or case.device == "cpu" or needed < 0.9 * torch.cuda.mem_get_info()[0]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--minutes", type=float, default=8, help="time for the whole benchmark")
     parser.add_argument("--output", type=Path, help="Markdown file to write")
     parser.add_argument("--dry_run", action="store_true", help="tiny sizes on a CPU")
+    parser.add_argument("--losses", type=int, help="only measure the losses of one size, and print figures as JSON")
     parser.add_argument("--train", choices=STEPS, help="only run one trainer, and print its figures as JSON")
     options = parser.parse_args()
+    device, dtype = ("cpu", "float32") if options.dry_run else ("cuda", "bfloat16")
+    sizes = TINY if options.dry_run else SIZES
+    cases = [Case(*size, dtype, device, torch.get_num_threads()) for size in sizes]
     if options.train:
         train(options.train, options.dry_run)
         return
+    if options.losses is not None:
+        print(json.dumps(measure(cases[options.losses], options.repeats)))
+        return
     if not options.dry_run and not torch.cuda.is_available():
         raise SystemExit("This benchmark needs a GPU; --dry_run runs it on a CPU with tiny sizes.")
-    device, dtype = ("cpu", "float32") if options.dry_run else ("cuda", "bfloat16")
+    page: list[str] = []
+
+    def add(text: str) -> None:
+        page.append(text)
+        print(f"{text}\n", flush=True)
+        if options.output:
+            options.output.write_text("\n\n".join(page) + "\n")
+
+    parts = Parts(options.minutes, options.dry_run)
     facts = "\n".join(f"- {name}: {value}" for name, value in environment(device).items())
-    parts = ["# Benchmarks on a GPU", f"`{' '.join(['python -m', __spec__.name, *sys.argv[1:]])}`\n\n{facts}"]
-    print("\n\n".join(parts), flush=True)
-    for size in TINY if options.dry_run else SIZES:
-        case = Case(*size, dtype, device, torch.get_num_threads())
-        contenders = {name: loss for name, loss in CONTENDERS.items() if fits(case, name)}
-        parts.append(table(case, *measure(case, contenders, options.repeats)))
-        print(f"\n{parts[-1]}", flush=True)
-    parts.append(steps_table(options.dry_run))
-    print(f"\n{parts[-1]}", flush=True)
-    if options.output:
-        options.output.write_text("\n\n".join(parts) + "\n")
+    add("# Benchmarks on a GPU")
+    add(f"`{' '.join(['python -m', __spec__.name, *sys.argv[1:]])}`\n\n{facts}")
+    for size, case in enumerate(cases):
+        add(losses_table(parts, case, size, options.repeats))
+    add(steps_table(parts, 0 if options.dry_run else torch.cuda.device_count()))
 
 
 if __name__ == "__main__":

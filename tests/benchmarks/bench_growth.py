@@ -195,6 +195,58 @@ def rows(size: int) -> Cost:
     return cost
 
 
+def packing(size: int) -> Cost:
+    """Packing of tokenized rows of 30 tokens into rows of up to 256."""
+    from datasets import Dataset, disable_progress_bars
+
+    from trl_akd.data.tokenization import pack
+
+    disable_progress_bars()
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = Dataset.from_generator(_tokenized, gen_kwargs={"size": size}, cache_dir=folder)
+        with measured() as cost:
+            pack(dataset, 256)
+    return cost
+
+
+def _tokenized(size: int) -> Iterator[dict[str, list[int]]]:
+    """Yield different rows of 30 tokens, of which half are targets."""
+    for number in range(size):
+        ids = [int(digit) for digit in f"{number:08d}"] + [number % 50] * 22
+        yield {"input_ids": ids, "labels": [-100] * 15 + ids[15:]}
+
+
+def cache_rows(size: int) -> Cost:
+    """Rows of which a teacher cache is made, with tiny models."""
+    from datasets import Dataset, disable_progress_bars
+
+    from tests import tiny
+    from trl_akd import AKDConfig, AKDTrainer
+    from trl_akd.akd.cache_creation import create_cache
+
+    disable_progress_bars()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = AKDTrainer(
+            tiny.model(),
+            tiny.model("qwen2"),
+            AKDConfig(
+                folder,
+                use_cpu=True,
+                bf16=False,
+                report_to="none",
+                max_length=64,
+                per_device_eval_batch_size=64,
+                disable_tqdm=True,
+            ),
+            train_dataset=Dataset.from_generator(_tokenized, gen_kwargs={"size": size}, cache_dir=folder),
+            processing_class=tiny.tokenizer(),
+            teacher_tokenizer=tiny.tokenizer(),
+        )
+        with measured() as cost:
+            create_cache(trainer, Path(folder) / "cache", shard_mb=1)
+    return cost
+
+
 def cache_check(size: int) -> Cost:
     """Comparison of a dataset with a teacher cache of its rows."""
     teacher_rows, folder = _teacher_cache(size)
@@ -273,32 +325,37 @@ def ledger(size: int) -> Cost:
 
 
 def results(size: int) -> Cost:
-    """Samples of an evaluation, ten per problem: written, read again, and summarized with their verdicts."""
+    """Samples of an evaluation, ten per problem: written, judged by a rule, summarized, and evaluated again."""
     from trl_akd.evaluation.benchmarks import Benchmark
     from trl_akd.evaluation.problems import Problem
-    from trl_akd.evaluation.results import summarize, write_results
+    from trl_akd.evaluation.results import summarize, write_eval_results, write_results
     from trl_akd.evaluation.samples import Sample, SampleFile
-    from trl_akd.evaluation.verdicts import Verdict, write_verdicts
+    from trl_akd.evaluation.verdicts import VerdictFile
     from trl_akd.execution import ExecutionResult
-    from trl_akd.metrics.taxonomy import ErrorLabel
 
+    class Executor:
+        def stream(self, pairs: Iterator[Any], fail_fast: bool) -> Iterator[tuple[int, ExecutionResult]]:
+            for number, _ in enumerate(pairs):
+                yield number, outcomes[number % 2]
+
+    outcomes = ExecutionResult("passed"), ExecutionResult("failed", "AssertionError", stage="test", ending="exception")
     problems = tuple(Problem(f"p/{number}", "p", "assert True") for number in range(size // 10))
     benchmark = Benchmark("growth", problems, "memory", "0")
-    passed, failed = ExecutionResult("passed"), ExecutionResult("failed", "AssertionError", stage="test")
-    label = {"passed": ErrorLabel(None, None, True), "failed": ErrorLabel("wrong_answer", "wrong_answer", True)}
-    with tempfile.TemporaryDirectory() as folder, measured() as cost:
-        with SampleFile(Path(folder), {"model": "m"}) as file:
+    executor: Any = Executor()
+    with tempfile.TemporaryDirectory() as name, measured() as cost:
+        folder = Path(name)
+        with SampleFile(folder, {"model": "m"}) as file:
             for problem in problems:
-                file.append([Sample(problem.task_id, "s" * 200, "c" * 200, number) for number in range(10)])
-        with SampleFile(Path(folder), {"model": "m"}) as file:
-            verdicts = [
-                Verdict(sample, outcome, label[outcome.status])
-                for problem in problems
-                for sample in file[problem.task_id]
-                for outcome in (passed if sample.sample % 2 else failed,)
-            ]
-        write_verdicts(Path(folder), verdicts)
-        write_results(Path(folder), summarize(benchmark, verdicts, [1, 10]))
+                texts = (f"{problem.task_id} {number} {'s' * 200}" for number in range(10))
+                file.append([Sample(problem.task_id, text, text, number) for number, text in enumerate(texts)])
+        for _ in range(2):
+            with SampleFile(folder, {"model": "m"}) as file:
+                samples = file.first([problem.task_id for problem in problems], 10)
+            with VerdictFile(folder / "verdicts.jsonl", {}) as kept:
+                verdicts = kept.run(problems, samples, executor, progress=False)
+            found = summarize(benchmark, verdicts, [1, 10])
+            write_results(folder, found)
+            write_eval_results(folder, found | {"model": {"name": "m"}}, verdicts)
     return cost
 
 
@@ -306,27 +363,37 @@ def programs(size: int) -> Cost:
     """Programs run in the sandbox by two workers."""
     from trl_akd.execution import CodeExecutor
 
-    def pairs() -> list[tuple[str, str]]:
-        return [(f"def f(x):\n    return x + {number}\n", f"assert f(1) == {number + 1}") for number in range(size)]
-
+    pairs = ((f"def f(x):\n    return x + {number}\n", f"assert f(1) == {number + 1}") for number in range(size))
     with measured() as cost, CodeExecutor(workers=2) as executor:
-        assert all(result.passed for result in executor.run(pairs()))
+        assert sum(result.passed for _, result in executor.stream(pairs)) == size
     return cost
 
 
 def questions(size: int) -> Cost:
-    """Questions of IterKD that are compared with all before them."""
+    """Questions of IterKD with words as frequent as in natural language, compared with all before them."""
+    source = random.Random(0)
+    return _novelty([f"{number} " + " ".join(source.choices(WORDS, WEIGHTS, k=20)) for number in range(size)])
+
+
+def similar_questions(size: int) -> Cost:
+    """Questions of IterKD that share the same 13 of 21 words."""
+    wording = "Write a python function that takes a list of numbers and returns the"
+    return _novelty([f"{wording} {' '.join(f'{number}x{word}' for word in range(8))}" for number in range(size)])
+
+
+def reordered_questions(size: int) -> Cost:
+    """Questions of IterKD that have the same 20 words in other orders, the worst case."""
+    source = random.Random(0)
+    return _novelty([" ".join(source.sample(WORDS[:20], k=20)) for _ in range(size)])
+
+
+def _novelty(texts: list[str]) -> Cost:
     from trl_akd.iterkd.cycle.novelty import NoveltyIndex, filter_novel
     from trl_akd.iterkd.cycle.records import Question
 
-    source = random.Random(0)
-    texts = [
-        f"Write a function {number} that " + " ".join(source.choices(WORDS, WEIGHTS, k=20)) for number in range(size)
-    ]
     asked = [Question(str(number), text) for number, text in enumerate(texts)]
-    index = NoveltyIndex()
     with measured() as cost:
-        filter_novel(asked, index)
+        filter_novel(asked, NoveltyIndex())
     return cost
 
 
@@ -354,12 +421,16 @@ GROWTH: dict[Callable[[int], Cost], tuple[list[int], list[int]]] = {
     accumulation: ([2, 4, 8], [16]),
     processes: ([1, 2], []),
     rows: ([1000, 4000, 16_000], [64_000, 250_000, 1_000_000]),
+    packing: ([1000, 4000, 16_000], [64_000, 250_000, 1_000_000]),
+    cache_rows: ([1000, 4000, 16_000], [64_000]),
     cache_check: ([1000, 10_000, 50_000], [250_000, 1_000_000]),
     cache_reads: ([1000, 10_000, 50_000], [250_000, 1_000_000]),
     ledger: ([1000, 10_000, 50_000], [250_000, 1_000_000]),
     results: ([1000, 5000, 25_000], [100_000, 1_000_000]),
     programs: ([250, 500, 1000], [10_000, 100_000]),
     questions: ([250, 500, 1000], [5000, 20_000]),
+    similar_questions: ([250, 500, 1000], [5000, 20_000]),
+    reordered_questions: ([250, 500, 1000], [2000]),
     cycles: ([1, 2, 4], [8, 16]),
 }
 

@@ -150,15 +150,19 @@ def liger(inputs: Inputs) -> Tensor:
 
 
 def products(inputs: Inputs) -> Tensor:
-    """The matrix products of a fused loss, in chunks of 1,024 tokens, without a loss."""
+    """The matrix products of a fused loss, in chunks of 256 tokens, without a loss."""
+    student, teacher = LMHead(inputs.student_weight.detach()), LMHead(inputs.teacher_weight)
+    gradient = torch.zeros_like(student.weight)
+    logits = gradient.new_empty(min(256, len(inputs.student_hidden)), len(gradient))
     with torch.no_grad():
-        gradient = torch.zeros_like(inputs.student_weight)
-        for start in range(0, len(inputs.student_hidden), 1024):
-            hidden, teacher = (each[start : start + 1024] for each in (inputs.student_hidden, inputs.teacher_hidden))
-            logits = hidden @ inputs.student_weight.t()
-            torch.mm(teacher, inputs.teacher_weight.t(), out=logits)
-            logits @ inputs.student_weight
-            gradient.addmm_(logits.t(), hidden)
+        for hidden, teacher_hidden in zip(
+            inputs.student_hidden.split(256), inputs.teacher_hidden.split(256), strict=True
+        ):
+            products = logits[: len(hidden)]
+            student.project(hidden, out=products)
+            teacher.project(teacher_hidden, out=products)
+            products @ student.weight
+            gradient.addmm_(products.t(), hidden)
     return torch.zeros((), requires_grad=True)
 
 

@@ -53,6 +53,16 @@ def test_rules_differ_in_their_element_wise_traffic():
     assert loss_traffic(settings(divergence="skew_kl", knobs=(("alpha", 0.1),)), VOCABULARY) > akd
 
 
+def test_kernels_need_less_traffic():
+    def on_gpu(**values: Any) -> float:
+        return loss_traffic(settings(**{"on_cpu": False, **values}), VOCABULARY) / (ROWS * LENGTH * VOCABULARY * 4)
+
+    assert on_gpu() == 2 + 3  # statistics, gradient
+    assert on_gpu(divergence="adaptive_alpha", knobs=()) == 2 + 2 + 2 + 3
+    assert on_gpu(outputs=(Output(None),)) == 1 + 2
+    assert on_gpu(outputs=(Output("sparse"),)) == on_gpu(outputs=(Output("sparse"),), on_cpu=True) > 15
+
+
 def test_parts_scale_with_the_run():
     gpu = find_gpu("a100-80")
     one, two = (estimate_duration(settings(accumulation=count), gpu) for count in (1, 2))

@@ -15,7 +15,7 @@ from trl_akd.evaluation.evaluation_config import EvaluationConfig
 from trl_akd.evaluation.problems import Problem
 from trl_akd.evaluation.runner import Evaluation, evaluate
 from trl_akd.evaluation.samples import Sample
-from trl_akd.evaluation.verdicts import VerdictFile, run_samples
+from trl_akd.evaluation.verdicts import VerdictFile
 from trl_akd.execution import CodeExecutor, ExecutionResult
 
 PROBLEMS = [Problem(str(n), "", f"assert f({n}) == {n + 1}", entry_point="f") for n in range(4)]
@@ -41,9 +41,7 @@ class Counting:
 
 def run(path: Path, executor: Counting, limits=None, problems=PROBLEMS, samples=SAMPLES):
     with VerdictFile(path, limits or {"timeout": 1.0}) as file:
-        verdicts = run_samples(problems, samples, executor, file=file, progress=False)
-        file.finish(problems, verdicts)
-    return verdicts
+        return file.run(problems, samples, executor, progress=False)
 
 
 def test_execution_resumes(tmp_path: Path):
@@ -57,7 +55,7 @@ def test_execution_resumes(tmp_path: Path):
     assert [verdict.sample.task_id for verdict in verdicts] == ["0", "1", "2", "3"]
     assert [json.loads(line)["task_id"] for line in path.read_text().splitlines()] == ["0", "1", "2", "3"]
     last = Counting()
-    assert run(path, last) == verdicts and not last.ran
+    assert list(run(path, last)) == list(verdicts) and not last.ran
 
 
 @pytest.mark.parametrize(
@@ -148,5 +146,5 @@ def test_changed_limits_run_programs_again(tmp_path: Path):
 
 def test_an_executor_that_runs_nothing_stores_nothing(tmp_path: Path):
     with CodeExecutor(1, allow_code_execution=True) as executor, VerdictFile(tmp_path / "v.jsonl", {}) as file:
-        assert run_samples([], {}, executor, file=file, progress=False) == []
+        assert list(file.run([], {}, executor, progress=False)) == []
     assert (tmp_path / "v.jsonl").read_text() == ""

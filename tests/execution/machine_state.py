@@ -59,6 +59,16 @@ def children(pid: int) -> list[int]:
     return [int(child) for text in texts for child in text.split()]
 
 
+def generations(ours: set[Process]) -> list[list[Process]]:
+    """Return the new descendants of this process by their distance: fork servers, helpers, and what they started."""
+    left, parents = descendants() - ours, {os.getpid()}
+    found: list[list[Process]] = []
+    while parents:
+        found.append([row for row in left if row.parent in parents])
+        parents = {row.pid for row in found[-1]}
+    return found[:-1]
+
+
 def alive(row: Process) -> bool:
     now = process(row.pid)
     return now is not None and now.started == row.started and now.state != "Z"

@@ -4,12 +4,20 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from tests.execution.conftest import HONEST
-from tests.execution.machine_state import children, commands, eventually, linux_only, user_namespaces_work
+from tests.execution.machine_state import (
+    commands,
+    descendants,
+    eventually,
+    generations,
+    linux_only,
+    user_namespaces_work,
+)
 from tests.execution.memory_bombs import BOMBS, program
 from trl_akd.execution import CodeExecutor, ExecutionResult, worker
 from trl_akd.execution.zygote import cgroup
@@ -104,14 +112,14 @@ def test_no_process_outlives_a_killed_helper(level: str) -> None:
         f"import os, subprocess, time\nif os.fork() == 0:\n    os.setsid()\n    subprocess.run(['sleep', '{mark}'])\n"
     )
     results: list[ExecutionResult] = []
-    others = set(children(os.getpid()))
+    others = descendants()
     with CodeExecutor(1, timeout=60.0, isolation=level, allow_code_execution=True) as executor:
         running = threading.Thread(target=lambda: results.extend(executor.run([(leave + "time.sleep(1000)\n", "")])))
         running.start()
         while running.is_alive():  # a program is run twice
             if commands(mark):
-                for helper in set(children(os.getpid())) - others:
-                    os.kill(helper, signal.SIGKILL)
+                for helper in chain(*generations(others)[1:2]):
+                    os.kill(helper.pid, signal.SIGKILL)
             running.join(0.05)
     assert [result.status for result in results] == ["infra_error"]
     assert eventually(lambda: not commands(mark))

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from tests.execution.machine_state import (
     commands,
     descendants,
     eventually,
+    generations,
     linux_only,
     resident_kib,
 )
@@ -282,25 +284,23 @@ thread.join()
         assert output(level, body) == [" ".join(["passed"] * 40)]
 
 
-def children_of(ours: set[Process]) -> list[Process]:
-    return [row for row in descendants() - ours if row.parent == os.getpid()]
-
-
 def kill_all(rows: Iterable[Process]) -> None:
-    """Kill the helpers first, as they would report their killed programs as failed."""
-    for row in sorted(rows, key=lambda row: row.parent != os.getpid()):
+    for row in rows:
         with suppress(ProcessLookupError):
             os.kill(row.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("everything", [False, True], ids=["one helper", "every process"])
-def test_killed_helper(level: str, everything: bool) -> None:
+@pytest.mark.parametrize("victim", ["fork server", "one helper", "every process"])
+def test_killed_helper(level: str, victim: str) -> None:
     others = descendants()
     with make(level) as executor:
         assert executor.run([HONEST])[0].passed
 
         def kill() -> None:
-            kill_all(descendants() - others if everything else children_of(others)[:1])
+            servers, helpers, *inner = generations(others)
+            # Helpers before programs, which they would report as failed.
+            rows = {"fork server": servers, "one helper": helpers[:1]}.get(victim)
+            kill_all([*servers, *helpers, *chain(*inner)] if rows is None else rows)
 
         timer = threading.Timer(0.35, kill)
         timer.start()
@@ -318,7 +318,7 @@ def test_helpers_that_always_fail(level: str) -> None:
 
         def kill() -> None:
             while not stop.wait(0.05):
-                kill_all(descendants() - others)
+                kill_all(chain(*generations(others)))
 
         killer = threading.Thread(target=kill)
         killer.start()
@@ -334,12 +334,12 @@ def test_helpers_that_always_fail(level: str) -> None:
 
 
 @pytest.mark.slow
-def test_stopped_helper(level: str) -> None:
+@pytest.mark.parametrize("generation", [0, 1], ids=["fork server", "one helper"])
+def test_stopped_helper(level: str, generation: int) -> None:
     others = descendants()
     with make(level, timeout=0.5) as executor:
         assert executor.run([HONEST])[0].passed
-        for row in children_of(others)[:1]:
-            os.kill(row.pid, signal.SIGSTOP)
+        os.kill(generations(others)[generation][0].pid, signal.SIGSTOP)
         results = executor.run([HONEST] * 4)
         assert {result.status for result in results} <= {"passed", "infra_error"}
     assert eventually(lambda: not descendants() - others)
@@ -378,3 +378,15 @@ class TestClose:
             executor.run([HONEST])
             raise KeyError(uuid.uuid4())
         assert eventually(lambda: not descendants() - others)
+
+
+@pytest.mark.parametrize("forked", [True, False], ids=["fork server", "one by one"])
+def test_start_of_helpers(forked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Helpers are forks of one process, but on systems without descriptors of processes each is started alone."""
+    if not forked:
+        monkeypatch.delattr(os, "pidfd_open")
+    others = descendants()
+    with make("process") as executor:
+        assert [result.status for result in executor.run([NAP] * 4)] == ["passed"] * 4
+        assert list(map(len, generations(others))) == ([1, 2] if forked else [2])
+    assert not descendants() - others

@@ -115,3 +115,5 @@ def test_log_probabilities_are_those_before_warping() -> None:
     chooser = TokenChooser(0.5, 0.9, draws)
     tokens = torch.stack([chosen(chooser(torch.zeros(4, 1), logits)) for _ in range(2)], 1)
     torch.testing.assert_close(chooser.logprobs(), logits.log_softmax(-1).gather(1, tokens))
+    alone = TokenChooser(0.5, 0.9, draws, with_logprobs=False)
+    assert (torch.stack([chosen(alone(torch.zeros(4, 1), logits)) for _ in range(2)], 1) == tokens).all()

@@ -17,7 +17,7 @@ from tests import tiny
 from tests.generation.server import Fault, Server, serving
 from trl_akd.generation import Completion, GenerationError, OpenAIGenerator, TransformersGenerator
 from trl_akd.generation.protocol import GREEDY, SamplingParams, Usage, collect, stream
-from trl_akd.generation.recorded import RecordedGenerator
+from trl_akd.generation.recorded import CompletionStore, RecordedGenerator
 from trl_akd.ledger import Ledger
 
 PROMPTS = ["def add(a, b):\n", "x", "# a comment\nprint(", "x", "return"]
@@ -217,6 +217,22 @@ def test_refused_prompts_are_recorded_and_may_be_repeated(server: Server, tmp_pa
             asked = OpenAIGenerator(server.url, "tiny")
             found = RecordedGenerator(asked, ledger, retry_refused=True).generate(list("abc"), seed=0)
         assert [completion.text for [completion] in found] == ["A", "B", "C"] and len(server.bodies) == sent
+
+
+def test_generators_with_one_store_read_the_ledger_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    reads = []
+    locate = Ledger.locate
+    monkeypatch.setattr(Ledger, "locate", lambda ledger: reads.append(ledger.path) or locate(ledger))
+    asked = Halting()
+    for _ in range(2):
+        with Ledger(tmp_path / "calls.jsonl", {}) as ledger:
+            store = CompletionStore(ledger)
+            for number in range(20):
+                recorded = RecordedGenerator(asked, store, name=f"stage {number}", retry_refused=number % 2 == 0)
+                found = recorded.generate(["a", "b"], seed=0)
+                assert [completion.text for [completion] in found] == ["a0", "b0"]
+    assert len(reads) == 2 and len(asked.asked) == len(lines(tmp_path / "calls.jsonl")) == 40
+    assert not any(isinstance(value, Completion) for value in vars(store).values()), "the texts stay on disk"
 
 
 def test_usage_is_kept(server: Server, tmp_path: Path):

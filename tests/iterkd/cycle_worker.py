@@ -50,11 +50,11 @@ def _failing_teacher() -> cycle_world.RuleTeacher:
 def _full_disk(run: Callable[[], None]) -> None:
     append, left = Ledger.append, [9]
 
-    def fail(ledger: Ledger, rows: Any) -> None:
+    def fail(ledger: Ledger, rows: Any) -> list[int]:
         left[0] -= 1
         if left[0] < 0:
             raise OSError(28, "the disk is full")
-        append(ledger, rows)
+        return append(ledger, rows)
 
     Ledger.append = fail  # type: ignore[method-assign]
     try:

@@ -55,9 +55,9 @@ class Progress:
     def _watch_ledgers(self) -> None:
         append = Ledger.append
 
-        def noted(ledger: Ledger, rows: Any) -> None:
+        def noted(ledger: Ledger, rows: Any) -> list[int]:
             self.note("ledger")
-            append(ledger, rows)
+            return append(ledger, rows)
 
         Ledger.append = noted  # type: ignore[method-assign]
 

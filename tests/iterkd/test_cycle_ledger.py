@@ -2,6 +2,7 @@
 
 import errno
 import json
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,16 +76,27 @@ def test_items_that_differ_from_recorded_ones_are_an_error(act):
         act(seeds=[{**questions()[0], "instruction": task(77)}, *questions()[1:]])
 
 
+def test_the_files_are_read_once(act, monkeypatch: pytest.MonkeyPatch):
+    read = Counter()
+    for name in ("read", "locate"):
+        whole = getattr(Ledger, name)
+        monkeypatch.setattr(Ledger, name, lambda ledger, whole=whole: read.update([ledger.path.stem]) or whole(ledger))
+    for _ in range(2):
+        read.clear()
+        assert len(act(cycles=4).reports) == 4
+        assert read == {"completions": 1, "verdicts": 1, "items": 1}
+
+
 @contextmanager
 def full_after(number: int):
     """Simulate a full disk after a number of appends."""
     left = [number]
 
-    def append(ledger: Ledger, rows: Any) -> None:
+    def append(ledger: Ledger, rows: Any) -> list[int]:
         left[0] -= 1
         if left[0] < 0:
             raise OSError(errno.ENOSPC, "cannot grow")
-        whole(ledger, rows)
+        return whole(ledger, rows)
 
     whole = Ledger.append
     with pytest.MonkeyPatch.context() as patch:

@@ -1,11 +1,14 @@
 import json
 import random
+import re
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trl_akd.iterkd.cycle import novelty
 from trl_akd.iterkd.cycle.novelty import NoveltyIndex, content_words, filter_novel, rouge_l
 from trl_akd.iterkd.cycle.records import Question
 
@@ -97,7 +100,7 @@ def test_filtering_is_idempotent(instructions):
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.9, 1.0])
 def test_candidates_are_not_missed(threshold):
-    """For texts of all similarities, MinHash keeps the same texts as brute force."""
+    """For texts of all similarities, the same are kept as by brute force."""
     rng = random.Random(0)
     stock = [f"w{number}" for number in range(60)]
     instructions = []
@@ -113,14 +116,44 @@ def test_candidates_are_not_missed(threshold):
 
 def test_pairs_at_the_threshold_are_found():
     """Texts with a ROUGE-L of exactly 0.7: 14 of 20 words in common, the others different."""
-    missed = 0
     for number in range(300):
         common = [f"w{number}x{word}" for word in range(14)]
         left, right = (" ".join([*common, *(f"{side}{number}x{word}" for word in range(6))]) for side in "lr")
         index = NoveltyIndex(0.7)
         index.add(left)
-        missed += index.nearest(right) is None
-    assert missed <= 1
+        assert index.nearest(right) == left
+
+
+def similar_by_brute_force(first: str, second: str, threshold: float) -> bool:
+    def content(text: str) -> str:
+        return " ".join(content_words(re.findall(r"\w+", text.casefold()))) or text
+
+    return all(rouge_l(view(first), view(second)) >= threshold for view in (str, content))
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.one_of(texts, st.text("aß! \n_1write", max_size=12)), max_size=12),
+    st.sampled_from([0.05, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0]),
+)
+def test_the_first_duplicate_of_both_views_is_found(instructions, threshold):
+    index = NoveltyIndex(threshold)
+    for number, text in enumerate(instructions):
+        similar = (known for known in instructions[:number] if similar_by_brute_force(text, known, threshold))
+        assert index.nearest(text) == next(similar, None)
+        index.add(text)
+
+
+@pytest.mark.parametrize("shared", [13, 16])
+def test_questions_with_few_shared_words_are_not_compared(monkeypatch: pytest.MonkeyPatch, shared: int):
+    compared = []
+    similarity = novelty.LCSseq.similarity
+    counting = SimpleNamespace(similarity=lambda first, second: compared.append(1) or similarity(first, second))
+    monkeypatch.setattr(novelty, "LCSseq", counting)
+    wording = " ".join(f"shared{number}" for number in range(shared))
+    asked = questions([f"{wording} {' '.join(f'w{n}x{word}' for word in range(8))}" for n in range(100)])
+    assert filter_novel(asked, NoveltyIndex()) == asked
+    assert not compared, "they need 17 of 21 or 20 of 24 words in common for a ROUGE-L of 0.8"
 
 
 def test_words_that_repeat_count_each_time():

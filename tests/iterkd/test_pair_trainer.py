@@ -126,6 +126,37 @@ def test_loss_equals_that_of_full_logits(trainer, name):
         torch.testing.assert_close(gradient, reference, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.parametrize("words", [tiny.VOCABULARY, tiny.VOCABULARY - 20], ids=["one vocabulary", "smaller teacher"])
+@pytest.mark.parametrize("name", ["simpo", "unlikelihood"])
+def test_loss_with_a_teacher_equals_that_of_full_logits(trainer, name, words):
+    """Value and gradients of divergence, cross-entropy and contrastive loss, which share passes over the LM head."""
+    settings = {"beta_strategy": "fixed", "beta": 0.3, "ce_weight": 0.5, "kd_temperature": 2.0}
+    frozen = tiny.model("qwen2", vocabulary=words, hidden=48, seed=3).double().eval()
+    made = trainer(
+        tiny.model().double(), frozen, contrastive_loss=name, contrastive_weight=0.7, loss_chunk_size=7, **settings
+    )
+    model, pairs = made.model, list(made.train_dataset)
+    supervised = []
+    for pair in pairs:
+        ids, start = torch.tensor([[*pair["prompt"], *pair["completion"]]]), len(pair["prompt"])
+        q, p = (net(input_ids=ids).logits[0, start - 1 : -1, :words] for net in (model, frozen))
+        nll = torch.nn.functional.cross_entropy(q, ids[0, start:], reduction="none")
+        log_q, log_p = (logits.div(2.0).log_softmax(-1) for logits in (q, p.detach()))
+        mix = (0.7 * log_p.exp() - 0.3 * log_q.exp()) * (log_p - log_q)
+        supervised.append((mix.sum(-1) + 0.5 * nll).mean())
+    expected = torch.stack(supervised).mean() + 0.7 * by_hand(name, model, frozen, pairs)
+    wanted = list(model.parameters())
+    expected_gradients = torch.autograd.grad(expected, wanted)
+
+    batches, items = made.get_batch_samples(
+        iter([made.data_collator(pairs[:3]), made.data_collator(pairs[3:])]), 2, torch.device("cpu")
+    )
+    found = sum(made.compute_loss(model, batch, num_items_in_batch=items) for batch in batches)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-6, atol=1e-7)
+    for gradient, reference in zip(torch.autograd.grad(found, wanted), expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-5, atol=1e-7)
+
+
 def test_the_reference_is_a_frozen_copy(trainer):
     made = trainer()
     frozen = tiny.model()

@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "TEACHER_CAP": 0.0,
     "TEMPERATURE": 1.0,
     "CE_WEIGHT": 0.0,
+    "HAS_CE_WEIGHTS": False,
     "LIMIT": 0.5,
     "BLOCK": 4096,
 }
@@ -31,7 +32,8 @@ EVERYTHING = {
     "TEACHER_SCALE": 2.0,
     "TEACHER_CAP": 50.0,
     "TEMPERATURE": 2.0,
-    "CE_WEIGHT": 0.1,
+    "CE_WEIGHT": 1.0,
+    "HAS_CE_WEIGHTS": True,
 }
 
 

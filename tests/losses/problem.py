@@ -52,6 +52,12 @@ OPTIONS = {
     "labels": {"labels": True},
     "ce": {"labels": True, "ce_weight": 0.7},
     "ce-temperature": {"labels": True, "ce_weight": 0.7, "temperature": 0.6},
+    "ce-per-token": {
+        "labels": True,
+        "ce_weight": torch.tensor([0.7, 1.0, 0.0, 2.0, -0.4, 0.1, 3.0], dtype=torch.float64),
+        "temperature": 0.6,
+        "chunk_size": 3,
+    },
     "larger-teacher": {"teacher_words": 14, "bias": True},
     "larger-student": {"student_words": 14, "bias": True},
     "vocab_size": {"student_words": 12, "vocab_size": 9, "labels": True, "ce_weight": 0.2},
@@ -89,7 +95,7 @@ def reference_loss(arguments: dict[str, Any]) -> Tensor:
     student, teacher = logits(arguments, "student"), logits(arguments, "teacher")
     rule, knobs = divergences.get(arguments.get("divergence", "akd")), knobs_of(arguments)
     loss = rule(student, teacher, temperature=arguments.get("temperature", 1.0), **knobs)
-    if arguments.get("ce_weight"):
+    if "ce_weight" in arguments:
         nll = torch.nn.functional.cross_entropy(student, arguments["labels"], reduction="none")
         loss = loss + arguments["ce_weight"] * nll
     return (loss * arguments["token_weights"]).sum()

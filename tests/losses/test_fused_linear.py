@@ -54,6 +54,7 @@ def test_equals_loops(options):
         ]
     labels = arguments.get("labels", torch.full((TOKENS,), -100)).tolist()
     weights = arguments["token_weights"].tolist()
+    ce_weights = torch.as_tensor(arguments.get("ce_weight", 0.0), dtype=torch.float64).expand(TOKENS).tolist()
     total = 0.0
     for n, weight in enumerate(weights):
         token = oracles.akd_token(
@@ -62,7 +63,7 @@ def test_equals_loops(options):
             beta=arguments["beta"],
             temperature=arguments.get("temperature", 1.0),
             label=labels[n],
-            ce_weight=arguments.get("ce_weight", 0.0),
+            ce_weight=ce_weights[n],
         )
         total += weight * token.pop("loss")
         for name, number in token.items():
@@ -119,6 +120,14 @@ def test_blocks_of_a_chunk_change_nothing(monkeypatch):
     arguments = problem(**OPTIONS["everything"]) | {"chunk_size": 5}
     expected = gradients(fused(arguments), arguments)
     monkeypatch.setattr("trl_akd.losses.fused_linear._block_size", lambda *_: 2)
+    torch.testing.assert_close(gradients(fused(arguments), arguments), expected)
+
+
+def test_parts_of_a_head_change_nothing(monkeypatch):
+    """A CPU multiplies some rows of an LM head at a time."""
+    arguments = problem(**OPTIONS["everything"])
+    expected = gradients(fused(arguments), arguments)
+    monkeypatch.setattr("trl_akd.losses.lm_head._CPU_ROWS", 4)
     torch.testing.assert_close(gradients(fused(arguments), arguments), expected)
 
 
@@ -340,6 +349,8 @@ def test_tiny_weights_in_half_precision():
         ({"beta": math.nan}, "beta is nan"),
         ({"temperature": 0.0}, r"temperature is 0\.0"),
         ({"ce_weight": 0.5}, r"ce_weight is 0\.5 without labels"),
+        ({"ce_weight": torch.ones(7)}, "ce_weight is a tensor without labels"),
+        ({"ce_weight": torch.ones(1), "labels": torch.zeros(7, dtype=torch.long)}, r"ce_weight has shape \[1\]"),
         ({"chunk_size": 0}, "chunk_size is 0"),
         ({"student_softcap": -1.0}, r"student_softcap is -1\.0"),
         ({"vocab_size": 12}, "vocab_size is 12"),

@@ -1,5 +1,7 @@
 """Cost of the fused divergence: matrix products and memory, counted rather than timed."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -9,6 +11,7 @@ from tests.losses.problem import run
 from tests.losses.test_divergences import RULES, SOME_RULES
 from trl_akd.losses import divergences
 from trl_akd.losses.fused_linear import _block_size, _chunk_size
+from trl_akd.losses.lm_head import LMHead
 from trl_akd.losses.pointwise import Objective, divergence_and_gradient_
 
 TOKENS, IGNORED, WORDS, STUDENT_WIDTH, TEACHER_WIDTH, CHUNK = 48, 16, 500, 8, 12, 5
@@ -120,6 +123,33 @@ def test_hand_written_gradients_work_in_place(case):
     with Spy() as spy, torch.no_grad():
         divergence_and_gradient_(student, teacher, labels, Objective(divergences.get(name), knobs, 1.0, 0.0), scratch)
     assert max(spy.sizes) < CHUNK * WORDS / 2
+
+
+def test_each_model_goes_through_one_softmax_per_block(arguments):
+    counted = Counter()
+
+    class Count(Spy):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            counted[function.overloadpacket] += 1
+            return super().__torch_dispatch__(function, types, args, kwargs)
+
+    with Count():
+        run(arguments | {"temperature": 1.0})
+    blocks = -(-(TOKENS - IGNORED) // CHUNK)
+    assert counted[torch.ops.aten.softmax] == 2 * blocks
+    of_the_check = 2  # of the rule's arguments, on a single token
+    assert max(counted[torch.ops.aten.exp], counted[torch.ops.aten.log_softmax]) <= of_the_check
+
+
+@pytest.mark.parametrize("words", [1, 511, 512, 513, 1500])
+def test_heads_are_multiplied_in_parts(words):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(7, 8, generator=generator), torch.randn(words, 8, generator=generator)
+    out = torch.full((7, words), torch.nan)
+    with Spy() as spy:
+        LMHead(weight).project(hidden, out=out)
+    torch.testing.assert_close(out, hidden @ weight.t())
+    assert spy.multiplications == 7 * words * 8
 
 
 @pytest.mark.parametrize("words", [64, 49152, 152064])

@@ -5,7 +5,7 @@ import torch
 
 from tests.losses.problem import OPTIONS, fused, gradients, problem, reference_loss, run
 from tests.losses.test_divergences import RULES, SOME_RULES
-from trl_akd.losses import divergences
+from trl_akd.losses import DenseSignal, LMHead, divergences, fused_divergence
 
 EVERY_OPTION = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 EVERY_RULE = pytest.mark.parametrize(("name", "knobs"), [each[:2] for each in RULES.values()], ids=RULES)
@@ -122,3 +122,61 @@ def test_rules_receive_raw_logits(monkeypatch):
 def test_errors_name_invalid_knobs():
     with pytest.raises(ValueError, match="'jsd' has no knob 'alpha'"):
         run(problem() | {"divergence": "jsd", "knobs": {"alpha": 0.1}})
+
+
+def by_logits(student, teacher, **options):
+    """Return numbers and gradient of the logits themselves: the LM heads are identities."""
+    head = LMHead(torch.eye(student.shape[-1], dtype=student.dtype))
+    student = student.clone().requires_grad_()
+    result = fused_divergence(
+        student, head, DenseSignal(teacher, head),
+        token_weights=torch.ones(len(student)), labels=torch.arange(len(student)) % student.shape[-1], **options,
+    )  # fmt: skip
+    numbers = {name: value for name, value in vars(result).items() if name != "loss"}
+    return numbers, torch.autograd.grad(result.loss, student)[0]
+
+
+def extreme_logits():
+    student, teacher = 4 * torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    first, second = torch.eye(8)[[0, 0, 1]], torch.eye(8)[[0, 1, 2]]
+    padding = torch.where(torch.arange(8) < 6, 0.0, -1e30)
+    return {
+        "random": (student, teacher),
+        "near": (student, student + teacher / 4096),
+        "large": (2500 * student, 2500 * teacher),
+        "far from zero": (student + 1e4, teacher - 1e4),
+        "equal probabilities": (torch.zeros(3, 8), torch.full((3, 8), -7.0)),
+        "a certain token": (1e4 * first, 1e4 * second),
+        "probabilities of nearly 0": (88.5 * first, 88.5 * second),
+        "an impossible token": (-1e4 * first, -1e4 * second),
+        "padding": (student + padding, teacher + padding),
+        "a single token": (student[:, :1], teacher[:, :1]),
+    }
+
+
+@pytest.mark.parametrize("logits", extreme_logits().values(), ids=extreme_logits())
+@SEVERAL_RULES
+def test_extreme_logits_in_single_precision(name, knobs, logits):
+    student, teacher = logits
+    largest = max(each.abs().where(each > -1e30, 0.0).max().item() for each in logits)
+    for temperature in (1.0, 0.1, 10.0):
+        options = {"divergence": name, "knobs": knobs, "temperature": temperature, "ce_weight": 0.3}
+        found, slope = by_logits(student, teacher, **options)
+        expected, exact_slope = by_logits(student.double(), teacher.double(), **options)
+        rounding = 1e-5 + 1e-6 * largest / temperature
+        for number, value in found.items():
+            torch.testing.assert_close(value.double(), expected[number], rtol=1e-4, atol=rounding)
+        torch.testing.assert_close(slope.double(), exact_slope, rtol=1e-4, atol=rounding / min(1.0, temperature))
+
+
+@SEVERAL_RULES
+def test_a_logit_that_is_nan_spoils_its_own_token_alone(name, knobs):
+    student, teacher = extreme_logits()["random"]
+    options = {"divergence": name, "knobs": knobs, "ce_weight": 0.3}
+    expected, slope = by_logits(student, teacher, **options)
+    student[1, 2] = torch.nan
+    found, spoilt_slope = by_logits(student, teacher, **options)
+    assert found["divergence"][1].isnan() and spoilt_slope[1].isnan().any()
+    for number, value in found.items():
+        torch.testing.assert_close(value[[0, 2]], expected[number][[0, 2]])
+    torch.testing.assert_close(spoilt_slope[[0, 2]], slope[[0, 2]])

@@ -66,7 +66,7 @@ def solved(arguments):
     return {**numbers, "loss": result.loss.detach()}, gradients(result.loss, arguments)
 
 
-@pytest.mark.parametrize("case", ["scale", "larger-student", "ce-temperature", "everything"])
+@pytest.mark.parametrize("case", ["scale", "larger-student", "ce-temperature", "ce-per-token", "everything"])
 def test_equals_the_path_without_kernels(case, monkeypatch):
     arguments = problem(**OPTIONS[case])
     found = solved(arguments)
@@ -103,12 +103,16 @@ def test_the_rules_with_a_hand_written_gradient_have_kernels():
 
 @pytest.fixture
 def half_products(monkeypatch):
-    """Emulate CUDA's matrix products of operands in half precision on the CPU, summed and stored as `out` requires."""
+    """Emulate CUDA's matrix products of operands in half precision, summed and stored as `out` requires.
+
+    Unlike a CPU, CUDA multiplies an LM head as a whole.
+    """
 
     def matmul(a, b, out):
         return out.copy_(a.float() @ b.float())
 
     monkeypatch.setattr(lm_head, "_operand_dtype", lambda weight, result: weight.dtype)
+    monkeypatch.setattr(lm_head, "_CPU_ROWS", 2**31)
     monkeypatch.setattr(lm_head, "matmul", matmul)
     monkeypatch.setattr(fused_linear, "matmul", matmul)
     monkeypatch.setattr(fused_linear, "add_matmul_", lambda total, a, b: total.add_(a.float() @ b.float()))
@@ -233,6 +237,8 @@ def test_memory_traffic_and_matrix_products(half_logits, rule, bytes_per_logit, 
     assert traffic.products == 4
     per_logit = traffic.bytes / (2 * 3000)
     assert bytes_per_logit <= per_logit < bytes_per_logit + 0.1
+    if half_logits:  # the products write two tensors, and read one twice
+        assert kernels.count_passes(divergences.get(rule), knobs) == bytes_per_logit / 2 - 4
 
 
 @pytest.mark.parametrize("words", [64, 49_152, 128_256, 151_936, 262_144])
@@ -270,11 +276,11 @@ def test_narrow_gradients_equal_wide_ones():
     head, labels = LMHead(torch.zeros(50, 1)), torch.tensor([3, -100, 49])
     narrow = LMHead(head.weight.bfloat16())
     objective = Objective(divergences.get("akd"), {"beta": 0.4}, 1.0, 0.5)
-    expected, tile = student.clone(), teacher.clone()
-    divergence_and_gradient_(expected, tile, labels, objective, torch.empty(2, 3, 50))
+    expected = student.clone()
+    divergence_and_gradient_(expected, teacher.clone(), labels, objective, torch.empty(2, 3, 50))
     products = student.clone()
     kernels.divergence_and_gradient_(narrow, products, head, teacher, labels, objective, torch.float32)
-    torch.testing.assert_close(kernels.gradient_of(narrow, products), tile.bfloat16())
+    torch.testing.assert_close(kernels.gradient_of(narrow, products), expected.bfloat16())
 
 
 def test_logits_of_padding_rows(monkeypatch):
@@ -288,6 +294,18 @@ def test_logits_of_padding_rows(monkeypatch):
     assert (slopes[1][8:] == 0).all() and (slopes[2][8:] == 0).all()
     without_kernels(monkeypatch)
     torch.testing.assert_close((numbers, slopes), solved(arguments))
+
+
+def test_inputs_need_not_be_contiguous(monkeypatch):
+    arguments = problem(**OPTIONS["everything"])
+    for name, value in arguments.items():
+        if name.endswith(("hidden", "weight", "bias", "labels")) and isinstance(value, torch.Tensor):
+            spread = value.detach().unsqueeze(-1).expand(*value.shape, 2).contiguous()[..., 0]
+            arguments[name] = spread.requires_grad_(value.requires_grad)
+            assert not spread.is_contiguous()
+    found = solved(arguments)
+    without_kernels(monkeypatch)
+    torch.testing.assert_close(found, solved(arguments), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("gap", [40.0, 104.0])

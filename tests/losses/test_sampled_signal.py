@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.losses.problem import OPTIONS as PROBLEMS
 from tests.losses.problem import TOKENS, gradients, logits, problem, reference_loss, run
 from tests.losses.test_sparse_signal import run as run_signal
 from tests.losses.test_sparse_signal import slopes, top
@@ -18,20 +19,7 @@ EVERY_MIX = pytest.mark.parametrize(("name", "knobs"), MIXES.items(), ids=MIXES)
 OPTIONS = {
     "plain": {},
     "chunks": {"chunk_size": 2, "bias": True},
-    "everything": {
-        "student_words": 15,
-        "teacher_words": 13,
-        "vocab_size": WORDS,
-        "bias": True,
-        "labels": True,
-        "ce_weight": 0.7,
-        "temperature": 1.8,
-        "student_logit_scale": 0.4,
-        "teacher_logit_scale": 1.7,
-        "student_softcap": 1.5,
-        "teacher_softcap": 2.0,
-        "chunk_size": 2,
-    },
+    "everything": {**PROBLEMS["everything"], "vocab_size": WORDS},
 }
 EVERY_OPTION = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 

@@ -21,6 +21,7 @@ OPTIONS = {
     "temperature": {"temperature": 1.7},
     "head": {"bias": True, "student_logit_scale": 0.4, "student_softcap": 1.5},
     "ce": {"labels": True, "ce_weight": 0.7},
+    "ce-per-token": {"labels": True, "ce_weight": torch.tensor([0.7, 1.0, 0.0, 2.0, -0.4, 0.1, 3.0]).double()},
     "everything": {
         "bias": True,
         "student_logit_scale": 0.4,

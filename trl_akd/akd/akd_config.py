@@ -118,7 +118,7 @@ class AKDConfig(GKDConfig):
         teacher_tail_samples (`int`, *optional*):
             Number of tokens per position whose probabilities are computed from the hidden states of `teacher_cache`,
             besides its `cache_top_k` most probable ones: a faster loss, whose value and gradient are unbiased
-            estimates. The tokens are drawn anew in each step. For `divergence` `"akd"`, `"forward_kl"` and
+            estimates. Each step samples other tokens. For `divergence` `"akd"`, `"forward_kl"` and
             `"reverse_kl"`. By default all tokens, which is exact, as are evaluations in any case.
         teacher_base_url (`str`, *optional*):
             Address of a vLLM server that scores the texts, such as `http://localhost:8000/v1`, in place of a teacher

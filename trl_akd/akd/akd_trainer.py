@@ -379,8 +379,9 @@ class AKDTrainer(GKDTrainer):
             self.model, self.args, self.accelerator, self._tokenizer, vocabulary_size=self.vocabulary_size
         )
         if (rows := self._datasets().get("train")) is not None and PROMPT_COLUMN in rows.column_names:
-            prompts = rows.select_columns([PROMPT_COLUMN]).with_format("arrow")[:][PROMPT_COLUMN]
-            sampler.check_length(pc.max(pc.list_value_length(prompts)).as_py(), self.generation_config)
+            batches = rows.select_columns([PROMPT_COLUMN]).with_format("arrow").iter(batch_size=1000)
+            longest = max(pc.max(pc.list_value_length(batch[PROMPT_COLUMN])).as_py() for batch in batches)
+            sampler.check_length(longest, self.generation_config)
         self.add_callback(sampler)
         return sampler
 
@@ -643,9 +644,19 @@ class AKDTrainer(GKDTrainer):
         return surrogate - surrogate.detach()
 
     def _divergence(
-        self, head: LMHead, hidden: torch.Tensor, signal: TeacherSignal, labels: torch.Tensor, weights: torch.Tensor
+        self,
+        head: LMHead,
+        hidden: torch.Tensor,
+        signal: TeacherSignal,
+        labels: torch.Tensor,
+        weights: torch.Tensor,
+        *,
+        ce_weight: float | torch.Tensor = 0.0,
     ) -> FusedDivergence:
-        """Return the configured divergence for labels `[B, T]`. The signal may be longer in T."""
+        """Return the configured divergence for labels `[B, T]`. The signal may be longer in T.
+
+        `ce_weight` is added to that of the configuration.
+        """
         knobs = self.args.divergence_knobs
         if self.schedule is not None:
             moving = self.schedule.value if self.model.training else self.schedule.evaluation_value
@@ -659,7 +670,7 @@ class AKDTrainer(GKDTrainer):
             knobs=knobs,
             temperature=self.args.kd_temperature,
             labels=labels,
-            ce_weight=self.args.ce_weight,
+            ce_weight=self.args.ce_weight + ce_weight,
             chunk_size=self.args.loss_chunk_size,
             vocab_size=self.vocabulary_size,
         )

@@ -4,11 +4,13 @@ The rows of a shard depend on the data alone. Each process writes whole shards, 
 with any number of processes, writes those that are missing.
 """
 
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +46,7 @@ from ..teachers.cache_files import (
 )
 from ..teachers.served import is_usage_file
 from ..teachers.sparse_codec import SparseCodec
+from .distinct_rows import DistinctRows
 
 if TYPE_CHECKING:
     from .akd_trainer import AKDTrainer
@@ -97,21 +100,21 @@ def create_cache(
     """
     _check_teacher(trainer)
     folder, accelerator = Path(folder).expanduser(), trainer.accelerator
-    rows = _distinct_rows(
+    rows = DistinctRows(
         row for dataset in trainer.prepared_datasets().values() for row in trainer.teacher_rows(dataset)
     )
     batch_size = trainer.args.per_device_eval_batch_size
     with _signal(trainer, rows[:batch_size]) as signal:
         encoding = _encoding(trainer, kind, dtype, top_k, signal)
         encoding.encode(signal)  # may refuse it, before anything is written
-    shards = _plan(rows, encoding.bytes_per_token, int(shard_mb * 1_000_000))
+    shards = _plan(rows.num_targets, encoding.bytes_per_token, int(shard_mb * 1_000_000))
     manifest = _manifest(trainer, kind, encoding, rows, len(shards), data or {})
     with ExitStack() as lock:
         missing = run_on_main_and_broadcast(accelerator, lambda: _begin(folder, manifest, encoding, lock))
         if missing is None:
             return read_manifest(folder)
         _write_head(trainer, folder, encoding, rows[:1])
-        _write_shards(trainer, folder, manifest, encoding, shards, missing, batch_size)
+        _write_shards(trainer, folder, manifest, encoding, rows, shards, missing, batch_size)
         accelerator.wait_for_everyone()
         return _finish(trainer, folder, manifest, rows)
 
@@ -135,31 +138,17 @@ def _check_teacher(trainer: "AKDTrainer") -> None:
         raise ValueError("`model` is an encoder-decoder, for which there are no teacher caches; give a causal model.")
 
 
-def _distinct_rows(rows: Iterable[CachedRow]) -> list[CachedRow]:
-    """Return each row with a target once, the longest first, with all positions that are a target in any copy."""
-    found: dict[bytes, CachedRow] = {}
-    for row in rows:
-        if row.is_target.any():
-            key = row_key(row.tokens)
-            known = found.get(key)
-            found[key] = row if known is None else CachedRow(row.tokens, known.is_target | row.is_target)
-    if not found:
-        raise ValueError("no row of the datasets has a target; give rows with completions.")
-    return [found[key] for key in sorted(found, key=lambda key: (-len(found[key].tokens), key))]
-
-
-def _plan(rows: Sequence[CachedRow], bytes_per_token: int, limit: int) -> list[list[CachedRow]]:
-    """Divide rows into shards of at most `limit` bytes, or of one row."""
-    shards: list[list[CachedRow]] = []
-    size = limit
-    for row in rows:
-        own = int(row.is_target.sum()) * bytes_per_token
-        if not shards or size + own > limit:
-            shards.append([])
+def _plan(num_targets: Iterable[int], bytes_per_token: int, limit: int) -> list[range]:
+    """Divide rows, given their numbers of targets, into shards of at most `limit` bytes, or of one row."""
+    starts: list[int] = []
+    end, size = 0, limit
+    for end, targets in enumerate(num_targets, 1):
+        own = int(targets) * bytes_per_token
+        if not starts or size + own > limit:
+            starts.append(end - 1)
             size = 0
-        shards[-1].append(row)
         size += own
-    return shards
+    return [range(*bounds) for bounds in pairwise([*starts, end])]
 
 
 def _encoding(
@@ -193,7 +182,7 @@ def _manifest(
     trainer: "AKDTrainer",
     kind: CacheKind,
     encoding: Encoding,
-    rows: Sequence[CachedRow],
+    rows: DistinctRows,
     shards: int,
     data: Mapping[str, Any],
 ) -> Manifest:
@@ -216,7 +205,7 @@ def _manifest(
         teacher_weights=weights,
         tokenizer=vocabulary_digest(trainer._tokenizer, trainer.vocabulary_size),
         rows=len(rows),
-        tokens=sum(int(row.is_target.sum()) for row in rows),
+        tokens=int(rows.num_targets.sum()),
         rows_digest=digest.hexdigest(),
         shards=shards,
         data={
@@ -319,7 +308,8 @@ def _write_shards(
     folder: Path,
     manifest: Manifest,
     encoding: Encoding,
-    shards: Sequence[Sequence[CachedRow]],
+    rows: Sequence[CachedRow],
+    shards: Sequence[range],
     missing: Sequence[int],
     batch_size: int,
 ) -> None:
@@ -337,17 +327,18 @@ def _write_shards(
     progress = Progress(total, "Caching signals of the teacher (rows of this process)", "row", shown=shown)
     for numbers in rounds:
         number = numbers[accelerator.process_index] if accelerator.process_index < len(numbers) else None
-        own = [] if number is None else _batches(shards[number], batch_size)
+        shard = [] if number is None else rows[shards[number].start : shards[number].stop]
+        own = _batches(shard, batch_size)
         parts: list[dict[str, Tensor]] = []
-        for step in range(max(len(_batches(shards[other], batch_size)) for other in numbers)):
-            rows = own[step] if step < len(own) else shards[numbers[0]][-1:]
-            with _signal(trainer, rows) as signal, accelerator.autocast():
+        for step in range(max(math.ceil(len(shards[other]) / batch_size) for other in numbers)):
+            batch = own[step] if step < len(own) else [rows[shards[numbers[0]][-1]]]
+            with _signal(trainer, batch) as signal, accelerator.autocast():
                 if step < len(own):
                     parts.append(encoding.encode(signal))
-                    progress.update(len(rows))
+                    progress.update(len(batch))
         if number is not None:
             stored = {name: torch.cat([part[name] for part in parts]) for name in encoding.names}
-            write_shard(folder, manifest, number, shards[number], stored)
+            write_shard(folder, manifest, number, shard, stored)
     progress.close()
 
 

@@ -224,7 +224,7 @@ def _generate(
     if config.do_sample:
         processors += _warpers(config, str(device))
         draws = uniform_draws([prompt.seed for prompt in prompts], config.max_new_tokens, device)
-        processors.append(TokenChooser(1.0, 1.0, draws))
+        processors.append(TokenChooser(1.0, 1.0, draws, with_logprobs=False))
     kept = {name: value for name, value in config.to_diff_dict().items() if name not in ("do_sample", *_WARPERS)}
     sequences = model.generate(
         **inputs,

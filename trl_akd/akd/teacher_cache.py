@@ -39,7 +39,7 @@ def open_cache(teacher_model: Any, args: AKDConfig) -> CachedTeacher:
         )
     )
     manifest = teacher.manifest
-    if not _is_teacher(manifest, args):
+    if not is_teacher(manifest, args):
         raise ValueError(
             f"`teacher_cache` {args.teacher_cache!r} has signals of {_described(manifest)}, but "
             f"`teacher_model_name_or_path` is {args.teacher_model_name_or_path!r} at revision "
@@ -144,7 +144,7 @@ def unpacked_rows(dataset: Dataset) -> Iterator[CachedRow]:
             yield CachedRow(tokens[start:stop], is_target[start:stop])
 
 
-def _is_teacher(manifest: Manifest, args: AKDConfig) -> bool:
+def is_teacher(manifest: Manifest, args: AKDConfig) -> bool:
     """Return whether the configuration names the teacher of a cache, or none."""
     name = args.teacher_model_name_or_path
     if name is None:

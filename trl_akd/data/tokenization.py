@@ -15,6 +15,7 @@ from enum import IntEnum
 from typing import Any, Self
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, List, Value
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
@@ -242,11 +243,12 @@ def tokenize_dataset(
         num_proc=num_proc,
         desc=f"Tokenizing {name} dataset",
     )
-    columns = mapped.with_format("numpy")
-    outcomes = columns["outcome"][:]
-    report = _count(outcomes, int(columns["rerendered"][:].sum()))
+    batches: Any = mapped.select_columns(["outcome", "rerendered"]).with_format("arrow").iter(batch_size=10_000)
+    counted = [(batch["outcome"].to_numpy(), pc.sum(batch["rerendered"]).as_py()) for batch in batches]
+    outcomes = np.concatenate([found for found, _ in counted])  # one byte per row
+    report = _count(outcomes, sum(rerendered for _, rerendered in counted))
     if report.kept == 0:
-        long_prompts = columns["prompt_length"][:][outcomes == _Outcome.TOO_LONG]
+        long_prompts = mapped.with_format("numpy")["prompt_length"][:][outcomes == _Outcome.TOO_LONG]
         raise ValueError(_nothing_kept(name, report, long_prompts, max_length))
     if report.kept < report.rows:
         mapped = mapped.select(np.flatnonzero(outcomes <= _Outcome.TRUNCATED))
@@ -307,7 +309,8 @@ def pack(dataset: Dataset, max_length: int, *, num_proc: int | None = None, name
     Raises:
         ValueError: If a row is longer than `max_length`, which TRL's packing would truncate silently.
     """
-    longest = max(map(len, dataset["input_ids"]))
+    batches: Any = dataset.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=1000)
+    longest = max(pc.max(pc.list_value_length(batch["input_ids"])).as_py() for batch in batches)
     if longest > max_length:
         raise ValueError(
             f"The {name} dataset has a row of {longest} tokens, which does not fit the packing length max_length="

@@ -16,11 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..losses import divergences
+from ..losses.fused_linear import buffer_shapes
+from ..losses.kernels import count_passes
 from ..losses.pointwise import Objective, divergence_and_gradient_, likelihood_and_gradient_
 from .hardware import Gpu
 from .memory import kv_cache, optimizer_states, student_trace, teacher_trace
 from .settings import RunSettings
-from .tracing import ModelTrace, StudentTrace
+from .tracing import SIGNALS, ModelTrace, StudentTrace
 
 __all__ = ["OF_BANDWIDTH", "Duration", "estimate_duration", "loss_flops", "loss_traffic"]
 
@@ -126,13 +128,13 @@ def loss_flops(settings: RunSettings, student: StudentTrace, teacher: ModelTrace
     """Return the floating-point operations of the output layers of a micro-batch, forward and backward.
 
     A trained output layer has three products: logits, gradient of the hidden states, and gradient of the weight, which
-    a frozen one does not need. The teacher has one.
+    a frozen one does not need. The teacher has one. IterKD computes logits twice.
     """
     vocabulary, size = student.model.head
     is_trained = any(shape == (vocabulary, size) for shape, _ in student.model.trainable_shapes)
     products = 0
     for output in settings.outputs:
-        products += vocabulary * size * (3 if is_trained else 2)
+        products += vocabulary * size * (output.projections + (2 if is_trained else 1))
         head = settings.cached_head if teacher is None else teacher.head
         if output.signal == "dense" and head is not None:
             products += min(vocabulary, head[0]) * head[1]
@@ -141,38 +143,40 @@ def loss_flops(settings: RunSettings, student: StudentTrace, teacher: ModelTrace
 
 def loss_traffic(settings: RunSettings, vocabulary: int) -> int:
     """Return the bytes that the operations on single logits of a micro-batch read and write."""
-    passes = sum(
-        _passes(settings.divergence if output.signal else None, settings.knobs) for output in settings.outputs
-    )
+    passes, like = 0.0, torch.empty(0, device="cpu" if settings.on_cpu else "meta")
+    for output in settings.outputs:
+        rule = divergences.get(settings.divergence) if output.signal else None
+        on_kernels = buffer_shapes(1, vocabulary, like, signal=SIGNALS[output.signal], rule=rule).on_kernels
+        passes += count_passes(rule, dict(settings.knobs)) if on_kernels else _passes(rule, settings.knobs)
     return int(passes * settings.tokens * vocabulary * 4)
 
 
 @cache
-def _passes(divergence: str | None, knobs: tuple[tuple[str, Any], ...]) -> float:
-    """Return how many tensors of the size of the logits the element-wise part of a loss reads and writes."""
+def _passes(rule: divergences.Rule | None, knobs: tuple[tuple[str, Any], ...]) -> float:
+    """Return how many tensors of the size of the logits the element-wise part reads and writes without kernels."""
     rows, words = 4, 512
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, rows, words, generator=generator)
     labels, scratch = torch.zeros(rows, dtype=torch.int64), torch.empty(2, rows, words)
     traffic = _Traffic()  # type: ignore[no-untyped-call]
     with traffic:
-        if divergence is None:
+        if rule is None:
             likelihood_and_gradient_(student, labels, scratch[0])
         else:
-            objective = Objective(divergences.get(divergence), dict(knobs), 1.0, 0.0)
+            objective = Objective(rule, dict(knobs), 1.0, 0.0)
             divergence_and_gradient_(student, teacher, labels, objective, scratch)
     return float(traffic.total / (rows * words * 4))
 
 
 class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sum the bytes of the inputs and outputs of all operations that are not views."""
+    """Sum the bytes of the inputs and results of all operations that are not views."""
 
     total: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if not func.is_view:
-            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+            tensors = [leaf for leaf in tree_leaves((args, result)) if isinstance(leaf, Tensor)]
             self.total += sum(tensor.numel() * tensor.itemsize for tensor in tensors)
         return result
 

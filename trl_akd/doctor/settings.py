@@ -200,10 +200,13 @@ class Output:
             `"dense"`, `"sparse"`, or `None` for cross-entropy.
         plan_head (`bool`, *optional*, defaults to `False`):
             Whether the output layer is CodePLAN's separate one.
+        projections (`int`, *optional*, defaults to `1`):
+            Number of times that the student's logits are computed.
     """
 
     signal: Literal["dense", "sparse"] | None
     plan_head: bool = False
+    projections: int = 1
 
 
 @dataclass(frozen=True)
@@ -373,8 +376,10 @@ def _outputs(args: AKDConfig, signal: Literal["dense", "sparse"]) -> tuple[Outpu
         groups = task_groups(args.code_objective, args.plan_objective, plan_head=args.plan_head == "separate")
         return tuple(Output(signal if group.objective == "akd" else None, group.plan_head) for group in groups)
     supervised = Output(signal if args.uses_teacher else None)
-    is_contrastive = isinstance(args, IterKDConfig) and args.contrastive_weight > 0.0
-    if is_contrastive or divergences.get(args.divergence).policy_gradient is not None:
+    if isinstance(args, IterKDConfig) and args.contrastive_weight > 0.0:
+        contrastive = Output(None, projections=2)
+        return (supervised, contrastive) if args.uses_teacher else (contrastive,)  # one gradient of both losses
+    if divergences.get(args.divergence).policy_gradient is not None:
         return supervised, Output(None)
     return (supervised,)
 

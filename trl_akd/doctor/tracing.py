@@ -36,7 +36,7 @@ from .settings import ModelSettings, RunSettings
 
 __all__ = ["Meter", "ModelTrace", "Peak", "StudentTrace", "trace_student", "trace_teacher"]
 
-_SIGNALS: dict[str | None, type] = {"dense": DenseSignal, "sparse": SparseSignal, None: type(None)}
+SIGNALS: dict[str | None, type] = {"dense": DenseSignal, "sparse": SparseSignal, None: type(None)}
 _KERNELS_ON_REQUEST = ("flash_attention", "kernels-community")
 
 
@@ -443,7 +443,7 @@ class _Buffers(torch.autograd.Function):
             settings.tokens,
             len(weight),
             torch.empty(0, device=device),
-            signal=_SIGNALS[signal],
+            signal=SIGNALS[signal],
             rule=rule,
             chunk_size=settings.chunk_size,
         )

@@ -4,18 +4,24 @@ import json
 import platform
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from importlib.metadata import version
+from itertools import chain, groupby, repeat
+from operator import itemgetter
 from pathlib import Path
 from statistics import NormalDist, fmean
-from typing import Any
+from typing import Any, get_args
 
 from .. import __version__
 from ..execution import ExecutionResult
+from ..execution.result import Status
 from ..hub.private import public_settings
 from ..ledger import replace_text
-from ..metrics.taxonomy import error_table, is_tests_own_error
+from ..metrics.taxonomy import ErrorLabel, error_table, is_tests_own_error
 from ..metrics.verdicts import check_verdicts, scores
 from .benchmarks import Benchmark
 from .evaluation_config import EvaluationConfig
@@ -38,7 +44,7 @@ RESULTS = "results.json"
 
 def summarize(
     benchmark: Benchmark,
-    verdicts: Sequence[Verdict],
+    verdicts: Iterable[Verdict],
     k: Sequence[int],
     *,
     confidence: float = 0.95,
@@ -51,8 +57,8 @@ def summarize(
     Args:
         benchmark (`Benchmark`):
             Problems.
-        verdicts (`Sequence[Verdict]`):
-            Verdicts, at least one per problem.
+        verdicts (`Iterable[Verdict]`):
+            Verdicts, at least one per problem. They are read once.
         k (`Sequence[int]`):
             Values of k for pass@k.
         confidence (`float`, *optional*, defaults to `0.95`):
@@ -69,19 +75,37 @@ def summarize(
         ValueError: If a test is not a Python program.
         RuntimeError: If more than 1 % of the programs have infrastructure errors.
     """
-    check_verdicts((f"of the problem {verdict.sample.task_id!r}", verdict.result) for verdict in verdicts)
-    tasks = {problem.task_id: {"samples": 0, "correct": 0} for problem in benchmark.problems}
-    for verdict in verdicts:
-        task = tasks[verdict.sample.task_id]
-        task["samples"] += verdict.result.status != "infra_error"
-        task["correct"] += verdict.result.passed
+    entry_points = {problem.task_id: problem.entry_point for problem in benchmark.problems}
+    tasks = {task_id: {"samples": 0, "correct": 0} for task_id in entry_points}
+    counts = dict.fromkeys(("samples", *get_args(Status), "truncated", "empty", "tests_own_error"), 0)
+    labels: Counter[ErrorLabel] = Counter()
+    shares: dict[str, array[float]] = {}
+
+    def counted() -> Iterator[tuple[str, ExecutionResult]]:
+        """Count each verdict in a single pass, as reading them may take long."""
+        for verdict in verdicts:
+            sample, result = verdict.sample, verdict.result
+            is_judged = result.status != "infra_error"
+            tasks[sample.task_id]["samples"] += is_judged
+            tasks[sample.task_id]["correct"] += result.passed
+            counts["samples"] += 1
+            counts[result.status] += 1
+            counts["truncated"] += sample.truncated
+            counts["empty"] += sample.empty
+            counts["tests_own_error"] += is_tests_own_error(result, entry_points[sample.task_id])
+            labels[verdict.label] += 1
+            if all_tests and is_judged:
+                shares.setdefault(sample.task_id, array("d")).append(result.tests_passed / result.tests_total)
+            yield f"of the problem {sample.task_id!r}", result
+
+    check_verdicts(counted())
+    # The average over problems of the fraction of tests passed, as in APPS's harness.
+    average = {"test_case_average": fmean(map(fmean, shares.values()))} if all_tests else {}
     return {
         "benchmark": benchmark_facts(benchmark),
-        "metrics": _scores(tasks.values(), k, confidence)
-        | {"confidence": confidence}
-        | ({"test_case_average": _test_case_average(verdicts)} if all_tests else {}),
-        "samples": _counts(benchmark, verdicts),
-        "errors": error_table(verdict.label for verdict in verdicts).as_dict(),
+        "metrics": _scores(tasks.values(), k, confidence) | {"confidence": confidence} | average,
+        "samples": counts,
+        "errors": error_table(labels.elements()).as_dict(),
         "difficulties": _by_difficulty(benchmark, tasks, k, confidence),
         "tasks": tasks,
     }
@@ -106,7 +130,8 @@ def evaluation_folder(output_dir: str | Path, step: int) -> Path:
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
     """Write `results.json` atomically."""
-    replace_text(folder / RESULTS, json.dumps({**results, "versions": _versions()}, indent=2) + "\n")
+    parts = json.JSONEncoder(indent=2).iterencode({**results, "versions": _versions()})
+    replace_text(folder / RESULTS, chain(parts, ["\n"]))  # in parts, as there may be many problems
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:
@@ -159,16 +184,6 @@ def _scores(tasks: Iterable[Mapping[str, int]], k: Sequence[int], confidence: fl
     return scores([samples for samples, _ in counts], [correct for _, correct in counts], k, confidence)
 
 
-def _test_case_average(verdicts: Sequence[Verdict]) -> float:
-    """Return the fraction of tests passed, averaged over problems, as in APPS's harness."""
-    shares: dict[str, list[float]] = {}
-    for verdict in verdicts:
-        if verdict.result.status != "infra_error":
-            share = verdict.result.tests_passed / verdict.result.tests_total
-            shares.setdefault(verdict.sample.task_id, []).append(share)
-    return fmean(fmean(several) for several in shares.values())
-
-
 def _by_difficulty(
     benchmark: Benchmark, tasks: Mapping[str, Mapping[str, int]], k: Sequence[int], confidence: float
 ) -> dict[str, dict[str, float]]:
@@ -176,20 +191,6 @@ def _by_difficulty(
     return {
         level: _scores([tasks[p.task_id] for p in benchmark.problems if p.difficulty == level], k, confidence)
         for level in sorted(levels)
-    }
-
-
-def _counts(benchmark: Benchmark, verdicts: Sequence[Verdict]) -> dict[str, int]:
-    entry_points = {problem.task_id: problem.entry_point for problem in benchmark.problems}
-    statuses = [verdict.result.status for verdict in verdicts]
-    return {
-        "samples": len(verdicts),
-        **{status: statuses.count(status) for status in ("passed", "failed", "timed_out", "infra_error")},
-        "truncated": sum(verdict.sample.truncated for verdict in verdicts),
-        "empty": sum(verdict.sample.empty for verdict in verdicts),
-        "tests_own_error": sum(
-            is_tests_own_error(verdict.result, entry_points[verdict.sample.task_id]) for verdict in verdicts
-        ),
     }
 
 
@@ -203,7 +204,7 @@ _STATUSES = {"passed": "pass", "failed": "fail", "timed_out": "timeout"}
 
 
 def write_eval_results(
-    folder: Path, results: Mapping[str, Any], verdicts: Sequence[Verdict], base_verdicts: Sequence[Verdict] = ()
+    folder: Path, results: Mapping[str, Any], verdicts: Iterable[Verdict], base_verdicts: Sequence[Verdict] = ()
 ) -> None:
     """Write `eval_results.json`.
 
@@ -217,7 +218,7 @@ def write_eval_results(
     found = {
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "hash": results["benchmark"]["fingerprint"],
-        "eval": _by_task(name, verdicts, base_verdicts),
+        "eval": {},  # written one task at a time, because it has the programs
         "pass_at_k": {"base": _without_bounds(results["base"]), "plus": scores} if base_verdicts else {"base": scores},
         "results": {name: {"alias": name} | _with_errors(results["metrics"])},
         "n-samples": {name: {"original": results["benchmark"]["problems"], "effective": len(results["tasks"])}},
@@ -225,26 +226,34 @@ def write_eval_results(
         "model_name": results["model"]["name"],
     }
     path = folder / EVAL_RESULTS
-    replace_text(path, json.dumps({**_kept(path), **found}, indent=2) + "\n")
+    before, after = json.dumps({**_kept(path), **found}, indent=2).split(f"{_EVAL}}}")
+    tasks = _tasks(name, verdicts, base_verdicts)
+    replace_text(path, chain([before, _EVAL], tasks, ["\n  }", after, "\n"]))
 
 
-def _by_task(name: str, verdicts: Sequence[Verdict], base_verdicts: Sequence[Verdict]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    for index, verdict in enumerate(verdicts):
-        task_id = verdict.sample.task_id
-        if name.startswith("mbpp") and task_id.isdecimal():
-            task_id = f"Mbpp/{task_id}"  # as EvalPlus names MBPP's problems
-        status = _status(verdict.result)
-        row: dict[str, Any] = {
-            "task_id": task_id,
-            "solution": verdict.sample.solution,
-            "base_status": _status(base_verdicts[index].result) if base_verdicts else status,
-            "plus_status": status if base_verdicts else None,
-            "base_fail_tests": [],
-            "plus_fail_tests": [],
-        }
-        found.setdefault(task_id, []).append(row)
-    return found
+_EVAL = '\n  "eval": {'  # a line break and two spaces precede only the keys of the outermost object
+
+
+def _tasks(name: str, verdicts: Iterable[Verdict], base_verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """Yield the tasks of the section `eval` as JSON."""
+    rows = map(partial(_eval_row, name), verdicts, base_verdicts or repeat(None))
+    for number, (task_id, several) in enumerate(groupby(rows, key=itemgetter("task_id"))):
+        text = json.dumps(list(several), indent=2).replace("\n", "\n    ")
+        yield f"{',' if number else ''}\n    {json.dumps(task_id)}: {text}"
+
+
+def _eval_row(name: str, verdict: Verdict, base: Verdict | None) -> dict[str, Any]:
+    task_id, status = verdict.sample.task_id, _status(verdict.result)
+    if name.startswith("mbpp") and task_id.isdecimal():
+        task_id = f"Mbpp/{task_id}"  # as EvalPlus names MBPP's problems
+    return {
+        "task_id": task_id,
+        "solution": verdict.sample.solution,
+        "base_status": status if base is None else _status(base.result),
+        "plus_status": None if base is None else status,
+        "base_fail_tests": [],
+        "plus_fail_tests": [],
+    }
 
 
 def _status(result: ExecutionResult) -> str | None:
@@ -266,8 +275,23 @@ def _with_errors(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _kept(path: Path) -> dict[str, Any]:
+    """Return the keys of an existing file, without the programs, of which there may be many."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            kept = json.loads("".join(_without_eval(file)))
     except (OSError, ValueError):
         return {}
     return kept if isinstance(kept, dict) else {}
+
+
+def _without_eval(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of a file as `write_eval_results` writes it, with an empty section `eval`."""
+    lines = iter(lines)
+    first, second = next(lines, ""), next(lines, "")
+    is_ours = first == "{\n" and second.startswith('  "')
+    for line in (lines := chain([first, second], lines)):
+        if is_ours and line == f"{_EVAL[1:]}\n":
+            end = next((line for line in lines if line.startswith("  }")), "")
+            yield f"{_EVAL[1:]}{end.lstrip()}"
+        else:
+            yield line

@@ -14,7 +14,7 @@ from .problems import Problem
 from .results import summarize, write_eval_results, write_results
 from .samples import Sample, write_sample_file
 from .sampling import FileSampler, ModelSampler, Resources, Sampler
-from .verdicts import VERDICTS, Verdict, VerdictFile, run_samples, write_verdicts
+from .verdicts import VERDICTS, Verdict, VerdictFile, write_verdicts
 
 __all__ = ["Evaluation", "evaluate", "output_folder"]
 
@@ -31,7 +31,7 @@ class Evaluation:
         results (`Mapping`):
             Content of `results.json`.
         verdicts (`Sequence[Verdict]`):
-            Verdict on each sample.
+            Verdict on each sample; they are read from the folder when they are needed.
     """
 
     folder: Path
@@ -105,7 +105,7 @@ def evaluate(
             "seconds": {name: round(value, 1) for name, value in seconds.items()},
         }
     if sampled.verdicts is not None:
-        write_sample_file(folder, [verdict.sample for verdict in verdicts])
+        write_sample_file(folder, (verdict.sample for verdict in verdicts))
         write_verdicts(folder, verdicts)
     write_results(folder, results)
     write_eval_results(folder, results, verdicts, base_verdicts)
@@ -126,14 +126,12 @@ def _run(
     problems: Sequence[Problem],
     samples: Mapping[str, Sequence[Sample]],
     executor: CodeExecutor,
-) -> list[Verdict]:
+) -> Sequence[Verdict]:
     """Return the verdicts on all samples, and run those without a verdict on disk."""
     if not problems:
         return []
     with VerdictFile(path, limits) as file:
-        verdicts = run_samples(problems, samples, executor, file=file, fail_fast=limits["fail_fast"])
-        file.finish(problems, verdicts)
-    return verdicts
+        return file.run(problems, samples, executor, fail_fast=limits["fail_fast"])
 
 
 def _with_base_tests(benchmark: Benchmark) -> list[Problem]:

@@ -19,7 +19,7 @@ from .benchmarks import Benchmark
 from .evaluation_config import EvaluationConfig
 from .problems import Problem
 from .prompts import Prompting, remark_on_style
-from .samples import Sample, SampleFile, Samples, read_samples
+from .samples import Sample, SampleCounts, SampleFile, SampleStore, read_samples
 from .verdicts import Verdict
 
 __all__ = [
@@ -120,10 +120,10 @@ class FileSampler(Sampler):
         assert self._config.samples is not None
         samples = read_samples(Path(self._config.samples).expanduser(), benchmark, _prompting(self._config).program)
         largest = max(self._config.k)
-        for task_id, several in samples.items():
-            if len(several) < largest:
+        for task_id in samples:
+            if (number := samples.count(task_id)) < largest:
                 raise ValueError(
-                    f"The problem {task_id!r} has {len(several)} samples, too few for pass@{largest}; add some, or "
+                    f"The problem {task_id!r} has {number} samples, too few for pass@{largest}; add some, or "
                     "give a smaller `k`."
                 )
         return Sampled(samples, {"name": self._config.samples, "commit": None})
@@ -143,7 +143,7 @@ class ModelSampler(Sampler):
         with SampleFile(resources.folder, self._file_settings(config, benchmark)) as file:
             commit = self._generate(config, benchmark, file, resources) or file.facts.get("commit")
             file.note(commit=commit)
-            samples = {p.task_id: file[p.task_id][: config.num_samples] for p in benchmark.problems}
+            samples = file.first([problem.task_id for problem in benchmark.problems], config.num_samples)
         return Sampled(samples, {"name": config.model_name_or_path, "commit": commit}, config.generation_settings)
 
     def _file_settings(self, config: EvaluationConfig, benchmark: Benchmark) -> dict[str, Any]:
@@ -154,13 +154,15 @@ class ModelSampler(Sampler):
         return settings if weights is None else settings | {"model": Path(config.model_name_or_path).resolve().name}
 
     def _generate(
-        self, config: EvaluationConfig, benchmark: Benchmark, file: Samples | None, resources: Resources
+        self, config: EvaluationConfig, benchmark: Benchmark, file: SampleFile | None, resources: Resources
     ) -> str | None:
         """Generate missing samples into the file of the main process, and return the model's commit on the Hub."""
         accelerator = resources.accelerator
-        known = run_on_main_and_broadcast(accelerator, lambda: {} if file is None else file.by_task)
-        samples = Samples(known) if file is None else file
-        if all(len(samples[problem.task_id]) >= config.num_samples for problem in benchmark.problems):
+        known = run_on_main_and_broadcast(
+            accelerator, lambda: {} if file is None else {p.task_id: file.count(p.task_id) for p in benchmark.problems}
+        )
+        samples: SampleStore = SampleCounts(known) if file is None else file
+        if all(samples.count(problem.task_id) >= config.num_samples for problem in benchmark.problems):
             return None
         loaded = load_generator(config, chat=config.prompt_style == "chat", accelerator=accelerator)
         prompting, sampling = _prompting(config), config.sampling_params
@@ -191,7 +193,7 @@ def with_default_length(config: EvaluationConfig) -> EvaluationConfig:
 def write_samples(
     generator: TextGenerator,
     problems: Sequence[Problem],
-    samples: Samples,
+    samples: SampleStore,
     prompting: Prompting,
     sampling: SamplingParams = GREEDY,
     *,
@@ -209,7 +211,7 @@ def write_samples(
             Model.
         problems (`Sequence[Problem]`):
             Problems to solve.
-        samples (`Samples`):
+        samples ([`SampleStore`]):
             Samples so far; new ones are added.
         prompting (`Prompting`):
             Renders prompts, and extracts programs from completions.
@@ -226,7 +228,7 @@ def write_samples(
     """
 
     def missing(problem: Problem) -> int:
-        return max(0, sampling.n - len(samples[problem.task_id]))
+        return max(0, sampling.n - samples.count(problem.task_id))
 
     def kind(problem: Problem) -> tuple[int, tuple[str, ...]]:
         return missing(problem), prompting.stop(problem)
@@ -245,7 +247,7 @@ def write_samples(
                     samples.append(
                         [
                             Sample.of(problem.task_id, prompting.program(problem, completion.text), completion, number)
-                            for number, completion in enumerate(completions, start=len(samples[problem.task_id]))
+                            for number, completion in enumerate(completions, start=samples.count(problem.task_id))
                         ]
                     )
                     bar.update(len(completions))
@@ -254,7 +256,7 @@ def write_samples(
 def handle_long_prompts(
     generator: TextGenerator,
     problems: Sequence[Problem],
-    samples: Samples,
+    samples: SampleStore,
     prompting: Prompting,
     sampling: SamplingParams,
     *,
@@ -285,7 +287,7 @@ def handle_long_prompts(
             f"positions of the model together with max_new_tokens={sampling.max_new_tokens}; {', or '.join(remedies)}."
         )
     for problem in (problems[index] for index in long):
-        for number in range(len(samples[problem.task_id]), sampling.n):
+        for number in range(samples.count(problem.task_id), sampling.n):
             program = prompting.program(problem, "")
             samples.append([Sample(problem.task_id, program, "", number, "length", num_tokens=0)])
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from .isolation import start_first_worker, start_worker
+from .launching import Launcher
 from .result import ExecutionResult, Isolation
 from .test_cases import CaseRun, Tests, check_tests, run_cases
 from .worker import Case, HelperError, Worker
@@ -35,9 +36,8 @@ class _Task:
 class CodeExecutor:
     """Run untrusted programs in parallel, each in its own sandbox.
 
-    Each worker has a small helper process, started by exec rather than by a fork of the caller, which forks one
-    process per program. At level `namespace` (Linux; as root or as an ordinary user), the following holds for any
-    program:
+    Each worker has a small helper process, which is no fork of the caller and forks one process per program. At level
+    `namespace` (Linux; as root or as an ordinary user), the following holds for any program:
 
     - It cannot end the caller, and leaves no process, file, folder or descriptor behind, even if the caller is killed.
     - It can write only to its own /tmp (64 MiB), which is empty at its start and removed at its end.
@@ -148,9 +148,9 @@ class CodeExecutor:
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._running_thread: int | None = None
-        self.isolation, self._settings, worker = start_first_worker(isolation, packages)
+        self.isolation, self._launcher, worker = start_first_worker(isolation, packages)
         self._helpers: list[Worker] = [worker]
-        self._finalizer = weakref.finalize(self, _stop, self._helpers, self._owner)
+        self._finalizer = weakref.finalize(self, _close, self._helpers, self._launcher, self._owner)
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -268,9 +268,10 @@ class CodeExecutor:
         self, programs: Iterator[tuple[int, tuple[str, Tests]]], fail_fast: bool
     ) -> _Task | tuple[int, ExecutionResult] | None:
         """Return the task of the next program, or its result if none of its cases has to run."""
+        packages = self._launcher.settings["packages"]
         for index, pair in programs:
             _check_program(index, pair)
-            case_run = run_cases(*pair, packages=self._settings["packages"], strict=self._strict, fail_fast=fail_fast)
+            case_run = run_cases(*pair, packages=packages, strict=self._strict, fail_fast=fail_fast)
             try:
                 return _Task(index, case_run, next(case_run))
             except StopIteration as end:
@@ -287,7 +288,7 @@ class CodeExecutor:
     ) -> None:
         idle = next((worker for worker in self._helpers if worker not in busy), None)
         if idle is None:
-            idle = start_worker(self._settings)
+            idle = start_worker(self._launcher)
             self._helpers.append(idle)
         idle.submit(task.case, timeout, memory_mb)
         busy[idle] = task
@@ -332,6 +333,13 @@ def _wait(selector: selectors.BaseSelector, busy: dict[Worker, _Task]) -> list[W
     first = min(busy, key=lambda worker: worker.deadline)
     ready = selector.select(max(0.0, first.deadline - time.monotonic()))
     return [key.fileobj for key, _ in ready if isinstance(key.fileobj, Worker)] or [first]
+
+
+def _close(helpers: list[Worker], launcher: Launcher, owner: int) -> None:
+    if os.getpid() == owner:
+        launcher.request_stop()
+        _stop(helpers, owner)
+        launcher.stop()
 
 
 def _stop(helpers: list[Worker], owner: int) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from .launching import PACKAGE_FOLDER, Launcher, interpreter
 from .result import Isolation
-from .worker import PACKAGE_FOLDER, HelperError, PackageError, Worker, interpreter
+from .worker import HelperError, PackageError, Worker
 
 __all__ = ["IsolationError", "start_first_worker", "start_worker"]
 
@@ -40,11 +41,11 @@ class IsolationError(RuntimeError):
     """The requested isolation level is not available on this machine."""
 
 
-def start_first_worker(isolation: str, packages: Sequence[str]) -> tuple[Isolation, dict[str, Any], Worker]:
+def start_first_worker(isolation: str, packages: Sequence[str]) -> tuple[Isolation, Launcher, Worker]:
     """Start a helper at the requested level, or for `auto` at the strongest level that works.
 
     Returns:
-        The level, the settings for starting further helpers, and a helper that is ready.
+        The level, the launcher of further helpers, and a helper that is ready.
 
     Raises:
         IsolationError: If the level is not available; `auto` never falls back to `process`.
@@ -63,32 +64,38 @@ def start_first_worker(isolation: str, packages: Sequence[str]) -> tuple[Isolati
         except FileNotFoundError as error:
             reasons.append(f"{level}: {error}")
             continue
-        worker = start_worker(settings)
+        launcher = Launcher(settings)
+        try:
+            worker = start_worker(launcher)
+        except IsolationError:
+            launcher.stop()
+            raise
         try:
             worker.wait_until_ready()
-            return level, settings, worker
-        except PackageError as error:
-            worker.stop()
-            raise ImportError(
-                f"packages names {error.package!r}, which cannot be imported in the sandbox ({error}); "
-                "also name the packages that it depends on."
-            ) from None
+            return level, launcher, worker
         except HelperError as error:
+            launcher.request_stop()
             worker.stop()
+            launcher.stop()
+            if isinstance(error, PackageError):
+                raise ImportError(
+                    f"packages names {error.package!r}, which cannot be imported in the sandbox ({error}); "
+                    "also name the packages that it depends on."
+                ) from None
             if error.errno in _SHORTAGE_REMEDIES:
                 raise IsolationError(_explain_shortage(error, error.errno)) from error
             reasons.append(f"{level}: {error}")
     raise IsolationError(_explain_unavailable(isolation, reasons))
 
 
-def start_worker(settings: dict[str, Any]) -> Worker:
-    """Start a helper.
+def start_worker(launcher: Launcher) -> Worker:
+    """Start a worker.
 
     Raises:
         IsolationError: If the machine has too few file descriptors or processes, or too little memory, to start it.
     """
     try:
-        return Worker(settings)
+        return Worker(launcher)
     except OSError as error:
         if error.errno == errno.EACCES and error.filename == interpreter():
             raise IsolationError(

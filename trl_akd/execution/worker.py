@@ -1,16 +1,16 @@
-"""Start of a helper process, and exchange of cases and outcomes with it."""
+"""A worker: one helper process, and the exchange of cases and outcomes with it."""
 
+import contextlib
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 import uuid
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .launching import Launcher, Process, end_process, shut_down, stderr_tail
 from .test_discovery import DiscoveredTests
 from .zygote import channel, metering
 from .zygote.cgroup import MemoryGroup, make_group
@@ -18,33 +18,9 @@ from .zygote.cgroup import MemoryGroup, make_group
 __all__ = ["Case", "HelperError", "Worker"]
 
 OUTPUT_BYTES = 16 << 20
-PACKAGE_FOLDER = os.path.realpath(os.path.dirname(__file__))
 
 _START_SECONDS = 30.0
-_STOP_SECONDS = 3.0
-_STDERR_TAIL_BYTES = 500
 _OVERDUE_SECONDS = 60.0  # helpers enforce deadlines; one that is this late is broken
-_START_CODE = """\
-import sys
-sys.path.insert(0, {code!r})
-sys.dont_write_bytecode, kept = {dont_write_bytecode}, sys.dont_write_bytecode
-from zygote.helper import main
-sys.dont_write_bytecode = kept
-del kept
-main({channel}, {folder})
-"""
-_ENVIRONMENT = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/tmp",
-    "USER": "program",
-    "LANG": "C.UTF-8",
-    "MALLOC_ARENA_MAX": "1",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "PYTHONHASHSEED": "0",
-}
-_INHERITED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # needed by some interpreters to start
 
 
 class HelperError(Exception):
@@ -86,10 +62,12 @@ class Worker:
     """A helper process, which runs one case at a time.
 
     Args:
-        settings (`dict`): First message to the helper; see `isolation`.
+        launcher (`Launcher`): Starts the helper.
     """
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, launcher: Launcher) -> None:
+        settings = launcher.settings
+        self._launcher = launcher
         self._ready = False
         self._folder: str | None = None
         if settings["level"] == "process":
@@ -99,16 +77,17 @@ class Worker:
         self._group: MemoryGroup | None = None
         self._channel, helper_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._stderr = -1
+        self._process: Process | None = None
         try:
             with helper_end:
                 self._stderr = channel.make_file()
-                self._process = _start(settings, helper_end, self._stderr)
+                self._process = launcher.start(helper_end, self._stderr)
         except OSError:
             self._close_files()
             raise
         self._group = make_group()
         group = self._group.hand_over() if self._group else []
-        files = [os.pidfd_open(os.getpid())] if hasattr(os, "pidfd_open") else []
+        files = [os.pidfd_open(os.getpid())] if hasattr(os, "pidfd_open") else []  # the helper ends with this process
         message = {**settings, "folder": self._folder, "group": self._group and self._group.name}
         try:
             channel.send(self._channel, {**message, "group_files": len(group)}, [*files, *group])
@@ -131,7 +110,8 @@ class Worker:
             HelperError: If that failed; PackageError if a package could not be imported.
         """
         self._channel.settimeout(_START_SECONDS)
-        self._read_ready_message()
+        while not self._ready:
+            self._read_greeting()
         self._channel.settimeout(None)
 
     def submit(self, case: Case, timeout: float, memory_mb: int) -> None:
@@ -163,15 +143,15 @@ class Worker:
         """Receive the outcome of the case: fields of its result, and `output` for modes that have one.
 
         Returns:
-            `dict`: `None` if the message was only that a new helper is ready.
+            `dict`: `None` if the message was only about the start of the helper.
 
         Raises:
             HelperError: If the helper ended or sent an invalid message.
         """
         if not self._ready:
-            self._read_ready_message()
+            self._read_greeting()
             return None
-        reply = self._receive()
+        reply, _ = self._receive()
         if self._output is not None:
             reply["output"] = channel.read_file(self._output, OUTPUT_BYTES + 1)
             os.close(self._output)
@@ -180,19 +160,19 @@ class Worker:
 
     def request_stop(self) -> None:
         """Ask the helper to kill its program and exit, which it also does when this process dies."""
-        try:
-            self._channel.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
+        shut_down(self._channel)
 
     def stop(self) -> None:
         """End the helper, wait until it and its program are gone, and free what it used."""
         self.request_stop()
-        try:
-            self._process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        if self._process is None:
+            with contextlib.suppress(HelperError):
+                self._read_greeting()  # has the descriptor of the process, if it has begun
+        if self._process is not None:
+            end_process(self._process)
+            self._process = None
+        else:
+            self._launcher.stop()  # the fork server has not forked the helper, or waits for its end
         self._close_files()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)  # a no-op unless the helper was killed
@@ -206,59 +186,26 @@ class Worker:
                 os.close(file)
         self._stderr, self._output = -1, None
 
-    def _read_ready_message(self) -> None:
-        greeting = self._receive()
+    def _read_greeting(self) -> None:
+        greeting, files = self._receive(max_files=1)
+        if files:
+            [self._process] = files
         if "package" in greeting:
             raise PackageError(greeting["package"], greeting["error"])
         if "error" in greeting:
             error = HelperError(greeting["error"])
             error.errno = greeting.get("errno")
             raise error
-        self._ready = True
+        self._ready = "ready" in greeting
 
-    def _receive(self) -> dict[str, Any]:
+    def _receive(self, max_files: int = 0) -> tuple[dict[str, Any], list[int]]:
         try:
             reply, files = channel.receive(self._channel)
         except (EOFError, OSError, ValueError) as error:
-            raise HelperError(f"the helper ended without an answer ({self._stderr_tail() or repr(error)})") from error
-        for file in files:
+            if self._process is None and (failure := self._launcher.failure()) is not None:
+                return failure, []
+            tail = stderr_tail(self._stderr) or repr(error)
+            raise HelperError(f"the helper ended without an answer ({tail})") from error
+        for file in files[max_files:]:
             os.close(file)
-        return reply
-
-    def _stderr_tail(self) -> str:
-        size = os.fstat(self._stderr).st_size
-        text = os.pread(self._stderr, _STDERR_TAIL_BYTES, max(0, size - _STDERR_TAIL_BYTES))
-        return " ".join(text.decode(errors="replace").split())
-
-
-def interpreter() -> str:
-    """Return the Python that helpers run on: the base interpreter of this process, outside virtual environments."""
-    return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
-
-
-def _start(settings: dict[str, Any], helper_end: socket.socket, stderr: int) -> subprocess.Popen[bytes]:
-    """Start a helper that reads its code through a descriptor, so that programs see no path of this machine."""
-    code, folder = settings["own_folder"], None
-    if code is None:
-        folder = os.open(PACKAGE_FOLDER, os.O_RDONLY | os.O_DIRECTORY)
-        code = f"/proc/self/fd/{folder}" if sys.platform == "linux" else PACKAGE_FOLDER
-    start = _START_CODE.format(
-        code=code,
-        dont_write_bytecode=sys.dont_write_bytecode or sys.pycache_prefix is not None,
-        channel=helper_end.fileno(),
-        folder=folder,
-    )
-    try:
-        return subprocess.Popen(
-            [*settings["command"], interpreter(), "-s", "-S", "-P", "-c", start],
-            env=_ENVIRONMENT | {name: os.environ[name] for name in _INHERITED if name in os.environ},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            pass_fds=[helper_end.fileno()] if folder is None else [helper_end.fileno(), folder],
-            cwd="/",
-            start_new_session=True,  # Ctrl-C reaches only the caller, which then ends its helpers
-        )
-    finally:
-        if folder is not None:
-            os.close(folder)
+        return reply, files[:max_files]

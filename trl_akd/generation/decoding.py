@@ -35,7 +35,7 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # decoders return it for an incomplet
 
 
 class TokenChooser(LogitsProcessor):
-    """Choose the next token of each row and record its log-probability.
+    """Choose the next token of each row, and record its log-probability.
 
     Replaces the sampling of `generate`, which has one random state per batch. Here each row has its own random
     numbers, so that a sample depends neither on the other rows of the batch nor on the number of ranks. All other
@@ -48,18 +48,24 @@ class TokenChooser(LogitsProcessor):
             Cumulative probability of the most likely tokens to sample from.
         draws (`torch.Tensor` of shape `[B, T]`, *optional*):
             Uniform random numbers in [0, 1), one per row and step; not needed at temperature 0.
+        with_logprobs (`bool`, *optional*, defaults to `True`):
+            Whether log-probabilities are recorded, which takes a fifth of the time.
     """
 
-    def __init__(self, temperature: float, top_p: float, draws: Tensor | None) -> None:
+    def __init__(self, temperature: float, top_p: float, draws: Tensor | None, *, with_logprobs: bool = True) -> None:
         self._temperature = temperature
         self._top_p = top_p
         self._draws = draws
+        self._with_logprobs = with_logprobs
         self._logprobs: list[Tensor] = []
+        self._steps = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return scores `[B, V]` with one finite entry per row."""
         chosen = self._choose(scores)[:, None]
-        self._logprobs.append(scores.gather(1, chosen)[:, 0] - scores.logsumexp(-1))
+        self._steps += 1
+        if self._with_logprobs:
+            self._logprobs.append(scores.gather(1, chosen)[:, 0] - scores.logsumexp(-1))
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
     def logprobs(self) -> Tensor:
@@ -70,7 +76,7 @@ class TokenChooser(LogitsProcessor):
         if self._draws is None:
             return scores.argmax(-1)
         probabilities = (scores.to(self._draws.dtype) / self._temperature).softmax(-1)
-        draw = self._draws[:, len(self._logprobs), None]
+        draw = self._draws[:, self._steps, None]
         if self._top_p == 1.0:
             return _invert(probabilities.cumsum(-1), draw)
         probabilities, tokens = torch.sort(probabilities, descending=True, stable=True)

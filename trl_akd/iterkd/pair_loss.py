@@ -13,7 +13,7 @@ from ..data.collators import used_width
 from ..distributed import widest_float
 from ..losses import contrastive
 from ..losses.contrastive import Comparison, ContrastiveLoss, Sequences
-from ..losses.fused_log_probs import fused_linear_log_probs
+from ..losses.fused_log_probs import nll_weights
 from ..losses.lm_head import LMHead
 from ..losses.reduction import IGNORE_INDEX, Normalization, count_items, token_weights
 
@@ -77,9 +77,16 @@ def pair_targets(batch: Batch, normalization: Normalization) -> PairTargets:
 
 
 class PairLoss(NamedTuple):
-    """Weighted contrastive loss, and weighted sums `[3]` of loss, margin and accuracy over the pairs."""
+    """Contrastive loss of a batch, without gradients.
 
-    loss: Tensor
+    Attributes:
+        value (`Tensor`): shape `[]`, the weighted loss.
+        nll_weights (`Tensor`): shape `[B, T]`. The sum of the tokens' NLLs with these weights has the same gradient.
+        sums (`Tensor`): shape `[3]`, weighted sums of loss, margin and accuracy over the pairs.
+    """
+
+    value: Tensor
+    nll_weights: Tensor
     sums: Tensor
 
 
@@ -125,8 +132,8 @@ def pair_loss(
         sums.copy_(numbers @ pair_weight.to(sums))
         return (found.loss * scaled).sum()
 
-    result = fused_linear_log_probs(hidden, head, labels=targets.labels, loss=weighted, chunk_size=chunk_size)
-    return PairLoss(result.loss, sums)
+    found = nll_weights(hidden, head, labels=targets.labels, loss=weighted, chunk_size=chunk_size)
+    return PairLoss(found.value, found.weights, sums)
 
 
 def _compare(

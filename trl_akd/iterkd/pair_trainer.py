@@ -38,7 +38,8 @@ from ..distributed import gathered, release_engine, rewriting, through_forward, 
 from ..generation import TransformersGenerator
 from ..heads import evaluating, final_hidden_states, lm_head
 from ..hub.model_card import PromptFormat
-from ..losses.fused_linear import FusedDivergence, fused_linear_cross_entropy
+from ..losses.fused_linear import fused_linear_cross_entropy
+from ..losses.lm_head import LMHead
 from ..losses.reduction import IGNORE_INDEX
 from ..progress import Progress
 from ..teachers.cache_files import CachedRow
@@ -309,33 +310,81 @@ class PairTrainer(AKDTrainer):
     def _loss_from_hidden(
         self, student: Any, hidden: torch.Tensor, signal: Any, targets: Any, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        head, correct = lm_head(student).whole(), targets.correct
-        labels = targets.labels[correct]
-        if self.args.objective == "akd":
-            result: Any = self._divergence(head, hidden[correct], signal, labels, weights[correct])
-        else:
-            result = fused_linear_cross_entropy(
-                hidden[correct],
-                head,
-                token_weights=weights[correct],
-                labels=labels,
-                chunk_size=self.args.loss_chunk_size,
-            )
+        head, contrastive = lm_head(student).whole(), None
         sums = torch.zeros(2, len(self._measured), dtype=widest_float(hidden.device), device=hidden.device)
-        sums[SUPERVISED, : len(METRICS)] = _numbers(result).to(sums) @ targets.weights[correct].flatten().to(sums)
-        if targets.fault_rows.shape[1] == 0:
-            return result.loss, sums
-        contrastive = pair_loss(
-            head,
+        if targets.fault_rows.shape[1] > 0:
+            contrastive = pair_loss(
+                head,
+                hidden,
+                targets,
+                weights,
+                self._contrastive_objective,
+                self._reference_on(hidden),
+                self.args.loss_chunk_size,
+            )
+            sums[CONTRASTIVE, len(METRICS) :] = contrastive.sums
+        nll_weights = None if contrastive is None else self.args.contrastive_weight * contrastive.nll_weights
+        if self.args.objective == "akd":
+            loss, metrics = self._divergence_loss(head, hidden, signal, targets, weights, nll_weights)
+        else:
+            loss, metrics = self._cross_entropy_loss(head, hidden, targets, weights, nll_weights)
+        sums[SUPERVISED, : len(METRICS)] = metrics
+        return loss if contrastive is None else loss + self.args.contrastive_weight * contrastive.value, sums
+
+    def _cross_entropy_loss(
+        self, head: LMHead, hidden: Tensor, targets: PairTargets, weights: Tensor, nll_weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the cross-entropy of the correct answers, and the weighted sums of `METRICS`.
+
+        The gradient includes that of the tokens' NLLs weighted by `nll_weights` `[B, T]`.
+        """
+        correct = slice(targets.pairs)
+        token_weights = torch.zeros_like(weights) if nll_weights is None else nll_weights.clone()
+        token_weights[correct] += weights[correct]
+        result = fused_linear_cross_entropy(
             hidden,
-            targets,
-            weights,
-            self._contrastive_objective,
-            self._reference_on(hidden),
-            self.args.loss_chunk_size,
+            head,
+            token_weights=token_weights,
+            labels=targets.labels,
+            chunk_size=self.args.loss_chunk_size,
         )
-        sums[CONTRASTIVE, len(METRICS) :] = contrastive.sums
-        return result.loss + self.args.contrastive_weight * contrastive.loss, sums
+        nll, entropy = result.nll[correct], result.entropy[correct]
+        metrics = _weighted_sums({"student_nll": nll, "student_entropy": entropy}, targets.weights[correct])
+        return (weights[correct] * nll).sum() + _gradient_of(result.loss), metrics
+
+    def _divergence_loss(
+        self,
+        head: LMHead,
+        hidden: Tensor,
+        signal: Any,
+        targets: PairTargets,
+        weights: Tensor,
+        nll_weights: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the divergence on the correct answers; otherwise as `_cross_entropy_loss`."""
+        correct = targets.correct
+        own_weights, rows = weights[correct], slice(None)
+        ce_weight: float | Tensor = 0.0
+        if nll_weights is not None and self.vocabulary_size == len(head.weight):
+            # Divergence and log-probabilities have the same vocabulary, so one pass over correct answers gives both.
+            rows = slice(targets.pairs, None)
+            ce_weight = nll_weights[correct] / own_weights.masked_fill(own_weights == 0, 1)
+        result = self._divergence(
+            head, hidden[correct], signal, targets.labels[correct], own_weights, ce_weight=ce_weight
+        )
+        metrics = _weighted_sums({name: getattr(result, name) for name in METRICS}, targets.weights[correct])
+        if nll_weights is None:
+            return result.loss, metrics
+        others = fused_linear_cross_entropy(
+            hidden[rows],
+            head,
+            token_weights=nll_weights[rows],
+            labels=targets.labels[rows],
+            chunk_size=self.args.loss_chunk_size,
+        )
+        assert result.student_nll is not None
+        value = (own_weights * (result.divergence + self.args.ce_weight * result.student_nll)).sum()
+        return value + _gradient_of(result.loss + others.loss), metrics
 
     def _reference_on(self, hidden: torch.Tensor) -> torch.Tensor | None:
         if self._reference is not None:
@@ -424,12 +473,16 @@ def _as_tokens(pair: dict[str, Any]) -> dict[str, list[int]]:
     return {"input_ids": [*pair["prompt"], *pair["completion"]]}
 
 
-def _numbers(result: Any) -> torch.Tensor:
-    """Return `METRICS` per token `[metrics, N]`; 0 for those that the result does not have."""
-    if isinstance(result, FusedDivergence):
-        return torch.stack([getattr(result, name).flatten() for name in METRICS])
-    known = {"student_nll": result.nll, "student_entropy": result.entropy}
-    return torch.stack([known.get(name, torch.zeros_like(result.nll)).flatten() for name in METRICS])
+def _weighted_sums(numbers: dict[str, Tensor], weights: Tensor) -> Tensor:
+    """Return the weighted sums of `METRICS` over the tokens; 0 for those that are missing."""
+    missing, precision = torch.zeros_like(weights), widest_float(weights.device)
+    per_token = torch.stack([numbers.get(name, missing).flatten() for name in METRICS])
+    return per_token.to(precision) @ weights.flatten().to(precision)
+
+
+def _gradient_of(loss: Tensor) -> Tensor:
+    """Return 0 with the gradient of a loss."""
+    return loss - loss.detach()
 
 
 REFERENCE_FILE = "iterkd_reference.pt"

@@ -131,12 +131,8 @@ class Softened(NamedTuple):
 
     def write_mix(self, forward_weight: Tensor, reverse_weight: Tensor) -> None:
         """Write the gradient of a mix of both KLs."""
-        slope_of_q = torch.addcmul(
-            (forward_weight - reverse_weight * self.reverse_kl).unsqueeze(-1),
-            self.log_ratio,
-            reverse_weight.unsqueeze(-1),
-            out=self.log_ratio,
-        )
+        constant = forward_weight - reverse_weight * self.reverse_kl
+        slope_of_q = self.log_ratio.mul_(reverse_weight.unsqueeze(-1)).add_(constant.unsqueeze(-1))
         self.p.mul_(-forward_weight.unsqueeze(-1)).addcmul_(self.q, slope_of_q)
 
     def write_todi(self) -> None:
@@ -536,7 +532,24 @@ def minillm(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
     return reverse_kl(student_logits, teacher_logits, temperature)
 
 
-@register("jsd", paper="https://huggingface.co/papers/2306.13649")
+_LARGEST_LOG_RATIO = 80.0  # of float32: exp(-80) times anything is negligible, and exp(80) does not overflow
+
+
+def _jsd_(block: Softened, with_gradient: bool, beta: float = 0.5) -> Tensor:
+    beta = as_share("beta", beta)
+    if beta in (0.0, 1.0):
+        return _akd_(block, with_gradient, beta)
+    q, p, log_ratio, _, _, scratch = block
+    log_ratio.clamp_(min=-_LARGEST_LOG_RATIO)
+    log_m_over_q = torch.neg(log_ratio, out=scratch).expm1_().mul_(beta).log1p_()
+    forward = -log_ratio.add_(log_m_over_q).mul_(p).sum(dim=-1)
+    reverse = -torch.mul(q, log_m_over_q, out=p).sum(dim=-1)
+    if with_gradient:  # with respect to a logit: (1 - beta) q (log(q / m) - KL(q || m))
+        p.add_(torch.mul(q, reverse.unsqueeze(-1), out=scratch)).mul_(beta - 1)
+    return beta * forward + (1 - beta) * reverse
+
+
+@register("jsd", paper="https://huggingface.co/papers/2306.13649", fused=_jsd_)
 def jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float = 0.5, temperature: float = 1.0) -> Tensor:
     """Compute the generalized Jensen-Shannon divergence of each token, as TRL's `GKDTrainer` does.
 

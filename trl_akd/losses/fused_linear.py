@@ -15,6 +15,7 @@ for rules and signals without kernels.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -74,7 +75,7 @@ def fused_divergence(
     knobs: Mapping[str, Any] | None = None,
     temperature: float = 1.0,
     labels: Tensor | None = None,
-    ce_weight: float = 0.0,
+    ce_weight: float | Tensor = 0.0,
     chunk_size: int | None = None,
     vocab_size: int | None = None,
     half_logits: bool = False,
@@ -100,9 +101,10 @@ def fused_divergence(
         knobs (`Mapping`, *optional*): arguments of the rule, such as `{"beta": 0.3}`. Never differentiated.
         temperature (`float`, *optional*, defaults to `1.0`): divides both models' logits, for the divergences alone.
         labels (`Tensor`, *optional*): shape `[...]`, int64, -100 for none. Needed by `ce_weight` and for the NLLs.
-        ce_weight (`float`, *optional*, defaults to `0.0`): weight of the student's NLL of the labels.
+        ce_weight (`float` or `Tensor` of shape `[...]`, *optional*, defaults to `0.0`): weight of the student's NLL of
+            the labels. Never differentiated.
         chunk_size (`int`, *optional*): tokens projected at a time. By default one model's chunk of logits takes up to
-            64 MiB on a CPU, but at least 256 tokens. Elsewhere all buffers of this size take up to 896 MiB, or half of
+            16 MiB on a CPU, but at least 192 tokens. Elsewhere all buffers of this size take up to 896 MiB, or half of
             the free memory if that is less, but at least 128 tokens.
         vocab_size (`int`, *optional*): number of leading rows of the heads to use, by default all that both heads
             have. The caller must have checked that the tokenizers agree on them. Gradients of other rows are 0.
@@ -126,7 +128,7 @@ def fused_divergence(
     """
     objective = Objective(divergences.get(divergence), dict(knobs or {}), temperature, ce_weight)
     _check_objective(objective, labels)
-    _check_tokens(student_hidden, token_weights, labels, chunk_size)
+    _check_tokens(student_hidden, token_weights, labels, chunk_size, ce_weight)
     _check_head("student_", student_hidden, student_head)
     sizes = [len(student_head.weight)]
     if isinstance(teacher, DenseSignal | SampledSignal):
@@ -338,6 +340,8 @@ def _weighted_sum(
             teacher = DenseSignal(teacher.hidden, teacher.head.cut(vocab_size, dtype))
         rows = _weighted_rows(token_weights, labels, teacher, vocab_size)
         weights = token_weights[rows].to(dtype)
+        if objective is not None and isinstance(objective.ce_weight, Tensor):
+            objective = objective._replace(ce_weight=objective.ce_weight.flatten()[rows].to(dtype))
         # Half precision cannot represent a weight of 1e-6, so the weights are scaled to a maximum of 1 until the
         # gradients are in float32.
         unit = weights.abs().amax() if len(weights) else weights.new_ones(())
@@ -381,8 +385,8 @@ def _chunked_forward(
         half_logits=half_logits,
     )
     logits_dtype = _half_dtype(head, teacher, sizes.on_kernels) if half_logits else statistics.dtype
-    tiles, scratch = statistics.new_empty(sizes.tiles, dtype=logits_dtype), statistics.new_empty(sizes.scratch)
-    compute = _by_kernels if sizes.on_kernels else _by_blocks
+    tiles = statistics.new_empty(sizes.tiles, dtype=logits_dtype)
+    compute = _by_kernels if sizes.on_kernels else partial(_by_blocks, scratch=statistics.new_empty(sizes.scratch))
     for chunk in _slices(len(tokens.rows), sizes.tiles[1]):
         rows = tokens.rows[chunk]
         hidden, products = tokens.hidden[rows], tiles[:, : len(rows)]
@@ -391,7 +395,13 @@ def _chunked_forward(
         if isinstance(signal, DenseSignal):
             signal.head.project(signal.hidden, out=products[1])
         gradient = compute(
-            head, products, signal, tokens.labels[chunk], objective, scratch, statistics[:, chunk], bool(gradients)
+            head,
+            products,
+            signal,
+            tokens.labels[chunk],
+            None if objective is None else objective.of(chunk),
+            statistics[:, chunk],
+            bool(gradients),
         )
         gradients.add_(gradient, hidden, rows, tokens.weights[chunk], head)
     return statistics
@@ -403,7 +413,6 @@ def _by_kernels(
     signal: TeacherSignal | None,
     labels: Tensor,
     objective: Objective | None,
-    scratch: Tensor,
     statistics: Tensor,
     with_gradient: bool,
 ) -> Tensor:
@@ -424,25 +433,28 @@ def _by_blocks(
     signal: TeacherSignal | None,
     labels: Tensor,
     objective: Objective | None,
-    scratch: Tensor,
     statistics: Tensor,
     with_gradient: bool,
+    *,
+    scratch: Tensor,
 ) -> Tensor:
-    """Compute a chunk in blocks of tokens, and return the gradient, which overwrites the products needed last."""
-    gradient = products[1] if isinstance(signal, DenseSignal) else products[0]
+    """Compute a chunk in blocks of tokens, and return the gradient, which overwrites the student's products."""
+    gradient = products[0]
     for block in _slices(len(labels), scratch.shape[1]):
-        logits = head.finish_(products[0, block])
+        logits = head.finish_(gradient[block])
         slope = head.slope(logits) if with_gradient else None
         spare = scratch[:, : len(logits)]
         numbers: LabelStatistics | TokenStatistics
         if signal is None or objective is None:
             numbers = likelihood_and_gradient_(logits, labels[block], spare[0], with_gradient)
         elif isinstance(signal, DenseSignal):
-            teacher_logits = signal.head.finish_(gradient[block])
-            numbers = divergence_and_gradient_(logits, teacher_logits, labels[block], objective, spare, with_gradient)
+            teacher_logits = signal.head.finish_(products[1, block])
+            numbers = divergence_and_gradient_(
+                logits, teacher_logits, labels[block], objective.of(block), spare, with_gradient
+            )
         else:
             numbers = sparse_divergence_and_gradient_(
-                logits, signal[block], labels[block], objective, spare, with_gradient
+                logits, signal[block], labels[block], objective.of(block), spare, with_gradient
             )
         if slope is not None:
             gradient[block].mul_(slope)
@@ -552,7 +564,7 @@ def _slices(length: int, size: int) -> Iterator[slice]:
 def _chunk_size(tokens: int, bytes_per_token: int, device: torch.device, buffers: int) -> int:
     """Bound the bytes of the buffers, but keep enough tokens for an efficient matrix product."""
     if device.type == "cpu":
-        return _even(tokens, max(256, 64 * _MIB // bytes_per_token))
+        return _even(tokens, max(192, 16 * _MIB // bytes_per_token))
     return _even(tokens, max(128, _gpu_bytes(device) // (buffers * bytes_per_token)))
 
 
@@ -570,12 +582,13 @@ def _gpu_bytes(device: torch.device) -> int:
 def _block_size(chunk_size: int, bytes_per_token: int, device: torch.device, by_autograd: bool) -> int:
     """Bound the bytes of a tensor in element-wise operations.
 
-    On a CPU, 16 MiB fit the cache. On other devices, few launches are faster. Autograd keeps 20 to 50 such tensors.
+    On a CPU, four tensors of 2 MiB per thread fit the cache. On other devices, few launches are faster. Autograd keeps
+    20 to 50 such tensors.
     """
     on_cpu = device.type == "cpu"
     if not (on_cpu or by_autograd):
         return chunk_size
-    budget = (2 if on_cpu else 8) if by_autograd else 16
+    budget = (2 if on_cpu else 8) if by_autograd else 2 * torch.get_num_threads()
     return _even(chunk_size, max(1, budget * _MIB // bytes_per_token))
 
 
@@ -647,13 +660,20 @@ def _check_objective(objective: Objective, labels: Tensor | None) -> None:
     objective.rule.check(objective.knobs)
     if not objective.temperature > 0.0:
         raise ValueError(f"temperature is {objective.temperature}; it divides the logits and must be positive.")
-    if objective.ce_weight != 0.0 and labels is None:
-        raise ValueError(f"ce_weight is {objective.ce_weight} without labels; pass the labels or leave it at 0.")
+    if objective.has_ce and labels is None:
+        given = "a tensor" if isinstance(objective.ce_weight, Tensor) else objective.ce_weight
+        raise ValueError(f"ce_weight is {given} without labels; pass the labels or leave it at 0.")
 
 
-def _check_tokens(hidden: Tensor, token_weights: Tensor, labels: Tensor | None, chunk_size: int | None) -> None:
-    for name, tensor in (("token_weights", token_weights), ("labels", labels)):
-        if tensor is not None and tensor.shape != hidden.shape[:-1]:
+def _check_tokens(
+    hidden: Tensor,
+    token_weights: Tensor,
+    labels: Tensor | None,
+    chunk_size: int | None,
+    ce_weight: float | Tensor = 0.0,
+) -> None:
+    for name, tensor in (("token_weights", token_weights), ("labels", labels), ("ce_weight", ce_weight)):
+        if isinstance(tensor, Tensor) and tensor.shape != hidden.shape[:-1]:
             raise ValueError(
                 f"{name} has shape {list(tensor.shape)}; the hidden states need {list(hidden.shape[:-1])}."
             )

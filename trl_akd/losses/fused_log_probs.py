@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .fused_linear import FusedCrossEntropy, fused_linear_cross_entropy
+from .fused_linear import fused_linear_cross_entropy
 from .lm_head import LMHead
 from .reduction import IGNORE_INDEX
 
@@ -66,20 +66,58 @@ def fused_linear_log_probs(
 
     ```
     """
+    found = nll_weights(hidden, head, labels=labels, loss=loss, chunk_size=chunk_size)
+    value = found.value
+    if torch.is_grad_enabled():
+        weighted = fused_linear_cross_entropy(
+            hidden, head, token_weights=found.weights, labels=labels, chunk_size=chunk_size
+        ).loss
+        value = value + (weighted - weighted.detach())
+    return LossOfLogProbs(value, found.log_probs)
 
-    def cross_entropy(token_weights: Tensor) -> FusedCrossEntropy:
-        return fused_linear_cross_entropy(
-            hidden, head, token_weights=token_weights, labels=labels, chunk_size=chunk_size
-        )
 
+@dataclass(frozen=True)
+class NLLWeights:
+    """Result of [`nll_weights`], without gradients.
+
+    Attributes:
+        value (`Tensor`): shape `[]`, value of the function.
+        weights (`Tensor`): shape `[...]`, negative derivative with respect to each log-probability. The weighted sum
+            of the labels' NLLs has the same gradient as the function.
+        log_probs (`Tensor`): shape `[...]`, in nats, 0 where there is no label.
+    """
+
+    value: Tensor
+    weights: Tensor
+    log_probs: Tensor
+
+
+def nll_weights(
+    hidden: Tensor,
+    head: LMHead,
+    *,
+    labels: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    chunk_size: int | None = None,
+) -> NLLWeights:
+    """Compute a loss of the labels' log-probabilities, and the weights of a cross-entropy with the same gradient.
+
+    This is the first pass of [`fused_linear_log_probs`]. Where the same tokens have another loss, its pass may be the
+    second one as well, with these weights added to its own.
+
+    Args:
+        hidden (`Tensor`), head (`LMHead`), labels (`Tensor`), loss (`Callable`), chunk_size (`int`, *optional*):
+            as in [`fused_linear_log_probs`].
+
+    Returns:
+        [`NLLWeights`].
+    """
     with torch.no_grad():
-        nll = cross_entropy((labels != IGNORE_INDEX).float()).nll
+        nll = fused_linear_cross_entropy(
+            hidden, head, token_weights=(labels != IGNORE_INDEX).float(), labels=labels, chunk_size=chunk_size
+        ).nll
     with torch.enable_grad():
         log_probs = (-nll).requires_grad_()
         value = loss(log_probs)
         [slope] = torch.autograd.grad(value, log_probs)
-    value = value.detach()
-    if torch.is_grad_enabled():
-        weighted = cross_entropy(-slope).loss
-        value = value + (weighted - weighted.detach())
-    return LossOfLogProbs(value, log_probs.detach())
+    return NLLWeights(value.detach(), -slope, log_probs.detach())

@@ -6,7 +6,7 @@ student with the gradient. `akl`, `todi` and `adaptive_alpha` need more passes f
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .divergences import head_limit, share_of_head
+from .divergences import Rule, head_limit, share_of_head
 from .lm_head import LMHead
 from .pointwise import LabelStatistics, Objective, TokenStatistics
 
@@ -113,6 +113,29 @@ def divergence_and_gradient_(
     )
 
 
+def count_passes(rule: Rule | None, knobs: Mapping[str, Any]) -> int:
+    """Return how many tensors of the size of one model's logits the kernels read and write.
+
+    Args:
+        rule (`Rule`, *optional*): rule that runs on kernels, or `None` for cross-entropy.
+        knobs (`Mapping`): arguments of the rule.
+
+    Example:
+        >>> from trl_akd.losses import divergences
+        >>> count_passes(divergences.get("todi"), {})
+        7
+    """
+    logits = torch.zeros(1, 1)
+    side, labels = _Side(LMHead(logits), logits), torch.zeros(1, dtype=torch.int64)
+    block = _CountedBlock(side, side if rule else None, labels, temperature=1.0, ce_weight=0.0, dtype=logits.dtype)
+    if rule is None:
+        block.write_likelihood()
+    else:
+        assert rule.fused is not None
+        rule.fused(block, True, **knobs)
+    return block.passes
+
+
 def gradient_of(head: LMHead, products: Tensor) -> Tensor:
     """Return the view of the products `[n, V]` that holds their gradient, in the dtype of the head's weight."""
     if head.weight.dtype == products.dtype:
@@ -128,8 +151,8 @@ class _Side(NamedTuple):
 
     @property
     def bias(self) -> Tensor:
-        """The bias, or in its place a tensor that is not read."""
-        return self.products if self.head.bias is None else self.head.bias
+        """The bias, contiguous, or in its place a tensor that is not read."""
+        return self.products if self.head.bias is None else self.head.bias.contiguous()
 
     def options(self, name: str) -> dict[str, Any]:
         """Return the constants of a kernel that turn the products into logits."""
@@ -164,7 +187,7 @@ class TritonBlock:
         teacher (`_Side`, *optional*): head and products of the teacher.
         labels (`Tensor`): shape `[n]`, int64, -100 for none.
         temperature (`float`): divides both models' logits in the divergences.
-        ce_weight (`float`): weight of the student's NLL in the gradient.
+        ce_weight (`float` or `Tensor` of shape `[n]`): weight of the student's NLL in the gradient.
         dtype (`torch.dtype`): dtype of the statistics, float32 or float64.
     """
 
@@ -174,12 +197,12 @@ class TritonBlock:
         teacher: _Side | None,
         labels: Tensor,
         temperature: float,
-        ce_weight: float,
+        ce_weight: float | Tensor,
         dtype: torch.dtype,
     ) -> None:
         # Without a teacher, the kernels read nothing of this side.
         self._student, self._teacher, self._has_teacher = student, teacher or student, teacher is not None
-        self._labels, self._ce_weight = labels, float(ce_weight)
+        self._labels, self._ce_weight = labels, ce_weight
         self._common = {
             **self._student.options("STUDENT"),
             **self._teacher.options("TEACHER"),
@@ -239,15 +262,18 @@ class TritonBlock:
 
     def _write(self, formula: str, *coefficients: Tensor) -> None:
         gradient = gradient_of(self._student.head, self._student.products)
+        ce_weight = self._ce_weight
         self._launch(
             "gradient_kernel",
             self._labels,
             self._statistics,
             self._stacked(coefficients),
+            ce_weight if isinstance(ce_weight, Tensor) else self._statistics,  # in its place, not read
             gradient,
             gradient.stride(0),
             FORMULA=formula,
-            CE_WEIGHT=self._ce_weight,
+            CE_WEIGHT=1.0 if isinstance(ce_weight, Tensor) else float(ce_weight),
+            HAS_CE_WEIGHTS=isinstance(ce_weight, Tensor),
             NARROW=gradient.dtype != self._student.products.dtype,
         )
 
@@ -271,6 +297,18 @@ class TritonBlock:
             **self._common,
             BLOCK=_block_size(words),
         )
+
+
+class _CountedBlock(TritonBlock):
+    """Counts the rows that kernels read and write, and does not run them."""
+
+    passes = 0
+
+    def _launch(self, name: str, *arguments: Tensor | int, **constants: Any) -> None:
+        models = 2 if self._has_teacher else 1
+        searched = 31 if name == "head_kernel" else 0
+        written = 1 if name == "gradient_kernel" else 0
+        self.passes += models + searched + written
 
 
 @cache

@@ -13,12 +13,21 @@ from .tail_sampling import estimate_tail, sample_tail
 
 
 class Objective(NamedTuple):
-    """Loss of one token, `rule(student_logits / T, teacher_logits / T, **knobs) + ce_weight * NLL`."""
+    """Loss of tokens, `rule(student_logits / T, teacher_logits / T, **knobs) + ce_weight * NLL`."""
 
     rule: Rule
     knobs: Mapping[str, Any]
     temperature: float
-    ce_weight: float
+    ce_weight: float | Tensor  # one per token: shape [n]
+
+    @property
+    def has_ce(self) -> bool:
+        """Whether the loss contains the NLL."""
+        return isinstance(self.ce_weight, Tensor) or self.ce_weight != 0.0
+
+    def of(self, tokens: Tensor | slice) -> "Objective":
+        """Return the loss of a subset of the tokens."""
+        return self._replace(ce_weight=self.ce_weight[tokens]) if isinstance(self.ce_weight, Tensor) else self
 
     def __call__(self, token: "TokenStatistics") -> Tensor:
         """Return the loss of each token."""
@@ -44,25 +53,27 @@ class LabelStatistics(NamedTuple):
 
 
 def likelihood_and_gradient_(
-    logits: Tensor, labels: Tensor, log_probabilities: Tensor, with_gradient: bool = True
+    logits: Tensor, labels: Tensor, scratch: Tensor, with_gradient: bool = True
 ) -> LabelStatistics:
     """Compute each token's likelihood, and overwrite the logits with the gradient of its NLL, `q - onehot(label)`.
 
     Args:
-        logits (`Tensor`): shape `[n, V]`. Overwritten with the gradient, or with `q`.
+        logits (`Tensor`): shape `[n, V]`. Overwritten with the gradient, or with arbitrary values.
         labels (`Tensor`): shape `[n]`, int64, -100 for none.
-        log_probabilities (`Tensor`): shape `[n, V]`, overwritten.
+        scratch (`Tensor`): shape `[n, V]`, overwritten.
         with_gradient (`bool`): whether the gradient is needed.
 
     Returns:
         [`LabelStatistics`].
     """
-    nll = _soften_(logits, labels, 1.0, log_probabilities)
-    entropy = -_expectation(logits, log_probabilities, log_probabilities)
+    label_logits = _center_(logits, labels)
+    q = torch.softmax(logits, dim=-1, out=scratch)
+    log_normalizer = _log_normalizer(q)
+    entropy = log_normalizer - logits.mul_(q).sum(dim=-1)
     if with_gradient:
         known = (labels != IGNORE_INDEX).to(logits.dtype).unsqueeze(-1)
-        logits.mul_(known).scatter_add_(-1, _index(labels), -known)
-    return LabelStatistics(entropy, nll)
+        torch.mul(q, known, out=logits).scatter_add_(-1, _index(labels), -known)
+    return LabelStatistics(entropy, _nll(label_logits, log_normalizer, labels))
 
 
 def divergence_and_gradient_(
@@ -73,15 +84,16 @@ def divergence_and_gradient_(
     scratch: Tensor,
     with_gradient: bool = True,
 ) -> TokenStatistics:
-    """Compute each token's statistics, and overwrite the teacher's logits with the objective's gradient.
+    """Compute each token's statistics, and overwrite the student's logits with the objective's gradient.
 
     A rule with a hand-written gradient needs no large tensors beyond those given, except that a cross-entropy at a
     temperature other than 1 needs one more, and that `akl` sorts the distributions of the few tokens whose head is
     long, some at a time. A rule without a hand-written gradient is differentiated by autograd.
 
     Args:
-        student_logits (`Tensor`): shape `[n, V]`, not yet divided by the temperature. Overwritten with `q`.
-        teacher_logits (`Tensor`): shape `[n, V]`. Overwritten with the gradient, or with `p`.
+        student_logits (`Tensor`): shape `[n, V]`, not yet divided by the temperature. Overwritten with the gradient,
+            or with arbitrary values.
+        teacher_logits (`Tensor`): shape `[n, V]`. Overwritten with arbitrary values.
         labels (`Tensor`): shape `[n]`, int64, -100 for none.
         objective (`Objective`): loss to differentiate.
         scratch (`Tensor`): shape `[2, n, V]`, overwritten.
@@ -91,7 +103,6 @@ def divergence_and_gradient_(
         [`TokenStatistics`].
     """
     rule, knobs, temperature, _ = objective
-    log_ratio, spare = scratch
     likelihood = _likelihood(student_logits, objective, with_gradient)
     if rule.fused is None:
         student, teacher = student_logits, teacher_logits
@@ -99,11 +110,25 @@ def divergence_and_gradient_(
             student, teacher = student / temperature, teacher / temperature
         divergence, gradient = _differentiate(objective, student, teacher, with_gradient)
 
-    q, p = student_logits, teacher_logits
-    student_nll = _soften_(q, labels, temperature, log_probabilities=log_ratio)
-    student_entropy = -_expectation(q, log_ratio, spare)
-    teacher_nll = _soften_(p, labels, temperature, log_probabilities=spare)
-    log_ratio.sub_(spare)
+    q, log_ratio = scratch
+    student_label, teacher_label = (_center_(logits, labels) for logits in (student_logits, teacher_logits))
+    if temperature != 1.0:
+        student_nll, teacher_nll = (
+            _nll(label_logits, _log_normalizer(torch.softmax(logits, dim=-1, out=q)), labels)
+            for label_logits, logits in ((student_label, student_logits), (teacher_label, teacher_logits))
+        )
+        student_logits.div_(temperature)
+        teacher_logits.div_(temperature)
+    torch.sub(student_logits, teacher_logits, out=log_ratio)
+    torch.softmax(student_logits, dim=-1, out=q)
+    student_normalizer = _log_normalizer(q)
+    student_entropy = student_normalizer - student_logits.mul_(q).sum(dim=-1)
+    p, spare = torch.softmax(teacher_logits, dim=-1, out=student_logits), teacher_logits
+    teacher_normalizer = _log_normalizer(p)
+    if temperature == 1.0:
+        student_nll = _nll(student_label, student_normalizer, labels)
+        teacher_nll = _nll(teacher_label, teacher_normalizer, labels)
+    log_ratio.add_((teacher_normalizer - student_normalizer).unsqueeze(-1))
     reverse = _expectation(q, log_ratio, spare)
     forward = -_expectation(p, log_ratio, spare)
 
@@ -112,7 +137,8 @@ def divergence_and_gradient_(
     elif gradient is not None:
         p.copy_(gradient)
     if with_gradient:
-        _add_likelihood_(p.div_(temperature) if temperature != 1.0 else p, likelihood, labels, objective)
+        gradient = p.div_(temperature) if temperature != 1.0 else p
+        _add_likelihood_(gradient, q if likelihood is None else likelihood, labels, objective)
     return TokenStatistics(divergence, forward, reverse, student_entropy, student_nll, teacher_nll)
 
 
@@ -132,7 +158,8 @@ def sparse_divergence_and_gradient_(
     terms of the sampled tokens, see `tail_sampling.py`.
 
     Args:
-        logits (`Tensor`): shape `[n, V]`, not divided by the temperature. Overwritten with the gradient, or with `q`.
+        logits (`Tensor`): shape `[n, V]`, not divided by the temperature. Overwritten with the gradient, or with
+            arbitrary values.
         teacher (`SparseSignal` or `SampledSignal`): signal of `n` tokens, at the objective's temperature.
         labels (`Tensor`): shape `[n]`, int64, -100 for none.
         objective (`Objective`): loss to differentiate.
@@ -145,10 +172,17 @@ def sparse_divergence_and_gradient_(
     """
     sampled = teacher if isinstance(teacher, SampledSignal) else None
     teacher = teacher.top if isinstance(teacher, SampledSignal) else teacher
-    q, (log_q, spare) = logits, scratch
+    q, spare = scratch
     likelihood = _likelihood(logits, objective, with_gradient)
-    student_nll = _soften_(q, labels, objective.temperature, log_probabilities=log_q)
-    student_entropy = -_expectation(q, log_q, spare)
+    label_logits = _center_(logits, labels)
+    if objective.temperature != 1.0:
+        student_nll = _nll(label_logits, _log_normalizer(torch.softmax(logits, dim=-1, out=q)), labels)
+        logits.div_(objective.temperature)
+    log_normalizer = _log_normalizer(torch.softmax(logits, dim=-1, out=q))
+    if objective.temperature == 1.0:
+        student_nll = _nll(label_logits, log_normalizer, labels)
+    student_entropy = log_normalizer - _expectation(q, logits, spare)
+    log_q = logits.sub_(log_normalizer.unsqueeze(-1))
     # A missing token is an outcome without probability. Its index is that of the first token, and so is its gradient.
     missing = teacher.ids == NO_TOKEN
     ids = torch.where(missing, teacher.ids[..., :1], teacher.ids)
@@ -180,11 +214,11 @@ def sparse_divergence_and_gradient_(
         top_slopes, tail_slope, sampled_slopes = torch.tensor_split(slopes, [ids.shape[-1], ids.shape[-1] + 1], dim=-1)
         factor = torch.where(tail_mass > 0, tail_slope / tail_mass, 0.0) - total
         of_top = top_slopes - top.exp() * total
-        gradient = torch.mul(q, factor, out=spare)
+        gradient = torch.mul(q, factor, out=logits)
         gradient.scatter_(-1, ids, torch.where(missing, of_top[..., :1], of_top))
         gradient.scatter_add_(-1, sampled_ids, sampled_slopes)
         gradient.div_(objective.temperature)
-        q.copy_(_add_likelihood_(gradient, likelihood, labels, objective))
+        _add_likelihood_(gradient, q if likelihood is None else likelihood, labels, objective)
     return TokenStatistics(divergence, forward, reverse, student_entropy, student_nll, teacher_nll)
 
 
@@ -201,32 +235,34 @@ def _differentiate(
     return values.detach(), gradient
 
 
-def _likelihood(student_logits: Tensor, objective: Objective, with_gradient: bool) -> Tensor:
-    """Return the probabilities that the gradient of the cross-entropy needs, at temperature 1.
-
-    Where `_soften_` will compute them in place, return the logits that it overwrites.
-    """
-    if with_gradient and objective.ce_weight != 0.0 and objective.temperature != 1.0:
+def _likelihood(student_logits: Tensor, objective: Objective, with_gradient: bool) -> Tensor | None:
+    """Return the probabilities at temperature 1 where only the gradient of the cross-entropy needs them."""
+    if with_gradient and objective.has_ce and objective.temperature != 1.0:
         return torch.softmax(student_logits, dim=-1)
-    return student_logits
+    return None
 
 
 def _add_likelihood_(gradient: Tensor, likelihood: Tensor, labels: Tensor, objective: Objective) -> Tensor:
-    """Add the gradient of the cross-entropy."""
-    if objective.ce_weight != 0.0:
-        weight = objective.ce_weight * (labels != IGNORE_INDEX).to(gradient.dtype).unsqueeze(-1)
-        gradient.addcmul_(likelihood, weight).scatter_add_(-1, _index(labels), -weight)
+    """Add the gradient of the cross-entropy, and overwrite the probabilities."""
+    if objective.has_ce:
+        weight = (objective.ce_weight * (labels != IGNORE_INDEX).to(gradient.dtype)).unsqueeze(-1)
+        gradient.add_(likelihood.mul_(weight)).scatter_add_(-1, _index(labels), -weight)
     return gradient
 
 
-def _soften_(logits: Tensor, labels: Tensor, temperature: float, log_probabilities: Tensor) -> Tensor:
-    """Overwrite the logits with their probabilities at `temperature`; return the labels' NLL at temperature 1."""
-    torch.log_softmax(logits, dim=-1, out=log_probabilities)
-    nll = -log_probabilities.gather(-1, _index(labels)).squeeze(-1)
-    if temperature != 1.0:
-        torch.log_softmax(logits.div_(temperature), dim=-1, out=log_probabilities)
-    torch.exp(log_probabilities, out=logits)
-    return nll.masked_fill_(labels == IGNORE_INDEX, 0.0)
+def _center_(logits: Tensor, labels: Tensor) -> Tensor:
+    """Subtract each token's maximum from its logits, and return the logits of the labels."""
+    logits.sub_(logits.amax(dim=-1, keepdim=True))
+    return logits.gather(-1, _index(labels)).squeeze(-1)
+
+
+def _log_normalizer(probabilities: Tensor) -> Tensor:
+    """Return `log(sum(exp(logits)))` of centered logits from their probabilities: the largest is `1 / sum`."""
+    return -probabilities.amax(dim=-1).log()
+
+
+def _nll(label_logits: Tensor, log_normalizer: Tensor, labels: Tensor) -> Tensor:
+    return (log_normalizer - label_logits).masked_fill_(labels == IGNORE_INDEX, 0.0)
 
 
 def _expectation(probabilities: Tensor, values: Tensor, scratch: Tensor) -> Tensor:

@@ -369,10 +369,12 @@ def gradient_kernel(
     labels,
     statistics,
     coefficients,
+    ce_weights,
     gradient,
     gradient_stride,
     FORMULA: tl.constexpr,
     CE_WEIGHT: tl.constexpr,
+    HAS_CE_WEIGHTS: tl.constexpr,
     HAS_STUDENT_BIAS: tl.constexpr,
     HAS_TEACHER_BIAS: tl.constexpr,
     STUDENT_SCALE: tl.constexpr,
@@ -400,7 +402,8 @@ def gradient_kernel(
     s_log_sum_1 = tl.load(statistics + STUDENT_LOG_SUM_1 * tokens)
     label = tl.load(labels + row)
     zero = tl.full((), 0.0, REAL)
-    ce_weight = tl.where(label >= 0, zero + CE_WEIGHT, zero)
+    ce_weight = tl.load(ce_weights + row) if HAS_CE_WEIGHTS else zero + CE_WEIGHT
+    ce_weight = tl.where(label >= 0, ce_weight, zero)
     if FORMULA != LIKELIHOOD:
         t_max = tl.load(statistics + TEACHER_MAXIMUM * tokens)
         t_log_sum = tl.load(statistics + TEACHER_LOG_SUM * tokens)

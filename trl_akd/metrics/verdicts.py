@@ -20,15 +20,18 @@ def check_verdicts(verdicts: Iterable[tuple[str, ExecutionResult]]) -> None:
         ValueError: If a test is not a Python program.
         RuntimeError: If more than 1 % of the programs have infrastructure errors.
     """
-    verdicts = list(verdicts)
+    total, unjudged, first = 0, 0, ""
     for name, result in verdicts:
+        total += 1
         if result.stage == "compile" and result.origin == "test":
             raise ValueError(f"The test {name} is not a Python program ({result.message}); fix it.")
-    unjudged = [result for _, result in verdicts if result.status == "infra_error"]
-    if len(unjudged) > _MAX_INFRA_ERRORS * len(verdicts):
+        if result.status == "infra_error":
+            first = first if unjudged else result.message
+            unjudged += 1
+    if unjudged > _MAX_INFRA_ERRORS * total:
         raise RuntimeError(
-            f"{len(unjudged)} of {len(verdicts)} programs could not be run, and a score of the rest would mislead; "
-            f"fix what the first one reports: {unjudged[0].message}"
+            f"{unjudged} of {total} programs could not be run, and a score of the rest would mislead; fix what the "
+            f"first one reports: {first}"
         )
 
 

@@ -24,6 +24,7 @@ _STALE_SECONDS = 300.0  # helpers enter their groups sooner
 
 @dataclass(frozen=True)
 class _Version:
+    join: str
     limit: str
     swap: tuple[str, str]  # file and content that disable swap, which does not count
     events: str
@@ -31,8 +32,15 @@ class _Version:
 
 
 _VERSIONS = {
-    2: _Version("memory.max", ("memory.swap.max", "0"), "memory.events", "memory.current"),
-    1: _Version("memory.limit_in_bytes", ("memory.swappiness", "0"), "memory.oom_control", "memory.usage_in_bytes"),
+    2: _Version(_PROCESSES, "memory.max", ("memory.swap.max", "0"), "memory.events", "memory.current"),
+    # `tasks` moves the main thread alone, to which the memory belongs; for whole processes the kernel waits 14 ms.
+    1: _Version(
+        "tasks",
+        "memory.limit_in_bytes",
+        ("memory.swappiness", "0"),
+        "memory.oom_control",
+        "memory.usage_in_bytes",
+    ),
 }
 
 
@@ -55,7 +63,7 @@ class MemoryGroup:
         os.mkdir(self.path)
         try:
             self._files.append(os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            for path in (f"{parent}/{_PROCESSES}", f"{self.path}/{_PROCESSES}", f"{self.path}/{names.limit}"):
+            for path in (f"{parent}/{names.join}", f"{self.path}/{names.join}", f"{self.path}/{names.limit}"):
                 self._files.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
             for name in (names.events, names.used, "memory.stat"):
                 self._files.append(os.open(f"{self.path}/{name}", os.O_RDONLY | os.O_CLOEXEC))
@@ -109,13 +117,13 @@ class MemoryLimit:
 
     def __init__(self, name: str, files: list[int]) -> None:
         self._name = name
-        self._parent, self._parent_procs, self._own_procs, self._limit, self._events, self._used, self._stat = files
+        self._parent, self._join_parent, self._join, self._limit, self._events, self._used, self._stat = files
         self._allowed = 0
         self._kills = self._count_kills()
 
     def enter(self) -> None:
         """Move this process into the group."""
-        os.write(self._own_procs, b"0")
+        os.write(self._join, b"0")
 
     def allow(self, memory_bytes: int) -> None:
         """Limit the group for the next program to its memory and a quarter more, for files and the kernel's tables.
@@ -139,7 +147,7 @@ class MemoryLimit:
     def leave(self) -> None:
         """Move this process to the parent group, and remove the group."""
         try:
-            os.write(self._parent_procs, b"0")
+            os.write(self._join_parent, b"0")
             os.rmdir(self._name, dir_fd=self._parent)
         except OSError:
             pass  # the caller removes it, or the next `make_group`

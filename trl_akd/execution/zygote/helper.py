@@ -1,8 +1,10 @@
 """The helper ("zygote") process of one worker: sets up its sandbox once, then forks one process per program.
 
-It is started by exec, so it is small, and shares only a socket with its caller.
+It is started by exec, or forked by a process that was (see `fork_server`). So it is small, and shares only a socket
+with its caller.
 """
 
+import gc
 import importlib
 import os
 import resource
@@ -15,7 +17,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-from . import channel, confinement, namespaces, processes, program, supervisor, warm_up
+from . import channel, confinement, fork_server, namespaces, processes, program, supervisor, warm_up
 from .cgroup import MemoryLimit
 
 _LEVELS: dict[str, Callable[[dict[str, Any], MemoryLimit | None], supervisor.Level]] = {
@@ -29,7 +31,7 @@ _SCRIPT = "candidate.py"
 
 
 def main(socket_fd: int, code_fd: int | None) -> None:
-    """Serve the caller at the other end of a socket until it disconnects.
+    """Serve the caller at the other end of a socket until it disconnects, as the fork server or as a helper.
 
     Args:
         socket_fd (`int`): Descriptor of the socket.
@@ -41,10 +43,22 @@ def main(socket_fd: int, code_fd: int | None) -> None:
     caller = socket.socket(fileno=socket_fd)
     try:
         caller = _move_beyond_descriptors_of_programs(caller)
+        _prepare_interpreter()
     except OSError as error:
-        _send_error(caller, error)
+        fork_server.send_error(caller, error)
         return
-    settings, files = channel.receive(caller)
+    try:
+        message, files = channel.receive(caller)
+        if message.get("forks"):
+            caller = fork_server.serve(caller, watched=files)
+            message, files = channel.receive(caller)
+    except (EOFError, ConnectionError):
+        return
+    _run_helper(caller, message, files)
+    os._exit(0)  # ends the interpreter without its finalization, which takes milliseconds
+
+
+def _run_helper(caller: socket.socket, settings: dict[str, Any], files: list[int]) -> None:
     group = [files.pop() for _ in range(settings["group_files"])][::-1]
     memory = MemoryLimit(settings["group"], group) if group else None
     try:
@@ -121,14 +135,10 @@ def _serve_all(settings: dict[str, Any], memory: MemoryLimit | None, caller: soc
     try:
         level = _LEVELS[settings["level"]](settings, memory)
     except Exception as error:
-        _send_error(caller, error)
+        fork_server.send_error(caller, error)
         return
     try:
-        try:
-            if not _import_packages(settings, caller):
-                return
-        except OSError as error:
-            _send_error(caller, error)
+        if not _import_packages(settings["packages"], caller):
             return
         if memory is not None:
             memory.enter()
@@ -143,31 +153,31 @@ def _serve_all(settings: dict[str, Any], memory: MemoryLimit | None, caller: soc
         level.close()
 
 
-def _import_packages(settings: dict[str, Any], caller: socket.socket) -> bool:
-    """Import modules that programs use; return whether all of `packages` could be imported."""
-    sys.meta_path.append(PackageFinder(settings["packages"]))
+def _prepare_interpreter() -> None:
+    """Import modules that programs use, and run trivial programs, without any access to the caller's data."""
     del sys.path[0]  # the folder of this code
+    os.environ.pop("LD_BIND_NOW", None)  # has taken effect, and is not for processes that programs start
     sys.argv[:] = [_SCRIPT]
     sys.orig_argv[:] = [sys.executable, _SCRIPT]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for add_builtins in (site.setquit, site.setcopyright, site.sethelper):  # missing without `site`
         add_builtins()
     warm_up.import_common_modules()
-    for name in settings["packages"]:
+    gc.freeze()  # makes the reports of failures fast, which collect garbage
+    warm_up.run_trivial_programs()
+    warm_up.freeze_objects()
+    gc.enable()
+
+
+def _import_packages(folders: dict[str, str], caller: socket.socket) -> bool:
+    """Import the packages that programs may use; return whether all could be imported."""
+    sys.meta_path.append(PackageFinder(folders))
+    for name in folders:
         try:
             importlib.import_module(name)
         except Exception as error:
-            channel.send(caller, {"error": _describe(error), "package": name})
+            channel.send(caller, {"error": fork_server.describe(error), "package": name})
             return False
-    warm_up.freeze_objects()  # makes the reports of failures fast, which collect garbage
-    warm_up.run_trivial_programs()
-    warm_up.freeze_objects()
+    if folders:
+        warm_up.freeze_objects()
     return True
-
-
-def _send_error(caller: socket.socket, error: Exception) -> None:
-    channel.send(caller, {"error": _describe(error), "errno": getattr(error, "errno", None)})
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -16,7 +16,7 @@ from ...distributed import is_main_process, picklable_error, run_on_main_and_bro
 from ...execution import ExecutionResult, Tests
 from ...generation import TextGenerator
 from ...generation.protocol import Usage
-from ...generation.recorded import RecordedGenerator, read_completion
+from ...generation.recorded import CompletionStore, RecordedGenerator, read_completion
 from ...generation.wrappers import ProgressBar
 from ...hub import REPOSITORY
 from ...hub.datasets import DatasetContent
@@ -58,8 +58,10 @@ class CycleLedger:
         self._ledgers: dict[str, Ledger] = {}
         try:
             run_on_main_and_broadcast(accelerator, lambda: self._open(folder, settings))
+            self._completions = CompletionStore(self._ledgers.get("completions"), accelerator)
             self._cache = ResultCache(self._ledgers.get("verdicts"), accelerator, progress=self._progress)
             self._items: dict[tuple[str, str], dict[str, Any]] = run_on_main_and_broadcast(accelerator, self._read)
+            self._kinds = {kind for kind, _ in self._items}
         except BaseException:
             self.close()
             raise
@@ -68,13 +70,7 @@ class CycleLedger:
         self, generator: TextGenerator, author: str, *, retry_refused: bool = False, **facts: Any
     ) -> TextGenerator:
         """Return a generator that records its completions, with further facts, and shows progress."""
-        recorded = RecordedGenerator(
-            generator,
-            self._ledgers.get("completions"),
-            name=author,
-            accelerator=self._accelerator,
-            retry_refused=retry_refused,
-        )
+        recorded = RecordedGenerator(generator, self._completions, name=author, retry_refused=retry_refused)
         title = f"{author.capitalize()} writes"
         return ProgressBar(recorded.noting(**facts), title, shown=self._progress)
 
@@ -104,7 +100,7 @@ class CycleLedger:
 
     def has(self, kind: str, *, cycle: int) -> bool:
         """Return whether any item of a kind is recorded."""
-        return any(recorded == f"{kind}/{cycle}" for recorded, _ in self._items)
+        return f"{kind}/{cycle}" in self._kinds
 
     def note(self, kind: str, items: Iterable[Mapping[str, Any]], *, cycle: int, may_differ: bool = False) -> None:
         """Record items of a stage, JSON values with an `id`; those that are recorded already must be equal.
@@ -126,6 +122,7 @@ class CycleLedger:
                     "data, the programs or the version of trl_akd have changed since; give another output_dir."
                 )
             self._items[key] = row
+            self._kinds.add(key[0])
             new.append(row)
         if new:
             run_on_main_and_broadcast(self._accelerator, lambda: self._ledgers["items"].append(new))

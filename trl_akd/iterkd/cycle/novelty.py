@@ -3,14 +3,16 @@
 The paper does not describe it. Self-Instruct (arXiv 2212.10560) uses a ROUGE-L threshold of 0.7 over all words, which
 marks 186 of MBPP's 500 test problems as duplicates although all are distinct: most of each is "Write a python function
 to find the". Here two questions are duplicates if they are similar both in all words and in the words that are not
-common to programming tasks. MinHash finds the candidates among earlier questions.
+common to programming tasks. A question is compared only with earlier ones that share one of its rarest words.
 """
 
 import re
+from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
-from datasketch import MinHash, MinHashLSH
 from rapidfuzz.distance import LCSseq
 
 from .records import Question
@@ -25,9 +27,6 @@ _COMMON = frozenset(
     "your please following".split()
 )
 _WORD = re.compile(r"\w+")
-_PERMUTATIONS = 128
-_RECALL = 0.999
-_EMPTY = MinHash(num_perm=_PERMUTATIONS)
 
 
 def content_words(words: Sequence[str]) -> list[str]:
@@ -47,9 +46,12 @@ def content_words(words: Sequence[str]) -> list[str]:
 class NoveltyIndex:
     """Index of questions for finding near-duplicates.
 
-    Candidates come from locality-sensitive hashing of MinHash signatures, over words numbered by occurrence. They are
-    near-duplicates if ROUGE-L reaches the threshold both over all words and over content words. A ROUGE-L of t implies
-    a Jaccard similarity of at least t / (2 - t), of which the bands find 99.9 %. Texts without words must be equal.
+    They are near-duplicates if ROUGE-L reaches the threshold both over all words and over content words. Texts without
+    words must be equal.
+
+    Two texts of m and n words with a ROUGE-L of t share at least s = t (m + n) / 2 words. So the second has one of any
+    m - s + 1 words of the first, and only texts with one of the rarest words are compared (prefix filtering,
+    [Bayardo et al., 2007](https://doi.org/10.1145/1242572.1242591)).
 
     Args:
         threshold (`float`, *optional*, defaults to `0.8`):
@@ -75,23 +77,51 @@ class NoveltyIndex:
             raise ValueError(f"`threshold` is {threshold}; give a ROUGE-L above 0 and at most 1.")
         self._threshold = threshold
         self._texts: list[str] = []
-        self._lsh = MinHashLSH(num_perm=_PERMUTATIONS, params=_bands(threshold / (2 - threshold)))
+        self._views: list[tuple[list[str], list[str]]] = []  # all words and content words of each text
+        self._with_word: dict[int, dict[str, array[int]]] = {}  # numbers of the texts, by their length and a word
+        self._counts: Counter[str] = Counter()  # number of texts with each word
+        self._words: dict[str, str] = {}  # one object per word, to save memory
 
     def __len__(self) -> int:
         return len(self._texts)
 
     def add(self, text: str) -> None:
         """Add a text."""
-        self._lsh.insert(len(self._texts), _signature(text), check_duplication=False)
+        words = [self._words.setdefault(word, word) for word in _words(text)]
+        numbered, with_word = _numbered(words), self._with_word.setdefault(len(words), {})
+        self._counts.update(numbered)
+        for word in numbered:
+            with_word.setdefault(word, array("I")).append(len(self._texts))
         self._texts.append(text)
+        self._views.append(_views(words))
 
     def nearest(self, text: str) -> str | None:
         """Return the first near-duplicate, or `None`."""
-        candidates = [self._texts[number] for number in sorted(self._lsh.query(_signature(text)))]
-        return next((known for known in candidates if self._are_similar(text, known)), None)
+        views = _views(_words(text))
+        for number in self._candidates(views[0]):
+            if all(map(self._are_similar, views, self._views[number])):
+                return self._texts[number]
+        return None
 
-    def _are_similar(self, first: str, second: str) -> bool:
-        return all(rouge_l(view(first), view(second)) >= self._threshold for view in (str, _content))
+    def _candidates(self, words: Sequence[str]) -> list[int]:
+        """Return the numbers of the texts that have one of the rarest words, of which a near-duplicate has one."""
+        found: set[int] = set()
+        rarest_first = sorted(_numbered(words), key=lambda word: self._counts[word])
+        for length, with_word in self._with_word.items():
+            most = min(len(words), length)
+            if self._is_enough(most, len(words), length):
+                enough = partial(self._is_enough, length=len(words), other=length)
+                fewest = bisect_left(range(most), True, key=enough)
+                found.update(*(with_word.get(word, ()) for word in rarest_first[: len(words) - fewest + 1]))
+        return sorted(found)
+
+    def _are_similar(self, first: Sequence[str], second: Sequence[str]) -> bool:
+        if not self._is_enough(min(len(first), len(second)), len(first), len(second)):
+            return False
+        return self._is_enough(LCSseq.similarity(first, second), len(first), len(second))
+
+    def _is_enough(self, shared: int, length: int, other: int) -> bool:
+        return _f_measure(shared, length, other) >= self._threshold
 
 
 def filter_novel(questions: Sequence[Question], index: NoveltyIndex) -> list[Question]:
@@ -131,34 +161,27 @@ def rouge_l(left: str, right: str) -> float:
     ```
     """
     first, second = _words(left), _words(right)
-    return 2 * LCSseq.similarity(first, second) / (len(first) + len(second))
+    return _f_measure(LCSseq.similarity(first, second), len(first), len(second))
 
 
-def _content(text: str) -> str:
-    """Return the content words of a text, or all words if there are none."""
-    return " ".join(content_words(_words(text))) or text
+def _f_measure(shared: int, length: int, other: int) -> float:
+    return 2 * shared / (length + other)
+
+
+def _views(words: list[str]) -> tuple[list[str], list[str]]:
+    """Return all words of a text, and its content words, or all words if there are none."""
+    return words, content_words(words) or words
 
 
 def _words(text: str) -> list[str]:
     return _WORD.findall(text.casefold()) or [text.strip()]
 
 
-def _signature(text: str) -> MinHash:
-    """Return the MinHash of the words of a text, with each occurrence as a separate word."""
+def _numbered(words: Sequence[str]) -> list[str]:
+    """Return words of which no two are equal: further occurrences have a number."""
     seen: Counter[str] = Counter()
     numbered = []
-    for word in _words(text):
-        numbered.append(f"{word} {seen[word]}".encode())
+    for word in words:
+        numbered.append(f"{word} {seen[word]}" if seen[word] else word)
         seen[word] += 1
-    signature = _EMPTY.copy()
-    signature.update_batch(numbered)
-    return signature
-
-
-def _bands(jaccard: float) -> tuple[int, int]:
-    """Return the numbers of bands and rows that find pairs of this similarity with the required recall."""
-    for rows in range(8, 1, -1):
-        bands = _PERMUTATIONS // rows
-        if 1 - (1 - jaccard**rows) ** bands >= _RECALL:
-            return bands, rows
-    return _PERMUTATIONS, 1
+    return numbered

@@ -83,7 +83,7 @@ def test_gradient_equals_that_of_full_logits(trainer, settings, normalization):
     [means], _ = made.distillation_metrics["train"].reduce(made.accelerator)
     assert means.by_name["divergence"] == pytest.approx(value.item(), rel=1e-5)
     for found, other in zip(gradients(made, loss), gradients(made, expected), strict=True):
-        torch.testing.assert_close(found, other, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(found, other, rtol=1e-4, atol=1e-6 * other.abs().max().item())
 
 
 @pytest.mark.parametrize("normalization", ["sequence", "token"])

@@ -64,9 +64,9 @@ def main() -> None:
         build(first, "statistics_kernel", *dtypes, **EVERYTHING)
         build(first, "statistics_kernel", *dtypes, HAS_TEACHER=False)
         build(first, "head_kernel", *dtypes, **EVERYTHING)
-        for formula in ("OVERLAP", "TODI", "ALPHA"):
+        for formula in ("OVERLAP", "JSD", "TODI", "ALPHA"):
             build(first, "sums_kernel", *dtypes, FORMULA=formula)
-        for formula in ("LIKELIHOOD", "MIX", "TODI", "ALPHA"):
+        for formula in ("LIKELIHOOD", "MIX", "JSD", "TODI", "ALPHA"):
             build(first, "gradient_kernel", *dtypes, FORMULA=formula, **EVERYTHING)
     build(first, "probe_kernel", "fp32", "fp32", "fp32")
 

@@ -88,6 +88,12 @@ class Block(Protocol):
     def write_todi(self) -> None:
         """Write the gradient of [`todi`]: with h = (1 - a) q (log q/p + 1) - a p, it is `h - q sum(h)`."""
 
+    def mixture_divergences(self, beta: float, with_gradient: bool) -> tuple[Tensor, Tensor]:
+        """Return KL(p || m) and KL(q || m) for `m = beta p + (1 - beta) q`, with beta strictly between 0 and 1.
+
+        With a gradient, write that of [`jsd`], `(1 - beta) q (log q/m - KL(q || m))`.
+        """
+
     def alpha_sums(self, complement: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return `sum(q - p)` and `sum(u - p)` for `u = p^(1 - complement) q^complement`.
 
@@ -141,6 +147,16 @@ class Softened(NamedTuple):
         self.p.addcmul_(self.p, student_share, value=-1)
         h = self.log_ratio.add_(1).mul_(self.q).mul_(student_share).sub_(self.p)
         torch.addcmul(h, self.q, h.sum(dim=-1, keepdim=True), value=-1, out=self.p)
+
+    def mixture_divergences(self, beta: float, with_gradient: bool) -> tuple[Tensor, Tensor]:
+        """Return KL(p || m) and KL(q || m); with a gradient, write that of [`jsd`]."""
+        log_ratio = self.log_ratio.clamp_(min=-_LARGEST_LOG_RATIO)
+        log_m_over_q = torch.neg(log_ratio, out=self.scratch).expm1_().mul_(beta).log1p_()
+        forward = -log_ratio.add_(log_m_over_q).mul_(self.p).sum(dim=-1)
+        reverse = -torch.mul(self.q, log_m_over_q, out=self.p).sum(dim=-1)
+        if with_gradient:
+            self.p.add_(torch.mul(self.q, reverse.unsqueeze(-1), out=self.scratch)).mul_(beta - 1)
+        return forward, reverse
 
     def alpha_sums(self, complement: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return `sum(q - p)` and `sum(u - p)`; with a factor, write the gradient."""
@@ -535,21 +551,15 @@ def minillm(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
 _LARGEST_LOG_RATIO = 80.0  # of float32: exp(-80) times anything is negligible, and exp(80) does not overflow
 
 
-def _jsd_(block: Softened, with_gradient: bool, beta: float = 0.5) -> Tensor:
+def _jsd_(block: Block, with_gradient: bool, beta: float = 0.5) -> Tensor:
     beta = as_share("beta", beta)
     if beta in (0.0, 1.0):
         return _akd_(block, with_gradient, beta)
-    q, p, log_ratio, _, _, scratch = block
-    log_ratio.clamp_(min=-_LARGEST_LOG_RATIO)
-    log_m_over_q = torch.neg(log_ratio, out=scratch).expm1_().mul_(beta).log1p_()
-    forward = -log_ratio.add_(log_m_over_q).mul_(p).sum(dim=-1)
-    reverse = -torch.mul(q, log_m_over_q, out=p).sum(dim=-1)
-    if with_gradient:  # with respect to a logit: (1 - beta) q (log(q / m) - KL(q || m))
-        p.add_(torch.mul(q, reverse.unsqueeze(-1), out=scratch)).mul_(beta - 1)
+    forward, reverse = block.mixture_divergences(beta, with_gradient)
     return beta * forward + (1 - beta) * reverse
 
 
-@register("jsd", paper="https://huggingface.co/papers/2306.13649", fused=_jsd_)
+@register("jsd", paper="https://huggingface.co/papers/2306.13649", fused=_jsd_, on_kernels=True)
 def jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float = 0.5, temperature: float = 1.0) -> Tensor:
     """Compute the generalized Jensen-Shannon divergence of each token, as TRL's `GKDTrainer` does.
 

@@ -1,7 +1,8 @@
 """Element-wise part of the fused losses on a GPU: as `pointwise.py`, but by Triton kernels and without working memory.
 
 A chunk of tokens takes two passes over its raw products: one for the statistics, and one that overwrites those of the
-student with the gradient. `akl`, `todi` and `adaptive_alpha` need more passes for sums of their own.
+student with the gradient. `akl`, `jsd`, `todi` and `adaptive_alpha` need more passes
+for sums of their own.
 """
 
 import os
@@ -243,6 +244,14 @@ class TritonBlock:
     def write_todi(self) -> None:
         """Write the gradient of `todi`."""
         self._write("TODI", self._sums("TODI")[0])
+
+    def mixture_divergences(self, beta: float, with_gradient: bool) -> tuple[Tensor, Tensor]:
+        """Return KL(p || m) and KL(q || m); with a gradient, write that of `jsd`."""
+        shares = torch.full_like(self.forward_kl, beta), torch.full_like(self.forward_kl, 1 - beta)
+        forward, reverse = self._sums("JSD", *shares)
+        if with_gradient:
+            self._write("JSD", *shares, reverse)
+        return forward, reverse
 
     def alpha_sums(self, complement: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return `sum(q - p)` and `sum(u - p)`; with a factor, write the gradient."""

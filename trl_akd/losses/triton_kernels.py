@@ -27,7 +27,8 @@ LIKELIHOOD = tl.constexpr(0)
 MIX = tl.constexpr(1)
 TODI = tl.constexpr(2)
 ALPHA = tl.constexpr(3)
-OVERLAP = tl.constexpr(4)
+JSD = tl.constexpr(4)
+OVERLAP = tl.constexpr(5)
 
 
 @triton.jit
@@ -44,6 +45,18 @@ def _expm1(x, REAL: tl.constexpr):
     for i in tl.static_range(TERMS - 1):
         series = 1.0 + x * (1.0 / (TERMS - i)) * series
     return tl.where(x > -0.5, x * series, tl.exp(x) - 1.0)
+
+
+@triton.jit
+def _log1p(x, REAL: tl.constexpr):
+    """Return log(1 + x) for -0.5 <= x <= 0, without cancellation: 2 atanh(x / (2 + x)) as a series."""
+    TERMS: tl.constexpr = 8 if REAL == tl.float32 else 17
+    ratio = x / (2.0 + x)
+    square = ratio * ratio
+    series = tl.full(x.shape, 1.0 / (2 * TERMS - 1), REAL)
+    for i in tl.static_range(TERMS - 1):
+        series = 1.0 / (2 * (TERMS - i) - 3) + square * series
+    return 2.0 * ratio * series
 
 
 @triton.jit
@@ -207,6 +220,19 @@ def _alpha_terms(q, p, ratio, alpha, complement, REAL: tl.constexpr):
     return larger + tl.minimum(change, 0.0), change
 
 
+@triton.jit
+def _log_mixture_ratios(ratio, beta, complement, REAL: tl.constexpr):
+    """Return log m/p and log m/q of `m = beta p + complement q`, for `ratio = log q - log p`."""
+    size = tl.abs(ratio)
+    of_smaller = tl.where(ratio > 0, beta, complement)
+    of_larger = tl.where(ratio > 0, complement, beta)
+    step = of_smaller * _expm1(-size, REAL)
+    # The share of the larger one may be 0 in this dtype, but the mixture is not.
+    mixture = tl.log(tl.maximum(of_larger + of_smaller * tl.exp(-size), 1e-30))
+    over_larger = tl.where(step > -0.5, _log1p(step, REAL), mixture)
+    return over_larger + tl.maximum(ratio, 0.0), over_larger + tl.maximum(-ratio, 0.0)
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def sums_kernel(
     student,
@@ -239,11 +265,11 @@ def sums_kernel(
     s_log_sum = tl.load(statistics + STUDENT_LOG_SUM * tokens)
     t_max = tl.load(statistics + TEACHER_MAXIMUM * tokens)
     t_log_sum = tl.load(statistics + TEACHER_LOG_SUM * tokens)
-    if FORMULA == ALPHA:
-        alpha = tl.load(coefficients + row)
-        complement = tl.load(coefficients + tokens + row)
+    if FORMULA == ALPHA or FORMULA == JSD:
+        first = tl.load(coefficients + row)
+        second = tl.load(coefficients + tokens + row)
     total = tl.full((), 0.0, REAL)
-    drift = tl.full((), 0.0, REAL)
+    other = tl.full((), 0.0, REAL)
     for start in range(0, words, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         inside = columns < words
@@ -262,14 +288,18 @@ def sums_kernel(
         elif FORMULA == TODI:
             share = 1.0 / (1.0 + tl.exp(-ratio))
             total += tl.sum((ratio + 1.0) * q * share - p * (1.0 - share), 0)
+        elif FORMULA == JSD:
+            log_m_over_p, log_m_over_q = _log_mixture_ratios(ratio, first, second, REAL)
+            total -= tl.sum(p * log_m_over_p, 0)
+            other -= tl.sum(q * log_m_over_q, 0)
         else:
-            _, change = _alpha_terms(q, p, ratio, alpha, complement, REAL)
+            _, change = _alpha_terms(q, p, ratio, first, second, REAL)
             total += tl.sum(change, 0)
             difference = _expm1(-tl.abs(ratio), REAL) * tl.maximum(q, p)
-            drift += tl.sum(tl.where(ratio > 0, -difference, difference), 0)
+            other += tl.sum(tl.where(ratio > 0, -difference, difference), 0)
     tl.store(out + row, total)
-    if FORMULA == ALPHA:
-        tl.store(out + tokens + row, drift)
+    if FORMULA == ALPHA or FORMULA == JSD:
+        tl.store(out + tokens + row, other)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -388,7 +418,7 @@ def gradient_kernel(
     """Overwrite a token's raw products of the student with the gradient of its loss.
 
     Rows of `coefficients`: `f - r * RKL`, `r` and `f` of a mix; the sum of the terms of `todi`; alpha, 1 - alpha, the
-    sum of `u` and the factor of the gradient of `adaptive_alpha`.
+    sum of `u` and the factor of the gradient of `adaptive_alpha`; beta, 1 - beta and KL(q || m) of `jsd`.
     """
     row = tl.program_id(0).to(tl.int64)
     REAL: tl.constexpr = statistics.dtype.element_ty
@@ -430,6 +460,9 @@ def gradient_kernel(
             elif FORMULA == TODI:
                 share = 1.0 / (1.0 + tl.exp(-ratio))
                 slope = (ratio + 1.0) * q * share - p * (1.0 - share) - q * first
+            elif FORMULA == JSD:
+                _, log_m_over_q = _log_mixture_ratios(ratio, first, second, REAL)
+                slope = -second * q * (log_m_over_q + third)
             else:
                 u, _ = _alpha_terms(q, p, ratio, first, second, REAL)
                 slope = (q * third - u) * factor

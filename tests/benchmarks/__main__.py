@@ -11,6 +11,7 @@ RUNS = [
     "bench_cache steps --rounds 4",
     "bench_codeplan",
     "bench_iterkd",
+    "bench_profile",
     "bench_execution",
 ]
 

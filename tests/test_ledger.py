@@ -189,11 +189,9 @@ def test_full_disk_of_temporary_files(monkeypatch: pytest.MonkeyPatch, size: int
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
     monkeypatch.setattr(ledger_module.tempfile, "TemporaryFile", lambda: open("/dev/full", "w+b"))
-    with pytest.raises(
-        OSError, match="a temporary file in .* cannot be extended .*set the environment variable TMPDIR"
-    ):
-        with temporary_file() as file:
-            file.write(b"x" * size)
+    message = r"a temporary file in .* cannot be extended .*set the environment variable TMPDIR"
+    with pytest.raises(OSError, match=message), temporary_file() as file:
+        file.write(b"x" * size)
     assert file.closed
 
 

@@ -56,7 +56,7 @@ def test_lines_of_any_length_are_read(tmp_path: Path, size: int):
 
 
 def test_forked_processes_read_the_same_file(tmp_path: Path):
-    """They share its current position, so the second row, of which the parent's buffer has a part, would be mixed up."""
+    """They share its current position, and the second row begins in the buffer of the first one."""
     rows = [{"a": "x"}, {"b": "y" * 100_000}, {"c": "z" * 100_000}]
     with Ledger(tmp_path / "ledger.jsonl", SETTINGS) as ledger, open(ledger.path, "rb") as file:
         positions = ledger.append(rows)

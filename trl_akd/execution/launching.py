@@ -122,7 +122,8 @@ class _ForkServer:
                 watched = os.pidfd_open(os.getpid())
                 try:
                     self._process = _execute(settings, server_end, self._stderr)
-                    channel.send(self._channel, {"forks": True}, [watched])
+                    with contextlib.suppress(OSError):  # the process has ended; the first request reports that
+                        channel.send(self._channel, {"forks": True}, [watched])
                 finally:
                     os.close(watched)
         except BaseException:

@@ -74,7 +74,6 @@ class Worker:
         self._process: Process | None = None
         self._failure: str | None = None  # of the start, reported when this worker is read
         self._group: MemoryGroup | None = None
-        self.deadline = time.monotonic() + _START_SECONDS
         self._channel, helper_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with helper_end:
@@ -87,6 +86,7 @@ class Worker:
                     self._start_helper(launcher, helper_end)
             self._group = make_group()
             self._send_settings(launcher.settings)
+            self.deadline = time.monotonic() + _START_SECONDS
         except BaseException:
             self.stop()
             raise
@@ -98,6 +98,7 @@ class Worker:
         except BrokenServerError as error:
             self._failure = str(error)
             return False
+        self._failure = None
         return True
 
     def _send_settings(self, settings: dict[str, Any]) -> None:

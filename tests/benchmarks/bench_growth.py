@@ -439,7 +439,7 @@ GROWTH: dict[Callable[[int], Cost], tuple[list[int], list[int]]] = {
 def exponents(sizes: list[int], values: list[float]) -> str:
     """Return the slope between the last two points in logarithms."""
     if len(values) < 2 or min(values[-2:]) <= 0:
-        return "–"
+        return "-"
     return f"{math.log(values[-1] / values[-2]) / math.log(sizes[-1] / sizes[-2]):.2f}"
 
 

@@ -84,13 +84,14 @@ mutants: $(VENV)/.installed
 bench: $(VENV)/.installed
 	OMP_NUM_THREADS=2 $(BIN)/python -m tests.benchmarks
 
-# The page of results and its figures, from the committed results and introduction alone.
+# The pages of results, and all figures, from the committed results and introductions alone.
 results: $(VENV)/.installed
 	$(BIN)/trl-akd bench --report $(RESULTS) --page docs/results.md --introduction docs/results/answer.txt
 	$(BIN)/trl-akd bench plans --report docs/results/plans.json --page docs/results_plans.md \
 		--introduction docs/results/plans_answer.txt
 	$(BIN)/trl-akd bench cycles --report docs/results/cycles.json --page docs/results_cycles.md \
 		--introduction docs/results/cycles_answer.txt
+	$(BIN)/python -m tests.benchmarks.figures
 
 # The fused loss and training steps on a GPU, with random weights and without network. Not yet run on a GPU.
 bench-gpu: $(VENV)/.installed

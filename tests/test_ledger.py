@@ -1,5 +1,7 @@
 """Append-only files: incomplete lines, locks, full disks and killed processes."""
 
+import errno
+import gzip
 import json
 import multiprocessing
 import os
@@ -9,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from trl_akd.ledger import Ledger, read_json_line, read_json_lines
+from trl_akd import ledger as ledger_module
+from trl_akd.ledger import Ledger, read_json_line, read_json_lines, replace_text, temporary_file
 
 SETTINGS = {"model": "teacher", "stop": ("a",)}
 
@@ -40,6 +43,39 @@ def test_rows_are_read_at_their_positions(tmp_path: Path):
         [last] = ledger.append([{"d": 2}])
         assert read_json_line(file, last) == {"d": 2}
         assert [position for *_, position in ledger.locate()] == [*written, last]
+
+
+@pytest.mark.parametrize("size", [1 << 12, 1 << 14])  # of the first two reads of a line
+def test_lines_of_any_length_are_read(tmp_path: Path, size: int):
+    rows = [{"a": "x" * (length - len('{"a": ""}\n'))} for length in (size - 1, size, size + 1, 5 * size, 10)]
+    with Ledger(tmp_path / "ledger.jsonl", SETTINGS) as ledger, open(ledger.path, "rb") as file:
+        positions = ledger.append(rows)
+        assert [read_json_line(file, position) for position in positions] == rows
+        os.truncate(ledger.path, ledger.path.stat().st_size - 1)
+        assert read_json_line(file, positions[-1]) == rows[-1], "the last line may lack its end"
+
+
+def test_forked_processes_read_the_same_file(tmp_path: Path):
+    """They share its current position, and the second row begins in the buffer of the first one."""
+    rows = [{"a": "x"}, {"b": "y" * 10_000}, {"c": "z" * 10_000}]
+    with Ledger(tmp_path / "ledger.jsonl", SETTINGS) as ledger, open(ledger.path, "rb") as file:
+        positions = ledger.append(rows)
+        assert read_json_line(file, positions[0]) == rows[0]
+        process = multiprocessing.get_context("fork").Process(target=read_json_line, args=(file, positions[2]))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        assert read_json_line(file, positions[1]) == rows[1]
+
+
+def test_error_of_a_file_that_has_changed(tmp_path: Path):
+    path = tmp_path / "ledger.jsonl"
+    with Ledger(path, SETTINGS) as ledger, open(path, "rb") as file:
+        _, position = ledger.append([{"a": 1}, {"b": 2}])
+        for text in ('{"a": "changed"}\n', ""):
+            path.write_text(text)
+            with pytest.raises(ValueError, match=r"ledger\.jsonl has changed while it was in use"):
+                read_json_line(file, position)
 
 
 @pytest.mark.parametrize("whole", [0, 1, 3])
@@ -136,6 +172,39 @@ def test_full_disk_without_a_complete_line(tmp_path: Path):
     assert lines(path) == [{"n": 1}]
 
 
+def test_a_failed_replacement_keeps_the_old_text(tmp_path: Path):
+    def parts():
+        yield "new"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "folder" / "results.json"
+    replace_text(path, "old")
+    with pytest.raises(OSError, match="No space left"):
+        replace_text(path, parts())
+    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("size", [1, 1_000_000], ids=["when it is flushed", "when it is written"])
+def test_full_disk_of_temporary_files(monkeypatch: pytest.MonkeyPatch, size: int):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    monkeypatch.setattr(ledger_module.tempfile, "TemporaryFile", lambda: open("/dev/full", "w+b"))
+    message = r"a temporary file in .* cannot be extended .*set the environment variable TMPDIR"
+    with pytest.raises(OSError, match=message), temporary_file() as file:
+        file.write(b"x" * size)
+    assert file.closed
+
+
+def test_temporary_files_stay_open_unless_there_is_an_error():
+    with temporary_file() as file:
+        file.write(b"{}")
+    assert read_json_line(file, 0) == {}
+    file.close()
+    with pytest.raises(KeyError), temporary_file() as file:
+        raise KeyError
+    assert file.closed
+
+
 def _append_until_killed(path: Path) -> None:
     with Ledger(path, SETTINGS) as ledger:
         for number in range(10):
@@ -158,6 +227,14 @@ def test_errors_name_malformed_lines(tmp_path: Path, line: str, message: str):
     path = tmp_path / "ledger.jsonl"
     path.write_text(f"{json.dumps({})}\n{line}\n")
     with pytest.raises(ValueError, match=message):
+        list(read_json_lines(path))
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: b"x" + data, lambda data: data[:20] * 9])
+def test_error_of_a_damaged_gzip_file(tmp_path: Path, damage):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(damage(gzip.compress("".join(f'{{"n": {number**5}}}\n' for number in range(1000)).encode())))
+    with pytest.raises(ValueError, match=r"rows\.jsonl\.gz is damaged or truncated"):
         list(read_json_lines(path))
 
 

@@ -1,10 +1,13 @@
-"""Files that survive interruption: append-only JSON Lines, and atomic writes."""
+"""Files that survive interruption: append-only JSON Lines, and atomic writes; and temporary files."""
 
 import errno
 import gzip
 import json
 import os
+import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
@@ -18,10 +21,12 @@ __all__ = [
     "read_json_line",
     "read_json_lines",
     "replace_text",
+    "temporary_file",
     "write_json_lines",
 ]
 
 _BLOCK = 1 << 16  # bytes per read when searching backwards for the last line end
+_LINE = 1 << 12  # bytes of the first read of a line; most lines are shorter
 
 
 class Ledger:
@@ -145,7 +150,7 @@ def read_json_lines(path: Path, *, interrupted: bool = False) -> Iterator[tuple[
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If a line is not a JSON object; the message has its number.
+        ValueError: If a line is not a JSON object; the message has its number. Or if a gzipped file is damaged.
     """
     for row, where, _ in locate_json_lines(path, interrupted=interrupted):
         yield row, where
@@ -156,27 +161,37 @@ def locate_json_lines(path: Path, *, interrupted: bool = False) -> Iterator[tupl
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}; check the path.")
     end = 0
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            position, end = end, end + len(line)
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                if interrupted and not line.endswith(b"\n"):
-                    return
-                raise ValueError(f"{where} is not JSON ({error}); correct or delete the line.") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{where} is {line[:40]!r}; give one JSON object per line.")
-            yield row, where, position
+    for number, line in enumerate(_read_lines(path), start=1):
+        position, end = end, end + len(line)
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if interrupted and not line.endswith(b"\n"):
+                return
+            raise ValueError(f"{where} is not JSON ({error}); correct or delete the line.") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} is {line[:40]!r}; give one JSON object per line.")
+        yield row, where, position
 
 
 def read_json_line(file: BinaryIO, position: int) -> dict[str, Any]:
-    """Return the object in the line at a position of an uncompressed JSON Lines file."""
-    file.seek(position)
-    row: dict[str, Any] = json.loads(file.readline())
+    """Return the object in the line at a position of an uncompressed JSON Lines file.
+
+    The current position of the file, which forked processes share, is neither used nor changed.
+
+    Raises:
+        ValueError: If there is no JSON object.
+    """
+    size = _LINE
+    while b"\n" not in (block := os.pread(file.fileno(), size, position)) and len(block) == size:
+        size *= 4
+    try:
+        row: dict[str, Any] = json.loads(block.partition(b"\n")[0])
+    except ValueError as error:
+        raise ValueError(f"{file.name} has changed while it was in use ({error}); run again.") from error
     return row
 
 
@@ -184,14 +199,46 @@ def replace_text(path: Path, text: str | Iterable[str]) -> None:
     """Write a text file, whole or in parts, atomically and with its folder: readers see the old content or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.tmp")
-    with open(scratch, "w", encoding="utf-8") as file:
-        file.writelines([text] if isinstance(text, str) else text)
-    os.replace(scratch, path)
+    try:
+        with open(scratch, "w", encoding="utf-8") as file:
+            file.writelines([text] if isinstance(text, str) else text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write objects to a JSON Lines file atomically, one after another."""
     replace_text(path, (f"{json.dumps(row)}\n" for row in rows))
+
+
+@contextmanager
+def temporary_file() -> Iterator[BinaryIO]:
+    """Yield a new temporary file without a name to write to. It stays open afterwards, and is closed after an error.
+
+    Raises:
+        OSError: If the disk is full.
+    """
+    file = cast(BinaryIO, tempfile.TemporaryFile())
+    try:
+        yield file
+        file.flush()
+    except BaseException as error:
+        with suppress(OSError):
+            file.close()  # writes what is in its buffer
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            raise OSError(
+                error.errno,
+                f"a temporary file in {tempfile.gettempdir()} cannot be extended ({error.strerror}); free some space, "
+                "or set the environment variable TMPDIR to another folder",
+            ) from error
+        raise
+
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def acquire_lock(path: Path, option: str) -> FileLock:
@@ -214,6 +261,14 @@ def acquire_lock(path: Path, option: str) -> FileLock:
             errno.EAGAIN, f"{path} is being written by another process; wait for it or give another {option}."
         ) from error
     return lock
+
+
+def _read_lines(path: Path) -> Iterator[bytes]:
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
+            yield from lines
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path} is damaged or truncated ({error}); copy it again.") from error
 
 
 def _read_json(sidecar: Path, path: Path, option: str) -> dict[str, Any]:

@@ -1,8 +1,13 @@
 """An evaluation of many samples: what is in memory, and files that equal those written from memory."""
 
+import errno
 import gc
 import json
+import multiprocessing
+import os
 import random
+import signal
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +22,7 @@ from trl_akd.evaluation.results import summarize, write_eval_results
 from trl_akd.evaluation.samples import Sample, SampleCounts, SampleFile, Samples, read_samples
 from trl_akd.evaluation.verdicts import Verdict, VerdictFile, Verdicts, run_samples
 from trl_akd.execution import ExecutionResult
+from trl_akd.ledger import replace_text
 
 OUTCOMES = [
     ExecutionResult("passed"),
@@ -147,6 +153,44 @@ def test_keys_with_equal_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert executor.programs == []
 
 
+def _fail_to_rewrite(folder: Path, kill: bool) -> None:
+    """Judge samples, and fail while the file of verdicts is rewritten."""
+
+    def replace_half(path: Path, lines) -> None:
+        def half():
+            for number, line in enumerate(lines):
+                if number == 3:
+                    fail()
+                yield line
+
+        replace_text(path, half())
+
+    def fail() -> None:
+        if kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    benchmark, _ = make(5, 3)
+    verdicts_module.replace_text = replace_half
+    try:
+        judge(folder, benchmark, SampleFile(folder, {}), Executor())
+    except OSError:
+        sys.exit(3)
+
+
+@pytest.mark.parametrize("kill", [True, False])
+def test_verdicts_are_kept_when_their_file_cannot_be_rewritten(tmp_path: Path, kill: bool):
+    benchmark, samples = make(5, 3)
+    expected = run_samples(benchmark.problems, stored(tmp_path, samples).by_task, Executor(), progress=False)
+    process = multiprocessing.get_context("fork").Process(target=_fail_to_rewrite, args=(tmp_path, kill))
+    process.start()
+    process.join()
+    assert process.exitcode == (-signal.SIGKILL if kill else 3)
+    executor = Executor()
+    assert list(judge(tmp_path, benchmark, SampleFile(tmp_path, {}), executor)) == expected
+    assert executor.programs == [] and not list(tmp_path.glob("*.tmp"))
+
+
 def test_verdicts_remain_after_another_evaluation(tmp_path: Path):
     benchmark, samples = make(3, 2)
     verdicts = judge(tmp_path, benchmark, stored(tmp_path, samples), Executor())
@@ -229,6 +273,5 @@ def test_counts_of_samples(tmp_path: Path):
         assert [store.count("1") for store in (counts, in_memory, file)] == [3, 3, 3]
         assert [store.count("0") for store in (counts, in_memory, file)] == [4, 3, 3]
         assert file.count("2") == in_memory.count("2") == counts.count("2") == 0
-        assert [file["0"], file["1"], file["2"]] == [in_memory["0"], in_memory["1"], []]
-        assert "2" not in file.by_task and "2" not in in_memory.by_task
+        assert dict(file.by_task) == in_memory.by_task and list(in_memory.by_task) == ["0", "1"]
         assert [len(several) for several in file.first(["1", "0"], 2).values()] == [2, 2]

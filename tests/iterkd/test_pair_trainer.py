@@ -14,6 +14,7 @@ from tests import tiny
 from trl_akd import AKDConfig, AKDTrainer, IterKDConfig
 from trl_akd.iterkd.pair_loss import contrastive_objective
 from trl_akd.iterkd.pair_trainer import PairTrainer
+from trl_akd.losses import LMHead
 from trl_akd.losses.contrastive import Sequences, dpo, dpo_norm, infonce, simpo, unlikelihood
 
 from . import world
@@ -155,6 +156,33 @@ def test_loss_with_a_teacher_equals_that_of_full_logits(trainer, name, words):
     torch.testing.assert_close(found, expected.detach(), rtol=1e-6, atol=1e-7)
     for gradient, reference in zip(torch.autograd.grad(found, wanted), expected_gradients, strict=True):
         torch.testing.assert_close(gradient, reference, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("words", "passes"),
+    [(None, (2, 2)), (tiny.VOCABULARY, (2, 2)), (tiny.VOCABULARY - 20, (3, 2))],
+    ids=["no teacher", "one vocabulary", "smaller teacher"],
+)
+def test_how_often_the_head_projects_each_answer(trainer, monkeypatch, words, passes):
+    """Passes of correct and of faulty answers; prompts and padding are not projected."""
+    frozen = None if words is None else tiny.model("qwen2", vocabulary=words, hidden=48)
+    made = trainer(tiny.model(), frozen, contrastive_loss="simpo")
+    batch = made.data_collator([pair for pair in made.train_dataset if pair["rejected"]])
+    targets, width, projected = made._targets(batch), made.model.config.hidden_size, 0
+    project = LMHead.project
+
+    def counted(head, hidden, out):
+        nonlocal projected
+        projected += len(hidden) if hidden.shape[1] == width else 0
+        return project(head, hidden, out)
+
+    [[inputs], items] = made.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
+    monkeypatch.setattr(LMHead, "project", counted)
+    made.compute_loss(made.model, inputs, num_items_in_batch=items)
+    lengths = (targets.labels != -100).sum(dim=1)
+    correct, faulty = lengths[: targets.pairs].sum().item(), lengths[targets.pairs :].sum().item()
+    assert faulty > 0
+    assert projected == passes[0] * correct + passes[1] * faulty
 
 
 def test_the_reference_is_a_frozen_copy(trainer):

@@ -50,6 +50,18 @@ def test_no_targets():
         assert (gradient == 0).all()
 
 
+def test_tokens_without_labels_have_no_influence():
+    """Their derivative is not 0 if the loss adds up all log-probabilities, 0 included."""
+    hidden, weight, bias, labels = tensors()
+    expected = fused_linear_log_probs(hidden, LMHead(weight, bias), labels=labels, loss=sequences)
+    expected_gradients = torch.autograd.grad(expected.loss, (hidden, weight, bias))
+    with torch.no_grad():
+        hidden[labels == -100] = torch.nan
+    found = fused_linear_log_probs(hidden, LMHead(weight, bias), labels=labels, loss=sequences)
+    torch.testing.assert_close(vars(found), vars(expected))
+    torch.testing.assert_close(torch.autograd.grad(found.loss, (hidden, weight, bias)), expected_gradients)
+
+
 def test_without_gradients():
     hidden, weight, bias, labels = tensors(torch.float32)
     with torch.no_grad():

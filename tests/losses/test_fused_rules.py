@@ -169,6 +169,18 @@ def test_extreme_logits_in_single_precision(name, knobs, logits):
         torch.testing.assert_close(slope.double(), exact_slope, rtol=1e-4, atol=rounding / min(1.0, temperature))
 
 
+@pytest.mark.parametrize("beta", [1e-50, 1 - 1e-9])
+@pytest.mark.parametrize("case", ["random", "large", "an impossible token"])
+def test_jsd_with_a_share_of_almost_0_or_1_in_single_precision(case, beta):
+    """Rounded to this precision, the teacher's share of the mixture is 0 or 1."""
+    student, teacher = extreme_logits()[case]
+    options = {"divergence": "jsd", "knobs": {"beta": beta}}
+    found, slope = by_logits(student, teacher, **options)
+    expected, exact_slope = by_logits(student.double(), teacher.double(), **options)
+    torch.testing.assert_close(found["divergence"].double(), expected["divergence"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(slope.double(), exact_slope, rtol=0, atol=1e-6)
+
+
 @SEVERAL_RULES
 def test_a_logit_that_is_nan_spoils_its_own_token_alone(name, knobs):
     student, teacher = extreme_logits()["random"]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from hashlib import blake2b
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..data.collators import pad
 from ..data.vocabulary import vocabulary_digest
-from ..distributed import gathered, run_on_main_and_broadcast
+from ..distributed import gathered, raise_on_all, run_on_main_and_broadcast
 from ..generation.loading import weights_fingerprint
 from ..heads import evaluating, final_hidden_states, lm_head
 from ..ledger import acquire_lock
@@ -100,9 +100,8 @@ def create_cache(
     """
     _check_teacher(trainer)
     folder, accelerator = Path(folder).expanduser(), trainer.accelerator
-    rows = DistinctRows(
-        row for dataset in trainer.prepared_datasets().values() for row in trainer.teacher_rows(dataset)
-    )
+    datasets = trainer.prepared_datasets().values()
+    rows = raise_on_all(lambda: DistinctRows(chain.from_iterable(map(trainer.teacher_rows, datasets))))
     batch_size = trainer.args.per_device_eval_batch_size
     with _signal(trainer, rows[:batch_size]) as signal:
         encoding = _encoding(trainer, kind, dtype, top_k, signal)

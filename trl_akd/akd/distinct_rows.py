@@ -1,7 +1,5 @@
 """Distinct rows of datasets, for the creation of a teacher cache, without holding them in memory."""
 
-import tempfile
-import weakref
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import overload
@@ -9,6 +7,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ledger import temporary_file
 from ..teachers.cache_files import CachedRow, row_key
 
 __all__ = ["DistinctRows"]
@@ -29,6 +28,7 @@ class DistinctRows(Sequence[CachedRow]):
 
     Raises:
         ValueError: If no row has a target.
+        OSError: If there is no space for the temporary file.
 
     Example:
 
@@ -43,25 +43,24 @@ class DistinctRows(Sequence[CachedRow]):
     """
 
     def __init__(self, rows: Iterable[CachedRow]) -> None:
-        self._file = tempfile.TemporaryFile()
-        weakref.finalize(self, self._file.close)
         keys, lengths, starts, end = bytearray(), array("q"), array("q"), 0
-        for row in rows:
-            if row.is_target.any():
-                keys += row_key(row.tokens)
-                lengths.append(len(row.tokens))
-                starts.append(end)
-                end += self._file.write(row.tokens.astype("<i4").tobytes() + row.is_target.tobytes())
-        if not lengths:
-            raise ValueError("no row of the datasets has a target; give rows with completions.")
+        with temporary_file() as file:
+            for row in rows:
+                if row.is_target.any():
+                    keys += row_key(row.tokens)
+                    lengths.append(len(row.tokens))
+                    starts.append(end)
+                    end += file.write(row.tokens.astype("<i4").tobytes() + row.is_target.tobytes())
+            if not lengths:
+                raise ValueError("no row of the datasets has a target; give rows with completions.")
+        with file:
+            self._bytes: NDArray[np.uint8] = np.memmap(file, dtype=np.uint8, mode="r")
         halves = np.frombuffer(keys, dtype=">u8").reshape(len(lengths), 2)
         order = np.lexsort((halves[:, 1], halves[:, 0], -np.array(lengths)))
         is_first = np.append(True, (halves[order[1:]] != halves[order[:-1]]).any(axis=1))
         self._starts = np.array(starts)[order]  # of all copies, equal ones after each other
         self._copies = np.append(np.flatnonzero(is_first), len(order))
         self._lengths = np.array(lengths)[order[is_first]]
-        self._file.flush()
-        self._bytes: NDArray[np.uint8] = np.memmap(self._file, dtype=np.uint8, mode="r")
         self.num_targets: NDArray[np.int64] = np.array([row.is_target.sum() for row in self], dtype=np.int64)
 
     def __len__(self) -> int:

@@ -378,7 +378,7 @@ def _outputs(args: AKDConfig, signal: Literal["dense", "sparse"]) -> tuple[Outpu
     supervised = Output(signal if args.uses_teacher else None)
     if isinstance(args, IterKDConfig) and args.contrastive_weight > 0.0:
         contrastive = Output(None, projections=2)
-        return (supervised, contrastive) if args.uses_teacher else (contrastive,)  # one gradient of both losses
+        return (supervised, contrastive) if args.uses_teacher else (contrastive,)  # one cross-entropy for both losses
     if divergences.get(args.divergence).policy_gradient is not None:
         return supervised, Output(None)
     return (supervised,)

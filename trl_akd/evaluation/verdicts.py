@@ -169,7 +169,8 @@ class VerdictFile:
     ) -> Verdicts:
         """Run all samples without a verdict, and rewrite the file with the verdicts of this evaluation only.
 
-        The file is written at most twice per second. The samples of a few problems at a time are in memory.
+        The file is written at most twice per second. The samples of a few problems at a time are in memory. It can be
+        called once.
 
         Returns:
             [`Verdicts`]: In the order of the problems and of their samples.

@@ -102,7 +102,7 @@ class Block(Protocol):
 
 
 class Softened(NamedTuple):
-    """Inputs of a hand-written gradient for a block of tokens. The tensors `[n, V]` may be overwritten.
+    """Inputs of a hand-written gradient for a block of tokens. The tensors `[n, V]` but `q` may be overwritten.
 
     Attributes:
         q (`Tensor`): shape `[n, V]`, the student's probabilities.
@@ -151,7 +151,9 @@ class Softened(NamedTuple):
     def mixture_divergences(self, beta: float, with_gradient: bool) -> tuple[Tensor, Tensor]:
         """Return KL(p || m) and KL(q || m); with a gradient, write that of [`jsd`]."""
         log_ratio = self.log_ratio.clamp_(min=-_LARGEST_LOG_RATIO)
-        log_m_over_q = torch.neg(log_ratio, out=self.scratch).expm1_().mul_(beta).log1p_()
+        # Rounded to 1, the teacher's share would make this logarithm infinite where p is 0.
+        share = min(beta, 1 - torch.finfo(log_ratio.dtype).eps / 2)
+        log_m_over_q = torch.neg(log_ratio, out=self.scratch).expm1_().mul_(share).log1p_()
         forward = -log_ratio.add_(log_m_over_q).mul_(self.p).sum(dim=-1)
         reverse = -torch.mul(self.q, log_m_over_q, out=self.p).sum(dim=-1)
         if with_gradient:

@@ -82,8 +82,8 @@ class NLLWeights:
 
     Attributes:
         value (`Tensor`): shape `[]`, value of the function.
-        weights (`Tensor`): shape `[...]`, negative derivative with respect to each log-probability. The weighted sum
-            of the labels' NLLs has the same gradient as the function.
+        weights (`Tensor`): shape `[...]`, negative derivative with respect to each log-probability, 0 where there is
+            no label. The weighted sum of the labels' NLLs has the same gradient as the function.
         log_probs (`Tensor`): shape `[...]`, in nats, 0 where there is no label.
     """
 
@@ -120,4 +120,5 @@ def nll_weights(
         log_probs = (-nll).requires_grad_()
         value = loss(log_probs)
         [slope] = torch.autograd.grad(value, log_probs)
-    return NLLWeights(value.detach(), -slope, log_probs.detach())
+    weights = -slope.masked_fill(labels == IGNORE_INDEX, 0.0)  # so that only tokens with labels are projected again
+    return NLLWeights(value.detach(), weights, log_probs.detach())

@@ -1,8 +1,7 @@
 """Element-wise part of the fused losses on a GPU: as `pointwise.py`, but by Triton kernels and without working memory.
 
 A chunk of tokens takes two passes over its raw products: one for the statistics, and one that overwrites those of the
-student with the gradient. `akl`, `jsd`, `todi` and `adaptive_alpha` need more passes
-for sums of their own.
+student with the gradient. `akl`, `jsd`, `todi` and `adaptive_alpha` need more passes for sums of their own.
 """
 
 import os

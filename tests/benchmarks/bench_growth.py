@@ -1,12 +1,13 @@
 """Growth of CPU time and peak memory with the size of each part of the work.
 
-    python -m tests.benchmarks.bench_growth [--full] [--only rows results] [--json PATH]
+    python -m tests.benchmarks.bench_growth [--full] [--only rows results] [--sizes 1000 4000] [--json PATH]
 
 Every measurement runs in a separate process, with one thread. The time is in CPU seconds, because other programs may
 share the cores; training steps report the fastest one. The memory is the growth of the anonymous resident memory to
 its peak, without libraries and without files that are mapped. The exponent is the slope of the logarithm of time or
-memory over that of the size, between the last two sizes: 1 is linear, 0 constant. `--full` has the large sizes.
-No test depends on the numbers.
+memory over that of the size, between the last two sizes: 1 is linear, 0 constant. `--full` has the large sizes, and
+`--sizes` replaces the sizes of all parts. The table is that of the section "Growth" in docs/benchmarks.md. No test
+depends on the numbers.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -437,52 +438,53 @@ GROWTH: dict[Callable[[int], Cost], tuple[list[int], list[int]]] = {
 
 def exponents(sizes: list[int], values: list[float]) -> str:
     """Return the slope between the last two points in logarithms."""
-    if min(values[-2:]) <= 0:
+    if len(values) < 2 or min(values[-2:]) <= 0:
         return "-"
     return f"{math.log(values[-1] / values[-2]) / math.log(sizes[-1] / sizes[-2]):.2f}"
 
 
 def table(found: dict[str, dict[int, Cost]]) -> str:
     """Return a Markdown table of the first and the last size, and the exponents between the last two."""
-    lines = [
-        "| what grows | from | to | CPU s | CPU s | exponent | MiB | MiB | exponent |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| what grows | sizes | CPU s | exponent | MiB | exponent |", "|---|---|---|---|---|---|"]
     about = {function.__name__: (function.__doc__ or "").splitlines()[0].rstrip(".") for function in GROWTH}
     for name, costs in found.items():
         sizes, seconds = list(costs), [cost.seconds for cost in costs.values()]
         mebibytes = [cost.bytes / 2**20 for cost in costs.values()]
-        cells = [f"`{name}`: {about[name]}", f"{sizes[0]:,}", f"{sizes[-1]:,}"]
-        cells += [f"{seconds[0]:.3g}", f"{seconds[-1]:.3g}", exponents(sizes, seconds)]
-        cells += [f"{mebibytes[0]:.0f}", f"{mebibytes[-1]:.0f}", exponents(sizes, mebibytes)]
+        cells = [f"`{name}`: {about[name]}", _ends(sizes, ","), _ends(seconds, ".3g"), exponents(sizes, seconds)]
+        cells += [_ends(mebibytes, ".1f"), exponents(sizes, mebibytes)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def _ends(values: Sequence[float], form: str) -> str:
+    return " to ".join(format(value, form) for value in dict.fromkeys([values[0], values[-1]]))
+
+
 def _command(name: str, size: int) -> list[str]:
-    return [sys.executable, "-m", "tests.benchmarks.bench_growth", "--measure", name, "--size", str(size)]
+    return [sys.executable, "-m", "tests.benchmarks.bench_growth", "--measure", name, "--sizes", str(size)]
 
 
 def main() -> None:
     names = [function.__name__ for function in GROWTH]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="also the large sizes")
-    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="parts to measure")
+    parser.add_argument("--sizes", nargs="+", type=int, help="sizes in place of the usual ones")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
-    parser.add_argument("--measure", choices=[*names, "step"], help="only print the cost of one measurement")
-    parser.add_argument("--size", type=int)
+    parser.add_argument("--measure", choices=[*names, "step"], help="only print the costs of one part, as JSON")
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # of the programs in this file
     if options.measure:
-        print(json.dumps(vars(globals()[options.measure](options.size))))
+        for size in options.sizes:
+            print(json.dumps(vars(globals()[options.measure](size))))
         return
     found: dict[str, dict[int, Cost]] = {}
     for function, (small, large) in GROWTH.items():
         if function.__name__ not in options.only:
             continue
         costs = found[function.__name__] = {}
-        for size in [*small, *(large if options.full else [])]:
+        for size in options.sizes or [*small, *(large if options.full else [])]:
             command = _command(function.__name__, size)
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             costs[size] = Cost(**json.loads(output.splitlines()[-1]))

@@ -106,7 +106,7 @@ def test_round_trip(tmp_path: Path):
     with SampleFile(tmp_path, SETTINGS) as file:
         file.append(samples)
     with SampleFile(tmp_path, SETTINGS) as file:
-        assert [file["a"], file["b"], file["c"]] == [[samples[0]], [samples[1]], []]
+        assert dict(file.by_task) == {"a": [samples[0]], "b": [samples[1]]}
 
 
 def test_other_settings_are_refused(tmp_path: Path):
@@ -115,7 +115,7 @@ def test_other_settings_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"generated with temperature=0\.0, not 0\.8; give another output_dir"):
         SampleFile(tmp_path, {**SETTINGS, "temperature": 0.8})
     with SampleFile(tmp_path, SETTINGS) as file:
-        assert len(file["a"]) == 1
+        assert len(file.by_task["a"]) == 1
 
 
 def test_settings_may_change_while_there_are_no_samples(tmp_path: Path):

@@ -90,6 +90,30 @@ def test_low_limit_on_open_files(level: str, count: int) -> None:
         assert status == "passed" or "Too many open files" in message
 
 
+def test_start_without_enough_open_files_leaves_nothing(level: str) -> None:
+    script = """
+import os, resource, sys, tempfile
+from tests.execution.machine_state import Footprint
+from trl_akd.execution import CodeExecutor, IsolationError
+tempfile.gettempdir()  # whose search would fail for another reason
+before, (soft, hard) = Footprint.now(), resource.getrlimit(resource.RLIMIT_NOFILE)
+for more in range(60):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before.descriptors - 1 + more, hard))
+    try:
+        CodeExecutor(1, isolation=sys.argv[1], allow_code_execution=True).close()
+        break
+    except IsolationError as error:
+        assert "ulimit -n" in str(error), error
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert Footprint.now() == before, (more, before, Footprint.now())
+print(more)
+"""
+    done = subprocess.run([sys.executable, "-c", script, level], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert 5 < int(done.stdout) < 59
+
+
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
 def test_full_temporary_folder(level: str, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **named: object) -> None:

@@ -29,7 +29,7 @@ from tests.execution.machine_state import (
     linux_only,
     resident_kib,
 )
-from trl_akd.execution import CodeExecutor
+from trl_akd.execution import CodeExecutor, IsolationError, launching
 
 pytestmark = [linux_only, pytest.mark.lengthy]
 
@@ -271,6 +271,24 @@ print(statuses(), flush=True)
 """
         assert output(level, body) == ["passed passed passed passed"] * 2
 
+    def test_caller_killed_while_its_fork_lives(self, level: str) -> None:
+        """The fork has copies of all sockets, as a worker process of a data loader would."""
+        body = """
+statuses()
+if fork := os.fork():
+    print(fork, flush=True)
+time.sleep(100)
+"""
+        with start(level, body) as caller:
+            assert caller.stdout
+            fork = int(caller.stdout.readline())
+            family = descendants(caller.pid)
+            caller.kill()
+            try:
+                assert eventually(lambda: [row.pid for row in family if alive(row)] == [fork])
+            finally:
+                os.kill(fork, signal.SIGKILL)
+
     def test_fork_while_running(self, level: str) -> None:
         body = """
 thread = threading.Thread(target=lambda: print(statuses(40), flush=True))
@@ -308,6 +326,21 @@ def test_killed_helper(level: str, victim: str) -> None:
         timer.join()
         assert [result.status for result in results] == ["passed"] * 16
     assert eventually(lambda: not descendants() - others)
+
+
+def test_ended_fork_server_is_replaced() -> None:
+    others, before = descendants(), Footprint.now()
+    with make("process") as executor:
+        assert executor.run([HONEST])[0].passed
+        family = descendants() - others
+        servers, [helper] = generations(others)
+        kill_all(servers)
+        assert [result.status for result in executor.run([NAP] * 6)] == ["passed"] * 6
+        [server], [other] = generations(others)  # the first helper goes on, without its parent
+        assert server not in servers and alive(helper)
+        family.update([server, other])
+    assert not any(map(alive, family))
+    assert Footprint.now() == before
 
 
 def test_helpers_that_always_fail(level: str) -> None:
@@ -355,6 +388,17 @@ class TestClose:
         with make(level) as executor:
             executor.close()
 
+    def test_by_another_thread(self, level: str) -> None:
+        others, before = descendants(), Footprint.now()
+        executor = make(level)
+        closer = threading.Timer(0.3, executor.close)
+        closer.start()
+        with pytest.raises(RuntimeError, match="closed"):
+            executor.run([NAP] * 1000)
+        closer.join()
+        assert not descendants() - others
+        assert Footprint.now().within(before)
+
     def test_use_after(self, level: str) -> None:
         executor = make(level)
         executor.run([HONEST])
@@ -390,3 +434,43 @@ def test_start_of_helpers(forked: bool, monkeypatch: pytest.MonkeyPatch) -> None
         assert [result.status for result in executor.run([NAP] * 4)] == ["passed"] * 4
         assert list(map(len, generations(others))) == ([1, 2] if forked else [2])
     assert not descendants() - others
+
+
+def test_descriptors_are_not_inherited(level: str) -> None:
+    def inheritable() -> set[int]:
+        found = set()
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            with suppress(OSError):  # that of the folder, which is closed by now
+                if os.get_inheritable(fd):
+                    found.add(fd)
+        return found
+
+    before = inheritable()
+    with make(level) as executor:
+        executor.run([HONEST] * 4)
+        assert inheritable() == before
+
+
+def test_fork_server_that_cannot_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse = "import os\ndef refuse():\n    raise BlockingIOError(11, 'too many processes')\nos.fork = refuse\n"
+    monkeypatch.setattr(launching, "_START_CODE", refuse + launching._START_CODE)
+    before = Footprint.now()
+    with pytest.raises(IsolationError, match=r"too many processes.*ulimit -u"):
+        make("process")
+    assert Footprint.now() == before
+
+
+def test_fork_server_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "_START_CODE", "raise SystemExit('no interpreter')\n")
+    before = Footprint.now()
+    with pytest.raises(IsolationError, match="the fork server does not answer: no interpreter"):
+        make("process")
+    assert Footprint.now() == before
+
+
+def test_process_that_the_caller_has_reaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may have its id by then, and must not be killed."""
+    process = subprocess.Popen(["true"])
+    os.waitpid(process.pid, 0)
+    monkeypatch.setattr(os, "pidfd_open", lambda pid: pytest.fail(f"looked for process {pid}"))
+    launching.end_process(process)

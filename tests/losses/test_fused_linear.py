@@ -116,8 +116,9 @@ def test_chunks_change_nothing(chunk_size):
     torch.testing.assert_close(gradients(fused(cut), cut), gradients(fused(whole), whole))
 
 
-def test_blocks_of_a_chunk_change_nothing(monkeypatch):
-    arguments = problem(**OPTIONS["everything"]) | {"chunk_size": 5}
+@pytest.mark.parametrize("options", ["everything", "ce-per-token"])
+def test_blocks_of_a_chunk_change_nothing(options, monkeypatch):
+    arguments = problem(**OPTIONS[options]) | {"chunk_size": 5}
     expected = gradients(fused(arguments), arguments)
     monkeypatch.setattr("trl_akd.losses.fused_linear._block_size", lambda *_: 2)
     torch.testing.assert_close(gradients(fused(arguments), arguments), expected)

@@ -66,7 +66,7 @@ def _changes(settings: RunSettings) -> Iterator[tuple[str, Callable[[RunSettings
             f"micro-batches of one row: per_device_train_batch_size: 1, gradient_accumulation_steps: {accumulation}",
             lambda run: replace(run, rows=1, accumulation=accumulation),
         )
-    yield "loss_chunk_size: 256", lambda run: replace(run, chunk_size=256)
+    yield "loss_chunk_size: 128", lambda run: replace(run, chunk_size=128)
     if gpus > 1:
         yield f"--accelerate_config zero3 --num_gpus {gpus}", _sharding(gpus)
     yield "a cache of the teacher: `trl-akd cache`, then teacher_cache: FOLDER", _cache_teacher

@@ -272,17 +272,13 @@ class SampleFile:
         """Samples in the file, by `task_id`; they can also be read after the file is closed."""
         return StoredSamples(open(self.path, "rb"), self._positions)
 
-    def __getitem__(self, task_id: str) -> list[Sample]:
-        return self.by_task.get(task_id, [])
-
     def count(self, task_id: str) -> int:
         """Return the number of samples of a problem, without reading them."""
         return len(self._positions.get(task_id, ()))
 
     def first(self, task_ids: Iterable[str], number: int) -> StoredSamples:
         """Return up to a number of samples of each given problem, as `by_task` does."""
-        positions = {task_id: self._positions.get(task_id, array("q")) for task_id in task_ids}
-        positions |= {task_id: found[:number] for task_id, found in positions.items() if len(found) > number}
+        positions = {task_id: self._positions.get(task_id, array("q"))[:number] for task_id in task_ids}
         return StoredSamples(open(self.path, "rb"), positions)
 
     def append(self, samples: Sequence[Sample]) -> None:

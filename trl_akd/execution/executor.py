@@ -21,6 +21,7 @@ __all__ = ["CodeExecutor"]
 
 _MIN_MEMORY_MB = 64
 _ATTEMPTS = 2
+_CLOSED = "This CodeExecutor is closed; create a new one."
 
 
 @dataclass
@@ -258,8 +259,12 @@ class CodeExecutor:
                                 yield task.index, self._result(end.value)
                                 continue
                         self._assign(task, busy, selector, timeout, memory_mb)
-        except BaseException:
-            _stop(self._helpers, self._owner)  # closed or interrupted
+        except BaseException as error:
+            _stop(self._helpers, self._owner)  # the stream was closed or interrupted
+            if not self._finalizer.alive:  # the executor was closed by another thread
+                self._launcher.stop()
+                if isinstance(error, Exception):
+                    raise RuntimeError(_CLOSED) from error
             raise
         finally:
             self._release()
@@ -286,6 +291,8 @@ class CodeExecutor:
         timeout: float,
         memory_mb: int,
     ) -> None:
+        if not self._finalizer.alive:
+            raise RuntimeError(_CLOSED)
         idle = next((worker for worker in self._helpers if worker not in busy), None)
         if idle is None:
             idle = start_worker(self._launcher)
@@ -321,7 +328,7 @@ class CodeExecutor:
         self._running_thread = threading.get_ident()
         if not self._finalizer.alive:
             self._release()
-            raise RuntimeError("This CodeExecutor is closed; create a new one.")
+            raise RuntimeError(_CLOSED)
 
     def _release(self) -> None:
         self._running_thread = None

@@ -66,17 +66,8 @@ def start_first_worker(isolation: str, packages: Sequence[str]) -> tuple[Isolati
             continue
         launcher = Launcher(settings)
         try:
-            worker = start_worker(launcher)
-        except IsolationError:
-            launcher.stop()
-            raise
-        try:
-            worker.wait_until_ready()
-            return level, launcher, worker
+            return level, launcher, _start_ready_worker(launcher)
         except HelperError as error:
-            launcher.request_stop()
-            worker.stop()
-            launcher.stop()
             if isinstance(error, PackageError):
                 raise ImportError(
                     f"packages names {error.package!r}, which cannot be imported in the sandbox ({error}); "
@@ -86,6 +77,20 @@ def start_first_worker(isolation: str, packages: Sequence[str]) -> tuple[Isolati
                 raise IsolationError(_explain_shortage(error, error.errno)) from error
             reasons.append(f"{level}: {error}")
     raise IsolationError(_explain_unavailable(isolation, reasons))
+
+
+def _start_ready_worker(launcher: Launcher) -> Worker:
+    try:
+        worker = start_worker(launcher)
+        try:
+            worker.wait_until_ready()
+        except BaseException:
+            worker.stop()
+            raise
+    except BaseException:
+        launcher.stop()
+        raise
+    return worker
 
 
 def start_worker(launcher: Launcher) -> Worker:

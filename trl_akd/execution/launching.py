@@ -1,6 +1,7 @@
 """Start and end of helper processes."""
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -11,13 +12,23 @@ from typing import Any, TypeAlias
 
 from .zygote import channel
 
-__all__ = ["PACKAGE_FOLDER", "Launcher", "Process", "end_process", "interpreter", "shut_down", "stderr_tail"]
+__all__ = [
+    "PACKAGE_FOLDER",
+    "BrokenServerError",
+    "Launcher",
+    "Process",
+    "end_process",
+    "interpreter",
+    "shut_down",
+    "stderr_tail",
+]
 
 PACKAGE_FOLDER = os.path.realpath(os.path.dirname(__file__))
 
 # A child of this process, or the descriptor of another process.
 Process: TypeAlias = "subprocess.Popen[bytes] | int"
 
+_START_SECONDS = 30.0
 _STOP_SECONDS = 3.0
 _STDERR_TAIL_BYTES = 500
 _START_CODE = """\
@@ -45,6 +56,10 @@ _ENVIRONMENT = {
 _INHERITED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # needed by some interpreters to start
 
 
+class BrokenServerError(Exception):
+    """The fork server has ended or does not answer."""
+
+
 class Launcher:
     """Start the helpers of one executor: as forks of a fork server, or one by one at level `bwrap` and on macOS.
 
@@ -57,26 +72,29 @@ class Launcher:
         self._forks = not settings["command"] and hasattr(os, "pidfd_open")
         self._server: _ForkServer | None = None
 
-    def start(self, helper_end: socket.socket, stderr: int) -> "subprocess.Popen[bytes] | None":
+    def start(self, helper_end: socket.socket, stderr: int) -> Process:
         """Start a helper.
 
-        Returns:
-            `subprocess.Popen`: `None` for a fork of the fork server, which first sends a descriptor of its process.
+        Args:
+            helper_end (`socket.socket`): End of the helper of the socket that it shares with its worker.
+            stderr (`int`): Descriptor of the file for the helper's standard error.
 
         Raises:
             OSError: If no process can be started.
+            BrokenServerError: If the fork server has ended or does not answer; the next call starts another one.
         """
         if not self._forks:
             return _execute(self.settings, helper_end, stderr)
-        if self._server is None or not self._server.is_alive():
-            self.stop()
+        if self._server is None:
             self._server = _ForkServer(self.settings)
-        self._server.fork(helper_end, stderr)
-        return None
-
-    def failure(self) -> dict[str, Any] | None:
-        """Return the fields of the error with which the fork server ended, or None."""
-        return None if self._server is None else self._server.failure()
+        try:
+            return self._server.fork(helper_end, stderr)
+        except OSError:
+            raise  # the server can serve further requests
+        except BaseException:  # also if interrupted, as the next answer would be that to this request
+            server, self._server = self._server, None
+            server.kill()
+            raise
 
     def request_stop(self) -> None:
         """Ask the fork server to end after its helpers."""
@@ -84,62 +102,54 @@ class Launcher:
             self._server.request_stop()
 
     def stop(self) -> None:
-        """End the fork server, and wait until it is gone."""
-        if self._server is not None:
-            self._server.stop()
-            self._server = None
+        """End the fork server, and wait until it is gone; its helpers are to be ended before."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop()
 
 
 class _ForkServer:
-    """A process that has prepared an interpreter, and forks helpers."""
+    """A process that has prepared an interpreter, and forks helpers; see `zygote.fork_server`."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self._channel, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._process: subprocess.Popen[bytes] | None = None
         self._stderr = -1
+        self._channel, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            self._channel.settimeout(_START_SECONDS)
             with server_end:
                 self._stderr = channel.make_file()
                 watched = os.pidfd_open(os.getpid())
                 try:
                     self._process = _execute(settings, server_end, self._stderr)
-                    self._send({"forks": True}, [watched])
+                    with contextlib.suppress(OSError):  # the process has ended; the first request reports that
+                        channel.send(self._channel, {"forks": True}, [watched])
                 finally:
                     os.close(watched)
-        except OSError:
-            self._close_files()
+        except BaseException:
+            self.kill()
             raise
 
-    def is_alive(self) -> bool:
-        """Return whether the process has neither disconnected nor sent an error, after which it ends."""
-        try:
-            self._channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
-        return False
+    def fork(self, helper_end: socket.socket, stderr: int) -> int:
+        """Fork a helper with a socket and a file for its standard error, and return a descriptor of its process.
 
-    def fork(self, helper_end: socket.socket, stderr: int) -> None:
-        """Request a helper with a socket and a file for its standard error."""
-        self._send({}, [helper_end.fileno(), stderr])
-
-    def _send(self, message: dict[str, Any], files: list[int]) -> None:
+        Raises:
+            OSError: If the server cannot fork.
+            BrokenServerError: If it does not answer.
+        """
         try:
-            channel.send(self._channel, message, files)
-        except OSError:
-            pass  # the process has ended; its helpers' sockets report that
-
-    def failure(self) -> dict[str, Any] | None:
-        """Return the fields of the error with which the process ended, or None."""
-        self._channel.setblocking(False)
-        try:
-            message, _ = channel.receive(self._channel)
-        except (EOFError, OSError, ValueError):
-            tail = stderr_tail(self._stderr)
-            return {"error": f"the fork server ended ({tail})"} if tail else None
-        finally:
-            self._channel.setblocking(True)
-        return message
+            channel.send(self._channel, {}, [helper_end.fileno(), stderr])
+            reply, files = channel.receive(self._channel)
+        except (EOFError, OSError, ValueError) as error:
+            reason = stderr_tail(self._stderr) or repr(error)
+            raise BrokenServerError(f"the fork server does not answer: {reason}") from error
+        if "error" in reply:
+            failure = OSError(reply["error"])
+            failure.errno = reply["errno"]
+            raise failure
+        if not files:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # the descriptor could not be received
+        return files[0]
 
     def request_stop(self) -> None:
         """Ask the process to end after its helpers."""
@@ -148,14 +158,17 @@ class _ForkServer:
     def stop(self) -> None:
         """End the process, and wait until it is gone."""
         self.request_stop()
-        end_process(self._process)
-        self._close_files()
-
-    def _close_files(self) -> None:
+        if self._process is not None:
+            end_process(self._process)
         self._channel.close()
         if self._stderr >= 0:
             os.close(self._stderr)
-        self._stderr = -1
+
+    def kill(self) -> None:
+        """End the process without waiting for its helpers, which go on."""
+        if self._process is not None:
+            self._process.kill()
+        self.stop()
 
 
 def interpreter() -> str:
@@ -185,8 +198,9 @@ def end_process(process: Process) -> None:
         finally:
             os.close(process)
         return
-    if hasattr(os, "pidfd_open"):  # `Popen.wait` sleeps between its checks, so it returns late
-        with contextlib.suppress(OSError):  # waited for by the caller's own code, or too many open files
+    # `Popen.wait` sleeps between its checks, so it returns late.
+    if hasattr(os, "pidfd_open") and process.poll() is None:  # else another process may have its id
+        with contextlib.suppress(OSError):  # too many open files
             end_process(os.pidfd_open(process.pid))
     try:
         process.wait(_STOP_SECONDS)

@@ -1,6 +1,5 @@
 """A worker: one helper process, and the exchange of cases and outcomes with it."""
 
-import contextlib
 import os
 import shutil
 import socket
@@ -10,7 +9,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .launching import Launcher, Process, end_process, shut_down, stderr_tail
+from .launching import BrokenServerError, Launcher, Process, end_process, shut_down, stderr_tail
 from .test_discovery import DiscoveredTests
 from .zygote import channel, metering
 from .zygote.cgroup import MemoryGroup, make_group
@@ -66,29 +65,46 @@ class Worker:
     """
 
     def __init__(self, launcher: Launcher) -> None:
-        settings = launcher.settings
-        self._launcher = launcher
         self._ready = False
         self._folder: str | None = None
-        if settings["level"] == "process":
+        if launcher.settings["level"] == "process":
             self._folder = os.path.join(tempfile.gettempdir(), f"trl_akd-{uuid.uuid4().hex}")
         self._output: int | None = None
-        self.deadline = time.monotonic() + _START_SECONDS
-        self._group: MemoryGroup | None = None
-        self._channel, helper_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._stderr = -1
         self._process: Process | None = None
+        self._failure: str | None = None  # of the start, reported when this worker is read
+        self._group: MemoryGroup | None = None
+        self._channel, helper_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with helper_end:
                 self._stderr = channel.make_file()
-                self._process = launcher.start(helper_end, self._stderr)
-        except OSError:
-            self._close_files()
+                started = self._start_helper(launcher, helper_end)
+            if not started:
+                self._channel.close()  # a helper that was forked before the server ended may have the other end
+                self._channel, helper_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+                with helper_end:
+                    self._start_helper(launcher, helper_end)
+            self._group = make_group()
+            self._send_settings(launcher.settings)
+            self.deadline = time.monotonic() + _START_SECONDS
+        except BaseException:
+            self.stop()
             raise
-        self._group = make_group()
+
+    def _start_helper(self, launcher: Launcher, helper_end: socket.socket) -> bool:
+        """Start the helper; return False if the fork server is broken, which the next start replaces."""
+        try:
+            self._process = launcher.start(helper_end, self._stderr)
+        except BrokenServerError as error:
+            self._failure = str(error)
+            return False
+        self._failure = None
+        return True
+
+    def _send_settings(self, settings: dict[str, Any]) -> None:
         group = self._group.hand_over() if self._group else []
-        files = [os.pidfd_open(os.getpid())] if hasattr(os, "pidfd_open") else []  # the helper ends with this process
         message = {**settings, "folder": self._folder, "group": self._group and self._group.name}
+        files = [os.pidfd_open(os.getpid())] if hasattr(os, "pidfd_open") else []  # the helper ends with this process
         try:
             channel.send(self._channel, {**message, "group_files": len(group)}, [*files, *group])
         except OSError:
@@ -110,8 +126,7 @@ class Worker:
             HelperError: If that failed; PackageError if a package could not be imported.
         """
         self._channel.settimeout(_START_SECONDS)
-        while not self._ready:
-            self._read_greeting()
+        self._read_ready_message()
         self._channel.settimeout(None)
 
     def submit(self, case: Case, timeout: float, memory_mb: int) -> None:
@@ -143,15 +158,15 @@ class Worker:
         """Receive the outcome of the case: fields of its result, and `output` for modes that have one.
 
         Returns:
-            `dict`: `None` if the message was only about the start of the helper.
+            `dict`: `None` if the message was only that a new helper is ready.
 
         Raises:
             HelperError: If the helper ended or sent an invalid message.
         """
         if not self._ready:
-            self._read_greeting()
+            self._read_ready_message()
             return None
-        reply, _ = self._receive()
+        reply = self._receive()
         if self._output is not None:
             reply["output"] = channel.read_file(self._output, OUTPUT_BYTES + 1)
             os.close(self._output)
@@ -165,14 +180,9 @@ class Worker:
     def stop(self) -> None:
         """End the helper, wait until it and its program are gone, and free what it used."""
         self.request_stop()
-        if self._process is None:
-            with contextlib.suppress(HelperError):
-                self._read_greeting()  # has the descriptor of the process, if it has begun
         if self._process is not None:
             end_process(self._process)
             self._process = None
-        else:
-            self._launcher.stop()  # the fork server has not forked the helper, or waits for its end
         self._close_files()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)  # a no-op unless the helper was killed
@@ -186,26 +196,22 @@ class Worker:
                 os.close(file)
         self._stderr, self._output = -1, None
 
-    def _read_greeting(self) -> None:
-        greeting, files = self._receive(max_files=1)
-        if files:
-            [self._process] = files
+    def _read_ready_message(self) -> None:
+        greeting = self._receive()
         if "package" in greeting:
             raise PackageError(greeting["package"], greeting["error"])
         if "error" in greeting:
             error = HelperError(greeting["error"])
             error.errno = greeting.get("errno")
             raise error
-        self._ready = "ready" in greeting
+        self._ready = True
 
-    def _receive(self, max_files: int = 0) -> tuple[dict[str, Any], list[int]]:
+    def _receive(self) -> dict[str, Any]:
         try:
             reply, files = channel.receive(self._channel)
         except (EOFError, OSError, ValueError) as error:
-            if self._process is None and (failure := self._launcher.failure()) is not None:
-                return failure, []
-            tail = stderr_tail(self._stderr) or repr(error)
-            raise HelperError(f"the helper ended without an answer ({tail})") from error
-        for file in files[max_files:]:
+            reason = self._failure or stderr_tail(self._stderr) or repr(error)
+            raise HelperError(f"the helper ended without an answer ({reason})") from error
+        for file in files:
             os.close(file)
-        return reply, files[:max_files]
+        return reply

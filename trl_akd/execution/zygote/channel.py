@@ -6,6 +6,7 @@ therefore not find them in its memory.
 
 import json
 import os
+import select
 import socket
 import struct
 from collections.abc import Sequence
@@ -24,15 +25,27 @@ def send(channel: socket.socket, message: dict[str, Any], files: Sequence[int] =
     channel.sendall(data[sent:])
 
 
-def receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Wait for a message and the files attached to it.
+def receive(channel: socket.socket, watched: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
+    """Wait for a message and the files attached to it, which are not inherited by processes started by exec.
+
+    Args:
+        watched (`Sequence[int]`): Descriptors that become readable when the other process ends, of which a forked
+            copy may keep the socket open.
 
     Raises:
         EOFError: If the other process has ended.
         ValueError: If the message is invalid.
     """
+    if watched:
+        poll = select.poll()
+        for fd in (channel.fileno(), *watched):
+            poll.register(fd, select.POLLIN)
+        if any(fd in watched for fd, _ in poll.poll()):
+            raise EOFError
     head, files, _, _ = socket.recv_fds(channel, _LENGTH.size, _MAX_FILES)
     try:
+        for file in files:
+            os.set_inheritable(file, False)
         (length,) = _LENGTH.unpack(head + _read(channel, _LENGTH.size - len(head)))
         if length > _MAX_LENGTH:
             raise ValueError(f"message of {length} bytes, more than the maximum of {_MAX_LENGTH}")

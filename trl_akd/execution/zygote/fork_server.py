@@ -15,11 +15,10 @@ from . import channel, linux
 
 
 def serve(caller: socket.socket, watched: list[int]) -> socket.socket:
-    """Fork a helper for each message of the caller.
+    """Fork a helper for each message of the caller, and answer with a descriptor of its process.
 
-    A message has the helper's socket, and a file for its standard error. Each helper first sends a descriptor of its
-    process, as the caller is not its parent. The server exits when the caller has ended or disconnected and all
-    helpers have ended.
+    A message has the helper's socket, and a file for its standard error. The server exits when the caller has ended or
+    disconnected and all helpers have ended.
 
     Args:
         watched (`list[int]`): Descriptors that become readable when the caller ends.
@@ -28,10 +27,9 @@ def serve(caller: socket.socket, watched: list[int]) -> socket.socket:
         `socket.socket`: Socket of a helper. This function returns in helpers only.
     """
     linux.set_dumpable(False)
-    callers = [caller.fileno(), *watched]
     helpers: dict[int, int] = {}  # process ids by descriptor
     poll = select.poll()
-    for fd in callers:
+    for fd in (caller.fileno(), *watched):
         poll.register(fd, select.POLLIN)
     while True:
         ready = {fd for fd, _ in poll.poll()}
@@ -39,26 +37,29 @@ def serve(caller: socket.socket, watched: list[int]) -> socket.socket:
             poll.unregister(fd)
             os.waitpid(helpers.pop(fd), 0)
             os.close(fd)
-        if not ready.intersection(callers):
+        if ready.intersection(watched):
+            break
+        if caller.fileno() not in ready:
             continue
         try:
-            _, (own_fd, stderr) = channel.receive(caller)
+            _, (helper_end, stderr) = channel.receive(caller)
         except (EOFError, OSError, ValueError):
             break
-        with socket.socket(fileno=own_fd) as own:
-            try:
-                helper = os.fork()
-            except OSError as error:
-                send_error(own, error)
-                helper = None
+        try:
+            helper = os.fork()
+            descriptor = _open_or_kill(helper) if helper else -1
+        except OSError as error:
+            send_error(caller, error)
+        else:
             if helper == 0:
-                caller.close()
-                _become_helper(own, stderr, [*watched, *helpers])
-                return socket.socket(fileno=own.detach())
-        os.close(stderr)
-        if helper is not None and (descriptor := _open_or_kill(helper)) is not None:
+                _leave_server(stderr, [caller.detach(), stderr, *watched, *helpers])
+                return socket.socket(fileno=helper_end)
             helpers[descriptor] = helper
             poll.register(descriptor, select.POLLIN)
+            with contextlib.suppress(OSError):
+                channel.send(caller, {}, [descriptor])
+        os.close(helper_end)
+        os.close(stderr)
     caller.close()
     for helper in helpers.values():
         os.waitpid(helper, 0)
@@ -76,28 +77,20 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _become_helper(own: socket.socket, stderr: int, inherited: Iterable[int]) -> None:
-    """Separate this process from the server, and send a descriptor of it."""
+def _leave_server(stderr: int, inherited: Iterable[int]) -> None:
+    """Separate this process, a new helper, from the server."""
+    os.dup2(stderr, 2)
     for fd in inherited:
         os.close(fd)
-    try:
-        linux.set_dumpable(True)
-        os.setsid()
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        descriptor = os.pidfd_open(os.getpid())
-        channel.send(own, {}, [descriptor])
-        os.close(descriptor)
-    except OSError as error:
-        send_error(own, error)
-        os._exit(1)
+    os.setsid()
+    linux.set_dumpable(True)
 
 
-def _open_or_kill(helper: int) -> int | None:
+def _open_or_kill(helper: int) -> int:
     """Return a descriptor of a new helper; without one, the helper is killed."""
     try:
         return os.pidfd_open(helper)
     except OSError:
         os.kill(helper, signal.SIGKILL)
         os.waitpid(helper, 0)
-        return None
+        raise

@@ -144,7 +144,7 @@ def _serve_all(settings: dict[str, Any], memory: MemoryLimit | None, caller: soc
             memory.enter()
         channel.send(caller, {"ready": True})
         while True:
-            request, texts = channel.receive(caller)
+            request, texts = channel.receive(caller, watched=files)
             job = supervisor.Job(files=texts, **request)
             if job.preamble:
                 warm_up.import_modules_of(job.preamble)

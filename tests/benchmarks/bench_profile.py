@@ -1,4 +1,4 @@
-"""Where the processor time of a training step goes, as shares of its parts, one thread.
+"""Benchmark of the parts of a training step: their shares of its processor time, with one thread.
 
     python -m tests.benchmarks.bench_profile [--steps 12]
 

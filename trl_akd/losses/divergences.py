@@ -57,6 +57,8 @@ __all__ = [
 
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
+_LARGEST_LOG_RATIO = 80.0  # of float32: exp(-80) times anything is negligible, and exp(80) does not overflow
+
 
 class Block(Protocol):
     """Operations on the distributions of a block of tokens that make up the hand-written gradients of this module.
@@ -102,7 +104,7 @@ class Block(Protocol):
 
 
 class Softened(NamedTuple):
-    """Inputs of a hand-written gradient for a block of tokens. The tensors `[n, V]` but `q` may be overwritten.
+    """Inputs of a hand-written gradient for a block of tokens. The tensors `[n, V]` may be overwritten, except `q`.
 
     Attributes:
         q (`Tensor`): shape `[n, V]`, the student's probabilities.
@@ -548,9 +550,6 @@ def minillm(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
     Arguments and result are as in [`forward_kl`].
     """
     return reverse_kl(student_logits, teacher_logits, temperature)
-
-
-_LARGEST_LOG_RATIO = 80.0  # of float32: exp(-80) times anything is negligible, and exp(80) does not overflow
 
 
 def _jsd_(block: Block, with_gradient: bool, beta: float = 0.5) -> Tensor:

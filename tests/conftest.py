@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,21 @@ def pytest_unconfigure() -> None:
     """Silence standard error while Python exits, when Triton prints a list of its objects."""
     if "triton" in sys.modules:
         atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
+
+
+@pytest.fixture(autouse=True)
+def no_abandoned_locks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Delete locks that killed runs have left, before and after tests that may use DeepSpeed, which would wait."""
+    if not any(map(request.node.get_closest_marker, ("distributed", "end_to_end"))):
+        yield
+        return
+    from trl_akd.cli.launching import abandoned_locks
+
+    for lock in abandoned_locks():
+        lock.unlink(missing_ok=True)
+    yield
+    for lock in abandoned_locks():
+        lock.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,19 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from trl_akd.cli import launching
-from trl_akd.cli.launching import Launcher, check_processes, is_launch_flag, require_deepspeed
+from trl_akd.cli.launching import Launcher, abandoned_locks, check_processes, is_launch_flag, require_deepspeed
 from trl_akd.cli.parsing import RecipeParser
 from trl_akd.cli.recipes import RECIPES, find_accelerate_config
 
 CONFIGS = sorted((RECIPES / "accelerate_configs").glob("*.yaml"))
 CPU_CONFIGS = [path for path in CONFIGS if path.stem.endswith("_cpu")]
+
+
+@pytest.fixture(autouse=True)
+def extensions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """PyTorch's folder of compiled operators."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    return tmp_path / "extensions"
 
 
 @pytest.fixture
@@ -259,3 +267,45 @@ def test_missing_deepspeed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(launching, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'trl_akd\[deepspeed\]'"):
         require_deepspeed(builds_operators=False)
+
+
+@pytest.fixture
+def lock(scripts: Path, extensions: Path) -> Path:
+    """A lock of DeepSpeed's operator, as PyTorch creates it."""
+    install(scripts, "c++", "ninja")
+    path = extensions / "py311_cpu" / "deepspeed_shm_comm" / "lock"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    return path
+
+
+def test_a_lock_of_a_killed_run_is_reported(lock: Path, caplog: pytest.LogCaptureFixture):
+    require_deepspeed(builds_operators=False)
+    require_deepspeed(builds_operators=True)
+    assert [record.message for record in caplog.records] == [
+        f"{lock} was left by a run that was killed, and DeepSpeed waits until it does not exist; delete it, unless "
+        "another machine is compiling DeepSpeed's operators there."
+    ]
+    os.utime(lock, (time.time() - 3600,) * 2)
+    with pytest.raises(ValueError, match=rf"^{lock} was left by a run that was killed, .*; delete it\.$"):
+        require_deepspeed(builds_operators=True)
+
+
+def test_only_the_first_process_of_a_machine_warns(
+    lock: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    require_deepspeed(builds_operators=True)
+    assert not caplog.records
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_a_lock_that_is_held_is_waited_for(lock: Path, caplog: pytest.LogCaptureFixture):
+    os.utime(lock, (0, 0))
+    holder = os.open(lock, os.O_RDONLY)
+    try:
+        require_deepspeed(builds_operators=True)
+        assert abandoned_locks() == [] and not caplog.records
+    finally:
+        os.close(holder)
+    assert abandoned_locks() == [lock]

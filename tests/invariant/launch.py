@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,11 +70,23 @@ def launch(
         (folder / "accelerate.yaml").write_text(yaml.safe_dump(accelerate_config(folder, backend, gather)))
         command += ["accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml"), "-m"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    finished = subprocess.run(
-        [*command, module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
-    )
-    if finished.returncode != 0:
-        raise RuntimeError(f"{backend} failed:\n{finished.stdout[-2000:]}\n{finished.stderr[-6000:]}")
+    with subprocess.Popen(
+        [*command, module, *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as launcher:
+        try:
+            output, errors = launcher.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(launcher.pid, signal.SIGKILL)  # the processes that it started would go on
+            raise
+    if launcher.returncode != 0:
+        raise RuntimeError(f"{backend} failed:\n{output[-2000:]}\n{errors[-6000:]}")
 
 
 def accelerate_config(folder: Path, backend: str, gather: bool = True) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """Run a command in several processes with accelerate's launcher, after checks that the machine allows it."""
 
+import logging
 import os
 import shutil
 import sys
+import time
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +20,7 @@ from .recipes import find_accelerate_config
 
 __all__ = [
     "Launcher",
+    "abandoned_locks",
     "check_processes",
     "check_reporting",
     "find_launcher",
@@ -24,6 +28,11 @@ __all__ = [
     "read_accelerate_config",
     "require_deepspeed",
 ]
+
+logger = logging.getLogger(__name__)
+
+_COMPILATION_TIME = 600.0
+"""Seconds after which an operator of DeepSpeed is certainly compiled, on this machine or on another one."""
 
 
 @cache
@@ -207,7 +216,8 @@ def require_deepspeed(*, builds_operators: bool) -> None:
             Whether the run needs compiled operators: on CPU, or with optimizer offloading.
 
     Raises:
-        ValueError: If DeepSpeed, a C++ compiler or ninja is missing.
+        ValueError: If DeepSpeed, a C++ compiler or ninja is missing, or if a killed run has left a lock for which the
+            compilation would wait forever.
     """
     if find_spec("deepspeed") is None:
         raise ValueError(
@@ -226,3 +236,41 @@ def require_deepspeed(*, builds_operators: bool) -> None:
                 f"a ZeRO configuration was chosen, for which DeepSpeed compiles an operator, but {tool!r} is not "
                 f"on the PATH; {remedy}, or choose `--accelerate_config ddp` (ddp_cpu on CPU)."
             )
+    _check_locks()
+
+
+def abandoned_locks() -> list[Path]:
+    """Return locks in PyTorch's folder of compiled operators that no process of this machine holds.
+
+    A process that is killed while it compiles or loads an operator leaves its lock, and every later run waits until
+    the file is deleted, without a message. A lock on a file system that several machines use may be one of theirs.
+    """
+    folder = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if folder is None:
+        from torch.utils.cpp_extension import get_default_build_root
+
+        folder = get_default_build_root()
+    return [lock for lock in Path(folder).glob("**/lock") if not _is_open(lock)]
+
+
+def _check_locks() -> None:
+    """Raise a ValueError about an abandoned lock that is old, and warn of one that is new."""
+    for lock in abandoned_locks():
+        with suppress(FileNotFoundError):  # released in the meantime
+            age = time.time() - lock.stat().st_mtime
+            message = (
+                f"{lock} was left by a run that was killed, and DeepSpeed waits until it does not exist; delete it"
+            )
+            if age > _COMPILATION_TIME:
+                raise ValueError(f"{message}.")
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                logger.warning(f"{message}, unless another machine is compiling DeepSpeed's operators there.")
+
+
+def _is_open(path: Path) -> bool:
+    """Return whether a process has the file open, as far as /proc tells this user."""
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if descriptor.samefile(path):
+                return True
+    return False

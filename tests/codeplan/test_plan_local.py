@@ -2,10 +2,7 @@
 
 import inspect
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -15,7 +12,7 @@ import yaml
 from tests import tiny
 from tests.codeplan.plan_worker import ROWS, ask
 from tests.codeplan.scripted import data
-from tests.invariant.launch import ROOT, accelerate_config
+from tests.invariant.launch import launch
 from trl_akd.cli import plans
 from trl_akd.cli.errors import run
 from trl_akd.codeplan.plan_config import PlanGenerationConfig
@@ -38,17 +35,7 @@ def answers(folder: Path) -> list[dict]:
 def test_two_processes_make_the_same_requests_as_one(tmp_path: Path):
     for folder in ("one", "two"):
         save(tmp_path / folder / "model")
-    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(accelerate_config(tmp_path, "ddp")))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "accelerate.yaml")]
-    finished = subprocess.run(
-        [*launch, "-m", "tests.codeplan.plan_worker", str(tmp_path / "two")],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert finished.returncode == 0, finished.stderr[-6000:]
+    launch(tmp_path, "ddp", "tests.codeplan.plan_worker", str(tmp_path / "two"))
     ask(tmp_path / "one")
     reports = [json.loads((tmp_path / "two" / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert reports[0] == reports[1] and reports[0][0] == 2

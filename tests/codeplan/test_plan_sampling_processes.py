@@ -1,16 +1,12 @@
 """Two processes select the same plans as one, and request nothing that is recorded."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.codeplan.sampling_worker import sample
-from tests.invariant.launch import ROOT, accelerate_config
+from tests.invariant.launch import launch
 
 pytestmark = pytest.mark.distributed
 
@@ -29,17 +25,7 @@ def close(found: object, expected: object) -> bool:
 def test_two_processes_sample_the_same_as_one(tmp_path: Path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(accelerate_config(tmp_path, "ddp")))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "accelerate.yaml")]
-    finished = subprocess.run(
-        [*launch, "-m", "tests.codeplan.sampling_worker", str(tmp_path / "two")],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert finished.returncode == 0, finished.stderr[-6000:]
+    launch(tmp_path, "ddp", "tests.codeplan.sampling_worker", str(tmp_path / "two"))
     ranks = [json.loads((tmp_path / "two" / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0] == ranks[1] and ranks[0][0] == 2
     assert close(ranks[0][1], json.loads(json.dumps(sample(tmp_path / "one"))))

@@ -1,17 +1,13 @@
 """Two processes generate the same as one, each gets all completions, and training continues."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests import tiny
 from tests.generation.worker import cases
-from tests.invariant.launch import ROOT, accelerate_config
+from tests.invariant.launch import launch
 from trl_akd.generation import TransformersGenerator
 
 pytestmark = pytest.mark.distributed
@@ -22,18 +18,8 @@ pytestmark = pytest.mark.distributed
     ["ddp", pytest.param("zero2", marks=pytest.mark.slow), pytest.param("zero3", marks=pytest.mark.slow)],
 )
 def test_two_processes(tmp_path: Path, backend: str) -> None:
-    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(accelerate_config(tmp_path, backend)))
     tiny.model().save_pretrained(tmp_path / "model")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "accelerate.yaml")]
-    finished = subprocess.run(
-        [*launch, "-m", "tests.generation.worker", str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert finished.returncode == 0, finished.stderr[-6000:]
+    launch(tmp_path, backend, "tests.generation.worker", str(tmp_path))
     expected = cases(TransformersGenerator(tiny.model(), tiny.tokenizer(), batch_size=2))
     for rank in range(2):
         record = json.loads((tmp_path / f"rank{rank}.json").read_text())

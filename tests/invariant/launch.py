@@ -3,14 +3,20 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import yaml
+from accelerate.commands.launch import launch_command, launch_command_parser
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,6 +32,12 @@ _COMMON = {
     "same_network": True,
     "use_cpu": True,
 }
+
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+
+_GRACE = 10.0
+"""Seconds that a process has to end after another one has failed."""
 
 
 @dataclass
@@ -61,32 +73,109 @@ def run(folder: Path, backend: str, timeout: float = 300, gather: bool = True, *
     return Outcome(record, weights, folder / "checkpoints")
 
 
+class RankServer:
+    """A process that runs the modules of one rank, see `tests.invariant.rank_server`."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.invariant.rank_server"],
+            cwd=ROOT,
+            env={**os.environ, **ENVIRONMENT},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._ready = False
+        self._child: int | None = None
+
+    def wait(self) -> None:
+        """Wait until the server has imported its modules."""
+        self._ready = self._ready or self._answer() == os.EX_OK
+
+    def run(self, **request: Any) -> int:
+        """Run a module and return its exit status."""
+        assert self._process.stdin is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        self._child = self._answer()
+        status = self._answer()
+        self._child = None
+        return status
+
+    def kill(self) -> None:
+        """Kill the module and the processes that it has started."""
+        if self._child is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._child, signal.SIGKILL)
+
+    def _answer(self) -> int:
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+
+@cache
+def rank_server(rank: int) -> RankServer:
+    """Return the server of a rank, which ends with this process."""
+    return RankServer()
+
+
 def launch(
     folder: Path, backend: str, module: str, *arguments: str, timeout: float = 300, gather: bool = True
 ) -> None:
-    """Run a module on one process or, with any backend other than `single`, on two; a failure is an error."""
-    command = [sys.executable, "-m"]
-    if backend != "single":
-        (folder / "accelerate.yaml").write_text(yaml.safe_dump(accelerate_config(folder, backend, gather)))
-        command += ["accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml"), "-m"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    with subprocess.Popen(
-        [*command, module, *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as launcher:
-        try:
-            output, errors = launcher.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(launcher.pid, signal.SIGKILL)  # the processes that it started would go on
-            raise
-    if launcher.returncode != 0:
-        raise RuntimeError(f"{backend} failed:\n{output[-2000:]}\n{errors[-6000:]}")
+    """Run a module on one process or, with any backend other than `single`, on two; a failure is an error.
+
+    The processes have the environment that `accelerate launch` gives them. They are forks of processes that have
+    imported most modules, since imports would take most of the time. The names of their last native threads are
+    written to `threads-RANK.json` in `folder`.
+    """
+    environments = _environments(folder, backend, module, gather)
+    servers = [rank_server(rank) for rank in range(len(environments))]
+    for server in servers:
+        server.wait()
+    with ThreadPoolExecutor(len(servers)) as pool:
+        runs = [
+            pool.submit(
+                server.run,
+                module=module,
+                arguments=arguments,
+                environment=environment,
+                output=str(folder / f"output-{rank}.txt"),
+                threads=str(folder / f"threads-{rank}.json"),
+            )
+            for rank, (server, environment) in enumerate(zip(servers, environments, strict=True))
+        ]
+        deadline = time.monotonic() + timeout
+        pending = set(runs)
+        while pending and time.monotonic() < deadline and not any(run.done() and run.result() for run in runs):
+            _, pending = wait(pending, timeout=deadline - time.monotonic(), return_when=FIRST_COMPLETED)
+        wait(pending, timeout=_GRACE if time.monotonic() < deadline else 0)
+        unfinished = [rank for rank, run in enumerate(runs) if not run.done()]
+        for rank in unfinished:
+            servers[rank].kill()
+    statuses = [run.result() for run in runs]
+    if any(statuses):
+        outputs = [(folder / f"output-{rank}.txt").read_text()[-6000:] for rank in range(len(runs))]
+        raise RuntimeError(f"{backend}: {statuses=}, {unfinished=}\n" + "\n".join(outputs))
+
+
+def _environments(folder: Path, backend: str, module: str, gather: bool) -> list[dict[str, str]]:
+    """Return the environment of each process."""
+    common = {**os.environ, **ENVIRONMENT}
+    if backend == "single":
+        return [common]
+    (folder / "accelerate.yaml").write_text(yaml.safe_dump(accelerate_config(folder, backend, gather)))
+    seen: dict[str, str] = {}
+    with (
+        mock.patch("torch.distributed.run.run", lambda _: seen.update(os.environ)),
+        mock.patch.dict(os.environ, common),
+    ):
+        launch_command(
+            launch_command_parser().parse_args(["--config_file", str(folder / "accelerate.yaml"), "-m", module])
+        )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    seen |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return [seen | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
 
 
 def accelerate_config(folder: Path, backend: str, gather: bool = True) -> dict[str, Any]:

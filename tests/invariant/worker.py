@@ -1,6 +1,6 @@
 """Train a tiny pair once, and record everything that must not depend on the split of the work.
 
-Run by `test_invariance.py`, under `accelerate launch` or alone: `python worker.py SETTINGS.json`.
+Run by `launch.run`: `python -m tests.invariant.worker SETTINGS.json`.
 """
 
 import atexit
@@ -8,23 +8,9 @@ import gc
 import json
 import os
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-
-# ruff: noqa: E402
-
-
-@atexit.register  # before other modules register anything, so that it is called last
-def record_threads() -> None:
-    """Record the names of the native threads that exist when the interpreter shuts down."""
-    names = []
-    for thread in Path("/proc/self/task").glob("*/comm"):
-        with suppress(OSError):  # the thread has ended meanwhile
-            names.append(thread.read_text().strip())
-    folder = Path(json.loads(Path(sys.argv[1]).read_text())["results"])
-    (folder / f"threads-{os.environ.get('RANK', 0)}.json").write_text(json.dumps(names))
-
 
 import pytest
 import torch

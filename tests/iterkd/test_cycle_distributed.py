@@ -1,42 +1,26 @@
 """Cycles on two processes equal those on one, and errors occur on both."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from tests.invariant.launch import ROOT, accelerate_config
+from tests.invariant.launch import launch
 from tests.iterkd import cycle_world
 from tests.iterkd.cycle_world import completions, lines, verdicts
 
 pytestmark = pytest.mark.distributed
 
 
-def launch(folder: Path, backend: str, *attempts: str) -> tuple[Path, list[dict[str, Any]]]:
+def run(folder: Path, backend: str, *attempts: str) -> tuple[Path, list[dict[str, Any]]]:
     """Run the worker, and return its output folder and the results of each process."""
     output_dir = folder / backend
     path = folder / f"{backend}.json"
     path.write_text(json.dumps({"folder": str(folder), "output_dir": str(output_dir), "attempts": attempts}))
-    command = [sys.executable, "-m"]
-    if backend != "single":
-        (folder / f"{backend}.yaml").write_text(yaml.safe_dump(accelerate_config(folder, backend)))
-        command += ["accelerate.commands.launch", "--config_file", str(folder / f"{backend}.yaml"), "-m"]
-    finished = subprocess.run(
-        [*command, "tests.iterkd.cycle_worker", str(path)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert finished.returncode == 0, f"{finished.stdout[-2000:]}\n{finished.stderr[-6000:]}"
+    launch(folder, backend, "tests.iterkd.cycle_worker", str(path), timeout=600)
     ranks = range(1 if backend == "single" else 2)
     return output_dir, [json.loads((folder / f"{backend}.rank{rank}.json").read_text()) for rank in ranks]
 
@@ -50,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
-    return launch(folder, "single")
+    return run(folder, "single")
 
 
 def assert_same(found: Path, expected: Path) -> None:
@@ -65,9 +49,7 @@ def assert_same(found: Path, expected: Path) -> None:
 @pytest.mark.parametrize("backend", ["ddp", pytest.param("zero2", marks=pytest.mark.slow), "zero3"])
 def test_two_processes(folder: Path, alone: tuple[Path, list[dict[str, Any]]], backend: str) -> None:
     """Under DDP also with a failing teacher, a full disk and interrupted training, one after another."""
-    output_dir, [first, second] = launch(
-        folder, backend, *(["teacher", "disk", "training"] if backend == "ddp" else [])
-    )
+    output_dir, [first, second] = run(folder, backend, *(["teacher", "disk", "training"] if backend == "ddp" else []))
     expected, [only] = alone
     assert first["world_size"] == second["world_size"] == 2
     assert first["reports"] == second["reports"] == only["reports"]

@@ -6,10 +6,11 @@ The metric's script is on the Hub and not in the wheel, so it is reimplemented h
 starts a Manager and forks a process for every program from a parent that has imported `evaluate` and `datasets`; the
 child works in a temporary folder, sets functions that could harm its parent to None, discards output, and runs
 candidate and test as one text under an alarm; "passed" goes into the Manager's list. Every measurement runs in a
-separate process, and the implementations take turns. The executor's time includes its creation and its end; its code
-is compiled to byte code before, as by pip when it installs a package. Processor time is that of the caller and of all
-its descendants; unlike the rate, it is comparable between runs on a machine with other processes. No test depends on
-the speed; it is checked that all 164 programs pass.
+separate process, and the implementations take turns. The executor runs each solution five times, and as many programs
+that compute nothing, which show its own cost. Its time includes its creation and its end; its code is compiled to byte
+code before, as by pip when it installs a package. Processor time is that of the caller and of all its descendants;
+unlike the rate, it is comparable between runs on a machine with other processes. Stolen time is what the processors of
+a virtual machine wanted to run and could not. No test depends on the speed; it is checked that all programs pass.
 """
 
 import argparse
@@ -41,6 +42,8 @@ HUMAN_EVAL = Path(__file__).parents[3] / "shared" / "data" / "humaneval" / "Huma
 CODE = Path(__file__).parents[2] / "trl_akd" / "execution"
 RIVAL = "code_eval"
 RIVAL_WORKERS = (1, 2, 4)
+SAMPLES = 5
+TINY = "tiny programs"
 TIMEOUT = 3.0
 DISABLED = {
     os: "kill system putenv remove removedirs rmdir fchdir setuid fork forkpty killpg rename renames truncate replace "
@@ -58,6 +61,11 @@ def reference_programs() -> list[tuple[str, str]]:
     return [
         (row["prompt"] + row["canonical_solution"], f"{row['test']}\ncheck({row['entry_point']})\n") for row in rows
     ]
+
+
+def tiny_programs(count: int) -> Iterator[tuple[str, str]]:
+    """Yield programs that compute nothing."""
+    return ((f"def number():\n    return {n}\n", f"assert number() == {n}\n") for n in range(count))
 
 
 def run_rival(programs: list[tuple[str, str]], workers: int) -> int:
@@ -123,8 +131,11 @@ def run_ours(programs: list[tuple[str, str]], workers: int, isolation: str) -> i
 
 def contenders(workers: int) -> dict[str, Callable[[list[tuple[str, str]]], int]]:
     ours = {
-        f"{isolation}, {workers} workers": lambda programs, isolation=isolation: run_ours(programs, workers, isolation)
+        f"{isolation}, {workers} workers{suffix}": lambda programs, isolation=isolation: run_ours(
+            programs, workers, isolation
+        )
         for isolation in ("auto", "process")
+        for suffix in ("", f", {TINY}")
     }
     rivals = {
         f"{RIVAL}, {count} workers": lambda programs, count=count: run_rival(programs, count)
@@ -139,11 +150,15 @@ def rate(contender: str, workers: int) -> list[float]:
     if contender.startswith(RIVAL):
         import datasets  # noqa: F401
         import evaluate  # noqa: F401
+    else:
+        programs *= SAMPLES
+    if contender.endswith(TINY):
+        programs = list(tiny_programs(len(programs)))
     start, used = time.perf_counter(), processor_time()
     passed = contenders(workers)[contender](programs)
     seconds, used = time.perf_counter() - start, processor_time() - used
     if passed != len(programs):
-        raise ArithmeticError(f"{contender}: only {passed} of {len(programs)} reference solutions pass")
+        raise ArithmeticError(f"{contender}: only {passed} of {len(programs)} programs pass")
     return [len(programs) / seconds, 1000 * used / len(programs)]
 
 
@@ -151,6 +166,12 @@ def processor_time() -> float:
     """Return the seconds of processor time of this process and of its descendants that have ended."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def stolen_time() -> float:
+    """Return the seconds that the processors of this virtual machine could not run since its start."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return int(fields[8]) / os.sysconf("SC_CLK_TCK")
 
 
 def first_verdict(isolation: str) -> list[float]:
@@ -164,9 +185,8 @@ def first_verdict(isolation: str) -> list[float]:
 def caller_memory(programs: int, workers: int) -> dict[int, int]:
     """Measure the memory of this process in KiB after each quarter of the tiny programs."""
     held = {}
-    tiny = ((f"def number():\n    return {n}\n", f"assert number() == {n}\n") for n in range(programs))
     with CodeExecutor(workers, TIMEOUT, allow_code_execution=True) as executor:
-        for count, (_, result) in enumerate(executor.stream(tiny), 1):
+        for count, (_, result) in enumerate(executor.stream(tiny_programs(programs)), 1):
             assert result.passed, result
             if count in (100, *(programs * quarter // 4 for quarter in (1, 2, 3, 4))):
                 pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -219,12 +239,14 @@ def main() -> None:
         print(json.dumps(first_verdict(isolation) if kind == "first" else rate(arguments.task, arguments.workers)))
         return
     compileall.compile_dir(CODE, quiet=1)
+    start, stolen = time.perf_counter(), stolen_time()
     rates = measure(list(contenders(arguments.workers)), arguments.repeats, arguments.workers)
+    stolen = (stolen_time() - stolen) / (time.perf_counter() - start)
     starts = measure(["first auto", "first process"], 3 * arguments.repeats, arguments.workers)
     firsts = {name: [milliseconds for (milliseconds,) in turns] for name, turns in starts.items()}
     memory = caller_memory(arguments.tiny, arguments.workers)
     load = " ".join(f"{load:.1f}" for load in os.getloadavg())
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {load}"
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {load}, {stolen:.1%} of one core stolen"
     print(f"Python {platform.python_version()}, {machine}\n\n{table(rates)}\n")
     for name, turns in firsts.items():
         print(f"{name} verdict: {statistics.median(turns):.0f} ms ({min(turns):.0f}-{max(turns):.0f})")

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -91,8 +92,11 @@ def test_samples_and_verdicts_in_memory(tmp_path: Path, tasks: int):
     most = {Sample: 0, Verdict: 0, ExecutionResult: 0}
     few = {Sample: 12, Verdict: 8, ExecutionResult: 8 + len(OUTCOMES)}
 
+    gc.freeze()  # not to search what other tests have made
+
     def watch() -> None:
-        most.update({kind: max(most[kind], alive(kind)) for kind in most})
+        kinds = Counter(map(type, gc.get_objects()))
+        most.update({kind: max(most[kind], kinds[kind]) for kind in most})
 
     def watched(verdicts):
         for verdict in verdicts:

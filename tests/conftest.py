@@ -4,7 +4,6 @@ import atexit
 import gc
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,10 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 if not any(map(Path.exists, (Path("/dev/nvidiactl"), Path("/dev/kfd")))):  # no NVIDIA or AMD GPU
     os.environ.setdefault("TRITON_INTERPRET", "1")  # must be set before anything imports Triton
 
+# Not the user's folder, as abandoned locks are deleted in it.
+_OPERATORS = Path(__file__).parents[1] / ".pytest_cache" / "operators" / f"python{sys.version_info.minor}"
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_OPERATORS))
+
 settings.register_profile("any_load", deadline=None)
 settings.load_profile("any_load")
 
@@ -27,25 +30,29 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    _delete_abandoned_locks(item)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    _delete_abandoned_locks(item)  # for which a test in another process may wait
+
+
+def _delete_abandoned_locks(item: pytest.Item) -> None:
+    """Delete locks that killed processes have left, if the test may use DeepSpeed, which would wait for them."""
+    if any(map(item.get_closest_marker, ("distributed", "end_to_end", "slow"))):
+        from trl_akd.cli.launching import abandoned_locks
+
+        for lock in abandoned_locks():
+            lock.unlink(missing_ok=True)
+
+
 def pytest_unconfigure() -> None:
     """Silence standard error while Python exits, when Triton prints a list of its objects."""
     if "triton" in sys.modules:
         atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
-
-
-@pytest.fixture(autouse=True)
-def no_abandoned_locks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Delete locks that killed runs have left, before and after tests that may use DeepSpeed, which would wait."""
-    if not any(map(request.node.get_closest_marker, ("distributed", "end_to_end"))):
-        yield
-        return
-    from trl_akd.cli.launching import abandoned_locks
-
-    for lock in abandoned_locks():
-        lock.unlink(missing_ok=True)
-    yield
-    for lock in abandoned_locks():
-        lock.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")

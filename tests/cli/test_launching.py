@@ -11,6 +11,8 @@ import yaml
 from accelerate.commands import launch
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.utils import cpp_extension
+from torch.utils.file_baton import FileBaton
 
 from trl_akd.cli import launching
 from trl_akd.cli.launching import Launcher, abandoned_locks, check_processes, is_launch_flag, require_deepspeed
@@ -270,42 +272,71 @@ def test_missing_deepspeed(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
-def lock(scripts: Path, extensions: Path) -> Path:
-    """A lock of DeepSpeed's operator, as PyTorch creates it."""
+def lock(scripts: Path, extensions: Path) -> FileBaton:
+    """A lock of an operator of DeepSpeed, not acquired."""
     install(scripts, "c++", "ninja")
-    path = extensions / "py311_cpu" / "deepspeed_shm_comm" / "lock"
+    path = extensions / "deepspeed_shm_comm" / "lock"
     path.parent.mkdir(parents=True)
-    path.touch()
-    return path
+    return FileBaton(str(path))
 
 
-def test_a_lock_of_a_killed_run_is_reported(lock: Path, caplog: pytest.LogCaptureFixture):
+def abandon(lock: FileBaton) -> str:
+    """Acquire a lock, and end without releasing it; return its path."""
+    assert lock.try_acquire()
+    os.close(lock.fd)
+    return str(lock.lock_file_path)
+
+
+def test_a_lock_of_a_killed_run_is_reported(lock: FileBaton, caplog: pytest.LogCaptureFixture):
+    path = abandon(lock)
     require_deepspeed(builds_operators=False)
     require_deepspeed(builds_operators=True)
-    assert [record.message for record in caplog.records] == [
-        f"{lock} was left by a run that was killed, and DeepSpeed waits until it does not exist; delete it, unless "
-        "another machine is compiling DeepSpeed's operators there."
-    ]
-    os.utime(lock, (time.time() - 3600,) * 2)
-    with pytest.raises(ValueError, match=rf"^{lock} was left by a run that was killed, .*; delete it\.$"):
+    message = (
+        f"{path} seems to be left by a run that was killed, and DeepSpeed waits until it does not exist; delete it, "
+        "unless another machine, container or user is compiling there."
+    )
+    assert [record.message for record in caplog.records] == [message]
+    os.utime(path, (time.time() - 3600,) * 2)
+    with pytest.raises(ValueError) as raised:
         require_deepspeed(builds_operators=True)
+    assert str(raised.value) == message
+
+
+def test_locks_in_the_default_folder(lock: FileBaton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
+    monkeypatch.setattr(cpp_extension, "get_default_build_root", lambda: str(tmp_path / "root"))
+    folders = [
+        Path(cpp_extension._get_build_directory(name, verbose=False)) for name in ("cpu_adam", "of_another_package")
+    ]
+    for path in (*folders, tmp_path / "root" / "py27_cpu" / "cpu_adam"):
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "lock").touch()
+    assert abandoned_locks() == [folders[0] / "lock"]
 
 
 def test_only_the_first_process_of_a_machine_warns(
-    lock: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    lock: FileBaton, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
+    abandon(lock)
     monkeypatch.setenv("LOCAL_RANK", "1")
     require_deepspeed(builds_operators=True)
     assert not caplog.records
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
-def test_a_lock_that_is_held_is_waited_for(lock: Path, caplog: pytest.LogCaptureFixture):
-    os.utime(lock, (0, 0))
-    holder = os.open(lock, os.O_RDONLY)
-    try:
-        require_deepspeed(builds_operators=True)
-        assert abandoned_locks() == [] and not caplog.records
-    finally:
-        os.close(holder)
-    assert abandoned_locks() == [lock]
+def test_a_lock_that_is_held_is_not_reported(lock: FileBaton, caplog: pytest.LogCaptureFixture):
+    assert lock.try_acquire()
+    os.utime(lock.lock_file_path, (0, 0))
+    require_deepspeed(builds_operators=True)
+    assert abandoned_locks() == [] and not caplog.records
+    lock.release()
+    assert abandoned_locks() == []
+
+
+def test_a_lock_that_is_released_meanwhile_is_not_reported(lock: FileBaton, monkeypatch: pytest.MonkeyPatch):
+    path = abandon(lock)
+    monkeypatch.setattr(time, "sleep", lambda seconds: os.remove(path))
+    assert abandoned_locks() == []
+    abandon(lock)
+    monkeypatch.setattr(time, "sleep", lambda seconds: os.utime(path, (1, 1)))
+    assert abandoned_locks() == []

@@ -1,6 +1,6 @@
 """Generate plans on each process and write the results of each to a file.
 
-Run by `test_plan_local.py` under `accelerate launch`: `python -m tests.codeplan.plan_worker FOLDER`.
+Run by `test_plan_local.py`: `python -m tests.codeplan.plan_worker FOLDER`.
 """
 
 import json

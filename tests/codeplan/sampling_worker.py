@@ -1,6 +1,6 @@
 """Sample plans on each process, and write the results of each to a file.
 
-Run by `test_plan_sampling_processes.py` under `accelerate launch`: `python -m tests.codeplan.sampling_worker FOLDER`.
+Run by `test_plan_sampling_processes.py`: `python -m tests.codeplan.sampling_worker FOLDER`.
 """
 
 import json

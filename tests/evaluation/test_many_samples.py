@@ -86,13 +86,13 @@ def results(benchmark: Benchmark, verdicts, all_tests: bool = False) -> dict:
 
 @pytest.mark.parametrize("tasks", [4, 64])
 def test_samples_and_verdicts_in_memory(tmp_path: Path, tasks: int):
+    gc.collect()
+    gc.freeze()  # not to search what other tests have made
     benchmark, samples = make(tasks, 4)
     stored(tmp_path, samples)
     del samples
     most = {Sample: 0, Verdict: 0, ExecutionResult: 0}
     few = {Sample: 12, Verdict: 8, ExecutionResult: 8 + len(OUTCOMES)}
-
-    gc.freeze()  # not to search what other tests have made
 
     def watch() -> None:
         kinds = Counter(map(type, gc.get_objects()))

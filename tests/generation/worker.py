@@ -1,6 +1,6 @@
 """Generate on each process, between two training steps, and write the results of each process to a file.
 
-Run by `test_distributed.py` under `accelerate launch`: `python -m tests.generation.worker FOLDER`.
+Run by `test_distributed.py`: `python -m tests.generation.worker FOLDER`.
 """
 
 import json

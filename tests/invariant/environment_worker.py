@@ -1,6 +1,6 @@
 """Write the environment and the state of each process: `python -m tests.invariant.environment_worker FOLDER [FAILS]`.
 
-With `FAILS`, the second process fails and the first one waits for it.
+With `FAILS`, the second process fails and the first one sleeps.
 """
 
 import json

@@ -3,22 +3,21 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import yaml
-from accelerate.commands.launch import launch_command, launch_command_parser
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed import TCPStore
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,7 +36,7 @@ _COMMON = {
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
 
 _GRACE = 10.0
-"""Seconds that a process has to end after another one has failed."""
+"""Seconds that processes have to end after another one has failed."""
 
 
 @dataclass
@@ -52,15 +51,24 @@ class Outcome:
         return [log[key] for log in self.record["logs"] if key in log]
 
 
-def run(folder: Path, backend: str, timeout: float = 300, gather: bool = True, **settings: Any) -> Outcome:
-    """Run the worker in `folder`; `backend` is `single`, `ddp`, `zero1`, `zero2` or `zero3`.
+def run(
+    folder: Path,
+    backend: str,
+    timeout: float = 300,
+    gather: bool = True,
+    start: Callable[..., None] | None = None,
+    **settings: Any,
+) -> Outcome:
+    """Run the worker in `folder`, by `launch` unless `start` is `accelerate_launch`.
 
-    ZeRO-3 shards even the smallest tensors, and saves the model as shards unless `gather` is set.
+    `backend` is `single`, `ddp`, `zero1`, `zero2` or `zero3`. ZeRO-3 shards even the smallest tensors, and saves the
+    model as shards unless `gather` is set.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"output_dir": str(folder / "checkpoints"), "results": str(folder), **settings}
     (folder / "settings.json").write_text(json.dumps(settings))
-    launch(folder, backend, "tests.invariant.worker", str(folder / "settings.json"), timeout=timeout, gather=gather)
+    start = start or launch
+    start(folder, backend, "tests.invariant.worker", str(folder / "settings.json"), timeout=timeout, gather=gather)
     threads = {path.name: json.loads(path.read_text()) for path in folder.glob("threads-*.json")}
     assert len(threads) == (1 if backend == "single" else 2)
     assert not any("gloo" in name for names in threads.values() for name in names), threads
@@ -73,28 +81,45 @@ def run(folder: Path, backend: str, timeout: float = 300, gather: bool = True, *
     return Outcome(record, weights, folder / "checkpoints")
 
 
-class RankServer:
+class _Server:
     """A process that runs the modules of one rank, see `tests.invariant.rank_server`."""
 
     def __init__(self) -> None:
+        self._errors = tempfile.TemporaryFile("w+")
+        environment = {**os.environ, **ENVIRONMENT}
+        environment.pop("PYTHONHASHSEED", None)  # ranks iterate over sets in different orders
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.invariant.rank_server"],
             cwd=ROOT,
-            env={**os.environ, **ENVIRONMENT},
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._errors,
             text=True,
+            start_new_session=True,  # an interrupt ends it by the end of its input
         )
-        self._ready = False
+        self._is_ready = False
         self._child: int | None = None
+
+    def has_ended(self) -> bool:
+        """Return whether the server has ended, which it does only by an error."""
+        return self._process.poll() is not None
 
     def wait(self) -> None:
         """Wait until the server has imported its modules."""
-        self._ready = self._ready or self._answer() == os.EX_OK
+        if not self._is_ready:
+            self._is_ready = self._answer() == os.EX_OK
 
     def run(self, **request: Any) -> int:
-        """Run a module and return its exit status."""
+        """Run a module and return its exit status.
+
+        Args:
+            module, arguments: What to run.
+            folder: Folder for the names of threads.
+            output: Existing file for both output streams.
+            config: Configuration of accelerate, or `None`.
+            environment: Environment, to which the configuration may add.
+        """
         assert self._process.stdin is not None
         print(json.dumps(request), file=self._process.stdin, flush=True)
         self._child = self._answer()
@@ -103,20 +128,28 @@ class RankServer:
         return status
 
     def kill(self) -> None:
-        """Kill the module and the processes that it has started."""
+        """Kill the module and the processes that it has started, if it has started."""
         if self._child is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._child, signal.SIGKILL)
 
     def _answer(self) -> int:
         assert self._process.stdout is not None
-        return int(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        if not line:
+            self._errors.seek(0)
+            raise RuntimeError(f"rank_server has ended with {self._process.wait()}:\n{self._errors.read()[-6000:]}")
+        return int(line)
 
 
-@cache
-def rank_server(rank: int) -> RankServer:
+_SERVERS: dict[str, _Server] = {}
+
+
+def _server(name: str) -> _Server:
     """Return the server of a rank, which ends with this process."""
-    return RankServer()
+    if name not in _SERVERS or _SERVERS[name].has_ended():
+        _SERVERS[name] = _Server()
+    return _SERVERS[name]
 
 
 def launch(
@@ -125,57 +158,82 @@ def launch(
     """Run a module on one process or, with any backend other than `single`, on two; a failure is an error.
 
     The processes have the environment that `accelerate launch` gives them. They are forks of processes that have
-    imported most modules, since imports would take most of the time. The names of their last native threads are
-    written to `threads-RANK.json` in `folder`.
+    imported most modules, since imports would take most of the time; variables that are read during imports have the
+    values of the first launch. The names of their last native threads are written to `threads-RANK.json` in `folder`.
     """
-    environments = _environments(folder, backend, module, gather)
-    servers = [rank_server(rank) for rank in range(len(environments))]
+    common, config = {**os.environ, **ENVIRONMENT}, None
+    if backend == "single":
+        store, names, environments = None, ["single"], [common]
+    else:
+        config = str(_write_config(folder, backend, gather))
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as in PyTorch's launcher
+        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        common |= {"TORCHELASTIC_RESTART_COUNT": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        names = ["rank 0", "rank 1"]
+        environments = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    outputs = [folder / f"output-{rank}.txt" for rank in range(len(names))]
+    for output in outputs:
+        output.write_text("")
+    servers = [_server(name) for name in names]
     for server in servers:
         server.wait()
+    request = {"module": module, "arguments": arguments, "folder": str(folder), "config": config}
     with ThreadPoolExecutor(len(servers)) as pool:
         runs = [
-            pool.submit(
-                server.run,
-                module=module,
-                arguments=arguments,
-                environment=environment,
-                output=str(folder / f"output-{rank}.txt"),
-                threads=str(folder / f"threads-{rank}.json"),
-            )
-            for rank, (server, environment) in enumerate(zip(servers, environments, strict=True))
+            pool.submit(server.run, **request, output=str(output), environment=environment)
+            for server, output, environment in zip(servers, outputs, environments, strict=True)
         ]
-        deadline = time.monotonic() + timeout
-        pending = set(runs)
-        while pending and time.monotonic() < deadline and not any(run.done() and run.result() for run in runs):
-            _, pending = wait(pending, timeout=deadline - time.monotonic(), return_when=FIRST_COMPLETED)
-        wait(pending, timeout=_GRACE if time.monotonic() < deadline else 0)
-        unfinished = [rank for rank, run in enumerate(runs) if not run.done()]
-        for rank in unfinished:
-            servers[rank].kill()
+        try:
+            _wait(runs, timeout)
+        finally:
+            killed = [rank for rank, run in enumerate(runs) if not run.done()]
+            while not all(run.done() for run in runs):
+                for rank in killed:
+                    servers[rank].kill()
+                wait(runs, timeout=0.1)
     statuses = [run.result() for run in runs]
     if any(statuses):
-        outputs = [(folder / f"output-{rank}.txt").read_text()[-6000:] for rank in range(len(runs))]
-        raise RuntimeError(f"{backend}: {statuses=}, {unfinished=}\n" + "\n".join(outputs))
+        texts = [output.read_text(errors="replace")[-6000:] for output in outputs]
+        raise RuntimeError("\n".join([f"{backend}: exit statuses {statuses}, killed: {killed}", *texts]))
 
 
-def _environments(folder: Path, backend: str, module: str, gather: bool) -> list[dict[str, str]]:
-    """Return the environment of each process."""
-    common = {**os.environ, **ENVIRONMENT}
-    if backend == "single":
-        return [common]
-    (folder / "accelerate.yaml").write_text(yaml.safe_dump(accelerate_config(folder, backend, gather)))
-    seen: dict[str, str] = {}
-    with (
-        mock.patch("torch.distributed.run.run", lambda _: seen.update(os.environ)),
-        mock.patch.dict(os.environ, common),
-    ):
-        launch_command(
-            launch_command_parser().parse_args(["--config_file", str(folder / "accelerate.yaml"), "-m", module])
-        )
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    seen |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    return [seen | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+def _wait(runs: Sequence[Future[int]], timeout: float) -> None:
+    """Wait until all processes have ended or one has failed, and then a little for the others."""
+    pending, left = set(runs), timeout
+    deadline = time.monotonic() + timeout
+    while pending and left > 0 and not any(run.done() and run.result() for run in runs):
+        _, pending = wait(pending, timeout=left, return_when=FIRST_COMPLETED)
+        left = deadline - time.monotonic()
+    wait(pending, timeout=min(_GRACE, max(left, 0)))
+
+
+def accelerate_launch(
+    folder: Path, backend: str, module: str, *arguments: str, timeout: float = 300, gather: bool = True
+) -> None:
+    """Do what `launch` does by `accelerate launch`, which is slower."""
+    launcher = ["accelerate.commands.launch", "--config_file", str(_write_config(folder, backend, gather)), "-m"]
+    command = [sys.executable, "-m", *launcher, "tests.invariant.rank_server", str(folder), module, *arguments]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **ENVIRONMENT},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # upon which it ends the processes that it has started
+            raise
+    if process.returncode != 0:
+        raise RuntimeError(f"{backend}: exit status {process.returncode}\n{output[-6000:]}")
+
+
+def _write_config(folder: Path, backend: str, gather: bool) -> Path:
+    path = folder / "accelerate.yaml"
+    path.write_text(yaml.safe_dump(accelerate_config(folder, backend, gather)))
+    return path
 
 
 def accelerate_config(folder: Path, backend: str, gather: bool = True) -> dict[str, Any]:

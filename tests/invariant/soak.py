@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests import tiny
 
-from .launch import run
+from .launch import accelerate_launch, run
 
 
 def main(launches: int) -> None:
@@ -22,7 +22,7 @@ def main(launches: int) -> None:
             for backend in ("ddp", "zero3"):
                 started = time.monotonic()
                 with tempfile.TemporaryDirectory(dir=folder) as results:
-                    run(Path(results), backend, timeout=900, **settings)
+                    run(Path(results), backend, timeout=900, start=accelerate_launch, **settings)
                 seconds = time.monotonic() - started
                 print(f"{number} of {launches}: {backend} exited with 0, {seconds:.0f} s", flush=True)
 

@@ -1,6 +1,6 @@
 """Run two cycles on every process, and record the final state of each process.
 
-Run by `test_cycle_distributed.py`, under `accelerate launch` or alone: `python -m tests.iterkd.cycle_worker SETTINGS`.
+Run by `test_cycle_distributed.py`: `python -m tests.iterkd.cycle_worker SETTINGS`.
 """
 
 import json

@@ -1,5 +1,6 @@
 """Run a command in several processes with accelerate's launcher, after checks that the machine allows it."""
 
+import glob
 import logging
 import os
 import shutil
@@ -31,8 +32,13 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_OPERATORS = ("deepspeed_*", "cpu_adam", "fused_adam")
+"""Names of the operators that runs with ZeRO compile on a CPU or with an offloaded optimizer, as patterns."""
+
 _COMPILATION_TIME = 600.0
-"""Seconds after which an operator of DeepSpeed is certainly compiled, on this machine or on another one."""
+"""Seconds after which a lock is taken to be abandoned although another machine may hold it."""
+
+_BETWEEN_LOOKS = 0.1  # seconds
 
 
 @cache
@@ -240,37 +246,54 @@ def require_deepspeed(*, builds_operators: bool) -> None:
 
 
 def abandoned_locks() -> list[Path]:
-    """Return locks in PyTorch's folder of compiled operators that no process of this machine holds.
+    """Return the locks of DeepSpeed's operators that no process of this machine holds.
 
-    A process that is killed while it compiles or loads an operator leaves its lock, and every later run waits until
-    the file is deleted, without a message. A lock on a file system that several machines use may be one of theirs.
+    PyTorch locks the folder of an operator by a file while it compiles or loads the operator. If the process is
+    killed, the file stays, and every later run waits until it is deleted, without a message.
     """
     folder = os.environ.get("TORCH_EXTENSIONS_DIR")
+    versions = "."
     if folder is None:
         from torch.utils.cpp_extension import get_default_build_root
 
         folder = get_default_build_root()
-    return [lock for lock in Path(folder).glob("**/lock") if not _is_open(lock)]
+        versions = f"py{sys.version_info.major}{sys.version_info.minor}*"
+    found = {}
+    for operator in _OPERATORS:
+        for name in glob.glob(os.path.join(folder, versions, operator, "lock")):
+            lock = Path(name)
+            if (state := _unheld_state(lock)) is not None:
+                found[lock] = state
+    if found:
+        time.sleep(_BETWEEN_LOOKS)  # a process that releases a lock closes the file before it deletes it
+    return [lock for lock, state in found.items() if _unheld_state(lock) == state]
+
+
+def _unheld_state(lock: Path) -> tuple[int, int] | None:
+    """Return the file number and time of a lock that no process has open, as far as /proc tells this user."""
+    try:
+        status, name = lock.stat(), str(lock.resolve())
+    except OSError:  # released in the meantime
+        return None
+    for process in glob.iglob("/proc/[0-9]*"):
+        with suppress(OSError):  # the process has ended, or is another user's
+            for descriptor in os.scandir(f"{process}/fd"):
+                with suppress(OSError):
+                    if os.readlink(descriptor.path) == name:
+                        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _check_locks() -> None:
     """Raise a ValueError about an abandoned lock that is old, and warn of one that is new."""
     for lock in abandoned_locks():
-        with suppress(FileNotFoundError):  # released in the meantime
+        with suppress(FileNotFoundError):  # deleted in the meantime
             age = time.time() - lock.stat().st_mtime
             message = (
-                f"{lock} was left by a run that was killed, and DeepSpeed waits until it does not exist; delete it"
+                f"{lock} seems to be left by a run that was killed, and DeepSpeed waits until it does not exist; "
+                "delete it, unless another machine, container or user is compiling there"
             )
             if age > _COMPILATION_TIME:
                 raise ValueError(f"{message}.")
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                logger.warning(f"{message}, unless another machine is compiling DeepSpeed's operators there.")
-
-
-def _is_open(path: Path) -> bool:
-    """Return whether a process has the file open, as far as /proc tells this user."""
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-        with suppress(OSError):
-            if descriptor.samefile(path):
-                return True
-    return False
+                logger.warning(f"{message}.")

@@ -17,8 +17,9 @@ if not any(map(Path.exists, (Path("/dev/nvidiactl"), Path("/dev/kfd")))):  # no 
     os.environ.setdefault("TRITON_INTERPRET", "1")  # must be set before anything imports Triton
 
 # Not the user's folder, as abandoned locks are deleted in it.
-_OPERATORS = Path(__file__).parents[1] / ".pytest_cache" / "operators" / f"python{sys.version_info.minor}"
-os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_OPERATORS))
+os.environ["TORCH_EXTENSIONS_DIR"] = str(
+    Path(__file__).parents[1] / ".pytest_cache" / "operators" / Path(sys.prefix).name
+)
 
 settings.register_profile("any_load", deadline=None)
 settings.load_profile("any_load")

@@ -22,5 +22,7 @@ if __name__ == "__main__":
     (folder / f"rank{state.process_index}.json").write_text(json.dumps(record))
     if len(sys.argv) > 2:
         if state.process_index == 1:
+            while not (folder / "rank0.json").exists():
+                time.sleep(0.01)
             raise ArithmeticError("rank 1 fails")
         time.sleep(600)

@@ -26,6 +26,7 @@ _COMMON = {
     "num_machines": 1,
     "num_processes": 2,
     "machine_rank": 0,
+    "main_process_port": 0,  # any free one
     "main_training_function": "main",
     "rdzv_backend": "static",
     "same_network": True,
@@ -123,9 +124,11 @@ class _Server:
         assert self._process.stdin is not None
         print(json.dumps(request), file=self._process.stdin, flush=True)
         self._child = self._answer()
-        status = self._answer()
-        self._child = None
-        return status
+        try:
+            return self._answer()
+        finally:
+            self.kill()  # if the server has ended; otherwise, what the module has left running
+            self._child = None
 
     def kill(self) -> None:
         """Kill the module and the processes that it has started, if it has started."""
@@ -157,7 +160,8 @@ def launch(
 ) -> None:
     """Run a module on one process or, with any backend other than `single`, on two; a failure is an error.
 
-    The processes have the environment that `accelerate launch` gives them. They are forks of processes that have
+    The processes have the environment that `accelerate launch` gives them, except what PyTorch's launcher tells about
+    itself. They are forks of processes that have
     imported most modules, since imports would take most of the time; variables that are read during imports have the
     values of the first launch. The names of their last native threads are written to `threads-RANK.json` in `folder`.
     """
@@ -183,9 +187,11 @@ def launch(
             pool.submit(server.run, **request, output=str(output), environment=environment)
             for server, output, environment in zip(servers, outputs, environments, strict=True)
         ]
+        started = time.monotonic()
         try:
             _wait(runs, timeout)
         finally:
+            seconds = time.monotonic() - started
             killed = [rank for rank, run in enumerate(runs) if not run.done()]
             while not all(run.done() for run in runs):
                 for rank in killed:
@@ -194,7 +200,9 @@ def launch(
     statuses = [run.result() for run in runs]
     if any(statuses):
         texts = [output.read_text(errors="replace")[-6000:] for output in outputs]
-        raise RuntimeError("\n".join([f"{backend}: exit statuses {statuses}, killed: {killed}", *texts]))
+        raise RuntimeError(
+            "\n".join([f"{backend}: exit statuses {statuses}, killed after {seconds:.0f} s: {killed}", *texts])
+        )
 
 
 def _wait(runs: Sequence[Future[int]], timeout: float) -> None:
@@ -225,7 +233,7 @@ def accelerate_launch(
             output, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             process.terminate()  # upon which it ends the processes that it has started
-            raise
+            output, _ = process.communicate()
     if process.returncode != 0:
         raise RuntimeError(f"{backend}: exit status {process.returncode}\n{output[-6000:]}")
 

@@ -84,12 +84,10 @@ def become_rank() -> None:
     output = os.open(REQUEST["output"], os.O_WRONLY | os.O_APPEND)
     for source, target in ((os.open(os.devnull, os.O_RDONLY), 0), (output, 1), (output, 2)):
         os.dup2(source, target)
-    environment = REQUEST["environment"]
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(REQUEST["environment"])
     if REQUEST["config"] is not None:
         os.environ.update(_accelerate_environment(REQUEST["config"]))
-        os.environ.update(environment)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
 

@@ -32,7 +32,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_OPERATORS = ("deepspeed_*", "cpu_adam", "fused_adam")
+_OPERATORS = ("deepspeed_*", "cpu_*", "fused_adam")
 """Names of the operators that runs with ZeRO compile on a CPU or with an offloaded optimizer, as patterns."""
 
 _COMPILATION_TIME = 600.0
@@ -248,38 +248,46 @@ def require_deepspeed(*, builds_operators: bool) -> None:
 def abandoned_locks() -> list[Path]:
     """Return the locks of DeepSpeed's operators that no process of this machine holds.
 
-    PyTorch locks the folder of an operator by a file while it compiles or loads the operator. If the process is
-    killed, the file stays, and every later run waits until it is deleted, without a message.
+    PyTorch locks the folder of an operator by a file while it compiles the operator or checks that it is up to date.
+    If the process is killed, the file stays, and every later run waits until it is deleted, without a message.
     """
-    folder = os.environ.get("TORCH_EXTENSIONS_DIR")
-    versions = "."
-    if folder is None:
-        from torch.utils.cpp_extension import get_default_build_root
-
-        folder = get_default_build_root()
-        versions = f"py{sys.version_info.major}{sys.version_info.minor}*"
-    found = {}
+    states = {}
     for operator in _OPERATORS:
-        for name in glob.glob(os.path.join(folder, versions, operator, "lock")):
-            lock = Path(name)
+        for lock in _operator_folder().glob(f"{operator}/lock"):
             if (state := _unheld_state(lock)) is not None:
-                found[lock] = state
-    if found:
+                states[lock] = state
+    if states:
         time.sleep(_BETWEEN_LOOKS)  # a process that releases a lock closes the file before it deletes it
-    return [lock for lock, state in found.items() if _unheld_state(lock) == state]
+    return [lock for lock, state in states.items() if _unheld_state(lock) == state]
+
+
+def _operator_folder() -> Path:
+    """Return the folder in which PyTorch compiles operators, for this Python and this build of PyTorch."""
+    if "TORCH_EXTENSIONS_DIR" in os.environ:
+        return Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    import torch
+    from torch.utils.cpp_extension import get_default_build_root
+
+    python = f"py{sys.version_info.major}{sys.version_info.minor}{getattr(sys, 'abiflags', '')}"
+    build = "cpu"
+    if torch.version.hip is not None:
+        build = f"rocm{torch.version.hip.replace('.', '')}"
+    elif torch.version.cuda is not None:
+        build = f"cu{torch.version.cuda.replace('.', '')}"
+    return Path(get_default_build_root(), f"{python}_{build}")
 
 
 def _unheld_state(lock: Path) -> tuple[int, int] | None:
     """Return the file number and time of a lock that no process has open, as far as /proc tells this user."""
     try:
-        status, name = lock.stat(), str(lock.resolve())
+        status = lock.stat()
     except OSError:  # released in the meantime
         return None
     for process in glob.iglob("/proc/[0-9]*"):
         with suppress(OSError):  # the process has ended, or is another user's
-            for descriptor in os.scandir(f"{process}/fd"):
+            for descriptor in os.listdir(f"{process}/fd"):
                 with suppress(OSError):
-                    if os.readlink(descriptor.path) == name:
+                    if os.path.samestat(os.stat(f"{process}/fd/{descriptor}"), status):
                         return None
     return status.st_ino, status.st_mtime_ns
 
@@ -291,7 +299,7 @@ def _check_locks() -> None:
             age = time.time() - lock.stat().st_mtime
             message = (
                 f"{lock} seems to be left by a run that was killed, and DeepSpeed waits until it does not exist; "
-                "delete it, unless another machine, container or user is compiling there"
+                "end the runs that wait and delete it, unless another machine, container or user is compiling there"
             )
             if age > _COMPILATION_TIME:
                 raise ValueError(f"{message}.")

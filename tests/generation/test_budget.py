@@ -130,7 +130,7 @@ def test_server_that_reports_no_usage(usage: dict | None, logprobs: bool, tokens
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
-@pytest.mark.parametrize("limit", [1, 5, 12, 100])
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 5, 8, 12, 100])
 def test_requests_are_counted_exactly(limit: int, concurrency: int):
     with serving() as server:
         server.faults.extend([Fault(500)] * 3)  # repetitions count

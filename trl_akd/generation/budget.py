@@ -119,7 +119,9 @@ class Budget:
     def reserve(self, tokens: int) -> "Reservation | None":
         """Reserve a request and its maximum number of tokens; return `None` if that is not possible now."""
         with self._lock:
-            if self.reached is not None or not self._has_request():
+            if self.reached is not None:
+                return None
+            if self._max_requests is not None and self.spent.requests + self._reserved_requests >= self._max_requests:
                 return None
             promised = self.spent.tokens + self._reserved_tokens + tokens
             if self._max_tokens is not None and promised > self._max_tokens and self._reservations:
@@ -146,12 +148,14 @@ class Budget:
     def send(self, reservation: "Reservation") -> None:
         """Count a request that is about to be sent.
 
+        A retry, for which no request is reserved, may take one that is reserved for another prompt, so that a call
+        ends only when all requests have been sent.
+
         Raises:
-            BudgetSpent: If it is a retry, for which no request is reserved, and none is left, or if `max_seconds` is
-            over.
+            BudgetSpent: If `max_requests` requests have been sent, or `max_seconds` is over.
         """
         with self._lock:
-            if not reservation.requests and not self._has_request():
+            if self._max_requests is not None and self.spent.requests >= self._max_requests:
                 raise BudgetSpent("max_requests")
             if self._max_seconds is not None and self.seconds >= self._max_seconds:
                 raise BudgetSpent("max_seconds")
@@ -167,9 +171,6 @@ class Budget:
             self._reserved_requests -= reservation.requests
             self._reserved_tokens -= reservation.tokens
             self.spent += Usage(0, usage.prompt_tokens, usage.completion_tokens, usage.estimated)
-
-    def _has_request(self) -> bool:
-        return self._max_requests is None or self.spent.requests + self._reserved_requests < self._max_requests
 
 
 @dataclass(slots=True)

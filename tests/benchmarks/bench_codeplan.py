@@ -13,7 +13,7 @@ import random
 import tempfile
 from typing import Any
 
-from .steps import Clock, Found, compare
+from .steps import compare
 
 CONTENDERS = {
     "weighted": "CodePLAN, `weighted`",
@@ -24,8 +24,8 @@ CONTENDERS = {
 PROBLEMS, BATCH, VOCABULARY, PROBLEM, ANSWER = 64, 8, 16384, 24, 64
 
 
-def measure(contender: str, steps: int) -> Found:
-    """Train for a few steps in this process, and return the time of the fastest step (s) and peak memory (bytes)."""
+def make_trainer(contender: str, steps: int, callback: Any) -> Any:
+    """Return a trainer for a few steps of one thread."""
     import torch
     from transformers import Trainer, TrainingArguments, default_data_collator
 
@@ -33,26 +33,23 @@ def measure(contender: str, steps: int) -> Found:
     from trl_akd import CodePLANConfig, CodePLANTrainer
 
     torch.set_num_threads(1)
-    student, clock = tiny.model(vocabulary=VOCABULARY, hidden=128), Clock()
+    student = tiny.model(vocabulary=VOCABULARY, hidden=128)
     settings: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(), "use_cpu": True, "bf16": False, "report_to": "none", "max_steps": steps,
         "per_device_train_batch_size": BATCH, "gradient_checkpointing": False, "save_strategy": "no", "optim": "sgd",
     }  # fmt: skip
     if contender == "trainer":
         args = TrainingArguments(gradient_accumulation_steps=2, train_sampling_strategy="sequential", **settings)
-        trainer = Trainer(student, args, default_data_collator, _examples(), callbacks=[clock])
-    else:
-        settings |= {"schedule": "alternate", "gradient_accumulation_steps": 2} if contender == "alternate" else {}
-        settings |= {"plan_head": "shared"} if contender == "shared" else {}
-        trainer = CodePLANTrainer(
-            student,
-            args=CodePLANConfig(**settings),
-            train_dataset=_problems(),
-            processing_class=tiny.tokenizer(),
-            callbacks=[clock],
-        )
-    trainer.train()
-    return clock.found()
+        return Trainer(student, args, default_data_collator, _examples(), callbacks=[callback])
+    settings |= {"schedule": "alternate", "gradient_accumulation_steps": 2} if contender == "alternate" else {}
+    settings |= {"plan_head": "shared"} if contender == "shared" else {}
+    return CodePLANTrainer(
+        student,
+        args=CodePLANConfig(**settings),
+        train_dataset=_problems(),
+        processing_class=tiny.tokenizer(),
+        callbacks=[callback],
+    )
 
 
 def _problems() -> Any:
@@ -89,4 +86,4 @@ def _examples() -> Any:
 
 
 if __name__ == "__main__":
-    compare(__spec__.name, __doc__, CONTENDERS, "trainer", measure)
+    compare(__spec__.name, __doc__, CONTENDERS, "trainer", make_trainer)

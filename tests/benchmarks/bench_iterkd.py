@@ -13,7 +13,7 @@ import random
 import tempfile
 from typing import Any
 
-from .steps import Clock, Found, compare
+from .steps import compare
 
 CONTENDERS = {
     "iterkd": "IterKD, `ce` and `dpo`",
@@ -23,8 +23,8 @@ CONTENDERS = {
 PAIRS, BATCH, VOCABULARY, PROMPT, ANSWER = 64, 8, 16384, 32, 64
 
 
-def measure(contender: str, steps: int) -> Found:
-    """Train for a few steps in this process, and return the time of the fastest step (s) and peak memory (bytes)."""
+def make_trainer(contender: str, steps: int, callback: Any) -> Any:
+    """Return a trainer for a few steps of one thread."""
     import torch
     from trl import DPOConfig, DPOTrainer
 
@@ -33,21 +33,19 @@ def measure(contender: str, steps: int) -> Found:
     from trl_akd.iterkd.pair_trainer import PairTrainer
 
     torch.set_num_threads(1)
-    student, clock = tiny.model(vocabulary=VOCABULARY, hidden=128), Clock()
+    student = tiny.model(vocabulary=VOCABULARY, hidden=128)
     settings: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(), "use_cpu": True, "bf16": False, "report_to": "none", "max_steps": steps,
         "per_device_train_batch_size": BATCH, "gradient_checkpointing": False, "save_strategy": "no", "optim": "sgd",
     }  # fmt: skip
-    common = {"processing_class": tiny.tokenizer(), "callbacks": [clock]}
+    common = {"processing_class": tiny.tokenizer(), "callbacks": [callback]}
     if contender == "trl":
         args = DPOConfig(loss_type=["sigmoid", "sft"], precompute_ref_log_probs=True, **settings)
         pairs = _pairs().rename_columns({"completion": "chosen"})
-        DPOTrainer(student, args=args, train_dataset=pairs, **common).train()
-        return clock.found()
+        return DPOTrainer(student, args=args, train_dataset=pairs, **common)
     settings |= {"contrastive_loss": "dpo"} if contender == "iterkd" else {"contrastive_weight": 0.0}
     pairs = _pairs().map(lambda row: {"rejected": [row["rejected"]]})
-    PairTrainer(student, args=IterKDConfig(objective="ce", **settings), train_dataset=pairs, **common).train()
-    return clock.found()
+    return PairTrainer(student, args=IterKDConfig(objective="ce", **settings), train_dataset=pairs, **common)
 
 
 def _pairs() -> Any:
@@ -64,4 +62,4 @@ def _pairs() -> Any:
 
 
 if __name__ == "__main__":
-    compare(__spec__.name, __doc__, CONTENDERS, "trl", measure)
+    compare(__spec__.name, __doc__, CONTENDERS, "trl", make_trainer)

@@ -90,9 +90,11 @@ def measured() -> Iterator[dict[str, float]]:
 
 def measure(contender: str, steps: int) -> dict[str, float]:
     """Train for a few steps in this process, and return the seconds of each part."""
+    from .steps import measure as measure_steps
+
     module, name = CONTENDERS[contender]
     with measured() as seconds:
-        import_module(f"{__package__}.{module}").measure(name, steps)
+        measure_steps(import_module(f"{__package__}.{module}").make_trainer, name, steps)
     return seconds
 
 

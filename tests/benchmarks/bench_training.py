@@ -2,18 +2,20 @@
 
     python -m tests.benchmarks.bench_training [--repeats 5] [--steps 12] [--json PATH]
     python -m tests.benchmarks.bench_training --contenders on_policy distillation
+    python -m tests.benchmarks.bench_training --alternate akd kd --steps 200
 
 All have the same models. SFT has no teacher. DistillationTrainer always generates text, so that it is compared with
 AKD on text of the student; both generate 32 tokens for each of eight prompts. Every measurement runs in a separate
 process, and the implementations take turns. The time is that of the fastest step, in CPU seconds of one thread,
-because other programs may share the cores; the memory is the increase of the peak since before the first step. No
-test depends on the speed.
+because other programs may share the cores; the memory is the increase of the peak since before the first step. With
+`--alternate`, two trainers run in one process, a step of each in turns, for differences below the noise between
+processes. No test depends on the speed.
 """
 
 import tempfile
 from typing import Any
 
-from .steps import Clock, Found, compare
+from .steps import compare
 
 CONTENDERS = {
     "akd": "AKD",
@@ -26,8 +28,8 @@ CONTENDERS = {
 ROWS, LENGTH, BATCH, VOCABULARY, NEW_TOKENS = 64, 128, 8, 16384, 32
 
 
-def measure(contender: str, steps: int) -> Found:
-    """Train for a few steps in this process, and return the time of the fastest step (s) and peak memory (bytes)."""
+def make_trainer(contender: str, steps: int, callback: Any) -> Any:
+    """Return a trainer for a few steps of one thread."""
     import torch
     from datasets import Dataset
     from trl import DistillationConfig, DistillationTrainer, SFTConfig, SFTTrainer
@@ -44,7 +46,6 @@ def measure(contender: str, steps: int) -> Found:
     tokens = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=generator).tolist()
     rows = Dataset.from_dict({"input_ids": tokens, "labels": [[-100] * 16 + row[16:] for row in tokens]})
 
-    clock = Clock()
     folder = tempfile.mkdtemp()
     settings: dict[str, Any] = {
         "output_dir": folder, "use_cpu": True, "bf16": False, "report_to": "none", "max_steps": steps, "seed": 0,
@@ -53,32 +54,29 @@ def measure(contender: str, steps: int) -> Found:
     }  # fmt: skip
     common: dict[str, Any] = {
         "model": student, "teacher_model": teacher, "train_dataset": rows, "processing_class": tiny.tokenizer(),
-        "callbacks": [clock],
+        "callbacks": [callback],
     }  # fmt: skip
     if contender in ("on_policy", "distillation"):
         settings |= {"temperature": 1.0}
         common["train_dataset"] = Dataset.from_dict({"prompt": ["ab" * (LENGTH // 4)] * ROWS})
-    trainer: Any
     if contender == "sft":
         del settings["lmbda"], common["teacher_model"]
-        trainer = SFTTrainer(args=SFTConfig(**settings), **common)
-    elif contender == "distillation":
+        return SFTTrainer(args=SFTConfig(**settings), **common)
+    if contender == "distillation":
         del settings["lmbda"], settings["max_length"]
         args = DistillationConfig(max_completion_length=NEW_TOKENS, beta=0.0, **settings)
-        trainer = DistillationTrainer(args=args, **common)
-    elif contender == "on_policy":
+        return DistillationTrainer(args=args, **common)
+    if contender == "on_policy":
         args = AKDConfig(**{**settings, "lmbda": 1.0}, max_new_tokens=NEW_TOKENS)
-        trainer = AKDTrainer(args=args, **common)
-    elif contender == "gkd":
+        return AKDTrainer(args=args, **common)
+    if contender == "gkd":
         collator = DataCollatorForDistillation(256)
-        trainer = GKDTrainer(args=GKDConfig(beta=0.0, **settings), data_collator=collator, **common)
-    elif contender == "kd":
-        trainer = AKDTrainer(args=AKDConfig(beta_strategy="fixed", beta=0.0, **settings), **common)
-    else:
-        trainer = AKDTrainer(args=AKDConfig(**settings), **common)
-    trainer.train()
-    return clock.found()
+        return GKDTrainer(args=GKDConfig(beta=0.0, **settings), data_collator=collator, **common)
+    if contender == "kd":
+        return AKDTrainer(args=AKDConfig(beta_strategy="fixed", beta=0.0, **settings), **common)
+    return AKDTrainer(args=AKDConfig(**settings), **common)
 
 
 if __name__ == "__main__":
-    compare(__spec__.name, __doc__, CONTENDERS, "gkd", measure, pairs=[("akd", "kd"), ("on_policy", "distillation")])
+    pairs = [("akd", "kd"), ("on_policy", "distillation")]
+    compare(__spec__.name, __doc__, CONTENDERS, "gkd", make_trainer, pairs)

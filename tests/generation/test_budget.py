@@ -172,6 +172,46 @@ def test_budget_does_not_block_threads():
         assert 0 not in first and [index for index, _ in arrivals] == [0]
 
 
+def test_completions_are_not_held_back_at_the_end_of_a_budget():
+    """The completion of a fast request is yielded while the other one, the last of the budget, is still running."""
+
+    class SlowToSend(Budget):
+        """Budget that sends no request before a reservation was tried for each of three prompts."""
+
+        tried, all_tried = 0, threading.Event()
+
+        def reserve(self, tokens):
+            found = super().reserve(tokens)
+            self.tried += 1
+            if self.tried == 3:
+                self.all_tried.set()
+            return found
+
+        def send(self, reservation):
+            assert self.all_tried.wait(20)
+            super().send(reservation)
+
+    with serving() as server:
+        slow = Fault(body=json.dumps(server.answer("", {"prompt": "0", "temperature": 0})))
+        gate, opened = threading.Event(), []
+
+        def refuses(body: dict) -> Fault | None:
+            if body["prompt"] != "0":
+                return None
+            opened.append(gate.wait(20))
+            return slow
+
+        server.refuses = refuses
+        generator = OpenAIGenerator(server.url, "tiny", concurrency=3)
+        arrivals = BudgetedGenerator(generator, budget=SlowToSend(max_requests=2)).stream(["0", "1", "2"])
+        arrived = []
+        with pytest.raises(BudgetSpent, match="`max_requests` is reached"):
+            for index, _ in arrivals:
+                arrived.append(index)
+                gate.set()
+        assert arrived == [1, 0] and opened == [True]
+
+
 def test_two_generators_share_a_budget():
     with serving() as server:
         budget = Budget(max_requests=5, spent=Usage(2, 10, 10))

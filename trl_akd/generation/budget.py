@@ -121,7 +121,8 @@ class Budget:
         with self._lock:
             if self.reached is not None:
                 return None
-            if self._max_requests is not None and self.spent.requests + self._reserved_requests >= self._max_requests:
+            promised_requests = self.spent.requests + self._reserved_requests
+            if self._max_requests is not None and promised_requests >= self._max_requests:
                 return None
             promised = self.spent.tokens + self._reserved_tokens + tokens
             if self._max_tokens is not None and promised > self._max_tokens and self._reservations:

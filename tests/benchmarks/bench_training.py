@@ -2,14 +2,14 @@
 
     python -m tests.benchmarks.bench_training [--repeats 5] [--steps 12] [--json PATH]
     python -m tests.benchmarks.bench_training --contenders on_policy distillation
-    python -m tests.benchmarks.bench_training --alternate akd kd --steps 200
+    python -m tests.benchmarks.bench_training --in_turns akd kd --steps 300
 
 All have the same models. SFT has no teacher. DistillationTrainer always generates text, so that it is compared with
 AKD on text of the student; both generate 32 tokens for each of eight prompts. Every measurement runs in a separate
 process, and the implementations take turns. The time is that of the fastest step, in CPU seconds of one thread,
 because other programs may share the cores; the memory is the increase of the peak since before the first step. With
-`--alternate`, two trainers run in one process, a step of each in turns, for differences below the noise between
-processes. No test depends on the speed.
+`--in_turns`, two trainers run in one process, a step of each in turns, which shows differences below the noise between
+processes: the ratio of each step's time to that of the other trainer's next one. No test depends on the speed.
 """
 
 import tempfile

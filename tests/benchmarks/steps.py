@@ -1,7 +1,6 @@
 """Measurement of training steps: of trainers in separate processes, or of two trainers in turns, step by step."""
 
 import argparse
-import itertools
 import json
 import math
 import resource
@@ -11,11 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
+
+_MIN_STEPS_IN_TURNS = 20
 
 Found = dict[str, float]
 MakeTrainer = Callable[[str, int, TrainerCallback], Trainer]
@@ -51,23 +52,24 @@ class Clock(TrainerCallback):
 class Turns(Clock):
     """Clock of one of two trainers that train in turns, one step at a time, each in its own thread."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.steps = steps
         self.turn = threading.Semaphore(0)
+        self.has_ended = False
         self.other: Turns
 
     def train(self, trainer: Trainer) -> None:
-        """Train when it is this trainer's turn, and let the other one continue at the end."""
+        """Train when it is this trainer's turn, and let the other one continue at the end or after an error."""
         self.turn.acquire()
         try:
             trainer.train()
         finally:
+            self.has_ended = True
             self.other.turn.release()
 
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
         super().on_step_end()
-        if len(self.seconds) + 1 < self.steps:  # the first step is not among them
+        if state.global_step < state.max_steps and not self.other.has_ended:
             self.other.turn.release()
             self.turn.acquire()
             self.ended = time.process_time()
@@ -80,21 +82,17 @@ def measure(make_trainer: MakeTrainer, contender: str, steps: int) -> Found:
     return clock.found()
 
 
-def alternate(make_trainer: MakeTrainer, contenders: Sequence[str], steps: int) -> list[float]:
-    """Train two trainers in turns, and return the ratio of each step's time to the mean of the two steps around it.
-
-    If the speed of the machine changes, it changes for both alike.
-    """
-    clocks = [Turns(steps), Turns(steps)]
+def measure_in_turns(make_trainer: MakeTrainer, contenders: Sequence[str], steps: int) -> list[list[float]]:
+    """Train two trainers in turns, and return the processor time of each of their steps but the first, in seconds."""
+    clocks = [Turns(), Turns()]
     clocks[0].other, clocks[1].other = clocks[1], clocks[0]
     trainers = [make_trainer(name, steps, clock) for name, clock in zip(contenders, clocks, strict=True)]
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(clock.train, trainer) for clock, trainer in zip(clocks, trainers, strict=True)]
         clocks[0].turn.release()
-        for run in runs:
+        for run in as_completed(runs):
             run.result()
-    first, second = (clock.seconds for clock in clocks)
-    return [time / statistics.mean(around) for time, around in zip(first[1:], itertools.pairwise(second), strict=True)]
+    return [clock.seconds for clock in clocks]
 
 
 def compare(
@@ -107,21 +105,31 @@ def compare(
 ) -> None:
     """Run a benchmark: measure one trainer in this process, or all in separate processes, and print a table.
 
-    `pairs` are trainers whose ratios are printed as well. With `--alternate`, two trainers run in this process.
+    `pairs` are trainers whose ratios are printed as well. With `--in_turns`, two trainers run in this process.
     """
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--contender", choices=contenders, help="only print the result of one trainer")
-    parser.add_argument("--contenders", nargs="+", choices=contenders, default=list(contenders))
-    parser.add_argument("--alternate", nargs=2, choices=contenders, help="train two trainers in turns, step by step")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--contender", choices=contenders, help="only print the result of one trainer")
+    chosen.add_argument("--contenders", nargs="+", choices=contenders, default=list(contenders))
+    chosen.add_argument(
+        "--in_turns", nargs=2, choices=contenders, help="train two trainers in this process, a step of each in turns"
+    )
     options = parser.parse_args()
     if options.contender:
         print(json.dumps(measure(make_trainer, options.contender, options.steps)))
         return
-    if options.alternate:
-        print(_summary(alternate(make_trainer, options.alternate, options.steps)))
+    if options.in_turns:
+        if options.steps < _MIN_STEPS_IN_TURNS:
+            parser.error(f"--steps is {options.steps}; give at least {_MIN_STEPS_IN_TURNS} with --in_turns.")
+        seconds = measure_in_turns(make_trainer, options.in_turns, options.steps)
+        print(
+            f"{' / '.join(options.in_turns)}: {_summary([one / other for one, other in zip(*seconds, strict=True)])}"
+        )
+        if options.json:
+            options.json.write_text(json.dumps(dict(zip(options.in_turns, seconds, strict=True)), indent=2) + "\n")
         return
     found: dict[str, list[Found]] = {name: [] for name in contenders if name in options.contenders}
     for _ in range(options.repeats):
@@ -159,7 +167,7 @@ def _ratio(found: Mapping[str, list[Found]], name: str, rival: str, key: str) ->
 def _summary(ratios: Sequence[float]) -> str:
     """Return the median of ratios, its 95 % confidence interval by order statistics, and the quartiles."""
     ordered, count = sorted(ratios), len(ratios)
-    low = max(0, math.floor(count / 2 - 0.98 * math.sqrt(count)))
+    low = math.floor(count / 2 - 0.98 * math.sqrt(count)) - 1
     lower, median, upper = statistics.quantiles(ordered, n=4)
     return (
         f"median of {count} ratios {median:.4f}, 95 % confidence interval {ordered[low]:.4f} to "

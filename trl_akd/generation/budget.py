@@ -91,7 +91,7 @@ class Budget:
         self._max_tokens = max_tokens
         self._max_seconds = max_seconds
         self._began = time.monotonic() - seconds
-        self._lock = threading.Lock()
+        self._settled = threading.Condition()
         self._reservations = self._reserved_requests = self._reserved_tokens = 0
         self.spent = spent or Usage()
 
@@ -117,20 +117,22 @@ class Budget:
         return None
 
     def reserve(self, tokens: int) -> "Reservation | None":
-        """Reserve a request and its maximum number of tokens; return `None` if that is not possible now."""
-        with self._lock:
-            if self.reached is not None:
-                return None
-            promised_requests = self.spent.requests + self._reserved_requests
-            if self._max_requests is not None and promised_requests >= self._max_requests:
-                return None
-            promised = self.spent.tokens + self._reserved_tokens + tokens
-            if self._max_tokens is not None and promised > self._max_tokens and self._reservations:
-                return None
-            self._reservations += 1
-            self._reserved_requests += 1
-            self._reserved_tokens += tokens
-            return Reservation(tokens)
+        """Reserve a request and its maximum number of tokens; return `None` if the rest does not cover them now."""
+        with self._settled:
+            return self._reserve(tokens) if self._covers(tokens) else None
+
+    def reserve_or_wait(self, tokens: int) -> "Reservation":
+        """Reserve a request and its maximum number of tokens, if necessary after other requests have been settled.
+
+        Raises:
+            BudgetSpent: If a limit is reached.
+        """
+        with self._settled:
+            while not self._covers(tokens):
+                if (limit := self.reached) is not None:
+                    raise BudgetSpent(limit)
+                self._settled.wait()
+            return self._reserve(tokens)
 
     def affordable(self, tokens_each: int) -> int:
         """Return the number of requests that the budget covers at `tokens_each` tokens per request."""
@@ -143,19 +145,19 @@ class Budget:
 
     def spend(self, usage: Usage) -> None:
         """Count usage without a reservation."""
-        with self._lock:
+        with self._settled:
             self.spent += usage
 
     def send(self, reservation: "Reservation") -> None:
         """Count a request that is about to be sent.
 
-        A retry, for which no request is reserved, may take one that is reserved for another prompt, so that a call
-        ends only when all requests have been sent.
+        A retry, for which no request is reserved, may take one that is reserved for another prompt, so that no request
+        is left when `max_requests` ends a call.
 
         Raises:
             BudgetSpent: If `max_requests` requests have been sent, or `max_seconds` is over.
         """
-        with self._lock:
+        with self._settled:
             if self._max_requests is not None and self.spent.requests >= self._max_requests:
                 raise BudgetSpent("max_requests")
             if self._max_seconds is not None and self.seconds >= self._max_seconds:
@@ -167,11 +169,26 @@ class Budget:
 
     def settle(self, reservation: "Reservation", usage: Usage) -> None:
         """Release a reservation and count its tokens; its requests are already counted."""
-        with self._lock:
+        with self._settled:
             self._reservations -= 1
             self._reserved_requests -= reservation.requests
             self._reserved_tokens -= reservation.tokens
             self.spent += Usage(0, usage.prompt_tokens, usage.completion_tokens, usage.estimated)
+            self._settled.notify_all()
+
+    def _covers(self, tokens: int) -> bool:
+        """Whether a request with this maximum number of tokens can be sent beside those that are reserved."""
+        requests = self.spent.requests + self._reserved_requests
+        if self.reached is not None or (self._max_requests is not None and requests >= self._max_requests):
+            return False
+        promised = self.spent.tokens + self._reserved_tokens + tokens
+        return self._max_tokens is None or promised <= self._max_tokens or not self._reservations
+
+    def _reserve(self, tokens: int) -> "Reservation":
+        self._reservations += 1
+        self._reserved_requests += 1
+        self._reserved_tokens += tokens
+        return Reservation(tokens)
 
 
 @dataclass(slots=True)

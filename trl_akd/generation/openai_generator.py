@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any, Self
 
-from .budget import Budget, BudgetSpent, Reservation
+from .budget import Budget, Reservation
 from .json_client import JSONClient, MalformedAnswer, RefusedRequest
 from .protocol import (
     GREEDY,
@@ -228,9 +228,10 @@ class OpenAIGenerator(StreamingGenerator):
             finally:
                 call.end()
 
-    def _reserve(self, prompt: str, sampling: SamplingParams) -> Reservation | None:
+    def _reserve(self, prompt: str, sampling: SamplingParams, wait: bool) -> Reservation | None:
         prompted = estimate_num_tokens(prompt) + self._state.underestimate
-        return self._budget.reserve(prompted + sampling.n * sampling.max_new_tokens)
+        reserve = self._budget.reserve_or_wait if wait else self._budget.reserve
+        return reserve(prompted + sampling.n * sampling.max_new_tokens)
 
     def _answer(
         self, question: "_Question", sampling: SamplingParams, reservation: Reservation
@@ -364,18 +365,19 @@ class _Call:
         self._held: list[Arrival] = []  # unexplained refusals, which are yielded later
 
     def answers(self, todo: "deque[_Question]") -> Iterator[Arrival]:
-        """Yield the completions of all prompts, or raise the first error."""
+        """Yield the completions of all prompts, or raise the first error.
+
+        If none of them is under way, calls that share the budget are waited for.
+        """
         ahead = 2 * self._generator._concurrency if self._generator._budget.is_limited else sys.maxsize
         under_way = 0
         while todo or under_way:
             while todo and under_way < ahead:
-                reservation = self._generator._reserve(todo[0].prompt, self._sampling)
+                reservation = self._generator._reserve(todo[0].prompt, self._sampling, wait=not under_way)
                 if reservation is None:
                     break
                 self._pool.submit(self._follow, todo.popleft(), reservation)
                 under_way += 1
-            if not under_way:
-                raise BudgetSpent(self._generator._budget.reached or "max_tokens")
             found = self._queue.get()
             if found is None:
                 under_way -= 1

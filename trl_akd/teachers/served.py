@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -201,7 +201,7 @@ class ServedTeacher:
         with ThreadPoolExecutor(self._concurrency) as pool:
             try:
                 for text in {text.token_ids: text for text in texts}.values():
-                    reservation = self._reserve(text, under_way)
+                    reservation = self._reserve(text)
                     under_way[pool.submit(self._score, text, reservation, max_retries, ended)] = text.token_ids
                 wait(under_way, return_when=FIRST_EXCEPTION)
                 ended.set()
@@ -210,8 +210,7 @@ class ServedTeacher:
                     raise next(error for error in errors if not isinstance(error, _GivenUp))
                 return {tokens: future.result() for future, tokens in under_way.items()}
             except BaseException:
-                ended.set()
-                pool.shutdown(cancel_futures=True)
+                ended.set()  # texts that wait for a thread are given up, and their reservations released
                 raise
             finally:
                 self._record_usage()
@@ -222,13 +221,11 @@ class ServedTeacher:
             counts = {"requests": total.requests, "tokens": total.prompt_tokens}
             replace_text(self._usage_file, json.dumps(counts) + "\n")
 
-    def _reserve(self, text: "_Text", under_way: "Mapping[Future[SparseSignal], Any]") -> Reservation:
-        while (reservation := self._budget.reserve(len(text.token_ids))) is None:
-            pending = [future for future in under_way if not future.done()]
-            if self._budget.reached is not None or not pending:
-                raise self._spent(self._budget.reached or "max_tokens")
-            wait(pending, return_when=FIRST_COMPLETED)
-        return reservation
+    def _reserve(self, text: "_Text") -> Reservation:
+        try:
+            return self._budget.reserve_or_wait(len(text.token_ids))
+        except BudgetSpent as error:
+            raise self._spent(error.limit) from None
 
     def _spent(self, limit: str) -> GenerationError:
         return GenerationError(

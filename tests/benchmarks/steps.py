@@ -67,12 +67,16 @@ class Turns(Clock):
             self.has_ended = True
             self.other.turn.release()
 
-    def on_step_end(self, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_step_end()
-        if state.global_step < state.max_steps and not self.other.has_ended:
-            self.other.turn.release()
-            self.turn.acquire()
-            self.ended = time.process_time()
+        if state.global_step == state.max_steps:
+            return
+        if self.other.has_ended:
+            control.should_training_stop = True  # the other one has failed
+            return
+        self.other.turn.release()
+        self.turn.acquire()
+        self.ended = time.process_time()
 
 
 def measure(make_trainer: MakeTrainer, contender: str, steps: int) -> Found:

@@ -224,8 +224,26 @@ def test_a_retry_takes_a_request_that_is_reserved():
     assert budget.spent.requests == 2
 
 
+def test_a_wait_ends_with_the_time_budget():
+    budget = Budget(max_tokens=10, max_seconds=0.2)
+    budget.reserve(10)
+    with pytest.raises(BudgetSpent, match="`max_seconds` is reached"):
+        budget.reserve_or_wait(1)
+
+
+def test_a_wait_ends_when_the_last_request_is_sent():
+    budget = Budget(max_requests=1)
+    reservation = budget.reserve(1)
+    assert reservation is not None
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(budget.reserve_or_wait, 1)
+        budget.send(reservation)
+        with pytest.raises(BudgetSpent, match="`max_requests` is reached"):
+            waiting.result(60)
+
+
 def test_a_call_waits_for_another_one_that_shares_its_budget():
-    """Each request costs 8 tokens and at most 21, so that a limit of 40 covers two requests, one after the other."""
+    """Each request costs 8 tokens, but 21 are reserved, so that a limit of 40 covers two only one after the other."""
     with serving() as server:
         gate, asked = threading.Event(), threading.Event()
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -347,6 +348,23 @@ def test_limits(server, limits, complaint, requests):
     with pytest.raises(GenerationError, match=complaint + ".*resume_from_checkpoint"):
         teacher.forward(batch())
     assert len(server.bodies) == requests
+
+
+def test_usage_of_requests_in_progress_is_recorded_when_a_limit_is_reached(server, tmp_path):
+    server.refuses = lambda body: time.sleep(0.3)
+    teacher = connect(server, max_requests=2, concurrency=2, usage_file=tmp_path / "usage.json")
+    with pytest.raises(GenerationError, match="`max_requests` is reached"):
+        teacher.forward(batch())
+    used = {"requests": 2, "tokens": len(TEXTS[0]) + len(TEXTS[1])}
+    assert json.loads((tmp_path / "usage.json").read_text()) == used
+
+
+def test_no_text_is_sent_after_a_refusal(server):
+    """The first text reserves the whole budget, so that the second one waits for its end."""
+    server.refuses = lambda body: Fault(401)
+    with pytest.raises(GenerationError, match="401"):
+        connect(server, max_tokens=5).forward(batch())
+    assert len(server.bodies) == 1
 
 
 def test_retries_count_against_the_limit(server):

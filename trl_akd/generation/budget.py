@@ -91,7 +91,7 @@ class Budget:
         self._max_tokens = max_tokens
         self._max_seconds = max_seconds
         self._began = time.monotonic() - seconds
-        self._settled = threading.Condition()
+        self._changed = threading.Condition()
         self._reservations = self._reserved_requests = self._reserved_tokens = 0
         self.spent = spent or Usage()
 
@@ -117,8 +117,8 @@ class Budget:
         return None
 
     def reserve(self, tokens: int) -> "Reservation | None":
-        """Reserve a request and its maximum number of tokens; return `None` if the rest does not cover them now."""
-        with self._settled:
+        """Reserve a request and its maximum number of tokens; return `None` if that is not possible now."""
+        with self._changed:
             return self._reserve(tokens) if self._covers(tokens) else None
 
     def reserve_or_wait(self, tokens: int) -> "Reservation":
@@ -127,11 +127,11 @@ class Budget:
         Raises:
             BudgetSpent: If a limit is reached.
         """
-        with self._settled:
+        with self._changed:
             while not self._covers(tokens):
                 if (limit := self.reached) is not None:
                     raise BudgetSpent(limit)
-                self._settled.wait()
+                self._changed.wait(None if self._max_seconds is None else max(0.0, self._max_seconds - self.seconds))
             return self._reserve(tokens)
 
     def affordable(self, tokens_each: int) -> int:
@@ -145,8 +145,9 @@ class Budget:
 
     def spend(self, usage: Usage) -> None:
         """Count usage without a reservation."""
-        with self._settled:
+        with self._changed:
             self.spent += usage
+            self._changed.notify_all()
 
     def send(self, reservation: "Reservation") -> None:
         """Count a request that is about to be sent.
@@ -157,7 +158,7 @@ class Budget:
         Raises:
             BudgetSpent: If `max_requests` requests have been sent, or `max_seconds` is over.
         """
-        with self._settled:
+        with self._changed:
             if self._max_requests is not None and self.spent.requests >= self._max_requests:
                 raise BudgetSpent("max_requests")
             if self._max_seconds is not None and self.seconds >= self._max_seconds:
@@ -166,15 +167,16 @@ class Budget:
             reservation.requests = 0
             reservation.sent += 1
             self.spent += Usage(requests=1)
+            self._changed.notify_all()
 
     def settle(self, reservation: "Reservation", usage: Usage) -> None:
         """Release a reservation and count its tokens; its requests are already counted."""
-        with self._settled:
+        with self._changed:
             self._reservations -= 1
             self._reserved_requests -= reservation.requests
             self._reserved_tokens -= reservation.tokens
             self.spent += Usage(0, usage.prompt_tokens, usage.completion_tokens, usage.estimated)
-            self._settled.notify_all()
+            self._changed.notify_all()
 
     def _covers(self, tokens: int) -> bool:
         """Whether a request with this maximum number of tokens can be sent beside those that are reserved."""

@@ -367,7 +367,7 @@ class _Call:
     def answers(self, todo: "deque[_Question]") -> Iterator[Arrival]:
         """Yield the completions of all prompts, or raise the first error.
 
-        If none of them is under way, calls that share the budget are waited for.
+        If none of them is under way, it waits for calls that share the budget.
         """
         ahead = 2 * self._generator._concurrency if self._generator._budget.is_limited else sys.maxsize
         under_way = 0

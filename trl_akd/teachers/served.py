@@ -195,37 +195,38 @@ class ServedTeacher:
     def _score_all(
         self, texts: "Sequence[_Text]", max_retries: int | None = None
     ) -> "dict[tuple[int, ...], SparseSignal]":
-        """Return the signal of each distinct text. The first error ends the retries of the others."""
+        """Return the signal of each distinct text.
+
+        After the first error no more requests are sent, and those in progress are awaited.
+        """
         ended = Event()
         under_way: dict[Future[SparseSignal], tuple[int, ...]] = {}
+        limit: str | None = None
         with ThreadPoolExecutor(self._concurrency) as pool:
             try:
                 for text in {text.token_ids: text for text in texts}.values():
-                    reservation = self._reserve(text)
+                    reservation = self._budget.reserve_or_wait(len(text.token_ids))
                     under_way[pool.submit(self._score, text, reservation, max_retries, ended)] = text.token_ids
                 wait(under_way, return_when=FIRST_EXCEPTION)
-                ended.set()
-                errors = [error for future in under_way if (error := future.exception()) is not None]
-                if errors:
-                    raise next(error for error in errors if not isinstance(error, _GivenUp))
-                return {tokens: future.result() for future, tokens in under_way.items()}
-            except BaseException:
-                ended.set()  # texts that wait for a thread are given up, and their reservations released
-                raise
+            except BudgetSpent as spent:
+                limit = spent.limit
             finally:
+                ended.set()
+                pool.shutdown()
                 self._record_usage()
+        errors = [error for future in under_way if (error := future.exception()) is not None]
+        for error in errors:
+            if not isinstance(error, _GivenUp):
+                raise error
+        if limit is not None:
+            raise self._spent(limit)
+        return {tokens: future.result() for future, tokens in under_way.items()}
 
     def _record_usage(self) -> None:
         if self._usage_file is not None:
             total = self._earlier + self._budget.spent
             counts = {"requests": total.requests, "tokens": total.prompt_tokens}
             replace_text(self._usage_file, json.dumps(counts) + "\n")
-
-    def _reserve(self, text: "_Text") -> Reservation:
-        try:
-            return self._budget.reserve_or_wait(len(text.token_ids))
-        except BudgetSpent as error:
-            raise self._spent(error.limit) from None
 
     def _spent(self, limit: str) -> GenerationError:
         return GenerationError(
@@ -241,6 +242,7 @@ class ServedTeacher:
                 raise _GivenUp
             self._budget.send(reservation)
 
+        found: SparseSignal | None = None
         usage = Usage()
         body = {
             "model": self._model,
@@ -266,6 +268,8 @@ class ServedTeacher:
         except RefusedRequest as refusal:
             raise self._explained(refusal, text) from None
         finally:
+            if found is None:
+                ended.set()  # before the reservation is released, for which another text may wait
             self._budget.settle(reservation, usage)
 
     def _explained(self, refusal: RefusedRequest, text: "_Text") -> GenerationError:

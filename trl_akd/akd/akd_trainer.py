@@ -111,6 +111,7 @@ from .validation import (
     check_models,
     check_overrides,
     check_parallelism,
+    check_self_teacher,
     check_tokenizer,
     check_unused,
 )
@@ -127,7 +128,7 @@ class AKDTrainer(GKDTrainer):
     - Datasets may have `prompt` and `completion`, `messages`, Alpaca's columns, or `input_ids` and `labels`. They are
       tokenized once, by the trainer, unless `args.dataset_kwargs` has `skip_prepare_dataset`.
     - Student and teacher may have vocabularies of different size, if their tokenizers agree on the shared prefix.
-    - Without a teacher, a PEFT student learns from itself with the adapter disabled.
+    - Without a teacher, a PEFT student learns from itself with the adapter disabled, which must be the base model.
     - A `data_collator` receives raw rows; nothing is tokenized beforehand.
 
     Args:
@@ -334,6 +335,8 @@ class AKDTrainer(GKDTrainer):
         student_size = self.model.config.get_text_config().vocab_size
         self.vocabulary_size = student_size
         check_architectures(self.model, None, encoder_decoders=self._takes_encoder_decoders)
+        if isinstance(model, SelfTeacher) or (model is None and self.args.uses_teacher):
+            check_self_teacher(self.model)
         if model is None:
             self.teacher: Teacher = SelfTeacher() if self.args.uses_teacher else NoTeacher()
             self.teacher_model = None

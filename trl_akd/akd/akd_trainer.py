@@ -111,6 +111,7 @@ from .validation import (
     check_models,
     check_overrides,
     check_parallelism,
+    check_self_teacher,
     check_tokenizer,
     check_unused,
 )
@@ -127,15 +128,15 @@ class AKDTrainer(GKDTrainer):
     - Datasets may have `prompt` and `completion`, `messages`, Alpaca's columns, or `input_ids` and `labels`. They are
       tokenized once, by the trainer, unless `args.dataset_kwargs` has `skip_prepare_dataset`.
     - Student and teacher may have vocabularies of different size, if their tokenizers agree on the shared prefix.
-    - Without a teacher, a PEFT student learns from itself with the adapter disabled.
+    - Without a teacher, a PEFT student learns from itself with the adapter disabled, which must be the base model.
     - A `data_collator` receives raw rows; nothing is tokenized beforehand.
 
     Args:
         model (`PreTrainedModel` or `str`):
             The student, or its name or path.
         teacher_model (`PreTrainedModel`, `str` or [`~trl_akd.teachers.Teacher`], *optional*):
-            The teacher, its name or path, or an object that returns a dense or sparse signal for each batch.
-            Defaults to `args.teacher_model_name_or_path`.
+            The teacher, its name or path, which may be that of an adapter, or an object that returns a dense or sparse
+            signal for each batch. Defaults to `args.teacher_model_name_or_path`.
         args (`AKDConfig`, *optional*):
             Configuration.
         data_collator (`Callable`, *optional*):
@@ -334,6 +335,8 @@ class AKDTrainer(GKDTrainer):
         student_size = self.model.config.get_text_config().vocab_size
         self.vocabulary_size = student_size
         check_architectures(self.model, None, encoder_decoders=self._takes_encoder_decoders)
+        if isinstance(model, SelfTeacher) or (model is None and self.args.uses_teacher):
+            check_self_teacher(self.model)
         if model is None:
             self.teacher: Teacher = SelfTeacher() if self.args.uses_teacher else NoTeacher()
             self.teacher_model = None
@@ -347,17 +350,19 @@ class AKDTrainer(GKDTrainer):
         if self.args.teacher_base_url is not None:
             self._connect_teacher(tokenizer)
             return
-        if isinstance(model, str):
+        given = model
+        if isinstance(given, str):
             model = load_teacher(
-                model,
+                given,
                 revision=self.args.teacher_model_revision,
                 init_kwargs=self.args.teacher_model_init_kwargs,
                 trust_remote_code=self.args.trust_remote_code,
             )
+            check_adapter(*adapters_of(model))
         check_architectures(self.model, model, encoder_decoders=self._takes_encoder_decoders)
         self.vocabulary_size = shared_vocabulary_size(
             self._tokenizer,
-            tokenizer or tokenizer_of(model, self.args, self._tokenizer),
+            tokenizer or tokenizer_of(given, self.args, self._tokenizer),
             student_size,
             model.config.get_text_config().vocab_size,
         )

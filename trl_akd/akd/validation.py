@@ -1,7 +1,8 @@
 """Checks of models, data and arguments that need no forward pass."""
 
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,10 +10,11 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.schema import detect_format
+from ..generation.loading import path_in_repository, source_arguments
 from ..heads import without_adapter
 from ..teachers import CachedTeacher, Teacher
 from .akd_config import AKDConfig
-from .model_utils import has_vocabulary
+from .model_utils import adapters_of, has_vocabulary
 
 
 def check_arguments(trainer: type, args: Any, expected: type[AKDConfig]) -> None:
@@ -100,7 +102,7 @@ def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter:
             raise ValueError(
                 "`seq_kd` is on, but there is no teacher to generate text; set `teacher_model_name_or_path`."
             )
-    elif teacher is student or _is_same_path(student, teacher, args):
+    elif _is_same_model(student, teacher, args, trains_adapter=trains_adapter):
         raise ValueError(
             f"student and teacher are the same model ({teacher if isinstance(teacher, str) else 'one object'}), so "
             "the divergence is zero; give another `teacher_model_name_or_path`, or leave it out and set "
@@ -128,6 +130,57 @@ def check_models(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter:
         raise ValueError(
             "`teacher_model_init_kwargs` is set, but the teacher is already loaded; pass its name or path instead."
         )
+
+
+def check_self_teacher(student: Any) -> None:
+    """Refuse to use a student without its adapter as the teacher if that is not the frozen base model."""
+    if not hasattr(student, "disable_adapter"):
+        raise ValueError(
+            f"no `teacher_model` is given and the student is a {type(student).__name__}, whose adapter cannot be "
+            "disabled for a forward pass; create the adapter with `peft.get_peft_model`, or give the base model as "
+            "`teacher_model`."
+        )
+    for reason, remedy in _changes_of_base(student):
+        raise ValueError(
+            "no `teacher_model` is given, so the student without its adapter is the teacher, but it is not the base "
+            f"model: {reason}; {remedy}, or give the base model as `teacher_model`."
+        )
+
+
+def _changes_of_base(student: Any) -> Iterator[tuple[str, str]]:
+    """Yield what makes a student without its adapter differ from its base model, each with a remedy."""
+    for config in adapters_of(student):
+        initialization = getattr(config, "init_lora_weights", None)
+        if str(initialization).lower().startswith(_INITIALIZATIONS_OF_BASE):
+            yield f"`init_lora_weights` is {initialization!r}, which rewrites its weights", "leave it out"
+        if replication := getattr(config, "layer_replication", None):
+            yield f"`layer_replication` is {replication!r}, which repeats its layers", "leave it out"
+    if names := _trained_without_adapter(student):
+        biases = {getattr(config, "bias", "none") for config in adapters_of(student)} - {"none"}
+        reason = f"{len(names)} of its parameters are trained, such as {names[0]!r}"
+        if biases and all(name.endswith("bias") for name in names):
+            yield f"`bias` is {biases.pop()!r}, so {reason}", "set bias='none'"
+        else:
+            yield reason, "freeze them, or train copies by `modules_to_save`"
+
+
+# Initializations of LoRA that change the base weights, so that they and the initial adapter have the original sum.
+_INITIALIZATIONS_OF_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def _trained_without_adapter(student: Any) -> list[str]:
+    """Return the names of the trainable parameters that PEFT does not freeze while the adapter is disabled."""
+    trainable = [(name, parameter) for name, parameter in student.named_parameters() if parameter.requires_grad]
+    others = [parameter for parameter in student.parameters() if not parameter.requires_grad]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # which PEFT emits if `bias` is not 'none'
+        with student.disable_adapter():
+            names = [name for name, parameter in trainable if parameter.requires_grad]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    for _, parameter in trainable:
+        parameter.requires_grad_(True)
+    return names
 
 
 def check_language_model(model: Any, *, role: str) -> None:
@@ -205,13 +258,17 @@ def check_unused(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"`{name}` is given, but AKD does not use it; {remedy}.")
 
 
-def _is_same_path(student: Any, teacher: Any, args: AKDConfig) -> bool:
+def _is_same_model(student: Any, teacher: Any, args: AKDConfig, *, trains_adapter: bool) -> bool:
     if not (isinstance(student, str) and isinstance(teacher, str)):
-        return False
-    kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
-    return _identity(teacher, args.teacher_model_revision) == _identity(student, kwargs.get("revision"))
+        return teacher is student
+    if trains_adapter:
+        return False  # the teacher is a second copy of the base model
+    return _identity(teacher, args.teacher_source) == _identity(
+        student, source_arguments(args.model_init_kwargs, revision="main")
+    )
 
 
-def _identity(name: str, revision: str | None) -> tuple[str, str]:
+def _identity(name: str, source: Mapping[str, Any]) -> tuple[str, str]:
     """Return a value that is equal for two names of the same model."""
-    return (os.path.realpath(name), "") if os.path.isdir(name) else (name, revision or "main")
+    path = path_in_repository(name, source)
+    return (os.path.realpath(path), "") if os.path.isdir(path) else (path, source["revision"])

@@ -92,3 +92,67 @@ def test_repeated_rows_are_ignored(pair, make, normalization, tmp_path):
     loss = made.compute_loss(made.model, made._without_repeats(made.data_collator(rows), 4, 0))
     loss.backward()
     assert loss.item() == 0.0
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(monkeypatch, trainer, micro_batch, error):
+    """Raise an error instead of training on a micro-batch; the numbers begin with 1."""
+    step, seen = trainer.training_step, []
+
+    def interrupted_step(*args, **kwargs):
+        seen.append(1)
+        if len(seen) == micro_batch:
+            raise error
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "training_step", interrupted_step)
+
+
+def begin_again(monkeypatch, trainer):
+    interrupt(monkeypatch, trainer, 6, Interrupted())
+    with pytest.raises(Interrupted):
+        trainer.train()
+    trainer.train()
+
+
+def resume(monkeypatch, trainer):
+    interrupt(monkeypatch, trainer, 6, Interrupted())
+    with pytest.raises(Interrupted):
+        trainer.train()
+    trainer.train(resume_from_checkpoint=True)
+
+
+def run_out_of_memory(monkeypatch, trainer):
+    interrupt(monkeypatch, trainer, 6, torch.OutOfMemoryError("CUDA out of memory."))
+    trainer.args.auto_find_batch_size = True
+    trainer.train()
+
+
+def compute_a_loss_first(monkeypatch, trainer):
+    trainer.model.train()
+    trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader())))
+    trainer.train()
+
+
+def train_twice(monkeypatch, trainer):
+    trainer.train()
+    trainer.train()
+
+
+@pytest.mark.parametrize("make", [make_akd, make_codeplan, make_pairs])
+@pytest.mark.parametrize("train", [begin_again, resume, run_out_of_memory, compute_a_loss_first, train_twice])
+def test_nothing_is_left_of_earlier_steps(pair, make, train, monkeypatch, tmp_path):
+    """A run logs the same whatever the trainer did before it."""
+    settings = {**tiny.SHORT_RUN, "max_length": 256, "learning_rate": 0.0, "max_steps": 4, "logging_steps": 2}
+    settings |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    settings |= {"save_strategy": "steps", "save_steps": 1}
+    made = make(pair, {**settings, "output_dir": str(tmp_path / "made")})
+    train(monkeypatch, made)
+    settings["per_device_train_batch_size"] = made._train_batch_size
+    expected = make(pair, {**settings, "output_dir": str(tmp_path / "expected")})
+    expected.train()
+    for found, log in zip(made.state.log_history[:-1], expected.state.log_history[:-1], strict=True):
+        assert found == pytest.approx(log, rel=1e-5, abs=1e-7)

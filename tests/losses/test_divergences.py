@@ -679,8 +679,9 @@ def test_an_unknown_rule():
 @pytest.mark.parametrize(
     ("function", "complaint"),
     [
-        (lambda student, teacher: (student - teacher).mean(), r"returns \[\] for logits \[1, 2\]"),
-        (lambda student, teacher: student - teacher, r"returns \[1, 2\]"),
+        (lambda student, teacher: (student - teacher).mean(), r"returns \[\] for logits \[2, "),
+        (lambda student, teacher: student - teacher, r"returns \[2, .*return one number per token, \[2\]"),
+        (lambda student, teacher: (student - teacher).mean(0), "return one number per token"),
         (lambda student, teacher: 0.0, "returns float"),
         (lambda student, teacher, scale=1.0: student.sum(-1) * None, "unsupported operand"),
     ],
@@ -688,4 +689,70 @@ def test_an_unknown_rule():
 def test_a_rule_gives_one_number_per_token(registered, function, complaint):
     registered("mine")(function)
     with pytest.raises(ValueError, match=complaint):
+        divergences.get("mine").check({})
+
+
+def top_tokens(student, teacher, k):
+    top = teacher.topk(k, dim=-1)
+    return (top.values - student.gather(-1, top.indices)).square().mean(-1)
+
+
+@pytest.mark.parametrize("k", [1, 8, 64, 500, 10_000, 150_000])
+def test_a_rule_of_the_most_probable_tokens(registered, k):
+    registered("mine")(top_tokens)
+    divergences.get("mine").check({"k": k})
+
+
+def unpack(student, teacher):
+    _, length, _ = student.shape
+    return (student - teacher).sum(-1) / length
+
+
+def raise_error(error):
+    def rule(student, teacher):
+        raise error
+
+    return rule
+
+
+@pytest.mark.parametrize(
+    ("function", "knobs", "complaint"),
+    [
+        (top_tokens, {"k": 10**7}, "'mine' fails with {'k': 10000000}: RuntimeError: selected index k out of range"),
+        (unpack, {}, r"three dimensions \(not enough values to unpack .*\); it must take logits \[\.\.\., V\]"),
+        (lambda s, t: (s - t)[:, :, 0], {}, r"three dimensions \(too many indices"),
+        (lambda s, t: (s - t)[:, :, :, 0], {}, "'mine' fails with {}: IndexError: too many indices"),
+        (lambda logits: logits.sum(-1), {}, r"'mine' does not take {} \(.*takes 1 positional argument"),
+        (lambda s, t: torch.einsum("btv,btv->bt", s, t), {}, r"three dimensions \(einsum.*\[tokens, V\]"),
+        (raise_error(ValueError("choose a smaller k")), {}, "'mine' fails with {}: choose a smaller k"),
+        (raise_error(KeyError("table")), {}, "'mine' fails with {}: KeyError: 'table'"),
+        (raise_error(AssertionError("no GPU")), {}, "'mine' fails with {}: AssertionError: no GPU"),
+    ],
+)
+def test_errors_of_a_rule_name_it(registered, function, knobs, complaint):
+    registered("mine")(function)
+    with pytest.raises(ValueError, match=complaint) as caught:
+        divergences.get("mine").check_settings(knobs)
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda logits: logits.div_(2),
+        lambda logits: logits.clamp_(min=-50),
+        lambda logits: logits[..., :3].zero_(),
+        lambda logits: logits.float().sub_(logits.mean()),
+        lambda logits: logits.view(-1).add_(1),
+    ],
+)
+@pytest.mark.parametrize("changed", [0, 1])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_a_rule_does_not_change_its_inputs(registered, change, changed, mode):
+    def rule(*logits):
+        change(logits[changed])
+        return (logits[0].softmax(-1) - logits[1].softmax(-1)).square().sum(-1)
+
+    registered("mine")(rule)
+    with mode(), pytest.raises(ValueError, match=r"'mine' changes its inputs in place.*`div` in place of `div_`"):
         divergences.get("mine").check({})

@@ -384,7 +384,8 @@ class AKDConfig(GKDConfig):
         try:
             divergences.get(self.divergence).check_settings(knobs or {})
         except ValueError as error:
-            raise ValueError(f"`divergence_kwargs` is {knobs}: {error}") from None
+            name, value = ("divergence_kwargs", knobs) if knobs else ("divergence", self.divergence)
+            raise ValueError(f"`{name}` is {value!r}: {error}") from error
         if self._has_policy_gradient:
             self._check_policy_gradient()
 

@@ -264,7 +264,7 @@ class AKDTrainer(GKDTrainer):
         self.outcomes: dict[int, dict[str, int]] = {}
         self._student_is_verified = False
         self._completions = CompletionLog(args, self._tokenizer, self.accelerator, self.callback_handler.callbacks)
-        self.add_callback(ScheduleCallback(self.adaptive_beta, self.schedule, self._finish_step))
+        self.add_callback(ScheduleCallback(self.adaptive_beta, self.schedule, self._begin_training, self._finish_step))
 
     # Set-up
 
@@ -682,6 +682,14 @@ class AKDTrainer(GKDTrainer):
 
     # Logs
 
+    def _begin_training(self, is_resumed: bool) -> None:
+        """Discard what an interrupted step left behind, and count tokens from 0 unless training resumes."""
+        self.distillation_metrics["train"] = DistillationMetrics(self._measured)
+        self._metrics["train"].clear()
+        self._completions.clear()
+        if not is_resumed:
+            self._total_train_tokens = 0
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as [`trl.SFTTrainer`] does, and the latest completions with `log_completions`."""
         for metrics in self._metrics.values():
@@ -771,6 +779,7 @@ class AKDTrainer(GKDTrainer):
         student and the data alone. If β is learned or drawn, `training_loss` is the loss with the current β.
         """
         self.distillation_metrics["eval"] = DistillationMetrics(self._measured)
+        self._metrics["eval"].clear()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if not self.distillation_metrics["eval"].is_empty():
             self.distillation_metrics["eval"].check_finite(self.accelerator, self.state.global_step, self.args)

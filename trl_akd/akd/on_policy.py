@@ -304,6 +304,10 @@ class CompletionLog:
             folder.mkdir(parents=True, exist_ok=True)
             pq.write_table(_table(step, self._texts), folder / f"completions_{step:05d}.parquet")
             self._report(step)
+        self.clear()
+
+    def clear(self) -> None:
+        """Discard the texts."""
         self._texts.clear()
 
     def _report(self, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Callback that updates the knobs of divergences during training."""
+"""Callback that begins and ends the parts of a training run: its knobs of divergences, and the trainer's sums."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from ..losses.knobs import KnobSchedule
 
 
 class ScheduleCallback(TrainerCallback):
-    """Callback that resets schedules at the beginning of each epoch, and calls `finish_step` in each optimizer step.
+    """Callback that resets schedules at the beginning of each epoch, and calls functions of the trainer.
 
     When training resumes within an epoch, `on_epoch_begin` is called for that epoch a second time, with the schedules
     already loaded. Epochs are counted as they begin, since the length of a stream is unknown.
@@ -20,24 +20,35 @@ class ScheduleCallback(TrainerCallback):
             The mixing coefficient of AKD, which counts the epochs for every divergence.
         schedule (`KnobSchedule`, *optional*):
             The schedule of the divergence, which may be `beta`.
+        begin_training (`Callable`):
+            Function called on all ranks when training begins, with whether it resumes.
         finish_step (`Callable`):
             Function called on all ranks before each optimizer step.
     """
 
-    def __init__(self, beta: AdaptiveBeta, schedule: KnobSchedule | None, finish_step: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        beta: AdaptiveBeta,
+        schedule: KnobSchedule | None,
+        begin_training: Callable[[bool], None],
+        finish_step: Callable[[], None],
+    ) -> None:
         self.beta = beta
         self.schedules = [beta] if schedule is None or schedule is beta else [beta, schedule]
+        self.begin_training = begin_training
         self.finish_step = finish_step
         self._is_first_epoch = True
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set the knobs to their initial values, unless training resumes."""
+        """Set the knobs to their initial values, unless training resumes, and call `begin_training`."""
         self._is_first_epoch = True
-        if state.global_step == 0:
+        is_resumed = state.global_step > 0
+        if not is_resumed:
             for schedule in self.schedules:
                 schedule.begin_training()
+        self.begin_training(is_resumed)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

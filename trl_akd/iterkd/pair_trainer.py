@@ -20,10 +20,6 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
     set_seed,
 )
 
@@ -114,7 +110,6 @@ class PairTrainer(AKDTrainer):
         self._contrastive_objective = contrastive_objective(args.contrastive_loss, args.contrastive_kwargs)
         self._reference: torch.Tensor | None = None
         self._seed = args.seed
-        self.add_callback(_CycleStart(self._begin_training))
 
     # Set-up
 
@@ -259,10 +254,10 @@ class PairTrainer(AKDTrainer):
         handler = self.callback_handler
         handler.model, handler.optimizer, handler.lr_scheduler, handler.train_dataloader = self.model, None, None, None
         self._reference = None
-        self._total_train_tokens = 0
         gc.collect()
 
     def _begin_training(self, is_resumed: bool) -> None:
+        super()._begin_training(is_resumed)
         if self.args.needs_reference and not is_resumed:
             self._reference = compute_reference(
                 self.train_dataset,
@@ -451,18 +446,6 @@ class PairTrainer(AKDTrainer):
             names += ["contrastive_loss", "max_faults"]
         own = {name: getattr(self.args, name) for name in names} | self.args.contrastive_kwargs
         return own | super()._objective() if self.args.objective == "akd" else own
-
-
-class _CycleStart(TrainerCallback):
-    """Callback at the beginning of training."""
-
-    def __init__(self, begin: Callable[[bool], None]) -> None:
-        self._begin = begin
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._begin(state.global_step > 0)
 
 
 # TRL requires a training dataset, but does not read its content if it is tokenized.

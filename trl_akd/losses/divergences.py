@@ -227,7 +227,7 @@ class Rule:
     @cached_property
     def knobs(self) -> dict[str, Any]:
         """Defaults of the knobs by name, without the temperature; `inspect.Parameter.empty` if there is no default."""
-        _, _, *others = self._parameters
+        others = self._parameters[2:]
         return {knob.name: knob.default for knob in others if knob.name != "temperature" and knob.kind in _NAMED}
 
     @property
@@ -246,18 +246,47 @@ class Rule:
                 raise ValueError(f"the divergence {self.name!r} needs a value of {name!r}; give one.")
 
     def check(self, knobs: Mapping[str, Any]) -> None:
-        """Raise a ValueError if the function does not take these knobs, or does not return one number per token."""
+        """Raise a ValueError if the function cannot be computed with these knobs, or not as the fused loss needs it.
+
+        It must return one number per token, and leave its inputs as they are.
+        """
         self.check_names(knobs)
-        probe = torch.zeros(1, 2)
-        try:
-            values = self(probe, probe, **knobs)
-        except TypeError as error:
-            raise ValueError(f"the divergence {self.name!r} does not take {dict(knobs)!r} ({error}).") from None
-        if not isinstance(values, Tensor) or values.shape != probe.shape[:-1]:
+        for vocabulary in _PROBED_VOCABULARIES:
+            inputs = _probe(2, vocabulary)
+            versions = [logits._version for logits in inputs]
+            try:
+                values = self(*inputs, **knobs)
+            except Exception as error:
+                failure = error
+            else:
+                break
+        else:
+            raise ValueError(self._explain(failure, knobs)) from failure
+        if not isinstance(values, Tensor) or values.shape != (2,):
             found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
-                f"the divergence {self.name!r} returns {found} for logits [1, 2]; return one number per token, [1]."
+                f"the divergence {self.name!r} returns {found} for logits {list(inputs[0].shape)}; return one number "
+                "per token, [2]."
             )
+        if [logits._version for logits in inputs] != versions:
+            raise ValueError(
+                f"the divergence {self.name!r} changes its inputs in place, from which other metrics are computed as "
+                "well; use operations that return a new tensor, such as `div` in place of `div_`."
+            )
+
+    def _explain(self, error: Exception, knobs: Mapping[str, Any]) -> str:
+        """Return a sentence about an error of the function."""
+        if isinstance(error, TypeError):
+            return f"the divergence {self.name!r} does not take {dict(knobs)!r} ({error})."
+        try:
+            self(*_probe(1, 2, _PROBED_VOCABULARIES[-1]), **knobs)
+        except Exception:
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            return f"the divergence {self.name!r} fails with {dict(knobs)!r}: {kind}{error}"
+        return (
+            f"the divergence {self.name!r} takes only logits of three dimensions ({error}); it must take logits "
+            "[..., V], which in training are [tokens, V]."
+        )
 
     @property
     def default_settings(self) -> dict[str, Any]:
@@ -301,6 +330,17 @@ class Rule:
                     f"{', '.join(map(repr, known))}, not {name!r}."
                 )
         self.check({**knobs, schedule.knob: schedule.value})
+
+
+# Sizes of vocabularies, the fastest first; the others are for rules that read more tokens than it has.
+_PROBED_VOCABULARIES = (256, 4_096, 262_144)
+
+
+def _probe(*shape: int) -> tuple[Tensor, Tensor]:
+    """Return logits of student and teacher with which a rule is tried."""
+    with torch.inference_mode(False):  # otherwise changes in place are not counted
+        logits = torch.linspace(-8.0, 8.0, math.prod(shape)).view(shape)
+        return logits, logits.flip(-1)
 
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

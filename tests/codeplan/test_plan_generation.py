@@ -53,6 +53,21 @@ def test_backward_prompts_have_every_distinct_solution(tmp_path: Path):
     assert "plans" not in ROWS[0], "the caller's rows are left alone"
 
 
+class Chat(Scripted):
+    is_chat = True
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "stop"),
+    [(Scripted, {}, PLAN_STOP), (Chat, {}, ()), (Scripted, {"format_prompt": "<user>{}<model>".format}, ())],
+)
+def test_chat_models_may_write_headings(tmp_path: Path, kind, settings, stop):
+    asked = kind(lambda *_: f"Here is the plan.\n\n### Plan\n{plan()}\n\n### Notes\nNone.")
+    rows = generator(tmp_path, asked, **settings).run(ROWS[1:])
+    assert asked.settings[0]["stop"] == stop
+    assert rows[0]["plans"] == [plan()]
+
+
 def test_forward_does_not_see_solutions(tmp_path: Path):
     asked = Scripted(lambda prompt, number, seed: plan())
     rows = generator(tmp_path, asked, reasoning="forward").run([{"id": 1, "problem": "P"}, *ROWS])

@@ -78,9 +78,9 @@ def test_forward_does_not_see_solutions(tmp_path: Path):
 
 @pytest.mark.parametrize("reasoning", ["backward", "forward"])
 def test_rows_that_had_plans_already(tmp_path: Path, reasoning: str):
-    before = {"plans": ["1. Old.\n2. Plan."] * 3, "plan_solutions": [0, 0, 0]}
+    before = {"plan": "1. Old.\n2. Plan.", "plans": ["1. Old.\n2. Plan."] * 3, "plan_solutions": [0, 0, 0]}
     rows = generator(tmp_path, Scripted(lambda *_: plan()), reasoning=reasoning).run([{**ROWS[1], **before}])
-    assert rows[0]["plans"] == [plan()]
+    assert rows[0]["plans"] == [plan()] and "plan" not in rows[0]
     assert rows[0].get("plan_solutions") == ([0] if reasoning == "backward" else None)
 
 

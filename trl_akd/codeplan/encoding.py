@@ -1,14 +1,16 @@
 """Tokenize problems with solutions and plans for CodePLAN.
 
-A row has `problem`, one `solution` or several `solutions`, and one `plan` or several `plans`. The optional column
-`plan_solutions` has the index of the solution that each plan was written for, or `None` if it is unknown. Rows are
-tokenized once, by these rules:
+A row has `problem`, one `solution` or several `solutions`, and one `plan` or several `plans`. If a row has both the
+singular and the plural, their texts must be the same. The plural may be a JSON list, as in APPS on the Hub. The
+optional column `plan_solutions` has the index of the solution that each plan was written for, or `None` if it is
+unknown. Rows are tokenized once, by these rules:
 
 - Prompts are never truncated; a problem whose prompt leaves no room for an answer is dropped.
 - A solution that is too long loses its end, including EOS.
 - Plans are never truncated, since a partial plan is a different plan; a plan that is too long is dropped.
 """
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -111,7 +113,7 @@ class ProblemEncoder:
     guided: bool = False
     # The cache key of `Dataset.map` covers these fields but not the source code: increment the version when the output
     # changes.
-    version: int = 2
+    version: int = 3
 
     def __post_init__(self) -> None:
         check_lengths(self.max_length, self.max_target_length, shortest=1 if self.is_encoder_decoder else 2)
@@ -352,20 +354,31 @@ def _answers(row: Mapping[str, Any], index: int) -> tuple[list[str], list[str], 
 
 def _texts(row: Mapping[str, Any], name: str, index: int) -> list[str]:
     """Return the texts in the column `name` or, in the plural, `names`."""
-    value = row.get(f"{name}s") if row.get(name) is None else row[name]
+    found = {column: _listed(row.get(column), column, index) for column in (name, f"{name}s")}
+    one, several = ([text for text in texts if text.strip()] for texts in found.values())
+    if one and several and one != several:
+        raise ValueError(
+            f"Row {index} has both {name!r} and '{name}s', with different texts; remove the column that is not to be "
+            "trained on."
+        )
+    return found[f"{name}s"] if several else found[name]
+
+
+def _listed(value: Any, column: str, index: int) -> list[str]:
+    """Return the texts of a column, which are a text, a list of texts or, in the plural, such a list as JSON."""
+    where = f"Column {column!r} of row {index}"
+    if isinstance(value, str) and column.endswith("s") and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"{where} is {value!r:.80}; give a list of texts.") from error
     texts = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(texts, list | tuple):
-        raise ValueError(
-            f"Column {name!r} of row {index} is {value!r:.80}, of type {type(value).__name__}; give a text or a "
-            "list of texts."
-        )
+        raise ValueError(f"{where} is {value!r:.80}, of type {type(value).__name__}; give a text or a list of texts.")
     for text in texts:
         if not isinstance(text, str):
-            raise ValueError(
-                f"Column {name!r} of row {index} holds {type(text).__name__}, not text; drop the row or convert "
-                "the column."
-            )
-        check_encodable(text, f"Column {name!r} of row {index}")
+            raise ValueError(f"{where} holds {type(text).__name__}, not text; drop the row or convert the column.")
+        check_encodable(text, where)
     return list(texts)
 
 

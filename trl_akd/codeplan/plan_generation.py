@@ -286,7 +286,8 @@ class PlanGenerator:
         rejected: Counter[str] = Counter()
         for row, several in zip(rows, requests, strict=True):
             row["plans"] = []
-            row.pop("plan_solutions", None)  # belongs to the previous plans of the row
+            for name in ("plan", "plan_solutions"):  # of the previous plans of the row
+                row.pop(name, None)
             if self._sees_solution:
                 row["plan_solutions"] = []
             for request in several:

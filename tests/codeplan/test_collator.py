@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from tests import tiny
 from trl_akd import DataCollatorForCodePLAN
@@ -321,6 +322,23 @@ def test_rows_tokenized_by_an_earlier_version() -> None:
     encoded = ProblemEncoder(TOKENIZER, guided=True)(PAIRED, 0)
     del encoded["plan_solutions"]
     assert DataCollatorForCodePLAN(TOKENIZER, guided_weight=1.0)([encoded])["task_ids"].tolist() == [0, 1, 2]
+
+
+def test_text_row_with_a_column_of_tokenized_rows() -> None:
+    """Only all of them together make a tokenized row."""
+    batch = DataCollatorForCodePLAN(TOKENIZER)([{**ROWS[0], "code_prompt": "def add(a, b):"}])
+    assert decoded(batch, 0)[1] == f"a + b{EOS}"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_alternation_in_a_worker_of_a_data_loader(workers: int) -> None:
+    collate = DataCollatorForCodePLAN(TOKENIZER, schedule="alternate")
+    batches = DataLoader(ROWS, batch_size=1, collate_fn=collate, num_workers=workers)
+    if workers == 0:
+        assert [batch["task_ids"].tolist() for batch in batches] == [[0], [1], [0]]
+        return
+    with pytest.raises(ValueError, match=r"set num_workers=0, or schedule='weighted' and call `alternate_tasks`"):
+        next(iter(batches))
 
 
 # Bad input

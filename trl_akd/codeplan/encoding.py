@@ -12,7 +12,7 @@ unknown. Rows are tokenized once, by these rules:
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -33,6 +33,7 @@ __all__ = [
     "TooLongError",
     "check_columns",
     "check_lengths",
+    "is_tokenized",
     "prepare_problems",
     "tokens_per_problem",
 ]
@@ -157,6 +158,25 @@ class ProblemEncoder:
             "plan_solutions": [solution for _, _, solution in fitting],
         }
 
+    def check(self, problem: Mapping[str, Any]) -> None:
+        """Check that a tokenized row fits these settings, since it may have been tokenized with others.
+
+        Raises:
+            ValueError: If a prompt or plan is too long, or the guided prompts are missing.
+        """
+        prompts = [problem["code_prompt"], problem["plan_prompt"], *(problem["guided_prompts"] if self.guided else ())]
+        room = self.max_answer_tokens(problem["plan_prompt"])
+        if not all(map(self._leaves_room, prompts)) or any(len(plan) > room for plan in problem["plans"]):
+            raise TooLongError(
+                f"The tokenized row {problem['index']} has a prompt or plan that {self._limits()} does not allow, and "
+                "prompts and plans are never truncated; tokenize its texts with this limit, or increase it."
+            )
+        if self.guided and len(problem["guided_prompts"]) != len(problem["plans"]):
+            raise ValueError(
+                f"The tokenized row {problem['index']} has {len(problem['guided_prompts'])} guided prompts for "
+                f"{len(problem['plans'])} plans: it was tokenized with guided_weight=0; tokenize its texts again."
+            )
+
     def max_answer_tokens(self, prompt: Sequence[int]) -> int:
         """Return the maximum number of tokens of an answer to a prompt."""
         total = sys.maxsize if self.max_length is None else self.max_length
@@ -232,7 +252,7 @@ def prepare_problems(
 
     Args:
         dataset (`Dataset`):
-            Rows that [`ProblemEncoder`] accepts. Tokenized rows are returned unchanged.
+            Rows that [`ProblemEncoder`] accepts. Tokenized rows are checked and returned unchanged.
         encoder (`ProblemEncoder`):
             The encoder.
         shuffle_seed (`int`, *optional*):
@@ -246,9 +266,13 @@ def prepare_problems(
         The rows, and the counts (`None` for rows that were tokenized already).
 
     Raises:
-        ValueError: If a column or a text is missing, or every row is too long.
+        ValueError: If a column or a text is missing, every row is too long, or rows were tokenized with other
+            settings.
     """
-    if _is_tokenized(dataset):
+    if is_tokenized(dataset.column_names):
+        checked = ["index", "code_prompt", "plan_prompt", "guided_prompts", "plans"]
+        for row in dataset.with_format(None).select_columns(checked):
+            encoder.check(row)
         return dataset, None
     check_columns(dataset, name)
     encoded = dataset.with_format(None).map(
@@ -286,7 +310,7 @@ def check_columns(dataset: Dataset, name: str) -> None:
     if len(dataset) == 0:
         raise ValueError(f"the {name} dataset is empty; give at least one row.")
     found = set(dataset.column_names)
-    if _is_tokenized(dataset):
+    if is_tokenized(found):
         return
     remedies = {"problem": "rename the column", "solution": "rename the column", "plan": "run `trl-akd plans`"}
     for column, remedy in remedies.items():
@@ -297,8 +321,9 @@ def check_columns(dataset: Dataset, name: str) -> None:
             )
 
 
-def _is_tokenized(dataset: Dataset) -> bool:
-    return set(_FEATURES) - {"plan_solutions"} <= set(dataset.column_names)
+def is_tokenized(columns: Collection[str]) -> bool:
+    """Return whether the columns of a row are those of a tokenized row."""
+    return all(name in columns for name in _FEATURES if name != "plan_solutions")
 
 
 def _encode_row(row: dict[str, Any], index: int, *, encoder: ProblemEncoder) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def test_docstring_lists_the_fields_in_order():
         ({"plan_objective": "kd"}, "`plan_objective` is 'kd'"),
         ({"packing": True}, "`packing` is on"),
         ({"padding_free": True}, "`padding_free` is on"),
+        ({"train_sampling_strategy": "group_by_length"}, "`train_sampling_strategy` is 'group_by_length'"),
         ({"lmbda": 0.5}, "`lmbda` is on"),
         ({"seq_kd": True}, "`seq_kd` is on"),
         ({"remove_unused_columns": True}, "`remove_unused_columns` is on"),

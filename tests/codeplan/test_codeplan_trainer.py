@@ -256,7 +256,16 @@ def test_custom_collator(trainer, schedule):
     assert len(logs(own, "codeplan/plan_loss")) == len(logs(usual, "codeplan/plan_loss")) == 2
 
 
-@pytest.mark.parametrize("settings", [{"plan_weight": 0.3}, {"schedule": "alternate"}, {"normalization": "token"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"plan_weight": 0.3},
+        {"schedule": "alternate"},
+        {"normalization": "token"},
+        {"max_length": 128},
+        {"max_target_length": 64, "max_length": 256},
+    ],
+)
 def test_a_collator_that_contradicts_the_configuration(trainer, settings):
     with pytest.raises(ValueError, match=f"`{next(iter(settings))}` is .* in the configuration but .* in "):
         trainer(data_collator=DataCollatorForCodePLAN(tiny.tokenizer(), **settings))
@@ -264,9 +273,31 @@ def test_a_collator_that_contradicts_the_configuration(trainer, settings):
 
 def test_collator_adapts_to_the_model(trainer):
     tokenizer = world.roberta_tokenizer()
-    made = trainer(world.t5(), processing_class=tokenizer, data_collator=DataCollatorForCodePLAN(tokenizer))
+    made = trainer(
+        world.t5(), processing_class=tokenizer, data_collator=DataCollatorForCodePLAN(tokenizer, max_length=256)
+    )
     assert made.data_collator.is_encoder_decoder
     made.train()
+
+
+# Rows that were tokenized before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_length": 64}, "tokenized row 0 has a prompt or plan that max_length=64 does not allow"),
+        ({"max_target_length": 8}, "does not allow, and prompts and plans are never truncated"),
+        ({"guided_weight": 0.5}, r"tokenized row 0 has 0 guided prompts for \d plans: .* guided_weight=0"),
+    ],
+)
+def test_rows_tokenized_with_other_settings(trainer, settings, message):
+    rows = trainer().train_dataset
+    trainer(train_dataset=rows, max_length=400).train()
+    with pytest.raises(ValueError, match=message):
+        trainer(train_dataset=rows, **settings)
+    with pytest.raises(ValueError, match=message):
+        DataCollatorForCodePLAN(tiny.tokenizer(), **settings)([rows[0]])
 
 
 # Models

@@ -6,11 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from tests import tiny
 from trl_akd import DataCollatorForCodePLAN
 from trl_akd.codeplan.collator import draw, select_task
 from trl_akd.codeplan.encoding import ProblemEncoder, Task
+from trl_akd.data.encoding import encode_completions
 
 TOKENIZER = tiny.tokenizer()
 EOS = TOKENIZER.eos_token
@@ -322,7 +324,40 @@ def test_rows_tokenized_by_an_earlier_version() -> None:
     assert DataCollatorForCodePLAN(TOKENIZER, guided_weight=1.0)([encoded])["task_ids"].tolist() == [0, 1, 2]
 
 
+def test_text_row_with_a_column_of_tokenized_rows() -> None:
+    """Only all of them together make a tokenized row."""
+    batch = DataCollatorForCodePLAN(TOKENIZER)([{**ROWS[0], "code_prompt": "def add(a, b):"}])
+    assert decoded(batch, 0)[1] == f"a + b{EOS}"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_alternation_in_a_worker_of_a_data_loader(workers: int) -> None:
+    collate = DataCollatorForCodePLAN(TOKENIZER, schedule="alternate")
+    batches = DataLoader(ROWS, batch_size=1, collate_fn=collate, num_workers=workers)
+    if workers == 0:
+        assert [batch["task_ids"].tolist() for batch in batches] == [[0], [1], [0]]
+        return
+    with pytest.raises(ValueError, match=r"set num_workers=0, or schedule='weighted' and call `alternate_tasks`"):
+        next(iter(batches))
+
+
 # Bad input
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"solution": "a", "plan": "1."},
+        {"solution": ["a"], "plans": ["1."]},
+        {"solutions": ["a"], "plans": '["1."]'},
+        {"solution": "", "solutions": ["a"], "plan": None, "plans": ["1."]},
+        {"solution": "a", "solutions": [], "plan": "1.", "plans": " "},
+        {"solution": "a", "solutions": ["a"], "plan": "1.", "plans": ["1.", ""]},
+    ],
+)
+def test_singular_and_plural_columns(columns: dict[str, Any]) -> None:
+    encoded = ProblemEncoder(TOKENIZER)({"problem": "p", **columns}, 0)
+    assert [encoded["solutions"], encoded["plans"]] == [encode_completions(TOKENIZER, [text]) for text in ("a", "1.")]
 
 
 @pytest.mark.parametrize(
@@ -339,7 +374,11 @@ def test_rows_tokenized_by_an_earlier_version() -> None:
         ({"plan": 1.5}, r"Column 'plan' of row 0 is 1.5, of type float"),
         ({"plan": False}, r"Column 'plan' of row 0 is False, of type bool"),
         ({"plan": {"steps": ["1. Do."]}}, r"Column 'plan' of row 0 is {'steps': \['1. Do.'\]}, of type dict"),
-        ({"plan": None, "plans": 7}, r"Column 'plan' of row 0 is 7, of type int"),
+        ({"plan": None, "plans": 7}, r"Column 'plans' of row 0 is 7, of type int"),
+        ({"plans": ["1. Do."]}, r"Row 0 has both 'plan' and 'plans', with different texts; remove"),
+        ({"solutions": ["a + b", "b + a"]}, r"Row 0 has both 'solution' and 'solutions', with different texts"),
+        ({"plan": None, "plans": "1. Do."}, r"Column 'plans' of row 0 is '1. Do.'; give a list of texts"),
+        ({"plan": None, "plans": '{"1": "Do."}'}, r"Column 'plans' of row 0 is {'1': 'Do.'}, of type dict"),
         ({"plan": [["1. Do."]]}, r"Column 'plan' of row 0 holds list, not text"),
         ({"solution": 5}, r"Column 'solution' of row 0 is 5, of type int"),
         ({"plan": "1. \ud83d"}, r"Column 'plan' of row 0 contains a lone surrogate"),

@@ -81,6 +81,10 @@ def test_length_and_truncation():
         f"Here is the plan:\n\n~~~md\n{GOOD}\n~~~\nGood luck!",
         f"```plan\n{GOOD}\n```\n\n```python\nprint(n)\n```",
         f"\x1b[1mPlan\x1b[0m\r\n{GOOD}\r\n",
+        f"<plan>\n{GOOD}\n</plan>",
+        f"<answer>\n{GOOD}\n\n</answer>",
+        f"### Plan\n{GOOD}\n### Notes\nNone.",
+        f"Here it is.\n\n### Plan\n{GOOD}\n\n### Program\nprint(n)",
     ],
 )
 def test_prose_around_a_plan_is_cut(answer: str):
@@ -106,6 +110,20 @@ def test_blank_lines_between_steps_are_kept():
     spaced = "1. Read n.\n\n2. Print it twice."
     assert extract_plan(f"Plan:\n{spaced}\n\nDone.") == spaced
     assert check(spaced) is None
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "1. Read n.\n2. For each item:\n\n   - Double it.\n   - Print it.",
+        "1. Read n.\n2. For each item:\n\n   a. Double it.\n\n   b. Print it.",
+        "### Step 1: Read n\nIt is an integer.\n\n### Step 2: Print\nPrint its double.",
+        "1. Read n.\n\n   It is an integer.\n\n2. Print it.",
+    ],
+)
+def test_last_step_with_a_list(plan: str):
+    assert extract_plan(f"{plan}\n\nDone.") == plan
+    assert check(plan) is None
 
 
 def test_plans_of_the_authors_pass_and_programs_do_not():

@@ -53,6 +53,21 @@ def test_backward_prompts_have_every_distinct_solution(tmp_path: Path):
     assert "plans" not in ROWS[0], "the caller's rows are left alone"
 
 
+class Chat(Scripted):
+    is_chat = True
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "stop"),
+    [(Scripted, {}, PLAN_STOP), (Chat, {}, ()), (Scripted, {"format_prompt": "<user>{}<model>".format}, ())],
+)
+def test_chat_models_may_write_headings(tmp_path: Path, kind, settings, stop):
+    asked = kind(lambda *_: f"Here is the plan.\n\n### Plan\n{plan()}\n\n### Notes\nNone.")
+    rows = generator(tmp_path, asked, **settings).run(ROWS[1:])
+    assert asked.settings[0]["stop"] == stop
+    assert rows[0]["plans"] == [plan()]
+
+
 def test_forward_does_not_see_solutions(tmp_path: Path):
     asked = Scripted(lambda prompt, number, seed: plan())
     rows = generator(tmp_path, asked, reasoning="forward").run([{"id": 1, "problem": "P"}, *ROWS])
@@ -63,9 +78,9 @@ def test_forward_does_not_see_solutions(tmp_path: Path):
 
 @pytest.mark.parametrize("reasoning", ["backward", "forward"])
 def test_rows_that_had_plans_already(tmp_path: Path, reasoning: str):
-    before = {"plans": ["1. Old.\n2. Plan."] * 3, "plan_solutions": [0, 0, 0]}
+    before = {"plan": "1. Old.\n2. Plan.", "plans": ["1. Old.\n2. Plan."] * 3, "plan_solutions": [0, 0, 0]}
     rows = generator(tmp_path, Scripted(lambda *_: plan()), reasoning=reasoning).run([{**ROWS[1], **before}])
-    assert rows[0]["plans"] == [plan()]
+    assert rows[0]["plans"] == [plan()] and "plan" not in rows[0]
     assert rows[0].get("plan_solutions") == ([0] if reasoning == "backward" else None)
 
 

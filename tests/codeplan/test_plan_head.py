@@ -4,15 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, T5ForConditionalGeneration
 
 from tests import tiny
+from trl_akd import DataCollatorForCodePLAN
+from trl_akd.codeplan.objective import codeplan_loss
 from trl_akd.codeplan.plan_head import (
     PLAN_HEAD_FILE,
     PlanHeadGenerator,
     add_plan_head,
+    adopt_plan_head,
     find_plan_head,
     load_plan_head,
     plan_head_of,
@@ -28,6 +31,10 @@ FAMILIES = ["llama", "llama_tied", "qwen2", "codegen", "gpt_bigcode"]
 
 def family(name):
     return (world.t5(), world.roberta_tokenizer()) if name == "t5" else (tiny.model(name), tiny.tokenizer())
+
+
+def lora(**settings):
+    return LoraConfig(**{"r": 2, "task_type": "CAUSAL_LM", "target_modules": ["q_proj"], **settings})
 
 
 def separate_plan_head(model):
@@ -82,15 +89,118 @@ def test_lm_head_is_restored_after_an_error():
 
 
 def test_plan_head_of_a_peft_model():
-    from peft import get_peft_model
-
-    lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
-    model = get_peft_model(tiny.model(), lora)
+    model = get_peft_model(tiny.model(), lora(modules_to_save=["lm_head"]))
     head = separate_plan_head(model)
     inputs = {"input_ids": torch.arange(4)[None]}
     expected = model.get_base_model().model(**inputs).last_hidden_state @ head.weight.T
     with writing_plans(model):
         torch.testing.assert_close(model(**inputs).logits, expected)
+
+
+def test_generator_of_another_model():
+    model, other = tiny.model(), tiny.model()
+    add_plan_head(model)
+    with pytest.raises(ValueError, match="`generator` has another model than `model`"):
+        PlanHeadGenerator(TransformersGenerator(other, tiny.tokenizer()), model)
+    adapted = get_peft_model(model, lora())
+    PlanHeadGenerator(TransformersGenerator(adapted, tiny.tokenizer()), model)
+
+
+def test_embeddings_resized_after_adding_the_plan_head(trainer):
+    model = tiny.model()
+    add_plan_head(model)
+    model.resize_token_embeddings(400)
+    with pytest.raises(ValueError, match=r"shape \[320, 32\], but the LM head \[400, 32\]: .* resized"):
+        trainer(model)
+
+
+# With an adapter
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        (lora(), r"the plan head is frozen.*call `adopt_plan_head\(model\)`"),
+        (lora(target_modules="all-linear"), "the plan head has a PEFT adapter"),
+        (lora(modules_to_save=["plan_head"]), "the plan head has a PEFT adapter"),
+    ],
+)
+def test_loss_with_an_adapter_that_leaves_the_plan_head_out(adapter, message):
+    model = tiny.model()
+    add_plan_head(model)
+    adapted = get_peft_model(model, adapter)
+    batch = DataCollatorForCodePLAN(tiny.tokenizer(), max_length=256)(list(world.problems(2)))
+    with pytest.raises(ValueError, match=message):
+        codeplan_loss(adapted, batch)
+    with torch.no_grad():
+        assert codeplan_loss(adapted, batch) > 0
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_custom_loop_with_an_adapter(tmp_path: Path, order):
+    base = tmp_path / "base"
+    tiny.model().save_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    if order == "before":
+        add_plan_head(model)
+    model = get_peft_model(model, lora())
+    head = adopt_plan_head(model) if order == "before" else add_plan_head(model)
+    before = head.weight.detach().clone()
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
+    codeplan_loss(model, DataCollatorForCodePLAN(tiny.tokenizer(), max_length=256)(list(world.problems(2)))).backward()
+    optimizer.step()
+    assert not torch.equal(head.weight, before)
+    model.save_pretrained(tmp_path / "adapter")
+    assert torch.equal(load_file(find_plan_head(str(tmp_path / "adapter")))["weight"], head.weight)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "frozen", "expected"),
+    [
+        (torch.bfloat16, "adapter", torch.float32),
+        (torch.float16, "adapter", torch.float32),
+        (torch.bfloat16, "backbone", torch.float32),
+        (torch.bfloat16, "nothing", torch.bfloat16),
+        (torch.float32, "adapter", torch.float32),
+        (torch.float64, "adapter", torch.float64),
+    ],
+)
+@pytest.mark.parametrize("name", ["llama_tied", "t5"])
+def test_dtype_beside_frozen_weights(name, dtype, frozen, expected):
+    model = family(name)[0].to(dtype)
+    if frozen == "adapter":
+        model = get_peft_model(model, lora(target_modules=["q_proj" if name != "t5" else "q"]))
+    elif frozen == "backbone":
+        model.requires_grad_(False)
+    assert add_plan_head(model).weight.dtype == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_updates_beside_a_half_precision_backbone(trainer, tmp_path: Path, dtype):
+    """The head's updates are not rounded away, and it generates, is saved, loaded, merged and trained further."""
+    base = tmp_path / "base"
+    tiny.model().to(dtype).save_pretrained(base)
+    tiny.tokenizer().save_pretrained(base)
+    settings = {"learning_rate": 2e-5, "bf16": dtype == torch.bfloat16}
+    made = trainer(str(base), peft_config=lora(), model_init_kwargs={"dtype": dtype}, **settings)
+    head = plan_head_of(made.model)
+    before = head.weight.detach().clone()
+    made.train()
+    assert (head.weight != before).float().mean() > 0.9
+    programs = TransformersGenerator(made.model, tiny.tokenizer())
+    plans = PlanHeadGenerator(programs, made.model).generate(["[GEN_PLAN] a"], max_new_tokens=4)
+    adapter = str(tmp_path / "adapter")
+    made.save_model(adapter)
+    assert torch.equal(load_file(find_plan_head(adapter))["weight"], head.weight)
+    further = trainer(adapter, model_init_kwargs={"dtype": dtype}, **settings)
+    assert torch.equal(plan_head_of(further.model).weight, head.weight)
+    merged = made.model.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=dtype)
+    load_plan_head(again, str(tmp_path / "merged"))
+    assert plan_head_of(again).weight.dtype == dtype
+    found = PlanHeadGenerator(TransformersGenerator(again, tiny.tokenizer()), again)
+    assert len(found.generate(["[GEN_PLAN] a"], max_new_tokens=4)) == len(plans) == 1
 
 
 def test_writing_plans_without_a_plan_head():
@@ -133,11 +243,11 @@ def test_errors_of_loading(tmp_path: Path):
 
 @pytest.mark.parametrize("peft", [False, True])
 def test_training_saves_and_resumes_the_plan_head(trainer, tmp_path: Path, peft):
-    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM") if peft else None
+    adapter = lora() if peft else None
     base = tmp_path / "base"
     tiny.model("llama_tied").save_pretrained(base)
     tiny.tokenizer().save_pretrained(base)
-    made = trainer(str(base), peft_config=lora)
+    made = trainer(str(base), peft_config=adapter)
     made.train()
     made.save_model(str(tmp_path / "trained"))
     trained = plan_head_of(made.model).weight
@@ -170,9 +280,9 @@ def test_shared_with_a_plan_head_is_refused(trainer):
 @pytest.mark.parametrize("peft", [False, True])
 def test_resumed_run_equals_the_uninterrupted_run(trainer, tmp_path: Path, peft):
     def make(folder: str):
-        lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM") if peft else None
+        adapter = lora() if peft else None
         return trainer(
-            tiny.model("llama_tied"), peft_config=lora, output_dir=str(tmp_path / folder), max_steps=-1,
+            tiny.model("llama_tied"), peft_config=adapter, output_dir=str(tmp_path / folder), max_steps=-1,
             num_train_epochs=3, save_strategy="steps", save_steps=1, per_device_train_batch_size=2,
             schedule="alternate", gradient_accumulation_steps=1,
         )  # fmt: skip

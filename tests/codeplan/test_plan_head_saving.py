@@ -251,6 +251,22 @@ def test_adapter_without_its_folder_is_a_warning(trainer, base: Path, tmp_path: 
     assert "adapter has no plan head" not in caplog.text
 
 
+def test_adapter_with_a_name_is_saved_with_its_plan_head(trainer, base: Path, tmp_path: Path):
+    """PEFT writes it to a folder of its own."""
+    student = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora(), adapter_name="student")
+    made = trainer(student, save_strategy="steps", save_steps=1, output_dir=str(tmp_path / "run"))
+    made.train()
+    made.save_model(str(tmp_path / "saved"))
+    expected = plan_logits(made.model)
+    folder = tmp_path / "saved" / "student"
+    torch.testing.assert_close(plan_logits(trainer(str(folder)).model), expected)
+    made.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    torch.testing.assert_close(plan_logits(made.model), expected)
+    (folder / PLAN_HEAD_FILE).unlink()
+    with pytest.raises(ValueError, match="was trained with a plan head"):
+        find_plan_head(str(folder))
+
+
 def test_an_adapter_inside_an_adapter(trainer, base: Path, tmp_path: Path):
     trainer(str(base), peft_config=lora()).save_model(str(tmp_path / "adapter"))
     with pytest.raises(ValueError, match=r"`model` is the folder of an adapter, .* `peft_config` describes another"):

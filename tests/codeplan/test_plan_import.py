@@ -90,6 +90,15 @@ def test_a_teacher_and_a_folder(capsys: pytest.CaptureFixture[str]):
     assert "and `model_name_or_path` is 'm'; plans come from one of them" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "option", ["num_plans", "max_solutions", "max_requests", "max_tokens", "seed", "reasoning", "prompt_style"]
+)
+def test_options_of_generation(capsys: pytest.CaptureFixture[str], option: str):
+    value = {"reasoning": "forward", "prompt_style": "completion"}.get(option, "3")
+    assert main(["plans", "--import_plans", "x", "--dataset_name", "d", f"--{option}", value]) == 2
+    assert f"`{option}` is " in (found := capsys.readouterr().err) and "no effect with `import_plans`" in found
+
+
 @pytest.mark.parametrize("name", ["7.txt", "7/plans.json"])
 def test_files_in_other_encodings(tmp_path: Path, name: str):
     path = tmp_path / name

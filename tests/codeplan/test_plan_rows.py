@@ -1,6 +1,7 @@
 """Problems and solutions from datasets in different formats."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,12 @@ def test_plain_rows(tmp_path: Path, given: dict):
 
 def test_one_solution(tmp_path: Path):
     path = write(tmp_path / "rows.jsonl", {"id": 1, "problem": "P", "solution": "a"})
-    assert read_rows(path)[0]["solutions"] == ["a"]
+    assert read_rows(path) == [{"id": 1, "problem": "P", "solutions": ["a"]}]
+
+
+def test_rows_of_both_kinds(tmp_path: Path):
+    rows = [{"id": 1, "problem": "P", "solution": "a"}, {"id": 2, "problem": "Q", "solutions": ["b", "c"]}]
+    assert [row["solutions"] for row in read_rows(write(tmp_path / "rows.jsonl", *rows))] == [["a"], ["b", "c"]]
 
 
 @pytest.mark.parametrize(
@@ -35,10 +41,18 @@ def test_one_solution(tmp_path: Path):
         ({"inputs": ["1"], "outputs": ["2"]}, "Read standard input"),
         ({"inputs": [[1]], "outputs": [2], "fn_name": "f"}, "Define `f`."),
         (None, "Read standard input"),
+        ("", "Read standard input"),
+        ("not JSON", "Read standard input"),
+        ({"inputs": [], "outputs": []}, "Read standard input"),
+        ({"inputs": ["1"], "outputs": []}, "Read standard input"),
+        ({"inputs": [], "outputs": [], "fn_name": "f"}, "Define `f`."),
+        ('{"inputs": [[' + "1" * 5000 + ']], "outputs": [2], "fn_name": "f"}', "Define `f`."),
     ],
 )
-def test_apps_as_a_table(tmp_path: Path, cases: dict | None, asked: str):
-    row = {"problem_id": 7, "question": "Q\n", "solutions": '["a"]', "input_output": cases and json.dumps(cases)}
+def test_apps_as_a_table(tmp_path: Path, cases: dict | str | None, asked: str):
+    """Unusable tests do not matter, since a plan needs none."""
+    tests = json.dumps(cases) if isinstance(cases, dict) else cases
+    row = {"problem_id": 7, "question": "Q\n", "solutions": '["a"]', "input_output": tests}
     [found] = read_rows(write(tmp_path / "apps.jsonl", {**row, "starter_code": "def f():"}))
     assert (found["id"], found["solutions"]) == ("7", ["a"])
     assert asked in found["problem"] and found["problem"].endswith("Q\ndef f():")
@@ -58,6 +72,34 @@ def test_real_apps_and_mbpp():
 
 def test_limit_of_a_folder():
     assert len(read_rows(data("apps/train"), limit=2)) == 2
+
+
+@pytest.mark.parametrize("setting", [{"split": "train[:1]"}, {"split": "test"}, {"revision": "main"}])
+def test_a_folder_of_apps_has_no_splits_and_revisions(setting: dict):
+    [(name, value)] = setting.items()
+    with pytest.raises(ValueError, match=rf"`dataset_{name}` is '{re.escape(value)}', but .* has no {name}s"):
+        read_rows(data("apps/train"), **setting)
+
+
+@pytest.mark.parametrize("name", ["question.txt", "solutions.json", "starter_code.py"])
+def test_files_of_a_folder_in_another_encoding(tmp_path: Path, name: str):
+    home = tmp_path / "0001"
+    home.mkdir()
+    (home / "question.txt").write_text("Q")
+    (home / name).write_bytes('["é"]'.encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"0001/{name} is not UTF-8"):
+        read_rows(tmp_path)
+
+
+def test_mbpp_without_a_solution(tmp_path: Path):
+    row = {"task_id": 1, "text": "Double.", "test_list": ["assert f(1) == 2"]}
+    found = read_rows(write(tmp_path / "mbpp.jsonl", {**row, "code": None}, {**row, "code": "a\r\nb"}))
+    assert [row["solutions"] for row in found] == [[], ["a\nb"]]
+    check_rows(found[:1], need_solutions=False)
+    with pytest.raises(ValueError, match="row '1' has no solutions to reason back from"):
+        check_rows(found[:1], need_solutions=True)
+    with pytest.raises(ValueError, match=r"`code` in .*, row 0 is 3; give a text"):
+        read_rows(write(tmp_path / "mbpp.jsonl", {**row, "code": 3}))
 
 
 @pytest.mark.parametrize(

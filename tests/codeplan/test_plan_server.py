@@ -55,6 +55,7 @@ def test_plans(server: Server, tmp_path: Path):
     made = generator(server, tmp_path)
     assert [row["plans"] for row in made.run(ROWS)] == [[PLAN]] * 6
     assert (made.report.requests, made.report.tokens) == (6, 48), "prompts' tokens, as the server counts them, too"
+    assert not any(body.get("stop") for body in server.bodies), "a chat model may begin its answer with a heading"
 
 
 @pytest.mark.parametrize(

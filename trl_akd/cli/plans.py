@@ -33,7 +33,7 @@ ANSWERS = "answers.jsonl"
 PLANS = "plans.jsonl"
 REPORT = "report.json"
 _ON_CARDS = ("temperature", "top_p", "max_new_tokens", "seed")
-_NO_TESTS = {"inputs": [""], "outputs": [""]}  # some problems of APPS have none, and a plan needs none
+_NO_TESTS = {"inputs": [""], "outputs": [""]}  # some tests of APPS are missing or unusable, and a plan needs none
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -184,7 +184,7 @@ def read_rows(
             A file, a saved dataset or a name on the Hub, as in [`trl_akd.data.sources.load`], or APPS's folder of
             numbered folders.
         split (`str`, *optional*, defaults to `"train"`):
-            Split, or a slice of one.
+            Split, or a slice of one; APPS's folder has none.
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub.
         limit (`int`, *optional*):
@@ -192,7 +192,7 @@ def read_rows(
 
     Raises:
         FileNotFoundError: If there is no such file, folder or dataset.
-        ValueError: If the columns fit no format.
+        ValueError: If the columns fit no format, a file is not UTF-8, or a split or revision of a folder is given.
     """
     rows = islice(_rows(path, split, revision), limit)
     return [{name: _replace_surrogates(value) for name, value in _row(row, where).items()} for row, where in rows]
@@ -201,6 +201,12 @@ def read_rows(
 def _rows(path: str | Path, split: str, revision: str | None) -> Iterator[tuple[Mapping[str, Any], str]]:
     questions = sorted(Path(path).expanduser().glob("*/question.txt"))
     if questions:
+        for name, value, default in (("split", split, "train"), ("revision", revision, None)):
+            if value != default:
+                raise ValueError(
+                    f"`dataset_{name}` is {value!r}, but {str(path)!r} is a folder of APPS's problems, which has no "
+                    f"{name}s; leave it out, or use `limit` for the first problems."
+                )
         return ((_apps_folder(question.parent), str(question.parent)) for question in questions)
     from ..data.sources import load
 
@@ -211,13 +217,19 @@ def _rows(path: str | Path, split: str, revision: str | None) -> Iterator[tuple[
 def _row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Read a row of any format, which its columns determine."""
     if "problem" in row and "id" in row:
-        solutions = row["solutions"] if "solutions" in row else [row["solution"]] if "solution" in row else []
-        return {**row, "solutions": _listed(solutions, where)}
+        solutions = row.get("solutions")
+        if solutions is None:
+            solutions = [] if row.get("solution") is None else [row["solution"]]
+        return {name: row[name] for name in row if name != "solution"} | {"solutions": _listed(solutions, where)}
     if "question" in row:
-        tested = {**row, "input_output": row.get("input_output") or _NO_TESTS}
-        return _benchmark_row(tested, _listed(row.get("solutions") or [], where), where)
+        untested = {name: value for name, value in row.items() if name != "example_input_output"}
+        untested["input_output"] = {**_NO_TESTS, "fn_name": _function(row.get("input_output"))}
+        return _benchmark_row(untested, _listed(row.get("solutions") or [], where), where)
     if "code" in row:
-        return _benchmark_row(row, [row["code"].replace("\r\n", "\n")], where)
+        from ..evaluation.formats import optional_text
+
+        code = optional_text(row, "code", where)
+        return _benchmark_row(row, [] if code is None else [code.replace("\r\n", "\n")], where)
     raise ValueError(
         f"{where} has the columns {', '.join(map(str, row))}; give rows {{id, problem, solutions}}, or those of APPS "
         "(question, solutions) or MBPP (task_id, text, code, test_list)."
@@ -231,15 +243,27 @@ def _benchmark_row(row: Mapping[str, Any], solutions: Any, where: str) -> dict[s
     return {"id": problem.task_id, "problem": problem.instruction, "solutions": solutions}
 
 
+def _function(tests: Any) -> str | None:
+    """Return the function that tests of APPS call, also if they are unusable, such as with very long integers."""
+    try:
+        found = json.loads(tests, parse_int=str) if isinstance(tests, str) else tests
+    except ValueError:
+        return None
+    name = found.get("fn_name") if isinstance(found, Mapping) else None
+    return name if isinstance(name, str) else None
+
+
 def _apps_folder(home: Path) -> dict[str, Any]:
     """Read a numbered folder of APPS's original distribution."""
+    from ..codeplan.plan_import import read_utf8
+
     files = {
         "question": "question.txt",
         "solutions": "solutions.json",
         "input_output": "input_output.json",
         "starter_code": "starter_code.py",
     }
-    texts = {name: (home / file).read_text(encoding="utf-8") for name, file in files.items() if (home / file).exists()}
+    texts = {name: read_utf8(home / file) for name, file in files.items() if (home / file).exists()}
     return {"task_id": home.name, **texts}
 
 

@@ -99,6 +99,11 @@ class CodePLANConfig(AKDConfig):
                 f"`{'packing' if self.packing else 'padding_free'}` is on, but a batch of CodePLAN has examples of "
                 "two tasks, one per row; turn it off."
             )
+        if self.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+            raise ValueError(
+                f"`train_sampling_strategy` is {self.train_sampling_strategy!r}, but a problem has several texts, "
+                "which are drawn in each epoch; leave it out."
+            )
         if self.lmbda > 0.0 or self.seq_kd:
             raise ValueError(
                 f"`{'seq_kd' if self.seq_kd else 'lmbda'}` is on, but CodePLAN trains on the solutions and plans of "

@@ -56,6 +56,15 @@ from .task_prompts import planning_example
 
 logger = logging.getLogger(__name__)
 
+_SHARED_WITH_COLLATOR = (
+    "plan_weight",
+    "schedule",
+    "guided_weight",
+    "normalization",
+    "max_length",
+    "max_target_length",
+)
+
 
 class CodePLANTrainer(PlanningTrainer, AKDTrainer):
     """Trainer of CodePLAN, which trains a student on solutions and plans.
@@ -152,7 +161,7 @@ class CodePLANTrainer(PlanningTrainer, AKDTrainer):
 
     def _adapt_collator(self, collator: DataCollatorForCodePLAN) -> DataCollatorForCodePLAN:
         """Return the collator for this model, with all tasks in every batch; `_complete` alternates them."""
-        for name in ("plan_weight", "schedule", "guided_weight", "normalization"):
+        for name in _SHARED_WITH_COLLATOR:
             if getattr(collator, name) != getattr(self.args, name):
                 raise ValueError(
                     f"`{name}` is {getattr(self.args, name)!r} in the configuration but {getattr(collator, name)!r} "

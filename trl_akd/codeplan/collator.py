@@ -13,11 +13,12 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from ..data.collators import pad, round_up, used_width
 from ..losses.reduction import IGNORE_INDEX, Normalization, count_items_by_task, scale, token_weights
-from .encoding import UNKNOWN_SOLUTION, ProblemEncoder, Task
+from .encoding import UNKNOWN_SOLUTION, ProblemEncoder, Task, is_tokenized
 
 __all__ = [
     "DataCollatorForCodePLAN",
@@ -105,7 +106,8 @@ class DataCollatorForCodePLAN:
         schedule (`str`, *optional*, defaults to `"weighted"`):
             `"weighted"`: both tasks in every batch. `"alternate"`: one task per batch, alternating from call to call,
             with weights `2 * (1 - plan_weight)` and `2 * plan_weight`, so that the mean over batches has the same
-            expectation.
+            expectation. The trainers alternate themselves; a custom loop whose DataLoader has workers calls
+            [`alternate_tasks`] on batches of the schedule `"weighted"`.
         max_length (`int`, *optional*, defaults to `1024`):
             Maximum number of tokens per prompt and answer together, or per prompt for an encoder-decoder. Solutions
             are truncated; prompts and plans are not.
@@ -126,7 +128,8 @@ class DataCollatorForCodePLAN:
 
     Raises:
         ValueError: If a setting is outside its range; when called, if a row lacks a problem, solution or plan, if a
-            prompt or plan is too long, or if the caller is a Trainer whose loss ignores `token_weights`.
+            prompt or plan is too long, if a row was tokenized with other settings, if `schedule` is `"alternate"` in
+            a worker of a DataLoader, or if the caller is a Trainer whose loss ignores `token_weights`.
 
     Example:
 
@@ -195,10 +198,16 @@ class DataCollatorForCodePLAN:
         self._check_caller()
         weights = self.task_weights
         if self.schedule == "alternate":
+            if get_worker_info() is not None:
+                raise ValueError(
+                    "`schedule` is 'alternate' in a worker of a DataLoader, which does not know the other workers' "
+                    "batches; set num_workers=0, or schedule='weighted' and call `alternate_tasks` on the batches of "
+                    "a step."
+                )
             turn = list(weights)[self._calls % len(weights)]
             weights = {turn: len(weights) * weights[turn]}
             self._calls += 1
-        problems = [row if "code_prompt" in row else self._encode(row, number) for number, row in enumerate(rows)]
+        problems = [self._tokenized(row, number) for number, row in enumerate(rows)]
         examples = [self._example(problem, task) for task in weights for problem in problems]
         task_ids = torch.tensor([task for task in weights for _ in problems])
         batch = self._pad(examples)
@@ -208,8 +217,11 @@ class DataCollatorForCodePLAN:
             "task_ids": task_ids,
         }
 
-    def _encode(self, row: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """Tokenize a row, with its problem as the key of the draws if it has no index in a dataset."""
+    def _tokenized(self, row: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+        """Return the tokenized row, with its problem as the key of the draws if it has no index in a dataset."""
+        if is_tokenized(row):
+            self.encoder.check(row)
+            return row
         return self.encoder(row, number) | {"index": row.get("index", row["problem"])}
 
     def _check_caller(self) -> None:

@@ -1,16 +1,18 @@
 """Tokenize problems with solutions and plans for CodePLAN.
 
-A row has `problem`, one `solution` or several `solutions`, and one `plan` or several `plans`. The optional column
-`plan_solutions` has the index of the solution that each plan was written for, or `None` if it is unknown. Rows are
-tokenized once, by these rules:
+A row has `problem`, one `solution` or several `solutions`, and one `plan` or several `plans`. If a row has both the
+singular and the plural, their texts must be the same. The plural may be a JSON list, as in APPS on the Hub. The
+optional column `plan_solutions` has the index of the solution that each plan was written for, or `None` if it is
+unknown. Rows are tokenized once, by these rules:
 
 - Prompts are never truncated; a problem whose prompt leaves no room for an answer is dropped.
 - A solution that is too long loses its end, including EOS.
 - Plans are never truncated, since a partial plan is a different plan; a plan that is too long is dropped.
 """
 
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -31,6 +33,7 @@ __all__ = [
     "TooLongError",
     "check_columns",
     "check_lengths",
+    "is_tokenized",
     "prepare_problems",
     "tokens_per_problem",
 ]
@@ -111,7 +114,7 @@ class ProblemEncoder:
     guided: bool = False
     # The cache key of `Dataset.map` covers these fields but not the source code: increment the version when the output
     # changes.
-    version: int = 2
+    version: int = 3
 
     def __post_init__(self) -> None:
         check_lengths(self.max_length, self.max_target_length, shortest=1 if self.is_encoder_decoder else 2)
@@ -154,6 +157,25 @@ class ProblemEncoder:
             "plans": [tokens for tokens, _, _ in fitting],
             "plan_solutions": [solution for _, _, solution in fitting],
         }
+
+    def check(self, problem: Mapping[str, Any]) -> None:
+        """Check that a tokenized row fits these settings, since it may have been tokenized with others.
+
+        Raises:
+            ValueError: If a prompt or plan is too long, or the guided prompts are missing.
+        """
+        prompts = [problem["code_prompt"], problem["plan_prompt"], *(problem["guided_prompts"] if self.guided else ())]
+        room = self.max_answer_tokens(problem["plan_prompt"])
+        if not all(map(self._leaves_room, prompts)) or any(len(plan) > room for plan in problem["plans"]):
+            raise TooLongError(
+                f"The tokenized row {problem['index']} has a prompt or plan that {self._limits()} does not allow, and "
+                "prompts and plans are never truncated; tokenize its texts with this limit, or increase it."
+            )
+        if self.guided and len(problem["guided_prompts"]) != len(problem["plans"]):
+            raise ValueError(
+                f"The tokenized row {problem['index']} has {len(problem['guided_prompts'])} guided prompts for "
+                f"{len(problem['plans'])} plans: it was tokenized with guided_weight=0; tokenize its texts again."
+            )
 
     def max_answer_tokens(self, prompt: Sequence[int]) -> int:
         """Return the maximum number of tokens of an answer to a prompt."""
@@ -230,7 +252,7 @@ def prepare_problems(
 
     Args:
         dataset (`Dataset`):
-            Rows that [`ProblemEncoder`] accepts. Tokenized rows are returned unchanged.
+            Rows that [`ProblemEncoder`] accepts. Tokenized rows are checked and returned unchanged.
         encoder (`ProblemEncoder`):
             The encoder.
         shuffle_seed (`int`, *optional*):
@@ -244,9 +266,13 @@ def prepare_problems(
         The rows, and the counts (`None` for rows that were tokenized already).
 
     Raises:
-        ValueError: If a column or a text is missing, or every row is too long.
+        ValueError: If a column or a text is missing, every row is too long, or rows were tokenized with other
+            settings.
     """
-    if _is_tokenized(dataset):
+    if is_tokenized(dataset.column_names):
+        checked = ["index", "code_prompt", "plan_prompt", "guided_prompts", "plans"]
+        for row in dataset.with_format(None).select_columns(checked):
+            encoder.check(row)
         return dataset, None
     check_columns(dataset, name)
     encoded = dataset.with_format(None).map(
@@ -284,7 +310,7 @@ def check_columns(dataset: Dataset, name: str) -> None:
     if len(dataset) == 0:
         raise ValueError(f"the {name} dataset is empty; give at least one row.")
     found = set(dataset.column_names)
-    if _is_tokenized(dataset):
+    if is_tokenized(found):
         return
     remedies = {"problem": "rename the column", "solution": "rename the column", "plan": "run `trl-akd plans`"}
     for column, remedy in remedies.items():
@@ -295,8 +321,9 @@ def check_columns(dataset: Dataset, name: str) -> None:
             )
 
 
-def _is_tokenized(dataset: Dataset) -> bool:
-    return set(_FEATURES) - {"plan_solutions"} <= set(dataset.column_names)
+def is_tokenized(columns: Collection[str]) -> bool:
+    """Return whether the columns of a row are those of a tokenized row."""
+    return all(name in columns for name in _FEATURES if name != "plan_solutions")
 
 
 def _encode_row(row: dict[str, Any], index: int, *, encoder: ProblemEncoder) -> dict[str, Any]:
@@ -352,20 +379,31 @@ def _answers(row: Mapping[str, Any], index: int) -> tuple[list[str], list[str], 
 
 def _texts(row: Mapping[str, Any], name: str, index: int) -> list[str]:
     """Return the texts in the column `name` or, in the plural, `names`."""
-    value = row.get(f"{name}s") if row.get(name) is None else row[name]
+    found = {column: _listed(row.get(column), column, index) for column in (name, f"{name}s")}
+    one, several = ([text for text in texts if text.strip()] for texts in found.values())
+    if one and several and one != several:
+        raise ValueError(
+            f"Row {index} has both {name!r} and '{name}s', with different texts; remove the column that is not to be "
+            "trained on."
+        )
+    return found[f"{name}s"] if several else found[name]
+
+
+def _listed(value: Any, column: str, index: int) -> list[str]:
+    """Return the texts of a column, which are a text, a list of texts or, in the plural, such a list as JSON."""
+    where = f"Column {column!r} of row {index}"
+    if isinstance(value, str) and column.endswith("s") and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"{where} is {value!r:.80}; give a list of texts.") from error
     texts = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(texts, list | tuple):
-        raise ValueError(
-            f"Column {name!r} of row {index} is {value!r:.80}, of type {type(value).__name__}; give a text or a "
-            "list of texts."
-        )
+        raise ValueError(f"{where} is {value!r:.80}, of type {type(value).__name__}; give a text or a list of texts.")
     for text in texts:
         if not isinstance(text, str):
-            raise ValueError(
-                f"Column {name!r} of row {index} holds {type(text).__name__}, not text; drop the row or convert "
-                "the column."
-            )
-        check_encodable(text, f"Column {name!r} of row {index}")
+            raise ValueError(f"{where} holds {type(text).__name__}, not text; drop the row or convert the column.")
+        check_encodable(text, where)
     return list(texts)
 
 

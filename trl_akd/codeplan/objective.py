@@ -24,7 +24,7 @@ from ..teachers import verify_architecture
 from .codeplan_config import CodePLANConfig, TaskObjective
 from .collator import count_task_items
 from .encoding import Task
-from .plan_head import plan_head_of
+from .plan_head import check_trained, plan_head_of
 
 __all__ = [
     "TaskGroup",
@@ -109,8 +109,8 @@ def codeplan_loss(model: Any, batch: Batch, *, accelerator: Any = None) -> torch
         `torch.Tensor`: Shape `[]`, float32, in nats, differentiable.
 
     Raises:
-        ValueError: If the batch has no `token_weights` or was collated for another kind of model, or the model's
-            architecture is not supported.
+        ValueError: If the batch has no `token_weights` or was collated for another kind of model, the plan head is
+            frozen or has an adapter, or the model's architecture is not supported.
 
     Example:
 
@@ -131,6 +131,7 @@ def codeplan_loss(model: Any, batch: Batch, *, accelerator: Any = None) -> torch
             "DataCollatorForCodePLAN."
         )
     student = model if accelerator is None else accelerator.unwrap_model(model)
+    check_trained(student)
     inputs, labels, weights = answer_tokens(student, batch)
 
     def loss() -> torch.Tensor:

@@ -21,7 +21,8 @@ _MARKDOWN = re.compile(
     r"^[ \t]*(`{3,}|~{3,})(?:markdown|md)[ \t]*\n((?:(?![ \t]*(?:```|~~~)).*\n)*)[ \t]*\1[ \t]*$",
     re.MULTILINE | re.IGNORECASE,
 )
-_BLANK_LINE = re.compile(r"\n[ \t]*\n")
+# The end of the last step: a blank line without an indented list after it, a heading or a closing tag.
+_END = re.compile(r"\n(?:\n(?!\n*[ \t]+(?:[-*+]|\w[.)])[ \t])|#+[ \t]|</\w+>)")
 _MIN_STEPS = 2
 # Statements that make a line code; an expression alone may be a word or a formula.
 _CODE_STATEMENTS = (
@@ -67,6 +68,8 @@ def _is_text(value: object) -> bool:
 def extract_plan(answer: str) -> str:
     r"""Return the plan in a teacher's answer, from its first numbered step to its last, without trailing whitespace.
 
+    The last step ends at a heading, at a closing tag, or at a blank line, unless an indented list follows it.
+
     Thoughts are removed; an answer that ends inside its thoughts contains no plan. Steps may be numbered `1.`, `1)`,
     `(1)`, `1:` or `Step 1:`. The plan may be in a fenced block. An answer without numbered steps is returned whole.
 
@@ -85,7 +88,7 @@ def extract_plan(answer: str) -> str:
     answer = answer.lstrip() if _STEP.match(answer.lstrip()) else answer
     steps = list(_STEP.finditer(answer))
     if steps:
-        end = _BLANK_LINE.search(answer, steps[-1].start())
+        end = _END.search(answer, steps[-1].start())
         answer = answer[steps[0].start() : end.start() if end else None]
     return "\n".join(line.rstrip() for line in answer.strip().splitlines())
 

@@ -10,6 +10,22 @@ from .plan_prompts import plan_prompt
 
 __all__ = ["PlanGenerationConfig", "PlanSamplingConfig"]
 
+# Without effect if plans are imported.
+_OF_GENERATION = (
+    "reasoning",
+    "prompt_file",
+    "num_plans",
+    "max_solutions",
+    "max_requests",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "max_new_tokens",
+    "seed",
+    "max_prompt_chars",
+    "prompt_style",
+)
+
 
 @rename_fields(model="model_name_or_path", timeout="request_timeout", batch_size="generation_batch_size")
 @dataclass
@@ -22,7 +38,7 @@ class PlanGenerationConfig(GeneratorConfig):
             Problems with solutions: the folder of APPS with one folder per problem, a .jsonl, .json, .parquet or .csv
             file, or a dataset on the Hub, with the columns of APPS, of MBPP, or `id`, `problem` and `solutions`.
         dataset_split (`str`, *optional*, defaults to `"train"`):
-            Split, or a slice of one such as `"train[:100]"`.
+            Split, or a slice of one such as `"train[:100]"`. A folder of APPS has no splits.
         dataset_revision (`str`, *optional*):
             Branch, tag or commit of a dataset on the Hub.
         limit (`int`, *optional*):
@@ -92,6 +108,14 @@ class PlanGenerationConfig(GeneratorConfig):
             raise ValueError("`model_name_or_path` is missing; set the teacher that generates the plans.")
         if not self.dataset_name:
             raise ValueError("`dataset_name` is missing; set the dataset of problems and solutions.")
+        if self.import_plans is not None:
+            fields = type(self).__dataclass_fields__
+            unused = [name for name in _OF_GENERATION if getattr(self, name) != fields[name].default]
+            if unused:
+                raise ValueError(
+                    f"`{unused[0]}` is {getattr(self, unused[0])!r}, which has no effect with `import_plans`, which "
+                    "generates no plan; leave it out."
+                )
         for name in ("limit", "num_plans"):
             value = getattr(self, name)
             if value is not None and value < 1:

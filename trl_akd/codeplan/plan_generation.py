@@ -19,6 +19,7 @@ from ..distributed import is_main_process, run_on_main_and_broadcast
 from ..generation import TextGenerator
 from ..generation.budget import BudgetedGenerator, BudgetSpent
 from ..generation.protocol import SamplingParams, derive_seed, stream
+from ..generation.wrappers import is_chat
 from ..ledger import Ledger
 from ..progress import Progress
 from .plan_checks import check_plan, check_rows, extract_plan
@@ -66,7 +67,8 @@ class PlanGenerator:
 
     Args:
         generator (`TextGenerator`):
-            The teacher.
+            The teacher. It is stopped where `### ` begins a line, as in the prompts, unless it is a chat model, whose
+            answers may have headings: a generator of user messages, or one with a `format_prompt`.
         output (`str` or `Path`):
             JSON Lines file of its answers.
         n (`int`, *optional*, defaults to `1`):
@@ -159,7 +161,8 @@ class PlanGenerator:
         self._n = n
         self._prompt = plan_prompt(reasoning, layout)
         sampling = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
-        self._sampling = SamplingParams(n, temperature, top_p, max_new_tokens, PLAN_STOP)
+        stop = PLAN_STOP if format_prompt is None and not is_chat(generator) else ()
+        self._sampling = SamplingParams(n, temperature, top_p, max_new_tokens, stop)
         self._seed = seed
         self._settings = {**sampling, **(settings or {})}
         self._batch_size = batch_size
@@ -283,7 +286,8 @@ class PlanGenerator:
         rejected: Counter[str] = Counter()
         for row, several in zip(rows, requests, strict=True):
             row["plans"] = []
-            row.pop("plan_solutions", None)  # belongs to the previous plans of the row
+            for name in ("plan", "plan_solutions"):  # of the previous plans of the row
+                row.pop(name, None)
             if self._sees_solution:
                 row["plan_solutions"] = []
             for request in several:

@@ -13,7 +13,7 @@ The authors' released code trains such a head but generates plans with the LM he
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, cached_file
 from ..distributed import gathered
 from ..generation import TextGenerator
 from ..generation.protocol import GREEDY, Arrival, SamplingParams, StreamingGenerator, stream
+from ..generation.transformers_generator import TransformersGenerator
 from ..heads import lm_head, without_adapter
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "add_plan_head",
     "adopt_plan_head",
     "check_plan_head_file",
+    "check_trained",
     "declares_plan_head",
     "find_plan_head",
     "gathered_plan_head",
@@ -67,7 +69,8 @@ def add_plan_head(model: Any) -> nn.Linear:
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
-            A language model. All weights of the plan head are trained, also with an adapter.
+            A language model. All weights of the plan head are trained, also with an adapter; call
+            [`adopt_plan_head`] if the adapter is added later.
 
     Raises:
         ValueError: If the LM head has an adapter.
@@ -95,24 +98,73 @@ def add_plan_head(model: Any) -> nn.Linear:
     setattr(lm.config, _DECLARATION, "separate")
     keys = {f"{_NAME}.{name}" for name, _ in head.named_parameters()}
     lm._keys_to_ignore_on_save = {*(lm._keys_to_ignore_on_save or ()), *keys}
-    _override_save_pretrained(model)
-    return head
+    return adopt_plan_head(model)
 
 
 def adopt_plan_head(model: Any) -> nn.Linear:
-    """Make an existing plan head trainable and saved, for example after an adapter was added to the model.
+    """Make an existing plan head trainable and saved after an adapter was added to the model.
+
+    Beside frozen weights in half precision, it is converted to float32, as PEFT does with adapters: an update of 2e-5
+    is smaller than the spacing of most weights in bfloat16. DeepSpeed keeps float32 copies of trained weights itself,
+    so a head that ZeRO-3 shards is not converted.
 
     Raises:
-        ValueError: If the adapter includes the plan head.
+        ValueError: If the adapter includes the plan head, or the LM head was resized after the plan head was added.
+
+    Example:
+
+    ```python
+    >>> from peft import LoraConfig, get_peft_model
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=8, n_layer=1, n_head=2)).bfloat16()
+    >>> _ = add_plan_head(model)
+    >>> model = get_peft_model(model, LoraConfig(target_modules=["c_proj"], fan_in_fan_out=True))
+    >>> head = adopt_plan_head(model)
+    >>> head.weight.requires_grad, head.weight.dtype
+    (True, torch.float32)
+
+    ```
     """
     head = plan_head_of(model)
+    _check_not_adapted(head)
+    assert head is not None
+    source = lm_head(model)
+    with gathered([*source.parameters(), *head.parameters()]):
+        if head.weight.shape != source.weight.shape:
+            raise ValueError(
+                f"the plan head has the shape {list(head.weight.shape)}, but the LM head {list(source.weight.shape)}: "
+                "the embeddings were resized after `add_plan_head`; resize them before."
+            )
+    head.requires_grad_(True)
+    _override_save_pretrained(model)
+    return head.float() if _needs_float32(head, without_adapter(model)) else head
+
+
+def check_trained(model: Any) -> None:
+    """Raise a ValueError if the model is trained, but its plan head is frozen or has an adapter."""
+    head = plan_head_of(model)
+    if head is None or not torch.is_grad_enabled():
+        return
+    _check_not_adapted(head)
+    if not head.weight.requires_grad and any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "the plan head is frozen, so it would be neither trained nor saved with the adapter; call "
+            "`adopt_plan_head(model)` from trl_akd.codeplan.plan_head after adding the adapter."
+        )
+
+
+def _check_not_adapted(head: Any) -> None:
     if not isinstance(head, nn.Linear):
         raise ValueError(
             "the plan head has a PEFT adapter, but all of its weights are trained; remove it from `target_modules` "
             "and `modules_to_save`, or set `exclude_modules=['plan_head']`."
         )
-    _override_save_pretrained(model)
-    return head.requires_grad_(True)
+
+
+def _needs_float32(head: nn.Linear, lm: Any) -> bool:
+    is_frozen = any(not parameter.requires_grad for parameter in lm.base_model.parameters())
+    is_sharded = any(hasattr(parameter, "ds_status") for parameter in lm.parameters())
+    return is_frozen and not is_sharded and head.weight.dtype.itemsize < torch.float32.itemsize
 
 
 def save_plan_head(model: Any, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -265,11 +317,13 @@ def writing_plans(model: Any) -> Iterator[None]:
         )
     lm = without_adapter(model)
     original = lm.get_output_embeddings()
+    cast = head.register_forward_pre_hook(lambda layer, inputs: (inputs[0].to(layer.weight.dtype),))
     lm.set_output_embeddings(head)
     try:
         yield
     finally:
         lm.set_output_embeddings(original)
+        cast.remove()
 
 
 class PlanHeadGenerator(StreamingGenerator):
@@ -280,9 +334,18 @@ class PlanHeadGenerator(StreamingGenerator):
             Generator with `model` in this process, such as `TransformersGenerator`.
         model (`PreTrainedModel` or `PeftModel`):
             A model with a plan head.
+
+    Raises:
+        ValueError: If the generator is a `TransformersGenerator` with another model.
     """
 
     def __init__(self, generator: TextGenerator, model: Any) -> None:
+        own = generator.model if isinstance(generator, TransformersGenerator) else model
+        if without_adapter(own) is not without_adapter(model):
+            raise ValueError(
+                "`generator` has another model than `model`, so the plan head would not be used; create the generator "
+                "with the same model."
+            )
         self._generator = generator
         self._model = model
 
@@ -308,21 +371,32 @@ def _save_pretrained(
     **options: Any,
 ) -> None:
     """Save the model and the plan head's file, and push both."""
+    folders = _folders(model, save_directory, options.get("selected_adapters"))
     if is_main_process:  # before the model, whose `save_pretrained` removes the plan head from `state_dict`
-        save_plan_head(model, save_directory, state_dict)
+        for folder in folders:
+            save_plan_head(model, folder, state_dict)
     hub = {name: options.pop(name) for name in _HUB_OPTIONS if name in options and push_to_hub}
     type(model).save_pretrained(
         model, save_directory, is_main_process=is_main_process, state_dict=state_dict, **options
     )
     if is_main_process:
-        _declare_in_adapter(without_adapter(model), save_directory)
+        for folder in folders:
+            _declare_in_adapter(without_adapter(model), folder)
     if push_to_hub and is_main_process:
         model.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 
 
-def _declare_in_adapter(base: Any, folder: str | Path) -> None:
+def _folders(model: Any, folder: str | Path, selected_adapters: Sequence[str] | None) -> list[Path]:
+    """Return the folder of a saved model, and those inside it to which PEFT writes adapters with names."""
+    if not hasattr(model, "get_base_model"):
+        return [Path(folder)]
+    names = selected_adapters or list(model.peft_config)
+    return [Path(folder), *(Path(folder) / name for name in names if name != "default")]
+
+
+def _declare_in_adapter(base: Any, folder: Path) -> None:
     """Add the declaration to the adapter's configuration if the folder contains one."""
-    path = Path(folder) / ADAPTER_CONFIG_NAME
+    path = folder / ADAPTER_CONFIG_NAME
     if not path.is_file():
         return
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ from typing import Any
 
 from .plan_checks import check_plan, check_rows, extract_plan
 
-__all__ = ["ImportReport", "import_plans", "read_plans"]
+__all__ = ["ImportReport", "import_plans", "read_plans", "read_utf8"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def read_plans(folder: str | Path) -> dict[str, list[str]]:
     if not root.is_dir():
         raise FileNotFoundError(f"`import_plans` is {str(folder)!r}, which is not a folder; check the path.")
     found = {path.parent.name: _read_list(path) for path in sorted(root.glob("*/plans.json"))}
-    found |= {path.stem: [_read(path)] for path in sorted(root.glob("*.txt"))}
+    found |= {path.stem: [read_utf8(path)] for path in sorted(root.glob("*.txt"))}
     if not found:
         raise ValueError(
             f"`import_plans` is {str(folder)!r}, which contains neither NAME/plans.json nor NAME.txt; give the folder "
@@ -99,6 +99,7 @@ def import_plans(
     rejected: Counter[str] = Counter()
     for row in found:
         texts, solutions = plans.get(str(row["id"]), []), len(row["solutions"])
+        row.pop("plan", None)  # the previous plan of the row
         row["plans"], row["plan_solutions"] = [], []
         for number, text in enumerate(texts):
             plan = extract_plan(text)
@@ -121,7 +122,7 @@ def import_plans(
 
 def _read_list(path: Path) -> list[str]:
     try:
-        texts = json.loads(_read(path))
+        texts = json.loads(read_utf8(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}); give a list of texts.") from error
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -129,7 +130,8 @@ def _read_list(path: Path) -> list[str]:
     return texts
 
 
-def _read(path: Path) -> str:
+def read_utf8(path: Path) -> str:
+    """Return the text of a file, or raise a ValueError that names the file if it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -167,6 +167,11 @@ class OpenAIGenerator(StreamingGenerator):
         return self.usage.tokens
 
     @property
+    def is_chat(self) -> bool:
+        """Whether prompts are sent as user messages."""
+        return self._chat
+
+    @property
     def model_name(self) -> str:
         """Name of the model on the server."""
         return self._model

@@ -127,6 +127,11 @@ class TransformersGenerator(StreamingGenerator):
         return self._accelerator is not None
 
     @property
+    def model(self) -> Any:
+        """The model without its engine."""
+        return self._model
+
+    @property
     def model_name(self) -> str:
         """The model's name or path."""
         return str(self._model.config.name_or_path)

@@ -15,7 +15,7 @@ from .protocol import (
     too_long_prompts,
 )
 
-__all__ = ["ChatGenerator", "OnMainProcess", "ProgressBar", "for_all_processes", "is_shared", "model_name"]
+__all__ = ["ChatGenerator", "OnMainProcess", "ProgressBar", "for_all_processes", "is_chat", "is_shared", "model_name"]
 
 
 class ChatGenerator(StreamingGenerator):
@@ -63,6 +63,11 @@ class ChatGenerator(StreamingGenerator):
     def too_long(self, prompts: list[str], max_new_tokens: int) -> list[int]:
         """Return the indices of the prompts that exceed the model's positions together with their template."""
         return too_long_prompts(self._generator, self._as_messages(prompts), max_new_tokens)
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether prompts are sent as user messages."""
+        return True
 
     @property
     def is_shared(self) -> bool:
@@ -125,6 +130,11 @@ def for_all_processes(generator: TextGenerator, accelerator: Any) -> TextGenerat
 def is_shared(generator: TextGenerator) -> bool:
     """Return whether all processes must call a generator together, such as one with an accelerator."""
     return bool(getattr(generator, "is_shared", False))
+
+
+def is_chat(generator: TextGenerator) -> bool:
+    """Return whether a generator sends prompts as user messages."""
+    return bool(getattr(generator, "is_chat", False))
 
 
 def model_name(generator: object) -> str:

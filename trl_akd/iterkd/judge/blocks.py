@@ -43,8 +43,8 @@ _HEADING = re.compile(
     re.IGNORECASE,
 )
 FINAL = re.compile(
-    r"\b(?:final|revis|correct(?:ed|ion)|updat|adjust|amend|reconsider|second thought|on reflection|actually|instead"
-    r"|after review|new scores?|erratum|wait)|最终|最終|修正|更正|최종|definitiv|endgültig",
+    r"\b(?:final|revis|correct(?:ed|ion)|updat|adjust|amend|reconsider|second thought|on reflection|actually"
+    r"|instead(?! of)|after review|new scores?|erratum|wait)|最终|最終|修正|更正|최종|definitiv|endgültig",
     re.IGNORECASE,
 )
 _SUM = re.compile(
@@ -54,22 +54,66 @@ _SUM = re.compile(
     r"(?:[ ]*(?:/|out[ ]of|of)[ ]*(?P<scale>[0-9]+(?:\.[0-9]+)?))?",
     re.IGNORECASE,
 )
-_AMENDING = re.compile(
-    r"\b(?:actually|correction|revis\w+|on reflection|second thought\w*|chang\w+|lower\w*|rais\w+|reduc\w+|adjust\w*"
-    r"|updat\w+|reconsider\w*|instead|amend\w*|should(?: have been| be)|sorry|wait|edit|errat\w+|make|set|drop\w*"
-    r"|bump\w*|deduct\w*|tak(?:e|ing) (?:off|away))\b|改为|更正|修正",
+_SENTENCE_END = re.compile(r"(?<=[.!?;])(?<!\brule [0-9]\.)[ ]+|(?<=[\u3002\uff1b])", re.IGNORECASE)
+_CORRECTION = re.compile(
+    r"^\W*(?:(?:hmm+|ah|oh|so|and|but|well|ok(?:ay)?)\b\W*)*(?:correct(?:ion|ed|ing)|revis(?:ion|ed|ing)"
+    r"|amend(?:ment|ed|ing)|(?:up)?on (?:\w+ )?reflection|(?:(?:on|with) )?second thoughts?|(?:on )?reconsider\w*|wait"
+    r"|sorry|oops|errat\w+|(?:edit|updated?)(?=[ ]*[:,\u2013\u2014-]| rule| after| on| scores?))\b|\bactually\b"
+    r"|改为|更正|修正",
     re.IGNORECASE,
 )
-_SENTENCE = re.compile(r"(?<=[a-z)][.!?;])[ ]+")
+"""Words by which a judge introduces a correction."""
+_CHANGING = (
+    r"(?:chang|lower|rais|reduc|adjust|updat|revis|amend|increas|decreas|downgrad|upgrad|correct|deduct|mak|set|drop"
+    r"|bump|cut)(?:e|es|p?ing|ting|s)?"
+)
+_OWN_CHANGE = re.compile(
+    r"\bI(?:['\u2019](?:ll|m))?[ ](?:(?:now|therefore|thus|hence|hereby|also|then|still|will|shall|must|am|have|need"
+    rf"|want|decided|going|to)[ ])*{_CHANGING}\b|\bshould[ ](?:(?:now|rather|really|instead|only|therefore)[ ])*"
+    r"(?:be|get|receive)[ ](?:(?:only|at|to|an?|changed|lowered|raised|reduced|set)[ ])*"
+    r"(?:[0-9.]+|half|zero|one|two)(?![\w-])",
+    re.IGNORECASE,
+)
+"""Words by which a judge changes a score in its own voice."""
+_CONDITION = re.compile(r"^\W*(?:if|had|were|once|unless|when|as soon as)\b", re.IGNORECASE)
+_WOULD_CHANGE = re.compile(rf"\bI(?: would|['\u2019]d)(?: \w+)?? {_CHANGING}\b", re.IGNORECASE)
+_NOT_GIVEN = re.compile(
+    r"\b(?:would|could|might|can|may|consider(?:ed|ing)|tempted|inclined|hesitated|thought (?:of|about)|argue)\b"
+    r"|\b(?:by|for|about) \w+ing\b|(?<!\bhave)(?<!\bneed)(?<!\bwant)(?<!\blike)(?<!\bdecided)(?<!\bgoing) to (?:raise"
+    r"|lift|bring|get|improve|increase|reach|lower|reduce|change|make|set|move|push|drop)\b|^\W*to (?!be\b)[a-z]+\b"
+    r"|^\W*(?:\w+ ){0,2}(?:suggest\w*|improvements?|advice|hints?|tips?|recommend\w*|next steps?|todo)\b"
+    rf"|(?:\b(?:not|never)|n['\u2019]t) (?:\w+ )?{_CHANGING}(?:d|ed|red)?\b|^\W*(?!{_CHANGING}\b)[a-z]+ing\b",
+    re.IGNORECASE,
+)
+"""Words about scores of a better answer, or considered and rejected."""
+_REPORTED = re.compile(
+    r"(?:\b(?:I|was|were|is|are|been|be)[ ](?:\w+[ ]){0,2}?|:[ ]*)(?:changed|lowered|raised|reduced|adjusted|updated"
+    r"|revised|amended|increased|decreased|downgraded|upgraded|deducted|dropped|bumped|(?:took|taken)[ ]off)\b"
+    r"|\b(?:was|were|is|are|been)[ ](?:set|cut)\b",
+    re.IGNORECASE,
+)
+"""Words by which a judge explains a score, such as "was reduced"."""
+_REQUESTED = re.compile(
+    rf"\b(?:{_CHANGING}|tak(?:e|ing) (?:off|away)|instead(?! of)|should have been|(?:should|must|has to|have to"
+    r"|needs? to|ought to) be)\b",
+    re.IGNORECASE,
+)
+_LEADING_CHANGE = re.compile(rf"^\W*(?:please\W+)?{_CHANGING}\b", re.IGNORECASE)
+_POINTS_CHANGED = re.compile(
+    r"\b(?:deduct|tak(?:e|ing) off|lower|rais)(?:e|ing|ed)?[ ](?:\w+[ ]){0,3}(?:points?|scores?|marks?)\b", re.I
+)
 _UNSURE = re.compile(
-    r"\b(?:not (?:quite |entirely )?sure|unsure|could (?:also )?be|might be|may be|maybe|perhaps|possibly"
+    r"\b(?:not (?:quite |entirely )?sure|unsure|could (?:also )?be|might be|may be|not be|maybe|perhaps|possibly"
     r"|arguably)\b.*(?:[0-9]|\b(?:lower|higher|less|more|fewer|half|zero|points?)\b)",
     re.IGNORECASE,
 )
+_BETTER_ANSWER = re.compile(r"\b(?:by \w+ing|with (?:an?|some|more|better|proper))\b", re.IGNORECASE)
 _LESS = re.compile(r"\b(?:lower|higher|less|more|fewer|worse|better|reduced|increased|raised|lowered)\b[ .!]*$", re.I)
+_SPECIFIED = re.compile(rf"\b(?:points?|scores?)\b|\bby[ ]+{AMOUNT}\b|[0-9]", re.IGNORECASE)
 _NEW_VALUE = re.compile(
-    rf"(?:\bto\b|\bbe\b|\bis\b|\bbecomes?\b|\bgets?\b|\bdeserves?(?:[ ]only)?\b|\bat\b|\bas\b|[:=]|->|→|改为|为)[ ]*"
-    rf"(?:a[ ])?(?P<value>{AMOUNT})(?![0-9])(?!\w)",
+    r"(?:\b(?:to|be|is|becomes?|gets?|got|receives?|deserves?|at|was)\b|\bas\b(?=[ ][0-9])|[:=]|->|→|改为|为)[ ]*"
+    rf"(?:{QUANTITY}[ ]*(?:->|→|=>|to\b)[ ]*)?(?:(?:only|an?)[ ])*(?P<value>{QUANTITY}|zero|half|one|two"
+    r"|no(?=[ ]points?))(?![\w-]|[ ](?:points?[ ])?(?:too|lower|higher|less|more|off)\b)",
     re.IGNORECASE,
 )
 _PER_RULE = re.compile(
@@ -129,31 +173,56 @@ class Block:
         return self.numbers == {number: rule.maximum for number, rule in enumerate(RULES, 1)}
 
 
-def amendment(line: str) -> dict[int, float] | str | None:
-    """Return the scores that a remark changes, a text if the change is unclear, or `None` if there is no change."""
-    if any(REFERENCE.search(sentence) and _UNSURE.search(sentence) for sentence in _SENTENCE.split(line)):
-        return line
-    if not (cue := _AMENDING.search(line)):
-        return None
-    references = list(REFERENCE.finditer(line))
-    found: dict[int, float] = {}
-    for reference, following in zip(references, [*references[1:], None], strict=False):
-        number = DIGITS.get(reference["number"].casefold(), 0)
-        tail = line[reference.end() : following.start() if following else len(line)]
-        values = list(_NEW_VALUE.finditer(tail))
-        score = checked_score(number, values[-1]["value"]) if values and number in RULE_NUMBERS else None
-        if isinstance(score, float):
-            found[number] = score
-        elif (
-            values
-            or _LESS.search(tail)
-            or re.search(rf"\b(?:points?|scores?)\b|\bby[ ]+{AMOUNT}\b|[0-9]", tail, re.IGNORECASE)
-            or cue.start() < reference.start()
-        ):
-            return line
-    if not references and re.search(r"\b(?:deduct|take off|lower|rais)\w*\b.*\b(?:points?|scores?)\b", line, re.I):
-        return line
-    return found or None
+def amendment(line: str, scores: Mapping[int, float]) -> dict[int, float] | str | None:
+    """Return the scores that a remark changes, a text if this is unclear, or `None` if the scores stand.
+
+    Only the judge's own corrections change scores: neither advice, nor reasons, nor changes that it rejects. A reason
+    that contradicts a score is unclear.
+    """
+    changed: dict[int, float] = {}
+    is_correction = False
+    for sentence in _SENTENCE_END.split(line):
+        is_correction = is_correction or _CORRECTION.search(sentence) is not None
+        references = list(REFERENCE.finditer(sentence))
+        if _is_unclear(sentence, is_correction and bool(references)):
+            return sentence
+        is_own = _OWN_CHANGE.search(sentence) is not None
+        if not is_own and (_CONDITION.search(sentence) or _NOT_GIVEN.search(sentence)):
+            continue
+        is_report = _REPORTED.search(sentence) is not None
+        if not references and _POINTS_CHANGED.search(sentence) and not is_report:
+            return sentence
+        if not (is_correction or is_own or is_report or _REQUESTED.search(sentence)):
+            continue
+        for reference, following in zip(references, [*references[1:], None], strict=False):
+            number = DIGITS.get(reference["number"].casefold(), 0)
+            tail = sentence[reference.end() : following.start() if following else len(sentence)]
+            values = {checked_score(number, found["value"]) for found in _NEW_VALUE.finditer(tail)}
+            score = values.pop() if len(values) == 1 else None
+            if (is_correction or is_own) and not is_report:
+                if not isinstance(score, float):
+                    return sentence
+                changed[number] = score
+            elif values or (score is not None and score != scores.get(number)):
+                return sentence
+            elif score is None and (
+                number not in RULE_NUMBERS or scores.get(number) == RULES[number - 1].maximum
+                if is_report
+                else _LESS.search(tail) or _SPECIFIED.search(tail) or _LEADING_CHANGE.search(sentence)
+            ):
+                return sentence
+    return changed or None
+
+
+def _is_unclear(sentence: str, is_correction: bool) -> bool:
+    """Return whether a judge doubts a score, or says that it would change one."""
+    if _OWN_CHANGE.search(sentence):
+        return _CONDITION.search(sentence) is not None and REFERENCE.search(sentence) is not None
+    if _BETTER_ANSWER.search(sentence) or _CONDITION.search(sentence):
+        return False
+    if _WOULD_CHANGE.search(sentence) or (is_correction and _NOT_GIVEN.search(sentence)):
+        return True
+    return _UNSURE.search(sentence) is not None and REFERENCE.search(sentence) is not None
 
 
 class Lines:
@@ -207,7 +276,7 @@ class Lines:
         if self._in_scores(number) and not has_scores and (values := self._bare_values(number, line)):
             self._enter_all(number, values)
             return True
-        if self._block is not None and self._block.complete and amendment(line) is not None:
+        if self._block is not None and self._block.complete and amendment(line, self._block.numbers) is not None:
             return False
         if self._block is None and (closing := self._closing_values(number)) is not None:
             block = self._open(number, "", headed=False)

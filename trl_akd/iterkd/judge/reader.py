@@ -283,9 +283,11 @@ def _decide(blocks: Sequence[Block], lines: Sequence[str]) -> Judgement | Unjudg
             total = block.total
     last = max(block.end for block in complete)
     following = [_COUNTERFACTUAL.sub("", line) for line in lines[last:]]
+    remarks = list(base.remarks)
     for line in following:
-        amended = amendment(line)
+        amended = amendment(line, scores)
         if amended is None:
+            remarks.append(line)
             continue
         if isinstance(amended, str):
             return Unjudged("contradictory")
@@ -293,12 +295,10 @@ def _decide(blocks: Sequence[Block], lines: Sequence[str]) -> Judgement | Unjudg
         total = None
     if set(scores) - set(RULE_NUMBERS):
         return Unjudged("extra_score")
-    remarks = [*following, *base.remarks]
     if any(map(_NOT_GIVEN.search, remarks)):
         return Unjudged("withdrawn")
     if any(_WITHDRAWN.search(line) for line in lines[base.start :]) or any(
-        (_UNDERMINED.search(line) or (_DEICTIC.search(line) and not _BENIGN.search(line))) and amendment(line) is None
-        for line in remarks
+        _UNDERMINED.search(line) or (_DEICTIC.search(line) and not _BENIGN.search(line)) for line in remarks
     ):
         return Unjudged("withdrawn")
     if sum(scores.values()) == MAX_TOTAL and any(map(_CRITICISM.search, lines[last:])):

@@ -67,7 +67,7 @@ SCORE_WORD = (
     r"|evaluation"
     r"|得分|评分|評分|分数|分數|打分|評価|スコア|点数|점수|평가|puntuación|puntaje|puntos|bewertung|punkte|note|notes|оценка)"
 )
-UNIT = r"(?:points?|pts?|p|marks?|балл\w*|punkte?|puntos?|分|点|点数|점|full[ ]points?)"
+UNIT = r"(?:points?|pts?|p|marks?|балл\w*|punkt(?:en?)?|puntos?|分|点|点数|점|full[ ]points?)"
 QUANTITY = r"[+-]?(?:[0-9]{1,6}(?:[.,][0-9]{1,6})?|[.][0-9]{1,6})"
 AMOUNT = rf"(?:{QUANTITY}|one and a half|one half|half|zero|none|one|two|three|no|a full|a|零|半|一|两|二)"
 _VALUE = re.compile(
@@ -85,19 +85,38 @@ _REMARK = re.compile(
     r"|out|/))|\u2026|because\b|since\b|as\b|for\b|due\b|given\b|awarded\b|earned\b|\bin total\b)",
     re.IGNORECASE,
 )
+_CHANGE = (
+    r"(?:->|→|=>|⇒|»|(?:revised|changed|lowered|raised|corrected|reduced|adjusted|updated)"
+    r"(?:[ ](?:(?:down|up)[ ])?to\b|:)"
+    r"|down[ ]to\b|now\b|no,?[ ]wait\b|no,|wait\b|make[ ](?:that|it)\b|actually\b|rather\b|i[ ]mean\b"
+    r"|scratch[ ]that\b|sorry\b|correction\b)[ ,:]*(?:no,?[ ])?(?:an?[ ])?"
+)
+_NEW_AMOUNT = rf"(?:{QUANTITY}|zero|half|one|two)(?![\w-])"
 _CHANGED = re.compile(
-    rf"(?:->|→|=>|⇒|»|\b(?:revised|changed|lowered|raised|corrected|reduced|adjusted|now|down|up)(?:[ ]to)?\b"
-    rf"|\bno,?(?:[ ]wait,?)?[ ]|\bwait,?[ ]|\bmake[ ](?:that|it)\b|\bactually\b|\brather\b|\bi mean\b"
-    rf"|\bscratch that\b,?|\bsorry,?)[ ,:]*(?:no,?[ ])?(?P<value>{AMOUNT}(?![0-9]).*)",
+    rf"[ ]*(?:\u2026|[.]{{3}}|[(\[,;.!?\u2013\u2014-])?[ ]*(?:or[ ])?(?:{_CHANGE}(?P<value>{_NEW_AMOUNT}.*)"
+    rf"|no[ ](?P<other>{QUANTITY}[ ]*(?:$|[)\].,;!])))",
     re.IGNORECASE,
 )
+"""A change directly after a score, as in `2 -> 1` or `2 (changed to 1)`."""
+_CHANGED_LATER = re.compile(
+    r"(?:^[ ]*\([^()]*\)|[,;.!?:(\[\u2013\u2014-]|[ ](?:so|but|and|hence|thus|then))[ ]*(?:or[ ])?"
+    rf"{_CHANGE}{_NEW_AMOUNT}(?:[ ]*{UNIT})?[ ]*(?:$|[)\].,;!])|\bon[ ](?:second[ ]thoughts?|reflection)\b"
+    rf"|\b(?:scratch[ ]that|make[ ](?:that|it))[ ,:]+(?:a[ ])?{_NEW_AMOUNT}"
+    r"|\bI(?:['\u2019](?:ll|d|m))?[ ](?:\w+[ ]){0,3}(?:chang|lower|rais|reduc|correct|revis|adjust|updat)\w*[ ]"
+    r"[^.]{0,30}\b(?:to|by)[ ]",
+    re.IGNORECASE,
+)
+"""A change after a remark, as in `2. It crashes, so changed to 1`: ambiguous."""
 _DOUBT = re.compile(
-    rf"^[ ]*\??[ ]*[(\[]?[ ]*(?:[-\u2212+][ ]*(?:[0-9.]|half|one)|minus\b|less\b|deduct|\?|should[ ]be\b)"
+    rf"^[ ]*\??[ ]*[(\[]?[ ]*(?:[-\u2212+][ ]*(?:[0-9.]|half|one)|minus\b|less\b|deduct|\?)"
+    rf"|^[ ]*[(\[,;]?[ ]*should[ ]be\b|^[ ]*(?:\u2026|[(\[,;.!?\u2013\u2014-])?[ ]*(?:hmm+|oops|(?:no,?[ ])?wait"
+    rf"|scratch[ ]that|sorry|i[ ]mean)\b"
     rf"|^(?![ ]+\u2014[ ])[ ]*[-\u2013\u2014~/][ ]*[0-9.](?![0-9]*[ ](?:of|out))|^[ ]*(?:to|or|and|bis)[ ]+{AMOUNT}\b"
-    rf"|\b(?:or|maybe|perhaps|possibly|arguably)[ ]+{QUANTITY}\b|^[ ]*(?:or[ ](?:so|less|more)|at[ ](?:most|best"
-    rf"|least))|^[ ]*\?",
+    rf"|(?:^[ ]*[(\[,;\u2013\u2014-][ ]*or|\b(?:maybe|perhaps|possibly|arguably))[ ]+{QUANTITY}\b"
+    rf"|^[ ]*(?:or[ ](?:so|less|more)|at[ ](?:most|best|least))|^[ ]*\?",
     re.IGNORECASE,
 )
+_DEDUCTION = re.compile(r"[ ]*[(\[][ ]*-[ ]*(?P<points>[0-9]+(?:[.,][0-9]+)?)(?![\w.])(?P<reason>.*)")
 _VAGUE = re.compile(
     r"[ ]*(?:about|around|approx\w*\.?|roughly|maybe|perhaps|between|probably|~|≈|<|>|≤|≥|up to|at (?:most|least))",
     re.I,
@@ -181,21 +200,20 @@ def read_value(rule: int, text: str) -> float | Refusal | None:
     ):
         return None
     rest = found["rest"]
-    if changed := _CHANGED.search(rest):
-        if re.match(
-            r"[ ]*(?:$|->|→|=>|⇒|[(\[,;.]|\u2026|[\u2013\u2014-])|[ ]*(?:no|wait|actually|rather|make|revised"
-            r"|changed)",
-            rest,
-            re.I,
-        ):
-            return read_value(rule, changed["value"])
-        return "not_a_number"
+    if changed := _CHANGED.match(rest):
+        score = read_value(rule, changed["value"] or changed["other"])
+        return "not_a_number" if score is None else score
     if equation := re.fullmatch(rf"[ ]*[-+][ ]*{QUANTITY}(?:[ ]*[-+][ ]*{QUANTITY})*[ ]*=[ ]*(.+)", rest):
         return read_value(rule, equation[1])
-    if _DOUBT.search(rest):
+    deduction = _DEDUCTION.match(rest)
+    if deduction is not None and rule in RULE_NUMBERS:
+        maximum = RULES[rule - 1].maximum
+        if _amount(found["score"]) + to_number(deduction["points"]) == maximum:
+            rest = f" ({deduction['reason']}"
+    if _DOUBT.search(rest) or _CHANGED_LATER.search(rest):
         return "not_a_number"
     if not _REMARK.match(rest):
-        return None
+        return "not_a_number" if re.search(_CHANGE + _NEW_AMOUNT, rest, re.I) else None
     scale = found["scale"] or found["late"]
     return checked_score(rule, found["score"], scale)
 

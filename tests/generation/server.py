@@ -37,7 +37,7 @@ class Server(ThreadingHTTPServer):
         self.times: list[float] = []
         self.choices = 100  # most in an answer
         self.logprobs = True
-        self.finish_reason = "stop"
+        self.finish_reason: str | None = "stop"
         self.under_way = self.most_under_way = 0
         self.pause = 0.0
         self.lock = threading.Lock()

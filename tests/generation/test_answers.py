@@ -111,6 +111,78 @@ def test_positions_of_blocks():
     assert text[: first.start] == "a\n" and text[first.end : second.start] == "\nb\n" and second.end == len(text)
 
 
+# Input and output beside a program
+
+DATA = [
+    "hello",
+    "nan",
+    "inf",
+    "[apple, pear]",
+    "Hello, Alice",
+    "Name: Alice\nAge: 3",
+    "name = Alice",
+    "Point(x=one, y=two)",
+    "Woof\nMeow",
+    "1\n2\nFizz\n4",
+    '{"a": null, "b": true}',
+    "10/0",
+    "{apple: 3}",
+    "Error",
+]
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("tag", ["", "text", "json", "output", "plaintext"])
+@pytest.mark.parametrize("entry_point", [None, "missing"])
+def test_data_is_not_part_of_a_program(data: str, tag: str, entry_point: str | None):
+    code = "```python\nprint('hello')\n```"
+    block = f"```{tag}\n{data}\n```"
+    untagged = code.replace("python", "")
+    for answer in [
+        f"{code}\nOutput:\n{block}",
+        f"{code}\n\nand then\n\n{block}",
+        f"Given\n{block}\nrun\n{code}",
+        f"{untagged}\n\n### Sample output 1:\n\n{block}",
+        f"{untagged}\nThis prints\n{block}",
+    ]:
+        assert extract_program(answer, entry_point).strip() == "print('hello')"
+
+
+@pytest.mark.parametrize(
+    "announcement",
+    ["Output:", "**Output**", "Expected output (for 3):", "Running it prints:", "The result is:", "## Input", "输出:"],
+)
+@pytest.mark.parametrize("tag", ["", "text", "python"])
+def test_announced_data_is_not_part_of_a_program(announcement: str, tag: str):
+    answer = f"```python\ntotal = 3\nprint(total)\n```\n{announcement}\n```{tag}\ntotal = 4\n```"
+    assert extract_program(answer) == "total = 3\nprint(total)\n"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "import math",
+        "def g():\n    return other",
+        "for i in range(3):\n    f(i)",
+        "print(f(missing))",
+        "f(3)",
+        "y = f(3)",
+        "assert f(1) == 1",
+        "f.calls = 0",
+    ],
+)
+@pytest.mark.parametrize("tag", ["", "text"])
+def test_blocks_without_a_tag_continue_a_program(block: str, tag: str):
+    for first in ("python", ""):
+        answer = f"```{first}\ndef f(x):\n    return x\n```\nThen:\n```{tag}\n{block}\n```"
+        assert extract_program(answer) == f"def f(x):\n    return x\n{block}"
+
+
+@pytest.mark.parametrize("block", ["hello", "x = y", "print(1)", "3"])
+def test_the_only_block_is_the_program(block: str):
+    assert extract_program(f"Output:\n```\n{block}\n```") == f"{block}\n"
+
+
 # Any text
 
 

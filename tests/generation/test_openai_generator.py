@@ -392,6 +392,37 @@ def test_refusals_in_the_answer_itself(server: Server, generator: Callable[..., 
     ]
 
 
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        *((reason, "length") for reason in ("length", "max_tokens", "MAX_TOKENS", "model_length")),
+        *((reason, "refused") for reason in ("content_filter", "SAFETY", "safety", "refusal", "RECITATION")),
+        *((reason, "stop") for reason in ("stop", "STOP", "eos_token", "end_turn", "COMPLETE", "new reason", None)),
+    ],
+)
+def test_names_of_finish_reasons(
+    server: Server, generator: Callable[..., OpenAIGenerator], chat: bool, reason: str | None, expected: str
+) -> None:
+    server.finish_reason = reason
+    [[completion]] = generator(chat=chat).generate(["abc"])
+    assert (completion.text, completion.finish_reason) == ("ABC", expected)
+
+
+@pytest.mark.parametrize("reason", ["error", "ERROR", "abort", "insufficient_system_resource"])
+def test_completions_that_the_server_broke_off_are_requested_again(
+    server: Server, generator: Callable[..., OpenAIGenerator], reason: str
+) -> None:
+    broken = {"choices": [{"text": "def", "finish_reason": reason}]}
+    server.faults.extend([Fault(body=json.dumps(broken))] * 2)
+    assert generator().generate(["a"])[0][0].text == "A"
+    assert len(server.bodies) == 3
+    server.finish_reason = reason
+    with pytest.raises(GenerationError, match=f"`finish_reason` '{reason.lower()}'"):
+        generator(max_retries=1).generate(["a"])
+    assert generator().generate(["abc"], stop=["B"])[0][0].text == "A", "complete before the error"
+
+
 def test_a_message_in_parts(server: Server, generator: Callable[..., OpenAIGenerator]) -> None:
     parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "x = "}]
     message = {"role": "assistant", "content": [*parts, {"type": "text", "text": "1"}]}

@@ -126,4 +126,32 @@ PROGRAMS: list[tuple[str, str]] = [
     ("unknown", "import threading\nthreading.Event().wait()"),
     ("unknown", "import asyncio\nasyncio.new_event_loop().run_forever()"),
     ("unknown", "import queue\nqueue.Queue().get()"),
+    # Folders, files, programs and hosts that are missing, although the program handles the error
+    *(("unknown", f"import glob, os, shutil, socket, sqlite3, sys\nfrom pathlib import Path\ntry:\n    {use}\n"
+       "except Exception as error:\n    print(error)\n    sys.exit(1)")
+      for use in [
+        "print(os.listdir('data'))", "list(os.scandir('photos'))", "list(Path('images').iterdir())",
+        "os.chdir('/srv/project')", "os.rename('old.txt', 'new.txt')", "Path('a.txt').rename('b.txt')",
+        "os.remove('old.txt')", "Path('old.txt').unlink()", "os.rmdir('old')", "shutil.copy('a.txt', 'b.txt')",
+        "shutil.copytree('src', 'backup')", "shutil.move('a', 'b')", "shutil.rmtree('build')",
+        "shutil.unpack_archive('a.zip')", "open('/srv/logs/new.log', 'w')", "sqlite3.connect('/srv/shop.db')",
+        "socket.gethostbyname('example.com')", "socket.gethostbyaddr('8.8.8.8')",
+        "max(glob.glob('*.log'), key=os.path.getmtime)", "max(glob.glob('/srv/logs/*.log'))",
+        "max(glob.glob('logs/**/*.log', recursive=True))", "max(Path('.').glob('*.csv'))",
+        "max(Path('.').rglob('*.csv'))", "max(Path('photos').glob('*.png'))", "max(os.listdir())[99]",
+        "sum(len(files) for _, _, files in os.walk('photos')) / 0"]),
+    ("unknown", "import shutil, sys\nif shutil.which('ffmpeg') is None:\n    sys.exit('ffmpeg is required')"),
+    ("unknown", "import locale\nlocale.setlocale(locale.LC_ALL, 'xx_XX.UTF-8')"),
+    # What exists or is created is not missing
+    *(("fail", f"import glob, os, shutil, sqlite3, tempfile\nfrom pathlib import Path\n{use}\nprint('' + 1)")
+      for use in [
+        "os.mkdir('made')\nos.chdir('made')\nos.chdir('..')\nos.rmdir('made')",
+        "with tempfile.TemporaryDirectory() as made:\n    os.mkdir(made + '/a')\n    print(os.listdir(made))\n"
+        "    os.rename(made + '/a', made + '/b')",
+        "os.makedirs('made/in')\nprint(glob.glob('made/*'), list(Path('made').rglob('*')))\nshutil.rmtree('made')",
+        "print(os.listdir('/'), list(os.scandir('/')), list(Path('/').iterdir()), glob.glob('/*'))",
+        "with open('new.txt', 'w') as file:\n    file.write('1')\nos.rename('new.txt', 'a')\nos.remove('a')",
+        "print(sqlite3.connect(':memory:'), sqlite3.connect('new.db'))",
+        "print(shutil.which('sh') or shutil.which('python3'))",
+        "import json, csv, zoneinfo, decimal, statistics"]),
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from types import MappingProxyType
 
-from .programs import find_program, is_marked_right, is_marked_wrong
+from .programs import find_program, is_marked_data, is_marked_right, is_marked_wrong
 from .python_ast import does_something, parse
 from .python_parts import Part, PartKind
 
@@ -160,7 +160,7 @@ def parse_answer(text: str, entry_point: str | None = None) -> Answer:
 
     With an entry point, the program is the last complete definition of it that the prose does not call wrong, together
     with everything in the answer that the definition needs; usage examples, self-tests and reads of standard input are
-    left out. Without an entry point, the whole program is kept.
+    left out. Without an entry point, the whole program is kept, without blocks that show its input or output.
 
     Args:
         text (`str`):
@@ -495,7 +495,8 @@ def _parts(text: str, blocks: tuple[CodeBlock, ...]) -> Iterator[Part]:
             yield Part(before, "prose")
         if block.language in _MAY_BE_PYTHON and block.text.strip():
             kind = _KINDS.get(block.language, "code")
-            yield Part(block.text, kind, is_marked_wrong(before, block.text), is_marked_right(before))
+            wrong, right = is_marked_wrong(before, block.text), is_marked_right(before)
+            yield Part(block.text, kind, wrong, right, is_marked_data(before))
     if prose[-1].strip():
         yield Part(prose[-1], "prose" if blocks else "text")
 

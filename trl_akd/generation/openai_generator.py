@@ -58,6 +58,12 @@ _UNSUPPORTED = re.compile(
     r"support|unknown|unrecogni[sz]ed|unexpected|invalid|deprecated|not (permitted|allowed)", re.I
 )
 
+_CUT = {"length", "max_length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"}
+_FILTERED = {"blocklist", "content_filter", "content_filtered", "error_toxic", "guardrail_intervened"}
+_FILTERED |= {"prohibited_content", "recitation", "refusal", "safety", "spii"}
+_FAILED = {"abort", "aborted", "cancelled", "error", "insufficient_system_resource", "network_error"}
+"""Reasons, in lower case, that servers give for the end of a completion; any other reason is a regular end."""
+
 
 class OpenAIGenerator(StreamingGenerator):
     """Generate with a model behind an OpenAI-compatible server.
@@ -74,7 +80,10 @@ class OpenAIGenerator(StreamingGenerator):
     content or length as the cause, since they probably concern all requests. Such refusals are therefore yielded only
     after another prompt was answered, or at the end of the call.
 
-    Servers that refuse `max_tokens` get `max_completion_tokens` instead.
+    Servers that refuse `max_tokens` get `max_completion_tokens` instead. A completion that the server broke off, with
+    a reason such as `"error"`, `"abort"` or `"insufficient_system_resource"`, is malformed, and its request is sent
+    again. Other names of `"length"` and `"content_filter"`, such as `"MAX_TOKENS"`, `"model_length"` and `"SAFETY"`,
+    are known; an unknown or missing reason counts as `"stop"`.
 
     Args:
         base_url (`str`):
@@ -505,22 +514,24 @@ def _usage(counts: Mapping[str, int], prompt: str, completions: Sequence[Complet
 
 def _completion(choice: Mapping[str, Any], paid: int | None, stop: Sequence[str]) -> Completion:
     message = choice.get("message") or {}
-    refusal = message.get("refusal") or ("content filter" if choice.get("finish_reason") == "content_filter" else None)
-    written = _content(message) if "message" in choice else choice["text"]
+    reason = str(choice.get("finish_reason")).lower()
+    refusal = message.get("refusal") or ("content filter" if reason in _FILTERED else None)
+    written = _content(message, refused=refusal is not None) if "message" in choice else choice["text"]
     text, stopped_here = truncate_at_stop(written, stop)
+    if reason in _FAILED and not stopped_here:
+        raise MalformedAnswer(f"because its completion ended with the `finish_reason` {reason!r}")
     logprobs = _logprobs(choice.get("logprobs"))
     # If the server continued after a stop string, its log-probabilities are not those of the text.
     mean = sum(logprobs) / len(logprobs) if logprobs and not stopped_here else None
     num_tokens = paid or len(logprobs) or None
     if refusal is not None:
         return Completion(text, mean, "refused", num_tokens, str(refusal))
-    cut = choice.get("finish_reason") == "length" and not stopped_here
-    return Completion(text, mean, "length" if cut else "stop", num_tokens)
+    return Completion(text, mean, "length" if reason in _CUT and not stopped_here else "stop", num_tokens)
 
 
-def _content(message: Mapping[str, Any]) -> str:
+def _content(message: Mapping[str, Any], *, refused: bool) -> str:
     """Return the text of a message, which may be in parts, or missing if the server refused."""
-    content = message.get("content") if message.get("refusal") else message["content"]
+    content = message.get("content") if refused else message["content"]
     if isinstance(content, list):
         return "".join(part["text"] for part in content if part.get("type") == "text")
     return content or ""

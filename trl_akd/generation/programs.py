@@ -12,7 +12,7 @@ from functools import cached_property
 from .python_ast import ASSIGNMENTS, BUILTINS, READS_INPUT, Statement
 from .python_parts import Part, Source
 
-__all__ = ["find_program", "is_marked_right", "is_marked_wrong"]
+__all__ = ["find_program", "is_marked_data", "is_marked_right", "is_marked_wrong"]
 
 _DYNAMIC = {"globals", "eval", "exec", "locals", "vars"}
 
@@ -269,6 +269,14 @@ _NEGATED = re.compile(
     r"(?:\bnot|n['\u2019]t|\bnever) (?:be |quite |always )?(?:correct|right|working|efficient|handle)\w*",
     re.IGNORECASE,
 )
+_DATA = re.compile(
+    r"(?!.*\b(?:code|function|implementation|program|script|solution)\b)(?:.*\s)?(?:(?:in|out)puts?|results?"
+    r"|prints?|printed|displays?|displayed|shows?|gives?|produces?|returns?|yields?|stdout|stdin|console|terminal"
+    r"|you (?:should|will) see|ausgabe|eingabe|salida|entrada|sa[ií]da|sortie|entrée|вывод|ввод|輸出|输出|输入|出力"
+    r"|入力|출력|입력)"
+    r"(?:[ \t]+(?:is|are|be|like|looks like|this|the following|\d+))*(?:[ \t]*\([^()]*\))?[^\w\n]*",
+    re.IGNORECASE,
+)
 _EMPHASIS = re.compile(r"[*`]|(?<!\w)_|_(?!\w)")
 _HEADING_CHARS = 300
 
@@ -283,6 +291,11 @@ def is_marked_right(before: str) -> bool:
     """Return whether the last sentence before a block calls the code a correction or an improvement."""
     sentence = _last_sentence(before)
     return not _is_disapproval(sentence) and _RIGHT.search(sentence) is not None
+
+
+def is_marked_data(before: str) -> bool:
+    """Return whether the last sentence before a block calls the block input or output of the program."""
+    return _DATA.fullmatch(_EMPHASIS.sub("", _last_sentence(before)).strip("# \t-")) is not None
 
 
 def _last_sentence(text: str) -> str:
@@ -305,11 +318,19 @@ def _whole_program(sources: Sequence[Source]) -> str | None:
     """Return the program in the code blocks together, or in the prose if there is no block."""
     blocks = [source for source in sources if source.fenced and source.is_code]
     if blocks:
-        return _joined(blocks)
+        return _joined(_without_data(blocks))
     unfenced = [source for source in sources if not source.fenced]
     whole = next((source.text for source in unfenced if source.parses and source.statements), None)
     runs = filter(None, (source.longest_run for source in unfenced))
     return whole if whole is not None else max(runs, key=len, default=None)
+
+
+def _without_data(blocks: Sequence[Source]) -> Sequence[Source]:
+    """Return the blocks tagged as Python and those that continue them, without input and output of the program."""
+    tagged = {block for block in blocks if block.part.kind != "code" and not block.part.data}
+    bound = {name for block in tagged or blocks for name in block.binders}
+    kept = [block for block in blocks if block in tagged or block.continues(bound)]
+    return kept or [block for block in blocks if not block.part.data] or blocks
 
 
 _WRITES_OUTPUT = re.compile(r"\bprint\s*\(|\bstdout\b|\bos\.write\(|\bopen\(\s*1\b")

@@ -210,6 +210,12 @@ class Statement:
         return isinstance(self.node, ast.Expr)
 
     @property
+    def is_certainly_code(self) -> bool:
+        """Whether the statement is a definition, an import or control flow, or prints or reads."""
+        compound = isinstance(self.node, _COMPOUND)
+        return compound or self.is_definition or self.is_import or bool(self.calls & {"print", "input"})
+
+    @property
     def modules(self) -> set[str]:
         """Top-level packages that the statement imports; `""` for relative imports."""
         if isinstance(self.node, ast.Import):

@@ -6,13 +6,13 @@ import html
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-from .python_ast import ASSIGNMENTS, READS_INPUT, Statement, does_something, parse, statements_of
+from .python_ast import ASSIGNMENTS, BUILTINS, READS_INPUT, Statement, does_something, parse, statements_of
 
 __all__ = ["Part", "PartKind", "Source"]
 
@@ -33,12 +33,15 @@ class Part:
             Whether the answer calls the code wrong.
         right (`bool`, *optional*, defaults to `False`):
             Whether the answer calls the code a correction or an improvement.
+        data (`bool`, *optional*, defaults to `False`):
+            Whether the answer calls the block input or output of the program.
     """
 
     text: str
     kind: PartKind
     wrong: bool = False
     right: bool = False
+    data: bool = False
 
 
 class Source:
@@ -140,6 +143,19 @@ class Source:
         if self.part.kind == "python":
             return bool(self.text.strip())
         return does_something(self.text) or bool(self.statements) or _OPENS_CODE.search(self.text) is not None
+
+    def continues(self, bound: Set[str]) -> bool:
+        """Return whether a block belongs to a program that binds some names, rather than being its input or output.
+
+        Definitions, imports, control flow and `print` do. Other statements do unless they are words or values, the
+        answer calls them data, or they need another name, as `name = Alice` does.
+        """
+        if not self.parses or any(statement.is_certainly_code for statement in self.statements):
+            return self.parses
+        if self.part.data or all(_is_words(statement.node) for statement in self.statements):
+            return False
+        known = {*bound, *self.binders, *BUILTINS}
+        return "*" in known or all(statement.needs_now <= known for statement in self.statements)
 
 
 # Repairs

@@ -12,6 +12,8 @@ import importlib.abc
 import io
 import linecache
 import os
+import re
+import shutil
 import sys
 import threading
 import time
@@ -30,7 +32,21 @@ _MIN_LOAD, _MIN_LOAD_AFTER_REQUEST = 0.02, 0.25  # processor time per wall time 
 _MAX_CALLERS = 3
 _SOCKET_FAMILIES = (2, 10, 30)  # AF_INET, and AF_INET6 on Linux and macOS
 _STANDARD_INPUT = (0, "/dev/stdin", "/proc/self/fd/0", "/dev/fd/0", "/dev/tty")
-_EXTERNAL_MODULES = ("_tkinter", "_curses", "termios", "sqlite3", "webbrowser")
+_EXTERNAL_MODULES = ("_tkinter", "_curses", "termios", "sqlite3", "webbrowser", "locale")
+_NOT_DATA = {"candidate.py"}  # files in the working folder that belong to the sandbox
+_PATTERN = re.compile(r"[*?\[]")
+
+# Audit events: requests whatever their arguments, and those whose first argument is a path.
+_REQUESTS = (
+    *("builtins.input", "subprocess.Popen", "os.system", "webbrowser.open"),
+    *("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"),
+)
+_READS = (
+    *("os.chdir", "shutil.copyfile", "shutil.copytree", "shutil.move", "shutil.rmtree"),
+    "shutil.unpack_archive",
+)
+_CHANGES = ("os.rename", "os.remove", "os.rmdir")  # with descriptors of folders, or -1
+_LISTS = ("os.listdir", "os.scandir", "glob.glob", "pathlib.Path.glob", "pathlib.Path.rglob")
 
 
 class ResourceMissing(BaseException):
@@ -171,11 +187,20 @@ def _record_requests(requests: MissingResources) -> None:
         try:
             return stat(path, *arguments, **options)
         except OSError:
-            if "__main__" in _callers():
+            callers = _callers()
+            if "__main__" in callers and "os" not in callers:  # `os.makedirs` checks what it creates
                 requests.record()
             raise
 
-    os.read, os.stat = recording_read, recording_stat
+    which = shutil.which
+
+    def recording_which(*arguments: Any, **options: Any) -> Any:
+        found = which(*arguments, **options)
+        if found is None:
+            requests.record()
+        return found
+
+    os.read, os.stat, shutil.which = recording_read, recording_stat, recording_which
     _record_variables(requests, type(os.environ))
     sys.addaudithook(_audit(requests, os.path.lexists))
 
@@ -205,18 +230,51 @@ def _record_variables(requests: MissingResources, kind: Any) -> None:
 def _audit(requests: MissingResources, exists: Callable[[Any], bool]) -> Callable[[str, tuple[Any, ...]], None]:
     """Return an audit hook that records requests for external resources."""
 
+    start, listdir = os.getcwd(), os.listdir
+    looking = False  # in a folder, which is an event as well
+
+    def is_missing(path: Any, *, may_be_created: bool = False) -> bool:
+        """Return whether a path does not exist, or its folder if the file may be created."""
+        if not isinstance(path, str | bytes | os.PathLike):
+            return False  # a file descriptor
+        return not exists(os.path.dirname(os.path.abspath(path)) if may_be_created else path)
+
+    def has_no_data(folder: Any) -> bool:
+        """Return whether a folder is the working folder at the start, and has no files but the sandbox's."""
+        is_start = not isinstance(folder, int) and os.path.abspath(os.fsdecode(folder)) == start
+        return is_start and _NOT_DATA.issuperset(listdir(start))
+
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal looking
         if event == "open":
-            path = arguments[0]
-            if path in _STANDARD_INPUT or (isinstance(path, str | bytes) and not exists(path)):
-                requests.record()
+            path, mode, flags = arguments
+            by_descriptor = mode is None and not os.path.isabs(path)  # may be relative to an open folder
+            missing = not by_descriptor and is_missing(path, may_be_created=bool(flags & os.O_CREAT))
+            missing = missing or path in _STANDARD_INPUT
+        elif event in _LISTS and not looking:
+            folder = _folder(event, arguments[0])
+            looking = True
+            missing = is_missing(folder) or ("__main__" in _callers() and has_no_data(folder))
+            looking = False
+        elif event in _CHANGES:
+            missing = not any(isinstance(fd, int) and fd >= 0 for fd in arguments) and is_missing(arguments[0])
+        elif event == "sqlite3.connect":
+            missing = is_missing(arguments[0], may_be_created=True)
         elif event == "socket.__new__":
-            if arguments[1] in _SOCKET_FAMILIES:
-                requests.record()
-        elif event in ("builtins.input", "socket.getaddrinfo", "subprocess.Popen", "os.system", "webbrowser.open"):
+            missing = arguments[1] in _SOCKET_FAMILIES
+        else:
+            missing = event in _REQUESTS or (event in _READS and is_missing(arguments[0]))
+        if missing:
             requests.record()
 
     return hook
+
+
+def _folder(event: str, path: Any) -> Any:
+    """Return the folder that is listed, or that contains everything that can match a pattern."""
+    if event == "glob.glob":
+        return os.path.dirname(_PATTERN.split(os.fsdecode(path))[0]) or "."
+    return "." if path is None else path
 
 
 def _watch(requests: MissingResources) -> None:

@@ -152,11 +152,19 @@ def test_inputs_are_isolated(run_one: RunOne) -> None:
         ("class Solution:\n    def f(self, a): return {1: a}", cases(([["x"]], {"1": ["x"]}), fn_name="f")),
         ("print('x')\ndef f(a): return a[::-1]", cases((["ab"], "ba"), fn_name="f")),
         ("def f(n): return n ** 300", cases(([10**9], 10**2700), fn_name="f")),
+        ("def f(n): return [n ** 3000]", cases(([10**9], [10**27000]), fn_name="f")),
+        ("from decimal import Decimal\ndef f(n): return Decimal(n) / 2", cases(([8], 4), ([1], 0.5), fn_name="f")),
+        ("from fractions import Fraction\ndef f(n): return [Fraction(n, 2)]", cases(([8], [4]), fn_name="f")),
     ],
 )
 def test_call(run_one: RunOne, candidate: str, tests: dict[str, Any]) -> None:
     result = run_one(candidate, tests)
     assert (result.status, result.tests_passed) == ("passed", len(tests["inputs"])), result
+
+
+def forging(data: str) -> str:
+    """Return a candidate that replaces the encoded answer by the bytes of an expression."""
+    return f"import sys\ndef f(a):\n    sys._getframe(1).f_globals['plain_data'].encode = lambda value: {data}"
 
 
 LIAR = "class Liar(int):\n    __eq__ = lambda *a: True\n    __hash__ = int.__hash__\ndef f(a): return Liar(a)"
@@ -169,6 +177,15 @@ LIAR = "class Liar(int):\n    __eq__ = lambda *a: True\n    __hash__ = int.__has
         (LIAR, "AssertionError"),
         ("def f(a): return object()", "TypeError"),
         ("def f(a):\n    x = []\n    x.append(x)\n    return x", "TypeError"),
+        ("def f(a): return a ** 20000", "AssertionError"),
+        ("def f(a): return [a ** 20000]", "AssertionError"),
+        ("from decimal import Decimal\ndef f(a): return Decimal('1e999999999')", "AssertionError"),
+        (
+            forging("b'{\"set\":[' + b','.join(b'{\"int\":\"%x\"}' % (i << 61) for i in range(90000)) + b']}'"),
+            "AssertionError",
+        ),
+        (forging("b'[' + b'[],' * 5_000_000 + b'1]'"), "AssertionError"),
+        (forging("b'{\"int\":5}'"), "AssertionError"),
         ("def g(a): return a", "NameError"),
         ("import os\ndef f(a):\n    os.write(5, b'3')\n    os._exit(0)", None),
     ],
@@ -178,9 +195,23 @@ def test_wrong_call(run_one: RunOne, candidate: str, error_type: str | None) -> 
     assert (result.status, result.error_type) == ("failed", error_type), result
 
 
-@pytest.mark.parametrize("candidate", ["def f(a): return a + 1"])
-def test_wrong_call_is_shown(run_one: RunOne, candidate: str) -> None:
-    assert "returned 3, not 2" in run_one(candidate, cases(([2], 2), fn_name="f")).message
+@pytest.mark.parametrize(
+    ("candidate", "expected", "message"),
+    [
+        ("def f(a): return a + 1", 2, "returned 3, not 2"),
+        ("def f(a): return a ** 20000", 2, "returned <integer of 20001 bits>, not 2"),
+        ("def f(a): return a", 2**20000, "returned 2, not <integer of 20001 bits>"),
+        ("def f(a): return {'a': (a, {a})}", [], "returned {'a': (2, {2})}, not []"),
+    ],
+    ids=range(4),
+)
+def test_wrong_call_is_shown(run_one: RunOne, candidate: str, expected: Any, message: str) -> None:
+    assert message in run_one(candidate, cases(([2], expected), fn_name="f")).message
+
+
+def test_an_expected_value_that_cannot_be_compared(executor: CodeExecutor) -> None:
+    with pytest.raises(TypeError, match=r"outputs\[1\] cannot be compared .*'object'"):
+        executor.run([("def f(a): return a", cases(([2], 2), ([3], object()), fn_name="f"))])
 
 
 @pytest.mark.parametrize("path", APPS, ids=lambda path: f"{path.parts[-3]}-{path.parts[-2]}")

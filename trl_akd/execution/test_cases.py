@@ -13,9 +13,9 @@ from itertools import chain
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
+from .returned_values import describe_difference, shorten
 from .test_discovery import discover_tests
 from .worker import OUTPUT_BYTES, Case
-from .zygote import plain_data
 
 __all__ = ["CaseRun", "Tests", "check_tests", "run_cases", "same_output"]
 
@@ -47,7 +47,6 @@ _LIVECODEBENCH_PREAMBLE = "\n".join(
     ]
 )
 _TOLERANCE = 1e-6
-_MAX_SHOWN = 120
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
@@ -197,14 +196,14 @@ def _check_outcome(
         printed, expected_text = data.decode(errors="replace"), _as_text(expected)
         if harness.same_output(printed, expected_text):
             return outcome
-        return _failure(outcome, f"case {number}: printed {_shorten(printed)}, not {_shorten(expected_text)}")
+        return _failure(outcome, f"case {number}: printed {shorten(printed)}, not {shorten(expected_text)}")
     try:
-        returned = plain_data.decode(data)
-        if _same_value(returned, expected, unwraps=harness.unwraps):
-            return outcome
-    except (ValueError, RecursionError) as error:
-        return _failure(outcome, f"case {number}: returned {error}")
-    return _failure(outcome, f"case {number}: returned {_shorten(returned)}, not {_shorten(expected)}")
+        difference = describe_difference(data, expected, unwraps=harness.unwraps)
+    except TypeError as error:
+        raise TypeError(
+            f"outputs[{number - 1}] cannot be compared ({error}); give numbers, strings and lists."
+        ) from error
+    return outcome if difference is None else _failure(outcome, f"case {number}: {difference}")
 
 
 def _failure(outcome: dict[str, Any], message: str) -> dict[str, Any]:
@@ -218,21 +217,6 @@ def _failure(outcome: dict[str, Any], message: str) -> dict[str, Any]:
         "ending": "exception",
         "seconds": outcome.get("seconds", 0.0),
     }
-
-
-def _same_value(returned: Any, expected: Any, *, unwraps: bool) -> bool:
-    """Compare a returned value with one that was read from JSON: tuples count as lists, and all keys as strings."""
-    returned, expected = _as_json(returned), _as_json(expected)
-    unwrapped = expected[:1] if unwraps and isinstance(expected, list) else []
-    return returned in [expected, *unwrapped]
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _as_json(item) for key, item in value.items()}
-    return value
 
 
 def _same_word(left: str, right: str) -> bool:
@@ -270,8 +254,3 @@ def _encode_arguments(value: Any, number: int) -> str:
 
 def _is_lines(value: object) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(line, str) for line in value)
-
-
-def _shorten(value: object) -> str:
-    text = repr(value[:_MAX_SHOWN] if isinstance(value, str) else value)
-    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"

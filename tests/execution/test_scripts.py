@@ -1,6 +1,8 @@
 """Scripts and calls as in APPS, and the comparison of outputs."""
 
 import json
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from tests.execution.conftest import RunOne
 from tests.execution.machine_state import DATA, linux_only
 from trl_akd.execution import CodeExecutor
-from trl_akd.execution.test_cases import same_output
+from trl_akd.execution.test_cases import _HARNESSES, same_output
 
 pytestmark = linux_only
 
@@ -49,6 +51,18 @@ def cases(*pairs: tuple[Any, Any], **more: Any) -> dict[str, Any]:
 )
 def test_same_output(printed: str, wanted: str, same: bool) -> None:
     assert same_output(printed, wanted) is same
+
+
+@pytest.mark.parametrize("printed", ["1\n", "12 ", "ab\n", "\n", "1e5 ", "1"], ids=repr)
+@pytest.mark.parametrize("compare", [_HARNESSES[name].same_output for name in ("apps", "livecodebench")])
+def test_long_outputs_cost_the_caller_little(printed: str, compare: Callable[[str, str], bool]) -> None:
+    text = printed * ((8 << 20) // len(printed))
+    tracemalloc.start()
+    try:
+        assert not compare(text, "5\n6")
+        assert tracemalloc.get_traced_memory()[1] < 80 << 20  # of 1.6 GB if all lines and words are split
+    finally:
+        tracemalloc.stop()
 
 
 def test_script(run_one: RunOne) -> None:

@@ -6,10 +6,11 @@ Outputs are compared in the caller's process, as plain data, so a program cannot
 import json
 import math
 import re
-from collections.abc import Callable, Container, Generator, Mapping
+from collections.abc import Callable, Container, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from itertools import chain
+from io import StringIO
+from itertools import starmap, zip_longest
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -149,25 +150,35 @@ def same_output(printed: str, expected: str) -> bool:
 
         ```
     """
-    if _stripped_lines(printed) == _stripped_lines(expected):
+    return all(starmap(_same_words, zip_longest(_lines_with_text(printed), _lines_with_text(expected), fillvalue="")))
+
+
+def _lines_with_text(text: str) -> Iterator[str]:
+    return filter(None, map(str.strip, StringIO(text)))
+
+
+def _same_words(printed: str, expected: str) -> bool:
+    if printed == expected:
         return True
-    left, right = _lines_of_words(printed), _lines_of_words(expected)
-    return list(map(len, left)) == list(map(len, right)) and all(
-        map(_same_word, chain.from_iterable(left), chain.from_iterable(right))
-    )
+    words = expected.split()
+    found = printed.split(maxsplit=len(words))
+    return len(found) == len(words) and all(map(_same_word, found, words))
 
 
 def _same_lines(printed: str, expected: str) -> bool:
     """Compare as LiveCodeBench's harness does: line by line, numbers exactly."""
-    left, right = ([line.strip() for line in text.strip().split("\n")] for text in (printed, expected))
-    return len(left) == len(right) and all(map(_same_line, left, right))
+    left, right = (map(str.strip, StringIO(text.strip() + "\n")) for text in (printed, expected))
+    return all(starmap(_same_line, zip_longest(left, right)))
 
 
-def _same_line(left: str, right: str) -> bool:
-    if left == right:
+def _same_line(printed: str | None, expected: str | None) -> bool:
+    if printed == expected:
         return True
+    if printed is None or expected is None:
+        return False
+    words = expected.split()
     try:
-        return list(map(Decimal, left.split())) == list(map(Decimal, right.split()))
+        return list(map(Decimal, printed.split(maxsplit=len(words)))) == list(map(Decimal, words))
     except InvalidOperation:
         return False
 
@@ -229,14 +240,6 @@ def _same_word(left: str, right: str) -> bool:
     except ValueError:
         return False
     return all(map(math.isfinite, numbers)) and math.isclose(*numbers, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
-
-
-def _stripped_lines(text: str) -> list[str]:
-    return [line.rstrip() for line in text.rstrip().split("\n")]
-
-
-def _lines_of_words(text: str) -> list[list[str]]:
-    return [words for line in text.split("\n") if (words := line.split())]
 
 
 def _as_text(value: str | list[str]) -> str:

@@ -1,6 +1,7 @@
 """Scripts and calls as in APPS, and the comparison of outputs."""
 
 import json
+import resource
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,20 @@ def test_wrong_output(run_one: RunOne) -> None:
 def test_kinds_of_scripts(run_one: RunOne, script: tuple[str, str]) -> None:
     result = run_one(script[1], cases(("some text\n", "some text\n")), timeout=20.0)
     assert result.passed, result
+
+
+@pytest.mark.skipif(
+    resource.getrlimit(resource.RLIMIT_STACK)[1] != resource.RLIM_INFINITY, reason="this machine limits the stack"
+)
+@pytest.mark.parametrize("size", ["2 ** 26", "2 ** 28", "2 ** 29", "resource.RLIM_INFINITY"])
+@pytest.mark.parametrize("hard", ["resource.RLIM_INFINITY", "resource.getrlimit(resource.RLIMIT_STACK)[1]"])
+def test_a_script_may_raise_the_limit_on_its_stack(run_one: RunOne, size: str, hard: str) -> None:
+    script = (
+        f"import resource, sys\nresource.setrlimit(resource.RLIMIT_STACK, [{size}, {hard}])\n"
+        "sys.setrecursionlimit(10 ** 6)\ndef f(n): return n and list(map(f, [n - 1]))[0]\n"
+        "f(50_000)\nprint(input())\n"
+    )
+    assert run_one(script, cases(("x", "x")), timeout=20.0).passed
 
 
 @pytest.mark.parametrize(

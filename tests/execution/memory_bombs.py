@@ -145,6 +145,9 @@ BOMBS = {
     "record locks in children": "in_children(lambda: attempt(record_locks, 30), 40)",
     "threads": "threading.stack_size(256 << 10)\n"
     "attempt(lambda n: threading.Thread(target=time.sleep, args=(60,), daemon=True).start(), 2000)",
+    "stacks of children": "resource.setrlimit(resource.RLIMIT_STACK, (resource.RLIM_INFINITY,) * 2)\n"
+    "import sys\nsys.setrecursionlimit(10 ** 9)\n"
+    "def deep(n): return list(map(deep, [n - 1])) if n else time.sleep(60)\nin_children(lambda: deep(150_000), 60)",
     "locked": "attempt(lambda n: libc.mlock(ctypes.c_char_p(bytes(8 * MIB)), 8 * MIB), 500)",
     "huge pages": "def huge():\n    block = mmap.mmap(-1, 64 * MIB, flags=34)\n"
     "    block.madvise(14)\n    return fill(block)\nattempt(lambda n: huge(), 50)",

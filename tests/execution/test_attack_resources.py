@@ -240,7 +240,11 @@ def test_message_is_bounded_and_printable(run_one: RunOne, attack: str) -> None:
 def test_endless_recursion_is_a_failure(run_one: RunOne) -> None:
     assert run_one("def f(): f()\nf()\n").error_type == "RecursionError"
     deep = "class A:\n    def __getattr__(self, name): return getattr(self, name)\nA().x\n"
-    assert run_one("import sys\nsys.setrecursionlimit(10 ** 9)\n" + deep).status == "failed"
+    deep = "import sys\nsys.setrecursionlimit(10 ** 9)\n" + deep
+    assert run_one(deep).status == "failed"
+    unlimited = "import resource\nhard = resource.getrlimit(resource.RLIMIT_STACK)[1]\n"
+    unlimited += "resource.setrlimit(resource.RLIMIT_STACK, (hard, hard))\n"
+    assert run_one(unlimited + deep).status == "failed"
 
 
 def test_unusual_candidates_fail(executor: CodeExecutor, check_cleanup: None) -> None:

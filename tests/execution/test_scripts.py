@@ -1,6 +1,9 @@
 """Scripts and calls as in APPS, and the comparison of outputs."""
 
 import json
+import resource
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 from tests.execution.conftest import RunOne
 from tests.execution.machine_state import DATA, linux_only
 from trl_akd.execution import CodeExecutor
-from trl_akd.execution.test_cases import same_output
+from trl_akd.execution.test_cases import _HARNESSES, same_output
 
 pytestmark = linux_only
 
@@ -49,6 +52,18 @@ def cases(*pairs: tuple[Any, Any], **more: Any) -> dict[str, Any]:
 )
 def test_same_output(printed: str, wanted: str, same: bool) -> None:
     assert same_output(printed, wanted) is same
+
+
+@pytest.mark.parametrize("printed", ["1\n", "12 ", "ab\n", "\n", "1e5 ", "1"], ids=repr)
+@pytest.mark.parametrize("compare", [_HARNESSES[name].same_output for name in ("apps", "livecodebench")])
+def test_long_outputs_cost_the_caller_little(printed: str, compare: Callable[[str, str], bool]) -> None:
+    text = printed * ((8 << 20) // len(printed))
+    tracemalloc.start()
+    try:
+        assert not compare(text, "5\n6")
+        assert tracemalloc.get_traced_memory()[1] < 80 << 20  # of 1.6 GB if all lines and words are split
+    finally:
+        tracemalloc.stop()
 
 
 def test_script(run_one: RunOne) -> None:
@@ -104,6 +119,20 @@ def test_kinds_of_scripts(run_one: RunOne, script: tuple[str, str]) -> None:
     assert result.passed, result
 
 
+@pytest.mark.skipif(
+    resource.getrlimit(resource.RLIMIT_STACK)[1] != resource.RLIM_INFINITY, reason="this machine limits the stack"
+)
+@pytest.mark.parametrize("size", ["2 ** 26", "2 ** 28", "2 ** 29", "resource.RLIM_INFINITY"])
+@pytest.mark.parametrize("hard", ["resource.RLIM_INFINITY", "resource.getrlimit(resource.RLIMIT_STACK)[1]"])
+def test_a_script_may_raise_the_limit_on_its_stack(run_one: RunOne, size: str, hard: str) -> None:
+    script = (
+        f"import resource, sys\nresource.setrlimit(resource.RLIMIT_STACK, [{size}, {hard}])\n"
+        "sys.setrecursionlimit(10 ** 6)\ndef f(n): return n and list(map(f, [n - 1]))[0]\n"
+        "f(50_000)\nprint(input())\n"
+    )
+    assert run_one(script, cases(("x", "x")), timeout=20.0).passed
+
+
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
@@ -152,11 +181,19 @@ def test_inputs_are_isolated(run_one: RunOne) -> None:
         ("class Solution:\n    def f(self, a): return {1: a}", cases(([["x"]], {"1": ["x"]}), fn_name="f")),
         ("print('x')\ndef f(a): return a[::-1]", cases((["ab"], "ba"), fn_name="f")),
         ("def f(n): return n ** 300", cases(([10**9], 10**2700), fn_name="f")),
+        ("def f(n): return [n ** 3000]", cases(([10**9], [10**27000]), fn_name="f")),
+        ("from decimal import Decimal\ndef f(n): return Decimal(n) / 2", cases(([8], 4), ([1], 0.5), fn_name="f")),
+        ("from fractions import Fraction\ndef f(n): return [Fraction(n, 2)]", cases(([8], [4]), fn_name="f")),
     ],
 )
 def test_call(run_one: RunOne, candidate: str, tests: dict[str, Any]) -> None:
     result = run_one(candidate, tests)
     assert (result.status, result.tests_passed) == ("passed", len(tests["inputs"])), result
+
+
+def forging(data: str) -> str:
+    """Return a candidate that replaces the encoded answer by the bytes of an expression."""
+    return f"import sys\ndef f(a):\n    sys._getframe(1).f_globals['plain_data'].encode = lambda value: {data}"
 
 
 LIAR = "class Liar(int):\n    __eq__ = lambda *a: True\n    __hash__ = int.__hash__\ndef f(a): return Liar(a)"
@@ -169,6 +206,15 @@ LIAR = "class Liar(int):\n    __eq__ = lambda *a: True\n    __hash__ = int.__has
         (LIAR, "AssertionError"),
         ("def f(a): return object()", "TypeError"),
         ("def f(a):\n    x = []\n    x.append(x)\n    return x", "TypeError"),
+        ("def f(a): return a ** 20000", "AssertionError"),
+        ("def f(a): return [a ** 20000]", "AssertionError"),
+        ("from decimal import Decimal\ndef f(a): return Decimal('1e999999999')", "AssertionError"),
+        (
+            forging("b'{\"set\":[' + b','.join(b'{\"int\":\"%x\"}' % (i << 61) for i in range(90000)) + b']}'"),
+            "AssertionError",
+        ),
+        (forging("b'[' + b'[],' * 5_000_000 + b'1]'"), "AssertionError"),
+        (forging("b'{\"int\":5}'"), "AssertionError"),
         ("def g(a): return a", "NameError"),
         ("import os\ndef f(a):\n    os.write(5, b'3')\n    os._exit(0)", None),
     ],
@@ -178,9 +224,23 @@ def test_wrong_call(run_one: RunOne, candidate: str, error_type: str | None) -> 
     assert (result.status, result.error_type) == ("failed", error_type), result
 
 
-@pytest.mark.parametrize("candidate", ["def f(a): return a + 1"])
-def test_wrong_call_is_shown(run_one: RunOne, candidate: str) -> None:
-    assert "returned 3, not 2" in run_one(candidate, cases(([2], 2), fn_name="f")).message
+@pytest.mark.parametrize(
+    ("candidate", "expected", "message"),
+    [
+        ("def f(a): return a + 1", 2, "returned 3, not 2"),
+        ("def f(a): return a ** 20000", 2, "returned <integer of 20001 bits>, not 2"),
+        ("def f(a): return a", 2**20000, "returned 2, not <integer of 20001 bits>"),
+        ("def f(a): return {'a': (a, {a})}", [], "returned {'a': (2, {2})}, not []"),
+    ],
+    ids=range(4),
+)
+def test_wrong_call_is_shown(run_one: RunOne, candidate: str, expected: Any, message: str) -> None:
+    assert message in run_one(candidate, cases(([2], expected), fn_name="f")).message
+
+
+def test_an_expected_value_that_cannot_be_compared(executor: CodeExecutor) -> None:
+    with pytest.raises(TypeError, match=r"outputs\[1\] cannot be compared .*'object'"):
+        executor.run([("def f(a): return a", cases(([2], 2), ([3], object()), fn_name="f"))])
 
 
 @pytest.mark.parametrize("path", APPS, ids=lambda path: f"{path.parts[-3]}-{path.parts[-2]}")

@@ -39,13 +39,16 @@ PLAIN = [
     "frozenset({frozenset()})",
     "{(1, 2): {'a': None}, None: [], 1.5: b''}",
     "{'tuple': [1], 'dict': []}",
+    "[Decimal('-0.10'), Decimal('1e999999'), Decimal('Infinity')]",
+    "{Fraction(-1, 3): Fraction(2 ** 70)}",
 ]
 
 
 @pytest.mark.parametrize("value", PLAIN)
 def test_plain_data_is_passed_both_ways(strict: CodeExecutor, value: str) -> None:
-    test = f"value = {value}\ngot = same(value)\nassert got == value == CONSTANT and type(got) is type(value)"
-    result = run_one(strict, f"CONSTANT = {value}\ndef same(x): return x", test)
+    numbers = "from decimal import Decimal\nfrom fractions import Fraction\n"
+    test = f"{numbers}value = {value}\ngot = same(value)\nassert got == value == CONSTANT and type(got) is type(value)"
+    result = run_one(strict, f"{numbers}CONSTANT = {value}\ndef same(x): return x", test)
     assert result.passed, result
 
 

@@ -6,16 +6,17 @@ Outputs are compared in the caller's process, as plain data, so a program cannot
 import json
 import math
 import re
-from collections.abc import Callable, Container, Generator, Mapping
+from collections.abc import Callable, Container, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from itertools import chain
+from io import StringIO
+from itertools import starmap, zip_longest
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
+from .returned_values import describe_difference, shorten
 from .test_discovery import discover_tests
 from .worker import OUTPUT_BYTES, Case
-from .zygote import plain_data
 
 __all__ = ["CaseRun", "Tests", "check_tests", "run_cases", "same_output"]
 
@@ -47,7 +48,6 @@ _LIVECODEBENCH_PREAMBLE = "\n".join(
     ]
 )
 _TOLERANCE = 1e-6
-_MAX_SHOWN = 120
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
@@ -150,25 +150,35 @@ def same_output(printed: str, expected: str) -> bool:
 
         ```
     """
-    if _stripped_lines(printed) == _stripped_lines(expected):
+    return all(starmap(_same_words, zip_longest(_lines_with_text(printed), _lines_with_text(expected), fillvalue="")))
+
+
+def _lines_with_text(text: str) -> Iterator[str]:
+    return filter(None, map(str.strip, StringIO(text)))
+
+
+def _same_words(printed: str, expected: str) -> bool:
+    if printed == expected:
         return True
-    left, right = _lines_of_words(printed), _lines_of_words(expected)
-    return list(map(len, left)) == list(map(len, right)) and all(
-        map(_same_word, chain.from_iterable(left), chain.from_iterable(right))
-    )
+    words = expected.split()
+    found = printed.split(maxsplit=len(words))
+    return len(found) == len(words) and all(map(_same_word, found, words))
 
 
 def _same_lines(printed: str, expected: str) -> bool:
     """Compare as LiveCodeBench's harness does: line by line, numbers exactly."""
-    left, right = ([line.strip() for line in text.strip().split("\n")] for text in (printed, expected))
-    return len(left) == len(right) and all(map(_same_line, left, right))
+    left, right = (map(str.strip, StringIO(text.strip() + "\n")) for text in (printed, expected))
+    return all(starmap(_same_line, zip_longest(left, right)))
 
 
-def _same_line(left: str, right: str) -> bool:
-    if left == right:
+def _same_line(printed: str | None, expected: str | None) -> bool:
+    if printed == expected:
         return True
+    if printed is None or expected is None:
+        return False
+    words = expected.split()
     try:
-        return list(map(Decimal, left.split())) == list(map(Decimal, right.split()))
+        return list(map(Decimal, printed.split(maxsplit=len(words)))) == list(map(Decimal, words))
     except InvalidOperation:
         return False
 
@@ -197,14 +207,14 @@ def _check_outcome(
         printed, expected_text = data.decode(errors="replace"), _as_text(expected)
         if harness.same_output(printed, expected_text):
             return outcome
-        return _failure(outcome, f"case {number}: printed {_shorten(printed)}, not {_shorten(expected_text)}")
+        return _failure(outcome, f"case {number}: printed {shorten(printed)}, not {shorten(expected_text)}")
     try:
-        returned = plain_data.decode(data)
-        if _same_value(returned, expected, unwraps=harness.unwraps):
-            return outcome
-    except (ValueError, RecursionError) as error:
-        return _failure(outcome, f"case {number}: returned {error}")
-    return _failure(outcome, f"case {number}: returned {_shorten(returned)}, not {_shorten(expected)}")
+        difference = describe_difference(data, expected, unwraps=harness.unwraps)
+    except TypeError as error:
+        raise TypeError(
+            f"outputs[{number - 1}] cannot be compared ({error}); give numbers, strings and lists."
+        ) from error
+    return outcome if difference is None else _failure(outcome, f"case {number}: {difference}")
 
 
 def _failure(outcome: dict[str, Any], message: str) -> dict[str, Any]:
@@ -220,21 +230,6 @@ def _failure(outcome: dict[str, Any], message: str) -> dict[str, Any]:
     }
 
 
-def _same_value(returned: Any, expected: Any, *, unwraps: bool) -> bool:
-    """Compare a returned value with one that was read from JSON: tuples count as lists, and all keys as strings."""
-    returned, expected = _as_json(returned), _as_json(expected)
-    unwrapped = expected[:1] if unwraps and isinstance(expected, list) else []
-    return returned in [expected, *unwrapped]
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _as_json(item) for key, item in value.items()}
-    return value
-
-
 def _same_word(left: str, right: str) -> bool:
     if left == right:
         return True
@@ -245,14 +240,6 @@ def _same_word(left: str, right: str) -> bool:
     except ValueError:
         return False
     return all(map(math.isfinite, numbers)) and math.isclose(*numbers, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
-
-
-def _stripped_lines(text: str) -> list[str]:
-    return [line.rstrip() for line in text.rstrip().split("\n")]
-
-
-def _lines_of_words(text: str) -> list[list[str]]:
-    return [words for line in text.split("\n") if (words := line.split())]
 
 
 def _as_text(value: str | list[str]) -> str:
@@ -270,8 +257,3 @@ def _encode_arguments(value: Any, number: int) -> str:
 
 def _is_lines(value: object) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(line, str) for line in value)
-
-
-def _shorten(value: object) -> str:
-    text = repr(value[:_MAX_SHOWN] if isinstance(value, str) else value)
-    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"

@@ -61,7 +61,7 @@ def resource_limits(memory_bytes: int, timeout: float, processes: int, memory_is
         _lowered(resource.RLIMIT_FSIZE, FILE_BYTES),
         _lowered(resource.RLIMIT_NOFILE, _OPEN_FILES[memory_is_counted]),
         _lowered(resource.RLIMIT_NPROC, processes),
-        _lowered(resource.RLIMIT_STACK, _STACK_BYTES),
+        _lowered(resource.RLIMIT_STACK, _STACK_BYTES, resource.RLIM_INFINITY),  # programs may raise it for recursion
         _lowered(resource.RLIMIT_CORE, 0),
     ]
 
@@ -155,11 +155,10 @@ def _allow_path(rules: int, path: str, rights: int) -> None:
 
 def _lowered(kind: int, soft: int, hard: int | None = None) -> linux.Call:
     _, ceiling = resource.getrlimit(kind)
-    hard = soft if hard is None else hard
-    if ceiling != resource.RLIM_INFINITY:
-        hard = min(hard, ceiling)
+    limits = [limit for limit in (soft if hard is None else hard, ceiling) if limit != resource.RLIM_INFINITY]
+    hard = min(limits, default=resource.RLIM_INFINITY)
     set_limit = resource.setrlimit if sys.platform == "linux" else _set_limit_if_possible
-    return "setrlimit", set_limit, (kind, (min(soft, hard), hard))
+    return "setrlimit", set_limit, (kind, (min([soft, *limits]), hard))
 
 
 def _set_limit_if_possible(kind: int, limits: tuple[int, int]) -> None:

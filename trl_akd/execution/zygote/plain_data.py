@@ -1,15 +1,27 @@
 """Serialization of plain data as JSON, with tags for types that JSON lacks.
 
-Decoding creates only values of built-in types, even from untrusted bytes.
+Decoding creates only values of built-in types, Decimal and Fraction, even from untrusted bytes.
 """
 
 import json
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 _SAFE_INT = 1 << 53
-_SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
-_BASES = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset)
+_SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+_SCALARS: dict[str, Callable[[Any], Any]] = {
+    "int": lambda text: int(text, 16),
+    "complex": lambda parts: complex(*parts),
+    "bytes": bytes.fromhex,
+    "bytearray": bytearray.fromhex,
+    "Decimal": Decimal,
+    "Fraction": lambda terms: Fraction(*map(untag, terms)),
+}
+_BASES = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, Decimal, Fraction)
+INVALID = (ValueError, RecursionError, TypeError, KeyError, IndexError, ArithmeticError)
+"""Errors that bytes or tagged values that are not plain data may raise."""
 
 # Taken before the candidate runs, as it may replace functions of modules.
 _dumps, _loads = json.dumps, json.loads
@@ -18,7 +30,8 @@ _dumps, _loads = json.dumps, json.loads
 def encode(value: Any) -> bytes:
     """Encode None, booleans, numbers, text, bytes and containers of these.
 
-    Instances of subclasses are encoded as their built-in base, and NumPy scalars as Python values.
+    Numbers are those of built-in types, Decimal and Fraction. Instances of subclasses are encoded as their base, and
+    NumPy scalars as Python values.
 
     Raises:
         TypeError: If the value, or one inside it, has another type or is nested too deeply.
@@ -32,19 +45,44 @@ def encode(value: Any) -> bytes:
 def decode(data: bytes) -> Any:
     """Decode the bytes of `encode`.
 
+    Sets and dicts of items with the same hash take quadratic time, so untrusted bytes are decoded only where time is
+    limited.
+
     Raises:
         ValueError: If the bytes are not an encoding of plain data.
     """
     try:
-        return _untag(_loads(data))
-    except (RecursionError, TypeError, KeyError, IndexError, OverflowError) as error:
+        return untag(_loads(data))
+    except INVALID as error:
         raise ValueError(f"bytes that are not plain data ({type(error).__name__})") from error
+
+
+def split(value: Any) -> tuple[str | None, Any]:
+    """Return the tag of a tagged value, `None` if JSON has its type, and its content."""
+    if isinstance(value, list):
+        return "list", value
+    if not isinstance(value, dict):
+        return None, value
+    (item,) = value.items()
+    return item
+
+
+def untag(value: Any) -> Any:
+    """Return the value that was tagged."""
+    tag, content = split(value)
+    if tag is None:
+        return content
+    if tag in _SEQUENCES:
+        return _SEQUENCES[tag]([untag(item) for item in content])
+    if tag == "dict":
+        return {untag(key): untag(item) for key, item in content}
+    return _SCALARS[tag](content)
 
 
 def _tag(value: Any) -> Any:
     if value is None:
         return None
-    kind = next((base for base in _BASES if isinstance(value, base)), None)
+    kind = type(value) if type(value) in _BASES else next((base for base in _BASES if isinstance(value, base)), None)
     if kind is None and type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
         return _tag(value.item())
     if kind is None:
@@ -63,26 +101,8 @@ def _tag(value: Any) -> Any:
         return {"complex": [value.real, value.imag]}
     if kind in (bytes, bytearray):
         return {kind.__name__: value.hex()}
+    if kind is Decimal:
+        return {"Decimal": str(value)}
+    if kind is Fraction:
+        return {"Fraction": [_tag(value.numerator), _tag(value.denominator)]}
     return {kind.__name__: [_tag(item) for item in value]}
-
-
-def _untag(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_untag(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    ((tag, content),) = value.items()
-    if tag in _SEQUENCES:
-        return _SEQUENCES[tag]([_untag(item) for item in content])
-    if tag == "dict":
-        return {_untag(key): _untag(item) for key, item in content}
-    if tag == "int":
-        return int(content, 16)
-    if tag == "bytes":
-        return bytes.fromhex(content)
-    if tag == "bytearray":
-        return bytearray.fromhex(content)
-    if tag == "complex":
-        real, imaginary = content
-        return complex(real, imaginary)
-    raise ValueError(f"bytes that are not plain data (tag {tag!r})")

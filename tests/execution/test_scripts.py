@@ -1,6 +1,7 @@
 """Scripts and calls as in APPS, and the comparison of outputs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,29 @@ def cases(*pairs: tuple[Any, Any], **more: Any) -> dict[str, Any]:
 )
 def test_same_output(printed: str, wanted: str, same: bool) -> None:
     assert same_output(printed, wanted) is same
+
+
+@pytest.mark.parametrize("encode", [json.dumps, repr, lambda tests: f"\n{json.dumps(tests, indent=2)}\n"])
+def test_inputs_and_outputs_may_be_text(run_one: RunOne, encode: Callable[[Any], str]) -> None:
+    text = encode(cases(("1 2\n", "3\n"), ("3 4", "7")))
+    assert (run_one(ADD, text).status, run_one(ADD, text).tests_total) == ("passed", 2)
+    assert not run_one("print(3)", text).passed
+    assert not run_one("def f(a): return 'x'", encode(cases(([2], 4), fn_name="f"))).passed
+
+
+@pytest.mark.parametrize(
+    "tests", ['["assert f(2) == 4"]', "[]", "{}", "{'f(2)': 4}", '{"inputs": ["1"], "outputs": []}']
+)
+def test_text_without_a_program_is_no_test(run_one: RunOne, tests: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"programs\[0\] has"):
+        run_one("def f(x): return x", tests)
+
+
+@pytest.mark.parametrize(
+    "tests", ["[print(x) for x in [1]]\nassert f(2) == 4", "{} == 1\nassert f(2) == 4", "[f(2) / 0]"]
+)
+def test_programs_may_begin_like_json(run_one: RunOne, tests: str) -> None:
+    assert not run_one("def f(x): return x", tests).passed
 
 
 def test_script(run_one: RunOne) -> None:

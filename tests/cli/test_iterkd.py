@@ -365,6 +365,7 @@ def test_wrong_settings_are_named_before_a_model_is_loaded(
         ([{"question": "Add."}], "`instruction` of row 0 is None; give a text. The row has the columns question."),
         (rows(tests={"inputs": ["1"], "outputs": []}), "row 0 has 1 inputs and 0 outputs"),
         (rows(tests=7), "row 0 has tests of type int"),
+        (rows(tests='["assert add(1, 2) == 3"]'), "row 0 has tests of type list"),
         (rows(answer=7), "`answer` of row 0 is 7; give a text"),
         ([*rows(), *rows(instruction="Another.")], "row 1 has the `id` 'add-1' of another question"),
     ],

@@ -1,5 +1,6 @@
 """Plan selection by public tests, with a scripted student and the real executor."""
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -213,6 +214,7 @@ def test_fewer_plans_and_none(executor: CodeExecutor):
             ValueError,
             "`hidden_tests` of problem 'double' has 0",
         ),
+        ({"public_tests": '["assert 1"]'}, TypeError, "`public_tests` of problem 'double' has tests of type list"),
         ({"public_tests": " \n"}, ValueError, "has no `public_tests`"),
     ],
 )
@@ -223,6 +225,13 @@ def test_wrong_tests_are_refused_before_generation(executor: CodeExecutor, chang
     with pytest.raises(ValueError, match="two problems have the id 'double'"):
         sampler(asked, executor).run([PROBLEM, PROBLEM])
     assert not asked.calls
+
+
+def test_tests_may_be_json(executor: CodeExecutor):
+    encoded = {**PROBLEM, **{name: json.dumps(PROBLEM[name]) for name in ("public_tests", "hidden_tests")}}
+    [result], [same] = (sampler(student(["crash", "double"]), executor).run([row]) for row in (PROBLEM, encoded))
+    assert [score.pass_fraction for score in same.plan_scores] == [score.pass_fraction for score in result.plan_scores]
+    assert [verdict.tests_total for verdict in same.choices[3].verdicts] == [2, 2]
 
 
 def plans_of(result) -> list[str]:

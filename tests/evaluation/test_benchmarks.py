@@ -6,7 +6,7 @@ import pytest
 
 from tests.evaluation.conftest import ROWS, data, write_lines
 from trl_akd.evaluation.benchmarks import load_benchmark
-from trl_akd.evaluation.formats import read_problem
+from trl_akd.evaluation.formats import UntestableError, read_problem
 
 HUMANEVAL = {
     "task_id": "HumanEval/0",
@@ -89,6 +89,24 @@ def test_apps_with_a_function_asks_for_it():
     assert "Call-Based" in problem.prompt and "def f(x):" in problem.prompt
 
 
+CASES = {"inputs": [[2]], "outputs": [4], "fn_name": "f"}
+
+
+@pytest.mark.parametrize("column", ["test", "public_test"])
+@pytest.mark.parametrize("tests", [json.dumps(CASES), str(CASES), CASES])
+def test_inputs_and_outputs_of_custom_files_may_be_text(column: str, tests: str | dict):
+    problem = read_problem({"task_id": 1, "prompt": "def f(x):\n", "test": "pass", column: tests}, "line 1")
+    assert (problem.public_tests if column == "public_test" else problem.tests) == CASES
+
+
+@pytest.mark.parametrize("row", [{"task_id": 1, "prompt": "def f(x):\n", "test": ""}, {**APPS, "input_output": ""}])
+def test_long_integers_and_no_tests_are_untestable(row: dict):
+    column = "test" if "test" in row else "input_output"
+    for tests in (" ", {}, "{}", "{'inputs': [], 'outputs': []}", '{"inputs": [[' + "9" * 5000 + '], "outputs": [1]}'):
+        with pytest.raises(UntestableError, match=f"`{column}` in line 1"):
+            read_problem({**row, column: tests}, "line 1")
+
+
 @pytest.mark.parametrize(
     ("prompt", "code"), [("# Add.\n", "# Add.\n"), ("def f(x):\n", "def f(x):\n"), ("Add two numbers, please.", "")]
 )
@@ -114,6 +132,8 @@ def test_prose_prompts_are_not_part_of_the_program(prompt: str, code: str):
         ({"task_id": 1, "prompt": "x", "test": "y", "stop": "end"}, "`stop` in line 1 is 'end'; give a list of texts"),
         ({"task_id": 1, "prompt": "x", "test": "y", "instruction": 5}, "`instruction` in line 1 is 5"),
         ({**APPS, "input_output": "{"}, "`input_output` in line 1 is '{'"),
+        ({"task_id": 1, "prompt": "x", "test": '["assert 1"]'}, "`test` in line 1 is '.\"assert 1\".'; .* type list"),
+        ({"task_id": 1, "prompt": "x", "test": "y", "public_test": '{"inputs": ["1"]}'}, "`public_test` in line 1"),
         ({**APPS, "input_output": {"inputs": ["1"], "outputs": []}}, "1 inputs and 0 outputs"),
     ],
 )

@@ -66,6 +66,29 @@ def test_long_outputs_cost_the_caller_little(printed: str, compare: Callable[[st
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("encode", [json.dumps, repr, lambda tests: f"\n{json.dumps(tests, indent=2)}\n"])
+def test_inputs_and_outputs_may_be_text(run_one: RunOne, encode: Callable[[Any], str]) -> None:
+    text = encode(cases(("1 2\n", "3\n"), ("3 4", "7")))
+    assert (run_one(ADD, text).status, run_one(ADD, text).tests_total) == ("passed", 2)
+    assert not run_one("print(3)", text).passed
+    assert not run_one("def f(a): return 'x'", encode(cases(([2], 4), fn_name="f"))).passed
+
+
+@pytest.mark.parametrize(
+    "tests", ['["assert f(2) == 4"]', "[]", "{}", "{'f(2)': 4}", '{"inputs": ["1"], "outputs": []}']
+)
+def test_text_without_a_program_is_no_test(run_one: RunOne, tests: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"programs\[0\] has"):
+        run_one("def f(x): return x", tests)
+
+
+@pytest.mark.parametrize(
+    "tests", ["[print(x) for x in [1]]\nassert f(2) == 4", "{} == 1\nassert f(2) == 4", "[f(2) / 0]"]
+)
+def test_programs_may_begin_like_json(run_one: RunOne, tests: str) -> None:
+    assert not run_one("def f(x): return x", tests).passed
+
+
 def test_script(run_one: RunOne) -> None:
     result = run_one(ADD, cases(("1 2\n", "3\n"), ("3 4", "7"), ("5 6", " 11 ")))
     assert (result.status, result.tests_passed, result.tests_total) == ("passed", 3, 3)

@@ -15,7 +15,7 @@ from trl_akd.iterkd.cycle.feedback import (
     feedback_metrics,
     feedback_score,
 )
-from trl_akd.iterkd.cycle.records import LEVELS, Question
+from trl_akd.iterkd.cycle.records import LEVELS, Question, read_questions
 from trl_akd.iterkd.judge.reader import parse_judgement
 from trl_akd.iterkd.judge.rubric import REFUSALS, RULES, Judgement, Unjudged
 
@@ -194,6 +194,12 @@ TESTS = "assert double(3) == 6"
 def run():
     with CodeExecutor(1, allow_code_execution=True) as executor:
         yield lambda programs: executor.run(programs, timeout=1.0)
+
+
+def test_tests_may_be_json():
+    tests = {"inputs": ["1"], "outputs": ["2"]}
+    [question] = read_questions([{"instruction": "Double.", "tests": json.dumps(tests)}])
+    assert question.tests == tests
 
 
 def test_feedback_on_real_programs(run):

@@ -179,7 +179,7 @@ def test_texts_are_unchanged(fake: type[FakeExecutor]) -> None:
     tests = [
         "",
         "{",
-        "[1]",
+        "[1][0]",
         '{"inputs": ["\ud800"], "outputs": [[1, "a"]], "fn_name": "f"}',
         {"inputs": ["1"], "outputs": ["2"]},
     ]

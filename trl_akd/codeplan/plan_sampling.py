@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from ..distributed import is_main_process, run_on_main_and_broadcast
-from ..execution import CodeExecutor, ExecutionResult, Tests, check_tests
+from ..execution import CodeExecutor, ExecutionResult, Tests, check_tests, decode_tests
 from ..generation import Completion, TextGenerator
 from ..generation.protocol import derive_seed
 from ..progress import Progress
@@ -24,6 +24,7 @@ __all__ = ["PlanChoice", "PlanSampler", "PlanSamplingResult", "PlanScore", "Prog
 _Problem = Mapping[str, Any]
 _Program = tuple[str, Completion]
 
+_TESTS = ("public_tests", "hidden_tests")
 _NOT_GENERATED = Completion("", None, "length", 0)
 
 
@@ -251,7 +252,7 @@ class PlanSampler:
         Args:
             problems (`Iterable[Mapping]`):
                 Rows with `id`, `problem`, `public_tests` and, for the report, `hidden_tests`: a test program, or
-                `{"inputs": [...], "outputs": [...]}` as in APPS.
+                `{"inputs": [...], "outputs": [...]}` as in APPS or its JSON.
 
         Returns:
             `list[PlanSamplingResult]`: Results in the order of the problems.
@@ -260,7 +261,7 @@ class PlanSampler:
             ValueError: If a row is malformed, or has no public tests and `without_public_tests` is `"error"`.
             GenerationError: If a generator fails.
         """
-        rows = list(problems)
+        rows = [_with_decoded_tests(row) for row in problems]
         self._check(rows)
         results = []
         show = self._progress and is_main_process(self._accelerator)
@@ -420,7 +421,7 @@ class PlanSampler:
                     f"problem {str(row['id'])!r} has no `public_tests` to select a plan by; add some, or set "
                     "without_public_tests='logprob' to select the most likely plan."
                 )
-            for column in ("public_tests", "hidden_tests"):
+            for column in _TESTS:
                 if row.get(column):
                     check_tests(row[column], f"`{column}` of problem {str(row['id'])!r}")
         ids = [str(row["id"]) for row in rows]
@@ -453,6 +454,10 @@ def _select_plan(scores: Sequence[PlanScore]) -> int | None:
         return (0.0 if score.pass_fraction is None else score.pass_fraction, logprob)
 
     return max(range(len(scores)), key=key)
+
+
+def _with_decoded_tests(row: _Problem) -> _Problem:
+    return {name: decode_tests(value) if name in _TESTS else value for name, value in row.items()}
 
 
 def _has_public_tests(row: _Problem) -> bool:

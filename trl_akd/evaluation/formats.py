@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from ..execution import Tests, check_tests
+from ..execution import Tests, check_tests, decode_tests
 from ..generation.python_ast import defines, parse
 from .problems import Problem
 
@@ -70,23 +70,17 @@ def texts(row: Row, column: str, where: str) -> tuple[str, ...]:
 
 
 def tests(row: Row, column: str, where: str) -> Tests:
-    """Return a test program, or inputs and outputs."""
-    value = row[column]
-    return value if isinstance(value, str) and value.strip() else cases(row, column, where)
-
-
-def cases(row: Row, column: str, where: str) -> dict[str, Any]:
-    """Return `{"inputs", "outputs"}`, optionally with `"fn_name"`, from a mapping or its JSON, as in APPS.
+    """Return a test program, or `{"inputs", "outputs"}`, optionally with `"fn_name"`, from a mapping or its JSON.
 
     Raises:
         UntestableError: If there are none, or they contain integers of more than 4,300 digits, which Python does not
         parse. ValueError: If they are malformed.
     """
     value = row[column]
-    if not value:
+    if not value or (isinstance(value, str) and not value.strip()):
         raise UntestableError(f"`{column}` in {where} is {value!r}; give a test program, or inputs and outputs.")
     try:
-        found = json.loads(value) if isinstance(value, str) else value
+        found: Tests = decode_tests(value)
         if found == {} or (isinstance(found, Mapping) and not found.get("inputs", True)):
             raise UntestableError(f"`{column}` in {where} has no inputs; give some.")
         check_tests(found, f"`{column}` in {where}")
@@ -98,6 +92,16 @@ def cases(row: Row, column: str, where: str) -> dict[str, Any]:
             f"`{column}` in {where} is {value!r:.80}; give a test program, or a mapping with as many `inputs` as "
             f"`outputs` ({error})."
         ) from error
+    return found
+
+
+def cases(row: Row, column: str, where: str) -> dict[str, Any]:
+    """Return inputs and outputs, as [`tests`] does, but no test program."""
+    found = tests(row, column, where)
+    if isinstance(found, str):
+        raise ValueError(
+            f"`{column}` in {where} is {found!r:.80}; give a mapping of `inputs` and `outputs`, or its JSON."
+        )
     return dict(found)
 
 

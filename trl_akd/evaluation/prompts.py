@@ -11,7 +11,7 @@ from ..data.templates import DEFAULT_TEMPLATE, get_template, render
 from ..generation import parse_answer
 from ..generation.answers import extract_program
 from ..generation.programs import find_program
-from ..generation.python_ast import defines, line_of_error, parse
+from ..generation.python_ast import defines, line_of_error, parse, returns
 from ..generation.python_parts import Part
 from ..hub.model_card import PromptFormat
 from .problems import Problem
@@ -194,14 +194,7 @@ def _returns(program: str, name: str) -> bool:
     """Return whether the last function with a name returns, yields or raises anything itself."""
     tree = parse(program)
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name] if tree else []
-    waiting: list[ast.AST] = [*functions[-1].body] if functions else []
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.Return | ast.Yield | ast.YieldFrom | ast.Raise):
-            return True
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
-            waiting += ast.iter_child_nodes(node)
-    return False
+    return bool(functions) and returns(functions[-1])
 
 
 def _preamble(problem: Problem) -> str:

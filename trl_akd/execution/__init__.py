@@ -3,7 +3,7 @@
 from .executor import CodeExecutor
 from .isolation import IsolationError
 from .result import ExecutionResult
-from .test_cases import Tests, check_tests
+from .test_cases import Tests, check_tests, decode_tests
 
 __all__ = [
     "CodeExecutor",
@@ -11,4 +11,5 @@ __all__ = [
     "IsolationError",
     "Tests",
     "check_tests",
+    "decode_tests",
 ]

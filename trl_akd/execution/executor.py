@@ -14,7 +14,7 @@ from typing import Any, Self
 from .isolation import start_first_worker, start_worker
 from .launching import Launcher
 from .result import ExecutionResult, Isolation
-from .test_cases import CaseRun, Tests, check_tests, run_cases
+from .test_cases import CaseRun, Tests, check_tests, decode_tests, run_cases
 from .worker import Case, HelperError, Worker
 
 __all__ = ["CodeExecutor"]
@@ -188,9 +188,9 @@ class CodeExecutor:
                 Pairs of a candidate and its tests. Tests are one of: a test program, which runs in the candidate's
                 namespace as `__main__`, followed by the test functions and TestCases that it defines and does not run;
                 `{"inputs": [...], "outputs": [...]}` as in APPS, with standard input and output as strings or lists of
-                lines; or the same with `"fn_name"`, lists of arguments and returned values. With inputs and outputs,
-                `"harness"` selects the imports that run before each program and the comparison of outputs: `"apps"`
-                (the default), `"livecodebench"`, or `"none"` for no imports.
+                lines; the same with `"fn_name"`, lists of arguments and returned values; or the JSON of either. With
+                inputs and outputs, `"harness"` selects the imports that run before each program and the comparison of
+                outputs: `"apps"` (the default), `"livecodebench"`, or `"none"` for no imports.
             timeout (`float`, *optional*):
                 Replaces the executor's `timeout`.
             memory_mb (`int`, *optional*):
@@ -276,7 +276,9 @@ class CodeExecutor:
         packages = self._launcher.settings["packages"]
         for index, pair in programs:
             _check_program(index, pair)
-            case_run = run_cases(*pair, packages=packages, strict=self._strict, fail_fast=fail_fast)
+            case_run = run_cases(
+                pair[0], decode_tests(pair[1]), packages=packages, strict=self._strict, fail_fast=fail_fast
+            )
             try:
                 return _Task(index, case_run, next(case_run))
             except StopIteration as end:
@@ -371,7 +373,7 @@ def _check_consent(allowed: bool | None) -> None:
 def _check_program(index: int, pair: object) -> None:
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str):
         raise TypeError(f"programs[{index}] is not a pair of a program (str) and its tests; give (program, tests).")
-    check_tests(pair[1], f"programs[{index}]")
+    check_tests(decode_tests(pair[1]), f"programs[{index}]")
 
 
 def _check_workers(workers: int | None) -> int:

@@ -3,6 +3,7 @@
 Outputs are compared in the caller's process, as plain data, so a program cannot influence the comparison.
 """
 
+import ast
 import json
 import math
 import re
@@ -18,7 +19,7 @@ from .returned_values import describe_difference, shorten
 from .test_discovery import discover_tests
 from .worker import OUTPUT_BYTES, Case
 
-__all__ = ["CaseRun", "Tests", "check_tests", "run_cases", "same_output"]
+__all__ = ["CaseRun", "Tests", "check_tests", "decode_tests", "run_cases", "same_output"]
 
 Tests: TypeAlias = str | Mapping[str, Any]
 CaseRun: TypeAlias = Generator[Case, dict[str, Any], dict[str, Any]]
@@ -68,6 +69,24 @@ class _Harness:
     preamble: str
     same_output: Callable[[str, str], bool]
     unwraps: bool
+
+
+def decode_tests(tests: Any) -> Any:
+    """Return inputs and outputs that are given as text, in JSON or as a Python literal; return other tests unchanged.
+
+    Raises:
+        ValueError: If the JSON contains integers of more than 4,300 digits, which Python does not parse.
+    """
+    if not isinstance(tests, str) or tests.lstrip()[:1] not in ("{", "["):
+        return tests
+    try:
+        return json.loads(tests)
+    except (json.JSONDecodeError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(tests.strip())
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return tests
 
 
 def check_tests(tests: object, where: str) -> None:

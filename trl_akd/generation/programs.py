@@ -7,6 +7,7 @@ they run when the program is imported and may fail although the definition is ri
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from .python_ast import ASSIGNMENTS, BUILTINS, READS_INPUT, Statement
@@ -24,9 +25,12 @@ def find_program(parts: Iterable[Part], entry_point: str | None = None) -> str |
     """
     sources = [Source(part) for part in parts]
     if entry_point is not None:
-        ranks = [(source.rank(entry_point), source.fenced, number) for number, source in enumerate(sources)]
-        rank, _, chosen = max(ranks, default=(0, False, 0))
-        if rank:
+        rank, chosen = (0, False), 0
+        for number, source in enumerate(sources):
+            found = (source.rank(entry_point), source.fenced)
+            if found > rank or (found == rank and not source.repeats(sources[chosen])):
+                rank, chosen = found, number
+        if rank[0]:
             return _Assembly(sources, chosen, entry_point).program()
     return _whole_program(sources)
 
@@ -126,16 +130,17 @@ class _Assembly:
     def _distance(self, name: str, source: int) -> int:
         """Return a sort key of a source's binding of a name, the smallest for the preferred binding.
 
-        A later correction of a helper comes first, an import of a file of the answer last.
+        A later correction of a helper comes first, a definition in which code is left out comes after others, and an
+        import of a file of the answer last.
         """
         statements = self._sources[source].statements
         binding = [statements[number] for number in self._sources[source].binders[name]]
         if source > self._chosen and self._sources[source].part.right and name != self._entry_point:
-            if any(statement.is_definition for statement in binding) or all(
+            if any(statement.is_definition and statement.completeness(name) for statement in binding) or all(
                 statement.is_constant for statement in statements
             ):
                 return -1
-        if any(statement.defines(name) for statement in binding):
+        if any(statement.defines(name) and statement.completeness(name) for statement in binding):
             return 0
         return 2 if all(statement.is_foreign_import for statement in binding) else 1
 
@@ -339,22 +344,25 @@ _WRITES_OUTPUT = re.compile(r"\bprint\s*\(|\bstdout\b|\bos\.write\(|\bopen\(\s*1
 def _joined(blocks: Sequence[Source]) -> str:
     """Return the blocks of the last program that is not called wrong.
 
-    If several blocks read input and print, the last one is used, with the blocks that define what it needs. A block
-    whose functions are all redefined later is a draft.
+    If several blocks read input and print, the last one is used, with the blocks that define what it needs and, if it
+    only defines functions, the next block that uses them. A block whose functions are all redefined later is a draft.
     """
     blocks = [block for block in blocks if not block.part.wrong] or blocks
     blocks = [block for block in blocks if block.parses] or [block for block in blocks if block.statements] or blocks
     if not any(block.statements for block in blocks):
         return max((block.part.text for block in blocks), key=len)
+    blocks = _without_explanations(blocks)
     reader = next((block for block in reversed(blocks) if READS_INPUT.search(block.text)), None)
     if reader is not None and not _WRITES_OUTPUT.search(reader.text):
         reader = None
+    first = [reader, _user(reader, blocks)] if reader else []
     kept: list[Source] = []
     defined: set[str] = set()
     needed: set[str] = set()
-    for block in [*([reader] if reader else []), *(block for block in reversed(blocks) if block is not reader)]:
+    for block in [*filter(None, first), *(block for block in reversed(blocks) if block not in first)]:
         own = {name for statement in block.statements if statement.is_definition for name in statement.binds}
-        if kept and ((own and own <= defined) or (reader and not (needed - defined) & block.binders.keys())):
+        is_needed = block in first or not reader or (needed - defined) & block.binders.keys()
+        if kept and ((own and own <= defined) or not is_needed):
             continue
         kept.append(block)
         defined.update(block.binders)
@@ -362,3 +370,55 @@ def _joined(blocks: Sequence[Source]) -> str:
     order = {id(block): number for number, block in enumerate(blocks)}
     kept.sort(key=lambda block: order[id(block)])
     return kept[0].program if len(kept) == 1 else "\n".join(block.program.strip("\n") for block in kept)
+
+
+def _without_explanations(blocks: Sequence[Source]) -> list[Source]:
+    """Leave out code that explains other code: lines of the longest block, and definitions with less code than before.
+
+    A block without functions that reads input and prints is another program, even with the same lines.
+    """
+    whole = max(blocks, key=lambda block: len(block.code))
+    after = False
+    levels: dict[str, int] = {}
+    kept: list[Source] = []
+    for block in blocks:
+        found = _levels(block)
+        is_script = not found and READS_INPUT.search(block.text) and _WRITES_OUTPUT.search(block.text)
+        if after and not is_script and block.repeats(whole):
+            continue
+        new = [
+            number
+            for number, statement in enumerate(block.statements)
+            if not any(found.get(name, 2) < levels.get(name, 0) for name in statement.binds if statement.is_definition)
+            and not (after and statement.has_placeholder and not statement.is_definition)
+        ]
+        if len(new) == len(block.statements):
+            kept.append(block)
+        elif any(not block.statements[number].is_import for number in new):
+            kept.append(Source(replace(block.part, text=block.text_of(new), kind="python")))
+        levels |= {name: max(level, levels.get(name, 0)) for name, level in found.items()}
+        after = after or block is whole
+    return kept or list(blocks)
+
+
+def _levels(block: Source) -> dict[str, int]:
+    """Return how complete the functions and classes of a block are; one that prints needs no result."""
+    found = {}
+    for statement in block.statements:
+        for name in statement.binds if statement.is_definition else ():
+            level = statement.completeness(name)
+            found[name] = 2 if level and (block.part.right or _WRITES_OUTPUT.search(statement.text)) else level
+    return found
+
+
+def _user(library: Source, blocks: Sequence[Source]) -> Source | None:
+    """Return the first block after one that only defines functions, and uses them."""
+    if any(statement.runs for statement in library.statements):
+        return None
+    later = blocks[blocks.index(library) + 1 :]
+    own = {name for statement in library.statements if statement.is_definition for name in statement.binds}
+    for block in later:
+        if any(statement.runs for statement in block.statements):
+            if any(statement.needs & own for statement in block.statements):
+                return block
+    return None

@@ -20,6 +20,7 @@ __all__ = [
     "does_something",
     "line_of_error",
     "parse",
+    "returns",
     "statements_of",
 ]
 
@@ -96,7 +97,13 @@ ASSIGNMENTS = (ast.Assign, ast.AnnAssign)
 BUILTINS = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
 READS_INPUT = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\(\s*0\b|\bfileinput\b|\bos\.read\(\s*0\b")
 
-_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_PLACEHOLDER = re.compile(
+    r"^[ \t]*#[ \t]*(?:[\[(<]?(?:\.{3}|\u2026)|(?:the )?rest of (?:the|your) (?:class|code|function|method)\b"
+    r"|(?:existing|other|previous|remaining) (?:code|implementation|logic|methods)\b)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_DEFINITIONS = (*_FUNCTIONS, ast.ClassDef)
 _COMPOUND = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.TryStar, ast.Match)
 _SCOPES = (*_DEFINITIONS, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _SETTINGS = {"setrecursionlimit", "set_int_max_str_digits", "stack_size", "seed", "filterwarnings", "simplefilter"}
@@ -129,7 +136,7 @@ class Statement:
         while waiting:
             node = waiting.pop()
             found.append(node)
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if isinstance(node, _FUNCTIONS):
                 waiting += [node.args, *node.decorator_list, *([node.returns] if node.returns else [])]
             elif isinstance(node, ast.Lambda):
                 waiting.append(node.args)
@@ -197,12 +204,22 @@ class Statement:
     @property
     def is_function(self) -> bool:
         """Whether the statement is a function."""
-        return isinstance(self.node, ast.FunctionDef | ast.AsyncFunctionDef)
+        return isinstance(self.node, _FUNCTIONS)
 
     @property
     def is_import(self) -> bool:
         """Whether the statement is an import."""
         return isinstance(self.node, ast.Import | ast.ImportFrom)
+
+    @property
+    def runs(self) -> bool:
+        """Whether the statement does more than to define, import or assign names."""
+        return (
+            not self.is_definition
+            and not self.is_import
+            and not isinstance(self.node, ASSIGNMENTS)
+            and not (self.is_constant or self.is_settings)
+        )
 
     @property
     def is_expression(self) -> bool:
@@ -284,9 +301,22 @@ class Statement:
             return True
         return isinstance(value, ast.Call) and name not in self.calls
 
-    def is_stub(self, name: str) -> bool:
-        """Return whether the statement is an empty function or class of that name, or contains only stubs."""
-        return isinstance(self.node, _DEFINITIONS) and self.node.name == name and _is_stub(self.node)
+    @cached_property
+    def has_placeholder(self) -> bool:
+        """Whether code of the statement is left out, as in an empty function or class."""
+        if _has_ellipsis(self.node):
+            return True
+        return self.is_definition and (_is_stub(self.node) or _PLACEHOLDER.search(self.text) is not None)
+
+    def completeness(self, name: str) -> int:
+        """Return 0 if code of a function, class or method is left out, 1 if it returns nothing, else 2."""
+        if self.is_definition and self.has_placeholder:
+            return 0
+        body = self.node.body if isinstance(self.node, ast.ClassDef) else [self.node]
+        functions = [node for node in body if isinstance(node, _FUNCTIONS) and node.name == name]
+        if not functions or (returns(functions[-1]) and not _is_stub(functions[-1])):
+            return 2
+        return 0 if _is_stub(functions[-1]) else 1
 
     def has_method(self, name: str) -> bool:
         """Return whether the statement is a class with a method of that name."""
@@ -313,6 +343,34 @@ def _is_stub(node: ast.stmt) -> bool:
     if isinstance(node, ast.Expr):
         return isinstance(node.value, ast.Constant)
     return isinstance(node, ast.Pass) or (isinstance(node, ast.Raise) and _mentions(node, "NotImplemented"))
+
+
+def _has_ellipsis(statement: ast.stmt) -> bool:
+    """Return whether `...` is a statement that stands for code; as the body of a method or a handler, it need not."""
+    if _is_ellipsis(statement):
+        return True
+    for node in ast.walk(statement):
+        for body in (getattr(node, field, None) for field in ("body", "orelse", "finalbody")):
+            if isinstance(body, list) and any(map(_is_ellipsis, body)):
+                if not isinstance(node, (*_DEFINITIONS, ast.ExceptHandler)) or not all(map(_is_stub, body)):
+                    return True
+    return False
+
+
+def _is_ellipsis(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and node.value.value is ...
+
+
+def returns(definition: ast.AST) -> bool:
+    """Return whether a function returns, yields or raises anything itself."""
+    waiting = [*ast.iter_child_nodes(definition)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Return | ast.Yield | ast.YieldFrom | ast.Raise):
+            return True
+        if not isinstance(node, (*_DEFINITIONS, ast.Lambda)):
+            waiting += ast.iter_child_nodes(node)
+    return False
 
 
 def _mentions(node: ast.AST, word: str) -> bool:

@@ -78,19 +78,32 @@ class Source:
         """
         binding = self.binders.get(name, [])
         defining = [number for number in binding if self.statements[number].defines(name)] or binding
-        given = [number for number in defining if not READS_INPUT.search(self.statements[number].text)]
-        return given or defining
+        given = [number for number in defining if not READS_INPUT.search(self.statements[number].text)] or defining
+        complete = [number for number in given if self.parses or self.statements[number].completeness(name)]
+        return complete or given
 
     def rank(self, name: str) -> int:
         """Return the rank of this part's definition of a name, higher for a better one, 0 for none."""
         binding = [self.statements[number] for number in self.binders.get(name, [])]
         defining = [statement for statement in binding if statement.defines(name)]
         own = [statement for statement in defining if not statement.is_import]
-        if own:
-            return 6 - 2 * self.part.wrong - own[-1].is_stub(name)
-        if any(statement.has_method(name) for statement in self.statements):
-            return 2
+        classes = [statement for statement in self.statements if statement.has_method(name)]
+        if own or classes:
+            complete = (own or classes)[-1].completeness(name)
+            if complete and self.part.right:
+                complete = 2
+            return (12 if own else 5) - 3 * self.part.wrong + complete
         return 1 if defining or any(isinstance(statement.node, ASSIGNMENTS) for statement in binding) else 0
+
+    @cached_property
+    def code(self) -> str:
+        """Lines of the text without indentation, comments and blank lines, each between line breaks."""
+        lines = (line.partition("#")[0].strip() for line in self.text.split("\n"))
+        return "".join(f"\n{line}\n" for line in lines if line)
+
+    def repeats(self, other: "Source") -> bool:
+        """Return whether this part only shows consecutive lines of another one again."""
+        return self.code != "" and self.code in other.code
 
     @cached_property
     def runs(self) -> list[list[int]]:

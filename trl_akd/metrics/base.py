@@ -19,7 +19,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from trl_akd.execution import CodeExecutor, ExecutionResult, check_tests
+from trl_akd.execution import CodeExecutor, ExecutionResult, check_tests, decode_tests
 from trl_akd.metrics.verdicts import check_verdicts
 
 __all__ = [
@@ -211,9 +211,10 @@ def _only_one(name: str, singular: Any, plural: Any) -> Any:
 
 def _encode_tests(where: str, reference: str | Mapping[str, Any]) -> str:
     """Encode a test program, or inputs and outputs as in APPS or their JSON, as JSON."""
-    tests = _read_mapping(reference) if isinstance(reference, str) else reference
-    if tests is None:
-        return json.dumps(reference)
+    tests = decode_tests(reference)
+    if not isinstance(tests, Mapping):
+        check_tests(tests, where)
+        return json.dumps(tests)
     missing = {"inputs", "outputs"} - tests.keys()
     if missing:
         raise ValueError(f"{where} has no {' and no '.join(sorted(missing))}; give both, as in APPS.")
@@ -232,11 +233,3 @@ def _as_json(value: Any) -> Any:
     if plain is None or isinstance(value, set | frozenset):  # a set has no order
         raise TypeError(f"it holds a value of type {type(value).__name__}")
     return plain
-
-
-def _read_mapping(text: str) -> Mapping[str, Any] | None:
-    try:
-        read = json.loads(text)
-    except ValueError:
-        return None
-    return read if isinstance(read, dict) else None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-from ...execution import ExecutionResult, Tests, check_tests
+from ...execution import ExecutionResult, Tests, check_tests, decode_tests
 
 __all__ = [
     "FAULT_KINDS",
@@ -66,7 +66,7 @@ def read_questions(rows: Iterable[Mapping[str, Any]]) -> list[Question]:
     |---|---|
     | `instruction`, `input` (*optional*) | task |
     | `id` (*optional*) | identifier; defaults to a digest of the task |
-    | `tests` (*optional*) | test program, or `{"inputs": [...], "outputs": [...]}` |
+    | `tests` (*optional*) | test program, or `{"inputs": [...], "outputs": [...]}` or its JSON |
     | `answer` (*optional*) | correct answer; otherwise the teacher writes it |
 
     Raises:
@@ -111,6 +111,7 @@ def _read(row: Mapping[str, Any], index: int) -> Question:
     tests = row.get("tests")
     if tests is not None:
         try:
+            tests = decode_tests(tests)
             check_tests(tests, f"row {index}")
         except TypeError as error:
             raise ValueError(str(error)) from error

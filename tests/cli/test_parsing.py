@@ -30,6 +30,8 @@ def test_config_without_a_path():
         ("", "is not a mapping"),
         ("- a\n- b\n", "is not a mapping"),
         ("a: [1, 2\nb: 3\n", "is not valid YAML: .* line 2"),
+        ("seed: 1\nlearning_rate: 1.0\nseed: 2\n", "recipe.yaml: line 3 sets `seed` again, after line 1; keep one"),
+        ("env: {A: 1, 'A': 2}\n", "recipe.yaml: line 1 sets `A` again, after line 1; keep one"),
         ("env: fast\n", "`env` in .* is 'fast'; give a mapping"),
     ],
 )

@@ -22,8 +22,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
+from ..yaml_files import read_yaml
 from .errors import run, user_errors
 from .help import Formatter, description, examples
 
@@ -117,12 +116,9 @@ def read_values(path: Path) -> dict[str, Any]:
     """Return the content of a recipe, with `env`.
 
     Raises:
-        ValueError: If it is not a YAML mapping.
+        ValueError: If it is not a YAML mapping, or repeats a key.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} is not a mapping; a recipe consists of lines `key: value`.")
     return values

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Action",
     "CommandLine",
+    "check_output",
     "make_accelerator",
     "require_one_process",
     "require_step",
@@ -243,6 +244,17 @@ def require_step(trainer: "Trainer") -> None:
             f"no step was trained with `max_steps` {trainer.args.max_steps} and `num_train_epochs` "
             f"{trainer.args.num_train_epochs}, so nothing is saved; raise them, and check the training data."
         )
+
+
+def check_output(name: str, output: str | Path, **inputs: str | None) -> None:
+    """Raise a ValueError if the field `name` names the same file or folder as one of the fields in `inputs`."""
+    target = Path(output).expanduser().resolve()
+    for field, source in inputs.items():
+        if source and target.exists() and Path(source).expanduser().resolve() == target:
+            raise ValueError(
+                f"`{name}` is {str(output)!r}, the same as `{field}`, which would be overwritten; give another "
+                f"`{name}`."
+            )
 
 
 def make_accelerator() -> Any:

@@ -30,7 +30,7 @@ from ..hub.upload import HubError
 from ..ledger import replace_text
 from ..report.writer import try_to_write_report
 from .arguments import AKDScriptArguments, BenchmarkArguments
-from .command import require_step
+from .command import check_output, require_step
 from .errors import SETUP_ERRORS, UserError, user_errors
 from .methods import Method
 from .push import push_model
@@ -204,7 +204,18 @@ def make_trainer(
     """Return the method's trainer with the models, tokenizers and data of the arguments.
 
     `kwargs` are further arguments of its constructor.
+
+    Raises:
+        ValueError: If a model or the data cannot be used, or `output_dir` is one of them.
     """
+    check_output(
+        "output_dir",
+        cast(str, training_args.output_dir),
+        model_name_or_path=model_args.model_name_or_path,
+        teacher_model_name_or_path=training_args.teacher_model_name_or_path,
+        teacher_cache=training_args.teacher_cache,
+        dataset_name=script_args.dataset_name,
+    )
     tokenizer, teacher_tokenizer = load_tokenizers(method, model_args, training_args)
     train_dataset, eval_dataset = load_datasets(script_args, training_args)
     training_args.model_init_kwargs = {

@@ -1,11 +1,16 @@
 """Read YAML files, without the keys that YAML would drop."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 __all__ = ["read_yaml"]
+
+
+_ODD_NUMBER = re.compile(r"[-+]?(?:0[0-7_]+|[0-9_]+(?::[0-9]+)+)")
+"""Integers of YAML 1.1 to the base 8 or 60, such as the beginning of a commit, or a time."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -20,6 +25,16 @@ class _Loader(yaml.SafeLoader):
                 raise ValueError(f"line {line} sets `{key.value}` again, after line {lines[name]}; keep one of them.")
             lines[name] = line
         return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = int(super().construct_yaml_int(node))
+        if _ODD_NUMBER.fullmatch(node.value):
+            line = node.start_mark.line + 1
+            raise ValueError(f"line {line} has {node.value}, which YAML reads as {value}; write that, or use quotes.")
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def read_yaml(path: Path) -> Any:

@@ -94,7 +94,7 @@ def read_recipe(name: str | None) -> Recipe:
 
     Raises:
         FileNotFoundError: If there is no such recipe.
-        ValueError: If it is not a YAML mapping, or sets a key, such as HF_TOKEN, in its `env`.
+        ValueError: If it is not a YAML mapping, or sets a key, such as HF_TOKEN, or no text in its `env`.
     """
     if name is None:
         return Recipe()
@@ -108,6 +108,11 @@ def read_recipe(name: str | None) -> Recipe:
             f"`env` in {path} sets {variable}, which looks like a key; set it in the shell instead, since recipes are "
             "copied and published."
         )
+    for variable, value in environment.items():
+        if value is None or isinstance(value, list | dict):
+            raise ValueError(
+                f"`env` in {path} sets {variable} to {value!r}; give a text, such as '' for an empty one."
+            )
     os.environ.update({str(variable): str(value) for variable, value in environment.items()})
     return Recipe(path, values)
 

@@ -18,6 +18,7 @@ LEVELS: dict[str, int] = {
     "charts": 0,
     "progress": 0,
     "deprecation": 0,
+    "yaml_files": 0,
     "heads": 1,
     "hub": 1,
     "text_pairs": 1,

@@ -21,6 +21,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from accelerate.utils import DistributedType, DynamoBackend, broadcast_object_list, gather_object, reduce
 from torch._C._distributed_c10d import Logger, ProcessGroup, Reducer
+from transformers.trainer_utils import has_length
 from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection, prepare_fsdp
 from trl.trainer.utils import maybe_gather_lm_head_ctx
@@ -112,6 +113,23 @@ def own_rows(accelerator: Accelerator) -> tuple[int, int] | None:
     remainder = len(indices) % (rows * sampler.num_processes)
     own = min(max(remainder - sampler.process_index * rows, 0), rows)
     return None if remainder == 0 or own == rows else (rows, own)
+
+
+def require_batch(loader: Any, args: Any) -> None:
+    """Raise a ValueError if a training dataloader has no batch, for which transformers would train no step.
+
+    Args:
+        loader (`DataLoader`):
+            Dataloader of one process.
+        args (`TrainingArguments`):
+            Its settings, for the message.
+    """
+    if args.dataloader_drop_last and has_length(loader) and len(loader) == 0:
+        raise ValueError(
+            f"the training data has {len(loader.dataset)} rows, which fill no batch of `per_device_train_batch_size` "
+            f"{args.per_device_train_batch_size} on each of {args.world_size} processes, and `dataloader_drop_last` "
+            "is on; turn that off, lower the batch size, or give more rows."
+        )
 
 
 def through_forward(wrapper: Any, model: Any, function: Callable[[], Result]) -> Result:

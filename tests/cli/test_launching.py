@@ -128,6 +128,8 @@ def test_gpu_configs_are_refused_without_gpus(path: Path, gpus):
         ({"distributed_type": "FSDP", "use_cpu": True}, "runs on GPUs only"),
         ({"learning_rate": 1}, "is not a configuration of accelerate"),
         ([1], "is not a configuration of accelerate"),
+        ({"distributed_type": "DEEPSPEED", "deepspeed_config": 5}, "`deepspeed_config` in .*config.yaml is 5; give"),
+        ({"distributed_type": "FSDP", "fsdp_config": ["a"]}, r"`fsdp_config` in .*config.yaml is \['a'\]; give"),
     ],
 )
 def test_configs_that_would_not_run_as_written(content: Any, message: str, tmp_path: Path, gpus):
@@ -135,6 +137,14 @@ def test_configs_that_would_not_run_as_written(content: Any, message: str, tmp_p
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match=message):
+        Launcher(path)
+
+
+@pytest.mark.parametrize("content", ["distributed_type: [", "use_cpu: true\nuse_cpu: false"])
+def test_configs_that_are_not_yaml(content: str, tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"config.yaml(: line 2 sets `use_cpu` again| is not valid YAML)"):
         Launcher(path)
 
 

@@ -67,7 +67,8 @@ def test_layouts_come_from_a_file(tmp_path, name):
         ("wrong: '{instruction}'", "has a template 'wrong'; the names are correct, faulty"),
         ("- '{instruction}'", "does not map names to texts"),
         ("correct: 3", "does not map names to texts"),
-        ("correct: [", "is not YAML or JSON"),
+        ("correct: [", "own.yaml is not valid YAML"),
+        ("correct: '{instruction}'\ncorrect: '{instruction}:'", "own.yaml: line 2 sets `correct` again, after line 1"),
         ("", "does not map names to texts"),
     ],
 )

@@ -35,6 +35,7 @@ from ..data.vocabulary import require_shared_tokens, shared_vocabulary_size
 from ..distributed import (
     own_rows,
     raise_on_all,
+    require_batch,
     run_on_main_and_broadcast,
     take_compilation,
     through_forward,
@@ -764,6 +765,8 @@ class AKDTrainer(GKDTrainer):
             )
         finally:
             self.args.dataloader_drop_last = given
+        if is_training:
+            require_batch(batches, self.args)
         return batches
 
     def prediction_step(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from .errors import SETUP_ERRORS, user_errors
+from .errors import SETUP_ERRORS, UserError, user_errors
 from .help import Formatter, description, examples
 from .launching import Launcher, check_reporting, find_launcher
 from .parsing import RecipeParser, read_options
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Action",
     "CommandLine",
+    "check_output",
     "make_accelerator",
     "require_one_process",
+    "require_step",
     "start",
     "start_action",
     "train_and_save",
@@ -216,14 +218,43 @@ def start_action(command: str, actions: Mapping[str, Action], docstring: str, ar
 
 
 def train_and_save(trainer: "Trainer", evaluate: Callable[[], dict[str, float]] | None = None) -> None:
-    """Train, save the model, and log and save the metrics of training and of `evaluate`."""
+    """Train, save the model, and log and save the metrics of training and of `evaluate`.
+
+    Raises:
+        ValueError: If the rows fill no batch.
+        UserError: If no step was trained.
+    """
+    from ..distributed import require_batch
+
+    require_batch(trainer.get_train_dataloader(), trainer.args)
     result = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    require_step(trainer)
     trainer.log_metrics("train", result.metrics)
     trainer.save_model()
     if evaluate is not None:
         metrics = evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+
+
+def require_step(trainer: "Trainer") -> None:
+    """Raise a `UserError` if training ended before its first step, so that an unchanged model is not saved."""
+    if trainer.state.global_step == 0:
+        raise UserError(
+            f"no step was trained with `max_steps` {trainer.args.max_steps} and `num_train_epochs` "
+            f"{trainer.args.num_train_epochs}, so nothing is saved; raise them, and check the training data."
+        )
+
+
+def check_output(name: str, output: str | Path, **inputs: str | None) -> None:
+    """Raise a ValueError if the field `name` names the same file or folder as one of the fields in `inputs`."""
+    target = Path(output).expanduser().resolve()
+    for field, source in inputs.items():
+        if source and target.exists() and Path(source).expanduser().resolve() == target:
+            raise ValueError(
+                f"`{name}` is {str(output)!r}, the same as `{field}`, which would be overwritten; give another "
+                f"`{name}`."
+            )
 
 
 def make_accelerator() -> Any:

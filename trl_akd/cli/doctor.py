@@ -286,6 +286,7 @@ def _preflight(method: Method, parser: RecipeParser, values: Namespace) -> "Pref
             values.teacher_model_init_kwargs = None
             values.dtype, values.load_in_4bit, values.load_in_8bit = "float32", False, False
         values.resume_from_checkpoint, values.report_to, values.push_to_hub = None, "none", False
+        values.dataloader_drop_last = False  # a batch may have more rows than are read
         values.attn_implementation = None
         reports: list[Any] = []
         _, script_args, args, model_args, *_ = parser.dataclasses(values)

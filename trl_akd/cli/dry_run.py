@@ -283,6 +283,7 @@ def _shorten(run: DryRun) -> None:
     values.output_dir = str(run.folder / "output")
     values.max_steps = _STEPS
     values.logging_steps = 1
+    values.dataloader_drop_last = False  # a batch may have more rows than the data here
     values.max_new_tokens = min(values.max_new_tokens, MAX_NEW_TOKENS)
     values.resume_from_checkpoint = None
     values.report_to = "none"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..iterkd.cycle.teaching_config import TeachingConfig
+from .command import check_output
 from .errors import run, user_errors
 from .methods import Method, Quickstart
 from .recipes import Recipe
@@ -133,6 +134,12 @@ class IterKDMethod(Method):
         with user_errors((*SETUP_ERRORS, GenerationError, IsolationError, FloatingPointError)):
             self.check(*arguments)
             check_merging(script_args, training_args, model_args)
+            check_output(
+                "output_dir",
+                training_args.output_dir,
+                text_teacher_model_name_or_path=teaching.text_teacher_model_name_or_path,
+                judge_model_name_or_path=teaching.judge_model_name_or_path,
+            )
             teacher_server, judge_server = _servers(teaching)  # checked before models load
             benchmark = _benchmark(teaching)
             if not (Path(str(training_args.output_dir)) / LEDGER).is_dir():  # otherwise the run continues

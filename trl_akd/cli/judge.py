@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from .command import Action, start_action, train_and_save
+from .command import Action, check_output, start_action, train_and_save
 from .errors import run
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def train(config: "JudgeModel", args: "SFTConfig") -> None:
     """
     from transformers import set_seed
 
+    check_output("output_dir", str(args.output_dir), model_name_or_path=config.model_name_or_path)
     judged, held_out = _judgements(config, args.seed)
     set_seed(args.seed)  # before a head is drawn
     trainer, evaluate = _KINDS[config.kind](config, args, judged, held_out)

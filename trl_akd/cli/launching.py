@@ -15,8 +15,7 @@ from pathlib import Path
 from subprocess import CalledProcessError
 from typing import Any
 
-import yaml
-
+from ..yaml_files import read_yaml
 from .recipes import find_accelerate_config
 
 __all__ = [
@@ -132,9 +131,12 @@ def read_accelerate_config(config: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the file is none.
     """
-    values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    values = read_yaml(config)
     if not isinstance(values, dict) or "distributed_type" not in values:
         raise ValueError(f"{config} is not a configuration of accelerate: it has no `distributed_type`.")
+    for name in ("deepspeed_config", "fsdp_config"):
+        if not isinstance(values.get(name) or {}, dict):
+            raise ValueError(f"`{name}` in {config} is {values[name]!r}; give a mapping from settings to values.")
     return values
 
 

@@ -5,6 +5,7 @@ import warnings
 from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from datetime import date
 from difflib import get_close_matches
 from inspect import cleandoc, get_annotations
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
@@ -37,6 +38,10 @@ _OPTIONS = ("config", "accelerate_config")
 _KEYS = {"api_key", "hub_token", "token", "use_auth_token"}
 _FILE_FIELDS = {"accelerator_config", "deepspeed", "fsdp_config"}
 """Fields that take a JSON object or the path of a file with one."""
+
+
+_TEXT_OR_BOOL = {"fsdp", "resume_from_checkpoint"}
+"""Fields that take a text or a boolean, but are declared as text."""
 
 
 class _Options(ArgumentParser):
@@ -136,6 +141,9 @@ class RecipeParser(TrlParser):
                 action.help = "Show this help."
             if getattr(action.type, "__name__", None) == "dict":  # which takes no text
                 action.type = _optional_text
+        self._types = {
+            name: _types(hint) for kind in self.dataclass_types for name, hint in get_type_hints(kind).items()
+        }
         self._renamed = {old: new for kind in self.dataclass_types for old, new in renamed_fields(kind).items()}
 
     def error(self, message: str) -> NoReturn:
@@ -221,10 +229,8 @@ class RecipeParser(TrlParser):
         converts the strings in them, such as `"true"`.
         """
         for kind in self.dataclass_types:
-            hints = get_type_hints(kind)
             for name in (entry.name for entry in fields(kind) if entry.init):
-                types = {get_origin(option) or option for option in get_args(hints[name]) or (hints[name],)}
-                value = getattr(values, name)
+                types, value = self._types[name], getattr(values, name)
                 is_path = name in _FILE_FIELDS and isinstance(value, str) and not value.startswith("{")
                 if dict not in types or is_path:
                     continue
@@ -243,7 +249,8 @@ class RecipeParser(TrlParser):
             if key not in actions:
                 raise ValueError(f"{recipe.path} has the unknown key `{key}`{_suggestion(str(key), actions)}.")
         return {
-            key: _convert(actions[key], value, f"`{key}` in {recipe.path}") for key, value in recipe.values.items()
+            key: _convert(actions[key], self._types[key], value, f"`{key}` in {recipe.path}")
+            for key, value in recipe.values.items()
         }
 
     def _unknown_flag(self, flag: str) -> str:
@@ -316,26 +323,49 @@ def _optional_text(text: str) -> str | None:
     return None if text.lower() in ("none", "null") else text
 
 
-def _convert(action: Action, value: Any, where: str) -> Any:
-    """Convert a value of a recipe as the flag of `action` converts its text."""
+def _types(hint: Any) -> set[Any]:
+    """Return the types of a field's values, without the types of their elements."""
+    return {get_origin(option) or option for option in get_args(hint) or (hint,)}
+
+
+def _convert(action: Action, types: set[Any], value: Any, where: str) -> Any:
+    """Convert a value of a recipe for a field of these types as the flag of `action` converts its text."""
     if action.choices is not None:
         return _choose(list(action.choices), value, where)
     if value is None and action.type in (int, float):
         raise ValueError(f"{where} is empty; give it a value or take the key out.")
     if action.nargs == "+" and value is not None:
         return [_convert_one(action.type, item, where) for item in (value if isinstance(value, list) else [value])]
+    if isinstance(value, bool) and action.dest in _TEXT_OR_BOOL:
+        return value
+    if not isinstance(value, str) and (dict in types or type(value) in types):
+        return value  # objects are checked by `_read_json_objects`
     return _convert_one(action.type, value, where)
 
 
 def _convert_one(convert: Any, value: Any, where: str) -> Any:
     kind = convert.__name__
+    if kind == "str":
+        return _text(value, where)
     try:
         if isinstance(value, str):
             return convert(value)
+        if kind == "string_to_bool" and value is not None:
+            return value if isinstance(value, bool) else convert(str(value))
         return value if value is None or kind not in ("int", "float") else _number(kind, value)
     except (ValueError, ArgumentTypeError):
         expected = {"int": "a whole number", "float": "a number", "string_to_bool": "true or false"}
         raise ValueError(f"{where} is {value!r}; give {expected.get(kind, kind)}.") from None
+
+
+def _text(value: Any, where: str) -> str | None:
+    """Return a text, or the text of a number; the text of other values in the recipe is not known."""
+    if isinstance(value, bool | date):
+        kind = "a boolean" if isinstance(value, bool) else "a date"
+        raise ValueError(f"{where} is {value}, which YAML reads as {kind}; put it in quotes.")
+    if not (value is None or isinstance(value, str | int | float)):
+        raise ValueError(f"{where} is {value!r}; give a text.")
+    return None if value is None else str(value)
 
 
 def _number(kind: str, value: Any) -> int | float:

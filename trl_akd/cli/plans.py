@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..ledger import read_json_lines, replace_text, write_json_lines
-from .command import Action, make_accelerator, require_one_process, start
+from .command import Action, check_output, make_accelerator, require_one_process, start
 from .errors import run
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def make_plans(config: "PlanGenerationConfig") -> None:
     from ..generation.loading import load_generator, weights_fingerprint
 
     assert config.dataset_name is not None
+    check_output("output_dir", Path(config.output_dir) / PLANS, dataset_name=config.dataset_name)
     layout = config.layout()
     rows = read_rows(
         config.dataset_name, split=config.dataset_split, revision=config.dataset_revision, limit=config.limit

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..ledger import read_json_lines, write_json_lines
-from .command import Action, start_action, train_and_save
+from .command import Action, check_output, start_action, train_and_save
 from .errors import run
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ def build_data(benchmark: "RankerBenchmark", config: "RankerData") -> None:
     """
     from ..codeplan.ranker import ranker_rows
 
+    check_output("output", config.output, benchmark=benchmark.benchmark, benchmark_path=benchmark.benchmark_path)
+    for folder in config.evaluations or ():
+        for file in ("samples.jsonl", "verdicts.jsonl"):
+            check_output("output", config.output, evaluations=f"{folder}/{file}")
     problems = _problems(benchmark)
     rows = [
         row
@@ -71,6 +75,7 @@ def train(config: "RankerModel", args: "TrainingArguments") -> None:
     from ..codeplan.ranker import RANKER_LABELS, make_ranker_trainer
     from ..text_pairs import hold_out
 
+    check_output("output_dir", str(args.output_dir), model_name_or_path=config.model_name_or_path)
     rows: list[dict[str, Any]] = [row for row, _ in read_json_lines(Path(config.train_file).expanduser())]
     held_out: list[dict[str, Any]] = []
     if config.test_size is not None:
@@ -104,6 +109,13 @@ def rank(benchmark: "RankerBenchmark", config: "RankerRanking") -> None:
     from ..codeplan.ranker import Ranker, rank_samples
 
     assert config.ranker is not None and config.samples is not None
+    check_output(
+        "output",
+        config.output,
+        samples=config.samples,
+        benchmark=benchmark.benchmark,
+        benchmark_path=benchmark.benchmark_path,
+    )
     samples = [row for row, _ in read_json_lines(Path(config.samples).expanduser())]
     ranker = Ranker.from_pretrained(config.ranker, batch_size=config.batch_size)
     ranked = rank_samples(ranker, _problems(benchmark), samples, keep=config.keep)

@@ -22,8 +22,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
+from ..yaml_files import read_yaml
 from .errors import run, user_errors
 from .help import Formatter, description, examples
 
@@ -95,7 +94,7 @@ def read_recipe(name: str | None) -> Recipe:
 
     Raises:
         FileNotFoundError: If there is no such recipe.
-        ValueError: If it is not a YAML mapping, or sets a key, such as HF_TOKEN, in its `env`.
+        ValueError: If it is not a YAML mapping, or sets a key, such as HF_TOKEN, or no text in its `env`.
     """
     if name is None:
         return Recipe()
@@ -109,6 +108,11 @@ def read_recipe(name: str | None) -> Recipe:
             f"`env` in {path} sets {variable}, which looks like a key; set it in the shell instead, since recipes are "
             "copied and published."
         )
+    for variable, value in environment.items():
+        if value is None or isinstance(value, list | dict):
+            raise ValueError(
+                f"`env` in {path} sets {variable} to {value!r}; give a text, such as '' for an empty one."
+            )
     os.environ.update({str(variable): str(value) for variable, value in environment.items()})
     return Recipe(path, values)
 
@@ -117,12 +121,9 @@ def read_values(path: Path) -> dict[str, Any]:
     """Return the content of a recipe, with `env`.
 
     Raises:
-        ValueError: If it is not a YAML mapping.
+        ValueError: If it is not a YAML mapping, or repeats a key.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} is not a mapping; a recipe consists of lines `key: value`.")
     return values

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..data.templates import get_template
-from .command import Action, start
+from .command import Action, check_output, start
 from .errors import run
 
 __all__ = ["ACTIONS", "TemplatesConfig", "main"]
@@ -100,6 +100,8 @@ def _run(config: TemplatesConfig) -> None:
     from ..evaluation.template_scores import score_templates, summarize_templates, template_table
     from ..ledger import replace_text
 
+    if config.output_file is not None:
+        check_output("output_file", config.output_file, dataset_name=config.dataset_name)
     name = str(config.model_name_or_path)
     source = {"revision": config.model_revision, "trust_remote_code": config.trust_remote_code}
     dataset = load(

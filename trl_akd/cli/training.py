@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,7 +11,7 @@ import torch
 import yaml
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -30,7 +31,8 @@ from ..hub.upload import HubError
 from ..ledger import replace_text
 from ..report.writer import try_to_write_report
 from .arguments import AKDScriptArguments, BenchmarkArguments
-from .errors import SETUP_ERRORS, user_errors
+from .command import check_output, require_step
+from .errors import SETUP_ERRORS, UserError, user_errors
 from .methods import Method
 from .push import push_model
 from .recipes import Recipe
@@ -84,10 +86,33 @@ def distill(
         if benchmark is not None:
             _add_benchmark_callback(trainer, benchmark, benchmark_args)
     set_provenance(trainer, method.name, script_args, recipe)
-    with user_errors((FloatingPointError, GenerationError)):
+    with user_errors((FloatingPointError, GenerationError)), _setup_errors(trainer):
         result = trainer.train(resume_from_checkpoint=checkpoint)
+    require_step(trainer)
     _report(trainer, "train", {**result.metrics, **_peak_memory(trainer.args.device)})
     finish(trainer, merge_adapter=script_args.hub_merge_adapter)
+
+
+class _Start(TrainerCallback):
+    """Whether the optimizer, the scheduler and the dataloader of a training exist."""
+
+    reached = False
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.reached = True
+
+
+@contextmanager
+def _setup_errors(trainer: "AKDTrainer") -> Iterator[None]:
+    """Turn errors of `train` before its first batch, due to a wrong value or a missing package, into `UserError`."""
+    start = _Start()
+    trainer.add_callback(start)
+    try:
+        yield
+    except (*SETUP_ERRORS, TypeError) as error:
+        if start.reached:
+            raise
+        raise UserError(f"training cannot start: {error}") from error
 
 
 def check_merging(script_args: AKDScriptArguments, args: AKDConfig, model_args: ModelConfig) -> None:
@@ -180,7 +205,18 @@ def make_trainer(
     """Return the method's trainer with the models, tokenizers and data of the arguments.
 
     `kwargs` are further arguments of its constructor.
+
+    Raises:
+        ValueError: If a model or the data cannot be used, or `output_dir` is one of them.
     """
+    check_output(
+        "output_dir",
+        cast(str, training_args.output_dir),
+        model_name_or_path=model_args.model_name_or_path,
+        teacher_model_name_or_path=training_args.teacher_model_name_or_path,
+        teacher_cache=training_args.teacher_cache,
+        dataset_name=script_args.dataset_name,
+    )
     tokenizer, teacher_tokenizer = load_tokenizers(method, model_args, training_args)
     train_dataset, eval_dataset = load_datasets(script_args, training_args)
     training_args.model_init_kwargs = {

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from ..yaml_files import read_yaml
 from .private import public_path
 
 __all__ = [
@@ -132,14 +133,14 @@ def _rewritten(path: Path) -> Path | bytes:
 
 def _without_consent(recipe: Path) -> Path | bytes:
     """Return a recipe without the consent, or its path if it has none. Comments at the beginning are kept."""
-    text = recipe.read_text(encoding="utf-8")
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError:
+        values = read_yaml(recipe)
+    except ValueError:
         return recipe  # which no command reads either
     if not isinstance(values, dict) or CONSENT not in values:
         return recipe
-    comments = "".join(takewhile(lambda line: line.startswith("#") or line.isspace(), text.splitlines(keepends=True)))
+    lines = recipe.read_text(encoding="utf-8").splitlines(keepends=True)
+    comments = "".join(takewhile(lambda line: line.startswith("#") or line.isspace(), lines))
     del values[CONSENT]
     return (comments + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)).encode()
 

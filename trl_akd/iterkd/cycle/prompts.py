@@ -11,12 +11,11 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from string import Formatter
 from types import MappingProxyType
-from typing import Literal, Self
-
-import yaml
+from typing import Any, Literal, Self
 
 from ...generation import Completion, TextGenerator
 from ...generation.protocol import FinishReason, SamplingParams
+from ...yaml_files import read_yaml
 from .records import FaultKind, Level
 
 __all__ = ["FAULT_DEFINITIONS", "INCOMPLETE", "TeachingPrompts", "complete"]
@@ -142,11 +141,7 @@ class TeachingPrompts:
         Raises:
             ValueError: If the file has other content.
         """
-        text = Path(path).read_text(encoding="utf-8")
-        try:
-            templates = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
-        except (json.JSONDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"{path} is not YAML or JSON: {error}") from error
+        templates = _read_json(Path(path)) if Path(path).suffix == ".json" else read_yaml(Path(path))
         names = ", ".join(_FIELDS)
         if not isinstance(templates, dict) or not all(isinstance(template, str) for template in templates.values()):
             raise ValueError(f"{path} does not map names to texts; the names are {names}.")
@@ -172,6 +167,13 @@ class TeachingPrompts:
         """Return the prompt for a new question derived from one of the given level."""
         template = self.new_easy if level == "easy" else self.new_same
         return template.format(instruction=instruction.strip())
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def _check_fields(name: str, template: str, required: set[str], optional: set[str]) -> None:

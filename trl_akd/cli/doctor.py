@@ -376,10 +376,10 @@ def _settings(
     elif args.uses_teacher and args.teacher_base_url is not None:
         source = {"signal": "sparse"}
     elif args.uses_teacher and args.teacher_model_name_or_path is not None:
-        name, files = args.teacher_model_name_or_path, args.teacher_source
+        name, teacher_source = args.teacher_model_name_or_path, args.teacher_source
         if name not in KNOWN_MODELS:
-            name, files = find_base_model(name, files) or (name, files)
-        config = read_config(name, **files)
+            name, teacher_source = find_base_model(name, teacher_source) or (name, teacher_source)
+        config = read_config(name, **teacher_source)
         kwargs = args.teacher_model_init_kwargs if isinstance(args.teacher_model_init_kwargs, dict) else {}
         teacher = ModelSettings(
             args.teacher_model_name_or_path,

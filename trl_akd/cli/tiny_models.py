@@ -165,18 +165,18 @@ def build(
         OSError: If the configuration of a model is neither known, nor in a local folder, nor available from the Hub.
     """
     like = like or {}
-    arguments: dict[str, dict[str, Any]] = {
-        name: {"revision": revision, "trust_remote_code": trust_remote_code, **(sources or {}).get(name, {})}
-        for name, revision in revisions.items()
+    defaults = {
+        name: {"revision": revision, "trust_remote_code": trust_remote_code} for name, revision in revisions.items()
     }
-    configs = {name: read_config(like.get(name, name), **source) for name, source in arguments.items()}
+    sources = {**defaults, **(sources or {})}
+    configs = {name: read_config(like.get(name, name), **sources[name]) for name in revisions}
     smallest = min((config.vocab_size for config in configs.values()), default=0)
     built = {}
     for seed, (name, config) in enumerate(configs.items()):
         if own_tokenizers:
             tokenizer = cast(
                 PreTrainedTokenizerBase,
-                AutoTokenizer.from_pretrained(like.get(name, name), **arguments[name]),
+                AutoTokenizer.from_pretrained(like.get(name, name), **sources[name]),
             )
         else:
             tokenizer = _byte_tokenizer()

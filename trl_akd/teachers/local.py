@@ -122,10 +122,10 @@ def load_teacher(
     """
     source = source_arguments(init_kwargs, revision=revision, trust_remote_code=trust_remote_code)
     base = find_base_model(name_or_path, source)
-    name, files = base or (name_or_path, source)
-    config = AutoConfig.from_pretrained(name, **files)
+    name, base_source = base or (name_or_path, source)
+    config = AutoConfig.from_pretrained(name, **base_source)
     architecture = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    model = architecture.from_pretrained(name, **files, **without_source_arguments(init_kwargs or {}))
+    model = architecture.from_pretrained(name, **base_source, **without_source_arguments(init_kwargs or {}))
     if base is None:
         return model
     from peft import PeftModel

@@ -13,7 +13,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from ..beta import AdaptiveBeta, BetaRegularizer, BetaStrategy
 from ..data.templates import PROMPT_TEMPLATES
 from ..generation.json_client import check_url
-from ..generation.loading import DEFAULT_API_KEY_ENV, check_server_fields
+from ..generation.loading import DEFAULT_API_KEY_ENV, check_server_fields, path_in_repository, source_arguments
 from ..losses import KnobSchedule, PolicyGradient, divergences
 from ..losses.reduction import Normalization
 from .checkpoint import load_state
@@ -81,7 +81,8 @@ class AKDConfig(GKDConfig):
         loss_chunk_size (`int`, *optional*):
             Number of tokens per chunk of the fused loss. By default derived from the vocabulary size.
         teacher_model_revision (`str`, *optional*, defaults to `"main"`):
-            Revision of the teacher on the Hub: a branch, a tag or a commit.
+            Revision of the teacher on the Hub: a branch, a tag or a commit. A `revision` in
+            `teacher_model_init_kwargs` takes precedence.
         teacher_device (`str`, *optional*):
             Device of the teacher, such as `"cpu"`. Defaults to the student's.
         use_vllm (`bool`, *optional*, defaults to `False`):
@@ -262,6 +263,21 @@ class AKDConfig(GKDConfig):
     def uses_teacher(self) -> bool:
         """Whether the objective uses a teacher."""
         return True
+
+    @property
+    def teacher_source(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained` that determine which files of the teacher are read, such as `revision`."""
+        return source_arguments(
+            self.teacher_model_init_kwargs,
+            revision=self.teacher_model_revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    @property
+    def teacher_path(self) -> str | None:
+        """`teacher_model_name_or_path`, with the teacher's subfolder if it is in one."""
+        name = self.teacher_model_name_or_path
+        return None if name is None else path_in_repository(name, self.teacher_source)
 
     @property
     def uses_beta(self) -> bool:

@@ -135,8 +135,8 @@ class AKDTrainer(GKDTrainer):
         model (`PreTrainedModel` or `str`):
             The student, or its name or path.
         teacher_model (`PreTrainedModel`, `str` or [`~trl_akd.teachers.Teacher`], *optional*):
-            The teacher, its name or path, or an object that returns a dense or sparse signal for each batch.
-            Defaults to `args.teacher_model_name_or_path`.
+            The teacher, its name or path, which may be that of an adapter, or an object that returns a dense or sparse
+            signal for each batch. Defaults to `args.teacher_model_name_or_path`.
         args (`AKDConfig`, *optional*):
             Configuration.
         data_collator (`Callable`, *optional*):
@@ -350,17 +350,19 @@ class AKDTrainer(GKDTrainer):
         if self.args.teacher_base_url is not None:
             self._connect_teacher(tokenizer)
             return
-        if isinstance(model, str):
+        given = model
+        if isinstance(given, str):
             model = load_teacher(
-                model,
+                given,
                 revision=self.args.teacher_model_revision,
                 init_kwargs=self.args.teacher_model_init_kwargs,
                 trust_remote_code=self.args.trust_remote_code,
             )
+            check_adapter(*adapters_of(model))
         check_architectures(self.model, model, encoder_decoders=self._takes_encoder_decoders)
         self.vocabulary_size = shared_vocabulary_size(
             self._tokenizer,
-            tokenizer or tokenizer_of(model, self.args, self._tokenizer),
+            tokenizer or tokenizer_of(given, self.args, self._tokenizer),
             student_size,
             model.config.get_text_config().vocab_size,
         )

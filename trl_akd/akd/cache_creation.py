@@ -189,7 +189,7 @@ def _manifest(
     for row in rows:
         digest.update(row_key(row.tokens) + np.packbits(row.is_target).tobytes())
     args, source = trainer.args, trainer.provenance
-    teacher = args.teacher_model_name_or_path or source.teacher or type(trainer.teacher).__name__
+    teacher = args.teacher_path or source.teacher or type(trainer.teacher).__name__
     weights = weights_fingerprint(teacher)
     hidden = encoding if isinstance(encoding, HiddenEncoding) else None
     return Manifest(
@@ -200,7 +200,7 @@ def _manifest(
         vocabulary_size=trainer.vocabulary_size,
         hidden_size=None if hidden is None else hidden.hidden_size,
         teacher=teacher,
-        teacher_revision=args.teacher_model_revision if weights is None else None,
+        teacher_revision=args.teacher_source["revision"] if weights is None else None,
         teacher_weights=weights,
         tokenizer=vocabulary_digest(trainer._tokenizer, trainer.vocabulary_size),
         rows=len(rows),

@@ -9,11 +9,12 @@ from typing import Any
 from ..charts import Series, line_chart
 from ..data.schema import detect_format, prompt_style
 from ..data.templates import render
+from ..generation.loading import path_in_repository
 from ..hub.model_card import PromptFormat, Provenance
 from ..losses import divergences
 from ..teachers import CachedTeacher
 from .akd_config import AKDConfig, options_of_beta
-from .model_utils import name_of
+from .model_utils import adapters_of, name_of
 
 __all__ = [
     "SCHEDULE_FIGURE",
@@ -136,15 +137,17 @@ def provenance(student: Any, teacher: Any, args: AKDConfig, *loaded: Any) -> Pro
     """Return the sources known to the trainer. `loaded` are student and teacher, whose commits are known."""
     commits = [getattr(getattr(model, "config", None), "_commit_hash", None) for model in loaded]
     student_commit, teacher_commit = [*commits, None, None][:2]
-    teacher_revision = teacher_commit or (
-        args.teacher_model_revision if isinstance(teacher, str) and args.teacher_base_url is None else None
-    )
+    teacher_name, teacher_revision = name_of(teacher), teacher_commit
+    if isinstance(teacher, str) and args.teacher_base_url is None:
+        teacher_name = path_in_repository(teacher, args.teacher_source)
+        if teacher_commit is None or adapters_of(loaded[1]):  # whose commit is that of its base model
+            teacher_revision = args.teacher_source["revision"]
     if isinstance(teacher, CachedTeacher):
-        teacher, teacher_revision = teacher.manifest.teacher, teacher.manifest.teacher_revision
+        teacher_name, teacher_revision = teacher.manifest.teacher, teacher.manifest.teacher_revision
     return Provenance(
         student=name_of(student),
         student_revision=student_commit or (args.model_init_kwargs or {}).get("revision"),
-        teacher=_SELF_TEACHER if teacher is None and args.uses_teacher else name_of(teacher),
+        teacher=_SELF_TEACHER if teacher is None and args.uses_teacher else teacher_name,
         teacher_revision=teacher_revision,
     )
 

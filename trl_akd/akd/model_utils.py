@@ -22,7 +22,10 @@ def adapters_of(model: Any) -> list[Any]:
 
 
 def tokenizer_of(model: Any, args: AKDConfig, default: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a teacher, or `default` for a model without a name, built in memory."""
+    """Return the tokenizer of a teacher, given as a model or its name.
+
+    A model without a name, which was built in memory, gets `default`.
+    """
     name = name_of(model)
     if name is None:
         logger.warning(
@@ -35,9 +38,7 @@ def tokenizer_of(model: Any, args: AKDConfig, default: PreTrainedTokenizerBase) 
         "student's; save one beside it, or pass `teacher_tokenizer`."
     )
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
-        )
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **args.teacher_source)
     except (OSError, ValueError) as error:
         raise missing from error
     if not has_vocabulary(tokenizer):

@@ -104,10 +104,9 @@ def served_vocabulary_size(
         ValueError: If the tokenizers differ.
     """
     name, teacher_size = args.teacher_model_name_or_path, student_size
-    source = {"revision": args.teacher_model_revision, "trust_remote_code": args.trust_remote_code}
     try:
-        teacher_tokenizer = teacher_tokenizer or AutoTokenizer.from_pretrained(name, **source)
-        teacher_size = AutoConfig.from_pretrained(name, **source).get_text_config().vocab_size
+        teacher_tokenizer = teacher_tokenizer or AutoTokenizer.from_pretrained(name, **args.teacher_source)
+        teacher_size = AutoConfig.from_pretrained(name, **args.teacher_source).get_text_config().vocab_size
     except (OSError, ValueError):
         pass
     if teacher_tokenizer is None or not has_vocabulary(teacher_tokenizer):

@@ -42,9 +42,9 @@ def open_cache(teacher_model: Any, args: AKDConfig) -> CachedTeacher:
     if not is_teacher(manifest, args):
         raise ValueError(
             f"`teacher_cache` {args.teacher_cache!r} has signals of {_described(manifest)}, but "
-            f"`teacher_model_name_or_path` is {args.teacher_model_name_or_path!r} at revision "
-            f"{args.teacher_model_revision!r}, or its files have changed since; create the cache again, or name the "
-            "same teacher."
+            f"`teacher_model_name_or_path` is {args.teacher_path!r} at revision "
+            f"{args.teacher_source['revision']!r}, or its files have changed since; create the cache again, or name "
+            "the same teacher."
         )
     if manifest.kind == "sparse" and manifest.temperature != args.kd_temperature:
         raise ValueError(
@@ -146,13 +146,13 @@ def unpacked_rows(dataset: Dataset) -> Iterator[CachedRow]:
 
 def is_teacher(manifest: Manifest, args: AKDConfig) -> bool:
     """Return whether the configuration names the teacher of a cache, or none."""
-    name = args.teacher_model_name_or_path
+    name = args.teacher_path
     if name is None:
         return True
     weights = weights_fingerprint(name)
     if weights is not None:
         return weights == manifest.teacher_weights
-    return (name, args.teacher_model_revision) == (manifest.teacher, manifest.teacher_revision)
+    return (name, args.teacher_source["revision"]) == (manifest.teacher, manifest.teacher_revision)
 
 
 def _described(manifest: Manifest) -> str:

@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.schema import detect_format
+from ..generation.loading import path_in_repository, source_arguments
 from ..heads import without_adapter
 from ..teachers import CachedTeacher, Teacher
 from .akd_config import AKDConfig
@@ -262,10 +263,12 @@ def _is_same_model(student: Any, teacher: Any, args: AKDConfig, *, trains_adapte
         return teacher is student
     if trains_adapter:
         return False  # the teacher is a second copy of the base model
-    kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
-    return _identity(teacher, args.teacher_model_revision) == _identity(student, kwargs.get("revision"))
+    return _identity(teacher, args.teacher_source) == _identity(
+        student, source_arguments(args.model_init_kwargs, revision="main")
+    )
 
 
-def _identity(name: str, revision: str | None) -> tuple[str, str]:
+def _identity(name: str, source: Mapping[str, Any]) -> tuple[str, str]:
     """Return a value that is equal for two names of the same model."""
-    return (os.path.realpath(name), "") if os.path.isdir(name) else (name, revision or "main")
+    path = path_in_repository(name, source)
+    return (os.path.realpath(path), "") if os.path.isdir(path) else (path, source["revision"])

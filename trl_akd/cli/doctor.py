@@ -237,6 +237,7 @@ def _can_cache(settings: "RunSettings", teacher: "ModelTrace | None") -> bool:
 def _preflight(method: Method, parser: RecipeParser, values: Namespace) -> "Preflight":
     """Check tokenizers and data, as far as they can be read."""
     from ..doctor.preflight import Preflight, inspect_trainer
+    from ..generation.loading import find_base_model
     from .tiny_models import build
     from .training import load_datasets, load_tokenizers, make_trainer
 
@@ -254,18 +255,30 @@ def _preflight(method: Method, parser: RecipeParser, values: Namespace) -> "Pref
     names = {model_args.model_name_or_path: model_args.model_revision}
     if values.teacher_base_url is not None:
         return Preflight(skipped=["models and data, as the teacher is on a server; a dry run checks them."])
-    if args.teacher_model_name_or_path is not None:
-        names[args.teacher_model_name_or_path] = args.teacher_model_revision
+    like, sources, teacher = {}, {}, args.teacher_model_name_or_path
+    if teacher is not None:
+        names[teacher] = args.teacher_model_revision
+        like[teacher], sources[teacher] = find_base_model(teacher, args.teacher_source) or (
+            teacher,
+            args.teacher_source,
+        )
     with_weights = values.with_weights
     if with_weights is None:
-        with_weights = all(_is_small(Path(name)) for name in names)
+        with_weights = all(_is_small(Path(like.get(name, name))) for name in names)
     with TemporaryDirectory(prefix="trl_akd_doctor_") as folder:
         first = rows.select(range(min(_ROWS, len(rows))))
         first.save_to_disk(f"{folder}/rows")
         values.dataset_name, values.dataset_train_split, values.dataset_config = f"{folder}/rows", "train", None
         values.output_dir = f"{folder}/output"
         if not with_weights:
-            built = build(names, Path(folder), own_tokenizers=True, trust_remote_code=values.trust_remote_code)
+            built = build(
+                names,
+                Path(folder),
+                own_tokenizers=True,
+                trust_remote_code=values.trust_remote_code,
+                like=like,
+                sources=sources,
+            )
             for name in ("model_name_or_path", "teacher_model_name_or_path"):
                 if getattr(values, name) is not None:
                     setattr(values, name, built[getattr(values, name)].path)
@@ -335,6 +348,7 @@ def _settings(
     from trl import get_quantization_config
 
     from ..doctor.settings import ModelSettings, Parallelism, Quantization, RunSettings, dtype_of
+    from ..generation.loading import find_base_model
     from .tiny_models import KNOWN_MODELS, read_config
     from .training import adapter_config
 
@@ -361,7 +375,10 @@ def _settings(
     elif args.uses_teacher and args.teacher_base_url is not None:
         source = {"signal": "sparse"}
     elif args.uses_teacher and args.teacher_model_name_or_path is not None:
-        config = read_config(args.teacher_model_name_or_path, args.teacher_model_revision, args.trust_remote_code)
+        name, teacher_source = args.teacher_model_name_or_path, args.teacher_source
+        if name not in KNOWN_MODELS:
+            name, teacher_source = find_base_model(name, teacher_source) or (name, teacher_source)
+        config = read_config(name, **teacher_source)
         kwargs = args.teacher_model_init_kwargs if isinstance(args.teacher_model_init_kwargs, dict) else {}
         teacher = ModelSettings(
             args.teacher_model_name_or_path,

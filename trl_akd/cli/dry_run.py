@@ -18,7 +18,13 @@ import yaml
 
 from ..akd.akd_config import AKDConfig
 from ..data.sources import load
-from ..generation.loading import DEFAULT_API_KEY_ENV
+from ..generation.loading import (
+    DEFAULT_API_KEY_ENV,
+    find_base_model,
+    read_json_object,
+    source_arguments,
+    without_source_arguments,
+)
 from ..teachers.cache_files import find_cache, read_manifest
 from .methods import Method
 from .mock_teacher import run_mock_teacher
@@ -157,6 +163,7 @@ def dry_run(method: Method, values: Namespace) -> Iterator[tuple[Namespace, list
 
 def _replace_models(run: DryRun) -> None:
     values = run.values
+    values.teacher_model_init_kwargs = read_json_object("teacher_model_init_kwargs", values.teacher_model_init_kwargs)
     replaceable = values.teacher_base_url is not None  # the name on a server may not be that of a model
     if values.teacher_cache is not None:
         cached = read_manifest(find_cache(values.teacher_cache, values.teacher_cache_revision, manifest_alone=True))
@@ -170,9 +177,16 @@ def _replace_models(run: DryRun) -> None:
         values.model_name_or_path: values.model_revision,
     }
     revisions.pop(None, None)
-    like, teacher = {}, values.teacher_model_name_or_path
+    like, sources, teacher = {}, {}, values.teacher_model_name_or_path
     if replaceable and teacher not in KNOWN_MODELS and not Path(teacher).is_dir():
         like[teacher] = values.model_name_or_path
+    elif teacher is not None and teacher not in KNOWN_MODELS:
+        source = source_arguments(
+            values.teacher_model_init_kwargs,
+            revision=values.teacher_model_revision,
+            trust_remote_code=values.trust_remote_code,
+        )
+        like[teacher], sources[teacher] = find_base_model(teacher, source) or (teacher, source)
     own_tokenizers = all(Path(like.get(name, name)).is_dir() for name in revisions)
     built = build(
         revisions,
@@ -180,11 +194,13 @@ def _replace_models(run: DryRun) -> None:
         own_tokenizers=own_tokenizers,
         trust_remote_code=values.trust_remote_code,
         like=like,
+        sources=sources,
     )
     for name in ("model_name_or_path", "teacher_model_name_or_path"):
         if getattr(values, name) is not None:
             setattr(values, name, built[getattr(values, name)].path)
     values.model_revision = values.teacher_model_revision = "main"
+    values.teacher_model_init_kwargs = without_source_arguments(values.teacher_model_init_kwargs or {}) or None
     if not own_tokenizers:
         values.max_length = MAX_TOKENS
     run.replaced += [f"{name}: {model.description}" for name, model in built.items()]
@@ -242,7 +258,6 @@ def _do_without_gpu(run: DryRun) -> None:
     values = run.values
     values.use_cpu = True
     if kwargs := values.teacher_model_init_kwargs:
-        kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
         kept = {name: value for name, value in kwargs.items() if name not in _GPU_MODEL_KWARGS}
         values.teacher_model_init_kwargs = kept or None
     for name, instead in _WITHOUT_GPU.items():

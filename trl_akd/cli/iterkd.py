@@ -261,11 +261,7 @@ def _text_teacher(teaching: TeachingConfig, trainer: "IterKDTrainer") -> "TextGe
 
     return generator_of_model(
         trainer.teacher_model,
-        AutoTokenizer.from_pretrained(
-            trainer.args.teacher_model_name_or_path,
-            revision=trainer.args.teacher_model_revision,
-            trust_remote_code=trainer.args.trust_remote_code,
-        ),
+        AutoTokenizer.from_pretrained(trainer.args.teacher_model_name_or_path, **trainer.args.teacher_source),
         chat=chat,
         batch_size=teaching.generation_batch_size or DEFAULT_BATCH_SIZE,
         accelerator=trainer.accelerator,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -139,6 +139,7 @@ def build(
     own_tokenizers: bool,
     trust_remote_code: bool = False,
     like: Mapping[str, str] | None = None,
+    sources: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, TinyModel]:
     """Build a random tiny model for each large model.
 
@@ -156,21 +157,26 @@ def build(
             Whether code from the Hub may run.
         like (`Mapping[str, str]`, *optional*):
             Models whose configuration and tokenizer replace those of others, by the others' names.
+        sources (`Mapping[str, Mapping[str, Any]]`, *optional*):
+            Arguments of `from_pretrained` that determine which files of a model are read, by its name. By default the
+            revision and `trust_remote_code`.
 
     Raises:
         OSError: If the configuration of a model is neither known, nor in a local folder, nor available from the Hub.
     """
     like = like or {}
-    configs = {
-        name: read_config(like.get(name, name), revision, trust_remote_code) for name, revision in revisions.items()
+    defaults = {
+        name: {"revision": revision, "trust_remote_code": trust_remote_code} for name, revision in revisions.items()
     }
+    sources = {**defaults, **(sources or {})}
+    configs = {name: read_config(like.get(name, name), **sources[name]) for name in revisions}
     smallest = min((config.vocab_size for config in configs.values()), default=0)
     built = {}
     for seed, (name, config) in enumerate(configs.items()):
         if own_tokenizers:
             tokenizer = cast(
                 PreTrainedTokenizerBase,
-                AutoTokenizer.from_pretrained(like.get(name, name), trust_remote_code=trust_remote_code),
+                AutoTokenizer.from_pretrained(like.get(name, name), **sources[name]),
             )
         else:
             tokenizer = _byte_tokenizer()
@@ -188,7 +194,7 @@ def build(
     return built
 
 
-def read_config(name: str, revision: str, trust_remote_code: bool = False) -> PretrainedConfig:
+def read_config(name: str, revision: str, trust_remote_code: bool = False, **source: Any) -> PretrainedConfig:
     """Return the configuration of a large model: of `KNOWN_MODELS`, or else from its `config.json`.
 
     Args:
@@ -198,6 +204,8 @@ def read_config(name: str, revision: str, trust_remote_code: bool = False) -> Pr
             Revision on the Hub.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether code from the Hub may run.
+        **source:
+            Other arguments of `from_pretrained` that determine which files are read, such as `subfolder`.
 
     Raises:
         OSError: If it is neither known, nor in a local folder, nor available from the Hub.
@@ -213,7 +221,7 @@ def read_config(name: str, revision: str, trust_remote_code: bool = False) -> Pr
             **known.sizes,
         )
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code, **source)
     except OSError as error:
         raise OSError(
             f"this needs the architecture of {name!r}, which is none of {', '.join(KNOWN_MODELS)}, and could not read "

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +21,7 @@ from ..bench.runner import peak_memory_mb
 from ..data.sources import load, split_off
 from ..data.vocabulary import shared_vocabulary_size
 from ..evaluation.benchmarks import Benchmark, load_benchmark
+from ..generation.loading import find_base_model
 from ..generation.protocol import GenerationError
 from ..hub.files import ADAPTER_CONFIG, CONFIG, CONSENT
 from ..hub.model_card import RECIPE_FILE, git_commit
@@ -352,34 +353,33 @@ def load_tokenizers(
     student, teacher = model_args.model_name_or_path, args.teacher_model_name_or_path
     if student is None:
         raise ValueError("`model_name_or_path` is not set; set the student in a recipe (`--config`) or by a flag.")
-    student_tokenizer, student_size = _vocabulary(
-        "model_name_or_path",
-        student,
-        model_args.model_revision,
-        args.trust_remote_code,
-        method.base_model,
-    )
+    source = {"revision": model_args.model_revision, "trust_remote_code": args.trust_remote_code}
+
+    def base_of_student() -> tuple[str, dict[str, Any]]:
+        base, revision = method.base_model(student, model_args.model_revision)
+        return base, {**source, "revision": revision}
+
+    student_tokenizer, student_size = _vocabulary("model_name_or_path", student, source, base_of_student)
     if teacher is None or args.teacher_cache is not None or args.teacher_base_url is not None:
         return student_tokenizer, None  # a served teacher may have another name on the server
     teacher_tokenizer, teacher_size = _vocabulary(
-        "teacher_model_name_or_path", teacher, args.teacher_model_revision, args.trust_remote_code
+        "teacher_model_name_or_path",
+        teacher,
+        args.teacher_source,
+        lambda: find_base_model(teacher, args.teacher_source) or (teacher, args.teacher_source),
     )
     shared_vocabulary_size(student_tokenizer, teacher_tokenizer, student_size, teacher_size)
     return student_tokenizer, teacher_tokenizer
 
 
 def _vocabulary(
-    field: str,
-    name: str,
-    revision: str,
-    trust_remote_code: bool,
-    base_model: Callable[[str, str], tuple[str, str]] = lambda name, revision: (name, revision),
+    field: str, name: str, source: Mapping[str, Any], base_model: Callable[[], tuple[str, Mapping[str, Any]]]
 ) -> tuple[PreTrainedTokenizerBase, int]:
     """Return a model's tokenizer and the number of rows of its LM head."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-        base, base_revision = base_model(name, revision)
-        config = AutoConfig.from_pretrained(base, revision=base_revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name, **source)
+        base, source = base_model()
+        config = AutoConfig.from_pretrained(base, **source)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"`{field}` is {name!r}, whose tokenizer and configuration cannot be read; check the name, the "

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -20,11 +21,16 @@ __all__ = [
     "GeneratorConfig",
     "LoadedGenerator",
     "check_server_fields",
+    "find_base_model",
     "generator_of_model",
+    "hub_arguments",
     "load_generator",
     "max_new_tokens_for",
+    "path_in_repository",
     "read_json_object",
+    "source_arguments",
     "weights_fingerprint",
+    "without_source_arguments",
 ]
 
 Backend: TypeAlias = Literal["transformers", "vllm", "openai"]
@@ -35,6 +41,11 @@ _BATCH_SIZES = {"transformers": 16, "vllm": 128, "openai": 128}
 
 # Files of weights, configuration and tokenizer.
 _MODEL_FILES = ("*.safetensors", "*model*.bin", "*config.json", "tokenizer*", "*.jinja", "vocab*", "merges.txt")
+# Arguments of `from_pretrained` that determine which files are read, and whether their code may run.
+_HUB_ARGUMENTS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download", "proxies")
+_SOURCE_ARGUMENTS = (*_HUB_ARGUMENTS, "trust_remote_code", "code_revision", "gguf_file")
+_OF_ONE_REPOSITORY = ("revision", "subfolder", "code_revision", "gguf_file")
+
 _PROBES = 64
 _PROBE_SIZE = 1 << 16  # bytes; at most 4 MiB per file of any size
 
@@ -264,6 +275,66 @@ def max_new_tokens_for(config: GeneratorConfig) -> int:
     _, name, revision = _base_model(config)
     source = {"revision": revision, "trust_remote_code": config.trust_remote_code}
     return default_max_new_tokens(AutoConfig.from_pretrained(name, **source))
+
+
+def source_arguments(init_kwargs: Mapping[str, Any] | str | None, **defaults: Any) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that determine which files of a model are read.
+
+    Args:
+        init_kwargs (`Mapping`, *optional*):
+            Arguments of `from_pretrained`. Those of the source take precedence over the defaults, unless `None`.
+        **defaults:
+            Arguments from other fields, such as `revision`.
+
+    Example:
+
+    ```python
+    >>> source_arguments({"subfolder": "step-100", "dtype": "bfloat16"}, revision="main")
+    {'revision': 'main', 'subfolder': 'step-100'}
+
+    ```
+    """
+    given = init_kwargs if isinstance(init_kwargs, Mapping) else {}
+    return {**defaults, **{name: given[name] for name in _SOURCE_ARGUMENTS if given.get(name) is not None}}
+
+
+def without_source_arguments(init_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the other arguments of `from_pretrained`, such as `dtype`."""
+    return {name: value for name, value in init_kwargs.items() if name not in _SOURCE_ARGUMENTS}
+
+
+def hub_arguments(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the source arguments that files of any kind are found by, such as those of an adapter."""
+    return {name: value for name, value in source.items() if name in _HUB_ARGUMENTS}
+
+
+def path_in_repository(name: str, source: Mapping[str, Any]) -> str:
+    """Return the name or path of a model, with its subfolder if it is in one."""
+    return "/".join(filter(None, [name, source.get("subfolder")]))
+
+
+def find_base_model(name: str, source: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Return name and source arguments of the base model of an adapter, or `None` if the model is not an adapter.
+
+    Raises:
+        OSError: If there is no such model.
+        ValueError: If the adapter does not name its base model.
+    """
+    from transformers.utils import CONFIG_NAME, find_adapter_config_file
+
+    if Path(path_in_repository(name, source), CONFIG_NAME).is_file():
+        return None  # a model saved with its adapter, which transformers loads as one
+    adapter = find_adapter_config_file(name, **hub_arguments(source))
+    if adapter is None:
+        return None
+    settings = json.loads(Path(adapter).read_text(encoding="utf-8"))
+    if not settings.get("base_model_name_or_path"):
+        raise ValueError(
+            f"{name!r} is an adapter that does not name its base model; set `base_model_name_or_path` in its "
+            "adapter_config.json."
+        )
+    shared = {key: value for key, value in source.items() if key not in _OF_ONE_REPOSITORY}
+    return settings["base_model_name_or_path"], {**shared, "revision": settings.get("revision") or "main"}
 
 
 def weights_fingerprint(model: str) -> str | None:

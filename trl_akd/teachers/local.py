@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from ..distributed import gathered, prepare_frozen, through_forward
+from ..generation.loading import find_base_model, hub_arguments, source_arguments, without_source_arguments
 from ..heads import compiler, evaluating, final_hidden_states, lm_head, verify_head, verify_packing
 from ..losses.lm_head import LMHead
 from ..losses.signals import DenseSignal
@@ -102,24 +103,34 @@ def load_teacher(
     revision: str = "main",
     init_kwargs: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
-) -> PreTrainedModel:
-    """Load a teacher by name or path.
+) -> Any:
+    """Load a teacher by name or path: a model, or an adapter and its base model.
 
     Args:
         name_or_path (`str`):
-            Model on the Hub or folder on disk.
+            Model or adapter on the Hub or folder on disk.
         revision (`str`, *optional*, defaults to `"main"`):
             Revision on the Hub.
         init_kwargs (`Mapping`, *optional*):
-            Arguments of `from_pretrained`, such as `dtype`, `attn_implementation` or `quantization_config`.
+            Arguments of `from_pretrained`, such as `dtype`, `attn_implementation` or `quantization_config`. A
+            `revision` or `trust_remote_code` among them takes precedence.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run code of the model from the Hub.
+
+    Returns:
+        `PreTrainedModel` or `PeftModel`: The teacher.
     """
-    source = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = AutoConfig.from_pretrained(name_or_path, **source)
+    source = source_arguments(init_kwargs, revision=revision, trust_remote_code=trust_remote_code)
+    base = find_base_model(name_or_path, source)
+    name, base_source = base or (name_or_path, source)
+    config = AutoConfig.from_pretrained(name, **base_source)
     architecture = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    model: PreTrainedModel = architecture.from_pretrained(name_or_path, **{**source, **(init_kwargs or {})})
-    return model
+    model = architecture.from_pretrained(name, **base_source, **without_source_arguments(init_kwargs or {}))
+    if base is None:
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, name_or_path, **hub_arguments(source))
 
 
 def verify_architecture(model: Any, inputs: Mapping[str, Any], *, role: str) -> None:
